@@ -1,0 +1,110 @@
+"""How agents reach the manager, behind one interface.
+
+A channel carries messages between agents and the registry; it never changes fleet state by itself. HTTP (`http.py`) is
+always there; `communication.adapter_type` adds a second one. Knows the registry's methods, not who may use them: access
+is handed in by the portal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from procguard.errors import Conflict
+
+
+class Channel(Protocol):
+    """A way for agents to reach the desk (desk.py). `start` and `stop` are called once each, from the event loop.
+
+    `name`: what hosts' views show. `start` raises ProcGuardError in one line where it can't listen.
+    """
+
+    name: str
+
+    @property
+    def connection_count(self) -> int: ...
+
+    @property
+    def refused_count(self) -> int:
+        """Connections that were not let in, since the start."""
+        ...
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Principal:
+    """Who asks. `actor` is what the audit shows; `agent_id` is set for agents only, `token_id` for who shows a token;
+    `reason` says, for anonymous callers, why they are no operator."""
+
+    kind: Literal["operator", "viewer", "agent", "enroll", "metrics", "anonymous"]
+    actor: str
+    agent_id: str = ""
+    via: Literal["local", "token", "session", "secret", ""] = ""
+    reason: str = ""
+    token_id: str = ""
+
+
+class Access(Protocol):
+    """Who may do what; implemented by the portal's auth."""
+
+    def identify(self, environ: dict[str, Any], own_secret_sha256: str = "", of_agents: bool = False) -> Principal:
+        """The caller. `own_secret_sha256`: a bearer secret with this digest is the caller's own, not a wrong token.
+        `of_agents`: the route is one of theirs.
+
+        Raises Refused for credentials that are given and wrong.
+        """
+        ...
+
+    def by_secret(self, secret_sha256: str, address: str = "") -> Principal | None:
+        """Whose secret or token that is now; None for one that is unknown or was revoked. Raises Refused for a token
+        that has ended. `address`: from where it was shown."""
+        ...
+
+    def admitted(self, environ: dict[str, Any]) -> Principal:
+        """Whom the gate let into this route (portal/permissions.py)."""
+        ...
+
+    def check_agent(self, caller: Principal, agent_id: str) -> Principal:
+        """Raises Refused or Forbidden unless the caller is this agent."""
+        ...
+
+    def check_worker_agent(self, caller: Principal, worker_id: str, operator_too: bool = False) -> Principal:
+        """Raises Refused or Forbidden unless the caller is the agent that runs this worker."""
+        ...
+
+
+class LogSink(Protocol):
+    """Where shipped log bytes go. Offsets and lengths are bytes of (worker, attempt, stream)."""
+
+    def append(
+        self,
+        worker_id: str,
+        attempt: int,
+        stream: str,
+        offset: int,
+        data: bytes,
+        at: float,
+        gap: bool = False,
+        times: Sequence[tuple[int, float]] = (),
+    ) -> int: ...
+
+    def length(self, worker_id: str, attempt: int, stream: str) -> int: ...
+
+    def lengths(self, worker_id: str) -> dict[str, int]: ...
+
+
+class LogGap(Conflict):
+    """Bytes that start beyond what is stored: the sender goes back to `stored`, or says that they are gone."""
+
+    default_code = "log_gap"
+
+    def __init__(self, stored: int, offset: int) -> None:
+        super().__init__(
+            f"offset {offset} lies beyond the {stored} bytes stored",
+            f"send again from offset {stored}, or add gap=1 when the bytes between are gone for ever",
+        )
+        self.extra = {"acked": stored}

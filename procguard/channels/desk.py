@@ -1,0 +1,348 @@
+"""What agents and launchers ask and are answered, whichever channel carries it: one implementation for all of them.
+
+Owns the routes of the agents' part of the API, the order of their checks (who asks, then how much, then what) and the
+requests that are held until there is news. Knows the registry's methods and who may ask (`Access`); of a channel only
+`Call`. The messages are remote_agent.protocol's; docs/protocol.md shows each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+from procguard import __version__
+from procguard.channels import Access, LogSink, Principal, http_io, messages
+from procguard.channels.budget import ByteBudget
+from procguard.channels.held import HeldPoll, HeldPolls
+from procguard.channels.rate import RateLimiter
+from procguard.config_limits import Limits
+from procguard.errors import LimitExceeded, NotFound, ProcGuardError, Refused, UsageError
+from procguard.fleet import clock
+from remote_agent import protocol
+
+MAX_REGISTRATION_BYTES = 256 * 1024
+MAX_ATTEMPT = 10**9
+MAX_OFFSET = 2**62
+MAX_LOG_BYTES_AT_ONCE = 64 * 1024 * 1024  # of log posts in memory
+SMALL_LOG_BYTES = 64 * 1024  # live lines never wait behind backlogs
+LOG_TURN_S = 8.0
+MAX_TIMES_CHARS = 8000
+MAX_FOUND_BYTES = 4 * 1024 * 1024  # of the answer to a search
+_TIME = re.compile(r"([0-9]{1,8}):(-?[0-9]{1,13})")
+
+
+Offer = Callable[[str, str, str], "protocol.ZmqOffer | None"]
+
+
+class Answer(NamedTuple):
+    status: int
+    data: dict[str, Any]
+
+
+class Call:
+    """One request, as its channel hands it in. `declared_bytes`: the body's size where it is known before it is read;
+    `sock`: the connection whose closing ends a held request, None where the channel itself tells (`held`); `direct`:
+    through no tunnel."""
+
+    __slots__ = ("declared_bytes", "direct", "peer", "query", "sock")
+
+    channel: ClassVar[str] = "http"  # by which it came
+
+    def __init__(
+        self, query: Mapping[str, str], peer: str, declared_bytes: int | None = None, sock: Any | None = None
+    ) -> None:
+        self.query = query
+        self.peer = peer
+        self.declared_bytes = declared_bytes
+        self.direct = True
+        self.sock = sock
+
+    def identify(self, own_secret_sha256: str = "") -> Principal:
+        """Who asks. Raises Refused for credentials that are given and wrong."""
+        raise NotImplementedError
+
+    def read(self, max_bytes: int) -> bytes:
+        """The whole body. Raises LimitExceeded beyond `max_bytes`."""
+        raise NotImplementedError
+
+    def held(self, poll: HeldPoll) -> None:
+        """The request waits now; the channel may end it (`poll.end`) when its connection closes."""
+
+
+class Route(NamedTuple):
+    """`path` as bottle writes it: one <name> in it, or none; `handler(call, id)` or `handler(call)`. `often`: every
+    agent asks it all the time."""
+
+    method: str
+    path: str
+    handler: Callable[..., Answer]
+    name: str
+    often: bool = False
+
+
+class Desk:
+    """Answers what agents ask. `start` takes the registry's wake-ups, `stop` ends what is held."""
+
+    def __init__(self, registry: Any, access: Access, log_sink: LogSink, limits: Limits | None = None) -> None:
+        self._limits = limits = limits or Limits()
+        self._registry = registry
+        self._access = access
+        self._logs = log_sink
+        self._held = HeldPolls()
+        self._log_budget = ByteBudget(MAX_LOG_BYTES_AT_ONCE)
+        self._register_rate = RateLimiter(limits.registrations_at_once, limits.registrations_per_second)
+        self._offer: Offer | None = None
+
+    def offer_by(self, offer: Offer) -> None:
+        """`offer(agent_id, key, peer)`: the zmq channel's word to an agent; `key` is what it has proven to be its own,
+        "" where it only asks."""
+        self._offer = offer
+
+    def start(self) -> None:
+        self._registry.on_wake(self._held.wake)
+        self._registry.on_revoked(self._held.end_agent)
+
+    def stop(self) -> None:
+        """Answer every held request now; their agents come back to the next manager."""
+        self._held.stop()
+
+    @property
+    def held_count(self) -> int:
+        return len(self._held)
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("GET", "/api/hello", self.hello, "", often=True),
+            Route("POST", "/api/workers/register", self.register, ""),
+            Route("POST", "/api/workers/<worker_id>/heartbeat", self.worker_heartbeat, "worker_id", often=True),
+            Route("GET", "/api/workers/<worker_id>/command", self.worker_commands, "worker_id", often=True),
+            Route("POST", "/api/workers/<worker_id>/logs", self.worker_logs, "worker_id"),
+            Route("POST", "/api/agents/<agent_id>/heartbeat", self.agent_heartbeat, "agent_id", often=True),
+            Route("GET", "/api/agents/<agent_id>/commands", self.agent_commands, "agent_id", often=True),
+            Route("POST", "/api/agents/<agent_id>/searches", self.agent_found, "agent_id"),
+        ]
+
+    # -------------------------------------------------------------------------------------------- first contact
+
+    def hello(self, call: Call) -> Answer:
+        """Proof that this is the fleet's manager, before an agent sends its secret; and where else it listens."""
+        agent_id = http_io.query_text("agent", 128, call.query)
+        nonce = http_io.query_text("nonce", 128, call.query)
+        fleet_id = self._registry.fleet_id
+        reply = {"fleet_id": fleet_id, "version": __version__, "protocol": protocol.PROTOCOL_VERSION}
+        if nonce and protocol.valid_agent_id(agent_id):
+            try:
+                key = self._registry.proof_key(agent_id)
+            except NotFound:
+                key = None
+            if key:
+                reply["proof"] = protocol.manager_proof(key, fleet_id, agent_id, nonce)
+                offer = self._zmq_offer(call, agent_id, nonce, key)
+                if offer is not None:
+                    reply["zmq"] = protocol.encode(offer)
+        return Answer(200, reply)
+
+    def _zmq_offer(self, call: Call, agent_id: str, nonce: str, proof_key: str) -> protocol.ZmqOffer | None:
+        """With the agent's own CURVE key in `curve`, which `mac` shows to be of who has the proof key."""
+        if self._offer is None or not call.direct or agent_id not in self._registry.agents_by_id:
+            return None
+        own = http_io.query_text("curve", 64, call.query)
+        if own and not hmac.compare_digest(
+            http_io.query_text("mac", 64, call.query).encode(),
+            protocol.curve_key_proof(proof_key, agent_id, nonce, own).encode(),
+        ):
+            raise Refused("mac does not fit the curve key", "compute it as docs/protocol.md says")
+        offer = self._offer(agent_id, own, call.peer)
+        if offer is not None:
+            offer.proof = protocol.zmq_offer_proof(proof_key, agent_id, nonce, offer)
+        return offer
+
+    def register(self, call: Call) -> Answer:
+        registration = messages.read(protocol.Registration, call.read(MAX_REGISTRATION_BYTES))
+        caller = call.identify(registration.secret_sha256)
+        if caller.kind == "anonymous":
+            self._limit_registrations(call.peer)
+        reply = self._registry.register(
+            registration,
+            actor=caller.actor,
+            trusted=self._trusted_to_register(caller, registration.worker_id),
+            peer=call.peer,
+            now=clock.read(),
+            enrolled_by=caller.token_id if caller.kind == "enroll" else "",
+        )
+        if reply.status == "pending":
+            return Answer(202, protocol.encode(reply))
+        reply.log_offsets = self._logs.lengths(registration.worker_id)
+        return Answer(200, protocol.encode(reply))
+
+    def _trusted_to_register(self, caller: Principal, worker_id: str) -> bool:
+        if caller.kind == "agent":
+            own_id = protocol.LAUNCHER_PREFIX + worker_id  # a token made for a launcher that is still to come
+            return caller.agent_id == own_id or bool(self._registry.owns(caller.agent_id, worker_id))
+        return caller.kind in ("operator", "enroll")
+
+    def _limit_registrations(self, peer: str) -> None:
+        wait_s = self._register_rate.wait_s(peer, clock.read().monotonic)
+        if wait_s > 0:
+            raise LimitExceeded(
+                f"too many registrations from {peer}",
+                f"wait {wait_s:.1f} s",
+                status=429,
+                code="too_often",
+                retry_after_s=wait_s,
+            )
+
+    # --------------------------------------------------------------------------------- one worker, the plain form
+
+    def worker_heartbeat(self, call: Call, worker_id: str) -> Answer:
+        worker_id = checked_worker_id(worker_id)
+        self._access.check_worker_agent(call.identify(), worker_id, operator_too=True)
+        beat = messages.read(protocol.WorkerHeartbeat, call.read(self._limits.body_size))
+        reply = self._registry.worker_heartbeat(worker_id, beat, clock.read(), call.channel)
+        return Answer(200, protocol.encode(reply))
+
+    def worker_commands(self, call: Call, worker_id: str) -> Answer:
+        worker_id = checked_worker_id(worker_id)
+        self._access.check_worker_agent(call.identify(), worker_id, operator_too=True)
+        agent_id = self._registry.worker(worker_id)["agent"]
+        deadline = clock.read().monotonic + _wait_s(call)
+        poll = self._open(f"worker:{worker_id}", agent_id, call)
+        try:
+            while not poll.ending:
+                now = clock.read()
+                reply = self._registry.worker_reply(worker_id, now)
+                if reply is not None:
+                    return Answer(200, protocol.encode(reply))
+                if not _wait(poll, deadline - now.monotonic):
+                    break
+        finally:
+            self._held.close(poll)
+        return self._nothing_new_for(worker_id)
+
+    def _nothing_new_for(self, worker_id: str) -> Answer:
+        view = self._registry.worker(worker_id)
+        reply = protocol.WorkerReply(worker_id=worker_id, desired=view["desired"], epoch=view.get("epoch", 0))
+        return Answer(200, protocol.encode(reply))
+
+    def worker_logs(self, call: Call, worker_id: str) -> Answer:
+        worker_id, query = checked_worker_id(worker_id), call.query
+        self._access.check_worker_agent(call.identify(), worker_id)
+        attempt = http_io.query_int("attempt", 1, 0, MAX_ATTEMPT, query)
+        offset = http_io.query_int("offset", 0, 0, MAX_OFFSET, query)
+        stream = http_io.query_text("stream", query=query) or "out"
+        if stream not in ("out", "err"):
+            raise UsageError(f"stream={stream!r}: expected out or err", "e.g. ?stream=out")
+        gap = http_io.query_flag("gap", query)
+        now_wall = clock.read().wall
+        at = http_io.query_seconds("at", now_wall, 0.0, 4e9, query)
+        with self._log_turn(call.declared_bytes):
+            data = call.read(protocol.MAX_LOG_POST_BYTES)
+            if not data and not gap:
+                return Answer(200, {"acked": self._logs.length(worker_id, attempt, stream)})
+            try:
+                times = _times(http_io.query_text("times", MAX_TIMES_CHARS, query), at, len(data))
+                acked = self._logs.append(worker_id, attempt, stream, offset, data, at, gap, times)
+            except OSError as exc:
+                raise _StorageFailed(f"{worker_id}: cannot store log bytes ({exc.strerror or exc})") from exc
+            return Answer(200, {"acked": acked})
+
+    @contextlib.contextmanager
+    def _log_turn(self, declared_bytes: int | None) -> Iterator[None]:
+        """Large posts wait until there is room for them in memory. Raises LimitExceeded."""
+        size = protocol.MAX_LOG_POST_BYTES if declared_bytes is None else declared_bytes
+        if size <= SMALL_LOG_BYTES or size > protocol.MAX_LOG_POST_BYTES:  # the latter is refused unread
+            yield
+            return
+        with self._log_budget.taken(size, LOG_TURN_S) as got:
+            if not got:
+                raise LimitExceeded(
+                    "many hosts send their logs at once", "send it again", status=429, code="busy", retry_after_s=1
+                )
+            yield
+
+    # -------------------------------------------------------------------------------------- all workers of an agent
+
+    def agent_heartbeat(self, call: Call, agent_id: str) -> Answer:
+        self._access.check_agent(call.identify(), agent_id)
+        beat = messages.read(protocol.AgentHeartbeat, call.read(self._limits.heartbeat_size))
+        if beat.agent_id != agent_id:
+            raise UsageError(
+                f"the heartbeat of {beat.agent_id[:70]!r} was sent to {agent_id}", "send it to its own address"
+            )
+        return Answer(200, protocol.encode(self._registry.heartbeat(agent_id, beat, clock.read(), call.channel)))
+
+    def agent_commands(self, call: Call, agent_id: str) -> Answer:
+        self._access.check_agent(call.identify(), agent_id)
+        deadline = clock.read().monotonic + _wait_s(call)
+        rev = http_io.query_text("rev", query=call.query)
+        seq = http_io.query_int("seq", 0, 0, 2**53, call.query)
+        self._registry.poll_opened(agent_id, clock.read())
+        poll = self._open(f"agent:{agent_id}", agent_id, call)
+        try:
+            while not poll.ending:
+                now = clock.read()
+                reply = self._registry.agent_reply(agent_id, rev, seq, now)
+                if reply is not None:
+                    return Answer(200, protocol.encode(reply))
+                if not _wait(poll, deadline - now.monotonic):
+                    break
+        finally:
+            self._held.close(poll)
+            self._registry.poll_closed(agent_id, clock.read(), peer_closed=poll.ending == "peer_closed")
+        return Answer(200, protocol.encode(protocol.AgentReply(fleet_id=self._registry.fleet_id, assignments_rev=rev)))
+
+    def agent_found(self, call: Call, agent_id: str) -> Answer:
+        """What an agent found in its host's logs, for a search that it was told of."""
+        self._access.check_agent(call.identify(), agent_id)
+        result = messages.read(protocol.LogSearchResult, call.read(MAX_FOUND_BYTES))
+        self._registry.searches.take(agent_id, result)
+        return Answer(200, {"search_id": result.search_id, "status": "taken"})
+
+    def _open(self, key: str, agent_id: str, call: Call) -> HeldPoll:
+        poll = self._held.open(key, agent_id, call.sock)
+        call.held(poll)
+        return poll
+
+
+class _StorageFailed(ProcGuardError):
+    http_status = 507
+    default_code = "storage_failed"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(
+            message, "free space in the manager's state directory; the agent keeps the bytes and tries again"
+        )
+
+
+def checked_worker_id(text: str) -> str:
+    """Raises UsageError for what can't be a worker's id, before it reaches anything else."""
+    if not protocol.valid_id(text):
+        raise UsageError(f"{text[:80]!r} is not a worker id", f"ids match {protocol.ID_PATTERN}", code="bad_id")
+    return text
+
+
+def _times(text: str, at: float, length: int) -> list[tuple[int, float]]:
+    """`times=512:250,9000:1250` as [(byte of the body, wall time)…]. Raises UsageError."""
+    found: list[tuple[int, float]] = []
+    for part in text.split(",") if text else ():
+        match = _TIME.fullmatch(part)
+        if match is None or int(match[1]) <= (found[-1][0] if found else 0):
+            raise UsageError(f"times: {part[:40]!r} is not byte:milliseconds, rising", "e.g. times=512:250,9000:1250")
+        if int(match[1]) < length:
+            found.append((int(match[1]), min(4e9, max(0.0, at + int(match[2]) / 1000))))
+    return found
+
+
+def _wait_s(call: Call) -> float:
+    return http_io.query_seconds("wait", 0.0, 0.0, protocol.MAX_WAIT_S, call.query)
+
+
+def _wait(poll: HeldPoll, left_s: float) -> bool:
+    """False when the time is up."""
+    if left_s <= 0:
+        return False
+    poll.wait(left_s)
+    return True

@@ -1,0 +1,29 @@
+"""Which further channel `communication.adapter_type` names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from procguard.channels import Access, Channel
+from procguard.channels.bodies import Bodies
+from procguard.channels.desk import Desk
+from procguard.channels.mock import MockChannel
+from procguard.config_limits import Limits
+from procguard.errors import ConfigError
+
+
+def create(communication: Any, registry: Any, desk: Desk, access: Access, limits: Limits, bodies: Bodies) -> Channel:
+    """The channel beside HTTP. Raises ConfigError where this machine can't have it."""
+    own = communication.adapter_config
+    if communication.adapter_type == "mock":
+        return MockChannel(registry, desk, access, own.mock_workers)
+    try:
+        from procguard.channels.zmq import ZmqChannel  # noqa: PLC0415 - 5 MB that only this channel needs
+    except ImportError as exc:
+        raise ConfigError(
+            f"communication.adapter_type: zmq needs pyzmq, which cannot be loaded here ({exc})",
+            "install it: pip install pyzmq; or set adapter_type to mock: agents then speak HTTP",
+        ) from exc
+    channel = ZmqChannel(desk, access, own, limits, bodies)
+    registry.on_revoked(channel.revoke)
+    return channel

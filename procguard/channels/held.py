@@ -1,0 +1,133 @@
+"""Held requests (long polls): each waits for its wake-up and for its own peer's close, whichever comes first.
+
+Owns who holds a request open now; knows nothing of what the answer says. One event loop, no locks.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Any, Literal
+
+import gevent
+import gevent.event
+
+Ending = Literal["", "peer_closed", "superseded", "stopping", "revoked"]
+
+_READABLE = 1  # libev's EV_READ
+_PEEK = 2  # MSG_PEEK
+_TCP_CLOSE, _TCP_CLOSE_WAIT = 7, 8  # of the kernel's enum
+FIRST_LOOK_S, LOOK_EVERY_S = 0.1, 1.0
+
+
+class HeldPoll:
+    """One held request. `ending` is empty while it may go on."""
+
+    def __init__(self, key: str, agent_id: str, sock: Any | None) -> None:
+        self.key = key
+        self.agent_id = agent_id
+        self.ending: Ending = ""
+        self._signal = gevent.event.Event()
+        self._socket = sock
+        self._watcher: Any = None
+        if sock is not None:
+            self._watcher = gevent.get_hub().loop.io(sock.fileno(), _READABLE)
+            self._watcher.start(self._on_readable)
+
+    def wake(self) -> None:
+        self._signal.set()
+
+    def end(self, ending: Ending) -> None:
+        if not self.ending:
+            self.ending = ending
+        self._signal.set()
+
+    def wait(self, timeout_s: float) -> None:
+        """Return when woken, ended, or after `timeout_s`."""
+        self._signal.wait(timeout_s)
+        self._signal.clear()
+
+    def release(self) -> None:
+        if self._watcher is not None:
+            self._watcher.stop()
+            self._watcher.close()
+            self._watcher = None
+
+    def _on_readable(self) -> None:
+        """In the hub: never blocks. Nothing to read = the peer is gone; bytes = a pipelined request, left alone, or
+        the goodbye of TLS, behind which the end itself can't be seen."""
+        assert self._socket is not None
+        try:
+            closed = self._plain_socket().recv(1, _PEEK) == b""
+        except BlockingIOError:
+            return
+        except OSError:
+            closed = True
+        if closed:
+            self.end("peer_closed")
+        self.release()  # level-triggered: it would fire for ever
+        if not closed:
+            self._watcher = gevent.get_hub().loop.timer(FIRST_LOOK_S, LOOK_EVERY_S)
+            self._watcher.start(self._look_for_its_end)
+
+    def _look_for_its_end(self) -> None:
+        """What comes after unread bytes, asked of the kernel."""
+        try:
+            state = self._plain_socket().getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+        except OSError:
+            state = _TCP_CLOSE
+        if state in (_TCP_CLOSE, _TCP_CLOSE_WAIT):
+            self.end("peer_closed")
+            self.release()
+
+    def _plain_socket(self) -> Any:
+        """gevent's socket wraps a non-blocking one; the wrapper's recv would wait, which the hub must not."""
+        return getattr(self._socket, "_sock", self._socket)
+
+
+class HeldPolls:
+    """All held requests. The newest of a key supersedes the older one, which returns at once."""
+
+    def __init__(self) -> None:
+        self._current: dict[str, HeldPoll] = {}
+        self._by_agent: dict[str, set[HeldPoll]] = {}
+        self._stopping = False
+
+    def open(self, key: str, agent_id: str, sock: Any | None) -> HeldPoll:
+        older = self._current.get(key)
+        if older is not None:
+            older.end("superseded")
+        poll = HeldPoll(key, agent_id, sock)
+        self._current[key] = poll
+        self._by_agent.setdefault(agent_id, set()).add(poll)
+        if self._stopping:
+            poll.end("stopping")
+        return poll
+
+    def close(self, poll: HeldPoll) -> None:
+        poll.release()
+        if self._current.get(poll.key) is poll:
+            del self._current[poll.key]
+        polls = self._by_agent.get(poll.agent_id)
+        if polls is not None:
+            polls.discard(poll)
+            if not polls:
+                del self._by_agent[poll.agent_id]
+
+    def wake(self, agent_id: str) -> None:
+        """Something new for this agent. Called by the registry, synchronously: O(held requests of the agent)."""
+        for poll in self._by_agent.get(agent_id, ()):
+            poll.wake()
+
+    def end_agent(self, agent_id: str) -> None:
+        """Its secret was revoked: what it has asked is not answered any more."""
+        for poll in list(self._by_agent.get(agent_id, ())):
+            poll.end("revoked")
+
+    def stop(self) -> None:
+        """End every held request; later ones end at once."""
+        self._stopping = True
+        for poll in list(self._current.values()):
+            poll.end("stopping")
+
+    def __len__(self) -> int:
+        return len(self._current)

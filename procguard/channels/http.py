@@ -1,0 +1,78 @@
+"""The HTTP channel: the agents' part of the API (desk.py) as routes of the web application. Always there.
+
+Owns how a request of HTTP becomes a `Call`; what is answered is the desk's.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import parse_qsl
+
+import bottle
+
+from procguard.channels import Access, Principal, http_io
+from procguard.channels.desk import Answer, Call, Desk, Route
+
+
+class HttpChannel:
+    """`mount` adds the routes to the application. `direct`: who asks here can reach our other ports as well."""
+
+    name = "http"
+
+    def __init__(self, desk: Desk, access: Access, direct: bool = True) -> None:
+        self._desk = desk
+        self._access = access
+        self._direct = direct
+
+    def start(self) -> None:
+        """The server that the application runs in listens; there is nothing else to begin."""
+
+    def stop(self) -> None:
+        """Ended by the server as well."""
+
+    def mount(self, app: bottle.Bottle) -> None:
+        for route in self._desk.routes():
+            app.route(route.path, route.method, http_io.answered(functools.partial(self._answer, route)))
+
+    def frequent(self) -> list[tuple[str, str, Callable[[dict[str, Any], str], Answer]]]:
+        """What every agent asks again and again, for a server that has a short way: (method, path, answer), where
+        `answer(environ, id)` may raise ProcGuardError; the id is "" where the path has none."""
+        return [
+            (route.method, route.path, functools.partial(self._answer_shortly, route))
+            for route in self._desk.routes()
+            if route.often
+        ]
+
+    def _answer_shortly(self, route: Route, environ: dict[str, Any], subject: str) -> Answer:
+        query = environ["QUERY_STRING"]
+        call = HttpCall(environ, self._access, dict(parse_qsl(query)) if query else {})
+        return route.handler(call, subject) if route.name else route.handler(call)
+
+    def _answer(self, route: Route, **names: str) -> bottle.HTTPResponse:
+        call = HttpCall(bottle.request.environ, self._access, bottle.request.query)
+        call.direct = self._direct
+        answer = route.handler(call, names[route.name]) if route.name else route.handler(call)
+        return http_io.json_response(answer.data, answer.status)
+
+
+class HttpCall(Call):
+    __slots__ = ("_access", "_environ")
+
+    def __init__(self, environ: dict[str, Any], access: Access, query: Mapping[str, str]) -> None:
+        declared = environ.get("CONTENT_LENGTH")
+        super().__init__(
+            query,
+            environ.get("REMOTE_ADDR", ""),
+            int(declared) if declared else None,
+            environ.get("procguard.socket"),
+        )
+        self._environ = environ
+        self._access = access
+
+    def identify(self, own_secret_sha256: str = "") -> Principal:
+        return self._access.identify(self._environ, own_secret_sha256, of_agents=not own_secret_sha256)
+
+    def read(self, max_bytes: int) -> bytes:
+        return http_io.read_body(self._environ, max_bytes)

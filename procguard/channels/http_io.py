@@ -1,0 +1,302 @@
+"""Reading requests and writing answers: size and time caps, JSON in and out, the one shape of errors.
+
+Knows WSGI and bottle, not what a message means. The caps are web.limits'.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import bottle
+import gevent
+from pydantic_core import PydanticSerializationError, from_json, to_json
+
+from procguard.config_limits import Limits
+from procguard.errors import LimitExceeded, ProcGuardError, UsageError
+
+log = logging.getLogger(__name__)
+
+READ_BYTES = 1024 * 1024
+BODY_IS_HERE = "procguard.body_is_here"  # in the environment: the whole body has arrived
+MAX_NOTE_CHARS = 500  # of what the audit says about a change
+# In a request's environ: what it may take (Limits), whose connection it came on (portal/connections.py), the memory for
+# bodies (Bodies). Without them, as in tests, the defaults hold.
+LIMITS, TICKET, BODIES = "procguard.limits", "procguard.ticket", "procguard.bodies"
+_DEFAULTS = Limits()
+
+# Every digit is the same to who looks for a number beyond all bounds, and both letters of an exponent.
+_ALIKE = bytes.maketrans(b"123456789E", b"000000000e")
+_LONG = b"0" * 200  # with an exponent of two digits, 1e308 is not out of reach of fewer
+_BEFORE_A_NUMBER = b":,[ \t\r\n"
+
+
+class _BodyTimeout(gevent.Timeout):
+    pass
+
+
+# ------------------------------------------------------------------------------------------------------ requests
+
+
+def limits_of(environ: dict[str, Any]) -> Limits:
+    found: Limits = environ.get(LIMITS, _DEFAULTS)
+    return found
+
+
+def read_body(environ: dict[str, Any], max_bytes: int | None = None) -> bytes:
+    """The whole body. A body beyond `max_bytes` (by default web.limits.body_size) is refused before it is read; one
+    without a length (chunked) as soon as it exceeds the cap; a larger one waits for room in memory, and strangers have
+    little time. Raises LimitExceeded (413, 408, 429) and UsageError when the peer stops in the middle."""
+    limits = limits_of(environ)
+    max_bytes = limits.body_size if max_bytes is None else max_bytes
+    declared = environ.get("CONTENT_LENGTH")
+    size = int(declared) if declared else max_bytes if "HTTP_TRANSFER_ENCODING" in environ else 0
+    if size > max_bytes:
+        raise too_large(max_bytes)
+    ticket, bodies = environ.get(TICKET), environ.get(BODIES)
+    caller = ticket.caller if ticket is not None else ""
+    timeout_s = limits.body_timeout if caller or ticket is None else min(limits.body_timeout, limits.unproven_timeout)
+    if bodies is None:
+        return _read_in_time(environ, max_bytes, timeout_s)
+    with bodies.turn(size, caller):
+        return _read_in_time(environ, max_bytes, timeout_s)
+
+
+def _read_in_time(environ: dict[str, Any], max_bytes: int, timeout_s: float) -> bytes:
+    try:
+        if environ.get(BODY_IS_HERE):  # came together with the head: nothing to wait for
+            return _read_all(environ["wsgi.input"], max_bytes)
+        with _BodyTimeout(timeout_s):
+            return _read_all(environ["wsgi.input"], max_bytes)
+    except _BodyTimeout as exc:
+        environ["wsgi.input"].abandoned = True  # the rest is not waited for either
+        raise too_slow(timeout_s) from exc
+    except OSError as exc:
+        raise UsageError(f"the body broke off ({exc})", "send it again", code="body_incomplete") from exc
+
+
+def _read_all(stream: Any, max_bytes: int) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    while part := stream.read(min(READ_BYTES, max_bytes + 1 - size)):
+        parts.append(part)
+        size += len(part)
+        if size > max_bytes:
+            raise too_large(max_bytes)
+    return b"".join(parts)
+
+
+def too_slow(timeout_s: float) -> LimitExceeded:
+    return LimitExceeded(
+        f"the body did not arrive within {timeout_s:g} s", "send it again", status=408, code="too_slow"
+    )
+
+
+def too_large(max_bytes: int) -> LimitExceeded:
+    return LimitExceeded(
+        f"the body is larger than {max_bytes} bytes", "send less at a time", status=413, code="body_too_large"
+    )
+
+
+def read_json(environ: dict[str, Any], max_bytes: int | None = None) -> Any:
+    """The body as JSON values. Raises UsageError naming line and column."""
+    return parse_json(read_body(environ, max_bytes))
+
+
+def parse_json(body: bytes) -> Any:
+    if not body.strip():
+        raise UsageError("the body is empty; expected a JSON object", 'e.g. {"command": "start"}', code="bad_json")
+    try:
+        value = from_json(body, allow_inf_nan=False)
+    except ValueError as exc:
+        raise UsageError(f"the body is not JSON: {exc}", "send one JSON object in UTF-8", code="bad_json") from exc
+    if may_overflow(body) and not _finite(value):
+        raise UsageError("the body holds a number beyond all bounds", "send finite numbers", code="bad_json")
+    return value
+
+
+def may_overflow(body: bytes) -> bool:
+    """Whether a number may stand there that overflows to infinity: valid JSON, but nothing that can be answered as
+    JSON again. Looks only for the shape, and so fast that it is nothing beside the parsing; false alarms are rare."""
+    alike = body.translate(_ALIKE)
+    if _LONG in alike:
+        return True
+    for shape in (b"0e000", b"0e+000"):
+        at = alike.find(shape)
+        while at >= 0:
+            before = alike[: at + 1].rstrip(b"0.-")[-1:]
+            if before in _BEFORE_A_NUMBER:  # also where nothing stands before it
+                return True
+            at = alike.find(shape, at + 1)
+    return False
+
+
+def read_object(environ: dict[str, Any], max_bytes: int | None = None) -> dict[str, Any]:
+    return as_object(read_json(environ, max_bytes))
+
+
+def as_object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UsageError(
+            f"expected a JSON object, got {_json_type(value)}", 'e.g. {"command": "start"}', code="bad_json"
+        )
+    return value
+
+
+def read_optional_object(environ: dict[str, Any], max_bytes: int | None = None) -> dict[str, Any]:
+    """The same for a body that may be left out: {} then."""
+    body = read_body(environ, max_bytes)
+    return as_object(parse_json(body)) if body.strip() else {}
+
+
+def _json_type(value: Any) -> str:
+    names = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _finite(value: Any) -> bool:
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, float) and not math.isfinite(item):
+            return False
+        if isinstance(item, int) and abs(item) >= 2**63:
+            return False
+        if isinstance(item, dict):
+            pending.extend(item.values())
+        elif isinstance(item, list):
+            pending.extend(item)
+    return True
+
+
+# `query`: of a request that came by another channel than HTTP.
+Query = Mapping[str, str]
+
+
+def query_int(name: str, default: int, low: int, high: int, query: Query | None = None) -> int:
+    text = _of(query).get(name, "")
+    if text == "":
+        return default
+    if not re.fullmatch(r"-?[0-9]{1,18}", text) or not low <= int(text) <= high:
+        raise UsageError(
+            f"{name}={text[:40]!r}: expected a whole number from {low} to {high}", f"e.g. ?{name}={max(low, default)}"
+        )
+    return int(text)
+
+
+def query_seconds(name: str, default: float, low: float, high: float, query: Query | None = None) -> float:
+    """A number from the query, clamped to [low, high]."""
+    text = _of(query).get(name, "")
+    if text == "":
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UsageError(f"{name}={text[:40]!r}: expected a number of seconds", f"e.g. ?{name}=25")
+    return min(high, max(low, value))
+
+
+def query_flag(name: str, query: Query | None = None) -> bool:
+    return str(_of(query).get(name, "")).lower() in ("1", "true", "yes", "on")
+
+
+def query_text(name: str, max_chars: int = 256, query: Query | None = None) -> str:
+    found = _of(query)
+    text = found.getunicode(name, "") or "" if isinstance(found, bottle.FormsDict) else found.get(name, "")
+    if len(text) > max_chars:
+        raise UsageError(f"{name}: longer than {max_chars} characters", "shorten it")
+    return str(text)
+
+
+def _of(query: Query | None) -> Any:
+    return bottle.request.query if query is None else query
+
+
+# ------------------------------------------------------------------------------------------------------- answers
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def dumps(value: Any) -> bytes:
+    """Numbers that JSON has no word for become null; what no UTF-8 can say becomes a question mark."""
+    try:
+        return to_json(value, inf_nan_mode="null")  # a quarter of json.dumps's time
+    except PydanticSerializationError:
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        return text.encode("utf-8", "replace")
+
+
+def json_response(value: Any, status: int = 200) -> bottle.HTTPResponse:
+    return bottle.HTTPResponse(dumps(value), status, {"Content-Type": "application/json"})
+
+
+def error_body(code: str, message: str, next_step: str, request_id: str) -> dict[str, Any]:
+    return {"error": {"code": code, "message": message, "next": next_step, "request_id": request_id}}
+
+
+def refusal_body(exc: ProcGuardError, request_id: str) -> dict[str, Any]:
+    return error_body(exc.code, exc.message, exc.next_step, request_id) | getattr(exc, "extra", {})
+
+
+def error_response(exc: ProcGuardError, request_id: str) -> bottle.HTTPResponse:
+    """The one shape of every error a caller meets."""
+    response = json_response(refusal_body(exc, request_id), exc.http_status)
+    if exc.http_status == 401:
+        response.set_header("WWW-Authenticate", 'Bearer realm="procguard"')
+    retry_after_s = getattr(exc, "retry_after_s", None)
+    if retry_after_s is not None:
+        response.set_header("Retry-After", str(max(1, math.ceil(retry_after_s))))
+    return response
+
+
+def note_change(what: str) -> None:
+    """Say in a few words what this request changes, for the audit; no secret."""
+    bottle.request.environ["procguard.change"] = what[:MAX_NOTE_CHARS]
+
+
+def noted_change(environ: dict[str, Any]) -> str:
+    return str(environ.get("procguard.change", ""))
+
+
+def request_id() -> str:
+    return str(bottle.request.environ.get("procguard.request_id", "-"))
+
+
+def answered(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a route: dicts become JSON, ProcGuardErrors their answer, and a bug a 500 without a traceback."""
+
+    @functools.wraps(handler)
+    def wrapper(**arguments: Any) -> Any:
+        try:
+            result = handler(**arguments)
+        except bottle.HTTPResponse:
+            raise
+        except ProcGuardError as exc:
+            return error_response(exc, request_id())
+        except Exception:
+            log.exception("request failed request_id=%s route=%s", request_id(), bottle.request.path)
+            return internal_error(request_id())
+        return json_response(result) if isinstance(result, dict) else result
+
+    return wrapper
+
+
+def internal_error(identifier: str) -> bottle.HTTPResponse:
+    return json_response(internal_error_body(identifier), 500)
+
+
+def internal_error_body(identifier: str) -> dict[str, Any]:
+    return error_body(
+        "internal_error",
+        "the manager failed to answer this request",
+        f"look for request_id={identifier} in the manager's log and report it",
+        identifier,
+    )

@@ -1,0 +1,193 @@
+"""From JSON values to the wire's dataclasses, with types and bounds checked before anything else sees them.
+
+The shapes are remote_agent.protocol's; this module adds only what an untrusted sender must not exceed.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from procguard.channels import http_io
+from procguard.errors import UsageError
+from remote_agent import protocol
+from remote_agent.spec import mistakes_in
+
+T = TypeVar("T")
+
+MAX_WORKERS_PER_AGENT = 2_000
+MAX_EVENTS_PER_HEARTBEAT = 10_000
+MAX_RESULTS_PER_HEARTBEAT = 10_000
+MAX_REASON_CHARS = 4_096
+MAX_COMMAND_CHARS = 65_536
+MAX_NAME_CHARS = 256
+MAX_ENV_ENTRIES = 1_000
+MAX_LABELS = 64
+MAX_HEALTH_CHECKS = 16
+MAX_HOOKS = 16
+MAX_SETUP_LINES = 200
+_SHOWN_MISTAKES = 8
+_IS_ID = re.compile(protocol.ID_PATTERN[1:-1]).fullmatch
+
+Hints = Mapping[str, tuple[str, str]]  # field -> the error's code and what to do next, where it is wrong
+
+
+@functools.cache
+def _adapter(cls: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(cls)
+
+
+def read(cls: type[T], body: bytes) -> T:
+    """A body as a `cls`: parsed and checked in one pass where all is well, which is nearly always. Raises UsageError
+    as `validated` does."""
+    kind: Any = cls
+    if not (b"NaN" in body or b"Infinity" in body or http_io.may_overflow(body)):
+        try:
+            message: T = _adapter(kind).validate_json(body)
+        except ValidationError:
+            pass  # the long way says what is wrong, and where
+        else:
+            return _bounded(cls, message)
+    return validated(cls, http_io.as_object(http_io.parse_json(body)))
+
+
+def validated(cls: type[T], data: Any, hints: Hints | None = None) -> T:
+    """`data` as a `cls`. Unknown keys are ignored. Raises UsageError naming every field that is wrong."""
+    kind: Any = cls
+    try:
+        message: T = _adapter(kind).validate_python(data)
+    except ValidationError as exc:
+        raise _usage_error(cls, exc, hints or {}) from exc
+    return _bounded(cls, message)
+
+
+def _bounded(cls: type[T], message: T) -> T:
+    mistakes: list[str] = []
+    _check(message, mistakes)
+    if mistakes:
+        raise UsageError(f"{cls.__name__}: {'; '.join(mistakes[:_SHOWN_MISTAKES])}", "see docs/protocol.md")
+    return message
+
+
+def _usage_error(cls: type[Any], exc: ValidationError, hints: Hints) -> UsageError:
+    errors = exc.errors(include_url=False, include_context=False, include_input=False)
+    lines = [f"{'.'.join(str(part) for part in item['loc']) or 'body'}: {item['msg']}" for item in errors]
+    more = f" (and {len(lines) - _SHOWN_MISTAKES} more)" if len(lines) > _SHOWN_MISTAKES else ""
+    named = next((str(item["loc"][0]) for item in errors if item["loc"] and item["loc"][0] in hints), "")
+    code, next_step = hints.get(named, ("", "see docs/protocol.md"))
+    return UsageError(f"{cls.__name__}: {'; '.join(lines[:_SHOWN_MISTAKES])}{more}", next_step, code=code)
+
+
+def _check(message: Any, mistakes: list[str]) -> None:
+    if isinstance(message, protocol.AgentHeartbeat):
+        _check_heartbeat(message, mistakes)
+    elif isinstance(message, protocol.Registration):
+        _check_registration(message, mistakes)
+    elif isinstance(message, protocol.WorkerHeartbeat):
+        _longest(mistakes, "reason", message.reason, MAX_REASON_CHARS)
+        _most(mistakes, "results", message.results, MAX_RESULTS_PER_HEARTBEAT)
+        _check_results(message.results, mistakes)
+    elif isinstance(message, protocol.WorkerSpec):
+        check_spec(message, mistakes)
+
+
+def _check_heartbeat(beat: protocol.AgentHeartbeat, mistakes: list[str]) -> None:
+    for name in ("fleet_id", "release", "boot_id", "assignments_rev"):
+        _longest(mistakes, name, getattr(beat, name), MAX_NAME_CHARS)
+    for name in ("hostname", "os", "python", "user"):
+        _longest(mistakes, f"facts.{name}", getattr(beat.facts, name), MAX_NAME_CHARS)
+    _longest(mistakes, "channel_trouble", beat.channel_trouble, MAX_REASON_CHARS)
+    _most(mistakes, "workers", beat.workers, MAX_WORKERS_PER_AGENT)
+    _most(mistakes, "events", beat.events, MAX_EVENTS_PER_HEARTBEAT)
+    _most(mistakes, "results", beat.results, MAX_RESULTS_PER_HEARTBEAT)
+    for report in beat.workers:
+        _id(mistakes, "workers", report.worker_id)
+        _longest(mistakes, "workers.reason", report.reason, MAX_REASON_CHARS)
+        _longest(mistakes, "workers.launch_digest", report.launch_digest, MAX_NAME_CHARS)
+        if report.last_exit is not None:
+            _longest(mistakes, "workers.last_exit.reason", report.last_exit.reason, MAX_REASON_CHARS)
+        if report.health is not None:
+            _longest(mistakes, "workers.health.detail", report.health.detail, MAX_REASON_CHARS)
+    for event in beat.events:
+        _id(mistakes, "events", event.worker_id)
+        _longest(mistakes, "events.reason", event.reason, MAX_REASON_CHARS)
+    _check_results(beat.results, mistakes)
+
+
+def _check_results(results: list[protocol.CommandResult], mistakes: list[str]) -> None:
+    for result in results:
+        _longest(mistakes, "results.command_id", result.command_id, MAX_NAME_CHARS)
+        _longest(mistakes, "results.message", result.message, MAX_REASON_CHARS)
+
+
+def _check_registration(registration: protocol.Registration, mistakes: list[str]) -> None:
+    _id(mistakes, "worker_id", registration.worker_id)
+    _longest(mistakes, "host", registration.host, MAX_NAME_CHARS)
+    _command(mistakes, "command", registration.command)
+    digest = registration.secret_sha256
+    if digest and (len(digest) != 64 or not set(digest) <= set("0123456789abcdef")):
+        mistakes.append("secret_sha256: expected 64 hexadecimal digits")
+    if registration.spec is not None:
+        check_spec(registration.spec, mistakes, "spec.")
+
+
+def check_spec(spec: protocol.WorkerSpec, mistakes: list[str], where: str = "") -> None:
+    """Bounds on one specification; `where` is the path of its fields in messages to people."""
+    _command(mistakes, where + "command", spec.command)
+    _longest(mistakes, where + "working_dir", spec.working_dir, 4096)
+    _most(mistakes, where + "env", spec.env, MAX_ENV_ENTRIES)
+    _most(mistakes, where + "labels", spec.labels, MAX_LABELS)
+    _most(mistakes, where + "health", spec.health, MAX_HEALTH_CHECKS)
+    for name, value in spec.env.items():
+        if not name or "=" in name or "\0" in name or "\0" in value:
+            mistakes.append(f"{where}env: {name[:40]!r} cannot be an environment variable")
+        _longest(mistakes, where + "env", value, MAX_COMMAND_CHARS)
+    for name, value in spec.labels.items():
+        _longest(mistakes, where + "labels", name + value, MAX_NAME_CHARS)
+    if spec.group and not protocol.valid_id(spec.group):
+        mistakes.append(f"{where}group: {spec.group[:40]!r} does not match {protocol.ID_PATTERN}")
+    _longest(mistakes, where + "stop_signal", spec.stop_signal, 16)
+    _check_start(spec, mistakes, where)
+
+
+def _check_start(spec: protocol.WorkerSpec, mistakes: list[str], where: str) -> None:
+    files = [spec.env_file] if isinstance(spec.env_file, str) else spec.env_file
+    for name, path in (("venv", spec.venv), ("conda", spec.conda), *(("env_file", path) for path in files)):
+        _longest(mistakes, where + name, path, 4096)
+    _most(mistakes, where + "env_file", files, MAX_HOOKS)
+    _longest(mistakes, where + "user", spec.user, MAX_NAME_CHARS)
+    _most(mistakes, where + "setup", spec.setup, MAX_SETUP_LINES)
+    _longest(mistakes, where + "setup", "".join(spec.setup), MAX_COMMAND_CHARS)
+    for name in ("pre_start", "post_stop"):
+        hooks: list[protocol.Hook] = getattr(spec, name)
+        _most(mistakes, where + name, hooks, MAX_HOOKS)
+        for hook in hooks:
+            _command(mistakes, f"{where}{name}.command", hook.command)
+    mistakes.extend(where + mistake for mistake in mistakes_in(spec))
+
+
+def _command(mistakes: list[str], name: str, command: str | list[str]) -> None:
+    words = [command] if isinstance(command, str) else command
+    if sum(len(word) for word in words) > MAX_COMMAND_CHARS:
+        mistakes.append(f"{name}: longer than {MAX_COMMAND_CHARS} characters")
+    if any("\0" in word for word in words):
+        mistakes.append(f"{name}: holds a NUL character")
+
+
+def _id(mistakes: list[str], where: str, text: str) -> None:
+    if not _IS_ID(text):
+        mistakes.append(f"{where}: worker_id {text[:40]!r} does not match {protocol.ID_PATTERN}")
+
+
+def _longest(mistakes: list[str], where: str, text: str, limit: int) -> None:
+    if len(text) > limit:
+        mistakes.append(f"{where}: longer than {limit} characters")
+
+
+def _most(mistakes: list[str], where: str, items: Any, limit: int) -> None:
+    if len(items) > limit:
+        mistakes.append(f"{where}: {len(items)} entries, at most {limit}")

@@ -1,0 +1,256 @@
+"""The `mock` channel: in-process, without a network, for trying the manager out.
+
+A `MockConnection` carries what a network would: the same addresses, bodies of JSON, secrets and answers. With
+`communication.adapter_config.mock_workers: N` N simulated workers speak by such connections, as launchers would; with 0
+(the default) there are none. The workers exist only as states: no process is started.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import hmac
+import json
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import gevent
+import gevent.event
+
+from procguard.channels import Access, Principal, http_io
+from procguard.channels.desk import Answer, Call, Desk
+from procguard.channels.held import HeldPoll
+from procguard.channels.routing import RouteTable, caller_by_secret, refusal
+from procguard.fleet import clock
+from remote_agent import protocol
+
+ACTOR = "mock channel"
+PEER = "mock"
+AGAIN_S = 1.0  # after a heartbeat that was not taken
+
+
+@dataclasses.dataclass
+class SimulatedWorker:
+    """One worker's state as an agent would hold it, and the rules by which it follows the manager. No I/O."""
+
+    worker_id: str
+    agent_id: str
+    report: protocol.WorkerReport
+    rev: str = ""
+    commands_seq: int = 0
+    event_seq: int = 0
+    events: list[protocol.WorkerEvent] = dataclasses.field(default_factory=list)
+    results: list[protocol.CommandResult] = dataclasses.field(default_factory=list)
+
+    def follow(self, reply: protocol.AgentReply, wall: float) -> bool:
+        """Take a reply in; True if something changed that should be reported at once."""
+        acked = reply.events_acked.get(self.worker_id, 0)
+        self.events = [event for event in self.events if event.seq > acked]
+        self.results = []
+        changed = False
+        if reply.assignments is not None:
+            self.rev = reply.assignments_rev
+            for assignment in reply.assignments:
+                if assignment.worker_id == self.worker_id:
+                    changed |= self._assign(assignment, wall)
+        for command in reply.commands:
+            if command.seq > self.commands_seq and command.worker_id == self.worker_id:
+                self.commands_seq = command.seq
+                changed |= self._obey(command, wall)
+        return changed
+
+    def _assign(self, assignment: protocol.Assignment, wall: float) -> bool:
+        new_generation = assignment.generation > self.report.generation
+        self.report.generation = assignment.generation
+        self.report.epoch = assignment.epoch
+        self.report.launch_digest = protocol.launch_digest(assignment.spec)
+        self.report.attempt = max(self.report.attempt, assignment.attempt_base)
+        running = self.report.state == "running"
+        if assignment.desired == "running" and not running and (new_generation or self.report.attempt == 0):
+            self._start(wall, "started")
+            return True
+        if assignment.desired != "running" and running:
+            self._stop(wall, "stopped by the operator")
+            return True
+        return False
+
+    def _obey(self, command: protocol.Command, wall: float) -> bool:
+        if command.command not in ("restart", "kill"):
+            return False
+        meant = command.attempt == self.report.attempt and self.report.state == "running"
+        if meant:
+            self._stop(wall, f"{command.command} by the operator")
+            if command.command == "restart":
+                self._start(wall, "restarted by the operator")
+        status: Any = "done" if meant else "failed"
+        message = "" if meant else f"attempt {command.attempt} is not running"
+        self.results.append(protocol.CommandResult(command.command_id, status, message))
+        return True
+
+    def _start(self, wall: float, reason: str) -> None:
+        self.report.attempt += 1
+        self._become("starting", wall, reason)
+        self._become("running", wall, "running")
+
+    def _stop(self, wall: float, reason: str) -> None:
+        self._become("stopping", wall, reason)
+        self._become("stopped", wall, reason)
+
+    def _become(self, state: protocol.State, wall: float, reason: str) -> None:
+        self.event_seq = max(self.event_seq + 1, int(wall * 1000))
+        self.events.append(
+            protocol.WorkerEvent(
+                self.worker_id, self.event_seq, wall, self.report.attempt, self.report.state, state, reason
+            )
+        )
+        self.report = dataclasses.replace(self.report, state=state, since=wall, reason=reason)
+
+
+class MockConnection:
+    """One connection: `request` as over a network, from a greenlet. `close` ends what it holds."""
+
+    def __init__(self, routes: RouteTable, access: Access, secret: str) -> None:
+        self._routes = routes
+        self._access = access
+        self._secret_sha256 = protocol.secret_sha256(secret) if secret else ""
+        self._polls: set[HeldPoll] = set()
+        self.closed = False
+
+    def request(self, method: str, path: str, body: bytes = b"") -> Answer:
+        try:
+            found = self._routes.find(method, path)
+            return found.answer(MockCall(found.query, body, self._access, self._secret_sha256, self._polls))
+        except Exception as exc:
+            return refusal(exc, PEER)
+
+    def close(self) -> None:
+        self.closed = True
+        for poll in self._polls:
+            poll.end("peer_closed")
+
+
+class MockCall(Call):
+    __slots__ = ("_access", "_body", "_polls", "_secret_sha256")
+
+    channel = "mock"
+
+    def __init__(
+        self, query: Mapping[str, str], body: bytes, access: Access, secret_sha256: str, polls: set[HeldPoll]
+    ) -> None:
+        super().__init__(query, PEER, len(body))
+        self._body, self._access, self._secret_sha256, self._polls = body, access, secret_sha256, polls
+
+    def identify(self, own_secret_sha256: str = "") -> Principal:
+        return caller_by_secret(self._access, self._secret_sha256, own_secret_sha256, PEER)
+
+    def read(self, max_bytes: int) -> bytes:
+        if len(self._body) > max_bytes:
+            raise http_io.too_large(max_bytes)
+        return self._body
+
+    def held(self, poll: HeldPoll) -> None:
+        self._polls.difference_update([one for one in self._polls if one.ending])
+        self._polls.add(poll)
+
+
+class MockChannel:
+    """`connect` makes connections; `mock_workers` simulated workers have one each and share one greenlet."""
+
+    name = "mock"
+
+    def __init__(self, registry: Any, desk: Desk, access: Access, mock_workers: int = 0) -> None:
+        self._registry = registry
+        self._access = access
+        self._routes = RouteTable(desk.routes())
+        self._count = mock_workers
+        self._workers: dict[str, SimulatedWorker] = {}
+        self._connections: dict[str, MockConnection] = {}
+        self._woken: set[str] = set()
+        self._signal = gevent.event.Event()
+        self._greenlet: Any = None
+        self._started_at = time.time()
+
+    def connect(self, secret: str) -> MockConnection:
+        return MockConnection(self._routes, self._access, secret)
+
+    @property
+    def connection_count(self) -> int:
+        return len(self._connections)
+
+    @property
+    def refused_count(self) -> int:
+        return 0
+
+    def start(self) -> None:
+        if self._count == 0:
+            return
+        self._registry.on_wake(self._wake)
+        for number in range(1, self._count + 1):
+            self._register(f"mock-{number}")
+        self._greenlet = gevent.spawn(self._loop)
+
+    def stop(self) -> None:
+        if self._greenlet is not None:
+            self._greenlet.kill()
+            self._greenlet = None
+
+    def _register(self, worker_id: str) -> None:
+        # The same in each run: a restarted manager's mock workers are the ones it knows.
+        key = self._registry.proof_key(protocol.LAUNCHER_PREFIX + worker_id)
+        secret = hmac.new(key.encode(), b"procguard-mock", hashlib.sha256).hexdigest()
+        registration = protocol.Registration(
+            worker_id=worker_id,
+            command=["simulated", worker_id],
+            host=f"mock-host-{worker_id}",
+            secret_sha256=protocol.secret_sha256(secret),
+        )
+        reply = self._registry.register(registration, actor=ACTOR, trusted=True, peer=PEER, now=clock.read())
+        report = protocol.WorkerReport(worker_id=worker_id, epoch=reply.epoch)
+        self._workers[reply.agent_id] = SimulatedWorker(worker_id, reply.agent_id, report)
+        self._connections[reply.agent_id] = self.connect(secret)
+
+    def _wake(self, agent_id: str) -> None:
+        if agent_id in self._workers:
+            self._woken.add(agent_id)
+            self._signal.set()
+
+    def _loop(self) -> None:
+        interval_s = 0.0  # the first heartbeat at once
+        while True:
+            everybody = not self._signal.wait(interval_s) or interval_s == 0.0
+            self._signal.clear()
+            woken, self._woken = self._woken, set()
+            for agent_id in list(self._workers) if everybody else woken:
+                interval_s = self._beat(self._workers[agent_id]) or interval_s or AGAIN_S
+
+    def _beat(self, worker: SimulatedWorker) -> float:
+        """One heartbeat, and another for each change it caused. Returns when the next is due, in seconds; 0.0 where the
+        manager does not take it."""
+        path = f"/api/agents/{worker.agent_id}/heartbeat"
+        while True:
+            wall = clock.read().wall
+            body = json.dumps(protocol.encode(self._heartbeat(worker, wall))).encode()
+            answer = self._connections[worker.agent_id].request("POST", path, body)
+            if answer.status != 200:
+                return 0.0
+            reply = protocol.decode(protocol.AgentReply, answer.data)
+            if not worker.follow(reply, wall):
+                return float(reply.interval_s)
+
+    def _heartbeat(self, worker: SimulatedWorker, wall: float) -> protocol.AgentHeartbeat:
+        return protocol.AgentHeartbeat(
+            agent_id=worker.agent_id,
+            fleet_id=self._registry.fleet_id,
+            release="mock",
+            boot_id="mock",
+            pid=os.getpid(),
+            started_at=self._started_at,
+            at=wall,
+            workers=[worker.report],
+            events=list(worker.events),
+            results=list(worker.results),
+            assignments_rev=worker.rev,
+            commands_seq=worker.commands_seq,
+        )

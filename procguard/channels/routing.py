@@ -1,0 +1,96 @@
+"""What a web application does for HTTP, for the channels that have none: which of the desk's routes is meant, by whom,
+and what a refusal looks like.
+
+The same addresses and the same refusals as over HTTP. Knows nothing of what is answered.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+from urllib.parse import parse_qsl, unquote
+
+from procguard.channels import Access, Principal, http_io
+from procguard.channels.desk import Answer, Call, Route
+from procguard.errors import NotFound, ProcGuardError, Refused
+
+log = logging.getLogger(__name__)
+
+MAX_TARGET_CHARS = 16 * 1024
+MAX_REMEMBERED = 50_000  # a heartbeat's address for each worker or agent
+
+
+class MethodNotAllowed(ProcGuardError):
+    http_status = 405
+    default_code = "method_not_allowed"
+
+
+class Found(NamedTuple):
+    route: Route
+    name: str  # the id in the address, "" where it has none
+    query: Mapping[str, str]
+
+    def answer(self, call: Call) -> Answer:
+        handler: Callable[..., Answer] = self.route.handler
+        return handler(call, self.name) if self.route.name else handler(call)
+
+
+class RouteTable:
+    def __init__(self, routes: Iterable[Route]) -> None:
+        self._routes: dict[tuple[str, ...], dict[str, Route]] = {}
+        for route in routes:
+            shape = tuple("" if part.startswith("<") else part for part in route.path.strip("/").split("/"))
+            self._routes.setdefault(shape, {})[route.method] = route
+        self._remembered: dict[tuple[str, str], Found] = {}
+
+    def find(self, method: str, target: str) -> Found:
+        """`target`: path and query, percent-encoded. Raises NotFound and MethodNotAllowed."""
+        known = self._remembered.get((method, target))
+        if known is not None:
+            return known
+        path, mark, query = target[:MAX_TARGET_CHARS].partition("?")
+        shape, name = self._shape(tuple(path.strip("/").split("/")))
+        methods = self._routes.get(shape)
+        if methods is None:
+            raise NotFound("there is nothing at this address", "see the list of routes in docs/protocol.md")
+        route = methods.get(method)
+        if route is None:
+            raise MethodNotAllowed("this address does not take that method", f"it takes {', '.join(methods)}")
+        found = Found(route, unquote(name), dict(parse_qsl(query, keep_blank_values=True)))
+        if not mark and len(self._remembered) < MAX_REMEMBERED:
+            self._remembered[method, target] = found
+        return found
+
+    def _shape(self, parts: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
+        if parts in self._routes:  # nothing in it is a name: /api/workers/register
+            return parts, ""
+        return (*parts[:2], "", *parts[3:]), parts[2] if len(parts) > 2 else ""
+
+
+def caller_by_secret(access: Access, secret_sha256: str, own_secret_sha256: str, where: str) -> Principal:
+    """Who has shown this secret on a connection: looked up with each request, so that a revoked one ends at once.
+
+    Raises Refused for one that is not known; `own_secret_sha256` is that of a launcher which registers.
+    """
+    if not secret_sha256:
+        return Principal("anonymous", where, reason="this connection has shown no secret")
+    caller = access.by_secret(secret_sha256, where)
+    if caller is not None:
+        return caller
+    if secret_sha256 == own_secret_sha256:
+        return Principal("anonymous", where, reason="it is not known yet")
+    raise Refused(
+        "this secret is not known here (revoked, or of another fleet)",
+        "deploy the host again, or have the launcher approved",
+    )
+
+
+def refusal(exc: Exception, where: str) -> Answer:
+    """An error in the one shape it has everywhere; a bug becomes a 500 without a traceback. Within `except` only."""
+    identifier = secrets.token_hex(8)
+    if isinstance(exc, ProcGuardError):
+        return Answer(exc.http_status, http_io.refusal_body(exc, identifier))
+    log.exception("request failed request_id=%s peer=%s", identifier, where)
+    return Answer(500, http_io.internal_error_body(identifier))

@@ -1,0 +1,280 @@
+"""The zmq channel: the agents' part of the API (desk.py) over ROUTER/DEALER sockets, on `port_base` and the next port.
+
+A message is one frame: a header, one line of JSON, and behind it the body. `{"id", "method", "path"}` mean what they
+mean over HTTP, and so does the answer's `status`. Log bytes have the second port, so that nothing waits behind them.
+docs/protocol.md shows each. Owns connections, their secrets and their turn; what is answered is the desk's.
+
+CURVE on every connection, loopback too: an agent's secret is never sent in clear (zmq_keys.py says who may connect).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import logging
+import os
+from collections import deque
+from typing import Any
+
+import gevent
+import zmq
+from pydantic_core import from_json
+
+from procguard.channels import Access, http_io
+from procguard.channels.bodies import Bodies
+from procguard.channels.desk import Answer, Desk
+from procguard.channels.rate import RateLimiter
+from procguard.channels.routing import RouteTable, refusal
+from procguard.channels.zmq_call import Rules, Session, ZmqCall, end_session
+from procguard.channels.zmq_keys import Admissions, Doorkeeper, key_from_hex
+from procguard.channels.zmq_port import LOOK_EVERY_S, Peer, RouterPort
+from procguard.config_limits import Limits
+from procguard.errors import LimitExceeded, NotFound, ProcGuardError, UsageError
+from procguard.fleet import clock
+from remote_agent import protocol
+
+log = logging.getLogger(__name__)
+
+MAX_HEADER_BYTES = 16 * 1024
+MAX_SECRET_CHARS = 512
+MAX_REQUESTS_OF_PEER = 8  # unanswered
+MAX_WAITING = 2_000  # requests taken from the sockets and not begun
+ARRIVALS_PER_S = 4.0  # connections of one agent, beyond as many at once as it may have
+TURN = 50  # requests answered before others have their turn
+LOGS = "/api/workers/<worker_id>/logs"  # the one route of the second port
+
+
+class ZmqChannel:
+    """Listens on `port_base` and `port_base` + 1 of `host`."""
+
+    name = "zmq"
+
+    def __init__(self, desk: Desk, access: Access, adapter: Any, limits: Limits, bodies: Bodies) -> None:
+        """`adapter`: communication.adapter_config; `bodies`: the memory for larger ones, shared with HTTP."""
+        self._host, self._port_base, self._timeout_ms = adapter.host, adapter.port_base, adapter.timeout
+        self._limits = limits
+        self._rules = Rules(access, bodies, limits.body_timeout)
+        self._routes = RouteTable(desk.routes())
+        self._admissions = Admissions()
+        self._context: Any = None
+        self._doorkeeper: Doorkeeper | None = None
+        self._door_watchers: list[Any] = []
+        self._ports: list[RouterPort] = []
+        self._inbox: deque[tuple[RouterPort, bool, Peer, bytes | None]] = deque()
+        self._begun = 0  # requests under way: held ones, and those that wait for the disk
+        self._arrivals = RateLimiter(limits.connections_per_agent, ARRIVALS_PER_S)
+        self._answers: list[tuple[RouterPort, Peer, bytes]] = []  # to be sent in a moment
+        self._worker_due = False
+        desk.offer_by(self.offer)
+
+    # ------------------------------------------------------------------------------------------- start and end
+
+    def start(self) -> None:
+        """Raises ProcGuardError when a port can't be had."""
+        self._context = zmq.Context()
+        # libzmq's thread does not cut in on ours where both share a core: answers leave many at a time.
+        self._context.set(zmq.THREAD_SCHED_POLICY, os.SCHED_BATCH)
+        self._doorkeeper = Doorkeeper(self._context, self._admissions, self._has_room_for)
+        try:
+            for number, max_bytes in enumerate((self._limits.heartbeat_size, protocol.MAX_LOG_POST_BYTES)):
+                port = RouterPort(
+                    self._context,
+                    self._admissions,
+                    max_frame_bytes=max_bytes,
+                    on_message=self._taker(number),
+                    on_closed=end_session,
+                    want=lambda: len(self._inbox) < MAX_WAITING and self._begun < self._limits.connections,
+                )
+                self._ports.append(port)
+                port.bind(self._host, self._port_base + number)
+        except ProcGuardError:
+            self.stop()
+            raise
+        loop = gevent.get_hub().loop
+        door = loop.io(self._doorkeeper.socket.getsockopt(zmq.FD), 1)
+        timer = loop.timer(LOOK_EVERY_S, LOOK_EVERY_S)
+        self._door_watchers = [door, timer]
+        for watcher in self._door_watchers:
+            watcher.start(self._doorkeeper.answer_all)
+        self._doorkeeper.answer_all()
+        for port in self._ports:
+            port.start()
+        log.info("listening zmq host=%s ports=%d,%d", self._host, self._port_base, self._port_base + 1)
+
+    def stop(self) -> None:
+        if self._context is None:
+            return
+        for port in self._ports:
+            port.close()
+        for watcher in self._door_watchers:
+            watcher.stop()
+            watcher.close()
+        if self._doorkeeper is not None:
+            self._doorkeeper.close()
+        context, self._context = self._context, None
+        gevent.get_hub().threadpool.apply(context.term)  # waits for the last answers to leave
+
+    @property
+    def connection_count(self) -> int:
+        return sum(len(port) for port in self._ports)
+
+    @property
+    def refused_count(self) -> int:
+        return self._doorkeeper.refused if self._doorkeeper is not None else 0
+
+    def offer(self, agent_id: str, key: str, peer: str) -> protocol.ZmqOffer | None:
+        """Admit an agent's key, which it has proven to be its own, and say where to connect. None: not from there."""
+        if not reachable_from(self._host, peer):
+            return None
+        if key:
+            own = key_from_hex(key)
+            if own is None:
+                raise UsageError("curve: expected a CURVE key as 64 hexadecimal digits", "see docs/protocol.md")
+            self._admissions.admit(agent_id, own)
+        return protocol.ZmqOffer(
+            self._port_base, self._port_base + 1, self._admissions.public_key.hex(), self._timeout_ms
+        )
+
+    def revoke(self, agent_id: str) -> None:
+        """Connections that stand are answered 401 from now on; new ones are not let in."""
+        self._admissions.revoke(agent_id)
+
+    def _has_room_for(self, agent_id: str) -> bool:
+        """Whether it may have one connection more. Those that have said nothing yet are not known: their rate is
+        bounded."""
+        if self.connection_count >= self._limits.connections:
+            return False
+        own = sum(port.count_of(agent_id) for port in self._ports)
+        return own < self._limits.connections_per_agent and not self._arrivals.wait_s(agent_id, clock.read().monotonic)
+
+    # ------------------------------------------------------------------------------------------------- requests
+
+    def _taker(self, number: int) -> Any:
+        def take(peer: Peer, message: bytes | None) -> None:
+            """In the hub: put the message where a greenlet finds it."""
+            self._inbox.append((self._ports[number], number == 1, peer, message))
+            self._call_worker()
+
+        return take
+
+    def _call_worker(self) -> None:
+        if not self._worker_due:
+            self._worker_due = True
+            gevent.spawn(self._work)
+
+    def _work(self) -> None:
+        """Answer what waits. One greenlet answers many in a row; while it waits itself (for the disk, or because the
+        request is one that is held) another goes on."""
+        self._worker_due = False
+        self._flush()
+        inbox, answered = self._inbox, 0
+        while inbox:
+            port, is_logs, peer, message = inbox.popleft()
+            if inbox:
+                self._call_worker()
+            else:
+                self._flush()
+                port.look()
+            self._begun += 1
+            try:
+                self._take(port, is_logs, peer, message)
+            finally:
+                self._begun -= 1
+            answered += 1
+            if answered % TURN == 0:
+                self._flush()
+                gevent.sleep(0)
+        self._flush()
+        for port in self._ports:
+            port.look()
+
+    def _flush(self) -> None:
+        """Answers leave together: libzmq's thread is woken once for them."""
+        answers, self._answers = self._answers, []
+        for port, peer, message in answers:
+            if not peer.closed:
+                port.send(peer, message)
+
+    def _take(self, port: RouterPort, is_logs: bool, peer: Peer, message: bytes | None) -> None:
+        if peer.state is None:
+            peer.state = Session()
+        session: Session = peer.state
+        request_id = 0
+        try:
+            header, body = _parts(message)
+            request_id = _request_id(header)
+            if session.awaited and session.take_body(request_id, body):
+                return
+            if session.unanswered >= MAX_REQUESTS_OF_PEER:
+                raise LimitExceeded(
+                    f"{MAX_REQUESTS_OF_PEER} requests of this connection are unanswered",
+                    "wait for answers",
+                    status=429,
+                    code="busy",
+                    retry_after_s=1,
+                )
+            session.unanswered += 1
+            try:
+                status, data = self._answer(port, is_logs, peer, header, body, request_id)
+            finally:
+                session.unanswered -= 1
+        except Exception as exc:
+            status, data = refusal(exc, peer.address)
+        self._answers.append((port, peer, b'{"id":%d,"status":%d}\n' % (request_id, status) + http_io.dumps(data)))
+
+    def _answer(
+        self, port: RouterPort, is_logs: bool, peer: Peer, header: dict[str, Any], body: bytes, request_id: int
+    ) -> Answer:
+        session: Session = peer.state
+        if "secret" in header:
+            secret = header["secret"]
+            if not isinstance(secret, str) or not 0 < len(secret) <= MAX_SECRET_CHARS:
+                raise UsageError("secret: expected text", 'send {"secret": "…"} with the connection\'s first request')
+            session.secret_sha256 = protocol.secret_sha256(secret)
+        method, path = header.get("method"), header.get("path")
+        if not isinstance(method, str) or not isinstance(path, str):
+            raise UsageError("method and path are missing", 'e.g. {"id": 1, "method": "POST", "path": "/api/…"}')
+        found = self._routes.find(method, path)
+        if (found.route.path == LOGS) != is_logs:
+            raise NotFound(
+                "log bytes have a port of their own" if not is_logs else "this port takes log bytes only",
+                f"send it to port {self._port_base + (0 if is_logs else 1)}",
+            )
+        call = ZmqCall(found.query, self._rules, port, peer, request_id, body, header.get("body_bytes"))
+        return found.answer(call)
+
+
+def _parts(message: bytes | None) -> tuple[dict[str, Any], bytes]:
+    """(header, body): the header is one line of JSON, the body all that follows it."""
+    if message is None:
+        raise UsageError("more than one frame", "send header and body as one frame", code="bad_frames")
+    head, _, body = message.partition(b"\n")
+    if len(head) > MAX_HEADER_BYTES:
+        raise LimitExceeded(
+            f"the header is larger than {MAX_HEADER_BYTES} bytes", "shorten it", status=413, code="header_too_large"
+        )
+    try:
+        header = from_json(head, allow_inf_nan=False)
+    except ValueError as exc:
+        raise UsageError(f"the header is not JSON: {exc}", "send one line of JSON in UTF-8", code="bad_json") from exc
+    return http_io.as_object(header), body
+
+
+def _request_id(header: dict[str, Any]) -> int:
+    number = header.get("id")
+    if not isinstance(number, int) or isinstance(number, bool) or not 0 < number < 2**53:
+        raise UsageError("id: expected a whole number above 0", 'e.g. {"id": 1, "method": "GET", "path": "/api/…"}')
+    return number
+
+
+def reachable_from(host: str, peer: str) -> bool:
+    """A channel that listens on loopback is nothing for other machines."""
+    return not _is_loopback(host) or _is_loopback(peer)
+
+
+def _is_loopback(address: str) -> bool:
+    with contextlib.suppress(ValueError):
+        found = ipaddress.ip_address(address)
+        mapped = getattr(found, "ipv4_mapped", None)
+        return bool((mapped or found).is_loopback)
+    return address == "localhost"

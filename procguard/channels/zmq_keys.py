@@ -1,0 +1,95 @@
+"""Who may open a zmq connection: the CURVE keys of agents that have shown that they know the fleet's key.
+
+Owns the manager's own key pair, made anew in each run, and the admitted keys, in memory. An agent learns our key and
+tells us its own in the hello over HTTP, both under an HMAC with the key that it was given at deploy (or at its
+registration): who stands in between can put no key of his own in their place. Admission lets an agent speak; what it
+may say its secret decides, as over HTTP.
+"""
+
+from __future__ import annotations
+
+import binascii
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+from zmq.utils import z85
+
+KEYS_PER_AGENT = 8  # one of each agent process: the newest, and those that may still be ending
+KEY_BYTES = 32
+ZAP_ADDRESS = "inproc://zeromq.zap.01"  # where libzmq asks (RFC 27)
+ZAP_DOMAIN = b"procguard"
+
+
+class Admissions:
+    def __init__(self) -> None:
+        public, secret = zmq.curve_keypair()
+        self.public_key: bytes = z85.decode(public)
+        self.secret_key: bytes = z85.decode(secret)
+        self._agent_of: dict[bytes, str] = {}
+        self._keys_of: dict[str, deque[bytes]] = {}
+
+    def admit(self, agent_id: str, key: bytes) -> None:
+        if self._agent_of.get(key) == agent_id:
+            return
+        self._forget(key)
+        keys = self._keys_of.setdefault(agent_id, deque())
+        keys.append(key)
+        self._agent_of[key] = agent_id
+        while len(keys) > KEYS_PER_AGENT:
+            self._agent_of.pop(keys.popleft(), None)
+
+    def revoke(self, agent_id: str) -> None:
+        """Its secret has ended: whoever has its keys is not let in again."""
+        for key in self._keys_of.pop(agent_id, ()):
+            self._agent_of.pop(key, None)
+
+    def _forget(self, key: bytes) -> None:
+        before = self._agent_of.pop(key, None)
+        if before is not None:
+            self._keys_of[before].remove(key)
+
+    def agent_of(self, key: bytes) -> str | None:
+        return self._agent_of.get(key)
+
+
+def key_from_hex(text: str) -> bytes | None:
+    """A CURVE key as it is written in JSON; None for what is none."""
+    try:
+        key = binascii.unhexlify(text)
+    except (ValueError, UnicodeEncodeError):
+        return None
+    return key if len(key) == KEY_BYTES and any(key) else None
+
+
+class Doorkeeper:
+    """Answers libzmq's question for each new connection (ZAP): may this key come in, and has its agent not too many
+    already? `refused` counts the others."""
+
+    def __init__(self, context: Any, admissions: Admissions, has_room_for: Callable[[str], bool]) -> None:
+        self._admissions = admissions
+        self._has_room_for = has_room_for
+        self.refused = 0
+        self.socket = context.socket(zmq.REP)
+        self.socket.linger = 0
+        self.socket.bind(ZAP_ADDRESS)
+
+    def answer_all(self) -> None:
+        """Whatever has been asked meanwhile. Never blocks."""
+        while self.socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            question = self.socket.recv_multipart(zmq.NOBLOCK)
+            self.socket.send_multipart(self._answer(question), zmq.NOBLOCK)
+
+    def _answer(self, question: list[bytes]) -> list[bytes]:
+        version, request_id = question[0], question[1] if len(question) > 1 else b""
+        agent_id = None
+        if len(question) == 7 and question[2] == ZAP_DOMAIN and question[5] == b"CURVE":
+            agent_id = self._admissions.agent_of(question[6])
+        if agent_id is None or not self._has_room_for(agent_id):
+            self.refused += 1
+            return [version, request_id, b"400", b"not admitted", b"", b""]
+        return [version, request_id, b"200", b"OK", agent_id.encode(), b""]
+
+    def close(self) -> None:
+        self.socket.close(0)

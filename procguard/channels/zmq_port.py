@@ -1,0 +1,233 @@
+"""One ROUTER socket with CURVE on the event loop: frames in and out, and which connections have closed.
+
+Owns the socket, its monitor and how both are watched without a thread of Python's (docs/decisions/0013): libzmq's own
+thread reads, decrypts and puts together; the loop is woken once for all that has come. Knows nothing of what frames
+mean. A connection is known by the routing id that the socket gave it; one of the peer's own choice is refused, because
+it could be another's.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import struct
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+import zmq
+import zmq.backend
+
+from procguard.channels.zmq_keys import ZAP_DOMAIN, Admissions
+from procguard.errors import ProcGuardError
+
+log = logging.getLogger(__name__)
+
+MESSAGES_AT_ONCE = 200  # taken from the socket before other greenlets have their turn
+MESSAGES_PER_PEER = 8  # libzmq reads no further from a connection while so many of its messages wait
+ANSWERS_PER_PEER = 64  # that it has not read; further ones are dropped
+ENVELOPE_BYTES = 256  # what CURVE adds to a frame
+HANDSHAKE_MS = 5_000
+KEEPALIVE_S, DEAD_AFTER_MS = 10, 30_000  # a peer that vanished without a word is noticed by the kernel
+BACKLOG = 1024
+LOOK_EVERY_S = 0.25  # at the sockets, also without a signal: theirs is edge-triggered
+_MONITOR_EVENT = struct.Struct("=hi")
+
+# pyzmq's own layer, without what it wraps around for features that are not used here: a third of the time.
+_Socket: Any = zmq.backend.Socket
+_recv, _send, _get = _Socket.recv, _Socket.send, _Socket.get
+_NOW, _NOW_AND_MORE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE)
+_EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
+
+
+class Peer:
+    """One connection. `user_id`: which agent's key opened it; `state` is its user's own."""
+
+    __slots__ = ("address", "closed", "descriptor", "routing_id", "state", "user_id")
+
+    def __init__(self, routing_id: bytes, descriptor: int, user_id: str, address: str) -> None:
+        self.routing_id = routing_id
+        self.descriptor = descriptor
+        self.user_id = user_id
+        self.address = address
+        self.closed = False
+        self.state: Any = None
+
+
+class RouterPort:
+    """`on_message(peer, message)` (None: it had more than one frame) and `on_closed(peer)` are called in the hub: they
+    must not wait. `want()`: whether more messages may be taken now; who says no calls `look` when that has changed."""
+
+    def __init__(
+        self,
+        context: Any,
+        admissions: Admissions,
+        *,
+        max_frame_bytes: int,
+        on_message: Callable[[Peer, bytes | None], None],
+        on_closed: Callable[[Peer], None],
+        want: Callable[[], bool],
+    ) -> None:
+        self._on_message, self._on_closed, self._want = on_message, on_closed, want
+        self._peers: dict[bytes, Peer] = {}
+        self._by_descriptor: dict[int, Peer] = {}
+        self._by_user: Counter[str] = Counter()
+        self._watchers: list[Any] = []
+        self._looking = False
+        self.dropped = 0  # answers to connections that do not read
+        self._socket = context.socket(zmq.ROUTER)
+        for option, value in (
+            (zmq.LINGER, 0),
+            (zmq.ROUTER_MANDATORY, 1),
+            (zmq.MAXMSGSIZE, max_frame_bytes + ENVELOPE_BYTES),
+            (zmq.RCVHWM, MESSAGES_PER_PEER),
+            (zmq.SNDHWM, ANSWERS_PER_PEER),
+            (zmq.BACKLOG, BACKLOG),
+            (zmq.HANDSHAKE_IVL, HANDSHAKE_MS),
+            (zmq.TCP_KEEPALIVE, 1),
+            (zmq.TCP_KEEPALIVE_IDLE, KEEPALIVE_S),
+            (zmq.TCP_KEEPALIVE_INTVL, KEEPALIVE_S),
+            (zmq.TCP_MAXRT, DEAD_AFTER_MS),
+            (zmq.CURVE_SERVER, 1),
+            (zmq.CURVE_SECRETKEY, admissions.secret_key),
+            (zmq.ZAP_DOMAIN, ZAP_DOMAIN),
+        ):
+            self._socket.setsockopt(option, value)
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+
+    def bind(self, host: str, port: int) -> None:
+        """Raises ProcGuardError in one clear line when the port can't be had."""
+        shown = f"[{host}]" if ":" in host else host
+        self._socket.ipv6 = ":" in host
+        try:
+            self._socket.bind(f"tcp://{'*' if host in ('0.0.0.0', '') else shown}:{port}")
+        except zmq.ZMQError as exc:
+            raise _cannot_listen(host, port, exc) from exc
+
+    def start(self) -> None:
+        loop = gevent.get_hub().loop
+        for watched, look in ((self._socket, self.look), (self._monitor, self._look_at_monitor)):
+            watcher = loop.io(watched.getsockopt(zmq.FD), 1)
+            watcher.start(look)
+            timer = loop.timer(LOOK_EVERY_S, LOOK_EVERY_S)
+            timer.start(look)
+            self._watchers += [watcher, timer]
+            look()
+
+    def close(self) -> None:
+        for watcher in self._watchers:
+            watcher.stop()
+            watcher.close()
+        self._watchers = []
+        self._socket.disable_monitor()
+        self._monitor.close(0)
+        self._socket.close(200)  # answers on their way leave within this many ms
+
+    def __len__(self) -> int:
+        return len(self._peers)
+
+    def count_of(self, user_id: str) -> int:
+        """Connections that were opened with this agent's key and have said something."""
+        return self._by_user.get(user_id, 0)
+
+    # ------------------------------------------------------------------------------------------------ receiving
+
+    def look(self) -> None:
+        """Take in what has come: never waits. Also after each answer, for sending may swallow the socket's signal."""
+        if self._looking or not self._watchers:
+            return
+        self._looking = True
+        try:
+            if not _get(self._socket, _EVENTS) & _POLLIN:
+                return
+            for _ in range(MESSAGES_AT_ONCE):
+                if not self._want():
+                    return
+                self._receive()
+            gevent.get_hub().loop.run_callback(self.look)  # the others first
+        except zmq.Again:
+            pass  # that was all
+        except zmq.ZMQError as exc:
+            log.warning("zmq port failed error=%s", exc)
+        finally:
+            self._looking = False
+
+    def _receive(self) -> None:
+        routing_id = _recv(self._socket, _NOW)
+        frame = first = _recv(self._socket, _NOW, False)
+        message: bytes | None = first.bytes
+        while frame.more:  # a request is one frame: what has several is read away
+            frame, message = _recv(self._socket, _NOW, False), None
+        if routing_id[:1] != b"\0":
+            return  # it is of the peer's choice
+        peer = self._peers.get(routing_id) or self._new_peer(routing_id, first)
+        self._on_message(peer, message)
+
+    def _new_peer(self, routing_id: bytes, frame: Any) -> Peer:
+        self._look_at_monitor()  # its descriptor may have been another's until a moment ago
+        peer = Peer(routing_id, int(frame.get(zmq.SRCFD)), str(frame.get("User-Id")), str(frame.get("Peer-Address")))
+        self._peers[routing_id] = peer
+        self._by_user[peer.user_id] += 1
+        earlier = self._by_descriptor.get(peer.descriptor)
+        if earlier is not None:
+            self.forget(earlier)
+        self._by_descriptor[peer.descriptor] = peer
+        return peer
+
+    def _look_at_monitor(self) -> None:
+        while _get(self._monitor, _EVENTS) & _POLLIN:
+            event, *_ = self._monitor.recv_multipart(zmq.NOBLOCK)
+            _, descriptor = _MONITOR_EVENT.unpack(event)
+            peer = self._by_descriptor.get(descriptor)
+            if peer is not None:
+                self.forget(peer)
+
+    def forget(self, peer: Peer) -> None:
+        """Its connection is closed, or as good as."""
+        if self._peers.pop(peer.routing_id, None) is None:
+            return
+        if self._by_descriptor.get(peer.descriptor) is peer:
+            del self._by_descriptor[peer.descriptor]
+        self._by_user[peer.user_id] -= 1
+        if not self._by_user[peer.user_id]:
+            del self._by_user[peer.user_id]
+        peer.closed = True
+        self._on_closed(peer)
+
+    # -------------------------------------------------------------------------------------------------- sending
+
+    def send(self, peer: Peer, message: bytes) -> None:
+        """Never waits: what a peer does not read is dropped, its request has to time out."""
+        try:
+            _send(self._socket, peer.routing_id, _NOW_AND_MORE)
+            _send(self._socket, message, _NOW)
+        except zmq.Again:
+            self.dropped += 1
+        except zmq.ZMQError as exc:
+            if exc.errno == errno.EHOSTUNREACH:
+                self.forget(peer)
+            elif exc.errno not in (zmq.ENOTSOCK, zmq.ETERM):  # closed: the manager ends
+                raise
+
+
+def _cannot_listen(host: str, port: int, exc: Any) -> ProcGuardError:
+    key = "communication.adapter_config"
+    if exc.errno == errno.EADDRINUSE:
+        return ProcGuardError(
+            f"{key}.port_base: port {port} on {host} is taken by another program",
+            f"see which: ss -ltnp 'sport = :{port}'; or use others: --set {key}.port_base=N",
+            code="port_taken",
+        )
+    if exc.errno == errno.EACCES:
+        return ProcGuardError(
+            f"{key}.port_base: port {port} needs rights this user does not have", "use ports above 1023"
+        )
+    if exc.errno in (errno.EADDRNOTAVAIL, errno.ENODEV):
+        return ProcGuardError(
+            f"{key}.host: {host} is not an address of this machine", "use 0.0.0.0, or one shown by: ip addr"
+        )
+    return ProcGuardError(
+        f"{key}: cannot listen on {host}:{port} ({os.strerror(exc.errno or 0)})", "see docs/configuration.md"
+    )

@@ -1,0 +1,179 @@
+"""The operator's tasks about who may do what: tokens, agents and their secrets, launchers that wait, the audit.
+
+Registered by cli.py, which says what all tasks have in common.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from datetime import datetime, timezone
+from typing import Any
+
+from invoke import Collection, Context
+
+from procguard import client
+from procguard.cli_task import operator_task
+from procguard.errors import UsageError
+from procguard.fleet.tokens import AGENT_SCOPE, SCOPES, SCOPES_SHOWN
+
+_UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 7 * 86_400.0}
+_AGENT_HELP = {"agent": "its id, as `invoke agents` shows it; of a launcher its worker's id does"}
+_FINGERPRINT = {"fingerprint": "which of several that wait under one id, as both sides show it"}
+
+# ---------------------------------------------------------------------------------------------------- agents
+
+
+@operator_task(
+    name="list",
+    default=True,
+    help={"skew": "only those of another release than the manager's", "json_": "as JSON"},
+)
+def agents_list(_context: Context, skew: bool = False, json_: bool = False) -> None:
+    """All agents with their releases, and launchers that wait for approval. Example: invoke agents --skew
+
+    An agent of another release than the manager's works on; `invoke upgrade` brings it the manager's. Who waits is let
+    in by invoke approve worker1.
+    """
+    from procguard import tables
+
+    answer = client.from_environment().agents()
+    releases = [str(one) for one in answer.get("releases") or ()]
+    views = [{**view, "skew": tables.skew(view, releases)} for view in answer["agents"]]
+    if skew:
+        views = [view for view in views if view["skew"] == "other"]
+    if json_:
+        print(json.dumps(views, indent=2))
+        return
+    _print(tables.agents(views, datetime.now(timezone.utc)))
+    _print(tables.releases(answer["agents"], releases, str(answer.get("version") or "")))
+
+
+@operator_task(("agent",), help={**_AGENT_HELP, **_FINGERPRINT})
+def approve(_context: Context, agent: str, fingerprint: str = "") -> None:
+    """Let a hand-started launcher in; compare its fingerprint first. Example: invoke approve launcher:worker1"""
+    client.from_environment().decide(_launcher_id(agent), "approve", fingerprint)
+    print(f"{_launcher_id(agent)}: approved")
+
+
+@operator_task(("agent",), help={**_AGENT_HELP, **_FINGERPRINT})
+def deny(_context: Context, agent: str, fingerprint: str = "") -> None:
+    """Send a hand-started launcher away. Example: invoke deny launcher:worker1"""
+    client.from_environment().decide(_launcher_id(agent), "deny", fingerprint)
+    print(f"{_launcher_id(agent)}: denied")
+
+
+@operator_task(("agent",), name="revoke", help={"agent": "its id, as `invoke agents` shows it"})
+def agents_revoke(_context: Context, agent: str) -> None:
+    """End an agent's secret, for one that was stolen; its workers run on. Example: invoke agents.revoke gpu01
+
+    A deployment (invoke deploy --limit gpu01) gives it another one; a launcher makes its own and waits for approval.
+    """
+    client.from_environment().revoke_agent(agent)
+    launcher = agent.startswith("launcher:")
+    then = f"invoke approve {agent}" if launcher else f"invoke deploy --hosts … --limit {agent}"
+    print(f"{agent}: its secret is good for nothing any more; its workers run on. A new one: {then}")
+
+
+def _launcher_id(text: str) -> str:
+    """Launchers may be named by their worker alone."""
+    return text if ":" in text else f"launcher:{text}"
+
+
+def agents() -> Collection:
+    return Collection(agents_list, approve, deny, agents_revoke)
+
+
+# ---------------------------------------------------------------------------------------------------- tokens
+
+
+@operator_task(name="list", default=True, help={"json_": "as JSON"})
+def token_list(_context: Context, json_: bool = False) -> None:
+    """Tokens by id, scope, name, end and last use; never the tokens themselves. Example: invoke token"""
+    from procguard import tables
+
+    views = client.from_environment().tokens()
+    print(json.dumps(views, indent=2)) if json_ else _print(tables.tokens(views, datetime.now(timezone.utc)))
+
+
+@operator_task(
+    name="create",
+    help={
+        "name": "what it is for, e.g. laptop",
+        "scope": "operator (may do all), viewer (may look), enroll (start_worker.sh --token), metrics, agent:ID",
+        "expires": "when it ends: 30d, 12h (default: never)",
+        "uses": "how many launchers an enroll token lets in (default: any number)",
+    },
+)
+def token_create(_context: Context, name: str = "", scope: str = "operator", expires: str = "", uses: int = 0) -> None:
+    """Make a token; it is shown once. Example: invoke token.create --scope viewer --name wall-screen --expires 30d"""
+    if scope not in SCOPES and not scope.startswith(AGENT_SCOPE):
+        raise UsageError(f"--scope {scope} is not known", f"one of: {SCOPES_SHOWN}")
+    life_s = seconds_of(expires) if expires else None
+    answer = client.from_environment().create_token(scope, name or os.environ.get("USER", "operator"), life_s, uses)
+    print(answer["token"])
+    until = f", until {answer['expires_at']}" if answer.get("expires_at") else ""
+    print(f"shown once, {scope}{until}; use it as PROCGUARD_TOKEN or `Authorization: Bearer …`", file=sys.stderr)
+
+
+@operator_task(("token_id",), name="revoke", help={"token_id": "as `invoke token` shows it"})
+def token_revoke(_context: Context, token_id: str) -> None:
+    """End a token. Example: invoke token.revoke t-3f2a"""
+    client.from_environment().revoke_token(token_id)
+    print(f"{token_id}: revoked")
+
+
+def tokens() -> Collection:
+    return Collection(token_list, token_create, token_revoke)
+
+
+def seconds_of(text: str) -> float:
+    """ "30d" or "12h" in seconds. Raises UsageError."""
+    match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)([smhdw])", text.strip())
+    if match is None or not float(match[1]):
+        raise UsageError(f"--expires {text}: not a time", "write it like 30d, 12h or 45m")
+    return float(match[1]) * _UNITS_S[match[2]]
+
+
+# ---------------------------------------------------------------------------------------------------- the audit
+
+
+@operator_task(
+    help={
+        "actor": "only what this one did, e.g. 'token laptop'",
+        "worker": "only of this worker",
+        "kind": "only of this kind: change, refused, login, logout",
+        "since": "only since then: 10m, 2h, or an ISO time",
+        "until": "only until then",
+        "text": "only with these words in it",
+        "limit": "how many of the newest",
+        "json_": "one JSON object a line",
+    }
+)
+def audit(
+    _context: Context,
+    actor: str = "",
+    worker: str = "",
+    kind: str = "",
+    since: str = "",
+    until: str = "",
+    text: str = "",
+    limit: int = 50,
+    json_: bool = False,
+) -> None:
+    """Who changed what, and from where, newest last; also log-ins and refusals. Example: invoke audit --since 2h"""
+    query = {"actor": actor, "worker": worker, "kind": kind, "since": since, "until": until, "q": text}
+    for one in client.from_environment().audit(**query, limit=limit):
+        if json_:
+            print(json.dumps(one, ensure_ascii=False))
+        else:
+            who = one["actor"] or "somebody"
+            print(f"{one['at']} {one['kind']:7} {one['status']} {who} from {one['address']}: {one['what']}")
+
+
+def _print(what: Any) -> None:
+    from procguard.deploy import show
+
+    show.console().print(what)

@@ -1,0 +1,358 @@
+"""The operator's tasks over the hosts of an inventory: deploy, upgrade, rollback, undeploy, trust, doctor, fetch."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from invoke import Context
+
+from procguard import client
+from procguard.cli_task import operator_task
+from procguard.errors import PartlyFailed, UsageError
+
+if TYPE_CHECKING:
+    from procguard.deploy.credentials import Credentials
+    from procguard.deploy.inventory import Host
+
+INVENTORY_HELP = {
+    "hosts": "the inventory, as Ansible reads it, e.g. inventory/prod.yaml",
+    "limit": "only these hosts or groups, as in Ansible: gpu*,!gpu03",
+}
+LOGIN_HELP = {
+    "ask_pass": "ask for the SSH password of the hosts (else keys, the inventory, PROCGUARD_SSH_PASSWORD_FILE)",
+    "ask_become_pass": "ask for the password that sudo on the hosts wants (else PROCGUARD_BECOME_PASSWORD_FILE)",
+}
+FLEET_HELP = {
+    **INVENTORY_HELP,
+    **LOGIN_HELP,
+    "forks": "how many hosts at once",
+    "serial": "in waves of so many hosts, as in Ansible: 4, 10%, or 1,10%,50%",
+    "max_fail": "end after a wave when more hosts than this failed: 3 or 10%",
+    "check": "say what would change, change nothing",
+    "diff": "show what changed in each worker (of env only the names) and in each folder of code",
+    "json_": "machine-readable result on stdout",
+}
+
+
+@operator_task(
+    help={
+        **FLEET_HELP,
+        "prune": "stop workers that are gone from the inventory",
+        "restart_changed": "restart workers whose command, directory or environment changed",
+        "sync_running": "bring code (procguard_sync) also into folders in which workers run",
+        "rotate_secrets": "give each agent another secret; its workers run on, the old secret is good for nothing",
+    }
+)
+def deploy(
+    _context: Context,
+    hosts: str = "",
+    limit: str = "",
+    forks: int = 32,
+    serial: str = "",
+    max_fail: str = "",
+    prune: bool = False,
+    restart_changed: bool = False,
+    check: bool = False,
+    diff: bool = False,
+    sync_running: bool = False,
+    rotate_secrets: bool = False,
+    json_: bool = False,
+    ask_pass: bool = False,
+    ask_become_pass: bool = False,
+) -> None:
+    """Put the agent and its workers onto every host of an inventory. Example: invoke deploy --hosts inventory/prod.yaml
+
+    Brings the project's code first (procguard_sync): what changed, and not where workers run (--sync-running).
+    Does nothing where all is as it should be. Running workers are never touched: a changed one is shown as "restart
+    pending" (--restart-changed applies it), one gone from the inventory runs on (--prune stops it). A release whose
+    agent does not start, or is not heard, is rolled back on that host.
+    """
+    from procguard.deploy.deployer import Options
+
+    options = Options(_plan(forks, serial, max_fail), prune, restart_changed, check, diff, sync_running, rotate_secrets)
+    _over_hosts("deploy", _chosen(hosts, limit, "deploy"), options, json_, ask_pass, ask_become_pass)
+
+
+@operator_task(help={**FLEET_HELP, "canary": "the host that goes first; default: the first of the inventory"})
+def upgrade(
+    _context: Context,
+    hosts: str = "",
+    limit: str = "",
+    canary: str = "",
+    forks: int = 32,
+    serial: str = "1,100%",
+    max_fail: str = "0",
+    check: bool = False,
+    diff: bool = False,
+    json_: bool = False,
+    ask_pass: bool = False,
+    ask_become_pass: bool = False,
+) -> None:
+    """Bring this release's agent to the hosts, one first. Example: invoke upgrade --hosts inventory/prod.yaml
+
+    A deploy that begins with one host, ends at the first failure and leaves the others as they are. An agent that does
+    not start or is not heard goes back to its release before. No worker's process changes.
+    """
+    from procguard.deploy.deployer import Options
+
+    chosen = _chosen(hosts, limit, "upgrade")
+    if canary:
+        first = [host for host in chosen if host.name == canary]
+        if not first:
+            raise UsageError(f"--canary {canary} is none of the hosts", f"e.g. --canary {chosen[0].name}")
+        chosen = first + [host for host in chosen if host.name != canary]
+    chosen = [replace(host, syncs=()) for host in chosen]  # the agents' release only, not the project's code
+    _over_hosts(
+        "deploy",
+        chosen,
+        Options(_plan(forks, serial, max_fail), check=check, diff=diff),
+        json_,
+        ask_pass,
+        ask_become_pass,
+    )
+
+
+@operator_task(help=FLEET_HELP)
+def rollback(
+    _context: Context,
+    hosts: str = "",
+    limit: str = "",
+    forks: int = 32,
+    serial: str = "",
+    max_fail: str = "",
+    check: bool = False,
+    diff: bool = False,
+    json_: bool = False,
+    ask_pass: bool = False,
+    ask_become_pass: bool = False,
+) -> None:
+    """Have agents go back to their release before; workers run on. Example: invoke rollback --hosts F --limit gpu01"""
+    from procguard.deploy.deployer import Options
+
+    _over_hosts(
+        "rollback",
+        _chosen(hosts, limit, "rollback"),
+        Options(_plan(forks, serial, max_fail), check=check, diff=diff),
+        json_,
+        ask_pass,
+        ask_become_pass,
+    )
+
+
+@operator_task(help=FLEET_HELP)
+def undeploy(
+    _context: Context,
+    hosts: str = "",
+    limit: str = "",
+    forks: int = 32,
+    serial: str = "",
+    max_fail: str = "",
+    check: bool = False,
+    diff: bool = False,
+    json_: bool = False,
+    ask_pass: bool = False,
+    ask_become_pass: bool = False,
+) -> None:
+    """Stop the workers of these hosts, remove the agent and leave nothing there. Example: invoke undeploy --hosts F"""
+    from procguard.deploy.deployer import Options
+
+    _over_hosts(
+        "undeploy",
+        _chosen(hosts, limit, "undeploy"),
+        Options(_plan(forks, serial, max_fail), check=check, diff=diff),
+        json_,
+        ask_pass,
+        ask_become_pass,
+    )
+
+
+@operator_task(
+    help={
+        **INVENTORY_HELP,
+        **LOGIN_HELP,
+        "yes": "add them without asking; compare the fingerprints with those of the hosts first",
+    }
+)
+def trust(
+    _context: Context,
+    hosts: str = "",
+    limit: str = "",
+    yes: bool = False,
+    ask_pass: bool = False,
+    ask_become_pass: bool = False,
+) -> None:
+    """Show the hosts' SSH keys and add the new ones to known_hosts. Example: invoke trust --hosts inventory/prod.yaml
+
+    Compare the fingerprints with what the hosts say themselves: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub. A key
+    that has changed is never added.
+    """
+    from procguard.deploy import show, trust
+
+    chosen = _chosen(hosts, limit, "trust")
+    credentials = _credentials(chosen, ask_pass, ask_become_pass)
+    out, bad = show.console(), 0
+    while True:  # a jump host comes before what lies behind it
+        keys = trust.scan([host.target for host in chosen], credentials)
+        bad = show.keys(out, keys)
+        new = [key for key in keys if key.status == "new"]
+        if not new:
+            break
+        if not yes and not _agreed(f"Add {len(new)} key(s) to known_hosts? [y/N] "):
+            raise UsageError("nothing was added", "compare the fingerprints, then: invoke trust … --yes")
+        named = {host.name: host.target for host in chosen}
+        for key in new:
+            out.print(f"added to {trust.add([key], named.get(key.host))}: {key.host} {key.fingerprint}", markup=False)
+    if bad:
+        raise PartlyFailed(f"{bad} of {len(chosen)} hosts showed no key that can be trusted", "the lines above say why")
+
+
+@operator_task(("host",), help={"host": "its name in the inventory", "hosts": INVENTORY_HELP["hosts"], **LOGIN_HELP})
+def doctor(
+    _context: Context, host: str, hosts: str = "", ask_pass: bool = False, ask_become_pass: bool = False
+) -> None:
+    """Find out why a host does not do as it should. Example: invoke doctor gpu01 --hosts inventory/prod.yaml
+
+    From its name to the manager hearing its agent, each step with its cause and what to do. Changes nothing.
+    """
+    from procguard.deploy import show
+    from procguard.deploy.connector import Connector
+    from procguard.deploy.doctor import Doctor
+
+    [patient] = _chosen(hosts, host, "doctor", one=True)
+    out, bad = show.console(), 0
+    connector = Connector(_credentials([patient], ask_pass, ask_become_pass))
+    for step in Doctor(client.from_environment(), connector).examine(patient):
+        show.step(out, step)
+        bad += step.verdict == "bad"
+    if bad:
+        raise PartlyFailed(f"{host}: {bad} step(s) failed", "the lines above say what to do")
+
+
+@operator_task(
+    ("pattern", "path"),
+    help={
+        "pattern": "which hosts, as in --limit: gpu*,!gpu03; or an inventory, for all of it",
+        "path": "a file, folder or pattern there: ~/project/out/*.csv, in quotes",
+        "hosts": INVENTORY_HELP["hosts"],
+        "to": "the folder here; each host has its own in it",
+        "max_size": "at most so much from each host: 500M, 2G",
+        "max_files": "at most so many files from each host",
+        "forks": FLEET_HELP["forks"],
+        "json_": FLEET_HELP["json_"],
+        **LOGIN_HELP,
+    },
+)
+def fetch(
+    _context: Context,
+    pattern: str,
+    path: str,
+    hosts: str = "",
+    to: str = "fetched",
+    max_size: str = "1G",
+    max_files: int = 10_000,
+    forks: int = 32,
+    json_: bool = False,
+    ask_pass: bool = False,
+    ask_become_pass: bool = False,
+) -> None:
+    """Collect files of many hosts. Example: invoke fetch 'gpu*' '~/project/out/*.csv' --hosts inventory/prod.yaml
+
+    Each file lands in ./fetched/HOST at the path that it has there. A path that is not absolute begins in the user's
+    home. Folders come with all below them, without links. Needs no manager.
+    """
+    from pathlib import Path
+
+    from procguard.deploy import show
+    from procguard.deploy.connector import Connector
+    from procguard.deploy.fetch import Fetcher, Wanted
+
+    if not hosts and os.path.exists(pattern):
+        hosts, pattern = pattern, ""
+    chosen = _chosen(hosts, pattern, f"fetch {pattern or 'HOSTS'} {path}")
+    wanted = Wanted(path, _bytes(max_size), max_files)
+    out = show.console(stderr=json_)
+    connector = Connector(_credentials(chosen, ask_pass, ask_become_pass))
+    with show.Progress(out, len(chosen)) as progress:
+        results = Fetcher(connector, progress, Path(to), _plan(forks, "", "").forks).fetch(chosen, wanted)
+    if json_:
+        print(show.as_json(results))
+    else:
+        show.fetched(out, results)
+    failure = show.failure(results)
+    if failure:
+        raise failure
+
+
+TASKS = (deploy, upgrade, rollback, undeploy, trust, doctor, fetch)
+
+
+def _bytes(text: str) -> int:
+    found = re.fullmatch(r"(\d+)\s*([KMGT]?)(i?B)?", text.strip(), re.IGNORECASE)
+    if found is None or int(found[1]) == 0:
+        raise UsageError(f"--max-size {text}: expected a size", "e.g. --max-size 500M or --max-size 2G")
+    return int(found[1]) << {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}[found[2].upper()]
+
+
+def _chosen(path: str, limit: str, action: str, one: bool = False) -> list[Host]:
+    from procguard.deploy import inventory
+
+    if not path:
+        raise UsageError("no inventory was named", f"invoke {action} --hosts inventory/prod.yaml")
+    found = inventory.load(path)
+    if one and limit not in found.hosts:
+        raise UsageError(f"{path} has no host {limit}", f"hosts: {', '.join(list(found.hosts)[:8])}")
+    return [found.hosts[limit]] if one else found.select(limit)
+
+
+def _plan(forks: int, serial: str, max_fail: str) -> Any:
+    from procguard.deploy.rollout import Plan
+
+    if forks < 1:
+        raise UsageError(f"--forks {forks}: at least one host at once", "leave it out for 32")
+    return Plan(forks, serial, max_fail)
+
+
+def _credentials(
+    hosts: list[Host], ask_pass: bool, ask_become_pass: bool, ask: Callable[[str], str] | None = None
+) -> Credentials:
+    """Passwords are asked for now, before anything begins; passphrases when a key turns out to need one."""
+    from procguard.deploy.credentials import Credentials, ask_on_terminal
+
+    return Credentials(
+        {host.name: host.secrets for host in hosts},
+        password=ask_on_terminal("SSH password: ") if ask_pass else "",
+        become_password=ask_on_terminal("sudo password: ") if ask_become_pass else "",
+        ask=(ask or ask_on_terminal) if sys.stdin.isatty() else None,
+    )
+
+
+def _over_hosts(
+    action: str, hosts: list[Host], options: Any, as_json: bool, ask_pass: bool, ask_become_pass: bool
+) -> None:
+    from procguard.deploy import show
+    from procguard.deploy.connector import Connector
+    from procguard.deploy.deployer import Deployer
+
+    out = show.console(stderr=as_json)
+    for warning in dict.fromkeys(warning for host in hosts for warning in host.warnings):
+        out.print(f"note: {warning}", style="yellow", markup=False)
+    progress = show.Progress(out, len(hosts))
+    connector = Connector(_credentials(hosts, ask_pass, ask_become_pass, progress.ask))
+    with progress:
+        results = getattr(Deployer(client.from_environment(), connector, progress, options), action)(hosts)
+    if as_json:
+        print(show.as_json(results))
+    else:
+        show.recap(out, results, options.diff)
+    failure = show.failure(results)
+    if failure:
+        raise failure
+
+
+def _agreed(question: str) -> bool:
+    return sys.stdin.isatty() and input(question).strip().lower() in ("y", "yes")

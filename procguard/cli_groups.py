@@ -1,0 +1,26 @@
+"""The operator's task about groups."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timezone
+
+from invoke import Context
+
+from procguard import client
+from procguard.cli_task import operator_task
+
+
+@operator_task(help={"json_": "as JSON, with every member"})
+def groups(_context: Context, json_: bool = False) -> None:
+    """Groups: members, phase, epoch, attempts, last incident. Example: invoke groups"""
+    from procguard import tables_groups
+    from procguard.deploy import show
+
+    views = client.from_environment().groups()
+    if json_:
+        print(json.dumps(views, indent=2))
+    elif not views:
+        print("no groups: a worker names its own with `group: NAME` (docs/groups.md)")
+    else:
+        show.console().print(tables_groups.groups(views, datetime.now(timezone.utc)))

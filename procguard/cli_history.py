@@ -1,0 +1,210 @@
+"""The operator's tasks about what happened: events, explain, notify.
+
+Registered by cli.py, which says what all tasks have in common.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from datetime import datetime
+from typing import Any
+
+from invoke import Context
+
+from procguard import client, words
+from procguard.cli_task import operator_task
+from procguard.errors import PartlyFailed, UsageError
+
+EVENTS_SHOWN = 50
+MOST_EVENTS_SHOWN = 10_000
+
+
+@operator_task(
+    help={
+        "worker": "only of this worker; several: a,b",
+        "host": "only of this host",
+        "kind": "only of this kind, e.g. worker_state,worker_failed",
+        "cause": "only with this cause, e.g. oom",
+        "actor": "only what this one did or asked for",
+        "since": "only since then: 10m, 2h, or an ISO time",
+        "until": "only until then",
+        "text": "only with these words in it",
+        "limit": "how many of the newest (0: 50, or all within --since)",
+        "follow": "go on as they come, until Ctrl-C",
+        "json_": "one JSON object a line; all that is kept on disk, unless --limit says how many",
+    }
+)
+def events(
+    _context: Context,
+    worker: str = "",
+    host: str = "",
+    kind: str = "",
+    cause: str = "",
+    actor: str = "",
+    since: str = "",
+    until: str = "",
+    text: str = "",
+    limit: int = 0,
+    follow: bool = False,
+    json_: bool = False,
+) -> None:
+    """What happened, newest last, each with its reason. Example: invoke events --since 2h --kind worker_failed"""
+    from procguard import tables
+
+    manager, after = client.from_environment(), 0
+    query: dict[str, Any] = {"worker": worker, "host": host, "kind": kind, "cause": cause, "actor": actor, "q": text}
+    query |= {"since": since, "until": until}
+    if json_ and not limit and not follow:
+        for piece in manager.export_events(**query):
+            sys.stdout.buffer.write(piece)
+        sys.stdout.buffer.flush()
+        return
+    limit = limit or (MOST_EVENTS_SHOWN if since else EVENTS_SHOWN)
+    while True:
+        for event in manager.events(**query, limit=limit, after=after or None):
+            after = max(after, int(event["seq"]))
+            if json_:
+                print(json.dumps(event, ensure_ascii=False), flush=True)
+            else:
+                _print(tables.event_line(event))
+        if not follow:
+            return
+        time.sleep(0.5)
+
+
+@operator_task(
+    ("pattern",),
+    help={
+        "pattern": "a regular expression, as Python's re reads it",
+        "select": "only these workers: id, glob, or group=trainers,state=running",
+        "text": "the pattern is a text, as it stands",
+        "ignore_case": "upper and lower case are the same",
+        "since": "only lines since then: 10m, 2h, or an ISO time",
+        "until": "only lines until then",
+        "stream": "out or err (where stderr is kept apart)",
+        "limit": "how many of the newest lines",
+        "timeout": "how many seconds each host may look",
+        "json_": "one JSON object a line",
+    },
+)
+def search(
+    _context: Context,
+    pattern: str,
+    select: str = "*",
+    text: bool = False,
+    ignore_case: bool = False,
+    since: str = "",
+    until: str = "",
+    stream: str = "",
+    limit: int = 500,
+    timeout: int = 10,
+    json_: bool = False,
+) -> None:
+    """Search the logs on all hosts at once, newest last. Example: invoke search 'CUDA error' --select group=trainers
+
+    Each host's agent looks through the logs that lie there; hosts that could not answer are named (exit code 2).
+    """
+    query = {"text" if text else "regex": pattern, "select": select, "ignore_case": 1 if ignore_case else None}
+    query |= {"since": since, "until": until, "stream": stream, "limit": limit, "timeout": timeout}
+    lines: list[dict[str, Any]] = []
+    silent: list[dict[str, Any]] = []
+    totals: dict[str, Any] = {}
+    for said in client.from_environment().search_logs(**query):
+        if said["t"] == "host":
+            lines += said["lines"]
+            silent += [said] if said["status"] != "done" else []
+        elif said["t"] == "end":
+            totals = said
+    newest = sorted(lines, key=lambda line: float(line["at"]))[-limit:]
+    for line in newest:
+        if json_:
+            print(json.dumps(line, ensure_ascii=False))
+        else:
+            moment = datetime.fromtimestamp(line["at"]).astimezone().strftime("%m-%d %H:%M:%S") if line["at"] else "?"
+            print(f"{moment} {line['worker_id']}: {_printable(line['text'])}")
+    if not totals:
+        raise PartlyFailed("the manager ended the search before all hosts had answered", "ask again")
+    print(
+        f"{len(newest)} of {totals['found']} matching lines, {totals['hosts_answered']} of {totals['hosts_asked']} "
+        f"hosts, {totals['workers']} workers, {totals['bytes'] / 1e6:,.0f} MB in {totals['elapsed_s']:.1f} s",
+        file=sys.stderr,
+    )
+    if silent:
+        for part in silent:
+            print(f"{part['host']}: {part['status'].replace('_', ' ')}: {part['reason']}", file=sys.stderr)
+        raise PartlyFailed(f"{len(silent)} of {totals['hosts_asked']} hosts did not answer in full", "see above")
+
+
+def _printable(text: str) -> str:
+    """A line of a worker's output without what would steer this terminal."""
+    return "".join(one if one.isprintable() or one == "\t" else "\ufffd" for one in text)
+
+
+@operator_task(
+    ("worker",),
+    help={"worker": "the worker's id", "lang": "en or zh (default: LC_ALL, LC_MESSAGES, LANG)", "json_": "as JSON"},
+)
+def explain(_context: Context, worker: str, lang: str = "", json_: bool = False) -> None:
+    """Why a worker is in its state and what happened to it, in sentences. Example: invoke explain worker1 --lang zh"""
+    language = _language(lang)
+    said = client.from_environment().explain(worker, language)
+    if json_:
+        print(json.dumps(said, indent=2, ensure_ascii=False))
+        return
+    print(said["headline"])
+    for sentence in said["sentences"]:
+        print(f"  {sentence['text']}")
+    for step in said["next_steps"]:
+        print(f"→ {step}")
+    text = words.Words(language)
+    print("\n" + text.say("timeline" if said["timeline"] else "timeline_none"))
+    for moment in said["timeline"]:
+        print(f"  {_local_time(moment['at'])}  {moment['text']}")
+
+
+@operator_task(name="list", default=True, help={"json_": "as JSON"})
+def notify_list(_context: Context, json_: bool = False) -> None:
+    """Where alerts go and how that fares. Example: invoke notify"""
+    targets = client.from_environment().notifications()
+    if json_:
+        print(json.dumps(targets, indent=2, ensure_ascii=False))
+        return
+    for one in targets:
+        state = f"{one['sent']} sent, {one['queued']} waiting, {one['dropped']} dropped"
+        error = f"; last error: {one['last_error']}" if one["last_error"] else ""
+        print(f"{one['name']}: {one['type']}, {one['address']}: {state}{error}")
+    if not targets:
+        print("no notifications are configured: docs/notifications.md shows how", file=sys.stderr)
+
+
+@operator_task(name="test", help={"name": "one target's name, or all"})
+def notify_test(_context: Context, name: str = "all") -> None:
+    """Send a test message through the running manager and say what each target answered. Example: invoke notify.test
+
+    One target only: invoke notify.test --name oncall
+    """
+    results = client.from_environment().test_notifications("" if name == "all" else name)
+    for one in results:
+        print(f"{one['name']}: {'ok' if one['ok'] else 'failed'} ({one['answer']}, {one['took_s']:.1f} s)")
+    failed = [one for one in results if not one["ok"]]
+    if failed:
+        raise PartlyFailed(f"{len(failed)} of {len(results)} targets did not take the test message", "see above")
+
+
+def _language(wish: str) -> str:
+    if wish and wish.lower().split("-")[0].split("_")[0] not in words.LANGUAGES:
+        raise UsageError(f"--lang {wish}: not a language of ProcGuard's", f"one of: {', '.join(words.LANGUAGES)}")
+    return words.pick(wish, *(os.environ.get(name) for name in ("LC_ALL", "LC_MESSAGES", "LANG")))
+
+
+def _local_time(moment: str) -> str:
+    return datetime.fromisoformat(moment).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _print(what: Any) -> None:
+    from procguard.deploy import show
+
+    show.console().print(what)

@@ -1,0 +1,268 @@
+"""The operator's tasks that act: start, stop, restart, kill of one worker or of many, and the operations they become.
+
+Registered by cli.py, which says what all tasks have in common. One id in full is one command, accepted or refused at
+once. Anything else is a batch operation: its preview is shown, stop and kill of many are confirmed, its progress is
+followed, and its failures are told by cause. The rules are the manager's (fleet/operations.py).
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from datetime import datetime, timezone
+from typing import Any
+
+from invoke import Collection, Context
+
+from procguard import client
+from procguard.cli_task import operator_task
+from procguard.errors import NotFound, PartlyFailed, UsageError
+from procguard.fleet import selectors
+
+CONFIRM_ABOVE = 20  # stop or kill of more workers than this asks for the number
+LIVE = ("running", "cancelling", "halting")
+LOOK_EVERY_S = 0.3
+MAX_ITEMS_SHOWN = 40
+
+TARGET_HELP = {
+    "target": "a worker's id, a glob like 'train-*', or conditions: group=trainers,state=running,host!=gpu03",
+    "concurrency": "how many at once (0: as the manager thinks fit)",
+    "max_failures": "halt when more failed than this: 5, or 10%",
+    "reason": "why; kept with each command",
+    "yes": "ask nothing",
+    "no_wait": "begin and return",
+    "json_": "machine-readable result on stdout",
+}
+
+
+@operator_task(("target",), help=TARGET_HELP)
+def start(
+    _context: Context,
+    target: str,
+    concurrency: int = 0,
+    max_failures: str = "",
+    reason: str = "",
+    yes: bool = False,
+    no_wait: bool = False,
+    json_: bool = False,
+) -> None:
+    """Start workers. Example: invoke start worker1"""
+    _act("start", target, _options(concurrency, max_failures, reason), yes, no_wait, json_)
+
+
+@operator_task(("target",), help=TARGET_HELP)
+def stop(
+    _context: Context,
+    target: str,
+    concurrency: int = 0,
+    max_failures: str = "",
+    reason: str = "",
+    yes: bool = False,
+    no_wait: bool = False,
+    json_: bool = False,
+) -> None:
+    """Stop workers; they stay stopped. Example: invoke stop group=trainers,state=running"""
+    _act("stop", target, _options(concurrency, max_failures, reason), yes, no_wait, json_)
+
+
+@operator_task(("target",), help=TARGET_HELP)
+def restart(
+    _context: Context,
+    target: str,
+    concurrency: int = 0,
+    max_failures: str = "",
+    reason: str = "",
+    yes: bool = False,
+    no_wait: bool = False,
+    json_: bool = False,
+) -> None:
+    """Restart running workers, with their newest specification. Example: invoke restart 'train-*' --concurrency 4"""
+    _act("restart", target, _options(concurrency, max_failures, reason), yes, no_wait, json_)
+
+
+@operator_task(("target",), help=TARGET_HELP)
+def kill(
+    _context: Context,
+    target: str,
+    concurrency: int = 0,
+    max_failures: str = "",
+    reason: str = "",
+    yes: bool = False,
+    no_wait: bool = False,
+    json_: bool = False,
+) -> None:
+    """SIGKILL now; they stay stopped. Example: invoke kill worker1"""
+    _act("kill", target, _options(concurrency, max_failures, reason), yes, no_wait, json_)
+
+
+def _options(concurrency: int, max_failures: str, reason: str) -> dict[str, Any]:
+    if concurrency < 0:
+        raise UsageError(f"--concurrency {concurrency}: at least one at once", "leave it out for the manager's choice")
+    given = {"concurrency": concurrency or None, "max_failures": str(max_failures), "reason": reason}
+    return {name: value for name, value in given.items() if value}
+
+
+def _act(verb: str, target: str, options: dict[str, Any], yes: bool, no_wait: bool, as_json: bool) -> None:
+    manager = client.from_environment()
+    if selectors.is_one_id(target):
+        _one(manager, verb, target, options.get("reason", ""), as_json)
+        return
+    preview = manager.preview(verb, target)
+    if not preview["matching"]:
+        raise NotFound(f"no worker matches {target}", "list them: invoke status")
+    _say_preview(preview, as_json)
+    if not preview["acts"]:
+        print(json.dumps(preview, indent=2)) if as_json else print("nothing to do")
+        return
+    if verb in ("stop", "kill") and preview["acts"] > CONFIRM_ABOVE and not yes:
+        _confirm(verb, target, preview["acts"])
+    _follow(manager, manager.begin_operation({"token": preview["token"], **options}), no_wait, as_json)
+
+
+def _one(manager: client.ManagerClient, verb: str, worker_id: str, reason: str, as_json: bool) -> None:
+    try:
+        answer = manager.command(worker_id, verb, reason)
+    except NotFound as exc:
+        raise NotFound(f"no worker matches {worker_id}", "list them: invoke status", code=exc.code) from exc
+    print(json.dumps(answer, indent=2) if as_json else f"{worker_id}: {verb} accepted")
+
+
+def _confirm(verb: str, target: str, number: int) -> None:
+    """The number of workers, typed. Nobody to type it: nothing is done."""
+    if not sys.stdin.isatty():
+        raise UsageError(
+            f"{verb} of {number} workers is asked for first, and there is nobody to ask",
+            f"if it is meant: invoke {verb} {shlex.quote(target)} --yes",
+            code="not_confirmed",
+        )
+    given = input(f"{verb} {number} workers? Type {number} to go on: ").strip().replace(",", "").replace(" ", "")
+    if given != str(number):
+        raise UsageError("not confirmed; nothing was done", f"type {number} to go on", code="not_confirmed")
+
+
+def _follow(manager: client.ManagerClient, view: dict[str, Any], no_wait: bool, as_json: bool) -> None:
+    """Until it has ended: a line that moves, then what became of it. Raises PartlyFailed where not all went well."""
+    from procguard import tables_operations
+    from procguard.deploy import show
+
+    operation_id, out = view["operation_id"], show.console(stderr=as_json)
+    if no_wait:
+        look = f"{operation_id}: begun; look: invoke operations.show {operation_id}"
+        print(json.dumps(view, indent=2) if as_json else look)
+        return
+    status = out.status("") if out.is_terminal else None
+    try:
+        if status:
+            status.start()
+        while view["status"] in LIVE:
+            if status:
+                status.update(tables_operations.progress(view))
+            time.sleep(LOOK_EVERY_S)
+            view = manager.operation(operation_id, limit=1)
+    except KeyboardInterrupt:
+        if status:
+            status.stop()
+        print(f"{operation_id} goes on; to end it: invoke operations.cancel {operation_id}", file=sys.stderr)
+        raise
+    finally:
+        if status:
+            status.stop()
+    if as_json:
+        print(json.dumps(manager.operation(operation_id, limit=20_000), indent=2))
+    else:
+        out.print(tables_operations.summary(view))
+    _raise_unless_well(view)
+
+
+def _raise_unless_well(view: dict[str, Any]) -> None:
+    counts, operation_id = view["counts"], view["operation_id"]
+    bad = counts.get("failed", 0) + counts.get("expired", 0)
+    if bad or view["status"] != "done":
+        what = f"{bad} of {view['total']} failed" if bad else f"{view['status']} before its end"
+        raise PartlyFailed(
+            f"{operation_id} ({view['command']}): {what}",
+            f"see which: invoke operations.show {operation_id}; once more: invoke operations.retry {operation_id}",
+        )
+
+
+def _say_preview(preview: dict[str, Any], as_json: bool) -> None:
+    from procguard import tables_operations
+    from procguard.deploy import show
+
+    show.console(stderr=as_json).print(tables_operations.preview(preview))
+
+
+# ------------------------------------------------------------------------------------------------- operations
+
+ID_HELP = {"operation_id": "as `invoke operations` shows it, e.g. o-7f3a91bc"}
+
+
+@operator_task(name="list", default=True, help={"json_": "as JSON"})
+def operations_list(_context: Context, json_: bool = False) -> None:
+    """Batch operations, newest first: what, how far, with what result. Example: invoke operations"""
+    from procguard import tables_operations
+
+    views = client.from_environment().operations()
+    print(json.dumps(views, indent=2)) if json_ else _print(
+        tables_operations.listing(views, datetime.now(timezone.utc))
+    )
+
+
+@operator_task(
+    ("operation_id",),
+    name="show",
+    help={**ID_HELP, "result": "only these items, e.g. failed,expired", "json_": "as JSON, with every item"},
+)
+def operations_show(_context: Context, operation_id: str, result: str = "", json_: bool = False) -> None:
+    """One operation, its failures by cause, its workers. Example: invoke operations.show o-7f3a91bc --result failed"""
+    from procguard import tables_operations
+
+    limit = 20_000 if json_ else MAX_ITEMS_SHOWN
+    view = client.from_environment().operation(operation_id, result=result, limit=limit)
+    if json_:
+        print(json.dumps(view, indent=2))
+        return
+    _print(tables_operations.summary(view))
+    _print(tables_operations.items(view["items"]))
+    if view["items_total"] > limit:
+        print(f"… and {view['items_total'] - limit} more; all: invoke operations.show {operation_id} --json")
+
+
+@operator_task(("operation_id",), name="cancel", help=ID_HELP)
+def operations_cancel(_context: Context, operation_id: str) -> None:
+    """Begin no more of it; what has begun goes its way. Example: invoke operations.cancel o-7f3a91bc"""
+    view = client.from_environment().cancel_operation(operation_id)
+    print(f"{operation_id}: {view['status']}; {view['counts'].get('cancelled', 0)} of {view['total']} not begun")
+
+
+@operator_task(
+    ("operation_id",),
+    name="retry",
+    help={
+        **ID_HELP,
+        "rest": "also what was never begun",
+        "no_wait": "begin and return",
+        "json_": "machine-readable result on stdout",
+    },
+)
+def operations_retry(
+    _context: Context, operation_id: str, rest: bool = False, no_wait: bool = False, json_: bool = False
+) -> None:
+    """The failed ones once more, as an operation of its own. Example: invoke operations.retry o-7f3a91bc"""
+    manager = client.from_environment()
+    _follow(manager, manager.retry_operation(operation_id, rest), no_wait, json_)
+
+
+def _print(what: Any) -> None:
+    from procguard.deploy import show
+
+    show.console().print(what)
+
+
+TASKS = (start, stop, restart, kill)
+
+
+def collection() -> Collection:
+    return Collection(operations_list, operations_show, operations_cancel, operations_retry)

@@ -1,0 +1,32 @@
+"""Kinds of value that several sections of the configuration have."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from pydantic import ConfigDict
+
+# strict: `port: true` and `enabled: "no"` are mistakes, not 1 and yes. YAML already gives numbers as numbers.
+STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
+
+_SIZE_UNITS = {
+    "": 1,
+    "B": 1,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+}
+
+
+def size_in_bytes(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"\s*(\d+)\s*([A-Za-z]*)\s*", value)
+    if found is None or found[2].upper() not in _SIZE_UNITS:
+        raise ValueError('a size in bytes, or with its unit: "256 MiB"')
+    return int(found[1]) * _SIZE_UNITS[found[2].upper()]

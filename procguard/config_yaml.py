@@ -1,0 +1,99 @@
+"""Reading a configuration file so that every mistake can name its line. Knows YAML, not what the keys mean."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable
+from typing import Any
+
+import yaml
+
+from procguard.errors import ConfigError
+
+# What reading YAML may raise: also for a date that there is not, a number too large, a thousand brackets, and for
+# the like of `!!int ''`, `!!bool x` and `!!timestamp x`.
+UNREADABLE = (yaml.YAMLError, ValueError, OverflowError, RecursionError, LookupError, AttributeError, TypeError)
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice: plain YAML silently takes the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            key = key_node.value
+            line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                continue
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key!r} is given twice (first in line {seen[key]})", key_node.start_mark
+                )
+            seen[key] = line
+        return super().construct_mapping(node, deep)
+
+
+def read(path: str) -> tuple[Any, dict[str, str]]:
+    """The file's content (None when empty), and where each dotted key stands: {"web.port": "configs/x.yaml:31"}.
+
+    Raises ConfigError when the file is missing, unreadable or not YAML.
+    """
+    text = _text(path)
+    places: dict[str, str] = {}
+    try:
+        loader = _Loader(text)
+        root = loader.get_single_node()
+        data = loader.construct_document(root) if root is not None else None
+        if root is not None:
+            _note_places(root, "", path, places)
+    except UNREADABLE as exc:
+        mark = getattr(exc, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}" if mark is not None else path
+        raise ConfigError(f"{place}: not valid YAML: {problem(exc)}", "correct this line") from exc
+    return data, places
+
+
+def scalar(text: str) -> Any:
+    """One value as YAML writes it: "5055" is a number, "false" a boolean. Raises ValueError."""
+    try:
+        return yaml.safe_load(text)
+    except UNREADABLE as exc:
+        raise ValueError(problem(exc)) from exc
+
+
+def shown(value: Any) -> str:
+    """A value as a person would write it in YAML, on one line and at most 80 letters long."""
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000)
+    text = text.removesuffix("...\n").strip()
+    return text if len(text) <= 80 else text[:77] + "…"
+
+
+def problem(exc: Exception) -> str:
+    """One of UNREADABLE, in a few words."""
+    if isinstance(exc, RecursionError):
+        return "it is nested too deeply, or contains itself"
+    if isinstance(exc, (LookupError, AttributeError, TypeError)):
+        return "a value does not fit its tag (!!int, !!bool, …)"
+    return str(getattr(exc, "problem", None) or getattr(exc, "reason", None) or str(exc).splitlines()[0])
+
+
+def _text(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except FileNotFoundError as exc:
+        raise ConfigError(
+            f"configuration file not found: {os.path.abspath(path)}",
+            "give an existing one with --config (configs/procguard_config.yaml is the example), or leave --config out",
+        ) from exc
+    except (OSError, UnicodeDecodeError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "not UTF-8 text"
+        raise ConfigError(f"cannot read configuration file {path}: {reason}", "check its path and rights") from exc
+
+
+def _note_places(node: yaml.Node, prefix: str, path: str, places: dict[str, str]) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key_node, value_node in node.value:
+            dotted = f"{prefix}{key_node.value}"
+            places[dotted] = f"{path}:{key_node.start_mark.line + 1}"
+            _note_places(value_node, f"{dotted}.", path, places)

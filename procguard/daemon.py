@@ -1,0 +1,311 @@
+"""One manager per state, in the foreground or the background: --daemon, --status, --stop, and the lock they rest on.
+
+Owns three files in the state's directory: `manager.lock` (held by a running manager as long as it lives, and telling
+who it is), `manager.pid` and `manager.out` (what a background manager printed). Must not know what a manager does:
+it is a process that holds the lock and answers GET /readyz.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import http.client
+import json
+import os
+import signal
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import TextIO
+from urllib.parse import urlsplit
+
+from procguard.config import Config
+from procguard.errors import Conflict, ProcGuardError
+from remote_agent import process_tree
+
+EXIT_NOT_RUNNING = 3
+READY_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 30.0
+POLL_S = 0.02
+ANYWHERE = ("0.0.0.0", "::", "")  # listening everywhere: reachable as localhost
+
+
+@dataclasses.dataclass(frozen=True)
+class Running:
+    """The manager that holds the lock. `url` is "" until it listens."""
+
+    pid: int
+    start: int  # clock ticks since boot, from /proc: tells this process from a later one with the same pid
+    boot_id: str
+    url: str = ""
+    started_at: float = 0.0  # wall clock, for display
+
+    @property
+    def identity(self) -> process_tree.Identity:
+        return process_tree.Identity(self.pid, self.start, self.boot_id)
+
+
+class StateLock:
+    """The right to be the manager of one state; ends with the process at the latest."""
+
+    def __init__(self, file: TextIO, pid_path: str, running: Running) -> None:
+        self._file = file
+        self._pid_path = pid_path
+        self._running = running
+        self._write()
+        _write_text(pid_path, f"{running.pid}\n")
+
+    def announce(self, url: str) -> None:
+        """Tell --daemon and --status where the manager listens, once it does."""
+        self._running = dataclasses.replace(self._running, url=url)
+        self._write()
+
+    def release(self) -> None:
+        if not self._file.closed:
+            try:
+                os.unlink(self._pid_path)
+            except OSError:
+                pass
+            self._file.close()
+
+    def _write(self) -> None:
+        self._file.seek(0)
+        self._file.truncate()
+        json.dump(dataclasses.asdict(self._running), self._file)
+        self._file.write("\n")
+        self._file.flush()
+
+
+# ------------------------------------------------------------------------------------------------------- the lock
+
+
+def lock_state(config: Config) -> StateLock:
+    """Become the one manager of this state, or raise Conflict naming the one that is. Makes the state's directory."""
+    path = _lock_path(config)
+    try:
+        os.makedirs(config.state_directory, mode=0o700, exist_ok=True)
+        file = open(path, "a+", encoding="utf-8", opener=_private)  # noqa: SIM115 - held as long as the manager lives
+    except OSError as exc:
+        raise ProcGuardError(
+            f"cannot write the state in {config.state_directory}: {exc.strerror}",
+            "check the directory's owner and rights, or choose another: --set state.state_file=PATH",
+        ) from exc
+    if not _take(file):
+        file.close()
+        raise already_running(config)
+    own = process_tree.identity_of(os.getpid())
+    if own is None:
+        raise ProcGuardError("/proc is not mounted", "ProcGuard needs Linux with /proc")
+    running = Running(own.pid, own.start, own.boot_id, started_at=time.time())
+    return StateLock(file, os.path.join(config.state_directory, "manager.pid"), running)
+
+
+def _take(file: TextIO) -> bool:
+    """The exclusive lock; tried for a moment, because `find` holds a shared one while it looks."""
+    deadline = time.monotonic() + 0.5
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(POLL_S)
+
+
+def find(config: Config) -> Running | None:
+    """The manager that holds this state's lock now, or None."""
+    deadline = time.monotonic() + 0.5
+    while True:
+        text = _holder_text(config)
+        running = _parse(text) if text is not None else None
+        if text is None or running is not None:
+            return running
+        if time.monotonic() > deadline:  # held, but it does not say by whom
+            return Running(0, 0, "")
+        time.sleep(POLL_S)
+
+
+def _holder_text(config: Config) -> str | None:
+    """What the lock's holder wrote; None where nobody holds it, and the file is of a manager that is gone."""
+    try:
+        with open(_lock_path(config), encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return None
+            except BlockingIOError:
+                return file.read()
+    except FileNotFoundError:
+        return None
+    except OSError as exc:
+        raise ProcGuardError(
+            f"cannot look at {_lock_path(config)}: {exc.strerror}", "run this as the user who runs the manager"
+        ) from exc
+
+
+def already_running(config: Config) -> Conflict:
+    running = find(config)
+    who = f"a manager (pid {running.pid})" if running and running.pid else "a manager"
+    where = f" at {running.url}" if running and running.url else ""
+    return Conflict(
+        f"{who} is already running{where} on the state in {config.state_directory}",
+        "stop it with ./start_manager.sh --stop, or give this one its own: --set state.state_file=PATH",
+        code="already_running",
+    )
+
+
+def _parse(text: str) -> Running | None:
+    """None for the half-written text of a holder that is just writing."""
+    try:
+        data = json.loads(text)
+        names = {field.name for field in dataclasses.fields(Running)}
+        return Running(**{name: value for name, value in data.items() if name in names})
+    except (ValueError, TypeError, AttributeError):
+        return None
+
+
+# --------------------------------------------------------------------------------- --daemon, --status and --stop
+
+
+def start(argv: Sequence[str], config: Config, module: str = "procguard.main") -> int:
+    """Run `python -m <module>` with `argv` (less --daemon) in the background; return once it answers.
+
+    0: ready, its address printed. 1: it ended at once, or is not ready yet; what it said is printed.
+    """
+    if find(config) is not None:
+        raise already_running(config)
+    os.makedirs(config.state_directory, mode=0o700, exist_ok=True)
+    log_path = os.path.join(config.state_directory, "manager.out")
+    arguments = [argument for argument in argv if argument != "--daemon"]
+    with open(log_path, "a", encoding="utf-8", opener=_private) as log:
+        begin = log.tell()
+        child = subprocess.Popen(
+            [*module_command(module), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    return _await_ready(config, child, log_path, begin)
+
+
+def _await_ready(config: Config, child: subprocess.Popen[bytes], log_path: str, begin: int) -> int:
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if child.poll() is not None:
+            _say(f"the manager ended at once (exit code {child.returncode}); it said:", sys.stderr)
+            _say(_since(log_path, begin), sys.stderr)
+            return 1
+        running = find(config)
+        if running is not None and running.pid == child.pid and is_ready(running.url or address(config)):
+            _say(f"manager running at {running.url or address(config)} (pid {child.pid})")
+            _say(f"  log {config.logging.file}   state {config.state.state_file}   stop: ./start_manager.sh --stop")
+            child.returncode = 0  # it goes on without us: no warning about a child still running
+            return 0
+        time.sleep(POLL_S)
+    _say(f"the manager (pid {child.pid}) is not ready after {READY_TIMEOUT_S:.0f} s and goes on; look at", sys.stderr)
+    _say(f"  {log_path} and {config.logging.file}, then ./start_manager.sh --status", sys.stderr)
+    child.returncode = 1
+    return 1
+
+
+def status(config: Config) -> int:
+    """Print one line. 0: a manager runs on this state; 3: none does."""
+    running = find(config)
+    if running is None:
+        _say(f"not running (state {config.state_directory})")
+        return EXIT_NOT_RUNNING
+    url = running.url or address(config)
+    ready = "ready" if is_ready(url) else "not answering yet"
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(running.started_at))
+    _say(f"running: pid {running.pid} since {since}, {url}, {ready} (state {config.state_directory})")
+    return 0
+
+
+def stop(config: Config) -> int:
+    """End the manager of this state and wait for its end. Workers run on. 0: none runs any more; 1: it does not end."""
+    running = find(config)
+    if running is None:
+        _say(f"not running (state {config.state_directory})")
+        return 0
+    if not process_tree.send_signal(running.identity, signal.SIGTERM) and find(config) is not None:
+        raise ProcGuardError(
+            f"the manager of {config.state_directory} (pid {running.pid}) cannot be signalled from here",
+            "stop it on the machine, in the container or as the user that runs it",
+        )
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if find(config) is None and not process_tree.is_alive(running.identity):
+            _say(f"stopped (pid {running.pid}); the workers run on")
+            return 0
+        time.sleep(POLL_S)
+    _say(f"the manager (pid {running.pid}) has not ended after {STOP_TIMEOUT_S:.0f} s; look at", sys.stderr)
+    _say(f"  {config.logging.file}; last resort, nothing acknowledged is lost by it: kill -9 {running.pid}", sys.stderr)
+    return 1
+
+
+# ------------------------------------------------------------------------------------------------------- helpers
+
+
+def python_command() -> list[str]:
+    """This interpreter, with the safe path we were started with ourselves: without it a queue.py in the user's
+    working directory would replace the library's."""
+    return [sys.executable, *(["-P"] if sys.flags.safe_path else [])]
+
+
+def module_command(module: str) -> list[str]:
+    return [*python_command(), "-m", module]
+
+
+def address(config: Config) -> str:
+    """Where a manager with this configuration is reached from this machine."""
+    host = "localhost" if config.web.host in ANYWHERE else config.web.host
+    scheme = "http" if config.web.tls.mode == "off" else "https"
+    return f"{scheme}://[{host}]:{config.web.port}" if ":" in host else f"{scheme}://{host}:{config.web.port}"
+
+
+def is_ready(url: str, timeout_s: float = 2.0) -> bool:
+    """GET /readyz answers 200. Asks the address itself: a proxy of the environment is not in the way."""
+    parts = urlsplit(url)
+    where = (parts.hostname or "localhost", parts.port or (443 if parts.scheme == "https" else 80))
+    if parts.scheme == "https":  # nothing is told there, and its answer is only shown
+        connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+            *where,
+            timeout=timeout_s,
+            context=ssl._create_unverified_context(),  # noqa: S323
+        )
+    else:
+        connection = http.client.HTTPConnection(*where, timeout=timeout_s)
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _lock_path(config: Config) -> str:
+    return os.path.join(config.state_directory, "manager.lock")
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+
+def _write_text(path: str, text: str) -> None:
+    with open(path, "w", encoding="utf-8", opener=_private) as file:
+        file.write(text)
+
+
+def _since(path: str, begin: int, at_most_bytes: int = 8000) -> str:
+    with open(path, "rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(begin, end - at_most_bytes))
+        return file.read().decode(errors="replace").rstrip()
+
+
+def _say(text: str, to: TextIO | None = None) -> None:
+    print(text, file=to or sys.stdout, flush=True)

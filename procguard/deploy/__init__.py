@@ -1,0 +1,1 @@
+"""Getting an agent onto a host: inventory, bundle, installer over SSH."""

@@ -1,0 +1,182 @@
+"""What the playbooks need on the controller: the same deployment, its bytes carried by Ansible.
+
+    python -m procguard.deploy.ansible begin --hosts INVENTORY --dir DIR --action deploy|undeploy|ask [--check]
+                                                             tells the manager (ask: only asks it); fills DIR (0700)
+    … plan    --host NAME --dir DIR     `install.pyz status` on stdin -> what would change, and which bundle it takes
+    … request --host NAME --dir DIR     the same on stdin -> the request for `install.pyz install`
+    … code    --host NAME --dir DIR     procguard_sync: packs what is not packed yet -> [{"dest", "digest", "archive"}]
+    … verify  --host NAME --dir DIR     returns once the manager has heard the agent
+    … removal, forget --host NAME --dir DIR     undeploy: once its workers are gone; the manager forgets it
+
+Everything that decides is the deployer's; this only cuts it into steps. The request holds the agent's secret: give it
+to `install.pyz install` on stdin, and keep it out of logs (no_log).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import sys
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+from procguard import client
+from procguard.deploy import bundle, inventory
+from procguard.deploy.code_source import Sources
+from procguard.deploy.connector import Connector
+from procguard.deploy.deployer import VERIFY_TIMEOUT_S, WORKER_CHANGES, Deployer, Options, would_change
+from procguard.deploy.heard import Heard
+from procguard.deploy.rollout import HostResult
+from procguard.errors import ProcGuardError, UsageError
+from remote_agent.installer import platform_tag
+
+LEFT_OVER_S = 24 * 3600.0
+
+Json = dict[str, Any]
+
+
+class _Silent:
+    def stage(self, host: str, stage: str) -> None:
+        """Ansible shows the progress."""
+
+    def done(self, result: HostResult) -> None:
+        """Ansible shows the result."""
+
+
+def begin(path: str, directory: Path, action: str, check: bool, prune: bool) -> Json:
+    """Tell the manager, and write what the hosts need: install.pyz, the bundles, deployment.json."""
+    options = Options(prune=prune or action == "undeploy", check=check or action == "ask")
+    hosts = inventory.load(path).select("")
+    if action == "undeploy":
+        hosts = [inventory.Host(host.name, host.target, home=host.home, tunnel=host.tunnel) for host in hosts]
+    reply = client.from_environment().deploy(_deployer(options).request(hosts))
+    _remove_left_over(directory.parent)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    directory.chmod(0o700)
+    (directory / "install.pyz").write_bytes(bundle.installer_zip())
+    if action == "deploy":
+        for platform in ("", platform_tag()):
+            made = bundle.build(platform)
+            (directory / _bundle_name(made)).write_bytes(made.data)
+    fd = os.open(directory / "deployment.json", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(fd, "w", encoding="utf-8") as out:
+        json.dump({"inventory": os.path.abspath(path), "reply": reply}, out)
+    return {"fleet_id": reply["fleet_id"], "hosts": sorted(reply["hosts"])}
+
+
+def plan(name: str, directory: Path, found: Json) -> Json:
+    """{"changes": words for people, "bundle": its file's name, "send_bundle": whether the host lacks it}"""
+    _, mine = _begun(name, directory)
+    release = bundle.build(str(found.get("platform", "")))
+    differs = [one["result"] + " " + worker for worker, one in mine.get("workers", {}).items()]
+    told = [text for text in differs if text.split()[0] in WORKER_CHANGES]
+    return {
+        "changes": told + would_change(found, release, mine),
+        "bundle": _bundle_name(release),
+        "send_bundle": found.get("release") != release.sha256[:16],
+    }
+
+
+def request(name: str, directory: Path, found: Json) -> Json:
+    """What `install.pyz install` is to do on host `name`, which answered `found` to `install.pyz status`."""
+    begun, mine = _begun(name, directory)
+    host = inventory.load(begun["inventory"]).hosts[name]
+    release = bundle.build(str(found.get("platform", "")))
+    return _deployer(Options()).install_request(host, begun["reply"], mine, release, found)
+
+
+def code(name: str, directory: Path) -> Json:
+    """Each folder of the host's procguard_sync, whole, in a file that `install.pyz code` takes."""
+    begun, _ = _begun(name, directory)
+    sources, folders = Sources(), []
+    for sync in inventory.load(begun["inventory"]).hosts[name].syncs:
+        source = sources.of(sync)
+        archive = directory / f"code-{source.digest[:16]}"
+        if not archive.exists():
+            pack = sources.pack(source, range(len(source.names)))
+            manifest = zlib.compress(json.dumps(source.manifest, separators=(",", ":")).encode(), 3)
+            scratch = archive.with_suffix(f".{os.getpid()}")
+            with open(scratch, "wb") as out:
+                out.write(b"%d\n%s" % (len(manifest), manifest))
+                out.writelines(pack.blocks())
+            scratch.replace(archive)
+        folders.append({"dest": sync.dest, "digest": source.digest, "archive": archive.name})
+    return {"folders": folders}
+
+
+def verify(name: str, directory: Path) -> Json:
+    _, mine = _begun(name, directory)
+    manager = client.from_environment()
+    Heard(manager).wait_for(mine["agent_id"], time.monotonic() + VERIFY_TIMEOUT_S)
+    return {"heard": True, "recovery_ssh": manager.check_ssh(name)}
+
+
+def removal(name: str, directory: Path) -> Json:
+    _, mine = _begun(name, directory)
+    _deployer(Options()).await_removal(mine["agent_id"])
+    return {"gone": True}
+
+
+def forget(name: str, directory: Path) -> Json:
+    _, mine = _begun(name, directory)
+    _deployer(Options()).forget(mine["agent_id"])
+    return {"forgotten": True}
+
+
+def _begun(name: str, directory: Path) -> tuple[Json, Json]:
+    """What `begin` wrote, and this host's part of the manager's answer."""
+    begun = json.loads((directory / "deployment.json").read_text("utf-8"))
+    if name not in begun["reply"]["hosts"]:
+        raise UsageError(f"{name} is not in {begun['inventory']}", "run the playbook with the inventory it deploys")
+    return begun, begun["reply"]["hosts"][name]
+
+
+def _remove_left_over(folder: Path) -> None:
+    """Private directories of former runs that Ansible ended before their last play: all hosts were out of reach."""
+    for path in folder.glob("procguard-*/deployment.json"):
+        with contextlib.suppress(OSError):
+            found = path.lstat()
+            if found.st_uid == os.getuid() and time.time() - found.st_mtime > LEFT_OVER_S:
+                shutil.rmtree(path.parent)
+
+
+def _bundle_name(made: bundle.Bundle) -> str:
+    return f"bundle-{made.sha256[:16]}.tar.gz"
+
+
+def _deployer(options: Options) -> Deployer:
+    return Deployer(client.from_environment(), Connector(), _Silent(), options)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="procguard.deploy.ansible", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("step", choices=["begin", "plan", "request", "code", "verify", "removal", "forget"])
+    parser.add_argument("--hosts", default="", help="begin: the inventory")
+    parser.add_argument("--action", choices=["deploy", "undeploy", "ask"], default="deploy", help="begin: for what")
+    parser.add_argument("--check", action="store_true", help="begin: change nothing")
+    parser.add_argument("--prune", action="store_true", help="begin: stop workers gone from the inventory")
+    parser.add_argument("--host", default="", help="all others: one host's name")
+    parser.add_argument("--dir", required=True, type=Path, help="a private directory of this run")
+    given = parser.parse_args(argv)
+    try:
+        if given.step == "begin":
+            answer = begin(given.hosts, given.dir, given.action, given.check, given.prune)
+        elif given.step in ("plan", "request"):
+            answer = {"plan": plan, "request": request}[given.step](given.host, given.dir, json.load(sys.stdin))
+        else:
+            steps = {"code": code, "verify": verify, "removal": removal, "forget": forget}
+            answer = steps[given.step](given.host, given.dir)
+    except ProcGuardError as exc:
+        sys.stderr.write(f"procguard: {exc}\n")
+        return exc.exit_code
+    sys.stdout.write(json.dumps(answer) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

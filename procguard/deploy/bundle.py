@@ -1,0 +1,182 @@
+"""What travels to a host: the installer's source for one session, and the release as a reproducible tar.gz.
+
+Same input, same bytes, same SHA-256, on every machine and day. Knows neither hosts nor SSH.
+"""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import hashlib
+import importlib.util
+import io
+import marshal
+import re
+import tarfile
+import threading
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import remote_agent
+from remote_agent.installer import platform_tag
+
+# Read as `exec(code)` by the boot line of `channel.REMOTE_COMMAND`, with `i` = the rest of stdin. Where this Python
+# reads the manager's byte code nothing is compiled: that is most of what a session costs a host.
+_BOOT = """
+import marshal, sys, zlib
+from importlib.machinery import ModuleSpec
+from importlib.util import MAGIC_NUMBER
+class Sources:
+    magic, sources, codes = marshal.loads(zlib.decompress(i.read(int(i.readline()))))
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return ModuleSpec(name, cls, is_package=name == "remote_agent") if name in cls.sources else None
+    @staticmethod
+    def create_module(spec):
+        return None
+    @classmethod
+    def exec_module(cls, module):
+        name = module.__name__
+        made = cls.codes.get(name) if cls.magic == MAGIC_NUMBER else None
+        exec(marshal.loads(made) if made else compile(cls.sources[name], name, "exec"), module.__dict__)
+sys.meta_path.insert(0, Sources)
+import remote_agent.install
+sys.exit(remote_agent.install.main(["session"]))
+"""
+_IMPORT = re.compile(r"^\s*from remote_agent(?:\.(\w+))? import (.+)$", re.MULTILINE)
+
+MAGIC = importlib.util.MAGIC_NUMBER.hex()
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _once(function: F) -> F:
+    """Each answer is made once, also for threads that ask at the same moment: 32 sessions begin together."""
+    lock, made = threading.Lock(), {}
+
+    @functools.wraps(function)
+    def asked(*arguments: Any) -> Any:
+        with lock:
+            if arguments not in made:
+                made[arguments] = function(*arguments)
+            return made[arguments]
+
+    return asked  # type: ignore[return-value]
+
+
+@_once
+def installer_sources() -> dict[str, str]:
+    """Module name -> source of install.py and all it imports of its own package. The installer runs from memory with
+    these; everything else it finds in the release it unpacked."""
+    package = Path(remote_agent.__file__).parent
+    sources: dict[str, str] = {}
+    waiting = ["install"]
+    while waiting:
+        name = waiting.pop()
+        if name in sources:
+            continue
+        sources[name] = (package / f"{name}.py").read_text("utf-8")
+        for module, names in _IMPORT.findall(sources[name]):
+            named = [module] if module else [one.split(" as ")[0].strip() for one in names.split(",")]
+            waiting.extend(one for one in named if (package / f"{one}.py").exists())
+    return sources
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A release to install. `sha256` names it; `unpacked_bytes` is what the disk must hold."""
+
+    data: bytes
+    sha256: str
+    unpacked_bytes: int
+    has_psutil: bool
+
+
+def build(for_platform: str = "") -> Bundle:
+    """The release for a host whose `platform_tag()` is `for_platform`; psutil only where ours would run there."""
+    return _build(for_platform == platform_tag())
+
+
+def releases() -> list[str]:
+    """What agents of this release call themselves: as hosts name it, with psutil and without."""
+    return sorted({build(platform).sha256[:16] for platform in ("", platform_tag())})
+
+
+@_once
+def _build(with_psutil: bool) -> Bundle:
+    package = Path(remote_agent.__file__).parent
+    files = {f"remote_agent/{path.name}": path.read_bytes() for path in package.glob("*.py")}
+    vendored = _psutil_files() if with_psutil else {}
+    files.update(vendored)
+    data = pack(files)
+    return Bundle(data, hashlib.sha256(data).hexdigest(), sum(map(len, files.values())), bool(vendored))
+
+
+@_once
+def byte_code() -> bytes:
+    """That of the release's modules, for hosts whose Python has our MAGIC: {file: (hash of its source, code)}, packed.
+
+    Not part of the bundle: the bundle is the same whatever Python the manager has.
+    """
+    made = {}
+    for path in sorted(Path(remote_agent.__file__).parent.glob("*.py")):
+        source = path.read_bytes()
+        code = marshal.dumps(compile(source, f"remote_agent/{path.name}", "exec", dont_inherit=True))
+        made[path.name] = (importlib.util.source_hash(source), code)
+    return zlib.compress(marshal.dumps(made, 2), 6)
+
+
+def _psutil_files() -> dict[str, bytes]:
+    """The manager's own psutil (an abi3 build: one file for every CPython), without tests and other systems' parts."""
+    spec = importlib.util.find_spec("psutil")
+    if spec is None or spec.origin is None:
+        return {}
+    root = Path(spec.origin).parent
+    wanted = [
+        root / name for name in ("__init__.py", "_common.py", "_ntuples.py", "_enums.py", "_pslinux.py", "_psposix.py")
+    ]
+    libraries = list(root.glob("_psutil_linux.abi3.so"))
+    if not libraries:
+        return {}  # built for one Python version: elsewhere it would only fail to load
+    return {
+        f"remote_agent/vendor/psutil/{path.name}": path.read_bytes() for path in [*wanted, *libraries] if path.exists()
+    }
+
+
+def pack(files: dict[str, bytes]) -> bytes:
+    """A tar.gz with sorted names and no trace of time, owner or machine."""
+    tar = io.BytesIO()
+    with tarfile.open(fileobj=tar, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name in sorted(files):
+            member = tarfile.TarInfo(name)
+            member.size = len(files[name])
+            member.mode = 0o644
+            archive.addfile(member, io.BytesIO(files[name]))
+    return gzip.compress(tar.getvalue(), compresslevel=6, mtime=0)
+
+
+def installer_zip() -> bytes:
+    """install.py with all it imports, as one file for any Python >= 3.9: `python3 install.pyz status --home …`."""
+    files = {f"remote_agent/{name}.py": source for name, source in installer_sources().items()}
+    files["remote_agent/__init__.py"] = ""
+    files["__main__.py"] = "import sys\n\nfrom remote_agent.install import main\n\nsys.exit(main())\n"
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in sorted(files):
+            archive.writestr(zipfile.ZipInfo(name), files[name])  # ZipInfo's own date: 1980, always
+    return out.getvalue()
+
+
+@_once
+def bootstrap() -> bytes:
+    """The bytes that turn a bare `python3` on a host into `install.py session`: sources, and byte code beside them."""
+    sources = {f"remote_agent.{name}": source for name, source in installer_sources().items()}
+    sources["remote_agent"] = ""
+    codes = {name: marshal.dumps(compile(source, name, "exec", dont_inherit=True)) for name, source in sources.items()}
+    modules = zlib.compress(marshal.dumps((importlib.util.MAGIC_NUMBER, sources, codes), 2), 6)
+    boot = _BOOT.encode()
+    return b"%d\n%s%d\n%s" % (len(boot), boot, len(modules), modules)

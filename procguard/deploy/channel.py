@@ -1,0 +1,289 @@
+"""The installer's session with one host, over any pipe: JSON lines out, marked JSON lines back, hard deadlines.
+
+Owns the order of the messages (see `remote_agent.install.Session`); knows neither SSH nor processes: it is handed a
+`Pipe`. Everything goes over stdin, nothing over argv: no quoting, no secret in a process list.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, Protocol
+
+from procguard.deploy.credentials import BECOME_PASSWORD
+from procguard.deploy.target import USER_NAME, Target
+from procguard.errors import HostError
+from remote_agent.install import LINE_MARK
+
+MAX_NOISE_BYTES = 256 * 1024  # banners that a login shell may print before the session speaks
+MAX_LINE_BYTES = 4 * 1024 * 1024
+NO_PYTHON = "procguard-no-python"
+
+# Places to look for a Python >= 3.9, after the inventory's own; the last ones are where conda usually lives.
+PYTHONS = (
+    "python3 python3.14 python3.13 python3.12 python3.11 python3.10 python3.9 "
+    '"$HOME/miniconda3/bin/python3" "$HOME/anaconda3/bin/python3" "$HOME/miniforge3/bin/python3" '
+    '"$HOME/mambaforge/bin/python3" '
+    "/opt/conda/bin/python3 /opt/miniconda3/bin/python3 /opt/anaconda3/bin/python3 /usr/local/bin/python3 "
+    "/usr/libexec/platform-python"
+)
+# Exit code 97: too old, try the next. The code that follows arrives on stdin: its length, then itself.
+_BOOT = (
+    "import sys; sys.version_info < (3, 9) and sys.exit(97); i = sys.stdin.buffer; "
+    'exec(compile(i.read(int(i.readline())), \\"procguard\\", \\"exec\\"))'
+)
+# One line, without a single quote. The first line of stdin is the interpreter the inventory asks for, or empty; `read`
+# takes no byte more than that line.
+_SCRIPT = (
+    "IFS= read -r want; seen=; "
+    f'for p in "$want" {PYTHONS}; do '
+    '[ -n "$p" ] && command -v "$p" >/dev/null 2>&1 || continue; '
+    f'"$p" -I -S -c "{_BOOT}"; code=$?; '
+    "[ $code = 97 ] || [ $code = 2 ] || exit $code; "
+    'seen="$seen $p=$("$p" -c "import platform; print(platform.python_version())" 2>/dev/null)"; '
+    f"done; echo {NO_PYTHON} $seen"
+)
+# For any login shell (also csh and fish): one line, single quotes once around, none inside.
+REMOTE_COMMAND = f"exec sh -c '{_SCRIPT}'"
+# As another user: sudo reads its password from stdin when it wants one (a line, and no byte more); once it has let us
+# in, the script is the next line. sudo's own words come with the rest: they say why not. -k: what sudo remembers of the
+# last minutes must not look like a way that is open tomorrow.
+SUDO_ASKS = "procguard-sudo-asks"
+SUDO_DONE = "procguard-sudo-done"
+_AS_ANOTHER_USER = (
+    f'exec sh -c \'exec sudo -k -S -p {SUDO_ASKS} -H -u %s -- env SSH_CONNECTION="$SSH_CONNECTION" '
+    rf'sh -c "echo {SUDO_DONE}; IFS= read -r line; eval \"\$line\"" 2>&1' + "'"
+)
+
+
+def remote_command(target: Target) -> str:
+    """What is run on the host. Raises HostError for a user's name that would be more than one word of it."""
+    if not target.become_user:
+        return REMOTE_COMMAND
+    if not USER_NAME.fullmatch(target.become_user):
+        raise HostError(f"{target.host}: {target.become_user[:40]!r} names no user", "mend ansible_become_user")
+    return _AS_ANOTHER_USER % target.become_user
+
+
+class Pipe(Protocol):
+    """One running command. All methods raise HostError when the deadline (monotonic seconds) passes or it breaks."""
+
+    def send(self, data: bytes, deadline: float) -> None: ...
+
+    def receive(self, deadline: float) -> bytes:
+        """Some bytes of its stdout; b"" at its end."""
+        ...
+
+    def errors(self) -> str:
+        """The end of its stderr so far, for a message."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def become(pipe: Pipe, target: Target, password: str, deadline: float) -> None:
+    """Get past sudo, where the inventory asks for it. Raises HostError with what sudo said."""
+    if not target.become_user:
+        return
+    said, asked = b"", 0
+    while SUDO_DONE.encode() + b"\n" not in said:
+        data = pipe.receive(deadline)
+        said += data
+        if not data or len(said) > MAX_NOISE_BYTES:
+            text = said.decode("utf-8", "replace").replace(SUDO_ASKS, " ")
+            words = " ".join((text + " " + pipe.errors()).split())[-400:]
+            raise _no_sudo(target, f"sudo to {target.become_user} failed ({words or 'it said nothing'})")
+        if said.count(SUDO_ASKS.encode()) > asked:
+            asked += 1
+            if asked > 1:
+                raise _no_sudo(target, f"sudo to {target.become_user} refused the password")
+            if not password:
+                raise _no_sudo(target, f"sudo to {target.become_user} asks for a password")
+            pipe.send(password.encode() + b"\n", deadline)
+    pipe.send(_SCRIPT.encode() + b"\n", deadline)
+
+
+def _no_sudo(target: Target, what: str) -> HostError:
+    next_step = f"give the right one (--ask-become-pass, or {BECOME_PASSWORD}_FILE), or allow it without: NOPASSWD"
+    return HostError(f"{target.host}: {what}", next_step, code="become")
+
+
+class HostSession:
+    """Talks to the installer on one host. Use it from one thread; close the pipe's owner when done."""
+
+    def __init__(
+        self, pipe: Pipe, target: Target, installer: bytes, beside: Callable[[str, float], Pipe] | None = None
+    ) -> None:
+        self._pipe = pipe
+        self._target = target
+        self._installer = installer  # bundle.bootstrap()
+        self.beside = beside  # starts another command over the same connection: (command, deadline) -> Pipe
+        self._unread = b""
+        self._noise = 0
+
+    def open(self, deadline: float) -> None:
+        self._put(self._target.python.encode() + b"\n" + self._installer, deadline)
+
+    def hello(self, where: dict[str, str], deadline: float) -> dict[str, Any]:
+        """`where`: fleet_id, host, home. What the host says of itself: `Installer.status`."""
+        reply = self._ask({"op": "hello", **where}, deadline)
+        return dict(reply["hello"])
+
+    def install(
+        self,
+        request: dict[str, Any],
+        bundle: bytes,
+        deadline: float,
+        code: Callable[[], bytes] = bytes,
+        op: Literal["install", "upgrade"] = "install",
+    ) -> dict[str, Any]:
+        """Have the agent installed, or the one that is there upgraded; the bundle, and its byte code, travel only when
+        the host asks for them."""
+        reply = self._ask({"op": op, **request}, deadline)
+        if reply.get("need") == "bundle":
+            made = code()
+            self._send({"bytes": len(bundle), "code": len(made)}, deadline)
+            self._pipe.send(bundle + made, deadline)
+            reply = self._answer(deadline)
+        return dict(reply["report"])
+
+    def perform(self, op: str, where: dict[str, Any], deadline: float) -> dict[str, Any]:
+        return dict(self._ask({"op": op, **where}, deadline)["report"])
+
+    def ask(
+        self, message: dict[str, Any], deadline: float, data: Iterable[bytes] = (), pause_s: float = 60.0
+    ) -> dict[str, Any]:
+        """A message of another part of the installer and what follows it, in pieces; its answer. Each piece has
+        `pause_s` for itself, however many they are."""
+        self._send(message, deadline)
+        for piece in data:
+            self._pipe.send(piece, min(deadline, time.monotonic() + pause_s))
+        return self._answer(deadline)
+
+    def take(self, size: int, deadline: float) -> bytes:
+        """So many bytes of what the host sends between its lines."""
+        while len(self._unread) < size:
+            data = self._pipe.receive(deadline)
+            if not data:
+                raise self._ended()
+            self._unread += data
+        taken, self._unread = self._unread[:size], self._unread[size:]
+        return taken
+
+    def take_number(self, deadline: float) -> int:
+        """A number in a line of its own."""
+        try:
+            return int(self._line(deadline))
+        except ValueError as exc:
+            raise self._error("bad_answer", "sent something that is no number", "try again") from exc
+
+    def answer(self, deadline: float) -> dict[str, Any]:
+        """The next line that the host sends unasked."""
+        return self._answer(deadline)
+
+    def hand_over(self) -> bytes:
+        """What was read of the pipe beyond the last answer; from now on the pipe is somebody else's."""
+        unread, self._unread = self._unread, b""
+        return unread
+
+    # ---------------------------------------------------------------------------------------------- inside
+
+    def _ask(self, message: dict[str, Any], deadline: float) -> dict[str, Any]:
+        self._send(message, deadline)
+        return self._answer(deadline)
+
+    def _send(self, message: dict[str, Any], deadline: float) -> None:
+        self._put(json.dumps(message, separators=(",", ":")).encode() + b"\n", deadline)
+
+    def _put(self, data: bytes, deadline: float) -> None:
+        """A shell that found no Python ends without reading to the end: what it said is why the pipe broke."""
+        try:
+            self._pipe.send(data, deadline)
+        except HostError as exc:
+            if exc.code == "connection_lost":
+                self._raise_no_python(deadline)
+            raise
+
+    def _raise_no_python(self, deadline: float) -> None:
+        with contextlib.suppress(HostError):
+            while len(self._unread) < MAX_NOISE_BYTES:
+                data = self._pipe.receive(deadline)
+                if not data:
+                    break
+                self._unread += data
+        for line in self._unread.splitlines():
+            if line.startswith(NO_PYTHON.encode()):
+                raise self._no_python(line.decode("utf-8", "replace").split()[1:])
+
+    def _answer(self, deadline: float) -> dict[str, Any]:
+        while True:
+            line = self._line(deadline)
+            if line.startswith(LINE_MARK.encode()):
+                return self._checked(line[len(LINE_MARK) :])
+            if line.startswith(NO_PYTHON.encode()):
+                raise self._no_python(line.decode("utf-8", "replace").split()[1:])
+            self._noise += len(line)
+            if self._noise > MAX_NOISE_BYTES:
+                raise self._error(
+                    "not_procguard", "prints without end when one logs in", "look at its shell start-up files"
+                )
+
+    def _checked(self, text: bytes) -> dict[str, Any]:
+        try:
+            reply = json.loads(text)
+        except ValueError as exc:
+            raise self._error("bad_answer", "sent an answer that is not JSON", "deploy again") from exc
+        if not isinstance(reply, dict):
+            raise self._error("bad_answer", "sent an answer that is no object", "deploy again")
+        error = reply.get("error")
+        if isinstance(error, dict):
+            text_of_error = str(error.get("message", "failed"))
+            if not text_of_error.startswith(f"{self._target.host} ") and not text_of_error.startswith(
+                f"{self._target.host}:"
+            ):
+                text_of_error = f"{self._target.host}: {text_of_error}"
+            raise HostError(text_of_error, str(error.get("next", "")), code=str(error.get("code", "")))
+        return reply
+
+    def _line(self, deadline: float) -> bytes:
+        while b"\n" not in self._unread:
+            data = self._pipe.receive(deadline)
+            if not data:
+                if self._unread:
+                    data, self._unread = self._unread, b""
+                    return data
+                raise self._ended()
+            self._unread += data
+            if len(self._unread) > MAX_LINE_BYTES:
+                raise self._error("bad_answer", "sent a line without end", "look at its shell start-up files")
+        line, _, self._unread = self._unread.partition(b"\n")
+        return line
+
+    def _ended(self) -> HostError:
+        said = self._pipe.errors()
+        return self._error(
+            "session_ended", f"the installer's session ended early ({said or 'it said nothing'})", "deploy again"
+        )
+
+    def _no_python(self, seen: list[str]) -> HostError:
+        """`seen`: path=version of each that was tried, the version empty where it could not even say that."""
+        tried = [f"{path} is {version or 'broken'}" for path, _, version in (one.partition("=") for one in seen)]
+        found = ", ".join(tried) or "none found"
+        return self._error(
+            "no_python", f"no Python 3.9 or newer ({found})", "install one, or set ansible_python_interpreter"
+        )
+
+    def _error(self, code: str, what: str, next_step: str) -> HostError:
+        return HostError(f"{self._target.host}: {what}", next_step, code=code)
+
+
+def remaining_s(deadline: float, host: str, doing: str) -> float:
+    """Seconds until `deadline`; raises HostError when it has passed."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise HostError(
+            f"{host}: no answer in time while {doing}", "is the machine overloaded? try again", code="timeout"
+        )
+    return left

@@ -1,0 +1,212 @@
+"""`procguard_sync`: which folder of this machine goes where, what of it, by which digest, and packed for the way.
+
+Reads the inventory's variable and the local disk; knows neither hosts nor SSH. What a folder holds is read once in a
+run, however many hosts it goes to.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import os
+import stat
+import tempfile
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+from procguard.errors import UsageError
+from remote_agent.code_folder import BLOCK_BYTES, KEPT, MAX_ENTRIES, digest_of
+
+VARIABLE = "procguard_sync"
+KEYS = ("src", "dest", "exclude")
+# Never code that another machine could use: histories, byte code, environments with absolute paths inside.
+ALWAYS_EXCLUDED = (".git/", ".hg/", ".svn/", "__pycache__/", ".venv/", f"{KEPT}/")
+KEPT_PACKS = 4
+
+Tell = Callable[[str, str, str], None]
+
+
+@dataclass(frozen=True)
+class Sync:
+    """One entry. `src`: an absolute path here; `dest`: as the host understands it; `exclude`: patterns."""
+
+    src: str
+    dest: str
+    exclude: tuple[str, ...] = ()
+
+
+def read(value: Any, base: str, where: str, tell: Tell) -> tuple[Sync, ...]:
+    """The rendered variable of one host. A relative `src` is relative to `base`, the inventory's folder."""
+    if value in (None, "", []):
+        return ()
+    found = []
+    for entry in value if isinstance(value, list) else [value]:
+        if not isinstance(entry, dict) or not entry.get("src"):
+            tell(where, f"{VARIABLE}: {entry!r} is no mapping with src", "e.g. {src: ~/project, dest: ~/project}")
+            continue
+        unknown = [str(key) for key in entry if key not in KEYS]
+        if unknown:
+            tell(where, f"{VARIABLE}: unknown key {', '.join(unknown)}", f"known: {', '.join(KEYS)}")
+            continue
+        exclude = entry.get("exclude") or []
+        patterns = [exclude] if isinstance(exclude, str) else exclude
+        if not isinstance(patterns, list) or not all(isinstance(one, str) and one.strip("/") for one in patterns):
+            tell(where, f"{VARIABLE}: exclude: {exclude!r}", "a list of patterns, e.g. ['*.ckpt', data/]")
+            continue
+        src = os.path.normpath(os.path.join(base, os.path.expanduser(str(entry["src"]))))
+        dest = str(entry.get("dest") or f"~/{os.path.basename(src)}").rstrip("/")
+        if not dest.startswith(("/", "~/")) or ".." in dest.split("/"):
+            tell(where, f"{VARIABLE}: dest: {dest!r}", "an absolute path on the host, or one that begins with ~/")
+            continue
+        found.append(Sync(src, dest, tuple(patterns)))
+    for dest in {one.dest for one in found if sum(other.dest == one.dest for other in found) > 1}:
+        tell(where, f"{VARIABLE}: two entries go to {dest}", "give each a dest of its own")
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is to be on the host: `manifest` as code_folder.py takes it. `skipped`: sockets, devices and the like."""
+
+    root: str
+    manifest: dict[str, Any]
+    digest: str
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """The files, in the order in which both sides number them."""
+        return sorted(self.manifest["files"])
+
+
+class Sources:
+    """Reads each (src, exclude) once. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._read: dict[tuple[str, tuple[str, ...]], Source | UsageError] = {}
+        self._packs: dict[tuple[str, str], Pack] = {}
+
+    def of(self, sync: Sync) -> Source:
+        """Raises UsageError where the folder can't be read: it concerns every host that it goes to."""
+        key = (sync.src, sync.exclude)
+        with self._lock:
+            if key not in self._read:
+                try:
+                    self._read[key] = scan(sync)
+                except UsageError as exc:
+                    self._read[key] = exc
+            found = self._read[key]
+        if isinstance(found, UsageError):
+            raise found
+        return found
+
+    def pack(self, source: Source, needed: Sequence[int]) -> Pack:
+        """The content of these files; most hosts need the same ones, so that it is packed once for them."""
+        key = (source.root, hashlib.sha256(repr(sorted(needed)).encode()).hexdigest())
+        with self._lock:
+            if key not in self._packs:
+                while len(self._packs) >= KEPT_PACKS:
+                    self._packs.pop(next(iter(self._packs)))
+                self._packs[key] = Pack(source, [source.names[number] for number in needed])
+            return self._packs[key]
+
+
+def scan(sync: Sync) -> Source:
+    """Raises UsageError with the path that can't be read."""
+    if not os.path.isdir(sync.src):
+        raise UsageError(f"{VARIABLE}: there is no folder {sync.src}", "correct src in the inventory")
+    found = _Scan(sync.src, (*ALWAYS_EXCLUDED, *sync.exclude))
+    try:
+        found.walk("")
+    except OSError as exc:
+        what = f"{VARIABLE}: cannot read {exc.filename or sync.src} ({exc.strerror or exc})"
+        raise UsageError(what, "make it readable, or exclude it") from exc
+    manifest = {"files": found.files, "links": found.links, "folders": sorted(found.folders)}
+    return Source(sync.src, manifest, digest_of(manifest), tuple(found.skipped))
+
+
+@dataclass
+class _Scan:
+    root: str
+    exclude: tuple[str, ...]
+    files: dict[str, list[Any]] = field(default_factory=dict)
+    links: dict[str, str] = field(default_factory=dict)
+    folders: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+    def walk(self, folder: str) -> None:
+        with os.scandir(os.path.join(self.root, folder)) as entries:
+            here = sorted(entries, key=lambda entry: entry.name)
+        for entry in here:
+            name = f"{folder}/{entry.name}" if folder else entry.name
+            is_folder = entry.is_dir(follow_symlinks=False)
+            if excluded(name, is_folder, self.exclude):
+                continue
+            if is_folder:
+                self.folders.append(name)
+                self.walk(name)
+            elif entry.is_symlink():
+                self.links[name] = os.readlink(entry.path)
+            elif entry.is_file(follow_symlinks=False):
+                self.files[name] = _entry(entry.path)
+            else:
+                self.skipped.append(name)
+            if len(self.files) + len(self.links) + len(self.folders) > MAX_ENTRIES:
+                raise UsageError(
+                    f"{VARIABLE}: {self.root} holds more than {MAX_ENTRIES} entries", "exclude what is not code"
+                )
+
+
+def _entry(path: str) -> list[Any]:
+    with open(path, "rb") as file:
+        sha, size = hashlib.sha256(), 0
+        for data in iter(lambda: file.read(BLOCK_BYTES), b""):
+            sha.update(data)
+            size += len(data)
+        return [stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o777, size, sha.hexdigest()]
+
+
+def excluded(name: str, is_folder: bool, patterns: Sequence[str]) -> bool:
+    """As rsync and git write it: `*.pt` anywhere, `data/` folders only, `/out` and `a/b` from the top."""
+    for pattern in patterns:
+        only_folders, text = pattern.endswith("/"), pattern.strip("/")
+        if only_folders and not is_folder:
+            continue
+        anchored = pattern.startswith("/") or "/" in text
+        if fnmatch.fnmatchcase(name if anchored else name.rpartition("/")[2], text):
+            return True
+    return False
+
+
+class Pack:
+    """The content of some files, one after the other, packed, in a file that has no name."""
+
+    def __init__(self, source: Source, names: Sequence[str]) -> None:
+        self._file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as this
+        packer = zlib.compressobj(3)
+        try:
+            for name in names:
+                with open(os.path.join(source.root, name), "rb") as file:
+                    left = int(source.manifest["files"][name][1])
+                    while left:  # never more or less than announced: what changed meanwhile shows by its digest
+                        data = file.read(min(left, BLOCK_BYTES)) or b"\0" * min(left, BLOCK_BYTES)
+                        self._file.write(packer.compress(data))
+                        left -= len(data)
+            self._file.write(packer.flush())
+            self._file.flush()
+        except OSError as exc:
+            what = f"{VARIABLE}: cannot read {exc.filename or source.root} ({exc.strerror or exc})"
+            raise UsageError(what, "is there room in the temporary folder? deploy again") from exc
+        self.size = self._file.tell()
+
+    def blocks(self) -> Iterator[bytes]:
+        """All of it. Safe to use from several threads at once."""
+        offset = 0
+        while offset < self.size:
+            data = os.pread(self._file.fileno(), BLOCK_BYTES, offset)
+            offset += len(data)
+            yield data

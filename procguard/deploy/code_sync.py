@@ -1,0 +1,132 @@
+"""Bringing a project's code to one host over an open session, before its workers start: only what changed, by digest.
+
+Owns the steps and what is told of them; what lies here is code_source.py's, what lies there remote_agent's. A folder in
+which workers run is left as it is unless asked (`under_running`).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from procguard import tables
+from procguard.deploy import rsync_way
+from procguard.deploy.channel import HostSession
+from procguard.deploy.code_source import Source, Sources, Sync
+from procguard.errors import HostError
+
+SYNC_TIMEOUT_S = 3600.0
+STEP_TIMEOUT_S = 300.0  # of a step that moves no content
+RSYNC_FROM_BYTES = 64 * 1024  # below that one packed answer over the open session is quicker than another program
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Brought:
+    """What came of one folder on one host. `names`: "+ new", "~ changed", "- gone", the first of each."""
+
+    dest: str
+    status: str  # same, changed, would_change, in_use
+    text: str
+    names: tuple[str, ...] = ()
+    users: tuple[str, ...] = ()  # workers that run there
+    way: str = ""  # rsync or session
+
+    def as_json(self) -> Json:
+        return {
+            "dest": self.dest, "status": self.status, "text": self.text, "names": list(self.names),
+            "workers_there": list(self.users), "way": self.way,
+        }  # fmt: skip
+
+
+class CodeSync:
+    """For a whole run: what is here is read once. Safe to use from several threads."""
+
+    def __init__(self, *, check: bool, under_running: bool) -> None:
+        self._check = check
+        self._under_running = under_running
+        self._sources = Sources()
+
+    def read(self, syncs: Sequence[Sync]) -> None:
+        """Raise UsageError for a folder here that can't be read, before any host is touched."""
+        for sync in syncs:
+            self._sources.of(sync)
+
+    def bring(self, session: HostSession, sync: Sync, where: Json) -> Brought:
+        """Bring one folder. Raises HostError; then the folder there is as it was, or shows next time that it is not."""
+        source = self._sources.of(sync)
+        found = self._ask(session, {"op": "code", **where, "dest": sync.dest, "digest": source.digest})["code"]
+        users = tuple(str(one) for one in found.get("users") or ())
+        if found["same"]:
+            return Brought(sync.dest, "same", "nothing to do", users=users)
+        packed = zlib.compress(json.dumps(source.manifest, separators=(",", ":")).encode(), 3)
+        held = bool(users) and not self._under_running
+        look = {"op": "code_plan", **where, "check": self._check or held, "bytes": len(packed)}
+        plan = self._ask(session, look, [packed])["plan"]
+        names = _names(plan)
+        if not names:  # the record alone was missing
+            if not look["check"]:
+                self._finish(session, where)
+            return Brought(sync.dest, "same", "nothing to do", users=users)
+        text = _told(plan, source)
+        if held:
+            return Brought(sync.dest, "in_use", f"out of date ({text}), {', '.join(users)} run there", names, users)
+        if self._check:
+            return Brought(sync.dest, "would_change", f"would bring {text}", names, users)
+        way = self._transfer(session, source, plan, found, where) if plan["needed"] else ""
+        self._finish(session, where)
+        by = " by rsync" if way == "rsync" else ""
+        under = f", under {', '.join(users)}" if users else ""
+        return Brought(sync.dest, "changed", f"{text}{by}{under}", names, users, way)
+
+    def _finish(self, session: HostSession, where: Json) -> None:
+        self._ask(session, {"op": "code_apply", **where, "under_running": self._under_running})
+        self._ask(session, {"op": "code_end", **where})
+
+    def _transfer(self, session: HostSession, source: Source, plan: Json, found: Json, where: Json) -> str:
+        """Which way it went. What rsync could not do goes over the session."""
+        deadline = time.monotonic() + SYNC_TIMEOUT_S
+        needed = [int(number) for number in plan["needed"]]
+        program = shutil.which("rsync")
+        if program and found.get("rsync") and session.beside and int(plan["bytes"]) >= RSYNC_FROM_BYTES:
+            names = [source.names[number] for number in needed]
+            try:
+                rsync_way.bring(
+                    program, source.root, names, str(found["incoming"]), str(found["path"]), session.beside, deadline
+                )
+                return "rsync"
+            except HostError:
+                self._ask(session, {"op": "code_again", **where})
+        pack = self._sources.pack(source, needed)
+        session.ask({"op": "code_content", **where, "bytes": pack.size}, deadline, pack.blocks())
+        return "session"
+
+    @staticmethod
+    def _ask(session: HostSession, message: Json, data: Sequence[bytes] = ()) -> Json:
+        return session.ask(message, time.monotonic() + STEP_TIMEOUT_S, data)
+
+
+def _names(plan: Json) -> tuple[str, ...]:
+    found: list[str] = []
+    for mark, kind in (("+", "new"), ("~", "changed"), ("-", "gone")):
+        found += [f"{mark} {name}" for name in plan[f"{kind}_names"]]
+        more = int(plan[kind]) - len(plan[f"{kind}_names"])
+        found += [f"{mark} … and {more} more"] if more > 0 else []
+    return tuple(found)
+
+
+def _told(plan: Json, source: Source) -> str:
+    """ "3 files new, 1 changed, 2 removed, 1.2 MB", in the words of the recap."""
+    words = [f"{plan[kind]} {word}" for kind, word in (("new", "new"), ("changed", "changed"), ("gone", "removed"))
+             if plan[kind]]  # fmt: skip
+    if plan["bytes"]:
+        words.append(tables.size(int(plan["bytes"])))
+    if source.skipped:
+        words.append(f"{len(source.skipped)} left out that are no files")
+    return ", ".join(words) or "nothing"

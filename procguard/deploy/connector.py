@@ -1,0 +1,135 @@
+"""From a target to an open installer session: over SSH or on this machine, one connection, closed whatever happens.
+
+Knows which way leads where; knows nothing of what is said in the session.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from procguard.deploy import bundle
+from procguard.deploy.channel import HostSession, Pipe, become, remote_command
+from procguard.deploy.credentials import Credentials
+from procguard.deploy.local import LocalPipe
+from procguard.deploy.ssh_turns import NoTurn, Turns, jump_host
+from procguard.deploy.target import Target
+from procguard.errors import HostUnreachable, UsageError
+from remote_agent.mux import Wire
+
+if TYPE_CHECKING:
+    import fabric
+
+    from procguard.deploy import ssh
+
+Beside = Callable[[str, float], Pipe]
+
+
+class Connector:
+    """Opens sessions; one for a whole run, so that ~/.ssh/config is read once. Safe to use from several threads."""
+
+    def __init__(self, credentials: Credentials | None = None) -> None:
+        """`credentials`: None for those of the environment, read when they are needed: a file that can't be read is
+        told of each host, and is good once it was corrected."""
+        self._given = credentials
+        self._lock = threading.Lock()
+        self._configs: dict[str, fabric.Config] = {}
+        self._turns = Turns()
+
+    @property
+    def _credentials(self) -> Credentials:
+        if self._given is None:
+            self._given = Credentials()
+        return self._given
+
+    def check(self, target: Target, deadline: float) -> None:
+        """Log in (and, where the inventory asks for it, get past sudo) and leave. Raises HostUnreachable, HostError."""
+        if target.become_user:
+            with self._pipe(target, deadline):
+                return
+        if not target.local:
+            from procguard.deploy import ssh  # noqa: PLC0415
+
+            ssh.close(self._connect(target, deadline))
+
+    @contextlib.contextmanager
+    def session(
+        self, target: Target, deadline: float, on_connected: Callable[[], None] | None = None
+    ) -> Iterator[HostSession]:
+        """A session that has been opened. Raises HostUnreachable or HostError; closes its connection at the end."""
+        with self._pipe(target, deadline) as (pipe, beside):
+            if on_connected:
+                on_connected()
+            session = HostSession(pipe, target, bundle.bootstrap(), beside)
+            session.open(deadline)
+            yield session
+
+    @contextlib.contextmanager
+    def wire(
+        self, target: Target, deadline: float, begin: Callable[[HostSession], None]
+    ) -> Iterator[tuple[Wire, bytes]]:
+        """A session that becomes a plain stream once `begin` has asked for it: the stream, and what was read of it
+        already. Not for hosts without SSH. Raises HostUnreachable or HostError."""
+        from procguard.deploy import ssh  # noqa: PLC0415
+
+        with self._pipe(target, deadline) as (pipe, _):
+            session = HostSession(pipe, target, bundle.bootstrap())
+            session.open(deadline)
+            begin(session)
+            assert isinstance(pipe, ssh.SshPipe), f"{target.host} is this machine"
+            yield ssh.SshWire(pipe), session.hand_over()
+
+    @contextlib.contextmanager
+    def _pipe(self, target: Target, deadline: float) -> Iterator[tuple[Pipe, Beside | None]]:
+        """A shell that is ready for the installer, as the user that the inventory wants; and what starts another
+        command over the same connection, where that is the same user."""
+        if target.local:
+            local = LocalPipe(target.host, remote_command(target))
+            try:
+                self._become(local, target, deadline)
+                yield local, None
+            finally:
+                local.close()
+            return
+        from procguard.deploy import ssh  # noqa: PLC0415 - Fabric takes 0.2 s to import; a local deploy needs none of it
+
+        connection = self._connect(target, deadline)
+        try:
+            remote = ssh.SshPipe(connection, remote_command(target), target.host, deadline)
+            self._become(remote, target, deadline)
+            beside: Beside = lambda command, until: ssh.SshPipe(connection, command, target.host, until)  # noqa: E731
+            yield remote, None if target.become_user else beside
+            remote.close()
+        finally:
+            ssh.close(connection)
+
+    def _become(self, pipe: Pipe, target: Target, deadline: float) -> None:
+        become(pipe, target, self._credentials.become_password(target.host), deadline)
+
+    def _connect(self, target: Target, deadline: float) -> ssh.StrictConnection:
+        from procguard.deploy import ssh  # noqa: PLC0415
+
+        config, through = self._ssh_config(target.ssh_config), jump_host(target.proxy_jump, target.proxy_command)
+        if not through:
+            return ssh.connect(target, config, deadline, credentials=self._credentials)
+        try:
+            with self._turns.turn(through, deadline):
+                return ssh.connect(target, config, deadline, credentials=self._credentials)
+        except NoTurn as exc:
+            what = f"{target.host}: its jump host had no room for it in time ({exc})"
+            raise HostUnreachable(what, "try again, or with fewer --forks", code="timeout") from exc
+
+    def _ssh_config(self, path: str) -> fabric.Config:
+        """~/.ssh/config with the system's, or only the file at `path`."""
+        with self._lock:
+            if path not in self._configs:
+                import fabric  # noqa: PLC0415
+
+                if path and not os.path.isfile(path):
+                    raise UsageError(f"there is no SSH configuration {path}", "correct -F in ansible_ssh_common_args")
+                self._configs[path] = fabric.Config(runtime_ssh_path=path) if path else fabric.Config()
+                _ = self._configs[path].base_ssh_config
+            return self._configs[path]

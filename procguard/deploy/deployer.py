@@ -1,0 +1,349 @@
+"""What is done on a host: deploy, upgrade, roll back, undeploy. The manager is told first, then the hosts are visited.
+
+Stages of a host: connect, probe, code (procguard_sync; before the manager is told, so that no worker starts without
+its code), upload, install (with start), verify (the manager has heard the agent after the SSH connection closed),
+recovery (the manager itself can open an SSH connection). A release that starts but is not heard is rolled back. Owns
+these stages; the order of hosts is rollout.py's. Knows neither terminals nor how bytes reach a host: sessions come from
+a `Connector`, the manager is a `ManagerClient`.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+import urllib.parse
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from procguard.client import ManagerClient
+from procguard.deploy import bundle
+from procguard.deploy.code_sync import CodeSync
+from procguard.deploy.code_wave import CodeWave
+from procguard.deploy.heard import POLL_S, Heard, known_recovery
+from procguard.deploy.inventory import Host
+from procguard.deploy.rollout import HostResult, Json, Listener, Plan, Rollout
+from procguard.deploy.target import Target, to_dict
+from procguard.errors import Conflict, HostError, NotFound, ProcGuardError
+from remote_agent.protocol import secret_sha256
+
+HOST_TIMEOUT_S = 120.0
+VERIFY_TIMEOUT_S = 30.0
+REMOVAL_TIMEOUT_S = 60.0
+WORKER_CHANGES = ("new", "changed", "removed", "moved")
+
+
+@dataclass(frozen=True)
+class Options:
+    """`check`: only say what would change. `diff`: with each changed worker, what changed in it. `sync_running`: bring
+    code also into folders in which workers run. `rotate_secrets`: give each agent another secret."""
+
+    plan: Plan = field(default_factory=Plan)
+    prune: bool = False
+    restart_changed: bool = False
+    check: bool = False
+    diff: bool = False
+    sync_running: bool = False
+    rotate_secrets: bool = False
+
+
+class Sessions(Protocol):
+    """What `connector.Connector` is; tests put a fake here."""
+
+    def session(self, target: Target, deadline: float, on_connected: Callable[[], None] | None = None) -> Any: ...
+
+
+class Deployer:
+    def __init__(self, client: ManagerClient, sessions: Sessions, listener: Listener, options: Options) -> None:
+        self._client = client
+        self._sessions = sessions
+        self._listener = listener
+        self._options = options
+        self._heard = Heard(client)
+        self._rollout = Rollout(options.plan, listener)
+        self._code = CodeWave(sessions, listener, CodeSync(check=options.check, under_running=options.sync_running))
+
+    def deploy(self, hosts: list[Host]) -> list[HostResult]:
+        """Deploy to `hosts`; one result each, in their order. Raises only what concerns all: manager, inventory."""
+        self._code.read(hosts)
+        if self._options.plan.serial:
+            self._asked(hosts)  # as a whole, before the first wave
+        with self._code:
+            results = self._rollout.run(hosts, self._declared, self._deploy_host)
+        if self._options.restart_changed and not self._options.check:
+            self._restart_changed(results)
+        return results
+
+    def rollback(self, hosts: list[Host]) -> list[HostResult]:
+        """Have each agent go back to the release before; nothing is declared, no worker changes."""
+        action = self._check_rollback if self._options.check else self._rollback_host
+        return self._rollout.run(hosts, self._asked, action)
+
+    def undeploy(self, hosts: list[Host]) -> list[HostResult]:
+        """Stop the workers of `hosts`, remove the agents, and have the manager forget both."""
+        bare = [Host(host.name, host.target, home=host.home, tunnel=host.tunnel) for host in hosts]
+        action = self._check_undeploy if self._options.check else self._undeploy_host
+        return self._rollout.run(bare, lambda wave: self._client.deploy({**self.request(wave), "prune": True}), action)
+
+    def _declared(self, wave: list[Host]) -> Json:
+        """The code of `wave` is where it belongs, and the manager knows what is to run there."""
+        if any(host.syncs for host in wave):
+            asked = self._asked(wave)
+            self._code.bring(wave, asked["fleet_id"], self._options.plan.forks, HOST_TIMEOUT_S)
+            wave = [host for host in wave if not self._code.failed(host.name)]
+            if not wave:
+                return asked
+        return self._client.deploy(self.request(wave))
+
+    def _asked(self, hosts: list[Host]) -> Json:
+        """What the manager knows of `hosts`; changes nothing."""
+        return self._client.deploy({**self.request(hosts), "check": True})
+
+    # ------------------------------------------------------------------------------------------------ all
+
+    def request(self, hosts: list[Host]) -> Json:
+        return {
+            "hosts": [
+                {
+                    "host": host.name,
+                    "ssh": to_dict(host.target),
+                    "procguard_home": host.home,
+                    "spare": host.spare,
+                    "labels": host.labels,
+                    **({"tunnel": True} if host.tunnel else {}),
+                    "workers": [{"worker_id": worker.worker_id, "spec": worker.spec} for worker in host.workers],
+                }
+                for host in hosts
+            ],
+            "groups": {name: policy.model_dump() for host in hosts for name, policy in host.policies.items()},
+            "prune": self._options.prune,
+            "check": self._options.check,
+        }
+
+    def _restart_changed(self, results: list[HostResult]) -> None:
+        """Apply what waits for a restart: of this deployment, or of an earlier one that left its children alone."""
+        pending = {worker["worker_id"] for worker in self._client.workers() if worker.get("restart_pending")}
+        for result in results:
+            if result.error is not None:
+                continue
+            under = {name for one in result.code if one.status == "changed" for name in one.users}
+            for worker_id in sorted((pending | under).intersection(result.workers)):
+                try:
+                    self._client.command(worker_id, "restart")
+                    result.changes.append(f"restarted {worker_id}")
+                    result.status = "changed"
+                except ProcGuardError as exc:
+                    result.status, result.error = "failed", exc
+
+    # ------------------------------------------------------------------------------------------- one host
+
+    def _deploy_host(self, host: Host, reply: Json, result: HostResult) -> None:
+        result.code, code_error = self._code.brought(host.name)
+        if code_error is not None:
+            raise code_error
+        result.changes += [f"code {one.dest}: {one.text}" for one in result.code if "change" in one.status]
+        mine = reply["hosts"][host.name]
+        result.workers = dict(mine.get("workers") or {})
+        result.changes += [
+            f"{one['result']} {name}" for name, one in result.workers.items() if one["result"] in WORKER_CHANGES
+        ]
+        deadline = time.monotonic() + HOST_TIMEOUT_S
+        where = {"fleet_id": reply["fleet_id"], "host": host.name, "home": host.home}
+        with self._code.session(host, where, deadline) as (session, found):
+            release = bundle.build(str(found.get("platform", "")))
+            if self._options.check:
+                result.changes += would_change(found, release, mine)
+                return
+            self._listener.stage(host.name, "upload" if found.get("release") != release.sha256[:16] else "install")
+            request = {**where, **self.install_request(host, reply, mine, release, found)}
+            code = bundle.byte_code if found.get("magic") == bundle.MAGIC else bytes
+            result.report = session.install(request, release.data, deadline, code)
+        result.changes += [str(change) for change in result.report.get("changes", [])]
+        self._listener.stage(host.name, "verify")
+        # One that ran already when we came owes nothing to our connection: that it is connected is enough.
+        untouched = not result.report.get("changes")
+        try:
+            seen = self._heard.wait_for(mine["agent_id"], time.monotonic() + VERIFY_TIMEOUT_S, untouched)
+        except HostError as exc:
+            if "upgraded" in result.report.get("changes", []):
+                raise self._gone_back(host, where, mine["agent_id"], exc) from exc
+            raise
+        self._listener.stage(host.name, "recovery")
+        result.recovery_ssh = known_recovery(seen) if untouched else {}
+        result.recovery_ssh = result.recovery_ssh or self._check_recovery(host)
+        self._refuse(host, result)
+
+    def _gone_back(self, host: Host, where: Json, agent_id: str, why: HostError) -> HostError:
+        """The upgraded agent is not heard: back to the release before. What to tell of it."""
+        self._listener.stage(host.name, "roll back")
+        try:
+            release = self._roll_back(host, where, agent_id)
+        except ProcGuardError as exc:
+            return HostError(f"{why.message}; rolling back failed too: {exc.message}", exc.next_step, code=why.code)
+        return HostError(f"{why.message}; rolled back to release {release}", why.next_step, code="rolled_back")
+
+    def _roll_back(self, host: Host, where: Json, agent_id: str) -> str:
+        """One host back to its release before, heard again. Returns that release."""
+        deadline = time.monotonic() + HOST_TIMEOUT_S
+        with self._sessions.session(host.target, deadline) as session:
+            report = session.perform("rollback", where, deadline)
+        self._heard.wait_for(agent_id, time.monotonic() + VERIFY_TIMEOUT_S)
+        return str(report.get("release", ""))
+
+    def _rollback_host(self, host: Host, reply: Json, result: HostResult) -> None:
+        where = {"fleet_id": reply["fleet_id"], "host": host.name, "home": host.home}
+        self._listener.stage(host.name, "roll back")
+        release = self._roll_back(host, where, reply["hosts"][host.name]["agent_id"])
+        result.changes.append(f"rolled back to {release}")
+
+    def _check_rollback(self, host: Host, reply: Json, result: HostResult) -> None:
+        found = self._look(host, reply)
+        if not found.get("installed"):
+            raise HostError(
+                f"{host.name}: no agent is installed", "deploy it: invoke deploy --hosts …", code="not_installed"
+            )
+        if not found.get("previous"):
+            what = f"{host.name}: there is no release to go back to"
+            raise HostError(what, "deploy the one you want", code="no_previous")
+        result.changes.append(f"would go back from {found.get('release')} to {found['previous']}")
+
+    def _check_undeploy(self, host: Host, reply: Json, result: HostResult) -> None:
+        result.workers = dict(reply["hosts"][host.name].get("workers") or {})
+        result.changes += [f"would stop and remove {name}" for name in result.workers]
+        if self._look(host, reply).get("installed"):
+            result.changes.append("would remove the agent")
+
+    def _look(self, host: Host, reply: Json) -> Json:
+        """What the host says of itself."""
+        where = {"fleet_id": reply["fleet_id"], "host": host.name, "home": host.home}
+        deadline = time.monotonic() + HOST_TIMEOUT_S
+        self._listener.stage(host.name, "connect")
+        with self._sessions.session(host.target, deadline, lambda: self._listener.stage(host.name, "probe")) as session:
+            return dict(session.hello(where, deadline))
+
+    def install_request(self, host: Host, reply: Json, mine: Json, release: bundle.Bundle, found: Json) -> Json:
+        urls = manager_candidates(host, self._client.url, reply.get("manager_urls") or [])
+        tunnel = self._tunnel(host)
+        return {
+            "agent_id": mine["agent_id"],
+            "proof_key": mine["proof_key"],
+            "secret": self._secret(mine, found),
+            "release": release.sha256,
+            "unpacked_bytes": release.unpacked_bytes,
+            "manager_urls": urls,
+            "manager_url_fixed": bool(host.manager_url),
+            "manager_port": _port(urls[0]) if urls else 0,
+            **trust_request(reply),
+            "service": host.service,
+            "tunnel_url": str(tunnel.get("url", "")),
+            "tunnel_failure": str(tunnel.get("reason", "")),
+        }
+
+    def _tunnel(self, host: Host) -> Json:
+        """The host's way through the manager's SSH, where the inventory asks for one. Whether it is needed turns out on
+        the host; why there is none is told there."""
+        if not host.tunnel or host.target.local:
+            return {}
+        try:
+            return self._client.open_tunnel(host.name)
+        except ProcGuardError as exc:
+            return {"reason": exc.message}
+
+    def _secret(self, mine: Json, found: Json) -> str:
+        """A new secret for the host, "" where it has the one that the manager knows."""
+        known = mine.get("secret_sha256") or ""
+        if known and known == found.get("secret_sha256") and not self._options.rotate_secrets:
+            return ""
+        secret = secrets.token_urlsafe(32)
+        self._client.set_credentials(mine["agent_id"], secret_sha256(secret))
+        return secret
+
+    def _check_recovery(self, host: Host) -> Json:
+        """Whether the manager can reach the host by itself; a no is told, and is no failure of the deployment."""
+        try:
+            return self._client.check_ssh(host.name)
+        except ProcGuardError as exc:
+            return {"ok": False, "reason": exc.message}
+
+    @staticmethod
+    def _refuse(host: Host, result: HostResult) -> None:
+        refused = {name: one.get("message", "") for name, one in result.workers.items() if one["result"] == "refused"}
+        if refused:
+            told = "; ".join(f"worker {name}: {message}" for name, message in refused.items())
+            raise HostError(f"{host.name}: not placed here: {told}", "", code="refused")
+
+    def _undeploy_host(self, host: Host, reply: Json, result: HostResult) -> None:
+        agent_id = reply["hosts"][host.name]["agent_id"]
+        where = {"fleet_id": reply["fleet_id"], "host": host.name, "home": host.home}
+        self._listener.stage(host.name, "stop workers")
+        self.await_removal(agent_id)
+        self._listener.stage(host.name, "connect")
+        deadline = time.monotonic() + HOST_TIMEOUT_S
+        with self._sessions.session(
+            host.target, deadline, lambda: self._listener.stage(host.name, "remove")
+        ) as session:
+            result.report = session.perform("uninstall", where, deadline)
+        result.changes += [str(change) for change in result.report.get("changes", [])]
+        self._listener.stage(host.name, "forget")
+        self.forget(agent_id)
+
+    def forget(self, agent_id: str) -> None:
+        """The manager refuses while it takes the agent for connected: it may need a moment to notice the end."""
+        deadline = time.monotonic() + VERIFY_TIMEOUT_S
+        while True:
+            try:
+                self._client.forget_agent(agent_id)
+                return
+            except NotFound:
+                return
+            except Conflict:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(POLL_S)
+
+    def await_removal(self, agent_id: str) -> None:
+        """Until the agent has told that its workers are gone. One that is not connected can't: install.py asks then."""
+        deadline = time.monotonic() + REMOVAL_TIMEOUT_S
+        while time.monotonic() < deadline:
+            left = [worker for worker in self._client.workers(host=agent_id) if worker.get("agent") == agent_id]
+            states = {view["agent"]: view.get("agent_state") for view in self._client.hosts()["hosts"]}
+            if not left or states.get(agent_id) != "connected":
+                return
+            time.sleep(POLL_S)
+
+
+def manager_candidates(host: Host, client_url: str, told: list[str]) -> list[str]:
+    """Addresses to be probed from the host, the likeliest first. One in the inventory is the only one."""
+    if host.manager_url:
+        return [host.manager_url]
+    own = urllib.parse.urlsplit(client_url)
+    loopback = own.hostname in ("localhost", "127.0.0.1", "::1")
+    candidates = [f"{own.scheme}://127.0.0.1:{_port(client_url)}"] if host.target.local and loopback else []
+    if not loopback:
+        candidates.append(client_url)
+    return list(dict.fromkeys(candidates + [url.rstrip("/") for url in told]))
+
+
+def trust_request(reply: Json) -> Json:
+    """Whose certificate a host is to believe, as the manager says."""
+    pinned = reply.get("tls") or {}
+    return {"manager_ca": pinned.get("ca", ""), "manager_any_name": bool(pinned.get("any_name"))}
+
+
+def _port(url: str) -> int:
+    parts = urllib.parse.urlsplit(url)
+    return parts.port or (443 if parts.scheme == "https" else 80)
+
+
+def would_change(found: Json, release: bundle.Bundle, mine: Json) -> list[str]:
+    """--check: what a deployment would do to the agent."""
+    if not found.get("installed"):
+        return ["would install the agent"]
+    changes = []
+    if found.get("release") != release.sha256[:16]:
+        changes.append(f"would upgrade {found.get('release')} to {release.sha256[:16]}")
+    if not mine.get("secret_sha256") or mine.get("secret_sha256") != found.get("secret_sha256"):
+        changes.append("would give it a new secret")
+    if not found.get("running"):
+        changes.append("would start the agent")
+    return changes

@@ -1,0 +1,240 @@
+"""Why one host does not do as it should: each step from its name to the manager hearing its agent, with the cause.
+
+Owns the order of the steps and what is said of each; looks only, changes nothing. Sessions come from a `Connector`, the
+manager is a `ManagerClient`; a step that can't be taken ends those that build on it.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from procguard.client import ManagerClient
+from procguard.deploy import bundle
+from procguard.deploy.deployer import Sessions, manager_candidates, trust_request
+from procguard.deploy.inventory import Host
+from procguard.deploy.target import Target
+from procguard.errors import ManagerUnreachable, ProcGuardError
+
+PORT_TIMEOUT_S = 5.0
+HOST_DEADLINE_S = 45.0
+CLOCK_OFF_S = 2.0
+LITTLE_SPACE_BYTES = 256 * 1024 * 1024
+
+Verdict = Literal["ok", "warn", "bad"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """`next_step` says what to do where the verdict is not ok."""
+
+    name: str
+    verdict: Verdict
+    detail: str
+    next_step: str = ""
+
+
+class Doctor:
+    def __init__(self, client: ManagerClient, sessions: Sessions) -> None:
+        self._client = client
+        self._sessions = sessions
+
+    def examine(self, host: Host) -> Iterator[Step]:
+        """The steps as they are taken. Ends early where nothing more can be known."""
+        declared, step = self._ask_manager(host)
+        yield step
+        tunnel = self._tunnel(host) if declared and host.tunnel and not host.target.local else {}
+        if not host.target.local:
+            reached = True
+            for step in _network(host.target):
+                reached = reached and step.verdict != "bad"
+                yield step
+            if not reached:
+                return
+        deadline = time.monotonic() + HOST_DEADLINE_S
+        connected = []
+        try:
+            with self._sessions.session(host.target, deadline, lambda: connected.append(True)) as session:
+                yield Step("login", "ok", host.target.describe())
+                asked = time.time()
+                where = {"fleet_id": declared.get("fleet_id") or "f-none", "host": host.name, "home": host.home}
+                found = session.hello(where, deadline)
+                yield from _on_the_host(found, (asked + time.time()) / 2)
+                if tunnel:
+                    yield _tunnel_step(tunnel)
+                if declared and found.get("installed"):
+                    yield self._reach(host, declared, tunnel, session, where, deadline)
+        except ProcGuardError as exc:
+            yield Step("installer" if connected else "login", "bad", exc.message, exc.next_step)
+            return
+        yield from self._heard(host, declared)
+
+    # ----------------------------------------------------------------------------------------------- the manager
+
+    def _ask_manager(self, host: Host) -> tuple[dict[str, Any], Step]:
+        """What the manager knows of the host ({} where it can't be asked); declares nothing."""
+        request = {
+            "hosts": [
+                {
+                    "host": host.name,
+                    "ssh": {},
+                    "procguard_home": host.home,
+                    "workers": [{"worker_id": one.worker_id, "spec": one.spec} for one in host.workers],
+                }
+            ],
+            "check": True,
+        }
+        try:
+            reply = self._client.deploy(request)
+        except ManagerUnreachable as exc:
+            return {}, Step("manager", "bad", exc.message, exc.next_step)
+        except ProcGuardError as exc:
+            return {}, Step("manager", "bad", exc.message, exc.next_step)
+        return reply, Step("manager", "ok", f"{self._client.url} answers (fleet {reply['fleet_id']})")
+
+    def _tunnel(self, host: Host) -> dict[str, Any]:
+        """What the manager says of the tunnel that the inventory asks for."""
+        try:
+            views = self._client.hosts()["hosts"]
+        except ProcGuardError as exc:
+            return {"state": "down", "reason": exc.message}
+        found = next((view.get("tunnel") for view in views if view.get("host") == host.name), None)
+        return dict(found or {"state": "none", "reason": "the manager has not been told of it yet"})
+
+    def _reach(
+        self,
+        host: Host,
+        declared: dict[str, Any],
+        tunnel: dict[str, Any],
+        session: Any,
+        where: Any,
+        deadline: float,
+    ) -> Step:
+        mine = declared["hosts"][host.name]
+        urls = manager_candidates(host, self._client.url, declared.get("manager_urls") or [])
+        request = {
+            **where,
+            "agent_id": mine["agent_id"],
+            "proof_key": mine["proof_key"],
+            "manager_urls": urls,
+            "manager_url_fixed": bool(host.manager_url),
+            "tunnel_url": f"http://127.0.0.1:{tunnel['port']}" if tunnel.get("state") == "up" else "",
+            **trust_request(declared),
+        }
+        report = session.perform("reach", request, deadline)
+        if report.get("found"):
+            return Step("way to the manager", "ok", f"{report['found']} answers from there and proves who it is")
+        tried = "; ".join(f"{url}: {why}" for url, why in report.get("failures", {}).items()) or "no address is known"
+        return Step(
+            "way to the manager", "bad", f"none of its addresses works from there ({tried})",
+            "open the manager's port for this host, set procguard_manager_url, or procguard_tunnel: true",
+        )  # fmt: skip
+
+    def _heard(self, host: Host, declared: dict[str, Any]) -> Iterator[Step]:
+        if not declared:
+            return
+        try:
+            answer = self._client.hosts()
+            agent_id = declared["hosts"][host.name]["agent_id"]
+            view = next((one for one in answer["hosts"] if one.get("agent") == agent_id), None)
+            if view is None:
+                yield Step("heartbeat", "bad", "the manager knows no such host", f"deploy it: --limit {host.name}")
+                return
+            connected = view.get("agent_state") == "connected"
+            age = _age(answer.get("server_time"), view.get("last_seen"))
+            heard = f"last heard {age:.1f} s ago" if age is not None else "never heard"
+            detail = f"{view.get('agent_state')}, {heard}" + (f": {view['reason']}" if view.get("reason") else "")
+            yield Step(
+                "heartbeat", "ok" if connected else "bad", detail,
+                "" if connected else "see agent.log in its directory on the host",
+            )  # fmt: skip
+            back = self._client.check_ssh(host.name)
+            yield Step(
+                "recovery over SSH", "ok" if back.get("ok") else "warn",
+                "the manager itself can log in" if back.get("ok") else f"no: {back.get('reason')}",
+                "" if back.get("ok") else "give the manager's user a key without a prompt for this host",
+            )  # fmt: skip
+        except ProcGuardError as exc:
+            yield Step("heartbeat", "bad", exc.message, exc.next_step)
+
+
+def _tunnel_step(tunnel: dict[str, Any]) -> Step:
+    if tunnel["state"] == "up":
+        what = f"port {tunnel['port']} of the host leads to the manager since {tunnel.get('since')}"
+        return Step("tunnel", "ok", what)
+    if tunnel["state"] == "none":
+        return Step("tunnel", "bad", str(tunnel["reason"]), "deploy it: invoke deploy --hosts …")
+    what = f"{tunnel['state']}: {tunnel.get('reason') or 'it is being opened'}"
+    return Step("tunnel", "bad", what, "the manager opens it with its own SSH: see recovery over SSH")
+
+
+def _network(target: Target) -> Iterator[Step]:
+    """Name and port. Behind a jump host only the jump host could tell."""
+    if target.proxy_jump or target.proxy_command:
+        yield Step("name", "ok", f"{target.address}, by way of {target.proxy_jump or 'a ProxyCommand'}")
+        return
+    try:
+        found = socket.getaddrinfo(target.address, target.port or 22, type=socket.SOCK_STREAM)
+    except socket.gaierror as exc:
+        # It may be a Host of ~/.ssh/config, which the login knows; so this alone ends nothing.
+        detail = f"{target.address} can't be resolved here ({exc.strerror}); is it an alias of ~/.ssh/config?"
+        yield Step("name", "warn", detail, "correct the name, or set ansible_host")
+        return
+    address = str(found[0][4][0])
+    yield Step("name", "ok", target.address if address == target.address else f"{target.address} is {address}")
+    began = time.monotonic()
+    try:
+        with socket.create_connection((address, target.port or 22), PORT_TIMEOUT_S):
+            took_ms = (time.monotonic() - began) * 1000
+        yield Step("port", "ok", f"{target.port or 22} accepts connections ({took_ms:.0f} ms)")
+    except OSError as exc:
+        cause = "no answer" if isinstance(exc, TimeoutError) else exc.strerror or str(exc)
+        verdict: Verdict = "bad" if target.port else "warn"  # ~/.ssh/config may name another port
+        yield Step("port", verdict, f"{target.port or 22}: {cause}", "is the host on, and sshd listening there?")
+
+
+def _on_the_host(found: dict[str, Any], now: float) -> Iterator[Step]:
+    yield Step("python", "ok", f"{found.get('python_version')} ({found.get('python')})")
+    free = found.get("free_bytes")
+    if free is not None:
+        little = free < LITTLE_SPACE_BYTES
+        yield Step(
+            "space", "warn" if little else "ok", f"{free / 2**30:.1f} GiB free for {found.get('agent_dir')}",
+            "free some, or set procguard_home to another file system" if little else "",
+        )  # fmt: skip
+    if found.get("time") is not None:
+        off = float(found["time"]) - now
+        wrong = abs(off) > CLOCK_OFF_S
+        detail = f"{abs(off):.1f} s {'ahead of' if off > 0 else 'behind'} this machine's" if wrong else "right"
+        yield Step(
+            "clock", "warn" if wrong else "ok", detail,
+            "only what is displayed is affected; let the host's time be set (chrony, ntp)" if wrong else "",
+        )  # fmt: skip
+    yield _agent(found)
+
+
+def _agent(found: dict[str, Any]) -> Step:
+    if not found.get("installed"):
+        return Step("agent", "bad", "not installed", "invoke deploy --hosts … --limit this host")
+    if found.get("stopped_by_hand"):
+        return Step("agent", "bad", "stopped by hand with install.py stop", "a deploy starts it again")
+    if not found.get("running"):
+        return Step("agent", "bad", "installed, but not running", "a deploy starts it; see agent.log on the host")
+    wanted = bundle.build(str(found.get("platform", ""))).sha256[:16]
+    release = str(found.get("release"))
+    kept = f"keep-alive: {found.get('keep_alive') or 'none'}"
+    if release != wanted:
+        return Step("agent", "warn", f"runs release {release}, here is {wanted}; {kept}", "invoke upgrade --hosts …")
+    return Step("agent", "ok", f"runs (pid {found.get('pid')}, release {release}, {kept})")
+
+
+def _age(server_time: Any, last_seen: Any) -> float | None:
+    try:
+        then, now = (datetime.fromisoformat(str(text).replace("Z", "+00:00")) for text in (last_seen, server_time))
+        return max(0.0, (now - then).total_seconds())
+    except ValueError:
+        return None

@@ -1,0 +1,151 @@
+"""`invoke fetch`: files of many hosts into ./fetched/<host>/…, each at its own absolute path there.
+
+Names and contents come from hosts and are data: nothing is written outside the host's own folder, and a file is in its
+place only when it is whole. Knows sessions, not terminals; one host never hides the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from procguard import tables
+from procguard.deploy.channel import HostSession
+from procguard.deploy.rollout import HostResult, Listener, Plan, Rollout
+from procguard.errors import HostError, UsageError
+from remote_agent import protocol
+from remote_agent.file_finder import PIECE_BYTES
+
+if TYPE_CHECKING:
+    from procguard.deploy.inventory import Host
+    from procguard.deploy.target import Target
+
+HOST_TIMEOUT_S = 120.0  # to connect and to look
+FETCH_TIMEOUT_S = 3600.0
+PAUSE_S = 60.0  # without a byte
+
+Json = dict[str, Any]
+
+
+class Sessions(Protocol):
+    def session(self, target: Target, deadline: float, on_connected: Callable[[], None] | None = None) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Wanted:
+    path: str
+    max_bytes: int
+    max_files: int
+
+
+class Fetcher:
+    def __init__(self, sessions: Sessions, listener: Listener, folder: Path, forks: int) -> None:
+        self._sessions = sessions
+        self._listener = listener
+        self._folder = folder
+        self._rollout = Rollout(Plan(forks), listener)
+
+    def fetch(self, hosts: list[Host], wanted: Wanted) -> list[HostResult]:
+        """One result a host; `report` = {"files", "bytes", "folder"}."""
+        for host in hosts:
+            if not protocol.valid_id(host.name):
+                raise UsageError(f"{host.name!r} can be no folder's name", "rename the host in the inventory")
+        return self._rollout.run(hosts, lambda _wave: {}, lambda host, _, result: self._one(host, wanted, result))
+
+    def _one(self, host: Host, wanted: Wanted, result: HostResult) -> None:
+        self._listener.stage(host.name, "connect")
+        deadline = time.monotonic() + HOST_TIMEOUT_S
+        with self._sessions.session(host.target, deadline) as session:
+            self._listener.stage(host.name, "fetch")
+            request = {
+                "op": "fetch", "path": wanted.path, "max_bytes": wanted.max_bytes, "max_files": wanted.max_files,
+            }  # fmt: skip
+            found = session.ask(request, deadline)["found"]
+            if int(found["files"]) > wanted.max_files:
+                raise HostError(f"{host.name}: sends more files than were asked for", "is it the host you think?")
+            into = self._folder / host.name
+            result.report = {"files": 0, "bytes": 0, "folder": str(into), "left_out": int(found["left_out"])}
+            unread = self._receive(session, int(found["files"]), wanted.max_bytes, into, result.report)
+        left = f", {found['left_out']} links and the like left out" if found["left_out"] else ""
+        size = tables.size(result.report["bytes"])
+        result.changes.append(f"{result.report['files']} files, {size} in {into}{left}")
+        if unread:
+            raise HostError(
+                f"{host.name}: {len(unread)} files could not be read, {unread[0]} among them",
+                "who may read them there?", code="unreadable",
+            )  # fmt: skip
+
+    @staticmethod
+    def _receive(session: HostSession, files: int, max_bytes: int, into: Path, report: Json) -> list[str]:
+        """The files that the host could not read."""
+        end, unread = time.monotonic() + FETCH_TIMEOUT_S, []
+        for _ in range(files):
+            told = session.answer(min(end, time.monotonic() + PAUSE_S))["file"]
+            target = place(into, str(told["name"]))
+            with _new_file(target) as new:
+                while True:
+                    size = session.take_number(min(end, time.monotonic() + PAUSE_S))
+                    if size <= 0:
+                        break
+                    report["bytes"] += size
+                    if size > PIECE_BYTES or report["bytes"] > max_bytes:
+                        raise HostError(f"{target.name}: more arrives than was announced", "fetch it again")
+                    new.write(session.take(size, min(end, time.monotonic() + PAUSE_S)))
+                if size < 0:
+                    unread.append(str(told["name"]))
+                else:
+                    new.keep(float(told["mtime"]))
+                    report["files"] += 1
+        return unread
+
+
+def place(into: Path, name: str) -> Path:
+    """Where a host's file goes: its absolute path, below `into`. Raises HostError for a name that leads elsewhere."""
+    parts = name.split("/")
+    if parts[0] != "" or any(part in ("", ".", "..") or "\0" in part for part in parts[1:]) or len(parts) < 2:
+        raise HostError(f"a host sends a file of an impossible name: {name!r}", "is it the host you think?")
+    return into.joinpath(*parts[1:])
+
+
+class _NewFile:
+    def __init__(self, target: Path) -> None:
+        self._target = target
+        self._part = target.with_name(f".{target.name[:200]}.part")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            self._part.unlink()
+        fd = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+        self._out = os.fdopen(fd, "wb")
+        self._kept = False
+
+    def write(self, data: bytes) -> None:
+        self._out.write(data)
+
+    def keep(self, mtime: float) -> None:
+        self._out.close()
+        os.utime(self._part, (mtime, mtime))
+        os.replace(self._part, self._target)
+        self._kept = True
+
+    def close(self) -> None:
+        self._out.close()
+        if not self._kept:
+            self._part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _new_file(target: Path) -> Any:
+    try:
+        new = _NewFile(target)
+        try:
+            yield new
+        finally:
+            new.close()
+    except OSError as exc:
+        what = f"cannot write {target} ({exc.strerror or exc})"
+        raise HostError(what, "is there room, and no file in the way?") from exc

@@ -1,0 +1,95 @@
+"""`procguard_groups` of an inventory: what it says of groups, checked, every mistake with its place.
+
+A variable like any other, usually of `all`; hosts may repeat it, but not contradict each other. The words are those of
+group_policy.py.
+"""
+
+from __future__ import annotations
+
+import difflib
+import reprlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from pydantic import ValidationError
+
+from procguard.deploy.templates import Renderer, TemplateMistake
+from procguard.deploy.worker_specs import Worker, place
+from procguard.group_policy import GroupPolicy
+
+VARIABLE = "procguard_groups"
+KNOWN = tuple(GroupPolicy.model_fields)
+
+Tell = Callable[[str, str, str], None]
+Policies = dict[str, GroupPolicy]
+
+
+def read(declared: Any, renderer: Renderer, where: str, tell: Tell) -> Policies:
+    """The groups of one host's variable. Mistakes go to `tell(where, what, next)` and reading goes on."""
+    if declared is None:
+        return {}
+    if not isinstance(declared, dict):
+        tell(
+            where, f"{VARIABLE} must be a mapping group: {{…}}", "write: procguard_groups: {trainers: {restart: gang}}"
+        )
+        return {}
+    found: Policies = {}
+    for name, raw in declared.items():
+        here = place(declared, name, where)
+        policy = _policy(str(name), raw, renderer, here, tell)
+        if policy is not None:
+            found[str(name)] = policy
+    return found
+
+
+def _policy(name: str, raw: Any, renderer: Renderer, where: str, tell: Tell) -> GroupPolicy | None:
+    if not isinstance(raw, dict):
+        tell(where, f"group {name} must be a mapping", f"write: {name}: {{restart: gang}}")
+        return None
+    unknown = [key for key in raw if key not in KNOWN]
+    for key in unknown:
+        near = difflib.get_close_matches(str(key), KNOWN, 1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(KNOWN)}"
+        tell(place(raw, key, where), f"unknown key {key} of group {name}", hint)
+    if unknown:
+        return None
+    try:
+        return GroupPolicy.model_validate(renderer.render(dict(raw)))
+    except TemplateMistake as exc:
+        tell(where, f"group {name}: {exc}", "correct the template or define the variable")
+    except ValidationError as exc:
+        for error in exc.errors():
+            path = ".".join(str(part) for part in error["loc"])
+            what = str(error["ctx"]["error"]) if error["type"] == "value_error" else error["msg"]
+            got = f", got {reprlib.repr(error['input'])}" if path else ""
+            line = place(raw, error["loc"][0], where) if path else where
+            tell(line, f"group {name}: {path + ': ' if path else ''}{what}{got}", "see docs/groups.md")
+    return None
+
+
+def merged(each: Iterable[tuple[str, Policies]], tell: Tell, where: str) -> Policies:
+    """What all hosts say together; two that contradict each other are a mistake."""
+    found: Policies = {}
+    first: dict[str, str] = {}
+    for host, policies in each:
+        for name, policy in policies.items():
+            if found.setdefault(name, policy) != policy:
+                what = f"{VARIABLE}: {host} says other things of group {name} than {first[name]}"
+                tell(where, what, "say it once, in the vars of all")
+            first.setdefault(name, host)
+    return found
+
+
+def remarks(host: str, workers: Iterable[Worker], policies: Policies) -> list[str]:
+    """What is told to people, and is no mistake."""
+    return [
+        f"{host}: worker {worker.worker_id} says on_partition: keep, but its group {worker.spec['group']} restarts "
+        "as a gang: it is fenced"
+        for worker in workers
+        if worker.keeps and _policy_of(worker, policies) == "gang"
+    ]
+
+
+def _policy_of(worker: Worker, policies: Policies) -> str:
+    policy = policies.get(str(worker.spec.get("group") or ""))
+    return policy.restart if policy is not None else ""

@@ -1,0 +1,74 @@
+"""Whether the manager has heard an agent, and what else it knows of its host, asked once for all who wait.
+
+Compares the manager's clock with itself only. Knows neither SSH nor what was deployed.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from datetime import datetime
+from typing import Any
+
+from procguard.client import ManagerClient
+from procguard.errors import HostError
+
+POLL_S = 0.15
+RECHECK_S = 900.0  # on a host where nothing changed, that the manager can reach it is believed for so long
+
+Json = dict[str, Any]
+
+
+class Heard:
+    """Tells when the manager has heard an agent after a moment; one poll of /api/hosts serves all who wait."""
+
+    def __init__(self, client: ManagerClient) -> None:
+        self._client = client
+        self._lock = threading.Lock()
+        self._polled_at = 0.0  # monotonic, when the request of the newest answer was sent
+        self._answer: Json = {}
+
+    def wait_for(self, agent_id: str, deadline: float, connected_is_enough: bool = False) -> Json:
+        """Return once the agent was heard after this call began: its host's view. Raises HostError at the deadline.
+
+        Compared on the manager's clock alone: `server_time` of the first answer against later `last_seen`.
+        """
+        began = self._fresh(time.monotonic())
+        since = _time(began.get("server_time"))
+        while True:
+            view = self._fresh(time.monotonic() - POLL_S)
+            mine: Json = next((one for one in view.get("hosts", []) if one.get("agent") == agent_id), {})
+            seen = _time(mine.get("last_seen"))
+            if (seen and since and seen > since) or (connected_is_enough and mine.get("agent_state") == "connected"):
+                return {**mine, "server_time": view.get("server_time")}
+            if time.monotonic() > deadline:
+                when = f"last heard {seen.isoformat()}" if seen else "never heard"
+                raise HostError(
+                    f"{agent_id}: the agent runs, but the manager has not heard it since SSH ended ({when})",
+                    "see agent.log in its directory there; does the host end a user's processes at log-out?",
+                    code="not_heard",
+                )
+            time.sleep(POLL_S)
+
+    def _fresh(self, not_before: float) -> Json:
+        """An answer that was asked for after `not_before`; threads share one request."""
+        with self._lock:
+            if self._polled_at <= not_before:
+                self._polled_at = time.monotonic()
+                self._answer = self._client.hosts()
+            return self._answer
+
+
+def known_recovery(seen: Json) -> Json:
+    """{"ok", "reason"} where the manager itself has just reached this host over SSH; {}: it had better try again."""
+    known = seen.get("recovery_ssh") or {}
+    then, now = _time(known.get("checked_at")), _time(seen.get("server_time"))
+    fresh = then is not None and now is not None and 0 <= (now - then).total_seconds() < RECHECK_S
+    return {"ok": True, "reason": ""} if known.get("ok") and fresh else {}
+
+
+def _time(text: Any) -> datetime | None:
+    try:
+        return datetime.fromisoformat(str(text).replace("Z", "+00:00"))
+    except ValueError:
+        return None

@@ -1,0 +1,140 @@
+"""In which order and how many at once: waves over the hosts, ended early where too many fail. Each host has a result.
+
+Owns the order and the mapping of errors to results; knows nothing of what is done on a host.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from procguard.deploy.code_sync import Brought
+from procguard.deploy.inventory import Host
+from procguard.errors import HostError, HostUnreachable, ProcGuardError, UsageError
+
+Status = Literal["ok", "changed", "failed", "unreachable", "skipped"]
+Json = dict[str, Any]
+
+
+@dataclass
+class HostResult:
+    """What came of one host. `changes` are words for people; `error` is set for failed, unreachable and skipped."""
+
+    host: str
+    status: Status = "ok"
+    changes: list[str] = field(default_factory=list)
+    error: ProcGuardError | None = None
+    workers: dict[str, Json] = field(default_factory=dict)  # id -> {"result", "message", "differences"}
+    report: Json = field(default_factory=dict)  # of install.py
+    code: list[Brought] = field(default_factory=list)  # of procguard_sync
+    recovery_ssh: Json = field(default_factory=dict)  # {"ok", "reason"}
+    seconds: float = 0.0
+
+
+class Listener(Protocol):
+    """Who shows the progress. Called from many threads."""
+
+    def stage(self, host: str, stage: str) -> None: ...
+
+    def done(self, result: HostResult) -> None: ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`serial`: the sizes of the waves as Ansible takes them, "1,10%,50%" (the last repeats); "" = all in one.
+
+    `max_fail`: the rollout ends after a wave with more failures in all than this, a number or "10%"; "" = never.
+    """
+
+    forks: int = 32
+    serial: str = ""
+    max_fail: str = ""
+
+    def waves(self, hosts: Sequence[Host]) -> Iterator[list[Host]]:
+        sizes = [_amount(part, len(hosts), "--serial", least=1) for part in self.serial.split(",") if part.strip()]
+        begin = 0
+        while begin < len(hosts):
+            size = (sizes.pop(0) if len(sizes) > 1 else sizes[0]) if sizes else len(hosts)
+            yield list(hosts[begin : begin + size])
+            begin += size
+
+    def too_many(self, failures: int, hosts: int) -> bool:
+        return bool(self.max_fail) and failures > _amount(self.max_fail, hosts, "--max-fail", least=0)
+
+    def check(self) -> None:
+        """Raise UsageError for what can't be read, before anything is done."""
+        list(self.waves([]))
+        for text in filter(str.strip, self.serial.split(",")):
+            _amount(text, 1, "--serial", least=1)
+        self.too_many(0, 1)
+
+
+def _amount(text: str, of: int, option: str, least: int) -> int:
+    found = re.fullmatch(r"\s*(\d+)(%?)\s*", text)
+    if found is None:
+        raise UsageError(f"{option} {text}: expected a number of hosts or a share", f"e.g. {option} 3 or {option} 10%")
+    number = int(found[1])
+    return max(least, number * of // 100 if found[2] else number)
+
+
+class Rollout:
+    def __init__(self, plan: Plan, listener: Listener) -> None:
+        plan.check()
+        self._plan = plan
+        self._listener = listener
+
+    def run(
+        self,
+        hosts: list[Host],
+        prepare: Callable[[list[Host]], Json],
+        action: Callable[[Host, Json, HostResult], None],
+    ) -> list[HostResult]:
+        """`action(host, prepared, result)` for every host, wave by wave; one result each, in the hosts' order.
+
+        `prepare(wave)` comes before each wave; what it raises concerns all and goes through. A host's errors become
+        its own result and never another's.
+        """
+        results: dict[str, HostResult] = {}
+        for wave in self._plan.waves(hosts):
+            failed = sum(1 for result in results.values() if result.error is not None)
+            if self._plan.too_many(failed, len(hosts)):
+                why = (
+                    f"not touched: {failed} of {len(results)} hosts before it failed (--max-fail {self._plan.max_fail})"
+                )
+                results.update({host.name: self._skipped(host, why) for host in wave})
+                continue
+            results.update({result.host: result for result in self._wave(wave, prepare(wave), action)})
+        return [results[host.name] for host in hosts]
+
+    def _skipped(self, host: Host, why: str) -> HostResult:
+        error = HostError(f"{host.name}: {why}", "mend the cause above, then run it again", code="skipped")
+        result = HostResult(host.name, "skipped", error=error)
+        self._listener.done(result)
+        return result
+
+    def _wave(
+        self, wave: list[Host], prepared: Json, action: Callable[[Host, Json, HostResult], None]
+    ) -> list[HostResult]:
+        def run(host: Host) -> HostResult:
+            result, started = HostResult(host.name), time.monotonic()
+            try:
+                action(host, prepared, result)
+                if result.error is None and result.changes:
+                    result.status = "changed"
+            except HostUnreachable as exc:
+                result.status, result.error = "unreachable", exc
+            except ProcGuardError as exc:
+                result.status, result.error = "failed", exc
+            except Exception as exc:
+                what = f"{host.name}: it failed ({type(exc).__name__}: {exc})"
+                result.status, result.error = "failed", HostError(what, "this is a bug in ProcGuard; please report it")
+            result.seconds = time.monotonic() - started
+            self._listener.done(result)
+            return result
+
+        with ThreadPoolExecutor(max(1, min(self._plan.forks, len(wave))), "host") as pool:
+            return list(pool.map(run, wave))

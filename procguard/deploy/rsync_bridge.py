@@ -1,0 +1,33 @@
+"""What rsync takes for ssh: it hands rsync's two pipes on to a socket that the deployer holds, nothing more.
+
+    python -I -S rsync_bridge.py FD HOST rsync --server …
+
+First the words of the command, as one JSON line; then the bytes both ways. Standard library only, no import of ours.
+"""
+
+import json
+import os
+import socket
+import sys
+import threading
+
+
+def main() -> int:
+    end = socket.socket(fileno=int(sys.argv[1]))
+    end.sendall(json.dumps(sys.argv[3:]).encode() + b"\n")
+
+    def hand_on() -> None:
+        for data in iter(lambda: os.read(0, 64 * 1024), b""):
+            end.sendall(data)
+        end.shutdown(socket.SHUT_WR)
+
+    threading.Thread(target=hand_on, daemon=True).start()
+    for data in iter(lambda: end.recv(64 * 1024), b""):
+        view = memoryview(data)
+        while view:
+            view = view[os.write(1, view) :]
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

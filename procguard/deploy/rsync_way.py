@@ -1,0 +1,90 @@
+"""Files by rsync over a connection that is open already: the local rsync, a bridge in ssh's place, rsync on the host.
+
+Owns the processes and threads of one transfer; knows neither what the files are nor whether they have to go. Whoever
+uses it checks what arrived.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from procguard.deploy.channel import Pipe
+from procguard.errors import HostError, ProcGuardError
+
+BRIDGE = str(Path(__file__).with_name("rsync_bridge.py"))
+PAUSE_S = 60  # rsync gives up when nothing moves for so long
+
+
+def bring(
+    program: str, root: str, names: Sequence[str], incoming: str, base: str, beside: Callable[[str, float], Pipe],
+    deadline: float,
+) -> None:  # fmt: skip
+    """Put the files `names` of `root` below the host's folder `incoming`; what lies in `base` there saves bytes.
+
+    Raises HostError with what rsync said.
+    """
+    ours, its = socket.socketpair()
+    with ours, its:
+        command = [
+            program, "-s", "--files-from=-", "--from0", "--no-implied-dirs", "--checksum", "--perms",
+            "--compress", f"--timeout={PAUSE_S}", f"--copy-dest={base}",
+            "-e", f'"{sys.executable}" -I -S "{BRIDGE}" {its.fileno()}', "--", f"{root}/", f"host:{incoming}/",
+        ]  # fmt: skip
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            pass_fds=[its.fileno()],
+            env={**os.environ, "LC_ALL": "C.UTF-8"},
+        )
+        its.close()
+        pump = threading.Thread(target=_pump, args=(ours, beside, deadline), daemon=True)
+        pump.start()
+        try:
+            _, said = process.communicate(b"\0".join(map(os.fsencode, names)), max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            said = b"no end in time"
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+            with contextlib.suppress(OSError):
+                ours.shutdown(socket.SHUT_RDWR)
+            pump.join(5)
+    if process.returncode != 0:
+        lines = said.decode("utf-8", "replace").strip().splitlines()
+        raise HostError(f"rsync ended with {process.returncode} ({' | '.join(lines[-2:])[-300:]})", code="rsync")
+
+
+def _pump(end: socket.socket, beside: Callable[[str, float], Pipe], deadline: float) -> None:
+    """Start what rsync asks for on the host and carry bytes both ways until one side ends."""
+    pipe = None
+    with contextlib.suppress(OSError, ValueError, ProcGuardError):
+        with end.makefile("rb", buffering=0) as reader:
+            words = json.loads(reader.readline())
+        pipe = beside(shlex.join(words), deadline)
+        there = threading.Thread(target=_to_host, args=(end, pipe, deadline), daemon=True)
+        there.start()
+        for data in iter(lambda: pipe.receive(deadline), b""):
+            end.sendall(data)
+    if pipe is not None:
+        pipe.close()
+    with contextlib.suppress(OSError):
+        end.shutdown(socket.SHUT_RDWR)
+
+
+def _to_host(end: socket.socket, pipe: Pipe, deadline: float) -> None:
+    with contextlib.suppress(OSError, ProcGuardError):
+        for data in iter(lambda: end.recv(64 * 1024), b""):
+            pipe.send(data, deadline)

@@ -1,0 +1,228 @@
+"""What the operator sees of a deployment: progress while it runs, then an Ansible-like recap.
+
+Knows terminals (rich) and results; decides nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.status import Status
+
+from procguard import tables
+from procguard.deploy.credentials import ask_on_terminal
+from procguard.deploy.rollout import HostResult
+from procguard.errors import PartlyFailed
+
+if TYPE_CHECKING:  # for their types Fabric would be imported, which `invoke status` does not need
+    from procguard.deploy.code_sync import Brought
+    from procguard.deploy.doctor import Step
+    from procguard.deploy.trust import ShownKey
+
+COLOURS = {"ok": "green", "changed": "yellow", "failed": "red", "unreachable": "red", "skipped": "cyan"}
+MAX_NAMED = 12
+WIDTH_WITHOUT_TERMINAL = 200
+
+
+def console(stderr: bool = False) -> Console:
+    """Wide where nobody looks: a table in a file or a pipe is not cut to 80 columns."""
+    made = Console(stderr=stderr, highlight=False, soft_wrap=True)
+    return (
+        made
+        if made.is_terminal
+        else Console(stderr=stderr, highlight=False, soft_wrap=True, width=WIDTH_WITHOUT_TERMINAL)
+    )
+
+
+class Progress:
+    """One line that moves (stages and their counts), one line that stays for each host that is done."""
+
+    def __init__(self, out: Console, total: int) -> None:
+        self._out = out
+        self._total = total
+        self._lock = threading.Lock()
+        self._stages: dict[str, str] = {}
+        self._done = 0
+        self._status: Status | None = None
+
+    def __enter__(self) -> Progress:
+        if self._out.is_terminal:
+            self._status = self._out.status("")
+            self._status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+    def ask(self, question: str) -> str:
+        """Ask a person for a secret; the line that moves stands still meanwhile."""
+        with self._lock:
+            if self._status is not None:
+                self._status.stop()
+            try:
+                return ask_on_terminal(question)
+            finally:
+                if self._status is not None:
+                    self._status.start()
+
+    def stage(self, host: str, stage: str) -> None:
+        with self._lock:
+            self._stages[host] = stage
+            self._refresh()
+
+    def done(self, result: HostResult) -> None:
+        with self._lock:
+            self._stages.pop(result.host, None)
+            self._done += 1
+            self._out.print(_host_line(result))
+            self._refresh()
+
+    def _refresh(self) -> None:
+        if self._status is not None:
+            counts = " · ".join(f"{stage} {count}" for stage, count in Counter(self._stages.values()).items())
+            self._status.update(f"{self._done}/{self._total} done · {counts}")
+
+
+def _host_line(result: HostResult) -> str:
+    colour = COLOURS[result.status]
+    text = str(result.error) if result.error else ", ".join(result.changes) or "nothing to do"
+    if result.error and text.startswith(f"{result.host}: "):
+        text = text[len(result.host) + 2 :]
+    return f"[{colour}]{result.status:<11}[/] {escape(result.host)}  {escape(text)}  [dim]{result.seconds:.1f} s[/]"
+
+
+def recap(out: Console, results: list[HostResult], diff: bool = False) -> None:
+    """One line a host: status, keep-alive, recovery over SSH, workers; then failures by their cause, and the totals."""
+    out.print("\n[bold]RECAP[/]")
+    width = max((len(result.host) for result in results), default=0)
+    for result in results:
+        words = [f"[{COLOURS[result.status]}]{result.status:<11}[/]"]
+        if result.report.get("keep_alive"):
+            words.append(f"keep-alive: {result.report['keep_alive']}")
+        if result.recovery_ssh:
+            words.append(_recovery(result.recovery_ssh))
+        counts = Counter(str(one.get("result")) for one in result.workers.values())
+        words.append("workers: " + (", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "none"))
+        out.print(f"{escape(result.host):<{width}}  " + "   ".join(words))
+        for change in result.changes:
+            if change.startswith("restarted "):  # these came after the host's own line
+                out.print(f"{'':<{width}}  {escape(change)}")
+        for folder in result.code:
+            _code(out, folder, width, diff)
+        for worker_id, one in result.workers.items():
+            if one.get("message"):
+                out.print(f"{'':<{width}}  {escape(worker_id)}: {escape(str(one['message']))}")
+            for line in one.get("differences") or () if diff else ():
+                out.print(f"{'':<{width}}    [cyan]{escape(worker_id)}[/] {escape(line)}")
+    _causes(out, results)
+    totals: Counter[str] = Counter(result.status for result in results)
+    names = ["ok", "changed", "failed", "unreachable", *(["skipped"] if totals["skipped"] else [])]
+    out.print("  ".join(f"{name}={totals[name]}" for name in names))
+
+
+def fetched(out: Console, results: list[HostResult]) -> None:
+    """Failures by their cause, and the totals; each host has its own line already."""
+    _causes(out, results)
+    well = [result for result in results if result.error is None]
+    files = sum(int(result.report.get("files") or 0) for result in results)
+    size = tables.size(sum(int(result.report.get("bytes") or 0) for result in results))
+    out.print(f"{files} files, {size} from {len(well)} of {len(results)} hosts")
+
+
+def _code(out: Console, one: Brought, width: int, diff: bool) -> None:
+    """One folder of procguard_sync: what was done, and why it was not."""
+    out.print(f"{'':<{width}}  code {escape(one.dest)}: {escape(one.text)}")
+    if one.status == "in_use":
+        out.print(f"{'':<{width}}    left as it is; --sync-running changes it under them", style="dim")
+    for name in one.names if diff else ():
+        out.print(f"{'':<{width}}    [cyan]{escape(name)}[/]")
+
+
+def _causes(out: Console, results: list[HostResult]) -> None:
+    """What failed, by cause, each with its next step: of 64 hosts three may be dead for one reason."""
+    causes: dict[str, list[HostResult]] = {}
+    for result in results:
+        if result.error is not None:
+            causes.setdefault(result.error.code, []).append(result)
+    for code, hit in sorted(causes.items(), key=lambda item: -len(item[1])):
+        names = ", ".join(result.host for result in hit[:MAX_NAMED])
+        more = f" and {len(hit) - MAX_NAMED} more" if len(hit) > MAX_NAMED else ""
+        out.print(f"[red]{len(hit)} × {escape(code.replace('_', ' '))}[/]: {escape(names)}{more}")
+        first = hit[0].error
+        if first is not None and first.next_step:
+            out.print(f"    {escape(first.next_step)}", style="dim")
+
+
+def keys(out: Console, found: Sequence[ShownKey]) -> int:
+    """One line for each host key; returns how many hosts showed none that can be trusted."""
+    width = max((len(key.host) for key in found), default=0)
+    colours = {"new": "yellow", "known": "green", "changed": "red", "unreachable": "red"}
+    for key in found:
+        words = f"{key.kind} {key.fingerprint}  {key.name}" if key.fingerprint else key.name
+        out.print(f"[{colours[key.status]}]{key.status:<11}[/] {escape(key.host):<{width}}  {escape(words)}")
+        if key.error is not None:
+            out.print(f"{'':<11} {'':<{width}}  {escape(str(key.error))}")
+    return sum(1 for key in found if key.error is not None)
+
+
+MARKS = {"ok": "[green]✓[/]", "warn": "[yellow]![/]", "bad": "[red]✗[/]"}
+
+
+def step(out: Console, found: Step) -> None:
+    """One step of the doctor's."""
+    out.print(f"{MARKS[found.verdict]} {found.name:<20} {escape(found.detail)}")
+    if found.verdict != "ok" and found.next_step:
+        out.print(f"{'':<23}→ {escape(found.next_step)}", style="dim")
+
+
+def _recovery(answer: dict[str, Any]) -> str:
+    if answer.get("ok"):
+        return "recovery over SSH: yes"
+    return f"recovery over SSH: [yellow]no[/] ({escape(str(answer.get('reason') or 'unknown'))})"
+
+
+def as_json(results: list[HostResult]) -> str:
+    return json.dumps(
+        {
+            "hosts": {
+                result.host: {
+                    "status": result.status,
+                    "changes": result.changes,
+                    "error": _error(result),
+                    "workers": result.workers,
+                    "code": [one.as_json() for one in result.code],
+                    "recovery_ssh": result.recovery_ssh,
+                    "keep_alive": result.report.get("keep_alive"),
+                    "keep_alive_reason": result.report.get("keep_alive_reason"),
+                    "agent_pid": result.report.get("pid"),
+                    "release": result.report.get("release"),
+                    **{name: result.report[name] for name in ("files", "bytes", "folder") if name in result.report},
+                    "seconds": round(result.seconds, 3),
+                }
+                for result in results
+            },
+            "totals": Counter(result.status for result in results),
+        },
+        indent=2,
+    )
+
+
+def _error(result: HostResult) -> dict[str, str] | None:
+    if result.error is None:
+        return None
+    return {"code": result.error.code, "message": result.error.message, "next": result.error.next_step}
+
+
+def failure(results: list[HostResult]) -> PartlyFailed | None:
+    """The error that makes the exit code 2, None when every host is well."""
+    bad = [result.host for result in results if result.error]
+    if not bad:
+        return None
+    return PartlyFailed(f"{len(bad)} of {len(results)} hosts failed ({', '.join(bad[:8])})", "the lines above say why")

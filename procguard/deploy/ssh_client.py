@@ -1,0 +1,169 @@
+"""The manager's side of the SSH helper process: ask, wait cooperatively, start it again when it dies.
+
+Uses plain `threading` and `subprocess`, which gevent has patched by the time the manager imports this: waits then cost
+the event loop nothing. Knows the helper's messages, no SSH.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import procguard
+
+ONCE = ("restart", "rollback")  # asked twice they would be done twice
+MARGIN_S = 3.0  # beyond the request's deadline: for the helper's start
+AgentSeen = Literal["running", "started", "absent", "frozen", "failed", "unknown"]
+
+
+class Result(NamedTuple):
+    """`ok`: the host was reached over SSH. `message` is for people."""
+
+    ok: bool
+    agent: AgentSeen
+    message: str
+    log: dict[str, Any] = {}  # noqa: RUF012 - of `agent_log` alone, and never changed
+
+    @property
+    def reason(self) -> str:
+        return "" if self.ok else self.message
+
+
+class _Waiting:
+    """One request; `process`: the helper that was asked."""
+
+    def __init__(self, process: Any) -> None:
+        self.process = process
+        self.done = threading.Event()
+        self.answer: dict[str, Any] = {}
+
+
+class SshHelper:
+    """One helper process, started at the first request. Safe to use from many greenlets or threads."""
+
+    def __init__(self, command: list[str] | None = None) -> None:
+        self._command = command or [sys.executable, "-m", "procguard.deploy.ssh_helper"]
+        self._numbers = itertools.count(1)
+        self._lock = threading.Lock()
+        self._process: Any = None
+        self._waiting: dict[int, _Waiting] = {}
+        self._closed = False
+
+    def check(self, host: str, ssh: dict[str, Any], deadline_s: float = 15.0) -> Result:
+        """Whether a connection to `host` can be opened from here."""
+        return self._ask({"op": "check", "host": host, "ssh": ssh}, deadline_s)
+
+    def ensure_agent(
+        self,
+        host: str,
+        ssh: dict[str, Any],
+        *,
+        home: str = "",
+        fleet_id: str,
+        replace_frozen: bool = False,
+        deadline_s: float = 30.0,
+    ) -> Result:
+        """Have the agent on `host` started unless it runs. `replace_frozen`: also one that a signal has stopped."""
+        where = {"host": host, "ssh": ssh, "home": home, "fleet_id": fleet_id}
+        return self._ask({"op": "ensure", **where, "replace_frozen": replace_frozen}, deadline_s)
+
+    def care(
+        self,
+        op: Literal["restart", "upgrade", "rollback", "log"],
+        host: str,
+        ssh: dict[str, Any],
+        *,
+        home: str = "",
+        fleet_id: str,
+        deadline_s: float,
+        max_bytes: int = 0,
+    ) -> Result:
+        """What an operator asks for about the agent on `host`: see ssh_helper.py."""
+        where = {"host": host, "ssh": ssh, "home": home, "fleet_id": fleet_id}
+        return self._ask({"op": op, **where, "max_bytes": max_bytes}, deadline_s)
+
+    def close(self) -> None:
+        """End the helper. Requests that wait get their answer: it was closed."""
+        with self._lock:
+            self._closed = True
+            process, self._process = self._process, None
+        if process is not None:
+            try:
+                process.stdin.close()
+                process.wait(2.0)
+            except (OSError, subprocess.TimeoutExpired):
+                process.kill()
+                process.wait()
+        self._fail_all("the manager ends")
+
+    # ---------------------------------------------------------------------------------------------- inside
+
+    def _ask(self, request: dict[str, Any], deadline_s: float) -> Result:
+        """One answer, within the deadline. A helper that dies meanwhile is asked once more, in its next life."""
+        deadline = time.monotonic() + deadline_s
+        answer = self._ask_once(request, deadline_s)
+        if request["op"] not in ONCE and answer.get("died") and time.monotonic() < deadline - 1.0:
+            answer = self._ask_once(request, deadline - time.monotonic())
+        agent, log = answer.get("agent", "unknown"), answer.get("log") or {}
+        return Result(bool(answer.get("ok")), agent, str(answer.get("message", "")), log)
+
+    def _ask_once(self, request: dict[str, Any], deadline_s: float) -> dict[str, Any]:
+        number = next(self._numbers)
+        line = json.dumps({**request, "id": number, "deadline_s": deadline_s}).encode() + b"\n"
+        try:
+            with self._lock:
+                if self._closed:
+                    return {"message": "the SSH helper is closed"}
+                process = self._running()
+                waiting = self._waiting[number] = _Waiting(process)
+                process.stdin.write(line)
+                process.stdin.flush()
+            waiting.done.wait(deadline_s + MARGIN_S)
+        except (OSError, ValueError) as exc:
+            return {"message": f"the SSH helper can't be used: {exc}", "died": True}
+        finally:
+            self._waiting.pop(number, None)
+        return waiting.answer or {"message": f"{request['host']}: the SSH helper gave no answer in time"}
+
+    def _running(self) -> Any:
+        """The helper's process, started when there is none or it died. Call with the lock held."""
+        if self._process is None or self._process.poll() is not None:
+            root = str(Path(procguard.__file__).parent.parent)
+            path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", ""))))
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={**os.environ, "PYTHONPATH": path},
+                start_new_session=True,  # Ctrl-C at the manager's terminal is the manager's to answer
+            )
+            threading.Thread(target=self._read, args=(self._process,), daemon=True).start()
+        return self._process
+
+    def _read(self, process: Any) -> None:
+        try:
+            for line in process.stdout:
+                answer = json.loads(line)
+                waiting = self._waiting.get(answer.get("id"))
+                if waiting is not None:
+                    waiting.answer = answer
+                    waiting.done.set()
+        except (OSError, ValueError):
+            process.kill()
+        process.stdout.close()
+        process.wait()
+        self._fail_all("the SSH helper ended; the next look starts it again", process)
+
+    def _fail_all(self, why: str, process: Any = None) -> None:
+        """Answer those who wait for `process` (None: for any): nobody waits out a deadline for a dead helper."""
+        for waiting in list(self._waiting.values()):
+            if process is None or waiting.process is process:
+                waiting.answer = {"message": why, "died": process is not None}
+                waiting.done.set()

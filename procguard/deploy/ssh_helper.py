@@ -1,0 +1,184 @@
+"""The manager's own SSH, as a process of its own: python -m procguard.deploy.ssh_helper.
+
+SSH is CPU-heavy, can hang and does not work under gevent, so it never runs inside the manager. Requests and answers are
+JSON lines on stdin and stdout; the end of stdin ends the process. A host that hangs has one turn until its deadline.
+
+    -> {"id": 7, "op": "ensure", "host": "gpu01", "ssh": {…Target…}, "home": "", "fleet_id": "f-…", "deadline_s": 30}
+    <- {"id": 7, "ok": true, "agent": "started", "message": "the agent was started"}
+
+`ok`: the host was reached. op "check" opens a connection, logs in and closes it; "ensure" starts the agent unless it
+runs; a frozen one (stopped by a signal) is left alone unless "replace_frozen". "restart", "upgrade" (to this side's
+release), "rollback" and "log" are an operator's wishes; the last one's answer holds `log`. `agent`: running | started |
+absent (not installed) | frozen | failed | unknown.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from typing import Any
+
+from procguard.deploy import bundle
+from procguard.deploy.channel import HostSession
+from procguard.deploy.connector import Connector
+from procguard.deploy.ssh_turns import MAX_STUCK, NoTurn, Turns, jump_host
+from procguard.deploy.target import from_dict
+from procguard.errors import HostError, HostUnreachable, ProcGuardError
+
+MAX_DEADLINE_S = 30.0
+MAX_UPGRADE_S = 120.0  # with a bundle on its way
+ANSWER_MARGIN_S = 0.2  # what ends by itself at the deadline knows better why than the timer does
+MAX_LINE_BYTES = 256 * 1024
+NO_WAY_IN = ("timeout", "connection_lost", "become")  # the host may be there, but nothing can be known of its agent
+
+Json = dict[str, Any]
+
+
+class Helper:
+    """Answers requests, each in a thread of its own; ssh_turns.py says how many are at work at once."""
+
+    def __init__(self, connector: Connector, out: Any, turns: Turns | None = None) -> None:
+        self._connector = connector
+        self._out = out
+        self._out_lock = threading.Lock()
+        self._turns = turns or Turns()
+
+    def take(self, request: Json) -> None:
+        """Start on `request`; its answer comes by its deadline, whatever the host does."""
+        longest_s = MAX_UPGRADE_S if request.get("op") == "upgrade" else MAX_DEADLINE_S
+        deadline_s = min(longest_s, float(request.get("deadline_s") or longest_s))
+        once = _Once(lambda answer: self._say({"id": request.get("id"), **answer}))
+        late = f"{request.get('host')}: no answer over SSH within {deadline_s:.0f} s"
+        timer = threading.Timer(
+            deadline_s + ANSWER_MARGIN_S, once.say, [{"ok": False, "agent": "unknown", "message": late}]
+        )
+        timer.daemon = True
+        timer.start()
+        deadline = time.monotonic() + deadline_s
+        threading.Thread(target=self._work, args=(request, deadline, once, timer), daemon=True).start()
+
+    def _work(self, request: Json, deadline: float, once: _Once, timer: threading.Timer) -> None:
+        try:
+            ssh = request.get("ssh") or {}
+            through = jump_host(str(ssh.get("proxy_jump") or ""), str(ssh.get("proxy_command") or ""))
+            with self._turns.turn(through, deadline):
+                once.say(self._answer(request, deadline))
+        except NoTurn as exc:
+            message = f"{request.get('host')}: it had no turn within its time ({exc}); it is tried again"
+            once.say({"ok": False, "agent": "unknown", "message": message})
+        finally:
+            timer.cancel()
+
+    def _answer(self, request: Json, deadline: float) -> Json:
+        try:
+            return self._do(request, deadline)
+        except HostUnreachable as exc:
+            return {"ok": False, "agent": "unknown", "message": str(exc)}
+        except HostError as exc:
+            agent = "absent" if exc.code == "not_installed" else "failed"
+            if exc.code in NO_WAY_IN or request.get("op") == "check":
+                return {"ok": False, "agent": "unknown", "message": str(exc)}
+            return {"ok": True, "agent": agent, "message": str(exc)}
+        except ProcGuardError as exc:  # of this side: an unreadable file with a password
+            return {"ok": False, "agent": "unknown", "message": f"{request.get('host')}: {exc}"}
+        except Exception as exc:
+            return {"ok": False, "agent": "unknown", "message": f"{request.get('host')}: {type(exc).__name__}: {exc}"}
+
+    def _do(self, request: Json, deadline: float) -> Json:
+        host = str(request["host"])
+        where = {"fleet_id": str(request.get("fleet_id", "")), "host": host, "home": str(request.get("home") or "")}
+        target = from_dict(host, request.get("ssh") or {})
+        if request.get("op") == "check":
+            self._connector.check(target, deadline)
+            return {"ok": True, "agent": "unknown", "message": "reached"}
+        if request.get("op") in ("restart", "upgrade", "rollback", "log"):
+            with self._connector.session(target, deadline) as session:
+                return care(session, request, where, deadline)
+        with self._connector.session(target, deadline) as session:
+            report = session.perform(
+                "ensure", {**where, "replace_frozen": bool(request.get("replace_frozen"))}, deadline
+            )
+        if report.get("frozen"):
+            message = f"the agent is stopped by a signal or a debugger (pid {report.get('pid')})"
+            return {"ok": True, "agent": "frozen", "message": message}
+        if report.get("running"):
+            started = "started" in (report.get("changes") or [])
+            return {"ok": True, "agent": "started" if started else "running", "message": _told(report, started)}
+        return {"ok": True, "agent": "failed", "message": str(report.get("reason") or "the agent does not run")}
+
+    def _say(self, message: Json) -> None:
+        with self._out_lock:
+            self._out.write(json.dumps(message).encode() + b"\n")
+            self._out.flush()
+
+    @property
+    def worn_out(self) -> bool:
+        """Too much hangs beyond its deadline (a name server, a proxy command): another process does better."""
+        return self._turns.stuck >= MAX_STUCK
+
+
+class _Once:
+    """Hands on the first answer only: the host's, or the deadline's."""
+
+    def __init__(self, say: Any) -> None:
+        self._say = say
+        self._lock = threading.Lock()
+        self._said = False
+
+    def say(self, answer: Json) -> None:
+        with self._lock:
+            if self._said:
+                return
+            self._said = True
+        self._say(answer)
+
+
+def care(session: HostSession, request: Json, where: Json, deadline: float) -> Json:
+    """One of an operator's wishes for an agent."""
+    op = request["op"]
+    if op == "log":
+        report = session.perform("log", {**where, "max_bytes": request.get("max_bytes")}, deadline)
+        return {"ok": True, "agent": "running" if report.get("running") else "failed", "message": "", "log": report}
+    if op != "upgrade":
+        report = session.perform(op, where, deadline)
+        if op == "restart":
+            return {"ok": True, "agent": "started", "message": _told(report, True)}
+        return {"ok": True, "agent": "started", "message": f"back to release {report.get('release')}"}
+    found = session.hello(where, deadline)
+    release = bundle.build(str(found.get("platform", "")))
+    if not found.get("installed"):
+        return {"ok": True, "agent": "absent", "message": "no agent is installed there; deploy it: invoke deploy"}
+    before, wanted = found.get("release"), release.sha256[:16]
+    asked = {**where, "release": release.sha256, "unpacked_bytes": release.unpacked_bytes}
+    code = bundle.byte_code if found.get("magic") == bundle.MAGIC else bytes
+    report = session.install(asked, release.data, deadline, code, "upgrade")
+    if not report.get("changes"):
+        return {"ok": True, "agent": "running", "message": f"it has this release already ({wanted})"}
+    return {"ok": True, "agent": "started", "message": f"release {before} → {wanted}, {_told(report, True)}"}
+
+
+def _told(report: Json, started: bool) -> str:
+    return (
+        f"the agent was started (pid {report.get('pid')})" if started else f"the agent runs (pid {report.get('pid')})"
+    )
+
+
+def main() -> int:
+    helper = Helper(Connector(), sys.stdout.buffer)
+    for line in iter(lambda: sys.stdin.buffer.readline(MAX_LINE_BYTES), b""):
+        try:
+            request = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(request, dict):
+            helper.take(request)
+        if helper.worn_out:
+            break  # the manager starts another and asks it again
+    os._exit(0)  # threads may be in the middle of a hung connection; nobody waits for them any more
+
+
+if __name__ == "__main__":
+    sys.exit(main())

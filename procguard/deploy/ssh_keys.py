@@ -1,0 +1,83 @@
+"""Which private keys a log-in may use: files that need a passphrase, and keys of ssh-agent that a file stands for.
+
+Paramiko tries plain key files, the agent and the usual keys by itself; here is what it leaves out. Opens no connection.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import paramiko
+
+from procguard.deploy.credentials import Credentials
+
+USUAL_KEYS = ("~/.ssh/id_rsa", "~/.ssh/id_ecdsa", "~/.ssh/id_ed25519")
+
+
+class LockedKey(paramiko.PasswordRequiredException):
+    """The log-in was refused, and there is a key that might have helped but for its passphrase."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"the key {path} needs a passphrase")
+        self.path = path
+
+
+def identity_files(key_filename: str, ssh_config: dict[str, Any]) -> list[str]:
+    """The key files that a log-in considers and that exist: the inventory's, else those of ~/.ssh/config, else the
+    usual ones."""
+    named = [key_filename] if key_filename else list(ssh_config.get("identityfile", []))
+    return [path for path in map(os.path.expanduser, named or USUAL_KEYS) if os.path.isfile(path)]
+
+
+def is_locked(path: str) -> bool:
+    """Whether the key at `path` needs a passphrase. False for what is no key at all."""
+    try:
+        paramiko.PKey.from_path(path)
+    except (paramiko.PasswordRequiredException, TypeError):  # TypeError: cryptography's own word for it
+        return True
+    except Exception:
+        return False
+    return False
+
+
+def unlock(path: str, passphrase: str) -> paramiko.PKey | None:
+    """The key, None where this is not its passphrase."""
+    try:
+        return paramiko.PKey.from_path(path, passphrase.encode())  # type: ignore[arg-type]  # it hands it on as it is
+    except Exception:
+        return None
+
+
+def unlocked(paths: list[str], host: str, credentials: Credentials) -> Iterator[paramiko.PKey]:
+    """The keys among `paths` that need a passphrase which somebody knows, one after the other: a person is asked for
+    the second only where the first did not help. Raises LockedKey at the end if one stayed locked."""
+    refused = ""
+    for path in filter(is_locked, paths):
+        key = credentials.key(path, host, functools.partial(unlock, path))
+        if key is None:
+            refused = refused or path
+        else:
+            yield key
+    if refused:
+        raise LockedKey(refused)
+
+
+def agent_key(paths: list[str]) -> paramiko.PKey | None:
+    """The first key of ssh-agent whose public half lies beside one of `paths`, for IdentitiesOnly."""
+    wanted = {blob for path in paths if (blob := _public_blob(path))}
+    if not wanted:
+        return None
+    agent = paramiko.Agent()
+    return next((key for key in agent.get_keys() if key.get_base64() in wanted), None)
+
+
+def _public_blob(path: str) -> str:
+    try:
+        with open(path.removesuffix(".pub") + ".pub", encoding="ascii", errors="replace") as file:
+            words = file.readline(16 * 1024).split()
+    except OSError:
+        return ""
+    return words[1] if len(words) > 1 else ""

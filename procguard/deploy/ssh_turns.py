@@ -1,0 +1,85 @@
+"""Whose turn it is: at most so many connections at once, and fewer through one jump host.
+
+sshd drops connections at random beyond 10 that have not logged in yet (MaxStartups), so a jump host that serves a
+hundred targets must not see them all at once. A turn ends with its work or at its deadline, whichever comes first: what
+hangs beyond its deadline holds nobody up.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+ALL = 32
+PER_JUMP_HOST = 8
+MAX_STUCK = 64  # threads beyond their deadline: then the process had better start anew
+
+
+class NoTurn(Exception):
+    """The deadline came first. `ahead`: how many connections were being tried."""
+
+    def __init__(self, ahead: int) -> None:
+        super().__init__(f"{ahead} connections were being tried")
+        self.ahead = ahead
+
+
+class Turns:
+    def __init__(self, most: int = ALL, per_jump_host: int = PER_JUMP_HOST) -> None:
+        self._most = most
+        self._per_jump_host = per_jump_host
+        self._free = threading.Condition()
+        self._taken: dict[int, tuple[str, float]] = {}  # turn -> jump host, deadline
+        self._stuck: set[int] = set()
+        self._next = 0
+
+    @property
+    def stuck(self) -> int:
+        """Work that goes on though its deadline has passed."""
+        with self._free:
+            self._expire()
+            return len(self._stuck)
+
+    @contextmanager
+    def turn(self, jump_host: str, deadline: float) -> Iterator[None]:
+        """One connection's time, until `deadline` (monotonic) at the latest. Raises NoTurn."""
+        number = self._take(jump_host, deadline)
+        try:
+            yield
+        finally:
+            with self._free:
+                self._taken.pop(number, None)
+                self._stuck.discard(number)
+                self._free.notify_all()
+
+    def _take(self, jump_host: str, deadline: float) -> int:
+        with self._free:
+            while True:
+                self._expire()
+                if self._room(jump_host):
+                    self._next += 1
+                    self._taken[self._next] = (jump_host, deadline)
+                    return self._next
+                now = time.monotonic()
+                if now >= deadline:
+                    raise NoTurn(len(self._taken))
+                next_end = min(until for _, until in self._taken.values())
+                self._free.wait(max(0.01, min(deadline, next_end) - now))
+
+    def _room(self, jump_host: str) -> bool:
+        if len(self._taken) >= self._most:
+            return False
+        through = sum(1 for jump, _ in self._taken.values() if jump == jump_host)
+        return not jump_host or through < self._per_jump_host
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        for number in [number for number, (_, until) in self._taken.items() if now >= until]:
+            del self._taken[number]
+            self._stuck.add(number)
+
+
+def jump_host(proxy_jump: str, proxy_command: str) -> str:
+    """The first machine on the way, "" where there is none that the inventory names."""
+    return proxy_jump.partition(",")[0].strip() or proxy_command

@@ -1,0 +1,120 @@
+"""The manager's side of the process that keeps its tunnels: say what is wanted, hear what became of it.
+
+Uses plain `threading` and `subprocess`, which gevent has patched by the time the manager imports this. A process that
+dies is started again and told everything anew. Knows its messages, no SSH and no registry.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import procguard
+
+START_AGAIN_S = 1.0
+
+Json = dict[str, Any]
+
+
+class TunnelProcess:
+    """Started with the first wish. `on_news` takes {"agent_id", "state": "up" | "down", …}, one at a time."""
+
+    def __init__(self, on_news: Callable[[Json], None], command: list[str] | None = None) -> None:
+        self._on_news = on_news
+        self._command = command or [sys.executable, "-m", "procguard.deploy.tunnel_process"]
+        self._lock = threading.Lock()
+        self._wishes: dict[str, Json] = {}
+        self._process: Any = None
+        self._closed = False
+
+    def keep(self, wish: Json) -> None:
+        """Have a tunnel to `wish["agent_id"]`, in place of one that was wanted otherwise."""
+        with self._lock:
+            self._wishes[wish["agent_id"]] = wish
+            if self._process is None:
+                self._start()
+            else:
+                self._send([{"op": "keep", **wish}])
+
+    def drop(self, agent_id: str) -> None:
+        with self._lock:
+            if self._wishes.pop(agent_id, None) is not None:
+                self._send([{"op": "drop", "agent_id": agent_id}])
+
+    def kick(self, agent_id: str) -> None:
+        """The host has just been reached: a tunnel that is down is tried at once."""
+        with self._lock:
+            if agent_id in self._wishes:
+                self._send([{"op": "kick", "agent_id": agent_id}])
+
+    def moved(self, agent_id: str, port: int) -> None:
+        """The port on the host is known now; the next process is told to take the same."""
+        with self._lock:
+            if agent_id in self._wishes:
+                self._wishes[agent_id].update(port=port, may_move=False)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            process, self._process = self._process, None
+        if process is not None:
+            try:
+                process.stdin.close()
+                process.wait(2.0)
+            except (OSError, subprocess.TimeoutExpired):
+                process.kill()
+                process.wait()
+
+    # ---------------------------------------------------------------------------------------------- inside
+
+    def _start(self) -> None:
+        """Call with the lock held."""
+        root = str(Path(procguard.__file__).parent.parent)
+        path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", ""))))
+        self._process = subprocess.Popen(
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": path},
+            start_new_session=True,  # Ctrl-C at the manager's terminal is the manager's to answer
+        )
+        threading.Thread(target=self._read, args=(self._process,), daemon=True).start()
+        self._send([{"op": "keep", **wish} for wish in self._wishes.values()])
+
+    def _send(self, requests: list[Json]) -> None:
+        """Call with the lock held. A process that has died is told by the next one's start."""
+        if self._process is None:
+            return
+        try:
+            self._process.stdin.write(b"".join(json.dumps(request).encode() + b"\n" for request in requests))
+            self._process.stdin.flush()
+        except (OSError, ValueError):
+            pass
+
+    def _read(self, process: Any) -> None:
+        try:
+            for line in process.stdout:
+                self._on_news(json.loads(line))
+        except (OSError, ValueError):
+            process.kill()
+        process.stdout.close()
+        process.wait()
+        with self._lock:
+            mine = self._process is process
+            agents = list(self._wishes) if mine and not self._closed else []
+        for agent_id in agents:
+            reason = "the process that keeps the tunnels ended; it is started again"
+            self._on_news({"agent_id": agent_id, "state": "down", "reason": reason, "code": "process"})
+        time.sleep(START_AGAIN_S)
+        with self._lock:
+            if mine and not self._closed and self._process is process:
+                self._process = None
+                if self._wishes:
+                    self._start()

@@ -1,0 +1,174 @@
+"""The manager's tunnels, as a process of its own: python -m procguard.deploy.tunnel_process.
+
+One SSH session to each host that has no other way to the manager; what its agent sends to a port of its own machine
+comes out at the manager's listener for agents. A session that breaks is opened again, with growing pauses and jitter,
+for as long as it is wanted. JSON lines on stdin and stdout; the end of stdin ends the process, and all tunnels.
+
+    -> {"op": "keep", "agent_id": "gpu01", "ssh": {…Target…}, "home": "", "fleet_id": "f-…", "port": 23456,
+        "may_move": false, "to": 40123}                   `port` 0: none is known yet; `to`: the manager's listener
+    -> {"op": "kick" | "drop", "agent_id": "gpu01"}       kick: try now, the host has just been reached
+    <- {"agent_id": "gpu01", "state": "up", "port": 23456}
+    <- {"agent_id": "gpu01", "state": "down", "reason": "…", "code": "refused"}      told when it changes
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from procguard.deploy.channel import HostSession
+from procguard.deploy.connector import Connector
+from procguard.deploy.target import Target, from_dict
+from procguard.errors import ProcGuardError
+from remote_agent.mux import Mux, MuxEnded
+
+CONNECT_S = 30.0
+AT_ONCE = 16  # connections being opened; a log-in is work for this process too
+FIRST_RETRY_S, LAST_RETRY_S = 1.0, 15.0
+GOOD_AFTER_S = 10.0  # a tunnel that lived so long begins anew with the shortest pause
+MAX_LINE_BYTES = 256 * 1024
+
+Json = dict[str, Any]
+
+
+def retry_delay_s(failures: int, rng: Callable[[], float] = random.random) -> float:
+    """Full jitter below a bound that doubles with each failure in a row (1 = the first)."""
+    bound: float = min(LAST_RETRY_S, FIRST_RETRY_S * 2.0 ** min(failures - 1, 10))
+    return bound * (0.1 + 0.9 * rng())
+
+
+class Tunnel(threading.Thread):
+    """One host's way to the manager. `say`: takes each change of its state."""
+
+    def __init__(
+        self, wish: Json, connector: Connector, gate: threading.Semaphore, say: Callable[[Json], None]
+    ) -> None:
+        self.agent_id = str(wish["agent_id"])
+        super().__init__(name=f"tunnel-{self.agent_id}", daemon=True)
+        self._wish = wish
+        self._target: Target = from_dict(self.agent_id, wish.get("ssh") or {})
+        self._port = int(wish.get("port") or 0)
+        self._connector = connector
+        self._gate = gate
+        self._say = say
+        self._said: Json = {}
+        self._hurry = threading.Event()
+        self._dropped = False
+
+    def kick(self) -> None:
+        """Try now, and tell what comes of it also where that is nothing new."""
+        self._said = {}
+        self._hurry.set()
+
+    def drop(self) -> None:
+        """End it; within a second, also in the middle of its work."""
+        self._dropped = True
+        self._hurry.set()
+
+    def run(self) -> None:
+        failures = 0
+        while not self._dropped:
+            self._hurry.clear()
+            up_at, reason, code = self._carry()
+            if self._dropped:
+                return
+            failures = 1 if up_at and time.monotonic() - up_at > GOOD_AFTER_S else failures + 1
+            self._tell({"state": "down", "reason": reason, "code": code})
+            self._hurry.wait(retry_delay_s(failures))
+
+    def _carry(self) -> tuple[float, str, str]:
+        """One connection's life. Returns (since when it was up, 0.0 = never; why it ended; a code for programs)."""
+        up_at = 0.0
+        deadline = time.monotonic() + CONNECT_S
+        self._gate.acquire()
+        waiting = True
+        try:
+            with self._connector.wire(self._target, deadline, lambda session: self._begin(session, deadline)) as (
+                wire,
+                unread,
+            ):
+                self._gate.release()
+                waiting = False
+                up_at = time.monotonic()
+                self._tell({"state": "up", "port": self._port})
+                Mux(wire, connect=self._dial).run(lambda: not self._dropped, unread)
+                return up_at, "it was given up", "dropped"
+        except ProcGuardError as exc:
+            return up_at, str(exc), exc.code
+        except (MuxEnded, OSError) as exc:
+            return up_at, f"{self.agent_id}: the tunnel broke ({exc})", "connection_lost"
+        except Exception as exc:  # a bug in one tunnel must not end it for ever
+            return up_at, f"{self.agent_id}: {type(exc).__name__}: {exc}", "internal"
+        finally:
+            if waiting:
+                self._gate.release()
+
+    def _begin(self, session: HostSession, deadline: float) -> None:
+        where = {"fleet_id": str(self._wish.get("fleet_id", "")), "host": self.agent_id}
+        where["home"] = str(self._wish.get("home") or "")
+        asked = {"port": self._port, "may_move": bool(self._wish.get("may_move"))}
+        self._port = int(session.perform("relay", {**where, **asked}, deadline)["port"])
+        self._wish["may_move"] = False  # from now on the agent knows this one
+
+    def _dial(self) -> socket.socket:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.connect_ex(("127.0.0.1", int(self._wish["to"])))
+        return sock
+
+    def _tell(self, news: Json) -> None:
+        if news != self._said:
+            self._said = news
+            self._say({"agent_id": self.agent_id, **news})
+
+
+class Tunnels:
+    """All of them. Used from one thread."""
+
+    def __init__(self, connector: Connector, out: Any) -> None:
+        self._connector = connector
+        self._out = out
+        self._out_lock = threading.Lock()
+        self._gate = threading.Semaphore(AT_ONCE)
+        self._tunnels: dict[str, Tunnel] = {}
+
+    def take(self, request: Json) -> None:
+        agent_id, op = str(request.get("agent_id")), request.get("op")
+        known = self._tunnels.get(agent_id)
+        if op == "kick" and known is not None:
+            known.kick()
+        if op in ("drop", "keep") and known is not None:
+            del self._tunnels[agent_id]
+            known.drop()
+        if op == "keep":
+            tunnel = self._tunnels[agent_id] = Tunnel(request, self._connector, self._gate, self._say)
+            tunnel.start()
+
+    def _say(self, news: Json) -> None:
+        with self._out_lock:
+            self._out.write(json.dumps(news).encode() + b"\n")
+            self._out.flush()
+
+
+def main() -> int:
+    tunnels = Tunnels(Connector(), sys.stdout.buffer)
+    for line in iter(lambda: sys.stdin.buffer.readline(MAX_LINE_BYTES), b""):
+        try:
+            request = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(request, dict):
+            tunnels.take(request)
+    os._exit(0)  # the kernel closes every connection; nobody waits for threads
+
+
+if __name__ == "__main__":
+    sys.exit(main())

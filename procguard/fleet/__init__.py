@@ -1,0 +1,1 @@
+"""The manager's mind: registry, monitor, recovery. Knows neither HTTP nor SSH."""

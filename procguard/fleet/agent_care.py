@@ -1,0 +1,140 @@
+"""What an operator has done about one agent from afar: a restart, this manager's release, a look at its log.
+
+Owns which host is being worked on (one wish at a time each), the events that tell of it, and the way back: an upgraded
+agent that is not heard goes back to the release before. It is handed `hands` (SSH, in another process), `spawn` and
+`pause`, and knows neither SSH nor HTTP. Workers are not touched: their runners are taken over by the next agent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
+
+from procguard.errors import Conflict, NotFound
+from procguard.fleet.clock import Now
+from procguard.fleet.records import AgentRecord
+from procguard.fleet.registry import Registry
+
+HEARD_WITHIN_S = 15.0
+POLL_S = 0.1
+LOG_DEADLINE_S = 12.0
+DEADLINE_S = {"restart": 30.0, "upgrade": 120.0, "rollback": 30.0}
+WORDS = {"restart": ("agent_restarted", "agent_restart_failed"), "upgrade": ("agent_upgraded", "agent_upgrade_failed")}
+BY_HAND = "it was started by hand: only its user can do that, on that machine"
+
+Wish = Literal["restart", "upgrade"]
+
+
+class Hands(Protocol):
+    """SSH to a host. Answers with `ok` (it was reached), `agent`, `message` and, for "log", `log`."""
+
+    def __call__(self, op: str, agent: AgentRecord, deadline_s: float, max_bytes: int = 0) -> Any: ...
+
+
+class AgentCare:
+    def __init__(
+        self,
+        registry: Registry,
+        *,
+        hands: Hands,
+        spawn: Callable[[Callable[[], None]], Any],
+        pause: Callable[[float], None],
+        read_clock: Callable[[], Now],
+    ) -> None:
+        self._registry = registry
+        self._hands = hands
+        self._spawn = spawn
+        self._pause = pause
+        self._read_clock = read_clock
+        self._busy: dict[str, str] = {}  # host -> what is being done there
+
+    def begin(self, wish: Wish, host: str, actor: str) -> int:
+        """Has it done; what became of it is an event with a higher number than this one. Raises NotFound, Conflict."""
+        agent = self._deployed(host)
+        if host in self._busy:
+            raise Conflict(f"{host}: {self._busy[host]} of its agent is under way", "wait for its event", code="busy")
+        self._busy[host] = wish
+        asked = "a restart of its agent was asked for" if wish == "restart" else "an upgrade of its agent was asked for"
+        try:
+            seq = self._tell("agent_care", host, asked, actor)
+            self._spawn(lambda: self._carry_out(wish, agent, actor))
+        except BaseException:  # the disk refused
+            del self._busy[host]
+            raise
+        return seq
+
+    def log(self, host: str, max_bytes: int) -> dict[str, Any]:
+        """The end of the agent's own log, as it is on the host now. Raises NotFound, Conflict."""
+        agent = self._deployed(host)
+        result = self._hands("log", agent, LOG_DEADLINE_S, max_bytes)
+        if not result.ok or not result.log:
+            raise Conflict(str(result.message), self._by_ssh(agent), code="no_way_in")
+        keys = ("text", "path", "bytes", "running", "pid")
+        return {"host": host, **{key: result.log.get(key) for key in keys}}
+
+    # ---------------------------------------------------------------------------------------------- inside
+
+    def _deployed(self, host: str) -> AgentRecord:
+        found = [agent for agent in self._registry.agents_by_id.values() if agent.host == host]
+        if not found:
+            raise NotFound(f"no host {host[:80]!r}", "list them: invoke status, or GET /api/hosts")
+        deployed = next((agent for agent in found if agent.kind == "deployed" and agent.ssh), None)
+        if deployed is None:
+            raise Conflict(f"{host}: {BY_HAND}", "deploy an agent there: invoke deploy", code="by_hand")
+        return deployed
+
+    def _carry_out(self, wish: Wish, agent: AgentRecord, actor: str) -> None:
+        done, failed = WORDS[wish]
+        try:
+            before = self._life(agent)
+            result = self._hands(wish, agent, DEADLINE_S[wish])
+            now = self._read_clock()
+            if agent.agent_id in self._registry.agents_by_id:
+                self._registry.set_recovery_ssh(
+                    agent.host, bool(result.ok), "" if result.ok else str(result.message), now
+                )
+            if not result.ok or result.agent not in ("running", "started"):
+                self._tell(failed, agent.host, str(result.message), actor)
+            elif result.agent == "running" or self._heard_anew(agent, before):
+                self._tell(done, agent.host, str(result.message), actor)
+            else:
+                self._tell(
+                    failed, agent.host, f"{result.message}; but it is not heard{self._undone(wish, agent)}", actor
+                )
+        except Exception as exc:  # whatever it was, the wish has an end that is told
+            self._tell(failed, agent.host, f"{type(exc).__name__}: {exc}", actor)
+        finally:
+            self._busy.pop(agent.host, None)
+
+    def _undone(self, wish: Wish, agent: AgentRecord) -> str:
+        """An upgrade that is not heard is taken back, as a deployment does."""
+        if wish != "upgrade":
+            return ""
+        back = self._hands("rollback", agent, DEADLINE_S["rollback"])
+        return (
+            f"; {back.message}" if back.ok and back.agent == "started" else f"; going back failed too: {back.message}"
+        )
+
+    def _heard_anew(self, agent: AgentRecord, before: object) -> bool:
+        """Whether another life of the agent was heard in time."""
+        deadline = self._read_clock().monotonic + HEARD_WITHIN_S
+        while self._read_clock().monotonic < deadline:
+            seen = self._registry.seen.get(agent.agent_id)
+            if seen is not None and seen.state == "connected" and self._life(agent) not in (None, before):
+                return True
+            self._pause(POLL_S)
+        return False
+
+    def _life(self, agent: AgentRecord) -> object:
+        seen = self._registry.seen.get(agent.agent_id)
+        beat = seen.heartbeat if seen is not None else None
+        return (beat.boot_id, beat.pid, beat.started_at) if beat is not None else None
+
+    def _by_ssh(self, agent: AgentRecord) -> str:
+        home = agent.procguard_home or "~/.procguard"
+        return f"read it there: tail -n 200 {home}/{self._registry.fleet_id}/{agent.host}/agent.log"
+
+    def _tell(self, kind: str, host: str, reason: str, actor: str) -> int:
+        event = self._registry.event_log.add(kind, self._read_clock(), host=host, reason=reason, actor=actor)
+        self._registry.commit()
+        return int(event["seq"])

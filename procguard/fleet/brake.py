@@ -1,0 +1,108 @@
+"""The brake: many hosts silent at once are more likely a dead network, or this manager, than dead hosts.
+
+Pulled when max(3, 20 % of the fleet) fell silent within one heartbeat_timeout: then no host is recovered. Released when
+they are back; or after 5 min, if SSH to other hosts works, because then the silence is theirs and not ours. Pure: who
+is tried over SSH is asked of `probe`, what came of it is told by `ssh_answered`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from procguard.fleet.clock import Now
+
+MIN_HOSTS = 3
+SHARE = 0.2
+LASTS_S = 300.0
+PROBE_EVERY_S = 15.0
+
+
+class Turn(NamedTuple):
+    """The brake changed: `on` or off, or it stays on longer than it should (`on` again, with why)."""
+
+    on: bool
+    reason: str
+
+
+class Brake:
+    """`window_s`: heartbeat_timeout. All times are monotonic seconds."""
+
+    def __init__(self, window_s: float) -> None:
+        self._window_s = window_s
+        self._fell_silent: deque[tuple[float, str]] = deque()  # newest last; while it is on: all it was pulled for
+        self._since: float | None = None
+        self._probed_at = 0.0
+        self._probes = 0
+        self._works = False  # SSH, to a host that is not silent
+        self._trouble = ""  # why the newest try failed
+        self._said_so = False
+
+    @property
+    def on(self) -> bool:
+        return self._since is not None
+
+    def fell_silent(self, agent_id: str, now: Now) -> None:
+        self._fell_silent.append((now.monotonic, agent_id))
+
+    def later(self, late_s: float) -> None:
+        """This manager stood still for so long: nothing that was waited for has had its time."""
+        self._fell_silent = deque((at + late_s, agent_id) for at, agent_id in self._fell_silent)
+        if self._since is not None:
+            self._since += late_s
+
+    def tick(self, fleet_size: int, is_silent: Callable[[str], bool], testable: bool, now: Now) -> Turn | None:
+        """`testable`: there is a host that SSH could be tried on."""
+        limit = max(MIN_HOSTS, SHARE * fleet_size)
+        if self._since is None:
+            return self._pull(limit, fleet_size, now)
+        silent = sum(1 for agent_id in {agent_id for _, agent_id in self._fell_silent} if is_silent(agent_id))
+        if silent < limit:
+            return self._release(f"{silent} of them are still silent")
+        if now.monotonic - self._since < LASTS_S:
+            return None
+        if self._works:
+            return self._release(f"{silent} hosts are still silent, but SSH to others works: the silence is theirs")
+        if not testable:
+            return self._release(f"{silent} hosts are still silent, and there is none that SSH could be tried on")
+        if self._trouble and not self._said_so:
+            self._said_so = True
+            return Turn(True, f"recovery of hosts stays frozen: SSH to other hosts does not work ({self._trouble})")
+        return None
+
+    def _pull(self, limit: float, fleet_size: int, now: Now) -> Turn | None:
+        while self._fell_silent and now.monotonic - self._fell_silent[0][0] > self._window_s:
+            self._fell_silent.popleft()
+        silent = len({agent_id for _, agent_id in self._fell_silent})
+        if silent < limit:
+            return None
+        self._since, self._works, self._trouble, self._said_so = now.monotonic, False, "", False
+        return Turn(
+            True,
+            f"{silent} of {fleet_size} hosts fell silent within {self._window_s:g} s: more likely the network or this "
+            f"manager than the hosts. Recovery of hosts is frozen until they are back; after {LASTS_S / 60:g} min, "
+            "until SSH to other hosts works",
+        )
+
+    def _release(self, reason: str) -> Turn:
+        self._since = None
+        self._fell_silent.clear()
+        return Turn(False, f"{reason}; recovery of hosts goes on")
+
+    # --------------------------------------------------------------------------------------------- is it us or them?
+
+    def probe(self, others: Sequence[str], silent: Sequence[str], now: Now) -> str:
+        """The agent on whose host SSH is to be tried now, "" for none. `others`: that are heard, `silent`: that are not
+        (tried where everybody is silent: one that answers over SSH has a network)."""
+        if self._since is None or self._works or now.monotonic - self._since < LASTS_S:
+            return ""
+        candidates = others or silent
+        if not candidates or (self._probes and now.monotonic - self._probed_at < PROBE_EVERY_S):
+            return ""
+        self._probed_at, self._probes = now.monotonic, self._probes + 1
+        return candidates[self._probes % len(candidates)]
+
+    def ssh_answered(self, reached: bool, message: str) -> None:
+        self._works = self._works or reached
+        self._trouble = "" if reached else message

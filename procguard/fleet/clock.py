@@ -1,0 +1,23 @@
+"""The two clocks, read together. Only loops and request handlers call `read`; everything else is handed a `Now`."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime, timezone
+from typing import NamedTuple
+
+
+class Now(NamedTuple):
+    monotonic: float  # seconds; for every duration and deadline
+    wall: float  # Unix seconds; for display only
+
+
+def read() -> Now:
+    return Now(time.monotonic(), time.time())
+
+
+def iso(wall: float | None) -> str | None:
+    """2026-11-23T22:16:18.123Z, or None for 'never'."""
+    if not wall:
+        return None
+    return datetime.fromtimestamp(wall, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")

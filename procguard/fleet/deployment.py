@@ -1,0 +1,226 @@
+"""One deployment: hosts and the workers their inventory declares, checked as a whole before anything changes.
+
+Rules of DESIGN §4 "Redeploy": a changed spec is stored and the child left alone; a worker gone from the inventory runs
+on, marked undeclared (`prune` removes it); one that moved to another host is refused until the old instance is gone;
+an operator's stop survives.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, TypeAdapter, ValidationError
+
+from procguard.errors import UsageError
+from procguard.fleet import leases
+from procguard.fleet.clock import Now, iso
+from procguard.fleet.records import AgentRecord, WorkerRecord
+from procguard.fleet.spec_diff import differences
+from procguard.fleet.state import FleetState
+from procguard.group_policy import GroupPolicy
+from remote_agent import protocol
+
+Result = Literal["new", "unchanged", "changed", "refused", "undeclared", "removed", "moved"]
+
+
+class WorkerDeclared(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    worker_id: str = Field(pattern=protocol.ID_PATTERN)
+    spec: dict[str, Any]
+
+
+class HostDeclared(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    host: str = Field(pattern=protocol.ID_PATTERN)
+    ssh: dict[str, Any] = Field(default_factory=dict)
+    procguard_home: str = ""
+    tunnel: StrictBool = False
+    spare: StrictBool | Annotated[StrictInt, Field(ge=0)] = False
+    labels: dict[str, str] = Field(default_factory=dict)
+    workers: list[WorkerDeclared] = Field(default_factory=list)
+
+
+class DeploymentRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    hosts: list[HostDeclared] = Field(max_length=10_000)
+    groups: dict[str, GroupPolicy] | None = None  # None: an older client, which knows no groups
+    prune: bool = False
+    check: bool = False
+
+
+_SPEC: TypeAdapter[protocol.WorkerSpec] = TypeAdapter(protocol.WorkerSpec)
+
+
+class Deployment:
+    def __init__(self, registry: FleetState, request: Any) -> None:
+        self._registry = registry
+        self._differences: dict[str, list[str]] = {}  # of workers that are here already
+        try:
+            self._request = DeploymentRequest.model_validate(request)
+            self._away: dict[str, list[WorkerRecord]] = {}
+            self._specs = {
+                worker.worker_id: self._spec(worker) for host in self._request.hosts for worker in host.workers
+            }
+        except ValidationError as exc:
+            first = exc.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise UsageError(f"deployment: {where}: {first['msg']}", "mend the inventory and deploy again") from exc
+        self._refuse_duplicates()
+
+    @staticmethod
+    def _spec(worker: WorkerDeclared) -> protocol.WorkerSpec:
+        _SPEC.validate_python(worker.spec)
+        return protocol.decode(protocol.WorkerSpec, worker.spec)
+
+    def _refuse_duplicates(self) -> None:
+        first: dict[str, str] = {}
+        hosts: set[str] = set()
+        for host in self._request.hosts:
+            if host.host in hosts:
+                raise UsageError(f"deployment: host {host.host} is named twice", "name it once")
+            hosts.add(host.host)
+            for worker in host.workers:
+                other = first.get(worker.worker_id)
+                if other is not None:
+                    raise UsageError(
+                        f"deployment: worker {worker.worker_id} is declared on {other} and on {host.host}",
+                        "a worker id is unique in the fleet: rename one, e.g. with {{ inventory_hostname }} in it",
+                        code="duplicate_worker",
+                    )
+                first[worker.worker_id] = host.host
+
+    def carry_out(self, actor: str, now: Now) -> dict[str, Any]:
+        """Do it (or, with `check`, only say what would happen). Durable."""
+        self._away = self._lent()
+        hosts = {host.host: self._host(host, actor, now) for host in self._request.hosts}
+        if not self._request.check:
+            used = {spec.group for spec in self._specs.values() if spec.group}
+            self._registry.gangs.groups.declare(self._request.groups, used)
+            self._registry.gangs.reconcile(now)
+            self._registry.event_log.add(
+                "deploy", now, reason=f"{len(hosts)} host(s), {len(self._specs)} worker(s) declared", actor=actor
+            )
+            self._registry.commit()
+        return {"fleet_id": self._registry.fleet_id, "hosts": hosts}
+
+    def _lent(self) -> dict[str, list[WorkerRecord]]:
+        """The workers that live elsewhere for now, by the agent that is their home."""
+        lent: dict[str, list[WorkerRecord]] = {}
+        for worker in self._registry.workers_by_id.values():
+            if worker.home and worker.home != worker.agent_id:
+                lent.setdefault(worker.home, []).append(worker)
+        return lent
+
+    def _host(self, declared: HostDeclared, actor: str, now: Now) -> dict[str, Any]:
+        registry, agent_id = self._registry, declared.host
+        agent = registry.agents_by_id.get(agent_id)
+        if not self._request.check:
+            if agent is None:
+                agent = AgentRecord(agent_id, declared.host, "deployed")
+            if _declared(agent) != _declared(declared) or agent.agent_id not in registry.agents_by_id:
+                if agent.ssh != declared.ssh and agent_id in registry.seen:
+                    registry.seen[agent_id].recovery_ssh = {"ok": None, "reason": "not tried yet"}
+                agent.ssh, agent.procguard_home = declared.ssh, declared.procguard_home
+                agent.spare, agent.labels, agent.tunnel = declared.spare, declared.labels, declared.tunnel
+                registry.index_agent(agent)
+        workers = {
+            worker.worker_id: self._worker(worker.worker_id, agent_id, actor, now) for worker in declared.workers
+        }
+        workers.update(self._undeclared(agent_id, set(workers), now))
+        seen = registry.seen.get(agent_id)
+        return {
+            "agent_id": agent_id,
+            "proof_key": registry.proof_key(agent_id),
+            "secret_sha256": agent.secret_sha256 if agent else "",
+            "heard_at": iso(seen.last_seen_wall) if seen else None,
+            "workers": {
+                wid: {"result": result, "message": text, "differences": self._differences.get(wid, [])}
+                for wid, (result, text) in workers.items()
+            },
+        }
+
+    def _worker(self, worker_id: str, agent_id: str, actor: str, now: Now) -> tuple[Result, str]:
+        registry, spec = self._registry, self._specs[worker_id]
+        worker = registry.workers_by_id.get(worker_id)
+        if worker is None:
+            if not self._request.check:
+                worker = WorkerRecord(worker_id, agent_id, agent_id, spec, epoch=registry.next_epoch())
+                if registry.stopped_by:
+                    worker.want("stopped", by="failure handler", cause="stop_all", now=now)
+                registry.agents_by_id[agent_id].withdrawn.pop(worker_id, None)
+                registry.index_worker(worker)
+            return "new", f"stopped with all others: {registry.stopped_by}" if registry.stopped_by else ""
+        if agent_id not in (worker.agent_id, worker.home):
+            return self._moved(worker, agent_id, spec, actor, now)
+        changed = worker.spec != spec
+        self._differences[worker_id] = differences(worker.spec, spec)
+        revived = worker.undeclared or worker.desired == "removed"
+        if (changed or revived) and not self._request.check:
+            leases.specified_anew(worker, spec)
+            worker.undeclared = False
+            if worker.desired == "removed":
+                worker.desired, worker.generation = "running", worker.generation + 1
+            registry.store_worker(worker)
+        away = ""
+        if worker.agent_id != agent_id:
+            away = f"it lives on {worker.host} since it was reassigned; to bring it home: "
+            away += f"invoke move {worker_id} {agent_id}"
+        if not changed:
+            return ("changed", away or "declared again") if revived else ("unchanged", away)
+        report = registry.worker_seen[worker_id].report
+        if report and report.launch_digest and report.launch_digest != protocol.launch_digest(spec):
+            return "changed", "restart pending: it runs on with the specification it was started with"
+        return "changed", away
+
+    def _moved(
+        self, worker: WorkerRecord, agent_id: str, spec: protocol.WorkerSpec, actor: str, now: Now
+    ) -> tuple[Result, str]:
+        registry = self._registry
+        view = registry.worker(worker.worker_id)
+        if not registry.leases.surely_gone(worker.worker_id, now):
+            return "refused", (
+                f"it is {view['state']} on {worker.host}; stop it there first (invoke stop {worker.worker_id}), "
+                "then deploy again"
+            )
+        target = registry.agents_by_id.get(agent_id)
+        if target is not None and worker.worker_id in target.withdrawn:
+            return "refused", f"{agent_id} has not confirmed yet that its earlier copy is gone; deploy again soon"
+        if not self._request.check:
+            old = registry.agents_by_id.get(worker.agent_id)
+            reason = f"moved here from {worker.host}, where it had ended"
+            if old is not None and old.kind == "launcher":
+                registry.drop_agent(old.agent_id)
+            elif old is not None:
+                registry.withdraw(old, worker)
+            registry.hand_over(worker, agent_id, agent_id)
+            worker.spec, worker.undeclared, worker.home, worker.moves = spec, False, "", 0
+            registry.store_worker(worker)
+            registry.event_log.add(
+                "takeover", now, worker_id=worker.worker_id, host=agent_id, reason=reason, actor=actor
+            )
+        return "moved", f"from {view['host']}"
+
+    def _undeclared(self, agent_id: str, declared: set[str], now: Now) -> dict[str, tuple[Result, str]]:
+        """Workers of this agent that the inventory no longer names: those at home, here or away. Guests are no
+        business of this host's."""
+        found: dict[str, tuple[Result, str]] = {}
+        at_home = [one for one in self._registry.workers_of(agent_id) if one.home in ("", agent_id)]
+        for worker in (*at_home, *self._away.get(agent_id, ())):
+            if worker.worker_id in declared or worker.desired == "removed":
+                continue
+            if self._request.prune:
+                found[worker.worker_id] = ("removed", "not in the inventory; stopped and removed")
+            else:
+                found[worker.worker_id] = ("undeclared", "not in the inventory; it runs on (--prune stops it)")
+            if self._request.check:
+                continue
+            worker.undeclared = True
+            if self._request.prune:
+                worker.desired, worker.generation = "removed", worker.generation + 1
+            self._registry.store_worker(worker)
+        return found
+
+
+def _declared(host: HostDeclared | AgentRecord) -> str:
+    """What a deployment says of a host, to compare; as text, because True == 1 and both mean something else here."""
+    return repr((host.ssh, host.procguard_home, host.spare, host.labels, host.tunnel))

@@ -1,0 +1,284 @@
+"""Hand-started launchers: who may announce a worker, and the ones that wait for approval.
+
+Owns the pending launchers (in memory: they ask again) and the rules of DESIGN §4 and §9 for an id held elsewhere.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from procguard.errors import Conflict, NotFound, Refused, UsageError
+from procguard.fleet import leases, views
+from procguard.fleet.clock import Now
+from procguard.fleet.records import AgentRecord, PendingLauncher, WorkerRecord, settled
+from procguard.fleet.state import FleetState
+from remote_agent import protocol, states
+
+PENDING_EXPIRES_S = 600.0  # since it asked last, which it does every few seconds
+
+
+class Enrolment:
+    def __init__(self, registry: FleetState) -> None:
+        self._registry = registry
+        self._pending: dict[str, PendingLauncher] = {}  # by secret_sha256
+
+    def register(
+        self,
+        registration: protocol.Registration,
+        *,
+        actor: str,
+        trusted: bool,
+        peer: str,
+        now: Now,
+        enrolled_by: str = "",
+    ) -> protocol.RegisterReply:
+        """Accept, refuse (Conflict: the id is held elsewhere) or keep pending.
+
+        `trusted`: the caller is an operator, brings an enrolment token (`enrolled_by`: its id), or authenticated with
+        this agent's secret.
+        """
+        worker_id = registration.worker_id
+        if not protocol.valid_id(worker_id):
+            raise UsageError(
+                f"worker id {worker_id!r} is not valid",
+                "use letters, digits, '_', '.', '-', at most 64, beginning with a letter or digit",
+                code="bad_worker_id",
+            )
+        self._refuse_gang_member(registration)
+        agent_id = protocol.LAUNCHER_PREFIX + worker_id
+        agent = self._registry.agents_by_id.get(agent_id)
+        if agent is not None and agent.revoked_sha256 and agent.revoked_sha256 == registration.secret_sha256:
+            raise Refused(
+                f"the secret of {agent_id} was revoked",
+                "make another and register with its hash",
+                code="secret_revoked",
+            )
+        worker = self._registry.workers_by_id.get(worker_id)
+        known = (
+            agent is not None
+            and worker is not None
+            and worker.agent_id == agent_id
+            and bool(agent.secret_sha256)
+            and agent.secret_sha256 == registration.secret_sha256
+        )
+        self._refuse_if_held_elsewhere(registration, agent, known, now)
+        if not trusted:
+            # The hash is no secret: it shows who is meant, and changes nothing. Changes need the secret itself.
+            if known and worker is not None:
+                return self._registered(worker, give_key=False)
+            return self._keep_pending(registration, agent_id, peer, now)
+        if enrolled_by and not known:
+            self._registry.tokens.spend(enrolled_by, now)  # the same launcher once more is let in anyhow
+        waited = self._pending.pop(registration.secret_sha256, None)
+        if waited is not None:
+            self._registry.notify("hosts", self._item_id(waited), None)
+        worker = self._enrol(registration, agent_id, actor, peer, now)
+        self._registry.commit()
+        return self._registered(worker, give_key=True)
+
+    def _refuse_gang_member(self, registration: protocol.Registration) -> None:
+        """Members of a gang are stopped and started by the manager alone; a launcher's user may end it at any time."""
+        group = registration.spec.group if registration.spec is not None else ""
+        if group and self._registry.gangs.groups.policy(group).restart == "gang":
+            raise Conflict(
+                f"{registration.worker_id}: group {group} restarts as a gang: a hand-started launcher can't be a "
+                "member of it",
+                "declare the worker in an inventory (invoke deploy), or give it another group",
+                code="gang_member",
+            )
+
+    def _refuse_if_held_elsewhere(
+        self, registration: protocol.Registration, agent: AgentRecord | None, known: bool, now: Now
+    ) -> None:
+        worker = self._registry.workers_by_id.get(registration.worker_id)
+        if worker is None or known:
+            return
+        view = self._registry.worker(worker.worker_id)
+        same_place = (
+            agent is not None
+            and worker.agent_id == agent.agent_id
+            and worker.host == (registration.host or worker.host)
+            and not agent.secret_sha256
+        )
+        if same_place or self._registry.leases.surely_gone(worker.worker_id, now):
+            return
+        # A launcher that was ended by its user has stopped its child: its last word is an end. A deployed agent's last
+        # word of a worker that is to run is none: it may have been starting it when it fell silent.
+        by_hand = self._registry.agents_by_id[worker.agent_id].kind == "launcher"
+        last, seen = view["last_known_state"], self._registry.seen[worker.agent_id]
+        final = settled(last) and (by_hand or worker.desired != "running" or last in (states.EXITED, states.FAILED))
+        if final and ((by_hand and view["state"] != "unknown") or not seen.polls_open):
+            return  # it ended there before its agent went away: nothing can be running
+        raise Conflict(
+            f"{worker.worker_id} is held by {worker.agent_id} on host {worker.host}, where it is {view['state']}"
+            + (f" (last known: {view['last_known_state']})" if view["state"] == "unknown" else ""),
+            f"stop it there first (invoke stop {worker.worker_id}) or choose another --worker-id",
+            code="held_elsewhere",
+        )
+
+    def _keep_pending(
+        self, registration: protocol.Registration, agent_id: str, peer: str, now: Now
+    ) -> protocol.RegisterReply:
+        if len(registration.secret_sha256) != 64:
+            raise UsageError(
+                f"{registration.worker_id}: a launcher that is not on the manager's machine must send secret_sha256",
+                "send the hex SHA-256 of a secret it made (see docs/protocol.md), or an enrolment token as Bearer",
+                code="secret_needed",
+            )
+        self.expire(now)
+        known = self._pending.get(registration.secret_sha256)
+        if known is not None and known.peer != peer:
+            raise Conflict(
+                f"the launcher {known.fingerprint} waits for approval from {known.peer} already",
+                f"if that is not yours, have it denied: invoke deny {agent_id}",
+                code="pending_elsewhere",
+            )
+        if known is None and len(self._pending) >= self._registry.settings.pending_launchers:
+            raise Conflict(
+                f"{len(self._pending)} launchers wait for approval already",
+                "approve or deny some: invoke agents",
+                code="full",
+            )
+        print_ = protocol.fingerprint(registration.secret_sha256)
+        first = known.first_seen if known else now.wall
+        pending = PendingLauncher(registration, agent_id, print_, peer, first, now.wall, now.monotonic)
+        self._pending[registration.secret_sha256] = pending
+        if known is None:
+            self._registry.event_log.add(
+                "agent_pending",
+                now,
+                worker_id=registration.worker_id,
+                host=registration.host,
+                reason=f"{agent_id} from {peer} waits for approval, fingerprint {print_}",
+            )
+        self._notify(pending)
+        return protocol.RegisterReply(
+            status="pending",
+            worker_id=registration.worker_id,
+            agent_id=agent_id,
+            fleet_id=self._registry.fleet_id,
+            fingerprint=print_,
+            message=f"waits for approval; on the manager: invoke agents approve {agent_id}",
+        )
+
+    def _enrol(
+        self, registration: protocol.Registration, agent_id: str, actor: str, peer: str, now: Now
+    ) -> WorkerRecord:
+        registry = self._registry
+        spec = registration.spec or protocol.WorkerSpec(command=registration.command)
+        worker = registry.workers_by_id.get(registration.worker_id)
+        host = registration.host or (worker.host if worker else peer)
+        agent = registry.agents_by_id.get(agent_id)
+        if agent is None:
+            agent = AgentRecord(agent_id, host, "launcher", registration.secret_sha256)
+            registry.index_agent(agent)
+            registry.event_log.add("agent_enrolled", now, host=host, reason=f"{agent_id} may run", actor=actor)
+        elif registration.secret_sha256 and agent.secret_sha256 != registration.secret_sha256:
+            registry.set_credentials(agent_id, registration.secret_sha256, actor, now)
+        if agent.host != host:
+            agent.host = host
+            registry.index_agent(agent)
+        registry.seen[agent_id].address = peer
+        if worker is None:
+            worker = WorkerRecord(registration.worker_id, agent_id, host, spec, epoch=registry.next_epoch())
+            worker.attempt = registration.attempt
+            if registry.stopped_by:
+                worker.want("stopped", by="failure handler", cause="stop_all", now=now)
+            registry.event_log.add(
+                "worker_registered", now, worker_id=worker.worker_id, host=host, reason=f"by {agent_id}", actor=actor
+            )
+        else:
+            if worker.agent_id != agent_id or worker.host != host:
+                self._take_over(worker, agent_id, host, actor, now)
+            leases.specified_anew(worker, spec)
+            if registration.state in (states.EXITED, states.FAILED) and worker.desired == "running":
+                worker.generation += 1  # it had ended, and its launcher was started anew by hand: it is to run again
+        registry.index_worker(worker)
+        return worker
+
+    def _take_over(self, worker: WorkerRecord, agent_id: str, host: str, actor: str, now: Now) -> None:
+        registry = self._registry
+        old = registry.agents_by_id.get(worker.agent_id)
+        if old is not None and old.agent_id != agent_id:
+            registry.withdraw(old, worker)
+        reason = f"taken over from {worker.agent_id} on {worker.host}, where it had ended"
+        registry.hand_over(worker, agent_id, host)
+        registry.event_log.add("takeover", now, worker_id=worker.worker_id, host=host, reason=reason, actor=actor)
+
+    def _registered(self, worker: WorkerRecord, *, give_key: bool) -> protocol.RegisterReply:
+        registry = self._registry
+        agent = registry.agents_by_id[worker.agent_id]
+        if not agent.proof_key_given:
+            agent.proof_key_given, give_key = True, True
+        return protocol.RegisterReply(
+            status="registered",
+            worker_id=worker.worker_id,
+            agent_id=worker.agent_id,
+            fleet_id=registry.fleet_id,
+            epoch=worker.epoch,
+            interval_s=registry.interval_s(agent.agent_id),
+            proof_key=registry.proof_key(worker.agent_id) if give_key else "",
+            message="registered",
+        )
+
+    # ------------------------------------------------------------------------------------------ approval
+
+    def approve(self, agent_id: str, actor: str, now: Now, fingerprint: str = "") -> None:
+        """Let a pending launcher run; durable. Its next registration is answered with "registered"."""
+        self.expire(now)
+        pending = self._the_pending(agent_id, fingerprint)
+        self._refuse_if_held_elsewhere(pending.registration, self._registry.agents_by_id.get(agent_id), False, now)
+        self._pending.pop(pending.registration.secret_sha256)
+        self._registry.notify("hosts", self._item_id(pending), None)
+        self._enrol(pending.registration, agent_id, actor, pending.peer, now)
+        # Handed out once with the next registration: the launcher has had no way to know it yet.
+        self._registry.agents_by_id[agent_id].proof_key_given = False
+        self._registry.commit()
+
+    def deny(self, agent_id: str, actor: str, now: Now, fingerprint: str = "") -> None:
+        self.expire(now)
+        pending = self._the_pending(agent_id, fingerprint)
+        self._pending.pop(pending.registration.secret_sha256)
+        self._registry.event_log.add(
+            "agent_denied", now, host=pending.registration.host, reason=f"{agent_id} was denied", actor=actor
+        )
+        self._registry.notify("hosts", self._item_id(pending), None)
+        self._registry.commit()
+
+    def views(self) -> list[dict[str, Any]]:
+        return [views.pending_view(pending) for pending in self._pending.values()]
+
+    def waiting(self) -> dict[str, PendingLauncher]:
+        """Who waits, by the name under which the change feed tells of it."""
+        return {self._item_id(pending): pending for pending in self._pending.values()}
+
+    def _the_pending(self, agent_id: str, fingerprint: str) -> PendingLauncher:
+        found = [
+            pending
+            for pending in self._pending.values()
+            if pending.agent_id == agent_id and fingerprint in ("", pending.fingerprint)
+        ]
+        if not found:
+            raise NotFound(f"no launcher {agent_id!r} waits for approval", "list them: invoke agents")
+        if len(found) > 1:
+            prints = ", ".join(pending.fingerprint for pending in found)
+            raise Conflict(
+                f"{len(found)} launchers wait as {agent_id}: fingerprints {prints}",
+                "name the one: invoke agents approve " + agent_id + " --fingerprint …",
+                code="ambiguous",
+            )
+        return found[0]
+
+    def expire(self, now: Now) -> None:
+        """Launchers that ask no more wait no more."""
+        for key, pending in list(self._pending.items()):
+            if now.monotonic - pending.asked > PENDING_EXPIRES_S:
+                del self._pending[key]
+                self._registry.notify("hosts", self._item_id(pending), None)
+
+    def _notify(self, pending: PendingLauncher) -> None:
+        self._registry.notify("hosts", self._item_id(pending), views.pending_view(pending))
+
+    @staticmethod
+    def _item_id(pending: PendingLauncher) -> str:
+        return f"{pending.agent_id} {pending.fingerprint}"

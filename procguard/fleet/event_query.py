@@ -1,0 +1,48 @@
+"""Which events are meant: the filters that the API, the CLI and the export share. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from procguard.fleet.clock import iso
+
+_TEXTS = ("worker_id", "host", "kind", "cause", "actor", "reason", "before", "after")
+
+
+@dataclass(frozen=True)
+class EventQuery:
+    """Everything given must hold; several values of one field are alternatives. Times are Unix seconds."""
+
+    after: int = 0  # only events with a higher seq
+    worker: tuple[str, ...] = ()
+    host: tuple[str, ...] = ()
+    kind: tuple[str, ...] = ()
+    cause: tuple[str, ...] = ()
+    actor: tuple[str, ...] = ()
+    since: float | None = None
+    until: float | None = None
+    text: str = ""  # every word of it somewhere in the event, in whatever case
+
+    def matches(self, event: dict[str, Any]) -> bool:
+        if event["seq"] <= self.after:
+            return False
+        for field, wanted in (
+            ("worker_id", self.worker),
+            ("host", self.host),
+            ("kind", self.kind),
+            ("cause", self.cause),
+            ("actor", self.actor),
+        ):
+            if wanted and event.get(field) not in wanted:
+                return False
+        # iso() writes moments so that they sort as text
+        if self.since is not None and event["at"] < (iso(self.since) or ""):
+            return False
+        if self.until is not None and event["at"] > (iso(self.until) or ""):
+            return False
+        return not self.text or self._has_words(event)
+
+    def _has_words(self, event: dict[str, Any]) -> bool:
+        text = "\n".join(str(event.get(field) or "") for field in _TEXTS).lower()
+        return all(word in text for word in self.text.lower().split())

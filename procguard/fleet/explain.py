@@ -1,0 +1,383 @@
+"""Why a worker is in its state and what happened to it, in sentences. Pure: facts in, sentences out, no I/O.
+
+Built from structure (states, exit record, causes, lease, budget), never by reading the English reasons: what a runner,
+a check or SSH said as free text is quoted as evidence. `gather` collects the facts from the registry; `explain` says
+them in a language of procguard/words. docs/protocol.md shows an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from procguard.fleet import leases
+from procguard.fleet.clock import Now
+from procguard.fleet.event_query import EventQuery
+from procguard.words import Words
+
+if TYPE_CHECKING:
+    from procguard.fleet.registry import Registry
+
+TIMELINE_EVENTS = 15
+# Of the host rather than of one worker, but part of each of its workers' stories.
+HOST_KINDS = ("agent_suspect", "agent_unreachable", "agent_connected", "recovery", "tunnel_down", "tunnel_up")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that is known of one worker. `worker` and `host` are the API's views; times are Unix seconds."""
+
+    now: float
+    worker: dict[str, Any]
+    host: dict[str, Any]
+    desired_by: str = ""
+    desired_at: float = 0.0
+    desired_cause: str = ""
+    allowed_restarts: int = 3
+    restart_policy: str = "on-failure"
+    healthy_after_s: float = 600.0
+    auto_recovery: bool = True
+    in_hand: bool = True  # its host has reported it under the right to run it has now
+    fenced: bool = False
+    leased: bool = False  # the host has confirmed that it runs by a lease
+    lease_s: float = 0.0
+    lease_left_s: float | None = None
+    gone: leases.Verdict | None = None  # of a fenced worker whose agent is out of reach
+    incident: dict[str, Any] | None = None  # the open recovery of its agent
+    gang: dict[str, Any] | None = None
+    commands: tuple[dict[str, Any], ...] = ()  # still open: {"command", "actor", "at"}
+    events: tuple[dict[str, Any], ...] = ()  # oldest first
+
+
+@dataclass(frozen=True)
+class Explanation:
+    headline: str
+    sentences: list[dict[str, str]] = field(default_factory=list)  # {"topic", "text"}
+    next_steps: list[str] = field(default_factory=list)
+    timeline: list[dict[str, Any]] = field(default_factory=list)  # {"seq", "at", "kind", "cause", "text"}
+
+
+def gather(registry: Registry, worker_id: str, now: Now) -> Facts:
+    """Raises NotFound."""
+    worker = registry.find(worker_id)
+    report = registry.worker_seen[worker_id].report
+    view, host = registry.worker(worker_id), registry.host_view(worker.agent_id)
+    restart = registry.resolved(worker.spec).restart
+    fenced = leases.fenced(worker)
+    return Facts(
+        now=now.wall,
+        worker=view,
+        host=host,
+        desired_by=worker.desired_by,
+        desired_at=worker.desired_at,
+        desired_cause=worker.desired_cause,
+        allowed_restarts=restart.max_attempts or 0,
+        restart_policy=restart.policy,
+        healthy_after_s=restart.healthy_after_s,
+        auto_recovery=registry.settings.enable_auto_recovery,
+        in_hand=report is not None and report.generation == worker.generation,
+        fenced=fenced,
+        leased=worker.leased,
+        lease_s=worker.spec.lease_s,
+        lease_left_s=report.lease_left_s if report else None,
+        gone=registry.leases.judge(worker_id, now) if fenced and view["state"] == "unknown" else None,
+        incident=next(
+            (one for one in registry.recoveries() if one["agent"] == worker.agent_id and one["outcome"] == "open"), None
+        ),
+        commands=tuple(
+            {"command": record.command, "actor": record.actor, "at": record.accepted_wall}
+            for record in registry.outbox.open_of_agent(worker.agent_id)
+            if record.worker_id == worker_id
+        ),
+        gang=_gang_of(registry, worker_id),
+        events=tuple(_story(registry, worker_id, worker.host)),
+    )
+
+
+def _gang_of(registry: Registry, worker_id: str) -> dict[str, Any] | None:
+    worker = registry.find(worker_id)
+    group = worker.spec.group
+    record = registry.gangs.records.get(group) if worker.gang else None
+    if record is None:
+        return None
+    allowed = registry.gangs.groups.policy(group).max_attempts
+    return {
+        "group": group,
+        "members": len(registry.gangs.groups.members(group)),
+        "phase": record.phase,
+        "attempts": record.attempts,
+        "allowed": registry.settings.max_recovery_attempts if allowed is None else allowed,
+        "incident": record.incident,
+        "held": worker.held,
+    }
+
+
+def _story(registry: Registry, worker_id: str, host: str) -> list[dict[str, Any]]:
+    """Its own newest events and its host's between them; a failure is told once."""
+    found = registry.find_events(EventQuery(worker=(worker_id,)), TIMELINE_EVENTS)
+    own = [event for before, event in zip([None, *found], found, strict=False) if not _repeats(before, event)]
+    first = own[0]["seq"] if len(found) == TIMELINE_EVENTS else 0  # what was before these is left out
+    around = registry.find_events(EventQuery(host=(host,), kind=HOST_KINDS, after=first), TIMELINE_EVENTS)
+    others = [event for event in around if not event["worker_id"]]
+    if registry.find(worker_id).desired_cause == "stop_all":
+        others += registry.find_events(EventQuery(kind=("stop_all",)), 1)
+    return sorted([*own, *others], key=lambda event: int(event["seq"]))[-TIMELINE_EVENTS:]
+
+
+def _repeats(before: dict[str, Any] | None, event: dict[str, Any]) -> bool:
+    """worker_failed, the manager's conclusion from the change of state just before it."""
+    return event["kind"] == "worker_failed" and before is not None and before["after"] == "failed"
+
+
+# ------------------------------------------------------------------------------------------------ saying it
+
+
+def explain(facts: Facts, language: str) -> Explanation:
+    words = Words(language)
+    headline = _headline(facts, words)
+    sentences = [
+        {"topic": topic, "text": text}
+        for topic, say in _TOPICS
+        for text in say(facts, words)
+        if text != headline  # what there was nothing to add to
+    ]
+    return Explanation(headline, sentences, _next_steps(facts, words), _timeline(facts, words))
+
+
+def _headline(facts: Facts, words: Words) -> str:
+    worker = facts.worker
+    state, since = worker["state"], _unix(worker["since"])
+    values = {"worker": worker["worker_id"], "host": worker["host"], "attempt": worker["attempt"]}
+    if state == "unknown":
+        if facts.host["agent_state"] == "never" and not worker["last_seen"] and not since:
+            return words.say("is.unknown_never", **values)
+        return words.say("is.unknown", last=words.state(worker["last_known_state"]), **values)
+    if state == "stopped" and since:
+        return words.say("is.stopped_since", d=words.duration(facts.now - since), **values)
+    return words.say(
+        f"is.{state}", d=words.duration(facts.now - since), ago=words.ago(since or facts.now, facts.now), **values
+    )
+
+
+def _why(facts: Facts, words: Words) -> list[str]:
+    """What led to the state; of a running worker how it ended last time."""
+    worker, state = facts.worker, facts.worker["state"]
+    record = worker["last_exit"]
+    said = []
+    if record and state != "unknown":
+        said.append(words.say("why.last_exit", attempt=record["attempt"], ending=words.ending(record)))
+    if state == "backoff":
+        said.append(_countdown(facts, words))
+    elif state == "failed":
+        said += _why_no_restart(facts, words)
+    elif state == "exited":
+        said.append(words.say("why.done"))
+    elif state == "stopped" and worker["desired"] == "running":
+        said.append(_why_waiting(facts, words))
+    return said
+
+
+def _countdown(facts: Facts, words: Words) -> str:
+    left_s, used = facts.worker["next_start_in_s"], facts.worker["restarts"]
+    if left_s is None:
+        return words.say("why.waits", detail=facts.worker["reason"])
+    if used == 0:
+        return words.say("why.restart_in_open", d=words.duration(left_s))
+    if left_s < 0.05:
+        return words.say("why.restart_now", used=used, allowed=facts.allowed_restarts)
+    return words.say("why.restart_in", d=words.duration(left_s), used=used, allowed=facts.allowed_restarts)
+
+
+def _why_no_restart(facts: Facts, words: Words) -> list[str]:
+    if facts.gang:
+        return []
+    if not facts.auto_recovery:
+        return [words.say("why.auto_off")]
+    if facts.restart_policy == "never" or facts.allowed_restarts == 0:
+        return [words.say("why.no_restarts")]
+    return [words.say("why.budget_spent", n=facts.allowed_restarts)]
+
+
+def _why_waiting(facts: Facts, words: Words) -> str:
+    """Of one that is to run and is stopped."""
+    if facts.gang and facts.gang["held"]:
+        return words.say("why.held_by_gang")
+    if facts.fenced and facts.worker["attempt"] and facts.in_hand:
+        return words.say("why.stopped_fence")
+    return words.say("why.stopped_waiting" if facts.worker["attempt"] else "why.not_started")
+
+
+def _budget(facts: Facts, words: Words) -> list[str]:
+    worker = facts.worker
+    if worker["state"] not in ("running", "starting", "backoff") or facts.allowed_restarts == 0 or facts.gang:
+        return []
+    if not worker["restarts"] and not worker["restarts_total"]:
+        return [words.say("why.budget_none", allowed=facts.allowed_restarts)]
+    values = {"used": worker["restarts"], "allowed": facts.allowed_restarts, "total": worker["restarts_total"]}
+    return [words.say("why.budget", d=words.duration(facts.healthy_after_s), **values)]
+
+
+def _desired(facts: Facts, words: Words) -> list[str]:
+    desired = facts.worker["desired"]
+    if desired == "removed":
+        return [words.say("desired.removed")]
+    if not facts.desired_by:
+        return [words.say(f"desired.{desired}_declared")]
+    key = f"desired.{desired}_{facts.desired_cause}"
+    ago = words.ago(facts.desired_at, facts.now)
+    return [words.say(key if words.has(key) else f"desired.{desired}", actor=facts.desired_by, ago=ago)]
+
+
+def _host(facts: Facts, words: Words) -> list[str]:
+    host = facts.host
+    state, name, seen = host["agent_state"], host["host"], _unix(host["last_seen"])
+    if state == "connected" and facts.worker["state"] == "running":
+        return []  # nothing is wrong there
+    said = [words.say(f"host.{state}" if seen else "host.never", host=name, ago=words.ago(seen, facts.now))]
+    if state not in ("unreachable", "never"):
+        return said
+    tunnel = host.get("tunnel") or {}
+    if tunnel.get("state") == "down":
+        said.append(words.say("host.tunnel_down", reason=tunnel.get("reason") or "?"))
+    ssh = host.get("recovery_ssh") or {}
+    if host["kind"] == "launcher":
+        said.append(words.say("host.by_hand"))
+    elif ssh.get("ok") is False:
+        said.append(words.say("host.ssh_failed", host=name, reason=ssh.get("reason") or "?"))
+    elif ssh.get("ok"):
+        said.append(words.say("host.ssh_ok", host=name))
+    if facts.incident:
+        lasted = words.duration(facts.now - _unix(facts.incident["opened"]))
+        step = facts.incident["steps"][-1]["text"] if facts.incident["steps"] else "?"
+        said.append(words.say("host.recovering", d=lasted, step=step))
+    if not facts.fenced:
+        said.append(words.say("unknown.keep"))
+    return said
+
+
+def _fence(facts: Facts, words: Words) -> list[str]:
+    if not facts.fenced:
+        return []
+    if facts.gone is not None:
+        if facts.gone.gone:
+            return [words.say("fence.gone")]
+        if facts.gone.wait_s is not None:
+            return [words.say("fence.may_run", d=words.duration(facts.gone.wait_s))]
+        return [words.say("unknown.keep")]
+    if not facts.leased and facts.worker["state"] in ("running", "starting", "stopping"):
+        return [words.say("fence.unproven")]
+    said = [words.say("fence.held", lease=words.duration(facts.lease_s))]
+    if facts.lease_left_s is not None and facts.worker["state"] == "running":
+        said.append(words.say("fence.left", d=words.duration(facts.lease_left_s)))
+    return said
+
+
+def _gang(facts: Facts, words: Words) -> list[str]:
+    gang, group = facts.gang, facts.worker["group"]
+    if not gang:
+        return [words.say("group.member", group=group)] if group else []
+    said = [words.say("gang.member", group=gang["group"], n=gang["members"])]
+    if gang["phase"] in ("restarting", "failed"):
+        said.append(words.say(f"gang.{gang['phase']}"))
+    incident = gang.get("incident") or {}
+    if incident.get("member"):
+        said.append(words.say("gang.culprit", member=incident["member"], reason=incident.get("reason") or "?"))
+    if gang.get("attempts"):
+        said.append(words.say("gang.budget", used=gang["attempts"], allowed=gang["allowed"]))
+    return said
+
+
+def _moved(facts: Facts, words: Words) -> list[str]:
+    """Where it came from, where it goes, and why it goes nowhere although its host is lost."""
+    worker, said = facts.worker, []
+    if worker["moving_to"]:
+        said.append(words.say("moved.to", host=worker["moving_to"]))
+    plight = worker["recovery"] or {}
+    if plight:
+        key = f"moved.{plight['state']}"
+        said.append(words.say(key if words.has(key) else "moved.waiting", reason=plight["reason"]))
+    if worker["home"]:
+        said.append(words.say("moved.home", host=worker["home"]))
+    moved = [event for event in facts.events if event["kind"] in ("reassigned", "takeover") and event["worker_id"]]
+    if moved:
+        ago = words.ago(_unix(moved[-1]["at"]), facts.now)
+        said.append(words.say("reassigned", host=moved[-1]["host"], ago=ago, reason=moved[-1]["reason"]))
+    return said
+
+
+def _pending(facts: Facts, words: Words) -> list[str]:
+    said = [
+        words.say(
+            "pending.command",
+            verb=words.say(f"verb.{one['command']}"),
+            actor=one["actor"],
+            ago=words.ago(one["at"], facts.now),
+        )
+        for one in facts.commands
+    ]
+    if facts.worker["restart_pending"]:
+        said.append(words.say("pending.restart"))
+    if facts.worker["undeclared"]:
+        said.append(words.say("pending.undeclared"))
+    return said
+
+
+def _signs(facts: Facts, words: Words) -> list[str]:
+    health = facts.worker["health"] or {}
+    said = []
+    if facts.worker["suspect"]:
+        said.append(words.say("suspect", evidence=facts.worker["suspect"]))
+    if health.get("status") == "failing":
+        said.append(words.say("health.failing", detail=health.get("detail") or "?"))
+    return said
+
+
+# In the order in which a person asks.
+_TOPICS: tuple[tuple[str, Callable[[Facts, Words], list[str]]], ...] = (
+    ("why", _why),
+    ("signs", _signs),
+    ("desired", _desired),
+    ("budget", _budget),
+    ("host", _host),
+    ("fence", _fence),
+    ("gang", _gang),
+    ("moved", _moved),
+    ("pending", _pending),
+)
+
+
+def _next_steps(facts: Facts, words: Words) -> list[str]:
+    worker = facts.worker
+    name, state = worker["worker_id"], worker["state"]
+    steps = []
+    if state == "failed":
+        steps.append(words.say("next.logs", worker=name, attempt=worker["attempt"]))
+    if state == "failed" and facts.gang:
+        steps.append(words.say("next.group", group=facts.gang["group"]))
+    elif state == "failed" or (state == "stopped" and worker["desired"] == "stopped"):
+        steps.append(words.say("next.start", worker=name))
+    if state == "unknown" and facts.host["kind"] == "deployed":
+        steps.append(words.say("next.deploy", host=worker["host"]))
+    if worker["restart_pending"] and state == "running":
+        steps.append(words.say("next.restart", worker=name))
+    return steps
+
+
+def _timeline(facts: Facts, words: Words) -> list[dict[str, Any]]:
+    return [
+        {
+            "seq": event["seq"],
+            "at": event["at"],
+            "kind": event["kind"],
+            "cause": event.get("cause"),
+            "text": words.event(event),
+        }
+        for event in facts.events
+    ]
+
+
+def _unix(moment: Any) -> float:
+    """Of an ISO moment of the views; 0 for none."""
+    return datetime.fromisoformat(moment).timestamp() if moment else 0.0

@@ -1,0 +1,249 @@
+"""FailureHandler: carries out what the table in recovery.py decides, each step an event.
+
+Owns the open incidents of silent agents (their attempts are durable with the agent's record); the tasks that may
+have to change their host are reassignment.py's. It is handed `look` (SSH, in another process) and `spawn`, and knows
+neither.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from procguard.fleet import causes
+from procguard.fleet.clock import Now, iso
+from procguard.fleet.monitor import Finding, ProcessMonitor
+from procguard.fleet.reassignment import Reassignment
+from procguard.fleet.records import AgentRecord, WorkerRecord
+from procguard.fleet.recovery import Incident, Look, Policy, decide
+from procguard.fleet.registry import Registry
+from procguard.fleet.settings import FleetSettings
+
+KEEP_RECOVERIES = 200
+
+
+class Looker(Protocol):
+    def __call__(self, agent: AgentRecord, replace_frozen: bool) -> Look:
+        """Connect over SSH and start the agent where it is absent; where it is frozen, only if it is to be replaced."""
+        ...
+
+
+class FailureHandler:
+    """`look` may take long and runs under `spawn`."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        *,
+        monitor: ProcessMonitor,
+        settings: FleetSettings,
+        look: Looker,
+        spawn: Callable[[Callable[[], None]], Any],
+        read_clock: Callable[[], Now],
+    ) -> None:
+        self._registry = registry
+        self._monitor = monitor
+        self._settings = settings
+        self._look = look
+        self._spawn = spawn
+        self._read_clock = read_clock
+        self._open: dict[str, Incident] = {}
+        self._closed: list[Incident] = []
+        self.tasks = Reassignment(registry, settings)
+        registry.on_worker_failed(self.worker_failed)
+
+    def tick(self, now: Now) -> None:
+        """One round: the monitor's findings, every open incident, every task that has to change its host.
+
+        Called each interval, at once after a lost connection, and after `due_in_s`."""
+        self._close_returned(now)  # before the findings: an agent heard and lost again since then is a new incident
+        for finding in self._monitor.tick(now):
+            self._take(finding, now)
+        for incident in list(self._open.values()):
+            self._advance(incident, now)
+        self.tasks.tick(self._policy(now), self._agent_coming_s, now)
+        self._registry.places.moved(now)
+        for record in self._registry.outbox.expire(now):
+            self._registry.command_event(record, now)
+
+    def due_in_s(self, now: Now) -> float:
+        """When the next round is needed at the latest, beside the interval: a lease that ends then."""
+        return self.tasks.due_in_s(now)
+
+    def _policy(self, now: Now) -> Policy:
+        return Policy(self._settings, self._monitor.braked, self._monitor.in_grace(now))
+
+    def look_for_the_unheard(self, now: Now) -> None:
+        """After the start grace: agents that are known but were never heard in this run of the manager."""
+        for agent_id, seen in self._registry.seen.items():
+            if seen.state == "never":
+                self._registry.mark_agent(agent_id, "unreachable", "not heard since the manager started", now)
+                self._open_incident(agent_id, "not heard since the manager started", now)
+                self.tasks.host_lost(agent_id)
+
+    # ------------------------------------------------------------------------------------------ findings
+
+    def _take(self, finding: Finding, now: Now) -> None:
+        if finding.kind in ("suspect", "unreachable"):
+            self._registry.mark_agent(finding.subject, finding.kind, finding.reason, now)
+        if finding.kind in ("lost", "unreachable"):  # a mere suspicion is shown; nothing is done about it yet
+            self._open_incident(finding.subject, finding.reason, now, connection_closed=finding.kind == "lost")
+        if finding.kind == "unreachable":
+            self._host_lost(finding, now)
+        if finding.kind in ("worker_suspect", "worker_clear"):
+            suspect = finding.reason if finding.kind == "worker_suspect" else ""
+            self._registry.set_worker_suspect(finding.subject, suspect, now)
+        elif finding.kind in ("brake_on", "brake_off"):
+            self._registry.event_log.add(finding.kind, now, reason=finding.reason, actor="monitor")
+
+    def _host_lost(self, finding: Finding, now: Now) -> None:
+        self.tasks.host_lost(finding.subject)
+        if not self._monitor.braked and not self._monitor.in_grace(now):  # else it is hardly this host's fault
+            self._registry.places.note_failure(finding.subject, "agent_silent", finding.reason, now)
+
+    def worker_failed(self, worker: WorkerRecord, now: Now) -> None:
+        """A worker's budget is spent. Alert; with stop_all_on_failure stop the whole fleet, else perhaps a spare."""
+        at = self._read_clock()
+        report = self._registry.worker_seen[worker.worker_id].report
+        last_exit = report.last_exit if report else None
+        self._registry.event_log.add(
+            "worker_failed",
+            at,
+            worker_id=worker.worker_id,
+            host=worker.host,
+            reason=worker.last_reason,
+            actor="runner",
+            attempt=worker.attempt,
+            cause=causes.of_exit(last_exit),
+            evidence=causes.exit_evidence(last_exit),
+        )
+        self._registry.places.note_failure(worker.agent_id, "worker_failed", worker.worker_id, at)
+        self.tasks.failed(worker.worker_id)
+        if self._settings.stop_all_on_failure:
+            reason = f"recovery.stop_all_on_failure: {worker.worker_id} failed ({worker.last_reason})"
+            self._registry.stop_all(reason, at)
+
+    # ------------------------------------------------------------------------------------------ incidents
+
+    def _open_incident(self, agent_id: str, reason: str, now: Now, *, connection_closed: bool = False) -> None:
+        if agent_id in self._open:
+            self._step(self._open[agent_id], reason, now)
+            return
+        agent, seen = self._registry.agents_by_id[agent_id], self._registry.seen[agent_id]
+        reachable_by_ssh = agent.kind == "deployed" and bool(agent.ssh)
+        incident = Incident(agent_id, agent.host, now, reachable_by_ssh, connection_closed, last_heard=seen.last_seen)
+        # What the manager before this one has spent on the same silence counts; heard in between, it would be gone.
+        incident.starts = int(agent.incident.get("starts", 0)) if seen.last_seen is None else 0
+        self._open[agent_id] = incident
+        self._step(incident, reason, now)
+
+    def _close_returned(self, now: Now) -> None:
+        for incident in list(self._open.values()):
+            seen = self._registry.seen.get(incident.agent_id)
+            if seen is None:
+                self._close(incident, "left", "it is no longer part of the fleet", now)
+            elif seen.state == "connected":
+                lost_s = now.monotonic - incident.opened.monotonic
+                self._close(incident, "recovered", f"heard again after {lost_s:.1f} s", now)
+
+    def _advance(self, incident: Incident, now: Now) -> None:
+        if incident.looking or now.monotonic < incident.next_at:
+            return
+        decision = decide(incident, self._policy(now), now)
+        self._registry.note_agent(incident.agent_id, decision.reason)
+        if decision.action == "give_up":
+            self._close(incident, "gave_up", decision.reason, now)
+        elif decision.action == "leave":
+            self._close(incident, "left", decision.reason, now)
+        elif decision.action == "wait" or decision.delay_s > 0:
+            # Never asleep for long: a return, the brake or the grace may change the decision.
+            incident.next_at = now.monotonic + min(decision.delay_s, 1.0)
+        else:
+            self._start_look(incident, decision.replace_frozen)
+
+    def _start_look(self, incident: Incident, replace_frozen: bool) -> None:
+        incident.looking = True
+        agent = self._registry.agents_by_id[incident.agent_id]
+        self._spawn(lambda: self._look_and_note(incident, agent, replace_frozen))
+
+    def _look_and_note(self, incident: Incident, agent: AgentRecord, replace_frozen: bool) -> None:
+        try:
+            look = self._look(agent, replace_frozen)
+        except Exception as exc:  # a failed look is an answer too: the incident goes on
+            look = Look(False, "unknown", f"{type(exc).__name__}: {exc}")
+        now = self._read_clock()
+        incident.looking = False
+        first = incident.last_look is None or incident.last_look.message != look.message
+        incident.last_look, incident.last_look_at = look, now.monotonic
+        if not look.reached:
+            incident.looks += 1
+        else:
+            incident.looks = 0
+            incident.starts += look.agent != "frozen"
+        jitter = random.uniform(0.0, 0.25)  # noqa: S311 - spreads the looks, guards nothing
+        incident.next_at = now.monotonic + (0.0 if look.reached else jitter)
+        if incident.agent_id in self._open:
+            self._remember(incident)
+            self._registry.set_recovery_ssh(incident.host, look.reached, "" if look.reached else look.message, now)
+            if first or look.reached:
+                self._step(
+                    incident, f"SSH: {look.message}", now, {"ssh": {"reached": look.reached, "agent": look.agent}}
+                )
+
+    def _agent_coming_s(self, agent_id: str, now: Now) -> float:
+        """So long its agent, found or started over SSH, still has to be heard. The first start is waited for; where it
+        did not help, the next one will hardly."""
+        incident = self._open.get(agent_id)
+        if incident is None or incident.last_look is None or incident.starts != 1:
+            return 0.0
+        return max(0.0, incident.last_look_at + self._settings.recovery_timeout_s - now.monotonic)
+
+    def _remember(self, incident: Incident, reason: str = "") -> None:
+        """Attempts outlive the manager; a recovered agent has none."""
+        agent = self._registry.agents_by_id.get(incident.agent_id)
+        kept = {"starts": incident.starts, "outcome": incident.outcome, "reason": reason}
+        kept = {} if incident.outcome == "recovered" or (incident.outcome == "open" and not incident.starts) else kept
+        if agent is not None and agent.incident != kept:
+            agent.incident = kept
+            self._registry.put("agents", agent.agent_id, agent)
+
+    def _step(self, incident: Incident, text: str, now: Now, evidence: dict[str, Any] | None = None) -> None:
+        incident.steps.append({"at": iso(now.wall), "text": text})
+        del incident.steps[:-50]
+        if incident.ended:
+            evidence = {"outcome": incident.outcome}
+        self._registry.event_log.add(
+            "recovery", now, host=incident.host, reason=text, actor="failure handler", evidence=evidence
+        )
+
+    def _close(self, incident: Incident, outcome: str, reason: str, now: Now) -> None:
+        self._open.pop(incident.agent_id, None)
+        incident.outcome, incident.ended = outcome, now  # type: ignore[assignment]
+        self._remember(incident, reason)
+        self._step(incident, reason, now)
+        if outcome == "gave_up":
+            self._registry.event_log.add(
+                "recovery_gave_up", now, host=incident.host, reason=reason, actor="failure handler", cause="agent_lost"
+            )
+        self._closed.append(incident)
+        del self._closed[:-KEEP_RECOVERIES]
+
+    def recoveries(self) -> list[dict[str, Any]]:
+        """Open incidents and the newest closed ones, newest first."""
+        newest = [*self._open.values(), *reversed(self._closed)]
+        return [
+            {
+                "host": incident.host,
+                "agent": incident.agent_id,
+                "opened": iso(incident.opened.wall),
+                "ended": iso(incident.ended.wall) if incident.ended else None,
+                "duration_s": round(incident.ended.monotonic - incident.opened.monotonic, 3)
+                if incident.ended
+                else None,
+                "outcome": incident.outcome,
+                "starts": incident.starts,
+                "steps": incident.steps,
+            }
+            for incident in newest
+        ]

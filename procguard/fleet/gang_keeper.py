@@ -1,0 +1,490 @@
+"""Gangs in the fleet's state: which groups are gangs, what their members are told, and the steps of gangs.py.
+
+One of the registry's parts: changes workers' `held`, `generation` and `epoch`, the gangs' own records, and on an
+operator's word `desired` of all members. A change of several workers is one commit, and agents are told of it after
+that: a manager that dies in between goes on where the state says, and never starts anything twice. No I/O of its own.
+
+`step` looks at the gangs of which something was heard; it runs within every heartbeat, before leases are granted, so
+that a member whose lease ended is held before anything lets it start again. `tick` looks at all of them.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from procguard.fleet import gang_views, gangs, rendezvous
+from procguard.fleet.clock import Now
+from procguard.fleet.gangs import GangRecord, Limits, Mark, Member, Step
+from procguard.fleet.groups import Groups, by_hand
+from procguard.fleet.records import CommandRecord, WorkerRecord, settled
+from remote_agent import protocol, states
+
+if TYPE_CHECKING:
+    from procguard.fleet.state import FleetState
+
+STEPS_AT_ONCE = 4  # form, hold, launch: more in a row would be a circle
+RESTARTED_JUST_NOW_S = 3.0  # a batch names each member: their gang is restarted once
+
+
+class Asked(NamedTuple):
+    """An operator's command to a member."""
+
+    verb: protocol.Verb
+    attempt: int  # the member's, when it was asked
+    actor: str
+    reason: str = ""
+    operation_id: str = ""
+    origin: str = ""
+
+
+class Gangs:
+    def __init__(self, state: FleetState) -> None:
+        self._state = state
+        self.groups = Groups(state)
+        self.records: dict[str, GangRecord] = {}
+        self._restarting_since: dict[str, float] = {}  # monotonic; counts anew in a new manager
+        self._healthy_since: dict[str, float] = {}
+        self._asked: dict[str, str] = {}  # operators' restarts under way: group -> their batch, "" for none
+        self._restarted: dict[str, tuple[float, str]] = {}  # carried out: when (monotonic), their batch
+        self._to_look_at: set[str] = set()
+        self._untold: set[str] = set()  # agents, of changes that are not durable yet
+
+    # ------------------------------------------------------------------------------------------ which are gangs
+
+    def restore(self, tables: Mapping[str, Mapping[str, Any]], now: Now) -> None:
+        self.groups.restore(tables.get("groups", {}))
+        for name, data in tables.get("gangs", {}).items():
+            self.records[name] = gangs.from_dict(data)
+        self.reconcile(now)
+
+    def reconcile(self, now: Now) -> None:
+        """After a change of workers or groups: gangs begin and end, members join and leave. Touches no child: who runs
+        runs on, and who joins a gang that runs is held until its next start."""
+        names = {
+            name
+            for name, policy in self.groups.policies().items()
+            if policy.restart == "gang" and self.groups.members(name)
+        }
+        for name in names - set(self.records):
+            self._begin(name, now)
+        for name in set(self.records) - names:
+            del self.records[name]
+            self._state.put("gangs", name, None)
+        for worker in self._state.workers_by_id.values():
+            if by_hand(worker):
+                continue
+            gang = self.records.get(worker.spec.group) if worker.spec.group else None
+            if gang is None and worker.gang:
+                self._leave(worker)
+            elif gang is not None:
+                self._join(worker, gang)
+        self._to_look_at.update(self.records)
+
+    def _begin(self, name: str, now: Now) -> None:
+        workers = self.groups.members(name)
+        known = [self._member(worker, now, judge=False) for worker in workers]
+        gang = gangs.begin(name, known, {worker.worker_id: worker.epoch for worker in workers}, now.wall)
+        self.records[name] = gang
+        self._event("gang_begun", gang, gang.reason, now)
+        self._put(gang)
+
+    def _join(self, worker: WorkerRecord, gang: GangRecord) -> None:
+        mark = gang.members.get(worker.worker_id)
+        alive = worker.last_state in (*states.ALIVE, states.BACKOFF) and worker.desired == "running"
+        if mark is None and alive and not worker.gang and gang.phase == "running":
+            mark = gang.members[worker.worker_id] = Mark(-1, worker.epoch, max(0, worker.attempt - 1))
+            self._put(gang)
+        held = gang.phase != "running" or mark is None
+        if not worker.gang or worker.held != held:
+            worker.gang, worker.held = True, held
+            self._store(worker)
+
+    def _leave(self, worker: WorkerRecord) -> None:
+        worker.gang = False
+        if worker.spec.on_partition != "fence":
+            worker.leased, worker.lease_bound_s = False, 0.0
+        if worker.held:
+            worker.held = False
+            worker.generation += 1
+        self._store(worker)
+
+    # ------------------------------------------------------------------------------------------ what follows
+
+    def heard(self, worker: WorkerRecord) -> None:
+        """Something of this worker has changed."""
+        if worker.gang and worker.spec.group in self.records:
+            self._to_look_at.add(worker.spec.group)
+
+    def tick(self, now: Now) -> None:
+        """Look at every gang; durable, and told to the agents."""
+        self._to_look_at.update(self.records)
+        self.step(now)
+        self._state.commit()
+
+    def step(self, now: Now) -> None:
+        """Decide for the gangs of which something was heard. The caller commits."""
+        while self._to_look_at:
+            name = self._to_look_at.pop()
+            for _ in range(STEPS_AT_ONCE):
+                gang = self.records.get(name)
+                if gang is None or not self._one_step(gang, now):
+                    break
+
+    def tell(self) -> None:
+        """Tell the agents what has just become durable; called by every commit."""
+        untold, self._untold = self._untold, set()
+        for agent_id in untold:
+            self._state.touch(agent_id)
+
+    def _one_step(self, gang: GangRecord, now: Now) -> bool:
+        """True: another step may follow at once."""
+        workers = self.groups.members(gang.group)
+        if not workers:
+            del self.records[gang.group]
+            self._state.put("gangs", gang.group, None)
+            return False
+        known = [self._member(worker, now, judge=gang.phase != "running") for worker in workers]
+        self._note_attempts(gang, known)
+        policy = self.groups.policy(gang.group)
+        settings = self._state.settings
+        spend = settings.max_recovery_attempts if policy.max_attempts is None else policy.max_attempts
+        step = gangs.decide(
+            gang,
+            known,
+            Limits(spend, settings.enable_auto_recovery),
+            wanted=all(worker.desired == "running" for worker in workers),
+            waited_s=now.monotonic - self._restarting_since.setdefault(gang.group, now.monotonic),
+            healthy_s=self._healthy_s(gang, known, now),
+            roll=random.random(),  # noqa: S311 - spreads the restarts, guards nothing
+        )
+        self._carry_out(step, gang, workers, known, now)
+        self._finish_commands(gang, known, now)
+        return step.action not in ("keep", "wait")
+
+    def _member(self, worker: WorkerRecord, now: Now, *, judge: bool) -> Member:
+        report, agent = self._state.worker_seen[worker.worker_id].report, self._state.seen[worker.agent_id]
+        lost = agent.state in ("unreachable", "never")
+        return Member(
+            worker_id=worker.worker_id,
+            host=worker.host,
+            state=report.state if report else worker.last_state,
+            current=report is not None and report.generation >= worker.generation,
+            attempt=max(worker.attempt, report.attempt if report else 0),
+            since=report.since if report else worker.last_since,
+            reason=report.reason if report else worker.last_reason,
+            epoch=worker.epoch,
+            gone=(judge or lost) and self._gone(worker, report, now),
+            ready=agent.state == "connected",
+            lost=lost,
+        )
+
+    def _gone(self, worker: WorkerRecord, report: protocol.WorkerReport | None, now: Now) -> bool:
+        """Surely ended: also where a host said so, in answer to what is in force now, before it went out of reach.
+        Held, it starts nothing until it hears of another generation."""
+        ended = (
+            report is not None
+            and worker.told == "stopped"
+            and settled(report.state)
+            and (report.generation, report.epoch) == (worker.generation, worker.epoch)
+        )
+        return ended or bool(self._state.leases.surely_gone(worker.worker_id, now))
+
+    def _note_attempts(self, gang: GangRecord, known: list[Member]) -> None:
+        for member in known if gang.phase == "running" else ():
+            mark = gang.members.get(member.worker_id)
+            started = member.current and member.state in states.ALIVE
+            if mark is not None and started and not mark.attempt and member.attempt > mark.attempt_base:
+                mark.attempt = member.attempt
+                self._put(gang)
+
+    def _healthy_s(self, gang: GangRecord, known: list[Member], now: Now) -> float:
+        well = gang.phase == "running" and all(
+            member.current and member.state in (states.RUNNING, states.EXITED)
+            for member in known
+            if member.worker_id in gang.members
+        )
+        if not well:
+            self._healthy_since.pop(gang.group, None)
+            return 0.0
+        return now.monotonic - self._healthy_since.setdefault(gang.group, now.monotonic)
+
+    # ------------------------------------------------------------------------------------------ the steps
+
+    def _carry_out(
+        self, step: Step, gang: GangRecord, workers: list[WorkerRecord], known: list[Member], now: Now
+    ) -> None:
+        if step.action == "keep":
+            return
+        if step.action == "wait":
+            if gang.reason != step.reason and not gang.reason.endswith(f"; {step.reason}"):
+                cause = gang.incident.get("reason", "") if not gang.incident.get("ended") else ""
+                gang.reason = f"{cause}; {step.reason}" if cause else step.reason
+                self._show(workers)
+            return
+        gang.attempts, gang.reason = step.attempts, step.reason
+        if step.action == "launch":
+            self._launch(gang, workers, known, now)
+        elif step.action in ("hold", "fail"):
+            self._incident(step, gang, workers, now)
+        elif step.action == "stop":
+            gang.reason = _stopped_by(workers)
+            self._become(gang, "stopped", now)
+            self._hold(workers)
+            self._event("gang_stopped", gang, gang.reason, now)
+        elif step.action == "form":
+            self._form(gang, step.reason, now)
+        elif step.action == "finish":
+            self._become(gang, "finished", now)
+            for worker in workers:
+                worker.held = True  # its end is final: no new generation, nothing to stop
+                self._store(worker)
+            self._event("gang_finished", gang, step.reason, now)
+        elif step.action == "give_back":
+            self._event("gang_healthy", gang, step.reason, now)
+        self._put(gang)
+        self._show(workers)
+
+    def _incident(self, step: Step, gang: GangRecord, workers: list[WorkerRecord], now: Now) -> None:
+        failed = step.action == "fail"
+        gang.incident = {"member": step.culprit, "reason": step.reason, "at": now.wall, "ended": 0.0}
+        gang.delay_s = step.delay_s
+        self._become(gang, "failed" if failed else "restarting", now)
+        self._hold(workers)
+        self._event("gang_failed" if failed else "gang_incident", gang, step.reason, now, step.culprit)
+        culprit = self._state.workers_by_id.get(step.culprit)
+        for hook in self._state.failed_hooks if failed and culprit is not None else ():
+            hook(culprit, now)  # type: ignore[arg-type]
+
+    def _launch(self, gang: GangRecord, workers: list[WorkerRecord], known: list[Member], now: Now) -> None:
+        epoch, policy = self._state.next_epoch(), self.groups.policy(gang.group)
+        places = [self._place(worker) for worker in workers]
+        gang.master_addr = rendezvous.master_address(places, policy.master_addr)
+        taken = {one.master_port for one in self.records.values() if one is not gang and one.phase == "running"}
+        first = places[0] if places[0].free_port not in taken else places[0]._replace(free_port=0)
+        gang.master_port = rendezvous.master_port(first, epoch, policy.master_port)
+        attempts = {member.worker_id: member.attempt for member in known}
+        gang.members = {
+            worker.worker_id: Mark(rank, epoch, attempts[worker.worker_id]) for rank, worker in enumerate(workers)
+        }
+        for worker in workers:
+            worker.epoch, worker.held = epoch, False
+            worker.generation = self._above(worker)
+            self._store(worker)
+        gang.epoch, gang.delay_s = epoch, 0.0
+        if gang.incident and not gang.incident.get("ended"):
+            gang.incident["ended"] = now.wall
+        gang.reason = f"all {len(workers)} members started together, epoch {epoch}"
+        if gang.group in self._asked:
+            self._restarted[gang.group] = (now.monotonic, self._asked.pop(gang.group))
+        self._become(gang, "running", now)
+        self._event("gang_started", gang, gang.reason, now)
+
+    def _form(self, gang: GangRecord, reason: str, now: Now) -> None:
+        gang.attempts, gang.delay_s, gang.incident = 0, 0.0, {}
+        self._become(gang, "restarting", now)
+        self._hold(self.groups.members(gang.group))
+        self._event("gang_forming", gang, reason, now)
+
+    def _hold(self, workers: list[WorkerRecord]) -> None:
+        """Keep all of them from running. A new generation, so that what they report answers this and nothing older."""
+        for worker in workers:
+            worker.held = True
+            worker.generation = self._above(worker)
+            self._store(worker)
+
+    def _above(self, worker: WorkerRecord) -> int:
+        report = self._state.worker_seen[worker.worker_id].report
+        return max(worker.generation, report.generation if report else 0) + 1
+
+    def _place(self, worker: WorkerRecord) -> rendezvous.Place:
+        agent, seen = self._state.agents_by_id[worker.agent_id], self._state.seen[worker.agent_id]
+        beat, local = seen.heartbeat, bool(agent.ssh.get("local"))
+        named = beat.facts.hostname if local and beat is not None else ""
+        return rendezvous.Place(
+            local=local,
+            ssh_hostname=str(agent.ssh.get("hostname") or ""),
+            host=named or agent.host,
+            peer=seen.address,
+            free_port=beat.free_port if beat is not None else 0,
+        )
+
+    def environment(self, worker: WorkerRecord) -> dict[str, str]:
+        """What the manager adds to a member's environment; {} for everybody else."""
+        gang = self.records.get(worker.spec.group) if worker.gang else None
+        mark = gang.members.get(worker.worker_id) if gang is not None else None
+        if gang is None or mark is None or mark.rank < 0:
+            return {}
+        policy = self.groups.policy(gang.group)
+        return rendezvous.environment(
+            policy.rendezvous,
+            gang.group,
+            mark.rank,
+            len(gang.members),
+            policy.nproc_per_node,
+            gang.master_addr,
+            gang.master_port,
+        )
+
+    # ------------------------------------------------------------------------------------------ operators' acts
+
+    def accept(self, worker: WorkerRecord, asked: Asked, now: Now) -> CommandRecord:
+        """An operator's word to one member is meant for its gang. The caller commits."""
+        gang, workers = self.records[worker.spec.group], self.groups.members(worker.spec.group)
+        if asked.verb in ("stop", "kill"):
+            record = self._stop(worker, workers, asked, now)
+        else:
+            record = self._add(worker, asked, now, by_manager=True)
+            self._start(gang, worker, workers, asked, now)
+        self._to_look_at.add(gang.group)
+        self.step(now)
+        return record
+
+    def _add(self, worker: WorkerRecord, asked: Asked, now: Now, *, by_manager: bool = False) -> CommandRecord:
+        return self._state.outbox.add(
+            worker,
+            asked.verb,
+            asked.attempt,
+            asked.actor,
+            now,
+            reason=asked.reason,
+            operation_id=asked.operation_id,
+            origin=asked.origin,
+            by_manager=by_manager,
+        )
+
+    def _start(
+        self, gang: GangRecord, worker: WorkerRecord, workers: list[WorkerRecord], asked: Asked, now: Now
+    ) -> None:
+        for one in workers:
+            if one.desired != "running":
+                one.want("running", by=asked.actor, cause="operator", now=now)
+                self._store(one)
+        restarted_at, batch = self._restarted.get(gang.group, (-math.inf, ""))
+        just_now = now.monotonic - restarted_at < RESTARTED_JUST_NOW_S or (batch and batch == asked.operation_id)
+        why = f"{asked.verb}ed by {asked.actor}, with {worker.worker_id}"
+        if gang.phase == "restarting":
+            gang.delay_s, gang.attempts = (
+                0.0,
+                gang.attempts if asked.verb == "restart" else 0,
+            )  # no pause for an operator
+        elif gang.phase != "running":
+            gang.reason = why
+            self._form(gang, why, now)
+        elif asked.verb == "restart" and not just_now:
+            gang.reason, gang.delay_s, gang.incident = why, 0.0, {}
+            self._become(gang, "restarting", now)
+            self._hold(workers)
+            self._event("gang_restart", gang, why, now, worker.worker_id, asked.actor)
+        if gang.phase == "restarting":
+            self._asked[gang.group] = asked.operation_id
+        self._put(gang)
+        self._show(workers)
+
+    def _stop(self, worker: WorkerRecord, workers: list[WorkerRecord], asked: Asked, now: Now) -> CommandRecord:
+        alive = [one for one in workers if not settled(self._member(one, now, judge=False).state)]
+        for one in workers:
+            one.want("stopped", by=asked.actor, cause="operator", now=now)
+            one.moving = {**one.moving, "run": False} if one.moving else {}
+            one.generation = self._above(one)
+            self._store(one)
+        record = self._add(worker, asked, now)
+        if asked.verb == "kill":
+            for one in alive:
+                if one is not worker:
+                    attempt = self._member(one, now, judge=False).attempt
+                    why = f"with {worker.worker_id}, of its gang"
+                    self._add(one, asked._replace(attempt=attempt, reason=why, operation_id=""), now)
+            if worker not in alive:
+                self._state.outbox.finish(record, "done", "it had ended already; its gang stays stopped", now)
+        return record
+
+    def _finish_commands(self, gang: GangRecord, known: list[Member], now: Now) -> None:
+        """The starts and restarts that the manager carries out itself."""
+        outbox = self._state.outbox
+        for member in known:
+            for record in outbox.by_manager(member.worker_id):
+                mark = gang.members.get(member.worker_id)
+                if gang.phase in ("failed", "stopped"):
+                    outbox.finish(record, "failed", gang.reason, now)
+                elif (
+                    gang.phase == "running"
+                    and mark is not None
+                    and member.current
+                    and member.attempt > mark.attempt_base
+                ):
+                    outbox.finish(record, "done", f"attempt {member.attempt}, with all of its gang", now)
+                elif gang.phase == "finished":
+                    outbox.finish(record, "done", gang.reason, now)
+                else:
+                    continue
+                self._state.command_event(record, now)
+
+    # ------------------------------------------------------------------------------------------ what is shown
+
+    def view_of(self, worker: WorkerRecord) -> dict[str, Any] | None:
+        """What a worker's view says of its gang; None for everybody else."""
+        gang = self.records.get(worker.spec.group) if worker.gang else None
+        return gang_views.of_member(gang, worker) if gang is not None else None
+
+    def views(self) -> list[dict[str, Any]]:
+        """Every group that has a member or a policy, by name."""
+        members: dict[str, list[WorkerRecord]] = {name: [] for name in self.groups.policies()}
+        for worker in self._state.workers_by_id.values():
+            if worker.spec.group:
+                members.setdefault(worker.spec.group, []).append(worker)
+        return [
+            gang_views.of_group(
+                name,
+                self.groups.policy(name),
+                self.groups.said_by(name),
+                self.records.get(name),
+                [self._state.worker_view(worker) for worker in workers],
+                self._state.settings.max_recovery_attempts,
+            )
+            for name, workers in sorted(members.items())
+        ]
+
+    # ------------------------------------------------------------------------------------------ small things
+
+    def _become(self, gang: GangRecord, phase: gangs.Phase, now: Now) -> None:
+        gang.phase, gang.since = phase, now.wall
+        if phase == "restarting":
+            self._restarting_since[gang.group] = now.monotonic
+        self._healthy_since.pop(gang.group, None)
+
+    def _put(self, gang: GangRecord) -> None:
+        self._state.put("gangs", gang.group, gang)
+
+    def _store(self, worker: WorkerRecord) -> None:
+        """Durable with the next commit; its agent hears of it after that."""
+        self._state.put("workers", worker.worker_id, worker)
+        self._untold.add(worker.agent_id)
+
+    def _show(self, workers: list[WorkerRecord]) -> None:
+        for worker in workers:
+            self._state.notify("workers", worker.worker_id, self._state.worker_view(worker))
+
+    def _event(
+        self, kind: str, gang: GangRecord, reason: str, now: Now, worker_id: str = "", actor: str = "gang keeper"
+    ) -> None:
+        worker = self._state.workers_by_id.get(worker_id)
+        self._state.event_log.add(
+            kind,
+            now,
+            worker_id=worker_id,
+            host=worker.host if worker else "",
+            after=gang.phase,
+            reason=f"{gang.group}: {reason}",
+            actor=actor,
+            cause="gang",
+        )
+
+
+def _stopped_by(workers: list[WorkerRecord]) -> str:
+    first = next(worker for worker in workers if worker.desired != "running")
+    return f"{first.worker_id} is to be stopped: all of its gang are" + (
+        f" ({first.desired_by})" if first.desired_by else ""
+    )

@@ -1,0 +1,98 @@
+"""What the API shows of groups and gangs. Pure: records in, JSON-ready dicts out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from procguard.fleet.clock import iso
+from procguard.fleet.gangs import GangRecord
+from procguard.fleet.records import WorkerRecord, settled
+from procguard.group_policy import GroupPolicy
+from remote_agent import states
+
+
+def of_member(gang: GangRecord, worker: WorkerRecord) -> dict[str, Any]:
+    """The `gang` of a worker's view. `rank` None: it was not part of the last start."""
+    mark = gang.members.get(worker.worker_id)
+    return {
+        "phase": gang.phase,
+        "rank": mark.rank if mark is not None and mark.rank >= 0 else None,
+        "epoch": gang.epoch,
+        "attempts": gang.attempts,
+        "held": worker.held,
+        "reason": gang.reason,
+    }
+
+
+def applied(gang: dict[str, Any] | None, view: dict[str, Any]) -> dict[str, Any]:
+    """A worker's view with its gang: what a member's runner can't know is said here.
+
+    Members of a failed gang are failed, however each of them ended; one that is held says for whom it waits.
+    """
+    view["gang"] = gang
+    if gang is None or not gang["held"] or not settled(view["last_known_state"]) or view["desired"] != "running":
+        return view
+    if gang["phase"] == "failed":
+        view["last_known_state"] = states.FAILED
+        if view["state"] != states.UNKNOWN:
+            view["state"], view["reason"] = states.FAILED, f"its gang has failed: {gang['reason']}"
+    elif gang["phase"] in ("restarting", "running") and view["state"] != states.UNKNOWN:
+        why = gang["reason"] if gang["phase"] == "restarting" else "it joins at the next start of all"
+        view["reason"] = f"held by its gang: {why}"
+    return view
+
+
+def of_group(
+    name: str,
+    policy: GroupPolicy,
+    said_by: str,
+    gang: GangRecord | None,
+    members: list[dict[str, Any]],
+    max_attempts: int,
+) -> dict[str, Any]:
+    """One group. `said_by`: configuration, inventory, or "" where it is only a name."""
+    return {
+        "group": name,
+        "restart": policy.restart,
+        "rendezvous": policy.rendezvous,
+        "said_by": said_by,
+        "phase": gang.phase if gang else None,
+        "epoch": gang.epoch if gang else None,
+        "attempts": gang.attempts if gang else None,
+        "max_attempts": (max_attempts if policy.max_attempts is None else policy.max_attempts) if gang else None,
+        "master": f"{gang.master_addr}:{gang.master_port}" if gang and gang.master_addr else None,
+        "since": iso(gang.since) if gang else None,
+        "reason": gang.reason if gang else "",
+        "incident": _incident(gang) if gang else None,
+        "members": sorted((_member(view) for view in members), key=_by_rank),
+    }
+
+
+def _incident(gang: GangRecord) -> dict[str, Any] | None:
+    """The last one. `ended` null: it goes on."""
+    if not gang.incident:
+        return None
+    found = gang.incident
+    return {
+        "member": found.get("member", ""),
+        "reason": found.get("reason", ""),
+        "at": iso(found.get("at")),
+        "ended": iso(found.get("ended")),
+    }
+
+
+def _member(view: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "worker_id": view["worker_id"],
+        "host": view["host"],
+        "state": view["state"],
+        "rank": view["gang"]["rank"] if view["gang"] else None,
+        "epoch": view["epoch"],
+        "attempt": view["attempt"],
+        "reason": view["reason"],
+    }
+
+
+def _by_rank(member: dict[str, Any]) -> tuple[bool, int, str]:
+    rank = member["rank"]
+    return rank is None, rank or 0, member["worker_id"]

@@ -1,0 +1,236 @@
+"""Gangs: groups that fail and restart together. What is known of one, and the decision what follows. Pure.
+
+`decide` is handed a gang's record, what is known of each member now, and how long its restart has waited; it returns
+one step with a reason a person can read. It does no I/O and reads no clock; gang_keeper.py carries the steps out.
+
+             all members surely gone, hosts there, pause over: LAUNCH (one new epoch for all)
+    restarting ───────────────────────────────────────────────────────────────────────► running
+        ▲  ▲                                                                             │ │ │
+        │  └── HOLD: a member failed, was lost, or an operator restarts it ◄─────────────┘ │ └─ FINISH: all exited 0
+        │                                                                                  ▼             ▼
+        └──────── FORM: an operator starts it ◄── stopped, failed ◄── STOP, FAIL ──────────┘         finished
+
+Members may run in `running` only, and only those that were part of the launch, under its epoch: everywhere else they
+are held, which never touches what the operator wants of them. Two epochs never run at once, because LAUNCH comes only
+when of every member it is sure that nothing of it is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from remote_agent import states
+from remote_agent.restart import DEFAULT_BACKOFF_S, duration_in_words, in_words
+
+JITTER = 0.25
+HEALTHY_AFTER_S = 600.0
+NAMED_AT_MOST = 5  # members in one reason
+
+Phase = Literal["restarting", "running", "stopped", "failed", "finished"]
+Action = Literal["keep", "wait", "form", "hold", "launch", "fail", "finish", "stop", "give_back"]
+
+
+@dataclass
+class Mark:
+    """What the gang's launch fixed for one member. `attempt`: the one that was started under it, 0 = none heard yet."""
+
+    rank: int
+    epoch: int
+    attempt_base: int  # the member's highest attempt before the launch
+    attempt: int = 0
+
+
+@dataclass
+class GangRecord:
+    """One gang; durable. `members` are those of the last launch: who came later joins at the next."""
+
+    group: str
+    phase: Phase = "restarting"
+    epoch: int = 0  # of the last launch; 0: none yet
+    attempts: int = 0  # restarts spent of the budget
+    members: dict[str, Mark] = field(default_factory=dict)
+    master_addr: str = ""
+    master_port: int = 0
+    reason: str = ""  # why it is as it is
+    delay_s: float = 0.0  # restarting: not before so long after `since`
+    since: float = 0.0  # wall time of the phase
+    incident: dict[str, Any] = field(default_factory=dict)  # the last one: {"member", "reason", "at", "ended"}
+
+
+class Member(NamedTuple):
+    """What is known of one member now."""
+
+    worker_id: str
+    host: str
+    state: str  # as last reported
+    current: bool  # the report answers what is in force now (generation)
+    attempt: int
+    since: float  # wall time of its state, by its host's clock
+    reason: str
+    epoch: int  # the right that its record has
+    gone: bool  # surely nothing of it is left: settled, or fenced
+    ready: bool  # its agent is connected: it can be started
+    lost: bool  # its agent is out of reach
+
+
+class Limits(NamedTuple):
+    """What a gang may spend. `auto` False: recovery.enable_auto_recovery is, nothing restarts by itself."""
+
+    max_attempts: int = 3
+    auto: bool = True
+    backoff_s: Sequence[float] = DEFAULT_BACKOFF_S
+
+
+class Step(NamedTuple):
+    action: Action
+    reason: str = ""
+    culprit: str = ""  # hold, fail: the member that failed first
+    attempts: int = 0  # spent after this step
+    delay_s: float = 0.0  # hold: the launch comes no earlier
+
+
+def decide(
+    gang: GangRecord,
+    members: Sequence[Member],
+    limits: Limits,
+    *,
+    wanted: bool,
+    waited_s: float = 0.0,
+    healthy_s: float = 0.0,
+    roll: float = 0.5,
+) -> Step:
+    """The next step of `gang`.
+
+    `wanted`: the operator wants all members to run. `waited_s`: since it began to restart; `healthy_s`: since all have
+    been running. `roll` in [0, 1) places a pause in its jitter.
+    """
+    if not wanted:
+        return (
+            _keep(gang) if gang.phase == "stopped" else Step("stop", "stopped by an operator", attempts=gang.attempts)
+        )
+    if gang.phase == "stopped":
+        return Step("form", "started by an operator")
+    if gang.phase == "running":
+        return _watch(gang, members, limits, healthy_s, roll)
+    if gang.phase == "restarting":
+        return _gather(gang, members, waited_s)
+    return _keep(gang)  # failed and finished wait for an operator
+
+
+def _keep(gang: GangRecord) -> Step:
+    return Step("keep", gang.reason, attempts=gang.attempts)
+
+
+def _watch(gang: GangRecord, members: Sequence[Member], limits: Limits, healthy_s: float, roll: float) -> Step:
+    present = {member.worker_id for member in members}
+    left = sorted(set(gang.members) - present)
+    if left:
+        reason = f"{_named(left)} left the group: the others start anew, without {_it(left)}"
+        return Step("hold", reason, left[0], gang.attempts)
+    launched = [member for member in members if member.worker_id in gang.members]
+    broken = [(member, how) for member in launched if (how := broke(member, gang.members[member.worker_id]))]
+    if broken:
+        first, how = min(broken, key=lambda one: one[0].since)
+        return _incident(gang, first, how, limits, roll)
+    if launched and all(_finished(member) for member in launched):
+        return Step("finish", f"all {len(launched)} members have finished", attempts=gang.attempts)
+    if gang.attempts and healthy_s >= HEALTHY_AFTER_S:
+        return Step("give_back", f"healthy for {duration_in_words(HEALTHY_AFTER_S)}: its attempts are given back")
+    return _keep(gang)
+
+
+def broke(member: Member, mark: Mark) -> str:
+    """How this member of a running gang has failed it, "" while it has not. A host out of reach is no failure before
+    its lease has surely ended: the job may go on there."""
+    if member.epoch != mark.epoch:
+        return f"it was given to {member.host} under another epoch"
+    if _finished(member):
+        return ""
+    if member.lost and member.gone:
+        return f"its host {member.host} is out of reach, and its lease there has ended"
+    if not member.current:
+        return ""  # it has not heard of this launch yet
+    if member.state == states.FAILED:
+        return member.reason or "it failed"
+    if member.attempt <= mark.attempt_base:
+        return ""  # not started yet: it waits for its lease, or for GPUs
+    if member.state in (states.STOPPED, states.BACKOFF):
+        return member.reason or f"it is {member.state}"
+    if mark.attempt and member.attempt != mark.attempt:
+        return f"it started again alone, as attempt {member.attempt}"
+    return ""
+
+
+def _finished(member: Member) -> bool:
+    return member.current and member.state == states.EXITED
+
+
+def _incident(gang: GangRecord, first: Member, how: str, limits: Limits, roll: float) -> Step:
+    what = f"{first.worker_id} on {first.host}: {how}"
+    if not limits.auto:
+        reason = f"{what}; recovery.enable_auto_recovery is false, so the gang is not restarted"
+        return Step("fail", reason, first.worker_id, gang.attempts)
+    if gang.attempts >= limits.max_attempts:
+        used = "no restarts are allowed" if limits.max_attempts == 0 else f"all {limits.max_attempts} are used up"
+        return Step("fail", f"{what}; of its restarts {used}", first.worker_id, gang.attempts)
+    pause_s = limits.backoff_s[min(gang.attempts, len(limits.backoff_s) - 1)] * (1.0 + JITTER * (2.0 * roll - 1.0))
+    attempts = gang.attempts + 1
+    reason = f"{what}; restart {attempts} of {limits.max_attempts} of the gang {in_words(pause_s)}"
+    return Step("hold", reason, first.worker_id, attempts, pause_s)
+
+
+def _gather(gang: GangRecord, members: Sequence[Member], waited_s: float) -> Step:
+    """Held: until all are surely gone, their hosts are there and the pause is over."""
+    alive = [member.worker_id for member in members if not member.gone]
+    if alive:
+        return Step("wait", f"waits until {_named(alive)} {'has' if len(alive) == 1 else 'have'} surely ended")
+    away = sorted({member.host for member in members if not member.ready})
+    if away:
+        return Step("wait", f"waits for {'host' if len(away) == 1 else 'hosts'} {_named(away)}")
+    left_s = gang.delay_s - waited_s
+    if left_s > 0:
+        return Step("wait", f"starts again {in_words(gang.delay_s)} after the failure")
+    return Step("launch", f"all {len(members)} members start together", attempts=gang.attempts)
+
+
+def _named(names: Sequence[str]) -> str:
+    more = len(names) - NAMED_AT_MOST
+    return ", ".join(names[:NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
+
+
+def _it(names: Sequence[str]) -> str:
+    return "it" if len(names) == 1 else "them"
+
+
+# ------------------------------------------------------------------------------------------------ a gang's beginning
+
+
+def begin(group: str, members: Sequence[Member], epochs_of: dict[str, int], now_wall: float) -> GangRecord:
+    """The record of a group that has become a gang. What runs runs on: it is a gang from its next restart."""
+    gang = GangRecord(group, since=now_wall)
+    ran = [member for member in members if member.attempt > 0]
+    if any(member.state in (*states.ALIVE, states.BACKOFF) for member in ran):
+        gang.phase, gang.reason = "running", "runs as it was started; one epoch for all comes with its next restart"
+        for rank, member in enumerate(ran):
+            worker_id = member.worker_id
+            gang.members[worker_id] = Mark(rank, epochs_of[worker_id], max(0, member.attempt - 1))
+    elif ran and all(member.state == states.EXITED for member in ran):
+        gang.phase, gang.reason = "finished", "all had finished before the group became a gang"
+    elif any(member.state == states.FAILED for member in ran):
+        failed = next(member for member in ran if member.state == states.FAILED)
+        gang.phase, gang.reason = "failed", f"{failed.worker_id} had failed before the group became a gang"
+    else:
+        gang.reason = "a new gang: all members start together"
+    return gang
+
+
+def from_dict(data: dict[str, Any]) -> GangRecord:
+    """A stored record; keys of a later release are ignored."""
+    known = {name: value for name, value in data.items() if name in GangRecord.__dataclass_fields__}
+    marks = {
+        worker_id: Mark(**{name: value for name, value in mark.items() if name in Mark.__dataclass_fields__})
+        for worker_id, mark in (known.pop("members", None) or {}).items()
+    }
+    return GangRecord(**known, members=marks)

@@ -1,0 +1,76 @@
+"""Which groups there are: what is said of them, by whom, and who belongs to them.
+
+The configuration's word is stronger than an inventory's, which came with a deployment and is durable. One of the
+registry's parts; knows nothing of what a gang is doing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from procguard.fleet import rendezvous
+from procguard.fleet.records import WorkerRecord
+from procguard.group_policy import ALONE, GroupPolicy
+from remote_agent import protocol
+
+if TYPE_CHECKING:
+    from procguard.fleet.state import FleetState
+
+
+class Groups:
+    def __init__(self, state: FleetState) -> None:
+        self._state = state
+        self._declared: dict[str, GroupPolicy] = {}  # by inventories
+        self._members: dict[str, list[WorkerRecord]] = {}
+        self._members_version = -1
+
+    def restore(self, stored: Mapping[str, Any]) -> None:
+        for name, data in stored.items():
+            self._declared[name] = GroupPolicy.model_validate(data)
+
+    def policy(self, group: str) -> GroupPolicy:
+        return self._state.settings.groups.get(group) or self._declared.get(group) or ALONE
+
+    def policies(self) -> dict[str, GroupPolicy]:
+        return {**self._declared, **self._state.settings.groups}
+
+    def said_by(self, group: str) -> str:
+        if group in self._state.settings.groups:
+            return "configuration"
+        return "inventory" if group in self._declared else ""
+
+    def declare(self, told: Mapping[str, GroupPolicy] | None, used: set[str]) -> None:
+        """What a deployment says of groups. `used`: the groups of its workers; of these, what it no longer says
+        anything about is an ordinary group again. None: an older client, which says nothing at all."""
+        if told is None:
+            return
+        for name in used - set(told):
+            if self._declared.pop(name, None) is not None:
+                self._state.put("groups", name, None)
+        for name, policy in told.items():
+            if self._declared.get(name) != policy:
+                self._declared[name] = policy
+                self._state.put("groups", name, policy.model_dump())
+
+    def members(self, group: str) -> list[WorkerRecord]:
+        """Those who may be members of a gang, in the order of their ranks."""
+        if self._members_version != self._state.workers_version:
+            self._members_version = self._state.workers_version
+            self._members = self._sorted_anew()
+        return self._members.get(group, [])
+
+    def _sorted_anew(self) -> dict[str, list[WorkerRecord]]:
+        found: dict[str, list[WorkerRecord]] = {}
+        for worker in self._state.workers_by_id.values():
+            if worker.spec.group and worker.desired != "removed" and not by_hand(worker):
+                found.setdefault(worker.spec.group, []).append(worker)
+        for name, workers in found.items():
+            order = rendezvous.ranks(worker.worker_id for worker in workers)
+            found[name] = sorted(workers, key=lambda worker: order[worker.worker_id])
+        return found
+
+
+def by_hand(worker: WorkerRecord) -> bool:
+    """Hand-started: never a member of a gang, for nobody but its user starts it again."""
+    return worker.agent_id.startswith(protocol.LAUNCHER_PREFIX)

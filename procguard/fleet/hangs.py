@@ -1,0 +1,104 @@
+"""Which workers look hung: what their host found (`suspect`), or a CPU and a memory that both lie idle. Alerts only.
+
+Looks at the reports that are new since the last time: its cost follows what is said, not how large the fleet is.
+A sleeping process is healthy: nobody is restarted for what is found here.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from procguard.fleet.clock import Now
+from procguard.fleet.records import WorkerObserved
+from procguard.fleet.registry import Registry
+from procguard.fleet.settings import FleetSettings
+
+IDLE_FOR_S = 60.0
+FORGET_EVERY_S = 60.0
+_NUMBERS = re.compile(r"[0-9.]+")
+
+
+class Hang(NamedTuple):
+    worker_id: str
+    evidence: str  # "": no longer suspect
+
+
+class Hangs:
+    def __init__(self, registry: Registry, settings: FleetSettings) -> None:
+        self._registry = registry
+        self._settings = settings
+        self._idle_since: dict[str, float] = {}
+        self._flagged: dict[str, str] = {}  # worker -> the signs it was flagged for, without their numbers
+        self._forget_at = 0.0
+
+    def tick(self, now: Now) -> list[Hang]:
+        fresh, self._registry.fresh_reports = self._registry.fresh_reports, set()
+        found = [hang for worker_id in fresh if (hang := self._look(worker_id, now)) is not None]
+        if now.monotonic >= self._forget_at:
+            self._forget_at = now.monotonic + FORGET_EVERY_S
+            self._forget_the_removed()
+        return found
+
+    def later(self, late_s: float) -> None:
+        self._idle_since = {worker_id: at + late_s for worker_id, at in self._idle_since.items()}
+
+    def _look(self, worker_id: str, now: Now) -> Hang | None:
+        seen = self._registry.worker_seen.get(worker_id)
+        if seen is None or self._is_busy(worker_id, seen):
+            return None
+        evidence = "; ".join(filter(None, (self._host_evidence(worker_id), self._idle_evidence(worker_id, now))))
+        if evidence:
+            signs = _NUMBERS.sub("", evidence)
+            if self._flagged.get(worker_id) == signs:
+                return None
+            self._flagged[worker_id] = signs
+            return Hang(worker_id, evidence)
+        if worker_id in self._flagged or seen.suspect:
+            self._flagged.pop(worker_id, None)
+            return Hang(worker_id, "")
+        return None
+
+    def _is_busy(self, worker_id: str, seen: WorkerObserved) -> bool:
+        """The short way for nearly everybody, nearly always: it works, and nobody suspects it."""
+        report = seen.report
+        if report is None or report.usage is None or report.suspect or seen.suspect or worker_id in self._flagged:
+            return False
+        if report.usage.cpu_percent < self._settings.cpu_threshold_percent:
+            return False
+        self._idle_since.pop(worker_id, None)
+        return True
+
+    def _host_evidence(self, worker_id: str) -> str:
+        """What its agent found: states of its processes, silence, a GPU that only spins."""
+        report = self._registry.worker_seen[worker_id].report
+        return report.suspect if report is not None and report.state == "running" else ""
+
+    def _idle_evidence(self, worker_id: str, now: Now) -> str:
+        report = self._registry.worker_seen[worker_id].report
+        if report is None or report.state != "running" or report.usage is None:
+            self._idle_since.pop(worker_id, None)
+            return ""
+        settings, cpu = self._settings, report.usage.cpu_percent
+        if cpu >= settings.cpu_threshold_percent:
+            self._idle_since.pop(worker_id, None)
+            return ""
+        beat = self._registry.seen[self._registry.workers_by_id[worker_id].agent_id].heartbeat
+        memory = beat.facts.memory_bytes if beat else 0
+        share = 100.0 * report.usage.rss_bytes / memory if memory else 100.0
+        if share >= settings.memory_threshold_percent:
+            self._idle_since.pop(worker_id, None)
+            return ""
+        idle_s = now.monotonic - self._idle_since.setdefault(worker_id, now.monotonic)
+        if idle_s < IDLE_FOR_S:
+            return ""
+        return (
+            f"CPU {cpu:.2f} % and memory {share:.3f} % have both been below their thresholds "
+            f"({settings.cpu_threshold_percent:g} %, {settings.memory_threshold_percent:g} %) for over "
+            f"{IDLE_FOR_S:.0f} s"
+        )
+
+    def _forget_the_removed(self) -> None:
+        present = self._registry.worker_seen
+        self._flagged = {worker_id: signs for worker_id, signs in self._flagged.items() if worker_id in present}
+        self._idle_since = {worker_id: at for worker_id, at in self._idle_since.items() if worker_id in present}

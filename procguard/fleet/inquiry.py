@@ -1,0 +1,42 @@
+"""After a start that could not prove that nothing is missing: first hear what the agents know, then tell them anything.
+
+A state that lost its newest changes may have a worker on the host it has left since, or to be started where another
+epoch of it runs. So nobody is told what to run until every agent was heard, or has had time to be; leases are renewed
+meanwhile, and what runs, runs on. What the agents report is taken by the highest epoch (intake.py).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from procguard.fleet.clock import Now
+
+if TYPE_CHECKING:
+    from procguard.fleet.state import FleetState
+
+LASTS_TIMEOUTS = 3  # heartbeat_timeouts: as long as the monitor gives agents to return after a start
+
+
+class Inquiry:
+    def __init__(self, state: FleetState) -> None:
+        self._state = state
+        self._until: float | None = None
+
+    def begin(self, now: Now) -> None:
+        self._until = now.monotonic + LASTS_TIMEOUTS * self._state.settings.heartbeat_timeout_s
+
+    def open(self, now: Now) -> bool:
+        """Whether what the state says of the workers may be older than what runs."""
+        if self._until is None:
+            return False
+        unheard = [agent_id for agent_id, seen in self._state.seen.items() if seen.heartbeat is None]
+        if unheard and now.monotonic < self._until:
+            return True
+        self._until = None
+        told = f"; not heard: {', '.join(sorted(unheard)[:10])}" if unheard else ""
+        self._state.event_log.add(
+            "state", now, reason=f"what the agents know has been taken into the state{told}", actor="manager"
+        )
+        for agent_id in list(self._state.seen):
+            self._state.touch(agent_id)
+        return False

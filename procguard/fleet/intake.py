@@ -1,0 +1,404 @@
+"""What agents say and are told: heartbeats in, assignments and commands out; plain launchers likewise.
+
+Owns the rules by which a report changes the state. A method marked "durable" returns when its change is on disk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from procguard.fleet import causes, leases
+from procguard.fleet.clock import Now
+from procguard.fleet.epochs import HIGHEST_EPOCH
+from procguard.fleet.records import AgentObserved, AgentRecord, ResolvedSpec, WorkerRecord
+from procguard.fleet.state import FleetState
+from procguard.fleet.store.appendlog import NotDurable
+from remote_agent import protocol, states
+
+
+class Intake(FleetState):
+    # ------------------------------------------------------------------------------------------ agents' messages
+
+    def heartbeat(
+        self, agent_id: str, beat: protocol.AgentHeartbeat, now: Now, channel: str = "http"
+    ) -> protocol.AgentReply:
+        """Take in one agent's whole report, which came by `channel`; durable for its events and results."""
+        agent = self.agent(agent_id)
+        seen = self.seen[agent_id]
+        seen.channel = channel
+        told = self.event_log.newest_seq
+        seen.heartbeat = beat
+        session = (beat.pid, beat.started_at)
+        if session != seen.session:
+            seen.session = session
+            self._agent_started(agent, beat, now)
+        self._heard(agent, seen, now)
+        if agent.release != beat.release:
+            agent.release = beat.release
+            self.put("agents", agent_id, agent)
+        acked = self._take_events(agent, beat.events, now)
+        for result in beat.results:
+            self._take_result(result, now)
+        for report in beat.workers:
+            self._take_report(agent, report, now)
+        self._finish_removals(agent, beat, now)
+        self.gangs.step(now)  # before leases are granted: who is held by its gang gets none
+        try:
+            # With a disk that refuses, heartbeats are answered all the same: unanswered agents would take the manager
+            # for dead, and leases would end. Whether the disk takes it again, the manager's own round finds out.
+            # One that says nothing new waits for no disk: what others are having written is theirs to wait for.
+            if self._news_since(told) and not self.unwritten:
+                self.commit()
+        except NotDurable:
+            pass  # self.unwritten says why
+        self.notify_shown("hosts", agent_id, lambda: self.host_view(agent_id))
+        reply = self.agent_reply(agent_id, beat.assignments_rev, beat.commands_seq, now)
+        if reply is None:
+            reply = self._reply_base(agent_id)
+        if not self.unwritten:
+            reply.events_acked = acked
+        reply.beat = beat.beat
+        reply.leases = self.leases.grants(agent_id, now)  # last: nothing comes between granting and answering
+        return reply
+
+    def _news_since(self, told: int) -> bool:
+        """Whether there is anything to make durable. `told`: the newest event before."""
+        return bool(self._changes) or self.event_log.newest_seq != told
+
+    def agent_reply(self, agent_id: str, rev: str, seq: int, now: Now) -> protocol.AgentReply | None:
+        """What this agent does not have yet, durable before it is told. None when it has everything, or must wait."""
+        if self.unwritten or self.inquiry.open(now):
+            return None
+        try:
+            self.make_durable_for(agent_id)
+        except NotDurable:
+            return None
+        seen = self.seen[agent_id]
+        commands = self.outbox.undelivered(agent_id, seq, seen.session)
+        current = self.rev(agent_id)
+        searches = self.searches.for_agent(agent_id, now)
+        if not commands and not searches and rev == current:
+            return None
+        reply = self._reply_base(agent_id)
+        reply.searches = searches
+        if rev != current:
+            reply.assignments = self.assignments(agent_id)
+        for record in commands:
+            reply.commands.append(self.outbox.message(record, now))
+            self.outbox.delivered(record, seen.session)
+        return reply
+
+    def _reply_base(self, agent_id: str) -> protocol.AgentReply:
+        return protocol.AgentReply(
+            fleet_id=self.fleet_id,
+            interval_s=self.interval_s(agent_id),
+            assignments_rev=self.rev(agent_id),
+            keep_local_bytes=self.settings.keep_local_bytes,
+            keep_attempts=self.settings.keep_attempts,
+        )
+
+    def assignments(self, agent_id: str) -> list[protocol.Assignment]:
+        """Everything this agent is to run, ordered by worker id, with the fleet's defaults filled in."""
+        own = [
+            protocol.Assignment(
+                worker_id=worker.worker_id,
+                spec=self._resolved_once(worker),
+                desired=worker.told,
+                generation=worker.generation,
+                epoch=worker.epoch,
+                attempt_base=worker.attempt if not self._runs_here(worker) else 0,
+                lease_s=worker.spec.lease_s if leases.fenced(worker) else None,
+                gang=worker.gang,
+                env=self.gangs.environment(worker),
+            )
+            for worker in self.workers_of(agent_id)
+        ]
+        gone = [
+            protocol.Assignment(worker_id, protocol.WorkerSpec(command=data["command"]), "removed", data["generation"])
+            for worker_id, data in self.agents_by_id[agent_id].withdrawn.items()
+        ]
+        for assignment, data in zip(gone, self.agents_by_id[agent_id].withdrawn.values(), strict=True):
+            assignment.epoch = data["epoch"]
+        return sorted(own + gone, key=lambda one: one.worker_id)
+
+    def _runs_here(self, worker: WorkerRecord) -> bool:
+        """True once this worker's own agent has reported it: its local attempt numbers are then the truth, and the
+        assignment (and its digest) need not change with each attempt."""
+        report = self.worker_seen[worker.worker_id].report
+        return report is not None and report.attempt > 0
+
+    def _resolved_once(self, worker: WorkerRecord) -> protocol.WorkerSpec:
+        """A worker's resolved specification, made once for each: specifications are replaced, never changed in place.
+
+        A stop of ten thousand workers asks for it thirty thousand times; copying took most of the manager's time then.
+        """
+        seen = self.worker_seen[worker.worker_id]
+        if seen.resolved is None or seen.resolved.declared is not worker.spec:
+            spec = self.resolved(worker.spec)
+            seen.resolved = ResolvedSpec(worker.spec, spec, protocol.canonical_digest(protocol.encode(spec)))
+        return seen.resolved.spec
+
+    def resolved(self, spec: protocol.WorkerSpec) -> protocol.WorkerSpec:
+        """The specification with the manager's recovery settings filled in. Shares with it what is the same in both."""
+        settings, own = self.settings, spec.restart
+        most = settings.max_recovery_attempts if own.max_attempts is None else own.max_attempts
+        usual = own.start_timeout_s == protocol.RestartPolicy().start_timeout_s  # else it is the worker's own
+        start_timeout_s = settings.recovery_timeout_s if usual else own.start_timeout_s
+        restart = dataclasses.replace(own, max_attempts=most, start_timeout_s=start_timeout_s)
+        health = spec.health
+        if not settings.enable_auto_recovery:
+            restart.policy = "never"
+            health = [dataclasses.replace(check, action="alert") for check in health]
+        return dataclasses.replace(spec, restart=restart, health=health)
+
+    def rev(self, agent_id: str) -> str:
+        seen = self.seen[agent_id]
+        if not seen.rev:
+            seen.rev = protocol.canonical_digest([self._told(one) for one in self.assignments(agent_id)])
+        return seen.rev
+
+    def _told(self, assignment: protocol.Assignment) -> dict[str, Any]:
+        """An assignment for the digest of them all, where the digest of its specification stands for that."""
+        told = {one.name: getattr(assignment, one.name) for one in dataclasses.fields(assignment)}
+        seen = self.worker_seen.get(assignment.worker_id)
+        same = seen is not None and seen.resolved is not None and seen.resolved.spec is assignment.spec
+        told["spec"] = seen.resolved.digest if same else protocol.encode(assignment.spec)  # type: ignore[union-attr]
+        return told
+
+    def poll_opened(self, agent_id: str, now: Now) -> None:
+        agent, seen = self.agent(agent_id), self.seen[agent_id]
+        seen.polls_open += 1
+        seen.poll_lost_at = None
+        if seen.state in ("suspect", "connected"):
+            self._heard(agent, seen, now)
+
+    def poll_closed(self, agent_id: str, now: Now, peer_closed: bool) -> None:
+        """`peer_closed`: the agent's side ended the held request, which a living agent does not do."""
+        seen = self.seen.get(agent_id)
+        if seen is None:
+            return
+        seen.polls_open = max(0, seen.polls_open - 1)
+        if peer_closed and seen.polls_open == 0:
+            seen.poll_lost_at = now.monotonic
+            for hook in self.poll_lost_hooks:
+                hook(agent_id)
+
+    def _agent_started(self, agent: AgentRecord, beat: protocol.AgentHeartbeat, now: Now) -> None:
+        self.event_log.add(
+            "agent_started",
+            now,
+            host=agent.host,
+            reason=f"{agent.agent_id}: agent process {beat.pid} reports {len(beat.workers)} worker(s), "
+            f"release {beat.release or 'unknown'}",
+        )
+        known = {worker.worker_id for worker in self.workers_of(agent.agent_id)}
+        strays = [r.worker_id for r in beat.workers if r.worker_id not in known and r.worker_id not in agent.withdrawn]
+        if strays:
+            self.event_log.add(
+                "warning",
+                now,
+                host=agent.host,
+                reason=f"{agent.agent_id} knows workers that this manager's state does not: {', '.join(strays[:10])}; "
+                "they run on untouched. Is this the right state file? Deploy the inventory again to declare them",
+            )
+
+    def _heard(self, agent: AgentRecord, seen: AgentObserved, now: Now) -> None:
+        before, seen.state = seen.state, "connected"
+        seen.last_seen, seen.last_seen_wall = now.monotonic, now.wall
+        seen.reason = ""
+        if agent.incident:  # whatever was spent on its silence, it is over
+            agent.incident = {}
+            self.put("agents", agent.agent_id, agent)
+        if before != "connected":
+            self.event_log.add(
+                "agent_connected", now, host=agent.host, before=before, after="connected", reason="heard from its agent"
+            )
+            self.notify_agent(agent.agent_id)
+
+    # ------------------------------------------------------------------------------------------ worker reports
+
+    def _take_report(self, agent: AgentRecord, report: protocol.WorkerReport, now: Now) -> None:
+        worker = self.workers_by_id.get(report.worker_id)
+        if worker is None:
+            self.rise_above(report.epoch)
+            return
+        if worker.epoch < report.epoch <= HIGHEST_EPOCH:
+            self.event_log.add(
+                "state",
+                now,
+                worker_id=worker.worker_id,
+                host=agent.host,
+                reason=f"{agent.agent_id} has it at epoch {report.epoch}; known was {worker.epoch} on {worker.host}"
+                ": the state is older than that, and the agent is right",
+                actor="manager",
+            )
+            self.adopt(worker, agent, report.epoch, report.generation)
+        if worker.agent_id != agent.agent_id:
+            return
+        if report.epoch == worker.epoch and report.generation > worker.generation:
+            # Told by a manager that was killed before it was durable, or lost with a file. What the agent has would be
+            # taken for newer than all we say.
+            self.adopt(worker, agent, report.epoch, report.generation)
+        seen = self.worker_seen[worker.worker_id]
+        before = seen.report
+        seen.report, seen.last_seen = report, now.monotonic
+        self.fresh_reports.add(report.worker_id)
+        if report.attempt > 0 and (before is None or before.attempt == 0):
+            self.touch(agent.agent_id, wake=False)
+        self._remember_lease(worker, report)
+        self._remember(worker, report)
+        for record in self.outbox.converged(report, now):
+            self.command_event(record, now)
+        if before is None or _something_happened(before, report):
+            self.gangs.heard(worker)
+        if before is None or before != report:
+            self.notify_shown("workers", worker.worker_id, lambda: self.worker_view(worker))
+
+    def _remember_lease(self, worker: WorkerRecord, report: protocol.WorkerReport) -> None:
+        """Whether this instance lives by a lease; durable, because a manager that starts while the host is cut off has
+        nobody to ask."""
+        leased = report.lease_left_s is not None
+        if report.epoch == worker.epoch and worker.leased != leased:
+            worker.leased = leased
+            self.put("workers", worker.worker_id, worker)
+
+    def _remember(self, worker: WorkerRecord, report: protocol.WorkerReport) -> None:
+        """Keep durably what is shown while the agent is away."""
+        if (worker.last_state, worker.attempt) == (report.state, report.attempt):
+            return
+        # Another attempt that failed has failed anew, also where nobody heard it start.
+        failed_now = report.state == states.FAILED and (
+            worker.last_state != states.FAILED or report.attempt > worker.attempt
+        )
+        worker.last_state, worker.attempt = report.state, max(worker.attempt, report.attempt)
+        worker.last_reason, worker.last_since = report.reason, report.since
+        self.put("workers", worker.worker_id, worker)
+        if failed_now and not worker.gang:  # a gang fails as a whole
+            for hook in self.failed_hooks:
+                hook(worker, Now(0.0, report.since))
+
+    def _take_events(self, agent: AgentRecord, events: list[protocol.WorkerEvent], now: Now) -> dict[str, int]:
+        acked: dict[str, int] = {}
+        for event in events:
+            worker = self.workers_by_id.get(event.worker_id)
+            acked[event.worker_id] = max(acked.get(event.worker_id, 0), event.seq)
+            if worker is None or worker.agent_id != agent.agent_id or event.seq <= worker.event_seq:
+                continue
+            worker.event_seq = event.seq
+            self.put("workers", worker.worker_id, worker)
+            self.event_log.add(
+                "worker_state",
+                now,
+                worker_id=worker.worker_id,
+                host=worker.host,
+                before=event.before,
+                after=event.after,
+                reason=event.reason,
+                attempt=event.attempt,
+                at=event.at,
+                actor="runner",
+                cause=causes.of_worker_event(event, worker),
+                evidence=causes.exit_evidence(event.exit),
+            )
+        return acked
+
+    def _take_result(self, result: protocol.CommandResult, now: Now) -> None:
+        record = self.outbox.result(result, now)
+        if record is not None:
+            self.command_event(record, now)
+
+    def _finish_removals(self, agent: AgentRecord, beat: protocol.AgentHeartbeat, now: Now) -> None:
+        """A worker that was to be removed, and that the agent (having heard so) no longer has, is gone."""
+        if beat.assignments_rev != self.rev(agent.agent_id):
+            return
+        present = {report.worker_id for report in beat.workers}
+        for worker in self.workers_of(agent.agent_id):
+            if worker.desired == "removed" and worker.worker_id not in present:
+                self.drop_worker(worker, now, "removed from its host")
+        gone = [worker_id for worker_id in agent.withdrawn if worker_id not in present]
+        for worker_id in gone:
+            del agent.withdrawn[worker_id]
+        if gone:
+            self.put("agents", agent.agent_id, agent)
+            self.touch(agent.agent_id)
+
+    # ------------------------------------------------------------------------------------------ plain launchers
+
+    def worker_heartbeat(
+        self, worker_id: str, beat: protocol.WorkerHeartbeat, now: Now, channel: str = "http"
+    ) -> protocol.WorkerReply:
+        """The documented single-worker heartbeat: the same intake with one worker. Durable."""
+        worker = self.find(worker_id)
+        agent, seen = self.agents_by_id[worker.agent_id], self.seen[worker.agent_id]
+        told = self.event_log.newest_seq
+        self.worker_seen[worker_id].plain = True
+        seen.channel = channel
+        self._heard(agent, seen, now)
+        for result in beat.results:
+            self._take_result(result, now)
+        before = self.worker_seen[worker_id].report
+        same = before is not None and before.state == beat.state
+        attempt = beat.attempt if beat.attempt is not None else worker.attempt
+        if beat.attempt is None and beat.pid and (before is None or before.pid != beat.pid):
+            attempt = worker.attempt + 1
+        report = protocol.WorkerReport(
+            worker_id=worker_id,
+            state=beat.state,
+            generation=worker.generation,
+            epoch=worker.epoch,
+            attempt=attempt,
+            pid=beat.pid,
+            since=before.since if same and before is not None else now.wall,
+            reason=beat.reason,
+            last_exit=beat.last_exit or (before.last_exit if before else None),
+            usage=beat.usage,
+        )
+        if not same:
+            self.event_log.add(
+                "worker_state",
+                now,
+                worker_id=worker_id,
+                host=worker.host,
+                before=before.state if before else worker.last_state,
+                after=beat.state,
+                reason=beat.reason or "reported by its launcher",
+                attempt=attempt,
+                actor="launcher",
+                cause=causes.of_exit(beat.last_exit),
+                evidence=causes.exit_evidence(beat.last_exit),
+            )
+        self._take_report(agent, report, now)
+        if self._news_since(told):
+            self.commit()
+        return self.worker_reply(worker_id, now) or self._worker_reply_base(worker)
+
+    def worker_reply(self, worker_id: str, now: Now) -> protocol.WorkerReply | None:
+        """What this plain launcher was not told yet; None when it was told everything."""
+        worker = self.find(worker_id)
+        session = (0, 0.0)
+        commands = [
+            record
+            for record in self.outbox.undelivered(worker.agent_id, 2**62, session)
+            if record.worker_id == worker_id
+        ]
+        if not commands:
+            return None
+        reply = self._worker_reply_base(worker)
+        for record in commands:
+            reply.commands.append(self.outbox.message(record, now))
+            self.outbox.delivered(record, session)
+        return reply
+
+    def _worker_reply_base(self, worker: WorkerRecord) -> protocol.WorkerReply:
+        return protocol.WorkerReply(worker.worker_id, worker.desired, worker.epoch, self.interval_s(worker.agent_id))
+
+
+def _something_happened(before: protocol.WorkerReport, report: protocol.WorkerReport) -> bool:
+    """Whether the reports differ in more than their measurements."""
+    return (
+        before.state != report.state
+        or before.attempt != report.attempt
+        or before.generation != report.generation
+        or before.epoch != report.epoch
+    )

@@ -1,0 +1,154 @@
+"""What the manager has granted to whom: the leases of fenced workers, and whether an instance is surely gone.
+
+Owns the manager's half of fencing (DESIGN §6); the host's half is remote_agent's. Pure: `now` is passed in, nothing
+here is durable. Reads the fleet's tables, changes none.
+
+Two copies of one job are worse than none. What this module keeps, so that there is at most one instance:
+
+1. A lease is granted to one agent only while no other agent can still hold one for that worker (`grants`).
+2. What was granted counts from when the manager answered, also where the answer was lost. The host counts from when it
+   *sent* its heartbeat, which was earlier: the manager's count always ends later than the host's.
+3. After a start of the manager every fenced worker counts as leased for a whole lease from then on: whatever the
+   manager before it granted, it granted before.
+4. A lease proves something only where the host has said that it holds the instance by it (`WorkerRecord.leased`):
+   an agent or a runner of an earlier release, or one that has not heard of the fence yet, just runs on.
+5. What is not proven is not gone: `surely_gone` answers "" in every doubt.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from procguard.fleet.clock import Now
+from procguard.fleet.records import WorkerRecord, settled
+from remote_agent import protocol, states
+
+if TYPE_CHECKING:
+    from procguard.fleet.state import FleetState
+
+GONE_MARGIN_S = 2.0  # from a lease's end and the stop grace to certainty: scheduling, SIGKILL taking its effect
+CLOCK_DRIFT = 0.001  # two clocks that NTP slews apart, each by at most 500 ppm; counts for leases of hours
+
+
+class Verdict(NamedTuple):
+    """`wait_s`: so long until time alone makes it certain; None: it never will. `by_time`: nobody said so, but nothing
+    can have outlived its lease."""
+
+    gone: bool
+    reason: str
+    wait_s: float | None = None
+    by_time: bool = False
+
+
+class _Granted(NamedTuple):
+    agent_id: str
+    gone_at: float  # monotonic; with the stop grace and every margin
+
+
+class Leases:
+    def __init__(self, state: FleetState) -> None:
+        self._state = state
+        self._granted: dict[str, _Granted] = {}
+
+    def restore(self, now: Now) -> None:
+        """At the manager's start: what its predecessor granted is not known, so all of it is assumed."""
+        for worker in self._state.workers_by_id.values():
+            if fenced(worker):
+                self._note(worker, now, max(_longest_s(worker.spec), worker.lease_bound_s))
+
+    # ------------------------------------------------------------------------------------------ granting
+
+    def grants(self, agent_id: str, now: Now) -> list[protocol.Lease]:
+        """The leases that the answer to this agent's heartbeat carries. What is returned is granted."""
+        found = []
+        for worker in self._state.workers_of(agent_id):
+            if fenced(worker) and self._may_run(worker) and not self._held_elsewhere(worker, now):
+                self._note(worker, now, _longest_s(worker.spec))
+                found.append(protocol.Lease(worker.worker_id, worker.epoch, worker.spec.lease_s))
+        return found
+
+    def _may_run(self, worker: WorkerRecord) -> bool:
+        """A child that is to be stopped is granted on too: it is stopped in order, not by the end of its lease."""
+        if worker.told == "running":
+            return True
+        report = self._state.worker_seen[worker.worker_id].report
+        return report is not None and not settled(report.state)
+
+    def _held_elsewhere(self, worker: WorkerRecord, now: Now) -> bool:
+        granted = self._granted.get(worker.worker_id)
+        return granted is not None and granted.agent_id != worker.agent_id and now.monotonic <= granted.gone_at
+
+    def _note(self, worker: WorkerRecord, now: Now, longest_s: float) -> None:
+        """Never shortens what was granted before: the host may go by an earlier specification with a longer lease."""
+        gone_at = now.monotonic + longest_s * (1 + CLOCK_DRIFT) + GONE_MARGIN_S
+        before = self._granted.get(worker.worker_id)
+        if before is not None:
+            gone_at = max(gone_at, before.gone_at)
+        self._granted[worker.worker_id] = _Granted(worker.agent_id, gone_at)
+
+    def ended(self, worker_id: str) -> None:
+        """The instance is surely gone and its right went to another agent: nothing is left of what was granted."""
+        self._granted.pop(worker_id, None)
+
+    # ------------------------------------------------------------------------------------------ judging
+
+    def surely_gone(self, worker_id: str, now: Now) -> str:
+        """Why no instance of this worker can be running anywhere; "" while there is any doubt."""
+        verdict = self.judge(worker_id, now)
+        return verdict.reason if verdict.gone else ""
+
+    def judge(self, worker_id: str, now: Now) -> Verdict:
+        """Whether the instance is surely gone, or what speaks against it and for how long."""
+        worker = self._state.workers_by_id[worker_id]
+        ended = self._reported_ended(worker)
+        if ended:
+            return Verdict(True, ended)
+        if not fenced(worker):
+            return Verdict(False, f"on_partition is keep: it may be running on {worker.host}")
+        if not worker.leased:
+            return Verdict(False, f"{worker.host} has not confirmed that it runs it by a lease")
+        granted = self._granted.get(worker_id)
+        if granted is None:  # what is leased was granted, or restored as if: this is no state to conclude from
+            return Verdict(False, f"it is not known until when it may be running on {worker.host}")
+        wait_s = granted.gone_at - now.monotonic
+        if wait_s >= 0:
+            return Verdict(False, f"its lease and stop grace on {worker.host} may last another {wait_s:.0f} s", wait_s)
+        return Verdict(True, f"its lease and stop grace on {worker.host} have ended", by_time=True)
+
+    def _reported_ended(self, worker: WorkerRecord) -> str:
+        """What its agent, connected and in its newest heartbeat, says of the current right to run: that it is over.
+
+        `stopped` is final only where it is to be stopped: one that is to run may be starting at this moment. `exited`
+        and `failed` are final for their generation: only a new one starts such a worker again.
+        """
+        seen, here = self._state.seen.get(worker.agent_id), self._state.worker_seen[worker.worker_id]
+        if seen is None or seen.state != "connected":
+            return ""
+        if here.plain:  # a launcher in any language: it speaks for its one worker
+            report = here.report
+        else:  # what an earlier process of this agent said does not count
+            named = seen.heartbeat.workers if seen.heartbeat else ()
+            report = next((one for one in named if one.worker_id == worker.worker_id), None)
+        if report is None or report.epoch != worker.epoch or report.generation != worker.generation:
+            return ""
+        final = states.SETTLED if worker.told != "running" else (states.EXITED, states.FAILED)
+        return f"{worker.host} reports it {report.state}" if report.state in final else ""
+
+
+def _longest_s(spec: protocol.WorkerSpec) -> float:
+    """From a grant until the last process has been killed, at the latest."""
+    return spec.lease_s + spec.stop_grace_s
+
+
+def fenced(worker: WorkerRecord) -> bool:
+    return worker.gang or worker.spec.on_partition == "fence"
+
+
+def specified_anew(worker: WorkerRecord, spec: protocol.WorkerSpec) -> None:
+    """Give the worker another specification. Its host may go by the one before until it has heard of it: a longer lease
+    or grace goes on counting, and an instance that was fenced a moment ago is proven so anew."""
+    if fenced(worker) and (worker.gang or spec.on_partition == "fence"):
+        worker.lease_bound_s = max(worker.lease_bound_s, _longest_s(worker.spec))
+    else:
+        worker.leased, worker.lease_bound_s = False, 0.0
+    worker.spec = spec

@@ -1,0 +1,184 @@
+"""Searches through the logs on the hosts: who is asked, who has answered, who could not be asked and why.
+
+The agents look, each through its own host's files; here is only who has to be told and what came back. Nothing of it
+is stored: a search lives as long as somebody waits for it, at most a minute or so. Knows no HTTP and no clock.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from procguard.errors import LimitExceeded, NotFound
+from procguard.fleet.clock import Now
+from remote_agent import protocol
+
+if TYPE_CHECKING:
+    from procguard.fleet.state import FleetState
+
+KNOWN = "search"  # what an agent's heartbeats say that knows how
+MAX_AT_ONCE = 4
+TELL_AGAIN_S = 3.0  # an answer that was lost on its way to the agent
+ANSWER_GRACE_S = 5.0  # beyond the time the agents have to look: for their answers to come
+
+Status = Literal["asked", "done", "timeout", "failed", "no_answer", "away", "too_old"]
+OPEN: tuple[Status, ...] = ("asked",)
+WHY_OLD = "its agent's release does not know how to search; upgrade it: invoke upgrade"
+WHY_SILENT = "it did not answer in time"
+
+
+@dataclass
+class Part:
+    """One agent's share of a search."""
+
+    agent_id: str
+    host: str
+    worker_ids: list[str]
+    status: Status = "asked"
+    reason: str = ""
+    found: int = 0
+    bytes: int = 0
+    elapsed_s: float = 0.0
+    told_at: float | None = None  # monotonic
+
+    def view(self) -> dict[str, Any]:
+        return {
+            "agent": self.agent_id,
+            "host": self.host,
+            "status": self.status,
+            "reason": self.reason,
+            "workers": len(self.worker_ids),
+            "found": self.found,
+            "bytes": self.bytes,
+            "elapsed_s": self.elapsed_s,
+        }
+
+
+@dataclass
+class Question:
+    """What is looked for; times are Unix seconds."""
+
+    pattern: str
+    regex: bool = True
+    ignore_case: bool = False
+    stream: str = ""
+    since: float | None = None
+    until: float | None = None
+    max_lines: int = 500
+    timeout_s: float = 10.0
+
+
+@dataclass
+class Search:
+    """`fresh`: parts that were answered, or given up, and not yet taken by whoever waits; `wake` tells him."""
+
+    search_id: str
+    question: Question
+    parts: dict[str, Part]
+    began: float  # monotonic
+    wake: Callable[[], None]
+    fresh: deque[tuple[Part, list[protocol.LogMatch]]] = field(default_factory=deque)
+
+    @property
+    def ends_at(self) -> float:
+        """Monotonic: who has not answered by then is not waited for."""
+        return self.began + self.question.timeout_s + ANSWER_GRACE_S
+
+    @property
+    def open(self) -> bool:
+        return any(part.status in OPEN for part in self.parts.values())
+
+    def give_up(self) -> None:
+        """Nobody is waited for any longer."""
+        for part in self.parts.values():
+            if part.status in OPEN:
+                part.status, part.reason = "no_answer", WHY_SILENT
+                self.fresh.append((part, []))
+
+
+class LogSearches:
+    def __init__(self, state: FleetState) -> None:
+        self._state = state
+        self._searches: dict[str, Search] = {}
+
+    def begin(
+        self, question: Question, workers: Iterable[dict[str, Any]], now: Now, wake: Callable[[], None]
+    ) -> Search:
+        """Ask the agents of these workers (facts, as selectors see them). Raises LimitExceeded. Call `end` at last."""
+        if len(self._searches) >= MAX_AT_ONCE:
+            raise LimitExceeded(
+                f"{MAX_AT_ONCE} searches are under way already",
+                "wait until one has ended",
+                status=429,
+                code="busy",
+                retry_after_s=question.timeout_s,
+            )
+        of_agent: dict[str, list[str]] = {}
+        for facts in workers:
+            of_agent.setdefault(str(facts["agent"]), []).append(str(facts["worker_id"]))
+        parts = {agent_id: self._part(agent_id, ids) for agent_id, ids in sorted(of_agent.items())}
+        search = Search("s-" + secrets.token_hex(6), question, parts, now.monotonic, wake)
+        search.fresh.extend((part, []) for part in parts.values() if part.status not in OPEN)
+        self._searches[search.search_id] = search
+        for part in parts.values():
+            if part.status in OPEN:
+                self._state.wake(part.agent_id)
+        return search
+
+    def _part(self, agent_id: str, worker_ids: list[str]) -> Part:
+        seen = self._state.seen[agent_id]
+        part = Part(agent_id, self._state.agents_by_id[agent_id].host, worker_ids)
+        if seen.state not in ("connected", "suspect") or seen.heartbeat is None:
+            part.status, part.reason = "away", seen.reason or "its agent is out of reach"
+        elif KNOWN not in seen.heartbeat.knows:
+            part.status, part.reason = "too_old", WHY_OLD
+        return part
+
+    def end(self, search: Search) -> None:
+        self._searches.pop(search.search_id, None)
+
+    def for_agent(self, agent_id: str, now: Now) -> list[protocol.LogSearch]:
+        """What this agent is to be told now: each search once, and again where its answer may not have arrived."""
+        told = []
+        for search in self._searches.values():
+            part = search.parts.get(agent_id)
+            if part is None or part.status not in OPEN:
+                continue
+            if part.told_at is not None and now.monotonic - part.told_at < TELL_AGAIN_S:
+                continue
+            part.told_at = now.monotonic
+            asked = search.question
+            left_s = min(asked.timeout_s, search.ends_at - ANSWER_GRACE_S / 2 - now.monotonic)
+            if left_s > 0:
+                told.append(
+                    protocol.LogSearch(
+                        search.search_id,
+                        asked.pattern,
+                        asked.regex,
+                        asked.ignore_case,
+                        part.worker_ids,
+                        asked.stream,
+                        asked.since,
+                        asked.until,
+                        asked.max_lines,
+                        round(left_s, 3),
+                    )
+                )
+        return told
+
+    def take(self, agent_id: str, result: protocol.LogSearchResult) -> None:
+        """An agent's answer; only of workers that it was asked about. Raises NotFound when nobody waits for it."""
+        search = self._searches.get(result.search_id)
+        part = search.parts.get(agent_id) if search is not None else None
+        if search is None or part is None:
+            raise NotFound(f"nobody waits for search {result.search_id[:40]!r}", "nothing needs to be done")
+        if part.status not in OPEN:
+            return  # told twice
+        part.status, part.reason = result.status, result.reason[:500]
+        part.found, part.bytes, part.elapsed_s = result.found, result.bytes, result.elapsed_s
+        own = set(part.worker_ids)
+        search.fresh.append((part, [line for line in result.lines if line.worker_id in own]))
+        search.wake()

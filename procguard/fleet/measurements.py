@@ -1,0 +1,275 @@
+"""What was measured of workers, hosts and GPUs, for 15 minutes, an hour and a day. Bounded: so many bytes for each.
+
+    15m: every 10 s, 90 points    1h: every 30 s, 120 points    24h: every 5 min, 288 points
+
+All series are sampled at the same moments, so a moment is one row with a value for each slot, and a worker is a slot:
+ten thousand workers are no objects but columns of two bytes a value (bfloat16: three digits are as much as a chart
+shows). The coarser ones hold means, of memory the highest: what matters before an out-of-memory kill is the peak.
+Reads the registry's records; knows no files (measurement_files.py) and no clock.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterable
+from operator import add
+from struct import unpack
+from typing import Any, NamedTuple
+
+SAMPLE_S = 10
+REST_EVERY = 100  # items read in one go; less than a millisecond
+NAN = math.nan
+_NO_VALUE = b"\xc0\x7f"  # the bfloat16 of NaN
+_ROUND_UP = 1 + 2**-9  # cutting a float's lower half rounds down; so it rounds to the nearest
+
+
+class Span(NamedTuple):
+    name: str
+    step_s: int
+    points: int
+
+
+SPANS = (Span("15m", SAMPLE_S, 90), Span("1h", 30, 120), Span("24h", 300, 288))
+
+SERIES: dict[str, tuple[str, ...]] = {
+    "workers": ("cpu_percent", "rss_bytes", "gpu_percent", "gpu_memory_bytes"),
+    "hosts": (
+        "cpu_percent",
+        "memory_used_bytes",
+        "load1",
+        "disk_free_bytes",
+        "network_received_bytes_per_s",
+        "network_sent_bytes_per_s",
+    ),
+    "gpus": ("utilization_percent", "memory_used_bytes", "power_w"),
+}
+_PEAKS = ("rss_bytes", "gpu_memory_bytes", "memory_used_bytes")
+
+Values = tuple[float | None, ...]
+
+
+class Row(NamedTuple):
+    """One moment. A column of None: nobody had a value."""
+
+    at: float  # Unix seconds
+    columns: list[bytearray | None]
+
+
+def packed(values: Iterable[float]) -> bytearray:
+    """bfloat16: the upper half of a float32."""
+    raw = array("f", [value * _ROUND_UP for value in values])
+    if sys.byteorder == "big":
+        raw.byteswap()
+    data = raw.tobytes()
+    halves = bytearray(len(data) // 2)
+    halves[0::2], halves[1::2] = data[2::4], data[3::4]
+    return halves
+
+
+def unpacked(column: bytearray | None, slot: int) -> float | None:
+    """The value of one slot to three digits."""
+    if column is None or 2 * slot + 2 > len(column):
+        return None
+    value = float(unpack("<f", b"\0\0" + column[2 * slot : 2 * slot + 2])[0])
+    return None if math.isnan(value) or math.isinf(value) else float(f"{value:.3g}")
+
+
+class _Gathering:
+    """The samples of a coarser span until its step is over."""
+
+    def __init__(self, span: Span, peaks: list[bool]) -> None:
+        self.span = span
+        self.bucket: int | None = None
+        self._peaks = peaks
+        self._sums: list[list[float]] = [[] for _ in peaks]
+        self._counts: list[list[int]] = [[] for _ in peaks]
+
+    def take(self, at: float, columns: list[list[float] | None], size: int) -> Row | None:
+        """The row of the step before, where `at` begins another."""
+        bucket = int(at // self.span.step_s)
+        done = self._row() if self.bucket is not None and bucket != self.bucket else None
+        self.bucket = bucket
+        for number, values in enumerate(columns):
+            sums, counts = self._sums[number], self._counts[number]
+            if len(sums) < size:
+                sums.extend([0.0] * (size - len(sums)))
+                counts.extend([0] * (size - len(counts)))
+            if values is None:
+                continue
+            there = [not missing for missing in map(math.isnan, values)]
+            known = [value if one else 0.0 for value, one in zip(values, there, strict=True)]
+            together = max if self._peaks[number] else add
+            self._sums[number] = list(map(together, sums, known))
+            self._counts[number] = list(map(add, counts, there))
+        return done
+
+    def _row(self) -> Row:
+        columns: list[bytearray | None] = []
+        for number, peak in enumerate(self._peaks):
+            sums, counts = self._sums[number], self._counts[number]
+            self._sums[number], self._counts[number] = [0.0] * len(sums), [0] * len(counts)
+            if not any(counts):
+                columns.append(None)
+            elif peak:
+                columns.append(packed(one if n else NAN for one, n in zip(sums, counts, strict=True)))
+            else:
+                columns.append(packed(one / n if n else NAN for one, n in zip(sums, counts, strict=True)))
+        assert self.bucket is not None
+        return Row(float((self.bucket + 1) * self.span.step_s), columns)
+
+    def forget(self, slot: int) -> None:
+        for sums, counts in zip(self._sums, self._counts, strict=True):
+            if slot < len(sums):
+                sums[slot], counts[slot] = 0.0, 0
+
+
+class Table:
+    """The series of one kind. `slots`: id -> slot; a slot that becomes free is wiped before another has it."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.series = SERIES[kind]
+        self.slots: dict[str, int] = {}
+        self.size = 0
+        self.rows: dict[str, deque[Row]] = {span.name: deque(maxlen=span.points) for span in SPANS}
+        self._free: list[int] = []
+        peaks = [name in _PEAKS for name in self.series]
+        self._gathering = [_Gathering(span, peaks) for span in SPANS[1:]]
+
+    def add(self, at: float, readings: dict[str, Values], rest: Callable[[], None]) -> list[tuple[Span, Row]]:
+        """Take one sample of everything; what is not among `readings` is gone. Returns the rows that are complete."""
+        for item_id in [one for one in self.slots if one not in readings]:
+            self._drop(item_id)
+        for item_id in readings:
+            if item_id not in self.slots:
+                self._place(item_id)
+        columns: list[list[float] | None] = []
+        for number in range(len(self.series)):
+            rest()
+            values = [NAN] * self.size
+            some = False
+            for item_id, reading in readings.items():
+                value = reading[number]
+                if value is not None:
+                    values[self.slots[item_id]] = value
+                    some = True
+            columns.append(values if some else None)
+        done = [(SPANS[0], Row(at, [None if one is None else packed(one) for one in columns]))]
+        for gathering in self._gathering:
+            rest()
+            row = gathering.take(at, columns, self.size)
+            if row is not None:
+                done.append((gathering.span, row))
+        for span, row in done:
+            self.rows[span.name].append(row)
+        return done
+
+    def _place(self, item_id: str) -> None:
+        if self._free:
+            slot = self._free.pop()
+        else:
+            slot, self.size = self.size, self.size + 1
+        self.slots[item_id] = slot
+
+    def _drop(self, item_id: str) -> None:
+        slot = self.slots.pop(item_id)
+        for rows in self.rows.values():
+            wipe(rows, slot)
+        for gathering in self._gathering:
+            gathering.forget(slot)
+        self._free.append(slot)
+
+    def adopt(self, slots: dict[str, int], rows: dict[str, list[Row]]) -> None:
+        """Begin with what an earlier run left. Called before the first sample."""
+        self.slots = dict(slots)
+        self.size = max(slots.values(), default=-1) + 1
+        taken = set(slots.values())
+        self._free = [slot for slot in range(self.size) if slot not in taken]
+        for name, found in rows.items():
+            self.rows[name].extend(found)
+
+    def read(self, item_id: str, span: Span, since: float) -> tuple[list[float], dict[str, list[float | None]]] | None:
+        """The moments after `since` and the values of each series that has any; None: nothing is known of it."""
+        slot = self.slots.get(item_id)
+        if slot is None:
+            return None
+        rows = [row for row in self.rows[span.name] if row.at > since]
+        series = {
+            name: [unpacked(row.columns[number], slot) for row in rows] for number, name in enumerate(self.series)
+        }
+        known = {name: values for name, values in series.items() if any(value is not None for value in values)}
+        return [row.at for row in rows], known
+
+    @property
+    def memory_bytes(self) -> int:
+        """What its rows take."""
+        return sum(len(one) for rows in self.rows.values() for row in rows for one in row.columns if one is not None)
+
+
+def wipe(rows: Iterable[Row], slot: int) -> None:
+    for row in rows:
+        for column in row.columns:
+            if column is not None and 2 * slot + 2 <= len(column):
+                column[2 * slot : 2 * slot + 2] = _NO_VALUE
+
+
+class Measurements:
+    """Workers by id, hosts by their agent's id, GPUs as "agent/index"."""
+
+    def __init__(self) -> None:
+        self.tables = {kind: Table(kind) for kind in SERIES}
+
+    def sample(self, registry: Any, wall: float, rest: Callable[[], None]) -> list[tuple[str, Span, Row]]:
+        """Read what everybody reported last. Returns the rows that are complete, to be kept."""
+        at = float(wall // SAMPLE_S * SAMPLE_S)
+        workers = self._read_workers(registry, rest)
+        hosts: dict[str, Values] = {}
+        gpus: dict[str, Values] = {}
+        for number, (agent_id, seen) in enumerate(list(registry.seen.items()), 1):
+            if number % REST_EVERY == 0:
+                rest()
+            usage = seen.heartbeat.usage if seen.heartbeat is not None and seen.state == "connected" else None
+            hosts[agent_id] = tuple(getattr(usage, name, None) for name in SERIES["hosts"])
+            for gpu in usage.gpus if usage is not None else ():
+                gpus[f"{agent_id}/{gpu.index}"] = tuple(getattr(gpu, name) for name in SERIES["gpus"])
+        for known in self.tables["gpus"].slots:  # of a host that is silent now: not measured, and not gone
+            if known not in gpus and known.rpartition("/")[0] in registry.seen:
+                gpus[known] = (None,) * len(SERIES["gpus"])
+        readings: dict[str, dict[str, Values]] = {"workers": workers, "hosts": hosts, "gpus": gpus}
+        done = []
+        for kind, found in readings.items():
+            done += [(kind, span, row) for span, row in self.tables[kind].add(at, found, rest)]
+        return done
+
+    @staticmethod
+    def _read_workers(registry: Any, rest: Callable[[], None]) -> dict[str, Values]:
+        found: dict[str, Values] = {}
+        silent = {agent_id for agent_id, seen in registry.seen.items() if seen.state != "connected"}
+        for number, worker in enumerate(list(registry.workers_by_id.values()), 1):
+            if number % REST_EVERY == 0:
+                rest()
+            seen = registry.worker_seen.get(worker.worker_id)
+            usage = seen.report.usage if seen is not None and seen.report is not None else None
+            if usage is None or worker.agent_id in silent:
+                found[worker.worker_id] = (None, None, None, None)
+            else:
+                found[worker.worker_id] = (
+                    usage.cpu_percent,
+                    usage.rss_bytes,
+                    usage.gpu_percent,
+                    usage.gpu_memory_bytes,
+                )
+        return found
+
+    def gpus_of(self, agent_id: str) -> list[int]:
+        """The indexes of a host's GPUs of which anything is known."""
+        before = agent_id + "/"
+        found = [one[len(before) :] for one in self.tables["gpus"].slots if one.startswith(before)]
+        return sorted(int(one) for one in found if one.isdigit())
+
+    @property
+    def memory_bytes(self) -> int:
+        return sum(table.memory_bytes for table in self.tables.values())

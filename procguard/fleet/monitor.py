@@ -1,0 +1,144 @@
+"""ProcessMonitor: who has fallen silent, and which worker looks hung. Suspects before it calls anything dead.
+
+`tick(now)` reads what the registry has seen and returns findings; it does no I/O. Its own memory is only what a finding
+needs (who was called lost, the brake, since when a worker idles). Durations are told by the monotonic clock alone: a
+wall clock that jumps changes nothing here. When many fall silent together is brake.py's, what a hang is hangs.py's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from procguard.fleet.brake import Brake
+from procguard.fleet.clock import Now
+from procguard.fleet.hangs import Hangs
+from procguard.fleet.records import AgentObserved, AgentRecord
+from procguard.fleet.registry import Registry
+from procguard.fleet.settings import FleetSettings
+
+SUSPECT_AFTER_S = 0.15  # a living agent re-opens its held request at once: until then nobody doubts
+LOST_AFTER_S = 0.5  # and by now it would be back: worth a look over SSH
+START_GRACE_TIMEOUTS = 3
+
+# suspect: doubt, shown and nothing more. lost: its connection closed and stayed away; worth a look. unreachable: silent
+# for the whole timeout; its workers are unknown.
+FindingKind = Literal["suspect", "lost", "unreachable", "worker_suspect", "worker_clear", "brake_on", "brake_off"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    kind: FindingKind
+    subject: str  # an agent id, a worker id, or "" for the fleet
+    reason: str
+
+
+class ProcessMonitor:
+    def __init__(self, registry: Registry, settings: FleetSettings, started: Now) -> None:
+        self._registry = registry
+        self._settings = settings
+        self._last_tick = started.monotonic
+        self._grace_until = started.monotonic + START_GRACE_TIMEOUTS * settings.heartbeat_timeout_s
+        self._brake = Brake(settings.heartbeat_timeout_s)
+        self._hangs = Hangs(registry, settings)
+        self._lost: dict[str, float] = {}  # agent -> poll_lost_at of the loss that was told
+
+    @property
+    def braked(self) -> bool:
+        return self._brake.on
+
+    def in_grace(self, now: Now) -> bool:
+        """After a start of the manager no host is recovered until its agent had time to return."""
+        return now.monotonic < self._grace_until
+
+    def tick(self, now: Now) -> list[Finding]:
+        self._allow_for_own_lateness(now)
+        findings = self._agents(now)
+        findings += self._judge_the_brake(now)
+        if self._settings.zombie_detection:
+            for worker_id, evidence in self._hangs.tick(now):
+                kind: FindingKind = "worker_suspect" if evidence else "worker_clear"
+                findings.append(Finding(kind, worker_id, evidence or "no longer suspect"))
+        return findings
+
+    def _allow_for_own_lateness(self, now: Now) -> None:
+        """When this process was late, everybody gets that much longer: the silence may have been its own."""
+        gap_s = now.monotonic - self._last_tick
+        late_s = gap_s - self._settings.tick_s
+        self._last_tick = now.monotonic
+        if late_s <= self._settings.heartbeat_interval_s:
+            return
+        self._grace_until += late_s
+        self._brake.later(late_s)
+        self._hangs.later(late_s)
+        for agent_id, seen in self._registry.seen.items():
+            if seen.last_seen is not None:  # never later than now: who was heard in the meantime is owed nothing
+                seen.last_seen = min(now.monotonic, seen.last_seen + late_s)
+            if seen.poll_lost_at is not None:
+                told = self._lost.get(agent_id) == seen.poll_lost_at
+                seen.poll_lost_at = min(now.monotonic, seen.poll_lost_at + gap_s)
+                if told:
+                    self._lost[agent_id] = seen.poll_lost_at
+
+    # ------------------------------------------------------------------------------------------------ agents
+
+    def _agents(self, now: Now) -> list[Finding]:
+        findings = []
+        oldest = now.monotonic - self._settings.heartbeat_timeout_s  # who was heard since then is well
+        for agent_id, seen in self._registry.seen.items():
+            if seen.last_seen is None or seen.state not in ("connected", "suspect"):
+                continue
+            if seen.last_seen < oldest:
+                reason = (
+                    f"no heartbeat for {now.monotonic - seen.last_seen:.1f} s "
+                    f"(heartbeat_timeout {self._settings.heartbeat_timeout_s:g} s)"
+                )
+                findings.append(Finding("unreachable", agent_id, reason))
+                self._brake.fell_silent(agent_id, now)
+            elif seen.poll_lost_at is not None:
+                findings += self._connection(agent_id, seen, now)
+        return findings
+
+    def _connection(self, agent_id: str, seen: AgentObserved, now: Now) -> list[Finding]:
+        """What a held request that its agent's side closed says: an early hint, and only until the agent is heard."""
+        assert seen.poll_lost_at is not None and seen.last_seen is not None
+        if seen.last_seen > seen.poll_lost_at:
+            return []
+        findings, away_s = [], now.monotonic - seen.poll_lost_at
+        if seen.state == "connected" and away_s >= SUSPECT_AFTER_S:
+            findings.append(Finding("suspect", agent_id, "its connection closed and has not returned yet"))
+        if away_s >= LOST_AFTER_S and self._lost.get(agent_id) != seen.poll_lost_at:
+            if len(self._lost) > len(self._registry.seen):  # of agents that are no longer part of the fleet
+                self._lost.clear()
+            self._lost[agent_id] = seen.poll_lost_at
+            reason = f"its connection closed and has not returned within {LOST_AFTER_S:g} s"
+            findings.append(Finding("lost", agent_id, reason))
+        return findings
+
+    # ------------------------------------------------------------------------------------------------ the brake
+
+    def _judge_the_brake(self, now: Now) -> list[Finding]:
+        testable = self.braked and any(_has_ssh(agent) for agent in self._registry.agents_by_id.values())
+        turn = self._brake.tick(len(self._registry.seen), self._is_silent, testable, now)
+        return [] if turn is None else [Finding("brake_on" if turn.on else "brake_off", "", turn.reason)]
+
+    def _is_silent(self, agent_id: str) -> bool:
+        seen = self._registry.seen.get(agent_id)
+        return seen is not None and seen.state == "unreachable"
+
+    def brake_probe(self, now: Now) -> AgentRecord | None:
+        """The host on which SSH is to be tried now, to learn whether the silence is the hosts' or ours; mostly None.
+        Its outcome goes to `ssh_answered`."""
+        if not self.braked:
+            return None
+        agents = [agent for agent in self._registry.agents_by_id.values() if _has_ssh(agent)]
+        heard = [agent.agent_id for agent in agents if self._registry.seen[agent.agent_id].state == "connected"]
+        silent = [agent.agent_id for agent in agents if self._is_silent(agent.agent_id)]
+        return self._registry.agents_by_id.get(self._brake.probe(heard, silent, now))
+
+    def ssh_answered(self, reached: bool, message: str) -> None:
+        self._brake.ssh_answered(reached, message)
+
+
+def _has_ssh(agent: AgentRecord) -> bool:
+    return agent.kind == "deployed" and bool(agent.ssh)

@@ -1,0 +1,316 @@
+"""One batch operation: a verb, the workers it means, and what became of each. Pure rules and records, no registry.
+
+    waiting ──► accepted ──► delivered ──► done | failed | expired
+       │            └── pending ──► done      its host is out of reach: wanted, and done when it returns
+       ├── skipped                            nothing to be done, or not possible: the cause says which
+       └── cancelled                          never begun: cancelled, halted by failures, or the manager was away
+
+An operation runs until every item has ended. It is halted when more failed than `max_failures` allows.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from procguard.errors import UsageError
+from procguard.fleet.clock import iso
+from remote_agent import protocol, states
+
+ItemState = Literal["waiting", "accepted", "delivered", "pending", "done", "failed", "expired", "skipped", "cancelled"]
+Status = Literal["running", "cancelling", "halting", "done", "cancelled", "halted", "interrupted"]
+
+ITEM_STATES = ("waiting", "accepted", "delivered", "pending", "done", "failed", "expired", "skipped", "cancelled")
+BAD = ("failed", "expired")
+LIVE = ("running", "cancelling", "halting")
+CHUNK = 100  # items that are begun, and stored, together
+KEEP_CAUSES = 50
+EXAMPLES = 5
+MAX_MESSAGE_CHARS = 300
+
+# What stands behind an item's result, as a word for programs; a text for people goes with it.
+CAUSES = {
+    "already_running": "runs already, or is about to",
+    "already_stopped": "is stopped already",
+    "already_wanted": "its host is out of reach, and it is wanted so already",
+    "being_removed": "is being removed",
+    "stopped_by_operator": "was stopped by an operator; start it instead",
+    "unreachable": "its host is out of reach: nothing alive could be reached in time",
+    "host_away": "its host is out of reach; done when it returns",
+    "gone": "is no longer part of the fleet",
+    "overtaken": "a later command wants something else",
+    "timeout": "not seen done in time",
+    "manager_away": "the manager was away meanwhile",
+    "cancelled": "the operation was cancelled before its turn",
+    "halted": "too many others failed before its turn",
+}
+
+
+class Plan(NamedTuple):
+    """What would be done about a worker now. `cause` says why it is not simply done."""
+
+    action: Literal["act", "pending", "skip"]
+    cause: str = ""
+
+
+class Verdict(NamedTuple):
+    state: ItemState
+    cause: str = ""
+    message: str = ""
+
+
+def plan(verb: str, state: str, desired: str) -> Plan:
+    """start and stop converge: taken for hosts out of reach too. restart and kill mean what is alive now."""
+    if desired == "removed":
+        return Plan("skip", "being_removed")
+    if state == states.UNKNOWN:
+        if verb in ("restart", "kill"):
+            return Plan("skip", "unreachable")
+        wanted = "running" if verb == "start" else "stopped"
+        return Plan("skip", "already_wanted") if desired == wanted else Plan("pending", "host_away")
+    if verb == "start" and state in (states.STARTING, states.RUNNING) and desired == "running":
+        return Plan("skip", "already_running")
+    if verb in ("stop", "kill") and state in states.SETTLED and desired == "stopped":
+        return Plan("skip", "already_stopped")
+    if verb == "restart" and desired == "stopped":
+        return Plan("skip", "stopped_by_operator")
+    return Plan("act")
+
+
+@dataclass(slots=True)
+class Item:
+    worker_id: str
+    state: ItemState = "waiting"
+    cause: str = ""
+    message: str = ""
+    command: str = ""  # what was accepted: restarting a worker that is not alive is a start
+    command_id: str = ""
+    generation: int = 0  # of the worker, once the command was accepted
+    attempt: int = 0  # that was alive, or the last, when it was accepted
+    ended_wall: float = 0.0
+
+    def stored(self) -> Any:
+        """As small as can be: an item that waits is its id."""
+        if self.state == "waiting":
+            return self.worker_id
+        return [getattr(self, name) for name in _STORED]
+
+    @classmethod
+    def restored(cls, data: Any) -> Item:
+        return cls(data) if isinstance(data, str) else cls(*data)
+
+    def view(self) -> dict[str, Any]:
+        return {
+            "worker_id": self.worker_id,
+            "result": self.state,
+            "cause": self.cause or None,
+            "message": self.message or CAUSES.get(self.cause, ""),
+            "command_id": self.command_id or None,
+            "ended_at": iso(self.ended_wall),
+        }
+
+
+_STORED = tuple(Item.__slots__)
+
+
+def judge(item: Item, desired: str, report: protocol.WorkerReport | None) -> Verdict | None:
+    """What a worker's report says of an item that was accepted; None while it says nothing yet.
+
+    A start is done when the worker runs, not when it was tried: a rolling restart is to stop at a job that crashes.
+    """
+    if desired != ("stopped" if item.command in ("stop", "kill") else "running"):
+        return Verdict("skipped", "overtaken")
+    if report is None or report.generation < item.generation:
+        return None
+    if item.command in ("stop", "kill"):
+        return Verdict("done", message=report.reason) if report.state in states.SETTLED else None
+    if item.command == "restart" and report.attempt <= item.attempt:
+        return None
+    if report.state == states.RUNNING:
+        return Verdict("done", message=report.reason)
+    if report.state == states.EXITED:
+        return Verdict("done", message=report.reason or "ran to its end")
+    crashed = report.state == states.BACKOFF and report.attempt > item.attempt
+    if report.state == states.FAILED or crashed:
+        return Verdict("failed", message=report.reason or f"is {report.state}")
+    return None
+
+
+class FailureLimit:
+    """ "5": halt when more than five failed; "10%": when more than a tenth did; "": never."""
+
+    def __init__(self, text: str) -> None:
+        match = re.fullmatch(r"\s*(\d{1,6})\s*(%?)\s*", text)
+        if text.strip() and (match is None or (match[2] and int(match[1]) > 100)):
+            raise UsageError(
+                f"max_failures {text[:20]!r}: expected a count or a percentage", "e.g. 5, or 10%", code="bad_limit"
+            )
+        self.text = text.replace(" ", "")
+        self._number = int(match[1]) if match else None
+        self._percent = bool(match and match[2])
+
+    def allowed(self, items: int) -> int | None:
+        if self._number is None:
+            return None
+        return math.floor(items * self._number / 100) if self._percent else self._number
+
+
+@dataclass
+class Operation:
+    operation_id: str
+    command: str
+    selector: str
+    actor: str
+    created_wall: float
+    items: list[Item]
+    q: str = ""
+    reason: str = ""
+    concurrency: int = 100
+    max_failures: str = ""
+    timeout_s: float = 120.0
+    retry_of: str = ""
+    status: Status = "running"
+    ended_wall: float = 0.0
+    saved_wall: float = 0.0
+    note: str = ""
+    joined: int = 0  # matched when it was begun, but were not in the preview: not acted on
+    left: int = 0  # were in the preview and matched no longer: acted on all the same
+
+    # what follows is made from the items
+    counts: Counter[str] = field(default_factory=Counter)
+    causes: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    next_index: int = 0  # the first item that has not been begun
+    in_flight: set[int] = field(default_factory=set)
+    dirty_chunks: set[int] = field(default_factory=set)
+    unstamped: list[Item] = field(default_factory=list)  # ended where no clock was at hand
+    allowed: int | None = None  # failures; None: any number
+    changed: bool = True
+    shown_at: float = -math.inf  # monotonic
+    saved_at: float = -math.inf
+
+    def __post_init__(self) -> None:
+        self.dirty_chunks = set(range(math.ceil(len(self.items) / CHUNK)))
+        self.allowed = FailureLimit(self.max_failures).allowed(len(self.items))
+        for index, item in enumerate(self.items):
+            self.counts[item.state] += 1
+            self._count_cause(item, 1)
+            if item.state in ("accepted", "delivered"):
+                self.in_flight.add(index)
+            if item.state != "waiting":
+                self.next_index = index + 1
+
+    @property
+    def live(self) -> bool:
+        return self.status in LIVE
+
+    @property
+    def bad(self) -> int:
+        return self.counts["failed"] + self.counts["expired"]
+
+    def may_begin(self) -> int:
+        """How many items may be begun now."""
+        if self.status != "running":
+            return 0
+        return min(self.concurrency - len(self.in_flight), len(self.items) - self.next_index)
+
+    def set(self, index: int, verdict: Verdict) -> None:
+        """The one place where an item changes its state. When it ended is noted by the next `stamp`."""
+        item = self.items[index]
+        self._count_cause(item, -1)
+        self.counts[item.state] -= 1
+        item.state, item.cause = verdict.state, verdict.cause
+        item.message = verdict.message[:MAX_MESSAGE_CHARS]
+        self.counts[item.state] += 1
+        self._count_cause(item, 1)
+        if item.state in ("accepted", "delivered"):
+            self.in_flight.add(index)
+        else:
+            self.in_flight.discard(index)
+            self.unstamped.append(item)
+        self.dirty_chunks.add(index // CHUNK)
+        self.changed = True
+
+    def stamp(self, wall: float) -> None:
+        for item in self.unstamped:
+            item.ended_wall = wall
+        self.unstamped.clear()
+
+    def limit_exceeded(self) -> bool:
+        return self.allowed is not None and self.bad > self.allowed
+
+    def drop_the_rest(self, cause: str) -> None:
+        """What has not begun is not begun any more."""
+        for index in range(self.next_index, len(self.items)):
+            self.set(index, Verdict("cancelled", cause))
+        self.next_index = len(self.items)
+
+    # ------------------------------------------------------------------------------------------ for people
+
+    def _count_cause(self, item: Item, step: int) -> None:
+        if item.state in ("waiting", "accepted", "delivered", "done"):
+            return
+        # The same cause told of two processes differs in its numbers only.
+        key = (item.state, item.cause or re.sub(r"\d+", "#", item.message))
+        if key not in self.causes and len(self.causes) >= KEEP_CAUSES:
+            key = (item.state, "other")
+        message = item.message or CAUSES.get(item.cause, "")
+        entry = self.causes.setdefault(
+            key, {"result": item.state, "cause": item.cause or None, "message": message, "count": 0, "examples": []}
+        )
+        entry["count"] += step
+        if step > 0 and len(entry["examples"]) < EXAMPLES:
+            entry["examples"].append(item.worker_id)
+        if entry["count"] <= 0:
+            self.causes.pop(key, None)
+
+    def view(self) -> dict[str, Any]:
+        return {
+            "operation_id": self.operation_id,
+            "command": self.command,
+            "selector": self.selector if len(self.selector) <= 300 else self.selector[:300] + "…",
+            "q": self.q,
+            "actor": self.actor,
+            "reason": self.reason,
+            "status": self.status,
+            "created_at": iso(self.created_wall),
+            "ended_at": iso(self.ended_wall),
+            "total": len(self.items),
+            "counts": {state: self.counts[state] for state in ITEM_STATES if self.counts[state]},
+            "causes": sorted(self.causes.values(), key=lambda entry: -entry["count"]),
+            "concurrency": self.concurrency,
+            "max_failures": self.max_failures,
+            "timeout_s": self.timeout_s,
+            "retry_of": self.retry_of or None,
+            "joined": self.joined,
+            "left": self.left,
+            "note": self.note,
+        }
+
+    def summary(self) -> str:
+        """ "9 done, 2 failed"."""
+        return ", ".join(f"{self.counts[state]} {state}" for state in ITEM_STATES if self.counts[state])
+
+    # ------------------------------------------------------------------------------------------ for the store
+
+    def stored(self) -> dict[str, Any]:
+        return {"items": len(self.items), **{name: getattr(self, name) for name in _HEADER}}
+
+    def stored_chunk(self, number: int) -> dict[str, Any]:
+        part = self.items[number * CHUNK : (number + 1) * CHUNK]
+        # One text: the snapshot is YAML, and ten thousand lists in it would cost what nobody reads.
+        return {"items": json.dumps([item.stored() for item in part], separators=(",", ":"))}
+
+    @classmethod
+    def restored(cls, data: dict[str, Any], chunks: list[dict[str, Any]]) -> Operation:
+        items = [Item.restored(one) for chunk in chunks for one in json.loads(chunk["items"])]
+        return cls(items=items, **{name: data[name] for name in _HEADER if name in data})
+
+
+_HEADER = (
+    "operation_id", "command", "selector", "actor", "created_wall", "q", "reason", "concurrency", "max_failures",
+    "timeout_s", "retry_of", "status", "ended_wall", "saved_wall", "note", "joined", "left",
+)  # fmt: skip

@@ -1,0 +1,473 @@
+"""Batch operations: a verb for all the workers that a selector means, with a preview, a pace, a limit and an end.
+
+Owns the previews and the operations, running and past. Works through the registry: each item is one command with its
+own visible life. Nothing is polled: the outbox and the workers' own changes tell what ended.
+
+After a restart of the manager an operation goes on where it was, if the manager was away for less than ten minutes;
+otherwise it ends as `interrupted`, and `retry` offers what it has not done. Nobody is stopped by a wish of yesterday.
+"""
+
+from __future__ import annotations
+
+import heapq
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from procguard.errors import Conflict, LimitExceeded, NotFound, ProcGuardError, UsageError
+from procguard.fleet import operation as rules
+from procguard.fleet import selectors
+from procguard.fleet.clock import Now, iso
+from procguard.fleet.operation import FailureLimit, Item, Operation, Verdict
+from procguard.fleet.preview import Split, mentions
+from procguard.fleet.records import CommandRecord
+from remote_agent import protocol
+
+if TYPE_CHECKING:
+    from procguard.fleet.registry import Registry
+    from procguard.fleet.store.interface import Tables
+
+PREVIEW_LASTS_S = 300.0
+KEEP_PREVIEWS = 50
+KEEP_OPERATIONS = 50
+KEEP_ITEMS = 30_000  # of ended operations together; the newest is kept whatever its size
+MAX_ITEMS = 20_000
+MAX_RUNNING = 10
+PAUSE_EVERY = 500  # workers that are looked at in one go
+SAVE_CHUNKS = 8  # of an operation in one round
+SHOW_EVERY_S = 0.25
+SAVE_EVERY_S = 1.0
+GO_ON_WITHIN_S = 600.0
+DEFAULT_CONCURRENCY = 100
+DEFAULT_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """How an operation is to go. `timeout_s`: how long each worker may take."""
+
+    concurrency: int = DEFAULT_CONCURRENCY
+    max_failures: str = ""
+    reason: str = ""
+    timeout_s: float = DEFAULT_TIMEOUT_S
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What an operator was shown: the token stands for exactly these workers."""
+
+    token: str
+    actor: str
+    command: str
+    selector: str
+    q: str
+    worker_ids: tuple[str, ...]
+    expires: float  # monotonic
+
+
+class Operations:
+    def __init__(self, registry: Registry, tables: Tables, now: Now) -> None:
+        self._registry = registry
+        self._operations: dict[str, Operation] = {}  # oldest first
+        self._previews: dict[str, Preview] = {}
+        self._by_worker: dict[str, dict[str, int]] = {}  # worker -> operation -> index of its item that has not ended
+        self._by_command: dict[str, tuple[str, int]] = {}
+        self._deadlines: list[tuple[float, str, int]] = []  # a heap: monotonic, operation, index
+        self._restored_at = now.monotonic
+        self._wake: Callable[[], None] = lambda: None
+        self._pause: Callable[[], None] = lambda: None
+        registry.on_change(self._worker_changed)
+        registry.outbox.watch(self._command_changed)
+        self._restore(tables, now)
+
+    def on_wake(self, wake: Callable[[], None], pause: Callable[[], None]) -> None:
+        """`wake()`: there is something to do for `advance` before its next round. `pause()`: everybody gets a turn."""
+        self._wake, self._pause = wake, pause
+
+    # ------------------------------------------------------------------------------------------ asking first
+
+    def preview(self, command: str, selector: str, actor: str, now: Now, q: str = "") -> dict[str, Any]:
+        """What the operation would do to whom. The token is this actor's, for five minutes."""
+        if command not in protocol.VERBS:
+            raise UsageError(
+                f"unknown command {command[:40]!r}", f"use one of: {', '.join(protocol.VERBS)}", code="unknown_command"
+            )
+        found = self.matching(selector, q)
+        if len(found) > MAX_ITEMS:
+            raise LimitExceeded(
+                f"{len(found)} workers match; one operation takes {MAX_ITEMS}", "select fewer, by host say", status=413
+            )
+        split = Split(command)
+        for facts in found:
+            split.add(facts)
+        token = self._issue(command, selector, q, [facts["worker_id"] for facts in found], actor, now) if found else ""
+        return {
+            "token": token or None,
+            "expires_in_s": PREVIEW_LASTS_S,
+            "command": command,
+            "selector": selector,
+            "q": q,
+            "matching": len(found),
+            **split.view(),
+        }
+
+    def matching(self, selector: str, q: str) -> list[dict[str, Any]]:
+        """The facts of the workers that are meant, by id. Others get their turns meanwhile."""
+        read, words = selectors.parse(selector), q.lower().split()
+        registry, found = self._registry, []
+        for number, (worker_id, worker) in enumerate(list(registry.workers_by_id.items()), 1):
+            if number % PAUSE_EVERY == 0:
+                self._pause()
+            if registry.workers_by_id.get(worker_id) is not worker:
+                continue  # gone during a pause
+            facts = registry.facts(worker)
+            if read.matches(facts) and (not words or mentions(registry.worker_view(worker), words)):
+                found.append(facts)
+        return sorted(found, key=lambda facts: str(facts["worker_id"]))
+
+    def _issue(self, command: str, selector: str, q: str, ids: list[str], actor: str, now: Now) -> str:
+        expired = [token for token, one in self._previews.items() if one.expires <= now.monotonic]
+        for token in expired + list(self._previews)[: -KEEP_PREVIEWS + 1 or None]:
+            self._previews.pop(token, None)
+        token = "p-" + secrets.token_hex(12)
+        expires = now.monotonic + PREVIEW_LASTS_S
+        self._previews[token] = Preview(token, actor, command, selector, q, tuple(ids), expires)
+        return token
+
+    # ------------------------------------------------------------------------------------------ beginning, ending
+
+    def begin(self, token: str, actor: str, now: Now, options: Options) -> dict[str, Any]:
+        """Begin what was previewed, with the workers it showed; durable. A token works once."""
+        preview = self._previews.get(token)
+        if preview is None or preview.expires <= now.monotonic:
+            raise Conflict(
+                "this preview has expired, or was used", "look again at what matches", code="preview_expired"
+            )
+        if preview.actor != actor:
+            raise Conflict("this preview was shown to somebody else", "ask for one yourself", code="not_your_preview")
+        self._check_room()
+        limit = FailureLimit(options.max_failures)
+        match_now = {facts["worker_id"] for facts in self.matching(preview.selector, preview.q)}
+        del self._previews[token]
+        operation = self._new(preview.command, preview.selector, list(preview.worker_ids), actor, options, limit, now)
+        operation.q = preview.q
+        operation.joined = len(match_now.difference(preview.worker_ids))
+        operation.left = sum(1 for worker_id in preview.worker_ids if worker_id not in match_now)
+        return self._admit(operation, now)
+
+    def retry(self, operation_id: str, actor: str, now: Now, *, rest: bool = False) -> dict[str, Any]:
+        """The failed and expired once more, as an operation of their own; with `rest` also what was never begun."""
+        former = self._get(operation_id)
+        if former.live:
+            raise Conflict(f"{operation_id} is still running", "wait for its end, or cancel it", code="still_running")
+        wanted = (*rules.BAD, "cancelled") if rest else rules.BAD
+        ids = [item.worker_id for item in former.items if item.state in wanted]
+        if not ids:
+            raise Conflict(f"nothing of {operation_id} failed", "there is nothing to be retried", code="nothing_failed")
+        self._check_room()
+        options = Options(former.concurrency, former.max_failures, former.reason, former.timeout_s)
+        limit = FailureLimit(former.max_failures)
+        operation = self._new(former.command, former.selector, ids, actor, options, limit, now)
+        operation.q, operation.retry_of = former.q, operation_id
+        return self._admit(operation, now)
+
+    def cancel(self, operation_id: str, actor: str, now: Now) -> dict[str, Any]:
+        """What has not begun is not begun; what was accepted goes its way and is still watched. Durable."""
+        operation = self._get(operation_id)
+        if not operation.live:
+            raise Conflict(f"{operation_id} has ended already", "see its items", code="has_ended")
+        if operation.status == "running":
+            operation.status = "cancelling"
+            operation.note = f"cancelled by {actor}"
+            operation.drop_the_rest("cancelled")
+            self._tell(operation, f"cancelled; {operation.summary()}", actor, now)
+            self._end_if_over(operation, now)
+            self._save(operation, now)
+            self._registry.commit()
+            self._show(operation, now)
+        return operation.view()
+
+    def _check_room(self) -> None:
+        if sum(1 for one in self._operations.values() if one.live) >= MAX_RUNNING:
+            raise Conflict(f"{MAX_RUNNING} operations run already", "wait for one, or cancel one", code="too_many")
+
+    def _new(
+        self, command: str, selector: str, ids: list[str], actor: str, options: Options, limit: FailureLimit, now: Now
+    ) -> Operation:
+        return Operation(
+            operation_id="o-" + secrets.token_hex(4),
+            command=command,
+            selector=selector,
+            actor=actor,
+            created_wall=now.wall,
+            items=[Item(worker_id) for worker_id in ids],
+            reason=options.reason,
+            concurrency=options.concurrency,
+            max_failures=limit.text,
+            timeout_s=options.timeout_s,
+        )
+
+    def _admit(self, operation: Operation, now: Now) -> dict[str, Any]:
+        self._operations[operation.operation_id] = operation
+        self._forget_old()
+        self._tell(operation, f"begun: {_what(operation)}", operation.actor, now)
+        self._save(operation, now)
+        self._registry.commit()
+        self._show(operation, now)
+        self._wake()
+        return operation.view()
+
+    # ------------------------------------------------------------------------------------------ looking
+
+    def views(self) -> list[dict[str, Any]]:
+        """Newest first."""
+        return [operation.view() for operation in reversed(self._operations.values())]
+
+    def view(self, operation_id: str, result: str = "", offset: int = 0, limit: int = 200) -> dict[str, Any]:
+        """One operation with a page of its items; `result`: only those in one of these states, separated by commas."""
+        operation = self._get(operation_id)
+        wanted = tuple(filter(None, result.split(",")))
+        unknown = [one for one in wanted if one not in rules.ITEM_STATES]
+        if unknown:
+            raise UsageError(f"result={unknown[0][:40]!r}: not known", f"use some of: {', '.join(rules.ITEM_STATES)}")
+        found = [item for item in operation.items if not wanted or item.state in wanted]
+        page = [item.view() for item in found[offset : offset + limit]]
+        return {**operation.view(), "items": page, "items_total": len(found)}
+
+    def _get(self, operation_id: str) -> Operation:
+        operation = self._operations.get(operation_id)
+        if operation is None:
+            raise NotFound(
+                f"no operation {operation_id[:40]!r}", "list them: invoke operations; old ones are forgotten"
+            )
+        return operation
+
+    # ------------------------------------------------------------------------------------------ going on
+
+    def advance(self, now: Now) -> bool:
+        """Do what is due, at most one chunk of each operation; durable. True if there is more to do at once."""
+        live = [one for one in self._operations.values() if one.live or one.dirty_chunks]
+        self._expire(now)
+        more = False
+        for operation in live:
+            begun = self._begin_some(operation, now)
+            more = more or begun == rules.CHUNK
+            if operation.status == "running" and operation.limit_exceeded():
+                operation.status = "halting"
+                operation.note = f"{operation.bad} failed; at most {operation.max_failures} may"
+                operation.drop_the_rest("halted")
+                self._tell(operation, f"halted: {operation.note}; {operation.summary()}", "manager", now)
+            operation.stamp(now.wall)
+            self._end_if_over(operation, now)
+            due = SAVE_EVERY_S if operation.dirty_chunks else GO_ON_WITHIN_S / 10
+            if not operation.live or now.monotonic - operation.saved_at >= due:
+                self._save(operation, now, SAVE_CHUNKS)
+                more = more or bool(operation.dirty_chunks)
+        if live:
+            self._registry.commit()
+            for operation in live:
+                if operation.changed and (not operation.live or now.monotonic - operation.shown_at >= SHOW_EVERY_S):
+                    self._show(operation, now)
+        return more
+
+    def _begin_some(self, operation: Operation, now: Now) -> int:
+        """Up to a chunk of items, as far as the pace allows. Skipped ones take nobody's place."""
+        begun = 0
+        while begun < rules.CHUNK and operation.may_begin() > 0 and not operation.limit_exceeded():
+            index = operation.next_index
+            operation.next_index += 1
+            begun += 1
+            self._begin_one(operation, index, now)
+        return begun
+
+    def _begin_one(self, operation: Operation, index: int, now: Now) -> None:
+        registry, item = self._registry, operation.items[index]
+        worker = registry.workers_by_id.get(item.worker_id)
+        if worker is None:
+            operation.set(index, Verdict("skipped", "gone"))
+            return
+        facts = registry.facts(worker)
+        planned = rules.plan(operation.command, facts["state"], facts["desired"])
+        if planned.action == "skip":
+            operation.set(index, Verdict("skipped", planned.cause))
+            return
+        try:
+            record = registry.accept(
+                item.worker_id, operation.command, operation.actor, now, operation.reason, operation.operation_id
+            )
+        except ProcGuardError as exc:
+            operation.set(index, Verdict("failed", "", exc.message))
+            return
+        item.command, item.command_id = record.command, record.command_id
+        item.generation, item.attempt = record.generation, record.attempt
+        if not record.open:
+            operation.set(index, Verdict("done", message=record.message))
+        else:
+            pending = planned.action == "pending"
+            operation.set(index, Verdict("pending", "host_away") if pending else Verdict("accepted"))
+            self._watch(operation, index, now)
+        registry.notify("workers", worker.worker_id, registry.worker_view(worker))
+
+    def _watch(self, operation: Operation, index: int, now: Now) -> None:
+        item = operation.items[index]
+        self._by_worker.setdefault(item.worker_id, {})[operation.operation_id] = index
+        self._by_command[item.command_id] = (operation.operation_id, index)
+        if item.state != "pending":
+            worker = self._registry.workers_by_id.get(item.worker_id)
+            grace_s = (
+                worker.spec.stop_grace_s if worker else 0.0
+            )  # a patient job has its time, whatever the operation's
+            deadline = now.monotonic + max(operation.timeout_s, grace_s + 30.0)
+            heapq.heappush(self._deadlines, (deadline, operation.operation_id, index))
+
+    def _worker_changed(self, topic: str, worker_id: str, _view: dict[str, Any] | None) -> None:
+        if topic != "workers" or worker_id not in self._by_worker:
+            return
+        worker = self._registry.workers_by_id.get(worker_id)
+        for operation_id, index in list(self._by_worker[worker_id].items()):
+            operation = self._operations[operation_id]
+            if worker is None:
+                self._settle(operation, index, Verdict("skipped", "gone"))
+                continue
+            command = self._registry.outbox.get(operation.items[index].command_id)
+            if command is not None and command.by_manager:
+                continue  # with a whole gang: what became of the command is what became of the item
+            report = self._registry.worker_seen[worker_id].report
+            verdict = rules.judge(operation.items[index], worker.desired, report)
+            if verdict is not None:
+                self._settle(operation, index, verdict)
+
+    def _command_changed(self, record: CommandRecord) -> None:
+        place = self._by_command.get(record.command_id)
+        if place is None:
+            return
+        operation, index = self._operations[place[0]], place[1]
+        item = operation.items[index]
+        if record.status == "delivered" and item.state == "accepted":
+            operation.set(index, Verdict("delivered"))
+        elif record.status in ("failed", "expired"):
+            self._settle(operation, index, Verdict(record.status, "", record.message))
+        elif record.status == "done" and record.message.startswith("replaced by"):
+            self._settle(operation, index, Verdict("skipped", "overtaken"))
+        elif record.status == "done" and record.by_manager:
+            self._settle(operation, index, Verdict("done", message=record.message))
+
+    def _settle(self, operation: Operation, index: int, verdict: Verdict) -> None:
+        """An item has ended. The next may begin."""
+        operation.set(index, verdict)
+        self._unwatch(operation, index)
+        self._wake()
+
+    def _unwatch(self, operation: Operation, index: int) -> None:
+        item = operation.items[index]
+        self._by_command.pop(item.command_id, None)
+        found = self._by_worker.get(item.worker_id, {})
+        found.pop(operation.operation_id, None)
+        if not found:
+            self._by_worker.pop(item.worker_id, None)
+
+    def _expire(self, now: Now) -> None:
+        while self._deadlines and self._deadlines[0][0] <= now.monotonic:
+            _, operation_id, index = heapq.heappop(self._deadlines)
+            operation = self._operations.get(operation_id)
+            if operation is None or index not in operation.in_flight:
+                continue
+            item = operation.items[index]
+            worker = self._registry.workers_by_id.get(item.worker_id)
+            state = self._registry.facts(worker)["state"] if worker else "gone"
+            message = f"not done within {operation.timeout_s:g} s; it is {state}"
+            if item.command in ("start", "stop"):
+                message += f", and stays wanted {'running' if item.command == 'start' else 'stopped'}"
+            self._settle(operation, index, Verdict("expired", "timeout", message))
+
+    def _end_if_over(self, operation: Operation, now: Now) -> None:
+        if operation.in_flight or operation.next_index < len(operation.items) or not operation.live:
+            return
+        ends: dict[str, rules.Status] = {"cancelling": "cancelled", "halting": "halted"}
+        operation.status = ends.get(operation.status, "done")
+        operation.ended_wall = now.wall
+        self._close(operation)
+        self._tell(operation, f"{operation.status}: {operation.summary()}", "manager", now)
+
+    def _close(self, operation: Operation) -> None:
+        for index, item in enumerate(operation.items):
+            if item.state == "pending":
+                self._unwatch(operation, index)
+        operation.changed = True
+
+    # ------------------------------------------------------------------------------------------ telling, keeping
+
+    def _tell(self, operation: Operation, what: str, actor: str, now: Now) -> None:
+        self._registry.event_log.add(
+            "operation", now, reason=f"{operation.operation_id} {what}", actor=actor, cause="operator"
+        )
+
+    def _show(self, operation: Operation, now: Now) -> None:
+        operation.changed, operation.shown_at = False, now.monotonic
+        self._registry.notify("operations", operation.operation_id, operation.view())
+
+    def _save(self, operation: Operation, now: Now, most: int | None = None) -> None:
+        """Hand the changed chunks, at most so many, and the header to the next commit."""
+        operation.stamp(now.wall)
+        for number in sorted(operation.dirty_chunks)[:most]:
+            operation.dirty_chunks.discard(number)
+            self._registry.put("operation_items", f"{operation.operation_id}/{number}", operation.stored_chunk(number))
+        if not operation.dirty_chunks:  # the header last: what says that it has ended never precedes its items
+            operation.saved_wall, operation.saved_at = now.wall, now.monotonic
+            self._registry.put("operations", operation.operation_id, operation.stored())
+
+    def _forget_old(self) -> None:
+        kept = 0
+        for number, (operation_id, operation) in enumerate(reversed(list(self._operations.items()))):
+            kept += len(operation.items)
+            if number and not operation.live and (number >= KEEP_OPERATIONS or kept > KEEP_ITEMS):
+                kept -= len(operation.items)
+                del self._operations[operation_id]
+                self._registry.put("operations", operation_id, None)
+                for chunk in range(-(-len(operation.items) // rules.CHUNK)):
+                    self._registry.put("operation_items", f"{operation_id}/{chunk}", None)
+                self._registry.notify("operations", operation_id, None)
+
+    def _restore(self, tables: Tables, now: Now) -> None:
+        chunks = tables.get("operation_items", {})
+        for data in sorted(tables.get("operations", {}).values(), key=lambda one: float(one["created_wall"])):
+            numbers = range(-(-int(data["items"]) // rules.CHUNK))
+            found = [chunks.get(f"{data['operation_id']}/{number}") for number in numbers]
+            operation = Operation.restored(data, [chunk for chunk in found if chunk is not None])
+            operation.dirty_chunks.clear()
+            self._operations[operation.operation_id] = operation
+            if not operation.live:
+                continue
+            if abs(now.wall - operation.saved_wall) <= GO_ON_WITHIN_S:
+                self._go_on(operation, now)
+            else:
+                self._interrupt(operation, now)
+
+    def _go_on(self, operation: Operation, now: Now) -> None:
+        operation.note = operation.note or f"went on after the manager restarted at {iso(now.wall)}"
+        for index, item in enumerate(operation.items):
+            if item.state not in ("accepted", "delivered", "pending"):
+                continue
+            mortal = item.command in ("restart", "kill")
+            if mortal and self._registry.outbox.get(item.command_id) is None:
+                operation.set(index, Verdict("expired", "manager_away"))
+            else:
+                self._watch(operation, index, now)
+
+    def _interrupt(self, operation: Operation, now: Now) -> None:
+        for index in list(operation.in_flight):
+            operation.set(index, Verdict("expired", "manager_away"))
+        operation.drop_the_rest("manager_away")
+        operation.status, operation.ended_wall = "interrupted", now.wall
+        operation.note = f"the manager was away from {iso(operation.saved_wall)} to {iso(now.wall)}"
+        self._tell(operation, f"interrupted: {operation.note}; {operation.summary()}", "manager", now)
+        self._save(operation, now)
+
+
+def _what(operation: Operation) -> str:
+    """ "stop of 12 workers (group=trainers): disk change"."""
+    which = operation.selector if len(operation.selector) <= 120 else "a selection"
+    text = f"{operation.command} of {len(operation.items)} worker(s) ({which or 'all'}"
+    text += f", {operation.q!r})" if operation.q else ")"
+    return text + (f": {operation.reason}" if operation.reason else "")

@@ -1,0 +1,222 @@
+"""Hosts as places for tasks: which may take a task over, and the act of giving it to one.
+
+Owns cordons, reputations, and the one way by which a task changes its host on the manager's initiative. Works through
+the fleet's state; decides no *when* (reassignment.py does) and knows no SSH.
+
+Invariant: a task is given to another agent only while its instance is surely gone (`leases.surely_gone`), checked here
+in the same breath in which the right changes hands. Whoever calls this too early is refused, never believed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from procguard.errors import Conflict, NotFound
+from procguard.fleet import placement, reputation
+from procguard.fleet.clock import Now, iso
+from procguard.fleet.records import AgentRecord, WorkerRecord
+
+if TYPE_CHECKING:
+    from procguard.fleet.state import FleetState
+
+ATTEMPTS_UNHEARD = 10  # starts that a host may have made while nobody heard of them, within one lease of a minute
+
+
+class Places:
+    def __init__(self, state: FleetState) -> None:
+        self._state = state
+
+    # ------------------------------------------------------------------------------------------ choosing
+
+    def choose(self, worker: WorkerRecord, now: Now, avoid: frozenset[str] = frozenset()) -> placement.Placement:
+        """The spare for this worker's task, or why there is none."""
+        task = placement.Task(
+            worker.worker_id, worker.spec.requires, worker.spec.gpus, avoid | self._may_still_run_it(worker)
+        )
+        places = (self.place(agent, now) for agent in self._state.agents_by_id.values())
+        return placement.choose(task, [dataclasses.replace(one, home=one.agent_id == worker.home) for one in places])
+
+    def _may_still_run_it(self, worker: WorkerRecord) -> frozenset[str]:
+        """Where it is now; and where its right was withdrawn, as long as that host has not confirmed it."""
+        ids = self._state.agents_by_id.items()
+        holders = {agent_id for agent_id, agent in ids if worker.worker_id in agent.withdrawn}
+        return frozenset(holders | {worker.agent_id})
+
+    def place(self, agent: AgentRecord, now: Now) -> placement.Place:
+        """One host's facts, from its record and its last heartbeat."""
+        seen, workers = self._state.seen[agent.agent_id], self._state.workers_of(agent.agent_id)
+        limited = agent.spare is not True
+        return placement.Place(
+            agent_id=agent.agent_id,
+            host=agent.host,
+            deployed=agent.kind == "deployed",
+            connected=seen.state == "connected" and seen.poll_lost_at is None,
+            cordoned=str(agent.cordon.get("reason", "")) if agent.cordon else "",
+            spare=bool(agent.spare),
+            carries=sum(1 for worker in workers if worker.home not in ("", agent.agent_id)),
+            carries_most=int(agent.spare) if limited else None,
+            labels=agent.labels,
+            gpus_free=self._gpus_free(agent.agent_id, workers),
+            standing=reputation.standing(agent.ledger, now.wall),
+            workers=len(workers),
+        )
+
+    def _gpus_free(self, agent_id: str, workers: list[WorkerRecord]) -> int | None:
+        """GPUs that its last heartbeat shows neither handed out nor in use, less what was promised since."""
+        beat = self._state.seen[agent_id].heartbeat
+        if beat is None or beat.usage is None:
+            return None
+        usable = [gpu for gpu in beat.usage.gpus if not gpu.trouble]
+        free = sum(1 for gpu in usable if not gpu.worker_id and not gpu.processes)
+        promised = sum(worker.spec.gpus for worker in workers if worker.desired == "running")
+        return max(0, min(free, len(usable) - promised))
+
+    # ------------------------------------------------------------------------------------------ changing hands
+
+    def reassign(
+        self,
+        worker: WorkerRecord,
+        agent_id: str,
+        reason: str,
+        now: Now,
+        *,
+        actor: str,
+        run: bool = True,
+        counts: bool = False,
+    ) -> None:
+        """Give the task to `agent_id` under a new epoch; its last agent finds its right withdrawn. Raises Conflict
+        where its instance may still be alive, there or on the new host. Durable with the next commit. `counts`: against
+        max_recovery_attempts."""
+        verdict = self._state.leases.judge(worker.worker_id, now)
+        target = self._state.agents_by_id[agent_id]
+        if not verdict.gone:
+            raise Conflict(f"{worker.worker_id} cannot go to {target.host}: {verdict.reason}", "wait, or stop it first")
+        if worker.gang and not worker.held and run:  # its new host would start it at once, alone
+            raise Conflict(f"{worker.worker_id}: its gang has not been stopped yet", "wait until it is")
+        if worker.worker_id in target.withdrawn:
+            raise Conflict(
+                f"{worker.worker_id}: {target.host} has not confirmed yet that its old copy is gone", "try again soon"
+            )
+        old = self._state.agents_by_id.get(worker.agent_id)
+        before = worker.host
+        if old is not None:
+            self._state.withdraw(old, worker)
+        if verdict.by_time:
+            # Its host may have restarted it unheard. Attempts name logs for ever: the new host begins above them.
+            worker.attempt += ATTEMPTS_UNHEARD + int(worker.spec.lease_s / 60)
+        worker.moves += counts
+        worker.home = worker.home or worker.agent_id
+        self._state.hand_over(worker, agent_id, target.host)
+        if not run:
+            worker.want("stopped", by=actor, cause="operator", now=now)
+        if worker.home == agent_id:
+            worker.home = ""
+        self._state.store_worker(worker)
+        self._state.event_log.add(
+            "reassigned",
+            now,
+            worker_id=worker.worker_id,
+            host=target.host,
+            before=before,
+            after=target.host,
+            reason=f"{reason}; {verdict.reason}",
+            actor=actor,
+        )
+
+    # ------------------------------------------------------------------------------------------ an operator's move
+
+    def move(self, worker_id: str, host: str, actor: str, now: Now) -> None:
+        """Stop a worker where it is and, once its instance is surely gone, start it on `host`. Durable; `moved` goes on
+        with it in each round, also in the next manager."""
+        worker, target = self._state.find(worker_id), self._deployed(host)
+        self._refuse_move(worker, target, now)
+        if worker.desired == "running":
+            worker.want("stopped", by=actor, cause="operator", now=now)
+            worker.generation += 1
+            run = True
+        else:
+            run = bool(worker.moving.get("run"))
+        worker.moving = {"to": target.agent_id, "run": run, "actor": actor}
+        self._state.store_worker(worker)
+        self._state.event_log.add(
+            "move",
+            now,
+            worker_id=worker_id,
+            host=worker.host,
+            reason=f"to {host}, as soon as it has stopped here",
+            actor=actor,
+            cause="operator",
+        )
+        self._state.commit()
+
+    def _refuse_move(self, worker: WorkerRecord, target: AgentRecord, now: Now) -> None:
+        who, where = worker.worker_id, target.host
+        if worker.agent_id == target.agent_id:
+            raise Conflict(f"{who} is on {where} already", "nothing is to be done", code="already_there")
+        if worker.desired == "removed":
+            raise Conflict(f"{who} is being removed", "deploy it again to use it", code="being_removed")
+        if self._state.agent(worker.agent_id).kind == "launcher":
+            raise Conflict(f"{who} was started by hand on {worker.host}", f"start its launcher on {where} instead")
+        place = dataclasses.replace(self.place(target, now), spare=True, carries_most=None, home=worker.home == where)
+        avoid = frozenset({target.agent_id}) if who in target.withdrawn else frozenset()
+        task = placement.Task(who, worker.spec.requires, worker.spec.gpus, avoid)
+        why = placement.against(task, place)
+        if why:
+            raise Conflict(f"{who} cannot go to {where}: {why}", "see invoke hosts, or choose another")
+        verdict = self._state.leases.judge(who, now)
+        if not verdict.gone and verdict.wait_s is None and self._state.seen[worker.agent_id].state != "connected":
+            raise Conflict(
+                f"{who} cannot be moved while {worker.host} is out of reach: {verdict.reason}", "wait until it is back"
+            )
+
+    def moved(self, now: Now) -> None:
+        """Go on with the operators' moves: whoever has stopped goes to its new host."""
+        for worker in self._state.workers_by_id.values():
+            if not worker.moving or not self._state.leases.surely_gone(worker.worker_id, now):
+                continue
+            if worker.gang and not worker.held:
+                continue  # its gang is about to stop
+            target = self._state.agents_by_id.get(str(worker.moving["to"]))
+            if target is None:
+                worker.moving = {}
+                self._state.store_worker(worker)
+            elif worker.worker_id not in target.withdrawn:
+                run, actor = bool(worker.moving.get("run")), str(worker.moving.get("actor", ""))
+                self.reassign(worker, target.agent_id, "moved by an operator", now, actor=actor, run=run)
+
+    # ------------------------------------------------------------------------------------------ cordons
+
+    def cordon(self, host: str, reason: str, actor: str, now: Now) -> None:
+        """No new tasks are placed there by the manager; what runs there runs on. Durable."""
+        agent = self._deployed(host)
+        agent.cordon = {"reason": reason or "cordoned", "actor": actor, "at": iso(now.wall)}
+        self._changed(agent)
+        self._state.event_log.add("host_cordoned", now, host=host, reason=str(agent.cordon["reason"]), actor=actor)
+        self._state.commit()
+
+    def uncordon(self, host: str, actor: str, now: Now) -> None:
+        """Tasks may be placed there again. Durable."""
+        agent = self._deployed(host)
+        if agent.cordon:
+            agent.cordon = {}
+            self._changed(agent)
+            self._state.event_log.add("host_uncordoned", now, host=host, reason="tasks may be placed here", actor=actor)
+            self._state.commit()
+
+    def note_failure(self, agent_id: str, kind: reputation.Kind, what: str, now: Now) -> None:
+        """Into the host's ledger; durable with the next commit."""
+        agent = self._state.agents_by_id.get(agent_id)
+        if agent is not None:
+            agent.ledger = reputation.noted(agent.ledger, kind, what, now.wall)
+            self._changed(agent)
+
+    def _changed(self, agent: AgentRecord) -> None:
+        self._state.put("agents", agent.agent_id, agent)
+        self._state.notify("hosts", agent.agent_id, self._state.host_view(agent.agent_id))
+
+    def _deployed(self, host: str) -> AgentRecord:
+        agent = self._state.agents_by_id.get(host)
+        if agent is None or agent.kind != "deployed":
+            raise NotFound(f"no deployed host {host[:80]!r}", "list them: invoke hosts", code="unknown_host")
+        return agent

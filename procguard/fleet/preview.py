@@ -1,0 +1,58 @@
+"""What an operation would do, before it does it: the numbers an operator is asked to confirm. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from procguard.fleet import operation as rules
+
+HOSTS_SHOWN = 20
+
+
+class Split:
+    """The preview's numbers: by state, by host, and what would be left out, with why."""
+
+    def __init__(self, command: str) -> None:
+        self._command = command
+        self._actions: Counter[str] = Counter()
+        self._states: dict[str, Counter[str]] = {}
+        self._hosts: dict[str, Counter[str]] = {}
+        self._causes: dict[str, dict[str, Any]] = {}
+
+    def add(self, facts: dict[str, Any]) -> None:
+        planned = rules.plan(self._command, facts["state"], facts["desired"])
+        self._actions[planned.action] += 1
+        for split, key in ((self._states, facts["state"]), (self._hosts, facts["host"])):
+            counts = split.setdefault(key, Counter())
+            counts["matching"] += 1
+            counts["acts"] += planned.action != "skip"
+        if planned.cause:
+            entry = self._causes.setdefault(
+                planned.cause,
+                {"cause": planned.cause, "message": rules.CAUSES[planned.cause], "action": planned.action, "count": 0}
+                | {"examples": []},
+            )
+            entry["count"] += 1
+            if len(entry["examples"]) < rules.EXAMPLES:
+                entry["examples"].append(facts["worker_id"])
+
+    def view(self) -> dict[str, Any]:
+        hosts = sorted(self._hosts.items(), key=lambda pair: (-pair[1]["matching"], pair[0]))
+        return {
+            "acts": self._actions["act"] + self._actions["pending"],
+            "pending": self._actions["pending"],
+            "skipped": self._actions["skip"],
+            "by_state": [{"state": state, **counts} for state, counts in sorted(self._states.items())],
+            "by_host": [{"host": host, **counts} for host, counts in hosts[:HOSTS_SHOWN]],
+            "hosts": len(hosts),
+            "causes": sorted(self._causes.values(), key=lambda entry: -entry["count"]),
+        }
+
+
+def mentions(view: dict[str, Any], words: list[str]) -> bool:
+    """Whether a worker has all these words somewhere: what the portal's filter and `q=` mean."""
+    labels = [f"{name}={value}" for name, value in (view["labels"] or {}).items()]
+    parts = (view["worker_id"], view["host"], view["group"], view["reason"], view["command"], *labels)
+    text = "\n".join(map(str, parts)).lower()
+    return all(word in text for word in words)

@@ -1,0 +1,102 @@
+"""Taking out of the fleet what is gone for good, all at once: first shown, then confirmed with the token of that.
+
+Gone are workers that nobody declares any more and that have ended, and those of hosts not heard for `silent_s`. Owns
+the previews; what may not be forgotten is refused by the registry, worker by worker, and never hides the others.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from procguard.errors import Conflict, NotFound, ProcGuardError
+from procguard.fleet.clock import Now
+from remote_agent import states
+
+if TYPE_CHECKING:
+    from procguard.fleet.records import WorkerRecord
+    from procguard.fleet.registry import Registry
+
+LASTS_S = 300.0
+KEEP = 20
+NAMED = 100  # of those that are shown, and of those that were refused
+AT_ONCE = 100  # in one commit; then everybody else has a turn
+
+
+@dataclass(frozen=True)
+class Preview:
+    actor: str
+    silent_s: float
+    worker_ids: tuple[str, ...]
+    expires: float  # monotonic
+
+
+class Purge:
+    def __init__(self, registry: Registry, pause: Callable[[], None], began: Now) -> None:
+        """`pause()`: everybody else gets a turn. `began`: nobody's silence from before then is known."""
+        self._registry = registry
+        self._pause = pause
+        self._began = began
+        self._previews: dict[str, Preview] = {}
+
+    def preview(self, silent_s: float, actor: str, now: Now) -> dict[str, Any]:
+        """Who is gone now. The token is this actor's, for five minutes, and means exactly these workers."""
+        found = sorted(
+            worker_id
+            for number, (worker_id, worker) in enumerate(list(self._registry.workers_by_id.items()), 1)
+            if self._turn(number) and self._is_gone(worker, silent_s, now)
+        )
+        token = ""
+        if found:
+            kept = [item for item in self._previews.items() if item[1].expires > now.monotonic]
+            token, expires = "g-" + secrets.token_hex(12), now.monotonic + LASTS_S
+            self._previews = {**dict(kept[-KEEP + 1 :]), token: Preview(actor, silent_s, tuple(found), expires)}
+        return {"token": token or None, "expires_in_s": LASTS_S, "count": len(found), "workers": found[:NAMED]}
+
+    def carry_out(self, token: str, actor: str, now: Now) -> dict[str, Any]:
+        """Forget those of the preview that are still gone; durable. Raises Conflict for a token that is none."""
+        preview = self._previews.get(token)
+        if preview is None or preview.expires <= now.monotonic:
+            raise Conflict(
+                "this preview has expired, or was used", "look again at what is gone", code="preview_expired"
+            )
+        if preview.actor != actor:
+            raise Conflict("this preview was shown to somebody else", "ask for one yourself", code="not_your_preview")
+        del self._previews[token]
+        refused: list[dict[str, str]] = []
+        done = 0
+        for number, worker_id in enumerate(preview.worker_ids, 1):
+            try:
+                worker = self._registry.workers_by_id.get(worker_id)
+                if worker is None:
+                    raise NotFound(f"{worker_id} is gone already", "nothing needs to be done")
+                if not self._is_gone(worker, preview.silent_s, now):
+                    raise Conflict(f"{worker_id} is part of the fleet again", "leave it")
+                self._registry.take_out(worker_id, actor, now)
+                done += 1
+            except ProcGuardError as exc:
+                refused.append({"worker_id": worker_id, "message": exc.message, "next": exc.next_step})
+            if number % AT_ONCE == 0:
+                self._registry.commit()
+                self._pause()
+        self._registry.commit()
+        return {"taken_out": done, "refused": len(refused), "refusals": refused[:NAMED]}
+
+    def _turn(self, number: int) -> bool:
+        if number % AT_ONCE == 0:
+            self._pause()
+        return True
+
+    def _is_gone(self, worker: WorkerRecord, silent_s: float, now: Now) -> bool:
+        if self._registry.workers_by_id.get(worker.worker_id) is not worker:
+            return False  # taken out during a pause
+        state = self._registry.facts(worker)["state"]
+        if worker.undeclared and state in states.SETTLED:
+            return True
+        if state != states.UNKNOWN:
+            return False
+        seen = self._registry.seen.get(worker.agent_id)
+        heard = seen.last_seen if seen is not None and seen.last_seen is not None else self._began.monotonic
+        return now.monotonic - heard >= silent_s

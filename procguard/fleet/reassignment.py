@@ -1,0 +1,191 @@
+"""Tasks that may have to change their host: those of lost hosts, and those that failed where they are.
+
+Carries out what `recovery.decide_task` decides, through `Places.reassign`, which alone gives a task away and proves
+for itself that no instance is left. Owns the open cases; they are rebuilt from the state by the next manager, and what
+counts (moves, withdrawn rights, epochs) is durable with the records.
+
+A manager that dies between the change of hands and its delivery: worker, epoch and withdrawn right are one commit.
+Before it, the task is where it was; after it, the spare finds it among its assignments, and the old host finds its
+right gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from procguard.errors import Conflict
+from procguard.fleet import recovery
+from procguard.fleet.clock import Now
+from procguard.fleet.leases import Verdict
+from procguard.fleet.records import WorkerRecord
+from procguard.fleet.recovery import Policy, TaskCase, TaskDecision
+from procguard.fleet.registry import Registry
+from procguard.fleet.settings import FleetSettings
+from remote_agent import states
+
+NO_SPARE_AGAIN_S = 2.0  # a host that returns, a cordon that is lifted, a GPU that is free again: seen by then
+NOT_WANTED_AGAIN_S = 1.0
+NEVER_S = 1e9
+ALERTS = {"gave_up": "task_gave_up", "no_spare": "no_spare"}
+
+Cause = Literal["failed", "host_lost"]
+AgentComing = Callable[[str, Now], float]
+
+
+class Reassignment:
+    def __init__(self, registry: Registry, settings: FleetSettings) -> None:
+        self._registry = registry
+        self._settings = settings
+        self._cases: dict[str, Cause] = {}
+        self._due: dict[str, float] = {}  # monotonic: when a case is to be looked at again
+        self._healthy_since: dict[str, tuple[int, float]] = {}  # of moved workers: attempt, and since when it runs
+        self._moved: set[str] = set()
+        if settings.task_reassignment:
+            for worker in registry.workers_by_id.values():
+                if worker.last_state == states.FAILED and worker.desired == "running":
+                    self.failed(worker.worker_id)
+                if worker.moves:
+                    self._moved.add(worker.worker_id)
+
+    # ------------------------------------------------------------------------------------------ cases
+
+    def failed(self, worker_id: str) -> None:
+        """A gang that has failed is its operator's: one member of it elsewhere would help nobody."""
+        worker = self._registry.workers_by_id.get(worker_id)
+        if worker is not None and not worker.gang:
+            self._open(worker_id, "failed")
+
+    def host_lost(self, agent_id: str) -> None:
+        for worker in self._registry.workers_of(agent_id):
+            if self._cases.get(worker.worker_id) != "failed":
+                self._open(worker.worker_id, "host_lost")
+
+    def _open(self, worker_id: str, cause: Cause) -> None:
+        if self._settings.task_reassignment:
+            self._cases[worker_id] = cause
+            self._due[worker_id] = 0.0
+
+    def due_in_s(self, now: Now) -> float:
+        """Until the next case is to be looked at."""
+        return max(0.0, min(self._due.values(), default=now.monotonic + NEVER_S) - now.monotonic)
+
+    # ------------------------------------------------------------------------------------------ one round
+
+    def tick(self, policy: Policy, agent_coming_s: AgentComing, now: Now) -> None:
+        for worker_id, cause in list(self._cases.items()):
+            worker = self._registry.workers_by_id.get(worker_id)
+            if worker is None:
+                self._close(worker_id)
+            elif self._is_due(worker, cause, now):
+                self._carry_out(worker, self._decide(worker, cause, policy, agent_coming_s, now), cause, now)
+        self._give_moves_back(now)
+
+    def _is_due(self, worker: WorkerRecord, cause: Cause, now: Now) -> bool:
+        """In time, or because it is over: a worker that is back or stopped is never told to wait."""
+        plight = self._registry.worker_seen[worker.worker_id].plight
+        over = self._well(worker, cause) or (bool(plight) and worker.desired != "running")
+        return over or now.monotonic >= self._due[worker.worker_id]
+
+    def _decide(
+        self, worker: WorkerRecord, cause: Cause, policy: Policy, agent_coming_s: AgentComing, now: Now
+    ) -> TaskDecision:
+        case = TaskCase(
+            cause=cause,
+            wanted=worker.desired == "running",
+            well=self._well(worker, cause),
+            by_hand=self._registry.agent(worker.agent_id).kind == "launcher",
+            verdict=self._verdict(worker, now),
+            moves=worker.moves,
+            agent_coming_s=agent_coming_s(worker.agent_id, now) if cause == "host_lost" else 0.0,
+        )
+        return recovery.decide_task(case, policy)
+
+    def _verdict(self, worker: WorkerRecord, now: Now) -> Verdict:
+        """A gang's member goes only once its gang is held: its new host must not start it alone."""
+        if worker.gang and not worker.held:
+            return Verdict(False, "its gang has not been stopped yet", wait_s=0.5)
+        return self._registry.leases.judge(worker.worker_id, now)
+
+    def _well(self, worker: WorkerRecord, cause: Cause) -> bool:
+        """Its host is back, or it was started anew: then its own host has it again."""
+        if cause == "host_lost":
+            return self._registry.seen[worker.agent_id].state == "connected"
+        report = self._registry.worker_seen[worker.worker_id].report
+        if report is None or report.generation != worker.generation:
+            return worker.last_state != states.FAILED
+        return report.state != states.FAILED
+
+    def _carry_out(self, worker: WorkerRecord, decision: TaskDecision, cause: Cause, now: Now) -> None:
+        if decision.action == "drop":
+            if cause == "failed" or self._well(worker, cause):
+                self._close(worker.worker_id)
+            else:  # stopped by an operator, its host still lost: it may be started again
+                self._due[worker.worker_id] = now.monotonic + NOT_WANTED_AGAIN_S
+            self._tell(worker, {}, now)
+        elif decision.action == "reassign":
+            self._reassign(worker, decision.reason, cause, now)
+        else:
+            self._due[worker.worker_id] = now.monotonic + (decision.delay_s if decision.action == "wait" else 1.0)
+            self._tell(worker, {"state": decision.state, "reason": decision.reason}, now)
+
+    def _reassign(self, worker: WorkerRecord, why: str, cause: Cause, now: Now) -> None:
+        found = self._registry.places.choose(worker, now)
+        self._due[worker.worker_id] = now.monotonic + NO_SPARE_AGAIN_S
+        if not found.agent_id:
+            self._tell(worker, {"state": "no_spare", "reason": f"{why}; {found.reason}"}, now)
+            return
+        try:
+            self._registry.places.reassign(
+                worker, found.agent_id, f"{why}; {found.reason}", now, actor="failure handler", counts=True
+            )
+        except Conflict as exc:  # something came between deciding and doing: the next look knows
+            self._tell(worker, {"state": "waiting", "reason": str(exc)}, now)
+            return
+        self._close(worker.worker_id)
+        self._moved.add(worker.worker_id)
+
+    def _close(self, worker_id: str) -> None:
+        self._cases.pop(worker_id, None)
+        self._due.pop(worker_id, None)
+
+    def _tell(self, worker: WorkerRecord, plight: dict[str, str], now: Now) -> None:
+        """Show it; an event only where the state has changed, not each second of a wait."""
+        seen = self._registry.worker_seen[worker.worker_id]
+        if seen.plight == plight:
+            return
+        news = plight.get("state", "") != seen.plight.get("state", "")
+        seen.plight = plight
+        self._registry.notify("workers", worker.worker_id, self._registry.worker_view(worker))
+        if news and plight:
+            self._registry.event_log.add(
+                ALERTS.get(plight["state"], "task_waiting"),
+                now,
+                worker_id=worker.worker_id,
+                host=worker.host,
+                reason=plight["reason"],
+                actor="failure handler",
+                cause="reassigned",
+            )
+
+    # ------------------------------------------------------------------------------------------ health
+
+    def _give_moves_back(self, now: Now) -> None:
+        """Running for healthy_after_s, as this manager has seen it, gives a worker its moves back."""
+        for worker_id in list(self._moved):
+            worker = self._registry.workers_by_id.get(worker_id)
+            if worker is None or not worker.moves:
+                self._moved.discard(worker_id)
+                self._healthy_since.pop(worker_id, None)
+                continue
+            report = self._registry.worker_seen[worker_id].report
+            connected = self._registry.seen[worker.agent_id].state == "connected"
+            if report is None or report.state != states.RUNNING or not connected:
+                self._healthy_since.pop(worker_id, None)
+                continue
+            attempt, since = self._healthy_since.get(worker_id, (-1, 0.0))
+            if attempt != report.attempt:
+                self._healthy_since[worker_id] = (report.attempt, now.monotonic)
+            elif now.monotonic - since >= worker.spec.restart.healthy_after_s:
+                worker.moves = 0
+                self._registry.put("workers", worker_id, worker)

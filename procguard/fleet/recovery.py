@@ -1,0 +1,287 @@
+"""What the manager does about each failure: the table of DESIGN §6, row by row. Pure; failure_handler.py acts on it.
+
+    failure                                     row                     what is done
+    ------------------------------------------------------------------------------------------------------------------
+    a silent agent (`decide`): the first row that has something to say
+      a hand-started launcher is gone           started_by_hand         nobody can start it but its user: say so
+      recovery is switched off                  switched_off            nothing is started
+      the manager has just started              manager_just_started    wait: agents get heartbeat_timeout x 3
+      many hosts fell silent at once            brake_is_on             wait until the monitor lets go
+      starts were spent in vain                 attempts_are_spent      give up, with an alert; heard again, it is over
+      the agent died, its host lives            not_looked_yet          look over SSH at once, start it if it is absent
+      the host is unreachable, or no SSH        host_out_of_reach       look again, for ever; its workers show unknown
+      the agent is frozen (SIGSTOP, debugger)   agent_is_frozen         replace it once silent for heartbeat_timeout
+      it was started, or runs                   waiting_to_hear         recovery_timeout to be heard
+      and yet it is not heard                   not_heard_after_all     look again, later each time
+
+    a task whose worker failed, or whose host is lost (`decide_task`), where recovery.task_reassignment is true
+      it is not wanted any more, or is well     nothing_to_do           forget it
+      it was started by hand                    hand_started_task       nobody can start it elsewhere
+      recovery is switched off, start, brake    held_back               wait
+      it may still be running (keep: for ever;  may_be_alive            wait: two copies are worse than none
+        fence: until its lease surely ended)
+      its agent was started a moment ago        agent_is_coming         wait for it: the cheapest way back
+      it was moved too often without health     moves_are_spent         give up, with an alert
+      it is surely gone                         surely_gone             a spare takes it, with a new epoch
+
+Elsewhere: a child's exits are its runner's (restart.py); zombies and hangs its agent's; a gang's members their gang's
+(gangs.py); the brake and the allowance for a late manager the monitor's (monitor.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from procguard.fleet.clock import Now
+from procguard.fleet.leases import Verdict
+from procguard.fleet.settings import FleetSettings
+
+LOOK_AGAIN_S = (2.0, 4.0, 8.0, 15.0)  # host out of reach: the last one repeats
+START_AGAIN_S = (0.0, 5.0, 30.0, 120.0, 300.0)  # agent started, but never heard: the last one repeats
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What holds for all incidents at this moment. `braked`, `in_grace`: the monitor's word."""
+
+    settings: FleetSettings
+    braked: bool = False
+    in_grace: bool = False
+
+
+class Look(NamedTuple):
+    """What SSH found on a host. `reached` False: no connection, so nothing is known about the agent."""
+
+    reached: bool
+    agent: Literal["running", "started", "absent", "frozen", "failed", "unknown"]
+    message: str
+
+
+@dataclass
+class Incident:
+    """One agent that fell silent, from the first suspicion to its return. Times are monotonic seconds."""
+
+    agent_id: str
+    host: str
+    opened: Now
+    reachable_by_ssh: bool  # False for hand-started launchers
+    connection_closed: bool = False  # it was heard and its end closed: no silence that the manager's own start explains
+    last_heard: float | None = None  # None: not in this run of the manager
+    looks: int = 0  # in a row that reached nothing
+    starts: int = 0  # that were not followed by a heartbeat: what max_recovery_attempts counts; durable
+    last_look: Look | None = None
+    last_look_at: float = 0.0
+    next_at: float = 0.0
+    looking: bool = False
+    outcome: Literal["open", "recovered", "gave_up", "left"] = "open"
+    ended: Now | None = None
+    steps: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Decision(NamedTuple):
+    """`replace_frozen`: a look may also end an agent that is stopped by a signal, and start another."""
+
+    action: Literal["look", "wait", "give_up", "leave"]
+    delay_s: float  # look or wait: not before this time has passed
+    reason: str
+    replace_frozen: bool = False
+
+
+# ---------------------------------------------------------------------------------------------- a silent agent
+
+
+def started_by_hand(incident: Incident, policy: Policy, now: Now) -> Decision | None:
+    if incident.reachable_by_ssh:
+        return None
+    return Decision("leave", 0.0, "started by hand: only its user can start it again; its worker runs on")
+
+
+def switched_off(incident: Incident, policy: Policy, now: Now) -> Decision | None:
+    if policy.settings.enable_auto_recovery:
+        return None
+    return Decision("leave", 0.0, "recovery.enable_auto_recovery is false: nothing is started")
+
+
+def manager_just_started(incident: Incident, policy: Policy, now: Now) -> Decision | None:
+    if not policy.in_grace or incident.connection_closed:
+        return None
+    return Decision("wait", 1.0, "the manager has just started: its agent is given time to return")
+
+
+def brake_is_on(incident: Incident, policy: Policy, now: Now) -> Decision | None:
+    return Decision("wait", 5.0, "recovery is frozen: many hosts fell silent at once") if policy.braked else None
+
+
+def attempts_are_spent(incident: Incident, policy: Policy, now: Now) -> Decision | None:
+    """Also where the manager before this one spent them: it has not looked yet, and need not."""
+    most, look = policy.settings.max_recovery_attempts, incident.last_look
+    waited = look is not None and _since_look_s(incident, now) >= policy.settings.recovery_timeout_s
+    by_predecessor = look is None and incident.starts > 0
+    if incident.starts < most or not (waited or by_predecessor) or _out_of_reach(incident):
+        return None
+    reason = f"not heard after {incident.starts} start(s) over SSH (max_recovery_attempts); see agent.log on the host"
+    return Decision("give_up", 0.0, reason)
+
+
+def not_looked_yet(incident: Incident, policy: Policy, now: Now) -> Decision | None:
+    if incident.last_look is not None:
+        return None
+    return Decision("look", 0.0, "looking over SSH", _silent_for_long(incident, policy, now))
+
+
+def host_out_of_reach(incident: Incident, policy: Policy, now: Now) -> Decision | None:
+    if not _out_of_reach(incident) or incident.last_look is None:
+        return None
+    delay_s = LOOK_AGAIN_S[min(incident.looks, len(LOOK_AGAIN_S)) - 1]
+    reason = f"out of reach over SSH too ({incident.last_look.message})"
+    left_s = max(0.0, delay_s - _since_look_s(incident, now))
+    return Decision("look", left_s, reason, _silent_for_long(incident, policy, now))
+
+
+def agent_is_frozen(incident: Incident, policy: Policy, now: Now) -> Decision | None:
+    """A debugger or SIGSTOP holds it: for a moment that is somebody's business, after heartbeat_timeout ours."""
+    if incident.last_look is None or incident.last_look.agent != "frozen":
+        return None
+    silent_s = now.monotonic - (incident.last_heard or 0.0)
+    left_s = max(0.0, policy.settings.heartbeat_timeout_s - silent_s)
+    return Decision("look", left_s, "its agent is stopped by a signal; replaced if it stays so", replace_frozen=True)
+
+
+def waiting_to_hear(incident: Incident, policy: Policy, now: Now) -> Decision | None:
+    left_s = policy.settings.recovery_timeout_s - _since_look_s(incident, now)
+    if incident.last_look is None or left_s <= 0:
+        return None
+    return Decision("wait", left_s, f"agent {incident.last_look.agent}; waiting to hear from it")
+
+
+def not_heard_after_all(incident: Incident, policy: Policy, now: Now) -> Decision | None:
+    assert incident.last_look is not None
+    delay_s = START_AGAIN_S[min(incident.starts, len(START_AGAIN_S) - 1)]
+    reason = f"agent {incident.last_look.agent}, but not heard; looking again"
+    return Decision("look", max(0.0, delay_s - _since_look_s(incident, now)), reason, replace_frozen=True)
+
+
+SILENT_AGENT: tuple[Callable[[Incident, Policy, Now], Decision | None], ...] = (
+    started_by_hand,
+    switched_off,
+    manager_just_started,
+    brake_is_on,
+    attempts_are_spent,
+    not_looked_yet,
+    host_out_of_reach,
+    agent_is_frozen,
+    waiting_to_hear,
+    not_heard_after_all,
+)
+
+
+def decide(incident: Incident, policy: Policy, now: Now) -> Decision:
+    """What to do next about an agent that is silent."""
+    return next(decision for row in SILENT_AGENT if (decision := row(incident, policy, now)) is not None)
+
+
+def _out_of_reach(incident: Incident) -> bool:
+    return incident.last_look is not None and not incident.last_look.reached
+
+
+def _since_look_s(incident: Incident, now: Now) -> float:
+    return now.monotonic - incident.last_look_at
+
+
+def _silent_for_long(incident: Incident, policy: Policy, now: Now) -> bool:
+    heard = incident.last_heard
+    return heard is None or now.monotonic - heard > policy.settings.heartbeat_timeout_s
+
+
+# ------------------------------------------------------------------------------------------------------ a task
+
+
+@dataclass(frozen=True)
+class TaskCase:
+    """A task that may have to change its host, as it is now."""
+
+    cause: Literal["failed", "host_lost"]
+    wanted: bool  # it is to run
+    well: bool  # it has been started anew, or its host is back
+    by_hand: bool
+    verdict: Verdict  # whether its instance is surely gone
+    moves: int  # reassignments without health since
+    agent_coming_s: float = 0.0  # its agent was started over SSH and has so long left to be heard
+
+
+class TaskDecision(NamedTuple):
+    """`state`: what the worker's view and the events call it."""
+
+    action: Literal["drop", "leave", "wait", "give_up", "reassign"]
+    state: str
+    delay_s: float
+    reason: str
+
+
+def nothing_to_do(case: TaskCase, policy: Policy) -> TaskDecision | None:
+    return TaskDecision("drop", "", 0.0, "") if case.well or not case.wanted else None
+
+
+def hand_started_task(case: TaskCase, policy: Policy) -> TaskDecision | None:
+    if not case.by_hand:
+        return None
+    return TaskDecision("leave", "by_hand", 0.0, "not reassigned: it was started by hand, with its user's environment")
+
+
+def held_back(case: TaskCase, policy: Policy) -> TaskDecision | None:
+    if not policy.settings.enable_auto_recovery:
+        return TaskDecision("leave", "switched_off", 0.0, "not reassigned: recovery.enable_auto_recovery is false")
+    if case.cause == "failed":
+        return None  # its agent said so itself: neither the manager's start nor a broken network explains that
+    if policy.in_grace:
+        return TaskDecision("wait", "waiting", 1.0, "not reassigned yet: the manager has just started")
+    if policy.braked:
+        return TaskDecision("wait", "waiting", 1.0, "not reassigned yet: many hosts fell silent at once")
+    return None
+
+
+def may_be_alive(case: TaskCase, policy: Policy) -> TaskDecision | None:
+    if case.verdict.gone:
+        return None
+    if case.verdict.wait_s is None:
+        return TaskDecision("wait", "not_proven_gone", 1.0, f"not reassigned: {case.verdict.reason}")
+    return TaskDecision("wait", "waiting", case.verdict.wait_s, f"not reassigned yet: {case.verdict.reason}")
+
+
+def agent_is_coming(case: TaskCase, policy: Policy) -> TaskDecision | None:
+    if case.agent_coming_s <= 0:
+        return None
+    return TaskDecision("wait", "waiting", case.agent_coming_s, "not reassigned yet: its agent has just been started")
+
+
+def moves_are_spent(case: TaskCase, policy: Policy) -> TaskDecision | None:
+    if case.moves < policy.settings.max_recovery_attempts:
+        return None
+    reason = (
+        f"not reassigned any more: {case.moves} time(s) without having been healthy since (max_recovery_attempts); "
+        "correct it, then start it"
+    )
+    return TaskDecision("give_up", "gave_up", 0.0, reason)
+
+
+def surely_gone(case: TaskCase, policy: Policy) -> TaskDecision | None:
+    why = "it failed on its host" if case.cause == "failed" else "its host is lost"
+    return TaskDecision("reassign", "", 0.0, why)
+
+
+TASK: tuple[Callable[[TaskCase, Policy], TaskDecision | None], ...] = (
+    nothing_to_do,
+    hand_started_task,
+    held_back,
+    may_be_alive,
+    agent_is_coming,
+    moves_are_spent,
+    surely_gone,
+)
+
+
+def decide_task(case: TaskCase, policy: Policy) -> TaskDecision:
+    """What to do next about a task that failed or whose host is lost."""
+    return next(decision for row in TASK if (decision := row(case, policy)) is not None)

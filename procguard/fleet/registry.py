@@ -1,0 +1,260 @@
+"""The registry: sole writer of the fleet's state. Everything else hands it messages and reads its views.
+
+Owns what operators, the deployer, the monitor and the failure handler may change; the agents' part is intake.py, the
+tables are state.py. Knows neither HTTP nor SSH, and no clock: `now` is passed in. A method marked "durable" returns
+when its change is on disk, or raises NotDurable.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from procguard.errors import Conflict, UsageError
+from procguard.fleet.clock import Now, iso
+from procguard.fleet.deployment import Deployment
+from procguard.fleet.enrolment import Enrolment
+from procguard.fleet.events import EventLog
+from procguard.fleet.gang_keeper import Asked
+from procguard.fleet.intake import Intake
+from procguard.fleet.operations import Operations
+from procguard.fleet.records import CommandRecord, settled
+from procguard.fleet.settings import FleetSettings
+from procguard.fleet.store.interface import Store
+from remote_agent import protocol, states
+
+
+class Registry(Intake):
+    def __init__(self, store: Store, events: EventLog, settings: FleetSettings, now: Now) -> None:
+        super().__init__(store, events, settings, now)
+        self.enrolment = Enrolment(self)
+        self.operations = Operations(self, self.stored_operations, now)
+        self.stored_operations = {}
+        self.commit()
+
+    def agents(self) -> list[dict[str, Any]]:
+        """Every agent, and the launchers that wait for approval."""
+        return self.hosts() + self.enrolment.views()
+
+    # ------------------------------------------------------------------------------------------ monitor's words
+
+    def mark_agent(self, agent_id: str, state: str, reason: str, now: Now) -> None:
+        """The monitor's word on an agent: "suspect" or "unreachable" (its workers then show as unknown)."""
+        agent, seen = self.agents_by_id[agent_id], self.seen[agent_id]
+        if seen.state == state:
+            return
+        before, seen.state = seen.state, state  # type: ignore[assignment]
+        seen.reason = reason
+        self.event_log.add(f"agent_{state}", now, host=agent.host, before=before, after=state, reason=reason)
+        self.notify_agent(agent_id)
+
+    def note_agent(self, agent_id: str, reason: str) -> None:
+        """Say what is being done about an agent that is out of reach."""
+        if self.seen[agent_id].reason != reason:
+            self.seen[agent_id].reason = reason
+            self.notify_agent(agent_id)
+
+    def set_recovery_ssh(self, host: str, ok: bool, reason: str, now: Now) -> None:
+        for agent_id, agent in self.agents_by_id.items():
+            if agent.host == host and agent.kind == "deployed":
+                self.seen[agent_id].recovery_ssh = {"ok": ok, "reason": reason, "checked_at": iso(now.wall)}
+                self.notify("hosts", agent_id, self.host_view(agent_id))
+
+    def tunnel_changed(self, agent_id: str, state: str, port: int, reason: str, code: str, now: Now) -> None:
+        """What became of the tunnel to a host: "up" or "down". Its port is durable: the agent there knows it."""
+        agent, seen = self.agents_by_id[agent_id], self.seen[agent_id]
+        before = str(seen.tunnel.get("state", ""))
+        since = seen.tunnel["since"] if before == state else iso(now.wall)
+        seen.tunnel = {"state": state, "reason": reason, "code": code, "since": since}
+        if port and port != agent.tunnel_port:
+            agent.tunnel_port = port
+            self.put("agents", agent_id, agent)
+            self.commit()
+        if before != state:
+            told = reason or f"its agent reaches the manager through port {agent.tunnel_port} of its own machine"
+            self.event_log.add(
+                f"tunnel_{state}", now, host=agent.host, before=before, after=state, reason=told, actor="manager"
+            )
+        self.notify("hosts", agent_id, self.host_view(agent_id))
+
+    def tunnel_dropped(self, agent_id: str) -> None:
+        """No tunnel is wanted there any more."""
+        self.seen[agent_id].tunnel = {}
+
+    def set_worker_suspect(self, worker_id: str, evidence: str, now: Now) -> None:
+        """The monitor's evidence that a worker looks hung; "" clears it. Alerts only."""
+        worker = self.workers_by_id[worker_id]
+        self.worker_seen[worker_id].suspect = evidence
+        kind, reason = ("worker_suspect", evidence) if evidence else ("worker_clear", "no longer suspect")
+        self.event_log.add(kind, now, worker_id=worker_id, host=worker.host, reason=reason, actor="monitor")
+        self.notify("workers", worker_id, self.worker_view(worker))
+
+    # ------------------------------------------------------------------------------------------ operators' acts
+
+    def command(
+        self, worker_id: str, verb: str, actor: str, now: Now, reason: str = "", origin: str = ""
+    ) -> CommandRecord:
+        """Accept a start, stop, restart or kill; durable. start and stop converge, restart and kill mean the attempt
+        that is alive now. `origin`: from where it was asked, for the history."""
+        worker = self.find(worker_id)
+        record = self.accept(worker_id, verb, actor, now, reason, origin=origin)
+        self.commit()
+        self.notify("workers", worker_id, self.worker_view(worker))
+        return record
+
+    def accept(
+        self,
+        worker_id: str,
+        verb: str,
+        actor: str,
+        now: Now,
+        reason: str = "",
+        operation_id: str = "",
+        origin: str = "",
+    ) -> CommandRecord:
+        """A command that its caller makes durable and shows: an operation accepts a hundred with one commit."""
+        worker = self.find(worker_id)
+        if verb not in protocol.VERBS:
+            raise UsageError(
+                f"unknown command {verb!r} for {worker_id}",
+                f"use one of {', '.join(protocol.VERBS)}",
+                code="bad_command",
+            )
+        if worker.desired == "removed":
+            raise Conflict(f"{worker_id} is being removed", "deploy it again to use it", code="being_removed")
+        report = self.worker_seen[worker_id].report
+        state = report.state if report else worker.last_state
+        attempt = report.attempt if report else worker.attempt
+        if worker.gang:
+            asked = Asked(verb, attempt, actor, reason, operation_id, origin)  # type: ignore[arg-type]
+            record = self.gangs.accept(worker, asked, now)
+            if verb in ("start", "restart") and self.stopped_by:
+                self.hold_stopped("")
+            self.command_event(record, now)
+            return record
+        if verb == "restart" and (settled(state) or worker.desired == "stopped"):
+            verb = "start"  # nothing is alive to be restarted: a start is what was meant
+        if verb in ("start", "stop", "kill"):
+            worker.want("running" if verb == "start" else "stopped", by=actor, cause="operator", now=now)
+            worker.generation += 1
+            if worker.moving:  # a start calls the operator's move off; a stop lets it end stopped, there
+                worker.moving = {} if verb == "start" else {**worker.moving, "run": False}
+            self.put("workers", worker_id, worker)
+            if verb == "start" and self.stopped_by:
+                self.hold_stopped("")  # somebody has looked and wants work to go on
+        record = self.outbox.add(
+            worker,
+            verb,  # type: ignore[arg-type]
+            attempt,
+            actor,
+            now,
+            reason=reason,
+            operation_id=operation_id,
+            origin=origin,
+        )
+        if verb == "kill" and settled(state):
+            self.outbox.finish(record, "done", f"was {state} already; stays stopped", now)
+        self.command_event(record, now)
+        self.touch(worker.agent_id)
+        return record
+
+    def stop_all(self, reason: str, now: Now) -> int:
+        """recovery.stop_all_on_failure: every worker is stopped and stays so; what is declared from now on is declared
+        stopped, until an operator starts something. Returns how many that concerned. Durable with the next commit."""
+        count = 0
+        self.hold_stopped(reason)
+        for worker in self.workers_by_id.values():
+            if worker.desired == "running":
+                worker.want("stopped", by="failure handler", cause="stop_all", now=now)
+                worker.generation += 1
+                worker.moving = {**worker.moving, "run": False} if worker.moving else {}
+                self.store_worker(worker)
+                count += 1
+        self.event_log.add("stop_all", now, reason=reason, actor="failure handler")
+        return count
+
+    def forget(self, worker_id: str, actor: str, now: Now) -> None:
+        """Drop a worker that is settled or whose agent is gone; durable."""
+        self.take_out(worker_id, actor, now)
+        self.commit()
+
+    def take_out(self, worker_id: str, actor: str, now: Now) -> None:
+        """The same, durable with the next commit: a purge takes out a hundred with one."""
+        worker = self.find(worker_id)
+        view = self.worker(worker_id)
+        if view["state"] not in (*states.SETTLED, states.UNKNOWN):
+            raise Conflict(
+                f"{worker_id} is {view['state']} on {worker.host}", f"stop it first: invoke stop {worker_id}"
+            )
+        verdict = self.leases.judge(worker_id, now)
+        if not verdict.gone and verdict.wait_s is not None:
+            raise Conflict(
+                f"{worker_id} cannot be forgotten yet: {verdict.reason}", f"try again in {verdict.wait_s:.0f} s"
+            )
+        self.drop_worker(worker, now, "forgotten", actor)
+
+    def forget_agent(self, agent_id: str, actor: str, now: Now) -> None:
+        """Drop an agent that was uninstalled, with whatever it still had; durable. Refused while it is connected."""
+        agent = self.agent(agent_id)
+        seen = self.seen[agent_id]
+        if seen.state == "connected" and seen.poll_lost_at is None:
+            raise Conflict(
+                f"{agent_id} is connected",
+                f"uninstall it first: invoke undeploy --limit {agent.host}",
+                code="connected",
+            )
+        for worker in self.workers_of(agent_id):
+            self.drop_worker(worker, now, "its agent was removed", actor)
+        self.drop_agent(agent_id)
+        self.event_log.add("agent_removed", now, host=agent.host, reason=f"{agent_id} was removed", actor=actor)
+        self.commit()
+
+    def deploy(self, request: Any, actor: str, now: Now) -> dict[str, Any]:
+        """Declare hosts and their workers (deployment.py); durable."""
+        return Deployment(self, request).carry_out(actor, now)
+
+    def register(
+        self,
+        registration: protocol.Registration,
+        *,
+        actor: str,
+        trusted: bool,
+        peer: str,
+        now: Now,
+        enrolled_by: str = "",
+    ) -> protocol.RegisterReply:
+        """Announce a hand-started launcher's worker (enrolment.py); durable."""
+        return self.enrolment.register(
+            registration, actor=actor, trusted=trusted, peer=peer, now=now, enrolled_by=enrolled_by
+        )
+
+    def approve(self, agent_id: str, actor: str, now: Now, fingerprint: str = "") -> None:
+        self.enrolment.approve(agent_id, actor, now, fingerprint)
+
+    def deny(self, agent_id: str, actor: str, now: Now, fingerprint: str = "") -> None:
+        self.enrolment.deny(agent_id, actor, now, fingerprint)
+
+    # ------------------------------------------------------------------------------------------ places
+
+    def cordon(self, host: str, reason: str, actor: str, now: Now) -> None:
+        """No new tasks there by the manager's choice (places.py); durable."""
+        self.places.cordon(host, reason, actor, now)
+
+    def uncordon(self, host: str, actor: str, now: Now) -> None:
+        self.places.uncordon(host, actor, now)
+
+    def move(self, worker_id: str, host: str, actor: str, now: Now) -> None:
+        """Stop a worker here and start it there (places.py); durable."""
+        self.places.move(worker_id, host, actor, now)
+
+    # ------------------------------------------------------------------------------------------ credentials
+
+    def authenticate_agent(self, secret_sha256: str) -> str | None:
+        return self.agent_by_secret.get(secret_sha256)
+
+    def owns(self, agent_id: str, worker_id: str) -> bool:
+        """Whether this agent may speak for this worker (also to ship the last logs of one that was withdrawn)."""
+        worker = self.workers_by_id.get(worker_id)
+        if worker is not None and worker.agent_id == agent_id:
+            return True
+        agent = self.agents_by_id.get(agent_id)
+        return agent is not None and worker_id in agent.withdrawn

@@ -1,0 +1,87 @@
+"""How the members of a gang find each other: ranks and the environment they are told. Pure.
+
+Ranks follow the members' ids, in the order in which a person would count them (trainer-2 before trainer-10), so that
+they are the same after every restart, on whatever host a member runs. Knows the names torch and torchrun read; their
+meaning is torch's: https://docs.pytorch.org/docs/stable/elastic/run.html.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+# Where rank 0's host has named no free port. Below Linux' own range for connections (32768 and up), by the epoch, so
+# that two starts in a row never share one.
+FIRST_PORT, PORTS = 20_000, 10_000
+LOOPBACK = "127.0.0.1"
+
+
+class Place(NamedTuple):
+    """Where a member runs, as far as others may reach it."""
+
+    local: bool  # the manager's own machine, reached without SSH
+    ssh_hostname: str  # what the manager connects to; "" where the inventory names none
+    host: str  # the host's name in the inventory
+    peer: str  # from where its agent's connection came, "" where that is not known
+    free_port: int  # a port that its agent found free, 0 = none named
+
+
+def ranks(worker_ids: Iterable[str]) -> dict[str, int]:
+    """worker id -> rank, 0 to n - 1."""
+    return {worker_id: rank for rank, worker_id in enumerate(sorted(worker_ids, key=_counted))}
+
+
+def _counted(worker_id: str) -> tuple[list[tuple[int, str]], str]:
+    """Digits compare as numbers: w2 before w10. The id itself decides between w1 and w01."""
+    parts = re.findall(r"\d+|\D+", worker_id)
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts], worker_id
+
+
+def master_address(places: list[Place], chosen: str = "") -> str:
+    """Where rank 0 (the first place) can be reached by all others; `chosen` is the group's own word on it."""
+    if chosen:
+        return chosen
+    if all(place.local for place in places):
+        return LOOPBACK
+    first = places[0]
+    if not first.local:
+        return first.ssh_hostname or first.host
+    reachable = first.peer and not first.peer.startswith("127.") and first.peer != "::1"
+    return first.peer if reachable else first.host
+
+
+def master_port(first: Place, epoch: int, chosen: int = 0) -> int:
+    return chosen or first.free_port or FIRST_PORT + epoch % PORTS
+
+
+def environment(
+    kind: str, group: str, rank: int, members: int, nproc_per_node: int, address: str, port: int
+) -> dict[str, str]:
+    """What a member of rank `rank` is told. `kind`: the group's `rendezvous`.
+
+    RANK and LOCAL_RANK are those of the member's own process; torchrun, which starts `nproc_per_node` of them, tells
+    each of these its own, and takes what it needs itself from the variables that begin with PET_.
+    """
+    told = {"PROCGUARD_GROUP": group, "PROCGUARD_RANK": str(rank), "PROCGUARD_WORLD_SIZE": str(members)}
+    if kind != "torch":
+        return told
+    return told | {
+        "NODE_RANK": str(rank),
+        "GROUP_RANK": str(rank),
+        "GROUP_WORLD_SIZE": str(members),
+        "RANK": str(rank * nproc_per_node),
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": str(members * nproc_per_node),
+        "LOCAL_WORLD_SIZE": str(nproc_per_node),
+        "MASTER_ADDR": address,
+        "MASTER_PORT": str(port),
+        "PET_NNODES": str(members),
+        "PET_NODE_RANK": str(rank),
+        "PET_NPROC_PER_NODE": str(nproc_per_node),
+        "PET_MASTER_ADDR": address,
+        "PET_MASTER_PORT": str(port),
+        "PET_RDZV_ID": group,
+        "PET_RDZV_BACKEND": "static",
+        "PET_MAX_RESTARTS": "0",
+    }

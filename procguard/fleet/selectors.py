@@ -1,0 +1,149 @@
+"""Which workers an operator means: `train-*`, `group=trainers,state=running`, `host!=gpu03`.
+
+    selector   = condition , condition , …          all must hold
+    condition  = glob | !glob                       the worker's id
+               | field = value | field != value     field: state host group agent desired id label.NAME
+               | NAME = value | NAME != value       any other name is a label
+    value      = glob | glob | …                    any of them: state=failed|exited
+
+A field that is named several times holds if any of its conditions does (`state=failed,state=exited`, `a-1,a-2`);
+what is excluded is excluded whatever else holds. Globs are `*`, `?`, `[abc]`. The command line, the HTTP interface and
+the portal all mean the same by the same text. Pure: a selector is read once and asked about each worker's facts.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from procguard.errors import NotFound, UsageError
+from remote_agent import states
+
+FIELDS = {
+    "state": "state",
+    "host": "host",
+    "group": "group",
+    "agent": "agent",
+    "desired": "desired",
+    "id": "worker_id",
+    "worker_id": "worker_id",
+}
+KNOWN_VALUES = {"state": states.ALL, "desired": ("running", "stopped", "removed")}
+MAX_CHARS = 1024 * 1024  # ten thousand ids of full length
+EXAMPLE = "write e.g. group=trainers,state=running or 'train-*,!train-7'"
+_NAME = re.compile(r"[A-Za-z0-9_./-]+\Z")
+_MAGIC = re.compile(r"[*?\[]")
+
+Facts = Mapping[str, Any]  # worker_id, state, host, group, agent, desired, labels: a view, or less
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One field, the values it may have, and whether they are wanted or excluded."""
+
+    name: str
+    excluded: bool
+    exact: frozenset[str]
+    globs: tuple[re.Pattern[str], ...]
+
+    def holds(self, facts: Facts) -> bool:
+        value = facts.get(FIELDS[self.name]) if self.name in FIELDS else (facts.get("labels") or {}).get(self.name)
+        if value is None or value == "":
+            return False
+        text = str(value)
+        return text in self.exact or any(glob.match(text) for glob in self.globs)
+
+
+class Selector:
+    """A selector that has been read. `text` is what was written."""
+
+    def __init__(self, text: str, conditions: Iterable[Condition]) -> None:
+        self.text = text
+        self._wanted: dict[str, list[Condition]] = {}
+        self._excluded: list[Condition] = []
+        for one in conditions:
+            if one.excluded:
+                self._excluded.append(one)
+            else:
+                self._wanted.setdefault(FIELDS.get(one.name, "label." + one.name), []).append(one)
+
+    def matches(self, facts: Facts) -> bool:
+        return all(any(one.holds(facts) for one in same) for same in self._wanted.values()) and not any(
+            one.holds(facts) for one in self._excluded
+        )
+
+
+def parse(text: str) -> Selector:
+    """Read a selector; "" and "*" mean every worker. Raises UsageError that names the part which can't be read."""
+    if len(text) > MAX_CHARS:
+        raise UsageError(f"the selector is longer than {MAX_CHARS} characters", "use a glob, a group or a label")
+    if not text.strip():
+        return Selector(text, [])
+    parts = text.split(",")
+    return Selector(text, [_condition(part.strip(), number, text) for number, part in enumerate(parts, 1)])
+
+
+def _condition(part: str, number: int, text: str) -> Condition:
+    wrong = _complaint(part, number, text)
+    match = re.match(r"(!?)([^=!]*)(!?=)(.*)\Z", part, re.DOTALL)
+    if match:
+        before, written, sign, value = match[1], match[2].strip(), match[3], match[4].strip()
+        if before and sign == "!=":
+            wrong("excluded twice; write one '!'")
+        name, excluded = written, bool(before) or sign == "!="
+        name = name.removeprefix("label.")
+        if not name:
+            wrong("a field is missing before the '='")
+        if not _NAME.match(name):
+            wrong(f"{name[:40]!r} is no field and no label")
+        if name in FIELDS and written.startswith("label."):
+            wrong(f"a label that is called like the field {name} can't be selected by")
+    else:
+        excluded, name, value = part.startswith("!"), "id", part.removeprefix("!").strip()
+    if not value:
+        wrong("a value is missing" if part else "nothing stands between two commas")
+    values = [one.strip() for one in value.split("|")]
+    if not all(values):
+        wrong("a value is missing beside the '|'")
+    for one in values:
+        _check_value(name, one, wrong)
+    exact = frozenset(one for one in values if not _MAGIC.search(one))
+    globs = tuple(re.compile(fnmatch.translate(one)) for one in values if _MAGIC.search(one))
+    return Condition(name, excluded, exact, globs)
+
+
+def _check_value(name: str, value: str, wrong: Callable[[str], NoReturn]) -> None:
+    if "=" in value:
+        wrong("two '=' in one condition; separate conditions by commas")
+    if FIELDS.get(name) == "worker_id" and not re.match(r"[A-Za-z0-9_.*?\[\]!-]+\Z", value):
+        wrong(f"{value[:40]!r} can't be a worker's id")
+    known = KNOWN_VALUES.get(name)
+    if known and not any(fnmatch.fnmatchcase(one, value) for one in known):
+        wrong(f"there is no {name} {value[:40]!r}; known are {', '.join(known)}")
+
+
+def _complaint(part: str, number: int, text: str) -> Callable[[str], NoReturn]:
+    """Says what is wrong with which part; the part is shown where the text holds several."""
+
+    def wrong(what: str) -> NoReturn:
+        where = f"selector, part {number} ({part[:60]!r})" if "," in text else f"selector {part[:60]!r}"
+        raise UsageError(f"{where}: {what}", EXAMPLE, code="bad_selector")
+
+    return wrong
+
+
+def is_one_id(text: str) -> bool:
+    """Whether this is a worker's id in full: no pattern, no condition."""
+    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", text) is not None
+
+
+def select(target: str, workers: Iterable[Facts]) -> list[str]:
+    """The ids that `target` names, sorted. Raises NotFound when none does, UsageError when it can't be read."""
+    selector = parse(target)
+    found = sorted(str(facts["worker_id"]) for facts in workers if selector.matches(facts))
+    if not found:
+        raise NotFound(f"no worker matches {target}", "list them: invoke status")
+    return found

@@ -1,0 +1,42 @@
+"""The few settings the fleet's mind needs, in plain numbers; main.py makes them from the configuration."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from procguard.group_policy import GroupPolicy
+
+HEARTBEATS_PER_S = 500.0  # of all agents together, as far as heartbeat_timeout allows
+
+
+@dataclass(frozen=True)
+class FleetSettings:
+    """`monitoring.*`, `recovery.*`, `logs.*` of the configuration; times in seconds, thresholds in percent."""
+
+    tick_s: float = 1.0
+    heartbeat_timeout_s: float = 10.0
+    zombie_detection: bool = True
+    cpu_threshold_percent: float = 0.1
+    memory_threshold_percent: float = 0.1
+    enable_auto_recovery: bool = True
+    stop_all_on_failure: bool = False
+    task_reassignment: bool = False
+    recovery_timeout_s: float = 30.0
+    max_recovery_attempts: int = 3
+    keep_local_bytes: int = 256 * 1024 * 1024  # logs.keep_local, for the agents
+    keep_attempts: int = 50  # logs.keep_attempts, for the agents
+    pending_launchers: int = 100  # web.limits.pending_launchers
+    groups: Mapping[str, GroupPolicy] = field(default_factory=dict)  # `groups`; stronger than what inventories say
+
+    @functools.cached_property
+    def heartbeat_interval_s(self) -> float:
+        """Of a small fleet: five heartbeats fit into one timeout; four may be lost before anybody doubts."""
+        return min(10.0, max(0.2, self.heartbeat_timeout_s / 5))
+
+    def interval_for(self, agents: int) -> float:
+        """How often each of so many agents speaks: a large fleet less often, so that the manager hears no more than
+        HEARTBEATS_PER_S; but always three times within one timeout."""
+        thrice_s = self.heartbeat_timeout_s / 3
+        return max(self.heartbeat_interval_s, min(thrice_s, agents / HEARTBEATS_PER_S))

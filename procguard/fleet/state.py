@@ -1,0 +1,483 @@
+"""The fleet's state: the tables, what is only observed, the change feed, and how changes become durable.
+
+Owns the dicts and the store behind them. Knows no rules: what may change them is in registry.py (operators), intake.py
+(agents), deployment.py and enrolment.py, which all work through this one object.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+from procguard.errors import NotFound
+from procguard.fleet import gang_views, views
+from procguard.fleet.clock import Now
+from procguard.fleet.epochs import EPOCHS_PER_TERM, HIGHEST_EPOCH, next_term, term_above
+from procguard.fleet.event_query import EventQuery
+from procguard.fleet.events import EventLog
+from procguard.fleet.gang_keeper import Gangs
+from procguard.fleet.inquiry import Inquiry
+from procguard.fleet.leases import Leases, fenced
+from procguard.fleet.log_search import LogSearches
+from procguard.fleet.outbox import Outbox
+from procguard.fleet.places import Places
+from procguard.fleet.records import (
+    AgentObserved,
+    AgentRecord,
+    CommandRecord,
+    WorkerObserved,
+    WorkerRecord,
+    from_dict,
+    to_dict,
+    worker_from_dict,
+)
+from procguard.fleet.settings import FleetSettings
+from procguard.fleet.store.appendlog import NotDurable
+from procguard.fleet.store.interface import Change, Store
+from procguard.fleet.tokens import Tokens
+
+Listener = Callable[[str, str, "dict[str, Any] | None"], None]
+
+
+class FleetState:
+    def __init__(self, store: Store, events: EventLog, settings: FleetSettings, now: Now) -> None:
+        self._store = store
+        self._changes: list[Change] = []
+        self._changed = 0  # changes ever made, and how many of them are known to be on disk
+        self._durable = 0
+        self.event_log = events
+        self.settings = settings
+        self.instance_id = secrets.token_hex(6)  # the live protocol's epoch: a new one for each run of the manager
+        self.agents_by_id: dict[str, AgentRecord] = {}
+        self.seen: dict[str, AgentObserved] = {}
+        self.workers_by_id: dict[str, WorkerRecord] = {}
+        self._workers_of: dict[str, dict[str, WorkerRecord]] = {}  # by agent: every heartbeat asks for them
+        self.worker_seen: dict[str, WorkerObserved] = {}
+        self.fresh_reports: set[str] = set()  # workers reported since the monitor looked last; the monitor empties it
+        self.leases = Leases(self)
+        self.inquiry = Inquiry(self)
+        self.unwritten = ""  # why the newest changes are not on disk; nothing that is not there is handed out
+        self.places = Places(self)
+        self.workers_version = 0  # rises when a worker or its specification comes, changes or goes
+        self.gangs = Gangs(self)
+        self.outbox = Outbox(lambda record: self.put("commands", record.command_id, record if record.open else None))
+        self.searches = LogSearches(self)
+        self.tokens = Tokens(self)
+        self.agent_by_secret: dict[str, str] = {}
+        self._listeners: list[Listener] = []
+        self._lookers: list[Callable[[str], bool]] = []
+        self._wakers: list[Callable[[str], None]] = []
+        self.failed_hooks: list[Callable[[WorkerRecord, Now], None]] = []
+        self._recoveries: Callable[[], list[dict[str, Any]]] = list
+        self.poll_lost_hooks: list[Callable[[str], None]] = []
+        self.revoked_hooks: list[Callable[[str], None]] = []
+        events.on_event(lambda event: self.notify("events", str(event["seq"]), event))
+        self._restore(now)
+
+    # ------------------------------------------------------------------------------------------ identity
+
+    def _restore(self, now: Now) -> None:
+        loaded = self._store.load()
+        tables = loaded.tables
+        fleet = tables.get("fleet", {}).get("fleet")
+        if fleet is None:
+            fleet = {"fleet_id": "f-" + secrets.token_hex(5), "fleet_key": secrets.token_hex(32), "term": 0}
+        # A term of its own for each run: what a lost file knew of the last one can't be granted again.
+        self._fleet: dict[str, Any] = {**fleet, "term": next_term(int(fleet["term"]), now.wall), "n": 0}
+        fleet = self._fleet
+        self.put("fleet", "fleet", fleet)
+        for agent_id, data in tables.get("agents", {}).items():
+            self._index_agent(from_dict(AgentRecord, data))
+            self.seen[agent_id].last_seen_wall = None
+        for worker_id, data in tables.get("workers", {}).items():
+            worker = worker_from_dict(data)
+            self.workers_by_id[worker_id] = worker
+            self._workers_of.setdefault(worker.agent_id, {})[worker_id] = worker
+            self.worker_seen[worker_id] = WorkerObserved()
+        self.workers_version += 1
+        self.gangs.restore(tables, now)
+        self.leases.restore(now)
+        for data in tables.get("commands", {}).values():
+            self.outbox.restore(from_dict(CommandRecord, data), now)
+        self.tokens.restore(tables.get("tokens", {}))
+        self.stored_operations = {name: tables.get(name, {}) for name in ("operations", "operation_items")}
+        for note in loaded.notes:
+            self.event_log.add("state", now, reason=note, actor="manager")
+        self.notes = loaded.notes
+        # A state that came from elsewhere (invoke state import) may be older than what runs, too.
+        if not loaded.intact or self._fleet.pop("imported", False):
+            self.inquiry.begin(now)
+        self.commit()
+
+    @property
+    def fleet_id(self) -> str:
+        return str(self._fleet["fleet_id"])
+
+    def proof_key(self, agent_id: str) -> str:
+        """The key by which this one agent recognises its manager; it lets no agent pose as the manager to another."""
+        key = str(self._fleet["fleet_key"]).encode()
+        agent = self.agents_by_id.get(agent_id)
+        anew = f"\0{agent.key_generation}" if agent is not None and agent.key_generation else ""
+        return hmac.new(key, b"procguard-agent\0" + (agent_id + anew).encode(), hashlib.sha256).hexdigest()
+
+    @property
+    def stopped_by(self) -> str:
+        """Why the whole fleet is held stopped (recovery.stop_all_on_failure); "" = it is not. Until an operator starts
+        something, what is declared anew is declared stopped."""
+        return str(self._fleet.get("stopped_by", ""))
+
+    def hold_stopped(self, reason: str) -> None:
+        """Set or, with "", lift it."""
+        self._fleet["stopped_by"] = reason
+        self.put("fleet", "fleet", self._fleet)
+
+    def next_epoch(self) -> int:
+        if self._fleet["n"] + 1 >= EPOCHS_PER_TERM:
+            self._fleet.update(term=self._fleet["term"] + 1, n=0)
+        self._fleet["n"] += 1
+        self.put("fleet", "fleet", self._fleet)
+        return int(self._fleet["term"]) * EPOCHS_PER_TERM + int(self._fleet["n"])
+
+    def rise_above(self, epoch: int) -> None:
+        """An agent knows this epoch. Where it is higher than any granted here, state was lost: the next are higher."""
+        if self._fleet["term"] < term_above(epoch) and epoch <= HIGHEST_EPOCH:
+            self._fleet.update(term=term_above(epoch), n=0)
+            self.put("fleet", "fleet", self._fleet)
+
+    # ------------------------------------------------------------------------------------------ queries
+
+    def workers(self) -> list[dict[str, Any]]:
+        return [self.worker_view(worker) for worker in self.workers_by_id.values()]
+
+    def worker(self, worker_id: str) -> dict[str, Any]:
+        return self.worker_view(self.find(worker_id))
+
+    def hosts(self) -> list[dict[str, Any]]:
+        return [self.host_view(agent_id) for agent_id in self.agents_by_id]
+
+    def recoveries(self) -> list[dict[str, Any]]:
+        """Incidents of silent agents, newest first (kept by the failure handler)."""
+        return self._recoveries()
+
+    def show_recoveries(self, source: Callable[[], list[dict[str, Any]]]) -> None:
+        self._recoveries = source
+
+    def command_view(self, command_id: str) -> dict[str, Any]:
+        record = self.outbox.get(command_id)
+        if record is None:
+            raise NotFound(f"no command {command_id!r}", "it may be too old; see GET /api/events")
+        return views.command_view(record)
+
+    def commands(self, worker_id: str = "", limit: int = 50) -> list[dict[str, Any]]:
+        """The newest commands, of one worker or of all, newest first."""
+        return [views.command_view(record) for record in self.outbox.recent(worker_id, limit)]
+
+    def events(
+        self, after: int = 0, worker: str | None = None, host: str | None = None, limit: int = 200
+    ) -> list[dict[str, Any]]:
+        return self.event_log.query(after, worker, host, limit)
+
+    def find_events(self, query: EventQuery, limit: int) -> list[dict[str, Any]]:
+        return self.event_log.find(query, limit)
+
+    def workers_of(self, agent_id: str) -> list[WorkerRecord]:
+        return list(self._workers_of.get(agent_id, {}).values())
+
+    def interval_s(self, agent_id: str) -> float:
+        """How often this agent is to send heartbeats: as the fleet's size allows, and thrice within its leases."""
+        shortest_s = self.settings.interval_for(len(self.agents_by_id))
+        for worker in self._workers_of.get(agent_id, {}).values():
+            if fenced(worker):
+                shortest_s = min(shortest_s, worker.spec.lease_s / 3)
+        return max(0.2, shortest_s)
+
+    def find(self, worker_id: str) -> WorkerRecord:
+        worker = self.workers_by_id.get(worker_id)
+        if worker is None:
+            raise NotFound(
+                f"no worker {worker_id!r}",
+                "list them: curl …/api/remote-workers, or invoke status",
+                code="unknown_worker",
+            )
+        return worker
+
+    def agent(self, agent_id: str) -> AgentRecord:
+        agent = self.agents_by_id.get(agent_id)
+        if agent is None:
+            raise NotFound(f"no agent {agent_id!r}", "list them: invoke agents", code="unknown_agent")
+        return agent
+
+    def worker_view(self, worker: WorkerRecord) -> dict[str, Any]:
+        seen = self.seen[worker.agent_id]
+        reachable = seen.state in ("connected", "suspect")
+        reason = self.agent_reason(worker.agent_id)
+        view = views.worker_view(worker, self.worker_seen[worker.worker_id], reachable, reason, seen.last_seen_wall)
+        return gang_views.applied(self.gangs.view_of(worker), view)
+
+    def agent_reason(self, agent_id: str) -> str:
+        """Why this agent is as it is."""
+        seen = self.seen[agent_id]
+        return seen.reason or (
+            "its agent has not been heard since the manager started" if seen.state == "never" else ""
+        )
+
+    def worker_count(self, agent_id: str) -> int:
+        return len(self._workers_of.get(agent_id, ()))
+
+    def facts(self, worker: WorkerRecord) -> dict[str, Any]:
+        """What selectors ask about: a hundredth of a view, for ten thousand workers at once."""
+        agent = self.seen[worker.agent_id].state
+        state, _ = views.observed_state(
+            worker, self.worker_seen[worker.worker_id], agent_reachable=agent in ("connected", "suspect")
+        )
+        return {
+            "worker_id": worker.worker_id,
+            "state": state,
+            "desired": worker.desired,
+            "host": worker.host,
+            "agent": worker.agent_id,
+            "group": worker.spec.group,
+            "labels": worker.spec.labels,
+        }
+
+    def host_view(self, agent_id: str) -> dict[str, Any]:
+        return views.host_view(self.agents_by_id[agent_id], self.seen[agent_id], self.worker_count(agent_id))
+
+    # ------------------------------------------------------------------------------------------ change feed
+
+    def on_change(self, listener: Listener) -> None:
+        """`listener(topic, item_id, view or None)` for "workers", "hosts" (item: the agent's id) and "events"."""
+        self._listeners.append(listener)
+
+    def on_look(self, looks: Callable[[str], bool]) -> None:
+        """`looks(topic)`: whether anybody sees the views of this topic just now."""
+        self._lookers.append(looks)
+
+    def on_wake(self, waker: Callable[[str], None]) -> None:
+        """`waker(agent_id)`: this agent's held request has something to answer."""
+        self._wakers.append(waker)
+
+    def on_poll_lost(self, hook: Callable[[str], None]) -> None:
+        """`hook(agent_id)`: the agent's side closed its held request; a living agent opens another at once."""
+        self.poll_lost_hooks.append(hook)
+
+    def on_revoked(self, hook: Callable[[str], None]) -> None:
+        """`hook(agent_id)`: nothing that this agent has asked may be answered any more."""
+        self.revoked_hooks.append(hook)
+
+    def on_worker_failed(self, hook: Callable[[WorkerRecord, Now], None]) -> None:
+        self.failed_hooks.append(hook)
+
+    def notify(self, topic: str, item_id: str, view: dict[str, Any] | None) -> None:
+        for listener in self._listeners:
+            listener(topic, item_id, view)
+
+    def notify_shown(self, topic: str, item_id: str, make_view: Callable[[], dict[str, Any]]) -> None:
+        """As `notify`, for what every heartbeat changes. While nobody looks the view is not made: listeners get {}."""
+        seen = not self._lookers
+        for looks in self._lookers:
+            seen = seen or looks(topic)
+        self.notify(topic, item_id, make_view() if seen else {})
+
+    def notify_agent(self, agent_id: str) -> None:
+        self.notify("hosts", agent_id, self.host_view(agent_id))
+        for worker in self.workers_of(agent_id):
+            self.notify("workers", worker.worker_id, self.worker_view(worker))
+
+    def command_event(self, record: CommandRecord, now: Now) -> None:
+        worker = self.workers_by_id.get(record.worker_id)
+        words = record.reason if record.status == "accepted" else record.message
+        self.event_log.add(
+            "command",
+            now,
+            worker_id=record.worker_id,
+            host=worker.host if worker else "",
+            after=record.status,
+            reason=f"{record.command} {record.status}" + (f": {words}" if words else ""),
+            actor=record.actor,
+            attempt=record.attempt,
+            evidence={
+                "command_id": record.command_id,
+                "command": record.command,
+                **({"from": record.origin} if record.origin else {}),
+            },
+        )
+
+    def set_credentials(self, agent_id: str, secret_sha256: str, actor: str, now: Now) -> None:
+        """Give an agent a new secret (its hash); the one before stops working. Durable."""
+        agent = self.agent(agent_id)
+        self.agent_by_secret.pop(agent.secret_sha256, None)
+        agent.secret_sha256 = secret_sha256
+        self.agent_by_secret[secret_sha256] = agent_id
+        self.put("agents", agent_id, agent)
+        self.event_log.add("credentials", now, host=agent.host, reason=f"new secret for {agent_id}", actor=actor)
+        self.commit()
+
+    def revoke_credentials(self, agent_id: str, actor: str, now: Now) -> None:
+        """For a secret that was stolen: it is good for nothing from now on, and neither is the key by which a deployed
+        agent knows its manager. Its workers run on; a deployment (a launcher: an approval) gives it new ones. Durable.
+        """
+        agent = self.agent(agent_id)
+        self.agent_by_secret.pop(agent.secret_sha256, None)
+        agent.revoked_sha256, agent.secret_sha256 = agent.secret_sha256 or agent.revoked_sha256, ""
+        if agent.kind == "deployed":  # a launcher could not be told the new one
+            agent.key_generation += 1
+        self.tokens.revoke_agents(agent_id)
+        self.put("agents", agent_id, agent)
+        self.event_log.add("credentials", now, host=agent.host, reason=f"secret of {agent_id} revoked", actor=actor)
+        for hook in self.revoked_hooks:
+            hook(agent_id)
+        self.commit()
+
+    # ------------------------------------------------------------------------------------------ leaving the fleet
+
+    def drop_worker(self, worker: WorkerRecord, now: Now, reason: str, actor: str = "") -> None:
+        self.workers_version += 1
+        self.workers_by_id.pop(worker.worker_id, None)
+        self._workers_of.get(worker.agent_id, {}).pop(worker.worker_id, None)
+        self.worker_seen.pop(worker.worker_id, None)
+        self.put("workers", worker.worker_id, None)
+        agent = self.agents_by_id.get(worker.agent_id)
+        if agent is not None and agent.kind == "launcher":
+            self.drop_agent(worker.agent_id)
+        elif agent is not None and reason == "forgotten":
+            self.withdraw(agent, worker)
+        self.touch(worker.agent_id)
+        self.event_log.add(
+            "worker_removed", now, worker_id=worker.worker_id, host=worker.host, reason=reason, actor=actor
+        )
+        self.notify("workers", worker.worker_id, None)
+
+    def drop_agent(self, agent_id: str) -> None:
+        agent = self.agents_by_id.pop(agent_id, None)
+        if agent is None:
+            return
+        self.seen.pop(agent_id, None)
+        self.agent_by_secret.pop(agent.secret_sha256, None)
+        self.put("agents", agent_id, None)
+        self.notify("hosts", agent_id, None)
+
+    def withdraw(self, agent: AgentRecord, worker: WorkerRecord) -> None:
+        """Tell the agent, now or when it returns, to drop a worker that is no longer its own."""
+        agent.withdrawn[worker.worker_id] = {
+            "command": worker.spec.command,
+            "generation": worker.generation + 1,
+            "epoch": worker.epoch,
+        }
+        self.put("agents", agent.agent_id, agent)
+        self.touch(agent.agent_id)
+
+    # ------------------------------------------------------------------------------------------ durability
+
+    def touch(self, agent_id: str, *, wake: bool = True) -> None:
+        """This agent's assignments or commands changed; call it after `put`."""
+        seen = self.seen.get(agent_id)
+        if seen is None:
+            return
+        seen.rev = ""
+        seen.touched = self._changed
+        if wake:
+            self.wake(agent_id)
+
+    def wake(self, agent_id: str) -> None:
+        """There is something to be told to this agent."""
+        for waker in self._wakers:
+            waker(agent_id)
+
+    def index_worker(self, worker: WorkerRecord) -> None:
+        self.workers_by_id[worker.worker_id] = worker
+        self._workers_of.setdefault(worker.agent_id, {})[worker.worker_id] = worker
+        self.worker_seen.setdefault(worker.worker_id, WorkerObserved())
+        self.store_worker(worker)
+
+    def hand_over(self, worker: WorkerRecord, agent_id: str, host: str) -> None:
+        """Give a worker whose old instance is surely gone to another agent: with a new epoch, to be started there."""
+        self._workers_of.get(worker.agent_id, {}).pop(worker.worker_id, None)
+        self._workers_of.setdefault(agent_id, {})[worker.worker_id] = worker
+        worker.agent_id, worker.host = agent_id, host
+        worker.epoch, worker.generation, worker.desired = self.next_epoch(), worker.generation + 1, "running"
+        worker.leased, worker.lease_bound_s = False, 0.0  # it has not run there yet
+        worker.event_seq = 0  # the new host's clock, from which its numbers begin, may be behind the old one's
+        worker.moving = {}
+        worker.last_state, worker.last_reason = "stopped", f"given to {host}, not heard of from there yet"
+        self.leases.ended(worker.worker_id)
+        self.worker_seen[worker.worker_id].report = None
+        self.worker_seen[worker.worker_id].plight = {}
+
+    def adopt(self, worker: WorkerRecord, agent: AgentRecord, epoch: int, generation: int) -> None:
+        """What an agent has of a worker is newer than what the state says: the state lost it. The agent is right."""
+        self.rise_above(epoch)
+        if worker.agent_id != agent.agent_id:
+            before = self.agents_by_id.get(worker.agent_id)
+            if before is not None:
+                self.withdraw(before, worker)
+            self._workers_of.get(worker.agent_id, {}).pop(worker.worker_id, None)
+            self._workers_of.setdefault(agent.agent_id, {})[worker.worker_id] = worker
+            worker.agent_id, worker.host = agent.agent_id, agent.host
+            agent.withdrawn.pop(worker.worker_id, None)
+            self.put("agents", agent.agent_id, agent)
+            self.worker_seen[worker.worker_id].report = None
+        worker.epoch, worker.generation = epoch, max(worker.generation, generation)
+        self.put("workers", worker.worker_id, worker)
+        self.touch(agent.agent_id)
+
+    def store_worker(self, worker: WorkerRecord) -> None:
+        self.workers_version += 1
+        self.put("workers", worker.worker_id, worker)
+        self.touch(worker.agent_id)
+        self.notify("workers", worker.worker_id, self.worker_view(worker))
+
+    def index_agent(self, agent: AgentRecord) -> None:
+        self._index_agent(agent)
+        self.put("agents", agent.agent_id, agent)
+        self.notify("hosts", agent.agent_id, self.host_view(agent.agent_id))
+
+    def _index_agent(self, agent: AgentRecord) -> None:
+        self.agents_by_id[agent.agent_id] = agent
+        self.seen.setdefault(agent.agent_id, AgentObserved())
+        if agent.secret_sha256:
+            self.agent_by_secret[agent.secret_sha256] = agent.agent_id
+
+    def put(self, table: str, key: str, record: Any) -> None:
+        self._changes.append((table, key, record if record is None or isinstance(record, dict) else to_dict(record)))
+        self._changed += 1
+
+    def commit(self) -> None:
+        """Everything changed so far is on disk when this returns. Raises NotDurable."""
+        changes, self._changes = self._changes, []
+        upto = self._changed
+        try:
+            self._store.commit(changes)
+            self._durable = max(self._durable, upto)
+            self.event_log.flush()
+        except NotDurable as exc:
+            self.unwritten = exc.message
+            raise
+        self.gangs.tell()
+        if self.unwritten:
+            self.unwritten = ""
+            for agent_id in list(self.seen):
+                self.touch(agent_id)
+
+    def make_durable_for(self, agent_id: str) -> None:
+        """Nothing that this agent is told next can be lost: an epoch it hears of is never granted again, whatever
+        happens to the manager. Costs nothing where nothing of its own is new."""
+        while (seen := self.seen.get(agent_id)) is not None and seen.touched > self._durable:
+            self.commit()
+
+    def save(self) -> None:
+        self._store.save()
+
+    def close(self) -> None:
+        self.commit()
+        self._store.close()
+        self.event_log.close()
+
+
+def events_path(state_file: str) -> str:
+    """The history lies beside the state: data/procguard_state.yaml -> data/procguard_state.events.jsonl."""
+    return os.path.splitext(os.path.abspath(state_file))[0] + ".events.jsonl"

@@ -1,0 +1,114 @@
+"""A state as a file to keep or to carry elsewhere: JSON lines, the same for every store.
+
+    {"procguard_state": 1, "fleet_id": "f-…", "exported_at": "2026-11-24T03:00:00.000Z", "records": 2}
+    {"table": "fleet", "key": "fleet", "record": {…}}
+    {"table": "workers", "key": "worker1", "record": {…}}
+    {"end": 2, "sha256": "…"}
+
+The last line tells a file that was cut or changed. Owns this format and nothing else: what the records mean is
+records.py's, where they are kept the stores'.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from procguard.errors import Conflict, ProcGuardError, UsageError
+from procguard.fleet.clock import iso
+from procguard.fleet.store import journal, open_store
+from procguard.fleet.store.interface import Loaded, Tables, apply
+
+VERSION = 1
+
+
+def exported(tables: Tables, wall: float) -> Iterator[str]:
+    """The lines, in an order that is the same for the same state."""
+    count = sum(len(records) for records in tables.values())
+    fleet = tables.get("fleet", {}).get("fleet", {})
+    header = {"procguard_state": VERSION, "fleet_id": fleet.get("fleet_id"), "exported_at": iso(wall), "records": count}
+    digest = hashlib.sha256()
+    for line in [header, *_records(tables)]:
+        text = json.dumps(line, separators=(",", ":")) + "\n"
+        digest.update(text.encode())
+        yield text
+    yield json.dumps({"end": count, "sha256": digest.hexdigest()}, separators=(",", ":")) + "\n"
+
+
+def _records(tables: Tables) -> Iterator[dict[str, Any]]:
+    for table in sorted(tables):
+        for key in sorted(tables[table]):
+            yield {"table": table, "key": key, "record": tables[table][key]}
+
+
+def imported(lines: Iterable[str], name: str) -> Tables:
+    """What an export holds. Raises UsageError naming the line, and what to do."""
+    tables: Tables = {}
+    digest = hashlib.sha256()
+    count = 0
+    for number, text in enumerate(lines, 1):
+        try:
+            line = json.loads(text)
+            if number == 1:
+                _check_header(line, name)
+            elif "end" in line:
+                if (line["end"], line["sha256"]) != (count, digest.hexdigest()):
+                    raise ValueError("the lines before it are not those that were exported")
+                return tables
+            else:
+                apply(tables, [(str(line["table"]), str(line["key"]), dict(line["record"]))])
+                count += 1
+        except (ValueError, KeyError, TypeError, AttributeError) as exc:
+            raise UsageError(
+                f"{name}:{number}: not a line of an export ({exc})", "make it anew: invoke state export FILE"
+            ) from exc
+        digest.update(text.encode())
+    raise UsageError(f"{name}: it ends before its end: the file was cut", "make it anew: invoke state export FILE")
+
+
+def _check_header(line: Any, name: str) -> None:
+    version = line.get("procguard_state")
+    if not isinstance(version, int):
+        raise ValueError('it does not begin with {"procguard_state": …}')
+    if version > VERSION:
+        raise UsageError(
+            f"{name}: an export of version {version}; this release reads up to {VERSION}",
+            "import it with the release that made it, or a later one",
+            code="newer_state",
+        )
+
+
+# ------------------------------------------------------------------------------------------------------- states
+
+
+def files_of(path: str) -> list[str]:
+    """Every file of the state at `path` that exists."""
+    names = [path + ending for ending in ("", ".prev", "-wal", "-shm")]
+    return [name for name in names if os.path.exists(name)] + [
+        journal.segment_path(path, number) for number in journal.segments(path)
+    ]
+
+
+def read(path: str) -> Loaded:
+    if not files_of(path):
+        raise UsageError(f"there is no state at {path}", "name it: --state PATH, or --config FILE of its manager")
+    return open_store(path).read()
+
+
+def write_new(path: str, tables: Tables) -> None:
+    """A new state with these records. What lies there already is never touched."""
+    present = files_of(path)
+    if present:
+        raise Conflict(f"{present[0]} exists; nothing was written", "name another place, or move it away first")
+    fleet = tables.get("fleet", {}).get("fleet")
+    if not isinstance(fleet, dict) or not isinstance(fleet.get("term"), int):
+        raise ProcGuardError("it does not say whose state it is (no record fleet/fleet)", "export it anew")
+    # It may be older than what runs: the first start on it hears the agents before it tells them anything.
+    tables = {**tables, "fleet": {"fleet": {**fleet, "imported": True}}}
+    store = open_store(path)
+    store.load()
+    store.commit([(table, key, record) for table, records in tables.items() for key, record in records.items()])
+    store.close()

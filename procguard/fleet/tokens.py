@@ -1,0 +1,145 @@
+"""Tokens: what people, launchers and other programs show where they are not the manager's own user on its machine.
+
+Owns their scopes, lives and uses; only hashes are kept. What a scope may do is procguard/portal/permissions.py.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING, Any
+
+from procguard.errors import Conflict, NotFound, Refused, UsageError
+from procguard.fleet.clock import Now, iso
+from procguard.fleet.records import TokenRecord, from_dict
+from remote_agent import protocol
+
+if TYPE_CHECKING:
+    from procguard.fleet.state import FleetState
+
+SCOPES = ("operator", "viewer", "enroll", "metrics")
+AGENT_SCOPE = "agent:"  # and the agent's id
+SCOPES_SHOWN = "operator, viewer, enroll, metrics or agent:ID"
+MAX_TOKENS = 10_000
+MAX_LIFE_S = 10 * 366 * 24 * 3600.0
+MAX_USES = 1_000_000
+KEEP_ENDED_S = 30 * 24 * 3600.0  # an expired token is shown this long, so that its user learns why it fails
+NOTE_USE_EVERY_S = 600.0  # the last use on disk is at most this much older than the real one
+
+
+class Tokens:
+    """The tokens of one fleet. Methods marked "durable" return when the change is on disk."""
+
+    def __init__(self, fleet: FleetState) -> None:
+        self._fleet = fleet
+        self._by_id: dict[str, TokenRecord] = {}
+        self._by_hash: dict[str, TokenRecord] = {}
+        self._stored_use: dict[str, float] = {}
+
+    def restore(self, table: dict[str, dict[str, Any]]) -> None:
+        for data in table.values():
+            self._index(from_dict(TokenRecord, data))
+
+    def all(self) -> list[TokenRecord]:
+        return list(self._by_id.values())
+
+    def add(
+        self,
+        scope: str,
+        name: str,
+        sha256: str,
+        actor: str,
+        now: Now,
+        life_s: float | None = None,
+        uses: int | None = None,
+    ) -> TokenRecord:
+        """A new token, known by the hash of its text; durable. `life_s`: None = for ever. `uses`: how many launchers an
+        enrolment token lets in, None = any number."""
+        self._check_scope(scope)
+        if uses is not None and scope != "enroll":
+            raise UsageError(f"uses: a token of scope {scope} has none", "only enrolment tokens (enroll) are used up")
+        self._drop_ended(now)
+        if len(self._by_id) >= MAX_TOKENS:
+            raise Conflict(f"there are {MAX_TOKENS} tokens already", "revoke some: invoke token, invoke token.revoke")
+        token = TokenRecord("t-" + secrets.token_hex(4), name, scope, sha256, now.wall, created_by=actor)
+        token.expires_wall = now.wall + life_s if life_s is not None else None
+        token.uses_left = uses
+        self._index(token)
+        self._fleet.put("tokens", token.token_id, token)
+        until = f", until {iso(token.expires_wall)}" if token.expires_wall else ""
+        self._event(f"token {token.token_id} ({scope}, {name or 'no name'}{until}) created", actor, now)
+        self._fleet.commit()
+        return token
+
+    def find(self, sha256: str) -> TokenRecord | None:
+        """By the hash of its text; also one that has ended (`usable` says so)."""
+        return self._by_hash.get(sha256)
+
+    def usable(self, token: TokenRecord, now: Now) -> str:
+        """ "" or why this token is good for nothing any more."""
+        if token.expires_wall is not None and now.wall >= token.expires_wall:
+            return f"expired at {iso(token.expires_wall)}"
+        return "has let in as many launchers as it was made for" if token.uses_left == 0 else ""
+
+    def used(self, token: TokenRecord, address: str, now: Now) -> None:
+        """Remember when and from where; written with some later change."""
+        token.used_wall, token.used_from = now.wall, address
+        if now.wall - self._stored_use.get(token.token_id, 0.0) >= NOTE_USE_EVERY_S:
+            self._stored_use[token.token_id] = now.wall
+            self._fleet.put("tokens", token.token_id, token)
+
+    def spend(self, token_id: str, now: Now) -> None:
+        """One launcher is let in by it; durable with the caller's commit. Raises Refused."""
+        token = self._by_id.get(token_id)
+        reason = "was revoked" if token is None else self.usable(token, now)
+        if token is None or reason:
+            raise Refused(f"this enrolment token {reason}", "make another: invoke token.create --scope enroll")
+        if token.uses_left is not None:
+            token.uses_left -= 1
+            self._fleet.put("tokens", token_id, token)
+
+    def revoke(self, token_id: str, actor: str, now: Now) -> None:
+        """Durable."""
+        token = self._by_id.get(token_id)
+        if token is None:
+            raise NotFound(f"no token {token_id!r}", "list them: invoke token")
+        self._drop(token)
+        self._event(f"token {token_id} ({token.scope}, {token.name or 'no name'}) revoked", actor, now)
+        self._fleet.commit()
+
+    def revoke_agents(self, agent_id: str) -> int:
+        """Every token made for this agent; durable with the caller's commit. Returns how many."""
+        found = [token for token in self._by_id.values() if token.scope == AGENT_SCOPE + agent_id]
+        for token in found:
+            self._drop(token)
+        return len(found)
+
+    # -------------------------------------------------------------------------------------------------- inside
+
+    def _check_scope(self, scope: str) -> None:
+        if scope in SCOPES:
+            return
+        if not scope.startswith(AGENT_SCOPE):
+            raise UsageError(f"unknown token scope {scope[:80]!r}", f"use {SCOPES_SHOWN}")
+        agent_id = scope.removeprefix(AGENT_SCOPE)
+        if not protocol.valid_agent_id(agent_id):
+            raise UsageError(f"{agent_id[:80]!r} is not an agent's id", "e.g. agent:gpu01, agent:launcher:worker1")
+        if agent_id not in self._fleet.agents_by_id and not agent_id.startswith(protocol.LAUNCHER_PREFIX):
+            raise NotFound(f"no agent {agent_id!r}", "list them: invoke agents", code="unknown_agent")
+
+    def _index(self, token: TokenRecord) -> None:
+        self._by_id[token.token_id] = token
+        self._by_hash[token.sha256] = token
+
+    def _drop(self, token: TokenRecord) -> None:
+        self._by_id.pop(token.token_id, None)
+        self._by_hash.pop(token.sha256, None)
+        self._stored_use.pop(token.token_id, None)
+        self._fleet.put("tokens", token.token_id, None)
+
+    def _drop_ended(self, now: Now) -> None:
+        for token in self.all():
+            if token.expires_wall is not None and now.wall > token.expires_wall + KEEP_ENDED_S:
+                self._drop(token)
+
+    def _event(self, reason: str, actor: str, now: Now) -> None:
+        self._fleet.event_log.add("token", now, reason=reason, actor=actor)

@@ -1,0 +1,68 @@
+"""What may be said of a group: the keys of `groups` in the configuration and of `procguard_groups` in an inventory.
+
+The one place of these words, their bounds and descriptions; docs/groups.md shows each. Knows neither where a policy
+comes from nor what it leads to (fleet/gangs.py). A group that nobody says anything about is only a name for selectors.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+
+def _address(text: str) -> str:
+    if any(letter.isspace() or letter == "/" for letter in text):
+        raise ValueError("an IP address or a host name that every member's host can reach")
+    return text
+
+
+class GroupPolicy(BaseModel):
+    """How one group behaves."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
+
+    restart: Literal["alone", "gang"] = Field(
+        default="alone",
+        description=(
+            "`alone`: each member restarts by its own policy. `gang`: they are one job: when one fails all are "
+            "stopped, and all are started again together."
+        ),
+    )
+    rendezvous: Literal["none", "torch"] = Field(
+        default="none",
+        description=(
+            "`torch`: each member's environment has its rank, the world's size and where rank 0 listens, as "
+            "torch.distributed and torchrun read them. Needs `restart: gang`."
+        ),
+    )
+    max_attempts: int | None = Field(
+        default=None,
+        ge=0,
+        le=1_000_000,
+        description="Restarts of the gang before it is `failed`; unset: `recovery.max_recovery_attempts`.",
+    )
+    nproc_per_node: int = Field(
+        default=1,
+        ge=1,
+        le=1024,
+        description="Processes that each member starts by itself (torchrun): WORLD_SIZE counts them.",
+    )
+    master_addr: Annotated[str, AfterValidator(_address)] = Field(
+        default="", description="MASTER_ADDR; empty: the address of the host on which rank 0 runs."
+    )
+    master_port: int = Field(
+        default=0,
+        ge=0,
+        le=65535,
+        description="MASTER_PORT; 0: a free port of the host on which rank 0 runs, found anew for each start.",
+    )
+
+    @model_validator(mode="after")
+    def _rendezvous_needs_a_gang(self) -> GroupPolicy:
+        if self.rendezvous != "none" and self.restart != "gang":
+            raise ValueError(f"restart: gang beside rendezvous: {self.rendezvous}; ranks are those of one start of all")
+        return self
+
+
+ALONE = GroupPolicy()  # a group of which nothing is said

@@ -1,0 +1,54 @@
+"""Whose certificate a hand-started launcher believes: a file, a fingerprint, or this machine's own manager.
+
+Knows `--ca`; nothing of workers.
+"""
+
+from __future__ import annotations
+
+from procguard import local_manager
+from procguard.errors import ProcGuardError, UsageError
+from remote_agent.link import Addresses, Connection, Credentials
+from remote_agent.tls import FINGERPRINT_PREFIX, Trust, fingerprint
+
+HOW = "give --ca FILE (tls/ca.pem beside the manager's state), or --ca sha256:… as the manager prints it at its start"
+
+
+def trust_for(url: str, ca: str) -> Trust:
+    """`ca`: a file in PEM, sha256:HEX, or "". Raises UsageError, LinkDown (a fingerprint has to be asked for)."""
+    if ca.startswith(FINGERPRINT_PREFIX):
+        return _by_fingerprint(url, ca.lower())
+    if ca:
+        return Trust(_read(ca), any_name=True)
+    known = local_manager.find(url) if url.startswith("https:") else None
+    return Trust(_read(known.ca_file), known.any_name) if known is not None else Trust()
+
+
+def _read(path: str) -> str:
+    import ssl  # noqa: PLC0415 - most launchers speak http
+
+    try:
+        with open(path, encoding="ascii") as file:
+            pem = file.read()
+        ssl.create_default_context(cadata=pem)
+    except (OSError, UnicodeDecodeError, ValueError) as exc:
+        raise UsageError(f"--ca {path}: no certificates in PEM can be read there ({exc})", HOW) from exc
+    return pem
+
+
+def _by_fingerprint(url: str, wanted: str) -> Trust:
+    """The manager's CA, asked of whoever answers and believed only if it is the one whose fingerprint was given."""
+    digits = wanted.removeprefix(FINGERPRINT_PREFIX)
+    if len(digits) != 64 or digits.strip("0123456789abcdef"):
+        raise UsageError(f"--ca {wanted[:80]}: expected {FINGERPRINT_PREFIX} and 64 hexadecimal digits", HOW)
+    connection = Connection(Addresses([url], Trust(verify=False)), Credentials(""))
+    answer = connection.anonymous("GET", "/api/ca")
+    connection.disconnect()
+    told = answer.data.get("ca")
+    try:
+        found = fingerprint(told) if isinstance(told, str) else ""
+    except ValueError:
+        found = ""
+    if found != wanted:
+        shown = f"has another CA: {found}" if found else "names no CA"
+        raise ProcGuardError(f"{url} {shown}", HOW, code="untrusted")
+    return Trust(str(told), any_name=True)

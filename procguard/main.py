@@ -1,0 +1,102 @@
+"""python -m procguard.main: patch gevent, read the arguments, start the manager (or the demo, or look at a daemon).
+
+The same as ./start_manager.sh and `invoke manager`. Exit codes: 0 well, 1 the call was wrong, 3 --status: not running.
+"""
+
+from __future__ import annotations
+
+if __name__ == "__main__":  # before anything else is imported, and never in a process that merely imports us
+    import sys
+
+    try:
+        from gevent import monkey
+    except ModuleNotFoundError:
+        from procguard.bootstrap import hand_over
+
+        hand_over("start_manager.sh", sys.argv[1:], "gevent")
+    monkey.patch_all()
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from procguard import __version__, config, daemon
+from procguard.errors import ProcGuardError
+
+EPILOG = """\
+examples:
+  python -m procguard.main --config configs/procguard_config.yaml
+  python -m procguard.main --config configs/procguard_config.yaml --daemon     (then --status, --stop)
+  python -m procguard.main --set web.port=5055 --set monitoring.heartbeat_timeout=20
+  python -m procguard.main --demo
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="start_manager.sh",
+        description="ProcGuard's manager: the API for agents and operators, the portal, monitoring and recovery.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    made.add_argument("--config", metavar="FILE", help="configuration file; without it the built-in values apply")
+    made.add_argument("--host", help="address to listen on (web.host)")
+    made.add_argument("--port", type=int, help="port to listen on (web.port)")
+    made.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="one configuration value, e.g. web.port=5055"
+    )
+    mode = made.add_mutually_exclusive_group()
+    mode.add_argument("--daemon", action="store_true", help="run in the background")
+    mode.add_argument("--status", action="store_true", help="say whether a manager runs on this state")
+    mode.add_argument("--stop", action="store_true", help="end the manager of this state; its workers run on")
+    mode.add_argument(
+        "--install-service", action="store_true", help="start it at boot and when it dies: a systemd user unit, or cron"
+    )
+    mode.add_argument("--remove-service", action="store_true", help="undo --install-service")
+    mode.add_argument("--demo", action="store_true", help="manager, this machine as a host, three example workers")
+    made.add_argument("--version", action="version", version=f"ProcGuard {__version__}")
+    return made
+
+
+def run(argv: Sequence[str]) -> int:
+    """What `main` does, with errors as ProcGuardError."""
+    arguments = parser().parse_args(argv)
+    if arguments.demo:
+        from procguard import demo
+
+        return demo.run(arguments.port, arguments.host)
+    settings = config.load(arguments.config, arguments.set, arguments.host, arguments.port)
+    if arguments.status:
+        return daemon.status(settings)
+    if arguments.stop:
+        return daemon.stop(settings)
+    if arguments.install_service or arguments.remove_service:
+        from procguard import manager_service
+
+        words = [word for word in argv if word != "--install-service"]
+        print(
+            manager_service.remove(settings) if arguments.remove_service else manager_service.install(settings, words)
+        )
+        return 0
+    if arguments.daemon:
+        return daemon.start(argv, settings)
+    lock = daemon.lock_state(settings)
+    from procguard import manager
+
+    manager.set_up_logging(settings)
+    return manager.Manager(settings, lock).run()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    try:
+        return run(sys.argv[1:] if argv is None else argv)
+    except ProcGuardError as exc:
+        print(f"procguard: {exc}", file=sys.stderr)
+        return exc.exit_code
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,229 @@
+"""Which events are worth telling, and how many become one message. Pure: no clock, no sending.
+
+    event ──► classified ──► Gathering (one for each target): dedup, one Group for each class ──► Message
+
+A group keeps a count, the newest few events and some names, however many come: 200 workers that fail at once are one
+message with a count, and an endpoint that is dead for days costs no memory.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from procguard.config_alerts import ALERT_CLASSES, Target
+from procguard.words import Words
+
+Event = dict[str, Any]
+Severity = Literal["critical", "warning", "info"]
+
+SAMPLES = 20  # events of a group that its message shows
+NAMES = 200  # subjects of a group that it remembers
+REMEMBERED = 10_000  # alerts that dedup knows
+
+# kind -> (class, severity). What ends an alert is of the same class, for information.
+ALERT_OF_KIND: dict[str, tuple[str, Severity]] = {
+    "worker_failed": ("failed", "critical"),
+    "worker_suspect": ("suspect", "warning"),
+    "worker_clear": ("suspect", "info"),
+    "agent_unreachable": ("host_unreachable", "critical"),
+    "agent_connected": ("host_unreachable", "info"),
+    "recovery_gave_up": ("recovery_gave_up", "critical"),
+    "task_gave_up": ("no_spare", "critical"),
+    "brake_on": ("brake", "critical"),
+    "brake_off": ("brake", "info"),
+    "stop_all": ("stop_all", "critical"),
+    "reassigned": ("reassigned", "warning"),
+    "no_spare": ("no_spare", "critical"),
+    "gang_failed": ("gang_failed", "critical"),
+    "state": ("state", "warning"),
+    "not_durable": ("state", "critical"),
+    "durable_again": ("state", "info"),
+}
+assert {alert for alert, _ in ALERT_OF_KIND.values()} == set(ALERT_CLASSES)
+
+
+def classified(event: Event) -> tuple[str, Severity]:
+    """The class of an event, or its kind where it is no alert."""
+    return ALERT_OF_KIND.get(event["kind"], (event["kind"], "info"))
+
+
+def wanted(target: Target, event: Event) -> bool:
+    """Whether this target asked for such an event."""
+    alert, _ = classified(event)
+    asked = set(target.events)
+    return "all" in asked or event["kind"] in asked or alert in asked or ("alerts" in asked and alert in ALERT_CLASSES)
+
+
+def subject_of(event: Event) -> str:
+    return str(event.get("worker_id") or event.get("host") or "")
+
+
+@dataclass
+class Group:
+    """Alerts of one class and severity that will be one message."""
+
+    alert: str
+    severity: Severity
+    first_at: str = ""
+    last_at: str = ""
+    count: int = 0
+    events: list[Event] = field(default_factory=list)  # the newest
+    names: dict[str, None] = field(default_factory=dict)  # subjects, in the order they came
+
+    def add(self, event: Event) -> None:
+        self.first_at = self.first_at or str(event["at"])
+        self.last_at = str(event["at"])
+        self.count += 1
+        self.events = [*self.events, event][-SAMPLES:]
+        if len(self.names) < NAMES:
+            self.names[subject_of(event)] = None
+
+
+class Gathering:
+    """What one target is still to be told, and what it was told lately. `now` is monotonic seconds."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._groups: dict[tuple[str, Severity], Group] = {}
+        self._told: OrderedDict[tuple[str, str], float] = OrderedDict()  # (kind, subject) -> when
+        self._silent: dict[str, tuple[float, Event]] = {}  # host -> since when, its event: not told yet
+        self._told_silent: set[str] = set()  # hosts whose silence was told: their return is told too
+        self.deduplicated = 0
+
+    @property
+    def queued(self) -> int:
+        return sum(group.count for group in self._groups.values())
+
+    @property
+    def waiting(self) -> bool:
+        return bool(self._groups)
+
+    def take(self, event: Event, now: float) -> None:
+        if not wanted(self._target, event):
+            return
+        kind, host = event["kind"], str(event.get("host") or "")
+        if kind == "agent_unreachable":
+            self._silent[host] = (now, event)
+        elif kind == "agent_connected" and not self._listens_to(kind):
+            self._silent.pop(host, None)
+            if host in self._told_silent:
+                self._told_silent.discard(host)
+                self._add(event)
+        else:
+            self._take_once(event, now)
+
+    def _listens_to(self, kind: str) -> bool:
+        """Whether each event of this kind was asked for, not only what ends an alert."""
+        return kind in self._target.events or "all" in self._target.events
+
+    def _take_once(self, event: Event, now: float) -> None:
+        key = (str(event["kind"]), subject_of(event))
+        if classified(event)[1] != "info":
+            told = self._told.get(key)
+            if told is not None and now - told < self._target.dedup:
+                self.deduplicated += 1
+                return
+            self._told[key] = now
+            self._told.move_to_end(key)
+            if len(self._told) > REMEMBERED:
+                self._told.popitem(last=False)
+        self._add(event)
+
+    def _add(self, event: Event) -> None:
+        alert, severity = classified(event)
+        self._groups.setdefault((alert, severity), Group(alert, severity)).add(event)
+
+    def ripen(self, now: float) -> float | None:
+        """Hosts that have been silent for long enough become alerts. Returns when to come back for the next one."""
+        after = self._target.unreachable_after
+        for host, (since, event) in list(self._silent.items()):
+            if now - since >= after:
+                del self._silent[host]
+                self._told_silent.add(host)
+                self._take_once(event, now)
+        return min((since + after for since, _ in self._silent.values()), default=None)
+
+    def pop(self) -> Group | None:
+        """The group that has waited longest."""
+        return self._groups.pop(next(iter(self._groups))) if self._groups else None
+
+
+# ------------------------------------------------------------------------------------------------ in words
+
+
+@dataclass(frozen=True)
+class Message:
+    """What every format is made from."""
+
+    alert: str
+    severity: Severity
+    title: str
+    lines: list[str]
+    language: str
+    count: int
+    first_at: str
+    last_at: str
+    events: list[Event]
+    fleet_id: str
+    link: str = ""
+    undelivered: int = 0  # alerts before this one that this target never got
+    test: bool = False
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines)
+
+
+def compose(group: Group, target: Target, fleet_id: str, link: str, undelivered: int = 0) -> Message:
+    words = Words(target.language)
+    names = list(group.names)
+    key = f"alert.{group.alert}_{group.severity}"
+    key = key if words.has(key) else f"alert.{group.alert}" if words.has(f"alert.{group.alert}") else "alert.other"
+    what = words.say(key, n=group.count, kind=group.alert)
+    shown = words.listed([name for name in names if name], 5)
+    title = words.say("alert.title", what=what, names=shown) if shown else what
+    lines = [_line(event, words) for event in group.events]
+    if group.count > len(lines):
+        lines.append(words.say("alert.more", n=group.count - len(lines)))
+    if undelivered:
+        lines.append(words.say("alert.undelivered", n=undelivered))
+    return Message(
+        group.alert, group.severity, title, lines, words.language, group.count, group.first_at, group.last_at,
+        group.events, fleet_id, link, undelivered,
+    )  # fmt: skip
+
+
+def _line(event: Event, words: Words) -> str:
+    where = subject_of(event)
+    if event.get("worker_id") and event.get("host"):
+        where = words.say("alert.where", worker=event["worker_id"], host=event["host"])
+    return words.say("alert.line", where=where, what=words.event(event)) if where else words.event(event)
+
+
+def test_message(target: Target, fleet_id: str, link: str, at: str) -> Message:
+    words = Words(target.language)
+    lines = [words.say("alert.test_line", name=target.name)]
+    title = words.say("alert.test")
+    return Message("test", "info", title, lines, words.language, 1, at, at, [], fleet_id, link, test=True)
+
+
+def payload(message: Message) -> dict[str, Any]:
+    """The generic JSON, documented in docs/notifications.md. Fields are only ever added."""
+    return {
+        "version": 1,
+        "alert": message.alert,
+        "severity": message.severity,
+        "title": message.title,
+        "text": message.text,
+        "language": message.language,
+        "count": message.count,
+        "first_at": message.first_at,
+        "last_at": message.last_at,
+        "events": message.events,
+        "undelivered": message.undelivered,
+        "fleet_id": message.fleet_id,
+        "link": message.link,
+        "test": message.test,
+    }

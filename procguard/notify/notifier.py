@@ -1,0 +1,208 @@
+"""Tells people about alerts: one loop for each target, so that a slow or dead one delays no other and no event.
+
+`take` is called with every event and only sorts it in memory. Sending, retrying and waiting happen in the target's own
+greenlet. What cannot be delivered within RETRY_FOR_S is dropped, counted and named in the next message that arrives.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gevent
+import gevent.event
+
+from procguard.config_alerts import Target
+from procguard.errors import Conflict, NotFound
+from procguard.fleet import clock
+from procguard.fleet.clock import iso
+from procguard.notify import alerts, transport
+from procguard.notify.alerts import Event, Gathering, Message
+from procguard.notify.formats import Outcome
+
+RETRY_FIRST_S = 1.0
+RETRY_MOST_S = 60.0
+RETRY_FOR_S = 900.0  # a message older than this is dropped: what is newer says more
+
+log = logging.getLogger(__name__)
+
+Send = Callable[[Target, Message, clock.Now], Outcome]
+
+
+@dataclass
+class Counts:
+    """Of one target since the manager's start. Alerts, not messages, but for `sent`."""
+
+    sent: int = 0
+    failures: int = 0  # tries that failed
+    dropped: int = 0
+    last_ok: float | None = None
+    last_error: str = ""
+    last_error_at: float | None = None
+
+
+class _Loop:
+    """One target: what waits for it, and the greenlet that sends."""
+
+    def __init__(self, notifier: Notifier, target: Target) -> None:
+        self.target = target
+        self.gathering = Gathering(target)
+        self.counts = Counts()
+        self.sending = 0  # alerts in the message under way
+        self.retry_at: float | None = None  # monotonic
+        self._notifier = notifier
+        self._undelivered = 0
+        self._wake = gevent.event.Event()
+        self.greenlet: Any = None
+
+    def take(self, event: Event, now: float) -> None:
+        self.gathering.take(event, now)
+        self._wake.set()
+
+    def run(self) -> None:
+        while True:
+            try:
+                self._round()
+            except Exception:  # a mistake here must not silence this target for good
+                log.exception("a notification failed name=%s", self.target.name)
+                gevent.sleep(RETRY_FIRST_S)
+
+    def _round(self) -> None:
+        ripe_at = self.gathering.ripen(clock.read().monotonic)
+        if not self.gathering.waiting:
+            wait_s = None if ripe_at is None else max(0.0, ripe_at - clock.read().monotonic)
+            self._wake.wait(wait_s)
+            self._wake.clear()
+            return
+        gevent.sleep(self.target.group_wait)
+        while (group := self.gathering.pop()) is not None:
+            self.sending = group.count
+            try:
+                self._deliver(
+                    alerts.compose(
+                        group, self.target, self._notifier.fleet_id(), self._notifier.link(), self._undelivered
+                    )
+                )
+            finally:
+                self.sending = 0
+        gevent.sleep(self.target.min_interval)
+
+    def _deliver(self, message: Message) -> None:
+        began, delay_s = clock.read().monotonic, RETRY_FIRST_S
+        while True:
+            outcome = self._try(message)
+            if outcome.ok:
+                self._undelivered = 0
+                return
+            waited_s = clock.read().monotonic - began
+            pause_s = max(outcome.after_s or 0.0, delay_s * random.uniform(0.75, 1.25))  # noqa: S311 - spreads tries
+            if not outcome.retry or waited_s + pause_s > self._notifier.retry_for_s:
+                self.counts.dropped += message.count
+                self._undelivered += message.count
+                log.error("notification dropped name=%s alerts=%d error=%s", self.target.name, message.count,
+                          outcome.answer)  # fmt: skip
+                return
+            self.retry_at = clock.read().monotonic + pause_s
+            gevent.sleep(pause_s)
+            self.retry_at = None
+            delay_s = min(delay_s * 2, RETRY_MOST_S)
+
+    def _try(self, message: Message) -> Outcome:
+        outcome = self._notifier.send(self.target, message, clock.read())
+        self.note(outcome)
+        return outcome
+
+    def note(self, outcome: Outcome) -> None:
+        now = clock.read().wall
+        if outcome.ok:
+            self.counts.sent += 1
+            self.counts.last_ok = now
+            return
+        if outcome.answer != self.counts.last_error:  # a dead endpoint is logged once, not with each try
+            log.warning("notification failed name=%s error=%s", self.target.name, outcome.answer)
+        self.counts.failures += 1
+        self.counts.last_error, self.counts.last_error_at = outcome.answer, now
+
+    def view(self) -> dict[str, Any]:
+        counts, retry_at = self.counts, self.retry_at
+        return {
+            "name": self.target.name,
+            "type": self.target.type,
+            "address": self.target.shown_address,
+            "events": self.target.events,
+            "language": self.target.language,
+            "sent": counts.sent,
+            "failures": counts.failures,
+            "last_ok": iso(counts.last_ok),
+            "last_error": counts.last_error,
+            "last_error_at": iso(counts.last_error_at),
+            "queued": self.gathering.queued + self.sending,
+            "dropped": counts.dropped,
+            "deduplicated": self.gathering.deduplicated,
+            "retry_in_s": None if retry_at is None else round(max(0.0, retry_at - clock.read().monotonic), 1),
+        }
+
+
+class Notifier:
+    """`fleet_id` and `link` are asked when a message is made: both are known only once the manager serves."""
+
+    def __init__(
+        self,
+        targets: Sequence[Target],
+        fleet_id: Callable[[], str],
+        link: Callable[[], str],
+        *,
+        send: Send = transport.send,
+        retry_for_s: float = RETRY_FOR_S,
+    ) -> None:
+        self.fleet_id = fleet_id
+        self.link = link
+        self.send = send
+        self.retry_for_s = retry_for_s
+        self._loops = {target.name: _Loop(self, target) for target in targets}
+
+    def start(self) -> None:
+        for loop in self._loops.values():
+            loop.greenlet = gevent.spawn(loop.run)
+
+    def stop(self) -> None:
+        for loop in self._loops.values():
+            if loop.greenlet is not None:
+                loop.greenlet.kill()
+                loop.greenlet = None
+
+    def take(self, event: Event) -> None:
+        """Every event of the history. O(targets), no I/O."""
+        now = clock.read().monotonic
+        for loop in self._loops.values():
+            loop.take(event, now)
+
+    def views(self) -> list[dict[str, Any]]:
+        return [loop.view() for loop in self._loops.values()]
+
+    def test(self, name: str = "") -> list[dict[str, Any]]:
+        """Send a test message to one target or to all, now and once, and say what each answered."""
+        if not self._loops:
+            raise Conflict("no notifications are configured", "see docs/notifications.md", code="not_configured")
+        if name and name not in self._loops:
+            raise NotFound(f"no notification target {name[:80]!r}", f"there are: {', '.join(self._loops)}")
+        loops = [self._loops[name]] if name else list(self._loops.values())
+        tries = [gevent.spawn(self._test, loop) for loop in loops]
+        gevent.joinall(tries)
+        return [one.get() for one in tries]
+
+    def _test(self, loop: _Loop) -> dict[str, Any]:
+        began = clock.read()
+        message = alerts.test_message(loop.target, self.fleet_id(), self.link(), iso(began.wall) or "")
+        outcome = self.send(loop.target, message, began)
+        loop.note(outcome)
+        return {
+            "name": loop.target.name,
+            "type": loop.target.type,
+            "ok": outcome.ok,
+            "answer": outcome.answer,
+            "took_s": round(clock.read().monotonic - began.monotonic, 3),
+        }

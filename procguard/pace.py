@@ -1,0 +1,25 @@
+"""Long work in the event loop, in short pieces. Knows gevent and nothing else of ours."""
+
+from __future__ import annotations
+
+import time
+
+import gevent
+
+SLICE_S = 0.015
+
+
+class Pace:
+    """Called often by who has much to do: lets others run once it has worked for SLICE_S, and otherwise costs nothing.
+
+    By time and not by count: in a loop that is overloaded each turn of the others takes long, and work that gives way
+    sixty times is never done.
+    """
+
+    def __init__(self) -> None:
+        self._since = time.perf_counter()
+
+    def __call__(self) -> None:
+        if time.perf_counter() - self._since > SLICE_S:
+            gevent.sleep(0)
+            self._since = time.perf_counter()

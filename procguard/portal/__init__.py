@@ -1,0 +1,1 @@
+"""WebMonitor: the HTTP API, access, live feed and the pages."""

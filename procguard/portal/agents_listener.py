@@ -1,0 +1,76 @@
+"""Where tunnels end: a port of this machine's loopback that serves agents' routes and nothing else.
+
+What comes out of a tunnel comes from this machine and from the manager's own user, and is yet the word of whoever sits
+at the other end. So nobody is an operator here, whatever they show: only agents' secrets and enrolment tokens count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import bottle
+
+from procguard.channels import Access, Principal
+from procguard.channels.desk import Desk
+from procguard.channels.http import HttpChannel
+from procguard.config_limits import Limits
+from procguard.portal import http_server
+from procguard.portal.edge import Edge
+from procguard.portal.express import Counter, Express
+
+NOT_HERE = "this address is for agents only"
+# Nothing of these makes anybody an operator here; without them the rules for agents are the same as everywhere.
+_LEFT_OUT = ("HTTP_COOKIE", "procguard.socket")
+
+
+class AgentsOnly:
+    """The portal's access, for agents alone."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+
+    def identify(self, environ: dict[str, Any], own_secret_sha256: str = "", of_agents: bool = False) -> Principal:
+        bare = {name: value for name, value in environ.items() if name not in _LEFT_OUT}
+        caller = self._access.identify(bare, own_secret_sha256, of_agents)
+        if caller.kind in ("agent", "enroll"):
+            return caller
+        return Principal("anonymous", f"somebody at {environ.get('REMOTE_ADDR', '?')}, by a tunnel", reason=NOT_HERE)
+
+    def by_secret(self, secret_sha256: str, address: str = "") -> Principal | None:
+        caller = self._access.by_secret(secret_sha256, address)
+        return caller if caller is not None and caller.kind in ("agent", "enroll") else None
+
+    def admitted(self, environ: dict[str, Any]) -> Principal:
+        return self.identify(environ)
+
+    def check_agent(self, caller: Principal, agent_id: str) -> Principal:
+        return self._access.check_agent(caller, agent_id)
+
+    def check_worker_agent(self, caller: Principal, worker_id: str, operator_too: bool = False) -> Principal:
+        return self._access.check_worker_agent(caller, worker_id)
+
+
+def application(desk: Desk, access: Access, errors_as_json: Callable[[bottle.HTTPError], bytes]) -> bottle.Bottle:
+    """Agents' routes alone; anything else is not there."""
+    app = bottle.Bottle()
+    app.default_error_handler = errors_as_json
+    HttpChannel(desk, AgentsOnly(access), direct=False).mount(app)
+    return app
+
+
+def server(
+    desk: Desk, access: Access, errors_as_json: Callable[[bottle.HTTPError], bytes], count: Counter, limits: Limits
+) -> http_server.Server:
+    """Listening on a free port of the loopback. Raises ProcGuardError where there is none.
+
+    Its connections are in a book of their own: all come from 127.0.0.1, and a host that opens too many must not push
+    out the operator's.
+    """
+    frequent = HttpChannel(desk, AgentsOnly(access), direct=False).frequent()
+    return http_server.Server(
+        http_server.listen("127.0.0.1", 0),
+        Edge(application(desk, access, errors_as_json), count),
+        express=Express(frequent, count),
+        limits=limits,
+    )

@@ -1,0 +1,20 @@
+"""GET /api/groups: every group with its members, and what its gang is doing (docs/groups.md)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import bottle
+
+from procguard.channels import http_io
+
+
+class GroupsApi:
+    def __init__(self, registry: Any) -> None:
+        self._registry = registry
+
+    def mount(self, app: bottle.Bottle) -> None:
+        app.route("/api/groups", "GET", http_io.answered(self._groups))
+
+    def _groups(self) -> dict[str, Any]:
+        return {"groups": self._registry.gangs.views()}

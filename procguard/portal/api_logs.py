@@ -1,0 +1,120 @@
+"""GET /api/remote-workers/<id>/logs: the last lines, filtered; following; downloading."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import bottle
+
+from procguard.channels import http_io
+from procguard.channels.desk import checked_worker_id
+from procguard.config_limits import Limits
+from procguard.errors import LimitExceeded
+from procguard.portal.log_follow import Follower, SharedBytes
+from procguard.portal.log_query import LogQuery
+from procguard.portal.log_reader import LogLine
+from procguard.portal.logs import LogStore
+
+
+class LogsApi:
+    def __init__(self, registry: Any, log_store: LogStore, limits: Limits | None = None) -> None:
+        self._limits = limits or Limits()
+        self._follow_memory = SharedBytes(self._limits.follow_memory)
+        self._registry = registry
+        self.store = log_store
+        self._followers: set[Follower] = set()
+        log_store.on_append(self._on_append)
+
+    def mount(self, app: bottle.Bottle) -> None:
+        app.route("/api/remote-workers/<worker_id>/logs", "GET", http_io.answered(self._get))
+
+    @property
+    def follower_count(self) -> int:
+        return len(self._followers)
+
+    def stop(self) -> None:
+        for follower in list(self._followers):
+            follower.poll.end("stopping")
+
+    def _on_append(self, worker_id: str, attempt: int, stream: str, offset: int, data: bytes, at: float) -> None:
+        for follower in self._followers:
+            if follower.worker_id == worker_id:
+                follower.take(attempt, stream, offset, data, at)
+
+    def _get(self, worker_id: str) -> Any:
+        worker_id = checked_worker_id(worker_id)
+        self._registry.worker(worker_id)  # 404 for an unknown one
+        query = LogQuery.from_request()
+        if http_io.query_flag("download"):
+            return self._download(worker_id, query)
+        if http_io.query_flag("follow"):
+            return self._follow(worker_id, query)
+        lines = self.read_tail(worker_id, query)
+        if not query.as_json:
+            return bottle.HTTPResponse("".join(line.text + "\n" for line in lines).encode(), 200, _text_headers())
+        last = lines[-1] if lines else None
+        end = {"attempt": last.attempt, "offset": last.end} if last else None
+        attempts = self.store.attempts(worker_id)
+        shown = [line.as_json() for line in lines]
+        return {"worker_id": worker_id, "lines": shown, "next": end, "attempts": attempts}
+
+    def read_tail(self, worker_id: str, query: LogQuery, keep_partial: bool = False) -> list[LogLine]:
+        return self.store.read_tail(
+            worker_id, query.lines, query.attempt, query.stream, query.since, query.regex, keep_partial
+        )
+
+    def _download(self, worker_id: str, query: LogQuery) -> bottle.HTTPResponse:
+        headers = _text_headers()
+        headers["Content-Disposition"] = f'attachment; filename="{worker_id}.log"'
+        return bottle.HTTPResponse(self.store.raw(worker_id, query.attempt, query.stream), 200, headers)
+
+    def _follow(self, worker_id: str, query: LogQuery) -> bottle.HTTPResponse:
+        if len(self._followers) >= self._limits.log_followers:
+            raise LimitExceeded(
+                f"{self._limits.log_followers} logs are being followed already",
+                "try again later",
+                status=429,
+                retry_after_s=10,
+            )
+        follower = Follower(worker_id, query, bottle.request.environ.get("procguard.socket"), self._follow_memory)
+        self._followers.add(follower)  # before the tail is read: nothing falls between
+        headers = _text_headers()
+        if query.as_json:
+            headers["Content-Type"] = "application/x-ndjson"
+        bottle.request.environ["procguard.stream"] = True  # headers leave at once, whenever the first line comes
+        return bottle.HTTPResponse(_FollowedLog(self, follower, query), 200, headers)
+
+    def leave(self, follower: Follower) -> None:
+        self._followers.discard(follower)
+        follower.end()
+
+
+class _FollowedLog:
+    """A follower as the file that bottle streams: `read` waits for the next lines; empty = the end."""
+
+    def __init__(self, api: LogsApi, follower: Follower, query: LogQuery) -> None:
+        self._api = api
+        self._follower = follower
+        self._query: LogQuery | None = query  # until the tail was shown
+
+    def read(self, _size: int = -1) -> bytes:
+        follower = self._follower
+        if self._query is not None:
+            query, self._query = self._query, None
+            chunk = follower.begin(self._api.read_tail(follower.worker_id, query, keep_partial=True), self._api.store)
+            if chunk:
+                return chunk
+        while not follower.poll.ending:
+            chunk = follower.next_chunk()
+            if chunk:
+                return chunk
+            follower.poll.wait(60.0)
+        return b""
+
+    def close(self) -> None:
+        self._api.leave(self._follower)
+
+
+def _text_headers() -> dict[str, str]:
+    # Worker output is data: never rendered, never sniffed.
+    return {"Content-Type": "text/plain; charset=utf-8", "X-Content-Type-Options": "nosniff", "X-Accel-Buffering": "no"}

@@ -1,0 +1,39 @@
+"""What is gone for good, taken out of the fleet in one request: preview, then its token. Rules: fleet/purge.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import bottle
+import gevent
+
+from procguard.channels import Access, http_io
+from procguard.fleet import clock
+from procguard.fleet.purge import Purge
+from procguard.portal import requests
+
+TOKEN_HINTS = {"token": ("", "ask for a preview first: POST /api/purge/preview")}
+
+
+class PurgeApi:
+    def __init__(self, registry: Any, access: Access) -> None:
+        self._purge = Purge(registry, lambda: gevent.sleep(0), clock.read())
+        self._access = access
+
+    def mount(self, app: bottle.Bottle) -> None:
+        app.route("/api/purge/preview", "POST", http_io.answered(self._preview))
+        app.route("/api/purge", "POST", http_io.answered(self._carry_out))
+
+    def _operator(self) -> str:
+        return self._access.admitted(bottle.request.environ).actor
+
+    def _preview(self) -> dict[str, Any]:
+        actor, asked = self._operator(), requests.read(requests.PurgePreviewRequest)
+        http_io.note_change(f"a look at what is gone for {asked.silent_s:.0f} s")
+        return self._purge.preview(asked.silent_s, actor, clock.read())
+
+    def _carry_out(self) -> dict[str, Any]:
+        actor, asked = self._operator(), requests.read(requests.PurgeRequest, hints=TOKEN_HINTS)
+        done = self._purge.carry_out(asked.token, actor, clock.read())
+        http_io.note_change(f"{done['taken_out']} workers taken out, {done['refused']} refused")
+        return done

@@ -1,0 +1,194 @@
+"""GET /api/log-search: the agents look through their hosts' logs, and what they find is merged here as it comes.
+
+Owns the request that waits: its deadline, its bounds, when lines were written (which the manager knows better than the
+hosts, where it has them too). What agents answer comes in at the desk. Closing the request ends the search.
+"""
+
+from __future__ import annotations
+
+import heapq
+import re
+from typing import Any
+
+import bottle
+
+from procguard.channels import http_io
+from procguard.channels.held import HeldPoll
+from procguard.errors import UsageError
+from procguard.fleet import clock
+from procguard.fleet.log_search import OPEN, Part, Question, Search
+from procguard.portal.log_query import parse_since
+from procguard.portal.logs import LogStore
+from remote_agent import protocol
+
+DEFAULT_LINES, MAX_LINES = 500, 5000
+DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S = 10.0, 60.0
+MAX_PATTERN_CHARS = 512
+MAX_SELECT_CHARS = 16_384
+
+Line = dict[str, Any]
+
+
+class SearchApi:
+    def __init__(self, registry: Any, log_store: LogStore) -> None:
+        self._registry = registry
+        self._store = log_store
+
+    def mount(self, app: bottle.Bottle) -> None:
+        app.route("/api/log-search", "GET", http_io.answered(self._search))
+
+    def _search(self) -> Any:
+        question = read_question()
+        shape = http_io.query_text("format") or "json"
+        if shape not in ("json", "jsonl"):
+            raise UsageError(f"format={shape[:20]!r}: not known", "use format=json or format=jsonl")
+        select, words = http_io.query_text("select", MAX_SELECT_CHARS), http_io.query_text("q")
+        workers = self._registry.operations.matching(select, words)
+        poll = HeldPoll("search", "", bottle.request.environ.get("procguard.socket"))
+        search = self._registry.searches.begin(question, workers, clock.read(), poll.wake)
+        running = RunningSearch(self._registry, self._store, search, poll)
+        if shape == "jsonl":
+            bottle.request.environ["procguard.stream"] = True
+            headers = {"Content-Type": "application/x-ndjson", "X-Accel-Buffering": "no"}
+            return bottle.HTTPResponse(running, 200, headers)
+        try:
+            return running.whole()
+        finally:
+            running.close()
+
+
+class RunningSearch:
+    """A search as the file that bottle streams: each `read` waits for the next host; empty = the end."""
+
+    def __init__(self, registry: Any, store: LogStore, search: Search, poll: HeldPoll) -> None:
+        self._registry, self._store, self._search, self._poll = registry, store, search, poll
+        self._newest = Newest(search.question.max_lines)
+        self._begun = self._ended = False
+
+    def read(self, _size: int = -1) -> bytes:
+        search = self._search
+        if not self._begun:
+            self._begun = True
+            return _line({"t": "begin", **self._totals()})
+        while not self._poll.ending:
+            if search.fresh:
+                part, lines = self._next()
+                return _line({"t": "host", **part.view(), "lines": lines})
+            if not search.open:
+                break
+            self._wait()
+        if self._ended or self._poll.ending:
+            return b""
+        self._ended = True
+        return _line({"t": "end", **self._totals()})
+
+    def whole(self) -> dict[str, Any]:
+        """Everything at once, when the last host has answered or the time is up."""
+        search = self._search
+        while not self._poll.ending and (search.fresh or search.open):
+            if search.fresh:
+                self._next()
+            else:
+                self._wait()
+        hosts = [part.view() for part in search.parts.values()]
+        return {**self._totals(), "hosts": hosts, "lines": self._newest.lines()}
+
+    def close(self) -> None:
+        self._poll.release()
+        self._registry.searches.end(self._search)
+
+    def _wait(self) -> None:
+        left_s = self._search.ends_at - clock.read().monotonic
+        if left_s <= 0:
+            self._search.give_up()
+        else:
+            self._poll.wait(left_s)
+
+    def _next(self) -> tuple[Part, list[Line]]:
+        """The next part, and those of its lines that are among the newest so far."""
+        part, matches = self._search.fresh.popleft()
+        question = self._search.question
+        written = self._store.written(matches) if matches else []
+        kept = []
+        for match, known in zip(matches, written, strict=True):
+            at = known or match.at
+            outside = (question.since is not None and at < question.since) or (
+                question.until is not None and at > question.until
+            )
+            if not outside:
+                line = {"host": part.host, **protocol.encode(match), "at": round(at, 3)}
+                if self._newest.add(line):
+                    kept.append(line)
+        return part, kept
+
+    def _totals(self) -> dict[str, Any]:
+        search = self._search
+        parts = search.parts.values()
+        return {
+            "search_id": search.search_id,
+            "hosts_asked": len(search.parts),
+            "hosts_answered": sum(part.status == "done" for part in parts),
+            "hosts_open": sum(part.status in OPEN for part in parts),
+            "workers": sum(len(part.worker_ids) for part in parts),
+            "found": sum(part.found for part in parts),
+            "shown": len(self._newest),
+            "bytes": sum(part.bytes for part in parts),
+            "complete": all(part.status == "done" for part in parts),
+            "elapsed_s": round(clock.read().monotonic - search.began, 3),
+        }
+
+
+class Newest:
+    """The newest lines of all that come, in whatever order they come."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._heap: list[tuple[float, int, Line]] = []
+        self._count = 0
+
+    def add(self, line: Line) -> bool:
+        """False where enough newer ones are here already."""
+        self._count += 1
+        entry = (line["at"], -self._count, line)
+        if len(self._heap) < self._limit:
+            heapq.heappush(self._heap, entry)
+            return True
+        return heapq.heappushpop(self._heap, entry) is not entry
+
+    def lines(self) -> list[Line]:
+        """Newest first."""
+        return [line for _, _, line in sorted(self._heap, key=lambda entry: (-entry[0], -entry[1]))]
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+
+def read_question() -> Question:
+    """What this request asks. Raises UsageError."""
+    text, regex = http_io.query_text("text", MAX_PATTERN_CHARS), http_io.query_text("regex", MAX_PATTERN_CHARS)
+    if bool(text) == bool(regex):
+        raise UsageError("expected text= or regex=, and not both", "e.g. ?text=CUDA%20error&select=group=trainers")
+    if regex:
+        try:
+            re.compile(regex)  # never run here: that is for the agents, in a process that may be killed
+        except (re.error, RecursionError, OverflowError) as exc:
+            raise UsageError(f"regex: {exc}", "write it as Python's re understands it") from exc
+    stream = http_io.query_text("stream")
+    if stream not in ("", "out", "err"):
+        raise UsageError(f"stream={stream[:20]!r}: expected out or err", "leave it out for both")
+    now_wall = clock.read().wall
+    since, until = http_io.query_text("since"), http_io.query_text("until")
+    return Question(
+        pattern=text or regex,
+        regex=bool(regex),
+        ignore_case=http_io.query_flag("ignore_case"),
+        stream=stream,
+        since=parse_since(since, now_wall) if since else None,
+        until=parse_since(until, now_wall, "until") if until else None,
+        max_lines=http_io.query_int("limit", DEFAULT_LINES, 1, MAX_LINES),
+        timeout_s=http_io.query_seconds("timeout", DEFAULT_TIMEOUT_S, 1.0, MAX_TIMEOUT_S),
+    )
+
+
+def _line(message: dict[str, Any]) -> bytes:
+    return http_io.dumps(message) + b"\n"

@@ -1,0 +1,348 @@
+"""Who is asking, and may they. Everything is refused unless a rule here says otherwise (docs/security.md).
+
+Operator and viewer: a bearer token, a browser session opened with one; operator also the manager's own user on its own
+machine. Agent: the secret it was given, good for its own workers. Knows requests only as WSGI environments; which route
+needs which right is permissions.py.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import pwd
+import shlex
+from collections.abc import Callable
+from http.cookies import CookieError, SimpleCookie
+from typing import Any
+
+from procguard.channels import Principal, http_io
+from procguard.channels.rate import RateLimiter
+from procguard.errors import Forbidden, LimitExceeded, Refused
+from procguard.fleet import clock
+from procguard.fleet.tokens import AGENT_SCOPE
+from procguard.portal import backoff, sock_diag
+from procguard.portal.backoff import BackOff
+from procguard.portal.openapi.routes import Who
+from procguard.portal.permissions import CALLER
+from procguard.portal.proxies import PROXIED
+from procguard.portal.sessions import COOKIE, CSRF_HEADER, Session, Sessions, csrf_matches
+from remote_agent.protocol import secret_sha256 as sha256_of
+
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+UNKNOWN_AGENTS_AT_ONCE, UNKNOWN_AGENTS_PER_S = 200, 20.0  # wrong secrets of one address, on agents' routes
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+# Any of these: the request came through something else, and the peer is not the one who asks.
+FORWARDING_HEADERS = (
+    "HTTP_FORWARDED",
+    "HTTP_VIA",
+    "HTTP_X_REAL_IP",
+    "HTTP_X_CLIENT_IP",
+    "HTTP_X_CLUSTER_CLIENT_IP",
+    "HTTP_TRUE_CLIENT_IP",
+    "HTTP_CF_CONNECTING_IP",
+    "HTTP_FASTLY_CLIENT_IP",
+)
+
+# Of those that the table of routes names, the ones whom the gate tells apart; agents are looked at by channels/desk.py.
+_MAY = {
+    "viewer": ("viewer", "operator"),
+    "operator": ("operator",),
+    "viewer or metrics": ("viewer", "operator", "metrics"),
+}
+
+OwnerUid = Callable[[sock_diag.Address, sock_diag.Address], "int | None"]
+
+
+class Auth:
+    """Implements procguard.channels.Access over the registry's tokens and agents."""
+
+    def __init__(
+        self,
+        registry: Any,
+        sessions: Sessions,
+        wrong_tokens: BackOff | None = None,
+        trust_local: bool = True,
+        own_uid: int | None = None,
+        owner_uid: OwnerUid = sock_diag.owner_uid,
+    ) -> None:
+        self._registry = registry
+        self._sessions = sessions
+        self._wrong_tokens = BackOff() if wrong_tokens is None else wrong_tokens  # an empty one is false
+        self._unknown_agents = RateLimiter(UNKNOWN_AGENTS_AT_ONCE, UNKNOWN_AGENTS_PER_S)
+        self._trust_local = trust_local
+        self._own_uid = os.geteuid() if own_uid is None else own_uid
+        self._owner_uid = owner_uid
+        self.ca_file = ""  # of the manager's own CA, where it speaks https by that
+
+    # ----------------------------------------------------------------------------------------------- who is it
+
+    def identify(self, environ: dict[str, Any], own_secret_sha256: str = "", of_agents: bool = False) -> Principal:
+        """The caller. Credentials that are given and wrong raise Refused: they never fall back to a weaker rule.
+
+        `own_secret_sha256`: a launcher that is not known yet may show its own secret while it registers. `of_agents`:
+        the route is one of theirs.
+        """
+        caller = self._identified(environ, own_secret_sha256, of_agents)
+        ticket = environ.get(http_io.TICKET)
+        if ticket is not None and caller.kind != "anonymous":
+            ticket.prove(caller.actor, caller.kind == "agent")
+        return caller
+
+    def _identified(self, environ: dict[str, Any], own_secret_sha256: str, of_agents: bool) -> Principal:
+        header = environ.get("HTTP_AUTHORIZATION", "")
+        if header:
+            digest = sha256_of(_bearer(header, environ))
+            known = self.by_secret(digest, environ.get("REMOTE_ADDR", ""))
+            if known is not None:
+                return known
+            if digest != own_secret_sha256:
+                raise self._wrong_token(environ, of_agents)
+        session = self.session(environ)
+        if session is not None:
+            self._check_session_use(session, environ)
+            return Principal(session.scope, f"{session.name} (browser)", via="session")
+        reason = self._why_not_local(environ)
+        if not reason:
+            return Principal("operator", f"{_user_name(self._own_uid)}@localhost", via="local")
+        return Principal("anonymous", environ.get("REMOTE_ADDR", "?"), reason=reason)
+
+    def by_secret(self, secret_sha256: str, address: str = "") -> Principal | None:
+        """Whose secret or token that is now; None for one that is unknown or was revoked. Raises Refused for a token
+        that has ended. `address`: from where it was shown."""
+        agent_id = self._registry.authenticate_agent(secret_sha256)
+        if agent_id:
+            return _agents_principal(agent_id)
+        tokens, now = self._registry.tokens, clock.read()
+        token = tokens.find(secret_sha256)
+        if token is None:
+            return None
+        ended = tokens.usable(token, now)
+        if ended:
+            raise Refused(
+                f"this token {ended}", "make another: invoke token.create, on the manager's machine", code="token_ended"
+            )
+        tokens.used(token, address, now)
+        name = f"token {token.name or token.token_id}"
+        if token.scope.startswith(AGENT_SCOPE):
+            own = token.scope.removeprefix(AGENT_SCOPE)
+            return Principal("agent", f"{name} of {own}", agent_id=own, via="token", token_id=token.token_id)
+        return Principal(token.scope, name, via="token", token_id=token.token_id)
+
+    def _wrong_token(self, environ: dict[str, Any], of_agents: bool) -> Refused | LimitExceeded:
+        """What a token that nobody has is answered. Right ones are good all the time, also those of a neighbour behind
+        the same address: what is slowed down is guessing, not the address. Agents whose manager lost its state, a host
+        full of launchers, must hear at once that they are not known."""
+        address, now = environ.get("REMOTE_ADDR", ""), clock.read().monotonic
+        if of_agents:
+            wait_s = self._unknown_agents.wait_s(backoff.key_of(address), now)
+        else:
+            wait_s = self._wrong_tokens.wrong(address, now)
+        if wait_s > 0:
+            return too_many_wrong_tokens(address, wait_s)
+        if of_agents:
+            return Refused(
+                "this secret is not known here (revoked, or of another fleet)",
+                "deploy the host again (invoke deploy); a launcher registers again by itself",
+            )
+        return Refused("this token is not known here (revoked, or of another fleet)", self._how_to(environ))
+
+    def session(self, environ: dict[str, Any]) -> Session | None:
+        """The caller's live browser session, if its token still stands."""
+        session_id = cookie(environ, COOKIE)
+        if not session_id:
+            return None
+        session = self._sessions.find(session_id, clock.read().monotonic)
+        if session is None:
+            return None
+        tokens = self._registry.tokens
+        token = tokens.find(session.token_sha256)
+        if token is None or tokens.usable(token, clock.read()):
+            self._sessions.close(session_id)
+            return None
+        return session
+
+    def _check_session_use(self, session: Session, environ: dict[str, Any]) -> None:
+        if not same_origin(environ):
+            raise Forbidden(
+                "the request comes from another site's page", "use the portal's own page", code="foreign_origin"
+            )
+        if environ["REQUEST_METHOD"] not in SAFE_METHODS and not csrf_matches(session, environ.get(CSRF_HEADER, "")):
+            raise Forbidden(
+                "the X-ProcGuard-CSRF header is missing or old", "reload the page and try again", code="bad_csrf"
+            )
+
+    def _why_not_local(self, environ: dict[str, Any]) -> str:
+        """ "" if the caller is the manager's own user (or root) on this machine, asking directly; else why not."""
+        if not self._trust_local:
+            return "web.trust_local is false"
+        if environ.get(PROXIED):
+            return "the request comes through a trusted proxy"
+        if not is_loopback(environ.get("REMOTE_ADDR", "")):
+            return "the request comes from another machine"
+        for name in environ:
+            if name in FORWARDING_HEADERS or name.startswith("HTTP_X_FORWARDED"):
+                return f"the request was forwarded ({_header_name(name)})"
+        if host_name(environ.get("HTTP_HOST", "")) not in LOCAL_HOSTS:
+            return "Host is not localhost, 127.0.0.1 or [::1]"
+        if not same_origin(environ):
+            return "the request comes from another site's page"
+        return self._why_not_own_socket(environ)
+
+    def _why_not_own_socket(self, environ: dict[str, Any]) -> str:
+        sock = environ.get("procguard.socket")
+        if sock is None:
+            return "the connection's owner cannot be known"
+        try:
+            uid = self._owner_uid(sock.getpeername()[:2], sock.getsockname()[:2])
+        except OSError:
+            uid = None
+        if uid is None:
+            return "the connection's owner cannot be known"
+        if uid not in (self._own_uid, 0):
+            return f"the connection belongs to uid {uid}, not to the manager's user"
+        return ""
+
+    # ------------------------------------------------------------------------------------------------- may they
+
+    def admit(self, environ: dict[str, Any], who: Who) -> Principal:
+        """The caller, who is one of those that may call the route.
+
+        Raises Refused (401) with the exact line to type, or Forbidden (403) for somebody known who may not.
+        """
+        caller = self.identify(environ)
+        if caller.kind in _MAY[who]:
+            return caller
+        if caller.kind == "anonymous":
+            raise Refused(f"a token is needed: {caller.reason}", self._how_to(environ))
+        if caller.kind == "viewer":
+            raise Forbidden(f"{caller.actor} is a viewer's: it may look, not act", self._operators_can(), code="viewer")
+        raise Forbidden(f"{caller.actor} may not do this", self._operators_can())
+
+    def require_operator(self, environ: dict[str, Any]) -> Principal:
+        return self.admit(environ, "operator")
+
+    def require_viewer(self, environ: dict[str, Any]) -> Principal:
+        return self.admit(environ, "viewer")
+
+    @staticmethod
+    def admitted(environ: dict[str, Any]) -> Principal:
+        """Whom the gate let into this route."""
+        caller: Principal = environ[CALLER]
+        return caller
+
+    @staticmethod
+    def _operators_can() -> str:
+        return "an operator's token can (invoke token.create, on the manager's machine)"
+
+    def check_agent(self, caller: Principal, agent_id: str) -> Principal:
+        if caller.kind == "agent" and caller.agent_id == agent_id:
+            return caller
+        return self._refuse_agent(caller, agent_id)
+
+    def check_worker_agent(self, caller: Principal, worker_id: str, operator_too: bool = False) -> Principal:
+        """The agent that runs this worker (or, where allowed, an operator)."""
+        if caller.kind == "agent" and self._registry.owns(caller.agent_id, worker_id):
+            return caller
+        if operator_too and caller.kind == "operator":
+            return caller
+        return self._refuse_agent(caller, f"the agent of {worker_id}")
+
+    @staticmethod
+    def _refuse_agent(caller: Principal, who: str) -> Principal:
+        if caller.kind == "anonymous":
+            raise Refused(
+                f"only {who} may do this", "send its secret: Authorization: Bearer … (agent.json beside the agent)"
+            )
+        raise Forbidden(f"{caller.actor} may not speak for {who}", "use that agent's own secret")
+
+    def _how_to(self, environ: dict[str, Any]) -> str:
+        """The lines to type: one that makes a token on the manager's machine, one that uses it."""
+        port, scheme = environ.get("SERVER_PORT", "5000"), environ.get("wsgi.url_scheme", "http")
+        target = shlex.quote(f"{scheme}://{_printable_host(environ)}{environ.get('bottle.raw_path') or '/'}")
+        use = f"curl -H 'Authorization: Bearer TOKEN' {target}"
+        own = f"https://localhost:{port}" if self.ca_file else f"http://localhost:{port}"
+        curl = f"curl --cacert {shlex.quote(self.ca_file)}" if self.ca_file else "curl"
+        if not self._trust_local:
+            return f"the first token lies beside the manager's state, in operator.token: {use}"
+        create = (
+            f"{curl} -X POST {own}/api/tokens -H 'Content-Type: application/json' "
+            '-d \'{"scope": "operator", "name": "me"}\''
+        )
+        return f"on the manager's machine, as {_user_name(self._own_uid)}: {create} ; then: {use}"
+
+
+def too_many_wrong_tokens(address: str, wait_s: float) -> LimitExceeded:
+    return LimitExceeded(
+        f"too many wrong tokens from {address}",
+        f"wait {wait_s:.0f} s",
+        status=429,
+        code="too_many_wrong_tokens",
+        retry_after_s=wait_s,
+    )
+
+
+@functools.lru_cache(maxsize=20_000)
+def _agents_principal(agent_id: str) -> Principal:
+    """Asked with each heartbeat; one that never changes is as good for the next."""
+    return Principal("agent", agent_id, agent_id=agent_id, via="secret")
+
+
+# --------------------------------------------------------------------------------------------- reading requests
+
+
+def _bearer(header: str, environ: dict[str, Any]) -> str:
+    scheme, _, secret = header.strip().partition(" ")
+    secret = secret.strip()
+    if scheme.lower() != "bearer" or not secret or len(secret) > 512:
+        raise Refused("the Authorization header is not 'Bearer <token>'", "send: Authorization: Bearer <token>")
+    return secret
+
+
+def cookie(environ: dict[str, Any], name: str) -> str:
+    jar: SimpleCookie = SimpleCookie()
+    try:
+        jar.load(environ.get("HTTP_COOKIE", ""))
+    except CookieError:
+        return ""
+    return jar[name].value if name in jar else ""
+
+
+def is_loopback(address: str) -> bool:
+    address = address.removeprefix("::ffff:")
+    return address == "::1" or (address.startswith("127.") and address.count(".") == 3)
+
+
+def host_name(host: str) -> str:
+    """`Host` without its port, in lower case; "" when it is not a plain host or host:port."""
+    name, colon, port = host.strip().lower().rpartition(":")
+    if not colon or host.strip().endswith("]"):
+        return host.strip().lower()
+    return name if port.isdigit() else ""
+
+
+def same_origin(environ: dict[str, Any]) -> bool:
+    """False when a browser says that another site's page asks. What is no browser says nothing: True."""
+    if environ.get("HTTP_SEC_FETCH_SITE", "same-origin") != "same-origin":
+        return False
+    origin = environ.get("HTTP_ORIGIN")
+    if origin is None:
+        return True
+    scheme, _, rest = origin.partition("://")
+    return scheme in ("http", "https") and bool(rest) and rest.lower() == environ.get("HTTP_HOST", "").strip().lower()
+
+
+def _header_name(wsgi_name: str) -> str:
+    return wsgi_name.removeprefix("HTTP_").replace("_", "-").title()
+
+
+def _printable_host(environ: dict[str, Any]) -> str:
+    host = environ.get("HTTP_HOST", "")
+    plain = host.isascii() and all(letter.isalnum() or letter in ".-:[]" for letter in host)
+    return host if host and plain and len(host) < 256 else f"localhost:{environ.get('SERVER_PORT', '5000')}"
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"

@@ -1,0 +1,125 @@
+"""Who is connected, and who has to go when there are too many: strangers first, the longest silent one first.
+
+A connection is unproven until a request on it was identified as an agent's or a token's. Only unproven connections have
+limits per address and an order in which they are closed, so a thousand agents behind one address are no crowd, and
+whoever opens connections and says nothing closes his own. Owns the counts; how a connection is cut is handed in. Event
+loop only.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+
+from procguard.config_limits import Limits
+
+Cut = Callable[[], None]
+
+
+def _nothing() -> None:
+    """There is nothing left to cut."""
+
+
+# After a restart of the manager a thousand agents of one NAT may stand at the door at once: nobody is sent away who had
+# no time to speak, unless there are so many times more strangers than the limit.
+TIME_TO_SPEAK_S = 1.0
+HARD = 4
+
+
+class Ticket:
+    """One connection. `caller` is set by its first identified request; `evicted`: it was told to go."""
+
+    __slots__ = ("_book", "address", "caller", "cut", "evicted", "since")
+
+    def __init__(self, book: ConnectionBook, address: str, cut: Cut, since: float) -> None:
+        self._book = book
+        self.address = address
+        self.cut = cut
+        self.since = since  # monotonic
+        self.caller = ""
+        self.evicted = False
+
+    def prove(self, caller: str, agent: bool) -> None:
+        """A request on this connection came from `caller`."""
+        if self.caller != caller:
+            self._book.proven(self, caller, agent)
+
+    def leave(self) -> None:
+        self._book.left(self)
+        self.cut = _nothing  # whose connection it was refers to this ticket: a circle, which would stay in memory
+
+
+class ConnectionBook:
+    """All connections of a manager, over all its listeners."""
+
+    def __init__(self, limits: Limits, most: int | None = None) -> None:
+        """`most`: connections in all, where the system allows fewer than the limits."""
+        self._limits = limits
+        self.most = limits.connections if most is None else min(most, limits.connections)
+        self._all = 0
+        self._unproven: OrderedDict[Ticket, None] = OrderedDict()  # oldest first
+        self._by_address: dict[str, OrderedDict[Ticket, None]] = {}  # of the unproven
+        self._by_agent: dict[str, OrderedDict[Ticket, None]] = {}
+        self.refused: Counter[str] = Counter()  # for /metrics: why -> how many
+
+    def __len__(self) -> int:
+        return self._all
+
+    @property
+    def unproven_count(self) -> int:
+        return len(self._unproven)
+
+    def admit(self, address: str, cut: Cut, now: float) -> Ticket | None:
+        """A new connection; None when there is no room even after a stranger was sent away."""
+        if self._all >= self.most:
+            self._evict_oldest(self._unproven, "connections")  # its place is free once it has ended
+            self.refused["connections"] += 1
+            return None
+        ticket = Ticket(self, address, cut, now)
+        self._all += 1
+        self._unproven[ticket] = None
+        neighbours = self._by_address.setdefault(address, OrderedDict())
+        neighbours[ticket] = None
+        self._thin_out(neighbours, self._limits.unproven_per_address, "unproven_per_address", now)
+        self._thin_out(self._unproven, self._limits.unproven_connections, "unproven_connections", now)
+        return ticket
+
+    def _thin_out(self, among: OrderedDict[Ticket, None], most: int, why: str, now: float) -> None:
+        while len(among) > most:
+            oldest = next(iter(among))
+            if now - oldest.since < TIME_TO_SPEAK_S and len(among) <= most * HARD:
+                return
+            self._evict_oldest(among, why)
+
+    def proven(self, ticket: Ticket, caller: str, agent: bool) -> None:
+        if ticket.evicted:
+            return
+        self._forget(ticket)
+        ticket.caller = caller
+        if agent:
+            own = self._by_agent.setdefault(caller, OrderedDict())
+            own[ticket] = None
+            if len(own) > self._limits.connections_per_agent:
+                self._evict_oldest(own, "connections_per_agent")
+
+    def left(self, ticket: Ticket) -> None:
+        self._all -= 1
+        self._forget(ticket)
+
+    def _evict_oldest(self, among: OrderedDict[Ticket, None], why: str) -> None:
+        ticket = next(iter(among), None)
+        if ticket is not None:
+            ticket.evicted = True
+            self._forget(ticket)
+            self.refused[why] += 1
+            ticket.cut()
+
+    def _forget(self, ticket: Ticket) -> None:
+        """Out of every order; it still counts until it has left."""
+        self._unproven.pop(ticket, None)
+        for index, key in ((self._by_address, ticket.address), (self._by_agent, ticket.caller)):
+            found = index.get(key)
+            if found is not None:
+                found.pop(ticket, None)
+                if not found:
+                    del index[key]

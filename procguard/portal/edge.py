@@ -1,0 +1,71 @@
+"""The outermost layer of every answer: request id, security headers, counting, and a JSON 500 when all else failed.
+
+A WSGI middleware; knows nothing of routes.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import sys
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from procguard.channels import http_io
+
+log = logging.getLogger(__name__)
+
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+SECURITY_HEADERS = [
+    ("Content-Security-Policy", CONTENT_SECURITY_POLICY),
+    ("X-Content-Type-Options", "nosniff"),
+    ("X-Frame-Options", "DENY"),
+    ("Referrer-Policy", "no-referrer"),
+    ("Cross-Origin-Opener-Policy", "same-origin"),
+    ("Cross-Origin-Resource-Policy", "same-origin"),
+    ("Server", "ProcGuard"),
+]
+
+NO_STORE = ("Cache-Control", "no-store")  # of every answer under /api/
+
+StartResponse = Callable[..., Any]
+Counter = Callable[[str, str, int, float], None]  # (route, method, status, seconds)
+
+
+class Edge:
+    def __init__(self, app: Callable[[dict[str, Any], StartResponse], Iterable[bytes]], count: Counter) -> None:
+        self._app = app
+        self._count = count
+
+    def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        identifier = secrets.token_hex(8)
+        environ["procguard.request_id"] = identifier
+        began = time.perf_counter()
+        status_seen = [500]
+
+        def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+            status_seen[0] = int(status[:3])
+            headers = [header for header in headers if header[0].lower() != "server"]
+            if environ.get("PATH_INFO", "").startswith("/api/") and not any(h[0] == "Cache-Control" for h in headers):
+                headers.append(NO_STORE)
+            headers += [*SECURITY_HEADERS, ("X-Request-Id", identifier)]
+            write = start_response(status, headers, exc_info)
+            if environ.get("procguard.stream"):
+                write(b"")  # the body may be long in coming: send the headers now
+            return write
+
+        try:
+            return self._app(environ, start)
+        except Exception:
+            log.exception("request failed request_id=%s", identifier)
+            response = http_io.internal_error(identifier)
+            start(response.status_line, response.headerlist, sys.exc_info())
+            return [response.body]
+        finally:
+            route = environ.get("bottle.route")
+            name = route.rule if route is not None else "(none)"
+            self._count(name, environ.get("REQUEST_METHOD", "?"), status_seen[0], time.perf_counter() - began)

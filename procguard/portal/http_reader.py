@@ -1,0 +1,86 @@
+"""What a connection's peer sends, read from the socket as it comes. An idle connection holds no buffer.
+
+A file to whoever reads a body or a WebSocket's frames; `head` is what a server asks first. A BufferedReader would keep
+8 KB for each of tens of thousands of connections that mostly wait, and take several calls where one will do.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+AT_ONCE_BYTES = 16 * 1024
+LARGE_BYTES = 256 * 1024  # of a body
+
+
+class Reader:
+    """`closed` as a file's: nothing more will come."""
+
+    __slots__ = ("_here", "_sock", "closed")
+
+    def __init__(self, sock: Any) -> None:
+        self._sock = sock
+        self._here = b""  # has come and was not asked for yet
+        self.closed = False
+
+    @property
+    def ready_bytes(self) -> int:
+        return len(self._here)
+
+    def wait(self) -> bool:
+        """Until something is here; False where nothing will come any more."""
+        return bool(self._here) or self._more(AT_ONCE_BYTES)
+
+    def begins_with(self, data: bytes) -> bool:
+        """Of what is here."""
+        return self._here.startswith(data)
+
+    def head(self) -> bytes:
+        """Up to and with the first empty line, if it is here as a whole; else nothing."""
+        end = self._here.find(b"\r\n\r\n") + 4
+        if end < 4:
+            return b""
+        head, self._here = self._here[:end], self._here[end:]
+        return head
+
+    def read(self, size: int = -1) -> bytes:
+        """`size` bytes, fewer only where the peer has ended; all until then where none is given."""
+        if 0 <= size <= len(self._here):
+            data, self._here = self._here[:size], self._here[size:]
+            return data
+        parts, left = [self._here], size - len(self._here)
+        self._here = b""
+        while left > 0 or size < 0:
+            data = self._receive(min(left, LARGE_BYTES) if size >= 0 else LARGE_BYTES)
+            if not data:
+                break
+            parts.append(data)
+            left -= len(data)
+        return b"".join(parts)
+
+    def readline(self, limit: int = -1) -> bytes:
+        """Up to and with the next line feed, or `limit` bytes; less where the peer has ended."""
+        searched = 0
+        while True:
+            end = self._here.find(b"\n", searched) + 1
+            if 0 <= limit <= (end or len(self._here)):
+                return self.read(limit)
+            if end:
+                return self.read(end)
+            searched = len(self._here)
+            if not self._more(AT_ONCE_BYTES):
+                return self.read(searched)
+
+    def close(self) -> None:
+        self.closed = True
+        self._here = b""
+
+    def _more(self, size: int) -> bool:
+        data = self._receive(size)
+        self._here = self._here + data if self._here else data
+        return bool(data)
+
+    def _receive(self, size: int) -> bytes:
+        data: bytes = self._sock.recv(size)
+        if not data:
+            self.closed = True
+        return data

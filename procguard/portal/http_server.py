@@ -1,0 +1,512 @@
+"""The HTTP server: gevent's pywsgi with what it lacks. TCP_NODELAY (else every keep-alive answer waits 40 ms for a
+delayed acknowledgement), a parser of its own for the head, deadlines without a timer for each, a bound on connections
+that lets strangers go first, JSON for requests it can't parse, no reading of bodies that were refused, and a short way
+for heartbeats.
+
+Knows sockets and HTTP framing; nothing of routes.
+"""
+
+from __future__ import annotations
+
+import _socket
+import contextlib
+import errno
+import http
+import logging
+import os
+import resource
+import secrets
+import socket
+import ssl
+import time
+from typing import Any
+from urllib.parse import unquote
+
+import gevent
+import gevent.pool
+import gevent.socket
+from gevent import pywsgi
+
+from procguard.channels import http_io
+from procguard.channels.bodies import Bodies
+from procguard.channels.rate import RateLimiter
+from procguard.config_limits import Limits
+from procguard.errors import ProcGuardError
+from procguard.portal import http_head, websocket
+from procguard.portal.connections import ConnectionBook, Ticket
+from procguard.portal.edge import SECURITY_HEADERS
+from procguard.portal.express import Express
+from procguard.portal.http_reader import Reader
+from procguard.portal.patience import Patience
+from procguard.portal.proxies import TrustedProxies
+from procguard.portal.send_memory import SendMemory
+
+log = logging.getLogger(__name__)
+
+MAX_DISCARD_BYTES = 64 * 1024  # an unread body up to this size is read away to keep the connection
+DISCARD_TIMEOUT_S = 2.0
+LINGER_S = 1.0  # how long, and how much, a refused sender may go on before the connection is cut
+LINGER_BYTES = 16 * 1024 * 1024
+JOINED_BYTES = 64 * 1024  # what is smaller goes out together with its head
+BACKLOG = 1024
+HANDSHAKE_TIMEOUT_S = 10.0
+TLS_HANDSHAKE = b"\x16"  # what a connection in TLS begins with
+OTHER_FILES = 256  # descriptors that are no connections: logs, journal, SSH helper
+LOG_LINES_AT_ONCE = 50  # about peers that talk no HTTP; then one in two seconds
+LOG_LINES_PER_S = 0.5
+
+
+class _HeadersTimeout(gevent.Timeout):
+    pass
+
+
+class _SparingLog:
+    """What peers can cause is not said more often than anybody could read it; what was left out is counted."""
+
+    def __init__(self) -> None:
+        self._rate = RateLimiter(LOG_LINES_AT_ONCE, LOG_LINES_PER_S)
+        self._left_out = 0
+
+    def say(self, text: str, *values: Any) -> None:
+        if self._rate.wait_s("", time.monotonic()) > 0:
+            self._left_out += 1
+            return
+        left_out, self._left_out = self._left_out, 0
+        log.info(text + (" (%d more left out)" if left_out else ""), *values, *([left_out] if left_out else ()))
+
+
+class _Input(pywsgi.Input):
+    """A request body that is not read to its end after it was refused."""
+
+    __slots__ = ("abandoned",)
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.abandoned = False
+
+    def _discard(self) -> None:
+        if self.abandoned:
+            return
+        unread = (self.content_length or 0) - self.position
+        chunks_left = self.chunked_input and self.chunk_length != 0
+        if chunks_left or unread > MAX_DISCARD_BYTES:
+            self.abandoned = True
+        elif unread > 0:
+            # The rest of a small body: whoever sends it has a moment to finish.
+            with gevent.Timeout(DISCARD_TIMEOUT_S, False):  # type: ignore[arg-type]
+                super()._discard()  # type: ignore[misc]
+            self.abandoned = self.position < (self.content_length or 0)
+
+
+class Handler(websocket.Handler):
+    """One connection. A request that came in one piece, with its body, is answered without a single timer."""
+
+    waits_since = 0.0  # Patience's: when its peer's turn began
+    request_version: Any = None
+    wsgi_input: Any = None
+
+    _head: http_head.Head
+    _held_back: list[bytes] | None = None
+
+    def __init__(self, sock: Any, address: Any, server: Any, rfile: Any = None) -> None:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._ticket: Ticket = server.ticket_of(address)
+        self._ticket.cut = self._make_room
+        self._serving = False
+        super().__init__(sock, address, server, rfile or Reader(sock))
+
+    @property
+    def patience_s(self) -> float:
+        """How long its peer may keep it waiting."""
+        limits: Limits = self.server.limits
+        return limits.idle_timeout if self._ticket.caller else limits.unproven_timeout
+
+    def handle(self) -> None:
+        self.server.patience.add(self)
+        try:
+            super().handle()
+        except OSError:  # the peer was gone before its refusal could be said
+            pass
+        finally:
+            self.server.patience.remove(self)
+
+    def cut(self) -> None:
+        self._shut_down(socket.SHUT_RDWR)
+
+    def _make_room(self) -> None:
+        """Others need the place: the greenlet of this connection sees it end, and says why where it still can."""
+        self._shut_down(socket.SHUT_RDWR if self._serving else socket.SHUT_RD)
+
+    def _shut_down(self, how: int) -> None:
+        try:
+            shut_down(self.socket.fileno(), how)
+        except (OSError, AttributeError):  # it has ended by itself
+            pass
+
+    # ---------------------------------------------------------------------------------------------- one request
+
+    def handle_one_request(self) -> Any:
+        """True: another one may follow; None: the connection ends; (status, bytes): with these last words."""
+        self.waits_since = time.monotonic()
+        self.response_length = 0
+        try:
+            raw = self._read_head()
+            if self._ticket.evicted:
+                return self._raw_error(503, "too_many_connections", "too many connections", "try later, with a token")
+            if raw is None:
+                return None
+            self._head = http_head.parse(raw)
+        except _HeadersTimeout:
+            return self._raw_error(408, "too_slow", "the request's headers did not arrive in time", "send it again")
+        except http_head.BadHead as exc:
+            self._say_and_linger(self._refuse(exc))
+            return None
+        except OSError:
+            return None
+        self.waits_since = 0.0
+        head = self._head
+        self.command, self.path, self.request_version = head.method, head.target, head.version
+        self.content_length, self.close_connection = head.content_length, head.close
+        self.environ = self.get_environ()
+        self.application = self.server.application
+        self._serving = True
+        self.handle_one_response()
+        self._serving = False
+        if self.close_connection or self.rfile.closed:
+            return None
+        self._forget()
+        return True
+
+    def _forget(self) -> None:
+        """What belonged to this request is not kept while the connection waits for the next one."""
+        del self._head
+        self.environ = self.application = self.wsgi_input = self.response_headers = self.status = None
+
+    def _read_head(self) -> bytes | None:
+        """Up to the empty line; None where the connection has ended. Raises BadHead, _HeadersTimeout."""
+        if not self.rfile.wait():  # idle until a request begins
+            return None
+        if self.rfile.begins_with(TLS_HANDSHAKE):  # its head would never come
+            raise http_head.BadHead("this port speaks http, not https")
+        head: bytes = self.rfile.head()
+        if len(head) > self.server.limits.headers_size:
+            raise http_head.TooLarge("the head is too long")
+        if head:
+            return head
+        with _HeadersTimeout(self.server.limits.headers_timeout):
+            return self._read_lines()
+
+    def _read_lines(self) -> bytes | None:
+        """A head that comes in pieces, or from a hand that types no carriage returns."""
+        head = b""
+        while True:
+            line: bytes = self.rfile.readline(http_head.MAX_LINE_BYTES)
+            if not line.endswith(b"\n"):
+                if len(line) >= http_head.MAX_LINE_BYTES:
+                    raise http_head.TooLarge("a line of the head is too long", in_target=not head)
+                return None
+            head += line
+            if line in (b"\r\n", b"\n"):
+                return head
+            if len(head) > self.server.limits.headers_size:
+                raise http_head.TooLarge("the head is too long")
+
+    def get_environ(self) -> Any:
+        head = self._head
+        environ = self.server.get_environ()
+        path, _, query = head.target.partition("?")
+        address = self.client_address
+        environ.update(
+            head.fields,
+            REQUEST_METHOD=head.method,
+            SCRIPT_NAME="",
+            PATH_INFO=unquote(path, "latin-1") if "%" in path else path,
+            QUERY_STRING=query,
+            SERVER_PROTOCOL=head.version,
+            REMOTE_ADDR=str(address[0]),
+            REMOTE_PORT=str(address[1]),
+        )
+        length = head.content_length
+        asks_to_go_on = self.socket if head.fields.get("HTTP_EXPECT", "").lower() == "100-continue" else None
+        self.wsgi_input = _Input(self.rfile, length, socket=asks_to_go_on, chunked_input=head.chunked)
+        environ["wsgi.input"] = self.wsgi_input
+        environ["wsgi.input_terminated"] = True
+        environ["procguard.socket"] = self.socket
+        self.server.proxies.apply(environ)
+        environ[http_io.TICKET] = self._ticket
+        environ[http_io.BODY_IS_HERE] = not head.chunked and (length or 0) <= self.rfile.ready_bytes
+        return environ
+
+    def run_application(self) -> None:
+        express = self.server.express
+        found = express.find(self.command, self.path.partition("?")[0]) if express is not None else None
+        if found is None or self.request_version == "HTTP/1.0":
+            super().run_application()
+            return
+        self.headers_sent, self.code = True, 200
+        self._sendall(express.answer(found, self.environ))
+
+    # ------------------------------------------------------------------------------------------------- answers
+
+    def _write_with_headers(self, data: bytes) -> None:
+        """Head and body of a small answer in one packet: half the system calls, and the peer wakes once."""
+        if len(data) > JOINED_BYTES:
+            super()._write_with_headers(data)
+            return
+        self._held_back = []
+        try:
+            super()._write_with_headers(data)
+        finally:
+            parts, self._held_back = self._held_back, None
+        self._sendall(b"".join(parts))
+
+    def _sendall(self, data: bytes) -> None:
+        if self._held_back is not None:
+            self._held_back.append(data)
+            return
+        self.waits_since = time.monotonic()
+        super()._sendall(data)
+        self.waits_since = 0.0
+
+    def handle_one_response(self) -> None:
+        super().handle_one_response()
+        if getattr(self.wsgi_input, "abandoned", False):
+            self.close_connection = True
+            self._linger()
+
+    def _linger(self) -> None:
+        """Let the peer read the refusal: closing at once with unread bytes would reset the connection under it."""
+        try:
+            self.socket.shutdown(socket.SHUT_WR)
+            with gevent.Timeout(LINGER_S):
+                read_bytes = 0
+                while read_bytes < LINGER_BYTES and (data := self.socket.recv(65536)):
+                    read_bytes += len(data)
+        except (OSError, gevent.Timeout):
+            pass
+
+    def _say_and_linger(self, answer: tuple[str, bytes]) -> None:
+        """What is still coming in would reset the connection before the peer has read why."""
+        try:
+            self.socket.sendall(answer[1])
+        except OSError:
+            return
+        self._linger()
+
+    def _refuse(self, problem: http_head.BadHead) -> tuple[str, bytes]:
+        self.server.sparing_log.say("bad request peer=%s error=%s", self.client_address[0], str(problem)[:200])
+        if not isinstance(problem, http_head.TooLarge):
+            return self._raw_error(400, "bad_request", f"this is no HTTP request: {problem}", "check the client")
+        if problem.in_target:
+            return self._raw_error(414, "address_too_long", "the request line is too long", "shorten the address")
+        return self._raw_error(431, "headers_too_large", f"the request's headers are too large: {problem}", "send less")
+
+    def _handle_client_error(self, ex: BaseException) -> Any:
+        """A body that breaks the rules of its coding; pywsgi says so."""
+        self.server.sparing_log.say("bad request peer=%s error=%s", self.client_address[0], str(ex)[:200])
+        return self._raw_error(400, "bad_request", "this is no HTTP request", "check the client")
+
+    def _raw_error(self, status: int, code: str, message: str, next_step: str) -> tuple[str, bytes]:
+        self.waits_since = time.monotonic()
+        return str(status), raw_error(status, code, message, next_step)
+
+    def handle_error(self, t: Any, v: Any, tb: Any) -> None:
+        """TLS says in its own words that the peer is gone."""
+        if isinstance(v, ssl.SSLError):
+            self.close_connection = True
+            return
+        super().handle_error(t, v, tb)
+
+    def log_error(self, msg: str, *args: Any) -> None:
+        said = (msg % args if args else msg)[:500]
+        self.server.sparing_log.say("connection error peer=%s %s", self.client_address, said)
+
+    def _log_error(self, t: Any, v: Any, tb: Any) -> None:
+        if not issubclass(t, gevent.GreenletExit):
+            log.error("request handler failed", exc_info=(t, v, tb))
+
+
+def raw_error(status: int, code: str, message: str, next_step: str) -> bytes:
+    """A whole answer for a request that never reached the application."""
+    identifier = secrets.token_hex(8)
+    body = http_io.dumps(http_io.error_body(code, message, next_step, identifier))
+    headers = [
+        ("Content-Type", "application/json"),
+        ("Connection", "close"),
+        ("Content-Length", str(len(body))),
+        ("X-Request-Id", identifier),
+        *([("Retry-After", "5")] if status == 503 else []),
+        *SECURITY_HEADERS,
+    ]
+    reason = http.HTTPStatus(status).phrase
+    head = f"HTTP/1.1 {status} {reason}\r\n" + "".join(f"{name}: {value}\r\n" for name, value in headers)
+    return head.encode("latin-1") + b"\r\n" + body
+
+
+def shut_down(descriptor: int, how: int) -> None:
+    """End a connection that another greenlet waits on; TLS around it would be none the wiser."""
+    same = _socket.socket(fileno=descriptor)
+    try:
+        same.shutdown(how)
+    finally:
+        same.detach()  # the descriptor stays its owner's; a copy would need one more where there may be none left
+
+
+class Server(pywsgi.WSGIServer):
+    """`websocket_guard` serves /ws; None: there is no such thing. `book`: of all connections, over several servers."""
+
+    def __init__(
+        self,
+        listener: Any,
+        application: Any,
+        websocket_guard: websocket.Guard | None = None,
+        express: Express | None = None,
+        limits: Limits | None = None,
+        book: ConnectionBook | None = None,
+        bodies: Bodies | None = None,
+        proxies: TrustedProxies | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.websocket_guard = websocket_guard
+        self.proxies = proxies or TrustedProxies(())
+        self._tls = tls
+        self.limits = limits or Limits()
+        self.book = ConnectionBook(self.limits) if book is None else book  # an empty one is false, and counts
+        self.send_memory = SendMemory(self.limits.websocket_memory)
+        self.sparing_log = _SparingLog()
+        # By the peer's address, the newest of it: a port is used again before its last connection has ended here.
+        self._tickets: dict[Any, Ticket] = {}
+        self._tickets_of: dict[int, Ticket] = {}  # by the identity of the socket, of all that have not ended
+        bodies = bodies or Bodies(self.limits.bodies_in_memory, self.limits.unproven_bodies_in_memory)
+        self.patience = Patience(min(self.limits.idle_timeout, self.limits.unproven_timeout))
+        self.express = express
+        secured: dict[str, Any] = {"ssl_context": tls} if tls is not None else {}
+        super().__init__(
+            listener,
+            application,
+            handler_class=Handler,
+            log=None,
+            error_log=log,
+            spawn=gevent.pool.Pool(self.book.most + 16),  # the book lets in no more
+            environ={
+                "SERVER_NAME": "procguard",  # the default asks DNS, which may hang
+                http_io.LIMITS: self.limits,
+                http_io.BODIES: bodies,
+            },
+            **secured,
+        )
+
+    def ticket_of(self, address: Any) -> Ticket:
+        return self._tickets[address]
+
+    def do_handle(self, sock: Any, address: Any) -> None:
+        descriptor = sock.fileno()
+
+        def cut() -> None:
+            with contextlib.suppress(
+                OSError
+            ):  # it has ended by itself; whoever is let in now has nothing to do with it
+                shut_down(descriptor, socket.SHUT_RDWR)
+
+        ticket = self.book.admit(str(address[0]), cut, time.monotonic())
+        if ticket is None:
+            self._refuse(sock)
+            return
+        self._tickets[address] = self._tickets_of[id(sock)] = ticket
+        super().do_handle(sock, address)
+
+    def do_close(self, sock: Any, address: Any) -> None:
+        ticket = self._tickets_of.pop(id(sock))
+        if self._tickets.get(address) is ticket:
+            del self._tickets[address]
+        ticket.leave()
+        super().do_close(sock, address)
+
+    def wrap_socket_and_handle(self, client_socket: Any, address: Any) -> None:
+        """The handshake, in its own time and with its own words for who does not know that there is one."""
+        client_socket.settimeout(HANDSHAKE_TIMEOUT_S)
+        try:
+            if client_socket.recv(1, socket.MSG_PEEK) not in (TLS_HANDSHAKE, b""):
+                self._say_https(client_socket)
+                return
+            assert self._tls is not None
+            secured = self._tls.wrap_socket(client_socket, server_side=True)
+        except OSError as exc:  # a peer that does not know our CA says so here, too
+            self.sparing_log.say("no TLS handshake peer=%s error=%s", address[0], str(exc)[:200])
+            return
+        try:
+            secured.settimeout(None)
+            self.handle(secured, address)
+        finally:
+            secured.close()
+
+    def _say_https(self, sock: Any) -> None:
+        """Spoken to in plain HTTP: answered so, once."""
+        address = f"https://localhost:{self.server_port}"
+        sock.sendall(raw_error(400, "https_only", "this port speaks https", f"use an https address, e.g. {address}"))
+        sock.shutdown(socket.SHUT_WR)
+        sock.settimeout(LINGER_S)
+        sock.recv(JOINED_BYTES)
+
+    def _refuse(self, sock: Any) -> None:
+        """No room: said without waiting for anything, then closed."""
+        plain = getattr(sock, "_sock", sock)
+        try:
+            plain.send(
+                raw_error(503, "too_many_connections", "the manager serves as many as it may", "come back later")
+            )
+        except OSError:
+            pass
+        sock.close()
+
+    def get_environ(self) -> dict[str, Any]:
+        return dict(self.environ)
+
+
+def listen(host: str, port: int) -> Any:
+    """A listening socket. Raises ProcGuardError in one clear line when the port can't be had."""
+    try:
+        infos = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, proto, _, address = infos[0]
+        listener = gevent.socket.socket(family, kind, proto)
+    except OSError as exc:
+        raise ProcGuardError(
+            f"web.host: cannot listen on {host!r} ({exc})", "use 0.0.0.0 or an address of this machine"
+        ) from exc
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as exc:
+        listener.close()
+        raise _cannot_listen(host, port, exc) from exc
+    return listener
+
+
+def _cannot_listen(host: str, port: int, exc: OSError) -> ProcGuardError:
+    if exc.errno == errno.EADDRINUSE:
+        return ProcGuardError(
+            f"port {port} on {host} is taken by another program",
+            f"see which: ss -ltnp 'sport = :{port}'; or start with --port N",
+            code="port_taken",
+        )
+    if exc.errno == errno.EACCES:
+        return ProcGuardError(f"port {port} needs rights this user does not have", "use a port above 1023: --port N")
+    if exc.errno == errno.EADDRNOTAVAIL:
+        return ProcGuardError(f"{host} is not an address of this machine", "use 0.0.0.0, or one shown by: ip addr")
+    return ProcGuardError(
+        f"cannot listen on {host}:{port} ({os.strerror(exc.errno or 0)})", "see web.host and web.port"
+    )
+
+
+def allow_many_connections() -> int:
+    """Each held request is a descriptor: raise the soft limit to the hard one. Returns how many connections fit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = min(hard, 66_000) if hard != resource.RLIM_INFINITY else 66_000
+    if soft < wanted:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        except (OSError, ValueError):
+            log.warning("descriptor limit stays at %d", soft)
+    return max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - OTHER_FILES)

@@ -1,0 +1,287 @@
+"""The live feed: what changes is encoded once and shared by every client that subscribed to its topic.
+
+Protocol (docs/protocol.md): hello{proto, epoch}; client sub{topic, seq}; then snap{seq, items} and deltas{seq, prev,
+set, del} of absolute values. A client whose seq is still in the short history gets what it missed instead of a
+snapshot. Topics: workers, hosts, operations, events; one worker or host in full (worker:<id>, host:<agent>); the lists
+as rows:workers and rows:hosts (live_rows.py); logs:<worker_id>. Knows the registry's views and change feed, and
+connections; not who is connected where.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import gevent
+import gevent.event
+
+from procguard.channels import http_io
+from procguard.errors import ProcGuardError
+from procguard.pace import Pace
+from procguard.portal import live_columns, websocket
+from procguard.portal.live_logs import LogTopic
+from procguard.portal.live_rows import RowTopic
+from remote_agent import protocol
+
+log = logging.getLogger(__name__)
+
+PROTO = 1
+MAY_RETURN_S = 30.0  # a client that was cut off is given what it missed, not a snapshot, for so long
+COALESCE_S = 0.03  # changes within this time travel in one frame
+MEASURES_EVERY_S = 1.0  # of the lists
+HISTORY_FRAMES = 256
+SNAPSHOT_EVENTS = 200
+SNAPSHOT_LOG_LINES = 200
+MAX_LOG_TOPICS_PER_CLIENT = 32
+MAX_SINGLES_PER_CLIENT = 32
+OTHER_TOPICS = ("rows:workers", "rows:hosts", "worker:<worker_id>", "host:<agent>", "logs:<worker_id>")
+
+
+class Client(Protocol):
+    """What the hub needs of a connection."""
+
+    def send_frame(self, frame: bytes) -> bool: ...
+
+    def offer_frame(self, frame: bytes) -> bool: ...
+
+
+def frame(message: dict[str, Any]) -> bytes:
+    return websocket.encode_text(http_io.dumps(message))
+
+
+class Topic:
+    """One stream of absolute values with sequence numbers, its subscribers and its short history."""
+
+    def __init__(self, name: str, snapshot: Callable[[], list[Any]], key: str) -> None:
+        self.name = name
+        self.seq = 1
+        self.clients: set[Client] = set()
+        self.left_at = float("-inf")  # monotonic: when the last client went
+        self._snapshot = snapshot
+        self._key = key
+        self._changed: dict[str, Any] = {}  # item id -> its value, or None: gone
+        self._history: deque[tuple[int, bytes]] = deque(maxlen=HISTORY_FRAMES)
+        self._snapshot_frame: tuple[int, bytes] | None = None
+
+    def change(self, item_id: str, value: Any) -> None:
+        self._changed[item_id] = value
+        self._snapshot_frame = None
+
+    def skip(self) -> None:
+        """Something changed unseen: whoever comes next needs a snapshot."""
+        self.seq += 1
+        self._history.clear()
+        self._snapshot_frame = None
+
+    def flush(self) -> None:
+        """Send what changed since the last flush, encoded once."""
+        if not self._changed:
+            return
+        changed, self._changed = self._changed, {}
+        message = {"t": "delta", "topic": self.name, "seq": self.seq + 1, "prev": self.seq, **self._body(changed)}
+        self.seq += 1
+        encoded = frame(message)
+        self._history.append((self.seq, encoded))
+        for client in list(self.clients):
+            client.send_frame(encoded)
+
+    def _body(self, changed: dict[str, Any]) -> dict[str, Any]:
+        present = [value for value in changed.values() if value is not None]
+        if self.name == "events":
+            return {"add": present}
+        return {"set": present, "del": [item_id for item_id, value in changed.items() if value is None]}
+
+    def subscribe(self, client: Client, seq: int) -> None:
+        self.flush()  # what is pending belongs to those already here, and must not come twice
+        self.clients.add(client)
+        for encoded in self._since(seq):
+            client.send_frame(encoded)
+
+    def _since(self, seq: int) -> list[bytes]:
+        missed = [encoded for number, encoded in self._history if number > seq]
+        if seq == self.seq or (0 < seq < self.seq and len(missed) == self.seq - seq):
+            return missed
+        if self._snapshot_frame is None or self._snapshot_frame[0] != self.seq:
+            message = {"t": "snap", "topic": self.name, "seq": self.seq, "key": self._key, "items": self._snapshot()}
+            self._snapshot_frame = (self.seq, frame(message))
+        return [self._snapshot_frame[1]]
+
+
+class LiveHub:
+    """Takes changes in (O(1) each) and sends them out from one greenlet."""
+
+    def __init__(self, registry: Any, log_store: Any) -> None:
+        self._registry = registry
+        self._log_store = log_store
+        self._topics = {
+            "workers": Topic("workers", registry.workers, "worker_id"),
+            "hosts": Topic("hosts", registry.agents, "agent"),
+            "operations": Topic("operations", registry.operations.views, "operation_id"),
+            "events": Topic("events", lambda: registry.events(limit=SNAPSHOT_EVENTS), "seq"),
+        }
+        self._rows = {
+            "workers": RowTopic("rows:workers", live_columns.Workers(registry), Pace(), _turn),
+            "hosts": RowTopic("rows:hosts", live_columns.Hosts(registry), Pace(), _turn),
+        }
+        self._singles: dict[str, Topic] = {}  # worker:<id>, host:<agent>: while somebody looks at it
+        self._log_topics: dict[str, LogTopic] = {}
+        self._signal = gevent.event.Event()
+        self._greenlet: Any = None
+
+    def start(self) -> None:
+        self._registry.on_change(self._on_change)
+        self._registry.on_look(self._is_seen)
+        self._log_store.on_append(self._on_log)
+        self._greenlet = gevent.spawn(self._loop)
+
+    def stop(self) -> None:
+        if self._greenlet is not None:
+            self._greenlet.kill()
+
+    def hello(self) -> bytes:
+        return frame({"t": "hello", "proto": PROTO, "epoch": self._registry.instance_id})
+
+    # ------------------------------------------------------------------------------------------------ changes
+
+    def _on_change(self, topic: str, item_id: str, view: Any) -> None:
+        """`view` {}: somebody would have to make it first."""
+        rows = self._rows.get(topic)
+        if rows is not None:
+            rows.touch(item_id)
+            single = self._singles.get(f"{topic[:-1]}:{item_id}")
+            if single is not None:
+                single.change(item_id, view if view is None else self._view(topic, item_id))
+        if view == {}:
+            self._topics[topic].skip()
+        else:
+            self._topics[topic].change(item_id, view)
+        self._signal.set()
+
+    def _view(self, topic: str, item_id: str) -> Any:
+        """A worker or host in full; None when there is none."""
+        try:
+            return self._registry.worker(item_id) if topic == "workers" else self._registry.host_view(item_id)
+        except (ProcGuardError, KeyError):
+            return None
+
+    def _is_seen(self, name: str) -> bool:
+        topic = self._topics[name]
+        return bool(topic.clients) or time.monotonic() - topic.left_at < MAY_RETURN_S
+
+    def _loop(self) -> None:
+        measured_at = 0.0
+        while True:
+            moving = any(rows.moving for rows in self._rows.values())
+            self._signal.wait(MEASURES_EVERY_S if moving else None)
+            gevent.sleep(COALESCE_S)
+            self._signal.clear()
+            for topic in [*self._topics.values(), *self._singles.values()]:
+                topic.flush()
+            for rows in self._rows.values():
+                rows.flush()
+            awaited = any(rows.awaited for rows in self._rows.values())
+            if awaited or time.monotonic() - measured_at >= MEASURES_EVERY_S:
+                measured_at = time.monotonic()
+                for rows in self._rows.values():
+                    rows.flush_measures()
+
+    def _on_log(self, worker_id: str, attempt: int, stream: str, offset: int, data: bytes, at: float) -> None:
+        topic = self._log_topics.get(worker_id)
+        if topic is not None:
+            topic.append(attempt, stream, offset, data, at)
+
+    # ---------------------------------------------------------------------------------------------- subscribers
+
+    def snapshot(self, name: str) -> bytes | None:
+        """The list of workers or hosts as JSON; None: there is no such list."""
+        rows = self._rows.get(name)
+        return rows.snapshot(self._registry.instance_id) if rows is not None else None
+
+    def subscribe(self, client: Client, name: str, seq: int) -> str:
+        """ "" or why not."""
+        topic = self._topics.get(name)
+        if topic is not None:
+            topic.subscribe(client, seq)
+            return ""
+        kind, _, item_id = name.partition(":")
+        if kind == "rows" and item_id in self._rows:
+            self._rows[item_id].subscribe(client, seq)
+            self._signal.set()
+            return ""
+        if kind in ("worker", "host"):
+            return self._subscribe_single(client, kind, item_id)
+        if kind != "logs" or not protocol.valid_id(item_id):
+            return f"no topic {name[:80]!r}; there are {', '.join((*self._topics, *OTHER_TOPICS))}"
+        return self._subscribe_log(client, item_id)
+
+    def _subscribe_single(self, client: Client, kind: str, item_id: str) -> str:
+        if sum(1 for topic in self._singles.values() if client in topic.clients) >= MAX_SINGLES_PER_CLIENT:
+            return f"at most {MAX_SINGLES_PER_CLIENT} workers and hosts at once"
+        if self._view(f"{kind}s", item_id) is None:
+            return f"no {kind} {item_id[:80]!r}"
+        name = f"{kind}:{item_id}"
+
+        def snapshot() -> list[Any]:
+            view = self._view(f"{kind}s", item_id)
+            return [] if view is None else [view]
+
+        topic = self._singles.setdefault(name, Topic(name, snapshot, "worker_id" if kind == "worker" else "agent"))
+        topic.subscribe(client, 0)
+        return ""
+
+    def _subscribe_log(self, client: Client, worker_id: str) -> str:
+        if sum(1 for topic in self._log_topics.values() if client in topic.clients) >= MAX_LOG_TOPICS_PER_CLIENT:
+            return f"at most {MAX_LOG_TOPICS_PER_CLIENT} logs at once"
+        try:
+            self._registry.worker(worker_id)
+        except ProcGuardError as exc:
+            return str(exc)
+        topic = self._log_topics.setdefault(worker_id, LogTopic(worker_id))
+        topic.begin(
+            client, lambda: [line.as_json() for line in self._log_store.read_tail(worker_id, SNAPSHOT_LOG_LINES)]
+        )
+        return ""
+
+    def grant(self, client: Client, name: str, chars: int) -> None:
+        """This client may be sent so much more of a log."""
+        topic = self._log_topics.get(name.removeprefix("logs:"))
+        if topic is not None and client in topic.clients:
+            topic.grant(client, chars)
+
+    def unsubscribe(self, client: Client, name: str) -> None:
+        topic = self._topics.get(name)
+        if topic is not None:
+            if client in topic.clients:
+                topic.clients.discard(client)
+                topic.left_at = time.monotonic()
+            return
+        if name.startswith("rows:"):
+            rows = self._rows.get(name.removeprefix("rows:"))
+            if rows is not None:
+                rows.unsubscribe(client)
+            return
+        single = self._singles.get(name)
+        if single is not None:
+            single.clients.discard(client)
+            if not single.clients:
+                del self._singles[name]
+            return
+        worker_id = name.removeprefix("logs:")
+        log_topic = self._log_topics.get(worker_id)
+        if log_topic is not None:
+            log_topic.leave(client)
+            if not log_topic.clients:
+                del self._log_topics[worker_id]
+
+    def leave(self, client: Client) -> None:
+        logs = [f"logs:{worker_id}" for worker_id in self._log_topics]
+        lists = [rows.name for rows in self._rows.values()]
+        for name in [*self._topics, *lists, *self._singles, *logs]:
+            self.unsubscribe(client, name)
+
+
+def _turn() -> None:
+    gevent.sleep(0)

@@ -1,0 +1,82 @@
+"""/ws: lets clients in and carries their subscriptions to the live hub."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from procguard.channels import http_io
+from procguard.errors import ProcGuardError, UsageError
+from procguard.portal import auth, websocket
+from procguard.portal.live import LiveHub
+
+
+class LiveEndpoint:
+    """Implements websocket.Guard."""
+
+    path = "/ws"
+
+    def __init__(self, hub: LiveHub, access: auth.Auth, keeper: websocket.Keeper, max_clients: int = 1_000) -> None:
+        self._hub = hub
+        self._access = access
+        self._keeper = keeper
+        self._max_clients = max_clients
+
+    def check(self, environ: dict[str, Any]) -> None:
+        """A page of another site gets no WebSocket, whoever looks at it."""
+        if not auth.same_origin(environ):
+            raise websocket.Refusal(
+                "403 Forbidden",
+                "foreign_origin",
+                "the request comes from another site's page",
+                "use the portal's own page",
+            )
+
+    def serve(self, connection: websocket.Connection, environ: dict[str, Any]) -> None:
+        if not self._allowed(environ):
+            # Browsers show a page the close code, but not an HTTP status: hence after the 101.
+            connection.close(websocket.CLOSE_UNAUTHORIZED, "log in")
+        elif len(self._keeper) >= self._max_clients:
+            connection.close(websocket.CLOSE_TOO_MANY, f"{self._max_clients} clients are connected already")
+        else:
+            connection.send_frame(self._hub.hello())
+        self._keeper.add(connection, lambda: self._allowed(environ))
+        try:
+            while (message := connection.receive()) is not None:
+                if connection.open:
+                    self._take(connection, message)
+        finally:
+            self._keeper.remove(connection)
+            self._hub.leave(connection)
+
+    def _allowed(self, environ: dict[str, Any]) -> bool:
+        try:
+            self._access.require_viewer(environ)
+        except ProcGuardError:
+            return False
+        return True
+
+    def _take(self, connection: websocket.Connection, message: str | bytes) -> None:
+        try:
+            problem = self._obey(connection, message)
+        except UsageError as exc:
+            problem = exc.message
+        if problem:
+            connection.send_text(http_io.dumps({"t": "error", "message": problem}))
+
+    def _obey(self, connection: websocket.Connection, message: str | bytes) -> str:
+        data = http_io.parse_json(message.encode() if isinstance(message, str) else message)
+        kind = data.get("t") if isinstance(data, dict) else None
+        topic = data.get("topic") if isinstance(data, dict) else None
+        if kind not in ("sub", "unsub", "credit") or not isinstance(topic, str):
+            return 'expected {"t": "sub" | "unsub" | "credit", "topic": …, "seq" | "n": n}'
+        if kind == "credit":
+            chars = data.get("n")
+            if not isinstance(chars, int) or chars <= 0:
+                return "credit: expected n, how many characters more"
+            self._hub.grant(connection, topic, chars)
+            return ""
+        if kind == "unsub":
+            self._hub.unsubscribe(connection, topic)
+            return ""
+        seq = data.get("seq") or 0
+        return self._hub.subscribe(connection, topic, seq if isinstance(seq, int) else 0)

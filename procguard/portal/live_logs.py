@@ -1,0 +1,133 @@
+"""The live topic of one worker's log: its last lines, then what is written, as far as each client wants it.
+
+By credit: a client that says how much it can take is sent no more than that until it has read it; one that fell behind
+is told so, and begins anew from the store. Nothing waits in memory for a page that nobody looks at.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from procguard.channels import http_io
+from procguard.portal import websocket
+
+MAX_LOG_FRAME_CHARS = 256 * 1024
+MAX_CREDIT_CHARS = 4 * 1024 * 1024
+MAX_HELD_FRAMES = 256  # for a client whose first lines are being read
+
+
+class Client(Protocol):
+    """What the topic needs of a connection."""
+
+    def send_frame(self, frame: bytes) -> bool: ...
+
+
+def encode(message: dict[str, Any]) -> bytes:
+    return websocket.encode_text(http_io.dumps(message))
+
+
+class LogTopic:
+    """The log of one worker, from its last lines on. Bytes become text without cutting a character in two."""
+
+    def __init__(self, worker_id: str) -> None:
+        self.name = f"logs:{worker_id}"
+        self.seq = 1
+        self.clients: set[Client] = set()
+        self.starting: dict[Client, list[bytes]] = {}  # what came while their first lines are being read
+        self._credit: dict[Client, int] = {}  # characters they may still be sent; who grants none is sent everything
+        self._behind: set[Client] = set()  # whose credit was spent when something came
+        self._decoders: dict[tuple[int, str], tuple[Any, int]] = {}  # decoder, offset of its next byte
+
+    def snapshot(self, lines: list[dict[str, Any]], seq: int) -> bytes:
+        return encode({"t": "snap", "topic": self.name, "seq": seq, "items": lines})
+
+    def append(self, attempt: int, stream: str, offset: int, data: bytes, at: float) -> None:
+        decoder, expected = self._decoders.get((attempt, stream), (None, -1))
+        if decoder is None or expected != offset:
+            decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        held_back = len(decoder.getstate()[0])
+        text = decoder.decode(data)
+        self._decoders[(attempt, stream)] = (decoder, offset + len(data))
+        if len(self._decoders) > 8:
+            del self._decoders[next(iter(self._decoders))]
+        begin, end = offset - held_back, offset + len(data) - len(decoder.getstate()[0])
+        for start in range(0, len(text), MAX_LOG_FRAME_CHARS):
+            part = text[start : start + MAX_LOG_FRAME_CHARS]
+            last = start + MAX_LOG_FRAME_CHARS >= len(text)
+            part_end = end if last else min(end, begin + len(part.encode("utf-8", "replace")))
+            self._send(attempt, stream, begin, part_end, part, at)
+            begin = part_end
+
+    def _send(self, attempt: int, stream: str, offset: int, end: int, text: str, at: float) -> None:
+        self.seq += 1
+        message = {
+            "t": "log",
+            "topic": self.name,
+            "seq": self.seq,
+            "prev": self.seq - 1,
+            "attempt": attempt,
+            "stream": stream,
+            "offset": offset,
+            "end": end,
+            "at": at,
+            "text": text,
+        }
+        encoded = encode(message)
+        for client in list(self.clients):
+            if client in self.starting:
+                self._hold(client, encoded)
+            else:
+                self._give(client, encoded, len(text))
+
+    def _hold(self, client: Client, encoded: bytes) -> None:
+        held = self.starting[client]
+        if len(held) < MAX_HELD_FRAMES:
+            held.append(encoded)
+        else:
+            self._behind.add(client)
+
+    def _give(self, client: Client, encoded: bytes, chars: int) -> None:
+        left = self._credit.get(client)
+        if client in self._behind:
+            return
+        if left is None:
+            client.send_frame(encoded)
+        elif left > 0:
+            self._credit[client] = left - chars
+            client.send_frame(encoded)
+        else:
+            self._behind.add(client)
+
+    def grant(self, client: Client, chars: int) -> None:
+        """It has read so much, and may be sent as much again. What it missed meanwhile lies in the store: it is told
+        that there is a gap, and begins anew."""
+        self._credit[client] = min(MAX_CREDIT_CHARS, self._credit.get(client, 0) + chars)
+        if client in self._behind and client not in self.starting and self._credit[client] > 0:
+            self._behind.discard(client)
+            client.send_frame(encode({"t": "behind", "topic": self.name, "seq": self.seq, "prev": None}))
+
+    def leave(self, client: Client) -> None:
+        self.clients.discard(client)
+        self._credit.pop(client, None)
+        self._behind.discard(client)
+
+    def begin(self, client: Client, read: Callable[[], list[dict[str, Any]]]) -> None:
+        """Send the lines that `read` finds (it may wait), then what came meanwhile. A byte that both tell is named
+        by its offset."""
+        self.clients.add(client)
+        self.starting[client] = []
+        self._behind.discard(client)
+        seq = self.seq
+        try:
+            lines = read()
+        finally:
+            held_back = self.starting.pop(client, [])
+        if client in self.clients:
+            client.send_frame(self.snapshot(lines, seq))
+            for encoded in held_back:
+                client.send_frame(encoded)
+            if client in self._behind:
+                self._behind.discard(client)
+                client.send_frame(encode({"t": "behind", "topic": self.name, "seq": self.seq, "prev": None}))

@@ -1,0 +1,293 @@
+"""A live table: rows in slots, told as columns. A snapshot once, then frames with absolute values of the slots that
+changed, encoded once for all clients.
+
+    GET /api/live/workers  {"epoch": E, "seq": N, "columns": {"worker_id": […], "state": {"of": […], "at": […]}, …}}
+    sub  rows:workers seq N
+    rows      {"t":"rows","topic","seq","prev","gone":[slots],"slots":[…],"columns":{name: [values]}}   never left out
+    measures  {"t":"measures","topic","seq","slots":[…],"columns":{…}}   once a second; may be left out for a slow
+              reader, whose next one is whole
+    gap       {"t":"gap","topic","seq"}   what was missed is not known any more: take a snapshot
+
+`slots` are told as differences (the first from 0). A column of few distinct values is told as these and an index each.
+Knows rows and clients; where rows come from is live_columns.py.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any, Protocol
+
+from procguard.channels import http_io
+from procguard.portal import websocket
+
+HISTORY_FRAMES = 256
+SEEN_FOR_S = 30.0  # after the last client, or a snapshot: so long changes are still collected
+COMPRESSED_FROM_BYTES = 1024
+REST_EVERY = 50  # rows; less than a millisecond
+DISTINCT_SHARE = 0.5  # a column with more distinct values than this is told as it is
+
+Row = tuple[Any, ...]
+
+
+class Client(Protocol):
+    def send_frame(self, frame: bytes) -> bool: ...
+
+    def offer_frame(self, frame: bytes) -> bool:
+        """False: it reads too slowly to be given what may be left out."""
+        ...
+
+
+class Source(Protocol):
+    """Rows by id (live_columns.py). `row` and `measured` return None for what is not there."""
+
+    columns: tuple[str, ...]
+    measures: tuple[str, ...]
+    key: str
+
+    def ids(self) -> list[str]: ...
+
+    def row(self, item_id: str, before: Row | None, wall: float) -> Row | None: ...
+
+    def measured(self, item_id: str) -> Row | None: ...
+
+
+def encode(message: dict[str, Any]) -> bytes:
+    """A text frame; what is large becomes a binary one, the same JSON deflated (zlib)."""
+    text = http_io.dumps(message)
+    if len(text) < COMPRESSED_FROM_BYTES:
+        return websocket.encode_text(text)
+    return websocket.encode_binary(zlib.compress(text, 5))
+
+
+class RowTopic:
+    """`name` is what clients subscribe to; `rest()` lets others run where it is time to, `wait()` in any case."""
+
+    def __init__(
+        self, name: str, source: Source, rest: Callable[[], None], wait: Callable[[], None] | None = None
+    ) -> None:
+        self.name = name
+        self.seq = 1
+        self.clients: set[Client] = set()
+        self._source = source
+        self._rest = rest
+        self._wait = wait or rest
+        self._slots: dict[str, int] = {}
+        self._rows: list[Row | None] = []
+        self._measured: list[Row | None] = []
+        self._free: list[int] = []
+        self._dirty: set[str] = set()
+        self._moved: set[int] = set()  # slots whose measures were not told yet
+        self._new: set[Client] = set()  # have no measures yet
+        self._behind: set[Client] = set()  # were left out: they get all measures
+        self._stale = True  # changes went by unseen
+        self._seen_until = float("-inf")  # monotonic
+        self._history: deque[tuple[int, bytes]] = deque(maxlen=HISTORY_FRAMES)
+        self._building = False
+
+    # ------------------------------------------------------------------------------------------------ changes
+
+    @property
+    def seen(self) -> bool:
+        return bool(self.clients) or time.monotonic() < self._seen_until
+
+    @property
+    def moving(self) -> bool:
+        """Whether there is something for `flush_measures`."""
+        return bool(self._moved or self._behind or self._new) and bool(self.clients)
+
+    @property
+    def awaited(self) -> bool:
+        """Whether somebody who has just come waits for measures."""
+        return bool(self._new)
+
+    def touch(self, item_id: str) -> None:
+        """This item may have changed. Costs next to nothing."""
+        if self.seen:
+            self._dirty.add(item_id)
+        else:
+            self._stale = True
+
+    def flush(self) -> None:
+        """Tell what happened since the last flush."""
+        if not self._dirty or self._building:
+            return
+        dirty, self._dirty = self._dirty, set()
+        if not self.seen:
+            self._stale = True
+            return
+        self._building = True
+        try:
+            self._tell(*self._take(dirty))
+        finally:
+            self._building = False
+
+    def _take(self, item_ids: Any) -> tuple[list[int], dict[int, Row | None]]:
+        """Read these anew: the slots that became free, and {slot: its row before} of those that differ now."""
+        gone: list[int] = []
+        changed: dict[int, Row | None] = {}
+        wall = time.time()
+        for number, item_id in enumerate(item_ids, 1):
+            if number % REST_EVERY == 0:
+                self._rest()
+            slot = self._slots.get(item_id)
+            before = self._rows[slot] if slot is not None else None
+            row = self._source.row(item_id, before, wall)
+            if row is None:
+                if slot is not None:
+                    self._drop(item_id, slot)
+                    gone.append(slot)
+                continue
+            if slot is None:
+                slot = self._place(item_id)
+            if row != before:
+                self._rows[slot] = row
+                changed[slot] = None if before is None else changed.get(slot, before)
+            measured = self._source.measured(item_id)
+            if measured != self._measured[slot]:
+                self._measured[slot] = measured
+                self._moved.add(slot)
+        return gone, changed
+
+    def _place(self, item_id: str) -> int:
+        if self._free:
+            slot = self._free.pop()
+        else:
+            slot = len(self._rows)
+            self._rows.append(None)
+            self._measured.append(None)
+        self._slots[item_id] = slot
+        return slot
+
+    def _drop(self, item_id: str, slot: int) -> None:
+        del self._slots[item_id]
+        self._rows[slot] = self._measured[slot] = None
+        self._moved.discard(slot)
+        self._free.append(slot)
+
+    def _tell(self, gone: list[int], changed: dict[int, Row | None]) -> None:
+        if not gone and not changed:
+            return
+        slots = sorted(changed)
+        names = self._source.columns
+        if any(changed[slot] is None for slot in slots):
+            wanted = list(range(len(names)))
+        else:
+            wanted = [at for at in range(len(names)) if any(self._cell(s, at) != changed[s][at] for s in slots)]  # type: ignore[index]
+        columns = {names[at]: [self._cell(slot, at) for slot in slots] for at in wanted}
+        frame = encode(
+            {
+                "t": "rows",
+                "topic": self.name,
+                "seq": self.seq + 1,
+                "prev": self.seq,
+                "gone": sorted(gone),
+                "slots": differences(slots),
+                "columns": columns,
+            }
+        )
+        self.seq += 1
+        self._history.append((self.seq, frame))
+        for client in list(self.clients):
+            client.send_frame(frame)
+
+    def _cell(self, slot: int, at: int) -> Any:
+        row = self._rows[slot]
+        return row[at] if row is not None else None
+
+    def flush_measures(self) -> None:
+        """Tell what was measured since the last time; once a second is enough."""
+        moved, self._moved = self._moved, set()
+        if not self.clients:
+            return
+        if moved:
+            frame = self._measures(sorted(moved))
+            for client in self.clients - self._new - self._behind:
+                if not client.offer_frame(frame):
+                    self._behind.add(client)
+        behind = [client for client in self._behind | self._new if client in self.clients]
+        self._new.clear()
+        if behind:
+            whole = self._measures([slot for slot, row in enumerate(self._rows) if row is not None])
+            self._behind = {client for client in behind if not client.offer_frame(whole)}
+
+    def _measures(self, slots: list[int]) -> bytes:
+        empty = (None,) * len(self._source.measures)
+        values = [self._measured[slot] or empty for slot in slots]
+        columns = {name: [one[at] for one in values] for at, name in enumerate(self._source.measures)}
+        columns = {name: column for name, column in columns.items() if any(one is not None for one in column)}
+        message = {"t": "measures", "topic": self.name, "seq": self.seq, "slots": differences(slots)}
+        return encode({**message, "columns": columns})
+
+    # ---------------------------------------------------------------------------------------------- subscribers
+
+    def subscribe(self, client: Client, seq: int) -> None:
+        """`seq`: of the client's snapshot. What it missed is sent, or that nobody knows it any more."""
+        self.clients.add(client)
+        missed = [encoded for number, encoded in self._history if number > seq]
+        if self._stale or not (seq == self.seq or (0 < seq < self.seq and len(missed) == self.seq - seq)):
+            self._seen_until = time.monotonic() + SEEN_FOR_S
+            client.send_frame(encode({"t": "gap", "topic": self.name, "seq": self.seq}))
+            self.clients.discard(client)
+            return
+        for encoded in missed:
+            client.send_frame(encoded)
+        self._new.add(client)
+
+    def unsubscribe(self, client: Client) -> None:
+        if client in self.clients:
+            self.clients.discard(client)
+            self._behind.discard(client)
+            self._new.discard(client)
+            self._seen_until = time.monotonic() + SEEN_FOR_S
+
+    def snapshot(self, epoch: str) -> bytes:
+        """The whole table as JSON, and from when on its changes are told."""
+        self._seen_until = time.monotonic() + SEEN_FOR_S
+        while self._building:
+            self._wait()
+        if self._stale:
+            self._rebuild()
+        seq, rows = self.seq, list(self._rows)
+        kept = [slot for slot, row in enumerate(rows) if row is not None]
+        head = http_io.dumps({"epoch": epoch, "topic": self.name, "seq": seq, "key": self._source.key})
+        parts = [head[:-1], b',"slots":', http_io.dumps(differences(kept)), b',"columns":{']
+        for at, name in enumerate(self._source.columns):
+            self._rest()
+            column = column_text([rows[slot][at] for slot in kept])  # type: ignore[index]
+            parts += [b"," if at else b"", http_io.dumps(name), b":", column]
+        return b"".join([*parts, b"}}"])
+
+    def _rebuild(self) -> None:
+        """Nobody looked for a while: everything is read anew, and whoever has an older state takes a snapshot."""
+        self._building = True
+        try:
+            self._stale = False
+            self._history.clear()
+            self.seq += 1
+            self._dirty.clear()
+            self._take([*self._source.ids(), *[one for one in self._slots if self._source.row(one, None, 0.0) is None]])
+        finally:
+            self._building = False
+
+
+def differences(numbers: list[int]) -> list[int]:
+    """[3, 4, 9] -> [3, 1, 5]: neighbours compress to almost nothing."""
+    return [second - first for first, second in pairwise([0, *numbers])]
+
+
+def column_text(values: list[Any]) -> bytes:
+    """A column as JSON: its values, or {"of": distinct values, "at": an index for each} where that is shorter."""
+    texts = [one if isinstance(one, (str, int, type(None))) else json.dumps(one, sort_keys=True) for one in values]
+    index: dict[Any, int] = {}
+    places = [index.setdefault((type(text), text), len(index)) for text in texts]
+    if len(index) > len(values) * DISTINCT_SHARE:
+        return http_io.dumps(values)
+    distinct: list[Any] = [None] * len(index)
+    for place, value in zip(places, values, strict=True):
+        distinct[place] = value
+    return http_io.dumps({"of": distinct, "at": places})

@@ -1,0 +1,171 @@
+"""One open `follow` of a log: byte runs in, whole lines out, and the line that is still being written as it grows.
+
+As text it behaves like a terminal's end of a pipe: a line without its end is shown at once and rewritten when it
+changes, as progress bars do. As JSON such a line comes as an object with `"partial": true`; a later one of the same
+(attempt, stream, offset) replaces it. Bounded: a reader that is too slow misses bytes, and is told.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+from procguard.channels import http_io
+from procguard.channels.held import HeldPoll
+from procguard.portal.log_query import LogQuery
+from procguard.portal.log_reader import LogLine, last_state
+from procguard.portal.logs import LogStore
+
+MAX_FOLLOWER_BYTES = 4 * 1024 * 1024
+MAX_PARTIAL_LINE_BYTES = 64 * 1024
+Key = tuple[int, str]  # attempt, stream
+
+
+class SharedBytes:
+    """What all followers together may have waiting."""
+
+    def __init__(self, most: int) -> None:
+        self.left = most
+
+
+class Follower:
+    def __init__(self, worker_id: str, query: LogQuery, sock: Any, shared: SharedBytes | None = None) -> None:
+        self.worker_id = worker_id
+        self.poll = HeldPoll(f"follow:{worker_id}", "", sock)
+        self._query = query
+        self._runs: deque[tuple[int, str, int, bytes, float]] = deque()
+        self._held_bytes = 0
+        self._shared = shared or SharedBytes(MAX_FOLLOWER_BYTES)
+        self._dropped_bytes = 0
+        self._shown_to: dict[Key, int] = {}  # bytes before this offset were in the tail
+        self._partial: dict[Key, _Begun] = {}  # a line whose end isn't there yet
+        self._screen = _Screen()
+
+    def take(self, attempt: int, stream: str, offset: int, data: bytes, at: float) -> None:
+        query = self._query
+        if query.attempt not in (None, attempt) or query.stream not in (None, stream):
+            return
+        if self._held_bytes + len(data) > MAX_FOLLOWER_BYTES or len(data) > self._shared.left:
+            self._dropped_bytes += len(data)
+        else:
+            self._runs.append((attempt, stream, offset, data, at))
+            self._hold(len(data))
+        self.poll.wake()
+
+    def _hold(self, size: int) -> None:
+        self._held_bytes += size
+        self._shared.left -= size
+
+    def end(self) -> None:
+        """Nobody reads any more."""
+        self._runs.clear()
+        self._hold(-self._held_bytes)
+        self.poll.release()
+
+    def begin(self, lines: list[LogLine], store: LogStore) -> bytes:
+        """What to show first. The newest attempt's last line may not have its end yet."""
+        newest = max((line.attempt for line in lines), default=0)
+        shown: list[bytes] = []
+        begun: Key | None = None
+        for line in lines:
+            key = (line.attempt, line.stream)
+            self._shown_to[key] = max(self._shown_to.get(key, 0), line.end)
+            if line.partial and line.attempt == newest:
+                start = max(line.offset, line.end - MAX_PARTIAL_LINE_BYTES)
+                so_far = store.read(self.worker_id, line.attempt, line.stream, start, line.end)
+                self._partial[key] = _Begun(line.offset, so_far, line.at)
+                begun = key
+            elif self._query.matches is None or self._query.matches(line):
+                shown.append(self._whole(key, line))
+        if begun is not None:
+            shown.append(self._growing(begun))
+        return b"".join(shown)
+
+    def next_chunk(self) -> bytes:
+        """Everything that is new; empty when there is nothing."""
+        parts: list[bytes] = []
+        last: Key | None = None
+        while self._runs:
+            attempt, stream, offset, data, at = self._runs.popleft()
+            self._hold(-len(data))
+            last = (attempt, stream)
+            skip = max(0, self._shown_to.get(last, 0) - offset)
+            parts.extend(self._lines(last, offset + skip, data[skip:], at))
+        if last in self._partial:
+            parts.append(self._growing(last))
+        if self._dropped_bytes:
+            text = f"[procguard: {self._dropped_bytes:,} bytes not shown, this reader is too slow]"
+            parts.append(self._whole((0, ""), LogLine(0, "out", 0, 0.0, text, marker=True)))
+            self._dropped_bytes = 0
+        return b"".join(parts)
+
+    def _lines(self, key: Key, offset: int, data: bytes, at: float) -> Iterator[bytes]:
+        begun = self._partial.pop(key, None)
+        start, before = (begun.offset, begun.data) if begun else (offset, b"")
+        *whole, rest = data.split(b"\n")
+        for part in whole:
+            offset += len(part) + 1
+            yield self._ended(key, start, before + part, at)
+            start, before = offset, b""
+        if before + rest:
+            self._partial[key] = _Begun(start, before + rest, at)
+            if len(self._partial[key].data) > MAX_PARTIAL_LINE_BYTES:
+                yield self._ended(key, start, self._partial.pop(key).data, at)
+
+    def _ended(self, key: Key, offset: int, line: bytes, at: float) -> bytes:
+        found = LogLine(*key, offset, at, last_state(line).decode("utf-8", "replace"))
+        if self._query.matches is not None and not self._query.matches(found):
+            return b""
+        return self._whole(key, found)
+
+    def _whole(self, key: Key, line: LogLine) -> bytes:
+        if self._query.as_json:
+            return http_io.dumps(line.as_json()) + b"\n"
+        return self._screen.line(key, line.text).encode("utf-8", "replace")
+
+    def _growing(self, key: Key) -> bytes:
+        """A line without its end, as far as it is known. One that is searched for is shown once it is whole."""
+        begun = self._partial[key]
+        text = last_state(begun.data).decode("utf-8", "replace")
+        if self._query.matches is not None:
+            return b""
+        if not self._query.as_json:
+            return self._screen.growing(key, text).encode("utf-8", "replace")
+        rewinds = begun.data.endswith(b"\r")
+        return (
+            http_io.dumps(LogLine(*key, begun.offset, begun.at, text, partial=True, rewinds=rewinds).as_json()) + b"\n"
+        )
+
+
+class _Begun:
+    """A line without its end. What a carriage return has made invisible is forgotten."""
+
+    def __init__(self, offset: int, data: bytes, at: float) -> None:
+        self.offset = offset
+        self.at = at
+        rewound = data.rfind(b"\r", 0, len(data.rstrip(b"\r")))
+        self.data = data[rewound + 1 :]
+
+
+class _Screen:
+    """What stands on the reader's last line, so that a line can go on there, or be written over it."""
+
+    def __init__(self) -> None:
+        self._key: Key | None = None
+        self._text = ""
+
+    def line(self, key: Key, text: str) -> str:
+        said = self.growing(key, text) if key == self._key else ("\n" if self._key else "") + text
+        self._key, self._text = None, ""
+        return said + "\n"
+
+    def growing(self, key: Key, text: str) -> str:
+        if key != self._key:
+            said = ("\n" if self._key else "") + text
+        elif text.startswith(self._text):
+            said = text[len(self._text) :]
+        else:
+            said = "\r" + text.ljust(len(self._text))
+        self._key, self._text = key, text
+        return said

@@ -1,0 +1,96 @@
+"""LogIndex: notes when the stored bytes of each stream were written, as rising 16-byte records (offset, wall time).
+
+The writer of `<attempt>.<stream>.idx`; `log_reader.TimesOf` reads it. A record may be on disk before its bytes are:
+after a manager that died in between, or a disk that took only a part, the first new record cuts those off. Owns no
+lock: the store gives a stream one writer at a time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from procguard.portal.log_reader import INDEX_RECORD
+
+INDEX_EVERY_S = 0.1  # resolution of `since` and of merging by time
+# A new agent knows the time of bytes that came while none watched only roughly: earlier than that of stored bytes by up
+# to the time between two of its own notes (log_times.WRITE_SHIPPED_S). What goes back further is a clock that was set.
+ROUGHLY_S = 15.0
+MAX_REMEMBERED_STREAMS = 20_000
+
+
+class LogIndex:
+    def __init__(self) -> None:
+        self._last: OrderedDict[str, float] = OrderedDict()  # path -> wall time of its last record
+
+    def write(self, path: str, stored: int, runs: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+        """Note `runs` (offset, wall time) of bytes that will be stored from `stored` on; the runs with the times that
+        hold: lines of one stream go back in time only where the clock was set. Raises OSError."""
+        last = self._last.pop(path, None)
+        if last is None:
+            last = _cut_and_read_last(path, stored)
+        noted, records, indexed = [], [], last
+        for offset, told in runs:
+            at = told if last is None or not 0 < last - told < ROUGHLY_S else last
+            last = at
+            noted.append((offset, at))
+            if indexed is None or not 0 <= at - indexed < INDEX_EVERY_S:
+                records.append(INDEX_RECORD.pack(offset, at))
+                indexed = at
+        if records:
+            _append(path, b"".join(records))
+        if indexed is not None:
+            self._last[path] = indexed
+        if len(self._last) > MAX_REMEMBERED_STREAMS:
+            self._last.popitem(last=False)
+        return noted
+
+    def doubt(self, path: str) -> None:
+        """Its bytes did not all reach the disk, or it is gone: look at the file before the next record."""
+        self._last.pop(path, None)
+
+
+def runs_of(offset: int, skipped: int, at: float, times: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """[(file offset, wall time)…] of what is new, without the `skipped` bytes; times closer than the index's
+    resolution become one."""
+    found = [(offset + skipped, at)]
+    for begin, when in times:
+        if begin <= skipped:
+            found = [(offset + skipped, when)]
+        elif not 0 <= when - found[-1][1] < INDEX_EVERY_S:
+            found.append((offset + begin, when))
+    return found
+
+
+def _cut_and_read_last(path: str, stored: int) -> float | None:
+    """Cut off records of bytes that are not stored and a torn end; the time of the last one left, None without one."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        size = os.fstat(descriptor).st_size
+        whole = size // INDEX_RECORD.size
+        last = None
+        while whole:
+            begin, at = INDEX_RECORD.unpack(os.pread(descriptor, INDEX_RECORD.size, (whole - 1) * INDEX_RECORD.size))
+            if begin < stored:
+                last = float(at)
+                break
+            whole -= 1
+        if whole * INDEX_RECORD.size != size:
+            os.ftruncate(descriptor, whole * INDEX_RECORD.size)
+        return last
+    finally:
+        os.close(descriptor)
+
+
+def _append(path: str, data: bytes) -> None:
+    """All of it; a disk that takes only a part raises OSError."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        while data:
+            data = data[os.write(descriptor, data) :]
+    finally:
+        os.close(descriptor)

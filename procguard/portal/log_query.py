@@ -1,0 +1,75 @@
+"""What one request asks of a log: how many lines, of which attempt and stream, since when, matching what."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timezone
+
+from procguard.channels import http_io
+from procguard.channels.desk import MAX_ATTEMPT
+from procguard.errors import UsageError
+from procguard.fleet import clock
+from procguard.portal.log_reader import line_filter
+
+DEFAULT_LINES = 200
+MAX_LINES = 100_000
+_AGE = re.compile(r"^([0-9]{1,9}(?:\.[0-9]{1,3})?)(s|m|h|d)$")
+_AGE_UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class LogQuery:
+    """The query of one request, checked."""
+
+    def __init__(
+        self,
+        lines: int = DEFAULT_LINES,
+        attempt: int | None = None,
+        stream: str | None = None,
+        since: float | None = None,
+        regex: str | None = None,
+        as_json: bool = False,
+    ) -> None:
+        self.lines = lines
+        self.attempt = attempt
+        self.stream = stream
+        self.since = since
+        self.regex = regex
+        self.as_json = as_json
+        self.matches = line_filter(regex) if regex else None
+
+    @classmethod
+    def from_request(cls) -> LogQuery:
+        stream = http_io.query_text("stream") or None
+        if stream not in (None, "out", "err"):
+            raise UsageError(f"stream={stream!r}: expected out or err", "leave it out for both")
+        shape = http_io.query_text("format") or "text"
+        if shape not in ("text", "json"):
+            raise UsageError(f"format={shape!r}: expected text or json", "e.g. ?format=json")
+        attempt = http_io.query_int("attempt", -1, -1, MAX_ATTEMPT)
+        since_text = http_io.query_text("since")
+        try:
+            return cls(
+                lines=http_io.query_int("tail", DEFAULT_LINES, 0, MAX_LINES),
+                attempt=attempt if attempt >= 0 else None,
+                stream=stream,
+                since=parse_since(since_text, clock.read().wall) if since_text else None,
+                regex=http_io.query_text("regex", 512) or None,
+                as_json=shape == "json",
+            )
+        except ValueError as exc:
+            raise UsageError(f"regex: {exc}", "write it as Python's re understands it") from exc
+
+
+def parse_since(text: str, now_wall: float, name: str = "since") -> float:
+    """`10m` ago, Unix seconds, or ISO 8601 (UTC unless it says otherwise), as Unix seconds."""
+    age = _AGE.match(text)
+    if age:
+        return now_wall - float(age[1]) * _AGE_UNIT_S[age[2]]
+    if re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,6})?", text):
+        return float(text)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as exc:
+        example = "e.g. 10m, 2026-11-23T22:00:00Z, or Unix seconds"
+        raise UsageError(f"{name}={text[:40]!r}: not a time", example) from exc
+    return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()

@@ -1,0 +1,104 @@
+"""How much of the workers' logs stays on the manager's disk: what has to go, so that a worker, and all together, stay
+within their bounds. Pure but for `measure`, which looks at the disk.
+
+Old attempts go first and whole; of a worker's newest attempt the head goes, as a hole with its size marked. Where all
+together are too many, those above an equal share give first: whoever writes most pushes out its own, nobody else's.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+_LOG_NAME = re.compile(r"^([0-9]{1,10})\.(out|err)\.log$")
+STEP_BYTES = 1024 * 1024  # holes end at multiples of it: few, and of whole blocks
+ROOM = 8  # an eighth below the bound is made free at once, so that it is not done for every line
+GONE = ".gone"  # how the folder of a worker that is no more ends
+
+
+@dataclass(frozen=True)
+class Held:
+    """One stream: its length, and what of it takes room on the disk."""
+
+    attempt: int
+    stream: str
+    size: int
+    held: int
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Attempts below `floor` leave whole; of the streams named in `heads` what lies before that offset."""
+
+    floor: int
+    heads: dict[tuple[int, str], int]
+
+
+def measure(directory: str) -> dict[str, list[Held]]:
+    """{a worker's folder: its streams}. Folders of workers that are gone are named with their ending."""
+    found: dict[str, list[Held]] = {}
+    for folder in os.scandir(directory):
+        if folder.is_dir(follow_symlinks=False):
+            found[folder.name] = measure_one(folder.path)
+    return found
+
+
+def measure_one(folder: str) -> list[Held]:
+    streams = []
+    try:
+        for entry in os.scandir(folder):
+            match = _LOG_NAME.match(entry.name)
+            if match:
+                status = entry.stat(follow_symlinks=False)
+                streams.append(Held(int(match[1]), match[2], status.st_size, status.st_blocks * 512))
+    except FileNotFoundError:
+        pass
+    return streams
+
+
+def total(streams: list[Held]) -> int:
+    return sum(one.held for one in streams)
+
+
+def decide(streams: list[Held], keep_bytes: int) -> Cut | None:
+    """What of one worker's logs has to go; None where they are within their bound."""
+    held = total(streams)
+    if held <= keep_bytes or not streams:
+        return None
+    over = held - keep_bytes + keep_bytes // ROOM
+    newest = max(one.attempt for one in streams)
+    floor = 0
+    for attempt in sorted({one.attempt for one in streams} - {newest}):
+        if over <= 0:
+            break
+        over -= sum(one.held for one in streams if one.attempt == attempt)
+        floor = attempt + 1
+    heads = {}
+    for one in sorted((one for one in streams if one.attempt == newest), key=lambda one: -one.held):
+        give = min(over, one.held) // STEP_BYTES * STEP_BYTES
+        if give > 0:
+            heads[(one.attempt, one.stream)] = (one.size - one.held + give) // STEP_BYTES * STEP_BYTES
+            over -= give
+    return Cut(floor, heads)
+
+
+def share(held: Mapping[str, int], keep_bytes: int) -> int | None:
+    """How much each worker may keep where all together have too much; None where they have not. Those that are below
+    an equal share leave the rest of it to the others."""
+    if sum(held.values()) <= keep_bytes:
+        return None
+    left, sizes = keep_bytes - keep_bytes // ROOM, sorted(held.values())
+    for index, size in enumerate(sizes):
+        equal = left // (len(sizes) - index)
+        if size > equal:
+            return equal
+        left -= size
+    return None
+
+
+def bound_of_disk(directory: str, keep_bytes: int) -> int:
+    """At most half of the file system that the logs lie on."""
+    return min(keep_bytes, shutil.disk_usage(directory).total // 2)

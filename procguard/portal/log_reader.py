@@ -1,0 +1,287 @@
+"""Reading stored logs backwards: lines with their offsets and times, gaps as marker lines, everything bounded.
+
+A line that rewrote itself with carriage returns (a progress bar) is shown as its last state.
+
+Owns the file formats of one stream: `<attempt>.<stream>.log` (the bytes; a gap is a hole of the same length),
+`.idx` (16-byte records: offset, wall time; rising) and `.gaps` (text lines: start, end, wall time). Pure reading:
+no locks, no event loop; safe in a worker thread.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import re
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+INDEX_RECORD = struct.Struct("<Qd")
+BLOCK_BYTES = 64 * 1024
+MAX_LINE_BYTES = 64 * 1024  # a longer line is cut, and says so
+MAX_SCAN_BYTES = 128 * 1024 * 1024  # of one question, e.g. a regular expression that matches nothing
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """One line. `marker`: said by ProcGuard about the log, not by the worker. `partial`: its end isn't there yet;
+    `rewinds`: and what comes next overwrites it (its last byte so far is a carriage return)."""
+
+    attempt: int
+    stream: str
+    offset: int
+    at: float
+    text: str
+    end: int = 0  # offset behind its last byte, the newline included
+    marker: bool = False
+    partial: bool = False
+    rewinds: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        line: dict[str, Any] = {
+            "attempt": self.attempt,
+            "stream": self.stream,
+            "offset": self.offset,
+            "end": self.end,
+            "at": self.at,
+            "text": self.text + "\r" if self.rewinds else self.text,
+        }
+        if self.marker:
+            line["marker"] = True
+        if self.partial:
+            line["partial"] = True
+        return line
+
+
+def last_state(line: bytes) -> bytes:
+    """What a terminal shows of a line: what stands behind its last carriage return (the very end's rewinds only)."""
+    line = line.rstrip(b"\r")
+    return line[line.rfind(b"\r") + 1 :]
+
+
+class ScanBudget:
+    """Bytes one question may still read."""
+
+    def __init__(self, max_bytes: int = MAX_SCAN_BYTES) -> None:
+        self.left = max_bytes
+
+
+class StreamFile:
+    """One stored stream of one attempt, for reading."""
+
+    def __init__(self, base: str, attempt: int, stream: str) -> None:
+        self.base = base  # path without its ending
+        self.attempt = attempt
+        self.stream = stream
+
+    def lines_backward(self, budget: ScanBudget) -> Iterator[LogLine]:
+        """From the newest line to the oldest."""
+        try:
+            descriptor = os.open(self.base + ".log", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return
+        try:
+            index = TimesOf(self.base + ".idx")
+            try:
+                yield from self._segments_backward(descriptor, index, budget)
+            finally:
+                index.close()
+        finally:
+            os.close(descriptor)
+
+    def _segments_backward(self, descriptor: int, index: TimesOf, budget: ScanBudget) -> Iterator[LogLine]:
+        end = os.fstat(descriptor).st_size
+        for gap_start, gap_end, at in reversed(read_gaps(self.base + ".gaps", end)):
+            yield from self._lines(descriptor, gap_end, end, index, budget)
+            text = (
+                f"[procguard: {gap_end - gap_start:,} bytes of this log were dropped before they reached the manager]"
+            )
+            yield LogLine(self.attempt, self.stream, gap_start, at, text, gap_end, marker=True)
+            end = gap_start
+        yield from self._lines(descriptor, 0, end, index, budget)
+
+    def _lines(self, descriptor: int, start: int, end: int, index: TimesOf, budget: ScanBudget) -> Iterator[LogLine]:
+        """Lines of [start, end), newest first. A line longer than MAX_LINE_BYTES keeps its beginning, or its last state
+        where it is a progress bar's."""
+        position = end
+        line = _LineFromItsEnd(terminated=False)
+        while position > start:
+            if budget.left <= 0:
+                text = "[procguard: stopped looking here; narrow it down with since=, attempt= or stream=]"
+                yield LogLine(self.attempt, self.stream, position, index.at(position), text, position, marker=True)
+                return
+            size = min(BLOCK_BYTES, position - start)
+            block = os.pread(descriptor, size, position - size)
+            if len(block) != size:
+                return  # truncated under us: the worker was forgotten
+            budget.left -= size
+            position -= size
+            block_end = size
+            while (newline := block.rfind(b"\n", 0, block_end)) >= 0:
+                line.prepend(block[newline + 1 : block_end])
+                if line.length or line.terminated:
+                    yield self._line(position + newline + 1, line, index)
+                line, block_end = _LineFromItsEnd(terminated=True), newline
+            line.prepend(block[:block_end])
+        if line.length or line.terminated:
+            yield self._line(start, line, index)
+
+    def _line(self, offset: int, line: _LineFromItsEnd, index: TimesOf) -> LogLine:
+        end = offset + line.length + (1 if line.terminated else 0)
+        shown, cut = line.shown()
+        text = shown.decode("utf-8", "replace")
+        if cut:
+            text += f" [procguard: line cut, {cut:,} bytes more]"
+        # A line that was rewritten over some time shows what was written last: so does its time.
+        at = index.at(end - 1 if line.state is not None else offset)
+        rewinds = line.rewinds and not line.terminated
+        return LogLine(self.attempt, self.stream, offset, at, text, end, partial=not line.terminated, rewinds=rewinds)
+
+
+class _LineFromItsEnd:
+    """A line whose parts come last first; holds little however long it is."""
+
+    def __init__(self, terminated: bool) -> None:
+        self.terminated = terminated  # a newline stands behind it
+        self.length = 0
+        self.state: bytes | None = None  # what stands behind its last carriage return, once there is one
+        self.rewinds = False
+        self._head = b""  # its first bytes, as far as read
+        self._cut = 0  # bytes left out behind `_head`
+
+    def prepend(self, part: bytes) -> None:
+        if not part:
+            return
+        if not self.length:
+            self.rewinds = part.endswith(b"\r")
+        self.length += len(part)
+        if self.state is not None:
+            return  # only its beginning's place is still wanted
+        self._head = part + self._head
+        if not self._cut:
+            body = self._head.rstrip(b"\r")
+            rewound = body.rfind(b"\r")
+            if rewound >= 0:
+                self.state, self._head = body[rewound + 1 :], b""
+                return
+        if len(self._head) > MAX_LINE_BYTES:
+            self._cut += len(self._head) - MAX_LINE_BYTES
+            self._head = self._head[:MAX_LINE_BYTES]
+
+    def shown(self) -> tuple[bytes, int]:
+        """(what to show, how many bytes of it are left out)."""
+        whole = last_state(self._head) if self.state is None and not self._cut else self.state or self._head
+        return whole[:MAX_LINE_BYTES], self._cut + max(0, len(whole) - MAX_LINE_BYTES)
+
+
+class TimesOf:
+    """Which wall time an offset was written at: the last record at or before it. Lines that lie side by side mostly
+    share one, so the last answer is tried first."""
+
+    def __init__(self, path: str) -> None:
+        self._holds = range(0)  # the offsets that `_answer` holds for
+        self._answer = 0.0
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            self._descriptor = -1
+            self._records = 0
+            return
+        self._records = os.fstat(self._descriptor).st_size // INDEX_RECORD.size
+
+    def at(self, offset: int) -> float:
+        if offset not in self._holds:
+            self._look_up(offset)
+        return self._answer
+
+    def _look_up(self, offset: int) -> None:
+        low, high = 0, self._records
+        while low < high:
+            middle = (low + high) // 2
+            if self._record(middle)[0] <= offset:
+                low = middle + 1
+            else:
+                high = middle
+        begin, self._answer = self._record(low - 1) if low else (0, 0.0)
+        end = self._record(low)[0] if low < self._records else offset + 1
+        self._holds = range(begin, end)
+
+    def _record(self, number: int) -> tuple[int, float]:
+        data = os.pread(self._descriptor, INDEX_RECORD.size, number * INDEX_RECORD.size)
+        offset, at = INDEX_RECORD.unpack(data)
+        return int(offset), float(at)
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+
+
+def read_gaps(path: str, file_size: int) -> list[tuple[int, int, float]]:
+    """(start, end, wall time) of each gap, rising, none beyond the file's end."""
+    try:
+        with open(path, encoding="ascii") as file:
+            rows = [line.split() for line in file]
+    except FileNotFoundError:
+        return []
+    gaps = sorted((int(row[0]), int(row[1]), float(row[2])) for row in rows if len(row) == 3)
+    merged: list[tuple[int, int, float]] = []
+    for start, end, at in gaps:
+        if end > file_size or start >= end:
+            continue  # written down, but the manager died before the file grew
+        if merged and start <= merged[-1][1]:  # also a head that was cut once more
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]), at)
+            continue
+        merged.append((start, end, at))
+    return merged
+
+
+def newest_first(files: list[StreamFile], budget: ScanBudget) -> Iterator[LogLine]:
+    """Lines of one attempt's streams, merged by time, newest first; each stream keeps its own order."""
+    streams = [file.lines_backward(budget) for file in files]
+    if len(streams) == 1:
+        return streams[0]
+    return heapq.merge(*streams, key=lambda line: -line.at)
+
+
+# --------------------------------------------------------------------------------------------------- filtering
+
+
+def line_filter(pattern: str) -> Callable[[LogLine], bool]:
+    """A predicate for `regex=`. Raises ValueError for what doesn't compile or could run away (see `_runs_away`)."""
+    if len(pattern) > 512:
+        raise ValueError("longer than 512 characters")
+    try:
+        compiled = re.compile(pattern)
+        parsed = re._parser.parse(pattern)  # type: ignore[attr-defined]
+    except (re.error, RecursionError, OverflowError) as exc:
+        raise ValueError(str(exc)) from exc
+    if _runs_away(parsed, inside_repeat=False):
+        raise ValueError("a repeat inside a repeat could take for ever")
+    return lambda line: line.marker or compiled.search(line.text, 0, 16_384) is not None
+
+
+def _runs_away(parsed: Any, inside_repeat: bool) -> bool:
+    """Whether matching could take exponential time: an unbounded repeat (or a choice) inside an unbounded repeat.
+
+    Python's engine holds the interpreter while it matches; one bad pattern would silence the whole manager.
+    """
+    for operator, argument in parsed:
+        name = str(operator)
+        if name in ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT"):
+            low, high, inner = argument
+            unbounded = high > 64
+            if inside_repeat and (unbounded or high > max(1, low)):
+                return True
+            if _runs_away(inner, inside_repeat or unbounded):
+                return True
+        elif name == "BRANCH":
+            if inside_repeat or any(_runs_away(branch, inside_repeat) for branch in argument[1]):
+                return True
+        elif name in ("SUBPATTERN", "ATOMIC_GROUP", "ASSERT", "ASSERT_NOT"):
+            inner = argument if name == "ATOMIC_GROUP" else argument[-1]
+            if _runs_away(inner, inside_repeat):
+                return True
+        elif name in ("GROUPREF", "GROUPREF_EXISTS"):
+            return True
+    return False

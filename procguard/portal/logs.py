@@ -1,0 +1,437 @@
+"""LogStore: the workers' log bytes on the manager's disk. The length of a file is what has been acknowledged.
+
+Bytes are identified by (worker, attempt, stream, offset) for ever: what arrives twice is skipped, what is missing is
+asked for again, and what is gone for ever becomes a hole of the same length with a marker. One writer (the event loop);
+disk flushes run in a worker thread. Knows nothing of HTTP or workers' states.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import gevent.lock
+import gevent.threadpool
+
+from procguard.channels import LogGap
+from procguard.portal import log_quota
+from procguard.portal.log_index import LogIndex, runs_of
+from procguard.portal.log_reader import (
+    LogLine,
+    ScanBudget,
+    StreamFile,
+    TimesOf,
+    line_filter,
+    newest_first,
+    read_gaps,
+)
+from remote_agent import log_disk
+from remote_agent.protocol import directory_name
+
+DISK_THREADS = 4
+READ_THREADS = 2
+LOOKS = 16  # at the disk, while as much as a bound is written
+WRITE_HERE_BYTES = 64 * 1024  # up to here the event loop writes by itself: handing it over would take longer
+T = TypeVar("T")
+_LOG_NAME = re.compile(r"^([0-9]{1,10})\.(out|err)\.log$")
+
+AppendHook = Callable[[str, int, str, int, bytes, float], None]  # worker, attempt, stream, offset, data, at
+
+
+class DiskThreads:
+    """Does what waits for a disk without holding the event loop. Threads of its own: a slow disk under the logs must
+    not keep the registry's journal waiting."""
+
+    def __init__(self) -> None:
+        self._pool = gevent.threadpool.ThreadPool(DISK_THREADS)
+
+    def __call__(self, work: Callable[..., T], *arguments: Any) -> T:
+        result: T = self._pool.apply(work, arguments)
+        return result
+
+
+def sync_files(paths: Iterable[str]) -> None:
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+class LogStore:
+    def __init__(
+        self,
+        directory: str,
+        keep_attempts: int = 50,
+        sync: Callable[[Iterable[str]], None] = sync_files,
+        in_thread: Callable[..., Any] | None = None,
+        keep_per_worker: int = 2**60,
+        keep_in_all: int = 2**60,
+    ) -> None:
+        """`in_thread(function, *arguments)` runs it where it may wait for the disk. `keep_per_worker`, `keep_in_all`:
+        bytes on the disk; what is beyond goes, the oldest first."""
+        self._directory = os.path.abspath(directory)
+        self._keep_attempts = keep_attempts
+        self._keep_per_worker = keep_per_worker
+        self._keep_in_all = keep_in_all
+        self._since_look: Counter[str] = Counter()  # bytes written of each worker since its disk was looked at
+        self._full: set[str] = set()
+        self._all_since_look = 2**60  # at the start: it is not known what is there
+        self._sync_files = sync
+        self._in_thread = in_thread or DiskThreads()
+        self._readers = gevent.threadpool.ThreadPool(READ_THREADS)
+        self._writing: dict[str, tuple[gevent.lock.BoundedSemaphore, int]] = {}  # stream -> its turn, how many want it
+        self._hooks: list[AppendHook] = []
+        self._index = LogIndex()
+        os.makedirs(self._directory, mode=0o700, exist_ok=True)
+        self.bytes_stored = 0  # in this run, for /metrics
+        self.bytes_lost = 0
+        self.bytes_dropped = 0  # for keep_per_worker and keep_in_all
+
+    def on_append(self, hook: AppendHook) -> None:
+        """`hook` is called for each run of new bytes, in the order of the file, before they are acknowledged."""
+        self._hooks.append(hook)
+
+    # ---------------------------------------------------------------------------------------------- writing
+
+    def append(
+        self,
+        worker_id: str,
+        attempt: int,
+        stream: str,
+        offset: int,
+        data: bytes,
+        at: float,
+        gap: bool = False,
+        times: Sequence[tuple[int, float]] = (),
+    ) -> int:
+        """Store bytes that begin at `offset`; returns the stored length, durable.
+
+        The first byte was written `at`; `times`: from which byte of `data` on another wall time holds. `gap`: what lies
+        between the stored length and `offset` is gone for ever. Raises LogGap when bytes before `offset` are missing,
+        OSError when the disk refuses.
+        """
+        base = self._base(worker_id, attempt, stream)
+        if attempt < self._floor(worker_id):
+            return offset + len(data)  # this attempt's logs were dropped long ago; the sender need not keep them
+        if worker_id in self._full:
+            self._keep_one_bounded(worker_id, at)
+        with self._turn(base):
+            changed = [base + ".log"]
+            if self._prepare(base):
+                changed.append(os.path.dirname(base))
+            stored = os.path.getsize(base + ".log")
+            if offset > stored:
+                if not gap:
+                    raise LogGap(stored, offset)
+                self._write_gap(base, stored, offset, at)
+                changed.append(base + ".gaps")
+                stored = offset
+            skipped = min(stored - offset, len(data))
+            if skipped < len(data):
+                runs = self._index.write(base + ".idx", stored, runs_of(offset, skipped, at, times))
+                fresh = memoryview(data)[skipped:]
+                written = 0
+                try:
+                    if len(fresh) <= WRITE_HERE_BYTES:
+                        written = _append_all(base + ".log", fresh)
+                    else:
+                        written = self._in_thread(_append_all, base + ".log", fresh)
+                finally:
+                    if written < len(fresh):
+                        self._index.doubt(base + ".idx")
+                self._tell(worker_id, attempt, stream, fresh[:written], runs)
+                self.bytes_stored += written
+                stored += written
+            self._in_thread(self._sync_files, changed)
+        if len(changed) > 1:
+            self._drop_old_attempts(worker_id)
+        self._keep_bounds(worker_id, len(data), at)
+        return stored
+
+    def _keep_bounds(self, worker_id: str, written: int, at: float) -> None:
+        """Looks at the disk after a sixteenth of a worker's bound, or of the bound of all, was written."""
+        self._since_look[worker_id] += written
+        self._all_since_look += written
+        if self._since_look[worker_id] * LOOKS >= self._keep_per_worker:
+            del self._since_look[worker_id]
+            self._keep_one_bounded(worker_id, at)
+        if self._all_since_look * LOOKS >= self._keep_in_all:
+            self._all_since_look = 0
+            self._keep_all_bounded(at)
+
+    def _keep_one_bounded(self, worker_id: str, at: float) -> None:
+        folder = self._worker_directory(worker_id)
+        self._full.add(worker_id)  # until it has worked: nothing more is taken of a worker that can't be cut
+        self._cut(folder, self._in_thread(log_quota.measure_one, folder), self._keep_per_worker, at)
+        self._full.discard(worker_id)
+
+    def _keep_all_bounded(self, at: float) -> None:
+        keep = log_quota.bound_of_disk(self._directory, self._keep_in_all)
+        found = self._in_thread(log_quota.measure, self._directory)
+        held = {name: log_quota.total(streams) for name, streams in found.items()}
+        for name in [name for name in held if name.endswith(log_quota.GONE)]:
+            if sum(held.values()) > keep:
+                self.bytes_dropped += held.pop(name)
+                self._in_thread(shutil.rmtree, os.path.join(self._directory, name), True)
+        share = log_quota.share(held, keep)
+        for name in held if share is not None else ():
+            self._cut(os.path.join(self._directory, name), found[name], share or 0, at)
+
+    def _cut(self, folder: str, streams: list[log_quota.Held], keep: int, at: float) -> None:
+        """Raises OSError where the file system can't give back parts of a file: the sender keeps its bytes then."""
+        cut = log_quota.decide(streams, keep)
+        if cut is None:
+            return
+        if cut.floor:
+            _append_all(os.path.join(folder, "floor"), f"{cut.floor}\n".encode())
+        for one in streams:
+            base = os.path.join(folder, f"{one.attempt}.{one.stream}")
+            if one.attempt < cut.floor:
+                with self._turn(base):
+                    self._in_thread(self._remove_stream, base)
+                self.bytes_dropped += one.held
+            elif (one.attempt, one.stream) in cut.heads:
+                self._drop_head(base, cut.heads[(one.attempt, one.stream)], at)
+
+    def _drop_head(self, base: str, end: int, at: float) -> None:
+        with self._turn(base):
+            _append_all(base + ".gaps", f"0 {end} {at:.3f}\n".encode())
+            before = os.stat(base + ".log").st_blocks
+            problem = self._in_thread(log_disk.punch_hole, base + ".log", 0, end)
+            self.bytes_dropped += max(0, before - os.stat(base + ".log").st_blocks) * 512
+        if problem:
+            raise OSError(
+                errno.ENOSPC, f"logs.keep_per_worker or logs.keep_in_all is used up, and no part can go: {problem}"
+            )
+
+    @contextlib.contextmanager
+    def _turn(self, base: str) -> Iterator[None]:
+        """One writer of a stream at a time: the same bytes may arrive twice at once."""
+        lock, wanted = self._writing.get(base) or (gevent.lock.BoundedSemaphore(), 0)
+        self._writing[base] = (lock, wanted + 1)
+        try:
+            with lock:
+                yield
+        finally:
+            lock, wanted = self._writing[base]
+            self._writing[base] = (lock, wanted - 1)
+            if wanted == 1:
+                del self._writing[base]
+
+    def _prepare(self, base: str) -> bool:
+        """True if the stream's file was made just now."""
+        if os.path.exists(base + ".log"):
+            return False
+        directory = os.path.dirname(base)
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        os.close(os.open(base + ".log", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        return True
+
+    def _write_gap(self, base: str, start: int, end: int, at: float) -> None:
+        _append_all(base + ".gaps", f"{start} {end} {at:.3f}\n".encode())
+        os.truncate(base + ".log", end)
+        self.bytes_lost += end - start
+
+    def _tell(self, worker_id: str, attempt: int, stream: str, data: memoryview, runs: list[tuple[int, float]]) -> None:
+        """`data` begins at the first run's offset."""
+        if not self._hooks:
+            return
+        begin = runs[0][0]
+        ends = [offset - begin for offset, _ in runs[1:]] + [len(data)]
+        for (offset, at), end in zip(runs, ends, strict=True):
+            piece = bytes(data[offset - begin : end])
+            for hook in list(self._hooks) if piece else ():
+                hook(worker_id, attempt, stream, offset, piece, at)
+
+    def _drop_old_attempts(self, worker_id: str) -> None:
+        numbers = sorted({attempt for attempt, _ in self._streams(worker_id)})
+        if len(numbers) <= self._keep_attempts:
+            return
+        floor = numbers[-self._keep_attempts]
+        directory = self._worker_directory(worker_id)
+        _append_all(os.path.join(directory, "floor"), f"{floor}\n".encode())
+        for attempt, stream in self._streams(worker_id):
+            if attempt < floor:
+                self._remove_stream(os.path.join(directory, f"{attempt}.{stream}"))
+
+    def _remove_stream(self, base: str) -> None:
+        self._index.doubt(base + ".idx")
+        for ending in (".log", ".idx", ".gaps"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(base + ending)
+
+    def retire(self, worker_id: str) -> None:
+        """The worker is gone: a later one of its name begins with empty logs. The files stay beside, as `….gone`,
+        until the next one of that name goes too."""
+        directory = self._worker_directory(worker_id)
+        for attempt, stream in self._streams(worker_id):
+            self._index.doubt(self._base(worker_id, attempt, stream) + ".idx")
+        if os.path.isdir(directory):
+            shutil.rmtree(directory + ".gone", ignore_errors=True)
+            os.rename(directory, directory + ".gone")
+
+    # ---------------------------------------------------------------------------------------------- reading
+
+    def length(self, worker_id: str, attempt: int, stream: str) -> int:
+        """Bytes stored of one stream; they are durable when this returns."""
+        path = self._base(worker_id, attempt, stream) + ".log"
+        if not os.path.exists(path):
+            return 0
+        self._in_thread(self._sync_files, [path])
+        return os.path.getsize(path)
+
+    def lengths(self, worker_id: str) -> dict[str, int]:
+        """{"3.out": bytes}"""
+        return {
+            f"{attempt}.{stream}": self._size(self._base(worker_id, attempt, stream))
+            for attempt, stream in self._streams(worker_id)
+        }
+
+    def attempts(self, worker_id: str) -> list[int]:
+        return sorted({attempt for attempt, _ in self._streams(worker_id)})
+
+    def tail(
+        self,
+        worker_id: str,
+        lines: int = 200,
+        attempt: int | None = None,
+        stream: str | None = None,
+        since: float | None = None,
+        regex: str | None = None,
+        keep_partial: bool = False,
+    ) -> list[LogLine]:
+        """The last `lines` lines that fit, oldest first, across attempts. Safe in a worker thread.
+
+        `keep_partial`: also lines without an end that don't match `regex` (yet). Raises ValueError for a regular
+        expression that can't be used.
+        """
+        wanted = line_filter(regex) if regex else None
+        found: list[LogLine] = []
+        for line in self._newest_first(worker_id, attempt, stream):
+            if len(found) >= lines or (since is not None and line.at < since):
+                break
+            if wanted is None or wanted(line) or (keep_partial and line.partial):
+                found.append(line)
+        return found[::-1]
+
+    def read_tail(self, *query: Any) -> list[LogLine]:
+        """`tail`, in a worker thread: it may touch many megabytes of disk. The event loop goes on."""
+        lines: list[LogLine] = self._readers.apply(self.tail, query)
+        return lines
+
+    def written(self, places: Sequence[Any]) -> list[float]:
+        """When the byte at each place (`worker_id`, `attempt`, `stream`, `offset`) was written; 0: not known here."""
+        times: list[float] = self._readers.apply(self._written, (places,))
+        return times
+
+    def _written(self, places: Sequence[Any]) -> list[float]:
+        found: dict[int, float] = {}
+        key = lambda number: (places[number].worker_id, places[number].attempt, places[number].stream)  # noqa: E731
+        for (worker_id, attempt, stream), numbers in itertools.groupby(sorted(range(len(places)), key=key), key=key):
+            base = self._base(worker_id, attempt, stream)
+            stored = self._size(base)
+            with contextlib.closing(TimesOf(base + ".idx")) as times:
+                for number in numbers:
+                    offset = places[number].offset
+                    found[number] = times.at(offset) if offset < stored else 0.0
+        return [found[number] for number in range(len(places))]
+
+    def read(self, worker_id: str, attempt: int, stream: str, start: int, end: int) -> bytes:
+        """Stored bytes [start, end), as far as they are there."""
+        try:
+            with open(self._base(worker_id, attempt, stream) + ".log", "rb") as file:
+                file.seek(start)
+                return file.read(max(0, end - start))
+        except FileNotFoundError:
+            return b""
+
+    def raw(self, worker_id: str, attempt: int | None, stream: str | None) -> Iterator[bytes]:
+        """The bytes as the worker wrote them, oldest attempt first, in blocks; a line stands in for each gap."""
+        for number, name in self._streams(worker_id):
+            if attempt not in (None, number) or stream not in (None, name):
+                continue
+            base = self._base(worker_id, number, name)
+            position, size = 0, self._size(base)
+            for gap_start, gap_end, _ in read_gaps(base + ".gaps", size):
+                yield from _blocks(base + ".log", position, gap_start)
+                yield f"[procguard: {gap_end - gap_start:,} bytes of this log were dropped]\n".encode()
+                position = gap_end
+            yield from _blocks(base + ".log", position, size)
+
+    @staticmethod
+    def _size(base: str) -> int:
+        try:
+            return os.path.getsize(base + ".log")
+        except FileNotFoundError:
+            return 0
+
+    def _newest_first(self, worker_id: str, attempt: int | None, stream: str | None) -> Iterator[LogLine]:
+        budget = ScanBudget()
+        for number, streams in itertools.groupby(reversed(self._streams(worker_id)), key=lambda pair: pair[0]):
+            if attempt not in (None, number):
+                continue
+            files = [
+                StreamFile(self._base(worker_id, number, name), number, name)
+                for _, name in streams
+                if stream in (None, name)
+            ]
+            yield from newest_first(files, budget)
+            if budget.left <= 0:
+                return
+
+    # ----------------------------------------------------------------------------------------------- places
+
+    def _streams(self, worker_id: str) -> list[tuple[int, str]]:
+        """(attempt, stream) of everything stored of a worker, oldest first."""
+        try:
+            names = os.listdir(self._worker_directory(worker_id))
+        except FileNotFoundError:
+            return []
+        found = (_LOG_NAME.match(name) for name in names)
+        return sorted((int(match[1]), match[2]) for match in found if match)
+
+    def _floor(self, worker_id: str) -> int:
+        """Attempts below were dropped by `keep_attempts`."""
+        try:
+            with open(os.path.join(self._worker_directory(worker_id), "floor"), encoding="ascii") as file:
+                return max((int(line) for line in file if line.strip().isdigit()), default=0)
+        except FileNotFoundError:
+            return 0
+
+    def _worker_directory(self, worker_id: str) -> str:
+        return os.path.join(self._directory, directory_name(worker_id))
+
+    def _base(self, worker_id: str, attempt: int, stream: str) -> str:
+        return os.path.join(self._worker_directory(worker_id), f"{attempt}.{stream}")
+
+
+def _blocks(path: str, start: int, end: int) -> Iterator[bytes]:
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        file.seek(start)
+        while start < end and (block := file.read(min(256 * 1024, end - start))):
+            start += len(block)
+            yield block
+
+
+def _append_all(path: str, data: bytes | memoryview) -> int:
+    """Append; returns how much the disk took (all, or some when it is full). Raises OSError when it took nothing."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    written = 0
+    try:
+        while written < len(data):
+            written += os.write(descriptor, memoryview(data)[written:])
+    except OSError:
+        if not written:
+            raise
+    finally:
+        os.close(descriptor)
+    return written

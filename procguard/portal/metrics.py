@@ -1,0 +1,154 @@
+"""/metrics: the fleet and the manager itself, for Prometheus.
+
+The fleet's series are in metrics_fleet.py; here is what the manager counts of itself, and the answer, which is kept for
+a moment so that several scrapers cost one pass.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import gevent
+import gevent.lock
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+
+from procguard.fleet import clock
+from procguard.portal import metrics_fleet
+from procguard.portal.metrics_fleet import Family, label_set
+from procguard.portal.request_counts import RequestCounts
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+REST_S = 0.001
+REST_LINES = 500  # a family of more is worth a rest
+
+
+@dataclass(frozen=True)
+class MetricsOptions:
+    """`metrics.*` of the configuration."""
+
+    per_worker: bool = True
+    cache_s: float = 1.0
+
+
+class Metrics:
+    """`gauges`: name -> (help, reader) of what other parts of the manager know; `notifications`: how targets fare."""
+
+    def __init__(
+        self,
+        registry: Any,
+        log_store: Any,
+        gauges: dict[str, tuple[str, Callable[[], float]]],
+        notifications: Callable[[], list[dict[str, Any]]] = list,
+        options: MetricsOptions | None = None,
+    ) -> None:
+        self._registry = registry
+        self._log_store = log_store
+        self._gauges = gauges
+        self._notifications = notifications
+        self._options = options or MetricsOptions()
+        self._kept: tuple[float, bytes] | None = None
+        self._one_at_a_time = gevent.lock.Semaphore()
+        self._events: Counter[tuple[str, str]] = Counter()
+        self._commands: Counter[tuple[str, str]] = Counter()
+        self._recoveries: Counter[str] = Counter()
+        self._collectors = CollectorRegistry(auto_describe=False)
+        ProcessCollector(registry=self._collectors)
+        self._requests = RequestCounts()
+        self.count = self._requests.count
+        registry.event_log.on_event(self._take)
+
+    def _take(self, event: dict[str, Any]) -> None:
+        """Every event of the history. Kinds, causes and outcomes are words of the code: their number is bounded."""
+        kind, evidence = event["kind"], event.get("evidence")
+        self._events[kind, event.get("cause") or ""] += 1
+        if not isinstance(evidence, dict):
+            return
+        if kind == "command":
+            self._commands[str(evidence.get("command") or ""), str(event["after"])] += 1
+        elif kind == "recovery" and evidence.get("outcome"):
+            self._recoveries[str(evidence["outcome"])] += 1
+
+    def exposition(self) -> bytes:
+        """The whole answer. The fleet's part is given again while it is younger than `cache_s`."""
+        own = b"".join(family.text().encode() for family in self._own())
+        return b"".join((self._of_fleet(), own, generate_latest(self._collectors)))
+
+    def _of_fleet(self) -> bytes:
+        with self._one_at_a_time:
+            now = clock.read()
+            if self._kept is None or now.monotonic - self._kept[0] > self._options.cache_s:
+                parts = []
+                per_worker = self._options.per_worker
+                for family in metrics_fleet.families(self._registry, now, per_worker=per_worker, rest=_rest):
+                    parts.append(family.text().encode())
+                    if len(family.lines) > REST_LINES:
+                        _rest()
+                self._kept = (now.monotonic, b"".join(parts))
+            return self._kept[1]
+
+    def _own(self) -> Iterable[Family]:
+        for name, text, rows in (
+            ("procguard_events_total", "Events since the manager's start", _labelled(self._events, "kind", "cause")),
+            (
+                "procguard_commands_total",
+                "Commands by what became of them",
+                _labelled(self._commands, "command", "status"),
+            ),
+            (
+                "procguard_recoveries_total",
+                "Incidents of silent agents that ended",
+                [(label_set(outcome=outcome), number) for outcome, number in sorted(self._recoveries.items())],
+            ),
+            ("procguard_log_stored_bytes_total", "Log bytes stored", [("", self._log_store.bytes_stored)]),
+            (
+                "procguard_log_dropped_bytes_total",
+                "Log bytes dropped here for logs.keep_per_worker and logs.keep_in_all",
+                [("", self._log_store.bytes_dropped)],
+            ),
+            ("procguard_log_lost_bytes_total", "Log bytes declared lost", [("", self._log_store.bytes_lost)]),
+        ):
+            family = Family(name, "counter", text)
+            for labels, value in rows:
+                family.add(labels, value)
+            yield family
+        yield _gauge(
+            "procguard_recoveries_open",
+            "Incidents of silent agents that go on",
+            sum(1 for one in self._registry.recoveries() if one["outcome"] == "open"),
+        )
+        yield from self._requests.families()
+        yield from self._of_notifications()
+        for name, (text, read) in self._gauges.items():
+            yield _gauge(name, text, read())
+
+    def _of_notifications(self) -> Iterable[Family]:
+        targets = self._notifications()
+        for name, text, key in (
+            ("procguard_notifications_sent_total", "Messages delivered", "sent"),
+            ("procguard_notifications_failures_total", "Tries that failed", "failures"),
+            ("procguard_notifications_dropped_total", "Alerts that were given up", "dropped"),
+            ("procguard_notifications_deduplicated_total", "Alerts told a short while before", "deduplicated"),
+            ("procguard_notifications_queued", "Alerts that wait to be delivered", "queued"),
+        ):
+            family = Family(name, "counter" if name.endswith("_total") else "gauge", text)
+            for view in targets:
+                family.add(label_set(target=view["name"], type=view["type"]), view[key])
+            yield family
+
+
+def _rest() -> None:
+    """Let everybody else have a turn. sleep(0) would not: gevent runs what is ready before timers and sockets."""
+    gevent.sleep(REST_S)
+
+
+def _gauge(name: str, text: str, value: float) -> Family:
+    family = Family(name, "gauge", text)
+    family.add("", value)
+    return family
+
+
+def _labelled(counts: Counter[tuple[str, str]], first: str, second: str) -> list[tuple[str, float]]:
+    return [(label_set(**{first: one, second: other}), number) for (one, other), number in sorted(counts.items())]

@@ -1,0 +1,200 @@
+"""The fleet's series for /metrics, written as text in one pass over the records, with a rest now and then.
+
+Ten thousand workers are 150,000 lines: building a view and a sample object for each would hold the event loop up for
+seconds. Names and units follow Prometheus' conventions (docs/metrics.md lists each); what was not measured has no
+sample. Reads the registry; changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from procguard import __version__
+from procguard.fleet.clock import Now
+from procguard.fleet.records import WorkerRecord
+from procguard.fleet.views import observed_state
+from remote_agent import protocol, states
+
+AGENT_STATES = ("never", "connected", "suspect", "unreachable", "pending")
+REST_EVERY = 100  # workers or hosts; about 2 ms
+
+Kind = Literal["gauge", "counter", "histogram"]
+
+
+@dataclass
+class Family:
+    """One metric. `name` of a counter ends in _total."""
+
+    name: str
+    kind: Kind
+    help: str
+    lines: list[str] = field(default_factory=list)
+
+    def add(self, labels: str, value: float) -> None:
+        self.lines.append(f"{self.name}{labels} {value}")
+
+    def text(self) -> str:
+        """Its samples after HELP and TYPE; both stand there without a sample too, so that a name is always known."""
+        return "\n".join((f"# HELP {self.name} {self.help}", f"# TYPE {self.name} {self.kind}", *self.lines, ""))
+
+
+def label_set(**labels: str) -> str:
+    """{host="gpu01",worker="w1"} with what the format asks to be escaped."""
+    return "{" + ",".join(f'{name}="{_escaped(value)}"' for name, value in labels.items()) + "}"
+
+
+def _escaped(value: str) -> str:
+    if "\\" in value or '"' in value or "\n" in value:
+        value = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return value
+
+
+Usage = protocol.WorkerUsage
+_PERCENT = 100.0
+
+# name, help, what of the usage
+_OF_USAGE: tuple[tuple[str, str, Callable[[Usage], float | None]], ...] = (
+    ("cpu_usage_ratio", "CPU of the process tree; 1 is one core busy", lambda u: _ratio(u.cpu_percent)),
+    ("resident_memory_bytes", "Memory of the process tree (RSS)", lambda u: u.rss_bytes),
+    ("proportional_memory_bytes", "Memory of the tree with shared pages divided (PSS)", lambda u: u.pss_bytes),
+    ("processes", "Processes of the tree", lambda u: u.processes),
+    ("threads", "Threads of the tree", lambda u: u.threads),
+    ("open_fds", "Open file descriptors of the tree", lambda u: u.fds),
+    ("read_bytes_per_second", "Bytes read from storage", lambda u: u.read_bytes_per_s),
+    ("written_bytes_per_second", "Bytes written to storage", lambda u: u.written_bytes_per_s),
+    ("gpu_utilization_ratio", "Mean utilisation of its GPUs", lambda u: _ratio(u.gpu_percent)),
+    ("gpu_memory_bytes", "GPU memory of its own processes", lambda u: u.gpu_memory_bytes),
+)
+_OF_HOST: tuple[tuple[str, str, Callable[[protocol.HostUsage], float | None]], ...] = (
+    ("cpu_usage_ratio", "CPU of the host; 1 is all cores busy", lambda u: _ratio(u.cpu_percent)),
+    ("load1", "Load average over a minute", lambda u: u.load1),
+    ("memory_used_bytes", "Memory in use", lambda u: u.memory_used_bytes),
+    ("swap_used_bytes", "Swap in use", lambda u: u.swap_used_bytes),
+    ("disk_free_bytes", "Free space where the agent keeps its files", lambda u: u.disk_free_bytes),
+    ("disk_bytes", "Size of that file system", lambda u: u.disk_total_bytes),
+    ("network_received_bytes_per_second", "Bytes received", lambda u: u.network_received_bytes_per_s),
+    ("network_sent_bytes_per_second", "Bytes sent", lambda u: u.network_sent_bytes_per_s),
+)
+_OF_GPU: tuple[tuple[str, str, Callable[[protocol.GpuUsage], float | None]], ...] = (
+    ("utilization_ratio", "Utilisation as the driver counts it", lambda g: _ratio(g.utilization_percent)),
+    ("memory_used_bytes", "GPU memory in use", lambda g: g.memory_used_bytes),
+    ("memory_bytes", "GPU memory", lambda g: g.memory_total_bytes),
+    ("power_watts", "Power drawn", lambda g: g.power_w),
+    ("temperature_celsius", "Temperature", lambda g: g.temperature_c),
+)
+
+
+def _ratio(percent: float | None) -> float | None:
+    return None if percent is None else round(percent / _PERCENT, 6)
+
+
+def families(registry: Any, now: Now, *, per_worker: bool, rest: Callable[[], None]) -> Iterator[Family]:
+    """Every family of the fleet, whether it has samples or not. `rest` lets others run."""
+    info = Family("procguard_build_info", "gauge", "The running manager")
+    info.add(label_set(version=__version__, fleet=registry.fleet_id), 1)
+    yield info
+    yield from _workers(registry, per_worker=per_worker, rest=rest)
+    yield from _agents(registry, now, per_worker=per_worker, rest=rest)
+
+
+def _workers(registry: Any, *, per_worker: bool, rest: Callable[[], None]) -> Iterable[Family]:
+    def gauge(name: str, text: str) -> Family:
+        return Family(f"procguard_worker_{name}", "gauge", text)
+
+    up = gauge("up", "1 while the worker is running")
+    state_of = gauge("state", "1 for the state that the worker is in")
+    since = gauge("state_since_timestamp_seconds", "When it entered its state, Unix time")
+    suspect = gauge("suspect", "1 while it looks hung")
+    unhealthy = gauge("unhealthy", "1 while a health check of its own fails")
+    restarts = Family("procguard_worker_restarts_total", "counter", "Automatic restarts of the worker")
+    usage = [(gauge(name, text), read) for name, text, read in _OF_USAGE]
+    by_state: Counter[str] = Counter()
+    for number, worker in enumerate(list(registry.workers_by_id.values()), 1):
+        if number % REST_EVERY == 0:
+            rest()
+        seen = registry.worker_seen.get(worker.worker_id)
+        if seen is None:
+            continue  # it was removed while others had their turn
+        state = _state_of(registry, worker, seen)
+        by_state[state] += 1
+        if not per_worker:
+            continue
+        report = seen.report
+        labels = label_set(worker=worker.worker_id, host=worker.host, group=worker.spec.group)
+        up.add(labels, 1 if state == states.RUNNING else 0)
+        state_of.add(f'{labels[:-1]},state="{state}"}}', 1)
+        suspect.add(labels, 1 if seen.suspect else 0)
+        if worker.last_since or report:
+            since.add(labels, report.since if report else worker.last_since)
+        if report is None:
+            continue
+        restarts.add(labels, report.restarts_total)
+        if report.health is not None:
+            unhealthy.add(labels, 1 if report.health.status == "failing" else 0)
+        if report.usage is not None:
+            for family, read in usage:
+                value = read(report.usage)
+                if value is not None:
+                    family.add(labels, value)
+    counts = Family("procguard_workers", "gauge", "Workers by state")
+    for state in states.ALL:
+        counts.add(label_set(state=state), by_state[state])
+    return [counts, up, state_of, since, suspect, unhealthy, restarts, *(family for family, _ in usage)]
+
+
+def _state_of(registry: Any, worker: WorkerRecord, seen: Any) -> str:
+    """As the API shows it; a gang's member may be failed by its gang."""
+    if worker.gang:
+        return str(registry.worker_view(worker)["state"])
+    reachable = registry.seen[worker.agent_id].state in ("connected", "suspect")
+    return observed_state(worker, seen, reachable)[0]
+
+
+def _agents(registry: Any, now: Now, *, per_worker: bool, rest: Callable[[], None]) -> Iterable[Family]:
+    def gauge(name: str, text: str) -> Family:
+        return Family(f"procguard_{name}", "gauge", text)
+
+    up = gauge("agent_up", "1 while the agent is connected")
+    age = gauge("agent_heartbeat_age_seconds", "Since the agent was heard last")
+    cpus, memory = gauge("host_cpus", "Cores of the host"), gauge("host_memory_bytes", "Memory of the host")
+    of_host = [(gauge(f"host_{name}", text), read) for name, text, read in _OF_HOST]
+    of_gpu = [(gauge(f"gpu_{name}", text), read) for name, text, read in _OF_GPU]
+    by_state: Counter[str] = Counter()
+    for number, agent in enumerate(list(registry.agents_by_id.values()), 1):
+        if number % (REST_EVERY // 5) == 0:  # eight GPUs each are as much as five workers
+            rest()
+        seen = registry.seen.get(agent.agent_id)
+        if seen is None:
+            continue
+        by_state[seen.state] += 1
+        if agent.kind != "deployed" and not per_worker:
+            continue  # a hand-started launcher is a worker's own
+        labels = label_set(agent=agent.agent_id, host=agent.host)
+        up.add(labels, 1 if seen.state == "connected" else 0)
+        if seen.last_seen is not None:
+            age.add(labels, round(max(0.0, now.monotonic - seen.last_seen), 3))
+        if agent.kind != "deployed" or seen.heartbeat is None:
+            continue  # a launcher's host would be counted again for each of its workers
+        labels = label_set(host=agent.host)
+        cpus.add(labels, seen.heartbeat.facts.cpus)
+        memory.add(labels, seen.heartbeat.facts.memory_bytes)
+        if seen.heartbeat.usage is None:
+            continue
+        _measured(of_host, labels, seen.heartbeat.usage)
+        for gpu in seen.heartbeat.usage.gpus:
+            _measured(of_gpu, label_set(host=agent.host, gpu=str(gpu.index), worker=gpu.worker_id), gpu)
+    by_state["pending"] = sum(1 for view in registry.enrolment.views())
+    counts = gauge("agents", "Agents by state")
+    for state in AGENT_STATES:
+        counts.add(label_set(state=state), by_state[state])
+    return [counts, up, age, cpus, memory, *(family for family, _ in of_host), *(family for family, _ in of_gpu)]
+
+
+def _measured(measures: list[tuple[Family, Callable[[Any], float | None]]], labels: str, usage: Any) -> None:
+    for family, read in measures:
+        value = read(usage)
+        if value is not None:
+            family.add(labels, value)

@@ -1,0 +1,186 @@
+"""OpenAPI 3.1, made of the table of routes and the types in it. Pure; made once, when the manager starts."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from procguard import __version__
+from procguard.portal.openapi import answers
+from procguard.portal.openapi.routes import BYTES, JSON, ROUTES, Route
+from remote_agent import protocol
+
+VERSION = "3.1.0"
+SCHEMAS = "#/components/schemas/"
+RESPONSES = "#/components/responses/"
+ERROR = {"$ref": f"{SCHEMAS}Error"}
+
+# What any request may meet, whatever its route: a query or body that is wrong, no right to it, a body that is too slow
+# or too large, a limit, a disk that takes no changes.
+EVERYWHERE = (400, 414, 431, 503)
+WHERE_RIGHTS_ARE_NEEDED = (401, 403, 429)
+WITH_A_BODY = (408, 413, 429)
+
+WHAT_AN_ERROR_SAYS = {
+    400: "The request is wrong; the message names each mistake",
+    401: "Credentials are missing or not known; the message says what to type",
+    403: "Known, but without the right to this",
+    404: "There is no such thing",
+    408: "The body did not arrive in time",
+    409: "The state does not allow it",
+    413: "The body is too large",
+    414: "The address is too long",
+    429: "Too many or too often; Retry-After says when to come back",
+    431: "The headers are too large",
+    503: "The manager can't take it now: its disk takes no changes, or it serves as many as it may",
+    507: "The manager can't store it: its disk is full, or the logs' share of it",
+}
+SECURITY_OF = {
+    "anyone": [{}],
+    "agent": [{"secret": []}],
+    "agent or operator": [{"secret": []}, {"token": []}, {"session": []}, {}],
+    "operator": [{"token": []}, {"session": []}, {}],
+    "viewer": [{"token": []}, {"session": []}, {}],
+    "viewer or metrics": [{"token": []}, {"session": []}, {}],
+}
+PATH_PARAMETERS = {
+    "worker_id": {"type": "string", "pattern": protocol.ID_PATTERN},
+    "agent_id": {"type": "string", "pattern": protocol.AGENT_ID_PATTERN},
+}
+_SLOT = re.compile(r"<([a-z_]+)(:[a-z]+)?>")
+
+
+def path_of(rule: str) -> str:
+    """bottle's `/api/workers/<worker_id>` as OpenAPI writes it."""
+    return _SLOT.sub(r"{\1}", rule)
+
+
+@functools.cache
+def document() -> dict[str, Any]:
+    """The whole description. Do not change it: all callers share it."""
+    names, schemas = _schemas(ROUTES)
+    paths: dict[str, dict[str, Any]] = {}
+    for route in ROUTES:
+        paths.setdefault(path_of(route.path), {})[route.method.lower()] = _operation(route, names)
+    return {
+        "openapi": VERSION,
+        "info": {
+            "title": "ProcGuard",
+            "version": __version__,
+            "summary": "Supervises long-running jobs on a fleet of SSH hosts.",
+            "description": "docs/protocol.md shows each message with an example. Unknown keys are ignored and fields "
+            "are only ever added.",
+            "license": {"name": "MIT"},
+        },
+        "jsonSchemaDialect": "https://json-schema.org/draft/2020-12/schema",
+        "tags": [{"name": name} for name in dict.fromkeys(route.tag for route in ROUTES)],
+        "paths": paths,
+        "components": {
+            "schemas": schemas,
+            "responses": {
+                str(status): {"description": says, "content": {JSON: {"schema": ERROR}}}
+                for status, says in WHAT_AN_ERROR_SAYS.items()
+            },
+            "securitySchemes": _security_schemes(),
+        },
+    }
+
+
+@functools.cache
+def document_bytes() -> bytes:
+    return json.dumps(document(), ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def statuses(route: Route) -> list[int]:
+    """Every status that this route may answer."""
+    found = {*route.answers, *EVERYWHERE, *route.errors}
+    if route.who != "anyone" or route.path in ("/api/workers/register", "/api/login", "/api/logout", "/api/session"):
+        found.update(WHERE_RIGHTS_ARE_NEEDED)
+    if route.body is not None:
+        found.update(WITH_A_BODY)
+    return sorted(found)
+
+
+def _operation(route: Route, names: dict[Any, str]) -> dict[str, Any]:
+    operation: dict[str, Any] = {
+        "operationId": _operation_id(route),
+        "tags": [route.tag],
+        "summary": route.says,
+        "x-summary-zh": route.zh,
+        "x-who": route.who,
+        "security": SECURITY_OF[route.who],
+        "parameters": [*_path_parameters(route), *_query_parameters(route)],
+        "responses": {str(status): _response(route, status, names) for status in statuses(route)},
+    }
+    if route.body is bytes:
+        operation["requestBody"] = {"content": {BYTES: {"schema": {}}}}
+    elif route.body is not None:
+        content = {JSON: {"schema": _ref(names, route.body)}}
+        operation["requestBody"] = {"content": content, "required": not route.body_optional}
+    return operation
+
+
+def _operation_id(route: Route) -> str:
+    words = [word for word in re.split(r"[^a-z_]+", route.path.removeprefix("/api")) if word]
+    return "_".join([route.method.lower(), *words]).replace("-", "_")
+
+
+def _path_parameters(route: Route) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "in": "path", "required": True, "schema": PATH_PARAMETERS.get(name, {"type": "string"})}
+        for name, _ in _SLOT.findall(route.path)
+    ]
+
+
+def _query_parameters(route: Route) -> list[dict[str, Any]]:
+    return [
+        {"name": one.name, "in": "query", "schema": one.schema, **({"description": one.says} if one.says else {})}
+        for one in route.query
+    ]
+
+
+def _response(route: Route, status: int, names: dict[Any, str]) -> dict[str, Any]:
+    if status not in route.answers:
+        return {"$ref": f"{RESPONSES}{status}"}
+    content = {
+        media: {"schema": _ref(names, route.answers[status]) if media == JSON else {"type": "string"}}
+        for media in route.media
+    }
+    return {"description": route.says, "content": content}
+
+
+def _ref(names: dict[Any, str], kind: Any) -> dict[str, Any]:
+    return {"$ref": SCHEMAS + names[kind]} if kind in names else {"type": "object"}
+
+
+def _schemas(routes: Iterable[Route]) -> tuple[dict[Any, str], dict[str, Any]]:
+    """({type: its name}, {name: JSON Schema}) of all that the routes take and answer."""
+    kinds = dict.fromkeys([answers.Error, *(kind for route in routes for kind in _kinds(route))])
+    adapters = [(kind, "validation", TypeAdapter(kind)) for kind in kinds]
+    found, shared = TypeAdapter.json_schemas(adapters, ref_template=SCHEMAS + "{model}")  # type: ignore[arg-type]
+    names = {kind: schema["$ref"].removeprefix(SCHEMAS) for (kind, _), schema in found.items()}
+    return names, {name: schema for name, schema in sorted(shared["$defs"].items())}
+
+
+def _kinds(route: Route) -> list[Any]:
+    return [
+        kind for kind in (route.body, *route.answers.values()) if isinstance(kind, type) and kind not in (bytes, str)
+    ]
+
+
+def _security_schemes() -> dict[str, Any]:
+    return {
+        "token": {"type": "http", "scheme": "bearer", "description": "An operator's or viewer's: invoke token.create"},
+        "secret": {"type": "http", "scheme": "bearer", "description": "An agent's own secret, from its agent.json"},
+        "session": {
+            "type": "apiKey",
+            "in": "cookie",
+            "name": "procguard_session",
+            "description": "A browser's session; changes need the X-ProcGuard-CSRF header as well",
+        },
+    }

@@ -1,0 +1,61 @@
+"""The gate in front of every route: it holds to what the table of routes (openapi/routes.py) says of who may call it.
+
+A route without a row is an operator's only. What agents and launchers ask is looked at by channels/desk.py, whichever
+way it comes; how a caller is recognised is auth.py. Every change that somebody asked for is written down (audit.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import bottle
+
+from procguard.channels import Principal, http_io
+from procguard.errors import ProcGuardError
+from procguard.portal.audit import Audit
+from procguard.portal.openapi.routes import PAGES, ROUTES, Who
+
+CALLER = "procguard.caller"  # where the gate leaves whom it let in, in the request's WSGI environment
+_SAFE = ("GET", "HEAD")
+_WHO: dict[tuple[str, str], Who] = {
+    **{(route.method, route.path): route.who for route in ROUTES},
+    **dict.fromkeys(PAGES, "anyone"),  # the WebSocket looks for itself (live_endpoint.py)
+}
+_NOT_OURS = ("anyone", "agent", "agent or operator")
+
+
+def who_may(method: str, rule: str) -> Who:
+    return _WHO.get((method, rule), "operator")
+
+
+class Gate:
+    """A bottle plugin: wraps every route of the application that it is installed in."""
+
+    name = "gate"
+    api = 2
+
+    def __init__(self, admit: Callable[[dict[str, Any], Who], Principal], audit: Audit) -> None:
+        self._admit = admit
+        self._audit = audit
+
+    def apply(self, callback: Callable[..., Any], route: Any) -> Callable[..., Any]:
+        who = who_may(route.method, route.rule)
+        if who in _NOT_OURS:
+            return callback
+        changes = route.method not in _SAFE
+
+        def gated(**arguments: str) -> Any:
+            environ = bottle.request.environ
+            try:
+                caller = environ[CALLER] = self._admit(environ, who)
+            except ProcGuardError as exc:
+                if changes:
+                    self._audit.refused(environ, exc)
+                return http_io.error_response(exc, http_io.request_id())
+            result = callback(**arguments)
+            if changes:
+                self._audit.changed(environ, caller, arguments, getattr(result, "status_code", 200))
+            return result
+
+        return gated

@@ -1,0 +1,48 @@
+"""Reverse proxies that are believed: who asks, and over http or https, is then what they say. Knows WSGI environments.
+
+Only a peer of `web.trusted_proxies` is believed, and nobody behind one is ever the manager's local operator.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from typing import Any
+
+PROXIED = "procguard.proxied"  # in the environment: the peer is a proxy that is believed
+MAX_HOPS = 20
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+class TrustedProxies:
+    def __init__(self, networks: Sequence[str]) -> None:
+        self._networks: list[Network] = [ipaddress.ip_network(text, strict=False) for text in networks]
+
+    def apply(self, environ: dict[str, Any]) -> None:
+        """REMOTE_ADDR becomes the client's, wsgi.url_scheme what it spoke; of another peer nothing is believed."""
+        if not self._networks or not self._trusts(_address(environ.get("REMOTE_ADDR", ""))):
+            return
+        environ[PROXIED] = True
+        scheme = environ.get("HTTP_X_FORWARDED_PROTO", "").rpartition(",")[2].strip().lower()
+        if scheme in ("http", "https"):
+            environ["wsgi.url_scheme"] = scheme
+        for hop in reversed(environ.get("HTTP_X_FORWARDED_FOR", "").split(",")[-MAX_HOPS:]):
+            address = _address(hop.strip())
+            if address is None:
+                return  # what nobody can read says nothing: the proxy is who asks
+            environ["REMOTE_ADDR"] = str(address)
+            if not self._trusts(address):
+                return  # what stands before it, it may have written itself
+
+    def _trusts(self, address: Address | None) -> bool:
+        return address is not None and any(address in network for network in self._networks)
+
+
+def _address(text: str) -> Address | None:
+    try:
+        address = ipaddress.ip_address(text.strip("[]"))
+    except ValueError:
+        return None
+    return (address.ipv4_mapped or address) if isinstance(address, ipaddress.IPv6Address) else address

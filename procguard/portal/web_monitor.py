@@ -1,0 +1,412 @@
+"""WebMonitor: puts the API, the live feed and the pages together and serves them on one port.
+
+Wires; decides nothing. `web.enabled: false` leaves out the pages and /ws and keeps the API, which agents need.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import socket
+from datetime import datetime, timezone
+from typing import Any
+
+import bottle
+import gevent
+import gevent.event
+import psutil
+
+from procguard import tls
+from procguard.channels import Channel, factory, http_io
+from procguard.channels.bodies import Bodies
+from procguard.channels.desk import Desk
+from procguard.channels.http import HttpChannel
+from procguard.errors import NotFound, ProcGuardError
+from procguard.fleet import clock
+from procguard.fleet.measurements import Measurements
+from procguard.fleet.store.appendlog import NotDurable, RunBlocking, run_here
+from procguard.portal import agents_listener, audit, http_server, websocket
+from procguard.portal.api import OperatorApi, Ssh
+from procguard.portal.api_access import AccessApi
+from procguard.portal.api_agent_care import AgentCareApi, Care
+from procguard.portal.api_groups import GroupsApi
+from procguard.portal.api_history import HistoryApi
+from procguard.portal.api_live import LiveApi
+from procguard.portal.api_logs import LogsApi
+from procguard.portal.api_measurements import MeasurementsApi
+from procguard.portal.api_notifications import Notifications, NotificationsApi
+from procguard.portal.api_operations import OperationsApi
+from procguard.portal.api_places import PlacesApi
+from procguard.portal.api_purge import PurgeApi
+from procguard.portal.api_search import SearchApi
+from procguard.portal.api_tunnels import Opener, TunnelsApi
+from procguard.portal.audit import Audit
+from procguard.portal.auth import Auth
+from procguard.portal.backoff import BackOff
+from procguard.portal.connections import ConnectionBook
+from procguard.portal.edge import Edge
+from procguard.portal.express import Express
+from procguard.portal.live import LiveHub
+from procguard.portal.live_endpoint import LiveEndpoint
+from procguard.portal.logs import LogStore
+from procguard.portal.metrics import CONTENT_TYPE, Metrics, MetricsOptions
+from procguard.portal.openapi.document import document_bytes
+from procguard.portal.permissions import Gate
+from procguard.portal.proxies import TrustedProxies
+from procguard.portal.sessions import Sessions
+
+log = logging.getLogger(__name__)
+
+REFRESH_CERTIFICATES_S = 60.0
+STOP_GRACE_S = 2.0  # for requests in flight when the manager stops
+_MODULES_HERE = re.compile(r"<!-- modules:.*?-->")
+WEB_DIRECTORY = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "web")
+
+
+class WebMonitor:
+    """`ssh`: the manager's SSH helper, or None; `notifier`: who tells people, or None; `tunnels`: who opens them, or
+    None; `care`: who restarts and upgrades agents, or None; `run_blocking`: disk work, off the event loop. The rest is
+    for tests."""
+
+    def __init__(
+        self,
+        config: Any,
+        registry: Any,
+        log_store: LogStore,
+        ssh: Ssh | None = None,
+        notifier: Notifications | None = None,
+        *,
+        tunnels: Opener | None = None,
+        care: Care | None = None,
+        measurements: Measurements | None = None,
+        run_blocking: RunBlocking = run_here,
+        web_directory: str = WEB_DIRECTORY,
+        keeper: websocket.Keeper | None = None,
+    ) -> None:
+        self._config = config
+        limits = config.web.limits
+        self._book = ConnectionBook(limits)
+        self._bodies = Bodies(limits.bodies_in_memory, limits.unproven_bodies_in_memory)
+        self._registry = registry
+        self._log_store = log_store
+        self._web_directory = web_directory
+        sessions, wrong_tokens = Sessions(), BackOff()
+        self._auth = Auth(registry, sessions, wrong_tokens, trust_local=config.web.trust_local)
+        self._audit = Audit(audit.path_beside(config.state.state_file), config.web.keep_audit, run_blocking)
+        self._desk = Desk(registry, self._auth, log_store, limits)
+        self._http = HttpChannel(self._desk, self._auth)
+        self._channel: Channel = factory.create(
+            config.communication, registry, self._desk, self._auth, limits, self._bodies
+        )
+        self._logs_api = LogsApi(registry, log_store, limits)
+        self._search_api = SearchApi(registry, log_store)
+        self._keeper = websocket.Keeper() if keeper is None else keeper
+        self._live = LiveHub(registry, log_store)
+        self._live_api = LiveApi(self._live)
+        self._measurements_api = MeasurementsApi(registry, measurements or Measurements())
+        self._metrics = Metrics(
+            registry,
+            log_store,
+            {
+                "procguard_connections": ("Open connections", lambda: float(len(self._book))),
+                "procguard_connections_unproven": (
+                    "Those that have not shown who they are",
+                    lambda: float(self._book.unproven_count),
+                ),
+                "procguard_connections_refused": (
+                    "Connections refused or closed for web.limits, since the start",
+                    lambda: float(self._book.refused.total()),
+                ),
+                "procguard_websocket_clients": ("Open portal connections", lambda: float(len(self._keeper))),
+                "procguard_log_followers": ("Logs being followed", lambda: float(self._logs_api.follower_count)),
+                "procguard_held_requests": ("Agents' requests held open", lambda: float(self._desk.held_count)),
+                "procguard_channel_connections": (
+                    "Connections of the channel beside HTTP",
+                    lambda: float(self._channel.connection_count),
+                ),
+                "procguard_channel_refused_connections": (
+                    "Connections whose key was not admitted to it, since the start",
+                    lambda: float(self._channel.refused_count),
+                ),
+            },
+            notifier.views if notifier is not None else list,
+            MetricsOptions(config.metrics.per_worker, config.metrics.cache),
+        )
+        self._operator_api = OperatorApi(registry, self._auth, ssh, self.manager_urls, self.pinned)
+        self._notifications_api = NotificationsApi(notifier)
+        self._history_api = HistoryApi(registry)
+        self._groups_api = GroupsApi(registry)
+        self._places_api = PlacesApi(registry, self._auth)
+        self._operations_api = OperationsApi(registry, self._auth)
+        self._access_api = AccessApi(registry, self._auth, sessions, wrong_tokens, self._audit)
+        self._tunnels_api = TunnelsApi(tunnels)
+        self._agent_care_api = AgentCareApi(care, self._auth)
+        self._purge_api = PurgeApi(registry, self._auth)
+        self._server: http_server.Server | None = None
+        self._agents_server: http_server.Server | None = None
+        self._certificates: tls.Certificates | None = None
+        self._refresher: Any = None
+        self._stopped = gevent.event.Event()
+        self.app = self._build()
+
+    # ---------------------------------------------------------------------------------------------------- serving
+
+    @property
+    def port(self) -> int:
+        """The port listened on; the configured one before `bind`."""
+        return int(self._server.server_port or 0) if self._server is not None else int(self._config.web.port)
+
+    @property
+    def agents_port(self) -> int:
+        """Where agents that come through a tunnel are served; once bound."""
+        assert self._agents_server is not None
+        return int(self._agents_server.server_port or 0)
+
+    @property
+    def url(self) -> str:
+        host = self._config.web.host
+        shown = "localhost" if host in ("0.0.0.0", "::", "") else f"[{host}]" if ":" in host else host
+        return f"{self._scheme}://{shown}:{self.port}"
+
+    @property
+    def _scheme(self) -> str:
+        return "http" if self._config.web.tls.mode == "off" else "https"
+
+    @property
+    def ca_file(self) -> str:
+        """The manager's own CA, for clients on this machine; "" where it has none."""
+        return self._certificates.ca_file if self._certificates is not None else ""
+
+    def pinned(self) -> tls.Pinned:
+        """What agents and launchers are to trust."""
+        return self._certificates.pinned if self._certificates is not None else tls.pinned_by(self._config.web.tls)
+
+    def bind(self) -> None:
+        """Take the port. Raises ProcGuardError in one line when it can't be had."""
+        if self._server is not None:
+            return
+        limits = self._config.web.limits
+        self._book.most = min(limits.connections, http_server.allow_many_connections())
+        self._certificates = tls.open_certificates(self._config, self._names(), _utc_now())
+        self._auth.ca_file = self.ca_file
+        listener = http_server.listen(self._config.web.host, self._config.web.port)
+        guard = (
+            LiveEndpoint(self._live, self._auth, self._keeper, limits.websocket_clients)
+            if self._config.web.enabled
+            else None
+        )
+        express = Express(self._http.frequent(), self._metrics.count)
+        edge = Edge(self.app, self._metrics.count)
+        self._server = http_server.Server(
+            listener,
+            edge,
+            guard,
+            express,
+            limits,
+            self._book,
+            self._bodies,
+            proxies=TrustedProxies(self._config.web.trusted_proxies),
+            tls=self._certificates.context if self._certificates is not None else None,
+        )
+        self._agents_server = agents_listener.server(
+            self._desk, self._auth, _error_as_json, self._metrics.count, limits
+        )
+
+    def start(self) -> None:
+        """Serve from now on, without waiting."""
+        self.bind()
+        assert self._server is not None
+        self._desk.start()
+        self._http.start()
+        self._registry.on_change(self._retire_logs)
+        self._channel.start()
+        if self._config.web.enabled:
+            self._live.start()
+            self._keeper.start()
+        self._server.start()
+        assert self._agents_server is not None
+        self._agents_server.start()
+        if self._certificates is not None:
+            self._refresher = gevent.spawn(self._refresh_certificates, self._certificates)
+        log.info("listening url=%s portal=%s", self.url, self._config.web.enabled)
+
+    def serve_forever(self) -> None:
+        """Serve until `stop`."""
+        self.start()
+        assert self._server is not None
+        self._stopped.wait()
+
+    def stop(self) -> None:
+        """End held requests and live clients with a goodbye, then the server. Safe to call twice."""
+        if self._server is None:
+            return
+        if self._refresher is not None:
+            self._refresher.kill()
+        assert self._agents_server is not None
+        for server in (self._server, self._agents_server):
+            server.stop_accepting()
+        self._http.stop()
+        self._desk.stop()
+        self._logs_api.stop()
+        self._keeper.stop()
+        gevent.sleep(0.05)  # goodbyes leave before connections are cut
+        self._channel.stop()
+        self._live.stop()
+        self._server.stop(timeout=STOP_GRACE_S)
+        self._agents_server.stop(timeout=0.2)
+        self._audit.close()
+        self._stopped.set()
+
+    def manager_urls(self) -> list[str]:
+        """Where agents may find this manager: `web.advertise` first, then this machine's own addresses."""
+        host = self._config.web.host
+        addresses = _own_addresses() if host in ("0.0.0.0", "::", "") else [host]
+        own = [f"{self._scheme}://{f'[{one}]' if ':' in one else one}:{self.port}" for one in addresses]
+        return list(dict.fromkeys([*self._config.web.advertise, *own]))
+
+    def _names(self) -> list[str]:
+        return tls.names_for(_own_addresses(), self._config.web.advertise, self._config.web.host)
+
+    def _refresh_certificates(self, certificates: tls.Certificates) -> None:
+        """A certificate that is renewed, or files that were replaced, serve new connections without a restart."""
+        while True:
+            gevent.sleep(REFRESH_CERTIFICATES_S)
+            try:
+                if isinstance(certificates, tls.OwnCa):
+                    certificates.rename(self._names())
+                if certificates.refresh(_utc_now()):
+                    log.info("another certificate serves new connections")
+            except ProcGuardError as exc:
+                log.error("%s", exc)
+
+    def _authority(self) -> dict[str, Any]:
+        """The CA by which this manager is recognised. Public: who knows its fingerprint checks it by that."""
+        pinned = self.pinned()
+        if not pinned.ca:
+            raise NotFound("this manager names no CA of its own", "its certificate is one that machines know, or none")
+        return {"ca": pinned.ca, "any_name": pinned.any_name, "fingerprint": pinned.fingerprint}
+
+    def _retire_logs(self, topic: str, item_id: str, view: dict[str, Any] | None) -> None:
+        if topic == "workers" and view is None:
+            self._log_store.retire(item_id)
+
+    # --------------------------------------------------------------------------------------------------- building
+
+    def _build(self) -> bottle.Bottle:
+        app = bottle.Bottle()
+        app.default_error_handler = _error_as_json
+        app.install(Gate(self._auth.admit, self._audit))
+        for routes in (
+            self._http,
+            self._operator_api,
+            self._history_api,
+            self._measurements_api,
+            self._groups_api,
+            self._notifications_api,
+            self._places_api,
+            self._operations_api,
+            self._logs_api,
+            self._search_api,
+            self._tunnels_api,
+            self._agent_care_api,
+            self._purge_api,
+            self._access_api,
+        ):
+            routes.mount(app)
+        app.route("/api/ca", "GET", http_io.answered(self._authority))
+        app.route("/healthz", "GET", http_io.answered(lambda: {"status": "ok"}))
+        app.route("/readyz", "GET", http_io.answered(self._ready))
+        app.route("/metrics", "GET", http_io.answered(self._exposition))
+        app.route("/api/openapi.json", "GET", http_io.answered(_description))
+        if self._config.web.enabled:
+            self._live_api.mount(app)
+            app.route("/", "GET", http_io.answered(self._index))
+            app.route("/static/<path:path>", "GET", http_io.answered(self._file))
+            app.route("/ws", "GET", http_io.answered(_not_a_websocket))
+        return app
+
+    def _ready(self) -> dict[str, Any]:
+        """The registry was loaded before this object could be built; ready is who also takes changes."""
+        if self._registry.unwritten:
+            raise NotDurable(self._registry.unwritten, "free space or repair the disk; nothing else needs to be done")
+        return {"status": "ready", "fleet_id": self._registry.fleet_id}
+
+    def _exposition(self) -> bottle.HTTPResponse:
+        return bottle.HTTPResponse(self._metrics.exposition(), 200, {"Content-Type": CONTENT_TYPE})
+
+    def _index(self) -> bottle.HTTPResponse:
+        """The page, with every module named in its head: found one by one they would cost a round trip each."""
+        with open(os.path.join(self._web_directory, "index.html"), encoding="utf-8") as file:
+            page = file.read()
+        links = "\n    ".join(
+            f'<link rel="modulepreload" href="/static/{name}">' for name in _modules(self._web_directory)
+        )
+        headers = {"Content-Type": "text/html; charset=UTF-8", "Cache-Control": "no-cache"}
+        return bottle.HTTPResponse(_MODULES_HERE.sub(lambda _: links, page).encode(), 200, headers)
+
+    def _file(self, path: str) -> Any:
+        """A file of web/; bottle keeps the path inside that directory."""
+        if any(part.startswith(".") for part in path.split("/")):
+            return bottle.HTTPError(404)
+        found = bottle.static_file(path, root=self._web_directory)
+        found.set_header("Cache-Control", "no-cache")  # always asked again, answered by 304 where it is the same
+        return found
+
+
+def _modules(web_directory: str) -> list[str]:
+    """js/api.js, js/pages/…: what main.js imports, directly or not. The classic script that comes first is none."""
+    found = []
+    for folder, _, files in os.walk(os.path.join(web_directory, "js")):
+        found += [os.path.relpath(os.path.join(folder, name), web_directory) for name in files if name.endswith(".js")]
+    return sorted(name for name in found if name != os.path.join("js", "early.js"))
+
+
+def _description() -> bottle.HTTPResponse:
+    """Says nothing about this fleet: anyone may read it."""
+    return bottle.HTTPResponse(document_bytes(), 200, {"Content-Type": "application/json"})
+
+
+def _utc_now() -> datetime:
+    return datetime.fromtimestamp(clock.read().wall, timezone.utc)
+
+
+def _not_a_websocket() -> bottle.HTTPResponse:
+    body = http_io.error_body("upgrade_required", "/ws speaks WebSocket", "open the portal at /", http_io.request_id())
+    response = http_io.json_response(body, 426)
+    response.set_header("Upgrade", "websocket")
+    return response
+
+
+_STATUS_CODES = {
+    400: ("bad_request", "the manager does not understand this request", "check the address and the body"),
+    403: ("forbidden", "not from here", "see the list of routes in docs/protocol.md"),
+    404: ("not_found", "there is nothing at this address", "see the list of routes in docs/protocol.md"),
+    405: ("method_not_allowed", "this address does not take that method", "see the Allow header"),
+}
+
+
+def _error_as_json(error: bottle.HTTPError) -> bytes:
+    """What bottle itself refuses (no route, wrong method), in the one shape of errors."""
+    identifier = http_io.request_id()
+    if error.exception is not None:
+        log.error("request failed request_id=%s", identifier, exc_info=error.exception)
+    code, message, next_step = _STATUS_CODES.get(
+        error.status_code, ("error", f"status {error.status_code}", "see docs/protocol.md")
+    )
+    if error.status_code >= 500:
+        code, message = "internal_error", "the manager failed to answer this request"
+        next_step = f"look for request_id={identifier} in the manager's log and report it"
+    bottle.response.content_type = "application/json"
+    return http_io.dumps(http_io.error_body(code, message, next_step, identifier))
+
+
+def _own_addresses() -> list[str]:
+    """This machine's addresses that others may reach: IPv4 first; no loopback, no link-local."""
+    found: dict[socket.AddressFamily, list[str]] = {socket.AF_INET: [], socket.AF_INET6: []}
+    for addresses in psutil.net_if_addrs().values():
+        for entry in addresses:
+            if entry.family in found and "%" not in entry.address:
+                found[entry.family].append(entry.address)
+    own = [*found[socket.AF_INET], *found[socket.AF_INET6]]
+    return [one for one in own if not one.startswith(("127.", "169.254.", "fe80:")) and one != "::1"]

@@ -1,0 +1,445 @@
+"""The one module that may import geventwebsocket, and the repair of its faults (unmaintained since 2017).
+
+Kept of it: the handshake and the frame header codec. Its WebSocket class never touches the connection:
+- one writer greenlet per client sends everything, pongs and close frames included, so that no frame is torn by another;
+- frames wait in a bounded queue: a stalled reader costs nobody else a moment, and overflow closes with 4408;
+- unmasking is one big-integer XOR, messages are capped at 1 MiB, unmasked frames close with 1002;
+- close codes are sent and echoed as they are; foreign origins and bad keys are refused before the 101;
+- silent peers are pinged and reaped by `Keeper`.
+
+Knows frames and connections, not what the messages mean.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import logging
+import socket
+import struct
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import gevent
+import gevent.event
+from gevent.pywsgi import WSGIHandler
+from geventwebsocket.exceptions import ProtocolError, WebSocketError
+from geventwebsocket.handler import WebSocketHandler
+from geventwebsocket.websocket import Header
+
+from procguard.channels import http_io
+from procguard.config_limits import Limits
+from procguard.portal.send_memory import SendMemory
+
+log = logging.getLogger(__name__)
+
+MAX_MESSAGE_BYTES = 1024 * 1024
+MAX_QUEUED_BYTES = 8 * 1024 * 1024  # a first frame may be larger: one snapshot always fits
+MAX_QUEUED_FRAMES = 4096
+MAX_OFFERED_BYTES = 256 * 1024  # with more waiting, what may be left out is
+PING_EVERY_S = 15.0
+REAP_AFTER_S = 45.0
+REST_EVERY = 10  # clients that are looked at in one go
+CLOSE_GRACE_S = 3.0  # to write the close frame and see the peer's
+
+CLOSE_NORMAL = 1000
+CLOSE_GOING_AWAY = 1001
+CLOSE_PROTOCOL_ERROR = 1002
+CLOSE_BAD_DATA = 1007
+CLOSE_TOO_BIG = 1009
+CLOSE_UNAUTHORIZED = 4401
+CLOSE_OVERFLOW = 4408
+CLOSE_TOO_MANY = 4429
+
+_CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
+
+
+class Refusal(Exception):
+    """An upgrade answered with an HTTP error instead of 101."""
+
+    def __init__(
+        self, status: str, code: str, message: str, next_step: str, headers: list[tuple[str, str]] | None = None
+    ):
+        super().__init__(message)
+        self.status, self.code, self.message, self.next_step = status, code, message, next_step
+        self.headers = headers or []
+
+
+class Guard(Protocol):
+    """Who serves WebSockets, and where."""
+
+    path: str
+
+    def check(self, environ: dict[str, Any]) -> None:
+        """Raise Refusal to answer with an HTTP error before the 101."""
+        ...
+
+    def serve(self, connection: Connection, environ: dict[str, Any]) -> None:
+        """Use the connection until it is closed."""
+        ...
+
+
+def encode_text(text: bytes) -> bytes:
+    """A whole text frame, the same for every client: encode once, send to all."""
+    return bytes(Header.encode_header(True, _TEXT, b"", len(text), 0)) + text
+
+
+def encode_binary(data: bytes) -> bytes:
+    return bytes(Header.encode_header(True, _BINARY, b"", len(data), 0)) + data
+
+
+def _encode_control(opcode: int, payload: bytes = b"") -> bytes:
+    return bytes(Header.encode_header(True, opcode, b"", len(payload), 0)) + payload
+
+
+def unmask(payload: bytes, mask: bytes) -> bytes:
+    size = len(payload)
+    key = (mask * (size // 4 + 1))[:size]
+    return (int.from_bytes(payload, "little") ^ int.from_bytes(key, "little")).to_bytes(size, "little")
+
+
+class Connection:
+    """One client after the handshake. `receive` belongs to one greenlet; everything else may be called by any."""
+
+    def __init__(
+        self,
+        sock: Any,
+        rfile: Any,
+        max_queued_bytes: int = MAX_QUEUED_BYTES,
+        memory: SendMemory | None = None,
+    ) -> None:
+        """`memory`: what all connections together may have waiting."""
+        self._socket = sock
+        self._rfile = rfile
+        self._max_queued_bytes = max_queued_bytes
+        self._queue: deque[bytes] = deque()
+        self._queued_bytes = 0
+        self._memory = memory or SendMemory(max_queued_bytes)
+        self._memory.join(self)
+        # What the newest unanswered ping said. One slot: a flood of pings can't fill memory (RFC 6455, 5.5.3).
+        self._pong: bytes | None = None
+        self._signal = gevent.event.Event()
+        self._close_sent = False
+        self.close_code: int | None = None  # ours, once decided
+        self.peer_close_code: int | None = None
+        self.last_heard = time.monotonic()
+        self.last_pinged = self.last_heard
+        self._writer = gevent.spawn(self._write_loop)
+        self._closer: Any = None
+
+    # ---------------------------------------------------------------------------------------------- sending
+
+    @property
+    def open(self) -> bool:
+        return self.close_code is None
+
+    def send_frame(self, frame: bytes) -> bool:
+        """Queue a frame made by `encode_text`. False if the client is gone; overflow closes it."""
+        if not self.open:
+            return False
+        full = self._queued_bytes + len(frame) > self._max_queued_bytes or len(self._queue) >= MAX_QUEUED_FRAMES
+        if full and self._queue:
+            self.overflow()
+            return False
+        self._enqueue(frame)
+        return self.open
+
+    @property
+    def queued_bytes(self) -> int:
+        return self._queued_bytes
+
+    def overflow(self) -> None:
+        """The reader is too slow: what waits for it is dropped, and it is told to come back."""
+        self._drop_queue()
+        self.close(CLOSE_OVERFLOW, "reading too slowly")
+
+    def offer_frame(self, frame: bytes) -> bool:
+        """As `send_frame`, for what may be left out: False where a slow reader has enough waiting already."""
+        return self._queued_bytes <= MAX_OFFERED_BYTES and self.send_frame(frame)
+
+    def send_text(self, text: bytes) -> bool:
+        return self.send_frame(encode_text(text))
+
+    def ping(self, now: float) -> None:
+        self.last_pinged = now
+        if self.open:
+            self._enqueue(_encode_control(_PING, b"pg"))
+
+    def close(self, code: int = CLOSE_NORMAL, reason: str = "") -> None:
+        """Send a close frame after what is queued. The first call decides the code."""
+        if not self.open:
+            return
+        self.close_code = code
+        self._enqueue(_encode_control(_CLOSE, struct.pack("!H", code) + reason.encode()[:123]))
+        self._closer = gevent.spawn_later(CLOSE_GRACE_S, self.shut_down)
+
+    def shut_down(self) -> None:
+        """End the connection below every greenlet that reads or writes it."""
+        if self.close_code is None:
+            self.close_code = 1006
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+        self._signal.set()
+
+    def finish(self) -> None:
+        """After the last `receive`: let the writer empty its queue for a moment, then drop everything."""
+        self._signal.set()
+        self._writer.join(timeout=CLOSE_GRACE_S if self.close_code != 1006 else 0)
+        self._writer.kill()
+        if self._closer is not None:
+            self._closer.kill()
+        self._drop_queue()
+        self._memory.leave(self)
+
+    def _enqueue(self, frame: bytes) -> None:
+        self._queue.append(frame)
+        self._queued_bytes += len(frame)
+        self._signal.set()
+        self._memory.take(frame)
+
+    def _drop_queue(self) -> None:
+        dropped = list(self._queue)
+        self._queue.clear()
+        self._queued_bytes = 0
+        for frame in dropped:
+            self._memory.release(frame)
+
+    def _write_loop(self) -> None:
+        """The only greenlet that writes to this socket."""
+        try:
+            while True:
+                self._signal.wait()
+                self._signal.clear()
+                while (frame := self._next_frame()) is not None:
+                    try:
+                        self._socket.sendall(frame)
+                    finally:
+                        self._memory.release(frame)
+                if not self.open:
+                    return
+        except OSError:
+            self.shut_down()
+
+    def _next_frame(self) -> bytes | None:
+        if self._pong is not None and self.open:
+            pong, self._pong = _encode_control(_PONG, self._pong), None
+            return pong
+        if not self._queue:
+            return None
+        frame = self._queue.popleft()
+        self._queued_bytes -= len(frame)
+        return frame
+
+    # --------------------------------------------------------------------------------------------- receiving
+
+    def receive(self) -> str | bytes | None:
+        """The next message; None when the connection has ended. Answers pings and close frames by itself."""
+        try:
+            return self._read_message()
+        except _Closing as closing:
+            self.close(closing.code, closing.reason)
+        except ProtocolError as exc:
+            self.close(CLOSE_PROTOCOL_ERROR, str(exc)[:100])
+        except (WebSocketError, OSError, ValueError):
+            self.shut_down()  # the peer is gone, in the middle of a frame or between two
+        return None
+
+    def _read_message(self) -> str | bytes | None:
+        opcode = 0
+        message = bytearray()
+        while True:
+            header, payload = self._read_frame(MAX_MESSAGE_BYTES - len(message))
+            self.last_heard = time.monotonic()
+            if header.opcode == _CLOSE:
+                self._answer_close(payload)
+                return None
+            if header.opcode == _PING:
+                self._pong = payload
+                self._signal.set()
+                continue
+            if header.opcode == _PONG:
+                continue
+            if header.opcode not in (_CONTINUATION, _TEXT, _BINARY):
+                raise _Closing(CLOSE_PROTOCOL_ERROR, "unknown opcode")
+            if (header.opcode == _CONTINUATION) != bool(opcode):
+                raise _Closing(CLOSE_PROTOCOL_ERROR, "fragments out of order")
+            opcode = opcode or header.opcode
+            message += payload
+            if header.fin:
+                return self._complete(opcode, bytes(message))
+
+    @staticmethod
+    def _complete(opcode: int, message: bytes) -> str | bytes:
+        if opcode == _BINARY:
+            return message
+        try:
+            return message.decode("utf-8")
+        except UnicodeDecodeError as exc:
+            raise _Closing(CLOSE_BAD_DATA, "text is not UTF-8") from exc
+
+    def _read_frame(self, max_bytes: int) -> tuple[Any, bytes]:
+        header = Header.decode_header(self._rfile)
+        if header.flags:
+            raise _Closing(CLOSE_PROTOCOL_ERROR, "reserved bits set")
+        if not header.mask:
+            raise _Closing(CLOSE_PROTOCOL_ERROR, "unmasked frame")
+        if header.length > max_bytes:
+            raise _Closing(CLOSE_TOO_BIG, f"messages are at most {MAX_MESSAGE_BYTES} bytes")
+        if not header.length:
+            return header, b""
+        payload = self._rfile.read(header.length)
+        if len(payload) != header.length:
+            raise WebSocketError("end of connection inside a frame")
+        return header, unmask(payload, header.mask)
+
+    def _answer_close(self, payload: bytes) -> None:
+        code = struct.unpack("!H", payload[:2])[0] if len(payload) >= 2 else CLOSE_NORMAL
+        self.peer_close_code = code
+        if len(payload) == 1 or not _valid_close_code(code):
+            code = CLOSE_PROTOCOL_ERROR
+        self.close(code)
+
+
+class _Closing(Exception):
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code, self.reason = code, reason
+
+
+def _valid_close_code(code: int) -> bool:
+    """RFC 6455, 7.4: what may stand in a close frame."""
+    return code in (1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014) or 3000 <= code <= 4999
+
+
+class Keeper:
+    """Pings every client and ends those that answer nothing any more. One greenlet for all."""
+
+    def __init__(self, ping_every_s: float = PING_EVERY_S, reap_after_s: float = REAP_AFTER_S) -> None:
+        self._ping_every_s = ping_every_s
+        self._reap_after_s = reap_after_s
+        self._clients: dict[Connection, Callable[[], bool]] = {}
+        self._greenlet: Any = None
+
+    def __len__(self) -> int:
+        return len(self._clients)
+
+    def add(self, connection: Connection, still_allowed: Callable[[], bool]) -> None:
+        """`still_allowed` is asked with every ping; a client that lost its right is closed with 4401."""
+        self._clients[connection] = still_allowed
+
+    def remove(self, connection: Connection) -> None:
+        self._clients.pop(connection, None)
+
+    def start(self) -> None:
+        self._greenlet = gevent.spawn(self._loop)
+
+    def stop(self) -> None:
+        if self._greenlet is not None:
+            self._greenlet.kill()
+        for connection in list(self._clients):
+            connection.close(CLOSE_GOING_AWAY, "the manager stops")
+
+    def _loop(self) -> None:
+        while True:
+            gevent.sleep(min(1.0, self._ping_every_s / 3))
+            self._look()
+
+    def _look(self) -> None:
+        for number, (connection, still_allowed) in enumerate(list(self._clients.items()), 1):
+            if number % REST_EVERY == 0:
+                gevent.sleep(0.001)  # whether a client is still allowed in costs a question to the kernel
+            now = time.monotonic()
+            if now - connection.last_heard > self._reap_after_s:
+                log.info("websocket client reaped silent_s=%.0f", now - connection.last_heard)
+                connection.shut_down()
+            elif now - connection.last_pinged >= self._ping_every_s:
+                connection.ping(now)
+                if not still_allowed():
+                    connection.close(CLOSE_UNAUTHORIZED, "log in again")
+
+
+class Handler(WebSocketHandler):  # type: ignore[misc]
+    """Serves upgrades of the server's `websocket_guard`; everything else is plain HTTP, untouched by the library."""
+
+    websocket: Any = None
+
+    def run_application(self) -> None:
+        guard: Guard | None = self.server.websocket_guard
+        if guard is None or not self._asks_for_websocket(guard):
+            WSGIHandler.run_application(self)
+            return
+        try:
+            self._check_handshake()
+            guard.check(self.environ)
+        except Refusal as refusal:
+            self._answer(refusal)
+            return
+        self.upgrade_connection()
+        self.write(b"")  # the 101
+        self._serve(guard)
+
+    def _asks_for_websocket(self, guard: Guard) -> bool:
+        environ = self.environ
+        upgrade = environ.get("HTTP_UPGRADE", "").lower() == "websocket"
+        return bool(upgrade and environ["PATH_INFO"] == guard.path and environ["REQUEST_METHOD"] == "GET")
+
+    def _check_handshake(self) -> None:
+        environ = self.environ
+        tokens = [token.strip().lower() for token in environ.get("HTTP_CONNECTION", "").split(",")]
+        if self.request_version != "HTTP/1.1" or "upgrade" not in tokens:
+            raise Refusal("400 Bad Request", "bad_handshake", "not a WebSocket handshake", "use a WebSocket client")
+        if environ.get("HTTP_SEC_WEBSOCKET_VERSION") != "13":
+            raise Refusal(
+                "426 Upgrade Required",
+                "bad_websocket_version",
+                "only WebSocket version 13 is spoken here",
+                "use a current client",
+                [("Sec-WebSocket-Version", "13")],
+            )
+        try:
+            key = base64.b64decode(environ.get("HTTP_SEC_WEBSOCKET_KEY", "").strip(), validate=True)
+        except (binascii.Error, ValueError):
+            key = b""
+        if len(key) != 16:
+            raise Refusal(
+                "400 Bad Request", "bad_handshake", "Sec-WebSocket-Key is not 16 bytes in base64", "mend the client"
+            )
+
+    def _answer(self, refusal: Refusal) -> None:
+        identifier = self.environ.get("procguard.request_id", "-")
+        body = http_io.dumps(http_io.error_body(refusal.code, refusal.message, refusal.next_step, identifier))
+        headers = [("Content-Type", "application/json"), ("Connection", "close"), *refusal.headers]
+        self.close_connection = True
+        self.result = [body]
+        self.start_response(refusal.status, headers)
+        self.process_result()
+
+    def upgrade_connection(self) -> None:
+        super().upgrade_connection()
+        raw = self.websocket
+        # Its __del__ would write a close frame of its own into the connection.
+        raw.closed, raw.stream = True, None
+        self.socket.settimeout(None)
+        limits: Limits = self.server.limits
+        self.websocket = Connection(self.socket, self.rfile, limits.websocket_queue, self.server.send_memory)
+        self.environ["wsgi.websocket"] = self.websocket
+
+    def _serve(self, guard: Guard) -> None:
+        connection = self.websocket
+        try:
+            guard.serve(connection, self.environ)
+        except Exception:
+            log.exception("websocket client failed")
+            connection.close(1011, "the manager failed")
+        finally:
+            connection.close()
+            connection.finish()
+            self.environ["wsgi.websocket"] = None
+            self.websocket = None
+
+    def log_request(self) -> None:
+        """Requests are counted by the edge, not logged one by one."""

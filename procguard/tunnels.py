@@ -1,0 +1,142 @@
+"""Which hosts need a tunnel, and what is known of each: the registry's wishes carried to the tunnels' process and back.
+
+Owns the reconciling of both; decides nothing about hosts. All calls come from the manager's event loop.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from procguard.errors import Conflict, NotFound
+from procguard.fleet import clock
+from procguard.fleet.records import AgentRecord
+from procguard.fleet.store.appendlog import NotDurable
+
+log = logging.getLogger(__name__)
+
+Json = dict[str, Any]
+
+
+class Process(Protocol):
+    """What `deploy.tunnel_client.TunnelProcess` is; tests put a fake here."""
+
+    def keep(self, wish: Json) -> None: ...
+
+    def drop(self, agent_id: str) -> None: ...
+
+    def kick(self, agent_id: str) -> None: ...
+
+    def moved(self, agent_id: str, port: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Tunnels:
+    """`start` opens what the registry knows of (also after a restart of the manager) and follows its changes."""
+
+    def __init__(self, registry: Any, process: Callable[[Callable[[Json], None]], Process]) -> None:
+        self._registry = registry
+        self._process = process(self._heard)
+        self._to_port = 0
+        self._kept: dict[str, Json] = {}  # agent -> what the process was told, without the port on the host
+        self._news: dict[str, threading.Event] = {}  # for those who wait for a tunnel
+
+    def start(self, to_port: int) -> None:
+        """`to_port`: where the manager listens for agents that come through a tunnel."""
+        self._to_port = to_port
+        self._registry.on_change(self._changed)
+        for agent_id in list(self._registry.agents_by_id):
+            self._reconcile(agent_id)
+
+    def stop(self) -> None:
+        self._process.close()
+
+    def kick(self, agent_id: str) -> None:
+        if agent_id in self._kept:
+            self._process.kick(agent_id)
+
+    def open(self, host: str, timeout_s: float) -> Json:
+        """Wait until the tunnel of a deployed host is up. What is known of it: {"state", "port", "reason"}.
+
+        Raises NotFound, and Conflict for a host that is not to have one.
+        """
+        agent = self._registry.agents_by_id.get(host)
+        if agent is None or agent.kind != "deployed":
+            raise NotFound(f"no deployed host {host[:80]!r}", "list them: invoke status, or GET /api/hosts")
+        if not _wanted(agent):
+            raise Conflict(f"{host} is to have no tunnel", "set procguard_tunnel: true in its inventory, then deploy")
+        self._reconcile(host)
+        if self._state(host).get("code") == "port_taken":
+            self._keep(agent, may_move=True)  # the one who asks tells the agent its new address
+        elif self._state(host).get("state") == "down":
+            self._registry.seen[host].tunnel = {}
+            self._process.kick(host)  # told anew, also where the answer is the same
+        deadline = clock.read().monotonic + timeout_s
+        while self._state(host).get("state") != "up":
+            left_s = deadline - clock.read().monotonic
+            news = self._news.setdefault(host, threading.Event())
+            if left_s <= 0 or not news.wait(left_s):
+                break
+            news.clear()
+            if self._state(host).get("state") == "down":
+                break  # the process tries again; who deploys is told why it did not work now
+        return {"state": "opening", **self._state(host), "port": agent.tunnel_port}
+
+    # ------------------------------------------------------------------------------------------------ inside
+
+    def _state(self, agent_id: str) -> Json:
+        seen = self._registry.seen.get(agent_id)
+        return seen.tunnel if seen is not None else {}
+
+    def _changed(self, topic: str, item_id: str, _view: Any) -> None:
+        if topic == "hosts":
+            self._reconcile(item_id)
+
+    def _reconcile(self, agent_id: str) -> None:
+        agent = self._registry.agents_by_id.get(agent_id)
+        wanted = agent is not None and _wanted(agent)
+        if agent is not None and wanted and self._kept.get(agent_id) != _way(agent):
+            self._keep(agent, may_move=False)
+        elif not wanted and self._kept.pop(agent_id, None) is not None:
+            self._process.drop(agent_id)
+            if agent is not None:
+                self._registry.tunnel_dropped(agent_id)
+
+    def _keep(self, agent: AgentRecord, may_move: bool) -> None:
+        self._kept[agent.agent_id] = _way(agent)
+        self._registry.seen[agent.agent_id].tunnel = {}
+        self._process.keep(
+            {
+                "agent_id": agent.agent_id,
+                **_way(agent),
+                "fleet_id": self._registry.fleet_id,
+                "port": agent.tunnel_port,
+                "may_move": may_move or not agent.tunnel_port,
+                "to": self._to_port,
+            }
+        )
+
+    def _heard(self, news: Json) -> None:
+        agent_id = str(news.get("agent_id"))
+        if agent_id not in self._kept:
+            return
+        port = int(news.get("port") or 0)
+        if port:
+            self._process.moved(agent_id, port)
+        reason, code = str(news.get("reason") or ""), str(news.get("code") or "")
+        try:
+            self._registry.tunnel_changed(agent_id, str(news.get("state")), port, reason, code, clock.read())
+        except NotDurable as exc:  # its port is written with the next change that the disk takes
+            log.error("%s", exc)
+        self._news.setdefault(agent_id, threading.Event()).set()
+
+
+def _wanted(agent: AgentRecord) -> bool:
+    return agent.tunnel and agent.kind == "deployed" and not agent.ssh.get("local")
+
+
+def _way(agent: AgentRecord) -> Json:
+    return {"ssh": agent.ssh, "home": agent.procguard_home}

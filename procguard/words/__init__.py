@@ -1,0 +1,165 @@
+"""Sentences for people, in English and Chinese: durations, endings, events. Pure; knows texts, decides nothing.
+
+The texts of each language are in a module of its own (en.py, zh.py) with the same keys and the same {values}. What a
+runner or SSH wrote as free text is never translated: it is quoted as evidence beside a sentence built from facts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from procguard.words import en, zh
+from remote_agent.restart import signal_name
+
+LANGUAGES: tuple[str, ...] = ("en", "zh")
+_TEXTS: dict[str, dict[str, str]] = {"en": en.TEXTS, "zh": zh.TEXTS}
+_UNITS = (("unit.d", 86_400), ("unit.h", 3_600), ("unit.min", 60), ("unit.s", 1))
+
+
+def pick(*wishes: str | None) -> str:
+    """The first wish that is one of our languages: "zh", "zh_CN.UTF-8", or a browser's "de, zh-CN;q=0.8". Else "en"."""
+    for wish in wishes:
+        for one in _by_preference(wish or ""):
+            base = re.split(r"[-_.@]", one.strip().lower())[0]
+            if base in LANGUAGES:
+                return base
+    return "en"
+
+
+def _by_preference(wish: str) -> list[str]:
+    rated = []
+    for part in wish.split(",")[:20]:
+        name, _, quality = part.partition(";q=")
+        try:
+            rated.append((-float(quality or 1), name))
+        except ValueError:
+            continue
+    return [name for _, name in sorted(rated, key=lambda one: one[0])]
+
+
+class Words:
+    """One language's sentences."""
+
+    def __init__(self, language: str) -> None:
+        self.language = language if language in LANGUAGES else "en"
+        self._texts = _TEXTS[self.language]
+
+    def has(self, key: str) -> bool:
+        return key in self._texts
+
+    def say(self, key: str, **values: Any) -> str:
+        """The text of `key` with {name} filled in; of "one form|other form" the one that values["n"] needs."""
+        text = self._texts[key]
+        if "|" in text and "n" in values:
+            one, _, other = text.partition("|")
+            text = one if values["n"] == 1 else other
+        return text.format(**values)
+
+    def joined(self, sentences: list[str]) -> str:
+        return self._texts["joint"].join(sentences)
+
+    def listed(self, names: list[str], most: int = 5) -> str:
+        """ "a, b, c and 4 more" """
+        text = self._texts["comma"].join(names[:most])
+        more = len(names) - most
+        return self.say("and_more", names=text, n=more) if more > 0 else text
+
+    def state(self, state: str) -> str:
+        return self._texts.get(f"state.{state}", state)
+
+    # ------------------------------------------------------------------------------------------ time
+
+    def duration(self, seconds: float) -> str:
+        """Two units at most: "0.4 s", "42 s", "3 h 12 min", "9 d 4 h"."""
+        whole = max(0, int(seconds))
+        if whole < 1:
+            return self.say("unit.s", n=f"{max(0.0, seconds):.1f}".rstrip("0").rstrip("."))
+        parts: list[tuple[str, int]] = []
+        for unit, size in _UNITS:
+            number, whole = divmod(whole, size)
+            if parts or number:
+                parts.append((unit, number))
+        return " ".join(self.say(unit, n=number) for unit, number in parts[:2] if number)
+
+    def ago(self, at: float, now: float) -> str:
+        if now - at < 1.0:
+            return self.say("just_now")
+        return self.say("ago", d=self.duration(now - at))
+
+    # ------------------------------------------------------------------------------------------ endings
+
+    def ending(self, record: Mapping[str, Any]) -> str:
+        """How an attempt ended, from its exit record: "was killed by signal 9 (SIGKILL) after 3 h 12 min"."""
+        after = self.duration(float(record.get("duration_s") or 0.0))
+        detail, cause = str(record.get("detail") or ""), record.get("cause")
+        if cause == "start_timeout" and float(record.get("duration_s") or 0.0) < 0.05:
+            cause = "not_started"
+        if cause in ("not_started", "unhealthy", "start_timeout", "lost"):
+            text = self.say(f"exit.{cause}", d=after)
+            return self.say("with_detail", text=text, detail=detail) if detail else text
+        number = record.get("signal")
+        if record.get("oom"):
+            return self.say("exit.oom", d=after)
+        if number is not None:
+            return self.say("exit.signal", number=number, name=signal_name(int(number)), d=after)
+        code = record.get("code")
+        if code is None:
+            return self.say("exit.lost", d=after)
+        text = self.say("exit.zero" if code == 0 else "exit.code", code=code, d=after)
+        hint = f"exit.hint_{code}"
+        return self.say("with_detail", text=text, detail=self._texts[hint]) if self.has(hint) else text
+
+    # ------------------------------------------------------------------------------------------ events
+
+    def event(self, event: Mapping[str, Any]) -> str:
+        """One event as a sentence without its subject's name. What has no words of its own keeps the manager's."""
+        kind, reason = str(event.get("kind")), str(event.get("reason") or "")
+        values = {"reason": reason, "actor": event.get("actor") or "?", "host": event.get("host") or "?"}
+        values |= {"worker": event.get("worker_id") or "?", "attempt": event.get("attempt") or 0}
+        if kind == "worker_state":
+            return self._change(event, values)
+        if kind == "worker_failed":
+            record = self._exit_of(event)
+            ended = self.say("event.ended", ending=self.ending(record)) if record else ""
+            return self.joined([*([ended] if ended else []), self.say("event.gave_up")])
+        if kind == "command":
+            return self._command(event, values)
+        key = f"event.{kind}"
+        if not self.has(key):
+            return reason
+        return self.say(key, **values)
+
+    def _change(self, event: Mapping[str, Any], values: dict[str, Any]) -> str:
+        after, cause = str(event.get("after")), str(event.get("cause") or "")
+        record = self._exit_of(event)
+        if after == "failed":
+            what = self.say("event.gave_up")
+        elif after == "starting" and record:
+            what = self.say("event.restarted", **values)
+        elif after in ("stopping", "stopped") and self.has(f"event.{after}_{cause}"):
+            what = self.say(f"event.{after}_{cause}", **values)
+        else:
+            what = self.say(f"event.to_{after}", **values) if self.has(f"event.to_{after}") else self.state(after)
+        if record is None:
+            return what
+        return self.joined([self.say("event.ended", ending=self.ending(record)), what])
+
+    def _command(self, event: Mapping[str, Any], values: dict[str, Any]) -> str:
+        evidence = event.get("evidence")
+        evidence = evidence if isinstance(evidence, dict) else {}
+        verb, status = str(evidence.get("command") or ""), str(event.get("after"))
+        if not self.has(f"verb.{verb}") or not self.has(f"event.command_{status}"):
+            return str(values["reason"])
+        text = self.say(f"event.command_{status}", verb=self.say(f"verb.{verb}"), **values)
+        origin = str(evidence.get("from") or "")
+        if origin and status == "accepted":
+            text += self.say("from", origin=origin)
+        return text
+
+    @staticmethod
+    def _exit_of(event: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        evidence = event.get("evidence")
+        record = evidence.get("exit") if isinstance(evidence, dict) else None
+        return record if isinstance(record, dict) else None

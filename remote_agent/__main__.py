@@ -1,0 +1,114 @@
+"""The agent's command line on the host: run it, see what runs, read a log. All but `run` work without a manager."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Optional
+
+from remote_agent import paths
+
+
+def main(argv: Optional[list[str]] = None) -> int:
+    words = sys.argv[1:] if argv is None else argv
+    if words[:2] == ["run", "--dir"] and len(words) == 3:  # as it is started: without the memory that argparse takes
+        return run_agent(os.path.abspath(words[2]))
+    return _command_line(words)
+
+
+EPILOG = """On a deployed host: cd ~/.procguard/FLEET/HOST/current && python3 -m remote_agent status
+Neither status nor tail needs the manager, or changes anything."""
+
+
+def _command_line(words: list[str]) -> int:
+    import argparse
+
+    from remote_agent import by_hand
+
+    parser = argparse.ArgumentParser(
+        prog="python3 -m remote_agent",
+        description="ProcGuard's agent on this host.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    status = commands.add_parser("status", help="show the agents and workers of this host")
+    status.add_argument("--dir", help="one agent's directory (default: all below PROCGUARD_HOME or ~/.procguard)")
+    tail = commands.add_parser("tail", help="print the end of a worker's log, e.g. `tail worker1 -f`")
+    tail.add_argument("worker", help="the worker's id")
+    tail.add_argument("--dir", help="as for status")
+    tail.add_argument("-n", "--lines", type=int, default=50, help="how many lines (default 50)")
+    tail.add_argument("-f", "--follow", action="store_true", help="go on until Ctrl-C, across restarts")
+    tail.add_argument("--attempt", type=int, default=0, help="an earlier start of the worker (default: the newest)")
+    tail.add_argument("--err", action="store_true", help="the error log of a worker with `stderr: separate`")
+    run = commands.add_parser("run", help="be the agent of a directory, in the foreground (the installer uses this)")
+    run.add_argument("--dir", required=True, help="the agent's directory, which holds agent.json")
+    arguments = parser.parse_args(words)
+    try:
+        if arguments.command == "run":
+            return run_agent(os.path.abspath(arguments.dir))
+        if arguments.command == "status":
+            return by_hand.show_status(by_hand.agent_dirs(arguments.dir))
+        if arguments.command == "tail":
+            return by_hand.show_tail(
+                arguments.worker,
+                by_hand.agent_dirs(arguments.dir),
+                attempt=arguments.attempt,
+                stream="err" if arguments.err else "out",
+                lines=max(0, arguments.lines),
+                follow=arguments.follow,
+            )
+    except by_hand.Trouble as exc:
+        return _fail(str(exc))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `… | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    parser.print_help()
+    return 1
+
+
+def run_agent(agent_dir: str) -> int:
+    """Until SIGTERM or SIGINT; runners and children live on. Exit code 1 where it can't be the agent of `agent_dir`."""
+    from remote_agent import memory
+    from remote_agent import settings as settings_module
+
+    memory.begin_small()
+    from remote_agent.agent import Agent
+
+    try:
+        settings = settings_module.load(agent_dir)
+        lock = settings_module.AgentLock(settings.runtime_dir)
+        holder = lock.take()
+    except (settings_module.SettingsError, OSError) as exc:
+        return _fail(str(exc))
+    if holder is not None:
+        return _fail(f"another agent of {agent_dir} runs already ({holder}); nothing was started")
+    log = settings_module.AgentLog(paths.agent_log(agent_dir))
+    agent = Agent(
+        settings,
+        agent_dir,
+        log,
+        default_dir=os.path.expanduser("~"),
+        base_env=settings.base_env or dict(os.environ),
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: agent.leave())
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    memory.settle()
+    try:
+        agent.run()
+    finally:
+        lock.release()
+    return 0
+
+
+def _fail(message: str) -> int:
+    print(f"procguard: {message}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""What an operator does about one agent from afar: restart it, give it the deploying side's release, read its log.
+
+Uses the installer's own operations; runs on the host, sent with the session. Never touches a runner or a child.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Callable, Dict
+
+from remote_agent import paths
+
+if TYPE_CHECKING:
+    from remote_agent.installer import Installer
+
+MAX_LOG_BYTES = 256 * 1024
+KEPT = ("agent_id", "proof_key", "manager_urls", "manager_ca", "manager_any_name", "tunnel_url", "base_env")
+
+Json = Dict[str, Any]
+
+
+def upgrade(
+    installer: Installer,
+    request: Json,
+    fetch_bundle: "Callable[[], bytes]",
+    fetch_code: "Callable[[], bytes]",
+) -> Json:
+    """Another release for the agent that is here, and nothing else: `request` names the release alone. What only an
+    inventory knows (service, addresses, environment) stays as the last deployment left it."""
+    config = installer.config()
+    if not config:
+        raise installer.not_installed()
+    kept = {name: config[name] for name in KEPT if config.get(name)}
+    wanted = {
+        **kept,
+        "manager_url_fixed": True,
+        "service": installer.keeping().get("service", ""),
+        "release": request["release"],
+        "unpacked_bytes": request.get("unpacked_bytes", 0),
+    }
+    return installer.install(wanted, fetch_bundle, fetch_code)
+
+
+def log(installer: Installer, max_bytes: int) -> Json:
+    """The end of agent.log, whether or not there is an agent: {"text", "path", "bytes": the file's size}."""
+    status = installer.status()
+    if not status["installed"]:
+        raise installer.not_installed()
+    path = paths.agent_log(installer.dir)
+    text, size = b"", 0
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            begin = max(0, size - min(MAX_LOG_BYTES, max(1, max_bytes)))
+            file.seek(begin)
+            text = file.read(MAX_LOG_BYTES)
+            if begin:  # not half a line
+                text = text.partition(b"\n")[2] or text
+    except FileNotFoundError:
+        pass  # it has not said anything yet
+    shown = text.decode("utf-8", "replace")
+    return {"ok": True, "running": status["running"], "pid": status["pid"], "path": path, "bytes": size, "text": shown}

@@ -1,0 +1,153 @@
+"""One attempt: what is launched, whether its exec came about, how it ended. No states, no policy, no sockets."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from remote_agent import child, paths, process_tree
+from remote_agent.oom import OomCounter
+from remote_agent.restart import Ending
+
+# Seconds for durations: goes on while the machine sleeps, and no clock setting changes it.
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def now_s() -> float:
+    return time.clock_gettime(_CLOCK)
+
+
+class Attempt:
+    """A started child, the parent of which is this process."""
+
+    def __init__(
+        self,
+        number: int,
+        launch: child.Launch,
+        launch_digest: str,
+        now: float,
+        ooms: OomCounter,
+        hooks: list[dict[str, object]] | None = None,
+    ) -> None:
+        """Starts it; with `hooks` (pre_start) `launch` is the first of them.
+
+        Raises child.NotStarted where only a person can help, OSError where trying again may.
+        """
+        self.number = number
+        self.launch = launch
+        self.launch_digest = launch_digest
+        self.started = now
+        self.failure = ""  # why the exec did not come about
+        self.cause = ""  # why we ended it ourselves ("start_timeout", "unhealthy"), for the exit record
+        self.detail = ""
+        self.hooks = list(hooks or [])  # pre_start: the first of them runs now, the command is still to come
+        self.hook_until = 0.0
+        self.exec_fd = -1
+        self.go_on(launch, now)
+        self._ooms = ooms
+        self.ooms_before = ooms.read()
+
+    @property
+    def hook(self) -> dict[str, object] | None:
+        return self.hooks[0] if self.hooks else None
+
+    def go_on(self, launch: child.Launch, now: float) -> None:
+        """Start the next process of this attempt: the first of `hooks`, or the command. Raises as __init__."""
+        self._forget_exec()
+        self.launch = launch
+        self.hook_until = now + float(str(self.hook.get("timeout_s") or 0)) if self.hook else 0.0
+        self.pid, self.exec_fd = child.start(launch)
+        self.executed = self.exec_fd < 0
+        found = process_tree.read_process(self.pid)  # not reaped yet, so still there even if it has died
+        self.pid_start = found.start if found else 0
+
+    def look_at_exec(self) -> None:
+        """Learn whether the exec came about, if that is known by now. Never blocks."""
+        if self.exec_fd < 0:
+            return
+        word = child.word(self.exec_fd, self.launch)
+        if word is None:
+            return
+        self._forget_exec()
+        kind, text = word
+        self.executed = kind == child.EXECUTED
+        if kind == child.HOPELESS:
+            self.failure = text
+        elif kind == child.FAILED and not self.cause:
+            self.cause, self.detail = "start_timeout", text
+
+    def _forget_exec(self) -> None:
+        if self.exec_fd >= 0:
+            os.close(self.exec_fd)
+        self.exec_fd = -1
+
+    def ended(self, wait_status: int, now: float, was_running: bool) -> Ending:
+        """How it ended, after its wait status was collected."""
+        self.look_at_exec()
+        self._forget_exec()  # it may have died before exec without a word
+        signal = os.WTERMSIG(wait_status) if os.WIFSIGNALED(wait_status) else None
+        return Ending(
+            code=None if signal is not None or self.failure else os.WEXITSTATUS(wait_status),
+            signal=signal,
+            ran_s=now - self.started,
+            was_running=was_running,
+            oom=signal == 9 and self._ooms.read() > self.ooms_before,
+            cause=self.cause,
+            detail=self.detail,
+        )
+
+
+def build_launch(
+    assignment: dict[str, object],
+    base_env: dict[str, str],
+    number: int,
+    cookie: str,
+    worker_dir: str,
+    hook: dict[str, object] | None = None,
+) -> child.Launch:
+    """What the agent resolved into spec.json (`argv`, `cwd`, `start`), with environment and log files of attempt
+    `number`; for `hook` (of `start`) its own words instead of the command's.
+
+    Raises child.NotStarted where spec.json names no command, or env_file, venv or conda are not what they should be.
+    """
+    argv = (hook or assignment).get("argv")
+    if assignment.get("error") or not isinstance(argv, list) or not argv or not argv[0]:
+        raise child.NotStarted(str(assignment.get("error") or f"{paths.spec_file(worker_dir)} names no command"))
+    spec, start = assignment["spec"], assignment.get("start")
+    assert isinstance(spec, dict)
+    cwd = str(assignment.get("cwd") or "")
+    own = {str(name): str(value) for name, value in (spec.get("env") or {}).items()}
+    env = {"PYTHONUNBUFFERED": "1", **base_env}
+    scripts: list[str] = []
+    if isinstance(start, dict):
+        from remote_agent import environment
+
+        env, scripts = environment.compose(env, start, own, cwd, hook is not None)
+    else:
+        env.update(own)
+        start = {}
+    given = assignment.get("env")
+    of_manager = {str(name): str(value) for name, value in given.items()} if isinstance(given, dict) else {}
+    env.update(of_manager)
+    env.update(
+        PROCGUARD_WORKER_ID=str(assignment.get("worker_id", "")),
+        PROCGUARD_ATTEMPT=str(number),
+        PROCGUARD_EPOCH=str(assignment.get("epoch", 0)),
+    )
+    env[process_tree.COOKIE_VARIABLE] = f"{cookie}-{number}"
+    launch = child.Launch(
+        [str(word) for word in argv],
+        cwd,
+        env,
+        paths.log_file(worker_dir, number),
+        paths.log_file(worker_dir, number, "err") if spec.get("stderr") == "separate" else "",
+    )
+    setup = [] if hook else start.get("setup") or []
+    if setup or scripts:
+        launch.setup = setup
+        last = {name: env[name] for name in of_manager}
+        launch.argv = environment.wrapped(launch.command, scripts, setup, last)
+    launch.umask = int(start.get("umask", -1))
+    launch.run_as = start.get("run_as")
+    launch.rlimits = start.get("rlimits") or []
+    return launch

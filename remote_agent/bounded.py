@@ -1,0 +1,46 @@
+"""Calls that may never come back (a hung file system, a driver): each on a thread of its own, waited for so long.
+
+Owns those threads. A call that hangs leaves its thread behind, but one for each key: while it hangs, the key's next
+calls fail at once. For what hangs so hard that even SIGKILL waits (a GPU driver) use a process instead.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, Callable
+
+
+class HangsError(Exception):
+    """The call did not come back in time, or an earlier one with its key still has not."""
+
+
+class Bounded:
+    """May be used from several threads, but one at a time for a key."""
+
+    def __init__(self) -> None:
+        self._hanging: dict[str, threading.Thread] = {}
+
+    def call(self, key: str, function: Callable[[], Any], timeout_s: float) -> Any:
+        """What `function` returns or raises. Raises HangsError after `timeout_s`."""
+        former = self._hanging.pop(key, None)
+        if former is not None and former.is_alive():
+            self._hanging[key] = former
+            raise HangsError("an earlier try still hangs")
+        outcome: list[tuple[bool, Any]] = []
+
+        def run() -> None:
+            try:
+                outcome.append((True, function()))
+            except Exception as exc:
+                outcome.append((False, exc))
+
+        thread = threading.Thread(target=run, name=f"procguard-{key}"[:15], daemon=True)
+        thread.start()
+        thread.join(timeout_s)
+        if not outcome:
+            self._hanging[key] = thread
+            raise HangsError(f"no answer within {timeout_s:g} s")
+        worked, value = outcome[0]
+        if not worked:
+            raise value
+        return value

@@ -1,0 +1,218 @@
+"""What a person sees on the host by hand, without the manager: `status` and `tail`. Reads files and locks only.
+
+Owns the words that are printed. Each trouble is one line: what, where, what to do next. Changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any, Optional
+
+from remote_agent import paths
+
+READ_BYTES = 64 * 1024
+LINE_BYTES = 512  # how much of a log is read for each line asked for
+LOOK_EVERY_S = 0.1
+
+
+class Trouble(Exception):
+    """Why there is nothing to show, and what to do next."""
+
+
+def agent_dirs(given: Optional[str]) -> "list[str]":
+    """The directory given, or every agent's and launcher's below the home. Raises Trouble where there is none."""
+    if given:
+        directory = os.path.abspath(given)
+        read_agent(directory)
+        return [directory]
+    home = paths.procguard_home()
+    if os.path.isdir(home) and not os.access(home, os.R_OK | os.X_OK):
+        raise Trouble(f"{home} cannot be read as this user; run this as its owner ({_owner(home)})")
+    found = []
+    for directory, names, files in os.walk(home):
+        if "agent.json" in files:
+            found.append(directory)
+        names[:] = sorted(name for name in names if name not in ("releases", "workers"))
+    if not found:
+        raise Trouble(
+            f"no agent is installed below {home}; run this as the user that the host was deployed for, give --dir, "
+            "or set PROCGUARD_HOME (`invoke deploy` on the managing machine installs one)"
+        )
+    return found
+
+
+def read_agent(agent_dir: str) -> "dict[str, Any]":
+    """agent.json. Raises Trouble."""
+    if not os.path.isdir(agent_dir):
+        raise Trouble(f"there is no directory {agent_dir}; `python3 -m remote_agent status` without --dir finds agents")
+    path = paths.agent_file(agent_dir)
+    try:
+        data = paths.read_json(path)
+    except PermissionError:
+        raise Trouble(f"{path} cannot be read as this user; run this as its owner ({_owner(agent_dir)})") from None
+    except (OSError, ValueError) as exc:
+        raise Trouble(f"{path} cannot be read: {exc}; deploy this host again") from exc
+    if not isinstance(data, dict):
+        raise Trouble(f"no agent.json in {agent_dir}; an agent's directory is PROCGUARD_HOME/FLEET/HOST")
+    return data
+
+
+def show_status(directories: "list[str]") -> int:
+    """All agents; one that can't be read does not hide the others. Exit code 2 where one could not."""
+    code = 0
+    for number, agent_dir in enumerate(directories):
+        if number:
+            print()
+        try:
+            _show_agent(agent_dir, read_agent(agent_dir))
+        except Trouble as exc:
+            print(f"procguard: {exc}", file=sys.stderr)
+            code = 2
+    return code
+
+
+def _show_agent(agent_dir: str, data: "dict[str, Any]") -> None:
+    from remote_agent.locks import lock_held
+    from remote_agent.slot import load_slots
+
+    runtime_dir = str(data.get("runtime_dir", ""))
+    runs = "agent runs" if lock_held(paths.agent_lock(runtime_dir)) else "agent does not run"
+    pid = _pid(runtime_dir) if runs == "agent runs" else ""
+    print(f"{data.get('agent_id')} (fleet {data.get('fleet_id')}): {runs}{pid}")
+    print(f"  directory {agent_dir}")
+    print(f"  manager   {', '.join(str(url) for url in data.get('manager_urls') or [])}")
+    if runs != "agent runs":
+        print(f"  {_how_to_start(agent_dir, data)}")
+    slots = load_slots(agent_dir, runtime_dir)
+    if not slots:
+        print("  no workers")
+        return
+    width = max(len(worker_id) for worker_id in slots)
+    for worker_id, slot in sorted(slots.items()):
+        child = slot.status.get("pid")
+        words = [f"  {worker_id:{width}}  {slot.state:8}  attempt {slot.attempt}"]
+        words += [f"pid {child}"] if child else []
+        words += [] if slot.runner_alive() or slot.settled else ["(no runner!)"]
+        words += [slot.reason] if slot.reason else []
+        print("  ".join(words))
+
+
+def _how_to_start(agent_dir: str, data: "dict[str, Any]") -> str:
+    """Workers live on without their agent; it is the link to the manager."""
+    if data.get("kind") == "launcher":
+        return "its launcher has ended; what runs below is adopted when start_worker.sh is started again"
+    installer = os.path.join(paths.current_release(agent_dir), "remote_agent", "install.py")
+    return f"to start it: {data.get('python') or 'python3'} {installer} start --dir {agent_dir}"
+
+
+def show_tail(worker_id: str, directories: "list[str]", *, attempt: int, stream: str, lines: int, follow: bool) -> int:
+    """The end of the newest attempt's log, or of the one asked for. Raises Trouble."""
+    known: "list[str]" = []
+    for agent_dir in directories:
+        directory = paths.worker_dir(agent_dir, worker_id)
+        if os.path.isdir(directory):
+            return _tail_of(worker_id, directory, attempt, stream, lines, follow)
+        known += _worker_ids(agent_dir)
+    raise Trouble(f"no worker {worker_id} on this host; {_known(worker_id, known)}")
+
+
+def _tail_of(worker_id: str, directory: str, attempt: int, stream: str, lines: int, follow: bool) -> int:
+    try:
+        os.listdir(paths.attempts_dir(directory))
+    except PermissionError:
+        raise Trouble(f"{directory} cannot be read as this user; run this as its owner ({_owner(directory)})") from None
+    except OSError:
+        pass  # no attempt yet
+    attempts = paths.attempts_on_disk(directory)
+    if not attempts:
+        state = _state(directory)
+        raise Trouble(f"{worker_id} has no log yet: {state}")
+    if attempt and attempt not in attempts:
+        kept = ", ".join(str(number) for number in attempts)
+        raise Trouble(f"attempt {attempt} of {worker_id} is not on this host (kept: {kept}); the manager may have it")
+    number = attempt or attempts[-1]
+    if not os.path.exists(paths.log_file(directory, number, stream)):
+        if stream == "err":
+            raise Trouble(f"attempt {number} of {worker_id} has no separate error log (stderr: merge); leave --err out")
+        raise Trouble(f"attempt {number} of {worker_id} wrote no log: {_state(directory)}")
+    while True:
+        _print_log(directory, number, stream, lines, follow)
+        if not follow:
+            return 0
+        number, lines = paths.attempts_on_disk(directory)[-1], 10**6
+        print(f"--- attempt {number} ---", flush=True)
+
+
+def _print_log(directory: str, number: int, stream: str, lines: int, follow: bool) -> None:
+    """The last `lines`; with `follow` also what comes after them, until there is a newer attempt's log."""
+    out = sys.stdout.buffer
+    with open(paths.log_file(directory, number, stream), "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - READ_BYTES - LINE_BYTES * lines))
+        parts = file.read(size).splitlines(keepends=True)
+        out.write(b"".join(parts[-lines:] if lines else []))
+        out.flush()
+        while follow:
+            newest = paths.attempts_on_disk(directory)[-1:]  # looked up before the last bytes are read
+            data = file.read(READ_BYTES)
+            out.write(data)
+            out.flush()
+            if data:
+                continue
+            if newest and newest[0] > number and os.path.exists(paths.log_file(directory, newest[0], stream)):
+                return
+            time.sleep(LOOK_EVERY_S)
+
+
+# ------------------------------------------------------------------------------------------------------- words
+
+
+def _state(worker_directory: str) -> str:
+    try:
+        status = paths.read_json(paths.state_file(worker_directory))
+    except (OSError, ValueError):
+        status = None
+    if not isinstance(status, dict):
+        return "it was never started; does its agent run? `python3 -m remote_agent status`"
+    return ", ".join(str(part) for part in (status.get("state"), status.get("reason")) if part)
+
+
+def _worker_ids(agent_dir: str) -> "list[str]":
+    from remote_agent.slot import load_slots
+
+    try:
+        return sorted(load_slots(agent_dir, ""))
+    except OSError:
+        return []
+
+
+def _known(wanted: str, known: "list[str]") -> str:
+    if not known:
+        return "it has no workers at all; `python3 -m remote_agent status` shows its agents"
+    import difflib
+
+    near = difflib.get_close_matches(wanted, known, 1)
+    some = ", ".join(known[:10]) + (f" and {len(known) - 10} more" if len(known) > 10 else "")
+    return (f"did you mean {near[0]}? " if near else "") + f"Its workers: {some}"
+
+
+def _pid(runtime_dir: str) -> str:
+    try:
+        with open(paths.agent_pid_file(runtime_dir), encoding="ascii") as file:
+            return f" (pid {int(file.read().split()[0])})"
+    except (OSError, ValueError, IndexError):
+        return ""
+
+
+def _owner(path: str) -> str:
+    import pwd
+
+    try:
+        uid = os.stat(path).st_uid
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"
+    except OSError:
+        return "unknown"

@@ -1,0 +1,128 @@
+"""A control group (v2) per worker, where this user may make one: the kernel's own list of a tree, and its end at once.
+
+The runner itself joins the group before its first start, so that every child is born inside it without a race and
+without cost at a restart (moving a process takes the kernel milliseconds). To kill, it steps out, has the kernel kill
+the whole group (`cgroup.kill`, atomic: no fork escapes), and joins again before the next start. A runner that died
+leaves its tree in the group: the next one, still outside, finds and kills it there, whatever it did to its
+environment, session or parents. Where anything is missing (v1 only, no right, a kernel before 5.14) every call quietly
+does nothing, and process_tree's other ways stand alone. Knows no states and no files but the kernel's.
+"""
+
+from __future__ import annotations
+
+import os
+
+MOUNTS = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified")  # a pure v2 host, and one that has both
+PREFIX = "procguard-"
+
+
+def own_group() -> str:
+    """The directory of the v2 group this process is in; "" where there is none we could see."""
+    try:
+        with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+            places = [line.rstrip("\n")[3:] for line in file if line.startswith("0::")]
+    except OSError:
+        return ""
+    if not places or "/.." in places[0]:
+        return ""
+    for mount in MOUNTS:
+        if os.path.exists(os.path.join(mount, "cgroup.controllers")):
+            return os.path.normpath(mount + places[0])
+    return ""
+
+
+class WorkerGroup:
+    """One worker's group. `path` is "" where there is none; the cookie in its name makes it nobody else's."""
+
+    def __init__(self, cookie: str = "", former_path: str = "") -> None:
+        """Make it below our own group. `former_path`: where a former runner had it. Without a cookie there is none."""
+        self._name = PREFIX + cookie[:16]
+        self._home = own_group()
+        self._inside = False
+        self.path = self._make() if cookie else ""
+        self._former = former_path if former_path != self.path and self._is_ours(former_path) else ""
+
+    def _is_ours(self, path: str) -> bool:
+        return os.path.basename(path) == self._name and path.startswith(MOUNTS)
+
+    def _make(self) -> str:
+        if not self._home or os.path.basename(self._home) == self._name:
+            return ""
+        path = os.path.join(self._home, self._name)
+        try:
+            os.mkdir(path, 0o755)
+        except FileExistsError:
+            pass
+        except OSError:
+            return ""
+        usable = all(
+            os.access(file, os.W_OK)
+            for file in (_procs(path), os.path.join(path, "cgroup.kill"), _procs(self._home))
+        )  # fmt: skip
+        if not usable:
+            _remove(path)
+            return ""
+        return path
+
+    def members(self) -> list[int]:
+        """The pids inside, this process left out. Zombies count until they are collected."""
+        found: set[int] = set()
+        for path in (self.path, self._former):
+            found.update(_read_pids(path) if path else ())
+        return sorted(found - {0, os.getpid()})  # 0: of another pid namespace
+
+    def join(self) -> None:
+        """Children from now on are born inside. Where that fails they are not, and `members` does not know them."""
+        if self.path and not self._inside:
+            self._inside = _write(_procs(self.path), b"0")
+
+    def kill(self) -> None:
+        """SIGKILL to everything inside, at one instant. This process steps out before."""
+        if self._inside and not self._step_out():
+            return
+        for path in (self.path, self._former):
+            if path and path != own_group():
+                _write(os.path.join(path, "cgroup.kill"), b"1")
+
+    def remove(self) -> None:
+        """Step out and take the directory away; where something still lives inside, it stays for the next runner."""
+        if self._inside and not self._step_out():
+            return
+        for path in (self.path, self._former):
+            if path:
+                _remove(path)
+
+    def _step_out(self) -> bool:
+        self._inside = not _write(_procs(self._home), b"0")
+        return not self._inside
+
+
+def _procs(path: str) -> str:
+    return os.path.join(path, "cgroup.procs")
+
+
+def _read_pids(path: str) -> list[int]:
+    try:
+        with open(_procs(path), "rb") as file:
+            return [int(line) for line in file]
+    except (OSError, ValueError):
+        return []
+
+
+def _write(path: str, data: bytes) -> bool:
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(descriptor, data)
+        finally:
+            os.close(descriptor)
+    except OSError:
+        return False
+    return True
+
+
+def _remove(path: str) -> None:
+    try:
+        os.rmdir(path)
+    except OSError:
+        pass

@@ -1,0 +1,120 @@
+"""Which channel this agent speaks by: zmq where the manager offers it and this Python can, HTTP everywhere else.
+
+Owns that choice for all connections of the agent, and what is said about it. The manager's offer comes with the hello
+over HTTP, and under its proof: nobody between can put another key or port in its place. What can't be reached is tried
+again later; meanwhile everything goes over HTTP. Imports pyzmq only when it is offered.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import Any, Callable, Optional
+
+from remote_agent import protocol
+from remote_agent.digests import same
+from remote_agent.protocol import WireError, ZmqOffer
+
+AGAIN_FIRST_S, AGAIN_LAST_S = 5.0, 300.0
+MAX_TIMEOUT_MS = 600_000
+
+
+class Channels:
+    """Shared by the connections of one agent; thread-safe. `say(text)`: told when the channel changes, from any
+    thread: "zmq", "http", or "http: " and why not zmq."""
+
+    def __init__(self, say: Callable[[str], None] = lambda _: None) -> None:
+        self._say = say
+        self._lock = threading.Lock()
+        self._zmq: Any = None  # zmq_wire.Zmq, once it was offered and could be had
+        self._cannot = ""  # why this Python never can
+        self._failures = 0
+        self._again_at = 0.0  # monotonic
+        self._offered = False
+        self._said = ""
+        self.trouble = ""  # why not zmq, though it is offered
+
+    def hello_query(self, proof_key: str, agent_id: str, nonce: str) -> str:
+        """What to add to a hello: our CURVE key, once we have one."""
+        own = self._zmq
+        if own is None or time.monotonic() < self._again_at:
+            return ""
+        proof = protocol.curve_key_proof(proof_key, agent_id, nonce, own.public_key)
+        return f"&curve={own.public_key}&mac={proof}"
+
+    def due(self) -> bool:
+        """Whether a connection that speaks HTTP should say hello again, because zmq may be had by now."""
+        return self._offered and not self._cannot and time.monotonic() >= self._again_at
+
+    def read_offer(self, data: Any, proof_key: str, agent_id: str, nonce: str) -> Optional[ZmqOffer]:
+        """The offer in a hello's answer, where it is the manager's own and worth a try now."""
+        self._offered = data is not None
+        if data is None:
+            self._settle("")
+            return None
+        try:
+            offer = protocol.decode(ZmqOffer, data)
+            numbers = (offer.port, offer.logs_port, offer.timeout_ms)
+            if not all(isinstance(one, int) and 0 < one <= MAX_TIMEOUT_MS for one in numbers):
+                raise WireError("ports")
+            if not same(str(offer.proof), protocol.zmq_offer_proof(proof_key, agent_id, nonce, offer)):
+                raise WireError("proof")
+        except WireError:
+            self.failed("the manager's zmq offer is not proven")
+            return None
+        if self._cannot or time.monotonic() < self._again_at:
+            return None
+        return offer
+
+    def load(self) -> bool:
+        """Whether this Python has pyzmq; looked for once."""
+        with self._lock:
+            if self._zmq is None and not self._cannot:
+                from remote_agent import zmq_wire
+
+                try:
+                    self._zmq = zmq_wire.Zmq()
+                except Exception as exc:  # a broken installation raises whatever it likes
+                    self._cannot = f"no pyzmq in this Python ({exc})"
+        if self._cannot:
+            self._settle(self._cannot)
+        return self._zmq is not None
+
+    @property
+    def has_key(self) -> bool:
+        return self._zmq is not None
+
+    def connect(self, host: str, offer: ZmqOffer, logs: bool) -> Any:
+        """A zmq_wire.ZmqWire that stands; None where it can't be had now."""
+        from remote_agent import zmq_wire
+
+        wire = None
+        try:
+            wire = zmq_wire.ZmqWire(self._zmq, host, offer.logs_port if logs else offer.port, offer)
+            wire.connect()
+        except (zmq_wire.ZmqTrouble, OSError, ValueError, self._zmq.module.ZMQError) as exc:
+            if wire is not None:
+                wire.close()
+            self.failed(str(exc))
+            return None
+        self._failures = 0
+        self._settle("", "zmq")
+        return wire
+
+    def failed(self, why: str) -> None:
+        """Everything goes over HTTP for a while, which grows with each failure in a row."""
+        with self._lock:
+            now = time.monotonic()
+            if now >= self._again_at:  # else another connection has noticed already
+                self._failures += 1
+                longest_s = min(AGAIN_LAST_S, AGAIN_FIRST_S * 2.0 ** min(self._failures - 1, 10))
+                self._again_at = now + longest_s * (0.5 + int.from_bytes(os.urandom(2), "big") / 2.0**17)
+        self._settle(why)
+
+    def _settle(self, trouble: str, name: str = "http") -> None:
+        self.trouble = trouble
+        said = f"{name}: {trouble}" if trouble else name
+        if said != self._said:
+            self._said = said
+            self._say(said)

@@ -1,0 +1,169 @@
+"""Runs the workers' health checks and acts on their verdicts: tells the runner, gathers evidence before a restart.
+
+Owns which checks are under way and which evidence is being gathered. The checks themselves are health.py's, what is
+written down evidence.py's; a restart is the runner's. Main loop only; knows no manager.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, Callable, Optional
+
+from remote_agent import allotment
+from remote_agent.health import Due, LogWatch
+from remote_agent.measuring import Measuring, log_mark
+from remote_agent.process_tree import COOKIE_VARIABLE
+from remote_agent.slot import WorkerSlot
+from remote_agent.spec import working_directory
+from remote_agent.states import RUNNING
+from remote_agent.worker_spec import WorkerSpec
+
+EVIDENCE_PATIENCE_S = 30.0  # evidence.py ends by itself before; a host that hangs must not keep the job hung
+
+Submit = Callable[[Any, Callable[[], Any]], bool]
+
+
+@dataclass
+class _Gathering:
+    attempt: int
+    detail: str
+    until: float  # monotonic
+
+
+class Checks:
+    """`say(event, **facts)` logs; `changed()` is called when the manager should hear of a verdict."""
+
+    def __init__(
+        self,
+        measuring: Measuring,
+        submit: Submit,
+        say: Callable[..., None],
+        changed: Callable[[], None],
+        *,
+        default_dir: str,
+        base_env: dict[str, str],
+    ) -> None:
+        self._measuring, self._submit, self._say, self._changed = measuring, submit, say, changed
+        self._default_dir, self._base_env = default_dir, base_env
+        self._gathering: dict[str, _Gathering] = {}
+        self._environments: dict[
+            str, tuple[int, dict[str, str]]
+        ] = {}  # by worker: attempt, what its job was started with
+
+    def tick(self, slot: WorkerSlot, now: float) -> None:
+        checks = slot.assignment.spec.health if slot.assignment is not None else []
+        if not checks or slot.link is None or slot.state != RUNNING:
+            slot.health.stopped()
+            self._gathering.pop(slot.worker_id, None)
+            self._environments.pop(slot.worker_id, None)
+            return
+        gathering = self._gathering.get(slot.worker_id)
+        if gathering is not None and now >= gathering.until:
+            self._end(slot, gathering, f"no evidence: gathering it took longer than {EVIDENCE_PATIENCE_S:.0f} s")
+        assert slot.assignment is not None
+        spec, directory, attempt = slot.assignment.spec, slot.directory, slot.attempt
+        log = LogWatch(lambda: log_mark(directory, attempt), lambda: self._measuring.silence_limit_s(slot))
+        cwd = working_directory(spec.working_dir, self._default_dir)
+        slot.health.running(attempt, checks, now, cwd=cwd, env=self._environment(slot, spec), log=log)
+        for due in slot.health.due(now):
+            if not self._submit(due, due.run):
+                slot.health.result(due, True, "not checked: too many checks wait", now)
+
+    def _environment(self, slot: WorkerSlot, spec: WorkerSpec) -> dict[str, str]:
+        """What exec checks run in: the environment its job has, with env_file, venv, conda and setup lines in force."""
+        known = self._environments.get(slot.worker_id)
+        if known is None or known[0] != slot.attempt:
+            found = environment_of(slot.status.get("pid"))
+            of_manager = slot.assignment.env if slot.assignment is not None else {}
+            found = found or {**self._base_env, **spec.env, **allotment.environment(slot.gpus), **of_manager}
+            known = self._environments[slot.worker_id] = (slot.attempt, found)
+        return known[1]
+
+    def next_at(self, slot: WorkerSlot) -> Optional[float]:
+        gathering = self._gathering.get(slot.worker_id)
+        return gathering.until if gathering is not None else slot.health.next_at()
+
+    def take(self, tag: Any, value: Any, slots: dict[str, WorkerSlot], now: float) -> bool:
+        """A helper's result; False where it is none of ours."""
+        if isinstance(tag, Due):
+            slot = slots.get(tag.worker_id)
+            if slot is not None:
+                self._take_result(slot, tag, value, now)
+            return True
+        if isinstance(tag, tuple) and tag[0] == "evidence":
+            slot, gathering = slots.get(tag[1]), self._gathering.get(tag[1])
+            if slot is not None and gathering is not None and gathering.attempt == tag[2]:
+                words = f"no evidence: {value}"
+                if not isinstance(value, Exception):
+                    words = f"evidence: {value.path} on the host: {value.summary}"
+                self._end(slot, gathering, words)
+            return True
+        return False
+
+    def _take_result(self, slot: WorkerSlot, due: Due, value: Any, now: float) -> None:
+        before = slot.health.verdict()
+        healthy, detail = value if isinstance(value, tuple) else (False, str(value))
+        restart = slot.health.result(due, healthy, detail, now)
+        after = slot.health.verdict()
+        if after is None or before is None or (before.status == after.status and not restart):
+            return
+        self._say("health changed", worker=slot.worker_id, status=after.status, detail=after.detail)
+        self._changed()
+        if slot.link is None:
+            return
+        slot.link.health(after.status, after.detail, False)
+        if restart and slot.worker_id not in self._gathering:
+            self._gather(slot, after.detail, now)
+
+    # ------------------------------------------------------------------------------------------------- evidence
+
+    def _gather(self, slot: WorkerSlot, detail: str, now: float) -> None:
+        """Before the runner ends it: what was it doing?"""
+        assert slot.assignment is not None
+        gathering = self._gathering[slot.worker_id] = _Gathering(slot.attempt, detail, now + EVIDENCE_PATIENCE_S)
+        spec, status = slot.assignment.spec, slot.status
+        facts = {
+            "worker_id": slot.worker_id,
+            "directory": slot.directory,
+            "attempt": slot.attempt,
+            "runner_pid": int(status.get("runner_pid") or 0),
+            "pid": int(status.get("pid") or 0),
+            "pid_start": int(status.get("pid_start") or 0),
+            "reason": detail,
+            "gpus": list(self._measuring.gpus_of(slot.worker_id)),
+            "signal": spec.evidence_signal,
+            "path": spec.env.get("PATH") or self._base_env.get("PATH") or os.defpath,
+        }
+        if not self._submit(("evidence", slot.worker_id, slot.attempt), lambda: _collect(facts)):
+            self._end(slot, gathering, "no evidence: too much else waits")
+
+    def _end(self, slot: WorkerSlot, gathering: _Gathering, words: str) -> None:
+        """Now have it ended, unless it has recovered or ended by itself meanwhile."""
+        del self._gathering[slot.worker_id]
+        verdict = slot.health.verdict()
+        self._say("evidence", worker=slot.worker_id, attempt=gathering.attempt, is_now=words)
+        if slot.link is None or slot.attempt != gathering.attempt or slot.state != RUNNING:
+            return
+        if verdict is not None and verdict.status == "failing":
+            slot.link.health("failing", f"{gathering.detail}; {words}", True)
+
+
+def _collect(facts: dict[str, Any]) -> Any:
+    from remote_agent import evidence  # seldom needed: it need not take up memory before
+
+    return evidence.collect(evidence.Scene(**facts))
+
+
+def environment_of(pid: object) -> dict[str, str]:
+    """The environment a process was started with; {} where that can't be read. Without our cookie: a check is no part
+    of the tree that is swept."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            entries = file.read().split(b"\0")
+    except OSError:
+        return {}
+    pairs = (entry.partition(b"=") for entry in entries if b"=" in entry)
+    found = {os.fsdecode(name): os.fsdecode(value) for name, _, value in pairs}
+    found.pop(COOKIE_VARIABLE, None)
+    return found

@@ -1,0 +1,374 @@
+"""Starts one attempt's child: a session of its own, append-only output, exec. Says in words why it could not.
+
+Knows argv, directory, environment and log files; nothing of states, policies or the control socket. posix_spawn does
+it in 0.3 ms, where a fork of this process takes 2 to 3 (it copies page tables and then page after page); pypy has no
+posix_spawn and forks: there, whether the exec came about is read from a pipe that closes with it. The price: a working
+directory or command on a hung file system holds the runner up, as its own files on that file system would.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+import stat
+
+from remote_agent import process_tree
+
+OOM_SCORE_FILE = "/proc/self/oom_score_adj"
+OOM_SCORE_ADJ = 500  # when memory runs out the kernel takes the job, not its runner
+EXIT_NOT_STARTED = 127
+MAX_FAILURE_BYTES = 4096
+ALL_SIGNALS = (*range(1, 32), *range(34, 65))  # 32 and 33 belong to the C library
+# What the runner ignores, or Python ignores for it, is the default again for the child.
+DEFAULTED = (signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+
+
+F_DUPFD_CLOEXEC = 1030  # pypy's fcntl lacks the name
+# A shell that runs before the command (environment.wrapped) says on this descriptor how far it came.
+REPORT_FD = 7
+_TARGETS = (0, 1, 2, REPORT_FD)
+EXECUTED, HOPELESS, FAILED = "executed", "hopeless", "failed"
+
+
+class Launch:
+    """What to start. `argv` is ready to exec; `cwd` absolute or "" (the caller's); `err_path` "" merges stderr.
+
+    `setup`: argv is a shell that runs these lines, and scripts, before `command`. `umask` -1: as it is.
+    `run_as`: {"uid", "gid", "groups", "name"}; `rlimits`: [["nofile", "RLIMIT_NOFILE", 4096], …], -1 is unlimited.
+    `dies_with_runner`: the kernel kills it when this process ends, however that comes about.
+    """
+
+    def __init__(self, argv: list[str], cwd: str, env: dict[str, str], out_path: str, err_path: str = "") -> None:
+        self.argv = argv
+        self.cwd = cwd
+        self.env = env
+        self.out_path = out_path
+        self.err_path = err_path
+        self.command = argv
+        self.setup: list[str] | None = None
+        self.umask = -1
+        self.run_as: dict[str, object] | None = None
+        self.rlimits: list[list[object]] = []
+        self.dies_with_runner = False
+
+
+class NotStarted(Exception):
+    """Only a person can help: the text says what is wrong with command, directory or environment."""
+
+
+def start(launch: Launch) -> tuple[int, int]:
+    """Returns (pid, descriptor). The descriptor is readable once the exec has come about (end of file) or failed (see
+    `failure`); -1 = it has come about. Raises NotStarted, or OSError where no log can be opened or no process be made.
+    """
+    opened = [os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)]
+    try:
+        opened.append(_open_log(launch.out_path))
+        opened.append(_open_log(launch.err_path) if launch.err_path else opened[1])
+        if launch.run_as or launch.rlimits or launch.dies_with_runner or not hasattr(os, "posix_spawn"):
+            return _fork(launch, opened)
+        if launch.setup is None:
+            return _spawn(launch, opened), -1
+        readable, writable = _report_pipe()
+        opened.append(writable)
+        try:
+            return _spawn(launch, opened), readable
+        except BaseException:
+            os.close(readable)
+            raise
+    finally:
+        for descriptor in set(opened):
+            os.close(descriptor)
+
+
+def _open_log(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+
+def _report_pipe() -> tuple[int, int]:
+    """Both ends close on exec, and none is REPORT_FD itself: dup2 to itself would leave it closing."""
+    readable, writable = os.pipe()
+    os.set_blocking(readable, False)
+    try:
+        return readable, fcntl.fcntl(writable, F_DUPFD_CLOEXEC, REPORT_FD + 1)
+    finally:
+        os.close(writable)
+
+
+def _spawn(launch: Launch, streams: list[int]) -> int:
+    """What posix_spawn can't set in the child is set here for the moment and inherited: directory, umask, OOM score.
+
+    `streams`: for descriptors 0, 1, 2 and, where there is a fourth, for REPORT_FD.
+    """
+    oom_score = _raise_oom_score()
+    umask = os.umask(launch.umask) if launch.umask >= 0 else -1
+    try:
+        try:
+            if launch.cwd:
+                os.chdir(launch.cwd)
+        except OSError as exc:
+            raise NotStarted(explain("cwd", exc.errno or 0, "", launch)) from exc
+        try:
+            return os.posix_spawn(
+                locate(launch),
+                launch.argv,
+                launch.env,
+                file_actions=[(os.POSIX_SPAWN_DUP2, stream, target) for target, stream in zip(_TARGETS, streams)],
+                setsid=True,
+                setsigmask=(),
+                setsigdef=DEFAULTED,
+            )
+        except OSError as exc:
+            if exc.errno in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
+                raise
+            raise NotStarted(explain("exec", exc.errno or 0, _name(exc), launch)) from exc
+        except ValueError as exc:  # a NUL or "=" where none may be
+            raise NotStarted(explain("setup", 0, str(exc), launch)) from exc
+    finally:
+        os.chdir("/")
+        _restore_oom_score(oom_score)
+        if umask >= 0:
+            os.umask(umask)
+
+
+def _fork(launch: Launch, streams: list[int]) -> tuple[int, int]:
+    readable, writable = _report_pipe()
+    runner = os.getpid()
+    # Blocked until the child has default handlers: a stop signal sent in between waits instead of being lost.
+    signal.pthread_sigmask(signal.SIG_BLOCK, ALL_SIGNALS)
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _become(launch, streams, writable, runner)  # never returns
+        return pid, readable
+    except OSError:
+        os.close(readable)
+        raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        os.close(writable)
+
+
+def _become(launch: Launch, streams: list[int], report: int, runner: int) -> None:
+    stage = "setup"
+    try:
+        signal.set_wakeup_fd(-1)
+        for number in DEFAULTED:
+            signal.signal(number, signal.SIG_DFL)
+        os.setsid()
+        for target, stream in enumerate(streams):
+            os.dup2(stream, target)
+        if launch.setup is not None:
+            os.dup2(report, REPORT_FD)
+        _raise_oom_score()
+        _limit(launch)
+        stage = "user"
+        _become_user(launch)
+        if launch.dies_with_runner:
+            process_tree.die_with_parent(runner)  # becoming somebody else would undo it
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        stage = "cwd"
+        if launch.cwd:
+            os.chdir(launch.cwd)
+        stage = "exec"
+        os.execve(locate(launch), launch.argv, launch.env)  # noqa: S606 - a list, never a shell line
+    except OSError as exc:
+        os.write(report, f"{stage} {exc.errno} {_name(exc)}".encode()[:MAX_FAILURE_BYTES])
+    except BaseException as exc:  # after a fork nothing may escape into the runner's own code
+        os.write(report, f"{stage} 0 {exc}".encode()[:MAX_FAILURE_BYTES])
+    finally:
+        os._exit(EXIT_NOT_STARTED)
+
+
+def _limit(launch: Launch) -> None:
+    """As root before becoming another user: root may raise what others may not."""
+    if launch.umask >= 0:
+        os.umask(launch.umask)
+    if not launch.rlimits:
+        return
+    import resource  # only here: in the child, the runner never loads it
+
+    for name, constant, value in launch.rlimits:
+        kind, wanted = getattr(resource, str(constant)), int(str(value))
+        try:
+            resource.setrlimit(kind, (wanted, wanted))
+        except (ValueError, OSError) as exc:
+            highest = resource.getrlimit(kind)[1]
+            shown = "unlimited" if wanted < 0 else wanted
+            raise ValueError(f"limits.{name} {shown}: this user may have at most {highest} here") from exc
+
+
+def _become_user(launch: Launch) -> None:
+    run_as = launch.run_as
+    if run_as:
+        groups = run_as["groups"]
+        assert isinstance(groups, list)
+        os.setgroups(groups)
+        os.setgid(int(str(run_as["gid"])))
+        os.setuid(int(str(run_as["uid"])))
+
+
+def _name(exc: OSError) -> str:
+    return exc.filename if isinstance(exc.filename, str) else ""
+
+
+def _raise_oom_score() -> bytes:
+    """The score before, or b"" where it stays as it is."""
+    try:
+        before = _read_oom_score()
+        if int(before) >= OOM_SCORE_ADJ:
+            return b""
+        _write_oom_score(str(OOM_SCORE_ADJ).encode())
+        return before
+    except (OSError, ValueError):
+        return b""
+
+
+def _restore_oom_score(score: bytes) -> None:
+    """Lowering is allowed down to where the process began, without any right."""
+    if score:
+        try:
+            _write_oom_score(score)
+        except OSError:
+            pass
+
+
+def _read_oom_score() -> bytes:
+    descriptor = os.open(OOM_SCORE_FILE, os.O_RDONLY | os.O_CLOEXEC)  # open() costs three more system calls
+    try:
+        return os.read(descriptor, 32)
+    finally:
+        os.close(descriptor)
+
+
+def _write_oom_score(score: bytes) -> None:
+    descriptor = os.open(OOM_SCORE_FILE, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, score)
+    finally:
+        os.close(descriptor)
+
+
+def locate(launch: Launch) -> str:
+    """The command's file, looked up in the child's own PATH. Raises OSError with the most telling error and file."""
+    command = launch.argv[0]
+    if "/" in command:
+        return command
+    found: OSError = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), command)
+    for directory in search_path(launch.env):
+        path = os.path.join(directory, command)
+        if not os.path.isfile(path):
+            continue
+        if os.access(path, os.X_OK):
+            return path
+        found = PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+    raise found
+
+
+def search_path(env: dict[str, str]) -> list[str]:
+    return (env.get("PATH") or os.defpath).split(os.pathsep)
+
+
+# ---------------------------------------------------------------------------------------------- in words
+
+
+def word(descriptor: int, launch: Launch) -> tuple[str, str] | None:
+    """What the child said on its way to the exec; None = no word yet.
+
+    (EXECUTED, ""): the command has taken over. (HOPELESS, a sentence): only a person can help. (FAILED, a sentence): a
+    line before the command failed, and trying again may help.
+    """
+    try:
+        data = os.read(descriptor, MAX_FAILURE_BYTES)
+    except BlockingIOError:
+        return None
+    if not data:
+        return (EXECUTED, "") if launch.setup is None else (FAILED, "its setup ended before the command was started")
+    if data == b"ok":
+        return EXECUTED, ""
+    stage, _, rest = data.decode(errors="replace").partition(" ")
+    number, _, detail = rest.partition(" ")
+    if stage == "path":
+        return HOPELESS, _explain_missing(rest, launch)
+    if stage == "line":
+        return FAILED, explain_line(number, detail, launch)
+    return HOPELESS, explain(stage, int(number) if number.isdigit() else 0, detail, launch)
+
+
+def _explain_missing(path: str, launch: Launch) -> str:
+    """The shell before the command did not find it in the PATH that its lines had made."""
+    wanted = Launch(launch.command, launch.cwd, {**launch.env, "PATH": path}, "")
+    try:
+        locate(wanted)
+    except OSError as exc:
+        return explain("exec", exc.errno or 0, _name(exc), wanted)
+    number = errno.EACCES if os.path.exists(os.path.join(launch.cwd, launch.command[0])) else errno.ENOENT
+    return explain("exec", number, launch.command[0], wanted)
+
+
+def explain_line(code: str, number: str, launch: Launch) -> str:
+    """Line `number` of its setup ended the shell with exit code `code`; 0: an activation script of its conda."""
+    lines = launch.setup or []
+    if not number.isdigit() or not 0 < int(number) <= len(lines):
+        return f"the activation of its conda environment failed with exit code {code}"
+    line = lines[int(number) - 1].strip().split("\n")[0]
+    return f"setup line {number} failed with exit code {code}: {line[:200]}"
+
+
+def explain(stage: str, number: int, detail: str, launch: Launch) -> str:
+    """`detail`: the file that was looked at (stage exec), or what went wrong (stage setup)."""
+    if stage == "cwd":
+        return _explain_cwd(number, launch.cwd)
+    if stage == "exec":
+        return _explain_exec(number, detail, launch)
+    if stage == "user" and launch.run_as:
+        return f"cannot become user {launch.run_as.get('name')}: {os.strerror(number)}; does the agent run as root?"
+    return f"the child could not be set up: {detail or os.strerror(number)}"
+
+
+def check_directory(cwd: str) -> None:
+    """Raises NotStarted where it can't be a working directory."""
+    try:
+        if not stat.S_ISDIR(os.stat(cwd).st_mode):
+            raise NotStarted(_explain_cwd(errno.ENOTDIR, cwd))
+    except OSError as exc:
+        raise NotStarted(_explain_cwd(exc.errno or 0, cwd)) from exc
+
+
+def _explain_cwd(number: int, cwd: str) -> str:
+    if number == errno.ENOENT:
+        return f"working directory does not exist: {cwd}"
+    if number == errno.ENOTDIR:
+        return f"working directory is not a directory: {cwd}"
+    if number == errno.EACCES:
+        return f"no right to enter the working directory: {cwd}"
+    return f"cannot enter the working directory {cwd}: {os.strerror(number)}"
+
+
+def _explain_exec(number: int, found: str, launch: Launch) -> str:
+    command = launch.argv[0]
+    path = os.path.join(launch.cwd, found or command)
+    if number == errno.ENOENT and os.path.exists(path) and "/" in (found or command):
+        return f"the interpreter in the first line of {path} does not exist: {_first_line(path)}"
+    if number == errno.ENOENT and "/" not in command:
+        return f"command not found: {command} (looked in PATH={':'.join(search_path(launch.env))})"
+    if number in (errno.ENOENT, errno.ENOTDIR):
+        return f"command not found: {path}"
+    if number == errno.EACCES and os.path.isdir(path):
+        return f"the command is a directory: {path}"
+    if number == errno.EACCES:
+        return f"{path} may not be executed; chmod +x {path}"
+    if number == errno.ENOEXEC:
+        return f"{path} is no program: it needs a first line like #!/bin/sh, or a binary for this machine"
+    if number == errno.E2BIG:
+        return f"arguments and environment are too long for {command}"
+    return f"cannot execute {command}: {os.strerror(number)}"
+
+
+def _first_line(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            return file.readline(200).decode(errors="replace").strip()
+    except OSError:
+        return "(unreadable)"

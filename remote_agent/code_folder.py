@@ -1,0 +1,400 @@
+"""One project's folder on this host: what of the code is here, and putting in place what was brought.
+
+What was brought is known by a record in the folder itself (hosts may share it), in `.procguard-sync/`. Only what was
+brought is ever changed or removed: a job's own files stay. New content is gathered in `incoming/` on the same file
+system, checked by its digest, and moved in by renames. No path is followed through a link below the folder.
+
+The manifest, from the deploying side, its digest over its canonical JSON (`digest_of`):
+
+    {"files": {"pkg/a.py": [420, 1234, "sha256…"]}, "links": {"data": "/mnt/data"}, "folders": ["empty"]}
+
+Knows no network, no workers (code_users.py) and nothing of why. Used by install.py's session; one user at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import stat
+import time
+import zlib
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+
+from remote_agent import paths
+from remote_agent.release import InstallError, check_space, os_error
+
+KEPT = ".procguard-sync"
+LOCK_TIMEOUT_S = 90.0
+MAX_ENTRIES = 200_000
+BLOCK_BYTES = 256 * 1024
+# Nobody's project; a mistyped `dest` must not spread files over a system.
+REFUSED = frozenset((
+    "/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/media", "/mnt", "/opt", "/proc", "/root", "/run", "/sbin",
+    "/srv", "/sys", "/tmp", "/usr", "/usr/local", "/var", "/var/tmp",  # noqa: S108 - refused, not used
+))  # fmt: skip
+
+Json = Dict[str, Any]
+
+
+def digest_of(manifest: Json) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def checked(manifest: Any) -> Json:
+    """The manifest, known to name only places below the folder. Raises InstallError."""
+    try:
+        files, links, folders = dict(manifest["files"]), dict(manifest["links"]), list(manifest["folders"])
+        if len(files) + len(links) + len(folders) > MAX_ENTRIES:
+            raise ValueError(f"more than {MAX_ENTRIES} entries")
+        for name in (*files, *links, *folders):
+            _parts(name)
+        for mode, size, sha in files.values():
+            if not 0 <= int(mode) <= 0o777 or int(size) < 0 or len(sha) != 64:
+                raise ValueError("an entry is not what it should be")
+    except (KeyError, TypeError, ValueError) as exc:
+        raise InstallError("bad_manifest", f"the list of the code to bring is unusable: {exc}", "deploy again") from exc
+    return {"files": files, "links": links, "folders": folders}
+
+
+def _parts(name: str) -> "List[str]":
+    parts = name.split("/")
+    if any(part in ("", ".", "..") or "\0" in part for part in parts) or parts[0] == KEPT:
+        raise ValueError(f"an unsafe path: {name!r}")
+    return parts
+
+
+class CodeFolder:
+    """`dest` on this host. `look` without the lock; `plan`, `receive`, `apply` inside `locked()`."""
+
+    def __init__(self, dest: str, home: str) -> None:
+        self.path = os.path.realpath(os.path.expanduser(dest))
+        own = [os.path.realpath(os.path.expanduser("~")), os.path.realpath(home)]
+        around = [path for path in own if path == self.path or path.startswith(self.path.rstrip("/") + "/")]
+        if not os.path.isabs(os.path.expanduser(dest)) or self.path in REFUSED or around or self._inside(home):
+            raise InstallError(
+                "bad_dest",
+                f"procguard_sync: {dest} is no folder of a project's own",
+                "name one below the home directory, e.g. ~/project",
+            )
+
+    def _inside(self, home: str) -> bool:
+        return self.path.startswith(os.path.realpath(home) + "/")
+
+    # -------------------------------------------------------------------------------------------- looking
+
+    def record(self) -> Json:
+        """What was brought: {"digest", "files": {name: [mode, size, sha256, mtime_ns]}, "links", "folders"}."""
+        try:
+            found = paths.read_json(self._kept("record.json"))
+            return {"files": {}, "links": {}, "folders": [], "digest": "", **found} if isinstance(found, dict) else {
+                "files": {}, "links": {}, "folders": [], "digest": ""}  # fmt: skip
+        except (OSError, ValueError):
+            return {"files": {}, "links": {}, "folders": [], "digest": ""}
+
+    def same(self, digest: str) -> bool:
+        """Whether the folder holds just this code, as far as sizes, times and modes tell."""
+        record = self.record()
+        if record["digest"] != digest:
+            return False
+        whole = all(_unchanged(self._at(name), entry) for name, entry in record["files"].items())
+        whole = whole and all(_link(self._at(name)) == target for name, target in record["links"].items())
+        return whole and all(os.path.isdir(self._at(name)) for name in record["folders"])
+
+    def plan(self, manifest: Json) -> Json:
+        """{"needed": names whose content is missing, "changed", "new", "gone", "bytes"}; changes nothing."""
+        record = self.record()
+        needed, changed, new = [], [], []
+        for name, (mode, size, sha) in manifest["files"].items():
+            here = self._stat(name)
+            if here is None:
+                new.append(name)
+                needed.append(name)
+            elif not stat.S_ISREG(here.st_mode) or self._sha(name, here, size, record) != sha:
+                changed.append(name)
+                needed.append(name)
+            elif stat.S_IMODE(here.st_mode) != mode:
+                changed.append(name)
+        for name, target in manifest["links"].items():
+            known = _link(self._at(name))
+            if known != target:
+                (new if self._stat(name) is None else changed).append(name)
+        new += [name for name in manifest["folders"] if self._stat(name) is None]
+        return {
+            "needed": needed,
+            "changed": changed,
+            "new": new,
+            "gone": self._gone(manifest, record),
+            "bytes": sum(manifest["files"][name][1] for name in needed),
+        }
+
+    def _sha(self, name: str, here: os.stat_result, size: int, record: Json) -> str:
+        entry = record["files"].get(name)
+        if entry and entry[1] == here.st_size and entry[3] == here.st_mtime_ns:
+            return str(entry[2])
+        if here.st_size != size:
+            return ""
+        try:
+            with _opened(self._at(name)) as file:
+                return _digest(file)
+        except OSError:
+            return ""
+
+    def _gone(self, manifest: Json, record: Json) -> "List[str]":
+        """What we brought and nobody has changed here since, and the code no longer has."""
+        files = [
+            name
+            for name, entry in record["files"].items()
+            if name not in manifest["files"] and _unchanged(self._at(name), [None, *entry[1:]])
+        ]
+        links = [
+            name
+            for name, target in record["links"].items()
+            if name not in manifest["links"] and _link(self._at(name)) == target
+        ]
+        return files + links
+
+    # ----------------------------------------------------------------------------------------- bringing
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """One at a time, also over a folder that hosts share. What an earlier one left half done is removed."""
+        try:
+            os.makedirs(self._kept(), mode=0o755, exist_ok=True)
+            if os.path.islink(self._kept()):
+                raise InstallError("bad_dest", f"{self._kept()} is a link", "remove it, then deploy again")
+            fd = os.open(self._kept("lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as exc:
+            raise os_error(exc, f"cannot make {self.path}") from exc
+        try:
+            deadline = time.monotonic() + LOCK_TIMEOUT_S
+            while True:
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise InstallError(
+                            "busy", f"another deployment is bringing code to {self.path}", "wait for it, deploy again"
+                        ) from None
+                    time.sleep(0.05)
+            shutil.rmtree(self.incoming, ignore_errors=True)
+            try:
+                yield
+            finally:
+                shutil.rmtree(self.incoming, ignore_errors=True)
+        finally:
+            os.close(fd)
+
+    @property
+    def incoming(self) -> str:
+        return self._kept("incoming")
+
+    def make_room(self, needed_bytes: int) -> None:
+        """Raise InstallError unless that much fits. Makes `incoming`."""
+        check_space(self.path, needed_bytes)
+        os.mkdir(self.incoming, 0o700)
+
+    def receive(
+        self, names: "List[str]", manifest: Json, read: "Callable[[], bytes]", sent: "Optional[List[str]]" = None
+    ) -> None:
+        """Write the content of `names`, zlib-packed one after the other, below `incoming`. `read`: more of it, b"" at
+        the end. `sent`: what is in there, where that is more."""
+        stream, wanted = _Unpacked(read), set(names)
+        try:
+            for name in names if sent is None else sent:
+                left = int(manifest["files"][name][1])
+                while left and name not in wanted:
+                    left -= len(stream.take(min(left, BLOCK_BYTES)) or b"\0" * left)
+                if name not in wanted:
+                    continue
+                with self._place(self.incoming, name, make=True) as (folder, last):
+                    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+                    with os.fdopen(os.open(last, flags, 0o600, dir_fd=folder), "wb") as out:
+                        while left:
+                            data = stream.take(min(left, BLOCK_BYTES))
+                            if not data:
+                                raise InstallError("cut_off", "the code arrived incomplete", "deploy again")
+                            out.write(data)
+                            left -= len(data)
+        except zlib.error as exc:
+            raise InstallError("bad_code", f"the code arrived damaged ({exc})", "deploy again") from exc
+        except OSError as exc:
+            raise os_error(exc, f"cannot write into {self.path}") from exc
+
+    def apply(self, manifest: Json, plan: Json) -> None:
+        """Put everything in place. Until it is done the record claims nothing: a cut in the middle shows next time."""
+        digests = self._verified(manifest, plan["needed"])
+        record = self.record()
+        try:
+            paths.write_json(self._kept("record.json"), {**record, "digest": ""}, durable=True)
+            for name in plan["gone"]:
+                self._remove(name)
+            self._remove_empty_folders(record, manifest)
+            for name in sorted(manifest["folders"]):
+                with self._place(self.path, f"{name}/.", make=True):
+                    pass
+            for name in plan["needed"]:
+                self._move_in(name, manifest["files"][name][0])
+            for name in plan["changed"]:
+                if name in manifest["files"] and name not in digests:
+                    with self._place(self.path, name) as (folder, last):
+                        os.chmod(last, manifest["files"][name][0], dir_fd=folder)
+            for name, target in manifest["links"].items():
+                self._link_to(name, target)
+            paths.write_json(self._kept("record.json"), self._new_record(manifest), mode=0o644, durable=True)
+        except NotADirectoryError as exc:
+            raise self._in_the_way(exc) from exc
+        except OSError as exc:
+            in_the_way = exc.errno in (errno.ELOOP, errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST)
+            raise (self._in_the_way(exc) if in_the_way else os_error(exc, f"cannot write {self.path}")) from exc
+
+    def _in_the_way(self, exc: OSError) -> InstallError:
+        return InstallError(
+            "in_the_way",
+            f"something else is where the code goes: {exc.filename or '?'} in {self.path} ({exc.strerror})",
+            "move it away, or leave the code's part out with exclude",
+        )
+
+    def _verified(self, manifest: Json, names: "List[str]") -> "Dict[str, str]":
+        found = {}
+        for name in names:
+            try:
+                with self._place(self.incoming, name) as (folder, last):
+                    fd = os.open(last, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+                    with os.fdopen(fd, "rb") as file:
+                        found[name] = _digest(file)
+            except OSError:
+                found[name] = ""
+            if found[name] != manifest["files"][name][2]:
+                raise InstallError(
+                    "code_changed", f"{name} is not what was announced: it changed while it was brought", "deploy again"
+                )
+        return found
+
+    def _move_in(self, name: str, mode: int) -> None:
+        with self._place(self.incoming, name) as (source, last), self._place(self.path, name, make=True) as (target, _):
+            os.chmod(last, mode, dir_fd=source)
+            os.rename(last, last, src_dir_fd=source, dst_dir_fd=target)
+
+    def _link_to(self, name: str, target: str) -> None:
+        if _link(self._at(name)) == target:
+            return
+        with self._place(self.path, name, make=True) as (folder, last):
+            scratch = f".{last[:80]}.procguard-new"
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(scratch, dir_fd=folder)
+            os.symlink(target, scratch, dir_fd=folder)
+            os.rename(scratch, last, src_dir_fd=folder, dst_dir_fd=folder)
+
+    def _remove(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            with self._place(self.path, name) as (folder, last):
+                os.unlink(last, dir_fd=folder)
+
+    def _remove_empty_folders(self, record: Json, manifest: Json) -> None:
+        """Folders in which only code lay that is gone."""
+        wanted = _folders(manifest)
+        for name in sorted(_folders(record) - wanted, key=len, reverse=True):
+            with contextlib.suppress(OSError):
+                with self._place(self.path, name) as (folder, last):
+                    os.rmdir(last, dir_fd=folder)
+
+    def _new_record(self, manifest: Json) -> Json:
+        files = {}
+        for name, (mode, size, sha) in manifest["files"].items():
+            here = os.lstat(self._at(name))
+            files[name] = [mode, size, sha, here.st_mtime_ns]
+        return {**manifest, "files": files, "digest": digest_of(manifest)}
+
+    # ------------------------------------------------------------------------------------------- inside
+
+    def _kept(self, name: str = "") -> str:
+        return os.path.join(self.path, KEPT, name) if name else os.path.join(self.path, KEPT)
+
+    def _at(self, name: str) -> str:
+        return os.path.join(self.path, name)
+
+    def _stat(self, name: str) -> "Optional[os.stat_result]":
+        try:
+            return os.lstat(self._at(name))
+        except OSError:
+            return None
+
+    @contextlib.contextmanager
+    def _place(self, root: str, name: str, make: bool = False) -> "Iterator[Tuple[int, str]]":
+        """(descriptor of the folder, last part) of `name` below `root`, no link followed on the way."""
+        *above, last = name.split("/")
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(root, flags)
+        try:
+            for part in above:
+                if make:
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(part, 0o755, dir_fd=fd)
+                deeper = os.open(part, flags, dir_fd=fd)
+                os.close(fd)
+                fd = deeper
+            yield fd, last
+        finally:
+            os.close(fd)
+
+
+class _Unpacked:
+    def __init__(self, read: "Callable[[], bytes]") -> None:
+        self._read = read
+        self._unpack = zlib.decompressobj()
+
+    def take(self, most: int) -> bytes:
+        """Up to `most` bytes, b"" at the end. Bounded: what is packed tightly is unpacked piece by piece."""
+        while True:
+            data = self._unpack.decompress(self._unpack.unconsumed_tail, most)
+            if data or self._unpack.eof:
+                return data
+            packed = self._read()
+            if not packed:
+                return b""
+            data = self._unpack.decompress(packed, most)
+            if data:
+                return data
+
+
+def _folders(manifest: Json) -> "set[str]":
+    found = set(manifest["folders"])
+    for name in (*manifest["files"], *manifest["links"]):
+        parts = name.split("/")[:-1]
+        found.update("/".join(parts[: number + 1]) for number in range(len(parts)))
+    return found
+
+
+def _unchanged(path: str, entry: "List[Any]") -> bool:
+    """`entry`: [mode (None: any), size, sha256, mtime_ns] as recorded."""
+    try:
+        here = os.lstat(path)
+    except OSError:
+        return False
+    mode, size, _, mtime_ns = entry
+    well = stat.S_ISREG(here.st_mode) and here.st_size == size and here.st_mtime_ns == mtime_ns
+    return well and mode in (None, stat.S_IMODE(here.st_mode))
+
+
+def _link(path: str) -> "Optional[str]":
+    try:
+        return os.readlink(path)
+    except OSError:
+        return None
+
+
+def _opened(path: str) -> Any:
+    return os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
+
+
+def _digest(file: Any) -> str:
+    sha = hashlib.sha256()
+    for data in iter(lambda: file.read(BLOCK_BYTES), b""):
+        sha.update(data)
+    return sha.hexdigest()

@@ -1,0 +1,85 @@
+"""Which workers run in a folder right now: its code is not changed under them unless somebody asks for it.
+
+Reads what lies on this host's disk and /proc; changes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Any, List
+
+from remote_agent import paths
+from remote_agent.locks import lock_held
+
+LIVE = ("starting", "running", "stopping", "backoff")
+
+
+def users(folder: str, home: str, agent_dir: str, runtime_dir: str) -> "List[str]":
+    """Ids of the workers that live in `folder` (its real path), by what they are to run and by where they are.
+
+    Of other agents in a home that hosts share only the disk is known: what their state says counts.
+    """
+    found = {_worker_id(pid) for pid in _processes_in(folder)}
+    own = os.path.realpath(agent_dir)
+    for directory in _worker_directories(home):
+        spec = _json(paths.spec_file(directory))
+        if not _uses(spec, folder):
+            continue
+        if os.path.realpath(os.path.dirname(os.path.dirname(directory))) == own:
+            live = bool(runtime_dir) and lock_held(paths.runner_lock(runtime_dir, directory))
+        else:
+            live = _json(paths.state_file(directory)).get("state") in LIVE
+        if live:
+            found.add(str(spec.get("worker_id") or os.path.basename(directory)))
+    return sorted(found - {""})
+
+
+def _uses(spec: "dict[str, Any]", folder: str) -> bool:
+    """Its working directory lies in the folder, or a word of its command does."""
+    words = [str(spec.get("cwd") or "")]
+    words += [str(word) for word in spec.get("argv") or () if str(word).startswith(("/", "~"))]
+    return any(_within(os.path.realpath(os.path.expanduser(word)), folder) for word in words if word)
+
+
+def _within(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder + "/")
+
+
+def _worker_directories(home: str) -> "List[str]":
+    found = []
+    for directory, names, _ in os.walk(home):
+        if os.path.basename(directory) == "workers":
+            found += [os.path.join(directory, name) for name in sorted(names)]
+            names[:] = []
+        else:
+            names[:] = [name for name in names if name != "releases"]
+    return found
+
+
+def _processes_in(folder: str) -> "List[str]":
+    """Pids of this user's processes whose working directory lies in the folder."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")) if os.path.isdir("/proc") else ():
+        with contextlib.suppress(OSError):
+            if _within(os.readlink(f"/proc/{pid}/cwd"), folder):
+                found.append(pid)
+    return found
+
+
+def _worker_id(pid: str) -> str:
+    """Whose it is, "" for a process that no runner started: a shell, an editor."""
+    with contextlib.suppress(OSError):
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            for entry in file.read(1024 * 1024).split(b"\0"):
+                if entry.startswith(b"PROCGUARD_WORKER_ID="):
+                    return entry.partition(b"=")[2].decode("utf-8", "replace")
+    return ""
+
+
+def _json(path: str) -> "dict[str, Any]":
+    try:
+        found = paths.read_json(path)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

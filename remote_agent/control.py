@@ -1,0 +1,175 @@
+"""The agent's end of a runner's control socket: connect, send operations, read what the runner says.
+
+JSON lines both ways over a unix stream socket; the protocol is versioned by `v` in the hello, because a runner may be
+older or newer than the agent that adopts it. Never blocks after `connect`: what the socket does not take at once
+waits in a bounded buffer. Knows nothing of workers' states; who calls it decides what to do with a message.
+
+    agent -> runner   {"op":"hello","v":1}  {"op":"assign"}  {"op":"restart","attempt":3,"id":"c-1","until_ns":…}
+                      {"op":"kill","attempt":3,"id":"c-2","until_ns":…}
+                      {"op":"lease","epoch":1000003,"until_ns":…}      moments on CLOCK_BOOTTIME
+                      {"op":"health","status":"failing","detail":"…","restart":true}
+    runner -> agent   {"type":"status", …state.json…}  {"type":"event", …WorkerEvent…}
+                      {"type":"result","id":"c-1","status":"done","message":""}  {"type":"bye"}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+
+PROTOCOL_VERSION = 1
+# Parts of spec.json that this release's runner obeys, said in its hello: an earlier runner ignores what it never knew.
+KNOWS = ("start", "lease", "gang", "env")
+MAX_LINE_BYTES = 1024 * 1024
+MAX_UNSENT_BYTES = 1024 * 1024
+
+# How `runner.py` ends in the foreground: 0 = it runs as a daemon now and its socket listens.
+EXIT_STARTED = 0
+EXIT_USAGE = 64
+EXIT_CANNOT_START = 71  # stderr says why
+EXIT_ALREADY_RUNNING = 75  # another runner holds this worker: connect to it instead
+
+
+def runner_argv(
+    python: str, release_dir: str, worker_dir: str, runtime_dir: str, lease: tuple[int, int] | None = None
+) -> list[str]:
+    """How a runner is started. It daemonises itself; wait for the command to end, then connect.
+
+    `release_dir` holds the package remote_agent (in a checkout: the repository's root). `lease`: (epoch, until_ns) of a
+    fenced worker, so that its child need not wait for the connection.
+    """
+    script = os.path.join(release_dir, "remote_agent", "runner.py")
+    words = [python, "-I", "-S", script, "--worker-dir", worker_dir, "--runtime-dir", runtime_dir]
+    return [*words, "--lease", f"{lease[0]}:{lease[1]}"] if lease else words
+
+
+class LineBuffer:
+    """Bytes in, parsed JSON objects out; a line that is too long or not an object is dropped and counted."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._skipping = False
+        self.dropped = 0
+
+    def feed(self, data: bytes) -> list[dict[str, object]]:
+        lines = (self._rest + data).split(b"\n")
+        self._rest = lines.pop()
+        messages = []
+        for line in lines:
+            message = None if self._skipping else _parse(line)
+            if message is not None:
+                messages.append(message)
+            elif self._skipping or line.strip():
+                self.dropped += 1
+            self._skipping = False  # that was the end of the line that was too long
+        if len(self._rest) > MAX_LINE_BYTES:
+            self._rest = b""
+            self._skipping = True
+        return messages
+
+
+def _parse(line: bytes) -> dict[str, object] | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+class JsonConnection:
+    """One non-blocking stream of JSON lines; both ends of the control socket use it.
+
+    `closed` becomes true once the peer is gone or does not take what it is sent; then only `close` is left to call.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._incoming = LineBuffer()
+        self._unsent = b""
+        self.closed = False
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    @property
+    def wants_write(self) -> bool:
+        """Bytes wait: call `flush` when the socket is writable."""
+        return bool(self._unsent) and not self.closed
+
+    def send(self, message: dict[str, object]) -> None:
+        """Send now what the socket takes, keep the rest. A peer that lets MAX_UNSENT_BYTES pile up is given up."""
+        if self.closed:
+            return
+        self._unsent += json.dumps(message, separators=(",", ":")).encode() + b"\n"
+        self.flush()
+        if len(self._unsent) > MAX_UNSENT_BYTES:
+            self.closed = True
+
+    def flush(self) -> None:
+        try:
+            while self._unsent:
+                self._unsent = self._unsent[self._sock.send(self._unsent) :]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.closed = True
+
+    def receive(self) -> list[dict[str, object]]:
+        """Every whole message that has arrived. The last ones of a closing peer come with `closed` set."""
+        messages: list[dict[str, object]] = []
+        while not self.closed:
+            try:
+                data = self._sock.recv(65536)
+            except BlockingIOError:
+                break
+            except OSError:
+                self.closed = True
+                break
+            if not data:
+                self.closed = True
+                break
+            messages += self._incoming.feed(data)
+        return messages
+
+    def close(self) -> None:
+        self.closed = True
+        self._sock.close()
+
+
+class RunnerLink(JsonConnection):
+    """A connection of the agent to one runner. After `connect` the runner's status is on its way."""
+
+    @classmethod
+    def connect(cls, socket_path: str, timeout_s: float = 1.0) -> RunnerLink:
+        """Connect and say hello. Raises OSError where no runner listens (FileNotFoundError, ConnectionRefusedError)."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            sock.settimeout(timeout_s)
+            sock.connect(socket_path)
+        except OSError:
+            sock.close()
+            raise
+        link = cls(sock)
+        link.send({"op": "hello", "v": PROTOCOL_VERSION})
+        return link
+
+    def assign(self) -> None:
+        """spec.json has changed: read it again."""
+        self.send({"op": "assign"})
+
+    def lease(self, epoch: int, until_ns: int) -> None:
+        """A fenced worker may run until then."""
+        self.send({"op": "lease", "epoch": epoch, "until_ns": until_ns})
+
+    def restart(self, attempt: int, command_id: str, until_ns: int = 0) -> None:
+        """`until_ns`: later it expires, also where it waited in the socket of a runner that was frozen; 0: never."""
+        self.send({"op": "restart", "attempt": attempt, "id": command_id, "until_ns": until_ns})
+
+    def kill(self, attempt: int, command_id: str, until_ns: int = 0) -> None:
+        self.send({"op": "kill", "attempt": attempt, "id": command_id, "until_ns": until_ns})
+
+    def health(self, status: str, detail: str, restart: bool) -> None:
+        """`restart`: the policy wants the attempt ended because of this; otherwise it is only shown."""
+        self.send({"op": "health", "status": status, "detail": detail, "restart": restart})

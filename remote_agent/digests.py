@@ -1,0 +1,39 @@
+"""SHA-256 and HMAC-SHA-256 without OpenSSL, which `hashlib` brings into memory (3.6 MB) for a few digests of names.
+
+CPython has carried its own SHA-256 since 2.5, as a module that hashlib itself falls back on; elsewhere (PyPy) it is
+hashlib's. Same bytes either way. Knows nothing of what is digested.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+sha256: Any  # as hashlib.sha256
+try:
+    from _sha2 import sha256  # type: ignore[import-not-found,no-redef,unused-ignore]  # CPython 3.12 and later
+except ImportError:
+    try:
+        from _sha256 import sha256  # type: ignore[import-not-found,no-redef,unused-ignore]  # CPython up to 3.11
+    except ImportError:
+        from hashlib import sha256  # type: ignore[assignment,unused-ignore]
+
+_BLOCK_BYTES = 64
+_INNER, _OUTER = (bytes(byte ^ pad for byte in range(256)) for pad in (0x36, 0x5C))
+
+
+def sha256_hex(data: bytes) -> str:
+    return str(sha256(data).hexdigest())
+
+
+def hmac_sha256_hex(key: bytes, message: bytes) -> str:
+    """RFC 2104, as hmac.new(key, message, "sha256").hexdigest()."""
+    key = (sha256(key).digest() if len(key) > _BLOCK_BYTES else key).ljust(_BLOCK_BYTES, b"\0")
+    return sha256_hex(key.translate(_OUTER) + sha256(key.translate(_INNER) + message).digest())
+
+
+def same(one: str, other: str) -> bool:
+    """Compared in a time that does not tell how much of it is right: two digests under a key made for this once."""
+    import os
+
+    key = os.urandom(_BLOCK_BYTES)
+    return hmac_sha256_hex(key, one.encode()) == hmac_sha256_hex(key, other.encode())

@@ -1,0 +1,293 @@
+"""The environment a child is started in: the host's, then env_file, then env, then its conda or venv on top of them.
+
+Everything is read anew at each start, so that an edited file or a rebuilt environment is in force after a restart; that
+costs a few system calls and nothing for workers that use none of it. Raises child.NotStarted with a sentence naming
+file and line. Knows neither states nor processes; imported by the runner, so it stays small (no re, no shlex).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+
+from remote_agent.child import REPORT_FD, NotStarted, check_directory
+
+MAX_ENV_FILE_BYTES = 1024 * 1024
+ESCAPES = {"n": "\n", "r": "\r", "t": "\t", '"': '"', "\\": "\\", "$": "$", "`": "`"}
+CONDA_ROOTS = (
+    "~/miniconda3", "~/anaconda3", "~/miniforge3", "~/mambaforge", "~/micromamba", "~/.conda", "~/conda",
+    "/opt/conda", "/opt/miniconda3", "/opt/anaconda3", "/opt/miniforge3", "/opt/mambaforge",
+    "/usr/local/conda", "/usr/local/miniconda3", "/usr/local/anaconda3",
+)  # fmt: skip
+
+
+def compose(
+    base: dict[str, str], start: dict[str, object], own: dict[str, str], cwd: str, as_far_as_there: bool = False
+) -> tuple[dict[str, str], list[str]]:
+    """(environment, scripts of its conda to be sourced). `start`: what spec.py resolved; `own`: the spec's `env`.
+
+    `as_far_as_there`: what is missing is left out, for a pre_start hook may be what makes it.
+    """
+    if start and cwd:
+        check_directory(cwd)  # or a file in it would be what is missing
+    env = dict(base)
+    if start.get("run_as"):
+        _as_user(env, start["run_as"])
+    files = start.get("env_files")
+    for path in files if isinstance(files, list) else ():
+        if not (as_far_as_there and not os.path.exists(path)):
+            env.update(read_env_file(path))
+    env.update(own)
+    scripts: list[str] = []
+    try:
+        if start.get("conda"):
+            scripts = enter_conda(env, str(start["conda"]))
+        if start.get("venv"):
+            enter_venv(env, str(start["venv"]))
+    except NotStarted:
+        if not as_far_as_there:
+            raise
+    return env, scripts
+
+
+def _as_user(env: dict[str, str], run_as: object) -> None:
+    """Another user's worker has that user's home, not ours."""
+    assert isinstance(run_as, dict)
+    name = str(run_as.get("name"))
+    env.update(HOME=str(run_as.get("home")), SHELL=str(run_as.get("shell")), USER=name, LOGNAME=name)
+    env.pop("XDG_RUNTIME_DIR", None)
+
+
+# ------------------------------------------------------------------------------------------------- env_file
+
+
+def read_env_file(path: str) -> dict[str, str]:
+    """NAME=VALUE lines. A message never shows a value: it may be a secret."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
+                raise NotStarted(f"env_file {path} is not a file")
+            if found.st_size > MAX_ENV_FILE_BYTES:
+                raise NotStarted(f"env_file {path} is larger than {MAX_ENV_FILE_BYTES} bytes")
+            text = file.read(MAX_ENV_FILE_BYTES).decode("utf-8", "surrogateescape")
+    except FileNotFoundError:
+        raise NotStarted(f"env_file does not exist: {path}") from None
+    except OSError as exc:
+        raise NotStarted(f"env_file {path} cannot be read: {exc.strerror}") from exc
+    try:
+        return parse_env(text)
+    except ValueError as exc:
+        raise NotStarted(f"env_file {path}:{exc}") from None
+
+
+def parse_env(text: str) -> dict[str, str]:
+    """What a dotenv file says. `export` is allowed, # begins a comment, quotes keep spaces and line ends, \\n and the
+    like count in double quotes only, $ is an ordinary character. Raises ValueError "<line>: what is wrong"."""
+    values: dict[str, str] = {}
+    lines = text[1:].split("\n") if text.startswith("\ufeff") else text.split("\n")
+    number = 0
+    while number < len(lines):
+        line = lines[number].strip()
+        number += 1
+        if not line or line[0] == "#":
+            continue
+        if line.startswith(("export ", "export\t")):
+            line = line[7:].lstrip()
+        name, equals, value = line.partition("=")
+        name, value = name.rstrip(), value.lstrip()
+        if not equals:
+            raise ValueError(f"{number}: this line has no =; expected NAME=VALUE")
+        if not _is_name(name):
+            raise ValueError(f"{number}: {name[:40]!r} is no name of a variable; expected NAME=VALUE")
+        first = number
+        if value[:1] in ("'", '"'):
+            end = _closing(value)
+            while end < 0 and number < len(lines):  # a quoted value goes on over lines
+                value += "\n" + lines[number].rstrip("\r")
+                number += 1
+                end = _closing(value)
+            if end < 0:
+                raise ValueError(f"{first}: the {value[0]} of {name} is never closed")
+            rest = value[end + 1 :].strip()
+            if rest and rest[0] != "#":
+                raise ValueError(f"{number}: text after the closing {value[0]} of {name}")
+            value = value[1:end] if value[0] == "'" else _unescaped(value[1:end])
+        else:
+            value = _without_comment(value)
+        if "\0" in value:
+            raise ValueError(f"{first}: the value of {name} holds a NUL character")
+        values[name] = value
+    return values
+
+
+def _is_name(name: str) -> bool:
+    return (name.isascii() and name.replace("_", "a").replace(".", "a").replace("-", "a").isalnum()) and not name[
+        0
+    ].isdigit()
+
+
+def _closing(value: str) -> int:
+    """Where the quote that begins `value` ends; -1: not here."""
+    position = 1
+    while position < len(value):
+        if value[position] == "\\" and value[0] == '"':
+            position += 1
+        elif value[position] == value[0]:
+            return position
+        position += 1
+    return -1
+
+
+def _unescaped(text: str) -> str:
+    parts = []
+    position = 0
+    while position < len(text):
+        letter = text[position]
+        if letter == "\\" and text[position + 1 : position + 2] in ESCAPES and position + 1 < len(text):
+            position += 1
+            letter = ESCAPES[text[position]]
+        parts.append(letter)
+        position += 1
+    return "".join(parts)
+
+
+def _without_comment(value: str) -> str:
+    for position, letter in enumerate(value):
+        if letter == "#" and (position == 0 or value[position - 1] in " \t"):
+            return value[:position].rstrip()
+    return value.rstrip()
+
+
+# ------------------------------------------------------------------------------------------- venv and conda
+
+
+def enter_venv(env: dict[str, str], venv: str) -> None:
+    """What `. bin/activate` does."""
+    python = os.path.join(venv, "bin", "python")
+    if not os.access(python, os.X_OK):
+        if os.path.islink(python):
+            raise NotStarted(
+                f"venv {venv}: its python {os.path.realpath(python)} is gone; make it anew: python3 -m venv --clear …"
+            )
+        what = "has no bin/python" if os.path.isdir(venv) else "does not exist"
+        raise NotStarted(f"venv {venv} {what}; make it: python3 -m venv {venv}")
+    _first_in_path(env, os.path.join(venv, "bin"), env.get("VIRTUAL_ENV", ""))
+    env["VIRTUAL_ENV"] = venv
+    env.pop("PYTHONHOME", None)
+
+
+def enter_conda(env: dict[str, str], name: str) -> list[str]:
+    """What `conda activate` does, without starting conda; returns the activation scripts the environment brings."""
+    prefix, looked_in = find_conda(env, name)
+    if not prefix:
+        where = f"looked in {', '.join(looked_in)}" if looked_in else "no conda in CONDA_EXE, the home, /opt or PATH"
+        raise NotStarted(f"conda environment not found: {name} ({where}); create it there, or name it by its path")
+    _first_in_path(env, os.path.join(prefix, "bin"), env.get("CONDA_PREFIX", ""))
+    env.update(_conda_variables(prefix))
+    env["CONDA_PREFIX"] = prefix
+    env["CONDA_DEFAULT_ENV"] = prefix if "/" in name else name
+    env["CONDA_SHLVL"] = "1"
+    directory = os.path.join(prefix, "etc/conda/activate.d")
+    try:
+        return [os.path.join(directory, one) for one in sorted(os.listdir(directory)) if one.endswith(".sh")]
+    except OSError:
+        return []
+
+
+def find_conda(env: dict[str, str], name: str) -> tuple[str, list[str]]:
+    """(prefix or "", where it was looked for). `name`: of the environment, or its absolute path."""
+    if "/" in name:
+        return (name if _is_conda(name) else "", [name])
+    looked_in = []
+    for root in _conda_roots(env):
+        if name == "base" and _is_conda(root):
+            return root, []
+        directory = os.path.join(root, "envs")
+        if os.path.isdir(directory):
+            looked_in.append(directory)
+            if _is_conda(os.path.join(directory, name)):
+                return os.path.join(directory, name), []
+    for prefix in _registered(env):
+        if os.path.basename(prefix) == name and _is_conda(prefix):
+            return prefix, []
+    return "", looked_in
+
+
+def _is_conda(prefix: str) -> bool:
+    return os.path.isdir(os.path.join(prefix, "conda-meta"))
+
+
+def _conda_roots(env: dict[str, str]) -> list[str]:
+    home = env.get("HOME") or os.path.expanduser("~")
+    roots = []
+    if env.get("CONDA_EXE"):
+        roots.append(os.path.dirname(os.path.dirname(env["CONDA_EXE"])))
+    if env.get("MAMBA_ROOT_PREFIX"):
+        roots.append(env["MAMBA_ROOT_PREFIX"])
+    roots += [home + root[1:] if root[0] == "~" else root for root in CONDA_ROOTS]
+    for directory in env.get("PATH", "").split(":"):
+        conda = os.path.join(directory, "conda")
+        if directory and os.path.isfile(conda):
+            roots.append(os.path.dirname(os.path.dirname(os.path.realpath(conda))))
+    return list(dict.fromkeys(roots))
+
+
+def _registered(env: dict[str, str]) -> list[str]:
+    """conda's own list of every environment it made for this user, wherever it lies."""
+    home = env.get("HOME") or os.path.expanduser("~")
+    try:
+        with open(os.path.join(home, ".conda/environments.txt"), encoding="utf-8", errors="surrogateescape") as file:
+            return [line.strip() for line in file if line.strip()]
+    except OSError:
+        return []
+
+
+def _conda_variables(prefix: str) -> dict[str, str]:
+    """`conda env config vars set`."""
+    try:
+        with open(os.path.join(prefix, "conda-meta/state"), "rb") as file:
+            values = json.load(file).get("env_vars", {})
+    except (OSError, ValueError, AttributeError):
+        return {}
+    return {str(name): str(value) for name, value in values.items()} if isinstance(values, dict) else {}
+
+
+def _first_in_path(env: dict[str, str], directory: str, former: str) -> None:
+    """`former`: the environment that was active before; its bin leaves the PATH."""
+    leaving = {directory, os.path.join(former, "bin") if former else directory}
+    rest = [one for one in (env.get("PATH") or os.defpath).split(":") if one not in leaving]
+    env["PATH"] = ":".join([directory, *rest])
+
+
+# --------------------------------------------------------------------------------------- lines before the command
+
+# What runs before the command says on a descriptor how far it came: "ok", or what went wrong; see child.word.
+_HEAD = f'procguard_step=0; trap \'printf "line %s %s" "$?" "$procguard_step" >&{REPORT_FD}\' EXIT'
+_TAIL = f"""set +e; trap - EXIT; unset procguard_step
+command -v -- "$1" >/dev/null 2>&1 || {{ printf 'path %s' "$PATH" >&{REPORT_FD}; exit 127; }}
+printf ok >&{REPORT_FD}; exec {REPORT_FD}>&-
+exec "$@\""""
+
+
+def wrapped(argv: list[str], scripts: list[str], setup: list[str], last: dict[str, str] | None = None) -> list[str]:
+    """`argv` behind a shell that first sources `scripts` and then runs the lines of `setup`; it becomes the command.
+    `last`: variables that win also over these lines.
+
+    bash where there is one, for people write `source`; else sh.
+    """
+    parts = [_HEAD]
+    parts += [f". {_quoted(script)}" for script in scripts]
+    parts.append("set -e")
+    for number, line in enumerate(setup, 1):
+        parts.append(f"procguard_step={number}\n{line}")
+    parts += [f"export {name}={_quoted(value)}" for name, value in (last or {}).items() if name.isidentifier()]
+    parts.append(_TAIL)
+    shell = "/bin/bash" if os.access("/bin/bash", os.X_OK) else "/bin/sh"
+    return [shell, "-c", "\n".join(parts), "procguard", *argv]
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "'\"'\"'") + "'"

@@ -1,0 +1,274 @@
+"""Writes down what a worker was doing before a health check ends it: bounded in time and in size.
+
+Owns the files evidence/<attempt>-<time>.txt in the worker's directory. Only looks, except for the signal that the
+worker itself asked for (evidence_signal). Every look at a process runs on a thread with a deadline, because a hung
+process can hold whoever reads its memory map. Called on a helper thread.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import deque, namedtuple
+from typing import Any, Callable, Optional
+
+from remote_agent import paths, proc_usage, process_tree
+from remote_agent.bounded import Bounded, HangsError
+from remote_agent.restart import signal_number
+
+WHOLE_S = 20.0  # all of it; whoever waits for it gives up a little later
+PROCESS_S = 2.0
+PY_SPY_S = 5.0
+SIGNAL_PAUSE_S = 1.0  # for faulthandler to write its stacks into the log
+MAX_BYTES = 512 * 1024
+MAX_PROCESSES = 32
+MAX_THREADS = 64
+LOG_TAIL_BYTES = 16 * 1024
+LOG_TAIL_LINES = 50
+KERNEL_LINES = 40
+MAX_KERNEL_RECORDS = 20_000
+KEEP_FILES = 10
+SUMMARY_CHARS = 240
+
+Evidence = namedtuple("Evidence", ["path", "summary"])
+# What is to be looked at. gpus: GpuUsage of those it uses; path: the job's PATH, where a py-spy may lie.
+Scene = namedtuple(
+    "Scene", ["worker_id", "directory", "attempt", "runner_pid", "pid", "pid_start", "reason", "gpus", "signal", "path"]
+)
+
+
+class _Pages:
+    """Text up to MAX_BYTES; what is beyond is dropped, and said so."""
+
+    def __init__(self) -> None:
+        self._parts: list[str] = []
+        self._left = MAX_BYTES
+
+    def add(self, heading: str, text: str) -> None:
+        part = f"== {heading}\n{text.rstrip()}\n\n"
+        if self._left <= 0:
+            return
+        if len(part) > self._left:
+            part = part[: self._left] + "\n… (cut off)\n"
+        self._parts.append(part)
+        self._left -= len(part)
+
+    def text(self) -> str:
+        return "".join(self._parts)
+
+
+def collect(scene: Scene) -> Evidence:
+    """Raises OSError where the file cannot be written."""
+    deadline = time.monotonic() + WHOLE_S
+    pages = _Pages()
+    pages.add("why", f"{scene.worker_id}, attempt {scene.attempt}: {scene.reason}\n{_clock()}")
+    tree = proc_usage.trees_below({"": scene.runner_pid})[""] if scene.runner_pid else []
+    bounded = Bounded()
+    pages.add("processes", "\n".join(map(_line, tree[:MAX_PROCESSES])) or "none")
+    for process in tree[:MAX_PROCESSES]:
+        pages.add(f"process {process.pid} ({process.name})", _within(bounded, deadline, process.pid, _look))
+    if scene.gpus:
+        pages.add("GPUs", "\n".join(map(_gpu_line, scene.gpus)))
+    _python_stacks(pages, tree, scene.path, deadline)
+    asked = _ask_for_stacks(scene)
+    if asked:
+        pages.add("signal", asked)
+    kernel = _kernel_tail()
+    if kernel:
+        pages.add("kernel messages", kernel)
+    last = _log_tail(scene.directory, scene.attempt)
+    pages.add(f"last {LOG_TAIL_LINES} lines of the log", "\n".join(last))
+    return Evidence(_write(scene, pages.text()), _summary(tree, last))
+
+
+def _within(bounded: Bounded, deadline: float, pid: int, look: Callable[[int], str]) -> str:
+    left_s = min(PROCESS_S, deadline - time.monotonic())
+    if left_s <= 0:
+        return "not looked at: no time left"
+    try:
+        return str(bounded.call(f"look {pid}", lambda: look(pid), left_s))
+    except HangsError as exc:
+        return f"cannot be looked at: {exc}"
+
+
+def _line(process: Any) -> str:
+    return f"pid {process.pid} parent {process.ppid} state {process.state} threads {process.threads} {process.name}"
+
+
+def _look(pid: int) -> str:
+    """What /proc says of one process. wchan, status and stack come first: reading cmdline may wait for the process."""
+    parts = []
+    for thread in _threads(pid):
+        folder = f"/proc/{pid}/task/{thread}"
+        waits = " ".join(f"{name}={_first_line(f'{folder}/{name}')}" for name in ("comm", "wchan", "syscall"))
+        found = proc_usage.read(int(thread)) if thread == str(pid) else None
+        state = found.state if found else _field(f"{folder}/status", "State")
+        parts.append(f"thread {thread} state={state} {waits}")
+        stack = _content(f"{folder}/stack", 2000)
+        if stack:
+            parts.append(stack.rstrip())
+    parts.append(_content(f"/proc/{pid}/status", 4000))
+    parts.append("command: " + _content(f"/proc/{pid}/cmdline", 1000).replace("\0", " "))
+    return "\n".join(parts)
+
+
+def _threads(pid: int) -> list[str]:
+    try:
+        return sorted(os.listdir(f"/proc/{pid}/task"), key=int)[:MAX_THREADS]
+    except OSError:
+        return []
+
+
+def _content(path: str, limit: int) -> str:
+    try:
+        with open(path, "rb") as file:
+            return file.read(limit).decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def _first_line(path: str) -> str:
+    return _content(path, 200).split("\n", 1)[0] or "?"
+
+
+def _field(path: str, name: str) -> str:
+    for line in _content(path, 4000).splitlines():
+        if line.startswith(name + ":"):
+            return line.split(":", 1)[1].strip()
+    return "?"
+
+
+def _gpu_line(gpu: Any) -> str:
+    pids = ", ".join(str(process.pid) for process in gpu.processes) or "none"
+    return (
+        f"GPU {gpu.index} {gpu.name}: {gpu.utilization_percent} % busy, memory {gpu.memory_used_bytes} of "
+        f"{gpu.memory_total_bytes} B, {gpu.power_w} of {gpu.power_limit_w} W, {gpu.temperature_c} °C, processes {pids} "
+        f"{gpu.trouble}"
+    )
+
+
+def _python_stacks(pages: _Pages, tree: list[Any], search_path: str, deadline: float) -> None:
+    """py-spy, where the job's PATH has one: it needs no help of the process it looks at."""
+    command = _find("py-spy", search_path)
+    if not command:
+        return
+    for process in tree[:MAX_PROCESSES]:
+        if "python" not in process.name and "pt_main" not in process.name:
+            continue
+        left_s = min(PY_SPY_S, deadline - time.monotonic())
+        if left_s <= 0.2:
+            return
+        pages.add(
+            f"py-spy of {process.pid}", _output([command, "dump", "--nonblocking", "--pid", str(process.pid)], left_s)
+        )
+
+
+def _output(argv: list[str], timeout_s: float) -> str:
+    import subprocess
+
+    process = subprocess.Popen(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        cwd="/",
+    )
+    try:
+        output, _ = process.communicate(timeout=timeout_s)
+        return output[: 64 * 1024].decode("utf-8", "replace")
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # not yet waited for: the pid is still this process's
+        process.communicate()
+        return f"no answer within {timeout_s:.0f} s"
+
+
+def _find(name: str, search_path: str) -> Optional[str]:
+    for directory in search_path.split(os.pathsep):
+        path = os.path.join(directory, name)
+        if directory.startswith("/") and os.access(path, os.X_OK):
+            return path
+    return None
+
+
+def _ask_for_stacks(scene: Scene) -> str:
+    """The worker said which signal makes it print its stacks; without that word nothing is sent."""
+    if not scene.signal or not scene.pid:
+        return ""
+    number = signal_number(scene.signal, default=0)
+    if number == 0:
+        return f"evidence_signal {scene.signal} is no signal"
+    identity = process_tree.Identity(scene.pid, scene.pid_start, process_tree.boot_id())
+    if not process_tree.send_signal(identity, number):
+        return f"{scene.signal} could not be sent to {scene.pid}"
+    time.sleep(SIGNAL_PAUSE_S)
+    return f"{scene.signal} sent to {scene.pid}; what it printed is in the log below"
+
+
+def _kernel_tail() -> str:
+    """The newest kernel messages (out of memory, a lost disk, a GPU's Xid), where this user may read them."""
+    records: deque[str] = deque(maxlen=KERNEL_LINES)
+    try:
+        fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        for _ in range(MAX_KERNEL_RECORDS):
+            try:
+                data = os.read(fd, 8192)
+            except BrokenPipeError:
+                continue  # overwritten while we read: the next one
+            prefix, _, text = data.decode("utf-8", "replace").partition(";")
+            stamp = prefix.split(",")[2] if prefix.count(",") >= 2 else "?"
+            seconds = f"{int(stamp) / 1e6:.3f}" if stamp.isdigit() else stamp
+            records.append(f"[{seconds}] {text.splitlines()[0] if text else ''}")
+    except OSError:
+        pass  # EAGAIN: that was the last one
+    finally:
+        os.close(fd)
+    return "\n".join(records)
+
+
+def _log_tail(directory: str, attempt: int) -> list[str]:
+    lines: list[str] = []
+    for stream in ("err", "out"):
+        path = paths.log_file(directory, attempt, stream)
+        try:
+            with open(path, "rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_TAIL_BYTES))
+                data = file.read(LOG_TAIL_BYTES)
+        except OSError:
+            continue
+        text = data.replace(b"\0", b"").decode("utf-8", "replace")
+        lines += text.splitlines()[-LOG_TAIL_LINES:]
+    return lines
+
+
+def _summary(tree: list[Any], last: list[str]) -> str:
+    """One line for the event's reason."""
+    if not tree:
+        return "no process of it is left"
+    main = tree[0]
+    where = _first_line(f"/proc/{main.pid}/wchan")
+    waits = f" in {where}" if where not in ("?", "0") else ""
+    said = next((line.strip() for line in reversed(last) if line.strip()), "")
+    tail = f"; last line: {said}" if said else ""
+    others = f" and {len(tree) - 1} more" if len(tree) > 1 else ""
+    return f"process {main.pid} ({main.name}, state {main.state}{waits}){others}{tail}"[:SUMMARY_CHARS]
+
+
+def _write(scene: Scene, text: str) -> str:
+    folder = os.path.join(scene.directory, "evidence")
+    os.makedirs(folder, mode=paths.PRIVATE_DIR, exist_ok=True)
+    for name in sorted(os.listdir(folder), key=lambda name: os.stat(os.path.join(folder, name)).st_mtime)[
+        : -KEEP_FILES + 1
+    ]:
+        os.unlink(os.path.join(folder, name))
+    path = os.path.join(folder, f"{scene.attempt}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.txt")
+    paths.write_atomic(path, text.encode("utf-8", "replace"))
+    return path
+
+
+def _clock() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())

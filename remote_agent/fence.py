@@ -1,0 +1,87 @@
+"""The fence of one worker as its runner keeps it: whether a child may be there now, and when the last one must be gone.
+
+A fenced worker runs only while it holds a lease of its current epoch. A child that was started before the worker was
+fenced is bound by it from its first lease on: switching a worker to `fence` never stops it. Pure but for its leases: no
+clock, no process; supervisor.py does what follows. Seconds are those of attempt.now_s, on CLOCK_BOOTTIME.
+"""
+
+from __future__ import annotations
+
+from remote_agent import restart
+from remote_agent.lease import Leases
+
+NEVER = float("inf")
+
+
+class Fence:
+    def __init__(self) -> None:
+        self.leases = Leases()
+        self.lease_s: float | None = None  # None: kept, not fenced
+        self.epoch = 0
+        self._bound = True  # False: a child lives that was started unfenced, and no lease has come yet
+        self._before_ns = 0  # until when the epoch before this one was granted: its child may still be ending
+
+    @property
+    def holds(self) -> bool:
+        """The worker is fenced, and so is whatever of it is there."""
+        return self.lease_s is not None and self._bound
+
+    def assign(self, lease_s: object, epoch: int, child_is_there: bool) -> None:
+        """The assignment says so. `child_is_there`: something of the worker lives."""
+        was_fenced = self.lease_s is not None
+        number = isinstance(lease_s, (int, float)) and not isinstance(lease_s, bool)
+        self.lease_s = float(str(lease_s)) if number else None
+        if self.lease_s is not None and not was_fenced:
+            self._bound = not child_is_there
+        if epoch > self.epoch:
+            self._before_ns = self.leases.until(self.epoch)
+            self.epoch = epoch
+            self.leases.forget_below(epoch)
+
+    def grant(self, epoch: int, until_ns: int) -> bool:
+        """Take a lease; whether it is later than what was known. One of a lower epoch is worth nothing."""
+        if epoch < self.epoch or not self.leases.grant(epoch, until_ns):
+            return False
+        if epoch == self.epoch:
+            self._bound = True
+        return True
+
+    def give_back(self) -> None:
+        """Nothing is left of the worker."""
+        self.leases.give_back()
+        self._before_ns = 0
+        self._bound = True
+
+    @property
+    def until_ns(self) -> int:
+        return self.leases.until(self.epoch)
+
+    @property
+    def keeps_until_ns(self) -> int:
+        """So long may run on what runs: what was granted under the former epoch stands, for nothing new though."""
+        return max(self.until_ns, self._before_ns)
+
+    def open(self, now: float) -> bool:
+        """Whether a child may be started."""
+        return self.lease_s is None or self.until_ns / 1e9 > now
+
+    def ended(self, now: float) -> bool:
+        """Whether no child may be there any more."""
+        return self.holds and self.keeps_until_ns / 1e9 <= now
+
+    def gone_at(self, grace_s: float) -> float:
+        """When the last process must be gone, however late the end of the lease was noticed."""
+        return self.keeps_until_ns / 1e9 + grace_s
+
+    def due(self, now: float, grace_s: float) -> float:
+        """When to look again."""
+        if not self.holds:
+            return NEVER
+        if not self.ended(now):
+            return self.keeps_until_ns / 1e9
+        gone_at = self.gone_at(grace_s)
+        return gone_at if gone_at > now else NEVER
+
+    def in_words(self) -> str:
+        length = restart.duration_in_words(self.lease_s or 0.0)
+        return f"its lease ended: no renewal from the manager for {length}; stopped so that it may run elsewhere"

@@ -1,0 +1,101 @@
+"""Files of this host for `invoke fetch`: found by a path or pattern, bounded, and read out over the session.
+
+    -> {"op": "fetch", "path": "~/out/*.csv", "max_bytes": n, "max_files": n}
+    <- {"found": {"files": 2, "bytes": 5120, "left_out": 1}}, then for each file
+    <- {"file": {"name": "/home/ml/out/a.csv", "mtime": 1764000000.0}}, its pieces (length in a line, then the bytes)
+       and a line that is 0 (it is whole) or -1 (it could not be read)
+
+A pattern is never given to a shell. Folders are taken with all below them; links in them are left out and counted, and
+what is no regular file is never opened.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import stat
+from typing import IO, Any, Callable, Dict, Iterator, List, Tuple
+
+from remote_agent.release import InstallError
+
+PIECE_BYTES = 256 * 1024
+
+Json = Dict[str, Any]
+
+
+def send(request: Json, say: "Callable[[Json], None]", out: "IO[bytes]") -> Json:
+    """Answer one request; {}: nothing is left to say. Raises InstallError only before anything was said."""
+    found, left_out = find(str(request["path"]), int(request["max_files"]), int(request["max_bytes"]))
+    say({"found": {"files": len(found), "bytes": sum(size for _, size in found), "left_out": left_out}})
+    for name, size in found:
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            say({"file": {"name": name, "mtime": 0.0}})
+            out.write(b"-1\n")
+            continue
+        with os.fdopen(fd, "rb", buffering=0) as file:
+            say({"file": {"name": name, "mtime": os.fstat(fd).st_mtime}})
+            out.write(b"0\n" if _copy(file, size, out) else b"-1\n")
+    out.flush()
+    return {}
+
+
+def _copy(file: "IO[bytes]", left: int, out: "IO[bytes]") -> bool:
+    """What was there when it was found; a log that grows meanwhile ends where it did then."""
+    try:
+        while left:
+            data = file.read(min(left, PIECE_BYTES))
+            if not data:
+                break
+            out.write(b"%d\n" % len(data))
+            out.write(data)
+            left -= len(data)
+    except OSError:
+        return False
+    return True
+
+
+def find(pattern: str, max_files: int, max_bytes: int) -> "Tuple[List[Tuple[str, int]], int]":
+    """([(absolute path, size)], how many links and the like were left out). Relative to the user's home."""
+    path = os.path.join(os.path.expanduser("~"), os.path.expanduser(pattern))
+    matches = [path] if os.path.lexists(path) else sorted(glob.glob(path, recursive=True))
+    if not matches:
+        raise InstallError("nothing_there", f"nothing matches {pattern}", "look there: ls, over ssh")
+    found: "Dict[str, int]" = {}
+    left_out, total = 0, 0
+    for name, size in (one for match in matches for one in _files(os.path.normpath(match))):
+        if size < 0:
+            left_out += 1
+        elif name not in found:
+            found[name] = size
+            total += size
+        if len(found) > max_files or total > max_bytes:
+            raise InstallError(
+                "too_much",
+                f"{pattern} is more than {max_files} files or {max_bytes >> 20} MiB",
+                "name less, or raise --max-size and --max-files",
+            )
+    return list(found.items()), left_out
+
+
+def _files(path: str) -> "Iterator[Tuple[str, int]]":
+    """(path, size), -1 for what is left out. A link that was named itself is followed."""
+    try:
+        here = os.stat(path)
+        if not stat.S_ISDIR(here.st_mode):
+            yield path, here.st_size if stat.S_ISREG(here.st_mode) else -1
+            return
+    except OSError:
+        yield path, -1
+        return
+    for folder, names, files in os.walk(path):
+        names.sort()
+        for name in sorted(files) + [one for one in names if os.path.islink(os.path.join(folder, one))]:
+            full = os.path.join(folder, name)
+            try:
+                one = os.lstat(full)
+            except OSError:
+                yield full, -1
+                continue
+            yield full, one.st_size if stat.S_ISREG(one.st_mode) else -1

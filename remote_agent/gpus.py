@@ -1,0 +1,226 @@
+"""The GPUs of this host as the agent sees them: read by a helper process with a deadline, and whose processes use them.
+
+Owns the helper (gpu_helper.py), which is started only where a driver shows. A helper that hangs is killed and left; no
+other is started while it is still there. Knows neither workers' states nor who may use what. One thread at a time may
+call `read`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import select
+import time
+from collections import namedtuple
+from typing import Any, Optional
+
+from remote_agent import proc_usage
+from remote_agent.protocol import GpuProcess, GpuUsage, WorkerUsage
+
+READ_TIMEOUT_S = 10.0
+FIRST_READ_TIMEOUT_S = 30.0  # without persistence mode the driver initialises every GPU first
+AGAIN_AFTER_FAILURE_S = 60.0
+MAX_ANSWER_BYTES = 1024 * 1024
+SURELY_USED_BYTES = 1 << 30  # an idle GPU's driver itself takes up to some 600 MB
+DRIVER_SIGNS = ("/dev/nvidiactl", "/dev/nvidia0", "/proc/driver/nvidia/version", "/dev/dxg")
+HELPER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "gpu_helper.py")
+
+# present: a driver shows on this host. minors: GPU index -> N of /dev/nvidiaN.
+Reading = namedtuple("Reading", ["present", "gpus", "minors", "trouble", "source", "at"])
+NO_GPUS = Reading(False, [], {}, "", "none", 0.0)
+
+
+def driver_shows(signs: tuple[str, ...] = DRIVER_SIGNS) -> bool:
+    """Something on this host speaks of NVIDIA GPUs. Cheap; no driver is asked."""
+    if any(os.path.exists(path) for path in signs):
+        return True
+    directories = (os.environ.get("PATH") or os.defpath).split(os.pathsep)
+    return any(os.access(os.path.join(directory, "nvidia-smi"), os.X_OK) for directory in directories)
+
+
+class GpuReader:
+    def __init__(self, python: str, *, read_timeout_s: float = READ_TIMEOUT_S, helper: str = HELPER) -> None:
+        self._argv = [python, "-I", "-S", helper]
+        self._read_timeout_s = read_timeout_s
+        self._helper: Any = None  # subprocess.Popen
+        self._hanging: Any = None
+        self._not_before = 0.0  # monotonic
+        self._answered = False
+        self._last = NO_GPUS
+
+    def read(self, now: float) -> Reading:
+        """The newest reading; after a failure the old words until AGAIN_AFTER_FAILURE_S have passed. Never raises."""
+        if self._hanging is not None and self._hanging.poll() is not None:
+            self._hanging = None
+        if self._hanging is not None or now < self._not_before:
+            return self._last
+        if not driver_shows():
+            self._not_before = now + AGAIN_AFTER_FAILURE_S
+            self._last = NO_GPUS._replace(at=now)
+            return self._last
+        try:
+            data = self._ask()
+            gpus = [_gpu(one) for one in data.get("gpus", []) if isinstance(one, dict)]
+            minors = {int(one["index"]): one.get("minor") for one in data.get("gpus", [])}
+            self._last = Reading(True, gpus, minors, str(data.get("trouble", "")), str(data.get("source")), now)
+            if data.get("source") == "none":
+                self._fail(now)
+        except (OSError, ValueError, KeyError, TypeError) as exc:
+            self._fail(now)
+            self._last = Reading(True, [], {}, str(exc), "none", now)
+        return self._last
+
+    def end(self) -> None:
+        if self._helper is not None:
+            self._helper.kill()
+            self._hanging, self._helper = self._helper, None
+
+    def _fail(self, now: float) -> None:
+        self._not_before = now + AGAIN_AFTER_FAILURE_S
+        self._answered = False
+        self.end()
+
+    def _ask(self) -> dict[str, Any]:
+        """Raises OSError or ValueError: no answer in time, or none that can be read."""
+        import subprocess  # the agent needs it only where there are GPUs
+
+        if self._helper is None or self._helper.poll() is not None:
+            self._helper = subprocess.Popen(
+                self._argv,
+                cwd="/",
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+                bufsize=0,
+            )
+        self._helper.stdin.write(b"\n")
+        timeout_s = self._read_timeout_s if self._answered else max(self._read_timeout_s, FIRST_READ_TIMEOUT_S)
+        line = _read_line(self._helper.stdout.fileno(), timeout_s)
+        self._answered = True
+        value = json.loads(line)
+        if not isinstance(value, dict):
+            raise ValueError("the GPU helper's answer cannot be read")
+        return value
+
+
+def _read_line(fd: int, timeout_s: float) -> bytes:
+    deadline = time.monotonic() + timeout_s
+    line = b""
+    while not line.endswith(b"\n"):
+        left_s = deadline - time.monotonic()
+        if left_s <= 0 or not select.select([fd], [], [], left_s)[0]:
+            raise ValueError(f"the GPU driver does not answer within {timeout_s:g} s")
+        data = os.read(fd, 65536)
+        if not data:
+            raise ValueError("the GPU helper ended without an answer")
+        line += data
+        if len(line) > MAX_ANSWER_BYTES:
+            raise ValueError("the GPU helper's answer is too long")
+    return line
+
+
+def _gpu(data: dict[str, Any]) -> GpuUsage:
+    processes = [GpuProcess(int(one["pid"]), one.get("memory_bytes")) for one in data.get("processes", [])]
+    names = ("uuid", "name", "utilization_percent", "memory_used_bytes", "memory_total_bytes", "power_w",
+             "power_limit_w", "temperature_c", "trouble")  # fmt: skip
+    return GpuUsage(
+        int(data["index"]), processes=processes, **{name: data[name] for name in names if data.get(name) is not None}
+    )
+
+
+# ------------------------------------------------------------------------------------------------- whose they are
+
+
+def attribute(
+    reading: Reading,
+    runner_pids: dict[str, int],
+    trees: dict[str, list[proc_usage.Proc]],
+    held: Optional[dict[str, list[int]]] = None,
+) -> None:
+    """Fill in name, user and worker of each process on each GPU.
+
+    In a container the driver names pids of the host, which mean nothing here, or none at all: there, who of our trees
+    has the GPU's device open counts as using it (`memory_bytes` None). CUDA opens more devices than it uses, so this
+    is only done where pids fail, and for a worker that GPUs were handed to (`held`) only with these.
+    """
+    workers = {pid: worker_id for worker_id, pid in runner_pids.items()}
+    silent = not any(gpu.processes for gpu in reading.gpus)
+    for gpu in reading.gpus:
+        visible = [_describe(process, workers) for process in gpu.processes]
+        foreign = bool(visible) and not any(visible)
+        minor = reading.minors.get(gpu.index)
+        if minor is not None and (foreign or (silent and (gpu.memory_used_bytes or 0) >= SURELY_USED_BYTES)):
+            candidates = {
+                key: tree for key, tree in trees.items() if gpu.index in ((held or {}).get(key) or [gpu.index])
+            }
+            gpu.processes = _openers(f"/dev/nvidia{minor}", candidates) or gpu.processes
+
+
+def _describe(process: GpuProcess, workers: dict[int, str]) -> bool:
+    """False where there is no such process in this pid namespace."""
+    found = proc_usage.read(process.pid)
+    if found is None:
+        return False
+    process.name = found.name
+    process.user = owner(process.pid)
+    ancestor: Optional[proc_usage.Proc] = found
+    for _ in range(100):
+        if ancestor is None or ancestor.ppid <= 1:
+            break
+        if ancestor.ppid in workers:
+            process.worker_id = workers[ancestor.ppid]
+            break
+        ancestor = proc_usage.read(ancestor.ppid)
+    return True
+
+
+def _openers(device: str, trees: dict[str, list[proc_usage.Proc]]) -> list[GpuProcess]:
+    found = []
+    for worker_id, tree in trees.items():
+        for process in tree:
+            if _has_open(process.pid, device):
+                found.append(GpuProcess(process.pid, None, process.name, owner(process.pid), worker_id))
+    return found
+
+
+def _has_open(pid: int, device: str) -> bool:
+    folder = f"/proc/{pid}/fd"
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return False
+    for name in names:
+        try:
+            if os.readlink(os.path.join(folder, name)) == device:
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def owner(pid: int) -> str:
+    try:
+        uid = os.stat(f"/proc/{pid}").st_uid
+    except OSError:
+        return ""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def fill_usage(usage: WorkerUsage, worker_id: str, gpus: list[GpuUsage], held: list[int]) -> None:
+    """What one worker has of the GPUs: those handed to it and those its processes are on."""
+    own = [gpu for gpu in gpus if gpu.index in held or any(one.worker_id == worker_id for one in gpu.processes)]
+    usage.gpus = sorted({gpu.index for gpu in own} | set(held))
+    loads = [gpu.utilization_percent for gpu in own if gpu.utilization_percent is not None]
+    usage.gpu_percent = round(sum(loads) / len(loads), 1) if loads else None
+    memory = [
+        one.memory_bytes
+        for gpu in own
+        for one in gpu.processes
+        if one.worker_id == worker_id and one.memory_bytes is not None
+    ]
+    usage.gpu_memory_bytes = sum(memory) if memory else None

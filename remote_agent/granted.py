@@ -1,0 +1,60 @@
+"""The leases of one worker as its agent knows them: what the manager granted, and what may be started by it.
+
+The runner keeps the fence (fence.py); this only takes the manager's answers, hands them on and says what the manager is
+told. Knows no process; only the agent's main loop touches it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+from remote_agent.lease import Leases, boottime_ns, until_ns
+from remote_agent.process_tree import boot_id
+from remote_agent.protocol import Assignment, Lease
+from remote_agent.states import SETTLED, STOPPED
+
+
+class Granted:
+    def __init__(self) -> None:
+        self._leases = Leases()
+        self._ended: Any = None  # (attempt, event_seq) of the last end of all that ran
+        self._ended_ns = 0  # when that was heard of, on CLOCK_BOOTTIME
+
+    def take(self, lease: Lease, asked_ns: int) -> int:
+        """Until when it holds, where it is news; else 0. `asked_ns`: when that was sent which it answers. Was it before
+        the end of what ran was known, then the manager may yet hear of the end and give the right away: worth nothing.
+        """
+        until = until_ns(lease.lease_s, asked_ns)
+        return until if asked_ns > self._ended_ns and self._leases.grant(lease.epoch, until) else 0
+
+    def heed(self, status: dict[str, Any]) -> None:
+        """What state.json or the runner says. A lease that this boot's runner held is so known to an agent that has
+        just come; once all that ran has ended none is held any more."""
+        state = status.get("state") or STOPPED
+        if state not in SETTLED or status.get("in_hand"):
+            if status.get("lease_epoch") and status.get("boot_id") == boot_id():
+                self._leases.grant(int(status.get("lease_epoch") or 0), int(status.get("lease_until_ns") or 0))
+            return
+        ended = (status.get("attempt"), status.get("event_seq"))
+        if ended != self._ended:
+            self._ended, self._ended_ns = ended, boottime_ns()
+            self._leases.give_back()
+
+    def now(self, assignment: Optional[Assignment]) -> Optional[tuple[int, int]]:
+        """(epoch, until_ns) by which it may run at this moment; None: by none."""
+        if assignment is None or assignment.lease_s is None:
+            return None
+        until = self._leases.until(assignment.epoch)
+        return (assignment.epoch, until) if until > boottime_ns() else None
+
+    def may_start(self, assignment: Optional[Assignment]) -> bool:
+        """As far as leases go."""
+        return assignment is None or assignment.lease_s is None or self.now(assignment) is not None
+
+    def left_s(self, assignment: Optional[Assignment], status: dict[str, Any], nothing_runs: bool) -> Optional[float]:
+        """For the report. None: not fenced, or not so that the manager may rely on it: a child that was started
+        unfenced lives and no lease has reached its runner yet, or its runner is of a release that knows no leases."""
+        if assignment is None or assignment.lease_s is None or not (nothing_runs or status.get("fenced")):
+            return None
+        held = self.now(assignment)
+        return round((held[1] - boottime_ns()) / 1e9, 3) if held else 0.0

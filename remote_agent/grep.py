@@ -1,0 +1,306 @@
+"""Looks for a text or a regular expression in log files, newest first; a process of its own.
+
+Run as a script (`python -I -S grep.py`), it imports nothing of ours. A process, because a regular expression can run
+away and hold its interpreter for ever: the agent kills this one at the deadline, and what it has said by then counts.
+It takes what CPU and disk others leave over, little memory, and is the first to go when memory is short.
+
+In: one JSON object (see `main`). Out: JSON lines, each a match [worker, attempt, stream, offset, at, text, begin, end]
+or {"bytes": n, "found": n} every now and then, and at last {"bytes", "found", "done": true} or {"error": "…"}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import struct
+import sys
+import time
+from typing import Any, Callable, Iterator, Optional
+
+BLOCK_BYTES = 1024 * 1024
+MAX_LINE_BYTES = 64 * 1024  # of a longer line only the beginning is looked at
+MAX_MATCHED_CHARS = 16 * 1024
+SHOWN_CHARS = 1000
+SHOWN_BEFORE = 200  # of them, before the match
+MAX_SAID_BYTES = 4 * 1024 * 1024
+PROGRESS_EVERY_S = 0.5
+MAX_MEMORY_BYTES = 512 * 1024 * 1024
+POINT = struct.Struct("<Qd")  # of <n>.log.idx: up to this offset the bytes had come by this time
+COLOURS = re.compile(r"\x1b\[[0-9;:]*[A-Za-z]")
+
+Found = Optional["tuple[int, int]"]
+
+
+class File:
+    """One log file, read backwards a block at a time."""
+
+    def __init__(self, worker: str, attempt: int, stream: str, path: str) -> None:
+        self.worker, self.attempt, self.stream, self.path = worker, attempt, stream, path
+        self._ends: list[int] = []
+        self._times: list[float] = []
+
+    def pieces(self) -> Iterator[tuple[int, bytes]]:
+        """(offset, whole lines) from the newest piece to the oldest; (-1, bytes) where a block held no whole line."""
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return  # cleaned up meanwhile
+        try:
+            status = os.fstat(descriptor)
+            self._read_times(status.st_size, status.st_mtime)
+            first = _first_data(descriptor, status.st_size)
+            position, rest = status.st_size, b""
+            while position > first:
+                size = min(BLOCK_BYTES, position - first)
+                block = os.pread(descriptor, size, position - size)
+                if len(block) != size:
+                    return  # truncated under us
+                position -= size
+                cut = block.find(b"\n")
+                if cut < 0:
+                    rest = (block + rest)[:MAX_LINE_BYTES]
+                    yield -1, block
+                else:
+                    yield position + cut + 1, block[cut + 1 :] + rest
+                    rest = block[: cut + 1]
+            if rest:
+                yield first, rest
+        finally:
+            os.close(descriptor)
+
+    def _read_times(self, size: int, changed_at: float) -> None:
+        try:
+            with open(self.path + ".idx", "rb") as file:
+                data = file.read(1024 * 1024)
+        except OSError:
+            data = b""
+        for end, at in POINT.iter_unpack(data[: len(data) // POINT.size * POINT.size]):
+            if end > (self._ends[-1] if self._ends else 0) and 0 < at < 1e11:
+                self._ends.append(end)
+                self._times.append(at)
+        if size > (self._ends[-1] if self._ends else 0):
+            self._ends.append(size)
+            self._times.append(changed_at)
+
+    def written(self, offset: int) -> tuple[float, float]:
+        """(not before, not after): when the byte at `offset` was written."""
+        low, high = 0, len(self._ends)
+        while low < high:
+            middle = (low + high) // 2
+            if self._ends[middle] <= offset:
+                low = middle + 1
+            else:
+                high = middle
+        after = self._times[low] if low < len(self._times) else time.time()
+        return (self._times[low - 1] if low else 0.0), after
+
+
+def _first_data(descriptor: int, size: int) -> int:
+    """Where the file's bytes begin: what was given back to the disk is a hole."""
+    try:
+        return min(size, os.lseek(descriptor, 0, os.SEEK_DATA))
+    except (OSError, AttributeError):
+        return 0
+
+
+def shown_form(line: bytes) -> str:
+    """A line as a terminal would leave it: its last state, without colours."""
+    line = line.rstrip(b"\r")
+    text = line[line.rfind(b"\r") + 1 :].decode("utf-8", "replace")
+    return COLOURS.sub("", text) if "\x1b" in text else text
+
+
+def cut_out(text: str, begin: int, end: int) -> tuple[str, int, int]:
+    """At most SHOWN_CHARS of a line, with what matched in it."""
+    if len(text) <= SHOWN_CHARS:
+        return text, begin, end
+    start = min(max(0, begin - SHOWN_BEFORE), len(text) - SHOWN_CHARS)
+    stop = start + SHOWN_CHARS
+    before, behind = ("…" if start else ""), ("…" if stop < len(text) else "")
+    shift = len(before) - start
+    return before + text[start:stop] + behind, begin + shift, min(end, stop) + shift
+
+
+class Search:
+    def __init__(self, request: dict[str, Any], say: Callable[[Any], None]) -> None:
+        """Raises re.error (ValueError, RecursionError, OverflowError) for what is no regular expression."""
+        self._say = say
+        self._since = request.get("since") or float("-inf")
+        self._until = request.get("until") or float("inf")
+        self._max_lines = int(request.get("max_lines", 500))
+        self._deadline = time.monotonic() + float(request.get("timeout_s", 10.0))
+        pattern, as_it_stands = str(request["pattern"]), not request.get("regex", True)
+        self._needle = pattern.encode() if as_it_stands and not request.get("ignore_case") else b""
+        flags = re.IGNORECASE if request.get("ignore_case") else 0
+        self._search = re.compile(re.escape(pattern) if as_it_stands else pattern, flags).search
+        self._text = pattern
+        self.bytes = self.found = 0
+        self._lines_of: dict[str, int] = {}
+
+    def run(self, files: list[File]) -> bool:
+        """A block of each worker in turn, so that a long log does not starve the others. False: out of time."""
+        of_worker: dict[str, Iterator[None]] = {}
+        for worker in dict.fromkeys(file.worker for file in files):
+            of_worker[worker] = self._worker([file for file in files if file.worker == worker])
+        said_at = time.monotonic()
+        while of_worker:
+            for worker, steps in list(of_worker.items()):
+                if next(steps, self) is self:
+                    del of_worker[worker]
+                now = time.monotonic()
+                if now > self._deadline:
+                    return False
+                if now - said_at > PROGRESS_EVERY_S:
+                    said_at = now
+                    self._say({"bytes": self.bytes, "found": self.found})
+        return True
+
+    def _worker(self, files: list[File]) -> Iterator[None]:
+        """Steps through one worker's files, the newest attempt first."""
+        for file in files:
+            for offset, piece in file.pieces():
+                self.bytes += len(piece)
+                if offset >= 0:
+                    not_before, _ = file.written(offset)
+                    _, not_after = file.written(offset + len(piece) - 1)
+                    if not_after < self._since:
+                        return  # and what comes next is older still
+                    if not_before <= self._until:
+                        self._look_at(file, offset, piece)
+                if self._lines_of.get(file.worker, 0) >= self._max_lines:
+                    return
+                yield None
+
+    def _look_at(self, file: File, offset: int, piece: bytes) -> None:
+        for start, line in self._candidates(piece):
+            found, text = self._match(line)
+            if found is None:
+                continue
+            not_before, not_after = file.written(offset + start)
+            if not_after < self._since or not_before > self._until:
+                continue
+            self.found += 1
+            self._lines_of[file.worker] = self._lines_of.get(file.worker, 0) + 1
+            shown, begin, end = cut_out(text, *found)
+            self._say([file.worker, file.attempt, file.stream, offset + start, not_after, shown, begin, end])
+            if self._lines_of[file.worker] >= self._max_lines:
+                return
+
+    def _match(self, line: bytes) -> tuple[Found, str]:
+        text = shown_form(line[:MAX_LINE_BYTES])
+        if self._needle:
+            begin = text.find(self._text)
+            return (None if begin < 0 else (begin, begin + len(self._text))), text
+        match = self._search(text[:MAX_MATCHED_CHARS])
+        return (None if match is None else match.span()), text
+
+    def _candidates(self, piece: bytes) -> Iterator[tuple[int, bytes]]:
+        """(where it begins in the piece, line), newest first."""
+        end = len(piece) - (1 if piece.endswith(b"\n") else 0)
+        plain = self._needle and b"\x1b" not in piece  # colours may stand within what is looked for
+        while end >= 0:
+            if plain:
+                hit = piece.rfind(self._needle, 0, end)
+                if hit < 0:
+                    return
+                stop = piece.find(b"\n", hit, end)
+                end = stop if stop >= 0 else end
+            start = piece.rfind(b"\n", 0, end) + 1
+            yield start, piece[start:end]
+            end = start - 1
+
+
+def files_of(workers: list[list[str]], stream: str, since: float) -> list[File]:
+    """`workers`: [[worker id, its directory of attempts]…]. The newest attempt of each first."""
+    found = []
+    for worker, directory in workers:
+        try:
+            names = os.listdir(directory)
+        except OSError:
+            continue
+        of_worker = []
+        for name in names:
+            stem, _, ending = name.partition(".")
+            kind = {"log": "out", "err": "err"}.get(ending)
+            path = os.path.join(directory, name)
+            if not stem.isdigit() or kind is None or stream not in ("", kind):
+                continue
+            try:
+                if os.stat(path).st_mtime < since:
+                    continue
+            except OSError:
+                continue
+            of_worker.append(File(worker, int(stem), kind, path))
+        found += sorted(of_worker, key=lambda one: (-one.attempt, one.stream))
+    return found
+
+
+def be_humble(timeout_s: float) -> None:
+    """After everybody else, and never for ever, whatever becomes of the agent."""
+    import resource
+    import signal
+
+    os.nice(19)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(int(timeout_s) + 5)
+    cpu_s = int(timeout_s) + 2
+    for limit, value in ((resource.RLIMIT_AS, MAX_MEMORY_BYTES), (resource.RLIMIT_CPU, cpu_s)):
+        try:
+            resource.setrlimit(limit, (value, value))
+        except (ValueError, OSError):
+            pass  # a lower one is in force already
+    try:
+        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+            file.write("1000")
+    except OSError:
+        pass
+    _idle_disk_class()
+
+
+def _idle_disk_class() -> None:
+    """ioprio_set(2): reads only when nobody else does. Python has no call for it."""
+    number = {"x86_64": 251, "aarch64": 30}.get(os.uname().machine)
+    try:
+        import ctypes
+
+        if number is not None:
+            ctypes.CDLL(None).syscall(number, 1, 0, 3 << 13)
+    except (ImportError, OSError, AttributeError):
+        pass
+
+
+class Speaker:
+    """Writes JSON lines, at most MAX_SAID_BYTES of them."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._said = 0
+
+    def __call__(self, what: Any) -> None:
+        data = json.dumps(what).encode("ascii") + b"\n"
+        if isinstance(what, list):
+            self._said += len(data)
+            if self._said > MAX_SAID_BYTES:
+                return
+        while data:
+            data = data[os.write(self._descriptor, data) :]
+
+
+def main() -> int:
+    request = json.loads(sys.stdin.buffer.read())
+    be_humble(float(request.get("timeout_s", 10.0)))
+    say = Speaker(1)
+    try:
+        search = Search(request, say)
+    except (re.error, ValueError, RecursionError, OverflowError) as exc:
+        say({"error": f"this host's Python {sys.version_info[0]}.{sys.version_info[1]} does not take it: {exc}"})
+        return 0
+    since = request.get("since") or float("-inf")
+    done = search.run(files_of(request["workers"], request.get("stream", ""), since))
+    say({"bytes": search.bytes, "found": search.found, "done": done})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""memory_max and cpu_max of a worker, enforced by the kernel through its control group (v2); where that can't be, why.
+
+Knows the kernel's files and nothing else. A group may be limited only where its parent hands the controller down, and a
+parent that does so may hold no processes itself (but for the root). So nothing is moved about here: it works where the
+host delegates the controllers to the agent's parent, and says plainly that it does not elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+
+CPU_PERIOD_US = 100_000
+
+
+def enforce(path: str, limits: dict[str, float | None]) -> str:
+    """Limit the group at `path` ("" = there is none); None lifts a limit. Returns what is not enforced and why."""
+    problems = []
+    for name, controller, file, value in wanted(limits):
+        if not path:
+            problem = "this user can make no control group (cgroup v2) here"
+        else:
+            problem = _hand_down(os.path.dirname(path), controller) or _write(os.path.join(path, file), value)
+        if problem and value[:3] != "max":
+            problems.append(f"limits.{name} is not enforced: {problem}")
+    return "; ".join(problems)
+
+
+def wanted(limits: dict[str, float | None]) -> list[tuple[str, str, str, str]]:
+    """(key, controller, file, what to write)."""
+    found = []
+    if "memory_max" in limits:
+        memory = limits["memory_max"]
+        found.append(("memory_max", "memory", "memory.max", f"{memory:.0f}" if memory is not None else "max"))
+    if "cpu_max" in limits:
+        cpus = limits["cpu_max"]
+        share = "max" if cpus is None else max(1000, round(cpus * CPU_PERIOD_US))
+        found.append(("cpu_max", "cpu", "cpu.max", f"{share} {CPU_PERIOD_US}"))
+    return found
+
+
+def _hand_down(parent: str, controller: str) -> str:
+    """Have `parent` give its children the controller. Returns why it can't, "" = it does."""
+    control = os.path.join(parent, "cgroup.subtree_control")
+    if controller in _words(control):
+        return ""
+    if controller not in _words(os.path.join(parent, "cgroup.controllers")):
+        return f"the {controller} controller of cgroup v2 is not available in {parent}"
+    problem = _write(control, f"+{controller}")
+    return f"{parent} does not hand the {controller} controller down ({problem})" if problem else ""
+
+
+def _words(path: str) -> list[str]:
+    try:
+        with open(path) as file:
+            return file.read().split()
+    except OSError:
+        return []
+
+
+def _write(path: str, text: str) -> str:
+    """Returns why it could not be written, "" = it was."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(descriptor, text.encode())
+        finally:
+            os.close(descriptor)
+    except OSError as exc:
+        return f"{path}: {exc.strerror}"
+    return ""

@@ -1,0 +1,288 @@
+"""Health checks of running workers (http, tcp, exec, log_silence, heartbeat_file), bounded in time, off the main loop.
+
+Owns when a check is due, how it is made and what its results add up to. Knows neither the manager nor the runners:
+the agent's loop asks for due checks, lets its helper threads run them, hands the results back and acts on `verdict`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from dataclasses import dataclass, field
+from typing import Any, Callable, Optional
+
+from remote_agent.bounded import Bounded, HangsError
+from remote_agent.protocol import Health
+from remote_agent.restart import duration_in_words, signal_number
+from remote_agent.worker_spec import HealthCheck, WorkerSpec
+
+DETAIL_CHARS = 300
+MIN_INTERVAL_S = 0.5
+HEARTBEAT_AGE_S = 60.0
+DIES_WITHIN_S = 1.0
+MAX_GPUS = 64
+Result = tuple[bool, str]  # (healthy, what a person should know)
+
+
+@dataclass
+class Due:
+    """One check to be run by a helper thread; `run` never raises and ends within the check's timeout_s (+ 1 s)."""
+
+    worker_id: str
+    attempt: int
+    index: int
+    run: Callable[[], Result]
+
+
+class Watch:
+    """For how long something has not changed, on a clock that nobody sets. Only the thread that checks uses it."""
+
+    def __init__(self, since: float) -> None:
+        self._mark: Any = None
+        self._since = since
+
+    def age_s(self, mark: Any, now: float) -> float:
+        if mark is not None and mark != self._mark:
+            self._mark, self._since = mark, now
+        return max(0.0, now - self._since)
+
+
+@dataclass
+class LogWatch:
+    """What a log_silence check needs of the worker: `mark()` changes with every output; `limit_s()` is what its own
+    rhythm says (None: not known yet)."""
+
+    mark: Callable[[], Any]
+    limit_s: Callable[[], Optional[float]]
+
+
+@dataclass
+class _Track:
+    check: HealthCheck
+    next_at: float
+    watch: Watch
+    failures: int = 0
+    passed: bool = False
+    busy: bool = False
+    detail: str = ""
+    bounded: Bounded = field(default_factory=Bounded)
+
+
+class HealthMonitor:
+    """The checks of one worker. `running` at each start of an attempt, `stopped` when it ends."""
+
+    def __init__(self, worker_id: str) -> None:
+        self._worker_id = worker_id
+        self._attempt = 0
+        self._tracks: list[_Track] = []
+        self._checks: list[HealthCheck] = []
+        self._cwd = ""
+        self._env: dict[str, str] = {}
+        self._log: Optional[LogWatch] = None
+
+    def running(
+        self,
+        attempt: int,
+        checks: list[HealthCheck],
+        now: float,
+        *,
+        cwd: str = "",
+        env: Optional[dict[str, str]] = None,
+        log: Optional[LogWatch] = None,
+    ) -> None:
+        """`now` monotonic. Called with every status: does nothing while attempt and checks stay the same.
+
+        `cwd`, `env`: directory and whole environment of exec checks (the job's own)."""
+        if attempt == self._attempt and checks == self._checks:
+            return
+        self._attempt, self._checks = attempt, checks
+        self._cwd, self._env, self._log = cwd, dict(env or {}), log
+        self._tracks = [_Track(check, now + max(0.0, check.start_grace_s), Watch(now)) for check in checks]
+
+    def stopped(self) -> None:
+        self._attempt, self._tracks, self._checks = 0, [], []
+
+    def due(self, now: float) -> list[Due]:
+        """The checks to run now; each is marked busy until `result`."""
+        found = []
+        for index, track in enumerate(self._tracks):
+            if not track.busy and now >= track.next_at:
+                track.busy = True
+                found.append(Due(self._worker_id, self._attempt, index, self._runnable(track)))
+        return found
+
+    def next_at(self) -> Optional[float]:
+        times = [track.next_at for track in self._tracks if not track.busy]
+        return min(times) if times else None
+
+    def result(self, due: Due, healthy: bool, detail: str, now: float) -> bool:
+        """Returns whether the worker has just become failing under a check whose action is restart."""
+        if due.attempt != self._attempt or due.index >= len(self._tracks):
+            return False  # of an attempt that is over
+        track = self._tracks[due.index]
+        track.busy = False
+        track.next_at = now + max(MIN_INTERVAL_S, track.check.interval_s)
+        track.detail = detail[:DETAIL_CHARS]
+        if healthy:
+            track.failures, track.passed = 0, True
+            return False
+        track.failures += 1
+        return track.failures == max(1, track.check.failures) and track.check.action == "restart"
+
+    def verdict(self) -> Optional[Health]:
+        """None: no checks configured, or nothing runs."""
+        if not self._tracks:
+            return None
+        for track in self._tracks:
+            if track.failures >= max(1, track.check.failures):
+                times = f"{track.failures} times in a row"
+                return Health("failing", f"{track.check.type} check failed {times}: {track.detail}"[:DETAIL_CHARS])
+        if all(track.passed for track in self._tracks):
+            return Health("ok", "; ".join(track.detail for track in self._tracks)[:DETAIL_CHARS])
+        return Health("unknown", "not checked yet")
+
+    def _runnable(self, track: _Track) -> Callable[[], Result]:
+        check, cwd, env, log = track.check, self._cwd, self._env, self._log
+        if check.type == "log_silence":
+            return lambda: _log_silence(check, track.watch, log, time.monotonic())
+        if check.type == "heartbeat_file":
+            return lambda: _heartbeat_file(check, track, os.path.join(cwd, os.path.expanduser(check.path)))
+        return lambda: run_check(check, cwd, env)
+
+
+def mistakes(spec: WorkerSpec) -> list[str]:
+    """What is wrong with its checks, its gpus and its evidence_signal on whatever host."""
+    found = []
+    for check in spec.health:
+        lacks = {"http": not check.url, "tcp": not check.port, "exec": not check.command.strip()}
+        lacks["heartbeat_file"] = not check.path
+        if lacks.get(check.type):
+            key = {"http": "url", "tcp": "port", "exec": "command", "heartbeat_file": "path"}[check.type]
+            found.append(f"health: a {check.type} check needs {key}")
+        if check.max_age_s is not None and not check.max_age_s > 0:
+            found.append(f"health: max_age_s {check.max_age_s!r}: expected seconds above 0")
+    if isinstance(spec.gpus, bool) or not 0 <= spec.gpus <= MAX_GPUS:
+        found.append(f"gpus {spec.gpus!r}: expected how many, 0 to {MAX_GPUS}")
+    number = signal_number(spec.evidence_signal, default=0) if spec.evidence_signal else signal.SIGUSR1
+    if number in (0, signal.SIGKILL, signal.SIGSTOP):
+        found.append(f"evidence_signal {spec.evidence_signal!r}: expected one that the job answers, such as USR1")
+    return found
+
+
+def _log_silence(check: HealthCheck, watch: Watch, log: Optional[LogWatch], now: float) -> Result:
+    if log is None:
+        return True, "no log to watch"
+    age_s = watch.age_s(log.mark(), now)
+    limit_s = check.max_age_s if check.max_age_s is not None else log.limit_s()
+    if limit_s is None:
+        return True, f"output {duration_in_words(age_s)} ago; its rhythm is not known yet"
+    if age_s > limit_s:
+        return False, f"no output for {duration_in_words(age_s)} (allowed: {duration_in_words(limit_s)})"
+    return True, f"output {duration_in_words(age_s)} ago"
+
+
+def _heartbeat_file(check: HealthCheck, track: _Track, path: str) -> Result:
+    """The file's time is compared with itself only, so that neither its clock nor ours need be right."""
+    timeout_s = max(0.05, check.timeout_s)
+    try:
+        found = track.bounded.call("stat", lambda: os.stat(path), timeout_s)
+        mark = (found.st_mtime_ns, found.st_size, found.st_ino)
+    except HangsError as exc:
+        return False, f"{path}: its file system hangs: {exc}"
+    except OSError as exc:
+        mark, missing = None, f" ({exc.strerror})"
+    else:
+        missing = ""
+    age_s = track.watch.age_s(mark, time.monotonic())
+    limit_s = HEARTBEAT_AGE_S if check.max_age_s is None else check.max_age_s
+    if age_s > limit_s:
+        unchanged = f"{path} unchanged for {duration_in_words(age_s)}{missing}"
+        return False, f"{unchanged} (allowed: {duration_in_words(limit_s)})"
+    return True, f"{path} changed {duration_in_words(age_s)} ago{missing}"
+
+
+def run_check(check: HealthCheck, cwd: str = "", env: Optional[dict[str, str]] = None) -> Result:
+    """Make one check now. Ends within about `timeout_s`; never raises."""
+    timeout_s = max(0.05, check.timeout_s)
+    try:
+        if check.type == "http":
+            return _http(check.url, timeout_s)
+        if check.type == "tcp":
+            return _tcp(check.port, timeout_s)
+        return _exec(check.command, timeout_s, cwd, env)
+    except Exception as exc:  # whatever a check meets, it is a failed check
+        return False, f"{type(exc).__name__}: {exc}"
+
+
+def _tcp(port: int, timeout_s: float) -> Result:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout_s):
+            return True, f"port {port} accepts"
+    except OSError as exc:
+        return False, f"port {port}: {exc.strerror or exc}"
+
+
+def _http(url: str, timeout_s: float) -> Result:
+    """Any status from 200 to 399 is healthy. Reads the status line only, under one deadline for the whole exchange."""
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(url)
+    if parts.scheme != "http" or not parts.hostname:
+        return False, f"{url}: only http:// addresses can be checked"
+    deadline = time.monotonic() + timeout_s
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    try:
+        with socket.create_connection((parts.hostname, parts.port or 80), timeout_s) as connection:
+            head_sent = f"GET {target} HTTP/1.0\r\nHost: {parts.netloc}\r\nUser-Agent: procguard\r\n\r\n"
+            connection.sendall(head_sent.encode())
+            head = b""
+            while b"\n" not in head and len(head) < 4096:
+                connection.settimeout(max(0.01, deadline - time.monotonic()))
+                data = connection.recv(1024)
+                if not data or time.monotonic() > deadline:
+                    break
+                head += data
+    except OSError as exc:
+        return False, f"{url}: {exc.strerror or exc}"
+    words = head.split(b"\n", 1)[0].split()
+    if len(words) < 2 or not words[0].startswith(b"HTTP/") or not words[1].isdigit():
+        return False, f"{url}: no HTTP answer within {timeout_s:g} s"
+    status = int(words[1])
+    return 200 <= status < 400, f"{url}: HTTP {status}"
+
+
+def _exec(command: str, timeout_s: float, cwd: str, env: Optional[dict[str, str]]) -> Result:
+    import shlex
+    import subprocess
+
+    words = shlex.split(command)
+    if not words:
+        return False, "exec check without a command"
+    process = subprocess.Popen(
+        words,
+        cwd=cwd or None,
+        env=env or None,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # so that a hung check ends with all it started
+    )
+    try:
+        code = process.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        _kill_group(process.pid)
+        try:
+            process.wait(DIES_WITHIN_S)
+        except subprocess.TimeoutExpired:  # stuck in the kernel: collected when it ever ends
+            return False, f"`{command}` took longer than {timeout_s:g} s and does not die of SIGKILL"
+        return False, f"`{command}` took longer than {timeout_s:g} s"
+    return code == 0, f"`{command}` ended with {code}"
+
+
+def _kill_group(pid: int) -> None:
+    try:
+        os.killpg(pid, signal.SIGKILL)  # not yet waited for: the pid is still this process's
+    except ProcessLookupError:
+        pass

@@ -1,0 +1,57 @@
+"""A few helper threads for what may take long: health checks and measuring. Started only when there is work.
+
+Owns the threads; knows nothing of what they do. The main loop submits, the results come back through `deliver`.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from typing import Any, Callable, Optional
+
+MAX_THREADS = 4
+MAX_WAITING = 1000
+
+
+class HelperPool:
+    """`submit(tag, job)`: `job()` runs on a helper thread; `deliver(tag, result)` is called there with its result."""
+
+    def __init__(self, deliver: Callable[[Any, Any], None], max_threads: int = MAX_THREADS) -> None:
+        self._deliver = deliver
+        self._max_threads = max_threads
+        self._threads = 0
+        self._open = 0  # submitted and not yet delivered; under the lock
+        self._lock = threading.Lock()
+        self._jobs: queue.SimpleQueue[Optional[tuple[Any, Callable[[], Any]]]] = queue.SimpleQueue()
+
+    def submit(self, tag: Any, job: Callable[[], Any]) -> bool:
+        """False where so much waits already that this one is left out."""
+        with self._lock:
+            if self._open >= MAX_WAITING:
+                return False
+            self._open += 1
+            start = self._open > self._threads and self._threads < self._max_threads
+            if start:
+                self._threads += 1
+        if start:
+            threading.Thread(target=self._run, name="procguard-helper", daemon=True).start()
+        self._jobs.put((tag, job))
+        return True
+
+    def end(self) -> None:
+        for _ in range(self._threads):
+            self._jobs.put(None)
+
+    def _run(self) -> None:
+        while True:
+            item = self._jobs.get()
+            if item is None:
+                return
+            tag, job = item
+            try:
+                result = job()
+            except Exception as exc:  # a failed measurement must not cost a thread
+                result = exc
+            with self._lock:
+                self._open -= 1
+            self._deliver(tag, result)

@@ -1,0 +1,84 @@
+"""The post_stop hooks of an attempt that has ended: one after the other, each within its time, whatever they say.
+
+Owns which of them runs. Knows no states: the supervisor asks `step` once the attempt's tree is gone, hands over the
+wait status of `pid`, and ends what is overdue. (pre_start hooks are part of the attempt; see attempt.go_on.)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from remote_agent import child
+
+Hook = dict[str, object]  # {"argv", "shown", "timeout_s"}, as spec.py resolved it
+
+
+class PostStop:
+    def __init__(self, hooks: list[Hook], launch: Callable[[Hook], child.Launch]) -> None:
+        self.pid = 0  # of the hook that runs
+        self.until = 0.0  # its time is up then
+        self.problems: list[str] = []
+        self._left = list(hooks)
+        self._launch = launch
+        self._current: Hook = {}
+        self._word = -1
+
+    @property
+    def runs(self) -> bool:
+        return self.pid != 0
+
+    def step(self, now: float) -> bool:
+        """Start the next one; true when none is left. Only while none runs."""
+        while self._left:
+            self._current = self._left.pop(0)
+            try:
+                self.pid, self._word = child.start(self._launch(self._current))
+            except (child.NotStarted, OSError) as exc:
+                self.problems.append(f"post_stop could not run: {exc}")
+                continue
+            self.until = now + timeout_s(self._current)
+            return False
+        return True
+
+    def ended(self, wait_status: int) -> None:
+        self.pid = 0
+        if self._word >= 0:
+            os.close(self._word)
+        if wait_status != 0 and self.problems[-1:] != [self._overdue()]:
+            self.problems.append(failure("post_stop", self._current, wait_status))
+
+    def out_of_time(self) -> None:
+        """It is being ended because its time is up."""
+        if self._overdue() not in self.problems:
+            self.problems.append(self._overdue())
+
+    def out_of_lease(self) -> None:
+        """The worker's lease and grace are over: nothing of it may run."""
+        left, self._left = self._left, []
+        if left or self.pid:
+            self.problems.append("post_stop had no time left after the end of its lease")
+
+    def give_up(self) -> None:
+        """No more of them: somebody wants an end at once."""
+        self._left.clear()
+
+    def _overdue(self) -> str:
+        return overdue("post_stop", self._current)
+
+
+def timeout_s(hook: Hook) -> float:
+    return float(str(hook.get("timeout_s") or 0))
+
+
+def failure(kind: str, hook: Hook, wait_status: int) -> str:
+    """'pre_start failed with exit code 3: rsync -a /data /scratch'"""
+    if os.WIFSIGNALED(wait_status):
+        how = f"was killed by signal {os.WTERMSIG(wait_status)}"
+    else:
+        how = f"failed with exit code {os.WEXITSTATUS(wait_status)}"
+    return f"{kind} {how}: {hook.get('shown')}"
+
+
+def overdue(kind: str, hook: Hook) -> str:
+    return f"{kind} took longer than {timeout_s(hook):g} s: {hook.get('shown')}"

@@ -1,0 +1,224 @@
+"""A small HTTP/1.1 client: one kept-alive connection, one request at a time, every wait bounded.
+
+Owns what goes over the wire and what an answer must look like; knows neither managers nor secrets. In place of
+http.client, which brings the e-mail parser and OpenSSL into memory (8 MB of the agent's 20). https works (tls.py).
+Answers: Content-Length, chunked, or up to the end of the connection.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import Any, NamedTuple, Optional
+
+from remote_agent.tls import Trust
+
+MAX_HEAD_BYTES = 64 * 1024
+MAX_EXCHANGE_S = 600.0  # a peer that sends one byte now and then does not hold us for ever
+HEAD_PIECE_BYTES = 4 * 1024  # most answers are whole in it; larger pieces for small answers would tear the heap
+PIECE_BYTES = 64 * 1024
+DEFAULT_PORTS = {"http": 80, "https": 443}
+_UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+
+
+class WireTrouble(Exception):
+    """What came back is not an HTTP answer, or not one that we take."""
+
+
+class PeerClosed(WireTrouble):
+    """The connection ended before the answer was whole."""
+
+
+class Address(NamedTuple):
+    """A URL in parts; `path` with its query and without its fragment, `netloc` as the Host header wants it."""
+
+    scheme: str
+    host: str
+    port: int
+    netloc: str
+    path: str
+
+
+class Answer(NamedTuple):
+    status: int
+    body: bytes
+
+
+def split_url(url: str) -> Address:
+    """Raises ValueError where `url` is not an http(s) address."""
+    scheme, mark, rest = url.partition("://")
+    scheme = scheme.lower()
+    if not mark or scheme not in DEFAULT_PORTS:
+        raise ValueError(f"not an http address: {url}")
+    cut = min((rest.find(char) for char in "/?#" if char in rest), default=len(rest))
+    netloc, path = rest[:cut].rpartition("@")[2], rest[cut:]
+    host, port = netloc, ""
+    if netloc.startswith("["):
+        host, _, after = netloc[1:].partition("]")
+        port = after[1:] if after.startswith(":") else ""
+    elif ":" in netloc:
+        host, _, port = netloc.partition(":")
+    if not host or (port and not (port.isdigit() and int(port) < 65536)):
+        raise ValueError(f"not an http address: {url}")
+    return Address(scheme, host, int(port) if port else DEFAULT_PORTS[scheme], netloc, path.partition("#")[0])
+
+
+def quote(text: str) -> str:
+    """Percent-encoded, as one piece of a path or a query."""
+    return "".join(char if char in _UNRESERVED else "".join(f"%{byte:02X}" for byte in char.encode()) for char in text)
+
+
+class HttpConnection:
+    """Connects on construction; `trust`: whose certificate is believed, where the address is one of https. Raises
+    OSError (TimeoutError included) or ValueError."""
+
+    def __init__(self, address: Address, timeout_s: float, trust: Optional[Trust] = None) -> None:
+        # As bytes: a name given as text is encoded with the idna codec, and that brings the Unicode database.
+        host: Any = address.host.encode() if address.host.isascii() else address.host.encode("idna")
+        self._netloc = address.netloc
+        self._left = b""  # read, but not of the answer before
+        self._deadline = 0.0  # monotonic, of the exchange under way
+        self.sock: socket.socket = socket.create_connection((host, address.port), timeout_s)
+        if address.scheme == "https":
+            self.sock = (trust or Trust()).wrap(self.sock, address.host)
+
+    def close(self) -> None:
+        self.sock.close()
+
+    def exchange(
+        self,
+        method: str,
+        target: str,
+        headers: "dict[str, str]",
+        body: Optional[bytes],
+        *,
+        timeout_s: float,
+        max_bytes: int,
+    ) -> "tuple[Answer, bool]":
+        """One request and its answer, and whether the connection can be used again.
+
+        `timeout_s` bounds each silence, MAX_EXCHANGE_S the whole. Raises OSError, WireTrouble.
+        """
+        self._deadline = time.monotonic() + max(MAX_EXCHANGE_S, timeout_s)
+        self.sock.settimeout(timeout_s)
+        self._send(_head(method, target, self._netloc, headers, body), body or b"")
+        status, version, fields = self._read_head(max_bytes)
+        keep = version != b"HTTP/1.0" and fields.get(b"connection", b"").lower() != b"close"
+        if method == "HEAD" or status in (204, 304):
+            payload = b""
+        elif fields.get(b"transfer-encoding", b"").lower() == b"chunked":
+            payload = self._read_chunked(max_bytes)
+        elif b"content-length" in fields:
+            payload = self._read_exactly(_length(fields[b"content-length"], max_bytes))
+        else:
+            payload, keep = self._read_to_end(max_bytes), False
+        return Answer(status, payload), keep
+
+    # -------------------------------------------------------------------------------------------------- inside
+
+    def _send(self, head: bytes, body: bytes) -> None:
+        """A small body goes with the head, in one packet; a large one is not copied."""
+        if len(body) <= PIECE_BYTES:
+            head, body = head + body, b""
+        for data in (head, body):
+            view = memoryview(data)
+            while view:
+                view = view[self.sock.send(view[: 4 * PIECE_BYTES]) :]
+                self._check_deadline()
+
+    def _more(self, max_bytes: int = HEAD_PIECE_BYTES) -> bytes:
+        data = self.sock.recv(max_bytes)
+        if not data:
+            raise PeerClosed("the connection was closed before the answer")
+        self._check_deadline()
+        return data
+
+    def _check_deadline(self) -> None:
+        if time.monotonic() > self._deadline:
+            raise TimeoutError("the answer takes too long")
+
+    def _read_head(self, max_bytes: int) -> "tuple[int, bytes, dict[bytes, bytes]]":
+        """(status, version, header fields by lower-case name); interim answers (1xx) are passed over."""
+        for _ in range(10):
+            line = self._read_line()
+            words = line.split(None, 2)
+            if len(words) < 2 or not words[0].startswith(b"HTTP/1.") or not words[1].isdigit() or len(words[1]) != 3:
+                raise WireTrouble("the answer is not HTTP")
+            fields = self._read_fields()
+            if not 100 <= int(words[1]) < 200:
+                return int(words[1]), words[0], fields
+        raise WireTrouble("the answer is not HTTP")
+
+    def _read_fields(self) -> "dict[bytes, bytes]":
+        fields: "dict[bytes, bytes]" = {}
+        taken = 0
+        while True:
+            line = self._read_line()
+            if not line:
+                return fields
+            taken += len(line)
+            name, mark, value = line.partition(b":")
+            if not mark or taken > MAX_HEAD_BYTES:
+                raise WireTrouble("the answer's head is not HTTP")
+            fields[name.strip().lower()] = value.strip()
+
+    def _read_line(self) -> bytes:
+        while b"\n" not in self._left:
+            if len(self._left) > MAX_HEAD_BYTES:
+                raise WireTrouble("the answer's head is too long")
+            self._left += self._more()
+        line, _, self._left = self._left.partition(b"\n")
+        return line.rstrip(b"\r")
+
+    def _read_exactly(self, length: int) -> bytes:
+        parts, have = [self._left[:length]], min(length, len(self._left))
+        self._left = self._left[length:]
+        while have < length:
+            parts.append(self._more(min(length - have, PIECE_BYTES)))
+            have += len(parts[-1])
+        return b"".join(parts)
+
+    def _read_chunked(self, max_bytes: int) -> bytes:
+        parts: "list[bytes]" = []
+        have = 0
+        while True:
+            length = _length(self._read_line().partition(b";")[0], max_bytes - have, base=16)
+            if length == 0:
+                self._read_fields()  # trailers
+                return b"".join(parts)
+            parts.append(self._read_exactly(length))
+            have += length
+            if self._read_line():
+                raise WireTrouble("a chunk of the answer is longer than it says")
+
+    def _read_to_end(self, max_bytes: int) -> bytes:
+        data, self._left = bytearray(self._left), b""
+        while len(data) <= max_bytes:
+            piece = self.sock.recv(PIECE_BYTES)
+            if not piece:
+                return bytes(data)
+            data += piece
+            self._check_deadline()
+        raise WireTrouble("answer too long")
+
+
+def _head(method: str, target: str, netloc: str, headers: "dict[str, str]", body: Optional[bytes]) -> bytes:
+    lines = [f"{method} {target} HTTP/1.1", f"Host: {netloc}", "Accept-Encoding: identity"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    if body is not None:
+        lines.append(f"Content-Length: {len(body)}")
+    text = "\r\n".join(lines)
+    if text.count("\n") != len(lines) - 1 or " " in target:
+        raise ValueError("a header or address holds a line break or a space")  # never two requests where one is meant
+    return (text + "\r\n\r\n").encode("latin-1")
+
+
+def _length(text: bytes, max_bytes: int, base: int = 10) -> int:
+    digits = b"0123456789abcdefABCDEF" if base == 16 else b"0123456789"
+    text = text.strip()
+    if not text or text.strip(digits):
+        raise WireTrouble("the answer's length cannot be read")
+    length = int(text[:20], base)
+    if length > max_bytes:
+        raise WireTrouble("answer too long")
+    return length

@@ -1,0 +1,50 @@
+"""Names and secrets on the wire: which ids are allowed, which directory a worker has, what proves a secret.
+
+Part of the protocol and found there too; apart from it because the installer's session needs nothing else of it, and
+the messages cost 20 ms of a processor to import.
+"""
+
+from __future__ import annotations
+
+import re
+
+from remote_agent.digests import hmac_sha256_hex, sha256_hex
+
+ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+# A deployed agent is named after its host; a hand-started launcher after its worker, where no host can collide.
+AGENT_ID_PATTERN = r"^(launcher:)?[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+
+_is_id = re.compile(ID_PATTERN[1:-1]).fullmatch  # asked with each heartbeat
+
+
+def valid_id(text: object) -> bool:
+    return isinstance(text, str) and _is_id(text) is not None
+
+
+def valid_agent_id(text: object) -> bool:
+    return isinstance(text, str) and re.fullmatch(AGENT_ID_PATTERN[1:-1], text) is not None
+
+
+def directory_name(worker_id: str) -> str:
+    """The directory of a worker: readable, and distinct even where the file system folds case.
+
+    An id never becomes a path by itself: what is not in [A-Za-z0-9_-] is replaced, and a digest of the whole id added.
+    """
+    readable = re.sub(r"[^A-Za-z0-9_-]", "_", worker_id)[:40]
+    return f"{readable}-{sha256_hex(worker_id.encode())[:10]}"
+
+
+def fingerprint(secret_sha256: str) -> str:
+    """Twelve hex digits in three groups, as both sides show them: 3f2a-91bc-77d0."""
+    digits = sha256_hex(("procguard launcher " + secret_sha256).encode())[:12]
+    return "-".join((digits[:4], digits[4:8], digits[8:]))
+
+
+def secret_sha256(secret: str) -> str:
+    return sha256_hex(secret.encode())
+
+
+def manager_proof(proof_key: str, fleet_id: str, agent_id: str, nonce: str) -> str:
+    """What GET /api/hello?agent=<id>&nonce=<hex> answers as `proof`: only the fleet's manager can compute it."""
+    message = "\0".join(("procguard-hello", fleet_id, agent_id, nonce)).encode()
+    return hmac_sha256_hex(proof_key.encode(), message)

@@ -1,0 +1,229 @@
+"""The only code that installs, upgrades, rolls back, starts and removes an agent on a host. Idempotent.
+
+    install.py install --home H --fleet F --host X --bundle B   (the request, with the secret, as JSON on stdin)
+    install.py ensure|start|restart|stop|status|rollback|uninstall --dir AGENT_DIR
+    install.py code --home H --fleet F --host X --dest D --digest SHA256 [--archive A]     (code_session.py)
+
+`session` is the same over one SSH channel, as JSON lines (see `Session`): the deployer sends this file's source, so the
+installer of the deploying side is always the one that runs. Each command prints one JSON report on stdout; exit code
+0 = well, 1 = it failed (the report says why). What the operations do is in `installer.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional
+
+if TYPE_CHECKING:
+    import argparse
+
+if "remote_agent" not in sys.modules:  # run as a file from a release: python -I leaves its directory out of sys.path
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+
+from remote_agent import release
+from remote_agent.installer import Installer
+from remote_agent.release import InstallError
+
+MAX_REQUEST_BYTES = 1024 * 1024
+MAX_BUNDLE_BYTES = 64 * 1024 * 1024
+LINE_MARK = "PROCGUARD1 "  # what precedes it on stdout is a login banner, not ours
+
+Json = Dict[str, Any]
+
+
+# ----------------------------------------------------------------------------------------------- the session
+
+
+class Session:
+    """The installer over one SSH channel. Requests are JSON lines; answers too, each after LINE_MARK.
+
+    -> {"op": "hello", "fleet_id": "f-1", "host": "gpu01", "home": ""}       <- {"hello": {status…}}
+    -> {"op": "install", "release": "…", "secret": "…", …}                   <- {"need": "bundle"} | {"report": {…}}
+    -> {"bytes": 81234, "code": 40000}, then the bytes, then those of the    <- {"report": {…}}
+       byte code, where this Python reads the deploying side's ("magic" in the answer to hello)
+    -> {"op": "upgrade", "release": "…"}: the same for the agent that is here, all else as it is (agent_care.py)
+    -> {"op": "log", "max_bytes": 65536}: the end of agent.log           <- {"report": {"text", "path", "bytes", …}}
+    -> {"op": "reach", "proof_key": "…", "manager_urls": […], …}             <- {"report": {"found", "failures"}}
+    -> {"op": "code…", …}: a project's code, see code_session.py; {"op": "fetch", …}: files, see file_finder.py
+    -> {"op": "relay", "port": 23456, "may_move": false}               <- {"report": {"port"}}, then frames (mux.py)
+    -> {"op": "ensure" | "start" | "restart" | "stop" | "status" | "rollback" | "uninstall", …}
+    <- {"error": {"code", "message", "next"}} at any time; end of input ends it.
+    """
+
+    def __init__(self) -> None:
+        self._input = sys.stdin.buffer
+        self._code: Any = None
+        self._relay: Any = None
+        self._code_size = 0
+
+    def run(self) -> int:
+        while self._relay is None:
+            line = self._input.readline(MAX_REQUEST_BYTES)
+            if not line:
+                return 0
+            said = answer(lambda line=line: self._do(json.loads(line)))  # type: ignore[misc]
+            if said:  # {}: it has been said already
+                self._say(said)
+        self._relay.serve()
+        return 0
+
+    def _do(self, request: Json) -> Json:
+        if request["op"] == "fetch":
+            from remote_agent import file_finder
+
+            return file_finder.send(request, self._say, sys.stdout.buffer)
+        installer = Installer(request.get("home", ""), request["fleet_id"], request["host"])
+        if request["op"] == "hello":
+            return {"hello": installer.status()}
+        if request["op"] == "install":
+            return {"report": installer.install(request, self._receive_bundle, self._receive_code)}
+        if request["op"] in ("upgrade", "log"):
+            return {"report": self._care(request, installer)}
+        if request["op"] == "reach":
+            return {"report": installer.reach(request)}
+        if request["op"].startswith("code"):
+            return self._do_code(request, installer)
+        if request["op"] == "relay":
+            from remote_agent.relay import Relay  # the manager's tunnels alone need it
+
+            port, may_move = int(request.get("port") or 0), bool(request.get("may_move"))
+            self._relay = Relay(installer.fleet_id, installer.host, port, may_move)
+            return {"report": {"ok": True, "port": self._relay.port}}
+        return {"report": perform(installer, request["op"], bool(request.get("replace_frozen")))}
+
+    def _care(self, request: Json, installer: Installer) -> Json:
+        from remote_agent import agent_care
+
+        if request["op"] == "log":
+            return agent_care.log(installer, int(request.get("max_bytes") or agent_care.MAX_LOG_BYTES))
+        return agent_care.upgrade(installer, request, self._receive_bundle, self._receive_code)
+
+    def _do_code(self, request: Json, installer: Installer) -> Json:
+        from remote_agent.code_session import CodeSession
+
+        self._code = self._code or CodeSession(self._input)
+        return dict(self._code.do(request, installer))
+
+    def _receive_bundle(self) -> bytes:
+        self._say({"need": "bundle"})
+        message = json.loads(self._input.readline(MAX_REQUEST_BYTES))
+        size, self._code_size = int(message["bytes"]), int(message.get("code") or 0)
+        if not 0 < size <= MAX_BUNDLE_BYTES or not 0 <= self._code_size <= MAX_BUNDLE_BYTES:
+            raise InstallError("bad_bundle", f"a bundle of {size} bytes is refused", "deploy again")
+        return self._receive(size)
+
+    def _receive_code(self) -> bytes:
+        """What follows the bundle; b"" where nothing does."""
+        return self._receive(self._code_size)
+
+    def _receive(self, size: int) -> bytes:
+        data = self._input.read(size)
+        if len(data) != size:
+            raise InstallError("cut_off", f"the connection ended after {len(data)} of {size} bytes", "deploy again")
+        return data
+
+    def _say(self, message: Json) -> None:
+        sys.stdout.write(LINE_MARK + json.dumps(message, separators=(",", ":")) + "\n")
+        sys.stdout.flush()
+
+
+def answer(action: "Callable[[], Json]") -> Json:
+    """What `action` returns, or its error as {"error": …}: a person never sees a traceback of the installer."""
+    try:
+        return action()
+    except InstallError as exc:
+        return _error(exc.code, exc.message, exc.next_step)
+    except OSError as exc:
+        error = release.os_error(exc, "the installer failed")
+        return _error(error.code, error.message, error.next_step)
+    except Exception as exc:
+        return _error(
+            "internal",
+            f"the installer failed: {type(exc).__name__}: {exc}",
+            "this is a bug in ProcGuard; please report it",
+        )
+
+
+def _error(code: str, message: str, next_step: str) -> Json:
+    return {"ok": False, "error": {"code": code, "message": message, "next": next_step}}
+
+
+def perform(installer: Installer, op: str, replace_frozen: bool = False) -> Json:
+    operations: "Dict[str, Callable[[], Json]]" = {
+        "ensure": lambda: installer.ensure(replace_frozen),
+        "start": installer.start,
+        "restart": installer.restart,
+        "stop": installer.stop,
+        "status": installer.status,
+        "rollback": installer.rollback,
+        "uninstall": installer.uninstall,
+    }
+    if op not in operations:
+        raise InstallError("bad_request", f"unknown operation: {op}", f"known: install, {', '.join(operations)}")
+    if op not in ("status", "uninstall") and not installer.config():
+        raise installer.not_installed()
+    return operations[op]()
+
+
+# ------------------------------------------------------------------------------------------ the command line
+
+
+def _parser() -> argparse.ArgumentParser:
+    import argparse
+
+    parser = argparse.ArgumentParser(prog="install.py", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument(
+        "op",
+        choices=["install", "ensure", "start", "restart", "stop", "status", "rollback", "uninstall", "code", "session"],
+    )
+    parser.add_argument("--dir", help="the agent's directory, <home>/<fleet>/<host>")
+    parser.add_argument("--home", default="", help="procguard_home; default PROCGUARD_HOME or ~/.procguard")
+    parser.add_argument("--fleet", default="", help="fleet id")
+    parser.add_argument("--host", default="", help="the host's name in the inventory")
+    parser.add_argument("--bundle", help="install: the bundle's file; the request is read as JSON from stdin")
+    parser.add_argument("--dest", default="", help="code: the folder")
+    parser.add_argument("--digest", default="", help="code: of what is to be in it")
+    parser.add_argument("--archive", default="", help="code: what was brought; without it only a look")
+    parser.add_argument("--under-running", action="store_true", help="code: also where workers run")
+    parser.add_argument("--replace-frozen", action="store_true", help="ensure: replace an agent stopped by a signal")
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> Json:
+    if arguments.dir:
+        installer = Installer.of_directory(arguments.dir)
+    else:
+        installer = Installer(arguments.home, arguments.fleet, arguments.host)
+    if arguments.op == "code":
+        from remote_agent.code_session import from_file
+
+        return from_file(installer, arguments.dest, arguments.digest, arguments.archive, arguments.under_running)
+    if arguments.op != "install":
+        return perform(installer, arguments.op, arguments.replace_frozen)
+    if not arguments.bundle:
+        raise InstallError("bad_request", "install needs --bundle FILE", "name the bundle's file")
+    request = json.loads(sys.stdin.buffer.read(MAX_REQUEST_BYTES))
+
+    def read_bundle() -> bytes:
+        with open(arguments.bundle, "rb") as file:
+            return file.read(MAX_BUNDLE_BYTES)
+
+    return installer.install(request, read_bundle)
+
+
+def main(argv: "Optional[List[str]]" = None) -> int:
+    os.umask(0o022)  # releases may be shared; what is private is made 0600 and 0700 explicitly
+    if argv == ["session"]:  # reads no options
+        return Session().run()
+    arguments = _parser().parse_args(argv)
+    if arguments.op == "session":
+        return Session().run()
+    report = answer(lambda: _run(arguments))
+    print(json.dumps(report, indent=2, sort_keys=True))
+    return 0 if report.get("ok") else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,532 @@
+"""All operations on one agent directory of this host: install, ensure, start, stop, roll back, uninstall.
+
+One at a time per directory (flock); each is idempotent and returns a report. Nothing here ever signals a runner or a
+child, but for `uninstall`, which asks the runners to stop their children first. Knows no command line (`install.py`).
+Here, and in what this imports, the rest is imported where it is used: a session that finds all well is most of what a
+second deployment costs a host, and it needs little.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib.util
+import os
+import sys
+import time
+from typing import Any, Callable, Dict, Iterator, List
+
+from remote_agent import agent_process, ids, paths, release
+from remote_agent.keepalive import KeepAlive
+from remote_agent.locks import lock_held
+from remote_agent.release import InstallError
+
+LOCK_TIMEOUT_S = 90.0
+RUNNER_MARGIN_S = 8.0  # beyond a worker's own stop_grace_s
+NO_WAY_NEXT = (
+    "open the manager's port for this host, set procguard_manager_url in the inventory, or let it come through the "
+    "manager's own SSH: procguard_tunnel: true"
+)
+
+# Of the deploying session only, not of the user's environment on this host.
+SESSION_VARIABLES = (
+    "PWD",
+    "OLDPWD",
+    "SHLVL",
+    "_",
+    "TERM",
+    "MAIL",
+    "INVOCATION_ID",
+    "JOURNAL_STREAM",
+    "LS_COLORS",
+    "PS1",
+)
+SESSION_PREFIXES = ("SSH_", "XDG_", "DBUS_", "PROCGUARD_", "VIRTUAL_ENV", "ANSIBLE_", "SUDO_", "MOTD_", "LC_PROCGUARD")
+
+Json = Dict[str, Any]
+
+
+def recorded_environment(environ: "Dict[str, str]") -> "Dict[str, str]":
+    """The base environment of the agent's workers: this host's, without what belongs to the deploying session."""
+    kept = {
+        name: value
+        for name, value in sorted(environ.items())
+        if name not in SESSION_VARIABLES and not name.startswith(SESSION_PREFIXES)
+    }
+    active = environ.get("VIRTUAL_ENV")  # ours, where somebody deploys to this very machine
+    if active and "PATH" in kept:
+        kept["PATH"] = ":".join(one for one in kept["PATH"].split(":") if one != os.path.join(active, "bin"))
+    return kept
+
+
+class Installer:
+    """All operations on one agent directory."""
+
+    def __init__(self, home: str, fleet_id: str, host: str) -> None:
+        if not ids.valid_id(host) or not ids.valid_id(fleet_id):
+            raise InstallError(
+                "bad_request",
+                f"not a valid fleet or host name: {fleet_id!r}, {host!r}",
+                "rename the host in the inventory",
+            )
+        self.home = os.path.abspath(os.path.expanduser(home)) if home else paths.procguard_home()
+        self.fleet_id = fleet_id
+        self.host = host
+        self.dir = paths.agent_dir(self.home, fleet_id, host)
+
+    @classmethod
+    def of_directory(cls, directory: str) -> Installer:
+        config = paths.read_json(paths.agent_file(directory))
+        if not isinstance(config, dict) or not config.get("fleet_id") or not config.get("host"):
+            raise InstallError(
+                "not_installed", f"no agent is installed in {directory}", "deploy it: invoke deploy --hosts …"
+            )
+        directory = os.path.abspath(directory)
+        return cls(os.path.dirname(os.path.dirname(directory)), config["fleet_id"], config["host"])
+
+    # -------------------------------------------------------------------------------------------- looking
+
+    def config(self) -> Json:
+        try:
+            value = paths.read_json(paths.agent_file(self.dir))
+        except ValueError:
+            return {}  # torn by a full disk of another tool: a redeploy writes it anew
+        return value if isinstance(value, dict) else {}
+
+    def keeping(self) -> Json:
+        """install.json: {"service": what was asked for, "keep_alive": what it came to, "reason": why}."""
+        try:
+            value = paths.read_json(self._keeping_file())
+        except ValueError:
+            return {}
+        return value if isinstance(value, dict) else {}
+
+    def running(self) -> bool:
+        runtime_dir = self.config().get("runtime_dir")
+        return agent_process.is_running(runtime_dir) if runtime_dir else False
+
+    def status(self) -> Json:
+        config = self.config()
+        running = self.running()
+        number = agent_process.pid(config["runtime_dir"], self.dir) if running else None
+        secret = config.get("secret", "")
+        return {
+            "ok": True,
+            "installed": bool(config),
+            "running": running,
+            "pid": number,
+            "frozen": number is not None and agent_process.is_frozen(number),  # stopped by a signal or a debugger
+            "release": release.current(self.dir),
+            "previous": release.previous(self.dir),
+            "agent_dir": self.dir,
+            "keep_alive": self.keeping().get("keep_alive", ""),
+            "keep_alive_reason": self.keeping().get("reason", ""),
+            "stopped_by_hand": os.path.exists(self._stop_mark()),
+            "manager_urls": config.get("manager_urls", []),
+            "secret_sha256": ids.secret_sha256(secret) if secret else "",
+            "python": sys.executable,
+            "python_version": ".".join(str(part) for part in sys.version_info[:3]),
+            "platform": platform_tag(),
+            "magic": importlib.util.MAGIC_NUMBER.hex(),  # whose byte code this Python reads
+            "user": os.environ.get("USER", ""),
+            "free_bytes": release.free_bytes(self.dir),
+            "time": time.time(),
+        }
+
+    def reach(self, request: Json) -> Json:
+        """Which of the manager's addresses works from here, and what the others say. Changes nothing."""
+        from remote_agent import reach
+
+        candidates = self._candidates(request)
+        probe = reach.Probe(request["agent_id"], self.fleet_id, request["proof_key"], _trust(request))
+        found = probe.find(candidates) if candidates else None
+        return {"ok": True, "found": found, "failures": probe.failures}
+
+    # ----------------------------------------------------------------------------------------- installing
+
+    def install(
+        self, request: Json, fetch_bundle: "Callable[[], bytes]", fetch_code: "Callable[[], bytes]" = bytes
+    ) -> Json:
+        """Bring this host to what `request` says; see `procguard/deploy/deployer.py` for its fields.
+
+        `fetch_bundle`, then `fetch_code` (its byte code for this Python, b"" where it is made here) are called only
+        when the release is not here yet. A release whose agent does not start is rolled back to the one before it.
+        """
+        with self._locked(make=True):
+            changes: List[str] = []
+            digest = request["release"]
+            unpacked_bytes = int(request.get("unpacked_bytes", 0))
+            if not release.present(self.home, digest) and release.unpack(
+                self.home, digest, fetch_bundle(), unpacked_bytes, fetch_code()
+            ):
+                changes.append("unpacked")
+            before, before_release = self.config(), release.current(self.dir)
+            keeper = self._keeper()
+            config, keeping = self._wanted_config(request, before), self._wanted_keeping(request, keeper)
+            if self._only_other_ways(config, before):
+                paths.write_json(paths.agent_file(self.dir), config, durable=True)
+            elif config != before:
+                changes.append("configured")
+            if before_release != digest[:16]:
+                changes.append("upgraded" if before_release else "installed")
+            if keeping != self.keeping() or keeper.installed() != keeping["keep_alive"]:
+                changes.append("keep-alive")
+            if changes or not self.running() or os.path.exists(self._stop_mark()):
+                changes.append("restarted" if self.running() else "started")
+                self._apply(config, keeping, digest, keeper)
+            return self._report(changes)
+
+    def _only_other_ways(self, config: Json, before: Json) -> bool:
+        """Further addresses of the manager (a VPN or container network came up), while the agent's own one works: they
+        are for its next start, and no reason for one."""
+        ways, known = config["manager_urls"], before.get("manager_urls") or [""]
+        same = {**config, "manager_urls": known} == before
+        return same and ways != known and ways[0] == known[0] and self.running()
+
+    def _apply(self, config: Json, keeping: Json, digest: str, keeper: KeepAlive) -> None:
+        self._clear_stop_mark()
+        self._stop(self.config())
+        paths.write_json(paths.agent_file(self.dir), config, durable=True)
+        switched = release.switch(self.dir, self.home, digest)
+        keeper.install(keeping["keep_alive"])
+        paths.write_json(self._keeping_file(), keeping, durable=True)
+        try:
+            self._start(config, keeper)
+        except InstallError as exc:
+            earlier = release.previous(self.dir) if switched else ""
+            if not earlier:
+                raise
+            self._go_back(config, earlier, keeper)
+            raise InstallError(exc.code, f"{exc.message}; rolled back to release {earlier}", exc.next_step) from exc
+
+    def _wanted_keeping(self, request: Json, keeper: KeepAlive) -> Json:
+        """Chosen once; asked anew only when the inventory wants something else."""
+        service, known = request.get("service") or "auto", self.keeping()
+        if known.get("service") == service and known.get("keep_alive"):
+            return known
+        kind, reason = keeper.choose(service)
+        return {"service": service, "keep_alive": kind, "reason": reason}
+
+    def _wanted_config(self, request: Json, before: Json) -> Json:
+        config: Json = {
+            "fleet_id": self.fleet_id,
+            "host": self.host,
+            "agent_id": request["agent_id"],
+            "secret": request.get("secret") or before.get("secret", ""),
+            "proof_key": request["proof_key"],
+            "runtime_dir": self._runtime_dir(before),
+            "kind": "deployed",
+            "release": request["release"][:16],
+            "python": sys.executable,
+            "base_env": request.get("base_env") or recorded_environment(dict(os.environ)),
+        }
+        if request.get("manager_ca"):
+            config.update(manager_ca=request["manager_ca"], manager_any_name=bool(request.get("manager_any_name")))
+        tunnel_url = request.get("tunnel_url") or (before.get("tunnel_url") if request.get("tunnel_failure") else "")
+        if tunnel_url:
+            config["tunnel_url"] = tunnel_url
+        if not config["secret"]:
+            raise InstallError("no_secret", f"{self.host}: no secret here and none was sent", "deploy again")
+        config["manager_urls"] = self._manager_urls(request, before)
+        return config
+
+    def _manager_urls(self, request: Json, before: Json) -> "List[str]":
+        """[the proven one, the other candidates]. What a running agent uses already is not asked again."""
+        candidates = self._candidates(request)
+        known = before.get("manager_urls") or [""]
+        same_ca = before.get("manager_ca", "") == request.get("manager_ca", "")
+        proven = known[0] in candidates and before.get("proof_key") == request["proof_key"] and same_ca
+        if proven and set(candidates) <= set(known) and self.running():
+            return list(known)
+        if proven:
+            candidates.sort(key=lambda url: url != known[0])
+        from remote_agent import reach
+
+        probe = reach.Probe(request["agent_id"], self.fleet_id, request["proof_key"], _trust(request))
+        found = probe.find(candidates) if candidates else None
+        if found is None:
+            failures = [f"{url}: {why}" for url, why in probe.failures.items()]
+            if request.get("tunnel_failure"):
+                failures.append(f"the tunnel: {request['tunnel_failure']}")
+            tried = "; ".join(failures) or "no address is known"
+            raise InstallError(
+                "manager_out_of_reach",
+                f"{self.host} can't reach the manager ({tried})",
+                NO_WAY_NEXT,
+            )
+        if found == request.get("tunnel_url"):
+            return [found]  # the others would only be waited for each time the tunnel is away
+        return [found] + [url for url in candidates if url != found]
+
+    @staticmethod
+    def _candidates(request: Json) -> "List[str]":
+        """The tunnel comes last: it is a detour, and there for those who have no other way."""
+        given = [url.rstrip("/") for url in request.get("manager_urls", [])]
+        scheme = "https" if given and given[0].startswith("https:") else "http"
+        seen = _seen_client(os.environ.get("SSH_CONNECTION", ""), int(request.get("manager_port") or 0), scheme)
+        tunnel = [request["tunnel_url"]] if request.get("tunnel_url") else []
+        return list(dict.fromkeys(given + ([] if request.get("manager_url_fixed") else seen) + tunnel))
+
+    def _runtime_dir(self, before: Json) -> str:
+        """Once chosen it stays: the locks of live runners lie in it. It is made anew after a reboot emptied /tmp."""
+        known = before.get("runtime_dir", "")
+        if known:
+            try:
+                paths.ensure_private_dir(os.path.dirname(known))
+                paths.ensure_private_dir(known)
+                return str(known)
+            except (OSError, paths.UnsafeDirectory):
+                pass
+        try:
+            return paths.choose_runtime_dir(self.home, self.fleet_id, self.host)
+        except paths.UnsafeDirectory as exc:
+            raise InstallError("no_runtime_dir", str(exc), "make /tmp usable for this user") from exc
+
+    def _report(self, changes: "List[str]") -> Json:
+        report = self.status()
+        report.update(changed=bool(changes), changes=changes)
+        return report
+
+    # ------------------------------------------------------------------------------------ starting, stopping
+
+    def start(self) -> Json:
+        with self._locked():
+            self._clear_stop_mark()
+            return self._ensure(replace_frozen=False)
+
+    def ensure(self, replace_frozen: bool = False) -> Json:
+        """Start the agent unless it runs or was stopped by hand. `replace_frozen`: also one that is stopped."""
+        if self.running() and not replace_frozen:
+            return self._report([])  # cron asks every minute: no lock, no write
+        with self._locked():
+            return self._ensure(replace_frozen)
+
+    def _ensure(self, replace_frozen: bool) -> Json:
+        config = self.config()
+        if not config:
+            raise self.not_installed()
+        if os.path.exists(self._stop_mark()):
+            return dict(self._report([]), ok=False, reason="stopped by hand with `install.py stop`")
+        number = agent_process.pid(config["runtime_dir"], self.dir) if self.running() else None
+        frozen = replace_frozen and number is not None and agent_process.is_frozen(number)
+        if self.running() and not frozen:
+            return self._report([])
+        if frozen:
+            self._stop(config)
+        runtime_dir = self._runtime_dir(config)
+        if runtime_dir != config["runtime_dir"]:
+            config["runtime_dir"] = runtime_dir
+            paths.write_json(paths.agent_file(self.dir), config, durable=True)
+        self._start(config, self._keeper())
+        return self._report(["started"])
+
+    def stop(self) -> Json:
+        """End the agent and keep it ended (keep-alive respects the mark). Children run on."""
+        with self._locked():
+            paths.write_atomic(self._stop_mark(), b"stopped by hand; `install.py start` or a deploy starts it again\n")
+            return self._report(["stopped"] if self._stop(self.config()) else [])
+
+    def restart(self) -> Json:
+        """End the agent, however it is, and start it again. Children run on."""
+        with self._locked():
+            self._clear_stop_mark()
+            was = self._stop(self.config())
+            return dict(self._ensure(replace_frozen=False), changes=["restarted" if was else "started"], changed=True)
+
+    def rollback(self) -> Json:
+        with self._locked():
+            earlier = release.previous(self.dir)
+            if not earlier or not release.present(self.home, earlier):
+                raise InstallError(
+                    "no_previous", f"{self.host}: there is no release to go back to", "deploy the one you want"
+                )
+            self._stop(self.config())
+            self._go_back(self.config(), earlier, self._keeper())
+            return self._report(["rolled back"])
+
+    def _go_back(self, config: Json, earlier: str, keeper: KeepAlive) -> None:
+        release.switch(self.dir, self.home, earlier)
+        config = dict(config, release=earlier)
+        paths.write_json(paths.agent_file(self.dir), config, durable=True)
+        self._start(config, keeper)
+
+    def _start(self, config: Json, keeper: KeepAlive) -> None:
+        by_systemd = self.keeping().get("keep_alive") == "systemd" and keeper.systemctl("restart")
+        if by_systemd and agent_process.await_running(config["runtime_dir"], self.dir):
+            return
+        if not agent_process.is_running(config["runtime_dir"]):
+            agent_process.start(config, self.dir)
+
+    def _stop(self, config: Json) -> bool:
+        if self.keeping().get("keep_alive") == "systemd":
+            self._keeper().systemctl("stop")  # otherwise Restart=always brings it back
+        return bool(config.get("runtime_dir")) and agent_process.stop(config["runtime_dir"], self.dir)
+
+    # ------------------------------------------------------------------------------------------ removing
+
+    def uninstall(self) -> Json:
+        """Stop the agent and its workers and leave nothing of them here. Launchers started by hand stay."""
+        if not os.path.isdir(self.dir):
+            return {"ok": True, "changed": False, "changes": [], "agent_dir": self.dir}
+        with self._locked():
+            config = self.config()
+            self._keeper().remove()
+            self._stop(config)
+            left = self._end_runners(config)
+            if left:
+                raise InstallError(
+                    "workers_left", f"{self.host}: still running: {', '.join(left)}", "stop them, then undeploy again"
+                )
+            if config.get("runtime_dir"):
+                _remove(config["runtime_dir"])
+                _rmdir(os.path.dirname(config["runtime_dir"]))
+            for name in os.listdir(self.dir):
+                if name != "launchers":
+                    _remove(os.path.join(self.dir, name))
+            _rmdir(self.dir)
+            _rmdir(os.path.dirname(self.dir))
+        home_gone = release.remove_if_unused(self.home)
+        return {"ok": True, "changed": True, "changes": ["removed"], "agent_dir": self.dir, "home_gone": home_gone}
+
+    def _end_runners(self, config: Json) -> "List[str]":
+        """Ask each live runner to stop its child and end; the ids of those that did not within their grace."""
+        from remote_agent import control
+
+        waiting: Dict[str, float] = {}
+        runtime_dir = config.get("runtime_dir", "")
+        for directory in _worker_directories(self.dir) if runtime_dir else []:
+            if not lock_held(paths.runner_lock(runtime_dir, directory)):
+                continue
+            spec = paths.read_json(paths.spec_file(directory))
+            if isinstance(spec, dict):
+                paths.write_json(paths.spec_file(directory), dict(spec, desired="removed"))
+                grace_s = float((spec.get("spec") or {}).get("stop_grace_s", 10.0))
+                with contextlib.suppress(OSError):  # it ended by itself meanwhile
+                    link = control.RunnerLink.connect(paths.runner_socket(runtime_dir, directory))
+                    link.assign()
+                    link.close()
+                waiting[directory] = time.monotonic() + grace_s + RUNNER_MARGIN_S
+        left = []
+        for directory, deadline in waiting.items():
+            while lock_held(paths.runner_lock(runtime_dir, directory)):
+                if time.monotonic() > deadline:
+                    left.append(_worker_id(directory))
+                    break
+                time.sleep(0.02)
+        return left
+
+    # --------------------------------------------------------------------------------------------- inside
+
+    def not_installed(self) -> InstallError:
+        return InstallError(
+            "not_installed", f"no agent is installed in {self.dir}", "deploy it: invoke deploy --hosts …"
+        )
+
+    def _make_dir(self) -> None:
+        try:
+            os.makedirs(self.dir, mode=0o700, exist_ok=True)
+            release.check_space(self.dir, 0)
+        except OSError as exc:
+            raise release.os_error(exc, f"cannot make {self.dir}") from exc
+
+    def _keeper(self) -> KeepAlive:
+        return KeepAlive(self.dir, sys.executable, f"{self.fleet_id}/{self.host}")
+
+    def _keeping_file(self) -> str:
+        return os.path.join(self.dir, "install.json")
+
+    def _stop_mark(self) -> str:
+        return os.path.join(self.dir, "stopped")
+
+    def _clear_stop_mark(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._stop_mark())
+
+    @contextlib.contextmanager
+    def _locked(self, make: bool = False) -> Iterator[None]:
+        """One installer at a time per agent directory; its own directory, so hosts that share a home don't wait.
+
+        Only an install makes the directory: an `ensure` that waited for an uninstall must not bring it back.
+        """
+        path = os.path.join(self.dir, "install.lock")
+        deadline = time.monotonic() + LOCK_TIMEOUT_S
+        while True:
+            if make:
+                self._make_dir()
+            elif not os.path.isdir(self.dir):
+                raise self.not_installed()
+            try:
+                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            except FileNotFoundError:
+                continue  # an uninstall removed the directory under us
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.exists(path) and os.stat(path).st_ino == os.fstat(fd).st_ino:
+                    break  # else an uninstall removed the file while we waited for it
+            except BlockingIOError:
+                pass
+            os.close(fd)
+            if time.monotonic() > deadline:
+                raise InstallError(
+                    "busy",
+                    f"{self.host}: another deployment is at work in {self.dir}",
+                    "wait for it, then deploy again",
+                )
+            time.sleep(0.05)
+        try:
+            yield
+        finally:
+            os.close(fd)
+
+
+def _trust(request: Json) -> Any:
+    from remote_agent.tls import Trust
+
+    return Trust(request.get("manager_ca", ""), bool(request.get("manager_any_name")))
+
+
+def platform_tag() -> str:
+    """Where a compiled psutil of another machine works too: same system, machine, C library and CPython."""
+    implementation = sys.implementation.name
+    try:
+        libc = (os.confstr("CS_GNU_LIBC_VERSION") or "other").split()[0]
+    except (OSError, ValueError):
+        libc = "other"
+    return "-".join((sys.platform, os.uname().machine, libc, implementation))
+
+
+def _seen_client(ssh_connection: str, port: int, scheme: str) -> "List[str]":
+    """The deployer's address as this host's sshd sees it: very often also the manager's. [] without SSH."""
+    words = ssh_connection.split()
+    if not words or not port:
+        return []
+    address = words[0].partition("%")[0]
+    return [f"{scheme}://[{address}]:{port}" if ":" in address else f"{scheme}://{address}:{port}"]
+
+
+def _worker_directories(agent_dir: str) -> "List[str]":
+    root = paths.workers_dir(agent_dir)
+    return [os.path.join(root, name) for name in sorted(os.listdir(root))] if os.path.isdir(root) else []
+
+
+def _worker_id(directory: str) -> str:
+    try:
+        with open(paths.worker_id_file(directory), encoding="utf-8") as file:
+            return file.read().strip()
+    except OSError:
+        return os.path.basename(directory)
+
+
+def _remove(path: str) -> None:
+    if os.path.isdir(path) and not os.path.islink(path):
+        import shutil
+
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+
+def _rmdir(path: str) -> None:
+    with contextlib.suppress(OSError):
+        os.rmdir(path)

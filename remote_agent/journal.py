@@ -1,0 +1,146 @@
+"""What an agent must remember over its own death: which commands it carried out, and which events are stored.
+
+Owns journal.jsonl: appended line by line, compacted when it grows. A torn last line (power cut) is skipped. Knows
+neither the manager nor the runners. Only the agent's main loop calls it.
+
+  {"t":"begin","id":"c-7f"}                                  about to act on this command: never act on it again
+  {"t":"end","id":"c-7f","status":"done","message":"…"}      how it went
+  {"t":"ack","w":"worker1","s":1790000000123}                the manager stored this worker's events up to s
+  {"t":"forget","w":"worker1"}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import OrderedDict
+from typing import Any, Optional
+
+from remote_agent.protocol import CommandResult
+
+MAX_COMMANDS = 1000
+MAX_LINES = 5000
+
+
+class Journal:
+    """`acted(id)` before a command is carried out, `begin(id)` just before it is, `end(...)` after."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._commands: OrderedDict[str, Optional[CommandResult]] = OrderedDict()
+        self._acked: dict[str, int] = {}
+        self._lines = 0
+        self._fd = -1
+        self.write_errors = 0  # disk full and the like: what could not be written is kept in memory
+        self._load()
+        self._open()
+
+    def acted(self, command_id: str) -> bool:
+        return command_id in self._commands
+
+    def result(self, command_id: str) -> Optional[CommandResult]:
+        """How the command went; None while it is under way, or when the agent died before it knew."""
+        return self._commands.get(command_id)
+
+    def begin(self, command_id: str) -> None:
+        self._remember(command_id, None)
+        self._append({"t": "begin", "id": command_id})
+
+    def end(self, result: CommandResult) -> None:
+        self._remember(result.command_id, result)
+        record = {"t": "end", "id": result.command_id, "status": result.status, "message": result.message[:500]}
+        self._append(record)
+
+    def acked(self, worker_id: str) -> int:
+        return self._acked.get(worker_id, 0)
+
+    def ack(self, worker_id: str, seq: int) -> bool:
+        """Returns whether this was news. Acknowledgements only rise."""
+        if seq <= self.acked(worker_id):
+            return False
+        self._acked[worker_id] = seq
+        self._append({"t": "ack", "w": worker_id, "s": seq})
+        return True
+
+    def forget(self, worker_id: str) -> None:
+        if self._acked.pop(worker_id, None) is not None:
+            self._append({"t": "forget", "w": worker_id})
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    # ------------------------------------------------------------------------------------------------- the file
+
+    def _remember(self, command_id: str, result: Optional[CommandResult]) -> None:
+        self._commands[command_id] = result
+        self._commands.move_to_end(command_id)
+        while len(self._commands) > MAX_COMMANDS:
+            self._commands.popitem(last=False)
+
+    def _load(self) -> None:
+        try:
+            with open(self._path, "rb") as file:
+                for line in file:
+                    self._lines += 1
+                    self._replay(line)
+        except FileNotFoundError:
+            pass
+
+    def _replay(self, line: bytes) -> None:
+        try:
+            record = json.loads(line)
+            kind = record["t"]
+            if kind == "begin":
+                self._remember(record["id"], None)
+            elif kind == "end":
+                self._remember(record["id"], CommandResult(record["id"], record["status"], record["message"]))
+            elif kind == "ack":
+                self._acked[record["w"]] = max(int(record["s"]), self.acked(record["w"]))
+            elif kind == "forget":
+                self._acked.pop(record["w"], None)
+        except (ValueError, KeyError, TypeError):
+            pass  # torn by a power cut, or of a later release
+
+    def _open(self) -> None:
+        self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        # A line torn by a power cut must not swallow the next one.
+        if os.lseek(self._fd, 0, os.SEEK_END) > 0 and self._lines:
+            with open(self._path, "rb") as file:
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    os.write(self._fd, b"\n")
+
+    def _append(self, record: dict[str, Any]) -> None:
+        if self._lines >= MAX_LINES:
+            self._compact()
+        data = json.dumps(record, separators=(",", ":")).encode() + b"\n"
+        try:
+            os.write(self._fd, data)
+            self._lines += 1
+        except OSError:
+            self.write_errors += 1
+
+    def _compact(self) -> None:
+        records: list[dict[str, Any]] = []
+        for command_id, result in self._commands.items():
+            if result is None:
+                records.append({"t": "begin", "id": command_id})
+            else:
+                records.append({"t": "end", "id": command_id, "status": result.status, "message": result.message})
+        records += [{"t": "ack", "w": worker_id, "s": seq} for worker_id, seq in self._acked.items()]
+        temporary = self._path + ".new"
+        try:
+            with open(temporary, "w", encoding="utf-8") as file:
+                os.fchmod(file.fileno(), 0o600)
+                file.writelines(json.dumps(record, separators=(",", ":")) + "\n" for record in records)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self._path)
+        except OSError:
+            self.write_errors += 1
+            return
+        os.close(self._fd)
+        self._lines = len(records)
+        self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)

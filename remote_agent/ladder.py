@@ -1,0 +1,93 @@
+"""Ends a process tree step by step: stop signal, grace, SIGKILL, again until nothing is left. Owns no clock, no state.
+
+`find` names the living members, `is_empty` says that none can be left, `kill_group` has the kernel kill all it knows
+at one instant. Who drives it calls `step(now)` when `due` is reached or when a child was reaped, until it returns true.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+
+from remote_agent import process_tree
+from remote_agent.process_tree import Identity
+
+FIRST_LOOK_S = 0.01
+LONGEST_LOOK_S = 0.5
+UNKILLABLE_AFTER_S = 5.0
+
+
+class Ladder:
+    def __init__(
+        self, find: Callable[[], list[Identity]], is_empty: Callable[[], bool], kill_group: Callable[[], None]
+    ) -> None:
+        self._find = find
+        self._is_empty = is_empty
+        self._kill_group = kill_group
+        self.kill_at: float | None = None
+        self.due: float | None = None
+        self.active = False
+        self.reached = 0  # processes that got the first signal
+        self.killed = False  # SIGKILL was needed, or asked for
+        self._pause_s = FIRST_LOOK_S
+        self._kill_began = 0.0
+
+    def begin(self, now: float, stop_signal: int, grace_s: float) -> None:
+        """First rung: the stop signal to every member. SIGCONT follows, because a stopped process hears nothing."""
+        self.active = True
+        self.killed = False
+        self.kill_at = now + grace_s
+        self._pause_s = FIRST_LOOK_S
+        members = self._find()
+        self.reached = process_tree.signal_all(members, stop_signal)
+        process_tree.signal_all(members, signal.SIGCONT)
+        self.due = now + min(self._pause_s, grace_s)
+
+    def kill_now(self, now: float) -> None:
+        """Skip to the last rung."""
+        if not self.active:
+            self.active = True
+            self.killed = False
+        self.kill_at = now
+        self.due = now
+
+    def hurry(self, kill_at: float) -> None:
+        """SIGKILL by then at the latest."""
+        if self.active and not self.killed and self.kill_at is not None and kill_at < self.kill_at:
+            self.kill_at = kill_at
+            self.due = min(self.due, kill_at) if self.due is not None else kill_at
+
+    def step(self, now: float) -> bool:
+        """Go on; true once the tree is gone (then the ladder rests). Cheap when called early."""
+        if not self.active:
+            return True
+        if self._is_empty():
+            self.active = False
+            self.kill_at = self.due = None
+            return True
+        if self.kill_at is not None and now >= self.kill_at:
+            self._kill(now)
+        elif self.due is not None and now >= self.due:
+            self._look_again(now)
+        return False
+
+    def _kill(self, now: float) -> None:
+        if not self.killed:
+            self.killed = True
+            self._kill_began = now
+            self._pause_s = FIRST_LOOK_S
+        self._kill_group()
+        # What is in no group may fork while we look: repeat until is_empty, ever more slowly where something can't die.
+        process_tree.signal_all(self._find(), signal.SIGKILL)
+        self._look_again(now)
+        self.kill_at = self.due
+
+    def _look_again(self, now: float) -> None:
+        self._pause_s = min(self._pause_s * 1.5, LONGEST_LOOK_S)
+        self.due = now + self._pause_s
+        if self.kill_at is not None and not self.killed:
+            self.due = min(self.due, self.kill_at)
+
+    def stuck(self, now: float) -> bool:
+        """SIGKILL was sent long ago and something is still there: it sleeps in the kernel (state D)."""
+        return self.active and self.killed and now - self._kill_began > UNKILLABLE_AFTER_S

@@ -1,0 +1,405 @@
+"""The way to the manager: which address, proof that it is our manager, one connection per thread, retry times. HTTP, or
+zmq where both sides have it (channel.py).
+
+Owns connections and credentials; knows no worker and no file. The agent's secret leaves this host only over a
+connection whose other end has just proven that it holds the fleet's key (HMAC over a nonce of ours).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import socket
+import threading
+from dataclasses import dataclass, field
+from typing import Any, Callable, Optional
+
+from remote_agent.channel import Channels
+from remote_agent.digests import same
+from remote_agent.http_wire import HttpConnection, WireTrouble, quote, split_url
+from remote_agent.lease import boottime_ns
+from remote_agent.protocol import MAX_WAIT_S, ZmqOffer, manager_proof
+from remote_agent.tls import Trust, explain
+
+CONNECT_TIMEOUT_S = 4.0
+REQUEST_TIMEOUT_S = 15.0
+MAX_REPLY_BYTES = 16 * 1024 * 1024
+FIRST_RETRY_S, LAST_RETRY_S = 0.2, 5.0
+RETRY_GROWS = 3.0  # the sooner all agents have the same bound, the evener they come back to a manager that was away
+FIRST_REFUSED_S, LAST_REFUSED_S = 2.0, 30.0
+
+
+class LinkDown(Exception):
+    """No answer that can be used; the text says from where and why."""
+
+
+class Unproven(LinkDown):
+    """Somebody answers at the address, but can't prove to be this fleet's manager. The secret was not sent."""
+
+
+class Unknown(Unproven):
+    """The right fleet by name, but the manager there knows no such agent (it lost its state, or we were removed)."""
+
+
+@dataclass
+class Reply:
+    """An HTTP answer. `data` is the JSON object in it, {} where there is none. `asked_ns`: when the first byte of what
+    it answers was about to be sent, on CLOCK_BOOTTIME; the answer was certainly made after that."""
+
+    status: int
+    data: dict[str, Any] = field(default_factory=dict)
+    asked_ns: int = 0
+
+    @property
+    def ok(self) -> bool:
+        return 200 <= self.status < 300
+
+    @property
+    def refused(self) -> bool:
+        return self.status in (401, 403)
+
+    @property
+    def why(self) -> str:
+        """What the manager said went wrong, on one line."""
+        error = self.data.get("error")
+        if not isinstance(error, dict):
+            return f"HTTP {self.status}"
+        message, step = str(error.get("message", "")), str(error.get("next", ""))
+        return f"HTTP {self.status}: {message}; {step}" if step else f"HTTP {self.status}: {message}"
+
+
+def _chance() -> float:
+    """Uniform in [0, 1). The system's own: `random` keeps 100 KB of state for it."""
+    return int.from_bytes(os.urandom(4), "big") / 2.0**32
+
+
+def retry_delay_s(failures: int, refused: bool = False, rng: Callable[[], float] = _chance) -> float:
+    """Full jitter: uniform between (almost) 0 and a bound that grows with each failure in a row (1 = the first)."""
+    first, last = (FIRST_REFUSED_S, LAST_REFUSED_S) if refused else (FIRST_RETRY_S, LAST_RETRY_S)
+    bound: float = min(last, first * RETRY_GROWS ** min(max(0, failures - 1), 20))
+    return max(0.02, bound * rng())
+
+
+@dataclass
+class Credentials:
+    """Who this agent is. `secret` and `proof_key` are "" for a launcher that isn't registered yet."""
+
+    agent_id: str
+    fleet_id: str = ""
+    secret: str = field(default="", repr=False)
+    proof_key: str = field(default="", repr=False)
+
+
+class Addresses:
+    """The manager's addresses, which of them is in use, and whose certificate is believed there. Shared by the
+    connections; thread-safe."""
+
+    def __init__(self, urls: list[str], trust: Optional[Trust] = None, tunnel_url: str = "") -> None:
+        """`tunnel_url`: the one of them that leads into a tunnel of the manager's, if any does."""
+        if not urls:
+            raise ValueError("no manager address")
+        self._urls = [url.rstrip("/") for url in urls]
+        self.trust = trust or Trust()
+        self.tunnel_url = tunnel_url
+        self._current = 0
+        self._lock = threading.Lock()
+
+    def current(self) -> str:
+        with self._lock:
+            return self._urls[self._current]
+
+    def failed(self, url: str) -> None:
+        """`url` did not answer: the next one is tried, unless another connection has moved on already."""
+        with self._lock:
+            if self._urls[self._current] == url:
+                self._current = (self._current + 1) % len(self._urls)
+
+
+class Connection:
+    """One kept-alive connection to the manager, used by one thread. Opens, proves and reopens by itself.
+
+    `channels`: which channel may be used (None: HTTP alone); `logs`: it carries log bytes, which have a zmq port of
+    their own."""
+
+    def __init__(
+        self, addresses: Addresses, credentials: Credentials, channels: Optional[Channels] = None, *, logs: bool = False
+    ) -> None:
+        self._addresses = addresses
+        self._credentials = credentials
+        self._channels = channels
+        self._logs = logs
+        self._http: Optional[HttpConnection] = None
+        self._zmq: Any = None  # zmq_wire.ZmqWire; while it stands, there is no HTTP connection
+        self._zmq_answered = False
+        self._base = ""
+        self._url = ""
+        self._closed = False
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: Optional[bytes] = None,
+        *,
+        timeout_s: float = REQUEST_TIMEOUT_S,
+        content_type: str = "application/json",
+    ) -> Reply:
+        """Send with the agent's credentials, after the manager's proof. Raises LinkDown (Unproven, Unknown).
+
+        A kept-alive connection that the manager closed meanwhile is opened anew, once. Every request of an agent may
+        arrive twice: events, results and log bytes carry numbers of their own.
+        """
+        mine = self._credentials
+        headers = {"Authorization": f"Bearer {mine.secret}", "X-ProcGuard-Agent": mine.agent_id}
+        if body is not None:
+            headers["Content-Type"] = content_type
+        reused = self._http is not None or self._zmq is not None
+        try:
+            return self._exchange(method, path, body, headers, timeout_s, prove=True)
+        except LinkDown as exc:
+            if isinstance(exc, Unproven) or not reused or _timed_out(exc.__cause__):
+                raise
+        return self._exchange(method, path, body, headers, timeout_s, prove=True)
+
+    def anonymous(
+        self,
+        method: str,
+        path: str,
+        body: Optional[bytes] = None,
+        *,
+        token: str = "",
+        timeout_s: float = REQUEST_TIMEOUT_S,
+    ) -> Reply:
+        """Without the agent's secret: registration and hello. `token`: an enrolment token, sent as the bearer."""
+        headers = {"Content-Type": "application/json"} if body is not None else {}
+        if token:
+            headers["Authorization"] = f"Bearer {token}"
+        self.disconnect()
+        return self._exchange(method, path, body, headers, timeout_s, prove=False)
+
+    def close(self) -> None:
+        """For ever, and from any thread: a request under way ends with LinkDown."""
+        self._closed = True
+        connection, wire = self._http, self._zmq
+        if wire is not None:
+            wire.interrupt()
+        if connection is not None:
+            try:
+                connection.sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+
+    def disconnect(self) -> None:
+        connection, self._http = self._http, None
+        wire, self._zmq = self._zmq, None
+        if connection is not None:
+            connection.close()
+        if wire is not None:
+            wire.close()
+
+    # -------------------------------------------------------------------------------------------------- inside
+
+    def _exchange(
+        self, method: str, path: str, body: Optional[bytes], headers: dict[str, str], timeout_s: float, *, prove: bool
+    ) -> Reply:
+        if self._zmq is not None:
+            return self._send_zmq(method, path, body, timeout_s)
+        try:
+            if self._http is None:
+                self._open()
+                if prove:
+                    self._prove()
+            elif prove and self._channels is not None and self._channels.due():
+                self._prove()
+            if self._zmq is not None:
+                return self._send_zmq(method, path, body, timeout_s)
+            return self._send(method, path, body, headers, timeout_s)
+        except Unproven:
+            self._give_up_on_address()
+            raise
+        except (OSError, WireTrouble, ValueError) as exc:
+            self._give_up_on_address()
+            raise LinkDown(f"{self._url}: {_reason(exc)}") from exc
+
+    def _give_up_on_address(self) -> None:
+        self.disconnect()
+        self._addresses.failed(self._url)
+
+    def _open(self) -> None:
+        if self._closed:
+            raise LinkDown("the agent is ending")
+        self._url = self._addresses.current()
+        address = split_url(self._url)
+        self._base = address.path.rstrip("/")
+        connection = HttpConnection(address, CONNECT_TIMEOUT_S, self._addresses.trust)
+        _notice_dead_peers(connection.sock)
+        self._http = connection
+        if self._url == self._addresses.tunnel_url:
+            _check_tunnel(self._url, address.port)
+
+    def _prove(self) -> None:
+        """Have the other end prove the fleet's key; go over to zmq where it offers that. Raises Unproven, Unknown."""
+        offer = self._hello()
+        channels = self._channels
+        if offer is None or channels is None:
+            return
+        if not channels.has_key:
+            if not channels.load():
+                return
+            offer = self._hello()  # now with our key
+        if offer is not None:
+            wire = channels.connect(split_url(self._url).host, offer, self._logs)
+            if wire is not None:
+                self.disconnect()
+                self._zmq, self._zmq_answered = wire, False
+                if self._closed:
+                    wire.interrupt()
+
+    def _hello(self) -> Optional[ZmqOffer]:
+        """Ask for the proof, and check it. Returns what the manager offers besides, where we can use it."""
+        mine = self._credentials
+        nonce = os.urandom(16).hex()
+        query = f"/api/hello?agent={quote(mine.agent_id)}&nonce={nonce}"
+        if self._channels is not None:
+            query += self._channels.hello_query(mine.proof_key, mine.agent_id, nonce)
+        reply = self._send("GET", query, None, {}, REQUEST_TIMEOUT_S)
+        if reply.status >= 500 or reply.status == 429:
+            raise LinkDown(f"{self._url}: {reply.why}")
+        fleet_id, proof = reply.data.get("fleet_id"), reply.data.get("proof")
+        if not reply.ok or not isinstance(fleet_id, str):
+            raise Unproven(f"{self._url} does not answer like a manager ({reply.why})")
+        if fleet_id != mine.fleet_id:
+            raise Unproven(f"{self._url} is the manager of fleet {fleet_id[:80]}, not of {mine.fleet_id}")
+        if not proof:
+            raise Unknown(f"the manager at {self._url} does not know agent {mine.agent_id}")
+        if not same(str(proof), manager_proof(mine.proof_key, mine.fleet_id, mine.agent_id, nonce)):
+            raise Unproven(
+                f"{self._url} cannot prove that it is the manager of fleet {mine.fleet_id}; the secret was not sent"
+            )
+        if self._channels is None:
+            return None
+        return self._channels.read_offer(reply.data.get("zmq"), mine.proof_key, mine.agent_id, nonce)
+
+    def _send_zmq(self, method: str, path: str, body: Optional[bytes], timeout_s: float) -> Reply:
+        """Only what a proven manager may hear comes this way. A connection that fails is opened anew, by HTTP first."""
+        from remote_agent.zmq_wire import ZmqTrouble
+
+        asked_ns = boottime_ns()
+        try:
+            status, answer = self._zmq.exchange(method, path, self._credentials.secret, body, timeout_s=timeout_s)
+        except ZmqTrouble as exc:
+            self.disconnect()
+            if self._channels is not None and (not self._zmq_answered or _timed_out(exc)):
+                self._channels.failed(str(exc))  # a channel that connects and says nothing is none
+            raise LinkDown(str(exc)) from exc
+        self._zmq_answered = True
+        return Reply(status, _json_object(answer), asked_ns)
+
+    def _send(self, method: str, path: str, body: Optional[bytes], headers: dict[str, str], timeout_s: float) -> Reply:
+        if self._http is None:
+            raise LinkDown(f"{self._url}: the connection was closed")
+        asked_ns = boottime_ns()
+        answer, keep = self._http.exchange(
+            method, self._base + path, headers, body, timeout_s=timeout_s, max_bytes=MAX_REPLY_BYTES
+        )
+        if not keep:
+            self.disconnect()
+        return Reply(answer.status, _json_object(answer.body), asked_ns)
+
+
+class Caller(threading.Thread):
+    """A thread that makes one request at a time for the main loop, and hands the outcome to `deliver`.
+
+    `deliver(tag, outcome)` is called on this thread; outcome is a Reply or a LinkDown.
+    """
+
+    def __init__(self, name: str, connection: Connection, deliver: Callable[[str, Any], None]) -> None:
+        super().__init__(name=f"procguard-{name}", daemon=True)
+        self._connection = connection
+        self._deliver = deliver
+        self._jobs: queue.SimpleQueue[Optional[tuple[str, Callable[[Connection], Reply]]]] = queue.SimpleQueue()
+        self.busy = False  # written by the main loop only: a request is under way or its outcome not yet handled
+
+    def submit(self, tag: str, job: Callable[[Connection], Reply]) -> None:
+        assert not self.busy, "one request at a time"
+        self.busy = True
+        self._jobs.put((tag, job))
+
+    def end(self) -> None:
+        self._jobs.put(None)
+        self._connection.close()
+
+    def run(self) -> None:
+        while True:
+            item = self._jobs.get()
+            if item is None:
+                return
+            tag, job = item
+            try:
+                outcome: Any = job(self._connection)
+            except LinkDown as exc:
+                outcome = exc
+            except Exception as exc:  # a bug here must not end the thread, and the link with it
+                self._connection.disconnect()
+                outcome = LinkDown(f"{type(exc).__name__}: {exc}")
+            self._deliver(tag, outcome)
+
+
+def heartbeat(agent_id: str, payload: dict[str, Any]) -> Callable[[Connection], Reply]:
+    body = json.dumps(payload, separators=(",", ":")).encode()
+    path = f"/api/agents/{quote(agent_id)}/heartbeat"
+    return lambda connection: connection.request("POST", path, body)
+
+
+def poll(agent_id: str, rev: str, seq: int) -> Callable[[Connection], Reply]:
+    """The held request for commands; the manager answers within MAX_WAIT_S."""
+    path = f"/api/agents/{quote(agent_id)}/commands?wait={MAX_WAIT_S:g}&rev={quote(rev)}&seq={seq}"
+    return lambda connection: connection.request("GET", path, timeout_s=MAX_WAIT_S + REQUEST_TIMEOUT_S)
+
+
+def _check_tunnel(url: str, port: int) -> None:
+    """Raises Unproven where somebody else of this host listens in the relay's place."""
+    from remote_agent.loopback import is_own_listener
+
+    if not is_own_listener(port):
+        raise Unproven(
+            f"{url} is a tunnel's port, and another user of this host listens there; the secret was not sent"
+        )
+
+
+def _notice_dead_peers(sock: socket.socket) -> None:
+    """A manager that vanished without a word is noticed in about 30 s, not in two hours."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4), ("TCP_USER_TIMEOUT", 30000)):
+        if hasattr(socket, name):
+            try:
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+            except OSError:
+                pass
+
+
+def _json_object(payload: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(payload) if payload else {}
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _timed_out(exc: Optional[BaseException]) -> bool:
+    return isinstance(exc, (TimeoutError, socket.timeout))  # two classes before Python 3.10, and zmq_wire's
+
+
+def _reason(exc: BaseException) -> str:
+    if _timed_out(exc):
+        return "no answer in time"
+    if isinstance(exc, WireTrouble):
+        return str(exc)
+    of_tls = explain(exc)
+    if of_tls:
+        return of_tls
+    if isinstance(exc, OSError):
+        return exc.strerror or str(exc) or type(exc).__name__
+    return f"{type(exc).__name__}: {exc}".rstrip(": ")

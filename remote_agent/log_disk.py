@@ -1,0 +1,183 @@
+"""What of a worker's logs stays on the host's disk (a pure decision), and the file operations that carry it out.
+
+Bytes are given back by punching holes: the file keeps its size, so that an offset names the same byte for ever. Where
+the file system can't, a finished log is replaced by a sparse copy of its end. Knows neither threads nor the manager.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from remote_agent import paths
+
+BURST_BYTES = 64 * 1024 * 1024  # beyond keep_local, of what the manager is just taking
+STEP_BYTES = 1024 * 1024  # holes end at multiples of it: few, and of whole blocks
+_FALLOC_PUNCH = 0x03  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+_SYNC_RANGE = 0x07  # SYNC_FILE_RANGE_WAIT_BEFORE | WRITE | WAIT_AFTER
+SEEK_DATA = getattr(os, "SEEK_DATA", 3)  # the kernel's number; PyPy has no name for it
+_PUNCH_BYTES = 4 * STEP_BYTES  # at once: a writer waits for the end of each
+
+
+@dataclass(frozen=True)
+class FileState:
+    """`complete`: nothing more comes and the manager has it all. `current`: of the attempt that runs, or ran last.
+    `wanted_from`: the manager is just taking the bytes from here on; `size` where it is away or has them."""
+
+    attempt: int
+    stream: str
+    size: int
+    complete: bool
+    current: bool
+    wanted_from: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.attempt}.{self.stream}"
+
+
+def decide(files: list[FileState], keep_bytes: int, keep_attempts: int) -> tuple[dict[str, int], list[int]]:
+    """({file: offset before which its bytes leave the disk}, attempts that leave it whole).
+
+    Each file keeps its last `keep_bytes`, and so do all finished attempts of the worker together, the newest first;
+    a burst that the manager is taking is given a little more room. What the manager lacks of a finished attempt leaves
+    a file behind (a hole), so that its size can be told.
+    """
+    cuts = {one.key: _cut(one, keep_bytes) // STEP_BYTES * STEP_BYTES for one in files}
+    removed = []
+    left_bytes = keep_bytes + STEP_BYTES
+    finished = sorted({one.attempt for one in files if not one.current}, reverse=True)
+    kept = len({one.attempt for one in files if one.current})
+    for attempt in finished:
+        mine = [one for one in files if one.attempt == attempt]
+        left_bytes -= sum(one.size - cuts[one.key] for one in mine)
+        complete = all(one.complete for one in mine)
+        if complete and (kept >= keep_attempts or left_bytes < 0):
+            removed.append(attempt)
+            continue
+        kept += 1
+        if left_bytes < 0:
+            cuts.update({one.key: max(cuts[one.key], _cut(one, 0)) for one in mine})
+    return {key: end for key, end in cuts.items() if end and int(key.partition(".")[0]) not in removed}, removed
+
+
+def _cut(file: FileState, keep_bytes: int) -> int:
+    wanted = max(file.wanted_from, file.size - keep_bytes - BURST_BYTES)
+    return max(0, min(file.size - keep_bytes, wanted))
+
+
+def punch_hole(path: str, offset: int, length: int) -> str:
+    """Free these bytes' blocks; the file keeps its size. Returns "" or why it did not work. Never holds a writer up
+    for long: dirty pages are written out before, and it is done in parts."""
+    import ctypes
+
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        fallocate, sync_range = libc.fallocate64, libc.sync_file_range
+    except (OSError, AttributeError):
+        return "no fallocate"
+    fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    sync_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        for start in range(offset, offset + length, _PUNCH_BYTES):
+            size = min(_PUNCH_BYTES, offset + length - start)
+            if _has_data(descriptor, start, size):
+                sync_range(descriptor, start, size, _SYNC_RANGE)
+                if fallocate(descriptor, _FALLOC_PUNCH, start, size) != 0:
+                    return os.strerror(ctypes.get_errno())
+    finally:
+        os.close(descriptor)
+    return ""
+
+
+def _has_data(descriptor: int, start: int, size: int) -> bool:
+    try:
+        return os.lseek(descriptor, start, SEEK_DATA) < start + size
+    except OSError:  # none up to the end
+        return False
+
+
+def trim(path: str, end: int) -> None:
+    """Replace a log that nobody writes to by a sparse copy without the bytes before `end`. Raises OSError."""
+    copy = path + ".trim"
+    source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        size = os.fstat(source).st_size
+        target = os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, paths.PRIVATE_FILE)
+        try:
+            position = end
+            while position < size:
+                data = os.pread(source, STEP_BYTES, position)
+                if not data:
+                    break
+                position += os.pwrite(target, data, position)
+            os.ftruncate(target, size)
+            os.fsync(target)
+        finally:
+            os.close(target)
+        os.replace(copy, path)
+    except OSError:
+        unlink(copy)
+        raise
+    finally:
+        os.close(source)
+
+
+def next_data(descriptor: int, offset: int, size: int) -> int:
+    """The first offset >= `offset` with bytes in it. A log written by O_APPEND has no holes but those punched."""
+    try:
+        found = min(size, os.lseek(descriptor, offset, SEEK_DATA))
+    except OSError as exc:
+        found = size if exc.errno == errno.ENXIO else offset
+    if found > offset and os.pread(descriptor, 4096, offset).strip(b"\0"):
+        return offset  # bytes are there, whatever the file system says
+    return found
+
+
+@dataclass
+class Marks:
+    """What the next agent must know of finished files ("3.out"): `complete` {file: size} are with the manager whole;
+    `gone` {file: offset}: trimmed."""
+
+    complete: dict[str, int] = field(default_factory=dict)
+    gone: dict[str, int] = field(default_factory=dict)
+
+
+def _marks_file(worker_directory: str) -> str:
+    return os.path.join(worker_directory, "shipped.json")
+
+
+def _trims_file(worker_directory: str) -> str:
+    return os.path.join(worker_directory, "trimmed.json")
+
+
+def read_marks(worker_directory: str) -> Marks:
+    """Missing or torn: the manager is asked again."""
+    return Marks(_read_numbers(_marks_file(worker_directory)), _read_numbers(_trims_file(worker_directory)))
+
+
+def _read_numbers(path: str) -> dict[str, int]:
+    try:
+        value: Any = paths.read_json(path)
+    except (OSError, ValueError):
+        return {}
+    return {key: number for key, number in value.items() if isinstance(number, int)} if isinstance(value, dict) else {}
+
+
+def write_marks(worker_directory: str, marks: Marks) -> None:
+    try:
+        paths.write_json(_marks_file(worker_directory), marks.complete)
+        if marks.gone:
+            paths.write_json(_trims_file(worker_directory), marks.gone)
+    except OSError:
+        pass  # asked again after the next start
+
+
+def unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError:
+        pass

@@ -1,0 +1,318 @@
+"""Watches the log files of this host's workers: how long they are, when their bytes came, what must leave the disk.
+
+Owns the table of log files, their time index and the disk's bounds (`logs.keep_local`, `logs.keep_attempts`), which
+hold whether the manager is there or not. Only looks at files and gives blocks back, so that it can never block a
+child. Knows no HTTP. A thread of its own: a manager that hangs must not stop the clock.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any, Callable, Optional
+
+from remote_agent import log_disk, paths
+from remote_agent.log_disk import FileState
+from remote_agent.log_times import TimeIndex
+
+KEEP_LOCAL_BYTES = 256 * 1024 * 1024
+KEEP_ATTEMPTS = 10
+MIN_KEEP_BYTES = 1024 * 1024
+LOOK_EVERY_S = 0.1
+QUIET_S = 2.0  # a finished attempt's file unchanged for this long is complete
+AWAY_S = 3.0  # nothing acknowledged for this long: the manager is away, what waits may be dropped
+AGAIN_S = 5.0  # after a disk refused something
+QUIET_LOOK_EVERY_S = 0.2  # at one that says nothing: what it says next is still seen within 0.3 s; settled: 1 s
+BOUNDS_EVERY_S = 2.0
+
+
+@dataclass(frozen=True)
+class ShippedWorker:
+    """What the main loop tells about a worker: `newest` is the highest attempt; `settled`: it doesn't run and nothing
+    of it does; `report_drained` asks for a message once all its bytes are acknowledged."""
+
+    worker_id: str
+    directory: str
+    newest: int = 0
+    report_drained: bool = False
+    settled: bool = False
+
+
+@dataclass
+class LogFile:
+    """One log file. `acked` None: the manager was not asked yet. Bytes below `gone` are no longer on this disk."""
+
+    attempt: int
+    stream: str
+    path: str
+    index: TimeIndex
+    acked: Optional[int] = None
+    size: int = 0
+    gone: int = 0
+    changed_at: float = -1.0  # monotonic: when the size was last seen to change, or the manager's answer
+    complete: bool = False  # no more bytes come, and the manager has them all
+
+    @property
+    def key(self) -> str:
+        return f"{self.attempt}.{self.stream}"
+
+    @property
+    def waiting(self) -> bool:
+        return not self.complete and (self.acked is None or self.acked < self.size)
+
+
+@dataclass
+class WorkerLogs:
+    """One worker's files. `lock` is held by who changes them or reads bytes that could be punched meanwhile."""
+
+    told: ShippedWorker
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    files: dict[str, LogFile] = field(default_factory=dict)
+    listed: bool = False
+    listed_mtime_ns: int = -1
+    look_again_at: float = 0.0  # monotonic
+    bounds_at: float = 0.0  # monotonic
+    taken_at: float = -1.0  # monotonic: when the manager last took bytes
+    blocked_until: float = 0.0  # monotonic: the manager refused this worker's bytes
+    drained_told: bool = False
+    trouble: str = ""  # the last that was said
+    quiet: bool = False  # nothing came for QUIET_S, and nothing waits
+
+    def in_order(self) -> list[LogFile]:
+        return sorted(self.files.values(), key=lambda one: (one.attempt, one.stream))
+
+
+class LogFiles:
+    """`update` with the table of workers whenever it changes, `look` every `pause_s`. `say(kind, text)` gets
+    ("log_trouble", …) and ("log_note", …)."""
+
+    def __init__(
+        self,
+        say: Callable[[str, Any], None],
+        *,
+        keep_local_bytes: int = KEEP_LOCAL_BYTES,
+        keep_attempts: int = KEEP_ATTEMPTS,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._say = say
+        self._wall = wall
+        self._keep_bytes = keep_local_bytes
+        self._keep_attempts = keep_attempts
+        self._told: tuple[ShippedWorker, ...] = ()
+        self._workers: dict[str, WorkerLogs] = {}
+        self._can_punch = True
+        self.pause_s = LOOK_EVERY_S  # until the next `look`: longer while nobody says anything
+
+    # ------------------------------------------------------------------------------- called by the main loop
+
+    def update(self, workers: list[ShippedWorker]) -> bool:
+        """True if the table changed."""
+        told = tuple(workers)
+        changed = told != self._told
+        self._told = told
+        return changed
+
+    def keep(self, keep_bytes: Optional[int], keep_attempts: Optional[int]) -> None:
+        """logs.keep_local and logs.keep_attempts, as the manager says them; None: as before."""
+        if keep_bytes is not None:
+            self._keep_bytes = max(MIN_KEEP_BYTES, keep_bytes)
+        if keep_attempts is not None:
+            self._keep_attempts = max(1, keep_attempts)
+
+    # ------------------------------------------------------------------------------------------- watching
+
+    def workers(self) -> list[WorkerLogs]:
+        return list(self._workers.values())
+
+    def look(self, now: float) -> bool:
+        """Look at every file that may have changed. True if bytes wait for the manager."""
+        told = {one.worker_id: one for one in self._told}
+        for worker_id in [one for one in self._workers if one not in told]:
+            del self._workers[worker_id]
+        waiting = False
+        for worker_id, one in told.items():
+            worker = self._workers.setdefault(worker_id, WorkerLogs(one))
+            try:
+                with worker.lock:
+                    if worker.told is not one:
+                        worker.told, worker.look_again_at, worker.drained_told = one, 0.0, False
+                    if now >= worker.look_again_at and not self._as_before(worker, now):
+                        self._look_at(worker, now)
+                    waiting = waiting or any(file.waiting for file in worker.files.values())
+            except OSError as exc:
+                worker.look_again_at = now + AGAIN_S
+                trouble = f"{worker_id}: its log files: {exc.strerror or exc}"
+                if trouble != worker.trouble:
+                    worker.trouble = trouble
+                    self._say("log_trouble", trouble)
+        lively = any(not one.quiet for one in self._workers.values())
+        self.pause_s = LOOK_EVERY_S if lively else QUIET_LOOK_EVERY_S
+        return waiting
+
+    @staticmethod
+    def _as_before(worker: WorkerLogs, now: float) -> bool:
+        """The usual case, kept cheap: somebody quiet, looked at for weeks. Its lengths and its directory decide."""
+        if not worker.quiet or now >= worker.bounds_at:
+            return False
+        try:
+            if os.stat(paths.attempts_dir(worker.told.directory)).st_mtime_ns != worker.listed_mtime_ns:
+                return False
+            for file in worker.files.values():
+                if not file.complete and os.stat(file.path).st_size != file.size:
+                    return False
+        except FileNotFoundError:
+            return False
+        worker.look_again_at = now + QUIET_LOOK_EVERY_S - 0.01
+        return True
+
+    def _look_at(self, worker: WorkerLogs, now: float) -> None:
+        self._list(worker)
+        if worker.taken_at < 0:
+            worker.taken_at = now  # a new agent: the manager is given a moment
+        grown = False
+        for file in list(worker.files.values()):
+            if not file.complete:
+                grown = self._measure(worker, file, now) or grown
+                self._finish(worker, file, now)
+        if grown or now >= worker.bounds_at:
+            worker.bounds_at = now + BOUNDS_EVERY_S
+            self._keep_bounds(worker, now)
+        open_files = [one for one in worker.files.values() if not one.complete]
+        worker.quiet = not grown and all(now - one.changed_at > QUIET_S and not one.waiting for one in open_files)
+        if not grown and all(now - one.changed_at > QUIET_S for one in open_files):
+            worker.look_again_at = now + (1.0 if worker.told.settled else QUIET_LOOK_EVERY_S - 0.01)
+
+    def _list(self, worker: WorkerLogs) -> None:
+        """Look for new files, only when the directory has changed."""
+        directory = paths.attempts_dir(worker.told.directory)
+        worker.listed = True
+        try:
+            mtime_ns = os.stat(directory).st_mtime_ns
+        except FileNotFoundError:
+            return
+        if mtime_ns == worker.listed_mtime_ns:
+            return
+        first = worker.listed_mtime_ns == -1
+        marks = log_disk.read_marks(worker.told.directory) if first else log_disk.Marks()
+        for name in os.listdir(directory):
+            stem, _, suffix = name.partition(".")
+            if not stem.isdigit() or suffix not in ("log", "err"):
+                continue
+            stream, path = "out" if suffix == "log" else "err", os.path.join(directory, name)
+            if f"{int(stem)}.{stream}" not in worker.files:
+                self._found(worker, LogFile(int(stem), stream, path, TimeIndex(path)), marks)
+        # A file made within the clock's tick after this listing leaves the same mtime: trust it only once it is old.
+        if time.time_ns() - mtime_ns > 50_000_000:
+            worker.listed_mtime_ns = mtime_ns
+        elif first:
+            worker.listed_mtime_ns = -2
+
+    def _found(self, worker: WorkerLogs, file: LogFile, marks: log_disk.Marks) -> None:
+        found = os.stat(file.path)
+        file.size = found.st_size
+        file.gone = marks.gone.get(file.key, 0)
+        file.complete = marks.complete.get(file.key) == file.size
+        if not file.complete:
+            file.index.saw_first(file.size, min(found.st_mtime, self._wall()))
+        worker.files[file.key] = file
+
+    def _measure(self, worker: WorkerLogs, file: LogFile, now: float) -> bool:
+        """True if it has grown."""
+        try:
+            size = os.stat(file.path).st_size
+        except FileNotFoundError:  # somebody cleaned up
+            file.complete = True
+            return False
+        grown = size != file.size
+        if grown:
+            if not file.waiting:
+                worker.taken_at = now  # what waits begins to wait now
+            file.size = size
+            file.changed_at = now
+            file.index.saw(size, self._wall())
+        if file.acked is not None:
+            file.index.forget_before(file.acked)
+        if file.waiting or not worker.told.report_drained:  # else its directory may be on its way out
+            try:
+                file.index.write(self._wall(), waiting=file.waiting)
+            except OSError:
+                pass  # a full disk: the times stay in memory, and the bounds below give room
+        return grown
+
+    @staticmethod
+    def _ended(worker: WorkerLogs, file: LogFile, now: float) -> bool:
+        """Whether this attempt gets no more bytes."""
+        over = file.attempt < worker.told.newest or worker.told.settled
+        return over and (file.complete or (0 <= file.changed_at <= now - QUIET_S))
+
+    def _finish(self, worker: WorkerLogs, file: LogFile, now: float) -> None:
+        """An attempt that is not the newest gets no more bytes: once the manager has them, it is left alone."""
+        if file.changed_at < 0:
+            file.changed_at = now
+        if file.waiting or file.complete or file.attempt >= worker.told.newest:
+            return
+        if self._ended(worker, file, now):
+            file.complete = True
+            file.index.remove()
+            self._write_marks(worker)
+
+    @staticmethod
+    def _write_marks(worker: WorkerLogs) -> None:
+        files = worker.files.values()
+        log_disk.write_marks(
+            worker.told.directory,
+            log_disk.Marks(
+                {one.key: one.size for one in files if one.complete}, {one.key: one.gone for one in files if one.gone}
+            ),
+        )
+
+    # -------------------------------------------------------------------------------------- the disk's bounds
+
+    def _keep_bounds(self, worker: WorkerLogs, now: float) -> None:
+        newest, away = worker.told.newest, now - worker.taken_at > AWAY_S
+        states = [
+            FileState(
+                one.attempt,
+                one.stream,
+                one.size,
+                one.complete,
+                one.attempt >= newest,
+                one.size if away else (one.acked or 0),
+            )
+            for one in worker.files.values()
+        ]
+        cuts, removed = log_disk.decide(states, self._keep_bytes, self._keep_attempts)
+        for attempt in removed:
+            self._remove(worker, attempt)
+        for key, end in cuts.items():
+            file = worker.files[key]
+            if end > file.gone:
+                self._cut(worker, file, end, now)
+
+    def _remove(self, worker: WorkerLogs, attempt: int) -> None:
+        for file in [one for one in worker.files.values() if one.attempt == attempt]:
+            log_disk.unlink(file.path)
+            file.index.remove()
+            del worker.files[file.key]
+        log_disk.unlink(paths.exit_file(worker.told.directory, attempt))
+        self._write_marks(worker)
+
+    def _cut(self, worker: WorkerLogs, file: LogFile, end: int, now: float) -> None:
+        """Give the disk back what lies before `end`, shipped or not."""
+        if self._can_punch:
+            problem = log_disk.punch_hole(file.path, file.gone, end - file.gone)
+            if not problem:
+                file.gone = end
+                return
+            self._can_punch = False
+            self._say(
+                "log_note",
+                f"logs.keep_local holds only once an attempt has ended: the file system of {file.path} cannot give "
+                f"back parts of a file ({problem}); procguard_home may lie on ext4, xfs, btrfs or tmpfs instead",
+            )
+        if self._ended(worker, file, now):
+            log_disk.trim(file.path, end)
+            file.gone = end
+            self._write_marks(worker)  # that file system may not tell what is a hole

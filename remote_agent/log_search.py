@@ -1,0 +1,217 @@
+"""Looks through this host's logs for the manager: one search at a time, on a thread and in a process of its own.
+
+Owns that thread, which is there only while there is something to look for, its connection, and the process (grep.py)
+with its deadline. Nothing of the agent waits for it: not its loop, not its links, not the shipping of logs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import select
+import threading
+import time
+from collections import deque
+from typing import Any, Callable, Optional
+
+from remote_agent.http_wire import quote
+from remote_agent.link import Connection, Credentials, LinkDown
+from remote_agent.protocol import LogMatch, LogSearch, LogSearchResult, encode
+
+GREP = os.path.join(os.path.dirname(os.path.abspath(__file__)), "grep.py")
+KNOWN = "search"  # what heartbeats say of it
+MAX_WAITING = 4
+MAX_REMEMBERED = 64
+MAX_TIMEOUT_S = 60.0
+MAX_LINES = 5000
+MAX_ANSWER_CHARS = 512 * 1024  # of the lines of one answer
+MAX_OUTPUT_BYTES = 8 * 1024 * 1024
+GRACE_S = 2.0  # for the process to begin, and to say by itself that its time is up
+IDLE_S = 20.0  # then thread and connection go
+TRIES = 3
+
+Directories = Callable[[str], Optional[str]]
+
+
+class LogSearcher:
+    """`take` from the main loop; all else happens elsewhere. `connect` makes the connection that answers travel on."""
+
+    def __init__(self, credentials: Credentials, python: str, connect: Callable[[], Connection]) -> None:
+        self._credentials, self._python, self._connect = credentials, python, connect
+        self._seen: deque[str] = deque(maxlen=MAX_REMEMBERED)
+        self._jobs: queue.SimpleQueue[tuple[Optional[LogSearch], list[list[str]]]] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._open = 0  # taken and not answered; under the lock
+        self._running = False  # there is a thread; under the lock
+        self._ending = threading.Event()
+        self._connection: Optional[Connection] = None
+
+    def take(self, searches: list[LogSearch], directory_of: Directories) -> None:
+        """`directory_of(worker_id)`: where its attempts' logs lie, or None where it is not here."""
+        for search in searches:
+            if search.search_id in self._seen:
+                continue  # told twice
+            self._seen.append(search.search_id)
+            places = [[one, place] for one in search.workers for place in [directory_of(one)] if place is not None]
+            with self._lock:
+                if self._open >= MAX_WAITING:
+                    continue  # the manager says that this host did not answer
+                self._open += 1
+                start, self._running = not self._running, True
+            self._jobs.put((search, places))
+            if start:
+                threading.Thread(target=self._run, name="procguard-search", daemon=True).start()
+
+    def end(self) -> None:
+        self._ending.set()
+        self._jobs.put((None, []))
+        connection = self._connection
+        if connection is not None:
+            connection.close()
+
+    # -------------------------------------------------------------------------------------------- its thread
+
+    def _run(self) -> None:
+        while not self._ending.is_set():
+            try:
+                search, places = self._jobs.get(timeout=IDLE_S)
+            except queue.Empty:
+                with self._lock:
+                    if self._open:
+                        continue
+                    self._running = False
+                break
+            if search is None:
+                break
+            try:
+                self._answer(look(self._python, search, places, self._ending))
+            except Exception as exc:  # a bug here must not end the thread with searches still open
+                self._answer(LogSearchResult(search.search_id, "failed", f"{type(exc).__name__}: {exc}"))
+            with self._lock:
+                self._open -= 1
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.disconnect()
+
+    def _answer(self, result: LogSearchResult) -> None:
+        path = f"/api/agents/{quote(self._credentials.agent_id)}/searches"
+        body = json.dumps(encode(result), separators=(",", ":")).encode()
+        for turn in range(TRIES):
+            if self._connection is None:
+                self._connection = self._connect()
+            try:
+                self._connection.request("POST", path, body)
+                return  # taken, or nobody waits for it any more
+            except LinkDown:
+                if self._ending.wait(0.5 * (turn + 1)):
+                    return
+
+
+# ------------------------------------------------------------------------------------------------- one search
+
+
+def look(python: str, search: LogSearch, places: list[list[str]], ending: threading.Event) -> LogSearchResult:
+    """Have a process of its own look, and take what it has found by the deadline."""
+    import subprocess
+
+    began = time.monotonic()
+    timeout_s = min(MAX_TIMEOUT_S, max(0.1, search.timeout_s))
+    request = {
+        **encode(search),
+        "workers": places,
+        "timeout_s": timeout_s,
+        "max_lines": min(MAX_LINES, search.max_lines),
+    }
+    process = subprocess.Popen(
+        [python, "-I", "-S", GREP],
+        cwd="/",
+        env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        bufsize=0,
+    )
+    hearing = _Hearing(search)
+    try:
+        deadline = began + timeout_s + GRACE_S
+        _talk(process, json.dumps(request).encode(), hearing, deadline, ending)
+    finally:
+        if process.poll() is None:
+            process.kill()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None and not pipe.closed:
+                pipe.close()
+        try:
+            process.wait(GRACE_S)
+        except subprocess.TimeoutExpired:
+            pass  # in the kernel, on a disk that hangs; init gets it
+    return hearing.result(round(time.monotonic() - began, 3))
+
+
+def _talk(process: Any, request: bytes, hearing: _Hearing, deadline: float, ending: threading.Event) -> None:
+    """Write the request, read what is said, never beyond the deadline."""
+    writing, reading = process.stdin.fileno(), process.stdout.fileno()
+    os.set_blocking(writing, False)
+    left: Optional[memoryview] = memoryview(request)
+    while not ending.is_set():
+        wait_s = deadline - time.monotonic()
+        if wait_s <= 0:
+            return
+        readable, writable, _ = select.select([reading], [writing] if left is not None else [], [], min(wait_s, 0.5))
+        if writable and left is not None:
+            try:
+                left = left[os.write(writing, left) :]
+            except BrokenPipeError:
+                left = left[:0]
+            if not left:
+                left = None
+                process.stdin.close()
+        if readable:
+            data = os.read(reading, 65536)
+            if not data or not hearing.take(data):
+                return
+
+
+class _Hearing:
+    """What the process says, line by line, as far as it has come."""
+
+    def __init__(self, search: LogSearch) -> None:
+        self._search = search
+        self._line = b""
+        self._bytes_heard = 0
+        self._lines: list[LogMatch] = []
+        self._found = self._looked = 0
+        self._done: Optional[bool] = None
+        self._error = ""
+
+    def take(self, data: bytes) -> bool:
+        """False: enough."""
+        self._bytes_heard += len(data)
+        *whole, self._line = (self._line + data).split(b"\n")
+        for line in whole:
+            said = json.loads(line)
+            if isinstance(said, list):
+                worker, attempt, stream, offset, at, text, begin, end = said
+                self._lines.append(LogMatch(worker, attempt, stream, offset, text, begin, end, round(at, 3)))
+            else:
+                self._looked, self._found = said.get("bytes", self._looked), said.get("found", self._found)
+                self._done = said.get("done", self._done)
+                self._error = said.get("error", self._error)
+        return self._bytes_heard < MAX_OUTPUT_BYTES
+
+    def result(self, elapsed_s: float) -> LogSearchResult:
+        made = LogSearchResult(self._search.search_id, "done", self._error, elapsed_s=elapsed_s)
+        if self._error:
+            made.status = "failed"
+        elif self._done is not True:
+            made.status, made.reason = "timeout", "not all of its logs were looked through in time"
+        room = MAX_ANSWER_CHARS
+        for line in sorted(self._lines, key=lambda one: -one.at)[: self._search.max_lines]:
+            room -= len(line.text) + 100
+            if room < 0:
+                break
+            made.lines.append(line)
+        made.found, made.bytes = max(self._found, len(self._lines)), self._looked
+        return made

@@ -1,0 +1,214 @@
+"""Ships the bytes of log files to the manager, from the offset that it acknowledged last: none lost, none twice.
+
+Owns the conversation with the manager about log bytes; what lies on the disk is log_files'. Reads files only, so that
+it can never block a child. Two threads: one watches the files (with or without a manager), one sends.
+
+What the manager has is the truth: this side asks for it (an empty POST) after each start, and goes back to it when it
+is told 409. Bytes that are gone here (punched, trimmed) are announced with gap=1 and the offset of the next byte.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import Any, Callable, Optional
+
+from remote_agent import log_disk
+from remote_agent.http_wire import quote
+from remote_agent.link import Connection, LinkDown, Reply, retry_delay_s
+from remote_agent.log_files import (
+    KEEP_ATTEMPTS,
+    KEEP_LOCAL_BYTES,
+    LogFile,
+    LogFiles,
+    ShippedWorker,
+    WorkerLogs,
+)
+from remote_agent.protocol import MAX_LOG_POST_BYTES
+
+CHUNK_BYTES = 1024 * 1024
+LARGE_CHUNK_BYTES = MAX_LOG_POST_BYTES  # while more than this waits
+MIN_CHUNK_BYTES = 64 * 1024
+MAX_RUNS = 200  # times in one post: about 3 KB of its address
+REFUSED_AGAIN_S = 10.0
+
+
+class LogShipper(threading.Thread):
+    """`update` with the table of workers whenever it changes; `deliver(kind, value)` gets ("drained", worker_id),
+    ("log_trouble", text) and ("log_note", text). `watch` from the agent's first moment, `start` once there is a
+    manager."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        deliver: Callable[[str, Any], None],
+        *,
+        keep_local_bytes: int = KEEP_LOCAL_BYTES,
+        keep_attempts: int = KEEP_ATTEMPTS,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        super().__init__(name="procguard-logs", daemon=True)
+        self._connection = connection
+        self._deliver = deliver
+        self.files = LogFiles(deliver, keep_local_bytes=keep_local_bytes, keep_attempts=keep_attempts, wall=wall)
+        self._wall = wall
+        self._max_chunk_bytes = LARGE_CHUNK_BYTES
+        self._waiting = threading.Event()  # there are bytes to send
+        self._hurry = threading.Event()  # the link is up again, or the agent ends
+        self._ending = threading.Event()
+        self._failures = 0
+        self._watcher: Optional[threading.Thread] = None
+
+    # ------------------------------------------------------------------------------- called by the main loop
+
+    def update(self, workers: list[ShippedWorker]) -> None:
+        if self.files.update(workers):
+            self._waiting.set()
+
+    def keep(self, keep_bytes: Optional[int], keep_attempts: Optional[int]) -> None:
+        self.files.keep(keep_bytes, keep_attempts)
+
+    def watch(self) -> None:
+        self._watcher = threading.Thread(target=self._watch, name="procguard-log-watch", daemon=True)
+        self._watcher.start()
+
+    def link_is_up(self) -> None:
+        """The manager answers: no need to wait for the next try."""
+        self._hurry.set()
+
+    def end(self) -> None:
+        self._ending.set()
+        self._hurry.set()
+        self._waiting.set()
+        self._connection.close()
+
+    # --------------------------------------------------------------------------------------------- the threads
+
+    def _watch(self) -> None:
+        while not self._ending.is_set():
+            try:
+                if self.files.look(time.monotonic()):
+                    self._waiting.set()
+            except Exception as exc:  # a bug here must not end the watch for all workers
+                self._deliver("log_trouble", f"{type(exc).__name__}: {exc}")
+                self._ending.wait(1.0)
+            self._ending.wait(self.files.pause_s)
+
+    def run(self) -> None:
+        if self._watcher is None:
+            self.watch()
+        while not self._ending.is_set():
+            try:
+                moved = self.ship(time.monotonic())
+                self._failures = 0
+            except LinkDown as exc:
+                self._failures += 1
+                if self._failures == 3 and not self._ending.is_set():
+                    self._deliver("log_trouble", str(exc))
+                self._hurry.clear()
+                self._hurry.wait(retry_delay_s(self._failures))
+                continue
+            except Exception as exc:  # a bad disk must not end log shipping for the other workers
+                self._deliver("log_trouble", f"{type(exc).__name__}: {exc}")
+                moved = False
+                self._ending.wait(1.0)
+            if not moved:
+                self._waiting.wait(1.0)
+            self._waiting.clear()
+
+    def ship(self, now: float) -> bool:
+        """One round: at most one chunk of each worker, so that a loud one does not starve the others.
+
+        Returns whether anything was sent. Raises LinkDown.
+        """
+        moved = False
+        for worker in self.files.workers():
+            if now < worker.blocked_until:
+                continue
+            try:
+                moved = self._ship_worker(worker, now) or moved
+            except OSError as exc:
+                worker.blocked_until = now + 1.0
+                self._deliver("log_trouble", f"{worker.told.worker_id}: cannot read its log: {exc.strerror or exc}")
+        return moved
+
+    def _ship_worker(self, worker: WorkerLogs, now: float) -> bool:
+        with worker.lock:
+            told, listed = worker.told, worker.listed
+            waiting = [file for file in worker.in_order() if file.waiting]
+        for file in waiting:
+            if self._ship_file(worker, file, now):
+                worker.drained_told = False
+                return True
+        if told.report_drained and not worker.drained_told and not waiting and listed:
+            worker.drained_told = True
+            self._deliver("drained", told.worker_id)
+        return False
+
+    def _ship_file(self, worker: WorkerLogs, file: LogFile, now: float) -> bool:
+        """Send one chunk. Returns whether something was sent."""
+        if file.acked is None:
+            return self._answer(worker, file, self._post(worker, file, 0, b"", [(0, self._wall())]), 0, now)
+        with worker.lock:
+            try:
+                start, data, runs = self._read(file)
+            except FileNotFoundError:
+                file.complete = True
+                return False
+        gap = start > file.acked
+        if not data and not gap:
+            return False
+        reply = self._post(worker, file, start, data, runs, gap)
+        return self._answer(worker, file, reply, len(data), now)
+
+    def _read(self, file: LogFile) -> tuple[int, bytes, list[tuple[int, float]]]:
+        """(offset, bytes, their times): from the acknowledged offset, or beyond the hole that begins there."""
+        assert file.acked is not None
+        descriptor = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            size = min(file.size, os.fstat(descriptor).st_size)
+            start = log_disk.next_data(descriptor, max(file.acked, min(file.gone, size)), size)
+            waiting = max(0, size - start)
+            chunk = CHUNK_BYTES if waiting < LARGE_CHUNK_BYTES else LARGE_CHUNK_BYTES
+            runs, end = file.index.runs(start, start + min(waiting, chunk, self._max_chunk_bytes), MAX_RUNS)
+            return start, os.pread(descriptor, end - start, start), runs or [(start, self._wall())]
+        finally:
+            os.close(descriptor)
+
+    def _post(
+        self,
+        worker: WorkerLogs,
+        file: LogFile,
+        offset: int,
+        data: bytes,
+        runs: list[tuple[int, float]],
+        gap: bool = False,
+    ) -> Reply:
+        at = round(runs[0][1] or self._wall(), 3)
+        path = (
+            f"/api/workers/{quote(worker.told.worker_id)}/logs?attempt={file.attempt}&stream={file.stream}"
+            f"&offset={offset}&at={at:.3f}{'&gap=1' if gap else ''}"
+        )
+        if len(runs) > 1:
+            path += "&times=" + ",".join(f"{start - offset}:{(when - at) * 1000:.0f}" for start, when in runs[1:])
+        return self._connection.request("POST", path, data, content_type="application/octet-stream")
+
+    def _answer(self, worker: WorkerLogs, file: LogFile, reply: Reply, length: int, now: float) -> bool:
+        acked = reply.data.get("acked")
+        if (reply.ok or reply.status == 409) and isinstance(acked, int) and acked >= 0:
+            moved = acked != file.acked
+            file.acked = acked
+            if moved or acked >= file.size:
+                worker.taken_at = now
+            if not moved and length:
+                worker.blocked_until = now + 1.0  # an answer that gets us nowhere must not spin
+            return moved
+        if reply.status == 413 and self._max_chunk_bytes > MIN_CHUNK_BYTES:
+            self._max_chunk_bytes = max(MIN_CHUNK_BYTES, min(self._max_chunk_bytes, max(length, 1)) // 2)
+            return True
+        if reply.status >= 500 or reply.status == 429:
+            raise LinkDown(f"logs of {worker.told.worker_id}: {reply.why}")
+        worker.blocked_until = now + REFUSED_AGAIN_S
+        self._deliver("log_trouble", f"{worker.told.worker_id}: the manager does not take its log: {reply.why}")
+        return False

@@ -1,0 +1,196 @@
+"""What the agent measures and when: usage of host and workers, GPUs, and from these the signs of a hang.
+
+Owns the meters and their pace; the reading itself is done on helper threads and comes back through `take`. Main loop
+only. Knows no manager.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Callable, Optional
+
+from remote_agent import paths
+from remote_agent.gpus import NO_GPUS, GpuReader, Reading, attribute, driver_shows, fill_usage
+from remote_agent.proc_usage import Sample
+from remote_agent.protocol import GpuUsage, HostUsage
+from remote_agent.slot import WorkerSlot
+from remote_agent.states import RUNNING
+from remote_agent.suspicion import Rhythm, Suspicion
+from remote_agent.usage import choose_meter
+
+USAGE_EVERY_S = 5.0
+GPUS_EVERY_S = 5.0
+GPUS_AWAITED_EVERY_S = 1.0  # while a worker waits for one
+LOOK_FOR_DRIVER_S = 60.0
+REMEMBER_EVERY_S = 60.0
+
+Submit = Callable[[Any, Callable[[], Any]], bool]
+
+
+class Measuring:
+    def __init__(self, agent_dir: str, python: str, submit: Submit) -> None:
+        self._meter = choose_meter(agent_dir)
+        self._submit = submit
+        self._reader: Optional[GpuReader] = None
+        self._python = python
+        self._busy: set[str] = set()
+        self._next_usage = self._next_gpus = self._next_driver = self._next_remember = 0.0  # monotonic
+        self._trees: dict[str, Any] = {}
+        self._suspicions: dict[str, Suspicion] = {}
+        self._remembered: dict[str, dict[str, Any]] = {}
+        self._host: Optional[HostUsage] = None
+        self.reading: Optional[Reading] = None  # the newest of the GPUs
+        self.owner_of: Callable[[int], str] = lambda index: ""  # GPU -> the worker it is handed to
+
+    @property
+    def available(self) -> bool:
+        return bool(self._meter.available)
+
+    def next_at(self) -> float:
+        """When `tick` is to be called at the latest."""
+        times = [self._next_driver]
+        if "usage" not in self._busy and self.available:
+            times.append(self._next_usage)
+        if "gpus" not in self._busy and self._reader is not None:
+            times.append(self._next_gpus)
+        return min(times)
+
+    def end(self) -> None:
+        if self._reader is not None:
+            self._reader.end()
+
+    # ------------------------------------------------------------------------------------------------- the pace
+
+    def tick(self, slots: dict[str, WorkerSlot], now: float, interval_s: float, gpus_awaited: bool) -> None:
+        if now >= self._next_driver:
+            self._next_driver = now + LOOK_FOR_DRIVER_S
+            if self._reader is None and driver_shows():
+                self._reader = GpuReader(self._python)
+            elif self._reader is None:
+                self.reading = NO_GPUS
+        if gpus_awaited:
+            self._next_gpus = min(self._next_gpus, now + GPUS_AWAITED_EVERY_S)
+        runners = {slot.worker_id: int(slot.status.get("runner_pid") or 0) for slot in slots.values() if slot.link}
+        if self.available and now >= self._next_usage and "usage" not in self._busy:
+            attempts = {worker_id: (slots[worker_id].directory, slots[worker_id].attempt) for worker_id in runners}
+            if self._submit("usage", lambda: (self._meter.sample(runners), log_marks(attempts))):
+                self._busy.add("usage")
+            self._next_usage = now + max(USAGE_EVERY_S, interval_s)
+        if self._reader is not None and now >= self._next_gpus and "gpus" not in self._busy:
+            reader, trees = self._reader, self._trees
+            held = {worker_id: list(slot.gpus) for worker_id, slot in slots.items()}
+            if self._submit("gpus", lambda: _read_gpus(reader, now, runners, trees, held)):
+                self._busy.add("gpus")
+            self._next_gpus = now + max(GPUS_EVERY_S, interval_s)
+
+    # ------------------------------------------------------------------------------------------------ the results
+
+    def take(self, tag: Any, value: Any, slots: dict[str, WorkerSlot], now: float) -> bool:
+        """A helper's result; False where it is none of ours."""
+        if tag not in ("usage", "gpus"):
+            return False
+        self._busy.discard(tag)
+        if isinstance(value, Exception):
+            return True
+        if tag == "gpus":
+            self.reading = value
+        else:
+            sample, marks = value
+            self._take_sample(sample, marks, slots, now)
+        return True
+
+    def _take_sample(self, sample: Sample, marks: dict[str, Any], slots: dict[str, WorkerSlot], now: float) -> None:
+        self._host, self._trees = sample.host, sample.trees
+        for worker_id, slot in slots.items():
+            slot.usage = sample.workers.get(worker_id)
+            slot.suspect = self._suspicion_of(slot, sample, marks.get(worker_id), now)
+        for gone in [worker_id for worker_id in self._suspicions if worker_id not in slots]:
+            del self._suspicions[gone]
+        if now >= self._next_remember:
+            self._next_remember = now + REMEMBER_EVERY_S
+            self._remember(slots)
+
+    def _suspicion_of(self, slot: WorkerSlot, sample: Sample, mark: Any, now: float) -> str:
+        suspicion = self._suspicion(slot)
+        if slot.state != RUNNING or slot.worker_id not in sample.trees or mark is None or mark[0] != slot.attempt:
+            if slot.state != RUNNING:
+                suspicion.stopped()
+            return ""
+        return suspicion.observe(slot.attempt, sample.trees[slot.worker_id], mark, self.gpus_of(slot.worker_id), now)
+
+    def _suspicion(self, slot: WorkerSlot) -> Suspicion:
+        found = self._suspicions.get(slot.worker_id)
+        if found is None:
+            try:
+                stored = paths.read_json(_rhythm_file(slot.directory))
+            except (OSError, ValueError):
+                stored = None
+            found = self._suspicions[slot.worker_id] = Suspicion(Rhythm(stored))
+        return found
+
+    def silence_limit_s(self, slot: WorkerSlot) -> Optional[float]:
+        """The longest pause in its output that its own rhythm explains; None: not known."""
+        return self._suspicion(slot).rhythm.limit_s
+
+    def _remember(self, slots: dict[str, WorkerSlot]) -> None:
+        """What is known of each job's rhythm, for the agent that comes after this one."""
+        for worker_id, suspicion in self._suspicions.items():
+            stored = suspicion.rhythm.stored()
+            if worker_id in slots and stored["writes"] and self._remembered.get(worker_id) != stored:
+                try:
+                    paths.write_json(_rhythm_file(slots[worker_id].directory), stored)
+                    self._remembered[worker_id] = stored
+                except OSError:
+                    return  # tried again in a minute
+
+    # --------------------------------------------------------------------------------------------- what is told
+
+    def host_usage(self, slots: dict[str, WorkerSlot]) -> Optional[HostUsage]:
+        """For the heartbeat; fills in the workers' share of the GPUs, too."""
+        reading = self.reading
+        if reading is None or not reading.present:
+            return self._host
+        for gpu in reading.gpus:
+            gpu.worker_id = self.owner_of(gpu.index)
+        for slot in slots.values():
+            if slot.usage is not None:
+                fill_usage(slot.usage, slot.worker_id, reading.gpus, slot.gpus)
+        if self._host is not None:
+            self._host.gpus, self._host.gpu_trouble = reading.gpus, reading.trouble
+        return self._host
+
+    def gpus_of(self, worker_id: str) -> list[GpuUsage]:
+        """Those it uses, and those handed to it."""
+        gpus = self.reading.gpus if self.reading is not None else []
+        return [
+            gpu
+            for gpu in gpus
+            if self.owner_of(gpu.index) == worker_id or any(one.worker_id == worker_id for one in gpu.processes)
+        ]
+
+
+def _read_gpus(
+    reader: GpuReader, now: float, runners: dict[str, int], trees: dict[str, Any], held: dict[str, list[int]]
+) -> Reading:
+    reading = reader.read(now)
+    attribute(reading, runners, trees, held)
+    return reading
+
+
+def log_marks(attempts: dict[str, tuple[str, int]]) -> dict[str, Any]:
+    return {worker_id: log_mark(directory, attempt) for worker_id, (directory, attempt) in attempts.items()}
+
+
+def log_mark(directory: str, attempt: int) -> tuple[int, int, int]:
+    """Changes with every output of this attempt: (attempt, bytes of stdout, of stderr). Logs are only appended to."""
+    sizes = []
+    for stream in ("out", "err"):
+        try:
+            sizes.append(os.stat(paths.log_file(directory, attempt, stream)).st_size)
+        except OSError:
+            sizes.append(0)
+    return attempt, sizes[0], sizes[1]
+
+
+def _rhythm_file(directory: str) -> str:
+    return os.path.join(directory, "rhythm.json")

@@ -1,0 +1,41 @@
+"""Keeps a long-lived process small: what the C library is told about memory. Knows nothing of what the process does.
+
+Not by MALLOC_ARENA_MAX and the like in the environment: runners and jobs would inherit it.
+"""
+
+from __future__ import annotations
+
+import gc
+
+# mallopt(3), the same numbers on every glibc.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+_LARGE_BYTES = 256 * 1024
+
+
+def begin_small() -> None:
+    """Before the first thread. One heap for all threads instead of one each; a large block (a piece of log, a long
+    answer) goes back to the kernel when it is freed. Without glibc: nothing happens."""
+    mallopt = getattr(_libc(), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, 1)
+        mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _LARGE_BYTES)
+
+
+def settle() -> None:
+    """After the start: what it took and no longer needs goes back; what stays is not looked at by each collection."""
+    gc.collect()
+    if hasattr(gc, "freeze"):  # not in PyPy
+        gc.freeze()
+    trim = getattr(_libc(), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def _libc() -> object:
+    try:
+        import ctypes
+
+        return ctypes.CDLL(None)
+    except (ImportError, OSError):
+        return None

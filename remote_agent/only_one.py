@@ -1,0 +1,92 @@
+"""At most one runner per worker: its lock, the check of the former runner, and the socket that comes with the lock.
+
+Knows paths and processes, nothing of what a runner does with them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import time
+
+from remote_agent import paths, process_tree
+from remote_agent.control import EXIT_ALREADY_RUNNING
+from remote_agent.process_tree import Identity
+
+LOCK_PATIENCE_S = 2.0  # a runner that is just ending gives its lock back within this time
+
+
+class CannotStart(Exception):
+    """`code` is the exit status; the text names the worker's directory and the next step."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+def take_lock(path: str, patience_s: float = LOCK_PATIENCE_S) -> int:
+    """The descriptor that holds the lock. Raises CannotStart where another runner keeps it."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, paths.PRIVATE_FILE)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if is_still_at(path, descriptor):
+                return descriptor
+        except OSError:
+            pass
+        os.close(descriptor)
+        if time.monotonic() > deadline:
+            raise CannotStart(EXIT_ALREADY_RUNNING, f"another runner holds {path}: connect to it instead")
+        time.sleep(0.02)
+
+
+def is_still_at(path: str, descriptor: int) -> bool:
+    """False when the file was removed or replaced while we opened it: then the lock protects nothing."""
+    try:
+        there, here = os.stat(path), os.fstat(descriptor)
+    except OSError:
+        return False
+    return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
+
+
+def refuse_second(worker_dir: str, patience_s: float = LOCK_PATIENCE_S) -> None:
+    """A lock file can vanish (a cleaned /tmp); the runner that state.json names, if alive, still has the worker."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            state = paths.read_json(paths.state_file(worker_dir))
+        except (ValueError, OSError):
+            return  # damaged: the lock alone must do
+        if not isinstance(state, dict):
+            return
+        pid, start = state.get("runner_pid") or 0, state.get("runner_start") or 0
+        if pid == os.getpid() or not process_tree.is_alive(Identity(pid, start, state.get("boot_id"))):
+            return
+        if time.monotonic() > deadline:
+            raise CannotStart(
+                EXIT_ALREADY_RUNNING, f"the runner of {worker_dir} is alive (pid {pid}), but not its lock"
+            )
+        time.sleep(0.02)
+
+
+def listen(path: str) -> socket.socket:
+    """The control socket. Only the holder of the lock may call this: it replaces what lies there."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        before = os.umask(0o177)
+        try:
+            listener.bind(path)
+        finally:
+            os.umask(before)
+        listener.listen(8)
+        listener.setblocking(False)
+    except OSError:
+        listener.close()
+        raise
+    return listener

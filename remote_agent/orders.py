@@ -1,0 +1,140 @@
+"""Commands from the manager: each is carried out at most once, on the attempt it means, or expires visibly.
+
+Owns the journal's command side and the results on their way back. restart and kill go to the runner, which checks the
+attempt and the time again; start and stop need nothing here (the assignments say it). Main loop only; knows no HTTP.
+
+A command is good for `ttl_s` from when its answer was sent. When that was, nobody here can know: this process, or the
+whole host, may have been frozen while the answer lay in a socket. It was after the request left, and that is what
+counts. Times are seconds on CLOCK_BOOTTIME.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+from remote_agent.journal import Journal
+from remote_agent.protocol import Command, CommandResult
+from remote_agent.slot import WorkerSlot
+from remote_agent.states import STOPPED
+
+MAX_RESULTS = 500
+PROMPT_S = 1.0  # an answer within this time after its question did not lie about: what it says of time is so
+
+
+class Orders:
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self.seq = 0  # the highest Command.seq received by this process
+        self._results: dict[str, CommandResult] = {}  # not yet at the manager
+        self._sent: set[str] = set()  # in the heartbeat that is under way
+        self._news = False
+
+    def receive(self, commands: list[Command], slots: dict[str, WorkerSlot], now: float, asked: float) -> None:
+        """`asked`: when the request left that this answers. What may be too late since then is not taken: the manager
+        tells it again, with the time that is left, or says that it has expired."""
+        for command in sorted(commands, key=lambda one: one.seq):
+            acts = command.command in ("restart", "kill")
+            expires = asked + max(0.0, command.ttl_s)
+            if acts and now >= expires and now > asked + PROMPT_S:
+                return
+            self.seq = max(self.seq, command.seq)
+            if acts:
+                self._receive_one(command, slots.get(command.worker_id), now, expires)
+
+    def send_postponed(self, slot: WorkerSlot, now: float) -> None:
+        """Commands that waited for the worker's runner."""
+        if slot.link is not None and not slot.heard:
+            return
+        waiting, slot.postponed = slot.postponed, []
+        for command, expires in waiting:
+            self._act(command, slot, expires, now)
+
+    def runner_result(self, slot: WorkerSlot, message: dict[str, Any]) -> None:
+        command_id = str(message.get("id", ""))
+        # Told again to an agent that has just come: news only if its predecessor died before it heard it.
+        open_since_before = self._journal.acted(command_id) and self._journal.result(command_id) is None
+        if slot.waiting.pop(command_id, None) is not None or open_since_before:
+            status = str(message.get("status"))
+            status = status if status in ("done", "expired") else "failed"
+            self._end(command_id, status, str(message.get("message", "")))
+
+    def runner_gone(self, slot: WorkerSlot) -> None:
+        """The runner ended before it answered: what became of its worker tells how it went."""
+        waiting, slot.waiting = slot.waiting, {}
+        for command_id, command in waiting.items():
+            over = slot.attempt > command.attempt or (command.command == "kill" and slot.state == STOPPED)
+            self._end(command_id, "done" if over else "failed", "" if over else "its runner ended before it answered")
+
+    def results(self) -> list[CommandResult]:
+        """For the heartbeat that leaves now."""
+        chosen = list(self._results.values())[:MAX_RESULTS]
+        self._sent = {result.command_id for result in chosen}
+        return chosen
+
+    def results_taken(self) -> None:
+        """That heartbeat was answered."""
+        for command_id in self._sent:
+            self._results.pop(command_id, None)
+        self._sent = set()
+
+    def take_news(self) -> bool:
+        news, self._news = self._news, False
+        return news
+
+    def _receive_one(self, command: Command, slot: Optional[WorkerSlot], now: float, expires: float) -> None:
+        if slot is None and not self._journal.acted(command.command_id):
+            self._refuse(command.command_id, "failed", f"no worker {command.worker_id} on this host")
+        elif slot is not None:
+            self._act(command, slot, expires, now)
+
+    def _act(self, command: Command, slot: WorkerSlot, expires: float, now: float) -> None:
+        ready = slot.heard if slot.link is not None else slot.settled
+        if self._journal.acted(command.command_id):
+            self._repeat(command, slot, ready)
+        elif now >= expires:
+            self._refuse(command.command_id, "expired", "too late; nothing was done")
+        elif slot.attempt > command.attempt:
+            self._refuse(
+                command.command_id,
+                "failed",
+                f"meant attempt {command.attempt}, which is over (now: attempt {slot.attempt}); nothing was done",
+            )
+        elif not ready or slot.attempt < command.attempt:
+            self._postpone(command, slot, expires)  # its runner is starting, or being adopted
+        elif slot.link is not None:
+            self._journal.begin(command.command_id)
+            slot.waiting[command.command_id] = command
+            order = slot.link.restart if command.command == "restart" else slot.link.kill
+            order(command.attempt, command.command_id, int(expires * 1e9))
+        else:
+            done = command.command == "kill"
+            text = f"was {slot.state} already" if done else f"{slot.worker_id} is {slot.state}; start it instead"
+            self._refuse(command.command_id, "done" if done else "failed", text)
+
+    def _postpone(self, command: Command, slot: WorkerSlot, expires: float) -> None:
+        if all(one.command_id != command.command_id for one, _ in slot.postponed):
+            slot.postponed.append((command, expires))
+
+    def _repeat(self, command: Command, slot: WorkerSlot, ready: bool) -> None:
+        """Told again, perhaps because our result was lost: answer again, act never."""
+        known = self._journal.result(command.command_id)
+        if known is not None:
+            self._results[known.command_id] = known
+            self._news = True
+        elif command.command_id in slot.waiting:
+            return
+        elif not ready:
+            self._postpone(command, slot, float("inf"))  # its runner may still tell how it went
+        else:
+            over = slot.attempt > command.attempt or (command.command == "kill" and slot.state == STOPPED)
+            self._end(command.command_id, "done" if over else "failed", "the agent died while it acted on this")
+
+    def _refuse(self, command_id: str, status: str, message: str) -> None:
+        self._journal.begin(command_id)
+        self._end(command_id, status, message)
+
+    def _end(self, command_id: str, status: str, message: str) -> None:
+        result = CommandResult(command_id, status, message)  # type: ignore[arg-type]
+        self._journal.end(result)
+        self._results[command_id] = result
+        self._news = True

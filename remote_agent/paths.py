@@ -1,0 +1,290 @@
+"""Where everything lies on a host, and how a file is replaced without ever being torn. The one place that knows.
+
+Agent and runner both use it; the runner must stay small, so nothing heavy is imported here: what needs hashing or
+user names imports it inside the function, and the runner is handed ready paths. Knows no file's meaning.
+
+    <home>/releases/<sha16>/                       shared, immutable
+    <home>/<fleet_id>/<host>/                      an agent's directory; a launcher's: …/launchers/<worker>/
+        agent.json  agent.log  assignments.json  journal.jsonl  current -> ../../releases/<sha16>
+        workers/<worker>/                          <worker> = protocol.directory_name(worker_id)
+            worker_id  spec.json  base_env.json  state.json  events.jsonl  runner.log
+            attempts/<n>.log  attempts/<n>.err  attempts/<n>.exit
+    <runtime_dir>/                                 host-local: locks and sockets, never on a shared home
+        agent.lock  agent.pid  <digest>.lock  <digest>.sock
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+
+MAX_SOCKET_PATH_BYTES = 107  # sun_path holds 108 with its final NUL
+PRIVATE_DIR = 0o700
+PRIVATE_FILE = 0o600
+
+
+class UnsafeDirectory(Exception):
+    """A directory that somebody else could have put there or can write to; the text says which and what to do."""
+
+
+# ------------------------------------------------------------------------------------------------- the home
+
+
+def procguard_home() -> str:
+    """PROCGUARD_HOME, or ~/.procguard; absolute."""
+    return os.path.abspath(os.path.expanduser(os.environ.get("PROCGUARD_HOME") or "~/.procguard"))
+
+
+def releases_dir(home: str) -> str:
+    return os.path.join(home, "releases")
+
+
+def agent_dir(home: str, fleet_id: str, host: str) -> str:
+    return os.path.join(home, fleet_id, host)
+
+
+def launcher_dir(home: str, fleet_id: str, host: str, worker_id: str) -> str:
+    from remote_agent.protocol import directory_name
+
+    return os.path.join(agent_dir(home, fleet_id, host), "launchers", directory_name(worker_id))
+
+
+def agent_file(agent_directory: str) -> str:
+    return os.path.join(agent_directory, "agent.json")
+
+
+def agent_log(agent_directory: str) -> str:
+    return os.path.join(agent_directory, "agent.log")
+
+
+def assignments_file(agent_directory: str) -> str:
+    return os.path.join(agent_directory, "assignments.json")
+
+
+def journal_file(agent_directory: str) -> str:
+    return os.path.join(agent_directory, "journal.jsonl")
+
+
+def current_release(agent_directory: str) -> str:
+    return os.path.join(agent_directory, "current")
+
+
+def workers_dir(agent_directory: str) -> str:
+    return os.path.join(agent_directory, "workers")
+
+
+def worker_dir(agent_directory: str, worker_id: str) -> str:
+    from remote_agent.protocol import directory_name
+
+    return os.path.join(workers_dir(agent_directory), directory_name(worker_id))
+
+
+# ------------------------------------------------------------------------------------------ inside a worker's
+
+
+def worker_id_file(worker_directory: str) -> str:
+    return os.path.join(worker_directory, "worker_id")
+
+
+def spec_file(worker_directory: str) -> str:
+    return os.path.join(worker_directory, "spec.json")
+
+
+def base_env_file(worker_directory: str) -> str:
+    return os.path.join(worker_directory, "base_env.json")
+
+
+def state_file(worker_directory: str) -> str:
+    return os.path.join(worker_directory, "state.json")
+
+
+def events_file(worker_directory: str) -> str:
+    return os.path.join(worker_directory, "events.jsonl")
+
+
+def runner_log(worker_directory: str) -> str:
+    return os.path.join(worker_directory, "runner.log")
+
+
+def attempts_dir(worker_directory: str) -> str:
+    return os.path.join(worker_directory, "attempts")
+
+
+def log_file(worker_directory: str, attempt: int, stream: str = "out") -> str:
+    """The bytes that attempt `attempt` wrote to `stream` ("out", or "err" where stderr is kept apart)."""
+    return os.path.join(attempts_dir(worker_directory), f"{attempt}.{'log' if stream == 'out' else 'err'}")
+
+
+def exit_file(worker_directory: str, attempt: int) -> str:
+    return os.path.join(attempts_dir(worker_directory), f"{attempt}.exit")
+
+
+def attempts_on_disk(worker_directory: str) -> list[int]:
+    """The attempts that left a file, ascending; empty where there is no directory yet."""
+    try:
+        names = os.listdir(attempts_dir(worker_directory))
+    except FileNotFoundError:
+        return []
+    return sorted({int(stem) for stem in (name.partition(".")[0] for name in names) if stem.isdigit()})
+
+
+# ------------------------------------------------------------------------------------------ the runtime directory
+
+
+def choose_runtime_dir(home: str, fleet_id: str, host: str, launcher_worker: str = "") -> str:
+    """Make and return the host-local directory for locks and sockets of one agent (record it in agent.json).
+
+    XDG_RUNTIME_DIR is used only where the user lingers: without it logind removes it, and every lock in it, at the
+    last log-out. Raises UnsafeDirectory where no candidate is safe.
+    """
+    refused = []
+    for base in _runtime_candidates(os.getuid()):
+        try:
+            ensure_private_dir(base)
+            path = os.path.join(base, runtime_name(home, fleet_id, host, launcher_worker))
+            ensure_private_dir(path)
+        except (OSError, UnsafeDirectory) as exc:
+            refused.append(str(exc))
+            continue
+        return path
+    raise UnsafeDirectory("no directory for locks and sockets: " + "; ".join(refused))
+
+
+def runtime_name(home: str, fleet_id: str, host: str, launcher_worker: str = "") -> str:
+    """12 hex digits naming one agent of one home: short, because socket paths end at 107 bytes."""
+    from remote_agent.digests import sha256_hex
+
+    parts = [home, fleet_id, host] + ([launcher_worker] if launcher_worker else [])
+    return sha256_hex("\0".join(parts).encode())[:12]
+
+
+def _runtime_candidates(uid: int) -> list[str]:
+    candidates = [f"/tmp/procguard-{uid}", f"/var/tmp/procguard-{uid}"]  # noqa: S108 - owner and mode are checked
+    run_user = f"/run/user/{uid}"
+    if _lingers(uid) and os.access(run_user, os.W_OK):
+        candidates.insert(0, os.path.join(run_user, "procguard"))
+    return candidates
+
+
+def _lingers(uid: int) -> bool:
+    import pwd
+
+    try:
+        name = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return False
+    return os.path.exists(os.path.join("/var/lib/systemd/linger", name))
+
+
+def ensure_private_dir(path: str, make: bool = True) -> None:
+    """Make `path` (one level) with mode 0700, or check that it is ours alone. Raises UnsafeDirectory otherwise."""
+    try:
+        if make:
+            os.mkdir(path, PRIVATE_DIR)
+    except FileExistsError:
+        pass
+    found = os.lstat(path)
+    if stat.S_ISLNK(found.st_mode) or not stat.S_ISDIR(found.st_mode):
+        raise UnsafeDirectory(f"{path} is not a directory of ours (a link or a file lies there); remove it")
+    if found.st_uid != os.getuid():
+        raise UnsafeDirectory(f"{path} belongs to uid {found.st_uid}, not to uid {os.getuid()}; remove or rename it")
+    if stat.S_IMODE(found.st_mode) != PRIVATE_DIR:
+        os.chmod(path, PRIVATE_DIR)
+
+
+def agent_lock(runtime_dir: str) -> str:
+    return os.path.join(runtime_dir, "agent.lock")
+
+
+def agent_pid_file(runtime_dir: str) -> str:
+    return os.path.join(runtime_dir, "agent.pid")
+
+
+def runner_lock(runtime_dir: str, worker_directory: str) -> str:
+    return os.path.join(runtime_dir, _worker_digest(worker_directory) + ".lock")
+
+
+def runner_socket(runtime_dir: str, worker_directory: str) -> str:
+    """Where the runner of this worker listens. Raises ValueError where the path is too long for a unix socket."""
+    path = os.path.join(runtime_dir, _worker_digest(worker_directory) + ".sock")
+    if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
+        raise ValueError(f"socket path longer than {MAX_SOCKET_PATH_BYTES} bytes: {path}")
+    return path
+
+
+def _worker_digest(worker_directory: str) -> str:
+    """The digest that ends a worker's directory name: the runner needs no hashing of its own."""
+    return os.path.basename(os.path.normpath(worker_directory)).rpartition("-")[2]
+
+
+# ------------------------------------------------------------------------------------------------------ files
+
+
+def write_atomic(path: str, data: bytes, mode: int = PRIVATE_FILE, durable: bool = False) -> None:
+    """Replace `path` by `data`: a reader sees the old or the new content, never a part.
+
+    `durable` also survives a power cut (fsync of the file and of its directory), at the price of the disk's time.
+    """
+    temporary = f"{path}.{os.getpid()}.tmp"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    try:
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(descriptor, view) :]
+            if durable:
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(temporary, path)
+    except OSError:
+        try:
+            os.unlink(temporary)
+        except OSError:
+            pass
+        raise
+    if durable:
+        sync_directory(os.path.dirname(path) or ".")
+
+
+def write_json(path: str, value: object, mode: int = PRIVATE_FILE, durable: bool = False) -> None:
+    write_atomic(path, json.dumps(value, separators=(",", ":")).encode() + b"\n", mode, durable)
+
+
+def read_json(path: str) -> object:
+    """The parsed file, or None where there is none. Raises ValueError naming the file where it is not JSON."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+    except FileNotFoundError:
+        return None
+    try:
+        return json.loads(content)
+    except ValueError as exc:
+        raise ValueError(f"{path} is not JSON: {exc}") from exc
+
+
+def sync_file(path: str) -> None:
+    """Make the content of an already written file durable; a missing file is no error."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_directory(path: str) -> None:
+    """Make renames inside `path` durable; file systems that can't sync a directory are left alone."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as exc:
+        if exc.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,250 @@
+"""Measures the host and each worker's process tree by reading /proc: no package, no process of its own.
+
+Owns the numbers and the earlier readings that rates need. Knows neither workers' states nor the manager. One thread at
+a time may call `sample`. /proc/<pid>/stat, status and io never wait for the process; smaps_rollup may (it takes the
+lock of its memory map), so PSS is read seldom and bounded in time.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import namedtuple
+from typing import Optional
+
+from remote_agent.bounded import Bounded, HangsError
+from remote_agent.protocol import HostUsage, WorkerUsage
+
+PSS_EVERY_S = 60.0
+PSS_TIMEOUT_S = 1.0
+MAX_PSS_PROCESSES = 64
+_TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+# One process at one moment. ticks: user + system CPU time; start: clock ticks since boot.
+Proc = namedtuple("Proc", ["pid", "ppid", "name", "state", "ticks", "threads", "start", "rss_pages"])
+# What one reading gives. trees: worker_id -> its processes, the dead (zombies) too.
+Sample = namedtuple("Sample", ["host", "workers", "trees", "at"])
+
+
+def available() -> bool:
+    return read(os.getpid()) is not None
+
+
+def read(pid: int) -> Optional[Proc]:
+    """None where there is no such process (any more)."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            line = file.read()
+    except OSError:
+        return None
+    opening, closing = line.find(b"("), line.rfind(b")")  # a command name may hold spaces and brackets
+    fields = line[closing + 2 :].split()
+    if closing < 0 or len(fields) < 22:
+        return None
+    return Proc(
+        pid,
+        int(fields[1]),
+        line[opening + 1 : closing].decode("utf-8", "replace"),
+        fields[0].decode(),
+        int(fields[11]) + int(fields[12]),
+        int(fields[17]),
+        int(fields[19]),
+        int(fields[21]),
+    )
+
+
+def trees_below(roots: dict[str, int]) -> dict[str, list[Proc]]:
+    """worker_id -> every process below its root (not the root), in one pass over /proc."""
+    children: dict[int, list[Proc]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            process = read(int(name))
+            if process is not None:
+                children.setdefault(process.ppid, []).append(process)
+    return {key: _below(children, pid) for key, pid in roots.items()}
+
+
+def _below(children: dict[int, list[Proc]], root: int) -> list[Proc]:
+    found: list[Proc] = []
+    pending, known = [root], {root}
+    while pending:
+        for process in children.get(pending.pop(), ()):
+            if process.pid not in known:  # pids are reused while one pass reads them: never go round in circles
+                known.add(process.pid)
+                found.append(process)
+                pending.append(process.pid)
+    return found
+
+
+class _Before:
+    """What was read of one tree last time."""
+
+    def __init__(self) -> None:
+        self.at = 0.0  # monotonic
+        self.ticks: dict[tuple[int, int], int] = {}
+        self.io: Optional[tuple[int, int]] = None
+        self.pss_bytes: Optional[int] = None
+        self.pss_at = float("-inf")
+
+
+class ProcMeter:
+    """sample() -> Sample; rates are over the time since the sample before."""
+
+    available = True
+
+    def __init__(self, disk_path: str) -> None:
+        self._disk_path = disk_path
+        self._trees: dict[str, _Before] = {}
+        self._cpu: tuple[int, int] = _host_ticks()
+        self._network: Optional[tuple[float, int, int]] = None
+        self._bounded = Bounded()
+
+    def sample(self, runner_pids: dict[str, int], now: Optional[float] = None) -> Sample:
+        """`runner_pids`: worker_id -> pid of its runner, whose descendants are the worker's tree."""
+        now = time.monotonic() if now is None else now
+        trees = trees_below(runner_pids) if runner_pids else {}
+        self._trees = {key: self._trees.get(key) or _Before() for key in trees}
+        usages = {key: self._usage(processes, self._trees[key], now) for key, processes in trees.items()}
+        return Sample(self._host(now), usages, trees, now)
+
+    def _usage(self, tree: list[Proc], before: _Before, now: float) -> WorkerUsage:
+        living = [process for process in tree if process.state not in "ZX"]
+        usage = WorkerUsage(
+            processes=len(living),
+            rss_bytes=sum(process.rss_pages for process in living) * _PAGE,
+            threads=sum(process.threads for process in living),
+            fds=_sum([_open_files(process.pid) for process in living]),
+        )
+        elapsed_s = now - before.at if before.at else 0.0
+        ticks = {(process.pid, process.start): process.ticks for process in living}
+        if elapsed_s > 0:
+            # A process unknown before is younger than the last sample: all it used counts.
+            used = sum(count - before.ticks.get(key, 0) for key, count in ticks.items())
+            usage.cpu_percent = round(100.0 * max(0, used) * _TICK_S / elapsed_s, 1)
+        counters = [_io(process.pid) for process in living]
+        usage.read_bytes = _sum([one[0] if one else None for one in counters])
+        usage.written_bytes = _sum([one[1] if one else None for one in counters])
+        io = None
+        if usage.read_bytes is not None and usage.written_bytes is not None:
+            io = (usage.read_bytes, usage.written_bytes)
+        if io is not None and before.io is not None and elapsed_s > 0:
+            # A child's counts become its parent's when it is collected, so the sum falls only with the tree's root.
+            usage.read_bytes_per_s = round(max(0, io[0] - before.io[0]) / elapsed_s, 1)
+            usage.written_bytes_per_s = round(max(0, io[1] - before.io[1]) / elapsed_s, 1)
+        if now - before.pss_at >= PSS_EVERY_S and living:
+            before.pss_at = now
+            before.pss_bytes = self._pss(living)
+        usage.pss_bytes = before.pss_bytes if living else None
+        before.at, before.ticks, before.io = now, ticks, io
+        return usage
+
+    def _pss(self, living: list[Proc]) -> Optional[int]:
+        if len(living) > MAX_PSS_PROCESSES or any(process.state == "D" for process in living):
+            return None
+        try:
+            pids = [process.pid for process in living]
+            found: Optional[int] = self._bounded.call(
+                "pss", lambda: _sum([_pss_of(pid) for pid in pids]), PSS_TIMEOUT_S
+            )
+            return found
+        except HangsError:
+            return None
+
+    def _host(self, now: float) -> Optional[HostUsage]:
+        try:
+            memory = _key_values("/proc/meminfo")
+            disk = os.statvfs(self._disk_path)
+            load1 = round(os.getloadavg()[0], 2)
+        except (OSError, ValueError):
+            return None
+        usage = HostUsage(
+            cpu_percent=self._host_cpu(),
+            load1=load1,
+            memory_used_bytes=(memory.get("MemTotal", 0) - memory.get("MemAvailable", memory.get("MemFree", 0))) * 1024,
+            disk_free_bytes=disk.f_bavail * disk.f_frsize,
+            disk_total_bytes=disk.f_blocks * disk.f_frsize,
+            swap_used_bytes=(memory.get("SwapTotal", 0) - memory.get("SwapFree", 0)) * 1024,
+        )
+        totals = _network_totals()
+        if totals is not None and self._network is not None and now > self._network[0]:
+            elapsed_s = now - self._network[0]
+            usage.network_received_bytes_per_s = round(max(0, totals[0] - self._network[1]) / elapsed_s, 1)
+            usage.network_sent_bytes_per_s = round(max(0, totals[1] - self._network[2]) / elapsed_s, 1)
+        self._network = (now, *totals) if totals is not None else None
+        return usage
+
+    def _host_cpu(self) -> float:
+        busy, whole = _host_ticks()
+        busy_before, whole_before = self._cpu
+        self._cpu = (busy, whole)
+        if whole <= whole_before:
+            return 0.0
+        return round(min(100.0, max(0.0, 100.0 * (busy - busy_before) / (whole - whole_before))), 1)
+
+
+def _sum(values: list[Optional[int]]) -> Optional[int]:
+    """None where nothing could be read: another user's processes."""
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+def _open_files(pid: int) -> Optional[int]:
+    try:
+        return len(os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
+        return None
+
+
+def _io(pid: int) -> Optional[tuple[int, int]]:
+    """(bytes read from storage, bytes written to it)."""
+    try:
+        values = _key_values(f"/proc/{pid}/io")
+        return values["read_bytes"], values["write_bytes"]
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def _pss_of(pid: int) -> Optional[int]:
+    try:
+        return _key_values(f"/proc/{pid}/smaps_rollup")["Pss"] * 1024
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def _key_values(path: str) -> dict[str, int]:
+    """The lines "Name: 123 kB" of a file of /proc."""
+    values = {}
+    with open(path, "rb") as file:
+        for line in file.read().splitlines():
+            name, colon, rest = line.partition(b":")
+            words = rest.split()
+            if colon and words and words[0].isdigit():
+                values[name.decode("ascii", "replace")] = int(words[0])
+    return values
+
+
+def _host_ticks() -> tuple[int, int]:
+    """(busy, all) CPU time of all cores since boot. Waiting for a disk is not busy."""
+    try:
+        with open("/proc/stat", "rb") as file:
+            fields = [int(word) for word in file.readline().split()[1:9]]
+    except (OSError, ValueError):
+        return 0, 0
+    return (sum(fields) - fields[3] - fields[4], sum(fields)) if len(fields) >= 5 else (0, 0)
+
+
+def _network_totals() -> Optional[tuple[int, int]]:
+    """(received, sent) bytes over every interface but loopback."""
+    received = sent = 0
+    try:
+        with open("/proc/net/dev", "rb") as file:
+            for line in file.read().splitlines()[2:]:
+                name, _, rest = line.partition(b":")
+                words = rest.split()
+                if name.strip() != b"lo" and len(words) >= 9:
+                    received += int(words[0])
+                    sent += int(words[8])
+    except (OSError, ValueError):
+        return None
+    return received, sent

@@ -1,0 +1,214 @@
+"""Which processes belong to an attempt, and how to signal them without ever hitting a stranger.
+
+A process is (pid, start time from /proc, boot id): a pid alone may have been given to somebody else. Three ways find
+the members of a tree, because each has a hole the others close: descent from the runner, which is subreaper, so that
+even double-forked daemons become its children; descent from the recorded child; and the environment cookie, which
+still finds daemons after their runner has died. Knows nothing of states, policies or files of ours.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+from collections import namedtuple
+from collections.abc import Iterable
+
+# start: field 22 of /proc/<pid>/stat, clock ticks since boot.
+Identity = namedtuple("Identity", ["pid", "start", "boot_id"])
+# One line of /proc/<pid>/stat. state "Z" and "X" are dead already and can't be signalled.
+Process = namedtuple("Process", ["pid", "ppid", "session", "state", "start"])
+
+PR_SET_CHILD_SUBREAPER = 36
+PR_SET_PDEATHSIG = 1
+# The same numbers on every Linux architecture we run on (x86-64, aarch64, riscv64, ppc64le).
+SYS_PIDFD_SEND_SIGNAL = 424
+SYS_PIDFD_OPEN = 434
+MAX_ENVIRON_BYTES = 1024 * 1024
+COOKIE_VARIABLE = "PROCGUARD_COOKIE"
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def become_subreaper() -> bool:
+    """Orphans among our descendants become our children from now on. False where the kernel can't."""
+    return bool(_libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)
+
+
+def die_with_parent(parent: int) -> None:
+    """In a new child: the kernel kills this process when its parent ends, also after the exec of anything but a set-uid
+    program. A parent that died before this was asked for is noticed by its pid. Raises OSError."""
+    if _libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), "prctl")
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def give_memory_back() -> None:
+    """What the imports needed and the process does not: to the kernel, where the C library can."""
+    if hasattr(_libc, "malloc_trim"):
+        _libc.malloc_trim(0)
+
+
+# ------------------------------------------------------------------------------------------------------ identity
+
+
+def boot_id() -> str:
+    """Changes with every boot, and differs between containers, whose pids mean different processes."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            boot = file.read().strip()
+        return f"{boot}:{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return ""
+
+
+def read_process(pid: int) -> Process | None:
+    """The kernel's line on `pid`, or None where there is no such process."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            line = file.read()
+    except OSError:
+        return None
+    fields = line[line.rfind(b")") + 2 :].split()  # a command name may hold spaces and brackets
+    if len(fields) < 20:
+        return None
+    return Process(pid, int(fields[1]), int(fields[3]), fields[0].decode(), int(fields[19]))
+
+
+def identity_of(pid: int) -> Identity | None:
+    found = read_process(pid)
+    return Identity(pid, found.start, boot_id()) if found else None
+
+
+def is_alive(identity: Identity) -> bool:
+    """The very process of `identity` runs (a zombie does not)."""
+    found = _match(identity)
+    return found is not None and found.state not in ("Z", "X")
+
+
+def _match(identity: Identity) -> Process | None:
+    if identity.pid <= 0 or identity.boot_id != boot_id():
+        return None
+    found = read_process(identity.pid)
+    return found if found is not None and found.start == identity.start else None
+
+
+# ------------------------------------------------------------------------------------------------------- signals
+
+
+def send_signal(identity: Identity, number: int) -> bool:
+    """Signal exactly the process of `identity`; False where it is gone or may not be signalled.
+
+    The pidfd is opened first and the identity checked after it: if the process is still there then, it was there when
+    the pidfd was opened, and a pid reused later can't be hit. Kernels before 5.3 have no pidfd: there the check comes
+    immediately before kill().
+    """
+    descriptor = _open_pidfd(identity.pid)
+    try:
+        if _match(identity) is None:
+            return False
+        if descriptor is None:
+            os.kill(identity.pid, number)
+        else:
+            _send_to_pidfd(descriptor, number)
+        return True
+    except OSError:
+        return False
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _open_pidfd(pid: int) -> int | None:
+    """None where there is no such process or no such system call."""
+    if hasattr(os, "pidfd_open"):
+        try:
+            return os.pidfd_open(pid)
+        except OSError:
+            return None
+    descriptor = _libc.syscall(SYS_PIDFD_OPEN, pid, 0)
+    return int(descriptor) if descriptor >= 0 else None
+
+
+def _send_to_pidfd(descriptor: int, number: int) -> None:
+    if hasattr(signal, "pidfd_send_signal"):
+        signal.pidfd_send_signal(descriptor, number)
+    elif _libc.syscall(SYS_PIDFD_SEND_SIGNAL, descriptor, number, None, 0) != 0:
+        raise OSError(ctypes.get_errno(), "pidfd_send_signal")
+
+
+# ------------------------------------------------------------------------------------------------------ members
+
+
+def all_processes() -> dict[int, Process]:
+    found = (read_process(int(name)) for name in os.listdir("/proc") if name.isdigit())
+    return {process.pid: process for process in found if process is not None}
+
+
+def descendants(roots: set[int], processes: dict[int, Process]) -> list[Process]:
+    """Every process below `roots` (not the roots), nearest first; the dead ones are left out."""
+    children: dict[int, list[Process]] = {}
+    for process in processes.values():
+        children.setdefault(process.ppid, []).append(process)
+    found: list[Process] = []
+    seen = set(roots)
+    pending = list(roots)
+    while pending:
+        for process in children.get(pending.pop(0), ()):
+            if process.pid not in seen:
+                seen.add(process.pid)
+                found.append(process)
+                pending.append(process.pid)
+    return [process for process in found if process.state not in ("Z", "X")]
+
+
+def members_below(runner_pid: int) -> list[Identity]:
+    """The living tree under a living runner: as subreaper it is an ancestor of all of it."""
+    boot = boot_id()
+    return [Identity(p.pid, p.start, boot) for p in descendants({runner_pid}, all_processes())]
+
+
+def members_left_behind(child: Identity | None, cookie: str, known: Iterable[int] = ()) -> list[Identity]:
+    """What a dead runner left: the recorded child, whoever carries the cookie, and all their descendants.
+
+    `known`: pids that are members whatever else they look like (the worker's control group). `cookie` is what the
+    values of PROCGUARD_COOKIE of all the runner's attempts begin with. Session and group numbers are no proof (they
+    may be reused), so they are not used here. Never the caller or its ancestors.
+    """
+    processes = all_processes()
+    roots = {pid for pid in processes if cookie and carries_cookie(pid, cookie)}
+    roots.update(pid for pid in known if pid in processes)
+    if child is not None and _match(child) is not None:
+        roots.add(child.pid)
+    ours = _self_and_ancestors(processes)
+    roots -= ours
+    members = [processes[pid] for pid in roots if processes[pid].state not in ("Z", "X")]
+    members += [process for process in descendants(roots, processes) if process.pid not in ours]
+    boot = boot_id()
+    return [Identity(process.pid, process.start, boot) for process in members]
+
+
+def carries_cookie(pid: int, cookie: str) -> bool:
+    """The environment `pid` was started with names the cookie. Unreadable (another user's process) is no."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            environment = b"\0" + file.read(MAX_ENVIRON_BYTES)
+    except OSError:
+        return False
+    return f"\0{COOKIE_VARIABLE}={cookie}".encode() in environment
+
+
+def _self_and_ancestors(processes: dict[int, Process]) -> set[int]:
+    chain: set[int] = set()
+    pid = os.getpid()
+    while pid > 0 and pid not in chain:
+        chain.add(pid)
+        process = processes.get(pid)
+        pid = process.ppid if process else 0
+    return chain
+
+
+def signal_all(members: list[Identity], number: int) -> int:
+    """Signal each; how many were reached."""
+    return sum(send_signal(member, number) for member in members)

@@ -1,0 +1,533 @@
+"""Every message between agents and the manager, as dataclasses. The manager imports them from here.
+
+Owns names, shapes and units; knows neither sockets nor files. Unknown keys are ignored and fields are only ever
+added, so that an agent and a manager of different releases understand each other. Times on this wire are seconds:
+`at` is wall clock (Unix time, display only), `*_s` is a duration. docs/protocol.md shows each message.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, Union
+
+from remote_agent.digests import hmac_sha256_hex, sha256_hex
+from remote_agent.ids import (
+    AGENT_ID_PATTERN,
+    ID_PATTERN,
+    directory_name,
+    fingerprint,
+    manager_proof,
+    secret_sha256,
+    valid_agent_id,
+    valid_id,
+)
+from remote_agent.worker_spec import (
+    LATER_LAUNCH_FIELDS,
+    LAUNCH_FIELDS,
+    HealthCheck,
+    Hook,
+    Limits,
+    RestartPolicy,
+    WorkerSpec,
+)
+
+# What a worker is and what ids are belongs to the wire as well, and is found here beside the rest.
+__all__ = [
+    "AGENT_ID_PATTERN", "ID_PATTERN", "HealthCheck", "Hook", "Limits", "RestartPolicy", "WorkerSpec", "directory_name",
+    "fingerprint", "manager_proof", "secret_sha256", "valid_agent_id", "valid_id",
+]  # fmt: skip
+
+PROTOCOL_VERSION = 1
+
+LAUNCHER_PREFIX = "launcher:"
+MAX_WAIT_S = 25.0
+ZMQ_INLINE_BYTES = 64 * 1024  # a larger body is announced before it is sent over zmq
+MAX_LOG_POST_BYTES = 4 * 1024 * 1024
+
+State = Literal["stopped", "starting", "running", "stopping", "backoff", "exited", "failed", "unknown"]
+Desired = Literal["running", "stopped", "removed"]
+Verb = Literal["start", "stop", "restart", "kill"]
+VERBS: tuple[str, ...] = ("start", "stop", "restart", "kill")
+Stream = Literal["out", "err"]
+
+
+class WireError(ValueError):
+    """A message that is not what this side expects; the text names the field."""
+
+
+# ---------------------------------------------------------------------------------------------- what a worker is
+
+
+def launch_digest(spec: WorkerSpec) -> str:
+    """16 hex digits over LAUNCH_FIELDS. A running attempt whose digest differs from its spec's is "restart pending"."""
+    values, unset = encode(spec), encode(WorkerSpec())
+    counting = {name: values[name] for name in LAUNCH_FIELDS}
+    counting.update({name: values[name] for name in LATER_LAUNCH_FIELDS if values[name] != unset[name]})
+    return canonical_digest(counting)
+
+
+def canonical_digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return sha256_hex(text.encode())[:16]
+
+
+# ------------------------------------------------------------------------------------------- manager -> agent
+
+
+@dataclass
+class Assignment:
+    """What one agent is to run. The list of all assignments of an agent is the whole truth; its digest is the `rev`.
+
+    `generation` rises with every operator's start or stop: a settled worker (exited, failed) starts again only for a
+    generation it has not seen. `epoch` (term * 1_000_000 + n) fences: an agent ignores a lower one than it has seen.
+    `attempt_base`: the highest attempt the manager knows of; the next attempt is above it and above the local ones.
+    desired "removed": stop it, ship its logs, forget it.
+    `lease_s`: None = keep; else it is fenced: it runs only while it holds a Lease of this epoch, taken out in this
+    boot of the host. `gang`: a member never restarts alone; its end, whatever it was, is the manager's to answer.
+    `env`: variables the manager adds (ranks, rendezvous), over all others; no part of the launch digest.
+    """
+
+    worker_id: str
+    spec: WorkerSpec
+    desired: Desired = "running"
+    generation: int = 1
+    epoch: int = 1_000_001
+    attempt_base: int = 0
+    lease_s: Union[float, None] = None
+    gang: bool = False
+    env: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Lease:
+    """{"worker_id": "worker1", "epoch": 1000003, "lease_s": 60.0}
+
+    The right to run a fenced worker under this epoch for `lease_s`, counted on the host's CLOCK_BOOTTIME from the
+    moment the heartbeat that this answers was *sent*: however late the reply comes, the manager counts from later. The
+    child is stopped when it ends. No lease survives a reboot.
+    """
+
+    worker_id: str
+    epoch: int
+    lease_s: float
+
+
+@dataclass
+class Command:
+    """{"seq": 7, "command_id": "c-…", "worker_id": "worker1", "command": "restart", "attempt": 3, "ttl_s": 59.2}
+
+    restart and kill act on exactly `attempt`, at most once per command_id, and only within `ttl_s`: counted from when
+    the request left that this answers, for an answer may lie in the socket of a process that is frozen.
+    start and stop are told for information: agents converge on the assignments (`desired`, `generation`) instead.
+    """
+
+    seq: int
+    command_id: str
+    worker_id: str
+    command: Verb
+    attempt: int = 0
+    ttl_s: float = 60.0
+    generation: int = 0
+
+
+@dataclass
+class LogSearch:
+    """{"search_id": "s-0f3a91bc", "pattern": "CUDA error", "regex": false, "workers": ["worker1"], "timeout_s": 10.0}
+
+    Look for `pattern` in what lies on this host of these workers' output, newest first, for at most `timeout_s`. Told
+    only to agents whose heartbeats say that they know it; it may be told twice. The answer is a LogSearchResult.
+    """
+
+    search_id: str
+    pattern: str
+    regex: bool = True  # False: a text, as it stands
+    ignore_case: bool = False
+    workers: list[str] = field(default_factory=list)
+    stream: str = ""  # out or err; "": both
+    since: Union[float, None] = None  # only what may have been written since then: the manager knows it better
+    until: Union[float, None] = None
+    max_lines: int = 500
+    timeout_s: float = 10.0
+
+
+@dataclass
+class AgentReply:
+    """Answer to POST /api/agents/<id>/heartbeat and GET /api/agents/<id>/commands."""
+
+    fleet_id: str = ""
+    interval_s: float = 2.0  # send the next heartbeat within this time
+    assignments_rev: str = ""
+    assignments: Union[list[Assignment], None] = None  # None: the agent already has this rev
+    commands: list[Command] = field(default_factory=list)
+    events_acked: dict[str, int] = field(default_factory=dict)  # worker_id -> highest event seq stored
+    keep_local_bytes: Union[int, None] = None  # logs.keep_local; None: as before
+    keep_attempts: Union[int, None] = None  # logs.keep_attempts; None: as before
+    leases: list[Lease] = field(default_factory=list)  # in answers to heartbeats only
+    beat: int = 0  # of the heartbeat that this answers; its leases count from then, come it late, twice or out of turn
+    searches: list[LogSearch] = field(default_factory=list)
+
+
+# ------------------------------------------------------------------------------------------- agent -> manager
+
+
+@dataclass
+class ExitRecord:
+    """How one attempt ended. {"attempt": 3, "code": null, "signal": 9, "at": 1790000000.0, "duration_s": 11520.0}"""
+
+    attempt: int
+    code: Union[int, None] = None  # exit code, or None when a signal ended it
+    signal: Union[int, None] = None
+    oom: bool = False
+    at: float = 0.0
+    duration_s: float = 0.0
+    reason: str = ""  # "killed by signal 9 (SIGKILL) after 3 h 12 min"
+    cause: str = ""  # where the status alone misleads: "start_timeout", "unhealthy", "lost"
+    detail: str = ""  # the words of that cause: what the check said
+
+
+@dataclass
+class WorkerUsage:
+    """Of the whole process tree; CPU in percent of one core. None: not measured."""
+
+    cpu_percent: float = 0.0
+    rss_bytes: int = 0
+    processes: int = 0
+    threads: int = 0
+    pss_bytes: Union[int, None] = None  # memory with shared pages divided among those who share them; once a minute
+    fds: Union[int, None] = None
+    read_bytes: Union[int, None] = None  # from and to storage, by the processes that live
+    written_bytes: Union[int, None] = None
+    read_bytes_per_s: Union[float, None] = None
+    written_bytes_per_s: Union[float, None] = None
+    gpus: list[int] = field(default_factory=list)  # handed to it or used by it
+    gpu_percent: Union[float, None] = None  # mean over these
+    gpu_memory_bytes: Union[int, None] = None  # of its own processes
+
+
+@dataclass
+class Health:
+    status: Literal["ok", "failing", "unknown"] = "unknown"
+    detail: str = ""
+
+
+@dataclass
+class WorkerReport:
+    """What the agent knows of one worker now."""
+
+    worker_id: str
+    state: State = "stopped"
+    generation: int = 0
+    epoch: int = 0
+    attempt: int = 0
+    pid: Union[int, None] = None
+    since: float = 0.0  # wall time of the last state change
+    restarts: int = 0  # automatic restarts of this generation, since the budget was last given back
+    restarts_total: int = 0
+    reason: str = ""
+    launch_digest: str = ""  # of the running attempt; "" when none runs
+    next_start_in_s: Union[float, None] = None  # backoff: the countdown
+    last_exit: Union[ExitRecord, None] = None
+    usage: Union[WorkerUsage, None] = None  # None: unavailable
+    health: Union[Health, None] = None  # None: no checks configured
+    suspect: str = ""  # evidence that it hangs, as its host sees it; nothing is ended for it
+    lease_left_s: Union[float, None] = None  # of a fenced worker: so long may it run without word from the manager
+
+
+@dataclass
+class WorkerEvent:
+    """One state change. `seq` rises strictly per worker for ever (it starts at the wall clock in ms)."""
+
+    worker_id: str
+    seq: int
+    at: float
+    attempt: int
+    before: State
+    after: State
+    reason: str
+    # with after == backoff/exited/failed/stopped: how the attempt ended
+    exit: Union[ExitRecord, None] = None
+
+
+@dataclass
+class CommandResult:
+    command_id: str
+    status: Literal["done", "failed", "expired"]
+    message: str = ""
+
+
+@dataclass
+class HostFacts:
+    hostname: str = ""
+    os: str = ""
+    python: str = ""
+    user: str = ""
+    cpus: int = 0
+    memory_bytes: int = 0
+
+
+@dataclass
+class GpuProcess:
+    """One process on a GPU. `worker_id` "": not of a worker of this agent."""
+
+    pid: int
+    memory_bytes: Union[int, None] = None
+    name: str = ""
+    user: str = ""
+    worker_id: str = ""
+
+
+@dataclass
+class GpuUsage:
+    """One NVIDIA GPU; `index` in PCI order, as nvidia-smi numbers them. None: the driver does not say."""
+
+    index: int
+    uuid: str = ""
+    name: str = ""
+    utilization_percent: Union[float, None] = None
+    memory_used_bytes: Union[int, None] = None
+    memory_total_bytes: Union[int, None] = None
+    power_w: Union[float, None] = None
+    power_limit_w: Union[float, None] = None
+    temperature_c: Union[float, None] = None
+    processes: list[GpuProcess] = field(default_factory=list)
+    worker_id: str = ""  # the worker it is handed to
+    trouble: str = ""  # why it cannot be read
+
+
+@dataclass
+class HostUsage:
+    cpu_percent: float = 0.0
+    load1: float = 0.0
+    memory_used_bytes: int = 0
+    disk_free_bytes: int = 0
+    disk_total_bytes: int = 0
+    swap_used_bytes: int = 0
+    network_received_bytes_per_s: Union[float, None] = None
+    network_sent_bytes_per_s: Union[float, None] = None
+    gpus: list[GpuUsage] = field(default_factory=list)
+    gpu_trouble: str = ""  # why the GPUs that should be here cannot be read
+
+
+@dataclass
+class AgentHeartbeat:
+    """POST /api/agents/<id>/heartbeat: everything one host has to say, in one request. Sent every `interval_s`, and
+    at once when a state changed."""
+
+    agent_id: str
+    fleet_id: str = ""
+    protocol: int = PROTOCOL_VERSION
+    release: str = ""  # digest of the installed bundle
+    boot_id: str = ""
+    pid: int = 0
+    started_at: float = 0.0
+    at: float = 0.0
+    facts: HostFacts = field(default_factory=HostFacts)
+    usage: Union[HostUsage, None] = None
+    workers: list[WorkerReport] = field(default_factory=list)
+    events: list[WorkerEvent] = field(default_factory=list)
+    results: list[CommandResult] = field(default_factory=list)
+    assignments_rev: str = ""  # the rev this agent has stored
+    commands_seq: int = 0  # the highest Command.seq this agent process has received; 0 after its start
+    beat: int = 0  # when it was made, in ns of the host's CLOCK_BOOTTIME; the answer says it again
+    free_port: int = 0  # a TCP port that nobody listens on, for a rendezvous on this host; 0: not looked for
+    knows: list[str] = field(default_factory=list)  # what it can be asked for besides: "search"
+    channel_trouble: str = ""  # why it speaks HTTP though the manager offers zmq
+
+
+@dataclass
+class LogMatch:
+    """One line that matched; `text` is what is shown of it, and [begin, end) what matched in there."""
+
+    worker_id: str
+    attempt: int
+    stream: Literal["out", "err"]
+    offset: int  # of the line's first byte
+    text: str
+    begin: int = 0
+    end: int = 0
+    at: float = 0.0  # when it was written, as far as this host knows; 0: it does not
+
+
+@dataclass
+class LogSearchResult:
+    """POST /api/agents/<id>/searches. {"search_id": "s-0f3a91bc", "status": "done", "lines": […]}"""
+
+    search_id: str
+    status: Literal["done", "timeout", "failed"] = "done"
+    reason: str = ""
+    lines: list[LogMatch] = field(default_factory=list)  # the newest; may be fewer than `found`
+    found: int = 0
+    bytes: int = 0  # looked through
+    elapsed_s: float = 0.0
+
+
+@dataclass
+class Registration:
+    """POST /api/workers/register. {"worker_id": "worker1", "command": "python train.py", "host": "gpu01"}
+
+    `secret_sha256`: hex SHA-256 of a secret the launcher made itself and keeps; on approval it becomes its credential
+    (Authorization: Bearer <secret>). The fingerprint both sides show is `fingerprint(secret_sha256)`.
+    `attempt` > 0 and `state`: the launcher adopted a live child of that attempt.
+    """
+
+    worker_id: str
+    command: Union[str, list[str]] = ""
+    host: str = ""
+    spec: Union[WorkerSpec, None] = None  # the full specification; `command` alone is enough
+    secret_sha256: str = ""
+    state: State = "stopped"
+    attempt: int = 0
+    epoch: int = 0  # the epoch it last ran under, 0 = never
+
+
+@dataclass
+class RegisterReply:
+    """200 {"status": "registered", …} or 202 {"status": "pending", "fingerprint": "3f2a-91bc-77d0", …}"""
+
+    status: Literal["registered", "pending"]
+    worker_id: str
+    agent_id: str = ""
+    fleet_id: str = ""
+    fingerprint: str = ""
+    epoch: int = 0
+    interval_s: float = 2.0
+    proof_key: str = ""  # lets this agent check from now on that it talks to its manager
+    log_offsets: dict[str, int] = field(default_factory=dict)  # "3.out" -> bytes the manager has
+    message: str = ""
+
+
+@dataclass
+class WorkerHeartbeat:
+    """POST /api/workers/<id>/heartbeat: the plain form, for a launcher in any language. {"state": "running"}"""
+
+    state: State = "running"
+    pid: Union[int, None] = None
+    attempt: Union[int, None] = None
+    usage: Union[WorkerUsage, None] = None
+    reason: str = ""
+    last_exit: Union[ExitRecord, None] = None
+    results: list[CommandResult] = field(default_factory=list)
+
+
+@dataclass
+class WorkerReply:
+    """Answer to the plain heartbeat and to GET /api/workers/<id>/command. Commands are told once to a live launcher;
+    it confirms by its state, or by `results`."""
+
+    worker_id: str
+    desired: Desired = "running"
+    epoch: int = 0
+    interval_s: float = 2.0
+    commands: list[Command] = field(default_factory=list)
+
+
+@dataclass
+class ZmqOffer:
+    """`zmq` in the answer to GET /api/hello: the manager's zmq channel. `proof` is `zmq_offer_proof` over it."""
+
+    port: int
+    logs_port: int
+    curve_key: str  # the manager's, 64 hexadecimal digits
+    timeout_ms: int = 1000  # how long an agent waits for a connection before it goes on over HTTP
+    proof: str = ""
+
+
+def curve_key_proof(proof_key: str, agent_id: str, nonce: str, curve_key: str) -> str:
+    """What an agent sends as `mac` beside its own CURVE key (`curve`): only who was given the proof key can."""
+    message = "\0".join(("procguard-agents-curve-key", agent_id, nonce, curve_key)).encode()
+    return hmac_sha256_hex(proof_key.encode(), message)
+
+
+def zmq_offer_proof(proof_key: str, agent_id: str, nonce: str, offer: ZmqOffer) -> str:
+    """That an offer is the fleet's manager's own: nobody between can put another key or port in its place."""
+    told = (str(offer.port), str(offer.logs_port), offer.curve_key, str(offer.timeout_ms))
+    message = "\0".join(("procguard-zmq-offer", agent_id, nonce, *told)).encode()
+    return hmac_sha256_hex(proof_key.encode(), message)
+
+
+# --------------------------------------------------------------------------------------------------- (de)coding
+
+T = TypeVar("T")
+
+# Fields that hold messages: how each is rebuilt from JSON. ("one", cls) or ("list", cls).
+_NESTED: dict[type, dict[str, tuple[str, type]]] = {
+    WorkerSpec: {
+        "restart": ("one", RestartPolicy),
+        "health": ("list", HealthCheck),
+        "limits": ("one", Limits),
+        "pre_start": ("list", Hook),
+        "post_stop": ("list", Hook),
+    },
+    Assignment: {"spec": ("one", WorkerSpec)},
+    AgentReply: {
+        "assignments": ("list", Assignment),
+        "commands": ("list", Command),
+        "leases": ("list", Lease),
+        "searches": ("list", LogSearch),
+    },
+    GpuUsage: {"processes": ("list", GpuProcess)},
+    HostUsage: {"gpus": ("list", GpuUsage)},
+    WorkerReport: {"last_exit": ("one", ExitRecord), "usage": ("one", WorkerUsage), "health": ("one", Health)},
+    WorkerEvent: {"exit": ("one", ExitRecord)},
+    AgentHeartbeat: {
+        "facts": ("one", HostFacts),
+        "usage": ("one", HostUsage),
+        "workers": ("list", WorkerReport),
+        "events": ("list", WorkerEvent),
+        "results": ("list", CommandResult),
+    },
+    LogSearchResult: {"lines": ("list", LogMatch)},
+    Registration: {"spec": ("one", WorkerSpec)},
+    WorkerHeartbeat: {
+        "usage": ("one", WorkerUsage),
+        "last_exit": ("one", ExitRecord),
+        "results": ("list", CommandResult),
+    },
+    WorkerReply: {"commands": ("list", Command)},
+}
+
+
+def encode(message: Any) -> dict[str, Any]:
+    """A message as JSON-ready values: what dataclasses.asdict gives, without its deep copies (a tenth of the time)."""
+    return {name: _plain(value) for name, value in vars(message).items()}
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    return encode(value)
+
+
+def decode(cls: type[T], data: Any) -> T:
+    """Rebuild a message from parsed JSON. Unknown keys are ignored, missing ones take their defaults.
+
+    Checks shape only as far as rebuilding needs it; the manager validates types and bounds with pydantic on top.
+    Raises WireError naming the field.
+    """
+    if not isinstance(data, dict):
+        raise WireError(f"{cls.__name__}: expected an object, got {type(data).__name__}")
+    nested = _NESTED.get(cls, {})
+    values: dict[str, Any] = {}
+    for item in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if item.name not in data:
+            continue
+        value = data[item.name]
+        if value is not None and item.name in nested:
+            kind, inner = nested[item.name]
+            if kind == "one":
+                value = decode(inner, value)
+            elif isinstance(value, list):
+                value = [decode(inner, one) for one in value]
+            else:
+                raise WireError(f"{cls.__name__}.{item.name}: expected a list, got {type(value).__name__}")
+        values[item.name] = value
+    try:
+        return cls(**values)
+    except TypeError as exc:
+        raise WireError(f"{cls.__name__}: {exc}") from exc

@@ -1,0 +1,148 @@
+"""How a hand-started launcher announces its worker: register, wait for approval, be accepted or refused.
+
+Owns the registration's life on this side; what follows from it (heartbeats, commands) is the agent's. The launcher's
+secret never travels with it, only its SHA-256, which becomes its credential when somebody approves.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+from typing import Any, Callable, Optional
+
+from remote_agent import protocol, states
+from remote_agent.agent import Agent
+from remote_agent.conversation import Registrar
+from remote_agent.link import Connection, Credentials, LinkDown, Reply, Unknown, retry_delay_s
+from remote_agent.protocol import RegisterReply, Registration, WorkerSpec
+from remote_agent.restart import needs_runner
+from remote_agent.slot import WorkerSlot
+
+PENDING_AGAIN_S = 2.0
+PENDING_STATUS = 202
+
+
+class LauncherRegistrar(Registrar):
+    """Announces the worker until the manager accepts; from then on `lost` alone makes it start anew."""
+
+    def __init__(
+        self,
+        worker_id: str,
+        spec: WorkerSpec,
+        token: str,
+        credentials: Credentials,
+        url: str,
+        say: Callable[[str], None],
+    ) -> None:
+        self._worker_id, self._spec, self._token, self._url = worker_id, spec, token, url
+        self._credentials = credentials
+        self._say = say
+        self._registered = False
+        self._first = True
+        self._failures = 0
+        self.agent: Optional[Agent] = None
+        self.may_start_offline = False
+        self.accepted: Callable[[RegisterReply], None] = lambda _: None
+        self.renewed: Callable[[], None] = lambda: None  # another secret has to be kept
+        self.refused = ""  # why the launcher ends
+
+    def needed(self) -> bool:
+        return not self._registered
+
+    def request(self) -> Callable[[Connection], Reply]:
+        body = protocol.encode(self._registration())
+        mine, token = self._credentials, self._token
+
+        def job(connection: Connection) -> Reply:
+            payload = json.dumps(body).encode()
+            if mine.proof_key:
+                # An old acquaintance: it proves itself, then the secret shows that a changed command is ours. A token
+                # is spent only where that does not let us in.
+                try:
+                    reply = connection.request("POST", "/api/workers/register", payload)
+                    if not token or (reply.ok and reply.status != PENDING_STATUS):
+                        return reply
+                except Unknown:
+                    pass  # it has lost its memory
+            return connection.anonymous("POST", "/api/workers/register", payload, token=token)
+
+        return job
+
+    def outcome(self, outcome: Any) -> float:
+        if isinstance(outcome, LinkDown):
+            self._failures += 1
+            if self._first and self.agent is not None and self.may_start_offline:
+                self.agent.may_start = True
+            self._say(f"manager {self._url} not reachable ({outcome}); trying on")
+            return retry_delay_s(self._failures)
+        self._failures = 0
+        code = (
+            str((outcome.data.get("error") or {}).get("code", ""))
+            if isinstance(outcome.data.get("error"), dict)
+            else ""
+        )
+        if outcome.ok:
+            return self._answer(protocol.decode(RegisterReply, outcome.data))
+        if outcome.status == 429 or outcome.status >= 500 or (outcome.status == 409 and code == "full"):
+            self._say(f"the manager does not take the registration yet: {outcome.why}")
+            return PENDING_AGAIN_S
+        if code == "secret_revoked":
+            self._credentials.secret = os.urandom(32).hex()
+            self.renewed()
+            self._say("its secret was revoked on the manager; it has made itself another")
+            return retry_delay_s(1)
+        self.refused = outcome.why.partition(": ")[2] or outcome.why
+        if self.agent is not None:
+            self.agent.leave()
+        return PENDING_AGAIN_S
+
+    def lost(self, why: str) -> None:
+        self._registered = False
+        self._say(f"the manager does not know this launcher ({why}); registering again")
+
+    def _answer(self, reply: RegisterReply) -> float:
+        if reply.status == "pending":
+            agent_id = reply.agent_id or self._credentials.agent_id
+            self._say(
+                f"waits for approval, fingerprint {reply.fingerprint}; nothing runs until then. "
+                f"On the manager: invoke agents approve {agent_id}"
+            )
+            return PENDING_AGAIN_S
+        self._registered, self._first = True, False
+        self.accepted(reply)
+        self._say(f"registered with {self._url}")
+        if self.agent is not None:
+            self.agent.start_after_reply = True
+        return 0.0
+
+    def _registration(self) -> Registration:
+        assert self.agent is not None
+        slot = self.agent.slots.get(self._worker_id)
+        alive = slot is not None and slot.state in states.ALIVE and slot.runner_alive()
+        return Registration(
+            worker_id=self._worker_id,
+            command=self._spec.command,
+            host=host_name(),
+            spec=self._spec,
+            secret_sha256=protocol.secret_sha256(self._credentials.secret),
+            state=self._told_state(slot),  # type: ignore[arg-type]
+            attempt=slot.attempt if slot is not None and alive else 0,
+            epoch=int(slot.status.get("epoch") or 0) if slot is not None else 0,
+        )
+
+    def _told_state(self, slot: Optional[WorkerSlot]) -> str:
+        """ "exited" says: it had ended, and somebody started the launcher anew: it is to run again."""
+        if slot is None or not slot.status:
+            return states.STOPPED
+        if slot.state not in states.SETTLED:
+            return slot.state
+        same = {"desired": "running", "generation": slot.status.get("generation")}
+        return states.EXITED if self._first and not needs_runner(same, slot.status) else states.STOPPED
+
+
+def host_name() -> str:
+    """This machine's name, as an id."""
+    name = re.sub(r"[^A-Za-z0-9_.-]", "-", socket.gethostname())[:64]
+    return name if protocol.valid_id(name) else "host-" + name[:59].strip("-.") if name.strip("-.") else "host"

@@ -1,0 +1,227 @@
+"""Decides what follows when an attempt has ended: restart (and when), finished, or failed. Pure: no clock, no files.
+
+The runner hands over how the attempt ended, how many automatic restarts are spent and the worker's policy, and gets a
+decision with a reason a person can read. Plain classes, because the runner must stay small.
+
+- policy "on-failure" restarts what failed, "always" also what finished well, "never" nothing at all.
+- The first restart of a budget is immediate, then the delays of `backoff_s` (the last one repeats), each ± jitter.
+- `max_attempts` automatic restarts, then failed. Running `healthy_after_s` gives the budget back.
+- A gang's member never restarts alone: what would be restarted has failed, what finished well has finished.
+- A clean end under "always" spends nothing once the attempt had been running; one that ran shorter than the second
+  delay waits for that delay, so that nothing spins.
+"""
+
+from __future__ import annotations
+
+from collections import namedtuple
+
+RESTART = "restart"
+FINISH = "finish"
+FAIL = "fail"
+STOP = "stop"  # never a decision of this module: somebody asked for it
+
+# action: one of the above. delay_s: until the next start. restarts: automatic restarts spent after this one.
+Decision = namedtuple("Decision", ["action", "delay_s", "restarts", "reason"])
+
+DEFAULT_MAX_ATTEMPTS = 3
+LARGEST = 1e9  # no setting is infinite: 30 years, a thousand million restarts
+DEFAULT_BACKOFF_S = (0.0, 5.0, 30.0, 120.0, 300.0)
+
+
+class Policy:
+    """A worker's restart policy, from protocol.RestartPolicy as JSON. What is missing or absurd takes its default."""
+
+    def __init__(self, values: dict[str, object] | None = None) -> None:
+        values = values or {}
+        self.policy = values.get("policy") if values.get("policy") in ("always", "never") else "on-failure"
+        self.max_attempts = int(_number(values, "max_attempts", DEFAULT_MAX_ATTEMPTS))
+        self.backoff_s = _numbers(values.get("backoff_s")) or list(DEFAULT_BACKOFF_S)
+        self.jitter = min(_number(values, "jitter", 0.25), 1.0)
+        self.start_secs = _number(values, "start_secs", 1.0)
+        self.start_timeout_s = _number(values, "start_timeout_s", 30.0)
+        self.healthy_after_s = _number(values, "healthy_after_s", 600.0)
+        codes = values.get("success_exit_codes")
+        self.success_exit_codes = [int(code) for code in _numbers(codes)] if isinstance(codes, list) else [0]
+        self.gang = False  # not of the specification: the assignment says so
+
+
+class Ending:
+    """How one attempt ended.
+
+    `ran_s`: seconds since its start. `was_running`: it had been alive for start_secs. `cause` is told where the exit
+    status alone misleads: "" | "start_timeout" | "unhealthy" | "lost" (nobody saw the exit) | "taken" (it had to end,
+    for no fault of its own); `detail` explains it.
+    """
+
+    def __init__(
+        self,
+        *,
+        code: int | None = None,
+        signal: int | None = None,
+        ran_s: float = 0.0,
+        was_running: bool = False,
+        oom: bool = False,
+        cause: str = "",
+        detail: str = "",
+    ) -> None:
+        self.code = code
+        self.signal = signal
+        self.ran_s = ran_s
+        self.was_running = was_running
+        self.oom = oom
+        self.cause = cause
+        self.detail = detail
+
+
+def decide(ending: Ending, restarts: int, policy: Policy, roll: float = 0.5) -> Decision:
+    """What follows `ending` after `restarts` automatic restarts. `roll` in [0, 1) places the delay in its jitter."""
+    restarts = restarts_left_standing(restarts, ending.ran_s, policy)
+    why = describe(ending)
+    if policy.gang and not succeeded(ending, policy):
+        return Decision(FAIL, 0.0, restarts, f"{why}; a member of a gang never restarts alone")
+    if succeeded(ending, policy):
+        return _after_success(ending, restarts, policy, roll, why)
+    if policy.policy == "never":
+        return Decision(FAIL, 0.0, restarts, f"{why}; restarts are off")
+    return _again(restarts, policy, roll, why)
+
+
+def _after_success(ending: Ending, restarts: int, policy: Policy, roll: float, why: str) -> Decision:
+    if policy.policy != "always" or policy.gang:
+        return Decision(FINISH, 0.0, restarts, f"finished: {why}")
+    if not ending.was_running:
+        return _again(restarts, policy, roll, why)
+    pause_s = policy.backoff_s[min(1, len(policy.backoff_s) - 1)]
+    delay_s = 0.0 if ending.ran_s >= pause_s else pause_s
+    return Decision(RESTART, delay_s, restarts, f"{why}; policy always: next start {in_words(delay_s)}")
+
+
+def _again(restarts: int, policy: Policy, roll: float, why: str) -> Decision:
+    if policy.max_attempts <= 0:
+        return Decision(FAIL, 0.0, restarts, f"{why}; no restarts allowed (max_attempts 0)")
+    if restarts >= policy.max_attempts:
+        spent = "the one restart is" if policy.max_attempts == 1 else f"all {policy.max_attempts} restarts are"
+        return Decision(FAIL, 0.0, restarts, f"{why}; {spent} used up")
+    step_s = policy.backoff_s[min(restarts, len(policy.backoff_s) - 1)]
+    delay_s = step_s * (1.0 + policy.jitter * (2.0 * roll - 1.0))
+    return Decision(
+        RESTART, delay_s, restarts + 1, f"{why}; restart {restarts + 1} of {policy.max_attempts} {in_words(delay_s)}"
+    )
+
+
+def restarts_left_standing(restarts: int, ran_s: float, policy: Policy) -> int:
+    """The spent budget once an attempt has run `ran_s`: long enough gives all of it back."""
+    return 0 if ran_s >= policy.healthy_after_s else restarts
+
+
+def needs_runner(spec: dict[str, object], status: dict[str, object]) -> bool:
+    """Is there something for a runner to do? `spec` an assignment, `status` the last state.json ({}: never ran).
+
+    Yes while a child may exist or a restart is due: also where a settled worker was `in_hand` of a runner that died.
+    `spec["unleased"]`: a fenced worker without a lease starts nothing; what a dead runner left has to go all the same.
+    """
+    settled = (status.get("state") or "stopped") in ("stopped", "exited", "failed")
+    return not settled or bool(status.get("in_hand")) or (may_start(spec, status) and not spec.get("unleased"))
+
+
+def may_start(spec: dict[str, object], status: dict[str, object]) -> bool:
+    """Of a settled worker: it is to run and was not told to rest.
+
+    Exited and failed need a new generation, and so does stopped when an operator did it (`held`); one that was stopped
+    only because its host went down starts again, and so does one whose runner died just before its first start.
+    """
+    if spec.get("desired") != "running":
+        return False
+    if not status or status.get("in_hand") or (status.get("state", "stopped") == "stopped" and not status.get("held")):
+        return True
+    return _number(spec, "generation", 0) > _number(status, "generation", 0)
+
+
+def succeeded(ending: Ending, policy: Policy) -> bool:
+    return not ending.cause and ending.code is not None and ending.code in policy.success_exit_codes
+
+
+# ---------------------------------------------------------------------------------------------- words for people
+
+
+def describe(ending: Ending) -> str:
+    """'killed by signal 9 (SIGKILL) after 3 h 12 min'"""
+    after = f"after {duration_in_words(ending.ran_s)}"
+    if ending.cause == "lost":
+        return ending.detail or "its end was not seen"
+    if ending.cause == "taken":
+        return f"{ending.detail} ({after})"
+    if ending.cause == "start_timeout":
+        return f"not running {after}: {ending.detail}" if ending.detail else f"not running {after}"
+    if ending.cause == "unhealthy":
+        return f"unhealthy {after}: {ending.detail}" if ending.detail else f"unhealthy {after}"
+    if ending.signal is not None:
+        name = signal_name(ending.signal)
+        if ending.oom:
+            return f"killed by the kernel for want of memory (signal {ending.signal}, {name}) {after}"
+        return f"killed by signal {ending.signal} ({name}) {after}"
+    if ending.code is None:
+        return f"ended {after}"
+    return f"exit code {ending.code} {after}"
+
+
+def in_words(delay_s: float) -> str:
+    return "now" if delay_s < 0.05 else f"in {duration_in_words(delay_s)}"
+
+
+def duration_in_words(seconds: float) -> str:
+    """Two units at most, rounded down as the portal does: '0.2 s', '42 s', '5 min', '3 h 12 min', '9 d 4 h'."""
+    if seconds < 10:
+        return f"{max(seconds, 0.0):.1f}".rstrip("0").rstrip(".") + " s"
+    if seconds < 60:
+        return f"{int(seconds)} s"
+    minutes = int(seconds // 60)
+    if minutes < 10 and seconds % 60 >= 1:
+        return f"{minutes} min {int(seconds % 60)} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    hours = minutes // 60
+    if hours < 48:
+        return f"{hours} h {minutes % 60} min" if minutes % 60 else f"{hours} h"
+    return f"{hours // 24} d {hours % 24} h" if hours % 24 else f"{hours // 24} d"
+
+
+# The names as Linux numbers them on every machine we run on (x86, ARM, RISC-V, POWER).
+_SIGNALS = {
+    1: "SIGHUP", 2: "SIGINT", 3: "SIGQUIT", 4: "SIGILL", 5: "SIGTRAP", 6: "SIGABRT", 7: "SIGBUS", 8: "SIGFPE",
+    9: "SIGKILL", 10: "SIGUSR1", 11: "SIGSEGV", 12: "SIGUSR2", 13: "SIGPIPE", 14: "SIGALRM", 15: "SIGTERM",
+    16: "SIGSTKFLT", 17: "SIGCHLD", 18: "SIGCONT", 19: "SIGSTOP", 20: "SIGTSTP", 21: "SIGTTIN", 22: "SIGTTOU",
+    23: "SIGURG", 24: "SIGXCPU", 25: "SIGXFSZ", 26: "SIGVTALRM", 27: "SIGPROF", 28: "SIGWINCH", 29: "SIGIO",
+    30: "SIGPWR", 31: "SIGSYS",
+}  # fmt: skip
+
+
+def signal_name(number: int) -> str:
+    return _SIGNALS.get(number, f"SIG{number}")
+
+
+def signal_number(name: str, default: int = 15) -> int:
+    """'TERM', 'SIGTERM' or '15' -> 15; what is no signal gives `default`."""
+    text = str(name).strip().upper()
+    if text.isdigit() and 0 < int(text) < 65:
+        return int(text)
+    wanted = text if text.startswith("SIG") else f"SIG{text}"
+    for number, known in _SIGNALS.items():
+        if known == wanted:
+            return number
+    return default
+
+
+def _number(values: dict[str, object], key: str, default: float) -> float:
+    value = values.get(key)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+        return default
+    return min(float(value), LARGEST)
+
+
+def _numbers(values: object) -> list[float]:
+    if not isinstance(values, list):
+        return []
+    return [
+        min(float(v), LARGEST) for v in values if isinstance(v, (int, float)) and not isinstance(v, bool) and v >= 0
+    ]

@@ -1,0 +1,115 @@
+"""The command that becomes a worker's runner: a small daemon, the child's parent, that outlives the agent.
+
+    python3 -I -S remote_agent/runner.py --worker-dir D --runtime-dir R [--lease EPOCH:UNTIL_NS] [--foreground]
+
+It ends with 0 when the daemon listens on its socket, with EXIT_ALREADY_RUNNING when another runner has the worker.
+The daemon ends by itself once the worker is settled. SIGHUP is ignored; SIGTERM stops the child and leaves the worker
+to be started again by the next runner. Only arguments and daemonising are here, for this file alone is compiled
+at each start; runner and loop import only what keeps them under 12 MB.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+if __name__ == "__main__":  # -I leaves the script's directory out of the path; this is the release's
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from remote_agent import paths
+from remote_agent.control import EXIT_CANNOT_START, EXIT_STARTED, EXIT_USAGE
+from remote_agent.only_one import CannotStart, listen, refuse_second, take_lock
+from remote_agent.runner_loop import Runner, report
+
+MAX_RUNNER_LOG_BYTES = 256 * 1024
+USAGE = "usage: runner.py --worker-dir D --runtime-dir R [--lease EPOCH:UNTIL_NS] [--foreground]"
+
+
+def daemonise(log_path: str) -> bool:
+    """Fork away from whoever started us. True in the daemon, False in the process that was started."""
+    if os.fork() != 0:
+        return False
+    os.setsid()
+    if os.fork() != 0:
+        os._exit(0)
+    os.chdir("/")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    try:
+        if os.path.getsize(log_path) > MAX_RUNNER_LOG_BYTES:
+            flags |= os.O_TRUNC
+    except OSError:
+        pass
+    nothing = os.open(os.devnull, os.O_RDWR)
+    try:
+        log = os.open(log_path, flags, paths.PRIVATE_FILE)
+    except OSError:
+        log = nothing
+    for target, source in ((0, nothing), (1, nothing), (2, log)):
+        os.dup2(source, target)
+    return True
+
+
+def close_inherited(keep: set[int]) -> None:
+    """Nothing of the starter's stays open in a process that may live for months."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2 and int(name) not in keep:
+            try:
+                os.close(int(name))
+            except OSError:
+                pass
+
+
+def parse(arguments: list[str]) -> tuple[str, str, tuple[int, int], bool]:
+    values = {"--worker-dir": "", "--runtime-dir": ""}
+    lease = (0, 0)
+    foreground = False
+    rest = iter(arguments)
+    for word in rest:
+        if word == "--foreground":
+            foreground = True
+        elif word == "--lease":
+            lease = read_lease(next(rest, ""))
+        elif word in values:
+            values[word] = os.path.abspath(next(rest, "") or ".")
+        else:
+            raise CannotStart(EXIT_USAGE, f"unknown argument {word}; {USAGE}")
+    if not all(values.values()):
+        raise CannotStart(EXIT_USAGE, USAGE)
+    return values["--worker-dir"], values["--runtime-dir"], lease, foreground
+
+
+def read_lease(text: str) -> tuple[int, int]:
+    epoch, _, until_ns = text.partition(":")
+    if not epoch.isdigit() or not until_ns.isdigit():
+        raise CannotStart(EXIT_USAGE, f"--lease {text}: expected EPOCH:UNTIL_NS")
+    return int(epoch), int(until_ns)
+
+
+def main(arguments: list[str]) -> int:
+    try:
+        worker_dir, runtime_dir, lease, foreground = parse(arguments)
+        lock = take_lock(paths.runner_lock(runtime_dir, worker_dir))
+        refuse_second(worker_dir)
+        listener = listen(paths.runner_socket(runtime_dir, worker_dir))
+    except CannotStart as exc:
+        report(str(exc))
+        return exc.code
+    except (OSError, ValueError) as exc:
+        report(f"cannot start: {exc}")
+        return EXIT_CANNOT_START
+    if not foreground and not daemonise(paths.runner_log(worker_dir)):
+        os._exit(EXIT_STARTED)  # the daemon has lock and socket; nothing here may be cleaned up
+    close_inherited({lock, listener.fileno()})
+    runner = Runner(worker_dir, runtime_dir, lock, listener, lease)
+    try:
+        runner.run()
+    except (OSError, ValueError) as exc:
+        report(f"ended: {exc}")
+        return EXIT_CANNOT_START
+    finally:
+        runner.close()
+    return EXIT_STARTED
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

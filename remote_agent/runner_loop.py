@@ -1,0 +1,166 @@
+"""The loop of a runner: signals, deadlines and the control socket around one Supervisor. Decides nothing itself."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import sys
+import time
+
+from remote_agent import paths, process_tree
+from remote_agent.attempt import now_s
+from remote_agent.control import KNOWS, PROTOCOL_VERSION, JsonConnection
+from remote_agent.lease import Alarm
+from remote_agent.only_one import CannotStart, is_still_at, listen, take_lock
+from remote_agent.supervisor import Supervisor
+from remote_agent.worker_record import WorkerRecord
+
+MAX_CONNECTIONS = 16
+RUNTIME_CHECK_S = 600.0  # cleaners of /tmp remove what looks old
+LONGEST_POLL_S = 3600.0
+
+
+def report(text: str) -> None:
+    """One line to stderr: the terminal before, runner.log after becoming a daemon."""
+    sys.stderr.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} runner: {text}\n")
+    sys.stderr.flush()
+
+
+class Runner:
+    """The loop around one Supervisor: everything that happens ends in `advance`."""
+
+    def __init__(
+        self, worker_dir: str, runtime_dir: str, lock: int, listener: socket.socket, lease: tuple[int, int] = (0, 0)
+    ) -> None:
+        self._lock_path = paths.runner_lock(runtime_dir, worker_dir)
+        self._socket_path = paths.runner_socket(runtime_dir, worker_dir)
+        self._lock = lock
+        self._listener = listener
+        self._connections: dict[int, JsonConnection] = {}
+        self._supervisor = Supervisor(WorkerRecord(worker_dir), self._tell, lease)
+        self._alarm = Alarm()
+        self._runtime_check_at = now_s() + RUNTIME_CHECK_S
+        self._terminated = False
+        self._wake_read, wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(wake_write, False)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # the wake-up byte is all that is needed
+        signal.signal(signal.SIGTERM, self._on_sigterm)
+        signal.signal(signal.SIGINT, self._on_sigterm)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def _on_sigterm(self, *_: object) -> None:
+        self._terminated = True
+
+    def run(self) -> None:
+        process_tree.become_subreaper()
+        supervisor = self._supervisor
+        supervisor.begin(now_s())
+        process_tree.give_memory_back()
+        while not supervisor.finished:
+            for descriptor in self._wait():
+                self._handle(descriptor)
+            now = now_s()
+            if self._terminated:
+                self._terminated = False
+                supervisor.terminate(now)
+            supervisor.advance(now)
+            if now >= self._runtime_check_at:
+                self._check_runtime(now)
+        supervisor.close()
+        self._tell({"type": "bye"})
+
+    def _wait(self) -> list[int]:
+        """Sleep until something happens or is due; the descriptors that are ready."""
+        poller = select.poll()
+        poller.register(self._wake_read, select.POLLIN)
+        poller.register(self._listener, select.POLLIN)
+        exec_fd = self._supervisor.exec_fd()
+        if exec_fd >= 0:
+            poller.register(exec_fd, select.POLLIN)
+        for descriptor, connection in self._connections.items():
+            poller.register(descriptor, select.POLLIN | (select.POLLOUT if connection.wants_write else 0))
+        self._alarm.set(self._supervisor.lease_ends_ns(now_s()))
+        if self._alarm.fileno() >= 0:
+            poller.register(self._alarm.fileno(), select.POLLIN)
+        due = min(self._supervisor.next_deadline(), self._runtime_check_at) - now_s()
+        timeout_s = min(max(due, 0.0), LONGEST_POLL_S)
+        return [descriptor for descriptor, _ in poller.poll(timeout_s * 1000 + 0.999 if timeout_s else 0)]
+
+    def _handle(self, descriptor: int) -> None:
+        if descriptor == self._wake_read:
+            try:
+                while len(os.read(self._wake_read, 4096)) == 4096:
+                    pass
+            except BlockingIOError:
+                pass
+        elif descriptor == self._listener.fileno():
+            self._accept()
+        elif descriptor in self._connections:
+            self._converse(descriptor, self._connections[descriptor])
+
+    def _accept(self) -> None:
+        try:
+            peer, _ = self._listener.accept()
+        except OSError:
+            return
+        if len(self._connections) >= MAX_CONNECTIONS:
+            peer.close()
+            return
+        self._connections[peer.fileno()] = JsonConnection(peer)
+
+    def _converse(self, descriptor: int, connection: JsonConnection) -> None:
+        connection.flush()
+        messages = connection.receive()
+        # Where this process was frozen, leases wait behind what is judged by them.
+        messages.sort(key=lambda message: message.get("op") != "lease")
+        for message in messages:
+            if message.get("op") == "hello":
+                connection.send({**self._supervisor.state.message(), "protocol": PROTOCOL_VERSION, "knows": KNOWS})
+                for result in self._supervisor.state.results:
+                    connection.send(result)
+            else:
+                self._supervisor.operate(message, now_s())
+        if connection.closed:
+            self._drop(descriptor)
+
+    def _tell(self, message: dict[str, object]) -> None:
+        for descriptor, connection in list(self._connections.items()):
+            connection.send(message)
+            if connection.closed:
+                self._drop(descriptor)
+
+    def _drop(self, descriptor: int) -> None:
+        connection = self._connections.pop(descriptor, None)
+        if connection:
+            connection.close()
+
+    def _check_runtime(self, now: float) -> None:
+        """Keep lock and socket where agents look for them, whatever cleans /tmp."""
+        self._runtime_check_at = now + RUNTIME_CHECK_S
+        try:
+            os.makedirs(os.path.dirname(self._lock_path), paths.PRIVATE_DIR, exist_ok=True)
+            if not is_still_at(self._lock_path, self._lock):
+                self._lock = take_lock(self._lock_path, 0.0)
+            os.utime(self._lock_path)
+            if not os.path.exists(self._socket_path):
+                listener = listen(self._socket_path)
+                self._listener.close()
+                self._listener = listener
+            os.utime(self._socket_path)
+        except (OSError, CannotStart) as exc:
+            report(f"cannot keep lock and socket in place: {exc}")
+
+    def close(self) -> None:
+        """Give socket and lock back, in this order: who holds the lock next makes a socket of its own."""
+        self._listener.close()
+        try:
+            os.unlink(self._socket_path)
+        except OSError:
+            pass
+        os.close(self._lock)
+        for descriptor in list(self._connections):
+            self._drop(descriptor)

@@ -1,0 +1,470 @@
+"""One worker as its agent sees it: what is wanted (Assignment), what is (its runner's status), how to join the two.
+
+Owns the files that the agent writes for the runner, the start of the runner and the connection to it. Knows no HTTP.
+Only the agent's main loop touches a slot.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import time
+from dataclasses import asdict
+from typing import Any, Optional
+
+from remote_agent import allotment, control, paths
+from remote_agent import spec as spec_module
+from remote_agent.granted import Granted
+from remote_agent.health import HealthMonitor
+from remote_agent.lease import AWAITS_LEASE
+from remote_agent.locks import lock_held
+from remote_agent.process_tree import boot_id
+from remote_agent.protocol import (
+    Assignment,
+    Command,
+    ExitRecord,
+    Lease,
+    WireError,
+    WorkerEvent,
+    WorkerReport,
+    WorkerUsage,
+    decode,
+)
+from remote_agent.restart import needs_runner
+from remote_agent.states import ALIVE, BACKOFF, FAILED, RUNNING, SETTLED, STOPPED
+
+RUNNER_RETRY_S = (0.0, 0.0, 0.5, 2.0, 5.0, 15.0, 30.0)
+CONNECT_AGAIN_S = 0.1
+OLD_RUNNER = "its runner is of an earlier release and ignores {}: stop it, then start it"
+# What a worker may need of its runner, in words; see control.KNOWS.
+PARTS = {
+    "start": "its environment keys and hooks",
+    "lease": "its lease (it is kept running, not fenced)",
+    "gang": "that it is one of a gang (it restarts alone)",
+    "env": "the variables that the manager adds",
+}
+HEARTBEATS_IN_A_LEASE = 4
+STARTS_IN_VAIN = 3  # then a runner that can't be started makes the worker failed
+_NEXT_STEPS = {
+    errno.ENOSPC: "; free some space there",
+    errno.EDQUOT: "; the user's quota is used up: free some space there",
+    errno.EROFS: "; mount it writable, or set procguard_home in the inventory to another place",
+    errno.EACCES: "; make it writable for this user, or set procguard_home in the inventory to another place",
+}
+
+
+def runner_needed(assignment: Optional[Assignment], status: dict[str, Any], leased: bool = True) -> bool:
+    """Whether a worker that has no live runner must get one. Pure; what is no longer assigned is left alone."""
+    if assignment is None:
+        return False
+    spec: dict[str, object] = {
+        "desired": assignment.desired,
+        "generation": assignment.generation,
+        "unleased": not leased,
+    }
+    return needs_runner(spec, status)
+
+
+def supersedes(new: Assignment, old: Optional[Assignment]) -> bool:
+    """Whether `new` may replace `old`: a late or doubled answer never turns the clock back."""
+    return old is None or (new.epoch, new.generation) >= (old.epoch, old.generation)
+
+
+def longest_pause_s(assignments: list[Assignment]) -> float:
+    """Between two heartbeats: one that is lost, and a slow one after it, end no lease."""
+    leases = [one.lease_s for one in assignments if one.lease_s is not None and one.desired == "running"]
+    return min(leases, default=float("inf")) / HEARTBEATS_IN_A_LEASE
+
+
+class EventTail:
+    """Reads events.jsonl beyond the acknowledged sequence number. The runner may rewrite the file at any time."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._seen: Optional[tuple[int, int, int]] = None  # (inode, size, acked) with nothing pending
+
+    def pending(self, acked: int, limit: int) -> list[WorkerEvent]:
+        try:
+            found = os.stat(self._path)
+        except OSError:
+            return []
+        mark = (found.st_ino, found.st_size, acked)
+        if mark == self._seen:
+            return []
+        events = self._read(acked)
+        if not events:
+            self._seen = mark
+        return events[:limit]
+
+    def _read(self, acked: int) -> list[WorkerEvent]:
+        events = []
+        try:
+            with open(self._path, "rb") as file:
+                for line in file:
+                    try:
+                        value = json.loads(line)
+                        if int(value["seq"]) > acked:
+                            events.append(decode(WorkerEvent, value))
+                    except (ValueError, KeyError, TypeError, WireError):
+                        continue  # torn, or still being written: read again when the file has grown
+        except OSError:
+            pass
+        return sorted(events, key=lambda event: event.seq)
+
+
+class WorkerSlot:
+    def __init__(self, worker_id: str, directory: str, runtime_dir: str) -> None:
+        self.worker_id = worker_id
+        self.directory = directory
+        self.assignment: Optional[Assignment] = None
+        self.status: dict[str, Any] = {}
+        self.link: Optional[control.RunnerLink] = None
+        self.health = HealthMonitor(worker_id)
+        self.usage: Optional[WorkerUsage] = None
+        self.suspect = ""  # evidence of a hang, from the latest measurement
+        self.gpus: list[int] = []  # handed to it
+        self.gpu_wait = ""  # for which GPUs it waits before it is started
+        self.granted = Granted()  # what it holds of leases, where it is fenced
+        self.events = EventTail(paths.events_file(directory))
+        self.trouble = ""  # why its runner can't be started, for a person
+        self.unwritten = ""  # why its files can't be written
+        self.heard = False  # the connected runner has said how things are
+        self.waiting: dict[str, Command] = {}  # sent to the runner, no result yet
+        self.postponed: list[tuple[Command, float]] = []  # (command, expires monotonic) until the runner is there
+        self.drained = False  # desired removed: everything of its log is at the manager
+        self.settled_since: Optional[float] = None  # monotonic; desired removed
+        self._runtime_dir = runtime_dir
+        self._starting: Any = None  # subprocess.Popen of a runner that is about to daemonise
+        self._starts_in_vain = 0
+        self._next_start = 0.0  # monotonic
+        self._next_connect = 0.0
+        self._said_bye = False
+        self._knows: Any = control.KNOWS  # parts of spec.json that the connected runner obeys
+        self._needs: tuple[str, ...] = ()  # of PARTS
+
+    # ------------------------------------------------------------------------------------------------ the state
+
+    @property
+    def state(self) -> str:
+        return str(self.status.get("state") or STOPPED)
+
+    @property
+    def attempt(self) -> int:
+        return int(self.status.get("attempt") or 0)
+
+    @property
+    def reason(self) -> str:
+        """Why it is as it is, and what keeps the agent or the runner from doing their work."""
+        if self.gpu_wait and self.idle:
+            return self.gpu_wait
+        ignored = [PARTS[part] for part in self._needs if self.heard and part not in self._knows]
+        parts = (
+            self.status.get("reason"),
+            self.gpu_wait,
+            self.trouble,
+            self.unwritten,
+            self.status.get("problem"),
+            OLD_RUNNER.format(", ".join(ignored)) if ignored else "",
+            AWAITS_LEASE if self._awaits_lease() and AWAITS_LEASE not in str(self.status.get("reason")) else "",
+        )
+        return "; ".join(str(part) for part in parts if part)
+
+    @property
+    def settled(self) -> bool:
+        """Nothing runs, and no runner is there or on its way."""
+        return self.state in SETTLED and self.idle
+
+    @property
+    def idle(self) -> bool:
+        """No runner is there or on its way."""
+        return self.link is None and self._starting is None and not self.runner_alive()
+
+    def read_status(self) -> None:
+        try:
+            value = paths.read_json(paths.state_file(self.directory))
+        except (OSError, ValueError):
+            return
+        if isinstance(value, dict):
+            self.status = value
+            self.granted.heed(value)
+
+    def report(self) -> WorkerReport:
+        """What the manager is told of this worker now."""
+        status = self.status
+        assignment = self.assignment
+        generation, epoch = int(status.get("generation") or 0), int(status.get("epoch") or 0)
+        if assignment is not None and assignment.desired != "running" and self.settled:
+            # Nothing runs, as is wanted: an answer to this assignment, also where none was ever started.
+            generation, epoch = max(generation, assignment.generation), max(epoch, assignment.epoch)
+        # state.json of an earlier boot: nothing of it lives, and the runner that will say so is yet to start.
+        went_down = not self.heard and self.state in ALIVE and status.get("boot_id") != boot_id()
+        awaits_gpus = bool(self.gpu_wait) and self.idle
+        state = BACKOFF if went_down or awaits_gpus else self.state
+        if self._cannot_start():
+            assert assignment is not None
+            state, generation = FAILED, assignment.generation
+        waits_until = status.get("next_start_at")
+        last_exit = status.get("last_exit")
+        return WorkerReport(
+            worker_id=self.worker_id,
+            state=state,  # type: ignore[arg-type]
+            generation=generation,
+            epoch=epoch,
+            attempt=self.attempt,
+            pid=None if went_down else status.get("pid"),
+            since=float(status.get("since") or 0.0),
+            restarts=int(status.get("restarts") or 0),
+            restarts_total=int(status.get("restarts_total") or 0),
+            reason="the host went down while it ran" if went_down else self.reason,
+            launch_digest=str(status.get("launch_digest") or ""),
+            next_start_in_s=max(0.0, float(waits_until) - time.time()) if waits_until else None,
+            last_exit=decode(ExitRecord, last_exit) if isinstance(last_exit, dict) else None,
+            usage=self.usage if self.state == RUNNING else None,
+            health=self.health.verdict(),
+            suspect=self.suspect if self.state == RUNNING else "",
+            lease_left_s=self.granted.left_s(assignment, status, went_down or self.state in SETTLED),
+        )
+
+    def _cannot_start(self) -> bool:
+        """It is to run, but no runner can be given what it needs. The agent tries on: it may mend itself."""
+        hindered = bool(self.unwritten) or (bool(self.trouble) and self._starts_in_vain >= STARTS_IN_VAIN)
+        return hindered and self.settled and self.needs_runner()
+
+    # ------------------------------------------------------------------------------------------------- leases
+
+    def needs_runner(self) -> bool:
+        return runner_needed(self.assignment, self.status, self.granted.may_start(self.assignment))
+
+    def take_lease(self, lease: Lease, asked_ns: int) -> None:
+        until = self.granted.take(lease, asked_ns)
+        if until and self.link is not None:
+            self.link.lease(lease.epoch, until)
+
+    def send_lease(self) -> None:
+        """To a runner that has just been found."""
+        held = self.granted.now(self.assignment)
+        if self.link is not None and held:
+            self.link.lease(*held)
+
+    def _awaits_lease(self) -> bool:
+        return self.settled and not self.needs_runner() and runner_needed(self.assignment, self.status)
+
+    # ----------------------------------------------------------------------------------- files for the runner
+
+    def assign(self, assignment: Assignment, default_dir: str, base_env: dict[str, str]) -> None:
+        """Take over the assignment and tell the runner. `unwritten` says what a full disk keeps from being written."""
+        self.assignment = assignment
+        try:
+            self._write(assignment, default_dir, base_env)
+            self.unwritten = ""
+        except OSError as exc:
+            self.unwritten = (
+                f"cannot write {self.directory}: {exc.strerror or exc}{_NEXT_STEPS.get(exc.errno or 0, '')}"
+            )
+
+    def assign_again(self, default_dir: str, base_env: dict[str, str]) -> None:
+        """Write the runner's files anew: they could not be written, or its GPUs are others."""
+        if self.assignment is not None:
+            self.assign(self.assignment, default_dir, base_env)
+
+    def _write(self, assignment: Assignment, default_dir: str, base_env: dict[str, str]) -> None:
+        content = spec_module.resolve(assignment, default_dir)
+        content["spec"]["env"].update(allotment.environment(self.gpus))
+        needs = {
+            "start": "start" in content,
+            "lease": assignment.lease_s is not None,
+            "gang": assignment.gang,
+            "env": bool(assignment.env),
+        }
+        self._needs = tuple(part for part, needed in needs.items() if needed)
+        os.makedirs(paths.attempts_dir(self.directory), mode=paths.PRIVATE_DIR, exist_ok=True)
+        _write_if_other(paths.worker_id_file(self.directory), self.worker_id.encode() + b"\n")
+        _write_if_other(paths.base_env_file(self.directory), _json_bytes(base_env))
+        changed = _write_if_other(paths.spec_file(self.directory), _json_bytes(content))
+        if changed:
+            self._starts_in_vain, self._next_start = 0, 0.0
+            if self.link is not None:
+                self.link.assign()
+
+    # --------------------------------------------------------------------------------------------- the runner
+
+    def runner_alive(self) -> bool:
+        return lock_held(paths.runner_lock(self._runtime_dir, self.directory))
+
+    def connect(self) -> bool:
+        """Try to connect to a live runner; its status arrives soon after."""
+        try:
+            self.link = control.RunnerLink.connect(paths.runner_socket(self._runtime_dir, self.directory))
+        except (OSError, ValueError):
+            return False
+        self._said_bye = self.heard = False
+        return True
+
+    def converge(self, now: float, python: str, release_dir: str, may_start: bool) -> bool:
+        """One step towards what is wanted. Returns whether a connection to a runner was made."""
+        if self.link is not None:
+            return False
+        if self._starting is not None and not self._started():
+            return False
+        if now < self._next_connect:
+            return False
+        self._next_connect = now + CONNECT_AGAIN_S
+        if self.connect():
+            return True
+        if self.runner_alive():
+            return False  # it is starting or ending: try again
+        self.read_status()
+        if self.needs_runner() and not self.unwritten:
+            if not self.gpu_wait and may_start and now >= self._next_start:
+                self._start(now, python, release_dir)
+        else:
+            self._starts_in_vain = 0
+        return False
+
+    def next_step_at(self, now: float) -> Optional[float]:
+        """When `converge` should be called again by itself (monotonic); None: nothing to do."""
+        if self.link is not None:
+            return None
+        if self._starting is not None:
+            return now + 0.05  # SIGCHLD wakes the loop earlier
+        if self.needs_runner():
+            if self.gpu_wait:
+                return now + 1.0  # the GPUs are read about as often
+            return max(self._next_start, self._next_connect)
+        return self._next_connect if self.runner_alive() else None
+
+    def receive(self) -> tuple[list[dict[str, Any]], bool]:
+        """(messages that are results, whether the status changed); afterwards `link` is None if the runner has gone."""
+        assert self.link is not None
+        results, changed = [], False
+        for message in self.link.receive():
+            kind = message.pop("type", "")
+            if kind == "status":
+                if "protocol" in message:  # its hello
+                    self._knows = message.get("knows") or ()
+                self.status = message
+                changed = self.heard = True
+                self.granted.heed(message)
+                if message.get("state") == RUNNING:
+                    self._starts_in_vain = 0
+            elif kind == "result":
+                results.append(message)
+            elif kind == "event":
+                changed = True
+            elif kind == "bye":
+                self._said_bye = True
+        return results, changed
+
+    def lost_runner(self, now: float) -> bool:
+        """The connection has ended. Returns whether the runner died without a word."""
+        assert self.link is not None
+        self.link.close()
+        self.link = None
+        self.heard = False
+        self.read_status()
+        self._next_connect = now
+        if self._said_bye:
+            return False
+        self._next_start = max(self._next_start, now)
+        return not self.runner_alive()
+
+    def terminate_runner(self) -> None:
+        """Have the runner stop its child and end; the worker is then stopped, but not held: whoever starts runners next
+        starts it again."""
+        pid = self.status.get("runner_pid")
+        if self.link is not None and not self.link.closed and self.heard and isinstance(pid, int) and pid > 1:
+            os.kill(pid, signal.SIGTERM)  # it holds the other end of an open connection: it is no other process
+
+    def _start(self, now: float, python: str, release_dir: str) -> None:
+        import subprocess
+
+        self._starts_in_vain += 1
+        self._next_start = now + RUNNER_RETRY_S[min(self._starts_in_vain, len(RUNNER_RETRY_S) - 1)]
+        try:
+            with open(self._error_file(), "wb") as errors:
+                self._starting = subprocess.Popen(
+                    control.runner_argv(
+                        python, release_dir, self.directory, self._runtime_dir, self.granted.now(self.assignment)
+                    ),
+                    cwd="/",
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=errors,
+                    start_new_session=True,
+                )
+        except OSError as exc:
+            self.trouble = f"its runner cannot be started: {exc.strerror or exc}; see agent.log on the host"
+
+    def _started(self) -> bool:
+        """Whether the process that was to become the runner has ended; then it listens, or said why not."""
+        code = self._starting.poll()
+        if code is None:
+            return False
+        self._starting = None
+        self._next_connect = 0.0
+        if code in (control.EXIT_STARTED, control.EXIT_ALREADY_RUNNING):
+            self.trouble = ""
+        else:
+            self.trouble = f"its runner cannot be started (exit {code}): {self._error_text()}"
+        return True
+
+    def _error_file(self) -> str:
+        return os.path.join(self.directory, "runner.err")
+
+    def _error_text(self) -> str:
+        try:
+            with open(self._error_file(), "rb") as file:
+                lines = file.read(65536).decode("utf-8", "replace").strip().splitlines()
+        except OSError:
+            return "no reason given"
+        return lines[-1][:300] if lines else "no reason given"
+
+
+def load_slots(agent_dir: str, runtime_dir: str) -> dict[str, WorkerSlot]:
+    """Every worker that has a directory here."""
+    slots: dict[str, WorkerSlot] = {}
+    try:
+        names = sorted(os.listdir(paths.workers_dir(agent_dir)))
+    except FileNotFoundError:
+        return slots
+    for name in names:
+        directory = os.path.join(paths.workers_dir(agent_dir), name)
+        try:
+            with open(paths.worker_id_file(directory), encoding="utf-8") as file:
+                worker_id = file.read().strip()
+        except OSError:
+            continue
+        if directory != paths.worker_dir(agent_dir, worker_id):
+            continue  # copied by hand
+        slot = WorkerSlot(worker_id, directory, runtime_dir)
+        slot.read_status()
+        slots[worker_id] = slot
+    return slots
+
+
+def remove_tree(directory: str) -> None:
+    import shutil
+
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def stored_form(assignments: list[Assignment], rev: str) -> dict[str, Any]:
+    return {"v": 1, "rev": rev, "assignments": [asdict(one) for one in assignments]}
+
+
+def _json_bytes(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode() + b"\n"
+
+
+def _write_if_other(path: str, data: bytes) -> bool:
+    """Returns whether the file was written."""
+    try:
+        with open(path, "rb") as file:
+            if file.read() == data:
+                return False
+    except FileNotFoundError:
+        pass
+    paths.write_atomic(path, data)
+    return True

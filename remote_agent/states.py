@@ -1,0 +1,48 @@
+"""The states of a worker and the one table of allowed transitions (drawn in docs/states.md).
+
+              start            ready (start_secs)
+   stopped ─────────► starting ─────────► running ──exit, policy says done──► exited
+      ▲                  │ exits early        │ exit / unhealthy
+      │                  ▼                    ▼
+      ├──── stopping ◄─ stop ─── backoff ◄────┘   budget spent: failed
+      └──────────────────────────  unknown = the agent is out of reach (only the manager says this)
+
+Depends on nothing, so that the runner stays small: plain strings, no enum machinery.
+"""
+
+from __future__ import annotations
+
+STOPPED = "stopped"
+STARTING = "starting"
+RUNNING = "running"
+STOPPING = "stopping"
+BACKOFF = "backoff"
+EXITED = "exited"
+FAILED = "failed"
+UNKNOWN = "unknown"  # never a runner's state: the manager shows it while the agent is out of reach
+
+ALL = (STOPPED, STARTING, RUNNING, STOPPING, BACKOFF, EXITED, FAILED, UNKNOWN)
+ALIVE = (STARTING, RUNNING, STOPPING)  # a child may exist
+SETTLED = (STOPPED, EXITED, FAILED)  # no child, and none will come without a new start
+
+# from -> to. What is not here is a bug: `check` raises. What cannot even be started passes through starting to failed.
+# Each has a test named after it (tests/unit/test_transitions.py), from which the table in docs/states.md is drawn.
+TRANSITIONS: dict[str, tuple[str, ...]] = {
+    STOPPED: (STARTING,),
+    STARTING: (STARTING, RUNNING, STOPPING, BACKOFF, EXITED, FAILED),
+    RUNNING: (STARTING, STOPPING, BACKOFF, EXITED, FAILED),
+    STOPPING: (STARTING, STOPPED),
+    BACKOFF: (STARTING, STOPPED),
+    EXITED: (STARTING,),
+    FAILED: (STARTING,),
+}
+
+
+class ForbiddenTransition(AssertionError):
+    """A state change that the table does not allow: a bug in ProcGuard, never a user's mistake."""
+
+
+def check(before: str, after: str) -> None:
+    """Raise ForbiddenTransition unless `before` may become `after`."""
+    if after not in TRANSITIONS.get(before, ()):
+        raise ForbiddenTransition(f"{before} -> {after}")

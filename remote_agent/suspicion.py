@@ -1,0 +1,175 @@
+"""Looks for signs that one worker hangs: evidence in words, never a verdict. Nothing is ever ended for it.
+
+Pure: `observe` is handed what was read and `now` (monotonic seconds), and keeps only what the next look needs. Signs:
+processes that are stopped, dead and not collected, or stuck in the kernel; a GPU that is busy at the power of an idle
+one; output that has paused for much longer than this job ever did.
+"""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from typing import Any, Optional
+
+from remote_agent.restart import duration_in_words
+
+ZOMBIE_AFTER_S = 30.0
+STOPPED_AFTER_S = 10.0
+KERNEL_AFTER_S = 60.0
+SILENCE_FACTOR = 3.0
+SILENCE_AT_LEAST_S = 60.0
+KNOWN_AFTER_WRITES = 10  # so many looks that found new output, before its rhythm counts as known
+GPU_BUSY_PERCENT = 90.0
+GPU_AFTER_S = 120.0
+GPU_FALL = 0.6  # of the power it drew when it was busy before
+GPU_LOW = 0.5  # of the limit; above it nothing is suspicious
+GPU_KNOWN_AFTER = 12  # busy readings before its power counts as known
+GPU_NEVER_BUSY_LOW, GPU_NEVER_BUSY_AFTER_S = 0.2, 600.0  # where it never drew more
+MAX_NAMED = 3
+
+# One process's case: what it did when first seen so, and since when.
+_Case = namedtuple("_Case", ["since", "ticks"])
+
+
+class Rhythm:
+    """How long this job's output pauses. Outlives attempts and, through `stored`, the agent."""
+
+    def __init__(self, stored: Any = None) -> None:
+        values = stored if isinstance(stored, dict) else {}
+        self.longest_s = _number(values.get("longest_s"))
+        self.writes = int(_number(values.get("writes")))
+        self._mark: Any = None
+        self._since = 0.0
+
+    def look(self, mark: Any, now: float) -> float:
+        """`mark` changes with every output. Returns for how long it has not."""
+        if mark != self._mark:
+            if self._mark is not None:
+                self.longest_s = max(self.longest_s, now - self._since)
+                self.writes += 1
+            self._mark, self._since = mark, now
+        return now - self._since
+
+    def begin(self, now: float) -> None:
+        """A new attempt, or a new agent: the silence counts from here."""
+        self._mark, self._since = None, now
+
+    @property
+    def limit_s(self) -> Optional[float]:
+        """Silence beyond this is suspicious; None: not enough seen to say."""
+        if self.writes < KNOWN_AFTER_WRITES:
+            return None
+        return max(SILENCE_AT_LEAST_S, SILENCE_FACTOR * self.longest_s)
+
+    def stored(self) -> dict[str, Any]:
+        return {"v": 1, "longest_s": round(self.longest_s, 1), "writes": min(self.writes, KNOWN_AFTER_WRITES)}
+
+
+class Suspicion:
+    """One worker. `observe` at every measurement while it runs; `evidence` is the latest answer."""
+
+    def __init__(self, rhythm: Optional[Rhythm] = None) -> None:
+        self.rhythm = rhythm or Rhythm()
+        self.silent_s = 0.0
+        self.evidence = ""
+        self._attempt = 0
+        self._cases: dict[tuple[int, int, str], _Case] = {}
+        self._gpus: dict[int, _GpuHistory] = {}
+
+    def observe(self, attempt: int, tree: list[Any], log_mark: Any, gpus: list[Any], now: float) -> str:
+        """`tree`: proc_usage.Proc of every process; `gpus`: GpuUsage of those it uses. Returns the evidence or ""."""
+        if attempt != self._attempt:
+            self._attempt, self._cases, self._gpus = attempt, {}, {}
+            self.rhythm.begin(now)
+        found = self._processes(tree, now) + self._busy_at_idle_power(gpus, now)
+        self.silent_s = self.rhythm.look(log_mark, now)
+        limit_s = self.rhythm.limit_s
+        if limit_s is not None and self.silent_s > limit_s:
+            longest = duration_in_words(self.rhythm.longest_s)
+            found.append(f"no output for {duration_in_words(self.silent_s)}; its longest pause before was {longest}")
+        self.evidence = "; ".join(found)
+        return self.evidence
+
+    def stopped(self) -> None:
+        self._attempt, self.evidence = 0, ""
+
+    def _processes(self, tree: list[Any], now: float) -> list[str]:
+        cases: dict[tuple[int, int, str], _Case] = {}
+        signs: dict[str, list[str]] = {"Z": [], "T": [], "t": [], "D": []}
+        for process in tree:
+            if process.state not in signs:
+                continue
+            key = (process.pid, process.start, process.state)
+            case = self._cases.get(key)
+            if case is None or case.ticks != process.ticks:  # it ran in between: a new case
+                case = _Case(now, process.ticks)
+            cases[key] = case
+            sign = _sign(process, now - case.since)
+            if sign:
+                signs[process.state].append(sign)
+        self._cases = cases
+        found = []
+        for some in signs.values():
+            found += some[:MAX_NAMED]
+            if len(some) > MAX_NAMED:
+                found.append(f"and {len(some) - MAX_NAMED} more like it")
+        return found
+
+    def _busy_at_idle_power(self, gpus: list[Any], now: float) -> list[str]:
+        found = []
+        for gpu in gpus:
+            sign = self._gpus.setdefault(gpu.index, _GpuHistory()).look(gpu, now)
+            if sign:
+                found.append(sign)
+        return found
+
+
+class _GpuHistory:
+    """The power of one GPU while it was busy under this attempt."""
+
+    def __init__(self) -> None:
+        self._usual_w = 0.0  # a running mean over readings that were not suspicious
+        self._readings = 0
+        self._since: Optional[float] = None
+
+    def look(self, gpu: Any, now: float) -> str:
+        power_w, limit_w = gpu.power_w, gpu.power_limit_w
+        if not limit_w or power_w is None or (gpu.utilization_percent or 0.0) < GPU_BUSY_PERCENT:
+            self._since = None
+            return ""
+        known = self._readings >= GPU_KNOWN_AFTER
+        if known:
+            low, patience_s = power_w < GPU_FALL * self._usual_w and power_w <= GPU_LOW * limit_w, GPU_AFTER_S
+        else:
+            low, patience_s = power_w <= GPU_NEVER_BUSY_LOW * limit_w, GPU_NEVER_BUSY_AFTER_S
+        if not low:
+            self._since = None
+            self._readings += 1
+            self._usual_w += (power_w - self._usual_w) / min(self._readings, 100)
+            return ""
+        if self._since is None:
+            self._since = now
+        if now - self._since < patience_s:
+            return ""
+        usual = f"; it drew {self._usual_w:.0f} W before" if known else ""
+        return (
+            f"GPU {gpu.index} has been {gpu.utilization_percent:.0f} % busy at only {power_w:.0f} of {limit_w:.0f} W "
+            f"for {duration_in_words(now - self._since)}{usual}: often a collective that waits for another rank"
+        )
+
+
+def _sign(process: Any, for_s: float) -> str:
+    name, lasting = f"process {process.pid} ({process.name})", duration_in_words(for_s)
+    if process.state == "Z" and for_s >= ZOMBIE_AFTER_S:
+        return f"{name} has been a zombie for {lasting}: its parent {process.ppid} does not collect it"
+    if process.state == "T" and for_s >= STOPPED_AFTER_S:
+        return f"{name} has been stopped by a signal for {lasting}; kill -CONT {process.pid} lets it go on"
+    if process.state == "t" and for_s >= STOPPED_AFTER_S:
+        return f"{name} has been held by a debugger for {lasting}"
+    if process.state == "D" and for_s >= KERNEL_AFTER_S:
+        where = "a disk, a network file system or a device"
+        return f"{name} has not moved for {lasting}: it waits in the kernel (state D) for {where}"
+    return ""
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) and value >= 0 else 0.0

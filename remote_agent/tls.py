@@ -1,0 +1,77 @@
+"""Which certificate of a manager is believed, and TLS around a connection to it.
+
+`ssl` costs 5 MB: it is imported where an address begins with https, never otherwise.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Any, Optional
+
+FINGERPRINT_PREFIX = "sha256:"
+
+
+class Trust:
+    """`ca`: certificates in PEM, "" = those that this machine knows. `any_name`: the CA signs for the manager alone, so
+    its certificate need not name the address. `verify=False`: believe anybody; only to ask for what is checked after.
+    """
+
+    def __init__(self, ca: str = "", any_name: bool = False, verify: bool = True) -> None:
+        self.ca = ca
+        self._any_name = any_name
+        self._verify = verify
+        self._context: Optional[Any] = None  # made once: it takes longer than a handshake
+
+    def wrap(self, sock: socket.socket, host: str) -> socket.socket:
+        """TLS around a connected socket, which is closed where that fails. Raises OSError (ssl.SSLError)."""
+        try:
+            if self._context is None:
+                self._context = self._made()
+            secured: socket.socket = self._context.wrap_socket(sock, server_hostname=host)
+            return secured
+        except BaseException:
+            sock.close()
+            raise
+
+    def _made(self) -> Any:
+        import ssl
+
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if not self._verify or self._any_name:
+            context.check_hostname = False
+        if not self._verify:
+            context.verify_mode = ssl.CERT_NONE
+        elif self.ca:
+            context.load_verify_locations(cadata=self.ca)
+        else:
+            context.load_default_certs()
+        return context
+
+
+def fingerprint(pem: str) -> str:
+    """sha256: and the hex digest of the (first) certificate's DER. Raises ValueError for what is none."""
+    import ssl
+
+    from remote_agent.digests import sha256_hex
+
+    end = "-----END CERTIFICATE-----"
+    first = pem[pem.index("-----BEGIN") : pem.index(end) + len(end)]
+    return FINGERPRINT_PREFIX + sha256_hex(ssl.PEM_cert_to_DER_cert(first))
+
+
+def explain(exc: BaseException) -> str:
+    """What a failure of TLS means, "" for any other."""
+    if not isinstance(exc, OSError) or type(exc).__module__ != "ssl":
+        return ""
+    untrusted = getattr(exc, "verify_message", "")
+    if untrusted:
+        return f"its certificate cannot be trusted: {untrusted}"
+    reason = str(getattr(exc, "reason", "") or exc)
+    if reason in ("WRONG_VERSION_NUMBER", "UNKNOWN_PROTOCOL", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
+        return "it does not speak https there: use an http address"
+    return f"TLS failed ({reason.lower().replace('_', ' ')})"
+
+
+def is_untrusted(exc: Optional[BaseException]) -> bool:
+    return bool(exc is not None and type(exc).__module__ == "ssl" and getattr(exc, "verify_message", ""))

@@ -1,0 +1,70 @@
+"""What the host is (HostFacts) and which meter measures it: /proc where there is one, else psutil, else none.
+
+`sample()` of either gives a proc_usage.Sample. psutil costs 2 MB of memory to import, so it is looked for only where
+/proc cannot be read. Without both everything else works and usage is "unavailable".
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import sys
+from typing import Any, Union
+
+from remote_agent import proc_usage
+from remote_agent.proc_usage import ProcMeter, Sample
+from remote_agent.protocol import HostFacts
+
+
+class NoMeter:
+    available = False
+
+    def sample(self, runner_pids: dict[str, int]) -> Sample:
+        return Sample(None, {}, {}, 0.0)
+
+
+Meter = Union[ProcMeter, NoMeter, Any]
+
+
+def choose_meter(disk_path: str) -> Meter:
+    if proc_usage.available():
+        return ProcMeter(disk_path)
+    from remote_agent.usage_psutil import PsutilMeter, load_psutil
+
+    psutil = load_psutil()
+    return NoMeter() if psutil is None else PsutilMeter(psutil, disk_path)
+
+
+def host_facts() -> HostFacts:
+    """What does not change while the agent runs. Needs no psutil."""
+    uname = os.uname()
+    try:
+        memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        memory_bytes = 0
+    return HostFacts(
+        hostname=uname.nodename,
+        os=_os_name() or f"{uname.sysname} {uname.release}",
+        python=".".join(str(part) for part in sys.version_info[:3]),
+        user=user_name(),
+        cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 0),
+        memory_bytes=memory_bytes,
+    )
+
+
+def user_name() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a uid without an entry, as in containers
+        return str(os.getuid())
+
+
+def _os_name() -> str:
+    try:
+        with open("/etc/os-release", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("PRETTY_NAME="):
+                    return line.split("=", 1)[1].strip().strip('"')
+    except OSError:
+        pass
+    return ""

@@ -1,0 +1,165 @@
+"""The files a runner writes about its worker: state.json, events.jsonl, exit records. No decisions, no processes.
+
+Every write may fail (full disk, read-only home): then it is kept, bounded, and tried again later; the runner goes on.
+On the hot path nothing waits for the disk: files are replaced by rename, and `sync` makes them durable afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+from remote_agent import paths
+
+COMPACT_ABOVE_LINES = 1000
+KEEP_LINES = 500
+
+
+class WorkerRecord:
+    def __init__(self, worker_dir: str) -> None:
+        self.worker_dir = worker_dir
+        self.problem = ""  # why the last write failed; "" = all is on disk
+        self._unwritten_events: list[bytes] = []
+        self._unsynced: list[str] = []
+        self._base_env: dict[str, str] = {}
+        self._base_env_mark = (0, 0, 0)
+        os.makedirs(paths.attempts_dir(worker_dir), paths.PRIVATE_DIR, exist_ok=True)
+        self._events, last_seq = _read_events(paths.events_file(worker_dir))
+        self._seq = last_seq
+
+    # --------------------------------------------------------------------------------------------- reading
+
+    def read_state(self) -> dict[str, object]:
+        """The former runner's last word; empty where there is none (or where it is damaged: then nothing is known)."""
+        try:
+            state = paths.read_json(paths.state_file(self.worker_dir))
+        except (ValueError, OSError) as exc:
+            self.problem = str(exc)
+            return {}
+        if not isinstance(state, dict):
+            return {}
+        seq = state.get("event_seq")
+        self._seq = max(self._seq, seq if isinstance(seq, int) else 0)
+        return state
+
+    def read_spec(self) -> dict[str, object]:
+        """The assignment as the agent wrote it. Raises ValueError or OSError saying what is wrong with it."""
+        path = paths.spec_file(self.worker_dir)
+        spec = paths.read_json(path)
+        if not isinstance(spec, dict) or not isinstance(spec.get("spec"), dict):
+            raise ValueError(f"{path} is missing or no assignment")
+        return spec
+
+    def read_base_env(self) -> dict[str, str]:
+        """The environment a child starts from; the runner's own where the agent recorded none. Parsed once: the agent
+        replaces the file by another one."""
+        path = paths.base_env_file(self.worker_dir)
+        try:
+            found = os.stat(path)
+            mark = (found.st_ino, found.st_mtime_ns, found.st_size)
+            if mark == self._base_env_mark:
+                return dict(self._base_env)
+            env = paths.read_json(path)
+        except (ValueError, OSError):
+            return dict(os.environ)
+        if not isinstance(env, dict):
+            return dict(os.environ)
+        self._base_env, self._base_env_mark = {str(name): str(value) for name, value in env.items()}, mark
+        return dict(self._base_env)
+
+    def read_exit(self, attempt: int) -> dict[str, object] | None:
+        try:
+            found = paths.read_json(paths.exit_file(self.worker_dir, attempt))
+        except (ValueError, OSError):
+            return None
+        return found if isinstance(found, dict) else None
+
+    # --------------------------------------------------------------------------------------------- writing
+
+    def next_seq(self) -> int:
+        """Strictly rising for ever: the wall clock in ms at first, then one more each time, whatever the clock does."""
+        self._seq = self._seq + 1 if self._seq else int(time.time() * 1000)
+        return self._seq
+
+    def write_exit(self, record: dict[str, object]) -> None:
+        self._write(paths.exit_file(self.worker_dir, int(str(record["attempt"]))), record)
+
+    def write_state(self, state: dict[str, object]) -> None:
+        self._write(paths.state_file(self.worker_dir), state)
+
+    def append_event(self, event: dict[str, object]) -> None:
+        self._unwritten_events.append(json.dumps(event, separators=(",", ":")).encode() + b"\n")
+        del self._unwritten_events[:-KEEP_LINES]
+        self.flush_events()
+
+    def flush_events(self) -> None:
+        """Write what is still unwritten; on failure it stays for the next time."""
+        if not self._unwritten_events:
+            return
+        path = paths.events_file(self.worker_dir)
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, paths.PRIVATE_FILE)
+            try:
+                # One write for all of them: a torn last line of a full disk is skipped by every reader.
+                data = b"".join(self._unwritten_events)
+                written = os.write(descriptor, data)
+                if written < len(data):
+                    os.write(descriptor, b"\n")
+                    raise OSError(f"{path}: short write, is the disk full?")
+            finally:
+                os.close(descriptor)
+        except OSError as exc:
+            self.problem = str(exc)
+            return
+        self._events += len(self._unwritten_events)
+        self._unwritten_events = []
+        self._unsynced.append(path)
+        if self._events > COMPACT_ABOVE_LINES:
+            self._compact(path)
+
+    def _compact(self, path: str) -> None:
+        try:
+            with open(path, "rb") as file:
+                lines = file.readlines()[-KEEP_LINES:]
+            paths.write_atomic(path, b"".join(lines))
+            self._events = len(lines)
+        except OSError as exc:
+            self.problem = str(exc)
+
+    def _write(self, path: str, value: object) -> None:
+        try:
+            paths.write_json(path, value)
+        except OSError as exc:
+            self.problem = str(exc)
+            return
+        self.problem = ""
+        self._unsynced.append(path)
+
+    def sync(self) -> None:
+        """Make durable what was written since the last call. Called when nobody waits for us."""
+        files, self._unsynced = set(self._unsynced), []
+        try:
+            for path in files:
+                paths.sync_file(path)
+            for directory in {os.path.dirname(path) for path in files}:
+                paths.sync_directory(directory)
+        except OSError as exc:
+            self.problem = str(exc)
+
+
+def _read_events(path: str) -> tuple[int, int]:
+    """How many lines, and the highest seq among them."""
+    count = 0
+    highest = 0
+    try:
+        with open(path, "rb") as file:
+            for line in file:
+                count += 1
+                try:
+                    highest = max(highest, int(json.loads(line)["seq"]))
+                except (ValueError, KeyError, TypeError):
+                    continue
+    except OSError:
+        pass
+    return count, highest

@@ -1,0 +1,137 @@
+"""The state of one worker as its runner knows it: the only place that changes it, and whoever must know is told.
+
+`values` is state.json. Every change of state is checked against states.TRANSITIONS, becomes an event with a reason a
+person can read, is written to disk and told to the connected agents. Decides nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+from remote_agent import paths, process_tree, restart, states
+from remote_agent.restart import Ending
+from remote_agent.worker_record import WorkerRecord
+
+STATE_VERSION = 1
+KEEP_RESULTS = 20
+
+
+class WorkerState:
+    def __init__(self, record: WorkerRecord, tell: Callable[[dict[str, object]], None]) -> None:
+        self.record = record
+        self._unwritten_exits: list[dict[str, object]] = []
+        self.results: list[dict[str, object]] = []  # the last answers to commands, for an agent that comes back
+        self._tell = tell
+        self.values: dict[str, object] = {
+            "v": STATE_VERSION,
+            "worker_id": "",
+            "state": states.STOPPED,
+            "generation": 0,
+            "epoch": 0,
+            "attempt": 0,
+            "since": time.time(),
+            "restarts": 0,
+            "restarts_total": 0,
+            "reason": "",
+            "last_exit": None,
+            "event_seq": 0,
+            "held": False,  # stopped by an operator: only a new generation starts it
+            "in_hand": False,  # a runner is at work: found so without one, a child may live whatever `state` says
+            # Whether whatever lives of it does so by a lease; the newest one as of the last change, of this boot only.
+            "fenced": False,
+            "lease_epoch": 0,
+            "lease_until_ns": 0,
+            "cookie": os.urandom(16).hex(),
+            "cgroup": "",
+        }
+
+    def take_over(self, former: dict[str, object], worker_id: str, boot: str) -> None:
+        """Go on from a former runner's state.json ({}: there was none) in the name of this process.
+
+        The cookie stays the same for all runners of a worker: whatever any of them left behind is found.
+        """
+        own = process_tree.read_process(os.getpid())
+        self.values.update({name: former[name] for name in self.values if former.get(name) is not None})
+        self.values.update(
+            v=STATE_VERSION,
+            worker_id=worker_id,
+            pid=None,
+            pid_start=None,
+            launch_digest="",
+            next_start_at=None,
+            boot_id=boot,
+            runner_pid=os.getpid(),
+            runner_start=own.start if own else 0,
+            attempt=max([whole(former, "attempt"), *paths.attempts_on_disk(self.record.worker_dir)]),
+        )
+
+    def become(self, state: str, reason: str, ended: bool = False) -> None:
+        """Change the state. `ended`: the event carries how the last attempt ended."""
+        before = str(self.values["state"])
+        states.check(before, state)
+        self._write_exits()
+        at = time.time()
+        event: dict[str, object] = {
+            "worker_id": self.values["worker_id"],
+            "seq": self.record.next_seq(),
+            "at": at,
+            "attempt": self.values["attempt"],
+            "before": before,
+            "after": state,
+            "reason": reason,
+            "exit": self.values["last_exit"] if ended else None,
+        }
+        self.values.update(state=state, reason=reason, since=at, event_seq=event["seq"])
+        self.record.append_event(event)
+        self._tell({"type": "event", **event})
+        self.publish()
+
+    def say(self, reason: str) -> None:
+        """A new reason within the same state."""
+        if self.values["reason"] != reason:
+            self.values["reason"] = reason
+            self.publish()
+
+    def publish(self) -> None:
+        self._write_exits()
+        self.record.write_state(self.values)
+        self._tell(self.message())
+
+    def message(self) -> dict[str, object]:
+        """state.json as a message; `problem` says what keeps it from being written, "" = nothing."""
+        return {"type": "status", **self.values, "problem": self.record.problem}
+
+    def result(self, command_id: str, status: str, message: str) -> None:
+        """Answer a command, if there was one."""
+        if not command_id:
+            return
+        result: dict[str, object] = {"type": "result", "id": command_id, "status": status, "message": message}
+        self.results = [*self.results, result][-KEEP_RESULTS:]
+        self._tell(result)
+
+    def note_exit(self, number: int, ending: Ending, failure: str = "") -> None:
+        """How attempt `number` ended. Written before anybody is told, but not before the next child has started."""
+        record: dict[str, object] = {
+            "attempt": number,
+            "code": ending.code,
+            "signal": ending.signal,
+            "oom": ending.oom,
+            "at": time.time(),
+            "duration_s": round(ending.ran_s, 3),
+            "reason": failure or restart.describe(ending),
+            "cause": ending.cause,
+            "detail": ending.detail[:300],
+        }
+        self.values["last_exit"] = record
+        self._unwritten_exits.append(record)
+
+    def _write_exits(self) -> None:
+        while self._unwritten_exits:
+            self.record.write_exit(self._unwritten_exits.pop(0))
+
+
+def whole(values: dict[str, object], key: str) -> int:
+    value = values.get(key)
+    return int(value) if isinstance(value, (int, float)) else 0

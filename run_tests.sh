@@ -1,0 +1,90 @@
+#!/usr/bin/env bash
+# Everything that must hold: format, lint, types, imports, the agent's Python 3.9, then pytest. Sets itself up.
+#   ./run_tests.sh                       all of it (as root with the fleet of real sshd hosts)
+#   ./run_tests.sh tests/unit -k config  pytest alone, with these arguments
+set -euo pipefail
+root=$(CDPATH='' cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")" && pwd -P)
+cd "$root"
+
+# Programs the tests use: "what to look for|Debian package|what for".
+needed=(
+    'sshd|openssh-server|the test hosts of tests/fleet'
+    'chromium|chromium|tests/browser'
+    'noto-cjk|fonts-noto-cjk|Chinese in the browser tests'
+    'ip|iproute2|the network of tests/fleet'
+    'dropbear|dropbear-bin|the other SSH server'
+    'sudo|sudo|agents that another user owns'
+    'openssl|openssl|log-ins by password'
+    'pypy3|pypy3|running the agent on a Python 3.9'
+    'curl|curl|the documented curl lines'
+    'rsync|rsync|bringing code the quick way'
+)
+
+has() {
+    case $1 in
+    sshd) [ -x /usr/sbin/sshd ] || command -v sshd >/dev/null ;;
+    chromium) command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null ;;
+    noto-cjk) compgen -G '/usr/share/fonts/opentype/noto/NotoSansCJK*' >/dev/null || { command -v fc-list >/dev/null && fc-list | grep -qi 'cjk'; } ;;
+    *) command -v "$1" >/dev/null ;;
+    esac
+}
+
+# Debian starts a service as soon as it is installed; the tests want sshd's program, not a new open port.
+apt_install() (
+    policy=/usr/sbin/policy-rc.d
+    if [ ! -e "$policy" ]; then
+        trap 'rm -f "$policy"' EXIT
+        printf '#!/bin/sh\nexit 101\n' >"$policy"
+        chmod +x "$policy"
+    fi
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+)
+
+install_missing() {
+    local entry program package purpose packages=() purposes=()
+    for entry in "${needed[@]}"; do
+        IFS='|' read -r program package purpose <<<"$entry"
+        has "$program" && continue
+        packages+=("$package")
+        purposes+=("$package ($purpose)")
+    done
+    [ ${#packages[@]} -gt 0 ] || return 0
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        echo "run_tests: installing ${purposes[*]}" >&2
+        apt-get update -qq || echo "run_tests: apt-get update failed; trying with the lists that are there" >&2
+        apt_install "${packages[@]}" || {
+            echo "run_tests: could not install; run: apt-get install ${packages[*]}" >&2
+            exit 1
+        }
+    else
+        echo "run_tests: missing: ${purposes[*]}; tests that need them are skipped. To have them: sudo apt-get install ${packages[*]}" >&2
+    fi
+}
+
+. "$root/scripts/setup_venv.sh" dev
+install_missing
+# Everything a test writes lands in one folder that is gone afterwards; its path is short, as unix sockets must be.
+# So do the caches and settings that a browser or a checker would make in the user's home.
+scratch=$(mktemp -d /tmp/pgt.XXXXXX)
+trap 'rm -rf "$scratch"' EXIT
+export TMPDIR="$scratch" XDG_CACHE_HOME="$scratch/cache" XDG_CONFIG_HOME="$scratch/config"
+if [ $# -gt 0 ]; then
+    "$procguard_python" -m pytest --basetemp "$scratch/p" "$@"
+    exit
+fi
+static=0 # a failed check does not keep the tests from running: one run shows everything
+"$procguard_python" scripts/dev_tasks.py static || static=$?
+# Side by side by file: they mostly wait. Three at once for browsers and for hosts, however many cores there are, but not
+# both together: Chromium breaks off what it loads when this machine gets or loses a network (ERR_NETWORK_CHANGED). One
+# after the other what must hold a bound in seconds.
+# tests/conftest.py puts the longest files first: a phase ends when its last file does.
+tests=0
+run() { "$procguard_python" -m pytest --basetemp "$scratch/p" "$@" || tests=$?; }
+side_by_side() { run -n "$1" --dist=loadfile --no-loadscope-reorder "${@:2}"; }
+side_by_side 4 tests/unit
+side_by_side 3 tests/browser --durations=6
+side_by_side 3 tests --ignore=tests/unit --ignore=tests/browser -m 'not alone' --durations=12
+run tests --ignore=tests/unit -m alone
+if [ "$tests" != 0 ]; then exit "$tests"; fi
+if [ "$static" != 0 ]; then echo "run_tests: the tests are well, but a check above FAILED" >&2; fi
+exit "$static"

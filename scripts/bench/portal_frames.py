@@ -1,0 +1,57 @@
+"""What each frame of a scroll costs the page's thread: handlers, rows filled anew, style, layout, paint and whatever
+else (live frames, garbage) falls between it and the next. In processor time, from Chromium's own trace: others use this
+machine too, and a frame that waits for a processor is no fault of the page. By the clock as well, for comparison."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+from playwright.sync_api import Page
+
+CATEGORIES = ["blink.user_timing", "disabled-by-default-devtools.timeline"]
+MARK = "scrolled"
+# Most of a screen in each of 200 frames.
+SCROLL = """async (mark) => {
+  const grid = document.querySelector('.workers-table');
+  grid.scrollTop = 0;
+  for (let step = 0; step <= 200; step += 1) {
+    await new Promise((done) => requestAnimationFrame(done));
+    performance.mark(mark);
+    grid.scrollTop += 500;
+  }
+  await new Promise((done) => requestAnimationFrame(done));
+}"""
+
+
+class Frame(NamedTuple):
+    processor_ms: float
+    clock_ms: float
+
+
+def scroll(page: Page) -> list[Frame]:
+    browser = page.context.browser
+    assert browser is not None
+    browser.start_tracing(page=page, categories=CATEGORIES)
+    page.evaluate(SCROLL, MARK)
+    return frames(json.loads(browser.stop_tracing())["traceEvents"])
+
+
+def frames(events: list[dict[str, Any]]) -> list[Frame]:
+    """One for each task of the page's thread that bears a mark, with the tasks up to the next such."""
+    marks = [one for one in events if one["name"] == MARK and "blink.user_timing" in one["cat"]]
+    threads = {(one["pid"], one["tid"]) for one in marks}
+    assert len(threads) == 1, f"marks of {len(threads)} threads"
+    tasks = [one for one in events if one["name"] == "RunTask" and (one["pid"], one["tid"]) in threads and "dur" in one]
+    times = sorted(one["ts"] for one in marks)
+    found: list[list[float]] = []
+    at = 0
+    for task in sorted(tasks, key=lambda one: one["ts"]):
+        if at < len(times) and task["ts"] <= times[at] <= task["ts"] + task["dur"]:
+            at += 1
+            found.append([0.0, 0.0])
+        if found:
+            found[-1][0] += task.get("tdur", task["dur"]) / 1000
+            found[-1][1] += task["dur"] / 1000
+    assert at == len(times), f"{at} of {len(times)} frames have a task"
+    return [Frame(*one) for one in found[:-1]]  # the last one has no end

@@ -1,0 +1,98 @@
+"""invoke bench restart: the manager is killed under 10,000 simulated agents and started again on the same state.
+
+How soon it is ready, how soon everybody has come back, whether they come evenly (the busiest second beside the mean),
+and that nobody is taken for lost. The manager has one core, the swarm another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import http.client
+import os
+import shutil
+import signal
+import sys
+import time
+from collections import Counter
+
+from procguard.errors import ProcGuardError
+from scripts.bench import common
+from scripts.bench.server import CROWD, Manager, cores, fitting
+from scripts.swarm import Swarm
+
+GOAL_READY_S, GOAL_BACK_S, GOAL_PEAK = 5.0, 30.0, 3.0
+UP_WITHIN_S = 300.0
+BACK_WITHIN_S = 120.0
+WATCH_S = 40.0  # after all are back: past the manager's start grace, when the unheard would be looked for
+TROUBLE = "agent_suspect,agent_unreachable,recovery,recovery_gave_up,brake_on"
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="invoke bench restart")
+    parser.add_argument("--agents", type=int, default=10_000)
+    parser.add_argument("--down", type=float, default=3.0, help="seconds that the manager is away (default 3)")
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    folder = common.short_folder()
+    report = common.Report("restart")
+    server_core, load_core = cores()
+    manager = Manager(folder, CROWD, server_core)
+    try:
+        manager.start()
+        _measure(report, options, manager, load_core)
+    except ProcGuardError as exc:
+        sys.exit(f"bench: {exc}")
+    finally:
+        manager.end()
+        shutil.rmtree(folder, ignore_errors=True)
+    return report.finish()
+
+
+def _measure(report: common.Report, options: argparse.Namespace, manager: Manager, load_core: int) -> None:
+    agents, fewer = fitting(options.agents)
+    os.sched_setaffinity(0, {load_core})
+    with Swarm(manager.url, agents, 1, seed=4, keep=True) as swarm:
+        swarm.wait_connected(UP_WITHIN_S)
+        swarm.wait_running(UP_WITHIN_S)
+        time.sleep(5.0)
+        manager.kill()
+        time.sleep(options.down)
+        began = time.monotonic()
+        manager.start()
+        while not _is_ready(manager):
+            time.sleep(0.02)
+        ready_s = time.monotonic() - began
+        swarm.wait_connected(BACK_WITHIN_S)
+        back_s = time.monotonic() - began
+        cpu_s = manager.cpu_s()
+        time.sleep(max(0.0, began + WATCH_S - time.monotonic()))
+        trouble = manager.ask("GET", f"/api/events?limit=5000&kind={TROUBLE}")["events"]
+        connects = [at - began for at in swarm.samples()["connects"] if at >= began]
+    connects = [at for at in connects if at <= back_s]
+    per_s = Counter(int(at) for at in connects)
+    first, last = int(min(connects)), int(max(connects))
+    mean = len(connects) / (last - first + 1)
+    report.raw = {
+        "load": os.getloadavg(), "trouble": trouble[:20],
+        "connects_per_s": [per_s[second] for second in range(first, last + 1)],
+    }  # fmt: skip
+    report.add("start to ready (GET /readyz answers 200)", ready_s, "s", goal=GOAL_READY_S)
+    report.add(f"all of {agents} agents back and answered", back_s, "s", goal=GOAL_BACK_S, note=fewer)
+    report.add("connections opened meanwhile", float(len(connects)), "")
+    report.add("busiest second beside the mean", max(per_s.values()) / mean, "", goal=GOAL_PEAK)
+    report.add("manager's CPU from its start until then", cpu_s, "s")
+    report.add("agents taken for lost, recoveries begun", float(len(trouble)), "", goal=0)
+
+
+def _is_ready(manager: Manager) -> bool:
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", manager.port, timeout=5)) as connection:
+        try:
+            connection.request("GET", "/readyz")
+            return connection.getresponse().status == 200
+        except OSError:
+            return False
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,152 @@
+"""Load by the zmq channel from one core: as load.py, over one DEALER connection for each sender.
+
+Each sender says hello over HTTP as an agent does, and sends its prepared requests in turn, each as soon as it has the
+answer to the one before. Written with pyzmq alone, so that the load costs less than what it measures.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import zmq
+from zmq.utils import z85
+
+from remote_agent import protocol
+from scripts.bench import common
+from scripts.bench.load import Answered
+from scripts.bench.server import on_core
+
+
+@dataclass
+class Sender:
+    """An agent with what it sends: (path, body)."""
+
+    agent_id: str
+    secret: str
+    proof_key: str
+    requests: list[tuple[str, str]]
+
+
+class ZmqLoad:
+    def __init__(self, folder: str, core: int | None) -> None:
+        self._folder, self._core = folder, core
+
+    def run(self, name: str, port: int, senders: list[Sender], seconds: float) -> Answered:
+        path = os.path.join(self._folder, f"{name}.senders")
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump([asdict(one) for one in senders], file)
+        words = [*on_core(self._core), sys.executable, "-m", "scripts.bench.zmq_load", path, str(port), str(seconds)]
+        done = subprocess.run(words, cwd=common.ROOT, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            sys.exit(f"bench: the zmq load failed: {done.stderr[-500:]}")
+        return Answered(**json.loads(done.stdout))
+
+
+def zmq_ports() -> int:
+    """The first of two ports in a row that nobody has, below those that the kernel hands out for connections."""
+    while True:
+        first = random.randrange(20_000, 32_000)
+        try:
+            for port in (first, first + 1):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return first
+
+
+class Client:
+    """One connection of one sender, which has had its first answer."""
+
+    def __init__(self, context: Any, port: int, sender: dict[str, Any]) -> None:
+        self.frames = [
+            (json.dumps({"id": 1, "method": "POST", "path": path}, separators=(",", ":")) + "\n" + body).encode()
+            for path, body in sender["requests"]
+        ]
+        self.turn = 0
+        self.sent = 0.0
+        public, secret = zmq.curve_keypair()
+        offer = _hello(port, sender["agent_id"], sender["proof_key"], z85.decode(public).hex())
+        self.socket = context.socket(zmq.DEALER)
+        self.socket.linger = 0
+        self.socket.curve_publickey, self.socket.curve_secretkey = public, secret
+        self.socket.curve_serverkey = z85.encode(bytes.fromhex(offer["curve_key"]))
+        self.socket.connect(f"tcp://127.0.0.1:{offer['port']}")
+        first = {"id": 1, "method": "POST", "path": sender["requests"][0][0], "secret": sender["secret"]}
+        self.socket.send((json.dumps(first) + "\n" + sender["requests"][0][1]).encode())
+        if self.answer() != 200:
+            sys.exit("refused")
+
+    def hold(self, path: str) -> None:
+        self.socket.send(json.dumps({"id": 2, "method": "GET", "path": path}).encode())
+
+    def held(self, timeout_s: float) -> dict[str, Any]:
+        """The answer to what is held."""
+        if not self.socket.poll(int(timeout_s * 1000)):
+            sys.exit("bench: no answer to a held request")
+        answer: dict[str, Any] = json.loads(self.socket.recv().partition(b"\n")[2])
+        return answer
+
+    def ask(self) -> None:
+        self.sent = time.perf_counter()
+        self.turn = (self.turn + 1) % len(self.frames)
+        self.socket.send(self.frames[self.turn])
+
+    def answer(self) -> int:
+        return int(json.loads(self.socket.recv().partition(b"\n")[0])["status"])
+
+
+def _hello(port: int, agent_id: str, proof_key: str, curve_key: str) -> dict[str, Any]:
+    nonce = os.urandom(8).hex()
+    mac = protocol.curve_key_proof(proof_key, agent_id, nonce, curve_key)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request("GET", f"/api/hello?agent={agent_id}&nonce={nonce}&curve={curve_key}&mac={mac}")
+    offer: dict[str, Any] = json.loads(connection.getresponse().read())["zmq"]
+    connection.close()
+    return offer
+
+
+def _drive(senders: list[dict[str, Any]], port: int, seconds: float) -> Answered:
+    context = zmq.Context()
+    poller = zmq.Poller()
+    clients = {}
+    for sender in senders:
+        client = Client(context, port, sender)
+        clients[client.socket] = client
+        poller.register(client.socket, zmq.POLLIN)
+    delays: list[float] = []
+    refused = 0
+    began = time.perf_counter()
+    for client in clients.values():
+        client.ask()
+    while time.perf_counter() - began < seconds:
+        for ready, _ in poller.poll(1000):
+            client = clients[ready]
+            refused += client.answer() != 200
+            delays.append(time.perf_counter() - client.sent)
+            client.ask()
+    took_s = time.perf_counter() - began
+    delays.sort()
+    p50, p99 = (1000 * delays[int(share * len(delays))] if delays else 0.0 for share in (0.5, 0.99))
+    context.destroy(0)
+    return Answered(len(delays), took_s, p50, p99, refused)
+
+
+def main() -> None:
+    path, port, seconds = sys.argv[1:]
+    with open(path, encoding="utf-8") as file:
+        senders = json.load(file)
+    print(json.dumps(vars(_drive(senders, int(port), float(seconds)))))
+
+
+if __name__ == "__main__":
+    main()

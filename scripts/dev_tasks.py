@@ -1,0 +1,294 @@
+"""The developer's tasks: check, test, lock, demo. tasks.py adds them to the operator's.
+
+    invoke check        format, lint, types, imports, security, the agent's Python 3.9, unit tests; under two minutes
+    invoke test         ./run_tests.sh
+    invoke lock         requirements/*.lock from pyproject.toml
+    invoke demo         ./start_manager.sh --demo
+    invoke swarm        scripts/swarm: simulated agents against the manager on this machine
+    invoke bench NAME   scripts/bench/NAME.py: ProcGuard beside its anchor, a table and build/bench/NAME.json
+    invoke chaos        the long forms of docs/reliability.md's scenarios, a table and build/chaos/NN.json
+
+Also runs by itself, for run_tests.sh:   python scripts/dev_tasks.py static|check|lock
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from invoke import Collection, Context, task
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+BIN = os.path.join(ROOT, ".venv", "bin")
+AGENT_PYTHON = (3, 9)
+
+
+def _tool(name: str) -> list[str]:
+    """The tool from .venv, by its module: works after a checkout was moved, and where its path has spaces."""
+    modules = {
+        "lint-imports": ["-c", "from importlinter.cli import lint_imports_command as main; main()"],
+        "vermin": ["-c", "from vermin.main import main; main()"],
+    }
+    return [sys.executable, *modules.get(name, ["-m", name])]
+
+
+# This Python's, and what later ones have that the agent tries first.
+STANDARD_LIBRARY = sys.stdlib_module_names | {"_sha2"}
+
+# The unit tests side by side, without those that wait or measure.
+QUICK_TESTS = [
+    sys.executable, "-m", "pytest", "tests/unit", "-m", "not slow", "-n", "4", "--dist=loadfile"
+]  # fmt: skip
+
+# What `check` runs before the unit tests: name -> command.
+STATIC: dict[str, list[str]] = {
+    "format": [*_tool("ruff"), "format", "--check", "--output-format", "concise", "."],
+    "lint": [*_tool("ruff"), "check", "--quiet", "--output-format", "concise", "."],
+    "types": _tool("mypy"),
+    "imports": _tool("lint-imports"),
+    "security": [sys.executable, os.path.join("scripts", "security_check.py")],
+    "python 3.9": [*_tool("vermin"), "--quiet", "--no-tips", "--target=3.9-", "--violations", "remote_agent"],
+}
+
+
+def run_static() -> int:
+    """Every static check, two at a time, one line each, with its output where it fails. Returns how many failed."""
+    with ThreadPoolExecutor(2) as pool:
+        failed = sum(pool.map(_run_check, STATIC.items()))
+    began = time.monotonic()
+    return failed + _report("standard library", began, "\n".join(foreign_imports()))
+
+
+def _run_check(check: tuple[str, list[str]]) -> int:
+    name, command = check
+    began = time.monotonic()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return _report(name, began, "" if done.returncode == 0 else done.stdout + done.stderr)
+
+
+def _report(name: str, began: float, trouble: str) -> int:
+    text = f"{'FAILED' if trouble else 'ok':6}  {name} ({time.monotonic() - began:.1f} s)\n"
+    if trouble:
+        text += "        " + trouble.strip().replace("\n", "\n        ") + "\n"
+    print(text, end="", flush=True)
+    return 1 if trouble else 0
+
+
+# What the agent may try though a bare Python does not have it: psutil travels in the bundle, pyzmq is used where the
+# host has it and the manager offers the zmq channel, by this one module.
+TRIED = {"psutil": None, "zmq": "zmq_wire.py"}
+
+
+def foreign_imports(folder: str = "remote_agent") -> list[str]:
+    """Imports of the agent that a bare Python does not have, but for those of `TRIED`."""
+    found = []
+    for base, _, names in os.walk(os.path.join(ROOT, folder)):
+        if f"{os.sep}vendor" in base:
+            continue
+        for name in sorted(names):
+            if name.endswith(".py"):
+                found += _foreign_imports_of(os.path.join(base, name), folder)
+    return found
+
+
+def _foreign_imports_of(path: str, own: str) -> list[str]:
+    with open(path, encoding="utf-8") as file:
+        tree = ast.parse(file.read(), path)
+    siblings = {name.removesuffix(".py") for name in os.listdir(os.path.dirname(path))}
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names = [node.module or ""]
+        else:
+            continue
+        for name in names:
+            top = name.split(".")[0]
+            tried = top in TRIED and TRIED[top] in (None, os.path.basename(path))
+            if top not in STANDARD_LIBRARY and top not in {own} | siblings and not tried:
+                place = f"{os.path.relpath(path, ROOT)}:{node.lineno}"
+                found.append(f"{place}: {top} is not in the standard library; the hosts have nothing else")
+    return found
+
+
+def run_lock() -> int:
+    """Pin runtime.lock and dev.lock anew; runtime.lock takes its versions from dev.lock, which then only adds to it."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {name: os.path.join(folder, name) for name in ("dev.lock", "runtime.lock")}
+        _compile(paths["dev.lock"], ["--extra", "dev"])
+        _compile(paths["runtime.lock"], ["--constraint", paths["dev.lock"]])
+        for name, path in paths.items():
+            with open(path, encoding="utf-8") as file:
+                text = without_addresses(file.read())
+            with open(os.path.join(ROOT, "requirements", name), "w", encoding="utf-8") as file:
+                file.write(text)
+            print(f"requirements/{name}: {text.count('==')} packages")
+    return 0
+
+
+def _compile(output: str, more: list[str]) -> None:
+    if shutil.which("uv"):
+        command = ["uv", "pip", "compile", "--quiet", "--universal", "--python-version", "3.11", "--no-emit-index-url"]
+    elif shutil.which("pip-compile"):
+        command = ["pip-compile", "--quiet", "--no-emit-index-url", "--no-emit-trusted-host", "--no-emit-find-links"]
+        command += ["--strip-extras", "--allow-unsafe"]
+    else:
+        sys.exit("lock: needs uv or pip-compile on PATH: python3 -m pip install uv (or pip-tools)")
+    command += ["--no-header", "--generate-hashes", "--output-file", output, "pyproject.toml"]
+    subprocess.run([*command, *more], cwd=ROOT, check=True)
+
+
+def without_addresses(text: str) -> str:
+    """A lock file says what, never from where: options that name an index, and constraints' temporary paths, go."""
+    options = r"\s*(--(index-url|extra-index-url|find-links|trusted-host)\b|-i |-f )"
+    kept = [line for line in text.splitlines() if not re.match(options, line)]
+    kept = [line for line in kept if not re.match(r"\s*#\s+(via )?-c \S+$", line)]
+    text = "\n".join(kept) + "\n"
+    return re.sub(r"# via\n    #   (.*)\n(?!    #   )", r"# via \1\n", text)  # one reason left: on one line
+
+
+def _exit_unless_zero(failed: int) -> None:
+    if failed:
+        raise SystemExit(failed)
+
+
+@task  # type: ignore[untyped-decorator]
+def check(_context: Context) -> None:
+    """Format, lint, types, imports, the agent's Python 3.9, unit tests: before each commit. Example: invoke check"""
+    failed = run_static()
+    unit = subprocess.run([*QUICK_TESTS, "-q"], cwd=ROOT, check=False)
+    _exit_unless_zero(failed + (unit.returncode != 0))
+
+
+@task(help={"args": "arguments for pytest; without them everything runs"})  # type: ignore[untyped-decorator]
+def test(_context: Context, args: str = "") -> None:
+    """All tests, with what they need installed first. Example: invoke test --args "tests/unit -k config" """
+    import shlex
+
+    done = subprocess.run([os.path.join(ROOT, "run_tests.sh"), *shlex.split(args)], cwd=ROOT, check=False)
+    _exit_unless_zero(done.returncode)
+
+
+@task  # type: ignore[untyped-decorator]
+def lock(_context: Context) -> None:
+    """Regenerate requirements/*.lock from pyproject.toml (needs uv or pip-compile). Example: invoke lock"""
+    _exit_unless_zero(run_lock())
+
+
+@task  # type: ignore[untyped-decorator]
+def demo(_context: Context) -> None:
+    """Manager, this machine as a host, three example workers; Ctrl-C ends them all. Example: invoke demo"""
+    os.execv(sys.executable, [sys.executable, "-m", "procguard.main", "--demo"])  # noqa: S606
+
+
+def benches() -> dict[str, str]:
+    """name -> what it measures: the modules of scripts/bench that can be run, by the first line of their docstring."""
+    found = {}
+    folder = os.path.join(ROOT, "scripts", "bench")
+    for file_name in sorted(os.listdir(folder)):
+        name, ending = os.path.splitext(file_name)
+        if ending != ".py":
+            continue
+        with open(os.path.join(folder, file_name), encoding="utf-8") as file:
+            tree = ast.parse(file.read(), file_name)
+        words = " ".join((ast.get_docstring(tree) or "").split("\n\n")[0].split())
+        if words.startswith(f"invoke bench {name}: "):
+            found[name] = words.partition(": ")[2]
+    return found
+
+
+@task(  # type: ignore[untyped-decorator]
+    positional=["name"], help={"name": "which; `list` tells what there is", "args": "its arguments"}
+)
+def bench(_context: Context, name: str, args: str = "") -> None:  # a default would leave the name to be a task's
+    """Measure ProcGuard beside its anchor in one run. Example: invoke bench recovery --args "--kills 20" """
+    import shlex
+
+    known = benches()
+    if name == "list":
+        for one, words in known.items():
+            print(f"{one:12} {words}")
+        return
+    if name not in known:
+        sys.exit(f"bench: choose one of {', '.join(known)}")
+    done = subprocess.run([sys.executable, "-m", f"scripts.bench.{name}", *shlex.split(args)], cwd=ROOT, check=False)
+    _exit_unless_zero(done.returncode)
+
+
+@task(
+    help={
+        "only": "numbers of scenarios; default: all",
+        "rounds": "rounds of each, instead of its own number",
+        "short": "the short forms, as ./run_tests.sh runs them",
+    }
+)  # type: ignore[untyped-decorator]
+def chaos(_context: Context, only: str = "", rounds: int = 0, short: bool = False) -> None:
+    """The chaos suite's scenarios in their long forms, as root. Example: invoke chaos --only "2 4" --rounds 20"""
+    words = [*only.replace(",", " ").split(), f"--rounds={rounds}", *(["--short"] if short else [])]
+    _exit_unless_zero(subprocess.run([sys.executable, "-m", "scripts.chaos", *words], cwd=ROOT, check=False).returncode)
+
+
+@task(  # type: ignore[untyped-decorator]
+    help={
+        "agents": "simulated hosts",
+        "workers-per-agent": "workers on each",
+        "manager-url": "a manager on this machine",
+        "for": "how long: 90s, 5m, 1h",
+        "script": "a file of steps: '10s kill 10%', '30s return', '40s storm', …",
+        "seed": "the same seed gives the same swarm",
+        "crashes-per-s": "children that crash, in all",
+        "log-lines-per-s": "of each running worker",
+        "stubborn": "share of workers that never end when told",
+        "refuse": "share of workers that refuse restart and kill",
+        "prefix": "how the hosts' names begin",
+        "keep": "leave the hosts in the manager at the end",
+        "clean": "only take an earlier swarm's hosts out of the manager",
+    }
+)
+def swarm(
+    _context: Context,
+    agents: int = 10,
+    workers_per_agent: int = 1,
+    manager_url: str = "",
+    for_: str = "60s",
+    script: str = "",
+    seed: int = 1,
+    crashes_per_s: float = 0.0,
+    log_lines_per_s: float = 0.0,
+    stubborn: float = 0.0,
+    refuse: float = 0.0,
+    prefix: str = "swarm",
+    keep: bool = False,
+    clean: bool = False,
+) -> None:
+    """Simulated agents against this machine's manager. Example: invoke swarm --agents 200 --for 5m --crashes-per-s 2"""
+    values = {
+        "--agents": agents, "--workers-per-agent": workers_per_agent, "--manager-url": manager_url, "--for": for_,
+        "--script": script, "--seed": seed, "--crashes-per-s": crashes_per_s, "--log-lines-per-s": log_lines_per_s,
+        "--stubborn": stubborn, "--refuse": refuse, "--prefix": prefix,
+    }  # fmt: skip
+    words = [f"{name}={value}" for name, value in values.items() if value != ""]
+    words += [name for name, wanted in (("--keep", keep), ("--clean", clean)) if wanted]
+    os.execv(sys.executable, [sys.executable, "-m", "scripts.swarm", *words])  # noqa: S606
+
+
+namespace = Collection(check, test, lock, demo, swarm, bench, chaos)
+
+
+def main() -> int:
+    actions = {"static": run_static, "lock": run_lock}
+    if len(sys.argv) != 2 or sys.argv[1] not in actions:
+        sys.exit(f"usage: dev_tasks.py {'|'.join(actions)}")
+    return min(actions[sys.argv[1]](), 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

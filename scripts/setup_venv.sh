@@ -1,0 +1,139 @@
+# shellcheck shell=bash
+# Sourced by start_manager.sh, start_worker.sh and run_tests.sh:   . "$root/scripts/setup_venv.sh" runtime|dev
+#
+# Afterwards $procguard_python is the interpreter of a virtual environment (.venv in the checkout) that holds exactly
+# what requirements/runtime.lock (or dev.lock) pins. Makes or updates it only where the lock's checksum or the
+# checkout's place changed; the check itself starts no Python. Nothing is exported: a worker's child must not see us.
+
+procguard_say() { printf 'procguard: %s\n' "$*" >&2; }
+
+procguard_fail() {
+    procguard_say "$@"
+    exit 1
+}
+
+# True where .venv holds what `$1` (runtime or dev) needs: the stamp names the lock's checksum and this very place.
+procguard_venv_fresh() {
+    local stamp="$procguard_venv/procguard-$1.stamp" have=""
+    [ -x "$procguard_venv/bin/python" ] && [ -r "$stamp" ] || return 1
+    have=$(<"$stamp")
+    [ "$have" = "$(procguard_stamp_text "$1")" ]
+}
+
+procguard_stamp_text() {
+    local sum
+    sum=$(sha256sum <"$procguard_root/requirements/$1.lock") || return 1
+    printf '%s %s' "${sum%% *}" "$procguard_root"
+}
+
+procguard_python_is() { # $1 interpreter, $2 least minor, $3 most minor
+    "$1" -I -c "import sys; sys.exit(not ((3, $2) <= sys.version_info[:2] <= (3, $3)))" >/dev/null 2>&1
+}
+
+# Print a Python 3.11 or newer. Those with ready-made packages in the lock (to 3.13) come first.
+procguard_find_python() {
+    local most candidate
+    local candidates=(python3 python3.13 python3.12 python3.11
+        /usr/bin/python3 /usr/bin/python3.1[1-9] /usr/local/bin/python3 /usr/local/bin/python3.1[1-9]
+        /opt/homebrew/bin/python3 "${HOME:-/nonexistent}"/.pyenv/versions/3.1[1-9]*/bin/python3
+        "${HOME:-/nonexistent}"/.local/bin/python3.1[1-9])
+    if [ -n "${PROCGUARD_PYTHON:-}" ]; then
+        procguard_python_is "$PROCGUARD_PYTHON" 11 99 || return 1
+        command -v "$PROCGUARD_PYTHON"
+        return
+    fi
+    for most in 13 99; do
+        for candidate in "${candidates[@]}"; do
+            candidate=$(command -v "$candidate" 2>/dev/null) || continue
+            [ "${candidate%/*}" != "$procguard_venv/bin" ] || continue # active in this shell, and about to be remade
+            if procguard_python_is "$candidate" 11 "$most"; then
+                printf '%s\n' "$candidate"
+                return
+            fi
+        done
+    done
+    return 1
+}
+
+# Debian and Ubuntu ship Python without the module that makes environments.
+procguard_need_ensurepip() { # $1 interpreter
+    local package
+    "$1" -I -c 'import ensurepip, venv' >/dev/null 2>&1 && return
+    package="python$("$1" -I -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv"
+    command -v apt-get >/dev/null 2>&1 ||
+        procguard_fail "$1 cannot make virtual environments (no module ensurepip); install your system's package for it, or name another Python: PROCGUARD_PYTHON=/path/to/python3 $0"
+    [ "$(id -u)" = 0 ] ||
+        procguard_fail "$1 cannot make virtual environments; run: sudo apt-get install $package"
+    procguard_say "installing $package (this Python cannot make virtual environments without it)"
+    { DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$package" ||
+        { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$package"; }; } >/dev/null ||
+        procguard_fail "could not install $package; run: apt-get update && apt-get install $package"
+}
+
+procguard_make_venv() {
+    local base version
+    base=$(procguard_find_python) ||
+        procguard_fail "no Python 3.11 or newer found${PROCGUARD_PYTHON:+ at PROCGUARD_PYTHON=$PROCGUARD_PYTHON}; install one (Debian 12, Ubuntu 24.04: sudo apt-get install python3 python3-venv), or name it: PROCGUARD_PYTHON=/path/to/python3 $0"
+    procguard_need_ensurepip "$base"
+    version=$("$base" -I -c 'import platform; print(platform.python_version())')
+    procguard_say "making $procguard_venv with Python $version ($base); once, takes about half a minute"
+    if [ -e "$procguard_venv" ] && [ ! -e "$procguard_venv/pyvenv.cfg" ] && [ -n "$(ls -A "$procguard_venv")" ]; then
+        procguard_fail "$procguard_venv exists and is no virtual environment; move it away and run this again"
+    fi
+    "$base" -I -m venv --clear "$procguard_venv" ||
+        procguard_fail "could not make $procguard_venv with $base; see the lines above"
+}
+
+# Under the lock: make .venv where it is missing, broken or moved, then install what the lock file pins.
+procguard_update_venv() { # $1 runtime|dev
+    local kind=$1 log stamp had_place=""
+    # An environment made for development stays one: dev.lock holds everything that runtime.lock does.
+    [ -e "$procguard_venv/procguard-dev.stamp" ] && kind=dev
+    for stamp in "$procguard_venv"/procguard-*.stamp; do
+        [ -r "$stamp" ] && had_place=$(<"$stamp") && had_place=${had_place#* }
+    done
+    if [ -n "$had_place" ] && [ "$had_place" != "$procguard_root" ]; then
+        procguard_say "this checkout was at $had_place before; .venv has to be made anew"
+        procguard_make_venv
+    elif ! "$procguard_venv/bin/python" -I -m pip --version >/dev/null 2>&1; then
+        procguard_make_venv
+    fi
+    rm -f "$procguard_venv"/procguard-*.stamp
+    procguard_say "installing what requirements/$kind.lock pins (hashes checked)"
+    log=$(mktemp "${TMPDIR:-/tmp}/procguard-pip.XXXXXX")
+    if ! PIP_USER=0 "$procguard_venv/bin/python" -I -m pip install --disable-pip-version-check --no-input --quiet --no-deps \
+        --require-hashes -r "$procguard_root/requirements/$kind.lock" >"$log" 2>&1; then
+        cat "$log" >&2
+        rm -f "$log"
+        procguard_fail "could not install requirements/$kind.lock; is the package index reachable (pip's settings, proxy)? Then run this again"
+    fi
+    rm -f "$log"
+    # The checkout itself, for `invoke` and `python -m procguard.…` from any directory and without PYTHONPATH, which
+    # every worker's child would inherit.
+    printf '%s\n' "$procguard_root" >"$("$procguard_venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/procguard-checkout.pth"
+    procguard_stamp_text runtime >"$procguard_venv/procguard-runtime.stamp"
+    if [ "$kind" = dev ]; then procguard_stamp_text dev >"$procguard_venv/procguard-dev.stamp"; fi
+}
+
+procguard_setup_venv() { # $1 runtime|dev
+    local lock_fd
+    if ! procguard_venv_fresh "$1"; then
+        [ -w "$procguard_root" ] ||
+            procguard_fail "$procguard_root/.venv is not set up and $(id -un) may not write there; run ./start_manager.sh once as its owner"
+        if command -v flock >/dev/null 2>&1; then
+            exec {lock_fd}<"$procguard_root"
+            flock -n "$lock_fd" || {
+                procguard_say "another start is setting up .venv; waiting for it"
+                flock "$lock_fd"
+            }
+        fi
+        # A start before this one may have done it meanwhile.
+        procguard_venv_fresh "$1" || procguard_update_venv "$1"
+        if [ -n "${lock_fd:-}" ]; then exec {lock_fd}<&-; fi
+    fi
+    procguard_python="$procguard_venv/bin/python"
+}
+
+procguard_root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
+procguard_venv="$procguard_root/.venv"
+procguard_setup_venv "${1:?setup_venv.sh: runtime or dev}"

@@ -1,0 +1,34 @@
+"""Nothing for axe to find on any page, in either theme and language. A file of its own: it takes as long as the other
+looks at all pages (test_look.py), and files run side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.browser.axe import violations
+from tests.browser.conftest import Visitor
+from tests.browser.places import PLACES
+from tests.browser.world import World, small_world, visit
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with small_world(tmp_path_factory.mktemp("axe")) as made:
+        yield made
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("locale", ["en", "zh-CN"])
+def test_axe_finds_nothing_on_any_page(world: World, guest: Visitor, locale: str, theme: str) -> None:
+    """Names, roles, contrast, order of headings."""
+    page = guest.open(world.house.url, locale=locale, theme=theme)
+    found = []
+    for place in PLACES:
+        visit(page, world, place)
+        if report := violations(page):
+            found.append(f"{place.name}: {report}")
+    assert found == [], "\n".join(found)

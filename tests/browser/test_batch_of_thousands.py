@@ -1,0 +1,98 @@
+"""Nine tenths of a fleet are ended through the page: preview, both numbers in the question, progress, those that do not
+end, and these once more. Whose end fails is planted by name. Stopping 9,000 takes minutes: pytest -m long.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import expect
+
+from scripts.swarm import Behaviour, Swarm, default_spec
+from tests.browser.conftest import House, Visitor
+from tests.browser.test_portal import settled
+
+pytestmark = pytest.mark.browser
+
+
+def spec(host: int, number: int) -> dict[str, Any]:
+    """Every tenth worker of a host is to live."""
+    made = default_spec(host, number)
+    return {**made, "labels": {**made["labels"], "spared": "no" if number % 10 else "yes"}}
+
+
+@contextmanager
+def fleet(directory: Path, hosts: int, each: int, planted: list[str]) -> Iterator[House]:
+    made = House(directory)
+    try:
+        made.start_manager()
+        behaviour = Behaviour(deaf_once=tuple(planted), usage_every_s=5.0)
+        with Swarm(made.url, hosts, each, seed=11, behaviour=behaviour, prefix="gpu", spec=spec, keep=True) as swarm:
+            swarm.wait_running(600)
+            yield made
+    finally:
+        made.end()
+
+
+def end_nine_tenths(verb: str, hosts: int, each: int, planted: list[str], directory: Path, visitor: Visitor) -> None:
+    action, everybody = verb.capitalize(), hosts * each
+    wanted = everybody * 9 // 10
+    with fleet(directory, hosts, each, planted) as house:
+        page = visitor.open(f"{house.url}/#/workers?label=spared%3Dno")
+        settled(page)
+        expect(page.locator(".page-head .count")).to_contain_text(f"{wanted:,} of {everybody:,}", timeout=60_000)
+        page.get_by_label("Select all that match").click()
+        page.locator(f".batch-bar [data-verb={verb}]").click()
+        dialog = page.get_by_role("dialog")
+        expect(dialog).to_contain_text(re.compile(rf"All {wanted:,} matching, \d+ visible"), timeout=60_000)
+        expect(dialog.get_by_label("By state")).to_contain_text(f"{wanted:,}")
+        go = dialog.get_by_role("button", name=f"{action} {wanted:,}")
+        expect(go).to_be_disabled()
+        dialog.get_by_label("At once").fill("2000")
+        dialog.get_by_label(re.compile("^Type ")).fill(str(wanted))
+        go.click()
+        expect(page.locator("h1")).to_have_text(f"{action}: {wanted:,} workers", timeout=60_000)
+        expect(page.locator(".progress").first).to_be_visible()
+        chip = page.locator(".page-head .chip")
+        expect(chip).to_have_text(re.compile("partly failed"), timeout=900_000)
+        expect(page.locator(".operation-done")).to_contain_text(f"{wanted:,} of {wanted:,}")
+
+        states = {one["worker_id"]: one["state"] for one in house.ask("GET", "/api/remote-workers")["workers"]}
+        ended = {worker_id for worker_id, state in states.items() if state == "stopped"}
+        assert len(ended) == wanted - len(planted) and not ended & set(planted)
+        assert (
+            sum(worker_id.endswith("0") and state == "running" for worker_id, state in states.items())
+            == everybody // 10
+        )
+        page.locator(".facets").get_by_role("button", name=re.compile("^(failed|expired)")).first.click()
+        rows = page.locator(".items-table .table-body .table-row a")
+        expect(rows).to_have_count(len(planted))
+        assert sorted(rows.all_inner_texts()) == sorted(planted)
+
+        page.get_by_role("button", name=f"Retry {len(planted)} failed").click()
+        page.get_by_role("dialog").get_by_role("button", name=f"{action} {len(planted)}").click()
+        expect(page.locator("h1")).to_have_text(f"{action}: {len(planted)} workers")
+        expect(page.locator(".fact-retry_of a")).to_be_visible()
+        expect(chip).to_have_text(re.compile("done"), timeout=60_000)
+        stopped = house.ask("GET", "/api/remote-workers?state=stopped&limit=1")
+        assert stopped["total"] == wanted
+        page.close()  # before its manager ends
+
+
+def test_nine_tenths_of_a_fleet_are_killed_through_the_page(tmp_path: Path, visitor: Visitor) -> None:
+    """The short form: a refused kill is known at once, a stop that is not heard only after its time."""
+    planted = [f"gpu-{host:05d}-w{1 + host % 9}" for host in (3, 17, 29)]
+    end_nine_tenths("kill", 30, 10, planted, tmp_path, visitor)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_nine_thousand_of_ten_thousand_are_stopped_through_the_page(tmp_path: Path, visitor: Visitor) -> None:
+    planted = [f"gpu-{host:05d}-w{1 + host % 9}" for host in range(7, 200, 10)]
+    assert len(planted) == 20
+    end_nine_tenths("stop", 200, 50, planted, tmp_path, visitor)

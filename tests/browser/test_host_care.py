@@ -1,0 +1,99 @@
+"""The host's page cares for its agent: restart, upgrade, its own log. The demo is real: manager, agent, jobs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, Route, expect
+
+from tests.browser.axe import violations
+from tests.browser.conftest import ROOT, House, Visitor
+from tests.browser.test_portal import TOO_WIDE, settled
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    home = tmp_path_factory.mktemp("demo")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("XDG_")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "procguard.main", "--demo", "--port", "0"],
+        env=environment | {"HOME": str(home), "PYTHONPATH": str(ROOT)},
+        cwd=home,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout is not None
+        url = next(line.split()[-1] for line in process.stdout if line.startswith("ProcGuard demo: "))
+        yield House(Path(home), port=int(url.rpartition(":")[2]))
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def host_page(demo: House, visitor: Visitor, **options: str) -> tuple[Page, str]:
+    host = demo.ask("GET", "/api/hosts")["hosts"][0]["host"]
+    page = visitor.open(f"{demo.url}/#/host/{host}", **options)  # type: ignore[arg-type]
+    settled(page)
+    return page, host
+
+
+def pids(demo: House) -> dict[str, int]:
+    return {one["worker_id"]: one["pid"] for one in demo.ask("GET", "/api/remote-workers")["workers"]}
+
+
+def test_an_agent_is_restarted_and_its_log_read_while_its_workers_run_on(demo: House, visitor: Visitor) -> None:
+    page, _ = host_page(demo, visitor)
+    before, agent = pids(demo), demo.ask("GET", "/api/hosts")["hosts"][0]["agent_pid"]
+    panel = page.get_by_role("region", name="Its agent", exact=True)
+    expect(panel).to_contain_text("the same as the manager's")
+    expect(panel.get_by_role("button", name="Upgrade it")).to_be_hidden()
+    panel.get_by_role("button", name="Restart the agent").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog.get_by_role("button", name="Cancel")).to_be_focused()
+    dialog.get_by_role("button", name="Restart the agent").click()
+    expect(page.locator(".notice")).to_contain_text("the agent was started (pid", timeout=40_000)
+    expect(page.get_by_role("region", name="What happened")).to_contain_text("agent restarted")
+    assert demo.ask("GET", "/api/hosts")["hosts"][0]["agent_pid"] != agent and pids(demo) == before
+    log = page.get_by_role("region", name="Its agent's log")
+    log.get_by_text("Read its end over SSH").click()
+    expect(log.locator("pre")).to_contain_text("runner adopted", timeout=40_000)
+    expect(log).to_contain_text("agent.log")
+
+
+@pytest.mark.parametrize(("locale", "theme"), [("en", "light"), ("zh-CN", "dark")])
+def test_an_agent_of_another_release_is_shown_with_a_way_to_upgrade_it(
+    demo: House, visitor: Visitor, locale: str, theme: str
+) -> None:
+    """Its manager's release is another one, as the page is told here; then it turns out that it is not."""
+
+    def another(route: Route) -> None:
+        answer = route.fetch()
+        route.fulfill(response=answer, json={**answer.json(), "releases": ["0123456789abcdef"]})
+
+    page, host = host_page(demo, visitor, locale=locale, theme=theme)
+    page.route("**/api/agents", another)
+    page.reload()
+    settled(page)
+    panel = page.locator("section", has=page.locator("#host-agent"))
+    expect(panel.locator(".agent-version")).to_contain_text("0123456789ab")
+    assert violations(page) == ""
+    for width in (1440, 390):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert page.evaluate(TOO_WIDE) == [], width
+    panel.locator("summary").click()
+    expect(panel.locator("code")).to_have_text(f"invoke upgrade --hosts INVENTORY --limit {host}")
+    panel.locator(".button.primary").click()
+    page.get_by_role("dialog").locator(".button.primary").click()
+    expect(page.locator(".notice")).to_contain_text("it has this release already", timeout=40_000)

@@ -1,0 +1,147 @@
+"""How every page (places.py) of a small fleet (world.py) looks: nothing wider than the screen, no word that is cut when
+a language needs more room than English."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Route, expect
+
+from tests.browser.conftest import Visitor
+from tests.browser.places import PLACES
+from tests.browser.test_portal import TOO_WIDE
+from tests.browser.world import World, small_world, visit
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
+
+WEB = Path(__file__).resolve().parents[2] / "web"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with small_world(tmp_path_factory.mktemp("look")) as made:
+        yield made
+
+
+@pytest.mark.parametrize("width", [390, 1024, 1440])
+def test_no_page_is_wider_than_the_screen(world: World, guest: Visitor, width: int) -> None:
+    """From a phone to a desk: a page never scrolls sideways, and actions stay in reach."""
+    for locale in ("en", "zh-CN"):
+        page = guest.open(world.house.url, locale=locale, width=width, height=800)
+        for place in PLACES:
+            visit(page, world, place)
+            assert page.evaluate(TOO_WIDE) == [], f"{place.name} at {width} px in {locale}"
+
+
+SHORTENED = "⟧"  # ends every text of the pseudo-locale: where it can't be seen, a text is cut
+_ACCENTED = str.maketrans("aceinouyACEINOUY", "áçéíñóúýÁÇÉÍÑÓÚÝ")
+
+
+def lengthened(text: str) -> str:
+    """A third longer, with a visible end, and {names} and plural forms as they were."""
+    return "|".join(_longer(form) for form in text.split("|"))
+
+
+def _longer(text: str) -> str:
+    parts = text.replace("{", "\0{").replace("}", "}\0").split("\0")
+    accented = "".join(part if part.startswith("{") else part.translate(_ACCENTED) for part in parts)
+    return f"⟦{accented}{'~' * max(1, len(text) // 3)}{SHORTENED}"
+
+
+# Texts that are not wholly in sight because something hides what overflows it. What can be scrolled to is in sight, and
+# so is what a title tells in full: names and reasons of any length have one.
+CUT = """() => {
+  const cut = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const text = walker.currentNode;
+    const box = text.parentElement;
+    if (!text.data.includes('⟧') || !box.checkVisibility({ visibilityProperty: true })) continue;
+    if (box.closest('option, [title], .skip, .hidden-text')) continue;
+    const range = document.createRange();
+    range.selectNodeContents(text);
+    const rects = [...range.getClientRects()];
+    for (let outer = box; outer && outer !== document.body; outer = outer.parentElement) {
+      const style = getComputedStyle(outer);
+      const hides = [['overflowX', 'left', 'right'], ['overflowY', 'top', 'bottom']];
+      const frame = outer.getBoundingClientRect();
+      for (const [axis, begin, end] of hides) {
+        if (!['hidden', 'clip'].includes(style[axis])) continue;
+        if (rects.some((rect) => rect[begin] < frame[begin] - 1.5 || rect[end] > frame[end] + 1.5)) {
+          cut.push(`${text.data} in ${outer.tagName.toLowerCase()}.${outer.className}`);
+        }
+      }
+      if (['auto', 'scroll'].includes(style.overflowX) || style.position === 'fixed') break;
+    }
+  }
+  return [...new Set(cut)];
+}"""
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+def test_no_word_is_cut_in_a_language_that_needs_more_room(world: World, guest: Visitor, width: int) -> None:
+    """With every text a third longer, and its end marked, each end is still to be seen."""
+    texts = json.loads((WEB / "locales" / "en.json").read_text(encoding="utf-8"))
+    longer = {key: lengthened(text) for key, text in texts.items()}
+
+    def pseudo(route: Route) -> None:
+        route.fulfill(json=longer)
+
+    page = guest.open("about:blank", width=width)
+    page.route("**/static/locales/*.json", pseudo)
+    cut: dict[str, Any] = {}
+    for place in PLACES:
+        visit(page, world, place)
+        expect(page.locator("h1")).to_be_visible()
+        if found := page.evaluate(CUT):
+            cut[place.name] = found
+    assert cut == {}, json.dumps(cut, ensure_ascii=False, indent=1)
+
+
+def test_a_chart_of_an_hour_shows_what_the_manager_keeps(world: World, visitor: Visitor) -> None:
+    """Means and peaks of whole steps, also those that end while it is looked at: no moments among them."""
+    answers: list[list[float]] = []
+
+    def answer(route: Route) -> None:
+        at = time.time() - 75 + 30 * len(answers)
+        answers.append([*(answers[-1] if answers else []), at])
+        series = {"cpu_percent": [10 * (one + 1) for one in range(len(answers))]}
+        told = {"worker_id": "worker1", "span": "1h", "step_s": 30, "points": 120, "at": answers[-1], "series": series}
+        route.fulfill(json=told)
+
+    page = visitor.open(f"{world.house.url}/#/worker/worker1")
+    page.route("**/api/measurements/workers/worker1?span=1h", answer)
+    page.get_by_role("tab", name="Charts").click()
+    page.get_by_role("button", name="1 h", exact=True).click()
+    page.get_by_role("button", name="As a table").click()
+    values = page.get_by_role("region", name="The numbers of the charts").locator("tbody tr td:first-of-type")
+    expect(values).to_have_text(["10 %"])
+    expect(values).to_have_text(["20 %", "10 %"])  # that step was over already: asked for without a reload
+
+
+def test_charts_say_in_words_and_in_a_table_what_they_show(world: World, visitor: Visitor) -> None:
+    page = visitor.open(f"{world.house.url}/#/worker/worker1?tab=charts")
+    cpu = page.get_by_role("img", name=re.compile("^CPU; CPU: now "))
+    expect(cpu).to_be_visible()
+    page.get_by_role("button", name="1 h", exact=True).click()
+    expect(page.get_by_role("button", name="1 h", exact=True)).to_have_attribute("aria-pressed", "true")
+    page.get_by_role("button", name="15 min").click()
+    page.get_by_role("button", name="As a table").click()
+    table = page.get_by_role("region", name="The numbers of the charts")
+    expect(table.get_by_role("columnheader", name="Memory")).to_be_visible()
+    expect(table.locator("tbody tr td").nth(1)).to_contain_text("iB")
+    expect(cpu).to_be_hidden()
+    page.get_by_role("tab", name="Charts").focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.get_by_role("tab", name="Configuration")).to_be_focused()
+    expect(page.locator(".config-command")).to_be_visible()
+    assert "tab=config" in page.evaluate("location.hash")
+    expect(page.get_by_role("button", name="Restart")).to_be_visible()  # actions stay, whichever tab is open
+    page.goto(f"{world.house.url}/#/host/gpu-00000")
+    expect(page.get_by_role("img", name=re.compile("^Load; Load: now "))).to_be_visible()

@@ -1,0 +1,186 @@
+"""Batch operations in the browser: pick, see whom it means, confirm, follow to the causes, retry; with mouse and keys.
+
+The manager is real, the hosts are simulated: 3 hosts with 12 workers each, some of which refuse a restart.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from scripts.swarm import Behaviour, Swarm
+from tests.browser.axe import violations
+from tests.browser.conftest import House, Visitor
+from tests.browser.test_portal import TOO_WIDE, settled
+from tests.waiting import wait_until
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
+
+HOSTS, EACH = 3, 12
+ALL = HOSTS * EACH
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    made = House(tmp_path_factory.mktemp("operations"))
+    try:
+        made.start_manager()
+        with Swarm(made.url, HOSTS, EACH, seed=3, behaviour=Behaviour(refuse=0.1), prefix="gpu") as swarm:
+            swarm.wait_running(60)
+            yield made
+    finally:
+        made.end()
+
+
+def workers_page(fleet: House, visitor: Visitor, **options: object) -> Page:
+    page = visitor.open(f"{fleet.url}/#/workers", **options)  # type: ignore[arg-type]
+    settled(page)
+    expect(page.locator(".page-head .count")).to_contain_text(str(ALL))
+    return page
+
+
+def wanted(fleet: House) -> list[str]:
+    return [view["desired"] for view in fleet.ask("GET", "/api/remote-workers")["workers"]]
+
+
+def test_a_range_is_picked_with_shift_and_all_that_match_with_one_box(fleet: House, visitor: Visitor) -> None:
+    page = workers_page(fleet, visitor)
+    boxes = page.locator(".table-body .pick")
+    boxes.nth(1).click()
+    boxes.nth(4).click(modifiers=["Shift"])
+    bar = page.locator(".batch-bar")
+    expect(bar).to_contain_text("4 selected")
+    boxes.nth(2).click()
+    expect(bar).to_contain_text("3 selected")
+    bar.get_by_role("button", name=f"Select all {ALL} matching").click()
+    expect(bar).to_contain_text(f"all {ALL} matching selected")
+    page.get_by_label("Filter workers").fill("host!=gpu-00001")
+    expect(bar).to_be_hidden()  # "all that match" were others
+    expect(page.locator(".page-head .count")).to_contain_text(f"{ALL - EACH} of {ALL}")
+    page.get_by_label("Select all that match").click()
+    expect(bar).to_contain_text(f"all {ALL - EACH} matching selected")
+    bar.get_by_role("button", name="Restart").click()
+    expect(page.get_by_role("dialog")).to_contain_text(f"Restart {ALL - EACH} workers?")
+    expect(page.get_by_role("dialog").get_by_label("By host")).not_to_contain_text("gpu-00001")
+    page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
+
+
+def test_stopping_many_asks_for_the_number_and_cancel_is_the_default(fleet: House, visitor: Visitor) -> None:
+    page = workers_page(fleet, visitor)
+    page.get_by_label("Select all that match").click()
+    page.locator(".batch-bar").get_by_role("button", name="Stop").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text(re.compile(rf"All {ALL} matching, \d+ visible"))
+    expect(dialog.get_by_role("button", name="Cancel")).to_be_focused()
+    go = dialog.get_by_role("button", name=f"Stop {ALL}")
+    expect(go).to_be_disabled()
+    dialog.get_by_label(f"Type {ALL} to confirm").fill(str(ALL - 1))
+    expect(go).to_be_disabled()
+    dialog.get_by_label(f"Type {ALL} to confirm").fill(str(ALL))
+    expect(go).to_be_enabled()
+    page.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
+    assert set(wanted(fleet)) == {"running"}
+
+
+def test_a_restart_is_followed_to_its_causes_and_its_failures_are_retried(fleet: House, visitor: Visitor) -> None:
+    page = workers_page(fleet, visitor)
+    page.get_by_label("Select all that match").click()
+    page.locator(".batch-bar").get_by_role("button", name="Restart").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("At once").fill("10")
+    dialog.get_by_label("Reason").fill("new data set")
+    dialog.get_by_role("button", name=f"Restart {ALL}").click()
+    expect(page.locator("h1")).to_have_text(f"Restart: {ALL} workers")
+    expect(page.locator(".page-head .chip")).to_have_text(re.compile("partly failed"), timeout=60_000)
+    causes = page.locator(".cause-list")
+    expect(causes).to_contain_text("planted: this worker refuses restarts and kills")
+    page.locator(".facets").get_by_role("button", name=re.compile("^failed")).click()
+    rows = page.locator(".items-table .table-body .table-row")
+    wait_until(lambda: rows.count() > 0 and "done" not in rows.first.inner_text(), 10, "only the failed")
+    failed = rows.count()
+    assert 0 < failed < ALL
+    first = rows.first.get_by_role("link").inner_text()
+    page.get_by_role("button", name=f"Retry {failed} failed").click()
+    page.get_by_role("dialog").get_by_role("button", name=f"Restart {failed}").click()
+    expect(page.locator("h1")).to_have_text(re.compile(rf"Restart: {failed} workers?"))
+    expect(page.locator(".fact-retry_of a")).to_be_visible()
+    expect(page.locator(".cause-list").get_by_role("link", name=first)).to_be_visible(timeout=30_000)
+    page.get_by_role("link", name="All operations").click()
+    expect(page.locator(".operations-table .table-body .table-row")).not_to_have_count(0)
+    expect(page.locator(".operations-table")).to_contain_text("new data set")
+
+
+def test_what_has_not_begun_is_cancelled_by_a_click(fleet: House, visitor: Visitor) -> None:
+    page = workers_page(fleet, visitor)
+    page.get_by_label("Select all that match").click()
+    page.locator(".batch-bar").get_by_role("button", name="Restart").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("At once").fill("1")
+    dialog.get_by_role("button", name=f"Restart {ALL}").click()
+    page.get_by_role("button", name="Cancel the rest").click()
+    page.get_by_role("dialog").get_by_role("button", name="Cancel the rest").click()
+    expect(page.locator(".page-head .chip")).to_have_text(re.compile("cancelled"), timeout=60_000)
+    expect(page.get_by_role("button", name="Retry with the rest")).to_be_visible()
+
+
+def test_what_is_gone_is_taken_out_by_one_confirmed_request(empty_house: House, visitor: Visitor) -> None:
+    """Nobody declares them any more, and they have ended: 24 workers, so that the number is asked for."""
+    empty_house.start_manager()
+    with Swarm(empty_house.url, 1, 24, seed=3, prefix="old", keep=True) as swarm:
+        swarm.wait_running(60)
+        [host] = swarm.agent_ids
+        declared = [{"host": host, "ssh": {"hostname": host}, "workers": []}]
+        empty_house.ask("POST", "/api/deployments", {"hosts": declared})
+        token = empty_house.ask("POST", "/api/operations/preview", {"command": "stop", "selector": "*"})["token"]
+        empty_house.ask("POST", "/api/operations", {"token": token})
+        page = visitor.open(f"{empty_house.url}/#/workers")
+        page.get_by_role("button", name="24 gone").click(timeout=30_000)
+        dialog = page.get_by_role("dialog")
+        go = dialog.get_by_role("button", name="Take out 24")
+        expect(go).to_be_disabled()
+        assert violations(page) == ""
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.method + " " + request.url))
+        dialog.get_by_label("Type 24 to confirm").fill("24")
+        go.click()
+        expect(page.locator(".notice")).to_contain_text("24 workers taken out")
+        assert [one for one in asked if "/api/" in one] == [f"POST {empty_house.url}/api/purge"]
+        assert empty_house.ask("GET", "/api/remote-workers")["total"] == 0
+
+
+def test_it_goes_with_the_keyboard_alone(fleet: House, visitor: Visitor) -> None:
+    page = workers_page(fleet, visitor)
+    first = page.locator(".table-body .pick").first
+    first.focus()
+    page.keyboard.press("Space")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Shift+Space")
+    expect(page.locator(".batch-bar")).to_contain_text("3 selected")
+    page.keyboard.press("Control+a")
+    expect(page.locator(".batch-bar")).to_contain_text(f"all {ALL} matching")
+    page.keyboard.press("Escape")
+    expect(page.locator(".batch-bar")).to_be_hidden()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("locale", ["en", "zh-CN"])
+def test_axe_finds_nothing_and_nothing_is_too_wide(fleet: House, visitor: Visitor, locale: str, theme: str) -> None:
+    """The list while some are picked, and the question; test_look.py has the operations' own pages."""
+    for width in (1440, 390):
+        page = workers_page(fleet, visitor, locale=locale, theme=theme, width=width)
+        page.locator(".table-body .pick").first.click()
+        page.locator(".batch-bar .button.subtle").first.click()
+        check(page, f"picked at {width}")
+        page.locator(".batch-bar [data-verb=stop]").click()
+        expect(page.get_by_role("dialog")).to_be_visible()
+        check(page, f"dialog at {width}")
+
+
+def check(page: Page, where: str) -> None:
+    assert page.evaluate(TOO_WIDE) == [], where
+    assert violations(page) == "", where

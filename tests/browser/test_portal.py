@@ -1,0 +1,470 @@
+"""The portal as a person meets it, in real Chromium on a real manager: see, act, read, lose the connection, log in."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, Route, expect
+
+from tests.browser.axe import violations
+from tests.browser.conftest import House, Visitor
+from tests.waiting import wait_until
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
+
+WORDS = {
+    "en": {"running": "running", "restart": "Restart", "stop": "Stop", "cancel": "Cancel", "live": "Live"},
+    "zh-CN": {"running": "运行中", "restart": "重启", "stop": "停止", "cancel": "取消", "live": "实时"},
+}
+
+
+def settled(page: Page) -> None:
+    """The page has its data and its connection."""
+    expect(page.locator(".badge.is-live")).to_be_visible()
+    expect(page.locator("h1")).to_be_visible()
+
+
+def log_lines(page: Page) -> list[str]:
+    return page.locator(".log-line .log-text").all_text_contents()
+
+
+@pytest.mark.parametrize("locale", ["en", "zh-CN"])
+def test_a_click_on_restart_shows_the_next_attempt_and_its_log_without_reload(
+    house: House, visitor: Visitor, locale: str
+) -> None:
+    """The main job seen from the browser: running, restarted by a click, running again, and its output."""
+    words = WORDS[locale]
+    page = visitor.open(f"{house.url}/#/workers", locale=locale)
+    row = page.get_by_role("row").filter(has_text="worker1")
+    expect(row.locator(".chip")).to_have_text(re.compile(words["running"]))
+    page.evaluate("window.stillTheSamePage = true")
+    before = house.worker("worker1")["attempt"]
+
+    row.get_by_role("button", name=f"{words['restart']} worker1").click()
+    page.get_by_role("dialog").get_by_role("button", name=words["restart"]).click()
+
+    expect(row.locator(".col-attempt")).to_have_text(str(before + 1))
+    expect(row.locator(".chip")).to_have_text(re.compile(words["running"]))
+    row.get_by_role("link", name="worker1").click()
+    expect(page.locator("h1")).to_have_text("worker1")
+    wait_until(lambda: any(re.fullmatch(r"line \d+", line) for line in log_lines(page)), 15, "lines of the log")
+    assert page.evaluate("window.stillTheSamePage") is True
+    assert house.worker("worker1")["attempt"] == before + 1
+
+
+def test_the_log_moves_on_by_itself_and_shows_output_as_text(house: House, visitor: Visitor) -> None:
+    """Live lines come without a click; a worker's markup and escapes are text; a progress bar is its last state."""
+    page = visitor.open(f"{house.url}/#/worker/worker1")
+    page.get_by_label("Attempt").select_option(str(house.worker("worker1")["attempt"]))
+    wait_until(lambda: log_lines(page)[-1:] != [], 15, "lines of the log")
+    newest = last_number(page)
+    wait_until(lambda: last_number(page) > newest + 20, 15, "newer lines")
+
+    page.locator(".log-scroll").evaluate("node => { node.scrollTop = 0; }")
+    first = page.locator(".log-line .log-text", has_text="attempt begins")
+    expect(first).to_have_text("attempt begins <b>not bold</b> red 训练开始")
+    expect(page.locator(".log-text", has_text="loading")).to_have_text("loading 100%")
+    assert page.locator(".log-text b").count() == 0
+
+
+def last_number(page: Page) -> int:
+    return max((int(line.split()[1]) for line in log_lines(page) if line.startswith("line ")), default=0)
+
+
+def test_last_heard_follows_the_agent_though_its_worker_does_not_change(house: House, visitor: Visitor) -> None:
+    """A stopped worker stays as it is for hours; its agent is heard all the while."""
+    house.ask("POST", "/api/workers/worker1/command", {"command": "stop"})
+    try:
+        wait_until(lambda: house.worker("worker1")["state"] == "stopped", 15, "stopped")
+        page = visitor.open(f"{house.url}/#/worker/worker1")
+        expect(page.locator(".page-head .chip.is-stopped")).to_be_visible()
+        seen = page.locator(".fact-seen span")
+        for what in ("when it was heard", "a later sign of it", "one later still"):
+            before = seen.get_attribute("title")
+            wait_until(lambda before=before: seen.get_attribute("title") not in (None, "", before), 20, what)
+    finally:
+        house.ask("POST", "/api/workers/worker1/command", {"command": "start"})
+        wait_until(lambda: house.worker("worker1")["state"] == "running", 15, "running again")
+
+
+def test_scrolling_up_pauses_the_log_and_says_how_much_is_new(house: House, visitor: Visitor) -> None:
+    """A reader is not dragged along, cannot miss that the log is paused, and returns with one click."""
+    page = visitor.open(f"{house.url}/#/worker/worker1")
+    wait_until(lambda: last_number(page) > 60, 30, "more lines than fit")
+    page.locator(".log-scroll").hover()
+    page.mouse.wheel(0, -400)
+    paused = page.get_by_role("button", name=re.compile(r"paused – \d+ new"))
+    expect(paused).to_be_visible()
+    top = page.locator(".log-scroll").evaluate("node => node.scrollTop")
+    expect(paused).to_have_text(re.compile(r"paused – \d\d+ new"))  # ten and more came, and nothing moved
+    assert page.locator(".log-scroll").evaluate("node => node.scrollTop") == top
+    paused.click()
+    expect(paused).to_be_hidden()
+
+
+def test_every_line_of_an_attempt_is_there_once(house: House, visitor: Visitor) -> None:
+    """Stored lines and live pieces meet without a gap and without doubles, on both streams."""
+    page = visitor.open(f"{house.url}/#/worker/worker1")
+    page.get_by_label("Attempt").select_option(str(house.worker("worker1")["attempt"]))
+    wait_until(lambda: last_number(page) > 40, 30, "lines")
+    assert_every_line_once(page)
+
+
+def assert_every_line_once(page: Page) -> set[str]:
+    """Returns the texts of all that is shown."""
+    texts: set[str] = set()
+    page.get_by_role("button", name="Follow").click()  # pause: what is read stays where it is
+    places: dict[int, set[str]] = {}
+    scroller = page.locator(".log-scroll")
+    for top in range(0, int(scroller.evaluate("node => node.scrollHeight")), 300):
+        for place, text in scroller.evaluate(LINES_AT, top):
+            texts.add(text)
+            if found := re.fullmatch(r"line (\d+)", text):
+                places.setdefault(int(found[1]), set()).add(place)
+    assert sorted(places) == list(range(1, max(places) + 1))
+    assert [number for number, where in places.items() if len(where) > 1] == []
+    return texts
+
+
+LINES_AT = """async (scroller, top) => {
+  scroller.scrollTop = top;
+  for (let frames = 0; frames < 3; frames += 1) await new Promise((done) => requestAnimationFrame(done));
+  return [...scroller.querySelectorAll('.log-line')].map((line) => [
+    line.style.transform,
+    line.querySelector('.log-text').textContent,
+  ]);
+}"""
+
+
+def test_stop_asks_first_and_cancel_changes_nothing(house: House, visitor: Visitor) -> None:
+    """A job of weeks is one slip away: the question names worker and host, and Cancel has the focus."""
+    page = visitor.open(f"{house.url}/#/worker/worker1")
+    settled(page)
+    before = house.worker("worker1")
+    page.get_by_role("button", name="Stop").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog.get_by_role("heading")).to_have_text("Stop worker1?")
+    expect(dialog).to_contain_text(before["host"])
+    expect(dialog.get_by_role("button", name="Cancel")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(dialog).to_be_hidden()
+    after = house.worker("worker1")
+    assert (after["state"], after["desired"], after["pid"]) == ("running", "running", before["pid"])
+
+
+def test_stopped_and_started_again_from_the_page(house: House, visitor: Visitor) -> None:
+    """Stop and start converge; the page offers exactly what makes sense in each state."""
+    page = visitor.open(f"{house.url}/#/worker/worker1")
+    settled(page)
+    page.get_by_role("button", name="Stop").click()
+    page.get_by_role("dialog").get_by_role("button", name="Stop").click()
+    expect(page.locator(".page-head .chip.is-stopped")).to_be_visible()
+    expect(page.get_by_role("button", name="Restart")).to_be_disabled()
+    page.get_by_role("button", name="Start", exact=True).click()
+    expect(page.locator(".page-head .chip.is-running")).to_be_visible()
+    expect(page.get_by_role("button", name="Start", exact=True)).to_be_disabled()
+
+
+def test_filters_live_in_the_address(house: House, visitor: Visitor) -> None:
+    """A filtered view can be sent to a colleague; what matches nothing says so and how to get out."""
+    page = visitor.open(f"{house.url}/#/workers?state=failed&q=train")
+    expect(page.get_by_text("0 of 1 match")).to_be_visible()
+    page.get_by_role("button", name="Clear filters").first.click()
+    expect(page.get_by_role("link", name="worker1")).to_be_visible()
+    assert page.evaluate("location.hash") == "#/workers"
+    page.keyboard.press("Escape")
+    page.get_by_label("Filter workers").fill("nothing like it")
+    wait_until(lambda: "q=nothing" in page.evaluate("location.hash"), 5, "the filter in the address")
+    expect(page.get_by_text("0 of 1 match")).to_be_visible()
+
+
+def test_the_language_can_be_changed_and_stays(house: House, visitor: Visitor) -> None:
+    """?lang wins over the browser's wish; the switch wins over both, and is remembered."""
+    page = visitor.open(f"{house.url}/?lang=zh-CN#/overview", locale="en-GB")
+    expect(page.locator("h1")).to_have_text("总览")
+    assert page.evaluate("document.documentElement.lang") == "zh-CN"
+    page.get_by_label("语言").select_option("en")
+    expect(page.locator("h1")).to_have_text("Overview")
+    page.goto(f"{house.url}/#/overview")
+    expect(page.locator("h1")).to_have_text("Overview")
+
+
+@pytest.mark.parametrize(("locale", "words"), [("en", "has been running on"), ("zh-CN", "上运行")])
+def test_the_worker_s_page_says_why_in_its_own_language(
+    house: House, visitor: Visitor, locale: str, words: str
+) -> None:
+    page = visitor.open(house.url + "/#/worker/worker1", locale=locale)
+    why = page.locator("section.why")
+    expect(why.locator(".why-headline")).to_contain_text(words)
+    expect(why.locator(".why-list li").first).not_to_be_empty()
+
+
+TOO_WIDE = """() => {
+  const boxes = [document.documentElement, document.querySelector('main'), ...document.querySelectorAll('.table')];
+  return boxes.filter((box) => box.scrollWidth > box.clientWidth + 1).map((box) => box.className || box.tagName);
+}"""
+
+
+def test_an_empty_fleet_says_what_to_type(empty_house: House, visitor: Visitor) -> None:
+    """The first thing a new user sees is the command that gets them further."""
+    empty_house.start_manager()
+    page = visitor.open(f"{empty_house.url}/")
+    expect(page.get_by_text("invoke deploy --hosts inventory/prod.yaml")).to_be_visible()
+    expect(page.get_by_text(f"--manager-url {empty_house.url}")).to_be_visible()
+    assert violations(page) == ""
+
+
+def test_data_stay_while_the_manager_is_away_and_are_live_again_when_it_returns(
+    empty_house: House, visitor: Visitor
+) -> None:
+    """A restart of the manager under an open page: nothing goes blank, the badge says how old, no reload is needed."""
+    empty_house.start_manager()
+    empty_house.start_worker("worker1")
+    page = visitor.open(f"{empty_house.url}/#/workers")
+    settled(page)
+    row = page.get_by_role("row").filter(has_text="worker1")
+    expect(row).to_be_visible()
+    page.evaluate("window.stillTheSamePage = true")
+
+    assert empty_house.manager is not None
+    empty_house.manager.end(signal.SIGKILL)
+    expect(page.locator(".badge.is-reconnecting")).to_contain_text("stale")
+    expect(row).to_be_visible()
+
+    empty_house.start_manager()
+    returned = time.monotonic()
+    expect(page.locator(".badge.is-live")).to_be_visible()
+    assert time.monotonic() - returned < 3.0
+    expect(row.locator(".chip.is-running")).to_be_visible()
+    assert page.evaluate("window.stillTheSamePage") is True
+    visitor.forgive("ERR_CONNECTION_REFUSED")
+    visitor.forgive("/ws' failed")
+
+
+def test_the_log_goes_on_across_a_restart_of_the_manager(empty_house: House, visitor: Visitor) -> None:
+    """What the worker wrote meanwhile is there when the manager is back: no line lost, none twice, no reload."""
+    empty_house.start_manager()
+    empty_house.start_worker("worker1")
+    page = visitor.open(f"{empty_house.url}/#/worker/worker1")
+    wait_until(lambda: last_number(page) > 10, 30, "lines")
+    assert empty_house.manager is not None
+    empty_house.manager.end(signal.SIGKILL)
+    expect(page.locator(".badge.is-reconnecting")).to_be_visible()
+    kept = last_number(page)
+    assert kept > 10
+    lost = page.locator(".log-line.is-marker", has_text="connection lost at")
+    expect(lost).to_be_visible()
+    empty_house.start_manager()
+    returned = time.monotonic()
+    wait_until(lambda: last_number(page) > kept, 10, "newer lines")
+    assert time.monotonic() - returned < 3.0
+    wait_until(lambda: last_number(page) > kept + 40, 30, "lines written meanwhile and after")
+    shown = assert_every_line_once(page)
+    assert any("connection lost at" in text and "back after" in text for text in shown)
+    visitor.forgive("ERR_CONNECTION_REFUSED")
+    visitor.forgive("ERR_CONNECTION_RESET")  # a request that was under way when the manager was killed
+    visitor.forgive("/ws' failed")
+
+
+def test_a_load_that_fails_leaves_no_hole_in_the_log(house: House, visitor: Visitor) -> None:
+    """Pieces that come live wait for the stored lines before them, which are asked for again."""
+    page = visitor.open(f"{house.url}/#/worker/worker1")
+    wait_until(lambda: last_number(page) > 0, 30, "lines")
+    refused: list[str] = []
+
+    def refuse_twice(route: Route) -> None:
+        if len(refused) < 2:
+            refused.append(route.request.url)
+            route.abort("connectionreset")
+        else:
+            route.continue_()
+
+    page.route("**/api/remote-workers/worker1/logs?*", refuse_twice)
+    page.get_by_label("Attempt").select_option(str(house.worker("worker1")["attempt"]))
+    wait_until(lambda: last_number(page) > 40 and len(refused) == 2, 30, "lines after two failures")
+    assert_every_line_once(page)
+    visitor.forgive("ERR_CONNECTION_RESET")
+
+
+def test_the_log_can_be_downloaded(house: House, visitor: Visitor, tmp_path: Path) -> None:
+    """The whole attempt as a file, byte for byte as the worker wrote it."""
+    page = visitor.open(f"{house.url}/#/worker/worker1")
+    settled(page)
+    with page.expect_download() as waiting:
+        page.get_by_role("link", name="Download").click()
+    assert waiting.value.suggested_filename == "worker1.log"
+    waiting.value.save_as(tmp_path / "worker1.log")
+    text = (tmp_path / "worker1.log").read_bytes()
+    assert b"attempt begins <b>not bold</b> \x1b[31mred\x1b[0m" in text
+    assert b"\rloading 100%\n" in text
+
+
+def test_from_elsewhere_one_logs_in_with_a_token(empty_house: House, visitor: Visitor) -> None:
+    """Without the rights of the manager's user: a token is asked for, a wrong one refused in words, log-out ends it."""
+    empty_house.start_manager()
+    token: dict[str, Any] = empty_house.ask("POST", "/api/tokens", {"scope": "operator", "name": "browser"})
+    assert empty_house.manager is not None
+    empty_house.manager.end()
+    empty_house.start_manager("web.trust_local=false")
+
+    page = visitor.open(f"{empty_house.url}/")
+    field = page.get_by_label("Token")
+    expect(field).to_be_focused()
+    assert violations(page) == ""
+    field.fill("pg-wrong")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("This token is not accepted.")
+    expect(page.get_by_role("alert")).to_contain_text("request ")
+    visitor.forgive("401")
+
+    field.fill(token["token"])
+    page.keyboard.press("Enter")
+    settled(page)
+    expect(page.get_by_text("No hosts yet")).to_be_visible()
+    page.get_by_role("button", name="Log out").click()
+    expect(field).to_be_visible()
+
+
+def test_too_many_wrong_tokens_lock_the_page_for_a_time_that_it_shows(empty_house: House, visitor: Visitor) -> None:
+    """Why, and for how long. A manager that is away is said so, and noticed when it is back."""
+    empty_house.start_manager("web.trust_local=false")
+    page = visitor.open(f"{empty_house.url}/")
+    field, button = page.get_by_label("Token"), page.get_by_role("button", name="Log in")
+    waiting = page.get_by_role("timer")
+
+    def try_wrong() -> bool:
+        field.fill("pg-wrong")
+        button.click()
+        expect(page.get_by_role("alert")).to_be_visible()
+        return waiting.is_visible()
+
+    def check(where: str) -> None:
+        for theme in ("dark", "light"):
+            page.emulate_media(color_scheme=theme)  # type: ignore[arg-type]
+            assert violations(page) == "", f"{where}, {theme}"
+
+    for locale, title in (("zh-CN", "登录"), ("en", "Log in")):
+        page.goto(f"{empty_house.url}/?lang={locale}")
+        expect(page.locator("h1")).to_have_text(title)
+        check(locale)
+    wait_until(try_wrong, 30, "it is locked")
+    expect(page.get_by_role("alert")).to_contain_text("Too many")
+    expect(waiting).to_have_text(re.compile(r"Wrong tokens are not looked at for \d+ s"))
+    check("locked")
+    before = waiting.inner_text()
+    wait_until(lambda: waiting.inner_text() != before, 10, "the time runs")
+    expect(waiting).to_be_hidden(timeout=60_000)
+    expect(page.get_by_role("alert")).to_have_count(0)
+
+    assert empty_house.manager is not None
+    empty_house.manager.end(signal.SIGKILL)
+    button.click()
+    expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
+    expect(waiting).to_contain_text("As soon as it is back")
+    empty_house.start_manager("web.trust_local=false")
+    expect(page.get_by_role("alert")).to_have_count(0)
+    for expected in ("401", "429", "ERR_CONNECTION_REFUSED", "ERR_CONNECTION_RESET", "/ws' failed"):
+        visitor.forgive(expected)
+
+
+def test_a_waiting_launcher_is_shown_with_its_fingerprint_and_approved(empty_house: House, visitor: Visitor) -> None:
+    """Hand-started elsewhere: the page shows who asks and the fingerprint to compare; one click lets it run."""
+    empty_house.start_manager()
+    page = visitor.open(f"{empty_house.url}/#/hosts")
+    settled(page)
+    secret = hashlib.sha256(b"a launcher's own").hexdigest()
+    request = {"worker_id": "worker9", "command": "python train.py", "host": "gpu9", "secret_sha256": secret}
+    # a request that was forwarded does not come from this machine, whatever its address says
+    answer = empty_house.ask("POST", "/api/workers/register", request, X_Forwarded_For="192.0.2.7")
+    assert answer["status"] == "pending"
+
+    asking = page.get_by_role("listitem").filter(has_text="worker9")
+    expect(asking).to_contain_text(answer["fingerprint"])
+    expect(asking).to_contain_text("python train.py")
+    assert violations(page) == ""
+    asking.get_by_role("button", name="Approve worker9").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text(answer["fingerprint"])
+    dialog.get_by_role("button", name="Approve").click()
+    expect(asking).to_have_count(0)
+    again = empty_house.ask("POST", "/api/workers/register", request, X_Forwarded_For="192.0.2.7")
+    assert again["status"] == "registered"
+
+
+LOG_MODEL = """async (steps) => {
+  const { LogModel } = await import('/static/js/logmodel.js');
+  const { printable } = await import('/static/js/ansi.js');
+  const model = new LogModel({ maxLines: 6 });
+  for (const [method, argument] of steps) model[method](argument);
+  return { lines: model.lines.map((line) => line.marker || printable(line.text)), dropped: model.dropped };
+}"""
+
+
+def line(offset: int, text: str, end: int | None = None, **more: object) -> dict[str, object]:
+    behind = end if end is not None else offset + len(text.encode()) + 1
+    return {"attempt": 1, "stream": "out", "offset": offset, "end": behind, "at": 1, "text": text, **more}
+
+
+def piece(offset: int, text: str, **more: object) -> dict[str, object]:
+    return line(offset, text, offset + len(text.encode()), **more)
+
+
+@pytest.mark.parametrize(
+    ("steps", "lines"),
+    [
+        pytest.param(
+            [("addLines", [line(0, "a"), line(2, "b")]), ("addPiece", piece(2, "b\nc")), ("addPiece", piece(5, "d\n"))],
+            ["a", "b", "cd"],
+            id="a piece that overlaps what is stored adds only what is new",
+        ),
+        pytest.param(
+            [("addPiece", piece(0, "ab")), ("addLines", [line(0, "abc"), line(4, "d", 5, partial=True)])],
+            ["abc", "d"],
+            id="an unfinished line is completed in place",
+        ),
+        pytest.param(
+            [("addPiece", piece(0, "10%\r")), ("addPiece", piece(4, "20%\r")), ("addPiece", piece(8, "done\r\nx"))],
+            ["done", "x"],
+            id="a progress bar is its last state",
+        ),
+        pytest.param(
+            [
+                ("addLines", [line(0, "20%\r", 8, partial=True)]),
+                ("addPiece", piece(8, "30%\r")),
+                ("addPiece", piece(12, "40%")),
+            ],
+            ["40%"],
+            id="a progress bar goes on where the store left it",
+        ),
+        pytest.param(
+            [("addPiece", piece(0, "a\n")), ("addPiece", piece(50, "b\n"))],
+            ["a", "gap", "b"],
+            id="what never came is marked",
+        ),
+        pytest.param(
+            [("addPiece", piece(0, "a\n")), ("addPiece", piece(0, "b\n", attempt=2))],
+            ["a", "attempt", "b"],
+            id="a new attempt is marked",
+        ),
+        pytest.param(
+            [("addPiece", piece(0, "".join(f"{n}\n" for n in range(10))))],
+            ["4", "5", "6", "7", "8", "9"],
+            id="the ring keeps the newest lines",
+        ),
+        pytest.param(
+            [("addPiece", piece(0, "\x1b[1mbold\x1b[0m \x1b]8;;http://x\x07link\x1b]8;;\x07 \x00\n"))],
+            ["bold link ␀"],
+            id="escape sequences are taken out, other control characters shown",
+        ),
+    ],
+)
+def test_the_log_model(house: House, visitor: Visitor, steps: list[Any], lines: list[str]) -> None:
+    """Every byte once, in its place, whatever order store and live tell it in."""
+    page = visitor.open(f"{house.url}/#/overview")
+    assert page.evaluate(LOG_MODEL, steps)["lines"] == lines

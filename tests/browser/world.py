@@ -1,0 +1,61 @@
+"""A small fleet with something of everything: a worker with a log, simulated hosts with workers in several states, an
+operation that failed in part, a launcher that waits for approval. Each of its pages is in places.py."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from playwright.sync_api import Page, expect
+
+from scripts.swarm import Behaviour, Swarm
+from tests.browser.conftest import House
+from tests.browser.places import Place
+from tests.browser.test_portal import settled
+from tests.waiting import wait_until
+
+
+class World(NamedTuple):
+    house: House
+    names: dict[str, str]
+
+    def address(self, place: Place) -> str:
+        return f"{self.house.url}/{place.address.format(**self.names)}"
+
+
+@contextlib.contextmanager
+def small_world(directory: Path) -> Iterator[World]:
+    made = House(directory)
+    try:
+        made.start_manager()
+        made.start_worker("worker1")
+        with Swarm(made.url, 3, 4, seed=3, behaviour=Behaviour(refuse=0.3), prefix="gpu") as swarm:
+            swarm.wait_running(60)
+            names = {"worker": "worker1", "host": "gpu-00000", "operation": _operation(made)}
+            swarm.crash(["gpu-00001-w0", "gpu-00002-w3"])
+            made.ask("POST", "/api/workers/gpu-00000-w1/command", {"command": "stop"})
+            asking = {"worker_id": "worker9", "command": "python train.py", "host": "gpu9"}
+            secret = hashlib.sha256(b"a launcher's own").hexdigest()
+            made.ask("POST", "/api/workers/register", {**asking, "secret_sha256": secret}, X_Forwarded_For="192.0.2.7")
+            yield World(made, names)
+    finally:
+        made.end()
+
+
+def _operation(house: House) -> str:
+    """One that has ended and failed in part, with its cause."""
+    token = house.ask("POST", "/api/operations/preview", {"command": "restart", "selector": "gpu-*"})["token"]
+    begun = house.ask("POST", "/api/operations", {"token": token, "reason": "a new data set"})
+    name = str(begun["operation_id"])
+    ended = ("done", "partly")
+    wait_until(lambda: house.ask("GET", f"/api/operations/{name}")["status"] in ended, 60, "the operation has ended")
+    return name
+
+
+def visit(page: Page, world: World, place: Place) -> None:
+    page.goto(world.address(place))
+    settled(page)
+    expect(page.locator(place.ready).first).to_be_visible()

@@ -1,0 +1,74 @@
+"""What every test run does.
+
+Continuous integration tries the same hypothesis examples each time; elsewhere hypothesis looks on, and what it finds
+becomes an @example. And a run takes back the control groups of runners that ended without a chance to remove theirs.
+
+A power cut takes a real machine's groups along; the test hosts share this machine's. A group in use is not empty, and
+the kernel refuses to remove it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+from scripts.leftovers import control_groups
+from tests import chaos
+from tests.chaos import chaos_report  # noqa: F401 - known to pytest by being here
+
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
+
+# A script's background job is started with Ctrl-C ignored, one under nohup with SIGHUP: so would be everything that the
+# tests send one to.
+for _number, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _usual)
+
+# Files are shared out among processes in this order, and a run ends when its last file does.
+LONGEST = ["test_axe", "test_look", "test_upgrade", "test_reassignment", "test_deploy", "test_reach", "test_tunnel"]
+LONGEST += ["test_chaos_disk", "test_log_kills", "test_store_kills", "test_agent_lease", "test_fuzz", "test_ansible"]
+LONGEST += ["test_worker_launcher", "test_store", "test_chaos", "test_chaos_api", "test_agent_memory", "test_manager"]
+LONGEST += ["test_gang_histories", "test_cli_operations", "test_lease", "test_zmq_channel", "test_demo", "test_pypy"]
+
+_BEFORE = pytest.StashKey[set[str]]()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    session.config.stash[_BEFORE] = set(control_groups())
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workerinput"):
+        return  # one of several processes side by side: the first of them does it when all are done
+    for path in set(control_groups()) - session.config.stash.get(_BEFORE, set()):
+        with contextlib.suppress(OSError):
+            os.rmdir(path)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    chaos.add_options(parser)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked `long` run only when they are asked for: `pytest -m long`, or PROCGUARD_LONG=1."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+    chaos.select(config, items)
+    asked = "long" in str(config.getoption("markexpr", "")) or bool(os.environ.get("PROCGUARD_LONG"))
+    for item in items:
+        if item.get_closest_marker("long") and not asked:
+            item.add_marker(pytest.mark.skip(reason="takes minutes: pytest -m long"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
+    report = yield
+    chaos.record(item, report)
+    return report

@@ -1,0 +1,300 @@
+"""A manager made of one table: speaks the agents' HTTP, keeps what it heard, does what a test tells it.
+
+The agent's tests run against this; it follows the same rules as the real one where an agent can tell the difference
+(rev, acknowledged log lengths, events acked, commands per agent process). Knows nothing of procguard.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from remote_agent import protocol
+from remote_agent.protocol import Assignment, Command, RestartPolicy, WorkerSpec
+
+START_SECS = 0.1  # of every worker, so that tests need not wait a second for each start
+
+
+class FakeManager:
+    """`assign(...)` and `command(...)` steer; `beats`, `events`, `results`, `logs`, `requests` tell what came."""
+
+    def __init__(self, fleet_id: str = "fleet-1", port: int = 0) -> None:
+        self.fleet_id = fleet_id
+        self.proof_keys: dict[str, str] = {}
+        self.secrets: dict[str, str] = {}
+        self.assignments: dict[str, Assignment] = {}
+        self.commands: list[Command] = []
+        self.beats: list[dict[str, Any]] = []
+        self.events: list[dict[str, Any]] = []
+        self.results: list[dict[str, Any]] = []
+        self.registrations: list[dict[str, Any]] = []
+        self.logs: dict[tuple[str, str], bytearray] = {}  # (worker, "3.out") -> bytes
+        self.gaps: list[tuple[str, str, int, int]] = []
+        self.requests: list[tuple[str, str, str]] = []  # (method, path, Authorization)
+        self.interval_s = 0.2
+        self.repeats = False  # answer each heartbeat as the one before, as a network may that doubles answers
+        self._last_answer: dict[str, Any] = {}
+        self.registered_lease_s = 60.0  # of fenced workers that a launcher registers
+        self.withheld: set[str] = set()  # fenced workers that get no lease
+        self.register_answer: tuple[int, dict[str, Any]] | None = None  # instead of accepting
+        self.refuse_status = 0  # answer agents' own requests with this status
+        self.restart_policy = ""  # of registered workers, instead of the default
+        self.drop_log_answers = 0  # store so many log posts and close without an answer
+        self.changed = threading.Condition()
+        self._server = _Server(("127.0.0.1", port), _Handler)
+        self._server.manager = self
+        self.port = self._server.server_address[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        self._thread.start()
+
+    # ------------------------------------------------------------------------------------------------ steering
+
+    def know(self, agent_id: str, secret: str = "s3cret", proof_key: str = "key") -> None:
+        self.secrets[agent_id], self.proof_keys[agent_id] = secret, proof_key
+
+    def assign(self, worker_id: str, command: str | list[str], **fields: Any) -> Assignment:
+        """Declare or change a worker; WorkerSpec's fields and the Assignment's go by name."""
+        of_assignment = ("desired", "generation", "epoch", "attempt_base", "gang")
+        own = {name: fields.pop(name) for name in of_assignment if name in fields}
+        if "variables" in fields:
+            own["env"] = fields.pop("variables")
+        fields.setdefault("restart", RestartPolicy(start_secs=START_SECS))
+        before = self.assignments.get(worker_id)
+        if before is not None:
+            own = {"generation": before.generation, "epoch": before.epoch, "desired": before.desired, **own}
+        spec = WorkerSpec(command=command, **fields)
+        own["lease_s"] = spec.lease_s if spec.on_partition == "fence" else None
+        with self.changed:
+            self.assignments[worker_id] = Assignment(worker_id, spec, **own)
+            self.changed.notify_all()
+        return self.assignments[worker_id]
+
+    def want(self, worker_id: str, desired: str) -> None:
+        """An operator's start or stop."""
+        with self.changed:
+            one = self.assignments[worker_id]
+            one.desired = desired  # type: ignore[assignment]
+            one.generation += 1
+            self.changed.notify_all()
+
+    def unassign(self, worker_id: str) -> None:
+        with self.changed:
+            del self.assignments[worker_id]
+            self.changed.notify_all()
+
+    def command(self, worker_id: str, verb: str, attempt: int, ttl_s: float = 60.0, command_id: str = "") -> str:
+        with self.changed:
+            seq = len(self.commands) + 1
+            command_id = command_id or f"c-{seq}"
+            self.commands.append(Command(seq, command_id, worker_id, verb, attempt, ttl_s))  # type: ignore[arg-type]
+            self.changed.notify_all()
+        return command_id
+
+    def report(self, worker_id: str) -> dict[str, Any]:
+        """The last report of a worker; {} where there is none."""
+        for beat in self.beats[-1:]:
+            for report in beat["workers"]:
+                if report["worker_id"] == worker_id:
+                    return dict(report)
+        return {}
+
+    def state(self, worker_id: str) -> str:
+        return str(self.report(worker_id).get("state", ""))
+
+    def log(self, worker_id: str, key: str = "1.out") -> bytes:
+        return bytes(self.logs.get((worker_id, key), b""))
+
+    def result(self, command_id: str) -> dict[str, Any] | None:
+        return next((one for one in self.results if one["command_id"] == command_id), None)
+
+    def close(self) -> None:
+        self._server.closing = True
+        with self.changed:
+            self.changed.notify_all()
+        self._server.shutdown()
+        self._server.server_close()
+        self._server.drop_connections()
+
+    # ------------------------------------------------------------------------------------------------- answers
+
+    @property
+    def rev(self) -> str:
+        return protocol.canonical_digest([protocol.encode(one) for one in self.assignments.values()])
+
+    def reply(self, rev: str, seq: int) -> dict[str, Any]:
+        answer = protocol.AgentReply(self.fleet_id, self.interval_s, self.rev)
+        if rev != self.rev:
+            answer.assignments = list(self.assignments.values())
+        answer.commands = [one for one in self.commands if one.seq > seq]
+        return protocol.encode(answer)
+
+    def heartbeat(self, beat: dict[str, Any]) -> dict[str, Any]:
+        with self.changed:
+            self.beats.append(beat)
+            known = {(event["worker_id"], event["seq"]) for event in self.events}
+            self.events += [one for one in beat["events"] if (one["worker_id"], one["seq"]) not in known]
+            self.results += beat["results"]
+            answer = self.reply(beat["assignments_rev"], beat["commands_seq"])
+            answer["beat"] = beat.get("beat", 0)
+            answer["leases"] = [protocol.encode(one) for one in self.leases()]
+            for event in beat["events"]:
+                acked = answer["events_acked"].get(event["worker_id"], 0)
+                answer["events_acked"][event["worker_id"]] = max(acked, event["seq"])
+            if not self.repeats:
+                self._last_answer = answer
+            return self._last_answer
+
+    def leases(self) -> list[protocol.Lease]:
+        """As the real one: to all that are to run, and to what still runs though it is to be stopped."""
+        return [
+            protocol.Lease(one.worker_id, one.epoch, one.lease_s)
+            for one in self.assignments.values()
+            if one.lease_s is not None
+            and one.worker_id not in self.withheld
+            and (one.desired == "running" or self.state(one.worker_id) in ("starting", "running", "stopping"))
+        ]
+
+    def poll(self, rev: str, seq: int, wait_s: float) -> dict[str, Any]:
+        deadline = time.monotonic() + min(wait_s, 5.0)
+        with self.changed:
+            while rev == self.rev and not any(one.seq > seq for one in self.commands) and not self._server.closing:
+                left_s = deadline - time.monotonic()
+                if left_s <= 0 or not self.changed.wait(left_s):
+                    break
+            return self.reply(rev, seq)
+
+    def take_log(self, worker_id: str, query: dict[str, str], data: bytes) -> tuple[int, dict[str, Any]]:
+        key = f"{query['attempt']}.{query['stream']}"
+        offset = int(query["offset"])
+        with self.changed:
+            stored = self.logs.setdefault((worker_id, key), bytearray())
+            if (data or query.get("gap") == "1") and offset > len(stored):
+                if query.get("gap") != "1":
+                    return 409, {"error": {"code": "offset", "message": "ahead", "next": ""}, "acked": len(stored)}
+                self.gaps.append((worker_id, key, len(stored), offset))
+                stored.extend(b"\0" * (offset - len(stored)))
+            stored.extend(data[len(stored) - offset :])
+            return 200, {"acked": len(stored)}
+
+    def register(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        with self.changed:
+            self.registrations.append(body)
+            if self.register_answer is not None:
+                return self.register_answer
+            worker_id, agent_id = body["worker_id"], protocol.LAUNCHER_PREFIX + body["worker_id"]
+            self.proof_keys.setdefault(agent_id, "launcher-key")
+            self.secrets[agent_id] = "sha256:" + body["secret_sha256"]
+            spec = protocol.decode(WorkerSpec, body["spec"])
+            spec.restart.start_secs = START_SECS
+            if self.restart_policy:
+                spec.restart.policy = self.restart_policy  # type: ignore[assignment]
+            known = self.assignments.get(worker_id)
+            if known is None:
+                lease_s = self.registered_lease_s if spec.on_partition == "fence" else None
+                self.assignments[worker_id] = Assignment(worker_id, spec, lease_s=lease_s)
+            else:
+                known.spec = spec
+                if body["state"] in ("exited", "failed") and known.desired == "running":
+                    known.generation += 1
+            return 200, protocol.encode(
+                protocol.RegisterReply(
+                    "registered", worker_id, agent_id, self.fleet_id, proof_key=self.proof_keys[agent_id], epoch=1
+                )
+            )
+
+    def admits(self, agent_id: str, authorization: str) -> bool:
+        secret = authorization.partition("Bearer ")[2]
+        known = self.secrets.get(agent_id, "")
+        return known in (secret, "sha256:" + protocol.secret_sha256(secret)) and bool(secret)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    manager: FakeManager
+    closing = False
+
+    def __init__(self, *args: Any) -> None:
+        self.open_sockets: set[Any] = set()
+        super().__init__(*args)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self.open_sockets.add(request)
+        super().process_request(request, client_address)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A connection that its agent's death cut off is no news; anything else is a mistake here."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+    def drop_connections(self) -> None:
+        for one in list(self.open_sockets):
+            try:
+                one.shutdown(2)
+            except OSError:
+                pass
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Server
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self._route("GET")
+
+    def do_POST(self) -> None:
+        self._route("POST")
+
+    def _route(self, method: str) -> None:
+        manager = self.server.manager
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        parts = urlsplit(self.path)
+        query = {key: values[0] for key, values in parse_qs(parts.query).items()}
+        authorization = self.headers.get("Authorization", "")
+        with manager.changed:
+            manager.requests.append((method, self.path, authorization))
+        words = parts.path.strip("/").replace("%3A", ":").split("/")
+        if words[1] == "hello":
+            answer: dict[str, Any] = {"fleet_id": manager.fleet_id, "version": "test"}
+            agent_id = query.get("agent", "")
+            if agent_id in manager.proof_keys:
+                key = manager.proof_keys[agent_id]
+                answer["proof"] = protocol.manager_proof(key, manager.fleet_id, agent_id, query["nonce"])
+            self._answer(200, answer)
+        elif words[1:] == ["workers", "register"]:
+            self._answer(*manager.register(json.loads(body)))
+        elif manager.refuse_status:
+            self._answer(manager.refuse_status, {"error": {"code": "no", "message": "told to refuse", "next": ""}})
+        elif not manager.admits(self.headers.get("X-ProcGuard-Agent", ""), authorization):
+            self._answer(401, {"error": {"code": "unauthorized", "message": "who are you?", "next": "deploy again"}})
+        elif words[1] == "workers" and words[3] == "logs":
+            status, answer = manager.take_log(words[2], query, body)
+            if manager.drop_log_answers > 0 and body:
+                manager.drop_log_answers -= 1
+                self.close_connection = True
+                return
+            self._answer(status, answer)
+        elif words[3] == "heartbeat":
+            self._answer(200, manager.heartbeat(json.loads(body)))
+        elif words[3] == "commands":
+            self._answer(200, manager.poll(query.get("rev", ""), int(query["seq"]), float(query["wait"])))
+        else:
+            self._answer(404, {})
+
+    def _answer(self, status: int, value: dict[str, Any]) -> None:
+        data = json.dumps(value).encode()
+        try:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+        except OSError:
+            self.close_connection = True

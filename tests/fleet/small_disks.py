@@ -1,0 +1,133 @@
+"""Disks that a test can fill up and cut the power of: a small tmpfs, and ext4 in a file on a loop device.
+
+Needs root. Whatever becomes of the tests, the mount goes: a guard of its own waits for their end. Runs by itself too:
+`python small_disks.py MOUNTPOINT` waits for its standard input to end, then unmounts (a loop device goes with that).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+FS_IOC_SHUTDOWN = 0x8004587D  # include/uapi/linux/fs.h
+GOING_DOWN_NOLOGFLUSH = 2  # as when the power goes: what is not on the disk by now never gets there
+IMAGE_BYTES = 48 * 1024 * 1024
+
+
+def why_unavailable() -> str:
+    if os.geteuid() != 0:
+        return "mounting needs root"
+    missing = [tool for tool in ("mount", "umount", "mkfs.ext4") if shutil.which(tool) is None]
+    if missing:
+        return f"needs {', '.join(missing)}"
+    return "" if os.path.exists("/dev/loop-control") else "no loop devices here"
+
+
+def require() -> None:
+    """Skip (or, under CI=true, fail) where nothing can be mounted."""
+    reason = why_unavailable()
+    if reason and os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    if reason:
+        pytest.skip(reason)
+
+
+def unmount(place: Path) -> None:
+    """Also what is in use: it disappears from here at once, and the kernel lets go of it with its last user."""
+    while os.path.ismount(place):
+        if subprocess.run(["umount", "-l", str(place)], check=False).returncode:
+            return
+
+
+class Mounted:
+    """Something mounted at `place` as long as the block lasts."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self._guard: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Mounted:
+        self.place.mkdir(parents=True, exist_ok=True)
+        words = [sys.executable, os.path.abspath(__file__), str(self.place)]
+        self._guard = subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True)
+        self.mount()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.unmount()
+        assert self._guard is not None
+        assert self._guard.stdin is not None
+        self._guard.stdin.close()
+        self._guard.wait(20)
+
+    def mount(self) -> None:
+        raise NotImplementedError
+
+    def unmount(self) -> None:
+        unmount(self.place)
+
+    def fill(self) -> Path:
+        """Until nothing more fits. Returns the file to remove for space."""
+        filler = self.place / "filler"
+        with open(filler, "ab", buffering=0) as file:
+            for size in (65536, 4096, 512, 1):
+                with contextlib.suppress(OSError):
+                    while file.write(b"x" * size) == size:
+                        pass
+        return filler
+
+
+class Tmpfs(Mounted):
+    def __init__(self, place: Path, size: str) -> None:
+        super().__init__(place)
+        self._size = size
+
+    def mount(self) -> None:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={self._size}", "tmpfs", str(self.place)], check=True)
+
+
+class LoopDisk(Mounted):
+    """ext4 in `image`. `cut_power`, then `unmount` and `mount`, is what a machine sees after a power cut."""
+
+    def unmount(self) -> None:
+        """Wait for its last user (a saving process outlives its manager by a moment): mounted again while one is left,
+        it would still be the disk without power."""
+        deadline = time.monotonic() + 15
+        while os.path.ismount(self.place) and time.monotonic() < deadline:
+            if subprocess.run(["umount", str(self.place)], capture_output=True, check=False).returncode:
+                time.sleep(0.05)
+        super().unmount()
+
+    def __init__(self, place: Path, image: Path) -> None:
+        super().__init__(place)
+        self._image = image
+        with open(image, "wb") as file:
+            file.truncate(IMAGE_BYTES)
+        subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True, capture_output=True)
+
+    def mount(self) -> None:
+        subprocess.run(["mount", "-o", "loop", str(self._image), str(self.place)], check=True)
+
+    def cut_power(self) -> int:
+        """Returns the moment it was cut, in ns of the monotonic clock: what was synced before then is on the disk."""
+        descriptor = os.open(self.place, os.O_RDONLY | os.O_DIRECTORY)
+        moment_ns = time.monotonic_ns()
+        try:
+            fcntl.ioctl(descriptor, FS_IOC_SHUTDOWN, struct.pack("I", GOING_DOWN_NOLOGFLUSH))
+        finally:
+            os.close(descriptor)
+        return moment_ns
+
+
+if __name__ == "__main__":
+    sys.stdin.read()
+    unmount(Path(sys.argv[1]))

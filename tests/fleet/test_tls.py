@@ -1,0 +1,94 @@
+"""A fleet over https with the manager's own CA: deployed, revoked, rotated, and what a manager with another CA gets."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fleet import jobs
+from tests.fleet.conftest import require_fleet
+from tests.fleet.hosts import Fleet, FleetHost
+from tests.fleet.manager import Manager, Operator
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.fleet
+WORKER = "count-tls"
+
+
+class Place:
+    def __init__(self, fleet: Fleet, manager: Manager, operator: Operator, inventory: Path) -> None:
+        self.host, self.manager, self.operator, self.inventory = fleet.hosts[0], manager, operator, inventory
+
+    def deploy(self) -> None:
+        run = self.operator.invoke("deploy", "--hosts", str(self.inventory))
+        assert run.returncode == 0, run.stdout + run.stderr
+
+    def is_connected(self) -> bool:
+        return self.manager.host(self.host.name).get("agent_state") == "connected"
+
+    def settings(self) -> str:
+        [path] = self.host.path(self.host.home_of("root")).glob(f".procguard/*/{self.host.name}/agent.json")
+        assert path.stat().st_mode & 0o077 == 0
+        return path.read_text()
+
+    def log(self) -> str:
+        [path] = self.host.path(self.host.home_of("root")).glob(f".procguard/*/{self.host.name}/agent.log")
+        return path.read_text()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    require_fleet()
+    with Fleet(1) as fleet:
+        jobs.plant(fleet)
+        operator = Operator.with_keys(tmp_path_factory.mktemp("home"), fleet.private_key, fleet.known_hosts)
+        settings = ["web.tls=auto", "monitoring.heartbeat_timeout=2"]
+        with Manager(tmp_path_factory.mktemp("manager"), operator.environment, settings) as manager:
+            operator.manager_url = manager.url
+            hosts = {fleet.hosts[0].name: jobs.host_variables(fleet.hosts[0], [jobs.counting(WORKER)])}
+            inventory = jobs.write_inventory(tmp_path_factory.mktemp("inventory") / "prod.yaml", hosts)
+            yield Place(fleet, manager, operator, inventory)
+
+
+def child(host: FleetHost) -> int:
+    return jobs.only_child(host, WORKER).pid
+
+
+def test_a_host_is_deployed_over_https_and_pinned_to_the_managers_ca(place: Place) -> None:
+    """The command line finds the CA of this machine's manager by itself; the agent got it over SSH."""
+    place.deploy()
+    place.manager.wait_worker(WORKER, "running")
+    assert "BEGIN CERTIFICATE" in place.settings() and "https://10.77" in place.settings()
+    wait_until(lambda: f"{WORKER} line 5" in place.manager.log_text(WORKER), 20, "its log comes over https")
+    assert "curl --cacert" in place.manager.console() and "sha256:" in place.manager.console()
+    pid = child(place.host)
+    place.deploy()  # again: nothing changes
+    assert child(place.host) == pid
+
+
+def test_a_stolen_secret_is_revoked_and_a_deployment_rotates_it_under_the_running_job(place: Place) -> None:
+    pid, stolen = child(place.host), place.settings()
+    run = place.operator.invoke("agents.revoke", place.host.name)
+    assert run.returncode == 0 and "workers run on" in run.stdout, run.stdout + run.stderr
+    wait_until(lambda: not place.is_connected(), 15, "the agent is let in no more")
+    assert child(place.host) == pid
+    place.deploy()
+    wait_until(place.is_connected, 15, "the agent is back with another secret")
+    secret_of = lambda text: text.partition('"secret":"')[2].partition('"')[0]  # noqa: E731
+    assert secret_of(place.settings()) != secret_of(stolen) != ""
+    assert child(place.host) == pid
+
+
+def test_a_manager_with_another_ca_is_not_believed_until_a_deployment_brings_it(place: Place) -> None:
+    pid = child(place.host)
+    place.manager.stop()
+    shutil.rmtree(next(place.manager.directory.glob("**/tls")))
+    place.manager.start()
+    wait_until(lambda: "certificate cannot be trusted" in place.log(), 60, "the agent says why it does not answer")
+    assert not place.is_connected() and child(place.host) == pid
+    place.deploy()
+    wait_until(place.is_connected, 15, "the agent believes the new CA")
+    assert child(place.host) == pid

@@ -1,0 +1,259 @@
+"""The portal's server as a process of its own, on a free port, for tests: pytest itself stays free of gevent.
+
+`python -m tests.server_process DIRECTORY [key=value…]` serves a real registry and log store in DIRECTORY and prints its
+port. `RunningServer` starts it, and speaks to it as agents and operators would.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from remote_agent import protocol
+from tests import api_truth
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Answer:
+    def __init__(self, response: http.client.HTTPResponse) -> None:
+        self.status = response.status
+        self.headers = response.headers
+        self.body = response.read()
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def error_code(self) -> str:
+        return str(self.json["error"]["code"])
+
+
+class RunningServer:
+    """`ask` is a request of this machine's own user: an operator, unless told otherwise."""
+
+    def __init__(self, directory: Path, *options: str, env: dict[str, str] | None = None) -> None:
+        self.directory = directory
+        self._log_path = directory / "server.log"
+        with open(self._log_path, "ab") as log_file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.server_process", str(directory), *options],
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                stderr=log_file,
+                env={**os.environ, **(env or {})},
+            )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, f"the server did not start: {self.log()}"
+        self.port = int(line)
+        self.secure = any(option.startswith("web.tls") for option in options)
+
+    def routes(self) -> list[tuple[str, str]]:
+        """(method, rule) of every route of the application, as it says itself."""
+        return [(method, rule) for method, rule in json.loads((self.directory / "routes.json").read_text())]
+
+    def log(self) -> str:
+        return self._log_path.read_text(errors="replace")
+
+    def close(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        headers: dict[str, str] | None = None,
+        secret: str = "",
+        timeout_s: float = 10.0,
+    ) -> Answer:
+        """`body`: bytes as they are, anything else as JSON."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
+        if self.secure:  # whose certificate it shows is what test_tls.py asks
+            context = ssl._create_unverified_context()
+            connection = http.client.HTTPSConnection("127.0.0.1", self.port, timeout=timeout_s, context=context)
+        try:
+            data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+            sent = {"Host": f"localhost:{self.port}", "Content-Type": "application/json", **(headers or {})}
+            if secret:
+                sent["Authorization"] = f"Bearer {secret}"
+            connection.request(method, path, data, sent)
+            answer = Answer(connection.getresponse())
+        finally:
+            connection.close()
+        if method != "HEAD":
+            api_truth.check(method, path, answer.status, answer.headers.get("Content-Type", ""), answer.body)
+        return answer
+
+    # ------------------------------------------------------------------------------------------ a fleet in it
+
+    def deploy(self, host: str, *worker_ids: str, secret: str = "") -> str:
+        """Declare a host with workers and give its agent a secret; returns the secret."""
+        secret = secret or f"secret-of-{host}"
+        workers = [{"worker_id": worker_id, "spec": {"command": "sleep 9"}} for worker_id in worker_ids]
+        declared = {"hosts": [{"host": host, "ssh": {"hostname": host}, "workers": workers}]}
+        answer = self.ask("POST", "/api/deployments", declared)
+        assert answer.status == 200, answer.body
+        digest = {"secret_sha256": protocol.secret_sha256(secret)}
+        assert self.ask("PUT", f"/api/agents/{host}/credentials", digest).status == 200
+        return secret
+
+    def beat(self, agent_id: str, secret: str, *reports: protocol.WorkerReport, **values: Any) -> Any:
+        values.setdefault("pid", 77)
+        beat = protocol.AgentHeartbeat(agent_id, workers=list(reports), at=time.time(), **values)
+        answer = self.ask("POST", f"/api/agents/{agent_id}/heartbeat", protocol.encode(beat), secret=secret)
+        assert answer.status == 200, answer.body
+        return answer.json
+
+
+class RunningManager(RunningServer):
+    """The manager itself, `python -m procguard.main`, with its monitor, its helper and the usual times."""
+
+    def __init__(self, directory: Path, *settings: str) -> None:
+        self.directory = directory
+        self.secure = False
+        self._log_path = directory / "manager.out"
+        named = (f"state.state_file={directory}/state.yaml", f"logging.file={directory}/manager.log", *settings)
+        pairs = [word for setting in named for word in ("--set", setting)]
+        for attempts_left in (2, 1, 0):
+            self.port = free_port()
+            with open(self._log_path, "wb") as log_file:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-m", "procguard.main", "--host", "127.0.0.1", "--port", str(self.port), *pairs],
+                    cwd=directory,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log_file,
+                    stderr=subprocess.STDOUT,
+                    env={**os.environ, "PYTHONPATH": str(ROOT)},
+                )
+            try:
+                if self._ready() or not attempts_left:  # somebody else may have taken the port meanwhile
+                    break
+            except BaseException:
+                self.close()
+                raise
+        assert self.process.poll() is None, self.log()
+
+    def _ready(self) -> bool:
+        deadline = time.monotonic() + 60
+        while self.process.poll() is None and time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                if self.ask("GET", "/readyz", timeout_s=2).status == 200:
+                    return True
+            time.sleep(0.05)
+        return False
+
+    def close(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def main(arguments: list[str]) -> None:
+    from gevent import monkey
+
+    monkey.patch_all()
+
+    import signal
+
+    import gevent
+    import gevent.event
+
+    from procguard import config as configuration
+    from procguard import operations_loop
+    from procguard.fleet import clock
+    from procguard.fleet.events import EventLog
+    from procguard.fleet.registry import Registry
+    from procguard.fleet.settings import FleetSettings
+    from procguard.fleet.store.yaml_file import YamlStore
+    from procguard.portal import websocket
+    from procguard.portal.logs import LogStore
+    from procguard.portal.web_monitor import WebMonitor
+
+    directory, *pairs = arguments
+    own = dict(pair.removeprefix("test.").split("=", 1) for pair in pairs if pair.startswith("test."))
+    overrides = [pair for pair in pairs if not pair.startswith("test.")]
+    own_state = f"state.state_file={directory}/state.yaml"
+    config = configuration.load(None, [own_state, "web.port=0", "web.host=127.0.0.1", *overrides])
+    store = YamlStore(os.path.join(directory, "state.yaml"))
+    events = EventLog(os.path.join(directory, "events.jsonl"))
+    registry = Registry(store, events, FleetSettings(), clock.read())
+    web = WebMonitor(
+        config,
+        registry,
+        LogStore(
+            os.path.join(directory, "logs"),
+            config.logs.keep_attempts,
+            keep_per_worker=config.logs.keep_per_worker,
+            keep_in_all=config.logs.keep_in_all,
+        ),
+        keeper=websocket.Keeper(float(own.get("ping_s", 15)), float(own.get("reap_s", 45))),
+    )
+    web.start()
+    if "bridge_port" in own:
+        _bridge(web._channel, int(own["bridge_port"]))
+    gevent.spawn(operations_loop.drive, registry.operations)
+    with open(os.path.join(directory, "routes.json"), "w", encoding="utf-8") as file:
+        json.dump(sorted({(route.method, route.rule) for route in web.app.routes}), file)
+    print(web.port, flush=True)
+    ending = gevent.event.Event()
+    gevent.signal_handler(signal.SIGTERM, ending.set)
+    ending.wait()
+    web.stop()
+    registry.close()
+
+
+def _bridge(channel: Any, port: int) -> None:
+    """Lets a test in another process speak by the in-process channel: a connection here is one there, each line a
+    request {"secret", "method", "path", "body" (base64)}, answered by [status, data]."""
+    import base64
+
+    import gevent.server
+
+    def serve(sock: Any, _address: Any) -> None:
+        connection, lines = None, sock.makefile("rb")
+
+        def ask(line: bytes) -> None:
+            asked = json.loads(line)
+            answer = connection.request(asked["method"], asked["path"], base64.b64decode(asked["body"]))
+            with contextlib.suppress(OSError):  # it went away meanwhile
+                sock.sendall(json.dumps(answer).encode() + b"\n")
+
+        for line in lines:
+            connection = connection or channel.connect(json.loads(line)["secret"])
+            gevent.spawn(ask, line)
+        if connection is not None:
+            connection.close()
+
+    gevent.server.StreamServer(("127.0.0.1", port), serve).start()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

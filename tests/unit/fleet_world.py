@@ -1,0 +1,82 @@
+"""A registry on a temporary store, and short ways to speak to it as agents and operators would."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+from procguard.fleet.clock import Now
+from procguard.fleet.events import EventLog
+from procguard.fleet.registry import Registry
+from procguard.fleet.settings import FleetSettings
+from procguard.fleet.state import events_path
+from procguard.fleet.store.yaml_file import YamlStore
+from remote_agent import protocol
+
+SECRET = protocol.secret_sha256("one")
+
+
+class World:
+    """`now` moves only by `pass_time`."""
+
+    def __init__(self, directory: Path, **settings: Any) -> None:
+        self.directory = directory
+        self.now = Now(1_000.0, 1_790_000_000.0)
+        self.settings = FleetSettings(**settings)
+        self._seq = itertools.count(1_790_000_000_000)
+        self.registry = self.open()
+
+    def open(self) -> Registry:
+        path = str(self.directory / "state.yaml")
+        return Registry(YamlStore(path), EventLog(events_path(path)), self.settings, self.now)
+
+    def restart(self) -> None:
+        """The manager ends cleanly and starts again."""
+        self.registry.close()
+        self.registry = self.open()
+
+    def pass_time(self, seconds: float) -> Now:
+        self.now = Now(self.now.monotonic + seconds, self.now.wall + seconds)
+        return self.now
+
+    def deploy(self, hosts: dict[str, dict[str, dict[str, Any]]], **options: Any) -> dict[str, Any]:
+        """{"h1": {"w1": {"command": "sleep 9"}}}; `spares`: {"h1": True} or how many, `labels`: {"h1": {…}}"""
+        spares, labels = options.pop("spares", {}), options.pop("labels", {})
+        declared = [
+            {
+                "host": host,
+                "ssh": {"hostname": host},
+                "spare": spares.get(host, False),
+                "labels": labels.get(host, {}),
+                "workers": [{"worker_id": worker_id, "spec": spec} for worker_id, spec in workers.items()],
+            }
+            for host, workers in hosts.items()
+        ]
+        return self.registry.deploy({"hosts": declared, **options}, "tester", self.now)
+
+    def beat(self, agent_id: str, *reports: protocol.WorkerReport, **values: Any) -> protocol.AgentReply:
+        values.setdefault("pid", 77)
+        beat = protocol.AgentHeartbeat(agent_id, workers=list(reports), **values)
+        return self.registry.heartbeat(agent_id, beat, self.now)
+
+    def report(self, worker_id: str, state: str = "running", **values: Any) -> protocol.WorkerReport:
+        worker = self.registry.workers_by_id.get(worker_id)
+        values.setdefault("generation", worker.generation if worker else 1)
+        values.setdefault("epoch", worker.epoch if worker else 1)
+        values.setdefault("attempt", 1)
+        return protocol.WorkerReport(worker_id, state=state, **values)  # type: ignore[arg-type]
+
+    def event(self, worker_id: str, before: str, after: str, reason: str = "because") -> protocol.WorkerEvent:
+        return protocol.WorkerEvent(worker_id, next(self._seq), self.now.wall, 1, before, after, reason)  # type: ignore[arg-type]
+
+    def register(self, worker_id: str, **values: Any) -> protocol.RegisterReply:
+        trusted, peer = values.pop("trusted", True), values.pop("peer", "127.0.0.1")
+        values.setdefault("command", "python train.py")
+        values.setdefault("host", "laptop")
+        return self.registry.register(
+            protocol.Registration(worker_id, **values), actor="tester", trusted=trusted, peer=peer, now=self.now
+        )
+
+    def kinds(self) -> list[str]:
+        return [event["kind"] for event in self.registry.events(limit=1_000)]

@@ -1,0 +1,533 @@
+"""Every route × every method × every kind of caller that has no business there. Scenarios 7 and 25 of the chaos suite.
+
+The routes are the running application's own; who may call each stands in ROWS, written by hand beside the application's
+own table, so that a mistake there is noticed here. A new route without a row fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remote_agent.protocol import secret_sha256
+from tests.chaos import ChaosReport
+from tests.other_user import OtherUser, other_user
+from tests.raw_websocket import Frame, RawWebSocket
+from tests.server_process import RunningServer
+from tests.waiting import wait_until
+
+ANYONE, LOOK, SCRAPE, ACT, AGENT, AGENT_OR_ACT = "anyone", "look", "scrape", "act", "agent", "agent or act"
+ENROL = "enrol"  # who may not is kept waiting for approval (202) where others are refused
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "PROPFIND")
+SAFE = ("GET", "HEAD")
+REFUSED = (401, 403, 429)
+NO_SUCH_METHOD = (400, 404, 405, 501)
+
+
+@dataclass(frozen=True)
+class Row:
+    """`body`: one that would change something, where that is possible."""
+
+    who: str
+    body: Any = None
+    query: str = ""
+
+
+ROWS = {
+    "GET /": Row(ANYONE),
+    "GET /static/<path:path>": Row(ANYONE),
+    "GET /ws": Row(ANYONE),  # without an upgrade; the WebSocket itself has a test of its own below
+    "GET /healthz": Row(ANYONE),
+    "GET /readyz": Row(ANYONE),
+    "GET /metrics": Row(SCRAPE),
+    "GET /api/openapi.json": Row(ANYONE),
+    "GET /api/ca": Row(ANYONE),
+    "GET /api/hello": Row(ANYONE, query="?agent=h1&nonce=00"),
+    "GET /api/session": Row(ANYONE),
+    "POST /api/login": Row(ANYONE, {"token": "pg-wrong"}),
+    "POST /api/logout": Row(ANYONE),
+    "POST /api/workers/register": Row(ENROL, {"worker_id": "sneaky", "command": "id", "secret_sha256": "0" * 64}),
+    "POST /api/workers/<worker_id>/heartbeat": Row(AGENT_OR_ACT, {"state": "failed"}),
+    "GET /api/workers/<worker_id>/command": Row(AGENT_OR_ACT),
+    "POST /api/workers/<worker_id>/logs": Row(AGENT, {"not": "a log"}, "?attempt=1&offset=0"),
+    "POST /api/agents/<agent_id>/heartbeat": Row(AGENT, {"agent_id": "h1", "boot_id": "evil"}),
+    "GET /api/agents/<agent_id>/commands": Row(AGENT),
+    "POST /api/agents/<agent_id>/searches": Row(AGENT, {"results": []}),
+    "GET /api/remote-workers": Row(LOOK),
+    "GET /api/remote-workers/<worker_id>": Row(LOOK),
+    "GET /api/remote-workers/<worker_id>/logs": Row(LOOK),
+    "GET /api/log-search": Row(LOOK, query="?regex=x&timeout=1"),
+    "GET /api/workers/<worker_id>/explain": Row(LOOK),
+    "GET /api/commands": Row(LOOK),
+    "GET /api/commands/<command_id>": Row(LOOK),
+    "GET /api/operations": Row(LOOK),
+    "GET /api/operations/<operation_id>": Row(LOOK),
+    "GET /api/hosts": Row(LOOK),
+    "GET /api/live/<name>": Row(LOOK),
+    "GET /api/agents": Row(LOOK),
+    "GET /api/groups": Row(LOOK),
+    "GET /api/measurements/workers/<worker_id>": Row(LOOK),
+    "GET /api/measurements/hosts/<agent_id>": Row(LOOK),
+    "GET /api/events": Row(LOOK),
+    "GET /api/recoveries": Row(LOOK),
+    "GET /api/notifications": Row(LOOK),
+    "GET /api/audit": Row(LOOK),
+    "GET /api/tokens": Row(ACT),
+    "POST /api/tokens": Row(ACT, {"scope": "operator", "name": "stolen"}),
+    "DELETE /api/tokens/<token_id>": Row(ACT),
+    "POST /api/workers/<worker_id>/command": Row(ACT, {"command": "stop"}),
+    "POST /api/workers/<worker_id>/move": Row(ACT, {"host": "h2"}),
+    "DELETE /api/workers/<worker_id>": Row(ACT),
+    "POST /api/purge/preview": Row(ACT, {"silent_s": 60}),
+    "POST /api/purge": Row(ACT, {"token": "g-0"}),
+    "POST /api/operations/preview": Row(ACT, {"command": "stop", "selector": "w1"}),
+    "POST /api/operations": Row(ACT, {"token": "p-0"}),
+    "POST /api/operations/<operation_id>/cancel": Row(ACT),
+    "POST /api/operations/<operation_id>/retry": Row(ACT),
+    "POST /api/hosts/<host>/cordon": Row(ACT, {"reason": "mine"}),
+    "POST /api/hosts/<host>/uncordon": Row(ACT),
+    "POST /api/hosts/<host>/check-ssh": Row(ACT),
+    "POST /api/hosts/<host>/restart-agent": Row(ACT),
+    "POST /api/hosts/<host>/upgrade-agent": Row(ACT),
+    "GET /api/hosts/<host>/agent-log": Row(ACT),
+    "POST /api/hosts/<host>/tunnel": Row(ACT),
+    "POST /api/agents/<agent_id>/approve": Row(ACT),
+    "POST /api/agents/<agent_id>/deny": Row(ACT),
+    "POST /api/agents/<agent_id>/revoke": Row(ACT),
+    "PUT /api/agents/<agent_id>/credentials": Row(ACT, {"secret_sha256": secret_sha256("mine")}),
+    "DELETE /api/agents/<agent_id>": Row(ACT),
+    "POST /api/deployments": Row(ACT, {"hosts": [{"host": "evil", "workers": []}], "prune": True}),
+    "POST /api/notifications/test": Row(ACT),
+}
+NAMES = {
+    "worker_id": "w1",
+    "agent_id": "h1",
+    "host": "h1",
+    "path": "index.html",
+    "operation_id": "o-1",
+    "name": "workers",
+}
+
+
+@dataclass(frozen=True)
+class Caller:
+    """`may`: the kinds of rows that serve it; `safe_only`: with GET and HEAD alone. `way`: through which connection."""
+
+    name: str
+    headers: dict[str, str] = field(default_factory=dict)
+    may: frozenset[str] = frozenset()
+    safe_only: bool = False
+    way: str = "direct"
+
+    def served(self, row: Row, method: str) -> bool:
+        return row.who in self.may and (method in SAFE or not self.safe_only)
+
+
+def bearer(text: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {text}"}
+
+
+class Place:
+    """A manager with two hosts and a worker on each, and everything that callers show."""
+
+    def __init__(self, directory: Path) -> None:
+        self.server = RunningServer(directory)
+        self.secrets = {host: self.server.deploy(host, f"w{host[1]}") for host in ("h1", "h2")}
+        for host, secret in self.secrets.items():
+            self.server.beat(host, secret)
+        self.tokens = {scope: self._token(scope) for scope in ("operator", "viewer", "enroll", "metrics", "agent:h1")}
+        self.token_ids = {scope: token["token_id"] for scope, token in self.tokens.items()}
+        revoked = self._token("operator")
+        self.revoked = revoked["token"]
+        assert self.server.ask("DELETE", f"/api/tokens/{revoked['token_id']}").status == 200
+
+    def _token(self, scope: str) -> Any:
+        answer = self.server.ask("POST", "/api/tokens", {"scope": scope, "name": "t"})
+        assert answer.status == 201, answer.body
+        return answer.json
+
+    def token(self, scope: str) -> dict[str, str]:
+        return bearer(self.tokens[scope]["token"])
+
+    def log_in(self, scope: str) -> tuple[str, str]:
+        """(cookie, CSRF)"""
+        answer = self.server.ask("POST", "/api/login", {"token": self.tokens[scope]["token"]})
+        assert answer.status == 200, answer.body
+        return answer.headers["Set-Cookie"].partition(";")[0], answer.json["csrf"]
+
+    def fill(self, rule: str) -> str:
+        names = {**NAMES, "token_id": self.token_ids["operator"], "command_id": "c-1"}
+        return re.sub(r"<(\w+)(?::\w+)?>", lambda match: names[match[1]], rule)
+
+    def callers(self) -> list[Caller]:
+        local = f"localhost:{self.server.port}"
+        operator_cookie, operator_csrf = self.log_in("operator")
+        viewer_cookie, viewer_csrf = self.log_in("viewer")
+        operators_browser = {"Cookie": operator_cookie, "X-ProcGuard-CSRF": operator_csrf, "Host": "m.example"}
+        viewers_browser = {"Cookie": viewer_cookie, "X-ProcGuard-CSRF": viewer_csrf, "Host": "m.example"}
+        far = "X-Forwarded-For"  # what is forwarded is nobody's local request
+        look, act = frozenset({LOOK, SCRAPE}), frozenset({LOOK, SCRAPE, ACT, AGENT_OR_ACT, ENROL})
+        own = frozenset({AGENT, AGENT_OR_ACT})
+        forwarding = ("X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Forwarded", "Via", "X-Real-IP")
+        return [
+            *(Caller(f"forwarded ({name})", {name: "127.0.0.1"}) for name in forwarding),
+            *(Caller(f"foreign Host {host}", {"Host": host}) for host in (f"evil.example:{self.server.port}", "", "[")),
+            Caller("a rebound name", {"Host": f"localhost.evil.example:{self.server.port}"}),
+            Caller("foreign Origin", {"Origin": "http://evil.example"}),
+            Caller("Origin null", {"Origin": "null"}),
+            Caller("Origin of another port", {"Origin": "http://localhost:1"}),
+            Caller("cross-site", {"Sec-Fetch-Site": "cross-site"}),
+            Caller("same-site", {"Sec-Fetch-Site": "same-site"}),
+            Caller("a forwarder of the manager's user", {"Host": "head.example:8080"}, way="forwarder"),
+            Caller("wrong token", bearer("pg-wrong")),
+            Caller("revoked token", bearer(self.revoked)),
+            Caller("no bearer", {"Authorization": "Basic cm9vdDpyb290"}),
+            Caller("enrolment token", self.token("enroll"), frozenset({ENROL})),
+            Caller("metrics token", self.token("metrics"), frozenset({SCRAPE})),
+            Caller("other agent's secret", bearer(self.secrets["h2"])),
+            Caller("own agent's secret", bearer(self.secrets["h1"]), own),
+            Caller("token of the agent", self.token("agent:h1"), own),
+            Caller("viewer", self.token("viewer"), look),
+            Caller("viewer from elsewhere", {**self.token("viewer"), "Host": "m.example", far: "192.0.2.7"}, look),
+            Caller("viewer's browser", viewers_browser, look),
+            Caller("browser without CSRF", {"Cookie": operator_cookie, "Host": "m.example"}, act, safe_only=True),
+            Caller("browser on a foreign page", {"Cookie": operator_cookie, "Origin": "http://evil.example"}),
+            Caller("forged cookie", {"Cookie": "procguard_session=x", "Host": "m.example"}),
+            Caller("operator's token", {**self.token("operator"), "Host": "m.example", far: "192.0.2.7"}, act),
+            Caller("operator's browser", operators_browser, act),
+            Caller("the manager's user", {"Host": local}, act),
+        ]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    made = Place(tmp_path_factory.mktemp("manager"))
+    yield made
+    made.server.close()
+
+
+@contextlib.contextmanager
+def forwarder(port: int) -> Iterator[int]:
+    """`ssh -L`, in small: whoever connects to it reaches the manager through a socket of the manager's own user."""
+
+    def pump(source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+        with contextlib.suppress(OSError):
+            sink.shutdown(socket.SHUT_WR)
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = listener.accept()
+                far = socket.create_connection(("127.0.0.1", port))
+                for pair in ((near, far), (far, near)):
+                    threading.Thread(target=pump, args=pair, daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, daemon=True).start()
+        yield listener.getsockname()[1]
+
+
+class Wire:
+    """One kept connection; a request that ends it opens another."""
+
+    def __init__(self, port: int) -> None:
+        self._http = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+
+    def ask(self, method: str, target: str, headers: dict[str, str], body: str | None) -> tuple[int, bytes]:
+        sent = {"Content-Type": "application/json", **headers}
+        try:
+            self._http.putrequest(method, target, skip_host="Host" in headers, skip_accept_encoding=True)
+            for name, value in {**sent, **({"Content-Length": str(len(body))} if body else {})}.items():
+                self._http.putheader(name, value)
+            self._http.endheaders(body.encode() if body else None)
+            with self._http.getresponse() as reply:
+                return reply.status, reply.read()
+        except (http.client.HTTPException, OSError):
+            self._http.close()
+            raise
+
+    def close(self) -> None:
+        self._http.close()
+
+
+def requests_of(place: Place) -> Iterator[tuple[str, str, str, Row]]:
+    """(method, rule, target, row): every route, HEAD where there is GET, destructive ones last."""
+    routes = place.server.routes()
+    for method, rule in sorted(routes, key=lambda one: (one[0] not in SAFE, one[0] == "DELETE", "revoke" in one[1])):
+        row = ROWS.get(f"{method} {rule}", Row(ACT))  # one without a row is told above
+        yield method, rule, place.fill(rule) + row.query, row
+        if method == "GET":
+            yield "HEAD", rule, place.fill(rule) + row.query, row
+
+
+def text_of(row: Row) -> str | None:
+    return None if row.body is None else json.dumps(row.body)
+
+
+def state_of(server: RunningServer) -> Any:
+    """What no hostile request may change."""
+    workers = [(one["worker_id"], one["host"], one["desired"], one["generation"], one["state"]) for one in
+               server.ask("GET", "/api/remote-workers").json["workers"]]  # fmt: skip
+    hosts = [(one["agent"], one["cordoned"]) for one in server.ask("GET", "/api/hosts").json["hosts"]]
+    tokens = [one["token_id"] for one in server.ask("GET", "/api/tokens").json["tokens"]]
+    changes = [one["seq"] for one in server.ask("GET", "/api/audit?kind=change&limit=10000").json["audit"]]
+    return workers, hosts, tokens, changes
+
+
+# ----------------------------------------------------------------------------------------------------- the table
+
+
+def test_every_route_has_a_row_and_every_row_a_route(place: Place) -> None:
+    served = {f"{method} {rule}" for method, rule in place.server.routes()}
+    assert sorted(served - set(ROWS)) == [], "a new route: say in ROWS who may call it"
+    assert sorted(set(ROWS) - served) == [], "no such route any more"
+
+
+@pytest.mark.chaos(7)
+def test_every_route_refuses_whoever_has_no_business_there(place: Place, chaos_report: ChaosReport) -> None:
+    server, before = place.server, state_of(place.server)
+    asked = refused = served = 0
+    wrong: list[str] = []
+    with forwarder(server.port) as forwarded_port:
+        for caller in place.callers():
+            wire = Wire(forwarded_port if caller.way == "forwarder" else server.port)
+            for method, rule, target, row in requests_of(place):
+                if caller.served(row, method) and method not in SAFE:
+                    continue  # what may act is tried below, when nothing has to stay as it was
+                if rule == "/api/logout" and "Cookie" in caller.headers:
+                    continue  # it would work
+                status, body = wire.ask(method, target, caller.headers, text_of(row))
+                asked += 1
+                what = f"{caller.name}: {method} {target}: {status} {body[:200]!r}"
+                if row.who == ANYONE:
+                    if status >= 500:
+                        wrong.append(what)
+                elif row.who == ENROL:
+                    refused += 1
+                    if status not in (*REFUSED, 202, 409):
+                        wrong.append(what)
+                elif caller.served(row, method):
+                    served += 1
+                    if status in REFUSED:
+                        wrong.append(what)
+                else:
+                    refused += 1
+                    if status not in REFUSED or (method != "HEAD" and "error" not in json.loads(body)):
+                        wrong.append(what)
+            wire.close()
+    assert not wrong, f"{len(wrong)} of {asked}:\n" + "\n".join(wrong[:20])
+    assert state_of(server) == before
+    chaos_report(
+        measured=f"{len(server.routes())} routes, {len(place.callers())} kinds of caller: {refused} of {refused} "
+        f"refused, {served} of {served} who may look served"
+    )
+
+
+def test_other_methods_do_nothing_for_anybody(place: Place) -> None:
+    """Also for who may act: what is no route is none with another verb either (a fix once forgot DELETE)."""
+    known = set(place.server.routes())
+    before, wire = state_of(place.server)[:3], Wire(place.server.port)
+    for rule in sorted({rule for _, rule in known}):
+        for method in METHODS:
+            if (method, rule) in known or (method == "HEAD" and ("GET", rule) in known):
+                continue
+            target = place.fill(rule)
+            same = {(method, other) for other in (one for _, one in known) if place.fill(other) == target}
+            if same & known:
+                continue
+            status, _ = wire.ask(method, target, place.token("operator"), "{}")
+            assert status in NO_SUCH_METHOD, f"{method} {target}: {status}"
+    wire.close()
+    assert state_of(place.server)[:3] == before  # DELETE /api/workers/register is asked for, of a worker of that name
+
+
+def test_without_trust_in_local_users_nobody_is_served_without_a_token(tmp_path: Path) -> None:
+    server = RunningServer(tmp_path, "web.trust_local=false")
+    try:
+        wire = Wire(server.port)
+        for method, rule in server.routes():
+            row = ROWS.get(f"{method} {rule}", Row(ACT))
+            if row.who in (ANYONE, ENROL):
+                continue
+            target = re.sub(r"<\w+>", "x1", rule) + row.query
+            status, body = wire.ask(method, target, {"Host": f"localhost:{server.port}"}, text_of(row))
+            assert status == 401, f"{method} {target}: {status} {body!r}"
+        wire.close()
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize(
+    "headers, code",
+    [
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Host": "evil.example"}, 4401),
+        ({"X-Forwarded-For": "127.0.0.1"}, 4401),
+        (bearer("pg-wrong"), 4401),
+    ],
+)
+def test_the_live_feed_is_closed_to_them_too(place: Place, headers: dict[str, str], code: int) -> None:
+    socket_ = RawWebSocket(place.server.port, headers)
+    try:
+        if code == 403:
+            assert socket_.status == 403
+        else:
+            assert _frame(socket_).close_code == code
+    finally:
+        socket_.close()
+
+
+def _frame(client: RawWebSocket) -> Frame:
+    frame = client.frame()
+    assert frame is not None
+    return frame
+
+
+def test_viewers_see_the_live_feed(place: Place) -> None:
+    socket_ = RawWebSocket(place.server.port, {**place.token("viewer"), "Host": "m.example"})
+    try:
+        assert _frame(socket_).json["t"] == "hello"
+    finally:
+        socket_.close()
+
+
+def test_a_foreign_page_learns_nothing_about_the_session(place: Place) -> None:
+    for headers in ({"Host": "evil.example"}, {"X-Forwarded-For": "127.0.0.1"}, {"Sec-Fetch-Site": "cross-site"}):
+        answer = place.server.ask("GET", "/api/session", headers=headers)
+        assert (answer.status, answer.json["operator"], answer.json["role"]) == (200, False, None)
+
+
+# ------------------------------------------------------------------------------------- other users of this machine
+
+
+def other_users(port: int) -> contextlib.AbstractContextManager[OtherUser]:
+    if os.geteuid() != 0:
+        if os.environ.get("CI") == "true":
+            pytest.fail("only root can become another user")
+        pytest.skip("only root can become another user")
+    return other_user(port)
+
+
+def refusals(server: RunningServer) -> dict[tuple[str, str], int]:
+    """How many requests of each (method, rule) were answered 401, as the manager counts them."""
+    text = server.ask("GET", "/metrics").body.decode()
+    found = re.findall(r'procguard_http_requests_total\{route="([^"]+)",method="(\w+)",status="401"\} (\d+)', text)
+    return {(method, rule): int(number) for rule, method, number in found}
+
+
+def closing(port: int) -> int:
+    """Connections to this port whose client's end was not acknowledged yet (FIN_WAIT1)."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(1 for line in lines if line[2].endswith(f":{port:04X}") and line[3] == "04")
+
+
+@pytest.mark.chaos(25)
+def test_another_user_of_the_machine_is_refused_also_when_it_has_gone(place: Place, chaos_report: ChaosReport) -> None:
+    """A connection that was closed before it was accepted is shown by the kernel as uid 0: it must not pass as root."""
+    server, before = place.server, state_of(place.server)
+    headers = {"Host": f"localhost:{server.port}", "Content-Type": "application/json"}
+    closed = [
+        (method, rule, target, row)
+        for method, rule, target, row in requests_of(place)
+        if row.who not in (ANYONE, ENROL) and method != "HEAD"
+    ]
+    with other_users(server.port) as somebody:
+        for method, _, target, row in closed:
+            status = somebody.ask(method, target, headers, text_of(row))
+            assert status == 401, f"{method} {target}: {status}"
+        vanished = 0
+        for number in chaos_report.rounds(short=2, long=20):
+            counted = refusals(server)
+            server.process.send_signal(signal.SIGSTOP)  # nothing is accepted while they come and go
+            try:
+                vanished += somebody.vanish(
+                    [(method, target, headers, text_of(row)) for method, _, target, row in closed]
+                )
+                if (
+                    number % 2 == 0
+                ):  # the kernel has let go of them: their uid is shown as 0 now; else it is just about to
+                    wait_until(lambda: not closing(server.port), 10, "the closed connections are orphans")
+            finally:
+                server.process.send_signal(signal.SIGCONT)
+
+            def all_refused(counted: dict[tuple[str, str], int] = counted) -> bool:
+                now = refusals(server)
+                return all(now.get(key, 0) == counted.get(key, 0) + 1 for key in {(one[0], one[1]) for one in closed})
+
+            wait_until(all_refused, 20, "each of the vanished requests was refused with 401", every_s=0.1)
+    with forwarder(server.port) as port:
+        wire, forwarded = Wire(port), 0
+        for method, _, target, row in closed:
+            status, _ = wire.ask(method, target, {"Host": "head.example:8080"}, text_of(row))
+            assert status == 401, f"forwarded: {method} {target}: {status}"
+            forwarded += 1
+    assert state_of(server) == before
+    chaos_report(
+        measured=f"401 for {len(closed)} of {len(closed)} requests of another uid, {vanished} of {vanished} closed "
+        f"before accept, {forwarded} of {forwarded} through a forwarder"
+    )
+
+
+# ---------------------------------------------------------------------------------------- the lines of the documents
+
+
+def curl_lines(port: int) -> list[str]:
+    """The curl lines of the README, for the worker and the port that are here."""
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^curl .*$", text, re.MULTILINE)
+    lines += [
+        f'curl http://localhost:5000/api/remote-workers -X GET -H "Accept: {kind}"' for kind in ("*/*", "text/html")
+    ]
+    for verb in ("start", "stop", "restart", "kill"):
+        lines.append(
+            "curl -X POST http://localhost:5000/api/workers/worker1/command "
+            f'-H "Content-Type: application/json" -d \'{{"command": "{verb}"}}\''
+        )
+    return [re.sub(r"train-gpu01|worker1", "w1", line.replace(":5000", f":{port}")) for line in lines]
+
+
+@pytest.mark.skipif(shutil.which("curl") is None and os.environ.get("CI") != "true", reason="needs curl")
+def test_the_documented_curl_lines_are_served_as_they_stand(place: Place) -> None:
+    lines = curl_lines(place.server.port)
+    assert len(lines) >= 9
+    for line in lines:
+        words = [*shlex.split(line), "-s", "-o", "/dev/null", "-w", "%{http_code}"]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=True)
+        assert done.stdout in ("200", "202"), f"{line}: {done.stdout}"
+
+
+def test_who_may_act_is_served_everywhere(place: Place) -> None:
+    """Passed the gate means: answered by the route itself, be it with 400, 404 or 409."""
+    served = 0
+    for caller in place.callers():
+        if not caller.may - {SCRAPE, LOOK}:
+            continue
+        wire = Wire(place.server.port)
+        for method, _, target, row in requests_of(place):
+            if row.who == ANYONE or not caller.served(row, method) or "revoke" in target or method == "DELETE":
+                continue
+            body = "{}" if row.who == ACT else text_of(row)
+            status, answer = wire.ask(method, target, caller.headers, body if method not in SAFE else None)
+            assert status not in REFUSED and status < 500, f"{caller.name}: {method} {target}: {status} {answer!r}"
+            served += 1
+        wire.close()
+    assert served > 100

@@ -1,0 +1,223 @@
+"""The audit: every change with who and from where; refusals cannot drive changes out; and what roles are told."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from procguard.channels import Principal
+from procguard.errors import Refused
+from procguard.fleet.event_query import EventQuery
+from procguard.fleet.store import appendlog
+from procguard.portal.audit import REFUSALS_AT_ONCE, Audit, path_beside
+from remote_agent import protocol
+from tests.server_process import RunningServer
+from tests.waiting import wait_until
+
+FAR = {"X-Forwarded-For": "192.0.2.7"}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    running = RunningServer(tmp_path_factory.mktemp("server"))
+    running.deploy("alpha", "worker1")
+    yield running
+    running.close()
+
+
+def trail(server: RunningServer, **query: Any) -> list[dict[str, Any]]:
+    text = "&".join(f"{name}={value}" for name, value in query.items())
+    records: list[dict[str, Any]] = server.ask("GET", f"/api/audit?{text}").json["audit"]
+    return records
+
+
+def make_token(server: RunningServer, scope: str, **more: Any) -> dict[str, Any]:
+    answer = server.ask("POST", "/api/tokens", {"scope": scope, "name": "laptop", **more})
+    assert answer.status == 201, answer.body
+    made: dict[str, Any] = answer.json
+    return made
+
+
+def test_a_change_stands_there_with_who_from_where_what_and_its_end(server: RunningServer) -> None:
+    token = make_token(server, "operator")["token"]
+    asked = {"command": "stop", "reason": "new driver"}
+    answer = server.ask("POST", "/api/workers/worker1/command", asked, {"Host": "m:1"}, secret=token)
+    assert answer.status == 202
+    last = trail(server, worker="worker1")[-1]
+    assert (last["kind"], last["actor"], last["via"], last["address"]) == (
+        "change",
+        "token laptop",
+        "token",
+        "127.0.0.1",
+    )
+    assert last["what"] == "POST /api/workers/worker1/command: stop: new driver"
+    assert (last["status"], last["request_id"]) == (202, answer.headers["X-Request-Id"])
+    lines = Path(path_beside(str(server.directory / "state.yaml"))).read_text()
+    assert "new driver" in lines and token not in lines
+
+
+def test_a_change_that_failed_stands_there_too(server: RunningServer) -> None:
+    assert server.ask("POST", "/api/workers/nosuch/command", {"command": "stop"}).status == 404
+    assert trail(server, worker="nosuch")[-1]["status"] == 404
+
+
+def test_looking_is_no_change(server: RunningServer) -> None:
+    before = len(trail(server, limit=10000))
+    server.ask("GET", "/api/remote-workers")
+    assert len(trail(server, limit=10000)) == before
+
+
+def test_log_ins_refusals_and_log_outs_stand_there(server: RunningServer) -> None:
+    token = make_token(server, "viewer")["token"]
+    answer = server.ask("POST", "/api/login", {"token": token}, FAR)
+    browser = {**FAR, "Cookie": answer.headers["Set-Cookie"].partition(";")[0]}
+    acting = {**browser, "X-ProcGuard-CSRF": answer.json["csrf"]}
+    refused = server.ask("POST", "/api/workers/worker1/command", {"command": "kill"}, acting)
+    assert (refused.status, refused.error_code) == (403, "viewer")
+    assert "a viewer's: it may look, not act" in refused.json["error"]["message"]
+    assert server.ask("POST", "/api/logout", {}, acting).status == 200
+    kinds = [record["kind"] for record in trail(server)[-3:]]
+    assert kinds == ["login", "refused", "logout"]
+    assert "viewer's" in trail(server, kind="refused")[-1]["what"]
+
+
+def test_a_viewers_session_says_so_and_sees(server: RunningServer) -> None:
+    answer = server.ask("POST", "/api/login", {"token": make_token(server, "viewer")["token"]}, FAR)
+    browser = {**FAR, "Cookie": answer.headers["Set-Cookie"].partition(";")[0]}
+    session = server.ask("GET", "/api/session", headers=browser).json
+    assert (session["operator"], session["role"], session["via"]) == (False, "viewer", "session")
+    assert server.ask("GET", "/api/remote-workers", headers=browser).status == 200
+    assert server.ask("GET", "/api/tokens", headers=browser).status == 403
+
+
+def test_a_token_for_launchers_opens_no_browser_session(server: RunningServer) -> None:
+    assert server.ask("POST", "/api/login", {"token": make_token(server, "enroll")["token"]}, FAR).status == 401
+
+
+def test_an_expired_token_is_told_so(server: RunningServer) -> None:
+    made = make_token(server, "operator", expires_in_s=1)
+    assert made["expires_at"]
+
+    def ended() -> Any:
+        answer = server.ask("GET", "/api/hosts", secret=made["token"])
+        return answer if answer.status == 401 else None
+
+    answer = wait_until(ended, 5, "the token's end", every_s=0.1)
+    assert answer.error_code == "token_ended" and "expired at" in answer.json["error"]["message"]
+
+
+def test_right_tokens_are_good_while_wrong_ones_from_the_same_address_wait(server: RunningServer) -> None:
+    token = make_token(server, "operator")["token"]
+    statuses = [server.ask("GET", "/api/hosts", secret=f"pg-guess{n}").status for n in range(12)]
+    assert set(statuses[:3]) <= {401, 429} and statuses[-1] == 429
+    answer = server.ask("GET", "/api/hosts", secret="pg-guess")
+    assert int(answer.headers["Retry-After"]) >= 1 and answer.error_code == "too_many_wrong_tokens"
+    assert server.ask("POST", "/api/login", {"token": "pg-guess"}, FAR).status == 429  # one count for both ways
+    assert server.ask("GET", "/api/hosts", secret=token).status == 200
+    assert server.ask("POST", "/api/login", {"token": token}, FAR).status == 200
+
+
+def test_an_agents_secret_is_revoked_and_its_held_request_ends(server: RunningServer) -> None:
+    secret = server.deploy("beta", "worker9")
+    server.beat("beta", secret)
+    rev = server.beat("beta", secret)["assignments_rev"]
+    ended: list[int] = []
+
+    def hold() -> None:
+        answer = server.ask("GET", f"/api/agents/beta/commands?wait=25&rev={rev}", secret=secret, timeout_s=30)
+        ended.append(answer.status)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    wait_until(lambda: b"procguard_held_requests 1" in server.ask("GET", "/metrics").body, 10, "the request is held")
+    assert server.ask("POST", "/api/agents/beta/revoke").status == 200
+    holder.join(10)
+    assert ended == [200]  # told nothing new, at once
+    assert server.ask("GET", "/api/agents/beta/commands", secret=secret).status == 401
+    other = server.deploy("beta", "worker9", secret="another")
+    server.beat("beta", other)
+    assert server.ask("POST", "/api/agents/nosuch/revoke").status == 404
+
+
+def test_a_token_made_for_a_launcher_lets_it_in_and_speaks_for_it(server: RunningServer) -> None:
+    token = make_token(server, "agent:launcher:curled")["token"]
+    registration = {"worker_id": "curled", "command": "sleep 9", "host": "elsewhere"}
+    answer = server.ask("POST", "/api/workers/register", registration, FAR, secret=token)
+    assert (answer.status, answer.json["status"]) == (200, "registered")
+    beat = ("POST", "/api/workers/curled/heartbeat", {"state": "running", "pid": 4})
+    assert server.ask(*beat, FAR, secret=token).status == 200
+    assert server.ask("POST", "/api/workers/worker1/heartbeat", {"state": "running"}, FAR, secret=token).status == 403
+
+
+# ------------------------------------------------------------------------------------------------------ the file
+
+
+def environ(path: str = "/api/x") -> dict[str, Any]:
+    return {"REQUEST_METHOD": "POST", "PATH_INFO": path, "REMOTE_ADDR": "192.0.2.1", "procguard.request_id": "r"}
+
+
+def test_refusals_cannot_drive_changes_out(tmp_path: Path) -> None:
+    audit = Audit(str(tmp_path / "a.audit.jsonl"), 2**20)
+    audit.changed(environ(), Principal("operator", "me", via="local"), {"worker_id": "w1"}, 202)
+    for _ in range(5_000):
+        audit.refused(environ(), Refused("no"))
+    records = audit.find(EventQuery(), 10_000)
+    assert records[0]["actor"] == "me" and len(records) == 1 + REFUSALS_AT_ONCE
+    audit.close()
+
+
+def test_the_audit_survives_a_restart_and_its_file_is_bounded(tmp_path: Path) -> None:
+    path = str(tmp_path / "a.audit.jsonl")
+    audit = Audit(path, 20_000)
+    for number in range(200):
+        audit.changed(environ(f"/api/{number}"), Principal("operator", "me"), {}, 200)
+    audit.close()
+    sizes = [one.stat().st_size for one in tmp_path.iterdir()]
+    assert sum(sizes) < 25_000 and all((one.stat().st_mode & 0o077) == 0 for one in tmp_path.iterdir())
+    again = Audit(path, 20_000)
+    assert again.find(EventQuery(), 1)[0]["reason"] == "POST /api/199"
+    again.close()
+
+
+def test_a_full_disk_keeps_neither_the_answer_nor_the_managers_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The change itself is not acknowledged then: its journal says so. The record is written when the disk takes it."""
+
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    def changed(status: int) -> None:
+        audit.changed(environ(), Principal("operator", "me"), {}, status)
+
+    path = str(tmp_path / "a.audit.jsonl")
+    audit = Audit(path, 2**20)
+    with monkeypatch.context() as while_full:
+        while_full.setattr(os, "fdatasync", full)
+        changed(503)
+    changed(202)
+    monkeypatch.setattr(os, "fdatasync", full)
+    changed(503)
+    audit.close()
+    assert [line["after"] for line in appendlog.each(path)] == ["503", "202"]
+
+
+def test_a_long_address_does_not_fill_the_audit(tmp_path: Path) -> None:
+    audit = Audit(str(tmp_path / "a.audit.jsonl"), 2**20)
+    audit.refused(environ("/api/" + "x" * 100_000), Refused("no"))
+    assert len(json.dumps(audit.find(EventQuery(), 1))) < 2_000
+    audit.close()
+
+
+def test_hashes_of_secrets_are_what_is_kept(server: RunningServer) -> None:
+    secret = server.deploy("gamma", secret="a-secret-of-gamma")
+    token = make_token(server, "operator")["token"]
+    kept = "".join(one.read_text(errors="replace") for one in server.directory.iterdir() if one.is_file())
+    assert protocol.secret_sha256(token) in kept
+    assert token not in kept and secret not in kept

@@ -1,0 +1,300 @@
+"""Who is let in: each rule of the operator without a token, tokens, agents' secrets, browser sessions."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from procguard.errors import Forbidden, Refused
+from procguard.portal import sock_diag
+from procguard.portal.auth import Auth, host_name, is_loopback
+from procguard.portal.backoff import FREE_FAILURES, BackOff
+from procguard.portal.sessions import COOKIE, CSRF_HEADER, Sessions
+from remote_agent.protocol import secret_sha256
+from tests.unit.fleet_world import World
+from tests.waiting import wait_until
+
+OWN_UID = 1234
+
+
+class FakeSocket:
+    def getpeername(self) -> tuple[str, int]:
+        return ("127.0.0.1", 40_000)
+
+    def getsockname(self) -> tuple[str, int]:
+        return ("127.0.0.1", 5_000)
+
+
+class Desk:
+    """An Auth over a real registry; `ask` builds the request of a local curl and changes what it is told to."""
+
+    def __init__(self, directory: Path, uid: int | None = OWN_UID, **options: Any) -> None:
+        self.world = World(directory)
+        self.sessions = Sessions()
+        self.auth = Auth(
+            self.world.registry, self.sessions, own_uid=OWN_UID, owner_uid=lambda client, server: uid, **options
+        )
+
+    def token(self, scope: str = "operator") -> str:
+        self.world.registry.tokens.add(scope, "t", secret_sha256(f"pg-{scope}"), "test", self.world.now)
+        return f"pg-{scope}"
+
+    @staticmethod
+    def request(**changes: Any) -> dict[str, Any]:
+        environ = {
+            "REQUEST_METHOD": "POST",
+            "REMOTE_ADDR": "127.0.0.1",
+            "HTTP_HOST": "localhost:5000",
+            "SERVER_PORT": "5000",
+            "bottle.raw_path": "/api/workers/w1/command",
+            "procguard.socket": FakeSocket(),
+        }
+        environ.update(changes)
+        return {name: value for name, value in environ.items() if value is not None}
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path)
+
+
+# ---------------------------------------------------------------------------------- the operator without a token
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "localhost:5000", "127.0.0.1:5000", "[::1]:5000", "[::1]", "LocalHost:1"]
+)
+def test_the_managers_user_on_its_machine_is_operator(desk: Desk, host: str) -> None:
+    caller = desk.auth.require_operator(desk.request(HTTP_HOST=host))
+    assert (caller.kind, caller.via) == ("operator", "local")
+
+
+def test_root_is_operator_too(tmp_path: Path) -> None:
+    assert Desk(tmp_path, uid=0).auth.require_operator(Desk.request()).kind == "operator"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"REMOTE_ADDR": "192.0.2.7"},
+        {"REMOTE_ADDR": "127.0.0.1.evil"},
+        {"HTTP_HOST": "evil.example:5000"},
+        {"HTTP_HOST": "localhost.evil.example"},
+        {"HTTP_HOST": "localhost:5000,evil"},
+        {"HTTP_HOST": "localhost:5000@evil"},
+        {"HTTP_HOST": "127.0.0.1.:5000"},
+        {"HTTP_HOST": ""},
+        {"HTTP_HOST": None},
+        {"HTTP_ORIGIN": "http://evil.example"},
+        {"HTTP_ORIGIN": "null"},
+        {"HTTP_ORIGIN": "http://localhost:9999"},
+        {"HTTP_SEC_FETCH_SITE": "cross-site"},
+        {"HTTP_SEC_FETCH_SITE": "same-site"},
+        {"HTTP_X_FORWARDED_FOR": "127.0.0.1"},
+        {"HTTP_X_FORWARDED_ANYTHING": ""},
+        {"HTTP_FORWARDED": "for=127.0.0.1"},
+        {"HTTP_VIA": "1.1 proxy"},
+        {"HTTP_X_REAL_IP": "127.0.0.1"},
+        {"procguard.socket": None},
+    ],
+)
+def test_anything_that_smells_of_another_asker_needs_a_token(desk: Desk, change: dict[str, Any]) -> None:
+    with pytest.raises(Refused) as refusal:
+        desk.auth.require_operator(desk.request(**change))
+    assert refusal.value.http_status == 401
+
+
+def test_a_page_of_the_portal_itself_is_let_in(desk: Desk) -> None:
+    same = {"HTTP_ORIGIN": "http://localhost:5000", "HTTP_SEC_FETCH_SITE": "same-origin"}
+    assert desk.auth.require_operator(desk.request(**same)).kind == "operator"
+
+
+@pytest.mark.parametrize("uid", [None, 4321])
+def test_another_or_unknown_owner_of_the_connection_is_refused(tmp_path: Path, uid: int | None) -> None:
+    with pytest.raises(Refused):
+        Desk(tmp_path, uid=uid).auth.require_operator(Desk.request())
+
+
+def test_trust_local_false_turns_it_off(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, trust_local=False)
+    with pytest.raises(Refused):
+        desk.auth.require_operator(desk.request())
+    assert desk.auth.require_operator(desk.request(HTTP_AUTHORIZATION=f"Bearer {desk.token()}")).via == "token"
+
+
+def test_the_401_prints_the_lines_to_type(desk: Desk) -> None:
+    with pytest.raises(Refused) as refusal:
+        desk.auth.require_operator(desk.request(HTTP_HOST="10.0.0.5:5000", REMOTE_ADDR="10.0.0.9"))
+    assert "curl -X POST http://localhost:5000/api/tokens" in refusal.value.next_step
+    assert (
+        "curl -H 'Authorization: Bearer TOKEN' http://10.0.0.5:5000/api/workers/w1/command" in refusal.value.next_step
+    )
+
+
+def test_a_hostile_host_or_path_cannot_put_words_into_that_line(desk: Desk) -> None:
+    request = desk.request(HTTP_HOST="$(reboot)", REMOTE_ADDR="10.0.0.9", **{"bottle.raw_path": "/a;reboot'"})
+    with pytest.raises(Refused) as refusal:
+        desk.auth.require_operator(request)
+    assert "$(reboot)" not in refusal.value.next_step
+    assert "'http://localhost:5000/a;reboot'\"'\"''" in refusal.value.next_step
+
+
+# --------------------------------------------------------------------------------------------------- tokens, agents
+
+
+def test_a_wrong_token_is_refused_even_where_none_is_needed(desk: Desk) -> None:
+    for header in ("Bearer wrong", "Basic Zm9vOmJhcg==", "Bearer", "Bearer " + "x" * 600):
+        with pytest.raises(Refused):
+            desk.auth.require_operator(desk.request(HTTP_AUTHORIZATION=header))
+
+
+def test_an_operators_token_works_from_anywhere_until_revoked(desk: Desk) -> None:
+    request = desk.request(REMOTE_ADDR="192.0.2.7", HTTP_AUTHORIZATION=f"bearer {desk.token()}", HTTP_HOST="m:1")
+    assert desk.auth.require_operator(request).kind == "operator"
+    registry = desk.world.registry
+    registry.tokens.revoke(registry.tokens.all()[0].token_id, "test", desk.world.now)
+    with pytest.raises(Refused):
+        desk.auth.require_operator(request)
+
+
+def test_an_enrolment_token_is_no_operators(desk: Desk) -> None:
+    request = desk.request(HTTP_AUTHORIZATION=f"Bearer {desk.token('enroll')}")
+    assert desk.auth.identify(request).kind == "enroll"
+    with pytest.raises(Forbidden):
+        desk.auth.require_operator(request)
+
+
+def test_an_agents_secret_is_good_for_its_own_workers_only(desk: Desk) -> None:
+    desk.world.deploy({"h1": {"w1": {"command": "true"}}, "h2": {"w2": {"command": "true"}}})
+    desk.world.registry.set_credentials("h1", secret_sha256("one"), "test", desk.world.now)
+    request = desk.request(HTTP_AUTHORIZATION="Bearer one", REMOTE_ADDR="10.0.0.9")
+    assert desk.auth.check_agent(desk.auth.identify(request), "h1").agent_id == "h1"
+    assert desk.auth.check_worker_agent(desk.auth.identify(request), "w1").agent_id == "h1"
+    for attempt in (
+        lambda: desk.auth.check_agent(desk.auth.identify(request), "h2"),
+        lambda: desk.auth.check_worker_agent(desk.auth.identify(request), "w2"),
+        lambda: desk.auth.check_worker_agent(desk.auth.identify(request), "no-such", operator_too=True),
+        lambda: desk.auth.require_operator(request),
+    ):
+        with pytest.raises(Forbidden):
+            attempt()
+
+
+def test_a_launcher_may_show_its_own_secret_before_it_is_known(desk: Desk) -> None:
+    request = desk.request(HTTP_AUTHORIZATION="Bearer mine", REMOTE_ADDR="10.0.0.9")
+    assert desk.auth.identify(request, secret_sha256("mine")).kind == "anonymous"
+    with pytest.raises(Refused):
+        desk.auth.identify(request, secret_sha256("another"))
+
+
+# ---------------------------------------------------------------------------------------------------------- browsers
+
+
+def test_a_browser_session_acts_with_its_csrf_header_only(desk: Desk) -> None:
+    desk.token()
+    import time
+
+    session = desk.sessions.open(secret_sha256("pg-operator"), "me", "operator", time.monotonic())
+    far = {"REMOTE_ADDR": "192.0.2.7", "HTTP_HOST": "m:5000", "HTTP_COOKIE": f"{COOKIE}={session.session_id}"}
+    with pytest.raises(Forbidden):
+        desk.auth.require_operator(desk.request(**far))
+    assert desk.auth.require_operator(desk.request(**far, REQUEST_METHOD="GET")).via == "session"
+    assert desk.auth.require_operator(desk.request(**far, **{CSRF_HEADER: session.csrf})).via == "session"
+    with pytest.raises(Forbidden):
+        desk.auth.require_operator(desk.request(**far, **{CSRF_HEADER: session.csrf}, HTTP_ORIGIN="http://evil"))
+
+
+def test_revoking_the_token_ends_the_session(desk: Desk) -> None:
+    import time
+
+    desk.token()
+    session = desk.sessions.open(secret_sha256("pg-operator"), "me", "operator", time.monotonic())
+    desk.world.registry.tokens.revoke(desk.world.registry.tokens.all()[0].token_id, "test", desk.world.now)
+    far = {"REMOTE_ADDR": "192.0.2.7", "HTTP_COOKIE": f"{COOKIE}={session.session_id}", "REQUEST_METHOD": "GET"}
+    with pytest.raises(Refused):
+        desk.auth.require_operator(desk.request(**far))
+
+
+def test_wrong_tokens_lock_the_address_longer_each_time() -> None:
+    lock = BackOff()
+    for _ in range(FREE_FAILURES - 1):
+        lock.failed("a", 0.0)
+    assert lock.wait_s("a", 0.0) == 0.0
+    lock.failed("a", 0.0)
+    first = lock.wait_s("a", 0.0)
+    lock.failed("a", 10.0)
+    assert 0 < first < lock.wait_s("a", 10.0)
+    assert lock.wait_s("b", 0.0) == 0.0
+    lock.succeeded("a")
+    assert lock.wait_s("a", 10.0) == 0.0
+
+
+def test_hosts_and_addresses_are_read_exactly() -> None:
+    assert host_name("[::1]:80") == "[::1]" and host_name("LOCALHOST:1") == "localhost"
+    assert host_name("localhost:x") == "" and host_name("a:b:1") == "a:b"
+    assert is_loopback("127.8.9.1") and is_loopback("::1") and is_loopback("::ffff:127.0.0.1")
+    assert not is_loopback("10.0.0.1") and not is_loopback("127.evil") and not is_loopback("")
+
+
+# ---------------------------------------------------------------------------- the kernel's word on who is connected
+
+
+@contextlib.contextmanager
+def listening(family: socket.AddressFamily = socket.AF_INET, host: str = "127.0.0.1") -> Iterator[socket.socket]:
+    with socket.create_server((host, 0), family=family) as server:
+        yield server
+
+
+@pytest.mark.parametrize("family, host", [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
+def test_the_owner_of_our_own_connection_is_ourselves(family: socket.AddressFamily, host: str) -> None:
+    with listening(family, host) as server, socket.create_connection(server.getsockname()[:2]):
+        accepted, peer = server.accept()
+        with accepted:
+            assert sock_diag.owner_uid(peer[:2], accepted.getsockname()[:2]) == os.geteuid()
+
+
+def test_a_connection_closed_before_it_was_accepted_has_no_owner() -> None:
+    """A closed socket is shown with uid 0: it must not pass as root."""
+    with listening() as server:
+        client = socket.create_connection(server.getsockname())
+        client.close()
+        accepted, peer = server.accept()
+        with accepted:
+            assert wait_until(
+                lambda: sock_diag.owner_uid(peer, accepted.getsockname()) is None, 2.0, "closed socket has no owner"
+            )
+
+
+def test_a_socket_that_does_not_exist_has_no_owner() -> None:
+    assert sock_diag.owner_uid(("127.0.0.1", 1), ("127.0.0.1", 2)) is None
+    assert sock_diag.owner_uid(("nonsense", 1), ("127.0.0.1", 2)) is None
+    assert sock_diag.owner_uid(("::1", 1), ("127.0.0.1", 2)) is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_another_users_connection_is_shown_as_that_user() -> None:
+    code = (
+        "import os, socket, sys; 'x'.encode('idna'); os.setgid(65534); os.setuid(65534); "
+        "s = socket.create_connection(('127.0.0.1', int(sys.argv[1]))); sys.stdin.read()"
+    )
+    with listening() as server:
+        child = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", code, str(server.getsockname()[1])], stdin=subprocess.PIPE, cwd="/"
+        )
+        try:
+            server.settimeout(10)
+            accepted, peer = server.accept()
+            with accepted:
+                assert sock_diag.owner_uid(peer, accepted.getsockname()) == 65534
+        finally:
+            assert child.stdin is not None
+            child.stdin.close()
+            child.wait(10)

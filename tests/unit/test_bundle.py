@@ -1,0 +1,198 @@
+"""The bundle: the same bytes each time, psutil only where it runs, and nothing but what a host needs."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import io
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from procguard.deploy import bundle
+from procguard.deploy.channel import REMOTE_COMMAND, HostSession
+from procguard.deploy.local import LocalPipe, clean_environment
+from procguard.deploy.target import Target
+from procguard.errors import HostError
+from remote_agent import release
+from remote_agent.installer import platform_tag
+
+
+def names(one: bundle.Bundle) -> set[str]:
+    with tarfile.open(fileobj=io.BytesIO(one.data)) as archive:
+        return set(archive.getnames())
+
+
+def test_same_input_gives_same_bytes_whatever_the_day() -> None:
+    files = {"b": b"2", "a": b"1"}
+    first = bundle.pack(files)
+    time.sleep(1.1)  # a timestamp anywhere in it would show
+    assert bundle.pack(dict(reversed(files.items()))) == first
+    assert bundle.build().sha256 == hashlib.sha256(bundle.build().data).hexdigest()
+
+
+def test_another_process_builds_the_same_bundle() -> None:
+    code = "from procguard.deploy import bundle; print(bundle.build().sha256)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == bundle.build().sha256
+
+
+def test_psutil_travels_only_to_a_platform_like_ours() -> None:
+    assert not bundle.build("linux-riscv64-musl-cpython").has_psutil
+    ours = bundle.build(platform_tag())
+    assert ours.has_psutil == any(name.startswith("remote_agent/vendor/psutil/") for name in names(ours))
+    assert not any("test" in name or "pyc" in name for name in names(ours))
+
+
+def test_the_vendored_psutil_works_without_site_packages(tmp_path: Path) -> None:
+    ours = bundle.build(platform_tag())
+    if not ours.has_psutil:
+        pytest.skip("psutil is not an abi3 build here")
+    with tarfile.open(fileobj=io.BytesIO(ours.data)) as archive:
+        archive.extractall(tmp_path, filter="data")
+    vendor = str(tmp_path / "remote_agent" / "vendor")
+    code = f"import sys; sys.path.insert(0, {vendor!r}); import psutil; print(psutil.__file__)"
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True)
+    assert str(tmp_path) in done.stdout
+
+
+def test_the_bootstrap_carries_all_that_the_installer_imports(tmp_path: Path) -> None:
+    deadline = time.monotonic() + 20
+    pipe = LocalPipe("here")
+    try:
+        session = HostSession(pipe, Target("here", local=True), bundle.bootstrap())
+        session.open(deadline)
+        where = {"fleet_id": "f", "host": "here", "home": str(tmp_path / "home")}
+        assert session.hello(where, deadline)["installed"] is False
+        assert session.perform("uninstall", where, deadline)["changed"] is False
+        with pytest.raises(HostError, match="no agent is installed"):
+            session.perform("start", where, deadline)
+        with pytest.raises(HostError, match="not a valid fleet or host name"):
+            session.hello({**where, "host": "../x"}, deadline)
+    finally:
+        pipe.close()
+
+
+def test_the_local_environment_is_clean_of_the_operators_shell() -> None:
+    seen = {
+        "HOME": "/h",
+        "PATH": f"{sys.prefix}/bin:/v/bin:/usr/bin",
+        "VIRTUAL_ENV": "/v",
+        "AWS_SECRET": "x",
+        "LC_ALL": "C",
+    }
+    assert clean_environment(seen) == {"HOME": "/h", "PATH": "/usr/bin", "LC_ALL": "C"} or sys.prefix == sys.base_prefix
+    assert os.defpath in clean_environment({"PATH": f"{sys.prefix}/bin", "VIRTUAL_ENV": sys.prefix})["PATH"]
+
+
+def test_the_installers_sources_are_all_that_its_imports_name() -> None:
+    """Also those inside of functions, which only some sessions reach."""
+    sources = bundle.installer_sources()
+    package = Path(bundle.remote_agent.__file__).parent
+    for source in sources.values():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "remote_agent":
+                parts = str(node.module).split(".")
+                named = [alias.name for alias in node.names] if len(parts) == 1 else parts[1:2]
+                assert {one for one in named if (package / f"{one}.py").exists()} <= set(sources)
+
+
+def test_what_many_sessions_need_at_once_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    @bundle._once
+    def slow(number: int) -> int:
+        made.append(number)
+        time.sleep(0.02)
+        return number * 2
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(slow, [1, 1, 1, 1, 2, 1, 2, 1])) == [2, 2, 2, 2, 4, 2, 4, 2]
+    assert sorted(made) == [1, 2]
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["byte code of the same Python", "of another"])
+def test_a_session_runs_with_the_managers_byte_code_and_without(same: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not same:
+        monkeypatch.setattr(importlib.util, "MAGIC_NUMBER", b"xxxx")
+    bootstrap = bundle.bootstrap.__wrapped__()
+    deadline = time.monotonic() + 20
+    pipe = LocalPipe("here")
+    try:
+        session = HostSession(pipe, Target("here", local=True, python=sys.executable), bootstrap)
+        session.open(deadline)
+        assert session.hello({"fleet_id": "f", "host": "here", "home": "/nonexistent"}, deadline)["installed"] is False
+    finally:
+        pipe.close()
+
+
+def test_the_byte_code_that_travels_is_used_and_says_where_it_failed(tmp_path: Path) -> None:
+    """It is written where this Python looks for it, for every module, and a traceback names the real file."""
+    one = bundle.build()
+    assert release.unpack(str(tmp_path), one.sha256, one.data, one.unpacked_bytes, bundle.byte_code())
+    folder = Path(release.release_dir(str(tmp_path), one.sha256))
+    modules = {path.name for path in folder.glob("remote_agent/*.py")}
+    code = {path.name.split(".")[0] + ".py" for path in folder.glob("remote_agent/__pycache__/*.pyc")}
+    assert code == modules
+    program = "import remote_agent.ids as m; print(m.__cached__); print(m.valid_id.__code__.co_filename)"
+    command = [sys.executable, "-v", "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(folder)!r}); {program}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    cached, file = done.stdout.split()
+    assert f"matches {file}" in done.stderr or f"{cached} matches" in done.stderr, done.stderr[-500:]
+    assert file == str(folder / "remote_agent" / "ids.py")
+
+
+def _python_at(path: Path, body: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+
+
+OLD = 'case "$*" in *platform*) echo 3.6.8;; *) exit 97;; esac'
+REAL = f'exec {sys.executable} "$@"'
+
+
+@pytest.mark.parametrize(
+    ("pythons", "wanted", "found"),
+    [
+        ({"bin/python3": OLD, "bin/python3.11": REAL}, "", "installed"),
+        ({"bin/python3": OLD, "home/miniconda3/bin/python3": REAL}, "", "installed"),
+        ({"bin/python3": OLD, "own/python": REAL}, "own/python", "installed"),
+        ({"bin/python3": OLD, "bin/python3.9": "exit 2"}, "", "python3 is 3.6.8, python3.9 is broken"),
+        ({}, "", "none found"),
+    ],
+    ids=["by its version", "conda", "the inventory's", "too old and broken", "none"],
+)
+def test_a_python_is_looked_for_where_one_may_be_and_what_was_found_instead_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pythons: dict[str, str], wanted: str, found: str
+) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "sh").symlink_to("/bin/sh")
+    for name, body in pythons.items():
+        _python_at(tmp_path / name, body)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir(exist_ok=True)
+    command = re.sub(r" /(opt|usr)/[^\s;]+", "", REMOTE_COMMAND)  # what this machine may have there
+    pipe, deadline = LocalPipe("here", command), time.monotonic() + 20
+    try:
+        session = HostSession(pipe, Target("here", python=str(tmp_path / wanted) if wanted else ""), bundle.bootstrap())
+        where = {"fleet_id": "f", "host": "here", "home": str(tmp_path / "pg")}
+        if found == "installed":
+            session.open(deadline)
+            assert session.hello(where, deadline)["installed"] is False
+            return
+        with pytest.raises(HostError, match=re.escape(found)) as caught:
+            session.open(deadline)
+            session.hello(where, deadline)
+        assert caught.value.code == "no_python" and "ansible_python_interpreter" in str(caught.value)
+    finally:
+        pipe.close()

@@ -1,0 +1,169 @@
+"""invoke state: look, export, import, migrate, rebuild; never over what is there, never beside a running manager."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from invoke import Context
+
+from procguard import cli, cli_state, config, daemon
+from procguard.fleet.clock import Now
+from procguard.fleet.events import EventLog
+from procguard.fleet.registry import Registry
+from procguard.fleet.settings import FleetSettings
+from procguard.fleet.state import events_path
+from procguard.fleet.store import open_store
+from tests.unit.store_rig import KINDS, loaded
+
+WALL = 1_790_000_000.0
+
+
+def registry(path: Path | str, wall: float = WALL) -> Registry:
+    return Registry(open_store(str(path)), EventLog(events_path(str(path))), FleetSettings(), Now(0.0, wall))
+
+
+@pytest.fixture(params=KINDS)
+def state(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A fleet with one worker, 训练, and a manager that has ended."""
+    path = tmp_path / "old" / f"fleet{request.param}"
+    path.parent.mkdir()
+    fleet = registry(path)
+    spec = {"command": "python 训练.py"}
+    fleet.deploy({"hosts": [{"host": "h1", "workers": [{"worker_id": "w1", "spec": spec}]}]}, "tester", Now(0.0, WALL))
+    fleet.close()
+    return path
+
+
+def run(task: Any, *arguments: str, **options: Any) -> int:
+    """The task's exit code."""
+    try:
+        task(Context(), *arguments, **options)
+    except SystemExit as exc:
+        return int(exc.code or 0)
+    return 0
+
+
+def other(state: Path) -> Path:
+    return state.parent.parent / "new" / ("fleet.db" if state.suffix == ".yaml" else "fleet.yaml")
+
+
+def same_but_marked(new: Path, old: Path) -> None:
+    expected = loaded(old).tables
+    expected["fleet"]["fleet"]["imported"] = True
+    assert loaded(new).tables == expected
+
+
+def test_an_export_imported_into_the_other_kind_is_the_same_state(state: Path, tmp_path: Path) -> None:
+    file, new = tmp_path / "export.jsonl", other(state)
+    assert run(cli_state.export, str(file), state=str(state)) == 0
+    assert os.stat(file).st_mode & 0o077 == 0
+    assert run(cli_state.import_, str(file), state=str(new)) == 0
+    same_but_marked(new, state)
+    assert [os.stat(new.parent / name).st_mode & 0o077 for name in os.listdir(new.parent)] == [0] * len(
+        os.listdir(new.parent)
+    )
+
+
+def test_a_migrated_fleet_is_the_same_fleet_with_higher_epochs_that_first_hears_its_agents(state: Path) -> None:
+    new = other(state)
+    assert run(cli_state.migrate, str(state), str(new)) == 0
+    same_but_marked(new, state)
+    before = loaded(state).tables["workers"]["w1"]["epoch"]
+    fleet = registry(new, WALL - 1e6)  # also where the clock was set back
+    assert fleet.fleet_id == loaded(state).tables["fleet"]["fleet"]["fleet_id"]
+    assert fleet.next_epoch() > before
+    assert fleet.inquiry.open(Now(0.0, WALL))
+    assert any(event["kind"] == "deploy" for event in fleet.events())
+    fleet.close()
+    again = registry(new)
+    assert not again.inquiry.open(Now(0.0, WALL))
+    again.close()
+
+
+def test_nothing_is_ever_overwritten(state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "export.jsonl"
+    assert run(cli_state.export, str(file), state=str(state)) == 0
+    before = file.read_bytes(), loaded(state).tables
+    assert run(cli_state.export, str(file), state=str(state)) == 1
+    assert run(cli_state.import_, str(file), state=str(state)) == 1
+    assert run(cli_state.migrate, str(state), str(state)) == 1
+    assert run(cli_state.rebuild, "f-0123456789", state=str(state)) == 1
+    assert (file.read_bytes(), loaded(state).tables) == before
+    assert "exists; nothing was written" in capsys.readouterr().err
+
+
+def test_while_a_manager_runs_on_it_nothing_is_touched(
+    state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lock = daemon.lock_state(config.load(None, [f"state.state_file={state}"]))
+    try:
+        assert run(cli_state.export, str(tmp_path / "x"), state=str(state)) == 1
+        assert run(cli_state.migrate, str(state), str(other(state))) == 1
+        assert "stop it first (./start_manager.sh --stop" in capsys.readouterr().err
+        assert run(cli_state.show, state=str(state)) == 0
+        assert f"running, pid {os.getpid()}" in capsys.readouterr().out
+    finally:
+        lock.release()
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_look_says_where_what_and_how_large(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(cli_state.show, state=str(state), json_=True) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["state_file"], facts["exists"], facts["manager_pid"]) == (str(state), True, None)
+    assert facts["bytes"] > facts["journal_bytes"] > 0
+    assert 0 <= facts["snapshot_age_s"] < 600
+    assert run(cli_state.show, state=str(state.with_name("none.yaml"))) == 0
+    assert "no state yet" in capsys.readouterr().out
+
+
+def exported(state: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    capsys.readouterr()
+    assert run(cli_state.export, "-", state=str(state)) == 0
+    return capsys.readouterr().out.splitlines(keepends=True)
+
+
+@pytest.mark.parametrize("harm", ["cut", "changed", "shortened", "not one", "newer", "empty"])
+def test_an_export_that_is_not_whole_is_refused_and_nothing_is_made(
+    state: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, harm: str
+) -> None:
+    lines = exported(state, capsys)
+    harmed, said = {
+        "cut": (lines[:-1], "the file was cut"),
+        "changed": ([one.replace("\\u8bad", "\\u8bae") for one in lines], "are not those that were exported"),
+        "shortened": ([*lines[:2], *lines[3:]], "are not those that were exported"),
+        "not one": (["all:\n"], "-:1: not a line of an export"),
+        "newer": ([lines[0].replace('"procguard_state":1', '"procguard_state":2'), *lines[1:]], "reads up to 1"),
+        "empty": ([], "the file was cut"),
+    }[harm]
+    assert harmed != lines
+    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(harmed)))
+    assert run(cli_state.import_, "-", state=str(other(state))) == 1
+    assert said in capsys.readouterr().err
+    assert not other(state).exists()
+
+
+def test_a_state_for_a_fleet_that_lost_everything_has_its_name_and_asks_first(tmp_path: Path) -> None:
+    path = tmp_path / "new.yaml"
+    assert run(cli_state.rebuild, "f-0123456789", state=str(path)) == 0
+    fleet = registry(path)
+    assert fleet.fleet_id == "f-0123456789"
+    fleet.close()
+    assert run(cli_state.rebuild, "../x", state=str(tmp_path / "other.yaml")) == 1
+
+
+def test_the_program_takes_the_words_as_a_person_writes_them(tmp_path: Path) -> None:
+    assert cli.rewritten(["procguard", "state", "export", "-"]) == ["procguard", "state.export", "-"]
+    assert cli.rewritten(["procguard", "state", "--json"]) == ["procguard", "state", "--json"]
+    words = [sys.executable, "-m", "procguard.cli", "state", "import", "nowhere", "--state", str(tmp_path / "x.txt")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    assert done.returncode == 1
+    assert "expected a path that ends in .yaml (readable) or in .db (SQLite)" in done.stderr
+    assert "Traceback" not in done.stderr

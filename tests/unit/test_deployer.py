@@ -1,0 +1,326 @@
+"""The deployer's order and fairness, with a fake manager client and fake hosts."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from procguard.deploy import bundle, show
+from procguard.deploy.deployer import Deployer, Options, manager_candidates
+from procguard.deploy.heard import Heard, known_recovery
+from procguard.deploy.inventory import Host, load
+from procguard.deploy.rollout import HostResult, Plan
+from procguard.deploy.target import Target
+from procguard.errors import Conflict, HostError, HostUnreachable, ProcGuardError, UsageError
+from remote_agent.protocol import secret_sha256
+
+
+class FakeClient:
+    """Answers as the manager does; its clock advances with each question, so that `last_seen` moves on."""
+
+    url = "http://manager:5000"
+
+    def __init__(self, hosts: list[str]) -> None:
+        self.log: list[tuple[Any, ...]] = []
+        self.secrets: dict[str, str] = {name: "" for name in hosts}
+        self.worker_results: dict[str, dict[str, Any]] = {name: {} for name in hosts}
+        self.silent: set[str] = set()
+        self.clock = datetime(2026, 1, 1, tzinfo=timezone.utc)
+        self.pending: list[str] = []
+        self.forget_refusals = 0
+
+    def deploy(self, request: dict[str, Any]) -> dict[str, Any]:
+        self.log.append(("deploy", request))
+        names = [one["host"] for one in request["hosts"]]
+        return {
+            "fleet_id": "f-1",
+            "manager_urls": ["http://10.0.0.1:5000"],
+            "hosts": {
+                name: {
+                    "agent_id": name,
+                    "proof_key": "k",
+                    "secret_sha256": self.secrets[name],
+                    "workers": self.worker_results[name],
+                }
+                for name in names
+            },
+        }
+
+    def set_credentials(self, agent_id: str, digest: str) -> None:
+        self.log.append(("credentials", agent_id))
+        self.secrets[agent_id] = digest
+
+    def hosts(self) -> dict[str, Any]:
+        self.clock += timedelta(seconds=1)
+        before = (self.clock - timedelta(milliseconds=1)).isoformat()
+        views = [
+            {
+                "agent": name,
+                "host": name,
+                "agent_state": "connected",
+                "last_seen": None if name in self.silent else before,
+            }
+            for name in self.secrets
+        ]
+        return {"hosts": views, "server_time": self.clock.isoformat()}
+
+    def check_ssh(self, host: str) -> dict[str, Any]:
+        self.log.append(("check-ssh", host))
+        return {"ok": host != "b", "reason": "" if host != "b" else "auth"}
+
+    def workers(self, **query: Any) -> list[dict[str, Any]]:
+        return [{"worker_id": name, "restart_pending": True, "agent": "elsewhere"} for name in self.pending]
+
+    def command(self, worker_id: str, verb: str) -> None:
+        self.log.append((verb, worker_id))
+
+    def forget_agent(self, agent_id: str) -> None:
+        self.log.append(("forget", agent_id))
+        if self.forget_refusals:
+            self.forget_refusals -= 1
+            raise Conflict("it is connected")
+
+
+class FakeHosts:
+    """What each host answers; a value that is an error is raised at the connection."""
+
+    def __init__(self) -> None:
+        self.installed: dict[str, dict[str, Any]] = {}
+        self.errors: dict[str, ProcGuardError] = {}
+        self.requests: dict[str, dict[str, Any]] = {}
+        self.at_once = 0
+        self.most_at_once = 0
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def session(self, target: Target, deadline: float, on_connected: Callable[[], None] | None = None) -> Iterator[Any]:
+        if target.host in self.errors:
+            raise self.errors[target.host]
+        with self._lock:
+            self.at_once += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
+        threading.Event().wait(0.01)
+        if on_connected:
+            on_connected()
+        yield FakeSession(self, target.host)
+        with self._lock:
+            self.at_once -= 1
+
+
+class FakeSession:
+    def __init__(self, hosts: FakeHosts, host: str) -> None:
+        self._hosts, self._host = hosts, host
+
+    def hello(self, where: dict[str, str], deadline: float) -> dict[str, Any]:
+        return self._hosts.installed.get(self._host, {"installed": False, "secret_sha256": "", "release": ""})
+
+    def install(
+        self, request: dict[str, Any], data: bytes, deadline: float, code: Callable[[], bytes] = bytes
+    ) -> dict[str, Any]:
+        self._hosts.requests[self._host] = request
+        known = self._hosts.installed.get(self._host)
+        changes = [] if known and not request["secret"] else ["installed", "started"]
+        digest = secret_sha256(request["secret"]) if request["secret"] else (known or {})["secret_sha256"]
+        self._hosts.installed[self._host] = {
+            "installed": True,
+            "running": True,
+            "secret_sha256": digest,
+            "release": request["release"][:16],
+        }
+        return {"changes": changes, "keep_alive": "cron", "pid": 7}
+
+    def perform(self, op: str, where: dict[str, Any], deadline: float) -> dict[str, Any]:
+        self._hosts.requests[self._host] = {"op": op, **where}
+        return {"changes": ["removed"]}
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.stages: list[tuple[str, str]] = []
+        self.finished: list[str] = []
+
+    def stage(self, host: str, stage: str) -> None:
+        self.stages.append((host, stage))
+
+    def done(self, result: HostResult) -> None:
+        self.finished.append(result.host)
+
+
+def hosts(*names: str) -> list[Host]:
+    return [Host(name, Target(name)) for name in names]
+
+
+def deployer(client: Any, machines: FakeHosts, listener: Recorder | None = None, **options: Any) -> Deployer:
+    return Deployer(client, machines, listener or Recorder(), Options(**options))
+
+
+def test_a_first_deployment_goes_through_every_stage_in_order() -> None:
+    client, machines, listener = FakeClient(["a"]), FakeHosts(), Recorder()
+    (result,) = deployer(client, machines, listener).deploy(hosts("a"))
+    assert result.status == "changed" and result.recovery_ssh["ok"] is True
+    assert [stage for _, stage in listener.stages] == ["connect", "probe", "upload", "verify", "recovery"]
+    assert [entry[0] for entry in client.log] == ["deploy", "credentials", "check-ssh"]
+
+
+def test_an_unchanged_redeploy_is_ok_and_sends_no_secret() -> None:
+    client, machines = FakeClient(["a"]), FakeHosts()
+    one = deployer(client, machines)
+    one.deploy(hosts("a"))
+    assert machines.requests["a"]["secret"]
+    (result,) = one.deploy(hosts("a"))
+    assert result.status == "ok" and result.changes == [] and machines.requests["a"]["secret"] == ""
+    assert [entry[0] for entry in client.log].count("credentials") == 1
+
+
+def test_a_host_whose_secret_the_manager_forgot_gets_a_new_one() -> None:
+    client, machines = FakeClient(["a"]), FakeHosts()
+    deployer(client, machines).deploy(hosts("a"))
+    client.secrets["a"] = "something else"
+    deployer(client, machines).deploy(hosts("a"))
+    assert client.secrets["a"] == machines.installed["a"]["secret_sha256"]
+
+
+def test_a_deployment_that_rotates_gives_each_host_another_secret_and_nothing_else_does() -> None:
+    client, machines = FakeClient(["a"]), FakeHosts()
+    deployer(client, machines).deploy(hosts("a"))
+    first = machines.installed["a"]["secret_sha256"]
+    deployer(client, machines).deploy(hosts("a"))
+    assert machines.installed["a"]["secret_sha256"] == first
+    deployer(client, machines, rotate_secrets=True).deploy(hosts("a"))
+    assert machines.installed["a"]["secret_sha256"] == client.secrets["a"] != first
+
+
+def test_one_sick_host_never_hides_the_others() -> None:
+    client, machines = FakeClient(["a", "b", "c", "d"]), FakeHosts()
+    machines.errors = {"b": HostUnreachable("b: refused"), "c": HostError("c: no space"), "d": RuntimeError("odd")}  # type: ignore[dict-item]
+    results = deployer(client, machines).deploy(hosts("a", "b", "c", "d"))
+    assert [result.status for result in results] == ["changed", "unreachable", "failed", "failed"]
+    assert "RuntimeError: odd" in str(results[3].error)
+    failure = show.failure(results)
+    assert failure is not None and failure.exit_code == 2 and "b, c, d" in failure.message
+
+
+def test_forks_bound_how_many_hosts_are_worked_on_at_once() -> None:
+    names = [f"h{number}" for number in range(12)]
+    client, machines = FakeClient(names), FakeHosts()
+    assert len(deployer(client, machines, plan=Plan(forks=3)).deploy(hosts(*names))) == 12
+    assert machines.most_at_once <= 3
+
+
+def test_an_inventory_the_manager_refuses_reaches_no_host() -> None:
+    client, machines, listener = FakeClient(["a"]), FakeHosts(), Recorder()
+    client.deploy = lambda request: (_ for _ in ()).throw(UsageError("duplicate"))  # type: ignore[method-assign]
+    with pytest.raises(UsageError):
+        deployer(client, machines, listener).deploy(hosts("a"))
+    assert listener.stages == []
+
+
+def test_a_refused_worker_fails_its_host_after_the_rest_was_done() -> None:
+    client, machines = FakeClient(["a"]), FakeHosts()
+    client.worker_results["a"] = {"w": {"result": "refused", "message": "it is running on z; stop it there first"}}
+    (result,) = deployer(client, machines).deploy(hosts("a"))
+    assert result.status == "failed" and "worker w: it is running on z" in str(result.error)
+    assert machines.installed["a"]["running"]
+
+
+def test_check_changes_nothing_and_says_what_would() -> None:
+    client, machines = FakeClient(["a"]), FakeHosts()
+    (result,) = deployer(client, machines, check=True).deploy(hosts("a"))
+    assert result.changes == ["would install the agent"] and machines.requests == {}
+    assert [entry[0] for entry in client.log] == ["deploy"] and client.log[0][1]["check"] is True
+
+
+def test_restart_changed_restarts_exactly_those_that_wait_for_it() -> None:
+    client, machines = FakeClient(["a"]), FakeHosts()
+    client.worker_results["a"] = {"w1": {"result": "changed"}, "w2": {"result": "unchanged"}, "w3": {"result": "new"}}
+    client.pending = ["w1", "w2", "of-another-host"]  # w2 waits since an earlier deployment
+    deployer(client, machines).deploy(hosts("a"))
+    assert not [entry for entry in client.log if entry[0] == "restart"]  # nothing is restarted unasked
+    (result,) = deployer(client, machines, restart_changed=True).deploy(hosts("a"))
+    assert [entry for entry in client.log if entry[0] == "restart"] == [("restart", "w1"), ("restart", "w2")]
+    assert result.status == "changed"
+
+
+def test_undeploy_prunes_removes_and_forgets_even_if_the_manager_is_slow_to_notice() -> None:
+    client, machines = FakeClient(["a"]), FakeHosts()
+    client.forget_refusals = 2
+    (result,) = deployer(client, machines).undeploy(hosts("a"))
+    assert result.status == "changed" and machines.requests["a"]["op"] == "uninstall"
+    assert client.log[0][1]["prune"] is True and client.log[0][1]["hosts"][0]["workers"] == []
+    assert client.log.count(("forget", "a")) == 3
+
+
+def test_an_agent_never_heard_after_the_connection_closed_is_an_error() -> None:
+    client = FakeClient(["a"])
+    client.silent = {"a"}
+    with pytest.raises(HostError, match="never heard"):
+        Heard(client).wait_for("a", 0.0)  # type: ignore[arg-type]
+
+
+def test_hearing_it_before_we_closed_is_not_enough() -> None:
+    client = FakeClient(["a"])
+    fixed = {"hosts": [{"agent": "a", "last_seen": "2026-01-01T00:00:00Z"}], "server_time": "2026-01-01T00:00:01Z"}
+    client.hosts = lambda: fixed  # type: ignore[method-assign]
+    with pytest.raises(HostError, match="not heard it since"):
+        Heard(client).wait_for("a", 0.0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("local", "fixed", "url", "expected"),
+    [
+        (False, "http://m:1", "http://localhost:5000", ["http://m:1"]),
+        (False, "", "http://localhost:5000", ["http://10.0.0.1:5000"]),
+        (True, "", "http://localhost:5055", ["http://127.0.0.1:5055", "http://10.0.0.1:5000"]),
+        (False, "", "http://head:5000", ["http://head:5000", "http://10.0.0.1:5000"]),
+    ],
+)
+def test_candidates_for_the_managers_address(local: bool, fixed: str, url: str, expected: list[str]) -> None:
+    host = Host("h", Target("h", local=local), manager_url=fixed)
+    assert manager_candidates(host, url, ["http://10.0.0.1:5000/"]) == expected
+
+
+def test_the_request_is_what_the_inventory_says_and_json(tmp_path: Path) -> None:
+    path = tmp_path / "i.yaml"
+    path.write_text("all: {hosts: {h1: {ansible_host: 10.0.0.9, procguard_workers: {w: run}}}}")
+    client, machines = FakeClient(["h1"]), FakeHosts()
+    deployer(client, machines, prune=True).deploy(load(path).select(""))
+    sent = json.loads(json.dumps(client.log[0][1]))
+    assert sent["prune"] is True and sent["hosts"][0]["ssh"]["hostname"] == "10.0.0.9"
+    assert sent["hosts"][0]["workers"][0]["worker_id"] == "w"
+    assert machines.requests["h1"]["release"] == bundle.build().sha256
+
+
+def test_the_recap_tells_recovery_and_totals() -> None:
+    client, machines = FakeClient(["a", "b"]), FakeHosts()
+    results = deployer(client, machines).deploy(hosts("a", "b"))
+    out = Console(file=StringIO(), width=200)
+    show.recap(out, results)
+    text = out.file.getvalue()  # type: ignore[attr-defined]
+    assert "recovery over SSH: yes" in text and "recovery over SSH: no (auth)" in text and "keep-alive: cron" in text
+    assert "ok=0  changed=2  failed=0  unreachable=0" in text
+    assert json.loads(show.as_json(results))["hosts"]["b"]["recovery_ssh"]["ok"] is False
+
+
+@pytest.mark.parametrize(
+    ("recovery", "believed"),
+    [
+        ({"ok": True, "reason": "", "checked_at": "2026-01-01T11:50:00Z"}, True),
+        ({"ok": True, "reason": "", "checked_at": "2026-01-01T11:30:00Z"}, False),  # too long ago
+        ({"ok": False, "reason": "auth", "checked_at": "2026-01-01T11:59:00Z"}, False),  # it may be mended by now
+        ({"ok": None, "reason": "not tried yet"}, False),
+    ],
+)
+def test_that_the_manager_reached_a_host_lately_is_believed_where_nothing_changed(
+    recovery: dict[str, Any], believed: bool
+) -> None:
+    seen = {"recovery_ssh": recovery, "server_time": "2026-01-01T12:00:00Z"}
+    assert known_recovery(seen) == ({"ok": True, "reason": ""} if believed else {})

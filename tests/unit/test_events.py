@@ -1,0 +1,203 @@
+"""The history: what an event says, which are found, how much is kept, and what the export brings."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from procguard.fleet.clock import Now
+from procguard.fleet.event_query import EventQuery
+from procguard.fleet.events import MAX_EVIDENCE_CHARS, EventBounds, EventLog
+from procguard.fleet.store import appendlog
+from remote_agent import protocol
+from tests.unit.fleet_world import World
+
+NOW = Now(10.0, 1_790_000_000.0)
+
+
+def opened(tmp_path: Path, **bounds: int) -> EventLog:
+    return EventLog(str(tmp_path / "events.jsonl"), bounds=EventBounds(**bounds))
+
+
+def later(seconds: float) -> Now:
+    return Now(NOW.monotonic + seconds, NOW.wall + seconds)
+
+
+def reasons(events: Any) -> list[str]:
+    return [event["reason"] for event in events]
+
+
+def test_an_event_carries_cause_evidence_and_actor(tmp_path: Path) -> None:
+    log = opened(tmp_path)
+    event = log.add("recovery", NOW, reason="SSH: refused", actor="failure handler", evidence={"look": "refused"})
+    assert (event["cause"], event["evidence"], event["actor"]) == ("agent_lost", {"look": "refused"}, "failure handler")
+    assert log.add("agent_connected", NOW, reason="heard")["cause"] is None
+
+
+def test_evidence_is_bounded(tmp_path: Path) -> None:
+    event = opened(tmp_path).add("warning", NOW, reason="r" * 100_000, evidence={"text": "x" * 100_000})
+    assert len(event["evidence"]) <= MAX_EVIDENCE_CHARS + 1 and len(event["reason"]) < 10_000
+
+
+def test_events_of_an_older_release_are_read(tmp_path: Path) -> None:
+    """They have neither cause nor evidence."""
+    old = {"seq": 7, "at": "2026-09-21T13:33:20.000Z", "kind": "deploy", "worker_id": None, "host": None}
+    old |= {"before": None, "after": None, "reason": "then", "actor": "me", "attempt": None}
+    appendlog.AppendLog(str(tmp_path / "events.jsonl")).append([old])
+    log = opened(tmp_path)
+    assert log.add("deploy", NOW, reason="now")["seq"] == 8
+    log.flush()
+    assert reasons(log.find(EventQuery(cause=("operator",)))) == ["now"]
+    assert reasons(log.stream(EventQuery(kind=("deploy",)))) == ["then", "now"]
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        (EventQuery(), ["a", "b", "c ended"]),
+        (EventQuery(worker=("w1",)), ["a", "c ended"]),
+        (EventQuery(worker=("w1", "w2")), ["a", "b", "c ended"]),
+        (EventQuery(host=("h2",)), ["b"]),
+        (EventQuery(kind=("worker_failed",)), ["c ended"]),
+        (EventQuery(cause=("oom",)), ["c ended"]),
+        (EventQuery(actor=("me",)), ["a"]),
+        (EventQuery(since=NOW.wall + 5), ["b", "c ended"]),
+        (EventQuery(until=NOW.wall + 15), ["a", "b"]),
+        (EventQuery(since=NOW.wall + 5, until=NOW.wall + 15), ["b"]),
+        (EventQuery(text="ENDED oom"), ["c ended"]),
+        (EventQuery(text="nowhere"), []),
+        (EventQuery(after=2), ["c ended"]),
+    ],
+)
+def test_every_filter_holds_in_memory_and_on_disk_alike(tmp_path: Path, query: EventQuery, found: list[str]) -> None:
+    log = opened(tmp_path)
+    log.add("command", NOW, reason="a", worker_id="w1", host="h1", actor="me")
+    log.add("worker_state", later(10), reason="b", worker_id="w2", host="h2")
+    log.add("worker_failed", later(20), reason="c ended", worker_id="w1", host="h1", cause="oom")
+    assert reasons(log.find(query)) == found
+    assert reasons(log.stream(query)) == found
+
+
+def test_memory_and_disk_stay_within_their_bounds(tmp_path: Path) -> None:
+    log = opened(tmp_path, keep=100, disk_bytes=40_000)
+    for number in range(2_000):
+        log.add("warning", NOW, reason=f"number {number}")
+        log.flush()
+    assert len(log.find(EventQuery(), limit=10_000)) == 100
+    size = sum(os.path.getsize(path) for path in tmp_path.iterdir())
+    assert 20_000 < size < 42_000
+    streamed = [event["seq"] for event in log.stream(EventQuery())]
+    assert streamed == list(range(streamed[0], 2_001)) and len(streamed) > 100
+    log.close()
+    assert opened(tmp_path, keep=100, disk_bytes=40_000).add("warning", NOW, reason="next")["seq"] == 2_001
+
+
+def test_nothing_is_lost_when_a_new_file_begins_during_an_export(tmp_path: Path) -> None:
+    log = opened(tmp_path, keep=100, disk_bytes=40_000)
+    for number in range(60):
+        log.add("warning", NOW, reason=f"number {number}")
+    export = log.stream(EventQuery())
+    first = next(export)
+    for number in range(60, 200):  # rotates while the export is under way
+        log.add("warning", NOW, reason=f"number {number}")
+        log.flush()
+    assert (tmp_path / "events.jsonl.1").exists()
+    assert [first["seq"], *(event["seq"] for event in export)] == list(range(1, 61))
+
+
+def test_an_export_that_finds_nothing_lets_others_run(tmp_path: Path) -> None:
+    log, rests = opened(tmp_path), []
+    for number in range(1_000):
+        log.add("warning", NOW, reason=f"number {number}")
+    assert list(log.stream(EventQuery(kind=("stop_all",)), lambda: rests.append(1))) == []
+    assert len(rests) == 5
+
+
+def ended(world: World, **values: Any) -> protocol.WorkerEvent:
+    event = world.event("w1", "running", "backoff")
+    event.exit = protocol.ExitRecord(1, **values)
+    return event
+
+
+@pytest.mark.parametrize(
+    ("values", "cause"),
+    [
+        ({"code": 3}, "exit_code"),
+        ({"signal": 11}, "signal"),
+        ({"signal": 9, "oom": True}, "oom"),
+        ({"signal": 15, "cause": "unhealthy"}, "health"),
+        ({"cause": "start_timeout"}, "start_timeout"),
+        ({"cause": "lost"}, "lost"),
+        ({}, "lost"),
+    ],
+)
+def test_the_cause_of_an_ending_is_told_from_its_exit_record(
+    tmp_path: Path, values: dict[str, Any], cause: str
+) -> None:
+    world = World(tmp_path)
+    world.deploy({"h1": {"w1": {"command": "true"}}})
+    world.beat("h1", world.report("w1", state="backoff"), events=[ended(world, **values)])
+    (event,) = world.registry.find_events(EventQuery(kind=("worker_state",)), 10)
+    assert event["cause"] == cause and event["evidence"]["exit"]["attempt"] == 1
+
+
+def test_a_stop_is_caused_by_who_wanted_it(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.deploy({"h1": {"w1": {"command": "true"}, "w2": {"command": "true"}}})
+    world.registry.command("w1", "stop", "anna", world.now, origin="192.0.2.7, token")
+    world.registry.stop_all("w9 failed", world.now)
+    world.beat("h1", events=[world.event(name, "stopping", "stopped") for name in ("w1", "w2")])
+    found = {e["worker_id"]: e for e in world.registry.find_events(EventQuery(kind=("worker_state",)), 10)}
+    assert (found["w1"]["cause"], found["w2"]["cause"]) == ("operator", "stop_all")
+    (asked,) = world.registry.find_events(EventQuery(kind=("command",)), 10)
+    assert asked["actor"] == "anna" and asked["evidence"]["from"] == "192.0.2.7, token"
+    world.restart()
+    worker = world.registry.find("w2")
+    assert (worker.desired_by, worker.desired_cause, worker.desired_at) == (
+        "failure handler",
+        "stop_all",
+        world.now.wall,
+    )
+
+
+def test_a_failed_worker_s_event_says_how_it_ended(tmp_path: Path) -> None:
+    from procguard.fleet.failure_handler import FailureHandler
+    from procguard.fleet.monitor import ProcessMonitor
+    from procguard.fleet.recovery import Look
+
+    world = World(tmp_path)
+    monitor = ProcessMonitor(world.registry, world.settings, world.now)
+    FailureHandler(
+        world.registry, monitor=monitor, settings=world.settings, look=lambda _one, _replace: Look(True, "running", ""),
+        spawn=lambda task: None, read_clock=lambda: world.now,
+    )  # fmt: skip
+    world.deploy({"h1": {"w1": {"command": "true"}}})
+    world.beat("h1", world.report("w1", state="failed", last_exit=protocol.ExitRecord(4, signal=9, oom=True)))
+    (event,) = world.registry.find_events(EventQuery(kind=("worker_failed",)), 10)
+    assert event["cause"] == "oom" and json.loads(json.dumps(event["evidence"]))["exit"]["signal"] == 9
+
+
+def test_every_kind_of_event_has_its_words() -> None:
+    """Told in both languages by explain and in alerts, and named on the portal's pages."""
+    import re
+
+    from procguard.words import LANGUAGES, Words
+
+    root = Path(__file__).parents[2]
+    code = "\n".join(path.read_text(encoding="utf-8") for path in (root / "procguard" / "fleet").rglob("*.py"))
+    code += (root / "procguard" / "manager.py").read_text(encoding="utf-8")
+    kinds = set(re.findall(r'(?:event_log\.add|_event)\(\s*"([a-z_]+)"', code))
+    assert len(kinds) > 25
+    of_the_audit = {"credentials", "deploy", "token"}  # whose English reason is all there is
+    told_otherwise = {"command", "worker_failed", "worker_state"}
+    for name in ("en", "zh-CN"):
+        shown = json.loads((root / "web" / "locales" / f"{name}.json").read_text(encoding="utf-8"))
+        assert {kind for kind in kinds if f"event.{kind}" not in shown} == set()
+    for language in LANGUAGES:
+        words = Words(language)
+        silent = {kind for kind in kinds if not words.has(f"event.{kind}")}
+        assert silent - of_the_audit - told_otherwise == set()

@@ -1,0 +1,425 @@
+"""Why a worker is as it is, situation by situation, in both languages: tests/golden/explain/SITUATION.txt.
+
+After a change of words: `python -m tests.unit.test_explain` writes the files anew; read the difference.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from procguard import words
+from procguard.fleet import explain
+from procguard.fleet.clock import Now
+from procguard.fleet.leases import Verdict
+from procguard.group_policy import GroupPolicy
+from procguard.words import en, zh
+from remote_agent import protocol
+from tests.unit.fleet_world import World
+from tests.unit.gang_world import GROUP, GangWorld
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "explain"
+CHINESE = re.compile(r"[\u4e00-\u9fff]")
+KILLED = {"signal": 9, "duration_s": 11_520.0}
+OOM = {"signal": 9, "oom": True, "duration_s": 540.0}
+
+
+def ran_for(world: World, state: str, seconds: float, **values: Any) -> None:
+    """w1 has been in `state` for so long."""
+    since = world.now.wall
+    world.pass_time(seconds)
+    world.beat("gpu01", world.report("w1", state=state, since=since, **values))
+
+
+def exit_of(attempt: int, **values: Any) -> protocol.ExitRecord:
+    return protocol.ExitRecord(attempt, at=1_790_000_000.0, **values)
+
+
+def told(world: World, before: str, after: str, **record: Any) -> protocol.WorkerEvent:
+    event = world.event("w1", before, after)
+    event.exit = exit_of(1, **record) if record else None
+    return event
+
+
+def fleet(tmp_path: Path, spec: dict[str, Any] | None = None, **settings: Any) -> World:
+    world = World(tmp_path, **settings)
+    world.deploy({"gpu01": {"w1": {"command": "python train.py", **(spec or {})}}})
+    return world
+
+
+def running(path: Path) -> World:
+    world = fleet(path)
+    ran_for(world, "running", 11_520, pid=7)
+    return world
+
+
+def running_after_a_crash(path: Path) -> World:
+    world = fleet(path)
+    world.beat("gpu01", world.report("w1"), events=[told(world, "running", "starting", **KILLED)])
+    ran_for(world, "running", 65, attempt=2, restarts=1, restarts_total=4, last_exit=exit_of(1, **KILLED))
+    return world
+
+
+def backoff(path: Path) -> World:
+    world = fleet(path)
+    ended = {"code": 1, "duration_s": 42.0}
+    world.beat("gpu01", world.report("w1"), events=[told(world, "running", "backoff", **ended)])
+    last = exit_of(2, **ended)
+    ran_for(world, "backoff", 1, attempt=2, restarts=2, restarts_total=2, next_start_in_s=4.6, last_exit=last)
+    return world
+
+
+def waiting_for_gpus(path: Path) -> World:
+    world = fleet(path, {"gpus": 4})
+    ran_for(world, "backoff", 30, attempt=0, reason="waits for 4 GPUs: 0,1,2,3 are with w2")
+    return world
+
+
+def failed(path: Path) -> World:
+    world = fleet(path)
+    events = [told(world, "running", "backoff", **OOM), told(world, "starting", "failed", **OOM)]
+    world.beat("gpu01", world.report("w1"), events=events)
+    world.registry.event_log.add(
+        "worker_failed", world.now, reason="…", worker_id="w1", host="gpu01",
+        evidence={"exit": protocol.encode(exit_of(4, **OOM))}, cause="oom",
+    )  # fmt: skip
+    ran_for(world, "failed", 600, attempt=4, restarts=3, restarts_total=3, last_exit=exit_of(4, **OOM))
+    return world
+
+
+def failed_without_restarts(path: Path) -> World:
+    world = fleet(path, {"restart": {"policy": "never"}})
+    ran_for(world, "failed", 5, last_exit=exit_of(1, code=127, duration_s=0.2))
+    return world
+
+
+def failed_recovery_off(path: Path) -> World:
+    world = fleet(path, enable_auto_recovery=False)
+    ran_for(world, "failed", 5, last_exit=exit_of(1, code=3, duration_s=7.0))
+    return world
+
+
+def never_got_running(path: Path) -> World:
+    world = fleet(path)
+    last = exit_of(4, cause="start_timeout", detail="working_dir /data/run does not exist")
+    ran_for(world, "failed", 5, attempt=4, restarts=3, restarts_total=3, last_exit=last)
+    return world
+
+
+def stopped_by_an_operator(path: Path) -> World:
+    world = running(path)
+    world.registry.command("w1", "stop", "anna", world.now, origin="192.0.2.7, token")
+    world.beat("gpu01", events=[told(world, "running", "stopping"), told(world, "stopping", "stopped", code=0)])
+    ran_for(world, "stopped", 120, last_exit=exit_of(1, code=0, duration_s=11_520.0))
+    return world
+
+
+def stopped_with_the_fleet(path: Path) -> World:
+    world = running(path)
+    world.registry.stop_all("recovery.stop_all_on_failure: w9 failed (exit code 1)", world.now)
+    world.beat("gpu01", events=[told(world, "stopping", "stopped", signal=15, duration_s=11_520.0)])
+    ran_for(world, "stopped", 60)
+    return world
+
+
+def a_stop_on_its_way(path: Path) -> World:
+    world = running(path)
+    world.registry.command("w1", "stop", "anna", world.now)
+    world.pass_time(2)
+    return world
+
+
+def finished(path: Path) -> World:
+    world = fleet(path)
+    ran_for(world, "exited", 90_000, last_exit=exit_of(1, code=0, duration_s=200_000.0))
+    return world
+
+
+def not_started_yet(path: Path) -> World:
+    return connected(fleet(path))
+
+
+def connected(world: World) -> World:
+    world.beat("gpu01", world.report("w1", state="stopped", attempt=0))
+    world.pass_time(1)
+    return world
+
+
+def starting(path: Path) -> World:
+    world = fleet(path)
+    ran_for(world, "starting", 0.4, attempt=1)
+    return world
+
+
+def stopping(path: Path) -> World:
+    world = running(path)
+    world.registry.command("w1", "stop", "anna", world.now)
+    ran_for(world, "stopping", 3)
+    return world
+
+
+def never_heard(path: Path) -> World:
+    return fleet(path)
+
+
+def cut_off(path: Path, spec: dict[str, Any] | None = None) -> World:
+    world = fleet(path, spec)
+    ran_for(world, "running", 300, lease_left_s=50.0 if spec else None)
+    world.pass_time(12)
+    world.registry.mark_agent("gpu01", "unreachable", "no heartbeat for 12 s", world.now)
+    world.registry.set_recovery_ssh("gpu01", False, "connection timed out", world.now)
+    opened = {"agent": "gpu01", "outcome": "open", "opened": "2026-09-21T14:18:32.000Z"}
+    opened["steps"] = [{"text": "SSH: connection timed out"}]  # type: ignore[assignment]
+    world.registry.show_recoveries(lambda: [opened])
+    world.registry.event_log.add("recovery", world.now, host="gpu01", reason="SSH: connection timed out")
+    return world
+
+
+def host_out_of_reach(path: Path) -> World:
+    return cut_off(path)
+
+
+def tunnel_down(path: Path) -> World:
+    """Its host has no other way to the manager; the tunnel broke before it was missed."""
+    world = fleet(path)
+    world.registry.agents_by_id["gpu01"].tunnel = True
+    world.registry.tunnel_changed("gpu01", "up", 23456, "", "", world.now)
+    ran_for(world, "running", 300)
+    world.pass_time(12)
+    world.registry.tunnel_changed("gpu01", "down", 0, "gpu01: the tunnel broke", "connection_lost", world.now)
+    world.registry.mark_agent("gpu01", "unreachable", "no heartbeat for 12 s", world.now)
+    return world
+
+
+def host_out_of_reach_fenced(path: Path) -> World:
+    return cut_off(path, {"on_partition": "fence", "lease_s": 60.0})
+
+
+def host_out_of_reach_lease_over(path: Path) -> World:
+    world = cut_off(path, {"on_partition": "fence", "lease_s": 60.0})
+    world.pass_time(120)
+    return world
+
+
+def launcher_out_of_reach(path: Path) -> World:
+    world = World(path)
+    world.register("w1", host="laptop")
+    worker = world.registry.find("w1")
+    world.beat(worker.agent_id, world.report("w1", since=world.now.wall))
+    world.pass_time(30)
+    world.registry.mark_agent(worker.agent_id, "unreachable", "no heartbeat for 30 s", world.now)
+    return world
+
+
+def connection_closed(path: Path) -> World:
+    world = running(path)
+    world.pass_time(0.4)
+    world.registry.mark_agent("gpu01", "suspect", "its connection closed", world.now)
+    return world
+
+
+def fenced(path: Path) -> World:
+    world = fleet(path, {"on_partition": "fence", "lease_s": 60.0})
+    ran_for(world, "running", 300, lease_left_s=58.7)
+    return world
+
+
+def lease_ended(path: Path) -> World:
+    world = fleet(path, {"on_partition": "fence", "lease_s": 60.0})
+    events = [told(world, "running", "stopping"), told(world, "stopping", "stopped", signal=15, duration_s=300.0)]
+    world.beat("gpu01", world.report("w1"), events=events)
+    ran_for(world, "stopped", 8, last_exit=exit_of(1, signal=15, duration_s=300.0))
+    return world
+
+
+def looks_hung(path: Path) -> World:
+    world = running(path)
+    evidence = "no output for 31 min; it used to pause 4 s at most"
+    world.registry.set_worker_suspect("w1", evidence, world.now)
+    return world
+
+
+def unhealthy(path: Path) -> World:
+    world = fleet(path)
+    health = protocol.Health("failing", "http://127.0.0.1:8000/ answered 500")
+    last = exit_of(1, signal=15, cause="unhealthy", detail="the same", duration_s=90.0)
+    ran_for(world, "running", 60, attempt=2, restarts=1, restarts_total=1, health=health, last_exit=last)
+    return world
+
+
+def restart_pending(path: Path) -> World:
+    world = fleet(path)
+    ran_for(world, "running", 60, launch_digest="older")
+    world.deploy({"gpu01": {"w1": {"command": "python train.py --epochs 9", "group": "trainers"}}})
+    world.registry.find("w1").undeclared = True
+    return world
+
+
+def moved(path: Path) -> World:
+    world = running(path)
+    world.registry.event_log.add(
+        "reassigned", world.now, worker_id="w1", host="gpu01", reason="gpu09 is out of reach, its lease has ended"
+    )
+    world.pass_time(30)
+    return world
+
+
+def being_moved(path: Path) -> World:
+    world = running(path)
+    world.deploy({"gpu01": {"w1": {"command": "python train.py"}}, "gpu02": {}})
+    worker = world.registry.find("w1")
+    worker.moving, worker.home = {"to": "gpu02", "run": True, "actor": "anna"}, "gpu07"
+    return world
+
+
+def no_spare_fits(path: Path) -> World:
+    world = cut_off(path, {"on_partition": "fence", "lease_s": 60.0})
+    reason = "its host is lost; no spare fits: gpu02 (it is no spare (procguard_spare))"
+    world.registry.worker_seen["w1"].plight = {"state": "no_spare", "reason": reason}
+    world.registry.event_log.add("no_spare", world.now, reason=reason, worker_id="w1", host="gpu01")
+    return world
+
+
+def being_removed(path: Path) -> World:
+    world = running(path)
+    world.deploy({"gpu01": {}}, prune=True)
+    return world
+
+
+SITUATIONS: dict[str, Callable[[Path], World]] = {
+    made.__name__: made
+    for made in (
+        running, running_after_a_crash, backoff, waiting_for_gpus, failed, failed_without_restarts,
+        failed_recovery_off, never_got_running, stopped_by_an_operator, stopped_with_the_fleet, a_stop_on_its_way,
+        finished, not_started_yet, starting, stopping, never_heard, host_out_of_reach, host_out_of_reach_fenced,
+        tunnel_down, host_out_of_reach_lease_over, launcher_out_of_reach, connection_closed, fenced, lease_ended,
+        looks_hung,
+        unhealthy, restart_pending, moved, being_moved, no_spare_fits, being_removed,
+    )
+}  # fmt: skip
+
+
+def rendered(world: World) -> str:
+    """Both languages, one below the other."""
+    facts = explain.gather(world.registry, "w1", world.now)
+    parts = []
+    for language in words.LANGUAGES:
+        said = explain.explain(facts, language)
+        lines = [f"[{language}] {said.headline}"]
+        lines += [f"  {one['topic']}: {one['text']}" for one in said.sentences]
+        lines += [f"  > {step}" for step in said.next_steps]
+        lines += [f"  - {moment['text']}" for moment in said.timeline]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+@pytest.mark.parametrize("situation", SITUATIONS)
+def test_a_situation_is_explained_in_both_languages(situation: str, tmp_path: Path) -> None:
+    expected = (GOLDEN / f"{situation}.txt").read_text(encoding="utf-8")
+    assert rendered(SITUATIONS[situation](tmp_path)) == expected
+
+
+def test_no_golden_file_is_left_over() -> None:
+    assert sorted(path.stem for path in GOLDEN.glob("*.txt")) == sorted(SITUATIONS)
+
+
+def test_both_languages_say_the_same_with_the_same_values() -> None:
+    names = re.compile(r"\{\w+\}")
+    assert sorted(en.TEXTS) == sorted(zh.TEXTS)
+    same = {"unit.d", "verb.start"}  # examples of what must differ in words, not in values
+    for key, text in en.TEXTS.items():
+        forms = text.split("|")
+        assert len({frozenset(names.findall(form)) for form in forms}) == 1, key
+        assert set(names.findall(forms[0])) == set(names.findall(zh.TEXTS[key])), key
+    assert all(en.TEXTS[key] != zh.TEXTS[key] for key in same)
+
+
+def test_chinese_sentences_use_chinese_punctuation() -> None:
+    for key, text in zh.TEXTS.items():
+        assert not re.search(r"[\u4e00-\u9fff][,;:?!.]|[,;:?!][\u4e00-\u9fff]", text), key
+        if key.startswith(("is.", "why.", "host.", "desired.")) and CHINESE.search(text):
+            assert text.endswith(("。", "：")), key
+
+
+@pytest.mark.parametrize(
+    ("wishes", "language"),
+    [
+        (("zh",), "zh"),
+        (("", "zh_CN.UTF-8"), "zh"),
+        (("fr", "en"), "en"),
+        (("de,zh-CN;q=0.8,en;q=0.9",), "en"),
+        (("de,zh-CN;q=0.9,en;q=0.8",), "zh"),
+        (("zh;q=x,en;q=0.1",), "en"),
+        ((None, "C", ""), "en"),
+    ],
+)
+def test_the_language_is_the_first_wish_that_we_speak(wishes: tuple[str | None, ...], language: str) -> None:
+    assert words.pick(*wishes) == language
+
+
+@pytest.mark.parametrize(
+    ("seconds", "english", "chinese"),
+    [
+        (0.42, "0.4 s", "0.4 秒"),
+        (0, "0 s", "0 秒"),
+        (59, "59 s", "59 秒"),
+        (60, "1 min", "1 分钟"),
+        (11_520, "3 h 12 min", "3 小时 12 分钟"),
+        (86_400 * 9 + 3_600 * 4 + 59, "9 d 4 h", "9 天 4 小时"),
+        (86_400 * 2 + 30, "2 d", "2 天"),
+    ],
+)
+def test_durations_have_two_units_at_most(seconds: float, english: str, chinese: str) -> None:
+    assert words.Words("en").duration(seconds) == english
+    assert words.Words("zh").duration(seconds) == chinese
+
+
+def test_a_gang_is_explained_as_one(tmp_path: Path) -> None:
+    import dataclasses
+
+    facts = explain.gather(failed(tmp_path).registry, "w1", Now(2_000.0, 1_790_001_000.0))
+    gang = {"group": "trainers", "members": 8, "phase": "failed", "attempts": 3, "allowed": 3}
+    gang["incident"] = {"member": "w7", "reason": "exit code 1"}
+    said = explain.explain(dataclasses.replace(facts, gang=gang), "zh")
+    texts = [one["text"] for one in said.sentences if one["topic"] == "gang"]
+    assert "联动组 trainers（共 8 个成员）" in texts[0] and "w7" in texts[2]
+    assert said.next_steps[-1].endswith("invoke start group=trainers")
+
+
+def test_a_member_of_a_failed_gang_is_explained_with_its_gang(tmp_path: Path) -> None:
+    world = GangWorld(tmp_path, groups={GROUP: GroupPolicy(restart="gang", max_attempts=0)})
+    world.declare()
+    world.go_on(1)
+    world.hosts["h1"].fails("w1")
+    world.go_on(5)
+    said = explain.explain(explain.gather(world.registry, "w2", world.now), "en")
+    texts = {one["text"] for one in said.sentences if one["topic"] == "gang"}
+    assert said.headline.startswith("w2 failed on ")
+    assert "The gang has failed: its restarts are used up." in texts
+    assert any(text.startswith("The last incident of the gang began with w1") for text in texts)
+    assert not any("It may be restarted" in one["text"] for one in said.sentences)
+
+
+def test_a_lease_that_is_no_proof_leaves_the_doubt_standing(tmp_path: Path) -> None:
+    import dataclasses
+
+    facts = explain.gather(host_out_of_reach_fenced(tmp_path).registry, "w1", Now(2_000.0, 1_790_001_000.0))
+    doubt = dataclasses.replace(facts, gone=Verdict(False, "not confirmed"))
+    texts = [one["text"] for one in explain.explain(doubt, "en").sentences if one["topic"] == "fence"]
+    assert texts == ["The job most likely runs on. Nothing is started elsewhere while that is in doubt."]
+
+
+def main() -> None:
+    GOLDEN.mkdir(parents=True, exist_ok=True)
+    for name, situation in SITUATIONS.items():
+        with tempfile.TemporaryDirectory() as directory:
+            (GOLDEN / f"{name}.txt").write_text(rendered(situation(Path(directory))), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,297 @@
+"""Bad input is a clear error, whatever it is: configuration, inventories, messages, WebSocket frames, stored files.
+
+Each case is a real document with something strange in it: characters changed, or a part replaced by another kind of
+value. What was found stays below as an @example. Frames of zmq: test_zmq_channel.py; heads of HTTP: test_http_head.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import json
+import os
+import random
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from procguard import config
+from procguard.channels import http_io, messages
+from procguard.deploy import inventory
+from procguard.errors import ConfigError, InventoryError, ProcGuardError, UsageError
+from procguard.fleet import selectors
+from procguard.fleet.store import appendlog
+from remote_agent import control, journal, protocol
+from tests import raw_websocket
+from tests.server_process import RunningServer
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+BOUNDED = settings(
+    max_examples=60 if os.environ.get("PROCGUARD_LONG_TESTS") is None else 5_000,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+CONFIGS = [path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("configs/*.yaml"))]
+INVENTORIES = [path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("inventory/*.yaml"))]
+KEYS = [key.path for key in config.keys()]  # noqa: SIM118 -- a function
+INI = """[gpu]
+gpu[01:03] ansible_host=10.0.0.1 ansible_port=2222 procguard_home=~/x
+web ansible_user='a b'
+[gpu:vars]
+procguard_workers=[{"worker_id": "w-{{ index }}", "command": "sleep 1", "replicas": 2}]
+[all:children]
+gpu
+"""
+
+SYNTAX = st.sampled_from([b":", b"- ", b"{", b"[", b"&a ", b"*a", b"\t", b"<<: ", b"'", b"!!int ", b"2026-99-99"])
+STRANGE = st.sampled_from([
+    None, True, False, 0, -1, 2**70, 1e308, float("inf"), float("nan"), "", " ", "x" * 5000, "\0", "\ud800", "a\nb",
+    "{{ 1/0 }}", "{{ loop }}", "{{ [0] * 10 ** 3 }}", "{% for %}", "env:NOPE", "../../x", "🦀", "1e999", "0x7f", "~",
+    "2026-01-01", "2026-99-99",
+    [], {}, [[]], [None], {"": {}}, {1: 2}, {None: None}, {"a": [{"b": {}}]}, b"\xff", [1, "a", {}],
+])  # fmt: skip
+ANYTHING = st.recursive(
+    STRANGE,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield path
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in children:
+        yield from places(inner, (*path, key))
+
+
+def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
+    if not path:
+        return new
+    made = copy.deepcopy(value)
+    inner = made
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = new
+    return made
+
+
+@st.composite
+def strange_documents(draw: Any, text: str) -> str:
+    """A document of YAML with one part replaced, or one part more."""
+    value = yaml.safe_load(text)
+    path = draw(st.sampled_from(list(places(value))))
+    new = draw(ANYTHING)
+    with contextlib.suppress(Exception):
+        return str(yaml.dump(replaced(value, path, new), allow_unicode=True))
+    return "a: b"
+
+
+@st.composite
+def garbled(draw: Any, text: str) -> bytes:
+    """A document with a few bytes changed, lost, or put in."""
+    data = bytearray(text.encode())
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, max(0, len(data) - 1)))
+        cut = draw(st.integers(0, 12))
+        data[at : at + cut] = draw(st.binary(max_size=6) | SYNTAX)
+    return bytes(data)
+
+
+def only(kinds: type[BaseException] | tuple[type[BaseException], ...], act: Callable[[], Any]) -> None:
+    """It works, or fails with one of these, which says something in one short piece of text."""
+    try:
+        act()
+    except kinds as exc:
+        assert str(exc).strip() and len(str(exc)) < 20_000
+
+
+# ------------------------------------------------------------------------------------------------- configuration
+
+
+@BOUNDED
+@given(data=st.sampled_from(CONFIGS).flatmap(lambda text: garbled(text) | strange_documents(text).map(str.encode)))
+@example(data=b"? {a: b}\n: c\n")
+@example(data=b"web: &a [*a]\n")
+@example(data=b"\xff\xfe")
+@example(data=b"web: {limits: {headers_size: [1]}}\n")
+@example(data=b"web: {port: !!python/object/apply:os.system [id]}\n")
+@example(data=b"a: " + b"[" * 2000)  # RecursionError
+@example(data=b"\0web: {}\n")  # ReaderError
+@example(data=b"a: 2026-99-99\n")  # ValueError
+@example(data=b"a: &b {c: *b}\n")
+@example(data=b"a: !!int ''\n")  # IndexError
+@example(data=b"a: !!bool x\n")  # KeyError
+@example(data=b"a: !!timestamp x\n")  # AttributeError
+def test_any_configuration_is_read_or_refused_with_its_mistakes(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_bytes(data)
+    only(ConfigError, lambda: config.load(str(path)))
+
+
+@BOUNDED
+@given(key=st.sampled_from(KEYS) | st.text(max_size=20), value=st.text(max_size=40))
+def test_any_set_is_taken_or_refused(key: str, value: str) -> None:
+    only(ConfigError, lambda: config.load(None, [f"{key}={value}"]))
+
+
+# --------------------------------------------------------------------------------------------------- inventories
+
+
+@BOUNDED
+@given(data=st.sampled_from(INVENTORIES).flatmap(lambda text: garbled(text) | strange_documents(text).map(str.encode)))
+@example(data=b"all: {hosts: {a: {procguard_workers: [{worker_id: 'w', command: '{{ x.y.z }}'}]}}}\n")
+@example(data=b"\0all:\n")  # ReaderError
+@example(data=b"? !!int ''\n: {}\n")  # IndexError
+@example(data=b"all: {vars: {a: !!bool x}}\n")  # KeyError
+@example(data=b"all: {vars: {a: !!timestamp x}}\n")  # AttributeError
+@example(data=b"all: " + b"{a: " * 2000)
+@example(data=b"all: &a {children: {b: *a}}\n")
+@example(data=b"all: {hosts: {'h[1:99999999]': {}}}\n")
+@example(data=b"all: {hosts: {? [a, b] : {}}}\n")
+def test_any_inventory_is_read_or_refused_naming_the_place(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "inventory.yaml"
+    path.write_bytes(data)
+    only(InventoryError, lambda: inventory.load(str(path)))
+
+
+@BOUNDED
+@given(data=garbled(INI))
+@example(data=b"h[1:99999999]\n")
+@example(data=b"[a:children]\na\n")
+@example(data=b"h a='\n")
+def test_any_inventory_in_ini_is_read_or_refused(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "hosts.ini"
+    path.write_bytes(data)
+    only(InventoryError, lambda: inventory.load(str(path)))
+
+
+@BOUNDED
+@given(text=st.text(max_size=60) | st.text("abcst=!,()~*<>\"' -_|&", max_size=40))
+def test_any_selector_is_read_or_refused(text: str) -> None:
+    only(UsageError, lambda: selectors.parse(text).matches({"worker_id": "w", "labels": {}, "state": "running"}))
+
+
+# ------------------------------------------------------------------------------------------------------ messages
+
+MESSAGES: list[tuple[type[Any], Any]] = []
+for golden in sorted((ROOT / "tests/wire/v1").glob("*.json")):
+    name = "".join(word.title() for word in golden.name.split(".")[0].split("_"))
+    cls = getattr(protocol, name, None)
+    if dataclasses.is_dataclass(cls):
+        MESSAGES += [(cls, json.loads(line)) for line in [golden.read_text(encoding="utf-8")]]  # type: ignore[list-item]
+
+
+@BOUNDED
+@given(data=st.data())
+def test_any_message_is_understood_or_refused_by_manager_and_agent(data: st.DataObject) -> None:
+    cls, value = data.draw(st.sampled_from(MESSAGES))
+    path = data.draw(st.sampled_from(list(places(value))))
+    with contextlib.suppress(TypeError, ValueError, UnicodeEncodeError):
+        body = json.dumps(replaced(value, path, data.draw(ANYTHING))).encode()
+        only(UsageError, lambda: http_io.dumps(protocol.encode(messages.read(cls, body))))
+        only(protocol.WireError, lambda: protocol.decode(cls, json.loads(body)))
+
+
+@BOUNDED
+@given(data=st.binary(max_size=200) | ANYTHING.map(repr).map(lambda text: text.encode("utf-8", "replace")))
+@example(data=b"[" * 100_000)
+@example(data=b'{"a":' * 5_000)
+def test_any_body_is_parsed_or_refused(data: bytes) -> None:
+    only(UsageError, lambda: http_io.parse_json(data))
+
+
+# -------------------------------------------------------------------------------------- between agent and runner
+
+
+@BOUNDED
+@given(
+    pieces=st.lists(
+        st.binary(max_size=80) | st.sampled_from([b'{"v": 1, "op": "hel', b'lo"}\n', b"\n", b"[1]\n", b"nul"])
+    )
+)
+def test_any_line_between_agent_and_runner_is_a_message_or_ignored(pieces: list[bytes]) -> None:
+    buffer = control.LineBuffer()
+    for piece in pieces:
+        try:
+            assert all(isinstance(message, dict) for message in buffer.feed(piece))
+        except (ValueError, OSError) as exc:
+            assert str(exc)
+            return
+
+
+# -------------------------------------------------------------------------------------------------------- files
+
+
+@BOUNDED
+@given(data=st.binary(max_size=300) | st.lists(st.binary(max_size=40)).map(b"\n".join))
+def test_any_journal_is_read_as_far_as_it_goes(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(data)
+    only(ProcGuardError, lambda: appendlog.read(str(path)))
+    only(ProcGuardError, lambda: appendlog.truncate_damaged_tail(str(path)))
+    assert list(appendlog.each(str(path))) == appendlog.read(str(path))[0]
+
+
+@BOUNDED
+@given(data=st.binary(max_size=300) | st.lists(st.binary(max_size=40)).map(b"\n".join))
+def test_an_agent_s_spool_is_read_whatever_stands_in_it(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "spool.jsonl"
+    path.write_bytes(data)
+    only((OSError, ValueError), lambda: journal.Journal(str(path)))
+
+
+# --------------------------------------------------------------------------------------------- WebSocket frames
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    running = RunningServer(tmp_path_factory.mktemp("server"))
+    running.deploy("alpha", "worker1")
+    yield running
+    running.close()
+    assert "Traceback" not in running.log()
+
+
+def frames(chance: random.Random) -> bytes:
+    """Some frames, mostly right ones."""
+    topics = ["workers", "hosts", "events", "logs:worker1", "logs:../x", "", "x" * 300, 7, None, {}]
+    payload = json.dumps(
+        {
+            "t": chance.choice(["sub", "unsub", "x", None]),
+            "topic": chance.choice(topics),
+            "seq": chance.choice([0, -1, 1e30, "a", []]),
+        }
+    ).encode()
+    kind = chance.randrange(6)
+    if kind == 0:
+        return chance.randbytes(chance.randrange(60))
+    if kind == 1:
+        return raw_websocket.encode(
+            chance.randrange(16), chance.randbytes(chance.randrange(130)), flags=chance.choice([0, 0x40])
+        )
+    if kind == 2:
+        return bytes([0x81, 0xFF]) + struct.pack("!Q", chance.choice([2**63, 2**40, 5])) + payload
+    if kind == 3:
+        return raw_websocket.encode(raw_websocket.CLOSE, struct.pack("!H", chance.randrange(65536)) + b"\xff")
+    return raw_websocket.encode(raw_websocket.TEXT, payload, fin=chance.random() < 0.8, masked=chance.random() < 0.9)
+
+
+def test_any_frames_end_in_an_answer_or_a_close_and_harm_nobody(server: RunningServer) -> None:
+    count = 150 if os.environ.get("PROCGUARD_LONG_TESTS") is None else 5_000
+    for number in range(count):
+        chance = random.Random(number)
+        with raw_websocket.RawWebSocket(server.port, timeout_s=5) as client, contextlib.suppress(OSError):
+            client.socket.sendall(b"".join(frames(chance) for _ in range(chance.randrange(1, 6))))
+    with raw_websocket.RawWebSocket(server.port) as client:
+        client.say({"t": "sub", "topic": "workers", "seq": 0})
+        assert client.until("snap")["items"]

@@ -1,0 +1,214 @@
+"""Health checks: bounded in time, and what their results add up to."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from remote_agent.health import HealthMonitor, LogWatch, run_check
+from remote_agent.protocol import HealthCheck
+from tests.waiting import wait_until
+
+
+class _Answers(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(int(self.path.strip("/")))
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def web() -> Iterator[str]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Answers)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def test_http_check_takes_2xx_and_3xx_as_healthy(web: str) -> None:
+    """Anything else names the status."""
+    assert run_check(HealthCheck("http", url=f"{web}/200"))[0]
+    assert run_check(HealthCheck("http", url=f"{web}/302"))[0]
+    healthy, detail = run_check(HealthCheck("http", url=f"{web}/503"))
+    assert not healthy and "HTTP 503" in detail
+
+
+def test_http_check_of_a_server_that_says_nothing_ends_in_time() -> None:
+    """A hung server must not hold the checking thread."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        started = time.monotonic()
+        healthy, detail = run_check(
+            HealthCheck("http", url=f"http://127.0.0.1:{listener.getsockname()[1]}/", timeout_s=0.2)
+        )
+        assert not healthy and time.monotonic() - started < 1.5
+        assert "127.0.0.1" in detail
+
+
+def test_tcp_check_tells_open_from_closed() -> None:
+    """Refused is a failed check that names the port."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        assert run_check(HealthCheck("tcp", port=listener.getsockname()[1]))[0]
+    port = free_port()
+    healthy, detail = run_check(HealthCheck("tcp", port=port))
+    assert not healthy and str(port) in detail
+
+
+def test_exec_check_runs_in_the_jobs_environment(tmp_path: Path) -> None:
+    """Exit code 0 is healthy; directory and environment are the job's."""
+    check = HealthCheck("exec", command="sh -c 'test \"$MARK\" = yes && test -e here'", timeout_s=5)
+    (tmp_path / "here").touch()
+    assert run_check(check, str(tmp_path), {"MARK": "yes", "PATH": "/usr/bin:/bin"})[0]
+    healthy, detail = run_check(check, "/", {"MARK": "yes", "PATH": "/usr/bin:/bin"})
+    assert not healthy and "ended with 1" in detail
+
+
+def test_exec_check_that_hangs_is_ended_with_all_it_started(tmp_path: Path) -> None:
+    """The whole process group goes, in bounded time."""
+    mark = tmp_path / "late"
+    check = HealthCheck("exec", command=f"sh -c '(sleep 1; touch {mark}) & sleep 30'", timeout_s=0.2)
+    started = time.monotonic()
+    healthy, detail = run_check(check)
+    assert not healthy and "longer than" in detail and time.monotonic() - started < 2
+    time.sleep(1.2)
+    assert not mark.exists()
+
+
+def test_missing_command_and_bad_words_are_failed_checks_not_exceptions() -> None:
+    """Whatever is in the specification, the thread survives."""
+    assert not run_check(HealthCheck("exec", command="/no/such/program"))[0]
+    assert not run_check(HealthCheck("exec", command="'unbalanced"))[0]
+    assert not run_check(HealthCheck("http", url="ftp://x"))[0]
+
+
+def monitor_with(check: HealthCheck) -> HealthMonitor:
+    monitor = HealthMonitor("worker1")
+    monitor.running(1, [check], 0.0)
+    return monitor
+
+
+def test_nothing_is_due_before_the_start_grace() -> None:
+    """A job that still loads its data is not unhealthy."""
+    monitor = monitor_with(HealthCheck("tcp", port=1, start_grace_s=10, interval_s=5))
+    assert monitor.due(9.9) == []
+    assert len(monitor.due(10.0)) == 1
+    assert monitor.due(30.0) == []  # one at a time
+
+
+def test_only_failures_in_a_row_make_it_failing_and_restart_is_asked_once() -> None:
+    """Two failures, a success, then three failures: failing at the third, and one restart."""
+    monitor = monitor_with(HealthCheck("tcp", port=1, start_grace_s=0, interval_s=1, failures=3, action="restart"))
+    now, asked, seen = 0.0, [], []
+    for healthy in (False, False, True, False, False, False, False):
+        (due,) = monitor.due(now)
+        asked.append(monitor.result(due, healthy, "refused", now))
+        verdict = monitor.verdict()
+        assert verdict is not None
+        seen.append(verdict.status)
+        now += 1.0
+    assert asked == [False] * 5 + [True, False]
+    assert seen[2] == "ok" and seen[4] != "failing" and seen[5] == "failing"
+
+
+def test_alert_never_asks_for_a_restart() -> None:
+    """Doubt is shown; it kills only where the policy says so."""
+    monitor = monitor_with(HealthCheck("tcp", port=1, start_grace_s=0, failures=1))
+    (due,) = monitor.due(0.0)
+    assert monitor.result(due, False, "refused", 0.0) is False
+    verdict = monitor.verdict()
+    assert verdict is not None and verdict.status == "failing" and "refused" in verdict.detail
+
+
+def test_a_late_result_of_the_former_attempt_counts_for_nothing() -> None:
+    """The new attempt begins with a clean slate."""
+    monitor = monitor_with(HealthCheck("tcp", port=1, start_grace_s=0, failures=1, action="restart"))
+    (due,) = monitor.due(0.0)
+    monitor.running(2, [HealthCheck("tcp", port=1, start_grace_s=0, failures=1, action="restart")], 1.0)
+    assert monitor.result(due, False, "refused", 1.0) is False
+    verdict = monitor.verdict()
+    assert verdict is not None and verdict.status == "unknown"
+    monitor.stopped()
+    assert monitor.verdict() is None
+
+
+def one_check(check: HealthCheck, cwd: str = "", log: LogWatch | None = None) -> HealthMonitor:
+    monitor = HealthMonitor("w1")
+    monitor.running(1, [check], time.monotonic() - 1000.0, cwd=cwd, log=log)
+    return monitor
+
+
+def look(monitor: HealthMonitor) -> tuple[bool, str]:
+    """Make the due check, whenever it is due."""
+    (due,) = monitor.due(time.monotonic() + 1000.0)
+    healthy, detail = due.run()
+    monitor.result(due, healthy, detail, time.monotonic())
+    return healthy, detail
+
+
+def test_heartbeat_file_must_change_within_its_age(tmp_path: Path) -> None:
+    """Compared with itself: a file whose time lies years ahead is no better than another."""
+    beat = tmp_path / "beat"
+    monitor = one_check(HealthCheck("heartbeat_file", path="beat", max_age_s=0.3, start_grace_s=0), str(tmp_path))
+    healthy, detail = look(monitor)
+    assert not healthy and str(beat) in detail and "No such file" in detail
+    beat.write_text("1")
+    assert look(monitor)[0]
+    os.utime(beat, (4e9, 4e9))
+    assert look(monitor)[0]
+    assert wait_until(lambda: not look(monitor)[0], what="found unchanged")
+    healthy, detail = look(monitor)
+    assert "unchanged for" in detail and "(allowed: 0.3 s)" in detail
+    os.utime(beat, (1e9, 1e9))  # a clock set back is a change, too
+    assert look(monitor)[0]
+
+
+def test_heartbeat_file_on_a_hung_file_system_fails_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = threading.Event()
+    real = os.stat
+    monkeypatch.setattr(os, "stat", lambda path, **more: gate.wait(30) if "beat" in str(path) else real(path, **more))
+    monitor = one_check(HealthCheck("heartbeat_file", path="beat", timeout_s=0.1), str(tmp_path))
+    started = time.monotonic()
+    healthy, detail = look(monitor)
+    assert not healthy and "file system hangs" in detail and time.monotonic() - started < 5
+    gate.set()
+
+
+def test_log_silence_counts_from_the_last_output() -> None:
+    size = [0]
+    log = LogWatch(lambda: (1, size[0], 0), lambda: None)
+    monitor = one_check(HealthCheck("log_silence", max_age_s=0.3, start_grace_s=0), log=log)
+    assert look(monitor)[0]
+    assert wait_until(lambda: not look(monitor)[0], what="silence noticed")
+    assert "no output for" in look(monitor)[1]
+    size[0] += 1
+    assert look(monitor)[0]
+
+
+def test_log_silence_without_an_age_follows_the_job_s_own_rhythm() -> None:
+    """And says so while it is not known."""
+    limit: list[float | None] = [None]
+    log = LogWatch(lambda: (1, 7, 0), lambda: limit[0])
+    monitor = one_check(HealthCheck("log_silence", start_grace_s=0), log=log)
+    healthy, detail = look(monitor)
+    assert healthy and "rhythm is not known yet" in detail
+    limit[0] = 0.05
+    assert wait_until(lambda: not look(monitor)[0], what="silence beyond its rhythm")

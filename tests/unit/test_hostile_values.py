@@ -1,0 +1,93 @@
+"""Whatever stands in an inventory, a value stays one word of a command, and a host never gets at the keys of whoever
+deploys to it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+import fabric
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from procguard.deploy import ssh
+from procguard.deploy.channel import SUDO_ASKS, remote_command
+from procguard.deploy.target import USER_NAME, Target
+from procguard.errors import HostError
+
+HOSTILE = [
+    "a; touch broken",
+    "$(touch broken)",
+    "`id`",
+    "a b",
+    "-oProxyCommand=id",
+    "a\nb",
+    "'",
+    '"',
+    "a'b",
+    "%h",
+    "*",
+    "~",
+]
+TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1, max_size=20)
+BOUNDED = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture
+def fake_sudo(tmp_path: Path) -> Path:
+    """A sudo that says what it was given, a word a line."""
+    program = tmp_path / "bin" / "sudo"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\nfor word in "$@"; do printf "%s\\n" "$word"; done\n')
+    program.chmod(0o755)
+    return tmp_path
+
+
+@pytest.mark.parametrize("user", HOSTILE)
+def test_a_user_s_name_that_is_more_than_a_word_is_refused(user: str) -> None:
+    with pytest.raises(HostError, match="names no user"):
+        remote_command(Target("gpu01", become_user=user))
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(user=st.from_regex(USER_NAME, fullmatch=True))
+@example(user="svc$")
+def test_a_user_s_name_reaches_sudo_as_it_is(fake_sudo: Path, user: str) -> None:
+    environment = {"PATH": f"{fake_sudo / 'bin'}:{os.environ['PATH']}"}
+    command = remote_command(Target("gpu01", become_user=user))
+    done = subprocess.run(
+        ["sh", "-c", command], cwd=fake_sudo, env=environment, capture_output=True, text=True, check=True
+    )
+    words = done.stdout.splitlines()
+    assert words[:7] == ["-k", "-S", "-p", SUDO_ASKS, "-H", "-u", user]
+    assert sorted(os.listdir(fake_sudo)) == ["bin"]
+
+
+@BOUNDED
+@given(host=TEXT, user=TEXT)
+@example(host="10.0.0.1 -o x", user="a b")
+@example(host="'; touch broken; '", user="$(id)")
+def test_a_proxy_command_has_each_value_as_one_word(host: str, user: str) -> None:
+    connection = type("Connection", (), {"host": host, "port": 2222, "user": user})()
+    told = ssh._filled("nc -x proxy %h %p --user=%r --name %n 100%%", Target("gpu01"), connection)  # type: ignore[arg-type]
+    assert shlex.split(told.replace("%%", "%")) == [
+        word for word in ("nc", "-x", "proxy", host.replace("%%", "%"), "2222", f"--user={user}".replace("%%", "%"))
+    ] + ["--name", "gpu01", "100%"]
+
+
+@BOUNDED
+@given(address=TEXT, user=TEXT, key=TEXT, jump=TEXT)
+def test_the_line_a_person_is_told_to_type_is_what_it_says(address: str, user: str, key: str, jump: str) -> None:
+    line = ssh.ssh_command(Target("gpu01", address, 22, user, key_filename=key, proxy_jump=jump))
+    assert shlex.split(line) == ["ssh", "-p", "22", "-i", key, "-J", jump, f"{user}@{address}"]
+
+
+def test_no_agent_is_forwarded_whatever_the_configuration_of_ssh_says(tmp_path: Path) -> None:
+    (tmp_path / "config").write_text("Host *\n  ForwardAgent yes\n")
+    config = fabric.Config(runtime_ssh_path=str(tmp_path / "config"))
+    connection = ssh.StrictConnection(Target("web", "10.255.255.1", 22, "root"), config, 5.0)
+    assert connection.ssh_config["forwardagent"] == "yes"
+    assert connection.forward_agent is False

@@ -1,0 +1,122 @@
+"""The head of a request: what is understood, and what is refused because somebody else might read it otherwise."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from procguard.portal import http_head
+
+
+def parsed(*lines: bytes, line: bytes = b"POST /x?a=1 HTTP/1.1") -> http_head.Head:
+    return http_head.parse(b"\r\n".join((line, *lines, b"", b"")))
+
+
+def test_a_usual_request() -> None:
+    head = parsed(
+        b"Host: localhost:5000", b"content-length: 12", b"X-Two: a", b"x-two:b", b"Cookie: a=1", b"cookie: b=2"
+    )
+    assert (head.method, head.target, head.version) == ("POST", "/x?a=1", "HTTP/1.1")
+    assert head.fields == {
+        "HTTP_HOST": "localhost:5000",
+        "CONTENT_LENGTH": "12",
+        "HTTP_X_TWO": "a,b",
+        "HTTP_COOKIE": "a=1; b=2",
+    }
+    assert (head.content_length, head.chunked, head.close) == (12, False, False)
+
+
+def test_a_header_with_an_underscore_is_left_out() -> None:
+    """HTTP_X_FORWARDED_FOR must be what a proxy wrote, never what a client smuggled past it."""
+    assert parsed(b"X_Forwarded_For: 1.2.3.4").fields == {}
+
+
+@pytest.mark.parametrize(
+    "version, connection, close",
+    [
+        ("1.1", "", False),
+        ("1.1", "close", True),
+        ("1.1", "Keep-Alive, Close", True),
+        ("1.0", "", True),
+        ("1.0", "keep-alive", False),
+    ],
+)
+def test_how_long_the_connection_lasts(version: str, connection: str, close: bool) -> None:
+    fields = [f"Connection: {connection}".encode()] if connection else []
+    assert parsed(*fields, line=f"GET / HTTP/{version}".encode()).close is close
+
+
+def test_a_chunked_body_has_no_length() -> None:
+    head = parsed(b"Transfer-Encoding: Chunked", b"Content-Length: 3")
+    assert head.chunked and head.content_length is None and "CONTENT_LENGTH" not in head.fields
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        [b"Content-Length: 1", b"Content-Length: 2"],
+        [b"Content-Length: 1", b"Content-Length: 1"],
+        [b"Content-Length: +1"],
+        [b"Content-Length: 1, 1"],
+        [b"Content-Length: 0x1"],
+        [b"Content-Length: " + b"9" * 40],
+        [b"Content-Length:"],
+        [b"Content-Length : 1"],
+        [b"Transfer-Encoding: gzip, chunked"],
+        [b"Transfer-Encoding: identity"],
+        [b"Transfer-Encoding: chunked", b"Transfer-Encoding: chunked"],
+        [b"Host: a", b"Host: b"],
+        [b"Authorization: Bearer a", b"Authorization: Bearer b"],
+        [b"X-Folded: a", b" b"],
+        [b"no colon"],
+        [b": nameless"],
+        [b"X-\xc3\xa9: 1"],
+        [b"X-Nul: a\0b"],
+        [b"X-Cr: a\rSet-Cookie: b"],
+    ],
+)
+def test_what_could_be_read_in_two_ways_is_refused(fields: list[bytes]) -> None:
+    with pytest.raises(http_head.BadHead):
+        parsed(*fields)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"GET",
+        b"GET /",
+        b"GET / HTTP/2.0",
+        b"GET / HTTP/1.10",
+        b"GET  / HTTP/1.1",
+        b"G T / HTTP/1.1",
+        b"GET / x HTTP/1.1",
+        b"GE\0T / HTTP/1.1",
+    ],
+)
+def test_what_is_no_request_line_is_refused(line: bytes) -> None:
+    with pytest.raises(http_head.BadHead):
+        parsed(line=line)
+
+
+def test_many_headers_are_too_many() -> None:
+    parsed(*[b"X: 1"] * http_head.MAX_FIELDS)
+    with pytest.raises(http_head.TooLarge):
+        parsed(*[b"X: 1"] * (http_head.MAX_FIELDS + 1))
+
+
+def test_names_that_are_never_used_again_do_not_fill_the_memory() -> None:
+    for number in range(3 * http_head._MAX_NAMES):
+        parsed(f"X-N{number}: 1".encode())
+    assert len(http_head._NAMES) <= http_head._MAX_NAMES
+
+
+@given(st.binary(max_size=300))
+def test_whatever_comes_is_understood_or_refused(data: bytes) -> None:
+    try:
+        head = http_head.parse(data)
+    except http_head.BadHead:
+        return
+    assert head.content_length is None or head.content_length >= 0
+    assert all("\n" not in value and "\r" not in value for value in head.fields.values())

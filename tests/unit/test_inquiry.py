@@ -1,0 +1,86 @@
+"""After a start that can't prove that nothing is missing, nobody is told what to run before the agents were heard."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from procguard.fleet.store import appendlog
+from tests.unit.fleet_world import World
+
+
+@pytest.fixture
+def lost(tmp_path: Path) -> World:
+    """w1 on h1, w2 on h2; then the newest part of the state is lost."""
+    world = World(tmp_path)
+    world.deploy({"h1": {"w1": {"command": "sleep 9"}}, "h2": {"w2": {"command": "sleep 9"}}})
+    world.registry.save()
+    world.registry.close()
+    newest = max(name for name in os.listdir(tmp_path) if ".yaml.j" in name)
+    os.unlink(tmp_path / newest)
+    world.registry = world.open()
+    return world
+
+
+def test_no_assignment_is_handed_out_until_every_agent_was_heard(lost: World) -> None:
+    assert lost.beat("h1", lost.report("w1")).assignments is None
+    assert lost.registry.agent_reply("h1", "", 0, lost.now) is None
+    assert lost.beat("h2", lost.report("w2")).assignments is not None
+    assert lost.beat("h1", lost.report("w1")).assignments is not None
+
+
+def test_an_agent_that_never_returns_does_not_hold_it_up_for_ever(lost: World) -> None:
+    assert lost.beat("h1", lost.report("w1")).assignments is None
+    lost.pass_time(3 * lost.settings.heartbeat_timeout_s + 1)
+    assert lost.beat("h1", lost.report("w1")).assignments is not None
+    assert any("not heard: h2" in event["reason"] for event in lost.registry.events() if event["kind"] == "state")
+
+
+def test_a_worker_that_has_moved_in_the_lost_part_is_started_nowhere_else(lost: World) -> None:
+    epoch = lost.registry.workers_by_id["w1"].epoch + 1
+    assert lost.beat("h1").assignments is None
+    reply = lost.beat("h2", lost.report("w2"), lost.report("w1", epoch=epoch))
+    assert [(one.worker_id, one.desired, one.epoch) for one in reply.assignments or []] == [
+        ("w1", "running", epoch),
+        ("w2", "running", lost.registry.workers_by_id["w2"].epoch),
+    ]
+    assert [(one.worker_id, one.desired) for one in lost.beat("h1").assignments or []] == [("w1", "removed")]
+
+
+def test_an_intact_state_is_handed_out_at_once(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.deploy({"h1": {"w1": {"command": "sleep 9"}}, "h2": {}})
+    world.restart()
+    assert world.beat("h1", world.report("w1")).assignments is not None
+
+
+# ------------------------------------------------------------------------------------------------ disks that refuse
+
+
+def test_with_a_disk_that_refuses_heartbeats_are_answered_and_nothing_new_is_handed_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path)
+    world.deploy({"h1": {"w1": {"command": "sleep 9", "on_partition": "fence"}}})
+    rev = world.beat("h1", world.report("w1", lease_left_s=30.0)).assignments_rev
+
+    def full(_fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fdatasync", full)
+        with pytest.raises(appendlog.NotDurable, match="No space left on device"):
+            world.registry.command("w1", "stop", "tester", world.now)
+        reply = world.beat("h1", world.report("w1"), assignments_rev=rev, events=[world.event("w1", "a", "b")])
+        assert (reply.assignments, reply.commands, reply.events_acked) == (None, [], {})
+        assert [lease.worker_id for lease in reply.leases] == ["w1"]
+        assert world.registry.agent_reply("h1", rev, 0, world.now) is None
+        assert "No space left" in world.registry.unwritten
+    world.registry.commit()  # the manager's own round
+    assert world.registry.unwritten == ""
+    reply = world.beat("h1", world.report("w1"), assignments_rev=rev)
+    assert [one.desired for one in reply.assignments or []] == ["stopped"]
+    world.restart()
+    assert world.registry.workers_by_id["w1"].desired == "stopped"

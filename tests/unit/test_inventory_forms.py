@@ -1,0 +1,105 @@
+"""Inventories that are not YAML: their mistakes are told with file, line and the next step; nothing else is run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from procguard.deploy import inventory
+from procguard.errors import InventoryError
+
+
+def mistake(path: Path) -> str:
+    with pytest.raises(InventoryError) as caught:
+        inventory.load(path)
+    return str(caught.value)
+
+
+def written(tmp_path: Path, name: str, text: str, mode: int = 0o644) -> Path:
+    path = tmp_path / name
+    path.write_text(text)
+    path.chmod(mode)
+    return path
+
+
+def test_workers_of_an_ini_inventory_come_from_group_vars(tmp_path: Path) -> None:
+    (tmp_path / "group_vars").mkdir()
+    written(tmp_path / "group_vars", "trainers.yml", 'procguard_workers: {"w-{{ inventory_hostname }}": run me}')
+    path = written(tmp_path, "hosts", "[trainers]\ngpu[01:02] ansible_host=10.0.0.7 ansible_port=2222\n")
+    hosts = inventory.load(path).hosts
+    assert [host.workers[0].worker_id for host in hosts.values()] == ["w-gpu01", "w-gpu02"]
+    assert (hosts["gpu01"].target.address, hosts["gpu01"].target.port) == ("10.0.0.7", 2222)
+
+
+def test_workers_may_stand_in_one_line_of_an_ini_inventory(tmp_path: Path) -> None:
+    path = written(tmp_path, "hosts.ini", "h1 procguard_workers=\"[{'id': 'w1', 'command': 'sleep 9'}]\"\n")
+    assert inventory.load(path).hosts["h1"].workers[0].spec["command"] == "sleep 9"
+
+
+def test_all_mistakes_of_an_ini_inventory_are_told_with_their_lines(tmp_path: Path) -> None:
+    lines = (
+        "[web]", "w1 port", "w2 a='x", "[web:vars]", "no equals sign", "[gone:vars]", "a=1", "[web:kids]", "x",
+        "[top:children]", "nobody", "[a b]",
+    )  # fmt: skip
+    told = mistake(written(tmp_path, "hosts.ini", "\n".join(lines))).splitlines()
+    expected = {
+        2: "port is no variable",
+        3: "No closing quotation",
+        5: "no equals sign",
+        6: "[gone:vars]",
+        8: "[web:kids]",
+    }
+    expected |= {11: "[top:children] names nobody", 12: "[a b] is no section"}
+    for line, words in expected.items():
+        assert any(f"hosts.ini:{line}:" in one and words in one for one in told), (line, told)
+    assert len(told) == len(expected)
+
+
+def test_yaml_read_as_ini_says_how_to_name_it(tmp_path: Path) -> None:
+    told = mistake(written(tmp_path, "hosts.ini", "all:\n  hosts:\n"))
+    assert "hosts.ini:1: all: is no host" in told and "end in .yaml" in told
+
+
+def test_the_settings_of_a_plugin_are_no_inventory(tmp_path: Path) -> None:
+    told = mistake(written(tmp_path, "aws.yaml", "plugin: amazon.aws.aws_ec2\n"))
+    assert "aws.yaml:1" in told and "ansible-inventory -i" in told
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("#!/bin/sh\necho cannot log in >&2\nexit 3\n", "failed with exit code 3: cannot log in"),
+        ("#!/bin/sh\necho nonsense\n", "is no JSON"),
+        ("#!/bin/sh\necho '[]'\n", "is no JSON object"),
+        ("#!/nowhere/python\n", "cannot be started"),
+        ('#!/bin/sh\necho \'{"g": {"hosts": "h1"}}\'\n', "hosts of g must be a list"),
+    ],
+)
+def test_a_script_that_gives_no_inventory_is_told_in_a_line(tmp_path: Path, script: str, words: str) -> None:
+    told = mistake(written(tmp_path, "dynamic", script, 0o755))
+    assert words in told and "dynamic" in told and "Traceback" not in told
+
+
+def test_a_script_that_may_not_be_executed_is_not_run(tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    path = written(tmp_path, "dynamic", f"#!/bin/sh\ntouch {mark}\n", 0o644)
+    assert "dynamic" in mistake(path)
+    assert not mark.exists()
+
+
+def test_hosts_may_be_named_instead_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert list(inventory.load("h1,h2:2222,").hosts) == ["h1", "h2"]
+    assert inventory.load("h1,h2:2222,").hosts["h2"].target.port == 2222
+
+
+@pytest.mark.parametrize("variable", inventory.PROCGUARD_VARIABLES)
+def test_every_variable_of_procguard_is_documented(variable: str) -> None:
+    page = Path(__file__).parents[2] / "docs" / "inventory.md"
+    assert f"| `{variable}` |" in page.read_text(encoding="utf-8")
+
+
+def test_an_empty_folder_and_a_missing_file_are_named(tmp_path: Path) -> None:
+    assert "holds no inventory" in mistake(tmp_path)
+    assert "there is no file" in mistake(tmp_path / "nowhere.yaml")

@@ -1,0 +1,73 @@
+"""What the agent remembers over its own death."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from remote_agent import journal as journal_module
+from remote_agent.journal import Journal
+from remote_agent.protocol import CommandResult
+
+
+def test_executed_commands_and_acks_survive_without_a_clean_end(tmp_path: Path) -> None:
+    """Nothing is closed or flushed: as after kill -9."""
+    path = str(tmp_path / "journal.jsonl")
+    first = Journal(path)
+    first.begin("c-1")
+    first.end(CommandResult("c-1", "done", "attempt 2 started"))
+    first.begin("c-2")
+    first.ack("worker1", 17)
+    again = Journal(path)
+    assert again.acted("c-1") and again.result("c-1") == CommandResult("c-1", "done", "attempt 2 started")
+    assert again.acted("c-2") and again.result("c-2") is None
+    assert not again.acted("c-3")
+    assert again.acked("worker1") == 17
+
+
+def test_torn_last_line_is_skipped_and_does_not_swallow_the_next(tmp_path: Path) -> None:
+    """A power cut tears the last line; what is written afterwards stands on a line of its own."""
+    path = tmp_path / "journal.jsonl"
+    path.write_bytes(b'{"t":"begin","id":"c-1"}\n{"t":"beg')
+    journal = Journal(str(path))
+    journal.begin("c-2")
+    again = Journal(str(path))
+    assert again.acted("c-1") and again.acted("c-2")
+
+
+def test_acknowledgements_only_rise(tmp_path: Path) -> None:
+    """A late answer never has events sent twice."""
+    journal = Journal(str(tmp_path / "j"))
+    assert journal.ack("w", 5)
+    assert not journal.ack("w", 4)
+    assert journal.acked("w") == 5
+    journal.forget("w")
+    assert Journal(str(tmp_path / "j")).acked("w") == 0
+
+
+def test_the_file_and_the_memory_stay_bounded(tmp_path: Path) -> None:
+    """Thousands of commands and acks: the file is compacted, the newest commands are kept."""
+    path = tmp_path / "j"
+    journal = Journal(str(path))
+    for number in range(4000):
+        journal.begin(f"c-{number}")
+        journal.end(CommandResult(f"c-{number}", "done", ""))
+        journal.ack("w", number + 1)
+    assert len(path.read_bytes().splitlines()) <= journal_module.MAX_LINES + 1
+    again = Journal(str(path))
+    assert again.acted("c-3999") and not again.acted("c-0")
+    assert again.acked("w") == 4000
+
+
+def test_full_disk_keeps_working_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can't be written is counted and still remembered by this process."""
+    journal = Journal(str(tmp_path / "j"))
+
+    def full(_fd: int, _data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("remote_agent.journal.os.write", full)
+    journal.begin("c-1")
+    assert journal.write_errors == 1
+    assert journal.acted("c-1")

@@ -1,0 +1,289 @@
+"""The lists of the portal: one snapshot in columns, then frames of what changed, encoded once, and none of it wrong."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+from procguard.portal.live_columns import HOST_COLUMNS, WORKER_COLUMNS, Hosts, Workers
+from procguard.portal.live_rows import HISTORY_FRAMES, RowTopic, column_text, differences
+from remote_agent import protocol
+from tests.unit.fleet_world import World
+
+
+class FakeClient:
+    """What a page would have after the frames it was given. `slow`: it refuses what may be left out."""
+
+    def __init__(self) -> None:
+        self.frames: list[bytes] = []
+        self.slow = False
+
+    def send_frame(self, frame: bytes) -> bool:
+        self.frames.append(frame)
+        return True
+
+    def offer_frame(self, frame: bytes) -> bool:
+        return not self.slow and self.send_frame(frame)
+
+    @property
+    def messages(self) -> list[Any]:
+        return [unpacked(frame) for frame in self.frames]
+
+
+def unpacked(frame: bytes) -> Any:
+    """A frame's JSON; binary frames are deflated."""
+    head = 2 if frame[1] < 126 else 4 if frame[1] == 126 else 10
+    return json.loads(zlib.decompress(frame[head:]) if frame[0] & 0x0F == 2 else frame[head:])
+
+
+class Shelf:
+    """Rows of (id, state) with one measure."""
+
+    columns = ("id", "state")
+    measures = ("load",)
+    key = "id"
+
+    def __init__(self, count: int = 3) -> None:
+        self.rows = {f"w{number}": "running" for number in range(count)}
+        self.load: dict[str, int] = {}
+        self.read = 0
+        self.topic = RowTopic("rows:test", self, lambda: None)
+
+    def ids(self) -> list[str]:
+        return list(self.rows)
+
+    def row(self, item_id: str, before: Any, wall: float) -> Any:
+        self.read += 1
+        return (item_id, self.rows[item_id]) if item_id in self.rows else None
+
+    def measured(self, item_id: str) -> Any:
+        return (self.load[item_id],) if item_id in self.load else None
+
+    def put(self, item_id: str, state: str | None) -> None:
+        if state is None:
+            self.rows.pop(item_id, None)
+        else:
+            self.rows[item_id] = state
+        self.topic.touch(item_id)
+
+    def measure(self, item_id: str, load: int) -> None:
+        self.load[item_id] = load
+        self.topic.touch(item_id)
+
+
+class Replica:
+    """The page's side of the protocol, as web/js/rows.js has it."""
+
+    def __init__(self, snapshot: Any, columns: tuple[str, ...]) -> None:
+        self.columns = columns
+        self.seq = snapshot["seq"]
+        self.rows: dict[int, dict[str, Any]] = {}
+        values = {name: plain(column) for name, column in snapshot["columns"].items()}
+        for place, slot in enumerate(summed(snapshot["slots"])):
+            self.rows[slot] = {name: column[place] for name, column in values.items()}
+
+    def take(self, message: Any) -> None:
+        if message["t"] == "rows":
+            assert message["prev"] == self.seq
+            self.seq = message["seq"]
+            for slot in message["gone"]:
+                del self.rows[slot]
+        assert message["seq"] == self.seq
+        for place, slot in enumerate(summed(message["slots"])):
+            row = self.rows.setdefault(slot, {})
+            row.update({name: column[place] for name, column in message["columns"].items()})
+
+    def by(self, key: str) -> dict[str, dict[str, Any]]:
+        return {row[key]: row for row in self.rows.values()}
+
+
+def summed(steps: list[int]) -> list[int]:
+    at = 0
+    return [at := at + step for step in steps]
+
+
+def plain(column: Any) -> list[Any]:
+    return column if isinstance(column, list) else [column["of"][place] for place in column["at"]]
+
+
+def joined(shelf: Shelf) -> tuple[FakeClient, Replica]:
+    """A client that took the snapshot and subscribed from there."""
+    snapshot = json.loads(shelf.topic.snapshot("e1"))
+    client = FakeClient()
+    shelf.topic.subscribe(client, snapshot["seq"])
+    return client, Replica(snapshot, shelf.columns)
+
+
+def test_a_snapshot_and_the_frames_after_it_are_the_table() -> None:
+    shelf = Shelf(5)
+    client, page = joined(shelf)
+    shelf.put("w1", "failed")
+    shelf.topic.flush()
+    shelf.put("w2", None)
+    shelf.put("w9", "starting")
+    shelf.topic.flush()
+    shelf.put("w10", "starting")  # takes the place that w2 left, or a new one
+    shelf.put("w1", "running")
+    shelf.topic.flush()
+    for message in client.messages:
+        page.take(message)
+    assert {key: row["state"] for key, row in page.by("id").items()} == shelf.rows
+
+
+def test_only_columns_that_changed_are_told_and_only_of_rows_that_did() -> None:
+    shelf = Shelf(4)
+    client, _ = joined(shelf)
+    shelf.put("w2", "failed")
+    shelf.put("w3", "running")  # touched, and as it was
+    shelf.topic.flush()
+    [message] = client.messages
+    assert message["columns"] == {"state": ["failed"]} and summed(message["slots"]) == [2]
+
+
+def test_a_frame_is_encoded_once_for_all_and_nothing_is_sent_where_nothing_changed() -> None:
+    shelf = Shelf(300)
+    clients = [joined(shelf)[0] for _ in range(3)]
+    for number in range(300):
+        shelf.put(f"w{number}", "stopped")
+    shelf.topic.flush()
+    assert clients[0].frames[-1] is clients[1].frames[-1] is clients[2].frames[-1]
+    assert clients[0].frames[-1][0] & 0x0F == 2, "a large frame is deflated"
+    shelf.topic.touch("w1")
+    shelf.topic.flush()
+    assert len(clients[0].frames) == 1
+
+
+def test_measures_are_told_apart_and_whole_to_who_was_left_out() -> None:
+    """A slow reader misses a frame of measures; the next one that it is given tells all of them."""
+    shelf = Shelf(3)
+    client, page = joined(shelf)
+    shelf.measure("w0", 5)
+    shelf.topic.flush()
+    shelf.topic.flush_measures()
+    client.slow = True
+    shelf.measure("w1", 7)
+    shelf.topic.flush()
+    shelf.topic.flush_measures()
+    assert shelf.topic.moving, "somebody is owed measures"
+    client.slow = False
+    shelf.measure("w2", 9)
+    shelf.topic.flush()
+    shelf.topic.flush_measures()
+    for message in client.messages:
+        page.take(message)
+    assert {key: row["load"] for key, row in page.by("id").items()} == {"w0": 5, "w1": 7, "w2": 9}
+    assert not shelf.topic.moving
+
+
+def test_a_row_s_state_is_never_left_out_for_a_slow_reader() -> None:
+    shelf = Shelf(2)
+    client, page = joined(shelf)
+    client.slow = True
+    shelf.put("w1", "failed")
+    shelf.topic.flush()
+    page.take(client.messages[-1])
+    assert page.by("id")["w1"]["state"] == "failed"
+
+
+def test_who_missed_a_few_frames_gets_these_and_who_missed_too_many_is_told_so() -> None:
+    shelf = Shelf(2)
+    _, page = joined(shelf)
+    began = page.seq
+    for number in range(3):
+        shelf.put("w1", f"s{number}")
+        shelf.topic.flush()
+    back = FakeClient()
+    shelf.topic.subscribe(back, began)
+    assert [message["t"] for message in back.messages] == ["rows"] * 3
+    for number in range(HISTORY_FRAMES + 1):
+        shelf.put("w1", f"t{number}")
+        shelf.topic.flush()
+    for seq in (began, 10_000, 0):
+        late = FakeClient()
+        shelf.topic.subscribe(late, seq)
+        assert [message["t"] for message in late.messages] == ["gap"]
+        assert late not in shelf.topic.clients
+
+
+def test_while_nobody_looks_nothing_is_read() -> None:
+    shelf = Shelf(50)
+    for number in range(50):
+        shelf.put(f"w{number}", "failed")
+        shelf.topic.flush()
+    assert shelf.read == 0
+    _, page = joined(shelf)
+    assert {row["state"] for row in page.rows.values()} == {"failed"}
+
+
+def test_a_column_of_few_values_names_each_once() -> None:
+    few = json.loads(column_text(["running"] * 9 + ["failed"]))
+    assert few == {"of": ["running", "failed"], "at": [0] * 9 + [1]}
+    assert json.loads(column_text([{"a": "1"}, {"a": "1"}, {"a": "2"}, {"a": "1"}]))["of"] == [{"a": "1"}, {"a": "2"}]
+    assert json.loads(column_text([1, True, "1", None])) == [1, True, "1", None]
+    assert differences([3, 4, 9]) == [3, 1, 5]
+
+
+def test_a_worker_s_row_says_what_its_view_says(tmp_path: Path) -> None:
+    """The list and the worker's own page must not disagree: in every state, reachable or not."""
+    world = World(tmp_path)
+    spec = {"command": ["python", "a b.py"], "group": "g", "labels": {"rack": "r1"}}
+    world.deploy({"h1": {"w1": spec, "w2": {"command": "x"}, "w3": {"command": "y"}}})
+    usage = protocol.WorkerUsage(12.34, 5_368_709_120, 1, 1, gpus=[0, 2], gpu_percent=71.4, gpu_memory_bytes=999)
+    health = protocol.Health("failing", "no answer")
+    world.beat(
+        "h1",
+        world.report("w1", usage=usage, health=health, since=1_789_999_990.04, reason="runs", restarts_total=4),
+        world.report("w2", state="backoff", next_start_in_s=30.0, reason="exit 1"),
+    )
+    world.registry.set_worker_suspect("w1", "no CPU for 90 s", world.now)
+    source = Workers(world.registry)
+
+    def compare() -> None:
+        for worker_id in ("w1", "w2", "w3"):
+            view = world.registry.worker(worker_id)
+            row = dict(zip(WORKER_COLUMNS, source.row(worker_id, None, world.now.wall) or (), strict=True))
+            for name in (
+                "worker_id", "state", "last_known_state", "desired", "host", "agent", "group", "labels", "attempt",
+                "restarts", "restarts_total", "command", "reason", "suspect", "restart_pending", "undeclared",
+            ):  # fmt: skip
+                assert row[name] == view[name], (worker_id, name)
+
+    compare()
+    assert source.measured("w1") == (12.3, 5_370_000_000, 71, 999) and source.measured("w3") is None
+    row = dict(zip(WORKER_COLUMNS, source.row("w2", None, world.now.wall) or (), strict=True))
+    assert row["next_start_at"] == round(world.now.wall + 30)
+    world.registry.mark_agent("h1", "unreachable", "silent", world.now)
+    compare()
+    gone = dict(zip(WORKER_COLUMNS, source.row("w1", None, world.now.wall) or (), strict=True))
+    assert gone["state"] == "unknown" and gone["last_seen"] == round(world.now.wall, 1)
+    assert source.row("no-such", None, 0.0) is None
+
+
+def test_a_countdown_told_again_with_each_heartbeat_is_no_change(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.deploy({"h1": {"w1": {"command": "x"}}})
+    source = Workers(world.registry)
+    world.beat("h1", world.report("w1", state="backoff", next_start_in_s=30.0))
+    first = source.row("w1", None, 1000.0)
+    world.beat("h1", world.report("w1", state="backoff", next_start_in_s=28.4))
+    assert source.row("w1", first, 1002.2) == first
+
+
+def test_hosts_and_launchers_that_wait_are_rows_of_one_list(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.deploy({"h1": {"w1": {"command": "x"}}}, labels={"h1": {"gpu": "h100"}})
+    gpu = protocol.GpuUsage(0, utilization_percent=80.0, memory_used_bytes=10, memory_total_bytes=100, worker_id="w1")
+    idle = protocol.GpuUsage(1, utilization_percent=0.0, memory_used_bytes=0, memory_total_bytes=100)
+    world.beat("h1", usage=protocol.HostUsage(7.04, 1.5, 1000, 1, 2, gpus=[gpu, idle]))
+    waiting = world.register("w9", trusted=False, peer="192.0.2.7", secret_sha256=protocol.secret_sha256("x"))
+    source = Hosts(world.registry)
+    rows = [dict(zip(HOST_COLUMNS, source.row(one, None, 0.0) or (), strict=True)) for one in source.ids()]
+    host, launcher = rows
+    assert (host["host"], host["agent_state"], host["workers"], host["gpus"]) == ("h1", "connected", 1, 2)
+    assert host["labels"] == {"gpu": "h100"}
+    assert (launcher["agent_state"], launcher["worker_id"]) == ("pending", "w9")
+    assert launcher["fingerprint"] == waiting.fingerprint
+    measured = source.measured("h1")
+    assert measured is not None and measured[1:4] == (7.0, 1.5, 1000) and measured[-4:] == (40, 10, 200, 1)

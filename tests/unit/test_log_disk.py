@@ -1,0 +1,106 @@
+"""What of a worker's logs stays on its host: decided purely, carried out without moving an offset."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from remote_agent import log_disk
+from remote_agent.log_disk import BURST_BYTES, STEP_BYTES, FileState, decide
+
+MIB = 2**20
+
+
+def state(attempt: int, size: int, *, stream: str = "out", complete: bool = True, current: bool = False) -> FileState:
+    return FileState(attempt, stream, size, complete, current, size)
+
+
+def test_a_running_log_keeps_its_last_bytes_shipped_or_not() -> None:
+    waits = FileState(1, "out", 100 * MIB + 5, False, True, 100 * MIB + 5)  # the manager is away
+    assert decide([waits], 10 * MIB, 50) == ({"1.out": 90 * MIB}, [])
+
+
+def test_a_burst_that_the_manager_is_taking_gets_more_room_but_not_for_ever() -> None:
+    taking = FileState(1, "out", 50 * MIB, False, True, 20 * MIB)
+    assert decide([taking], 10 * MIB, 50) == ({"1.out": 20 * MIB}, [])
+    faster_than_the_manager = FileState(1, "out", 500 * MIB, False, True, 20 * MIB)
+    assert decide([faster_than_the_manager], 10 * MIB, 50) == ({"1.out": 490 * MIB - BURST_BYTES}, [])
+
+
+def test_a_small_log_is_left_alone() -> None:
+    assert decide([state(1, 5 * MIB, current=True)], 10 * MIB, 50) == ({}, [])
+
+
+def test_only_so_many_attempts_stay_and_only_complete_ones_go() -> None:
+    files = [state(n, 10, complete=n != 1) for n in range(1, 7)] + [state(7, 10, complete=False, current=True)]
+    assert decide(files, 10 * MIB, 4) == ({}, [3, 2])
+
+
+def test_finished_attempts_share_one_bound_newest_first() -> None:
+    files = [state(1, 6 * MIB), state(2, 6 * MIB), state(3, 6 * MIB), state(4, MIB, current=True)]
+    assert decide(files, 12 * MIB, 50) == ({}, [1])
+
+
+def test_a_finished_attempt_that_the_manager_lacks_leaves_a_hole_of_its_size() -> None:
+    files = [state(1, 6 * MIB, complete=False), state(2, 11 * MIB, complete=False), state(3, 5, current=True)]
+    cuts, removed = decide(files, 10 * MIB, 50)
+    assert removed == [] and cuts == {"1.out": 6 * MIB, "2.out": MIB}
+
+
+def test_both_streams_of_an_attempt_go_together() -> None:
+    files = [state(1, 5), state(1, 5, stream="err", complete=False), state(2, 5, current=True)]
+    assert decide(files, 10 * MIB, 1) == ({}, [])
+    files[1] = state(1, 5, stream="err")
+    assert decide(files, 10 * MIB, 1) == ({}, [1])
+
+
+def make_log(path: Path, size: int) -> bytes:
+    data = os.urandom(size)
+    path.write_bytes(data)
+    return data
+
+
+def test_a_hole_frees_blocks_and_moves_no_offset(tmp_path: Path) -> None:
+    path = tmp_path / "1.log"
+    data = make_log(path, 9 * MIB)
+    problem = log_disk.punch_hole(str(path), 0, 6 * MIB)
+    if problem:
+        pytest.skip(f"this file system punches no holes: {problem}")
+    assert path.stat().st_size == 9 * MIB and path.stat().st_blocks * 512 <= 3 * MIB + STEP_BYTES
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        assert log_disk.next_data(descriptor, 1000, 9 * MIB) == 6 * MIB
+        assert os.pread(descriptor, 4 * MIB, 6 * MIB) == data[6 * MIB :]
+    finally:
+        os.close(descriptor)
+
+
+def test_a_trimmed_log_keeps_size_offsets_and_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "1.log"
+    data = make_log(path, 5 * MIB + 7)
+    log_disk.trim(str(path), 3 * MIB)
+    found = path.read_bytes()
+    assert len(found) == len(data) and found[3 * MIB :] == data[3 * MIB :] and not found[: 3 * MIB].strip(b"\0")
+    assert os.listdir(tmp_path) == ["1.log"]
+
+
+def test_bytes_are_sent_whatever_a_file_system_says_of_holes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that knows no SEEK_DATA, or is wrong about it, costs no byte."""
+    path = tmp_path / "1.log"
+    make_log(path, 10_000)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        for answer in (OSError(22, "Invalid argument"), OSError(6, "No such device or address"), 8192):
+
+            def lseek(*_: object, answer: object = answer) -> int:
+                if isinstance(answer, OSError):
+                    raise answer
+                assert isinstance(answer, int)
+                return answer
+
+            monkeypatch.setattr(log_disk.os, "lseek", lseek)
+            assert log_disk.next_data(descriptor, 100, 10_000) == 100
+    finally:
+        os.close(descriptor)

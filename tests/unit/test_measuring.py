@@ -1,0 +1,125 @@
+"""What the agent measures and when, with the reading itself made up."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remote_agent import measuring as module
+from remote_agent import paths
+from remote_agent.gpus import Reading
+from remote_agent.measuring import Measuring, log_mark
+from remote_agent.proc_usage import Proc, Sample
+from remote_agent.protocol import GpuProcess, GpuUsage, HostUsage, WorkerUsage
+from remote_agent.slot import WorkerSlot
+
+STOPPED = Proc(42, 41, "python", "T", 5, 1, 1000, 10)
+
+
+class Desk:
+    """Measuring over one running worker; what it submits is kept instead of run."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.submitted: list[tuple[Any, Callable[[], Any]]] = []
+        self.directory = str(tmp_path / "worker")
+        os.makedirs(paths.attempts_dir(self.directory))
+        self.slot = WorkerSlot("w1", self.directory, str(tmp_path / "runtime"))
+        self.slot.status = {"state": "running", "attempt": 1, "runner_pid": 41}
+        self.slots = {"w1": self.slot}
+        self.tmp_path = tmp_path
+        self.measuring = self.new()
+
+    def new(self) -> Measuring:
+        return Measuring(str(self.tmp_path), "/no/such/python", self._submit)
+
+    def _submit(self, tag: Any, job: Callable[[], Any]) -> bool:
+        self.submitted.append((tag, job))
+        return True
+
+    def sampled(self, now: float, *, size: int = 0, tree: tuple[Proc, ...] = ()) -> None:
+        sample = Sample(HostUsage(load1=1.0), {"w1": WorkerUsage(cpu_percent=3.0)}, {"w1": list(tree)}, now)
+        assert self.measuring.take("usage", (sample, {"w1": (1, size, 0)}), self.slots, now)
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    monkeypatch.setattr(module, "driver_shows", lambda: False)
+    return Desk(tmp_path)
+
+
+def test_usage_is_taken_every_five_seconds_and_never_twice_at_once(desk: Desk) -> None:
+    for now in (100.0, 101.0, 105.5):
+        desk.measuring.tick(desk.slots, now, 2.0, False)
+    assert [tag for tag, _ in desk.submitted] == ["usage"]
+    desk.sampled(106.0)
+    desk.measuring.tick(desk.slots, 106.0, 2.0, False)
+    assert len(desk.submitted) == 2
+    assert desk.measuring.reading is not None and not desk.measuring.reading.present
+
+
+def test_a_measurement_that_failed_is_made_again(desk: Desk) -> None:
+    desk.measuring.tick(desk.slots, 100.0, 2.0, False)
+    assert desk.measuring.take("usage", OSError("no /proc"), desk.slots, 100.1)
+    desk.measuring.tick(desk.slots, 105.0, 2.0, False)
+    assert len(desk.submitted) == 2
+    assert not desk.measuring.take("drained", "w1", desk.slots, 105.0)
+
+
+def test_what_looks_hung_is_in_the_worker_s_report_and_leaves_it_again(desk: Desk) -> None:
+    for now in (100.0, 105.0, 110.0):
+        desk.sampled(now, tree=(STOPPED,))
+    assert "stopped by a signal for 10 s" in desk.slot.report().suspect
+    desk.sampled(115.0, tree=(STOPPED._replace(state="S"),))
+    assert desk.slot.report().suspect == ""
+
+
+def test_the_rhythm_of_a_job_is_remembered_for_the_next_agent(desk: Desk) -> None:
+    for step in range(30):
+        desk.sampled(100.0 + 5 * step, size=step // 4)
+    assert desk.measuring.silence_limit_s(desk.slot) is None  # seven outputs say too little
+    for step in range(30, 60):
+        desk.sampled(100.0 + 5 * step, size=step // 4)
+    assert desk.measuring.silence_limit_s(desk.slot) == 60.0
+    desk.sampled(500.0, size=15)
+    assert desk.new().silence_limit_s(desk.slot) == desk.measuring.silence_limit_s(desk.slot)
+
+
+def test_a_new_agent_s_first_look_is_no_pause(desk: Desk) -> None:
+    """What happened before it came is not known to it."""
+    for step in range(12):
+        desk.sampled(100.0 + 5 * step, size=step)
+    desk.measuring = desk.new()
+    desk.sampled(10_000.0, size=99)
+    desk.sampled(10_030.0, size=99)
+    assert desk.slot.suspect == ""
+
+
+def test_gpus_are_the_host_s_and_the_worker_s(desk: Desk) -> None:
+    desk.sampled(100.0)
+    used = GpuUsage(1, utilization_percent=80.0, processes=[GpuProcess(42, 7, "python", "alice", "w1")])
+    reading = Reading(True, [GpuUsage(0), used], {}, "", "nvml", 100.0)
+    desk.measuring.owner_of = lambda index: "w1" if index == 0 else ""
+    desk.slot.gpus = [0]
+    assert desk.measuring.take("gpus", reading, desk.slots, 100.0)
+    host = desk.measuring.host_usage(desk.slots)
+    assert host is not None and [gpu.worker_id for gpu in host.gpus] == ["w1", ""]
+    usage = desk.slot.usage
+    assert usage is not None and (usage.gpus, usage.gpu_percent, usage.gpu_memory_bytes) == ([0, 1], 80.0, 7)
+    assert [gpu.index for gpu in desk.measuring.gpus_of("w1")] == [0, 1]
+
+
+def test_the_mark_of_a_log_changes_with_output_alone(tmp_path: Path) -> None:
+    """Punching a hole touches the file's time, not its length."""
+    os.makedirs(paths.attempts_dir(str(tmp_path)))
+    path = Path(paths.log_file(str(tmp_path), 3))
+    path.write_text("one")
+    before = log_mark(str(tmp_path), 3)
+    os.utime(path, (1, 1))
+    assert log_mark(str(tmp_path), 3) == before
+    path.write_text("one two")
+    assert log_mark(str(tmp_path), 3) != before
+    assert log_mark(str(tmp_path), 4) == (4, 0, 0)

@@ -1,0 +1,91 @@
+"""Bodies read in one pass: the same messages and the same refusals as step by step."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from procguard.channels import http_io, messages
+from procguard.errors import UsageError
+from remote_agent import protocol
+
+REPORT = {"worker_id": "w1", "state": "running", "pid": 7, "usage": {"cpu_percent": 1.5, "rss_bytes": 10}}
+BEAT: dict[str, Any] = {"agent_id": "h1", "at": 1.0, "workers": [REPORT], "facts": {"cpus": 4}}
+
+
+def step_by_step(body: bytes) -> Any:
+    return messages.validated(protocol.AgentHeartbeat, http_io.as_object(http_io.parse_json(body)))
+
+
+def outcome(read: Any, body: bytes) -> Any:
+    try:
+        return read(body)
+    except UsageError as exc:
+        return str(exc)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        json.dumps(BEAT).encode(),
+        json.dumps({**BEAT, "news": {"of": ["a", "later", "release"]}}).encode(),
+        json.dumps({**BEAT, "pid": "seven"}).encode(),
+        json.dumps({**BEAT, "pid": 1.0}).encode(),
+        json.dumps({**BEAT, "pid": "7"}).encode(),
+        json.dumps({**BEAT, "workers": [{**REPORT, "worker_id": "../w"}]}).encode(),
+        json.dumps({**BEAT, "workers": [{**REPORT, "state": "dancing"}, 7]}).encode(),
+        json.dumps({**BEAT, "workers": [{**REPORT, "reason": "loss is NaN"}]}).encode(),
+        json.dumps({**BEAT, "workers": [{**REPORT, "reason": "loss is 1e999"}]}).encode(),
+        b'{"agent_id": "h1", "at": NaN}',
+        b'{"agent_id": "h1", "at": -Infinity}',
+        b'{"agent_id": "h1", "at": 1e999}',
+        b'{"agent_id": "h1", "at": -1.5E+4000}',
+        b'{"agent_id": "h1", "at": ' + b"1" * 250 + b"e99}",
+        b'{"agent_id": "h1", "at": ' + b"9" * 400 + b"}",
+        b'{"agent_id": "h1", "pid": ' + b"9" * 400 + b"}",
+        b'{"agent_id": "h1", "agent_id": "h2"}',
+        b'{"agent_id": "\\ud800"}',
+        b'{"agent_id": "\xff"}',
+        b"[]",
+        b"null",
+        b"{",
+        b"",
+        b" \n",
+        b'{"agent_id": "h1"} more',
+    ],
+)
+def test_one_pass_gives_what_step_by_step_gives(body: bytes) -> None:
+    assert outcome(lambda text: messages.read(protocol.AgentHeartbeat, text), body) == outcome(step_by_step, body)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*REPORT, *BEAT]), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.sampled_from([*BEAT, "usage", "events", "results", "pid", "beat"]), VALUES))
+@settings(max_examples=150, deadline=None)
+def test_one_pass_gives_what_step_by_step_gives_whatever_comes(value: dict[str, Any]) -> None:
+    body = json.dumps({"agent_id": "h1", **value}).encode()
+    assert outcome(lambda text: messages.read(protocol.AgentHeartbeat, text), body) == outcome(step_by_step, body)
+
+
+@pytest.mark.parametrize(
+    "body, may",
+    [
+        (b'{"a": 1e999}', True),
+        (b"[-1.5E+4000]", True),
+        (b"1e400", True),
+        (b"1" * 210 + b"e99", True),
+        (b'{"a": 1e99}', False),
+        (b'{"digest": "3e123", "other": "ab3e123", "uuid": "0e12-3e456-9e999"}', False),
+    ],
+)
+def test_numbers_beyond_all_bounds_are_looked_for_where_numbers_stand(body: bytes, may: bool) -> None:
+    assert http_io.may_overflow(body) is may

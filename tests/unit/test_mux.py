@@ -1,0 +1,242 @@
+"""Many connections over one stream: what goes in at one end comes out at the other, and what ends there ends here."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from remote_agent import mux
+from remote_agent.mux import CLOSE, DATA, OPEN, PING, Frames, Mux, MuxEnded, Wire, frame
+from tests.waiting import wait_until
+
+
+class SocketWire(Wire):
+    """A stream over a socket pair. `tells`: whether it says when it can be written."""
+
+    def __init__(self, sock: socket.socket, tells: bool = True) -> None:
+        self.sock = sock
+        self.tells = tells
+        sock.setblocking(False)
+
+    def fileno(self) -> int:
+        return self.sock.fileno()
+
+    def write_fileno(self) -> int:
+        return self.duplicate if self.tells else -1
+
+    @property
+    def duplicate(self) -> int:
+        if not hasattr(self, "_duplicate"):
+            self._duplicate = os.dup(self.sock.fileno())
+        return self._duplicate
+
+    def read(self) -> bytes:
+        try:
+            data = self.sock.recv(4096)
+        except BlockingIOError:
+            return b""
+        if not data:
+            raise MuxEnded("the peer closed")
+        return data
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self.sock.send(data)
+        except BlockingIOError:
+            return 0
+
+
+class Ends:
+    """Both ends of a tunnel in threads, and a server behind it that `serve` plays for each connection."""
+
+    def __init__(self, serve: Any, tells: bool = True) -> None:
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.door = socket.create_server(("127.0.0.1", 0))
+        self.serve = serve
+        here, there = socket.socketpair()
+        self.wires = [SocketWire(here), SocketWire(there, tells)]
+        self.host = Mux(self.wires[0], accept=self.door)
+        self.manager = Mux(self.wires[1], connect=self._dial)
+        self.why: list[str] = []
+        for one in (self.host, self.manager):
+            threading.Thread(target=self._run, args=(one,), daemon=True).start()
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(self.door.getsockname(), timeout=20)
+
+    def cut(self) -> None:
+        for wire in self.wires:
+            with contextlib.suppress(OSError):
+                wire.sock.shutdown(socket.SHUT_RDWR)
+
+    def _dial(self) -> socket.socket:
+        sock = socket.socket()
+        sock.setblocking(False)
+        sock.connect_ex(self.server.getsockname())
+        return sock
+
+    def _run(self, one: Mux) -> None:
+        try:
+            one.run()
+        except (MuxEnded, OSError) as exc:
+            self.why.append(str(exc))
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                sock, _ = self.server.accept()
+            except OSError:
+                return
+            threading.Thread(target=self.serve, args=(sock,), daemon=True).start()
+
+
+def echo(sock: socket.socket) -> None:
+    with sock, contextlib.suppress(OSError):
+        while data := sock.recv(65536):
+            sock.sendall(data)
+
+
+def read_exactly(sock: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        piece = sock.recv(65536)
+        assert piece, f"ended after {len(data)} of {size} bytes"
+        data += piece
+    return data
+
+
+@pytest.fixture
+def ends() -> Iterator[Ends]:
+    made = Ends(echo)
+    yield made
+    made.cut()
+    made.server.close()
+    made.door.close()
+
+
+def test_frames_are_cut_out_of_any_pieces() -> None:
+    whole = frame(1, OPEN) + frame(1, DATA, b"hello") + frame(7, DATA, b"") + frame(1, CLOSE) + frame(0, PING)
+    for size in (1, 2, 7, 9, len(whole)):
+        frames = Frames()
+        found = [one for at in range(0, len(whole), size) for one in frames.feed(whole[at : at + size])]
+        assert found == [(1, OPEN, b""), (1, DATA, b"hello"), (7, DATA, b""), (1, CLOSE, b""), (0, PING, b"")]
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_large_bodies_of_several_connections_arrive_whole(tells: bool) -> None:
+    """More than any buffer on the way holds, from both sides at once, also where the stream can't tell when it is
+    writable again."""
+    ends = Ends(echo, tells)
+    bodies = [os.urandom(3_000_000) for _ in range(3)]
+    got: dict[int, bytes] = {}
+
+    def talk(number: int) -> None:
+        with ends.connect() as sock:
+            sending = threading.Thread(target=sock.sendall, args=(bodies[number],), daemon=True)
+            sending.start()
+            got[number] = read_exactly(sock, len(bodies[number]))
+
+    threads = [threading.Thread(target=talk, args=(number,)) for number in range(3)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join(30)
+    assert [got.get(number) == bodies[number] for number in range(3)] == [True] * 3
+    wait_until(lambda: ends.host.connections == 0, 10, "no connection left")
+    ends.cut()
+
+
+def test_a_connection_that_ends_here_ends_there(ends: Ends) -> None:
+    first, second = ends.connect(), ends.connect()
+    for sock in (first, second):
+        sock.sendall(b"x")
+        assert sock.recv(1) == b"x"
+    first.close()
+    wait_until(lambda: ends.manager.connections == 1, 10, "one connection left")
+    second.sendall(b"y")
+    assert second.recv(1) == b"y"
+
+
+def test_the_last_bytes_before_a_close_arrive() -> None:
+    """As an HTTP answer with `Connection: close`."""
+    body = os.urandom(1_000_000)
+
+    def answer_and_go(sock: socket.socket) -> None:
+        with sock:
+            sock.recv(100)
+            sock.sendall(body)
+
+    ends = Ends(answer_and_go)
+    with ends.connect() as sock:
+        sock.sendall(b"GET")
+        assert read_exactly(sock, len(body)) == body and sock.recv(1) == b""
+    ends.cut()
+
+
+def test_a_server_that_is_away_closes_the_connection() -> None:
+    ends = Ends(echo)
+    ends.server.close()
+    with ends.connect() as sock:
+        assert sock.recv(1) == b""
+    ends.cut()
+
+
+def test_the_end_of_the_stream_closes_every_connection(ends: Ends) -> None:
+    sock = ends.connect()
+    sock.sendall(b"x")
+    assert sock.recv(1) == b"x"
+    ends.cut()
+    with contextlib.suppress(ConnectionResetError):
+        assert sock.recv(1) == b""
+    wait_until(lambda: len(ends.why) == 2, 10, "both ends over")
+
+
+def test_a_peer_that_says_nothing_any_more_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mux, "STEP_S", 0.001)
+    now = [0.0]
+    here, there = socket.socketpair()
+    one = Mux(SocketWire(here), connect=socket.socket, clock=lambda: now[0])
+
+    def passes() -> bool:
+        now[0] += 4.0
+        return True
+
+    there.setblocking(True)
+    with pytest.raises(MuxEnded, match="nothing was heard"):
+        one.run(passes, unread=frame(0, PING))
+    said = list(Frames().feed(there.recv(65536)))
+    assert said and all(kind == PING for _, kind, _ in said)
+    assert now[0] > mux.SILENT_S
+
+
+def test_a_local_end_that_takes_nothing_is_cut_at_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mux, "MAX_WAITING_BYTES", 100_000)
+    here, there = socket.socketpair()
+    local, stuck = socket.socketpair()
+    one = Mux(SocketWire(here), connect=lambda: local)
+
+    def run() -> None:
+        with contextlib.suppress(MuxEnded, OSError):
+            one.run()
+
+    threading.Thread(target=run, daemon=True).start()
+    there.settimeout(10)
+    there.sendall(frame(5, OPEN))
+    wait_until(lambda: one.connections == 1, 10, "it is open")
+    frames, seen = Frames(), []
+    for _ in range(200):
+        there.sendall(frame(5, DATA, b"x" * 16_000))
+        if one.connections == 0:
+            break
+    while (5, CLOSE, b"") not in seen:
+        seen += list(frames.feed(there.recv(65536)))
+    assert one.connections == 0
+    there.close()
+    stuck.close()

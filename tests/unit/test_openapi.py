@@ -1,0 +1,159 @@
+"""/api/openapi.json is complete and true: routes, parameters, bodies. That answers have their documented shape is held
+by `RunningServer.ask` in every test that asks (tests/api_truth.py)."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import jsonschema_rs
+import pytest
+
+from procguard import config
+from procguard.portal.logs import LogStore
+from procguard.portal.openapi.document import document, path_of
+from procguard.portal.openapi.routes import PAGES, ROUTES
+from procguard.portal.web_monitor import WebMonitor
+from remote_agent import protocol
+from tests import api_truth
+from tests.server_process import RunningServer
+from tests.unit.fleet_world import World
+from tests.unit.test_access_table import ROWS
+
+ROOT = Path(__file__).parents[2]
+WHAT_TO_DO = "add a Route to procguard/portal/openapi/routes.py (CONTRIBUTING.md: How to add a route)"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    running = RunningServer(tmp_path_factory.mktemp("server"))
+    yield running
+    running.close()
+
+
+def test_every_route_of_the_application_is_described_and_the_other_way_round(tmp_path: Path) -> None:
+    settings = config.load(None, [f"state.state_file={tmp_path}/state.yaml"])
+    monitor = WebMonitor(settings, World(tmp_path).registry, LogStore(str(tmp_path / "logs")))
+    served = {(route.method, route.rule) for route in monitor.app.routes}
+    described = {(route.method, route.path) for route in ROUTES}
+    assert sorted(served - described - set(PAGES)) == [], f"not described: {WHAT_TO_DO}"
+    assert sorted(described - served) == [], "described, but not served: take it out of the table"
+
+
+def test_every_route_says_in_the_table_of_access_who_may_call_it() -> None:
+    """Looked at here as well: whoever adds a route runs this file."""
+    missing = {f"{route.method} {route.path}" for route in ROUTES} - set(ROWS)
+    assert sorted(missing) == [], "a new route: say in ROWS of tests/unit/test_access_table.py who may call it"
+
+
+def test_each_route_is_described_once_and_in_both_languages() -> None:
+    keys = [(route.method, route.path) for route in ROUTES]
+    assert len(keys) == len(set(keys))
+    for route in ROUTES:
+        assert route.says and re.search(r"[\u4e00-\u9fff]", route.zh), f"{route.method} {route.path}: say it in Chinese"
+
+
+def test_it_is_an_openapi_3_1_document_whose_references_lead_somewhere(server: RunningServer) -> None:
+    answer = server.ask("GET", "/api/openapi.json", headers={"X-Forwarded-For": "192.0.2.7"})
+    assert (answer.status, answer.headers["Content-Type"]) == (200, "application/json")
+    told = answer.json
+    assert told == json.loads(json.dumps(document())) and told["openapi"].startswith("3.1")
+    for reference in set(re.findall(r'"\$ref": "([^"]+)"', json.dumps(told))):
+        found = told
+        for name in reference.removeprefix("#/").split("/"):
+            found = found[name]
+        assert found, reference
+    for schema in told["components"]["schemas"].values():
+        jsonschema_rs.meta.validate({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema})
+    ids = [operation["operationId"] for path in told["paths"].values() for operation in path.values()]
+    assert len(ids) == len(set(ids))
+
+
+def _queried(tree: ast.AST) -> set[str]:
+    """The names that `http_io.query_…("name")` and `read…("name")` ask the query for."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
+            first = node.args[0]
+            if node.func.attr.startswith("query_") and isinstance(first, ast.Constant):
+                found.add(str(first.value))
+    return found
+
+
+def test_every_parameter_that_is_read_is_described_and_the_other_way_round() -> None:
+    read: set[str] = set()
+    for folder in ("portal", "channels"):
+        for path in (ROOT / "procguard" / folder).glob("*.py"):
+            read |= _queried(ast.parse(path.read_text(encoding="utf-8")))
+    described = {parameter.name for route in ROUTES for parameter in route.query}
+    assert read - described == set(), "read from the query, but described for no route: add a Parameter to its Route"
+    by_variable = {"state", "host", "group", "agent", "worker", "kind", "cause", "actor", "since", "until"}
+    assert described - read - by_variable == set(), "described, but read nowhere"
+
+
+def test_a_body_that_is_not_as_described_is_refused_naming_the_field(server: RunningServer) -> None:
+    server.deploy("alpha", "worker1")
+    for path, body, field in (
+        ("/api/workers/worker1/command", {"command": 7}, "command"),
+        ("/api/workers/worker1/move", {"host": ["x"]}, "host"),
+        ("/api/hosts/alpha/cordon", {"reason": 7}, "reason"),
+        ("/api/agents/alpha/approve", {"fingerprint": 1}, "fingerprint"),
+        ("/api/operations", {"token": "p-1", "concurrency": True}, "concurrency"),
+        ("/api/tokens", {"scope": "operator", "name": "a\nb"}, "name"),
+        ("/api/login", {"token": 12345}, "token"),
+    ):
+        answer = server.ask("POST", path, body)
+        assert answer.status == 400 and field in answer.json["error"]["message"], answer.body
+
+
+def test_answers_about_a_fleet_that_has_everything_are_as_described(server: RunningServer) -> None:
+    """Each is checked by `ask`; what matters here is that no field is left empty."""
+    secret = server.deploy("full", "w1", "w2", "w3")
+    exit_record = protocol.ExitRecord(1, signal=9, at=1.0, duration_s=2.0, reason="killed by signal 9")
+    gpu = protocol.GpuUsage(0, "GPU-1", "H100", 97.0, 1, 2, 3.0, 4.0, 5.0, [protocol.GpuProcess(7, 1, "python", "al")])
+    reports = [
+        protocol.WorkerReport(
+            "w1", "running", attempt=2, pid=7, last_exit=exit_record, usage=protocol.WorkerUsage(1.0, 2, gpus=[0]),
+            health=protocol.Health("failing", "503"), next_start_in_s=1.5, since=1.0,
+        ),
+        protocol.WorkerReport("w2", "failed", attempt=4, last_exit=exit_record),
+    ]  # fmt: skip
+    event = protocol.WorkerEvent("w2", 1, 1.0, 4, "running", "failed", "exit code 1", exit_record)
+    facts = protocol.HostFacts("full", "Debian 12", "3.11", "alice", 4, 1)
+    usage = protocol.HostUsage(1.0, gpus=[gpu])
+    server.beat("full", secret, *reports, events=[event], facts=facts, usage=usage)
+    registration = {"worker_id": "by-hand", "command": "sleep 1", "host": "elsewhere", "secret_sha256": "0" * 64}
+    pending = server.ask("POST", "/api/workers/register", registration, headers={"X-Forwarded-For": "192.0.2.7"})
+    assert pending.status == 202
+    assert server.ask("POST", "/api/hosts/full/cordon", {"reason": "fan"}).status == 200
+    assert server.ask("POST", "/api/workers/w3/command", {"command": "stop", "reason": "why"}).status == 202
+    preview = server.ask("POST", "/api/operations/preview", {"command": "stop", "selector": "host=full"}).json
+    begun = server.ask("POST", "/api/operations", {"token": preview["token"]}).json
+    for path in (
+        "/api/remote-workers", "/api/remote-workers/w1", "/api/workers/w2/explain", "/api/hosts", "/api/agents",
+        "/api/commands", "/api/events", "/api/groups", "/api/recoveries", "/api/tokens", "/api/notifications",
+        "/api/audit",
+        "/api/operations", f"/api/operations/{begun['operation_id']}", "/api/session", "/healthz", "/readyz",
+        "/metrics", "/api/remote-workers/w1/logs?format=json", "/api/remote-workers/w1/logs?download=1",
+        "/api/events?format=jsonl",
+    ):  # fmt: skip
+        assert server.ask("GET", path).status == 200, path
+    agents = server.ask("GET", "/api/agents").json["agents"]
+    assert {agent["agent_state"] for agent in agents} >= {"connected", "pending"}
+
+
+def test_paths_are_written_as_openapi_writes_them() -> None:
+    assert path_of("/api/workers/<worker_id>/command") == "/api/workers/{worker_id}/command"
+    assert path_of("/static/<path:path>") == "/static/{path}"
+
+
+def test_an_answer_with_a_field_that_nobody_described_is_noticed() -> None:
+    good = {"status": "ready", "fleet_id": "f-1"}
+    api_truth.check("GET", "/readyz", 200, "application/json", json.dumps(good).encode())
+    with pytest.raises(api_truth.Untrue, match="secret"):
+        api_truth.check("GET", "/readyz", 200, "application/json", json.dumps({**good, "secret": "x"}).encode())
+    with pytest.raises(api_truth.Untrue, match="409"):
+        api_truth.check("GET", "/readyz", 409, "application/json", b"{}")

@@ -1,0 +1,474 @@
+"""Batch operations as a state machine: what is previewed is what is done, at its pace, within its limit, to an end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from procguard.errors import Conflict, LimitExceeded, NotFound, UsageError
+from procguard.fleet import operation as rules
+from procguard.fleet import operations as module
+from procguard.fleet.operation import CHUNK, FailureLimit, plan
+from procguard.fleet.operations import Operations, Options
+from tests.unit.fleet_world import World
+
+
+class Fleet(World):
+    """Hosts h1, h2, … with workers that do what they are told, at once, when `obey` is called."""
+
+    def __init__(self, directory: Path, hosts: int = 2, each: int = 3) -> None:
+        super().__init__(directory)
+        self.attempts: dict[str, int] = {}
+        self.crashing: set[str] = set()
+        self.deploy(
+            {
+                f"h{host}": {f"w{host}-{number}": {"command": "x", "group": f"g{host}"} for number in range(each)}
+                for host in range(1, hosts + 1)
+            }
+        )
+        for host in range(1, hosts + 1):
+            self.obey(f"h{host}")
+
+    @property
+    def operations(self) -> Operations:
+        return self.registry.operations
+
+    def obey(self, *hosts: str) -> None:
+        """Each host reports its workers as they are wanted now; those in `crashing` fail to start."""
+        for host in hosts:
+            reports = []
+            for worker in self.registry.workers_of(host):
+                report = self.registry.worker_seen[worker.worker_id].report
+                attempt = self.attempts.setdefault(worker.worker_id, 1)
+                new = report is None or report.generation < worker.generation
+                if report is not None and new and worker.desired == "running":
+                    attempt = self.attempts[worker.worker_id] = attempt + 1
+                if worker.desired == "stopped":
+                    reports.append(self.report(worker.worker_id, "stopped", attempt=attempt))
+                elif worker.worker_id in self.crashing:
+                    reports.append(self.report(worker.worker_id, "backoff", attempt=attempt, reason="exit code 3"))
+                else:
+                    reports.append(self.report(worker.worker_id, "running", attempt=attempt, pid=7))
+            self.beat(host, *reports)
+
+    def begin(self, command: str, selector: str = "*", **options: Any) -> str:
+        token = self.operations.preview(command, selector, "tester", self.now)["token"]
+        view = self.operations.begin(token, "tester", self.now, Options(**options))
+        return str(view["operation_id"])
+
+    def advance(self) -> None:
+        while self.operations.advance(self.now):
+            pass
+
+    def counts(self, operation_id: str) -> dict[str, int]:
+        return dict(self.operations.view(operation_id)["counts"])
+
+    def status(self, operation_id: str) -> str:
+        return str(self.operations.view(operation_id)["status"])
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Fleet:
+    return Fleet(tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------- who is meant, and how
+
+
+@pytest.mark.parametrize(
+    ("verb", "state", "desired", "expected"),
+    [
+        ("stop", "running", "running", ("act", "")),
+        ("stop", "failed", "running", ("act", "")),
+        ("stop", "stopped", "stopped", ("skip", "already_stopped")),
+        ("stop", "unknown", "running", ("pending", "host_away")),
+        ("stop", "unknown", "stopped", ("skip", "already_wanted")),
+        ("stop", "running", "removed", ("skip", "being_removed")),
+        ("start", "running", "running", ("skip", "already_running")),
+        ("start", "backoff", "running", ("act", "")),
+        ("start", "stopped", "stopped", ("act", "")),
+        ("start", "unknown", "stopped", ("pending", "host_away")),
+        ("start", "unknown", "running", ("skip", "already_wanted")),
+        ("restart", "running", "running", ("act", "")),
+        ("restart", "failed", "running", ("act", "")),
+        ("restart", "stopped", "stopped", ("skip", "stopped_by_operator")),
+        ("restart", "unknown", "running", ("skip", "unreachable")),
+        ("kill", "running", "running", ("act", "")),
+        ("kill", "unknown", "running", ("skip", "unreachable")),
+        ("kill", "exited", "stopped", ("skip", "already_stopped")),
+    ],
+)
+def test_what_is_done_about_a_worker(verb: str, state: str, desired: str, expected: tuple[str, str]) -> None:
+    assert tuple(plan(verb, state, desired)) == expected
+
+
+def test_a_preview_counts_splits_and_says_what_is_left_out(fleet: Fleet) -> None:
+    fleet.registry.command("w1-0", "stop", "tester", fleet.now)
+    fleet.obey("h1")
+    fleet.registry.mark_agent("h2", "unreachable", "no heartbeat", fleet.now)
+    seen = fleet.operations.preview("stop", "*", "tester", fleet.now)
+    assert (seen["matching"], seen["acts"], seen["pending"], seen["skipped"]) == (6, 5, 3, 1)
+    assert {"state": "unknown", "matching": 3, "acts": 3} in seen["by_state"]
+    assert {"host": "h1", "matching": 3, "acts": 2} in seen["by_host"] and seen["hosts"] == 2
+    assert {(one["cause"], one["count"]) for one in seen["causes"]} == {("host_away", 3), ("already_stopped", 1)}
+    skipped = fleet.operations.preview("kill", "host=h2", "tester", fleet.now)
+    assert skipped["acts"] == 0 and skipped["causes"][0]["cause"] == "unreachable"
+
+
+def test_a_preview_changes_nothing_and_of_nobody_gives_no_token(fleet: Fleet) -> None:
+    assert fleet.operations.preview("stop", "host=nowhere", "tester", fleet.now)["token"] is None
+    fleet.operations.preview("stop", "*", "tester", fleet.now)
+    assert {worker.desired for worker in fleet.registry.workers_by_id.values()} == {"running"}
+
+
+def test_words_narrow_a_selection_as_the_portal_s_filter_does(fleet: Fleet) -> None:
+    assert fleet.operations.preview("stop", "*", "tester", fleet.now, q="W1-1 h1")["matching"] == 1
+
+
+# ---------------------------------------------------------------------------------------------- the token
+
+
+def test_a_token_is_its_actor_s_once_and_for_five_minutes(fleet: Fleet) -> None:
+    token = fleet.operations.preview("stop", "*", "tester", fleet.now)["token"]
+    with pytest.raises(Conflict, match="somebody else"):
+        fleet.operations.begin(token, "other", fleet.now, Options())
+    fleet.operations.begin(token, "tester", fleet.now, Options())
+    with pytest.raises(Conflict, match="expired, or was used"):
+        fleet.operations.begin(token, "tester", fleet.now, Options())
+    late = fleet.operations.preview("stop", "*", "tester", fleet.now)["token"]
+    with pytest.raises(Conflict, match="expired"):
+        fleet.operations.begin(late, "tester", fleet.pass_time(301), Options())
+
+
+def test_who_was_shown_is_who_is_meant_and_a_changed_selection_is_told(fleet: Fleet) -> None:
+    token = fleet.operations.preview("stop", "state=running", "tester", fleet.now)["token"]
+    fleet.registry.command("w1-0", "stop", "tester", fleet.now)
+    fleet.deploy({"h3": {"w3-0": {"command": "x"}}})
+    fleet.obey("h1", "h3")
+    view = fleet.operations.begin(token, "tester", fleet.now, Options())
+    assert (view["total"], view["joined"], view["left"]) == (6, 1, 1)
+    fleet.advance()
+    assert fleet.registry.workers_by_id["w3-0"].desired == "running"
+    assert fleet.counts(view["operation_id"])["skipped"] == 1
+
+
+def test_previews_are_bounded(fleet: Fleet) -> None:
+    tokens = [fleet.operations.preview("stop", "*", "tester", fleet.now)["token"] for _ in range(60)]
+    with pytest.raises(Conflict):
+        fleet.operations.begin(tokens[0], "tester", fleet.now, Options())
+    fleet.operations.begin(tokens[-1], "tester", fleet.now, Options())
+
+
+def test_more_workers_than_one_operation_takes_are_refused(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_ITEMS", 5)
+    with pytest.raises(LimitExceeded, match="6 workers match"):
+        fleet.operations.preview("stop", "*", "tester", fleet.now)
+
+
+# ---------------------------------------------------------------------------------------------- going on
+
+
+def test_items_go_from_accepted_over_delivered_to_done(fleet: Fleet) -> None:
+    operation = fleet.begin("stop", "host=h1", reason="disk change")
+    assert fleet.counts(operation) == {"waiting": 3}
+    fleet.advance()
+    assert fleet.counts(operation) == {"accepted": 3}
+    fleet.beat("h1", *(fleet.report(f"w1-{number}", "stopping") for number in range(3)))
+    assert fleet.counts(operation) == {"delivered": 3}
+    fleet.obey("h1")
+    fleet.advance()
+    view = fleet.operations.view(operation)
+    assert view["status"] == "done" and view["counts"] == {"done": 3}
+    assert [item["worker_id"] for item in view["items"]] == ["w1-0", "w1-1", "w1-2"]
+    assert view["items"][0]["ended_at"] == view["ended_at"]
+    command = fleet.registry.commands("w1-0")[0]
+    assert (command["operation_id"], command["reason"], command["actor"]) == (operation, "disk change", "tester")
+    told = [event["reason"] for event in fleet.registry.events() if event["kind"] == "operation"]
+    assert told == [f"{operation} begun: stop of 3 worker(s) (host=h1): disk change", f"{operation} done: 3 done"]
+
+
+def test_no_more_are_under_way_than_the_pace_allows(fleet: Fleet) -> None:
+    operation = fleet.begin("stop", concurrency=2)
+    fleet.advance()
+    assert fleet.counts(operation) == {"waiting": 4, "accepted": 2}
+    fleet.obey("h1")
+    fleet.advance()
+    assert fleet.counts(operation) == {"waiting": 2, "accepted": 2, "done": 2}
+    for _ in range(2):
+        fleet.obey("h1", "h2")
+        fleet.advance()
+    assert fleet.status(operation) == "done"
+
+
+def test_a_chunk_at_a_time_is_begun_so_that_others_get_a_turn(tmp_path: Path) -> None:
+    fleet = Fleet(tmp_path, hosts=1, each=CHUNK + 20)
+    operation = fleet.begin("stop", concurrency=1_000)
+    assert fleet.operations.advance(fleet.now) is True
+    assert fleet.counts(operation)["accepted"] == CHUNK
+    assert fleet.operations.advance(fleet.now) is False
+    assert fleet.counts(operation) == {"accepted": CHUNK + 20}
+
+
+def test_a_start_is_done_when_the_worker_runs_and_failed_when_it_crashes(fleet: Fleet) -> None:
+    for number in range(3):
+        fleet.registry.command(f"w1-{number}", "stop", "tester", fleet.now)
+    fleet.obey("h1")
+    fleet.crashing = {"w1-2"}
+    operation = fleet.begin("start", "host=h1")
+    fleet.advance()
+    fleet.beat("h1", fleet.report("w1-0", "starting", attempt=2))
+    assert "done" not in fleet.counts(operation)
+    fleet.obey("h1")
+    fleet.advance()
+    assert fleet.counts(operation) == {"done": 2, "failed": 1}
+    (cause,) = fleet.operations.view(operation)["causes"]
+    assert (cause["result"], cause["message"], cause["examples"]) == ("failed", "exit code 3", ["w1-2"])
+
+
+def test_a_restart_is_done_when_a_later_attempt_runs(fleet: Fleet) -> None:
+    operation = fleet.begin("restart", "w1-0")
+    fleet.advance()
+    fleet.beat("h1", fleet.report("w1-0", "running", attempt=1))
+    fleet.beat("h1", fleet.report("w1-0", "starting", attempt=2))
+    assert fleet.counts(operation) == {"delivered": 1}
+    fleet.beat("h1", fleet.report("w1-0", "running", attempt=2))
+    fleet.advance()
+    assert fleet.status(operation) == "done" and fleet.counts(operation) == {"done": 1}
+
+
+def test_a_restart_that_nobody_carries_out_expires_with_its_command(fleet: Fleet) -> None:
+    operation = fleet.begin("restart", "w1-0")
+    fleet.advance()
+    fleet.registry.outbox.expire(fleet.pass_time(61))
+    fleet.advance()
+    assert fleet.counts(operation) == {"expired": 1} and fleet.status(operation) == "done"
+    assert "not carried out within 60 s" in fleet.operations.view(operation)["items"][0]["message"]
+
+
+def test_an_item_that_takes_too_long_expires_and_stays_wanted(fleet: Fleet) -> None:
+    operation = fleet.begin("stop", "w1-0", timeout_s=60)
+    fleet.advance()
+    fleet.pass_time(59)
+    fleet.advance()
+    assert fleet.counts(operation) == {"accepted": 1}
+    fleet.pass_time(2)
+    fleet.advance()
+    (item,) = fleet.operations.view(operation)["items"]
+    assert item["result"] == "expired" and "it is running, and stays wanted stopped" in item["message"]
+
+
+def test_hosts_out_of_reach_hold_nobody_up(fleet: Fleet) -> None:
+    fleet.registry.mark_agent("h2", "unreachable", "no heartbeat", fleet.now)
+    operation = fleet.begin("stop", concurrency=1)
+    for _ in range(4):
+        fleet.advance()
+        fleet.obey("h1")
+    fleet.advance()
+    assert fleet.status(operation) == "done" and fleet.counts(operation) == {"done": 3, "pending": 3}
+    assert fleet.registry.workers_by_id["w2-0"].desired == "stopped"
+
+
+def test_a_pending_item_is_done_when_its_host_returns_in_time(fleet: Fleet) -> None:
+    fleet.registry.mark_agent("h2", "unreachable", "no heartbeat", fleet.now)
+    operation = fleet.begin("stop", concurrency=10)
+    fleet.advance()
+    fleet.obey("h2")
+    fleet.obey("h1")
+    fleet.advance()
+    assert fleet.counts(operation) == {"done": 6} and fleet.operations.view(operation)["causes"] == []
+
+
+def test_a_later_command_overtakes(fleet: Fleet) -> None:
+    operation = fleet.begin("stop", "host=h1")
+    fleet.advance()
+    fleet.registry.command("w1-0", "start", "somebody", fleet.now)
+    fleet.obey("h1")
+    fleet.advance()
+    assert fleet.counts(operation) == {"done": 2, "skipped": 1}
+    assert fleet.operations.view(operation, result="skipped")["items"][0]["cause"] == "overtaken"
+
+
+def test_a_worker_that_leaves_the_fleet_is_not_waited_for(fleet: Fleet) -> None:
+    operation = fleet.begin("stop", "host=h1", concurrency=1)
+    fleet.advance()
+    for worker_id in ("w1-0", "w1-1"):
+        fleet.registry.drop_worker(fleet.registry.find(worker_id), fleet.now, "forgotten")
+    fleet.advance()
+    fleet.obey("h1")
+    fleet.advance()
+    assert fleet.counts(operation) == {"done": 1, "skipped": 2} and fleet.status(operation) == "done"
+
+
+# ---------------------------------------------------------------------------------------------- the limit
+
+
+@pytest.mark.parametrize(("text", "allowed"), [("", None), ("0", 0), ("3", 3), ("10%", 20), ("0%", 0), (" 5 % ", 10)])
+def test_limits_are_counts_or_percentages(text: str, allowed: int | None) -> None:
+    assert FailureLimit(text).allowed(200) == allowed
+
+
+@pytest.mark.parametrize("text", ["-1", "ten", "101%", "1.5", "%", "5 6"])
+def test_a_limit_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="expected a count or a percentage"):
+        FailureLimit(text)
+
+
+def test_too_many_failures_halt_what_has_not_begun(fleet: Fleet) -> None:
+    for host in ("h1", "h2"):
+        for number in range(3):
+            fleet.registry.command(f"w{host[1:]}-{number}", "stop", "tester", fleet.now)
+    fleet.obey("h1", "h2")
+    fleet.crashing = {"w1-0", "w1-1", "w1-2"}
+    operation = fleet.begin("start", concurrency=1, max_failures="1")
+    for _ in range(10):
+        fleet.advance()
+        fleet.obey("h1", "h2")
+    assert fleet.status(operation) == "halted"
+    assert fleet.counts(operation) == {"failed": 2, "cancelled": 4}
+    assert fleet.operations.view(operation)["note"] == "2 failed; at most 1 may"
+    assert fleet.registry.workers_by_id["w1-2"].desired == "stopped"
+
+
+# ---------------------------------------------------------------------------------------------- cancel, retry
+
+
+def test_what_has_not_begun_is_not_begun_after_a_cancel(fleet: Fleet) -> None:
+    operation = fleet.begin("stop", concurrency=2)
+    fleet.advance()
+    view = fleet.operations.cancel(operation, "somebody", fleet.now)
+    assert view["status"] == "cancelling" and view["note"] == "cancelled by somebody"
+    fleet.obey("h1", "h2")
+    fleet.advance()
+    assert fleet.status(operation) == "cancelled" and fleet.counts(operation) == {"done": 2, "cancelled": 4}
+    assert fleet.registry.workers_by_id["w2-2"].desired == "running"
+    with pytest.raises(Conflict, match="has ended already"):
+        fleet.operations.cancel(operation, "somebody", fleet.now)
+
+
+def test_the_failed_are_retried_as_an_operation_of_their_own(fleet: Fleet) -> None:
+    operation = fleet.begin("stop", "host=h1", concurrency=2, timeout_s=60)
+    fleet.advance()
+    with pytest.raises(Conflict, match="still running"):
+        fleet.operations.retry(operation, "tester", fleet.now)
+    fleet.operations.cancel(operation, "tester", fleet.now)
+    fleet.pass_time(61)
+    fleet.advance()
+    assert fleet.counts(operation) == {"expired": 2, "cancelled": 1}
+    again = fleet.operations.retry(operation, "tester", fleet.now)
+    assert (again["total"], again["retry_of"], again["command"]) == (2, operation, "stop")
+    assert fleet.operations.retry(operation, "tester", fleet.now, rest=True)["total"] == 3
+    fleet.advance()
+    fleet.obey("h1")
+    fleet.advance()
+    assert fleet.status(again["operation_id"]) == "done"
+    with pytest.raises(Conflict, match="nothing of"):
+        fleet.operations.retry(again["operation_id"], "tester", fleet.now)
+
+
+def test_only_so_many_run_at_once(fleet: Fleet) -> None:
+    for _ in range(module.MAX_RUNNING):
+        fleet.begin("stop", "w1-0")
+    with pytest.raises(Conflict, match="run already"):
+        fleet.begin("stop", "w1-0")
+
+
+def test_old_operations_are_forgotten_in_the_store_too(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "KEEP_OPERATIONS", 3)
+    shown: list[tuple[str, bool]] = []
+    fleet.registry.on_change(lambda topic, item, view: shown.append((item, view is None)) if topic[0] == "o" else None)
+    first = fleet.begin("start", "w1-0")
+    fleet.advance()
+    for _ in range(4):
+        fleet.begin("start", "w1-0")
+        fleet.advance()
+    assert len(fleet.operations.views()) == 3 and (first, True) in shown
+    with pytest.raises(NotFound):
+        fleet.operations.view(first)
+    fleet.restart()
+    assert len(fleet.operations.views()) == 3
+
+
+# ---------------------------------------------------------------------------------------------- the manager ends
+
+
+def test_an_operation_goes_on_after_a_restart_of_the_manager(fleet: Fleet) -> None:
+    operation = fleet.begin("stop", concurrency=2, reason="why")
+    fleet.advance()
+    fleet.pass_time(2)
+    fleet.advance()
+    fleet.restart()
+    fleet.pass_time(30)
+    assert fleet.status(operation) == "running" and "went on" in fleet.operations.view(operation)["note"]
+    for _ in range(4):
+        fleet.obey("h1", "h2")
+        fleet.advance()
+    assert fleet.status(operation) == "done" and fleet.counts(operation) == {"done": 6}
+
+
+def test_after_a_long_absence_an_operation_ends_and_says_why(fleet: Fleet) -> None:
+    operation = fleet.begin("stop", concurrency=2)
+    fleet.advance()
+    fleet.pass_time(2)
+    fleet.advance()
+    fleet.registry.close()
+    fleet.pass_time(3_600)
+    fleet.registry = fleet.open()
+    view = fleet.operations.view(operation)
+    assert view["status"] == "interrupted" and view["counts"] == {"expired": 2, "cancelled": 4}
+    assert "the manager was away from" in view["note"]
+    assert fleet.registry.workers_by_id["w2-2"].desired == "running"
+    assert fleet.operations.retry(operation, "tester", fleet.now, rest=True)["total"] == 6
+
+
+def test_ended_operations_survive_with_their_items(fleet: Fleet) -> None:
+    operation = fleet.begin("stop", "host=h1")
+    fleet.advance()
+    fleet.obey("h1")
+    fleet.advance()
+    before = fleet.operations.view(operation)
+    fleet.restart()
+    assert fleet.operations.view(operation) == before
+
+
+def test_items_are_paged_and_filtered_by_result(fleet: Fleet) -> None:
+    operation = fleet.begin("stop", concurrency=2)
+    fleet.advance()
+    page = fleet.operations.view(operation, "waiting,accepted", offset=1, limit=2)
+    assert page["items_total"] == 6 and [item["result"] for item in page["items"]] == ["accepted", "waiting"]
+    with pytest.raises(UsageError, match="result='broken'"):
+        fleet.operations.view(operation, "broken")
+
+
+@pytest.mark.slow
+def test_what_is_stored_of_a_large_operation_is_shared_out_over_rounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One round must not write ten thousand results; the end is on disk only after all of them."""
+    monkeypatch.setattr(rules, "CHUNK", 3)
+    fleet = Fleet(tmp_path, hosts=1, each=3 * (module.SAVE_CHUNKS + 2))
+    operation = fleet.begin("stop", concurrency=10_000)
+    fleet.advance()
+    fleet.obey("h1")
+    fleet.operations.advance(fleet.now)
+    assert fleet.status(operation) == "done"
+    fleet.registry._store.close()
+    half_stored = fleet.open()
+    assert half_stored.operations.view(operation)["status"] == "running"
+    half_stored._store.close()
+
+
+def test_a_selection_gives_everybody_a_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PAUSE_EVERY", 2)
+    fleet = Fleet(tmp_path)
+    pauses: list[int] = []
+
+    def pause() -> None:
+        pauses.append(1)
+        if len(pauses) == 1:  # the fleet changes meanwhile
+            fleet.registry.drop_worker(fleet.registry.find("w2-2"), fleet.now, "forgotten")
+
+    fleet.operations.on_wake(lambda: None, pause)
+    assert fleet.operations.preview("stop", "*", "tester", fleet.now)["matching"] == 5
+    assert len(pauses) == 3

@@ -1,0 +1,355 @@
+"""Tasks of lost hosts and failed workers: who takes them, when, and what is said where nobody may."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from procguard.errors import Conflict
+from procguard.fleet import leases
+from procguard.fleet.clock import Now
+from procguard.fleet.failure_handler import FailureHandler
+from procguard.fleet.leases import Verdict
+from procguard.fleet.monitor import ProcessMonitor
+from procguard.fleet.records import AgentRecord, WorkerRecord
+from procguard.fleet.recovery import Look, Policy, TaskCase, decide_task
+from procguard.fleet.settings import FleetSettings
+from procguard.group_policy import GroupPolicy
+from tests.unit.fleet_world import World
+
+FENCED: dict[str, Any] = {"command": "train", "on_partition": "fence", "lease_s": 20.0, "stop_grace_s": 5.0}
+CERTAIN_S = 20.0 + 5.0 + 2.1
+ON = Policy(FleetSettings(task_reassignment=True, max_recovery_attempts=3))
+GONE = Verdict(True, "its lease has ended", by_time=True)
+
+
+# -------------------------------------------------------------------------------------------------- the table
+
+
+def case(**values: Any) -> TaskCase:
+    usual: dict[str, Any] = {"cause": "host_lost", "wanted": True, "well": False, "by_hand": False}
+    return TaskCase(**{**usual, "verdict": GONE, "moves": 0, **values})
+
+
+@pytest.mark.parametrize(
+    ("one", "policy", "action", "state"),
+    [
+        (case(), ON, "reassign", ""),
+        (case(cause="failed"), ON, "reassign", ""),
+        (case(wanted=False), ON, "drop", ""),
+        (case(well=True), ON, "drop", ""),
+        (case(by_hand=True), ON, "leave", "by_hand"),
+        (case(), Policy(FleetSettings(enable_auto_recovery=False)), "leave", "switched_off"),
+        (case(), Policy(ON.settings, braked=True), "wait", "waiting"),
+        (case(), Policy(ON.settings, in_grace=True), "wait", "waiting"),
+        (case(cause="failed"), Policy(ON.settings, braked=True, in_grace=True), "reassign", ""),
+        (case(verdict=Verdict(False, "keep")), ON, "wait", "not_proven_gone"),
+        (case(verdict=Verdict(False, "its lease", 12.0)), ON, "wait", "waiting"),
+        (case(agent_coming_s=9.0), ON, "wait", "waiting"),
+        (case(moves=3), ON, "give_up", "gave_up"),
+    ],
+)
+def test_each_row_of_the_table(one: TaskCase, policy: Policy, action: str, state: str) -> None:
+    decision = decide_task(one, policy)
+    assert (decision.action, decision.state) == (action, state)
+
+
+def test_doubt_is_told_before_anything_else_is_weighed() -> None:
+    """Two copies are worse than none: no setting leads past it."""
+    one = case(verdict=Verdict(False, "keep"), moves=9, agent_coming_s=9.0)
+    assert decide_task(one, ON).state == "not_proven_gone"
+
+
+# ------------------------------------------------------------------------------------------------- in a fleet
+
+
+class Fleet:
+    """A world that ticks: connected agents beat each second with what their workers do; SSH reaches nobody."""
+
+    def __init__(self, directory: Path, **settings: Any) -> None:
+        self.world = World(directory, task_reassignment=True, **settings)
+        self.silent: set[str] = set()
+        self.states: dict[str, str] = {}  # worker -> what its host reports; "running" by default
+        self.look = Look(False, "unknown", "timed out")
+        self.failures = self.handler()
+
+    def handler(self) -> FailureHandler:
+        self.monitor = ProcessMonitor(self.world.registry, self.world.settings, self.world.now)
+        return FailureHandler(
+            self.world.registry,
+            monitor=self.monitor,
+            settings=self.world.settings,
+            look=self._look,
+            spawn=lambda task: task(),
+            read_clock=lambda: self.world.now,
+        )
+
+    def _look(self, agent: AgentRecord, replace_frozen: bool) -> Look:
+        return self.look
+
+    def restart(self) -> None:
+        self.world.restart()
+        self.failures = self.handler()
+        self._unheard = True
+
+    _unheard = True
+
+    def run(self, seconds: float) -> None:
+        for _ in range(int(seconds)):
+            now = self.world.pass_time(1.0)
+            for agent_id in self.world.registry.agents_by_id:
+                if agent_id not in self.silent:
+                    self.beat(agent_id)
+            if self._unheard and not self.monitor.in_grace(now):
+                self._unheard = False
+                self.failures.look_for_the_unheard(now)
+            self.failures.tick(now)
+            self.world.registry.gangs.tick(now)
+            self.world.registry.commit()
+
+    def beat(self, agent_id: str) -> None:
+        registry = self.world.registry
+        reports = []
+        for worker in registry.workers_of(agent_id):
+            state = self.states.get(worker.worker_id, "running" if worker.told == "running" else "stopped")
+            left = worker.spec.lease_s if leases.fenced(worker) else None
+            attempt = worker.attempt + (worker.attempt == 0)
+            reports.append(self.world.report(worker.worker_id, state, lease_left_s=left, attempt=attempt))
+        rev = registry.rev(agent_id)
+        self.world.beat(agent_id, *reports, assignments_rev=rev)
+
+    def worker(self, worker_id: str = "w1") -> WorkerRecord:
+        return self.world.registry.workers_by_id[worker_id]
+
+    def view(self, worker_id: str = "w1") -> dict[str, Any]:
+        return self.world.registry.worker(worker_id)
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Fleet:
+    fleet = Fleet(tmp_path)
+    fleet.world.deploy({"h1": {"w1": FENCED}, "s1": {}, "s2": {}}, spares={"s1": True, "s2": True})
+    fleet.run(40.0)
+    return fleet
+
+
+def test_a_fenced_task_of_a_lost_host_goes_to_a_spare_as_soon_as_it_is_surely_gone(fleet: Fleet) -> None:
+    epoch = fleet.worker().epoch
+    fleet.silent = {"h1"}
+    fleet.run(CERTAIN_S - 1.0)
+    assert fleet.worker().agent_id == "h1"
+    assert "lease" in fleet.view()["recovery"]["reason"]
+    fleet.run(3.0)
+    assert (fleet.worker().agent_id, fleet.view()["state"]) == ("s1", "running")
+    assert fleet.worker().epoch > epoch
+    assert {"task_waiting", "reassigned"} <= set(fleet.world.kinds())
+
+
+def test_the_next_round_is_due_when_the_lease_ends_not_at_the_next_interval(fleet: Fleet) -> None:
+    fleet.silent = {"h1"}
+    fleet.run(15.0)
+    assert 0.0 < fleet.failures.due_in_s(fleet.world.now) < CERTAIN_S
+    assert fleet.failures.due_in_s(Now(1e9, 0.0)) == 0.0
+
+
+def test_a_kept_task_of_a_lost_host_waits_for_ever_and_says_why(tmp_path: Path) -> None:
+    fleet = Fleet(tmp_path)
+    fleet.world.deploy({"h1": {"w1": {"command": "crawl"}}, "s1": {}}, spares={"s1": True})
+    fleet.run(40.0)
+    fleet.silent = {"h1"}
+    fleet.run(300.0)
+    assert fleet.worker().agent_id == "h1"
+    assert fleet.view()["recovery"]["state"] == "not_proven_gone"
+    assert "keep" in fleet.view()["reason"]
+    assert fleet.world.kinds().count("task_waiting") == 1  # told once, not each second
+
+
+def test_the_host_that_returns_in_time_keeps_its_task(fleet: Fleet) -> None:
+    fleet.silent = {"h1"}
+    fleet.run(CERTAIN_S - 3.0)
+    fleet.silent = set()
+    fleet.run(60.0)
+    assert fleet.worker().agent_id == "h1"
+    assert fleet.view()["recovery"] is None
+
+
+def test_the_host_that_returns_late_is_told_to_drop_its_copy(fleet: Fleet) -> None:
+    fleet.silent = {"h1"}
+    fleet.run(40.0)
+    reply = fleet.world.beat("h1", fleet.world.report("w1", epoch=1, lease_left_s=0.0), pid=99)
+    assert [one.desired for one in reply.assignments or []] == ["removed"]
+    fleet.silent = set()
+    fleet.run(5.0)
+    assert fleet.worker().agent_id == "s1"
+    assert fleet.world.registry.agents_by_id["h1"].withdrawn == {}
+
+
+def test_an_agent_found_by_ssh_is_waited_for_before_its_task_is_moved(fleet: Fleet) -> None:
+    """Only slow: its lease has ended, but it will be back in a moment, and the task with it."""
+    fleet.silent = {"h1"}
+    fleet.run(CERTAIN_S - 4.0)
+    fleet.look = Look(True, "started", "started")
+    fleet.run(20.0)
+    assert fleet.worker().agent_id == "h1"
+    assert "agent has just been started" in fleet.view()["recovery"]["reason"]
+    fleet.run(40.0)
+    assert fleet.worker().agent_id == "s1"
+
+
+def test_the_spare_dies_too(fleet: Fleet) -> None:
+    fleet.silent = {"h1"}
+    fleet.run(40.0)
+    assert fleet.worker().agent_id == "s1"
+    fleet.silent = {"h1", "s1"}
+    fleet.run(40.0)
+    assert (fleet.worker().agent_id, fleet.worker().moves) == ("s2", 2)
+    assert fleet.worker().home == "h1"
+
+
+def test_without_a_spare_it_waits_with_the_reason_and_goes_when_one_comes(fleet: Fleet) -> None:
+    fleet.world.registry.cordon("s1", "fan", "anna", fleet.world.now)
+    fleet.world.registry.cordon("s2", "disk", "anna", fleet.world.now)
+    fleet.silent = {"h1"}
+    fleet.run(60.0)
+    assert fleet.view()["recovery"]["state"] == "no_spare"
+    assert "s1: it is cordoned (fan)" in fleet.view()["reason"]
+    assert fleet.world.kinds().count("no_spare") == 1
+    fleet.world.registry.uncordon("s2", "anna", fleet.world.now)
+    fleet.run(5.0)
+    assert (fleet.worker().agent_id, fleet.view()["recovery"]) == ("s2", None)
+
+
+def test_a_failed_worker_goes_to_a_spare_and_after_enough_moves_stays_failed_with_an_alert(tmp_path: Path) -> None:
+    """Also one that is kept through partitions: its agent says that it has ended."""
+    fleet = Fleet(tmp_path, max_recovery_attempts=2)
+    fleet.world.deploy({"h1": {"w1": {"command": "x"}}, "s1": {}, "s2": {}}, spares={"s1": True, "s2": True})
+    fleet.run(5.0)
+    places = []
+    for _ in range(4):
+        fleet.states["w1"] = "failed"
+        fleet.run(3.0)
+        fleet.states["w1"] = "running"
+        if not places or places[-1] != fleet.worker().agent_id:
+            places.append(fleet.worker().agent_id)
+        if len(places) < 3:
+            fleet.run(3.0)
+    fleet.states["w1"] = "failed"
+    fleet.run(10.0)
+    assert fleet.worker().moves == 2
+    assert fleet.view()["recovery"]["state"] == "gave_up"
+    assert "task_gave_up" in fleet.world.kinds()
+
+
+def test_health_gives_the_moves_back(fleet: Fleet) -> None:
+    fleet.silent = {"h1"}
+    fleet.run(40.0)
+    assert fleet.worker().moves == 1
+    fleet.run(620.0)
+    assert fleet.worker().moves == 0
+
+
+def test_a_worker_that_an_operator_starts_again_is_not_moved(tmp_path: Path) -> None:
+    fleet = Fleet(tmp_path)
+    fleet.world.deploy({"h1": {"w1": {"command": "x"}}, "s1": {}}, spares={"s1": True})
+    fleet.run(3.0)
+    fleet.world.beat("h1", fleet.world.report("w1", "failed"))
+    fleet.world.registry.command("w1", "start", "anna", fleet.world.now)
+    fleet.run(5.0)
+    assert (fleet.worker().agent_id, fleet.view()["recovery"]) == ("h1", None)
+
+
+def test_a_task_of_a_lost_host_that_is_stopped_and_started_again_meanwhile_still_goes_to_a_spare(fleet: Fleet) -> None:
+    fleet.silent = {"h1"}
+    fleet.run(15.0)
+    fleet.world.registry.command("w1", "stop", "anna", fleet.world.now)
+    fleet.run(30.0)
+    assert (fleet.worker().agent_id, fleet.view()["recovery"]) == ("h1", None)
+    fleet.world.registry.command("w1", "start", "anna", fleet.world.now)
+    fleet.run(5.0)
+    assert fleet.worker().agent_id == "s1"
+
+
+def test_stop_all_goes_before_reassignment(tmp_path: Path) -> None:
+    fleet = Fleet(tmp_path, stop_all_on_failure=True)
+    fleet.world.deploy({"h1": {"w1": {"command": "x"}}, "s1": {"w2": {"command": "x"}}}, spares={"s1": True})
+    fleet.run(3.0)
+    fleet.states["w1"] = "failed"
+    fleet.run(10.0)
+    assert fleet.worker().agent_id == "h1"
+    assert {fleet.worker(one).desired for one in ("w1", "w2")} == {"stopped"}
+
+
+def test_switched_off_nothing_is_moved_and_nothing_is_said(tmp_path: Path) -> None:
+    fleet = Fleet(tmp_path)
+    fleet.world.settings = FleetSettings(task_reassignment=False)
+    fleet.restart()
+    fleet.world.deploy({"h1": {"w1": FENCED}, "s1": {}}, spares={"s1": True})
+    fleet.run(40.0)
+    fleet.silent = {"h1"}
+    fleet.run(60.0)
+    assert (fleet.worker().agent_id, fleet.view()["recovery"]) == ("h1", None)
+
+
+def test_the_next_manager_goes_on_with_a_lost_host_after_its_own_grace_and_a_whole_lease(fleet: Fleet) -> None:
+    fleet.silent = {"h1"}
+    fleet.run(15.0)
+    fleet.restart()
+    fleet.run(CERTAIN_S - 1.0)
+    assert fleet.worker().agent_id == "h1"
+    fleet.run(12.0)
+    assert fleet.worker().agent_id == "s1"
+
+
+def test_a_manager_that_dies_between_the_change_of_hands_and_its_delivery_has_done_both_or_nothing(
+    fleet: Fleet,
+) -> None:
+    """Epoch, owner and withdrawn right are one commit; the new owner hears nothing before it."""
+    fleet.silent = {"h1"}
+    fleet.run(CERTAIN_S - 1.0)
+    now = fleet.world.pass_time(2.0)
+    fleet.beat("s1")
+    fleet.failures.tick(now)  # … and dies before it commits
+    assert fleet.worker().agent_id == "s1"
+    dying, fleet.world.registry = fleet.world.registry, fleet.world.open()
+    assert (fleet.worker().agent_id, fleet.world.registry.agents_by_id["h1"].withdrawn) == ("h1", {})
+    fleet.world.registry = dying
+    reply = dying.agent_reply("s1", "", 0, now)  # what it tells is durable first
+    assert reply is not None
+    assert [one.worker_id for one in reply.assignments or []] == ["w1"]
+    told = (reply.assignments or [])[0].epoch
+    fleet.world.registry = fleet.world.open()
+    assert (fleet.worker().agent_id, fleet.worker().epoch) == ("s1", told)
+    assert "w1" in fleet.world.registry.agents_by_id["h1"].withdrawn
+
+
+def test_a_gangs_lost_member_goes_to_a_spare_only_once_the_gang_is_held_and_all_start_under_one_epoch(
+    tmp_path: Path,
+) -> None:
+    fleet = Fleet(tmp_path, groups={"trainers": GroupPolicy(restart="gang")})
+    member = {**FENCED, "group": "trainers"}
+    fleet.world.deploy({"h1": {"w1": member}, "h2": {"w2": member}, "s1": {}}, spares={"s1": True})
+    fleet.run(40.0)
+    first = fleet.worker().epoch
+    assert fleet.worker("w2").epoch == first
+    handed: list[bool] = []
+    fleet.world.registry.event_log.on_event(
+        lambda event: handed.append(fleet.worker("w1").held) if event["kind"] == "reassigned" else None
+    )
+    fleet.silent = {"h1"}
+    fleet.run(CERTAIN_S + 15.0)
+    assert handed == [True]
+    assert fleet.worker().agent_id == "s1"
+    assert fleet.worker().epoch == fleet.worker("w2").epoch > first
+    assert (fleet.worker().held, fleet.view()["state"], fleet.view("w2")["state"]) == (False, "running", "running")
+
+
+def test_a_member_whose_gang_still_runs_is_given_to_nobody(tmp_path: Path) -> None:
+    fleet = Fleet(tmp_path, groups={"trainers": GroupPolicy(restart="gang")})
+    fleet.world.deploy({"h1": {"w1": {**FENCED, "group": "trainers"}}, "s1": {}}, spares={"s1": True})
+    fleet.run(10.0)
+    fleet.world.pass_time(1e4)
+    assert fleet.world.registry.leases.surely_gone("w1", fleet.world.now)
+    with pytest.raises(Conflict, match="gang"):
+        fleet.world.registry.places.reassign(fleet.worker(), "s1", "too early", fleet.world.now, actor="tester")

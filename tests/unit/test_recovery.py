@@ -1,0 +1,298 @@
+"""What the failure handler does about silent agents and failed workers: each row of its table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from procguard.fleet import recovery
+from procguard.fleet.clock import Now
+from procguard.fleet.failure_handler import FailureHandler
+from procguard.fleet.monitor import ProcessMonitor
+from procguard.fleet.records import AgentRecord
+from procguard.fleet.recovery import Incident, Look, Policy, decide
+from procguard.fleet.settings import FleetSettings
+from remote_agent import protocol
+from tests.unit.fleet_world import SECRET, World
+
+SETTINGS = FleetSettings(recovery_timeout_s=30.0, max_recovery_attempts=3)
+NOW = Now(100.0, 1_790_000_100.0)
+
+
+def incident(**values: object) -> Incident:
+    made = Incident("h1", "h1", Now(90.0, 1_790_000_090.0), reachable_by_ssh=True)
+    for name, value in values.items():
+        setattr(made, name, value)
+    return made
+
+
+def decided(one: Incident, settings: FleetSettings = SETTINGS, *, braked: bool = False, grace: bool = False) -> str:
+    return decide(one, Policy(settings, braked, grace), NOW).action
+
+
+def test_a_silent_agent_is_looked_for_over_ssh_at_once() -> None:
+    assert decide(incident(), Policy(SETTINGS), NOW)[:2] == ("look", 0.0)
+
+
+def test_a_hand_started_launcher_is_left_to_its_user() -> None:
+    assert decided(incident(reachable_by_ssh=False)) == "leave"
+
+
+def test_enable_auto_recovery_false_starts_nothing() -> None:
+    assert decided(incident(), FleetSettings(enable_auto_recovery=False)) == "leave"
+
+
+@pytest.mark.parametrize(("braked", "grace"), [(True, False), (False, True)])
+def test_the_brake_and_the_grace_after_a_start_hold_it_back(braked: bool, grace: bool) -> None:
+    assert decided(incident(), braked=braked, grace=grace) == "wait"
+
+
+def test_an_agent_whose_connection_closed_needs_no_grace() -> None:
+    """It was heard since the start of the manager: that start explains nothing."""
+    assert decided(incident(connection_closed=True), grace=True) == "look"
+    assert decided(incident(connection_closed=True), braked=True) == "wait"
+
+
+def test_a_host_out_of_reach_is_looked_for_again_however_long_it_takes() -> None:
+    gone = incident(last_look=Look(False, "unknown", "timed out"), looks=1_000, last_look_at=99.0)
+    decision = decide(gone, Policy(SETTINGS), NOW)
+    assert (decision.action, decision.delay_s) == ("look", 14.0)
+
+
+def test_a_started_agent_has_recovery_timeout_to_be_heard() -> None:
+    started = incident(last_look=Look(True, "started", "started"), starts=1, last_look_at=80.0)
+    decision = decide(started, Policy(SETTINGS), NOW)
+    assert (decision.action, decision.delay_s) == ("wait", 10.0)
+
+
+def test_attempts_end_after_max_recovery_attempts_with_a_reason() -> None:
+    spent = incident(last_look=Look(True, "started", "started"), starts=3, last_look_at=50.0)
+    decision = decide(spent, Policy(SETTINGS), NOW)
+    assert decision.action == "give_up"
+    assert "max_recovery_attempts" in decision.reason
+
+
+def test_the_table_in_the_docstring_names_every_row_in_order() -> None:
+    for rows in (recovery.SILENT_AGENT, recovery.TASK):
+        places = [(recovery.__doc__ or "").index(f" {row.__name__} ") for row in rows]
+        assert places == sorted(places)
+
+
+def test_attempts_of_the_manager_before_count_without_another_look() -> None:
+    decision = decide(incident(starts=3), Policy(SETTINGS), NOW)
+    assert (decision.action, "3 start(s)" in decision.reason) == ("give_up", True)
+
+
+def test_a_look_replaces_a_frozen_agent_only_after_heartbeat_timeout() -> None:
+    """A debugger that holds it for a moment is somebody's business."""
+    assert decide(incident(last_heard=95.0), Policy(SETTINGS), NOW).replace_frozen is False
+    assert decide(incident(last_heard=85.0), Policy(SETTINGS), NOW).replace_frozen is True
+    assert decide(incident(), Policy(SETTINGS), NOW).replace_frozen is True  # not heard in this run of the manager
+
+
+def test_an_agent_found_frozen_is_looked_at_again_when_its_time_is_over() -> None:
+    frozen = incident(last_heard=95.0, last_look=Look(True, "frozen", "stopped"), last_look_at=99.5)
+    decision = decide(frozen, Policy(SETTINGS), NOW)
+    assert (decision.action, decision.delay_s, decision.replace_frozen) == ("look", 5.0, True)
+
+
+class Ssh:
+    """What SSH would find, scripted; remembers who was looked for."""
+
+    def __init__(self, *answers: Look) -> None:
+        self.answers = list(answers)
+        self.looked: list[str] = []
+        self.replaced: list[bool] = []
+
+    def __call__(self, agent: AgentRecord, replace_frozen: bool) -> Look:
+        self.looked.append(agent.agent_id)
+        self.replaced.append(replace_frozen)
+        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+
+
+def handler(world: World, ssh: Ssh, settings: FleetSettings | None = None) -> FailureHandler:
+    settings = settings or world.settings
+    monitor = ProcessMonitor(world.registry, settings, world.now)
+    while monitor.in_grace(world.now):  # heartbeats go on until the grace after the manager's start is over
+        world.pass_time(1.0)
+        for agent_id, seen in world.registry.seen.items():
+            if seen.heartbeat is not None:
+                world.registry.heartbeat(agent_id, seen.heartbeat, world.now)
+        monitor.tick(world.now)
+    return FailureHandler(
+        world.registry,
+        monitor=monitor,
+        settings=settings,
+        look=ssh,
+        spawn=lambda task: task(),
+        read_clock=lambda: world.now,
+    )
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    world = World(tmp_path)
+    world.deploy({"h1": {"w1": {"command": "sleep 9"}}})
+    world.beat("h1", world.report("w1"))
+    return world
+
+
+def lose_connection(world: World, agent_id: str = "h1") -> None:
+    world.registry.poll_opened(agent_id, world.now)
+    world.registry.poll_closed(agent_id, world.now, peer_closed=True)
+    world.pass_time(0.6)
+
+
+def test_a_killed_agent_is_started_over_ssh_and_the_incident_tells_it(world: World) -> None:
+    ssh = Ssh(Look(True, "started", "agent started"))
+    failures = handler(world, ssh)
+    lose_connection(world)
+    failures.tick(world.now)
+    assert ssh.looked == ["h1"]
+    world.pass_time(1.0)
+    world.beat("h1", world.report("w1"), pid=99)
+    failures.tick(world.now)
+    (recovery,) = failures.recoveries()
+    assert (recovery["outcome"], recovery["starts"]) == ("recovered", 1)
+    assert any("agent started" in step["text"] for step in recovery["steps"])
+    evidence = [event["evidence"] for event in world.registry.events() if event["kind"] == "recovery"]
+    assert {"ssh": {"reached": True, "agent": "started"}} in evidence and {"outcome": "recovered"} in evidence
+
+
+def test_an_agent_killed_again_between_two_rounds_is_looked_for_at_once(world: World) -> None:
+    """It was heard for less than a round: the first incident is over all the same, and its wait is not the second's."""
+    ssh = Ssh(Look(True, "started", "agent started"))
+    failures = handler(world, ssh)
+    lose_connection(world)
+    failures.tick(world.now)
+    world.pass_time(1.0)
+    world.beat("h1", world.report("w1"), pid=99)
+    lose_connection(world)
+    failures.tick(world.now)
+    assert ssh.looked == ["h1", "h1"]
+    assert [one["outcome"] for one in failures.recoveries()] == ["open", "recovered"]
+
+
+def test_a_dead_host_restarts_nothing_and_shows_unknown(world: World) -> None:
+    ssh = Ssh(Look(False, "unknown", "h1: cannot connect (timed out)"))
+    failures = handler(world, ssh)
+    for _ in range(40):
+        failures.tick(world.pass_time(1.0))
+    view = world.registry.worker("w1")
+    assert view["state"] == "unknown"
+    assert "timed out" in view["reason"]
+    assert world.registry.workers_by_id["w1"].agent_id == "h1"
+    assert len(ssh.looked) >= 3
+    assert failures.recoveries()[0]["outcome"] == "open"
+
+
+def test_a_look_that_breaks_is_an_answer_too(world: World) -> None:
+    class Broken(Ssh):
+        def __call__(self, agent: AgentRecord, replace_frozen: bool) -> Look:
+            super().__call__(agent, replace_frozen)
+            raise RuntimeError("helper died")
+
+    ssh = Broken(Look(True, "started", ""))
+    failures = handler(world, ssh)
+    lose_connection(world)
+    failures.tick(world.now)
+    assert any("helper died" in step["text"] for step in failures.recoveries()[0]["steps"])
+    for _ in range(5):
+        failures.tick(world.pass_time(1.0))
+    assert len(ssh.looked) >= 2
+
+
+def test_stop_all_on_failure_stops_every_worker_of_the_fleet(tmp_path: Path) -> None:
+    world = World(tmp_path, stop_all_on_failure=True)
+    world.deploy({"h1": {"w1": {"command": "a"}}, "h2": {"w2": {"command": "a"}}})
+    world.beat("h1", world.report("w1"))
+    world.beat("h2", world.report("w2"))
+    handler(world, Ssh(Look(True, "started", "")))
+    world.beat("h1", world.report("w1", "failed", reason="exit code 1"))
+    assert {worker.desired for worker in world.registry.workers_by_id.values()} == {"stopped"}
+    assert {"worker_failed", "stop_all"} <= set(world.kinds())
+
+
+def test_without_stop_all_a_failed_worker_concerns_nobody_else(world: World) -> None:
+    world.deploy({"h1": {"w1": {"command": "sleep 9"}, "w2": {"command": "a"}}})
+    handler(world, Ssh(Look(True, "started", "")))
+    world.beat("h1", world.report("w1", "failed"), world.report("w2"))
+    assert world.registry.workers_by_id["w2"].desired == "running"
+
+
+def test_a_launcher_that_went_away_is_not_looked_for(world: World) -> None:
+    world.register("train", secret_sha256=SECRET)
+    world.beat("launcher:train", world.report("train"))
+    ssh = Ssh(Look(True, "started", ""))
+    failures = handler(world, ssh)
+    lose_connection(world, "launcher:train")
+    failures.tick(world.now)
+    assert ssh.looked == []
+    assert failures.recoveries()[0]["outcome"] == "left"
+
+
+def test_what_agents_and_launchers_say_of_themselves_never_steers_ssh(world: World) -> None:
+    """Host names and addresses they report are shown; the way to a host is the deployment's word alone."""
+    declared = {"hostname": "10.0.0.7", "user": "ml", "port": 22}
+    world.registry.deploy({"hosts": [{"host": "h1", "ssh": declared, "workers": []}]}, "tester", world.now)
+    facts = protocol.HostFacts("evil.example -oProxyCommand=id", "os", "3", "root", 1, 1)
+    world.beat("h1", facts=facts)
+    world.register("spy", host="h1", secret_sha256=SECRET, peer="203.0.113.9")  # a launcher that says it is h1
+    world.beat("launcher:spy", world.report("spy"), facts=facts)
+    asked: list[AgentRecord] = []
+
+    class Watched(Ssh):
+        def __call__(self, agent: AgentRecord, replace_frozen: bool) -> Look:
+            asked.append(agent)
+            return super().__call__(agent, replace_frozen)
+
+    failures = handler(world, Watched(Look(True, "started", "")))
+    for agent_id in ("h1", "launcher:spy"):
+        lose_connection(world, agent_id)
+    failures.tick(world.now)
+    assert [(agent.agent_id, agent.host, agent.ssh) for agent in asked] == [("h1", "h1", declared)]
+
+
+def test_a_frozen_agent_is_left_alone_at_first_and_counts_as_no_attempt(world: World) -> None:
+    ssh = Ssh(Look(True, "frozen", "stopped by a signal"), Look(True, "started", "replaced"))
+    failures = handler(world, ssh)
+    lose_connection(world)
+    failures.tick(world.now)
+    assert (ssh.replaced, failures.recoveries()[0]["starts"]) == ([False], 0)
+    for _ in range(11):
+        failures.tick(world.pass_time(1.0))
+    assert (ssh.replaced, failures.recoveries()[0]["starts"]) == ([False, True], 1)
+
+
+def test_giving_up_is_a_state_of_its_own_with_an_alert_and_outlives_the_manager(world: World) -> None:
+    ssh = Ssh(Look(True, "started", "started"))
+    failures = handler(world, ssh)
+    for _ in range(400):
+        failures.tick(world.pass_time(1.0))
+    assert "recovery_gave_up" in world.kinds()
+    assert len(ssh.looked) == 3
+    world.registry.commit()
+    world.restart()
+    assert world.registry.hosts()[0]["recovery"]["outcome"] == "gave_up"
+    failures = handler(world, ssh)
+    failures.look_for_the_unheard(world.now)
+    failures.tick(world.pass_time(1.0))
+    assert len(ssh.looked) == 3
+    assert failures.recoveries()[0]["outcome"] == "gave_up"
+
+
+def test_an_agent_that_is_heard_again_has_all_its_attempts_again(world: World) -> None:
+    failures = handler(world, Ssh(Look(True, "started", "started")))
+    for _ in range(400):
+        failures.tick(world.pass_time(1.0))
+    world.beat("h1", world.report("w1"), pid=99)
+    assert world.registry.agents_by_id["h1"].incident == {}
+
+
+def test_a_lost_host_and_a_failed_worker_stand_in_their_hosts_ledger(world: World) -> None:
+    failures = handler(world, Ssh(Look(False, "unknown", "timed out")))
+    world.beat("h1", world.report("w1", "failed"))
+    for _ in range(15):
+        failures.tick(world.pass_time(1.0))
+    assert [one["kind"] for one in world.registry.agents_by_id["h1"].ledger] == ["worker_failed", "agent_silent"]

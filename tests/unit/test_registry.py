@@ -1,0 +1,489 @@
+"""What agents and operators notice of the registry: commands, reports, deployments, restarts of the manager."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from procguard.errors import Conflict, NotFound, UsageError
+from procguard.fleet.clock import Now
+from remote_agent import protocol
+from tests.unit.fleet_world import SECRET, World
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    world = World(tmp_path)
+    world.deploy({"h1": {"w1": {"command": "sleep 9"}}})
+    world.beat("h1", world.report("w1"))
+    return world
+
+
+def test_an_agent_is_told_its_workers_once_and_again_only_when_they_change(world: World) -> None:
+    reply = world.beat("h1", world.report("w1"))
+    assert reply.assignments is not None
+    assert [one.worker_id for one in reply.assignments] == ["w1"]
+    same = world.beat("h1", world.report("w1"), assignments_rev=reply.assignments_rev)
+    assert same.assignments is None
+    world.registry.command("w1", "stop", "tester", world.now)
+    changed = world.beat("h1", world.report("w1"), assignments_rev=reply.assignments_rev)
+    assert changed.assignments is not None
+    assert changed.assignments[0].desired == "stopped"
+
+
+def test_the_manager_s_recovery_settings_fill_what_a_worker_leaves_open(tmp_path: Path) -> None:
+    world = World(tmp_path, max_recovery_attempts=7, recovery_timeout_s=12.0)
+    own = {"command": "true", "restart": {"max_attempts": 2}}
+    world.deploy({"h1": {"w1": {"command": "true"}, "w2": own}})
+    specs = {one.worker_id: one.spec for one in world.registry.assignments("h1")}
+    assert (specs["w1"].restart.max_attempts, specs["w2"].restart.max_attempts) == (7, 2)
+    assert specs["w1"].restart.start_timeout_s == 12.0
+
+
+def test_agents_are_told_how_much_of_a_shipped_log_stays_with_them(tmp_path: Path) -> None:
+    world = World(tmp_path, keep_local_bytes=2**21, keep_attempts=7)
+    world.deploy({"h1": {}})
+    reply = world.beat("h1")
+    assert (reply.keep_local_bytes, reply.keep_attempts) == (2**21, 7)
+
+
+def test_enable_auto_recovery_false_restarts_nothing_children_included(tmp_path: Path) -> None:
+    world = World(tmp_path, enable_auto_recovery=False)
+    world.deploy({"h1": {"w1": {"command": "true", "restart": {"policy": "always"}}}})
+    assert world.registry.assignments("h1")[0].spec.restart.policy == "never"
+
+
+def test_restart_means_the_attempt_that_is_alive_now(world: World) -> None:
+    world.beat("h1", world.report("w1", attempt=4))
+    world.registry.command("w1", "restart", "tester", world.now)
+    reply = world.beat("h1", world.report("w1", attempt=4))
+    assert [(one.command, one.attempt) for one in reply.commands] == [("restart", 4)]
+
+
+def test_a_delivered_command_is_not_told_twice_to_the_same_agent_process(world: World) -> None:
+    record = world.registry.command("w1", "restart", "tester", world.now)
+    first = world.beat("h1", world.report("w1"))
+    assert [one.command_id for one in first.commands] == [record.command_id]
+    assert world.beat("h1", world.report("w1"), commands_seq=first.commands[0].seq).commands == []
+    # A reply that was lost on the way: the agent has not seen that seq, so it is told again.
+    assert world.beat("h1", world.report("w1"), commands_seq=0).commands != []
+
+
+def test_restart_of_a_settled_worker_is_a_start(world: World) -> None:
+    world.beat("h1", world.report("w1", "failed"))
+    before = world.registry.workers_by_id["w1"].generation
+    assert world.registry.command("w1", "restart", "tester", world.now).command == "start"
+    assert world.registry.workers_by_id["w1"].generation == before + 1
+
+
+def test_a_restart_that_nobody_carries_out_expires_visibly(world: World) -> None:
+    record = world.registry.command("w1", "restart", "tester", world.now)
+    assert world.registry.outbox.expire(world.pass_time(59)) == []
+    assert [one.command_id for one in world.registry.outbox.expire(world.pass_time(2))] == [record.command_id]
+    assert world.registry.command_view(record.command_id)["status"] == "expired"
+
+
+def test_stop_is_done_when_the_worker_is_seen_stopped(world: World) -> None:
+    record = world.registry.command("w1", "stop", "tester", world.now)
+    world.beat("h1", world.report("w1", "stopping"))
+    assert world.registry.command_view(record.command_id)["status"] != "done"
+    world.beat("h1", world.report("w1", "stopped"))
+    assert world.registry.command_view(record.command_id)["status"] == "done"
+
+
+def test_a_report_of_an_older_generation_does_not_finish_a_newer_stop(world: World) -> None:
+    world.beat("h1", world.report("w1", "exited"))
+    world.registry.command("w1", "start", "tester", world.now)
+    record = world.registry.command("w1", "stop", "tester", world.now)
+    old = world.registry.workers_by_id["w1"].generation - 1
+    world.beat("h1", world.report("w1", "exited", generation=old))
+    assert world.registry.command_view(record.command_id)["status"] != "done"
+
+
+@pytest.mark.parametrize("verb", ["", "explode", "START"])
+def test_an_unknown_command_names_the_known_ones(world: World, verb: str) -> None:
+    with pytest.raises(UsageError, match="start, stop, restart, kill"):
+        world.registry.command("w1", verb, "tester", world.now)
+
+
+def test_an_unknown_worker_is_not_found(world: World) -> None:
+    with pytest.raises(NotFound, match="no worker 'w9'"):
+        world.registry.command("w9", "start", "tester", world.now)
+
+
+def test_worker_events_are_stored_once_however_often_they_arrive(world: World) -> None:
+    event = world.event("w1", "running", "backoff", "exit code 1 after 3 s")
+    for _ in range(3):
+        reply = world.beat("h1", world.report("w1"), events=[event])
+        assert reply.events_acked == {"w1": event.seq}
+    assert [e["reason"] for e in world.registry.events(worker="w1") if e["kind"] == "worker_state"] == [event.reason]
+
+
+def test_no_accepted_command_is_lost_by_a_restart_of_the_manager(world: World) -> None:
+    world.registry.command("w1", "restart", "tester", world.now)
+    world.registry.command("w1", "stop", "tester", world.now)
+    world.restart()
+    reply = world.beat("h1", world.report("w1"))
+    assert sorted(one.command for one in reply.commands) == ["restart", "stop"]
+    assert reply.assignments is not None
+    assert reply.assignments[0].desired == "stopped"
+
+
+def test_a_manager_killed_without_goodbye_loses_nothing_it_acknowledged(world: World) -> None:
+    world.registry.command("w1", "stop", "tester", world.now)
+    again = world.open()  # the first one is simply abandoned, as by kill -9
+    assert again.workers_by_id["w1"].desired == "stopped"
+    assert again.fleet_id == world.registry.fleet_id
+
+
+def test_workers_show_their_last_known_state_until_their_agent_returns(world: World) -> None:
+    world.restart()
+    view = world.registry.worker("w1")
+    assert (view["state"], view["last_known_state"]) == ("unknown", "running")
+    world.beat("h1", world.report("w1"))
+    assert world.registry.worker("w1")["state"] == "running"
+
+
+def test_an_agent_that_knows_a_higher_epoch_is_right_and_what_is_granted_next_is_higher(world: World) -> None:
+    """The state was lost or restored. The instance runs on under its own epoch: nothing about it is new."""
+    old = world.registry.workers_by_id["w1"].epoch
+    world.beat("h1", world.report("w1", epoch=old + 5_000_000, generation=9))
+    worker = world.registry.workers_by_id["w1"]
+    assert (worker.epoch, worker.generation) == (old + 5_000_000, 9)
+    assert world.registry.next_epoch() > old + 5_000_000
+    world.restart()
+    assert world.registry.workers_by_id["w1"].epoch == old + 5_000_000
+
+
+def test_a_worker_that_another_agent_has_at_a_higher_epoch_is_that_agent_s(world: World) -> None:
+    """The lost changes had moved it: two agents would run it if the state were believed."""
+    world.deploy({"h2": {}})
+    epoch = world.registry.workers_by_id["w1"].epoch
+    world.beat("h2", world.report("w1", epoch=epoch + 7))
+    worker = world.registry.workers_by_id["w1"]
+    assert (worker.agent_id, worker.host, worker.epoch) == ("h2", "h2", epoch + 7)
+    assert [(one.worker_id, one.desired) for one in world.registry.assignments("h1")] == [("w1", "removed")]
+    world.beat("h1", world.report("w1", epoch=epoch))
+    assert world.registry.workers_by_id["w1"].agent_id == "h2"
+
+
+def test_an_epoch_that_no_manager_can_have_granted_is_not_believed(world: World) -> None:
+    epoch = world.registry.workers_by_id["w1"].epoch
+    world.beat("h1", world.report("w1", epoch=2**60))
+    assert world.registry.workers_by_id["w1"].epoch == epoch
+    assert world.registry.next_epoch() < 2**53
+
+
+def test_a_generation_the_state_has_lost_is_taken_from_the_agent(world: World) -> None:
+    """Otherwise the agent would take all that the manager says for older than what it has, for ever."""
+    worker = world.registry.workers_by_id["w1"]
+    world.beat("h1", world.report("w1", "stopped", generation=worker.generation + 3))
+    assert world.registry.workers_by_id["w1"].generation >= worker.generation
+    command = world.registry.command("w1", "stop", "tester", world.now)
+    assert command.generation == 5
+
+
+def test_every_start_of_the_manager_grants_higher_epochs_whatever_the_clock_says(world: World) -> None:
+    granted = []
+    for wall_s in (0.0, 60.0, -3600.0, 10.0):
+        world.now = Now(world.now.monotonic, world.now.wall + wall_s)
+        world.restart()
+        granted += [world.registry.next_epoch(), world.registry.next_epoch()]
+        world.registry.commit()
+    assert granted == sorted(set(granted))
+
+
+def test_a_term_that_is_used_up_goes_on_in_the_next(world: World) -> None:
+    world.registry._fleet["n"] = 999_997
+    granted = [world.registry.next_epoch() for _ in range(4)]
+    assert granted == sorted(set(granted))
+    world.registry.commit()
+    world.restart()
+    assert world.registry.next_epoch() > granted[-1]
+
+
+def test_a_worker_unknown_to_the_state_is_warned_about_and_left_alone(world: World) -> None:
+    reply = world.beat("h1", world.report("w1"), world.report("stray"), pid=78)
+    assert any("stray" in e["reason"] for e in world.registry.events() if e["kind"] == "warning")
+    assert "stray" not in [one.worker_id for one in reply.assignments or []]
+
+
+# ------------------------------------------------------------------------------------------------ deployments
+
+
+def test_a_second_deployment_of_the_same_changes_nothing(world: World) -> None:
+    rev = world.beat("h1", world.report("w1")).assignments_rev
+    answer = world.deploy({"h1": {"w1": {"command": "sleep 9"}}})
+    assert answer["hosts"]["h1"]["workers"]["w1"]["result"] == "unchanged"
+    assert world.beat("h1", world.report("w1"), assignments_rev=rev).assignments is None
+
+
+def test_a_changed_command_is_stored_and_shown_as_restart_pending(world: World) -> None:
+    digest = protocol.launch_digest(world.registry.workers_by_id["w1"].spec)
+    world.beat("h1", world.report("w1", launch_digest=digest))
+    answer = world.deploy({"h1": {"w1": {"command": "sleep 10"}}})
+    assert answer["hosts"]["h1"]["workers"]["w1"]["result"] == "changed"
+    assert world.registry.worker("w1")["restart_pending"] is True
+    assert world.registry.workers_by_id["w1"].generation == 1
+
+
+def test_a_worker_gone_from_the_inventory_runs_on_as_undeclared_until_pruned(world: World) -> None:
+    world.deploy({"h1": {}})
+    view = world.registry.worker("w1")
+    assert (view["undeclared"], view["desired"]) == (True, "running")
+    world.deploy({"h1": {}}, prune=True)
+    reply = world.beat("h1", world.report("w1"))
+    assert reply.assignments is not None
+    assert reply.assignments[0].desired == "removed"
+    world.beat("h1", assignments_rev=reply.assignments_rev)
+    with pytest.raises(NotFound):
+        world.registry.worker("w1")
+
+
+def test_a_worker_that_moved_is_refused_while_its_old_instance_lives(world: World) -> None:
+    answer = world.deploy({"h2": {"w1": {"command": "sleep 9"}}})
+    result = answer["hosts"]["h2"]["workers"]["w1"]
+    assert result["result"] == "refused"
+    assert "h1" in result["message"]
+    assert world.registry.workers_by_id["w1"].agent_id == "h1"
+
+
+def test_a_worker_that_ended_moves_with_a_higher_epoch_and_its_old_host_drops_it(world: World) -> None:
+    world.registry.command("w1", "stop", "tester", world.now)
+    world.beat("h1", world.report("w1", "stopped"))
+    epoch = world.registry.workers_by_id["w1"].epoch
+    answer = world.deploy({"h2": {"w1": {"command": "sleep 9"}}})
+    assert answer["hosts"]["h2"]["workers"]["w1"]["result"] == "moved"
+    assert world.registry.workers_by_id["w1"].epoch > epoch
+    assert [(one.worker_id, one.desired) for one in world.registry.assignments("h1")] == [("w1", "removed")]
+    assert [(one.worker_id, one.desired) for one in world.registry.assignments("h2")] == [("w1", "running")]
+
+
+def test_an_operator_s_stop_survives_a_deployment(world: World) -> None:
+    world.registry.command("w1", "stop", "tester", world.now)
+    world.deploy({"h1": {"w1": {"command": "sleep 10"}}})
+    assert world.registry.workers_by_id["w1"].desired == "stopped"
+
+
+def test_a_worker_declared_twice_changes_nothing(world: World) -> None:
+    with pytest.raises(UsageError, match="w5 is declared on h1 and on h2"):
+        world.deploy({"h1": {"w5": {"command": "a"}}, "h2": {"w5": {"command": "a"}}})
+    assert "w5" not in world.registry.workers_by_id
+
+
+def test_check_changes_nothing(world: World) -> None:
+    answer = world.deploy({"h3": {"w7": {"command": "a"}}, "h1": {}}, check=True)
+    assert answer["hosts"]["h3"]["workers"]["w7"]["result"] == "new"
+    assert "w7" not in world.registry.workers_by_id
+    assert "h3" not in world.registry.agents_by_id
+    assert world.registry.worker("w1")["undeclared"] is False
+
+
+# ---------------------------------------------------------------------------------------- hand-started launchers
+
+
+def test_a_trusted_launcher_registers_at_once_and_may_use_its_secret(world: World) -> None:
+    reply = world.register("train", secret_sha256=SECRET)
+    assert (reply.status, reply.agent_id) == ("registered", "launcher:train")
+    assert world.registry.authenticate_agent(SECRET) == "launcher:train"
+    assert reply.proof_key == world.registry.proof_key("launcher:train")
+
+
+def test_a_launcher_from_elsewhere_waits_for_approval_and_changes_nothing_until_then(world: World) -> None:
+    reply = world.register("train", secret_sha256=SECRET, trusted=False, peer="10.9.9.9")
+    assert (reply.status, reply.fingerprint) == ("pending", protocol.fingerprint(SECRET))
+    assert "train" not in world.registry.workers_by_id
+    assert world.registry.authenticate_agent(SECRET) is None
+    world.registry.approve("launcher:train", "tester", world.now)
+    again = world.register("train", secret_sha256=SECRET, trusted=False, peer="10.9.9.9")
+    assert (again.status, again.proof_key != "") == ("registered", True)
+    # The key is handed out once: knowing the hash of the secret must not be enough to fetch it.
+    assert world.register("train", secret_sha256=SECRET, trusted=False).proof_key == ""
+
+
+def test_knowing_a_launcher_s_hash_is_not_enough_to_change_its_command(world: World) -> None:
+    """The hash travels in the open; whoever saw it could otherwise have the launcher run anything."""
+    world.register("train", secret_sha256=SECRET)
+    reply = world.register("train", secret_sha256=SECRET, trusted=False, command="rm -rf /", peer="10.6.6.6")
+    assert reply.status == "registered"
+    assert world.registry.workers_by_id["train"].spec.command == "python train.py"
+    changed = world.register("train", secret_sha256=SECRET, trusted=True, command="python train.py --lr 1")
+    assert changed.status == "registered"
+    assert world.registry.workers_by_id["train"].spec.command == "python train.py --lr 1"
+
+
+def test_nobody_else_can_replace_what_waits_for_approval(world: World) -> None:
+    world.register("train", secret_sha256=SECRET, trusted=False, peer="10.9.9.9")
+    with pytest.raises(Conflict, match=r"waits for approval from 10\.9\.9\.9"):
+        world.register("train", secret_sha256=SECRET, trusted=False, command="rm -rf /", peer="10.6.6.6")
+    world.registry.approve("launcher:train", "tester", world.now)
+    assert world.registry.workers_by_id["train"].spec.command == "python train.py"
+
+
+def test_two_launchers_waiting_under_one_name_are_told_apart_by_fingerprint(world: World) -> None:
+    other = protocol.secret_sha256("two")
+    world.register("train", secret_sha256=SECRET, trusted=False)
+    world.register("train", secret_sha256=other, trusted=False)
+    with pytest.raises(Conflict, match=protocol.fingerprint(other)):
+        world.registry.approve("launcher:train", "tester", world.now)
+    world.registry.approve("launcher:train", "tester", world.now, protocol.fingerprint(other))
+    assert world.registry.authenticate_agent(other) == "launcher:train"
+
+
+def test_an_id_that_runs_elsewhere_is_refused_naming_the_holder(world: World) -> None:
+    with pytest.raises(Conflict, match="w1 is held by h1 on host h1, where it is running"):
+        world.register("w1", secret_sha256=SECRET)
+
+
+def test_an_id_of_a_silent_host_is_refused_too(world: World) -> None:
+    world.registry.mark_agent("h1", "unreachable", "no heartbeat", world.now)
+    with pytest.raises(Conflict, match=r"unknown \(last known: running\)"):
+        world.register("w1", secret_sha256=SECRET)
+
+
+def test_an_id_that_was_stopped_elsewhere_is_taken_over_with_a_higher_epoch(world: World) -> None:
+    world.registry.command("w1", "stop", "tester", world.now)
+    world.beat("h1", world.report("w1", "stopped"))
+    before = world.registry.workers_by_id["w1"].epoch
+    reply = world.register("w1", secret_sha256=SECRET)
+    assert reply.status == "registered"
+    assert reply.epoch > before
+    assert [(one.worker_id, one.desired) for one in world.registry.assignments("h1")] == [("w1", "removed")]
+
+
+def test_the_same_launcher_comes_back_to_its_running_worker(world: World) -> None:
+    first = world.register("train", secret_sha256=SECRET)
+    world.beat("launcher:train", world.report("train"))
+    again = world.register("train", secret_sha256=SECRET)
+    assert (again.status, again.epoch) == ("registered", first.epoch)
+
+
+def test_another_launcher_of_a_running_worker_is_refused(world: World) -> None:
+    world.register("train", secret_sha256=SECRET)
+    world.beat("launcher:train", world.report("train"))
+    with pytest.raises(Conflict, match="held by launcher:train on host laptop"):
+        world.register("train", secret_sha256=protocol.secret_sha256("two"), host="other")
+
+
+def test_a_launcher_in_any_language_gets_its_commands_with_the_plain_heartbeat(world: World) -> None:
+    world.register("curl")
+    world.registry.worker_heartbeat("curl", protocol.WorkerHeartbeat("running", pid=42), world.now)
+    assert world.registry.worker("curl")["state"] == "running"
+    world.registry.command("curl", "stop", "tester", world.now)
+    reply = world.registry.worker_heartbeat("curl", protocol.WorkerHeartbeat("running", pid=42), world.now)
+    assert (reply.desired, [one.command for one in reply.commands]) == ("stopped", ["stop"])
+    again = world.registry.worker_heartbeat("curl", protocol.WorkerHeartbeat("running", pid=42), world.now)
+    assert again.commands == []
+    world.registry.worker_heartbeat("curl", protocol.WorkerHeartbeat("stopped"), world.now)
+    assert world.registry.worker("curl")["state"] == "stopped"
+
+
+# ------------------------------------------------------------------------------------------------- credentials
+
+
+def test_a_new_secret_ends_the_old_one(world: World) -> None:
+    new = protocol.secret_sha256("two")
+    world.registry.set_credentials("h1", SECRET, "tester", world.now)
+    world.registry.set_credentials("h1", new, "tester", world.now)
+    assert world.registry.authenticate_agent(SECRET) is None
+    assert world.registry.authenticate_agent(new) == "h1"
+
+
+def test_tokens_survive_a_restart_and_end_when_revoked(world: World) -> None:
+    token = world.registry.tokens.add("operator", "laptop", SECRET, "tester", world.now)
+    world.restart()
+    found = world.registry.tokens.find(SECRET)
+    assert found is not None
+    assert found.scope == "operator"
+    world.registry.tokens.revoke(token.token_id, "tester", world.now)
+    assert world.registry.tokens.find(SECRET) is None
+
+
+def test_an_agent_speaks_only_for_its_own_workers(world: World) -> None:
+    world.deploy({"h2": {"w2": {"command": "a"}}})
+    world.beat("h2", world.report("w1", "failed"))
+    assert world.registry.worker("w1")["state"] == "running"
+    assert not world.registry.owns("h2", "w1")
+    assert world.registry.owns("h1", "w1")
+
+
+def test_after_stop_all_what_is_declared_is_declared_stopped_until_an_operator_starts_something(world: World) -> None:
+    world.deploy({"h1": {"w1": {"command": "a"}}})
+    world.registry.stop_all("w1 failed", world.now)
+    world.registry.commit()
+    world.restart()
+    told = world.deploy({"h1": {"w1": {"command": "a"}, "w2": {"command": "b"}}})["hosts"]["h1"]["workers"]["w2"]
+    assert (told["result"], "w1 failed" in told["message"]) == ("new", True)
+    assert {one.desired for one in world.registry.workers_by_id.values()} == {"stopped"}
+    world.register("by-hand")
+    assert world.registry.workers_by_id["by-hand"].desired == "stopped"
+    world.registry.command("w1", "start", "anna", world.now)
+    world.deploy({"h2": {"w3": {"command": "c"}}})
+    assert world.registry.workers_by_id["w3"].desired == "running"
+    assert world.registry.workers_by_id["w2"].desired == "stopped"
+
+
+def test_a_worker_that_failed_again_unseen_has_failed_again(world: World) -> None:
+    """Between two heartbeats it was started and had failed: two failures, not one that goes on."""
+    failed: list[str] = []
+    world.registry.on_worker_failed(lambda worker, _now: failed.append(worker.worker_id))
+    world.deploy({"h1": {"w1": {"command": "a"}}})
+    world.beat("h1", world.report("w1", "failed", attempt=3))
+    world.beat("h1", world.report("w1", "failed", attempt=3))
+    assert failed == ["w1"]
+    world.beat("h1", world.report("w1", "failed", attempt=4))
+    assert failed == ["w1", "w1"]
+
+
+def test_a_worker_that_may_be_starting_on_a_silent_host_is_not_taken_over_by_hand(world: World) -> None:
+    """Its last word was "stopped", but it was to run: its agent may have started it since."""
+    world.deploy({"h1": {"w1": {"command": "a"}}})
+    world.beat("h1", world.report("w1", "stopped"))
+    world.registry.mark_agent("h1", "unreachable", "no heartbeat", world.now)
+    with pytest.raises(Conflict, match="held by h1"):
+        world.register("w1", host="laptop")
+    world.beat("h1", world.report("w1", "exited"))
+    world.registry.mark_agent("h1", "unreachable", "no heartbeat", world.now)
+    assert world.register("w1", host="laptop").status == "registered"
+
+
+def test_a_new_specification_reaches_the_agent_though_the_old_one_was_resolved_before(world: World) -> None:
+    """Resolved specifications and their digests are kept; a changed one must never hide behind what was kept."""
+    before = world.beat("h1", world.report("w1"))
+    world.deploy({"h1": {"w1": {"command": "sleep 10"}}})
+    reply = world.beat("h1", world.report("w1"), assignments_rev=before.assignments_rev)
+    assert reply.assignments_rev != before.assignments_rev
+    assert reply.assignments is not None and reply.assignments[0].spec.command == "sleep 10"
+    assert world.beat("h1", world.report("w1"), assignments_rev=reply.assignments_rev).assignments is None
+
+
+def test_a_heartbeat_that_says_nothing_new_waits_for_no_disk(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.deploy({"h1": {"w1": {"command": "x"}}})
+    world.beat("h1", world.report("w1"))
+    commits = []
+    commit = world.registry.commit
+    monkeypatch.setattr(world.registry, "commit", lambda: (commits.append(1), commit())[1])
+    world.pass_time(2.0)
+    world.beat("h1", world.report("w1", usage=protocol.WorkerUsage(cpu_percent=7.0)))
+    assert commits == []
+    world.beat("h1", world.report("w1", attempt=2), events=[world.event("w1", "running", "starting")])
+    assert commits == [1]
+
+
+def test_views_of_what_every_heartbeat_changes_are_made_only_while_somebody_looks(world: World) -> None:
+    world.deploy({"h1": {"w1": {"command": "x"}}})
+    told: list[tuple[str, Any]] = []
+    looking = False
+    world.registry.on_change(lambda topic, _item, view: told.append((topic, view)))
+    world.registry.on_look(lambda _topic: looking)
+    world.beat("h1", world.report("w1"))
+    told.clear()
+    world.beat("h1", world.report("w1", usage=protocol.WorkerUsage(cpu_percent=7.0)))
+    assert told == [("workers", {}), ("hosts", {})]
+    looking = True
+    told.clear()
+    world.beat("h1", world.report("w1", usage=protocol.WorkerUsage(cpu_percent=8.0)))
+    assert [topic for topic, _ in told] == ["workers", "hosts"]
+    assert told[0][1]["usage"]["cpu_percent"] == 8.0

@@ -1,0 +1,95 @@
+"""One text means the same workers everywhere; what can't be read is told with the part that is wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from procguard.errors import NotFound, UsageError
+from procguard.fleet import selectors
+
+WORKERS: list[dict[str, Any]] = [
+    {"worker_id": "train-1", "state": "running", "host": "gpu01", "group": "trainers", "labels": {"team": "vision"}},
+    {"worker_id": "train-2", "state": "failed", "host": "gpu02", "group": "trainers", "labels": {"group": "x"}},
+    {"worker_id": "train-3", "state": "exited", "host": "gpu02", "group": "trainers", "labels": {"v": "1.5"}},
+    {"worker_id": "api", "state": "running", "host": "web", "group": "", "labels": {"team": "web"}, "agent": "web"},
+]
+TRAINERS = ["train-1", "train-2", "train-3"]
+
+
+@pytest.mark.parametrize(
+    ("target", "names"),
+    [
+        ("api", ["api"]),
+        ("train-*", TRAINERS),
+        ("train-[12]", ["train-1", "train-2"]),
+        ("train-[!12]", ["train-3"]),
+        ("host=gpu02", ["train-2", "train-3"]),
+        ("team=vision", ["train-1"]),
+        ("label.team=vision", ["train-1"]),
+        ("v=1.5", ["train-3"]),
+        ("group=trainers, state=f*", ["train-2"]),
+        ("*", ["api", *TRAINERS]),
+        ("", ["api", *TRAINERS]),
+        ("agent=web", ["api"]),
+        ("id=api|train-3", ["api", "train-3"]),
+        # several values, written either way
+        ("state=failed|exited", ["train-2", "train-3"]),
+        ("state=failed,state=exited", ["train-2", "train-3"]),
+        ("train-1,api", ["api", "train-1"]),
+        ("state=failed|exited,host=gpu02,train-2", ["train-2"]),
+        # exclusion
+        ("host!=gpu02", ["api", "train-1"]),
+        ("!host=gpu02", ["api", "train-1"]),
+        ("train-*,!train-2", ["train-1", "train-3"]),
+        ("!train-*", ["api"]),
+        ("host!=gpu01,host!=gpu02", ["api"]),
+        ("state!=failed|exited", ["api", "train-1"]),
+        ("team!=*", ["train-2", "train-3"]),
+        ("group!=*", ["api"]),
+    ],
+)
+def test_a_selector_names_these_workers(target: str, names: list[str]) -> None:
+    assert selectors.select(target, WORKERS) == names
+
+
+def test_nothing_that_matches_is_not_found() -> None:
+    with pytest.raises(NotFound, match="no worker matches train-9"):
+        selectors.select("train-9", WORKERS)
+
+
+@pytest.mark.parametrize(
+    ("target", "complaint"),
+    [
+        ("state=", "selector 'state=': a value is missing"),
+        ("state=runing", "there is no state 'runing'; known are stopped, starting"),
+        ("state=running|stoped", "no state 'stoped'"),
+        ("desired=up", "there is no desired 'up'; known are running, stopped, removed"),
+        ("group=a,,host=b", "part 2 (''): nothing stands between two commas"),
+        ("group=a,", "part 2 (''): nothing stands"),
+        ("group=a,=b", "part 2 ('=b'): a field is missing"),
+        ("host=a host=b", "two '=' in one condition"),
+        ("group=a|", "a value is missing beside the '|'"),
+        ("!host!=a", "excluded twice"),
+        ("a b", "'a b' can't be a worker's id"),
+        ("gröup=a", "'gröup' is no field and no label"),
+        ("label.group=x", "called like the field group"),
+        ("!", "a value is missing"),
+    ],
+)
+def test_a_mistake_is_told_with_its_part(target: str, complaint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        selectors.parse(target)
+    assert complaint in caught.value.message and "write e.g." in caught.value.next_step
+
+
+def test_ten_thousand_ids_are_looked_up_not_searched() -> None:
+    """A selection made by hand in the portal is a list of ids: one set, not ten thousand patterns."""
+    selector = selectors.parse("|".join(f"w{number}" for number in range(10_000)))
+    assert selector.matches({"worker_id": "w9999"}) and not selector.matches({"worker_id": "w10000"})
+
+
+@pytest.mark.parametrize(("text", "one"), [("train-1", True), ("train-*", False), ("a,b", False), ("!a", False)])
+def test_an_id_in_full_is_told_from_a_selector(text: str, one: bool) -> None:
+    assert selectors.is_one_id(text) is one

@@ -1,0 +1,128 @@
+"""One worker as its agent sees it, without a runner: what the files of an earlier one are worth."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remote_agent import paths
+from remote_agent.granted import Granted
+from remote_agent.lease import AWAITS_LEASE, boottime_ns
+from remote_agent.process_tree import boot_id
+from remote_agent.protocol import Assignment, Lease, WorkerSpec
+from remote_agent.slot import WorkerSlot
+from tests.waiting import wait_until
+
+
+@pytest.mark.parametrize(("boot", "state", "pid"), [("an earlier boot", "backoff", None), ("", "running", 4242)])
+def test_what_ran_before_a_reboot_is_not_reported_as_running(tmp_path: Path, boot: str, state: str, pid: int) -> None:
+    """In this boot a worker without a runner may still have its child; after another boot nothing of it lives."""
+    record = {"state": "running", "pid": 4242, "attempt": 3, "boot_id": boot or boot_id()}
+    (tmp_path / "state.json").write_text(json.dumps(record))
+    slot = WorkerSlot("w1", str(tmp_path), str(tmp_path / "r"))
+    slot.read_status()
+    report = slot.report()
+    assert (report.state, report.pid, report.attempt) == (state, pid, 3)
+    assert bool(report.reason) == (state == "backoff")
+
+
+@pytest.mark.parametrize(("knows", "told"), [(None, True), (["start"], False)])
+def test_runner_of_an_earlier_release_that_ignores_part_of_the_specification_is_named(
+    tmp_path: Path, knows: list[str] | None, told: bool
+) -> None:
+    """The child would silently run without its env_file: the reason says so, with the next step."""
+    slot = WorkerSlot("w1", str(tmp_path / "w1-0123456789"), str(tmp_path))
+    slot.assign(Assignment("w1", WorkerSpec("sleep 1", env_file=".env")), "/", {})
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(paths.runner_socket(str(tmp_path), slot.directory))
+    listener.listen()
+    assert slot.connect()
+    peer, _ = listener.accept()
+    hello = {"type": "status", "state": "running", "reason": "running (pid 7)", "protocol": 1}
+    peer.sendall(json.dumps(hello | ({"knows": knows} if knows else {})).encode() + b"\n")
+    wait_until(lambda: slot.receive()[1], what="its hello")
+    assert ("earlier release" in slot.report().reason) is told
+    peer.sendall(json.dumps({"type": "status", "state": "running", "reason": "x"}).encode() + b"\n")
+    wait_until(lambda: slot.receive()[1], what="its next status")
+    assert ("earlier release" in slot.report().reason) is told
+    for one in (peer, listener):
+        one.close()
+
+
+@pytest.mark.parametrize(
+    ("assigned", "part"),
+    [
+        ({"lease_s": 60.0}, "its lease (it is kept running, not fenced)"),
+        ({"gang": True}, "that it is one of a gang (it restarts alone)"),
+        ({"env": {"RANK": "0"}}, "the variables that the manager adds"),
+    ],
+)
+def test_runner_of_a_release_without_leases_and_gangs_is_never_taken_for_fenced(
+    tmp_path: Path, assigned: dict[str, Any], part: str
+) -> None:
+    """The manager relies on a fence only where the report says for how long the worker may run."""
+    slot = WorkerSlot("w1", str(tmp_path / "w1-0123456789"), str(tmp_path))
+    slot.assign(Assignment("w1", WorkerSpec("sleep 1"), **assigned), "/", {})
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(paths.runner_socket(str(tmp_path), slot.directory))
+        listener.listen()
+        assert slot.connect()
+        with listener.accept()[0] as peer:
+            hello = {"type": "status", "state": "running", "reason": "running (pid 7)", "protocol": 1}
+            peer.sendall(json.dumps(hello | {"knows": ["start"]}).encode() + b"\n")
+            wait_until(lambda: slot.receive()[1], what="its hello")
+            slot.take_lease(Lease("w1", slot.assignment.epoch, 60.0), boottime_ns())  # type: ignore[union-attr]
+            report = slot.report()
+    assert f"its runner is of an earlier release and ignores {part}" in report.reason
+    assert report.lease_left_s is None
+
+
+def test_report_says_how_long_it_may_run_and_nothing_where_nothing_runs(tmp_path: Path) -> None:
+    slot = WorkerSlot("w1", str(tmp_path), str(tmp_path / "r"))
+    slot.assignment = Assignment("w1", WorkerSpec("sleep 1"), lease_s=60.0)
+    assert slot.report().lease_left_s == 0.0 and AWAITS_LEASE in slot.report().reason
+    slot.take_lease(Lease("w1", slot.assignment.epoch, 60.0), boottime_ns())
+    left_s = slot.report().lease_left_s
+    assert left_s is not None and 50.0 < left_s <= 60.0 and AWAITS_LEASE not in slot.report().reason
+    slot.assignment = Assignment("w1", WorkerSpec("sleep 1"))
+    assert slot.report().lease_left_s is None
+
+
+def test_leases_as_an_agent_takes_them(tmp_path: Path) -> None:
+    """The later one of an epoch holds; an end gives all back, and what was asked for before it is worth nothing."""
+    fenced = Assignment("w1", WorkerSpec("sleep 1"), epoch=7, lease_s=60.0)
+    granted, asked = Granted(), boottime_ns()
+    until = asked + 60_000_000_000
+    assert granted.now(fenced) is None and not granted.may_start(fenced)
+    assert granted.take(Lease("w1", 7, 60.0), asked) == until
+    assert granted.take(Lease("w1", 7, 60.0), asked) == 0, "doubled: no news"
+    assert granted.take(Lease("w1", 7, 60.0), asked - 1) == 0, "late"
+    assert granted.now(fenced) == (7, until)
+    for nonsense in (0.0, -1.0, float("nan"), True, None, "60"):
+        assert granted.take(Lease("w1", 7, nonsense), boottime_ns()) == 0  # type: ignore[arg-type]
+    granted.heed({"state": "running", "attempt": 1, "event_seq": 4})
+    assert granted.now(fenced) == (7, until)
+    ended = {"state": "failed", "attempt": 1, "event_seq": 5}
+    granted.heed(ended)
+    assert granted.now(fenced) is None
+    assert granted.take(Lease("w1", 7, 60.0), asked + 1) == 0, "the manager may hear of the end after it gave this"
+    later = boottime_ns()
+    granted.heed(ended)  # read again
+    assert granted.take(Lease("w1", 7, 60.0), later) > until
+    granted.heed({"state": "stopped", "in_hand": True, "attempt": 1, "event_seq": 6})
+    assert granted.now(fenced) is not None, "a runner has it in hand: it is about to start"
+
+
+@pytest.mark.parametrize(("boot", "known"), [("", True), ("an earlier boot", False)])
+def test_new_agent_knows_the_lease_that_a_runner_of_this_boot_held(tmp_path: Path, boot: str, known: bool) -> None:
+    until = boottime_ns() + 30_000_000_000
+    record = {"state": "running", "boot_id": boot or boot_id(), "lease_epoch": 7, "lease_until_ns": until}
+    (tmp_path / "state.json").write_text(json.dumps(record))
+    slot = WorkerSlot("w1", str(tmp_path), str(tmp_path / "r"))
+    slot.read_status()
+    fenced = Assignment("w1", WorkerSpec("sleep 1"), epoch=7, lease_s=60.0)
+    assert slot.granted.now(fenced) == ((7, until) if known else None)

@@ -1,0 +1,201 @@
+"""Nothing of a worker survives its end, and nobody else is hit: trees that do their worst, and pids that are reused.
+
+Short by default (10 stops, 50 reused pids); 100 and 1,000 with PROCGUARD_LONG_TESTS=1.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from remote_agent import cgroup, process_tree
+from remote_agent.cgroup import WorkerGroup
+from tests.unit.runner_rig import ROOT, Rig, make_rig, remove
+from tests.waiting import wait_until
+
+LONG = bool(os.environ.get("PROCGUARD_LONG_TESTS"))
+STOPS = 100 if LONG else 10
+REUSED_PIDS = 1_000 if LONG else 50
+SHELL_THAT_IGNORES = 'trap "" TERM INT HUP USR1; sleep {mark} & sleep {mark} & while :; do sleep {mark}; done'
+
+
+def marked(mark: str) -> list[int]:
+    """The living processes with `mark` in their command line: found by no means of ProcGuard's own."""
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                words = Path(f"/proc/{name}/cmdline").read_bytes()
+            except OSError:
+                continue
+            if mark.encode() in words:
+                found.append(int(name))
+    return found
+
+
+@pytest.fixture
+def mark():
+    """An argument of sleep that nobody else has."""
+    return f"{86400 + os.getpid()}.{int.from_bytes(os.urandom(4), 'big')}"
+
+
+@pytest.fixture
+def rig(mark: str):
+    made, directory = make_rig()
+    yield made
+    made.clean_up()
+    for pid in marked(mark):  # only where a test has failed
+        os.kill(pid, 9)
+    remove(directory)
+
+
+@pytest.fixture
+def group():
+    """This user may make control groups here, or the test is left out."""
+    made = WorkerGroup(os.urandom(16).hex())
+    if not made.path:
+        pytest.skip("no writable cgroup v2 with cgroup.kill here")
+    yield made
+    made.remove()
+
+
+def worst_tree(mark: str) -> str:
+    """Double fork and setsid, every polite signal ignored, the environment scrubbed in one branch."""
+    daemon = SHELL_THAT_IGNORES.format(mark=mark)
+    return f"(setsid sh -c '{daemon}' &); (env -i /usr/bin/setsid /bin/sh -c '{daemon}' &); {daemon}"
+
+
+def stop(rig: Rig) -> None:
+    rig.write_spec(desired="stopped", generation=int(rig.assignment["generation"]) + 1)
+    assert rig.link
+    rig.link.assign()
+    rig.until("stopped")
+    rig.runner_gone()
+
+
+# -------------------------------------------------------------------------------------------------- 0 survivors
+
+
+def test_stops_of_the_worst_tree_leave_no_survivor(rig: Rig, mark: str):
+    """Every one of them; the clock starts when the whole tree is there."""
+    rig.shell(worst_tree(mark), stop_grace_s=0.05)
+    for _ in range(STOPS):
+        rig.assignment.update(desired="running", generation=int(rig.assignment["generation"]) + 1)
+        rig.run()
+        rig.until("running")
+        wait_until(lambda: len(marked(mark)) >= 12, 10, "three shells with three sleeps each, and their shells")
+        stop(rig)
+        assert marked(mark) == []
+        assert rig.link
+        rig.link.close()
+
+
+def test_tree_that_forks_without_end_is_ended(rig: Rig, mark: str):
+    """Members are born while we look: SIGKILL is repeated, or comes from the kernel at one instant."""
+    one = f"setsid sh -c 'trap \"\" TERM; sleep 0.2; sleep {mark}; true'"
+    rig.shell(f"trap '' TERM; echo up; while :; do ({one} &); sleep 0.01; done", stop_grace_s=0.1)
+    rig.run()
+    rig.until("running")
+    wait_until(lambda: len(marked(mark)) > 20, 10, "a crowd")
+    stop(rig)
+    assert marked(mark) == []
+
+
+@pytest.mark.parametrize("scrubbed", [False, True])
+def test_tree_of_a_killed_runner_is_swept_whatever_it_did_to_its_environment(
+    rig: Rig, mark: str, group: WorkerGroup, scrubbed: bool
+):
+    """No parent, no session, no cookie, its recorded child dead: the control group still knows it."""
+    env = "env -i /usr/bin/" if scrubbed else ""
+    rig.shell(f"({env}setsid /bin/sh -c 'sleep {mark}; true' &); echo up; exec sleep {mark}", stop_grace_s=0.2).run()
+    child = rig.until("running")["pid"]
+    wait_until(lambda: len(marked(mark)) == 3, 10, "child, daemon and the daemon's child")
+    assert set(rig.state()["cgroup"].split("/")) & {f"{cgroup.PREFIX}{rig.state()['cookie'][:16]}"}
+    rig.kill_runner()
+    os.kill(child, 9)  # nothing is left that state.json names
+    wait_until(lambda: len(marked(mark)) == 2, 10, "the child's death")
+    before = set(marked(mark))
+    rig.run()
+    rig.until("running", attempt=2)
+    wait_until(lambda: len(marked(mark)) == 3, 10, "the new tree")
+    assert not before & set(marked(mark))
+
+
+def test_group_is_gone_when_the_worker_has_settled(rig: Rig, mark: str, group: WorkerGroup):
+    """Nothing is left under /sys/fs/cgroup, and the runner was inside while the child ran."""
+    rig.shell(f"exec sleep {mark}").run()
+    running = rig.until("running")
+    path = running["cgroup"]
+    assert sorted(cgroup._read_pids(path)) == sorted([running["pid"], running["runner_pid"]])
+    stop(rig)
+    assert not os.path.exists(path)
+
+
+def test_dead_of_the_tree_are_collected(rig: Rig, mark: str):
+    """Orphans that end become zombies of their subreaper: it collects them."""
+    rig.shell(f"for i in 1 2 3 4 5 6 7 8; do (setsid sh -c 'exit 3' &); done; echo up; exec sleep {mark}").run()
+    runner = rig.until("running")["runner_pid"]
+    rig.logged(1)
+
+    def zombies() -> list[int]:
+        return [one.pid for one in process_tree.all_processes().values() if one.ppid == runner and one.state == "Z"]
+
+    wait_until(lambda: not zombies(), 5, "no zombie below the runner")
+    assert len(marked(mark)) == 1
+
+
+# ----------------------------------------------------------------------------------------------------- the group
+
+
+def test_everything_inside_dies_at_one_instant_but_not_we(group: WorkerGroup, mark: str):
+    group.join()
+    assert os.path.realpath(cgroup.own_group()) == os.path.realpath(group.path)
+    children = [subprocess.Popen(["sleep", mark], start_new_session=True) for _ in range(5)]
+    assert group.members() == sorted(child.pid for child in children)
+    group.kill()
+    assert [child.wait(5) for child in children] == [-9] * 5
+    assert cgroup.own_group() != group.path
+    group.remove()
+    assert not os.path.exists(group.path)
+
+
+def test_without_a_right_there_is_no_group_and_no_word(tmp_path: Path, monkeypatch):
+    """A v1 host, a container with a read-only /sys, a kernel before cgroup.kill."""
+    monkeypatch.setattr(cgroup, "MOUNTS", (str(tmp_path / "nothing"),))
+    assert cgroup.own_group() == ""
+    monkeypatch.setattr(cgroup, "own_group", lambda: str(tmp_path))
+    (tmp_path / "cgroup.procs").write_text("")
+    for made in (WorkerGroup(), WorkerGroup("c0ffee" * 5, "/etc")):
+        assert (made.path, made.members()) == ("", [])
+        made.join()
+        made.kill()
+        made.remove()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["cgroup.procs"]
+
+
+def test_a_group_of_another_name_is_never_touched(group: WorkerGroup):
+    """state.json may say anything: only what bears the worker's cookie is its group."""
+    assert not group._is_ours("/sys/fs/cgroup/unified")
+    assert not group._is_ours("/sys/fs/cgroup/system.slice")
+    assert not group._is_ours("/tmp/" + group._name)
+    assert group._is_ours(os.path.join(cgroup.MOUNTS[0], "elsewhere", group._name))
+
+
+# ---------------------------------------------------------------------------------------------------- reused pids
+
+
+def test_reused_pids_are_never_signalled():
+    """In a pid namespace of its own, where the kernel is told which pid comes next: strangers with our old pids."""
+    if os.getuid() != 0 or not shutil.which("unshare"):
+        pytest.skip("needs root and unshare")
+    command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    script = [sys.executable, "-m", "tests.unit.pid_reuse", str(REUSED_PIDS)]
+    done = subprocess.run([*command, *script], cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
+    if "cannot" in done.stderr:
+        pytest.skip(done.stderr.strip())
+    assert done.stdout.split() == ["reused", str(REUSED_PIDS), "wrong", "0", "missed", "0"], done.stderr

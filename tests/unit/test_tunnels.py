@@ -1,0 +1,287 @@
+"""Tunnels: which hosts have one, what is told of them, and that nobody is an operator at their end."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from procguard.channels.desk import Desk as AgentsDesk
+from procguard.deploy.tunnel_client import TunnelProcess
+from procguard.deploy.tunnel_process import LAST_RETRY_S, retry_delay_s
+from procguard.errors import Conflict, NotFound, Refused
+from procguard.fleet.records import AgentRecord
+from procguard.portal.agents_listener import AgentsOnly, application
+from procguard.portal.logs import LogStore
+from procguard.portal.sessions import COOKIE
+from procguard.tunnels import Tunnels
+from remote_agent.protocol import secret_sha256
+from tests.unit.fleet_world import World
+from tests.unit.test_auth import Desk
+from tests.waiting import wait_until
+
+Json = dict[str, Any]
+
+
+class FakeProcess:
+    """Notes what it is told; `answer` plays what the real one would say."""
+
+    def __init__(self, on_news: Callable[[Json], None]) -> None:
+        self.tell = on_news
+        self.said: list[tuple[str, Any]] = []
+        self.on_keep: Callable[[Json], None] = lambda _wish: None
+        self.on_kick: Callable[[str], None] = lambda _agent_id: None
+
+    def keep(self, wish: Json) -> None:
+        self.said.append(("keep", dict(wish)))
+        self.on_keep(wish)
+
+    def drop(self, agent_id: str) -> None:
+        self.said.append(("drop", agent_id))
+
+    def kick(self, agent_id: str) -> None:
+        self.said.append(("kick", agent_id))
+        self.on_kick(agent_id)
+
+    def moved(self, agent_id: str, port: int) -> None:
+        self.said.append(("moved", (agent_id, port)))
+
+    def close(self) -> None:
+        self.said.append(("close", None))
+
+
+class Rig:
+    def __init__(self, directory: Path) -> None:
+        self.world = World(directory)
+        self.begin()
+
+    def begin(self) -> None:
+        self.tunnels = Tunnels(self.world.registry, self._made)
+        self.tunnels.start(40_000)
+
+    def _made(self, on_news: Callable[[Json], None]) -> FakeProcess:
+        self.process = FakeProcess(on_news)
+        return self.process
+
+    def deploy(self, *hosts: Json) -> None:
+        declared = [{"ssh": {"hostname": one["host"]}, "workers": [], **one} for one in hosts]
+        self.world.registry.deploy({"hosts": declared}, "tester", self.world.now)
+
+    def view(self, host: str) -> Json:
+        return dict(next(one for one in self.world.registry.hosts() if one["host"] == host))
+
+    def told(self, what: str) -> list[Any]:
+        return [value for name, value in self.process.said if name == what]
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Rig:
+    return Rig(tmp_path)
+
+
+def test_only_hosts_that_ask_for_it_and_are_elsewhere_get_one(rig: Rig) -> None:
+    rig.deploy(
+        {"host": "h1", "tunnel": True, "procguard_home": "/x"},
+        {"host": "h2"},
+        {"host": "h3", "tunnel": True, "ssh": {"local": True}},
+    )
+    [wish] = rig.told("keep")
+    assert (wish["agent_id"], wish["home"], wish["port"], wish["may_move"], wish["to"]) == ("h1", "/x", 0, True, 40_000)
+    assert wish["ssh"] == {"hostname": "h1"} and wish["fleet_id"] == rig.world.registry.fleet_id
+    assert rig.view("h1")["tunnel"] == {"state": "opening", "port": 0} and rig.view("h2")["tunnel"] is None
+
+
+def test_its_states_are_shown_and_noted_once_and_its_port_is_durable(rig: Rig) -> None:
+    rig.deploy({"host": "h1", "tunnel": True})
+    for _ in range(2):
+        rig.process.tell({"agent_id": "h1", "state": "down", "reason": "refused", "code": "refused"})
+    rig.process.tell({"agent_id": "h1", "state": "up", "port": 23_456})
+    view = rig.view("h1")["tunnel"]
+    assert (view["state"], view["port"], view["reason"]) == ("up", 23_456, "")
+    rig.process.tell({"agent_id": "h1", "state": "down", "reason": "cut", "code": "connection_lost"})
+    kinds = [kind for kind in rig.world.kinds() if kind.startswith("tunnel")]
+    assert kinds == ["tunnel_down", "tunnel_up", "tunnel_down"]
+    rig.world.restart()
+    rig.begin()
+    [wish] = rig.told("keep")
+    assert (wish["agent_id"], wish["port"], wish["may_move"]) == ("h1", 23_456, False)  # opened again, where it was
+
+
+def test_a_heartbeat_or_a_redeploy_without_changes_touches_no_tunnel(rig: Rig) -> None:
+    rig.deploy({"host": "h1", "tunnel": True})
+    rig.world.beat("h1")
+    rig.deploy({"host": "h1", "tunnel": True})
+    assert len(rig.process.said) == 1
+
+
+def test_another_way_to_the_host_opens_it_anew_and_no_wish_ends_it(rig: Rig) -> None:
+    rig.deploy({"host": "h1", "tunnel": True})
+    rig.deploy({"host": "h1", "tunnel": True, "ssh": {"hostname": "elsewhere"}})
+    assert [wish["ssh"]["hostname"] for wish in rig.told("keep")] == ["h1", "elsewhere"]
+    rig.deploy({"host": "h1"})
+    assert rig.told("drop") == ["h1"] and rig.view("h1")["tunnel"] is None
+
+
+def test_a_host_that_is_forgotten_has_none(rig: Rig) -> None:
+    rig.deploy({"host": "h1", "tunnel": True})
+    rig.world.registry.forget_agent("h1", "tester", rig.world.now)
+    assert rig.told("drop") == ["h1"]
+    rig.process.tell({"agent_id": "h1", "state": "up", "port": 1})  # said before it heard of that
+
+
+def test_who_deploys_waits_for_the_tunnel(rig: Rig) -> None:
+    rig.deploy({"host": "h1", "tunnel": True})
+    threading.Timer(0.05, rig.process.tell, [{"agent_id": "h1", "state": "up", "port": 23_456}]).start()
+    opened = rig.tunnels.open("h1", 10.0)
+    assert (opened["state"], opened["port"]) == ("up", 23_456)
+
+
+def test_who_deploys_hears_why_there_is_none_also_the_second_time(rig: Rig) -> None:
+    rig.deploy({"host": "h1", "tunnel": True})
+    down = {"agent_id": "h1", "state": "down", "reason": "login refused", "code": "auth"}
+    rig.process.tell(down)
+    rig.process.on_kick = lambda _agent_id: rig.process.tell(down)
+    opened = rig.tunnels.open("h1", 10.0)
+    assert (opened["state"], opened["reason"]) == ("down", "login refused") and rig.told("kick") == ["h1"]
+
+
+def test_a_port_that_was_taken_is_left_by_the_next_deployment(rig: Rig) -> None:
+    rig.deploy({"host": "h1", "tunnel": True})
+    rig.process.tell({"agent_id": "h1", "state": "up", "port": 23_456})
+    rig.process.tell({"agent_id": "h1", "state": "down", "reason": "taken", "code": "port_taken"})
+    rig.process.on_keep = lambda wish: rig.process.tell({"agent_id": "h1", "state": "up", "port": 24_000})
+    assert rig.tunnels.open("h1", 10.0)["port"] == 24_000
+    assert rig.told("keep")[-1]["may_move"] is True
+
+
+def test_waiting_for_a_tunnel_ends_and_unknown_hosts_are_refused(rig: Rig) -> None:
+    rig.deploy({"host": "h1", "tunnel": True}, {"host": "h2"})
+    assert rig.tunnels.open("h1", 0.05)["state"] == "opening"
+    with pytest.raises(NotFound):
+        rig.tunnels.open("nobody", 1.0)
+    with pytest.raises(Conflict, match="procguard_tunnel") as caught:
+        rig.tunnels.open("h2", 1.0)
+    assert "procguard_tunnel: true" in caught.value.next_step
+
+
+def test_a_host_just_reached_over_ssh_has_its_tunnel_tried_at_once(rig: Rig) -> None:
+    rig.deploy({"host": "h1", "tunnel": True}, {"host": "h2"})
+    rig.tunnels.kick("h1")
+    rig.tunnels.kick("h2")
+    assert rig.told("kick") == ["h1"]
+
+
+def test_an_older_managers_record_has_no_tunnel() -> None:
+    assert AgentRecord("h", "h", "deployed").tunnel is False
+
+
+def test_retries_grow_to_their_bound_and_spread() -> None:
+    assert [retry_delay_s(number, lambda: 1.0) for number in (1, 2, 3, 9)] == [1.0, 2.0, 4.0, LAST_RETRY_S]
+    assert 0.05 < retry_delay_s(1, lambda: 0.0) < 0.2
+
+
+# ---------------------------------------------------------------------------------------- the process that keeps them
+
+STAND_IN = """
+import json, sys
+for line in sys.stdin:
+    request = json.loads(line)
+    if request.get("agent_id") == "die":
+        sys.exit(1)
+    print(json.dumps({"agent_id": request["agent_id"], "state": "up", "port": request["port"] or 9}), flush=True)
+"""
+
+
+def test_a_process_that_dies_is_started_again_and_told_everything_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("procguard.deploy.tunnel_client.START_AGAIN_S", 0.01)
+    news: list[Json] = []
+    process = TunnelProcess(news.append, [sys.executable, "-c", STAND_IN])
+    try:
+        process.keep({"agent_id": "h1", "port": 0})
+        wait_until(lambda: len(news) == 1, 10, "h1 up")
+        process.moved("h1", 23_456)
+        first = process._process
+        first.kill()
+        wait_until(lambda: len(news) >= 3, 10, "up again")
+        assert news[1]["state"] == "down" and "started again" in news[1]["reason"]
+        assert news[2] == {"agent_id": "h1", "state": "up", "port": 23_456}
+        process.drop("h1")
+        process._process.kill()
+        wait_until(lambda: process._process is None, 10, "its end noticed")
+        assert len(news) == 3  # nothing is wanted: nothing is started
+    finally:
+        process.close()
+
+
+def test_closing_ends_the_process() -> None:
+    process = TunnelProcess(lambda _news: None, [sys.executable, "-c", STAND_IN])
+    process.keep({"agent_id": "h1", "port": 0})
+    running = process._process
+    process.close()
+    assert running.poll() is not None
+
+
+# ------------------------------------------------------------------------------------------------- where they end
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path)
+
+
+@pytest.mark.parametrize("scope", ["operator", "viewer", "metrics"])
+def test_an_operators_token_is_worth_nothing_there(desk: Desk, scope: str) -> None:
+    token = desk.token(scope)
+    caller = AgentsOnly(desk.auth).identify(desk.request(HTTP_AUTHORIZATION=f"Bearer {token}"))
+    assert caller.kind == "anonymous" and "agents only" in caller.reason
+    assert AgentsOnly(desk.auth).by_secret(secret_sha256(token)) is None
+
+
+def test_the_managers_own_user_and_a_browsers_session_are_nobody_there(desk: Desk) -> None:
+    desk.token()
+    assert desk.auth.identify(desk.request()).kind == "operator"
+    assert AgentsOnly(desk.auth).identify(desk.request()).kind == "anonymous"
+    with_cookie = desk.request(HTTP_COOKIE=f"{COOKIE}=whatever")
+    assert AgentsOnly(desk.auth).identify(with_cookie).kind == "anonymous"
+
+
+def test_an_agents_secret_and_an_enrolment_token_count(desk: Desk) -> None:
+    registry, now = desk.world.registry, desk.world.now
+    desk.world.deploy({"h1": {"w1": {"command": "x"}}})
+    registry.set_credentials("h1", secret_sha256("s3cret"), "tester", now)
+    access = AgentsOnly(desk.auth)
+    caller = access.identify(desk.request(HTTP_AUTHORIZATION="Bearer s3cret"))
+    assert (caller.kind, caller.agent_id) == ("agent", "h1")
+    assert access.check_worker_agent(caller, "w1") == caller
+    assert access.identify(desk.request(HTTP_AUTHORIZATION=f"Bearer {desk.token('enroll')}")).kind == "enroll"
+    with pytest.raises(Refused):
+        access.identify(desk.request(HTTP_AUTHORIZATION="Bearer wrong"))
+
+
+def test_an_operator_may_not_even_speak_for_a_worker_there(desk: Desk) -> None:
+    """On the manager's own port an operator may send a plain heartbeat by hand."""
+    desk.world.deploy({"h1": {"w1": {"command": "x"}}})
+    operator = desk.auth.identify(desk.request())
+    assert desk.auth.check_worker_agent(operator, "w1", operator_too=True).kind == "operator"
+    with pytest.raises(Exception, match=r"may not|only"):
+        AgentsOnly(desk.auth).check_worker_agent(replace(operator), "w1", operator_too=True)
+
+
+def test_only_agents_routes_are_there(desk: Desk, tmp_path: Path) -> None:
+    agents = AgentsDesk(desk.world.registry, desk.auth, LogStore(str(tmp_path / "logs")))
+    app = application(agents, desk.auth, lambda _error: b"{}")
+    assert {(route.method, route.rule) for route in app.routes} == {(one.method, one.path) for one in agents.routes()}
+    assert all(
+        rule.startswith(("/api/hello", "/api/workers/", "/api/agents/")) for rule in (r.rule for r in app.routes)
+    )
+
+
+def test_wishes_travel_as_json(rig: Rig) -> None:
+    rig.deploy({"host": "h1", "tunnel": True})
+    assert json.loads(json.dumps(rig.told("keep")[0])) == rig.told("keep")[0]

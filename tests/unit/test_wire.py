@@ -1,0 +1,111 @@
+"""The golden messages in tests/wire/v1: kept for ever, because agents outlive manager upgrades and the reverse.
+
+A file is `<message>[.<case>].json`. A new field needs a new file that shows it; a file is never changed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remote_agent import protocol
+
+GOLDEN = Path(__file__).parents[1] / "wire" / "v1"
+MESSAGES = {
+    re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower(): cls
+    for name, cls in vars(protocol).items()
+    if dataclasses.is_dataclass(cls) and isinstance(cls, type)
+}
+PEOPLES_OWN_KEYS = ("env", "labels", "requires", "events_acked", "log_offsets")  # dictionaries where no key is unknown
+FILES = sorted(GOLDEN.glob("*.json"))
+
+
+def message_of(path: Path) -> type[Any]:
+    return MESSAGES[path.name.split(".")[0]]
+
+
+def read(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def assert_kept(expected: Any, actual: Any, where: str) -> None:
+    """Everything in `expected` stands in `actual`, which may have more keys (fields added since)."""
+    if isinstance(expected, dict):
+        assert isinstance(actual, dict), where
+        for key, value in expected.items():
+            assert key in actual, f"{where}.{key} lost"
+            assert_kept(value, actual[key], f"{where}.{key}")
+    elif isinstance(expected, list):
+        assert isinstance(actual, list) and len(actual) == len(expected), where
+        for index, (one, other) in enumerate(zip(expected, actual)):
+            assert_kept(one, other, f"{where}[{index}]")
+    else:
+        assert actual == expected and type(actual) is type(expected), f"{where}: {expected!r} became {actual!r}"
+
+
+def with_strangers(value: Any, key: str = "") -> Any:
+    """The same message from a newer release: an unknown key in every object that is a message."""
+    if isinstance(value, list):
+        return [with_strangers(one) for one in value]
+    if isinstance(value, dict) and key not in PEOPLES_OWN_KEYS:
+        return {name: with_strangers(one, name) for name, one in value.items()} | {"from_a_newer_release": {"x": [1]}}
+    return value
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_golden_message_survives_decode_and_encode(path: Path) -> None:
+    """What one side wrote is what the other side's dataclass says again, through real JSON."""
+    golden = read(path)
+    message = protocol.decode(message_of(path), golden)
+    again = json.loads(json.dumps(protocol.encode(message)))
+    assert_kept(golden, again, path.stem)
+    assert protocol.decode(message_of(path), again) == message
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_unknown_keys_are_ignored_at_every_depth(path: Path) -> None:
+    golden = read(path)
+    newer = with_strangers(golden)
+    assert newer != golden
+    assert protocol.decode(message_of(path), newer) == protocol.decode(message_of(path), golden)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_missing_keys_take_their_defaults(path: Path) -> None:
+    """A message of an older release lacks what was added since; only what has no default is required."""
+    cls, golden = message_of(path), read(path)
+    required = {
+        item.name
+        for item in dataclasses.fields(cls)
+        if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+    }
+    smallest = {key: value for key, value in golden.items() if key in required}
+    message = protocol.decode(cls, smallest)
+    for item in dataclasses.fields(cls):
+        if item.default is not dataclasses.MISSING:
+            assert getattr(message, item.name) == item.default
+        elif item.default_factory is not dataclasses.MISSING:
+            assert getattr(message, item.name) == item.default_factory()
+    for name in required:
+        with pytest.raises(protocol.WireError):
+            protocol.decode(cls, {key: value for key, value in smallest.items() if key != name})
+
+
+@pytest.mark.parametrize("name", sorted(MESSAGES))
+def test_every_message_and_every_field_has_a_golden_example(name: str) -> None:
+    """A field that no file shows is a field that nobody has promised to keep."""
+    shown = {key for path in FILES if message_of(path) is MESSAGES[name] for key in read(path)}
+    assert shown == {item.name for item in dataclasses.fields(MESSAGES[name])}
+
+
+@pytest.mark.parametrize("bad", [None, [], "text", 7])
+def test_what_is_no_object_is_refused_by_name(bad: Any) -> None:
+    with pytest.raises(protocol.WireError, match="AgentReply: expected an object"):
+        protocol.decode(protocol.AgentReply, bad)
+    with pytest.raises(protocol.WireError, match=r"AgentReply\.commands: expected a list"):
+        protocol.decode(protocol.AgentReply, {"commands": {"seq": 1}})

@@ -1,0 +1,75 @@
+/** What an operator does to a worker: start, stop, restart, kill. Asks first where work could be lost. */
+
+import { post, workerPath } from './api.js';
+import { confirmAction, notify, notifyError } from './dialogs.js';
+import { h, setAttr } from './dom.js';
+import { t } from './i18n.js';
+import { icon } from './icons.js';
+import { acts } from './rights.js';
+
+export const VERBS = ['start', 'stop', 'restart', 'kill'];
+
+const ALIVE = ['starting', 'running', 'stopping'];
+const SETTLED = ['stopped', 'exited', 'failed'];
+
+/** Whether `verb` makes sense now. An unknown worker may be told anything: it converges when its agent is back. */
+export function allowed(verb, worker) {
+  if (worker.state === 'unknown') return verb === 'start' || verb === 'stop';
+  if (verb === 'start') return SETTLED.includes(worker.state) || worker.state === 'backoff';
+  if (verb === 'stop') return ALIVE.includes(worker.state) || worker.state === 'backoff';
+  return ALIVE.includes(worker.state);
+}
+
+export async function act(verb, worker) {
+  if (verb !== 'start' && !(await ask(verb, worker))) return;
+  await send(verb, worker.worker_id);
+}
+
+function ask(verb, worker) {
+  const detail = [t(`confirm.${verb}`, { worker: worker.worker_id, host: worker.host || t('none') })];
+  if (worker.group) detail.push(t('confirm.group', { group: worker.group }));
+  return confirmAction({
+    title: t(`confirm.${verb}_title`, { worker: worker.worker_id }),
+    detail,
+    action: t(`action.${verb}`),
+    danger: verb !== 'restart',
+  });
+}
+
+async function send(verb, workerId) {
+  try {
+    await post(`${workerPath(workerId)}/command`, { command: verb });
+    notify(t('action.accepted', { action: t(`action.${verb}`), worker: workerId }));
+  } catch (error) {
+    notifyError(error, t('action.failed', { action: t(`action.${verb}`), worker: workerId }), () => send(verb, workerId));
+  }
+}
+
+/** The four buttons of a worker; `.update(worker)` enables what makes sense. `labelled`: with words, for its own page. */
+export function actionButtons({ labelled = false } = {}) {
+  let current = null;
+  let named = null; // whose name the buttons bear
+  const buttons = VERBS.map((verb) => {
+    const button = h(
+      labelled ? 'button.button' : 'button.icon-button',
+      { type: 'button', title: labelled ? null : t(`action.${verb}`), data: { verb }, on: { click: () => act(verb, current) } },
+      icon(verb),
+      labelled ? t(`action.${verb}`) : null,
+    );
+    if (verb === 'kill') button.classList.add('quiet-danger');
+    return button;
+  });
+  const group = acts(h('div.actions', { role: 'group', 'aria-label': t('workers.actions') }, buttons));
+  group.update = (worker) => {
+    current = worker;
+    for (const button of buttons) {
+      const verb = button.dataset.verb;
+      // aria-disabled would keep it focusable, but a dead button in every row is noise for the keyboard
+      const usable = allowed(verb, worker);
+      if (button.disabled === usable) button.disabled = !usable;
+      if (!labelled && named !== worker.worker_id) setAttr(button, 'aria-label', t('action.on', { action: t(`action.${verb}`), worker: worker.worker_id }));
+    }
+    named = worker.worker_id;
+  };
+  return group;
+}

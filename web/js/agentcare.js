@@ -1,0 +1,124 @@
+/** What can be done about a host's agent from here: a restart, the manager's release, a look at the agent's own log. */
+
+import { get, post } from './api.js';
+import { commandBox, confirmAction, errorBox, notify, notifyError } from './dialogs.js';
+import { fill, h, setText, show } from './dom.js';
+import { formatBytes, formatClock } from './format.js';
+import { t } from './i18n.js';
+import { acts, mayAct } from './rights.js';
+
+const SHORT = 12; // of a release's name
+const ENDS = { restart: ['agent_restarted', 'agent_restart_failed'], upgrade: ['agent_upgraded', 'agent_upgrade_failed'] };
+
+/** `.update(host)` each time something changed; `.started()` once the page is in place. */
+export function agentPanel(store) {
+  let host = null;
+  let releases = null; // what agents of the manager's own release call themselves; null: not known yet
+  let waiting = null; // {wish, host, seq}: asked for, its end not seen yet
+  const version = h('p.agent-version');
+  const progress = h('p.muted', { role: 'status', hidden: true });
+  const restart = h('button.button', { type: 'button', on: { click: () => ask('restart') } }, t('care.restart'));
+  const upgrade = h('button.button.primary', { type: 'button', on: { click: () => ask('upgrade') } }, t('care.upgrade'));
+  const buttons = acts(h('div.head-buttons.agent-buttons', {}, restart, upgrade));
+  const byHand = h('p.muted', {}, t('care.by_hand'));
+  const terminal = h('details.batch-command', {}, h('summary', {}, t('batch.command_line')));
+  const panel = h('section.panel', { 'aria-labelledby': 'host-agent' }, h('h2', { id: 'host-agent' }, t('care.title')), version, progress, buttons, byHand, terminal);
+
+  panel.update = (item) => {
+    if (host === null || host.host !== item.host) terminal.append(commandBox(`invoke upgrade --hosts INVENTORY --limit ${item.host}`));
+    host = item;
+    const launcher = item.kind === 'launcher';
+    const known = releases !== null && Boolean(item.release);
+    const old = known && !releases.includes(item.release);
+    setText(version, versionText(item.release, known, old));
+    version.classList.toggle('warn', old);
+    show(byHand, launcher);
+    show(buttons, !launcher);
+    show(upgrade, old);
+    show(terminal, !launcher && old);
+    look();
+  };
+
+  panel.started = async () => {
+    try {
+      releases = (await get('/api/agents')).releases;
+      if (host) panel.update(host);
+    } catch {
+      releases = null; // the page says nothing of it rather than something wrong
+    }
+  };
+
+  function versionText(release, known, old) {
+    if (!release) return t('care.version_unknown');
+    const mine = release.slice(0, SHORT);
+    if (!known) return t('care.version', { release: mine });
+    return old ? t('care.version_other', { release: mine, own: releases.map((one) => one.slice(0, SHORT)).join(' / ') }) : t('care.version_same', { release: mine });
+  }
+
+  async function ask(wish) {
+    const name = host.host;
+    const sure = await confirmAction({ title: t(`care.${wish}_title`, { host: name }), detail: [t(`care.${wish}_detail`), t('care.workers_stay')], action: t(`care.${wish}`) });
+    if (!sure) return;
+    waiting = { wish, host: name, seq: Infinity };
+    look();
+    try {
+      waiting.seq = (await post(`/api/hosts/${encodeURIComponent(name)}/${wish}-agent`)).seq;
+    } catch (error) {
+      waiting = null;
+      notifyError(error, t(`care.${wish}_failed`, { host: name }), error.status === 409 ? null : () => ask(wish));
+    }
+    look();
+  }
+
+  /** Whether what was asked for has come to its end: an event says so. */
+  function look() {
+    if (waiting) {
+      const { wish, host: name, seq } = waiting;
+      const end = store.events.find((event) => event.seq > seq && event.host === name && ENDS[wish].includes(event.kind));
+      if (end) {
+        waiting = null;
+        if (end.kind === ENDS[wish][0]) notify(t(`care.${wish}_done`, { host: name, what: end.reason }));
+        else notifyError({ code: end.kind, status: 409, message: end.reason }, t(`care.${wish}_failed`, { host: name }));
+      }
+    }
+    setText(progress, waiting ? t(`care.${waiting.wish}_under_way`) : '');
+    show(progress, waiting !== null);
+    restart.disabled = upgrade.disabled = waiting !== null;
+  }
+
+  return panel;
+}
+
+/** The end of agent.log, read over SSH when it is unfolded, and again on request. */
+export function agentLogPanel() {
+  let host = null;
+  const when = h('span.muted');
+  const again = h('button.button.small', { type: 'button', hidden: true, on: { click: () => load() } }, t('care.log_again'));
+  const body = h('div');
+  const box = h('details.last-words', { on: { toggle: () => box.open && !body.firstChild && load() } }, h('summary', {}, t('care.log_read')), body, h('p.agent-log-foot', {}, again, when));
+  const panel = h('section.panel.agent-log', { 'aria-labelledby': 'host-agent-log' }, h('h2', { id: 'host-agent-log' }, t('care.log')), h('p.muted', {}, t('care.log_what')), box);
+
+  panel.update = (item) => {
+    host = item;
+    show(panel, item.kind !== 'launcher' && mayAct());
+  };
+
+  async function load() {
+    again.disabled = true;
+    if (!body.firstChild) fill(body, h('p.muted', {}, t('care.log_reading')));
+    try {
+      const answer = await get(`/api/hosts/${encodeURIComponent(host.host)}/agent-log`);
+      const text = answer.text ? h('pre.words.agent-log-text', { tabindex: '0', role: 'group', 'aria-label': t('care.log') }, answer.text) : h('p.muted', {}, t('care.log_empty'));
+      fill(body, text);
+      text.scrollTop = text.scrollHeight; // the newest stands at the end
+      setText(when, t(answer.running ? 'care.log_of' : 'care.log_of_ended', { path: answer.path, size: formatBytes(answer.bytes), at: formatClock(new Date().toISOString()) }));
+    } catch (error) {
+      if (error.status !== 401) fill(body, errorBox(error, load));
+      setText(when, '');
+    } finally {
+      again.disabled = false;
+      show(again, true);
+    }
+  }
+  return panel;
+}

@@ -1,0 +1,117 @@
+/** REST calls to the manager: JSON in and out, the CSRF header, one ApiError. Knows no page. */
+
+import { noteServerDate } from './format.js';
+
+const TIMEOUT_MS = 15000;
+
+let csrf = '';
+let onUnauthorized = () => {};
+
+export class ApiError extends Error {
+  /** `code` is stable and names a text `error.<code>`; `next` is the manager's own advice; `requestId` finds its log. */
+  constructor({ code, message = '', next = '', requestId = '', status = 0, retryAfterS = null }) {
+    super(message || code);
+    Object.assign(this, { code, next, requestId, status, retryAfterS });
+  }
+}
+
+export function setCsrf(token) {
+  csrf = token || '';
+}
+
+export function onLoggedOut(handler) {
+  onUnauthorized = handler;
+}
+
+/** The parsed JSON answer (or text with `as: 'text'`). Raises ApiError; a 401 also asks the page to log in. */
+export async function request(method, path, { body, as = 'json', quiet401 = false } = {}) {
+  const answer = await reach(method, path, body);
+  noteServerDate(answer.headers.get('Date'));
+  if (!answer.ok) {
+    const error = await readError(answer);
+    if (answer.status === 401 && !quiet401) onUnauthorized(error);
+    throw error;
+  }
+  try {
+    return as === 'text' ? await answer.text() : await answer.json();
+  } catch {
+    throw new ApiError({ code: 'bad_answer', status: answer.status });
+  }
+}
+
+/** An answer of JSON lines: `take(object)` for each as it comes. Ends quietly when `signal` aborts it. */
+export async function stream(path, signal, take) {
+  let answer;
+  try {
+    answer = await fetch(path, { headers: { Accept: 'application/x-ndjson' }, credentials: 'same-origin', cache: 'no-store', signal });
+  } catch {
+    if (signal.aborted) return;
+    throw new ApiError({ code: 'unreachable' });
+  }
+  if (!answer.ok) {
+    const error = await readError(answer);
+    if (answer.status === 401) onUnauthorized(error);
+    throw error;
+  }
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = '';
+  try {
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) return;
+      const whole = (rest + value).split('\n');
+      rest = whole.pop();
+      for (const line of whole) if (line) take(JSON.parse(line));
+    }
+  } catch {
+    if (!signal.aborted) throw new ApiError({ code: 'unreachable' });
+  }
+}
+
+async function reach(method, path, body) {
+  const headers = { Accept: 'application/json' };
+  if (method !== 'GET' && csrf) headers['X-ProcGuard-CSRF'] = csrf;
+  if (body !== undefined) headers['Content-Type'] = 'application/json';
+  try {
+    return await fetch(path, {
+      method,
+      headers,
+      body: body === undefined ? undefined : JSON.stringify(body),
+      credentials: 'same-origin',
+      cache: 'no-store',
+      signal: AbortSignal.timeout(TIMEOUT_MS),
+    });
+  } catch (cause) {
+    throw new ApiError({ code: cause.name === 'TimeoutError' ? 'timeout' : 'unreachable' });
+  }
+}
+
+async function readError(answer) {
+  let error = {};
+  try {
+    error = (await answer.json()).error || {};
+  } catch {
+    /* not our JSON: a proxy's page, say; the status alone speaks */
+  }
+  const retryAfter = Number(answer.headers.get('Retry-After'));
+  return new ApiError({
+    code: error.code || `http_${answer.status}`,
+    message: error.message,
+    next: error.next,
+    requestId: error.request_id || answer.headers.get('X-Request-Id') || '',
+    status: answer.status,
+    retryAfterS: retryAfter > 0 ? retryAfter : null,
+  });
+}
+
+export const get = (path, options) => request('GET', path, options);
+export const post = (path, body = {}, options = {}) => request('POST', path, { ...options, body });
+
+export function workerPath(workerId) {
+  return `/api/workers/${encodeURIComponent(workerId)}`;
+}
+
+export function logPath(workerId, parameters) {
+  const query = new URLSearchParams(parameters);
+  return `/api/remote-workers/${encodeURIComponent(workerId)}/logs?${query}`;
+}

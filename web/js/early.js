@@ -1,0 +1,48 @@
+/*
+ * Runs before the first paint, so that a dark page never flashes white. A classic script: modules come too late. And where one of
+ * them does not come at all (a network that changed under way), no page would say so: this loads it once more, then says it.
+ */
+(function () {
+  try {
+    var theme = localStorage.getItem('procguard.theme');
+    if (theme === 'light' || theme === 'dark') document.documentElement.dataset.theme = theme;
+  } catch (error) {
+    /* storage is off: the system's theme it is */
+  }
+
+  var AGAIN_AFTER_MS = 60000;
+  var failed = false;
+
+  function drawn() {
+    var app = document.getElementById('app');
+    return app !== null && app.childElementCount > 0;
+  }
+
+  function lately() {
+    try {
+      var before = Number(sessionStorage.getItem('procguard.reloaded'));
+      sessionStorage.setItem('procguard.reloaded', String(Date.now()));
+      return Date.now() - before < AGAIN_AFTER_MS;
+    } catch (error) {
+      return true; /* without a memory it might reload for ever */
+    }
+  }
+
+  function notLoaded() {
+    if (failed || drawn()) return;
+    failed = true;
+    if (!lately()) location.reload();
+    else document.body.append(document.getElementById('not-loaded').content.cloneNode(true));
+  }
+
+  /* of an element: errors of scripts do not bubble, and those of the page's own code are no reason to load it again */
+  function onError(event) {
+    var node = event.target;
+    if (node === window || !node || (node.tagName !== 'SCRIPT' && !(node.tagName === 'LINK' && node.rel === 'stylesheet'))) return;
+    if (document.readyState === 'loading') document.addEventListener('DOMContentLoaded', notLoaded);
+    else notLoaded();
+  }
+
+  window.addEventListener('error', onError, true);
+  window.addEventListener('unhandledrejection', notLoaded); /* the texts did not come */
+})();

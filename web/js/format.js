@@ -1,0 +1,107 @@
+/** Times, sizes and durations as people read them, in the current language. Pure but for the server's clock offset. */
+
+import { currentLanguage, formatNumber, t } from './i18n.js';
+
+const SKEW_TOLERANCE_MS = 2000; // an HTTP Date has whole seconds: a smaller difference says nothing
+
+let clockOffsetMs = 0; // server's wall clock minus this browser's
+
+export function noteServerDate(httpDate) {
+  const server = Date.parse(httpDate || '');
+  if (Number.isNaN(server)) return;
+  const offset = server - Date.now();
+  clockOffsetMs = Math.abs(offset) > SKEW_TOLERANCE_MS ? offset : 0;
+}
+
+export function serverNowMs() {
+  return Date.now() + clockOffsetMs;
+}
+
+const TIME = { hour: '2-digit', minute: '2-digit', second: '2-digit', hour12: false };
+const MOMENTS = { moment: { dateStyle: 'medium', timeStyle: 'medium' }, clock: TIME, day: { ...TIME, month: '2-digit', day: '2-digit' } };
+const writers = new Map(); // language and form -> what writes a moment; making one is slow
+
+function writer(form) {
+  const name = `${currentLanguage()} ${form}`;
+  if (!writers.has(name)) writers.set(name, new Intl.DateTimeFormat(currentLanguage(), MOMENTS[form]));
+  return writers.get(name);
+}
+
+/** Milliseconds since 1970 of an ISO text or Unix seconds; null when there is none. */
+export function toMs(value) {
+  if (typeof value === 'number') return value > 0 ? value * 1000 : null;
+  if (!value) return null;
+  const parsed = Date.parse(value);
+  return Number.isNaN(parsed) ? null : parsed;
+}
+
+export function ageS(value) {
+  const ms = toMs(value);
+  return ms === null ? null : Math.max(0, (serverNowMs() - ms) / 1000);
+}
+
+/** "3 h 12 min": the `units` largest units. */
+export function formatDuration(seconds, units = 2) {
+  if (seconds === null || seconds === undefined) return t('none');
+  const whole = Math.max(0, Math.floor(seconds));
+  if (whole < 1) return t('unit.s', { n: seconds > 0 ? Math.round(seconds * 10) / 10 : 0 });
+  const parts = [
+    ['unit.d', Math.floor(whole / 86400)],
+    ['unit.h', Math.floor((whole % 86400) / 3600)],
+    ['unit.min', Math.floor((whole % 3600) / 60)],
+    ['unit.s', whole % 60],
+  ];
+  const first = parts.findIndex(([, n]) => n > 0);
+  return parts
+    .slice(first, first + units)
+    .filter(([, n]) => n > 0)
+    .map(([unit, n]) => t(unit, { n }))
+    .join(' ');
+}
+
+export function formatAge(value) {
+  const age = ageS(value);
+  return age === null ? t('never') : age < 1 ? t('time.now') : t('time.ago', { d: formatDuration(age) });
+}
+
+export function formatSince(value) {
+  const age = ageS(value);
+  return age === null ? t('none') : formatDuration(age);
+}
+
+export function formatMoment(value) {
+  const ms = toMs(value);
+  if (ms === null) return t('never');
+  return writer('moment').format(ms);
+}
+
+/** Time of day; with the date when it was not today. */
+export function formatClock(value) {
+  const ms = toMs(value);
+  if (ms === null) return t('none');
+  const today = new Date(ms).toDateString() === new Date().toDateString();
+  return writer(today ? 'clock' : 'day').format(ms);
+}
+
+export function formatBytes(bytes) {
+  if (bytes === null || bytes === undefined) return t('none');
+  const names = ['B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB'];
+  let value = bytes;
+  let unit = 0;
+  while (value >= 1024 && unit < names.length - 1) {
+    value /= 1024;
+    unit += 1;
+  }
+  return `${formatNumber(value, value < 10 && unit > 0 ? 1 : 0)} ${names[unit]}`;
+}
+
+export function formatPercent(value) {
+  if (value === null || value === undefined) return t('none');
+  return `${formatNumber(value, value < 10 ? 1 : 0)} %`;
+}
+
+const collator = new Intl.Collator(undefined, { numeric: true }); // worker2 before worker10; one for all: making it is slow
+
+export function compareNames(a, b) {
+  return collator.compare(a, b);
+}

@@ -1,0 +1,331 @@
+/**
+ * A grid of thousands of rows of which only those in sight exist, moved and filled anew as they come into sight: no row is made
+ * or taken out while somebody scrolls, and their order in the document is put right once the scrolling pauses. One stop for Tab; inside, the keyboard moves from row to row and, with left and right, among the controls of one. The focus belongs to an
+ * item: where its row goes when the order changes, the focus goes too. Knows nothing of what it shows.
+ */
+
+import { debounced, framed, h, setAttr, show } from './dom.js';
+
+const OVERSCAN_ROWS = 2;
+const SPARE_ROWS = 2; // hidden rows that are kept
+const ORDER_AFTER_MS = 120; // without a scroll, rows stand in the document as they stand on the screen
+const CONTROLS = ['a', 'button', 'input', 'summary'].join();
+const HEAD_HEIGHT = 34;
+
+export class Grid {
+  /**
+   * `columns`: [{name, label, width, sortable, head, make(item) -> content node with update(item), itself the cell where it `isCell`}];
+   * `width` as CSS writes it;
+   * `head`: a node instead of the label. `onSort(name)`; `onOpen(item)`: Enter; `onPick(item, range)`: Space, with Shift a range;
+   * `onAll()`: Ctrl-A; `onNone()`: Escape, true where it meant something; `isPicked(item)`.
+   */
+  constructor({ label, kind, columns, keyOf, onSort = null, onOpen = null, onPick = null, onAll = null, onNone = null, isPicked = null }) {
+    Object.assign(this, { keyOf, onSort, onOpen, onPick, onAll, onNone, isPicked });
+    this.items = [];
+    this.nodes = new Map(); // key -> row
+    this.rows = []; // those in use, as on the screen
+    this.spare = [];
+    this.top = -1; // what the rows were filled for
+    this.moving = false; // somebody scrolls
+    this.height = 0;
+    this.activeKey = null;
+    this.activeControl = -1; // which of the row's controls has the focus; -1: the row itself
+    this.rowHeight = 38;
+    this.headRow = h('div.table-row', { role: 'row', 'aria-rowindex': '1' });
+    this.head = h('div.table-head', { role: 'rowgroup' }, this.headRow);
+    this.body = h('div.table-body', { role: 'rowgroup' });
+    this.node = h(`div.table.is-virtual.${kind}`, { role: 'grid', 'aria-label': label, 'aria-multiselectable': onPick ? 'true' : null }, this.head, this.body);
+    this.setColumns(columns);
+    this.redraw = framed(() => this.draw());
+    this.orderLater = debounced(() => this.settle(), ORDER_AFTER_MS);
+    this.node.addEventListener('scroll', () => this.scrolled(), { passive: true });
+    this.node.addEventListener('keydown', (event) => this.key(event));
+    this.body.addEventListener('focusin', (event) => this.focused(event.target));
+    this.resized = new ResizeObserver(() => this.measure());
+    this.resized.observe(this.node);
+  }
+
+  destroy() {
+    this.resized.disconnect();
+    this.orderLater.cancel();
+  }
+
+  /** Shows these columns; the rows are made anew. */
+  setColumns(columns) {
+    this.columns = columns;
+    this.headers = new Map();
+    this.headRow.replaceChildren(...columns.map((column) => this.header(column)));
+    this.node.style.setProperty('--columns', columns.map((column) => column.width).join(' '));
+    this.node.style.setProperty('--columns-narrow', columns.map((column) => column.narrow).filter(Boolean).join(' '));
+    setAttr(this.node, 'aria-colcount', columns.length);
+    for (const row of [...this.nodes.values(), ...this.spare]) row.remove();
+    this.nodes.clear();
+    this.rows = [];
+    this.spare = [];
+  }
+
+  header(column) {
+    const content =
+      column.head ||
+      (column.sortable && this.onSort
+        ? h('button.sort', { type: 'button', on: { click: () => this.onSort(column.name) } }, column.label)
+        : h('span', {}, column.label));
+    const cell = h(`div.cell.col-${column.name}${column.narrow === undefined ? '.is-wide' : ''}`, { role: 'columnheader' }, content);
+    this.headers.set(column.name, cell);
+    return cell;
+  }
+
+  showSort(name, descending) {
+    for (const [column, cell] of this.headers) {
+      setAttr(cell, 'aria-sort', column === name ? (descending ? 'descending' : 'ascending') : null);
+    }
+  }
+
+  setItems(items) {
+    const row = this.activeKey === null ? null : this.nodes.get(this.activeKey);
+    const hadFocus = Boolean(row && row.contains(document.activeElement));
+    const place = row ? row.index : 0;
+    this.items = items;
+    setAttr(this.node, 'aria-rowcount', items.length + 1);
+    show(this.node, items.length > 0);
+    if (!items.length) {
+      this.activeKey = null;
+    } else if (this.activeKey === null || this.indexOf(this.activeKey) < 0) {
+      this.activeKey = this.keyOf(items[Math.min(place, items.length - 1)]); // its item is gone: who took its place
+      if (hadFocus) {
+        this.draw();
+        this.focusRow();
+        return;
+      }
+    }
+    this.draw();
+  }
+
+  /** What rows say changed, not which there are: shown once the scrolling pauses, as the rows in sight change anyway until then. */
+  refresh() {
+    if (!this.moving) this.draw();
+  }
+
+  measure() {
+    const height = parseFloat(getComputedStyle(this.node).getPropertyValue('--row-h'));
+    if (height) this.rowHeight = height;
+    this.headHeight = this.head.offsetHeight;
+    this.height = this.node.clientHeight;
+    this.redraw();
+  }
+
+  /** Where an item stands. Its row knows, unless the order has just changed. */
+  indexOf(key) {
+    const { items, keyOf } = this;
+    const row = this.nodes.get(key);
+    if (row && row.index < items.length && keyOf(items[row.index]) === key) return row.index;
+    for (let index = 0; index < items.length; index += 1) if (keyOf(items[index]) === key) return index;
+    return -1;
+  }
+
+  pageRows() {
+    return Math.max(1, Math.floor((this.node.clientHeight - (this.headHeight || HEAD_HEIGHT)) / this.rowHeight));
+  }
+
+  /** How many rows are in sight. */
+  visibleCount() {
+    return Math.min(this.items.length, this.pageRows());
+  }
+
+  // ------------------------------------------------------------------------------------------------ drawing
+
+  /** Rows of what is in sight, in the order of the document too, unless it moves. */
+  draw() {
+    this.fill();
+    if (!this.moving) this.order();
+  }
+
+  settle() {
+    this.moving = false;
+    this.draw();
+  }
+
+  scrolled() {
+    if (this.node.scrollTop === this.top) return; // it says what is drawn already
+    this.moving = true;
+    this.fill();
+    this.orderLater();
+  }
+
+  /** A row for each item in sight, and for the one that has the focus, wherever it is. */
+  fill() {
+    const { items, rowHeight } = this;
+    const count = Math.ceil((this.height || 600) / rowHeight) + 2 * OVERSCAN_ROWS;
+    const lowest = items.length * rowHeight + (this.headHeight || HEAD_HEIGHT) - this.height;
+    this.top = this.node.scrollTop;
+    const above = Math.floor(Math.min(this.top, lowest) / rowHeight) - OVERSCAN_ROWS;
+    const first = Math.max(0, Math.min(above, items.length - count)); // as many rows at the end as anywhere
+    const last = Math.min(items.length, first + count);
+    const wanted = [];
+    for (let index = first; index < last; index += 1) wanted.push(index);
+    const active = this.activeKey === null ? -1 : this.indexOf(this.activeKey);
+    if (active >= 0 && active < first) wanted.unshift(active);
+    if (active >= last) wanted.push(active);
+    const keys = wanted.map((index) => this.keyOf(items[index]));
+    this.release(keys);
+    this.rows = wanted.map((index, at) => {
+      const row = this.nodes.get(keys[at]) || this.take(keys[at], items[index]);
+      row.bind(items[index], index);
+      return row;
+    });
+    while (this.spare.length > SPARE_ROWS) this.spare.pop().remove();
+    for (const row of this.spare) show(row, false);
+    const height = `${items.length * rowHeight}px`;
+    if (this.body.style.height !== height) this.body.style.height = height;
+  }
+
+  /** As on the screen: that is how it is read aloud and copied. */
+  order() {
+    let after = null;
+    for (const row of this.rows) {
+      let place = after ? after.nextSibling : this.body.firstChild;
+      if (place && row === place.nextSibling) {
+        this.put(place, null); // one that went away: it moves, not all that follow
+        place = row;
+      }
+      if (row !== place) this.put(row, place);
+      after = row;
+    }
+  }
+
+  /** Rows of items that are not wanted wait for others, in their order: where all change, each stays in its place. */
+  release(keys) {
+    const wanted = new Set(keys);
+    for (const row of this.rows) {
+      if (wanted.has(row.key)) continue;
+      this.nodes.delete(row.key);
+      this.spare.push(row);
+    }
+  }
+
+  take(key, item) {
+    const row = this.spare.shift() || this.body.appendChild(this.makeRow(item));
+    row.key = key;
+    this.nodes.set(key, row);
+    show(row, true);
+    return row;
+  }
+
+  /** Moving a row takes the focus from it: it gets it back. */
+  put(row, place) {
+    const focus = row.contains(document.activeElement) ? document.activeElement : null;
+    this.body.insertBefore(row, place);
+    if (focus) focus.focus({ preventScroll: true });
+  }
+
+  makeRow(item) {
+    const cells = this.columns.map((column, at) => {
+      const content = column.make(item);
+      const cell = content.isCell ? content : h('div', {}, content);
+      cell.className = `cell col-${column.name}${column.narrow === undefined ? ' is-wide' : ''}`;
+      setAttr(cell, 'role', 'gridcell');
+      setAttr(cell, 'aria-colindex', at + 1);
+      cell.update = content.update;
+      return cell;
+    });
+    const row = h('div.table-row', { role: 'row', tabindex: '-1' }, cells);
+    row.bind = (next, index) => {
+      row.item = next;
+      if (row.index !== index) {
+        row.index = index;
+        row.style.transform = `translateY(${index * this.rowHeight}px)`;
+        setAttr(row, 'aria-rowindex', index + 2);
+      } else if (row.height !== this.rowHeight) {
+        row.style.transform = `translateY(${index * this.rowHeight}px)`;
+      }
+      row.height = this.rowHeight;
+      for (const cell of cells) cell.update(next);
+      if (this.isPicked) setAttr(row, 'aria-selected', this.isPicked(next) ? 'true' : 'false');
+      setAttr(row, 'tabindex', this.activeKey === this.keyOf(next) ? '0' : '-1');
+    };
+    for (const control of row.querySelectorAll(CONTROLS)) control.tabIndex = -1;
+    return row;
+  }
+
+  // ------------------------------------------------------------------------------------------------ the keyboard
+
+  focused(target) {
+    const row = target.closest('.table-row');
+    if (!row || !row.item) return;
+    this.activeControl = controlsOf(row).indexOf(target);
+    const key = this.keyOf(row.item);
+    if (key === this.activeKey) return;
+    const before = this.nodes.get(this.activeKey);
+    if (before) setAttr(before, 'tabindex', '-1');
+    this.activeKey = key;
+    setAttr(row, 'tabindex', '0');
+  }
+
+  /** The row of the active item gets the focus, in the control that had it in the row before. */
+  focusRow() {
+    const row = this.nodes.get(this.activeKey);
+    if (!row) return;
+    const controls = controlsOf(row);
+    const wanted = this.activeControl < 0 ? null : controls[Math.min(this.activeControl, controls.length - 1)];
+    const control = this.activeControl;
+    (wanted && !wanted.disabled ? wanted : row).focus({ preventScroll: true });
+    this.activeControl = control; // also where this row has it disabled
+  }
+
+  moveTo(index) {
+    const bounded = Math.max(0, Math.min(this.items.length - 1, index));
+    this.activeKey = this.keyOf(this.items[bounded]);
+    const top = bounded * this.rowHeight;
+    const room = this.node.clientHeight - (this.headHeight || HEAD_HEIGHT);
+    if (top < this.node.scrollTop) this.node.scrollTop = top;
+    else if (top + this.rowHeight > this.node.scrollTop + room) this.node.scrollTop = top + this.rowHeight - room;
+    this.draw();
+    this.focusRow();
+    return this.items[bounded];
+  }
+
+  key(event) {
+    if (event.target.closest('.table-head') || !this.items.length) return;
+    const row = event.target.closest('.table-body .table-row');
+    const index = row && row.item ? this.indexOf(this.keyOf(row.item)) : -1;
+    if (index >= 0 && this.keyInRow(event, row, index)) event.preventDefault();
+  }
+
+  /** Whether the key meant something here. */
+  keyInRow(event, row, index) {
+    const steps = { ArrowDown: 1, ArrowUp: -1, PageDown: this.pageRows(), PageUp: -this.pageRows(), Home: -Infinity, End: Infinity };
+    const step = steps[event.key];
+    if (step !== undefined && !event.altKey) {
+      const item = this.moveTo(index + step);
+      if (event.shiftKey && this.onPick) this.onPick(item, true, row.item);
+      return true;
+    }
+    if (event.key === 'ArrowRight' || event.key === 'ArrowLeft') return this.moveInRow(row, event.key === 'ArrowRight' ? 1 : -1);
+    if (event.key === 'Enter' && event.target === row && this.onOpen) {
+      this.onOpen(row.item);
+      return true;
+    }
+    if (event.key === ' ' && this.onPick && !['A', 'BUTTON', 'SUMMARY'].includes(event.target.tagName)) {
+      this.onPick(row.item, event.shiftKey);
+      return true;
+    }
+    if (event.key.toLowerCase() === 'a' && (event.ctrlKey || event.metaKey) && this.onAll) {
+      this.onAll();
+      return true;
+    }
+    if (event.key === 'Escape' && this.onNone) return this.onNone();
+    return false;
+  }
+
+  moveInRow(row, step) {
+    const stops = [row, ...controlsOf(row).filter((control) => !control.disabled)];
+    const at = stops.indexOf(document.activeElement) + step;
+    if (at < 0 || at >= stops.length) return false;
+    stops[at].focus({ preventScroll: true });
+    return true;
+  }
+}
+
+function controlsOf(row) {
+  return [...row.querySelectorAll(CONTROLS)].filter((control) => control.offsetParent !== null || control.disabled);
+}

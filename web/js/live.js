@@ -1,0 +1,232 @@
+/**
+ * The live connection: one WebSocket, topics with sequence numbers, resync of exactly the topic that has a gap.
+ *
+ *   server  {"t":"hello","proto":1,"epoch":E}
+ *   client  {"t":"sub","topic":"workers","seq":N}      N = what it has of this epoch, 0 = nothing
+ *   server  {"t":"snap","topic","seq","items"}  {"t":"delta","topic","seq","prev","set","del"|"add"}  {"t":"log","topic","seq","prev",…}
+ *
+ * The lists of workers and hosts have their snapshot from a request of its own, then frames in columns (rows.js):
+ *   server  {"t":"rows","topic","seq","prev",…}  {"t":"measures","topic","seq",…}  {"t":"gap","topic"}: take a snapshot again
+ * A large frame is binary: the same JSON, deflated.
+ *
+ * Owns the socket and the words live / reconnecting; the data go to the handler of their topic.
+ */
+
+const RETRY_MS = [250, 500, 1000, 2000]; // the last one repeats; each with jitter, so that tabs do not return in step
+const QUIET_MS = 20000; // the server's pings are invisible to a page: after this long without a frame, ask /healthz
+const PROBE_MS = 4000;
+const CLOSE_UNAUTHORIZED = 4401;
+const CLOSE_OVERFLOW = 4408; // we read too slowly: not at once again, and not all tabs together
+const RESYNC_SPREAD_MS = 2000;
+
+export class Live {
+  /** `onState()` after each change of `state`; `onRefused()` when the manager no longer knows this browser. */
+  constructor({ onState, onRefused }) {
+    this.onState = onState;
+    this.onRefused = onRefused;
+    this.state = 'connecting';
+    this.lastFrameMs = 0;
+    this.lastEpoch = null; // of the data we have
+    this.topics = new Map(); // name -> {seq, handler, fetch, epoch, fetching}
+    this.unpacking = null; // frames are taken in their order, though unpacking one takes a moment
+    this.epoch = null; // of this connection, once it said hello
+    this.socket = null;
+    this.failures = 0;
+    this.timer = null;
+    this.wanted = false;
+    window.addEventListener('online', () => this.retryNow());
+    window.addEventListener('offline', () => this.drop());
+    document.addEventListener('visibilitychange', () => {
+      if (!document.hidden) this.retryNow();
+    });
+    setInterval(() => this.watch(), 5000);
+  }
+
+  start() {
+    this.wanted = true;
+    if (this.socket) return;
+    this.become(this.lastFrameMs ? 'reconnecting' : 'connecting');
+    this.connect();
+    for (const [name, topic] of this.topics) if (topic.fetch) this.ask(name); // its snapshot need not wait for the socket
+  }
+
+  stop() {
+    this.wanted = false;
+    this.drop();
+  }
+
+  /**
+   * `handler(frame)` gets snap, delta, log, rows and measures frames. `fetch()`: for lists, the request that answers the
+   * snapshot with its `seq` and `epoch`. Returns the function that unsubscribes.
+   */
+  subscribe(topic, handler, fetch = null) {
+    this.topics.set(topic, { seq: 0, handler, fetch, epoch: null, fetching: false });
+    if (this.wanted) this.ask(topic);
+    return () => {
+      this.topics.delete(topic);
+      this.send({ t: 'unsub', topic });
+    };
+  }
+
+  ask(name) {
+    const topic = this.topics.get(name);
+    if (topic.fetch && topic.seq === 0) this.fetchSnapshot(name, topic);
+    else if (this.epoch !== null) this.send({ t: 'sub', topic: name, seq: topic.seq });
+  }
+
+  async fetchSnapshot(name, topic) {
+    if (topic.fetching) return;
+    topic.fetching = true;
+    try {
+      const snapshot = await topic.fetch();
+      topic.seq = snapshot.seq;
+      topic.epoch = snapshot.epoch;
+      this.lastFrameMs = Date.now();
+      topic.handler({ ...snapshot, t: 'snap' });
+    } catch {
+      topic.seq = 0; // the manager is away, or we are logged out: whoever notices that asks again
+    } finally {
+      topic.fetching = false;
+    }
+    if (this.topics.get(name) !== topic || this.epoch === null) return;
+    if (topic.seq && topic.epoch === this.epoch) this.send({ t: 'sub', topic: name, seq: topic.seq });
+    else this.askLater(name, topic);
+  }
+
+  askLater(name, topic) {
+    topic.seq = 0;
+    setTimeout(() => {
+      if (this.topics.get(name) === topic && this.epoch !== null && topic.seq === 0) this.ask(name);
+    }, RETRY_MS[0] + RESYNC_SPREAD_MS * Math.random());
+  }
+
+  send(message) {
+    if (this.socket && this.socket.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify(message));
+  }
+
+  connect() {
+    clearTimeout(this.timer);
+    const scheme = location.protocol === 'https:' ? 'wss' : 'ws';
+    const socket = new WebSocket(`${scheme}://${location.host}/ws`);
+    socket.binaryType = 'arraybuffer';
+    this.socket = socket;
+    socket.onmessage = (event) => this.unpack(socket, event.data);
+    socket.onclose = (event) => {
+      if (socket === this.socket) this.lost(event.code);
+    };
+  }
+
+  unpack(socket, data) {
+    const take = (text) => {
+      if (socket === this.socket) this.receive(JSON.parse(text));
+    };
+    if (typeof data === 'string' && !this.unpacking) {
+      take(data);
+      return;
+    }
+    const text = typeof data === 'string' ? data : inflated(data);
+    const turn = (this.unpacking || Promise.resolve()).then(async () => {
+      try {
+        take(await text);
+      } catch {
+        if (socket === this.socket) this.drop(); // torn: what is missing is asked for again
+      } finally {
+        if (this.unpacking === turn) this.unpacking = null;
+      }
+    });
+    this.unpacking = turn;
+  }
+
+  receive(frame) {
+    this.lastFrameMs = Date.now();
+    if (frame.t === 'hello') {
+      this.greet(frame.epoch);
+      return;
+    }
+    const topic = this.topics.get(frame.topic);
+    if (!topic) return;
+    if (frame.t === 'gap') {
+      this.askLater(frame.topic, topic);
+      return;
+    }
+    if (frame.t !== 'snap' && topic.seq === 0) return; // its snapshot is on the way
+    if (frame.t === 'measures') {
+      if (frame.seq === topic.seq) topic.handler(frame);
+      return;
+    }
+    if (frame.t !== 'snap' && frame.prev !== topic.seq) {
+      topic.seq = 0; // a gap: this topic alone starts anew
+      this.ask(frame.topic);
+      return;
+    }
+    if (typeof frame.seq === 'number') topic.seq = frame.seq;
+    topic.handler(frame);
+  }
+
+  greet(epoch) {
+    for (const topic of this.topics.values()) if (epoch !== (topic.fetch ? topic.epoch : this.lastEpoch)) topic.seq = 0;
+    this.lastEpoch = epoch;
+    this.epoch = epoch;
+    this.failures = 0;
+    this.become('live');
+    for (const name of this.topics.keys()) this.ask(name);
+  }
+
+  lost(code) {
+    this.socket = null;
+    this.epoch = null;
+    if (!this.wanted) return;
+    this.become('reconnecting');
+    if (code === CLOSE_UNAUTHORIZED) {
+      this.onRefused();
+      return;
+    }
+    // A refused handshake shows as 1006 like any other failure: asking who we are tells the two apart.
+    if (this.failures === 1) this.onRefused();
+    const patience = RETRY_MS[Math.min(this.failures, RETRY_MS.length - 1)];
+    const delay = code === CLOSE_OVERFLOW ? patience + RESYNC_SPREAD_MS * Math.random() : patience;
+    this.failures += 1;
+    this.timer = setTimeout(() => this.connect(), delay * (0.7 + 0.6 * Math.random()));
+  }
+
+  drop() {
+    clearTimeout(this.timer);
+    const socket = this.socket;
+    if (!socket) return;
+    socket.onmessage = null;
+    socket.onclose = null;
+    socket.close();
+    this.lost(0);
+  }
+
+  retryNow() {
+    if (!this.wanted || this.state === 'live') return;
+    if (this.socket && this.socket.readyState === WebSocket.CONNECTING) return;
+    this.failures = 0;
+    clearTimeout(this.timer);
+    if (!this.socket) this.connect();
+  }
+
+  /** A half-open connection never closes by itself: a long silence is checked with a request of its own. */
+  async watch() {
+    if (this.state !== 'live' || document.hidden || Date.now() - this.lastFrameMs < QUIET_MS) return;
+    const socket = this.socket;
+    try {
+      await fetch('/healthz', { cache: 'no-store', signal: AbortSignal.timeout(PROBE_MS) });
+      this.lastFrameMs = Date.now();
+    } catch {
+      if (socket === this.socket) this.drop();
+    }
+  }
+
+  become(state) {
+    if (this.state === state) return;
+    this.state = state;
+    this.onState();
+  }
+}
+
+async function inflated(data) {
+  const stream = new Blob([data]).stream().pipeThrough(new DecompressionStream('deflate'));
+  return new Response(stream).text();
+}

@@ -1,0 +1,103 @@
+/** How one line of a log looks: its time, whose it is, its text with colours and what was searched for. Text nodes and classes only. */
+
+import { pieces, printable } from './ansi.js';
+import { showText } from './dialogs.js';
+import { fill, h, setAttr, setClass, setText } from './dom.js';
+import { formatBytes, formatClock, formatDuration, formatMoment } from './format.js';
+import { formatNumber, t } from './i18n.js';
+
+export const MAX_SHOWN_CHARS = 16 * 1024; // a longer line is cut, with "show all"
+const MAX_MARKS = 200; // in one line
+
+/**
+ * The element of a line; `.update({line, index, look})`. `look`: {height, who(worker) -> class or null, pattern, version,
+ * current} as the view has it now.
+ */
+export function lineNode() {
+  const at = h('time.log-at');
+  const who = h('span.log-who');
+  const text = h('span.log-text');
+  const node = h('div.log-line', {}, at, who, text);
+  let shown = {};
+  node.update = ({ line, index, look }) => {
+    node.style.transform = `translateY(${index * look.height}px)`;
+    const now = { text: line.marker ? markerText(line) : line.text, version: look.version, current: look.current === line };
+    if (now.text === shown.text && now.version === shown.version && now.current === shown.current) return;
+    shown = now;
+    setClass(node, classOf(line, now.current));
+    const hue = line.worker ? look.who(line.worker) : null;
+    setClass(who, hue ? `log-who ${hue}` : 'log-who');
+    setText(who, hue ? line.worker : '');
+    setAttr(who, 'title', hue ? line.worker : null);
+    if (line.marker) {
+      setText(at, '');
+      setText(text, now.text);
+      return;
+    }
+    setText(at, line.at ? formatClock(line.at) : '');
+    setAttr(at, 'title', line.at ? formatMoment(line.at) : null);
+    fill(text, lineContent(line, look.pattern));
+  };
+  return node;
+}
+
+function classOf(line, current) {
+  if (line.marker) return 'log-line is-marker';
+  return `log-line${line.stream === 'err' ? ' is-err' : ''}${current ? ' is-current' : ''}`;
+}
+
+function lineContent(line, pattern) {
+  const content = marked(pieces(line.text.slice(0, MAX_SHOWN_CHARS)), pattern);
+  if (line.text.length <= MAX_SHOWN_CHARS) return content;
+  const all = h('button.show-all', { type: 'button' }, t('logs.show_all', { size: formatBytes(line.text.length) }));
+  all.addEventListener('click', () => showText(t('logs.whole_line', { n: line.text.length }), printable(line.text)));
+  return [content, ' ', all];
+}
+
+/** The pieces of a line as nodes, with what `pattern` (a global RegExp, or null) matches in <mark>. */
+export function marked(parts, pattern) {
+  const spans = pattern ? matches(parts.map((part) => part.text).join(''), pattern) : [];
+  if (!spans.length && parts.length === 1 && !parts[0].look) return [parts[0].text];
+  const nodes = [];
+  let offset = 0;
+  for (const { text, look } of parts) {
+    let from = 0;
+    for (const [begin, end] of spans) {
+      const first = Math.max(0, begin - offset);
+      const last = Math.min(text.length, end - offset);
+      if (first >= last) continue;
+      nodes.push(piece(text.slice(from, first), look), h('mark', {}, piece(text.slice(first, last), look)));
+      from = last;
+    }
+    nodes.push(piece(text.slice(from), look));
+    offset += text.length;
+  }
+  return nodes;
+}
+
+function piece(text, look) {
+  if (!text) return null;
+  return look ? h(`span.${look.replaceAll(' ', '.')}`, {}, text) : text;
+}
+
+function matches(text, pattern) {
+  const found = [];
+  pattern.lastIndex = 0;
+  while (found.length < MAX_MARKS) {
+    const match = pattern.exec(text);
+    if (!match) break;
+    if (match[0]) found.push([match.index, match.index + match[0].length]);
+    else pattern.lastIndex += 1;
+  }
+  return found;
+}
+
+function markerText(line) {
+  if (line.marker === 'said') return line.text;
+  if (line.marker === 'attempt' || line.marker === 'rotated') return t(`logs.marker_${line.marker}`, { attempt: String(line.attempt) });
+  if (line.marker === 'lost') {
+    const values = { at: formatClock(line.at), d: line.until ? formatDuration(line.until - line.at) : '' };
+    return t(line.until ? 'logs.marker_lost' : 'logs.marker_losing', values);
+  }
+  return t('logs.marker_gap', { size: formatBytes(line.bytes), n: formatNumber(line.bytes) });
+}

@@ -1,0 +1,124 @@
+/**
+ * Where the lines of one worker come from: those in the manager's store first, then the pieces that come live. What both tell
+ * is kept once, by the model. Owns the subscription, its credit, and the request; draws nothing.
+ */
+
+import { get, logPath } from './api.js';
+
+export const TAIL = 2000;
+const LOAD_AGAIN_MS = 1000;
+const MAX_WAITING = 2000; // pieces
+const CREDIT_CHARS = 512 * 1024; // sent ahead of what was drawn
+
+export class LogSource {
+  /** `chosen()`: {attempt, stream, tail}; `changed()` after each change of the model; `onProblem(error | null)`. */
+  constructor({ worker, live, model, chosen, changed, onProblem }) {
+    Object.assign(this, { worker, live, model, chosen, changed, onProblem });
+    this.topic = `logs:${worker}`;
+    this.newest = 0; // its current attempt
+    this.loaded = false;
+    this.waiting = null; // pieces that arrive while the stored lines are being fetched
+    this.loads = 0;
+    this.again = 0; // the timer of a load that failed
+    this.taken = 0; // characters since the last credit
+  }
+
+  start() {
+    this.unsubscribe = this.live.subscribe(this.topic, (frame) => this.receive(frame));
+    this.load();
+  }
+
+  destroy() {
+    this.loads += 1;
+    clearTimeout(this.again);
+    if (this.unsubscribe) this.unsubscribe();
+  }
+
+  /** What was taken is drawn: as much again may come. */
+  credit() {
+    if (this.taken < CREDIT_CHARS / 4) return;
+    this.grant(this.taken);
+    this.taken = 0;
+  }
+
+  grant(n) {
+    this.live.send({ t: 'credit', topic: this.topic, n });
+  }
+
+  attempt() {
+    const { attempt } = this.chosen();
+    return attempt === 'newest' ? String(this.newest || '') : attempt;
+  }
+
+  parameters() {
+    const parameters = {};
+    const { stream } = this.chosen();
+    if (this.attempt()) parameters.attempt = this.attempt();
+    if (stream) parameters.stream = stream;
+    return parameters;
+  }
+
+  /**
+   * Stored lines first, then the pieces that came meanwhile: what both tell is kept once. Where the stored lines can't be
+   * had, the pieces wait for them: shown at once they would leave a hole that nothing fills.
+   */
+  async load() {
+    const turn = ++this.loads;
+    clearTimeout(this.again);
+    this.waiting = this.waiting || [];
+    try {
+      const answer = await get(logPath(this.worker, { ...this.parameters(), tail: String(this.chosen().tail), format: 'json' }));
+      if (turn !== this.loads) return;
+      this.onProblem(this, null);
+      this.model.addLines(answer.lines, this.worker);
+      if (!this.loaded) this.markRotated(answer);
+      this.loaded = true;
+    } catch (error) {
+      if (turn !== this.loads) return;
+      if (error.status !== 401) this.onProblem(this, error);
+      if (!error.status || error.status >= 500) {
+        this.again = setTimeout(() => this.load(), LOAD_AGAIN_MS);
+        return;
+      }
+    }
+    const pieces = this.waiting || [];
+    this.waiting = null;
+    for (const piece of pieces) this.take(piece);
+    this.changed();
+  }
+
+  /** Attempts whose logs were dropped because there are newer ones: said where they would have stood. */
+  markRotated({ lines, attempts }) {
+    const complete = lines.length < this.chosen().tail && !this.attempt();
+    if (complete && attempts && attempts[0] > 1) this.model.markFirst({ marker: 'rotated', worker: this.worker, attempt: attempts[0] });
+  }
+
+  receive(frame) {
+    if (frame.t === 'log') {
+      this.taken += frame.text.length;
+      if (this.waiting) this.wait(frame);
+      else this.take(frame);
+      this.changed();
+    } else if (frame.t === 'snap') {
+      // Subscribed, for the first time or anew: from here on pieces come. What was written before is in the store, and a
+      // load that began earlier may have missed the last of it.
+      this.taken = 0;
+      this.grant(CREDIT_CHARS);
+      this.load();
+    }
+  }
+
+  /** What the stored lines will tell as well need not be kept for ever. */
+  wait(piece) {
+    this.waiting.push(piece);
+    if (this.waiting.length > MAX_WAITING) this.waiting.splice(0, MAX_WAITING / 2);
+  }
+
+  take(piece) {
+    const attempt = this.attempt();
+    const { stream } = this.chosen();
+    if (attempt && String(piece.attempt) !== attempt) return;
+    if (stream && piece.stream !== stream) return;
+    this.model.addPiece(piece, this.worker);
+  }
+}

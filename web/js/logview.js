@@ -1,0 +1,412 @@
+/**
+ * A log to read: of one worker, or of several merged by time; live, follow or paused, one attempt or all, stdout or stderr,
+ * highlighted or filtered. Only the lines in sight exist in the page; worker output enters as text and nothing else.
+ */
+
+import { printable } from './ansi.js';
+import { logPath } from './api.js';
+import { errorBox } from './dialogs.js';
+import { debounced, fill, framed, h, keyed, setAttr, setText, show } from './dom.js';
+import { serverNowMs, toMs } from './format.js';
+import { t } from './i18n.js';
+import { icon } from './icons.js';
+import { lineNode } from './logline.js';
+import { LogModel } from './logmodel.js';
+import { LogSource, TAIL } from './logsource.js';
+import { readPattern } from './pattern.js';
+
+const TAILS = [TAIL, 50000]; // lines of each worker; the second once somebody asks for older ones
+const OVERSCAN = 20;
+const ATTEMPTS_LISTED = 50;
+const SEARCHED_CHARS = 16 * 1024; // of a line
+const HUES = 6;
+
+export class LogView {
+  /**
+   * `workers`: ids, fixed unless `setWorkers` is used; `merged`: their names stand beside their lines; `chosen`: {attempt,
+   * stream, grep, only} to begin with; `onChoose(chosen)` after each choice of the reader's.
+   */
+  constructor({ live, workers, merged = false, chosen = {}, onChoose = () => {} }) {
+    this.live = live;
+    this.merged = merged;
+    this.chosen = { attempt: '', stream: '', grep: '', only: false, ...chosen };
+    this.onChoose = onChoose;
+    this.model = new LogModel({ merged });
+    this.sources = new Map();
+    this.problems = new Map(); // worker -> the error of its last load
+    this.known = new Map(); // worker -> what the page knows of it
+    this.hues = new Map();
+    this.tail = TAILS[0];
+    this.following = true;
+    this.seen = 0; // lines ever made when the reader paused
+    this.anchor = null; // paused: {line, above}: what the reader looks at stays where it is
+    this.shown = [];
+    this.version = 0; // of how lines look
+    this.current = null; // the match that was jumped to
+    this.lost = null; // the marker of a connection that is lost now
+    this.started = false;
+    this.draw = framed(() => this.render());
+    this.build();
+    this.readGrep();
+    this.setWorkers(workers);
+  }
+
+  build() {
+    const { chosen } = this;
+    this.attemptPick = h('select.input', { 'aria-label': t('logs.attempt'), on: { change: () => this.choose({ attempt: this.attemptPick.value }) } });
+    this.streamPick = h('select.input', { 'aria-label': t('logs.stream'), on: { change: () => this.choose({ stream: this.streamPick.value }) } });
+    for (const stream of ['', 'out', 'err']) this.streamPick.append(h('option', { value: stream, selected: stream === chosen.stream }, t(`logs.stream_${stream || 'both'}`)));
+    this.grep = h('input.input.log-grep', { type: 'search', 'aria-label': t('logs.grep'), placeholder: t('logs.grep_hint'), value: chosen.grep, spellcheck: 'false', autocomplete: 'off', data: { jump: '' } });
+    const typed = debounced(() => this.chooseGrep({ grep: this.grep.value }), 150);
+    this.grep.addEventListener('input', typed);
+    this.grep.addEventListener('keydown', (event) => this.grepKey(event));
+    this.onlyButton = h('button.button', { type: 'button', 'aria-pressed': 'false', title: t('logs.only_title'), on: { click: () => this.chooseGrep({ only: !this.chosen.only }) } }, t('logs.only'));
+    this.grepProblem = h('span.log-problem', { role: 'status' });
+    this.followButton = h('button.button', { type: 'button', 'aria-pressed': 'true', on: { click: () => this.toggleFollow() } }, t('logs.follow'));
+    this.olderButton = h('button.button', { type: 'button', data: { what: 'older' }, on: { click: () => this.loadOlder() } }, t('logs.older'));
+    this.download = h('a.button', { download: true, on: { click: (event) => this.downloadMerged(event) } }, icon('down'), t('logs.download'));
+    this.count = h('span.muted.log-count');
+    this.problem = h('div');
+    this.space = h('div.log-space');
+    this.scroller = h('div.log-scroll', { tabindex: '0', role: 'log', 'aria-live': 'off' }, this.space);
+    this.scroller.addEventListener('scroll', () => this.scrolled(), { passive: true });
+    this.paused = h('button.paused', { type: 'button', hidden: true, on: { click: () => this.follow() } });
+    this.empty = h('p.log-empty', { hidden: true });
+    const find = h('span.log-find', {}, this.grep, this.onlyButton, this.grepProblem);
+    this.node = h(
+      this.merged ? 'section.log.is-merged' : 'section.log',
+      { 'aria-label': t('logs.title') },
+      h('div.log-bar', {}, h('h2', {}, t('logs.title')), this.attemptPick, this.streamPick, find, this.count, h('span.spring'), this.olderButton, this.download, this.followButton),
+      this.problem,
+      h('div.log-frame', {}, this.scroller, this.empty, this.paused),
+    );
+    this.resized = new ResizeObserver(this.draw);
+    this.resized.observe(this.scroller);
+  }
+
+  start() {
+    this.started = true;
+    for (const source of this.sources.values()) source.start();
+  }
+
+  destroy() {
+    this.resized.disconnect();
+    for (const source of this.sources.values()) source.destroy();
+    this.sources.clear();
+  }
+
+  // ------------------------------------------------------------------------------------------ whose log
+
+  setWorkers(workers) {
+    for (const [worker, source] of this.sources) {
+      if (workers.includes(worker)) continue;
+      source.destroy();
+      this.sources.delete(worker);
+      this.problems.delete(worker);
+      this.model.forget(worker);
+    }
+    for (const worker of workers) if (!this.sources.has(worker)) this.addSource(worker);
+    this.hues = new Map([...this.sources.keys()].map((worker, index) => [worker, `who-${index % HUES}`]));
+    this.version += 1;
+    const [first] = workers;
+    setAttr(this.scroller, 'aria-label', workers.length === 1 ? t('logs.of', { worker: first }) : t('logs.of_many', { n: workers.length }));
+    this.fillAttempts();
+    this.linkDownload();
+    this.showProblem();
+    this.draw();
+  }
+
+  addSource(worker) {
+    const source = new LogSource({
+      worker,
+      live: this.live,
+      model: this.model,
+      chosen: () => ({ ...this.chosen, tail: this.tail }),
+      changed: this.draw,
+      onProblem: (from, error) => this.noteProblem(from, error),
+    });
+    source.newest = (this.known.get(worker) || {}).attempt || 0;
+    this.sources.set(worker, source);
+    if (this.started) source.start();
+  }
+
+  /** What the page knows of the workers now: a new attempt enters the list. And whether the connection holds. */
+  update(workers) {
+    for (const worker of workers) {
+      this.known.set(worker.worker_id, worker);
+      const source = this.sources.get(worker.worker_id);
+      if (!source || source.newest === worker.attempt) continue;
+      source.newest = worker.attempt;
+      if (this.chosen.attempt === 'newest') this.reload(source);
+      this.fillAttempts();
+    }
+    this.markConnection();
+    this.showEmpty();
+  }
+
+  reload(source) {
+    this.model.forget(source.worker);
+    source.waiting = null;
+    source.loaded = false;
+    if (this.started) source.load();
+  }
+
+  /** The connection that was lost leaves its mark where it was; what came meanwhile follows it. */
+  markConnection() {
+    const gone = this.live.state === 'reconnecting';
+    if (gone && !this.lost && this.model.lines.length) {
+      this.lost = this.model.mark({ marker: 'lost', at: (this.live.lastFrameMs + serverNowMs() - Date.now()) / 1000, until: null });
+      this.draw();
+    } else if (!gone && this.lost) {
+      this.lost.until = serverNowMs() / 1000;
+      this.lost = null;
+      this.draw();
+    }
+  }
+
+  // ------------------------------------------------------------------------------------------ choosing
+
+  fillAttempts() {
+    const [only] = this.sources.values();
+    const options = [h('option', { value: '' }, t('logs.all_attempts'))];
+    if (this.merged) {
+      options.push(h('option', { value: 'newest' }, t('logs.newest_attempt')));
+    } else if (only) {
+      for (let n = only.newest; n > Math.max(0, only.newest - ATTEMPTS_LISTED); n -= 1) {
+        options.push(h('option', { value: n }, t(n === only.newest ? 'logs.attempt_now' : 'logs.attempt_n', { attempt: String(n) })));
+      }
+    }
+    this.attemptPick.replaceChildren(...options);
+    this.attemptPick.value = this.chosen.attempt;
+  }
+
+  choose(changes) {
+    Object.assign(this.chosen, changes);
+    this.onChoose(this.chosen);
+    this.linkDownload();
+    this.loadAnew();
+  }
+
+  /** As the address says now. */
+  setChosen({ attempt, stream, grep, only }) {
+    const other = attempt !== this.chosen.attempt || stream !== this.chosen.stream;
+    Object.assign(this.chosen, { attempt, stream, grep, only });
+    this.attemptPick.value = attempt;
+    this.streamPick.value = stream;
+    if (this.grep.value !== grep) this.grep.value = grep;
+    this.readGrep();
+    if (other) this.loadAnew();
+    this.draw();
+  }
+
+  loadOlder() {
+    this.tail = TAILS[1];
+    this.loadAnew();
+  }
+
+  loadAnew() {
+    this.model.clear();
+    this.lost = null;
+    this.follow();
+    for (const source of this.sources.values()) {
+      source.waiting = null;
+      source.loaded = false;
+      if (this.started) source.load();
+    }
+  }
+
+  chooseGrep(changes) {
+    Object.assign(this.chosen, changes);
+    this.onChoose(this.chosen);
+    this.readGrep();
+    this.draw();
+  }
+
+  readGrep() {
+    const { pattern, error } = readPattern(this.chosen.grep);
+    this.pattern = pattern;
+    this.version += 1;
+    this.current = null;
+    setAttr(this.onlyButton, 'aria-pressed', this.chosen.only ? 'true' : 'false');
+    setAttr(this.grep, 'aria-invalid', error ? 'true' : null);
+    setText(this.grepProblem, error ? t(error) : '');
+  }
+
+  /** Enter goes to the match before, Shift-Enter to the one after; Escape leaves nothing to look for. */
+  grepKey(event) {
+    if (event.key === 'Enter') {
+      event.preventDefault();
+      this.jump(event.shiftKey ? 1 : -1);
+    } else if (event.key === 'Escape' && this.grep.value) {
+      event.preventDefault();
+      this.grep.value = '';
+      this.chooseGrep({ grep: '' });
+    }
+  }
+
+  jump(step) {
+    if (!this.pattern) return;
+    const from = this.current ? this.shown.indexOf(this.current) : step < 0 ? this.shown.length : -1;
+    for (let index = from + step; index >= 0 && index < this.shown.length; index += step) {
+      if (!this.hits(this.shown[index])) continue;
+      this.current = this.shown[index];
+      this.pause();
+      this.anchor = { line: this.current, above: this.scroller.clientHeight / 2 };
+      this.draw();
+      return;
+    }
+  }
+
+  hits(line) {
+    if (line.marker) return false;
+    if (line.hitOf !== this.pattern) {
+      this.pattern.lastIndex = 0;
+      line.hit = this.pattern.test(printable(line.text.slice(0, SEARCHED_CHARS)));
+      line.hitOf = this.pattern;
+    }
+    return line.hit;
+  }
+
+  // ------------------------------------------------------------------------------------------ downloading
+
+  linkDownload() {
+    const [only] = this.sources.values();
+    show(this.download, Boolean(only));
+    if (only) this.download.href = this.merged ? '#' : logPath(only.worker, { ...only.parameters(), download: '1' });
+  }
+
+  /** Of several workers the page makes the file: the lines that are here, each with its time and its worker. */
+  downloadMerged(event) {
+    if (!this.merged) return;
+    event.preventDefault();
+    const lines = this.shown.filter((line) => !line.marker).map((line) => `${line.at ? new Date(toMs(line.at)).toISOString() : '-'} ${line.worker} ${line.text}\n`);
+    const url = URL.createObjectURL(new Blob(lines, { type: 'text/plain' }));
+    h('a', { href: url, download: 'merged.log' }).click();
+    setTimeout(() => URL.revokeObjectURL(url), 10000);
+  }
+
+  // ------------------------------------------------------------------------------------------ what went wrong
+
+  noteProblem(source, error) {
+    if (error) this.problems.set(source.worker, error);
+    else this.problems.delete(source.worker);
+    this.showProblem();
+  }
+
+  showProblem() {
+    const [first] = this.problems;
+    if (!first) {
+      fill(this.problem);
+      return;
+    }
+    const [worker, error] = first;
+    const retry = () => this.sources.get(worker) && this.sources.get(worker).load();
+    fill(this.problem, this.merged ? h('p.log-whose', {}, worker) : null, errorBox(error, retry));
+  }
+
+  showEmpty() {
+    const nothing = this.shown.length === 0;
+    show(this.empty, nothing);
+    if (!nothing) return;
+    const sources = [...this.sources.values()];
+    const never = sources.length > 0 && sources.every((source) => this.known.has(source.worker) && !source.newest);
+    const loaded = sources.every((source) => source.loaded);
+    if (never) setText(this.empty, t('logs.never_started'));
+    else if (this.model.lines.length) setText(this.empty, t('logs.no_match', { n: this.model.lines.length }));
+    else setText(this.empty, loaded ? t('logs.empty') : t('loading'));
+  }
+
+  // ------------------------------------------------------------------------------------------ follow and pause
+
+  toggleFollow() {
+    if (this.following) this.pause();
+    else this.follow();
+  }
+
+  pause() {
+    if (!this.following) return;
+    this.following = false;
+    this.seen = this.model.made;
+    this.keepPlace();
+    this.draw();
+  }
+
+  follow() {
+    this.following = true;
+    this.anchor = null;
+    this.draw();
+  }
+
+  /** Scrolling up pauses; reaching the end follows again. */
+  scrolled() {
+    const { scrollTop, scrollHeight, clientHeight } = this.scroller;
+    const atEnd = scrollHeight - scrollTop - clientHeight < 4;
+    if (this.following && !atEnd && scrollTop < this.lastTop) this.pause();
+    else if (!this.following && atEnd && scrollTop > this.lastTop) this.follow();
+    else if (!this.following && scrollTop !== this.lastTop) this.keepPlace();
+    this.lastTop = scrollTop;
+    this.draw();
+  }
+
+  keepPlace() {
+    const height = this.lineHeight();
+    const index = Math.min(this.shown.length - 1, Math.floor(this.scroller.scrollTop / height));
+    this.anchor = index < 0 ? null : { line: this.shown[index], above: index * height - this.scroller.scrollTop };
+  }
+
+  // ------------------------------------------------------------------------------------------ drawing
+
+  lineHeight() {
+    return parseFloat(getComputedStyle(this.scroller).lineHeight) || 18;
+  }
+
+  /** The lines to show, and how many of them match. */
+  select() {
+    const { lines } = this.model;
+    if (!this.pattern) return [lines, null];
+    if (this.chosen.only) {
+      const found = lines.filter((line) => this.hits(line));
+      return [found, found.length];
+    }
+    return [lines, lines.reduce((sum, line) => sum + (this.hits(line) ? 1 : 0), 0)];
+  }
+
+  render() {
+    const height = this.lineHeight();
+    const [lines, matching] = this.select();
+    this.shown = lines;
+    this.space.style.height = `${lines.length * height}px`;
+    this.settle(lines, height);
+    this.lastTop = this.scroller.scrollTop;
+    const first = Math.max(0, Math.floor(this.scroller.scrollTop / height) - OVERSCAN);
+    const last = Math.min(lines.length, first + Math.ceil(this.scroller.clientHeight / height) + 2 * OVERSCAN);
+    const look = { height, pattern: this.pattern, version: this.version, current: this.current, who: (worker) => (this.merged ? this.hues.get(worker) : null) };
+    const visible = [];
+    for (let index = first; index < last; index += 1) visible.push({ line: lines[index], index, look });
+    keyed(this.space, visible, (entry) => entry.line.id, lineNode);
+    this.renderState(matching);
+    for (const source of this.sources.values()) source.credit();
+  }
+
+  settle(lines, height) {
+    if (this.following) {
+      this.scroller.scrollTop = lines.length * height;
+    } else if (this.anchor) {
+      // a line that has left the ring, or does not match, gives way to the next one that is here
+      const { line, above } = this.anchor;
+      const index = lines.findIndex((one) => one.order > line.order || (one.order === line.order && one.id >= line.id));
+      if (index >= 0) this.scroller.scrollTop = index * height - above;
+    }
+  }
+
+  renderState(matching) {
+    setAttr(this.followButton, 'aria-pressed', this.following ? 'true' : 'false');
+    show(this.paused, !this.following);
+    setText(this.paused, t('logs.paused', { n: this.model.made - this.seen }));
+    const n = this.model.lines.length;
+    setText(this.count, matching === null ? t('logs.count', { n }) : t('logs.matching', { some: matching, n }));
+    const most = [...this.sources.keys()].length * this.tail;
+    show(this.olderButton, this.tail !== TAILS[1] && n > 0 && n >= Math.min(most, TAIL));
+    this.showEmpty();
+  }
+}

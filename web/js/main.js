@@ -1,0 +1,224 @@
+/** The portal's beginning: language, session, live data, and one page at a time. Everything is wired here. */
+
+import { get, onLoggedOut, post, setCsrf } from './api.js';
+import { errorBox, notifyError } from './dialogs.js';
+import { h, paced } from './dom.js';
+import { chooseLanguage, initialLanguage, loadLanguage, t } from './i18n.js';
+import { openHelp, openJump } from './jump.js';
+import { Live } from './live.js';
+import { apiPage } from './pages/api.js';
+import { eventsPage } from './pages/events.js';
+import { hostPage } from './pages/host.js';
+import { hostsPage } from './pages/hosts.js';
+import { loginPage } from './pages/login.js';
+import { logsPage } from './pages/logs.js';
+import { operationPage } from './pages/operation.js';
+import { operationsPage } from './pages/operations.js';
+import { overviewPage } from './pages/overview.js';
+import { recoveryPage } from './pages/recovery.js';
+import { searchPage } from './pages/search.js';
+import { workerPage } from './pages/worker.js';
+import { workersPage } from './pages/workers.js';
+import { setRole } from './rights.js';
+import { go, onRoute, readRoute } from './router.js';
+import { Shell, languageSwitch } from './shell.js';
+import { Store } from './store.js';
+
+const PAGES = {
+  overview: overviewPage,
+  workers: workersPage,
+  worker: workerPage,
+  hosts: hostsPage,
+  host: hostPage,
+  logs: logsPage,
+  search: searchPage,
+  operations: operationsPage,
+  operation: operationPage,
+  recovery: recoveryPage,
+  events: eventsPage,
+  api: apiPage,
+};
+const OF_ONE = ['worker', 'host', 'operation']; // pages that need an id
+const LISTS = ['workers', 'hosts'];
+const TOPICS = ['operations', 'events'];
+const TICK_MS = 1000; // ages and countdowns
+const DRAW_EVERY_MS = 80; // frames come faster than anybody reads
+
+class App {
+  constructor() {
+    this.root = document.getElementById('app');
+    this.store = new Store();
+    this.live = new Live({ onState: () => this.shell && this.shell.update(), onRefused: () => this.checkSession() });
+    this.session = null;
+    this.shell = null;
+    this.page = null;
+    this.redraw = paced(() => this.update(), DRAW_EVERY_MS);
+    for (const topic of LISTS) {
+      this.store.on(topic, this.redraw);
+      this.live.subscribe(`rows:${topic}`, (frame) => this.store.takeRows(topic, frame), () => get(`/api/live/${topic}`, { quiet401: true }));
+    }
+    for (const topic of TOPICS) {
+      this.store.on(topic, this.redraw);
+      this.live.subscribe(topic, (frame) => (frame.t === 'snap' ? this.store.snapshot(topic, frame.items) : this.store.delta(topic, frame)));
+    }
+    onLoggedOut(() => this.showLogin());
+    onRoute(() => this.route());
+    setInterval(() => !document.hidden && this.redraw(), TICK_MS);
+    document.addEventListener('keydown', (event) => this.jump(event));
+  }
+
+  async start() {
+    const asked = get('/api/session', { quiet401: true });
+    asked.catch(() => {}); // `enter` looks at what came of it
+    await loadLanguage(initialLanguage());
+    await this.enter(asked);
+  }
+
+  /** Asks who we are; the manager may be down, then says so and offers another try. */
+  async enter(asked = get('/api/session', { quiet401: true })) {
+    try {
+      const session = await asked;
+      if (session.role) this.showApp(session);
+      else this.showLogin(session);
+    } catch (error) {
+      if (error.status === 401 || error.status === 403) this.showLogin();
+      else this.root.replaceChildren(h('main.login', { id: 'content' }, errorBox(error, () => this.enter())));
+    }
+  }
+
+  /** After a refused or failed live connection: still let in? Only a clear "no" leaves the page. */
+  async checkSession() {
+    try {
+      const session = await get('/api/session', { quiet401: true });
+      if (!session.role) this.showLogin(session);
+      else if (session.role !== this.session.role) this.showApp(session);
+      else setCsrf(session.csrf);
+    } catch (error) {
+      if (error.status === 401) this.showLogin();
+    }
+  }
+
+  /** `refusal`: why, if the manager said. */
+  showLogin(refusal = {}) {
+    if (this.loginShown) return;
+    this.refusal = refusal;
+    this.loginShown = true;
+    this.live.stop();
+    this.leavePage();
+    this.shell = null;
+    const login = loginPage(refusal, (session) => this.showApp(session));
+    const corner = h('header.login-corner', {}, languageSwitch((language) => this.changeLanguage(language)));
+    this.root.replaceChildren(corner, login.node);
+    document.title = `${t('login.title')} · ProcGuard`;
+    login.focus();
+  }
+
+  showApp(session) {
+    this.loginShown = false;
+    this.session = session;
+    setCsrf(session.csrf);
+    setRole(session.role);
+    this.leavePage();
+    this.shell = new Shell({
+      live: this.live,
+      store: this.store,
+      onLanguage: (language) => this.changeLanguage(language),
+      onLogOut: () => this.logOut(),
+    });
+    this.shell.showSession(session);
+    this.root.replaceChildren(this.shell.node);
+    this.live.start();
+    this.route();
+  }
+
+  async changeLanguage(language) {
+    try {
+      await chooseLanguage(language);
+    } catch (error) {
+      notifyError(error);
+      return;
+    }
+    this.leavePage();
+    if (this.loginShown) {
+      this.loginShown = false;
+      this.showLogin(this.refusal);
+    } else {
+      this.showApp(this.session);
+    }
+  }
+
+  async logOut() {
+    try {
+      await post('/api/logout');
+    } catch (error) {
+      notifyError(error);
+      return;
+    }
+    this.showLogin();
+  }
+
+  leavePage() {
+    if (this.page && this.page.unmount) this.page.unmount();
+    this.page = null;
+  }
+
+  route() {
+    if (!this.shell) return;
+    const route = readRoute();
+    const make = PAGES[route.page];
+    if (!make || (OF_ONE.includes(route.page) && !route.id)) {
+      go('overview');
+      return;
+    }
+    const place = `${route.page}/${route.id}`;
+    if (this.page && this.place === place && this.page.setQuery) {
+      this.page.setQuery(route.query);
+      return;
+    }
+    const moved = this.page !== null;
+    this.leavePage();
+    this.place = place;
+    this.page = make({ store: this.store, live: this.live, id: route.id, query: route.query });
+    this.shell.place(this.page.node);
+    this.shell.showPage(route.page);
+    document.title = `${this.page.title} · ProcGuard`;
+    this.update();
+    if (this.page.started) this.page.started();
+    if (moved) this.page.node.querySelector('h1').focus({ preventScroll: true });
+  }
+
+  update() {
+    if (!this.shell) return;
+    this.shell.update();
+    if (this.page) this.page.update();
+  }
+
+  /** "/" jumps into the page's filter, Ctrl-K anywhere, "?" shows the keys; unless something is being typed. */
+  jump(event) {
+    if (!this.shell) return;
+    if (event.key.toLowerCase() === 'k' && (event.ctrlKey || event.metaKey) && !event.altKey) {
+      event.preventDefault();
+      openJump(this.store);
+      return;
+    }
+    if (event.ctrlKey || event.metaKey || event.altKey || isTyping(event.target)) return;
+    if (event.key === '?') {
+      openHelp();
+    } else if (event.key === '/') {
+      const field = document.querySelector('[data-jump]');
+      event.preventDefault();
+      if (field && field.offsetParent !== null) {
+        field.focus();
+        field.select();
+      } else {
+        openJump(this.store);
+      }
+    }
+  }
+}
+
+function isTyping(node) {
+  return ['textarea', 'select', 'dialog'].some((one) => node.closest(one)) || Boolean(node.closest('input') && node.type !== 'checkbox');
+}
+
+new App().start();

@@ -1,0 +1,264 @@
+/** What a person wants to know at a glance: counts per state, problems first, the fleet's load, the latest recoveries. */
+
+import { actionButtons } from '../actions.js';
+import { commandBox, emptyBox } from '../dialogs.js';
+import { h, keyed, setAttr, setClass, setText, show } from '../dom.js';
+import { compareNames, formatBytes, formatPercent, formatSince } from '../format.js';
+import { formatNumber, t } from '../i18n.js';
+import { isLive, operationTitle } from '../operations.js';
+import { link } from '../router.js';
+import { GLYPHS, STATES, agentChip, isProblem, stateChip, stateName } from '../status.js';
+import { newestFirst, progressCell } from './operations.js';
+import { eventList, pageHead, pendingLaunchers, reasonText } from './parts.js';
+
+const MAX_PROBLEMS = 50;
+const MAX_RECOVERIES = 8;
+const TILE_ORDER = ['running', 'starting', 'backoff', 'failed', 'unknown', 'stopping', 'exited', 'stopped'];
+const SILENT = ['unreachable', 'suspect'];
+
+export function overviewPage({ store }) {
+  const tiles = TILE_ORDER.map(stateTile);
+  const figures = fleetFigures();
+  const running = runningOperations();
+  const pending = pendingLaunchers(store);
+  const problems = h('ul.problem-list');
+  const problemsMore = h('a.more', { href: link('workers', '', { state: 'failed,unknown,backoff' }), hidden: true });
+  const calm = h('p.calm', {}, h('span.glyph', { 'aria-hidden': 'true' }, '●'), ' ', t('overview.no_problems'));
+  const recoveries = eventList();
+  const noRecoveries = h('p.muted', {}, t('overview.no_recoveries'));
+  const empty = emptyFleet();
+  const loading = h('p.muted', {}, t('loading'));
+  const full = h(
+    'div.overview',
+    {},
+    h('nav.tiles', { 'aria-label': t('overview.by_state') }, tiles),
+    figures,
+    pending,
+    running,
+    h(
+      'div.columns',
+      {},
+      h('section.panel', { 'aria-labelledby': 'problems-title' }, h('h2', { id: 'problems-title' }, t('overview.problems')), calm, problems, problemsMore),
+      h('section.panel', { 'aria-labelledby': 'recoveries-title' }, h('h2', { id: 'recoveries-title' }, t('overview.recoveries')), noRecoveries, recoveries, h('a.more', { href: link('recovery') }, t('recovery.to'))),
+    ),
+  );
+  const node = h('div.page', {}, pageHead(t('nav.overview')), loading, empty, full);
+
+  function update() {
+    const hosts = store.agents();
+    const fleet = summed(store.workers.values());
+    pending.update();
+    running.update(newestFirst(store).filter(isLive));
+    const loaded = store.loaded.has('workers') && store.loaded.has('hosts');
+    const isEmpty = loaded && store.workers.size === 0 && hosts.length === 0;
+    show(loading, !loaded);
+    show(empty, isEmpty && pending.hidden);
+    show(full, loaded && !(isEmpty && pending.hidden));
+    for (const tile of tiles) tile.update(fleet.counts);
+    figures.update(hosts, store.workers.size, fleet.memory);
+    updateProblems(fleet.problems, hosts);
+    const latest = store.events.filter(isRecovery).slice(-MAX_RECOVERIES).reverse();
+    recoveries.update(latest);
+    show(noRecoveries, latest.length === 0);
+  }
+
+  function updateProblems(workers, hosts) {
+    const silent = hosts.filter((host) => SILENT.includes(host.agent_state));
+    const told = new Set(silent.map((host) => host.agent)); // what is unknown for their sake is said once, with them
+    const of = (worker) => worker.state === 'unknown' && told.has(worker.agent);
+    const lost = new Map();
+    for (const worker of workers) if (of(worker)) lost.set(worker.agent, (lost.get(worker.agent) || 0) + 1);
+    const found = [
+      ...silent.sort((a, b) => compareNames(a.host, b.host)).map((host) => ({ host, lost: lost.get(host.agent) || 0 })),
+      ...workers.filter((worker) => !of(worker)).sort(byAttention).map((worker) => ({ worker })),
+    ];
+    keyed(problems, found.slice(0, MAX_PROBLEMS), problemKey, (item) => (item.host ? hostProblem() : workerProblem()));
+    show(calm, found.length === 0);
+    show(problemsMore, found.length > MAX_PROBLEMS);
+    setText(problemsMore, t('overview.more', { n: found.length - MAX_PROBLEMS }));
+  }
+
+  return { node, title: t('nav.overview'), topics: ['workers', 'hosts', 'operations', 'events'], update };
+}
+
+/** One pass over the fleet: counts by state, who is a problem, how much memory all take. */
+function summed(workers) {
+  const counts = {};
+  const problems = [];
+  let memory = 0;
+  for (const worker of workers) {
+    counts[worker.state] = (counts[worker.state] || 0) + 1;
+    if (worker.usage) memory += worker.usage.rss_bytes || 0;
+    if (isProblem(worker)) problems.push(worker);
+  }
+  return { counts, problems, memory };
+}
+
+/** Batch operations that are under way; hidden while there is none. */
+function runningOperations() {
+  const list = h('ul.running-operations');
+  const box = h('section.panel', { hidden: true, 'aria-labelledby': 'running-title' }, h('h2', { id: 'running-title' }, t('operations.running')), list);
+  box.update = (operations) => {
+    keyed(list, operations, (one) => one.operation_id, runningOperation);
+    show(box, operations.length > 0);
+  };
+  return box;
+}
+
+function runningOperation(operation) {
+  const progress = progressCell();
+  const item = h('li', {}, h('a.strong', { href: link('operation', operation.operation_id) }, operationTitle(operation)), progress);
+  item.update = (next) => progress.update(next);
+  return item;
+}
+
+function problemKey(item) {
+  return item.host ? `host ${item.host.agent}` : `worker ${item.worker.worker_id}`;
+}
+
+function byAttention(a, b) {
+  return STATES.indexOf(a.state) - STATES.indexOf(b.state) || compareNames(a.worker_id, b.worker_id);
+}
+
+const RECOVERY_KINDS = ['recovery', 'recovery_gave_up', 'takeover', 'reassigned', 'no_spare', 'task_waiting', 'task_gave_up', 'stop_all', 'brake_on', 'brake_off', 'worker_failed'];
+
+/** What ProcGuard did, or gave up, on its own: an operator's start or stop is none of it. */
+export function isRecovery(event) {
+  if (RECOVERY_KINDS.includes(event.kind)) return true;
+  return ['backoff', 'failed'].includes(event.after) || (event.before === 'backoff' && event.after === 'starting');
+}
+
+function stateTile(state) {
+  const count = h('span.tile-count');
+  const tile = h(
+    `a.tile.is-${state}`,
+    { href: link('workers', '', { state }) },
+    count,
+    h('span.tile-word', {}, h('span.glyph', { 'aria-hidden': 'true' }, GLYPHS[state]), ' ', stateName(state)),
+  );
+  tile.update = (counts) => {
+    const n = counts[state] || 0;
+    setText(count, formatNumber(n));
+    setClass(tile, `tile is-${state}${n ? '' : ' is-zero'}`);
+  };
+  return tile;
+}
+
+function fleetFigures() {
+  const names = ['hosts', 'workers', 'cpu', 'memory', 'worker_memory', 'gpu', 'gpu_memory'];
+  const values = Object.fromEntries(names.map((name) => [name, h('dd')]));
+  const meters = Object.fromEntries(['cpu', 'memory', 'gpu', 'gpu_memory'].map((name) => [name, meter()]));
+  const boxes = Object.fromEntries(names.map((name) => [name, h('div', {}, h('dt', {}, t(`overview.${name}`)), values[name], meters[name] || null)]));
+  const list = h('dl.figures', {}, names.map((name) => boxes[name]));
+
+  /** `part` of `whole` as text and as a bar; nothing where it is not known. */
+  function fillIn(name, text, part, whole) {
+    setText(values[name], text);
+    meters[name].update(whole ? part / whole : null);
+  }
+
+  list.update = (hosts, workers, workerMemory) => {
+    const machines = distinctHosts(hosts);
+    const connected = machines.filter((host) => host.agent_state === 'connected');
+    const measured = connected.filter((host) => host.usage);
+    const cpus = sum(measured, (host) => host.cpus || 0);
+    const busy = sum(measured, (host) => (host.usage.cpu_percent || 0) * (host.cpus || 1));
+    const units = cpus || measured.length;
+    setText(values.hosts, t('overview.of', { some: connected.length, all: machines.length }));
+    setText(values.workers, formatNumber(workers));
+    fillIn('cpu', units ? (cpus ? t('overview.cpu_of', { percent: formatPercent(busy / units), cpus }) : formatPercent(busy / units)) : t('none'), busy, units * 100);
+    const used = sum(measured, (host) => host.usage.memory_used_bytes || 0);
+    const memory = sum(measured, (host) => host.memory_bytes || 0);
+    fillIn('memory', measured.length ? ofAll(used, memory) : t('none'), used, memory);
+    setText(values.worker_memory, formatBytes(workerMemory));
+    const gpus = measured.filter((host) => host.gpus > 0);
+    const count = sum(gpus, (host) => host.gpus);
+    const gpuBusy = sum(gpus, (host) => (host.usage.gpu_percent || 0) * host.gpus);
+    const gpuUsed = sum(gpus, (host) => host.usage.gpu_memory_used_bytes || 0);
+    const gpuMemory = sum(gpus, (host) => host.usage.gpu_memory_total_bytes || 0);
+    for (const name of ['gpu', 'gpu_memory']) show(boxes[name], count > 0);
+    fillIn('gpu', count ? t('overview.gpu_of', { percent: formatPercent(gpuBusy / count), some: sum(gpus, (host) => host.usage.gpus_used || 0), all: count }) : '', gpuBusy, count * 100);
+    fillIn('gpu_memory', ofAll(gpuUsed, gpuMemory), gpuUsed, gpuMemory);
+  };
+  return list;
+}
+
+function ofAll(used, all) {
+  return all ? t('overview.of', { some: formatBytes(used), all: formatBytes(all) }) : formatBytes(used);
+}
+
+/** A thin bar under a figure; decoration: the figure says it in words. */
+function meter() {
+  const level = h('span.meter-level');
+  const bar = h('span.meter', { 'aria-hidden': 'true' }, level);
+  bar.update = (share) => {
+    show(bar, share !== null);
+    const width = `${Math.round(Math.min(1, share || 0) * 100)}%`;
+    if (level.style.width !== width) level.style.width = width;
+    level.classList.toggle('is-high', share >= 0.9);
+  };
+  return bar;
+}
+
+/** One entry per machine: a deployed agent and launchers started by hand may share it, and each reports all of it. */
+function distinctHosts(agents) {
+  const machines = new Map();
+  for (const agent of agents) {
+    const known = machines.get(agent.host);
+    if (!known || known.agent_state !== 'connected') machines.set(agent.host, agent);
+  }
+  return [...machines.values()];
+}
+
+function sum(items, read) {
+  return items.reduce((total, item) => total + read(item), 0);
+}
+
+function workerProblem() {
+  const chip = stateChip();
+  const name = h('a.strong');
+  const where = h('span.muted');
+  const reason = h('span.reason');
+  const buttons = actionButtons();
+  const item = h('li', {}, chip, h('div.problem-what', {}, h('div', {}, name, ' ', where), reason), buttons);
+  item.update = ({ worker }) => {
+    chip.update(worker);
+    setText(name, worker.worker_id);
+    setAttr(name, 'href', link('worker', worker.worker_id));
+    setText(where, t('overview.on_since', { host: worker.host || t('none'), d: formatSince(worker.since) }));
+    setText(reason, reasonText(worker));
+    buttons.update(worker);
+  };
+  return item;
+}
+
+function hostProblem() {
+  const chip = agentChip();
+  const name = h('a.strong');
+  const where = h('span.muted');
+  const reason = h('span.reason');
+  const lost = h('a.lost-workers');
+  const item = h('li', {}, chip, h('div.problem-what', {}, h('div', {}, name, ' ', where), reason), lost);
+  item.update = ({ host, lost: n }) => {
+    chip.update(host.agent_state);
+    setText(name, host.host);
+    setAttr(name, 'href', link('host', host.agent));
+    setText(where, t('overview.host_silent', { d: formatSince(host.last_seen) }));
+    setText(reason, host.reason);
+    setText(lost, t('overview.lost_workers', { glyph: GLYPHS.unknown, n }));
+    setAttr(lost, 'href', link('workers', '', { state: 'unknown', host: host.host }));
+    show(lost, n > 0);
+  };
+  return item;
+}
+
+function emptyFleet() {
+  const url = location.origin;
+  return emptyBox(
+    t('overview.empty'),
+    h('p', {}, t('overview.empty_deploy')),
+    commandBox('invoke deploy --hosts inventory/prod.yaml'),
+    h('p', {}, t('overview.empty_launcher')),
+    commandBox(`./start_worker.sh --worker-id worker1 --manager-url ${url} --command "python train.py"`),
+  );
+}

@@ -1,0 +1,147 @@
+/** Pieces that several pages share: page heads, filters, lists of events, the pending launchers. */
+
+import { post } from '../api.js';
+import { confirmAction, notify, notifyError } from '../dialogs.js';
+import { h, keyed, setAttr, setText, show } from '../dom.js';
+import { formatAge, formatClock, formatMoment } from '../format.js';
+import { hasText, t } from '../i18n.js';
+import { acts } from '../rights.js';
+import { link } from '../router.js';
+import { GLYPHS, stateName } from '../status.js';
+
+export function pageHead(title, ...rest) {
+  return h('header.page-head', {}, h('h1', { tabindex: '-1' }, title), ...rest);
+}
+
+/** The two ways to look at logs of several workers. */
+export function logTabs(current) {
+  const tab = (page, text) => h('a.tab', { href: link(page), 'aria-current': page === current ? 'page' : null }, text);
+  return h('nav.tabs', { 'aria-label': t('logs.ways') }, tab('logs', t('logs.tab_follow')), tab('search', t('logs.tab_search')));
+}
+
+/** A labelled select whose options follow the data. `onPick(value)`; "" = all. */
+export function pickList(label, allLabel, onPick) {
+  const select = h('select.input', { 'aria-label': label, on: { change: () => onPick(select.value) } });
+  select.update = (values, chosen) => {
+    const wanted = ['', ...values];
+    if (chosen && !wanted.includes(chosen)) wanted.push(chosen);
+    const have = [...select.options].map((option) => option.value);
+    if (have.join('\n') !== wanted.join('\n')) {
+      select.replaceChildren(...wanted.map((value) => h('option', { value }, value || allLabel)));
+    }
+    if (select.value !== (chosen || '')) select.value = chosen || '';
+  };
+  return select;
+}
+
+/** Why a worker is as it is; what worries most comes first. */
+export function reasonText(worker) {
+  if (worker.health && worker.health.status === 'failing') return t('worker.health_failing', { detail: worker.health.detail });
+  return worker.suspect || worker.reason || '';
+}
+
+export function kindName(kind) {
+  return hasText(`event.${kind}`) ? t(`event.${kind}`) : kind;
+}
+
+/** "running → backoff" with glyphs, or nothing when no state changed. */
+export function transition(before, after) {
+  if (!after || before === after) return '';
+  return before ? `${changeName(before)} → ${changeName(after)}` : changeName(after);
+}
+
+/** A worker's state, an agent's state, or whatever else the manager says changed. */
+function changeName(state) {
+  if (GLYPHS[state]) return `${GLYPHS[state]} ${stateName(state)}`;
+  return hasText(`agent.${state}`) ? t(`agent.${state}`) : state;
+}
+
+/** A compact list of events, newest first. `.update(events)`. */
+export function eventList({ withWorker = true } = {}) {
+  const list = h('ol.event-list');
+  list.update = (events) => keyed(list, events, (event) => event.seq, (event) => eventItem(event, withWorker));
+  return list;
+}
+
+function eventItem(event, withWorker) {
+  const age = h('time.event-time', { title: formatMoment(event.at) });
+  const what = h('span.event-what', {}, transition(event.before, event.after) || kindName(event.kind));
+  if (event.after) what.classList.add(`text-${event.after}`);
+  const who = withWorker && event.worker_id ? h('a', { href: link('worker', event.worker_id) }, event.worker_id) : null;
+  const where = withWorker && !event.worker_id && event.host ? h('span', {}, event.host) : null;
+  const reason = event.reason ? h('span.event-reason', {}, event.reason) : null;
+  // the runner reports each change of state; who is worth a word here is anybody else
+  const actor = event.actor && event.actor !== 'runner' ? h('span.event-actor', {}, t('events.by', { actor: event.actor })) : null;
+  const item = h('li', {}, age, h('div', {}, h('div.event-line', {}, who, where, what, actor), reason));
+  item.update = () => setText(age, formatClock(event.at));
+  return item;
+}
+
+/**
+ * Launchers that were started by hand on another machine and wait for approval; hidden while there is none.
+ * `.update()` draws what the store knows.
+ */
+export function pendingLaunchers(store) {
+  const list = h('ul.pending-list');
+  const title = h('h2', { id: 'pending-title' });
+  const box = h('section.panel.pending', { hidden: true, 'aria-labelledby': 'pending-title' }, title, h('p.muted', {}, t('pending.explain')), list);
+  box.update = () => {
+    const waiting = store.pending();
+    setText(title, t('pending.title', { n: waiting.length }));
+    keyed(list, waiting, (agent) => `${agent.agent} ${agent.fingerprint}`, pendingItem);
+    show(box, waiting.length > 0);
+  };
+  return box;
+}
+
+function pendingItem(agent) {
+  const seen = h('span.muted');
+  const approve = h('button.button.primary', { type: 'button' }, t('pending.approve'));
+  const deny = h('button.button', { type: 'button' }, t('pending.deny'));
+  approve.addEventListener('click', () => decide('approve', agent));
+  deny.addEventListener('click', () => decide('deny', agent));
+  setAttr(approve, 'aria-label', t('pending.approve_on', { id: agent.worker_id }));
+  setAttr(deny, 'aria-label', t('pending.deny_on', { id: agent.worker_id }));
+  const item = h(
+    'li',
+    { data: { agent: agent.agent } },
+    h(
+      'div.pending-facts',
+      {},
+      h('strong', {}, agent.worker_id),
+      h('span', {}, t('pending.from', { host: agent.host || t('none'), address: agent.address || t('none') })),
+      agent.command ? h('code', {}, commandText(agent.command)) : null,
+      h('span', {}, t('pending.fingerprint'), ' ', h('code.fingerprint', {}, agent.fingerprint)),
+      seen,
+    ),
+    acts(h('div.pending-buttons', {}, approve, deny)),
+  );
+  item.update = (next) => setText(seen, t('pending.seen', { d: formatAge(next.last_seen) }));
+  return item;
+}
+
+async function decide(verb, agent) {
+  const name = agent.worker_id;
+  const sure = await confirmAction({
+    title: t(`pending.${verb}_title`, { id: name }),
+    detail: [t(`pending.${verb}_detail`, { fingerprint: agent.fingerprint })],
+    action: t(`pending.${verb}`),
+    danger: verb === 'deny',
+  });
+  if (!sure) return;
+  try {
+    // with the fingerprint: what is approved is what was read, should another launcher claim the same name meanwhile
+    await post(`/api/agents/${encodeURIComponent(agent.agent)}/${verb}`, { fingerprint: agent.fingerprint });
+    notify(t(`pending.${verb}_done`, { id: name }));
+  } catch (error) {
+    notifyError(error, t('pending.failed', { id: name }), () => decide(verb, agent));
+  }
+}
+
+export function commandText(command) {
+  return Array.isArray(command) ? command.map(quoteWord).join(' ') : command || '';
+}
+
+function quoteWord(word) {
+  return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'\\''`)}'`;
+}

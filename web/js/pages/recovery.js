@@ -1,0 +1,246 @@
+/** What ProcGuard brought back, and why it had to: who waits for its next start, restarts with their reasons, hosts that were looked for. */
+
+import { get } from '../api.js';
+import { emptyBox, errorBox } from '../dialogs.js';
+import { fill, h, keyed, setAttr, setText, show } from '../dom.js';
+import { compareNames, formatClock, formatDuration, formatMoment, serverNowMs, toMs } from '../format.js';
+import { EventHistory, RANGES, rangePick, rangeStart, widenButton } from '../history.js';
+import { t } from '../i18n.js';
+import { lastWords } from '../lastwords.js';
+import { link, replaceQuery } from '../router.js';
+import { exitInWords, nextStartS, stateChip } from '../status.js';
+import { timeStrip } from '../strip.js';
+import { isRecovery } from './overview.js';
+import { kindName, pageHead, reasonText, transition } from './parts.js';
+import { whyPanel } from './why.js';
+
+const SHOWN = 100;
+const REFRESH_MS = 5000; // of the hosts that are looked for
+/** Why something had to be brought back, in the manager's words for programs. */
+const CAUSES = ['exit_code', 'signal', 'oom', 'health', 'start_timeout', 'lost', 'stop_all', 'fence', 'gang', 'agent_lost', 'reassigned', 'brake', 'suspicion'];
+
+export function recoveryPage({ store, id, query }) {
+  let chosen = { worker: id, ...readQuery(query) };
+  let limit = SHOWN;
+  let widening = null;
+  let incidents = [];
+  let timer = null;
+  let gone = false;
+  const why = chosen.worker ? whyPanel(chosen.worker) : null;
+
+  const history = new EventHistory(store, () => update());
+  const range = rangePick(chosen.range, (value) => setFilter({ range: value }));
+  const whose = chosen.worker ? h('a.button', { href: link('recovery', '', { range: chosen.range }) }, t('recovery.all')) : null;
+  const count = h('span.count', { role: 'status' });
+  const waiting = h('ul.waiting-list');
+  const waitingPanel = h('section.panel', { 'aria-labelledby': 'waiting-title' }, h('h2', { id: 'waiting-title' }, t('recovery.waiting')), waiting);
+  const hosts = h('ul.incident-list');
+  const hostsTrouble = h('div');
+  const hostsPanel = h('section.panel', { 'aria-labelledby': 'incidents-title' }, h('h2', { id: 'incidents-title' }, t('recovery.hosts')), hostsTrouble, hosts);
+  const strip = timeStrip();
+  const list = h('ol.restart-list');
+  const more = h('button.button', { type: 'button', hidden: true, on: { click: showMore } }, t('events.more'));
+  const widen = h('p');
+  const none = emptyBox('', widen);
+  const timeline = h('section.panel.timeline', { 'aria-labelledby': 'timeline-title' }, h('h2', { id: 'timeline-title' }, t('recovery.timeline')), strip, none, list, more);
+  const head = pageHead(chosen.worker ? t('recovery.of', { worker: chosen.worker }) : t('nav.recovery'), count, h('span.spring'), whose, range);
+  const side = h('div.recovery-side', {}, why, waitingPanel, chosen.worker ? null : hostsPanel);
+  const both = h('div.recovery', {}, timeline, side);
+  const node = h('div.page', {}, head, history.problem, both);
+
+  function load() {
+    history.load({ worker: chosen.worker, cause: CAUSES.join(','), since: chosen.range === 'all' ? '' : chosen.range });
+  }
+
+  async function loadIncidents() {
+    try {
+      incidents = (await get('/api/recoveries')).recoveries;
+      fill(hostsTrouble);
+    } catch (error) {
+      // while the manager is away, the badge says so; what is shown stays
+      if (error.status && error.status !== 401) fill(hostsTrouble, errorBox(error, loadIncidents));
+    }
+    if (gone) return;
+    clearTimeout(timer);
+    timer = setTimeout(loadIncidents, REFRESH_MS);
+    update();
+  }
+
+  function setFilter(changes) {
+    chosen = { ...chosen, ...changes };
+    replaceQuery({ range: chosen.range === '24h' ? '' : chosen.range });
+    range.value = chosen.range;
+    limit = SHOWN;
+    load();
+    update();
+  }
+
+  function showMore() {
+    limit *= 5;
+    update();
+  }
+
+  function update() {
+    const found = onceEach(history.since(chosen.range).filter((event) => isRestart(event) && (!chosen.worker || event.worker_id === chosen.worker)));
+    strip.update(found, rangeStart(chosen.range), serverNowMs(), (event) => event.after === 'failed' || /gave_up|failed/.test(event.kind));
+    show(strip, found.length > 0);
+    keyed(list, found.slice(-limit).reverse(), (event) => event.seq, restartItem);
+    show(more, found.length > limit);
+    show(none, history.loaded && found.length === 0);
+    setText(none.firstChild, sinceText());
+    if (widening !== chosen.range) {
+      widening = chosen.range;
+      fill(widen, widenButton(chosen.range, (value) => setFilter({ range: value })));
+    }
+    setText(count, history.loaded ? t('recovery.count', { n: found.length }) : t('loading'));
+    updateWaiting();
+    keyed(hosts, incidents, (one) => `${one.agent} ${one.opened}`, incidentItem);
+    show(hostsPanel, incidents.length > 0 || hostsTrouble.children.length > 0);
+    const alone = !why && waitingPanel.hidden && hostsPanel.hidden;
+    show(side, !alone);
+    setAttr(both, 'class', alone ? 'recovery is-alone' : 'recovery');
+    if (why) {
+      const worker = store.workers.get(chosen.worker);
+      if (worker) why.update(worker, store.hosts.get(worker.agent));
+    }
+  }
+
+  /** "No restarts since …": the range's beginning, or the oldest event that is still known. */
+  function sinceText() {
+    const start = rangeStart(chosen.range);
+    const oldest = store.events.length ? toMs(store.events[0].at) : serverNowMs();
+    return t('recovery.none', { at: formatMoment((Number.isFinite(start) ? start : oldest) / 1000) });
+  }
+
+  function updateWaiting() {
+    const here = [...store.workers.values()].filter((worker) => worker.state === 'backoff' && (!chosen.worker || worker.worker_id === chosen.worker));
+    here.sort((a, b) => (nextStartS(a) ?? Infinity) - (nextStartS(b) ?? Infinity) || compareNames(a.worker_id, b.worker_id));
+    keyed(waiting, here.slice(0, SHOWN), (worker) => worker.worker_id, waitingItem);
+    show(waitingPanel, here.length > 0);
+  }
+
+  function setQuery(next) {
+    setFilter(readQuery(next));
+  }
+
+  function started() {
+    load();
+    if (!chosen.worker) loadIncidents();
+  }
+
+  function unmount() {
+    gone = true;
+    clearTimeout(timer);
+    if (why) why.destroy();
+  }
+
+  return { node, title: t('nav.recovery'), topics: ['workers', 'hosts', 'events'], update, setQuery, started, unmount };
+}
+
+/** Brought back at once, or after a pause, or given up: not what follows from it, such as the end of that pause. */
+function isRestart(event) {
+  if (event.kind !== 'worker_state') return isRecovery(event);
+  return CAUSES.includes(event.cause) && ['starting', 'backoff', 'failed'].includes(event.after);
+}
+
+/** A failure is told as a change of state and as a failure: one of them is enough. */
+function onceEach(events) {
+  const told = new Set(events.filter((event) => event.after === 'failed').map((event) => `${event.worker_id} ${event.attempt}`));
+  return events.filter((event) => event.kind !== 'worker_failed' || !told.has(`${event.worker_id} ${event.attempt}`));
+}
+
+function readQuery(query) {
+  const range = query.get('range');
+  return { range: RANGES.includes(range) ? range : '24h' };
+}
+
+/** One thing that was brought back, or given up: when, whose, what it came from, and the evidence. */
+function restartItem(event) {
+  const at = h('time.event-time', { title: formatMoment(event.at) });
+  const exit = event.evidence && event.evidence.exit;
+  const name = event.worker_id ? h('a.strong', { href: link('worker', event.worker_id) }, event.worker_id) : h('strong', {}, event.host || t('none'));
+  const what = transition(event.before, event.after) || (event.after ? t('recovery.restarted') : kindName(event.kind));
+  const change = h(`span.text-${event.after || 'none'}`, {}, what);
+  const where = event.worker_id && event.host ? h('span.muted', {}, event.host) : null;
+  const attempt = event.attempt ? h('span.muted', {}, t('events.attempt', { attempt: String(event.attempt) })) : null;
+  const item = h(
+    'li',
+    {},
+    at,
+    h(
+      'div.restart',
+      {},
+      h('div.event-line', {}, name, where, attempt, change),
+      exit ? h('p.restart-exit', {}, exitInWords(exit)) : null,
+      restOfReason(event, exit) ? h('p.event-reason', { lang: 'en' }, restOfReason(event, exit)) : null,
+      evidenceBox(event, exit),
+      exit && event.worker_id ? lastWords(event.worker_id, exit.attempt) : null,
+    ),
+  );
+  item.update = () => setText(at, formatClock(event.at));
+  return item;
+}
+
+/** The reason begins with how the attempt ended; that is said already, in words, where the exit record is at hand. */
+function restOfReason(event, exit) {
+  const reason = event.reason || '';
+  if (!exit || !exit.reason || !reason.startsWith(exit.reason)) return reason;
+  return reason.slice(exit.reason.length).replace(/^[\s;,]+/, '');
+}
+
+/** What the manager knows besides the exit record, as it came. */
+function evidenceBox(event, exit) {
+  const { evidence } = event;
+  if (!evidence) return null;
+  const rest = typeof evidence === 'string' ? evidence : restOf(evidence, exit);
+  return rest ? h('details.evidence', {}, h('summary', {}, t('recovery.evidence')), h('pre', { tabindex: '0' }, rest)) : null;
+}
+
+function restOf(evidence, exit) {
+  const others = Object.entries(evidence).filter(([, value]) => value !== exit);
+  return others.map(([name, value]) => `${name}: ${typeof value === 'string' ? value : JSON.stringify(value, null, 1)}`).join('\n');
+}
+
+function waitingItem() {
+  const chip = stateChip();
+  const name = h('a.strong');
+  const left = h('span.countdown', { role: 'timer' });
+  const why = h('span.reason');
+  const item = h('li', {}, chip, h('div', {}, h('div.event-line', {}, name, left), why));
+  item.update = (worker) => {
+    chip.update(worker);
+    setText(name, worker.worker_id);
+    setAttr(name, 'href', link('worker', worker.worker_id));
+    const seconds = nextStartS(worker);
+    setText(left, seconds === null ? '' : seconds < 1 ? t('recovery.starts_now') : t('worker.starts_in', { d: formatDuration(seconds) }));
+    setText(why, reasonText(worker));
+  };
+  return item;
+}
+
+/** A host that fell silent: what was tried, step by step. */
+function incidentItem(first) {
+  const state = h('span.chip');
+  const lasted = h('span.muted');
+  const steps = h('ol.steps');
+  const item = h('li', {}, h('div.event-line', {}, h('strong', {}, first.host), state, lasted), h('details', { open: !first.ended }, h('summary', {}, t('recovery.steps')), steps));
+  item.update = (incident) => {
+    setText(state, incident.ended ? incident.outcome : t('recovery.open'));
+    setAttr(state, 'class', incident.ended ? 'chip' : 'chip is-backoff');
+    const begun = formatMoment(incident.opened);
+    setText(lasted, incident.ended ? t('recovery.took', { at: begun, d: formatDuration(incident.duration_s) }) : t('recovery.since', { at: begun }));
+    keyed(steps, incident.steps.map((step, place) => ({ ...step, place })), (step) => step.place, stepItem);
+  };
+  return item;
+}
+
+function stepItem() {
+  const at = h('time.event-time');
+  const text = h('span', { lang: 'en' });
+  const item = h('li', {}, at, text);
+  item.update = (step) => {
+    setText(at, formatClock(step.at));
+    setText(text, step.text);
+  };
+  return item;
+}

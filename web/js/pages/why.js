@@ -1,0 +1,68 @@
+/** Why a worker is as it is: the manager's sentences in the page's language, asked for anew when something changed. */
+
+import { get, workerPath } from '../api.js';
+import { errorBox } from '../dialogs.js';
+import { debounced, fill, h, keyed, setText, show } from '../dom.js';
+import { currentLanguage, t } from '../i18n.js';
+
+const SETTLE_MS = 400; // a burst of changes is one question
+const REFRESH_MS = 15000; // sentences tell durations
+
+export function whyPanel(id) {
+  const headline = h('p.why-headline');
+  const sentences = h('ul.why-list');
+  const steps = h('ul.why-steps');
+  const problem = h('div');
+  const node = h('section.panel.why', { 'aria-labelledby': 'worker-why', hidden: true }, h('h2', { id: 'worker-why' }, t('worker.why')), problem, headline, sentences, steps);
+  let asked = '';
+  let gone = false;
+
+  async function load() {
+    if (gone) return;
+    try {
+      const said = await get(`${workerPath(id)}/explain?lang=${encodeURIComponent(currentLanguage())}`);
+      if (gone) return;
+      fill(problem);
+      setText(headline, said.headline);
+      lines(sentences, said.sentences.map((one) => one.text));
+      lines(steps, said.next_steps);
+      show(node, true);
+    } catch (error) {
+      // a worker that was just removed has its own notice on the page
+      if (error.status !== 401 && error.status !== 404) {
+        fill(problem, errorBox(error, load));
+        show(node, true);
+      }
+    }
+  }
+
+  const soon = debounced(load, SETTLE_MS);
+  const timer = setInterval(load, REFRESH_MS);
+
+  /** Asks again only when what the sentences are made of has changed. */
+  node.update = (worker, host) => {
+    const parts = [worker.state, worker.desired, worker.attempt, worker.restarts, worker.restart_pending, worker.undeclared, worker.suspect];
+    parts.push(worker.health && worker.health.status, worker.last_exit && worker.last_exit.attempt, host && host.agent_state, host && host.reason);
+    const now = JSON.stringify(parts);
+    if (now === asked) return;
+    asked = now;
+    soon();
+  };
+  node.destroy = () => {
+    gone = true;
+    soon.cancel();
+    clearInterval(timer);
+  };
+  return node;
+}
+
+function lines(list, texts) {
+  keyed(list, texts.map((text, place) => ({ text, place })), (one) => one.place, sentence);
+  show(list, texts.length > 0);
+}
+
+function sentence() {
+  const item = h('li');
+  item.update = (one) => setText(item, one.text);
+  return item;
+}

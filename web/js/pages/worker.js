@@ -1,0 +1,220 @@
+/** One worker: what it is, how it fares, how it ended last time and why it was restarted, and its log. */
+
+import { get } from '../api.js';
+import { errorBox, emptyBox } from '../dialogs.js';
+import { fill, h, setAttr, setText, show } from '../dom.js';
+import { formatAge, formatBytes, formatDuration, formatMoment, formatPercent, formatSince } from '../format.js';
+import { workerCharts } from '../chartpanel.js';
+import { t } from '../i18n.js';
+import { LogView } from '../logview.js';
+import { link } from '../router.js';
+import { exitInWords, nextStartS, stateChip, stateName } from '../status.js';
+import { actionButtons } from '../actions.js';
+import { tabbed } from '../tabs.js';
+import { commandText, eventList, pageHead } from './parts.js';
+import { whyPanel } from './why.js';
+import { marksText } from '../workercolumns.js';
+
+const EVENTS_SHOWN = 50;
+
+const FACTS = [
+  ['reason', (w) => w.reason],
+  ['host', null],
+  ['since', (w) => formatSince(w.since), (w) => formatMoment(w.since)],
+  ['attempt', (w) => (w.attempt ? t('worker.attempt_restarts', { attempt: String(w.attempt), restarts: w.restarts || 0, all: w.restarts_total || 0 }) : '')],
+  ['next_start', (w) => (w.state === 'backoff' && nextStartS(w) !== null ? t('worker.starts_in', { d: formatDuration(nextStartS(w)) }) : '')],
+  ['usage', usageText],
+  ['io', ioText],
+  ['gpus', gpuText],
+  ['health', (w) => (w.health ? t(`worker.health_${w.health.status}`, { detail: w.health.detail || '' }) : '')],
+  ['suspect', (w) => w.suspect],
+  ['last_exit', (w) => exitInWords(w.last_exit), (w) => (w.last_exit && w.last_exit.at ? formatMoment(w.last_exit.at) : null)],
+  ['gang', gangText, (w) => (w.gang ? w.gang.reason : null)],
+  ['labels', (w) => Object.entries(w.labels || {}).map(([name, value]) => `${name}=${value}`).join(' ')],
+  ['pid', (w) => (w.pid ? String(w.pid) : '')],
+  ['agent', (w) => w.agent],
+  ['seen', (w) => formatAge(w.last_seen), (w) => formatMoment(w.last_seen)],
+]; // prettier-ignore
+
+/** What the gang it belongs to is doing, and its rank there. */
+function gangText({ gang }) {
+  if (!gang) return '';
+  const phase = t(`gang.${gang.phase}`);
+  return gang.rank === null ? phase : t('worker.gang', { phase, rank: String(gang.rank), epoch: String(gang.epoch) });
+}
+
+export function workerPage({ store, live, id, query }) {
+  let view = null; // all that the manager says of it; the list's row until that is here
+  const chip = stateChip();
+  const marks = h('span.marks');
+  const buttons = actionButtons({ labelled: true });
+  const summary = factList();
+  const why = whyPanel(id);
+  const events = eventList({ withWorker: false });
+  const noEvents = h('p.muted', {}, t('worker.no_events'));
+  const problem = h('div');
+  const log = new LogView({ live, workers: [id] });
+  const charts = workerCharts(id);
+  const config = configuration();
+  const tabs = tabbed({
+    label: t('worker.tabs'),
+    tabs: [
+      { name: 'log', label: t('worker.tab_log'), panel: log.node },
+      { name: 'charts', label: t('worker.tab_charts'), panel: charts.node },
+      { name: 'config', label: t('worker.tab_config'), panel: config },
+    ],
+    onShow: (name) => name === 'charts' && charts.start(),
+  });
+  const missing = emptyBox(t('worker.missing', { worker: id }), h('p', {}, h('a', { href: link('workers') }, t('worker.to_list'))));
+  missing.hidden = true;
+  const content = h(
+    'div.worker-columns',
+    { hidden: true },
+    h(
+      'div.worker-side',
+      {},
+      why,
+      h('section.panel', { 'aria-label': t('worker.summary') }, summary),
+      h('section.panel', { 'aria-labelledby': 'worker-events' }, h('h2', { id: 'worker-events' }, t('worker.events')), problem, noEvents, events, h('a.more', { href: link('recovery', id) }, t('recovery.to'))),
+    ),
+    tabs.node,
+  );
+  tabs.open(query.get('tab') || '');
+  const loading = h('p.muted', {}, t('loading'));
+  const back = h('a.back', { href: link('workers') }, t('nav.workers'));
+  const node = h('div.page.fills.worker-page', {}, pageHead(id, chip, marks, h('span.spring'), buttons), loading, missing, content);
+  node.firstChild.prepend(back);
+
+  const unsubscribe = live.subscribe(`worker:${id}`, (frame) => {
+    const [item] = frame.t === 'snap' ? frame.items : frame.set || [];
+    if (item) view = { ...item, receivedMs: Date.now() };
+    update();
+  });
+
+  function update() {
+    const row = store.workers.get(id);
+    const worker = row && (view || row);
+    const loaded = store.loaded.has('workers');
+    show(loading, !worker && !loaded);
+    show(missing, !worker && loaded);
+    show(content, Boolean(worker));
+    show(chip, Boolean(worker));
+    show(buttons, Boolean(worker));
+    if (worker) {
+      chip.update(worker);
+      setText(marks, marksText(worker));
+      buttons.update(worker);
+      // A worker that does not change is not told again; each heartbeat of its agent is a sign of it all the same.
+      const agent = store.hosts.get(worker.agent);
+      summary.update({ ...worker, last_seen: (agent && agent.last_seen) || worker.last_seen });
+      log.update([worker]);
+      charts.add(worker.usage);
+      config.update(view);
+      why.update(worker, agent);
+    }
+    const own = store.events.filter((event) => event.worker_id === id).slice(-EVENTS_SHOWN).reverse();
+    events.update(own);
+    show(noEvents, own.length === 0);
+  }
+
+  async function started() {
+    log.start();
+    try {
+      const answer = await get(`/api/events?worker=${encodeURIComponent(id)}&limit=${EVENTS_SHOWN}`);
+      store.addEvents(answer.events);
+      fill(problem);
+      update();
+    } catch (error) {
+      if (error.status !== 401) fill(problem, errorBox(error));
+    }
+  }
+
+  function unmount() {
+    unsubscribe();
+    log.destroy();
+    charts.destroy();
+    why.destroy();
+  }
+
+  return { node, title: id, topics: ['workers', 'hosts', 'events'], update, started, unmount, setQuery: (next) => tabs.open(next.get('tab') || '') };
+}
+
+function usageText(worker) {
+  const { usage } = worker;
+  if (!usage) return worker.state === 'running' ? t('worker.no_usage') : '';
+  const words = [t('worker.usage_text', { cpu: formatPercent(usage.cpu_percent), rss: formatBytes(usage.rss_bytes), n: usage.processes || 1 })];
+  if (usage.pss_bytes != null) words.push(t('worker.pss_text', { pss: formatBytes(usage.pss_bytes) }));
+  words.push(t('worker.threads_text', { n: usage.threads || 1 }));
+  return words.join(t('worker.joint'));
+}
+
+function ioText({ usage }) {
+  if (!usage || usage.read_bytes_per_s == null) return '';
+  return t('worker.io_text', { read: formatBytes(usage.read_bytes_per_s), written: formatBytes(usage.written_bytes_per_s), fds: usage.fds ?? t('none') });
+}
+
+/** Which GPUs it has, how busy they are and how much of their memory is its own. */
+function gpuText({ usage }) {
+  if (!usage || !usage.gpus || usage.gpus.length === 0) return '';
+  return t('worker.gpu_text', { gpus: usage.gpus.join(', '), busy: formatPercent(usage.gpu_percent), memory: formatBytes(usage.gpu_memory_bytes) });
+}
+
+const CONFIG = [
+  ['command', (w) => commandText(w.command)],
+  ['desired', (w) => t(`desired.${w.desired}`)],
+  ['declaration', (w) => t(w.undeclared ? 'config.undeclared' : w.restart_pending ? 'config.restart_pending' : 'config.declared')],
+  ['group', (w) => w.group],
+  ['labels', (w) => Object.entries(w.labels || {}).map(([name, value]) => `${name}=${value}`).join('\n')],
+  ['host', (w) => w.host],
+  ['home', (w) => (w.home ? t('config.lives_elsewhere', { home: w.home, n: w.moves || 0 }) : '')],
+  ['agent', (w) => w.agent],
+  ['epoch', (w) => String(w.epoch)],
+  ['generation', (w) => String(w.generation)],
+  ['attempt', (w) => String(w.attempt)],
+]; // prettier-ignore
+
+/** What it is declared to be, as far as the manager tells it. */
+function configuration() {
+  const rows = CONFIG.map(([name, read]) => {
+    const value = h(name === 'command' || name === 'labels' ? 'code' : 'span');
+    const row = h(`div.fact.config-${name}`, {}, h('dt', {}, t(`config.${name}`)), h('dd', {}, value));
+    row.update = (worker) => {
+      const text = read(worker) || '';
+      setText(value, text);
+      show(row, text !== '');
+    };
+    return row;
+  });
+  const panel = h('section.panel.configuration', { 'aria-label': t('worker.tab_config') }, h('dl.facts', {}, rows), h('p.muted.config-how', {}, t('config.how')));
+  panel.update = (worker) => {
+    if (worker) for (const row of rows) row.update(worker);
+  };
+  return panel;
+}
+
+/** Facts as a definition list; an empty one takes no room. */
+function factList() {
+  const rows = FACTS.map(([name, read, title]) => {
+    const value = name === 'host' ? h('a') : h(name === 'command' ? 'code' : 'span');
+    const row = h(`div.fact.fact-${name}`, {}, h('dt', {}, t(`fact.${name}`)), h('dd', {}, value));
+    row.update = (worker) => {
+      const text = name === 'host' ? worker.host || '' : read(worker) || '';
+      setText(value, text);
+      if (name === 'host') setAttr(value, 'href', link('workers', '', { host: worker.host }));
+      if (title) setAttr(value, 'title', title(worker));
+      show(row, text !== '');
+    };
+    return row;
+  });
+  const list = h('dl.facts', {}, rows);
+  const unknown = h('p.unknown-note', { hidden: true });
+  const box = h('div', {}, unknown, list);
+  box.update = (worker) => {
+    show(unknown, worker.state === 'unknown');
+    if (worker.state === 'unknown') {
+      setText(unknown, t('worker.unknown_note', { state: stateName(worker.last_known_state || 'unknown'), d: formatSince(worker.last_seen) }));
+    }
+    for (const row of rows) row.update(worker);
+  };
+  return box;
+}

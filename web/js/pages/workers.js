@@ -1,0 +1,247 @@
+/** All workers: filters, columns, order, what is picked, and the actions of each row. Filters, order and columns live in the address. */
+
+import { VERBS } from '../actions.js';
+import { batch, batchBar } from '../batch.js';
+import { emptyBox, notify } from '../dialogs.js';
+import { debounced, h, setAttr, setText, show } from '../dom.js';
+import { chosenChips, facetMenu } from '../facets.js';
+import { FIELD_NAMES, filterQuery, filterRequest, isFiltered, readFilters, sideOf, withValue } from '../filters.js';
+import { FleetList, readSort } from '../fleetlist.js';
+import { Grid } from '../grid.js';
+import { formatNumber, t } from '../i18n.js';
+import { icon } from '../icons.js';
+import { popover } from '../popover.js';
+import { purgeButton } from '../purge.js';
+import { go, link, replaceQuery } from '../router.js';
+import { Selection } from '../selection.js';
+import { GLYPHS, STATES, stateName } from '../status.js';
+import { CHOICE_NAMES, columnLabel, gridColumns, isUsual, readColumns, rememberColumns } from '../workercolumns.js';
+import { MAX_WORKERS } from './logs.js';
+import { pageHead } from './parts.js';
+
+const MENUS = ['host', 'group', 'label'];
+
+export function workersPage({ store, query }) {
+  let filters = readFilters(query);
+  let sort = readSort(query.get('sort'));
+  let columns = readColumns(query.get('cols'));
+  let shownIds = [];
+  const list = new FleetList(store.tables.workers);
+  const selection = new Selection(() => drawSelection(true));
+
+  const search = h('input.input.search', { type: 'search', 'aria-label': t('workers.filter'), placeholder: t('workers.filter_hint'), value: filters.text, data: { jump: '' } });
+  const writeText = debounced(() => setFilter({ text: search.value.trim() }), 120);
+  search.addEventListener('input', writeText);
+  const facets = STATES.map((state) => stateFacet(state, (side) => setFilter({ facets: withValue(filters.facets, 'state', state, side) })));
+  const menus = MENUS.map((field) =>
+    facetMenu(field, {
+      workers: () => store.workers.values(),
+      filters: () => filters,
+      onChoose: (value, side) => setFilter({ facets: withValue(filters.facets, field, value, side) }),
+    }),
+  );
+  const chosen = chosenChips((field, value) => setFilter({ facets: withValue(filters.facets, field, value, '') }), MENUS);
+  const clear = h('button.button.subtle', { type: 'button', on: { click: clearFilters } }, t('workers.clear'));
+  const count = h('span.count', { role: 'status' });
+  const everything = h('input.pick', { type: 'checkbox', 'aria-label': t('batch.pick_all'), title: t('batch.pick_all'), on: { change: () => (everything.checked ? selection.pickAll() : selection.clear()) } });
+  const bar = batchBar({ verbs: VERBS, icon, onAct: act, onAll: () => selection.pickAll(), onClear: () => selection.clear(), onLogs: readLogs });
+  const purge = purgeButton(store);
+  const chooser = columnChooser(() => columns, setColumns);
+  const grid = new Grid({
+    label: t('nav.workers'),
+    kind: 'workers-table',
+    columns: gridColumns(columns, { everything, pickCell }),
+    keyOf: (worker) => worker.worker_id,
+    onSort: (name) => setSort(sort === name ? `-${name}` : name),
+    onOpen: (worker) => go('worker', worker.worker_id),
+    onPick: (worker, range, from) => {
+      if (from) selection.extend(worker.worker_id, from.worker_id, shownIds);
+      else selection.pick(worker.worker_id, range || !selection.has(worker.worker_id), range, shownIds);
+    },
+    onAll: () => selection.pickAll(),
+    onNone: () => {
+      if (selection.count(shownIds) === 0) return false;
+      selection.clear();
+      return true;
+    },
+    isPicked: (worker) => selection.has(worker.worker_id),
+  });
+  const nothing = h('p.empty-title');
+  const noMatch = h('div.empty', { hidden: true }, nothing, h('button.button', { type: 'button', on: { click: clearFilters } }, t('workers.clear')));
+  const none = emptyBox(t('workers.none'), h('p', {}, h('a', { href: link('overview') }, t('workers.none_how'))));
+  const node = h(
+    'div.page.fills',
+    {},
+    pageHead(t('nav.workers'), count, h('span.spring'), purge),
+    h('div.toolbar', {}, search, menus.map((menu) => menu.node), chooser.node, clear),
+    h('div.facets', { role: 'group', 'aria-label': t('workers.states') }, facets),
+    chosen,
+    bar,
+    noMatch,
+    none,
+    grid.node,
+  );
+
+  function address() {
+    return { ...filterQuery(filters), sort: sort === 'worker' ? '' : sort, cols: isUsual(columns) ? '' : columns.join(',') };
+  }
+
+  function setFilter(changes) {
+    replaceQuery({ ...address(), ...filterQuery({ ...filters, ...changes }) });
+    if (selection.all) selection.clear(); // "all that match" were others
+    filters = readFilters(new URLSearchParams(filterQuery({ ...filters, ...changes })));
+    update();
+  }
+
+  function clearFilters() {
+    writeText.cancel();
+    search.value = '';
+    const empty = Object.fromEntries(FIELD_NAMES.map((name) => [name, { in: [], out: [] }]));
+    setFilter({ text: '', facets: empty });
+    search.focus();
+  }
+
+  function setSort(next) {
+    sort = next;
+    replaceQuery(address());
+    update();
+  }
+
+  function setColumns(next) {
+    columns = next;
+    rememberColumns(columns);
+    replaceQuery(address());
+    grid.setColumns(gridColumns(columns, { everything, pickCell }));
+    update();
+  }
+
+  function update() {
+    if (list.update(filters, sort)) {
+      shownIds = list.shown.map((worker) => worker.worker_id);
+      grid.showSort(sort.replace(/^-/, ''), sort.startsWith('-'));
+      grid.setItems(list.shown);
+      drawFilters();
+      drawSelection(false);
+    } else {
+      grid.refresh();
+    }
+    purge.update();
+  }
+
+  function drawFilters() {
+    const loaded = store.loaded.has('workers');
+    for (const facet of facets) facet.update(list.counts[facet.dataset.state] || 0, sideOf(filters.facets.state, facet.dataset.state));
+    for (const menu of menus) menu.update();
+    chosen.update(filters.facets);
+    show(clear, isFiltered(filters));
+    show(noMatch, list.all > 0 && list.shown.length === 0);
+    show(none, loaded && list.all === 0);
+    setText(nothing, t('workers.no_match', { n: list.all }));
+    setText(count, loaded ? t('workers.count', { some: list.shown.length, all: list.all }) : t('loading'));
+  }
+
+  function drawSelection(rows) {
+    const picked = selection.count(shownIds);
+    bar.update(picked, selection.all && selection.left.size === 0, shownIds.length);
+    everything.checked = selection.all && selection.left.size === 0;
+    everything.indeterminate = picked > 0 && !everything.checked;
+    if (rows) grid.refresh();
+  }
+
+  function act(verb) {
+    const visible = Math.min(grid.visibleCount(), selection.count(shownIds));
+    batch({ verb, ...selection.request(filterRequest(filters)), visible, onBegun: () => selection.clear() });
+  }
+
+  /** The logs of those that are picked, together. */
+  function readLogs() {
+    const picked = shownIds.filter((id) => selection.has(id));
+    if (picked.length > MAX_WORKERS) notify(t('logs.too_many', { n: MAX_WORKERS }));
+    go('logs', '', { w: picked.slice(0, MAX_WORKERS).join(',') });
+  }
+
+  /** The box that picks a worker; with Shift, all from the last one picked to this one. */
+  function pickCell() {
+    const box = h('input.pick', { type: 'checkbox' });
+    let id = '';
+    box.addEventListener('click', (event) => selection.pick(id, box.checked, event.shiftKey, shownIds));
+    const cell = h('label.pick-area', {}, box);
+    cell.update = (worker) => {
+      if (id !== worker.worker_id) {
+        id = worker.worker_id;
+        setAttr(box, 'aria-label', t('batch.pick_one', { worker: id }));
+      }
+      if (box.checked !== selection.has(id)) box.checked = selection.has(id);
+    };
+    return cell;
+  }
+
+  node.addEventListener('keydown', (event) => {
+    if (event.defaultPrevented || event.target.closest('input:not([type=checkbox]), select, textarea, .popover-holder') || !shownIds.length) return;
+    if (event.key === 'a' && (event.ctrlKey || event.metaKey)) {
+      event.preventDefault();
+      selection.pickAll();
+    } else if (event.key === 'Escape' && selection.count(shownIds) > 0) {
+      selection.clear();
+    }
+  });
+
+  function setQuery(next) {
+    filters = readFilters(next);
+    sort = readSort(next.get('sort'));
+    if (selection.all) selection.clear();
+    search.value = filters.text;
+    update();
+  }
+
+  return { node, title: t('nav.workers'), topics: ['workers'], update, setQuery, unmount: () => grid.destroy() };
+}
+
+/** One state with its count: once for these only, twice for all but these, thrice for neither. */
+function stateFacet(state, onChoose) {
+  const count = h('span.facet-count');
+  const not = h('span.facet-not', { hidden: true, 'aria-hidden': 'true' }, '≠');
+  const hint = h('span.hidden-text');
+  let side = '';
+  const facet = h(
+    `button.facet.is-${state}`,
+    { type: 'button', 'aria-pressed': 'false', data: { state }, on: { click: () => onChoose({ '': 'in', in: 'out', out: '' }[side]) } },
+    not,
+    h('span.glyph', { 'aria-hidden': 'true' }, GLYPHS[state]),
+    h('span.facet-word', {}, stateName(state)),
+    count,
+    hint,
+  );
+  facet.update = (n, now) => {
+    side = now;
+    setText(count, formatNumber(n));
+    setAttr(facet, 'aria-pressed', side === '' ? 'false' : side === 'in' ? 'true' : 'mixed');
+    setText(hint, side === 'out' ? t('facet.excluded') : '');
+    setAttr(facet, 'title', t(side === 'in' ? 'facet.then_out' : side === 'out' ? 'facet.then_off' : 'facet.then_in', { value: stateName(state) }));
+    show(not, side === 'out');
+    facet.classList.toggle('is-out', side === 'out');
+    facet.classList.toggle('is-zero', n === 0 && side === '');
+  };
+  return facet;
+}
+
+function columnChooser(chosen, onChoose) {
+  const boxes = CHOICE_NAMES.map((name) => {
+    const box = h('input', { type: 'checkbox', value: name });
+    box.addEventListener('change', () => {
+      const next = CHOICE_NAMES.filter((one) => (one === name ? box.checked : chosen().includes(one)));
+      if (next.length) onChoose(next);
+      else box.checked = true; // a table without columns tells nothing
+    });
+    return box;
+  });
+  return popover({
+    label: t('workers.columns'),
+    kind: 'column-chooser',
+    content: h('div.column-list', {}, boxes.map((box) => h('label', {}, box, ' ', columnLabel(box.value)))),
+    onOpen: () => {
+      for (const box of boxes) box.checked = chosen().includes(box.value);
+      boxes[0].focus();
+    },
+  });
+}

@@ -1,0 +1,169 @@
+/**
+ * A live list of workers or hosts: rows in slots, as the live protocol tells them in columns (procguard/portal/live_rows.py). Pure.
+ *
+ * Each row is one object that is kept and changed in place, so that ten thousand of them cost little and a day of frames adds
+ * nothing. `version` counts changes of what rows are and say, `measured` those of what is measured.
+ */
+
+export class RowTable {
+  /** `keyOf(row)`; `blank()` makes an empty row, always of the same shape; `measure(row, name, value)` takes one measured value. */
+  constructor({ keyOf, blank, measure, cleared }) {
+    this.keyOf = keyOf;
+    this.blank = blank;
+    this.measure = measure;
+    this.cleared = cleared;
+    this.rows = new Map(); // key -> row
+    this.slots = [];
+    this.version = 0;
+    this.members = 0; // counts rows that came or went
+    this.measured = 0;
+  }
+
+  /** The whole list anew. Rows that were there stay the same objects: what a page holds of them stays true. */
+  snapshot({ slots, columns }) {
+    const before = this.rows;
+    this.rows = new Map();
+    this.slots = [];
+    const order = summed(slots);
+    const names = Object.keys(columns);
+    const values = names.map((name) => plain(columns[name]));
+    const key = this.blank();
+    order.forEach((slot, at) => {
+      names.forEach((name, column) => {
+        key[name] = values[column][at];
+      });
+      const row = before.get(this.keyOf(key)) || this.blank();
+      names.forEach((name, column) => {
+        row[name] = values[column][at];
+      });
+      this.settle(row);
+      this.slots[slot] = row;
+      this.rows.set(this.keyOf(row), row);
+    });
+    this.version += 1;
+    this.members += 1;
+  }
+
+  /** What happened: rows that are gone, then absolute values of those that changed. */
+  change({ gone, slots, columns }) {
+    for (const slot of gone) this.remove(slot);
+    const names = Object.keys(columns);
+    summed(slots).forEach((slot, at) => {
+      const known = this.slots[slot];
+      const row = known || this.blank();
+      for (const name of names) row[name] = columns[name][at];
+      this.settle(row);
+      if (known) return;
+      this.slots[slot] = row;
+      this.rows.set(this.keyOf(row), row);
+      this.members += 1;
+    });
+    this.version += 1;
+  }
+
+  remove(slot) {
+    const row = this.slots[slot];
+    if (!row) return;
+    this.slots[slot] = undefined;
+    this.rows.delete(this.keyOf(row));
+    this.members += 1;
+  }
+
+  settle(row) {
+    row.receivedMs = Date.now();
+    if (this.cleared) this.cleared(row);
+  }
+
+  /** What was measured; a column that is left out was measured of none of them. */
+  measures({ slots, columns }, names) {
+    summed(slots).forEach((slot, at) => {
+      const row = this.slots[slot];
+      if (!row) return;
+      for (const name of names) this.measure(row, name, columns[name] ? columns[name][at] : null);
+    });
+    this.measured += 1;
+  }
+}
+
+/** [3, 1, 5] -> [3, 4, 9] */
+export function summed(differences) {
+  let at = 0;
+  return differences.map((step) => (at += step));
+}
+
+function plain(column) {
+  return Array.isArray(column) ? column : column.at.map((place) => column.of[place]);
+}
+
+const WORKER_MEASURES = ['cpu_percent', 'rss_bytes', 'gpu_percent', 'gpu_memory_bytes'];
+const WORKER_ROW = [
+  'worker_id', 'state', 'last_known_state', 'desired', 'host', 'agent', 'group', 'labels', 'attempt', 'restarts', 'restarts_total', 'command', 'since', 'reason',
+  'suspect', 'health', 'restart_pending', 'undeclared', 'last_seen', 'next_start_at', 'gpus',
+]; // prettier-ignore
+const HOST_MEASURES = [
+  'last_seen', 'cpu_percent', 'load1', 'memory_used_bytes', 'disk_free_bytes', 'disk_total_bytes', 'network_received_bytes_per_s', 'network_sent_bytes_per_s',
+  'gpu_percent', 'gpu_memory_used_bytes', 'gpu_memory_total_bytes', 'gpus_used',
+]; // prettier-ignore
+const HOST_ROW = [
+  'agent', 'host', 'kind', 'agent_state', 'address', 'release', 'reason', 'workers', 'recovery_ssh', 'tunnel', 'spare', 'labels', 'cordoned', 'recovery', 'failures',
+  'last_failure', 'cpus', 'memory_bytes', 'gpus', 'gpu_trouble', 'agent_started', 'fingerprint', 'worker_id', 'command',
+]; // prettier-ignore
+
+function blankRow(names) {
+  const row = {};
+  for (const name of names) row[name] = null;
+  row.receivedMs = 0;
+  row.usage = null;
+  row.searched = null; // what a search looks through, made when it is needed
+  row.sortKey = '';
+  return row;
+}
+
+export function workerTable() {
+  return new RowTable({
+    keyOf: (row) => row.worker_id,
+    blank: () => blankRow(WORKER_ROW),
+    measure: (row, name, value) => takeMeasure(row, name, value, WORKER_MEASURES),
+    cleared: (row) => {
+      row.searched = null;
+      row.sortKey = row.sortKey || naturalKey(row.worker_id);
+      if (Array.isArray(row.health)) row.health = { status: row.health[0], detail: row.health[1] };
+      if (row.usage) row.usage.gpus = row.gpus || [];
+    },
+  });
+}
+
+export function hostTable() {
+  return new RowTable({
+    // one row per agent; a launcher that waits for approval is named with its fingerprint, for two may claim one name
+    keyOf: (row) => (row.agent_state === 'pending' ? `${row.agent} ${row.fingerprint}` : row.agent),
+    blank: () => ({ ...blankRow(HOST_ROW), last_seen: null }),
+    measure: (row, name, value) => {
+      if (name === 'last_seen') row.last_seen = value;
+      else takeMeasure(row, name, value, HOST_MEASURES);
+    },
+    cleared: (row) => {
+      row.searched = null;
+      row.sortKey = row.sortKey || naturalKey(row.host);
+    },
+  });
+}
+
+export const MEASURES = { workers: WORKER_MEASURES, hosts: HOST_MEASURES };
+
+/** `usage` is null while nothing of it is measured. */
+function takeMeasure(row, name, value, names) {
+  if (value !== null && row.usage === null) {
+    row.usage = {};
+    for (const one of names) row.usage[one] = null;
+    if (Array.isArray(row.gpus)) row.usage.gpus = row.gpus;
+  }
+  if (row.usage === null) return;
+  row.usage[name] = value;
+  if (value === null && names.every((one) => row.usage[one] === null || one === 'last_seen')) row.usage = null;
+}
+
+/** "worker10" -> "worker0000000010": so that plain comparison puts worker2 before it, a hundred times faster than a collator. */
+export function naturalKey(text) {
+  return (text || '').toLowerCase().replace(/\d+/g, (digits) => digits.padStart(10, '0'));
+}

@@ -1,0 +1,147 @@
+/** The frame round every page: navigation, connection badge, language, theme, log out. */
+
+import { h, setAttr, setClass, setText, show } from './dom.js';
+import { formatDuration } from './format.js';
+import { LANGUAGES, currentLanguage, t } from './i18n.js';
+import { icon } from './icons.js';
+import { openHelp, openJump } from './jump.js';
+import { isLive } from './operations.js';
+import { link } from './router.js';
+import { recall, remember } from './storage.js';
+
+const PAGES = ['overview', 'workers', 'hosts', 'logs', 'operations', 'recovery', 'events'];
+const PARENTS = { worker: 'workers', host: 'hosts', operation: 'operations', search: 'logs' };
+const THEMES = ['auto', 'light', 'dark'];
+const THEME_ICONS = { auto: 'auto', light: 'sun', dark: 'moon' };
+
+export class Shell {
+  /** `onLanguage(language)`, `onLogOut()`; `live` and `store` feed the badge and the counts beside the pages. */
+  constructor({ live, store, onLanguage, onLogOut }) {
+    this.live = live;
+    this.store = store;
+    this.counts = {};
+    this.links = new Map(PAGES.map((page) => [page, navLink(page)]));
+    this.badge = connectionBadge();
+    this.logout = h('button.icon-button', { type: 'button', hidden: true, 'aria-label': t('logout'), title: t('logout'), on: { click: onLogOut } }, icon('out'));
+    const jump = h('button.icon-button', { type: 'button', 'aria-label': t('jump.open'), title: t('jump.open'), on: { click: () => openJump(store) } }, icon('search'));
+    const help = h('button.icon-button.help', { type: 'button', 'aria-label': t('keys.title'), title: t('keys.title'), on: { click: openHelp } }, h('span', { 'aria-hidden': 'true' }, '?'));
+    this.role = h('details.role', { hidden: true }, h('summary', {}, t('role.viewer')), h('p', {}, t('role.viewer_why'), ' ', h('code', {}, 'invoke token.create')));
+    this.main = h('main', { id: 'content', tabindex: '-1' });
+    const skip = h('a.skip', { href: '#content', on: { click: (event) => this.skipToContent(event) } }, t('skip'));
+    const brand = h('a.brand', { href: link('overview') }, h('img', { src: '/static/icon.svg', alt: '', width: '24', height: '24' }), h('span', {}, 'ProcGuard'));
+    this.node = h(
+      'div.shell',
+      {},
+      skip,
+      h(
+        'header.side',
+        {},
+        brand,
+        h('nav.nav', { 'aria-label': t('nav.label') }, h('ul', {}, [...this.links.values()].map((one) => h('li', {}, one)))),
+        h('div.side-foot', {}, this.role, this.badge, h('div.switches', {}, languageSwitch(onLanguage), jump, help, themeSwitch(), this.logout)),
+      ),
+      this.main,
+    );
+  }
+
+  skipToContent(event) {
+    event.preventDefault();
+    this.main.focus();
+  }
+
+  place(page) {
+    this.main.replaceChildren(page);
+    this.main.scrollTop = 0;
+  }
+
+  showPage(name) {
+    const current = PARENTS[name] || name;
+    for (const [page, node] of this.links) setAttr(node, 'aria-current', page === current ? 'page' : null);
+    const shown = this.links.get(current);
+    if (shown) shown.scrollIntoView({ block: 'nearest', inline: 'nearest' }); // on a phone the bar is wider than the screen
+  }
+
+  showSession(session) {
+    show(this.logout, ['cookie', 'session'].includes(session.via));
+    show(this.role, session.role === 'viewer');
+  }
+
+  /** How many rows are so; counted anew only when a row changed. */
+  counted(topic, isSo) {
+    const table = this.store.tables[topic];
+    const known = this.counts[topic];
+    if (!known || known.version !== table.version) {
+      let n = 0;
+      for (const row of table.rows.values()) if (isSo(row)) n += 1;
+      this.counts[topic] = { version: table.version, n };
+    }
+    return this.counts[topic].n;
+  }
+
+  update() {
+    this.badge.update(this.live);
+    this.links.get('workers').update(this.counted('workers', (worker) => worker.state === 'failed'));
+    this.links.get('hosts').update(this.counted('hosts', (agent) => agent.agent_state === 'pending'));
+    this.links.get('operations').update([...this.store.operations.values()].filter(isLive).length);
+  }
+}
+
+function navLink(page) {
+  const count = h('span.nav-count', { hidden: true });
+  const node = h(`a.nav-${page}`, { href: link(page) }, icon(page), h('span.nav-word', {}, t(`nav.${page}`)), count);
+  node.update = (n) => {
+    setText(count, n);
+    setAttr(count, 'aria-label', t(`nav.${page}_count`, { n }));
+    setAttr(count, 'role', 'img');
+    show(count, n > 0);
+  };
+  return node;
+}
+
+/** live / stale N s / reconnecting. Data are never taken away; this says how old they are. */
+function connectionBadge() {
+  const glyph = h('span.glyph', { 'aria-hidden': 'true' });
+  const word = h('span', { role: 'status' });
+  const age = h('span.badge-age');
+  const badge = h('div.badge', {}, glyph, word, age);
+  badge.update = (live) => {
+    setClass(badge, `badge is-${live.state}`);
+    setText(glyph, live.state === 'live' ? '●' : '↻');
+    setText(word, t(`live.${live.state}`));
+    const stale = live.state === 'reconnecting' && live.lastFrameMs;
+    setText(age, stale ? t('live.stale', { d: formatDuration((Date.now() - live.lastFrameMs) / 1000) }) : '');
+    show(age, Boolean(stale));
+  };
+  return badge;
+}
+
+export function languageSwitch(onLanguage) {
+  const current = currentLanguage();
+  const select = h(
+    'select.input.language',
+    { 'aria-label': t('language'), on: { change: () => onLanguage(select.value) } },
+    LANGUAGES.map((one) => h('option', { value: one, lang: one, selected: one === current }, t(`language.${one}`))),
+  );
+  return select;
+}
+
+function themeSwitch() {
+  const button = h('button.icon-button', { type: 'button' });
+  const showTheme = () => {
+    const theme = document.documentElement.dataset.theme;
+    button.replaceChildren(icon(THEME_ICONS[theme]));
+    const name = t('theme.now', { theme: t(`theme.${theme}`) });
+    setAttr(button, 'aria-label', name);
+    setAttr(button, 'title', name);
+  };
+  button.addEventListener('click', () => {
+    const current = document.documentElement.dataset.theme;
+    const next = THEMES[(THEMES.indexOf(current) + 1) % THEMES.length];
+    document.documentElement.dataset.theme = next;
+    remember('theme', next === 'auto' ? null : next);
+    showTheme();
+  });
+  document.documentElement.dataset.theme = THEMES.includes(recall('theme')) ? recall('theme') : 'auto';
+  showTheme();
+  return button;
+}
