@@ -18,6 +18,7 @@ import sys
 import time
 from typing import Any, Callable, Iterator, Optional
 
+FIRST_BLOCK_BYTES = 64 * 1024  # small, so that the newest of every worker is looked at before any has taken long
 BLOCK_BYTES = 1024 * 1024
 MAX_LINE_BYTES = 64 * 1024  # of a longer line only the beginning is looked at
 MAX_MATCHED_CHARS = 16 * 1024
@@ -51,8 +52,10 @@ class File:
             self._read_times(status.st_size, status.st_mtime)
             first = _first_data(descriptor, status.st_size)
             position, rest = status.st_size, b""
+            wanted = FIRST_BLOCK_BYTES
             while position > first:
-                size = min(BLOCK_BYTES, position - first)
+                size = min(wanted, position - first)
+                wanted = min(2 * wanted, BLOCK_BYTES)
                 block = os.pread(descriptor, size, position - size)
                 if len(block) != size:
                     return  # truncated under us

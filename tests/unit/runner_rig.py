@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -180,7 +181,8 @@ class Rig:
         if group and os.path.isdir(group):
             cgroup._write(os.path.join(group, "cgroup.kill"), b"1")
             wait_until(lambda: not cgroup._read_pids(group), 10.0, f"the end of all in {group}")
-            os.rmdir(group)
+            with contextlib.suppress(FileNotFoundError):  # a runner that was ending has just done so itself
+                os.rmdir(group)
 
 
 def make_rig() -> tuple[Rig, str]:
