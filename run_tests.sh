@@ -9,7 +9,7 @@ cd "$root"
 # Programs the tests use: "what to look for|Debian package|what for".
 needed=(
     'sshd|openssh-server|the test hosts of tests/fleet'
-    'chromium|chromium|tests/browser'
+    'chromium|chromium-headless-shell|tests/browser'
     'noto-cjk|fonts-noto-cjk|Chinese in the browser tests'
     'ip|iproute2|the network of tests/fleet'
     'dropbear|dropbear-bin|the other SSH server'
@@ -20,10 +20,19 @@ needed=(
     'rsync|rsync|bringing code the quick way'
 )
 
+# The tests use the engine alone (a third of the processor time); where Debian's package is not to be had, the browser.
+has_browser() {
+    command -v chromium-headless-shell >/dev/null && return
+    can_install chromium-headless-shell && return 1
+    command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null
+}
+
+can_install() { [ "$(id -u)" = 0 ] && command -v apt-cache >/dev/null && apt-cache show "$1" >/dev/null 2>&1; }
+
 has() {
     case $1 in
     sshd) [ -x /usr/sbin/sshd ] || command -v sshd >/dev/null ;;
-    chromium) command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null ;;
+    chromium) has_browser ;;
     noto-cjk) compgen -G '/usr/share/fonts/opentype/noto/NotoSansCJK*' >/dev/null || { command -v fc-list >/dev/null && fc-list | grep -qi 'cjk'; } ;;
     *) command -v "$1" >/dev/null ;;
     esac
@@ -52,6 +61,7 @@ install_missing() {
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
         echo "run_tests: installing ${purposes[*]}" >&2
         apt-get update -qq || echo "run_tests: apt-get update failed; trying with the lists that are there" >&2
+        can_install chromium-headless-shell || packages=("${packages[@]/#chromium-headless-shell/chromium}")
         apt_install "${packages[@]}" || {
             echo "run_tests: could not install; run: apt-get install ${packages[*]}" >&2
             exit 1
@@ -67,24 +77,24 @@ install_missing
 # So do the caches and settings that a browser or a checker would make in the user's home.
 scratch=$(mktemp -d /tmp/pgt.XXXXXX)
 trap 'rm -rf "$scratch"' EXIT
-export TMPDIR="$scratch" XDG_CACHE_HOME="$scratch/cache" XDG_CONFIG_HOME="$scratch/config"
+export TMPDIR="$scratch" XDG_CACHE_HOME="$scratch/cache" XDG_CONFIG_HOME="$scratch/config" XDG_DATA_HOME="$scratch/data"
+unset PYTHONDONTWRITEBYTECODE # a thousand starts of Python, each reading every module anew
 if [ $# -gt 0 ]; then
     "$procguard_python" -m pytest --basetemp "$scratch/p" "$@"
     exit
 fi
 static=0 # a failed check does not keep the tests from running: one run shows everything
 "$procguard_python" scripts/dev_tasks.py static || static=$?
-# Side by side by file: they mostly wait. Three at once for browsers and for hosts, however many cores there are, but not
-# both together: Chromium breaks off what it loads when this machine gets or loses a network (ERR_NETWORK_CHANGED). One
-# after the other what must hold a bound in seconds.
-# tests/conftest.py puts the longest files first: a phase ends when its last file does.
+# Side by side by file, more at once than there are cores: most of them wait. The browsers for themselves: Chromium breaks
+# off what it loads when this machine gets or loses a network (ERR_NETWORK_CHANGED), as it does with each test host. One
+# after the other what must hold a bound in seconds. tests/conftest.py puts the longest files first: a phase ends when
+# its last file does.
 tests=0
 run() { "$procguard_python" -m pytest --basetemp "$scratch/p" "$@" || tests=$?; }
-side_by_side() { run -n "$1" --dist=loadfile --no-loadscope-reorder "${@:2}"; }
-side_by_side 4 tests/unit
-side_by_side 3 tests/browser --durations=6
-side_by_side 3 tests --ignore=tests/unit --ignore=tests/browser -m 'not alone' --durations=12
-run tests --ignore=tests/unit -m alone
+side_by_side() { run -n "$1" --dist=loadfile --no-loadscope-reorder --durations=12 "${@:2}"; }
+side_by_side 5 tests --ignore=tests/browser -m 'not alone'
+side_by_side 4 tests/browser
+run tests --ignore=tests/unit --ignore=tests/browser -m alone
 if [ "$tests" != 0 ]; then exit "$tests"; fi
 if [ "$static" != 0 ]; then echo "run_tests: the tests are well, but a check above FAILED" >&2; fi
 exit "$static"

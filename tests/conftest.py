@@ -33,10 +33,12 @@ for _number, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
         signal.signal(_number, _usual)
 
 # Files are shared out among processes in this order, and a run ends when its last file does.
-LONGEST = ["test_axe", "test_look", "test_upgrade", "test_reassignment", "test_deploy", "test_reach", "test_tunnel"]
-LONGEST += ["test_chaos_disk", "test_log_kills", "test_store_kills", "test_agent_lease", "test_fuzz", "test_ansible"]
-LONGEST += ["test_worker_launcher", "test_store", "test_chaos", "test_chaos_api", "test_agent_memory", "test_manager"]
-LONGEST += ["test_gang_histories", "test_cli_operations", "test_lease", "test_zmq_channel", "test_demo", "test_pypy"]
+LONGEST = ["test_axe", "test_portal", "test_look", "test_operations", "test_logs"]
+LONGEST += ["test_playbooks", "test_agent_lease", "test_lease", "test_deploy", "test_tls", "test_reassignment"]
+LONGEST += ["test_chaos_fence", "test_gangs", "test_upgrade", "test_agent_memory", "test_recovery", "test_trust_doctor"]
+LONGEST += ["test_tunnel", "test_chaos_manager", "test_worker_launcher", "test_reach", "test_chaos_disk"]
+LONGEST += ["test_log_kills", "test_code", "test_seed", "test_chaos_keep", "test_swarm", "test_inventory_parity"]
+LONGEST += ["test_zmq", "test_chaos_clock", "test_chaos_proxy", "test_channel_conformance", "test_agent_gpus"]
 
 _BEFORE = pytest.StashKey[set[str]]()
 

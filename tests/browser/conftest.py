@@ -181,7 +181,7 @@ def empty_house(tmp_path: Path) -> Iterator[House]:
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Browser]:
-    path = chromium_program.path()
+    path = chromium_program.path_for_tests()
     if path is None:
         reason = chromium_program.HOW_TO_HAVE_IT
         if os.environ.get("CI") == "true":

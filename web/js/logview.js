@@ -57,7 +57,7 @@ export class LogView {
     this.streamPick = h('select.input', { 'aria-label': t('logs.stream'), on: { change: () => this.choose({ stream: this.streamPick.value }) } });
     for (const stream of ['', 'out', 'err']) this.streamPick.append(h('option', { value: stream, selected: stream === chosen.stream }, t(`logs.stream_${stream || 'both'}`)));
     this.grep = h('input.input.log-grep', { type: 'search', 'aria-label': t('logs.grep'), placeholder: t('logs.grep_hint'), value: chosen.grep, spellcheck: 'false', autocomplete: 'off', data: { jump: '' } });
-    const typed = debounced(() => this.chooseGrep({ grep: this.grep.value }), 150);
+    const typed = debounced(() => this.chooseGrep({}), 150);
     this.grep.addEventListener('input', typed);
     this.grep.addEventListener('keydown', (event) => this.grepKey(event));
     this.onlyButton = h('button.button', { type: 'button', 'aria-pressed': 'false', title: t('logs.only_title'), on: { click: () => this.chooseGrep({ only: !this.chosen.only }) } }, t('logs.only'));
@@ -180,9 +180,15 @@ export class LogView {
     this.attemptPick.value = this.chosen.attempt;
   }
 
-  choose(changes) {
-    Object.assign(this.chosen, changes);
+  /** What is typed counts at once, also where the pause after typing is not over. */
+  take(changes) {
+    Object.assign(this.chosen, { grep: this.grep.value }, changes);
     this.onChoose(this.chosen);
+    this.readGrep();
+  }
+
+  choose(changes) {
+    this.take(changes);
     this.linkDownload();
     this.loadAnew();
   }
@@ -216,9 +222,7 @@ export class LogView {
   }
 
   chooseGrep(changes) {
-    Object.assign(this.chosen, changes);
-    this.onChoose(this.chosen);
-    this.readGrep();
+    this.take(changes);
     this.draw();
   }
 
@@ -240,7 +244,7 @@ export class LogView {
     } else if (event.key === 'Escape' && this.grep.value) {
       event.preventDefault();
       this.grep.value = '';
-      this.chooseGrep({ grep: '' });
+      this.chooseGrep({});
     }
   }
 
