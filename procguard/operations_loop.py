@@ -10,6 +10,7 @@ import gevent.event
 from procguard.errors import ProcGuardError
 from procguard.fleet import clock
 from procguard.fleet.operations import Operations
+from procguard.pace import give_way
 
 ROUND_S = 1.0
 COALESCE_S = 0.02  # what ends within this time makes room together: one commit for many
@@ -20,13 +21,13 @@ log = logging.getLogger(__name__)
 def drive(operations: Operations) -> None:
     """Runs until it is killed."""
     wake = gevent.event.Event()
-    operations.on_wake(wake.set, lambda: gevent.sleep(0))
+    operations.on_wake(wake.set, give_way)
     while True:
         wake.wait(ROUND_S)
         wake.clear()
         try:
             while operations.advance(clock.read()):
-                gevent.sleep(0)  # between two chunks everybody else gets a turn
+                give_way()  # between two chunks everybody else gets a turn
         except ProcGuardError as exc:  # the disk refused; the next round tries again
             log.error("%s", exc)
         except Exception:  # a mistake in one round must not end all operations

@@ -31,6 +31,7 @@ from procguard.channels.zmq_port import LOOK_EVERY_S, Peer, RouterPort
 from procguard.config_limits import Limits
 from procguard.errors import LimitExceeded, NotFound, ProcGuardError, UsageError
 from procguard.fleet import clock
+from procguard.pace import give_way
 from remote_agent import protocol
 
 log = logging.getLogger(__name__)
@@ -183,7 +184,7 @@ class ZmqChannel:
             answered += 1
             if answered % TURN == 0:
                 self._flush()
-                gevent.sleep(0)
+                give_way()
         self._flush()
         for port in self._ports:
             port.look()

@@ -87,12 +87,13 @@ class _Gathering:
         self._sums: list[list[float]] = [[] for _ in peaks]
         self._counts: list[list[int]] = [[] for _ in peaks]
 
-    def take(self, at: float, columns: list[list[float] | None], size: int) -> Row | None:
+    def take(self, at: float, columns: list[list[float] | None], size: int, rest: Callable[[], None]) -> Row | None:
         """The row of the step before, where `at` begins another."""
         bucket = int(at // self.span.step_s)
-        done = self._row() if self.bucket is not None and bucket != self.bucket else None
+        done = self._row(rest) if self.bucket is not None and bucket != self.bucket else None
         self.bucket = bucket
         for number, values in enumerate(columns):
+            rest()
             sums, counts = self._sums[number], self._counts[number]
             if len(sums) < size:
                 sums.extend([0.0] * (size - len(sums)))
@@ -106,9 +107,10 @@ class _Gathering:
             self._counts[number] = list(map(add, counts, there))
         return done
 
-    def _row(self) -> Row:
+    def _row(self, rest: Callable[[], None]) -> Row:
         columns: list[bytearray | None] = []
         for number, peak in enumerate(self._peaks):
+            rest()
             sums, counts = self._sums[number], self._counts[number]
             self._sums[number], self._counts[number] = [0.0] * len(sums), [0] * len(counts)
             if not any(counts):
@@ -146,21 +148,23 @@ class Table:
         for item_id in readings:
             if item_id not in self.slots:
                 self._place(item_id)
+        slots = [self.slots[item_id] for item_id in readings]
         columns: list[list[float] | None] = []
+        newest: list[bytearray | None] = []
         for number in range(len(self.series)):
             rest()
             values = [NAN] * self.size
             some = False
-            for item_id, reading in readings.items():
+            for slot, reading in zip(slots, readings.values(), strict=True):
                 value = reading[number]
                 if value is not None:
-                    values[self.slots[item_id]] = value
+                    values[slot] = value
                     some = True
             columns.append(values if some else None)
-        done = [(SPANS[0], Row(at, [None if one is None else packed(one) for one in columns]))]
+            newest.append(packed(values) if some else None)
+        done = [(SPANS[0], Row(at, newest))]
         for gathering in self._gathering:
-            rest()
-            row = gathering.take(at, columns, self.size)
+            row = gathering.take(at, columns, self.size, rest)
             if row is not None:
                 done.append((gathering.span, row))
         for span, row in done:

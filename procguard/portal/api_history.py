@@ -11,7 +11,6 @@ from typing import Any
 from urllib.parse import quote
 
 import bottle
-import gevent
 
 from procguard import words
 from procguard.channels import http_io
@@ -19,6 +18,7 @@ from procguard.channels.desk import checked_worker_id
 from procguard.errors import UsageError
 from procguard.fleet import clock, explain
 from procguard.fleet.event_query import EventQuery
+from procguard.pace import give_way
 from procguard.portal.log_query import parse_since
 from remote_agent import states
 
@@ -43,7 +43,7 @@ class HistoryApi:
         shape = http_io.query_text("format") or "json"
         if shape == "jsonl":
             headers = {"Content-Type": "application/x-ndjson", "X-Accel-Buffering": "no"}
-            return bottle.HTTPResponse(_lines(self._registry.event_log.stream(query, _rest)), 200, headers)
+            return bottle.HTTPResponse(_lines(self._registry.event_log.stream(query, give_way)), 200, headers)
         if shape != "json":
             raise UsageError(f"format={shape[:20]!r}: not known", "use format=json or format=jsonl")
         events = self._registry.find_events(query, http_io.query_int("limit", 200, 1, 10_000))
@@ -87,11 +87,6 @@ def read_query() -> EventQuery:
         until=moment("until"),
         text=http_io.query_text("q"),
     )
-
-
-def _rest() -> None:
-    """An export of months holds nobody up. sleep(0) would give timers and sockets no turn."""
-    gevent.sleep(0.001)
 
 
 def _lines(events: Iterator[dict[str, Any]]) -> Iterator[bytes]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import bottle
-import gevent
 
 from procguard.channels import Access, http_io
 from procguard.fleet import clock
 from procguard.fleet.purge import Purge
+from procguard.pace import give_way
 from procguard.portal import requests
 
 TOKEN_HINTS = {"token": ("", "ask for a preview first: POST /api/purge/preview")}
@@ -17,7 +17,7 @@ TOKEN_HINTS = {"token": ("", "ask for a preview first: POST /api/purge/preview")
 
 class PurgeApi:
     def __init__(self, registry: Any, access: Access) -> None:
-        self._purge = Purge(registry, lambda: gevent.sleep(0), clock.read())
+        self._purge = Purge(registry, give_way, clock.read())
         self._access = access
 
     def mount(self, app: bottle.Bottle) -> None:

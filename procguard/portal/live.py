@@ -20,7 +20,7 @@ import gevent.event
 
 from procguard.channels import http_io
 from procguard.errors import ProcGuardError
-from procguard.pace import Pace
+from procguard.pace import Pace, give_way
 from procguard.portal import live_columns, websocket
 from procguard.portal.live_logs import LogTopic
 from procguard.portal.live_rows import RowTopic
@@ -123,8 +123,8 @@ class LiveHub:
             "events": Topic("events", lambda: registry.events(limit=SNAPSHOT_EVENTS), "seq"),
         }
         self._rows = {
-            "workers": RowTopic("rows:workers", live_columns.Workers(registry), Pace(), _turn),
-            "hosts": RowTopic("rows:hosts", live_columns.Hosts(registry), Pace(), _turn),
+            "workers": RowTopic("rows:workers", live_columns.Workers(registry), Pace(), give_way),
+            "hosts": RowTopic("rows:hosts", live_columns.Hosts(registry), Pace(), give_way),
         }
         self._singles: dict[str, Topic] = {}  # worker:<id>, host:<agent>: while somebody looks at it
         self._log_topics: dict[str, LogTopic] = {}
@@ -281,7 +281,3 @@ class LiveHub:
         lists = [rows.name for rows in self._rows.values()]
         for name in [*self._topics, *lists, *self._singles, *logs]:
             self.unsubscribe(client, name)
-
-
-def _turn() -> None:
-    gevent.sleep(0)

@@ -11,17 +11,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import gevent
 import gevent.lock
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 
 from procguard.fleet import clock
+from procguard.pace import give_way
 from procguard.portal import metrics_fleet
 from procguard.portal.metrics_fleet import Family, label_set
 from procguard.portal.request_counts import RequestCounts
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-REST_S = 0.001
 REST_LINES = 500  # a family of more is worth a rest
 
 
@@ -82,10 +81,10 @@ class Metrics:
             if self._kept is None or now.monotonic - self._kept[0] > self._options.cache_s:
                 parts = []
                 per_worker = self._options.per_worker
-                for family in metrics_fleet.families(self._registry, now, per_worker=per_worker, rest=_rest):
+                for family in metrics_fleet.families(self._registry, now, per_worker=per_worker, rest=give_way):
                     parts.append(family.text().encode())
                     if len(family.lines) > REST_LINES:
-                        _rest()
+                        give_way()
                 self._kept = (now.monotonic, b"".join(parts))
             return self._kept[1]
 
@@ -137,11 +136,6 @@ class Metrics:
             for view in targets:
                 family.add(label_set(target=view["name"], type=view["type"]), view[key])
             yield family
-
-
-def _rest() -> None:
-    """Let everybody else have a turn. sleep(0) would not: gevent runs what is ready before timers and sockets."""
-    gevent.sleep(REST_S)
 
 
 def _gauge(name: str, text: str, value: float) -> Family:
