@@ -90,6 +90,8 @@ class Manager:
         self._round_at = clock.read().monotonic
         now = clock.read()
         settings = fleet_settings(config)
+        self._garbage = Collector()
+        self._garbage.start()  # else a large state is looked through again and again while it is read
         store = open_store(config.state.state_file, auto_save=config.state.auto_save, run_blocking=_in_thread_pool)
         events = EventLog(events_path(config.state.state_file), _in_thread_pool, event_bounds(config))
         events.on_event(_log_event)
@@ -97,7 +99,6 @@ class Manager:
         events.on_event(self.notifier.take)
         self.registry = Registry(store, events, settings, now)
         self.monitor = ProcessMonitor(self.registry, settings, now)
-        self._garbage = Collector()
         self.ssh = SshHelper()
         self.tunnels = Tunnels(self.registry, TunnelProcess)
         self.failures = FailureHandler(

@@ -274,6 +274,33 @@ def test_the_yaml_snapshot_is_readable_and_holds_the_records(tmp_path: Path) -> 
     store.close()
 
 
+@pytest.mark.parametrize("text", ["训练 🚂", "a\x7f\x85\u2028b", "# - {x: [1]}\n\ttwo: 'lines'", "yes", "0x1f", "a: b"])
+def test_whatever_reads_yaml_reads_the_snapshot_as_we_do(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "s.yaml"
+    record = {"text": text, text: [1.5, 10**15, True, None, {}], "empty": ""}
+    store, _ = opened(path)
+    store.commit([("workers", text, record)])
+    saved(store, path)
+    store.close()
+    assert yaml.safe_load(path.read_text(encoding="utf-8"))["tables"]["workers"] == {text: record}
+    _, found = opened(path)
+    assert found.tables["workers"] == {text: record}
+
+
+def test_a_snapshot_of_an_earlier_release_is_read(tmp_path: Path) -> None:
+    """It had every field on a line of its own."""
+    path = tmp_path / "s.yaml"
+    store, _ = opened(path)
+    store.commit([("workers", "w1", {"n": 1, "command": "python train.py"})])
+    saved(store, path)
+    store.close()
+    document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    path.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+    _, found = opened(path)
+    assert found.intact
+    assert found.tables["workers"]["w1"] == {"n": 1, "command": "python train.py"}
+
+
 def test_the_database_shows_each_commit_at_once_to_whoever_looks(tmp_path: Path) -> None:
     import sqlite3
 

@@ -274,8 +274,10 @@ class Found:
     damaged: bool = False
 
 
-def examine(path: str) -> Found:
+def examine(path: str, only_last: bool = False) -> Found:
+    """`only_last`: of the records none but the last is read."""
     found = Found([])
+    newest = b""
     with open(path, "rb") as file:
         position, bad_since_good = 0, b""
         for raw in file:
@@ -286,8 +288,13 @@ def examine(path: str) -> Found:
                 continue
             found.damaged = found.damaged or bool(bad_since_good)
             bad_since_good = b""
-            found.records.append(json.loads(body))
+            if only_last:
+                newest = body
+            else:
+                found.records.append(json.loads(body))
             found.good_bytes = position
+    if newest:
+        found.records.append(json.loads(newest))
     if bad_since_good:
         unfilled = bad_since_good.endswith(b"\0")
         one_line_cut = b"\n" not in bad_since_good and _body(bad_since_good[:-1] + b"\n") is None

@@ -65,7 +65,7 @@ class Journal:
         path = segment_path(self._state_path, self.segment)
         self._log = appendlog.AppendLog(path, self._run_blocking, self._also)
         self._log.append(self._head_lines())
-        if before and not ended(segment_path(self._state_path, before[-1])):
+        if before:
             end_segment(segment_path(self._state_path, before[-1]), self.segment)
 
     @property
@@ -186,14 +186,11 @@ def drop(path: str, upto: int) -> None:
             os.unlink(segment_path(path, number))
 
 
-def ended(path: str) -> bool:
-    records = appendlog.examine(path).records
-    return bool(records) and isinstance(records[-1], dict)
-
-
 def end_segment(path: str, following: int) -> None:
-    """Say where it goes on, after cutting off what a power cut left of a line."""
-    found = appendlog.examine(path)
+    """Say where it goes on, unless it has been said; after cutting off what a power cut left of a line."""
+    found = appendlog.examine(path, only_last=True)
+    if found.records and isinstance(found.records[-1], dict):
+        return
     if found.torn and not found.damaged:
         os.truncate(path, found.good_bytes)
     if not found.damaged:
