@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from scripts.swarm import Behaviour, Swarm
 from tests.browser.axe import violations
@@ -125,6 +125,32 @@ def test_what_has_not_begun_is_cancelled_by_a_click(fleet: House, visitor: Visit
     page.get_by_role("dialog").get_by_role("button", name="Cancel the rest").click()
     expect(page.locator(".page-head .chip")).to_have_text(re.compile("cancelled"), timeout=60_000)
     expect(page.get_by_role("button", name="Retry with the rest")).to_be_visible()
+
+
+# A second of the page's patience passes in a twentieth of one.
+IMPATIENT = """(() => {
+  const usual = AbortSignal.timeout.bind(AbortSignal);
+  AbortSignal.timeout = (ms) => usual(ms / 20);
+})()"""
+
+
+def test_a_batch_that_takes_long_to_begin_is_waited_for(fleet: House, visitor: Visitor) -> None:
+    """Nine thousand workers on a busy machine: longer than the 15 s after which other requests are given up."""
+    page = workers_page(fleet, visitor)
+    page.add_init_script(IMPATIENT)
+    page.reload()
+    settled(page)
+
+    def slowly(route: Route) -> None:
+        page.wait_for_timeout(1_500)  # 30 s of the page's patience
+        route.continue_()
+
+    page.route("**/api/operations", slowly)
+    page.get_by_label("Select all that match").click()
+    page.locator(".batch-bar").get_by_role("button", name="Restart").click()
+    page.get_by_role("dialog").get_by_role("button", name=f"Restart {ALL}").click()
+    expect(page.locator(".page-head .chip")).to_have_text(re.compile("done|partly failed"), timeout=60_000)
+    expect(page.get_by_role("dialog")).to_have_count(0)
 
 
 def test_what_is_gone_is_taken_out_by_one_confirmed_request(empty_house: House, visitor: Visitor) -> None:

@@ -3,6 +3,7 @@
 import { noteServerDate } from './format.js';
 
 const TIMEOUT_MS = 15000;
+export const FOR_THOUSANDS = { timeoutMs: 120000 }; // what is done to thousands at once may take its time
 
 let csrf = '';
 let onUnauthorized = () => {};
@@ -24,8 +25,8 @@ export function onLoggedOut(handler) {
 }
 
 /** The parsed JSON answer (or text with `as: 'text'`). Raises ApiError; a 401 also asks the page to log in. */
-export async function request(method, path, { body, as = 'json', quiet401 = false } = {}) {
-  const answer = await reach(method, path, body);
+export async function request(method, path, { body, as = 'json', quiet401 = false, timeoutMs = TIMEOUT_MS } = {}) {
+  const answer = await reach(method, path, body, timeoutMs);
   noteServerDate(answer.headers.get('Date'));
   if (!answer.ok) {
     const error = await readError(answer);
@@ -68,7 +69,7 @@ export async function stream(path, signal, take) {
   }
 }
 
-async function reach(method, path, body) {
+async function reach(method, path, body, timeoutMs) {
   const headers = { Accept: 'application/json' };
   if (method !== 'GET' && csrf) headers['X-ProcGuard-CSRF'] = csrf;
   if (body !== undefined) headers['Content-Type'] = 'application/json';
@@ -79,7 +80,7 @@ async function reach(method, path, body) {
       body: body === undefined ? undefined : JSON.stringify(body),
       credentials: 'same-origin',
       cache: 'no-store',
-      signal: AbortSignal.timeout(TIMEOUT_MS),
+      signal: AbortSignal.timeout(timeoutMs),
     });
   } catch (cause) {
     throw new ApiError({ code: cause.name === 'TimeoutError' ? 'timeout' : 'unreachable' });

@@ -1,6 +1,6 @@
 /** The dialog before a batch operation: whom it means, who is left out, how it is to go; then it begins. */
 
-import { post } from './api.js';
+import { FOR_THOUSANDS, post } from './api.js';
 import { commandBox, errorBox, notify, notifyError } from './dialogs.js';
 import { fill, h, setText, show } from './dom.js';
 import { formatNumber, t } from './i18n.js';
@@ -29,7 +29,7 @@ export async function batch({ verb, selector, q, visible, onBegun }) {
   else new BatchDialog({ verb, selector, q, visible, onBegun }, preview).open();
 }
 
-const look = (command, selector, q) => post('/api/operations/preview', { command, selector, q });
+const look = (command, selector, q) => post('/api/operations/preview', { command, selector, q }, FOR_THOUSANDS);
 
 class BatchDialog {
   constructor(wish, preview) {
@@ -123,12 +123,13 @@ class BatchDialog {
     this.busy = true;
     this.check();
     try {
-      const operation = await post('/api/operations', {
+      const wanted = {
         token: this.preview.token,
         concurrency: Number(this.concurrency.value) || null,
         max_failures: this.limit.value.trim(),
         reason: this.reason.value.trim(),
-      });
+      };
+      const operation = await post('/api/operations', wanted, FOR_THOUSANDS);
       this.dialog.close();
       this.wish.onBegun();
       go('operation', operation.operation_id);

@@ -3,7 +3,7 @@
  * were not heard for long. The manager refuses each that may still run; what it refused is shown with the reason.
  */
 
-import { post } from './api.js';
+import { FOR_THOUSANDS, post } from './api.js';
 import { errorBox, notify } from './dialogs.js';
 import { fill, h, setText, show } from './dom.js';
 import { ageS, formatDuration } from './format.js';
@@ -86,7 +86,7 @@ class PurgeDialog {
     setText(this.numbers, t('loading'));
     this.check();
     try {
-      const preview = await post('/api/purge/preview', { silent_s: Number(age) });
+      const preview = await post('/api/purge/preview', { silent_s: Number(age) }, FOR_THOUSANDS);
       if (this.age.value === age) this.showPreview(preview);
     } catch (error) {
       setText(this.numbers, '');
@@ -117,7 +117,7 @@ class PurgeDialog {
     this.busy = true;
     this.check();
     try {
-      this.told(await post('/api/purge', { token: this.preview.token }));
+      this.told(await post('/api/purge', { token: this.preview.token }, FOR_THOUSANDS));
     } catch (error) {
       fill(this.failures, h('li', {}, errorBox(error, () => this.look())));
     } finally {

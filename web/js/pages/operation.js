@@ -1,6 +1,6 @@
 /** One batch operation: how far it is, what failed by cause, each worker's result; cancel it, retry the failed. */
 
-import { get, post } from '../api.js';
+import { FOR_THOUSANDS, get, post } from '../api.js';
 import { confirmAction, emptyBox, errorBox, notify, notifyError } from '../dialogs.js';
 import { fill, h, setAttr, setText, show } from '../dom.js';
 import { formatClock, formatMoment } from '../format.js';
@@ -144,7 +144,7 @@ export function operationPage({ store, id, query }) {
     const sure = await confirmAction({ title: t('operations.cancel_title'), detail: [t('operations.cancel_detail', { n: waiting })], action: t('operations.cancel'), danger: true });
     if (!sure) return;
     try {
-      await post(`/api/operations/${encodeURIComponent(id)}/cancel`);
+      await post(`/api/operations/${encodeURIComponent(id)}/cancel`, {}, FOR_THOUSANDS);
       notify(t('operations.cancel_done'));
     } catch (error) {
       notifyError(error, t('operations.cancel_failed'));
@@ -163,7 +163,7 @@ export function operationPage({ store, id, query }) {
     });
     if (!sure) return;
     try {
-      const begun = await post(`/api/operations/${encodeURIComponent(id)}/retry`, { rest: withRest });
+      const begun = await post(`/api/operations/${encodeURIComponent(id)}/retry`, { rest: withRest }, FOR_THOUSANDS);
       go('operation', begun.operation_id);
     } catch (error) {
       notifyError(error, t('batch.failed', { action }));
