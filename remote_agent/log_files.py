@@ -126,6 +126,14 @@ class LogFiles:
     def workers(self) -> list[WorkerLogs]:
         return list(self._workers.values())
 
+    def much_waits(self, much_bytes: int) -> bool:
+        """Whether as much as that of one file waits for the manager."""
+        for worker in self.workers():
+            with worker.lock:
+                if any(one.waiting and one.size - (one.acked or 0) >= much_bytes for one in worker.files.values()):
+                    return True
+        return False
+
     def look(self, now: float) -> bool:
         """Look at every file that may have changed. True if bytes wait for the manager."""
         told = {one.worker_id: one for one in self._told}

@@ -32,6 +32,7 @@ LARGE_CHUNK_BYTES = MAX_LOG_POST_BYTES  # while more than this waits
 MIN_CHUNK_BYTES = 64 * 1024
 MAX_RUNS = 200  # times in one post: about 3 KB of its address
 REFUSED_AGAIN_S = 10.0
+MAX_GATHER_S = 10.0
 
 
 class LogShipper(threading.Thread):
@@ -58,6 +59,7 @@ class LogShipper(threading.Thread):
         self._hurry = threading.Event()  # the link is up again, or the agent ends
         self._ending = threading.Event()
         self._failures = 0
+        self._gather_s = 0.0
         self._watcher: Optional[threading.Thread] = None
 
     # ------------------------------------------------------------------------------- called by the main loop
@@ -68,6 +70,11 @@ class LogShipper(threading.Thread):
 
     def keep(self, keep_bytes: Optional[int], keep_attempts: Optional[int]) -> None:
         self.files.keep(keep_bytes, keep_attempts)
+
+    def gather(self, gather_s: Optional[float]) -> None:
+        """How long what is printed may wait for what comes next, as the manager says it; None: as before."""
+        if gather_s is not None:
+            self._gather_s = min(MAX_GATHER_S, max(0.0, gather_s))
 
     def watch(self) -> None:
         self._watcher = threading.Thread(target=self._watch, name="procguard-log-watch", daemon=True)
@@ -116,6 +123,8 @@ class LogShipper(threading.Thread):
             if not moved:
                 self._waiting.wait(1.0)
             self._waiting.clear()
+            if self._gather_s > 0 and not self.files.much_waits(MIN_CHUNK_BYTES):
+                self._ending.wait(self._gather_s)
 
     def ship(self, now: float) -> bool:
         """One round: at most one chunk of each worker, so that a loud one does not starve the others.

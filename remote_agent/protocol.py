@@ -164,6 +164,7 @@ class AgentReply:
     events_acked: dict[str, int] = field(default_factory=dict)  # worker_id -> highest event seq stored
     keep_local_bytes: Union[int, None] = None  # logs.keep_local; None: as before
     keep_attempts: Union[int, None] = None  # logs.keep_attempts; None: as before
+    log_gather_s: Union[float, None] = None  # what is printed within this time leaves in one post; None: as before
     leases: list[Lease] = field(default_factory=list)  # in answers to heartbeats only
     beat: int = 0  # of the heartbeat that this answers; its leases count from then, come it late, twice or out of turn
     searches: list[LogSearch] = field(default_factory=list)

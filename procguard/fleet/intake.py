@@ -96,6 +96,7 @@ class Intake(FleetState):
             assignments_rev=self.rev(agent_id),
             keep_local_bytes=self.settings.keep_local_bytes,
             keep_attempts=self.settings.keep_attempts,
+            log_gather_s=self.settings.log_gather_s(len(self.workers_by_id)),
         )
 
     def assignments(self, agent_id: str) -> list[protocol.Assignment]:

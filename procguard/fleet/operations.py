@@ -21,6 +21,7 @@ from procguard.fleet import selectors
 from procguard.fleet.clock import Now, iso
 from procguard.fleet.operation import FailureLimit, Item, Operation, Verdict
 from procguard.fleet.preview import Split, mentions
+from procguard.fleet.previews import LASTS_S, Previews
 from procguard.fleet.records import CommandRecord
 from remote_agent import protocol
 
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from procguard.fleet.registry import Registry
     from procguard.fleet.store.interface import Tables
 
-PREVIEW_LASTS_S = 300.0
-KEEP_PREVIEWS = 50
 KEEP_OPERATIONS = 50
 KEEP_ITEMS = 30_000  # of ended operations together; the newest is kept whatever its size
 MAX_ITEMS = 20_000
@@ -57,20 +56,17 @@ class Options:
 class Preview:
     """What an operator was shown: the token stands for exactly these workers."""
 
-    token: str
-    actor: str
     command: str
     selector: str
     q: str
     worker_ids: tuple[str, ...]
-    expires: float  # monotonic
 
 
 class Operations:
     def __init__(self, registry: Registry, tables: Tables, now: Now) -> None:
         self._registry = registry
         self._operations: dict[str, Operation] = {}  # oldest first
-        self._previews: dict[str, Preview] = {}
+        self._previews = Previews[Preview]("p-", "look again at what matches")
         self._by_worker: dict[str, dict[str, int]] = {}  # worker -> operation -> index of its item that has not ended
         self._by_command: dict[str, tuple[str, int]] = {}
         self._deadlines: list[tuple[float, str, int]] = []  # a heap: monotonic, operation, index
@@ -101,10 +97,11 @@ class Operations:
         split = Split(command)
         for facts in found:
             split.add(facts)
-        token = self._issue(command, selector, q, [facts["worker_id"] for facts in found], actor, now) if found else ""
+        shown = Preview(command, selector, q, tuple(facts["worker_id"] for facts in found))
+        token = self._previews.issue(shown, actor, now) if found else ""
         return {
             "token": token or None,
-            "expires_in_s": PREVIEW_LASTS_S,
+            "expires_in_s": LASTS_S,
             "command": command,
             "selector": selector,
             "q": q,
@@ -126,30 +123,15 @@ class Operations:
                 found.append(facts)
         return sorted(found, key=lambda facts: str(facts["worker_id"]))
 
-    def _issue(self, command: str, selector: str, q: str, ids: list[str], actor: str, now: Now) -> str:
-        expired = [token for token, one in self._previews.items() if one.expires <= now.monotonic]
-        for token in expired + list(self._previews)[: -KEEP_PREVIEWS + 1 or None]:
-            self._previews.pop(token, None)
-        token = "p-" + secrets.token_hex(12)
-        expires = now.monotonic + PREVIEW_LASTS_S
-        self._previews[token] = Preview(token, actor, command, selector, q, tuple(ids), expires)
-        return token
-
     # ------------------------------------------------------------------------------------------ beginning, ending
 
     def begin(self, token: str, actor: str, now: Now, options: Options) -> dict[str, Any]:
         """Begin what was previewed, with the workers it showed; durable. A token works once."""
-        preview = self._previews.get(token)
-        if preview is None or preview.expires <= now.monotonic:
-            raise Conflict(
-                "this preview has expired, or was used", "look again at what matches", code="preview_expired"
-            )
-        if preview.actor != actor:
-            raise Conflict("this preview was shown to somebody else", "ask for one yourself", code="not_your_preview")
+        preview = self._previews.find(token, actor, now)
         self._check_room()
         limit = FailureLimit(options.max_failures)
         match_now = {facts["worker_id"] for facts in self.matching(preview.selector, preview.q)}
-        del self._previews[token]
+        self._previews.use_up(token)
         operation = self._new(preview.command, preview.selector, list(preview.worker_ids), actor, options, limit, now)
         operation.q = preview.q
         operation.joined = len(match_now.difference(preview.worker_ids))

@@ -6,31 +6,27 @@ the previews; what may not be forgotten is refused by the registry, worker by wo
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from procguard.errors import Conflict, NotFound, ProcGuardError
 from procguard.fleet.clock import Now
+from procguard.fleet.previews import LASTS_S, Previews
 from remote_agent import states
 
 if TYPE_CHECKING:
     from procguard.fleet.records import WorkerRecord
     from procguard.fleet.registry import Registry
 
-LASTS_S = 300.0
-KEEP = 20
 NAMED = 100  # of those that are shown, and of those that were refused
 AT_ONCE = 100  # in one commit; then everybody else has a turn
 
 
 @dataclass(frozen=True)
 class Preview:
-    actor: str
     silent_s: float
     worker_ids: tuple[str, ...]
-    expires: float  # monotonic
 
 
 class Purge:
@@ -39,7 +35,7 @@ class Purge:
         self._registry = registry
         self._pause = pause
         self._began = began
-        self._previews: dict[str, Preview] = {}
+        self._previews = Previews[Preview]("g-", "look again at what is gone")
 
     def preview(self, silent_s: float, actor: str, now: Now) -> dict[str, Any]:
         """Who is gone now. The token is this actor's, for five minutes, and means exactly these workers."""
@@ -48,23 +44,13 @@ class Purge:
             for number, (worker_id, worker) in enumerate(list(self._registry.workers_by_id.items()), 1)
             if self._turn(number) and self._is_gone(worker, silent_s, now)
         )
-        token = ""
-        if found:
-            kept = [item for item in self._previews.items() if item[1].expires > now.monotonic]
-            token, expires = "g-" + secrets.token_hex(12), now.monotonic + LASTS_S
-            self._previews = {**dict(kept[-KEEP + 1 :]), token: Preview(actor, silent_s, tuple(found), expires)}
+        token = self._previews.issue(Preview(silent_s, tuple(found)), actor, now) if found else ""
         return {"token": token or None, "expires_in_s": LASTS_S, "count": len(found), "workers": found[:NAMED]}
 
     def carry_out(self, token: str, actor: str, now: Now) -> dict[str, Any]:
         """Forget those of the preview that are still gone; durable. Raises Conflict for a token that is none."""
-        preview = self._previews.get(token)
-        if preview is None or preview.expires <= now.monotonic:
-            raise Conflict(
-                "this preview has expired, or was used", "look again at what is gone", code="preview_expired"
-            )
-        if preview.actor != actor:
-            raise Conflict("this preview was shown to somebody else", "ask for one yourself", code="not_your_preview")
-        del self._previews[token]
+        preview = self._previews.find(token, actor, now)
+        self._previews.use_up(token)
         refused: list[dict[str, str]] = []
         done = 0
         for number, worker_id in enumerate(preview.worker_ids, 1):

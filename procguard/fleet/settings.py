@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from procguard.group_policy import GroupPolicy
 
 HEARTBEATS_PER_S = 500.0  # of all agents together, as far as heartbeat_timeout allows
+LOG_POSTS_PER_S = 2_000.0  # of all workers together, while each prints all the time
+LOG_GATHER_FROM_S, LOG_GATHER_MOST_S = 0.1, 2.0  # agents look that often by themselves; more would be felt
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,13 @@ class FleetSettings:
     def heartbeat_interval_s(self) -> float:
         """Of a small fleet: five heartbeats fit into one timeout; four may be lost before anybody doubts."""
         return min(10.0, max(0.2, self.heartbeat_timeout_s / 5))
+
+    @staticmethod
+    def log_gather_s(workers: int) -> float:
+        """How long what a worker prints is gathered before it is sent: a post costs, not its bytes. Nothing in a small
+        fleet, whose logs are seen at once."""
+        wanted_s = workers / LOG_POSTS_PER_S
+        return min(LOG_GATHER_MOST_S, wanted_s) if wanted_s > LOG_GATHER_FROM_S else 0.0
 
     def interval_for(self, agents: int) -> float:
         """How often each of so many agents speaks: a large fleet less often, so that the manager hears no more than

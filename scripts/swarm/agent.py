@@ -28,6 +28,7 @@ MAX_EVENTS = 500  # in one heartbeat, as the real agent
 COMMAND_LIFETIME_S = 60.0  # what a fresh command's ttl_s says: its age is what is missing
 LOG_POST_BYTES = 64 * 1024
 LOG_EVERY_S = 0.5
+LOG_LOOK_S = 0.1  # as often a real agent looks what its workers have printed
 BOOT_ID = "5ca1ab1e-0000-4000-8000-000000000001"
 
 Job = Callable[[Any], Any]
@@ -162,6 +163,8 @@ class SimulatedAgent:
         self._log_worker: SimulatedWorker | None = None
         self._log_sent = 0.0
         self._log_not_before = 0.0
+        self._log_gather_s = LOG_LOOK_S
+        self._log_served: set[str] = set()
         self._new_process()
 
     def _new_process(self) -> None:
@@ -347,6 +350,8 @@ class SimulatedAgent:
         for worker_id, seq in reply.events_acked.items():
             if worker_id in self.workers:
                 self.workers[worker_id].acked(seq)
+        if reply.log_gather_s is not None:
+            self._log_gather_s = max(LOG_LOOK_S, reply.log_gather_s)
         for command in sorted(reply.commands, key=lambda one: one.seq):
             self._obey(command, now)
         if reply.assignments is not None:
@@ -458,6 +463,15 @@ class SimulatedAgent:
                 del worker.logs[0]
             # Whoever has just been served waits for the others.
             self.workers[worker.worker_id] = self.workers.pop(worker.worker_id)
+            self._log_served.add(worker.worker_id)
+            if not any(
+                one.logs
+                and one.logs[0][2]
+                and (one.worker_id not in self._log_served or len(one.logs[0][2]) > LOG_POST_BYTES)
+                for one in self.workers.values()
+            ):  # as the real one: a round through all workers, then what they print is gathered
+                self._log_served.clear()
+                self._log_not_before = now + self._log_gather_s
         else:
             self._log_not_before = now + 1.0
         if self._state == "on":

@@ -364,3 +364,22 @@ def test_a_manager_that_hangs_does_not_stop_the_watch(bench: Bench) -> None:
     finally:
         bench.shipper.end()
     assert bench.manager.log("w") == b""
+
+
+def test_told_to_gather_it_posts_seldom_and_all_of_it(tmp_path: Path, manager: FakeManager) -> None:
+    """A worker that prints all the time: a post for each time it is told, not for each line."""
+    bench = Bench(tmp_path, manager)
+    bench.shipper.gather(0.5)
+    bench.write(b"begins\n")
+    bench.shipper.start()
+    began = time.monotonic()
+    try:
+        for number in range(100):
+            bench.write(b"line %d\n" % number)
+            time.sleep(0.02)  # it prints
+        written = os.path.getsize(paths.log_file(bench.directory, 1, "out"))
+        wait_until(lambda: len(manager.log("w")) == written, 10, "all of it")
+    finally:
+        bench.shipper.end()
+        bench.shipper.join(10)
+    assert len(bench.log_posts()) <= (time.monotonic() - began) / 0.5 + 3

@@ -1,0 +1,51 @@
+"""What was shown to an operator before it is done: a token stands for exactly that, once, for five minutes, for whoever
+was shown it. Knows nothing of what is shown."""
+
+from __future__ import annotations
+
+import secrets
+from collections import OrderedDict
+from typing import Generic, NamedTuple, TypeVar
+
+from procguard.errors import Conflict
+from procguard.fleet.clock import Now
+
+T = TypeVar("T")
+
+LASTS_S = 300.0
+KEEP = 50
+
+
+class _Kept(NamedTuple):
+    actor: str
+    expires: float  # monotonic
+
+
+class Previews(Generic[T]):
+    """`prefix` begins the tokens; `look_again`: what to do where one has expired."""
+
+    def __init__(self, prefix: str, look_again: str) -> None:
+        self._prefix, self._look_again = prefix, look_again
+        self._shown: OrderedDict[str, tuple[_Kept, T]] = OrderedDict()  # oldest first
+
+    def issue(self, shown: T, actor: str, now: Now) -> str:
+        """The token of what `actor` is shown now."""
+        for token in [token for token, (kept, _) in self._shown.items() if kept.expires <= now.monotonic]:
+            del self._shown[token]
+        while len(self._shown) >= KEEP:
+            self._shown.popitem(last=False)
+        token = self._prefix + secrets.token_hex(12)
+        self._shown[token] = _Kept(actor, now.monotonic + LASTS_S), shown
+        return token
+
+    def find(self, token: str, actor: str, now: Now) -> T:
+        """Raises Conflict for a token that has expired, was used, or is somebody else's."""
+        found = self._shown.get(token)
+        if found is None or found[0].expires <= now.monotonic:
+            raise Conflict("this preview has expired, or was used", self._look_again, code="preview_expired")
+        if found[0].actor != actor:
+            raise Conflict("this preview was shown to somebody else", "ask for one yourself", code="not_your_preview")
+        return found[1]
+
+    def use_up(self, token: str) -> None:
+        self._shown.pop(token, None)
