@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from procguard.group_policy import GroupPolicy
 
 HEARTBEATS_PER_S = 500.0  # of all agents together, as far as heartbeat_timeout allows
-LOG_POSTS_PER_S = 2_000.0  # of all workers together, while each prints all the time
+LOG_POSTS_PER_S = 1_000.0  # of all workers together, while each prints all the time
 LOG_GATHER_FROM_S, LOG_GATHER_MOST_S = 0.1, 2.0  # agents look that often by themselves; more would be felt
 
 

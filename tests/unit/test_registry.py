@@ -49,7 +49,7 @@ def test_agents_are_told_how_much_of_a_shipped_log_stays_with_them(tmp_path: Pat
     assert (reply.keep_local_bytes, reply.keep_attempts) == (2**21, 7)
 
 
-@pytest.mark.parametrize(("workers", "gather_s"), [(1, 0.0), (200, 0.0), (400, 0.2), (1_900, 0.95)])
+@pytest.mark.parametrize(("workers", "gather_s"), [(1, 0.0), (100, 0.0), (400, 0.4), (1_900, 1.9)])
 def test_agents_of_a_large_fleet_gather_what_their_workers_print(tmp_path: Path, workers: int, gather_s: float) -> None:
     """Ten posts a second of each of a thousand workers would leave the manager no time for anything else."""
     world = World(tmp_path)
