@@ -99,8 +99,7 @@ class LoopDisk(Mounted):
     """ext4 in `image`. `cut_power`, then `unmount` and `mount`, is what a machine sees after a power cut."""
 
     def unmount(self) -> None:
-        """Wait for its last user (a saving process outlives its manager by a moment): mounted again while one is left,
-        it would still be the disk without power."""
+        """Wait for its last user: a saving process outlives its manager by a moment."""
         deadline = time.monotonic() + 15
         while os.path.ismount(self.place) and time.monotonic() < deadline:
             if subprocess.run(["umount", str(self.place)], capture_output=True, check=False).returncode:
@@ -110,11 +109,21 @@ class LoopDisk(Mounted):
     def __init__(self, place: Path, image: Path) -> None:
         super().__init__(place)
         self._image = image
+        self._cuts = 0
+        self._has_power = True
         with open(image, "wb") as file:
             file.truncate(IMAGE_BYTES)
         subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True, capture_output=True)
 
     def mount(self) -> None:
+        """After a power cut, what was on the disk is on another one: a test host that was made meanwhile has this mount
+        in its own namespace, and as long as it lives the old disk stays what it was, without power."""
+        if not self._has_power:
+            self._cuts += 1
+            former, self._image = self._image, self._image.with_name(f"image{self._cuts}")
+            subprocess.run(["cp", "--sparse=always", str(former), str(self._image)], check=True)
+            former.unlink()
+            self._has_power = True
         subprocess.run(["mount", "-o", "loop", str(self._image), str(self.place)], check=True)
 
     def cut_power(self) -> int:
@@ -125,6 +134,7 @@ class LoopDisk(Mounted):
             fcntl.ioctl(descriptor, FS_IOC_SHUTDOWN, struct.pack("I", GOING_DOWN_NOLOGFLUSH))
         finally:
             os.close(descriptor)
+        self._has_power = False
         return moment_ns
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import pytest
@@ -61,6 +63,23 @@ def test_a_power_cut_of_the_manager_s_disk_loses_nothing(kind: str, tmp_path: Pa
             assert lost(changes, found) == set()
         assert epochs == sorted(set(epochs))
     chaos_report(measured=f"{len(changes)} acknowledged changes, 0 lost; {len(epochs)} epochs, 0 twice; always loads")
+
+
+@pytest.mark.fleet
+def test_a_disk_has_power_again_though_another_namespace_still_holds_it(tmp_path: Path) -> None:
+    """As a test host's that was made meanwhile."""
+    small_disks.require()
+    with LoopDisk(tmp_path / "disk", tmp_path / "image") as disk:
+        (disk.place / "file").write_text("kept")
+        os.sync()
+        with subprocess.Popen(["unshare", "-m", "sh", "-c", "echo; read _"], stdin=PIPE, stdout=PIPE) as other:
+            assert other.stdin is not None and other.stdout is not None
+            other.stdout.readline()  # it has the mount
+            disk.cut_power()
+            disk.unmount()
+            disk.mount()
+            assert (disk.place / "file").read_text() == "kept"
+            other.stdin.close()
 
 
 # ---------------------------------------------------------------------------- 21: no space, and a sync that fails

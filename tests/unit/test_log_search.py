@@ -181,10 +181,10 @@ def test_an_expression_that_this_python_does_not_take_is_said_so(logs: Logs) -> 
 
 def test_one_loud_worker_does_not_starve_the_others(logs: Logs) -> None:
     """Each has its turn, at first a small block: the time may be up before a large one of the loud one is through."""
-    slow = "(?:[a-z ]+)+Z|needle"  # a large block takes seconds
-    logs.write("loud", 1, b"nothing he\n" * 1_000_000)
+    slow = "(?:[a-z ]+)+Z|needle"  # a large block takes longer than there is time, a small one a tenth of it
+    logs.write("loud", 1, b"nothing here\n" * 1_000_000)
     logs.write("quiet", 1, b"needle\n")
-    result = logs.look(slow, timeout_s=2.0)
+    result = logs.look(slow, timeout_s=8.0)
     assert texts(result) == ["needle"]
     assert result.status == "timeout"
 
