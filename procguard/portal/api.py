@@ -19,12 +19,12 @@ from procguard.deploy import bundle
 from procguard.errors import Conflict, NotFound, UsageError
 from procguard.fleet import clock, selectors
 from procguard.portal import requests
+from procguard.portal.api_search import MAX_SELECT_CHARS
 from procguard.tls import Pinned
 from remote_agent import protocol
 
 CHECK_SSH_DEADLINE_S = 30.0
 MAX_PAGE = 100_000
-MAX_SELECT_CHARS = 16_384  # in an address; a longer one fits the body of a preview
 VERB_HINTS = {"command": ("unknown_command", f"use one of: {', '.join(protocol.VERBS)}")}
 DIGEST_HINTS = {"secret_sha256": ("", "send 64 hexadecimal digits: the SHA-256 of the secret, not it")}
 SORTABLE = (

@@ -24,7 +24,7 @@ from remote_agent import protocol
 DEFAULT_LINES, MAX_LINES = 500, 5000
 DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S = 10.0, 60.0
 MAX_PATTERN_CHARS = 512
-MAX_SELECT_CHARS = 16_384
+MAX_SELECT_CHARS = 8_000  # a request line has 8,192; a longer one fits the body of a preview
 
 Line = dict[str, Any]
 

@@ -166,6 +166,13 @@ def test_nobody_without_the_right_gets_anywhere(untouched: RunningServer, method
     assert untouched.ask(method, path, body, headers=FAR, secret="secret-of-alpha").status in (401, 403)
 
 
+def test_a_selector_as_long_as_documented_fits_an_address(untouched: RunningServer) -> None:
+    described = untouched.ask("GET", "/api/openapi.json").json["paths"]["/api/remote-workers"]["get"]["parameters"]
+    [longest] = [one["schema"]["maxLength"] for one in described if one["name"] == "select"]
+    answer = untouched.ask("GET", "/api/remote-workers?select=host=" + "h" * (longest - len("host=")))
+    assert (answer.status, answer.json["workers"]) == (200, [])
+
+
 def test_the_list_of_workers_takes_selectors_too(untouched: RunningServer) -> None:
     answer = untouched.ask("GET", "/api/remote-workers?select=w1|w3,state!=failed").json
     assert [view["worker_id"] for view in answer["workers"]] == ["w1", "w3"]

@@ -137,7 +137,7 @@ WORKERS = (
         "The workers, filtered, sorted, a page at a time", "所有 worker：筛选、排序、分页",
         {200: answers.Workers},
         [
-            text("select", "a selector: `group=trainers,state=failed`", 16_384),
+            text("select", "a selector: `group=trainers,state=failed`", MAX_SELECT_CHARS),
             text("state", SEVERAL, 4096), text("host", SEVERAL, 4096), text("group", SEVERAL, 4096),
             text("agent", SEVERAL, 4096), text("q", "words that appear in it"),
             text("sort", "a column; `-column`: the other way round"),
