@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ import pytest
 from procguard.errors import LimitExceeded, NotFound
 from procguard.fleet import log_search as searches
 from procguard.fleet.log_search import Question
-from remote_agent import log_search, protocol
+from remote_agent import grep, log_search, protocol
 from remote_agent.link import Credentials, LinkDown, Reply
 from remote_agent.log_search import LogSearcher, look
 from scripts.swarm import Swarm
@@ -179,14 +180,25 @@ def test_an_expression_that_this_python_does_not_take_is_said_so(logs: Logs) -> 
     assert "does not take it" in result.reason
 
 
-def test_one_loud_worker_does_not_starve_the_others(logs: Logs) -> None:
-    """Each has its turn, at first a small block: the time may be up before a large one of the loud one is through."""
-    slow = "(?:[a-z ]+)+Z|needle"  # a large block takes longer than there is time, a small one a tenth of it
-    logs.write("loud", 1, b"nothing here\n" * 1_000_000)
+def test_one_loud_worker_does_not_starve_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has its turn, at first a small block: the time may be up before a large one of the loud one is through. By a
+    clock that moves with each line, for the search takes what processor others leave."""
+    now, said = [0.0], []
+    monkeypatch.setattr(grep, "time", SimpleNamespace(monotonic=lambda: now[0], time=time.time))
+    logs = Logs(tmp_path)
+    logs.write("loud", 1, b"nothing here\n" * 100_000)
     logs.write("quiet", 1, b"needle\n")
-    result = logs.look(slow, timeout_s=8.0)
-    assert texts(result) == ["needle"]
-    assert result.status == "timeout"
+    search = grep.Search({"pattern": "needle", "timeout_s": 20_000.0}, said.append)
+    usual = search._match
+
+    def slowly(line: bytes) -> Any:
+        now[0] += 1.0
+        return usual(line)
+
+    monkeypatch.setattr(search, "_match", slowly)
+    places = [[one, str(tmp_path / one)] for one in ("loud", "quiet")]
+    assert not search.run(grep.files_of(places, "", float("-inf"))), "all of it was looked at in time"
+    assert [one[5] for one in said if isinstance(one, list)] == ["needle"]
 
 
 class Answers:
