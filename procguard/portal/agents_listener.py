@@ -15,7 +15,7 @@ from procguard.channels import Access, Principal
 from procguard.channels.desk import Desk
 from procguard.channels.http import HttpChannel
 from procguard.config_limits import Limits
-from procguard.portal import http_server
+from procguard.portal import http_server, listening
 from procguard.portal.edge import Edge
 from procguard.portal.express import Counter, Express
 
@@ -69,7 +69,7 @@ def server(
     """
     frequent = HttpChannel(desk, AgentsOnly(access), direct=False).frequent()
     return http_server.Server(
-        http_server.listen("127.0.0.1", 0),
+        listening.listen("127.0.0.1", 0),
         Edge(application(desk, access, errors_as_json), count),
         express=Express(frequent, count),
         limits=limits,

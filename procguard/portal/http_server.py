@@ -10,11 +10,8 @@ from __future__ import annotations
 
 import _socket
 import contextlib
-import errno
 import http
 import logging
-import os
-import resource
 import secrets
 import socket
 import ssl
@@ -24,14 +21,12 @@ from urllib.parse import unquote
 
 import gevent
 import gevent.pool
-import gevent.socket
 from gevent import pywsgi
 
 from procguard.channels import http_io
 from procguard.channels.bodies import Bodies
 from procguard.channels.rate import RateLimiter
 from procguard.config_limits import Limits
-from procguard.errors import ProcGuardError
 from procguard.portal import http_head, websocket
 from procguard.portal.connections import ConnectionBook, Ticket
 from procguard.portal.edge import SECURITY_HEADERS
@@ -48,10 +43,8 @@ DISCARD_TIMEOUT_S = 2.0
 LINGER_S = 1.0  # how long, and how much, a refused sender may go on before the connection is cut
 LINGER_BYTES = 16 * 1024 * 1024
 JOINED_BYTES = 64 * 1024  # what is smaller goes out together with its head
-BACKLOG = 1024
 HANDSHAKE_TIMEOUT_S = 10.0
 TLS_HANDSHAKE = b"\x16"  # what a connection in TLS begins with
-OTHER_FILES = 256  # descriptors that are no connections: logs, journal, SSH helper
 LOG_LINES_AT_ONCE = 50  # about peers that talk no HTTP; then one in two seconds
 LOG_LINES_PER_S = 0.5
 
@@ -462,51 +455,3 @@ class Server(pywsgi.WSGIServer):
 
     def get_environ(self) -> dict[str, Any]:
         return dict(self.environ)
-
-
-def listen(host: str, port: int) -> Any:
-    """A listening socket. Raises ProcGuardError in one clear line when the port can't be had."""
-    try:
-        infos = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, proto, _, address = infos[0]
-        listener = gevent.socket.socket(family, kind, proto)
-    except OSError as exc:
-        raise ProcGuardError(
-            f"web.host: cannot listen on {host!r} ({exc})", "use 0.0.0.0 or an address of this machine"
-        ) from exc
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(BACKLOG)
-    except OSError as exc:
-        listener.close()
-        raise _cannot_listen(host, port, exc) from exc
-    return listener
-
-
-def _cannot_listen(host: str, port: int, exc: OSError) -> ProcGuardError:
-    if exc.errno == errno.EADDRINUSE:
-        return ProcGuardError(
-            f"port {port} on {host} is taken by another program",
-            f"see which: ss -ltnp 'sport = :{port}'; or start with --port N",
-            code="port_taken",
-        )
-    if exc.errno == errno.EACCES:
-        return ProcGuardError(f"port {port} needs rights this user does not have", "use a port above 1023: --port N")
-    if exc.errno == errno.EADDRNOTAVAIL:
-        return ProcGuardError(f"{host} is not an address of this machine", "use 0.0.0.0, or one shown by: ip addr")
-    return ProcGuardError(
-        f"cannot listen on {host}:{port} ({os.strerror(exc.errno or 0)})", "see web.host and web.port"
-    )
-
-
-def allow_many_connections() -> int:
-    """Each held request is a descriptor: raise the soft limit to the hard one. Returns how many connections fit."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = min(hard, 66_000) if hard != resource.RLIM_INFINITY else 66_000
-    if soft < wanted:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        except (OSError, ValueError):
-            log.warning("descriptor limit stays at %d", soft)
-    return max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - OTHER_FILES)

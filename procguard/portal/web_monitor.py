@@ -26,7 +26,7 @@ from procguard.errors import NotFound, ProcGuardError
 from procguard.fleet import clock
 from procguard.fleet.measurements import Measurements
 from procguard.fleet.store.appendlog import NotDurable, RunBlocking, run_here
-from procguard.portal import agents_listener, audit, http_server, websocket
+from procguard.portal import agents_listener, audit, http_server, listening, websocket
 from procguard.portal.api import OperatorApi, Ssh
 from procguard.portal.api_access import AccessApi
 from procguard.portal.api_agent_care import AgentCareApi, Care
@@ -187,10 +187,10 @@ class WebMonitor:
         if self._server is not None:
             return
         limits = self._config.web.limits
-        self._book.most = min(limits.connections, http_server.allow_many_connections())
+        self._book.most = min(limits.connections, listening.allow_many_connections())
         self._certificates = tls.open_certificates(self._config, self._names(), _utc_now())
         self._auth.ca_file = self.ca_file
-        listener = http_server.listen(self._config.web.host, self._config.web.port)
+        listener = listening.listen(self._config.web.host, self._config.web.port)
         guard = (
             LiveEndpoint(self._live, self._auth, self._keeper, limits.websocket_clients)
             if self._config.web.enabled

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import socket
 import time
 from collections.abc import Iterator
@@ -378,7 +379,7 @@ def test_a_connection_that_ended_by_itself_is_shut_down_without_harm_to_who_come
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(20)]  # none of them is connected
         with monkeypatch.context() as patched:
-            patched.setattr(http_server.os, "dup", lambda _fd: pytest.fail("a descriptor too many"))
+            patched.setattr(os, "dup", lambda _fd: pytest.fail("a descriptor too many"))
             for number, sock in enumerate(sockets):
                 server.do_handle(sock, ("192.0.2.1", number))
         assert len(server._tickets_of) == 20 and server.book.refused["unproven_per_address"] == 4
