@@ -18,20 +18,24 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import CodeType
 from typing import Any, TypeVar
 
 import remote_agent
 from remote_agent.installer import platform_tag
 
 # Read as `exec(code)` by the boot line of `channel.REMOTE_COMMAND`, with `i` = the rest of stdin. Where this Python
-# reads the manager's byte code nothing is compiled: that is most of what a session costs a host.
+# reads the manager's byte code nothing is compiled: that is most of what a session costs a host. Each module is packed
+# for itself, as a session needs half of them. Garbage of what is loaded is not looked for: most sessions are short.
 _BOOT = """
-import marshal, sys, zlib
+import gc, marshal, sys, zlib
+gc.set_threshold(100000)
 from importlib.machinery import ModuleSpec
 from importlib.util import MAGIC_NUMBER
 class Sources:
-    magic, sources, codes = marshal.loads(zlib.decompress(i.read(int(i.readline()))))
+    magic, sources, codes = marshal.loads(i.read(int(i.readline())))
     @classmethod
     def find_spec(cls, name, path=None, target=None):
         return ModuleSpec(name, cls, is_package=name == "remote_agent") if name in cls.sources else None
@@ -41,8 +45,9 @@ class Sources:
     @classmethod
     def exec_module(cls, module):
         name = module.__name__
-        made = cls.codes.get(name) if cls.magic == MAGIC_NUMBER else None
-        exec(marshal.loads(made) if made else compile(cls.sources[name], name, "exec"), module.__dict__)
+        same = cls.magic == MAGIC_NUMBER
+        made = zlib.decompress((cls.codes if same else cls.sources)[name])
+        exec(marshal.loads(made) if same else compile(made, name, "exec"), module.__dict__)
 sys.meta_path.insert(0, Sources)
 import remote_agent.install
 sys.exit(remote_agent.install.main(["session"]))
@@ -124,10 +129,22 @@ def byte_code() -> bytes:
     """
     made = {}
     for path in sorted(Path(remote_agent.__file__).parent.glob("*.py")):
-        source = path.read_bytes()
-        code = marshal.dumps(compile(source, f"remote_agent/{path.name}", "exec", dont_inherit=True))
-        made[path.name] = (importlib.util.source_hash(source), code)
-    return zlib.compress(marshal.dumps(made, 2), 6)
+        made[path.name] = (importlib.util.source_hash(path.read_bytes()), _code(path, f"remote_agent/{path.name}"))
+    return zlib.compress(marshal.dumps(made, 2), 1)
+
+
+def _code(path: Path, filename: str) -> bytes:
+    """The module's byte code, which tracebacks take for `filename`. Python's own cache has it as a rule: a fifth of the
+    time that compiling takes, and every host waits for it."""
+    module = f"remote_agent.{path.stem}"
+    code = SourceFileLoader(module, str(path)).get_code(module)
+    assert code is not None, path
+    return marshal.dumps(_renamed(code, filename))
+
+
+def _renamed(code: CodeType, filename: str) -> CodeType:
+    inner = [_renamed(one, filename) if isinstance(one, CodeType) else one for one in code.co_consts]
+    return code.replace(co_filename=filename, co_consts=tuple(inner))
 
 
 def _psutil_files() -> dict[str, bytes]:
@@ -174,9 +191,13 @@ def installer_zip() -> bytes:
 @_once
 def bootstrap() -> bytes:
     """The bytes that turn a bare `python3` on a host into `install.py session`: sources, and byte code beside them."""
-    sources = {f"remote_agent.{name}": source for name, source in installer_sources().items()}
-    sources["remote_agent"] = ""
-    codes = {name: marshal.dumps(compile(source, name, "exec", dont_inherit=True)) for name, source in sources.items()}
-    modules = zlib.compress(marshal.dumps((importlib.util.MAGIC_NUMBER, sources, codes), 2), 6)
+    package = Path(remote_agent.__file__).parent
+    sources = {"remote_agent": b""}
+    codes = {"remote_agent": marshal.dumps(compile("", "remote_agent", "exec"))}
+    for module, source in installer_sources().items():
+        name = f"remote_agent.{module}"
+        sources[name], codes[name] = source.encode(), _code(package / f"{module}.py", name)
+    packed = [{name: zlib.compress(data) for name, data in one.items()} for one in (sources, codes)]
+    modules = marshal.dumps((importlib.util.MAGIC_NUMBER, *packed), 2)
     boot = _BOOT.encode()
     return b"%d\n%s%d\n%s" % (len(boot), boot, len(modules), modules)
