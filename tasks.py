@@ -10,6 +10,10 @@ for folder in (ROOT / "scripts", ROOT):  # also when the package is not installe
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 
+from procguard import cli_task  # noqa: E402
+
+cli_task.begin()
+
 from procguard import cli  # noqa: E402
 
 namespace = cli.collection()

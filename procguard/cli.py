@@ -24,6 +24,7 @@ from procguard import (
     cli_operations,
     cli_places,
     cli_state,
+    cli_task,
     client,
 )
 from procguard.cli_task import operator_task
@@ -203,6 +204,8 @@ def rewritten(argv: list[str]) -> list[str]:
 
 def main(argv: list[str] | None = None) -> None:
     """The `procguard` program."""
+    if argv is None:
+        cli_task.begin()
     program = Program(version=__version__, namespace=collection(), name="procguard", binary="procguard")
     program.run(rewritten(sys.argv if argv is None else argv))
 

@@ -72,6 +72,9 @@ def deploy(
     pending" (--restart-changed applies it), one gone from the inventory runs on (--prune stops it). A release whose
     agent does not start, or is not heard, is rolled back on that host.
     """
+    from procguard.deploy import bundle
+
+    bundle.begin()
     from procguard.deploy.deployer import Options
 
     options = Options(_plan(forks, serial, max_fail), prune, restart_changed, check, diff, sync_running, rotate_secrets)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
+import gc
 import inspect
 import os
 import re
@@ -15,6 +17,13 @@ from invoke import Context, task
 from procguard.errors import ProcGuardError
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def begin() -> None:
+    """What a command's process does first. Python would look for garbage again and again while it imports, and at its
+    end once more among all that was imported: a fifth of the time that a short command takes."""
+    gc.set_threshold(20_000, 20, 20)
+    atexit.register(gc.freeze)
 
 
 def operator_task(positional: tuple[str, ...] = (), **options: Any) -> Callable[[F], Any]:

@@ -33,7 +33,7 @@ def is_running(runtime_dir: str) -> bool:
 def pid(runtime_dir: str, agent_dir: str) -> Optional[int]:
     """The pid of the running agent, checked against its command line: a reused pid is never taken for it."""
     try:
-        with open(paths.agent_pid_file(runtime_dir), encoding="ascii") as file:
+        with open(paths.agent_pid_file(runtime_dir), encoding="utf-8") as file:
             number = int(file.read().split()[0])
     except (OSError, ValueError, IndexError):
         return None
@@ -57,7 +57,7 @@ def is_frozen(number: int) -> bool:
 def _state(number: int) -> str:
     """One letter as in /proc/<pid>/stat, "" when there is no such process."""
     try:
-        with open(f"/proc/{number}/stat", encoding="ascii", errors="replace") as file:
+        with open(f"/proc/{number}/stat", encoding="utf-8", errors="replace") as file:
             return file.read().rpartition(")")[2].split()[0]
     except (OSError, IndexError):
         return ""

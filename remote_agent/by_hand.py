@@ -200,7 +200,7 @@ def _known(wanted: str, known: "list[str]") -> str:
 
 def _pid(runtime_dir: str) -> str:
     try:
-        with open(paths.agent_pid_file(runtime_dir), encoding="ascii") as file:
+        with open(paths.agent_pid_file(runtime_dir), encoding="utf-8") as file:
             return f" (pid {int(file.read().split()[0])})"
     except (OSError, ValueError, IndexError):
         return ""

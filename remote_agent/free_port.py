@@ -41,7 +41,7 @@ class FreePort:
 
 def _ephemeral() -> "tuple[int, int]":
     try:
-        with open(EPHEMERAL_FILE, encoding="ascii") as file:
+        with open(EPHEMERAL_FILE, encoding="utf-8") as file:
             low, high = file.read().split()
         return int(low), int(high)
     except (OSError, ValueError):

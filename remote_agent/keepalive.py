@@ -13,6 +13,7 @@ from typing import Optional
 from remote_agent.digests import sha256_hex
 
 CALL_TIMEOUT_S = 8.0
+SYSTEMD_RUNS = "/run/systemd/system"  # is there where systemd is this machine's init: sd_booted(3)
 
 
 class KeepAlive:
@@ -158,7 +159,7 @@ def _program(name: str) -> bool:
 
 def _systemd_obstacle() -> str:
     """Why a user unit would not keep the agent alive; "" when it would."""
-    if not _program("systemctl"):
+    if not os.path.isdir(SYSTEMD_RUNS) or not _program("systemctl"):
         return "not here"
     if _call(["systemctl", "--user", "show-environment"]) is None:
         return "no user manager answers"

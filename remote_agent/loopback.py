@@ -18,7 +18,7 @@ def is_own_listener(port: int, uid: int = -1, table: str = "/proc/net/tcp") -> b
     """Whether the socket that listens on 127.0.0.1:`port` belongs to this user. False where there is none."""
     wanted = "%08X:%04X" % (struct.unpack("=I", socket.inet_aton("127.0.0.1"))[0], port)
     owner = os.getuid() if uid < 0 else uid
-    with open(table, encoding="ascii", errors="replace") as lines:
+    with open(table, encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines):
             words = line.split(None, 8)
             if len(words) > 7 and words[1] == wanted and words[3] == LISTENING:

@@ -11,6 +11,8 @@ import os
 import time
 from typing import Optional
 
+from remote_agent.digests import sha256_hex
+
 SPARE_BYTES = 32 * 1024 * 1024  # must remain free after unpacking
 MAX_UNPACKED_BYTES = 256 * 1024 * 1024
 MAX_MEMBERS = 5000
@@ -65,12 +67,11 @@ def unpack(home: str, digest: str, bundle: bytes, unpacked_bytes: int, code: byt
     Raises InstallError when the bytes are not the ones named by `digest`, when a member would leave the directory,
     or when the disk is full; then nothing is left behind.
     """
-    import hashlib
     import shutil
 
     if present(home, digest):
         return False
-    found = hashlib.sha256(bundle).hexdigest()
+    found = sha256_hex(bundle)
     if found != digest:
         raise InstallError(
             "bad_bundle", f"the bundle arrived damaged: sha256 {found[:16]}, expected {digest[:16]}", "deploy again"
@@ -139,6 +140,8 @@ def _inflate(bundle: bytes) -> bytes:
         raise InstallError("bad_bundle", f"the bundle is no gzip file: {exc}", "build it anew") from exc
     if inflater.unconsumed_tail:
         raise _too_large()
+    if not inflater.eof:
+        raise InstallError("bad_bundle", "the bundle ends too early", "build it anew")
     return unpacked
 
 

@@ -119,7 +119,7 @@ class AgentLock:
 
     def _holder(self) -> str:
         try:
-            with open(paths.agent_pid_file(self._runtime_dir), encoding="ascii") as file:
+            with open(paths.agent_pid_file(self._runtime_dir), encoding="utf-8") as file:
                 return f"pid {int(file.read().split()[0])}"
         except (OSError, ValueError, IndexError):
             return "pid unknown"

@@ -28,7 +28,7 @@ from remote_agent.installer import platform_tag
 
 # Read as `exec(code)` by the boot line of `channel.REMOTE_COMMAND`, with `i` = the rest of stdin. Where this Python
 # reads the manager's byte code nothing is compiled: that is most of what a session costs a host. Each module is packed
-# for itself, as a session needs half of them. Garbage of what is loaded is not looked for: most sessions are short.
+# for itself, as a session needs half of them. Nothing is cleared away that ends with the process.
 _BOOT = """
 import gc, marshal, sys, zlib
 gc.set_threshold(100000)
@@ -49,8 +49,10 @@ class Sources:
         made = zlib.decompress((cls.codes if same else cls.sources)[name])
         exec(marshal.loads(made) if same else compile(made, name, "exec"), module.__dict__)
 sys.meta_path.insert(0, Sources)
-import remote_agent.install
-sys.exit(remote_agent.install.main(["session"]))
+import os, remote_agent.install
+code = remote_agent.install.main(["session"])
+sys.stdout.flush()
+os._exit(code)
 """
 _IMPORT = re.compile(r"^\s*from remote_agent(?:\.(\w+))? import (.+)$", re.MULTILINE)
 
@@ -104,6 +106,17 @@ class Bundle:
 def build(for_platform: str = "") -> Bundle:
     """The release for a host whose `platform_tag()` is `for_platform`; psutil only where ours would run there."""
     return _build(for_platform == platform_tag())
+
+
+def begin() -> None:
+    """Make what every host will be sent, while the caller goes on: most of it is packing, beside the interpreter."""
+
+    def make() -> None:
+        bootstrap()
+        build(platform_tag())  # what most hosts are, or may ask for
+        byte_code()
+
+    threading.Thread(target=make, daemon=True).start()
 
 
 def releases() -> list[str]:

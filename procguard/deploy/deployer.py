@@ -1,8 +1,8 @@
 """What is done on a host: deploy, upgrade, roll back, undeploy. The manager is told first, then the hosts are visited.
 
 Stages of a host: connect, probe, code (procguard_sync; before the manager is told, so that no worker starts without
-its code), upload, install (with start), verify (the manager has heard the agent after the SSH connection closed),
-recovery (the manager itself can open an SSH connection). A release that starts but is not heard is rolled back. Owns
+its code), upload, install (with start), recovery (the manager itself can open an SSH connection), verify (the manager
+has heard the agent after the SSH connection closed). A release that starts but is not heard is rolled back. Owns
 these stages; the order of hosts is rollout.py's. Knows neither terminals nor how bytes reach a host: sessions come from
 a `Connector`, the manager is a `ManagerClient`.
 """
@@ -159,18 +159,24 @@ class Deployer:
             code = bundle.byte_code if found.get("magic") == bundle.MAGIC else bytes
             result.report = session.install(request, release.data, deadline, code)
         result.changes += [str(change) for change in result.report.get("changes", [])]
-        self._listener.stage(host.name, "verify")
         # One that ran already when we came owes nothing to our connection: that it is connected is enough.
         untouched = not result.report.get("changes")
+        deadline, since = time.monotonic() + VERIFY_TIMEOUT_S, None if untouched else self._heard.now()
+        if not untouched:  # meanwhile the agent makes itself heard
+            self._listener.stage(host.name, "recovery")
+            result.recovery_ssh = self._check_recovery(host)
+        self._listener.stage(host.name, "verify")
         try:
-            seen = self._heard.wait_for(mine["agent_id"], time.monotonic() + VERIFY_TIMEOUT_S, untouched)
+            seen = self._heard.wait_for(mine["agent_id"], deadline, since, connected_is_enough=untouched)
         except HostError as exc:
             if "upgraded" in result.report.get("changes", []):
                 raise self._gone_back(host, where, mine["agent_id"], exc) from exc
             raise
-        self._listener.stage(host.name, "recovery")
-        result.recovery_ssh = known_recovery(seen) if untouched else {}
-        result.recovery_ssh = result.recovery_ssh or self._check_recovery(host)
+        if untouched:
+            result.recovery_ssh = known_recovery(seen)
+            if not result.recovery_ssh:
+                self._listener.stage(host.name, "recovery")
+                result.recovery_ssh = self._check_recovery(host)
         self._refuse(host, result)
 
     def _gone_back(self, host: Host, where: Json, agent_id: str, why: HostError) -> HostError:

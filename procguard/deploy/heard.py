@@ -14,6 +14,8 @@ from procguard.client import ManagerClient
 from procguard.errors import HostError
 
 POLL_S = 0.15
+QUICK_POLL_S = 0.02  # where the manager answers so quickly that it does not notice
+POLL_SHARE = 0.1  # at most this share of the manager's time
 RECHECK_S = 900.0  # on a host where nothing changed, that the manager can reach it is believed for so long
 
 Json = dict[str, Any]
@@ -26,17 +28,22 @@ class Heard:
         self._client = client
         self._lock = threading.Lock()
         self._polled_at = 0.0  # monotonic, when the request of the newest answer was sent
+        self._pause_s = POLL_S
         self._answer: Json = {}
 
-    def wait_for(self, agent_id: str, deadline: float, connected_is_enough: bool = False) -> Json:
-        """Return once the agent was heard after this call began: its host's view. Raises HostError at the deadline.
+    def now(self) -> datetime | None:
+        """The manager's time, for `wait_for`: what was heard before does not count."""
+        return _time(self._fresh(time.monotonic()).get("server_time"))
 
-        Compared on the manager's clock alone: `server_time` of the first answer against later `last_seen`.
+    def wait_for(
+        self, agent_id: str, deadline: float, since: datetime | None = None, *, connected_is_enough: bool = False
+    ) -> Json:
+        """Return once the agent was heard after `since`, by default this call: its host's view. Raises HostError at the
+        deadline. Compared on the manager's clock alone: `server_time` against later `last_seen`.
         """
-        began = self._fresh(time.monotonic())
-        since = _time(began.get("server_time"))
+        since = since or self.now()
         while True:
-            view = self._fresh(time.monotonic() - POLL_S)
+            view = self._fresh(time.monotonic() - self._pause_s)
             mine: Json = next((one for one in view.get("hosts", []) if one.get("agent") == agent_id), {})
             seen = _time(mine.get("last_seen"))
             if (seen and since and seen > since) or (connected_is_enough and mine.get("agent_state") == "connected"):
@@ -48,7 +55,7 @@ class Heard:
                     "see agent.log in its directory there; does the host end a user's processes at log-out?",
                     code="not_heard",
                 )
-            time.sleep(POLL_S)
+            time.sleep(self._pause_s)
 
     def _fresh(self, not_before: float) -> Json:
         """An answer that was asked for after `not_before`; threads share one request."""
@@ -56,6 +63,8 @@ class Heard:
             if self._polled_at <= not_before:
                 self._polled_at = time.monotonic()
                 self._answer = self._client.hosts()
+                took_s = time.monotonic() - self._polled_at
+                self._pause_s = min(max(QUICK_POLL_S, took_s / POLL_SHARE), POLL_S)
             return self._answer
 
 

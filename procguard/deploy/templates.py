@@ -1,22 +1,21 @@
 """Jinja variables as Ansible writes them: lazily, recursively, with their types kept.
 
 Knows neither files nor hosts: it is handed one host's variables. The sandbox keeps a template from doing more than
-computing a value.
+computing a value. Jinja is imported where the first template is: an inventory without any need not wait for it.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
 import shlex
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jinja2
-import jinja2.runtime
-import jinja2.sandbox
-import jinja2.utils
+if TYPE_CHECKING:
+    import jinja2
 
 MAX_DEPTH = 20
 _ONE_EXPRESSION = re.compile(r"\s*\{\{((?:(?!\{\{|\}\}).)*)\}\}\s*", re.DOTALL)
@@ -32,7 +31,10 @@ class Renderer:
     def __init__(self, variables: Mapping[str, Any]) -> None:
         self._variables = variables
         self._depth = 0
-        self._environment = _environment(self._lookup)
+
+    @functools.cached_property
+    def _environment(self) -> jinja2.Environment:
+        return _environment(self._lookup)
 
     def having(self, **more: Any) -> Renderer:
         """One with further variables, over those of the same name."""
@@ -53,11 +55,15 @@ class Renderer:
 
     def _lookup(self, name: str) -> Any:
         """A variable for jinja, itself rendered; jinja2's `missing` where there is none."""
+        from jinja2.utils import missing  # noqa: PLC0415
+
         if name not in self._variables:
-            return jinja2.utils.missing
+            return missing
         return self.render(self._variables[name])
 
     def _text(self, text: str) -> Any:
+        import jinja2  # noqa: PLC0415
+
         self._depth += 1
         try:
             if self._depth > MAX_DEPTH:
@@ -78,6 +84,10 @@ class Renderer:
 
 
 def _environment(lookup: Any) -> jinja2.Environment:
+    import jinja2.runtime  # noqa: PLC0415
+    import jinja2.sandbox  # noqa: PLC0415
+    import jinja2.utils  # noqa: PLC0415
+
     class Context(jinja2.runtime.Context):
         def resolve_or_missing(self, key: str) -> Any:
             found = lookup(key)

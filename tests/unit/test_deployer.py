@@ -167,7 +167,7 @@ def test_a_first_deployment_goes_through_every_stage_in_order() -> None:
     client, machines, listener = FakeClient(["a"]), FakeHosts(), Recorder()
     (result,) = deployer(client, machines, listener).deploy(hosts("a"))
     assert result.status == "changed" and result.recovery_ssh["ok"] is True
-    assert [stage for _, stage in listener.stages] == ["connect", "probe", "upload", "verify", "recovery"]
+    assert [stage for _, stage in listener.stages] == ["connect", "probe", "upload", "recovery", "verify"]
     assert [entry[0] for entry in client.log] == ["deploy", "credentials", "check-ssh"]
 
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -277,6 +277,31 @@ def test_a_damaged_bundle_is_refused(tmp_path: Path) -> None:
         release.unpack(str(tmp_path), "0" * 64, b"something else", 0)
 
 
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (lambda data: b"no gzip at all", "no gzip file"),
+        (lambda data: data[: len(data) // 2], "ends too early"),
+    ],
+    ids=["not packed", "half of it"],
+)
+def test_a_bundle_that_was_made_wrong_is_refused_and_leaves_nothing(
+    tmp_path: Path, spoil: Callable[[bytes], bytes], why: str
+) -> None:
+    data = spoil(bundle.build("").data)
+    with pytest.raises(InstallError, match=why):
+        release.unpack(str(tmp_path), hashlib.sha256(data).hexdigest(), data, 0)
+    assert os.listdir(tmp_path / "releases") == []
+
+
+def test_a_bundle_larger_than_any_agent_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = bundle.build("")
+    monkeypatch.setattr(release, "MAX_UNPACKED_BYTES", one.unpacked_bytes // 2)
+    with pytest.raises(InstallError, match="larger than any agent"):
+        release.unpack(str(tmp_path), one.sha256, one.data, one.unpacked_bytes)
+    assert os.listdir(tmp_path / "releases") == []
+
+
 def test_too_little_space_is_said_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(InstallError, match="no space"):
         release.check_space(str(tmp_path), 2**60)
@@ -331,6 +356,16 @@ def test_without_systemd_and_cron_the_reason_is_told(tmp_path: Path, monkeypatch
     monkeypatch.setenv("PATH", str(tmp_path))
     kind, reason = keepalive.KeepAlive("/d", "/usr/bin/python3", "f/h").choose("auto")
     assert kind == "none" and "systemd: not here" in reason and "no crontab" in reason
+
+
+@pytest.mark.parametrize("runs", [True, False], ids=["systemd runs", "only its programs are here"])
+def test_systemd_is_asked_only_where_it_runs(runs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = tmp_path / "calls"
+    _program(tmp_path, "systemctl", f'echo "$@" >> {calls}; exit 1')
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(keepalive, "SYSTEMD_RUNS", str(tmp_path if runs else tmp_path / "nowhere"))
+    _, reason = keepalive.KeepAlive("/d", "/usr/bin/python3", "f/h").choose("systemd")
+    assert calls.exists() is runs and ("no user manager answers" if runs else "systemd: not here") in reason
 
 
 def _archive(member: tarfile.TarInfo) -> bytes:
