@@ -47,7 +47,7 @@ class Tunnels:
     def start(self, to_port: int) -> None:
         """`to_port`: where the manager listens for agents that come through a tunnel."""
         self._to_port = to_port
-        self._registry.on_change(self._changed)
+        self._registry.on_change(self._changed, "hosts")
         for agent_id in list(self._registry.agents_by_id):
             self._reconcile(agent_id)
 
@@ -91,9 +91,8 @@ class Tunnels:
         seen = self._registry.seen.get(agent_id)
         return seen.tunnel if seen is not None else {}
 
-    def _changed(self, topic: str, item_id: str, _view: Any) -> None:
-        if topic == "hosts":
-            self._reconcile(item_id)
+    def _changed(self, _topic: str, agent_id: str, _view: Any) -> None:
+        self._reconcile(agent_id)
 
     def _reconcile(self, agent_id: str) -> None:
         agent = self._registry.agents_by_id.get(agent_id)

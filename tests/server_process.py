@@ -244,7 +244,7 @@ def _bridge(channel: Any, port: int) -> None:
             asked = json.loads(line)
             answer = connection.request(asked["method"], asked["path"], base64.b64decode(asked["body"]))
             with contextlib.suppress(OSError):  # it went away meanwhile
-                sock.sendall(json.dumps(answer).encode() + b"\n")
+                sock.sendall(json.dumps([answer.status, answer.data]).encode() + b"\n")
 
         for line in lines:
             connection = connection or channel.connect(json.loads(line)["secret"])

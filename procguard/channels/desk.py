@@ -38,8 +38,15 @@ Offer = Callable[[str, str, str], "protocol.ZmqOffer | None"]
 
 
 class Answer(NamedTuple):
+    """`message`: one of the protocol's, or a JSON object."""
+
     status: int
-    data: dict[str, Any]
+    message: Any
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The message as JSON values."""
+        return self.message if isinstance(self.message, dict) else protocol.encode(self.message)
 
 
 class Call:
@@ -174,9 +181,9 @@ class Desk:
             enrolled_by=caller.token_id if caller.kind == "enroll" else "",
         )
         if reply.status == "pending":
-            return Answer(202, protocol.encode(reply))
+            return Answer(202, reply)
         reply.log_offsets = self._logs.lengths(registration.worker_id)
-        return Answer(200, protocol.encode(reply))
+        return Answer(200, reply)
 
     def _trusted_to_register(self, caller: Principal, worker_id: str) -> bool:
         if caller.kind == "agent":
@@ -202,7 +209,7 @@ class Desk:
         self._access.check_worker_agent(call.identify(), worker_id, operator_too=True)
         beat = messages.read(protocol.WorkerHeartbeat, call.read(self._limits.body_size))
         reply = self._registry.worker_heartbeat(worker_id, beat, clock.read(), call.channel)
-        return Answer(200, protocol.encode(reply))
+        return Answer(200, reply)
 
     def worker_commands(self, call: Call, worker_id: str) -> Answer:
         worker_id = checked_worker_id(worker_id)
@@ -215,7 +222,7 @@ class Desk:
                 now = clock.read()
                 reply = self._registry.worker_reply(worker_id, now)
                 if reply is not None:
-                    return Answer(200, protocol.encode(reply))
+                    return Answer(200, reply)
                 if not _wait(poll, deadline - now.monotonic):
                     break
         finally:
@@ -225,7 +232,7 @@ class Desk:
     def _nothing_new_for(self, worker_id: str) -> Answer:
         view = self._registry.worker(worker_id)
         reply = protocol.WorkerReply(worker_id=worker_id, desired=view["desired"], epoch=view.get("epoch", 0))
-        return Answer(200, protocol.encode(reply))
+        return Answer(200, reply)
 
     def worker_logs(self, call: Call, worker_id: str) -> Answer:
         worker_id, query = checked_worker_id(worker_id), call.query
@@ -272,7 +279,7 @@ class Desk:
             raise UsageError(
                 f"the heartbeat of {beat.agent_id[:70]!r} was sent to {agent_id}", "send it to its own address"
             )
-        return Answer(200, protocol.encode(self._registry.heartbeat(agent_id, beat, clock.read(), call.channel)))
+        return Answer(200, self._registry.heartbeat(agent_id, beat, clock.read(), call.channel))
 
     def agent_commands(self, call: Call, agent_id: str) -> Answer:
         self._access.check_agent(call.identify(), agent_id)
@@ -286,13 +293,13 @@ class Desk:
                 now = clock.read()
                 reply = self._registry.agent_reply(agent_id, rev, seq, now)
                 if reply is not None:
-                    return Answer(200, protocol.encode(reply))
+                    return Answer(200, reply)
                 if not _wait(poll, deadline - now.monotonic):
                     break
         finally:
             self._held.close(poll)
             self._registry.poll_closed(agent_id, clock.read(), peer_closed=poll.ending == "peer_closed")
-        return Answer(200, protocol.encode(protocol.AgentReply(fleet_id=self._registry.fleet_id, assignments_rev=rev)))
+        return Answer(200, protocol.AgentReply(fleet_id=self._registry.fleet_id, assignments_rev=rev))
 
     def agent_found(self, call: Call, agent_id: str) -> Answer:
         """What an agent found in its host's logs, for a search that it was told of."""

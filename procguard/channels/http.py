@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl
 
 import bottle
 
-from procguard.channels import Access, Principal, http_io
+from procguard.channels import Access, Principal, http_io, messages
 from procguard.channels.desk import Answer, Call, Desk, Route
 
 
@@ -54,7 +54,7 @@ class HttpChannel:
         call = HttpCall(bottle.request.environ, self._access, bottle.request.query)
         call.direct = self._direct
         answer = route.handler(call, names[route.name]) if route.name else route.handler(call)
-        return http_io.json_response(answer.data, answer.status)
+        return bottle.HTTPResponse(messages.dumps(answer.message), answer.status, http_io.JSON)
 
 
 class HttpCall(Call):

@@ -124,8 +124,10 @@ def may_overflow(body: bytes) -> bool:
     """Whether a number may stand there that overflows to infinity: valid JSON, but nothing that can be answered as
     JSON again. Looks only for the shape, and so fast that it is nothing beside the parsing; false alarms are rare."""
     alike = body.translate(_ALIKE)
-    if _LONG in alike:
+    if len(alike) >= len(_LONG) and _LONG in alike:
         return True
+    if b"0e" not in alike:
+        return False
     for shape in (b"0e000", b"0e+000"):
         at = alike.find(shape)
         while at >= 0:
@@ -222,7 +224,7 @@ def _of(query: Query | None) -> Any:
 # ------------------------------------------------------------------------------------------------------- answers
 
 
-_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+JSON = {"Content-Type": "application/json"}  # the headers of an answer
 
 
 def dumps(value: Any) -> bytes:
@@ -235,7 +237,7 @@ def dumps(value: Any) -> bytes:
 
 
 def json_response(value: Any, status: int = 200) -> bottle.HTTPResponse:
-    return bottle.HTTPResponse(dumps(value), status, {"Content-Type": "application/json"})
+    return bottle.HTTPResponse(dumps(value), status, JSON)
 
 
 def error_body(code: str, message: str, next_step: str, request_id: str) -> dict[str, Any]:

@@ -20,14 +20,14 @@ import gevent
 import zmq
 from pydantic_core import from_json
 
-from procguard.channels import Access, http_io
+from procguard.channels import Access, http_io, messages
 from procguard.channels.bodies import Bodies
-from procguard.channels.desk import Answer, Desk
+from procguard.channels.desk import Desk
 from procguard.channels.rate import RateLimiter
-from procguard.channels.routing import RouteTable, refusal
-from procguard.channels.zmq_call import Rules, Session, ZmqCall, end_session
+from procguard.channels.routing import Found, RouteTable, refusal
+from procguard.channels.zmq_call import USUAL_KEYS, Rules, Session, ZmqCall, end_session
 from procguard.channels.zmq_keys import Admissions, Doorkeeper, key_from_hex
-from procguard.channels.zmq_port import LOOK_EVERY_S, Peer, RouterPort
+from procguard.channels.zmq_port import LOOK_EVERY_S, Peer, Received, RouterPort
 from procguard.config_limits import Limits
 from procguard.errors import LimitExceeded, NotFound, ProcGuardError, UsageError
 from procguard.fleet import clock
@@ -42,7 +42,9 @@ MAX_REQUESTS_OF_PEER = 8  # unanswered
 MAX_WAITING = 2_000  # requests taken from the sockets and not begun
 ARRIVALS_PER_S = 4.0  # connections of one agent, beyond as many at once as it may have
 TURN = 50  # requests answered before others have their turn
-LOGS = "/api/workers/<worker_id>/logs"  # the one route of the second port
+IDLE_WORKERS = 8  # greenlets that wait for the next requests: one of its own for each costs two calls of the kernel
+REQUESTS, LOGS = "requests", "logs"  # what a port is for
+LOGS_PATH = "/api/workers/<worker_id>/logs"  # the one route of the second port
 
 
 class ZmqChannel:
@@ -61,11 +63,12 @@ class ZmqChannel:
         self._doorkeeper: Doorkeeper | None = None
         self._door_watchers: list[Any] = []
         self._ports: list[RouterPort] = []
-        self._inbox: deque[tuple[RouterPort, bool, Peer, bytes | None]] = deque()
+        self._inbox: deque[Received] = deque()
         self._begun = 0  # requests under way: held ones, and those that wait for the disk
         self._arrivals = RateLimiter(limits.connections_per_agent, ARRIVALS_PER_S)
-        self._answers: list[tuple[RouterPort, Peer, bytes]] = []  # to be sent in a moment
-        self._worker_due = False
+        self._answers: list[tuple[Peer, bytes]] = []  # to be sent in a moment
+        self._called = False  # the hub is about to `_go_on`
+        self._idle: list[Any] = []  # greenlets
         desk.offer_by(self.offer)
 
     # ------------------------------------------------------------------------------------------- start and end
@@ -77,14 +80,16 @@ class ZmqChannel:
         self._context.set(zmq.THREAD_SCHED_POLICY, os.SCHED_BATCH)
         self._doorkeeper = Doorkeeper(self._context, self._admissions, self._has_room_for)
         try:
-            for number, max_bytes in enumerate((self._limits.heartbeat_size, protocol.MAX_LOG_POST_BYTES)):
+            sizes = {REQUESTS: self._limits.heartbeat_size, LOGS: protocol.MAX_LOG_POST_BYTES}
+            for number, (name, max_bytes) in enumerate(sizes.items()):
                 port = RouterPort(
                     self._context,
                     self._admissions,
                     max_frame_bytes=max_bytes,
-                    on_message=self._taker(number),
+                    on_messages=self._arrived,
                     on_closed=end_session,
-                    want=lambda: len(self._inbox) < MAX_WAITING and self._begun < self._limits.connections,
+                    room=self._room,
+                    name=name,
                 )
                 self._ports.append(port)
                 port.bind(self._host, self._port_base + number)
@@ -112,6 +117,8 @@ class ZmqChannel:
             watcher.close()
         if self._doorkeeper is not None:
             self._doorkeeper.close()
+        idle, self._idle = self._idle, []
+        gevent.killall(idle)
         context, self._context = self._context, None
         gevent.get_hub().threadpool.apply(context.term)  # waits for the last answers to leave
 
@@ -150,35 +157,48 @@ class ZmqChannel:
 
     # ------------------------------------------------------------------------------------------------- requests
 
-    def _taker(self, number: int) -> Any:
-        def take(peer: Peer, message: bytes | None) -> None:
-            """In the hub: put the message where a greenlet finds it."""
-            self._inbox.append((self._ports[number], number == 1, peer, message))
-            self._call_worker()
+    def _room(self) -> int:
+        return MAX_WAITING - len(self._inbox) if self._begun < self._limits.connections else 0
 
-        return take
+    def _arrived(self, received: list[Received]) -> None:
+        """In the hub: put the messages where a greenlet finds them."""
+        self._inbox.extend(received)
+        self._call_hub()
 
-    def _call_worker(self) -> None:
-        if not self._worker_due:
-            self._worker_due = True
-            gevent.spawn(self._work)
+    def _call_hub(self) -> None:
+        if not self._called:
+            self._called = True
+            gevent.get_hub().loop.run_callback(self._go_on)
+
+    def _go_on(self) -> None:
+        """In the hub, when nobody works or who did waits (for the disk, or because the request is one that is held):
+        what is answered leaves, and a greenlet takes what has come."""
+        self._called = False
+        self._flush()
+        if self._inbox:
+            if self._idle:
+                self._idle.pop().switch()
+            else:
+                gevent.spawn(self._serve)
+
+    def _serve(self) -> None:
+        """One of a few greenlets that answer; one answers many in a row."""
+        while True:
+            self._work()
+            if len(self._idle) >= IDLE_WORKERS or self._context is None:
+                return
+            self._idle.append(gevent.getcurrent())
+            gevent.get_hub().switch()
 
     def _work(self) -> None:
-        """Answer what waits. One greenlet answers many in a row; while it waits itself (for the disk, or because the
-        request is one that is held) another goes on."""
-        self._worker_due = False
-        self._flush()
         inbox, answered = self._inbox, 0
         while inbox:
-            port, is_logs, peer, message = inbox.popleft()
-            if inbox:
-                self._call_worker()
-            else:
-                self._flush()
-                port.look()
+            peer, message = inbox.popleft()
+            if not self._called:
+                self._call_hub()
             self._begun += 1
             try:
-                self._take(port, is_logs, peer, message)
+                self._take(peer, message)
             finally:
                 self._begun -= 1
             answered += 1
@@ -186,26 +206,33 @@ class ZmqChannel:
                 self._flush()
                 give_way()
         self._flush()
-        for port in self._ports:
-            port.look()
 
     def _flush(self) -> None:
         """Answers leave together: libzmq's thread is woken once for them."""
         answers, self._answers = self._answers, []
-        for port, peer, message in answers:
+        for peer, message in answers:
             if not peer.closed:
-                port.send(peer, message)
+                peer.port.send(peer, message)
+        for port in self._ports if answers else ():
+            port.look()
 
-    def _take(self, port: RouterPort, is_logs: bool, peer: Peer, message: bytes | None) -> None:
+    def _take(self, peer: Peer, message: bytes | None) -> None:
         if peer.state is None:
             peer.state = Session()
         session: Session = peer.state
         request_id = 0
         try:
-            header, body = _parts(message)
-            request_id = _request_id(header)
-            if session.awaited and session.take_body(request_id, body):
-                return
+            head, body = _parts(message)
+            found, announced = session.usual, None
+            request_id = session.usual_id(head)
+            if not request_id or session.awaited:
+                header = _header(head)
+                request_id = _request_id(header)
+                if session.awaited and session.take_body(request_id, body):
+                    return
+                found, announced = self._found(peer, header), header.get("body_bytes")
+                if len(header) == len(USUAL_KEYS) and not found.query:
+                    session.usual, session.usual_head = found, head.partition(b",")[2]
             if session.unanswered >= MAX_REQUESTS_OF_PEER:
                 raise LimitExceeded(
                     f"{MAX_REQUESTS_OF_PEER} requests of this connection are unanswered",
@@ -216,36 +243,35 @@ class ZmqChannel:
                 )
             session.unanswered += 1
             try:
-                status, data = self._answer(port, is_logs, peer, header, body, request_id)
+                status, answer = found.answer(ZmqCall(found.query, self._rules, peer, request_id, body, announced))
             finally:
                 session.unanswered -= 1
         except Exception as exc:
-            status, data = refusal(exc, peer.address)
-        self._answers.append((port, peer, b'{"id":%d,"status":%d}\n' % (request_id, status) + http_io.dumps(data)))
+            status, answer = refusal(exc, peer.address)
+        head = b'{"id":%d,"status":%d}\n' % (request_id, status)
+        self._answers.append((peer, head + messages.dumps(answer)))
 
-    def _answer(
-        self, port: RouterPort, is_logs: bool, peer: Peer, header: dict[str, Any], body: bytes, request_id: int
-    ) -> Answer:
-        session: Session = peer.state
+    def _found(self, peer: Peer, header: dict[str, Any]) -> Found:
+        """What is asked; the secret that comes with it, if any, is the connection's from now on."""
         if "secret" in header:
             secret = header["secret"]
             if not isinstance(secret, str) or not 0 < len(secret) <= MAX_SECRET_CHARS:
                 raise UsageError("secret: expected text", 'send {"secret": "…"} with the connection\'s first request')
-            session.secret_sha256 = protocol.secret_sha256(secret)
+            peer.state.secret_sha256 = protocol.secret_sha256(secret)
         method, path = header.get("method"), header.get("path")
         if not isinstance(method, str) or not isinstance(path, str):
             raise UsageError("method and path are missing", 'e.g. {"id": 1, "method": "POST", "path": "/api/…"}')
         found = self._routes.find(method, path)
-        if (found.route.path == LOGS) != is_logs:
+        takes_logs = peer.port.name == LOGS
+        if (found.route.path == LOGS_PATH) != takes_logs:
             raise NotFound(
-                "log bytes have a port of their own" if not is_logs else "this port takes log bytes only",
-                f"send it to port {self._port_base + (0 if is_logs else 1)}",
+                "log bytes have a port of their own" if not takes_logs else "this port takes log bytes only",
+                f"send it to port {self._port_base + (0 if takes_logs else 1)}",
             )
-        call = ZmqCall(found.query, self._rules, port, peer, request_id, body, header.get("body_bytes"))
-        return found.answer(call)
+        return found
 
 
-def _parts(message: bytes | None) -> tuple[dict[str, Any], bytes]:
+def _parts(message: bytes | None) -> tuple[bytes, bytes]:
     """(header, body): the header is one line of JSON, the body all that follows it."""
     if message is None:
         raise UsageError("more than one frame", "send header and body as one frame", code="bad_frames")
@@ -254,11 +280,15 @@ def _parts(message: bytes | None) -> tuple[dict[str, Any], bytes]:
         raise LimitExceeded(
             f"the header is larger than {MAX_HEADER_BYTES} bytes", "shorten it", status=413, code="header_too_large"
         )
+    return head, body
+
+
+def _header(head: bytes) -> dict[str, Any]:
     try:
         header = from_json(head, allow_inf_nan=False)
     except ValueError as exc:
         raise UsageError(f"the header is not JSON: {exc}", "send one line of JSON in UTF-8", code="bad_json") from exc
-    return http_io.as_object(header), body
+    return http_io.as_object(header)
 
 
 def _request_id(header: dict[str, Any]) -> int:

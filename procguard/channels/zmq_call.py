@@ -16,12 +16,16 @@ from procguard.channels.bodies import Bodies
 from procguard.channels.desk import Call
 from procguard.channels.held import HeldPoll
 from procguard.channels.routing import caller_by_secret
-from procguard.channels.zmq_port import Peer, RouterPort
+from procguard.channels.zmq_port import Peer
 from procguard.errors import Forbidden, UsageError
 from remote_agent import protocol
 
 # What is larger is announced first, and sent when there is room: `"body_bytes": N`, answered by status 100.
 INLINE_BYTES = protocol.ZMQ_INLINE_BYTES
+
+
+USUAL_KEYS = ("id", "method", "path")
+_USUAL_START = b'{"id":'
 
 
 class Rules(NamedTuple):
@@ -33,17 +37,27 @@ class Rules(NamedTuple):
 
 
 class Session:
-    """What the channel remembers of a connection."""
+    """What the channel remembers of a connection. `usual`: what it asked last with nothing but USUAL_KEYS, and
+    `usual_head` the header but for the id: an agent asks the same all day."""
 
-    __slots__ = ("awaited", "polls", "secret_sha256", "unanswered")
+    __slots__ = ("awaited", "polls", "secret_sha256", "unanswered", "usual", "usual_head")
 
     def __init__(self) -> None:
         self.secret_sha256 = ""
         self.unanswered = 0
+        self.usual: Any = None  # Found
+        self.usual_head = b""
         self.polls: set[HeldPoll] = set()
         self.awaited: dict[
             int, gevent.event.AsyncResult[bytes | None]
         ] = {}  # request id -> its body, asked for by status 100
+
+    def usual_id(self, head: bytes) -> int:
+        """The id in a header that asks for `usual`; 0: it is another one."""
+        start, _, rest = head.partition(b",")
+        digits = start[len(_USUAL_START) :]
+        usual = self.usual is not None and rest == self.usual_head and start.startswith(_USUAL_START)
+        return int(digits) if usual and digits.isdigit() and len(digits) < 16 and digits[:1] != b"0" else 0
 
     def take_body(self, request_id: int, body: bytes) -> bool:
         """Whether it was the body of a request that waits for it."""
@@ -55,7 +69,7 @@ class Session:
 
 
 class ZmqCall(Call):
-    __slots__ = ("_body", "_peer", "_port", "_request_id", "_rules")
+    __slots__ = ("_body", "_peer", "_request_id", "_rules")
 
     channel = "zmq"
 
@@ -63,7 +77,6 @@ class ZmqCall(Call):
         self,
         query: Any,
         rules: Rules,
-        port: RouterPort,
         peer: Peer,
         request_id: int,
         body: bytes,
@@ -72,9 +85,9 @@ class ZmqCall(Call):
         """`announced`: the size of a body that is yet to be sent; None: it is here."""
         if announced is not None and (not isinstance(announced, int) or announced < 0 or body):
             raise UsageError("body_bytes: expected the size of a body that is yet to be sent", "see docs/protocol.md")
-        super().__init__(query, peer.address, len(body) if announced is None else announced)
-        self._rules, self._port, self._peer = rules, port, peer
-        self._request_id = request_id
+        self.query, self.peer, self.direct, self.sock = query, peer.address, True, None
+        self.declared_bytes = len(body) if announced is None else announced
+        self._rules, self._peer, self._request_id = rules, peer, request_id
         self._body: bytes | None = body if announced is None else None
 
     def identify(self, own_secret_sha256: str = "") -> Principal:
@@ -104,8 +117,9 @@ class ZmqCall(Call):
     def _ask_for_body(self, size: int) -> bytes:
         session: Session = self._peer.state
         awaited = session.awaited[self._request_id] = gevent.event.AsyncResult()
-        self._port.send(self._peer, b'{"id":%d,"status":100}\n' % self._request_id)
-        self._port.look()
+        port = self._peer.port
+        port.send(self._peer, b'{"id":%d,"status":100}\n' % self._request_id)
+        port.look()
         try:
             body = awaited.get(timeout=self._rules.body_timeout_s)
         except gevent.Timeout as exc:

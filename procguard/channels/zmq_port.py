@@ -43,11 +43,12 @@ _EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
 
 
 class Peer:
-    """One connection. `user_id`: which agent's key opened it; `state` is its user's own."""
+    """One connection of `port`. `user_id`: which agent's key opened it; `state` is its user's own."""
 
-    __slots__ = ("address", "closed", "descriptor", "routing_id", "state", "user_id")
+    __slots__ = ("address", "closed", "descriptor", "port", "routing_id", "state", "user_id")
 
-    def __init__(self, routing_id: bytes, descriptor: int, user_id: str, address: str) -> None:
+    def __init__(self, port: RouterPort, routing_id: bytes, descriptor: int, user_id: str, address: str) -> None:
+        self.port = port
         self.routing_id = routing_id
         self.descriptor = descriptor
         self.user_id = user_id
@@ -56,9 +57,13 @@ class Peer:
         self.state: Any = None
 
 
+Received = tuple[Peer, "bytes | None"]
+
+
 class RouterPort:
-    """`on_message(peer, message)` (None: it had more than one frame) and `on_closed(peer)` are called in the hub: they
-    must not wait. `want()`: whether more messages may be taken now; who says no calls `look` when that has changed."""
+    """`on_messages([(peer, message)…])` (None: it had more than one frame) and `on_closed(peer)` are called in the hub:
+    they must not wait. `room()`: how many messages may be taken now; who says none calls `look` when that has changed.
+    `name`: what the port is for."""
 
     def __init__(
         self,
@@ -66,16 +71,16 @@ class RouterPort:
         admissions: Admissions,
         *,
         max_frame_bytes: int,
-        on_message: Callable[[Peer, bytes | None], None],
+        on_messages: Callable[[list[Received]], None],
         on_closed: Callable[[Peer], None],
-        want: Callable[[], bool],
+        room: Callable[[], int],
+        name: str = "",
     ) -> None:
-        self._on_message, self._on_closed, self._want = on_message, on_closed, want
+        self._on_messages, self._on_closed, self._room, self.name = on_messages, on_closed, room, name
         self._peers: dict[bytes, Peer] = {}
         self._by_descriptor: dict[int, Peer] = {}
         self._by_user: Counter[str] = Counter()
         self._watchers: list[Any] = []
-        self._looking = False
         self.dropped = 0  # answers to connections that do not read
         self._socket = context.socket(zmq.ROUTER)
         for option, value in (
@@ -136,38 +141,42 @@ class RouterPort:
 
     def look(self) -> None:
         """Take in what has come: never waits. Also after each answer, for sending may swallow the socket's signal."""
-        if self._looking or not self._watchers:
+        most = min(self._room(), MESSAGES_AT_ONCE) if self._watchers else 0
+        if most <= 0 or not _get(self._socket, _EVENTS) & _POLLIN:
             return
-        self._looking = True
+        received: list[Received] = []
         try:
-            if not _get(self._socket, _EVENTS) & _POLLIN:
-                return
-            for _ in range(MESSAGES_AT_ONCE):
-                if not self._want():
-                    return
-                self._receive()
-            gevent.get_hub().loop.run_callback(self.look)  # the others first
+            self._receive(received, most)
+            if most == MESSAGES_AT_ONCE:
+                gevent.get_hub().loop.run_callback(self.look)  # the others first
         except zmq.Again:
             pass  # that was all
         except zmq.ZMQError as exc:
             log.warning("zmq port failed error=%s", exc)
-        finally:
-            self._looking = False
+        if received:
+            self._on_messages(received)
 
-    def _receive(self) -> None:
-        routing_id = _recv(self._socket, _NOW)
-        frame = first = _recv(self._socket, _NOW, False)
-        message: bytes | None = first.bytes
-        while frame.more:  # a request is one frame: what has several is read away
-            frame, message = _recv(self._socket, _NOW, False), None
-        if routing_id[:1] != b"\0":
-            return  # it is of the peer's choice
-        peer = self._peers.get(routing_id) or self._new_peer(routing_id, first)
-        self._on_message(peer, message)
+    def _receive(self, received: list[Received], most: int) -> None:
+        """Raises zmq.Again where there are fewer than `most`."""
+        socket, peers = self._socket, self._peers
+        for _ in range(most):
+            routing_id = _recv(socket, _NOW)
+            frame = first = _recv(socket, _NOW, False)
+            message: bytes | None = first.bytes
+            while frame.more:  # a request is one frame: what has several is read away
+                frame, message = _recv(socket, _NOW, False), None
+            peer = peers.get(routing_id)
+            if peer is None:
+                if routing_id[:1] != b"\0":
+                    continue  # it is of the peer's choice
+                peer = self._new_peer(routing_id, first)
+            received.append((peer, message))
 
     def _new_peer(self, routing_id: bytes, frame: Any) -> Peer:
         self._look_at_monitor()  # its descriptor may have been another's until a moment ago
-        peer = Peer(routing_id, int(frame.get(zmq.SRCFD)), str(frame.get("User-Id")), str(frame.get("Peer-Address")))
+        peer = Peer(
+            self, routing_id, int(frame.get(zmq.SRCFD)), str(frame.get("User-Id")), str(frame.get("Peer-Address"))
+        )
         self._peers[routing_id] = peer
         self._by_user[peer.user_id] += 1
         earlier = self._by_descriptor.get(peer.descriptor)
@@ -200,9 +209,10 @@ class RouterPort:
 
     def send(self, peer: Peer, message: bytes) -> None:
         """Never waits: what a peer does not read is dropped, its request has to time out."""
+        socket = self._socket
         try:
-            _send(self._socket, peer.routing_id, _NOW_AND_MORE)
-            _send(self._socket, message, _NOW)
+            _send(socket, peer.routing_id, _NOW_AND_MORE)
+            _send(socket, message, _NOW)
         except zmq.Again:
             self.dropped += 1
         except zmq.ZMQError as exc:

@@ -332,13 +332,18 @@ class Intake(FleetState):
         """The documented single-worker heartbeat: the same intake with one worker. Durable."""
         worker = self.find(worker_id)
         agent, seen = self.agents_by_id[worker.agent_id], self.seen[worker.agent_id]
-        told = self.event_log.newest_seq
-        self.worker_seen[worker_id].plain = True
+        told, observed = self.event_log.newest_seq, self.worker_seen[worker_id]
+        observed.plain = True
         seen.channel = channel
         self._heard(agent, seen, now)
+        before = observed.report
+        if before is not None and not self._news_since(told) and self._only_measured(worker, before, beat):
+            before.usage, observed.last_seen = beat.usage, now.monotonic
+            self.fresh_reports.add(worker_id)
+            self.notify_shown("workers", worker_id, lambda: self.worker_view(worker))
+            return self._worker_reply_base(worker)
         for result in beat.results:
             self._take_result(result, now)
-        before = self.worker_seen[worker_id].report
         same = before is not None and before.state == beat.state
         attempt = beat.attempt if beat.attempt is not None else worker.attempt
         if beat.attempt is None and beat.pid and (before is None or before.pid != beat.pid):
@@ -374,9 +379,27 @@ class Intake(FleetState):
             self.commit()
         return self.worker_reply(worker_id, now) or self._worker_reply_base(worker)
 
+    def _only_measured(
+        self, worker: WorkerRecord, before: protocol.WorkerReport, beat: protocol.WorkerHeartbeat
+    ) -> bool:
+        """Whether this says nothing but how much the worker uses now, as nearly every heartbeat does."""
+        return (
+            beat.state == before.state == worker.last_state
+            and before.attempt == worker.attempt
+            and beat.attempt in (None, before.attempt)
+            and beat.pid == before.pid
+            and beat.reason == before.reason
+            and before.epoch == worker.epoch
+            and before.generation == worker.generation
+            and not (beat.results or beat.last_exit or worker.leased)
+            and not self.outbox.waits_for(worker.worker_id)
+        )
+
     def worker_reply(self, worker_id: str, now: Now) -> protocol.WorkerReply | None:
         """What this plain launcher was not told yet; None when it was told everything."""
         worker = self.find(worker_id)
+        if not self.outbox.waits_for(worker_id):
+            return None
         session = (0, 0.0)
         commands = [
             record

@@ -73,7 +73,7 @@ class Operations:
         self._restored_at = now.monotonic
         self._wake: Callable[[], None] = lambda: None
         self._pause: Callable[[], None] = lambda: None
-        registry.on_change(self._worker_changed)
+        registry.on_change(self._worker_changed, "workers")
         registry.outbox.watch(self._command_changed)
         self._restore(tables, now)
 
@@ -303,8 +303,8 @@ class Operations:
             deadline = now.monotonic + max(operation.timeout_s, grace_s + 30.0)
             heapq.heappush(self._deadlines, (deadline, operation.operation_id, index))
 
-    def _worker_changed(self, topic: str, worker_id: str, _view: dict[str, Any] | None) -> None:
-        if topic != "workers" or worker_id not in self._by_worker:
+    def _worker_changed(self, _topic: str, worker_id: str, _view: dict[str, Any] | None) -> None:
+        if worker_id not in self._by_worker:
             return
         worker = self._registry.workers_by_id.get(worker_id)
         for operation_id, index in list(self._by_worker[worker_id].items()):

@@ -156,6 +156,10 @@ class Outbox:
             self.finish(record, result.status, result.message, now)
         return record
 
+    def waits_for(self, worker_id: str) -> bool:
+        """Whether a command to this worker is not finished."""
+        return worker_id in self._of_worker
+
     def converged(self, report: protocol.WorkerReport, now: Now) -> list[CommandRecord]:
         """Finish the start and stop commands that this report shows to be done."""
         done: list[CommandRecord] = []

@@ -56,6 +56,7 @@ class AgentObserved:
     session: tuple[int, float] = (0, 0.0)  # (pid, started_at) of the agent process
     heartbeat: protocol.AgentHeartbeat | None = None
     rev: str = ""  # digest of its assignments; "" = to be computed
+    interval: tuple[Any, int, float] | None = None  # by which settings, among how many agents: seconds between beats
     touched: int = 0  # the count of changes at the last one of its own (FleetState.make_durable_for)
     recovery_ssh: dict[str, Any] = field(default_factory=lambda: {"ok": None, "reason": "not tried yet"})
     tunnel: dict[str, Any] = field(default_factory=dict)  # {"state", "reason", "code", "since"}; {} = nothing known

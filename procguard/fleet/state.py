@@ -40,6 +40,7 @@ from procguard.fleet.store.appendlog import NotDurable
 from procguard.fleet.store.interface import Change, Store
 from procguard.fleet.tokens import Tokens
 
+TOPICS = ("workers", "hosts", "operations", "events")  # of the change feed
 Listener = Callable[[str, str, "dict[str, Any] | None"], None]
 
 
@@ -68,7 +69,7 @@ class FleetState:
         self.searches = LogSearches(self)
         self.tokens = Tokens(self)
         self.agent_by_secret: dict[str, str] = {}
-        self._listeners: list[Listener] = []
+        self._listeners: dict[str, list[Listener]] = {topic: [] for topic in TOPICS}
         self._lookers: list[Callable[[str], bool]] = []
         self._wakers: list[Callable[[str], None]] = []
         self.failed_hooks: list[Callable[[WorkerRecord, Now], None]] = []
@@ -189,11 +190,14 @@ class FleetState:
 
     def interval_s(self, agent_id: str) -> float:
         """How often this agent is to send heartbeats: as the fleet's size allows, and thrice within its leases."""
-        shortest_s = self.settings.interval_for(len(self.agents_by_id))
-        for worker in self._workers_of.get(agent_id, {}).values():
-            if fenced(worker):
-                shortest_s = min(shortest_s, worker.spec.lease_s / 3)
-        return max(0.2, shortest_s)
+        seen, agents = self.seen[agent_id], len(self.agents_by_id)
+        if seen.interval is None or seen.interval[0] is not self.settings or seen.interval[1] != agents:
+            shortest_s = self.settings.interval_for(agents)
+            for worker in self._workers_of.get(agent_id, {}).values():
+                if fenced(worker):
+                    shortest_s = min(shortest_s, worker.spec.lease_s / 3)
+            seen.interval = (self.settings, agents, max(0.2, shortest_s))
+        return seen.interval[2]
 
     def find(self, worker_id: str) -> WorkerRecord:
         worker = self.workers_by_id.get(worker_id)
@@ -249,9 +253,11 @@ class FleetState:
 
     # ------------------------------------------------------------------------------------------ change feed
 
-    def on_change(self, listener: Listener) -> None:
-        """`listener(topic, item_id, view or None)` for "workers", "hosts" (item: the agent's id) and "events"."""
-        self._listeners.append(listener)
+    def on_change(self, listener: Listener, *topics: str) -> None:
+        """`listener(topic, item_id, view or None)` for these of TOPICS; by default for all. An agent's id is its host's
+        item."""
+        for topic in topics or TOPICS:
+            self._listeners[topic].append(listener)
 
     def on_look(self, looks: Callable[[str], bool]) -> None:
         """`looks(topic)`: whether anybody sees the views of this topic just now."""
@@ -273,7 +279,7 @@ class FleetState:
         self.failed_hooks.append(hook)
 
     def notify(self, topic: str, item_id: str, view: dict[str, Any] | None) -> None:
-        for listener in self._listeners:
+        for listener in self._listeners[topic]:
             listener(topic, item_id, view)
 
     def notify_shown(self, topic: str, item_id: str, make_view: Callable[[], dict[str, Any]]) -> None:
@@ -281,7 +287,9 @@ class FleetState:
         seen = not self._lookers
         for looks in self._lookers:
             seen = seen or looks(topic)
-        self.notify(topic, item_id, make_view() if seen else {})
+        view = make_view() if seen else {}
+        for listener in self._listeners[topic]:
+            listener(topic, item_id, view)
 
     def notify_agent(self, agent_id: str) -> None:
         self.notify("hosts", agent_id, self.host_view(agent_id))
@@ -378,7 +386,7 @@ class FleetState:
         seen = self.seen.get(agent_id)
         if seen is None:
             return
-        seen.rev = ""
+        seen.rev, seen.interval = "", None
         seen.touched = self._changed
         if wake:
             self.wake(agent_id)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import bottle
 
-from procguard.channels import http_io
+from procguard.channels import http_io, messages
 from procguard.channels.desk import Answer
 from procguard.errors import ProcGuardError
 from procguard.portal.edge import NO_STORE, SECURITY_HEADERS
@@ -74,8 +74,8 @@ class Express:
         environ["procguard.request_id"] = identifier
         status, more, body = 200, "", b""
         try:
-            status, data = found.handler(environ, found.subject)
-            body = http_io.dumps(data)
+            status, message = found.handler(environ, found.subject)
+            body = messages.dumps(message)
         except ProcGuardError as exc:
             status, more, body = _refusal(http_io.error_response(exc, identifier))
         except Exception:

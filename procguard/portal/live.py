@@ -149,16 +149,19 @@ class LiveHub:
     def _on_change(self, topic: str, item_id: str, view: Any) -> None:
         """`view` {}: somebody would have to make it first."""
         rows = self._rows.get(topic)
-        if rows is not None:
-            rows.touch(item_id)
+        seen = rows is not None and rows.touch(item_id)
+        if self._singles and rows is not None:
             single = self._singles.get(f"{topic[:-1]}:{item_id}")
             if single is not None:
                 single.change(item_id, view if view is None else self._view(topic, item_id))
+                seen = True
         if view == {}:
             self._topics[topic].skip()
         else:
             self._topics[topic].change(item_id, view)
-        self._signal.set()
+            seen = True
+        if seen:
+            self._signal.set()
 
     def _view(self, topic: str, item_id: str) -> Any:
         """A worker or host in full; None when there is none."""

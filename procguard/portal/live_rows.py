@@ -105,12 +105,13 @@ class RowTopic:
         """Whether somebody who has just come waits for measures."""
         return bool(self._new)
 
-    def touch(self, item_id: str) -> None:
-        """This item may have changed. Costs next to nothing."""
+    def touch(self, item_id: str) -> bool:
+        """This item may have changed; whether anybody sees it. Costs next to nothing."""
         if self.seen:
             self._dirty.add(item_id)
-        else:
-            self._stale = True
+            return True
+        self._stale = True
+        return False
 
     def flush(self) -> None:
         """Tell what happened since the last flush."""

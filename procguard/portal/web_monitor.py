@@ -219,7 +219,7 @@ class WebMonitor:
         assert self._server is not None
         self._desk.start()
         self._http.start()
-        self._registry.on_change(self._retire_logs)
+        self._registry.on_change(self._retire_logs, "workers")
         self._channel.start()
         if self._config.web.enabled:
             self._live.start()
@@ -287,9 +287,9 @@ class WebMonitor:
             raise NotFound("this manager names no CA of its own", "its certificate is one that machines know, or none")
         return {"ca": pinned.ca, "any_name": pinned.any_name, "fingerprint": pinned.fingerprint}
 
-    def _retire_logs(self, topic: str, item_id: str, view: dict[str, Any] | None) -> None:
-        if topic == "workers" and view is None:
-            self._log_store.retire(item_id)
+    def _retire_logs(self, _topic: str, worker_id: str, view: dict[str, Any] | None) -> None:
+        if view is None:
+            self._log_store.retire(worker_id)
 
     # --------------------------------------------------------------------------------------------------- building
 

@@ -197,3 +197,18 @@ def test_a_gangs_member_speaks_thrice_within_its_lease_too(tmp_path: Path) -> No
     world = World(tmp_path, groups={"g": GroupPolicy(restart="gang")})
     world.deploy({"h1": {"w1": {"command": "x", "group": "g", "lease_s": 3.0}}})
     assert world.beat("h1").interval_s == 1.0
+
+
+def test_how_often_an_agent_speaks_follows_its_leases_and_the_fleets_size(world: World) -> None:
+    leased = {"command": "x", "on_partition": "fence", "lease_s": 1.5}
+    world.deploy({"h1": {"w1": {"command": "x"}}})
+    usual_s = world.beat("h1").interval_s
+    world.deploy({"h1": {"w1": {"command": "x"}, "w2": leased}})
+    assert world.beat("h1").interval_s == 0.5 < usual_s
+    world.deploy({"h1": {"w1": {"command": "x"}, "w2": {**leased, "lease_s": 3.0}}})
+    assert world.beat("h1").interval_s == 1.0
+    world.deploy({"h1": {"w1": {"command": "x"}}}, prune=True)
+    rev = world.beat("h1").assignments_rev
+    assert world.beat("h1", world.report("w1"), assignments_rev=rev).interval_s == usual_s  # w2 is gone from there
+    world.deploy({f"many{number}": {} for number in range(3_000)})
+    assert world.beat("h1").interval_s > usual_s

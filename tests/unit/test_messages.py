@@ -89,3 +89,35 @@ def test_one_pass_gives_what_step_by_step_gives_whatever_comes(value: dict[str, 
 )
 def test_numbers_beyond_all_bounds_are_looked_for_where_numbers_stand(body: bytes, may: bool) -> None:
     assert http_io.may_overflow(body) is may
+
+
+SPEC = protocol.WorkerSpec(command=["python", "train.py"], env={"A": "ä", "B": ""}, labels={"team": "vision"})
+USAGE = protocol.WorkerUsage(cpu_percent=1e-7, rss_bytes=2**60, gpus=[0, 3], gpu_percent=float("nan"))
+EXIT = protocol.ExitRecord(3, at=1790000000.25, code=None, signal=9, reason="killed by signal 9")
+COMMAND = protocol.Command(1790000000000, "c-1", "w1", "restart")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        protocol.AgentReply(),
+        protocol.AgentReply(
+            fleet_id="f-1",
+            assignments_rev="abc",
+            assignments=[protocol.Assignment("w1", SPEC, "running", 2, 28493125000064, lease_s=30.0)],
+            commands=[COMMAND],
+            events_acked={"w1": 1790000000001},
+            leases=[protocol.Lease("w1", 5, 29.5)],
+        ),
+        protocol.WorkerReply("w1", commands=[COMMAND, COMMAND]),
+        protocol.WorkerReply("w\ud800"),  # no UTF-8 has that
+        protocol.RegisterReply("registered", "w1", log_offsets={"1.out": 7}),
+        protocol.AgentHeartbeat(
+            "h1", workers=[protocol.WorkerReport("w1", "running", usage=USAGE, last_exit=EXIT, since=0.1 + 0.2)]
+        ),
+        {"proof": "x", "zmq": {"port": 1}},
+    ],
+)
+def test_an_answer_is_written_as_its_values_would_be(message: Any) -> None:
+    values = message if isinstance(message, dict) else protocol.encode(message)
+    assert messages.dumps(message) == http_io.dumps(values)

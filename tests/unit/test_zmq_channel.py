@@ -208,6 +208,32 @@ def test_what_is_no_request_is_told_so(world: World) -> None:
     assert link.ask("GET", "/api/hello")[0] == 200  # on the same connection
 
 
+def test_what_is_asked_again_and_again_is_answered_each_time_for_itself(world: World) -> None:
+    """As agents write their headers: the same text but for the id, which is the answer's too."""
+    link = ZmqLink(world, "h1", "secret-of-h1")
+    assert link.ask("GET", "/api/agents/h1/commands?wait=0")[0] == 200  # with the secret
+
+    def asked(head: bytes, body: bytes = b"") -> tuple[int, int, dict[str, Any]]:
+        link.socket.send(head + b"\n" + body)
+        assert link.socket.poll(10_000)
+        head, _, body = link.socket.recv().partition(b"\n")
+        return json.loads(head)["id"], json.loads(head)["status"], json.loads(body)
+
+    beat = b',"method":"POST","path":"/api/workers/w1/heartbeat"}'
+    for number in (7, 8, 9, 2**53 - 1):
+        answer = asked(b'{"id":%d' % number + beat, b'{"state": "running"}')
+        assert answer[:2] == (number, 200) and answer[2]["worker_id"] == "w1"
+    assert asked(b'{"id":10' + beat, b'{"state": "dancing"}')[:2] == (10, 400)
+    assert (
+        asked(b'{"id":11,"method":"GET","path":"/api/hello"}')[1:]
+        == asked(b'{"id":12,"method":"GET","path":"/api/hello"}')[1:]
+    )
+    assert asked(b'{"id":13' + beat.replace(b"w1", b"w9"), b"{}")[:2] == (13, 403)
+    assert asked(b'{"id":14' + beat, b'{"state": "running"}')[:2] == (14, 200)
+    for wrong in (b"0", b"007", b"-1", b"1.5", b'"1"', b"", b"9" * 16):
+        assert asked(b'{"id":' + wrong + beat, b'{"state": "running"}')[:2] == (0, 400), wrong
+
+
 def test_only_log_bytes_go_to_the_second_port(world: World) -> None:
     status, refused = ZmqLink(world, "h1", "secret-of-h1", logs=True).ask("GET", "/api/hello")
     assert status == 404 and str(world.port) in refused["error"]["next"]

@@ -1,0 +1,93 @@
+"""The plain heartbeat's short way, for what says nothing but new measurements: the same answers, views and events as by
+the long one."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from procguard.fleet.intake import Intake
+from remote_agent import protocol
+from tests.unit.fleet_world import World
+
+USAGES = (None, protocol.WorkerUsage(5.0, 1000), protocol.WorkerUsage(7.5, 2000, gpus=[1]))
+STEPS = st.one_of(
+    st.builds(
+        protocol.WorkerHeartbeat,
+        state=st.sampled_from(["running", "running", "running", "stopped", "exited", "starting"]),
+        pid=st.sampled_from([None, 10, 10, 11]),
+        attempt=st.sampled_from([None, None, 0, 1, 2]),
+        usage=st.sampled_from(USAGES),
+        reason=st.sampled_from(["", "", "warming up"]),
+        last_exit=st.sampled_from([None, None, protocol.ExitRecord(1, at=5.0, code=1, reason="exit code 1")]),
+        results=st.sampled_from([[], [], [protocol.CommandResult("c-unknown", "done", "")]]),
+    ),
+    st.sampled_from(["stop", "start", "restart"]),
+    st.sampled_from([0.5, 100.0]),  # seconds pass; after the longer ones it was taken for gone
+)
+
+
+class Fleet:
+    """One launcher's worker."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir()
+        self.world = World(directory)
+        self.world.register("w1", secret_sha256=protocol.secret_sha256("w1"))
+        self.shown: list[Any] = []
+        self.world.registry.on_change(lambda *told: self.shown.append(copy.deepcopy(told)), "workers", "hosts")
+
+    def do(self, step: Any) -> Any:
+        registry = self.world.registry
+        if isinstance(step, str):
+            return registry.command("w1", step, "tester", self.world.now).command
+        if isinstance(step, float):
+            registry.seen[registry.workers_by_id["w1"].agent_id].state = "connected" if step < 1 else "suspect"
+            return self.world.pass_time(step)
+        reply = registry.worker_heartbeat("w1", copy.deepcopy(step), self.world.now)
+        for command in reply.commands:
+            command.command_id = "any"
+        return protocol.encode(reply)
+
+    def looks(self) -> Any:
+        registry = self.world.registry
+        events = [{**event, "evidence": None} for event in registry.events(limit=1_000)]
+        worker = {name: value for name, value in vars(registry.workers_by_id["w1"]).items() if name != "epoch"}
+        return registry.worker("w1") | {"epoch": 0}, events, worker
+
+
+@given(steps=st.lists(STEPS, min_size=1, max_size=12))
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_short_way_gives_what_the_long_one_gives(
+    steps: list[Any], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    directory = tmp_path_factory.mktemp("fleets")
+    short, long = Fleet(directory / "short"), Fleet(directory / "long")
+    for step in steps:
+        told = short.do(step)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(Intake, "_only_measured", lambda *_: False)
+            expected = long.do(step)
+        if isinstance(told, dict):
+            told["epoch"] = expected["epoch"]
+        assert told == expected
+        assert short.looks() == long.looks()
+
+
+def test_it_is_the_way_that_most_heartbeats_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet = Fleet(tmp_path / "fleet")
+    fleet.do(protocol.WorkerHeartbeat(pid=10, attempt=1))
+    long_way: list[str] = []
+    take_report = Intake._take_report
+    monkeypatch.setattr(Intake, "_take_report", lambda *given: (long_way.append("taken"), take_report(*given))[1])
+    for usage in USAGES:
+        fleet.do(protocol.WorkerHeartbeat(pid=10, attempt=1, usage=usage))
+        assert fleet.world.registry.worker("w1")["usage"] == (usage and protocol.encode(usage))
+    assert long_way == []
+    fleet.do(protocol.WorkerHeartbeat(pid=10, attempt=1, state="exited"))
+    assert long_way == ["taken"]
