@@ -205,7 +205,8 @@ class Desk:
     # --------------------------------------------------------------------------------- one worker, the plain form
 
     def worker_heartbeat(self, call: Call, worker_id: str) -> Answer:
-        worker_id = checked_worker_id(worker_id)
+        if worker_id not in self._registry.workers_by_id:  # those have valid ids
+            checked_worker_id(worker_id)
         self._access.check_worker_agent(call.identify(), worker_id, operator_too=True)
         beat = messages.read(protocol.WorkerHeartbeat, call.read(self._limits.body_size))
         reply = self._registry.worker_heartbeat(worker_id, beat, clock.read(), call.channel)

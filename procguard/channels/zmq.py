@@ -213,8 +213,9 @@ class ZmqChannel:
         for peer, message in answers:
             if not peer.closed:
                 peer.port.send(peer, message)
-        for port in self._ports if answers else ():
-            port.look()
+        if answers:
+            for port in self._ports:
+                port.look()
 
     def _take(self, peer: Peer, message: bytes | None) -> None:
         if peer.state is None:
@@ -232,7 +233,7 @@ class ZmqChannel:
                     return
                 found, announced = self._found(peer, header), header.get("body_bytes")
                 if len(header) == len(USUAL_KEYS) and not found.query:
-                    session.usual, session.usual_head = found, head.partition(b",")[2]
+                    session.usual, session.usual_end = found, head[head.find(b",") :]
             if session.unanswered >= MAX_REQUESTS_OF_PEER:
                 raise LimitExceeded(
                     f"{MAX_REQUESTS_OF_PEER} requests of this connection are unanswered",

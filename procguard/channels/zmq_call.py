@@ -26,6 +26,7 @@ INLINE_BYTES = protocol.ZMQ_INLINE_BYTES
 
 USUAL_KEYS = ("id", "method", "path")
 _USUAL_START = b'{"id":'
+_NO_HEADERS_END = b"\n"  # a header is one line
 
 
 class Rules(NamedTuple):
@@ -38,15 +39,15 @@ class Rules(NamedTuple):
 
 class Session:
     """What the channel remembers of a connection. `usual`: what it asked last with nothing but USUAL_KEYS, and
-    `usual_head` the header but for the id: an agent asks the same all day."""
+    `usual_end` the header behind the id: an agent asks the same all day."""
 
-    __slots__ = ("awaited", "polls", "secret_sha256", "unanswered", "usual", "usual_head")
+    __slots__ = ("awaited", "polls", "secret_sha256", "unanswered", "usual", "usual_end")
 
     def __init__(self) -> None:
         self.secret_sha256 = ""
         self.unanswered = 0
         self.usual: Any = None  # Found
-        self.usual_head = b""
+        self.usual_end = _NO_HEADERS_END
         self.polls: set[HeldPoll] = set()
         self.awaited: dict[
             int, gevent.event.AsyncResult[bytes | None]
@@ -54,10 +55,10 @@ class Session:
 
     def usual_id(self, head: bytes) -> int:
         """The id in a header that asks for `usual`; 0: it is another one."""
-        start, _, rest = head.partition(b",")
-        digits = start[len(_USUAL_START) :]
-        usual = self.usual is not None and rest == self.usual_head and start.startswith(_USUAL_START)
-        return int(digits) if usual and digits.isdigit() and len(digits) < 16 and digits[:1] != b"0" else 0
+        if not (head.endswith(self.usual_end) and head.startswith(_USUAL_START)):
+            return 0
+        digits = head[len(_USUAL_START) : -len(self.usual_end)]
+        return int(digits) if digits.isdigit() and len(digits) < 16 and digits[:1] != b"0" else 0
 
     def take_body(self, request_id: int, body: bytes) -> bool:
         """Whether it was the body of a request that waits for it."""

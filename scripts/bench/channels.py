@@ -1,6 +1,6 @@
 """invoke bench channels: the same heartbeats and commands by HTTP and by zmq, to one manager on one core, in one run.
 
-HTTP is loaded by wrk as in `bench heartbeats`, zmq by 64 DEALER connections, each with CURVE. Both ways the manager
+HTTP is loaded by wrk as in `bench heartbeats`, zmq by as many connections, each with CURVE. Both ways the manager
 identifies, validates, updates the registry and answers from it. What is compared is heartbeats per processor second of
 the manager's whole process, libzmq's own thread included. Commands: from an operator's POST until the agent has them.
 """

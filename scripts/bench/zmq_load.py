@@ -1,12 +1,14 @@
-"""Load by the zmq channel from one core: as load.py, over one DEALER connection for each sender.
+"""Load by the zmq channel from one core: as load.py, over one connection for each sender.
 
 Each sender says hello over HTTP as an agent does, and sends its prepared requests in turn, each as soon as it has the
-answer to the one before. Written with pyzmq alone, so that the load costs less than what it measures.
+answer to the one before. All connections, each with a CURVE key of its own, are of one ROUTER socket: asking 64 sockets
+whether there is something to read costs more than what is to be measured.
 """
 
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import os
 import random
@@ -18,12 +20,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import zmq
+import zmq.backend
 from zmq.utils import z85
 
 from remote_agent import protocol
 from scripts.bench import common
 from scripts.bench.load import Answered
 from scripts.bench.server import on_core
+
+OK = b'{"id":1,"status":200}'
+_recv, _send = zmq.backend.Socket.recv, zmq.backend.Socket.send  # without pyzmq's own layer
 
 
 @dataclass
@@ -68,22 +74,11 @@ class Client:
     """One connection of one sender, which has had its first answer."""
 
     def __init__(self, context: Any, port: int, sender: dict[str, Any]) -> None:
-        self.frames = [
-            (json.dumps({"id": 1, "method": "POST", "path": path}, separators=(",", ":")) + "\n" + body).encode()
-            for path, body in sender["requests"]
-        ]
-        self.turn = 0
-        self.sent = 0.0
-        public, secret = zmq.curve_keypair()
-        offer = _hello(port, sender["agent_id"], sender["proof_key"], z85.decode(public).hex())
         self.socket = context.socket(zmq.DEALER)
         self.socket.linger = 0
-        self.socket.curve_publickey, self.socket.curve_secretkey = public, secret
-        self.socket.curve_serverkey = z85.encode(bytes.fromhex(offer["curve_key"]))
-        self.socket.connect(f"tcp://127.0.0.1:{offer['port']}")
-        first = {"id": 1, "method": "POST", "path": sender["requests"][0][0], "secret": sender["secret"]}
-        self.socket.send((json.dumps(first) + "\n" + sender["requests"][0][1]).encode())
-        if self.answer() != 200:
+        self.socket.connect(_admitted(self.socket, port, sender))
+        self.socket.send(_first(sender))
+        if not self.socket.recv().startswith(OK):
             sys.exit("refused")
 
     def hold(self, path: str) -> None:
@@ -96,13 +91,23 @@ class Client:
         answer: dict[str, Any] = json.loads(self.socket.recv().partition(b"\n")[2])
         return answer
 
-    def ask(self) -> None:
-        self.sent = time.perf_counter()
-        self.turn = (self.turn + 1) % len(self.frames)
-        self.socket.send(self.frames[self.turn])
 
-    def answer(self) -> int:
-        return int(json.loads(self.socket.recv().partition(b"\n")[0])["status"])
+def _admitted(socket: Any, port: int, sender: dict[str, Any]) -> str:
+    """Where the sender's next connection leads; the socket has keys for it."""
+    public, secret = zmq.curve_keypair()
+    offer = _hello(port, sender["agent_id"], sender["proof_key"], z85.decode(public).hex())
+    socket.curve_publickey, socket.curve_secretkey = public, secret
+    socket.curve_serverkey = z85.encode(bytes.fromhex(offer["curve_key"]))
+    return f"tcp://127.0.0.1:{offer['port']}"
+
+
+def _message(path: str, body: str, **more: str) -> bytes:
+    return (json.dumps({"id": 1, "method": "POST", "path": path, **more}, separators=(",", ":")) + "\n" + body).encode()
+
+
+def _first(sender: dict[str, Any]) -> bytes:
+    """What a connection begins with."""
+    return _message(*sender["requests"][0], secret=sender["secret"])
 
 
 def _hello(port: int, agent_id: str, proof_key: str, curve_key: str) -> dict[str, Any]:
@@ -117,24 +122,33 @@ def _hello(port: int, agent_id: str, proof_key: str, curve_key: str) -> dict[str
 
 def _drive(senders: list[dict[str, Any]], port: int, seconds: float) -> Answered:
     context = zmq.Context()
-    poller = zmq.Poller()
-    clients = {}
-    for sender in senders:
-        client = Client(context, port, sender)
-        clients[client.socket] = client
-        poller.register(client.socket, zmq.POLLIN)
+    socket = context.socket(zmq.ROUTER)
+    socket.linger, socket.router_mandatory = 0, 1
+    requests = {}
+    for number, sender in enumerate(senders):
+        socket.connect_routing_id = name = b"%04d" % number
+        socket.connect(_admitted(socket, port, sender))
+        requests[name] = itertools.cycle([_message(path, body) for path, body in sender["requests"]])
+        socket.send_multipart([name, _first(sender)])
+    for _ in senders:
+        if not socket.recv_multipart()[1].startswith(OK):
+            sys.exit("refused")
+    sent: dict[bytes, float] = {}
     delays: list[float] = []
-    refused = 0
-    began = time.perf_counter()
-    for client in clients.values():
-        client.ask()
-    while time.perf_counter() - began < seconds:
-        for ready, _ in poller.poll(1000):
-            client = clients[ready]
-            refused += client.answer() != 200
-            delays.append(time.perf_counter() - client.sent)
-            client.ask()
-    took_s = time.perf_counter() - began
+    refused, now = 0, time.perf_counter
+    began = now()
+    for name, messages in requests.items():
+        sent[name] = now()
+        socket.send_multipart([name, next(messages)])
+    while now() - began < seconds:
+        name = _recv(socket, 0)
+        refused += not _recv(socket, 0).startswith(OK)
+        answered = now()
+        delays.append(answered - sent[name])
+        sent[name] = answered
+        _send(socket, name, zmq.SNDMORE)
+        _send(socket, next(requests[name]), 0)
+    took_s = now() - began
     delays.sort()
     p50, p99 = (1000 * delays[int(share * len(delays))] if delays else 0.0 for share in (0.5, 0.99))
     context.destroy(0)
