@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hmac
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple
@@ -26,6 +27,7 @@ from remote_agent import protocol
 MAX_REGISTRATION_BYTES = 256 * 1024
 MAX_ATTEMPT = 10**9
 MAX_OFFSET = 2**62
+MAX_WRITTEN = 50_000  # answers kept as they are written
 MAX_LOG_BYTES_AT_ONCE = 64 * 1024 * 1024  # of log posts in memory
 SMALL_LOG_BYTES = 64 * 1024  # live lines never wait behind backlogs
 LOG_TURN_S = 8.0
@@ -38,7 +40,7 @@ Offer = Callable[[str, str, str], "protocol.ZmqOffer | None"]
 
 
 class Answer(NamedTuple):
-    """`message`: one of the protocol's, or a JSON object."""
+    """`message`: one of the protocol's, a JSON object, or its bytes."""
 
     status: int
     message: Any
@@ -46,6 +48,8 @@ class Answer(NamedTuple):
     @property
     def data(self) -> dict[str, Any]:
         """The message as JSON values."""
+        if isinstance(self.message, bytes):
+            return dict(json.loads(self.message))
         return self.message if isinstance(self.message, dict) else protocol.encode(self.message)
 
 
@@ -102,6 +106,7 @@ class Desk:
         self._log_budget = ByteBudget(MAX_LOG_BYTES_AT_ONCE)
         self._register_rate = RateLimiter(limits.registrations_at_once, limits.registrations_per_second)
         self._offer: Offer | None = None
+        self._written: dict[str, tuple[protocol.WorkerReply, bytes]] = {}  # by worker
 
     def offer_by(self, offer: Offer) -> None:
         """`offer(agent_id, key, peer)`: the zmq channel's word to an agent; `key` is what it has proven to be its own,
@@ -210,7 +215,12 @@ class Desk:
         self._access.check_worker_agent(call.identify(), worker_id, operator_too=True)
         beat = messages.read(protocol.WorkerHeartbeat, call.read(self._limits.body_size))
         reply = self._registry.worker_heartbeat(worker_id, beat, clock.read(), call.channel)
-        return Answer(200, reply)
+        known = self._written.get(worker_id)
+        if known is None or known[0] is not reply:  # nearly all hear the very same again and again
+            if len(self._written) > MAX_WRITTEN:
+                self._written.clear()
+            known = self._written[worker_id] = (reply, messages.dumps(reply))
+        return Answer(200, known[1])
 
     def worker_commands(self, call: Call, worker_id: str) -> Answer:
         worker_id = checked_worker_id(worker_id)

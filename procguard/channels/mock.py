@@ -121,7 +121,8 @@ class MockConnection:
     def request(self, method: str, path: str, body: bytes = b"") -> Answer:
         try:
             found = self._routes.find(method, path)
-            return found.answer(MockCall(found.query, body, self._access, self._secret_sha256, self._polls))
+            call = MockCall(found.query, body, self._access, self._secret_sha256, self._polls)
+            return found.handler(call, *found.arguments)
         except Exception as exc:
             return refusal(exc, PEER)
 

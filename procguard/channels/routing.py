@@ -13,7 +13,7 @@ from typing import NamedTuple
 from urllib.parse import parse_qsl, unquote
 
 from procguard.channels import Access, Principal, http_io
-from procguard.channels.desk import Answer, Call, Route
+from procguard.channels.desk import Answer, Route
 from procguard.errors import NotFound, ProcGuardError, Refused
 
 log = logging.getLogger(__name__)
@@ -28,13 +28,12 @@ class MethodNotAllowed(ProcGuardError):
 
 
 class Found(NamedTuple):
-    route: Route
-    name: str  # the id in the address, "" where it has none
-    query: Mapping[str, str]
+    """`handler(call, *arguments)` answers; `arguments`: the id in the address, where it has one."""
 
-    def answer(self, call: Call) -> Answer:
-        handler: Callable[..., Answer] = self.route.handler
-        return handler(call, self.name) if self.route.name else handler(call)
+    path: str  # the route's
+    handler: Callable[..., Answer]
+    arguments: tuple[str, ...]
+    query: Mapping[str, str]
 
 
 class RouteTable:
@@ -58,7 +57,8 @@ class RouteTable:
         route = methods.get(method)
         if route is None:
             raise MethodNotAllowed("this address does not take that method", f"it takes {', '.join(methods)}")
-        found = Found(route, unquote(name), dict(parse_qsl(query, keep_blank_values=True)))
+        arguments = (unquote(name),) if route.name else ()
+        found = Found(route.path, route.handler, arguments, dict(parse_qsl(query, keep_blank_values=True)))
         if not mark and len(self._remembered) < MAX_REMEMBERED:
             self._remembered[method, target] = found
         return found

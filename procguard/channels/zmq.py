@@ -66,7 +66,6 @@ class ZmqChannel:
         self._inbox: deque[Received] = deque()
         self._begun = 0  # requests under way: held ones, and those that wait for the disk
         self._arrivals = RateLimiter(limits.connections_per_agent, ARRIVALS_PER_S)
-        self._answers: list[tuple[Peer, bytes]] = []  # to be sent in a moment
         self._called = False  # the hub is about to `_go_on`
         self._idle: list[Any] = []  # greenlets
         desk.offer_by(self.offer)
@@ -208,14 +207,8 @@ class ZmqChannel:
         self._flush()
 
     def _flush(self) -> None:
-        """Answers leave together: libzmq's thread is woken once for them."""
-        answers, self._answers = self._answers, []
-        for peer, message in answers:
-            if not peer.closed:
-                peer.port.send(peer, message)
-        if answers:
-            for port in self._ports:
-                port.look()
+        for port in self._ports:
+            port.flush()
 
     def _take(self, peer: Peer, message: bytes | None) -> None:
         if peer.state is None:
@@ -244,13 +237,14 @@ class ZmqChannel:
                 )
             session.unanswered += 1
             try:
-                status, answer = found.answer(ZmqCall(found.query, self._rules, peer, request_id, body, announced))
+                call = ZmqCall(found.query, self._rules, peer, request_id, body, announced)
+                status, answer = found.handler(call, *found.arguments)
             finally:
                 session.unanswered -= 1
         except Exception as exc:
             status, answer = refusal(exc, peer.address)
         head = b'{"id":%d,"status":%d}\n' % (request_id, status)
-        self._answers.append((peer, head + messages.dumps(answer)))
+        peer.port.send_soon(peer, head + messages.dumps(answer))
 
     def _found(self, peer: Peer, header: dict[str, Any]) -> Found:
         """What is asked; the secret that comes with it, if any, is the connection's from now on."""
@@ -264,7 +258,7 @@ class ZmqChannel:
             raise UsageError("method and path are missing", 'e.g. {"id": 1, "method": "POST", "path": "/api/…"}')
         found = self._routes.find(method, path)
         takes_logs = peer.port.name == LOGS
-        if (found.route.path == LOGS_PATH) != takes_logs:
+        if (found.path == LOGS_PATH) != takes_logs:
             raise NotFound(
                 "log bytes have a port of their own" if not takes_logs else "this port takes log bytes only",
                 f"send it to port {self._port_base + (0 if takes_logs else 1)}",

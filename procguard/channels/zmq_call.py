@@ -119,8 +119,8 @@ class ZmqCall(Call):
         session: Session = self._peer.state
         awaited = session.awaited[self._request_id] = gevent.event.AsyncResult()
         port = self._peer.port
-        port.send(self._peer, b'{"id":%d,"status":100}\n' % self._request_id)
-        port.look()
+        port.send_soon(self._peer, b'{"id":%d,"status":100}\n' % self._request_id)
+        port.flush()
         try:
             body = awaited.get(timeout=self._rules.body_timeout_s)
         except gevent.Timeout as exc:

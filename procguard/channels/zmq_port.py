@@ -81,6 +81,7 @@ class RouterPort:
         self._by_descriptor: dict[int, Peer] = {}
         self._by_user: Counter[str] = Counter()
         self._watchers: list[Any] = []
+        self._unsent: list[tuple[Peer, bytes]] = []
         self.dropped = 0  # answers to connections that do not read
         self._socket = context.socket(zmq.ROUTER)
         for option, value in (
@@ -140,7 +141,7 @@ class RouterPort:
     # ------------------------------------------------------------------------------------------------ receiving
 
     def look(self) -> None:
-        """Take in what has come: never waits. Also after each answer, for sending may swallow the socket's signal."""
+        """Take in what has come: never waits."""
         most = min(self._room(), MESSAGES_AT_ONCE) if self._watchers else 0
         if most <= 0 or not _get(self._socket, _EVENTS) & _POLLIN:
             return
@@ -207,19 +208,29 @@ class RouterPort:
 
     # -------------------------------------------------------------------------------------------------- sending
 
-    def send(self, peer: Peer, message: bytes) -> None:
+    def send_soon(self, peer: Peer, message: bytes) -> None:
+        """With the next `flush`: many leave together, and libzmq's thread is woken once for them."""
+        self._unsent.append((peer, message))
+
+    def flush(self) -> None:
         """Never waits: what a peer does not read is dropped, its request has to time out."""
+        unsent, self._unsent = self._unsent, []
         socket = self._socket
-        try:
-            _send(socket, peer.routing_id, _NOW_AND_MORE)
-            _send(socket, message, _NOW)
-        except zmq.Again:
-            self.dropped += 1
-        except zmq.ZMQError as exc:
-            if exc.errno == errno.EHOSTUNREACH:
-                self.forget(peer)
-            elif exc.errno not in (zmq.ENOTSOCK, zmq.ETERM):  # closed: the manager ends
-                raise
+        for peer, message in unsent:
+            if peer.closed:
+                continue
+            try:
+                _send(socket, peer.routing_id, _NOW_AND_MORE)
+                _send(socket, message, _NOW)
+            except zmq.Again:
+                self.dropped += 1
+            except zmq.ZMQError as exc:
+                if exc.errno == errno.EHOSTUNREACH:
+                    self.forget(peer)
+                elif exc.errno not in (zmq.ENOTSOCK, zmq.ETERM):  # closed: the manager ends
+                    raise
+        if unsent:
+            self.look()  # sending may have swallowed the socket's signal
 
 
 def _cannot_listen(host: str, port: int, exc: Any) -> ProcGuardError:

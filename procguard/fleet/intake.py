@@ -11,7 +11,7 @@ from typing import Any
 from procguard.fleet import causes, leases
 from procguard.fleet.clock import Now
 from procguard.fleet.epochs import HIGHEST_EPOCH
-from procguard.fleet.records import AgentObserved, AgentRecord, ResolvedSpec, WorkerRecord
+from procguard.fleet.records import AgentObserved, AgentRecord, ResolvedSpec, WorkerObserved, WorkerRecord
 from procguard.fleet.state import FleetState
 from procguard.fleet.store.appendlog import NotDurable
 from remote_agent import protocol, states
@@ -251,9 +251,10 @@ class Intake(FleetState):
         self._remember(worker, report)
         for record in self.outbox.converged(report, now):
             self.command_event(record, now)
-        if before is None or _something_happened(before, report):
+        happened = before is None or _something_happened(before, report)
+        if happened:
             self.gangs.heard(worker)
-        if before is None or before != report:
+        if happened or (self.measures_matter(worker.worker_id) and before != report):
             self.notify_shown("workers", worker.worker_id, lambda: self.worker_view(worker))
 
     def _remember_lease(self, worker: WorkerRecord, report: protocol.WorkerReport) -> None:
@@ -340,8 +341,9 @@ class Intake(FleetState):
         if before is not None and not self._news_since(told) and self._only_measured(worker, before, beat):
             before.usage, observed.last_seen = beat.usage, now.monotonic
             self.fresh_reports.add(worker_id)
-            self.notify_shown("workers", worker_id, lambda: self.worker_view(worker))
-            return self._worker_reply_base(worker)
+            if self.measures_matter(worker_id):
+                self.notify_shown("workers", worker_id, lambda: self.worker_view(worker))
+            return self._usual_reply(worker, observed)
         for result in beat.results:
             self._take_result(result, now)
         same = before is not None and before.state == beat.state
@@ -413,6 +415,13 @@ class Intake(FleetState):
             reply.commands.append(self.outbox.message(record, now))
             self.outbox.delivered(record, session)
         return reply
+
+    def _usual_reply(self, worker: WorkerRecord, observed: WorkerObserved) -> protocol.WorkerReply:
+        """The one that says nothing new: the same object again as long as it is good, for then it is written once."""
+        told, interval_s = observed.told, self.interval_s(worker.agent_id)
+        if told is None or (told.desired, told.epoch, told.interval_s) != (worker.desired, worker.epoch, interval_s):
+            told = observed.told = self._worker_reply_base(worker)
+        return told
 
     def _worker_reply_base(self, worker: WorkerRecord) -> protocol.WorkerReply:
         return protocol.WorkerReply(worker.worker_id, worker.desired, worker.epoch, self.interval_s(worker.agent_id))

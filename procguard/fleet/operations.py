@@ -74,6 +74,7 @@ class Operations:
         self._wake: Callable[[], None] = lambda: None
         self._pause: Callable[[], None] = lambda: None
         registry.on_change(self._worker_changed, "workers")
+        registry.awaited_workers = self._by_worker
         registry.outbox.watch(self._command_changed)
         self._restore(tables, now)
 

@@ -125,6 +125,7 @@ class WorkerObserved:
     plight: dict[str, str] = field(default_factory=dict)  # why its task waits or goes nowhere: {"state", "reason"}
     resolved: ResolvedSpec | None = None  # good as long as the record's spec is the one it was made of
     suspect: str = ""  # evidence of a hang; never acted upon by itself
+    told: protocol.WorkerReply | None = None  # to a plain heartbeat that said nothing new
 
 
 @dataclass

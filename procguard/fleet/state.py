@@ -10,7 +10,7 @@ import hashlib
 import hmac
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 from procguard.errors import NotFound
@@ -70,6 +70,8 @@ class FleetState:
         self.tokens = Tokens(self)
         self.agent_by_secret: dict[str, str] = {}
         self._listeners: dict[str, list[Listener]] = {topic: [] for topic in TOPICS}
+        self.workers_unseen = False  # nobody sees what is measured of workers; who looks again sets it back
+        self.awaited_workers: Container[str] = ()  # each report of these matters all the same
         self._lookers: list[Callable[[str], bool]] = []
         self._wakers: list[Callable[[str], None]] = []
         self.failed_hooks: list[Callable[[WorkerRecord, Now], None]] = []
@@ -290,6 +292,10 @@ class FleetState:
         view = make_view() if seen else {}
         for listener in self._listeners[topic]:
             listener(topic, item_id, view)
+
+    def measures_matter(self, worker_id: str) -> bool:
+        """Whether anybody wants to know of a report that differs from the one before in measurements alone."""
+        return not self.workers_unseen or worker_id in self.awaited_workers
 
     def notify_agent(self, agent_id: str) -> None:
         self.notify("hosts", agent_id, self.host_view(agent_id))

@@ -157,6 +157,8 @@ class LiveHub:
                 seen = True
         if view == {}:
             self._topics[topic].skip()
+            if topic == "workers" and not seen and not self._singles:
+                self._registry.workers_unseen = True
         else:
             self._topics[topic].change(item_id, view)
             seen = True
@@ -200,11 +202,13 @@ class LiveHub:
 
     def snapshot(self, name: str) -> bytes | None:
         """The list of workers or hosts as JSON; None: there is no such list."""
+        self._registry.workers_unseen = False
         rows = self._rows.get(name)
         return rows.snapshot(self._registry.instance_id) if rows is not None else None
 
     def subscribe(self, client: Client, name: str, seq: int) -> str:
         """ "" or why not."""
+        self._registry.workers_unseen = False
         topic = self._topics.get(name)
         if topic is not None:
             topic.subscribe(client, seq)
