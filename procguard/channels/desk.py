@@ -106,7 +106,7 @@ class Desk:
         self._log_budget = ByteBudget(MAX_LOG_BYTES_AT_ONCE)
         self._register_rate = RateLimiter(limits.registrations_at_once, limits.registrations_per_second)
         self._offer: Offer | None = None
-        self._written: dict[str, tuple[protocol.WorkerReply, bytes]] = {}  # by worker
+        self._written: dict[str, tuple[protocol.WorkerReply, Answer]] = {}  # by worker
 
     def offer_by(self, offer: Offer) -> None:
         """`offer(agent_id, key, peer)`: the zmq channel's word to an agent; `key` is what it has proven to be its own,
@@ -219,8 +219,8 @@ class Desk:
         if known is None or known[0] is not reply:  # nearly all hear the very same again and again
             if len(self._written) > MAX_WRITTEN:
                 self._written.clear()
-            known = self._written[worker_id] = (reply, messages.dumps(reply))
-        return Answer(200, known[1])
+            known = self._written[worker_id] = (reply, Answer(200, messages.dumps(reply)))
+        return known[1]
 
     def worker_commands(self, call: Call, worker_id: str) -> Answer:
         worker_id = checked_worker_id(worker_id)

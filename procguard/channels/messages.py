@@ -77,7 +77,7 @@ def read(cls: type[T], body: bytes) -> T:
         except ValidationError:
             pass  # the long way says what is wrong, and where
         else:
-            return _bounded(cls, message)
+            return message if _KINDS[cls].check is None else _bounded(cls, message)
     return validated(cls, http_io.as_object(http_io.parse_json(body)))
 
 
@@ -110,7 +110,8 @@ def _usage_error(cls: type[Any], exc: ValidationError, hints: Hints) -> UsageErr
 
 
 def _check_plain_heartbeat(beat: protocol.WorkerHeartbeat, mistakes: list[str]) -> None:
-    _longest(mistakes, "reason", beat.reason, MAX_REASON_CHARS)
+    if beat.reason:
+        _longest(mistakes, "reason", beat.reason, MAX_REASON_CHARS)
     if beat.results:
         _most(mistakes, "results", beat.results, MAX_RESULTS_PER_HEARTBEAT)
         _check_results(beat.results, mistakes)

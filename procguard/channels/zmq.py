@@ -25,7 +25,7 @@ from procguard.channels.bodies import Bodies
 from procguard.channels.desk import Desk
 from procguard.channels.rate import RateLimiter
 from procguard.channels.routing import Found, RouteTable, refusal
-from procguard.channels.zmq_call import USUAL_KEYS, Rules, Session, ZmqCall, end_session
+from procguard.channels.zmq_call import Rules, Session, ZmqCall, end_session
 from procguard.channels.zmq_keys import Admissions, Doorkeeper, key_from_hex
 from procguard.channels.zmq_port import LOOK_EVERY_S, Peer, Received, RouterPort
 from procguard.config_limits import Limits
@@ -211,12 +211,12 @@ class ZmqChannel:
             port.flush()
 
     def _take(self, peer: Peer, message: bytes | None) -> None:
-        if peer.state is None:
-            peer.state = Session()
-        session: Session = peer.state
+        session: Session = peer.state or _new_session(peer)
         request_id = 0
         try:
-            head, body = _parts(message)
+            if message is None:
+                raise UsageError("more than one frame", "send header and body as one frame", code="bad_frames")
+            head, _, body = message.partition(b"\n")  # one line of JSON, and all that follows it
             found, announced = session.usual, None
             request_id = session.usual_id(head)
             if not request_id or session.awaited:
@@ -225,8 +225,7 @@ class ZmqChannel:
                 if session.awaited and session.take_body(request_id, body):
                     return
                 found, announced = self._found(peer, header), header.get("body_bytes")
-                if len(header) == len(USUAL_KEYS) and not found.query:
-                    session.usual, session.usual_end = found, head[head.find(b",") :]
+                session.remember(found, head, header)
             if session.unanswered >= MAX_REQUESTS_OF_PEER:
                 raise LimitExceeded(
                     f"{MAX_REQUESTS_OF_PEER} requests of this connection are unanswered",
@@ -243,8 +242,7 @@ class ZmqChannel:
                 session.unanswered -= 1
         except Exception as exc:
             status, answer = refusal(exc, peer.address)
-        head = b'{"id":%d,"status":%d}\n' % (request_id, status)
-        peer.port.send_soon(peer, head + messages.dumps(answer))
+        peer.port.send_soon(peer, b'{"id":%d,"status":%d}\n' % (request_id, status) + messages.dumps(answer))
 
     def _found(self, peer: Peer, header: dict[str, Any]) -> Found:
         """What is asked; the secret that comes with it, if any, is the connection's from now on."""
@@ -266,19 +264,16 @@ class ZmqChannel:
         return found
 
 
-def _parts(message: bytes | None) -> tuple[bytes, bytes]:
-    """(header, body): the header is one line of JSON, the body all that follows it."""
-    if message is None:
-        raise UsageError("more than one frame", "send header and body as one frame", code="bad_frames")
-    head, _, body = message.partition(b"\n")
+def _new_session(peer: Peer) -> Session:
+    peer.state = session = Session()
+    return session
+
+
+def _header(head: bytes) -> dict[str, Any]:
     if len(head) > MAX_HEADER_BYTES:
         raise LimitExceeded(
             f"the header is larger than {MAX_HEADER_BYTES} bytes", "shorten it", status=413, code="header_too_large"
         )
-    return head, body
-
-
-def _header(head: bytes) -> dict[str, Any]:
     try:
         header = from_json(head, allow_inf_nan=False)
     except ValueError as exc:

@@ -24,7 +24,6 @@ from remote_agent import protocol
 INLINE_BYTES = protocol.ZMQ_INLINE_BYTES
 
 
-USUAL_KEYS = ("id", "method", "path")
 _USUAL_START = b'{"id":'
 _NO_HEADERS_END = b"\n"  # a header is one line
 
@@ -38,8 +37,8 @@ class Rules(NamedTuple):
 
 
 class Session:
-    """What the channel remembers of a connection. `usual`: what it asked last with nothing but USUAL_KEYS, and
-    `usual_end` the header behind the id: an agent asks the same all day."""
+    """What the channel remembers of a connection. `usual`: what it asked last with nothing but an id, a method and a
+    path, and `usual_end` the header behind the id: an agent asks the same all day."""
 
     __slots__ = ("awaited", "polls", "secret_sha256", "unanswered", "usual", "usual_end")
 
@@ -52,6 +51,10 @@ class Session:
         self.awaited: dict[
             int, gevent.event.AsyncResult[bytes | None]
         ] = {}  # request id -> its body, asked for by status 100
+
+    def remember(self, found: Any, head: bytes, header: dict[str, Any]) -> None:
+        if len(header) == 3 and not found.query and head.startswith(_USUAL_START):
+            self.usual, self.usual_end = found, head[head.find(b",") :]
 
     def usual_id(self, head: bytes) -> int:
         """The id in a header that asks for `usual`; 0: it is another one."""
