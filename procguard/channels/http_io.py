@@ -123,9 +123,9 @@ def parse_json(body: bytes) -> Any:
 def may_overflow(body: bytes) -> bool:
     """Whether a number may stand there that overflows to infinity: valid JSON, but nothing that can be answered as
     JSON again. Looks only for the shape, and so fast that it is nothing beside the parsing; false alarms are rare."""
-    alike = body.translate(_ALIKE)
-    if len(alike) >= len(_LONG) and _LONG in alike:
+    if has_long_number(body):
         return True
+    alike = body.translate(_ALIKE)
     if b"0e" not in alike:
         return False
     for shape in (b"0e000", b"0e+000"):
@@ -136,6 +136,11 @@ def may_overflow(body: bytes) -> bool:
                 return True
             at = alike.find(shape, at + 1)
     return False
+
+
+def has_long_number(body: bytes) -> bool:
+    """Whether there are so many digits in a row that it is beyond all bounds as an integer, too."""
+    return len(body) >= len(_LONG) and _LONG in body.translate(_ALIKE)
 
 
 def read_object(environ: dict[str, Any], max_bytes: int | None = None) -> dict[str, Any]:

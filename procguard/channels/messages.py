@@ -5,6 +5,7 @@ The shapes are remote_agent.protocol's; this module adds only what an untrusted 
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -34,6 +35,11 @@ _SHOWN_MISTAKES = 8
 _IS_ID = re.compile(protocol.ID_PATTERN[1:-1]).fullmatch
 
 Hints = Mapping[str, tuple[str, str]]  # field -> the error's code and what to do next, where it is wrong
+
+
+for _message in vars(protocol).values():
+    if isinstance(_message, type) and dataclasses.is_dataclass(_message):
+        _message.__pydantic_config__ = {"allow_inf_nan": False}  # type: ignore[attr-defined]
 
 
 class _Kind:
@@ -70,8 +76,8 @@ def dumps(message: Any) -> bytes:
 
 def read(cls: type[T], body: bytes) -> T:
     """A body as a `cls`: parsed and checked in one pass where all is well, which is nearly always. Raises UsageError
-    as `validated` does."""
-    if not (b"NaN" in body or b"Infinity" in body or http_io.may_overflow(body)):
+    as `validated` does. Numbers without bounds are refused, but for those under keys that are ignored."""
+    if not http_io.has_long_number(body):
         try:
             message: T = _KINDS[cls].validate_json(body)
         except ValidationError:
