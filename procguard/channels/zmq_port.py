@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 MESSAGES_AT_ONCE = 200  # taken from the socket before other greenlets have their turn
 MESSAGES_PER_PEER = 8  # libzmq reads no further from a connection while so many of its messages wait
+MANY = 8  # messages at once, of a manager with much to do
 ANSWERS_PER_PEER = 64  # that it has not read; further ones are dropped
 ENVELOPE_BYTES = 256  # what CURVE adds to a frame
 HANDSHAKE_MS = 5_000
@@ -81,6 +82,7 @@ class RouterPort:
         self._by_descriptor: dict[int, Peer] = {}
         self._by_user: Counter[str] = Counter()
         self._watchers: list[Any] = []
+        self._came = 0  # how many messages at once, of late
         self._unsent: list[tuple[Peer, bytes]] = []
         self.dropped = 0  # answers to connections that do not read
         self._socket = context.socket(zmq.ROUTER)
@@ -114,7 +116,7 @@ class RouterPort:
 
     def start(self) -> None:
         loop = gevent.get_hub().loop
-        for watched, look in ((self._socket, self.look), (self._monitor, self._look_at_monitor)):
+        for watched, look in ((self._socket, self._signalled), (self._monitor, self._look_at_monitor)):
             watcher = loop.io(watched.getsockopt(zmq.FD), 1)
             watcher.start(look)
             timer = loop.timer(LOOK_EVERY_S, LOOK_EVERY_S)
@@ -140,6 +142,13 @@ class RouterPort:
 
     # ------------------------------------------------------------------------------------------------ receiving
 
+    def _signalled(self) -> None:
+        """The first of some messages is here. Where many come at once libzmq's thread may have more in hand: on
+        the same core it goes first, or it would be stopped after that one."""
+        if self._came >= MANY:
+            os.sched_yield()
+        self.look()
+
     def look(self) -> None:
         """Take in what has come: never waits."""
         most = min(self._room(), MESSAGES_AT_ONCE) if self._watchers else 0
@@ -154,6 +163,7 @@ class RouterPort:
             pass  # that was all
         except zmq.ZMQError as exc:
             log.warning("zmq port failed error=%s", exc)
+        self._came = max(len(received), self._came // 2)
         if received:
             self._on_messages(received)
 
