@@ -191,19 +191,19 @@ class ZmqChannel:
 
     def _work(self) -> None:
         inbox, answered = self._inbox, 0
-        while inbox:
-            peer, message = inbox.popleft()
-            if not self._called:
-                self._call_hub()
-            self._begun += 1
-            try:
+        self._begun += 1
+        try:
+            while inbox:
+                peer, message = inbox.popleft()
+                if not self._called:
+                    self._call_hub()
                 self._take(peer, message)
-            finally:
-                self._begun -= 1
-            answered += 1
-            if answered % TURN == 0:
-                self._flush()
-                give_way()
+                answered += 1
+                if answered % TURN == 0:
+                    self._flush()
+                    give_way()
+        finally:
+            self._begun -= 1
         self._flush()
 
     def _flush(self) -> None:

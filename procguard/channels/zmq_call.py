@@ -25,6 +25,7 @@ INLINE_BYTES = protocol.ZMQ_INLINE_BYTES
 
 
 _USUAL_START = b'{"id":'
+_ID_AT = len(_USUAL_START)
 _NO_HEADERS_END = b"\n"  # a header is one line
 
 
@@ -58,9 +59,10 @@ class Session:
 
     def usual_id(self, head: bytes) -> int:
         """The id in a header that asks for `usual`; 0: it is another one."""
-        if not (head.endswith(self.usual_end) and head.startswith(_USUAL_START)):
+        end = self.usual_end
+        if not (head.endswith(end) and head.startswith(_USUAL_START)):
             return 0
-        digits = head[len(_USUAL_START) : -len(self.usual_end)]
+        digits = head[_ID_AT : -len(end)]
         return int(digits) if digits.isdigit() and len(digits) < 16 and digits[:1] != b"0" else 0
 
     def take_body(self, request_id: int, body: bytes) -> bool:

@@ -169,14 +169,14 @@ class RouterPort:
 
     def _receive(self, received: list[Received], most: int) -> None:
         """Raises zmq.Again where there are fewer than `most`."""
-        socket, peers = self._socket, self._peers
+        socket, peer_of = self._socket, self._peers.get
         for _ in range(most):
             routing_id = _recv(socket, _NOW)
             frame = first = _recv(socket, _NOW, False)
             message: bytes | None = first.bytes
             while frame.more:  # a request is one frame: what has several is read away
                 frame, message = _recv(socket, _NOW, False), None
-            peer = peers.get(routing_id)
+            peer = peer_of(routing_id)
             if peer is None:
                 if routing_id[:1] != b"\0":
                     continue  # it is of the peer's choice
