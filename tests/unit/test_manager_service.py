@@ -13,6 +13,7 @@ import pytest
 from procguard import config, main, manager_service
 from procguard.dead_man import DeadMan
 from procguard.errors import Conflict
+from remote_agent import keepalive
 
 
 def program(directory: Path, name: str, body: str) -> None:
@@ -51,7 +52,10 @@ def test_cron_starts_exactly_this_manager_and_forgets_it_again(
     assert table.read_text() == "0 4 * * * backup\n"
 
 
-def test_a_systemd_unit_runs_it_in_the_foreground_from_here(programs: Path, tmp_path: Path) -> None:
+def test_a_systemd_unit_runs_it_in_the_foreground_from_here(
+    programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keepalive, "SYSTEMD_RUNS", str(tmp_path))
     calls = tmp_path / "calls"
     program(programs, "systemctl", f'echo "$@" >> {calls}')
     program(programs, "loginctl", "echo Linger=yes")
