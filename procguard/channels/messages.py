@@ -37,6 +37,8 @@ _IS_ID = re.compile(protocol.ID_PATTERN[1:-1]).fullmatch
 Hints = Mapping[str, tuple[str, str]]  # field -> the error's code and what to do next, where it is wrong
 
 
+# pydantic then refuses NaN, infinities and what overflows to them, wherever a message has a number. It asks each class
+# itself, those of fields too.
 for _message in vars(protocol).values():
     if isinstance(_message, type) and dataclasses.is_dataclass(_message):
         _message.__pydantic_config__ = {"allow_inf_nan": False}  # type: ignore[attr-defined]

@@ -54,6 +54,7 @@ class Session:
         ] = {}  # request id -> its body, asked for by status 100
 
     def remember(self, found: Any, head: bytes, header: dict[str, Any]) -> None:
+        """`head`, read as `header`, asks for `found`. Held polls, which say in a query what they know, do not count."""
         if len(header) == 3 and not found.query and head.startswith(_USUAL_START):
             self.usual, self.usual_end = found, head[head.find(b",") :]
 
@@ -91,6 +92,7 @@ class ZmqCall(Call):
         """`announced`: the size of a body that is yet to be sent; None: it is here."""
         if announced is not None and (not isinstance(announced, int) or announced < 0 or body):
             raise UsageError("body_bytes: expected the size of a body that is yet to be sent", "see docs/protocol.md")
+        # As Call's own, without calling it: one of these is made for each message.
         self.query, self.peer, self.direct, self.sock = query, peer.address, True, None
         self.declared_bytes = len(body) if announced is None else announced
         self._rules, self._peer, self._request_id = rules, peer, request_id
