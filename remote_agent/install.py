@@ -40,9 +40,12 @@ class Session:
     """The installer over one SSH channel. Requests are JSON lines; answers too, each after LINE_MARK.
 
     -> {"op": "hello", "fleet_id": "f-1", "host": "gpu01", "home": ""}       <- {"hello": {status…}}
-    -> {"op": "install", "release": "…", "secret": "…", …}                   <- {"need": "bundle"} | {"report": {…}}
-    -> {"bytes": 81234, "code": 40000}, then the bytes, then those of the    <- {"report": {…}}
-       byte code, where this Python reads the deploying side's ("magic" in the answer to hello)
+    -> {"op": "install", "release": "…", …}            <- {"report": {…}}, or before it, each where it is the case:
+                                                       <- {"need": "bundle"}
+    -> {"bytes": 81234, "code": 40000}, then the bytes, then those of the byte code, where this Python reads the
+       deploying side's ("magic" in the answer to hello)
+                                                       <- {"need": "secret", "secret_sha256": "…"}: of the present one
+    -> {"secret": "…"}, "" where the present one is good
     -> {"op": "upgrade", "release": "…"}: the same for the agent that is here, all else as it is (agent_care.py)
     -> {"op": "log", "max_bytes": 65536}: the end of agent.log           <- {"report": {"text", "path", "bytes", …}}
     -> {"op": "reach", "proof_key": "…", "manager_urls": […], …}             <- {"report": {"found", "failures"}}
@@ -78,7 +81,8 @@ class Session:
         if request["op"] == "hello":
             return {"hello": installer.status()}
         if request["op"] == "install":
-            return {"report": installer.install(request, self._receive_bundle, self._receive_code)}
+            report = installer.install(request, self._receive_bundle, self._receive_code, self._receive_secret)
+            return {"report": report}
         if request["op"] in ("upgrade", "log"):
             return {"report": self._care(request, installer)}
         if request["op"] == "reach":
@@ -113,6 +117,10 @@ class Session:
         if not 0 < size <= MAX_BUNDLE_BYTES or not 0 <= self._code_size <= MAX_BUNDLE_BYTES:
             raise InstallError("bad_bundle", f"a bundle of {size} bytes is refused", "deploy again")
         return self._receive(size)
+
+    def _receive_secret(self, current_sha256: str) -> str:
+        self._say({"need": "secret", "secret_sha256": current_sha256})
+        return str(json.loads(self._input.readline(MAX_REQUEST_BYTES))["secret"])
 
     def _receive_code(self) -> bytes:
         """What follows the bundle; b"" where nothing does."""

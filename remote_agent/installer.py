@@ -109,7 +109,6 @@ class Installer:
         config = self.config()
         running = self.running()
         number = agent_process.pid(config["runtime_dir"], self.dir) if running else None
-        secret = config.get("secret", "")
         return {
             "ok": True,
             "installed": bool(config),
@@ -123,7 +122,7 @@ class Installer:
             "keep_alive_reason": self.keeping().get("reason", ""),
             "stopped_by_hand": os.path.exists(self._stop_mark()),
             "manager_urls": config.get("manager_urls", []),
-            "secret_sha256": ids.secret_sha256(secret) if secret else "",
+            "secret_sha256": self._secret_sha256(),
             "python": sys.executable,
             "python_version": ".".join(str(part) for part in sys.version_info[:3]),
             "platform": platform_tag(),
@@ -132,6 +131,10 @@ class Installer:
             "free_bytes": release.free_bytes(self.dir),
             "time": time.time(),
         }
+
+    def _secret_sha256(self) -> str:
+        secret = self.config().get("secret", "")
+        return ids.secret_sha256(secret) if secret else ""
 
     def reach(self, request: Json) -> Json:
         """Which of the manager's addresses works from here, and what the others say. Changes nothing."""
@@ -145,12 +148,18 @@ class Installer:
     # ----------------------------------------------------------------------------------------- installing
 
     def install(
-        self, request: Json, fetch_bundle: "Callable[[], bytes]", fetch_code: "Callable[[], bytes]" = bytes
+        self,
+        request: Json,
+        fetch_bundle: "Callable[[], bytes]",
+        fetch_code: "Callable[[], bytes]" = bytes,
+        fetch_secret: "Callable[[str], str]" = lambda current: "",
     ) -> Json:
         """Bring this host to what `request` says; see `procguard/deploy/deployer.py` for its fields.
 
         `fetch_bundle`, then `fetch_code` (its byte code for this Python, b"" where it is made here) are called only
-        when the release is not here yet. A release whose agent does not start is rolled back to the one before it.
+        when the release is not here yet. `fetch_secret`, with the digest of the secret that is here, only for a request
+        with `new_secret`: while nobody else deploys here, so that the manager's newest is the one that stays here; it
+        answers "" where the present one is good. A release whose agent does not start is rolled back to the one before.
         """
         with self._locked(make=True):
             changes: List[str] = []
@@ -160,6 +169,8 @@ class Installer:
                 self.home, digest, fetch_bundle(), unpacked_bytes, fetch_code()
             ):
                 changes.append("unpacked")
+            if request.get("new_secret"):
+                request = dict(request, secret=fetch_secret(self._secret_sha256()))
             before, before_release = self.config(), release.current(self.dir)
             keeper = self._keeper()
             config, keeping = self._wanted_config(request, before), self._wanted_keeping(request, keeper)

@@ -87,7 +87,13 @@ def request(name: str, directory: Path, found: Json) -> Json:
     begun, mine = _begun(name, directory)
     host = inventory.load(begun["inventory"]).hosts[name]
     release = bundle.build(str(found.get("platform", "")))
-    return _deployer(Options()).install_request(host, begun["reply"], mine, release, found)
+    deployer = _deployer(Options())
+    asked = deployer.install_request(host, begun["reply"], mine, release, found)
+    return {
+        **asked,
+        "new_secret": False,
+        "secret": deployer.new_secret(mine["agent_id"]) if asked["new_secret"] else "",
+    }
 
 
 def code(name: str, directory: Path) -> Json:

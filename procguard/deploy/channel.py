@@ -138,15 +138,18 @@ class HostSession:
         deadline: float,
         code: Callable[[], bytes] = bytes,
         op: Literal["install", "upgrade"] = "install",
+        secret: Callable[[str], str] = lambda current_sha256: "",
     ) -> dict[str, Any]:
         """Have the agent installed, or the one that is there upgraded; the bundle, and its byte code, travel only when
-        the host asks for them."""
+        the host asks for them, and so does a `secret`: see `Installer.install`."""
         reply = self._ask({"op": op, **request}, deadline)
         if reply.get("need") == "bundle":
             made = code()
             self._send({"bytes": len(bundle), "code": len(made)}, deadline)
             self._pipe.send(bundle + made, deadline)
             reply = self._answer(deadline)
+        if reply.get("need") == "secret":
+            reply = self._ask({"secret": secret(str(reply.get("secret_sha256", "")))}, deadline)
         return dict(reply["report"])
 
     def perform(self, op: str, where: dict[str, Any], deadline: float) -> dict[str, Any]:

@@ -157,7 +157,9 @@ class Deployer:
             self._listener.stage(host.name, "upload" if found.get("release") != release.sha256[:16] else "install")
             request = {**where, **self.install_request(host, reply, mine, release, found)}
             code = bundle.byte_code if found.get("magic") == bundle.MAGIC else bytes
-            result.report = session.install(request, release.data, deadline, code)
+            result.report = session.install(
+                request, release.data, deadline, code, secret=lambda current: self._secret(host, mine, current)
+            )
         result.changes += [str(change) for change in result.report.get("changes", [])]
         # One that ran already when we came owes nothing to our connection: that it is connected is enough.
         untouched = not result.report.get("changes")
@@ -233,7 +235,9 @@ class Deployer:
         return {
             "agent_id": mine["agent_id"],
             "proof_key": mine["proof_key"],
-            "secret": self._secret(mine, found),
+            "new_secret": self._options.rotate_secrets
+            or not mine.get("secret_sha256")
+            or mine["secret_sha256"] != found.get("secret_sha256"),
             "release": release.sha256,
             "unpacked_bytes": release.unpacked_bytes,
             "manager_urls": urls,
@@ -255,13 +259,18 @@ class Deployer:
         except ProcGuardError as exc:
             return {"reason": exc.message}
 
-    def _secret(self, mine: Json, found: Json) -> str:
-        """A new secret for the host, "" where it has the one that the manager knows."""
-        known = mine.get("secret_sha256") or ""
-        if known and known == found.get("secret_sha256") and not self._options.rotate_secrets:
+    def _secret(self, host: Host, mine: Json, current_sha256: str) -> str:
+        """What the host asks for while it takes orders from us alone: a new secret, which the manager is told; "" where
+        the one that it has is good by now, because another deployment was a moment quicker."""
+        may_be_good = current_sha256 and not self._options.rotate_secrets
+        if may_be_good and self._asked([host])["hosts"][host.name].get("secret_sha256") == current_sha256:
             return ""
+        return self.new_secret(mine["agent_id"])
+
+    def new_secret(self, agent_id: str) -> str:
+        """Another secret for an agent, known to the manager from now on."""
         secret = secrets.token_urlsafe(32)
-        self._client.set_credentials(mine["agent_id"], secret_sha256(secret))
+        self._client.set_credentials(agent_id, secret_sha256(secret))
         return secret
 
     def _check_recovery(self, host: Host) -> Json:

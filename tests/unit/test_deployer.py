@@ -97,6 +97,7 @@ class FakeHosts:
         self.installed: dict[str, dict[str, Any]] = {}
         self.errors: dict[str, ProcGuardError] = {}
         self.requests: dict[str, dict[str, Any]] = {}
+        self.before_install: Callable[[], object] = bool
         self.at_once = 0
         self.most_at_once = 0
         self._lock = threading.Lock()
@@ -124,12 +125,19 @@ class FakeSession:
         return self._hosts.installed.get(self._host, {"installed": False, "secret_sha256": "", "release": ""})
 
     def install(
-        self, request: dict[str, Any], data: bytes, deadline: float, code: Callable[[], bytes] = bytes
+        self,
+        request: dict[str, Any],
+        data: bytes,
+        deadline: float,
+        code: Callable[[], bytes] = bytes,
+        secret: Callable[[str], str] = lambda current: "",
     ) -> dict[str, Any]:
-        self._hosts.requests[self._host] = request
+        self._hosts.before_install()
         known = self._hosts.installed.get(self._host)
-        changes = [] if known and not request["secret"] else ["installed", "started"]
-        digest = secret_sha256(request["secret"]) if request["secret"] else (known or {})["secret_sha256"]
+        given = secret((known or {"secret_sha256": ""})["secret_sha256"]) if request["new_secret"] else ""
+        self._hosts.requests[self._host] = {**request, "secret": given}
+        changes = [] if known and not given else ["installed", "started"]
+        digest = secret_sha256(given) if given else (known or {})["secret_sha256"]
         self._hosts.installed[self._host] = {
             "installed": True,
             "running": True,
@@ -187,6 +195,23 @@ def test_a_host_whose_secret_the_manager_forgot_gets_a_new_one() -> None:
     client.secrets["a"] = "something else"
     deployer(client, machines).deploy(hosts("a"))
     assert client.secrets["a"] == machines.installed["a"]["secret_sha256"]
+
+
+@pytest.mark.parametrize("rotate", [False, True])
+def test_a_deployment_that_another_overtakes_leaves_the_host_the_secret_that_the_manager_knows(rotate: bool) -> None:
+    """Both have asked manager and host before either of them installs."""
+    client, machines = FakeClient(["a"]), FakeHosts()
+
+    def overtake() -> None:
+        machines.before_install = bool
+        (quicker,) = deployer(client, machines).deploy(hosts("a"))
+        assert quicker.status == "changed"
+
+    machines.before_install = overtake
+    (slower,) = deployer(client, machines, rotate_secrets=rotate).deploy(hosts("a"))
+    assert slower.error is None
+    assert client.secrets["a"] == machines.installed["a"]["secret_sha256"] != ""
+    assert [entry[0] for entry in client.log].count("credentials") == (2 if rotate else 1)
 
 
 def test_a_deployment_that_rotates_gives_each_host_another_secret_and_nothing_else_does() -> None:

@@ -256,6 +256,43 @@ def test_two_installs_at_once_make_one_agent(installer: Installer, manager: Fake
     assert sum(report["changed"] for report in reports) == 1
 
 
+def test_installs_at_once_keep_the_secret_that_the_manager_was_told_last(
+    installer: Installer, manager: FakeManager
+) -> None:
+    told: list[str] = []
+    one = bundle.build()
+
+    def fetch_secret(current_sha256: str) -> str:
+        told.append(f"secret-{len(told)}")
+        return told[-1]
+
+    def install() -> None:
+        installer.install(request(manager, one, new_secret=True), lambda: one.data, fetch_secret=fetch_secret)
+
+    threads = [threading.Thread(target=install) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(told) == 4 and installer.config()["secret"] == told[-1]
+
+
+def test_a_secret_is_asked_for_only_by_a_request_that_wants_one(installer: Installer, manager: FakeManager) -> None:
+    asked: list[str] = []
+    put(installer, manager, secret="first")
+    one = bundle.build()
+
+    def install(new_secret: bool) -> list[str]:
+        wanted = request(manager, one, new_secret=new_secret)
+        return list(
+            installer.install(wanted, no_bundle, fetch_secret=lambda current: asked.append(current) or "")["changes"]
+        )
+
+    assert (install(False), asked) == ([], [])
+    assert (install(True), asked) == ([], [protocol.secret_sha256("first")])  # "": the one that is there is good
+    assert installer.config()["secret"] == "first"
+
+
 @pytest.mark.parametrize("name", ["../evil", "/etc/evil", "a/../../evil", "a//b"])
 def test_a_path_that_leaves_the_release_is_refused(tmp_path: Path, name: str) -> None:
     data = _archive(tarfile.TarInfo(name))
