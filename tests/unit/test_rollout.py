@@ -103,8 +103,8 @@ class Upgraded(FakeHosts):
                 session = self._context.__enter__()
                 install = session.install
 
-                def upgrading(*args: Any) -> dict[str, Any]:
-                    return {**install(*args), "changes": ["unpacked", "upgraded", "restarted"]}
+                def upgrading(*args: Any, **more: Any) -> dict[str, Any]:
+                    return {**install(*args, **more), "changes": ["unpacked", "upgraded", "restarted"]}
 
                 def performed(op: str, where: Any, deadline: float) -> dict[str, Any]:
                     outer.operations.append(op)
