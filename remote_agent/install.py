@@ -112,7 +112,7 @@ class Session:
 
     def _receive_bundle(self) -> bytes:
         self._say({"need": "bundle"})
-        message = json.loads(self._input.readline(MAX_REQUEST_BYTES))
+        message = self._awaited()
         size, self._code_size = int(message["bytes"]), int(message.get("code") or 0)
         if not 0 < size <= MAX_BUNDLE_BYTES or not 0 <= self._code_size <= MAX_BUNDLE_BYTES:
             raise InstallError("bad_bundle", f"a bundle of {size} bytes is refused", "deploy again")
@@ -120,7 +120,14 @@ class Session:
 
     def _receive_secret(self, current_sha256: str) -> str:
         self._say({"need": "secret", "secret_sha256": current_sha256})
-        return str(json.loads(self._input.readline(MAX_REQUEST_BYTES))["secret"])
+        return str(self._awaited()["secret"])
+
+    def _awaited(self) -> Json:
+        """The answer to what we need."""
+        line = self._input.readline(MAX_REQUEST_BYTES)
+        if not line:
+            raise InstallError("cut_off", "the connection ended in the middle of the deployment", "deploy again")
+        return dict(json.loads(line))
 
     def _receive_code(self) -> bytes:
         """What follows the bundle; b"" where nothing does."""

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from typing import Any
 import pytest
 
 from procguard.deploy import bundle
+from procguard.deploy.channel import HostSession
+from procguard.deploy.local import LocalPipe
+from procguard.deploy.target import Target
 from remote_agent import agent_care, agent_process, keepalive, paths, protocol, release
 from remote_agent.installer import Installer, recorded_environment
 from remote_agent.release import InstallError
@@ -277,19 +281,44 @@ def test_installs_at_once_keep_the_secret_that_the_manager_was_told_last(
     assert len(told) == 4 and installer.config()["secret"] == told[-1]
 
 
+def test_a_deployment_that_ends_where_a_secret_is_asked_for_leaves_the_host_as_it_was(
+    installer: Installer, manager: FakeManager
+) -> None:
+    """The manager may be gone just then. The next deployment has its turn at once."""
+    put(installer, manager, secret="first")
+    one, deadline = bundle.build(), time.monotonic() + 20
+    pipe = LocalPipe("host1")
+    session = HostSession(pipe, Target("host1", local=True, python=sys.executable), bundle.bootstrap())
+
+    def unreachable(current_sha256: str) -> str:
+        raise ConnectionError(current_sha256)
+
+    where = {"fleet_id": FLEET, "host": "host1", "home": installer.home}
+    try:
+        session.open(deadline)
+        with pytest.raises(ConnectionError, match=protocol.secret_sha256("first")):
+            session.install({**where, **request(manager, one, new_secret=True)}, one.data, deadline, secret=unreachable)
+    finally:
+        pipe.close()
+    assert installer.config()["secret"] == "first"
+    assert put(installer, manager, secret="second")["changed"] and installer.config()["secret"] == "second"
+
+
 def test_a_secret_is_asked_for_only_by_a_request_that_wants_one(installer: Installer, manager: FakeManager) -> None:
     asked: list[str] = []
     put(installer, manager, secret="first")
     one = bundle.build()
 
-    def install(new_secret: bool) -> list[str]:
+    def keep(current_sha256: str) -> str:
+        asked.append(current_sha256)
+        return ""  # the one that is there is good
+
+    def install(new_secret: bool) -> Any:
         wanted = request(manager, one, new_secret=new_secret)
-        return list(
-            installer.install(wanted, no_bundle, fetch_secret=lambda current: asked.append(current) or "")["changes"]
-        )
+        return installer.install(wanted, no_bundle, fetch_secret=keep)["changes"]
 
     assert (install(False), asked) == ([], [])
-    assert (install(True), asked) == ([], [protocol.secret_sha256("first")])  # "": the one that is there is good
+    assert (install(True), asked) == ([], [protocol.secret_sha256("first")])
     assert installer.config()["secret"] == "first"
 
 
