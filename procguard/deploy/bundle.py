@@ -5,6 +5,7 @@ Same input, same bytes, same SHA-256, on every machine and day. Knows neither ho
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gzip
 import hashlib
@@ -112,11 +113,12 @@ def begin() -> None:
     """Make what every host will be sent, while the caller goes on: most of it is packing, beside the interpreter."""
 
     def make() -> None:
-        bootstrap()
-        build(platform_tag())  # what most hosts are, or may ask for
-        byte_code()
+        with contextlib.suppress(Exception):  # who asks for what could not be made hears why
+            bootstrap()
+            build(platform_tag())  # what most hosts are, or may ask for
+            byte_code()
 
-    threading.Thread(target=make, daemon=True).start()
+    threading.Thread(target=make, name="bundle", daemon=True).start()
 
 
 def releases() -> list[str]:

@@ -136,3 +136,24 @@ def test_memory_does_not_grow_with_heartbeats_and_restarts(host: Host, manager: 
     print(f"\nresident {before} KiB, after {rounds} changes and {rounds // 10} dead runners {resident_kib(pid)} KiB")
     assert resident_kib(pid) < before + 1024
     assert len(os.listdir(f"/proc/{pid}/fd")) <= files + 2
+
+
+@CPYTHON
+def test_garbage_is_looked_for_also_before_it_settles() -> None:
+    """A launcher looks for its manager for as long as it takes, and leaves circles at each failure."""
+    program = """
+import gc, weakref
+usual = gc.get_threshold()
+from remote_agent import memory
+memory.begin_small()
+class Circle: pass
+def leave():
+    one = Circle(); one.self = one; one.much = [[] for _ in range(9)]
+    return weakref.ref(one)
+first = leave()
+for _ in range(20_000): leave()
+assert first() is None
+memory.settle()
+assert gc.isenabled() and gc.get_threshold() == usual
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -117,6 +118,17 @@ def test_what_many_sessions_need_at_once_is_made_once(monkeypatch: pytest.Monkey
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(slow, [1, 1, 1, 1, 2, 1, 2, 1])) == [2, 2, 2, 2, 4, 2, 4, 2]
     assert sorted(made) == [1, 2]
+
+
+def test_what_cannot_be_made_ahead_is_told_to_who_asks_for_it_and_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    tracebacks: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", tracebacks.append)
+    monkeypatch.setattr(bundle, "bootstrap", lambda: Path("/nonexistent/release").read_bytes())
+    bundle.begin()
+    for thread in threading.enumerate():
+        if thread.name == "bundle":
+            thread.join(20)
+    assert tracebacks == []
 
 
 @pytest.mark.parametrize("same", [True, False], ids=["byte code of the same Python", "of another"])
