@@ -69,8 +69,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="takes minutes: pytest -m long"))
 
 
+# Under CI=true a skipped test is a failed one, unless it skips for one of these: what no package brings to a machine.
+LAWFUL_SKIPS = ("takes minutes", "this file system", "this kernel", "no writable cgroup", "pypy", "no torch here")
+
+
+def _must_not_skip(item: pytest.Item, report: Any) -> str:
+    """Why this skip is a failure in continuous integration; "" where it is none."""
+    if not report.skipped or hasattr(report, "wasxfail") or os.environ.get("CI") != "true":
+        return ""
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    reason = reason.removeprefix("Skipped: ")
+    if item.get_closest_marker("long") or reason.lower().startswith(LAWFUL_SKIPS):
+        return ""
+    return f"{item.nodeid} was skipped under CI=true: {reason}"
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
     report = yield
+    trouble = _must_not_skip(item, report)
+    if trouble:
+        report.outcome, report.longrepr = "failed", trouble
     chaos.record(item, report)
     return report
