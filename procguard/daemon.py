@@ -62,6 +62,37 @@ class StateLock:
         self._running = dataclasses.replace(self._running, url=url)
         self._write()
 
+    def renew(self) -> None:
+        """Take the lock again where its file was deleted. Raises Conflict where another manager has taken it since."""
+        path = self._file.name
+        try:
+            if not self._file.closed and os.path.samestat(os.stat(path), os.fstat(self._file.fileno())):
+                return
+        except FileNotFoundError:
+            pass
+        try:
+            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            file = open(path, "a+", encoding="utf-8", opener=_private)  # noqa: SIM115 - held for the manager's life
+        except OSError as exc:
+            raise ProcGuardError(
+                f"cannot write {path}: {exc.strerror}", "make its folder writable; the manager tries again by itself"
+            ) from exc
+        if not _take(file):
+            file.close()
+            raise Conflict(
+                f"another manager was started on {path}, after its files were deleted under this one",
+                "end one of the two; this one acknowledges no change until then",
+                code="another_state",
+            )
+        self._file.close()
+        self._file = file
+        self._write()
+        _write_text(self._pid_path, f"{self._running.pid}\n")
+
+    def let_go(self) -> None:
+        """Of a state that turned out to be another manager's; `renew` takes it again."""
+        self._file.close()
+
     def release(self) -> None:
         if not self._file.closed:
             try:

@@ -211,6 +211,7 @@ class Manager:
             now = clock.read()
             self._round_at = now.monotonic
             try:
+                self._keep_state_in_place(now)
                 if unheard_due and not self.monitor.in_grace(now):
                     unheard_due = False
                     self._garbage.start()
@@ -238,6 +239,17 @@ class Manager:
             except Exception:  # a mistake in one round must not end all supervision
                 log.exception("a monitoring round failed; the next one goes on")
             gevent.sleep(TICK_GAP_S)
+
+    def _keep_state_in_place(self, now: clock.Now) -> None:
+        """Raises ProcGuardError while the state's files are gone and could not be written again."""
+        if self.registry.displaced:
+            self._lock.renew()
+        try:
+            self.registry.keep_in_place(now)
+        except ProcGuardError as exc:
+            if exc.code == "another_state":
+                self._lock.let_go()
+            raise
 
     def _probe_for_the_brake(self, now: clock.Now) -> None:
         """While the brake is on: does SSH to other hosts work? It is only tried; nothing is started."""

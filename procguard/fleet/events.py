@@ -91,7 +91,7 @@ class EventLog:
             appendlog.truncate_damaged_tail(old)
             self._events.extend(appendlog.each(old))
         self._seq = self._events[-1]["seq"] if self._events else 0
-        self._log = appendlog.AppendLog(path, run_blocking)
+        self._log = appendlog.AppendLog(path, run_blocking, reopens=True)
 
     def on_event(self, listener: Callable[[Event], None]) -> None:
         self._listeners.append(listener)
@@ -152,7 +152,7 @@ class EventLog:
         old = self._log
         try:
             os.replace(self._path, self._path + ".1")
-            self._log = appendlog.AppendLog(self._path, self._run_blocking)
+            self._log = appendlog.AppendLog(self._path, self._run_blocking, reopens=True)
         except OSError as exc:  # the file goes on growing, and the next flush tries again
             log.error("cannot begin a new file of events path=%s error=%s", self._path, exc.strerror)
             return

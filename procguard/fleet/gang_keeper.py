@@ -19,7 +19,8 @@ from procguard.fleet import gang_views, gangs, rendezvous
 from procguard.fleet.clock import Now
 from procguard.fleet.gangs import GangRecord, Limits, Mark, Member, Step
 from procguard.fleet.groups import Groups, by_hand
-from procguard.fleet.records import CommandRecord, WorkerRecord, settled
+from procguard.fleet.records import CommandRecord, WorkerRecord, settled, to_dict
+from procguard.fleet.store.interface import Tables
 from remote_agent import protocol, states
 
 if TYPE_CHECKING:
@@ -59,6 +60,9 @@ class Gangs:
         for name, data in tables.get("gangs", {}).items():
             self.records[name] = gangs.from_dict(data)
         self.reconcile(now)
+
+    def tables(self) -> Tables:
+        return {"gangs": {name: to_dict(gang) for name, gang in self.records.items()}, **self.groups.tables()}
 
     def reconcile(self, now: Now) -> None:
         """After a change of workers or groups: gangs begin and end, members join and leave. Touches no child: who runs

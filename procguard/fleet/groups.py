@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from procguard.fleet import rendezvous
 from procguard.fleet.records import WorkerRecord
+from procguard.fleet.store.interface import Tables
 from procguard.group_policy import ALONE, GroupPolicy
 from remote_agent import protocol
 
@@ -28,6 +29,9 @@ class Groups:
     def restore(self, stored: Mapping[str, Any]) -> None:
         for name, data in stored.items():
             self._declared[name] = GroupPolicy.model_validate(data)
+
+    def tables(self) -> Tables:
+        return {"groups": {name: policy.model_dump() for name, policy in self._declared.items()}}
 
     def policy(self, group: str) -> GroupPolicy:
         return self._state.settings.groups.get(group) or self._declared.get(group) or ALONE

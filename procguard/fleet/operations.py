@@ -412,6 +412,17 @@ class Operations:
                     self._registry.put("operation_items", f"{operation_id}/{chunk}", None)
                 self._registry.notify("operations", operation_id, None)
 
+    def tables(self) -> Tables:
+        operations = self._operations
+        return {
+            "operations": {operation_id: one.stored() for operation_id, one in operations.items()},
+            "operation_items": {
+                f"{operation_id}/{number}": one.stored_chunk(number)
+                for operation_id, one in operations.items()
+                for number in range(-(-len(one.items) // rules.CHUNK))
+            },
+        }
+
     def _restore(self, tables: Tables, now: Now) -> None:
         chunks = tables.get("operation_items", {})
         for data in sorted(tables.get("operations", {}).values(), key=lambda one: float(one["created_wall"])):

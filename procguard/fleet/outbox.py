@@ -114,6 +114,9 @@ class Outbox:
         """Open commands for this worker that the manager carries out itself."""
         return [record for record in self._of_worker.get(worker_id, {}).values() if record.by_manager]
 
+    def all_open(self) -> list[CommandRecord]:
+        return [record for of_agent in self._of_agent.values() for record in of_agent.values()]
+
     def open_of_agent(self, agent_id: str) -> Iterator[CommandRecord]:
         return iter(list(self._of_agent.get(agent_id, {}).values()))
 

@@ -19,7 +19,7 @@ from procguard.fleet.intake import Intake
 from procguard.fleet.operations import Operations
 from procguard.fleet.records import CommandRecord, settled
 from procguard.fleet.settings import FleetSettings
-from procguard.fleet.store.interface import Store
+from procguard.fleet.store.interface import Store, Tables
 from remote_agent import protocol, states
 
 
@@ -30,6 +30,9 @@ class Registry(Intake):
         self.operations = Operations(self, self.stored_operations, now)
         self.stored_operations = {}
         self.commit()
+
+    def tables(self) -> Tables:
+        return {**super().tables(), **self.operations.tables()}
 
     def agents(self) -> list[dict[str, Any]]:
         """Every agent, and the launchers that wait for approval."""

@@ -37,7 +37,7 @@ from procguard.fleet.records import (
 )
 from procguard.fleet.settings import FleetSettings
 from procguard.fleet.store.appendlog import NotDurable
-from procguard.fleet.store.interface import Change, Store
+from procguard.fleet.store.interface import Change, Store, Tables
 from procguard.fleet.tokens import Tokens
 
 TOPICS = ("workers", "hosts", "operations", "events")  # of the change feed
@@ -61,6 +61,7 @@ class FleetState:
         self.fresh_reports: set[str] = set()  # workers reported since the monitor looked last; the monitor empties it
         self.leases = Leases(self)
         self.inquiry = Inquiry(self)
+        self.displaced = False  # the store's files are not where they should be
         self.unwritten = ""  # why the newest changes are not on disk; nothing that is not there is handed out
         self.places = Places(self)
         self.workers_version = 0  # rises when a worker or its specification comes, changes or goes
@@ -462,6 +463,8 @@ class FleetState:
 
     def commit(self) -> None:
         """Everything changed so far is on disk when this returns. Raises NotDurable."""
+        if self.displaced:
+            raise NotDurable(self.unwritten, "the manager writes its state again by itself")
         changes, self._changes = self._changes, []
         upto = self._changed
         try:
@@ -482,6 +485,39 @@ class FleetState:
         happens to the manager. Costs nothing where nothing of its own is new."""
         while (seen := self.seen.get(agent_id)) is not None and seen.touched > self._durable:
             self.commit()
+
+    def keep_in_place(self, now: Now) -> bool:
+        """Notice that the state's files were deleted or moved away: from then on nothing is acknowledged (NotDurable).
+
+        The next call writes everything again from memory, and returns True.
+        """
+        if self._store.in_place():
+            return False
+        if not self.displaced:
+            self.displaced = True
+            self.unwritten = "the state's files were deleted or moved away while the manager runs"
+            raise NotDurable(self.unwritten, "the manager writes them again by itself; if it can't, its log says why")
+        self._store.write_again(self.tables())
+        self.displaced = False
+        self.commit()
+        self.event_log.add(
+            "state",
+            now,
+            reason="the state's files were deleted or moved away; they were written again from memory",
+            actor="manager",
+        )
+        return True
+
+    def tables(self) -> Tables:
+        """Every durable record as it is now."""
+        return {
+            "fleet": {"fleet": dict(self._fleet)},
+            "agents": {agent.agent_id: to_dict(agent) for agent in self.agents_by_id.values()},
+            "workers": {worker.worker_id: to_dict(worker) for worker in self.workers_by_id.values()},
+            "commands": {record.command_id: to_dict(record) for record in self.outbox.all_open()},
+            "tokens": {token.token_id: to_dict(token) for token in self.tokens.all()},
+            **self.gangs.tables(),
+        }
 
     def save(self) -> None:
         self._store.save()

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 from procguard.errors import ProcGuardError
 
+GONE = "the file was deleted or moved away"
 LOOK_AGAIN_S = 5.0  # a waiter does, whatever happens to whoever was to wake it
 
 RunBlocking = Callable[[Callable[[], None]], None]
@@ -51,6 +52,9 @@ class AppendLog:
 
     `also`: called there with the payloads of the lines that were just synced, in their order; they count as durable
     when it has returned. It raises OSError where it can't.
+
+    A line counts as durable only while the file is where its path says: a file that was deleted or moved takes writes
+    like any other. `reopens`: such a file is created again and goes on with what is pending; else all is refused.
     """
 
     def __init__(
@@ -58,9 +62,13 @@ class AppendLog:
         path: str,
         run_blocking: RunBlocking = run_here,
         also: Callable[[list[Any]], None] | None = None,
+        *,
+        reopens: bool = False,
     ) -> None:
         self.path = path
         self.lines_written = 0
+        self._reopens = reopens
+        self._replaced = False  # another log has taken over what was pending here
         self._run_blocking = run_blocking
         self._also = also
         self._lock = threading.Lock()
@@ -112,8 +120,29 @@ class AppendLog:
 
     def wait_durable(self, mine: int) -> None:
         while self._durable < mine:
+            if self._replaced:
+                raise self._refusal(OSError(errno.ESTALE, GONE))
             if self._lead_or_wait(mine):
                 self._lead(None)
+
+    def in_place(self) -> bool:
+        """Whether the path still names the file that is written to. Raises OSError where the disk does not say."""
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(self._fd))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+    def hand_over(self, successor: AppendLog) -> None:
+        """Give what is pending to a log that takes this one's place, after its own. Whoever waits here is refused."""
+        while not self._lead_or_wait(None):
+            pass
+        with self._lock:
+            successor._pending, self._pending = successor._pending + self._pending, []
+            successor._submitted = successor._durable + len(successor._pending)
+            self._replaced, self._flushing = True, False
+            while self._waiters:
+                self._waiters.popleft().woken.release()
+        # The descriptor stays open: a write that was given up may still be under way on it.
 
     def switch(self, path: str, first: Iterable[Any], last: Any) -> None:
         """Go on in another file, which begins with `first`; this one ends with what is pending and `last`.
@@ -205,10 +234,13 @@ class AppendLog:
                 self._flushing = False
                 self._wake()
         if error is not None:
-            raise NotDurable(
-                f"{self.path}: cannot write the state ({error.strerror}); the change is not acknowledged",
-                "free space or repair the disk, then repeat the request",
-            ) from error
+            raise self._refusal(error) from error
+
+    def _refusal(self, error: OSError) -> NotDurable:
+        return NotDurable(
+            f"{self.path}: cannot write the state ({error.strerror}); the change is not acknowledged",
+            "free space or repair the disk, then repeat the request",
+        )
 
     def _write(self, batch: list[tuple[bytes, Any]]) -> None:
         self._put(b"".join(line for line, _ in batch))
@@ -222,16 +254,27 @@ class AppendLog:
 
     def _put(self, data: bytes) -> None:
         """Write and sync. A half-written batch is taken back: nothing may ever follow a torn line."""
+        if self._reopens and not self.in_place():
+            self._reopen()
         if self._torn:
             os.ftruncate(self._fd, self._good_bytes)
             self._torn = False
         try:
             _write_all(self._fd, data)
             os.fdatasync(self._fd)
+            if not self.in_place():
+                raise OSError(errno.ESTALE, GONE)
         except OSError:
             self._cut_to(self._good_bytes)
             raise
         self._good_bytes += len(data)
+
+    def _reopen(self) -> None:
+        os.makedirs(os.path.dirname(os.path.abspath(self.path)), mode=0o700, exist_ok=True)
+        fresh = _open(self.path)
+        os.close(self._fd)
+        self._fd, self._good_bytes, self._torn = fresh, os.fstat(fresh).st_size, False
+        sync_directory(self.path)
 
     def _cut_to(self, good_bytes: int) -> None:
         self._good_bytes = good_bytes

@@ -33,6 +33,15 @@ class Store(Protocol):
     def read(self) -> Loaded:
         """What `load` would return; changes nothing. For who only looks."""
 
+    def in_place(self) -> bool:
+        """Whether what is committed still lands where the state's path says: not once its folder was deleted."""
+
+    def write_again(self, tables: Tables) -> None:
+        """The state's files are gone while the manager runs: write all of `tables`, and go on from there.
+
+        Raises NotDurable where the disk refuses, ProcGuardError where the state of another manager lies there now.
+        """
+
     def save(self) -> None:
         """Fold what was committed into the readable snapshot. May return before that is done."""
 

@@ -68,6 +68,14 @@ class Journal:
         if before:
             end_segment(segment_path(self._state_path, before[-1]), self.segment)
 
+    def open_again(self) -> None:
+        """The segment being written is gone. Begin another, with what was committed and is not on disk."""
+        self.segment = max([*segments(self._state_path), self.segment]) + 1
+        log = appendlog.AppendLog(segment_path(self._state_path, self.segment), self._run_blocking, self._also)
+        log.append(self._head_lines(), wait=False)
+        self.log.hand_over(log)
+        self._log = log
+
     @property
     def log(self) -> appendlog.AppendLog:
         assert self._log is not None, "load() first"

@@ -19,7 +19,7 @@ from typing import Any
 
 from procguard.errors import ProcGuardError
 from procguard.fleet.store import appendlog, journal
-from procguard.fleet.store.interface import Change, Loaded
+from procguard.fleet.store.interface import Change, Loaded, Tables
 
 GENTLE, AT_ONCE = "5", "0"  # how nice a saving process is: while the manager runs, and where its end waits for it
 # A saving process that takes longer is ended, the journal has everything: it lost its disk, or who ends us waits.
@@ -78,6 +78,40 @@ class JournaledStore:
 
     def commit(self, changes: list[Change], *, wait: bool = True) -> None:
         self._journal.commit(changes, self._payload(changes), wait=wait)
+
+    def in_place(self) -> bool:
+        found: list[bool] = []
+        self._run_blocking(lambda: found.append(self._journal.log.in_place()))
+        return bool(found and found[0])
+
+    def write_again(self, tables: Tables) -> None:
+        commit = self._journal.last_commit  # what is committed from here on is not in `tables`
+        self._refuse_another(str(tables["fleet"]["fleet"]["fleet_id"]))
+        try:
+            os.makedirs(os.path.dirname(self.path), mode=0o700, exist_ok=True)
+            self._journal.open_again()
+            # Not intact, as far as the files go: a whole snapshot replaces whatever is left of them.
+            self._opened(Loaded(tables, intact=False), commit)
+        except OSError as exc:
+            raise appendlog.NotDurable(
+                f"{self.path}: cannot write the state again ({exc.strerror}); changes are not acknowledged",
+                "free space or repair the disk; nothing else needs to be done",
+            ) from exc
+        self._saved_commit = -1
+
+    def _refuse_another(self, own_fleet_id: str) -> None:
+        """Raises ProcGuardError where what lies at the path now is not an earlier state of this manager."""
+        try:
+            loaded, commit = self._read()
+        except OSError:
+            return  # nothing that can be read; writing tells
+        found = loaded.tables.get("fleet", {}).get("fleet", {}).get("fleet_id")
+        if found not in (None, own_fleet_id) or commit > self._journal.last_commit:
+            raise ProcGuardError(
+                f"{self.path}: the state of another manager (fleet {found}) was put in place of this one's",
+                "end one of the two managers; this one acknowledges no change until that state is moved away",
+                code="another_state",
+            )
 
     def save(self) -> None:
         self._save(GENTLE)

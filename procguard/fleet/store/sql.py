@@ -87,6 +87,8 @@ class SqlStore(JournaledStore):
         """Bring the database to what was loaded, or write it anew where it was not readable."""
         if not self._readable:
             _write_anew(self.path, loaded.tables, last_commit)
+        if self._connection is not None:  # of a database that was deleted
+            _close(self._connection)
         self._connection = connect(self.path)
         bodies = dict(_rows(self._connection))
         self._digests = {key: _digest_of(key, body) for key, body in bodies.items() if key[0] != META}
