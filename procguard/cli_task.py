@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import functools
 import gc
 import inspect
@@ -10,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any, TypeVar
 
 from invoke import Context, task
@@ -24,6 +26,32 @@ def begin() -> None:
     end once more among all that was imported: a fifth of the time that a short command takes."""
     gc.set_threshold(20_000, 20, 20)
     atexit.register(gc.freeze)
+    atexit.register(_flush)
+    sys.excepthook = _report_output_errors
+
+
+def _flush() -> None:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_output()
+
+
+def _discard_output() -> None:
+    """`| head` has read enough and closed the pipe: what is still to be printed goes nowhere, without a complaint."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _report_output_errors(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Also for what invoke itself prints outside of any task: `invoke --list | head`, `invoke --list >/full/disk`."""
+    if isinstance(error, BrokenPipeError):
+        _discard_output()
+        os._exit(0)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC and not error.filename:
+        print(f"procguard: cannot write the output ({error.strerror}); free space, then repeat", file=sys.stderr)
+        _discard_output()
+        return
+    sys.__excepthook__(kind, error, trace)
 
 
 def operator_task(positional: tuple[str, ...] = (), **options: Any) -> Callable[[F], Any]:
@@ -49,7 +77,7 @@ def operator_task(positional: tuple[str, ...] = (), **options: Any) -> Callable[
                 print(f"procguard: {exc}", file=sys.stderr)
                 raise SystemExit(exc.exit_code) from exc
             except BrokenPipeError:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `| head` has seen enough
+                _discard_output()
             except KeyboardInterrupt as exc:
                 raise SystemExit(130) from exc
 

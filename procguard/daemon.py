@@ -130,7 +130,13 @@ def lock_state(config: Config) -> StateLock:
     if own is None:
         raise ProcGuardError("/proc is not mounted", "ProcGuard needs Linux with /proc")
     running = Running(own.pid, own.start, own.boot_id, started_at=time.time())
-    return StateLock(file, os.path.join(config.state_directory, "manager.pid"), running)
+    try:
+        return StateLock(file, os.path.join(config.state_directory, "manager.pid"), running)
+    except OSError as exc:
+        raise ProcGuardError(
+            f"cannot write the state in {config.state_directory}: {exc.strerror}",
+            "free space there, or choose another place: --set state.state_file=PATH",
+        ) from exc
 
 
 def _take(file: TextIO) -> bool:

@@ -17,12 +17,15 @@ if __name__ == "__main__":  # before anything else is imported, and never in a p
     monkey.patch_all()
 
 import argparse
+import errno
+import os
 import sys
 from collections.abc import Sequence
 
 from procguard import __version__, config, daemon
 from procguard.errors import ProcGuardError
 
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 EPILOG = """\
 examples:
   python -m procguard.main --config configs/procguard_config.yaml
@@ -94,6 +97,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ProcGuardError as exc:
         print(f"procguard: {exc}", file=sys.stderr)
         return exc.exit_code
+    except OSError as exc:
+        if exc.errno not in DISK_ERRORS:
+            raise
+        where = f": {exc.filename}" if exc.filename else f", for example {os.getcwd()} or the state's folder"
+        print(
+            f"procguard: the disk refuses ({exc.strerror}){where}; free space or repair it, then repeat",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         return 130
 
