@@ -42,6 +42,15 @@ class GroupPolicy(BaseModel):
         le=1_000_000,
         description="Restarts of the gang before it is `failed`; unset: `recovery.max_recovery_attempts`.",
     )
+    backoff_s: list[Annotated[float, Field(ge=0, le=86_400)]] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=100,
+        description=(
+            "Pauses before the gang's restarts, in seconds, each ±25 %; the last one repeats. Unset: the members' "
+            "`restart.backoff_s`, where all say the same."
+        ),
+    )
     nproc_per_node: int = Field(
         default=1,
         ge=1,

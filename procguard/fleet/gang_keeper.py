@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from procguard.fleet import gang_views, gangs, rendezvous
@@ -21,7 +21,9 @@ from procguard.fleet.gangs import GangRecord, Limits, Mark, Member, Step
 from procguard.fleet.groups import Groups, by_hand
 from procguard.fleet.records import CommandRecord, WorkerRecord, settled, to_dict
 from procguard.fleet.store.interface import Tables
+from procguard.group_policy import GroupPolicy
 from remote_agent import protocol, states
+from remote_agent.restart import DEFAULT_BACKOFF_S
 
 if TYPE_CHECKING:
     from procguard.fleet.state import FleetState
@@ -158,7 +160,7 @@ class Gangs:
         step = gangs.decide(
             gang,
             known,
-            Limits(spend, settings.enable_auto_recovery),
+            Limits(spend, settings.enable_auto_recovery, _pauses(policy, workers)),
             wanted=all(worker.desired == "running" for worker in workers),
             waited_s=now.monotonic - self._restarting_since.setdefault(gang.group, now.monotonic),
             healthy_s=self._healthy_s(gang, known, now),
@@ -492,3 +494,11 @@ def _stopped_by(workers: list[WorkerRecord]) -> str:
     return f"{first.worker_id} is to be stopped: all of its gang are" + (
         f" ({first.desired_by})" if first.desired_by else ""
     )
+
+
+def _pauses(policy: GroupPolicy, workers: list[WorkerRecord]) -> Sequence[float]:
+    """The group's own; else its members', where they agree."""
+    if policy.backoff_s:
+        return policy.backoff_s
+    own = {tuple(worker.spec.restart.backoff_s) for worker in workers}
+    return (own.pop() if len(own) == 1 else ()) or DEFAULT_BACKOFF_S

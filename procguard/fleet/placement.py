@@ -39,6 +39,7 @@ class Place:
     gpus_free: int | None = 0  # None: it does not say
     standing: float = 0.0  # its reputation: 0 is spotless, more is worse
     workers: int = 0
+    same_gang: int = 0  # members of the task's gang that it runs already: one host's loss should cost one of them
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class Placement:
 
 
 def choose(task: Task, places: Iterable[Place]) -> Placement:
-    """The fitting spare of the best reputation, then with the fewest workers, then by name."""
+    """The fitting spare with the fewest members of the task's gang, then of the best reputation, then with the fewest
+    workers, then by name."""
     rejected: dict[str, str] = {}
     fitting: list[Place] = []
     for place in places:
@@ -60,7 +62,7 @@ def choose(task: Task, places: Iterable[Place]) -> Placement:
             fitting.append(place)
     if not fitting:
         return Placement("", _nowhere(rejected), rejected)
-    best = min(fitting, key=lambda place: (round(place.standing, 1), place.workers, place.host))
+    best = min(fitting, key=lambda place: (place.same_gang, round(place.standing, 1), place.workers, place.host))
     why = "the only spare that fits" if len(fitting) == 1 else f"the best of {len(fitting)} spares that fit"
     return Placement(best.agent_id, f"{best.host} is {why}", rejected)
 

@@ -35,7 +35,19 @@ class Places:
             worker.worker_id, worker.spec.requires, worker.spec.gpus, avoid | self._may_still_run_it(worker)
         )
         places = (self.place(agent, now) for agent in self._state.agents_by_id.values())
-        return placement.choose(task, [dataclasses.replace(one, home=one.agent_id == worker.home) for one in places])
+        return placement.choose(
+            task,
+            [
+                dataclasses.replace(
+                    one, home=one.agent_id == worker.home, same_gang=self._same_gang(worker, one.agent_id)
+                )
+                for one in places
+            ],
+        )
+
+    def _same_gang(self, worker: WorkerRecord, agent_id: str) -> int:
+        others = self._state.workers_of(agent_id) if worker.gang else []
+        return sum(1 for one in others if one.spec.group == worker.spec.group and one is not worker)
 
     def _may_still_run_it(self, worker: WorkerRecord) -> frozenset[str]:
         """Where it is now; and where its right was withdrawn, as long as that host has not confirmed it."""

@@ -170,6 +170,28 @@ def test_a_groups_own_max_attempts_counts(tmp_path: Path) -> None:
     assert "no restarts are allowed" in world.gang.reason
 
 
+def test_a_groups_own_pauses_count_before_those_of_its_members(tmp_path: Path) -> None:
+    world = GangWorld(tmp_path, groups={GROUP: GroupPolicy(restart="gang", backoff_s=[0.0, 0.5], max_attempts=9)})
+    world.declare()
+    world.go_on(1)
+    for _ in range(4):  # by default the fourth restart waits 120 s
+        world.hosts["h2"].fails("w2")
+        world.go_on(2)
+        assert world.running() == ["w1", "w2", "w3"]
+
+
+def test_the_pauses_of_its_members_count_where_the_group_says_nothing(tmp_path: Path) -> None:
+    world = GangWorld(tmp_path, groups={GROUP: GroupPolicy(restart="gang", max_attempts=9)})
+    member = world.spec(restart={"backoff_s": [30.0]})
+    world.deploy({f"h{n}": {f"w{n}": member} for n in (1, 2, 3)})
+    world.go_on(1)
+    world.hosts["h2"].fails("w2")
+    world.go_on(20)
+    assert world.running() == []
+    world.go_on(20)
+    assert world.running() == ["w1", "w2", "w3"]
+
+
 def test_without_automatic_recovery_a_failed_member_ends_the_gang(tmp_path: Path) -> None:
     world = GangWorld(tmp_path, enable_auto_recovery=False)
     world.declare()

@@ -345,6 +345,18 @@ def test_a_gangs_lost_member_goes_to_a_spare_only_once_the_gang_is_held_and_all_
     assert (fleet.worker().held, fleet.view()["state"], fleet.view("w2")["state"]) == (False, "running", "running")
 
 
+def test_two_members_of_one_gang_go_to_two_spares(tmp_path: Path) -> None:
+    fleet = Fleet(tmp_path, groups={"trainers": GroupPolicy(restart="gang")})
+    member = {**FENCED, "group": "trainers"}
+    busy = {"x1": {"command": "x"}, "x2": {"command": "x"}}  # s2 has more to do, and takes the second one all the same
+    hosts = {"h1": {"w1": member}, "h2": {"w2": member}, "h3": {"w3": member}, "s1": {}, "s2": busy}
+    fleet.world.deploy(hosts, spares={"s1": True, "s2": True})
+    fleet.run(40.0)
+    fleet.silent = {"h1", "h2"}
+    fleet.run(CERTAIN_S + 15.0)
+    assert {fleet.worker("w1").agent_id, fleet.worker("w2").agent_id} == {"s1", "s2"}
+
+
 def test_a_member_whose_gang_still_runs_is_given_to_nobody(tmp_path: Path) -> None:
     fleet = Fleet(tmp_path, groups={"trainers": GroupPolicy(restart="gang")})
     fleet.world.deploy({"h1": {"w1": {**FENCED, "group": "trainers"}}, "s1": {}}, spares={"s1": True})
