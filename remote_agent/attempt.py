@@ -92,8 +92,8 @@ class Attempt:
             ran_s=now - self.started,
             was_running=was_running,
             oom=signal == 9 and self._ooms.read() > self.ooms_before,
-            cause=self.cause,
-            detail=self.detail,
+            cause=self.cause or ("not_started" if self.failure else ""),
+            detail=self.detail or self.failure,
         )
 
 

@@ -278,7 +278,7 @@ class Keeper:
         self._become(states.STARTING, reason)
         self.state.record.sync()
         if hopeless:
-            self.state.note_exit(number, Ending(), hopeless)
+            self.state.note_exit(number, Ending(cause="not_started", detail=hopeless), hopeless)
             self._next = (Decision(restart.FAIL, 0.0, whole(self.state.values, "restarts"), hopeless), now, False)
         elif problem:
             ending = Ending(cause="start_timeout", detail=problem)

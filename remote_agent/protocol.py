@@ -184,7 +184,7 @@ class ExitRecord:
     at: float = 0.0
     duration_s: float = 0.0
     reason: str = ""  # "killed by signal 9 (SIGKILL) after 3 h 12 min"
-    cause: str = ""  # where the status alone misleads: "start_timeout", "unhealthy", "lost"
+    cause: str = ""  # where the status alone misleads: "not_started", "start_timeout", "unhealthy", "lost"
     detail: str = ""  # the words of that cause: what the check said
 
 

@@ -49,8 +49,8 @@ class Ending:
     """How one attempt ended.
 
     `ran_s`: seconds since its start. `was_running`: it had been alive for start_secs. `cause` is told where the exit
-    status alone misleads: "" | "start_timeout" | "unhealthy" | "lost" (nobody saw the exit) | "taken" (it had to end,
-    for no fault of its own); `detail` explains it.
+    status alone misleads: "" | "not_started" (and would not the next time) | "start_timeout" | "unhealthy" | "lost"
+    (nobody saw the exit) | "taken" (it had to end, for no fault of its own); `detail` explains it.
     """
 
     def __init__(
@@ -151,6 +151,8 @@ def describe(ending: Ending) -> str:
         return ending.detail or "its end was not seen"
     if ending.cause == "taken":
         return f"{ending.detail} ({after})"
+    if ending.cause == "not_started":
+        return ending.detail
     if ending.cause == "start_timeout":
         return f"not running {after}: {ending.detail}" if ending.detail else f"not running {after}"
     if ending.cause == "unhealthy":

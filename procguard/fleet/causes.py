@@ -1,6 +1,7 @@
 """Why something happened, as one stable word for programs: filters, notifications and explanations go by it. Pure.
 
     exit_code signal oom finished          how the attempt ended by itself
+    not_started                            it could not be started, and trying again would not help
     health start_timeout lost              ended by its checks; never ran; nobody saw its end
     operator stop_all fence gang           who or what wanted it so
     agent_lost reassigned brake suspicion  what the manager concluded
@@ -17,7 +18,8 @@ from procguard.fleet.records import WorkerRecord
 from remote_agent import protocol, states
 
 # What the runner says where the exit status alone would mislead (remote_agent/restart.py, Ending.cause).
-_OF_RUNNER = {"unhealthy": "health", "start_timeout": "start_timeout", "lost": "lost"}
+_OF_RUNNER = {"unhealthy": "health", "start_timeout": "start_timeout", "lost": "lost", "not_started": "not_started"}
+BY_OPERATOR = "stopped by an operator"  # what runners say of every stop: they are not told who asked
 
 
 def of_exit(record: protocol.ExitRecord | None) -> str:
@@ -29,7 +31,23 @@ def of_exit(record: protocol.ExitRecord | None) -> str:
         return "oom"
     if record.signal is not None:
         return "signal"
-    return "lost" if record.code is None else "exit_code"
+    return "not_started" if record.code is None else "exit_code"
+
+
+def hopeless(record: protocol.ExitRecord | None) -> bool:
+    """It could not be started, and would fail the same way again: a missing command, directory, user or file."""
+    return of_exit(record) == "not_started"
+
+
+def true_reason(reason: str, worker: WorkerRecord) -> str:
+    """A runner's reason, where the manager knows better who stopped the worker."""
+    if not reason.startswith(BY_OPERATOR):
+        return reason
+    if worker.desired != "running" and worker.desired_cause == "stop_all":
+        return "stopped with the whole fleet (recovery.stop_all_on_failure)" + reason.removeprefix(BY_OPERATOR)
+    if worker.desired == "running" and worker.held:
+        return "stopped together with its gang" + reason.removeprefix(BY_OPERATOR)
+    return reason
 
 
 def of_worker_event(event: protocol.WorkerEvent, worker: WorkerRecord) -> str:

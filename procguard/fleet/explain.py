@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from procguard.fleet import leases
+from procguard.fleet import causes, leases
 from procguard.fleet.clock import Now
 from procguard.fleet.event_query import EventQuery
 from procguard.words import Words
@@ -39,6 +39,7 @@ class Facts:
     restart_policy: str = "on-failure"
     healthy_after_s: float = 600.0
     auto_recovery: bool = True
+    hopeless: bool = False  # it could not be started, and would fail the same way again
     in_hand: bool = True  # its host has reported it under the right to run it has now
     fenced: bool = False
     leased: bool = False  # the host has confirmed that it runs by a lease
@@ -77,6 +78,7 @@ def gather(registry: Registry, worker_id: str, now: Now) -> Facts:
         restart_policy=restart.policy,
         healthy_after_s=restart.healthy_after_s,
         auto_recovery=registry.settings.enable_auto_recovery,
+        hopeless=causes.hopeless(report.last_exit if report else None),
         in_hand=report is not None and report.generation == worker.generation,
         fenced=fenced,
         leased=worker.leased,
@@ -92,7 +94,7 @@ def gather(registry: Registry, worker_id: str, now: Now) -> Facts:
             if record.worker_id == worker_id
         ),
         gang=_gang_of(registry, worker_id),
-        events=tuple(_story(registry, worker_id, worker.host)),
+        events=tuple(_story(registry, worker_id, worker.host if host["kind"] == "deployed" else "")),
     )
 
 
@@ -115,11 +117,13 @@ def _gang_of(registry: Registry, worker_id: str) -> dict[str, Any] | None:
 
 
 def _story(registry: Registry, worker_id: str, host: str) -> list[dict[str, Any]]:
-    """Its own newest events and its host's between them; a failure is told once."""
+    """Its own newest events and its host's between them; a failure is told once. `host` "": a launcher's worker, whose
+    launcher's events are its own."""
     found = registry.find_events(EventQuery(worker=(worker_id,)), TIMELINE_EVENTS)
     own = [event for before, event in zip([None, *found], found, strict=False) if not _repeats(before, event)]
     first = own[0]["seq"] if len(found) == TIMELINE_EVENTS else 0  # what was before these is left out
-    around = registry.find_events(EventQuery(host=(host,), kind=HOST_KINDS, after=first), TIMELINE_EVENTS)
+    query = EventQuery(host=(host,), kind=HOST_KINDS, after=first)
+    around = registry.find_events(query, TIMELINE_EVENTS) if host else []
     others = [event for event in around if not event["worker_id"]]
     if registry.find(worker_id).desired_cause == "stop_all":
         others += registry.find_events(EventQuery(kind=("stop_all",)), 1)
@@ -193,10 +197,14 @@ def _countdown(facts: Facts, words: Words) -> str:
 def _why_no_restart(facts: Facts, words: Words) -> list[str]:
     if facts.gang:
         return []
+    if facts.hopeless:
+        return [words.say("why.hopeless")]
     if not facts.auto_recovery:
         return [words.say("why.auto_off")]
     if facts.restart_policy == "never" or facts.allowed_restarts == 0:
         return [words.say("why.no_restarts")]
+    if facts.worker["restarts"] < facts.allowed_restarts:
+        return []  # not what kept it from being restarted
     return [words.say("why.budget_spent", n=facts.allowed_restarts)]
 
 
@@ -352,6 +360,8 @@ def _next_steps(facts: Facts, words: Words) -> list[str]:
     worker = facts.worker
     name, state = worker["worker_id"], worker["state"]
     steps = []
+    if state == "failed" and facts.hopeless:
+        return [words.say("next.fix", worker=name)]
     if state == "failed":
         steps.append(words.say("next.logs", worker=name, attempt=worker["attempt"]))
     if state == "failed" and facts.gang:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from procguard.fleet.state import FleetState
 
 STEPS_AT_ONCE = 4  # form, hold, launch: more in a row would be a circle
+CLOCKS_AGREE_S = 0.05  # two hosts' clocks, as heartbeats show them, are not compared more finely
 RESTARTED_JUST_NOW_S = 3.0  # a batch names each member: their gang is restarted once
 
 
@@ -154,6 +155,7 @@ class Gangs:
             return False
         known = [self._member(worker, now, judge=gang.phase != "running") for worker in workers]
         self._note_attempts(gang, known)
+        self._correct_culprit(gang, workers)
         policy = self.groups.policy(gang.group)
         settings = self._state.settings
         spend = settings.max_recovery_attempts if policy.max_attempts is None else policy.max_attempts
@@ -179,13 +181,52 @@ class Gangs:
             state=report.state if report else worker.last_state,
             current=report is not None and report.generation >= worker.generation,
             attempt=max(worker.attempt, report.attempt if report else 0),
-            since=report.since if report else worker.last_since,
+            since=(report.since if report else worker.last_since) + self._clock_offset_s(worker.agent_id),
             reason=report.reason if report else worker.last_reason,
             epoch=worker.epoch,
             gone=(judge or lost) and self._gone(worker, report, now),
             ready=agent.state == "connected",
             lost=lost,
         )
+
+    def _clock_offset_s(self, agent_id: str) -> float:
+        """What is to be added to this host's wall clock to get the manager's."""
+        seen = self._state.seen[agent_id]
+        if seen.heartbeat is None or not seen.heartbeat.at or seen.last_seen_wall is None:
+            return 0.0
+        return seen.last_seen_wall - seen.heartbeat.at
+
+    def _correct_culprit(self, gang: GangRecord, workers: list[WorkerRecord]) -> None:
+        """A crash of a peer is often reported before the crash, or the lost host, that caused it: the member whose
+        failure came first is the culprit, also where that is learned later."""
+        incident = gang.incident
+        if not incident.get("failure") or incident.get("ended"):
+            return
+        failures = [failure for worker in workers if (failure := self._failure_before(worker, gang, incident["at"]))]
+        own = next((at for at, member, _ in failures if member == incident["member"]), incident["at"])
+        at, member, how = min(failures, default=(own, "", ""))
+        if not member or member == incident["member"] or own - at < CLOCKS_AGREE_S:
+            return
+        reason = incident["reason"].replace(incident["failure"], how, 1)
+        gang.incident = {**incident, "member": member, "reason": reason, "failure": how}
+        gang.reason = gang.reason.replace(incident["reason"], reason, 1)
+        self._put(gang)
+        self._show(workers)
+
+    def _failure_before(self, worker: WorkerRecord, gang: GangRecord, limit: float) -> tuple[float, str, str] | None:
+        """(when, member, how) it failed in this launch, by itself and before `limit`; manager's wall clock."""
+        mark, seen = gang.members.get(worker.worker_id), self._state.seen[worker.agent_id]
+        report = self._state.worker_seen[worker.worker_id].report
+        if mark is None:
+            return None
+        if seen.state == "unreachable" and seen.last_seen_wall is not None and seen.last_seen_wall < limit:
+            how = f"{worker.worker_id} on {worker.host}: its host {worker.host} is out of reach"
+            return seen.last_seen_wall, worker.worker_id, how
+        record = report.last_exit if report is not None else None
+        if record is None or record.code == 0 or record.attempt <= mark.attempt_base:
+            return None
+        at = record.at + self._clock_offset_s(worker.agent_id)
+        return (at, worker.worker_id, f"{worker.worker_id} on {worker.host}: {record.reason}") if at < limit else None
 
     def _gone(self, worker: WorkerRecord, report: protocol.WorkerReport | None, now: Now) -> bool:
         """Surely ended: also where a host said so, in answer to what is in force now, before it went out of reach.
@@ -256,6 +297,7 @@ class Gangs:
     def _incident(self, step: Step, gang: GangRecord, workers: list[WorkerRecord], now: Now) -> None:
         failed = step.action == "fail"
         gang.incident = {"member": step.culprit, "reason": step.reason, "at": now.wall, "ended": 0.0}
+        gang.incident["failure"] = step.failure
         gang.delay_s = step.delay_s
         self._become(gang, "failed" if failed else "restarting", now)
         self._hold(workers)

@@ -67,7 +67,7 @@ class Member(NamedTuple):
     state: str  # as last reported
     current: bool  # the report answers what is in force now (generation)
     attempt: int
-    since: float  # wall time of its state, by its host's clock
+    since: float  # wall time of its state, by the manager's clock
     reason: str
     epoch: int  # the right that its record has
     gone: bool  # surely nothing of it is left: settled, or fenced
@@ -87,6 +87,7 @@ class Step(NamedTuple):
     action: Action
     reason: str = ""
     culprit: str = ""  # hold, fail: the member that failed first
+    failure: str = ""  # hold, fail: the part of `reason` that says how
     attempts: int = 0  # spent after this step
     delay_s: float = 0.0  # hold: the launch comes no earlier
 
@@ -128,7 +129,7 @@ def _watch(gang: GangRecord, members: Sequence[Member], limits: Limits, healthy_
     left = sorted(set(gang.members) - present)
     if left:
         reason = f"{_named(left)} left the group: the others start anew, without {_it(left)}"
-        return Step("hold", reason, left[0], gang.attempts)
+        return Step("hold", reason, left[0], attempts=gang.attempts)
     launched = [member for member in members if member.worker_id in gang.members]
     broken = [(member, how) for member in launched if (how := broke(member, gang.members[member.worker_id]))]
     if broken:
@@ -171,14 +172,14 @@ def _incident(gang: GangRecord, first: Member, how: str, limits: Limits, roll: f
     what = f"{first.worker_id} on {first.host}: {how}"
     if not limits.auto:
         reason = f"{what}; recovery.enable_auto_recovery is false, so the gang is not restarted"
-        return Step("fail", reason, first.worker_id, gang.attempts)
+        return Step("fail", reason, first.worker_id, what, gang.attempts)
     if gang.attempts >= limits.max_attempts:
         used = "no restarts are allowed" if limits.max_attempts == 0 else f"all {limits.max_attempts} are used up"
-        return Step("fail", f"{what}; of its restarts {used}", first.worker_id, gang.attempts)
+        return Step("fail", f"{what}; of its restarts {used}", first.worker_id, what, gang.attempts)
     pause_s = limits.backoff_s[min(gang.attempts, len(limits.backoff_s) - 1)] * (1.0 + JITTER * (2.0 * roll - 1.0))
     attempts = gang.attempts + 1
     reason = f"{what}; restart {attempts} of {limits.max_attempts} of the gang {in_words(pause_s)}"
-    return Step("hold", reason, first.worker_id, attempts, pause_s)
+    return Step("hold", reason, first.worker_id, what, attempts, pause_s)
 
 
 def _gather(gang: GangRecord, members: Sequence[Member], waited_s: float) -> Step:

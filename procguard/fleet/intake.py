@@ -189,6 +189,7 @@ class Intake(FleetState):
         self.event_log.add(
             "agent_started",
             now,
+            worker_id=self.worker_of_launcher(agent),
             host=agent.host,
             reason=f"{agent.agent_id}: agent process {beat.pid} reports {len(beat.workers)} worker(s), "
             f"release {beat.release or 'unknown'}",
@@ -213,7 +214,13 @@ class Intake(FleetState):
             self.put("agents", agent.agent_id, agent)
         if before != "connected":
             self.event_log.add(
-                "agent_connected", now, host=agent.host, before=before, after="connected", reason="heard from its agent"
+                "agent_connected",
+                now,
+                worker_id=self.worker_of_launcher(agent),
+                host=agent.host,
+                before=before,
+                after="connected",
+                reason="heard from its agent",
             )
             self.notify_agent(agent.agent_id)
 
@@ -296,7 +303,7 @@ class Intake(FleetState):
                 host=worker.host,
                 before=event.before,
                 after=event.after,
-                reason=event.reason,
+                reason=causes.true_reason(event.reason, worker),
                 attempt=event.attempt,
                 at=event.at,
                 actor="runner",

@@ -47,7 +47,10 @@ class Registry(Intake):
             return
         before, seen.state = seen.state, state  # type: ignore[assignment]
         seen.reason = reason
-        self.event_log.add(f"agent_{state}", now, host=agent.host, before=before, after=state, reason=reason)
+        own = self.worker_of_launcher(agent)
+        self.event_log.add(
+            f"agent_{state}", now, worker_id=own, host=agent.host, before=before, after=state, reason=reason
+        )
         self.notify_agent(agent_id)
 
     def note_agent(self, agent_id: str, reason: str) -> None:

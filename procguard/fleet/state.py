@@ -232,6 +232,11 @@ class FleetState:
             "its agent has not been heard since the manager started" if seen.state == "never" else ""
         )
 
+    def worker_of_launcher(self, agent: AgentRecord) -> str:
+        """The one worker that a hand-started launcher runs; "" for an agent. Several launchers may share a host: what
+        happens to one of them is its worker's own event."""
+        return next(iter(self._workers_of.get(agent.agent_id, ())), "") if agent.kind == "launcher" else ""
+
     def worker_count(self, agent_id: str) -> int:
         return len(self._workers_of.get(agent_id, ()))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
+from procguard.fleet import causes
 from procguard.fleet.clock import iso
 from procguard.fleet.records import (
     AgentObserved,
@@ -76,7 +77,7 @@ def worker_view(
 
 def shown_reason(worker: WorkerRecord, seen: WorkerObserved, state: str, agent_reason: str) -> str:
     """Why it is as it is; `agent_reason` is said where its agent is out of reach."""
-    reason = seen.report.reason if seen.report else worker.last_reason
+    reason = causes.true_reason(seen.report.reason if seen.report else worker.last_reason, worker)
     if state == "unknown":
         reason = agent_reason or "the agent is out of reach"
     plight = seen.plight.get("reason")

@@ -96,7 +96,11 @@ class Words:
         detail, cause = str(record.get("detail") or ""), record.get("cause")
         if cause == "start_timeout" and float(record.get("duration_s") or 0.0) < 0.05:
             cause = "not_started"
-        if cause in ("not_started", "unhealthy", "start_timeout", "lost"):
+        if not cause and record.get("code") is None and record.get("signal") is None:  # of a runner that names no cause
+            cause, detail = "not_started", str(record.get("reason") or "")
+        if cause == "lost" and not record.get("duration_s"):
+            cause = "lost_unseen"
+        if cause in ("not_started", "unhealthy", "start_timeout", "lost", "lost_unseen"):
             text = self.say(f"exit.{cause}", d=after)
             return self.say("with_detail", text=text, detail=detail) if detail else text
         number = record.get("signal")
@@ -105,8 +109,6 @@ class Words:
         if number is not None:
             return self.say("exit.signal", number=number, name=signal_name(int(number)), d=after)
         code = record.get("code")
-        if code is None:
-            return self.say("exit.lost", d=after)
         text = self.say("exit.zero" if code == 0 else "exit.code", code=code, d=after)
         hint = f"exit.hint_{code}"
         return self.say("with_detail", text=text, detail=self._texts[hint]) if self.has(hint) else text

@@ -46,6 +46,7 @@ class Job:
     lease: tuple[int, float] | None = None  # (epoch, until)
     life: Life | None = None
     since: float = 0.0
+    last_exit: protocol.ExitRecord | None = None
 
 
 @dataclass
@@ -107,6 +108,7 @@ class Host:
             since=job.since,
             reason=job.reason,
             lease_left_s=left,
+            last_exit=job.last_exit,
         )
 
     def obey(self) -> None:
@@ -151,6 +153,8 @@ class Host:
             job.life.ended = self.world.now.monotonic if at is None else at
             job.life = None
         job.state, job.reason, job.since = state, reason, self.world.now.wall
+        code = 0 if state == "exited" else 1
+        job.last_exit = protocol.ExitRecord(job.attempt, code, at=self.world.now.wall, reason=reason)
 
     def fails(self, worker_id: str, how: str = "killed by signal 9 (SIGKILL) after 5 s") -> None:
         self.end(self.jobs[worker_id], "failed", how)

@@ -132,7 +132,8 @@ def ended(world: World, **values: Any) -> protocol.WorkerEvent:
         ({"signal": 15, "cause": "unhealthy"}, "health"),
         ({"cause": "start_timeout"}, "start_timeout"),
         ({"cause": "lost"}, "lost"),
-        ({}, "lost"),
+        ({"cause": "not_started", "reason": "command not found: pyton"}, "not_started"),
+        ({"reason": "command not found: pyton"}, "not_started"),  # of a runner that names no cause
     ],
 )
 def test_the_cause_of_an_ending_is_told_from_its_exit_record(

@@ -111,6 +111,41 @@ def never_got_running(path: Path) -> World:
     return world
 
 
+def cannot_start(path: Path) -> World:
+    world = fleet(path)
+    missing = "command not found: pyton; correct it, or give its full path"
+    record = {"cause": "not_started", "detail": missing, "reason": missing}
+    world.beat("gpu01", world.report("w1"), events=[told(world, "starting", "failed", **record)])
+    ran_for(world, "failed", 5, attempt=1, reason=missing, last_exit=exit_of(1, **record))
+    return world
+
+
+def cannot_start_says_a_runner_of_before(path: Path) -> World:
+    """It names no cause."""
+    world = fleet(path)
+    missing = "working_dir /data/run does not exist"
+    world.beat("gpu01", world.report("w1"), events=[told(world, "starting", "failed", reason=missing)])
+    ran_for(world, "failed", 5, attempt=1, reason=missing, last_exit=exit_of(1, reason=missing))
+    return world
+
+
+def after_a_power_cut(path: Path) -> World:
+    world = fleet(path)
+    lost = exit_of(1, cause="lost", detail="the host went down while it ran")
+    ran_for(world, "running", 20, attempt=2, restarts=1, restarts_total=1, last_exit=lost)
+    return world
+
+
+def two_launchers_on_one_host(path: Path) -> World:
+    world = World(path)
+    for worker_id in ("w1", "w2"):
+        world.register(worker_id, host="laptop")
+        world.beat(world.registry.find(worker_id).agent_id, world.report(worker_id, since=world.now.wall))
+    world.pass_time(30)
+    world.registry.mark_agent(world.registry.find("w2").agent_id, "unreachable", "no heartbeat for 30 s", world.now)
+    return world
+
+
 def stopped_by_an_operator(path: Path) -> World:
     world = running(path)
     world.registry.command("w1", "stop", "anna", world.now, origin="192.0.2.7, token")
@@ -123,7 +158,7 @@ def stopped_with_the_fleet(path: Path) -> World:
     world = running(path)
     world.registry.stop_all("recovery.stop_all_on_failure: w9 failed (exit code 1)", world.now)
     world.beat("gpu01", events=[told(world, "stopping", "stopped", signal=15, duration_s=11_520.0)])
-    ran_for(world, "stopped", 60)
+    ran_for(world, "stopped", 60, reason="stopped by an operator: killed by signal 15 (SIGTERM) after 3 h 12 min")
     return world
 
 
@@ -296,6 +331,7 @@ SITUATIONS: dict[str, Callable[[Path], World]] = {
     for made in (
         running, running_after_a_crash, backoff, waiting_for_gpus, failed, failed_without_restarts,
         failed_recovery_off, never_got_running, stopped_by_an_operator, stopped_with_the_fleet, a_stop_on_its_way,
+        cannot_start, cannot_start_says_a_runner_of_before, after_a_power_cut, two_launchers_on_one_host,
         finished, not_started_yet, starting, stopping, never_heard, host_out_of_reach, host_out_of_reach_fenced,
         tunnel_down, host_out_of_reach_lease_over, launcher_out_of_reach, connection_closed, fenced, lease_ended,
         looks_hung,
@@ -322,6 +358,12 @@ def rendered(world: World) -> str:
 def test_a_situation_is_explained_in_both_languages(situation: str, tmp_path: Path) -> None:
     expected = (GOLDEN / f"{situation}.txt").read_text(encoding="utf-8")
     assert rendered(SITUATIONS[situation](tmp_path)) == expected
+
+
+def test_a_stop_of_the_whole_fleet_is_no_operators_stop(tmp_path: Path) -> None:
+    world = stopped_with_the_fleet(tmp_path)
+    reason = world.registry.worker("w1")["reason"]
+    assert reason.startswith("stopped with the whole fleet (recovery.stop_all_on_failure): killed by signal 15")
 
 
 def test_no_golden_file_is_left_over() -> None:

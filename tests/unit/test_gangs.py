@@ -192,6 +192,40 @@ def test_the_pauses_of_its_members_count_where_the_group_says_nothing(tmp_path: 
     assert world.running() == ["w1", "w2", "w3"]
 
 
+def test_the_member_that_failed_first_is_the_culprit_also_where_its_report_comes_later(world: GangWorld) -> None:
+    world.hosts["h2"].fails("w2", "killed by signal 9 (SIGKILL) after 5 s")
+    world.pass_time(0.3)
+    world.hosts["h1"].fails("w1", "exit code 1 after 5 s: connection closed by peer")
+    world.hosts["h1"].talk()
+    assert world.gang.incident["member"] == "w1"
+
+    world.hosts["h2"].talk()
+
+    assert (world.gang.incident["member"], world.gang.phase) == ("w2", "restarting")
+    reason = world.gang.incident["reason"]
+    assert reason.startswith("w2 on h2: killed by signal 9 (SIGKILL) after 5 s; restart 1 of 3 of the gang")
+
+
+def test_members_that_were_stopped_because_of_the_incident_are_not_its_culprits(world: GangWorld) -> None:
+    world.hosts["h2"].fails("w2")
+    world.go_on(3)
+    assert world.running() == ["w1", "w2", "w3"]
+    assert world.gang.incident["member"] == "w2"
+
+
+def test_a_host_that_was_lost_before_its_peers_failed_is_the_culprit(world: GangWorld) -> None:
+    world.hosts["h3"].power_cut()
+    world.pass_time(1)
+    world.hosts["h1"].fails("w1", "exit code 1 after 5 s: NCCL timeout")
+    world.hosts["h1"].talk()
+    assert world.gang.incident["member"] == "w1"
+
+    world.go_on(15)
+
+    assert world.gang.incident["member"] == "w3"
+    assert "its host h3 is out of reach" in world.gang.incident["reason"]
+
+
 def test_without_automatic_recovery_a_failed_member_ends_the_gang(tmp_path: Path) -> None:
     world = GangWorld(tmp_path, enable_auto_recovery=False)
     world.declare()

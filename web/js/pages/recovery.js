@@ -17,7 +17,7 @@ import { whyPanel } from './why.js';
 const SHOWN = 100;
 const REFRESH_MS = 5000; // of the hosts that are looked for
 /** Why something had to be brought back, in the manager's words for programs. */
-const CAUSES = ['exit_code', 'signal', 'oom', 'health', 'start_timeout', 'lost', 'stop_all', 'fence', 'gang', 'agent_lost', 'reassigned', 'brake', 'suspicion'];
+const CAUSES = ['exit_code', 'signal', 'oom', 'health', 'start_timeout', 'not_started', 'lost', 'stop_all', 'fence', 'gang', 'agent_lost', 'reassigned', 'brake', 'suspicion'];
 
 export function recoveryPage({ store, id, query }) {
   let chosen = { worker: id, ...readQuery(query) };
