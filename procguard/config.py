@@ -208,7 +208,10 @@ class Monitoring(_Section):
     )
     cpu_threshold: Percent = Field(
         default=0.1,
-        description="Percent of one core. CPU and memory both below their thresholds for 60 s: reported as suspect.",
+        description=(
+            "Percent of one core. CPU and memory both below their thresholds for 60 s: reported as suspect, unless the "
+            "worker printed in the last minute, passes its health checks, or is a server without a connection."
+        ),
     )
     memory_threshold: Percent = Field(default=0.1, description="Percent of the host's memory; see `cpu_threshold`.")
     dead_man_url: Annotated[str, AfterValidator(_web_address)] = Field(

@@ -11,6 +11,7 @@ from typing import Any, Callable, Optional
 
 from remote_agent import paths
 from remote_agent.gpus import NO_GPUS, GpuReader, Reading, attribute, driver_shows, fill_usage
+from remote_agent.listening import Listening
 from remote_agent.proc_usage import Sample
 from remote_agent.protocol import GpuUsage, HostUsage
 from remote_agent.slot import WorkerSlot
@@ -30,6 +31,7 @@ Submit = Callable[[Any, Callable[[], Any]], bool]
 class Measuring:
     def __init__(self, agent_dir: str, python: str, submit: Submit) -> None:
         self._meter = choose_meter(agent_dir)
+        self._listening = Listening()
         self._submit = submit
         self._reader: Optional[GpuReader] = None
         self._python = python
@@ -73,7 +75,7 @@ class Measuring:
         runners = {slot.worker_id: int(slot.status.get("runner_pid") or 0) for slot in slots.values() if slot.link}
         if self.available and now >= self._next_usage and "usage" not in self._busy:
             attempts = {worker_id: (slots[worker_id].directory, slots[worker_id].attempt) for worker_id in runners}
-            if self._submit("usage", lambda: (self._meter.sample(runners), log_marks(attempts))):
+            if self._submit("usage", lambda: self._measure(runners, attempts, now)):
                 self._busy.add("usage")
             self._next_usage = now + max(USAGE_EVERY_S, interval_s)
         if self._reader is not None and now >= self._next_gpus and "gpus" not in self._busy:
@@ -82,6 +84,13 @@ class Measuring:
             if self._submit("gpus", lambda: _read_gpus(reader, now, runners, trees, held)):
                 self._busy.add("gpus")
             self._next_gpus = now + max(GPUS_EVERY_S, interval_s)
+
+    def _measure(
+        self, runners: dict[str, int], attempts: dict[str, tuple[str, int]], now: float
+    ) -> tuple[Sample, dict[str, Any], set[str]]:
+        """On a helper thread."""
+        sample = self._meter.sample(runners)
+        return sample, log_marks(attempts), self._listening.look(sample, now)
 
     # ------------------------------------------------------------------------------------------------ the results
 
@@ -95,28 +104,33 @@ class Measuring:
         if tag == "gpus":
             self.reading = value
         else:
-            sample, marks = value
-            self._take_sample(sample, marks, slots, now)
+            sample, marks, waiting = value
+            self._take_sample(sample, marks, waiting, slots, now)
         return True
 
-    def _take_sample(self, sample: Sample, marks: dict[str, Any], slots: dict[str, WorkerSlot], now: float) -> None:
+    def _take_sample(
+        self, sample: Sample, marks: dict[str, Any], waiting: set[str], slots: dict[str, WorkerSlot], now: float
+    ) -> None:
         self._host, self._trees = sample.host, sample.trees
         for worker_id, slot in slots.items():
             slot.usage = sample.workers.get(worker_id)
-            slot.suspect = self._suspicion_of(slot, sample, marks.get(worker_id), now)
+            suspicion = self._suspicion(slot)
+            slot.suspect = self._suspicion_of(slot, sample, marks.get(worker_id), worker_id in waiting, now)
+            slot.idle_because = suspicion.idle_because
         for gone in [worker_id for worker_id in self._suspicions if worker_id not in slots]:
             del self._suspicions[gone]
         if now >= self._next_remember:
             self._next_remember = now + REMEMBER_EVERY_S
             self._remember(slots)
 
-    def _suspicion_of(self, slot: WorkerSlot, sample: Sample, mark: Any, now: float) -> str:
+    def _suspicion_of(self, slot: WorkerSlot, sample: Sample, mark: Any, waiting: bool, now: float) -> str:
         suspicion = self._suspicion(slot)
         if slot.state != RUNNING or slot.worker_id not in sample.trees or mark is None or mark[0] != slot.attempt:
             if slot.state != RUNNING:
                 suspicion.stopped()
             return ""
-        return suspicion.observe(slot.attempt, sample.trees[slot.worker_id], mark, self.gpus_of(slot.worker_id), now)
+        gpus = self.gpus_of(slot.worker_id)
+        return suspicion.observe(slot.attempt, sample.trees[slot.worker_id], mark, gpus, now, waiting)
 
     def _suspicion(self, slot: WorkerSlot) -> Suspicion:
         found = self._suspicions.get(slot.worker_id)

@@ -234,6 +234,8 @@ class WorkerReport:
     health: Union[Health, None] = None  # None: no checks configured
     suspect: str = ""  # evidence that it hangs, as its host sees it; nothing is ended for it
     lease_left_s: Union[float, None] = None  # of a fenced worker: so long may it run without word from the manager
+    # Why an idle CPU is no sign of a hang: "output" (it printed lately), "listening" (a server without a connection).
+    idle_because: str = ""
 
 
 @dataclass

@@ -124,6 +124,7 @@ class WorkerSlot:
         self.health = HealthMonitor(worker_id)
         self.usage: Optional[WorkerUsage] = None
         self.suspect = ""  # evidence of a hang, from the latest measurement
+        self.idle_because = ""  # and why idleness is none
         self.gpus: list[int] = []  # handed to it
         self.gpu_wait = ""  # for which GPUs it waits before it is started
         self.granted = Granted()  # what it holds of leases, where it is fenced
@@ -224,6 +225,7 @@ class WorkerSlot:
             usage=self.usage if self.state == RUNNING else None,
             health=self.health.verdict(),
             suspect=self.suspect if self.state == RUNNING else "",
+            idle_because=self.idle_because if self.state == RUNNING else "",
             lease_left_s=self.granted.left_s(assignment, status, went_down or self.state in SETTLED),
         )
 

@@ -71,26 +71,32 @@ class Suspicion:
         self.rhythm = rhythm or Rhythm()
         self.silent_s = 0.0
         self.evidence = ""
+        self.idle_because = ""  # why an idle CPU is no sign of a hang: "output" (it prints), "listening" (see waiting)
         self._attempt = 0
         self._cases: dict[tuple[int, int, str], _Case] = {}
         self._gpus: dict[int, _GpuHistory] = {}
 
-    def observe(self, attempt: int, tree: list[Any], log_mark: Any, gpus: list[Any], now: float) -> str:
-        """`tree`: proc_usage.Proc of every process; `gpus`: GpuUsage of those it uses. Returns the evidence or ""."""
+    def observe(
+        self, attempt: int, tree: list[Any], log_mark: Any, gpus: list[Any], now: float, waiting: bool = False
+    ) -> str:
+        """`tree`: proc_usage.Proc of every process; `gpus`: GpuUsage of those it uses; `waiting`: it listens and nobody
+        is connected (listening.py), so neither silence nor idleness means anything. Returns the evidence or ""."""
         if attempt != self._attempt:
             self._attempt, self._cases, self._gpus = attempt, {}, {}
             self.rhythm.begin(now)
         found = self._processes(tree, now) + self._busy_at_idle_power(gpus, now)
         self.silent_s = self.rhythm.look(log_mark, now)
         limit_s = self.rhythm.limit_s
-        if limit_s is not None and self.silent_s > limit_s:
+        printed = self.rhythm.writes > 0 and self.silent_s < SILENCE_AT_LEAST_S
+        self.idle_because = "output" if printed else "listening" if waiting else ""
+        if limit_s is not None and self.silent_s > limit_s and not waiting:
             longest = duration_in_words(self.rhythm.longest_s)
             found.append(f"no output for {duration_in_words(self.silent_s)}; its longest pause before was {longest}")
         self.evidence = "; ".join(found)
         return self.evidence
 
     def stopped(self) -> None:
-        self._attempt, self.evidence = 0, ""
+        self._attempt, self.evidence, self.idle_because = 0, "", ""
 
     def _processes(self, tree: list[Any], now: float) -> list[str]:
         cases: dict[tuple[int, int, str], _Case] = {}

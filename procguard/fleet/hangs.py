@@ -80,7 +80,8 @@ class Hangs:
             self._idle_since.pop(worker_id, None)
             return ""
         settings, cpu = self._settings, report.usage.cpu_percent
-        if cpu >= settings.cpu_threshold_percent:
+        health = report.health
+        if cpu >= settings.cpu_threshold_percent or report.idle_because or (health and health.status == "ok"):
             self._idle_since.pop(worker_id, None)
             return ""
         beat = self._registry.seen[self._registry.workers_by_id[worker_id].agent_id].heartbeat

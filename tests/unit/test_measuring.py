@@ -42,7 +42,7 @@ class Desk:
 
     def sampled(self, now: float, *, size: int = 0, tree: tuple[Proc, ...] = ()) -> None:
         sample = Sample(HostUsage(load1=1.0), {"w1": WorkerUsage(cpu_percent=3.0)}, {"w1": list(tree)}, now)
-        assert self.measuring.take("usage", (sample, {"w1": (1, size, 0)}), self.slots, now)
+        assert self.measuring.take("usage", (sample, {"w1": (1, size, 0)}, set()), self.slots, now)
 
 
 @pytest.fixture

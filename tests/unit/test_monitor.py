@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -189,10 +190,10 @@ def test_one_silent_host_pulls_no_brake(world: World) -> None:
     assert not monitor.braked
 
 
-def idle_beat(world: World, cpu: float) -> None:
+def idle_beat(world: World, cpu: float, **report: Any) -> None:
     usage = protocol.WorkerUsage(cpu_percent=cpu, rss_bytes=1_000_000, processes=1)
     facts = protocol.HostFacts(memory_bytes=16 * 2**30)
-    world.beat("h1", world.report("w1", usage=usage), facts=facts)
+    world.beat("h1", world.report("w1", usage=usage, **report), facts=facts)
 
 
 def test_a_worker_below_both_thresholds_for_a_minute_is_suspect_and_nothing_more(world: World) -> None:
@@ -205,6 +206,27 @@ def test_a_worker_below_both_thresholds_for_a_minute_is_suspect_and_nothing_more
     assert [(f.kind, f.subject) for f in found] == [("worker_suspect", "w1")]
     idle_beat(world, 50.0)
     assert [f.kind for f in monitor.tick(world.pass_time(1.0))] == ["worker_clear"]
+
+
+@pytest.mark.parametrize(
+    "sign",
+    [{"idle_because": "output"}, {"idle_because": "listening"}, {"health": protocol.Health("ok", "200 in 3 ms")}],
+)
+def test_an_idle_worker_that_prints_or_waits_for_requests_or_is_healthy_is_not_suspect(
+    world: World, sign: dict[str, Any]
+) -> None:
+    monitor = ProcessMonitor(world.registry, world.settings, world.now)
+    for _ in range(70):
+        idle_beat(world, 0.0, **sign)
+        keep_alive(world, "h2", "h3", "h4", "h5")
+        assert monitor.tick(world.pass_time(1.0)) == []
+    for _ in range(62):
+        idle_beat(world, 0.0)
+        keep_alive(world, "h2", "h3", "h4", "h5")
+        found = monitor.tick(world.pass_time(1.0))
+        if found:
+            break
+    assert [one.kind for one in found] == ["worker_suspect"]
 
 
 def test_a_busy_worker_is_never_suspect(world: World) -> None:

@@ -72,6 +72,23 @@ def test_silence_far_beyond_its_longest_pause_is_suspicious() -> None:
     assert watch(suspicion, 1000, start=730, mark=21) == ""
 
 
+def test_a_server_without_a_connection_is_not_suspected_for_silence() -> None:
+    suspicion = Suspicion()
+    watch(suspicion, 600, mark=lambda now: int(now) // 30)
+    assert suspicion.observe(1, [], 20, [], 9_000.0, True) == ""
+    assert suspicion.idle_because == "listening"
+    assert "no output" in suspicion.observe(1, [], 20, [], 9_005.0, False)
+    assert suspicion.idle_because == ""
+
+
+def test_output_of_the_last_minute_explains_an_idle_cpu() -> None:
+    suspicion = Suspicion()
+    watch(suspicion, 100, mark=lambda now: int(now) // 30)
+    assert suspicion.idle_because == "output"
+    watch(suspicion, 200, start=105, mark=3)
+    assert suspicion.idle_because == ""
+
+
 def test_a_chatty_job_gets_a_minute_at_least() -> None:
     suspicion = Suspicion()
     watch(suspicion, 300, mark=lambda now: now)

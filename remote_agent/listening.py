@@ -1,0 +1,85 @@
+"""Whether a process tree waits for connections and has none: a server that nobody uses now, which is no hang.
+
+Reads /proc alone, in bounded time; blocks for as long as the kernel needs to print its tables of sockets, so it runs on
+a helper thread. Knows neither workers' states nor the manager. A rank of a distributed job has connections to its peers
+as long as it lives, so it never counts as waiting.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Iterable
+
+LOOK_EVERY_S = 30.0
+IDLE_PERCENT = 1.0  # of one core; above it nobody asks
+MAX_PROCESSES, MAX_FDS, MAX_TABLE_BYTES = 64, 1024, 4 * 1024 * 1024
+_LISTEN, _ESTABLISHED = b"0A", b"01"
+_UNIX_LISTENS = 0x10000
+
+
+class Listening:
+    """`look` at the idle trees of one sample; each at most every LOOK_EVERY_S."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[float, bool]] = {}  # worker -> when (monotonic), and the answer
+
+    def look(self, sample: Any, now: float) -> set[str]:
+        """The workers that wait for connections. `sample`: proc_usage.Sample."""
+        known = self._known
+        self._known = {}
+        for worker_id, usage in sample.workers.items():
+            if usage is None or usage.cpu_percent >= IDLE_PERCENT:
+                continue
+            found = known.get(worker_id)
+            if found is None or now - found[0] >= LOOK_EVERY_S:
+                found = (now, waits_for_connections([process.pid for process in sample.trees.get(worker_id, ())]))
+            self._known[worker_id] = found
+        return {worker_id for worker_id, (_, waits) in self._known.items() if waits}
+
+
+def waits_for_connections(pids: Iterable[int]) -> bool:
+    """One of them listens (TCP or a Unix socket), and none has a TCP connection."""
+    pids = list(pids)[:MAX_PROCESSES]
+    own = {inode for pid in pids for inode in _sockets(pid)}
+    if not own:
+        return False
+    listening: set[bytes] = set()
+    for pid in pids[:1]:  # a tree shares one network
+        for table in ("tcp", "tcp6"):
+            for line in _lines(f"/proc/{pid}/net/{table}"):
+                fields = line.split()
+                if len(fields) > 9 and fields[9] in own:
+                    if fields[3] == _ESTABLISHED:
+                        return False
+                    if fields[3] == _LISTEN:
+                        listening.add(fields[9])
+        for line in _lines(f"/proc/{pid}/net/unix"):
+            fields = line.split()
+            if len(fields) > 6 and fields[6] in own and int(fields[3], 16) & _UNIX_LISTENS:
+                listening.add(fields[6])
+    return bool(listening)
+
+
+def _sockets(pid: int) -> "set[bytes]":
+    """Inodes of its sockets; empty where they may not be read."""
+    found: "set[bytes]" = set()
+    try:
+        names = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return found
+    for name in names[:MAX_FDS]:
+        try:
+            target = os.readlink(f"/proc/{pid}/fd/{name}")
+        except OSError:
+            continue
+        if target.startswith("socket:["):
+            found.add(target[8:-1].encode())
+    return found
+
+
+def _lines(path: str) -> "list[bytes]":
+    try:
+        with open(path, "rb") as file:
+            return file.read(MAX_TABLE_BYTES).splitlines()[1:]
+    except OSError:
+        return []
