@@ -227,6 +227,7 @@ class Manager:
                     self.registry.event_log.add("durable_again", now, reason="the disk takes it again", actor="manager")
                 if now.monotonic - saved_at > SAVE_EVERY_S:
                     saved_at = now.monotonic
+                    self.registry.enrolment.forget_the_ended(now)
                     self.registry.save()
                 refused = ""
             except ProcGuardError as exc:  # the disk refused; the next round tries again

@@ -31,6 +31,7 @@ AGENT_STATES = {
     "unreachable": ("✖", "bright_red"),
     "pending": ("…", "yellow"),
     "never": ("○", "dim"),
+    "ended": ("■", "dim"),
 }
 
 

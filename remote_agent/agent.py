@@ -408,6 +408,7 @@ class Agent:
                 free_port=self._port.offer(),
                 knows=[KNOWN],
                 channel_trouble=self._channels.trouble,
+                ends=self._leaving == "stopped" and self._leave_by > 0,
             )
         )
 

@@ -337,6 +337,7 @@ class AgentHeartbeat:
     free_port: int = 0  # a TCP port that nobody listens on, for a rendezvous on this host; 0: not looked for
     knows: list[str] = field(default_factory=list)  # what it can be asked for besides: "search"
     channel_trouble: str = ""  # why it speaks HTTP though the manager offers zmq
+    ends: bool = False  # of a launcher: it was told to end, its worker has ended, and this may be its last heartbeat
 
 
 @dataclass

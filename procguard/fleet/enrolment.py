@@ -14,6 +14,7 @@ from procguard.fleet.records import AgentRecord, PendingLauncher, WorkerRecord, 
 from procguard.fleet.state import FleetState
 from remote_agent import protocol, states
 
+ENDED_KEPT_S = 24 * 3600.0  # a launcher that its user ended stays in the list this long
 PENDING_EXPIRES_S = 600.0  # since it asked last, which it does every few seconds
 
 
@@ -268,6 +269,15 @@ class Enrolment:
                 code="ambiguous",
             )
         return found[0]
+
+    def forget_the_ended(self, now: Now) -> None:
+        """Launchers that their users ended leave the list by themselves, with their workers. Durable with the next
+        commit."""
+        registry = self._registry
+        for agent in list(registry.agents_by_id.values()):
+            if agent.ended_wall and now.wall - agent.ended_wall > ENDED_KEPT_S:
+                for worker in registry.workers_of(agent.agent_id):
+                    registry.drop_worker(worker, now, "its launcher was ended a day ago", "manager")
 
     def expire(self, now: Now) -> None:
         """Launchers that ask no more wait no more."""

@@ -178,7 +178,7 @@ def _why(facts: Facts, words: Words) -> list[str]:
         said += _why_no_restart(facts, words)
     elif state == "exited":
         said.append(words.say("why.done"))
-    elif state == "stopped" and worker["desired"] == "running":
+    elif state == "stopped" and worker["desired"] == "running" and facts.host["agent_state"] != "ended":
         said.append(_why_waiting(facts, words))
     return said
 

@@ -33,7 +33,10 @@ class Intake(FleetState):
         if session != seen.session:
             seen.session = session
             self._agent_started(agent, beat, now)
-        self._heard(agent, seen, now)
+        if beat.ends and agent.kind == "launcher":
+            self._launcher_ends(agent, seen, now)
+        else:
+            self._heard(agent, seen, now)
         if agent.release != beat.release:
             agent.release = beat.release
             self.put("agents", agent_id, agent)
@@ -205,10 +208,25 @@ class Intake(FleetState):
                 "they run on untouched. Is this the right state file? Deploy the inventory again to declare them",
             )
 
+    def _launcher_ends(self, agent: AgentRecord, seen: AgentObserved, now: Now) -> None:
+        """Its user ended it, and its worker had stopped before: its silence from now on is no failure."""
+        seen.last_seen, seen.last_seen_wall = now.monotonic, now.wall
+        if seen.state == "ended":
+            return
+        seen.state, seen.reason = "ended", "its launcher was ended (Ctrl-C or SIGTERM)"
+        agent.ended_wall, agent.incident = now.wall, {}
+        self.put("agents", agent.agent_id, agent)
+        own = self.worker_of_launcher(agent)
+        self.event_log.add("agent_ended", now, worker_id=own, host=agent.host, reason=seen.reason)
+        self.notify_agent(agent.agent_id)
+
     def _heard(self, agent: AgentRecord, seen: AgentObserved, now: Now) -> None:
         before, seen.state = seen.state, "connected"
         seen.last_seen, seen.last_seen_wall = now.monotonic, now.wall
         seen.reason = ""
+        if agent.ended_wall:
+            agent.ended_wall = 0.0
+            self.put("agents", agent.agent_id, agent)
         if agent.incident:  # whatever was spent on its silence, it is over
             agent.incident = {}
             self.put("agents", agent.agent_id, agent)

@@ -11,7 +11,9 @@ from procguard.fleet.clock import Now
 from procguard.fleet.epochs import EPOCHS_PER_TERM
 from remote_agent import protocol, states
 
-AgentState = Literal["never", "connected", "suspect", "unreachable"]
+# ended: a hand-started launcher whose user ended it, after its worker had stopped. Nothing is expected of it.
+AgentState = Literal["never", "connected", "suspect", "unreachable", "ended"]
+KNOWN_STATES: tuple[AgentState, ...] = ("connected", "suspect", "ended")  # what it reported last is still so
 CommandStatus = Literal["accepted", "delivered", "done", "failed", "expired"]
 
 
@@ -26,6 +28,7 @@ class AgentRecord:
     ssh: dict[str, Any] = field(default_factory=dict)  # how the manager reaches the host; {} for launchers
     procguard_home: str = ""
     release: str = ""
+    ended_wall: float = 0.0  # when a launcher's user ended it; 0: it runs, or was lost
     # Workers that went to another agent: this one is told to drop them until it confirms.
     withdrawn: dict[str, dict[str, Any]] = field(default_factory=dict)
     proof_key_given: bool = True

@@ -26,6 +26,7 @@ from procguard.fleet.log_search import LogSearches
 from procguard.fleet.outbox import Outbox
 from procguard.fleet.places import Places
 from procguard.fleet.records import (
+    KNOWN_STATES,
     AgentObserved,
     AgentRecord,
     CommandRecord,
@@ -97,6 +98,9 @@ class FleetState:
         for agent_id, data in tables.get("agents", {}).items():
             self._index_agent(from_dict(AgentRecord, data))
             self.seen[agent_id].last_seen_wall = None
+            ended_wall = self.agents_by_id[agent_id].ended_wall
+            if ended_wall:
+                self.seen[agent_id].state, self.seen[agent_id].last_seen_wall = "ended", ended_wall
         for worker_id, data in tables.get("workers", {}).items():
             worker = worker_from_dict(data)
             self.workers_by_id[worker_id] = worker
@@ -220,7 +224,7 @@ class FleetState:
 
     def worker_view(self, worker: WorkerRecord) -> dict[str, Any]:
         seen = self.seen[worker.agent_id]
-        reachable = seen.state in ("connected", "suspect")
+        reachable = seen.state in KNOWN_STATES
         reason = self.agent_reason(worker.agent_id)
         view = views.worker_view(worker, self.worker_seen[worker.worker_id], reachable, reason, seen.last_seen_wall)
         return gang_views.applied(self.gangs.view_of(worker), view)
@@ -244,7 +248,7 @@ class FleetState:
         """What selectors ask about: a hundredth of a view, for ten thousand workers at once."""
         agent = self.seen[worker.agent_id].state
         state, _ = views.observed_state(
-            worker, self.worker_seen[worker.worker_id], agent_reachable=agent in ("connected", "suspect")
+            worker, self.worker_seen[worker.worker_id], agent_reachable=agent in KNOWN_STATES
         )
         return {
             "worker_id": worker.worker_id,

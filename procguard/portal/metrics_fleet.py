@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 from procguard import __version__
 from procguard.fleet.clock import Now
-from procguard.fleet.records import WorkerRecord
+from procguard.fleet.records import KNOWN_STATES, WorkerRecord
 from procguard.fleet.views import observed_state
 from remote_agent import protocol, states
 
-AGENT_STATES = ("never", "connected", "suspect", "unreachable", "pending")
+AGENT_STATES = ("never", "connected", "suspect", "unreachable", "ended", "pending")
 REST_EVERY = 100  # workers or hosts; about 2 ms
 
 Kind = Literal["gauge", "counter", "histogram"]
@@ -149,7 +149,7 @@ def _state_of(registry: Any, worker: WorkerRecord, seen: Any) -> str:
     """As the API shows it; a gang's member may be failed by its gang."""
     if worker.gang:
         return str(registry.worker_view(worker)["state"])
-    reachable = registry.seen[worker.agent_id].state in ("connected", "suspect")
+    reachable = registry.seen[worker.agent_id].state in KNOWN_STATES
     return observed_state(worker, seen, reachable)[0]
 
 

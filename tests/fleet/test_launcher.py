@@ -134,3 +134,12 @@ def test_killed_launcher_leaves_its_child_and_the_next_one_adopts_it(scene: Scen
     wait_until(lambda: not following.is_alive(), 20, "the launcher's end")
     assert not child.is_alive()
     scene.manager.wait_worker("by-hand", "stopped", 20)
+    state = f"agent_state of {view['agent']}"
+    wait_until(
+        lambda: (
+            [a["agent_state"] for a in scene.manager.get("/api/agents")["agents"] if a["agent"] == view["agent"]]
+            == ["ended"]
+        ),
+        10,
+        state,
+    )

@@ -116,8 +116,10 @@ def test_interrupt_stops_the_child_too_and_the_next_start_runs_it_again(desk: De
     launcher.send_signal(signal.SIGINT)
     assert desk.ends(launcher)[0] == 0
     assert not alive(pid) and manager.state("w1") == "stopped"
+    assert manager.beats[-1]["ends"] is True
     desk.start()
     assert desk.running(2) != pid
+    assert manager.beats[-1]["ends"] is False
 
 
 def test_hangup_detaches_and_the_next_launcher_adopts(desk: Desk, manager: FakeManager) -> None:

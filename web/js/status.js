@@ -18,7 +18,7 @@ export const GLYPHS = {
   unknown: '?',
 };
 
-export const AGENT_GLYPHS = { connected: '●', suspect: '◐', unreachable: '✖', pending: '…', never: '○' };
+export const AGENT_GLYPHS = { connected: '●', suspect: '◐', unreachable: '✖', pending: '…', never: '○', ended: '■' };
 
 export function stateName(state) {
   return t(`state.${state}`);

@@ -207,7 +207,7 @@ class Host(BaseModel):
     host: str
     agent: str
     kind: Literal["deployed", "launcher"]
-    agent_state: Literal["never", "connected", "suspect", "unreachable", "pending"]
+    agent_state: Literal["never", "connected", "suspect", "unreachable", "ended", "pending"]
     last_seen: Moment
     address: str
     release: str

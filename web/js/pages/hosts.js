@@ -10,7 +10,7 @@ import { AGENT_GLYPHS, agentChip } from '../status.js';
 import { textCell } from '../table.js';
 import { pageHead, pendingLaunchers } from './parts.js';
 
-const ORDER = ['unreachable', 'suspect', 'never', 'connected'];
+const ORDER = ['unreachable', 'suspect', 'never', 'ended', 'connected'];
 const usage = (host, name) => (host.usage ? host.usage[name] : null);
 
 const ORDERS = {
