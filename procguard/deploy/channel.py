@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, Protocol
@@ -19,7 +20,10 @@ from remote_agent.install import LINE_MARK
 
 MAX_NOISE_BYTES = 256 * 1024  # banners that a login shell may print before the session speaks
 MAX_LINE_BYTES = 4 * 1024 * 1024
+MAX_QUOTED_CHARS = 300  # of what a host printed, in a message
 NO_PYTHON = "procguard-no-python"
+
+_ANSWER = (LINE_MARK + "{").encode()
 
 # Places to look for a Python >= 3.9, after the inventory's own; the last ones are where conda usually lives.
 PYTHONS = (
@@ -122,6 +126,8 @@ class HostSession:
         self.beside = beside  # starts another command over the same connection: (command, deadline) -> Pipe
         self._unread = b""
         self._noise = 0
+        self._printed = b""  # the end of what it printed that is no answer
+        self._answered = False
 
     def open(self, deadline: float) -> None:
         self._put(self._target.python.encode() + b"\n" + self._installer, deadline)
@@ -217,21 +223,38 @@ class HostSession:
                     break
                 self._unread += data
         for line in self._unread.splitlines():
-            if line.startswith(NO_PYTHON.encode()):
-                raise self._no_python(line.decode("utf-8", "replace").split()[1:])
+            self._refuse_no_python(line)
+        if not self._answered:
+            self._print(self._unread)
+            raise self._ended()
 
     def _answer(self, deadline: float) -> dict[str, Any]:
         while True:
             line = self._line(deadline)
-            if line.startswith(LINE_MARK.encode()):
-                return self._checked(line[len(LINE_MARK) :])
-            if line.startswith(NO_PYTHON.encode()):
-                raise self._no_python(line.decode("utf-8", "replace").split()[1:])
+            _, mark, answer = line.partition(_ANSWER)  # start-up files may print without a newline before it
+            if mark:
+                self._answered = True
+                return self._checked(b"{" + answer)
+            self._refuse_no_python(line)
+            self._print(line + b"\n")
             self._noise += len(line)
             if self._noise > MAX_NOISE_BYTES:
                 raise self._error(
                     "not_procguard", "prints without end when one logs in", "look at its shell start-up files"
                 )
+
+    def _refuse_no_python(self, line: bytes) -> None:
+        _, mark, seen = line.partition(NO_PYTHON.encode())
+        if mark:
+            raise self._no_python(seen.decode("utf-8", "replace").split())
+
+    def _print(self, text: bytes) -> None:
+        self._printed = (self._printed + text)[-4 * MAX_QUOTED_CHARS :]
+
+    def _quoted(self) -> str:
+        """What the host printed of its own, to be quoted: “…”, or that it printed nothing."""
+        words = " ".join((self._printed.decode("utf-8", "replace") + " " + self._pipe.errors()).split())
+        return f"it printed “{words[-MAX_QUOTED_CHARS:]}”" if words else "it printed nothing"
 
     def _checked(self, text: bytes) -> dict[str, Any]:
         try:
@@ -252,7 +275,17 @@ class HostSession:
 
     def _line(self, deadline: float) -> bytes:
         while b"\n" not in self._unread:
-            data = self._pipe.receive(deadline)
+            try:
+                data = self._pipe.receive(deadline)
+            except HostError as exc:
+                if exc.code != "timeout" or self._answered:
+                    raise
+                self._print(self._unread)
+                raise self._error(
+                    "timeout",
+                    f"logged in, but no answer from the installer in time; {self._quoted()}",
+                    f"what holds up a log-in there (start-up files, ForceCommand, load)? {self._try()}",
+                ) from exc
             if not data:
                 if self._unread:
                     data, self._unread = self._unread, b""
@@ -265,10 +298,20 @@ class HostSession:
         return line
 
     def _ended(self) -> HostError:
-        said = self._pipe.errors()
+        if self._answered:
+            return self._error(
+                "session_ended", f"the installer's session ended early; {self._quoted()}", "deploy again"
+            )
         return self._error(
-            "session_ended", f"the installer's session ended early ({said or 'it said nothing'})", "deploy again"
+            "session_ended",
+            f"logged in, but its shell ended before the installer began; {self._quoted()}",
+            f"look at the user's login shell, its start-up files and ForceCommand (sshd_config); {self._try()}",
         )
+
+    def _try(self) -> str:
+        words = ["ssh", *(["-p", str(self._target.port)] if self._target.port else [])]
+        words.append(f"{self._target.user}@{self._target.address}" if self._target.user else self._target.address)
+        return "try: sh -c true" if self._target.local else f"try: {shlex.join(words)} true"
 
     def _no_python(self, seen: list[str]) -> HostError:
         """`seen`: path=version of each that was tried, the version empty where it could not even say that."""

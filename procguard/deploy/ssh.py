@@ -29,6 +29,7 @@ from remote_agent.mux import MuxEnded, Wire
 CONNECT_TIMEOUT_S = 10.0
 CONNECT_ATTEMPTS = 3  # sshd drops connections at random beyond MaxStartups
 MAX_ERROR_BYTES = 8 * 1024
+TRUST = "invoke trust --hosts INVENTORY"  # the same words for every host: it shows and adds the keys of all
 
 logging.getLogger("paramiko").setLevel(logging.CRITICAL)  # it logs as tracebacks what `explain` says in a line
 
@@ -214,11 +215,12 @@ def connect(
             connection.transport.set_keepalive(15)
             return connection
         except Exception as exc:
+            error = explain(exc, target)
+            stalled = error.code == "timeout" or time.monotonic() - began > 0.8 * left_s
+            if error.code in ("timeout", "dropped", "ssh") and stalled:  # else it was closed
+                error = _stalled(target, connection)
             if connection is not None:
                 close(connection)
-            error = explain(exc, target)
-            if error.code == "dropped" and time.monotonic() - began > 0.8 * left_s:
-                error = explain(TimeoutError(), target)  # it was not closed: it said nothing
             pause_s = random.uniform(0.2, 1.0) * attempt  # noqa: S311 - jitter, no secret
             late = time.monotonic() + pause_s >= deadline
             if error.code != "dropped" or attempt == CONNECT_ATTEMPTS or late:
@@ -284,6 +286,23 @@ def explain(exc: BaseException, target: Target) -> HostUnreachable:
     )
 
 
+def _stalled(target: Target, connection: StrictConnection | None) -> HostUnreachable:
+    """Nothing came any more, and how far it had got says where to look. At a jump host: only that it took too long."""
+    transport = connection.client.get_transport() if connection is not None else None
+    where = target.describe()
+    if transport is None or transport.authenticated:
+        return explain(TimeoutError(), target)
+    if not transport.remote_version:
+        what = f"the port accepts, but no SSH greeting came ({where})"
+        return _unreachable(target, "timeout", what, "is it sshd that listens there? is the machine overloaded?")
+    if not transport.initial_kex_done:
+        what = f"sshd greets, but the key exchange stalls ({where})"
+        next_step = f"large packets seem to be lost on the way (MTU?): ping -M do -s 1400 {shlex.quote(target.address)}"
+        return _unreachable(target, "timeout", what, next_step)
+    what = f"sshd takes the key exchange, but the log-in stalls ({where})"
+    return _unreachable(target, "timeout", what, f"a slow directory or PAM there? try: {ssh_command(target)} true")
+
+
 def ssh_command(target: Target) -> str:
     """What a person types to see the same."""
     words = ["ssh"]
@@ -324,19 +343,12 @@ def _unreachable(target: Target, code: str, what: str, next_step: str) -> HostUn
     return HostUnreachable(f"{target.host}: {what}", next_step, code=code)
 
 
-def _keyscan(name: str, key: paramiko.PKey, target: Target) -> str:
-    host, _, port = name[1:].partition("]:") if name.startswith("[") else (name, "", "22")
-    kind = key.get_name().removeprefix("ssh-").partition("-")[0]
-    file = target.known_hosts or "~/.ssh/known_hosts"
-    return f"ssh-keyscan -p {port} -t {kind} {shlex.quote(host)} >> {file}"
-
-
 def _unknown_key(name: str, key: paramiko.PKey, target: Target) -> HostUnreachable:
     return _unreachable(
         target,
         "host_key_unknown",
         f"its host key is not known ({key.get_name()} {key.fingerprint}, {name})",
-        f"compare the fingerprint, then add it: {_keyscan(name, key, target)}",
+        f"compare the fingerprints, and add those that are right: {TRUST}",
     )
 
 
@@ -346,8 +358,7 @@ def _changed_key(exc: paramiko.BadHostKeyException, target: Target) -> HostUnrea
         target,
         "host_key_changed",
         f"its host key has changed ({exc.key.get_name()} {exc.key.fingerprint}, {exc.hostname})",
-        "if you know why (else it is an attack): "
-        f"ssh-keygen -R {shlex.quote(exc.hostname)}{file}; {_keyscan(exc.hostname, exc.key, target)}",
+        f"if you know why (else it is an attack): ssh-keygen -R {shlex.quote(exc.hostname)}{file}; then: {TRUST}",
     )
 
 

@@ -1,0 +1,111 @@
+"""Hosts whose log-in does not lead to a shell, or stalls: the message quotes what they said and names the step."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import fabric
+import pytest
+
+from procguard.deploy import ssh
+from procguard.deploy.connector import Connector
+from procguard.errors import HostError, HostUnreachable
+from tests.unit.one_sshd import Server
+
+WHERE = {"fleet_id": "f", "host": "host1"}
+
+
+@pytest.fixture
+def log_in(server: Server) -> Iterator[Any]:
+    """`log_in(command)`: whoever logs in gets this command, as with a ForceCommand or a start-up file."""
+    keys = server.directory / "authorized_keys"
+    own = keys.read_text()
+
+    def set_command(command: str) -> None:
+        escaped = command.replace('"', '\\"')
+        keys.write_text(f'command="{escaped}" {own}')
+
+    yield set_command
+    keys.write_text(own)
+
+
+def hello(server: Server, tmp_path: Path, within_s: float = 20) -> dict[str, Any]:
+    deadline = time.monotonic() + within_s
+    with Connector().session(server.target, deadline) as session:
+        return session.hello({**WHERE, "home": str(tmp_path)}, deadline)
+
+
+def test_start_up_files_that_print_without_a_newline_are_no_obstacle(
+    server: Server, log_in: Any, tmp_path: Path
+) -> None:
+    log_in('printf "welcome, and no newline"; eval "$SSH_ORIGINAL_COMMAND"')
+    assert hello(server, tmp_path)["installed"] is False
+
+
+@pytest.mark.parametrize(
+    ("command", "quoted"),
+    [
+        (
+            "echo This account is currently not available.; exit 1",
+            "it printed “This account is currently not available.”",
+        ),
+        ("exit 0", "it printed nothing"),
+        ("echo backups only >&2; exit 3", "it printed “backups only”"),
+    ],
+)
+def test_a_log_in_without_a_shell_is_quoted(
+    server: Server, log_in: Any, tmp_path: Path, command: str, quoted: str
+) -> None:
+    """nologin, ForceCommand, `exit` in .bashrc."""
+    log_in(command)
+    with pytest.raises(HostError) as caught:
+        hello(server, tmp_path, 6)
+    told = str(caught.value)
+    assert "host1: logged in, but" in told and quoted in told, told
+    assert "ForceCommand" in told and f"ssh -p {server.target.port}" in told, told
+
+
+def test_a_log_in_that_waits_for_something_is_quoted_too(server: Server, log_in: Any, tmp_path: Path) -> None:
+    log_in("echo choose a menu entry:; sleep 20")
+    with pytest.raises(HostError) as caught:
+        hello(server, tmp_path, 2)
+    told = str(caught.value)
+    assert caught.value.code == "timeout"
+    assert "no answer from the installer in time; it printed “choose a menu entry:”" in told, told
+
+
+@pytest.mark.parametrize(
+    ("greeting", "what", "next_step"),
+    [
+        (b"", "the port accepts, but no SSH greeting came", "is it sshd that listens there?"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "sshd greets, but the key exchange stalls", "MTU"),
+    ],
+)
+def test_a_connection_that_stalls_says_at_which_step(greeting: bytes, what: str, next_step: str) -> None:
+    from procguard.deploy.target import Target
+
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        taken: list[socket.socket] = []
+
+        def serve() -> None:
+            while True:
+                try:
+                    taken.append(listener.accept()[0])
+                    taken[-1].sendall(greeting)
+                except OSError:
+                    return
+
+        threading.Thread(target=serve, daemon=True).start()
+        target = Target("host1", "127.0.0.1", listener.getsockname()[1], "me")
+        with pytest.raises(HostUnreachable) as caught:
+            ssh.connect(target, fabric.Config(), time.monotonic() + 20, timeout_s=2.0)
+        for one in taken:
+            one.close()
+    assert what in caught.value.message, caught.value.message
+    assert next_step in caught.value.next_step and caught.value.code == "timeout"
