@@ -22,6 +22,7 @@ from procguard.channels.rate import RateLimiter
 from procguard.config_limits import Limits
 from procguard.errors import LimitExceeded, NotFound, ProcGuardError, Refused, UsageError
 from procguard.fleet import clock
+from procguard.fleet.addresses import address_group
 from remote_agent import protocol
 
 MAX_REGISTRATION_BYTES = 256 * 1024
@@ -197,7 +198,7 @@ class Desk:
         return caller.kind in ("operator", "enroll")
 
     def _limit_registrations(self, peer: str) -> None:
-        wait_s = self._register_rate.wait_s(peer, clock.read().monotonic)
+        wait_s = self._register_rate.wait_s(address_group(peer), clock.read().monotonic)
         if wait_s > 0:
             raise LimitExceeded(
                 f"too many registrations from {peer}",
@@ -247,8 +248,9 @@ class Desk:
 
     def worker_logs(self, call: Call, worker_id: str) -> Answer:
         worker_id, query = checked_worker_id(worker_id), call.query
-        self._access.check_worker_agent(call.identify(), worker_id)
-        attempt = http_io.query_int("attempt", 1, 0, MAX_ATTEMPT, query)
+        caller, attempt = call.identify(), http_io.query_int("attempt", 1, 0, MAX_ATTEMPT, query)
+        if caller.kind != "agent" or not self._registry.may_ship(caller.agent_id, worker_id, attempt):
+            self._access.check_worker_agent(caller, worker_id)
         offset = http_io.query_int("offset", 0, 0, MAX_OFFSET, query)
         stream = http_io.query_text("stream", query=query) or "out"
         if stream not in ("out", "err"):

@@ -8,13 +8,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from procguard.fleet import causes, leases
+from procguard.fleet import causes, epochs, leases
 from procguard.fleet.clock import Now
-from procguard.fleet.epochs import HIGHEST_EPOCH
-from procguard.fleet.records import AgentObserved, AgentRecord, ResolvedSpec, WorkerObserved, WorkerRecord
-from procguard.fleet.state import FleetState
+from procguard.fleet.records import AgentObserved, AgentRecord, ResolvedSpec, WorkerObserved, WorkerRecord, settled
+from procguard.fleet.state import HIGHEST_GENERATION, FleetState
 from procguard.fleet.store.appendlog import NotDurable
 from remote_agent import protocol, states
+
+MAX_REFUSED_CLAIMS = 100  # of one agent that are told, in one run of the manager
 
 
 class Intake(FleetState):
@@ -39,7 +40,7 @@ class Intake(FleetState):
             self.put("agents", agent_id, agent)
         acked = self._take_events(agent, beat.events, now)
         for result in beat.results:
-            self._take_result(result, now)
+            self._take_result(result, now, agent_id)
         for report in beat.workers:
             self._take_report(agent, report, now)
         self._finish_removals(agent, beat, now)
@@ -112,6 +113,7 @@ class Intake(FleetState):
                 lease_s=worker.spec.lease_s if leases.fenced(worker) else None,
                 gang=worker.gang,
                 env=self.gangs.environment(worker),
+                grant=self.grant(worker.worker_id, worker.epoch, agent_id),
             )
             for worker in self.workers_of(agent_id)
         ]
@@ -222,22 +224,14 @@ class Intake(FleetState):
     def _take_report(self, agent: AgentRecord, report: protocol.WorkerReport, now: Now) -> None:
         worker = self.workers_by_id.get(report.worker_id)
         if worker is None:
-            self.rise_above(report.epoch)
+            if report.epoch >= self.first_epoch and self._is_granted(agent, report, now):
+                self.rise_above(report.epoch)
             return
-        if worker.epoch < report.epoch <= HIGHEST_EPOCH:
-            self.event_log.add(
-                "state",
-                now,
-                worker_id=worker.worker_id,
-                host=agent.host,
-                reason=f"{agent.agent_id} has it at epoch {report.epoch}; known was {worker.epoch} on {worker.host}"
-                ": the state is older than that, and the agent is right",
-                actor="manager",
-            )
-            self.adopt(worker, agent, report.epoch, report.generation)
+        if report.epoch > worker.epoch:
+            self._take_claim(agent, worker, report, now)
         if worker.agent_id != agent.agent_id:
             return
-        if report.epoch == worker.epoch and report.generation > worker.generation:
+        if report.epoch == worker.epoch and worker.generation < report.generation <= HIGHEST_GENERATION:
             # Told by a manager that was killed before it was durable, or lost with a file. What the agent has would be
             # taken for newer than all we say.
             self.adopt(worker, agent, report.epoch, report.generation)
@@ -256,6 +250,57 @@ class Intake(FleetState):
             self.gangs.heard(worker)
         if happened or (self.measures_matter(worker.worker_id) and before != report):
             self.notify_shown("workers", worker.worker_id, lambda: self.worker_view(worker))
+
+    def _is_granted(self, agent: AgentRecord, report: protocol.WorkerReport, now: Now) -> bool:
+        """Whether a manager of this fleet gave this worker under this epoch to this agent, as it can prove."""
+        return epochs.believable(report.epoch, self.term, now.wall) and self.proves(agent.agent_id, report)
+
+    def _take_claim(
+        self, agent: AgentRecord, worker: WorkerRecord, report: protocol.WorkerReport, now: Now
+    ) -> None:
+        """An agent reports a worker under a higher epoch than the state knows. A state that was restored may be older
+        than what runs; an agent may lie. So it changes hands only where the agent shows that it was granted."""
+        known = f"known is {worker.epoch} on {worker.host}"
+        claim = f"{agent.agent_id} has it at epoch {report.epoch}; {known}"
+        if self._is_granted(agent, report, now):
+            contrary = self._held_by_its_owner(worker, agent, report.epoch)
+            if not contrary:
+                self._say_state(agent, worker, f"{claim}: the state is older than that, and the agent is right", now)
+                self.adopt(worker, agent, report.epoch, report.generation)
+                return
+            self._refuse_claim(agent, worker, f"{claim}; {contrary}: it stays there", now)
+        elif worker.agent_id != agent.agent_id:
+            self._refuse_claim(agent, worker, f"{claim}. It can't prove that it was given it: nothing changes", now)
+        elif report.epoch < self.first_epoch and not worker.gang:
+            # It is the owner's anyhow. Epochs of this run are above all that any before it granted, so that the agent
+            # takes what it is told from now on; more than that its word is not good for.
+            worker.epoch = self.next_epoch()
+            self.put("workers", worker.worker_id, worker)
+            self.touch(agent.agent_id)
+            self._say_state(agent, worker, f"{claim}. It is granted anew at epoch {worker.epoch}", now)
+        else:
+            self._refuse_claim(agent, worker, f"{claim}. It can't prove it: its host may ignore what it is told", now)
+
+    def _held_by_its_owner(self, worker: WorkerRecord, agent: AgentRecord, epoch: int) -> str:
+        """Why a claim of another agent does not count: who has it is connected and runs it under no lower epoch."""
+        if worker.agent_id == agent.agent_id or self.seen[worker.agent_id].state != "connected":
+            return ""
+        report = self.worker_seen[worker.worker_id].report
+        if report is None or settled(report.state) or report.epoch < epoch:
+            return ""
+        return f"{worker.agent_id} is connected and runs it at epoch {report.epoch}"
+
+    def _say_state(self, agent: AgentRecord, worker: WorkerRecord, reason: str, now: Now) -> None:
+        self.event_log.add(
+            "state", now, worker_id=worker.worker_id, host=agent.host, reason=reason, actor="manager"
+        )
+
+    def _refuse_claim(self, agent: AgentRecord, worker: WorkerRecord, reason: str, now: Now) -> None:
+        """Said once for each worker: the agent goes on reporting it."""
+        refused = self.seen[agent.agent_id].refused_claims
+        if worker.worker_id not in refused and len(refused) < MAX_REFUSED_CLAIMS:
+            refused.add(worker.worker_id)
+            self.event_log.add("warning", now, worker_id=worker.worker_id, host=agent.host, reason=reason)
 
     def _remember_lease(self, worker: WorkerRecord, report: protocol.WorkerReport) -> None:
         """Whether this instance lives by a lease; durable, because a manager that starts while the host is cut off has
@@ -305,8 +350,10 @@ class Intake(FleetState):
             )
         return acked
 
-    def _take_result(self, result: protocol.CommandResult, now: Now) -> None:
-        record = self.outbox.result(result, now)
+    def _take_result(
+        self, result: protocol.CommandResult, now: Now, agent_id: str, worker_id: str = ""
+    ) -> None:
+        record = self.outbox.result(result, now, agent_id, worker_id)
         if record is not None:
             self.command_event(record, now)
 
@@ -345,7 +392,7 @@ class Intake(FleetState):
                 self.notify_shown("workers", worker_id, lambda: self.worker_view(worker))
             return self._usual_reply(worker, observed)
         for result in beat.results:
-            self._take_result(result, now)
+            self._take_result(result, now, agent.agent_id, worker_id)
         same = before is not None and before.state == beat.state
         attempt = beat.attempt if beat.attempt is not None else worker.attempt
         if beat.attempt is None and beat.pid and (before is None or before.pid != beat.pid):

@@ -55,6 +55,7 @@ class AgentObserved:
     poll_lost_at: float | None = None  # the held request was closed by the peer and none has returned
     session: tuple[int, float] = (0, 0.0)  # (pid, started_at) of the agent process
     heartbeat: protocol.AgentHeartbeat | None = None
+    refused_claims: set[str] = field(default_factory=set)  # workers that it claimed in vain, as far as was told
     rev: str = ""  # digest of its assignments; "" = to be computed
     interval: tuple[Any, int, float] | None = None  # by which settings, among how many agents: seconds between beats
     touched: int = 0  # the count of changes at the last one of its own (FleetState.make_durable_for)

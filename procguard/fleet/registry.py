@@ -252,9 +252,17 @@ class Registry(Intake):
         return self.agent_by_secret.get(secret_sha256)
 
     def owns(self, agent_id: str, worker_id: str) -> bool:
-        """Whether this agent may speak for this worker (also to ship the last logs of one that was withdrawn)."""
+        """Whether this agent may speak for this worker."""
         worker = self.workers_by_id.get(worker_id)
-        if worker is not None and worker.agent_id == agent_id:
+        return worker is not None and worker.agent_id == agent_id
+
+    def may_ship(self, agent_id: str, worker_id: str, attempt: int) -> bool:
+        """Whether this agent may bring log bytes of this attempt: of its own workers, and of one that was withdrawn
+        from it those up to the attempt with which it left."""
+        if self.owns(agent_id, worker_id):
             return True
         agent = self.agents_by_id.get(agent_id)
-        return agent is not None and worker_id in agent.withdrawn
+        withdrawn = agent.withdrawn.get(worker_id) if agent is not None else None
+        if withdrawn is None:
+            return False
+        return worker_id not in self.workers_by_id or attempt <= int(withdrawn.get("attempts_to", -1))
