@@ -16,6 +16,7 @@ from procguard.fleet.records import AgentRecord, PendingLauncher, WorkerRecord, 
 from procguard.fleet.state import FleetState
 from remote_agent import protocol, states
 
+STRANGERS = "strangers"  # all of them together have one share of the history
 PENDING_EXPIRES_S = 600.0  # since it asked last, which it does every few seconds
 
 
@@ -149,6 +150,7 @@ class Enrolment:
                 worker_id=registration.worker_id,
                 host=registration.host,
                 reason=f"{agent_id} from {peer} waits for approval, fingerprint {print_}",
+                source=STRANGERS,
             )
         self._notify(pending)
         return protocol.RegisterReply(

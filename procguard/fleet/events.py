@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,11 @@ from procguard.fleet.store import appendlog
 
 log = logging.getLogger(__name__)
 
+DAY_S = 86_400.0
+MOST_SHARES = 4  # one source has a quarter of the events in memory at most
+DISK_SHARES = 8  # and writes an eighth of the bytes on disk in a day
+MAX_SOURCES = 10_000
+LINE_BYTES = 300  # of an event on disk, beside its texts
 MAX_REASON_CHARS = 4_000
 MAX_EVIDENCE_CHARS = 8_000
 REST_EVERY = 200  # lines of an export: about 2 ms
@@ -75,7 +80,20 @@ class EventBounds:
     disk_bytes: int = 32 * 1024 * 1024  # of both files together: what the export reads
 
 
+class _Source:
+    """What one agent (or all strangers together) has added: its events in memory, and what it may still write today."""
+
+    def __init__(self, disk_bytes: float, now: Now) -> None:
+        self.seqs: deque[int] = deque()
+        self.disk_bytes = disk_bytes
+        self.at = now.monotonic
+        self.told = False  # that it writes no more today
+
+
 class EventLog:
+    """`source` of `add`: who causes an event by what he sends. Each has a share of the memory and of the disk, and its
+    own oldest events give way: nobody pushes out everybody's history. `agents`: among how many the share is."""
+
     def __init__(
         self,
         path: str,
@@ -85,12 +103,17 @@ class EventLog:
         self._path = path
         self._run_blocking = run_blocking
         self._bounds = bounds or EventBounds()
-        self._events: deque[Event] = deque(maxlen=self._bounds.keep)
+        self.agents = 0
+        self.left_out = 0  # events that are only in memory: their source has written its share
+        self._sources: OrderedDict[str, _Source] = OrderedDict()
+        self._source_of: dict[int, str] = {}  # by seq, of events in memory
+        self._events: OrderedDict[int, Event] = OrderedDict()
         self._listeners: list[Callable[[Event], None]] = []
         for old in (path + ".1", path):
             appendlog.truncate_damaged_tail(old)
-            self._events.extend(appendlog.each(old))
-        self._seq = self._events[-1]["seq"] if self._events else 0
+            self._events.update((event["seq"], event) for event in appendlog.each(old))
+            self._keep_bound()
+        self._seq = next(reversed(self._events)) if self._events else 0
         self._log = appendlog.AppendLog(path, run_blocking)
 
     def on_event(self, listener: Callable[[Event], None]) -> None:
@@ -111,8 +134,9 @@ class EventLog:
         at: float | None = None,
         cause: str = "",
         evidence: dict[str, Any] | str | None = None,
+        source: str = "",
     ) -> Event:
-        """Append one event. It is durable after the next `flush`.
+        """Append one event. It is durable after the next `flush`, within the share of its `source`.
 
         `at`: wall time when it happened, if not now. `cause`: a stable word for programs (docs/protocol.md), by default
         the kind's own. `evidence`: what is known of it (exit record, what SSH found, who asked from where).
@@ -132,11 +156,62 @@ class EventLog:
             "cause": cause or CAUSE_OF_KIND.get(kind),
             "evidence": _bounded(evidence),
         }
-        self._events.append(event)
-        self._log.append([event], wait=False)
+        self._events[self._seq] = event
+        if self._may_write(event, source, now):
+            self._log.append([event], wait=False)
+        self._keep_bound()
         for listener in self._listeners:
             listener(event)
         return event
+
+    def _keep_bound(self) -> None:
+        while len(self._events) > self._bounds.keep:
+            seq, _ = self._events.popitem(last=False)
+            source = self._sources.get(self._source_of.pop(seq, ""))
+            if source is not None:
+                source.seqs.popleft()
+
+    def _may_write(self, event: Event, name: str, now: Now) -> bool:
+        """Keep the source's shares: its oldest event leaves the memory, and what is beyond a day's bytes the disk."""
+        if not name:
+            return True
+        per_day = self._bounds.disk_bytes / DISK_SHARES
+        source = self._sources.get(name)
+        if source is None:
+            source = self._sources[name] = _Source(per_day, now)
+            if len(self._sources) > MAX_SOURCES:
+                _, forgotten = self._sources.popitem(last=False)
+                for seq in forgotten.seqs:
+                    del self._source_of[seq]
+        source.seqs.append(event["seq"])
+        self._source_of[event["seq"]] = name
+        if len(source.seqs) > self._share():
+            oldest = source.seqs.popleft()
+            del self._events[oldest], self._source_of[oldest]
+        source.disk_bytes = min(per_day, source.disk_bytes + (now.monotonic - source.at) * per_day / DAY_S)
+        source.at = now.monotonic
+        size = LINE_BYTES + len(event["reason"]) + len(str(event["evidence"] or ""))
+        if size <= source.disk_bytes:
+            source.disk_bytes -= size
+            source.told = False
+            return True
+        self.left_out += 1
+        if not source.told:
+            source.told = True
+            self.add(
+                "warning",
+                now,
+                host=event["host"] or "",
+                reason=f"{name} has filled its share of the history on disk ({per_day / 2**20:.0f} MiB a day); what it "
+                "reports beyond that is shown here and not kept",
+                actor="manager",
+            )
+        return False
+
+    def _share(self) -> int:
+        """How many events of one source stay in memory."""
+        keep = self._bounds.keep
+        return max(1, keep * 3 // 4 if self.agents <= 1 else keep // min(MOST_SHARES, self.agents))
 
     @property
     def newest_seq(self) -> int:
@@ -171,7 +246,7 @@ class EventLog:
     def find(self, query: EventQuery, limit: int = 200) -> list[Event]:
         """The newest `limit` events in memory that match, oldest first."""
         found: list[Event] = []
-        for event in reversed(self._events):
+        for event in reversed(self._events.values()):
             if event["seq"] <= query.after or len(found) >= limit:
                 break
             if query.matches(event):

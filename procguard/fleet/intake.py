@@ -16,6 +16,10 @@ from procguard.fleet.store.appendlog import NotDurable
 from remote_agent import protocol, states
 
 MAX_REFUSED_CLAIMS = 100  # of one agent that are told, in one run of the manager
+EVENTS_AT_ONCE, EVENTS_PER_S = 1_000, 20.0  # of one agent; what it keeps itself comes later, the rest is counted
+CHANGES_AT_ONCE_S, CHANGES_PER_S = 10.0, 50.0  # of one agent's heartbeats: an allowance for so long, then so many
+RECORDS_OF_A_CHANGE = 50  # one heartbeat with changes counts once, and once more for each so many records
+HIGHEST_EVENT_SEQ = 2**48  # they begin at milliseconds since 1970; this is the year 10889
 
 
 class Intake(FleetState):
@@ -28,8 +32,15 @@ class Intake(FleetState):
         agent = self.agent(agent_id)
         seen = self.seen[agent_id]
         seen.channel = channel
-        told = self.event_log.newest_seq
-        seen.heartbeat = beat
+        told, changed = self.event_log.newest_seq, self._changed
+        # Beside the newest report of what is its own nothing of it is kept: an agent takes no more memory than that.
+        own = self._workers_of.get(agent_id, {})
+        strays = any(report.worker_id not in own for report in beat.workers)
+        if strays or beat.events or beat.results:
+            kept = [report for report in beat.workers if report.worker_id in own] if strays else beat.workers
+            seen.heartbeat = dataclasses.replace(beat, workers=kept, events=[], results=[])
+        else:
+            seen.heartbeat = beat
         session = (beat.pid, beat.started_at)
         if session != seen.session:
             seen.session = session
@@ -45,6 +56,8 @@ class Intake(FleetState):
             self._take_report(agent, report, now)
         self._finish_removals(agent, beat, now)
         self.gangs.step(now)  # before leases are granted: who is held by its gang gets none
+        if self._changed != changed:
+            self._charge(seen, self._changed - changed, now)
         try:
             # With a disk that refuses, heartbeats are answered all the same: unanswered agents would take the manager
             # for dead, and leases would end. Whether the disk takes it again, the manager's own round finds out.
@@ -62,6 +75,16 @@ class Intake(FleetState):
         reply.beat = beat.beat
         reply.leases = self.leases.grants(agent_id, now)  # last: nothing comes between granting and answering
         return reply
+
+    @staticmethod
+    def _charge(seen: AgentObserved, records: int, now: Now) -> None:
+        cost = 1 + records // RECORDS_OF_A_CHANGE
+        seen.paid_until = max(seen.paid_until, now.monotonic) + cost / CHANGES_PER_S
+
+    def wait_s(self, agent_id: str, monotonic: float) -> float:
+        """So long the next heartbeat of this agent has to wait: what it changes costs everybody time and disk."""
+        seen = self.seen.get(agent_id)
+        return 0.0 if seen is None else max(0.0, seen.paid_until - CHANGES_AT_ONCE_S - monotonic)
 
     def _news_since(self, told: int) -> bool:
         """Whether there is anything to make durable. `told`: the newest event before."""
@@ -187,13 +210,41 @@ class Intake(FleetState):
             for hook in self.poll_lost_hooks:
                 hook(agent_id)
 
+    def _may_tell(self, agent: AgentRecord, now: Now) -> bool:
+        """Whether this agent may cause another event now: it has its share of everybody's history and time."""
+        seen = self.seen[agent.agent_id]
+        if seen.events_at is None:
+            seen.events_left = EVENTS_AT_ONCE
+        else:
+            seen.events_left = min(EVENTS_AT_ONCE, seen.events_left + (now.monotonic - seen.events_at) * EVENTS_PER_S)
+        seen.events_at = now.monotonic
+        if seen.events_left < 1:
+            return False
+        seen.events_left -= 1
+        return True
+
+    def _may_tell_or_count(self, agent: AgentRecord, now: Now) -> bool:
+        """The same for what nobody says again: what is left out is counted, and told."""
+        seen = self.seen[agent.agent_id]
+        if not self._may_tell(agent, now):
+            seen.events_left_out += 1
+            return False
+        if seen.events_left_out:
+            count, seen.events_left_out = seen.events_left_out, 0
+            reason = f"{agent.agent_id}: {count} changes were left out; it told more than {EVENTS_PER_S:g} a second"
+            self.event_log.add("warning", now, host=agent.host, reason=reason, source=agent.agent_id)
+        return True
+
     def _agent_started(self, agent: AgentRecord, beat: protocol.AgentHeartbeat, now: Now) -> None:
+        if not self._may_tell_or_count(agent, now):
+            return
         self.event_log.add(
             "agent_started",
             now,
             host=agent.host,
             reason=f"{agent.agent_id}: agent process {beat.pid} reports {len(beat.workers)} worker(s), "
             f"release {beat.release or 'unknown'}",
+            source=agent.agent_id,
         )
         known = {worker.worker_id for worker in self.workers_of(agent.agent_id)}
         strays = [r.worker_id for r in beat.workers if r.worker_id not in known and r.worker_id not in agent.withdrawn]
@@ -204,6 +255,7 @@ class Intake(FleetState):
                 host=agent.host,
                 reason=f"{agent.agent_id} knows workers that this manager's state does not: {', '.join(strays[:10])}; "
                 "they run on untouched. Is this the right state file? Deploy the inventory again to declare them",
+                source=agent.agent_id,
             )
 
     def _heard(self, agent: AgentRecord, seen: AgentObserved, now: Now) -> None:
@@ -215,7 +267,13 @@ class Intake(FleetState):
             self.put("agents", agent.agent_id, agent)
         if before != "connected":
             self.event_log.add(
-                "agent_connected", now, host=agent.host, before=before, after="connected", reason="heard from its agent"
+                "agent_connected",
+                now,
+                host=agent.host,
+                before=before,
+                after="connected",
+                reason="heard from its agent",
+                source=agent.agent_id,
             )
             self.notify_agent(agent.agent_id)
 
@@ -292,7 +350,13 @@ class Intake(FleetState):
 
     def _say_state(self, agent: AgentRecord, worker: WorkerRecord, reason: str, now: Now) -> None:
         self.event_log.add(
-            "state", now, worker_id=worker.worker_id, host=agent.host, reason=reason, actor="manager"
+            "state",
+            now,
+            worker_id=worker.worker_id,
+            host=agent.host,
+            reason=reason,
+            actor="manager",
+            source=agent.agent_id,
         )
 
     def _refuse_claim(self, agent: AgentRecord, worker: WorkerRecord, reason: str, now: Now) -> None:
@@ -300,7 +364,9 @@ class Intake(FleetState):
         refused = self.seen[agent.agent_id].refused_claims
         if worker.worker_id not in refused and len(refused) < MAX_REFUSED_CLAIMS:
             refused.add(worker.worker_id)
-            self.event_log.add("warning", now, worker_id=worker.worker_id, host=agent.host, reason=reason)
+            self.event_log.add(
+                "warning", now, worker_id=worker.worker_id, host=agent.host, reason=reason, source=agent.agent_id
+            )
 
     def _remember_lease(self, worker: WorkerRecord, report: protocol.WorkerReport) -> None:
         """Whether this instance lives by a lease; durable, because a manager that starts while the host is cut off has
@@ -326,14 +392,21 @@ class Intake(FleetState):
                 hook(worker, Now(0.0, report.since))
 
     def _take_events(self, agent: AgentRecord, events: list[protocol.WorkerEvent], now: Now) -> dict[str, int]:
+        """Its own workers' changes into the history; returns what it need not say again. Beyond its share it is to say
+        them again later. What is no change of its own is acknowledged and nothing else."""
         acked: dict[str, int] = {}
+        changed: dict[str, WorkerRecord] = {}
         for event in events:
             worker = self.workers_by_id.get(event.worker_id)
-            acked[event.worker_id] = max(acked.get(event.worker_id, 0), event.seq)
-            if worker is None or worker.agent_id != agent.agent_id or event.seq <= worker.event_seq:
+            own = worker is not None and worker.agent_id == agent.agent_id
+            if worker is None or not own or not worker.event_seq < event.seq <= HIGHEST_EVENT_SEQ:
+                acked[event.worker_id] = max(acked.get(event.worker_id, 0), event.seq)
                 continue
+            if not self._may_tell(agent, now):
+                break
+            acked[event.worker_id] = max(acked.get(event.worker_id, 0), event.seq)
             worker.event_seq = event.seq
-            self.put("workers", worker.worker_id, worker)
+            changed[event.worker_id] = worker
             self.event_log.add(
                 "worker_state",
                 now,
@@ -347,7 +420,10 @@ class Intake(FleetState):
                 actor="runner",
                 cause=causes.of_worker_event(event, worker),
                 evidence=causes.exit_evidence(event.exit),
+                source=agent.agent_id,
             )
+        for worker in changed.values():
+            self.put("workers", worker.worker_id, worker)
         return acked
 
     def _take_result(
@@ -380,7 +456,7 @@ class Intake(FleetState):
         """The documented single-worker heartbeat: the same intake with one worker. Durable."""
         worker = self.find(worker_id)
         agent, seen = self.agents_by_id[worker.agent_id], self.seen[worker.agent_id]
-        told, observed = self.event_log.newest_seq, self.worker_seen[worker_id]
+        told, changed, observed = self.event_log.newest_seq, self._changed, self.worker_seen[worker_id]
         observed.plain = True
         seen.channel = channel
         self._heard(agent, seen, now)
@@ -409,7 +485,7 @@ class Intake(FleetState):
             last_exit=beat.last_exit or (before.last_exit if before else None),
             usage=beat.usage,
         )
-        if not same:
+        if not same and self._may_tell_or_count(agent, now):
             self.event_log.add(
                 "worker_state",
                 now,
@@ -422,8 +498,11 @@ class Intake(FleetState):
                 actor="launcher",
                 cause=causes.of_exit(beat.last_exit),
                 evidence=causes.exit_evidence(beat.last_exit),
+                source=agent.agent_id,
             )
         self._take_report(agent, report, now)
+        if self._changed != changed:
+            self._charge(seen, self._changed - changed, now)
         if self._news_since(told):
             self.commit()
         return self.worker_reply(worker_id, now) or self._worker_reply_base(worker)

@@ -44,7 +44,9 @@ class Registry(Intake):
             return
         before, seen.state = seen.state, state  # type: ignore[assignment]
         seen.reason = reason
-        self.event_log.add(f"agent_{state}", now, host=agent.host, before=before, after=state, reason=reason)
+        self.event_log.add(
+            f"agent_{state}", now, host=agent.host, before=before, after=state, reason=reason, source=agent_id
+        )
         self.notify_agent(agent_id)
 
     def note_agent(self, agent_id: str, reason: str) -> None:
@@ -85,7 +87,9 @@ class Registry(Intake):
         worker = self.workers_by_id[worker_id]
         self.worker_seen[worker_id].suspect = evidence
         kind, reason = ("worker_suspect", evidence) if evidence else ("worker_clear", "no longer suspect")
-        self.event_log.add(kind, now, worker_id=worker_id, host=worker.host, reason=reason, actor="monitor")
+        self.event_log.add(
+            kind, now, worker_id=worker_id, host=worker.host, reason=reason, actor="monitor", source=worker.agent_id
+        )
         self.notify("workers", worker_id, self.worker_view(worker))
 
     # ------------------------------------------------------------------------------------------ operators' acts

@@ -390,6 +390,7 @@ class FleetState:
         agent = self.agents_by_id.pop(agent_id, None)
         if agent is None:
             return
+        self.event_log.agents = len(self.agents_by_id)
         self.seen.pop(agent_id, None)
         self.agent_by_secret.pop(agent.secret_sha256, None)
         self.put("agents", agent_id, None)
@@ -478,6 +479,7 @@ class FleetState:
 
     def _index_agent(self, agent: AgentRecord) -> None:
         self.agents_by_id[agent.agent_id] = agent
+        self.event_log.agents = len(self.agents_by_id)
         self.seen.setdefault(agent.agent_id, AgentObserved())
         if agent.secret_sha256:
             self.agent_by_secret[agent.secret_sha256] = agent.agent_id

@@ -252,3 +252,72 @@ def test_one_address_can_t_keep_others_from_waiting_for_approval(tmp_path: Path)
     assert waiting == {"launcher:n1", "launcher:n2", "launcher:n3", "launcher:mine"}
     with pytest.raises(Conflict, match="wait for approval already"):  # the crowd gets no more than it has
         world.register("n9", trusted=False, peer="10.0.0.9", secret_sha256="9" * 64)
+
+
+# ------------------------------------------------------------------------------------------------ shares
+
+
+def test_one_agent_s_events_push_out_its_own_and_nobody_else_s(world: World) -> None:
+    """Half of the memory at most, where there are two; and it is told when its share of the disk is full."""
+    mine = world.registry.event_log.add("worker_state", world.now, reason="mine", worker_id="w1", source="h1")
+    for number in range(60):
+        world.pass_time(20)
+        events = [
+            protocol.WorkerEvent("w2", number * 400 + one, 1.0, 1, "running", "stopped", "x" * 4_000)
+            for one in range(1, 401)
+        ]
+        world.beat("h2", world.report("w2"), events=events)
+    kept = world.registry.events(limit=10_000)
+    assert mine in kept and len(kept) <= 2_600
+    assert sum(event["worker_id"] == "w2" for event in kept) <= 2_500
+    assert [event for event in kept if "share of the history on disk" in event["reason"]]
+    on_disk = (world.directory / "state.events.jsonl").stat().st_size
+    assert on_disk < 6 * 2**20
+    assert "mine" in (world.directory / "state.events.jsonl").read_text()
+
+
+def test_events_beyond_an_agent_s_rate_are_said_again_later_and_none_is_lost(world: World) -> None:
+    events = [protocol.WorkerEvent("w2", seq, 1.0, 1, "running", "stopped", f"n{seq}") for seq in range(1, 1_301)]
+    reply, rounds = world.beat("h2", world.report("w2"), events=events), 1
+    assert 900 <= reply.events_acked["w2"] <= 1_000
+    while reply.events_acked["w2"] < 1_300:
+        world.pass_time(2)
+        left = [event for event in events if event.seq > reply.events_acked["w2"]]
+        reply, rounds = world.beat("h2", world.report("w2"), events=left), rounds + 1
+    assert rounds < 12
+    assert [event["reason"] for event in world.registry.events(worker="w2", limit=2_000)][-1_300:] == [
+        f"n{seq}" for seq in range(1, 1_301)
+    ]
+
+
+def test_an_agent_that_seems_to_start_all_the_time_fills_no_history(world: World) -> None:
+    for pid in range(1_500):
+        world.beat("h2", world.report("w2"), pid=1000 + pid)
+    started = world.kinds().count("agent_started")
+    assert started <= 1_001
+    world.pass_time(60)
+    world.beat("h2", world.report("w2"), pid=1)
+    assert any("changes were left out" in event["reason"] for event in world.registry.events())
+
+
+def test_heartbeats_that_change_much_wait_and_those_that_say_nothing_new_do_not(world: World) -> None:
+    for _ in range(2_000):
+        world.beat("h2", world.report("w2"))
+    assert world.registry.wait_s("h2", world.now.monotonic) == 0.0
+    for attempt in range(600):
+        world.beat("h2", world.report("w2", attempt=attempt + 2))
+    assert 0.5 < world.registry.wait_s("h2", world.now.monotonic) < 5
+    assert world.registry.wait_s("h1", world.now.monotonic) == 0.0
+
+
+def test_nothing_of_a_heartbeat_is_kept_but_the_agent_s_own(world: World) -> None:
+    strays = [protocol.WorkerReport(f"s{number}", reason="x" * 4_000) for number in range(1_000)]
+    world.beat("h2", world.report("w2"), *strays, world.report("w1"))
+    heartbeat = world.registry.seen["h2"].heartbeat
+    assert heartbeat is not None and [one.worker_id for one in heartbeat.workers] == ["w2"]
+
+
+def test_times_beyond_all_calendars_are_shown_and_break_nothing(world: World) -> None:
+    for wall in (1e300, -1e300, 1e18):
+        world.beat("h2", world.report("w2", since=wall), started_at=wall, pid=int(abs(wall) % 97) + 2)
+        assert len(world.registry.workers()) == 2 and len(world.registry.hosts()) == 2
