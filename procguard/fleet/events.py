@@ -21,8 +21,7 @@ from procguard.fleet.store import appendlog
 log = logging.getLogger(__name__)
 
 DAY_S = 86_400.0
-MOST_SHARES = 4  # one source has a quarter of the events in memory at most
-DISK_SHARES = 8  # and writes an eighth of the bytes on disk in a day
+DISK_SHARES = 8  # one source writes an eighth of the bytes on disk in a day
 MAX_SOURCES = 10_000
 LINE_BYTES = 300  # of an event on disk, beside its texts
 MAX_REASON_CHARS = 4_000
@@ -80,19 +79,54 @@ class EventBounds:
     disk_bytes: int = 32 * 1024 * 1024  # of both files together: what the export reads
 
 
-class _Source:
-    """What one agent (or all strangers together) has added: its events in memory, and what it may still write today."""
+class _Budget:
+    """What one source may still write to the disk today."""
 
     def __init__(self, disk_bytes: float, now: Now) -> None:
-        self.seqs: deque[int] = deque()
         self.disk_bytes = disk_bytes
         self.at = now.monotonic
         self.told = False  # that it writes no more today
 
 
+class _Newest:
+    """The newest events, at most `keep`. Whoever has the most of them gives way first, with the oldest of its own: so
+    no source pushes out another's that has fewer."""
+
+    def __init__(self, keep: int) -> None:
+        self._keep = keep
+        self.by_seq: OrderedDict[int, Event] = OrderedDict()
+        self._seqs: dict[str, deque[int]] = {}  # by source
+        self._with_count: dict[int, dict[str, None]] = {}  # how many events -> the sources that have so many
+        self._most = 0
+
+    def add(self, event: Event, source: str) -> None:
+        self.by_seq[event["seq"]] = event
+        seqs = self._seqs.setdefault(source, deque())
+        seqs.append(event["seq"])
+        self._moved(source, len(seqs) - 1, len(seqs))
+        self._most = max(self._most, len(seqs))
+        if len(self.by_seq) > self._keep:
+            largest = next(iter(self._with_count[self._most]))
+            seqs = self._seqs[largest]
+            del self.by_seq[seqs.popleft()]
+            self._moved(largest, len(seqs) + 1, len(seqs))
+            if not seqs:
+                del self._seqs[largest]
+            if self._most not in self._with_count:
+                self._most -= 1
+
+    def _moved(self, source: str, before: int, after: int) -> None:
+        if before:
+            del self._with_count[before][source]
+            if not self._with_count[before]:
+                del self._with_count[before]
+        if after:
+            self._with_count.setdefault(after, {})[source] = None
+
+
 class EventLog:
-    """`source` of `add`: who causes an event by what he sends. Each has a share of the memory and of the disk, and its
-    own oldest events give way: nobody pushes out everybody's history. `agents`: among how many the share is."""
+    """`source` of `add`: who causes an event by what it sends; "": people and the manager itself. Each source has a
+    share of the memory and of the disk, and its own oldest events give way: nobody pushes out everybody's history."""
 
     def __init__(
         self,
@@ -103,17 +137,15 @@ class EventLog:
         self._path = path
         self._run_blocking = run_blocking
         self._bounds = bounds or EventBounds()
-        self.agents = 0
         self.left_out = 0  # events that are only in memory: their source has written its share
-        self._sources: OrderedDict[str, _Source] = OrderedDict()
-        self._source_of: dict[int, str] = {}  # by seq, of events in memory
-        self._events: OrderedDict[int, Event] = OrderedDict()
+        self._budgets: OrderedDict[str, _Budget] = OrderedDict()
+        self._newest = _Newest(self._bounds.keep)
         self._listeners: list[Callable[[Event], None]] = []
         for old in (path + ".1", path):
             appendlog.truncate_damaged_tail(old)
-            self._events.update((event["seq"], event) for event in appendlog.each(old))
-            self._keep_bound()
-        self._seq = next(reversed(self._events)) if self._events else 0
+            for event in appendlog.each(old):
+                self._newest.add(event, event.get("host") or "")  # a deployed agent is named after its host
+        self._seq = next(reversed(self._newest.by_seq), 0)
         self._log = appendlog.AppendLog(path, run_blocking)
 
     def on_event(self, listener: Callable[[Event], None]) -> None:
@@ -156,62 +188,42 @@ class EventLog:
             "cause": cause or CAUSE_OF_KIND.get(kind),
             "evidence": _bounded(evidence),
         }
-        self._events[self._seq] = event
+        self._newest.add(event, source)
         if self._may_write(event, source, now):
             self._log.append([event], wait=False)
-        self._keep_bound()
         for listener in self._listeners:
             listener(event)
         return event
 
-    def _keep_bound(self) -> None:
-        while len(self._events) > self._bounds.keep:
-            seq, _ = self._events.popitem(last=False)
-            source = self._sources.get(self._source_of.pop(seq, ""))
-            if source is not None:
-                source.seqs.popleft()
-
-    def _may_write(self, event: Event, name: str, now: Now) -> bool:
-        """Keep the source's shares: its oldest event leaves the memory, and what is beyond a day's bytes the disk."""
-        if not name:
+    def _may_write(self, event: Event, source: str, now: Now) -> bool:
+        """Whether it lies within the bytes that its source may write to the disk in a day."""
+        if not source:
             return True
         per_day = self._bounds.disk_bytes / DISK_SHARES
-        source = self._sources.get(name)
-        if source is None:
-            source = self._sources[name] = _Source(per_day, now)
-            if len(self._sources) > MAX_SOURCES:
-                _, forgotten = self._sources.popitem(last=False)
-                for seq in forgotten.seqs:
-                    del self._source_of[seq]
-        source.seqs.append(event["seq"])
-        self._source_of[event["seq"]] = name
-        if len(source.seqs) > self._share():
-            oldest = source.seqs.popleft()
-            del self._events[oldest], self._source_of[oldest]
-        source.disk_bytes = min(per_day, source.disk_bytes + (now.monotonic - source.at) * per_day / DAY_S)
-        source.at = now.monotonic
+        budget = self._budgets.get(source)
+        if budget is None:
+            budget = self._budgets[source] = _Budget(per_day, now)
+            if len(self._budgets) > MAX_SOURCES:
+                self._budgets.popitem(last=False)
+        budget.disk_bytes = min(per_day, budget.disk_bytes + (now.monotonic - budget.at) * per_day / DAY_S)
+        budget.at = now.monotonic
         size = LINE_BYTES + len(event["reason"]) + len(str(event["evidence"] or ""))
-        if size <= source.disk_bytes:
-            source.disk_bytes -= size
-            source.told = False
+        if size <= budget.disk_bytes:
+            budget.disk_bytes -= size
+            budget.told = False
             return True
         self.left_out += 1
-        if not source.told:
-            source.told = True
+        if not budget.told:
+            budget.told = True
             self.add(
                 "warning",
                 now,
                 host=event["host"] or "",
-                reason=f"{name} has filled its share of the history on disk ({per_day / 2**20:.0f} MiB a day); what it "
+                reason=f"{source} has filled its share of the history on disk ({per_day / 2**20:.0f} MiB a day); what it "
                 "reports beyond that is shown here and not kept",
                 actor="manager",
             )
         return False
-
-    def _share(self) -> int:
-        """How many events of one source stay in memory."""
-        keep = self._bounds.keep
-        return max(1, keep * 3 // 4 if self.agents <= 1 else keep // min(MOST_SHARES, self.agents))
 
     @property
     def newest_seq(self) -> int:
@@ -246,7 +258,7 @@ class EventLog:
     def find(self, query: EventQuery, limit: int = 200) -> list[Event]:
         """The newest `limit` events in memory that match, oldest first."""
         found: list[Event] = []
-        for event in reversed(self._events.values()):
+        for event in reversed(self._newest.by_seq.values()):
             if event["seq"] <= query.after or len(found) >= limit:
                 break
             if query.matches(event):

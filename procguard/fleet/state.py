@@ -140,6 +140,17 @@ class FleetState:
         self._fleet["stopped_by"] = reason
         self.put("fleet", "fleet", self._fleet)
 
+    @property
+    def rebuilt(self) -> bool:
+        """Whether this state was made anew for a fleet that runs (invoke state.rebuild), and not every host has been
+        read since: what it does not know may run somewhere."""
+        return bool(self._fleet.get("rebuilt"))
+
+    def all_read(self) -> None:
+        """Every host of the rebuilt fleet was read."""
+        self._fleet.pop("rebuilt", None)
+        self.put("fleet", "fleet", self._fleet)
+
     def next_epoch(self) -> int:
         if self._fleet["n"] + 1 >= EPOCHS_PER_TERM:
             self._fleet.update(term=self._fleet["term"] + 1, n=0)
@@ -390,7 +401,6 @@ class FleetState:
         agent = self.agents_by_id.pop(agent_id, None)
         if agent is None:
             return
-        self.event_log.agents = len(self.agents_by_id)
         self.seen.pop(agent_id, None)
         self.agent_by_secret.pop(agent.secret_sha256, None)
         self.put("agents", agent_id, None)
@@ -479,7 +489,6 @@ class FleetState:
 
     def _index_agent(self, agent: AgentRecord) -> None:
         self.agents_by_id[agent.agent_id] = agent
-        self.event_log.agents = len(self.agents_by_id)
         self.seen.setdefault(agent.agent_id, AgentObserved())
         if agent.secret_sha256:
             self.agent_by_secret[agent.secret_sha256] = agent.agent_id
