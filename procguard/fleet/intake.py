@@ -35,9 +35,8 @@ class Intake(FleetState):
         told, changed = self.event_log.newest_seq, self._changed
         # Beside the newest report of what is its own nothing of it is kept: an agent takes no more memory than that.
         own = self._workers_of.get(agent_id, {})
-        strays = any(report.worker_id not in own for report in beat.workers)
-        if strays or beat.events or beat.results:
-            kept = [report for report in beat.workers if report.worker_id in own] if strays else beat.workers
+        kept = [report for report in beat.workers if report.worker_id in own]
+        if len(kept) != len(beat.workers) or beat.events or beat.results:
             seen.heartbeat = dataclasses.replace(beat, workers=kept, events=[], results=[])
         else:
             seen.heartbeat = beat
