@@ -17,6 +17,7 @@ from remote_agent import protocol, states
 
 MAX_REFUSED_CLAIMS = 100  # of one agent that are told, in one run of the manager
 EVENTS_AT_ONCE, EVENTS_PER_S = 1_000, 20.0  # of one agent; what it keeps itself comes later, the rest is counted
+EVENTS_TOGETHER = 50
 CHANGES_AT_ONCE_S, CHANGES_PER_S = 10.0, 50.0  # of one agent's heartbeats: an allowance for so long, then so many
 RECORDS_OF_A_CHANGE = 50  # one heartbeat with changes counts once, and once more for each so many records
 HIGHEST_EVENT_SEQ = 2**48  # they begin at milliseconds since 1970; this is the year 10889
@@ -209,25 +210,23 @@ class Intake(FleetState):
             for hook in self.poll_lost_hooks:
                 hook(agent_id)
 
-    def _may_tell(self, agent: AgentRecord, now: Now) -> bool:
-        """Whether this agent may cause another event now: it has its share of everybody's history and time."""
+    def _room_for_events(self, agent: AgentRecord, now: Now) -> int:
+        """How many events this agent may cause now: it has its share of everybody's history and time."""
         seen = self.seen[agent.agent_id]
         if seen.events_at is None:
             seen.events_left = EVENTS_AT_ONCE
         else:
             seen.events_left = min(EVENTS_AT_ONCE, seen.events_left + (now.monotonic - seen.events_at) * EVENTS_PER_S)
         seen.events_at = now.monotonic
-        if seen.events_left < 1:
-            return False
-        seen.events_left -= 1
-        return True
+        return int(seen.events_left)
 
     def _may_tell_or_count(self, agent: AgentRecord, now: Now) -> bool:
         """The same for what nobody says again: what is left out is counted, and told."""
         seen = self.seen[agent.agent_id]
-        if not self._may_tell(agent, now):
+        if not self._room_for_events(agent, now):
             seen.events_left_out += 1
             return False
+        seen.events_left -= 1
         if seen.events_left_out:
             count, seen.events_left_out = seen.events_left_out, 0
             reason = f"{agent.agent_id}: {count} changes were left out; it told more than {EVENTS_PER_S:g} a second"
@@ -394,15 +393,22 @@ class Intake(FleetState):
         """Its own workers' changes into the history; returns what it need not say again. Beyond its share it is to say
         them again later. What is no change of its own is acknowledged and nothing else."""
         acked: dict[str, int] = {}
+        if not events:
+            return acked
         changed: dict[str, WorkerRecord] = {}
+        room = self._room_for_events(agent, now)
+        if room < min(EVENTS_TOGETHER, len(events)):
+            room = 0  # a few at a time would have the agent send the rest at once, again and again
         for event in events:
             worker = self.workers_by_id.get(event.worker_id)
             own = worker is not None and worker.agent_id == agent.agent_id
             if worker is None or not own or not worker.event_seq < event.seq <= HIGHEST_EVENT_SEQ:
                 acked[event.worker_id] = max(acked.get(event.worker_id, 0), event.seq)
                 continue
-            if not self._may_tell(agent, now):
+            if room <= 0:
                 break
+            room -= 1
+            self.seen[agent.agent_id].events_left -= 1
             acked[event.worker_id] = max(acked.get(event.worker_id, 0), event.seq)
             worker.event_seq = event.seq
             changed[event.worker_id] = worker
