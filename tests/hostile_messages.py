@@ -93,7 +93,7 @@ class Byzantine:
         report = {
             "worker_id": self._random.choice(known.others + known.own),
             "state": self._random.choice(typing.get_args(protocol.State)),
-            "epoch": self._random.choice(known.numbers + [2**53 - 1, 2**53, 2**63 - 1, 1]),
+            "epoch": self._random.choice([*known.numbers, 2**53 - 1, 2**53, 2**63 - 1, 1]),
             "generation": self._random.choice([0, 1, 2, 5, 2**31, 2**31 + 1, 2**53 - 1]),
             "attempt": self._random.choice([0, 1, 2, 3, 99, 10**8]),
             "grant": self._random.choice([*known.secrets, "", "0" * 32]),
@@ -106,7 +106,9 @@ class Byzantine:
         return self._post(f"/api/workers/{self._worker()}/heartbeat", self.make(protocol.WorkerHeartbeat))
 
     def _found(self) -> Request:
-        return self._post(f"/api/agents/{quote(self._agent_id, safe=':')}/searches", self.make(protocol.LogSearchResult))
+        return self._post(
+            f"/api/agents/{quote(self._agent_id, safe=':')}/searches", self.make(protocol.LogSearchResult)
+        )
 
     def _register(self) -> Request:
         body = self.make(protocol.Registration)

@@ -127,8 +127,8 @@ class HostSession:
         self._put(self._target.python.encode() + b"\n" + self._installer, deadline)
 
     def hello(self, where: dict[str, Any], deadline: float) -> dict[str, Any]:
-        """`where`: fleet_id, host, home. What the host says of itself: `Installer.status`; with `workers` also what runs
-        there."""
+        """`where`: fleet_id, host, home. What the host says of itself: `Installer.status`; with `workers` also what
+        runs there."""
         reply = self._ask({"op": "hello", **where}, deadline)
         return dict(reply["hello"])
 

@@ -219,8 +219,8 @@ class EventLog:
                 "warning",
                 now,
                 host=event["host"] or "",
-                reason=f"{source} has filled its share of the history on disk ({per_day / 2**20:.0f} MiB a day); what it "
-                "reports beyond that is shown here and not kept",
+                reason=f"{source} has filled its share of the history on disk ({per_day / 2**20:.0f} MiB a day); what "
+                "it reports beyond that is shown here and not kept",
                 actor="manager",
             )
         return False

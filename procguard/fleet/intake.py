@@ -311,9 +311,7 @@ class Intake(FleetState):
         """Whether a manager of this fleet gave this worker under this epoch to this agent, as it can prove."""
         return epochs.believable(report.epoch, self.term, now.wall) and self.proves(agent.agent_id, report)
 
-    def _take_claim(
-        self, agent: AgentRecord, worker: WorkerRecord, report: protocol.WorkerReport, now: Now
-    ) -> None:
+    def _take_claim(self, agent: AgentRecord, worker: WorkerRecord, report: protocol.WorkerReport, now: Now) -> None:
         """An agent reports a worker under a higher epoch than the state knows. A state that was restored may be older
         than what runs; an agent may lie. So it changes hands only where the agent shows that it was granted."""
         known = f"known is {worker.epoch} on {worker.host}"
@@ -431,9 +429,7 @@ class Intake(FleetState):
             self.put("workers", worker.worker_id, worker)
         return acked
 
-    def _take_result(
-        self, result: protocol.CommandResult, now: Now, agent_id: str, worker_id: str = ""
-    ) -> None:
+    def _take_result(self, result: protocol.CommandResult, now: Now, agent_id: str, worker_id: str = "") -> None:
         record = self.outbox.result(result, now, agent_id, worker_id)
         if record is not None:
             self.command_event(record, now)

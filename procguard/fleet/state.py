@@ -39,6 +39,7 @@ from procguard.fleet.settings import FleetSettings
 from procguard.fleet.store.appendlog import NotDurable
 from procguard.fleet.store.interface import Change, Store
 from procguard.fleet.tokens import Tokens
+from remote_agent import protocol
 
 HIGHEST_GENERATION = 2**31  # that a report may raise a worker's to: it rises by one with each start or stop
 TOPICS = ("workers", "hosts", "operations", "events")  # of the change feed
@@ -172,9 +173,7 @@ class FleetState:
 
     def proves(self, agent_id: str, report: protocol.WorkerReport) -> bool:
         """Whether this fleet's manager granted what `agent_id` reports: its worker, under its epoch, to this agent."""
-        return hmac.compare_digest(
-            report.grant.encode(), self.grant(report.worker_id, report.epoch, agent_id).encode()
-        )
+        return hmac.compare_digest(report.grant.encode(), self.grant(report.worker_id, report.epoch, agent_id).encode())
 
     def rise_above(self, epoch: int) -> None:
         """This epoch was granted. Where it is higher than any granted here, state was lost: the next are higher."""

@@ -27,14 +27,18 @@ MAX_REMEMBERED_STREAMS = 20_000
 
 class LogIndex:
     def __init__(self) -> None:
-        self._last: OrderedDict[str, tuple[float, int]] = OrderedDict()  # path -> wall time of its last record, its size
+        self._last: OrderedDict[str, tuple[float, int]] = (
+            OrderedDict()
+        )  # path -> wall time of its last record, its size
 
     def write(self, path: str, stored: int, runs: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
         """Note `runs` (offset, wall time) of bytes that will be stored from `stored` on; the runs with the times that
         hold: lines of one stream go back in time only where the clock was set. Raises OSError."""
-        last, size = self._last.pop(path, None) or _cut_and_read_last(path, stored)
+        last, size = self._last.pop(path) if path in self._last else _cut_and_read_last(path, stored)
         every_s = INDEX_EVERY_S * 2 ** (size // COARSER_BYTES)
-        noted, records, indexed = [], [], last
+        noted: list[tuple[int, float]] = []
+        records: list[bytes] = []
+        indexed = last
         for offset, told in runs:
             at = told if last is None or not 0 < last - told < ROUGHLY_S else last
             last = at

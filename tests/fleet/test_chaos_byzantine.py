@@ -61,7 +61,9 @@ class Attacker:
             return b""
         self.statuses[status] += 1
         if status >= 500 or MARK.encode() in body:
-            self.failures.append(f"{status} {request.method} {request.path[:150]} {request.body[:300]!r}: {body[:300]!r}")
+            self.failures.append(
+                f"{status} {request.method} {request.path[:150]} {request.body[:300]!r}: {body[:300]!r}"
+            )
         return body
 
 
@@ -98,7 +100,9 @@ class Fleet:
         for number in range(ATTACKERS):
             agent_id, own = f"evil{number}", [f"own{number}a", f"own{number}b"]
             self.declare(agent_id, *own)
-            mine = Known(own, known.others, known.agents, known.secrets, known.numbers)  # which share one list of secrets
+            mine = Known(
+                own, known.others, known.agents, known.secrets, known.numbers
+            )  # which share one list of secrets
             self._attacker(agent_id, f"secret-{agent_id}", mine, seed * 100 + number)
             agent_id = f"launcher:hand{number}"
             secret = f"secret-hand{number}"
@@ -185,11 +189,12 @@ class Fleet:
             found[name]["heard"] = view["agent_state"] == "connected"
         found["command"] = self.manager.get(f"/api/commands/{self.quiet_command}")["status"]
         found["processes"] = {
-            (one.worker, one.pid, one.epoch, one.attempt)
-            for one in self.world.stamps("kept", "fenced", "left")
+            (one.worker, one.pid, one.epoch, one.attempt) for one in self.world.stamps("kept", "fenced", "left")
         }
         events = self.manager.get("/api/events?limit=1000&kind=worker_state,command,reassigned,takeover,move")["events"]
-        found["events"] = [(one["kind"], one["worker_id"], one["after"]) for one in events if one["worker_id"] in self.victims]
+        found["events"] = [
+            (one["kind"], one["worker_id"], one["after"]) for one in events if one["worker_id"] in self.victims
+        ]
         return found
 
     def attack(self, messages: int) -> None:

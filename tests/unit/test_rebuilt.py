@@ -23,15 +23,11 @@ def world(tmp_path: Path) -> World:
 
 def found(**hosts: list[str]) -> dict[str, Any]:
     """{"h1": ["w1"]}: these run there."""
-    return {
-        host: [{"worker_id": worker_id, "alive": True} for worker_id in workers] for host, workers in hosts.items()
-    }
+    return {host: [{"worker_id": worker_id, "alive": True} for worker_id in workers] for host, workers in hosts.items()}
 
 
 def results(answer: dict[str, Any]) -> dict[str, str]:
-    return {
-        worker_id: one["result"] for host in answer["hosts"].values() for worker_id, one in host["workers"].items()
-    }
+    return {worker_id: one["result"] for host in answer["hosts"].values() for worker_id, one in host["workers"].items()}
 
 
 def test_nothing_is_declared_before_the_hosts_were_read(world: World) -> None:
