@@ -77,7 +77,9 @@ def deploy(
     bundle.begin()
     from procguard.deploy.deployer import Options
 
-    options = Options(_plan(forks, serial, max_fail), prune, restart_changed, check, diff, sync_running, rotate_secrets)
+    options = Options(
+        _plan(forks, serial, max_fail), prune, restart_changed, check, diff, sync_running, rotate_secrets, bool(limit)
+    )
     _over_hosts("deploy", _chosen(hosts, limit, "deploy"), options, json_, ask_pass, ask_become_pass)
 
 
@@ -113,7 +115,7 @@ def upgrade(
     _over_hosts(
         "deploy",
         chosen,
-        Options(_plan(forks, serial, max_fail), check=check, diff=diff),
+        Options(_plan(forks, serial, max_fail), check=check, diff=diff, limited=bool(limit)),
         json_,
         ask_pass,
         ask_become_pass,

@@ -140,13 +140,15 @@ def rebuild(_context: Context, fleet: str, state: str = "", config: str = "") ->
 
     Its hosts know their fleet by this id: a deployment with it takes over the agents and workers that run, where one
     with a new id would start everything a second time. The id is the name of the folder in ~/.procguard on each host.
+    That deployment reads over SSH what runs where. What runs on its host is taken over; what runs on another is not
+    started a second time; what runs nowhere is declared stopped, for you to start.
     """
     from procguard.fleet.store import exchange
 
     if not re.fullmatch(r"f-[0-9a-f]{4,32}", fleet):
         raise UsageError(f"{fleet!r} is no fleet's id", "look on a host: ls ~/.procguard shows it, like f-0a1b2c3d4e")
     settings = _settings(state, config)
-    record = {"fleet_id": fleet, "fleet_key": secrets.token_hex(32), "term": 0, "n": 0}
+    record = {"fleet_id": fleet, "fleet_key": secrets.token_hex(32), "term": 0, "n": 0, "rebuilt": True}
     with _stopped(settings):
         exchange.write_new(settings.state.state_file, {"fleet": {"fleet": record}})
     print(f"{settings.state.state_file}: an empty state for fleet {fleet}")

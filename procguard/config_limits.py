@@ -113,5 +113,8 @@ class Limits(BaseModel):
         default=4.0, description="Further registrations of unknown launchers from one address."
     )
     pending_launchers: int = Field(
-        default=100, ge=1, le=100_000, description="Launchers that wait for approval; then 409."
+        default=100,
+        ge=1,
+        le=100_000,
+        description="Launchers that wait for approval; then the oldest of the address from which most wait gives way.",
     )

@@ -285,8 +285,11 @@ class Agent:
         try:
             data = paths.read_json(path)
             if isinstance(data, dict):
-                self._apply([decode(Assignment, one) for one in data.get("assignments", [])])
-                self._rev = str(data.get("rev", ""))
+                stored = [decode(Assignment, one) for one in data.get("assignments", [])]
+                self._apply(stored)
+                # An earlier release, which this host went back to for a while, has not stored the grants: fetch them.
+                whole = all(one.grant or one.desired == "removed" for one in stored)
+                self._rev = str(data.get("rev", "")) if whole else ""
         except (OSError, ValueError) as exc:
             self._log.say("assignments unreadable", path=path, why=exc)
 

@@ -39,7 +39,8 @@ Json = Dict[str, Any]
 class Session:
     """The installer over one SSH channel. Requests are JSON lines; answers too, each after LINE_MARK.
 
-    -> {"op": "hello", "fleet_id": "f-1", "host": "gpu01", "home": ""}       <- {"hello": {status…}}
+    -> {"op": "hello", "fleet_id": "f-1", "host": "gpu01", "home": ""}       <- {"hello": {status…}}; with
+       "workers": true also {"workers": [{"worker_id": "w1", "alive": true}]}
     -> {"op": "install", "release": "…", …}            <- {"report": {…}}, or before it, each where it is the case:
                                                        <- {"need": "bundle"}
     -> {"bytes": 81234, "code": 40000}, then the bytes, then those of the byte code, where this Python reads the
@@ -79,7 +80,8 @@ class Session:
             return file_finder.send(request, self._say, sys.stdout.buffer)
         installer = Installer(request.get("home", ""), request["fleet_id"], request["host"])
         if request["op"] == "hello":
-            return {"hello": installer.status()}
+            runs = {"workers": installer.workers()} if request.get("workers") else {}
+            return {"hello": {**installer.status(), **runs}}
         if request["op"] == "install":
             report = installer.install(request, self._receive_bundle, self._receive_code, self._receive_secret)
             return {"report": report}

@@ -132,6 +132,17 @@ class Installer:
             "time": time.time(),
         }
 
+    def workers(self) -> "List[Json]":
+        """Every worker that has records here, and whether its runner lives."""
+        runtime_dir = self.config().get("runtime_dir", "")
+        return [
+            {
+                "worker_id": _worker_id(directory),
+                "alive": bool(runtime_dir) and lock_held(paths.runner_lock(runtime_dir, directory)),
+            }
+            for directory in _worker_directories(self.dir)
+        ]
+
     def _secret_sha256(self) -> str:
         secret = self.config().get("secret", "")
         return ids.secret_sha256(secret) if secret else ""

@@ -87,6 +87,8 @@ class Assignment:
     `lease_s`: None = keep; else it is fenced: it runs only while it holds a Lease of this epoch, taken out in this
     boot of the host. `gang`: a member never restarts alone; its end, whatever it was, is the manager's to answer.
     `env`: variables the manager adds (ranks, rendezvous), over all others; no part of the launch digest.
+    `grant`: proof that the manager gave this worker, under this epoch, to this agent. The agent keeps it and returns it
+    in its reports; "" from a manager that knows no grants, and where the worker is to be removed.
     """
 
     worker_id: str
@@ -98,6 +100,7 @@ class Assignment:
     lease_s: Union[float, None] = None
     gang: bool = False
     env: dict[str, str] = field(default_factory=dict)
+    grant: str = ""
 
 
 @dataclass
@@ -236,6 +239,7 @@ class WorkerReport:
     lease_left_s: Union[float, None] = None  # of a fenced worker: so long may it run without word from the manager
     # Why an idle CPU is no sign of a hang: "output" (it printed lately), "listening" (a server without a connection).
     idle_because: str = ""
+    grant: str = ""  # Assignment.grant of `epoch`; "": the agent has none. A manager with an older state asks for it
 
 
 @dataclass

@@ -128,6 +128,7 @@ class WorkerSlot:
         self.gpus: list[int] = []  # handed to it
         self.gpu_wait = ""  # for which GPUs it waits before it is started
         self.granted = Granted()  # what it holds of leases, where it is fenced
+        self._grant = (0, "")  # the newest Assignment.grant that is known, with its epoch
         self.events = EventTail(paths.events_file(directory))
         self.trouble = ""  # why its runner can't be started, for a person
         self.unwritten = ""  # why its files can't be written
@@ -191,6 +192,15 @@ class WorkerSlot:
             self.status = value
             self.granted.heed(value)
 
+    def read_grant(self) -> None:
+        """The grant that spec.json holds: it is there also when the worker is no longer assigned to this agent."""
+        try:
+            value = paths.read_json(paths.spec_file(self.directory))
+        except (OSError, ValueError):
+            return
+        if isinstance(value, dict) and isinstance(value.get("epoch"), int) and isinstance(value.get("grant"), str):
+            self._grant = (value["epoch"], value["grant"])
+
     def report(self) -> WorkerReport:
         """What the manager is told of this worker now."""
         status = self.status
@@ -227,6 +237,7 @@ class WorkerSlot:
             suspect=self.suspect if self.state == RUNNING else "",
             idle_because=self.idle_because if self.state == RUNNING else "",
             lease_left_s=self.granted.left_s(assignment, status, went_down or self.state in SETTLED),
+            grant=self._grant[1] if self._grant[0] == epoch else "",
         )
 
     def _cannot_start(self) -> bool:
@@ -258,6 +269,8 @@ class WorkerSlot:
     def assign(self, assignment: Assignment, default_dir: str, base_env: dict[str, str]) -> None:
         """Take over the assignment and tell the runner. `unwritten` says what a full disk keeps from being written."""
         self.assignment = assignment
+        if assignment.grant or assignment.epoch != self._grant[0]:
+            self._grant = (assignment.epoch, assignment.grant)
         try:
             self._write(assignment, default_dir, base_env)
             self.unwritten = ""
@@ -273,6 +286,7 @@ class WorkerSlot:
 
     def _write(self, assignment: Assignment, default_dir: str, base_env: dict[str, str]) -> None:
         content = spec_module.resolve(assignment, default_dir)
+        content["grant"] = self._grant[1]
         content["spec"]["env"].update(allotment.environment(self.gpus))
         needs = {
             "start": "start" in content,
@@ -442,6 +456,7 @@ def load_slots(agent_dir: str, runtime_dir: str) -> dict[str, WorkerSlot]:
             continue  # copied by hand
         slot = WorkerSlot(worker_id, directory, runtime_dir)
         slot.read_status()
+        slot.read_grant()
         slots[worker_id] = slot
     return slots
 

@@ -60,14 +60,15 @@ class FakeManager:
 
     def assign(self, worker_id: str, command: str | list[str], **fields: Any) -> Assignment:
         """Declare or change a worker; WorkerSpec's fields and the Assignment's go by name."""
-        of_assignment = ("desired", "generation", "epoch", "attempt_base", "gang")
+        of_assignment = ("desired", "generation", "epoch", "attempt_base", "gang", "grant")
         own = {name: fields.pop(name) for name in of_assignment if name in fields}
         if "variables" in fields:
             own["env"] = fields.pop("variables")
         fields.setdefault("restart", RestartPolicy(start_secs=START_SECS))
         before = self.assignments.get(worker_id)
         if before is not None:
-            own = {"generation": before.generation, "epoch": before.epoch, "desired": before.desired, **own}
+            kept = ("generation", "epoch", "desired", "grant")
+            own = {name: getattr(before, name) for name in kept} | own
         spec = WorkerSpec(command=command, **fields)
         own["lease_s"] = spec.lease_s if spec.on_partition == "fence" else None
         with self.changed:

@@ -14,6 +14,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple
 
+import gevent
+
 from procguard import __version__
 from procguard.channels import Access, LogSink, Principal, http_io, messages
 from procguard.channels.budget import ByteBudget
@@ -22,6 +24,7 @@ from procguard.channels.rate import RateLimiter
 from procguard.config_limits import Limits
 from procguard.errors import LimitExceeded, NotFound, ProcGuardError, Refused, UsageError
 from procguard.fleet import clock
+from procguard.fleet.addresses import address_group
 from remote_agent import protocol
 
 MAX_REGISTRATION_BYTES = 256 * 1024
@@ -31,6 +34,7 @@ MAX_WRITTEN = 50_000  # answers kept as they are written
 MAX_LOG_BYTES_AT_ONCE = 64 * 1024 * 1024  # of log posts in memory
 SMALL_LOG_BYTES = 64 * 1024  # live lines never wait behind backlogs
 LOG_TURN_S = 8.0
+LONGEST_TURN_S = 1.0  # that a heartbeat waits for its agent's share; one after the other never has to wait longer
 MAX_TIMES_CHARS = 8000
 MAX_FOUND_BYTES = 4 * 1024 * 1024  # of the answer to a search
 _TIME = re.compile(r"([0-9]{1,8}):(-?[0-9]{1,13})")
@@ -197,7 +201,7 @@ class Desk:
         return caller.kind in ("operator", "enroll")
 
     def _limit_registrations(self, peer: str) -> None:
-        wait_s = self._register_rate.wait_s(peer, clock.read().monotonic)
+        wait_s = self._register_rate.wait_s(address_group(peer), clock.read().monotonic)
         if wait_s > 0:
             raise LimitExceeded(
                 f"too many registrations from {peer}",
@@ -213,6 +217,8 @@ class Desk:
         if worker_id not in self._registry.workers_by_id:  # those have valid ids
             checked_worker_id(worker_id)
         self._access.check_worker_agent(call.identify(), worker_id, operator_too=True)
+        worker = self._registry.workers_by_id.get(worker_id)
+        self._in_turn(worker.agent_id if worker is not None else "")
         beat = messages.read(protocol.WorkerHeartbeat, call.read(self._limits.body_size))
         reply = self._registry.worker_heartbeat(worker_id, beat, clock.read(), call.channel)
         known = self._written.get(worker_id)
@@ -247,8 +253,9 @@ class Desk:
 
     def worker_logs(self, call: Call, worker_id: str) -> Answer:
         worker_id, query = checked_worker_id(worker_id), call.query
-        self._access.check_worker_agent(call.identify(), worker_id)
-        attempt = http_io.query_int("attempt", 1, 0, MAX_ATTEMPT, query)
+        caller, attempt = call.identify(), http_io.query_int("attempt", 1, 0, MAX_ATTEMPT, query)
+        if caller.kind != "agent" or not self._registry.may_ship(caller.agent_id, worker_id, attempt):
+            self._access.check_worker_agent(caller, worker_id)
         offset = http_io.query_int("offset", 0, 0, MAX_OFFSET, query)
         stream = http_io.query_text("stream", query=query) or "out"
         if stream not in ("out", "err"):
@@ -285,12 +292,27 @@ class Desk:
 
     def agent_heartbeat(self, call: Call, agent_id: str) -> Answer:
         self._access.check_agent(call.identify(), agent_id)
+        self._in_turn(agent_id)
         beat = messages.read(protocol.AgentHeartbeat, call.read(self._limits.heartbeat_size))
         if beat.agent_id != agent_id:
             raise UsageError(
                 f"the heartbeat of {beat.agent_id[:70]!r} was sent to {agent_id}", "send it to its own address"
             )
         return Answer(200, self._registry.heartbeat(agent_id, beat, clock.read(), call.channel))
+
+    def _in_turn(self, agent_id: str) -> None:
+        """One agent's heartbeats that change much wait for each other, unread. Raises LimitExceeded."""
+        wait_s = self._registry.wait_s(agent_id, clock.read().monotonic)
+        if wait_s > LONGEST_TURN_S:
+            raise LimitExceeded(
+                f"{agent_id} reports more changes than its share",
+                f"wait {wait_s:.0f} s",
+                status=429,
+                code="busy",
+                retry_after_s=wait_s,
+            )
+        if wait_s > 0:
+            gevent.sleep(wait_s)
 
     def agent_commands(self, call: Call, agent_id: str) -> Answer:
         self._access.check_agent(call.identify(), agent_id)

@@ -26,6 +26,12 @@ MAX_RESULTS_PER_HEARTBEAT = 10_000
 MAX_REASON_CHARS = 4_096
 MAX_COMMAND_CHARS = 65_536
 MAX_NAME_CHARS = 256
+MAX_REPORTED_ATTEMPT = 10**8  # a tenth of what logs take: whoever has the worker next goes on above it
+MAX_GPUS = 256
+MAX_PROCESSES_OF_GPU = 256
+MAX_KNOWN = 64
+MAX_FOUND_LINES = 10_000
+MAX_FOUND_CHARS = 4_096
 MAX_ENV_ENTRIES = 1_000
 MAX_LABELS = 64
 MAX_HEALTH_CHECKS = 16
@@ -118,6 +124,12 @@ def _usage_error(cls: type[Any], exc: ValidationError, hints: Hints) -> UsageErr
 
 
 def _check_plain_heartbeat(beat: protocol.WorkerHeartbeat, mistakes: list[str]) -> None:
+    if beat.attempt is not None:
+        _within(mistakes, "attempt", beat.attempt, MAX_REPORTED_ATTEMPT)
+    if beat.last_exit is not None:
+        _check_exit(mistakes, "last_exit", beat.last_exit)
+    if beat.usage is not None:
+        del beat.usage.gpus[MAX_GPUS:]
     if beat.reason:
         _longest(mistakes, "reason", beat.reason, MAX_REASON_CHARS)
     if beat.results:
@@ -131,6 +143,13 @@ def _check_heartbeat(beat: protocol.AgentHeartbeat, mistakes: list[str]) -> None
     for name in ("hostname", "os", "python", "user"):
         _longest(mistakes, f"facts.{name}", getattr(beat.facts, name), MAX_NAME_CHARS)
     _longest(mistakes, "channel_trouble", beat.channel_trouble, MAX_REASON_CHARS)
+    if not 0 <= beat.free_port <= 65_535:
+        _within(mistakes, "free_port", beat.free_port, 65_535)
+    if beat.knows:
+        _most(mistakes, "knows", beat.knows, MAX_KNOWN)
+        _longest(mistakes, "knows", max(beat.knows, key=len), MAX_NAME_CHARS)
+    if beat.usage is not None:
+        _check_gpus(mistakes, beat.usage)
     _most(mistakes, "workers", beat.workers, MAX_WORKERS_PER_AGENT)
     _most(mistakes, "events", beat.events, MAX_EVENTS_PER_HEARTBEAT)
     _most(mistakes, "results", beat.results, MAX_RESULTS_PER_HEARTBEAT)
@@ -138,14 +157,58 @@ def _check_heartbeat(beat: protocol.AgentHeartbeat, mistakes: list[str]) -> None
         _id(mistakes, "workers", report.worker_id)
         _longest(mistakes, "workers.reason", report.reason, MAX_REASON_CHARS)
         _longest(mistakes, "workers.launch_digest", report.launch_digest, MAX_NAME_CHARS)
+        if len(report.grant) > MAX_NAME_CHARS or not 0 <= report.attempt <= MAX_REPORTED_ATTEMPT:  # one test: it is hot
+            _longest(mistakes, "workers.grant", report.grant, MAX_NAME_CHARS)
+            _within(mistakes, "workers.attempt", report.attempt, MAX_REPORTED_ATTEMPT)
+        if report.suspect:
+            _cut(report, "suspect", MAX_REASON_CHARS)
         if report.last_exit is not None:
-            _longest(mistakes, "workers.last_exit.reason", report.last_exit.reason, MAX_REASON_CHARS)
+            _check_exit(mistakes, "workers.last_exit", report.last_exit)
+        if report.usage is not None:
+            del report.usage.gpus[MAX_GPUS:]
         if report.health is not None:
             _longest(mistakes, "workers.health.detail", report.health.detail, MAX_REASON_CHARS)
     for event in beat.events:
         _id(mistakes, "events", event.worker_id)
         _longest(mistakes, "events.reason", event.reason, MAX_REASON_CHARS)
+        _within(mistakes, "events.attempt", event.attempt, MAX_REPORTED_ATTEMPT)
+        if event.exit is not None:
+            _check_exit(mistakes, "events.exit", event.exit)
     _check_results(beat.results, mistakes)
+
+
+def _check_exit(mistakes: list[str], where: str, record: protocol.ExitRecord) -> None:
+    _longest(mistakes, f"{where}.reason", record.reason, MAX_REASON_CHARS)
+    _cut(record, "detail", MAX_REASON_CHARS)
+    _cut(record, "cause", MAX_NAME_CHARS)
+
+
+def _check_gpus(mistakes: list[str], usage: protocol.HostUsage) -> None:
+    _cut(usage, "gpu_trouble", MAX_REASON_CHARS)
+    del usage.gpus[MAX_GPUS:]
+    for gpu in usage.gpus:
+        _within(mistakes, "usage.gpus.index", gpu.index, MAX_GPUS - 1)
+        for name in ("uuid", "name", "worker_id"):
+            _cut(gpu, name, MAX_NAME_CHARS)
+        _cut(gpu, "trouble", MAX_REASON_CHARS)
+        del gpu.processes[MAX_PROCESSES_OF_GPU:]
+        for process in gpu.processes:
+            for name in ("name", "user", "worker_id"):
+                _cut(process, name, MAX_NAME_CHARS)
+
+
+def _check_found(result: protocol.LogSearchResult, mistakes: list[str]) -> None:
+    _longest(mistakes, "reason", result.reason, MAX_REASON_CHARS)
+    _most(mistakes, "lines", result.lines, MAX_FOUND_LINES)
+    _within(mistakes, "found", result.found, 2**53)
+    _within(mistakes, "bytes", result.bytes, 2**62)
+    for line in result.lines:
+        _id(mistakes, "lines", line.worker_id)
+        _longest(mistakes, "lines.text", line.text, MAX_FOUND_CHARS)
+        _within(mistakes, "lines.attempt", line.attempt, 10**9)
+        _within(mistakes, "lines.offset", line.offset, 2**62)
+        _within(mistakes, "lines.end", line.end, MAX_FOUND_CHARS)
+        _within(mistakes, "lines.begin", line.begin, MAX_FOUND_CHARS)
 
 
 def _check_results(results: list[protocol.CommandResult], mistakes: list[str]) -> None:
@@ -218,6 +281,18 @@ def _longest(mistakes: list[str], where: str, text: str, limit: int) -> None:
         mistakes.append(f"{where}: longer than {limit} characters")
 
 
+def _cut(message: Any, name: str, limit: int) -> None:
+    """For what agents of earlier releases send without a bound: the rest is left out, and the heartbeat is taken."""
+    text = getattr(message, name)
+    if len(text) > limit:
+        setattr(message, name, text[:limit])
+
+
+def _within(mistakes: list[str], where: str, value: int, highest: int) -> None:
+    if not 0 <= value <= highest:
+        mistakes.append(f"{where}: {str(value)[:24]}, expected 0 to {highest}")
+
+
 def _most(mistakes: list[str], where: str, items: Any, limit: int) -> None:
     if len(items) > limit:
         mistakes.append(f"{where}: {len(items)} entries, at most {limit}")
@@ -225,6 +300,7 @@ def _most(mistakes: list[str], where: str, items: Any, limit: int) -> None:
 
 _CHECKS: dict[Any, Callable[[Any, list[str]], None]] = {
     protocol.AgentHeartbeat: _check_heartbeat,
+    protocol.LogSearchResult: _check_found,
     protocol.Registration: _check_registration,
     protocol.WorkerHeartbeat: _check_plain_heartbeat,
     protocol.WorkerSpec: check_spec,

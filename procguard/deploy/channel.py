@@ -132,8 +132,9 @@ class HostSession:
     def open(self, deadline: float) -> None:
         self._put(self._target.python.encode() + b"\n" + self._installer, deadline)
 
-    def hello(self, where: dict[str, str], deadline: float) -> dict[str, Any]:
-        """`where`: fleet_id, host, home. What the host says of itself: `Installer.status`."""
+    def hello(self, where: dict[str, Any], deadline: float) -> dict[str, Any]:
+        """`where`: fleet_id, host, home. What the host says of itself: `Installer.status`; with `workers` also what
+        runs there."""
         reply = self._ask({"op": "hello", **where}, deadline)
         return dict(reply["hello"])
 

@@ -13,6 +13,7 @@ import secrets
 import time
 import urllib.parse
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -36,7 +37,8 @@ WORKER_CHANGES = ("new", "changed", "removed", "moved")
 @dataclass(frozen=True)
 class Options:
     """`check`: only say what would change. `diff`: with each changed worker, what changed in it. `sync_running`: bring
-    code also into folders in which workers run. `rotate_secrets`: give each agent another secret."""
+    code also into folders in which workers run. `rotate_secrets`: give each agent another secret. `limited`: these are
+    not all hosts of the inventory."""
 
     plan: Plan = field(default_factory=Plan)
     prune: bool = False
@@ -45,6 +47,7 @@ class Options:
     diff: bool = False
     sync_running: bool = False
     rotate_secrets: bool = False
+    limited: bool = False
 
 
 class Sessions(Protocol):
@@ -61,10 +64,14 @@ class Deployer:
         self._options = options
         self._heard = Heard(client)
         self._rollout = Rollout(options.plan, listener)
+        self._hosts: list[Host] = []
+        self._told = 0  # of these hosts, how many the manager was told of
+        self._found: dict[str, Any] | None = None  # what runs where, once it had to be read
         self._code = CodeWave(sessions, listener, CodeSync(check=options.check, under_running=options.sync_running))
 
     def deploy(self, hosts: list[Host]) -> list[HostResult]:
         """Deploy to `hosts`; one result each, in their order. Raises only what concerns all: manager, inventory."""
+        self._hosts, self._told = hosts, 0
         self._code.read(hosts)
         if self._options.plan.serial:
             self._asked(hosts)  # as a whole, before the first wave
@@ -93,7 +100,36 @@ class Deployer:
             wave = [host for host in wave if not self._code.failed(host.name)]
             if not wave:
                 return asked
-        return self._client.deploy(self.request(wave))
+        self._told += len(wave)
+        try:
+            return self._client.deploy(self.request(wave))
+        except Conflict as exc:
+            if exc.code != "records_needed":
+                raise
+        if self._found is None:
+            self._found = self._read_records(self._hosts)
+        last = self._told == len(self._hosts) == len(self._found)
+        records = {"found": self._found, "all_read": last and not self._options.limited}
+        return self._client.deploy({**self.request(wave), **records})
+
+    def _read_records(self, hosts: list[Host]) -> dict[str, Any]:
+        """What runs on each host, by its own files; a host that can't be read is left out. The manager needs it where
+        its state was rebuilt."""
+        fleet_id = self._asked(hosts)["fleet_id"]
+
+        def read(host: Host) -> Any:
+            where = {"fleet_id": fleet_id, "host": host.name, "home": host.home, "workers": True}
+            deadline = time.monotonic() + HOST_TIMEOUT_S
+            self._listener.stage(host.name, "read")
+            try:
+                with self._sessions.session(host.target, deadline) as session:
+                    return session.hello(where, deadline).get("workers")
+            except ProcGuardError:
+                return None  # its own deployment tells why
+
+        with ThreadPoolExecutor(max(1, min(self._options.plan.forks, len(hosts))), "read") as pool:
+            found = dict(zip([host.name for host in hosts], pool.map(read, hosts), strict=True))
+        return {name: workers for name, workers in found.items() if workers is not None}
 
     def _asked(self, hosts: list[Host]) -> Json:
         """What the manager knows of `hosts`; changes nothing."""

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, TypeAdapter, ValidationError
 
-from procguard.errors import UsageError
+from procguard.errors import Conflict, UsageError
 from procguard.fleet import leases
 from procguard.fleet.clock import Now, iso
 from procguard.fleet.records import AgentRecord, WorkerRecord
@@ -40,12 +40,22 @@ class HostDeclared(BaseModel):
     workers: list[WorkerDeclared] = Field(default_factory=list)
 
 
+class FoundWorker(BaseModel):
+    """What a host's own files say of one worker, read over SSH."""
+
+    worker_id: str = Field(max_length=256)
+    alive: StrictBool = False  # its runner lives
+
+
 class DeploymentRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
     hosts: list[HostDeclared] = Field(max_length=10_000)
     groups: dict[str, GroupPolicy] | None = None  # None: an older client, which knows no groups
     prune: bool = False
     check: bool = False
+    # Needed after state.rebuild: what runs where, of each host that could be read. `all_read`: those are all there are.
+    found: dict[str, list[FoundWorker]] | None = None
+    all_read: bool = False
 
 
 _SPEC: TypeAdapter[protocol.WorkerSpec] = TypeAdapter(protocol.WorkerSpec)
@@ -91,17 +101,36 @@ class Deployment:
 
     def carry_out(self, actor: str, now: Now) -> dict[str, Any]:
         """Do it (or, with `check`, only say what would happen). Durable."""
+        self._refuse_unread()
         self._away = self._lent()
         hosts = {host.host: self._host(host, actor, now) for host in self._request.hosts}
         if not self._request.check:
             used = {spec.group for spec in self._specs.values() if spec.group}
             self._registry.gangs.groups.declare(self._request.groups, used)
             self._registry.gangs.reconcile(now)
+            if self._request.found is not None and self._request.all_read and self._registry.rebuilt:
+                self._registry.all_read()
             self._registry.event_log.add(
                 "deploy", now, reason=f"{len(hosts)} host(s), {len(self._specs)} worker(s) declared", actor=actor
             )
             self._registry.commit()
         return {"fleet_id": self._registry.fleet_id, "hosts": hosts}
+
+    def _refuse_unread(self) -> None:
+        """A rebuilt state knows no worker: whoever declares one says where it may be running."""
+        request, registry = self._request, self._registry
+        unknown = [worker_id for worker_id in self._specs if worker_id not in registry.workers_by_id]
+        if registry.rebuilt and unknown and request.found is None and not request.check:
+            raise Conflict(
+                f"this state was rebuilt: where {', '.join(unknown[:5])} may be running has to be read from the hosts",
+                "deploy with this release's invoke deploy, which reads it over SSH",
+                code="records_needed",
+            )
+
+    def _where_found(self, worker_id: str) -> list[str]:
+        """The hosts on which it runs, as they were read over SSH."""
+        found = self._request.found or {}
+        return [host for host, workers in found.items() if any(w.alive and w.worker_id == worker_id for w in workers)]
 
     def _lent(self) -> dict[str, list[WorkerRecord]]:
         """The workers that live elsewhere for now, by the agent that is their home."""
@@ -143,13 +172,7 @@ class Deployment:
         registry, spec = self._registry, self._specs[worker_id]
         worker = registry.workers_by_id.get(worker_id)
         if worker is None:
-            if not self._request.check:
-                worker = WorkerRecord(worker_id, agent_id, agent_id, spec, epoch=registry.next_epoch())
-                if registry.stopped_by:
-                    worker.want("stopped", by="failure handler", cause="stop_all", now=now)
-                registry.agents_by_id[agent_id].withdrawn.pop(worker_id, None)
-                registry.index_worker(worker)
-            return "new", f"stopped with all others: {registry.stopped_by}" if registry.stopped_by else ""
+            return self._new(worker_id, agent_id, spec, now)
         if agent_id not in (worker.agent_id, worker.home):
             return self._moved(worker, agent_id, spec, actor, now)
         changed = worker.spec != spec
@@ -171,6 +194,30 @@ class Deployment:
         if report and report.launch_digest and report.launch_digest != protocol.launch_digest(spec):
             return "changed", "restart pending: it runs on with the specification it was started with"
         return "changed", away
+
+    def _new(self, worker_id: str, agent_id: str, spec: protocol.WorkerSpec, now: Now) -> tuple[Result, str]:
+        registry, stopped_by, message = self._registry, "", ""
+        if registry.stopped_by:
+            stopped_by, message = "failure handler", f"stopped with all others: {registry.stopped_by}"
+        if registry.rebuilt and self._request.found is not None:
+            places = self._where_found(worker_id)
+            if places and agent_id not in places:
+                return "refused", (
+                    f"it runs on {', '.join(places)}, as was read there: stop it there, or declare it on "
+                    f"{places[0]} and deploy that"
+                )
+            if not places:
+                unread = [host.host for host in self._request.hosts if host.host not in self._request.found]
+                stopped_by = "state.rebuild"
+                message = "no host that was read runs it: it is declared stopped; to start it: "
+                message += f"invoke start {worker_id}" + (f" (not read: {', '.join(unread[:10])})" if unread else "")
+        if not self._request.check:
+            worker = WorkerRecord(worker_id, agent_id, agent_id, spec, epoch=registry.next_epoch())
+            if stopped_by:
+                worker.want("stopped", by=stopped_by, cause="stop_all" if registry.stopped_by else "state", now=now)
+            registry.agents_by_id[agent_id].withdrawn.pop(worker_id, None)
+            registry.index_worker(worker)
+        return "new", message
 
     def _moved(
         self, worker: WorkerRecord, agent_id: str, spec: protocol.WorkerSpec, actor: str, now: Now

@@ -5,16 +5,19 @@ Owns the pending launchers (in memory: they ask again) and the rules of DESIGN Â
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from procguard.errors import Conflict, NotFound, Refused, UsageError
 from procguard.fleet import leases, views
+from procguard.fleet.addresses import address_group
 from procguard.fleet.clock import Now
 from procguard.fleet.records import AgentRecord, PendingLauncher, WorkerRecord, settled
 from procguard.fleet.state import FleetState
 from remote_agent import protocol, states
 
 ENDED_KEPT_S = 24 * 3600.0  # a launcher that its user ended stays in the list this long
+STRANGERS = "strangers"  # all of them together have one share of the history
 PENDING_EXPIRES_S = 600.0  # since it asked last, which it does every few seconds
 
 
@@ -45,7 +48,6 @@ class Enrolment:
                 "use letters, digits, '_', '.', '-', at most 64, beginning with a letter or digit",
                 code="bad_worker_id",
             )
-        self._refuse_gang_member(registration)
         agent_id = protocol.LAUNCHER_PREFIX + worker_id
         agent = self._registry.agents_by_id.get(agent_id)
         if agent is not None and agent.revoked_sha256 and agent.revoked_sha256 == registration.secret_sha256:
@@ -62,12 +64,14 @@ class Enrolment:
             and bool(agent.secret_sha256)
             and agent.secret_sha256 == registration.secret_sha256
         )
-        self._refuse_if_held_elsewhere(registration, agent, known, now)
         if not trusted:
-            # The hash is no secret: it shows who is meant, and changes nothing. Changes need the secret itself.
+            # The hash is no secret: it shows who is meant, and changes nothing. Changes need the secret itself. Whether
+            # the id is held elsewhere is not for strangers: the operator who approves learns it.
             if known and worker is not None:
                 return self._registered(worker, give_key=False)
             return self._keep_pending(registration, agent_id, peer, now)
+        self._refuse_gang_member(registration)
+        self._refuse_if_held_elsewhere(registration, agent, known, now)
         if enrolled_by and not known:
             self._registry.tokens.spend(enrolled_by, now)  # the same launcher once more is let in anyhow
         waited = self._pending.pop(registration.secret_sha256, None)
@@ -135,11 +139,7 @@ class Enrolment:
                 code="pending_elsewhere",
             )
         if known is None and len(self._pending) >= self._registry.settings.pending_launchers:
-            raise Conflict(
-                f"{len(self._pending)} launchers wait for approval already",
-                "approve or deny some: invoke agents",
-                code="full",
-            )
+            self._make_room(peer)
         print_ = protocol.fingerprint(registration.secret_sha256)
         first = known.first_seen if known else now.wall
         pending = PendingLauncher(registration, agent_id, print_, peer, first, now.wall, now.monotonic)
@@ -151,6 +151,7 @@ class Enrolment:
                 worker_id=registration.worker_id,
                 host=registration.host,
                 reason=f"{agent_id} from {peer} waits for approval, fingerprint {print_}",
+                source=STRANGERS,
             )
         self._notify(pending)
         return protocol.RegisterReply(
@@ -228,6 +229,7 @@ class Enrolment:
         """Let a pending launcher run; durable. Its next registration is answered with "registered"."""
         self.expire(now)
         pending = self._the_pending(agent_id, fingerprint)
+        self._refuse_gang_member(pending.registration)
         self._refuse_if_held_elsewhere(pending.registration, self._registry.agents_by_id.get(agent_id), False, now)
         self._pending.pop(pending.registration.secret_sha256)
         self._registry.notify("hosts", self._item_id(pending), None)
@@ -285,6 +287,24 @@ class Enrolment:
             if now.monotonic - pending.asked > PENDING_EXPIRES_S:
                 del self._pending[key]
                 self._registry.notify("hosts", self._item_id(pending), None)
+
+    def _make_room(self, peer: str) -> None:
+        """The oldest of the address from which most wait gives way, unless that is the newcomer's own. Raises Conflict.
+        So one address keeps nobody else from waiting."""
+        crowds = Counter(address_group(pending.peer) for pending in self._pending.values())
+        crowd, count = crowds.most_common(1)[0]
+        if count <= crowds[address_group(peer)] + 1:
+            raise Conflict(
+                f"{len(self._pending)} launchers wait for approval already",
+                "approve or deny some: invoke agents",
+                code="full",
+            )
+        oldest = min(
+            (pending for pending in self._pending.values() if address_group(pending.peer) == crowd),
+            key=lambda pending: pending.first_seen,
+        )
+        del self._pending[oldest.registration.secret_sha256]
+        self._registry.notify("hosts", self._item_id(oldest), None)
 
     def _notify(self, pending: PendingLauncher) -> None:
         self._registry.notify("hosts", self._item_id(pending), views.pending_view(pending))

@@ -4,18 +4,36 @@ Owns how a term is chosen. Every start of a manager opens a new one, so that wha
 file is never granted again. A term is also never lower than the seconds since 2026: a manager that lost everything, its
 own name too, still begins above all that it ever granted, as long as its clock was not set back. Where it was, what the
 state and the agents know of is a bound of its own.
+
+A grant is the manager's proof that it gave a worker under an epoch to an agent: a MAC that the agent returns, for a
+manager whose state is older than what runs.
 """
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+
 EPOCHS_PER_TERM = 1_000_000
 HIGHEST_EPOCH = 2**53 - 1  # what every reader of JSON still counts exactly
 _BEGIN_WALL = 1_767_225_600.0  # 2026-01-01T00:00:00Z
+MARGIN_TERMS = 30 * 86_400  # above the clock's term: for a clock that was set back, in seconds
 
 
 def next_term(known: int, wall: float) -> int:
     """The term to open: above `known` (0: none), and above whatever was opened before this second."""
     return max(known + 1, int(wall - _BEGIN_WALL))
+
+
+def believable(epoch: int, known_term: int, wall: float) -> bool:
+    """Whether a manager of this fleet can have granted this epoch by now. `known_term`: the highest that is known."""
+    return 0 < epoch <= HIGHEST_EPOCH and epoch // EPOCHS_PER_TERM <= max(known_term, next_term(0, wall)) + MARGIN_TERMS
+
+
+def grant(fleet_key: str, worker_id: str, epoch: int, agent_id: str) -> str:
+    """32 hexadecimal digits: that this fleet's manager gave `worker_id` under `epoch` to `agent_id`."""
+    message = "\0".join(("procguard-grant", worker_id, str(epoch), agent_id)).encode()
+    return hmac.digest(fleet_key.encode(), message, hashlib.sha256).hex()[:32]
 
 
 def term_above(epoch: int) -> int:

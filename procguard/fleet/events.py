@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,10 @@ from procguard.fleet.store import appendlog
 
 log = logging.getLogger(__name__)
 
+DAY_S = 86_400.0
+DISK_SHARES = 8  # one source writes an eighth of the bytes on disk in a day
+MAX_SOURCES = 10_000
+LINE_BYTES = 300  # of an event on disk, beside its texts
 MAX_REASON_CHARS = 4_000
 MAX_EVIDENCE_CHARS = 8_000
 REST_EVERY = 200  # lines of an export: about 2 ms
@@ -75,7 +79,55 @@ class EventBounds:
     disk_bytes: int = 32 * 1024 * 1024  # of both files together: what the export reads
 
 
+class _Budget:
+    """What one source may still write to the disk today."""
+
+    def __init__(self, disk_bytes: float, now: Now) -> None:
+        self.disk_bytes = disk_bytes
+        self.at = now.monotonic
+        self.told = False  # that it writes no more today
+
+
+class _Newest:
+    """The newest events, at most `keep`. Whoever has the most of them gives way first, with the oldest of its own: so
+    no source pushes out another's that has fewer."""
+
+    def __init__(self, keep: int) -> None:
+        self._keep = keep
+        self.by_seq: OrderedDict[int, Event] = OrderedDict()
+        self._seqs: dict[str, deque[int]] = {}  # by source
+        self._with_count: dict[int, dict[str, None]] = {}  # how many events -> the sources that have so many
+        self._most = 0
+
+    def add(self, event: Event, source: str) -> None:
+        self.by_seq[event["seq"]] = event
+        seqs = self._seqs.setdefault(source, deque())
+        seqs.append(event["seq"])
+        self._moved(source, len(seqs) - 1, len(seqs))
+        self._most = max(self._most, len(seqs))
+        if len(self.by_seq) > self._keep:
+            largest = next(iter(self._with_count[self._most]))
+            seqs = self._seqs[largest]
+            del self.by_seq[seqs.popleft()]
+            self._moved(largest, len(seqs) + 1, len(seqs))
+            if not seqs:
+                del self._seqs[largest]
+            if self._most not in self._with_count:
+                self._most -= 1
+
+    def _moved(self, source: str, before: int, after: int) -> None:
+        if before:
+            del self._with_count[before][source]
+            if not self._with_count[before]:
+                del self._with_count[before]
+        if after:
+            self._with_count.setdefault(after, {})[source] = None
+
+
 class EventLog:
+    """`source` of `add`: who causes an event by what it sends; "": people and the manager itself. Each source has a
+    share of the memory and of the disk, and its own oldest events give way: nobody pushes out everybody's history."""
+
     def __init__(
         self,
         path: str,
@@ -85,12 +137,15 @@ class EventLog:
         self._path = path
         self._run_blocking = run_blocking
         self._bounds = bounds or EventBounds()
-        self._events: deque[Event] = deque(maxlen=self._bounds.keep)
+        self.left_out = 0  # events that are only in memory: their source has written its share
+        self._budgets: OrderedDict[str, _Budget] = OrderedDict()
+        self._newest = _Newest(self._bounds.keep)
         self._listeners: list[Callable[[Event], None]] = []
         for old in (path + ".1", path):
             appendlog.truncate_damaged_tail(old)
-            self._events.extend(appendlog.each(old))
-        self._seq = self._events[-1]["seq"] if self._events else 0
+            for event in appendlog.each(old):
+                self._newest.add(event, event.get("host") or "")  # a deployed agent is named after its host
+        self._seq = next(reversed(self._newest.by_seq), 0)
         self._log = appendlog.AppendLog(path, run_blocking, reopens=True)
 
     def on_event(self, listener: Callable[[Event], None]) -> None:
@@ -111,8 +166,9 @@ class EventLog:
         at: float | None = None,
         cause: str = "",
         evidence: dict[str, Any] | str | None = None,
+        source: str = "",
     ) -> Event:
-        """Append one event. It is durable after the next `flush`.
+        """Append one event. It is durable after the next `flush`, within the share of its `source`.
 
         `at`: wall time when it happened, if not now. `cause`: a stable word for programs (docs/protocol.md), by default
         the kind's own. `evidence`: what is known of it (exit record, what SSH found, who asked from where).
@@ -132,11 +188,42 @@ class EventLog:
             "cause": cause or CAUSE_OF_KIND.get(kind),
             "evidence": _bounded(evidence),
         }
-        self._events.append(event)
-        self._log.append([event], wait=False)
+        self._newest.add(event, source)
+        if self._may_write(event, source, now):
+            self._log.append([event], wait=False)
         for listener in self._listeners:
             listener(event)
         return event
+
+    def _may_write(self, event: Event, source: str, now: Now) -> bool:
+        """Whether it lies within the bytes that its source may write to the disk in a day."""
+        if not source:
+            return True
+        per_day = self._bounds.disk_bytes / DISK_SHARES
+        budget = self._budgets.get(source)
+        if budget is None:
+            budget = self._budgets[source] = _Budget(per_day, now)
+            if len(self._budgets) > MAX_SOURCES:
+                self._budgets.popitem(last=False)
+        budget.disk_bytes = min(per_day, budget.disk_bytes + (now.monotonic - budget.at) * per_day / DAY_S)
+        budget.at = now.monotonic
+        size = LINE_BYTES + len(event["reason"]) + len(str(event["evidence"] or ""))
+        if size <= budget.disk_bytes:
+            budget.disk_bytes -= size
+            budget.told = False
+            return True
+        self.left_out += 1
+        if not budget.told:
+            budget.told = True
+            self.add(
+                "warning",
+                now,
+                host=event["host"] or "",
+                reason=f"{source} has filled its share of the history on disk ({per_day / 2**20:.0f} MiB a day); what "
+                "it reports beyond that is shown here and not kept",
+                actor="manager",
+            )
+        return False
 
     @property
     def newest_seq(self) -> int:
@@ -171,7 +258,7 @@ class EventLog:
     def find(self, query: EventQuery, limit: int = 200) -> list[Event]:
         """The newest `limit` events in memory that match, oldest first."""
         found: list[Event] = []
-        for event in reversed(self._events):
+        for event in reversed(self._newest.by_seq.values()):
             if event["seq"] <= query.after or len(found) >= limit:
                 break
             if query.matches(event):

@@ -117,6 +117,7 @@ class FailureHandler:
             attempt=worker.attempt,
             cause=causes.of_exit(last_exit),
             evidence=causes.exit_evidence(last_exit),
+            source=worker.agent_id,
         )
         self._registry.places.note_failure(worker.agent_id, "worker_failed", worker.worker_id, at)
         self.tasks.failed(worker.worker_id)
@@ -214,7 +215,13 @@ class FailureHandler:
         if incident.ended:
             evidence = {"outcome": incident.outcome}
         self._registry.event_log.add(
-            "recovery", now, host=incident.host, reason=text, actor="failure handler", evidence=evidence
+            "recovery",
+            now,
+            host=incident.host,
+            reason=text,
+            actor="failure handler",
+            evidence=evidence,
+            source=incident.agent_id,
         )
 
     def _close(self, incident: Incident, outcome: str, reason: str, now: Now) -> None:

@@ -8,13 +8,19 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from procguard.fleet import causes, leases
+from procguard.fleet import causes, epochs, leases
 from procguard.fleet.clock import Now
-from procguard.fleet.epochs import HIGHEST_EPOCH
-from procguard.fleet.records import AgentObserved, AgentRecord, ResolvedSpec, WorkerObserved, WorkerRecord
-from procguard.fleet.state import FleetState
+from procguard.fleet.records import AgentObserved, AgentRecord, ResolvedSpec, WorkerObserved, WorkerRecord, settled
+from procguard.fleet.state import HIGHEST_GENERATION, FleetState
 from procguard.fleet.store.appendlog import NotDurable
 from remote_agent import protocol, states
+
+MAX_REFUSED_CLAIMS = 100  # of one agent that are told, in one run of the manager
+EVENTS_AT_ONCE, EVENTS_PER_S = 1_000, 20.0  # of one agent; what it keeps itself comes later, the rest is counted
+EVENTS_TOGETHER = 50
+CHANGES_AT_ONCE_S, CHANGES_PER_S = 10.0, 50.0  # of one agent's heartbeats: an allowance for so long, then so many
+RECORDS_OF_A_CHANGE = 50  # one heartbeat with changes counts once, and once more for each so many records
+HIGHEST_EVENT_SEQ = 2**48  # they begin at milliseconds since 1970; this is the year 10889
 
 
 class Intake(FleetState):
@@ -27,8 +33,14 @@ class Intake(FleetState):
         agent = self.agent(agent_id)
         seen = self.seen[agent_id]
         seen.channel = channel
-        told = self.event_log.newest_seq
-        seen.heartbeat = beat
+        told, changed = self.event_log.newest_seq, self._changed
+        # Beside the newest report of what is its own nothing of it is kept: an agent takes no more memory than that.
+        own = self._workers_of.get(agent_id, {})
+        kept = [report for report in beat.workers if report.worker_id in own]
+        if len(kept) != len(beat.workers) or beat.events or beat.results:
+            seen.heartbeat = dataclasses.replace(beat, workers=kept, events=[], results=[])
+        else:
+            seen.heartbeat = beat
         session = (beat.pid, beat.started_at)
         if session != seen.session:
             seen.session = session
@@ -42,11 +54,13 @@ class Intake(FleetState):
             self.put("agents", agent_id, agent)
         acked = self._take_events(agent, beat.events, now)
         for result in beat.results:
-            self._take_result(result, now)
+            self._take_result(result, now, agent_id)
         for report in beat.workers:
             self._take_report(agent, report, now)
         self._finish_removals(agent, beat, now)
         self.gangs.step(now)  # before leases are granted: who is held by its gang gets none
+        if self._changed != changed:
+            self._charge(seen, self._changed - changed, now)
         try:
             # With a disk that refuses, heartbeats are answered all the same: unanswered agents would take the manager
             # for dead, and leases would end. Whether the disk takes it again, the manager's own round finds out.
@@ -64,6 +78,16 @@ class Intake(FleetState):
         reply.beat = beat.beat
         reply.leases = self.leases.grants(agent_id, now)  # last: nothing comes between granting and answering
         return reply
+
+    @staticmethod
+    def _charge(seen: AgentObserved, records: int, now: Now) -> None:
+        cost = 1 + records // RECORDS_OF_A_CHANGE
+        seen.paid_until = max(seen.paid_until, now.monotonic) + cost / CHANGES_PER_S
+
+    def wait_s(self, agent_id: str, monotonic: float) -> float:
+        """So long the next heartbeat of this agent has to wait: what it changes costs everybody time and disk."""
+        seen = self.seen.get(agent_id)
+        return 0.0 if seen is None else max(0.0, seen.paid_until - CHANGES_AT_ONCE_S - monotonic)
 
     def _news_since(self, told: int) -> bool:
         """Whether there is anything to make durable. `told`: the newest event before."""
@@ -115,6 +139,7 @@ class Intake(FleetState):
                 lease_s=worker.spec.lease_s if leases.fenced(worker) else None,
                 gang=worker.gang,
                 env=self.gangs.environment(worker),
+                grant=self.grant(worker.worker_id, worker.epoch, agent_id),
             )
             for worker in self.workers_of(agent_id)
         ]
@@ -188,7 +213,32 @@ class Intake(FleetState):
             for hook in self.poll_lost_hooks:
                 hook(agent_id)
 
+    def _room_for_events(self, agent: AgentRecord, now: Now) -> int:
+        """How many events this agent may cause now: it has its share of everybody's history and time."""
+        seen = self.seen[agent.agent_id]
+        if seen.events_at is None:
+            seen.events_left = EVENTS_AT_ONCE
+        else:
+            seen.events_left = min(EVENTS_AT_ONCE, seen.events_left + (now.monotonic - seen.events_at) * EVENTS_PER_S)
+        seen.events_at = now.monotonic
+        return int(seen.events_left)
+
+    def _may_tell_or_count(self, agent: AgentRecord, now: Now) -> bool:
+        """The same for what nobody says again: what is left out is counted, and told."""
+        seen = self.seen[agent.agent_id]
+        if not self._room_for_events(agent, now):
+            seen.events_left_out += 1
+            return False
+        seen.events_left -= 1
+        if seen.events_left_out:
+            count, seen.events_left_out = seen.events_left_out, 0
+            reason = f"{agent.agent_id}: {count} changes were left out; it told more than {EVENTS_PER_S:g} a second"
+            self.event_log.add("warning", now, host=agent.host, reason=reason, source=agent.agent_id)
+        return True
+
     def _agent_started(self, agent: AgentRecord, beat: protocol.AgentHeartbeat, now: Now) -> None:
+        if not self._may_tell_or_count(agent, now):
+            return
         self.event_log.add(
             "agent_started",
             now,
@@ -196,6 +246,7 @@ class Intake(FleetState):
             host=agent.host,
             reason=f"{agent.agent_id}: agent process {beat.pid} reports {len(beat.workers)} worker(s), "
             f"release {beat.release or 'unknown'}",
+            source=agent.agent_id,
         )
         known = {worker.worker_id for worker in self.workers_of(agent.agent_id)}
         strays = [r.worker_id for r in beat.workers if r.worker_id not in known and r.worker_id not in agent.withdrawn]
@@ -206,6 +257,7 @@ class Intake(FleetState):
                 host=agent.host,
                 reason=f"{agent.agent_id} knows workers that this manager's state does not: {', '.join(strays[:10])}; "
                 "they run on untouched. Is this the right state file? Deploy the inventory again to declare them",
+                source=agent.agent_id,
             )
 
     def _launcher_ends(self, agent: AgentRecord, seen: AgentObserved, now: Now) -> None:
@@ -216,8 +268,11 @@ class Intake(FleetState):
         seen.state, seen.reason = "ended", "its launcher was ended (Ctrl-C or SIGTERM)"
         agent.ended_wall, agent.incident = now.wall, {}
         self.put("agents", agent.agent_id, agent)
-        own = self.worker_of_launcher(agent)
-        self.event_log.add("agent_ended", now, worker_id=own, host=agent.host, reason=seen.reason)
+        if self._may_tell_or_count(agent, now):
+            own = self.worker_of_launcher(agent)
+            self.event_log.add(
+                "agent_ended", now, worker_id=own, host=agent.host, reason=seen.reason, source=agent.agent_id
+            )
         self.notify_agent(agent.agent_id)
 
     def _heard(self, agent: AgentRecord, seen: AgentObserved, now: Now) -> None:
@@ -230,7 +285,7 @@ class Intake(FleetState):
         if agent.incident:  # whatever was spent on its silence, it is over
             agent.incident = {}
             self.put("agents", agent.agent_id, agent)
-        if before != "connected":
+        if before != "connected" and (before != "ended" or self._may_tell_or_count(agent, now)):
             self.event_log.add(
                 "agent_connected",
                 now,
@@ -239,7 +294,9 @@ class Intake(FleetState):
                 before=before,
                 after="connected",
                 reason="heard from its agent",
+                source=agent.agent_id,
             )
+        if before != "connected":
             self.notify_agent(agent.agent_id)
 
     # ------------------------------------------------------------------------------------------ worker reports
@@ -247,22 +304,14 @@ class Intake(FleetState):
     def _take_report(self, agent: AgentRecord, report: protocol.WorkerReport, now: Now) -> None:
         worker = self.workers_by_id.get(report.worker_id)
         if worker is None:
-            self.rise_above(report.epoch)
+            if report.epoch >= self.first_epoch and self._is_granted(agent, report, now):
+                self.rise_above(report.epoch)
             return
-        if worker.epoch < report.epoch <= HIGHEST_EPOCH:
-            self.event_log.add(
-                "state",
-                now,
-                worker_id=worker.worker_id,
-                host=agent.host,
-                reason=f"{agent.agent_id} has it at epoch {report.epoch}; known was {worker.epoch} on {worker.host}"
-                ": the state is older than that, and the agent is right",
-                actor="manager",
-            )
-            self.adopt(worker, agent, report.epoch, report.generation)
+        if report.epoch > worker.epoch:
+            self._take_claim(agent, worker, report, now)
         if worker.agent_id != agent.agent_id:
             return
-        if report.epoch == worker.epoch and report.generation > worker.generation:
+        if report.epoch == worker.epoch and worker.generation < report.generation <= HIGHEST_GENERATION:
             # Told by a manager that was killed before it was durable, or lost with a file. What the agent has would be
             # taken for newer than all we say.
             self.adopt(worker, agent, report.epoch, report.generation)
@@ -281,6 +330,63 @@ class Intake(FleetState):
             self.gangs.heard(worker)
         if happened or (self.measures_matter(worker.worker_id) and before != report):
             self.notify_shown("workers", worker.worker_id, lambda: self.worker_view(worker))
+
+    def _is_granted(self, agent: AgentRecord, report: protocol.WorkerReport, now: Now) -> bool:
+        """Whether a manager of this fleet gave this worker under this epoch to this agent, as it can prove."""
+        return epochs.believable(report.epoch, self.term, now.wall) and self.proves(agent.agent_id, report)
+
+    def _take_claim(self, agent: AgentRecord, worker: WorkerRecord, report: protocol.WorkerReport, now: Now) -> None:
+        """An agent reports a worker under a higher epoch than the state knows. A state that was restored may be older
+        than what runs; an agent may lie. So it changes hands only where the agent shows that it was granted."""
+        known = f"known is {worker.epoch} on {worker.host}"
+        claim = f"{agent.agent_id} has it at epoch {report.epoch}; {known}"
+        if self._is_granted(agent, report, now):
+            contrary = self._held_by_its_owner(worker, agent, report.epoch)
+            if not contrary:
+                self._say_state(agent, worker, f"{claim}: the state is older than that, and the agent is right", now)
+                self.adopt(worker, agent, report.epoch, report.generation)
+                return
+            self._refuse_claim(agent, worker, f"{claim}; {contrary}: it stays there", now)
+        elif worker.agent_id != agent.agent_id:
+            self._refuse_claim(agent, worker, f"{claim}. It can't prove that it was given it: nothing changes", now)
+        elif report.epoch < self.first_epoch and not worker.gang:
+            # It is the owner's anyhow. Epochs of this run are above all that any before it granted, so that the agent
+            # takes what it is told from now on; more than that its word is not good for.
+            worker.epoch = self.next_epoch()
+            self.put("workers", worker.worker_id, worker)
+            self.touch(agent.agent_id)
+            self._say_state(agent, worker, f"{claim}. It is granted anew at epoch {worker.epoch}", now)
+        else:
+            self._refuse_claim(agent, worker, f"{claim}. It can't prove it: its host may ignore what it is told", now)
+
+    def _held_by_its_owner(self, worker: WorkerRecord, agent: AgentRecord, epoch: int) -> str:
+        """Why a claim of another agent does not count: who has it is connected and runs it under no lower epoch."""
+        if worker.agent_id == agent.agent_id or self.seen[worker.agent_id].state != "connected":
+            return ""
+        report = self.worker_seen[worker.worker_id].report
+        if report is None or settled(report.state) or report.epoch < epoch:
+            return ""
+        return f"{worker.agent_id} is connected and runs it at epoch {report.epoch}"
+
+    def _say_state(self, agent: AgentRecord, worker: WorkerRecord, reason: str, now: Now) -> None:
+        self.event_log.add(
+            "state",
+            now,
+            worker_id=worker.worker_id,
+            host=agent.host,
+            reason=reason,
+            actor="manager",
+            source=agent.agent_id,
+        )
+
+    def _refuse_claim(self, agent: AgentRecord, worker: WorkerRecord, reason: str, now: Now) -> None:
+        """Said once for each worker: the agent goes on reporting it."""
+        refused = self.seen[agent.agent_id].refused_claims
+        if worker.worker_id not in refused and len(refused) < MAX_REFUSED_CLAIMS:
+            refused.add(worker.worker_id)
+            self.event_log.add(
+                "warning", now, worker_id=worker.worker_id, host=agent.host, reason=reason, source=agent.agent_id
+            )
 
     def _remember_lease(self, worker: WorkerRecord, report: protocol.WorkerReport) -> None:
         """Whether this instance lives by a lease; durable, because a manager that starts while the host is cut off has
@@ -306,14 +412,28 @@ class Intake(FleetState):
                 hook(worker, Now(0.0, report.since))
 
     def _take_events(self, agent: AgentRecord, events: list[protocol.WorkerEvent], now: Now) -> dict[str, int]:
+        """Its own workers' changes into the history; returns what it need not say again. Beyond its share it is to say
+        them again later. What is no change of its own is acknowledged and nothing else."""
         acked: dict[str, int] = {}
+        if not events:
+            return acked
+        changed: dict[str, WorkerRecord] = {}
+        room = self._room_for_events(agent, now)
+        if room < min(EVENTS_TOGETHER, len(events)):
+            room = 0  # a few at a time would have the agent send the rest at once, again and again
         for event in events:
             worker = self.workers_by_id.get(event.worker_id)
-            acked[event.worker_id] = max(acked.get(event.worker_id, 0), event.seq)
-            if worker is None or worker.agent_id != agent.agent_id or event.seq <= worker.event_seq:
+            own = worker is not None and worker.agent_id == agent.agent_id
+            if worker is None or not own or not worker.event_seq < event.seq <= HIGHEST_EVENT_SEQ:
+                acked[event.worker_id] = max(acked.get(event.worker_id, 0), event.seq)
                 continue
+            if room <= 0:
+                break
+            room -= 1
+            self.seen[agent.agent_id].events_left -= 1
+            acked[event.worker_id] = max(acked.get(event.worker_id, 0), event.seq)
             worker.event_seq = event.seq
-            self.put("workers", worker.worker_id, worker)
+            changed[event.worker_id] = worker
             self.event_log.add(
                 "worker_state",
                 now,
@@ -327,11 +447,14 @@ class Intake(FleetState):
                 actor="runner",
                 cause=causes.of_worker_event(event, worker),
                 evidence=causes.exit_evidence(event.exit),
+                source=agent.agent_id,
             )
+        for worker in changed.values():
+            self.put("workers", worker.worker_id, worker)
         return acked
 
-    def _take_result(self, result: protocol.CommandResult, now: Now) -> None:
-        record = self.outbox.result(result, now)
+    def _take_result(self, result: protocol.CommandResult, now: Now, agent_id: str, worker_id: str = "") -> None:
+        record = self.outbox.result(result, now, agent_id, worker_id)
         if record is not None:
             self.command_event(record, now)
 
@@ -358,7 +481,7 @@ class Intake(FleetState):
         """The documented single-worker heartbeat: the same intake with one worker. Durable."""
         worker = self.find(worker_id)
         agent, seen = self.agents_by_id[worker.agent_id], self.seen[worker.agent_id]
-        told, observed = self.event_log.newest_seq, self.worker_seen[worker_id]
+        told, changed, observed = self.event_log.newest_seq, self._changed, self.worker_seen[worker_id]
         observed.plain = True
         seen.channel = channel
         self._heard(agent, seen, now)
@@ -370,7 +493,7 @@ class Intake(FleetState):
                 self.notify_shown("workers", worker_id, lambda: self.worker_view(worker))
             return self._usual_reply(worker, observed)
         for result in beat.results:
-            self._take_result(result, now)
+            self._take_result(result, now, agent.agent_id, worker_id)
         same = before is not None and before.state == beat.state
         attempt = beat.attempt if beat.attempt is not None else worker.attempt
         if beat.attempt is None and beat.pid and (before is None or before.pid != beat.pid):
@@ -387,7 +510,7 @@ class Intake(FleetState):
             last_exit=beat.last_exit or (before.last_exit if before else None),
             usage=beat.usage,
         )
-        if not same:
+        if not same and self._may_tell_or_count(agent, now):
             self.event_log.add(
                 "worker_state",
                 now,
@@ -400,8 +523,11 @@ class Intake(FleetState):
                 actor="launcher",
                 cause=causes.of_exit(beat.last_exit),
                 evidence=causes.exit_evidence(beat.last_exit),
+                source=agent.agent_id,
             )
         self._take_report(agent, report, now)
+        if self._changed != changed:
+            self._charge(seen, self._changed - changed, now)
         if self._news_since(told):
             self.commit()
         return self.worker_reply(worker_id, now) or self._worker_reply_base(worker)

@@ -152,11 +152,17 @@ class Outbox:
         for watcher in self._watchers:
             watcher(record)
 
-    def result(self, result: protocol.CommandResult, now: Now) -> CommandRecord | None:
-        """Take an agent's word on a command; None if it was finished already."""
+    def result(
+        self, result: protocol.CommandResult, now: Now, agent_id: str, worker_id: str = ""
+    ) -> CommandRecord | None:
+        """Take an agent's word on a command that it was sent (`worker_id`: who speaks for that worker alone); None if
+        it is not its own, or was finished already."""
         record = self._open.get(result.command_id)
-        if record is not None:
-            self.finish(record, result.status, result.message, now)
+        if record is None or record.agent_id != agent_id or worker_id not in ("", record.worker_id):
+            return None
+        if record.by_manager:
+            return None
+        self.finish(record, result.status, result.message, now)
         return record
 
     def waits_for(self, worker_id: str) -> bool:

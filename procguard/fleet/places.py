@@ -112,11 +112,11 @@ class Places:
             )
         old = self._state.agents_by_id.get(worker.agent_id)
         before = worker.host
-        if old is not None:
-            self._state.withdraw(old, worker)
         if verdict.by_time:
             # Its host may have restarted it unheard. Attempts name logs for ever: the new host begins above them.
             worker.attempt += ATTEMPTS_UNHEARD + int(worker.spec.lease_s / 60)
+        if old is not None:
+            self._state.withdraw(old, worker)
         worker.moves += counts
         worker.home = worker.home or worker.agent_id
         self._state.hand_over(worker, agent_id, target.host)

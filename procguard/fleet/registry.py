@@ -49,7 +49,14 @@ class Registry(Intake):
         seen.reason = reason
         own = self.worker_of_launcher(agent)
         self.event_log.add(
-            f"agent_{state}", now, worker_id=own, host=agent.host, before=before, after=state, reason=reason
+            f"agent_{state}",
+            now,
+            worker_id=own,
+            host=agent.host,
+            before=before,
+            after=state,
+            reason=reason,
+            source=agent_id,
         )
         self.notify_agent(agent_id)
 
@@ -91,7 +98,9 @@ class Registry(Intake):
         worker = self.workers_by_id[worker_id]
         self.worker_seen[worker_id].suspect = evidence
         kind, reason = ("worker_suspect", evidence) if evidence else ("worker_clear", "no longer suspect")
-        self.event_log.add(kind, now, worker_id=worker_id, host=worker.host, reason=reason, actor="monitor")
+        self.event_log.add(
+            kind, now, worker_id=worker_id, host=worker.host, reason=reason, actor="monitor", source=worker.agent_id
+        )
         self.notify("workers", worker_id, self.worker_view(worker))
 
     # ------------------------------------------------------------------------------------------ operators' acts
@@ -258,9 +267,17 @@ class Registry(Intake):
         return self.agent_by_secret.get(secret_sha256)
 
     def owns(self, agent_id: str, worker_id: str) -> bool:
-        """Whether this agent may speak for this worker (also to ship the last logs of one that was withdrawn)."""
+        """Whether this agent may speak for this worker."""
         worker = self.workers_by_id.get(worker_id)
-        if worker is not None and worker.agent_id == agent_id:
+        return worker is not None and worker.agent_id == agent_id
+
+    def may_ship(self, agent_id: str, worker_id: str, attempt: int) -> bool:
+        """Whether this agent may bring log bytes of this attempt: of its own workers, and of one that was withdrawn
+        from it those up to the attempt with which it left."""
+        if self.owns(agent_id, worker_id):
             return True
         agent = self.agents_by_id.get(agent_id)
-        return agent is not None and worker_id in agent.withdrawn
+        withdrawn = agent.withdrawn.get(worker_id) if agent is not None else None
+        if withdrawn is None:
+            return False
+        return worker_id not in self.workers_by_id or attempt <= int(withdrawn.get("attempts_to", -1))

@@ -14,9 +14,9 @@ from collections.abc import Callable, Container
 from typing import Any
 
 from procguard.errors import NotFound
-from procguard.fleet import gang_views, views
+from procguard.fleet import epochs, gang_views, views
 from procguard.fleet.clock import Now
-from procguard.fleet.epochs import EPOCHS_PER_TERM, HIGHEST_EPOCH, next_term, term_above
+from procguard.fleet.epochs import EPOCHS_PER_TERM, next_term, term_above
 from procguard.fleet.event_query import EventQuery
 from procguard.fleet.events import EventLog
 from procguard.fleet.gang_keeper import Gangs
@@ -40,7 +40,9 @@ from procguard.fleet.settings import FleetSettings
 from procguard.fleet.store.appendlog import NotDurable
 from procguard.fleet.store.interface import Change, Store, Tables
 from procguard.fleet.tokens import Tokens
+from remote_agent import protocol
 
+HIGHEST_GENERATION = 2**31  # that a report may raise a worker's to: it rises by one with each start or stop
 TOPICS = ("workers", "hosts", "operations", "events")  # of the change feed
 Listener = Callable[[str, str, "dict[str, Any] | None"], None]
 
@@ -94,6 +96,7 @@ class FleetState:
         # A term of its own for each run: what a lost file knew of the last one can't be granted again.
         self._fleet: dict[str, Any] = {**fleet, "term": next_term(int(fleet["term"]), now.wall), "n": 0}
         fleet = self._fleet
+        self._first_term = int(fleet["term"])
         self.put("fleet", "fleet", fleet)
         for agent_id, data in tables.get("agents", {}).items():
             self._index_agent(from_dict(AgentRecord, data))
@@ -143,6 +146,17 @@ class FleetState:
         self._fleet["stopped_by"] = reason
         self.put("fleet", "fleet", self._fleet)
 
+    @property
+    def rebuilt(self) -> bool:
+        """Whether this state was made anew for a fleet that runs (invoke state.rebuild), and not every host has been
+        read since: what it does not know may run somewhere."""
+        return bool(self._fleet.get("rebuilt"))
+
+    def all_read(self) -> None:
+        """Every host of the rebuilt fleet was read."""
+        self._fleet.pop("rebuilt", None)
+        self.put("fleet", "fleet", self._fleet)
+
     def next_epoch(self) -> int:
         if self._fleet["n"] + 1 >= EPOCHS_PER_TERM:
             self._fleet.update(term=self._fleet["term"] + 1, n=0)
@@ -150,9 +164,25 @@ class FleetState:
         self.put("fleet", "fleet", self._fleet)
         return int(self._fleet["term"]) * EPOCHS_PER_TERM + int(self._fleet["n"])
 
+    @property
+    def term(self) -> int:
+        return int(self._fleet["term"])
+
+    @property
+    def first_epoch(self) -> int:
+        """Of this run of the manager. Whatever an earlier one granted is lower, unless the clock was set back."""
+        return self._first_term * EPOCHS_PER_TERM
+
+    def grant(self, worker_id: str, epoch: int, agent_id: str) -> str:
+        return epochs.grant(str(self._fleet["fleet_key"]), worker_id, epoch, agent_id)
+
+    def proves(self, agent_id: str, report: protocol.WorkerReport) -> bool:
+        """Whether this fleet's manager granted what `agent_id` reports: its worker, under its epoch, to this agent."""
+        return hmac.compare_digest(report.grant.encode(), self.grant(report.worker_id, report.epoch, agent_id).encode())
+
     def rise_above(self, epoch: int) -> None:
-        """An agent knows this epoch. Where it is higher than any granted here, state was lost: the next are higher."""
-        if self._fleet["term"] < term_above(epoch) and epoch <= HIGHEST_EPOCH:
+        """This epoch was granted. Where it is higher than any granted here, state was lost: the next are higher."""
+        if self._fleet["term"] < term_above(epoch):
             self._fleet.update(term=term_above(epoch), n=0)
             self.put("fleet", "fleet", self._fleet)
 
@@ -391,6 +421,9 @@ class FleetState:
             "command": worker.spec.command,
             "generation": worker.generation + 1,
             "epoch": worker.epoch,
+            # The last attempt whose log this agent may still bring; -1 for a worker that is gone: another of its name
+            # begins with attempts of its own.
+            "attempts_to": worker.attempt if worker.worker_id in self.workers_by_id else -1,
         }
         self.put("agents", agent.agent_id, agent)
         self.touch(agent.agent_id)
@@ -445,7 +478,10 @@ class FleetState:
             agent.withdrawn.pop(worker.worker_id, None)
             self.put("agents", agent.agent_id, agent)
             self.worker_seen[worker.worker_id].report = None
-        worker.epoch, worker.generation = epoch, max(worker.generation, generation)
+            worker.event_seq = 0
+        worker.epoch = epoch
+        if generation <= HIGHEST_GENERATION:
+            worker.generation = max(worker.generation, generation)
         self.put("workers", worker.worker_id, worker)
         self.touch(agent.agent_id)
 

@@ -3,6 +3,9 @@
 The writer of `<attempt>.<stream>.idx`; `log_reader.TimesOf` reads it. A record may be on disk before its bytes are:
 after a manager that died in between, or a disk that took only a part, the first new record cuts those off. Owns no
 lock: the store gives a stream one writer at a time.
+
+Whose bytes they are says when they were written. So an index has a bound of its own, whatever is said: the larger it
+is, the coarser it becomes.
 """
 
 from __future__ import annotations
@@ -17,31 +20,38 @@ INDEX_EVERY_S = 0.1  # resolution of `since` and of merging by time
 # A new agent knows the time of bytes that came while none watched only roughly: earlier than that of stored bytes by up
 # to the time between two of its own notes (log_times.WRITE_SHIPPED_S). What goes back further is a clock that was set.
 ROUGHLY_S = 15.0
+COARSER_BYTES = 16 * 1024 * 1024  # twice as coarse after each: 29 hours of a line every 0.1 s, then 58, 116, …
+MAX_INDEX_BYTES = 256 * 1024 * 1024  # of one stream; later bytes have the time of the last record
 MAX_REMEMBERED_STREAMS = 20_000
 
 
 class LogIndex:
     def __init__(self) -> None:
-        self._last: OrderedDict[str, float] = OrderedDict()  # path -> wall time of its last record
+        self._last: OrderedDict[str, tuple[float, int]] = (
+            OrderedDict()
+        )  # path -> wall time of its last record, its size
 
     def write(self, path: str, stored: int, runs: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
         """Note `runs` (offset, wall time) of bytes that will be stored from `stored` on; the runs with the times that
         hold: lines of one stream go back in time only where the clock was set. Raises OSError."""
-        last = self._last.pop(path, None)
-        if last is None:
-            last = _cut_and_read_last(path, stored)
-        noted, records, indexed = [], [], last
+        last, size = self._last.pop(path) if path in self._last else _cut_and_read_last(path, stored)
+        every_s = INDEX_EVERY_S * 2 ** (size // COARSER_BYTES)
+        noted: list[tuple[int, float]] = []
+        records: list[bytes] = []
+        indexed = last
         for offset, told in runs:
             at = told if last is None or not 0 < last - told < ROUGHLY_S else last
             last = at
             noted.append((offset, at))
-            if indexed is None or not 0 <= at - indexed < INDEX_EVERY_S:
+            if size + len(records) * INDEX_RECORD.size >= MAX_INDEX_BYTES:
+                continue
+            if indexed is None or not 0 <= at - indexed < every_s:
                 records.append(INDEX_RECORD.pack(offset, at))
                 indexed = at
         if records:
             _append(path, b"".join(records))
         if indexed is not None:
-            self._last[path] = indexed
+            self._last[path] = (indexed, size + len(records) * INDEX_RECORD.size)
         if len(self._last) > MAX_REMEMBERED_STREAMS:
             self._last.popitem(last=False)
         return noted
@@ -63,12 +73,13 @@ def runs_of(offset: int, skipped: int, at: float, times: Sequence[tuple[int, flo
     return found
 
 
-def _cut_and_read_last(path: str, stored: int) -> float | None:
-    """Cut off records of bytes that are not stored and a torn end; the time of the last one left, None without one."""
+def _cut_and_read_last(path: str, stored: int) -> tuple[float | None, int]:
+    """Cut off records of bytes that are not stored and a torn end; the time of the last one left (None without one)
+    and the file's size."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
-        return None
+        return None, 0
     try:
         size = os.fstat(descriptor).st_size
         whole = size // INDEX_RECORD.size
@@ -81,7 +92,7 @@ def _cut_and_read_last(path: str, stored: int) -> float | None:
             whole -= 1
         if whole * INDEX_RECORD.size != size:
             os.ftruncate(descriptor, whole * INDEX_RECORD.size)
-        return last
+        return last, whole * INDEX_RECORD.size
     finally:
         os.close(descriptor)
 

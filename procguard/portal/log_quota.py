@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-_LOG_NAME = re.compile(r"^([0-9]{1,10})\.(out|err)\.log$")
+_NAME = re.compile(r"^([0-9]{1,10})\.(out|err)\.(log|idx|gaps)$")
 STEP_BYTES = 1024 * 1024  # holes end at multiples of it: few, and of whole blocks
 ROOM = 8  # an eighth below the bound is made free at once, so that it is not done for every line
 GONE = ".gone"  # how the folder of a worker that is no more ends
@@ -21,12 +22,14 @@ GONE = ".gone"  # how the folder of a worker that is no more ends
 
 @dataclass(frozen=True)
 class Held:
-    """One stream: its length, and what of it takes room on the disk."""
+    """One stream: its length, what of it takes room on the disk, and what its index and its list of gaps take, which
+    go with their attempt only."""
 
     attempt: int
     stream: str
     size: int
     held: int
+    beside: int = 0
 
 
 @dataclass(frozen=True)
@@ -47,20 +50,24 @@ def measure(directory: str) -> dict[str, list[Held]]:
 
 
 def measure_one(folder: str) -> list[Held]:
-    streams = []
+    logs: dict[tuple[int, str], tuple[int, int]] = {}
+    beside: Counter[tuple[int, str]] = Counter()
     try:
         for entry in os.scandir(folder):
-            match = _LOG_NAME.match(entry.name)
+            match = _NAME.match(entry.name)
             if match:
-                status = entry.stat(follow_symlinks=False)
-                streams.append(Held(int(match[1]), match[2], status.st_size, status.st_blocks * 512))
+                status, key = entry.stat(follow_symlinks=False), (int(match[1]), match[2])
+                if match[3] == "log":
+                    logs[key] = (status.st_size, status.st_blocks * 512)
+                else:
+                    beside[key] += status.st_blocks * 512
     except FileNotFoundError:
         pass
-    return streams
+    return [Held(*key, size, held, beside[key]) for key, (size, held) in logs.items()]
 
 
 def total(streams: list[Held]) -> int:
-    return sum(one.held for one in streams)
+    return sum(one.held + one.beside for one in streams)
 
 
 def decide(streams: list[Held], keep_bytes: int) -> Cut | None:
@@ -74,7 +81,7 @@ def decide(streams: list[Held], keep_bytes: int) -> Cut | None:
     for attempt in sorted({one.attempt for one in streams} - {newest}):
         if over <= 0:
             break
-        over -= sum(one.held for one in streams if one.attempt == attempt)
+        over -= total([one for one in streams if one.attempt == attempt])
         floor = attempt + 1
     heads = {}
     for one in sorted((one for one in streams if one.attempt == newest), key=lambda one: -one.held):

@@ -32,11 +32,12 @@ from procguard.portal.log_reader import (
     newest_first,
     read_gaps,
 )
-from remote_agent import log_disk
+from remote_agent import log_disk, paths
 from remote_agent.protocol import directory_name
 
 DISK_THREADS = 4
 READ_THREADS = 2
+MAX_GAPS_BYTES = 4 * 1024 * 1024  # of one stream: some 100,000 gaps
 LOOKS = 16  # at the disk, while as much as a bound is written
 WRITE_HERE_BYTES = 64 * 1024  # up to here the event loop writes by itself: handing it over would take longer
 T = TypeVar("T")
@@ -192,7 +193,7 @@ class LogStore:
         if cut is None:
             return
         if cut.floor:
-            _append_all(os.path.join(folder, "floor"), f"{cut.floor}\n".encode())
+            paths.write_atomic(os.path.join(folder, "floor"), f"{cut.floor}\n".encode())
         for one in streams:
             base = os.path.join(folder, f"{one.attempt}.{one.stream}")
             if one.attempt < cut.floor:
@@ -237,6 +238,9 @@ class LogStore:
         return True
 
     def _write_gap(self, base: str, start: int, end: int, at: float) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.getsize(base + ".gaps") >= MAX_GAPS_BYTES:
+                raise OSError(errno.EFBIG, "too many parts of this log are missing")
         _append_all(base + ".gaps", f"{start} {end} {at:.3f}\n".encode())
         os.truncate(base + ".log", end)
         self.bytes_lost += end - start
@@ -258,7 +262,7 @@ class LogStore:
             return
         floor = numbers[-self._keep_attempts]
         directory = self._worker_directory(worker_id)
-        _append_all(os.path.join(directory, "floor"), f"{floor}\n".encode())
+        paths.write_atomic(os.path.join(directory, "floor"), f"{floor}\n".encode())
         for attempt, stream in self._streams(worker_id):
             if attempt < floor:
                 self._remove_stream(os.path.join(directory, f"{attempt}.{stream}"))

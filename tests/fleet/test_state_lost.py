@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fleet import stamps
+from tests.fleet import jobs, stamps
 from tests.fleet.chaos_world import World
 
 
@@ -37,3 +37,44 @@ def test_a_rebuilt_state_takes_over_what_runs_at_the_next_deployment(tmp_path: P
         # And it obeys its new manager.
         world.manager.command("w1", "stop")
         world.manager.wait_worker("w1", "stopped", 20)
+
+
+@pytest.mark.fleet
+@pytest.mark.timeout(240)
+def test_after_a_rebuild_a_worker_that_had_moved_is_not_started_where_it_was_declared(tmp_path: Path) -> None:
+    """The hosts are read over SSH: what runs elsewhere is refused, what runs nowhere waits for an operator."""
+    with World(tmp_path, hosts=2) as world:
+        one, two = world.fleet.hosts
+        declared = {one.name: [stamps.stamping("moved"), stamps.stamping("idle")], two.name: []}
+        world.deploy(declared)
+        assert world.operator.invoke("move", "moved", two.name).returncode == 0
+        world.until(lambda: world.manager.worker("moved")["host"] == two.name, "it moves", 30)
+        before = world.manager.wait_worker("moved", "running", 30)
+        world.manager.command("idle", "stop")
+        world.manager.wait_worker("idle", "stopped", 20)
+        starts = len({(line.host, line.pid) for line in world.stamps("moved", "idle")})
+        world.manager.kill()
+        data = world.manager.directory / "data"
+        shutil.rmtree(data)
+        fleet = next(found.name for found in one.path("/root/.procguard").iterdir() if found.name.startswith("f-"))
+        done = world.operator.invoke("state.rebuild", fleet, "--state", str(data / "procguard_state.yaml"))
+        assert done.returncode == 0, done.stderr
+        world.manager.start()
+
+        inventory = str(world.directory / "chaos.yaml")
+        run = world.operator.invoke("deploy", "--hosts", inventory)
+        assert run.returncode == 2 and f"it runs on {two.name}" in run.stdout, run.stdout + run.stderr
+        assert "invoke start idle" in run.stdout
+        assert world.manager.worker("idle")["desired"] == "stopped"
+        hosts = {
+            one.name: jobs.host_variables(one, [stamps.stamping("idle")]),
+            two.name: jobs.host_variables(two, [stamps.stamping("moved")]),
+        }
+        inventory = str(jobs.write_inventory(world.directory / "again.yaml", hosts, None))
+        run = world.operator.invoke("deploy", "--hosts", inventory)
+        assert run.returncode == 0, run.stdout + run.stderr
+        after = world.settled("moved")
+        assert (after["host"], after["pid"], after["attempt"]) == (two.name, before["pid"], before["attempt"])
+        assert len({(line.host, line.pid) for line in world.stamps("moved", "idle")}) == starts
+        assert world.operator.invoke("start", "idle").returncode == 0
+        world.manager.wait_worker("idle", "running", 20)

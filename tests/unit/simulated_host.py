@@ -114,6 +114,7 @@ class SimulatedHost:
                 lease_left_s=max(0.0, slot.lease[1] - self._now)
                 if slot.lease
                 else (0.0 if self._fenced(slot) else None),
+                grant=slot.assignment.grant if slot.assignment and slot.assignment.epoch == slot.epoch else "",
             )
             for worker_id, slot in self.slots.items()
         ]

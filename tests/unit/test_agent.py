@@ -303,3 +303,49 @@ def test_event_tail_reads_beyond_the_acknowledged_and_survives_a_rewrite(tmp_pat
     assert [event.seq for event in tail.pending(2, 500)] == [3, 4]
     assert [event.seq for event in tail.pending(2, 1)] == [3]
     assert tail.pending(4, 500) == []
+
+
+# ------------------------------------------------------------------------------------------------ grants
+
+
+def test_a_grant_is_returned_and_survives_the_agent_the_assignment_and_an_earlier_release(
+    host: Host, manager: FakeManager
+) -> None:
+    """A manager whose state is older asks for it: also where it no longer knows the worker."""
+    manager.assign("w1", SLEEP, epoch=7_000_001, grant="ab" * 16)
+    host.start()
+    pid = running(manager)
+    wait_until(lambda: manager.report("w1").get("grant") == "ab" * 16, what="the grant in a report")
+    host.kill_agent()
+    beats = len(manager.beats)
+    host.start()
+    wait_until(lambda: len(manager.beats) > beats, what="the first heartbeat of the next agent")
+    first = manager.beats[beats]["workers"]
+    assert [(one["worker_id"], one["grant"]) for one in first] == [("w1", "ab" * 16)]
+    manager.unassign("w1")
+    wait_until(lambda: manager.beats[-1]["assignments_rev"] == manager.rev, what="w1 assigned to nobody")
+    host.kill_agent()
+    beats = len(manager.beats)
+    host.start()
+    wait_until(lambda: len(manager.beats) > beats + 1, what="heartbeats")
+    assert manager.report("w1")["grant"] == "ab" * 16 and manager.report("w1")["epoch"] == 7_000_001
+    assert alive(pid)
+
+
+def test_an_agent_that_has_lost_its_grants_fetches_them(host: Host, manager: FakeManager) -> None:
+    """It went back to an earlier release, which stored the assignments and the specification without them."""
+    manager.assign("w1", SLEEP, grant="cd" * 16)
+    host.start()
+    pid = running(manager)
+    wait_until(lambda: manager.report("w1").get("grant") == "cd" * 16, what="the grant in a report")
+    host.kill_agent()
+    stored = paths.assignments_file(host.directory)
+    content = json.loads(Path(stored).read_text())
+    for one in content["assignments"]:
+        del one["grant"]
+    Path(stored).write_text(json.dumps(content))
+    spec = Path(paths.spec_file(paths.worker_dir(host.directory, "w1")))
+    spec.write_text(json.dumps({key: value for key, value in json.loads(spec.read_text()).items() if key != "grant"}))
+    host.start()
+    wait_until(lambda: manager.report("w1").get("grant") == "cd" * 16, what="the grant again")
+    assert alive(pid) and manager.report("w1")["pid"] == pid

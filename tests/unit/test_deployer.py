@@ -349,3 +349,36 @@ def test_that_the_manager_reached_a_host_lately_is_believed_where_nothing_change
 ) -> None:
     seen = {"recovery_ssh": recovery, "server_time": "2026-01-01T12:00:00Z"}
     assert known_recovery(seen) == ({"ok": True, "reason": ""} if believed else {})
+
+
+def test_after_a_rebuild_the_hosts_are_read_once_and_the_manager_is_told_what_runs_where() -> None:
+    """One that can't be read is left out; then the manager is not told that all were."""
+    client, machines = FakeClient(["a", "b", "c"]), FakeHosts()
+    told: list[dict[str, Any]] = []
+
+    def deploy(request: dict[str, Any], answer: Any = client.deploy) -> dict[str, Any]:
+        if not request["check"]:
+            told.append(request)
+            if "found" not in request:
+                raise Conflict("this state was rebuilt", code="records_needed")
+        return dict(answer(request))
+
+    client.deploy = deploy  # type: ignore[method-assign]
+    machines.installed["a"] = {
+        "installed": True, "secret_sha256": "", "release": "", "workers": [{"worker_id": "w", "alive": True}],
+    }  # fmt: skip
+    machines.installed["b"] = {"installed": False, "secret_sha256": "", "release": "", "workers": []}
+    machines.errors["c"] = HostUnreachable("c: no route")
+    deployer(client, machines, plan=Plan(serial="2")).deploy(hosts("a", "b", "c"))
+    read = {"a": [{"worker_id": "w", "alive": True}], "b": []}
+    assert [(one.get("found"), one.get("all_read")) for one in told] == [
+        (None, None), (read, False), (None, None), (read, False),
+    ]  # fmt: skip
+    told.clear()
+    del machines.errors["c"]
+    for name in "abc":
+        machines.installed[name] = {"installed": False, "secret_sha256": "", "release": "", "workers": []}
+    deployer(client, machines, plan=Plan(serial="2")).deploy(hosts("a", "b", "c"))
+    assert [one["all_read"] for one in told if "found" in one] == [False, True]
+    deployer(client, machines, limited=True).deploy(hosts("a", "b", "c"))
+    assert told[-1]["all_read"] is False

@@ -41,7 +41,8 @@ def test_an_agent_that_never_returns_does_not_hold_it_up_for_ever(lost: World) -
 def test_a_worker_that_has_moved_in_the_lost_part_is_started_nowhere_else(lost: World) -> None:
     epoch = lost.registry.workers_by_id["w1"].epoch + 1
     assert lost.beat("h1").assignments is None
-    reply = lost.beat("h2", lost.report("w2"), lost.report("w1", epoch=epoch))
+    grant = lost.registry.grant("w1", epoch, "h2")  # as the manager that moved it gave it to h2
+    reply = lost.beat("h2", lost.report("w2"), lost.report("w1", epoch=epoch, grant=grant))
     assert [(one.worker_id, one.desired, one.epoch) for one in reply.assignments or []] == [
         ("w1", "running", epoch),
         ("w2", "running", lost.registry.workers_by_id["w2"].epoch),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from procguard.channels import LogGap
-from procguard.portal import logs
+from procguard.portal import log_index, log_quota, logs
 from procguard.portal.log_reader import INDEX_RECORD, MAX_LINE_BYTES, LogLine, line_filter
 from procguard.portal.logs import LogStore
 
@@ -295,3 +295,53 @@ def test_what_comes_next_overwrites_a_bar_that_ends_in_a_carriage_return(store: 
     store.append("w1", 1, "out", 0, b"10%\r20%\r", 10.0)
     (line,) = store.tail("w1")
     assert line.text == "20%" and line.as_json()["text"] == "20%\r"
+
+
+# ------------------------------------------------------------------------------------------ what lies beside the bytes
+
+
+def test_an_index_has_a_bound_whatever_times_are_said(store: LogStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clocks that jump with each byte would write sixteen times what they log."""
+    monkeypatch.setattr(log_index, "MAX_INDEX_BYTES", 50 * INDEX_RECORD.size)
+    for number in range(200):
+        store.append("w1", 1, "out", number, b"\n", 1_000.0 + 1_000 * (number % 2) + number)
+    index = next(Path(store._directory).rglob("1.out.idx"))
+    assert index.stat().st_size == 50 * INDEX_RECORD.size
+    assert store.length("w1", 1, "out") == 200 and len(store.tail("w1", 500)) == 200
+
+
+def test_an_index_becomes_coarser_as_it_grows_and_loses_no_line(
+    store: LogStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_index, "COARSER_BYTES", 20 * INDEX_RECORD.size)
+    for number in range(200):
+        store.append("w1", 1, "out", number * 2, b"x\n", 1_000.0 + 0.11 * number)
+    index = next(Path(store._directory).rglob("1.out.idx"))
+    assert 40 < index.stat().st_size // INDEX_RECORD.size < 100
+    lines = store.tail("w1", 500)
+    assert len(lines) == 200 and abs(lines[-1].at - 1_021.89) < 2
+
+
+def test_gaps_without_end_are_refused(store: LogStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "MAX_GAPS_BYTES", 1_000)
+    with pytest.raises(OSError, match="too many parts"):
+        for number in range(1, 200):
+            store.append("w1", 1, "out", number * 10, b"x", 1_000.0, gap=True)
+    assert next(Path(store._directory).rglob("1.out.gaps")).stat().st_size < 1_100
+
+
+def test_attempts_that_rise_without_end_leave_one_number_behind(store: LogStore) -> None:
+    for attempt in range(1, 60):
+        store.append("w1", attempt, "out", 0, b"x\n", 1_000.0)
+    assert store.attempts("w1") == [57, 58, 59]
+    assert next(Path(store._directory).rglob("floor")).read_text() == "57\n"
+
+
+def test_what_lies_beside_a_log_counts_for_its_worker(tmp_path: Path) -> None:
+    folder = tmp_path / "w1"
+    folder.mkdir()
+    (folder / "1.out.log").write_bytes(b"x" * 4_096)
+    (folder / "1.out.idx").write_bytes(b"x" * 40_960)
+    (folder / "1.out.gaps").write_bytes(b"x" * 8_192)
+    [held] = log_quota.measure_one(str(folder))
+    assert log_quota.total([held]) >= 4_096 + 40_960 + 8_192 and held.held == 4_096

@@ -157,7 +157,8 @@ def test_workers_show_their_last_known_state_until_their_agent_returns(world: Wo
 def test_an_agent_that_knows_a_higher_epoch_is_right_and_what_is_granted_next_is_higher(world: World) -> None:
     """The state was lost or restored. The instance runs on under its own epoch: nothing about it is new."""
     old = world.registry.workers_by_id["w1"].epoch
-    world.beat("h1", world.report("w1", epoch=old + 5_000_000, generation=9))
+    grant = world.registry.grant("w1", old + 5_000_000, "h1")
+    world.beat("h1", world.report("w1", epoch=old + 5_000_000, generation=9, grant=grant))
     worker = world.registry.workers_by_id["w1"]
     assert (worker.epoch, worker.generation) == (old + 5_000_000, 9)
     assert world.registry.next_epoch() > old + 5_000_000
@@ -169,7 +170,7 @@ def test_a_worker_that_another_agent_has_at_a_higher_epoch_is_that_agent_s(world
     """The lost changes had moved it: two agents would run it if the state were believed."""
     world.deploy({"h2": {}})
     epoch = world.registry.workers_by_id["w1"].epoch
-    world.beat("h2", world.report("w1", epoch=epoch + 7))
+    world.beat("h2", world.report("w1", epoch=epoch + 7, grant=world.registry.grant("w1", epoch + 7, "h2")))
     worker = world.registry.workers_by_id["w1"]
     assert (worker.agent_id, worker.host, worker.epoch) == ("h2", "h2", epoch + 7)
     assert [(one.worker_id, one.desired) for one in world.registry.assignments("h1")] == [("w1", "removed")]

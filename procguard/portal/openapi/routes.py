@@ -93,7 +93,7 @@ AGENTS = (
     Route(
         "POST", "/api/workers/<worker_id>/heartbeat", "agents", "agent or operator",
         "A worker's heartbeat, the plain form", "单个 worker 的心跳",
-        {200: protocol.WorkerReply}, body=protocol.WorkerHeartbeat, errors=(404, 409),
+        {200: protocol.WorkerReply}, body=protocol.WorkerHeartbeat, errors=(404, 409, 429),
     ),
     Route(
         "GET", "/api/workers/<worker_id>/command", "agents", "agent or operator",
@@ -115,7 +115,7 @@ AGENTS = (
     Route(
         "POST", "/api/agents/<agent_id>/heartbeat", "agents", "agent",
         "Everything a host has to say, in one request", "主机上所有 worker 的心跳",
-        {200: protocol.AgentReply}, body=protocol.AgentHeartbeat, errors=(404, 409),
+        {200: protocol.AgentReply}, body=protocol.AgentHeartbeat, errors=(404, 409, 429),
     ),
     Route(
         "GET", "/api/agents/<agent_id>/commands", "agents", "agent",
