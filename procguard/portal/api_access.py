@@ -84,6 +84,7 @@ class AccessApi:
         except ProcGuardError as exc:
             self._audit.refused(environ, exc)
             raise
+        self._sessions.close(cookie(environ, COOKIE))  # who logs in again has no use for the one before
         session = self._sessions.open(digest, name, scope, clock.read().monotonic)
         self._audit.logged_in(environ, Principal(scope, name, via="session"))
         response = http_io.json_response(_session_view(scope, "session", session.name, session.csrf))

@@ -19,15 +19,17 @@ from procguard.channels import Principal, http_io
 from procguard.channels.rate import RateLimiter
 from procguard.errors import Forbidden, LimitExceeded, Refused
 from procguard.fleet import clock
+from procguard.fleet.records import TokenRecord
 from procguard.fleet.tokens import AGENT_SCOPE
 from procguard.portal import backoff, sock_diag
 from procguard.portal.backoff import BackOff
+from procguard.portal.live_uses import LiveUses
 from procguard.portal.openapi.routes import Who
-from procguard.portal.permissions import CALLER
 from procguard.portal.proxies import PROXIED
 from procguard.portal.sessions import COOKIE, CSRF_HEADER, Session, Sessions, csrf_matches
 from remote_agent.protocol import secret_sha256 as sha256_of
 
+CALLER = "procguard.caller"  # where the gate leaves whom it let in, in the request's WSGI environment
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 UNKNOWN_AGENTS_AT_ONCE, UNKNOWN_AGENTS_PER_S = 200, 20.0  # wrong secrets of one address, on agents' routes
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
@@ -72,6 +74,9 @@ class Auth:
         self._trust_local = trust_local
         self._own_uid = os.geteuid() if own_uid is None else own_uid
         self._owner_uid = owner_uid
+        self.uses = LiveUses(self._stands)
+        registry.tokens.on_ended(self._token_ended)
+        sessions.on_closed(self.uses.end_session)
         self.ca_file = ""  # of the manager's own CA, where it speaks https by that
 
     # ----------------------------------------------------------------------------------------------- who is it
@@ -100,7 +105,14 @@ class Auth:
         session = self.session(environ)
         if session is not None:
             self._check_session_use(session, environ)
-            return Principal(session.scope, f"{session.name} (browser)", via="session")
+            token = self._registry.tokens.find(session.token_sha256)
+            return Principal(
+                session.scope,
+                f"{session.name} (browser)",
+                via="session",
+                token_id=token.token_id,
+                session=session.handle,
+            )
         reason = self._why_not_local(environ)
         if not reason:
             return Principal("operator", f"{_user_name(self._own_uid)}@localhost", via="local")
@@ -127,6 +139,25 @@ class Auth:
             own = token.scope.removeprefix(AGENT_SCOPE)
             return Principal("agent", f"{name} of {own}", agent_id=own, via="token", token_id=token.token_id)
         return Principal(token.scope, name, via="token", token_id=token.token_id)
+
+    # ------------------------------------------------------------------------------------------ as long as it stands
+
+    def hold(self, caller: Principal, end: Callable[[], None]) -> Callable[[], None]:
+        """Have `end()` called when the token or session that let this caller in ends. Returns what closes the use."""
+        return self.uses.open(caller, end)
+
+    def _token_ended(self, token: TokenRecord) -> None:
+        self.uses.end_token(token.token_id)
+        self._sessions.close_token(token.sha256)
+
+    def _stands(self, caller: Principal) -> bool:
+        now, tokens = clock.read(), self._registry.tokens
+        token = tokens.by_id(caller.token_id)
+        if token is None or tokens.usable(token, now):
+            return False
+        return not caller.session or self._sessions.by_handle(caller.session, now.monotonic) is not None
+
+    # -------------------------------------------------------------------------------------------------- who it is not
 
     def _wrong_token(self, environ: dict[str, Any], of_agents: bool) -> Refused | LimitExceeded:
         """What a token that nobody has is answered. Right ones are good all the time, also those of a neighbour behind

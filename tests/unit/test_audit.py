@@ -138,7 +138,7 @@ def test_an_agents_secret_is_revoked_and_its_held_request_ends(server: RunningSe
     wait_until(lambda: b"procguard_held_requests 1" in server.ask("GET", "/metrics").body, 10, "the request is held")
     assert server.ask("POST", "/api/agents/beta/revoke").status == 200
     holder.join(10)
-    assert ended == [200]  # told nothing new, at once
+    assert ended == [401]  # at once
     assert server.ask("GET", "/api/agents/beta/commands", secret=secret).status == 401
     other = server.deploy("beta", "worker9", secret="another")
     server.beat("beta", other)
