@@ -21,7 +21,7 @@ from procguard.errors import Forbidden, LimitExceeded, Refused
 from procguard.fleet import clock
 from procguard.fleet.records import TokenRecord
 from procguard.fleet.tokens import AGENT_SCOPE
-from procguard.portal import backoff, sock_diag
+from procguard.portal import backoff, local_client, sock_diag
 from procguard.portal.backoff import BackOff
 from procguard.portal.live_uses import LiveUses
 from procguard.portal.openapi.routes import Who
@@ -53,6 +53,7 @@ _MAY = {
 }
 
 OwnerUid = Callable[[sock_diag.Address, sock_diag.Address], "int | None"]
+WhyForwarded = Callable[[sock_diag.Address, sock_diag.Address], str]
 
 
 class Auth:
@@ -66,6 +67,7 @@ class Auth:
         trust_local: bool = True,
         own_uid: int | None = None,
         owner_uid: OwnerUid = sock_diag.owner_uid,
+        why_forwarded: WhyForwarded | None = None,
     ) -> None:
         self._registry = registry
         self._sessions = sessions
@@ -74,6 +76,7 @@ class Auth:
         self._trust_local = trust_local
         self._own_uid = os.geteuid() if own_uid is None else own_uid
         self._owner_uid = owner_uid
+        self._why_forwarded = local_client.LocalClients().why_forwarded if why_forwarded is None else why_forwarded
         self.uses = LiveUses(self._stands)
         registry.tokens.on_ended(self._token_ended)
         sessions.on_closed(self.uses.end_session)
@@ -224,14 +227,15 @@ class Auth:
         if sock is None:
             return "the connection's owner cannot be known"
         try:
-            uid = self._owner_uid(sock.getpeername()[:2], sock.getsockname()[:2])
+            client, server = sock.getpeername()[:2], sock.getsockname()[:2]
+            uid = self._owner_uid(client, server)
         except OSError:
             uid = None
         if uid is None:
             return "the connection's owner cannot be known"
         if uid not in (self._own_uid, 0):
             return f"the connection belongs to uid {uid}, not to the manager's user"
-        return ""
+        return self._why_forwarded(client, server)
 
     # ------------------------------------------------------------------------------------------------- may they
 
