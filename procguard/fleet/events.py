@@ -67,6 +67,13 @@ CAUSE_OF_KIND = {
 }
 
 
+@dataclass
+class Numbers:
+    """What numbers the events of one log, or of several that are read as one."""
+
+    last: int = 0
+
+
 @dataclass(frozen=True)
 class EventBounds:
     """`events.*` of the configuration."""
@@ -81,6 +88,7 @@ class EventLog:
         path: str,
         run_blocking: appendlog.RunBlocking = appendlog.run_here,
         bounds: EventBounds | None = None,
+        numbers: Numbers | None = None,
     ) -> None:
         self._path = path
         self._run_blocking = run_blocking
@@ -90,7 +98,8 @@ class EventLog:
         for old in (path + ".1", path):
             appendlog.truncate_damaged_tail(old)
             self._events.extend(appendlog.each(old))
-        self._seq = self._events[-1]["seq"] if self._events else 0
+        self._numbers = numbers or Numbers()
+        self._numbers.last = max(self._numbers.last, self._events[-1]["seq"] if self._events else 0)
         self._log = appendlog.AppendLog(path, run_blocking)
 
     def on_event(self, listener: Callable[[Event], None]) -> None:
@@ -117,9 +126,9 @@ class EventLog:
         `at`: wall time when it happened, if not now. `cause`: a stable word for programs (docs/protocol.md), by default
         the kind's own. `evidence`: what is known of it (exit record, what SSH found, who asked from where).
         """
-        self._seq += 1
+        self._numbers.last += 1
         event: Event = {
-            "seq": self._seq,
+            "seq": self._numbers.last,
             "at": iso(at or now.wall),
             "kind": kind,
             "worker_id": worker_id or None,
@@ -140,7 +149,7 @@ class EventLog:
 
     @property
     def newest_seq(self) -> int:
-        return self._seq
+        return self._numbers.last
 
     def flush(self) -> None:
         self._log.flush()
@@ -184,7 +193,7 @@ class EventLog:
         `rest` lets others have a turn, also where hardly any event matches.
         """
         self.flush()
-        last = self._seq
+        last = self._numbers.last
         # The newer file first: if it is renamed before the other is opened, both are the same one, and none is missed.
         newer = appendlog.opened(self._path)
         older = appendlog.opened(self._path + ".1")

@@ -22,6 +22,7 @@ from procguard.fleet import clock
 from procguard.fleet.records import TokenRecord
 from procguard.fleet.tokens import AGENT_SCOPE
 from procguard.portal import backoff, local_client, sock_diag
+from procguard.portal.audit import ASKS
 from procguard.portal.backoff import BackOff
 from procguard.portal.live_uses import LiveUses
 from procguard.portal.openapi.routes import Who
@@ -245,6 +246,8 @@ class Auth:
         Raises Refused (401) with the exact line to type, or Forbidden (403) for somebody known who may not.
         """
         caller = self.identify(environ)
+        if caller.kind != "anonymous":
+            environ[ASKS] = caller
         if caller.kind in _MAY[who]:
             return caller
         if caller.kind == "anonymous":
