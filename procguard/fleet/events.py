@@ -1,11 +1,17 @@
 """The history of the fleet: every change with its reason, cause, evidence and who asked. Append-only, bounded, durable.
 
-Owns the files `events.jsonl` (+ `.1`, the one before) beside the state, and the newest events in memory. Only the
-registry and what works through it (deployment, enrolment, failure handler) writes here.
+Owns the files `events.jsonl` and `events-more.jsonl` (each + `.1`, the one before) beside the state, and the newest
+events in memory. Only the registry and what works through it (deployment, enrolment, failure handler) writes here.
+
+What hosts and strangers report cannot drive out the rest: once memory is full, a reporter with more than a quarter of it
+gives its own oldest events; what one writes beyond a quarter of a file goes to `events-more.jsonl`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import heapq
+import itertools
 import json
 import logging
 import os
@@ -67,6 +73,16 @@ CAUSE_OF_KIND = {
 }
 
 
+# Kinds of events that come of what one host says or does; of `agent_pending`, of what strangers do. Each host has a share.
+REPORTED = frozenset(
+    "worker_state worker_suspect worker_clear worker_failed agent_started agent_connected agent_suspect "
+    "agent_unreachable agent_conflict warning tunnel_up tunnel_down".split()
+)
+STRANGERS = "agent_pending"
+SHARE = 4  # a reporter has at most the fourth part, where others want the rest
+MORE_PART = 4  # of the disk, for what goes beyond
+
+
 @dataclass
 class Numbers:
     """What numbers the events of one log, or of several that are read as one."""
@@ -90,17 +106,18 @@ class EventLog:
         bounds: EventBounds | None = None,
         numbers: Numbers | None = None,
     ) -> None:
-        self._path = path
-        self._run_blocking = run_blocking
         self._bounds = bounds or EventBounds()
-        self._events: deque[Event] = deque(maxlen=self._bounds.keep)
+        self._newest = _Newest(self._bounds.keep)
         self._listeners: list[Callable[[Event], None]] = []
-        for old in (path + ".1", path):
-            appendlog.truncate_damaged_tail(old)
-            self._events.extend(appendlog.each(old))
+        more_bytes = self._bounds.disk_bytes // MORE_PART
+        self._file = _File(path, run_blocking, self._bounds.disk_bytes - more_bytes)
+        self._file.begin()
+        self._more = _File(path.removesuffix(".jsonl") + "-more.jsonl", run_blocking, more_bytes)
+        self._written: dict[str, int] = {}  # reporter -> bytes in the file that is written now
         self._numbers = numbers or Numbers()
-        self._numbers.last = max(self._numbers.last, self._events[-1]["seq"] if self._events else 0)
-        self._log = appendlog.AppendLog(path, run_blocking)
+        for event in heapq.merge(self._more.read(), self._file.read(), key=_seq):
+            self._newest.add(event)
+            self._numbers.last = max(self._numbers.last, event["seq"])
 
     def on_event(self, listener: Callable[[Event], None]) -> None:
         self._listeners.append(listener)
@@ -141,8 +158,8 @@ class EventLog:
             "cause": cause or CAUSE_OF_KIND.get(kind),
             "evidence": _bounded(evidence),
         }
-        self._events.append(event)
-        self._log.append([event], wait=False)
+        self._newest.add(event)
+        self._file_for(event).append(event)
         for listener in self._listeners:
             listener(event)
         return event
@@ -151,24 +168,24 @@ class EventLog:
     def newest_seq(self) -> int:
         return self._numbers.last
 
-    def flush(self) -> None:
-        self._log.flush()
-        if self._log.size_bytes > self._bounds.disk_bytes // 2:
-            self._rotate()
+    def _file_for(self, event: Event) -> _File:
+        reporter = reporter_of(event)
+        if not reporter:
+            return self._file
+        written = self._written.get(reporter, 0) + _about_bytes(event)
+        if written > self._file.max_bytes // 2 // SHARE and self._more.begin():
+            return self._more
+        self._written[reporter] = written
+        return self._file
 
-    def _rotate(self) -> None:
-        """Nothing is pending here (flush has just returned and nothing else ran), so no event is between two files."""
-        old = self._log
-        try:
-            os.replace(self._path, self._path + ".1")
-            self._log = appendlog.AppendLog(self._path, self._run_blocking)
-        except OSError as exc:  # the file goes on growing, and the next flush tries again
-            log.error("cannot begin a new file of events path=%s error=%s", self._path, exc.strerror)
-            return
-        old.close()
+    def flush(self) -> None:
+        if self._file.flush():
+            self._written.clear()
+        self._more.flush()
 
     def close(self) -> None:
-        self._log.close()
+        self._more.close()
+        self._file.close()
 
     def query(
         self, after: int = 0, worker: str | None = None, host: str | None = None, limit: int = 200
@@ -180,7 +197,7 @@ class EventLog:
     def find(self, query: EventQuery, limit: int = 200) -> list[Event]:
         """The newest `limit` events in memory that match, oldest first."""
         found: list[Event] = []
-        for event in reversed(self._events):
+        for event in self._newest.newest_first():
             if event["seq"] <= query.after or len(found) >= limit:
                 break
             if query.matches(event):
@@ -194,21 +211,136 @@ class EventLog:
         """
         self.flush()
         last = self._numbers.last
-        # The newer file first: if it is renamed before the other is opened, both are the same one, and none is missed.
-        newer = appendlog.opened(self._path)
-        older = appendlog.opened(self._path + ".1")
         told = 0
-        for file in (older, newer):
-            if file is None:
-                continue
-            with file:
-                for number, event in enumerate(appendlog.records(file), 1):
-                    if number % REST_EVERY == 0:
-                        rest()
-                    if told < event["seq"] <= last:
-                        told = event["seq"]
-                        if query.matches(event):
-                            yield event
+        with self._file.opened() as file, self._more.opened() as more:
+            for number, event in enumerate(heapq.merge(more, file, key=_seq), 1):
+                if number % REST_EVERY == 0:
+                    rest()
+                if told < event["seq"] <= last:
+                    told = event["seq"]
+                    if query.matches(event):
+                        yield event
+
+
+class _File:
+    """One file and the one before it, together within `max_bytes`."""
+
+    def __init__(self, path: str, run_blocking: appendlog.RunBlocking, max_bytes: int) -> None:
+        self.path = path
+        self.max_bytes = max_bytes
+        self._run_blocking = run_blocking
+        self._log: appendlog.AppendLog | None = None
+
+    def read(self) -> Iterator[Event]:
+        """What the manager before has written."""
+        for path in (self.path + ".1", self.path):
+            appendlog.truncate_damaged_tail(path)
+            yield from appendlog.each(path)
+
+    def begin(self) -> bool:
+        """Open it for writing, once; whether it could be."""
+        if self._log is None:
+            try:
+                self._log = appendlog.AppendLog(self.path, self._run_blocking)
+            except OSError as exc:
+                log.error("cannot write events path=%s error=%s", self.path, exc.strerror)
+        return self._log is not None
+
+    def append(self, event: Event) -> None:
+        assert self._log is not None, "begun"
+        self._log.append([event], wait=False)
+
+    def flush(self) -> bool:
+        """Whether a new file was begun."""
+        if self._log is None:
+            return False
+        self._log.flush()
+        return self._log.size_bytes > self.max_bytes // 2 and self._rotate(self._log)
+
+    def _rotate(self, old: appendlog.AppendLog) -> bool:
+        """Nothing is pending here (flush has just returned and nothing else ran), so no event is between two files."""
+        try:
+            os.replace(self.path, self.path + ".1")
+            self._log = appendlog.AppendLog(self.path, self._run_blocking)
+        except OSError as exc:  # the file goes on growing, and the next flush tries again
+            log.error("cannot begin a new file of events path=%s error=%s", self.path, exc.strerror)
+            return False
+        old.close()
+        return True
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[Iterator[Event]]:
+        # The newer file first: if it is renamed before the other is opened, both are the same one, and none is missed.
+        newer = appendlog.opened(self.path)
+        older = appendlog.opened(self.path + ".1")
+        files = [file for file in (older, newer) if file is not None]
+        try:
+            yield itertools.chain.from_iterable(appendlog.records(file) for file in files)
+        finally:
+            for file in files:
+                file.close()
+
+    def close(self) -> None:
+        if self._log is not None:
+            self._log.close()
+
+
+class _Newest:
+    """The newest events in memory; who reports more than its share gives its own oldest."""
+
+    def __init__(self, keep: int) -> None:
+        self._keep = keep
+        self._events: dict[int, Event] = {}  # by seq, oldest first
+        self._of: dict[str, deque[int]] = {}  # reporter -> its seqs
+        self._above: set[str] = set()  # reporters with more than their share: fewer than SHARE
+
+    def add(self, event: Event) -> None:
+        seq, reporter = event["seq"], reporter_of(event)
+        self._events[seq] = event
+        if reporter:
+            own = self._of.setdefault(reporter, deque())
+            own.append(seq)
+            if len(own) > self._keep // SHARE:
+                self._above.add(reporter)
+        if len(self._events) > self._keep:
+            self._drop_one()
+
+    def _drop_one(self) -> None:
+        if self._above:
+            self._drop(self._of[max(self._above, key=lambda reporter: len(self._of[reporter]))][0])
+        else:
+            self._drop(next(iter(self._events)))
+
+    def _drop(self, seq: int) -> None:
+        reporter = reporter_of(self._events.pop(seq))
+        if not reporter:
+            return
+        own = self._of[reporter]
+        own.popleft()  # of one reporter the oldest goes first, whoever it makes room for
+        if len(own) <= self._keep // SHARE:
+            self._above.discard(reporter)
+        if not own:
+            del self._of[reporter]
+
+    def newest_first(self) -> Iterator[Event]:
+        return reversed(self._events.values())
+
+
+def reporter_of(event: Event) -> str:
+    """Whose share it counts to; "" for what operators and the manager itself do."""
+    if event["kind"] == STRANGERS:
+        return STRANGERS
+    return f"host {event['host']}" if event["kind"] in REPORTED and event["host"] else ""
+
+
+def _about_bytes(event: Event) -> int:
+    evidence = event["evidence"]
+    size = len(evidence) if isinstance(evidence, str) else len(json.dumps(evidence)) if evidence else 0
+    return 300 + len(event["reason"]) + size
+
+
+def _seq(event: Event) -> int:
+    return int(event["seq"])
 
 
 def _bounded(evidence: dict[str, Any] | str | None) -> dict[str, Any] | str | None:

@@ -19,7 +19,7 @@ from procguard.channels.rate import RateLimiter
 from procguard.errors import ProcGuardError
 from procguard.fleet import clock
 from procguard.fleet.event_query import EventQuery
-from procguard.fleet.events import EventBounds, EventLog, Numbers
+from procguard.fleet.events import MORE_PART, EventBounds, EventLog, Numbers
 from procguard.fleet.store import appendlog
 
 REFUSALS_AT_ONCE, REFUSALS_PER_S = 60, 1 / 60  # of one known caller; of all strangers together
@@ -70,7 +70,12 @@ class Audit:
         base, numbers = path.removesuffix(".jsonl"), Numbers()
         self._logs = [
             EventLog(
-                f"{base}{share.suffix}.jsonl", run_blocking, EventBounds(share.kept, int(max_bytes * share.part)), numbers
+                f"{base}{share.suffix}.jsonl",
+                run_blocking,
+                EventBounds(
+                    share.kept, int(max_bytes * share.part * MORE_PART / (MORE_PART - 1))
+                ),  # which it has no use for
+                numbers,
             )
             for share in _SHARES
         ]

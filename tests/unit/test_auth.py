@@ -43,7 +43,12 @@ class Desk:
         self.world = World(directory)
         self.sessions = Sessions()
         self.auth = Auth(
-            self.world.registry, self.sessions, own_uid=OWN_UID, owner_uid=lambda client, server: uid, why_forwarded=why_not, **options
+            self.world.registry,
+            self.sessions,
+            own_uid=OWN_UID,
+            owner_uid=lambda client, server: uid,
+            why_forwarded=why_not,
+            **options,
         )
 
     def token(self, scope: str = "operator") -> str:
