@@ -80,6 +80,7 @@ REPORTED = frozenset(
 )
 STRANGERS = "agent_pending"
 SHARE = 4  # a reporter has at most the fourth part, where others want the rest
+USUAL_BYTES = 300  # of an event on disk, but for its reason and evidence
 MORE_PART = 4  # of the disk, for what goes beyond
 
 
@@ -144,6 +145,7 @@ class EventLog:
         the kind's own. `evidence`: what is known of it (exit record, what SSH found, who asked from where).
         """
         self._numbers.last += 1
+        bounded, evidence_chars = _bounded(evidence)
         event: Event = {
             "seq": self._numbers.last,
             "at": iso(at or now.wall),
@@ -156,10 +158,10 @@ class EventLog:
             "actor": actor or None,
             "attempt": attempt,
             "cause": cause or CAUSE_OF_KIND.get(kind),
-            "evidence": _bounded(evidence),
+            "evidence": bounded,
         }
         self._newest.add(event)
-        self._file_for(event).append(event)
+        self._file_for(event, evidence_chars).append(event)
         for listener in self._listeners:
             listener(event)
         return event
@@ -168,11 +170,11 @@ class EventLog:
     def newest_seq(self) -> int:
         return self._numbers.last
 
-    def _file_for(self, event: Event) -> _File:
+    def _file_for(self, event: Event, evidence_chars: int) -> _File:
         reporter = reporter_of(event)
         if not reporter:
             return self._file
-        written = self._written.get(reporter, 0) + _about_bytes(event)
+        written = self._written.get(reporter, 0) + USUAL_BYTES + len(event["reason"]) + evidence_chars
         if written > self._file.max_bytes // 2 // SHARE and self._more.begin():
             return self._more
         self._written[reporter] = written
@@ -333,18 +335,15 @@ def reporter_of(event: Event) -> str:
     return f"host {event['host']}" if event["kind"] in REPORTED and event["host"] else ""
 
 
-def _about_bytes(event: Event) -> int:
-    evidence = event["evidence"]
-    size = len(evidence) if isinstance(evidence, str) else len(json.dumps(evidence)) if evidence else 0
-    return 300 + len(event["reason"]) + size
-
-
 def _seq(event: Event) -> int:
     return int(event["seq"])
 
 
-def _bounded(evidence: dict[str, Any] | str | None) -> dict[str, Any] | str | None:
+def _bounded(evidence: dict[str, Any] | str | None) -> tuple[dict[str, Any] | str | None, int]:
+    """(what is kept of it, how many characters that are)"""
     if not evidence:
-        return None
+        return None, 0
     text = evidence if isinstance(evidence, str) else json.dumps(evidence, ensure_ascii=False, default=str)
-    return evidence if len(text) <= MAX_EVIDENCE_CHARS else text[:MAX_EVIDENCE_CHARS] + "…"
+    if len(text) <= MAX_EVIDENCE_CHARS:
+        return evidence, len(text)
+    return text[:MAX_EVIDENCE_CHARS] + "…", MAX_EVIDENCE_CHARS
