@@ -19,7 +19,7 @@ from procguard import __version__
 from procguard.channels import Access, LogSink, Principal, http_io, messages
 from procguard.channels.budget import ByteBudget
 from procguard.channels.held import HeldPoll, HeldPolls
-from procguard.channels.rate import RateLimiter
+from procguard.channels.rate import RateLimiter, key_of
 from procguard.config_limits import Limits
 from procguard.errors import LimitExceeded, NotFound, ProcGuardError, Refused, UsageError
 from procguard.fleet import clock
@@ -198,7 +198,7 @@ class Desk:
         return caller.kind in ("operator", "enroll")
 
     def _limit_registrations(self, peer: str) -> None:
-        wait_s = self._register_rate.wait_s(peer, clock.read().monotonic)
+        wait_s = self._register_rate.wait_s(key_of(peer), clock.read().monotonic)
         if wait_s > 0:
             raise LimitExceeded(
                 f"too many registrations from {peer}",

@@ -16,12 +16,12 @@ from http.cookies import CookieError, SimpleCookie
 from typing import Any
 
 from procguard.channels import Principal, http_io
-from procguard.channels.rate import RateLimiter
+from procguard.channels.rate import RateLimiter, key_of
 from procguard.errors import Forbidden, LimitExceeded, Refused
 from procguard.fleet import clock
 from procguard.fleet.records import TokenRecord
 from procguard.fleet.tokens import AGENT_SCOPE
-from procguard.portal import backoff, local_client, sock_diag
+from procguard.portal import local_client, sock_diag
 from procguard.portal.audit import ASKS
 from procguard.portal.backoff import BackOff
 from procguard.portal.live_uses import LiveUses
@@ -169,7 +169,7 @@ class Auth:
         full of launchers, must hear at once that they are not known."""
         address, now = environ.get("REMOTE_ADDR", ""), clock.read().monotonic
         if of_agents:
-            wait_s = self._unknown_agents.wait_s(backoff.key_of(address), now)
+            wait_s = self._unknown_agents.wait_s(key_of(address), now)
         else:
             wait_s = self._wrong_tokens.wrong(address, now)
         if wait_s > 0:

@@ -6,8 +6,9 @@ nobody can lock out others who share an address (a NAT, a proxy, this machine).
 
 from __future__ import annotations
 
-import ipaddress
 from collections import OrderedDict
+
+from procguard.channels.rate import key_of
 
 FREE_FAILURES = 5  # wrong tokens of one address before it has to wait
 FIRST_WAIT_S = 5.0
@@ -48,14 +49,3 @@ class BackOff:
 
     def succeeded(self, address: str) -> None:
         self._failures.pop(key_of(address), None)
-
-
-def key_of(address: str) -> str:
-    """What counts as one: an address of IPv4; of IPv6 the /64, which one machine has as a whole."""
-    if ":" not in address:
-        return address
-    try:
-        ip = ipaddress.IPv6Address(address.partition("%")[0])
-    except ValueError:
-        return address
-    return str(ip.ipv4_mapped or ipaddress.IPv6Network((int(ip), 64), strict=False))
