@@ -1,4 +1,6 @@
-"""A TCP forwarder as a process of its own, as socat is one: `python -I -S tests/forwarder.py ADDRESS TARGET_PORT [once]`.
+"""A TCP forwarder as a process of its own, as socat is one:
+
+    python -I -S tests/forwarder.py ADDRESS TARGET_PORT [once]
 
 Prints the port it listens on; what comes in there goes to 127.0.0.1:TARGET_PORT, byte by byte. `once`: the listener is
 closed when the first connection has come. Standard library only.

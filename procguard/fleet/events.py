@@ -3,8 +3,8 @@
 Owns the files `events.jsonl` and `events-more.jsonl` (each + `.1`, the one before) beside the state, and the newest
 events in memory. Only the registry and what works through it (deployment, enrolment, failure handler) writes here.
 
-What hosts and strangers report cannot drive out the rest: once memory is full, a reporter with more than a quarter of it
-gives its own oldest events; what one writes beyond a quarter of a file goes to `events-more.jsonl`.
+What hosts and strangers report cannot drive out the rest: once memory is full, a reporter with more than a quarter of
+it gives its own oldest events; what one writes beyond a quarter of a file goes to `events-more.jsonl`.
 """
 
 from __future__ import annotations
@@ -73,12 +73,23 @@ CAUSE_OF_KIND = {
 }
 
 
-# Kinds of events that come of what one host says or does; of `agent_pending`, of what strangers do. Each host has a share.
+# Kinds of events that come of what one host says or does: each host has a share.
 REPORTED = frozenset(
-    "worker_state worker_suspect worker_clear worker_failed agent_started agent_connected agent_suspect "
-    "agent_unreachable agent_conflict warning tunnel_up tunnel_down".split()
+    {
+        "worker_state",
+        "worker_suspect",
+        "worker_clear",
+        "worker_failed",
+        "agent_started",
+        "agent_connected",
+        "agent_suspect",
+        "agent_unreachable",
+        "warning",
+        "tunnel_up",
+        "tunnel_down",
+    }
 )
-STRANGERS = "agent_pending"
+STRANGERS = "agent_pending"  # of what strangers do: all together have one
 SHARE = 4  # a reporter has at most the fourth part, where others want the rest
 USUAL_BYTES = 300  # of an event on disk, but for its reason and evidence
 MORE_PART = 4  # of the disk, for what goes beyond

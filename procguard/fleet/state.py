@@ -322,7 +322,7 @@ class FleetState:
         )
 
     def set_credentials(self, agent_id: str, secret_sha256: str, actor: str, now: Now) -> None:
-        """Give an agent a new secret (its hash); the one before stops working, and so does what waits by it. Durable."""
+        """Give an agent a new secret (its hash); the one before stops working, and what waits by it ends. Durable."""
         agent = self.agent(agent_id)
         replaced = agent.secret_sha256 not in ("", secret_sha256)
         self.agent_by_secret.pop(agent.secret_sha256, None)

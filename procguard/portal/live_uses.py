@@ -1,9 +1,10 @@
 """What is open by the right of a token or a browser session, and ends with it: WebSockets, followed logs, downloads,
 searches, held requests, and every answer that is still being sent.
 
-Owns the one registry of live uses. A use is opened by whoever let its caller in and closed when its answer has left; in
-between it ends at once when the token is revoked or the session is closed, and within SWEEP_EVERY_S when either expires.
-Agents' own secrets are not here: their held requests end by channels/held.py. Event loop only; `end` must not wait.
+Owns the one registry of live uses. A use is opened by whoever let its caller in and closed when its answer has left;
+in between it ends at once when the token is revoked or the session is closed, and within SWEEP_EVERY_S when either
+expires. Agents' own secrets are not here: their held requests end by channels/held.py. Event loop only; `end` must
+not wait.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Whether a local connection comes from the process that asks, or from one that passes on what others ask: the end of an
-`ssh -L`, a socat, a reverse proxy. The kernel says who owns a socket; for a forwarder that is the manager's own user.
+"""Whether a local connection comes from the process that asks, or from one that passes on what others ask: the end of
+an `ssh -L`, a socat, a reverse proxy. The kernel says who owns a socket; for a forwarder that is the manager's user.
 
 Owns how the process is found (/proc/PID/fd) and what makes it a forwarder:
 
@@ -28,8 +28,36 @@ from procguard.portal.sock_diag import Address, Tcp
 
 # By the first 15 characters of their names, as the kernel keeps them.
 FORWARDERS = frozenset(
-    "sshd sshd-session ssh autossh dropbear dbclient socat ncat rinetd redir stunnel stunnel4 haproxy nginx caddy envoy "
-    "traefik kubectl frpc chisel ngrok cloudflared bore rathole gost tailscaled code-tunnel systemd-socket-".split()
+    {
+        "sshd",
+        "sshd-session",
+        "ssh",
+        "autossh",
+        "dropbear",
+        "dbclient",
+        "socat",
+        "ncat",
+        "rinetd",
+        "redir",
+        "stunnel",
+        "stunnel4",
+        "haproxy",
+        "nginx",
+        "caddy",
+        "envoy",
+        "traefik",
+        "kubectl",
+        "frpc",
+        "chisel",
+        "ngrok",
+        "cloudflared",
+        "bore",
+        "rathole",
+        "gost",
+        "tailscaled",
+        "code-tunnel",
+        "systemd-socket-",
+    }
 )
 KEPT = 1_000  # connections whose process is remembered
 MAX_WAITING = 100  # looks at /proc that wait for their turn
@@ -118,7 +146,7 @@ def _why(pids: tuple[int, ...], uid: int, table: list[Tcp]) -> str:
 def _accepted(one: Tcp, listening: set[Address], ephemeral: range) -> bool:
     """Whether it came in. The listener may be gone meanwhile: a port that nobody is given by chance says it too."""
     host, port = one.local
-    return port not in ephemeral or bool({(host, port), ("0.0.0.0", port), ("::", port)} & listening)  # noqa: S104
+    return port not in ephemeral or bool({(host, port), ("0.0.0.0", port), ("::", port)} & listening)
 
 
 def _why_not_ours(other: Tcp | None, uid: int) -> str:

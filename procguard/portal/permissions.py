@@ -17,7 +17,7 @@ from typing import Any
 
 import bottle
 
-from procguard.channels import Principal, http_io
+from procguard.channels import http_io
 from procguard.errors import ProcGuardError
 from procguard.portal.audit import Audit
 from procguard.portal.auth import CALLER, Auth

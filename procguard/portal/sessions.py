@@ -76,8 +76,9 @@ class Sessions:
     def _bound_role(self, scope: Role) -> None:
         """The token with the most sessions gives its oldest."""
         of_role = self._by_token[scope]
-        if sum(map(len, of_role.values())) > MAX_SESSIONS:
-            self.close(next(iter(max(of_role.values(), key=len))))
+        if sum(len(own) for own in of_role.values()) > MAX_SESSIONS:
+            fullest = max(of_role, key=lambda token: len(of_role[token]))
+            self.close(next(iter(of_role[fullest])))
 
     def find(self, session_id: str, now: float) -> Session | None:
         return self._live(self._sessions.get(session_id), now)

@@ -1,8 +1,9 @@
 """Who owns the client end of a local TCP connection, and which other connections there are, asked from the kernel
 (NETLINK_SOCK_DIAG).
 
-The owner is one exact look-up by the connection's four addresses, some 20 µs. It never guesses: a socket that is closed,
-in TIME_WAIT or unknown has no owner. (A closed one is shown with uid 0 and inode 0: the trap this module exists for.)
+The owner is one exact look-up by the connection's four addresses, some 20 µs. It never guesses: a socket that is
+closed, in TIME_WAIT or unknown has no owner. (A closed one is shown with uid 0 and inode 0: the trap this module
+exists for.)
 """
 
 from __future__ import annotations
@@ -120,8 +121,8 @@ def _owner(answer: bytes, request: bytes) -> Owner | None:
 
 
 def connections(without_port: int) -> list[Tcp]:
-    """Every open TCP socket of this machine but those at `without_port`, which may be thousands of agents'. Blocks for a
-    moment. Raises OSError."""
+    """Every open TCP socket of this machine but those at `without_port`, which may be thousands of agents'. Blocks for
+    a moment. Raises OSError."""
     found: list[Tcp] = []
     for family in (socket.AF_INET, socket.AF_INET6):
         # as a socket of its own: one dump at a time

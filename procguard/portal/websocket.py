@@ -19,7 +19,6 @@ import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import gevent

@@ -109,7 +109,7 @@ def test_who_comes_through_a_forwarder_is_no_operator(
             refused += 1
 
     for _ in chaos_report.rounds(short=1, long=20):
-        with forwarder(port, "0.0.0.0") as through:  # noqa: S104 -- as who forwards to other machines
+        with forwarder(port, "0.0.0.0") as through:  # as who forwards to other machines
             is_refused(through)
         for kind in ("-L", "-R"):
             with tunnel(sshd, kind, port) as through:
@@ -202,7 +202,12 @@ while True:
     connection.sendall((clients.why_forwarded(peer, connection.getsockname()) or "its own").encode())
     connection.close()
 """
-TELL = "import socket, sys; s = socket.create_connection(('127.0.0.1', int(sys.argv[1]))); s.send(b'?'); print(s.recv(999).decode())"
+TELL = """
+import socket, sys
+one = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+one.send(b"?")
+print(one.recv(999).decode())
+"""
 
 
 @contextlib.contextmanager
