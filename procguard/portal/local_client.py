@@ -14,10 +14,11 @@ docs/security.md says so to the user. Knows processes and sockets, nothing of HT
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import gevent
 import gevent.lock
@@ -60,7 +61,8 @@ FORWARDERS = frozenset(
     }
 )
 KEPT = 1_000  # connections whose process is remembered
-MAX_WAITING = 100  # looks at /proc that wait for their turn
+RECENT = 4  # processes that are looked at first: a browser opens six connections at once
+MAX_WAITING = 2_000  # looks at /proc that wait for their turn
 REST_FROM_S = 0.005  # a look that took longer rests as long again: forwarded floods take at most half of a core
 _UNSEEN = "the process that opened the connection cannot be seen (sshd, for ssh -L?)"
 
@@ -99,7 +101,7 @@ class LocalClients:
                 return "the connection's owner cannot be known"
             if owner.uid == 0 and os.geteuid() != 0:
                 return ""  # root's processes are closed to us; who is root here may act anyhow
-            pids = self._known(owner.inode) or holders(owner.inode, owner.uid)
+            pids = self._known(owner.inode) or holders(owner.inode, owner.uid, self._recent())
             if not pids:
                 return _UNSEEN
             self._remember(owner.inode, pids)
@@ -111,6 +113,10 @@ class LocalClients:
         """Those that were found before, if they have it still."""
         pids = self._holders.get(inode, ())
         return pids if pids and all(inode in sockets_of(pid) for pid in pids) else ()
+
+    def _recent(self) -> list[int]:
+        newest = itertools.islice(reversed(self._holders.values()), RECENT)
+        return list(dict.fromkeys(pids[0] for pids in newest))
 
     def _remember(self, inode: int, pids: tuple[int, ...]) -> None:
         self._holders[inode] = pids
@@ -169,10 +175,12 @@ def _why_not_ours(other: Tcp | None, uid: int) -> str:
 # ---------------------------------------------------------------------------------------------------------- /proc
 
 
-def holders(inode: int, uid: int) -> tuple[int, ...]:
-    """The processes of this user that have the socket: the newest, then those of its ancestors that share it."""
+def holders(inode: int, uid: int, first: Sequence[int] = ()) -> tuple[int, ...]:
+    """The processes of this user that have the socket: the newest, then those of its ancestors that share it. `first`:
+    those to look at before all others."""
     wanted = f"socket:[{inode}]"
-    for pid in sorted((int(name) for name in os.listdir("/proc") if name.isdigit()), reverse=True):
+    newest_first = sorted((int(name) for name in os.listdir("/proc") if name.isdigit()), reverse=True)
+    for pid in (*first, *newest_first):
         try:
             if os.stat(f"/proc/{pid}").st_uid == uid and wanted in _links(pid):
                 return (pid, *(one for one in _ancestors(pid) if wanted in _links(one)))

@@ -257,7 +257,7 @@ def test_a_kept_connection_is_looked_for_once(monkeypatch: pytest.MonkeyPatch) -
 
     looks: list[int] = []
     find = local_client.holders
-    monkeypatch.setattr(local_client, "holders", lambda inode, uid: (looks.append(inode), find(inode, uid))[1])
+    monkeypatch.setattr(local_client, "holders", lambda inode, *more: (looks.append(inode), find(inode, *more))[1])
     clients = local_client.LocalClients()
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as near:
         far, peer = listener.accept()
