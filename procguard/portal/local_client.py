@@ -63,7 +63,6 @@ FORWARDERS = frozenset(
 KEPT = 1_000  # connections whose process is remembered
 RECENT = 4  # processes that are looked at first: a browser opens six connections at once
 MAX_WAITING = 2_000  # looks at /proc that wait for their turn
-REST_FROM_S = 0.005  # a look that took longer rests as long again: forwarded floods take at most half of a core
 _UNSEEN = "the process that opened the connection cannot be seen (sshd, for ssh -L?)"
 
 
@@ -88,8 +87,8 @@ class LocalClients:
                 began = time.monotonic()
                 reason: str = gevent.get_hub().threadpool.apply(self._look, (client, server))
                 took_s = time.monotonic() - began
-                if took_s > REST_FROM_S and self._waiting > 1:
-                    gevent.sleep(took_s)
+                if self._waiting > 1:
+                    gevent.sleep(took_s)  # whoever comes through a forwarder in masses has half a core at most
                 return reason
         finally:
             self._waiting -= 1
