@@ -333,8 +333,8 @@ class Web(_Section):
         default=32 * 2**20,
         ge=2**20,
         description=(
-            "Bytes of the audit (`….audit.jsonl` beside the state: who changed what, from where); the older half is "
-            "dropped when it is reached. Also as text: `32 MiB`."
+            "Bytes of the audit beside the state: half for changes (`….audit.jsonl`), a quarter each for log-ins and "
+            "refusals. The older half of a share is dropped when it is reached. Also as text: `32 MiB`."
         ),
     )
     advertise: list[Annotated[str, AfterValidator(_manager_url)]] = Field(

@@ -5,6 +5,7 @@ Owns the order of starting and ending, and the one loop that ticks. Decides noth
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import logging.handlers
 import os
@@ -148,7 +149,9 @@ class Manager:
         if self._config.web.trust_local or usable:
             return ""
         token, path = new_token(), os.path.join(self._config.state_directory, "operator.token")
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)  # whoever may read an earlier one, or has it open, gets nothing of this one
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
             file.write(token + "\n")
         tokens.add("operator", "first", protocol.secret_sha256(token), "manager", now)
         return path

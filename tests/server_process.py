@@ -6,6 +6,11 @@ port. `RunningServer` starts it, and speaks to it as agents and operators would.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before anything else is imported: bottle's request is one of each greenlet
+    from gevent import monkey
+
+    monkey.patch_all()
+
 import contextlib
 import http.client
 import json
@@ -177,10 +182,6 @@ def free_port() -> int:
 
 
 def main(arguments: list[str]) -> None:
-    from gevent import monkey
-
-    monkey.patch_all()
-
     import signal
 
     import gevent

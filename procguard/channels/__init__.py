@@ -7,7 +7,7 @@ is handed in by the portal.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -37,8 +37,9 @@ class Channel(Protocol):
 
 @dataclass(frozen=True)
 class Principal:
-    """Who asks. `actor` is what the audit shows; `agent_id` is set for agents only, `token_id` for who shows a token;
-    `reason` says, for anonymous callers, why they are no operator."""
+    """Who asks. `actor` is what the audit shows; `agent_id` is set for agents only, `token_id` for who shows a token or
+    has a session opened with one, `session` is that session's handle; `reason` says, for anonymous callers, why they
+    are no operator."""
 
     kind: Literal["operator", "viewer", "agent", "enroll", "metrics", "anonymous"]
     actor: str
@@ -46,6 +47,12 @@ class Principal:
     via: Literal["local", "token", "session", "secret", ""] = ""
     reason: str = ""
     token_id: str = ""
+    session: str = ""
+
+    @property
+    def identity(self) -> str:
+        """Who that is, also where two tokens have the same name."""
+        return f"{self.actor} {self.token_id}" if self.token_id else self.actor
 
 
 class Access(Protocol):
@@ -66,6 +73,10 @@ class Access(Protocol):
 
     def admitted(self, environ: dict[str, Any]) -> Principal:
         """Whom the gate let into this route (portal/permissions.py)."""
+        ...
+
+    def hold(self, caller: Principal, end: Callable[[], None]) -> Callable[[], None]:
+        """Have `end()` called when the token or session that let this caller in ends. Returns what closes the use."""
         ...
 
     def check_agent(self, caller: Principal, agent_id: str) -> Principal:

@@ -8,6 +8,7 @@ requests that are held until there is news. Knows the registry's methods and who
 from __future__ import annotations
 
 import contextlib
+import functools
 import hmac
 import json
 import re
@@ -230,10 +231,10 @@ class Desk:
 
     def worker_commands(self, call: Call, worker_id: str) -> Answer:
         worker_id = checked_worker_id(worker_id)
-        self._access.check_worker_agent(call.identify(), worker_id, operator_too=True)
+        caller = self._access.check_worker_agent(call.identify(), worker_id, operator_too=True)
         agent_id = self._registry.worker(worker_id)["agent"]
         deadline = clock.read().monotonic + _wait_s(call)
-        poll = self._open(f"worker:{worker_id}", agent_id, call)
+        poll = self._open(f"worker:{worker_id}", agent_id, call, caller)
         try:
             while not poll.ending:
                 now = clock.read()
@@ -244,6 +245,7 @@ class Desk:
                     break
         finally:
             self._held.close(poll)
+        _refuse_revoked(poll)
         return self._nothing_new_for(worker_id)
 
     def _nothing_new_for(self, worker_id: str) -> Answer:
@@ -315,12 +317,12 @@ class Desk:
             gevent.sleep(wait_s)
 
     def agent_commands(self, call: Call, agent_id: str) -> Answer:
-        self._access.check_agent(call.identify(), agent_id)
+        caller = self._access.check_agent(call.identify(), agent_id)
         deadline = clock.read().monotonic + _wait_s(call)
         rev = http_io.query_text("rev", query=call.query)
         seq = http_io.query_int("seq", 0, 0, 2**53, call.query)
         self._registry.poll_opened(agent_id, clock.read())
-        poll = self._open(f"agent:{agent_id}", agent_id, call)
+        poll = self._open(f"agent:{agent_id}", agent_id, call, caller)
         try:
             while not poll.ending:
                 now = clock.read()
@@ -332,6 +334,7 @@ class Desk:
         finally:
             self._held.close(poll)
             self._registry.poll_closed(agent_id, clock.read(), peer_closed=poll.ending == "peer_closed")
+        _refuse_revoked(poll)
         return Answer(200, protocol.AgentReply(fleet_id=self._registry.fleet_id, assignments_rev=rev))
 
     def agent_found(self, call: Call, agent_id: str) -> Answer:
@@ -341,10 +344,16 @@ class Desk:
         self._registry.searches.take(agent_id, result)
         return Answer(200, {"search_id": result.search_id, "status": "taken"})
 
-    def _open(self, key: str, agent_id: str, call: Call) -> HeldPoll:
+    def _open(self, key: str, agent_id: str, call: Call, caller: Principal) -> HeldPoll:
         poll = self._held.open(key, agent_id, call.sock)
+        poll.close_use = self._access.hold(caller, functools.partial(poll.end, "revoked"))
         call.held(poll)
         return poll
+
+
+def _refuse_revoked(poll: HeldPoll) -> None:
+    if poll.ending == "revoked":
+        raise Refused("this secret was revoked while its request waited", "deploy the host again (invoke deploy)")
 
 
 class _StorageFailed(ProcGuardError):

@@ -6,6 +6,7 @@ Owns who holds a request open now; knows nothing of what the answer says. One ev
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from typing import Any, Literal
 
 import gevent
@@ -19,6 +20,10 @@ _TCP_CLOSE, _TCP_CLOSE_WAIT = 7, 8  # of the kernel's enum
 FIRST_LOOK_S, LOOK_EVERY_S = 0.1, 1.0
 
 
+def _no_use() -> None:
+    """It was opened by no right that could be revoked."""
+
+
 class HeldPoll:
     """One held request. `ending` is empty while it may go on."""
 
@@ -26,6 +31,7 @@ class HeldPoll:
         self.key = key
         self.agent_id = agent_id
         self.ending: Ending = ""
+        self.close_use: Callable[[], None] = _no_use  # tells that it can't be revoked any more
         self._signal = gevent.event.Event()
         self._socket = sock
         self._watcher: Any = None
@@ -105,6 +111,7 @@ class HeldPolls:
 
     def close(self, poll: HeldPoll) -> None:
         poll.release()
+        poll.close_use()
         if self._current.get(poll.key) is poll:
             del self._current[poll.key]
         polls = self._by_agent.get(poll.agent_id)

@@ -79,6 +79,13 @@ class EventBounds:
     disk_bytes: int = 32 * 1024 * 1024  # of both files together: what the export reads
 
 
+@dataclass
+class Numbers:
+    """What numbers the events of one log, or of several that are read as one."""
+
+    last: int = 0
+
+
 class _Budget:
     """What one source may still write to the disk today."""
 
@@ -133,6 +140,7 @@ class EventLog:
         path: str,
         run_blocking: appendlog.RunBlocking = appendlog.run_here,
         bounds: EventBounds | None = None,
+        numbers: Numbers | None = None,
     ) -> None:
         self._path = path
         self._run_blocking = run_blocking
@@ -145,7 +153,8 @@ class EventLog:
             appendlog.truncate_damaged_tail(old)
             for event in appendlog.each(old):
                 self._newest.add(event, event.get("host") or "")  # a deployed agent is named after its host
-        self._seq = next(reversed(self._newest.by_seq), 0)
+        self._numbers = numbers or Numbers()
+        self._numbers.last = max(self._numbers.last, next(reversed(self._newest.by_seq), 0))
         self._log = appendlog.AppendLog(path, run_blocking, reopens=True)
 
     def on_event(self, listener: Callable[[Event], None]) -> None:
@@ -173,9 +182,9 @@ class EventLog:
         `at`: wall time when it happened, if not now. `cause`: a stable word for programs (docs/protocol.md), by default
         the kind's own. `evidence`: what is known of it (exit record, what SSH found, who asked from where).
         """
-        self._seq += 1
+        self._numbers.last += 1
         event: Event = {
-            "seq": self._seq,
+            "seq": self._numbers.last,
             "at": iso(at or now.wall),
             "kind": kind,
             "worker_id": worker_id or None,
@@ -227,7 +236,7 @@ class EventLog:
 
     @property
     def newest_seq(self) -> int:
-        return self._seq
+        return self._numbers.last
 
     def flush(self) -> None:
         self._log.flush()
@@ -271,7 +280,7 @@ class EventLog:
         `rest` lets others have a turn, also where hardly any event matches.
         """
         self.flush()
-        last = self._seq
+        last = self._numbers.last
         # The newer file first: if it is renamed before the other is opened, both are the same one, and none is missed.
         newer = appendlog.opened(self._path)
         older = appendlog.opened(self._path + ".1")

@@ -84,8 +84,11 @@ class Operations:
 
     # ------------------------------------------------------------------------------------------ asking first
 
-    def preview(self, command: str, selector: str, actor: str, now: Now, q: str = "") -> dict[str, Any]:
-        """What the operation would do to whom. The token is this actor's, for five minutes."""
+    def preview(
+        self, command: str, selector: str, actor: str, now: Now, q: str = "", owner: str = ""
+    ) -> dict[str, Any]:
+        """What the operation would do to whom. The token is this actor's, for five minutes; `owner`: who that is
+        exactly, where two may have one name."""
         if command not in protocol.VERBS:
             raise UsageError(
                 f"unknown command {command[:40]!r}", f"use one of: {', '.join(protocol.VERBS)}", code="unknown_command"
@@ -99,7 +102,7 @@ class Operations:
         for facts in found:
             split.add(facts)
         shown = Preview(command, selector, q, tuple(facts["worker_id"] for facts in found))
-        token = self._previews.issue(shown, actor, now) if found else ""
+        token = self._previews.issue(shown, owner or actor, now) if found else ""
         return {
             "token": token or None,
             "expires_in_s": LASTS_S,
@@ -126,13 +129,13 @@ class Operations:
 
     # ------------------------------------------------------------------------------------------ beginning, ending
 
-    def begin(self, token: str, actor: str, now: Now, options: Options) -> dict[str, Any]:
+    def begin(self, token: str, actor: str, now: Now, options: Options, owner: str = "") -> dict[str, Any]:
         """Begin what was previewed, with the workers it showed; durable. A token works once."""
-        preview = self._previews.find(token, actor, now)
+        preview = self._previews.find(token, owner or actor, now)
         self._check_room()
         limit = FailureLimit(options.max_failures)
+        self._previews.use_up(token)  # before others have their turns: the same request twice begins it once
         match_now = {facts["worker_id"] for facts in self.matching(preview.selector, preview.q)}
-        self._previews.use_up(token)
         operation = self._new(preview.command, preview.selector, list(preview.worker_ids), actor, options, limit, now)
         operation.q = preview.q
         operation.joined = len(match_now.difference(preview.worker_ids))

@@ -4,7 +4,7 @@ was shown it. Knows nothing of what is shown."""
 from __future__ import annotations
 
 import secrets
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from typing import Generic, NamedTuple, TypeVar
 
 from procguard.errors import Conflict
@@ -33,10 +33,15 @@ class Previews(Generic[T]):
         for token in [token for token, (kept, _) in self._shown.items() if kept.expires <= now.monotonic]:
             del self._shown[token]
         while len(self._shown) >= KEEP:
-            self._shown.popitem(last=False)
+            self._drop_one()
         token = self._prefix + secrets.token_hex(12)
         self._shown[token] = _Kept(actor, now.monotonic + LASTS_S), shown
         return token
+
+    def _drop_one(self) -> None:
+        """The oldest of who was shown the most: who looks in a loop drives out their own."""
+        most = Counter(kept.actor for kept, _ in self._shown.values()).most_common(1)[0][0]
+        del self._shown[next(token for token, (kept, _) in self._shown.items() if kept.actor == most)]
 
     def find(self, token: str, actor: str, now: Now) -> T:
         """Raises Conflict for a token that has expired, was used, or is somebody else's."""

@@ -37,19 +37,19 @@ class Purge:
         self._began = began
         self._previews = Previews[Preview]("g-", "look again at what is gone")
 
-    def preview(self, silent_s: float, actor: str, now: Now) -> dict[str, Any]:
+    def preview(self, silent_s: float, actor: str, now: Now, owner: str = "") -> dict[str, Any]:
         """Who is gone now. The token is this actor's, for five minutes, and means exactly these workers."""
         found = sorted(
             worker_id
             for number, (worker_id, worker) in enumerate(list(self._registry.workers_by_id.items()), 1)
             if self._turn(number) and self._is_gone(worker, silent_s, now)
         )
-        token = self._previews.issue(Preview(silent_s, tuple(found)), actor, now) if found else ""
+        token = self._previews.issue(Preview(silent_s, tuple(found)), owner or actor, now) if found else ""
         return {"token": token or None, "expires_in_s": LASTS_S, "count": len(found), "workers": found[:NAMED]}
 
-    def carry_out(self, token: str, actor: str, now: Now) -> dict[str, Any]:
+    def carry_out(self, token: str, actor: str, now: Now, owner: str = "") -> dict[str, Any]:
         """Forget those of the preview that are still gone; durable. Raises Conflict for a token that is none."""
-        preview = self._previews.find(token, actor, now)
+        preview = self._previews.find(token, owner or actor, now)
         self._previews.use_up(token)
         refused: list[dict[str, str]] = []
         done = 0

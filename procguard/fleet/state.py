@@ -362,13 +362,16 @@ class FleetState:
         )
 
     def set_credentials(self, agent_id: str, secret_sha256: str, actor: str, now: Now) -> None:
-        """Give an agent a new secret (its hash); the one before stops working. Durable."""
+        """Give an agent a new secret (its hash); the one before stops working, and what waits by it ends. Durable."""
         agent = self.agent(agent_id)
+        replaced = agent.secret_sha256 not in ("", secret_sha256)
         self.agent_by_secret.pop(agent.secret_sha256, None)
         agent.secret_sha256 = secret_sha256
         self.agent_by_secret[secret_sha256] = agent_id
         self.put("agents", agent_id, agent)
         self.event_log.add("credentials", now, host=agent.host, reason=f"new secret for {agent_id}", actor=actor)
+        for hook in self.revoked_hooks if replaced else ():
+            hook(agent_id)
         self.commit()
 
     def revoke_credentials(self, agent_id: str, actor: str, now: Now) -> None:

@@ -6,6 +6,7 @@ Owns their scopes, lives and uses; only hashes are kept. What a scope may do is 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from procguard.errors import Conflict, NotFound, Refused, UsageError
@@ -34,6 +35,11 @@ class Tokens:
         self._by_id: dict[str, TokenRecord] = {}
         self._by_hash: dict[str, TokenRecord] = {}
         self._stored_use: dict[str, float] = {}
+        self._ended_hooks: list[Callable[[TokenRecord], None]] = []
+
+    def on_ended(self, hook: Callable[[TokenRecord], None]) -> None:
+        """`hook(token)`: it was revoked; what was opened with it ends now."""
+        self._ended_hooks.append(hook)
 
     def restore(self, table: dict[str, dict[str, Any]]) -> None:
         for data in table.values():
@@ -69,6 +75,9 @@ class Tokens:
         self._event(f"token {token.token_id} ({scope}, {name or 'no name'}{until}) created", actor, now)
         self._fleet.commit()
         return token
+
+    def by_id(self, token_id: str) -> TokenRecord | None:
+        return self._by_id.get(token_id)
 
     def find(self, sha256: str) -> TokenRecord | None:
         """By the hash of its text; also one that has ended (`usable` says so)."""
@@ -135,6 +144,8 @@ class Tokens:
         self._by_hash.pop(token.sha256, None)
         self._stored_use.pop(token.token_id, None)
         self._fleet.put("tokens", token.token_id, None)
+        for hook in self._ended_hooks:
+            hook(token)
 
     def _drop_ended(self, now: Now) -> None:
         for token in self.all():

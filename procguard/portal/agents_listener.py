@@ -44,6 +44,9 @@ class AgentsOnly:
     def admitted(self, environ: dict[str, Any]) -> Principal:
         return self.identify(environ)
 
+    def hold(self, caller: Principal, end: Callable[[], None]) -> Callable[[], None]:
+        return self._access.hold(caller, end)
+
     def check_agent(self, caller: Principal, agent_id: str) -> Principal:
         return self._access.check_agent(caller, agent_id)
 

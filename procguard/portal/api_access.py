@@ -8,12 +8,13 @@ from typing import Any
 import bottle
 
 from procguard.channels import Principal, http_io
-from procguard.errors import ProcGuardError, Refused
+from procguard.channels.rate import RateLimiter
+from procguard.errors import LimitExceeded, ProcGuardError, Refused
 from procguard.fleet import clock
 from procguard.fleet.tokens import SCOPES_SHOWN
 from procguard.portal import requests
 from procguard.portal.api_history import read_query
-from procguard.portal.audit import Audit
+from procguard.portal.audit import ASKS, Audit
 from procguard.portal.auth import Auth, cookie, same_origin, too_many_wrong_tokens
 from procguard.portal.backoff import BackOff
 from procguard.portal.sessions import COOKIE, Sessions
@@ -25,6 +26,7 @@ TOKEN_HINTS = {
 }
 TOKEN_PREFIX = "pg-"  # noqa: S105 -- what a token begins with, so that people recognise one
 LOGIN_SCOPES = ("operator", "viewer")
+LOG_INS_AT_ONCE, LOG_INS_PER_S = 30, 1 / 10  # of one token
 
 
 class AccessApi:
@@ -34,6 +36,7 @@ class AccessApi:
         self._sessions = sessions
         self._wrong_tokens = wrong_tokens
         self._audit = audit
+        self._log_in_rate = RateLimiter(LOG_INS_AT_ONCE, LOG_INS_PER_S)
 
     def mount(self, app: bottle.Bottle) -> None:
         for method, path, handler in (
@@ -80,18 +83,19 @@ class AccessApi:
     def _login(self) -> bottle.HTTPResponse:
         environ = bottle.request.environ
         try:
-            scope, name, digest = self._checked_login(environ)
+            caller, digest = self._checked_login(environ)
         except ProcGuardError as exc:
             self._audit.refused(environ, exc)
             raise
-        session = self._sessions.open(digest, name, scope, clock.read().monotonic)
-        self._audit.logged_in(environ, Principal(scope, name, via="session"))
-        response = http_io.json_response(_session_view(scope, "session", session.name, session.csrf))
+        self._sessions.close(cookie(environ, COOKIE))  # who logs in again has no use for the one before
+        session = self._sessions.open(digest, caller.actor, caller.kind, clock.read().monotonic)
+        self._audit.logged_in(environ, caller)
+        response = http_io.json_response(_session_view(caller.kind, "session", session.name, session.csrf))
         response.add_header("Set-Cookie", _cookie_text(session.session_id, environ))
         return response
 
-    def _checked_login(self, environ: dict[str, Any]) -> tuple[Any, str, str]:
-        """(scope, name, hash of the token). Raises LimitExceeded (429), Refused or UsageError."""
+    def _checked_login(self, environ: dict[str, Any]) -> tuple[Any, str]:
+        """(who logs in, hash of the token). Raises LimitExceeded (429), Refused or UsageError."""
         address, now = environ.get("REMOTE_ADDR", ""), clock.read()
         if not same_origin(environ):
             raise Refused("the request comes from another site's page", "log in on the portal's own page")
@@ -106,9 +110,22 @@ class AccessApi:
         ended = self._registry.tokens.usable(record, now)
         if ended:
             raise Refused(f"this token {ended}", "make another: invoke token.create, on the manager's machine")
+        caller = Principal(
+            record.scope, f"token {record.name or record.token_id}", via="session", token_id=record.token_id
+        )
+        environ[ASKS] = caller
+        wait_s = self._log_in_rate.wait_s(record.token_id, now.monotonic)
+        if wait_s > 0:
+            raise LimitExceeded(
+                f"{caller.actor} logs in too often",
+                f"wait {wait_s:.0f} s; sessions that are open go on",
+                status=429,
+                code="too_often",
+                retry_after_s=wait_s,
+            )
         self._wrong_tokens.succeeded(address)
         self._registry.tokens.used(record, address, now)
-        return record.scope, f"token {record.name or record.token_id}", digest
+        return caller, digest
 
     def _logout(self) -> bottle.HTTPResponse:
         environ = bottle.request.environ
@@ -168,6 +185,7 @@ def _audit_view(record: dict[str, Any]) -> dict[str, Any]:
         "host": record["host"],
         "status": int(record["after"] or 0),
         "request_id": evidence.get("request_id"),
+        "token_id": evidence.get("token") or None,
     }
 
 

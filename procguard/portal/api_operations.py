@@ -39,14 +39,16 @@ class OperationsApi:
         return self._access.admitted(bottle.request.environ).actor
 
     def _preview(self) -> dict[str, Any]:
-        actor = self._operator()
+        caller = self._access.admitted(bottle.request.environ)
         asked = requests.read(requests.PreviewRequest, MAX_BODY_BYTES, PREVIEW_HINTS)
         http_io.note_change(f"{asked.command} {asked.selector}")
-        answer: dict[str, Any] = self._operations.preview(asked.command, asked.selector, actor, clock.read(), asked.q)
+        answer: dict[str, Any] = self._operations.preview(
+            asked.command, asked.selector, caller.actor, clock.read(), asked.q, caller.identity
+        )
         return answer
 
     def _begin(self) -> bottle.HTTPResponse:
-        actor = self._operator()
+        caller = self._access.admitted(bottle.request.environ)
         asked = requests.read(requests.OperationRequest, hints=BEGIN_HINTS)
         options = Options(
             concurrency=DEFAULT_CONCURRENCY if asked.concurrency is None else asked.concurrency,
@@ -54,7 +56,7 @@ class OperationsApi:
             reason=asked.reason,
             timeout_s=DEFAULT_TIMEOUT_S if asked.timeout_s is None else asked.timeout_s,
         )
-        view = self._operations.begin(asked.token, actor, clock.read(), options)
+        view = self._operations.begin(asked.token, caller.actor, clock.read(), options, caller.identity)
         http_io.note_change(f"{view['operation_id']}: {view['command']} of {view['total']} workers, {view['selector']}")
         return http_io.json_response(view, 202)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import bottle
 
-from procguard.channels import Access, http_io
+from procguard.channels import Access, Principal, http_io
 from procguard.fleet import clock
 from procguard.fleet.purge import Purge
 from procguard.pace import give_way
@@ -24,16 +24,16 @@ class PurgeApi:
         app.route("/api/purge/preview", "POST", http_io.answered(self._preview))
         app.route("/api/purge", "POST", http_io.answered(self._carry_out))
 
-    def _operator(self) -> str:
-        return self._access.admitted(bottle.request.environ).actor
+    def _operator(self) -> Principal:
+        return self._access.admitted(bottle.request.environ)
 
     def _preview(self) -> dict[str, Any]:
-        actor, asked = self._operator(), requests.read(requests.PurgePreviewRequest)
+        caller, asked = self._operator(), requests.read(requests.PurgePreviewRequest)
         http_io.note_change(f"a look at what is gone for {asked.silent_s:.0f} s")
-        return self._purge.preview(asked.silent_s, actor, clock.read())
+        return self._purge.preview(asked.silent_s, caller.actor, clock.read(), caller.identity)
 
     def _carry_out(self) -> dict[str, Any]:
-        actor, asked = self._operator(), requests.read(requests.PurgeRequest, hints=TOKEN_HINTS)
-        done = self._purge.carry_out(asked.token, actor, clock.read())
+        caller, asked = self._operator(), requests.read(requests.PurgeRequest, hints=TOKEN_HINTS)
+        done = self._purge.carry_out(asked.token, caller.actor, clock.read(), caller.identity)
         http_io.note_change(f"{done['taken_out']} workers taken out, {done['refused']} refused")
         return done

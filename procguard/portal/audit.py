@@ -1,27 +1,32 @@
 """The audit: who asked for which change, from where, and what came of it. Append-only, bounded, on disk.
 
-Owns `….audit.jsonl` (+ `.1`) beside the state. Changes that were let in and log-ins are all written; refusals only so
-many, so that nobody can drive the changes out by being refused. Reads nothing but requests.
+Owns `….audit.jsonl` (changes), `….audit-logins.jsonl` and `….audit-refused.jsonl` (each + `.1`) beside the state, which
+are read as one. Each kind has a share of its own, in memory and on disk, so that neither log-ins nor refusals drive
+changes out. All changes are written; of one token's log-ins and one caller's refusals only so many, and the rest is
+counted. Reads nothing but requests.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from procguard.channels import Principal, http_io
 from procguard.channels.rate import RateLimiter
 from procguard.errors import ProcGuardError
 from procguard.fleet import clock
 from procguard.fleet.event_query import EventQuery
-from procguard.fleet.events import EventBounds, EventLog
+from procguard.fleet.events import EventBounds, EventLog, Numbers
 from procguard.fleet.store import appendlog
 
-KEPT_IN_MEMORY = 5_000
-REFUSALS_AT_ONCE, REFUSALS_PER_S = 60, 1 / 60
+REFUSALS_AT_ONCE, REFUSALS_PER_S = 60, 1 / 60  # of one known caller; of all strangers together
+LOGINS_AT_ONCE, LOGINS_PER_S = 30, 30 / 3600  # of one token
+MAX_CALLERS = 10_000
 MAX_PATH_CHARS = 300
+ASKS = "procguard.asks"  # in a request's environment: who asked, also where they were refused
 
 Record = dict[str, Any]
 
@@ -31,15 +36,54 @@ def path_beside(state_file: str) -> str:
     return os.path.splitext(os.path.abspath(state_file))[0] + ".audit.jsonl"
 
 
+class _Share(NamedTuple):
+    """What one kind of record may take. `part` of the bytes on disk."""
+
+    suffix: str
+    kept: int  # in memory
+    part: float
+
+
+_SHARES = (_Share("", 5_000, 0.5), _Share("-logins", 2_000, 0.25), _Share("-refused", 2_000, 0.25))
+_CHANGES, _LOGINS, _REFUSED = range(len(_SHARES))
+
+
+class _Sparing:
+    """How many records of one caller are written; the others are counted and told with the next that is."""
+
+    def __init__(self, at_once: int, per_s: float) -> None:
+        self._rate = RateLimiter(at_once, per_s, MAX_CALLERS)
+        self._untold: OrderedDict[str, int] = OrderedDict()
+
+    def untold(self, caller: str) -> int | None:
+        """None: not this one; else how many were not written since the last that was."""
+        if self._rate.wait_s(caller, clock.read().monotonic) <= 0:
+            return self._untold.pop(caller, 0)
+        self._untold[caller] = self._untold.pop(caller, 0) + 1
+        if len(self._untold) > MAX_CALLERS:
+            self._untold.popitem(last=False)
+        return None
+
+
 class Audit:
     def __init__(self, path: str, max_bytes: int, run_blocking: appendlog.RunBlocking = appendlog.run_here) -> None:
-        self._log = EventLog(path, run_blocking, EventBounds(KEPT_IN_MEMORY, max_bytes))
-        self._refusals = RateLimiter(REFUSALS_AT_ONCE, REFUSALS_PER_S)
-        self._untold = 0  # refusals that were not written since the last one that was
+        base, numbers = path.removesuffix(".jsonl"), Numbers()
+        self._logs = [
+            EventLog(
+                f"{base}{share.suffix}.jsonl",
+                run_blocking,
+                EventBounds(share.kept, int(max_bytes * share.part)),
+                numbers,
+            )
+            for share in _SHARES
+        ]
+        self._refusals = _Sparing(REFUSALS_AT_ONCE, REFUSALS_PER_S)
+        self._logins = _Sparing(LOGINS_AT_ONCE, LOGINS_PER_S)
 
     def changed(self, environ: dict[str, Any], caller: Principal, names: Mapping[str, str], status: int) -> None:
         """A request that was let in, answered with `status`. `names`: what its address names (worker_id, host, …)."""
         self._add(
+            _CHANGES,
             "change",
             environ,
             status,
@@ -50,29 +94,37 @@ class Audit:
 
     def refused(self, environ: dict[str, Any], exc: ProcGuardError) -> None:
         """A change or a log-in that was not let in."""
-        if self._refusals.wait_s("", clock.read().monotonic) > 0:
-            self._untold += 1
-            return
-        more, self._untold = self._untold, 0
-        what = exc.message + (f" (and {more} more refusals before this one)" if more else "")
-        self._add("refused", environ, exc.http_status, what=what)
+        caller: Principal | None = environ.get(ASKS)
+        more = self._refusals.untold(caller.identity if caller is not None else "")
+        if more is not None:
+            what = exc.message + (f" (and {more} more refusals before this one)" if more else "")
+            self._add(_REFUSED, "refused", environ, exc.http_status, caller, what=what)
 
     def logged_in(self, environ: dict[str, Any], caller: Principal) -> None:
-        self._add("login", environ, 200, caller)
+        self._add_login("login", environ, caller)
 
     def logged_out(self, environ: dict[str, Any], caller: Principal) -> None:
-        self._add("logout", environ, 200, caller)
+        self._add_login("logout", environ, caller)
+
+    def _add_login(self, kind: str, environ: dict[str, Any], caller: Principal) -> None:
+        more = self._logins.untold(caller.token_id)
+        if more is not None:
+            what = f"and {more} more log-ins and log-outs of this token before this one" if more else ""
+            self._add(_LOGINS, kind, environ, 200, caller, what=what)
 
     def find(self, query: EventQuery, limit: int) -> list[Record]:
         """The newest `limit` records in memory that match, oldest first."""
-        return self._log.find(query, limit)
+        found = [record for log in self._logs for record in log.find(query, limit)]
+        return sorted(found, key=lambda record: int(record["seq"]))[-limit:]
 
     def close(self) -> None:
-        with contextlib.suppress(appendlog.NotDurable):  # a full disk does not keep the manager from ending
-            self._log.close()
+        for log in self._logs:
+            with contextlib.suppress(appendlog.NotDurable):  # a full disk does not keep the manager from ending
+                log.close()
 
     def _add(
         self,
+        share: int,
         kind: str,
         environ: dict[str, Any],
         status: int,
@@ -84,7 +136,8 @@ class Audit:
         path = environ.get("bottle.raw_path") or environ.get("PATH_INFO", "")
         request = f"{environ.get('REQUEST_METHOD', '?')} {path[:MAX_PATH_CHARS]}"
         said = what or http_io.noted_change(environ)
-        self._log.add(
+        log = self._logs[share]
+        log.add(
             kind,
             clock.read(),
             reason=f"{request}: {said}" if said else request,
@@ -95,10 +148,11 @@ class Audit:
             evidence={
                 "from": environ.get("REMOTE_ADDR", "?"),
                 "via": caller.via if caller is not None else "",
+                "token": caller.token_id if caller is not None else "",
                 "request_id": environ.get("procguard.request_id", ""),
             },
         )
         with contextlib.suppress(
             appendlog.NotDurable
         ):  # told elsewhere: the change itself was not acknowledged, either
-            self._log.flush()
+            log.flush()

@@ -19,15 +19,19 @@ from procguard.channels import Principal, http_io
 from procguard.channels.rate import RateLimiter
 from procguard.errors import Forbidden, LimitExceeded, Refused
 from procguard.fleet import clock
+from procguard.fleet.addresses import address_group
+from procguard.fleet.records import TokenRecord
 from procguard.fleet.tokens import AGENT_SCOPE
-from procguard.portal import backoff, sock_diag
+from procguard.portal import local_client, sock_diag
+from procguard.portal.audit import ASKS
 from procguard.portal.backoff import BackOff
+from procguard.portal.live_uses import LiveUses
 from procguard.portal.openapi.routes import Who
-from procguard.portal.permissions import CALLER
 from procguard.portal.proxies import PROXIED
 from procguard.portal.sessions import COOKIE, CSRF_HEADER, Session, Sessions, csrf_matches
 from remote_agent.protocol import secret_sha256 as sha256_of
 
+CALLER = "procguard.caller"  # where the gate leaves whom it let in, in the request's WSGI environment
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 UNKNOWN_AGENTS_AT_ONCE, UNKNOWN_AGENTS_PER_S = 200, 20.0  # wrong secrets of one address, on agents' routes
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
@@ -51,6 +55,7 @@ _MAY = {
 }
 
 OwnerUid = Callable[[sock_diag.Address, sock_diag.Address], "int | None"]
+WhyForwarded = Callable[[sock_diag.Address, sock_diag.Address], str]
 
 
 class Auth:
@@ -64,6 +69,7 @@ class Auth:
         trust_local: bool = True,
         own_uid: int | None = None,
         owner_uid: OwnerUid = sock_diag.owner_uid,
+        why_forwarded: WhyForwarded | None = None,
     ) -> None:
         self._registry = registry
         self._sessions = sessions
@@ -72,6 +78,10 @@ class Auth:
         self._trust_local = trust_local
         self._own_uid = os.geteuid() if own_uid is None else own_uid
         self._owner_uid = owner_uid
+        self._why_forwarded = local_client.LocalClients().why_forwarded if why_forwarded is None else why_forwarded
+        self.uses = LiveUses(self._stands)
+        registry.tokens.on_ended(self._token_ended)
+        sessions.on_closed(self.uses.end_session)
         self.ca_file = ""  # of the manager's own CA, where it speaks https by that
 
     # ----------------------------------------------------------------------------------------------- who is it
@@ -100,7 +110,14 @@ class Auth:
         session = self.session(environ)
         if session is not None:
             self._check_session_use(session, environ)
-            return Principal(session.scope, f"{session.name} (browser)", via="session")
+            token = self._registry.tokens.find(session.token_sha256)
+            return Principal(
+                session.scope,
+                f"{session.name} (browser)",
+                via="session",
+                token_id=token.token_id,
+                session=session.handle,
+            )
         reason = self._why_not_local(environ)
         if not reason:
             return Principal("operator", f"{_user_name(self._own_uid)}@localhost", via="local")
@@ -128,13 +145,32 @@ class Auth:
             return Principal("agent", f"{name} of {own}", agent_id=own, via="token", token_id=token.token_id)
         return Principal(token.scope, name, via="token", token_id=token.token_id)
 
+    # ------------------------------------------------------------------------------------------ as long as it stands
+
+    def hold(self, caller: Principal, end: Callable[[], None]) -> Callable[[], None]:
+        """Have `end()` called when the token or session that let this caller in ends. Returns what closes the use."""
+        return self.uses.open(caller, end)
+
+    def _token_ended(self, token: TokenRecord) -> None:
+        self.uses.end_token(token.token_id)
+        self._sessions.close_token(token.sha256)
+
+    def _stands(self, caller: Principal) -> bool:
+        now, tokens = clock.read(), self._registry.tokens
+        token = tokens.by_id(caller.token_id)
+        if token is None or tokens.usable(token, now):
+            return False
+        return not caller.session or self._sessions.by_handle(caller.session, now.monotonic) is not None
+
+    # -------------------------------------------------------------------------------------------------- who it is not
+
     def _wrong_token(self, environ: dict[str, Any], of_agents: bool) -> Refused | LimitExceeded:
         """What a token that nobody has is answered. Right ones are good all the time, also those of a neighbour behind
         the same address: what is slowed down is guessing, not the address. Agents whose manager lost its state, a host
         full of launchers, must hear at once that they are not known."""
         address, now = environ.get("REMOTE_ADDR", ""), clock.read().monotonic
         if of_agents:
-            wait_s = self._unknown_agents.wait_s(backoff.key_of(address), now)
+            wait_s = self._unknown_agents.wait_s(address_group(address), now)
         else:
             wait_s = self._wrong_tokens.wrong(address, now)
         if wait_s > 0:
@@ -193,14 +229,15 @@ class Auth:
         if sock is None:
             return "the connection's owner cannot be known"
         try:
-            uid = self._owner_uid(sock.getpeername()[:2], sock.getsockname()[:2])
+            client, server = sock.getpeername()[:2], sock.getsockname()[:2]
+            uid = self._owner_uid(client, server)
         except OSError:
             uid = None
         if uid is None:
             return "the connection's owner cannot be known"
         if uid not in (self._own_uid, 0):
             return f"the connection belongs to uid {uid}, not to the manager's user"
-        return ""
+        return self._why_forwarded(client, server)
 
     # ------------------------------------------------------------------------------------------------- may they
 
@@ -210,6 +247,8 @@ class Auth:
         Raises Refused (401) with the exact line to type, or Forbidden (403) for somebody known who may not.
         """
         caller = self.identify(environ)
+        if caller.kind != "anonymous":
+            environ[ASKS] = caller
         if caller.kind in _MAY[who]:
             return caller
         if caller.kind == "anonymous":

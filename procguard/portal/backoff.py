@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from procguard.fleet.addresses import address_group as key_of
-
-__all__ = ["BackOff", "key_of"]
+from procguard.fleet.addresses import address_group
 
 FREE_FAILURES = 5  # wrong tokens of one address before it has to wait
 FIRST_WAIT_S = 5.0
@@ -28,7 +26,7 @@ class BackOff:
 
     def wait_s(self, address: str, now: float) -> float:
         """Seconds this address still has to wait; 0.0 if it may try."""
-        _, until, _ = self._failures.get(key_of(address), (0, 0.0, 0.0))
+        _, until, _ = self._failures.get(address_group(address), (0, 0.0, 0.0))
         return max(0.0, until - now)
 
     def wrong(self, address: str, now: float) -> float:
@@ -40,7 +38,7 @@ class BackOff:
         return wait_s
 
     def failed(self, address: str, now: float) -> None:
-        key = key_of(address)
+        key = address_group(address)
         count, _, last = self._failures.pop(key, (0, 0.0, now))
         count = 1 if now - last > FORGET_FAILURES_S else count + 1
         beyond = count - FREE_FAILURES
@@ -50,4 +48,4 @@ class BackOff:
             self._failures.popitem(last=False)
 
     def succeeded(self, address: str) -> None:
-        self._failures.pop(key_of(address), None)
+        self._failures.pop(address_group(address), None)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 
+from procguard.fleet.addresses import address_group
 from procguard.config_limits import Limits
 
 Cut = Callable[[], None]
@@ -75,10 +76,10 @@ class ConnectionBook:
             self._evict_oldest(self._unproven, "connections")  # its place is free once it has ended
             self.refused["connections"] += 1
             return None
-        ticket = Ticket(self, address, cut, now)
+        ticket = Ticket(self, address_group(address), cut, now)
         self._all += 1
         self._unproven[ticket] = None
-        neighbours = self._by_address.setdefault(address, OrderedDict())
+        neighbours = self._by_address.setdefault(ticket.address, OrderedDict())
         neighbours[ticket] = None
         self._thin_out(neighbours, self._limits.unproven_per_address, "unproven_per_address", now)
         self._thin_out(self._unproven, self._limits.unproven_connections, "unproven_connections", now)

@@ -9,7 +9,7 @@ import logging
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from procguard.channels import http_io
@@ -59,8 +59,9 @@ class Edge:
             return write
 
         try:
-            return self._app(environ, start)
+            return _until_sent(self._app(environ, start), environ)
         except Exception:
+            environ.get(http_io.CLOSE_USE, _nothing)()
             log.exception("request failed request_id=%s", identifier)
             response = http_io.internal_error(identifier)
             start(response.status_line, response.headerlist, sys.exc_info())
@@ -69,3 +70,29 @@ class Edge:
             route = environ.get("bottle.route")
             name = route.rule if route is not None else "(none)"
             self._count(name, environ.get("REQUEST_METHOD", "?"), status_seen[0], time.perf_counter() - began)
+
+
+def _nothing() -> None:
+    """No use was opened."""
+
+
+def _until_sent(result: Iterable[bytes], environ: dict[str, Any]) -> Iterable[bytes]:
+    close_use = environ.get(http_io.CLOSE_USE)
+    return result if close_use is None else _Sending(result, close_use)
+
+
+class _Sending:
+    """An answer whose caller may lose the right to it while it is being sent. The server calls `close` in any case."""
+
+    def __init__(self, result: Iterable[bytes], close_use: Callable[[], None]) -> None:
+        self._result = result
+        self._close_use = close_use
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._result)
+
+    def close(self) -> None:
+        self._close_use()
+        close = getattr(self._result, "close", None)
+        if close is not None:
+            close()

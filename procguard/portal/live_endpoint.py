@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from procguard.channels import http_io
+from procguard.channels import Principal, http_io
 from procguard.errors import ProcGuardError, UsageError
-from procguard.portal import auth, websocket
+from procguard.portal import auth, live_uses, websocket
 from procguard.portal.live import LiveHub
 
 
@@ -32,28 +32,30 @@ class LiveEndpoint:
             )
 
     def serve(self, connection: websocket.Connection, environ: dict[str, Any]) -> None:
-        if not self._allowed(environ):
+        caller = self._viewer(environ)
+        if caller is None:
             # Browsers show a page the close code, but not an HTTP status: hence after the 101.
             connection.close(websocket.CLOSE_UNAUTHORIZED, "log in")
         elif len(self._keeper) >= self._max_clients:
             connection.close(websocket.CLOSE_TOO_MANY, f"{self._max_clients} clients are connected already")
         else:
             connection.send_frame(self._hub.hello())
-        self._keeper.add(connection, lambda: self._allowed(environ))
+        self._keeper.add(connection)
+        close_use = self._access.hold(caller, connection.revoke) if caller is not None else live_uses.no_use
         try:
             while (message := connection.receive()) is not None:
                 if connection.open:
                     self._take(connection, message)
         finally:
+            close_use()
             self._keeper.remove(connection)
             self._hub.leave(connection)
 
-    def _allowed(self, environ: dict[str, Any]) -> bool:
+    def _viewer(self, environ: dict[str, Any]) -> Principal | None:
         try:
-            self._access.require_viewer(environ)
+            return self._access.require_viewer(environ)
         except ProcGuardError:
-            return False
-        return True
+            return None
 
     def _take(self, connection: websocket.Connection, message: str | bytes) -> None:
         try:

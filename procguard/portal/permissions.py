@@ -2,21 +2,28 @@
 
 A route without a row is an operator's only. What agents and launchers ask is looked at by channels/desk.py, whichever
 way it comes; how a caller is recognised is auth.py. Every change that somebody asked for is written down (audit.py).
+Whoever is let in is let in for as long as their token or session stands: the connection of an answer that is still
+being made or sent is cut when it ends (live_uses.py).
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import socket
+import struct
 from collections.abc import Callable
 from typing import Any
 
 import bottle
 
-from procguard.channels import Principal, http_io
+from procguard.channels import http_io
 from procguard.errors import ProcGuardError
 from procguard.portal.audit import Audit
+from procguard.portal.auth import CALLER, Auth
 from procguard.portal.openapi.routes import PAGES, ROUTES, Who
 
-CALLER = "procguard.caller"  # where the gate leaves whom it let in, in the request's WSGI environment
+_RESET = struct.pack("ii", 1, 0)  # linger for 0 s
 _SAFE = ("GET", "HEAD")
 _WHO: dict[tuple[str, str], Who] = {
     **{(route.method, route.path): route.who for route in ROUTES},
@@ -35,8 +42,8 @@ class Gate:
     name = "gate"
     api = 2
 
-    def __init__(self, admit: Callable[[dict[str, Any], Who], Principal], audit: Audit) -> None:
-        self._admit = admit
+    def __init__(self, access: Auth, audit: Audit) -> None:
+        self._access = access
         self._audit = audit
 
     def apply(self, callback: Callable[..., Any], route: Any) -> Callable[..., Any]:
@@ -48,14 +55,25 @@ class Gate:
         def gated(**arguments: str) -> Any:
             environ = bottle.request.environ
             try:
-                caller = environ[CALLER] = self._admit(environ, who)
+                caller = environ[CALLER] = self._access.admit(environ, who)
             except ProcGuardError as exc:
                 if changes:
                     self._audit.refused(environ, exc)
                 return http_io.error_response(exc, http_io.request_id())
+            environ[http_io.CLOSE_USE] = self._access.hold(caller, functools.partial(_cut, environ))
             result = callback(**arguments)
             if changes:
                 self._audit.changed(environ, caller, arguments, getattr(result, "status_code", 200))
             return result
 
         return gated
+
+
+def _cut(environ: dict[str, Any]) -> None:
+    """End the connection; what the kernel has not sent yet is thrown away."""
+    ticket, sock = environ.get(http_io.TICKET), environ.get("procguard.socket")
+    if ticket is None or sock is None:
+        return
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    ticket.cut()

@@ -1,7 +1,9 @@
-"""Which user owns the client end of a local TCP connection, asked from the kernel (NETLINK_SOCK_DIAG).
+"""Who owns the client end of a local TCP connection, and which other connections there are, asked from the kernel
+(NETLINK_SOCK_DIAG).
 
-One exact look-up by the connection's four addresses, some 20 µs. It never guesses: a socket that is closed, in
-TIME_WAIT or unknown has no owner. (A closed one is shown with uid 0 and inode 0: the trap this module exists for.)
+The owner is one exact look-up by the connection's four addresses, some 20 µs. It never guesses: a socket that is
+closed, in TIME_WAIT or unknown has no owner. (A closed one is shown with uid 0 and inode 0: the trap this module
+exists for.)
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import ipaddress
 import os
 import socket
 import struct
+from typing import NamedTuple
 
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
@@ -24,7 +27,34 @@ _SOCKET_ID_TAIL = struct.Struct("=III")  # interface, cookie (two words)
 _ANSWER_UID_OFFSET = 4 + 48 + 12  # state bytes, socket id, expires/rqueue/wqueue
 _ANSWER_MIN_BYTES = _ANSWER_UID_OFFSET + 8
 
+_NLM_F_DUMP = 0x300
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_BYTECODE = 1  # INET_DIAG_REQ_BYTECODE
+_JUMP, _SPORT_GE, _SPORT_LE = 1, 2, 3
+_ATTRIBUTE = struct.Struct("=HH")
+_OP = struct.Struct("=BBH")  # code, offset if true, offset if false
+_LISTEN = 10
+_OPEN_STATES = sum(1 << state for state in (1, 2, 4, 5, 8, 9, _LISTEN, 11))  # not TIME_WAIT, CLOSE, half-open
+_MESSAGE = struct.Struct("!BBxxHH16s16s")  # family, state, ports, addresses
+_READ_BYTES = 64 * 1024
+_READ_TIMEOUT_S = 2.0
+
 Address = tuple[str, int]
+
+
+class Owner(NamedTuple):
+    uid: int
+    inode: int
+
+
+class Tcp(NamedTuple):
+    """One TCP socket of this machine (of this network namespace)."""
+
+    local: Address
+    peer: Address
+    listens: bool
+    uid: int
+    inode: int  # 0: no process has it any more
 
 
 def owner_uid(client: Address, server: Address) -> int | None:
@@ -32,6 +62,11 @@ def owner_uid(client: Address, server: Address) -> int | None:
 
     None: it can't be known (closed, gone, not on this machine, or the kernel has no such interface).
     """
+    found = owner(client, server)
+    return None if found is None else found.uid
+
+
+def owner(client: Address, server: Address) -> Owner | None:
     try:
         family, source = _packed(client[0])
         other_family, destination = _packed(server[0])
@@ -60,7 +95,7 @@ def _request(family: int, source: bytes, source_port: int, destination: bytes, d
     return _NETLINK_HEADER.pack(length, _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 1, 0) + body
 
 
-def _ask(request: bytes) -> int | None:
+def _ask(request: bytes) -> Owner | None:
     # A plain blocking exchange: the kernel answers within the send, nothing is waited for.
     descriptor = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG).detach()
     try:
@@ -68,10 +103,10 @@ def _ask(request: bytes) -> int | None:
         answer = os.read(descriptor, 8192)
     finally:
         os.close(descriptor)
-    return _uid(answer, request)
+    return _owner(answer, request)
 
 
-def _uid(answer: bytes, request: bytes) -> int | None:
+def _owner(answer: bytes, request: bytes) -> Owner | None:
     length, kind, _, _, _ = _NETLINK_HEADER.unpack_from(answer)
     body = answer[_NETLINK_HEADER.size : length]
     if kind != _SOCK_DIAG_BY_FAMILY or len(body) < _ANSWER_MIN_BYTES:
@@ -79,4 +114,75 @@ def _uid(answer: bytes, request: bytes) -> int | None:
     if body[4:40] != request[_NETLINK_HEADER.size + 8 : _NETLINK_HEADER.size + 44]:
         return None  # another socket than the one asked for
     uid, inode = struct.unpack_from("=II", body, _ANSWER_UID_OFFSET)
-    return int(uid) if inode != 0 else None
+    return Owner(int(uid), int(inode)) if inode != 0 else None
+
+
+# ---------------------------------------------------------------------------------------------- all connections
+
+
+def connections(without_port: int) -> list[Tcp]:
+    """Every open TCP socket of this machine but those at `without_port`, which may be thousands of agents'. Blocks for
+    a moment. Raises OSError."""
+    found: list[Tcp] = []
+    for family in (socket.AF_INET, socket.AF_INET6):
+        # as a socket of its own: one dump at a time
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as netlink:
+            netlink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(_READ_TIMEOUT_S), 0))
+            descriptor = netlink.fileno()
+            os.write(descriptor, _dump_request(int(family), without_port))
+            while _take(os.read(descriptor, _READ_BYTES), found):
+                pass
+    return found
+
+
+def _dump_request(family: int, without_port: int) -> bytes:
+    # Its own port at most port - 1, or at least port + 1. A jump to the end accepts, one beyond it rejects; the kernel
+    # takes only programs whose jumps lead to where the steps of "yes" lead, hence the jump in between.
+    program = (
+        _OP.pack(_SPORT_LE, 8, 12)
+        + _OP.pack(0, 0, max(0, without_port - 1))
+        + _OP.pack(_JUMP, 4, 12)
+        + _OP.pack(_SPORT_GE, 8, 12)
+        + _OP.pack(0, 0, min(65_535, without_port + 1))
+    )
+    body = (
+        _REQUEST.pack(family, _IPPROTO_TCP, 0, 0, _OPEN_STATES)
+        + _SOCKET_ID.pack(0, 0, b"", b"")
+        + _SOCKET_ID_TAIL.pack(0, _NO_COOKIE, _NO_COOKIE)
+        + _ATTRIBUTE.pack(_ATTRIBUTE.size + len(program), _BYTECODE)
+        + program
+    )
+    length = _NETLINK_HEADER.size + len(body)
+    return _NETLINK_HEADER.pack(length, _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0) + body
+
+
+def _take(data: bytes, found: list[Tcp]) -> bool:
+    """False: the dump has ended."""
+    at = 0
+    while at + _NETLINK_HEADER.size <= len(data):
+        length, kind, _, _, _ = _NETLINK_HEADER.unpack_from(data, at)
+        if kind == _NLMSG_DONE:
+            return False
+        if kind == _NLMSG_ERROR or length < _NETLINK_HEADER.size:
+            code = struct.unpack_from("=i", data, at + _NETLINK_HEADER.size)[0] if kind == _NLMSG_ERROR else 0
+            raise OSError(-code or 5, "the kernel does not list its sockets")
+        if kind == _SOCK_DIAG_BY_FAMILY and length >= _NETLINK_HEADER.size + _ANSWER_MIN_BYTES:
+            found.append(_tcp(data, at + _NETLINK_HEADER.size))
+        at += (length + 3) & ~3
+    return True
+
+
+def _tcp(data: bytes, at: int) -> Tcp:
+    family, state, local_port, peer_port, local, peer = _MESSAGE.unpack_from(data, at)
+    uid, inode = struct.unpack_from("=II", data, at + _ANSWER_UID_OFFSET)
+    return Tcp(
+        (_text(family, local), local_port), (_text(family, peer), peer_port), state == _LISTEN, int(uid), int(inode)
+    )
+
+
+def _text(family: int, packed: bytes) -> str:
+    if family == socket.AF_INET:
+        return socket.inet_ntop(socket.AF_INET, packed[:4])
+    if packed.startswith(b"\0" * 10 + b"\xff\xff"):
+        return socket.inet_ntop(socket.AF_INET, packed[12:])
+    return socket.inet_ntop(socket.AF_INET6, packed)

@@ -250,6 +250,7 @@ class WebMonitor:
         self._desk.stop()
         self._logs_api.stop()
         self._keeper.stop()
+        self._auth.uses.stop()
         gevent.sleep(0.05)  # goodbyes leave before connections are cut
         self._channel.stop()
         self._live.stop()
@@ -296,7 +297,7 @@ class WebMonitor:
     def _build(self) -> bottle.Bottle:
         app = bottle.Bottle()
         app.default_error_handler = _error_as_json
-        app.install(Gate(self._auth.admit, self._audit))
+        app.install(Gate(self._auth, self._audit))
         for routes in (
             self._http,
             self._operator_api,

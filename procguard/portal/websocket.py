@@ -19,7 +19,6 @@ import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import gevent
@@ -41,7 +40,7 @@ MAX_QUEUED_FRAMES = 4096
 MAX_OFFERED_BYTES = 256 * 1024  # with more waiting, what may be left out is
 PING_EVERY_S = 15.0
 REAP_AFTER_S = 45.0
-REST_EVERY = 10  # clients that are looked at in one go
+REST_EVERY = 100  # clients that are looked at in one go
 CLOSE_GRACE_S = 3.0  # to write the close frame and see the peer's
 
 CLOSE_NORMAL = 1000
@@ -154,6 +153,11 @@ class Connection:
         """The reader is too slow: what waits for it is dropped, and it is told to come back."""
         self._drop_queue()
         self.close(CLOSE_OVERFLOW, "reading too slowly")
+
+    def revoke(self) -> None:
+        """Its right has ended: it gets nothing of what waits for it."""
+        self._drop_queue()
+        self.close(CLOSE_UNAUTHORIZED, "log in again")
 
     def offer_frame(self, frame: bytes) -> bool:
         """As `send_frame`, for what may be left out: False where a slow reader has enough waiting already."""
@@ -321,15 +325,14 @@ class Keeper:
     def __init__(self, ping_every_s: float = PING_EVERY_S, reap_after_s: float = REAP_AFTER_S) -> None:
         self._ping_every_s = ping_every_s
         self._reap_after_s = reap_after_s
-        self._clients: dict[Connection, Callable[[], bool]] = {}
+        self._clients: dict[Connection, None] = {}
         self._greenlet: Any = None
 
     def __len__(self) -> int:
         return len(self._clients)
 
-    def add(self, connection: Connection, still_allowed: Callable[[], bool]) -> None:
-        """`still_allowed` is asked with every ping; a client that lost its right is closed with 4401."""
-        self._clients[connection] = still_allowed
+    def add(self, connection: Connection) -> None:
+        self._clients[connection] = None
 
     def remove(self, connection: Connection) -> None:
         self._clients.pop(connection, None)
@@ -349,17 +352,15 @@ class Keeper:
             self._look()
 
     def _look(self) -> None:
-        for number, (connection, still_allowed) in enumerate(list(self._clients.items()), 1):
+        for number, connection in enumerate(list(self._clients), 1):
             if number % REST_EVERY == 0:
-                gevent.sleep(0.001)  # whether a client is still allowed in costs a question to the kernel
+                gevent.sleep(0.001)
             now = time.monotonic()
             if now - connection.last_heard > self._reap_after_s:
                 log.info("websocket client reaped silent_s=%.0f", now - connection.last_heard)
                 connection.shut_down()
             elif now - connection.last_pinged >= self._ping_every_s:
                 connection.ping(now)
-                if not still_allowed():
-                    connection.close(CLOSE_UNAUTHORIZED, "log in again")
 
 
 class Handler(WebSocketHandler):  # type: ignore[misc]

@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,12 +38,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     directory = tmp_path_factory.mktemp("sshd")
     for name in ("host_key", "user_key"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", directory / name], check=True)
-    shutil.copy(directory / "user_key.pub", directory / "authorized_keys")
+    public = Path(tempfile.mkdtemp(prefix="procguard-keys-"))  # sshd reads it as the user who logs in
+    public.chmod(0o755)
+    shutil.copy(directory / "user_key.pub", public / "authorized_keys")
     port = free_port()
     config = directory / "sshd_config"
     config.write_text(
         f"Port {port}\nListenAddress 127.0.0.1\nHostKey {directory}/host_key\nPidFile none\nUsePAM no\n"
-        f"AuthorizedKeysFile {directory}/authorized_keys\nStrictModes no\nPasswordAuthentication no\n"
+        f"AuthorizedKeysFile {public}/authorized_keys\nStrictModes no\nPasswordAuthentication no\n"
         "PermitRootLogin yes\n"
     )
     if os.geteuid() == 0:
@@ -64,6 +67,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     finally:
         process.terminate()
         process.wait()
+        shutil.rmtree(public)
 
 
 def free_port() -> int:

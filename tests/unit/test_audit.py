@@ -13,9 +13,11 @@ import pytest
 
 from procguard.channels import Principal
 from procguard.errors import Refused
+from procguard.fleet import clock
 from procguard.fleet.event_query import EventQuery
 from procguard.fleet.store import appendlog
-from procguard.portal.audit import REFUSALS_AT_ONCE, Audit, path_beside
+from procguard.portal.api_access import LOG_INS_AT_ONCE
+from procguard.portal.audit import ASKS, LOGINS_AT_ONCE, REFUSALS_AT_ONCE, Audit, path_beside
 from remote_agent import protocol
 from tests.server_process import RunningServer
 from tests.waiting import wait_until
@@ -138,7 +140,7 @@ def test_an_agents_secret_is_revoked_and_its_held_request_ends(server: RunningSe
     wait_until(lambda: b"procguard_held_requests 1" in server.ask("GET", "/metrics").body, 10, "the request is held")
     assert server.ask("POST", "/api/agents/beta/revoke").status == 200
     holder.join(10)
-    assert ended == [200]  # told nothing new, at once
+    assert ended == [401]  # at once
     assert server.ask("GET", "/api/agents/beta/commands", secret=secret).status == 401
     other = server.deploy("beta", "worker9", secret="another")
     server.beat("beta", other)
@@ -170,6 +172,81 @@ def test_refusals_cannot_drive_changes_out(tmp_path: Path) -> None:
     records = audit.find(EventQuery(), 10_000)
     assert records[0]["actor"] == "me" and len(records) == 1 + REFUSALS_AT_ONCE
     audit.close()
+
+
+@pytest.fixture
+def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of records, of which none has to survive a power cut."""
+    monkeypatch.setattr(os, "fdatasync", lambda _descriptor: None)
+
+
+def refused_of(token_id: str) -> dict[str, Any]:
+    return {**environ(), ASKS: Principal("viewer", "token screen", via="token", token_id=token_id)}
+
+
+def test_neither_log_ins_nor_refusals_of_many_drive_changes_out_of_memory_or_disk(
+    tmp_path: Path, quick_disk: None
+) -> None:
+    path = str(tmp_path / "a.audit.jsonl")
+    audit = Audit(path, 400_000)
+    for number in range(100):
+        audit.changed(environ(f"/api/{number}"), Principal("operator", "me", via="local"), {}, 202)
+    for number in range(100):  # more than memory and disk hold of either
+        viewer = Principal("viewer", "token screen", via="session", token_id=f"t-{number}")
+        for _ in range(LOGINS_AT_ONCE):
+            audit.logged_in(environ(), viewer)
+            audit.refused(refused_of(f"t-{number}"), Refused("no"))
+    assert sum(one.stat().st_size for one in tmp_path.iterdir()) < 450_000
+    for log in (audit, None):
+        if log is None:  # as the next manager reads it
+            audit.close()
+            audit = Audit(path, 400_000)
+        records = audit.find(EventQuery(), 100_000)
+        assert sum(record["kind"] == "change" for record in records) == 100
+        assert [record["seq"] for record in records] == sorted({record["seq"] for record in records})
+    audit.close()
+
+
+def test_log_ins_of_one_token_are_counted_where_they_are_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_disk: None
+) -> None:
+    audit, later = Audit(str(tmp_path / "a.audit.jsonl"), 2**20), clock.read()
+    for name, times in (("screen", 5_000), ("anna", 1)):
+        for _ in range(times):
+            audit.logged_in(environ(), Principal("viewer", name, via="session", token_id=f"t-{name}"))
+    records = audit.find(EventQuery(kind=("login",)), 10_000)
+    assert len(records) == LOGINS_AT_ONCE + 1 and records[-1]["actor"] == "anna"
+    later = clock.Now(later.wall + 3600, later.monotonic + 3600)
+    monkeypatch.setattr(clock, "read", lambda: later)
+    audit.logged_in(environ(), Principal("viewer", "screen", via="session", token_id="t-screen"))
+    newest = audit.find(EventQuery(), 1)[0]
+    assert f"and {5_000 - LOGINS_AT_ONCE} more log-ins" in newest["reason"]
+    audit.close()
+
+
+def test_strangers_refusals_hide_no_viewers(tmp_path: Path, quick_disk: None) -> None:
+    audit = Audit(str(tmp_path / "a.audit.jsonl"), 2**20)
+    for _ in range(5_000):
+        audit.refused(environ(), Refused("no"))
+    audit.refused(refused_of("t-1"), Refused("it may look, not act"))
+    newest = audit.find(EventQuery(), 1)[0]
+    assert (newest["actor"], newest["evidence"]["token"]) == ("token screen", "t-1")
+    audit.close()
+
+
+def test_one_token_logs_in_only_so_often_and_others_as_they_like(tmp_path: Path) -> None:
+    server = RunningServer(tmp_path)
+    try:
+        tokens = [make_token(server, "viewer")["token"] for _ in range(2)]
+        answers = [server.ask("POST", "/api/login", {"token": tokens[0]}, FAR) for _ in range(LOG_INS_AT_ONCE + 2)]
+        assert [answer.status for answer in answers].count(200) >= LOG_INS_AT_ONCE
+        assert (answers[-1].status, answers[-1].error_code) == (429, "too_often")
+        assert int(answers[-1].headers["Retry-After"]) >= 1
+        assert server.ask("POST", "/api/login", {"token": tokens[1]}, FAR).status == 200
+        assert server.ask("GET", "/api/hosts", headers=FAR, secret=tokens[0]).status == 200
+        assert trail(server, kind="refused")[-1]["actor"] == "token laptop"
+    finally:
+        server.close()
 
 
 def test_the_audit_survives_a_restart_and_its_file_is_bounded(tmp_path: Path) -> None:

@@ -36,11 +36,19 @@ class FakeSocket:
 class Desk:
     """An Auth over a real registry; `ask` builds the request of a local curl and changes what it is told to."""
 
-    def __init__(self, directory: Path, uid: int | None = OWN_UID, **options: Any) -> None:
+    def __init__(self, directory: Path, uid: int | None = OWN_UID, forwarded: str = "", **options: Any) -> None:
+        def why_not(_client: Any, _server: Any) -> str:
+            return forwarded
+
         self.world = World(directory)
         self.sessions = Sessions()
         self.auth = Auth(
-            self.world.registry, self.sessions, own_uid=OWN_UID, owner_uid=lambda client, server: uid, **options
+            self.world.registry,
+            self.sessions,
+            own_uid=OWN_UID,
+            owner_uid=lambda client, server: uid,
+            why_forwarded=why_not,
+            **options,
         )
 
     def token(self, scope: str = "operator") -> str:

@@ -96,6 +96,14 @@ def test_memory_and_disk_stay_within_their_bounds(tmp_path: Path) -> None:
     assert opened(tmp_path, keep=100, disk_bytes=40_000).add("warning", NOW, reason="next")["seq"] == 2_001
 
 
+def test_a_host_alone_has_the_whole_memory(tmp_path: Path) -> None:
+    log = opened(tmp_path, keep=100)
+    for number in range(300):
+        log.add("worker_state", NOW, host="only", reason=f"number {number}", source="only")
+    assert [event["seq"] for event in log.find(EventQuery(), 1_000)] == list(range(201, 301))
+    log.close()
+
+
 def test_nothing_is_lost_when_a_new_file_begins_during_an_export(tmp_path: Path) -> None:
     log = opened(tmp_path, keep=100, disk_bytes=40_000)
     for number in range(60):

@@ -57,6 +57,8 @@ class Started:
 def test_without_trust_in_local_users_the_first_token_lies_in_a_private_file(tmp_path: Path) -> None:
     """Otherwise nobody could ever make one. A later start makes no second one."""
     path = tmp_path / "operator.token"
+    path.write_text("an earlier one")
+    path.chmod(0o644)  # as a backup may bring it back
     with Started(tmp_path, "web.trust_local=false") as manager:
         wait_until(lambda: path.exists() and path.read_text().endswith("\n"), what="the token")
         token = path.read_text().strip()

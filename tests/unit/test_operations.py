@@ -12,6 +12,7 @@ from procguard.fleet import operation as rules
 from procguard.fleet import operations as module
 from procguard.fleet.operation import CHUNK, FailureLimit, plan
 from procguard.fleet.operations import Operations, Options
+from procguard.fleet.previews import KEEP
 from tests.unit.fleet_world import World
 
 
@@ -140,6 +141,31 @@ def test_a_token_is_its_actor_s_once_and_for_five_minutes(fleet: Fleet) -> None:
     late = fleet.operations.preview("stop", "*", "tester", fleet.now)["token"]
     with pytest.raises(Conflict, match="expired"):
         fleet.operations.begin(late, "tester", fleet.pass_time(301), Options())
+
+
+def test_the_same_request_twice_at_once_begins_one_operation(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the first looks through the fleet the second has its turn."""
+    token = fleet.operations.preview("restart", "*", "tester", fleet.now)["token"]
+    refused: list[str] = []
+
+    def second() -> None:
+        try:
+            fleet.operations.begin(token, "tester", fleet.now, Options())
+        except Conflict as exc:
+            refused.append(exc.code)
+
+    monkeypatch.setattr(module, "PAUSE_EVERY", 1)
+    fleet.operations.on_wake(lambda: None, second)
+    fleet.operations.begin(token, "tester", fleet.now, Options())
+    assert len(fleet.operations.views()) == 1 and set(refused) == {"preview_expired"}
+
+
+def test_who_looks_in_a_loop_drives_out_no_others_previews(fleet: Fleet) -> None:
+    token = fleet.operations.preview("stop", "*", "anna", fleet.now)["token"]
+    for _ in range(3 * KEEP):
+        last = fleet.operations.preview("stop", "*", "script", fleet.now)["token"]
+    fleet.operations.begin(token, "anna", fleet.now, Options())
+    fleet.operations.begin(last, "script", fleet.now, Options())
 
 
 def test_who_was_shown_is_who_is_meant_and_a_changed_selection_is_told(fleet: Fleet) -> None:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
+from procguard.channels.desk import Desk
 from procguard.channels.rate import RateLimiter
+from procguard.config_limits import Limits
+from procguard.errors import LimitExceeded
+from procguard.portal.connections import ConnectionBook
 
 
 def test_a_burst_then_the_pace() -> None:
@@ -19,3 +25,19 @@ def test_floods_of_addresses_are_bounded() -> None:
     for number in range(1000):
         limiter.wait_s(str(number), 0.0)
     assert len(limiter._buckets) == 10
+
+
+def test_an_ipv6_network_of_one_machine_is_one_address_to_every_limit() -> None:
+    """Whoever has one address of a /64 has all of them: 2^64 buckets, or places, are none."""
+    limits = Limits(registrations_at_once=3, unproven_per_address=4)
+    desk = Desk(None, None, None, limits)  # type: ignore[arg-type]
+    for number in range(3):
+        desk._limit_registrations(f"2001:db8::{number:x}")
+    with pytest.raises(LimitExceeded):
+        desk._limit_registrations("2001:db8::ffff")
+    desk._limit_registrations("2001:db8:0:1::1")
+    book = ConnectionBook(limits)
+    cut: list[int] = []
+    for number in range(40):
+        book.admit(f"2001:db8::{number:x}", lambda number=number: cut.append(number), number * 10.0)  # type: ignore[misc]
+    assert len(cut) == 36 and book.unproven_count == 4

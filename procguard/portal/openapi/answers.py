@@ -725,6 +725,7 @@ class Change(BaseModel):
     host: str | None
     status: int
     request_id: str | None
+    token_id: str | None
 
 
 class AuditTrail(BaseModel):

@@ -1,0 +1,123 @@
+"""What is open by the right of a token or a browser session, and ends with it: WebSockets, followed logs, downloads,
+searches, held requests, and every answer that is still being sent.
+
+Owns the one registry of live uses. A use is opened by whoever let its caller in and closed when its answer has left;
+in between it ends at once when the token is revoked or the session is closed, and within SWEEP_EVERY_S when either
+expires. Agents' own secrets are not here: their held requests end by channels/held.py. Event loop only; `end` must
+not wait.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+
+from procguard.channels import Principal
+from procguard.pace import give_way
+
+log = logging.getLogger(__name__)
+
+SWEEP_EVERY_S = 0.5
+REST_EVERY = 200  # rights looked at in one go
+
+Stands = Callable[[Principal], bool]
+
+
+def no_use() -> None:
+    """The end of what nothing can revoke."""
+
+
+class Use:
+    __slots__ = ("_uses", "caller", "end", "greenlet")
+
+    def __init__(self, uses: LiveUses, caller: Principal, end: Callable[[], None], greenlet: Any) -> None:
+        self._uses = uses
+        self.caller = caller
+        self.end = end
+        self.greenlet = greenlet
+
+    def close(self) -> None:
+        """It has ended by itself. May be called again."""
+        self._uses.closed(self)
+        self.end = no_use  # what it refers to goes now
+
+
+class LiveUses:
+    """`stands(caller)`: whether the caller's token and session are good now."""
+
+    def __init__(self, stands: Stands) -> None:
+        self._stands = stands
+        self._by_right: dict[str, dict[Use, None]] = {}
+        self._greenlet: Any = None
+
+    def __len__(self) -> int:
+        """Live uses; one of a session counts once."""
+        return len({use for uses in self._by_right.values() for use in uses})
+
+    def open(self, caller: Principal, end: Callable[[], None]) -> Callable[[], None]:
+        """`end()` is called once, when the caller's right ends before what is returned was called."""
+        rights = rights_of(caller)
+        if not rights:
+            return no_use
+        use = Use(self, caller, end, gevent.getcurrent())
+        for right in rights:
+            self._by_right.setdefault(right, {})[use] = None
+        if self._greenlet is None:
+            self._greenlet = gevent.spawn(self._loop)
+        return use.close
+
+    def closed(self, use: Use) -> None:
+        for right in rights_of(use.caller):
+            uses = self._by_right.get(right)
+            if uses is not None:
+                uses.pop(use, None)
+                if not uses:
+                    del self._by_right[right]
+
+    def end_token(self, token_id: str) -> None:
+        self._end(f"token:{token_id}")
+
+    def end_session(self, handle: str) -> None:
+        self._end(f"session:{handle}")
+
+    def stop(self) -> None:
+        if self._greenlet is not None:
+            self._greenlet.kill()
+            self._greenlet = None
+
+    def _end(self, right: str) -> None:
+        """All but the request that asks for it: who revokes their own token reads the answer."""
+        ours = gevent.getcurrent()
+        for use in list(self._by_right.get(right, ())):
+            if use.greenlet is ours:
+                continue
+            end = use.end
+            use.close()
+            try:
+                end()
+            except Exception:  # one that can't be ended does not keep the others open
+                log.exception("a live use could not be ended right=%s", right)
+
+    def _loop(self) -> None:
+        while True:
+            gevent.sleep(SWEEP_EVERY_S)
+            self.sweep()
+
+    def sweep(self) -> None:
+        """End what has expired. Nobody is told of that moment, so it is looked for."""
+        for number, right in enumerate(list(self._by_right), 1):
+            if number % REST_EVERY == 0:
+                give_way()
+            use = next(iter(self._by_right.get(right, ())), None)
+            if use is not None and not self._stands(use.caller):
+                self._end(right)
+
+
+def rights_of(caller: Principal) -> tuple[str, ...]:
+    """What has to stand for this caller to be let in; none for whom nothing can be revoked (the local operator)."""
+    if caller.session:
+        return (f"session:{caller.session}", f"token:{caller.token_id}")
+    return (f"token:{caller.token_id}",) if caller.token_id else ()

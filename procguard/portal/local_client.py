@@ -1,0 +1,238 @@
+"""Whether a local connection comes from the process that asks, or from one that passes on what others ask: the end of
+an `ssh -L`, a socat, a reverse proxy. The kernel says who owns a socket; for a forwarder that is the manager's user.
+
+Owns how the process is found (/proc/PID/fd) and what makes it a forwarder:
+
+- it is an sshd, an ssh client or another program known for tunnels (FORWARDERS);
+- it listens for other machines;
+- it has accepted a connection of another machine, of another user, of an sshd, or of somebody who can't be known.
+
+Not recognised: a forwarder behind a forwarder, one that gets what it forwards by a pipe or a Unix socket, a reverse
+tunnel of an unknown name, and what root runs where the manager is not root (its processes can't be looked into).
+docs/security.md says so to the user. Knows processes and sockets, nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+
+import gevent
+import gevent.lock
+
+from procguard.errors import LimitExceeded
+from procguard.portal import sock_diag
+from procguard.portal.sock_diag import Address, Tcp
+
+# By the first 15 characters of their names, as the kernel keeps them.
+FORWARDERS = frozenset(
+    {
+        "sshd",
+        "sshd-session",
+        "ssh",
+        "autossh",
+        "dropbear",
+        "dbclient",
+        "socat",
+        "ncat",
+        "rinetd",
+        "redir",
+        "stunnel",
+        "stunnel4",
+        "haproxy",
+        "nginx",
+        "caddy",
+        "envoy",
+        "traefik",
+        "kubectl",
+        "frpc",
+        "chisel",
+        "ngrok",
+        "cloudflared",
+        "bore",
+        "rathole",
+        "gost",
+        "tailscaled",
+        "code-tunnel",
+        "systemd-socket-",
+    }
+)
+KEPT = 1_000  # connections whose process is remembered
+RECENT = 4  # processes that are looked at first: a browser opens six connections at once
+MAX_WAITING = 2_000  # looks at /proc that wait for their turn
+_UNSEEN = "the process that opened the connection cannot be seen (sshd, for ssh -L?)"
+
+
+class LocalClients:
+    """`why_forwarded` may be called by any greenlet; the looks at /proc are made one after the other, in a thread."""
+
+    def __init__(self) -> None:
+        self._holders: OrderedDict[int, tuple[int, ...]] = OrderedDict()  # inode of a socket -> pids
+        self._turn = gevent.lock.BoundedSemaphore(1)
+        self._waiting = 0
+
+    def why_forwarded(self, client: Address, server: Address) -> str:
+        """ "" for a connection of the program that asks; else why it is taken for somebody else's. Raises
+        LimitExceeded where too many want to know."""
+        if self._waiting >= MAX_WAITING:
+            raise LimitExceeded(
+                "too many connections of this machine are looked at", "send it again", status=429, retry_after_s=1
+            )
+        self._waiting += 1
+        try:
+            with self._turn:
+                began = time.monotonic()
+                reason: str = gevent.get_hub().threadpool.apply(self._look, (client, server))
+                took_s = time.monotonic() - began
+                if self._waiting > 1:
+                    gevent.sleep(took_s)  # whoever comes through a forwarder in masses has half a core at most
+                return reason
+        finally:
+            self._waiting -= 1
+
+    def _look(self, client: Address, server: Address) -> str:
+        try:
+            owner = sock_diag.owner(client, server)
+            if owner is None:
+                return "the connection's owner cannot be known"
+            if owner.uid == 0 and os.geteuid() != 0:
+                return ""  # root's processes are closed to us; who is root here may act anyhow
+            pids = self._known(owner.inode) or holders(owner.inode, owner.uid, self._recent())
+            if not pids:
+                return _UNSEEN
+            self._remember(owner.inode, pids)
+            return _why(pids, owner.uid, sock_diag.connections(server[1]))
+        except OSError as exc:
+            return f"the connection's process cannot be known ({exc.strerror or exc})"
+
+    def _known(self, inode: int) -> tuple[int, ...]:
+        """Those that were found before, if they have it still."""
+        pids = self._holders.get(inode, ())
+        return pids if pids and all(inode in sockets_of(pid) for pid in pids) else ()
+
+    def _recent(self) -> list[int]:
+        newest = itertools.islice(reversed(self._holders.values()), RECENT)
+        return list(dict.fromkeys(pids[0] for pids in newest))
+
+    def _remember(self, inode: int, pids: tuple[int, ...]) -> None:
+        self._holders[inode] = pids
+        self._holders.move_to_end(inode)
+        while len(self._holders) > KEPT:
+            self._holders.popitem(last=False)
+
+
+def _why(pids: tuple[int, ...], uid: int, table: list[Tcp]) -> str:
+    own: set[int] = set()
+    for pid in pids:
+        name = name_of(pid)
+        if name in FORWARDERS:
+            return f"the connection is {name}'s (process {pid}), which passes on what others ask"
+        own |= sockets_of(pid)
+    listening = {one.local for one in table if one.listens}
+    ephemeral = _ephemeral_ports()
+    ends = {(one.local, one.peer): one for one in table if not one.listens}
+    for one in table:
+        if one.inode not in own:
+            continue
+        asker = f"the connection is {name_of(pids[0])}'s (process {pids[0]})"
+        if one.listens:
+            if not _is_loopback(one.local[0]):
+                return f"{asker}, which listens for other machines (port {one.local[1]})"
+        elif _accepted(one, listening, ephemeral):
+            reason = _why_not_ours(ends.get((one.peer, one.local)), uid)
+            if reason:
+                return f"{asker}, which serves {reason} (port {one.local[1]})"
+    return ""
+
+
+def _accepted(one: Tcp, listening: set[Address], ephemeral: range) -> bool:
+    """Whether it came in. The listener may be gone meanwhile: a port that nobody is given by chance says it too."""
+    host, port = one.local
+    return port not in ephemeral or bool({(host, port), ("0.0.0.0", port), ("::", port)} & listening)
+
+
+def _why_not_ours(other: Tcp | None, uid: int) -> str:
+    """ "" where the other end of an accepted connection is a program of the same user on this machine."""
+    if other is None:
+        return "another machine"
+    if other.inode == 0:
+        return "somebody who has gone"
+    if other.uid not in (uid, 0):
+        return f"uid {other.uid}"
+    if other.uid == 0 and os.geteuid() != 0:
+        return ""
+    pids = holders(other.inode, other.uid)
+    if not pids:
+        return "a process that cannot be seen"
+    name = name_of(pids[0])
+    return f"{name} (process {pids[0]})" if name in FORWARDERS else ""
+
+
+# ---------------------------------------------------------------------------------------------------------- /proc
+
+
+def holders(inode: int, uid: int, first: Sequence[int] = ()) -> tuple[int, ...]:
+    """The processes of this user that have the socket: the newest, then those of its ancestors that share it. `first`:
+    those to look at before all others."""
+    wanted = f"socket:[{inode}]"
+    newest_first = sorted((int(name) for name in os.listdir("/proc") if name.isdigit()), reverse=True)
+    for pid in (*first, *newest_first):
+        try:
+            if os.stat(f"/proc/{pid}").st_uid == uid and wanted in _links(pid):
+                return (pid, *(one for one in _ancestors(pid) if wanted in _links(one)))
+        except OSError:  # ended meanwhile
+            continue
+    return ()
+
+
+def sockets_of(pid: int) -> set[int]:
+    return {int(link[8:-1]) for link in _links(pid) if link.startswith("socket:[")}
+
+
+def _links(pid: int) -> Iterator[str]:
+    """What its descriptors lead to; nothing where that can't be seen."""
+    try:
+        names = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return
+    for name in names:
+        try:
+            yield os.readlink(f"/proc/{pid}/fd/{name}")
+        except OSError:  # closed meanwhile
+            continue
+
+
+def _ancestors(pid: int) -> Iterator[int]:
+    while pid > 1:
+        try:
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                pid = int(file.read().rpartition(b")")[2].split()[1])
+        except (OSError, ValueError, IndexError):
+            return
+        if pid > 1:
+            yield pid
+
+
+def name_of(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            text = file.read().strip()
+    except OSError:
+        return "?"
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def _ephemeral_ports() -> range:
+    try:
+        with open("/proc/sys/net/ipv4/ip_local_port_range", encoding="ascii") as file:
+            first, last = map(int, file.read().split())
+    except (OSError, ValueError):
+        return range(32_768, 61_000)
+    return range(first, last + 1)
+
+
+def _is_loopback(address: str) -> bool:
+    return address == "::1" or address.startswith("127.")

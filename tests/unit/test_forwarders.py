@@ -1,0 +1,274 @@
+"""Whoever comes through a forwarder of the manager's own user is nobody, also with a local `Host`; who asks on the
+manager's machine, by an SSH session too, is its operator."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from procguard.portal import sock_diag
+from tests.chaos import ChaosReport
+from tests.forwarder import forwarder
+from tests.other_user import NOBODY, OtherUser, other_user
+from tests.server_process import ROOT, RunningServer
+from tests.unit.one_sshd import Server as Sshd
+from tests.unit.one_sshd import free_port, server
+from tests.waiting import wait_until
+
+sshd = server  # the fixture, under a name that says which
+OTHER = "games"  # a user that Debian has
+needs_root = pytest.mark.skipif(
+    os.geteuid() != 0 and os.environ.get("CI") != "true", reason="only root can become another user"
+)
+
+
+@pytest.fixture(scope="module")
+def manager(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    running = RunningServer(tmp_path_factory.mktemp("manager"))
+    running.deploy("alpha", "w1")
+    yield running
+    running.close()
+
+
+def ask(port: int, manager_port: int, method: str = "GET", path: str = "/api/remote-workers") -> tuple[int, str]:
+    """With the `Host` of who asks on the manager's machine."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    try:
+        body = b'{"command": "stop"}' if method == "POST" else None
+        headers = {"Host": f"localhost:{manager_port}", "Content-Type": "application/json"}
+        connection.request(method, path, body, headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        connection.close()
+
+
+def ssh(sshd: Sshd, *options: str, user: str = "") -> list[str]:
+    target = sshd.target
+    return [
+        *("ssh", "-F", "none", "-p", str(target.port), "-i", str(sshd.directory / "user_key")),
+        *("-o", f"UserKnownHostsFile={sshd.known_hosts}", "-o", "BatchMode=yes", "-o", "ExitOnForwardFailure=yes"),
+        *(*options, f"{user or target.user}@127.0.0.1"),
+    ]
+
+
+@contextlib.contextmanager
+def tunnel(sshd: Sshd, kind: str, target_port: int, user: str = "") -> Iterator[int]:
+    """`ssh -L` or `ssh -R` to that port of this machine; yields the port that leads there."""
+    port = free_port()
+    process = subprocess.Popen(
+        ssh(sshd, "-N", kind, f"127.0.0.1:{port}:localhost:{target_port}", user=user), stderr=subprocess.PIPE
+    )
+    try:
+
+        def listens() -> bool:
+            assert process.poll() is None and process.stderr is not None, process.stderr.read()  # type: ignore[union-attr]
+            return any(one.listens and one.local[1] == port for one in sock_diag.connections(0))
+
+        wait_until(listens, 10, f"ssh {kind} listens")
+        yield port
+    finally:
+        process.terminate()
+        process.wait()
+        assert process.stderr is not None
+        process.stderr.close()
+
+
+@contextlib.contextmanager
+def nobody(port: int) -> Iterator[OtherUser]:
+    if os.geteuid() != 0:
+        pytest.fail("only root can become another user")
+    with other_user(port) as somebody:
+        yield somebody
+
+
+# ------------------------------------------------------------------------------------------------- who is refused
+
+
+@pytest.mark.chaos(25)
+@needs_root
+def test_who_comes_through_a_forwarder_is_no_operator(
+    manager: RunningServer, sshd: Sshd, chaos_report: ChaosReport
+) -> None:
+    port, refused, served = manager.port, 0, 0
+
+    def is_refused(through: int) -> None:
+        nonlocal refused
+        for method, path in (("GET", "/api/remote-workers"), ("POST", "/api/workers/w1/command"), ("GET", "/metrics")):
+            status, said = ask(through, port, method, path)
+            assert status == 401, said
+            refused += 1
+
+    for _ in chaos_report.rounds(short=1, long=20):
+        with forwarder(port, "0.0.0.0") as through:  # as who forwards to other machines
+            is_refused(through)
+        for kind in ("-L", "-R"):
+            with tunnel(sshd, kind, port) as through:
+                is_refused(through)
+        with forwarder(port) as near, tunnel(sshd, "-L", near) as through:  # as VS Code and Jupyter's proxy do
+            is_refused(through)
+        for options in ((), ("once",)):  # another user of this machine, through a forwarder of the manager's
+            with forwarder(port, "127.0.0.1", *options) as through, nobody(through) as somebody:
+                headers = {"Host": f"localhost:{port}", "Content-Type": "application/json"}
+                assert somebody.ask("POST", "/api/workers/w1/command", headers, '{"command": "stop"}') == 401
+                refused += 1
+        for line in (
+            f"curl -s -o /dev/null -w '%{{http_code}}\\n' http://localhost:{port}/api/remote-workers",
+            f"curl -s -o /dev/null -w '%{{http_code}}\\n' -X POST http://localhost:{port}/api/workers/w1/command "
+            """-H 'Content-Type: application/json' -d '{"command": "start"}'""",
+        ):
+            done = subprocess.run([*ssh(sshd), line], capture_output=True, text=True, timeout=30, check=True)
+            assert done.stdout.strip() in ("200", "202"), done
+            served += 1
+    desired = manager.ask("GET", "/api/remote-workers/w1").json["desired"]
+    assert desired == "running"
+    chaos_report(
+        measured=f"401 for {refused} of {refused} requests with a local Host through socat-like forwarders, ssh -L and "
+        f"ssh -R of the manager's user; {served} of {served} curl lines inside an SSH session served"
+    )
+
+
+def test_the_answer_says_which_process_and_what_to_do(manager: RunningServer, sshd: Sshd) -> None:
+    with tunnel(sshd, "-L", manager.port) as through:
+        status, said = ask(through, manager.port)
+    assert status == 401 and "the connection is ssh" in said and "which passes on what others ask" in said
+    assert "/api/tokens" in said and "Authorization: Bearer TOKEN" in said
+
+
+def test_through_a_tunnel_a_token_opens_what_it_opens_everywhere(manager: RunningServer, sshd: Sshd) -> None:
+    token = manager.ask("POST", "/api/tokens", {"scope": "operator", "name": "laptop"}).json["token"]
+    with tunnel(sshd, "-L", manager.port) as through:
+        connection = http.client.HTTPConnection("127.0.0.1", through, timeout=20)
+        with contextlib.closing(connection):
+            connection.request("POST", "/api/login", f'{{"token": "{token}"}}', {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            assert answer.status == 200, answer.read()
+
+
+# -------------------------------------------------------------------------------------------------- who is served
+
+
+def test_a_program_of_the_same_user_may_stand_in_between(manager: RunningServer) -> None:
+    """Who is at its other end is the manager's user on its own machine."""
+    with forwarder(manager.port) as through:
+        assert ask(through, manager.port)[0] == 200
+
+
+def test_a_program_that_serves_itself_and_its_user_may_ask(manager: RunningServer) -> None:
+    """As the kernel of a notebook does, which has accepted connections of the notebook's server."""
+    code = (
+        "import http.client, socket, sys\n"
+        "served = socket.create_server(('127.0.0.1', 0))\n"
+        "print(served.getsockname()[1], flush=True)\n"
+        "accepted, _ = served.accept()\n"
+        "web = http.client.HTTPConnection('127.0.0.1', int(sys.argv[1]), timeout=20)\n"
+        "web.request('GET', '/api/remote-workers', headers={'Host': 'localhost'})\n"
+        "print(web.getresponse().status, flush=True)\n"
+    )
+    kernel = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", code, str(manager.port)], stdout=subprocess.PIPE, text=True
+    )
+    assert kernel.stdout is not None
+    with kernel, socket.create_connection(("127.0.0.1", int(kernel.stdout.readline()))):
+        assert kernel.stdout.readline().strip() == "200"
+
+
+# ------------------------------------------------------------------------------ a manager that is not root's
+
+LOOK = """
+import os, socket, sys
+from procguard.portal.local_client import LocalClients
+clients, listener = LocalClients(), socket.create_server(("127.0.0.1", 0))
+for _ in range(2):  # what it needs is loaded before its user can't read it any more
+    near = socket.create_connection(listener.getsockname())
+    far, peer = listener.accept()
+    clients.why_forwarded(peer, far.getsockname())
+os.setgroups([])
+os.setgid(int(sys.argv[1]))
+os.setuid(int(sys.argv[1]))
+print(listener.getsockname()[1], flush=True)
+while True:
+    connection, peer = listener.accept()
+    connection.recv(1)
+    connection.sendall((clients.why_forwarded(peer, connection.getsockname()) or "its own").encode())
+    connection.close()
+"""
+TELL = """
+import socket, sys
+one = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+one.send(b"?")
+print(one.recv(999).decode())
+"""
+
+
+@contextlib.contextmanager
+def looking_as(uid: int) -> Iterator[int]:
+    """A program of this user that says of each connection what it thinks of it."""
+    process = subprocess.Popen([sys.executable, "-c", LOOK, str(uid)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        yield int(process.stdout.readline())
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def said(port: int) -> str:
+    with socket.create_connection(("127.0.0.1", port), 10) as one:
+        one.sendall(b"?")
+        return one.recv(999).decode()
+
+
+@needs_root
+def test_another_users_manager_cannot_see_its_sshd_and_refuses_what_it_cannot_see(sshd: Sshd) -> None:
+    """sshd shuts its processes to their own user: what nobody can be seen to hold is taken for a forward."""
+    uid = pwd.getpwnam(OTHER).pw_uid
+    with looking_as(uid) as port:
+        with tunnel(sshd, "-L", port, user=OTHER) as through:
+            assert "cannot be seen" in said(through)
+        python = shutil.which("python3", path="/usr/bin:/usr/local/bin")
+        if python is not None:  # one that this user may run
+            line = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", python, "-c", TELL, str(port)]
+            done = subprocess.run(line, capture_output=True, text=True, timeout=20, check=True, cwd="/")
+            assert done.stdout.strip() == "its own"
+
+
+@needs_root
+def test_root_is_root_also_where_the_manager_is_not(sshd: Sshd) -> None:
+    with looking_as(NOBODY) as port:
+        assert said(port) == "its own"
+
+
+# ------------------------------------------------------------------------------------------------- what it costs
+
+
+def test_a_kept_connection_is_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from procguard.portal import local_client
+
+    looks: list[int] = []
+    find = local_client.holders
+    monkeypatch.setattr(local_client, "holders", lambda inode, *more: (looks.append(inode), find(inode, *more))[1])
+    clients = local_client.LocalClients()
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as near:
+        far, peer = listener.accept()
+        with far:
+            for _ in range(3):
+                assert clients.why_forwarded(peer, far.getsockname()) == ""
+    assert len(looks) == 1, near
+    assert clients.why_forwarded(peer, ("127.0.0.1", 1)) != ""
+
+
+def test_the_managers_own_connections_are_left_out_of_the_list() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_server(("127.0.0.1", 0)) as another:
+        ports = {one.local[1] for one in sock_diag.connections(listener.getsockname()[1])}
+        assert listener.getsockname()[1] not in ports and another.getsockname()[1] in ports

@@ -1,0 +1,43 @@
+"""Browser sessions: whose log-ins end whose."""
+
+from __future__ import annotations
+
+from procguard.portal.sessions import MAX_LIFE_S, MAX_SESSIONS, MAX_SESSIONS_PER_TOKEN, SESSION_TTL_S, Sessions
+
+
+def test_a_viewers_log_ins_end_its_own_oldest_sessions_and_no_operators() -> None:
+    sessions = Sessions()
+    operator = sessions.open("op", "token laptop", "operator", 0.0)
+    another = sessions.open("v2", "token wall", "viewer", 0.0)
+    first = sessions.open("v1", "token screen", "viewer", 0.0)
+    for _ in range(3_000):
+        last = sessions.open("v1", "token screen", "viewer", 1.0)
+    assert sessions.find(operator.session_id, 2.0) and sessions.find(another.session_id, 2.0)
+    assert sessions.find(last.session_id, 2.0) and not sessions.find(first.session_id, 2.0)
+    assert len(sessions) == 2 + MAX_SESSIONS_PER_TOKEN
+
+
+def test_many_tokens_of_a_role_share_what_it_has_and_the_fullest_gives() -> None:
+    sessions = Sessions()
+    operator = sessions.open("op", "token laptop", "operator", 0.0)
+    few = sessions.open("few", "token few", "viewer", 0.0)
+    for token in range(20):
+        for _ in range(MAX_SESSIONS_PER_TOKEN):
+            sessions.open(f"t{token}", "t", "viewer", 0.0)
+    assert sessions.find(operator.session_id, 1.0) and sessions.find(few.session_id, 1.0)
+    assert len(sessions) == 1 + MAX_SESSIONS
+
+
+def test_every_end_of_a_session_is_told_once() -> None:
+    ended: list[str] = []
+    sessions = Sessions()
+    sessions.on_closed(ended.append)
+    gone, old, revoked, stays = (sessions.open(f"t{number}", "t", "viewer", 0.0) for number in range(4))
+    sessions.close(gone.session_id)
+    sessions.close(gone.session_id)
+    assert sessions.find(stays.session_id, SESSION_TTL_S - 1) is stays
+    sessions.close_token("t2")
+    assert sessions.by_handle(old.handle, SESSION_TTL_S + 1) is None
+    assert ended == [gone.handle, revoked.handle, old.handle]
+    assert sessions.find(stays.session_id, SESSION_TTL_S + 1) is stays
+    assert sessions.find(stays.session_id, MAX_LIFE_S) is None
