@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 
-from procguard.fleet.addresses import address_group
 from procguard.config_limits import Limits
+from procguard.fleet.addresses import address_group
 
 Cut = Callable[[], None]
 

@@ -8,8 +8,8 @@ import pytest
 
 from procguard.errors import NotFound, Refused, UsageError
 from procguard.fleet import enrolment
-from procguard.fleet.tokens import NOTE_USE_EVERY_S
 from procguard.fleet.addresses import address_group
+from procguard.fleet.tokens import NOTE_USE_EVERY_S
 from procguard.portal.backoff import FREE_FAILURES, MAX_ADDRESSES, BackOff
 from remote_agent import protocol
 from tests.unit.fleet_world import SECRET, World
@@ -150,4 +150,5 @@ def test_the_memory_of_wrong_tokens_is_bounded() -> None:
 def test_one_machine_is_its_whole_ipv6_network() -> None:
     assert address_group("2001:db8::1") == address_group("2001:db8::ffff:1") != address_group("2001:db8:0:1::1")
     assert address_group("::ffff:10.0.0.1") == "10.0.0.1" == address_group("10.0.0.1")
-    assert address_group("fe80::1%eth0") == address_group("fe80::2") and address_group("not:an:address") == "not:an:address"
+    assert address_group("fe80::1%eth0") == address_group("fe80::2")
+    assert address_group("not:an:address") == "not:an:address"
