@@ -370,6 +370,9 @@ class FleetState:
         agent.revoked_sha256, agent.secret_sha256 = agent.secret_sha256 or agent.revoked_sha256, ""
         if agent.kind == "deployed":  # a launcher could not be told the new one
             agent.key_generation += 1
+        for worker in self.workers_of(agent_id):  # whoever had the secret may have used up the numbers of its events
+            worker.event_seq = 0
+            self.put("workers", worker.worker_id, worker)
         self.tokens.revoke_agents(agent_id)
         self.put("agents", agent_id, agent)
         self.event_log.add("credentials", now, host=agent.host, reason=f"secret of {agent_id} revoked", actor=actor)
