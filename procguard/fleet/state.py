@@ -173,7 +173,8 @@ class FleetState:
 
     def proves(self, agent_id: str, report: protocol.WorkerReport) -> bool:
         """Whether this fleet's manager granted what `agent_id` reports: its worker, under its epoch, to this agent."""
-        return hmac.compare_digest(report.grant.encode(), self.grant(report.worker_id, report.epoch, agent_id).encode())
+        given = report.grant.encode(errors="surrogatepass")
+        return hmac.compare_digest(given, self.grant(report.worker_id, report.epoch, agent_id).encode())
 
     def rise_above(self, epoch: int) -> None:
         """This epoch was granted. Where it is higher than any granted here, state was lost: the next are higher."""
