@@ -220,6 +220,8 @@ def _check_results(results: list[protocol.CommandResult], mistakes: list[str]) -
 def _check_registration(registration: protocol.Registration, mistakes: list[str]) -> None:
     _id(mistakes, "worker_id", registration.worker_id)
     _longest(mistakes, "host", registration.host, MAX_NAME_CHARS)
+    if not registration.host.isprintable():  # it stands in logs, tables and messages
+        mistakes.append("host: holds characters that cannot be printed")
     _command(mistakes, "command", registration.command)
     digest = registration.secret_sha256
     if digest and (len(digest) != 64 or not set(digest) <= set("0123456789abcdef")):

@@ -232,7 +232,7 @@ class Intake(FleetState):
         seen.events_left -= 1
         if seen.events_left_out:
             count, seen.events_left_out = seen.events_left_out, 0
-            reason = f"{agent.agent_id}: {count} changes were left out; it told more than {EVENTS_PER_S:g} a second"
+            reason = f"{agent.agent_id}: {count} changes were left out, at more than {EVENTS_PER_S:g} events a second"
             self.event_log.add("warning", now, host=agent.host, reason=reason, source=agent.agent_id)
         return True
 
@@ -343,21 +343,25 @@ class Intake(FleetState):
         if self._is_granted(agent, report, now):
             contrary = self._held_by_its_owner(worker, agent, report.epoch)
             if not contrary:
-                self._say_state(agent, worker, f"{claim}: the state is older than that, and the agent is right", now)
+                self._say_state(agent, worker, f"{claim}. It has the grant for it: the state was older", now)
                 self.adopt(worker, agent, report.epoch, report.generation)
                 return
-            self._refuse_claim(agent, worker, f"{claim}; {contrary}: it stays there", now)
+            self._refuse_claim(agent, worker, f"{claim}; {contrary}: nothing changes", now)
         elif worker.agent_id != agent.agent_id:
-            self._refuse_claim(agent, worker, f"{claim}. It can't prove that it was given it: nothing changes", now)
+            self._refuse_claim(agent, worker, f"{claim}. It has no grant for it: nothing changes", now)
         elif report.epoch < self.first_epoch and not worker.gang:
-            # It is the owner's anyhow. Epochs of this run are above all that any before it granted, so that the agent
-            # takes what it is told from now on; more than that its word is not good for.
+            # It is the owner's in any case. Epochs of this run are above all that were granted before, so the agent
+            # accepts the next assignment. Nothing else follows from its report.
             worker.epoch = self.next_epoch()
             self.put("workers", worker.worker_id, worker)
             self.touch(agent.agent_id)
-            self._say_state(agent, worker, f"{claim}. It is granted anew at epoch {worker.epoch}", now)
+            self._say_state(
+                agent, worker, f"{claim}. It has no grant for it: it gets the new epoch {worker.epoch}", now
+            )
         else:
-            self._refuse_claim(agent, worker, f"{claim}. It can't prove it: its host may ignore what it is told", now)
+            what = f"{claim}. It has no grant for it, so its host may ignore assignments"
+            next_step = f": restart the gang (invoke restart {worker.worker_id})" if worker.gang else ""
+            self._refuse_claim(agent, worker, what + next_step, now)
 
     def _held_by_its_owner(self, worker: WorkerRecord, agent: AgentRecord, epoch: int) -> str:
         """Why a claim of another agent does not count: who has it is connected and runs it under no lower epoch."""
@@ -420,7 +424,7 @@ class Intake(FleetState):
         changed: dict[str, WorkerRecord] = {}
         room = self._room_for_events(agent, now)
         if room < min(EVENTS_TOGETHER, len(events)):
-            room = 0  # a few at a time would have the agent send the rest at once, again and again
+            room = 0  # acknowledging a few at a time would make the agent send the rest again at once, each time
         for event in events:
             worker = self.workers_by_id.get(event.worker_id)
             own = worker is not None and worker.agent_id == agent.agent_id

@@ -62,7 +62,7 @@ class AgentObserved:
     events_left: float = 0.0  # how many events it may cause at once (intake.py), as of `events_at`
     events_at: float | None = None  # monotonic
     events_left_out: int = 0  # of its changes since the last that was kept
-    refused_claims: set[str] = field(default_factory=set)  # workers that it claimed in vain, as far as was told
+    refused_claims: set[str] = field(default_factory=set)  # workers whose refused claim has been reported
     rev: str = ""  # digest of its assignments; "" = to be computed
     interval: tuple[Any, int, float] | None = None  # by which settings, among how many agents: seconds between beats
     touched: int = 0  # the count of changes at the last one of its own (FleetState.make_durable_for)

@@ -178,7 +178,8 @@ class FleetState:
 
     def proves(self, agent_id: str, report: protocol.WorkerReport) -> bool:
         """Whether this fleet's manager granted what `agent_id` reports: its worker, under its epoch, to this agent."""
-        return hmac.compare_digest(report.grant.encode(), self.grant(report.worker_id, report.epoch, agent_id).encode())
+        given = report.grant.encode(errors="surrogatepass")
+        return hmac.compare_digest(given, self.grant(report.worker_id, report.epoch, agent_id).encode())
 
     def rise_above(self, epoch: int) -> None:
         """This epoch was granted. Where it is higher than any granted here, state was lost: the next are higher."""
@@ -383,6 +384,9 @@ class FleetState:
         agent.revoked_sha256, agent.secret_sha256 = agent.secret_sha256 or agent.revoked_sha256, ""
         if agent.kind == "deployed":  # a launcher could not be told the new one
             agent.key_generation += 1
+        for worker in self.workers_of(agent_id):  # whoever had the secret may have used up the numbers of its events
+            worker.event_seq = 0
+            self.put("workers", worker.worker_id, worker)
         self.tokens.revoke_agents(agent_id)
         self.put("agents", agent_id, agent)
         self.event_log.add("credentials", now, host=agent.host, reason=f"secret of {agent_id} revoked", actor=actor)

@@ -140,6 +140,7 @@ TEXTS: dict[str, str] = {
     "desired.running": "It is to run: {actor} asked for that {ago}.",
     "desired.stopped": "It is to stay stopped: {actor} asked for that {ago}.",
     "desired.stopped_stop_all": "It is to stay stopped: recovery.stop_all_on_failure stopped the whole fleet {ago}.",
+    "desired.stopped_state": "It is to stay stopped: the state was rebuilt {ago}, and no host that was read runs it.",
     "desired.running_declared": "It is to run, as it was declared.",
     "desired.stopped_declared": "It is to stay stopped.",
     "desired.removed": "It is being removed from its host.",

@@ -139,6 +139,7 @@ TEXTS: dict[str, str] = {
     "desired.running": "期望状态为运行：由 {actor} 要求（{ago}）。",
     "desired.stopped": "期望状态为停止：由 {actor} 要求（{ago}）。",
     "desired.stopped_stop_all": "期望状态为停止：recovery.stop_all_on_failure 停止了整个集群（{ago}）。",
+    "desired.stopped_state": "期望状态为停止：管理端的状态已重建（{ago}），读取过的主机上都没有运行它。",
     "desired.running_declared": "按声明，它应当运行。",
     "desired.stopped_declared": "期望状态为停止。",
     "desired.removed": "正在从主机上移除。",

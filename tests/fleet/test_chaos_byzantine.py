@@ -234,7 +234,9 @@ def test_no_message_of_a_hostile_agent_or_launcher_has_an_effect_on_another(
         fleet.searching.join(60)
         victims = set(fleet.victims)
         assert {line["host"] for line in fleet.found if line["worker_id"] in victims} == {fleet.host.name}
-        log = world.manager.console()
+        own = [path.read_text(errors="replace") for path in world.manager.directory.glob("logs/procguard.log*")]
+        assert own, "the manager's own log"
+        log = world.manager.console() + "".join(own)
         assert "Traceback" not in log and "internal_error" not in log, log[-4000:]
         # And the victims still obey.
         world.manager.command("kept", "stop")

@@ -96,11 +96,19 @@ def test_it_runs_nothing_until_approved_and_then_runs_here(scene: Scene, approve
     wait_until(lambda: len(jobs.numbers(scene.manager.log_text("by-hand"), "by-hand")) > 10, 15, "its log")
 
 
-def test_the_same_id_from_another_host_is_refused_naming_the_holder(scene: Scene, approved: Launcher) -> None:
+def test_the_same_id_from_another_host_waits_and_whoever_approves_it_is_told_the_holder(
+    scene: Scene, approved: Launcher
+) -> None:
+    """A stranger is not told where the worker runs."""
     scene.manager.wait_worker("by-hand", "running", 20)
     other = scene.launch(scene.fleet[1])
+    wait_until(lambda: "waits for approval" in other.said(), 20, "it waits")
+    status, body = scene.manager.request("POST", f"/api/agents/{AGENT}/approve")
+    assert status == 409 and b"is held by launcher:by-hand on host node1" in body
+    assert "node1" not in other.said()
+    other.send("TERM")
     wait_until(lambda: not other.is_alive(), 20, "its end")
-    assert "node1" in other.said()
+    assert scene.manager.request("POST", f"/api/agents/{AGENT}/deny")[0] < 300
     assert jobs.children(scene.fleet[1], "by-hand") == []
     assert len(jobs.children(scene.fleet[0], "by-hand")) == 1
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from procguard.errors import Conflict
+from procguard.channels import messages
+from procguard.errors import Conflict, UsageError
 from procguard.fleet import epochs
 from procguard.fleet.clock import Now
 from procguard.fleet.events import EventBounds, EventLog
@@ -81,7 +83,7 @@ def test_a_claim_that_is_refused_is_said_once(world: World) -> None:
     for _ in range(3):
         world.beat("h2", world.report("w1", epoch=HIGHEST))
     said = [event for event in world.registry.events() if event["kind"] == "warning" and event["worker_id"] == "w1"]
-    assert len(said) == 1 and "can't prove" in said[0]["reason"]
+    assert len(said) == 1 and "no grant" in said[0]["reason"]
 
 
 def test_an_agent_raises_not_even_its_own_worker_s_epoch(world: World) -> None:
@@ -187,6 +189,15 @@ def test_events_of_another_agent_s_worker_are_acknowledged_and_change_nothing(wo
     reply = world.beat("h2", world.report("w2"), events=[event])
     assert victim(world) == before and world.registry.event_log.newest_seq == seq
     assert reply.events_acked == {"w1": 2**53}
+
+
+def test_numbers_that_a_thief_has_used_up_are_given_back_when_the_secret_is_revoked(world: World) -> None:
+    """The honest agent that comes next is heard again."""
+    thief = protocol.WorkerEvent("w2", 2**47, 1.0, 1, "running", "failed", "gotcha")
+    world.beat("h2", world.report("w2"), events=[thief])
+    world.registry.revoke_credentials("h2", "tester", world.now)
+    world.beat("h2", world.report("w2"), events=[world.event("w2", "running", "stopped", "the truth")])
+    assert world.registry.events(worker="w2")[-1]["reason"] == "the truth"
 
 
 # ------------------------------------------------------------------------------------------------ a worker that left
@@ -339,3 +350,10 @@ def test_times_beyond_all_calendars_are_shown_and_break_nothing(world: World) ->
     for wall in (1e300, -1e300, 1e18):
         world.beat("h2", world.report("w2", since=wall), started_at=wall, pid=int(abs(wall) % 97) + 2)
         assert len(world.registry.workers()) == 2 and len(world.registry.hosts()) == 2
+
+
+@pytest.mark.parametrize("host", ["gpu01\nINFO all is well", "a\x1b[2J", "b\u202e", "c\0"])
+def test_a_launcher_s_host_is_one_line_of_text(host: str) -> None:
+    body = json.dumps({"worker_id": "w1", "command": "true", "host": host}).encode()
+    with pytest.raises(UsageError, match="host: holds characters that cannot be printed"):
+        messages.read(protocol.Registration, body)
