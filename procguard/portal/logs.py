@@ -13,6 +13,7 @@ import itertools
 import os
 import re
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -21,9 +22,12 @@ import gevent.lock
 import gevent.threadpool
 
 from procguard.channels import LogGap
+from procguard.expression import Expression
 from procguard.portal import log_quota
 from procguard.portal.log_index import LogIndex, runs_of
 from procguard.portal.log_reader import (
+    MAX_SCAN_S,
+    NARROWER,
     LogLine,
     ScanBudget,
     StreamFile,
@@ -306,21 +310,26 @@ class LogStore:
         attempt: int | None = None,
         stream: str | None = None,
         since: float | None = None,
-        regex: str | None = None,
+        expression: Expression | None = None,
         keep_partial: bool = False,
     ) -> list[LogLine]:
         """The last `lines` lines that fit, oldest first, across attempts. Safe in a worker thread.
 
-        `keep_partial`: also lines without an end that don't match `regex` (yet). Raises ValueError for a regular
-        expression that can't be used.
+        `keep_partial`: also lines without an end that don't match `expression` (yet). With an expression it ends after
+        MAX_SCAN_S with a line that says so.
         """
-        wanted = line_filter(regex) if regex else None
+        wanted = line_filter(expression) if expression is not None else None
+        until = time.monotonic() + MAX_SCAN_S
         found: list[LogLine] = []
         for line in self._newest_first(worker_id, attempt, stream):
             if len(found) >= lines or (since is not None and line.at < since):
                 break
             if wanted is None or wanted(line) or (keep_partial and line.partial):
                 found.append(line)
+            if wanted is not None and time.monotonic() > until:
+                text = f"[procguard: stopped looking here after {MAX_SCAN_S:g} s; {NARROWER}]"
+                found.append(LogLine(line.attempt, line.stream, line.offset, line.at, text, line.offset, marker=True))
+                break
         return found[::-1]
 
     def read_tail(self, *query: Any) -> list[LogLine]:
