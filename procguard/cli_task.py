@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from invoke import Context, task
 
 from procguard.errors import ProcGuardError
+from procguard.terminal import cleaned, install, say_block
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -22,6 +23,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 def begin() -> None:
     """What a command's process does first. Python would look for garbage again and again while it imports, and at its
     end once more among all that was imported: a fifth of the time that a short command takes."""
+    install()
     gc.set_threshold(20_000, 20, 20)
     atexit.register(gc.freeze)
 
@@ -41,12 +43,13 @@ def operator_task(positional: tuple[str, ...] = (), **options: Any) -> Callable[
                 given[name] for name in positional if re.match("-.", str(given.get(name, "")))
             ]  # - alone is stdout
             if dashed:
-                print(help_text(function, positional))
+                say_block(help_text(function, positional))
                 raise SystemExit(0 if dashed[0] in ("-h", "--help") else 1)
             try:
-                function(context, *args, **kwargs)
+                with cleaned():
+                    function(context, *args, **kwargs)
             except ProcGuardError as exc:
-                print(f"procguard: {exc}", file=sys.stderr)
+                say_block(f"procguard: {exc}", err=True)
                 raise SystemExit(exc.exit_code) from exc
             except BrokenPipeError:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `| head` has seen enough

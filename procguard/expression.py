@@ -52,7 +52,9 @@ def read(text: str, ignore_case: bool = False, name: str = "regex", max_chars: i
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as exc:
-        raise _refusal(f"{name}: character {exc.start + 1} is half a surrogate pair", "write the whole character") from exc
+        raise _refusal(
+            f"{name}: character {exc.start + 1} is half a surrogate pair", "write the whole character"
+        ) from exc
     compiled, error = _compile(text, ignore_case)
     try:
         for_hosts = _Translation(text, ignore_case).result()

@@ -6,7 +6,8 @@ what it has said by then counts. The manager has checked the expression and rewr
 It takes what CPU and disk others leave over, little memory, and is the first to go when memory is short.
 
 In: one JSON object (see `main`). Out: JSON lines, each a match [worker, attempt, stream, offset, at, text, begin, end]
-or {"bytes": n, "found": n} every now and then, and at last {"bytes", "found", "skipped", "done": true} or {"error": "…"}.
+or {"bytes": n, "found": n} every now and then, and at last {"bytes", "found", "skipped", "done": true} or
+{"error": "…"}.
 """
 
 from __future__ import annotations

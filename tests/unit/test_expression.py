@@ -62,7 +62,12 @@ def test_what_the_two_do_not_mean_alike_is_refused_with_what_where_and_what_inst
     with pytest.raises(UsageError) as refused:
         expression.read(pattern)
     said = str(refused.value)
-    assert construct in said and f"at character {at} " in said and refused.value.next_step and refused.value.code == "bad_expression"
+    assert (
+        construct in said
+        and f"at character {at} " in said
+        and refused.value.next_step
+        and refused.value.code == "bad_expression"
+    )
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,10 @@ def test_names_that_people_have_are_taken(hostname: str, user: str) -> None:
     Target("gpu01", hostname=hostname, user=user).check_names()
 
 
-@pytest.mark.parametrize("text", [one for one in HOSTILE if one not in ("%h",)] + [RUNS, "a\u202eb", "a\x1b[2J", "-J", "", "a|b", "a&b", "x" * 300])
+@pytest.mark.parametrize(
+    "text",
+    [one for one in HOSTILE if one not in ("%h",)] + [RUNS, "a\u202eb", "a\x1b[2J", "-J", "", "a|b", "a&b", "x" * 300],
+)
 def test_other_names_are_refused_in_one_line_without_what_steers_a_terminal(text: str) -> None:
     for target in (Target("gpu01", hostname=text or " "), Target("gpu01", user=text or " ")):
         with pytest.raises(HostError) as refused:

@@ -6,7 +6,6 @@ import http.client
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -100,7 +99,11 @@ def test_one_caller_leaves_room_for_the_others(server: RunningServer) -> None:
     try:
         for _ in range(17):
             connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
-            connection.request("GET", f"{LOGS}?follow=1&tail=0&attempt=9&regex=x", headers={"Host": f"localhost:{server.port}", **viewer})
+            connection.request(
+                "GET",
+                f"{LOGS}?follow=1&tail=0&attempt=9&regex=x",
+                headers={"Host": f"localhost:{server.port}", **viewer},
+            )
             follows.append((connection, connection.getresponse()))
         assert [answer.status for _, answer in follows] == [200] * 16 + [429]
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
