@@ -40,8 +40,8 @@ class Expression:
         self._search = compiled.search
 
     def found_in(self, text: str) -> bool:
-        """Whether it matches somewhere in `text` (its first MAX_MATCHED_CHARS). Linear, but never free: not to be called
-        for many lines on the event loop."""
+        """Whether it matches in `text` (its first MAX_MATCHED_CHARS). Linear, but never free: not for many lines on the
+        event loop."""
         return self._search(text[:MAX_MATCHED_CHARS].encode("utf-8", "replace")) is not None
 
 
@@ -321,7 +321,8 @@ class _Translation:
         foreign = {
             "Z": "write \\z or $", "B": "write what may stand there, e.g. \\w", "C": "write . for any character",
             "G": "leave it out", "K": "leave it out", "X": "write . for any character", "R": "write \\r or \\n",
-            "u": "write \\x{…}", "U": "write \\x{…}", "N": "write \\x{…}", "h": "write [ \\t]", "E": "write \\Q before it",
+            "u": "write \\x{…}", "U": "write \\x{…}", "N": "write \\x{…}", "h": "write [ \\t]",
+            "E": "write \\Q before it",
         }  # fmt: skip
         if one in foreign:
             raise _NotInDialect(f"\\{one}", at, foreign[one])

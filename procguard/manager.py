@@ -310,7 +310,8 @@ class PrivateLog(logging.handlers.RotatingFileHandler):
                 os.chmod(f"{self.baseFilename}.{number}", 0o600)
 
     def _open(self) -> Any:
-        file = open(self.baseFilename, self.mode, encoding=self.encoding, errors=self.errors, opener=daemon.private)
+        name, mode = self.baseFilename, self.mode
+        file = open(name, mode, encoding=self.encoding, errors=self.errors, opener=daemon.private)  # noqa: SIM115
         os.fchmod(file.fileno(), 0o600)
         return file
 

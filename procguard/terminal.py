@@ -15,8 +15,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any, TextIO, cast
 
-# Controls (C0, DEL, C1), what reorders or hides text (bidi, zero width, tags), line separators, lone surrogates. Not here:
-# tab and newline, which `clean` leaves and `line` does not.
+# Controls (C0, DEL, C1), what reorders or hides text (bidi, zero width, tags), line separators, lone surrogates.
+# Not tab and newline: `clean` leaves them, `line` does not.
 _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e"
     "\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
@@ -37,19 +37,23 @@ def line(text: object) -> str:
 
 def say(text: object = "", *, err: bool = False) -> None:
     """Print one line."""
-    print(line(text), file=sys.stderr if err else sys.stdout, flush=err)
+    _print(line(text), err)
 
 
 def say_block(text: str, *, err: bool = False) -> None:
     """Print several lines. All but the first are indented: none of them looks like the first of another message."""
     first, *rest = clean(text).split("\n")
     lines = [first, *(one if one[:1] in ("", " ") else f"  {one}" for one in rest)]
-    print("\n".join(lines), file=sys.stderr if err else sys.stdout, flush=err)
+    _print("\n".join(lines), err)
 
 
 def say_json(value: Any, *, indent: int | None = 2) -> None:
-    """Print JSON for programs; a terminal can't be steered by it either. `indent=None`: one line, of a stream of them."""
-    print(json_escaped(json.dumps(value, indent=indent, ensure_ascii=indent is not None)), flush=indent is None)
+    """Print JSON for programs; a terminal can't be steered by it either. `indent=None`: one line of a stream."""
+    _print(json_escaped(json.dumps(value, indent=indent, ensure_ascii=indent is not None)), flush=indent is None)
+
+
+def _print(text: str, err: bool = False, flush: bool = False) -> None:
+    print(text, file=sys.stderr if err else sys.stdout, flush=flush)
 
 
 def json_escaped(text: str) -> str:
@@ -124,8 +128,8 @@ def raw(stream: TextIO) -> TextIO:
 
 # ------------------------------------------------------------------------------------------------ a worker's output
 
-# What a terminal reads as a unit: SGR (colours), other CSI, strings up to their end (OSC, DCS and their like), ESC and one
-# character.
+# What a terminal reads as a unit: SGR (colours), other CSI, strings up to their end (OSC, DCS and their like), ESC and
+# one character.
 _SEQUENCE = re.compile(
     r"\x1b\[(?P<sgr>[0-9;:]*)m|\x1b\[[0-?]*[ -/]*[@-~]"
     r"|\x1b[\]PX^_][^\x07\x1b\x9c]{0,4096}(?:\x07|\x1b\\|\x9c)|\x1b[ -/]*[0-Z\\^_`-~]"

@@ -162,8 +162,8 @@ def _gateway(
 
 
 def _filled(command: str, target: Target, connection: StrictConnection) -> str:
-    """A ProxyCommand of the inventory with its %h, %p, %r and %n. Each is a name (`check_names`), for it may stand inside
-    quotes; outside of them it is one word. Raises HostUnreachable where %n is wanted and the host's name is none."""
+    """A ProxyCommand of the inventory with its %h, %p, %r and %n. Each is a name (`check_names`), for it may stand
+    inside quotes. Raises HostUnreachable where %n is wanted and the host's name is none."""
     if "%n" in command and not HOST_NAME.fullmatch(target.host):
         raise bad_name(target.host, "host's name", target.host, "its name in the inventory, or leave %n out")
     values = {"%h": connection.host, "%p": str(connection.port), "%r": connection.user, "%n": target.host}

@@ -252,7 +252,7 @@ def newest_first(files: list[StreamFile], budget: ScanBudget) -> Iterator[LogLin
 
 
 def line_filter(wanted: Expression) -> Callable[[LogLine], bool]:
-    """A predicate for `regex=`: it sees a line as hosts do when they search (remote_agent/grep.py), without its colours."""
+    """A predicate for `regex=`. It sees a line without its colours, as remote_agent/grep.py does on a host."""
     found_in, without_colours = wanted.found_in, COLOURS.sub
 
     def matches(line: LogLine) -> bool:

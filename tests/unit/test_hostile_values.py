@@ -129,8 +129,8 @@ def test_a_host_s_names_run_no_code_here(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(
     ("hostname", "user"),
-    [("10.0.0.7", "ml"), ("gpu-01.example.org", "svc$"), ("fe80::1%eth0", "first.last"), ("::1", "DOMAIN\\me"), ("büro", "me@realm"),
-     ("gpu_1", "me%host%22"), ("", "")],
+    [("10.0.0.7", "ml"), ("gpu-01.example.org", "svc$"), ("fe80::1%eth0", "first.last"), ("::1", "DOMAIN\\me"),
+     ("büro", "me@realm"), ("gpu_1", "me%host%22"), ("", "")],
 )  # fmt: skip
 def test_names_that_people_have_are_taken(hostname: str, user: str) -> None:
     Target("gpu01", hostname=hostname, user=user).check_names()

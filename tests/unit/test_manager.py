@@ -91,9 +91,9 @@ def test_nobody_else_can_read_what_a_manager_writes_whatever_the_umask_is(tmp_pa
     words = [word for one in settings for word in ("--set", one)]
     before = os.umask(0)
     try:
-        out = open(own / "out.txt", "wb")
         command = [sys.executable, "-m", "procguard.main", "--host", "127.0.0.1", "--port", "0", *words]
-        process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out)
+        with open(own / "out.txt", "wb") as out:
+            process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out)
     finally:
         os.umask(before)
     try:
@@ -117,7 +117,6 @@ def test_nobody_else_can_read_what_a_manager_writes_whatever_the_umask_is(tmp_pa
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)
-        out.close()
     public = ("ca.pem", "server.pem")  # certificates, in a folder that is private
     found = {path: stat.S_IMODE(path.stat().st_mode) for path in (own / "data").rglob("*")}
     assert len(found) > 10

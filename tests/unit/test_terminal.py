@@ -148,7 +148,8 @@ class HostileManager(FakeManager):
     def _search() -> str:
         line = {"at": 3.0, "worker_id": HOSTILE, "text": HOSTILE, "host": HOSTILE}
         host = {"t": "host", "status": HOSTILE, "host": HOSTILE, "reason": HOSTILE, "lines": [line]}
-        end = {"t": "end", "found": 1, "hosts_answered": 0, "hosts_asked": 1, "workers": 1, "bytes": 1, "elapsed_s": 1.0}
+        numbers = ("found", "hosts_answered", "hosts_asked", "workers", "bytes", "elapsed_s")
+        end = {"t": "end", **dict.fromkeys(numbers, 1)}
         return "".join(json.dumps(one) + "\n" for one in ({"t": "begin"}, host, end))
 
 
@@ -160,16 +161,18 @@ def manager(monkeypatch: pytest.MonkeyPatch) -> Iterator[HostileManager]:
 
 
 COMMANDS = [
-    "status", "status --json", "hosts", "hosts --json", "groups", "groups --json", "agents", "agents --json", "agents --skew",
-    "token", "token --json", "token.create --name x", "token.revoke t-1", "audit", "audit --json", "events", "events --json",
-    "events --json --limit 2", "search x", "search x --json", "explain w1", "explain w1 --json", "explain w1 --lang zh",
+    "status", "status --json", "hosts", "hosts --json", "groups", "groups --json", "agents", "agents --json",
+    "agents --skew", "token", "token --json", "token.create --name x", "token.revoke t-1", "audit", "audit --json", "events",
+    "events --json",     "events --json --limit 2", "search x", "search x --json", "explain w1", "explain w1 --json", "explain w1 --lang zh",
     "notify", "notify --json", "notify.test", "operations", "operations --json", "operations.show o-1",
     "operations.show o-1 --json", "operations.cancel o-1", "operations.retry o-1", "operations.retry o-1 --json",
-    "operations.retry o-1 --no-wait", "start w1", "start w1 --json", "stop w* --yes", "restart w* --json --yes", "kill w* --yes",
-    "logs w1", "logs w1 --follow", "approve w1", "deny w1", "agents.revoke gpu01", "cordon gpu01", "uncordon gpu01", "move w1 gpu02",
+    "operations.retry o-1 --no-wait", "start w1", "start w1 --json", "stop w* --yes", "restart w* --json --yes",
+    "kill w* --yes",     "logs w1", "logs w1 --follow", "approve w1", "deny w1", "agents.revoke gpu01", "cordon gpu01", "uncordon gpu01",
+    "move w1 gpu02",
 ]  # fmt: skip
 SAY_NOTHING_OF_IT = (
-    "approve", "deny", "agents.revoke", "token.revoke", "cordon", "uncordon", "move", "start w1", "operations.cancel", "agents --skew",
+    "approve", "deny", "agents.revoke", "token.revoke", "cordon", "uncordon", "move", "start w1", "operations.cancel",
+    "agents --skew",
 )  # fmt: skip
 
 
@@ -216,10 +219,12 @@ def test_the_logs_keep_their_colours_on_a_terminal_and_their_bytes_in_a_pipe(
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
 def test_a_log_s_colours_are_the_same_however_it_arrives(size: int) -> None:
-    data = f"a\x1b[1;31mb\x1b[0m\x1b]0;t\x07c\x1b[5md\x1b[48;2;1;2;3me\n损{HOSTILE}\x1b[2Kf\rg\x1bMh\x1b".encode("utf-8", "replace")
+    text = f"a\x1b[1;31mb\x1b[0m\x1b]0;t\x07c\x1b[5md\x1b[48;2;1;2;3me\n损{HOSTILE}\x1b[2Kf\rg\x1bMh\x1b"
+    data = text.encode("utf-8", "replace")
     whole = terminal.Colours().feed(data, final=True)
     parts = terminal.Colours()
-    assert "".join(parts.feed(data[at : at + size]) for at in range(0, len(data), size)) + parts.feed(b"", True) == whole
+    fed = "".join(parts.feed(data[at : at + size]) for at in range(0, len(data), size))
+    assert fed + parts.feed(b"", True) == whole
     assert whole.startswith("a\x1b[1;31mb\x1b[0mcd\x1b[48;2;1;2;3me\x1b[0m\n损") and "\x1b[8" not in whole
     assert not terminal._UNSAFE.search(re.sub(r"\x1b\[[0-9;]*m|\r", "", whole))
 
@@ -279,15 +284,20 @@ class RudeServer:
 EVIL = HOSTILE.encode("utf-8", "replace").replace(b"\r\n", b" ")
 
 
-@pytest.mark.parametrize("banner", [EVIL + b"\r\n", b"SSH-1.0-" + EVIL + b"\r\n", b"SSH-2.0-x" + EVIL + b"\r\n" + EVIL * 20])
-@pytest.mark.parametrize("command", ["trust --hosts {0} --yes", "doctor gpu01 --hosts {0}", "fetch {0} /x", "deploy --hosts {0}"])
+BANNERS = [EVIL + b"\r\n", b"SSH-1.0-" + EVIL + b"\r\n", b"SSH-2.0-x" + EVIL + b"\r\n" + EVIL * 20]
+OVER_SSH = ["trust --hosts {0} --yes", "doctor gpu01 --hosts {0}", "fetch {0} /x", "deploy --hosts {0}"]
+
+
+@pytest.mark.parametrize("banner", BANNERS)
+@pytest.mark.parametrize("command", OVER_SSH)
 def test_no_ssh_server_steers_the_terminal_before_its_key_is_known(
     manager: HostileManager, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, banner: bytes, command: str
 ) -> None:
     monkeypatch.setattr("procguard.deploy.ssh.CONNECT_ATTEMPTS", 1)
     server = RudeServer(banner)
     inventory = tmp_path / "hosts.yaml"
-    inventory.write_text(json.dumps({"all": {"hosts": {"gpu01": {"ansible_host": "127.0.0.1", "ansible_port": server.port}}}}))
+    host = {"ansible_host": "127.0.0.1", "ansible_port": server.port}
+    inventory.write_text(json.dumps({"all": {"hosts": {"gpu01": host}}}))
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("PROCGUARD_MANAGER_URL", manager.url)
@@ -301,7 +311,8 @@ def test_no_ssh_server_steers_the_terminal_before_its_key_is_known(
 def test_an_inventory_s_own_texts_do_not_steer_it_either(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     inventory = tmp_path / "hosts.yaml"
     text = HOSTILE.replace("\ud800", "")
-    inventory.write_text(json.dumps({"all": {"hosts": {"a" + text: {"ansible_host": text, "procguard_x": text, "ansible_port": text}}}}))
+    host = {"ansible_host": text, "procguard_x": text, "ansible_port": text}
+    inventory.write_text(json.dumps({"all": {"hosts": {"a" + text: host}}}))
     check(shown(lambda: cli.main(["procguard", "deploy", "--hosts", str(inventory)]), monkeypatch), evil=False)
 
 
