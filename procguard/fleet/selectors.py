@@ -96,7 +96,8 @@ def parse(text: str) -> Selector:
         globs += len(one.globs)
         fields.add(one.name)
         if len(fields) > MAX_FIELDS:
-            raise UsageError(f"the selector names more than {MAX_FIELDS} fields and labels", EXAMPLE, code="bad_selector")
+            what = f"the selector names more than {MAX_FIELDS} fields and labels"
+            raise UsageError(what, EXAMPLE, code="bad_selector")
     return Selector(text, conditions)
 
 

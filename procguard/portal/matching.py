@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import TypeVar
 
 import gevent.threadpool
 
@@ -21,16 +21,15 @@ from procguard.portal.log_reader import LogLine, line_filter
 
 MAX_SCANS, MAX_SCANS_OF_ONE = 4, 2
 MAX_FOLLOWS, MAX_FOLLOWS_OF_ONE = 64, 16
-SCAN_THREADS = FOLLOW_THREADS = 2
-SLICE_S = 0.1  # of a thread, before the next follower has its turn
+SLICE_S = 0.1  # of the thread, before the next follower has its turn
 T = TypeVar("T")
 
 
 class Matching:
     def __init__(self) -> None:
         self._reading = gevent.threadpool.ThreadPool(1)
-        self._scanning = gevent.threadpool.ThreadPool(SCAN_THREADS)
-        self._following = gevent.threadpool.ThreadPool(FOLLOW_THREADS)
+        self._scanning = gevent.threadpool.ThreadPool(1)
+        self._following = gevent.threadpool.ThreadPool(1)
         self._scans: Counter[str] = Counter()  # by caller
         self._follows: Counter[str] = Counter()
 
@@ -41,11 +40,14 @@ class Matching:
             raise found
         return found
 
-    def scan(self, caller: str, work: Callable[..., T], *arguments: Any) -> T:
-        """Run what looks through stored logs. Raises LimitExceeded where that many are under way."""
+    def scan(self, caller: str, steps: Generator[None, None, T]) -> T:
+        """Run what looks through stored logs, by turns with others. Raises LimitExceeded for one too many."""
         with _share(self._scans, caller, MAX_SCANS, MAX_SCANS_OF_ONE, "searches with regex= are under way"):
-            result: T = self._scanning.apply(work, arguments)
-        return result
+            while True:
+                done, result = self._scanning.apply(_step, (steps,))
+                if done:
+                    found: T = result
+                    return found
 
     def follow(self, caller: str) -> contextlib.AbstractContextManager[None]:
         """As long as a log is followed with an expression. Raises LimitExceeded."""
@@ -59,6 +61,14 @@ class Matching:
             begin, more = self._following.apply(_slice, (wanted, lines, begin))
             found += more
         return found
+
+
+def _step(steps: Generator[None, None, T]) -> tuple[bool, T | None]:
+    try:
+        next(steps)
+    except StopIteration as end:
+        return True, end.value
+    return False, None
 
 
 def _read(text: str, ignore_case: bool) -> Expression | UsageError:

@@ -162,13 +162,13 @@ def manager(monkeypatch: pytest.MonkeyPatch) -> Iterator[HostileManager]:
 
 COMMANDS = [
     "status", "status --json", "hosts", "hosts --json", "groups", "groups --json", "agents", "agents --json",
-    "agents --skew", "token", "token --json", "token.create --name x", "token.revoke t-1", "audit", "audit --json", "events",
-    "events --json",     "events --json --limit 2", "search x", "search x --json", "explain w1", "explain w1 --json", "explain w1 --lang zh",
-    "notify", "notify --json", "notify.test", "operations", "operations --json", "operations.show o-1",
-    "operations.show o-1 --json", "operations.cancel o-1", "operations.retry o-1", "operations.retry o-1 --json",
-    "operations.retry o-1 --no-wait", "start w1", "start w1 --json", "stop w* --yes", "restart w* --json --yes",
-    "kill w* --yes",     "logs w1", "logs w1 --follow", "approve w1", "deny w1", "agents.revoke gpu01", "cordon gpu01", "uncordon gpu01",
-    "move w1 gpu02",
+    "agents --skew", "token", "token --json", "token.create --name x", "token.revoke t-1", "audit", "audit --json",
+    "events", "events --json", "events --json --limit 2", "search x", "search x --json", "explain w1",
+    "explain w1 --json", "explain w1 --lang zh", "notify", "notify --json", "notify.test", "operations",
+    "operations --json", "operations.show o-1", "operations.show o-1 --json", "operations.cancel o-1",
+    "operations.retry o-1", "operations.retry o-1 --json", "operations.retry o-1 --no-wait", "start w1",
+    "start w1 --json", "stop w* --yes", "restart w* --json --yes", "kill w* --yes", "logs w1", "logs w1 --follow",
+    "approve w1", "deny w1", "agents.revoke gpu01", "cordon gpu01", "uncordon gpu01", "move w1 gpu02",
 ]  # fmt: skip
 SAY_NOTHING_OF_IT = (
     "approve", "deny", "agents.revoke", "token.revoke", "cordon", "uncordon", "move", "start w1", "operations.cancel",
