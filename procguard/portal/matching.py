@@ -10,7 +10,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import gevent.threadpool
 
@@ -63,7 +63,7 @@ class Matching:
         return found
 
 
-def _step(steps: Generator[None, None, T]) -> tuple[bool, T | None]:
+def _step(steps: Generator[None, None, Any]) -> tuple[bool, Any]:
     try:
         next(steps)
     except StopIteration as end:
