@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.status import Status
 from rich.text import Text
 
-from procguard import tables, terminal
+from procguard import tables
 from procguard.deploy.credentials import ask_on_terminal
 from procguard.deploy.rollout import HostResult
 from procguard.errors import PartlyFailed
@@ -57,7 +57,7 @@ class Progress:
             if self._status is not None:
                 self._status.stop()
             try:
-                return ask_on_terminal(terminal.line(question))
+                return ask_on_terminal(question)
             finally:
                 if self._status is not None:
                     self._status.start()
