@@ -7,7 +7,6 @@ machine), PROCGUARD_TOKEN is for anywhere but the manager's own machine.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from datetime import datetime, timezone
@@ -26,9 +25,11 @@ from procguard import (
     cli_state,
     cli_task,
     client,
+    terminal,
 )
 from procguard.cli_task import operator_task
 from procguard.fleet import selectors
+from procguard.terminal import say_json
 
 # ---------------------------------------------------------------------------------------------------- looking
 
@@ -42,7 +43,7 @@ def status(_context: Context, select: str = "", json_: bool = False) -> None:
         names = set(selectors.select(select, views))
         views = [view for view in views if view["worker_id"] in names]
     if json_:
-        print(json.dumps({"workers": views, "hosts": answer["hosts"]}, indent=2))
+        say_json({"workers": views, "hosts": answer["hosts"]})
         return
     from procguard import tables
 
@@ -56,7 +57,7 @@ def hosts(_context: Context, json_: bool = False) -> None:
     from procguard import tables
 
     views = client.from_environment().hosts()["hosts"]
-    print(json.dumps(views, indent=2)) if json_ else _print(tables.hosts(views, _now()))
+    say_json(views) if json_ else _print(tables.hosts(views, _now()))
 
 
 @operator_task(
@@ -68,7 +69,8 @@ def hosts(_context: Context, json_: bool = False) -> None:
         "attempt": "only this start of the worker",
         "stream": "out or err (where stderr is kept apart)",
         "since": "only lines since then: 10m, 2h, or an ISO time",
-        "regex": "only lines that match",
+        "regex": "only lines that match (RE2's dialect: docs/protocol.md)",
+        "raw": "also to a terminal as the worker wrote it; else only its colours reach one",
     },
 )
 def logs(
@@ -80,17 +82,29 @@ def logs(
     stream: str = "",
     since: str = "",
     regex: str = "",
+    raw: bool = False,
 ) -> None:
-    """The log of a worker, over all its attempts. Example: invoke logs worker1 -f"""
+    """The log of a worker, over all its attempts. Example: invoke logs worker1 -f
+
+    A terminal is shown the text and its colours, nothing else that steers it; a file or a pipe gets what was written.
+    """
     query = {"tail": tail, "attempt": attempt or None, "stream": stream, "since": since, "regex": regex}
     manager = client.from_environment()
-    if not follow:
-        text = manager.logs(worker, **query)
-        sys.stdout.write(text if not text or text.endswith("\n") else text + "\n")
+    out = terminal.raw(sys.stdout)
+    pieces = manager.follow_logs(worker, **query) if follow else manager.log_pieces(worker, **query)
+    if raw or not out.isatty():
+        for piece in pieces:
+            out.buffer.write(piece)
+            out.buffer.flush()
         return
-    for piece in manager.follow_logs(worker, **query):
-        sys.stdout.buffer.write(piece)
-        sys.stdout.buffer.flush()
+    colours = terminal.Colours()
+    try:
+        for piece in pieces:
+            out.write(colours.feed(piece))
+            out.flush()
+    finally:
+        out.write(colours.feed(b"", final=True))
+        out.flush()
 
 
 # --------------------------------------------------------------------------------------------------- the manager

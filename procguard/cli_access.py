@@ -5,10 +5,8 @@ Registered by cli.py, which says what all tasks have in common.
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import sys
 from datetime import datetime, timezone
 from typing import Any
 
@@ -18,6 +16,7 @@ from procguard import client
 from procguard.cli_task import operator_task
 from procguard.errors import UsageError
 from procguard.fleet.tokens import AGENT_SCOPE, SCOPES, SCOPES_SHOWN
+from procguard.terminal import say, say_json
 
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 7 * 86_400.0}
 _AGENT_HELP = {"agent": "its id, as `invoke agents` shows it; of a launcher its worker's id does"}
@@ -45,7 +44,7 @@ def agents_list(_context: Context, skew: bool = False, json_: bool = False) -> N
     if skew:
         views = [view for view in views if view["skew"] == "other"]
     if json_:
-        print(json.dumps(views, indent=2))
+        say_json(views)
         return
     _print(tables.agents(views, datetime.now(timezone.utc)))
     _print(tables.releases(answer["agents"], releases, str(answer.get("version") or "")))
@@ -55,14 +54,14 @@ def agents_list(_context: Context, skew: bool = False, json_: bool = False) -> N
 def approve(_context: Context, agent: str, fingerprint: str = "") -> None:
     """Let a hand-started launcher in; compare its fingerprint first. Example: invoke approve launcher:worker1"""
     client.from_environment().decide(_launcher_id(agent), "approve", fingerprint)
-    print(f"{_launcher_id(agent)}: approved")
+    say(f"{_launcher_id(agent)}: approved")
 
 
 @operator_task(("agent",), help={**_AGENT_HELP, **_FINGERPRINT})
 def deny(_context: Context, agent: str, fingerprint: str = "") -> None:
     """Send a hand-started launcher away. Example: invoke deny launcher:worker1"""
     client.from_environment().decide(_launcher_id(agent), "deny", fingerprint)
-    print(f"{_launcher_id(agent)}: denied")
+    say(f"{_launcher_id(agent)}: denied")
 
 
 @operator_task(("agent",), name="revoke", help={"agent": "its id, as `invoke agents` shows it"})
@@ -74,7 +73,7 @@ def agents_revoke(_context: Context, agent: str) -> None:
     client.from_environment().revoke_agent(agent)
     launcher = agent.startswith("launcher:")
     then = f"invoke approve {agent}" if launcher else f"invoke deploy --hosts … --limit {agent}"
-    print(f"{agent}: its secret is good for nothing any more; its workers run on. A new one: {then}")
+    say(f"{agent}: its secret is good for nothing any more; its workers run on. A new one: {then}")
 
 
 def _launcher_id(text: str) -> str:
@@ -95,7 +94,7 @@ def token_list(_context: Context, json_: bool = False) -> None:
     from procguard import tables
 
     views = client.from_environment().tokens()
-    print(json.dumps(views, indent=2)) if json_ else _print(tables.tokens(views, datetime.now(timezone.utc)))
+    say_json(views) if json_ else _print(tables.tokens(views, datetime.now(timezone.utc)))
 
 
 @operator_task(
@@ -113,16 +112,16 @@ def token_create(_context: Context, name: str = "", scope: str = "operator", exp
         raise UsageError(f"--scope {scope} is not known", f"one of: {SCOPES_SHOWN}")
     life_s = seconds_of(expires) if expires else None
     answer = client.from_environment().create_token(scope, name or os.environ.get("USER", "operator"), life_s, uses)
-    print(answer["token"])
+    say(answer["token"])
     until = f", until {answer['expires_at']}" if answer.get("expires_at") else ""
-    print(f"shown once, {scope}{until}; use it as PROCGUARD_TOKEN or `Authorization: Bearer …`", file=sys.stderr)
+    say(f"shown once, {scope}{until}; use it as PROCGUARD_TOKEN or `Authorization: Bearer …`", err=True)
 
 
 @operator_task(("token_id",), name="revoke", help={"token_id": "as `invoke token` shows it"})
 def token_revoke(_context: Context, token_id: str) -> None:
     """End a token. Example: invoke token.revoke t-3f2a"""
     client.from_environment().revoke_token(token_id)
-    print(f"{token_id}: revoked")
+    say(f"{token_id}: revoked")
 
 
 def tokens() -> Collection:
@@ -167,10 +166,10 @@ def audit(
     query = {"actor": actor, "worker": worker, "kind": kind, "since": since, "until": until, "q": text}
     for one in client.from_environment().audit(**query, limit=limit):
         if json_:
-            print(json.dumps(one, ensure_ascii=False))
+            say_json(one, indent=None)
         else:
             who = one["actor"] or "somebody"
-            print(f"{one['at']} {one['kind']:7} {one['status']} {who} from {one['address']}: {one['what']}")
+            say(f"{one['at']} {one['kind']:7} {one['status']} {who} from {one['address']}: {one['what']}")
 
 
 def _print(what: Any) -> None:

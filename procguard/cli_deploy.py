@@ -14,6 +14,7 @@ from invoke import Context
 from procguard import client
 from procguard.cli_task import operator_task
 from procguard.errors import PartlyFailed, UsageError
+from procguard.terminal import say, say_json
 
 if TYPE_CHECKING:
     from procguard.deploy.credentials import Credentials
@@ -211,7 +212,7 @@ def trust(
             raise UsageError("nothing was added", "compare the fingerprints, then: invoke trust … --yes")
         named = {host.name: host.target for host in chosen}
         for key in new:
-            out.print(f"added to {trust.add([key], named.get(key.host))}: {key.host} {key.fingerprint}", markup=False)
+            say(f"added to {trust.add([key], named.get(key.host))}: {key.host} {key.fingerprint}")
     if bad:
         raise PartlyFailed(f"{bad} of {len(chosen)} hosts showed no key that can be trusted", "the lines above say why")
 
@@ -285,7 +286,7 @@ def fetch(
     with show.Progress(out, len(chosen)) as progress:
         results = Fetcher(connector, progress, Path(to), _plan(forks, "", "").forks).fetch(chosen, wanted)
     if json_:
-        print(show.as_json(results))
+        say_json(show.as_json(results))
     else:
         show.fetched(out, results)
     failure = show.failure(results)
@@ -342,16 +343,17 @@ def _over_hosts(
     from procguard.deploy import show
     from procguard.deploy.connector import Connector
     from procguard.deploy.deployer import Deployer
+    from procguard.styled import styled
 
     out = show.console(stderr=as_json)
     for warning in dict.fromkeys(warning for host in hosts for warning in host.warnings):
-        out.print(f"note: {warning}", style="yellow", markup=False)
+        out.print(styled("[yellow]note: {}[/]", warning))
     progress = show.Progress(out, len(hosts))
     connector = Connector(_credentials(hosts, ask_pass, ask_become_pass, progress.ask))
     with progress:
         results = getattr(Deployer(client.from_environment(), connector, progress, options), action)(hosts)
     if as_json:
-        print(show.as_json(results))
+        say_json(show.as_json(results))
     else:
         show.recap(out, results, options.diff)
     failure = show.failure(results)

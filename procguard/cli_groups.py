@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from datetime import datetime, timezone
 
 from invoke import Context
 
 from procguard import client
 from procguard.cli_task import operator_task
+from procguard.terminal import say, say_json
 
 
 @operator_task(help={"json_": "as JSON, with every member"})
@@ -19,8 +19,8 @@ def groups(_context: Context, json_: bool = False) -> None:
 
     views = client.from_environment().groups()
     if json_:
-        print(json.dumps(views, indent=2))
+        say_json(views)
     elif not views:
-        print("no groups: a worker names its own with `group: NAME` (docs/groups.md)")
+        say("no groups: a worker names its own with `group: NAME` (docs/groups.md)")
     else:
         show.console().print(tables_groups.groups(views, datetime.now(timezone.utc)))

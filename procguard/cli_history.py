@@ -5,7 +5,7 @@ Registered by cli.py, which says what all tasks have in common.
 
 from __future__ import annotations
 
-import json
+import codecs
 import os
 import sys
 import time
@@ -17,6 +17,7 @@ from invoke import Context
 from procguard import client, words
 from procguard.cli_task import operator_task
 from procguard.errors import PartlyFailed, UsageError
+from procguard.terminal import json_escaped, say, say_json
 
 EVENTS_SHOWN = 50
 MOST_EVENTS_SHOWN = 10_000
@@ -58,16 +59,17 @@ def events(
     query: dict[str, Any] = {"worker": worker, "host": host, "kind": kind, "cause": cause, "actor": actor, "q": text}
     query |= {"since": since, "until": until}
     if json_ and not limit and not follow:
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
         for piece in manager.export_events(**query):
-            sys.stdout.buffer.write(piece)
-        sys.stdout.buffer.flush()
+            sys.stdout.write(json_escaped(decoder.decode(piece)))
+        sys.stdout.flush()
         return
     limit = limit or (MOST_EVENTS_SHOWN if since else EVENTS_SHOWN)
     while True:
         for event in manager.events(**query, limit=limit, after=after or None):
             after = max(after, int(event["seq"]))
             if json_:
-                print(json.dumps(event, ensure_ascii=False), flush=True)
+                say_json(event, indent=None)
             else:
                 _print(tables.event_line(event))
         if not follow:
@@ -78,7 +80,7 @@ def events(
 @operator_task(
     ("pattern",),
     help={
-        "pattern": "a regular expression, as Python's re reads it",
+        "pattern": "a regular expression, as RE2 reads it (docs/protocol.md)",
         "select": "only these workers: id, glob, or group=trainers,state=running",
         "text": "the pattern is a text, as it stands",
         "ignore_case": "upper and lower case are the same",
@@ -121,26 +123,21 @@ def search(
     newest = sorted(lines, key=lambda line: float(line["at"]))[-limit:]
     for line in newest:
         if json_:
-            print(json.dumps(line, ensure_ascii=False))
+            say_json(line, indent=None)
         else:
             moment = datetime.fromtimestamp(line["at"]).astimezone().strftime("%m-%d %H:%M:%S") if line["at"] else "?"
-            print(f"{moment} {line['worker_id']}: {_printable(line['text'])}")
+            say(f"{moment} {line['worker_id']}: {line['text']}")
     if not totals:
         raise PartlyFailed("the manager ended the search before all hosts had answered", "ask again")
-    print(
+    say(
         f"{len(newest)} of {totals['found']} matching lines, {totals['hosts_answered']} of {totals['hosts_asked']} "
         f"hosts, {totals['workers']} workers, {totals['bytes'] / 1e6:,.0f} MB in {totals['elapsed_s']:.1f} s",
-        file=sys.stderr,
+        err=True,
     )
     if silent:
         for part in silent:
-            print(f"{part['host']}: {part['status'].replace('_', ' ')}: {part['reason']}", file=sys.stderr)
+            say(f"{part['host']}: {part['status'].replace('_', ' ')}: {part['reason']}", err=True)
         raise PartlyFailed(f"{len(silent)} of {totals['hosts_asked']} hosts did not answer in full", "see above")
-
-
-def _printable(text: str) -> str:
-    """A line of a worker's output without what would steer this terminal."""
-    return "".join(one if one.isprintable() or one == "\t" else "\ufffd" for one in text)
 
 
 @operator_task(
@@ -152,17 +149,18 @@ def explain(_context: Context, worker: str, lang: str = "", json_: bool = False)
     language = _language(lang)
     said = client.from_environment().explain(worker, language)
     if json_:
-        print(json.dumps(said, indent=2, ensure_ascii=False))
+        say_json(said)
         return
-    print(said["headline"])
+    say(said["headline"])
     for sentence in said["sentences"]:
-        print(f"  {sentence['text']}")
+        say(f"  {sentence['text']}")
     for step in said["next_steps"]:
-        print(f"→ {step}")
+        say(f"→ {step}")
     text = words.Words(language)
-    print("\n" + text.say("timeline" if said["timeline"] else "timeline_none"))
+    say()
+    say(text.say("timeline" if said["timeline"] else "timeline_none"))
     for moment in said["timeline"]:
-        print(f"  {_local_time(moment['at'])}  {moment['text']}")
+        say(f"  {_local_time(moment['at'])}  {moment['text']}")
 
 
 @operator_task(name="list", default=True, help={"json_": "as JSON"})
@@ -170,14 +168,14 @@ def notify_list(_context: Context, json_: bool = False) -> None:
     """Where alerts go and how that fares. Example: invoke notify"""
     targets = client.from_environment().notifications()
     if json_:
-        print(json.dumps(targets, indent=2, ensure_ascii=False))
+        say_json(targets)
         return
     for one in targets:
         state = f"{one['sent']} sent, {one['queued']} waiting, {one['dropped']} dropped"
         error = f"; last error: {one['last_error']}" if one["last_error"] else ""
-        print(f"{one['name']}: {one['type']}, {one['address']}: {state}{error}")
+        say(f"{one['name']}: {one['type']}, {one['address']}: {state}{error}")
     if not targets:
-        print("no notifications are configured: docs/notifications.md shows how", file=sys.stderr)
+        say("no notifications are configured: docs/notifications.md shows how", err=True)
 
 
 @operator_task(name="test", help={"name": "one target's name, or all"})
@@ -188,7 +186,7 @@ def notify_test(_context: Context, name: str = "all") -> None:
     """
     results = client.from_environment().test_notifications("" if name == "all" else name)
     for one in results:
-        print(f"{one['name']}: {'ok' if one['ok'] else 'failed'} ({one['answer']}, {one['took_s']:.1f} s)")
+        say(f"{one['name']}: {'ok' if one['ok'] else 'failed'} ({one['answer']}, {one['took_s']:.1f} s)")
     failed = [one for one in results if not one["ok"]]
     if failed:
         raise PartlyFailed(f"{len(failed)} of {len(results)} targets did not take the test message", "see above")
@@ -201,7 +199,10 @@ def _language(wish: str) -> str:
 
 
 def _local_time(moment: str) -> str:
-    return datetime.fromisoformat(moment).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    try:
+        return datetime.fromisoformat(moment).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    except (ValueError, OverflowError):
+        return moment
 
 
 def _print(what: Any) -> None:

@@ -7,7 +7,6 @@ followed, and its failures are told by cause. The rules are the manager's (fleet
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 import time
@@ -20,6 +19,7 @@ from procguard import client
 from procguard.cli_task import operator_task
 from procguard.errors import NotFound, PartlyFailed, UsageError
 from procguard.fleet import selectors
+from procguard.terminal import say, say_json
 
 CONFIRM_ABOVE = 20  # stop or kill of more workers than this asks for the number
 LIVE = ("running", "cancelling", "halting")
@@ -114,7 +114,7 @@ def _act(verb: str, target: str, options: dict[str, Any], yes: bool, no_wait: bo
         raise NotFound(f"no worker matches {target}", "list them: invoke status")
     _say_preview(preview, as_json)
     if not preview["acts"]:
-        print(json.dumps(preview, indent=2)) if as_json else print("nothing to do")
+        say_json(preview) if as_json else say("nothing to do")
         return
     if verb in ("stop", "kill") and preview["acts"] > CONFIRM_ABOVE and not yes:
         _confirm(verb, target, preview["acts"])
@@ -126,7 +126,7 @@ def _one(manager: client.ManagerClient, verb: str, worker_id: str, reason: str, 
         answer = manager.command(worker_id, verb, reason)
     except NotFound as exc:
         raise NotFound(f"no worker matches {worker_id}", "list them: invoke status", code=exc.code) from exc
-    print(json.dumps(answer, indent=2) if as_json else f"{worker_id}: {verb} accepted")
+    say_json(answer) if as_json else say(f"{worker_id}: {verb} accepted")
 
 
 def _confirm(verb: str, target: str, number: int) -> None:
@@ -150,7 +150,7 @@ def _follow(manager: client.ManagerClient, view: dict[str, Any], no_wait: bool, 
     operation_id, out = view["operation_id"], show.console(stderr=as_json)
     if no_wait:
         look = f"{operation_id}: begun; look: invoke operations.show {operation_id}"
-        print(json.dumps(view, indent=2) if as_json else look)
+        say_json(view) if as_json else say(look)
         return
     status = out.status("") if out.is_terminal else None
     try:
@@ -164,13 +164,13 @@ def _follow(manager: client.ManagerClient, view: dict[str, Any], no_wait: bool, 
     except KeyboardInterrupt:
         if status:
             status.stop()
-        print(f"{operation_id} goes on; to end it: invoke operations.cancel {operation_id}", file=sys.stderr)
+        say(f"{operation_id} goes on; to end it: invoke operations.cancel {operation_id}", err=True)
         raise
     finally:
         if status:
             status.stop()
     if as_json:
-        print(json.dumps(manager.operation(operation_id, limit=20_000), indent=2))
+        say_json(manager.operation(operation_id, limit=20_000))
     else:
         out.print(tables_operations.summary(view))
     _raise_unless_well(view)
@@ -205,9 +205,7 @@ def operations_list(_context: Context, json_: bool = False) -> None:
     from procguard import tables_operations
 
     views = client.from_environment().operations()
-    print(json.dumps(views, indent=2)) if json_ else _print(
-        tables_operations.listing(views, datetime.now(timezone.utc))
-    )
+    say_json(views) if json_ else _print(tables_operations.listing(views, datetime.now(timezone.utc)))
 
 
 @operator_task(
@@ -222,19 +220,19 @@ def operations_show(_context: Context, operation_id: str, result: str = "", json
     limit = 20_000 if json_ else MAX_ITEMS_SHOWN
     view = client.from_environment().operation(operation_id, result=result, limit=limit)
     if json_:
-        print(json.dumps(view, indent=2))
+        say_json(view)
         return
     _print(tables_operations.summary(view))
     _print(tables_operations.items(view["items"]))
     if view["items_total"] > limit:
-        print(f"… and {view['items_total'] - limit} more; all: invoke operations.show {operation_id} --json")
+        say(f"… and {view['items_total'] - limit} more; all: invoke operations.show {operation_id} --json")
 
 
 @operator_task(("operation_id",), name="cancel", help=ID_HELP)
 def operations_cancel(_context: Context, operation_id: str) -> None:
     """Begin no more of it; what has begun goes its way. Example: invoke operations.cancel o-7f3a91bc"""
     view = client.from_environment().cancel_operation(operation_id)
-    print(f"{operation_id}: {view['status']}; {view['counts'].get('cancelled', 0)} of {view['total']} not begun")
+    say(f"{operation_id}: {view['status']}; {view['counts'].get('cancelled', 0)} of {view['total']} not begun")
 
 
 @operator_task(

@@ -20,6 +20,7 @@ from invoke import Collection, Context
 
 from procguard.cli_task import operator_task
 from procguard.errors import Conflict, UsageError
+from procguard.terminal import json_escaped, say, say_json
 
 if TYPE_CHECKING:  # the configuration's types cost every task 0.2 s to import
     from procguard.config import Config
@@ -52,18 +53,18 @@ def show(_context: Context, state: str = "", config: str = "", json_: bool = Fal
         "manager_pid": running.pid if running else None,
     }
     if json_:
-        print(json.dumps(facts, indent=2))
+        say_json(facts)
         return
     if not files:
-        print(f"{path}: no state yet (the first start of the manager makes it)")
+        say(f"{path}: no state yet (the first start of the manager makes it)")
         return
     age, kind = facts["snapshot_age_s"], "SQLite" if facts["format"] == "sqlite" else "YAML"
     copy = "copy" if facts["format"] == "sqlite" else "snapshot"
-    print(f"{path}")
-    print(f"  kind      {kind}, {facts['bytes']} bytes with all that belongs to it")
-    print(f"  {copy:<8}  " + (f"{age} s old" if age is not None else "none yet"))
-    print(f"  journal   {facts['journal_bytes']} bytes in {len(journals)} segment(s)")
-    print("  manager   " + (f"running, pid {running.pid}" if running else "none is running on it"))
+    say(f"{path}")
+    say(f"  kind      {kind}, {facts['bytes']} bytes with all that belongs to it")
+    say(f"  {copy:<8}  " + (f"{age} s old" if age is not None else "none yet"))
+    say(f"  journal   {facts['journal_bytes']} bytes in {len(journals)} segment(s)")
+    say("  manager   " + (f"running, pid {running.pid}" if running else "none is running on it"))
 
 
 @operator_task(("file",), name="export", help={**WHERE, "file": "a new file, or - for standard output"})
@@ -80,7 +81,7 @@ def export(_context: Context, file: str, state: str = "", config: str = "") -> N
     _tell(loaded.notes)
     lines = exchange.exported(loaded.tables, time.time())
     if file == "-":
-        sys.stdout.writelines(lines)
+        sys.stdout.writelines(map(json_escaped, lines))
         return
     try:
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -91,7 +92,7 @@ def export(_context: Context, file: str, state: str = "", config: str = "") -> N
         out.flush()
         os.fsync(out.fileno())
     count = sum(len(records) for records in loaded.tables.values())
-    print(f"{file}: {count} records of {settings.state.state_file}")
+    say(f"{file}: {count} records of {settings.state.state_file}")
 
 
 @operator_task(("file",), name="import", help={"file": "an export, or - for standard input", "state": "the new state"})
@@ -151,8 +152,8 @@ def rebuild(_context: Context, fleet: str, state: str = "", config: str = "") ->
     record = {"fleet_id": fleet, "fleet_key": secrets.token_hex(32), "term": 0, "n": 0, "rebuilt": True}
     with _stopped(settings):
         exchange.write_new(settings.state.state_file, {"fleet": {"fleet": record}})
-    print(f"{settings.state.state_file}: an empty state for fleet {fleet}")
-    print("  now start the manager on it, then: invoke deploy --hosts INVENTORY")
+    say(f"{settings.state.state_file}: an empty state for fleet {fleet}")
+    say("  now start the manager on it, then: invoke deploy --hosts INVENTORY")
 
 
 def _settings(state: str, config: str) -> Config:
@@ -182,13 +183,13 @@ def _stopped(settings: Config) -> Iterator[None]:
 
 def _tell(notes: list[str]) -> None:
     for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+        say(f"note: {note}", err=True)
 
 
 def _written(settings: Config, tables: Tables) -> None:
     path = settings.state.state_file
-    print(f"{path}: {sum(len(records) for records in tables.values())} records")
-    print(f"  put it into the configuration, or: ./start_manager.sh --set state.state_file={path}")
+    say(f"{path}: {sum(len(records) for records in tables.values())} records")
+    say(f"  put it into the configuration, or: ./start_manager.sh --set state.state_file={path}")
 
 
 def collection() -> Collection:

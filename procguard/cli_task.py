@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from invoke import Context, task
 
 from procguard.errors import ProcGuardError
+from procguard.terminal import cleaned, install, say, say_block
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -24,6 +25,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 def begin() -> None:
     """What a command's process does first. Python would look for garbage again and again while it imports, and at its
     end once more among all that was imported: a fifth of the time that a short command takes."""
+    install()
     gc.set_threshold(20_000, 20, 20)
     atexit.register(gc.freeze)
     atexit.register(_flush)
@@ -48,7 +50,7 @@ def _report_output_errors(kind: type[BaseException], error: BaseException, trace
         _discard_output()
         os._exit(0)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC and not error.filename:
-        print(f"procguard: cannot write the output ({error.strerror}); free space, then repeat", file=sys.stderr)
+        say(f"procguard: cannot write the output ({error.strerror}); free space, then repeat", err=True)
         _discard_output()
         return
     sys.__excepthook__(kind, error, trace)
@@ -69,12 +71,13 @@ def operator_task(positional: tuple[str, ...] = (), **options: Any) -> Callable[
                 given[name] for name in positional if re.match("-.", str(given.get(name, "")))
             ]  # - alone is stdout
             if dashed:
-                print(help_text(function, positional))
+                say_block(help_text(function, positional))
                 raise SystemExit(0 if dashed[0] in ("-h", "--help") else 1)
             try:
-                function(context, *args, **kwargs)
+                with cleaned():
+                    function(context, *args, **kwargs)
             except ProcGuardError as exc:
-                print(f"procguard: {exc}", file=sys.stderr)
+                say_block(f"procguard: {exc}", err=True)
                 raise SystemExit(exc.exit_code) from exc
             except BrokenPipeError:
                 _discard_output()

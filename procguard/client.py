@@ -170,10 +170,9 @@ class ManagerClient:
     def revoke_token(self, token_id: str) -> Json:
         return self.call("DELETE", f"/api/tokens/{quote(token_id)}")
 
-    def logs(self, worker_id: str, **query: Any) -> str:
-        path = f"/api/remote-workers/{quote(worker_id)}/logs"
-        with self._open("GET", path, query, None, TIMEOUT_S) as reply:
-            return reply.read(MAX_REPLY_BYTES).decode("utf-8", "replace")
+    def log_pieces(self, worker_id: str, **query: Any) -> Iterator[bytes]:
+        """The last lines of its log."""
+        yield from self._pieces(f"/api/remote-workers/{quote(worker_id)}/logs", query, TIMEOUT_S)
 
     def follow_logs(self, worker_id: str, **query: Any) -> Iterator[bytes]:
         """The log as it grows, in pieces, until the manager or the caller ends it."""
@@ -188,8 +187,8 @@ class ManagerClient:
 
     # ------------------------------------------------------------------------------------------------ inside
 
-    def _pieces(self, path: str, query: Json) -> Iterator[bytes]:
-        with self._open("GET", path, query, None, None) as reply:
+    def _pieces(self, path: str, query: Json, timeout_s: float | None = None) -> Iterator[bytes]:
+        with self._open("GET", path, query, None, timeout_s) as reply:
             while True:
                 try:
                     data = reply.read1(64 * 1024)
@@ -284,7 +283,7 @@ _NEXT_URL = "start it (./start_manager.sh), or set PROCGUARD_MANAGER_URL"
 
 
 def quote(segment: str) -> str:
-    return urllib.parse.quote(segment, safe=":")
+    return urllib.parse.quote(segment, safe=":", errors="replace")
 
 
 def error_of(status: int, body: bytes) -> ProcGuardError:

@@ -72,7 +72,7 @@ class StateLock:
             pass
         try:
             os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-            file = open(path, "a+", encoding="utf-8", opener=_private)  # noqa: SIM115 - held for the manager's life
+            file = open(path, "a+", encoding="utf-8", opener=private)  # noqa: SIM115 - held for the manager's life
         except OSError as exc:
             raise ProcGuardError(
                 f"cannot write {path}: {exc.strerror}", "make its folder writable; the manager tries again by itself"
@@ -117,7 +117,7 @@ def lock_state(config: Config) -> StateLock:
     path = _lock_path(config)
     try:
         os.makedirs(config.state_directory, mode=0o700, exist_ok=True)
-        file = open(path, "a+", encoding="utf-8", opener=_private)  # noqa: SIM115 - held as long as the manager lives
+        file = open(path, "a+", encoding="utf-8", opener=private)  # noqa: SIM115 - held as long as the manager lives
     except OSError as exc:
         raise ProcGuardError(
             f"cannot write the state in {config.state_directory}: {exc.strerror}",
@@ -216,7 +216,7 @@ def start(argv: Sequence[str], config: Config, module: str = "procguard.main") -
     os.makedirs(config.state_directory, mode=0o700, exist_ok=True)
     log_path = os.path.join(config.state_directory, "manager.out")
     arguments = [argument for argument in argv if argument != "--daemon"]
-    with open(log_path, "a", encoding="utf-8", opener=_private) as log:
+    with open(log_path, "a", encoding="utf-8", opener=private) as log:
         begin = log.tell()
         child = subprocess.Popen(
             [*module_command(module), *arguments],
@@ -328,12 +328,13 @@ def _lock_path(config: Config) -> str:
     return os.path.join(config.state_directory, "manager.lock")
 
 
-def _private(path: str, flags: int) -> int:
+def private(path: str, flags: int) -> int:
+    """For `open`: a new file is its owner's alone, whatever the umask is."""
     return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
 def _write_text(path: str, text: str) -> None:
-    with open(path, "w", encoding="utf-8", opener=_private) as file:
+    with open(path, "w", encoding="utf-8", opener=private) as file:
         file.write(text)
 
 

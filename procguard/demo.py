@@ -142,7 +142,7 @@ class Demo:
         for override in self._overrides():
             words += ["--set", override]
         words += ["--host", self._host, "--port", str(self._settings.web.port)]
-        with open(self._output_path(), "ab") as output:
+        with open(self._output_path(), "ab", opener=daemon.private) as output:
             # A session of its own: Ctrl-C reaches only this process, which ends things in the right order.
             self._manager = subprocess.Popen(
                 words, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
@@ -158,7 +158,7 @@ class Demo:
     def _prepare_deployment(self, environment: dict[str, str]) -> None:
         """The deployer as a process that has imported everything and waits for a word: it does so while the manager
         starts. Should we die first, its stdin ends and it deploys nothing."""
-        with open(os.path.join(self._folder, "deploy.out"), "wb") as output:
+        with open(os.path.join(self._folder, "deploy.out"), "wb", opener=daemon.private) as output:
             self._deployment = subprocess.Popen(
                 [*daemon.python_command(), "-c", DEPLOYER, INVENTORY],
                 env=environment,

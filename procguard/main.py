@@ -24,6 +24,7 @@ from collections.abc import Sequence
 
 from procguard import __version__, config, daemon
 from procguard.errors import ProcGuardError
+from procguard.terminal import cleaned, say_block
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 EPILOG = """\
@@ -93,9 +94,10 @@ def run(argv: Sequence[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     try:
-        return run(sys.argv[1:] if argv is None else argv)
+        with cleaned():
+            return run(sys.argv[1:] if argv is None else argv)
     except ProcGuardError as exc:
-        print(f"procguard: {exc}", file=sys.stderr)
+        say_block(f"procguard: {exc}", err=True)
         return exc.exit_code
     except OSError as exc:
         if exc.errno not in DISK_ERRORS:

@@ -45,6 +45,7 @@ from procguard.tunnels import Tunnels
 from remote_agent import protocol
 
 SAVE_EVERY_S = 60.0
+LOGS_KEPT = 3
 ROUND_LATE_S = 30.0  # a monitoring round this late: the dead man's switch is let go
 TICK_GAP_S = 0.03  # thousands of hosts may be lost at once: what comes together is judged together
 SSH_DEADLINE_S = 30.0
@@ -314,13 +315,27 @@ class Manager:
         log.info("running url=%s fleet=%s state=%s", self.web.url, self.registry.fleet_id, config.state.state_file)
 
 
+class PrivateLog(logging.handlers.RotatingFileHandler):
+    """A log that its owner alone can read, whatever the umask is; also one that an earlier release left open."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        for number in range(1, self.backupCount + 1):
+            with contextlib.suppress(OSError):
+                os.chmod(f"{self.baseFilename}.{number}", 0o600)
+
+    def _open(self) -> Any:
+        name, mode = self.baseFilename, self.mode
+        file = open(name, mode, encoding=self.encoding, errors=self.errors, opener=daemon.private)  # noqa: SIM115
+        os.fchmod(file.fileno(), 0o600)
+        return file
+
+
 def set_up_logging(config: Config) -> None:
     """The manager's log: bounded, in the shape the configuration gives."""
     try:
-        os.makedirs(os.path.dirname(config.logging.file), exist_ok=True)
-        handler = logging.handlers.RotatingFileHandler(
-            config.logging.file, maxBytes=20_000_000, backupCount=3, encoding="utf-8"
-        )
+        os.makedirs(os.path.dirname(config.logging.file), mode=0o700, exist_ok=True)
+        handler = PrivateLog(config.logging.file, maxBytes=20_000_000, backupCount=LOGS_KEPT, encoding="utf-8")
     except OSError as exc:
         raise ProcGuardError(
             f"logging.file: cannot write {config.logging.file} ({exc.strerror})",

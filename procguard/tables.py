@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from datetime import datetime, timezone
 from typing import Any
 
-from rich import box
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
+
+from procguard.styled import PlainTable, joined, styled
 
 View = dict[str, Any]
 # Blue to orange, never red against green: read by glyph and word first.
@@ -35,30 +35,30 @@ AGENT_STATES = {
 }
 
 
-def state_text(state: str, states: dict[str, tuple[str, str]] = STATES) -> str:
+def state_text(state: str, states: dict[str, tuple[str, str]] = STATES, after: str = "") -> Text:
     glyph, colour = states.get(state, ("?", "magenta"))
-    return f"[{colour}]{glyph} {escape(state)}[/]"
+    return styled(f"[{colour}]{{}} {{}}[/]{{}}", glyph, state, after)
 
 
-def workers(views: Iterable[View], now: datetime) -> Table:
+def workers(views: Iterable[View], now: datetime) -> PlainTable:
     table = plain_table("WORKER", "STATE", "HOST", "PID", "RESTARTS", "CPU", "MEMORY", "GPU", "SINCE", "WHY")
     for view in views:
-        state = state_text(str(view["state"]))
+        was = ""
         if view["state"] == "unknown" and view.get("last_known_state"):
             seen = age(view.get("last_seen"), now)
-            state += f" (was {view['last_known_state']}, seen {seen} ago)" if seen else " (never seen)"
+            was = f" (was {view['last_known_state']}, seen {seen} ago)" if seen else " (never seen)"
         usage = view.get("usage") or {}
         table.add_row(
-            escape(str(view["worker_id"])),
-            state,
-            escape(str(view.get("host") or "")),
+            str(view["worker_id"]),
+            state_text(str(view["state"]), after=was),
+            str(view.get("host") or ""),
             str(view.get("pid") or ""),
             str(view.get("restarts_total") or view.get("restarts") or 0),
             f"{usage['cpu_percent']:.0f} %" if usage else "",
             size(usage["rss_bytes"]) if usage else "",
             _gpus_of_worker(usage),
             age(view.get("since"), now),
-            escape("; ".join(_remarks(view))),
+            "; ".join(_remarks(view)),
         )
     return table
 
@@ -94,7 +94,7 @@ def _remarks(view: View) -> list[str]:
     return remarks
 
 
-def hosts(views: Iterable[View], now: datetime) -> Table:
+def hosts(views: Iterable[View], now: datetime) -> PlainTable:
     table = plain_table(
         "HOST", "AGENT", "ROLE", "WORKERS", "CPU", "LOAD", "GPUS", "LAST SEEN", "RECOVERY OVER SSH", "RELEASE", "WHY"
     )
@@ -102,17 +102,17 @@ def hosts(views: Iterable[View], now: datetime) -> Table:
         usage, recovery = view.get("usage") or {}, view.get("recovery_ssh") or {}
         can = {True: "yes", False: f"no ({recovery.get('reason') or 'unknown'})"}.get(recovery.get("ok"), "not checked")  # type: ignore[arg-type]
         table.add_row(
-            escape(str(view["host"])),
+            str(view["host"]),
             state_text(str(view.get("agent_state")), AGENT_STATES),
-            escape(_role(view)),
+            _role(view),
             str(view.get("workers", 0)),
             f"{usage['cpu_percent']:.0f} %" if usage else "",
             f"{usage['load1']:.2f}" if usage else "",
-            escape(_gpus_of_host(usage)),
+            _gpus_of_host(usage),
             age(view.get("last_seen"), now),
-            escape(can),
-            escape(str(view.get("release") or "")[:8]),
-            escape(str(view.get("reason") or "")),
+            can,
+            str(view.get("release") or "")[:8],
+            str(view.get("reason") or ""),
         )
     return table
 
@@ -148,12 +148,12 @@ def releases(views: list[View], own: list[str], version: str) -> str:
     same = sum(1 for view in views if skew(view, own) == "same")
     head = f"manager {version} ({', '.join(one[:8] for one in own)})" if own else "the manager's release is not known"
     if not others:
-        return escape(f"{head}: {same} agents of its release")
+        return f"{head}: {same} agents of its release"
     names = ", ".join(sorted({str(view["release"])[:8] for view in others}))
-    return escape(f"{head}: {same} agents of its release, {len(others)} of another ({names}): invoke upgrade --hosts …")
+    return f"{head}: {same} agents of its release, {len(others)} of another ({names}): invoke upgrade --hosts …"
 
 
-def agents(views: Iterable[View], now: datetime) -> Table:
+def agents(views: Iterable[View], now: datetime) -> PlainTable:
     table = plain_table(
         "AGENT", "STATE", "KIND", "HOST", "FINGERPRINT", "RELEASE", "SKEW", "CHANNEL", "LAST SEEN", "WHAT"
     )
@@ -163,21 +163,21 @@ def agents(views: Iterable[View], now: datetime) -> Table:
         if view.get("agent_state") == "pending":
             what = f"wants to run: {view.get('command', '')} — invoke agents approve {agent_id}"
         table.add_row(
-            escape(agent_id),
+            agent_id,
             state_text(str(view.get("agent_state")), AGENT_STATES),
-            escape(str(view.get("kind") or "")),
-            escape(str(view.get("host") or "")),
-            escape(str(view.get("fingerprint") or "")),
-            escape(str(view.get("release") or "")[:8]),
-            {"same": "", "other": "[yellow]other[/]"}.get(str(view.get("skew")), ""),
-            escape(str(view.get("channel") or "")),
+            str(view.get("kind") or ""),
+            str(view.get("host") or ""),
+            str(view.get("fingerprint") or ""),
+            str(view.get("release") or "")[:8],
+            styled("[yellow]other[/]") if view.get("skew") == "other" else "",
+            str(view.get("channel") or ""),
             age(view.get("last_seen"), now),
-            escape(what),
+            what,
         )
     return table
 
 
-def tokens(views: Iterable[View], now: datetime) -> Table:
+def tokens(views: Iterable[View], now: datetime) -> PlainTable:
     table = plain_table("ID", "SCOPE", "NAME", "CREATED", "ENDS", "LAST USED", "FROM")
     for view in views:
         left = view.get("uses_left")
@@ -192,31 +192,31 @@ def tokens(views: Iterable[View], now: datetime) -> Table:
             f"{used} ago" if used else "never",
             view.get("last_used_from") or "",
         )
-        table.add_row(*(escape(str(cell)) for cell in cells))
+        table.add_row(*cells)
     return table
 
 
-def event_line(event: View) -> str:
+def event_line(event: View) -> Text:
     where = " ".join(str(event[name]) for name in ("worker_id", "host") if event.get(name))
     change = f" {event['before']} → {event['after']}" if event.get("before") and event.get("after") else ""
-    actor = f" [dim](by {escape(str(event['actor']))})[/]" if event.get("actor") else ""
-    head = f"[dim]{event['at']}[/] {escape(str(event['kind']))} {escape(where)}{change}"
-    return f"{head}: {escape(str(event.get('reason') or ''))}{actor}"
+    actor = styled(" [dim](by {})[/]", event["actor"]) if event.get("actor") else ""
+    head = (event["at"], event["kind"], where, change)
+    return styled("[dim]{}[/] {} {}{}: {}{}", *head, event.get("reason") or "", actor)
 
 
-def summary(worker_views: list[View], host_views: list[View]) -> str:
+def summary(worker_views: list[View], host_views: list[View]) -> Text:
     """workers: ● 3 running  ✖ 1 failed   hosts: ● 2 connected"""
 
-    def counted(values: list[str], states: dict[str, tuple[str, str]]) -> str:
+    def counted(values: list[str], states: dict[str, tuple[str, str]]) -> Text | str:
         names = [name for name in states if name in values]
-        return (
-            "  ".join(f"[{states[name][1]}]{states[name][0]} {values.count(name)} {name}[/]" for name in names)
-            or "none"
+        shown = (
+            styled(f"[{states[name][1]}]{{}} {{}} {{}}[/]", states[name][0], values.count(name), name) for name in names
         )
+        return joined(shown, "  ") if names else "none"
 
     of_workers = counted([str(view["state"]) for view in worker_views], STATES)
     of_hosts = counted([str(view.get("agent_state")) for view in host_views], AGENT_STATES)
-    return f"workers: {of_workers}    agents: {of_hosts}"
+    return styled("workers: {}    agents: {}", of_workers, of_hosts)
 
 
 def age(moment: Any, now: datetime) -> str:
@@ -244,9 +244,6 @@ def size(count: int) -> str:
     return f"{count} B"
 
 
-def plain_table(*columns: str) -> Table:
-    """A table that a pipe can read too: no frame, nothing wrapped but the reasons."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for column in columns:
-        table.add_column(column, no_wrap=column not in ("WHY", "WHAT", "RECOVERY OVER SSH"))
-    return table
+def plain_table(*columns: str) -> PlainTable:
+    """Nothing is wrapped but the reasons."""
+    return PlainTable(*columns, wrapped=("WHY", "WHAT", "RECOVERY OVER SSH"))

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 
-from rich.markup import escape
-from rich.table import Table
-
+from procguard.styled import PlainTable
 from procguard.tables import STATES, View, age, plain_table, state_text
 
 PHASES = {
@@ -19,23 +17,23 @@ PHASES = {
 }
 
 
-def groups(views: Iterable[View], now: datetime) -> Table:
+def groups(views: Iterable[View], now: datetime) -> PlainTable:
     table = plain_table("GROUP", "STATE", "HOST", "RANK", "EPOCH", "ATTEMPTS", "SINCE", "WHY")
     for view in views:
-        name, members = escape(str(view["group"])), view["members"]
+        name, members = str(view["group"]), view["members"]
         if view["phase"] is None:
             table.add_row(name, f"{len(members)} workers", "", "", "", "", "", "each restarts by its own policy")
             continue
         spent = f"{view['attempts']} of {view['max_attempts']}"
         state, since = state_text(str(view["phase"]), PHASES), age(view["since"], now)
-        table.add_row(name, state, "", "", str(view["epoch"]), spent, since, escape(str(view["reason"])))
+        table.add_row(name, state, "", "", str(view["epoch"]), spent, since, str(view["reason"]))
         for member in members:
             rank = "" if member["rank"] is None else str(member["rank"])
-            what = "" if member["state"] == "running" else escape(str(member["reason"]))
+            what = "" if member["state"] == "running" else str(member["reason"])
             table.add_row(
-                f"  {escape(member['worker_id'])}",
+                f"  {member['worker_id']}",
                 state_text(str(member["state"])),
-                escape(member["host"]),
+                member["host"],
                 rank,
                 str(member["epoch"]),
                 "",

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from procguard import tables
+from procguard.styled import PlainTable, joined, styled
 
 View = dict[str, Any]
 RESULTS = {
@@ -35,72 +35,75 @@ STATUSES = {
 HOSTS_NAMED = 6
 
 
-def preview(view: View) -> str:
+def preview(view: View) -> Text:
     """Whom it means, in four lines at most."""
-    which = escape(view["selector"] if len(view["selector"]) <= 100 else view["selector"][:100] + "…")
-    lines = [f"[bold]{view['command']}[/] {view['acts']} of {view['matching']} workers that match {which}"]
-    states = "  ".join(f"{tables.state_text(one['state'])} {one['matching']}" for one in view["by_state"])
-    lines.append(f"  states  {states}")
+    which = view["selector"] if len(view["selector"]) <= 100 else view["selector"][:100] + "…"
+    head = (view["command"], view["acts"], view["matching"], which)
+    lines = [styled("[bold]{}[/] {} of {} workers that match {}", *head)]
+    states = joined((tables.state_text(one["state"], after=f" {one['matching']}") for one in view["by_state"]), "  ")
+    lines.append(styled("  states  {}", states))
     named = view["by_host"][:HOSTS_NAMED]
-    hosts = " · ".join(f"{escape(one['host'])} {one['matching']}" for one in named)
+    hosts = " · ".join(f"{one['host']} {one['matching']}" for one in named)
     more = view["hosts"] - len(named)
-    lines.append(f"  hosts   {hosts}" + (f" · {more} more" if more > 0 else ""))
+    lines.append(styled("  hosts   {}{}", hosts, f" · {more} more" if more > 0 else ""))
     for cause in view["causes"]:
         word = "later   " if cause["action"] == "pending" else "left out"
-        lines.append(f"  {word} {cause['count']}: {escape(cause['message'])} ({_examples(cause)})")
-    return "\n".join(lines)
+        lines.append(styled("  {} {}: {} ({})", word, cause["count"], cause["message"], _examples(cause)))
+    return joined(lines, "\n")
 
 
-def progress(view: View) -> str:
+def progress(view: View) -> Text:
     """ "stop 812/9,312 · ✓ 700 done  ✖ 3 failed"."""
     counts = view["counts"]
     open_ = sum(counts.get(name, 0) for name in ("waiting", "accepted", "delivered"))
-    return f"{view['command']} {view['total'] - open_}/{view['total']} · {_counts(counts)}"
+    return styled("{} {}/{} · {}", view["command"], view["total"] - open_, view["total"], _counts(counts))
 
 
-def summary(view: View) -> str:
+def summary(view: View) -> Text:
     glyph, colour = STATUSES.get(view["status"], ("?", "magenta"))
-    head = f"[{colour}]{glyph} {view['status']}[/] {view['operation_id']} {view['command']}: {_counts(view['counts'])}"
-    lines = [head]
+    head = (glyph, view["status"], view["operation_id"], view["command"], _counts(view["counts"]))
+    lines = [styled(f"[{colour}]{{}} {{}}[/] {{}} {{}}: {{}}", *head)]
     if view["joined"]:
-        lines.append(f"  {view['joined']} that match were not in the preview and are left alone")
+        lines.append(styled("  {} that match were not in the preview and are left alone", view["joined"]))
     if view.get("note"):
-        lines.append(f"  {escape(view['note'])}")
+        lines.append(styled("  {}", view["note"]))
     for cause in view["causes"]:
         glyph, colour = RESULTS.get(cause["result"], ("?", "magenta"))
-        what = escape(cause["message"] or cause["cause"] or "no reason was given")
-        lines.append(f"  [{colour}]{glyph} {cause['count']} {cause['result']}[/]: {what} ({_examples(cause)})")
-    return "\n".join(lines)
+        what = cause["message"] or cause["cause"] or "no reason was given"
+        shown = (glyph, cause["count"], cause["result"], what, _examples(cause))
+        lines.append(styled(f"  [{colour}]{{}} {{}} {{}}[/]: {{}} ({{}})", *shown))
+    return joined(lines, "\n")
 
 
-def items(views: Iterable[View]) -> Table:
+def items(views: Iterable[View]) -> PlainTable:
     table = tables.plain_table("WORKER", "RESULT", "WHY")
     for view in views:
-        table.add_row(escape(view["worker_id"]), tables.state_text(view["result"], RESULTS), escape(view["message"]))
+        table.add_row(view["worker_id"], tables.state_text(view["result"], RESULTS), view["message"])
     return table
 
 
-def listing(views: Iterable[View], now: datetime) -> Table:
+def listing(views: Iterable[View], now: datetime) -> PlainTable:
     table = tables.plain_table("OPERATION", "STATUS", "COMMAND", "SELECTOR", "RESULT", "BEGUN", "BY", "WHY")
     for view in views:
         table.add_row(
             view["operation_id"],
             tables.state_text(view["status"], STATUSES),
             view["command"],
-            escape(view["selector"][:60] or "*"),
+            view["selector"][:60] or "*",
             _counts(view["counts"]),
             f"{tables.age(view['created_at'], now)} ago",
-            escape(view["actor"]),
-            escape(view["reason"]),
+            view["actor"],
+            view["reason"],
         )
     return table
 
 
-def _counts(counts: dict[str, int]) -> str:
+def _counts(counts: dict[str, int]) -> Text:
     shown = [name for name in RESULTS if counts.get(name)]
-    return "  ".join(f"[{RESULTS[name][1]}]{RESULTS[name][0]} {counts[name]} {name}[/]" for name in shown)
+    parts = (styled(f"[{RESULTS[name][1]}]{{}} {{}} {{}}[/]", RESULTS[name][0], counts[name], name) for name in shown)
+    return joined(parts, "  ")
 
 
 def _examples(cause: View) -> str:
     more = "…" if cause["count"] > len(cause["examples"]) else ""
-    return escape(", ".join(cause["examples"])) + (f", {more}" if more else "")
+    return ", ".join(cause["examples"]) + (f", {more}" if more else "")

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Literal
 
+from procguard import terminal
 from procguard.errors import Conflict, ProcGuardError, UsageError
 from procguard.launcher_trust import HOW, trust_for
 from remote_agent import memory, paths, protocol, settings, states
@@ -172,7 +173,7 @@ class Voice:
         self._last = text
         self.log.say("said", text=text)
         try:
-            sys.stdout.write(f"{self._worker_id}: {text}\n")
+            terminal.say(f"{self._worker_id}: {text}")
             sys.stdout.flush()
         except OSError:  # the terminal has gone
             pass
@@ -462,11 +463,11 @@ def main(argv: list[str] | None = None) -> int:
         options = parse(sys.argv[1:] if argv is None else argv, environ, cwd)
         return Launcher(options, environ, cwd).run()
     except (ProcGuardError, settings.SettingsError, paths.UnsafeDirectory) as exc:
-        sys.stderr.write(f"procguard: {exc}\n")
+        terminal.say_block(f"procguard: {exc}", err=True)
     except OSError as exc:
         where = f": {shlex.quote(str(exc.filename))}" if exc.filename else ""
         why = f"{exc.strerror or exc}{where}; is PROCGUARD_HOME writable and the disk not full?"
-        sys.stderr.write(f"procguard: {why}\n")
+        terminal.say_block(f"procguard: {why}", err=True)
     return 1
 
 

@@ -95,8 +95,13 @@ def _show_agent(agent_dir: str, data: "dict[str, Any]") -> None:
         words = [f"  {worker_id:{width}}  {slot.state:8}  attempt {slot.attempt}"]
         words += [f"pid {child}"] if child else []
         words += [] if slot.runner_alive() or slot.settled else ["(no runner!)"]
-        words += [slot.reason] if slot.reason else []
+        words += [_printable(slot.reason)] if slot.reason else []
         print("  ".join(words))
+
+
+def _printable(text: str) -> str:
+    """A reason may quote a job: nothing in it steers the terminal."""
+    return "".join(one if one.isprintable() else "?" for one in text)
 
 
 def _how_to_start(agent_dir: str, data: "dict[str, Any]") -> str:

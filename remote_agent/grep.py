@@ -1,11 +1,13 @@
 """Looks for a text or a regular expression in log files, newest first; a process of its own.
 
 Run as a script (`python -I -S grep.py`), it imports nothing of ours. A process, because a regular expression can run
-away and hold its interpreter for ever: the agent kills this one at the deadline, and what it has said by then counts.
+away: it gives a line LINE_CPU_S, passes over it, and counts it; and the agent kills the process at the deadline, where
+what it has said by then counts. The manager has checked the expression and rewritten it for Python's `re`.
 It takes what CPU and disk others leave over, little memory, and is the first to go when memory is short.
 
 In: one JSON object (see `main`). Out: JSON lines, each a match [worker, attempt, stream, offset, at, text, begin, end]
-or {"bytes": n, "found": n} every now and then, and at last {"bytes", "found", "done": true} or {"error": "…"}.
+or {"bytes": n, "found": n} every now and then, and at last {"bytes", "found", "skipped", "done": true} or
+{"error": "…"}.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ FIRST_BLOCK_BYTES = 64 * 1024  # small, so that the newest of every worker is lo
 BLOCK_BYTES = 1024 * 1024
 MAX_LINE_BYTES = 64 * 1024  # of a longer line only the beginning is looked at
 MAX_MATCHED_CHARS = 16 * 1024
+LINE_CPU_S = 0.25  # between one and two of these for a line
 SHOWN_CHARS = 1000
 SHOWN_BEFORE = 200  # of them, before the match
 MAX_SAID_BYTES = 4 * 1024 * 1024
@@ -125,6 +128,41 @@ def cut_out(text: str, begin: int, end: int) -> tuple[str, int, int]:
     return before + text[start:stop] + behind, begin + shift, min(end, stop) + shift
 
 
+class TooLong(Exception):
+    """The expression holds on to one line."""
+
+
+class Watch:
+    """Interrupts an expression that has worked on one line for too long: CPU time, so a busy host changes nothing.
+
+    Python's `re` looks for signals while it matches; a handler that raises ends the match.
+    """
+
+    def __init__(self) -> None:
+        self._line = self._seen = 0  # lines begun; at the last tick
+        self._on = False
+
+    def start(self) -> None:
+        import signal
+
+        signal.signal(signal.SIGVTALRM, self._tick)
+        signal.setitimer(signal.ITIMER_VIRTUAL, LINE_CPU_S, LINE_CPU_S)
+
+    def search(self, search: Callable[[str], Any], text: str) -> Any:
+        """Raises TooLong."""
+        self._line += 1
+        self._on = True
+        try:
+            return search(text)
+        finally:
+            self._on = False
+
+    def _tick(self, *_: Any) -> None:
+        if self._on and self._line == self._seen:
+            raise TooLong
+        self._seen = self._line
+
+
 class Search:
     def __init__(self, request: dict[str, Any], say: Callable[[Any], None]) -> None:
         """Raises re.error (ValueError, RecursionError, OverflowError) for what is no regular expression."""
@@ -138,7 +176,8 @@ class Search:
         flags = re.IGNORECASE if request.get("ignore_case") else 0
         self._search = re.compile(re.escape(pattern) if as_it_stands else pattern, flags).search
         self._text = pattern
-        self.bytes = self.found = 0
+        self.watch = Watch()
+        self.bytes = self.found = self.skipped = 0
         self._lines_of: dict[str, int] = {}
 
     def run(self, files: list[File]) -> bool:
@@ -178,6 +217,8 @@ class Search:
     def _look_at(self, file: File, offset: int, piece: bytes) -> None:
         for start, line in self._candidates(piece):
             found, text = self._match(line)
+            if self.skipped and time.monotonic() > self._deadline:
+                return  # each line may take its time
             if found is None:
                 continue
             not_before, not_after = file.written(offset + start)
@@ -195,7 +236,11 @@ class Search:
         if self._needle:
             begin = text.find(self._text)
             return (None if begin < 0 else (begin, begin + len(self._text))), text
-        match = self._search(text[:MAX_MATCHED_CHARS])
+        try:
+            match = self.watch.search(self._search, text[:MAX_MATCHED_CHARS])
+        except TooLong:
+            self.skipped += 1
+            return None, text
         return (None if match is None else match.span()), text
 
     def _candidates(self, piece: bytes) -> Iterator[tuple[int, bytes]]:
@@ -300,8 +345,9 @@ def main() -> int:
         say({"error": f"this host's Python {sys.version_info[0]}.{sys.version_info[1]} does not take it: {exc}"})
         return 0
     since = request.get("since") or float("-inf")
+    search.watch.start()
     done = search.run(files_of(request["workers"], request.get("stream", ""), since))
-    say({"bytes": search.bytes, "found": search.found, "done": done})
+    say({"bytes": search.bytes, "found": search.found, "skipped": search.skipped, "done": done})
     return 0
 
 

@@ -28,6 +28,7 @@ MAX_LINES = 5000
 MAX_ANSWER_CHARS = 512 * 1024  # of the lines of one answer
 MAX_OUTPUT_BYTES = 8 * 1024 * 1024
 GRACE_S = 2.0  # for the process to begin, and to say by itself that its time is up
+TOO_LONG = "the expression took too long on this host"
 IDLE_S = 20.0  # then thread and connection go
 TRIES = 3
 
@@ -185,6 +186,7 @@ class _Hearing:
         self._found = self._looked = 0
         self._done: Optional[bool] = None
         self._error = ""
+        self._skipped = 0
 
     def take(self, data: bytes) -> bool:
         """False: enough."""
@@ -199,12 +201,16 @@ class _Hearing:
                 self._looked, self._found = said.get("bytes", self._looked), said.get("found", self._found)
                 self._done = said.get("done", self._done)
                 self._error = said.get("error", self._error)
+                self._skipped = said.get("skipped", self._skipped)
         return self._bytes_heard < MAX_OUTPUT_BYTES
 
     def result(self, elapsed_s: float) -> LogSearchResult:
         made = LogSearchResult(self._search.search_id, "done", self._error, elapsed_s=elapsed_s)
         if self._error:
             made.status = "failed"
+        elif self._skipped:
+            lines = "a line" if self._skipped == 1 else f"{self._skipped} lines"
+            made.status, made.reason = "failed", f"{TOO_LONG}: {lines} passed over; what is found in others is here"
         elif self._done is not True:
             made.status, made.reason = "timeout", "not all of its logs were looked through in time"
         room = MAX_ANSWER_CHARS

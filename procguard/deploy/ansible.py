@@ -25,7 +25,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from procguard import client
+from procguard import client, terminal
 from procguard.deploy import bundle, inventory
 from procguard.deploy.code_source import Sources
 from procguard.deploy.connector import Connector
@@ -178,7 +178,7 @@ def main(argv: list[str] | None = None) -> int:
             steps = {"code": code, "verify": verify, "removal": removal, "forget": forget}
             answer = steps[given.step](given.host, given.dir)
     except ProcGuardError as exc:
-        sys.stderr.write(f"procguard: {exc}\n")
+        terminal.say_block(f"procguard: {exc}", err=True)
         return exc.exit_code
     sys.stdout.write(json.dumps(answer) + "\n")
     return 0

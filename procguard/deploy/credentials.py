@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from procguard import terminal
 from procguard.errors import UsageError
 
 SSH_PASSWORD = "PROCGUARD_SSH_PASSWORD"  # noqa: S105 - names of variables, no secrets
@@ -110,7 +111,7 @@ def ask_on_terminal(question: str) -> str:
             f"{question.strip(' :')}: there is no terminal to ask on",
             f"put it into a file that only you can read and name it: {SSH_PASSWORD}_FILE, {BECOME_PASSWORD}_FILE",
         )
-    return getpass.getpass(question)
+    return getpass.getpass(terminal.line(question))
 
 
 def _from(environ: Mapping[str, str], name: str) -> str:

@@ -18,7 +18,7 @@ from procguard.deploy.inventory_groups import ALL, UNGROUPED, Groups
 from procguard.deploy.target import USER_NAME, Target, parse_ssh_args
 from procguard.deploy.templates import Renderer, TemplateMistake
 from procguard.deploy.worker_specs import VARIABLE, SpecReader, Worker
-from procguard.errors import InventoryError
+from procguard.errors import HostUnreachable, InventoryError
 from procguard.group_policy import GroupPolicy
 
 MAX_MISTAKES = 20
@@ -212,7 +212,7 @@ class _Reader:
             _first(values, "ansible_ssh_private_key_file", "ansible_private_key_file") or fields.get("key_filename", "")
         )
         python = str(values.get("ansible_python_interpreter") or "")
-        return Target(
+        target = Target(
             name,
             hostname=str(_first(values, "ansible_host", "ansible_ssh_host") or fields.get("hostname", "")),
             port=int(port),
@@ -227,6 +227,13 @@ class _Reader:
             identities_only=bool(fields.get("identities_only")),
             become_user=self._become(values, where),
         )
+        try:
+            if not target.local:
+                target.check_names()
+        except HostUnreachable as exc:
+            key = exc.next_step.removeprefix("correct ")
+            self._tell(where, f"{key}: {exc.message.removeprefix(f'{name}: ')}", "letters, digits and . - _ : alone")
+        return target
 
     def _connection(self, value: Any, where: str) -> str:
         given = str(value or "ssh").removeprefix("ansible.builtin.").removeprefix("ansible.netcommon.")

@@ -5,20 +5,21 @@ Knows terminals (rich) and results; decides nothing.
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.status import Status
+from rich.text import Text
 
 from procguard import tables
 from procguard.deploy.credentials import ask_on_terminal
 from procguard.deploy.rollout import HostResult
 from procguard.errors import PartlyFailed
+from procguard.styled import console as console  # noqa: PLC0414 - who shows something asks here
+from procguard.styled import joined, styled
 
 if TYPE_CHECKING:  # for their types Fabric would be imported, which `invoke status` does not need
     from procguard.deploy.code_sync import Brought
@@ -27,17 +28,6 @@ if TYPE_CHECKING:  # for their types Fabric would be imported, which `invoke sta
 
 COLOURS = {"ok": "green", "changed": "yellow", "failed": "red", "unreachable": "red", "skipped": "cyan"}
 MAX_NAMED = 12
-WIDTH_WITHOUT_TERMINAL = 200
-
-
-def console(stderr: bool = False) -> Console:
-    """Wide where nobody looks: a table in a file or a pipe is not cut to 80 columns."""
-    made = Console(stderr=stderr, highlight=False, soft_wrap=True)
-    return (
-        made
-        if made.is_terminal
-        else Console(stderr=stderr, highlight=False, soft_wrap=True, width=WIDTH_WITHOUT_TERMINAL)
-    )
 
 
 class Progress:
@@ -53,7 +43,7 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if self._out.is_terminal:
-            self._status = self._out.status("")
+            self._status = self._out.status(Text())
             self._status.start()
         return self
 
@@ -87,40 +77,41 @@ class Progress:
     def _refresh(self) -> None:
         if self._status is not None:
             counts = " · ".join(f"{stage} {count}" for stage, count in Counter(self._stages.values()).items())
-            self._status.update(f"{self._done}/{self._total} done · {counts}")
+            self._status.update(styled("{}/{} done · {}", self._done, self._total, counts))
 
 
-def _host_line(result: HostResult) -> str:
+def _host_line(result: HostResult) -> Text:
     colour = COLOURS[result.status]
     text = str(result.error) if result.error else ", ".join(result.changes) or "nothing to do"
     if result.error and text.startswith(f"{result.host}: "):
         text = text[len(result.host) + 2 :]
-    return f"[{colour}]{result.status:<11}[/] {escape(result.host)}  {escape(text)}  [dim]{result.seconds:.1f} s[/]"
+    seconds = f"{result.seconds:.1f}"
+    return styled(f"[{colour}]{{:<11}}[/] {{}}  {{}}  [dim]{{}} s[/]", result.status, result.host, text, seconds)
 
 
 def recap(out: Console, results: list[HostResult], diff: bool = False) -> None:
     """One line a host: status, keep-alive, recovery over SSH, workers; then failures by their cause, and the totals."""
-    out.print("\n[bold]RECAP[/]")
+    out.print(styled("\n[bold]RECAP[/]"))
     width = max((len(result.host) for result in results), default=0)
     for result in results:
-        words = [f"[{COLOURS[result.status]}]{result.status:<11}[/]"]
+        words: list[str | Text] = [styled(f"[{COLOURS[result.status]}]{{:<11}}[/]", result.status)]
         if result.report.get("keep_alive"):
             words.append(f"keep-alive: {result.report['keep_alive']}")
         if result.recovery_ssh:
             words.append(_recovery(result.recovery_ssh))
         counts = Counter(str(one.get("result")) for one in result.workers.values())
         words.append("workers: " + (", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "none"))
-        out.print(f"{escape(result.host):<{width}}  " + "   ".join(words))
+        out.print(styled("{}  {}", f"{result.host:<{width}}", joined(words, "   ")))
         for change in result.changes:
             if change.startswith("restarted "):  # these came after the host's own line
-                out.print(f"{'':<{width}}  {escape(change)}")
+                out.print(styled("{}  {}", " " * width, change))
         for folder in result.code:
             _code(out, folder, width, diff)
         for worker_id, one in result.workers.items():
             if one.get("message"):
-                out.print(f"{'':<{width}}  {escape(worker_id)}: {escape(str(one['message']))}")
+                out.print(styled("{}  {}: {}", " " * width, worker_id, one["message"]))
             for line in one.get("differences") or () if diff else ():
-                out.print(f"{'':<{width}}    [cyan]{escape(worker_id)}[/] {escape(line)}")
+                out.print(styled("{}    [cyan]{}[/] {}", " " * width, worker_id, line))
     _causes(out, results)
     totals: Counter[str] = Counter(result.status for result in results)
     names = ["ok", "changed", "failed", "unreachable", *(["skipped"] if totals["skipped"] else [])]
@@ -138,11 +129,11 @@ def fetched(out: Console, results: list[HostResult]) -> None:
 
 def _code(out: Console, one: Brought, width: int, diff: bool) -> None:
     """One folder of procguard_sync: what was done, and why it was not."""
-    out.print(f"{'':<{width}}  code {escape(one.dest)}: {escape(one.text)}")
+    out.print(styled("{}  code {}: {}", " " * width, one.dest, one.text))
     if one.status == "in_use":
-        out.print(f"{'':<{width}}    left as it is; --sync-running changes it under them", style="dim")
+        out.print(styled("[dim]{}    left as it is; --sync-running changes it under them[/]", " " * width))
     for name in one.names if diff else ():
-        out.print(f"{'':<{width}}    [cyan]{escape(name)}[/]")
+        out.print(styled("{}    [cyan]{}[/]", " " * width, name))
 
 
 def _causes(out: Console, results: list[HostResult]) -> None:
@@ -154,10 +145,10 @@ def _causes(out: Console, results: list[HostResult]) -> None:
     for code, hit in sorted(causes.items(), key=lambda item: -len(item[1])):
         names = ", ".join(result.host for result in hit[:MAX_NAMED])
         more = f" and {len(hit) - MAX_NAMED} more" if len(hit) > MAX_NAMED else ""
-        out.print(f"[red]{len(hit)} × {escape(code.replace('_', ' '))}[/]: {escape(names)}{more}")
+        out.print(styled("[red]{} × {}[/]: {}{}", len(hit), code.replace("_", " "), names, more))
         first = hit[0].error
         if first is not None and first.next_step:
-            out.print(f"    {escape(first.next_step)}", style="dim")
+            out.print(styled("[dim]    {}[/]", first.next_step))
 
 
 def keys(out: Console, found: Sequence[ShownKey]) -> int:
@@ -166,9 +157,10 @@ def keys(out: Console, found: Sequence[ShownKey]) -> int:
     colours = {"new": "yellow", "known": "green", "changed": "red", "unreachable": "red"}
     for key in found:
         words = f"{key.kind} {key.fingerprint}  {key.name}" if key.fingerprint else key.name
-        out.print(f"[{colours[key.status]}]{key.status:<11}[/] {escape(key.host):<{width}}  {escape(words)}")
+        host = f"{key.host:<{width}}"
+        out.print(styled(f"[{colours[key.status]}]{{:<11}}[/] {{}}  {{}}", key.status, host, words))
         if key.error is not None:
-            out.print(f"{'':<11} {'':<{width}}  {escape(str(key.error))}")
+            out.print(styled("{}  {}", " " * (12 + width), key.error))
     return sum(1 for key in found if key.error is not None)
 
 
@@ -177,41 +169,38 @@ MARKS = {"ok": "[green]✓[/]", "warn": "[yellow]![/]", "bad": "[red]✗[/]"}
 
 def step(out: Console, found: Step) -> None:
     """One step of the doctor's."""
-    out.print(f"{MARKS[found.verdict]} {found.name:<20} {escape(found.detail)}")
+    out.print(styled(f"{MARKS[found.verdict]} {{:<20}} {{}}", found.name, found.detail))
     if found.verdict != "ok" and found.next_step:
-        out.print(f"{'':<23}→ {escape(found.next_step)}", style="dim")
+        out.print(styled("[dim]{}→ {}[/]", " " * 23, found.next_step))
 
 
-def _recovery(answer: dict[str, Any]) -> str:
+def _recovery(answer: dict[str, Any]) -> Text:
     if answer.get("ok"):
-        return "recovery over SSH: yes"
-    return f"recovery over SSH: [yellow]no[/] ({escape(str(answer.get('reason') or 'unknown'))})"
+        return styled("recovery over SSH: yes")
+    return styled("recovery over SSH: [yellow]no[/] ({})", answer.get("reason") or "unknown")
 
 
-def as_json(results: list[HostResult]) -> str:
-    return json.dumps(
-        {
-            "hosts": {
-                result.host: {
-                    "status": result.status,
-                    "changes": result.changes,
-                    "error": _error(result),
-                    "workers": result.workers,
-                    "code": [one.as_json() for one in result.code],
-                    "recovery_ssh": result.recovery_ssh,
-                    "keep_alive": result.report.get("keep_alive"),
-                    "keep_alive_reason": result.report.get("keep_alive_reason"),
-                    "agent_pid": result.report.get("pid"),
-                    "release": result.report.get("release"),
-                    **{name: result.report[name] for name in ("files", "bytes", "folder") if name in result.report},
-                    "seconds": round(result.seconds, 3),
-                }
-                for result in results
-            },
-            "totals": Counter(result.status for result in results),
+def as_json(results: list[HostResult]) -> dict[str, Any]:
+    return {
+        "hosts": {
+            result.host: {
+                "status": result.status,
+                "changes": result.changes,
+                "error": _error(result),
+                "workers": result.workers,
+                "code": [one.as_json() for one in result.code],
+                "recovery_ssh": result.recovery_ssh,
+                "keep_alive": result.report.get("keep_alive"),
+                "keep_alive_reason": result.report.get("keep_alive_reason"),
+                "agent_pid": result.report.get("pid"),
+                "release": result.report.get("release"),
+                **{name: result.report[name] for name in ("files", "bytes", "folder") if name in result.report},
+                "seconds": round(result.seconds, 3),
+            }
+            for result in results
         },
-        indent=2,
-    )
+        "totals": Counter(result.status for result in results),
+    }
 
 
 def _error(result: HostResult) -> dict[str, str] | None:

@@ -22,7 +22,7 @@ import paramiko
 from procguard.deploy import ssh_keys
 from procguard.deploy.channel import remaining_s
 from procguard.deploy.credentials import PASSPHRASE, SSH_PASSWORD, Credentials
-from procguard.deploy.target import Target
+from procguard.deploy.target import HOST_NAME, Target, bad_name
 from procguard.errors import HostError, HostUnreachable
 from remote_agent.mux import MuxEnded, Wire
 
@@ -64,6 +64,7 @@ class StrictConnection(fabric.Connection):  # type: ignore[misc]
         *,
         is_hop: bool = False,
     ) -> None:
+        target.check_names()  # before ~/.ssh/config is asked: `Match exec` runs a shell with them
         kwargs: dict[str, Any] = {"banner_timeout": timeout_s, "auth_timeout": timeout_s, "channel_timeout": timeout_s}
         if target.key_filename:
             kwargs["key_filename"] = [os.path.expanduser(target.key_filename)]
@@ -119,7 +120,7 @@ class StrictConnection(fabric.Connection):  # type: ignore[misc]
     def open_gateway(self) -> Any:
         """The way through the jump host. What goes wrong there is told as the jump host's."""
         if isinstance(self.gateway, str):
-            return super().open_gateway()
+            return paramiko.ProxyCommand(self.gateway)  # Fabric would fill in %h and its like a second time
         try:
             self.gateway.open()
             return super().open_gateway()
@@ -162,12 +163,13 @@ def _gateway(
 
 
 def _filled(command: str, target: Target, connection: StrictConnection) -> str:
-    """A ProxyCommand of the inventory with its %h, %p, %r and %n, each one word whatever stands in it; Fabric would put
-    22 for any port."""
-    values = {"%%": "%%", "%h": connection.host, "%p": str(connection.port), "%r": connection.user, "%n": target.host}
-    return re.sub(
-        "%[%hprn]", lambda found: values[found[0]] if found[0] == "%%" else shlex.quote(values[found[0]]), command
-    )
+    """A ProxyCommand of the inventory with its %h, %p, %r and %n. Each is a name (`check_names`), for it may stand
+    inside quotes. Raises HostUnreachable where %n is wanted and the host's name is none."""
+    if "%n" in command and not HOST_NAME.fullmatch(target.host):
+        raise bad_name(target.host, "host's name", target.host, "its name in the inventory, or leave %n out")
+    values = {"%h": connection.host, "%p": str(connection.port), "%r": connection.user, "%n": target.host}
+    filled = re.sub("%[%hprn]", lambda found: "%" if found[0] == "%%" else shlex.quote(values[found[0]]), command)
+    return re.sub(r"(?<!\S)~(?=/)", lambda _: shlex.quote(os.path.expanduser("~")), filled)
 
 
 def _parse_hop(text: str, earlier: str, known_hosts: str) -> Target:

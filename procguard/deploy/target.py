@@ -12,7 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from procguard.errors import HostUnreachable
+
 USER_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}\$?")  # what may become a word of a command line
+# What may stand for %h, %n and %r in a ProxyCommand or a Match exec, which are lines of a shell that take them as they
+# are: no quote, blank, control character or operator of a shell, and no option. An address may have a zone.
+HOST_NAME = re.compile(r"[\w:][\w.:-]{0,254}(%[\w.-]{1,32})?")
+LOGIN_NAME = re.compile(r"[\w.][\w.@+%:=/,\\-]{0,254}\$?")
 
 
 @dataclass(frozen=True)
@@ -40,10 +46,24 @@ class Target:
     def address(self) -> str:
         return self.hostname or self.host
 
+    def check_names(self) -> None:
+        """Raises HostUnreachable for an address or user that would be more than a name on a command line."""
+        for what, text, pattern, key in (
+            ("address", self.address, HOST_NAME, "ansible_host"),
+            ("user", self.user, LOGIN_NAME, "ansible_user"),
+        ):
+            if text and not pattern.fullmatch(text):
+                raise bad_name(self.host, what, text, key)
+
     def describe(self) -> str:
         if self.local:
             return "this machine"
         return f"{self.address} port {self.port or 22}"
+
+
+def bad_name(host: str, what: str, text: str, key: str) -> HostUnreachable:
+    shown = ascii(host[:64])[1:-1]  # it may be the same text
+    return HostUnreachable(f"{shown}: {text[:64]!a} is no {what}", f"correct {key}", code="bad_name")
 
 
 def to_dict(target: Target) -> dict[str, Any]:

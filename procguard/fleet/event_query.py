@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,4 +46,8 @@ class EventQuery:
 
     def _has_words(self, event: dict[str, Any]) -> bool:
         text = "\n".join(str(event.get(field) or "") for field in _TEXTS).lower()
-        return all(word in text for word in self.text.lower().split())
+        return all(word in text for word in self._words)
+
+    @functools.cached_property
+    def _words(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(self.text.lower().split()))

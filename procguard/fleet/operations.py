@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import heapq
 import secrets
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,7 @@ KEEP_OPERATIONS = 50
 KEEP_ITEMS = 30_000  # of ended operations together; the newest is kept whatever its size
 MAX_ITEMS = 20_000
 MAX_RUNNING = 10
-PAUSE_EVERY = 500  # workers that are looked at in one go
+SLICE_S = 0.008  # of looking at workers in one go
 SAVE_CHUNKS = 8  # of an operation in one round
 SHOW_EVERY_S = 0.25
 SAVE_EVERY_S = 1.0
@@ -117,9 +118,11 @@ class Operations:
         """The facts of the workers that are meant, by id. Others get their turns meanwhile."""
         read, words = selectors.parse(selector), q.lower().split()
         registry, found = self._registry, []
-        for number, (worker_id, worker) in enumerate(list(registry.workers_by_id.items()), 1):
-            if number % PAUSE_EVERY == 0:
+        since = time.perf_counter()
+        for worker_id, worker in list(registry.workers_by_id.items()):
+            if time.perf_counter() - since > SLICE_S:
                 self._pause()
+                since = time.perf_counter()
             if registry.workers_by_id.get(worker_id) is not worker:
                 continue  # gone during a pause
             facts = registry.facts(worker)

@@ -33,6 +33,9 @@ FIELDS = {
 }
 KNOWN_VALUES = {"state": states.ALL, "desired": ("running", "stopped", "removed")}
 MAX_CHARS = 1024 * 1024  # ten thousand ids of full length
+MAX_GLOBS = 100  # each is tried on each worker; what is written in full costs nothing, however much of it there is
+MAX_GLOB_CHARS = 256
+MAX_FIELDS = 50
 EXAMPLE = "write e.g. group=trainers,state=running or 'train-*,!train-7'"
 _NAME = re.compile(r"[A-Za-z0-9_./-]+\Z")
 _MAGIC = re.compile(r"[*?\[]")
@@ -58,22 +61,25 @@ class Condition:
 
 
 class Selector:
-    """A selector that has been read. `text` is what was written."""
+    """A selector that has been read. `text` is what was written. What is said of one field is one condition."""
 
     def __init__(self, text: str, conditions: Iterable[Condition]) -> None:
         self.text = text
-        self._wanted: dict[str, list[Condition]] = {}
-        self._excluded: list[Condition] = []
+        same: dict[tuple[str, bool], list[Condition]] = {}
         for one in conditions:
-            if one.excluded:
-                self._excluded.append(one)
-            else:
-                self._wanted.setdefault(FIELDS.get(one.name, "label." + one.name), []).append(one)
+            same.setdefault((FIELDS.get(one.name, "label." + one.name), one.excluded), []).append(one)
+        merged = [_merged(several) for several in same.values()]
+        self._wanted = [one for one in merged if not one.excluded]
+        self._excluded = [one for one in merged if one.excluded]
 
     def matches(self, facts: Facts) -> bool:
-        return all(any(one.holds(facts) for one in same) for same in self._wanted.values()) and not any(
-            one.holds(facts) for one in self._excluded
-        )
+        return all(one.holds(facts) for one in self._wanted) and not any(one.holds(facts) for one in self._excluded)
+
+
+def _merged(same: list[Condition]) -> Condition:
+    exact = frozenset(value for one in same for value in one.exact)
+    globs = tuple(dict.fromkeys(glob for one in same for glob in one.globs))
+    return Condition(same[0].name, same[0].excluded, exact, globs)
 
 
 def parse(text: str) -> Selector:
@@ -82,11 +88,20 @@ def parse(text: str) -> Selector:
         raise UsageError(f"the selector is longer than {MAX_CHARS} characters", "use a glob, a group or a label")
     if not text.strip():
         return Selector(text, [])
-    parts = text.split(",")
-    return Selector(text, [_condition(part.strip(), number, text) for number, part in enumerate(parts, 1)])
+    conditions: list[Condition] = []
+    globs, fields = 0, set()
+    for number, part in enumerate(text.split(","), 1):
+        one = _condition(part.strip(), number, text, MAX_GLOBS - globs)
+        conditions.append(one)
+        globs += len(one.globs)
+        fields.add(one.name)
+        if len(fields) > MAX_FIELDS:
+            what = f"the selector names more than {MAX_FIELDS} fields and labels"
+            raise UsageError(what, EXAMPLE, code="bad_selector")
+    return Selector(text, conditions)
 
 
-def _condition(part: str, number: int, text: str) -> Condition:
+def _condition(part: str, number: int, text: str, globs_left: int) -> Condition:
     wrong = _complaint(part, number, text)
     match = re.match(r"(!?)([^=!]*)(!?=)(.*)\Z", part, re.DOTALL)
     if match:
@@ -111,8 +126,12 @@ def _condition(part: str, number: int, text: str) -> Condition:
     for one in values:
         _check_value(name, one, wrong)
     exact = frozenset(one for one in values if not _MAGIC.search(one))
-    globs = tuple(re.compile(fnmatch.translate(one)) for one in values if _MAGIC.search(one))
-    return Condition(name, excluded, exact, globs)
+    patterns = [one for one in values if _MAGIC.search(one)]
+    if len(patterns) > globs_left:
+        wrong(f"more than {MAX_GLOBS} patterns with *, ? or [; use a group or a label, or names in full")
+    if any(len(one) > MAX_GLOB_CHARS for one in patterns):
+        wrong(f"a pattern is longer than {MAX_GLOB_CHARS} characters")
+    return Condition(name, excluded, exact, tuple(re.compile(fnmatch.translate(one)) for one in patterns))
 
 
 def _check_value(name: str, value: str, wrong: Callable[[str], NoReturn]) -> None:

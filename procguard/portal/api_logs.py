@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import bottle
@@ -10,14 +11,19 @@ from procguard.channels import http_io
 from procguard.channels.desk import checked_worker_id
 from procguard.config_limits import Limits
 from procguard.errors import LimitExceeded
+from procguard.portal.auth import CALLER
 from procguard.portal.log_follow import Follower, SharedBytes
 from procguard.portal.log_query import LogQuery
 from procguard.portal.log_reader import LogLine
 from procguard.portal.logs import LogStore
+from procguard.portal.matching import Matching
 
 
 class LogsApi:
-    def __init__(self, registry: Any, log_store: LogStore, limits: Limits | None = None) -> None:
+    def __init__(
+        self, registry: Any, log_store: LogStore, limits: Limits | None = None, matching: Matching | None = None
+    ) -> None:
+        self.matching = matching or Matching()
         self._limits = limits or Limits()
         self._follow_memory = SharedBytes(self._limits.follow_memory)
         self._registry = registry
@@ -44,12 +50,12 @@ class LogsApi:
     def _get(self, worker_id: str) -> Any:
         worker_id = checked_worker_id(worker_id)
         self._registry.worker(worker_id)  # 404 for an unknown one
-        query = LogQuery.from_request()
+        query = LogQuery.from_request(self.matching.read)
         if http_io.query_flag("download"):
             return self._download(worker_id, query)
         if http_io.query_flag("follow"):
             return self._follow(worker_id, query)
-        lines = self.read_tail(worker_id, query)
+        lines = self.read_tail(worker_id, query, _caller())
         if not query.as_json:
             return bottle.HTTPResponse("".join(line.text + "\n" for line in lines).encode(), 200, _text_headers())
         last = lines[-1] if lines else None
@@ -58,10 +64,11 @@ class LogsApi:
         shown = [line.as_json() for line in lines]
         return {"worker_id": worker_id, "lines": shown, "next": end, "attempts": attempts}
 
-    def read_tail(self, worker_id: str, query: LogQuery, keep_partial: bool = False) -> list[LogLine]:
-        return self.store.read_tail(
-            worker_id, query.lines, query.attempt, query.stream, query.since, query.regex, keep_partial
-        )
+    def read_tail(self, worker_id: str, query: LogQuery, caller: str, keep_partial: bool = False) -> list[LogLine]:
+        question = (worker_id, query.lines, query.attempt, query.stream, query.since, query.expression, keep_partial)
+        if query.expression is None:
+            return self.store.read_tail(*question)
+        return self.matching.scan(caller, self.store.tail_steps(*question))
 
     def _download(self, worker_id: str, query: LogQuery) -> bottle.HTTPResponse:
         headers = _text_headers()
@@ -76,7 +83,11 @@ class LogsApi:
                 status=429,
                 retry_after_s=10,
             )
-        follower = Follower(worker_id, query, bottle.request.environ.get("procguard.socket"), self._follow_memory)
+        held = contextlib.ExitStack()
+        if query.expression is not None:
+            held.enter_context(self.matching.follow(_caller()))
+        sock = bottle.request.environ.get("procguard.socket")
+        follower = Follower(worker_id, query, sock, self._follow_memory, self.matching, held)
         self._followers.add(follower)  # before the tail is read: nothing falls between
         headers = _text_headers()
         if query.as_json:
@@ -96,12 +107,13 @@ class _FollowedLog:
         self._api = api
         self._follower = follower
         self._query: LogQuery | None = query  # until the tail was shown
+        self._caller = _caller()  # of a request that is over when the first `read` comes
 
     def read(self, _size: int = -1) -> bytes:
         follower = self._follower
         if self._query is not None:
             query, self._query = self._query, None
-            chunk = follower.begin(self._api.read_tail(follower.worker_id, query, keep_partial=True), self._api.store)
+            chunk = follower.begin(self._lines_so_far(query), self._api.store)
             if chunk:
                 return chunk
         while not follower.poll.ending:
@@ -111,8 +123,21 @@ class _FollowedLog:
             follower.poll.wait(60.0)
         return b""
 
+    def _lines_so_far(self, query: LogQuery) -> list[LogLine]:
+        try:
+            return self._api.read_tail(self._follower.worker_id, query, self._caller, keep_partial=True)
+        except LimitExceeded as exc:  # the answer has begun already
+            text = f"[procguard: earlier lines are not shown: {exc.message}]"
+            return [LogLine(0, "out", 0, 0.0, text, marker=True)]
+
     def close(self) -> None:
         self._api.leave(self._follower)
+
+
+def _caller() -> str:
+    """Whose share of the threads this request uses."""
+    principal = bottle.request.environ.get(CALLER)
+    return str(getattr(principal, "actor", ""))
 
 
 def _text_headers() -> dict[str, str]:

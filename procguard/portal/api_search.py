@@ -7,11 +7,11 @@ hosts, where it has them too). What agents answer comes in at the desk. Closing 
 from __future__ import annotations
 
 import heapq
-import re
 from typing import Any
 
 import bottle
 
+from procguard import expression
 from procguard.channels import http_io
 from procguard.channels.held import HeldPoll
 from procguard.errors import UsageError
@@ -19,26 +19,28 @@ from procguard.fleet import clock
 from procguard.fleet.log_search import OPEN, Part, Question, Search
 from procguard.portal.log_query import parse_since
 from procguard.portal.logs import LogStore
+from procguard.portal.matching import Matching
 from remote_agent import protocol
 
 DEFAULT_LINES, MAX_LINES = 500, 5000
 DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S = 10.0, 60.0
-MAX_PATTERN_CHARS = 512
+MAX_PATTERN_CHARS = expression.MAX_CHARS
 MAX_SELECT_CHARS = 8_000  # a request line has 8,192; a longer one fits the body of a preview
 
 Line = dict[str, Any]
 
 
 class SearchApi:
-    def __init__(self, registry: Any, log_store: LogStore) -> None:
+    def __init__(self, registry: Any, log_store: LogStore, matching: Matching) -> None:
         self._registry = registry
         self._store = log_store
+        self._matching = matching
 
     def mount(self, app: bottle.Bottle) -> None:
         app.route("/api/log-search", "GET", http_io.answered(self._search))
 
     def _search(self) -> Any:
-        question = read_question()
+        question = read_question(self._matching)
         shape = http_io.query_text("format") or "json"
         if shape not in ("json", "jsonl"):
             raise UsageError(f"format={shape[:20]!r}: not known", "use format=json or format=jsonl")
@@ -163,25 +165,25 @@ class Newest:
         return len(self._heap)
 
 
-def read_question() -> Question:
+def read_question(matching: Matching) -> Question:
     """What this request asks. Raises UsageError."""
     text, regex = http_io.query_text("text", MAX_PATTERN_CHARS), http_io.query_text("regex", MAX_PATTERN_CHARS)
     if bool(text) == bool(regex):
         raise UsageError("expected text= or regex=, and not both", "e.g. ?text=CUDA%20error&select=group=trainers")
-    if regex:
-        try:
-            re.compile(regex)  # never run here: that is for the agents, in a process that may be killed
-        except (re.error, RecursionError, OverflowError) as exc:
-            raise UsageError(f"regex: {exc}", "write it as Python's re understands it") from exc
+    ignore_case = http_io.query_flag("ignore_case")
+    pattern = text
+    if regex:  # never run here: that is for the agents, in a process that may be killed
+        pattern = matching.read(regex, ignore_case).for_hosts
+    elif ignore_case:  # upper and lower case are the same on every host, whatever its Python thinks
+        pattern = expression.read(expression.literal(text), True, "text", expression.MAX_LITERAL_CHARS).for_hosts
     stream = http_io.query_text("stream")
     if stream not in ("", "out", "err"):
         raise UsageError(f"stream={stream[:20]!r}: expected out or err", "leave it out for both")
     now_wall = clock.read().wall
     since, until = http_io.query_text("since"), http_io.query_text("until")
     return Question(
-        pattern=text or regex,
-        regex=bool(regex),
-        ignore_case=http_io.query_flag("ignore_case"),
+        pattern=pattern,
+        regex=pattern is not text,
         stream=stream,
         since=parse_since(since, now_wall) if since else None,
         until=parse_since(until, now_wall, "until") if until else None,

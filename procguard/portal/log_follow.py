@@ -7,6 +7,7 @@ changes, as progress bars do. As JSON such a line comes as an object with `"part
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,7 @@ from procguard.channels.held import HeldPoll
 from procguard.portal.log_query import LogQuery
 from procguard.portal.log_reader import LogLine, last_state
 from procguard.portal.logs import LogStore
+from procguard.portal.matching import Matching
 
 MAX_FOLLOWER_BYTES = 4 * 1024 * 1024
 MAX_PARTIAL_LINE_BYTES = 64 * 1024
@@ -30,7 +32,18 @@ class SharedBytes:
 
 
 class Follower:
-    def __init__(self, worker_id: str, query: LogQuery, sock: Any, shared: SharedBytes | None = None) -> None:
+    def __init__(
+        self,
+        worker_id: str,
+        query: LogQuery,
+        sock: Any,
+        shared: SharedBytes | None = None,
+        matching: Matching | None = None,
+        held: contextlib.ExitStack | None = None,
+    ) -> None:
+        """`held` is given back when nobody reads any more."""
+        self._matching = matching or Matching()
+        self._held = held or contextlib.ExitStack()
         self.worker_id = worker_id
         self.poll = HeldPoll(f"follow:{worker_id}", "", sock)
         self._query = query
@@ -62,11 +75,12 @@ class Follower:
         self._runs.clear()
         self._hold(-self._held_bytes)
         self.poll.release()
+        self._held.close()
 
     def begin(self, lines: list[LogLine], store: LogStore) -> bytes:
         """What to show first. The newest attempt's last line may not have its end yet."""
         newest = max((line.attempt for line in lines), default=0)
-        shown: list[bytes] = []
+        whole: list[LogLine] = []
         begun: Key | None = None
         for line in lines:
             key = (line.attempt, line.stream)
@@ -76,22 +90,26 @@ class Follower:
                 so_far = store.read(self.worker_id, line.attempt, line.stream, start, line.end)
                 self._partial[key] = _Begun(line.offset, so_far, line.at)
                 begun = key
-            elif self._query.matches is None or self._query.matches(line):
-                shown.append(self._whole(key, line))
+            else:
+                whole.append(line)
+        # What has its end matches: it was searched for. An earlier attempt's last line may have none.
+        unsure = self._kept([line for line in whole if line.partial])
+        shown = [self._whole(_key(line), line) for line in whole if not line.partial or line in unsure]
         if begun is not None:
             shown.append(self._growing(begun))
         return b"".join(shown)
 
     def next_chunk(self) -> bytes:
         """Everything that is new; empty when there is nothing."""
-        parts: list[bytes] = []
+        ended: list[LogLine] = []
         last: Key | None = None
         while self._runs:
             attempt, stream, offset, data, at = self._runs.popleft()
             self._hold(-len(data))
             last = (attempt, stream)
             skip = max(0, self._shown_to.get(last, 0) - offset)
-            parts.extend(self._lines(last, offset + skip, data[skip:], at))
+            ended.extend(self._lines(last, offset + skip, data[skip:], at))
+        parts = [self._whole(_key(line), line) for line in self._kept(ended)]
         if last in self._partial:
             parts.append(self._growing(last))
         if self._dropped_bytes:
@@ -100,24 +118,25 @@ class Follower:
             self._dropped_bytes = 0
         return b"".join(parts)
 
-    def _lines(self, key: Key, offset: int, data: bytes, at: float) -> Iterator[bytes]:
+    def _kept(self, lines: list[LogLine]) -> list[LogLine]:
+        """Those that are looked for. No expression meets a line on the event loop."""
+        wanted = self._query.expression
+        if wanted is None or not lines:
+            return lines
+        return self._matching.matching(wanted, lines, lambda: not self.poll.ending)
+
+    def _lines(self, key: Key, offset: int, data: bytes, at: float) -> Iterator[LogLine]:
         begun = self._partial.pop(key, None)
         start, before = (begun.offset, begun.data) if begun else (offset, b"")
         *whole, rest = data.split(b"\n")
         for part in whole:
             offset += len(part) + 1
-            yield self._ended(key, start, before + part, at)
+            yield _ended(key, start, before + part, at)
             start, before = offset, b""
         if before + rest:
             self._partial[key] = _Begun(start, before + rest, at)
             if len(self._partial[key].data) > MAX_PARTIAL_LINE_BYTES:
-                yield self._ended(key, start, self._partial.pop(key).data, at)
-
-    def _ended(self, key: Key, offset: int, line: bytes, at: float) -> bytes:
-        found = LogLine(*key, offset, at, last_state(line).decode("utf-8", "replace"))
-        if self._query.matches is not None and not self._query.matches(found):
-            return b""
-        return self._whole(key, found)
+                yield _ended(key, start, self._partial.pop(key).data, at)
 
     def _whole(self, key: Key, line: LogLine) -> bytes:
         if self._query.as_json:
@@ -128,7 +147,7 @@ class Follower:
         """A line without its end, as far as it is known. One that is searched for is shown once it is whole."""
         begun = self._partial[key]
         text = last_state(begun.data).decode("utf-8", "replace")
-        if self._query.matches is not None:
+        if self._query.expression is not None:
             return b""
         if not self._query.as_json:
             return self._screen.growing(key, text).encode("utf-8", "replace")
@@ -136,6 +155,14 @@ class Follower:
         return (
             http_io.dumps(LogLine(*key, begun.offset, begun.at, text, partial=True, rewinds=rewinds).as_json()) + b"\n"
         )
+
+
+def _key(line: LogLine) -> Key:
+    return line.attempt, line.stream
+
+
+def _ended(key: Key, offset: int, line: bytes, at: float) -> LogLine:
+    return LogLine(*key, offset, at, last_state(line).decode("utf-8", "replace"))
 
 
 class _Begun:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import datetime, timezone
 
+from procguard import expression as expressions
 from procguard.channels import http_io
 from procguard.channels.desk import MAX_ATTEMPT
 from procguard.errors import UsageError
+from procguard.expression import Expression
 from procguard.fleet import clock
-from procguard.portal.log_reader import line_filter
 
 DEFAULT_LINES = 200
 MAX_LINES = 100_000
@@ -26,19 +28,19 @@ class LogQuery:
         attempt: int | None = None,
         stream: str | None = None,
         since: float | None = None,
-        regex: str | None = None,
+        expression: Expression | None = None,
         as_json: bool = False,
     ) -> None:
         self.lines = lines
         self.attempt = attempt
         self.stream = stream
         self.since = since
-        self.regex = regex
+        self.expression = expression
         self.as_json = as_json
-        self.matches = line_filter(regex) if regex else None
 
     @classmethod
-    def from_request(cls) -> LogQuery:
+    def from_request(cls, read: Callable[[str], Expression] = expressions.read) -> LogQuery:
+        """The query of this request. `read` reads an expression. Raises UsageError."""
         stream = http_io.query_text("stream") or None
         if stream not in (None, "out", "err"):
             raise UsageError(f"stream={stream!r}: expected out or err", "leave it out for both")
@@ -47,17 +49,15 @@ class LogQuery:
             raise UsageError(f"format={shape!r}: expected text or json", "e.g. ?format=json")
         attempt = http_io.query_int("attempt", -1, -1, MAX_ATTEMPT)
         since_text = http_io.query_text("since")
-        try:
-            return cls(
-                lines=http_io.query_int("tail", DEFAULT_LINES, 0, MAX_LINES),
-                attempt=attempt if attempt >= 0 else None,
-                stream=stream,
-                since=parse_since(since_text, clock.read().wall) if since_text else None,
-                regex=http_io.query_text("regex", 512) or None,
-                as_json=shape == "json",
-            )
-        except ValueError as exc:
-            raise UsageError(f"regex: {exc}", "write it as Python's re understands it") from exc
+        regex = http_io.query_text("regex", expressions.MAX_CHARS)
+        return cls(
+            lines=http_io.query_int("tail", DEFAULT_LINES, 0, MAX_LINES),
+            attempt=attempt if attempt >= 0 else None,
+            stream=stream,
+            since=parse_since(since_text, clock.read().wall) if since_text else None,
+            expression=read(regex) if regex else None,
+            as_json=shape == "json",
+        )
 
 
 def parse_since(text: str, now_wall: float, name: str = "since") -> float:

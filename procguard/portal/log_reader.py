@@ -11,16 +11,20 @@ from __future__ import annotations
 
 import heapq
 import os
-import re
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from procguard.expression import Expression
+from remote_agent.grep import COLOURS
+
 INDEX_RECORD = struct.Struct("<Qd")
 BLOCK_BYTES = 64 * 1024
 MAX_LINE_BYTES = 64 * 1024  # a longer line is cut, and says so
 MAX_SCAN_BYTES = 128 * 1024 * 1024  # of one question, e.g. a regular expression that matches nothing
+MAX_SCAN_S = 10.0  # the same
+NARROWER = "narrow it down with since=, attempt= or stream="
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ class StreamFile:
         line = _LineFromItsEnd(terminated=False)
         while position > start:
             if budget.left <= 0:
-                text = "[procguard: stopped looking here; narrow it down with since=, attempt= or stream=]"
+                text = f"[procguard: stopped looking here; {NARROWER}]"
                 yield LogLine(self.attempt, self.stream, position, index.at(position), text, position, marker=True)
                 return
             size = min(BLOCK_BYTES, position - start)
@@ -247,41 +251,12 @@ def newest_first(files: list[StreamFile], budget: ScanBudget) -> Iterator[LogLin
 # --------------------------------------------------------------------------------------------------- filtering
 
 
-def line_filter(pattern: str) -> Callable[[LogLine], bool]:
-    """A predicate for `regex=`. Raises ValueError for what doesn't compile or could run away (see `_runs_away`)."""
-    if len(pattern) > 512:
-        raise ValueError("longer than 512 characters")
-    try:
-        compiled = re.compile(pattern)
-        parsed = re._parser.parse(pattern)  # type: ignore[attr-defined]
-    except (re.error, RecursionError, OverflowError) as exc:
-        raise ValueError(str(exc)) from exc
-    if _runs_away(parsed, inside_repeat=False):
-        raise ValueError("a repeat inside a repeat could take for ever")
-    return lambda line: line.marker or compiled.search(line.text, 0, 16_384) is not None
+def line_filter(wanted: Expression) -> Callable[[LogLine], bool]:
+    """A predicate for `regex=`. It sees a line without its colours, as remote_agent/grep.py does on a host."""
+    found_in, without_colours = wanted.found_in, COLOURS.sub
 
+    def matches(line: LogLine) -> bool:
+        text = line.text
+        return line.marker or found_in(without_colours("", text) if "\x1b" in text else text)
 
-def _runs_away(parsed: Any, inside_repeat: bool) -> bool:
-    """Whether matching could take exponential time: an unbounded repeat (or a choice) inside an unbounded repeat.
-
-    Python's engine holds the interpreter while it matches; one bad pattern would silence the whole manager.
-    """
-    for operator, argument in parsed:
-        name = str(operator)
-        if name in ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT"):
-            low, high, inner = argument
-            unbounded = high > 64
-            if inside_repeat and (unbounded or high > max(1, low)):
-                return True
-            if _runs_away(inner, inside_repeat or unbounded):
-                return True
-        elif name == "BRANCH":
-            if inside_repeat or any(_runs_away(branch, inside_repeat) for branch in argument[1]):
-                return True
-        elif name in ("SUBPATTERN", "ATOMIC_GROUP", "ASSERT", "ASSERT_NOT"):
-            inner = argument if name == "ATOMIC_GROUP" else argument[-1]
-            if _runs_away(inner, inside_repeat):
-                return True
-        elif name in ("GROUPREF", "GROUPREF_EXISTS"):
-            return True
-    return False
+    return matches

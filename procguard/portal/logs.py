@@ -13,17 +13,21 @@ import itertools
 import os
 import re
 import shutil
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import gevent.lock
 import gevent.threadpool
 
 from procguard.channels import LogGap
+from procguard.expression import Expression
 from procguard.portal import log_quota
 from procguard.portal.log_index import LogIndex, runs_of
 from procguard.portal.log_reader import (
+    MAX_SCAN_S,
+    NARROWER,
     LogLine,
     ScanBudget,
     StreamFile,
@@ -40,6 +44,7 @@ READ_THREADS = 2
 MAX_GAPS_BYTES = 4 * 1024 * 1024  # of one stream: some 100,000 gaps
 LOOKS = 16  # at the disk, while as much as a bound is written
 WRITE_HERE_BYTES = 64 * 1024  # up to here the event loop writes by itself: handing it over would take longer
+STEP_S = 0.1
 T = TypeVar("T")
 _LOG_NAME = re.compile(r"^([0-9]{1,10})\.(out|err)\.log$")
 
@@ -56,6 +61,16 @@ class DiskThreads:
     def __call__(self, work: Callable[..., T], *arguments: Any) -> T:
         result: T = self._pool.apply(work, arguments)
         return result
+
+
+def finished(steps: Generator[None, None, T]) -> T:
+    """What comes of it, all steps in one go."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: T = end.value
+            return result
 
 
 def sync_files(paths: Iterable[str]) -> None:
@@ -310,21 +325,44 @@ class LogStore:
         attempt: int | None = None,
         stream: str | None = None,
         since: float | None = None,
-        regex: str | None = None,
+        expression: Expression | None = None,
         keep_partial: bool = False,
     ) -> list[LogLine]:
         """The last `lines` lines that fit, oldest first, across attempts. Safe in a worker thread.
 
-        `keep_partial`: also lines without an end that don't match `regex` (yet). Raises ValueError for a regular
-        expression that can't be used.
+        `keep_partial`: also lines without an end that don't match `expression` (yet). With an expression it ends after
+        MAX_SCAN_S with a line that says so.
         """
-        wanted = line_filter(regex) if regex else None
+        return finished(self.tail_steps(worker_id, lines, attempt, stream, since, expression, keep_partial))
+
+    def tail_steps(
+        self,
+        worker_id: str,
+        lines: int = 200,
+        attempt: int | None = None,
+        stream: str | None = None,
+        since: float | None = None,
+        expression: Expression | None = None,
+        keep_partial: bool = False,
+    ) -> Generator[None, None, list[LogLine]]:
+        """`tail` in steps of STEP_S, for who has more to do."""
+        wanted = line_filter(expression) if expression is not None else None
+        until = time.monotonic() + MAX_SCAN_S
+        step_ends = time.monotonic() + STEP_S
         found: list[LogLine] = []
         for line in self._newest_first(worker_id, attempt, stream):
             if len(found) >= lines or (since is not None and line.at < since):
                 break
             if wanted is None or wanted(line) or (keep_partial and line.partial):
                 found.append(line)
+            if wanted is None or (now := time.monotonic()) < step_ends:
+                continue
+            yield
+            step_ends = time.monotonic() + STEP_S
+            if now > until:
+                text = f"[procguard: stopped looking here after {MAX_SCAN_S:g} s; {NARROWER}]"
+                found.append(LogLine(line.attempt, line.stream, line.offset, line.at, text, line.offset, marker=True))
+                break
         return found[::-1]
 
     def read_tail(self, *query: Any) -> list[LogLine]:

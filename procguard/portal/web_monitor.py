@@ -100,7 +100,7 @@ class WebMonitor:
             config.communication, registry, self._desk, self._auth, limits, self._bodies
         )
         self._logs_api = LogsApi(registry, log_store, limits)
-        self._search_api = SearchApi(registry, log_store)
+        self._search_api = SearchApi(registry, log_store, self._logs_api.matching)
         self._keeper = websocket.Keeper() if keeper is None else keeper
         self._live = LiveHub(registry, log_store)
         self._live_api = LiveApi(self._live)

@@ -397,3 +397,24 @@ def test_the_ring_holds_fifty_thousand_lines_and_32_megabytes(house: House, visi
     }""")
     assert found[0] == [50_000, 10_000, 250_000]
     assert found[1][2] <= 32 * 1024 * 1024 and found[1][0] > 8_000
+
+
+def test_an_expression_that_is_too_slow_for_the_page_is_given_up_and_said_so(house: House, visitor: Visitor) -> None:
+    """It holds up its author's page alone, and only once."""
+    page = visitor.open(f"{house.url}/#/logs?w=worker1")
+    settled(page)
+    wait_until(lambda: len(rows(page)) > 3, 30, "its lines")
+    page.evaluate("""() => {
+      const { test } = RegExp.prototype;
+      RegExp.prototype.test = function slow(text) {
+        if (this.source === 'l.*i.*n.*e') {
+          const until = performance.now() + 600;
+          while (performance.now() < until);
+        }
+        return test.call(this, text);
+      };
+    }""")
+    page.get_by_label("Find in these lines").fill("l.*i.*n.*e")
+    expect(page.get_by_text("too slow for this page")).to_be_visible(timeout=10_000)
+    page.get_by_label("Find in these lines").fill("line")
+    expect(page.get_by_text("too slow for this page")).to_be_hidden(timeout=10_000)

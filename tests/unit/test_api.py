@@ -113,7 +113,7 @@ def test_workers_are_filtered_sorted_and_paged(server: RunningServer) -> None:
         ("DELETE", "/api/tokens/t-none", None, 404, "not_found"),
         ("POST", "/api/hosts/nowhere/check-ssh", None, 404, "not_found"),
         ("GET", "/api/events?limit=x", None, 400, "bad_request"),
-        ("GET", "/api/remote-workers/worker1/logs?regex=(", None, 400, "bad_request"),
+        ("GET", "/api/remote-workers/worker1/logs?regex=(", None, 400, "bad_expression"),
         ("GET", "/api/remote-workers/worker1/logs?tail=many", None, 400, "bad_request"),
         ("GET", "/api/remote-workers/worker1/logs?since=yesterday", None, 400, "bad_request"),
         ("GET", "/api/remote-workers/worker1/logs?stream=both", None, 400, "bad_request"),

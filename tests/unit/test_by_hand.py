@@ -198,3 +198,9 @@ def test_help_says_where_to_type_it(desk: Desk) -> None:
     done = desk.say("--help")
     assert done.returncode == 0 and "/current && python3 -m remote_agent status" in done.stdout
     assert desk.say().returncode == 1
+
+
+def test_a_reason_that_quotes_a_job_does_not_steer_the_terminal(desk: Desk) -> None:
+    desk.worker("evil", "failed", "check said \x1b[2J\x1b]0;x\x07\u202e\x9b1m\nforged", None)
+    said = desk.say("status", PYTHONIOENCODING="utf-8").stdout
+    assert "check said ?[2J?]0;x???1m?forged" in said and "\x1b" not in said

@@ -64,7 +64,7 @@ def test_the_environment_names_the_manager_and_the_token_stays_out_of_repr() -> 
 def test_logs_follow_until_the_manager_ends_them(manager: FakeManager) -> None:
     manager.routes["GET /api/remote-workers/w1/logs"] = lambda body: (200, "one\ntwo\n")
     client = ManagerClient(manager.url)
-    assert client.logs("w1", tail=2) == "one\ntwo\n"
+    assert b"".join(client.log_pieces("w1", tail=2)) == b"one\ntwo\n"
     assert b"".join(client.follow_logs("w1")) == b"one\ntwo\n"
     assert "follow=1" in manager.requests[-1][1]
 

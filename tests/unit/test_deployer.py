@@ -332,7 +332,7 @@ def test_the_recap_tells_recovery_and_totals() -> None:
     text = out.file.getvalue()  # type: ignore[attr-defined]
     assert "recovery over SSH: yes" in text and "recovery over SSH: no (auth)" in text and "keep-alive: cron" in text
     assert "ok=0  changed=2  failed=0  unreachable=0" in text
-    assert json.loads(show.as_json(results))["hosts"]["b"]["recovery_ssh"]["ok"] is False
+    assert show.as_json(results)["hosts"]["b"]["recovery_ssh"]["ok"] is False
 
 
 @pytest.mark.parametrize(

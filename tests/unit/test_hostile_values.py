@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import time
 from pathlib import Path
 
 import fabric
@@ -91,3 +92,56 @@ def test_no_agent_is_forwarded_whatever_the_configuration_of_ssh_says(tmp_path: 
     connection = ssh.StrictConnection(Target("web", "10.255.255.1", 22, "root"), config, 5.0)
     assert connection.ssh_config["forwardagent"] == "yes"
     assert connection.forward_agent is False
+
+
+# --------------------------------------------------------------------------------- what enters a ProxyCommand
+
+RUNS = "x;touch${IFS}$MARK;"
+
+
+@pytest.mark.parametrize("way", ["inventory", "ssh_config", "match_exec", "jump", "jump_in_ssh_config"])
+@pytest.mark.parametrize("where", ["host", "user", "alias"])
+def test_a_host_s_names_run_no_code_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, where: str) -> None:
+    """A ProxyCommand with a shell in it, as people write them: OpenSSH puts %h, %r and %n there as they are."""
+    monkeypatch.setenv("MARK", str(tmp_path / "ran"))
+    shell = 'sh -c "echo %h %r %n >/dev/null; exit 1"'
+    configs = {
+        "ssh_config": f"Host *\n  ProxyCommand {shell.replace('%n', '')}\n",
+        "match_exec": f"Match exec '{shell}'\n  Compression no\n",
+        "jump_in_ssh_config": f"Host *\n  ProxyCommand {shell.replace('%n', '')}\n",
+    }
+    config_file = tmp_path / "config"
+    config_file.write_text(configs.get(way, ""))
+    values = {"host": "gpu01", "hostname": "127.0.0.1", "user": "me", "port": 1}
+    values |= {"host": {"hostname": RUNS}, "user": {"user": RUNS}, "alias": {"host": RUNS}}[where]
+    if way == "inventory":
+        values["proxy_command"] = shell
+    if way.startswith("jump"):
+        hop = f"{values['user']}@{values['hostname']}:1"
+        values |= {"hostname": "127.0.0.1", "user": "me", "proxy_jump": hop}
+    config = fabric.Config(runtime_ssh_path=str(config_file))
+    with pytest.raises(HostError) as refused:
+        ssh.connect(Target(**values), config, time.monotonic() + 5, 2.0)  # type: ignore[arg-type]
+    assert not (tmp_path / "ran").exists()
+    if where != "alias" or way == "inventory":
+        assert refused.value.code == "bad_name", str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("hostname", "user"),
+    [("10.0.0.7", "ml"), ("gpu-01.example.org", "svc$"), ("fe80::1%eth0", "first.last"), ("::1", "DOMAIN\\me"),
+     ("büro", "me@realm"), ("gpu_1", "me%host%22"), ("", "")],
+)  # fmt: skip
+def test_names_that_people_have_are_taken(hostname: str, user: str) -> None:
+    Target("gpu01", hostname=hostname, user=user).check_names()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [one for one in HOSTILE if one not in ("%h",)] + [RUNS, "a\u202eb", "a\x1b[2J", "-J", "", "a|b", "a&b", "x" * 300],
+)
+def test_other_names_are_refused_in_one_line_without_what_steers_a_terminal(text: str) -> None:
+    for target in (Target("gpu01", hostname=text or " "), Target("gpu01", user=text or " ")):
+        with pytest.raises(HostError) as refused:
+            target.check_names()
+        assert refused.value.message.isprintable() and refused.value.next_step

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from procguard import expression
 from procguard.portal import log_follow
 from procguard.portal.api_logs import LogQuery
 from procguard.portal.log_follow import Follower
@@ -89,7 +90,7 @@ def test_what_the_tail_showed_comes_only_once(store: LogStore) -> None:
 
 
 def test_lines_that_are_searched_for_come_whole(store: LogStore) -> None:
-    reader = Reader(store, regex="^ERROR")
+    reader = Reader(store, expression=expression.read("^ERROR"))
     assert reader.write(b"ERR") == ""
     assert reader.write(b"OR here\ninfo\n") == "ERROR here\n"
 

@@ -486,7 +486,7 @@ def test_what_is_stored_of_a_large_operation_is_shared_out_over_rounds(
 
 
 def test_a_selection_gives_everybody_a_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PAUSE_EVERY", 2)
+    monkeypatch.setattr(module, "SLICE_S", -1.0)
     fleet = Fleet(tmp_path)
     pauses: list[int] = []
 
@@ -497,4 +497,4 @@ def test_a_selection_gives_everybody_a_turn(tmp_path: Path, monkeypatch: pytest.
 
     fleet.operations.on_wake(lambda: None, pause)
     assert fleet.operations.preview("stop", "*", "tester", fleet.now)["matching"] == 5
-    assert len(pauses) == 3
+    assert len(pauses) == 6

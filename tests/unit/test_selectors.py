@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -93,3 +94,40 @@ def test_ten_thousand_ids_are_looked_up_not_searched() -> None:
 @pytest.mark.parametrize(("text", "one"), [("train-1", True), ("train-*", False), ("a,b", False), ("!a", False)])
 def test_an_id_in_full_is_told_from_a_selector(text: str, one: bool) -> None:
     assert selectors.is_one_id(text) is one
+
+
+MANY = [{"worker_id": f"{'a' * 40}-{number}", "host": "a" * 60, "labels": {"t": "a" * 60}} for number in range(2000)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ",".join(f"{'a' * 40}-{number}" for number in range(2000)),
+        ",".join(f"team=a{number}" for number in range(2000)),
+        "|".join(["*a*a*a*b"] * 100),
+        ",".join(["host=*a*a*a*b"] * 100),
+        "t=" + "*a" * 127 + "b",
+        ",".join(f"l{number}=x" for number in range(50)),
+    ],
+)
+def test_no_selector_takes_long_however_it_is_written(text: str) -> None:
+    """A viewer's `select=` is read on the manager's event loop. Measured before: 80 s for 10,000 workers."""
+    selector = selectors.parse(text)
+    began = time.perf_counter()
+    for facts in MANY:
+        selector.matches(facts)
+    assert time.perf_counter() - began < 1.5
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("|".join(["*a"] * 101), "more than 100 patterns"),
+        (",".join(["*a"] * 101), "more than 100 patterns"),
+        ("*" + "a" * 300, "longer than 256 characters"),
+        (",".join(f"l{number}=x" for number in range(51)), "more than 50 fields"),
+    ],
+)
+def test_patterns_have_a_bound(text: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        selectors.parse(text)

@@ -19,6 +19,7 @@ const TAILS = [TAIL, 50000]; // lines of each worker; the second once somebody a
 const OVERSCAN = 20;
 const ATTEMPTS_LISTED = 50;
 const SEARCHED_CHARS = 16 * 1024; // of a line
+const SLOW_LINE_MS = 500; // an expression that takes so long on one line is given up
 const HUES = 6;
 
 export class LogView {
@@ -262,13 +263,24 @@ export class LogView {
   }
 
   hits(line) {
-    if (line.marker) return false;
+    if (line.marker || !this.pattern) return false;
     if (line.hitOf !== this.pattern) {
+      const began = performance.now();
       this.pattern.lastIndex = 0;
       line.hit = this.pattern.test(printable(line.text.slice(0, SEARCHED_CHARS)));
       line.hitOf = this.pattern;
+      if (performance.now() - began > SLOW_LINE_MS) this.stopGrep();
     }
     return line.hit;
+  }
+
+  /** The expression held this page up on one line: the next may take minutes. The text stays, for its author to change. */
+  stopGrep() {
+    this.pattern = null;
+    this.version += 1;
+    setAttr(this.grep, 'aria-invalid', 'true');
+    setText(this.grepProblem, t('logs.pattern_slow'));
+    requestAnimationFrame(() => this.draw());
   }
 
   // ------------------------------------------------------------------------------------------ downloading

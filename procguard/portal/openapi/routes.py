@@ -181,6 +181,7 @@ WORKERS = (
     ),
 )  # fmt: skip
 
+EXPRESSION = "RE2's dialect: docs/protocol.md#regular-expressions"
 LOGS = (
     Route(
         "GET", "/api/remote-workers/<worker_id>/logs", "logs", "viewer",
@@ -188,7 +189,7 @@ LOGS = (
         {200: answers.Lines},
         [
             whole("tail", 0, 100_000, 200, "so many lines"), whole("attempt", -1, MAX_ATTEMPT, -1, "-1: all"), STREAM,
-            text("since", "`10m`, ISO 8601 or Unix seconds"), text("regex", "Python's re", 512),
+            text("since", "`10m`, ISO 8601 or Unix seconds"), text("regex", EXPRESSION, MAX_PATTERN_CHARS),
             text("format", "", enum=["text", "json"], default="text"),
             flag("follow", "go on with what comes; as JSON one object a line"),
             flag("download", "all of it, as a file"),
@@ -200,7 +201,7 @@ LOGS = (
         "The agents look through the logs on their hosts", "在所有主机上搜索日志",
         {200: answers.Found},
         [
-            text("text", "as it stands; or", MAX_PATTERN_CHARS), text("regex", "Python's re", MAX_PATTERN_CHARS),
+            text("text", "as it stands; or", MAX_PATTERN_CHARS), text("regex", EXPRESSION, MAX_PATTERN_CHARS),
             flag("ignore_case", "upper and lower case are the same"),
             text("select", "a selector: `group=trainers,state=failed`", MAX_SELECT_CHARS),
             text("q", "words that appear in the worker"), STREAM,

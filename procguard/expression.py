@@ -1,0 +1,467 @@
+"""The regular expressions that users write: one dialect, RE2's, read once and meant the same by RE2 and Python's `re`.
+
+RE2 matches them on the manager, in time linear in the text and in bounded memory. Hosts have no RE2: they get the same
+expression rewritten for Python's `re` (`for_hosts`), which needs no flags. What the two cannot mean alike is refused.
+Owns the dialect (docs/protocol.md#regular-expressions); knows no logs, no HTTP, no hosts.
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import re2
+
+from procguard.errors import UsageError
+
+MAX_CHARS = 512
+MAX_LITERAL_CHARS = 2 * MAX_CHARS  # of a text, each of its characters behind a backslash
+MAX_MEMORY_BYTES = 1024 * 1024  # of one compiled expression: its program and the states of its automaton
+MAX_INSTRUCTIONS = 2000  # at worst a line costs its length times this
+MAX_DEPTH = 50  # of groups; Python's compiler recurses
+MAX_MATCHED_CHARS = 16 * 1024  # of a line; hosts look at as much (remote_agent/grep.py)
+MAX_CODE_POINT = 0x10FFFF
+DOCUMENT = "docs/protocol.md#regular-expressions"
+
+Ranges = list[tuple[int, int]]
+
+
+class Expression:
+    """A checked expression. `for_hosts`: the same for Python's `re`, without flags."""
+
+    def __init__(self, text: str, ignore_case: bool, for_hosts: str, compiled: Any) -> None:
+        self.text = text
+        self.ignore_case = ignore_case
+        self.for_hosts = for_hosts
+        self._search = compiled.search
+
+    def found_in(self, text: str) -> bool:
+        """Whether it matches in `text` (its first MAX_MATCHED_CHARS). Linear, but never free: not for many lines on the
+        event loop."""
+        return self._search(text[:MAX_MATCHED_CHARS].encode("utf-8", "replace")) is not None
+
+
+def read(text: str, ignore_case: bool = False, name: str = "regex", max_chars: int = MAX_CHARS) -> Expression:
+    """Check and compile an expression. Raises UsageError: what, where in it, and what to write instead."""
+    if len(text) > max_chars:
+        raise _refusal(f"{name}: longer than {max_chars} characters", "search for a part of it")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as exc:
+        raise _refusal(
+            f"{name}: character {exc.start + 1} is half a surrogate pair", "write the whole character"
+        ) from exc
+    compiled, error = _compile(text, ignore_case)
+    try:
+        for_hosts = _Translation(text, ignore_case).result()
+    except _NotInDialect as exc:
+        raise _refusal(f"{name}: {exc.what} at character {exc.at + 1} is not supported", exc.instead) from exc
+    except (IndexError, ValueError, OverflowError) as exc:  # RE2 says it better
+        raise _refusal(f"{name}: {error or exc}", "check its brackets and backslashes") from exc
+    if compiled is None:
+        hint = "use smaller repeat counts" if "large" in error or "repetition size" in error else "correct it"
+        raise _refusal(f"{name}: {error}", hint)
+    return Expression(text, ignore_case, for_hosts, compiled)
+
+
+def literal(text: str) -> str:
+    """An expression that matches `text` as it stands."""
+    return "".join(one if one.isalnum() else "\\" + one if "!" <= one <= "~" and one != "_" else one for one in text)
+
+
+def _refusal(what: str, instead: str) -> UsageError:
+    return UsageError(what, f"{instead}; {DOCUMENT} lists what is understood", code="bad_expression")
+
+
+def _compile(text: str, ignore_case: bool) -> tuple[Any, str]:
+    """(RE2's expression, "") or (None, why not)."""
+    options = re2.Options()
+    options.max_mem, options.never_capture, options.log_errors = MAX_MEMORY_BYTES, True, False
+    options.case_sensitive = not ignore_case
+    try:
+        compiled = re2.compile(text, options)
+        return (compiled, "") if compiled.programsize <= MAX_INSTRUCTIONS else (None, "it is too large once compiled")
+    except re2.error as exc:
+        said = exc.args[0] if exc.args else ""
+        return None, said.decode("utf-8", "replace") if isinstance(said, bytes) else str(said)
+    finally:
+        re2.purge()  # its cache would keep 128 expressions of strangers
+
+
+# ------------------------------------------------------------------------------------------------ translation
+
+
+class _NotInDialect(Exception):
+    def __init__(self, what: str, at: int, instead: str) -> None:
+        super().__init__(what)
+        self.what, self.at, self.instead = what, at, instead
+
+
+@dataclass(frozen=True)
+class _Flags:
+    fold: bool  # i
+    dot_newline: bool = False  # s
+    multi_line: bool = False  # m
+    swap_greed: bool = False  # U
+
+
+@dataclass
+class _Frame:
+    """An open group: its flags, and its pieces. A piece is (text, whether a repeat may follow it as it is)."""
+
+    flags: _Flags
+    pieces: list[tuple[str, bool]] = field(default_factory=list)
+
+    def text(self) -> str:
+        return "".join(text for text, _ in self.pieces)
+
+
+_NAMES = {"i": "fold", "s": "dot_newline", "m": "multi_line", "U": "swap_greed"}
+_DIGITS, _SPACES = [(0x30, 0x39)], [(0x09, 0x0A), (0x0C, 0x0D), (0x20, 0x20)]
+_WORD = [(0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A)]
+_PERL = {"d": _DIGITS, "s": _SPACES, "w": _WORD}
+_POSIX: dict[str, Ranges] = {
+    "alnum": [(0x30, 0x39), (0x41, 0x5A), (0x61, 0x7A)], "alpha": [(0x41, 0x5A), (0x61, 0x7A)], "ascii": [(0, 0x7F)],
+    "blank": [(9, 9), (0x20, 0x20)], "cntrl": [(0, 0x1F), (0x7F, 0x7F)], "digit": _DIGITS, "graph": [(0x21, 0x7E)],
+    "lower": [(0x61, 0x7A)], "print": [(0x20, 0x7E)], "punct": [(0x21, 0x2F), (0x3A, 0x40), (0x5B, 0x60), (0x7B, 0x7E)],
+    "space": [(9, 13), (0x20, 0x20)], "upper": [(0x41, 0x5A)], "word": _WORD,
+    "xdigit": [(0x30, 0x39), (0x41, 0x46), (0x61, 0x66)],
+}  # fmt: skip
+_CONTROLS = {"a": 7, "f": 12, "t": 9, "n": 10, "r": 13, "v": 11}
+_REPEAT = re.compile(r"\{(0|[1-9][0-9]{0,8})(,(0|[1-9][0-9]{0,8})?)?\}")
+_FLAG_GROUP = re.compile(r"\(\?([imsU]*)(?:-([imsU]+))?([:)])")
+_NAMED_GROUP = re.compile(r"\(\?P?<[^<>=!]+>")
+_POSIX_CLASS = re.compile(r"\[:(\^?)([a-z]+):\]")
+# What stands behind "(?" and is not RE2's: the longest first.
+_FOREIGN_GROUPS = (
+    ("(?<=", "a look-behind (?<=…)", "put what stands before it into the expression itself"),
+    ("(?<!", "a look-behind (?<!…)", "put what may stand before it into the expression, e.g. [^a]b"),
+    ("(?=", "a look-ahead (?=…)", "put what follows into the expression itself"),
+    ("(?!", "a look-ahead (?!…)", "list what may follow instead, e.g. a[^b]"),
+    ("(?>", "an atomic group (?>…)", "write (?:…)"),
+    ("(?#", "a comment (?#…)", "leave it out"),
+    ("(?P=", "a back-reference (?P=…)", "search for the text itself"),
+    ("(?P>", "a recursion (?P>…)", "write the group again"),
+    ("(?(", "a condition (?(…)…)", "write both cases: (?:…|…)"),
+)
+
+
+class _Translation:
+    """Rewrites one expression, read as RE2 reads it, for Python's `re`. Leaves what is malformed to RE2's own check."""
+
+    def __init__(self, text: str, ignore_case: bool) -> None:
+        self._text = text
+        self._at = 0
+        self._frames = [_Frame(_Flags(ignore_case))]
+
+    def result(self) -> str:
+        while self._at < len(self._text):
+            self._step()
+        if len(self._frames) != 1:
+            raise ValueError("a group is not closed")
+        return self._frames[0].text()
+
+    @property
+    def _frame(self) -> _Frame:
+        return self._frames[-1]
+
+    @property
+    def _flags(self) -> _Flags:
+        return self._frame.flags
+
+    def _add(self, text: str, repeatable: bool = False) -> None:
+        self._frame.pieces.append((text, repeatable))
+
+    def _step(self) -> None:
+        text, at = self._text, self._at
+        one = text[at]
+        self._at += 1
+        if one == "(":
+            self._open(at)
+        elif one == ")":
+            self._close()
+        elif one == "|":
+            self._add("|")
+        elif one == "[":
+            self._set(_ranges_written(self._class(at)))
+        elif one == ".":
+            self._add("(?s:.)" if self._flags.dot_newline else ".", True)
+        elif one == "^":
+            self._add("(?m:^)" if self._flags.multi_line else r"\A")
+        elif one == "$":
+            self._add("(?m:$)" if self._flags.multi_line else r"\Z")
+        elif one in "*+?":
+            self._repeat(one, at)
+        elif one == "{":
+            self._brace(at)
+        elif one == "\\":
+            self._escape(at)
+        else:
+            self._literal(ord(one))
+
+    def _set(self, written: str) -> None:
+        self._add(written, True)
+
+    def _literal(self, code: int) -> None:
+        if self._flags.fold and len(orbit := _orbit(code)) > 1:
+            self._set(_ranges_written([(each, each) for each in sorted(orbit)]))
+        else:
+            self._add(_written(code), True)
+
+    # ------------------------------------------------------------------------------------------------ groups
+
+    def _open(self, at: int) -> None:
+        text = self._text
+        if not text.startswith("(?", at):
+            self._push(self._flags)
+            return
+        for begin, what, instead in _FOREIGN_GROUPS:
+            if text.startswith(begin, at):
+                raise _NotInDialect(what, at, instead)
+        named = _NAMED_GROUP.match(text, at)
+        if named:
+            self._at = named.end()
+            self._push(self._flags)
+            return
+        found = _FLAG_GROUP.match(text, at)
+        if found is None:
+            if re.match(r"\(\?[-aLux]*[aLux]", text[at:]):
+                raise _NotInDialect("a flag other than i, m, s, U", at, "leave it out")
+            raise ValueError("what stands behind (? is not known")
+        self._at = found.end()
+        changed = {_NAMES[one]: True for one in found[1]} | {_NAMES[one]: False for one in found[2] or ""}
+        flags = replace(self._flags, **changed)
+        if found[3] == ":":
+            self._push(flags)
+        else:
+            self._frame.flags = flags
+
+    def _push(self, flags: _Flags) -> None:
+        if len(self._frames) > MAX_DEPTH:
+            raise _NotInDialect(f"a group in {MAX_DEPTH} others", self._at - 1, "write it flatter")
+        self._frames.append(_Frame(flags))
+
+    def _close(self) -> None:
+        if len(self._frames) == 1:
+            raise ValueError("a ) closes no group")
+        inner = self._frames.pop()
+        self._add(f"(?:{inner.text()})", True)
+
+    # ------------------------------------------------------------------------------------------------ repeats
+
+    def _brace(self, at: int) -> None:
+        found = _REPEAT.match(self._text, at)
+        if found:
+            self._at = found.end()
+            self._repeat(found[0], at)
+        elif re.match(r"\{,[0-9]+\}", self._text[at:]):
+            raise _NotInDialect("a repeat without its lower bound", at, "write {0,n}")
+        else:
+            self._literal(ord("{"))
+
+    def _repeat(self, how: str, at: int) -> None:
+        lazy = self._text[self._at : self._at + 1] == "?"
+        self._at += lazy
+        if self._text[self._at : self._at + 1] == "+":
+            raise _NotInDialect("a possessive repeat", at, "leave the second + out")
+        if not self._frame.pieces or self._frame.pieces[-1][0] == "|":
+            raise ValueError("a repeat has nothing to repeat")
+        text, repeatable = self._frame.pieces.pop()
+        greedy = lazy == self._flags.swap_greed
+        self._add((text if repeatable else f"(?:{text})") + how + ("" if greedy else "?"))
+
+    # ------------------------------------------------------------------------------------------------ escapes
+
+    def _escape(self, at: int) -> None:
+        one = self._text[self._at]
+        self._at += 1
+        if one.lower() in _PERL and one in "dswDSW":
+            self._set(_ranges_written(self._perl(one)))
+        elif one == "b":
+            self._add(r"(?a:\b)")
+        elif one == "A":
+            self._add(r"\A")
+        elif one == "z":
+            self._add(r"\Z")
+        elif one == "Q":
+            end = self._text.find("\\E", self._at)
+            quoted = self._text[self._at : end if end >= 0 else None]
+            self._at = end + 2 if end >= 0 else len(self._text)
+            for each in quoted:
+                self._literal(ord(each))
+        else:
+            self._literal(self._code(one, at))
+
+    def _perl(self, one: str) -> Ranges:
+        found = self._folded(_PERL[one.lower()])
+        return _complement(found) if one.isupper() else found
+
+    def _code(self, one: str, at: int) -> int:
+        """The code point that an escape stands for; `one` is what follows its backslash."""
+        if one == "x":
+            found = re.compile(r"\{([0-9A-Fa-f]+)\}|([0-9A-Fa-f]{2})").match(self._text, self._at)
+            if found is None:
+                raise ValueError(r"\x wants two hexadecimal digits, or \x{…}")
+            self._at = found.end()
+            code = int((found[1] or found[2])[:16], 16)
+            if code > MAX_CODE_POINT:
+                raise ValueError("no character has that number")
+            return code
+        if one in _CONTROLS:
+            return _CONTROLS[one]
+        if one in "pP":
+            raise _NotInDialect(rf"a Unicode class \{one}", at, "write the characters as a range, e.g. [À-ÿ]")
+        if one in "0123456789":
+            what = "an octal escape" if one == "0" else f"the back-reference \\{one}"
+            raise _NotInDialect(what, at, r"write the text itself, or \x{…} for a character")
+        foreign = {
+            "Z": "write \\z or $", "B": "write what may stand there, e.g. \\w", "C": "write . for any character",
+            "G": "leave it out", "K": "leave it out", "X": "write . for any character", "R": "write \\r or \\n",
+            "u": "write \\x{…}", "U": "write \\x{…}", "N": "write \\x{…}", "h": "write [ \\t]",
+            "E": "write \\Q before it",
+        }  # fmt: skip
+        if one in foreign:
+            raise _NotInDialect(f"\\{one}", at, foreign[one])
+        if one.isascii() and not one.isalnum():
+            return ord(one)
+        raise ValueError(f"\\{one} means nothing")
+
+    # ------------------------------------------------------------------------------------------------ classes
+
+    def _class(self, at: int) -> Ranges:
+        """The characters of [...], which begins at `at`."""
+        negated = self._text[self._at] == "^"
+        self._at += negated
+        found: Ranges = []
+        first = True
+        while first or self._text[self._at] != "]":
+            first = False
+            named = _POSIX_CLASS.match(self._text, self._at)
+            one = self._text[self._at]
+            if named:
+                self._at = named.end()
+                ranges = self._folded(_POSIX[named[2]]) if named[2] in _POSIX else _unknown_class(named[0])
+                found += _complement(ranges) if named[1] else ranges
+            elif one == "\\" and self._text[self._at + 1] in "dswDSW":
+                self._at += 2
+                found += self._perl(self._text[self._at - 1])
+            else:
+                low = high = self._class_code()
+                if self._text[self._at] == "-" and self._text[self._at + 1] != "]":
+                    self._at += 1
+                    high = self._class_code()
+                if high < low:
+                    raise ValueError("a range ends before it begins")
+                found += self._folded([(low, high)])
+        self._at += 1
+        return _complement(found) if negated else _merged(found)
+
+    def _class_code(self) -> int:
+        one = self._text[self._at]
+        self._at += 1
+        if one != "\\":
+            return ord(one)
+        self._at += 1
+        return self._code(self._text[self._at - 1], self._at - 2)
+
+    def _folded(self, ranges: Ranges) -> Ranges:
+        if not self._flags.fold:
+            return list(ranges)
+        return _merged([*ranges, *(one for low, high in ranges for one in _other_cases(low, high))])
+
+
+def _unknown_class(name: str) -> Ranges:
+    raise ValueError(f"there is no class {name}")
+
+
+def _merged(ranges: Iterable[tuple[int, int]]) -> Ranges:
+    found: Ranges = []
+    for low, high in sorted(ranges):
+        if found and low <= found[-1][1] + 1:
+            found[-1] = (found[-1][0], max(high, found[-1][1]))
+        else:
+            found.append((low, high))
+    return found
+
+
+def _complement(ranges: Ranges) -> Ranges:
+    found, begin = [], 0
+    for low, high in _merged(ranges):
+        if begin < low:
+            found.append((begin, low - 1))
+        begin = high + 1
+    if begin <= MAX_CODE_POINT:
+        found.append((begin, MAX_CODE_POINT))
+    return found
+
+
+def _ranges_written(ranges: Ranges) -> str:
+    ranges = _merged(ranges)
+    if not ranges:
+        return "(?:(?!))"  # nothing is in it
+    if ranges == [(0, MAX_CODE_POINT)]:
+        return "(?s:.)"
+    return "[" + "".join(_written(low) + (f"-{_written(high)}" if high > low else "") for low, high in ranges) + "]"
+
+
+def _written(code: int) -> str:
+    """A character for Python's `re`, the same inside and outside of a class."""
+    one = chr(code)
+    if one.isascii():
+        return one if one.isalnum() or one in " _" else f"\\x{code:02x}" if not one.isprintable() else "\\" + one
+    return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
+
+
+# ---------------------------------------------------------------------------------------------- upper, lower case
+
+# Where Unicode has letters with two cases, beyond ASCII.
+_CASED_BLOCKS = (
+    (0xB5, 0x587), (0x10A0, 0x10FF), (0x13A0, 0x13FF), (0x1C80, 0x1CBF), (0x1D79, 0x1FFF), (0x2126, 0x218F),
+    (0x24B6, 0x24E9), (0x2C00, 0x2D2F), (0xA640, 0xA7FF), (0xAB30, 0xABBF), (0xFF21, 0xFF5A), (0x10400, 0x104FF),
+    (0x10570, 0x105BF), (0x10C80, 0x10CFF), (0x118A0, 0x118DF), (0x16E40, 0x16E7F), (0x1E900, 0x1E943),
+)  # fmt: skip
+_DOTLESS_I = 0x131  # its capital is I, and yet simple folding keeps it apart
+
+
+def _orbit(code: int) -> frozenset[int]:
+    """The characters that are the same as this one where case is ignored, itself among them."""
+    if code < 0x80:
+        one = chr(code)
+        more = {"k": {0x212A}, "s": {0x17F}}.get(one.lower(), set())
+        return frozenset({code, ord(one.lower()), ord(one.upper())} | more)
+    return _orbits().get(code) or frozenset({code})
+
+
+@functools.cache
+def _orbits() -> dict[int, frozenset[int]]:
+    """Unicode's simple case folding, as RE2 has it: every character with another case -> all that are the same."""
+    same: dict[int, set[int]] = {}
+    codes = [*range(0x41, 0x5B), *range(0x61, 0x7B), *(c for low, high in _CASED_BLOCKS for c in range(low, high + 1))]
+    for code in codes:
+        one = chr(code)
+        for other in (one.lower(), one.upper(), one.title()):
+            if len(other) == 1 and other != one and code != _DOTLESS_I:
+                joined = same.get(code, {code}) | same.get(ord(other), {ord(other)})
+                for each in joined:
+                    same[each] = joined
+    return {code: frozenset(joined) for code, joined in same.items()}
+
+
+@functools.cache
+def _pairs() -> tuple[list[int], list[int]]:
+    """Every pair of characters that differ only in case, both ways round, in two lists sorted by the first."""
+    pairs = sorted((code, other) for code, same in _orbits().items() for other in same if other != code)
+    return [code for code, _ in pairs], [other for _, other in pairs]
+
+
+def _other_cases(low: int, high: int) -> Ranges:
+    """What lies outside of the range `low`-`high` and is the same as a character in it where case is ignored."""
+    if high < 0x80:
+        return [(other, other) for code in range(low, high + 1) for other in _orbit(code)]
+    codes, others = _pairs()
+    among = others[bisect.bisect_left(codes, low) : bisect.bisect_right(codes, high)]
+    return [(other, other) for other in among if not low <= other <= high]

@@ -1,0 +1,107 @@
+"""Where expressions meet logs on the manager: in threads, in bounded time, and for each caller a share of it.
+
+RE2 lets the event loop run while it matches (it releases the interpreter's lock); reading an expression and walking
+through lines take turns with the loop. Owns these threads and who uses how many; knows no HTTP and no files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any, TypeVar
+
+import gevent.threadpool
+
+from procguard import expression
+from procguard.errors import LimitExceeded, UsageError
+from procguard.expression import Expression
+from procguard.portal.log_reader import LogLine, line_filter
+
+MAX_SCANS, MAX_SCANS_OF_ONE = 4, 2
+MAX_FOLLOWS, MAX_FOLLOWS_OF_ONE = 64, 16
+SLICE_S = 0.1  # of the thread, before the next follower has its turn
+T = TypeVar("T")
+
+
+class Matching:
+    def __init__(self) -> None:
+        self._reading = gevent.threadpool.ThreadPool(1)
+        self._scanning = gevent.threadpool.ThreadPool(1)
+        self._following = gevent.threadpool.ThreadPool(1)
+        self._scans: Counter[str] = Counter()  # by caller
+        self._follows: Counter[str] = Counter()
+
+    def read(self, text: str, ignore_case: bool = False) -> Expression:
+        """`expression.read`, beside the event loop: a hostile one costs some 30 ms. Raises UsageError."""
+        found: Expression | UsageError = self._reading.apply(_read, (text, ignore_case))
+        if isinstance(found, UsageError):
+            raise found
+        return found
+
+    def scan(self, caller: str, steps: Generator[None, None, T]) -> T:
+        """Run what looks through stored logs, by turns with others. Raises LimitExceeded for one too many."""
+        with _share(self._scans, caller, MAX_SCANS, MAX_SCANS_OF_ONE, "searches with regex= are under way"):
+            while True:
+                done, result = self._scanning.apply(_step, (steps,))
+                if done:
+                    found: T = result
+                    return found
+
+    def follow(self, caller: str) -> contextlib.AbstractContextManager[None]:
+        """As long as a log is followed with an expression. Raises LimitExceeded."""
+        return _share(self._follows, caller, MAX_FOLLOWS, MAX_FOLLOWS_OF_ONE, "logs are followed with regex=")
+
+    def matching(self, wanted: Expression, lines: Sequence[LogLine], go_on: Callable[[], bool]) -> list[LogLine]:
+        """Those of `lines` that match, in slices of time, as long as `go_on()`."""
+        found: list[LogLine] = []
+        begin = 0
+        while begin < len(lines) and go_on():
+            begin, more = self._following.apply(_slice, (wanted, lines, begin))
+            found += more
+        return found
+
+
+def _step(steps: Generator[None, None, Any]) -> tuple[bool, Any]:
+    try:
+        next(steps)
+    except StopIteration as end:
+        return True, end.value
+    return False, None
+
+
+def _read(text: str, ignore_case: bool) -> Expression | UsageError:
+    """gevent prints the traceback of what a thread raises: a refusal is returned."""
+    try:
+        return expression.read(text, ignore_case)
+    except UsageError as exc:
+        return exc
+
+
+def _slice(wanted: Expression, lines: Sequence[LogLine], begin: int) -> tuple[int, list[LogLine]]:
+    """(where it stopped, what matched before there)."""
+    until, matches, found = time.monotonic() + SLICE_S, line_filter(wanted), []
+    while begin < len(lines):
+        if matches(lines[begin]):
+            found.append(lines[begin])
+        begin += 1
+        if time.monotonic() > until:
+            break
+    return begin, found
+
+
+@contextlib.contextmanager
+def _share(used: Counter[str], caller: str, in_all: int, of_one: int, what: str) -> Iterator[None]:
+    if used[caller] >= of_one or used.total() >= in_all:
+        number = f"{of_one} of your own" if used[caller] >= of_one else str(in_all)
+        raise LimitExceeded(
+            f"{number} {what} already", "wait until one has ended", status=429, code="busy", retry_after_s=5
+        )
+    used[caller] += 1
+    try:
+        yield
+    finally:
+        used[caller] -= 1
+        if not used[caller]:
+            del used[caller]

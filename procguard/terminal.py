@@ -1,0 +1,181 @@
+"""What the operator's commands print: our own text, and the text of strangers, which never steers the terminal.
+
+Strangers are hosts, jobs, launchers, managers behind a network, SSH servers before their key is known. `cleaned()` puts
+a filter around stdout and stderr, so that whatever is printed is clean unless it is written to `raw()` on purpose: by
+the console of deploy/show.py, which cleans piece by piece, and by `invoke logs`. Standard library only.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import json
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any, TextIO, cast
+
+# Controls (C0, DEL, C1), what reorders or hides text (bidi, zero width, tags), line separators, lone surrogates.
+# Not tab and newline: `clean` leaves them, `line` does not.
+_UNSAFE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e"
+    "\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
+SHOWN = "\ufffd"  # stands for what is not printed
+_BREAKS = re.compile(r"[\t\n\r\x0b\x0c\x85\u2028\u2029]+")
+
+
+def clean(text: str) -> str:
+    """Without what steers a terminal; newlines and tabs stay."""
+    return _UNSAFE.sub(SHOWN, text)
+
+
+def line(text: object) -> str:
+    """The same, as one line: a newline of a stranger's must not look like a line of ours."""
+    return clean(_BREAKS.sub(" ", str(text)))
+
+
+def say(text: object = "", *, err: bool = False) -> None:
+    """Print one line."""
+    _print(line(text), err)
+
+
+def say_block(text: str, *, err: bool = False) -> None:
+    """Print several lines. All but the first are indented: none of them looks like the first of another message."""
+    first, *rest = clean(text).split("\n")
+    lines = [first, *(one if one[:1] in ("", " ") else f"  {one}" for one in rest)]
+    _print("\n".join(lines), err)
+
+
+def say_json(value: Any, *, indent: int | None = 2) -> None:
+    """Print JSON for programs; a terminal can't be steered by it either. `indent=None`: one line of a stream."""
+    _print(json_escaped(json.dumps(value, indent=indent, ensure_ascii=indent is not None)), flush=indent is None)
+
+
+def _print(text: str, err: bool = False, flush: bool = False) -> None:
+    print(text, file=sys.stderr if err else sys.stdout, flush=flush)
+
+
+def json_escaped(text: str) -> str:
+    r"""JSON with \u202e and its like instead of the character: the same value."""
+    return _UNSAFE.sub(_as_json, text)
+
+
+def _as_json(found: re.Match[str]) -> str:
+    units = found[0].encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
+
+
+# --------------------------------------------------------------------------------------------------- the streams
+
+
+class CleanStream:
+    """A text stream that writes nothing to the terminal that steers it. `buffer` is as careful."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.raw = stream
+        self.buffer = _CleanBytes(self)
+
+    def write(self, text: str) -> int:
+        self.raw.write(clean(text))
+        return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        for one in lines:
+            self.write(one)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.raw, name)
+
+
+class _CleanBytes:
+    def __init__(self, stream: CleanStream) -> None:
+        self._stream = stream
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def write(self, data: bytes) -> int:
+        self._stream.write(self._decoder.decode(data))
+        return len(data)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
+def install() -> None:
+    """From now on what this process prints is clean, its last traceback too."""
+    sys.stdout, sys.stderr = _clean(sys.stdout), _clean(sys.stderr)
+
+
+@contextlib.contextmanager
+def cleaned() -> Iterator[None]:
+    """Within it, what is printed is clean."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = _clean(sys.stdout), _clean(sys.stderr)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def _clean(stream: TextIO) -> TextIO:
+    return stream if stream is None or isinstance(stream, CleanStream) else cast(TextIO, CleanStream(stream))
+
+
+def raw(stream: TextIO) -> TextIO:
+    """The stream itself, for who writes only what is clean, or what somebody asked for as it is."""
+    return stream.raw if isinstance(stream, CleanStream) else stream
+
+
+# ------------------------------------------------------------------------------------------------ a worker's output
+
+# What a terminal reads as a unit: SGR (colours), other CSI, strings up to their end (OSC, DCS and their like), ESC and
+# one character.
+_SEQUENCE = re.compile(
+    r"\x1b\[(?P<sgr>[0-9;:]*)m|\x1b\[[0-?]*[ -/]*[@-~]"
+    r"|\x1b[\]PX^_][^\x07\x1b\x9c]{0,4096}(?:\x07|\x1b\\|\x9c)|\x1b[ -/]*[0-Z\\^_`-~]"
+)
+_UNFINISHED = re.compile(r"\x1b(?:\[[0-?]*[ -/]*|[\]PX^_][^\x07\x1b\x9c]{0,4096}\x1b?|[ -/]*)?\Z")
+MAX_SEQUENCE_CHARS = 4100
+_HIDING = frozenset({"5", "05", "6", "06", "8", "08"})  # blinking and concealed
+_RESET = "\x1b[0m"
+
+
+class Colours:
+    """A worker's output for a terminal: its colours, and nothing else that steers. A colour ends with its line."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = ""  # the beginning of a sequence
+        self._coloured = False
+
+    def feed(self, data: bytes, final: bool = False) -> str:
+        text = self._held + self._decoder.decode(data, final)
+        unfinished = None if final else _UNFINISHED.search(text, max(0, len(text) - MAX_SEQUENCE_CHARS))
+        at = unfinished.start() if unfinished else len(text)
+        text, self._held = text[:at], text[at:]
+        made: list[str] = []
+        position = 0
+        for found in _SEQUENCE.finditer(text):
+            self._plain(text[position : found.start()], made)
+            position = found.end()
+            if found["sgr"] is not None and self._is_colour(found["sgr"]):
+                made.append(found[0])
+                self._coloured = found["sgr"].strip("0;") != ""
+        self._plain(text[position:], made)
+        if final and self._coloured:
+            made.append(_RESET)
+        return "".join(made)
+
+    @staticmethod
+    def _is_colour(parameters: str) -> bool:
+        """38;5;8 is a colour whose number is 8; 8 alone conceals."""
+        words = re.sub(r"[34]8[;:](5[;:]\d*|2([;:]\d*){3,4})", "", parameters).replace(":", ";").split(";")
+        return len(parameters) <= 64 and not _HIDING.intersection(words)
+
+    def _plain(self, text: str, made: list[str]) -> None:
+        if not text:
+            return
+        text = "\r".join(clean(one) for one in text.split("\r"))  # a progress bar rewrites its own line
+        if self._coloured and "\n" in text:
+            text, self._coloured = text.replace("\n", _RESET + "\n", 1), False
+        made.append(text)
