@@ -27,6 +27,7 @@ class Server:
     known_hosts: Path
     directory: Path
     log: Path
+    authorized_keys: Path
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             known,
             directory,
             log,
+            public / "authorized_keys",
         )
     finally:
         process.terminate()

@@ -24,7 +24,7 @@ WHERE = {"fleet_id": "f", "host": "host1"}
 @pytest.fixture
 def log_in(server: Server) -> Iterator[Any]:
     """`log_in(command)`: whoever logs in gets this command, as with a ForceCommand or a start-up file."""
-    keys = server.directory / "authorized_keys"
+    keys = server.authorized_keys
     own = keys.read_text()
 
     def set_command(command: str) -> None:
