@@ -335,6 +335,9 @@ class AgentHeartbeat:
     free_port: int = 0  # a TCP port that nobody listens on, for a rendezvous on this host; 0: not looked for
     knows: list[str] = field(default_factory=list)  # what it can be asked for besides: "search"
     channel_trouble: str = ""  # why it speaks HTTP though the manager offers zmq
+    # Its disk refuses writes: "space", "inodes", "quota", "read_only" or "io"; "" = it takes them. And which disk.
+    disk_trouble: str = ""
+    disk_path: str = ""
 
 
 @dataclass

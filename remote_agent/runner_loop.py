@@ -32,14 +32,20 @@ class Runner:
     """The loop around one Supervisor: everything that happens ends in `advance`."""
 
     def __init__(
-        self, worker_dir: str, runtime_dir: str, lock: int, listener: socket.socket, lease: tuple[int, int] = (0, 0)
+        self,
+        worker_dir: str,
+        runtime_dir: str,
+        lock: int,
+        listener: socket.socket,
+        lease: tuple[int, int] = (0, 0),
+        wanted: dict[str, object] | None = None,
     ) -> None:
         self._lock_path = paths.runner_lock(runtime_dir, worker_dir)
         self._socket_path = paths.runner_socket(runtime_dir, worker_dir)
         self._lock = lock
         self._listener = listener
         self._connections: dict[int, JsonConnection] = {}
-        self._supervisor = Supervisor(WorkerRecord(worker_dir), self._tell, lease)
+        self._supervisor = Supervisor(WorkerRecord(worker_dir, runtime_dir), self._tell, lease, wanted)
         self._alarm = Alarm()
         self._runtime_check_at = now_s() + RUNTIME_CHECK_S
         self._terminated = False
@@ -120,6 +126,8 @@ class Runner:
         for message in messages:
             if message.get("op") == "hello":
                 connection.send({**self._supervisor.state.message(), "protocol": PROTOCOL_VERSION, "knows": KNOWS})
+                for event in self._supervisor.state.record.unwritten_events():
+                    connection.send({"type": "event", **event})
                 for result in self._supervisor.state.results:
                     connection.send(result)
             else:
