@@ -111,9 +111,17 @@ def hosts(views: Iterable[View], now: datetime) -> Table:
             age(view.get("last_seen"), now),
             escape(can),
             escape(str(view.get("release") or "")[:8]),
-            escape(str(view.get("reason") or "")),
+            escape("; ".join(one for one in (str(view.get("reason") or ""), _disk(view)) if one)),
         )
     return table
+
+
+def _disk(view: View) -> str:
+    """Its disk refuses writes; "" where it takes them."""
+    shown = {"space": "disk full", "inodes": "no inodes left", "quota": "quota used up", "read_only": "read-only disk"}
+    trouble = str(view.get("disk_trouble") or "")
+    path = view.get("disk_path") or "procguard_home"
+    return f"{shown.get(trouble, 'disk errors')} ({path}): nothing new starts" if trouble else ""
 
 
 def _role(view: View) -> str:

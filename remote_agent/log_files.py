@@ -242,10 +242,10 @@ class LogFiles:
         file.size = found.st_size
         file.gone = marks.gone.get(file.key, 0)
         file.complete = marks.complete.get(file.key) == file.size
-        file.reserved = max(file.size, found.st_blocks * 512)  # a former agent's, as far as it shows
+        file.reserved = file.size + _set_aside(file.path, found)  # by a former agent
         if not file.complete:
             file.index.saw_first(file.size, min(found.st_mtime, self._wall()))
-        elif file.reserved > file.size + BLOCK_BYTES:
+        elif file.reserved > file.size:
             self._give_room_back(file)
         worker.files[file.key] = file
 
@@ -386,11 +386,13 @@ class LogFiles:
         """The disk is full and a running log needs blocks: they come from this worker's own older bytes. First those
         that the manager has; where what is set aside is nearly used up, what it lacks, too: the job comes first, and
         what is lost is marked."""
-        files = worker.in_order()
+        files, needed = worker.in_order(), upto - max(file.size, file.reserved)
         giving = [(min(one.acked or 0, one.size), one) for one in files]
         if file.reserved - file.size < max(MIN_AHEAD_BYTES // 4, file.grew_bytes_per_s * AHEAD_S / 4):
-            giving += [(one.size, one) for one in files if one is not file]
-            giving.append((file.size - KEEP_TAIL_BYTES, file))
+            giving += [(min(one.size, max(one.gone, one.acked or 0) + needed), one) for one in files if one is not file]
+            most = file.size - KEEP_TAIL_BYTES
+            giving.append((min(most, max(file.gone, file.acked or 0) + needed), file))
+            giving.append((most, file))
         for offset, one in giving:
             end = offset // BLOCK_BYTES * BLOCK_BYTES
             if end <= one.gone:
@@ -412,6 +414,20 @@ class LogFiles:
             disk_space.give_back_beyond_end(file.path)
         except OSError:
             pass  # read-only, or removed
+
+
+def _set_aside(path: str, found: os.stat_result) -> int:
+    """Bytes beyond the end that are allocated: what the blocks hold more than the data, whose holes are at its front."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            begin = log_disk.next_data(descriptor, 0, found.st_size)
+        finally:
+            os.close(descriptor)
+    except OSError:
+        return 0
+    data = -(-found.st_size // BLOCK_BYTES) * BLOCK_BYTES - begin
+    return max(0, found.st_blocks * 512 - max(data, 0) - BLOCK_BYTES)
 
 
 def _reserve(descriptor: int, file: LogFile, upto: int) -> int:

@@ -131,6 +131,8 @@ def _check_heartbeat(beat: protocol.AgentHeartbeat, mistakes: list[str]) -> None
     for name in ("hostname", "os", "python", "user"):
         _longest(mistakes, f"facts.{name}", getattr(beat.facts, name), MAX_NAME_CHARS)
     _longest(mistakes, "channel_trouble", beat.channel_trouble, MAX_REASON_CHARS)
+    _longest(mistakes, "disk_trouble", beat.disk_trouble, MAX_NAME_CHARS)
+    _longest(mistakes, "disk_path", beat.disk_path, 4096)
     _most(mistakes, "workers", beat.workers, MAX_WORKERS_PER_AGENT)
     _most(mistakes, "events", beat.events, MAX_EVENTS_PER_HEARTBEAT)
     _most(mistakes, "results", beat.results, MAX_RESULTS_PER_HEARTBEAT)

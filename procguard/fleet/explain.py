@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 TIMELINE_EVENTS = 15
 # Of the host rather than of one worker, but part of each of its workers' stories.
-HOST_KINDS = ("agent_suspect", "agent_unreachable", "agent_connected", "recovery", "tunnel_down", "tunnel_up")
+HOST_KINDS = (
+    "agent_suspect", "agent_unreachable", "agent_connected", "recovery", "tunnel_down", "tunnel_up",
+    "host_disk_full", "host_disk_ok",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -233,9 +236,10 @@ def _desired(facts: Facts, words: Words) -> list[str]:
 def _host(facts: Facts, words: Words) -> list[str]:
     host = facts.host
     state, name, seen = host["agent_state"], host["host"], _unix(host["last_seen"])
+    disk = _disk(facts, words) if state == "connected" else []
     if state == "connected" and facts.worker["state"] == "running":
-        return []  # nothing is wrong there
-    said = [words.say(f"host.{state}" if seen else "host.never", host=name, ago=words.ago(seen, facts.now))]
+        return disk  # nothing else is wrong there
+    said = [*disk, words.say(f"host.{state}" if seen else "host.never", host=name, ago=words.ago(seen, facts.now))]
     if state not in ("unreachable", "never"):
         return said
     tunnel = host.get("tunnel") or {}
@@ -255,6 +259,14 @@ def _host(facts: Facts, words: Words) -> list[str]:
     if not facts.fenced:
         said.append(words.say("unknown.keep"))
     return said
+
+
+def _disk(facts: Facts, words: Words) -> list[str]:
+    host = facts.host
+    if not host.get("disk_trouble"):
+        return []
+    what = words.say(f"host.disk_{host['disk_trouble']}", host=host["host"], path=host["disk_path"] or "procguard_home")
+    return [what, words.say("host.disk_meanwhile", host=host["host"])]
 
 
 def _fence(facts: Facts, words: Words) -> list[str]:
@@ -360,6 +372,9 @@ def _next_steps(facts: Facts, words: Words) -> list[str]:
         steps.append(words.say("next.start", worker=name))
     if state == "unknown" and facts.host["kind"] == "deployed":
         steps.append(words.say("next.deploy", host=worker["host"]))
+    if facts.host.get("disk_trouble") and facts.host["agent_state"] == "connected":
+        key, path = f"next.disk_{facts.host['disk_trouble']}", facts.host["disk_path"] or "procguard_home"
+        steps.insert(0, words.say(key, host=worker["host"], path=path))
     if worker["restart_pending"] and state == "running":
         steps.append(words.say("next.restart", worker=name))
     return steps

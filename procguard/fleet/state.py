@@ -14,7 +14,7 @@ from collections.abc import Callable, Container
 from typing import Any
 
 from procguard.errors import NotFound
-from procguard.fleet import gang_views, views
+from procguard.fleet import gang_views, host_disks, views
 from procguard.fleet.clock import Now
 from procguard.fleet.epochs import EPOCHS_PER_TERM, HIGHEST_EPOCH, next_term, term_above
 from procguard.fleet.event_query import EventQuery
@@ -96,6 +96,9 @@ class FleetState:
         for agent_id, data in tables.get("agents", {}).items():
             self._index_agent(from_dict(AgentRecord, data))
             self.seen[agent_id].last_seen_wall = None
+        told = host_disks.as_told(self.event_log)
+        for agent in self.agents_by_id.values():
+            self.seen[agent.agent_id].disk_trouble = told.get(agent.host, "")
         for worker_id, data in tables.get("workers", {}).items():
             worker = worker_from_dict(data)
             self.workers_by_id[worker_id] = worker

@@ -126,6 +126,8 @@ class Words:
             return self.joined([*([ended] if ended else []), self.say("event.gave_up")])
         if kind == "command":
             return self._command(event, values)
+        if kind == "host_disk_full":
+            return self._disk(event, values)
         key = f"event.{kind}"
         if not self.has(key):
             return reason
@@ -145,6 +147,13 @@ class Words:
         if record is None:
             return what
         return self.joined([self.say("event.ended", ending=self.ending(record)), what])
+
+    def _disk(self, event: Mapping[str, Any], values: dict[str, Any]) -> str:
+        evidence = event.get("evidence")
+        evidence = evidence if isinstance(evidence, dict) else {}
+        key = f"host.disk_{evidence.get('trouble')}"
+        path = str(evidence.get("path") or "procguard_home")
+        return self.say(key, path=path, **values) if self.has(key) else str(values["reason"])
 
     def _command(self, event: Mapping[str, Any], values: dict[str, Any]) -> str:
         evidence = event.get("evidence")
