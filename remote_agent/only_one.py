@@ -12,6 +12,7 @@ import time
 
 from remote_agent import paths, process_tree, state_files
 from remote_agent.control import EXIT_ALREADY_RUNNING
+from remote_agent.locks import is_still_at
 from remote_agent.process_tree import Identity
 
 LOCK_PATIENCE_S = 2.0  # a runner that is just ending gives its lock back within this time
@@ -40,15 +41,6 @@ def take_lock(path: str, patience_s: float = LOCK_PATIENCE_S) -> int:
         if time.monotonic() > deadline:
             raise CannotStart(EXIT_ALREADY_RUNNING, f"another runner holds {path}: connect to it instead")
         time.sleep(0.02)
-
-
-def is_still_at(path: str, descriptor: int) -> bool:
-    """False when the file was removed or replaced while we opened it: then the lock protects nothing."""
-    try:
-        there, here = os.stat(path), os.fstat(descriptor)
-    except OSError:
-        return False
-    return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
 
 
 def refuse_second(worker_dir: str, runtime_dir: str = "", patience_s: float = LOCK_PATIENCE_S) -> None:

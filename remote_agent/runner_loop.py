@@ -13,7 +13,8 @@ from remote_agent import paths, process_tree
 from remote_agent.attempt import now_s
 from remote_agent.control import KNOWS, PROTOCOL_VERSION, JsonConnection
 from remote_agent.lease import Alarm
-from remote_agent.only_one import CannotStart, is_still_at, listen, take_lock
+from remote_agent.locks import is_still_at
+from remote_agent.only_one import CannotStart, listen, take_lock
 from remote_agent.supervisor import Supervisor
 from remote_agent.worker_record import WorkerRecord
 

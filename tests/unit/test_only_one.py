@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from remote_agent import only_one
+from remote_agent import only_one, settings
 from remote_agent.control import EXIT_ALREADY_RUNNING
-from remote_agent.locks import lock_held
-from remote_agent.only_one import CannotStart, is_still_at, take_lock
+from remote_agent.locks import is_still_at, lock_held
+from remote_agent.only_one import CannotStart, take_lock
+from remote_agent.settings import AgentLock
 
 
 class Cleaner:
@@ -63,3 +64,15 @@ def test_a_removed_or_replaced_file_is_not_the_one_that_is_held(tmp_path: Path) 
     path.touch()
     assert not is_still_at(str(path), held)
     os.close(held)
+
+
+def test_an_agent_whose_lock_file_was_replaced_meanwhile_is_no_second_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "LOCK_PATIENCE_S", 0.1)
+    cleaner = Cleaner(tmp_path / "agent.lock", monkeypatch, another=True)
+    lock = AgentLock(str(tmp_path))
+    assert lock.take() == "pid unknown"
+    os.close(cleaner.other)
+    assert lock.take() is None
+    lock.release()
