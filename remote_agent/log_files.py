@@ -28,6 +28,10 @@ AWAY_S = 3.0  # nothing acknowledged for this long: the manager is away, what wa
 AGAIN_S = 5.0  # after a disk refused something
 QUIET_LOOK_EVERY_S = 0.2  # at one that says nothing: what it says next is still seen within 0.3 s; settled: 1 s
 BOUNDS_EVERY_S = 2.0
+# A crash loop of weeks leaves thousands of files; the sender waits for the lock that each look holds.
+ENDED_LOOK_EVERY_S = 5.0
+FILES_A_SECOND = 2000  # for the bounds of a worker that prints
+MAX_REMOVED = 500  # attempts, in one look
 ROOM_LOOK_EVERY_S = 1.0
 # Set aside in the log of what runs: what it prints in AHEAD_S, within these bounds.
 AHEAD_S = 2.0
@@ -66,6 +70,7 @@ class LogFile:
     complete: bool = False  # no more bytes come, and the manager has them all
     reserved: int = 0  # up to this offset the file's blocks are its own, also beyond its end
     grew_bytes_per_s: float = 0.0
+    look_again_at: float = 0.0  # monotonic: of an ended attempt whose bytes still wait for the manager
 
     @property
     def key(self) -> str:
@@ -89,6 +94,7 @@ class WorkerLogs:
     bounds_at: float = 0.0  # monotonic
     taken_at: float = -1.0  # monotonic: when the manager last took bytes
     blocked_until: float = 0.0  # monotonic: the manager refused this worker's bytes
+    marks_changed: bool = False
     drained_told: bool = False
     trouble: str = ""  # the last that was said
     quiet: bool = False  # nothing came for QUIET_S, and nothing waits
@@ -200,13 +206,22 @@ class LogFiles:
             worker.taken_at = now  # a new agent: the manager is given a moment
         grown = False
         for file in list(worker.files.values()):
-            if not file.complete:
+            if file.complete:
+                continue
+            if now < file.look_again_at:
+                self._finish(worker, file, now)
+            else:
                 grown = self._measure(worker, file, now) or grown
                 self._keep_room(worker, file, now)
                 self._finish(worker, file, now)
-        if grown or now >= worker.bounds_at:
+                if self._ended(worker, file, now):
+                    file.look_again_at = now + ENDED_LOOK_EVERY_S
+        many_s = min(BOUNDS_EVERY_S, len(worker.files) / FILES_A_SECOND)
+        if now >= worker.bounds_at or (grown and now >= worker.bounds_at - BOUNDS_EVERY_S + many_s):
             worker.bounds_at = now + BOUNDS_EVERY_S
             self._keep_bounds(worker, now)
+        if worker.marks_changed:
+            self._write_marks(worker)
         open_files = [one for one in worker.files.values() if not one.complete]
         worker.quiet = not grown and all(now - one.changed_at > QUIET_S and not one.waiting for one in open_files)
         if not grown and all(now - one.changed_at > QUIET_S for one in open_files):
@@ -289,10 +304,12 @@ class LogFiles:
         if self._ended(worker, file, now):
             file.complete = True
             file.index.remove()
-            self._write_marks(worker)
+            worker.marks_changed = True
 
     @staticmethod
     def _write_marks(worker: WorkerLogs) -> None:
+        """Once for each look: it names all files."""
+        worker.marks_changed = False
         files = worker.files.values()
         log_disk.write_marks(
             worker.told.directory,
@@ -320,20 +337,25 @@ class LogFiles:
             for one in worker.files.values()
         ]
         cuts, removed = log_disk.decide(states, keep_bytes, keep_attempts)
-        for attempt in removed:
-            self._remove(worker, attempt)
+        self._remove(worker, set(removed[:MAX_REMOVED]))
+        if len(removed) > MAX_REMOVED:
+            worker.bounds_at = now
         for key, end in cuts.items():
             file = worker.files[key]
             if end > file.gone:
                 self._cut(worker, file, end, now)
 
-    def _remove(self, worker: WorkerLogs, attempt: int) -> None:
-        for file in [one for one in worker.files.values() if one.attempt == attempt]:
+    @staticmethod
+    def _remove(worker: WorkerLogs, attempts: set[int]) -> None:
+        if not attempts:
+            return
+        for file in [one for one in worker.files.values() if one.attempt in attempts]:
             log_disk.unlink(file.path)
             file.index.remove()
             del worker.files[file.key]
-        log_disk.unlink(paths.exit_file(worker.told.directory, attempt))
-        self._write_marks(worker)
+        for attempt in attempts:
+            log_disk.unlink(paths.exit_file(worker.told.directory, attempt))
+        worker.marks_changed = True
 
     def _cut(self, worker: WorkerLogs, file: LogFile, end: int, now: float) -> None:
         """Give the disk back what lies before `end`, shipped or not."""
@@ -351,7 +373,7 @@ class LogFiles:
         if self._ended(worker, file, now):
             log_disk.trim(file.path, end)
             file.gone = end
-            self._write_marks(worker)  # that file system may not tell what is a hole
+            worker.marks_changed = True  # that file system may not tell what is a hole
 
     # ------------------------------------------------------------------------------- room for what is printed next
 
