@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from collections.abc import Iterable
 
 PROTOCOL_VERSION = 1
 # Parts of spec.json that this release's runner obeys, said in its hello: an earlier runner ignores what it never knew.
@@ -39,17 +40,21 @@ def runner_argv(
     runtime_dir: str,
     lease: tuple[int, int] | None = None,
     stop: tuple[int, int] | None = None,
+    seen: Iterable[tuple[int, int]] = (),
 ) -> list[str]:
     """How a runner is started. It daemonises itself; wait for the command to end, then connect.
 
     `release_dir` holds the package remote_agent (in a checkout: the repository's root). `lease`: (epoch, until_ns) of a
     fenced worker, so that its child need not wait for the connection. `stop`: (generation, epoch) of an assignment that
-    does not want it to run and that could not be written.
+    does not want it to run and that could not be written. `seen`: (pid, start) of what the agent saw below a runner
+    that died.
     """
     script = os.path.join(release_dir, "remote_agent", "runner.py")
     words = [python, "-I", "-S", script, "--worker-dir", worker_dir, "--runtime-dir", runtime_dir]
     words += ["--lease", f"{lease[0]}:{lease[1]}"] if lease else []
     words += ["--stop", f"{stop[0]}:{stop[1]}"] if stop else []
+    listed = ",".join(f"{pid}:{start}" for pid, start in seen)
+    words += ["--seen", listed] if listed else []
     return words
 
 

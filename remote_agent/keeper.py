@@ -76,6 +76,7 @@ class Keeper:
         self._ladder = Ladder(lambda: process_tree.members_below(os.getpid()), self._reap, self._kill_group)
         self._left_behind = Ladder(self._find_left_behind, lambda: not self._find_left_behind(), self._kill_group)
         self._former_child: Identity | None = None
+        self._seen: list[Identity] = []  # what the agent saw below a former runner
 
     # ------------------------------------------------------------------------------------------- what goes on
 
@@ -442,7 +443,7 @@ class Keeper:
 
     def _find_left_behind(self) -> list[Identity]:
         cookie = str(self.state.values["cookie"])
-        return process_tree.members_left_behind(self._former_child, cookie, self._group.members())
+        return process_tree.members_left_behind(self._former_child, cookie, self._group.members(), self._seen)
 
     def _kill_group(self) -> None:
         self._group.kill()

@@ -1,9 +1,10 @@
 """The command that becomes a worker's runner: a small daemon, the child's parent, that outlives the agent.
 
     python3 -I -S remote_agent/runner.py --worker-dir D --runtime-dir R [--lease EPOCH:UNTIL_NS]
-        [--stop GENERATION:EPOCH] [--foreground]
+        [--stop GENERATION:EPOCH] [--seen PID:START,…] [--foreground]
 
---stop: the worker is not to run, which a full disk keeps from spec.json.
+--stop: the worker is not to run, which a full disk keeps from spec.json. --seen: processes of this boot that the agent
+saw below a runner that died.
 
 It ends with 0 when the daemon listens on its socket, with EXIT_ALREADY_RUNNING when another runner has the worker.
 The daemon ends by itself once the worker is settled. SIGHUP is ignored; SIGTERM stops the child and leaves the worker
@@ -26,7 +27,8 @@ from remote_agent.runner_loop import Runner, report
 
 MAX_RUNNER_LOG_BYTES = 256 * 1024
 USAGE = (
-    "usage: runner.py --worker-dir D --runtime-dir R [--lease EPOCH:UNTIL_NS] [--stop GENERATION:EPOCH] [--foreground]"
+    "usage: runner.py --worker-dir D --runtime-dir R [--lease EPOCH:UNTIL_NS] [--stop GENERATION:EPOCH] "
+    "[--seen PID:START,…] [--foreground]"
 )
 
 
@@ -71,6 +73,7 @@ class Options:
         self.worker_dir = self.runtime_dir = ""
         self.lease = (0, 0)
         self.wanted: dict[str, object] = {}
+        self.seen: list[tuple[int, int]] = []
         self.foreground = False
 
 
@@ -86,6 +89,8 @@ def parse(arguments: list[str]) -> Options:
         elif word == "--stop":
             generation, epoch = read_pair(word, next(rest, ""), "GENERATION:EPOCH")
             options.wanted = {"desired": "stopped", "generation": generation, "epoch": epoch}
+        elif word == "--seen":
+            options.seen = [read_pair(word, one, "PID:START,…") for one in next(rest, "").split(",")]
         elif word in values:
             values[word] = os.path.abspath(next(rest, "") or ".")
         else:
@@ -119,7 +124,7 @@ def main(arguments: list[str]) -> int:
     if not options.foreground and not daemonise(paths.runner_log(worker_dir)):
         os._exit(EXIT_STARTED)  # the daemon has lock and socket; nothing here may be cleaned up
     close_inherited({lock, listener.fileno()})
-    runner = Runner(worker_dir, runtime_dir, lock, listener, options.lease, options.wanted)
+    runner = Runner(worker_dir, runtime_dir, lock, listener, options.lease, options.wanted, options.seen)
     try:
         runner.run()
     except (OSError, ValueError) as exc:

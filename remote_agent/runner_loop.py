@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Iterable
 
 from remote_agent import paths, process_tree
 from remote_agent.attempt import now_s
@@ -40,13 +41,14 @@ class Runner:
         listener: socket.socket,
         lease: tuple[int, int] = (0, 0),
         wanted: dict[str, object] | None = None,
+        seen: Iterable[tuple[int, int]] = (),
     ) -> None:
         self._lock_path = paths.runner_lock(runtime_dir, worker_dir)
         self._socket_path = paths.runner_socket(runtime_dir, worker_dir)
         self._lock = lock
         self._listener = listener
         self._connections: dict[int, JsonConnection] = {}
-        self._supervisor = Supervisor(WorkerRecord(worker_dir, runtime_dir), self._tell, lease, wanted)
+        self._supervisor = Supervisor(WorkerRecord(worker_dir, runtime_dir), self._tell, lease, wanted, seen)
         self._alarm = Alarm()
         self._runtime_check_at = now_s() + RUNTIME_CHECK_S
         self._terminated = False

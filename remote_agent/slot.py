@@ -46,6 +46,7 @@ PARTS = {
     "env": "the variables that the manager adds",
 }
 HEARTBEATS_IN_A_LEASE = 4
+MAX_SEEN = 1000  # processes that a new runner is told of
 MAX_TOLD = 500  # events of one worker that wait in memory
 STARTS_IN_VAIN = 3  # then a runner that can't be started makes the worker failed
 _NEXT_STEPS = {
@@ -152,6 +153,7 @@ class WorkerSlot:
         self.drained = False  # desired removed: everything of its log is at the manager
         self.settled_since: Optional[float] = None  # monotonic; desired removed
         self._runtime_dir = runtime_dir
+        self.tree: list[tuple[int, int]] = []  # (pid, start) of its processes, as measured while its runner lived
         self._starting: Any = None  # subprocess.Popen of a runner that is about to daemonise
         self._starts_in_vain = 0
         self._next_start = 0.0  # monotonic
@@ -405,6 +407,7 @@ class WorkerSlot:
         self.read_status()
         self._next_connect = now
         if self._said_bye:
+            self.tree = []
             return False
         self._next_start = max(self._next_start, now)
         return not self.runner_alive()
@@ -428,7 +431,13 @@ class WorkerSlot:
             with self._open_errors() as errors:
                 self._starting = subprocess.Popen(
                     control.runner_argv(
-                        python, release_dir, self.directory, self._runtime_dir, self.granted.now(self.assignment), stop
+                        python,
+                        release_dir,
+                        self.directory,
+                        self._runtime_dir,
+                        self.granted.now(self.assignment),
+                        stop,
+                        self.tree[:MAX_SEEN],
                     ),
                     cwd="/",
                     stdin=subprocess.DEVNULL,

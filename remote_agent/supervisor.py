@@ -10,7 +10,7 @@ gang's member fails instead: what becomes of it is the manager's to say.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from remote_agent import process_tree, restart, states
 from remote_agent.cgroup import WorkerGroup
@@ -42,12 +42,15 @@ class Supervisor(Keeper):
         tell: Callable[[dict[str, object]], None],
         lease: tuple[int, int] = (0, 0),
         wanted: dict[str, object] | None = None,
+        seen: Iterable[tuple[int, int]] = (),
     ) -> None:
         """`lease`: (epoch, until_ns) as the agent knew it when it started this runner; (0, 0): none. `wanted`:
-        {"desired", "generation", "epoch"} of an assignment that a full disk may have kept from spec.json."""
+        {"desired", "generation", "epoch"} of an assignment that a full disk may have kept from spec.json. `seen`: (pid,
+        start) of processes that the agent of this boot saw below a former runner."""
         super().__init__(record, tell)
         self._given = lease
         self._wanted = wanted or {}
+        self._seen = [Identity(pid, start, process_tree.boot_id()) for pid, start in seen]
 
     # ------------------------------------------------------------------------------------------------- start
 
@@ -60,6 +63,7 @@ class Supervisor(Keeper):
         if same_boot and former.get("pid"):
             self._former_child = Identity(whole(former, "pid"), whole(former, "pid_start"), boot)
         self.state.take_over(former, str(self._assignment.get("worker_id", "")), boot)
+        process_tree.mark_descendants(str(self.state.values["cookie"]))
         self._group = WorkerGroup(str(self.state.values["cookie"]), str(self.state.values["cgroup"]))
         self.state.values["cgroup"] = self._group.path
         new_generation = whole(self._assignment, "generation") > whole(former, "generation")
@@ -286,8 +290,10 @@ class Supervisor(Keeper):
                 self._settle(states.STOPPED, ASKED[KILL], held=True)
             waits = verb == RESTART and self._lacks_room
             self.state.result(
-                command_id, "failed" if waits else "done", f"attempt {self.state.values['attempt']} is {self.state.values['state']}"
-                + (f": {self.state.values['reason']}" if waits else "")
+                command_id,
+                "failed" if waits else "done",
+                f"attempt {self.state.values['attempt']} is {self.state.values['state']}"
+                + (f": {self.state.values['reason']}" if waits else ""),
             )
         elif state in states.ALIVE:
             self._ask(verb, command_id)
