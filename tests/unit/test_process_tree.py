@@ -120,21 +120,22 @@ def test_recorded_child_is_found_without_cookie(sleeper):
 def test_mark_finds_a_daemon_that_scrubbed_its_environment_and_nobody_else():
     """Inherited over fork, exec, env -i and setsid; another cookie's mark is another one."""
     script = (
-        "import subprocess, sys; from remote_agent import process_tree as p; assert p.mark_descendants(sys.argv[1]);"
-        "one = subprocess.Popen(['env', '-i', '/usr/bin/setsid', '/bin/sh', '-c', 'sleep 1000; true'], stdout=subprocess.DEVNULL); print(one.pid)"
+        "import os, sys; from remote_agent import process_tree as p; assert p.mark_descendants(sys.argv[1]);"
+        "os.execvp('env', ['env', '-i', '/usr/bin/setsid', '/bin/sh', '-c', 'sleep 1000; true'])"
     )
+    daemon = subprocess.Popen([sys.executable, "-c", script, COOKIE])
     stranger = subprocess.Popen(["sleep", "1000"])
-    done = subprocess.run([sys.executable, "-c", script, COOKIE], capture_output=True, text=True, check=True)
     try:
         wait_until(lambda: len(process_tree.members_left_behind(None, COOKIE)) == 2, 5, "the shell and its child")
         found = {one.pid for one in process_tree.members_left_behind(None, COOKIE)}
-        assert int(done.stdout) in found and stranger.pid not in found
+        assert daemon.pid in found and stranger.pid not in found
         assert process_tree.members_left_behind(None, "0" * 32) == []
         assert not process_tree.mark_descendants("no cookie")
     finally:
         process_tree.signal_all(process_tree.members_left_behind(None, COOKIE), signal.SIGKILL)
-        stranger.kill()
-        stranger.wait()
+        for one in (daemon, stranger):
+            one.kill()
+            one.wait()
 
 
 def test_what_the_agent_saw_is_a_member_only_as_the_very_process(sleeper):
