@@ -217,9 +217,15 @@ class Keeper:
 
     def _end_leftovers(self, now: float) -> None:
         """The child has ended but not all of its tree: a clean slate comes before anything else."""
+        names = process_tree.names(process_tree.members_below(os.getpid()))
         self._ladder.begin(now, self._stop_signal(), self._grace_s())
+        count = self._ladder.reached
+        if self._next and self._ending and count:
+            self.state.note_left(count, names)
+            said = restart.left_in_words(count, names, self._ending)
+            self._next = (self._next[0]._replace(reason=self._next[0].reason + said), *self._next[1:])
         reason = self._next[0].reason if self._next else self.state.values["reason"]
-        self.state.say(f"{reason}; first ending {self._ladder.reached} process(es) it left behind")
+        self.state.say(f"{reason}; ending what it left behind first")
 
     def _follow(self, decision: Decision, not_before: float, counted: bool, now: float) -> None:
         self.state.values["restarts"] = decision.restarts

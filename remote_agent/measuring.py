@@ -103,7 +103,7 @@ class Measuring:
         self._host, self._trees = sample.host, sample.trees
         for worker_id, slot in slots.items():
             slot.usage = sample.workers.get(worker_id)
-            if worker_id in sample.trees and slot.link is not None:
+            if sample.trees.get(worker_id):  # none: its runner may just have died, and its tree is what we knew
                 slot.tree = [(one.pid, one.start) for one in sample.trees[worker_id] if one.state not in "ZX"]
             slot.suspect = self._suspicion_of(slot, sample, marks.get(worker_id), now)
         for gone in [worker_id for worker_id in self._suspicions if worker_id not in slots]:

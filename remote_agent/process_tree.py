@@ -49,16 +49,24 @@ def die_with_parent(parent: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def mark_descendants(cookie: str) -> bool:
-    """Whatever this process starts from now on carries the mark of `cookie`. False where the limit is lower already."""
+def mark_descendants(cookie: str) -> int | None:
+    """Whatever this process starts from now on carries the mark of `cookie`, and so does it itself: until `unmark` is
+    given what this returns. None: there is no mark here, the limit being lower already."""
     limits = (ctypes.c_uint64 * 2)()  # soft, hard
     if ctypes.sizeof(ctypes.c_long) != 8 or _libc.getrlimit(RLIMIT_RTTIME, limits) != 0:
-        return False
-    mark = mark_of(cookie)
-    if not mark or limits[1] <= mark:
-        return False
+        return None
+    mark, before = mark_of(cookie), int(limits[0])
+    if not mark or limits[1] <= mark or before < _MARK_BASE:
+        return None
     limits[0] = mark
-    return bool(_libc.setrlimit(RLIMIT_RTTIME, limits) == 0)
+    return before if _libc.setrlimit(RLIMIT_RTTIME, limits) == 0 else None
+
+
+def unmark(before: int | None) -> None:
+    limits = (ctypes.c_uint64 * 2)()
+    if before is not None and _libc.getrlimit(RLIMIT_RTTIME, limits) == 0:
+        limits[0] = before
+        _libc.setrlimit(RLIMIT_RTTIME, limits)
 
 
 def mark_of(cookie: str) -> int:
@@ -241,6 +249,18 @@ def carries_mark(pid: int, cookie: str) -> bool:
         return False
     wanted = b"%d" % mark
     return any(line.startswith(_MARK_LINE) and wanted in line.split() for line in lines)
+
+
+def names(members: Iterable[Identity], most: int = 5) -> list[str]:
+    """The commands of some of them, each once."""
+    found: dict[str, None] = {}
+    for member in members:
+        try:
+            with open(f"/proc/{member.pid}/comm", "rb") as file:
+                found[file.read(64).decode("utf-8", "replace").strip()] = None
+        except OSError:
+            continue
+    return list(found)[:most]
 
 
 def _self_and_ancestors(processes: dict[int, Process]) -> set[int]:

@@ -186,6 +186,9 @@ class ExitRecord:
     reason: str = ""  # "killed by signal 9 (SIGKILL) after 3 h 12 min"
     cause: str = ""  # where the status alone misleads: "start_timeout", "unhealthy", "lost"
     detail: str = ""  # the words of that cause: what the check said
+    # Processes that were still there when the command had ended, and were ended: it had put them into the background.
+    left: int = 0
+    left_names: list[str] = field(default_factory=list)  # of some of them: ["nginx"]
 
 
 @dataclass

@@ -63,7 +63,6 @@ class Supervisor(Keeper):
         if same_boot and former.get("pid"):
             self._former_child = Identity(whole(former, "pid"), whole(former, "pid_start"), boot)
         self.state.take_over(former, str(self._assignment.get("worker_id", "")), boot)
-        process_tree.mark_descendants(str(self.state.values["cookie"]))
         self._group = WorkerGroup(str(self.state.values["cookie"]), str(self.state.values["cgroup"]))
         self.state.values["cgroup"] = self._group.path
         new_generation = whole(self._assignment, "generation") > whole(former, "generation")

@@ -140,6 +140,12 @@ class WorkerState:
         self.values["last_exit"] = record
         self._unwritten_exits.append(record)
 
+    def note_left(self, count: int, names: list[str]) -> None:
+        """What the attempt that has just ended left behind, and what is ended for it."""
+        last = self.values["last_exit"]
+        if isinstance(last, dict):
+            last.update(left=count, left_names=names)
+
     def _write_exits(self) -> None:
         while self._unwritten_exits:
             self.record.write_exit(self._unwritten_exits.pop(0))

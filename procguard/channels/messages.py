@@ -26,6 +26,7 @@ MAX_RESULTS_PER_HEARTBEAT = 10_000
 MAX_REASON_CHARS = 4_096
 MAX_COMMAND_CHARS = 65_536
 MAX_NAME_CHARS = 256
+MAX_LEFT_NAMES = 20
 MAX_ENV_ENTRIES = 1_000
 MAX_LABELS = 64
 MAX_HEALTH_CHECKS = 16
@@ -142,6 +143,9 @@ def _check_heartbeat(beat: protocol.AgentHeartbeat, mistakes: list[str]) -> None
         _longest(mistakes, "workers.launch_digest", report.launch_digest, MAX_NAME_CHARS)
         if report.last_exit is not None:
             _longest(mistakes, "workers.last_exit.reason", report.last_exit.reason, MAX_REASON_CHARS)
+            _most(mistakes, "workers.last_exit.left_names", report.last_exit.left_names, MAX_LEFT_NAMES)
+            for name in report.last_exit.left_names:
+                _longest(mistakes, "workers.last_exit.left_names", name, MAX_NAME_CHARS)
         if report.health is not None:
             _longest(mistakes, "workers.health.detail", report.health.detail, MAX_REASON_CHARS)
     for event in beat.events:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from procguard.fleet import leases
+from procguard.fleet import foreground, leases
 from procguard.fleet.clock import Now
 from procguard.fleet.event_query import EventQuery
 from procguard.words import Words
@@ -157,6 +157,8 @@ def _headline(facts: Facts, words: Words) -> str:
         if facts.host["agent_state"] == "never" and not worker["last_seen"] and not since:
             return words.say("is.unknown_never", **values)
         return words.say("is.unknown", last=words.state(worker["last_known_state"]), **values)
+    if state == "exited" and _left_running(facts):
+        return words.say("is.exited_left", ago=words.ago(since or facts.now, facts.now), **values)
     if state == "stopped" and since:
         return words.say("is.stopped_since", d=words.duration(facts.now - since), **values)
     return words.say(
@@ -176,10 +178,18 @@ def _why(facts: Facts, words: Words) -> list[str]:
     elif state == "failed":
         said += _why_no_restart(facts, words)
     elif state == "exited":
+        if _left_running(facts):
+            said.append(words.say("why.background"))
         said.append(words.say("why.done"))
     elif state == "stopped" and worker["desired"] == "running":
         said.append(_why_waiting(facts, words))
     return said
+
+
+def _left_running(facts: Facts) -> bool:
+    """Its last attempt ended well, but not all of it: it had put itself into the background."""
+    record = facts.worker["last_exit"] or {}
+    return record.get("code") == 0 and bool(record.get("left"))
 
 
 def _countdown(facts: Facts, words: Words) -> str:
@@ -372,6 +382,9 @@ def _next_steps(facts: Facts, words: Words) -> list[str]:
         steps.append(words.say("next.start", worker=name))
     if state == "unknown" and facts.host["kind"] == "deployed":
         steps.append(words.say("next.deploy", host=worker["host"]))
+    if state in ("exited", "backoff", "failed") and _left_running(facts):
+        how = foreground.how(worker["last_exit"].get("left_names") or ())
+        steps.insert(0, words.say("next.foreground" if how else "next.foreground_option", how=how))
     if facts.host.get("disk_trouble") and facts.host["agent_state"] == "connected":
         key, path = f"next.disk_{facts.host['disk_trouble']}", facts.host["disk_path"] or "procguard_home"
         steps.insert(0, words.say(key, host=worker["host"], path=path))

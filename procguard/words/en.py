@@ -39,6 +39,10 @@ TEXTS: dict[str, str] = {
     "exit.start_timeout": "did not get running within {d}",
     "exit.not_started": "could not be started",
     "exit.lost": "ended after {d}, but nobody saw how",
+    "exit.and_left": "{text} and left {left}",
+    "exit.left": "{n} process in the background, which was ended|{n} processes in the background, which were ended",
+    "exit.left_named": "{n} process in the background ({names}), which was ended|"
+    "{n} processes in the background ({names}), which were ended",
     # what happened, in one line each
     "event.ended": "it {ending}",
     "event.gave_up": "not restarted any more: failed",
@@ -77,6 +81,7 @@ TEXTS: dict[str, str] = {
     "event.agent_upgrade_failed": "the agent on {host} could not be upgraded: {reason}",
     "event.tunnel_up": "the tunnel to {host} is up",
     "event.tunnel_down": "the tunnel to {host} is down: {reason}",
+    "event.host_disk_full": "the disk of {host} refuses writes: {reason}",
     "event.host_disk_ok": "the disk of {host} takes what is written again",
     "event.recovery": "recovery of {host}: {reason}",
     "event.worker_suspect": "it looks hung: {reason}",
@@ -117,6 +122,7 @@ TEXTS: dict[str, str] = {
     "is.stopped_since": "{worker} has been stopped on {host} for {d}.",
     "is.backoff": "{worker} is not running on {host}: it waits to be started again.",
     "is.exited": "{worker} finished on {host} {ago}.",
+    "is.exited_left": "{worker} put itself into the background on {host} {ago}; what it left running there was ended.",
     "is.failed": "{worker} failed on {host} {ago} and is not started again by itself.",
     "is.unknown": "What {worker} does is not known: the agent on {host} is out of reach. Last known state: {last}.",
     "is.unknown_never": "What {worker} does is not known: the agent on {host} was never heard.",
@@ -131,6 +137,7 @@ TEXTS: dict[str, str] = {
     "why.budget": "It has used {used} of {allowed} restarts ({total} in all); {d} of healthy running give them back.",
     "why.budget_none": "It has never had to be restarted; {allowed} restarts are allowed.",
     "why.done": "Its policy asks for nothing more: it stays finished until somebody starts it.",
+    "why.background": "A worker is watched while its command runs, so the command has to stay in the foreground.",
     "why.not_started": "It has not been started yet.",
     "why.stopped_fence": "Its host stopped it because its lease ended: the host could not reach the manager in time. "
     "It starts again as soon as it gets a new lease.",
@@ -189,6 +196,8 @@ TEXTS: dict[str, str] = {
     "next.start": "Start it: invoke start {worker}",
     "next.restart": "Apply the change: invoke restart {worker}",
     "next.deploy": "If the host is up: invoke deploy --hosts INVENTORY --limit {host}",
+    "next.foreground": "Run it in the foreground, then deploy again: {how}",
+    "next.foreground_option": "Run it in the foreground, without its daemon option, nohup, & or tmux; then deploy again.",
     "next.disk_space": "Free some space on {host}: df -h {path}",
     "next.disk_inodes": "Delete some files on {host}: df -i {path}",
     "next.disk_quota": "Free some of the user's space on {host}: quota",

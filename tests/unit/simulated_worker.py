@@ -135,7 +135,6 @@ class Host:
                 (granted, "boottime_ns", lambda: int(self.now * 1e9)),
                 (process_tree, "members_below", lambda _pid: self._members()),
                 (process_tree, "members_left_behind", lambda *_: self._members()),
-                (process_tree, "mark_descendants", lambda _cookie: True),
                 (process_tree, "signal_all", self._signal_all),
                 (process_tree, "read_process", lambda pid: Process(pid, 1, pid, "S", pid)),
                 (WorkerGroup, "_make", lambda _self: ""),

@@ -120,7 +120,7 @@ def test_recorded_child_is_found_without_cookie(sleeper):
 def test_mark_finds_a_daemon_that_scrubbed_its_environment_and_nobody_else():
     """Inherited over fork, exec, env -i and setsid; another cookie's mark is another one."""
     script = (
-        "import os, sys; from remote_agent import process_tree as p; assert p.mark_descendants(sys.argv[1]);"
+        "import os, sys; from remote_agent import process_tree as p; assert p.mark_descendants(sys.argv[1]) is not None;"
         "os.execvp('env', ['env', '-i', '/usr/bin/setsid', '/bin/sh', '-c', 'sleep 1000; true'])"
     )
     daemon = subprocess.Popen([sys.executable, "-c", script, COOKIE])
@@ -130,7 +130,7 @@ def test_mark_finds_a_daemon_that_scrubbed_its_environment_and_nobody_else():
         found = {one.pid for one in process_tree.members_left_behind(None, COOKIE)}
         assert daemon.pid in found and stranger.pid not in found
         assert process_tree.members_left_behind(None, "0" * 32) == []
-        assert not process_tree.mark_descendants("no cookie")
+        assert process_tree.mark_descendants("no cookie") is None
     finally:
         process_tree.signal_all(process_tree.members_left_behind(None, COOKIE), signal.SIGKILL)
         for one in (daemon, stranger):
