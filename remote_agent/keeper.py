@@ -290,11 +290,11 @@ class Keeper:
         if not self._fence.open(now):
             self._stay_down(reason)
             return
+        number = self._number()
+        self.state.values.update(attempt=number, next_start_at=None, held=False)
         if not self.state.record.kept:
             self._wait_for_room(now, reason, self.state.record.problem)
             return
-        number = self._number()
-        self.state.values.update(attempt=number, next_start_at=None, held=False)
         hopeless = problem = ""
         try:
             self._attempt = self._launch(number, now)
@@ -325,7 +325,6 @@ class Keeper:
 
     def _wait_for_room(self, now: float, reason: str, problem: str) -> None:
         """Nothing was started: the host's disk refuses its log, or to note the start, which could then come twice."""
-        self.state.values.update(attempt=self._number(), held=False)
         if self.state.values["state"] != states.BACKOFF:
             if self.state.values["state"] != states.STARTING:
                 self._become(states.STARTING, reason)

@@ -1,6 +1,6 @@
 """What a host's agent says of the disk under its procguard_home: that it refuses writes, and which way. Pure.
 
-    space inodes quota read_only io     as docs/protocol.md lists them; what a newer agent says besides is "io"
+space inodes quota read_only io     as docs/protocol.md lists them; what a newer agent says besides is "io"
 """
 
 from __future__ import annotations

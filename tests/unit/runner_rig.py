@@ -79,6 +79,10 @@ class Rig:
     def run(self) -> int:
         """Start a runner and connect to it, as an agent does."""
         self.write_spec()
+        return self.start()
+
+    def start(self) -> int:
+        """By the specification that is there."""
         argv = control.runner_argv(PYTHON, ROOT, self.worker_dir, self.runtime_dir, self.lease, seen=self.seen)
         if self.without_groups:
             hide = 'mount -t tmpfs -o ro tmpfs /sys/fs/cgroup && exec "$@"'
@@ -163,6 +167,12 @@ class Rig:
 
     def kill_runner(self) -> None:
         identity = self.runner_identity()
+        assert process_tree.send_signal(identity, signal.SIGKILL)
+        wait_until(lambda: not process_tree.is_alive(identity), 5.0, "the runner's death")
+
+    def kill_runner_as_known(self, state: dict[str, Any]) -> None:
+        """The same where state.json is older than what its runner wrote elsewhere."""
+        identity = Identity(state["runner_pid"], state["runner_start"], state["boot_id"])
         assert process_tree.send_signal(identity, signal.SIGKILL)
         wait_until(lambda: not process_tree.is_alive(identity), 5.0, "the runner's death")
 

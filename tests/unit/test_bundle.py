@@ -208,9 +208,19 @@ def skipped_of(pythons: dict[str, str], wanted: str) -> list[str]:
         ({}, "", "none found"),
     ],
     ids=[
-        "by its version", "conda", "the inventory's", "after a broken one", "after one that crashes",
-        "after one that lacks modules", "rather than PyPy", "PyPy where there is nothing else", "PyPy by the inventory",
-        "the inventory's is broken", "too old and broken", "broken and incomplete", "none",
+        "by its version",
+        "conda",
+        "the inventory's",
+        "after a broken one",
+        "after one that crashes",
+        "after one that lacks modules",
+        "rather than PyPy",
+        "PyPy where there is nothing else",
+        "PyPy by the inventory",
+        "the inventory's is broken",
+        "too old and broken",
+        "broken and incomplete",
+        "none",
     ],  # fmt: skip
 )
 def test_a_python_is_looked_for_where_one_may_be_and_what_was_found_instead_is_named(

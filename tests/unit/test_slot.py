@@ -19,7 +19,9 @@ from remote_agent.slot import WorkerSlot
 from tests.waiting import wait_until
 
 
-@pytest.mark.parametrize(("boot", "start", "state"), [("another", 0, "backoff"), ("", 0, "running"), ("", 1, "backoff")])
+@pytest.mark.parametrize(
+    ("boot", "start", "state"), [("another", 0, "backoff"), ("", 0, "running"), ("", 1, "backoff")]
+)
 def test_only_a_process_that_lives_is_reported_as_running(tmp_path: Path, boot: str, start: int, state: str) -> None:
     """In this boot a worker without a runner may still have its child; after another boot nothing of it lives, nor is
     a process with another start time it."""
