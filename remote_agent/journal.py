@@ -120,9 +120,9 @@ class Journal:
         self._set_aside()
 
     def _set_aside(self) -> None:
-        if self._allocated - self._size < AHEAD_BYTES // 2:
-            if disk_space.allocate(self._fd, self._size, AHEAD_BYTES) == 0:
-                self._allocated = self._size + AHEAD_BYTES
+        little = self._allocated - self._size < AHEAD_BYTES // 2
+        if little and disk_space.allocate(self._fd, self._size, AHEAD_BYTES) == 0:
+            self._allocated = self._size + AHEAD_BYTES
 
     @property
     def behind(self) -> bool:

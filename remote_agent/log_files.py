@@ -439,7 +439,7 @@ class LogFiles:
 
 
 def _set_aside(path: str, found: os.stat_result) -> int:
-    """Bytes beyond the end that are allocated: what the blocks hold more than the data, whose holes are at its front."""
+    """Bytes beyond the end that are allocated: the blocks hold more than the data, whose holes are at its front."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:

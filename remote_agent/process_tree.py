@@ -3,7 +3,8 @@
 A process is (pid, start time from /proc, boot id): a pid alone may have been given to somebody else. Several ways find
 the members of a tree, because each has a hole the others close: descent from the runner, which is subreaper, so that
 even double-forked daemons become its children; descent from the recorded child; the environment cookie and the mark,
-which still find daemons after their runner has died; and what the agent saw in the tree while the runner lived. Knows nothing of states, policies or files of ours.
+which still find daemons after their runner has died; and what the agent saw in the tree while the runner lived. Knows
+nothing of states, policies or files of ours.
 """
 
 from __future__ import annotations

@@ -31,7 +31,6 @@ from remote_agent.restart import Ending
 from remote_agent.worker_record import WorkerRecord
 from remote_agent.worker_state import whole
 
-
 NOT_TO_RUN = ("stopped", "removed")
 
 

@@ -122,7 +122,7 @@ TEXTS: dict[str, str] = {
     "is.stopped_since": "{worker} has been stopped on {host} for {d}.",
     "is.backoff": "{worker} is not running on {host}: it waits to be started again.",
     "is.exited": "{worker} finished on {host} {ago}.",
-    "is.exited_left": "{worker} put itself into the background on {host} {ago}; what it left running there was ended.",
+    "is.exited_left": "{worker} put itself into the background on {host} {ago}; what it left running was ended.",
     "is.failed": "{worker} failed on {host} {ago} and is not started again by itself.",
     "is.unknown": "What {worker} does is not known: the agent on {host} is out of reach. Last known state: {last}.",
     "is.unknown_never": "What {worker} does is not known: the agent on {host} was never heard.",

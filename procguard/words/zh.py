@@ -157,7 +157,7 @@ TEXTS: dict[str, str] = {
     "host.disk_quota": "{host} 上 Agent 用户在 {path} 所在磁盘的配额已用尽。",
     "host.disk_read_only": "{host} 上 {path} 所在的磁盘为只读。",
     "host.disk_io": "{host} 上 {path} 所在的磁盘返回错误。",
-    "host.disk_meanwhile": "在磁盘恢复写入之前，{host} 上不会启动新的进程；正在运行的继续运行，停止和强制停止照常生效。",
+    "host.disk_meanwhile": "在磁盘恢复写入之前，{host} 上不会启动新进程；已在运行的不受影响，停止和强制停止照常生效。",
     "host.ssh_failed": "管理端经 SSH 也无法登录 {host}（“{reason}”）。",
     "host.recovering": "故障恢复已进行 {d}，最近一步：“{step}”。",
     "host.by_hand": "它是手动启动的，只有其用户才能在那台主机上重新启动。",

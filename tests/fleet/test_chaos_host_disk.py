@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -114,81 +113,100 @@ def kinds(world: World, kind: str) -> int:
     return sum(one["kind"] == kind for one in world.events("limit=500"))
 
 
+class Round:
+    """Workers of their own, and one fault after the other while the disk refuses everything."""
+
+    def __init__(self, world: World, what: str, number: int) -> None:
+        self.world, self.what = world, what
+        self.manager, self.host = world.manager, world.fleet[0]
+        self.prints, self.kills, self.stops, self.once, self.budget = (
+            f"{role}-{what}-{number}" for role in ("prints", "kills", "stops", "once", "budget")
+        )
+        specs = [
+            worker(PRINTS, self.prints, "2000"),
+            worker(PRINTS, self.kills, "10"),
+            worker(PRINTS, self.stops, "10"),
+            worker(ENDS, self.once, oneshot=True),
+            worker(ENDS, self.budget),
+        ]
+        world.deploy({self.host.name: specs}, more={self.host.name: {"procguard_home": HOME}})
+        (self.child,) = alive(self.host, self.prints)
+        self.told = kinds(world, "host_disk_full")
+
+    def end(self, worker_id: str, verb: str) -> float:
+        """Seconds until it was so."""
+        began = time.monotonic()
+        self.manager.command(worker_id, verb)
+        self.manager.wait_worker(worker_id, "stopped", 15)
+        wait_until(lambda: not alive(self.host, worker_id), 5, f"{worker_id} gone")
+        return time.monotonic() - began
+
+    def let_end(self) -> None:
+        """What ends by itself ends while nothing can be written."""
+        for name, code in ((self.once, 0), (self.budget, 1)):
+            self.host.path(f"/var/tmp/{name}.end").write_text(str(code))
+        self.manager.wait_worker(self.once, "exited", 15)
+
+    def is_told(self) -> None:
+        wait_until(lambda: kinds(self.world, "host_disk_full") == self.told + 1, 10, "the manager knows of the disk")
+        assert self.manager.host(self.host.name)["disk_trouble"] == self.what
+
+    def nothing_is_undone(self) -> None:
+        """Agents come and go: with what they find on the full disk nothing is started again."""
+        for restart in (agent_again, agent_alone):
+            restart(self.world)
+            self.world.stays(lambda: not alive(self.host, self.kills) and not alive(self.host, self.stops), 1)
+        self.manager.start()
+        self.world.wait_connected(self.host.name)
+        assert starts(self.host, self.once) == starts(self.host, self.kills) == 1
+        assert self.manager.worker(self.budget)["state"] in ("backoff", "failed")
+        assert alive(self.host, self.prints) == [self.child], self.world.told(self.prints)
+        views = self.manager.get("/api/remote-workers")["workers"]
+        assert [one["worker_id"] for one in views if one["state"] == "running"] == [self.prints]
+
+    def recover(self) -> float:
+        """Seconds from there being room until a stopped worker runs again, started as ever."""
+        began = time.monotonic()
+        wait_until(lambda: self.manager.host(self.host.name)["disk_trouble"] == "", 15, "the manager knows of the room")
+        self.manager.command(self.stops, "start")
+        self.manager.wait_worker(self.stops, "running", 15)
+        return time.monotonic() - began
+
+    def judge(self) -> int:
+        """Everything in the end. Returns the bytes of its log that are lost, and marked."""
+        self.manager.wait_worker(self.budget, "failed", 30)
+        assert starts(self.host, self.budget) == 4
+        assert starts(self.host, self.once) == starts(self.host, self.kills) == 1
+        assert kinds(self.world, "host_disk_full") == self.told + 1
+        assert alive(self.host, self.prints) == [self.child]
+        lost = marked_losses(self.manager.log_text(self.prints), self.prints)
+        for name in (self.prints, self.stops):
+            self.end(name, "stop")
+        return lost
+
+
 @pytest.mark.chaos(21)
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("what", ["space", "inodes"])
 def test_a_full_disk_of_a_host_undoes_nothing_and_starts_nothing_twice(
     world: World, chaos_report: ChaosReport, what: str
 ) -> None:
-    host, disk = world.fleet[0], world.disk  # type: ignore[attr-defined]
-    slowest = {"stop": 0.0, "kill": 0.0, "recovered": 0.0}
+    stop_s = kill_s = recovered_s = 0.0
     lost = 0
-    for round_ in chaos_report.rounds(short=1, long=10):
-        names = {role: f"{role}-{what}-{round_}" for role in ("prints", "kills", "stops", "once", "budget")}
-        world.deploy(
-            {
-                host.name: [
-                    worker(PRINTS, names["prints"], "2000"),
-                    worker(PRINTS, names["kills"], "10"),
-                    worker(PRINTS, names["stops"], "10"),
-                    worker(ENDS, names["once"], oneshot=True),
-                    worker(ENDS, names["budget"]),
-                ]
-            },
-            more={host.name: {"procguard_home": HOME}},
-        )
-        (child,) = alive(host, names["prints"])
-        time.sleep(0.5)  # what was printed so far is on its way to the manager
-        told = kinds(world, "host_disk_full")
-        filler = ExitStack()
-        filler.enter_context(Filler(disk, what))
-        # stop and kill act at once, and what ends by itself ends once.
-        began = time.monotonic()
-        world.manager.command(names["stops"], "stop")
-        world.manager.wait_worker(names["stops"], "stopped", 15)
-        slowest["stop"] = max(slowest["stop"], time.monotonic() - began)
-        began = time.monotonic()
-        world.manager.command(names["kills"], "kill")
-        world.manager.wait_worker(names["kills"], "stopped", 15)
-        slowest["kill"] = max(slowest["kill"], time.monotonic() - began)
-        for role, code in (("once", 0), ("budget", 1)):
-            host.path(f"/var/tmp/{names[role]}.end").write_text(str(code))
-        world.manager.wait_worker(names["once"], "exited", 15)
-        wait_until(lambda: kinds(world, "host_disk_full") == told + 1, 10, "the manager knows of the full disk")
-        assert world.manager.host(host.name)["disk_trouble"] == what
-        # Agents come and go: with what they find on the full disk nothing is started again.
-        for restart in (agent_again, agent_alone):
-            restart(world)
-            world.stays(lambda: not alive(host, names["kills"]) and not alive(host, names["stops"]), 2)
-        world.manager.start()
-        world.wait_connected(host.name)
-        assert starts(host, names["once"]) == 1
-        view = world.manager.worker(names["budget"])
-        assert view["state"] in ("backoff", "failed"), view
-        assert alive(host, names["prints"]) == [child], world.told(names["prints"])
-        shown = [one for one in world.manager.get("/api/remote-workers")["workers"] if one["state"] == "running"]
-        assert {one["worker_id"] for one in shown if one["worker_id"] in names.values()} == {names["prints"]}, shown
-        # Room again: everything goes on by itself.
-        began = time.monotonic()
-        filler.close()
-        wait_until(lambda: world.manager.host(host.name)["disk_trouble"] == "", 15, "the manager knows of the room")
-        world.manager.command(names["stops"], "start")
-        world.manager.wait_worker(names["stops"], "running", 15)
-        slowest["recovered"] = max(slowest["recovered"], time.monotonic() - began)
-        world.manager.wait_worker(names["budget"], "failed", 30)
-        assert starts(host, names["budget"]) == 4
-        assert kinds(world, "host_disk_full") == told + 1
-        agent_again(world)
-        assert starts(host, names["once"]) == starts(host, names["kills"]) == 1
-        assert alive(host, names["prints"]) == [child]
-        lost += marked_losses(world.manager.log_text(names["prints"]), names["prints"])
-        for role in ("prints", "stops"):
-            world.manager.command(names[role], "stop")
-            world.manager.wait_worker(names[role], "stopped")
-    assert slowest["stop"] <= ACTS_WITHIN_S and slowest["kill"] <= ACTS_WITHIN_S, slowest
-    assert slowest["recovered"] <= RECOVERS_WITHIN_S, slowest
+    for number in chaos_report.rounds(short=1, long=10):
+        one = Round(world, what, number)
+        with Filler(world.disk, what):  # type: ignore[attr-defined]
+            stop_s = max(stop_s, one.end(one.stops, "stop"))
+            kill_s = max(kill_s, one.end(one.kills, "kill"))
+            one.let_end()
+            one.is_told()
+            one.nothing_is_undone()
+        recovered_s = max(recovered_s, one.recover())
+        lost += one.judge()
+    assert max(stop_s, kill_s) <= ACTS_WITHIN_S, (stop_s, kill_s)
+    assert recovered_s <= RECOVERS_WITHIN_S
     chaos_report(
-        measured=f"no {what}: 0 kills undone, 0 finished jobs started again, 4 starts of a budget of 3; the printing "
-        f"job lived ({lost / 1e6:.1f} MB of its log lost and marked while the manager was away); stop after {slowest['stop']:.1f} s, kill after {slowest['kill']:.1f} s; all as usual "
-        f"{slowest['recovered']:.1f} s after there was room"
+        measured=f"no {what}: 0 kills undone, 0 finished jobs run again, 4 starts of a budget of 3; the printing job "
+        f"lived ({lost / 1e6:.1f} MB of its log lost, marked, while the manager was away); stop after {stop_s:.1f} s, "
+        f"kill after {kill_s:.1f} s; as usual {recovered_s:.1f} s after there was room"
     )

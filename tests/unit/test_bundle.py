@@ -221,7 +221,7 @@ def skipped_of(pythons: dict[str, str], wanted: str) -> list[str]:
         "too old and broken",
         "broken and incomplete",
         "none",
-    ],  # fmt: skip
+    ],
 )
 def test_a_python_is_looked_for_where_one_may_be_and_what_was_found_instead_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pythons: dict[str, str], wanted: str, found: str

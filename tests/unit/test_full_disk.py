@@ -150,7 +150,7 @@ def test_a_runner_whose_end_no_disk_takes_stays_and_leaves_once_one_does(rig: Ri
 
 @pytest.mark.parametrize("what", ["space", "inodes"])
 def test_start_waits_for_room_and_spends_nothing(rig: Rig, disk: Disk, what: str) -> None:
-    """Its log cannot be made: nothing was started, so nothing has failed. It starts within seconds of there being room."""
+    """Its log cannot be made: nothing was started, so nothing has failed. With room it starts within seconds."""
     rig.shell(FOREVER, restart={"max_attempts": 1, "backoff_s": [0.0]}).run()
     pid = rig.until("running")["pid"]
     disk.fill(what)
