@@ -22,7 +22,8 @@ from collections.abc import Iterable
 
 PROTOCOL_VERSION = 1
 # Parts of spec.json that this release's runner obeys, said in its hello: an earlier runner ignores what it never knew.
-KNOWS = ("start", "lease", "gang", "env")
+# "stop": what `assign` says besides, where a full disk keeps it from spec.json.
+KNOWS = ("start", "lease", "gang", "env", "stop")
 MAX_LINE_BYTES = 1024 * 1024
 MAX_UNSENT_BYTES = 1024 * 1024
 

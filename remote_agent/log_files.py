@@ -379,6 +379,8 @@ class LogFiles:
 
     def _keep_room(self, worker: WorkerLogs, file: LogFile, now: float) -> None:
         """Set room aside in the log of what runs, before its bytes come; in one that has ended, give it back."""
+        if file.complete:
+            return  # somebody cleaned up
         if self._ended(worker, file, now):
             if file.reserved > file.size:
                 self._give_room_back(file)

@@ -38,6 +38,7 @@ from remote_agent.states import ALIVE, BACKOFF, FAILED, RUNNING, SETTLED, STOPPE
 RUNNER_RETRY_S = (0.0, 0.0, 0.5, 2.0, 5.0, 15.0, 30.0)
 CONNECT_AGAIN_S = 0.1
 OLD_RUNNER = "its runner is of an earlier release and ignores {}: stop it, then start it"
+OLD_RUNNER_ON_FULL_DISK = "its runner is of an earlier release and stops once that can be written; kill acts at once"
 # What a worker may need of its runner, in words; see control.KNOWS.
 PARTS = {
     "start": "its environment keys and hooks",
@@ -185,9 +186,15 @@ class WorkerSlot:
             self.unwritten,
             self.status.get("problem"),
             OLD_RUNNER.format(", ".join(ignored)) if ignored else "",
+            OLD_RUNNER_ON_FULL_DISK if self._waits_for_file() else "",
             AWAITS_LEASE if self._awaits_lease() and AWAITS_LEASE not in str(self.status.get("reason")) else "",
         )
         return "; ".join(str(part) for part in parts if part)
+
+    def _waits_for_file(self) -> bool:
+        """It is to stop, a full disk keeps that from spec.json, and its runner reads it nowhere else."""
+        to_stop = self.assignment is not None and self.assignment.desired != "running"
+        return to_stop and bool(self.unwritten) and self.heard and "stop" not in self._knows and self.state in ALIVE
 
     @property
     def settled(self) -> bool:

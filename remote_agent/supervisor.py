@@ -212,6 +212,8 @@ class Supervisor(Keeper):
 
     def terminate(self, now: float) -> None:
         """SIGTERM to the runner."""
+        if self.settled:
+            return  # it stays only until its end is on a disk
         state = self.state.values["state"]
         if state == states.BACKOFF:
             self._next = self._at_once(restart.STOP, ASKED[TERMINATE], now)

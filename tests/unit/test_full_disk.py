@@ -19,9 +19,10 @@ import pytest
 from remote_agent import control, disk_space, host_disk, paths, process_tree, state_files
 from remote_agent.locks import lock_held
 from remote_agent.log_files import KEEP_TAIL_BYTES, MIN_AHEAD_BYTES, LogFiles, ShippedWorker
+from remote_agent.protocol import Assignment, WorkerSpec
 from remote_agent.slot import WorkerSlot
 from remote_agent.state_files import SLOT_BYTES
-from tests.unit.runner_rig import FOREVER, Rig, alive
+from tests.unit.runner_rig import FOREVER, PYTHON, ROOT, Rig, alive
 from tests.waiting import wait_until
 
 MIB = 2**20
@@ -138,10 +139,13 @@ def test_a_runner_whose_end_no_disk_takes_stays_and_leaves_once_one_does(rig: Ri
         assert rig.result("c-1")["status"] == "done"
         rig.link.restart(1, "c-2")
         assert rig.result("c-2")["status"] == "failed"
+        os.kill(runner.pid, signal.SIGTERM)
+        rig.link.assign("stopped", 7, 1_000_001)
+        wait_until(lambda: rig.pump() or rig.status["generation"] == 7, 5, "the stop is noted")
         assert runner_alive(rig) and process_tree.is_alive(runner)
         disk.room()
         rig.runner_gone()
-        assert rig.state()["state"] == "exited"
+        assert (rig.state()["state"], rig.state()["generation"]) == ("exited", 7)
     finally:
         disk.room()
         shutil.rmtree(kept)
@@ -197,6 +201,23 @@ def test_status_shows_no_process_that_is_dead(rig: Rig, disk: Disk) -> None:
     wait_until(lambda: not alive(pid), 5, "its death")
     assert (slot.report().state, slot.report().pid) == ("backoff", None)
     assert "its runner and its process have ended" in slot.report().reason
+
+
+def test_stop_reaches_what_a_killed_runner_left_although_it_cannot_be_written(rig: Rig, disk: Disk) -> None:
+    """Nobody listens on a socket: the runner that sweeps is told at its start."""
+    rig.shell(FOREVER).run()
+    pid = int(rig.until("running")["pid"])
+    disk.fill("inodes")
+    rig.kill_runner()
+    slot = WorkerSlot("w1", rig.worker_dir, rig.runtime_dir)
+    slot.read_status()
+    slot.assign(Assignment("w1", WorkerSpec("sleep 1"), "stopped", 2, 1_000_001), "/", {"PATH": "/bin"})
+    assert "No space left on device" in slot.unwritten
+    wait_until(lambda: slot.converge(time.monotonic(), PYTHON, ROOT, True) or not alive(pid), 10, "a runner")
+    wait_until(lambda: not alive(pid) and known(rig).get("state") == "stopped", 10, "its end")
+    assert (known(rig)["generation"], known(rig)["attempt"]) == (2, 1)
+    if slot.link is not None:
+        slot.link.close()
 
 
 # ----------------------------------------------------------------------------------------------------- the copies
