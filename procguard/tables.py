@@ -46,6 +46,8 @@ def workers(views: Iterable[View], now: datetime) -> Table:
         if view["state"] == "unknown" and view.get("last_known_state"):
             seen = age(view.get("last_seen"), now)
             state += f" (was {view['last_known_state']}, seen {seen} ago)" if seen else " (never seen)"
+        if view["state"] == "exited" and (view.get("last_exit") or {}).get("left"):
+            state = "[yellow]! exited[/]"  # into the background: the reason says so
         usage = view.get("usage") or {}
         table.add_row(
             escape(str(view["worker_id"])),

@@ -197,7 +197,7 @@ TEXTS: dict[str, str] = {
     "next.restart": "Apply the change: invoke restart {worker}",
     "next.deploy": "If the host is up: invoke deploy --hosts INVENTORY --limit {host}",
     "next.foreground": "Run it in the foreground, then deploy again: {how}",
-    "next.foreground_option": "Run it in the foreground, without its daemon option, nohup, & or tmux; then deploy again.",
+    "next.foreground_option": "Run it in the foreground (no daemon option, nohup, & or tmux), then deploy again.",
     "next.disk_space": "Free some space on {host}: df -h {path}",
     "next.disk_inodes": "Delete some files on {host}: df -i {path}",
     "next.disk_quota": "Free some of the user's space on {host}: quota",
