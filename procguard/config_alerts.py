@@ -23,6 +23,7 @@ ALERT_CLASSES = (
     "suspect",
     "host_unreachable",
     "recovery_gave_up",
+    "host_disk",
     "brake",
     "stop_all",
     "reassigned",

@@ -35,6 +35,13 @@ AGENT_STATES = {
 }
 
 
+INTO_BACKGROUND = {**STATES, "exited": ("!", "yellow")}  # the reason says that processes were left behind and ended
+
+
+def _left(view: View) -> bool:
+    return view["state"] == "exited" and bool((view.get("last_exit") or {}).get("left"))
+
+
 def state_text(state: str, states: dict[str, tuple[str, str]] = STATES, after: str = "") -> Text:
     glyph, colour = states.get(state, ("?", "magenta"))
     return styled(f"[{colour}]{{}} {{}}[/]{{}}", glyph, state, after)
@@ -50,7 +57,7 @@ def workers(views: Iterable[View], now: datetime) -> PlainTable:
         usage = view.get("usage") or {}
         table.add_row(
             str(view["worker_id"]),
-            state_text(str(view["state"]), after=was),
+            state_text(str(view["state"]), INTO_BACKGROUND if _left(view) else STATES, after=was),
             str(view.get("host") or ""),
             str(view.get("pid") or ""),
             str(view.get("restarts_total") or view.get("restarts") or 0),
@@ -112,9 +119,17 @@ def hosts(views: Iterable[View], now: datetime) -> PlainTable:
             age(view.get("last_seen"), now),
             can,
             str(view.get("release") or "")[:8],
-            str(view.get("reason") or ""),
+            "; ".join(one for one in (str(view.get("reason") or ""), _disk(view)) if one),
         )
     return table
+
+
+def _disk(view: View) -> str:
+    """Its disk refuses writes; "" where it takes them."""
+    shown = {"space": "disk full", "inodes": "no inodes left", "quota": "quota used up", "read_only": "read-only disk"}
+    trouble = str(view.get("disk_trouble") or "")
+    path = view.get("disk_path") or "procguard_home"
+    return f"{shown.get(trouble, 'disk errors')} ({path}): nothing new starts" if trouble else ""
 
 
 def _role(view: View) -> str:

@@ -15,7 +15,7 @@ import sys
 import time
 from typing import Any, Callable, Optional
 
-from remote_agent import paths
+from remote_agent import paths, state_files
 from remote_agent.allotment import Allotment
 from remote_agent.channel import Channels
 from remote_agent.checks import Checks
@@ -23,6 +23,7 @@ from remote_agent.conversation import Conversation, Registrar
 from remote_agent.free_port import FreePort
 from remote_agent.gpu_desk import GpuDesk
 from remote_agent.helpers import HelperPool
+from remote_agent.host_disk import HostDisk
 from remote_agent.journal import Journal
 from remote_agent.lease import boottime_ns
 from remote_agent.link import Addresses, Connection, Credentials
@@ -47,7 +48,7 @@ from remote_agent.states import SETTLED
 from remote_agent.usage import host_facts
 
 MAX_EVENTS = 500  # in one heartbeat
-WRITE_AGAIN_S = 5.0
+WRITE_AGAIN_S = 2.0
 LONGEST_SLEEP_S = 5.0
 REMOVE_ANYWAY_S = 120.0  # a removed worker whose log the manager does not take is forgotten after this
 LAST_WORDS_S = 5.0  # how long a leaving launcher tries to ship the last log bytes and the last report
@@ -87,6 +88,7 @@ class Agent:
         self._boot_id = _boot_id()
         self._facts = host_facts()
         self._next_write = 0.0
+        self._unstored = False  # assignments.json is older than what is known
 
         self._selector = selectors.DefaultSelector()
         self._inbox: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
@@ -116,6 +118,7 @@ class Agent:
             credentials, self._python, lambda: Connection(addresses, credentials, self._channels)
         )
         self._helpers = HelperPool(self.post)
+        self._disk = HostDisk(agent_dir, self._helpers.submit)
         self._measuring = Measuring(agent_dir, self._python, self._helpers.submit)
         self._checks = Checks(
             self._measuring,
@@ -201,7 +204,9 @@ class Agent:
         self._tick(time.monotonic())
 
     def _sleep_s(self, now: float) -> float:
-        times = [now + LONGEST_SLEEP_S, self.link.next_at(), self._measuring.next_at()]
+        times = [now + LONGEST_SLEEP_S, self.link.next_at(), self._measuring.next_at(), self._disk.next_at()]
+        if self._behind():
+            times.append(self._next_write)
         for slot in self.slots.values():
             times += [at for at in (slot.next_step_at(now), self._checks.next_at(slot)) if at is not None]
         if self._leaving:
@@ -220,9 +225,10 @@ class Agent:
             if slot.postponed:
                 self.orders.send_postponed(slot, boottime_ns() / 1e9)
             self._checks.tick(slot, now)
-            self._write_again(slot, now)
             self._finish_removal(slot, now)
             self._tell(slot)
+        self._write_again(now)
+        self._disk.tick(now, self._behind())
         if self.orders.take_news():
             self.link.changed(now)
         self._measuring.tick(self.slots, now, self.link.interval_s, self._gpus.awaited)
@@ -234,6 +240,10 @@ class Agent:
             self.link.outcome(tag, value, now)
         elif self._measuring.take(tag, value, self.slots, now) or self._checks.take(tag, value, self.slots, now):
             pass
+        elif tag == "disk":
+            if self._disk.take(value):
+                self._log.changed("disk", self._disk.trouble)
+                self.link.changed(now)
         elif tag == "drained":
             if value in self.slots:
                 self.slots[value].drained = True
@@ -254,7 +264,7 @@ class Agent:
         self._log.say("runner adopted", worker=slot.worker_id, attempt=slot.attempt, state=slot.state)
         slot.send_lease()
         if slot.assignment is not None:
-            slot.link.assign()  # whatever changed while it had no agent
+            slot.tell_runner()  # whatever changed while it had no agent
 
     def _hear_runner(self, slot: WorkerSlot, mask: int) -> None:
         link = slot.link
@@ -352,18 +362,36 @@ class Agent:
             if worker_id not in listed:
                 slot.assignment = None  # no longer this agent's to steer; what runs, runs on
 
-    def _write_again(self, slot: WorkerSlot, now: float) -> None:
-        """What a full disk kept from being written is tried again every few seconds."""
-        if slot.unwritten and slot.assignment is not None and now >= self._next_write:
-            self._next_write = now + WRITE_AGAIN_S
-            slot.assign_again(self._default_dir, self._base_env)
-            self.link.changed(now)
+    def _write_again(self, now: float) -> None:
+        """What a full disk kept from being written is tried again every few seconds: of all workers at once."""
+        if now < self._next_write:
+            return
+        self._next_write = now + WRITE_AGAIN_S
+        for slot in self.slots.values():
+            if slot.unwritten and slot.assignment is not None:
+                slot.assign_again(self._default_dir, self._base_env)
+                if not slot.unwritten:
+                    self.link.changed(now)
+        if self._unstored:
+            self._store_assignments()
+        self._journal.write_again()
+
+    def _behind(self) -> bool:
+        """Something is known here, or to a runner, that the disk did not take."""
+        return (
+            self._unstored
+            or self._journal.behind
+            or any(slot.unwritten or slot.status.get("problem") for slot in self.slots.values())
+        )
 
     def _store_assignments(self) -> None:
         assigned = [slot.assignment for slot in self.slots.values() if slot.assignment is not None]
         try:
             paths.write_json(paths.assignments_file(self._agent_dir), stored_form(assigned, self._rev), durable=True)
+            self._unstored = False
+            self._log.changed("assignments not stored", "")
         except OSError as exc:
+            self._unstored = True
             self._log.changed("assignments not stored", str(exc.strerror or exc))
 
     def _finish_removal(self, slot: WorkerSlot, now: float) -> None:
@@ -380,6 +408,7 @@ class Agent:
         if told or (self.link.up and now - slot.settled_since > REMOVE_ANYWAY_S):
             self._log.say("worker removed", worker=slot.worker_id, log_shipped=slot.drained)
             remove_tree(slot.directory)
+            state_files.forget_runtime(self._settings.runtime_dir, slot.directory)
             self._journal.forget(slot.worker_id)
             self._gpus.forget(slot.worker_id)
             del self.slots[slot.worker_id]
@@ -412,6 +441,8 @@ class Agent:
                 knows=[KNOWN],
                 channel_trouble=self._channels.trouble,
                 ends=self._leaving == "stopped" and self._leave_by > 0,
+                disk_trouble=self._disk.trouble,
+                disk_path=self._disk.directory,
             )
         )
 

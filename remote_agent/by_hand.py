@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any, Optional
 
-from remote_agent import paths
+from remote_agent import paths, state_files
 
 READ_BYTES = 64 * 1024
 LINE_BYTES = 512  # how much of a log is read for each line asked for
@@ -176,10 +176,10 @@ def _print_log(directory: str, number: int, stream: str, lines: int, follow: boo
 
 def _state(worker_directory: str) -> str:
     try:
-        status = paths.read_json(paths.state_file(worker_directory))
+        status = state_files.read(worker_directory)
     except (OSError, ValueError):
         status = None
-    if not isinstance(status, dict):
+    if status is None:
         return "it was never started; does its agent run? `python3 -m remote_agent status`"
     return ", ".join(str(part) for part in (status.get("state"), status.get("reason")) if part)
 

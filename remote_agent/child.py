@@ -63,6 +63,7 @@ def start(launch: Launch) -> tuple[int, int]:
     `failure`); -1 = it has come about. Raises NotStarted, or OSError where no log can be opened or no process be made.
     """
     opened = [os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)]
+    before = process_tree.mark_descendants(launch.env.get(process_tree.COOKIE_VARIABLE, ""))
     try:
         opened.append(_open_log(launch.out_path))
         opened.append(_open_log(launch.err_path) if launch.err_path else opened[1])
@@ -78,6 +79,7 @@ def start(launch: Launch) -> tuple[int, int]:
             os.close(readable)
             raise
     finally:
+        process_tree.unmark(before)
         for descriptor in set(opened):
             os.close(descriptor)
 

@@ -9,7 +9,7 @@ import contextlib
 import os
 from typing import Any, List
 
-from remote_agent import paths
+from remote_agent import paths, state_files
 from remote_agent.locks import lock_held
 
 LIVE = ("starting", "running", "stopping", "backoff")
@@ -29,10 +29,17 @@ def users(folder: str, home: str, agent_dir: str, runtime_dir: str) -> "List[str
         if os.path.realpath(os.path.dirname(os.path.dirname(directory))) == own:
             live = bool(runtime_dir) and lock_held(paths.runner_lock(runtime_dir, directory))
         else:
-            live = _json(paths.state_file(directory)).get("state") in LIVE
+            live = _state(directory) in LIVE
         if live:
             found.add(str(spec.get("worker_id") or os.path.basename(directory)))
     return sorted(found - {""})
+
+
+def _state(directory: str) -> str:
+    try:
+        return str((state_files.read(directory) or {}).get("state"))
+    except (OSError, ValueError):
+        return ""
 
 
 def _uses(spec: "dict[str, Any]", folder: str) -> bool:

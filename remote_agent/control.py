@@ -4,7 +4,8 @@ JSON lines both ways over a unix stream socket; the protocol is versioned by `v`
 older or newer than the agent that adopts it. Never blocks after `connect`: what the socket does not take at once
 waits in a bounded buffer. Knows nothing of workers' states; who calls it decides what to do with a message.
 
-    agent -> runner   {"op":"hello","v":1}  {"op":"assign"}  {"op":"restart","attempt":3,"id":"c-1","until_ns":…}
+    agent -> runner   {"op":"hello","v":1}  {"op":"assign","desired":"stopped","generation":4,"epoch":1000003}
+                      {"op":"restart","attempt":3,"id":"c-1","until_ns":…}
                       {"op":"kill","attempt":3,"id":"c-2","until_ns":…}
                       {"op":"lease","epoch":1000003,"until_ns":…}      moments on CLOCK_BOOTTIME
                       {"op":"health","status":"failing","detail":"…","restart":true}
@@ -17,10 +18,12 @@ from __future__ import annotations
 import json
 import os
 import socket
+from collections.abc import Iterable
 
 PROTOCOL_VERSION = 1
 # Parts of spec.json that this release's runner obeys, said in its hello: an earlier runner ignores what it never knew.
-KNOWS = ("start", "lease", "gang", "env")
+# "stop": what `assign` says besides, where a full disk keeps it from spec.json.
+KNOWS = ("start", "lease", "gang", "env", "stop")
 MAX_LINE_BYTES = 1024 * 1024
 MAX_UNSENT_BYTES = 1024 * 1024
 
@@ -32,16 +35,28 @@ EXIT_ALREADY_RUNNING = 75  # another runner holds this worker: connect to it ins
 
 
 def runner_argv(
-    python: str, release_dir: str, worker_dir: str, runtime_dir: str, lease: tuple[int, int] | None = None
+    python: str,
+    release_dir: str,
+    worker_dir: str,
+    runtime_dir: str,
+    lease: tuple[int, int] | None = None,
+    stop: tuple[int, int] | None = None,
+    seen: Iterable[tuple[int, int]] = (),
 ) -> list[str]:
     """How a runner is started. It daemonises itself; wait for the command to end, then connect.
 
     `release_dir` holds the package remote_agent (in a checkout: the repository's root). `lease`: (epoch, until_ns) of a
-    fenced worker, so that its child need not wait for the connection.
+    fenced worker, so that its child need not wait for the connection. `stop`: (generation, epoch) of an assignment that
+    does not want it to run and that could not be written. `seen`: (pid, start) of what the agent saw below a runner
+    that died.
     """
     script = os.path.join(release_dir, "remote_agent", "runner.py")
     words = [python, "-I", "-S", script, "--worker-dir", worker_dir, "--runtime-dir", runtime_dir]
-    return [*words, "--lease", f"{lease[0]}:{lease[1]}"] if lease else words
+    words += ["--lease", f"{lease[0]}:{lease[1]}"] if lease else []
+    words += ["--stop", f"{stop[0]}:{stop[1]}"] if stop else []
+    listed = ",".join(f"{pid}:{start}" for pid, start in seen)
+    words += ["--seen", listed] if listed else []
+    return words
 
 
 class LineBuffer:
@@ -155,9 +170,9 @@ class RunnerLink(JsonConnection):
         link.send({"op": "hello", "v": PROTOCOL_VERSION})
         return link
 
-    def assign(self) -> None:
-        """spec.json has changed: read it again."""
-        self.send({"op": "assign"})
+    def assign(self, desired: str = "", generation: int = 0, epoch: int = 0) -> None:
+        """spec.json has changed: read it again. What is wanted is sent besides: a full disk may keep it from there."""
+        self.send({"op": "assign", "desired": desired, "generation": generation, "epoch": epoch})
 
     def lease(self, epoch: int, until_ns: int) -> None:
         """A fenced worker may run until then."""

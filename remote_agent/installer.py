@@ -124,6 +124,7 @@ class Installer:
             "manager_urls": config.get("manager_urls", []),
             "secret_sha256": self._secret_sha256(),
             "python": sys.executable,
+            "python_skipped": _skipped_pythons(),
             "python_version": ".".join(str(part) for part in sys.version_info[:3]),
             "platform": platform_tag(),
             "magic": importlib.util.MAGIC_NUMBER.hex(),  # whose byte code this Python reads
@@ -515,6 +516,13 @@ def platform_tag() -> str:
     except (OSError, ValueError):
         libc = "other"
     return "-".join((sys.platform, os.uname().machine, libc, implementation))
+
+
+def _skipped_pythons() -> "List[str]":
+    """["python3=3.6.8", "python3.9="]: what the session found before this interpreter, the version empty where it was
+    broken. PyPy is skipped once, and taken where nothing else was found."""
+    skipped = os.environ.get("PROCGUARD_SKIPPED", "").split()
+    return [one for one in skipped if sys.implementation.name == "cpython" or not one.endswith("=PyPy")]
 
 
 def _seen_client(ssh_connection: str, port: int, scheme: str) -> "List[str]":

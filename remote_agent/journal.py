@@ -1,6 +1,7 @@
 """What an agent must remember over its own death: which commands it carried out, and which events are stored.
 
-Owns journal.jsonl: appended line by line, compacted when it grows. A torn last line (power cut) is skipped. Knows
+Owns journal.jsonl: appended line by line, compacted when it grows. A torn last line (power cut) is skipped. Room is set
+aside in it, so that a full disk does not keep a line from it; what cannot be written waits in memory. Knows
 neither the manager nor the runners. Only the agent's main loop calls it.
 
   {"t":"begin","id":"c-7f"}                                  about to act on this command: never act on it again
@@ -11,15 +12,18 @@ neither the manager nor the runners. Only the agent's main loop calls it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections import OrderedDict
 from typing import Any, Optional
 
+from remote_agent import disk_space
 from remote_agent.protocol import CommandResult
 
 MAX_COMMANDS = 1000
 MAX_LINES = 5000
+AHEAD_BYTES = 256 * 1024  # set aside
 
 
 class Journal:
@@ -31,7 +35,9 @@ class Journal:
         self._acked: dict[str, int] = {}
         self._lines = 0
         self._fd = -1
-        self.write_errors = 0  # disk full and the like: what could not be written is kept in memory
+        self._unwritten: list[bytes] = []  # a full disk: oldest first
+        self._torn = False  # the file does not end with a newline
+        self._size = self._allocated = 0
         self._load()
         self._open()
 
@@ -105,22 +111,48 @@ class Journal:
 
     def _open(self) -> None:
         self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        # A line torn by a power cut must not swallow the next one.
-        if os.lseek(self._fd, 0, os.SEEK_END) > 0 and self._lines:
+        self._size = os.lseek(self._fd, 0, os.SEEK_END)
+        # A line torn by a power cut, or a full disk, must not swallow the next one.
+        if self._size > 0:
             with open(self._path, "rb") as file:
                 file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":
-                    os.write(self._fd, b"\n")
+                self._torn = file.read(1) != b"\n"
+        self._set_aside()
+
+    def _set_aside(self) -> None:
+        little = self._allocated - self._size < AHEAD_BYTES // 2
+        if little and disk_space.allocate(self._fd, self._size, AHEAD_BYTES) == 0:
+            self._allocated = self._size + AHEAD_BYTES
+
+    @property
+    def behind(self) -> bool:
+        """Something is in memory only."""
+        return bool(self._unwritten)
+
+    def write_again(self) -> None:
+        while self._unwritten:
+            if not self._write(self._unwritten[0]):
+                return
+            self._unwritten.pop(0)
 
     def _append(self, record: dict[str, Any]) -> None:
         if self._lines >= MAX_LINES:
             self._compact()
-        data = json.dumps(record, separators=(",", ":")).encode() + b"\n"
+        self._unwritten.append(json.dumps(record, separators=(",", ":")).encode() + b"\n")
+        del self._unwritten[:-MAX_LINES]
+        self.write_again()
+
+    def _write(self, line: bytes) -> bool:
+        data = b"\n" + line if self._torn else line
+        self._set_aside()
         try:
-            os.write(self._fd, data)
-            self._lines += 1
+            written = os.write(self._fd, data)
         except OSError:
-            self.write_errors += 1
+            return False
+        self._size += written
+        self._torn = written < len(data)
+        self._lines += 1
+        return not self._torn
 
     def _compact(self) -> None:
         records: list[dict[str, Any]] = []
@@ -138,9 +170,11 @@ class Journal:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, self._path)
-        except OSError:
-            self.write_errors += 1
+        except OSError:  # a full disk: it grows on
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
             return
         os.close(self._fd)
-        self._lines = len(records)
-        self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        self._lines, self._unwritten = len(records), []
+        self._torn, self._allocated = False, 0
+        self._open()

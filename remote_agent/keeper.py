@@ -11,6 +11,7 @@ somebody asked for.
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable
@@ -28,6 +29,11 @@ from remote_agent.worker_record import WorkerRecord
 from remote_agent.worker_state import WorkerState, whole
 
 HOUSEKEEPING_S = 60.0
+WRITE_AGAIN_S = 1.0  # what a disk refused
+# A start that the host's disk is in the way of is nobody's failure: it waits, and is tried so often.
+ROOM_AGAIN_S = 2.0
+NO_ROOM_NEXT = "; free some space on the host: then it starts by itself, and no restart is spent"
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 DEFAULT_GRACE_S = 10.0
 
 # What follows a stop that somebody asked for. The last four leave the worker stopped.
@@ -47,7 +53,7 @@ ASKED = {
 class Keeper:
     def __init__(self, record: WorkerRecord, tell: Callable[[dict[str, object]], None]) -> None:
         self.state = WorkerState(record, tell)
-        self.finished = False  # settled and written: the runner may end
+        self.settled = False  # nothing more will run under this runner
         self._assignment: dict[str, object] = {}
         self._policy = Policy()
         self._fence = Fence()
@@ -61,6 +67,8 @@ class Keeper:
         self._command_id = ""
         self._ready_at = self._start_deadline = self._healthy_at = self._next_start = 0.0
         self._housekeeping_at = now_s() + HOUSEKEEPING_S
+        self._write_again_at = 0.0
+        self._lacks_room = False  # in backoff: the host's disk keeps the attempt of this number from starting
         self._group = WorkerGroup()
         self._group_limits: dict[str, float | None] = {}  # in force, or tried
         self._not_enforced = ""
@@ -68,11 +76,19 @@ class Keeper:
         self._ladder = Ladder(lambda: process_tree.members_below(os.getpid()), self._reap, self._kill_group)
         self._left_behind = Ladder(self._find_left_behind, lambda: not self._find_left_behind(), self._kill_group)
         self._former_child: Identity | None = None
+        self._seen: list[Identity] = []  # what the agent saw below a former runner
 
     # ------------------------------------------------------------------------------------------- what goes on
 
+    @property
+    def finished(self) -> bool:
+        """Settled, and that is on a disk: the runner may end. Until then it stays: nobody else could know."""
+        return self.settled and self.state.record.kept
+
     def next_deadline(self) -> float:
         """When `advance` must be called at the latest, on the clock of `now_s`."""
+        if self.settled:
+            return self._write_again_at
         return min(self._next_step(), self._fence.due(now_s(), self._grace_s()))
 
     def lease_ends_ns(self, now: float) -> int:
@@ -80,7 +96,7 @@ class Keeper:
         return self._fence.keeps_until_ns if self._fence.holds and not self._fence.ended(now) else 0
 
     def _next_step(self) -> float:
-        due = [self._housekeeping_at]
+        due = [self._write_again_at if self.state.record.problem else self._housekeeping_at]
         state, attempt = self.state.values["state"], self._attempt
         for ladder in (self._left_behind, self._ladder):
             if ladder.active and ladder.due is not None:
@@ -88,7 +104,7 @@ class Keeper:
         if len(due) > 1:
             return min(due)  # nothing else happens before the tree is gone
         if self._after:
-            return min(self._housekeeping_at, self._after.until if self._after.runs else 0.0)
+            return min(due[0], self._after.until if self._after.runs else 0.0)
         if self._next:
             due.append(0.0)
         if attempt and attempt.hook:
@@ -109,7 +125,10 @@ class Keeper:
 
     def advance(self, now: float) -> None:
         """Do everything that is due. Safe to call at any time."""
-        if self.finished:
+        if self.state.record.problem and now >= self._write_again_at:
+            self._write_again_at = now + WRITE_AGAIN_S
+            self.state.write_again()
+        if self.settled:
             return
         if now >= self._housekeeping_at:
             self._keep_house(now)
@@ -138,6 +157,8 @@ class Keeper:
             decision, not_before, counted = self._next
             self._next = None
             self._follow(decision, not_before, counted, now)
+        elif self.state.values["state"] == states.BACKOFF and now >= self._next_start and self._lacks_room:
+            self._start(now, "started: the host's disk takes its files again")
         elif self.state.values["state"] == states.BACKOFF and now >= self._next_start:
             self._start(now, f"restart {self.state.values['restarts']} of {self._policy.max_attempts}, after its pause")
         elif self.state.values["state"] in states.SETTLED:
@@ -196,9 +217,15 @@ class Keeper:
 
     def _end_leftovers(self, now: float) -> None:
         """The child has ended but not all of its tree: a clean slate comes before anything else."""
+        names = process_tree.names(process_tree.members_below(os.getpid()))
         self._ladder.begin(now, self._stop_signal(), self._grace_s())
+        count = self._ladder.reached
+        if self._next and self._ending and count:
+            self.state.note_left(count, names)
+            said = restart.left_in_words(count, names, self._ending)
+            self._next = (self._next[0]._replace(reason=self._next[0].reason + said), *self._next[1:])
         reason = self._next[0].reason if self._next else self.state.values["reason"]
-        self.state.say(f"{reason}; first ending {self._ladder.reached} process(es) it left behind")
+        self.state.say(f"{reason}; ending what it left behind first")
 
     def _follow(self, decision: Decision, not_before: float, counted: bool, now: float) -> None:
         self.state.values["restarts"] = decision.restarts
@@ -263,9 +290,11 @@ class Keeper:
         if not self._fence.open(now):
             self._stay_down(reason)
             return
-        base = whole(self._assignment, "attempt_base")
-        number = max(whole(self.state.values, "attempt"), base) + 1
+        number = self._number()
         self.state.values.update(attempt=number, next_start_at=None, held=False)
+        if not self.state.record.kept:
+            self._wait_for_room(now, reason, self.state.record.problem)
+            return
         hopeless = problem = ""
         try:
             self._attempt = self._launch(number, now)
@@ -273,6 +302,10 @@ class Keeper:
             hopeless = str(exc)
         except OSError as exc:
             problem = f"cannot start: {exc.strerror}" + (f": {exc.filename}" if exc.filename else "")
+            if exc.errno in NO_ROOM and not self._policy.gang:
+                self._wait_for_room(now, reason, problem)
+                return
+        self._lacks_room = False
         self._start_deadline = now + self._policy.start_timeout_s
         self._ready_at = now + self._policy.start_secs  # later where the exec is still to come
         self._become(states.STARTING, reason)
@@ -284,6 +317,23 @@ class Keeper:
             ending = Ending(cause="start_timeout", detail=problem)
             self.state.note_exit(number, ending)
             self._decide(ending, now)
+
+    def _number(self) -> int:
+        """Of the attempt that starts now; one that the disk kept from starting is the same still."""
+        known = whole(self.state.values, "attempt")
+        return known if self._lacks_room else max(known, whole(self._assignment, "attempt_base")) + 1
+
+    def _wait_for_room(self, now: float, reason: str, problem: str) -> None:
+        """Nothing was started: the host's disk refuses its log, or to note the start, which could then come twice."""
+        if self.state.values["state"] != states.BACKOFF:
+            if self.state.values["state"] != states.STARTING:
+                self._become(states.STARTING, reason)
+            self._become(states.BACKOFF, f"{problem}{NO_ROOM_NEXT}")
+        else:
+            self.state.say(f"{problem}{NO_ROOM_NEXT}")
+        self._lacks_room = True
+        self._next_start = now + ROOM_AGAIN_S
+        self.state.values["next_start_at"] = time.time() + ROOM_AGAIN_S
 
     def _stay_down(self, reason: str) -> None:
         """It was to start, but holds no lease: whoever starts runners starts it again once there is one."""
@@ -398,7 +448,7 @@ class Keeper:
 
     def _find_left_behind(self) -> list[Identity]:
         cookie = str(self.state.values["cookie"])
-        return process_tree.members_left_behind(self._former_child, cookie, self._group.members())
+        return process_tree.members_left_behind(self._former_child, cookie, self._group.members(), self._seen)
 
     def _kill_group(self) -> None:
         self._group.kill()
@@ -415,7 +465,7 @@ class Keeper:
 
     def _finish(self) -> None:
         """Settled before, and settled it stays."""
-        self.finished = True
+        self.settled = True
         self._give_lease_back()
         if self.state.values["in_hand"]:
             self.state.values["in_hand"] = False
@@ -426,7 +476,7 @@ class Keeper:
         self._give_lease_back()
         self._become(state, reason)
         self.state.record.sync()
-        self.finished = True
+        self.settled = True
 
     def _become(self, state: str, reason: str) -> None:
         self.state.become(state, reason, ended=self._ending is not None)
@@ -435,9 +485,6 @@ class Keeper:
 
     def _keep_house(self, now: float) -> None:
         self._housekeeping_at = now + HOUSEKEEPING_S
-        self.state.record.flush_events()
-        if self.state.record.problem:
-            self.state.record.write_state(self.state.values)
         if self._attempt:  # an OOM kill is ours only if it happened lately
             self._attempt.ooms_before = self._ooms.read()
 

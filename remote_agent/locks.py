@@ -19,3 +19,12 @@ def lock_held(path: str) -> bool:
     finally:
         os.close(fd)
     return False
+
+
+def is_still_at(path: str, descriptor: int) -> bool:
+    """False when the file was removed or replaced while we opened it: then the lock protects nothing."""
+    try:
+        there, here = os.stat(path), os.fstat(descriptor)
+    except OSError:
+        return False
+    return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)

@@ -43,15 +43,19 @@ def decide(files: list[FileState], keep_bytes: int, keep_attempts: int) -> tuple
 
     Each file keeps its last `keep_bytes`, and so do all finished attempts of the worker together, the newest first;
     a burst that the manager is taking is given a little more room. What the manager lacks of a finished attempt leaves
-    a file behind (a hole), so that its size can be told.
+    a file behind (a hole), so that its size can be told. Each file is looked at a fixed number of times: a crash loop
+    of weeks leaves ten thousand attempts.
     """
+    of_attempt: dict[int, list[FileState]] = {}
+    for one in files:
+        of_attempt.setdefault(one.attempt, []).append(one)
     cuts = {one.key: _cut(one, keep_bytes) // STEP_BYTES * STEP_BYTES for one in files}
     removed = []
     left_bytes = keep_bytes + STEP_BYTES
     finished = sorted({one.attempt for one in files if not one.current}, reverse=True)
     kept = len({one.attempt for one in files if one.current})
     for attempt in finished:
-        mine = [one for one in files if one.attempt == attempt]
+        mine = of_attempt[attempt]
         left_bytes -= sum(one.size - cuts[one.key] for one in mine)
         complete = all(one.complete for one in mine)
         if complete and (kept >= keep_attempts or left_bytes < 0):
@@ -60,7 +64,10 @@ def decide(files: list[FileState], keep_bytes: int, keep_attempts: int) -> tuple
         kept += 1
         if left_bytes < 0:
             cuts.update({one.key: max(cuts[one.key], _cut(one, 0)) for one in mine})
-    return {key: end for key, end in cuts.items() if end and int(key.partition(".")[0]) not in removed}, removed
+    for attempt in removed:
+        for one in of_attempt[attempt]:
+            del cuts[one.key]
+    return {key: end for key, end in cuts.items() if end}, removed
 
 
 def _cut(file: FileState, keep_bytes: int) -> int:

@@ -1,19 +1,21 @@
 """Watches the log files of this host's workers: how long they are, when their bytes came, what must leave the disk.
 
 Owns the table of log files, their time index and the disk's bounds (`logs.keep_local`, `logs.keep_attempts`), which
-hold whether the manager is there or not. Only looks at files and gives blocks back, so that it can never block a
-child. Knows no HTTP. A thread of its own: a manager that hangs must not stop the clock.
+hold whether the manager is there or not, and the room that is set aside in the log of what runs: a child writes into
+the file itself, and on a full disk its print would fail. Only looks at files, and gives and takes blocks, so that it
+can never block a child. Knows no HTTP. A thread of its own: a manager that hangs must not stop the clock.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
 from dataclasses import dataclass, field
 from typing import Any, Callable, Optional
 
-from remote_agent import log_disk, paths
+from remote_agent import disk_space, log_disk, paths
 from remote_agent.log_disk import FileState
 from remote_agent.log_times import TimeIndex
 
@@ -26,6 +28,19 @@ AWAY_S = 3.0  # nothing acknowledged for this long: the manager is away, what wa
 AGAIN_S = 5.0  # after a disk refused something
 QUIET_LOOK_EVERY_S = 0.2  # at one that says nothing: what it says next is still seen within 0.3 s; settled: 1 s
 BOUNDS_EVERY_S = 2.0
+# A crash loop of weeks leaves thousands of files; the sender waits for the lock that each look holds.
+ENDED_LOOK_EVERY_S = 5.0
+FILES_A_SECOND = 2000  # for the bounds of a worker that prints
+MAX_REMOVED = 500  # attempts, in one look
+ROOM_LOOK_EVERY_S = 1.0
+# Set aside in the log of what runs: what it prints in AHEAD_S, within these bounds.
+AHEAD_S = 2.0
+MIN_AHEAD_BYTES = 1024 * 1024
+MAX_AHEAD_BYTES = 32 * 1024 * 1024
+LEAST_AHEAD_BYTES = 64 * 1024
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+BLOCK_BYTES = 4096
+KEEP_TAIL_BYTES = 256 * 1024  # of a running log, whatever the disk lacks
 
 
 @dataclass(frozen=True)
@@ -53,6 +68,9 @@ class LogFile:
     gone: int = 0
     changed_at: float = -1.0  # monotonic: when the size was last seen to change, or the manager's answer
     complete: bool = False  # no more bytes come, and the manager has them all
+    reserved: int = 0  # up to this offset the file's blocks are its own, also beyond its end
+    grew_bytes_per_s: float = 0.0
+    look_again_at: float = 0.0  # monotonic: of an ended attempt whose bytes still wait for the manager
 
     @property
     def key(self) -> str:
@@ -76,6 +94,7 @@ class WorkerLogs:
     bounds_at: float = 0.0  # monotonic
     taken_at: float = -1.0  # monotonic: when the manager last took bytes
     blocked_until: float = 0.0  # monotonic: the manager refused this worker's bytes
+    marks_changed: bool = False
     drained_told: bool = False
     trouble: str = ""  # the last that was said
     quiet: bool = False  # nothing came for QUIET_S, and nothing waits
@@ -103,6 +122,9 @@ class LogFiles:
         self._told: tuple[ShippedWorker, ...] = ()
         self._workers: dict[str, WorkerLogs] = {}
         self._can_punch = True
+        self._can_reserve = True
+        self._low = False  # the disk has next to nothing left
+        self._room_at = 0.0  # monotonic: of the next look at the disk
         self.pause_s = LOOK_EVERY_S  # until the next `look`: longer while nobody says anything
 
     # ------------------------------------------------------------------------------- called by the main loop
@@ -140,6 +162,9 @@ class LogFiles:
         for worker_id in [one for one in self._workers if one not in told]:
             del self._workers[worker_id]
         waiting = False
+        if now >= self._room_at:
+            self._room_at = now + ROOM_LOOK_EVERY_S
+            self._low = _is_low(self._told)
         for worker_id, one in told.items():
             worker = self._workers.setdefault(worker_id, WorkerLogs(one))
             try:
@@ -181,12 +206,22 @@ class LogFiles:
             worker.taken_at = now  # a new agent: the manager is given a moment
         grown = False
         for file in list(worker.files.values()):
-            if not file.complete:
-                grown = self._measure(worker, file, now) or grown
+            if file.complete:
+                continue
+            if now < file.look_again_at:
                 self._finish(worker, file, now)
-        if grown or now >= worker.bounds_at:
+            else:
+                grown = self._measure(worker, file, now) or grown
+                self._keep_room(worker, file, now)
+                self._finish(worker, file, now)
+                if self._ended(worker, file, now):
+                    file.look_again_at = now + ENDED_LOOK_EVERY_S
+        many_s = min(BOUNDS_EVERY_S, len(worker.files) / FILES_A_SECOND)
+        if now >= worker.bounds_at or (grown and now >= worker.bounds_at - BOUNDS_EVERY_S + many_s):
             worker.bounds_at = now + BOUNDS_EVERY_S
             self._keep_bounds(worker, now)
+        if worker.marks_changed:
+            self._write_marks(worker)
         open_files = [one for one in worker.files.values() if not one.complete]
         worker.quiet = not grown and all(now - one.changed_at > QUIET_S and not one.waiting for one in open_files)
         if not grown and all(now - one.changed_at > QUIET_S for one in open_files):
@@ -222,8 +257,11 @@ class LogFiles:
         file.size = found.st_size
         file.gone = marks.gone.get(file.key, 0)
         file.complete = marks.complete.get(file.key) == file.size
+        file.reserved = file.size + _set_aside(file.path, found)  # by a former agent
         if not file.complete:
             file.index.saw_first(file.size, min(found.st_mtime, self._wall()))
+        elif file.reserved > file.size:
+            self._give_room_back(file)
         worker.files[file.key] = file
 
     def _measure(self, worker: WorkerLogs, file: LogFile, now: float) -> bool:
@@ -237,6 +275,8 @@ class LogFiles:
         if grown:
             if not file.waiting:
                 worker.taken_at = now  # what waits begins to wait now
+            if file.changed_at >= 0:
+                file.grew_bytes_per_s = (size - file.size) / max(now - file.changed_at, LOOK_EVERY_S / 2)
             file.size = size
             file.changed_at = now
             file.index.saw(size, self._wall())
@@ -264,10 +304,12 @@ class LogFiles:
         if self._ended(worker, file, now):
             file.complete = True
             file.index.remove()
-            self._write_marks(worker)
+            worker.marks_changed = True
 
     @staticmethod
     def _write_marks(worker: WorkerLogs) -> None:
+        """Once for each look: it names all files."""
+        worker.marks_changed = False
         files = worker.files.values()
         log_disk.write_marks(
             worker.told.directory,
@@ -280,6 +322,9 @@ class LogFiles:
 
     def _keep_bounds(self, worker: WorkerLogs, now: float) -> None:
         newest, away = worker.told.newest, now - worker.taken_at > AWAY_S
+        keep_bytes, keep_attempts = self._keep_bytes, self._keep_attempts
+        if self._low:  # what the manager has is not kept here twice; what it lacks is kept as before
+            keep_bytes, keep_attempts, away = 0, 1, False
         states = [
             FileState(
                 one.attempt,
@@ -291,21 +336,26 @@ class LogFiles:
             )
             for one in worker.files.values()
         ]
-        cuts, removed = log_disk.decide(states, self._keep_bytes, self._keep_attempts)
-        for attempt in removed:
-            self._remove(worker, attempt)
+        cuts, removed = log_disk.decide(states, keep_bytes, keep_attempts)
+        self._remove(worker, set(removed[:MAX_REMOVED]))
+        if len(removed) > MAX_REMOVED:
+            worker.bounds_at = now
         for key, end in cuts.items():
             file = worker.files[key]
             if end > file.gone:
                 self._cut(worker, file, end, now)
 
-    def _remove(self, worker: WorkerLogs, attempt: int) -> None:
-        for file in [one for one in worker.files.values() if one.attempt == attempt]:
+    @staticmethod
+    def _remove(worker: WorkerLogs, attempts: set[int]) -> None:
+        if not attempts:
+            return
+        for file in [one for one in worker.files.values() if one.attempt in attempts]:
             log_disk.unlink(file.path)
             file.index.remove()
             del worker.files[file.key]
-        log_disk.unlink(paths.exit_file(worker.told.directory, attempt))
-        self._write_marks(worker)
+        for attempt in attempts:
+            log_disk.unlink(paths.exit_file(worker.told.directory, attempt))
+        worker.marks_changed = True
 
     def _cut(self, worker: WorkerLogs, file: LogFile, end: int, now: float) -> None:
         """Give the disk back what lies before `end`, shipped or not."""
@@ -323,4 +373,98 @@ class LogFiles:
         if self._ended(worker, file, now):
             log_disk.trim(file.path, end)
             file.gone = end
-            self._write_marks(worker)  # that file system may not tell what is a hole
+            worker.marks_changed = True  # that file system may not tell what is a hole
+
+    # ------------------------------------------------------------------------------- room for what is printed next
+
+    def _keep_room(self, worker: WorkerLogs, file: LogFile, now: float) -> None:
+        """Set room aside in the log of what runs, before its bytes come; in one that has ended, give it back."""
+        if file.complete:
+            return  # somebody cleaned up
+        if self._ended(worker, file, now):
+            if file.reserved > file.size:
+                self._give_room_back(file)
+            return
+        if not self._can_reserve or worker.told.settled or file.attempt < worker.told.newest:
+            return
+        most = min(MAX_AHEAD_BYTES, self._keep_bytes // 8)
+        ahead = int(max(MIN_AHEAD_BYTES, min(most, file.grew_bytes_per_s * AHEAD_S)))
+        if file.reserved - file.size > ahead // 2:
+            return
+        descriptor = os.open(file.path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            problem = _reserve(descriptor, file, file.size + ahead)
+            if problem in NO_SPACE and self._can_punch:
+                self._make_room(worker, file, descriptor, file.size + ahead)
+        finally:
+            os.close(descriptor)
+        if problem and problem not in NO_SPACE:
+            self._can_reserve = False
+            self._say(
+                "log_note",
+                f"on a full disk a job that prints will fail: the file system of {file.path} cannot set room aside "
+                f"({os.strerror(problem)}); procguard_home may lie on ext4, xfs, btrfs or tmpfs instead",
+            )
+
+    def _make_room(self, worker: WorkerLogs, file: LogFile, descriptor: int, upto: int) -> None:
+        """The disk is full and a running log needs blocks: they come from this worker's own older bytes. First those
+        that the manager has; where what is set aside is nearly used up, what it lacks, too: the job comes first, and
+        what is lost is marked."""
+        files, needed = worker.in_order(), upto - max(file.size, file.reserved)
+        giving = [(min(one.acked or 0, one.size), one) for one in files]
+        if file.reserved - file.size < max(MIN_AHEAD_BYTES // 4, file.grew_bytes_per_s * AHEAD_S / 4):
+            giving += [(min(one.size, max(one.gone, one.acked or 0) + needed), one) for one in files if one is not file]
+            most = file.size - KEEP_TAIL_BYTES
+            giving.append((min(most, max(file.gone, file.acked or 0) + needed), file))
+            giving.append((most, file))
+        for offset, one in giving:
+            end = offset // BLOCK_BYTES * BLOCK_BYTES
+            if end <= one.gone:
+                continue
+            if log_disk.punch_hole(one.path, one.gone, end - one.gone):
+                return
+            one.gone = end
+            if _reserve(descriptor, file, upto) == 0:
+                return
+        while upto - file.reserved > LEAST_AHEAD_BYTES:  # as much of it as there is
+            upto = file.reserved + (upto - file.reserved) // 2
+            if _reserve(descriptor, file, upto) == 0:
+                return
+
+    @staticmethod
+    def _give_room_back(file: LogFile) -> None:
+        file.reserved = file.size
+        try:
+            disk_space.give_back_beyond_end(file.path)
+        except OSError:
+            pass  # read-only, or removed
+
+
+def _set_aside(path: str, found: os.stat_result) -> int:
+    """Bytes beyond the end that are allocated: the blocks hold more than the data, whose holes are at its front."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            begin = log_disk.next_data(descriptor, 0, found.st_size)
+        finally:
+            os.close(descriptor)
+    except OSError:
+        return 0
+    data = -(-found.st_size // BLOCK_BYTES) * BLOCK_BYTES - begin
+    return max(0, found.st_blocks * 512 - max(data, 0) - BLOCK_BYTES)
+
+
+def _reserve(descriptor: int, file: LogFile, upto: int) -> int:
+    """Returns 0, or the error's number."""
+    begin = max(file.size, file.reserved)
+    problem = disk_space.allocate(descriptor, begin, upto - begin) if upto > begin else 0
+    if not problem:
+        file.reserved = max(upto, begin)
+    return problem
+
+
+def _is_low(workers: tuple[ShippedWorker, ...]) -> bool:
+    try:
+        return bool(workers) and disk_space.is_low(os.path.dirname(workers[0].directory))
+    except OSError:
+        return False

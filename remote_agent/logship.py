@@ -30,6 +30,7 @@ from remote_agent.protocol import MAX_LOG_POST_BYTES
 CHUNK_BYTES = 1024 * 1024
 LARGE_CHUNK_BYTES = MAX_LOG_POST_BYTES  # while more than this waits
 MIN_CHUNK_BYTES = 64 * 1024
+MAX_FILES = 50  # small ones of one worker, in one round
 MAX_RUNS = 200  # times in one post: about 3 KB of its address
 REFUSED_AGAIN_S = 10.0
 MAX_GATHER_S = 10.0
@@ -127,7 +128,8 @@ class LogShipper(threading.Thread):
                 self._ending.wait(self._gather_s)
 
     def ship(self, now: float) -> bool:
-        """One round: at most one chunk of each worker, so that a loud one does not starve the others.
+        """One round: at most one chunk of each worker, or some small files, so that a loud one does not starve the
+        others.
 
         Returns whether anything was sent. Raises LinkDown.
         """
@@ -146,10 +148,15 @@ class LogShipper(threading.Thread):
         with worker.lock:
             told, listed = worker.told, worker.listed
             waiting = [file for file in worker.in_order() if file.waiting]
-        for file in waiting:
-            if self._ship_file(worker, file, now):
-                worker.drained_told = False
-                return True
+        moved = False
+        for file in waiting[:MAX_FILES]:
+            small = file.size - (file.acked or 0) <= MIN_CHUNK_BYTES
+            moved = self._ship_file(worker, file, now) or moved
+            if now < worker.blocked_until or (moved and not small):
+                break
+        if moved:
+            worker.drained_told = False
+            return True
         if told.report_drained and not worker.drained_told and not waiting and listed:
             worker.drained_told = True
             self._deliver("drained", told.worker_id)

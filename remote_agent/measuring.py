@@ -114,6 +114,8 @@ class Measuring:
         self._host, self._trees = sample.host, sample.trees
         for worker_id, slot in slots.items():
             slot.usage = sample.workers.get(worker_id)
+            if sample.trees.get(worker_id):  # none: its runner may just have died, and its tree is what we knew
+                slot.tree = [(one.pid, one.start) for one in sample.trees[worker_id] if one.state not in "ZX"]
             suspicion = self._suspicion(slot)
             slot.suspect = self._suspicion_of(slot, sample, marks.get(worker_id), worker_id in waiting, now)
             slot.idle_because = suspicion.idle_because

@@ -10,8 +10,9 @@ import os
 import socket
 import time
 
-from remote_agent import paths, process_tree
+from remote_agent import paths, process_tree, state_files
 from remote_agent.control import EXIT_ALREADY_RUNNING
+from remote_agent.locks import is_still_at
 from remote_agent.process_tree import Identity
 
 LOCK_PATIENCE_S = 2.0  # a runner that is just ending gives its lock back within this time
@@ -42,27 +43,19 @@ def take_lock(path: str, patience_s: float = LOCK_PATIENCE_S) -> int:
         time.sleep(0.02)
 
 
-def is_still_at(path: str, descriptor: int) -> bool:
-    """False when the file was removed or replaced while we opened it: then the lock protects nothing."""
-    try:
-        there, here = os.stat(path), os.fstat(descriptor)
-    except OSError:
-        return False
-    return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
-
-
-def refuse_second(worker_dir: str, patience_s: float = LOCK_PATIENCE_S) -> None:
+def refuse_second(worker_dir: str, runtime_dir: str = "", patience_s: float = LOCK_PATIENCE_S) -> None:
     """A lock file can vanish (a cleaned /tmp); the runner that state.json names, if alive, still has the worker."""
     deadline = time.monotonic() + patience_s
     while True:
         try:
-            state = paths.read_json(paths.state_file(worker_dir))
+            state = state_files.read(worker_dir, runtime_dir)
         except (ValueError, OSError):
             return  # damaged: the lock alone must do
-        if not isinstance(state, dict):
+        if state is None:
             return
-        pid, start = state.get("runner_pid") or 0, state.get("runner_start") or 0
-        if pid == os.getpid() or not process_tree.is_alive(Identity(pid, start, state.get("boot_id"))):
+        pid = state.get("runner_pid") or 0
+        runner = Identity(pid, state.get("runner_start") or 0, state.get("boot_id"))
+        if pid == os.getpid() or not process_tree.is_alive(runner):
             return
         if time.monotonic() > deadline:
             raise CannotStart(

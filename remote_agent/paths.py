@@ -7,10 +7,10 @@ user names imports it inside the function, and the runner is handed ready paths.
     <home>/<fleet_id>/<host>/                      an agent's directory; a launcher's: …/launchers/<worker>/
         agent.json  agent.log  assignments.json  journal.jsonl  current -> ../../releases/<sha16>
         workers/<worker>/                          <worker> = protocol.directory_name(worker_id)
-            worker_id  spec.json  base_env.json  state.json  events.jsonl  runner.log
+            worker_id  spec.json  base_env.json  state.json  state.reserve  events.jsonl  runner.log
             attempts/<n>.log  attempts/<n>.err  attempts/<n>.exit
     <runtime_dir>/                                 host-local: locks and sockets, never on a shared home
-        agent.lock  agent.pid  <digest>.lock  <digest>.sock
+        agent.lock  agent.pid  <digest>.lock  <digest>.sock  <digest>.state
 """
 
 from __future__ import annotations
@@ -98,6 +98,10 @@ def base_env_file(worker_directory: str) -> str:
 
 def state_file(worker_directory: str) -> str:
     return os.path.join(worker_directory, "state.json")
+
+
+def state_reserve(worker_directory: str) -> str:
+    return os.path.join(worker_directory, "state.reserve")
 
 
 def events_file(worker_directory: str) -> str:
@@ -204,6 +208,10 @@ def agent_pid_file(runtime_dir: str) -> str:
 
 def runner_lock(runtime_dir: str, worker_directory: str) -> str:
     return os.path.join(runtime_dir, _worker_digest(worker_directory) + ".lock")
+
+
+def runtime_state(runtime_dir: str, worker_directory: str) -> str:
+    return os.path.join(runtime_dir, _worker_digest(worker_directory) + ".state")
 
 
 def runner_socket(runtime_dir: str, worker_directory: str) -> str:

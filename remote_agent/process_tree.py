@@ -1,9 +1,10 @@
 """Which processes belong to an attempt, and how to signal them without ever hitting a stranger.
 
-A process is (pid, start time from /proc, boot id): a pid alone may have been given to somebody else. Three ways find
+A process is (pid, start time from /proc, boot id): a pid alone may have been given to somebody else. Several ways find
 the members of a tree, because each has a hole the others close: descent from the runner, which is subreaper, so that
-even double-forked daemons become its children; descent from the recorded child; and the environment cookie, which
-still finds daemons after their runner has died. Knows nothing of states, policies or files of ours.
+even double-forked daemons become its children; descent from the recorded child; the environment cookie and the mark,
+which still find daemons after their runner has died; and what the agent saw in the tree while the runner lived. Knows
+nothing of states, policies or files of ours.
 """
 
 from __future__ import annotations
@@ -26,6 +27,11 @@ SYS_PIDFD_SEND_SIGNAL = 424
 SYS_PIDFD_OPEN = 434
 MAX_ENVIRON_BYTES = 1024 * 1024
 COOKIE_VARIABLE = "PROCGUARD_COOKIE"
+# The mark: a soft limit that nobody reaches (microseconds of real-time CPU without a pause; 146,000 years), inherited
+# over fork and exec, whatever a process does to its environment, its session and its parents.
+RLIMIT_RTTIME = 15
+_MARK_BASE = 1 << 62
+_MARK_LINE = b"Max realtime timeout"
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -42,6 +48,34 @@ def die_with_parent(parent: int) -> None:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), "prctl")
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def mark_descendants(cookie: str) -> int | None:
+    """Whatever this process starts from now on carries the mark of `cookie`, and so does it itself: until `unmark` is
+    given what this returns. None: there is no mark here, the limit being lower already."""
+    limits = (ctypes.c_uint64 * 2)()  # soft, hard
+    if ctypes.sizeof(ctypes.c_long) != 8 or _libc.getrlimit(RLIMIT_RTTIME, limits) != 0:
+        return None
+    mark, before = mark_of(cookie), int(limits[0])
+    if not mark or limits[1] <= mark or before < _MARK_BASE:
+        return None
+    limits[0] = mark
+    return before if _libc.setrlimit(RLIMIT_RTTIME, limits) == 0 else None
+
+
+def unmark(before: int | None) -> None:
+    limits = (ctypes.c_uint64 * 2)()
+    if before is not None and _libc.getrlimit(RLIMIT_RTTIME, limits) == 0:
+        limits[0] = before
+        _libc.setrlimit(RLIMIT_RTTIME, limits)
+
+
+def mark_of(cookie: str) -> int:
+    """0: it is no cookie of a runner."""
+    try:
+        return _MARK_BASE | int(cookie[:14], 16)
+    except ValueError:
+        return 0
 
 
 def give_memory_back() -> None:
@@ -169,23 +203,28 @@ def members_below(runner_pid: int) -> list[Identity]:
     return [Identity(p.pid, p.start, boot) for p in descendants({runner_pid}, all_processes())]
 
 
-def members_left_behind(child: Identity | None, cookie: str, known: Iterable[int] = ()) -> list[Identity]:
-    """What a dead runner left: the recorded child, whoever carries the cookie, and all their descendants.
+def members_left_behind(
+    child: Identity | None, cookie: str, known: Iterable[int] = (), seen: Iterable[Identity] = ()
+) -> list[Identity]:
+    """What a dead runner left: the recorded child, `seen` (what the agent saw below it), whoever carries the cookie or
+    its mark, and all their descendants.
 
     `known`: pids that are members whatever else they look like (the worker's control group). `cookie` is what the
     values of PROCGUARD_COOKIE of all the runner's attempts begin with. Session and group numbers are no proof (they
     may be reused), so they are not used here. Never the caller or its ancestors.
     """
     processes = all_processes()
-    roots = {pid for pid in processes if cookie and carries_cookie(pid, cookie)}
+    boot = boot_id()
+    roots = {pid for pid in processes if cookie and (carries_cookie(pid, cookie) or carries_mark(pid, cookie))}
     roots.update(pid for pid in known if pid in processes)
-    if child is not None and _match(child) is not None:
-        roots.add(child.pid)
+    for one in (child, *seen) if child else seen:
+        found = processes.get(one.pid)
+        if found is not None and (found.start, boot) == (one.start, one.boot_id):
+            roots.add(one.pid)
     ours = _self_and_ancestors(processes)
     roots -= ours
     members = [processes[pid] for pid in roots if processes[pid].state not in ("Z", "X")]
     members += [process for process in descendants(roots, processes) if process.pid not in ours]
-    boot = boot_id()
     return [Identity(process.pid, process.start, boot) for process in members]
 
 
@@ -197,6 +236,32 @@ def carries_cookie(pid: int, cookie: str) -> bool:
     except OSError:
         return False
     return f"\0{COOKIE_VARIABLE}={cookie}".encode() in environment
+
+
+def carries_mark(pid: int, cookie: str) -> bool:
+    """It was started below a runner of this cookie. Readable for everybody, unlike the environment."""
+    mark = mark_of(cookie)
+    if not mark:
+        return False
+    try:
+        with open(f"/proc/{pid}/limits", "rb") as file:
+            lines = file.read(8192).splitlines()
+    except OSError:
+        return False
+    wanted = b"%d" % mark
+    return any(line.startswith(_MARK_LINE) and wanted in line.split() for line in lines)
+
+
+def names(members: Iterable[Identity], most: int = 5) -> list[str]:
+    """The commands of some of them, each once."""
+    found: dict[str, None] = {}
+    for member in members:
+        try:
+            with open(f"/proc/{member.pid}/comm", "rb") as file:
+                found[file.read(64).decode("utf-8", "replace").strip()] = None
+        except OSError:
+            continue
+    return list(found)[:most]
 
 
 def _self_and_ancestors(processes: dict[int, Process]) -> set[int]:

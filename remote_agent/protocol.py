@@ -189,6 +189,9 @@ class ExitRecord:
     reason: str = ""  # "killed by signal 9 (SIGKILL) after 3 h 12 min"
     cause: str = ""  # where the status alone misleads: "not_started", "start_timeout", "unhealthy", "lost"
     detail: str = ""  # the words of that cause: what the check said
+    # Processes that were still there when the command had ended, and were ended: it had put them into the background.
+    left: int = 0
+    left_names: list[str] = field(default_factory=list)  # of some of them: ["nginx"]
 
 
 @dataclass
@@ -342,6 +345,9 @@ class AgentHeartbeat:
     knows: list[str] = field(default_factory=list)  # what it can be asked for besides: "search"
     channel_trouble: str = ""  # why it speaks HTTP though the manager offers zmq
     ends: bool = False  # of a launcher: it was told to end, its worker has ended, and this may be its last heartbeat
+    # Its disk refuses writes: "space", "inodes", "quota", "read_only" or "io"; "" = it takes them. And which disk.
+    disk_trouble: str = ""
+    disk_path: str = ""
 
 
 @dataclass

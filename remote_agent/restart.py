@@ -167,6 +167,15 @@ def describe(ending: Ending) -> str:
     return f"exit code {ending.code} {after}"
 
 
+def left_in_words(count: int, names: list[str], ending: Ending) -> str:
+    """For the reason, after a command that put processes into the background: they are ended, and what to do."""
+    named = f" ({', '.join(names)})" if names else ""
+    text = f"; it left {count} process{'es' if count > 1 else ''} in the background{named}, ended now"
+    if ending.code != 0:
+        return text
+    return f"{text}: a worker has to stay in the foreground, so start it without its daemon option, nohup, & or tmux"
+
+
 def in_words(delay_s: float) -> str:
     return "now" if delay_s < 0.05 else f"in {duration_in_words(delay_s)}"
 

@@ -1,6 +1,10 @@
 """The command that becomes a worker's runner: a small daemon, the child's parent, that outlives the agent.
 
-    python3 -I -S remote_agent/runner.py --worker-dir D --runtime-dir R [--lease EPOCH:UNTIL_NS] [--foreground]
+    python3 -I -S remote_agent/runner.py --worker-dir D --runtime-dir R [--lease EPOCH:UNTIL_NS]
+        [--stop GENERATION:EPOCH] [--seen PID:START,…] [--foreground]
+
+--stop: the worker is not to run, which a full disk keeps from spec.json. --seen: processes of this boot that the agent
+saw below a runner that died.
 
 It ends with 0 when the daemon listens on its socket, with EXIT_ALREADY_RUNNING when another runner has the worker.
 The daemon ends by itself once the worker is settled. SIGHUP is ignored; SIGTERM stops the child and leaves the worker
@@ -22,7 +26,10 @@ from remote_agent.only_one import CannotStart, listen, refuse_second, take_lock
 from remote_agent.runner_loop import Runner, report
 
 MAX_RUNNER_LOG_BYTES = 256 * 1024
-USAGE = "usage: runner.py --worker-dir D --runtime-dir R [--lease EPOCH:UNTIL_NS] [--foreground]"
+USAGE = (
+    "usage: runner.py --worker-dir D --runtime-dir R [--lease EPOCH:UNTIL_NS] [--stop GENERATION:EPOCH] "
+    "[--seen PID:START,…] [--foreground]"
+)
 
 
 def daemonise(log_path: str) -> bool:
@@ -59,37 +66,54 @@ def close_inherited(keep: set[int]) -> None:
                 pass
 
 
-def parse(arguments: list[str]) -> tuple[str, str, tuple[int, int], bool]:
+class Options:
+    """Of the command line."""
+
+    def __init__(self) -> None:
+        self.worker_dir = self.runtime_dir = ""
+        self.lease = (0, 0)
+        self.wanted: dict[str, object] = {}
+        self.seen: list[tuple[int, int]] = []
+        self.foreground = False
+
+
+def parse(arguments: list[str]) -> Options:
     values = {"--worker-dir": "", "--runtime-dir": ""}
-    lease = (0, 0)
-    foreground = False
+    options = Options()
     rest = iter(arguments)
     for word in rest:
         if word == "--foreground":
-            foreground = True
+            options.foreground = True
         elif word == "--lease":
-            lease = read_lease(next(rest, ""))
+            options.lease = read_pair(word, next(rest, ""), "EPOCH:UNTIL_NS")
+        elif word == "--stop":
+            generation, epoch = read_pair(word, next(rest, ""), "GENERATION:EPOCH")
+            options.wanted = {"desired": "stopped", "generation": generation, "epoch": epoch}
+        elif word == "--seen":
+            options.seen = [read_pair(word, one, "PID:START,…") for one in next(rest, "").split(",")]
         elif word in values:
             values[word] = os.path.abspath(next(rest, "") or ".")
         else:
             raise CannotStart(EXIT_USAGE, f"unknown argument {word}; {USAGE}")
     if not all(values.values()):
         raise CannotStart(EXIT_USAGE, USAGE)
-    return values["--worker-dir"], values["--runtime-dir"], lease, foreground
+    options.worker_dir, options.runtime_dir = values["--worker-dir"], values["--runtime-dir"]
+    return options
 
 
-def read_lease(text: str) -> tuple[int, int]:
-    epoch, _, until_ns = text.partition(":")
-    if not epoch.isdigit() or not until_ns.isdigit():
-        raise CannotStart(EXIT_USAGE, f"--lease {text}: expected EPOCH:UNTIL_NS")
-    return int(epoch), int(until_ns)
+def read_pair(option: str, text: str, expected: str) -> tuple[int, int]:
+    first, _, second = text.partition(":")
+    if not first.isdigit() or not second.isdigit():
+        raise CannotStart(EXIT_USAGE, f"{option} {text}: expected {expected}")
+    return int(first), int(second)
 
 
 def main(arguments: list[str]) -> int:
     try:
-        worker_dir, runtime_dir, lease, foreground = parse(arguments)
+        options = parse(arguments)
+        worker_dir, runtime_dir = options.worker_dir, options.runtime_dir
         lock = take_lock(paths.runner_lock(runtime_dir, worker_dir))
-        refuse_second(worker_dir)
+        refuse_second(worker_dir, runtime_dir)
         listener = listen(paths.runner_socket(runtime_dir, worker_dir))
     except CannotStart as exc:
         report(str(exc))
@@ -97,10 +121,10 @@ def main(arguments: list[str]) -> int:
     except (OSError, ValueError) as exc:
         report(f"cannot start: {exc}")
         return EXIT_CANNOT_START
-    if not foreground and not daemonise(paths.runner_log(worker_dir)):
+    if not options.foreground and not daemonise(paths.runner_log(worker_dir)):
         os._exit(EXIT_STARTED)  # the daemon has lock and socket; nothing here may be cleaned up
     close_inherited({lock, listener.fileno()})
-    runner = Runner(worker_dir, runtime_dir, lock, listener, lease)
+    runner = Runner(worker_dir, runtime_dir, lock, listener, options.lease, options.wanted, options.seen)
     try:
         runner.run()
     except (OSError, ValueError) as exc:

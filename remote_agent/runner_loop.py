@@ -8,12 +8,14 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Iterable
 
 from remote_agent import paths, process_tree
 from remote_agent.attempt import now_s
 from remote_agent.control import KNOWS, PROTOCOL_VERSION, JsonConnection
 from remote_agent.lease import Alarm
-from remote_agent.only_one import CannotStart, is_still_at, listen, take_lock
+from remote_agent.locks import is_still_at
+from remote_agent.only_one import CannotStart, listen, take_lock
 from remote_agent.supervisor import Supervisor
 from remote_agent.worker_record import WorkerRecord
 
@@ -32,14 +34,21 @@ class Runner:
     """The loop around one Supervisor: everything that happens ends in `advance`."""
 
     def __init__(
-        self, worker_dir: str, runtime_dir: str, lock: int, listener: socket.socket, lease: tuple[int, int] = (0, 0)
+        self,
+        worker_dir: str,
+        runtime_dir: str,
+        lock: int,
+        listener: socket.socket,
+        lease: tuple[int, int] = (0, 0),
+        wanted: dict[str, object] | None = None,
+        seen: Iterable[tuple[int, int]] = (),
     ) -> None:
         self._lock_path = paths.runner_lock(runtime_dir, worker_dir)
         self._socket_path = paths.runner_socket(runtime_dir, worker_dir)
         self._lock = lock
         self._listener = listener
         self._connections: dict[int, JsonConnection] = {}
-        self._supervisor = Supervisor(WorkerRecord(worker_dir), self._tell, lease)
+        self._supervisor = Supervisor(WorkerRecord(worker_dir, runtime_dir), self._tell, lease, wanted, seen)
         self._alarm = Alarm()
         self._runtime_check_at = now_s() + RUNTIME_CHECK_S
         self._terminated = False
@@ -120,6 +129,8 @@ class Runner:
         for message in messages:
             if message.get("op") == "hello":
                 connection.send({**self._supervisor.state.message(), "protocol": PROTOCOL_VERSION, "knows": KNOWS})
+                for event in self._supervisor.state.record.unwritten_events():
+                    connection.send({"type": "event", **event})
                 for result in self._supervisor.state.results:
                     connection.send(result)
             else:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Optional
 
 from remote_agent import paths
+from remote_agent.locks import is_still_at
 from remote_agent.tls import Trust
 
 LOG_BYTES = 5 * 1024 * 1024
@@ -95,20 +96,21 @@ class AgentLock:
     def take(self) -> Optional[str]:
         """None when taken, else what is known of the holder ("pid 1234")."""
         os.makedirs(self._runtime_dir, mode=paths.PRIVATE_DIR, exist_ok=True)
-        self._fd = os.open(paths.agent_lock(self._runtime_dir), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        path = paths.agent_lock(self._runtime_dir)
         deadline = time.monotonic() + LOCK_PATIENCE_S
         while True:
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
+                if is_still_at(path, self._fd):
+                    break
             except OSError as exc:
                 if exc.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                     raise
-                if time.monotonic() > deadline:
-                    os.close(self._fd)
-                    self._fd = -1
-                    return self._holder()
-                time.sleep(0.02)
+            self.release()
+            if time.monotonic() > deadline:
+                return self._holder()
+            time.sleep(0.02)
         paths.write_atomic(paths.agent_pid_file(self._runtime_dir), f"{os.getpid()}\n".encode())
         return None
 

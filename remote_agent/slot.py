@@ -14,13 +14,13 @@ import time
 from dataclasses import asdict
 from typing import Any, Optional
 
-from remote_agent import allotment, control, paths
+from remote_agent import allotment, control, paths, state_files
 from remote_agent import spec as spec_module
 from remote_agent.granted import Granted
 from remote_agent.health import HealthMonitor
 from remote_agent.lease import AWAITS_LEASE
 from remote_agent.locks import lock_held
-from remote_agent.process_tree import boot_id
+from remote_agent.process_tree import Identity, boot_id, is_alive
 from remote_agent.protocol import (
     Assignment,
     Command,
@@ -38,6 +38,7 @@ from remote_agent.states import ALIVE, BACKOFF, FAILED, RUNNING, SETTLED, STOPPE
 RUNNER_RETRY_S = (0.0, 0.0, 0.5, 2.0, 5.0, 15.0, 30.0)
 CONNECT_AGAIN_S = 0.1
 OLD_RUNNER = "its runner is of an earlier release and ignores {}: stop it, then start it"
+OLD_RUNNER_ON_FULL_DISK = "its runner is of an earlier release and stops once that can be written; kill acts at once"
 # What a worker may need of its runner, in words; see control.KNOWS.
 PARTS = {
     "start": "its environment keys and hooks",
@@ -46,6 +47,8 @@ PARTS = {
     "env": "the variables that the manager adds",
 }
 HEARTBEATS_IN_A_LEASE = 4
+MAX_SEEN = 1000  # processes that a new runner is told of
+MAX_TOLD = 500  # events of one worker that wait in memory
 STARTS_IN_VAIN = 3  # then a runner that can't be started makes the worker failed
 _NEXT_STEPS = {
     errno.ENOSPC: "; free some space there",
@@ -79,24 +82,39 @@ def longest_pause_s(assignments: list[Assignment]) -> float:
 
 
 class EventTail:
-    """Reads events.jsonl beyond the acknowledged sequence number. The runner may rewrite the file at any time."""
+    """Events beyond the acknowledged sequence number: of events.jsonl, which the runner may rewrite at any time, and
+    those that the runner told, which a full disk may keep from there."""
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._seen: Optional[tuple[int, int, int]] = None  # (inode, size, acked) with nothing pending
+        self._told: dict[int, WorkerEvent] = {}
+
+    def take(self, message: dict[str, Any]) -> None:
+        """An event as its runner told it."""
+        try:
+            event = decode(WorkerEvent, message)
+        except WireError:
+            return
+        self._told[event.seq] = event
+        for oldest in sorted(self._told)[:-MAX_TOLD]:
+            del self._told[oldest]
+        self._seen = None
 
     def pending(self, acked: int, limit: int) -> list[WorkerEvent]:
+        for seq in [seq for seq in self._told if seq <= acked]:
+            del self._told[seq]
         try:
             found = os.stat(self._path)
+            mark = (found.st_ino, found.st_size, acked)
         except OSError:
-            return []
-        mark = (found.st_ino, found.st_size, acked)
+            mark = (0, 0, acked)
         if mark == self._seen:
             return []
-        events = self._read(acked)
+        events = {**self._told, **{event.seq: event for event in self._read(acked)}}
         if not events:
             self._seen = mark
-        return events[:limit]
+        return [events[seq] for seq in sorted(events)[:limit]]
 
     def _read(self, acked: int) -> list[WorkerEvent]:
         events = []
@@ -111,7 +129,7 @@ class EventTail:
                         continue  # torn, or still being written: read again when the file has grown
         except OSError:
             pass
-        return sorted(events, key=lambda event: event.seq)
+        return events
 
 
 class WorkerSlot:
@@ -138,6 +156,7 @@ class WorkerSlot:
         self.drained = False  # desired removed: everything of its log is at the manager
         self.settled_since: Optional[float] = None  # monotonic; desired removed
         self._runtime_dir = runtime_dir
+        self.tree: list[tuple[int, int]] = []  # (pid, start) of its processes, as measured while its runner lived
         self._starting: Any = None  # subprocess.Popen of a runner that is about to daemonise
         self._starts_in_vain = 0
         self._next_start = 0.0  # monotonic
@@ -169,9 +188,15 @@ class WorkerSlot:
             self.unwritten,
             self.status.get("problem"),
             OLD_RUNNER.format(", ".join(ignored)) if ignored else "",
+            OLD_RUNNER_ON_FULL_DISK if self._waits_for_file() else "",
             AWAITS_LEASE if self._awaits_lease() and AWAITS_LEASE not in str(self.status.get("reason")) else "",
         )
         return "; ".join(str(part) for part in parts if part)
+
+    def _waits_for_file(self) -> bool:
+        """It is to stop, a full disk keeps that from spec.json, and its runner reads it nowhere else."""
+        to_stop = self.assignment is not None and self.assignment.desired != "running"
+        return to_stop and bool(self.unwritten) and self.heard and "stop" not in self._knows and self.state in ALIVE
 
     @property
     def settled(self) -> bool:
@@ -184,11 +209,12 @@ class WorkerSlot:
         return self.link is None and self._starting is None and not self.runner_alive()
 
     def read_status(self) -> None:
+        """What lies on the disk, unless its runner said something newer that no disk took."""
         try:
-            value = paths.read_json(paths.state_file(self.directory))
+            value = state_files.read(self.directory, self._runtime_dir)
         except (OSError, ValueError):
             return
-        if isinstance(value, dict):
+        if value is not None and state_files.newest_first(value) >= state_files.newest_first(self.status):
             self.status = value
             self.granted.heed(value)
 
@@ -211,8 +237,9 @@ class WorkerSlot:
             generation, epoch = max(generation, assignment.generation), max(epoch, assignment.epoch)
         # state.json of an earlier boot: nothing of it lives, and the runner that will say so is yet to start.
         went_down = not self.heard and self.state in ALIVE and status.get("boot_id") != boot_id()
+        died = not went_down and self._died_unseen()
         awaits_gpus = bool(self.gpu_wait) and self.idle
-        state = BACKOFF if went_down or awaits_gpus else self.state
+        state = BACKOFF if went_down or died or awaits_gpus else self.state
         if self._cannot_start():
             assert assignment is not None
             state, generation = FAILED, assignment.generation
@@ -224,11 +251,11 @@ class WorkerSlot:
             generation=generation,
             epoch=epoch,
             attempt=self.attempt,
-            pid=None if went_down else status.get("pid"),
+            pid=None if went_down or died else status.get("pid"),
             since=float(status.get("since") or 0.0),
             restarts=int(status.get("restarts") or 0),
             restarts_total=int(status.get("restarts_total") or 0),
-            reason="the host went down while it ran" if went_down else self.reason,
+            reason="the host went down while it ran" if went_down else self._why_died() if died else self.reason,
             launch_digest=str(status.get("launch_digest") or ""),
             next_start_in_s=max(0.0, float(waits_until) - time.time()) if waits_until else None,
             last_exit=decode(ExitRecord, last_exit) if isinstance(last_exit, dict) else None,
@@ -239,6 +266,17 @@ class WorkerSlot:
             lease_left_s=self.granted.left_s(assignment, status, went_down or self.state in SETTLED),
             grant=self._grant[1] if self._grant[0] == epoch else "",
         )
+
+    def _died_unseen(self) -> bool:
+        """Recorded as alive, but its process and its runner have ended, and no runner is on its way."""
+        if self.heard or self.state not in ALIVE or not self.idle:
+            return False
+        pid, start = self.status.get("pid") or 0, self.status.get("pid_start") or 0
+        return not is_alive(Identity(pid, start, self.status.get("boot_id")))
+
+    def _why_died(self) -> str:
+        hindrance = self.trouble or self.unwritten
+        return "its runner and its process have ended, and nobody saw how" + (f"; {hindrance}" if hindrance else "")
 
     def _cannot_start(self) -> bool:
         """It is to run, but no runner can be given what it needs. The agent tries on: it may mend itself."""
@@ -267,7 +305,8 @@ class WorkerSlot:
     # ----------------------------------------------------------------------------------- files for the runner
 
     def assign(self, assignment: Assignment, default_dir: str, base_env: dict[str, str]) -> None:
-        """Take over the assignment and tell the runner. `unwritten` says what a full disk keeps from being written."""
+        """Take over the assignment and tell the runner. `unwritten` says what a full disk keeps from being written;
+        that a worker is not to run reaches its runner all the same."""
         self.assignment = assignment
         if assignment.grant or assignment.epoch != self._grant[0]:
             self._grant = (assignment.epoch, assignment.grant)
@@ -275,6 +314,7 @@ class WorkerSlot:
             self._write(assignment, default_dir, base_env)
             self.unwritten = ""
         except OSError as exc:
+            self.tell_runner()
             self.unwritten = (
                 f"cannot write {self.directory}: {exc.strerror or exc}{_NEXT_STEPS.get(exc.errno or 0, '')}"
             )
@@ -301,8 +341,11 @@ class WorkerSlot:
         changed = _write_if_other(paths.spec_file(self.directory), _json_bytes(content))
         if changed:
             self._starts_in_vain, self._next_start = 0, 0.0
-            if self.link is not None:
-                self.link.assign()
+            self.tell_runner()
+
+    def tell_runner(self) -> None:
+        if self.link is not None and self.assignment is not None:
+            self.link.assign(self.assignment.desired, self.assignment.generation, self.assignment.epoch)
 
     # --------------------------------------------------------------------------------------------- the runner
 
@@ -332,12 +375,16 @@ class WorkerSlot:
         if self.runner_alive():
             return False  # it is starting or ending: try again
         self.read_status()
-        if self.needs_runner() and not self.unwritten:
+        if self.needs_runner() and (not self.unwritten or self._to_sweep()):
             if not self.gpu_wait and may_start and now >= self._next_start:
                 self._start(now, python, release_dir)
         else:
             self._starts_in_vain = 0
         return False
+
+    def _to_sweep(self) -> bool:
+        """It is not to run, and what a dead runner left has to go: for that a runner needs nothing new on the disk."""
+        return self.assignment is not None and self.assignment.desired != "running" and bool(self.status)
 
     def next_step_at(self, now: float) -> Optional[float]:
         """When `converge` should be called again by itself (monotonic); None: nothing to do."""
@@ -368,6 +415,7 @@ class WorkerSlot:
             elif kind == "result":
                 results.append(message)
             elif kind == "event":
+                self.events.take(message)
                 changed = True
             elif kind == "bye":
                 self._said_bye = True
@@ -382,6 +430,7 @@ class WorkerSlot:
         self.read_status()
         self._next_connect = now
         if self._said_bye:
+            self.tree = []
             return False
         self._next_start = max(self._next_start, now)
         return not self.runner_alive()
@@ -396,13 +445,22 @@ class WorkerSlot:
     def _start(self, now: float, python: str, release_dir: str) -> None:
         import subprocess
 
+        stop = None
+        if self.unwritten and self.assignment is not None and self.assignment.desired != "running":
+            stop = (self.assignment.generation, self.assignment.epoch)
         self._starts_in_vain += 1
         self._next_start = now + RUNNER_RETRY_S[min(self._starts_in_vain, len(RUNNER_RETRY_S) - 1)]
         try:
-            with open(self._error_file(), "wb") as errors:
+            with self._open_errors() as errors:
                 self._starting = subprocess.Popen(
                     control.runner_argv(
-                        python, release_dir, self.directory, self._runtime_dir, self.granted.now(self.assignment)
+                        python,
+                        release_dir,
+                        self.directory,
+                        self._runtime_dir,
+                        self.granted.now(self.assignment),
+                        stop,
+                        self.tree[:MAX_SEEN],
                     ),
                     cwd="/",
                     stdin=subprocess.DEVNULL,
@@ -425,6 +483,12 @@ class WorkerSlot:
         else:
             self.trouble = f"its runner cannot be started (exit {code}): {self._error_text()}"
         return True
+
+    def _open_errors(self) -> Any:
+        try:
+            return open(self._error_file(), "wb")
+        except OSError:  # a full disk: what the runner says is lost, nothing else
+            return open(os.devnull, "wb")
 
     def _error_file(self) -> str:
         return os.path.join(self.directory, "runner.err")

@@ -10,7 +10,7 @@ gang's member fails instead: what becomes of it is the manager's to say.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from remote_agent import process_tree, restart, states
 from remote_agent.cgroup import WorkerGroup
@@ -31,6 +31,8 @@ from remote_agent.restart import Ending
 from remote_agent.worker_record import WorkerRecord
 from remote_agent.worker_state import whole
 
+NOT_TO_RUN = ("stopped", "removed")
+
 
 class Supervisor(Keeper):
     def __init__(
@@ -38,17 +40,23 @@ class Supervisor(Keeper):
         record: WorkerRecord,
         tell: Callable[[dict[str, object]], None],
         lease: tuple[int, int] = (0, 0),
+        wanted: dict[str, object] | None = None,
+        seen: Iterable[tuple[int, int]] = (),
     ) -> None:
-        """`lease`: (epoch, until_ns) as the agent knew it when it started this runner; (0, 0): none."""
+        """`lease`: (epoch, until_ns) as the agent knew it when it started this runner; (0, 0): none. `wanted`:
+        {"desired", "generation", "epoch"} of an assignment that a full disk may have kept from spec.json. `seen`: (pid,
+        start) of processes that the agent of this boot saw below a former runner."""
         super().__init__(record, tell)
         self._given = lease
+        self._wanted = wanted or {}
+        self._seen = [Identity(pid, start, process_tree.boot_id()) for pid, start in seen]
 
     # ------------------------------------------------------------------------------------------------- start
 
     def begin(self, now: float) -> None:
         """Take over from a former runner, or start afresh. Raises ValueError or OSError where spec.json is unusable."""
         former = self.state.record.read_state()
-        self._assignment = self.state.record.read_spec()
+        self._assignment = _as_wanted(self.state.record.read_spec(), self._wanted)
         boot = process_tree.boot_id()
         same_boot = former.get("boot_id") == boot
         if same_boot and former.get("pid"):
@@ -65,7 +73,7 @@ class Supervisor(Keeper):
         if former and same_boot and self._find_left_behind():
             self._left_behind.begin(now, self._stop_signal(), self._grace_s())
         self._take_over(former, same_boot, wanted, new_generation, now)
-        if not self.finished:
+        if not self.settled:
             # From here until it is settled a child may be started at any moment: the next runner must look for it.
             self.state.values["in_hand"] = self._next is not None or self.state.values["state"] not in states.SETTLED
             self.state.publish()
@@ -136,9 +144,12 @@ class Supervisor(Keeper):
     # -------------------------------------------------------------------------------------- what others ask
 
     def operate(self, message: dict[str, object], now: float) -> None:
-        """One operation of the agent. Unknown ones (of a newer agent) are ignored, and so is everything once the worker
-        has settled: this runner leaves, and the next one reads what is wanted."""
+        """One operation of the agent. Unknown ones (of a newer agent) are ignored, and so is everything once this
+        runner leaves: the next one reads what is wanted."""
         if self.finished:
+            return
+        if self.settled:
+            self._operate_settled(message, now)
             return
         operation = message.get("op")
         if operation == "lease":
@@ -146,11 +157,26 @@ class Supervisor(Keeper):
         elif self._fence.ended(now):
             self.advance(now)  # this process may have been frozen since it looked last
         if operation == "assign":
-            self._assign(now)
+            self._assign(message, now)
         elif operation in (RESTART, KILL):
             self._receive(message, now)
         elif operation == "health" and message.get("restart"):
             self._unhealthy(str(message.get("detail", "")), now)
+        self.advance(now)
+
+    def _operate_settled(self, message: dict[str, object], now: float) -> None:
+        """It stays only until its end is on a disk. What is to start is the next runner's."""
+        verb = message.get("op")
+        if verb == "assign" and message.get("desired") in NOT_TO_RUN:
+            generation = max(whole(message, "generation"), whole(self.state.values, "generation"))
+            if generation > whole(self.state.values, "generation"):
+                epoch = max(whole(message, "epoch"), whole(self.state.values, "epoch"))
+                held = self.state.values["state"] == states.STOPPED
+                self.state.values.update(generation=generation, epoch=epoch, held=held)
+                self.state.publish()
+        elif verb in (RESTART, KILL):
+            status = "done" if verb == KILL else "failed"
+            self.state.result(str(message.get("id", "")), status, f"it is {self.state.values['state']} already")
         self.advance(now)
 
     def _unhealthy(self, detail: str, now: float) -> None:
@@ -186,6 +212,8 @@ class Supervisor(Keeper):
 
     def terminate(self, now: float) -> None:
         """SIGTERM to the runner."""
+        if self.settled:
+            return  # it stays only until its end is on a disk
         state = self.state.values["state"]
         if state == states.BACKOFF:
             self._next = self._at_once(restart.STOP, ASKED[TERMINATE], now)
@@ -197,12 +225,15 @@ class Supervisor(Keeper):
             self._climb(now)
         self.advance(now)
 
-    def _assign(self, now: float) -> None:
+    def _assign(self, message: dict[str, object], now: float) -> None:
         try:
             assignment = self.state.record.read_spec()
         except (ValueError, OSError) as exc:
-            self.state.say(f"the changed specification is unusable and ignored: {exc}")
-            return
+            if not _is_stop(message):
+                self.state.say(f"the changed specification is unusable and ignored: {exc}")
+                return
+            assignment = self._assignment
+        assignment = _as_wanted(assignment, message)
         generation = whole(assignment, "generation")
         known = whole(self.state.values, "generation")
         if generation < known or whole(assignment, "epoch") < whole(self.state.values, "epoch"):
@@ -257,8 +288,12 @@ class Supervisor(Keeper):
                 self._start(now, ASKED[RESTART])
             else:
                 self._settle(states.STOPPED, ASKED[KILL], held=True)
+            waits = verb == RESTART and self._lacks_room
             self.state.result(
-                command_id, "done", f"attempt {self.state.values['attempt']} is {self.state.values['state']}"
+                command_id,
+                "failed" if waits else "done",
+                f"attempt {self.state.values['attempt']} is {self.state.values['state']}"
+                + (f": {self.state.values['reason']}" if waits else ""),
             )
         elif state in states.ALIVE:
             self._ask(verb, command_id)
@@ -295,8 +330,10 @@ class Supervisor(Keeper):
             if what != RESTART:
                 self.state.values["restarts"] = 0
             self._start(now, ASKED[what])
-            if self.finished:
+            if self.settled:
                 self.state.result(command_id, "failed", AWAITS_LEASE)
+            elif self._lacks_room:
+                self.state.result(command_id, "failed", f"it is stopped; {self.state.values['reason']}")
             else:
                 self.state.result(command_id, "done", f"attempt {self.state.values['attempt']} started")
             return
@@ -308,3 +345,18 @@ class Supervisor(Keeper):
         reason, self._remarks = reason + self._remarks, ""
         self._settle(states.STOPPED, reason, held=what in (STOP, KILL))
         self.state.result(command_id, "done", reason)
+
+
+def _is_stop(wanted: dict[str, object]) -> bool:
+    return wanted.get("desired") in NOT_TO_RUN
+
+
+def _as_wanted(assignment: dict[str, object], wanted: dict[str, object]) -> dict[str, object]:
+    """`assignment` of spec.json, overruled by a newer wish that it does not run. What is to run, only the file says."""
+    newer = (whole(wanted, "epoch"), whole(wanted, "generation")) > (
+        whole(assignment, "epoch"),
+        whole(assignment, "generation"),
+    )
+    if not newer or not _is_stop(wanted):
+        return assignment
+    return {**assignment, **{key: wanted[key] for key in ("desired", "generation", "epoch")}}

@@ -1,6 +1,7 @@
 """The files a runner writes about its worker: state.json, events.jsonl, exit records. No decisions, no processes.
 
 Every write may fail (full disk, read-only home): then it is kept, bounded, and tried again later; the runner goes on.
+`kept` says whether the last state is on some disk (state_files.py): while it is not, nothing starts and nobody leaves.
 On the hot path nothing waits for the disk: files are replaced by rename, and `sync` makes them durable afterwards.
 """
 
@@ -10,16 +11,21 @@ import json
 import os
 import time
 
-from remote_agent import paths
+from remote_agent import paths, state_files
 
 COMPACT_ABOVE_LINES = 1000
 KEEP_LINES = 500
+KEEP_EXITS = 100
 
 
 class WorkerRecord:
-    def __init__(self, worker_dir: str) -> None:
+    def __init__(self, worker_dir: str, runtime_dir: str = "") -> None:
         self.worker_dir = worker_dir
-        self.problem = ""  # why the last write failed; "" = all is on disk
+        self.kept = True  # the last state can be read by whoever comes next
+        self._runtime_dir = runtime_dir
+        self._failed: dict[str, str] = {}  # file -> why its last write failed
+        self._unwritten_exits: dict[str, dict[str, object]] = {}
+        self._in_runtime = bool(runtime_dir) and os.path.exists(paths.runtime_state(runtime_dir, worker_dir))
         self._unwritten_events: list[bytes] = []
         self._unsynced: list[str] = []
         self._base_env: dict[str, str] = {}
@@ -28,16 +34,21 @@ class WorkerRecord:
         self._events, last_seq = _read_events(paths.events_file(worker_dir))
         self._seq = last_seq
 
+    @property
+    def problem(self) -> str:
+        """Why something is not on the disk; "" = all is."""
+        return next(iter(self._failed.values()), "")
+
     # --------------------------------------------------------------------------------------------- reading
 
     def read_state(self) -> dict[str, object]:
         """The former runner's last word; empty where there is none (or where it is damaged: then nothing is known)."""
         try:
-            state = paths.read_json(paths.state_file(self.worker_dir))
+            state = state_files.read(self.worker_dir, self._runtime_dir)
         except (ValueError, OSError) as exc:
-            self.problem = str(exc)
+            self._failed[paths.state_file(self.worker_dir)] = str(exc)
             return {}
-        if not isinstance(state, dict):
+        if state is None:
             return {}
         seq = state.get("event_seq")
         self._seq = max(self._seq, seq if isinstance(seq, int) else 0)
@@ -83,15 +94,41 @@ class WorkerRecord:
         return self._seq
 
     def write_exit(self, record: dict[str, object]) -> None:
-        self._write(paths.exit_file(self.worker_dir, int(str(record["attempt"]))), record)
+        path = paths.exit_file(self.worker_dir, int(str(record["attempt"])))
+        self._unwritten_exits.pop(path, None)
+        if not self._write(path, record):
+            self._unwritten_exits[path] = record
+            for oldest in list(self._unwritten_exits)[:-KEEP_EXITS]:
+                del self._unwritten_exits[oldest]
+                self._failed.pop(oldest, None)
 
     def write_state(self, state: dict[str, object]) -> None:
-        self._write(paths.state_file(self.worker_dir), state)
+        """To state.json, or where the disk refuses that to a place that needs no room."""
+        if self._write(paths.state_file(self.worker_dir), state):
+            self.kept = True
+            if self._in_runtime:
+                self._in_runtime = False
+                state_files.forget_runtime(self._runtime_dir, self.worker_dir)
+        elif state_files.keep_in_reserve(self.worker_dir, state):
+            self.kept = True
+        else:
+            self.kept = state_files.keep_in_runtime(self._runtime_dir, self.worker_dir, state)
+            self._in_runtime = self._in_runtime or self.kept
+
+    def write_again(self) -> None:
+        """What a disk refused, but for the state: it may take it now."""
+        self.flush_events()
+        for record in list(self._unwritten_exits.values()):
+            self.write_exit(record)
 
     def append_event(self, event: dict[str, object]) -> None:
         self._unwritten_events.append(json.dumps(event, separators=(",", ":")).encode() + b"\n")
         del self._unwritten_events[:-KEEP_LINES]
         self.flush_events()
+
+    def unwritten_events(self) -> list[dict[str, object]]:
+        """For an agent that has just come: on the disk it does not find them."""
+        return [json.loads(line) for line in self._unwritten_events]
 
     def flush_events(self) -> None:
         """Write what is still unwritten; on failure it stays for the next time."""
@@ -110,8 +147,9 @@ class WorkerRecord:
             finally:
                 os.close(descriptor)
         except OSError as exc:
-            self.problem = str(exc)
+            self._failed[path] = f"cannot write {path}: {exc.strerror or exc}"
             return
+        self._failed.pop(path, None)
         self._events += len(self._unwritten_events)
         self._unwritten_events = []
         self._unsynced.append(path)
@@ -124,17 +162,18 @@ class WorkerRecord:
                 lines = file.readlines()[-KEEP_LINES:]
             paths.write_atomic(path, b"".join(lines))
             self._events = len(lines)
-        except OSError as exc:
-            self.problem = str(exc)
+        except OSError:
+            pass  # the next event tries it again
 
-    def _write(self, path: str, value: object) -> None:
+    def _write(self, path: str, value: object) -> bool:
         try:
             paths.write_json(path, value)
         except OSError as exc:
-            self.problem = str(exc)
-            return
-        self.problem = ""
+            self._failed[path] = f"cannot write {path}: {exc.strerror or exc}"
+            return False
+        self._failed.pop(path, None)
         self._unsynced.append(path)
+        return True
 
     def sync(self) -> None:
         """Make durable what was written since the last call. Called when nobody waits for us."""
@@ -145,7 +184,10 @@ class WorkerRecord:
             for directory in {os.path.dirname(path) for path in files}:
                 paths.sync_directory(directory)
         except OSError as exc:
-            self.problem = str(exc)
+            self._failed["sync"] = str(exc)
+        else:
+            self._failed.pop("sync", None)
+        state_files.make_reserve(self.worker_dir)
 
 
 def _read_events(path: str) -> tuple[int, int]:

@@ -37,6 +37,7 @@ class WorkerState:
             "reason": "",
             "last_exit": None,
             "event_seq": 0,
+            "writes": 0,  # of this state, by all runners: which copy of two is the newer one
             "held": False,  # stopped by an operator: only a new generation starts it
             "in_hand": False,  # a runner is at work: found so without one, a child may live whatever `state` says
             # Whether whatever lives of it does so by a lease; the newest one as of the last change, of this boot only.
@@ -95,9 +96,21 @@ class WorkerState:
             self.publish()
 
     def publish(self) -> None:
-        self._write_exits()
-        self.record.write_state(self.values)
+        self.write()
         self._tell(self.message())
+
+    def write(self) -> None:
+        self._write_exits()
+        self.values["writes"] = whole(self.values, "writes") + 1
+        self.record.write_state(self.values)
+
+    def write_again(self) -> None:
+        """What the disk refused. Told once all of it is there: `problem` is gone then."""
+        self.record.write_again()
+        self.write()
+        if not self.record.problem:
+            self.record.sync()
+            self._tell(self.message())
 
     def message(self) -> dict[str, object]:
         """state.json as a message; `problem` says what keeps it from being written, "" = nothing."""
@@ -126,6 +139,12 @@ class WorkerState:
         }
         self.values["last_exit"] = record
         self._unwritten_exits.append(record)
+
+    def note_left(self, count: int, names: list[str]) -> None:
+        """What the attempt that has just ended left behind, and what is ended for it."""
+        last = self.values["last_exit"]
+        if isinstance(last, dict):
+            last.update(left=count, left_names=names)
 
     def _write_exits(self) -> None:
         while self._unwritten_exits:

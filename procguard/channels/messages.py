@@ -32,6 +32,7 @@ MAX_PROCESSES_OF_GPU = 256
 MAX_KNOWN = 64
 MAX_FOUND_LINES = 10_000
 MAX_FOUND_CHARS = 4_096
+MAX_LEFT_NAMES = 20
 MAX_ENV_ENTRIES = 1_000
 MAX_LABELS = 64
 MAX_HEALTH_CHECKS = 16
@@ -150,6 +151,8 @@ def _check_heartbeat(beat: protocol.AgentHeartbeat, mistakes: list[str]) -> None
         _longest(mistakes, "knows", max(beat.knows, key=len), MAX_NAME_CHARS)
     if beat.usage is not None:
         _check_gpus(mistakes, beat.usage)
+    _longest(mistakes, "disk_trouble", beat.disk_trouble, MAX_NAME_CHARS)
+    _longest(mistakes, "disk_path", beat.disk_path, 4096)
     _most(mistakes, "workers", beat.workers, MAX_WORKERS_PER_AGENT)
     _most(mistakes, "events", beat.events, MAX_EVENTS_PER_HEARTBEAT)
     _most(mistakes, "results", beat.results, MAX_RESULTS_PER_HEARTBEAT)
@@ -181,6 +184,9 @@ def _check_exit(mistakes: list[str], where: str, record: protocol.ExitRecord) ->
     _longest(mistakes, f"{where}.reason", record.reason, MAX_REASON_CHARS)
     _cut(record, "detail", MAX_REASON_CHARS)
     _cut(record, "cause", MAX_NAME_CHARS)
+    _most(mistakes, f"{where}.left_names", record.left_names, MAX_LEFT_NAMES)
+    for name in record.left_names:
+        _longest(mistakes, f"{where}.left_names", name, MAX_NAME_CHARS)
 
 
 def _check_gpus(mistakes: list[str], usage: protocol.HostUsage) -> None:

@@ -32,7 +32,8 @@ from remote_agent.installer import platform_tag
 # for itself, as a session needs half of them. Nothing is cleared away that ends with the process.
 _BOOT = """
 import gc, marshal, sys, zlib
-gc.set_threshold(100000)
+if hasattr(gc, "set_threshold"):  # not in PyPy
+    gc.set_threshold(100000)
 from importlib.machinery import ModuleSpec
 from importlib.util import MAGIC_NUMBER
 class Sources:

@@ -33,21 +33,36 @@ PYTHONS = (
     "/opt/conda/bin/python3 /opt/miniconda3/bin/python3 /opt/anaconda3/bin/python3 /usr/local/bin/python3 "
     "/usr/libexec/platform-python"
 )
-# Exit code 97: too old, try the next. The code that follows arrives on stdin: its length, then itself.
+# What the interpreter says of itself by its exit code: 97 too old, 96 a module of the standard library is missing, 95
+# PyPy, which is taken only where nothing else is found or the inventory names it. The code that follows arrives on
+# stdin: its length, then itself.
 _BOOT = (
-    "import sys; sys.version_info < (3, 9) and sys.exit(97); i = sys.stdin.buffer; "
+    "import sys; sys.version_info < (3, 9) and sys.exit(97); "
+    'sys.argv[1:] == [\\"1\\"] and sys.implementation.name > \\"cpython\\" and sys.exit(95); '
+    "from importlib.util import find_spec; "
+    'None in map(find_spec, (\\"_ctypes\\", \\"_socket\\", \\"fcntl\\", \\"select\\", \\"zlib\\")) and sys.exit(96); '
+    "i = sys.stdin.buffer; "
     'exec(compile(i.read(int(i.readline())), \\"procguard\\", \\"exec\\"))'
 )
-# One line, without a single quote. The first line of stdin is the interpreter the inventory asks for, or empty; `read`
-# takes no byte more than that line.
+_VERSION = "import platform; print(platform.python_version())"
+# One line, without a single quote or an exclamation mark. The first line of stdin is the interpreter the inventory asks
+# for, or empty; `read` takes no byte more than that line. One that ends with another code is broken, unless it can do
+# the simplest thing: then it was the session that failed. What was skipped the session says in its answer to hello.
 _SCRIPT = (
     "IFS= read -r want; seen=; "
-    f'for p in "$want" {PYTHONS}; do '
+    f'for round in 1 2; do for p in "$want" {PYTHONS}; do '
     '[ -n "$p" ] && command -v "$p" >/dev/null 2>&1 || continue; '
-    f'"$p" -I -S -c "{_BOOT}"; code=$?; '
-    "[ $code = 97 ] || [ $code = 2 ] || exit $code; "
-    'seen="$seen $p=$("$p" -c "import platform; print(platform.python_version())" 2>/dev/null)"; '
-    f"done; echo {NO_PYTHON} $seen"
+    'n=$round; [ "$p" = "$want" ] && n=2; '
+    f'PROCGUARD_SKIPPED="$seen" "$p" -I -S -c "{_BOOT}" $n; code=$?; '
+    "case $code in "
+    "0) exit 0;; "
+    "95) why=PyPy;; "
+    "96) why=incomplete;; "
+    f'97|2) why=$("$p" -c "{_VERSION}" 2>/dev/null);; '
+    '*) "$p" -I -S -c "import os" </dev/null >/dev/null 2>&1 && exit $code; why=;; '
+    "esac; "
+    '[ $round = 1 ] && seen="$seen $p=$why"; '
+    f"done; done; echo {NO_PYTHON} $seen"
 )
 # For any login shell (also csh and fish): one line, single quotes once around, none inside.
 REMOTE_COMMAND = f"exec sh -c '{_SCRIPT}'"
@@ -316,14 +331,18 @@ class HostSession:
 
     def _no_python(self, seen: list[str]) -> HostError:
         """`seen`: path=version of each that was tried, the version empty where it could not even say that."""
-        tried = [f"{path} is {version or 'broken'}" for path, _, version in (one.partition("=") for one in seen)]
-        found = ", ".join(tried) or "none found"
+        found = ", ".join(skipped_in_words(seen)) or "none found"
         return self._error(
             "no_python", f"no Python 3.9 or newer ({found})", "install one, or set ansible_python_interpreter"
         )
 
     def _error(self, code: str, what: str, next_step: str) -> HostError:
         return HostError(f"{self._target.host}: {what}", next_step, code=code)
+
+
+def skipped_in_words(seen: Iterable[str]) -> list[str]:
+    """["python3 is 3.6.8", "python3.9 is broken"] of "path=version", the version empty where it could not say that."""
+    return [f"{path} is {version or 'broken'}" for path, _, version in (one.partition("=") for one in seen)]
 
 
 def remaining_s(deadline: float, host: str, doing: str) -> float:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from procguard.client import ManagerClient
 from procguard.deploy import bundle
+from procguard.deploy.channel import skipped_in_words
 from procguard.deploy.deployer import Sessions, manager_candidates, trust_request
 from procguard.deploy.inventory import Host
 from procguard.deploy.target import Target
@@ -198,7 +199,13 @@ def _network(target: Target) -> Iterator[Step]:
 
 
 def _on_the_host(found: dict[str, Any], now: float) -> Iterator[Step]:
-    yield Step("python", "ok", f"{found.get('python_version')} ({found.get('python')})")
+    skipped = skipped_in_words(found.get("python_skipped") or ())
+    used = f"{found.get('python_version')} ({found.get('python')})"
+    if skipped:
+        detail = f"{', '.join(skipped)}; {used} is used instead"
+        yield Step("python", "warn", detail, "repair it, or name the other one: ansible_python_interpreter")
+    else:
+        yield Step("python", "ok", used)
     free = found.get("free_bytes")
     if free is not None:
         little = free < LITTLE_SPACE_BYTES

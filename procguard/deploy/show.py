@@ -15,6 +15,7 @@ from rich.status import Status
 from rich.text import Text
 
 from procguard import tables
+from procguard.deploy.channel import skipped_in_words
 from procguard.deploy.credentials import ask_on_terminal
 from procguard.deploy.rollout import HostResult
 from procguard.errors import PartlyFailed
@@ -105,6 +106,10 @@ def recap(out: Console, results: list[HostResult], diff: bool = False) -> None:
         for change in result.changes:
             if change.startswith("restarted "):  # these came after the host's own line
                 out.print(styled("{}  {}", " " * width, change))
+        skipped = skipped_in_words(result.report.get("python_skipped") or ())
+        if skipped:
+            used = f"{', '.join(skipped)}; {result.report.get('python')} is used instead"
+            out.print(styled("{}  python: {}", " " * width, used))
         for folder in result.code:
             _code(out, folder, width, diff)
         for worker_id, one in result.workers.items():

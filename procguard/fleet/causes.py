@@ -2,6 +2,7 @@
 
     exit_code signal oom finished          how the attempt ended by itself
     not_started                            it could not be started, and trying again would not help
+    background                             finished, but left processes running that were ended
     health start_timeout lost              ended by its checks; never ran; nobody saw its end
     operator stop_all fence gang           who or what wanted it so
     agent_lost reassigned brake suspicion  what the manager concluded
@@ -61,7 +62,7 @@ def of_worker_event(event: protocol.WorkerEvent, worker: WorkerRecord) -> str:
             return "operator"  # a restart
         return "fence"
     if event.after == states.EXITED:
-        return "finished"
+        return "background" if event.exit is not None and event.exit.left else "finished"
     return of_exit(event.exit)
 
 

@@ -61,6 +61,8 @@ CAUSE_OF_KIND = {
     "state": "state",
     "not_durable": "state",
     "durable_again": "state",
+    "host_disk_full": "disk",
+    "host_disk_ok": "disk",
     "recovery_gave_up": "agent_lost",
     "host_cordoned": "operator",
     "host_uncordoned": "operator",

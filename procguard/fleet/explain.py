@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from procguard.fleet import causes, leases
+from procguard.fleet import causes, foreground, leases
 from procguard.fleet.clock import Now
 from procguard.fleet.event_query import EventQuery
 from procguard.words import Words
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 TIMELINE_EVENTS = 15
 # Of the host rather than of one worker, but part of each of its workers' stories.
-HOST_KINDS = ("agent_suspect", "agent_unreachable", "agent_connected", "recovery", "tunnel_down", "tunnel_up")
+HOST_KINDS = (
+    "agent_suspect", "agent_unreachable", "agent_connected", "recovery", "tunnel_down", "tunnel_up",
+    "host_disk_full", "host_disk_ok",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,8 @@ def _headline(facts: Facts, words: Words) -> str:
         if facts.host["agent_state"] == "never" and not worker["last_seen"] and not since:
             return words.say("is.unknown_never", **values)
         return words.say("is.unknown", last=words.state(worker["last_known_state"]), **values)
+    if state == "exited" and _left_running(facts):
+        return words.say("is.exited_left", ago=words.ago(since or facts.now, facts.now), **values)
     if state == "stopped" and since:
         return words.say("is.stopped_since", d=words.duration(facts.now - since), **values)
     return words.say(
@@ -177,10 +182,18 @@ def _why(facts: Facts, words: Words) -> list[str]:
     elif state == "failed":
         said += _why_no_restart(facts, words)
     elif state == "exited":
+        if _left_running(facts):
+            said.append(words.say("why.background"))
         said.append(words.say("why.done"))
     elif state == "stopped" and worker["desired"] == "running" and facts.host["agent_state"] != "ended":
         said.append(_why_waiting(facts, words))
     return said
+
+
+def _left_running(facts: Facts) -> bool:
+    """Its last attempt ended well, but not all of it: it had put itself into the background."""
+    record = facts.worker["last_exit"] or {}
+    return record.get("code") == 0 and bool(record.get("left"))
 
 
 def _countdown(facts: Facts, words: Words) -> str:
@@ -241,9 +254,10 @@ def _desired(facts: Facts, words: Words) -> list[str]:
 def _host(facts: Facts, words: Words) -> list[str]:
     host = facts.host
     state, name, seen = host["agent_state"], host["host"], _unix(host["last_seen"])
+    disk = _disk(facts, words) if state == "connected" else []
     if state == "connected" and facts.worker["state"] == "running":
-        return []  # nothing is wrong there
-    said = [words.say(f"host.{state}" if seen else "host.never", host=name, ago=words.ago(seen, facts.now))]
+        return disk  # nothing else is wrong there
+    said = [*disk, words.say(f"host.{state}" if seen else "host.never", host=name, ago=words.ago(seen, facts.now))]
     if state not in ("unreachable", "never"):
         return said
     tunnel = host.get("tunnel") or {}
@@ -263,6 +277,14 @@ def _host(facts: Facts, words: Words) -> list[str]:
     if not facts.fenced:
         said.append(words.say("unknown.keep"))
     return said
+
+
+def _disk(facts: Facts, words: Words) -> list[str]:
+    host = facts.host
+    if not host.get("disk_trouble"):
+        return []
+    what = words.say(f"host.disk_{host['disk_trouble']}", host=host["host"], path=host["disk_path"] or "procguard_home")
+    return [what, words.say("host.disk_meanwhile", host=host["host"])]
 
 
 def _fence(facts: Facts, words: Words) -> list[str]:
@@ -370,6 +392,12 @@ def _next_steps(facts: Facts, words: Words) -> list[str]:
         steps.append(words.say("next.start", worker=name))
     if state == "unknown" and facts.host["kind"] == "deployed":
         steps.append(words.say("next.deploy", host=worker["host"]))
+    if state in ("exited", "backoff", "failed") and _left_running(facts):
+        how = foreground.how(worker["last_exit"].get("left_names") or ())
+        steps.insert(0, words.say("next.foreground" if how else "next.foreground_option", how=how))
+    if facts.host.get("disk_trouble") and facts.host["agent_state"] == "connected":
+        key, path = f"next.disk_{facts.host['disk_trouble']}", facts.host["disk_path"] or "procguard_home"
+        steps.insert(0, words.say(key, host=worker["host"], path=path))
     if worker["restart_pending"] and state == "running":
         steps.append(words.say("next.restart", worker=name))
     return steps

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from procguard.fleet import causes, epochs, leases
+from procguard.fleet import causes, epochs, host_disks, leases
 from procguard.fleet.clock import Now
 from procguard.fleet.records import AgentObserved, AgentRecord, ResolvedSpec, WorkerObserved, WorkerRecord, settled
 from procguard.fleet.state import HIGHEST_GENERATION, FleetState
@@ -49,6 +49,8 @@ class Intake(FleetState):
             self._launcher_ends(agent, seen, now)
         else:
             self._heard(agent, seen, now)
+        if host_disks.trouble_of(beat) != seen.disk_trouble:
+            self._take_disk(agent, seen, beat, now)
         if agent.release != beat.release:
             agent.release = beat.release
             self.put("agents", agent_id, agent)
@@ -298,6 +300,27 @@ class Intake(FleetState):
             )
         if before != "connected":
             self.notify_agent(agent.agent_id)
+
+    def _take_disk(self, agent: AgentRecord, seen: AgentObserved, beat: protocol.AgentHeartbeat, now: Now) -> None:
+        """Its disk refuses writes, or takes them again: one event for each."""
+        if seen.disk_told_at is not None and now.monotonic - seen.disk_told_at < host_disks.EVENT_EVERY_S:
+            return  # said by one of the next heartbeats
+        before, seen.disk_trouble = seen.disk_trouble, host_disks.trouble_of(beat)
+        seen.disk_told_at = now.monotonic
+        if seen.disk_trouble:
+            kind, reason = "host_disk_full", host_disks.in_words(beat)
+        else:
+            kind, reason = "host_disk_ok", "its disk takes what is written again"
+        self.event_log.add(
+            kind,
+            now,
+            host=agent.host,
+            before=before,
+            after=seen.disk_trouble,
+            reason=reason,
+            evidence={"trouble": seen.disk_trouble or before, "path": beat.disk_path},
+            source=agent.agent_id,
+        )
 
     # ------------------------------------------------------------------------------------------ worker reports
 

@@ -71,6 +71,8 @@ class AgentObserved:
     address: str = ""
     reason: str = ""
     channel: str = ""  # by which its last heartbeat came: http, zmq, mock
+    disk_trouble: str = ""  # as the history has it; see host_disks
+    disk_told_at: float | None = None
 
 
 @dataclass

@@ -14,7 +14,7 @@ from collections.abc import Callable, Container
 from typing import Any
 
 from procguard.errors import NotFound
-from procguard.fleet import epochs, gang_views, views
+from procguard.fleet import epochs, gang_views, host_disks, views
 from procguard.fleet.clock import Now
 from procguard.fleet.epochs import EPOCHS_PER_TERM, next_term, term_above
 from procguard.fleet.event_query import EventQuery
@@ -104,6 +104,9 @@ class FleetState:
             ended_wall = self.agents_by_id[agent_id].ended_wall
             if ended_wall:
                 self.seen[agent_id].state, self.seen[agent_id].last_seen_wall = "ended", ended_wall
+        told = host_disks.as_told(self.event_log)
+        for agent in self.agents_by_id.values():
+            self.seen[agent.agent_id].disk_trouble = told.get(agent.host, "")
         for worker_id, data in tables.get("workers", {}).items():
             worker = worker_from_dict(data)
             self.workers_by_id[worker_id] = worker

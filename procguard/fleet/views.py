@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from procguard.fleet import causes
+from procguard.fleet import causes, host_disks
 from procguard.fleet.clock import iso
 from procguard.fleet.records import (
     AgentObserved,
@@ -125,6 +125,8 @@ def host_view(agent: AgentRecord, seen: AgentObserved, workers: int) -> dict[str
         "workers": workers,
         "channel": seen.channel,
         "channel_trouble": beat.channel_trouble if beat else "",
+        "disk_trouble": host_disks.trouble_of(beat),
+        "disk_path": beat.disk_path if beat else "",
         "recovery_ssh": seen.recovery_ssh,
         "tunnel": tunnel(agent, seen),
         "reason": seen.reason,

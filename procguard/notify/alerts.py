@@ -30,6 +30,8 @@ ALERT_OF_KIND: dict[str, tuple[str, Severity]] = {
     "agent_unreachable": ("host_unreachable", "critical"),
     "agent_connected": ("host_unreachable", "info"),
     "recovery_gave_up": ("recovery_gave_up", "critical"),
+    "host_disk_full": ("host_disk", "critical"),
+    "host_disk_ok": ("host_disk", "info"),
     "task_gave_up": ("no_spare", "critical"),
     "brake_on": ("brake", "critical"),
     "brake_off": ("brake", "info"),

@@ -92,6 +92,14 @@ class Words:
 
     def ending(self, record: Mapping[str, Any]) -> str:
         """How an attempt ended, from its exit record: "was killed by signal 9 (SIGKILL) after 3 h 12 min"."""
+        text, left = self._ending(record), int(record.get("left") or 0)
+        if not left:
+            return text
+        names = [str(name) for name in record.get("left_names") or ()]
+        what = self.say("exit.left_named" if names else "exit.left", n=left, names=self.listed(names))
+        return self.say("exit.and_left", text=text, left=what)
+
+    def _ending(self, record: Mapping[str, Any]) -> str:
         after = self.duration(float(record.get("duration_s") or 0.0))
         detail, cause = str(record.get("detail") or ""), record.get("cause")
         if cause == "start_timeout" and float(record.get("duration_s") or 0.0) < 0.05:
@@ -128,6 +136,8 @@ class Words:
             return self.joined([*([ended] if ended else []), self.say("event.gave_up")])
         if kind == "command":
             return self._command(event, values)
+        if kind == "host_disk_full":
+            return self._disk(event, values)
         key = f"event.{kind}"
         if not self.has(key):
             return reason
@@ -147,6 +157,13 @@ class Words:
         if record is None:
             return what
         return self.joined([self.say("event.ended", ending=self.ending(record)), what])
+
+    def _disk(self, event: Mapping[str, Any], values: dict[str, Any]) -> str:
+        evidence = event.get("evidence")
+        evidence = evidence if isinstance(evidence, dict) else {}
+        key = f"host.disk_{evidence.get('trouble')}"
+        path = str(evidence.get("path") or "procguard_home")
+        return self.say(key if self.has(key) else "event.host_disk_full", path=path, **values)
 
     def _command(self, event: Mapping[str, Any], values: dict[str, Any]) -> str:
         evidence = event.get("evidence")

@@ -13,6 +13,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -86,6 +87,50 @@ class Mounted:
         return filler
 
 
+class Filler:
+    """Somebody else who takes whatever room there is, again and again: `with Filler(disk, "space"): …`, or "inodes".
+    All of it is free again at the end."""
+
+    def __init__(self, disk: Mounted, what: str, every_s: float = 0.01) -> None:
+        self._place = disk.place / "filler"
+        self._take = self._take_space if what == "space" else self._take_inodes
+        self._every_s = every_s
+        self._count = 0
+        self._ending = threading.Event()
+        self._full = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Filler:
+        self._place.mkdir()
+        self._thread.start()
+        assert self._full.wait(60), "the disk was not full within 60 s"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ending.set()
+        self._thread.join()
+        shutil.rmtree(self._place)
+
+    def _run(self) -> None:
+        while not self._ending.is_set():
+            with contextlib.suppress(OSError):
+                self._take()
+            self._full.set()
+            self._ending.wait(self._every_s)
+
+    def _take_space(self) -> None:
+        with open(self._place / "bytes", "ab", buffering=0) as file:
+            for size in (1 << 20, 65536, 4096):
+                with contextlib.suppress(OSError):
+                    while file.write(b"x" * size) == size:
+                        pass
+
+    def _take_inodes(self) -> None:
+        while True:
+            (self._place / str(self._count)).touch()
+            self._count += 1
+
+
 class Tmpfs(Mounted):
     def __init__(self, place: Path, size: str) -> None:
         super().__init__(place)
@@ -106,13 +151,13 @@ class LoopDisk(Mounted):
                 time.sleep(0.05)
         super().unmount()
 
-    def __init__(self, place: Path, image: Path) -> None:
+    def __init__(self, place: Path, image: Path, size_bytes: int = IMAGE_BYTES) -> None:
         super().__init__(place)
         self._image = image
         self._cuts = 0
         self._has_power = True
         with open(image, "wb") as file:
-            file.truncate(IMAGE_BYTES)
+            file.truncate(size_bytes)
         subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True, capture_output=True)
 
     def mount(self) -> None:

@@ -46,6 +46,8 @@ class Rig:
             "spec": {"env": {}, "stderr": "merge", "stop_grace_s": 5.0, "restart": dict(QUICK)},
         }  # fmt: skip
         self.lease: tuple[int, int] | None = None  # given to the next runner at its start
+        self.seen: list[tuple[int, int]] = []  # what the agent saw of a former runner's tree: likewise
+        self.without_groups = False  # runners see no control groups
         self.link: control.RunnerLink | None = None
         self.status: dict[str, Any] = {}
         self.results: dict[str, dict[str, Any]] = {}
@@ -77,7 +79,14 @@ class Rig:
     def run(self) -> int:
         """Start a runner and connect to it, as an agent does."""
         self.write_spec()
-        argv = control.runner_argv(PYTHON, ROOT, self.worker_dir, self.runtime_dir, self.lease)
+        return self.start()
+
+    def start(self) -> int:
+        """By the specification that is there."""
+        argv = control.runner_argv(PYTHON, ROOT, self.worker_dir, self.runtime_dir, self.lease, seen=self.seen)
+        if self.without_groups:
+            hide = 'mount -t tmpfs -o ro tmpfs /sys/fs/cgroup && exec "$@"'
+            argv = ["unshare", "--mount", "sh", "-c", hide, "sh", *argv]
         code = subprocess.run(argv, check=False, stderr=subprocess.DEVNULL, timeout=20).returncode
         if code == control.EXIT_STARTED:
             self.connect()
@@ -158,6 +167,12 @@ class Rig:
 
     def kill_runner(self) -> None:
         identity = self.runner_identity()
+        assert process_tree.send_signal(identity, signal.SIGKILL)
+        wait_until(lambda: not process_tree.is_alive(identity), 5.0, "the runner's death")
+
+    def kill_runner_as_known(self, state: dict[str, Any]) -> None:
+        """The same where state.json is older than what its runner wrote elsewhere."""
+        identity = Identity(state["runner_pid"], state["runner_start"], state["boot_id"])
         assert process_tree.send_signal(identity, signal.SIGKILL)
         wait_until(lambda: not process_tree.is_alive(identity), 5.0, "the runner's death")
 

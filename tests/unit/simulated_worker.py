@@ -43,7 +43,8 @@ class Record(WorkerRecord):
 
     def __init__(self, host: Host) -> None:
         self.worker_dir = "/simulated"
-        self.problem = ""
+        self.kept = True
+        self._failed = {}
         self.host = host
 
     def read_state(self) -> dict[str, object]:

@@ -8,6 +8,7 @@ import importlib.util
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -19,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from procguard.deploy import bundle
-from procguard.deploy.channel import REMOTE_COMMAND, HostSession
+from procguard.deploy.channel import REMOTE_COMMAND, HostSession, skipped_in_words
 from procguard.deploy.local import LocalPipe, clean_environment
 from procguard.deploy.target import Target
 from procguard.errors import HostError
@@ -170,6 +171,23 @@ def _python_at(path: Path, body: str) -> None:
 
 OLD = 'case "$*" in *platform*) echo 3.6.8;; *) exit 97;; esac'
 REAL = f'exec {sys.executable} "$@"'
+BROKEN = "echo Fatal Python error: init_fs_encoding: failed to get the Python codec >&2; exit 1"
+CRASHES = "kill -SEGV $$"
+STRIPPED = f"""exec {sys.executable} -c '
+import sys, importlib.util as u; find = u.find_spec
+u.find_spec = lambda name: None if name == "_ctypes" else find(name)
+program = sys.argv[sys.argv.index("-c", 1) + 1]; sys.argv = ["-c"] + sys.argv[sys.argv.index("-c", 1) + 2:]
+exec(program)' "$@"
+"""
+PYPY = f'exec {shutil.which("pypy3") or "/no/pypy3"} "$@"'
+NAMES = {OLD: "3.6.8", BROKEN: "broken", CRASHES: "broken", STRIPPED: "incomplete", PYPY: "PyPy"}
+
+
+def skipped_of(pythons: dict[str, str], wanted: str) -> list[str]:
+    """In words, of those that stand before the one that is taken."""
+    if pythons.get(wanted) in (REAL, PYPY) or list(pythons.values()) == [PYPY]:
+        return []
+    return [f"{path.removeprefix('bin/')} is {NAMES[body]}" for path, body in pythons.items() if body in NAMES]
 
 
 @pytest.mark.parametrize(
@@ -178,10 +196,32 @@ REAL = f'exec {sys.executable} "$@"'
         ({"bin/python3": OLD, "bin/python3.11": REAL}, "", "installed"),
         ({"bin/python3": OLD, "home/miniconda3/bin/python3": REAL}, "", "installed"),
         ({"bin/python3": OLD, "own/python": REAL}, "own/python", "installed"),
+        ({"bin/python3": BROKEN, "bin/python3.11": REAL}, "", "installed"),
+        ({"bin/python3": CRASHES, "bin/python3.11": REAL}, "", "installed"),
+        ({"bin/python3": STRIPPED, "bin/python3.11": REAL}, "", "installed"),
+        ({"bin/python3": PYPY, "bin/python3.11": REAL}, "", "installed"),
+        ({"bin/python3": PYPY}, "", "installed"),
+        ({"own/pypy": PYPY, "bin/python3.11": REAL}, "own/pypy", "installed"),
+        ({"own/python": BROKEN, "bin/python3": REAL}, "own/python", "installed"),
         ({"bin/python3": OLD, "bin/python3.9": "exit 2"}, "", "python3 is 3.6.8, python3.9 is broken"),
+        ({"bin/python3": BROKEN, "bin/python3.9": STRIPPED}, "", "python3 is broken, python3.9 is incomplete"),
         ({}, "", "none found"),
     ],
-    ids=["by its version", "conda", "the inventory's", "too old and broken", "none"],
+    ids=[
+        "by its version",
+        "conda",
+        "the inventory's",
+        "after a broken one",
+        "after one that crashes",
+        "after one that lacks modules",
+        "rather than PyPy",
+        "PyPy where there is nothing else",
+        "PyPy by the inventory",
+        "the inventory's is broken",
+        "too old and broken",
+        "broken and incomplete",
+        "none",
+    ],
 )
 def test_a_python_is_looked_for_where_one_may_be_and_what_was_found_instead_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pythons: dict[str, str], wanted: str, found: str
@@ -190,6 +230,8 @@ def test_a_python_is_looked_for_where_one_may_be_and_what_was_found_instead_is_n
     (tmp_path / "bin" / "sh").symlink_to("/bin/sh")
     for name, body in pythons.items():
         _python_at(tmp_path / name, body)
+    if PYPY in pythons.values() and shutil.which("pypy3") is None:
+        pytest.skip("needs pypy3")
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir(exist_ok=True)
@@ -200,7 +242,10 @@ def test_a_python_is_looked_for_where_one_may_be_and_what_was_found_instead_is_n
         where = {"fleet_id": "f", "host": "here", "home": str(tmp_path / "pg")}
         if found == "installed":
             session.open(deadline)
-            assert session.hello(where, deadline)["installed"] is False
+            hello = session.hello(where, deadline)
+            assert hello["installed"] is False
+            shown = [one.replace(f"{tmp_path}/", "") for one in skipped_in_words(hello["python_skipped"])]
+            assert shown == skipped_of(pythons, wanted)
             return
         with pytest.raises(HostError, match=re.escape(found)) as caught:
             session.open(deadline)

@@ -175,6 +175,23 @@ def finished(path: Path) -> World:
     return world
 
 
+def went_into_the_background(path: Path) -> World:
+    world = fleet(path)
+    record: dict[str, Any] = {"code": 0, "duration_s": 0.2, "left": 3, "left_names": ["nginx"]}
+    world.beat("gpu01", events=[told(world, "running", "exited", **record)])
+    ran_for(world, "exited", 60, last_exit=exit_of(1, **record))
+    return world
+
+
+def disk_of_its_host_full(path: Path) -> World:
+    world = fleet(path)
+    world.pass_time(60)
+    values: dict[str, Any] = {"disk_trouble": "space", "disk_path": "/home/alice/.procguard/f-1/gpu01"}
+    report = world.report("w1", state="backoff", since=world.now.wall, reason="cannot start: No space left on device")
+    world.beat("gpu01", report, **values)
+    return world
+
+
 def not_started_yet(path: Path) -> World:
     return connected(fleet(path))
 
@@ -334,7 +351,7 @@ SITUATIONS: dict[str, Callable[[Path], World]] = {
         cannot_start, cannot_start_says_a_runner_of_before, after_a_power_cut, two_launchers_on_one_host,
         finished, not_started_yet, starting, stopping, never_heard, host_out_of_reach, host_out_of_reach_fenced,
         tunnel_down, host_out_of_reach_lease_over, launcher_out_of_reach, connection_closed, fenced, lease_ended,
-        looks_hung,
+        looks_hung, went_into_the_background, disk_of_its_host_full,
         unhealthy, restart_pending, moved, being_moved, no_spare_fits, being_removed,
     )
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -61,13 +62,26 @@ def test_the_file_and_the_memory_stay_bounded(tmp_path: Path) -> None:
 
 
 def test_full_disk_keeps_working_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What can't be written is counted and still remembered by this process."""
+    """What can't be written is remembered by this process, and written once there is room."""
     journal = Journal(str(tmp_path / "j"))
 
     def full(_fd: int, _data: bytes) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("remote_agent.journal.os.write", full)
-    journal.begin("c-1")
-    assert journal.write_errors == 1
-    assert journal.acted("c-1")
+    with monkeypatch.context() as patch:
+        patch.setattr("remote_agent.journal.os.write", full)
+        journal.begin("c-1")
+    assert journal.behind and journal.acted("c-1")
+    assert not Journal(str(tmp_path / "j")).acted("c-1")
+    journal.write_again()
+    assert not journal.behind and Journal(str(tmp_path / "j")).acted("c-1")
+
+
+def test_a_line_that_a_full_disk_tore_swallows_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal, write = Journal(str(tmp_path / "j")), os.write
+    with monkeypatch.context() as patch:
+        patch.setattr("remote_agent.journal.os.write", lambda fd, data: write(fd, data[:7]))
+        journal.begin("c-1")
+    journal.begin("c-2")
+    again = Journal(str(tmp_path / "j"))
+    assert again.acted("c-1") and again.acted("c-2")

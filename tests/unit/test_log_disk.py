@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from remote_agent import log_disk
+from remote_agent import log_disk, log_files
 from remote_agent.log_disk import BURST_BYTES, STEP_BYTES, FileState, decide
+from remote_agent.log_files import LogFiles, ShippedWorker
 
 MIB = 2**20
 
@@ -104,3 +106,60 @@ def test_bytes_are_sent_whatever_a_file_system_says_of_holes(tmp_path: Path, mon
             assert log_disk.next_data(descriptor, 100, 10_000) == 100
     finally:
         os.close(descriptor)
+
+
+class Counted(FileState):
+    """Counts how often anything of it is looked at."""
+
+    reads = 0
+
+    def __getattribute__(self, name: str) -> object:
+        if not name.startswith("__"):
+            Counted.reads += 1
+        return super().__getattribute__(name)
+
+
+def reads_for(count: int) -> int:
+    """Of a crash loop's files: `count` finished attempts, each with two streams, and the one that runs."""
+    files: list[FileState] = [
+        Counted(attempt, stream, 100, attempt % 3 != 0, False, 100)
+        for attempt in range(count)
+        for stream in ("out", "err")
+    ]
+    Counted.reads = 0
+    decide([*files, state(count, 5, current=True)], 10 * MIB, 10)
+    return Counted.reads
+
+
+def test_ten_times_the_attempts_cost_ten_times_as_much() -> None:
+    """The sender of this worker's log waits meanwhile."""
+    assert reads_for(3_000) <= 10.5 * reads_for(300)
+    assert reads_for(300) <= 60 * 300
+
+
+def test_the_marks_of_many_attempts_are_written_once_a_look_and_go_in_bounded_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+    write = log_disk.write_marks
+    monkeypatch.setattr(log_disk, "write_marks", lambda place, marks: (written.append(1), write(place, marks)))
+    monkeypatch.setattr(log_files, "MAX_REMOVED", 100)
+    attempts = tmp_path / "w-0123456789" / "attempts"
+    attempts.mkdir(parents=True)
+    for number in range(1, 301):
+        (attempts / f"{number}.log").write_bytes(b"x" * 10)
+        (attempts / f"{number}.exit").write_bytes(b"{}")
+    (attempts / "301.log").write_bytes(b"y")
+    files = LogFiles(lambda kind, text: None, keep_attempts=10)
+    files.update([ShippedWorker("w", str(tmp_path / "w-0123456789"), 301)])
+    files.look(0.0)
+    (worker,) = files.workers()
+    for one in worker.files.values():
+        one.acked = one.size
+    left = [601]
+    for look in range(1, 8):
+        files.look(look * 3.0)
+        left.append(len([name for name in os.listdir(attempts) if not name.endswith(".idx")]))
+    assert max(before - after for before, after in pairwise(left)) == 200
+    assert sorted(os.listdir(attempts))[0] == "292.exit" and left[-1] == 19
+    assert len(written) <= 5

@@ -123,3 +123,16 @@ def test_the_mark_of_a_log_changes_with_output_alone(tmp_path: Path) -> None:
     path.write_text("one two")
     assert log_mark(str(tmp_path), 3) != before
     assert log_mark(str(tmp_path), 4) == (4, 0, 0)
+
+
+def test_what_was_seen_of_a_tree_is_kept_for_the_runner_after_this_one(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once its runner is dead a daemon is nobody's descendant any more: an empty tree takes nothing back."""
+    zombie = Proc(44, 41, "python", "Z", 0, 1, 1002, 0)
+    desk.sampled(100.0, tree=(STOPPED, Proc(43, 42, "daemon", "S", 5, 1, 1001, 10), zombie))
+    desk.sampled(105.0)
+    started: list[list[str]] = []
+    monkeypatch.setattr("subprocess.Popen", lambda argv, **_: started.append(argv))
+    desk.slot._start(106.0, "python3", "/release")
+    assert started[0][started[0].index("--seen") + 1] == "42:1000,43:1001"

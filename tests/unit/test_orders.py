@@ -107,3 +107,55 @@ def test_an_agent_that_was_frozen_does_not_act_on_what_waited_in_its_socket(host
     assert found["status"] == "expired" and alive(pid)
     assert any("commands?" in path for _, path, _ in manager.requests[before:]), "asked again"
     assert manager.report("w1")["attempt"] == 1
+
+
+# -------------------------------------------------------------------------------------------------- told again
+
+
+def test_a_command_told_again_while_its_runner_works_on_it_reaches_the_runner_once(desk: tuple[Orders, Slot]) -> None:
+    orders, slot = desk
+    slots: Any = {"w1": slot}
+    for verb in ("restart", "kill"):
+        slot.told.clear()
+        command = order(1 if verb == "restart" else 2, verb)
+        orders.receive([command], slots, now=100.0, asked=100.0)
+        orders.receive([command], slots, now=100.5, asked=100.4)
+        assert [words[0] for words in slot.told] == [verb]
+        assert orders.results() == []
+
+
+def test_a_command_told_again_after_it_was_done_is_answered_as_before(desk: tuple[Orders, Slot]) -> None:
+    """Its result was lost on the way. The attempt that it meant is over by now, which is no failure of the command."""
+    orders, slot = desk
+    slots: Any = {"w1": slot}
+    orders.receive([order(1)], slots, now=100.0, asked=100.0)
+    slot.attempt = 4
+    orders.runner_result(slot, {"id": "c-1", "status": "done", "message": "attempt 4 started"})  # type: ignore[arg-type]
+    orders.results()
+    orders.results_taken()
+    orders.receive([order(1)], slots, now=101.0, asked=101.0)
+    assert [(one.status, one.message) for one in orders.results()] == [("done", "attempt 4 started")]
+    assert len(slot.told) == 1
+
+
+def test_a_command_that_a_killed_agent_had_begun_is_never_carried_out_by_the_next(tmp_path: Path) -> None:
+    """Its runner may be at work on it still: a second restart would end what the first one has started."""
+    path, slot = str(tmp_path / "journal"), Slot()
+    slots: Any = {"w1": slot}
+    first = Orders(Journal(path))
+    first.receive([order(1)], slots, now=100.0, asked=100.0)
+    slot.waiting.clear()
+    next_one = Orders(Journal(path))
+    next_one.receive([order(1)], slots, now=101.0, asked=101.0)
+    assert len(slot.told) == 1
+    assert [one.status for one in next_one.results()] == ["failed"]
+
+
+def test_a_command_for_a_worker_that_was_removed_meanwhile_keeps_its_answer(desk: tuple[Orders, Slot]) -> None:
+    orders, slot = desk
+    orders.receive([order(1, "kill")], {"w1": slot}, now=100.0, asked=100.0)  # type: ignore[dict-item]
+    orders.runner_result(slot, {"id": "c-1", "status": "done", "message": "killed"})  # type: ignore[arg-type]
+    orders.results()
+    orders.results_taken()
+    orders.receive([order(1, "kill")], {}, now=101.0, asked=101.0)
+    assert [one.status for one in orders.results() if one.status == "failed"] == []

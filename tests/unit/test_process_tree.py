@@ -117,6 +117,34 @@ def test_recorded_child_is_found_without_cookie(sleeper):
     assert process_tree.members_left_behind(child._replace(start=1), "no such cookie") == []
 
 
+def test_mark_finds_a_daemon_that_scrubbed_its_environment_and_nobody_else():
+    """Inherited over fork, exec, env -i and setsid; another cookie's mark is another one."""
+    script = (
+        "import os, sys; from remote_agent import process_tree as p; assert p.mark_descendants(sys.argv[1]);"
+        "os.execvp('env', ['env', '-i', '/usr/bin/setsid', '/bin/sh', '-c', 'sleep 1000; true'])"
+    )
+    daemon = subprocess.Popen([sys.executable, "-c", script, COOKIE])
+    stranger = subprocess.Popen(["sleep", "1000"])
+    try:
+        wait_until(lambda: len(process_tree.members_left_behind(None, COOKIE)) == 2, 5, "the shell and its child")
+        found = {one.pid for one in process_tree.members_left_behind(None, COOKIE)}
+        assert daemon.pid in found and stranger.pid not in found
+        assert process_tree.members_left_behind(None, "0" * 32) == []
+        assert process_tree.mark_descendants("no cookie") is None
+    finally:
+        process_tree.signal_all(process_tree.members_left_behind(None, COOKIE), signal.SIGKILL)
+        for one in (daemon, stranger):
+            one.kill()
+            one.wait()
+
+
+def test_what_the_agent_saw_is_a_member_only_as_the_very_process(sleeper):
+    seen = process_tree.identity_of(sleeper.pid)
+    assert process_tree.members_left_behind(None, "", seen=[seen]) == [seen]
+    assert process_tree.members_left_behind(None, "", seen=[seen._replace(start=1)]) == []
+    assert process_tree.members_left_behind(None, "", seen=[seen._replace(boot_id="another")]) == []
+
+
 def test_who_looks_is_never_a_member():
     """A runner started from inside a job must not sweep itself or its ancestors."""
     script = (

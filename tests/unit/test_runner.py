@@ -327,3 +327,21 @@ def test_old_grant_is_ignored(rig: Rig):
     rig.link.restart(9, "c-1")
     rig.result("c-1")
     assert rig.status["state"] == "running" and alive(pid)
+
+
+@pytest.mark.parametrize("how", ["setsid sleep 1000 >/dev/null 2>&1 &", "nohup sleep 1000 >/dev/null 2>&1 &"])
+def test_command_that_goes_into_the_background_is_finished_and_says_what_was_ended(rig: Rig, how: str):
+    """nginx with daemon on, redis --daemonize, nohup: they are ended, and the reason says so and what to do."""
+    rig.shell(f"{how} exit 0", stop_grace_s=1).run()
+    reason = rig.until("exited")["reason"]
+    assert reason.startswith("finished: exit code 0 after ")
+    assert "it left 1 process in the background (sleep), ended now: a worker has to stay in the foreground" in reason
+    assert (rig.exit_record(1)["left"], rig.exit_record(1)["left_names"]) == (1, ["sleep"])
+    assert rig.survivors() == []
+
+
+def test_failed_command_names_what_it_left_without_advice(rig: Rig):
+    rig.shell("setsid sleep 1000 & exit 3", restart={"policy": "never"}, stop_grace_s=1).run()
+    reason = rig.until("failed")["reason"]
+    assert "exit code 3" in reason and "1 process in the background (sleep), ended now" in reason
+    assert "foreground" not in reason

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from remote_agent import paths
+from remote_agent import paths, process_tree
 from remote_agent.granted import Granted
 from remote_agent.lease import AWAITS_LEASE, boottime_ns
 from remote_agent.process_tree import boot_id
@@ -18,15 +19,21 @@ from remote_agent.slot import WorkerSlot
 from tests.waiting import wait_until
 
 
-@pytest.mark.parametrize(("boot", "state", "pid"), [("an earlier boot", "backoff", None), ("", "running", 4242)])
-def test_what_ran_before_a_reboot_is_not_reported_as_running(tmp_path: Path, boot: str, state: str, pid: int) -> None:
-    """In this boot a worker without a runner may still have its child; after another boot nothing of it lives."""
-    record = {"state": "running", "pid": 4242, "attempt": 3, "boot_id": boot or boot_id()}
+@pytest.mark.parametrize(
+    ("boot", "start", "state"), [("another", 0, "backoff"), ("", 0, "running"), ("", 1, "backoff")]
+)
+def test_only_a_process_that_lives_is_reported_as_running(tmp_path: Path, boot: str, start: int, state: str) -> None:
+    """In this boot a worker without a runner may still have its child; after another boot nothing of it lives, nor is
+    a process with another start time it."""
+    own = process_tree.identity_of(os.getpid())
+    assert own is not None
+    record = {"state": "running", "pid": own.pid, "pid_start": own.start + start, "attempt": 3}
+    record["boot_id"] = boot or boot_id()
     (tmp_path / "state.json").write_text(json.dumps(record))
     slot = WorkerSlot("w1", str(tmp_path), str(tmp_path / "r"))
     slot.read_status()
     report = slot.report()
-    assert (report.state, report.pid, report.attempt) == (state, pid, 3)
+    assert (report.state, report.pid, report.attempt) == (state, own.pid if state == "running" else None, 3)
     assert bool(report.reason) == (state == "backoff")
 
 

@@ -126,6 +126,44 @@ def test_tree_of_a_killed_runner_is_swept_whatever_it_did_to_its_environment(
     assert not before & set(marked(mark))
 
 
+@pytest.mark.parametrize("remembers", ["mark", "agent"])
+def test_without_a_group_a_scrubbed_daemon_of_a_killed_runner_is_swept(rig: Rig, mark: str, remembers: str):
+    """env -i, setsid, its parents dead: it carries the runner's mark; where it has put that off, the agent has seen it.
+    A stranger beside it, with the same command, is left alone."""
+    if not shutil.which("unshare") or os.getuid() != 0:
+        pytest.skip("needs root and unshare")
+    rig.without_groups = True
+    off = "prlimit --rttime=unlimited " if remembers == "agent" else ""
+    daemon = f"env -i /usr/bin/setsid {off}/bin/sh -c 'sleep {mark}; true'"
+    stranger = subprocess.Popen(["sleep", f"{mark}0"], start_new_session=True)
+    try:
+        for round_ in range(20 if LONG else 3):
+            attempt = 2 * round_ + 1
+            rig.shell(f"({daemon} &); echo up; exec sleep {mark}", stop_grace_s=0.2).run()
+            child = rig.until("running", attempt=attempt)["pid"]
+            assert rig.state()["cgroup"] == ""
+            wait_until(lambda: len(marked(mark)) == 4, 10, "child, daemon, the daemon's child, and the stranger")
+            runner = rig.runner_identity()
+            if remembers == "agent":
+                below = process_tree.members_below(runner.pid)
+                rig.seen = [(one.pid, one.start) for one in below] + [(stranger.pid, 1)]
+            rig.kill_runner()
+            os.kill(child, 9)
+            before = set(marked(mark)) - {stranger.pid}
+            rig.run()
+            rig.until("running", attempt=attempt + 1)
+            assert not before & set(marked(mark))
+            assert stranger.poll() is None
+            rig.assignment["generation"] += 1
+            stop(rig)
+            assert marked(mark) == [stranger.pid]
+            rig.assignment.update(desired="running", generation=rig.assignment["generation"] + 1)
+            rig.seen = []
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
 def test_group_is_gone_when_the_worker_has_settled(rig: Rig, mark: str, group: WorkerGroup):
     """Nothing is left under /sys/fs/cgroup, and the runner was inside while the child ran."""
     rig.shell(f"exec sleep {mark}").run()

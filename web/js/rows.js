@@ -105,7 +105,7 @@ const HOST_MEASURES = [
   'gpu_percent', 'gpu_memory_used_bytes', 'gpu_memory_total_bytes', 'gpus_used',
 ]; // prettier-ignore
 const HOST_ROW = [
-  'agent', 'host', 'kind', 'agent_state', 'address', 'release', 'reason', 'workers', 'recovery_ssh', 'tunnel', 'spare', 'labels', 'cordoned', 'recovery', 'failures',
+  'agent', 'host', 'kind', 'agent_state', 'address', 'release', 'reason', 'workers', 'recovery_ssh', 'tunnel', 'spare', 'labels', 'cordoned', 'recovery', 'failures', 'disk_trouble',
   'last_failure', 'cpus', 'memory_bytes', 'gpus', 'gpu_trouble', 'agent_started', 'fingerprint', 'worker_id', 'command',
 ]; // prettier-ignore
 

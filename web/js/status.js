@@ -96,6 +96,13 @@ export function signalName(number) {
 /** How an attempt ended, in words. */
 export function exitInWords(exit) {
   if (!exit) return t('exit.none');
+  const text = endInWords(exit);
+  if (!exit.left) return text;
+  const names = (exit.left_names || []).join(', ');
+  return t('exit.with_hint', { text, hint: t('exit.left', { n: exit.left, names: names || '?' }) });
+}
+
+function endInWords(exit) {
   const d = formatDuration(exit.duration_s || 0);
   if (exit.oom) return t('exit.oom', { d });
   if (exit.signal) return t('exit.signal', { number: String(exit.signal), name: signalName(exit.signal), d });

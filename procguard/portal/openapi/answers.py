@@ -230,6 +230,8 @@ class Host(BaseModel):
     command: str | None = None
     channel: str = ""  # by which its last heartbeat came: http, zmq, mock
     channel_trouble: str = ""  # why not zmq, though it is offered
+    disk_trouble: str = ""  # its disk refuses writes: space, inodes, quota, read_only, io
+    disk_path: str = ""  # which disk
 
 
 class Hosts(BaseModel):

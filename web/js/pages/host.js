@@ -10,14 +10,14 @@ import { formatNumber, t } from '../i18n.js';
 import { acts } from '../rights.js';
 import { link } from '../router.js';
 import { STATES, agentChip, stateChip } from '../status.js';
-import { roleText, sshState } from './hosts.js';
+import { diskText, roleText, sshState } from './hosts.js';
 import { eventList, pageHead, reasonText } from './parts.js';
 
 const EVENTS_SHOWN = 30;
 const WORKERS_SHOWN = 60;
 
 const FACTS = [
-  ['reason', (host) => host.reason],
+  ['reason', (host) => [host.reason, diskText(host)].filter(Boolean).join(' · ')],
   ['seen', (host) => formatAge(host.last_seen), (host) => formatMoment(host.last_seen)],
   ['address', (host) => host.address],
   ['role', roleText],

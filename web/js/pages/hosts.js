@@ -173,7 +173,12 @@ function gpuTitle(host) {
 
 /** What worries most: why the agent is as it is, then what the host may be used for. */
 function reasonText(host) {
-  return [host.reason, host.cordoned ? t('hosts.cordoned', { reason: host.cordoned.reason }) : '', roleText(host)].filter(Boolean).join(' · ');
+  return [host.reason, diskText(host), host.cordoned ? t('hosts.cordoned', { reason: host.cordoned.reason }) : '', roleText(host)].filter(Boolean).join(' · ');
+}
+
+/** Its disk refuses writes; '' where it takes them. */
+export function diskText(host) {
+  return host.disk_trouble ? t(`hosts.disk_${host.disk_trouble}`) : '';
 }
 
 /** What the host may be used for beside its own workers, and what speaks against it. */

@@ -1,0 +1,77 @@
+"""How much room a file system has left, and room set aside inside a file before its bytes come.
+
+Blocks allocated beyond the end of a file (fallocate with KEEP_SIZE) are its own: whatever else fills the disk, an
+append up to there succeeds. Knows neither logs nor workers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from typing import Optional
+
+KEEP_SIZE = 0x01  # FALLOC_FL_KEEP_SIZE
+# Below this much nothing is left to work with: what is written next may fail.
+LOW_BYTES = 1024 * 1024
+LOW_INODES = 8
+PROBE_BYTES = 4096
+_libc: Optional[ctypes.CDLL] = None
+
+
+def allocate(descriptor: int, offset: int, length: int) -> int:
+    """Room for `length` bytes from `offset` on; the size stays. Returns 0, or the error's number: ENOSPC where there is
+    none, EOPNOTSUPP (or ENOSYS) where the file system can't."""
+    global _libc
+    try:
+        if _libc is None:
+            _libc = ctypes.CDLL(None, use_errno=True)
+        fallocate = _libc.fallocate64
+    except (OSError, AttributeError):
+        return errno.ENOSYS
+    arguments = (ctypes.c_int(descriptor), ctypes.c_int(KEEP_SIZE), ctypes.c_int64(offset), ctypes.c_int64(length))
+    while fallocate(*arguments) != 0:
+        if ctypes.get_errno() != errno.EINTR:
+            return ctypes.get_errno() or errno.EIO
+    return 0
+
+
+def give_back_beyond_end(path: str) -> None:
+    """What was set aside in a file that nobody appends to any more. Raises OSError."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        size = os.fstat(descriptor).st_size
+        os.ftruncate(descriptor, size)
+    finally:
+        os.close(descriptor)
+
+
+def is_low(directory: str) -> bool:
+    """Whether little is left, of bytes or of inodes, as this user may use them. Raises OSError."""
+    found = os.statvfs(directory)
+    free_inodes = found.f_favail if found.f_files else LOW_INODES  # btrfs counts none
+    return found.f_bavail * found.f_frsize < LOW_BYTES or free_inodes < LOW_INODES
+
+
+def refusal(directory: str) -> int:
+    """What the file system says to a new small file: 0, or the error's number (ENOSPC, EDQUOT, EROFS, EIO)."""
+    path = os.path.join(directory, f".probe.{os.getpid()}")
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            written = os.write(descriptor, b"\0" * PROBE_BYTES)
+        finally:
+            os.close(descriptor)
+            os.unlink(path)
+    except OSError as exc:
+        return exc.errno or errno.EIO
+    return 0 if written == PROBE_BYTES else errno.ENOSPC
+
+
+def which_is_used_up(directory: str) -> str:
+    """Space, or inodes: for a message."""
+    try:
+        found = os.statvfs(directory)
+    except OSError:
+        return "space"
+    return "inodes" if found.f_files and found.f_favail < LOW_INODES else "space"

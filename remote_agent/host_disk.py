@@ -1,0 +1,60 @@
+"""Whether the disk under procguard_home takes what is written to it; told to the manager while it does not.
+
+Looks on a helper thread, for a file system may hang. Main loop only. Knows no worker.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Any, Callable
+
+from remote_agent import disk_space
+
+LOOK_EVERY_S = 2.0
+KINDS = {errno.EDQUOT: "quota", errno.EROFS: "read_only", errno.EIO: "io"}
+
+
+class HostDisk:
+    def __init__(self, directory: str, submit: Callable[[Any, Callable[[], Any]], bool]) -> None:
+        self.directory = directory
+        self.trouble = ""  # "space", "inodes", "quota", "read_only", "io"; "" = it takes what is written
+        self._submit = submit
+        self._next = 0.0  # monotonic
+        self._busy = False
+        self._well = 0
+
+    def next_at(self) -> float:
+        """When `tick` is to be called at the latest."""
+        return float("inf") if self._busy else self._next
+
+    def tick(self, now: float, suspected: bool) -> None:
+        """`suspected`: something could not be written lately."""
+        if self._busy or now < self._next:
+            return
+        self._next = now + LOOK_EVERY_S
+        thorough = suspected or bool(self.trouble)
+        self._busy = self._submit("disk", lambda: look(self.directory, thorough))
+
+    def take(self, found: Any) -> bool:
+        """Returns whether it is another now than before. Well again only when seen so twice."""
+        self._busy = False
+        if not isinstance(found, str):
+            return False
+        self._well = 0 if found else self._well + 1
+        if found == self.trouble or (not found and self._well < 2):
+            return False
+        self.trouble = found
+        return True
+
+
+def look(directory: str, thorough: bool) -> str:
+    """A word of KINDS, "space" or "inodes"; "" where a small file can be made. It is tried where room is low."""
+    try:
+        if not thorough and not disk_space.is_low(directory):
+            return ""
+    except OSError as exc:
+        return KINDS.get(exc.errno or 0, "io")
+    problem = disk_space.refusal(directory)
+    if problem == errno.ENOSPC:
+        return disk_space.which_is_used_up(directory)
+    return KINDS.get(problem, "io") if problem else ""

@@ -1,0 +1,156 @@
+"""Where a runner's last word about its worker is kept, so that a disk that refuses writes does not lose it.
+
+    state.json       replaced by rename, as always; needs a block and an inode
+    state.reserve    two slots of SLOT_BYTES, made while there was room and overwritten in place, in turn: needs neither
+    <runtime>/*.state   where that fails as well (read-only, I/O errors): a host-local file system
+
+Readers take the newest: the one with the highest (event_seq, writes). Knows no state's meaning; small, for the runner
+imports it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+from remote_agent import paths
+
+SLOT_BYTES = 4096
+_HEADER = b"%010d %010d "  # length, checksum
+_HEADER_BYTES = 22
+_MODULUS = 4294967291  # the largest prime below 2**32
+_SHORT = 300  # characters of a reason, where all of it does not fit
+
+State = dict[str, object]
+
+
+def newest_first(state: State) -> tuple[int, int]:
+    """What orders the copies: event_seq rises with every change of state, `writes` with every write of this release."""
+    seq, writes = state.get("event_seq"), state.get("writes")
+    return (seq if isinstance(seq, int) else 0, writes if isinstance(writes, int) else 0)
+
+
+def read(worker_dir: str, runtime_dir: str = "") -> State | None:
+    """The newest copy; None where there is none. Raises ValueError or OSError where state.json alone is there and
+    unreadable."""
+    found = _read_reserve(paths.state_reserve(worker_dir))
+    if runtime_dir:
+        found += _read_quietly(paths.runtime_state(runtime_dir, worker_dir))
+    try:
+        state = paths.read_json(paths.state_file(worker_dir))
+    except (ValueError, OSError):
+        if not found:
+            raise
+    else:
+        found += [state] if isinstance(state, dict) else []
+    return max(found, key=newest_first, default=None)
+
+
+def make_reserve(worker_dir: str) -> bool:
+    """Once per worker, while there is room: written and synced, so that its blocks are its own."""
+    path = paths.state_reserve(worker_dir)
+    try:
+        if os.stat(path).st_size == 2 * SLOT_BYTES:
+            return True
+    except OSError:
+        pass
+    try:
+        paths.write_atomic(path, bytes(2 * SLOT_BYTES))
+        paths.sync_file(path)
+    except OSError:
+        return False
+    return True
+
+
+def keep_in_reserve(worker_dir: str, state: State) -> bool:
+    """Overwrite the older slot. False where there is no reserve, or the disk refuses even that."""
+    data = _fitting(state)
+    try:
+        descriptor = os.open(paths.state_reserve(worker_dir), os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        if os.fstat(descriptor).st_size < 2 * SLOT_BYTES:
+            return False
+        slots = [_parse(os.pread(descriptor, SLOT_BYTES, place)) for place in (0, SLOT_BYTES)]
+        ages = [newest_first(slot) if slot else (-1, -1) for slot in slots]
+        place = SLOT_BYTES if ages[1] < ages[0] else 0
+        header = _HEADER % (len(data), int.from_bytes(data, "big") % _MODULUS)
+        content = header + data
+        if os.pwrite(descriptor, content, place) != len(content):
+            return False
+        os.fsync(descriptor)
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def keep_in_runtime(runtime_dir: str, worker_dir: str, state: State) -> bool:
+    """The last resort; it is gone with the next boot."""
+    if not runtime_dir:
+        return False
+    try:
+        paths.write_json(paths.runtime_state(runtime_dir, worker_dir), state)
+    except OSError:
+        return False
+    return True
+
+
+def forget_runtime(runtime_dir: str, worker_dir: str) -> None:
+    """state.json is newer, or the worker is removed."""
+    try:
+        os.unlink(paths.runtime_state(runtime_dir, worker_dir))
+    except OSError:
+        pass
+
+
+def _fitting(state: State) -> bytes:
+    """As JSON that fits a slot: long texts are cut, never what decides anything."""
+    data = json.dumps(state, separators=(",", ":")).encode()
+    if len(data) <= SLOT_BYTES - _HEADER_BYTES:
+        return data
+    last = state.get("last_exit")
+    if isinstance(last, dict):
+        last = {key: value[:_SHORT] if isinstance(value, str) else value for key, value in last.items()}
+    short = {**state, "reason": str(state.get("reason"))[:_SHORT], "last_exit": last}
+    data = json.dumps(short, separators=(",", ":")).encode()
+    if len(data) > SLOT_BYTES - _HEADER_BYTES:
+        data = json.dumps({**short, "last_exit": None}, separators=(",", ":")).encode()
+    return data[: SLOT_BYTES - _HEADER_BYTES]
+
+
+def _read_reserve(path: str) -> list[State]:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return []
+    try:
+        slots = [_parse(os.pread(descriptor, SLOT_BYTES, place)) for place in (0, SLOT_BYTES)]
+    except OSError:
+        return []
+    finally:
+        os.close(descriptor)
+    return [slot for slot in slots if slot]
+
+
+def _parse(slot: bytes) -> State | None:
+    """None: empty, or torn by a power cut."""
+    try:
+        size, checksum = int(slot[:10]), int(slot[11:21])
+        data = slot[_HEADER_BYTES : _HEADER_BYTES + size]
+        if len(data) != size or int.from_bytes(data, "big") % _MODULUS != checksum:
+            return None
+        value = json.loads(data)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _read_quietly(path: str) -> list[State]:
+    try:
+        value = paths.read_json(path)
+    except (ValueError, OSError):
+        return []
+    return [value] if isinstance(value, dict) else []
