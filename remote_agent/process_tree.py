@@ -30,6 +30,11 @@ COOKIE_VARIABLE = "PROCGUARD_COOKIE"
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+def libc() -> ctypes.CDLL:
+    """The C library, for what Python has no call for."""
+    return _libc
+
+
 def become_subreaper() -> bool:
     """Orphans among our descendants become our children from now on. False where the kernel can't."""
     return bool(_libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)

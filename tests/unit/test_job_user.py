@@ -1,0 +1,300 @@
+"""Under a root agent a job with `user:` gains nothing from its agent: what is done for it is done as its user."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remote_agent import paths
+from remote_agent.protocol import HealthCheck
+from tests.agent_host import Host, running
+from tests.fake_manager import FakeManager
+from tests.unit.job_user import JobUser, job_user, needs_root  # noqa: F401 - fixture
+from tests.unit.runner_rig import Rig, alive, rig  # noqa: F401 - fixture
+from tests.waiting import wait_until
+
+pytestmark = needs_root
+ROOTS_TOKEN = "roots-own-token"
+
+
+def as_user(rig: Rig, user: JobUser, **start: Any) -> Rig:  # noqa: F811
+    rig.assignment.update(start={"run_as": user.run_as, **start}, cwd=str(user.directory))
+    return rig
+
+
+# ---------------------------------------------------------------------------------------------- what a start reads
+
+
+def test_env_file_is_read_as_the_worker_s_user(rig: Rig, job_user: JobUser) -> None:  # noqa: F811
+    """A link to what root alone can read gives nothing; the user's own file does."""
+    link = job_user.link(".env", job_user.secret)
+    as_user(rig.shell("env; exec sleep 100"), job_user, env_files=[str(link)]).run()
+    reason = rig.until("failed")["reason"]
+    assert "env_file" in reason and "cannot be read: Permission denied" in reason
+    assert job_user.canary not in rig.log() + json.dumps(rig.said)
+    link.unlink()
+    job_user.write(".env", "OWN=mine\n", 0o600)
+    rig.runner_gone()
+    rig.write_spec(generation=2)
+    rig.run()
+    rig.until("running")
+    wait_until(lambda: "OWN=mine" in rig.log(2), what="its own variable")
+
+
+def test_env_file_that_never_opens_costs_the_worker_alone(rig: Rig, job_user: JobUser) -> None:  # noqa: F811
+    """A pipe in its place, and one that a helper would wait for."""
+    os.mkfifo(job_user.directory / ".env")
+    os.chown(job_user.directory / ".env", job_user.uid, job_user.gid)
+    as_user(rig.shell("env"), job_user, env_files=[str(job_user.directory / ".env")]).run()
+    assert "is not a file" in rig.until("failed")["reason"]
+
+
+def test_users_worker_gets_no_variable_of_roots_environment(rig: Rig, job_user: JobUser) -> None:  # noqa: F811
+    """HOME, USER, LOGNAME, SHELL and PATH are that user's; language and time zone are the host's; no more."""
+    recorded = {"API_TOKEN": ROOTS_TOKEN, "PATH": "/root/bin:/usr/bin:/bin", "HOME": "/root", "USER": "root",
+                "LANG": "C.UTF-8", "TZ": "UTC", "PYTHONPATH": "/root/lib", "LD_PRELOAD": ""}  # fmt: skip
+    paths.write_json(paths.base_env_file(rig.worker_dir), recorded)
+    rig.assignment["spec"]["env"] = {"MINE": "1"}
+    as_user(rig.shell("env; echo done; exec sleep 100"), job_user).run()
+    rig.until("running")
+    wait_until(lambda: "done" in rig.log(), what="its environment")
+    found = dict(line.partition("=")[::2] for line in rig.log().splitlines() if "=" in line)
+    assert ROOTS_TOKEN not in rig.log()
+    assert {name for name in found if not name.startswith("PROCGUARD_")} - {"PWD", "_", "SHLVL"} == {
+        "HOME", "USER", "LOGNAME", "SHELL", "PATH", "LANG", "TZ", "MINE", "PYTHONUNBUFFERED"}  # fmt: skip
+    assert found["HOME"] == str(job_user.directory) and found["USER"] == found["LOGNAME"] == job_user.name
+    assert "/root" not in found["PATH"]
+    os.unlink(paths.base_env_file(rig.worker_dir))  # then the runner's own environment is no stand-in
+    assert rig.link
+    rig.link.restart(1, "c-1", 0)
+    rig.until("running", attempt=2)
+    wait_until(lambda: "done" in rig.log(2), what="its environment")
+    assert "LANG" not in rig.log(2).replace("LANGUAGE", "") or os.environ.get("LANG", "") in rig.log(2)
+    assert not any(name in rig.log(2) for name in ("PYTEST", "PROCGUARD_TEST", "VIRTUAL_ENV"))
+
+
+def test_explanation_of_a_failed_start_shows_nothing_the_user_can_t_read(rig: Rig, job_user: JobUser) -> None:  # noqa: F811
+    """It may run this file and not read it; its first line is no part of the reason."""
+    program = job_user.write("program", f"#!/no/such/{job_user.canary}\n", 0o711)
+    os.chown(program, 0, 0)
+    as_user(rig, job_user).assignment["argv"] = [str(program)]
+    rig.run()
+    reason = rig.until("failed")["reason"]
+    assert "interpreter in the first line" in reason and job_user.canary not in json.dumps(rig.said) + rig.log()
+
+
+def test_its_setup_lines_find_out_nothing_through_their_report(rig: Rig, job_user: JobUser) -> None:  # noqa: F811
+    """They share a descriptor with the runner: what they write there is no path that root looks at, and no crash."""
+    folder = job_user.root_only / "bin"
+    folder.mkdir()
+    (folder / "hidden").write_text("#!/bin/sh\n")
+    for said in (f"path {folder}", "line \\302\\262 1", "path \\0", "exec 999999 x"):
+        setup = f"printf '{said}' >&7; trap - EXIT; exit 3"
+        generation = int(rig.assignment["generation"]) + 1
+        as_user(rig, job_user, setup=[setup]).assignment.update(argv=["hidden"], generation=generation)
+        rig.assignment["spec"]["restart"]["max_attempts"] = 0
+        assert rig.run() == 0
+        reason = rig.until("failed")["reason"]
+        assert "may not be executed" not in reason, reason
+        rig.runner_gone()
+
+
+READ_KEY = """
+import ctypes, sys
+libc, text = ctypes.CDLL(None), ctypes.create_string_buffer(100)
+print("read", libc.syscall(250, 11, int(sys.argv[1]), text, 100), text.value, flush=True)
+"""
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="numbers of system calls")
+def test_a_user_s_job_holds_no_key_of_root_s_session(rig: Rig, job_user: JobUser) -> None:  # noqa: F811
+    """The kernel's session key ring is inherited over setuid; who holds it may read root's keys in it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syscall(250, 1, None) < 0:
+        pytest.skip("this kernel has no key rings")
+    key = libc.syscall(248, b"user", b"procguard-test", job_user.canary.encode(), len(job_user.canary), -3)
+    assert key > 0
+    job_user.write("read.py", READ_KEY)
+    as_user(rig.shell(f"/usr/bin/python3 read.py {key}; exec sleep 100"), job_user).run()
+    rig.until("running")
+    wait_until(lambda: "read" in rig.log(), what="its attempt")
+    assert "read -1" in rig.log() and job_user.canary not in rig.log()
+
+
+# ------------------------------------------------------------------------------------------------- health checks
+
+
+def assign_as(manager: FakeManager, user: JobUser, script: str, **spec: Any) -> None:
+    manager.assign(
+        "w1", ["/bin/sh", "-c", script], user=user.name, working_dir=str(user.directory), **spec
+    )  # fmt: skip
+
+
+def checked(manager: FakeManager) -> dict[str, Any]:
+    """The worker's health, once it is known."""
+
+    def known() -> dict[str, Any] | None:
+        health = manager.report("w1").get("health") or {}
+        return health if health.get("status") in ("ok", "failing") else None
+
+    return wait_until(known, 20, "a verdict")
+
+
+def exec_check(command: str, **more: Any) -> HealthCheck:
+    return HealthCheck("exec", command=command, interval_s=0.5, start_grace_s=0.0, timeout_s=5.0, failures=1, **more)
+
+
+def test_exec_check_with_a_library_of_the_job_s_runs_nothing_as_root(
+    host: Host, manager: FakeManager, job_user: JobUser  # noqa: F811
+) -> None:  # fmt: skip
+    """The job puts LD_PRELOAD into its own environment; the check is /bin/true."""
+    library = job_user.preload()
+    assign_as(manager, job_user, f"exec env LD_PRELOAD={library} sleep 1000", health=[exec_check("/bin/true")])
+    host.start()
+    running(manager)
+    assert checked(manager)["status"] == "ok"
+    assert not job_user.mark.exists()
+
+
+def test_exec_check_is_the_worker_s_user_in_its_directory_and_environment(
+    host: Host, manager: FakeManager, job_user: JobUser  # noqa: F811
+) -> None:  # fmt: skip
+    job_user.write("bin/check", "#!/bin/sh\n(id -u; id -G; pwd; ls /proc/self/fd; env) > seen.tmp; mv seen.tmp seen\n")
+    assign_as(
+        manager, job_user, "exec sleep 1000", health=[exec_check("check")],
+        env={"PATH": f"{job_user.directory}/bin:/usr/bin:/bin", "MINE": "1"},
+    )  # fmt: skip
+    host.start()
+    running(manager)
+    assert checked(manager)["status"] == "ok"
+    lines = (job_user.directory / "seen").read_text().splitlines()
+    assert lines[:3] == [str(job_user.uid), " ".join(map(str, job_user.groups)), str(job_user.directory)]
+    assert lines[3:7][:3] == ["0", "1", "2"] and len([one for one in lines[3:8] if one.isdigit()]) <= 4  # ls's own
+    env = dict(line.partition("=")[::2] for line in lines if "=" in line)
+    assert env["MINE"] == "1" and env["USER"] == job_user.name and "VIRTUAL_ENV" not in env
+    assert set(env) - {"PWD", "_", "SHLVL"} <= {
+        "HOME", "USER", "LOGNAME", "SHELL", "PATH", "LANG", "LC_ALL", "TZ", "MINE", "PYTHONUNBUFFERED",
+        "PROCGUARD_WORKER_ID", "PROCGUARD_ATTEMPT", "PROCGUARD_EPOCH"}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["hangs", "leaves a daemon"])
+def test_nothing_of_an_exec_check_outlives_it(host: Host, manager: FakeManager, job_user: JobUser, kind: str) -> None:  # noqa: F811
+    """Also not what left its process group and session."""
+    job_user.write("check", f"#!/bin/sh\n(setsid sh -c 'echo $$ >> pids; sleep 1000' &) ; {'sleep 1000' if kind == 'hangs' else 'sleep 0.3'}\n")  # fmt: skip # noqa: E501
+    check = exec_check("./check")
+    check.timeout_s, check.interval_s = 1.0, 1000.0
+    assign_as(manager, job_user, "exec sleep 1000", health=[check])
+    host.start()
+    running(manager)
+    health = checked(manager)
+    assert health["status"] == ("failing" if kind == "hangs" else "ok"), health
+    pids = [int(one) for one in (job_user.directory / "pids").read_text().split()]
+    assert pids and not any(alive(pid) for pid in pids)
+
+
+def test_heartbeat_file_is_looked_at_as_the_worker_s_user(
+    host: Host, manager: FakeManager, job_user: JobUser  # noqa: F811
+) -> None:  # fmt: skip
+    """A link tells nothing of a file that the user can't see."""
+    job_user.link("beat", job_user.secret)
+    check = HealthCheck("heartbeat_file", path="beat", max_age_s=0.3, interval_s=0.5, start_grace_s=0, failures=1)
+    assign_as(manager, job_user, "exec sleep 1000", health=[check])
+    host.start()
+    running(manager)
+    health = checked(manager)
+    if health["status"] == "ok":  # its first look counts from the start
+        health = wait_until(lambda: h if (h := checked(manager))["status"] == "failing" else None, 10, "failing")
+    assert "Permission denied" in health["detail"]
+
+
+def test_http_and_tcp_checks_connect_as_the_worker_s_user(
+    host: Host, manager: FakeManager, job_user: JobUser  # noqa: F811
+) -> None:  # fmt: skip
+    """Whoever asks the kernel who is connected is told that user, not root."""
+    import socket
+    import threading
+
+    uids: list[int] = []
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+
+    def serve() -> None:
+        while True:
+            try:
+                peer, address = listener.accept()
+            except OSError:
+                return
+            wanted = f"{address[1]:04X}"
+            for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+                words = line.split()
+                if words[1].endswith(f":{wanted}") and words[2].endswith(f":{port:04X}") and words[3] == "01":
+                    uids.append(int(words[7]))
+            peer.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
+            peer.close()
+
+    threading.Thread(target=serve, daemon=True).start()
+    try:
+        common = {"interval_s": 0.5, "start_grace_s": 0.0, "failures": 1, "timeout_s": 5.0}
+        checks = [HealthCheck("http", url=f"http://localhost:{port}/", **common), HealthCheck("tcp", port=port, **common)]  # type: ignore[arg-type] # fmt: skip # noqa: E501
+        assign_as(manager, job_user, "exec sleep 1000", health=checks)
+        host.start()
+        running(manager)
+        assert checked(manager)["status"] == "ok"
+        wait_until(lambda: len(uids) >= 2, what="both checks")
+        assert set(uids) == {job_user.uid}
+    finally:
+        listener.close()
+
+
+# ------------------------------------------------------------------------------------------------------ evidence
+
+
+def test_py_spy_of_the_job_s_path_runs_as_the_worker_s_user(
+    host: Host, manager: FakeManager, job_user: JobUser  # noqa: F811
+) -> None:  # fmt: skip
+    """And says no more than fits."""
+    job_user.write("bin/py-spy", f"#!/bin/sh\nid -u > {job_user.directory}/spied; touch {job_user.mark}; "
+                   "head -c 3000000 /dev/zero | tr '\\0' x\n")  # fmt: skip
+    job_user.write("bin/python3", "#!/bin/sh\nexec /usr/bin/python3 \"$@\"\n")
+    check = exec_check("/bin/false", action="restart")
+    assign_as(
+        manager, job_user, "exec python3 -c 'import time; time.sleep(1000)'", health=[check],
+        env={"PATH": f"{job_user.directory}/bin:/usr/bin:/bin"},
+    )  # fmt: skip
+    host.start()
+    running(manager)
+    wait_until(lambda: (job_user.directory / "spied").exists() or job_user.mark.exists(), 30, "py-spy")
+    folder = Path(paths.worker_dir(host.directory, "w1")) / "evidence"
+    wait_until(lambda: list(folder.glob("*.txt")) if folder.exists() else None, 30, "the evidence")
+    assert not job_user.mark.exists()
+    assert (job_user.directory / "spied").read_text().split() == [str(job_user.uid)]
+
+
+# ---------------------------------------------------------------------------------------- what survives the job
+
+
+def test_agent_and_other_logs_go_on_while_a_job_makes_its_log_huge(
+    host: Host, manager: FakeManager, job_user: JobUser  # noqa: F811
+) -> None:  # fmt: skip
+    """It holds its log's descriptor: it may truncate it to 8 TiB of nothing, to zero, and reserve blocks."""
+    script = "import os,time\nos.ftruncate(1, 1 << 43)\nos.write(1, b'end\\n')\ntime.sleep(1000)"
+    manager.assign("w1", ["/usr/bin/python3", "-c", script], user=job_user.name, working_dir="/")
+    manager.assign("w2", ["/bin/sh", "-c", "n=0; while :; do n=$((n+1)); echo line $n; sleep 0.05; done"])
+    host.start()
+    running(manager, "w1")
+    running(manager, "w2")
+    log = Path(paths.log_file(paths.worker_dir(host.directory, "w1"), 1))
+    wait_until(lambda: log.stat().st_size > 1 << 42, what="the huge log")
+    began = time.monotonic()
+    before = len(manager.logs.get(("w2", "1.out"), b""))
+    wait_until(lambda: time.monotonic() - began > 2.5, 10, "the bounds' turn")
+    wait_until(lambda: len(manager.logs.get(("w2", "1.out"), b"")) > before + 400, 5, "another worker's log goes on")
+    assert host.agent is not None and host.agent.poll() is None
+    os.kill(host.status("w1")["pid"], signal.SIGKILL)
