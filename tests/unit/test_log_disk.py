@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,24 @@ def test_bytes_are_sent_whatever_a_file_system_says_of_holes(tmp_path: Path, mon
             assert log_disk.next_data(descriptor, 100, 10_000) == 100
     finally:
         os.close(descriptor)
+
+
+@pytest.mark.parametrize("shape", ["nothing", "reserved", "single bytes"])
+def test_a_log_that_its_job_made_huge_is_cut_in_no_time(tmp_path: Path, shape: str) -> None:
+    """It holds the descriptor: it may make it terabytes long, reserve blocks, or write a byte every 4 MiB."""
+    path = tmp_path / "1.log"
+    end = 1 << 42
+    with open(path, "wb") as file:
+        if shape == "reserved":
+            os.posix_fallocate(file.fileno(), 0, 8 * MIB)
+        for number in range(3000 if shape == "single bytes" else 0):
+            os.pwrite(file.fileno(), b"x", number * 4 * MIB)
+        os.ftruncate(file.fileno(), end)
+    began = time.monotonic()
+    problem, upto = log_disk.punch_some(str(path), 0, end)
+    assert time.monotonic() - began < 2.0
+    if problem:
+        pytest.skip(problem)
+    assert upto == end if shape != "single bytes" else 0 < upto < end
+    assert log_disk.punch_hole(str(path), upto, end - upto) == ""
+    assert path.stat().st_blocks * 512 < MIB and path.stat().st_size == end
