@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import json
 import os
+import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from remote_agent import paths
+from procguard.deploy.code_source import Sync
+from procguard.errors import HostError
+from remote_agent import file_finder, paths
 from remote_agent.protocol import HealthCheck
+from remote_agent.release import InstallError
 from tests.agent_host import Host, running
 from tests.fake_manager import FakeManager
 from tests.unit.job_user import JobUser, job_user, needs_root  # noqa: F401 - fixture
 from tests.unit.runner_rig import Rig, alive, rig  # noqa: F401 - fixture
+from tests.unit.test_code_sync import Host as CodeHost
 from tests.waiting import wait_until
 
 pytestmark = needs_root
@@ -298,3 +305,132 @@ def test_agent_and_other_logs_go_on_while_a_job_makes_its_log_huge(
     wait_until(lambda: len(manager.logs.get(("w2", "1.out"), b"")) > before + 400, 5, "another worker's log goes on")
     assert host.agent is not None and host.agent.poll() is None
     os.kill(host.status("w1")["pid"], signal.SIGKILL)
+
+
+# --------------------------------------------------------------------------------- folders of code, fetched files
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    folder = tmp_path / "src"
+    (folder / "pkg").mkdir(parents=True)
+    (folder / "train.py").write_text("print(1)\n")
+    (folder / "pkg" / "a.py").write_text("x = 1\n")
+    return folder
+
+
+def brought(project: Path, dest: Path, tmp_path: Path, **more: Any) -> Any:
+    return CodeHost(tmp_path / "home").bring(Sync(str(project), str(dest), ()), **more)
+
+
+def test_code_of_a_user_s_folder_is_brought_as_that_user(project: Path, job_user: JobUser, tmp_path: Path) -> None:  # noqa: F811
+    """Also where an earlier release brought it as root."""
+    dest = job_user.directory / "project"
+    assert brought(project, dest, tmp_path, rsync=True).status == "changed"
+    assert {path.stat().st_uid for path in dest.rglob("*")} == {job_user.uid}
+    for path in (dest, *dest.rglob("*")):
+        os.chown(path, 0, 0)
+    (project / "pkg" / "a.py").write_text("x = 2\n")
+    (project / "train.py").unlink()
+    os.chown(dest, job_user.uid, job_user.gid)
+    assert brought(project, dest, tmp_path).status == "changed"
+    assert (dest / "pkg" / "a.py").read_text() == "x = 2\n" and not (dest / "train.py").exists()
+    assert (dest / "pkg" / "a.py").stat().st_uid == job_user.uid
+
+
+@pytest.mark.parametrize("swapped", [".procguard-sync", "the folder", "a folder above", "a file's mode", "the record"])
+def test_what_a_job_puts_in_the_way_of_code_makes_root_write_and_delete_nothing(
+    project: Path, job_user: JobUser, tmp_path: Path, swapped: str  # noqa: F811
+) -> None:  # fmt: skip
+    dest, outside = job_user.directory / "a" / "project", job_user.root_only / "outside"
+    assert brought(project, dest, tmp_path).status == "changed"
+    (outside / "incoming").mkdir(parents=True)
+    (outside / "project").mkdir()
+    (outside / "incoming" / "precious").write_text("1")
+    before = sorted(str(path) for path in outside.rglob("*")), job_user.secret.stat().st_mode
+    (project / "train.py").write_text("print(2)\n")
+    if swapped == ".procguard-sync":
+        job_user.run(f"rm -rf {dest}/.procguard-sync && ln -s {outside} {dest}/.procguard-sync")
+    elif swapped == "the folder":
+        job_user.run(f"rm -rf {dest} && ln -s {outside} {dest}")
+    elif swapped == "a folder above":
+        job_user.run(f"rm -rf a && ln -s {outside} a")
+    elif swapped == "a file's mode":
+        (project / "train.py").write_text("print(1)\n")
+        (project / "train.py").chmod(0o755)
+        job_user.run(f"rm {dest}/train.py && ln -s {job_user.secret} {dest}/train.py")
+    else:
+        job_user.run(f"rm {dest}/.procguard-sync/record.json && mkfifo {dest}/.procguard-sync/record.json")
+    try:
+        brought(project, dest, tmp_path)
+    except HostError as exc:
+        assert job_user.canary not in str(exc)
+    assert (sorted(str(path) for path in outside.rglob("*")), job_user.secret.stat().st_mode) == before
+    assert job_user.secret.read_text().strip().endswith(job_user.canary)
+
+
+def test_code_goes_nowhere_that_others_than_root_can_turn_elsewhere(project: Path, job_user: JobUser, tmp_path: Path) -> None:  # noqa: F811
+    shared = job_user.root_only.parent / f"{job_user.root_only.name}-shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    try:
+        with pytest.raises(HostError, match="others than root can replace"):
+            brought(project, shared / "project", tmp_path)
+    finally:
+        shutil.rmtree(shared)
+
+
+def test_a_stranger_in_the_folder_holds_up_no_code(project: Path, job_user: JobUser, tmp_path: Path) -> None:  # noqa: F811
+    """It calls itself a worker, or something that is no id at all."""
+    dest = tmp_path.parent / f"{tmp_path.name}-dest"
+    assert brought(project, dest, tmp_path).status == "changed"
+    for folder in (dest, dest.parent, dest.parent.parent):
+        folder.chmod(0o755)
+    (project / "train.py").write_text("print(3)\n")
+    names = ("train-a", "\x1b[2J")
+    strangers = [
+        subprocess.Popen(["sleep", "100"], cwd=dest, user=job_user.uid, env={"PROCGUARD_WORKER_ID": one}) for one in names
+    ]  # fmt: skip
+    try:
+        assert brought(project, dest, tmp_path).status == "changed"
+    finally:
+        for one in strangers:
+            one.kill()
+            one.wait()
+        dest.parent.chmod(0o700)
+        dest.parent.parent.chmod(0o700)
+        shutil.rmtree(dest)
+
+
+def test_fetch_reads_through_a_user_s_link_what_that_user_may_read(job_user: JobUser, tmp_path: Path) -> None:  # noqa: F811
+    out = job_user.directory / "out"
+    job_user.write("out/good.csv", "1\n", 0o600)
+    job_user.link("out/link.csv", job_user.secret)
+    os.link(job_user.secret, out / "hard.csv")
+    job_user.link("whole", job_user.root_only)
+    found = {}
+    for pattern in (f"{out}/*.csv", f"{job_user.directory}/whole/secret", str(out), f"{job_user.directory}/w*/s*"):
+        told: list[dict[str, Any]] = []
+        data = io.BytesIO()
+        try:
+            file_finder.send({"path": pattern, "max_files": 100, "max_bytes": 10**6}, told.append, data)
+        except InstallError as exc:
+            assert job_user.canary not in str(exc)
+        found[pattern] = data.getvalue()
+    assert found[f"{out}/*.csv"].count(b"1\n") >= 1 and found[str(out)].count(b"1\n") >= 1
+    assert not any(job_user.canary.encode() in one for one in found.values())
+    assert os.geteuid() == 0
+
+
+def test_fetch_is_not_led_elsewhere_between_finding_and_reading(job_user: JobUser, tmp_path: Path) -> None:  # noqa: F811
+    job_user.write("out/a.csv", "1\n", 0o644)
+    told: list[dict[str, Any]] = []
+    data = io.BytesIO()
+
+    def say(message: dict[str, Any]) -> None:
+        told.append(message)
+        if "found" in message:
+            job_user.run(f"rm out/a.csv && ln -s {job_user.secret} out/a.csv")
+
+    file_finder.send({"path": f"{job_user.directory}/out/a.csv", "max_files": 9, "max_bytes": 10**6}, say, data)
+    assert job_user.canary.encode() not in data.getvalue() and data.getvalue().endswith(b"-1\n")
