@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 
 PROTOCOL_VERSION = 1
 # Parts of spec.json that this release's runner obeys, said in its hello: an earlier runner ignores what it never knew.
@@ -42,6 +43,12 @@ def runner_argv(
     script = os.path.join(release_dir, "remote_agent", "runner.py")
     words = [python, "-I", "-S", script, "--worker-dir", worker_dir, "--runtime-dir", runtime_dir]
     return [*words, "--lease", f"{lease[0]}:{lease[1]}"] if lease else words
+
+
+def is_ours(peer: socket.socket) -> bool:
+    """Whether the other end is of our user or root: the kernel says who made the connection, or the socket."""
+    credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)  # pid, uid, gid
+    return int.from_bytes(credentials[4:8], sys.byteorder) in (0, os.geteuid())
 
 
 class LineBuffer:
@@ -148,6 +155,8 @@ class RunnerLink(JsonConnection):
         try:
             sock.settimeout(timeout_s)
             sock.connect(socket_path)
+            if not is_ours(sock) and os.geteuid() != 0:  # root may end a user's agent by hand
+                raise PermissionError(f"somebody else listens at {socket_path}")
         except OSError:
             sock.close()
             raise

@@ -280,18 +280,15 @@ class Installer:
 
     def _runtime_dir(self, before: Json) -> str:
         """Once chosen it stays: the locks of live runners lie in it. It is made anew after a reboot emptied /tmp."""
-        known = before.get("runtime_dir", "")
-        if known:
-            try:
-                paths.ensure_private_dir(os.path.dirname(known))
-                paths.ensure_private_dir(known)
-                return str(known)
-            except (OSError, paths.UnsafeDirectory):
-                pass
+        known = str(before.get("runtime_dir") or "")
         try:
-            return paths.choose_runtime_dir(self.home, self.fleet_id, self.host)
+            return paths.keep_runtime_dir(known, self.home, self.fleet_id, self.host)
         except paths.UnsafeDirectory as exc:
             raise InstallError("no_runtime_dir", str(exc), "make /tmp usable for this user") from exc
+
+    def lock_dir(self) -> str:
+        """Where locks of this agent lie, also before it is installed."""
+        return self._runtime_dir(self.config())
 
     def _report(self, changes: "List[str]") -> Json:
         report = self.status()

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -17,9 +18,12 @@ import pytest
 
 from procguard.deploy.code_source import Sync
 from procguard.errors import HostError
-from remote_agent import file_finder, paths
+from remote_agent import control, file_finder, paths
+from remote_agent.locks import lock_held
+from remote_agent.only_one import listen, take_lock
 from remote_agent.protocol import HealthCheck
 from remote_agent.release import InstallError
+from remote_agent.runner_loop import Runner
 from tests.agent_host import Host, running
 from tests.fake_manager import FakeManager
 from tests.unit.job_user import JobUser, job_user, needs_root  # noqa: F401 - fixture
@@ -225,7 +229,6 @@ def test_http_and_tcp_checks_connect_as_the_worker_s_user(
     host: Host, manager: FakeManager, job_user: JobUser  # noqa: F811
 ) -> None:  # fmt: skip
     """Whoever asks the kernel who is connected is told that user, not root."""
-    import socket
     import threading
 
     uids: list[int] = []
@@ -305,6 +308,75 @@ def test_agent_and_other_logs_go_on_while_a_job_makes_its_log_huge(
     wait_until(lambda: len(manager.logs.get(("w2", "1.out"), b"")) > before + 400, 5, "another worker's log goes on")
     assert host.agent is not None and host.agent.poll() is None
     os.kill(host.status("w1")["pid"], signal.SIGKILL)
+
+
+# ------------------------------------------------------------------------------------------------ squatted places
+
+
+def test_runner_whose_place_was_taken_goes_where_its_agent_went(tmp_path: Path, job_user: JobUser) -> None:  # noqa: F811
+    """A cleaner of /tmp removed it, and another user was quicker than the runner."""
+    worker_dir = tmp_path / "agent" / "workers" / "w1-0123456789"
+    worker_dir.mkdir(parents=True)
+    before, after = tmp_path / "base" / "before", tmp_path / "base" / "after"
+    after.mkdir(parents=True)
+    runner = Runner.__new__(Runner)
+    runner._worker_dir = str(worker_dir)
+    runner._lock_path = paths.runner_lock(str(before), str(worker_dir))
+    runner._socket_path = paths.runner_socket(str(before), str(worker_dir))
+    before.mkdir()
+    runner._lock, runner._listener = take_lock(runner._lock_path), listen(runner._socket_path)
+    shutil.rmtree(before)
+    runner._check_runtime(0.0)
+    assert lock_held(paths.runner_lock(str(before), str(worker_dir))), "made again where nobody has taken it"
+    shutil.rmtree(before)
+    before.mkdir()
+    os.chown(before, job_user.uid, job_user.gid)
+    runner._check_runtime(0.0)
+    assert os.listdir(before) == [], "nothing of root's in somebody else's directory"
+    paths.write_json(paths.agent_file(str(tmp_path / "agent")), {"runtime_dir": str(after)})
+    runner._check_runtime(0.0)
+    assert os.listdir(before) == [] and lock_held(paths.runner_lock(str(after), str(worker_dir)))
+    link = control.RunnerLink.connect(paths.runner_socket(str(after), str(worker_dir)))
+    link.close()
+    runner._listener.close()
+    os.close(runner._lock)
+
+
+def test_agent_whose_place_was_taken_starts_in_another(tmp_path: Path, manager: FakeManager, job_user: JobUser) -> None:  # noqa: F811
+    """As systemd starts it after a reboot: nothing but agent.json says where."""
+    host = Host(tmp_path, manager)
+    squatted = tmp_path / "squatted"
+    squatted.mkdir()
+    os.chown(squatted, job_user.uid, job_user.gid)
+    config = paths.read_json(paths.agent_file(host.directory))
+    assert isinstance(config, dict)
+    paths.write_json(paths.agent_file(host.directory), {**config, "runtime_dir": f"{squatted}/x", "later": 1})
+    manager.assign("w1", "sleep 1000")
+    try:
+        host.start()
+        running(manager)
+        after = paths.read_json(paths.agent_file(host.directory))
+        assert isinstance(after, dict) and after["runtime_dir"] == host.runtime_dir and after["later"] == 1
+        assert os.listdir(squatted) == []
+    finally:
+        host.end()
+
+
+def test_a_stranger_s_socket_is_no_runner_and_a_stranger_no_agent(tmp_path: Path, job_user: JobUser) -> None:  # noqa: F811
+    """The kernel says who is at the other end."""
+    path = job_user.directory / "s"
+    script = f"import socket,time; s=socket.socket(socket.AF_UNIX); s.connect({str(path)!r}); time.sleep(100)"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        path.chmod(0o777)
+        with subprocess.Popen(["/usr/bin/python3", "-c", script], user=job_user.uid, cwd="/") as stranger:
+            peer, _ = listener.accept()
+            assert not control.is_ours(peer)
+            stranger.kill()
+        with socket.socket(socket.AF_UNIX) as own:
+            own.connect(str(path))
+            assert control.is_ours(own)
 
 
 # --------------------------------------------------------------------------------- folders of code, fetched files
