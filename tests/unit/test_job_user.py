@@ -19,6 +19,7 @@ import pytest
 from procguard.deploy.code_source import Sync
 from procguard.errors import HostError
 from remote_agent import control, file_finder, paths
+from remote_agent.installer import Installer
 from remote_agent.locks import lock_held
 from remote_agent.only_one import listen, take_lock
 from remote_agent.protocol import HealthCheck
@@ -377,6 +378,19 @@ def test_a_stranger_s_socket_is_no_runner_and_a_stranger_no_agent(tmp_path: Path
         with socket.socket(socket.AF_UNIX) as own:
             own.connect(str(path))
             assert control.is_ours(own)
+
+
+@pytest.mark.parametrize("whose", ["the user's", "everybody's"])
+def test_root_installs_nothing_where_another_user_could_replace_it(job_user: JobUser, whose: str) -> None:  # noqa: F811
+    """A home that somebody else made first is theirs: they would choose what root runs."""
+    home = job_user.directory / "home" if whose == "the user's" else job_user.root_only / "open" / "home"
+    home.mkdir(parents=True)
+    os.chown(home, job_user.uid if whose == "the user's" else 0, -1)
+    if whose == "everybody's":
+        home.parent.chmod(0o777)
+    with pytest.raises(InstallError, match="could replace what root's agent runs"):
+        Installer(str(home), "f-1", "h1").install({"release": "0" * 64}, lambda: b"")
+    assert not list(home.iterdir())
 
 
 # --------------------------------------------------------------------------------- folders of code, fetched files
