@@ -10,7 +10,6 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Any, Callable, Optional
 
-from remote_agent import errand
 from remote_agent.bounded import HangsError
 from remote_agent.health import Due, Elsewhere, LogWatch, Result, timeout_of
 from remote_agent.measuring import Measuring, log_mark
@@ -159,8 +158,10 @@ def _collect(facts: dict[str, Any]) -> Any:
 
 
 def _check_elsewhere(python: str, facts: dict[str, Any], check: HealthCheck) -> Result:
-    """By a process of its own (errand.py). Never raises."""
+    """By a process of its own. Never raises."""
     import shlex
+
+    from remote_agent import errand  # seldom needed: it need not take up memory before
 
     try:
         wanted = asdict(check)
@@ -175,6 +176,8 @@ def _check_elsewhere(python: str, facts: dict[str, Any], check: HealthCheck) -> 
 
 
 def _stat_elsewhere(python: str, facts: dict[str, Any], path: str, timeout_s: float) -> Any:
+    from remote_agent import errand
+
     try:
         found = errand.run(python, {**facts, "stat": path, "timeout_s": timeout_s})
     except errand.Failed as exc:
