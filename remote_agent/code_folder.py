@@ -2,8 +2,8 @@
 
 What was brought is known by a record in the folder itself (hosts may share it), in `.procguard-sync/`. Only what was
 brought is ever changed or removed: a job's own files stay. New content is gathered in `incoming/` on the same file
-system, checked by its digest, and moved in by renames. No path is followed through a link below the folder. Where root
-brings code to a folder of a user's, all of it is done with that user's rights (owners.py), and what is brought is theirs.
+system, checked by its digest, and moved in by renames. No path is followed through a link below the folder. Where
+root brings code to a folder of a user's, all of it is done with that user's rights (owners.py), and is theirs.
 
 The manifest, from the deploying side, its digest over its canonical JSON (`digest_of`):
 
@@ -442,7 +442,10 @@ def _sane(record: Json) -> Json:
     names = [*record["files"], *record["links"], *record["folders"]]
     for name in names:
         _parts(name)
-    files = {name: [int(entry[0]), int(entry[1]), str(entry[2]), int(entry[3])] for name, entry in record["files"].items()}
+    files = {
+        name: [int(mode), int(size), str(sha), int(mtime_ns)]
+        for name, (mode, size, sha, mtime_ns) in record["files"].items()
+    }
     links = {name: str(target) for name, target in record["links"].items()}
     return {"files": files, "links": links, "folders": list(record["folders"]), "digest": str(record.get("digest", ""))}
 

@@ -70,10 +70,11 @@ def compose_as(
             raise ValueError(str(exc)) from exc
 
     try:
-        env, scripts = identity.ask(run_as, question)  # type: ignore[misc]
+        found = identity.ask(run_as, question)
     except ValueError as exc:
         raise NotStarted(str(exc)) from None
-    return env, scripts
+    assert isinstance(found, list)
+    return found[0], found[1]
 
 
 # ------------------------------------------------------------------------------------------------- env_file

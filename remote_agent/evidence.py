@@ -8,7 +8,6 @@ process can hold whoever reads its memory map. Called on a helper thread.
 from __future__ import annotations
 
 import os
-import signal
 import time
 from collections import deque, namedtuple
 from itertools import islice
@@ -37,8 +36,11 @@ Evidence = namedtuple("Evidence", ["path", "summary"])
 # What is to be looked at. gpus: GpuUsage of those it uses; path: the job's PATH, where a py-spy may lie.
 Scene = namedtuple(
     "Scene",
-    ["worker_id", "directory", "attempt", "runner_pid", "pid", "pid_start", "reason", "gpus", "signal", "path", "python"],
-)
+    [
+        "worker_id", "directory", "attempt", "runner_pid", "pid", "pid_start", "reason", "gpus", "signal", "path",
+        "python",
+    ],
+)  # fmt: skip
 
 
 class _Pages:

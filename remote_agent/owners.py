@@ -12,16 +12,26 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections import namedtuple
-from typing import Iterator, List, Optional
+from typing import Iterator, List, NamedTuple, Optional
 
 MAX_LINKS = 40
 _LOOK = getattr(os, "O_PATH", 0o10000000) | os.O_NOFOLLOW | os.O_CLOEXEC
 
-Actor = namedtuple("Actor", ["uid", "gid", "groups", "name"])
-# actor: with whose rights, None = ours. shared: somebody else can replace a part of it. fd: what it leads to (O_PATH),
-# None where that does not exist; to be closed.
-Walk = namedtuple("Walk", ["actor", "shared", "fd"])
+
+class Actor(NamedTuple):
+    uid: int
+    gid: int
+    groups: "List[int]"
+    name: str
+
+
+class Walk(NamedTuple):
+    """`actor`: with whose rights; None: ours. `shared`: somebody else can replace a part of it. `fd`: what it leads to
+    (O_PATH), to be closed; None where that does not exist."""
+
+    actor: "Optional[Actor]"
+    shared: bool
+    fd: "Optional[int]"
 
 
 def walk(path: str) -> Walk:

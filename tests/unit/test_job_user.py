@@ -1,4 +1,5 @@
 """Under a root agent a job with `user:` gains nothing from its agent: what is done for it is done as its user."""
+# ruff: noqa: F811 - fixtures are arguments of the same name
 
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ pytestmark = needs_root
 ROOTS_TOKEN = "roots-own-token"
 
 
-def as_user(rig: Rig, user: JobUser, **start: Any) -> Rig:  # noqa: F811
+def as_user(rig: Rig, user: JobUser, **start: Any) -> Rig:
     rig.assignment.update(start={"run_as": user.run_as, **start}, cwd=str(user.directory))
     return rig
 
@@ -44,7 +45,7 @@ def as_user(rig: Rig, user: JobUser, **start: Any) -> Rig:  # noqa: F811
 # ---------------------------------------------------------------------------------------------- what a start reads
 
 
-def test_env_file_is_read_as_the_worker_s_user(rig: Rig, job_user: JobUser) -> None:  # noqa: F811
+def test_env_file_is_read_as_the_worker_s_user(rig: Rig, job_user: JobUser) -> None:
     """A link to what root alone can read gives nothing; the user's own file does."""
     link = job_user.link(".env", job_user.secret)
     as_user(rig.shell("env; exec sleep 100"), job_user, env_files=[str(link)]).run()
@@ -60,7 +61,7 @@ def test_env_file_is_read_as_the_worker_s_user(rig: Rig, job_user: JobUser) -> N
     wait_until(lambda: "OWN=mine" in rig.log(2), what="its own variable")
 
 
-def test_env_file_that_never_opens_costs_the_worker_alone(rig: Rig, job_user: JobUser) -> None:  # noqa: F811
+def test_env_file_that_never_opens_costs_the_worker_alone(rig: Rig, job_user: JobUser) -> None:
     """A pipe in its place, and one that a helper would wait for."""
     os.mkfifo(job_user.directory / ".env")
     os.chown(job_user.directory / ".env", job_user.uid, job_user.gid)
@@ -68,7 +69,7 @@ def test_env_file_that_never_opens_costs_the_worker_alone(rig: Rig, job_user: Jo
     assert "is not a file" in rig.until("failed")["reason"]
 
 
-def test_users_worker_gets_no_variable_of_roots_environment(rig: Rig, job_user: JobUser) -> None:  # noqa: F811
+def test_users_worker_gets_no_variable_of_roots_environment(rig: Rig, job_user: JobUser) -> None:
     """HOME, USER, LOGNAME, SHELL and PATH are that user's; language and time zone are the host's; no more."""
     recorded = {"API_TOKEN": ROOTS_TOKEN, "PATH": "/root/bin:/usr/bin:/bin", "HOME": "/root", "USER": "root",
                 "LANG": "C.UTF-8", "TZ": "UTC", "PYTHONPATH": "/root/lib", "LD_PRELOAD": ""}  # fmt: skip
@@ -92,7 +93,7 @@ def test_users_worker_gets_no_variable_of_roots_environment(rig: Rig, job_user: 
     assert not any(name in rig.log(2) for name in ("PYTEST", "PROCGUARD_TEST", "VIRTUAL_ENV"))
 
 
-def test_explanation_of_a_failed_start_shows_nothing_the_user_can_t_read(rig: Rig, job_user: JobUser) -> None:  # noqa: F811
+def test_explanation_of_a_failed_start_shows_nothing_the_user_can_t_read(rig: Rig, job_user: JobUser) -> None:
     """It may run this file and not read it; its first line is no part of the reason."""
     program = job_user.write("program", f"#!/no/such/{job_user.canary}\n", 0o711)
     os.chown(program, 0, 0)
@@ -102,7 +103,7 @@ def test_explanation_of_a_failed_start_shows_nothing_the_user_can_t_read(rig: Ri
     assert "interpreter in the first line" in reason and job_user.canary not in json.dumps(rig.said) + rig.log()
 
 
-def test_its_setup_lines_find_out_nothing_through_their_report(rig: Rig, job_user: JobUser) -> None:  # noqa: F811
+def test_its_setup_lines_find_out_nothing_through_their_report(rig: Rig, job_user: JobUser) -> None:
     """They share a descriptor with the runner: what they write there is no path that root looks at, and no crash."""
     folder = job_user.root_only / "bin"
     folder.mkdir()
@@ -126,7 +127,7 @@ print("read", libc.syscall(250, 11, int(sys.argv[1]), text, 100), text.value, fl
 
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="numbers of system calls")
-def test_a_user_s_job_holds_no_key_of_root_s_session(rig: Rig, job_user: JobUser) -> None:  # noqa: F811
+def test_a_user_s_job_holds_no_key_of_root_s_session(rig: Rig, job_user: JobUser) -> None:
     """The kernel's session key ring is inherited over setuid; who holds it may read root's keys in it."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.syscall(250, 1, None) < 0:
@@ -164,7 +165,7 @@ def exec_check(command: str, **more: Any) -> HealthCheck:
 
 
 def test_exec_check_with_a_library_of_the_job_s_runs_nothing_as_root(
-    host: Host, manager: FakeManager, job_user: JobUser  # noqa: F811
+    host: Host, manager: FakeManager, job_user: JobUser
 ) -> None:  # fmt: skip
     """The job puts LD_PRELOAD into its own environment; the check is /bin/true."""
     library = job_user.preload()
@@ -176,7 +177,7 @@ def test_exec_check_with_a_library_of_the_job_s_runs_nothing_as_root(
 
 
 def test_exec_check_is_the_worker_s_user_in_its_directory_and_environment(
-    host: Host, manager: FakeManager, job_user: JobUser  # noqa: F811
+    host: Host, manager: FakeManager, job_user: JobUser
 ) -> None:  # fmt: skip
     job_user.write("bin/check", "#!/bin/sh\n(id -u; id -G; pwd; ls /proc/self/fd; env) > seen.tmp; mv seen.tmp seen\n")
     assign_as(
@@ -197,7 +198,7 @@ def test_exec_check_is_the_worker_s_user_in_its_directory_and_environment(
 
 
 @pytest.mark.parametrize("kind", ["hangs", "leaves a daemon"])
-def test_nothing_of_an_exec_check_outlives_it(host: Host, manager: FakeManager, job_user: JobUser, kind: str) -> None:  # noqa: F811
+def test_nothing_of_an_exec_check_outlives_it(host: Host, manager: FakeManager, job_user: JobUser, kind: str) -> None:
     """Also not what left its process group and session."""
     job_user.write("check", f"#!/bin/sh\n(setsid sh -c 'echo $$ >> pids; sleep 1000' &) ; {'sleep 1000' if kind == 'hangs' else 'sleep 0.3'}\n")  # fmt: skip # noqa: E501
     check = exec_check("./check")
@@ -212,7 +213,7 @@ def test_nothing_of_an_exec_check_outlives_it(host: Host, manager: FakeManager, 
 
 
 def test_heartbeat_file_is_looked_at_as_the_worker_s_user(
-    host: Host, manager: FakeManager, job_user: JobUser  # noqa: F811
+    host: Host, manager: FakeManager, job_user: JobUser
 ) -> None:  # fmt: skip
     """A link tells nothing of a file that the user can't see."""
     job_user.link("beat", job_user.secret)
@@ -227,7 +228,7 @@ def test_heartbeat_file_is_looked_at_as_the_worker_s_user(
 
 
 def test_http_and_tcp_checks_connect_as_the_worker_s_user(
-    host: Host, manager: FakeManager, job_user: JobUser  # noqa: F811
+    host: Host, manager: FakeManager, job_user: JobUser
 ) -> None:  # fmt: skip
     """Whoever asks the kernel who is connected is told that user, not root."""
     import threading
@@ -268,12 +269,12 @@ def test_http_and_tcp_checks_connect_as_the_worker_s_user(
 
 
 def test_py_spy_of_the_job_s_path_runs_as_the_worker_s_user(
-    host: Host, manager: FakeManager, job_user: JobUser  # noqa: F811
+    host: Host, manager: FakeManager, job_user: JobUser
 ) -> None:  # fmt: skip
     """And says no more than fits."""
     job_user.write("bin/py-spy", f"#!/bin/sh\nid -u > {job_user.directory}/spied; touch {job_user.mark}; "
                    "head -c 3000000 /dev/zero | tr '\\0' x\n")  # fmt: skip
-    job_user.write("bin/python3", "#!/bin/sh\nexec /usr/bin/python3 \"$@\"\n")
+    job_user.write("bin/python3", '#!/bin/sh\nexec /usr/bin/python3 "$@"\n')
     check = exec_check("/bin/false", action="restart")
     assign_as(
         manager, job_user, "exec python3 -c 'import time; time.sleep(1000)'", health=[check],
@@ -292,7 +293,7 @@ def test_py_spy_of_the_job_s_path_runs_as_the_worker_s_user(
 
 
 def test_agent_and_other_logs_go_on_while_a_job_makes_its_log_huge(
-    host: Host, manager: FakeManager, job_user: JobUser  # noqa: F811
+    host: Host, manager: FakeManager, job_user: JobUser
 ) -> None:  # fmt: skip
     """It holds its log's descriptor: it may truncate it to 8 TiB of nothing, to zero, and reserve blocks."""
     script = "import os,time\nos.ftruncate(1, 1 << 43)\nos.write(1, b'end\\n')\ntime.sleep(1000)"
@@ -314,7 +315,7 @@ def test_agent_and_other_logs_go_on_while_a_job_makes_its_log_huge(
 # ------------------------------------------------------------------------------------------------ squatted places
 
 
-def test_runner_whose_place_was_taken_goes_where_its_agent_went(tmp_path: Path, job_user: JobUser) -> None:  # noqa: F811
+def test_runner_whose_place_was_taken_goes_where_its_agent_went(tmp_path: Path, job_user: JobUser) -> None:
     """A cleaner of /tmp removed it, and another user was quicker than the runner."""
     worker_dir = tmp_path / "agent" / "workers" / "w1-0123456789"
     worker_dir.mkdir(parents=True)
@@ -343,7 +344,7 @@ def test_runner_whose_place_was_taken_goes_where_its_agent_went(tmp_path: Path, 
     os.close(runner._lock)
 
 
-def test_agent_whose_place_was_taken_starts_in_another(tmp_path: Path, manager: FakeManager, job_user: JobUser) -> None:  # noqa: F811
+def test_agent_whose_place_was_taken_starts_in_another(tmp_path: Path, manager: FakeManager, job_user: JobUser) -> None:
     """As systemd starts it after a reboot: nothing but agent.json says where."""
     host = Host(tmp_path, manager)
     squatted = tmp_path / "squatted"
@@ -363,7 +364,7 @@ def test_agent_whose_place_was_taken_starts_in_another(tmp_path: Path, manager: 
         host.end()
 
 
-def test_a_stranger_s_socket_is_no_runner_and_a_stranger_no_agent(tmp_path: Path, job_user: JobUser) -> None:  # noqa: F811
+def test_a_stranger_s_socket_is_no_runner_and_a_stranger_no_agent(tmp_path: Path, job_user: JobUser) -> None:
     """The kernel says who is at the other end."""
     path = job_user.directory / "s"
     script = f"import socket,time; s=socket.socket(socket.AF_UNIX); s.connect({str(path)!r}); time.sleep(100)"
@@ -381,7 +382,7 @@ def test_a_stranger_s_socket_is_no_runner_and_a_stranger_no_agent(tmp_path: Path
 
 
 @pytest.mark.parametrize("whose", ["the user's", "everybody's"])
-def test_root_installs_nothing_where_another_user_could_replace_it(job_user: JobUser, whose: str) -> None:  # noqa: F811
+def test_root_installs_nothing_where_another_user_could_replace_it(job_user: JobUser, whose: str) -> None:
     """A home that somebody else made first is theirs: they would choose what root runs."""
     home = job_user.directory / "home" if whose == "the user's" else job_user.root_only / "open" / "home"
     home.mkdir(parents=True)
@@ -409,7 +410,7 @@ def brought(project: Path, dest: Path, tmp_path: Path, **more: Any) -> Any:
     return CodeHost(tmp_path / "home").bring(Sync(str(project), str(dest), ()), **more)
 
 
-def test_code_of_a_user_s_folder_is_brought_as_that_user(project: Path, job_user: JobUser, tmp_path: Path) -> None:  # noqa: F811
+def test_code_of_a_user_s_folder_is_brought_as_that_user(project: Path, job_user: JobUser, tmp_path: Path) -> None:
     """Also where an earlier release brought it as root."""
     dest = job_user.directory / "project"
     assert brought(project, dest, tmp_path, rsync=True).status == "changed"
@@ -426,7 +427,7 @@ def test_code_of_a_user_s_folder_is_brought_as_that_user(project: Path, job_user
 
 @pytest.mark.parametrize("swapped", [".procguard-sync", "the folder", "a folder above", "a file's mode", "the record"])
 def test_what_a_job_puts_in_the_way_of_code_makes_root_write_and_delete_nothing(
-    project: Path, job_user: JobUser, tmp_path: Path, swapped: str  # noqa: F811
+    project: Path, job_user: JobUser, tmp_path: Path, swapped: str
 ) -> None:  # fmt: skip
     dest, outside = job_user.directory / "a" / "project", job_user.root_only / "outside"
     assert brought(project, dest, tmp_path).status == "changed"
@@ -455,7 +456,9 @@ def test_what_a_job_puts_in_the_way_of_code_makes_root_write_and_delete_nothing(
     assert job_user.secret.read_text().strip().endswith(job_user.canary)
 
 
-def test_code_goes_nowhere_that_others_than_root_can_turn_elsewhere(project: Path, job_user: JobUser, tmp_path: Path) -> None:  # noqa: F811
+def test_code_goes_nowhere_that_others_than_root_can_turn_elsewhere(
+    project: Path, job_user: JobUser, tmp_path: Path
+) -> None:
     shared = job_user.root_only.parent / f"{job_user.root_only.name}-shared"
     shared.mkdir()
     shared.chmod(0o777)
@@ -466,7 +469,7 @@ def test_code_goes_nowhere_that_others_than_root_can_turn_elsewhere(project: Pat
         shutil.rmtree(shared)
 
 
-def test_a_stranger_in_the_folder_holds_up_no_code(project: Path, job_user: JobUser, tmp_path: Path) -> None:  # noqa: F811
+def test_a_stranger_in_the_folder_holds_up_no_code(project: Path, job_user: JobUser, tmp_path: Path) -> None:
     """It calls itself a worker, or something that is no id at all."""
     dest = tmp_path.parent / f"{tmp_path.name}-dest"
     assert brought(project, dest, tmp_path).status == "changed"
@@ -488,7 +491,7 @@ def test_a_stranger_in_the_folder_holds_up_no_code(project: Path, job_user: JobU
         shutil.rmtree(dest)
 
 
-def test_fetch_reads_through_a_user_s_link_what_that_user_may_read(job_user: JobUser, tmp_path: Path) -> None:  # noqa: F811
+def test_fetch_reads_through_a_user_s_link_what_that_user_may_read(job_user: JobUser, tmp_path: Path) -> None:
     out = job_user.directory / "out"
     job_user.write("out/good.csv", "1\n", 0o600)
     job_user.link("out/link.csv", job_user.secret)
@@ -508,7 +511,7 @@ def test_fetch_reads_through_a_user_s_link_what_that_user_may_read(job_user: Job
     assert os.geteuid() == 0
 
 
-def test_fetch_is_not_led_elsewhere_between_finding_and_reading(job_user: JobUser, tmp_path: Path) -> None:  # noqa: F811
+def test_fetch_is_not_led_elsewhere_between_finding_and_reading(job_user: JobUser, tmp_path: Path) -> None:
     job_user.write("out/a.csv", "1\n", 0o644)
     told: list[dict[str, Any]] = []
     data = io.BytesIO()
