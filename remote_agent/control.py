@@ -22,6 +22,7 @@ import sys
 PROTOCOL_VERSION = 1
 # Parts of spec.json that this release's runner obeys, said in its hello: an earlier runner ignores what it never knew.
 KNOWS = ("start", "lease", "gang", "env")
+SO_PEERCRED = getattr(socket, "SO_PEERCRED", 17)  # the kernel's number; PyPy has no name for it
 MAX_LINE_BYTES = 1024 * 1024
 MAX_UNSENT_BYTES = 1024 * 1024
 
@@ -47,7 +48,7 @@ def runner_argv(
 
 def is_ours(peer: socket.socket) -> bool:
     """Whether the other end is of our user or root: the kernel says who made the connection, or the socket."""
-    credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)  # pid, uid, gid
+    credentials = peer.getsockopt(socket.SOL_SOCKET, SO_PEERCRED, 12)  # pid, uid, gid
     return int.from_bytes(credentials[4:8], sys.byteorder) in (0, os.geteuid())
 
 

@@ -478,8 +478,9 @@ def test_a_stranger_in_the_folder_holds_up_no_code(project: Path, job_user: JobU
     (project / "train.py").write_text("print(3)\n")
     names = ("train-a", "\x1b[2J")
     strangers = [
-        subprocess.Popen(["sleep", "100"], cwd=dest, user=job_user.uid, env={"PROCGUARD_WORKER_ID": one}) for one in names
-    ]  # fmt: skip
+        subprocess.Popen(["sleep", "100"], cwd=dest, user=job_user.uid, env={"PROCGUARD_WORKER_ID": one})
+        for one in names
+    ]
     try:
         assert brought(project, dest, tmp_path).status == "changed"
     finally:
