@@ -10,7 +10,6 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Any, Callable, Optional
 
-from remote_agent.bounded import HangsError
 from remote_agent.health import Due, Elsewhere, LogWatch, Result, timeout_of
 from remote_agent.measuring import Measuring, log_mark
 from remote_agent.slot import WorkerSlot
@@ -171,6 +170,8 @@ def _check_elsewhere(python: str, facts: dict[str, Any], check: HealthCheck) -> 
                 return False, "exec check without a command"
         healthy, detail = errand.run(python, {**facts, "check": wanted, "timeout_s": timeout_of(check)})
         return bool(healthy), str(detail)
+    except errand.Failed as exc:
+        return None, f"not checked: {exc}"
     except Exception as exc:  # whatever a check meets, it is a failed check
         return False, f"{check.type} check: {exc}"
 
@@ -181,7 +182,7 @@ def _stat_elsewhere(python: str, facts: dict[str, Any], path: str, timeout_s: fl
     try:
         found = errand.run(python, {**facts, "stat": path, "timeout_s": timeout_s})
     except errand.Failed as exc:
-        raise HangsError(str(exc)) from exc
+        raise OSError(0, str(exc)) from exc
     if isinstance(found, str):
         raise OSError(0, found)
     return tuple(found)

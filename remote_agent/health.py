@@ -22,7 +22,7 @@ DETAIL_CHARS = 300
 MIN_INTERVAL_S = 0.5
 HEARTBEAT_AGE_S = 60.0
 MAX_GPUS = 64
-Result = tuple[bool, str]  # (healthy, what a person should know)
+Result = tuple[Optional[bool], str]  # (healthy, what a person should know); None: it could not be found out
 
 
 @dataclass
@@ -68,7 +68,7 @@ class Elsewhere:
     home: str
     other_user: bool
     check: Callable[[HealthCheck], Result]
-    stat: Callable[[str, float], Any]  # (mtime_ns, size, inode); raises OSError, HangsError
+    stat: Callable[[str, float], Any]  # (mtime_ns, size, inode); raises OSError, also where there is no answer
 
 
 @dataclass
@@ -126,13 +126,17 @@ class HealthMonitor:
         times = [track.next_at for track in self._tracks if not track.busy]
         return min(times) if times else None
 
-    def result(self, due: Due, healthy: bool, detail: str, now: float) -> bool:
-        """Returns whether the worker has just become failing under a check whose action is restart."""
+    def result(self, due: Due, healthy: Optional[bool], detail: str, now: float) -> bool:
+        """Returns whether the worker has just become failing under a check whose action is restart.
+
+        `healthy` None changes nothing: a host too busy to look is no evidence against the job."""
         if due.attempt != self._attempt or due.index >= len(self._tracks):
             return False  # of an attempt that is over
         track = self._tracks[due.index]
         track.busy = False
         track.next_at = now + max(MIN_INTERVAL_S, track.check.interval_s)
+        if healthy is None:
+            return False
         track.detail = detail[:DETAIL_CHARS]
         if healthy:
             track.failures, track.passed = 0, True

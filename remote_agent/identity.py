@@ -36,6 +36,7 @@ def become(run_as: dict[str, object]) -> None:
     os.setgroups(groups)
     os.setgid(int(str(run_as["gid"])))
     os.setuid(int(str(run_as["uid"])))
+    process_tree.libc().prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # what this process remembers is not the user's to read
 
 
 def leave_key_ring() -> None:
@@ -93,7 +94,6 @@ def _answer(run_as: dict[str, object], question: Callable[[], object], writable:
         os.dup2(writable, 3)
         os.closerange(4, max([int(name) for name in os.listdir("/proc/self/fd")]) + 1)  # locks and sockets among them
         become(run_as)
-        process_tree.libc().prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # what this process remembers is not the user's to read
         process_tree.die_with_parent(parent)
         try:
             answer = ["is", question()]

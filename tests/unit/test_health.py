@@ -167,6 +167,19 @@ def test_only_failures_in_a_row_make_it_failing_and_restart_is_asked_once() -> N
     assert seen[2] == "ok" and seen[4] != "failing" and seen[5] == "failing"
 
 
+def test_what_could_not_be_found_out_changes_no_verdict() -> None:
+    """A host too busy to look is no evidence against the job."""
+    monitor = monitor_with(HealthCheck("tcp", port=1, start_grace_s=0, interval_s=1, failures=2, action="restart"))
+    now, asked = 0.0, []
+    for healthy in (True, False, None, None, None, False):
+        (due,) = monitor.due(now)
+        asked.append(monitor.result(due, healthy, "refused", now))
+        now += 1.0
+    assert asked == [False, False, False, False, False, True]
+    verdict = monitor.verdict()
+    assert verdict is not None and verdict.status == "failing"
+
+
 def test_alert_never_asks_for_a_restart() -> None:
     """Doubt is shown; it kills only where the policy says so."""
     monitor = monitor_with(HealthCheck("tcp", port=1, start_grace_s=0, failures=1))

@@ -265,6 +265,21 @@ def test_http_and_tcp_checks_connect_as_the_worker_s_user(
         listener.close()
 
 
+def test_a_check_whose_process_the_job_ends_is_no_verdict(
+    host: Host, manager: FakeManager, job_user: JobUser
+) -> None:  # fmt: skip
+    """It may kill what runs as its user; that says nothing about it, and other workers' checks go on."""
+    script = "while :; do pkill -9 -U games -f [r]emote_agent/errand.py; sleep 0.01; done"
+    assign_as(manager, job_user, script, health=[exec_check("/bin/true", action="restart")])
+    manager.assign("w2", "sleep 1000", health=[exec_check("/bin/true")])
+    host.start()
+    pid = running(manager)
+    wait_until(lambda: (manager.report("w2").get("health") or {}).get("status") == "ok", 20, "the other's verdict")
+    wait_until(lambda: len(manager.beats) > 20, 20, "some rounds")
+    assert (manager.report("w1")["health"] or {})["status"] != "failing"
+    assert manager.report("w1")["pid"] == pid
+
+
 # ------------------------------------------------------------------------------------------------------ evidence
 
 
