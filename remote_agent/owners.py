@@ -10,6 +10,7 @@ For a process of one thread (the installer's). Knows nothing of what is done the
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from typing import Iterator, List, NamedTuple, Optional
@@ -50,19 +51,19 @@ def walk(path: str) -> Walk:
                 shared = True
             try:
                 with acting_as(actor):
-                    found = os.open(part, _LOOK, dir_fd=folder)
+                    found = _step(folder, part)
             except FileNotFoundError:
                 os.close(folder)
                 folder = None
                 break
             here = os.fstat(found)
-            if root and actor is None and here.st_uid != 0:
+            if root and actor is None and here.st_uid != 0 and not _of_outside(here.st_uid):
                 actor = _actor(here.st_uid, here.st_gid)
             if stat.S_ISLNK(here.st_mode):
                 links += 1
                 if links > MAX_LINKS:
                     os.close(found)
-                    raise OSError(40, "too many links", path)  # ELOOP
+                    raise OSError(errno.ELOOP, "too many links", path)
                 target = os.readlink("", dir_fd=found)
                 os.close(found)
                 parts += target.split("/")[::-1]
@@ -76,6 +77,30 @@ def walk(path: str) -> Walk:
         if folder is not None:
             os.close(folder)
         raise
+
+
+def _step(folder: int, part: str) -> int:
+    """As a folder where it is one: that has the system mount what it mounts on demand."""
+    try:
+        return os.open(part, _LOOK | os.O_DIRECTORY, dir_fd=folder)
+    except OSError as exc:
+        if exc.errno not in (errno.ENOTDIR, errno.ELOOP):
+            raise
+        return os.open(part, _LOOK, dir_fd=folder)
+
+
+def _of_outside(uid: int) -> bool:
+    """In a container of a user's making, files of the machine's own root seem to be nobody's; no user here is that."""
+    try:
+        with open("/proc/sys/kernel/overflowuid", "rb") as file:
+            overflow = int(file.read())
+        if uid != overflow:
+            return False
+        with open("/proc/self/uid_map", "rb") as file:
+            mapped = [[int(word) for word in line.split()] for line in file]
+    except (OSError, ValueError):
+        return False
+    return not any(first <= uid < first + count for first, _, count in mapped)
 
 
 def _open_to_others(folder: os.stat_result) -> bool:
@@ -111,13 +136,13 @@ def open_file(path: str) -> int:
     """A regular file, opened for reading with the rights of whose place it is in. Raises OSError."""
     found = walk(path)
     if found.fd is None:
-        raise FileNotFoundError(2, "No such file or directory", path)
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", path)
     try:
         here = os.fstat(found.fd)
         if not stat.S_ISREG(here.st_mode):
-            raise OSError(22, "not a regular file", path)
+            raise OSError(errno.EINVAL, "not a regular file", path)
         if found.shared and here.st_nlink > 1:
-            raise PermissionError(13, "a second name of a file in a folder that others can write to", path)
+            raise PermissionError(errno.EACCES, "a second name of a file in a folder that others can write to", path)
         with acting_as(found.actor):
             return os.open(f"/proc/self/fd/{found.fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     finally:

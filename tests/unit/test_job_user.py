@@ -19,7 +19,7 @@ import pytest
 
 from procguard.deploy.code_source import Sync
 from procguard.errors import HostError
-from remote_agent import control, file_finder, paths
+from remote_agent import control, file_finder, owners, paths
 from remote_agent.installer import Installer
 from remote_agent.locks import lock_held
 from remote_agent.only_one import listen, take_lock
@@ -525,6 +525,39 @@ def test_fetch_reads_through_a_user_s_link_what_that_user_may_read(job_user: Job
     assert found[f"{out}/*.csv"].count(b"1\n") >= 1 and found[str(out)].count(b"1\n") >= 1
     assert not any(job_user.canary.encode() in one for one in found.values())
     assert os.geteuid() == 0
+
+
+def test_root_of_a_user_s_container_is_at_home_there() -> None:
+    """What belongs to the machine's own root seems to be nobody's there, who is no user of that container."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    said, say = os.pipe()
+    mapped, map_it = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        answer = "no user namespaces here"
+        try:
+            if libc.unshare(0x10000000) == 0:  # CLONE_NEWUSER
+                os.write(say, b".")
+                os.read(mapped, 1)
+                os.setgid(0)
+                os.setuid(0)
+                found = owners.walk("/usr/bin")
+                answer = f"{os.geteuid()} {os.stat('/usr').st_uid} {found.actor} {found.shared}"
+        except Exception as exc:
+            answer = repr(exc)
+        finally:
+            os.write(say, answer.encode())
+            os._exit(0)
+    try:
+        if os.read(said, 1) == b".":
+            for name in ("uid_map", "gid_map"):
+                Path(f"/proc/{pid}/{name}").write_text("0 1000 1")
+            os.write(map_it, b".")
+        assert os.read(said, 1000).decode() == "0 65534 None False"
+    finally:
+        os.waitpid(pid, 0)
+        for descriptor in (said, say, mapped, map_it):
+            os.close(descriptor)
 
 
 def test_fetch_is_not_led_elsewhere_between_finding_and_reading(job_user: JobUser, tmp_path: Path) -> None:
