@@ -34,6 +34,7 @@ class Relay:
     def __init__(self, fleet_id: str, host: str, directory: str, port: int = 0, may_move: bool = True) -> None:
         """`port`: the one that the agent knows; another is taken only where it `may_move`. `directory`: of its lock.
         Raises InstallError."""
+        self._directory = directory
         self._held = take_over(fleet_id, host, directory)
         self.listener = listen(fleet_id, host, port, may_move)
         self.port: int = self.listener.getsockname()[1]
@@ -46,6 +47,9 @@ class Relay:
         with contextlib.suppress(MuxEnded, OSError):
             Mux(_Stdio(), accept=self.listener).run()
         self.listener.close()
+        with contextlib.suppress(OSError):  # before an agent is installed nothing else lies there
+            os.unlink(os.path.join(self._directory, LOCK))
+            os.rmdir(self._directory)
 
 
 class _Stdio(Wire):
@@ -133,6 +137,8 @@ def _insist(attempt: "Callable[[], bool]", end: "Callable[[int], None]") -> bool
 
 
 def _take_lock(path: str, held: "list[int]") -> bool:
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(os.path.dirname(path), 0o700)  # the one before has just taken it away
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

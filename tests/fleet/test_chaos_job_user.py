@@ -14,6 +14,7 @@ import pytest
 from tests.chaos import ChaosReport
 from tests.fleet import jobs, stamps
 from tests.fleet.chaos_world import World
+from tests.fleet.disk import USER_ID
 from tests.fleet.hosts import Fleet, FleetHost
 from tests.waiting import wait_until
 
@@ -77,8 +78,9 @@ def furnish(fleet: Fleet) -> None:
         (games / name).symlink_to(SECRET)
     os.mkfifo(games / "pipe")
     one.run(f"chown -hR {USER}: {HOME}")
-    for place in ("/tmp/procguard-0", "/var/tmp/procguard-0"):
-        one.run(f"mkdir -m 777 {place} && chown {USER}: {place}")
+    for host, uid in ((one, 0), (fleet[1], USER_ID)):
+        for place in (f"/tmp/procguard-{uid}", f"/var/tmp/procguard-{uid}"):
+            host.run(f"mkdir -m 777 {place} && chown {USER}: {place}")
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +218,7 @@ def test_job_that_shares_its_agent_s_user_harms_that_agent_s_workers_alone(
     before = world.manager.worker("victim")
     for _round in chaos_report.rounds(short=1, long=10):
         world.operator.invoke("deploy", "--hosts", str(inventory), "--limit", shared.name)
-        record = wait_until(lambda: agent_records(shared), 20, "its agent")[0]
+        record = wait_until(lambda: agent_records(shared), 20, "its agent, though others took the names it wants")[0]
         wait_until(lambda record=record: not _is_json(record), 30, "its agent's files ruined")  # type: ignore[misc]
         world.stays(lambda: world.manager.request("GET", "/healthz")[0] == 200, 2)
     after = world.manager.worker("victim")

@@ -19,7 +19,7 @@ import pytest
 
 from procguard.deploy.code_source import Sync
 from procguard.errors import HostError
-from remote_agent import control, file_finder, owners, paths
+from remote_agent import control, file_finder, identity, owners, paths
 from remote_agent.installer import Installer
 from remote_agent.locks import lock_held
 from remote_agent.only_one import listen, take_lock
@@ -67,6 +67,26 @@ def test_env_file_that_never_opens_costs_the_worker_alone(rig: Rig, job_user: Jo
     os.chown(job_user.directory / ".env", job_user.uid, job_user.gid)
     as_user(rig.shell("env"), job_user, env_files=[str(job_user.directory / ".env")]).run()
     assert "is not a file" in rig.until("failed")["reason"]
+
+
+def test_what_is_asked_as_a_user_ends_in_time_and_holds_nothing_of_who_asks(job_user: JobUser) -> None:
+    """Whatever the user does with the process that finds it out."""
+
+    def question() -> object:
+        own = os.listdir("/proc/self/fd")
+        return [os.getresuid(), os.getgroups(), sorted(int(one) for one in own), os.stat("/proc/self/mem").st_uid]
+
+    uid = job_user.uid
+    found = identity.ask(job_user.run_as, question)
+    assert found == [[uid, uid, uid], job_user.groups, [0, 1, 2, 3, 4], 0], "not the user's to look into"
+    began = time.monotonic()
+    with pytest.raises(OSError, match="no answer within 0"):
+        identity.ask(job_user.run_as, lambda: os.kill(os.getpid(), signal.SIGSTOP), 0.3)
+    with pytest.raises(OSError, match="the reading process was ended"):
+        identity.ask(job_user.run_as, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(OSError, match="no answer within"):
+        identity.ask(job_user.run_as, lambda: "x" * (identity.MAX_ANSWER_BYTES + 1))
+    assert time.monotonic() - began < 5 and os.geteuid() == 0
 
 
 def test_users_worker_gets_no_variable_of_roots_environment(rig: Rig, job_user: JobUser) -> None:

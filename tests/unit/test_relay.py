@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from remote_agent import relay
+from remote_agent import paths, relay
 from remote_agent.install import LINE_MARK
 from remote_agent.mux import OPEN, PING, Frames, frame
 from remote_agent.release import InstallError
@@ -76,6 +77,7 @@ def session(fleet_id: str, home: Path, **request: Any) -> Iterator[Session]:
         yield one
     finally:
         one.end()
+        shutil.rmtree(paths.choose_runtime_dir(str(home), fleet_id, "h1"))
 
 
 @pytest.fixture
@@ -182,3 +184,14 @@ def test_a_relay_of_an_earlier_release_is_ended(fleet_id: str, tmp_path: Path) -
         os.kill(earlier.pid, signal.SIGSTOP)
         with session(fleet_id, tmp_path) as one:
             assert one.port and earlier.wait(10) == -signal.SIGKILL
+
+
+def test_nothing_is_left_of_a_relay_that_was_there_before_its_agent(fleet_id: str, tmp_path: Path) -> None:
+    """Its session's end takes its lock along."""
+    with session(fleet_id, tmp_path) as one:
+        place = Path(paths.choose_runtime_dir(str(tmp_path), fleet_id, "h1"))
+        assert place.is_dir()
+        assert one.process.stdin is not None
+        one.process.stdin.close()
+        assert one.process.wait(10) == 0
+        assert not place.exists()
