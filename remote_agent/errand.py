@@ -162,9 +162,9 @@ class _Worker:
             if time.monotonic() > deadline:
                 return False, f"`{command}` took longer than {timeout_s:g} s"
             time.sleep(0.005)
-        told = child.word(word, launch) if word >= 0 else None
-        if told is not None and told[0] != child.EXECUTED:
-            return False, f"`{command}` cannot be run: {told[1]}"
+        outcome = child.word(word, launch) if word >= 0 else None
+        if outcome is not None and outcome[0] != child.EXECUTED:
+            return False, f"`{command}` cannot be run: {outcome[1]}"
         if os.WIFSIGNALED(status):
             return False, f"`{command}` was killed by signal {os.WTERMSIG(status)}"
         return os.WEXITSTATUS(status) == 0, f"`{command}` ended with {os.WEXITSTATUS(status)}"
