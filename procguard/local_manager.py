@@ -1,7 +1,7 @@
 """How a manager of this user on this machine is reached: its https address and CA, for the tools of the same user.
 
-Owns /tmp/procguard-UID/manager-PORT.json, in a directory that is nobody else's (remote_agent/paths.py checks owner and
-mode). Written only by a manager that speaks https: plain http needs no telling.
+Owns /tmp/procguard-UID/manager-PORT.json, or the same in /var/tmp, in a directory that is nobody else's (paths.py of
+remote_agent checks owner and mode). Written only by a manager that speaks https: plain http needs no telling.
 """
 
 from __future__ import annotations
@@ -23,15 +23,19 @@ class Known(NamedTuple):
 
 
 def announce(port: int, url: str, ca_file: str) -> None:
-    with contextlib.suppress(OSError, paths.UnsafeDirectory):  # the tools then have to be told
-        paths.ensure_private_dir(_directory())
-        paths.write_json(_file(port), {"url": url, "ca_file": ca_file, "any_name": True})
+    for directory in _directories():  # in the first that nobody else has taken; without any, the tools have to be told
+        with contextlib.suppress(OSError, paths.UnsafeDirectory):
+            paths.ensure_private_dir(directory)
+            paths.write_json(_file(directory, port), {"url": url, "ca_file": ca_file, "any_name": True})
+            return
 
 
 def withdraw(port: int) -> None:
-    with contextlib.suppress(OSError):
-        os.unlink(_file(port))
-        os.rmdir(_directory())  # agents of this machine may still have theirs
+    for directory in _directories():
+        with contextlib.suppress(OSError, paths.UnsafeDirectory):
+            paths.ensure_private_dir(directory, make=False)
+            os.unlink(_file(directory, port))
+            os.rmdir(directory)  # agents of this machine may still have theirs
 
 
 def find(url: str) -> Known | None:
@@ -39,17 +43,17 @@ def find(url: str) -> Known | None:
     parts = urlsplit(url)
     if parts.hostname not in LOOPBACK:
         return None
-    try:
-        paths.ensure_private_dir(_directory(), make=False)
-        told: Any = paths.read_json(_file(parts.port or 443))
-        return Known(str(told["url"]), str(told["ca_file"]), bool(told["any_name"]))
-    except (OSError, ValueError, KeyError, TypeError, paths.UnsafeDirectory):
-        return None
+    for directory in _directories():
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, paths.UnsafeDirectory):
+            paths.ensure_private_dir(directory, make=False)
+            told: Any = paths.read_json(_file(directory, parts.port or 443))
+            return Known(str(told["url"]), str(told["ca_file"]), bool(told["any_name"]))
+    return None
 
 
-def _directory() -> str:
-    return f"/tmp/procguard-{os.getuid()}"  # noqa: S108 - owner and mode are checked
+def _directories() -> list[str]:
+    return [os.path.join(shared, f"procguard-{os.getuid()}") for shared in paths.SHARED]  # owner and mode are checked
 
 
-def _file(port: int) -> str:
-    return os.path.join(_directory(), f"manager-{port}.json")
+def _file(directory: str, port: int) -> str:
+    return os.path.join(directory, f"manager-{port}.json")

@@ -311,6 +311,7 @@ class Launcher:
         url, worker_id = self._options.manager_url, self._options.worker_id
         if os.path.exists(paths.agent_file(directory)):
             own = settings.load(directory)
+            own.runtime_dir = paths.keep_runtime_dir(own.runtime_dir, self._home, fleet_id, host_name(), worker_id)
         else:
             os.makedirs(directory, mode=paths.PRIVATE_DIR, exist_ok=True)
             own = AgentSettings(

@@ -80,6 +80,7 @@ def run_agent(agent_dir: str) -> int:
 
     try:
         settings = settings_module.load(agent_dir)
+        settings_module.keep_runtime_dir(agent_dir, settings)
         lock = settings_module.AgentLock(settings.runtime_dir)
         holder = lock.take()
     except (settings_module.SettingsError, OSError) as exc:

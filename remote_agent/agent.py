@@ -125,7 +125,7 @@ class Agent:
             self._helpers.submit,
             log.say,
             lambda: self.link.changed(time.monotonic()),
-            default_dir=default_dir,
+            python=self._python,
             base_env=base_env,
         )
         self._gpus = GpuDesk(Allotment(agent_dir), self._measuring, base_env)

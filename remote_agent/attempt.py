@@ -122,7 +122,11 @@ def build_launch(
     if isinstance(start, dict):
         from remote_agent import environment
 
-        env, scripts = environment.compose(env, start, own, cwd, hook is not None)
+        run_as = start.get("run_as")
+        if isinstance(run_as, dict):
+            env, scripts = environment.compose_as(run_as, base_env, start, own, cwd, hook is not None)
+        else:
+            env, scripts = environment.compose(env, start, own, cwd, hook is not None)
     else:
         env.update(own)
         start = {}

@@ -7,17 +7,14 @@ written down evidence.py's; a restart is the runner's. Main loop only; knows no 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Callable, Optional
 
-from remote_agent import allotment
-from remote_agent.health import Due, LogWatch
+from remote_agent.health import Due, Elsewhere, LogWatch, Result, timeout_of
 from remote_agent.measuring import Measuring, log_mark
-from remote_agent.process_tree import COOKIE_VARIABLE
 from remote_agent.slot import WorkerSlot
-from remote_agent.spec import working_directory
 from remote_agent.states import RUNNING
-from remote_agent.worker_spec import WorkerSpec
+from remote_agent.worker_spec import HealthCheck
 
 EVIDENCE_PATIENCE_S = 30.0  # evidence.py ends by itself before; a host that hangs must not keep the job hung
 
@@ -41,44 +38,47 @@ class Checks:
         say: Callable[..., None],
         changed: Callable[[], None],
         *,
-        default_dir: str,
+        python: str,
         base_env: dict[str, str],
     ) -> None:
         self._measuring, self._submit, self._say, self._changed = measuring, submit, say, changed
-        self._default_dir, self._base_env = default_dir, base_env
+        self._python, self._base_env = python, base_env
         self._gathering: dict[str, _Gathering] = {}
-        self._environments: dict[
-            str, tuple[int, dict[str, str]]
-        ] = {}  # by worker: attempt, what its job was started with
 
     def tick(self, slot: WorkerSlot, now: float) -> None:
         checks = slot.assignment.spec.health if slot.assignment is not None else []
         if not checks or slot.link is None or slot.state != RUNNING:
             slot.health.stopped()
             self._gathering.pop(slot.worker_id, None)
-            self._environments.pop(slot.worker_id, None)
             return
         gathering = self._gathering.get(slot.worker_id)
         if gathering is not None and now >= gathering.until:
             self._end(slot, gathering, f"no evidence: gathering it took longer than {EVIDENCE_PATIENCE_S:.0f} s")
         assert slot.assignment is not None
-        spec, directory, attempt = slot.assignment.spec, slot.directory, slot.attempt
+        directory, attempt = slot.directory, slot.attempt
         log = LogWatch(lambda: log_mark(directory, attempt), lambda: self._measuring.silence_limit_s(slot))
-        cwd = working_directory(spec.working_dir, self._default_dir)
-        slot.health.running(attempt, checks, now, cwd=cwd, env=self._environment(slot, spec), log=log)
+        slot.health.running(attempt, checks, now, elsewhere=self._elsewhere(slot), log=log)
         for due in slot.health.due(now):
             if not self._submit(due, due.run):
                 slot.health.result(due, True, "not checked: too many checks wait", now)
 
-    def _environment(self, slot: WorkerSlot, spec: WorkerSpec) -> dict[str, str]:
-        """What exec checks run in: the environment its job has, with env_file, venv, conda and setup lines in force."""
-        known = self._environments.get(slot.worker_id)
-        if known is None or known[0] != slot.attempt:
-            found = environment_of(slot.status.get("pid"))
-            of_manager = slot.assignment.env if slot.assignment is not None else {}
-            found = found or {**self._base_env, **spec.env, **allotment.environment(slot.gpus), **of_manager}
-            known = self._environments[slot.worker_id] = (slot.attempt, found)
-        return known[1]
+    def _elsewhere(self, slot: WorkerSlot) -> Elsewhere:
+        """For the attempt that runs: its checks are made with its user's rights, in its specification's environment."""
+        status, python = slot.status, self._python
+        facts = {
+            "worker_dir": slot.directory,
+            "attempt": slot.attempt,
+            "pid": status.get("pid"),
+            "pid_start": status.get("pid_start"),
+        }
+
+        def check(one: HealthCheck) -> Result:
+            return _check_elsewhere(python, facts, one)
+
+        def stat(path: str, timeout_s: float) -> Any:
+            return _stat_elsewhere(python, facts, path, timeout_s)
+
+        return Elsewhere(slot.cwd, slot.home, slot.other_user, check, stat)
 
     def next_at(self, slot: WorkerSlot) -> Optional[float]:
         gathering = self._gathering.get(slot.worker_id)
@@ -134,6 +134,7 @@ class Checks:
             "gpus": list(self._measuring.gpus_of(slot.worker_id)),
             "signal": spec.evidence_signal,
             "path": spec.env.get("PATH") or self._base_env.get("PATH") or os.defpath,
+            "python": self._python,
         }
         if not self._submit(("evidence", slot.worker_id, slot.attempt), lambda: _collect(facts)):
             self._end(slot, gathering, "no evidence: too much else waits")
@@ -155,15 +156,33 @@ def _collect(facts: dict[str, Any]) -> Any:
     return evidence.collect(evidence.Scene(**facts))
 
 
-def environment_of(pid: object) -> dict[str, str]:
-    """The environment a process was started with; {} where that can't be read. Without our cookie: a check is no part
-    of the tree that is swept."""
+def _check_elsewhere(python: str, facts: dict[str, Any], check: HealthCheck) -> Result:
+    """By a process of its own. Never raises."""
+    import shlex
+
+    from remote_agent import errand  # seldom needed: it need not take up memory before
+
     try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            entries = file.read().split(b"\0")
-    except OSError:
-        return {}
-    pairs = (entry.partition(b"=") for entry in entries if b"=" in entry)
-    found = {os.fsdecode(name): os.fsdecode(value) for name, _, value in pairs}
-    found.pop(COOKIE_VARIABLE, None)
-    return found
+        wanted = asdict(check)
+        if check.type == "exec":
+            wanted["argv"] = shlex.split(check.command)
+            if not wanted["argv"]:
+                return False, "exec check without a command"
+        healthy, detail = errand.run(python, {**facts, "check": wanted, "timeout_s": timeout_of(check)})
+        return bool(healthy), str(detail)
+    except errand.Failed as exc:
+        return None, f"not checked: {exc}"
+    except Exception as exc:  # whatever a check meets, it is a failed check
+        return False, f"{check.type} check: {exc}"
+
+
+def _stat_elsewhere(python: str, facts: dict[str, Any], path: str, timeout_s: float) -> Any:
+    from remote_agent import errand
+
+    try:
+        found = errand.run(python, {**facts, "stat": path, "timeout_s": timeout_s})
+    except errand.Failed as exc:
+        raise OSError(0, str(exc)) from exc
+    if isinstance(found, str):
+        raise OSError(0, found)
+    return tuple(found)

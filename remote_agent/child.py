@@ -60,7 +60,7 @@ class NotStarted(Exception):
 
 def start(launch: Launch) -> tuple[int, int]:
     """Returns (pid, descriptor). The descriptor is readable once the exec has come about (end of file) or failed (see
-    `failure`); -1 = it has come about. Raises NotStarted, or OSError where no log can be opened or no process be made.
+    `word`); -1 = it has come about. Raises NotStarted, or OSError where no log can be opened or no process be made.
     """
     opened = [os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)]
     before = process_tree.mark_descendants(launch.env.get(process_tree.COOKIE_VARIABLE, ""))
@@ -176,9 +176,12 @@ def _become(launch: Launch, streams: list[int], report: int, runner: int) -> Non
         stage = "exec"
         os.execve(locate(launch), launch.argv, launch.env)  # noqa: S606 - a list, never a shell line
     except OSError as exc:
-        os.write(report, f"{stage} {exc.errno} {_name(exc)}".encode()[:MAX_FAILURE_BYTES])
+        # In words here, as the user that it is by now: the runner may read files that are not this user's.
+        text = explain(stage, exc.errno or 0, _name(exc), launch)
+        os.write(report, f"not {text}".encode(errors="replace")[:MAX_FAILURE_BYTES])
     except BaseException as exc:  # after a fork nothing may escape into the runner's own code
-        os.write(report, f"{stage} 0 {exc}".encode()[:MAX_FAILURE_BYTES])
+        text = explain(stage, 0, str(exc), launch)
+        os.write(report, f"not {text}".encode(errors="replace")[:MAX_FAILURE_BYTES])
     finally:
         os._exit(EXIT_NOT_STARTED)
 
@@ -202,13 +205,10 @@ def _limit(launch: Launch) -> None:
 
 
 def _become_user(launch: Launch) -> None:
-    run_as = launch.run_as
-    if run_as:
-        groups = run_as["groups"]
-        assert isinstance(groups, list)
-        os.setgroups(groups)
-        os.setgid(int(str(run_as["gid"])))
-        os.setuid(int(str(run_as["uid"])))
+    if launch.run_as:
+        from remote_agent import identity
+
+        identity.become(launch.run_as)
 
 
 def _name(exc: OSError) -> str:
@@ -289,17 +289,31 @@ def word(descriptor: int, launch: Launch) -> tuple[str, str] | None:
         return (EXECUTED, "") if launch.setup is None else (FAILED, "its setup ended before the command was started")
     if data == b"ok":
         return EXECUTED, ""
-    stage, _, rest = data.decode(errors="replace").partition(" ")
-    number, _, detail = rest.partition(" ")
+    # A shell with lines of the worker's may have written anything here.
+    stage, _, rest = data.decode(errors="replace").replace("\0", "").partition(" ")
     if stage == "path":
         return HOPELESS, _explain_missing(rest, launch)
     if stage == "line":
-        return FAILED, explain_line(number, detail, launch)
-    return HOPELESS, explain(stage, int(number) if number.isdigit() else 0, detail, launch)
+        code, _, number = rest.partition(" ")
+        return FAILED, explain_line(code, number, launch)
+    if stage == "not":
+        return HOPELESS, rest
+    return HOPELESS, f"the child could not be set up: {rest[:200]}"
 
 
 def _explain_missing(path: str, launch: Launch) -> str:
     """The shell before the command did not find it in the PATH that its lines had made."""
+    if launch.run_as:
+        from remote_agent import identity
+
+        try:
+            return str(identity.ask(launch.run_as, lambda: _look_for(path, launch)))
+        except (ValueError, OSError):
+            return f"command not found: {launch.command[0]} (looked in PATH={path})"
+    return _look_for(path, launch)
+
+
+def _look_for(path: str, launch: Launch) -> str:
     wanted = Launch(launch.command, launch.cwd, {**launch.env, "PATH": path}, "")
     try:
         locate(wanted)
@@ -312,8 +326,8 @@ def _explain_missing(path: str, launch: Launch) -> str:
 def explain_line(code: str, number: str, launch: Launch) -> str:
     """Line `number` of its setup ended the shell with exit code `code`; 0: an activation script of its conda."""
     lines = launch.setup or []
-    if not number.isdigit() or not 0 < int(number) <= len(lines):
-        return f"the activation of its conda environment failed with exit code {code}"
+    if not number.isdecimal() or not 0 < int(number) <= len(lines):
+        return f"the activation of its conda environment failed with exit code {code[:20]}"
     line = lines[int(number) - 1].strip().split("\n")[0]
     return f"setup line {number} failed with exit code {code}: {line[:200]}"
 

@@ -2,7 +2,8 @@
 
 What was brought is known by a record in the folder itself (hosts may share it), in `.procguard-sync/`. Only what was
 brought is ever changed or removed: a job's own files stay. New content is gathered in `incoming/` on the same file
-system, checked by its digest, and moved in by renames. No path is followed through a link below the folder.
+system, checked by its digest, and moved in by renames. No path is followed through a link below the folder. Where
+root brings code to a folder of a user's, all of it is done with that user's rights (owners.py), and is theirs.
 
 The manifest, from the deploying side, its digest over its canonical JSON (`digest_of`):
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -25,12 +27,13 @@ import time
 import zlib
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
-from remote_agent import paths
+from remote_agent import owners, paths
 from remote_agent.release import InstallError, check_space, os_error
 
 KEPT = ".procguard-sync"
 LOCK_TIMEOUT_S = 90.0
 MAX_ENTRIES = 200_000
+MAX_RECORD_BYTES = 256 * 1024 * 1024
 BLOCK_BYTES = 256 * 1024
 # Nobody's project; a mistyped `dest` must not spread files over a system.
 REFUSED = frozenset((
@@ -68,11 +71,23 @@ def _parts(name: str) -> "List[str]":
     return parts
 
 
+def _with_its_rights(method: "Callable[..., Any]") -> "Callable[..., Any]":
+    @functools.wraps(method)
+    def doing(self: "CodeFolder", *arguments: Any) -> Any:
+        with owners.acting_as(self.actor):
+            return method(self, *arguments)
+
+    return doing
+
+
 class CodeFolder:
     """`dest` on this host. `look` without the lock; `plan`, `receive`, `apply` inside `locked()`."""
 
     def __init__(self, dest: str, home: str) -> None:
-        self.path = os.path.realpath(os.path.expanduser(dest))
+        wanted = os.path.normpath(os.path.join("/", os.path.expanduser(dest)))
+        self.actor = self._whose(wanted)
+        with owners.acting_as(self.actor):
+            self.path = os.path.realpath(wanted)
         own = [os.path.realpath(os.path.expanduser("~")), os.path.realpath(home)]
         around = [path for path in own if path == self.path or path.startswith(self.path.rstrip("/") + "/")]
         if not os.path.isabs(os.path.expanduser(dest)) or self.path in REFUSED or around or self._inside(home):
@@ -82,6 +97,23 @@ class CodeFolder:
                 "name one below the home directory, e.g. ~/project",
             )
 
+    @staticmethod
+    def _whose(wanted: str) -> "Optional[owners.Actor]":
+        """With whose rights everything is done; None: ours."""
+        try:
+            found = owners.walk(os.path.join(wanted, KEPT))
+        except OSError as exc:
+            raise os_error(exc, f"cannot look at {wanted}") from exc
+        if found.fd is not None:
+            os.close(found.fd)
+        if found.shared and found.actor is None and os.geteuid() == 0:
+            raise InstallError(
+                "bad_dest",
+                f"procguard_sync: others than root can replace a folder on the way to {wanted}",
+                "take their right to write (chmod go-w), or give the folder to the user who works there (chown)",
+            )
+        return found.actor
+
     def _inside(self, home: str) -> bool:
         return self.path.startswith(os.path.realpath(home) + "/")
 
@@ -90,12 +122,17 @@ class CodeFolder:
     def record(self) -> Json:
         """What was brought: {"digest", "files": {name: [mode, size, sha256, mtime_ns]}, "links", "folders"}."""
         try:
-            found = paths.read_json(self._kept("record.json"))
-            return {"files": {}, "links": {}, "folders": [], "digest": "", **found} if isinstance(found, dict) else {
-                "files": {}, "links": {}, "folders": [], "digest": ""}  # fmt: skip
-        except (OSError, ValueError):
+            return _sane(json.loads(self._record_text()))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return {"files": {}, "links": {}, "folders": [], "digest": ""}
 
+    def _record_text(self) -> bytes:
+        """Whatever lies there, it is read as a file and no further than a list of code can be."""
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        with owners.acting_as(self.actor), os.fdopen(os.open(self._kept("record.json"), flags), "rb") as file:
+            return bytes(file.read(MAX_RECORD_BYTES)) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
+
+    @_with_its_rights
     def same(self, digest: str) -> bool:
         """Whether the folder holds just this code, as far as sizes, times and modes tell."""
         record = self.record()
@@ -105,6 +142,7 @@ class CodeFolder:
         whole = whole and all(_link(self._at(name)) == target for name, target in record["links"].items())
         return whole and all(os.path.isdir(self._at(name)) for name in record["folders"])
 
+    @_with_its_rights
     def plan(self, manifest: Json) -> Json:
         """{"needed": names whose content is missing, "changed", "new", "gone", "bytes"}; changes nothing."""
         record = self.record()
@@ -114,7 +152,7 @@ class CodeFolder:
             if here is None:
                 new.append(name)
                 needed.append(name)
-            elif not stat.S_ISREG(here.st_mode) or self._sha(name, here, size, record) != sha:
+            elif self._of_another(here) or self._sha(name, here, size, record) != sha:
                 changed.append(name)
                 needed.append(name)
             elif stat.S_IMODE(here.st_mode) != mode:
@@ -131,6 +169,10 @@ class CodeFolder:
             "gone": self._gone(manifest, record),
             "bytes": sum(manifest["files"][name][1] for name in needed),
         }
+
+    def _of_another(self, here: os.stat_result) -> bool:
+        """No file, or one that is not whose folder it is (root's, of an earlier release): it is replaced."""
+        return not stat.S_ISREG(here.st_mode) or (self.actor is not None and here.st_uid != self.actor.uid)
 
     def _sha(self, name: str, here: os.stat_result, size: int, record: Json) -> str:
         entry = record["files"].get(name)
@@ -163,13 +205,9 @@ class CodeFolder:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """One at a time, also over a folder that hosts share. What an earlier one left half done is removed."""
-        try:
-            os.makedirs(self._kept(), mode=0o755, exist_ok=True)
-            if os.path.islink(self._kept()):
-                raise InstallError("bad_dest", f"{self._kept()} is a link", "remove it, then deploy again")
-            fd = os.open(self._kept("lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except OSError as exc:
-            raise os_error(exc, f"cannot make {self.path}") from exc
+        self._hand_over()
+        with owners.acting_as(self.actor):
+            fd = self._lock_file()
         try:
             deadline = time.monotonic() + LOCK_TIMEOUT_S
             while True:
@@ -182,23 +220,58 @@ class CodeFolder:
                             "busy", f"another deployment is bringing code to {self.path}", "wait for it, deploy again"
                         ) from None
                     time.sleep(0.05)
-            shutil.rmtree(self.incoming, ignore_errors=True)
+            self.forget_incoming()
             try:
                 yield
             finally:
-                shutil.rmtree(self.incoming, ignore_errors=True)
+                self.forget_incoming()
         finally:
             os.close(fd)
+
+    def _lock_file(self) -> int:
+        try:
+            os.makedirs(self._kept(), mode=0o755, exist_ok=True)
+            if os.path.islink(self._kept()):
+                raise InstallError("bad_dest", f"{self._kept()} is a link", "remove it, then deploy again")
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            try:
+                return os.open(self._kept("lock"), flags, 0o600)
+            except PermissionError:  # root's, of an earlier release, in a folder that is its user's now
+                os.unlink(self._kept("lock"))
+                return os.open(self._kept("lock"), flags, 0o600)
+        except OSError as exc:
+            raise os_error(exc, f"cannot make {self.path}") from exc
+
+    @_with_its_rights
+    def forget_incoming(self) -> None:
+        shutil.rmtree(self.incoming, ignore_errors=True)
+        if os.path.lexists(self.incoming):  # root's, of an earlier release
+            with contextlib.suppress(OSError):
+                os.rename(self.incoming, f"{self.incoming}.{time.time_ns()}")
+
+    def _hand_over(self) -> None:
+        """Earlier releases brought code as root into a user's folder: the folders of it become that user's, so that
+        files in them can be replaced. Those alone that everybody may look into, by descriptor, through no link."""
+        if self.actor is None:
+            return
+        names = _folders(self.record()) | {KEPT}
+        for name in sorted(names, key=len):
+            with contextlib.suppress(OSError), self._place("/", f"{self.path[1:]}/{name}/.") as (folder, _):
+                here = os.fstat(folder)
+                if here.st_uid == 0 and here.st_mode & 0o005 == 0o005:
+                    os.fchown(folder, self.actor.uid, self.actor.gid)
 
     @property
     def incoming(self) -> str:
         return self._kept("incoming")
 
+    @_with_its_rights
     def make_room(self, needed_bytes: int) -> None:
         """Raise InstallError unless that much fits. Makes `incoming`."""
         check_space(self.path, needed_bytes)
         os.mkdir(self.incoming, 0o700)
 
+    @_with_its_rights
     def receive(
         self, names: "List[str]", manifest: Json, read: "Callable[[], bytes]", sent: "Optional[List[str]]" = None
     ) -> None:
@@ -226,6 +299,7 @@ class CodeFolder:
         except OSError as exc:
             raise os_error(exc, f"cannot write into {self.path}") from exc
 
+    @_with_its_rights
     def apply(self, manifest: Json, plan: Json) -> None:
         """Put everything in place. Until it is done the record claims nothing: a cut in the middle shows next time."""
         digests = self._verified(manifest, plan["needed"])
@@ -243,7 +317,7 @@ class CodeFolder:
             for name in plan["changed"]:
                 if name in manifest["files"] and name not in digests:
                     with self._place(self.path, name) as (folder, last):
-                        os.chmod(last, manifest["files"][name][0], dir_fd=folder)
+                        _set_mode(folder, last, manifest["files"][name][0])
             for name, target in manifest["links"].items():
                 self._link_to(name, target)
             paths.write_json(self._kept("record.json"), self._new_record(manifest), mode=0o644, durable=True)
@@ -363,12 +437,34 @@ class _Unpacked:
                 return data
 
 
+def _sane(record: Json) -> Json:
+    """What a record may say, for it lies where a job may write. Raises what a wrong one leads to."""
+    names = [*record["files"], *record["links"], *record["folders"]]
+    for name in names:
+        _parts(name)
+    files = {
+        name: [int(mode), int(size), str(sha), int(mtime_ns)]
+        for name, (mode, size, sha, mtime_ns) in record["files"].items()
+    }
+    links = {name: str(target) for name, target in record["links"].items()}
+    return {"files": files, "links": links, "folders": list(record["folders"]), "digest": str(record.get("digest", ""))}
+
+
 def _folders(manifest: Json) -> "set[str]":
     found = set(manifest["folders"])
     for name in (*manifest["files"], *manifest["links"]):
         parts = name.split("/")[:-1]
         found.update("/".join(parts[: number + 1]) for number in range(len(parts)))
     return found
+
+
+def _set_mode(folder: int, name: str, mode: int) -> None:
+    """Of the file itself: where a link stands by now, nothing behind it is changed."""
+    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        os.fchmod(fd, mode)
+    finally:
+        os.close(fd)
 
 
 def _unchanged(path: str, entry: "List[Any]") -> bool:

@@ -67,7 +67,8 @@ class CodeSession:
             "path": self._folder.path,
             "same": self._folder.same(digest),
             "users": self._users(),
-            "rsync": bool(shutil.which("rsync")),
+            # It would run as who we are: never into a folder of somebody else's.
+            "rsync": self._folder.actor is None and bool(shutil.which("rsync")),
             "incoming": self._folder.incoming,
         }
 
@@ -113,7 +114,7 @@ class CodeSession:
         return {"received": True}
 
     def _emptied(self, _request: Json, folder: CodeFolder) -> Json:
-        shutil.rmtree(folder.incoming, ignore_errors=True)
+        folder.forget_incoming()
         folder.make_room(self._plan["bytes"])
         return {"ready": True}
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import Any, List
+from typing import Any, Dict, List, Tuple
 
 from remote_agent import paths, state_files
+from remote_agent.ids import valid_id
 from remote_agent.locks import lock_held
 
 LIVE = ("starting", "running", "stopping", "backoff")
@@ -20,10 +21,20 @@ def users(folder: str, home: str, agent_dir: str, runtime_dir: str) -> "List[str
 
     Of other agents in a home that hosts share only the disk is known: what their state says counts.
     """
-    found = {_worker_id(pid) for pid in _processes_in(folder)}
     own = os.path.realpath(agent_dir)
+    known: "List[Any]" = []
+    uids: "Dict[str, int]" = {}
     for directory in _worker_directories(home):
         spec = _json(paths.spec_file(directory))
+        known.append((directory, spec))
+        run_as = (spec.get("start") or {}).get("run_as") or {}
+        uids[str(spec.get("worker_id"))] = int(run_as.get("uid", os.geteuid()))
+    # Anybody may stand in the folder and call itself anything: a claim counts from that worker's user, or, of a worker
+    # of another home, from ours and the folder's.
+    others = {os.geteuid(), _owner(folder)}
+    claims = map(_claim, _processes_in(folder))
+    found = {one for one, uid in claims if (uid == uids[one] if one in uids else uid in others)}
+    for directory, spec in known:
         if not _uses(spec, folder):
             continue
         if os.path.realpath(os.path.dirname(os.path.dirname(directory))) == own:
@@ -74,14 +85,23 @@ def _processes_in(folder: str) -> "List[str]":
     return found
 
 
-def _worker_id(pid: str) -> str:
-    """Whose it is, "" for a process that no runner started: a shell, an editor."""
+def _claim(pid: str) -> "Tuple[str, int]":
+    """(whose it says it is, its uid); "" for a process that no runner started: a shell, an editor."""
     with contextlib.suppress(OSError):
+        uid = os.stat(f"/proc/{pid}").st_uid
         with open(f"/proc/{pid}/environ", "rb") as file:
             for entry in file.read(1024 * 1024).split(b"\0"):
                 if entry.startswith(b"PROCGUARD_WORKER_ID="):
-                    return entry.partition(b"=")[2].decode("utf-8", "replace")
-    return ""
+                    worker_id = entry.partition(b"=")[2].decode("utf-8", "replace")
+                    return (worker_id, uid) if valid_id(worker_id) else ("", uid)
+    return "", -1
+
+
+def _owner(folder: str) -> int:
+    try:
+        return os.stat(folder).st_uid
+    except OSError:
+        return -1
 
 
 def _json(path: str) -> "dict[str, Any]":

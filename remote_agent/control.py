@@ -18,12 +18,14 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 from collections.abc import Iterable
 
 PROTOCOL_VERSION = 1
 # Parts of spec.json that this release's runner obeys, said in its hello: an earlier runner ignores what it never knew.
 # "stop": what `assign` says besides, where a full disk keeps it from spec.json.
 KNOWS = ("start", "lease", "gang", "env", "stop")
+SO_PEERCRED = getattr(socket, "SO_PEERCRED", 17)  # the kernel's number; PyPy has no name for it
 MAX_LINE_BYTES = 1024 * 1024
 MAX_UNSENT_BYTES = 1024 * 1024
 
@@ -57,6 +59,12 @@ def runner_argv(
     listed = ",".join(f"{pid}:{start}" for pid, start in seen)
     words += ["--seen", listed] if listed else []
     return words
+
+
+def is_ours(peer: socket.socket) -> bool:
+    """Whether the other end is of our user or root: the kernel says who made the connection, or the socket."""
+    credentials = peer.getsockopt(socket.SOL_SOCKET, SO_PEERCRED, 12)  # pid, uid, gid
+    return int.from_bytes(credentials[4:8], sys.byteorder) in (0, os.geteuid())
 
 
 class LineBuffer:
@@ -163,6 +171,8 @@ class RunnerLink(JsonConnection):
         try:
             sock.settimeout(timeout_s)
             sock.connect(socket_path)
+            if not is_ours(sock) and os.geteuid() != 0:  # root may end a user's agent by hand
+                raise PermissionError(f"somebody else listens at {socket_path}")
         except OSError:
             sock.close()
             raise

@@ -32,8 +32,6 @@ def compose(
     if start and cwd:
         check_directory(cwd)  # or a file in it would be what is missing
     env = dict(base)
-    if start.get("run_as"):
-        _as_user(env, start["run_as"])
     files = start.get("env_files")
     for path in files if isinstance(files, list) else ():
         if not (as_far_as_there and not os.path.exists(path)):
@@ -51,12 +49,32 @@ def compose(
     return env, scripts
 
 
-def _as_user(env: dict[str, str], run_as: object) -> None:
-    """Another user's worker has that user's home, not ours."""
-    assert isinstance(run_as, dict)
-    name = str(run_as.get("name"))
-    env.update(HOME=str(run_as.get("home")), SHELL=str(run_as.get("shell")), USER=name, LOGNAME=name)
-    env.pop("XDG_RUNTIME_DIR", None)
+def compose_as(
+    run_as: dict[str, object],
+    base: dict[str, str],
+    start: dict[str, object],
+    own: dict[str, str],
+    cwd: str,
+    as_far_as_there: bool = False,
+) -> tuple[dict[str, str], list[str]]:
+    """`compose` for a worker with a user of its own: its files are read with that user's rights, and nothing of the
+    environment of who asks is in it. Raises NotStarted, or OSError where there is no answer."""
+    from remote_agent import identity
+
+    base = {**identity.base_environment(run_as, base), "PYTHONUNBUFFERED": "1"}
+
+    def question() -> list[object]:
+        try:
+            return list(compose(base, start, own, cwd, as_far_as_there))
+        except NotStarted as exc:
+            raise ValueError(str(exc)) from exc
+
+    try:
+        found = identity.ask(run_as, question)
+    except ValueError as exc:
+        raise NotStarted(str(exc)) from None
+    assert isinstance(found, list)
+    return found[0], found[1]
 
 
 # ------------------------------------------------------------------------------------------------- env_file
@@ -239,20 +257,26 @@ def _registered(env: dict[str, str]) -> list[str]:
     """conda's own list of every environment it made for this user, wherever it lies."""
     home = env.get("HOME") or os.path.expanduser("~")
     try:
-        with open(os.path.join(home, ".conda/environments.txt"), encoding="utf-8", errors="surrogateescape") as file:
-            return [line.strip() for line in file if line.strip()]
+        text = _content(os.path.join(home, ".conda/environments.txt")).decode("utf-8", "surrogateescape")
     except OSError:
         return []
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def _conda_variables(prefix: str) -> dict[str, str]:
     """`conda env config vars set`."""
     try:
-        with open(os.path.join(prefix, "conda-meta/state"), "rb") as file:
-            values = json.load(file).get("env_vars", {})
+        values = json.loads(_content(os.path.join(prefix, "conda-meta/state"))).get("env_vars", {})
     except (OSError, ValueError, AttributeError):
         return {}
     return {str(name): str(value) for name, value in values.items()} if isinstance(values, dict) else {}
+
+
+def _content(path: str) -> bytes:
+    """A regular file, as far as MAX_ENV_FILE_BYTES. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with open(descriptor, "rb") as file:
+        return file.read(MAX_ENV_FILE_BYTES) if stat.S_ISREG(os.fstat(descriptor).st_mode) else b""
 
 
 def _first_in_path(env: dict[str, str], directory: str, former: str) -> None:

@@ -8,18 +8,19 @@ process can hold whoever reads its memory map. Called on a helper thread.
 from __future__ import annotations
 
 import os
-import signal
 import time
 from collections import deque, namedtuple
-from typing import Any, Callable, Optional
+from itertools import islice
+from typing import Any, Callable
 
-from remote_agent import paths, proc_usage, process_tree
+from remote_agent import errand, paths, proc_usage, process_tree
 from remote_agent.bounded import Bounded, HangsError
 from remote_agent.restart import signal_number
 
 WHOLE_S = 20.0  # all of it; whoever waits for it gives up a little later
 PROCESS_S = 2.0
 PY_SPY_S = 5.0
+PY_SPY_BYTES = 64 * 1024
 SIGNAL_PAUSE_S = 1.0  # for faulthandler to write its stacks into the log
 MAX_BYTES = 512 * 1024
 MAX_PROCESSES = 32
@@ -34,8 +35,12 @@ SUMMARY_CHARS = 240
 Evidence = namedtuple("Evidence", ["path", "summary"])
 # What is to be looked at. gpus: GpuUsage of those it uses; path: the job's PATH, where a py-spy may lie.
 Scene = namedtuple(
-    "Scene", ["worker_id", "directory", "attempt", "runner_pid", "pid", "pid_start", "reason", "gpus", "signal", "path"]
-)
+    "Scene",
+    [
+        "worker_id", "directory", "attempt", "runner_pid", "pid", "pid_start", "reason", "gpus", "signal", "path",
+        "python",
+    ],
+)  # fmt: skip
 
 
 class _Pages:
@@ -70,7 +75,7 @@ def collect(scene: Scene) -> Evidence:
         pages.add(f"process {process.pid} ({process.name})", _within(bounded, deadline, process.pid, _look))
     if scene.gpus:
         pages.add("GPUs", "\n".join(map(_gpu_line, scene.gpus)))
-    _python_stacks(pages, tree, scene.path, deadline)
+    _python_stacks(pages, tree, scene, deadline)
     asked = _ask_for_stacks(scene)
     if asked:
         pages.add("signal", asked)
@@ -115,7 +120,8 @@ def _look(pid: int) -> str:
 
 def _threads(pid: int) -> list[str]:
     try:
-        return sorted(os.listdir(f"/proc/{pid}/task"), key=int)[:MAX_THREADS]
+        with os.scandir(f"/proc/{pid}/task") as entries:  # a job may have a great many
+            return sorted((one.name for one in islice(entries, MAX_THREADS)), key=int)
     except OSError:
         return []
 
@@ -148,48 +154,29 @@ def _gpu_line(gpu: Any) -> str:
     )
 
 
-def _python_stacks(pages: _Pages, tree: list[Any], search_path: str, deadline: float) -> None:
-    """py-spy, where the job's PATH has one: it needs no help of the process it looks at."""
-    command = _find("py-spy", search_path)
-    if not command:
-        return
+def _python_stacks(pages: _Pages, tree: list[Any], scene: Scene, deadline: float) -> None:
+    """py-spy, where the job's PATH has one: it needs no help of the process it looks at. With the rights of the
+    worker's user, for who writes to that PATH is not known."""
     for process in tree[:MAX_PROCESSES]:
         if "python" not in process.name and "pt_main" not in process.name:
             continue
         left_s = min(PY_SPY_S, deadline - time.monotonic())
         if left_s <= 0.2:
             return
-        pages.add(
-            f"py-spy of {process.pid}", _output([command, "dump", "--nonblocking", "--pid", str(process.pid)], left_s)
-        )
-
-
-def _output(argv: list[str], timeout_s: float) -> str:
-    import subprocess
-
-    process = subprocess.Popen(
-        argv,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-        cwd="/",
-    )
-    try:
-        output, _ = process.communicate(timeout=timeout_s)
-        return output[: 64 * 1024].decode("utf-8", "replace")
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # not yet waited for: the pid is still this process's
-        process.communicate()
-        return f"no answer within {timeout_s:.0f} s"
-
-
-def _find(name: str, search_path: str) -> Optional[str]:
-    for directory in search_path.split(os.pathsep):
-        path = os.path.join(directory, name)
-        if directory.startswith("/") and os.access(path, os.X_OK):
-            return path
-    return None
+        request = {
+            "worker_dir": scene.directory,
+            "output": ["py-spy", "dump", "--nonblocking", "--pid", str(process.pid)],
+            "folders": scene.path,
+            "timeout_s": left_s,
+            "max_bytes": PY_SPY_BYTES,
+        }
+        try:
+            said = str(errand.run(scene.python, request))
+        except (errand.Failed, OSError) as exc:
+            said = str(exc)
+        if not said:
+            return  # there is none
+        pages.add(f"py-spy of {process.pid}", said)
 
 
 def _ask_for_stacks(scene: Scene) -> str:

@@ -6,30 +6,36 @@
        and a line that is 0 (it is whole) or -1 (it could not be read)
 
 A pattern is never given to a shell. Folders are taken with all below them; links in them are left out and counted, and
-what is no regular file is never opened.
+what is no regular file is never opened. Where root asks, a file is read with the rights of whose place it is in
+(owners.py): a link that a user put there leads to what that user may read.
 """
 
 from __future__ import annotations
 
 import glob
 import os
+import re
 import stat
-from typing import IO, Any, Callable, Dict, Iterator, List, Tuple
+from typing import IO, Any, Callable, Dict, Iterator, List, Optional, Tuple
 
+from remote_agent import owners
 from remote_agent.release import InstallError
 
 PIECE_BYTES = 256 * 1024
+_WILD_ON = re.compile(r"[*?[]")
 
 Json = Dict[str, Any]
 
 
 def send(request: Json, say: "Callable[[Json], None]", out: "IO[bytes]") -> Json:
     """Answer one request; {}: nothing is left to say. Raises InstallError only before anything was said."""
-    found, left_out = find(str(request["path"]), int(request["max_files"]), int(request["max_bytes"]))
+    path = _absolute(str(request["path"]))
+    with owners.acting_as(_actor(path)):
+        found, left_out = find(path, int(request["max_files"]), int(request["max_bytes"]))
     say({"found": {"files": len(found), "bytes": sum(size for _, size in found), "left_out": left_out}})
     for name, size in found:
         try:
-            fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            fd = owners.open_file(name)
         except OSError:
             say({"file": {"name": name, "mtime": 0.0}})
             out.write(b"-1\n")
@@ -58,7 +64,7 @@ def _copy(file: "IO[bytes]", left: int, out: "IO[bytes]") -> bool:
 
 def find(pattern: str, max_files: int, max_bytes: int) -> "Tuple[List[Tuple[str, int]], int]":
     """([(absolute path, size)], how many links and the like were left out). Relative to the user's home."""
-    path = os.path.join(os.path.expanduser("~"), os.path.expanduser(pattern))
+    path = _absolute(pattern)
     matches = [path] if os.path.lexists(path) else sorted(glob.glob(path, recursive=True))
     if not matches:
         raise InstallError("nothing_there", f"nothing matches {pattern}", "look there: ls, over ssh")
@@ -77,6 +83,22 @@ def find(pattern: str, max_files: int, max_bytes: int) -> "Tuple[List[Tuple[str,
                 "name less, or raise --max-size and --max-files",
             )
     return list(found.items()), left_out
+
+
+def _absolute(pattern: str) -> str:
+    return os.path.join(os.path.expanduser("~"), os.path.expanduser(pattern))
+
+
+def _actor(pattern: str) -> "Optional[owners.Actor]":
+    """Whose place the part before the first wildcard is in."""
+    fixed = pattern if os.path.lexists(pattern) else _WILD_ON.split(pattern, maxsplit=1)[0].rpartition("/")[0]
+    try:
+        found = owners.walk(fixed or "/")
+    except OSError:
+        return None
+    if found.fd is not None:
+        os.close(found.fd)
+    return found.actor
 
 
 def _files(path: str) -> "Iterator[Tuple[str, int]]":

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import time
 from dataclasses import dataclass, field
 from typing import Any, Callable, Optional
 
 from remote_agent.bounded import Bounded, HangsError
+from remote_agent.probes import probe
 from remote_agent.protocol import Health
 from remote_agent.restart import duration_in_words, signal_number
 from remote_agent.worker_spec import HealthCheck, WorkerSpec
@@ -21,9 +21,8 @@ from remote_agent.worker_spec import HealthCheck, WorkerSpec
 DETAIL_CHARS = 300
 MIN_INTERVAL_S = 0.5
 HEARTBEAT_AGE_S = 60.0
-DIES_WITHIN_S = 1.0
 MAX_GPUS = 64
-Result = tuple[bool, str]  # (healthy, what a person should know)
+Result = tuple[Optional[bool], str]  # (healthy, what a person should know); None: it could not be found out
 
 
 @dataclass
@@ -59,6 +58,20 @@ class LogWatch:
 
 
 @dataclass
+class Elsewhere:
+    """Has things done for the worker by a process of its own, with the rights of the worker's user (errand.py).
+
+    `cwd`, `home`: what paths of its checks are relative to. `other_user`: we are not that user; then every check that
+    touches something of the host's is made there, else only a command."""
+
+    cwd: str
+    home: str
+    other_user: bool
+    check: Callable[[HealthCheck], Result]
+    stat: Callable[[str, float], Any]  # (mtime_ns, size, inode); raises OSError, also where there is no answer
+
+
+@dataclass
 class _Track:
     check: HealthCheck
     next_at: float
@@ -78,8 +91,7 @@ class HealthMonitor:
         self._attempt = 0
         self._tracks: list[_Track] = []
         self._checks: list[HealthCheck] = []
-        self._cwd = ""
-        self._env: dict[str, str] = {}
+        self._elsewhere: Optional[Elsewhere] = None
         self._log: Optional[LogWatch] = None
 
     def running(
@@ -88,17 +100,14 @@ class HealthMonitor:
         checks: list[HealthCheck],
         now: float,
         *,
-        cwd: str = "",
-        env: Optional[dict[str, str]] = None,
+        elsewhere: Optional[Elsewhere] = None,
         log: Optional[LogWatch] = None,
     ) -> None:
-        """`now` monotonic. Called with every status: does nothing while attempt and checks stay the same.
-
-        `cwd`, `env`: directory and whole environment of exec checks (the job's own)."""
+        """`now` monotonic. Called with every status: does nothing while attempt and checks stay the same."""
         if attempt == self._attempt and checks == self._checks:
             return
         self._attempt, self._checks = attempt, checks
-        self._cwd, self._env, self._log = cwd, dict(env or {}), log
+        self._elsewhere, self._log = elsewhere, log
         self._tracks = [_Track(check, now + max(0.0, check.start_grace_s), Watch(now)) for check in checks]
 
     def stopped(self) -> None:
@@ -117,13 +126,17 @@ class HealthMonitor:
         times = [track.next_at for track in self._tracks if not track.busy]
         return min(times) if times else None
 
-    def result(self, due: Due, healthy: bool, detail: str, now: float) -> bool:
-        """Returns whether the worker has just become failing under a check whose action is restart."""
+    def result(self, due: Due, healthy: Optional[bool], detail: str, now: float) -> bool:
+        """Returns whether the worker has just become failing under a check whose action is restart.
+
+        `healthy` None changes nothing: a host too busy to look is no evidence against the job."""
         if due.attempt != self._attempt or due.index >= len(self._tracks):
             return False  # of an attempt that is over
         track = self._tracks[due.index]
         track.busy = False
         track.next_at = now + max(MIN_INTERVAL_S, track.check.interval_s)
+        if healthy is None:
+            return False
         track.detail = detail[:DETAIL_CHARS]
         if healthy:
             track.failures, track.passed = 0, True
@@ -144,12 +157,14 @@ class HealthMonitor:
         return Health("unknown", "not checked yet")
 
     def _runnable(self, track: _Track) -> Callable[[], Result]:
-        check, cwd, env, log = track.check, self._cwd, self._env, self._log
+        check, elsewhere, log = track.check, self._elsewhere, self._log
         if check.type == "log_silence":
             return lambda: _log_silence(check, track.watch, log, time.monotonic())
         if check.type == "heartbeat_file":
-            return lambda: _heartbeat_file(check, track, os.path.join(cwd, os.path.expanduser(check.path)))
-        return lambda: run_check(check, cwd, env)
+            return lambda: _heartbeat_file(check, track, elsewhere)
+        if elsewhere is not None and (check.type == "exec" or elsewhere.other_user):
+            return lambda: elsewhere.check(check)
+        return lambda: run_check(check)
 
 
 def mistakes(spec: WorkerSpec) -> list[str]:
@@ -183,12 +198,19 @@ def _log_silence(check: HealthCheck, watch: Watch, log: Optional[LogWatch], now:
     return True, f"output {duration_in_words(age_s)} ago"
 
 
-def _heartbeat_file(check: HealthCheck, track: _Track, path: str) -> Result:
+def _heartbeat_file(check: HealthCheck, track: _Track, elsewhere: Optional[Elsewhere]) -> Result:
     """The file's time is compared with itself only, so that neither its clock nor ours need be right."""
-    timeout_s = max(0.05, check.timeout_s)
+    from remote_agent.spec import absolute  # which checks specifications with this module
+
+    timeout_s = timeout_of(check)
+    cwd, home = (elsewhere.cwd, elsewhere.home) if elsewhere is not None else ("", "")
+    path = absolute(check.path, cwd, home)
     try:
-        found = track.bounded.call("stat", lambda: os.stat(path), timeout_s)
-        mark = (found.st_mtime_ns, found.st_size, found.st_ino)
+        if elsewhere is not None and elsewhere.other_user:
+            mark = elsewhere.stat(path, timeout_s)
+        else:
+            found = track.bounded.call("stat", lambda: os.stat(path), timeout_s)
+            mark = (found.st_mtime_ns, found.st_size, found.st_ino)
     except HangsError as exc:
         return False, f"{path}: its file system hangs: {exc}"
     except OSError as exc:
@@ -203,86 +225,13 @@ def _heartbeat_file(check: HealthCheck, track: _Track, path: str) -> Result:
     return True, f"{path} changed {duration_in_words(age_s)} ago{missing}"
 
 
-def run_check(check: HealthCheck, cwd: str = "", env: Optional[dict[str, str]] = None) -> Result:
-    """Make one check now. Ends within about `timeout_s`; never raises."""
-    timeout_s = max(0.05, check.timeout_s)
+def run_check(check: HealthCheck) -> Result:
+    """Make an http or tcp check now, as who we are. Ends within about `timeout_s`; never raises."""
     try:
-        if check.type == "http":
-            return _http(check.url, timeout_s)
-        if check.type == "tcp":
-            return _tcp(check.port, timeout_s)
-        return _exec(check.command, timeout_s, cwd, env)
+        return probe(check, timeout_of(check))
     except Exception as exc:  # whatever a check meets, it is a failed check
         return False, f"{type(exc).__name__}: {exc}"
 
 
-def _tcp(port: int, timeout_s: float) -> Result:
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout_s):
-            return True, f"port {port} accepts"
-    except OSError as exc:
-        return False, f"port {port}: {exc.strerror or exc}"
-
-
-def _http(url: str, timeout_s: float) -> Result:
-    """Any status from 200 to 399 is healthy. Reads the status line only, under one deadline for the whole exchange."""
-    from urllib.parse import urlsplit
-
-    parts = urlsplit(url)
-    if parts.scheme != "http" or not parts.hostname:
-        return False, f"{url}: only http:// addresses can be checked"
-    deadline = time.monotonic() + timeout_s
-    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    try:
-        with socket.create_connection((parts.hostname, parts.port or 80), timeout_s) as connection:
-            head_sent = f"GET {target} HTTP/1.0\r\nHost: {parts.netloc}\r\nUser-Agent: procguard\r\n\r\n"
-            connection.sendall(head_sent.encode())
-            head = b""
-            while b"\n" not in head and len(head) < 4096:
-                connection.settimeout(max(0.01, deadline - time.monotonic()))
-                data = connection.recv(1024)
-                if not data or time.monotonic() > deadline:
-                    break
-                head += data
-    except OSError as exc:
-        return False, f"{url}: {exc.strerror or exc}"
-    words = head.split(b"\n", 1)[0].split()
-    if len(words) < 2 or not words[0].startswith(b"HTTP/") or not words[1].isdigit():
-        return False, f"{url}: no HTTP answer within {timeout_s:g} s"
-    status = int(words[1])
-    return 200 <= status < 400, f"{url}: HTTP {status}"
-
-
-def _exec(command: str, timeout_s: float, cwd: str, env: Optional[dict[str, str]]) -> Result:
-    import shlex
-    import subprocess
-
-    words = shlex.split(command)
-    if not words:
-        return False, "exec check without a command"
-    process = subprocess.Popen(
-        words,
-        cwd=cwd or None,
-        env=env or None,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,  # so that a hung check ends with all it started
-    )
-    try:
-        code = process.wait(timeout_s)
-    except subprocess.TimeoutExpired:
-        _kill_group(process.pid)
-        try:
-            process.wait(DIES_WITHIN_S)
-        except subprocess.TimeoutExpired:  # stuck in the kernel: collected when it ever ends
-            return False, f"`{command}` took longer than {timeout_s:g} s and does not die of SIGKILL"
-        return False, f"`{command}` took longer than {timeout_s:g} s"
-    return code == 0, f"`{command}` ended with {code}"
-
-
-def _kill_group(pid: int) -> None:
-    try:
-        os.killpg(pid, signal.SIGKILL)  # not yet waited for: the pid is still this process's
-    except ProcessLookupError:
-        pass
+def timeout_of(check: HealthCheck) -> float:
+    return max(0.05, check.timeout_s)

@@ -95,7 +95,7 @@ class Session:
             from remote_agent.relay import Relay  # the manager's tunnels alone need it
 
             port, may_move = int(request.get("port") or 0), bool(request.get("may_move"))
-            self._relay = Relay(installer.fleet_id, installer.host, port, may_move)
+            self._relay = Relay(installer.fleet_id, installer.host, installer.lock_dir(), port, may_move)
             return {"report": {"ok": True, "port": self._relay.port}}
         return {"report": perform(installer, request["op"], bool(request.get("replace_frozen")))}
 

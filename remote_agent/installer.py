@@ -292,18 +292,15 @@ class Installer:
 
     def _runtime_dir(self, before: Json) -> str:
         """Once chosen it stays: the locks of live runners lie in it. It is made anew after a reboot emptied /tmp."""
-        known = before.get("runtime_dir", "")
-        if known:
-            try:
-                paths.ensure_private_dir(os.path.dirname(known))
-                paths.ensure_private_dir(known)
-                return str(known)
-            except (OSError, paths.UnsafeDirectory):
-                pass
+        known = str(before.get("runtime_dir") or "")
         try:
-            return paths.choose_runtime_dir(self.home, self.fleet_id, self.host)
+            return paths.keep_runtime_dir(known, self.home, self.fleet_id, self.host)
         except paths.UnsafeDirectory as exc:
             raise InstallError("no_runtime_dir", str(exc), "make /tmp usable for this user") from exc
+
+    def lock_dir(self) -> str:
+        """Where locks of this agent lie, also before it is installed."""
+        return self._runtime_dir(self.config())
 
     def _report(self, changes: "List[str]") -> Json:
         report = self.status()
@@ -446,11 +443,29 @@ class Installer:
         )
 
     def _make_dir(self) -> None:
+        if os.geteuid() == 0:
+            self._refuse_others_place()
         try:
             os.makedirs(self.dir, mode=0o700, exist_ok=True)
             release.check_space(self.dir, 0)
         except OSError as exc:
             raise release.os_error(exc, f"cannot make {self.dir}") from exc
+
+    def _refuse_others_place(self) -> None:
+        """Root runs what lies in its home: nobody else may be able to put something else there. Who became root by
+        sudo is root's equal."""
+        from remote_agent import owners
+
+        found = owners.walk(self.dir)
+        if found.fd is not None:
+            os.close(found.fd)
+        if found.shared or (found.actor is not None and str(found.actor.uid) != os.environ.get("SUDO_UID")):
+            who = f"user {found.actor.name}" if found.actor is not None else "others than root"
+            raise InstallError(
+                "unsafe_home",
+                f"{self.host}: {who} could replace what root's agent runs in {self.home}",
+                "set procguard_home to a directory that root alone can write to, and so all above it",
+            )
 
     def _keeper(self) -> KeepAlive:
         return KeepAlive(self.dir, sys.executable, f"{self.fleet_id}/{self.host}")

@@ -19,6 +19,7 @@ _FALLOC_PUNCH = 0x03  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 _SYNC_RANGE = 0x07  # SYNC_FILE_RANGE_WAIT_BEFORE | WRITE | WAIT_AFTER
 SEEK_DATA = getattr(os, "SEEK_DATA", 3)  # the kernel's number; PyPy has no name for it
 _PUNCH_BYTES = 4 * STEP_BYTES  # at once: a writer waits for the end of each
+PIECES = 1024  # with data in them, in one go
 
 
 @dataclass(frozen=True)
@@ -78,33 +79,49 @@ def _cut(file: FileState, keep_bytes: int) -> int:
 def punch_hole(path: str, offset: int, length: int) -> str:
     """Free these bytes' blocks; the file keeps its size. Returns "" or why it did not work. Never holds a writer up
     for long: dirty pages are written out before, and it is done in parts."""
+    end = offset + length
+    while offset < end:
+        problem, offset = punch_some(path, offset, end)
+        if problem:
+            return problem
+    return ""
+
+
+def punch_some(path: str, offset: int, end: int) -> tuple[str, int]:
+    """The same for at most PIECES pieces with data in them: (problem, where it came to). A job that holds its log's
+    descriptor can make it terabytes long, of nothing or of single bytes far apart."""
     import ctypes
 
     try:
         libc = ctypes.CDLL(None, use_errno=True)
         fallocate, sync_range = libc.fallocate64, libc.sync_file_range
     except (OSError, AttributeError):
-        return "no fallocate"
+        return "no fallocate", offset
     fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
     sync_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
     descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        for start in range(offset, offset + length, _PUNCH_BYTES):
-            size = min(_PUNCH_BYTES, offset + length - start)
-            if _has_data(descriptor, start, size):
-                sync_range(descriptor, start, size, _SYNC_RANGE)
-                if fallocate(descriptor, _FALLOC_PUNCH, start, size) != 0:
-                    return os.strerror(ctypes.get_errno())
+        for _ in range(PIECES):
+            start = _data_from(descriptor, offset, end)
+            size = min(_PUNCH_BYTES, end - start)
+            sync_range(descriptor, start, size, _SYNC_RANGE)
+            # From where we are, not from the data on: blocks that are reserved and not written count as a hole.
+            if fallocate(descriptor, _FALLOC_PUNCH, offset, start + size - offset) != 0:
+                return os.strerror(ctypes.get_errno()), offset
+            offset = start + size
+            if offset >= end:
+                break
     finally:
         os.close(descriptor)
-    return ""
+    return "", offset
 
 
-def _has_data(descriptor: int, start: int, size: int) -> bool:
+def _data_from(descriptor: int, start: int, end: int) -> int:
+    """Where data begins from `start` on; `end` where none does before it."""
     try:
-        return os.lseek(descriptor, start, SEEK_DATA) < start + size
-    except OSError:  # none up to the end
-        return False
+        return min(end, os.lseek(descriptor, start, SEEK_DATA))
+    except OSError as exc:
+        return end if exc.errno == errno.ENXIO else start
 
 
 def trim(path: str, end: int) -> None:

@@ -360,9 +360,8 @@ class LogFiles:
     def _cut(self, worker: WorkerLogs, file: LogFile, end: int, now: float) -> None:
         """Give the disk back what lies before `end`, shipped or not."""
         if self._can_punch:
-            problem = log_disk.punch_hole(file.path, file.gone, end - file.gone)
+            problem, file.gone = log_disk.punch_some(file.path, file.gone, end)  # the rest at the next look
             if not problem:
-                file.gone = end
                 return
             self._can_punch = False
             self._say(

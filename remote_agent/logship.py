@@ -33,6 +33,7 @@ MIN_CHUNK_BYTES = 64 * 1024
 MAX_FILES = 50  # small ones of one worker, in one round
 MAX_RUNS = 200  # times in one post: about 3 KB of its address
 REFUSED_AGAIN_S = 10.0
+STORAGE_FAILED = 507  # of this worker's file: an offset that no file system takes must not hold up the others
 MAX_GATHER_S = 10.0
 
 
@@ -223,7 +224,7 @@ class LogShipper(threading.Thread):
         if reply.status == 413 and self._max_chunk_bytes > MIN_CHUNK_BYTES:
             self._max_chunk_bytes = max(MIN_CHUNK_BYTES, min(self._max_chunk_bytes, max(length, 1)) // 2)
             return True
-        if reply.status >= 500 or reply.status == 429:
+        if (reply.status >= 500 and reply.status != STORAGE_FAILED) or reply.status == 429:
             raise LinkDown(f"logs of {worker.told.worker_id}: {reply.why}")
         worker.blocked_until = now + REFUSED_AGAIN_S
         self._deliver("log_trouble", f"{worker.told.worker_id}: the manager does not take its log: {reply.why}")

@@ -21,6 +21,7 @@ import os
 import stat
 
 MAX_SOCKET_PATH_BYTES = 107  # sun_path holds 108 with its final NUL
+SHARED = ("/tmp", "/var/tmp")  # noqa: S108 - owner and mode of what lies there are checked
 PRIVATE_DIR = 0o700
 PRIVATE_FILE = 0o600
 
@@ -140,20 +141,56 @@ def attempts_on_disk(worker_directory: str) -> list[int]:
 def choose_runtime_dir(home: str, fleet_id: str, host: str, launcher_worker: str = "") -> str:
     """Make and return the host-local directory for locks and sockets of one agent (record it in agent.json).
 
-    XDG_RUNTIME_DIR is used only where the user lingers: without it logind removes it, and every lock in it, at the
-    last log-out. Raises UnsafeDirectory where no candidate is safe.
+    One that is there already wins: runners may live by it. Where others have taken every name that can be known before,
+    it gets one that can't. XDG_RUNTIME_DIR is used only where the user lingers: without it logind removes it, and every
+    lock in it, at the last log-out. Raises UnsafeDirectory where no candidate is safe.
     """
+    name = runtime_name(home, fleet_id, host, launcher_worker)
     refused = []
-    for base in _runtime_candidates(os.getuid()):
+    candidates = _runtime_candidates(os.getuid())
+    for base in sorted(candidates, key=lambda base: not os.path.isdir(os.path.join(base, name))):
+        path = os.path.join(base, name)
         try:
-            ensure_private_dir(base)
-            path = os.path.join(base, runtime_name(home, fleet_id, host, launcher_worker))
-            ensure_private_dir(path)
+            _ensure_runtime_dir(path)
+            return path
         except (OSError, UnsafeDirectory) as exc:
             refused.append(str(exc))
-            continue
-        return path
+    for shared in SHARED:
+        path = os.path.join(shared, f"procguard-{os.getuid()}-{os.urandom(8).hex()}", name)
+        try:
+            _ensure_runtime_dir(path)
+            return path
+        except (OSError, UnsafeDirectory) as exc:
+            refused.append(str(exc))
     raise UnsafeDirectory("no directory for locks and sockets: " + "; ".join(refused))
+
+
+def keep_runtime_dir(known: str, home: str, fleet_id: str, host: str, launcher_worker: str = "") -> str:
+    """The recorded one as long as it can be ours alone (made again after a reboot emptied /tmp), else another."""
+    try:
+        if known:
+            _ensure_runtime_dir(known)
+            return known
+    except (OSError, UnsafeDirectory):
+        pass
+    return choose_runtime_dir(home, fleet_id, host, launcher_worker)
+
+
+def _ensure_runtime_dir(path: str) -> None:
+    base = os.path.dirname(path)
+    if base not in SHARED:  # the system's own
+        ensure_private_dir(base)
+    ensure_private_dir(path)
+
+
+def recorded_runtime_dir(worker_directory: str) -> str:
+    """Where the agent of this worker keeps locks and sockets by now; "" where that is not known."""
+    agent_directory = os.path.dirname(os.path.dirname(os.path.abspath(worker_directory)))
+    try:
+        config = read_json(agent_file(agent_directory))
+    except (OSError, ValueError):
+        return ""
+    return str(config.get("runtime_dir") or "") if isinstance(config, dict) else ""
 
 
 def runtime_name(home: str, fleet_id: str, host: str, launcher_worker: str = "") -> str:
@@ -165,10 +202,13 @@ def runtime_name(home: str, fleet_id: str, host: str, launcher_worker: str = "")
 
 
 def _runtime_candidates(uid: int) -> list[str]:
-    candidates = [f"/tmp/procguard-{uid}", f"/var/tmp/procguard-{uid}"]  # noqa: S108 - owner and mode are checked
+    """The best first. /run is root's own: nobody else can take a name there before."""
+    candidates = [os.path.join(shared, f"procguard-{uid}") for shared in SHARED]
     run_user = f"/run/user/{uid}"
     if _lingers(uid) and os.access(run_user, os.W_OK):
         candidates.insert(0, os.path.join(run_user, "procguard"))
+    if uid == 0:
+        candidates.insert(0, "/run/procguard")
     return candidates
 
 
@@ -194,6 +234,8 @@ def ensure_private_dir(path: str, make: bool = True) -> None:
         raise UnsafeDirectory(f"{path} is not a directory of ours (a link or a file lies there); remove it")
     if found.st_uid != os.getuid():
         raise UnsafeDirectory(f"{path} belongs to uid {found.st_uid}, not to uid {os.getuid()}; remove or rename it")
+    if found.st_mode & stat.S_ISVTX:
+        raise UnsafeDirectory(f"{path} is everybody's; name one below it")
     if stat.S_IMODE(found.st_mode) != PRIVATE_DIR:
         os.chmod(path, PRIVATE_DIR)
 

@@ -36,6 +36,11 @@ _MARK_LINE = b"Max realtime timeout"
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+def libc() -> ctypes.CDLL:
+    """The C library, for what Python has no call for."""
+    return _libc
+
+
 def become_subreaper() -> bool:
     """Orphans among our descendants become our children from now on. False where the kernel can't."""
     return bool(_libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)

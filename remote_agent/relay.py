@@ -1,19 +1,21 @@
 """The host's end of a tunnel: connections to a port of this machine go over the installer's session to the manager.
 
 Runs inside `install.py session` (over the manager's SSH) until that ends. Only one for each agent: a new one ends the
-one before it, whose connection may be dead without having noticed. Needs no forwarding by sshd, leaves no file.
+one before it, whose connection may be dead without having noticed. Needs no forwarding by sshd.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import signal
 import socket
 import struct
 import time
+from typing import Callable, Optional
 
 from remote_agent.mux import Mux, MuxEnded, Wire
 from remote_agent.release import InstallError
@@ -23,14 +25,17 @@ TRIES = 64
 TAKE_OVER_S = 1.0
 READ_BYTES = 64 * 1024
 LOOPBACK = "127.0.0.1"
+LOCK = "relay.lock"
 
 
 class Relay:
     """Listening from its making on; `serve` carries."""
 
-    def __init__(self, fleet_id: str, host: str, port: int = 0, may_move: bool = True) -> None:
-        """`port`: the one that the agent knows; another is taken only where it `may_move`. Raises InstallError."""
-        self._mark = take_over(fleet_id, host)  # kept open: its name is the lock
+    def __init__(self, fleet_id: str, host: str, directory: str, port: int = 0, may_move: bool = True) -> None:
+        """`port`: the one that the agent knows; another is taken only where it `may_move`. `directory`: of its lock.
+        Raises InstallError."""
+        self._directory = directory
+        self._held = take_over(fleet_id, host, directory)
         self.listener = listen(fleet_id, host, port, may_move)
         self.port: int = self.listener.getsockname()[1]
 
@@ -42,6 +47,9 @@ class Relay:
         with contextlib.suppress(MuxEnded, OSError):
             Mux(_Stdio(), accept=self.listener).run()
         self.listener.close()
+        with contextlib.suppress(OSError):  # before an agent is installed nothing else lies there
+            os.unlink(os.path.join(self._directory, LOCK))
+            os.rmdir(self._directory)
 
 
 class _Stdio(Wire):
@@ -95,49 +103,106 @@ def listen(fleet_id: str, host: str, port: int, may_move: bool) -> socket.socket
     )
 
 
-def take_over(fleet_id: str, host: str) -> socket.socket:
+def take_over(fleet_id: str, host: str, directory: str) -> "tuple[int, Optional[socket.socket]]":
     """Be the only relay of this agent: whoever was it before is ended. Raises InstallError.
 
-    The lock is a name without a file (Linux's abstract sockets), which its holder's end frees; the kernel says who
-    holds it.
+    `directory`: private, where its lock lies. Earlier releases had a name without a file (an abstract socket) for a
+    lock, which anybody may take: theirs is ended too, but a stranger's hold on that name counts for nothing. Both are
+    kept open for as long as this is the relay.
     """
-    name = f"\0procguard-relay-{os.getuid()}-{_digest(fleet_id, host)[:16]}"
+    path = os.path.join(directory, LOCK)
+    held: "list[int]" = []
+    if not _insist(lambda: _take_lock(path, held), lambda sig: _end_writer(path, sig)):
+        raise InstallError("busy", f"{host}: another relay holds the way to the manager", "end it, then try again")
     mine = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    deadline = time.monotonic() + TAKE_OVER_S
-    told = 0
-    while True:
-        try:
-            mine.bind(name)
-            mine.listen(1)
-            return mine
-        except OSError as exc:
-            if exc.errno != errno.EADDRINUSE:
-                mine.close()
-                raise
-        late = time.monotonic() > deadline
-        if late and told == signal.SIGKILL:
-            mine.close()
-            raise InstallError("busy", f"{host}: another relay holds the way to the manager", "end it, then try again")
-        wanted = signal.SIGKILL if late else signal.SIGTERM
-        if wanted != told:
-            told = wanted
-            deadline = time.monotonic() + TAKE_OVER_S
-            _end_holder(name, wanted)
-        time.sleep(0.01)
+    name = f"\0procguard-relay-{os.getuid()}-{_digest(fleet_id, host)[:16]}"
+    pid, start = (0, "") if _bind(mine, name) else _holder(name)
+    if pid and not _insist(lambda: _bind(mine, name) or not _alive(pid, start), lambda sig: _end(pid, start, sig)):
+        raise InstallError("busy", f"{host}: another relay holds the way to the manager", "end it, then try again")
+    return held[0], mine
 
 
-def _end_holder(name: str, sig: int) -> None:
-    """Signal whoever listens at `name`, if it is this user's."""
+def _insist(attempt: "Callable[[], bool]", end: "Callable[[int], None]") -> bool:
+    """Whether `attempt` came about, its holder asked to end, and then made to."""
+    for sig in (signal.SIGTERM, signal.SIGKILL):
+        deadline, asked = time.monotonic() + TAKE_OVER_S, False
+        while time.monotonic() < deadline:
+            if attempt():
+                return True
+            if not asked:
+                end(sig)
+                asked = True
+            time.sleep(0.01)
+    return False
+
+
+def _take_lock(path: str, held: "list[int]") -> bool:
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(os.path.dirname(path), 0o700)  # the one before has just taken it away
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.stat(path).st_ino == os.fstat(fd).st_ino:
+            os.ftruncate(fd, 0)
+            os.write(fd, f"{os.getpid()} {_start_of(os.getpid())}".encode())
+            held.append(fd)
+            return True
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    os.close(fd)
+    return False
+
+
+def _end_writer(path: str, sig: int) -> None:
+    """Signal the process that the lock's file names."""
+    with contextlib.suppress(OSError, ValueError):
+        with open(path, encoding="ascii") as file:
+            pid, start = file.read(64).split()
+        _end(int(pid), start, sig)
+
+
+def _end(pid: int, start: str, sig: int) -> None:
+    if _alive(pid, start):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, sig)
+
+
+def _alive(pid: int, start: str) -> bool:
+    return start != "" and _start_of(pid) == start
+
+
+def _start_of(pid: int) -> str:
+    """Clock ticks since boot: with the pid, a process for good. "" where there is none, or a dead one."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+            fields = file.read().rpartition(")")[2].split()
+        return "" if fields[0] in "ZX" else fields[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def _bind(mine: socket.socket, name: str) -> bool:
+    try:
+        mine.bind(name)
+        mine.listen(1)
+        return True
+    except OSError as exc:
+        if exc.errno != errno.EADDRINUSE:
+            raise
+        return False
+
+
+def _holder(name: str) -> "tuple[int, str]":
+    """(pid, start) of the process of this user's that listens at `name`, as the kernel says; (0, "") where it is
+    another user's, or has just ended."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
         asking.setblocking(False)
         try:
             asking.connect(name)
         except OSError:
-            return  # it has just ended
+            return 0, ""
         pid, uid, _ = struct.unpack("3i", asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        if uid == os.getuid() and pid > 0:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, sig)
+        return (pid, _start_of(pid)) if uid == os.getuid() and pid > 0 else (0, "")
 
 
 def _digest(fleet_id: str, host: str) -> str:

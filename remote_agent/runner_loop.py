@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from remote_agent import paths, process_tree
 from remote_agent.attempt import now_s
-from remote_agent.control import KNOWS, PROTOCOL_VERSION, JsonConnection
+from remote_agent.control import KNOWS, PROTOCOL_VERSION, JsonConnection, is_ours
 from remote_agent.lease import Alarm
 from remote_agent.locks import is_still_at
 from remote_agent.only_one import CannotStart, listen, take_lock
@@ -43,6 +43,7 @@ class Runner:
         wanted: dict[str, object] | None = None,
         seen: Iterable[tuple[int, int]] = (),
     ) -> None:
+        self._worker_dir = worker_dir
         self._lock_path = paths.runner_lock(runtime_dir, worker_dir)
         self._socket_path = paths.runner_socket(runtime_dir, worker_dir)
         self._lock = lock
@@ -116,7 +117,7 @@ class Runner:
             peer, _ = self._listener.accept()
         except OSError:
             return
-        if len(self._connections) >= MAX_CONNECTIONS:
+        if len(self._connections) >= MAX_CONNECTIONS or not is_ours(peer):
             peer.close()
             return
         self._connections[peer.fileno()] = JsonConnection(peer)
@@ -150,20 +151,41 @@ class Runner:
             connection.close()
 
     def _check_runtime(self, now: float) -> None:
-        """Keep lock and socket where agents look for them, whatever cleans /tmp."""
+        """Keep lock and socket where agents look for them, whatever cleans /tmp, and whoever takes the place then."""
         self._runtime_check_at = now + RUNTIME_CHECK_S
         try:
-            os.makedirs(os.path.dirname(self._lock_path), paths.PRIVATE_DIR, exist_ok=True)
-            if not is_still_at(self._lock_path, self._lock):
-                self._lock = take_lock(self._lock_path, 0.0)
-            os.utime(self._lock_path)
-            if not os.path.exists(self._socket_path):
-                listener = listen(self._socket_path)
-                self._listener.close()
-                self._listener = listener
-            os.utime(self._socket_path)
-        except (OSError, CannotStart) as exc:
+            self._keep_in_place()
+        except (OSError, CannotStart, paths.UnsafeDirectory) as exc:
             report(f"cannot keep lock and socket in place: {exc}")
+            elsewhere = paths.recorded_runtime_dir(self._worker_dir)
+            if elsewhere and elsewhere != os.path.dirname(self._lock_path):
+                self._move_to(elsewhere)
+
+    def _keep_in_place(self) -> None:
+        directory = os.path.dirname(self._lock_path)
+        if not os.path.isdir(directory) and os.path.dirname(directory) not in paths.SHARED:
+            paths.ensure_private_dir(os.path.dirname(directory))
+        paths.ensure_private_dir(directory)
+        if not is_still_at(self._lock_path, self._lock):
+            self._lock = take_lock(self._lock_path, 0.0)
+        os.utime(self._lock_path)
+        if not os.path.exists(self._socket_path):
+            listener = listen(self._socket_path)
+            self._listener.close()
+            self._listener = listener
+        os.utime(self._socket_path)
+
+    def _move_to(self, directory: str) -> None:
+        """Its agent has gone there, since the place of both is somebody else's now."""
+        before = self._lock_path, self._socket_path
+        self._lock_path = paths.runner_lock(directory, self._worker_dir)
+        self._socket_path = paths.runner_socket(directory, self._worker_dir)
+        try:
+            self._keep_in_place()
+            report(f"lock and socket lie in {directory} now")
+        except (OSError, CannotStart, paths.UnsafeDirectory) as exc:
+            self._lock_path, self._socket_path = before
+            report(f"cannot move lock and socket: {exc}")
 
     def close(self) -> None:
         """Give socket and lock back, in this order: who holds the lock next makes a socket of its own."""

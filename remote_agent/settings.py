@@ -73,6 +73,24 @@ def save(agent_dir: str, settings: AgentSettings) -> None:
     paths.write_json(paths.agent_file(agent_dir), asdict(settings), durable=True)
 
 
+def keep_runtime_dir(agent_dir: str, settings: AgentSettings) -> None:
+    """Have the directory for lock and sockets, another one where somebody else has taken its place; before AgentLock.
+
+    Raises SettingsError, OSError."""
+    home, worker = os.path.dirname(os.path.dirname(os.path.abspath(agent_dir))), ""
+    if settings.kind == "launcher":
+        home, worker = os.path.dirname(os.path.dirname(home)), settings.agent_id.partition("launcher:")[2]
+    try:
+        place = paths.keep_runtime_dir(settings.runtime_dir, home, settings.fleet_id, settings.host, worker)
+    except paths.UnsafeDirectory as exc:
+        raise SettingsError(str(exc)) from exc
+    if place != settings.runtime_dir:
+        settings.runtime_dir = place
+        data = paths.read_json(paths.agent_file(agent_dir))  # with what later releases have put there
+        assert isinstance(data, dict)
+        paths.write_json(paths.agent_file(agent_dir), {**data, "runtime_dir": place}, durable=True)
+
+
 def _check_place(settings: AgentSettings, agent_dir: str) -> None:
     """The directory says whose it is: what was copied from elsewhere is refused."""
     place = os.path.abspath(agent_dir)
@@ -95,11 +113,10 @@ class AgentLock:
 
     def take(self) -> Optional[str]:
         """None when taken, else what is known of the holder ("pid 1234")."""
-        os.makedirs(self._runtime_dir, mode=paths.PRIVATE_DIR, exist_ok=True)
         path = paths.agent_lock(self._runtime_dir)
         deadline = time.monotonic() + LOCK_PATIENCE_S
         while True:
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if is_still_at(path, self._fd):

@@ -145,6 +145,8 @@ class WorkerSlot:
         self.idle_because = ""  # and why idleness is none
         self.gpus: list[int] = []  # handed to it
         self.gpu_wait = ""  # for which GPUs it waits before it is started
+        self.cwd = self.home = ""  # where it runs; its user's home, "" for ours
+        self.other_user = False  # it runs as a user that we are not
         self.granted = Granted()  # what it holds of leases, where it is fenced
         self._grant = (0, "")  # the newest Assignment.grant that is known, with its epoch
         self.events = EventTail(paths.events_file(directory))
@@ -328,6 +330,13 @@ class WorkerSlot:
         content = spec_module.resolve(assignment, default_dir)
         content["grant"] = self._grant[1]
         content["spec"]["env"].update(allotment.environment(self.gpus))
+        run_as = content.get("start", {}).get("run_as")
+        self.cwd, self.home = content["cwd"], run_as["home"] if run_as else ""
+        self.other_user = bool(run_as) and run_as["uid"] != os.geteuid()
+        if run_as:
+            from remote_agent import identity
+
+            base_env = identity.base_environment(run_as, base_env)  # runners of earlier releases take it as it is
         needs = {
             "start": "start" in content,
             "lease": assignment.lease_s is not None,

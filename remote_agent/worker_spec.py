@@ -50,7 +50,7 @@ class HealthCheck:
     type: Literal["http", "tcp", "exec", "log_silence", "heartbeat_file"] = key("http", "What is looked at")
     url: str = key("", "http: the address that must answer")
     port: int = key(0, "tcp: the port on 127.0.0.1 that must accept a connection")
-    command: str = key("", "exec: shell words; exit code 0 is healthy")
+    command: str = key("", "exec: shell words, run as the worker's user in its directory; exit code 0 is healthy")
     path: str = key("", "heartbeat_file: the file that the job touches or writes; relative to its working_dir")
     max_age_s: Union[float, None] = key(
         None,
@@ -126,7 +126,10 @@ class WorkerSpec:
     setup: list[str] = key(
         [], "Shell lines before the command, in the same shell; the first that fails ends the attempt"
     )
-    user: str = key("", "Run as this user, with its groups and home; needs an agent that runs as root")
+    user: str = key(
+        "",
+        "Run as this user, with its groups, its home and an environment of its own; needs an agent that runs as root",
+    )
     umask: str = key("", 'Permissions that new files do not get, octal and in quotes: "027"')
     limits: Limits = key(Limits, "Resource limits")
     pre_start: list[Hook] = key([], "Before each start: one after the other; one that fails fails the attempt")

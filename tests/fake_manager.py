@@ -17,6 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 from remote_agent import protocol
 from remote_agent.protocol import Assignment, Command, RestartPolicy, WorkerSpec
 
+MAX_LOG_BYTES = 1 << 30  # its disk takes no longer file
 START_SECS = 0.1  # of every worker, so that tests need not wait a second for each start
 
 
@@ -178,6 +179,8 @@ class FakeManager:
             if (data or query.get("gap") == "1") and offset > len(stored):
                 if query.get("gap") != "1":
                     return 409, {"error": {"code": "offset", "message": "ahead", "next": ""}, "acked": len(stored)}
+                if offset > MAX_LOG_BYTES:
+                    return 507, {"error": {"code": "storage_failed", "message": "File too large", "next": ""}}
                 self.gaps.append((worker_id, key, len(stored), offset))
                 stored.extend(b"\0" * (offset - len(stored)))
             stored.extend(data[len(stored) - offset :])

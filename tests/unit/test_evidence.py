@@ -58,6 +58,7 @@ def scene(tmp_path: Path, process: Job, **more: Any) -> Scene:
     facts = dict(
         worker_id="w1", directory=str(tmp_path), attempt=2, runner_pid=process.runner_pid, pid=process.pid,
         pid_start=found.start, reason="exec check failed 3 times in a row", gpus=[], signal="", path="/usr/bin:/bin",
+        python=sys.executable,
     )  # fmt: skip
     return Scene(**{**facts, **more})
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import http.server
 import os
+import shlex
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from remote_agent.health import HealthMonitor, LogWatch, run_check
+from remote_agent import errand, paths, process_tree
+from remote_agent.health import Elsewhere, HealthMonitor, LogWatch, run_check
 from remote_agent.protocol import HealthCheck
 from tests.waiting import wait_until
 
@@ -73,30 +78,63 @@ def test_tcp_check_tells_open_from_closed() -> None:
     assert not healthy and str(port) in detail
 
 
-def test_exec_check_runs_in_the_jobs_environment(tmp_path: Path) -> None:
-    """Exit code 0 is healthy; directory and environment are the job's."""
-    check = HealthCheck("exec", command="sh -c 'test \"$MARK\" = yes && test -e here'", timeout_s=5)
+def exec_check(directory: Path, command: str, timeout_s: float = 5.0, **content: Any) -> tuple[bool, str]:
+    """As the agent has it made: by a process of its own, from what lies in the worker's directory."""
+    spec = {"worker_id": "w1", "epoch": 7, "cwd": str(directory), "spec": {"env": content.pop("own", {})}, **content}
+    paths.write_json(paths.spec_file(str(directory)), spec)
+    paths.write_json(paths.base_env_file(str(directory)), {"PATH": "/usr/bin:/bin"})
+    check = {"type": "exec", "command": command, "argv": shlex.split(command)}
+    facts = {"worker_dir": str(directory), "attempt": 3, "pid": os.getpid(), "pid_start": 1}
+    healthy, detail = errand.run(sys.executable, {**facts, "check": check, "timeout_s": timeout_s})
+    return healthy, detail
+
+
+def test_exec_check_runs_in_the_directory_and_environment_of_the_specification(tmp_path: Path) -> None:
+    """Exit code 0 is healthy. What the manager adds wins over the specification's own."""
     (tmp_path / "here").touch()
-    assert run_check(check, str(tmp_path), {"MARK": "yes", "PATH": "/usr/bin:/bin"})[0]
-    healthy, detail = run_check(check, "/", {"MARK": "yes", "PATH": "/usr/bin:/bin"})
-    assert not healthy and "ended with 1" in detail
+    (tmp_path / ".env").write_text("FROM_FILE=1\n")
+    command = "sh -c 'test $MARK$FROM_FILE$RANK$PROCGUARD_ATTEMPT = yes123 && test -e here'"
+    more = {"own": {"MARK": "yes", "RANK": "9"}, "start": {"env_files": [str(tmp_path / ".env")]}, "env": {"RANK": "2"}}
+    assert exec_check(tmp_path, command, **more) == (True, f"`{command}` ended with 0")
+    healthy, detail = exec_check(tmp_path, command)
+    assert not healthy and "ended with" in detail
+
+
+def test_exec_check_sees_what_setup_lines_set_without_running_them_again(tmp_path: Path) -> None:
+    """They are known from what the job was started with, of which nothing else is believed."""
+    job = subprocess.Popen(["sleep", "100"], env={"FROM_SETUP": "1", "PATH": "/usr/bin:/bin"})
+    try:
+        found = process_tree.read_process(job.pid)
+        assert found is not None
+        spec = {"worker_id": "w1", "cwd": str(tmp_path), "spec": {"env": {}}, "start": {"setup": ["touch again"]}}
+        paths.write_json(paths.base_env_file(str(tmp_path)), {"PATH": "/usr/bin:/bin"})
+        check = {"type": "exec", "command": "…", "argv": ["sh", "-c", "test $FROM_SETUP = 1"]}
+        for start, setup, expected in ((found.start, True, True), (found.start + 1, True, False), (found.start, False, False)):  # fmt: skip # noqa: E501
+            paths.write_json(paths.spec_file(str(tmp_path)), spec if setup else {**spec, "start": {}})
+            facts = {"worker_dir": str(tmp_path), "attempt": 1, "pid": job.pid, "pid_start": start}
+            assert errand.run(sys.executable, {**facts, "check": check, "timeout_s": 5.0})[0] is expected
+        assert not (tmp_path / "again").exists()
+    finally:
+        job.kill()
+        job.wait()
 
 
 def test_exec_check_that_hangs_is_ended_with_all_it_started(tmp_path: Path) -> None:
-    """The whole process group goes, in bounded time."""
+    """Also what has left its process group, in bounded time."""
     mark = tmp_path / "late"
-    check = HealthCheck("exec", command=f"sh -c '(sleep 1; touch {mark}) & sleep 30'", timeout_s=0.2)
     started = time.monotonic()
-    healthy, detail = run_check(check)
-    assert not healthy and "longer than" in detail and time.monotonic() - started < 2
-    time.sleep(1.2)
+    healthy, detail = exec_check(tmp_path, f"sh -c '(setsid sh -c \"sleep 1.5; touch {mark}\") & sleep 30'", 0.2)
+    assert not healthy and "longer than" in detail and time.monotonic() - started < 5
+    time.sleep(1.6)
     assert not mark.exists()
 
 
-def test_missing_command_and_bad_words_are_failed_checks_not_exceptions() -> None:
+def test_missing_command_and_bad_words_are_failed_checks_not_exceptions(tmp_path: Path) -> None:
     """Whatever is in the specification, the thread survives."""
-    assert not run_check(HealthCheck("exec", command="/no/such/program"))[0]
-    assert not run_check(HealthCheck("exec", command="'unbalanced"))[0]
+    healthy, detail = exec_check(tmp_path, "/no/such/program")
+    assert not healthy and "command not found" in detail
+    healthy, detail = exec_check(tmp_path, "true", start={"env_files": [str(tmp_path / "gone"), str(tmp_path)]})
+    assert not healthy and "cannot be run: env_file" in detail
     assert not run_check(HealthCheck("http", url="ftp://x"))[0]
 
 
@@ -129,6 +167,19 @@ def test_only_failures_in_a_row_make_it_failing_and_restart_is_asked_once() -> N
     assert seen[2] == "ok" and seen[4] != "failing" and seen[5] == "failing"
 
 
+def test_what_could_not_be_found_out_changes_no_verdict() -> None:
+    """A host too busy to look is no evidence against the job."""
+    monitor = monitor_with(HealthCheck("tcp", port=1, start_grace_s=0, interval_s=1, failures=2, action="restart"))
+    now, asked = 0.0, []
+    for healthy in (True, False, None, None, None, False):
+        (due,) = monitor.due(now)
+        asked.append(monitor.result(due, healthy, "refused", now))
+        now += 1.0
+    assert asked == [False, False, False, False, False, True]
+    verdict = monitor.verdict()
+    assert verdict is not None and verdict.status == "failing"
+
+
 def test_alert_never_asks_for_a_restart() -> None:
     """Doubt is shown; it kills only where the policy says so."""
     monitor = monitor_with(HealthCheck("tcp", port=1, start_grace_s=0, failures=1))
@@ -152,7 +203,8 @@ def test_a_late_result_of_the_former_attempt_counts_for_nothing() -> None:
 
 def one_check(check: HealthCheck, cwd: str = "", log: LogWatch | None = None) -> HealthMonitor:
     monitor = HealthMonitor("w1")
-    monitor.running(1, [check], time.monotonic() - 1000.0, cwd=cwd, log=log)
+    elsewhere = Elsewhere(cwd, "", False, lambda check: (False, "no process here"), lambda path, timeout_s: None)
+    monitor.running(1, [check], time.monotonic() - 1000.0, elsewhere=elsewhere, log=log)
     return monitor
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -163,3 +164,24 @@ def test_the_marks_of_many_attempts_are_written_once_a_look_and_go_in_bounded_pa
     assert max(before - after for before, after in pairwise(left)) == 200
     assert sorted(os.listdir(attempts))[0] == "292.exit" and left[-1] == 19
     assert len(written) <= 5
+
+
+@pytest.mark.parametrize("shape", ["nothing", "reserved", "single bytes"])
+def test_a_log_that_its_job_made_huge_is_cut_in_no_time(tmp_path: Path, shape: str) -> None:
+    """It holds the descriptor: it may make it terabytes long, reserve blocks, or write a byte every 4 MiB."""
+    path = tmp_path / "1.log"
+    end = 1 << 42
+    with open(path, "wb") as file:
+        if shape == "reserved":
+            os.posix_fallocate(file.fileno(), 0, 8 * MIB)
+        for number in range(3000 if shape == "single bytes" else 0):
+            os.pwrite(file.fileno(), b"x", number * 4 * MIB)
+        os.ftruncate(file.fileno(), end)
+    began = time.monotonic()
+    problem, upto = log_disk.punch_some(str(path), 0, end)
+    assert time.monotonic() - began < 2.0
+    if problem:
+        pytest.skip(problem)
+    assert upto == end if shape != "single bytes" else 0 < upto < end
+    assert log_disk.punch_hole(str(path), upto, end - upto) == ""
+    assert path.stat().st_blocks * 512 < MIB and path.stat().st_size == end

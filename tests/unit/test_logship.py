@@ -336,7 +336,7 @@ def test_where_no_hole_can_be_punched_the_log_is_trimmed_at_the_attempts_end(
     tmp_path: Path, manager: FakeManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Said once; a running child's file is never touched; what was trimmed is never sent as zeros."""
-    monkeypatch.setattr(log_disk, "punch_hole", lambda *_: "Operation not supported")
+    monkeypatch.setattr(log_disk, "punch_some", lambda _path, start, _end: ("Operation not supported", start))
     monkeypatch.setattr(log_disk, "SEEK_DATA", 99)  # nor does it tell what is a hole
     bench = Bench(tmp_path / "w-0123456789", manager, keep_local_bytes=2 * MIB)
     data = os.urandom(6 * MIB + 100)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -86,11 +87,48 @@ def test_somebody_elses_directory_is_refused(candidates, monkeypatch):
     for base in candidates:
         os.mkdir(base, 0o700)
     owner = os.getuid()
+    monkeypatch.setattr(paths, "SHARED", ())
     monkeypatch.setattr(os, "getuid", lambda: owner + 1)
     with pytest.raises(
         paths.UnsafeDirectory, match=f"belongs to uid {owner}, not to uid {owner + 1}; remove or rename"
     ):
         paths.choose_runtime_dir("/h", "f", "host")
+
+
+def test_where_every_known_name_is_taken_it_gets_one_that_nobody_can_know(candidates, tmp_path, monkeypatch):
+    """Squatting stops no agent: the place is recorded, and kept as long as it is ours."""
+    for base in candidates:
+        open(base, "w").close()
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    monkeypatch.setattr(paths, "SHARED", (str(shared),))
+    first = paths.choose_runtime_dir("/h", "f", "host")
+    assert re.fullmatch(rf"{shared}/procguard-{os.getuid()}-[0-9a-f]{{16}}/[0-9a-f]{{12}}", first)
+    assert paths.keep_runtime_dir(first, "/h", "f", "host") == first
+    os.rmdir(first)
+    assert paths.keep_runtime_dir(first, "/h", "f", "host") == first, "cleaned away, it is made again"
+    os.rmdir(first)
+    os.rmdir(os.path.dirname(first))
+    open(os.path.dirname(first), "w").close()
+    assert paths.keep_runtime_dir(first, "/h", "f", "host") != first
+    assert stat.S_IMODE(shared.stat().st_mode) == 0o1777
+
+
+def test_a_place_that_is_there_already_is_not_left_for_a_better_one(candidates):
+    """Runners of an earlier release live by its locks."""
+    name = paths.runtime_name("/h", "f", "host")
+    os.mkdir(candidates[1], 0o700)
+    os.mkdir(os.path.join(candidates[1], name), 0o700)
+    assert paths.choose_runtime_dir("/h", "f", "host") == os.path.join(candidates[1], name)
+
+
+def test_a_directory_of_everybody_s_is_neither_used_nor_closed(tmp_path):
+    tmp_path.chmod(0o1777)
+    with pytest.raises(paths.UnsafeDirectory, match="everybody's"):
+        paths.ensure_private_dir(str(tmp_path))
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o1777
+    tmp_path.chmod(0o700)
 
 
 def test_open_modes_are_closed(candidates):
@@ -105,6 +143,7 @@ def test_run_user_only_for_who_lingers(monkeypatch):
     """Without linger, /run/user/<uid> and every lock in it vanish at log-out."""
     monkeypatch.setattr(paths, "_lingers", lambda uid: False)
     assert paths._runtime_candidates(1000)[0] == "/tmp/procguard-1000"
+    assert paths._runtime_candidates(0)[0] == "/run/procguard", "nobody else can take a name there first"
     monkeypatch.setattr(paths, "_lingers", lambda uid: True)
     monkeypatch.setattr(os, "access", lambda path, mode: True)
     assert paths._runtime_candidates(1000)[0] == "/run/user/1000/procguard"

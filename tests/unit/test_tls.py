@@ -25,6 +25,7 @@ from procguard.client import ManagerClient, from_environment
 from procguard.config import Tls
 from procguard.errors import ConfigError, ManagerUnreachable, ProcGuardError, UsageError
 from procguard.launcher_trust import trust_for
+from remote_agent import paths
 from remote_agent.link import Addresses, Connection, Credentials, LinkDown, heartbeat, poll
 from remote_agent.protocol import AgentHeartbeat, encode
 from remote_agent.tls import Trust, fingerprint
@@ -444,3 +445,19 @@ def test_what_the_proxy_speaks_outside_is_what_counts(tmp_path: Path) -> None:
     untouched = applied(REMOTE_ADDR="10.0.0.3", HTTP_X_FORWARDED_FOR="192.0.2.1", HTTP_X_FORWARDED_PROTO="https")
     assert (untouched["REMOTE_ADDR"], untouched["wsgi.url_scheme"]) == ("10.0.0.3", "http") and PROXIED not in untouched
     assert len(json.dumps(applied(HTTP_X_FORWARDED_FOR=", ".join(["10.0.0.2"] * 5_000)))) > 0
+
+
+def test_tools_find_a_manager_of_this_machine_though_another_user_took_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else's directory is neither written to nor believed; the next place does."""
+    shared = [tmp_path / "tmp", tmp_path / "var-tmp"]
+    for one in shared:
+        one.mkdir()
+    (shared[0] / f"procguard-{os.getuid()}").write_text("squatted")
+    monkeypatch.setattr(paths, "SHARED", tuple(map(str, shared)))
+    local_manager.announce(1234, "https://localhost:1234", "/ca.pem")
+    found = local_manager.find("https://127.0.0.1:1234")
+    assert found is not None and found.ca_file == "/ca.pem"
+    local_manager.withdraw(1234)
+    assert local_manager.find("https://127.0.0.1:1234") is None and not list(shared[1].iterdir())

@@ -1,0 +1,133 @@
+"""Becoming a worker's user for good, and asking a question with that user's rights.
+
+`run_as` is what spec.py resolved `user:` to: {"name", "uid", "gid", "groups", "home", "shell"}. Under a root agent what
+is done for a worker (its start, its checks, looks at its files) is done by a process that has gone through `become`, so
+that a link, a pipe or a program which the user put in the way gains nothing. Imported only where a worker has a user of
+its own; knows no states.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+
+from remote_agent import process_tree
+
+ANSWER_S = 5.0  # a question whose answer hangs (a file system of the user's own making) is given up
+DIES_WITHIN_S = 1.0
+MAX_ANSWER_BYTES = 8 * 1024 * 1024
+PR_SET_DUMPABLE = 4
+SYS_KEYCTL = {"x86_64": 250, "aarch64": 219, "riscv64": 219, "ppc64le": 271}
+KEYCTL_JOIN_SESSION_KEYRING = 1
+# A user's environment starts from these and nothing of the agent's, which may hold root's secrets.
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+OF_THE_HOST = ("LANG", "LANGUAGE", "TZ")  # and LC_*
+
+
+def become(run_as: dict[str, object]) -> None:
+    """Be that user from now on, with its groups and none of root's kernel key rings. Raises OSError."""
+    leave_key_ring()
+    groups = run_as["groups"]
+    assert isinstance(groups, list)
+    os.setgroups(groups)
+    os.setgid(int(str(run_as["gid"])))
+    os.setuid(int(str(run_as["uid"])))
+    process_tree.libc().prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # what this process remembers is not the user's to read
+
+
+def leave_key_ring() -> None:
+    """A session's key ring is inherited, and who holds it may use the keys in it, whoever owns them."""
+    number = SYS_KEYCTL.get(os.uname().machine)
+    if number is not None:
+        process_tree.libc().syscall(number, KEYCTL_JOIN_SESSION_KEYRING, None)
+
+
+def base_environment(run_as: dict[str, object], of_host: dict[str, str]) -> dict[str, str]:
+    """What the environment of that user's worker starts from. `of_host`: the agent's recorded environment."""
+    name = str(run_as.get("name"))
+    env = {key: value for key, value in of_host.items() if key in OF_THE_HOST or key.startswith("LC_")}
+    shell = str(run_as.get("shell") or "/bin/sh")
+    env.update(HOME=str(run_as.get("home")), SHELL=shell, USER=name, LOGNAME=name, PATH=PATH)
+    return env
+
+
+def ask(run_as: dict[str, object], question: Callable[[], object], timeout_s: float = ANSWER_S) -> object:
+    """What `question()` returns (a JSON value), found out by a child process with that user's rights.
+
+    For a process of one thread. Raises ValueError with the text of a ValueError of `question`, OSError
+    for everything else, a user who stops or kills the process included.
+    """
+    readable, writable = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        _answer(run_as, question, writable, os.getppid())  # never returns
+    os.close(writable)
+    try:
+        said = _read_all(readable, timeout_s)
+    finally:
+        os.close(readable)
+        os.kill(pid, signal.SIGKILL)  # not waited for yet: the pid is still this process's
+        _collect(pid)
+    who = f"user {run_as.get('name')}"
+    if said is None:
+        raise OSError(errno.ETIMEDOUT, f"no answer within {timeout_s:g} s from its files, read as {who}")
+    try:
+        kind, value = json.loads(said)
+    except ValueError:
+        raise OSError(errno.EIO, f"its files could not be read as {who}: the reading process was ended") from None
+    if kind == "wrong":
+        raise ValueError(value)
+    if kind != "is":
+        raise OSError(errno.EIO, f"its files could not be read as {who}: {value}")
+    return value
+
+
+def _collect(pid: int) -> None:
+    """Where it hangs in the kernel, it is collected with the other children when it ever ends."""
+    deadline = time.monotonic() + DIES_WITHIN_S
+    while os.waitpid(pid, os.WNOHANG)[0] == 0 and time.monotonic() < deadline:
+        time.sleep(0.002)
+
+
+def _answer(run_as: dict[str, object], question: Callable[[], object], writable: int, parent: int) -> None:
+    try:
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        os.dup2(writable, 3)
+        os.closerange(4, max([int(name) for name in os.listdir("/proc/self/fd")]) + 1)  # locks and sockets among them
+        become(run_as)
+        process_tree.die_with_parent(parent)
+        try:
+            answer = ["is", question()]
+        except ValueError as exc:
+            answer = ["wrong", str(exc)]
+        data = memoryview(json.dumps(answer).encode())
+        while data:
+            data = data[os.write(3, data) :]
+    except BaseException as exc:  # after a fork nothing may escape into the caller's own code
+        os.write(3, json.dumps(["failed", f"{type(exc).__name__}: {exc}"]).encode())
+    finally:
+        os._exit(0)
+
+
+def _read_all(readable: int, timeout_s: float) -> bytes | None:
+    """None: no end of it in time, or no bounds to it."""
+    deadline = time.monotonic() + timeout_s
+    said = b""
+    poller = select.poll()
+    poller.register(readable, select.POLLIN)
+    while len(said) <= MAX_ANSWER_BYTES:
+        left_s = deadline - time.monotonic()
+        if left_s <= 0 or not poller.poll(left_s * 1000):
+            return None
+        data = os.read(readable, 65536)
+        if not data:
+            return said
+        said += data
+    return None

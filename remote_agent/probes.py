@@ -1,0 +1,61 @@
+"""Asks a server whether it is there: http and tcp health checks, bounded in time.
+
+`check` is a HealthCheck or whatever has its fields: a check that is made with another user's rights (errand.py) loads
+nothing that it does not need.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+
+
+def probe(check: object, timeout_s: float) -> "tuple[bool, str]":
+    """(healthy, what a person should know). Raises whatever it meets; ends within about `timeout_s`."""
+    if getattr(check, "type", "") == "tcp":
+        return _tcp(int(getattr(check, "port", 0)), timeout_s)
+    return _http(str(getattr(check, "url", "")), timeout_s)
+
+
+def _tcp(port: int, timeout_s: float) -> "tuple[bool, str]":
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout_s):
+            return True, f"port {port} accepts"
+    except OSError as exc:
+        return False, f"port {port}: {exc.strerror or exc}"
+
+
+def _http(url: str, timeout_s: float) -> "tuple[bool, str]":
+    """Any status from 200 to 399 is healthy. Reads the status line only, under one deadline for the whole exchange."""
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(url)
+    if parts.scheme != "http" or not parts.hostname:
+        return False, f"{url}: only http:// addresses can be checked"
+    deadline = time.monotonic() + timeout_s
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    try:
+        with socket.create_connection((parts.hostname, parts.port or 80), timeout_s) as connection:
+            head_sent = f"GET {target} HTTP/1.0\r\nHost: {parts.netloc}\r\nUser-Agent: procguard\r\n\r\n"
+            connection.sendall(head_sent.encode())
+            head = b""
+            while b"\n" not in head and len(head) < 4096:
+                connection.settimeout(max(0.01, deadline - time.monotonic()))
+                data = connection.recv(1024)
+                if not data or time.monotonic() > deadline:
+                    break
+                head += data
+    except OSError as exc:
+        return False, f"{url}: {exc.strerror or exc}"
+    words = head.split(b"\n", 1)[0].split()
+    if len(words) < 2 or not words[0].startswith(b"HTTP/") or not words[1].isdigit():
+        return False, f"{url}: no HTTP answer within {timeout_s:g} s"
+    status = int(words[1])
+    return 200 <= status < 400, f"{url}: HTTP {status}"
+
+
+def load() -> None:
+    """What `probe` needs of the interpreter's files, while they can still be read."""
+    import urllib.parse  # noqa: F401
+
+    "x".encode("idna")
