@@ -33,6 +33,7 @@ FIELDS = {
 }
 KNOWN_VALUES = {"state": states.ALL, "desired": ("running", "stopped", "removed")}
 MAX_CHARS = 1024 * 1024  # ten thousand ids of full length
+MAX_GLOBS = 100  # each is tried on each worker
 EXAMPLE = "write e.g. group=trainers,state=running or 'train-*,!train-7'"
 _NAME = re.compile(r"[A-Za-z0-9_./-]+\Z")
 _MAGIC = re.compile(r"[*?\[]")
@@ -83,6 +84,8 @@ def parse(text: str) -> Selector:
     if not text.strip():
         return Selector(text, [])
     parts = text.split(",")
+    if len(text) > MAX_GLOBS and sum(1 for one in re.split("[,|]", text) if _MAGIC.search(one)) > MAX_GLOBS:
+        raise UsageError(f"the selector holds more than {MAX_GLOBS} patterns", "use ids, a group or a label")
     return Selector(text, [_condition(part.strip(), number, text) for number, part in enumerate(parts, 1)])
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from procguard.channels import http_io
-from procguard.errors import ProcGuardError, UsageError
+from procguard.errors import ProcGuardError
 from procguard.portal import auth, websocket
 from procguard.portal.live import LiveHub
+
+MAX_MESSAGE_CHARS = 4096
+MESSAGE_WORK = 5  # in units of turns.py: the least that a message costs
 
 
 class LiveEndpoint:
@@ -33,17 +36,20 @@ class LiveEndpoint:
 
     def serve(self, connection: websocket.Connection, environ: dict[str, Any]) -> None:
         if not self._allowed(environ):
-            # Browsers show a page the close code, but not an HTTP status: hence after the 101.
+            # Browsers show a page the close code, but not an HTTP status: hence after the 101. Nothing is read.
             connection.close(websocket.CLOSE_UNAUTHORIZED, "log in")
-        elif len(self._keeper) >= self._max_clients:
+            return
+        if len(self._keeper) >= self._max_clients:
             connection.close(websocket.CLOSE_TOO_MANY, f"{self._max_clients} clients are connected already")
-        else:
-            connection.send_frame(self._hub.hello())
+            return
+        connection.send_frame(self._hub.hello())
         self._keeper.add(connection, lambda: self._allowed(environ))
         try:
             while (message := connection.receive()) is not None:
-                if connection.open:
-                    self._take(connection, message)
+                if not connection.open:
+                    break
+                connection.spend(MESSAGE_WORK)
+                self._take(connection, message)
         finally:
             self._keeper.remove(connection)
             self._hub.leave(connection)
@@ -58,12 +64,14 @@ class LiveEndpoint:
     def _take(self, connection: websocket.Connection, message: str | bytes) -> None:
         try:
             problem = self._obey(connection, message)
-        except UsageError as exc:
+        except ProcGuardError as exc:
             problem = exc.message
         if problem:
             connection.send_text(http_io.dumps({"t": "error", "message": problem}))
 
     def _obey(self, connection: websocket.Connection, message: str | bytes) -> str:
+        if len(message) > MAX_MESSAGE_CHARS:
+            return f"a message is at most {MAX_MESSAGE_CHARS} characters"
         data = http_io.parse_json(message.encode() if isinstance(message, str) else message)
         kind = data.get("t") if isinstance(data, dict) else None
         topic = data.get("topic") if isinstance(data, dict) else None
