@@ -1,7 +1,7 @@
 """A zoo of hostile connections: what one peer can send to freeze a manager, by name.
 
-`python -m tests.zoo PORT SECONDS NAME [TOKEN]` keeps one of them going (`TOKEN`: a viewer's or an agent's) and prints a
-JSON object of what it did. Loopback only. Most are a head and a block that is sent again and again, faster than anybody
+`python -m tests.zoo PORT SECONDS NAME,… TOKENS` keeps one after the other going (`TOKENS`: JSON, {"stranger": "",
+"viewer": …, "agent": …}; the name `strangers`: all of theirs at once) and prints a line of JSON for each. Loopback only. Most are a head and a block that is sent again and again, faster than anybody
 could answer; `reads`: whether the attacker reads what comes back. A connection that is closed is opened again.
 
 Used one by one in tests/unit/test_zoo.py, and all of them in chaos scenario 27 (tests/fleet/test_chaos_zoo.py).
@@ -17,6 +17,7 @@ import os
 import select
 import socket
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from tests.raw_websocket import BINARY, CLOSE, PING, PONG, TEXT, encode
 Who = Literal["stranger", "viewer", "agent"]
 CONTINUATION = 0
 BLOCK_BYTES = 128 * 1024  # of what is sent again and again
+ALL = "strangers"
 STRANGERS_HOST = "elsewhere"  # under this name nobody is the local operator
 
 
@@ -255,9 +257,25 @@ class Attacker:
         return bool(data)
 
 
+def together(port: int, seconds: float) -> Counter[str]:
+    """Every stranger of the zoo at once."""
+    attackers = [Attacker(port, seconds, one) for one in ATTACKS.values() if one.who == "stranger"]
+    threads = [threading.Thread(target=one.run) for one in attackers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum((one.counts for one in attackers), Counter[str]())
+
+
 def main(arguments: list[str]) -> None:
-    port, seconds, name, *token = arguments
-    print(json.dumps(Attacker(int(port), float(seconds), ATTACKS[name], *token).run()), flush=True)
+    port, seconds, names, tokens = arguments
+    for name in names.split(","):
+        if name == ALL:
+            counts = together(int(port), float(seconds))
+        else:
+            counts = Attacker(int(port), float(seconds), ATTACKS[name], json.loads(tokens)[ATTACKS[name].who]).run()
+        print(json.dumps({"name": name, "counts": counts}), flush=True)
 
 
 if __name__ == "__main__":
