@@ -31,17 +31,17 @@ def _indented(text: str) -> str:
 class Formatter(logging.Formatter):
     """As logging's own, with the record's message cleaned and its traceback indented."""
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+    def formatMessage(self, record: logging.LogRecord) -> str:
         message = clean(record.message[:MAX_MESSAGE_CHARS])
         if len(record.message) > MAX_MESSAGE_CHARS:
             message += f" … ({len(record.message)} characters)"
         record.message = message
         return super().formatMessage(record)
 
-    def formatException(self, ei: Any) -> str:  # noqa: N802
+    def formatException(self, ei: Any) -> str:
         return _indented(super().formatException(ei))
 
-    def formatStack(self, stack_info: str) -> str:  # noqa: N802
+    def formatStack(self, stack_info: str) -> str:
         return _indented(super().formatStack(stack_info))
 
 

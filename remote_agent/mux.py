@@ -4,8 +4,8 @@ Used at both ends (relay.py on the host, the manager's tunnels at the other), on
 a connection, a kind and a length, then that many bytes. Bounds: the stream is read ahead of no more than one frame's
 worth per connection once HIGH_BYTES wait to be written; where MAX_WAITING_BYTES wait for the local ends of all
 connections, the one for which most waits is cut (a request and its answer are smaller by far); connections begin no
-faster than OPENS_PER_S. Who has many streams has them share a `Store`. Whoever hears nothing for SILENT_S ends: a half-open
-connection looks like a quiet one, so each end speaks at least every PING_S.
+faster than OPENS_PER_S. Who has many streams has them share a `Store`. Whoever hears nothing for SILENT_S ends: a
+half-open connection looks like a quiet one, so each end speaks at least every PING_S.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """A zoo of hostile connections: what one peer can send to freeze a manager, by name.
 
 `python -m tests.zoo PORT SECONDS NAME,… TOKENS` keeps one after the other going (`TOKENS`: JSON, {"stranger": "",
-"viewer": …, "agent": …}; the name `strangers`: all of theirs at once) and prints a line of JSON for each. Loopback only. Most are a head and a block that is sent again and again, faster than anybody
-could answer; `reads`: whether the attacker reads what comes back. A connection that is closed is opened again.
+"viewer": …, "agent": …}; the name `strangers`: all of theirs at once) and prints a line of JSON for each. Loopback
+only. Most are a head and a block that is sent again and again, faster than anybody could answer; `reads`: whether the
+attacker reads what comes back. A connection that is closed is opened again.
 
 Used one by one in tests/unit/test_zoo.py, and all of them in chaos scenario 27 (tests/fleet/test_chaos_zoo.py).
 """
@@ -13,14 +14,12 @@ import base64
 import contextlib
 import dataclasses
 import json
-import os
 import select
 import socket
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from typing import Literal
 
 from tests.raw_websocket import BINARY, CLOSE, PING, PONG, TEXT, encode
@@ -58,9 +57,7 @@ def chunked(path: str) -> bytes:
 
 def upgrade(token: bool) -> bytes:
     key = base64.b64encode(b"0123456789abcdef").decode()
-    headers = (
-        "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n" f"Sec-WebSocket-Key: {key}\r\n"
-    )
+    headers = f"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n"
     return request("GET", "/ws", headers=headers, token=token)
 
 
@@ -80,6 +77,7 @@ def registration(command: str) -> bytes:
 LONG_COOKIE = "".join("Cookie: a=" + '"' + "\\" * 8000 + '"\r\n' for _ in range(7))
 MANY_HEADERS = "".join(f"X-{number}: {'v' * 600}\r\n" for number in range(95))
 EIGHT_KB = 7_900
+PAGE = "/static/css/api.css"
 
 ATTACKS: dict[str, Attack] = {
     attack.name: attack
@@ -106,8 +104,8 @@ ATTACKS: dict[str, Attack] = {
         Attack("noise", b"", bytes(range(256)) * 512),
         Attack("tls_hello", b"", b"\x16\x03\x01" + b"x" * 500, resets=True),
         Attack("many_parameters", b"", many(request("GET", "/api/hello?" + "a=%41&" * (EIGHT_KB // 6)))),
-        Attack("many_ranges", b"", many(request("GET", "/static/app.css", headers="Range: bytes=" + "0-," * 2500 + "0-\r\n"))),
-        Attack("dates", b"", many(request("GET", "/static/app.css", headers="If-Modified-Since: " + "1 " * 3900 + "\r\n"))),
+        Attack("many_ranges", b"", many(request("GET", PAGE, headers="Range: bytes=" + "0-," * 2500 + "0-\r\n"))),
+        Attack("dates", b"", many(request("GET", PAGE, headers="If-Modified-Since: " + "1 " * 3900 + "\r\n"))),
         Attack("languages", b"", many(request("GET", "/", headers="Accept-Language: " + "a;q=0," * 1300 + "\r\n"))),
         Attack("forwarded", b"", many(request("GET", "/healthz", headers="X-Forwarded-For: " + "1," * 3900 + "1\r\n"))),
         Attack("percent_path", b"", many(request("GET", "/" + "%41" * 2600))),
@@ -230,7 +228,7 @@ class Attacker:
             sock.recv(65536)
         sock.setblocking(False)
         block, sent = memoryview(self.block), 0
-        while self.going_on and len(block):
+        while self.going_on and block:
             writable = sent < len(block)
             ready = select.select([sock] if self.attack.reads else [], [sock] if writable else [], [], 0.05)
             if ready[0] and not self._read(sock):

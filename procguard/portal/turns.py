@@ -51,7 +51,7 @@ class Share:
         self._turn, self._left, self._until = turn, SLICE_WORK, time.perf_counter() + SLICE_S
 
     def _wait(self) -> None:
-        waiter = Waiter()
+        waiter: Any = Waiter()
         self._waiting.append(waiter)
         if self._timer is None:
             self._start_timer()

@@ -76,7 +76,9 @@ def bare_pywsgi() -> Iterator[int]:
         process.kill()
 
 
-def attacks(port: int, seconds: float, names: list[str], tokens: dict[str, str]) -> Iterator[tuple[str, dict[str, int]]]:
+def attacks(
+    port: int, seconds: float, names: list[str], tokens: dict[str, str]
+) -> Iterator[tuple[str, dict[str, int]]]:
     """(name, what it did) after each."""
     words = [*END_WITH_US, sys.executable, "-m", "tests.zoo", str(port), str(seconds), ",".join(names)]
     with subprocess.Popen([*words, json.dumps(tokens)], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
@@ -93,7 +95,8 @@ def quantile(values: list[float], share: float) -> float:
 
 def credentials(manager: Manager) -> dict[str, str]:
     """A viewer's token and an agent's secret, with a worker that has a log."""
-    declared = {"hosts": [{"host": "zoo", "ssh": {"hostname": "zoo"}, "workers": [{"worker_id": "zoo", "spec": {"command": "x"}}]}]}  # fmt: skip
+    worker = {"worker_id": "zoo", "spec": {"command": "x"}}
+    declared = {"hosts": [{"host": "zoo", "ssh": {"hostname": "zoo"}, "workers": [worker]}]}
     assert manager.request("POST", "/api/deployments", declared)[0] == 200
     secret = "secret-of-zoo"
     digest = {"secret_sha256": protocol.secret_sha256(secret)}
@@ -134,7 +137,8 @@ def test_agents_notice_nothing_of_one_hostile_connection(tmp_path: Path, chaos_r
         flat = swarm.samples()["beats"]
         beats = [delay for sent, delay in zip(flat[::2], flat[1::2], strict=True) if began <= sent <= ended]
         lost = [one for one in manager.get("/api/events?limit=5000")["events"] if "suspect" in one["kind"]]
-        stopped = [view for view in manager.get("/api/remote-workers?select=!zoo")["workers"] if view["state"] != "running"]  # fmt: skip
+        workers = manager.get("/api/remote-workers?select=!zoo")["workers"]
+        stopped = [view for view in workers if view["state"] != "running"]
     bare_p99, health_p99, beats_p99 = (quantile(one, 0.99) for one in (bare.delays_s, health.delays_s, beats))
     allowed_s = P99_S * max(1.0, bare_p99 / BARE_MAY_S)
     assert beats_p99 < allowed_s and health_p99 < allowed_s, (beats_p99, health_p99, bare_p99, slow)
@@ -144,6 +148,6 @@ def test_agents_notice_nothing_of_one_hostile_connection(tmp_path: Path, chaos_r
     worst = max(slow, key=lambda name: slow[name][1])
     chaos_report(
         f"{len(names)} attacks of {seconds:g} s: {len(beats)} heartbeats, p99 {1000 * beats_p99:.0f} ms (slowest "
-        f"{1000 * max(beats):.0f} ms); /healthz p99 {1000 * health_p99:.0f} ms (slowest {1000 * slow[worst][1]:.0f} ms, by "
-        f"{worst}); bare pywsgi beside it p99 {1000 * bare_p99:.0f} ms; no lease ended"
+        f"{1000 * max(beats):.0f} ms); /healthz p99 {1000 * health_p99:.0f} ms (slowest {1000 * slow[worst][1]:.0f} ms, "
+        f"by {worst}); bare pywsgi beside it p99 {1000 * bare_p99:.0f} ms; no lease ended"
     )

@@ -17,9 +17,7 @@ def body(*pieces: bytes) -> Body:
 
 
 @given(st.lists(st.binary(min_size=1, max_size=40), max_size=8), st.integers(1, 50), st.integers(-1, 30))
-def test_chunks_are_put_together_however_they_come_and_are_asked_for(
-    chunks: list[bytes], cut: int, asked: int
-) -> None:
+def test_chunks_are_put_together_however_they_come_and_are_asked_for(chunks: list[bytes], cut: int, asked: int) -> None:
     sent = b"".join(b"%X;name=value\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\nX: y\r\n\r\n"
     made = body(*[sent[at : at + cut] for at in range(0, len(sent), cut)])
     read = b""

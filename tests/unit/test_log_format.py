@@ -72,4 +72,4 @@ def test_a_stranger_forges_no_line_of_the_managers_log(tmp_path: Path) -> None:
     text = (tmp_path / "manager.log").read_bytes().decode()
     assert "\x1b" not in text + manager.log() and "\u202e" not in text
     assert "evil\\n2026" in text, "the name is not in the log at all"
-    assert not [line for line in text.split("\n") if line.startswith(FORGED.split("\n")[1].split("\r")[0])]
+    assert not [line for line in text.split("\n") if line.startswith(FORGED.split("\n", 1)[1].split("\r", 1)[0])]
