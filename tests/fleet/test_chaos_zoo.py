@@ -148,6 +148,6 @@ def test_agents_notice_nothing_of_one_hostile_connection(tmp_path: Path, chaos_r
     worst = max(slow, key=lambda name: slow[name][1])
     chaos_report(
         f"{len(names)} attacks of {seconds:g} s: {len(beats)} heartbeats, p99 {1000 * beats_p99:.0f} ms (slowest "
-        f"{1000 * max(beats):.0f} ms); /healthz p99 {1000 * health_p99:.0f} ms (slowest {1000 * slow[worst][1]:.0f} ms, "
-        f"by {worst}); bare pywsgi beside it p99 {1000 * bare_p99:.0f} ms; no lease ended"
+        f"{1000 * max(beats):.0f} ms); /healthz p99 {1000 * health_p99:.0f} ms (slowest {1000 * slow[worst][1]:.0f} "
+        f"ms, by {worst}); bare pywsgi beside it p99 {1000 * bare_p99:.0f} ms; no lease ended"
     )
