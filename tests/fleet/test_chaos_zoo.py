@@ -25,14 +25,12 @@ from scripts.swarm.swarm import default_spec
 from tests.chaos import ChaosReport
 from tests.fleet.hosts import REPOSITORY
 from tests.fleet.manager import END_WITH_US, Manager, own_environment
-from tests.zoo import ALL, ATTACKS
+from tests.zoo import ALL, ATTACKS, NOT_YET
 
 AGENTS = 20
 P99_S = 0.25
 BARE_MAY_S = 0.05  # where a bare server is slower than that, this machine is busy with something else
 ASK_EVERY_S = 0.025
-# Those that need a change which is not here yet, as in tests/unit/test_zoo.py.
-OTHERS = {"viewer_expressions"}
 
 
 def fenced_spec(host: int, number: int) -> dict[str, Any]:
@@ -110,7 +108,7 @@ def credentials(manager: Manager) -> dict[str, str]:
 @pytest.mark.timeout(240)
 def test_agents_notice_nothing_of_one_hostile_connection(tmp_path: Path, chaos_report: ChaosReport) -> None:
     seconds = 20.0 if chaos_report.long else 0.4
-    names = [name for name in ATTACKS if name not in OTHERS] + [ALL]
+    names = [name for name in ATTACKS if name not in NOT_YET] + [ALL]
     slow: dict[str, tuple[float, float]] = {}
     with (
         Manager(tmp_path, own_environment(tmp_path), ["web.host=127.0.0.1"]) as manager,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 from pathlib import Path
+from typing import Any
 
 import gevent
 import pytest
@@ -47,7 +48,8 @@ def test_a_record_has_a_bound() -> None:
 
 
 def test_a_greenlet_that_fails_is_a_record(capfd: pytest.CaptureFixture[str]) -> None:
-    hub, records = gevent.get_hub(), []
+    hub: Any = gevent.get_hub()
+    records: list[logging.LogRecord] = []
     log = logging.Logger("tried")
     log.addHandler(type("Kept", (logging.Handler,), {"emit": lambda _self, record: records.append(record)})())
     before = hub.print_exception
