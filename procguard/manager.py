@@ -16,7 +16,7 @@ from typing import Any
 import gevent
 import gevent.event
 
-from procguard import __version__, daemon, local_manager, measurements_loop, operations_loop
+from procguard import __version__, daemon, interpreter, local_manager, log_format, measurements_loop, operations_loop
 from procguard.config import Config
 from procguard.dead_man import DeadMan
 from procguard.deploy.ssh_client import SshHelper
@@ -309,7 +309,7 @@ class Manager:
         token_file = self._first_token()
         if token_file:
             print(f"  token   {token_file} (web.trust_local is false; PROCGUARD_TOKEN takes it)", flush=True)
-        for note in self.registry.notes:
+        for note in (*self.registry.notes, *interpreter.known_holes()):
             print(f"  note    {note}", flush=True)
             log.warning("%s", note)
         log.info("running url=%s fleet=%s state=%s", self.web.url, self.registry.fleet_id, config.state.state_file)
@@ -341,11 +341,12 @@ def set_up_logging(config: Config) -> None:
             f"logging.file: cannot write {config.logging.file} ({exc.strerror})",
             "choose another: --set logging.file=PATH",
         ) from exc
-    handler.setFormatter(logging.Formatter(config.logging.format))
+    handler.setFormatter(log_format.Formatter(config.logging.format))
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(config.logging.level)
     logging.getLogger("paramiko").setLevel(logging.WARNING)
+    log_format.report_greenlets_to(log, gevent.get_hub())
 
 
 def _in_thread_pool(task: Any) -> None:

@@ -2,9 +2,10 @@
 
 Used at both ends (relay.py on the host, the manager's tunnels at the other), one thread each. A frame is the number of
 a connection, a kind and a length, then that many bytes. Bounds: the stream is read ahead of no more than one frame's
-worth per connection once HIGH_BYTES wait to be written; a connection whose own end takes nothing is cut at
-MAX_WAITING_BYTES (a request and its answer are smaller by far). Whoever hears nothing for SILENT_S ends: a half-open
-connection looks like a quiet one, so each end speaks at least every PING_S.
+worth per connection once HIGH_BYTES wait to be written; where MAX_WAITING_BYTES wait for the local ends of all
+connections, the one for which most waits is cut (a request and its answer are smaller by far); connections begin no
+faster than OPENS_PER_S. Who has many streams has them share a `Store`. Whoever hears nothing for SILENT_S ends: a
+half-open connection looks like a quiet one, so each end speaks at least every PING_S.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import contextlib
 import selectors
 import socket
 import struct
+import threading
 import time
 from typing import Any, Callable, Dict, Iterator, Optional, Tuple
 
@@ -20,8 +22,10 @@ HEADER = struct.Struct(">IBH")
 OPEN, DATA, CLOSE, PING = 1, 2, 3, 4
 PIECE_BYTES = 16 * 1024
 HIGH_BYTES = 256 * 1024
+MAX_OUT_BYTES = 16 * 1024 * 1024  # one piece of each connection, beyond HIGH_BYTES, are far fewer
 MAX_WAITING_BYTES = 24 * 1024 * 1024
 MAX_CONNECTIONS = 256
+OPENS_PER_S = 20.0  # beyond MAX_CONNECTIONS at once
 PING_S, SILENT_S = 5.0, 30.0
 RETRY_S = 0.02  # a stream that does not say when it can be written again is asked this often
 STEP_S = 1.0
@@ -75,6 +79,32 @@ class Wire:
         raise NotImplementedError
 
 
+class Store:
+    """What may wait in all streams of a process together: when it is full, a stream keeps no more than an equal share.
+    Used from the threads of all of them."""
+
+    def __init__(self, total_bytes: int) -> None:
+        self._total_bytes = total_bytes
+        self._lock = threading.Lock()
+        self._waiting_bytes = 0
+        self._streams = 0
+
+    def join(self, streams: int) -> None:
+        with self._lock:
+            self._streams += streams
+
+    def add(self, size: int) -> None:
+        """So much more waits; negative: so much less."""
+        with self._lock:
+            self._waiting_bytes += size
+
+    def allows(self, stream_bytes: int) -> bool:
+        """Whether one stream may have so much waiting now."""
+        with self._lock:
+            full = self._waiting_bytes > self._total_bytes
+            return not full or stream_bytes * self._streams <= self._total_bytes
+
+
 class _End:
     """The local end of one connection."""
 
@@ -94,8 +124,12 @@ class Mux:
         accept: "Optional[socket.socket]" = None,
         connect: "Optional[Callable[[], socket.socket]]" = None,
         clock: "Callable[[], float]" = time.monotonic,
+        store: "Optional[Store]" = None,
     ) -> None:
         self._wire = wire
+        self._store = store
+        self._waiting_bytes = 0  # for all local ends
+        self._opens, self._opens_at = float(MAX_CONNECTIONS), clock()
         self._accept = accept
         self._connect = connect
         self._clock = clock
@@ -116,6 +150,8 @@ class Mux:
         `goes_on` is asked about once a second; `unread`: what was read of the stream already.
         """
         self._selector.register(self._wire, selectors.EVENT_READ)
+        if self._store is not None:
+            self._store.join(1)
         if self._accept is not None:
             self._accept.setblocking(False)
             self._selector.register(self._accept, selectors.EVENT_READ)
@@ -127,6 +163,9 @@ class Mux:
             for end in self._ends.values():
                 end.sock.close()
             self._ends.clear()
+            self._count(-self._waiting_bytes)
+            if self._store is not None:
+                self._store.join(-1)
             self._selector.close()
 
     # -------------------------------------------------------------------------------------------------- one turn
@@ -177,17 +216,42 @@ class Mux:
                 self._open(number)
             elif kind == DATA and end is not None:
                 end.waiting += payload
-                if len(end.waiting) > MAX_WAITING_BYTES:
-                    self._drop(number, tell=True)
+                self._count(len(payload))
+                self._make_room()
             elif kind == CLOSE and end is not None:
                 end.closing = True
                 if not end.waiting:
                     self._drop(number, tell=False)
 
+    def _count(self, size: int) -> None:
+        self._waiting_bytes += size
+        if self._store is not None:
+            self._store.add(size)
+
+    def _make_room(self) -> None:
+        while self._waiting_bytes > MAX_WAITING_BYTES or not (
+            self._store is None or self._store.allows(self._waiting_bytes)
+        ):
+            most = max(self._ends, key=lambda number: len(self._ends[number].waiting))
+            if not self._ends[most].waiting:
+                return
+            self._drop(most, tell=True)
+
+    def _may_open(self) -> bool:
+        now = self._clock()
+        self._opens = min(float(MAX_CONNECTIONS), self._opens + (now - self._opens_at) * OPENS_PER_S)
+        self._opens_at = now
+        if self._opens < 1.0 or len(self._ends) >= MAX_CONNECTIONS:
+            return False
+        self._opens -= 1.0
+        return True
+
     def _open(self, number: int) -> None:
         assert self._connect is not None
+        if number in self._ends:
+            self._drop(number, tell=False)  # the other end has forgotten the earlier one
         try:
-            if len(self._ends) >= MAX_CONNECTIONS:
+            if not self._may_open():
                 raise OSError("too many connections")
             sock = self._connect()
         except OSError:
@@ -217,7 +281,9 @@ class Mux:
         try:
             if ready & selectors.EVENT_WRITE:
                 if end.waiting:
-                    del end.waiting[: end.sock.send(end.waiting[:PIECE_BYTES])]
+                    sent = end.sock.send(end.waiting[:PIECE_BYTES])
+                    del end.waiting[:sent]
+                    self._count(-sent)
                 if end.closing and not end.waiting:
                     self._drop(number, tell=False)
                     return
@@ -234,6 +300,7 @@ class Mux:
 
     def _drop(self, number: int, tell: bool) -> None:
         end = self._ends.pop(number)
+        self._count(-len(end.waiting))
         if end.sock.fileno() in self._selector.get_map():
             self._selector.unregister(end.sock)
         end.sock.close()
@@ -241,6 +308,8 @@ class Mux:
             self._send(number, CLOSE)
 
     def _send(self, number: int, kind: int, data: bytes = b"") -> None:
+        if len(self._out) > MAX_OUT_BYTES:
+            raise MuxEnded("the other end asks and does not read")
         self._out += frame(number, kind, data)
         self._said_at = self._clock()
 

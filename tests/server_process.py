@@ -71,6 +71,12 @@ class RunningServer:
     def log(self) -> str:
         return self._log_path.read_text(errors="replace")
 
+    def longest_turn_ms(self) -> float:
+        """Of the event loop's CPU, since asked last; for a server with `test.meter=1`."""
+        port = int((self.directory / "meter.port").read_text())
+        with socket.create_connection(("127.0.0.1", port), timeout=120) as asked:
+            return float(asked.makefile().read())
+
     def close(self) -> None:
         self.process.terminate()
         try:
@@ -218,6 +224,8 @@ def main(arguments: list[str]) -> None:
         keeper=websocket.Keeper(float(own.get("ping_s", 15)), float(own.get("reap_s", 45))),
     )
     web.start()
+    if "meter" in own:
+        _meter(os.path.join(directory, "meter.port"))
     if "bridge_port" in own:
         _bridge(web._channel, int(own["bridge_port"]))
     gevent.spawn(operations_loop.drive, registry.operations)
@@ -229,6 +237,32 @@ def main(arguments: list[str]) -> None:
     ending.wait()
     web.stop()
     registry.close()
+
+
+def _meter(path: str) -> None:
+    """Who connects is told how many milliseconds of this thread's CPU the longest turn of the event loop has taken
+    since somebody asked last. CPU and not time: another process's turn on this core is nobody's fault here."""
+    import gevent
+    import gevent.server
+
+    longest, since = 0.0, time.thread_time()
+
+    def turned() -> None:
+        nonlocal longest, since
+        now = time.thread_time()
+        longest, since = max(longest, now - since), now
+
+    def tell(sock: Any, _address: Any) -> None:
+        nonlocal longest
+        sock.sendall(b"%.3f" % (1000 * longest))
+        longest = 0.0
+
+    watcher = gevent.get_hub().loop.check()
+    watcher.start(turned)
+    server = gevent.server.StreamServer(("127.0.0.1", 0), tell)
+    server.start()
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(str(server.server_port))
 
 
 def _bridge(channel: Any, port: int) -> None:

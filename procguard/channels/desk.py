@@ -340,7 +340,7 @@ class Desk:
     def agent_found(self, call: Call, agent_id: str) -> Answer:
         """What an agent found in its host's logs, for a search that it was told of."""
         self._access.check_agent(call.identify(), agent_id)
-        result = messages.read(protocol.LogSearchResult, call.read(MAX_FOUND_BYTES))
+        result = messages.read(protocol.LogSearchResult, call.read(MAX_FOUND_BYTES), MAX_FOUND_BYTES)
         self._registry.searches.take(agent_id, result)
         return Answer(200, {"search_id": result.search_id, "status": "taken"})
 

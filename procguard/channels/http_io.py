@@ -19,6 +19,7 @@ from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from procguard.config_limits import Limits
 from procguard.errors import LimitExceeded, ProcGuardError, UsageError
+from procguard.pace import Pace
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +32,18 @@ LIMITS, TICKET, BODIES = "procguard.limits", "procguard.ticket", "procguard.bodi
 CLOSE_USE = "procguard.close_use"  # called when the answer has left (portal/live_uses.py)
 _DEFAULTS = Limits()
 
+# Objects and lists of one message, and what stands between commas: an agent with 2,000 workers and a full backlog has
+# half as many.
+MAX_OBJECTS = 60_000
+VALUES_PER_OBJECT = 8
+
 # Every digit is the same to who looks for a number beyond all bounds, and both letters of an exponent.
 _ALIKE = bytes.maketrans(b"123456789E", b"000000000e")
 _LONG = b"0" * 200  # with an exponent of two digits, 1e308 is not out of reach of fewer
 _BEFORE_A_NUMBER = b":,[ \t\r\n"
+_LOOK_BACK = 2 * len(_LONG)  # from an exponent to the begin of its number
+_MAX_LOOKS = 1_000
+_VALUES_AT_ONCE = 1_000  # looked at, before others may have their turn
 
 
 class _BodyTimeout(gevent.Timeout):
@@ -104,14 +113,15 @@ def too_large(max_bytes: int) -> LimitExceeded:
     )
 
 
-def read_json(environ: dict[str, Any], max_bytes: int | None = None) -> Any:
+def read_json(environ: dict[str, Any], max_bytes: int | None = None, max_objects: int = MAX_OBJECTS) -> Any:
     """The body as JSON values. Raises UsageError naming line and column."""
-    return parse_json(read_body(environ, max_bytes))
+    return parse_json(read_body(environ, max_bytes), max_objects)
 
 
-def parse_json(body: bytes) -> Any:
+def parse_json(body: bytes, max_objects: int = MAX_OBJECTS) -> Any:
     if not body.strip():
         raise UsageError("the body is empty; expected a JSON object", 'e.g. {"command": "start"}', code="bad_json")
+    check_objects(body, max_objects)
     try:
         value = from_json(body, allow_inf_nan=False)
     except ValueError as exc:
@@ -119,6 +129,20 @@ def parse_json(body: bytes) -> Any:
     if may_overflow(body) and not _finite(value):
         raise UsageError("the body holds a number beyond all bounds", "send finite numbers", code="bad_json")
     return value
+
+
+def check_objects(body: bytes, max_objects: int) -> None:
+    """Raises LimitExceeded for what would take long to make: a few bytes of JSON are an object of hundreds."""
+    if len(body) <= max_objects:
+        return
+    max_values = VALUES_PER_OBJECT * max_objects
+    if body.count(b"{") + body.count(b"[") > max_objects or body.count(b",") > max_values:
+        raise LimitExceeded(
+            f"the body holds more than {max_objects} objects, or {max_values} values",
+            "send less at a time",
+            status=413,
+            code="body_too_large",
+        )
 
 
 def may_overflow(body: bytes) -> bool:
@@ -129,11 +153,13 @@ def may_overflow(body: bytes) -> bool:
     alike = body.translate(_ALIKE)
     if b"0e" not in alike:
         return False
+    looks = 0
     for shape in (b"0e000", b"0e+000"):
         at = alike.find(shape)
         while at >= 0:
-            before = alike[: at + 1].rstrip(b"0.-")[-1:]
-            if before in _BEFORE_A_NUMBER:  # also where nothing stands before it
+            looks += 1
+            before = alike[max(0, at + 1 - _LOOK_BACK) : at + 1].rstrip(b"0.-")[-1:]
+            if before in _BEFORE_A_NUMBER or looks > _MAX_LOOKS:  # also where nothing stands before it
                 return True
             at = alike.find(shape, at + 1)
     return False
@@ -144,8 +170,10 @@ def has_long_number(body: bytes) -> bool:
     return len(body) >= len(_LONG) and _LONG in body.translate(_ALIKE)
 
 
-def read_object(environ: dict[str, Any], max_bytes: int | None = None) -> dict[str, Any]:
-    return as_object(read_json(environ, max_bytes))
+def read_object(
+    environ: dict[str, Any], max_bytes: int | None = None, max_objects: int = MAX_OBJECTS
+) -> dict[str, Any]:
+    return as_object(read_json(environ, max_bytes, max_objects))
 
 
 def as_object(value: Any) -> dict[str, Any]:
@@ -168,9 +196,12 @@ def _json_type(value: Any) -> str:
 
 
 def _finite(value: Any) -> bool:
-    pending = [value]
+    pending, pace, looked = [value], Pace(), 0
     while pending:
         item = pending.pop()
+        looked += 1
+        if looked % _VALUES_AT_ONCE == 0:
+            pace()
         if isinstance(item, float) and not math.isfinite(item):
             return False
         if isinstance(item, int) and abs(item) >= 2**63:

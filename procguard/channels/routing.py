@@ -14,12 +14,12 @@ from urllib.parse import parse_qsl, unquote
 
 from procguard.channels import Access, Principal, http_io
 from procguard.channels.desk import Answer, Route
-from procguard.errors import NotFound, ProcGuardError, Refused
+from procguard.errors import NotFound, ProcGuardError, Refused, UsageError
 
 log = logging.getLogger(__name__)
 
 MAX_TARGET_CHARS = 16 * 1024
-MAX_REMEMBERED = 50_000  # a heartbeat's address for each worker or agent
+MAX_PARAMETERS = 100
 
 
 class MethodNotAllowed(ProcGuardError):
@@ -42,14 +42,13 @@ class RouteTable:
         for route in routes:
             shape = tuple("" if part.startswith("<") else part for part in route.path.strip("/").split("/"))
             self._routes.setdefault(shape, {})[route.method] = route
-        self._remembered: dict[tuple[str, str], Found] = {}
 
     def find(self, method: str, target: str) -> Found:
-        """`target`: path and query, percent-encoded. Raises NotFound and MethodNotAllowed."""
-        known = self._remembered.get((method, target))
-        if known is not None:
-            return known
-        path, mark, query = target[:MAX_TARGET_CHARS].partition("?")
+        """`target`: path and query, percent-encoded. Raises NotFound, MethodNotAllowed and UsageError. Nothing of it is
+        kept: who asks is not known yet, and connections remember what they ask all day (zmq_call.py)."""
+        path, _, query = target[:MAX_TARGET_CHARS].partition("?")
+        if query.count("&") >= MAX_PARAMETERS:
+            raise UsageError(f"more than {MAX_PARAMETERS} parameters in the address", "see docs/protocol.md")
         shape, name = self._shape(tuple(path.strip("/").split("/")))
         methods = self._routes.get(shape)
         if methods is None:
@@ -58,10 +57,7 @@ class RouteTable:
         if route is None:
             raise MethodNotAllowed("this address does not take that method", f"it takes {', '.join(methods)}")
         arguments = (unquote(name),) if route.name else ()
-        found = Found(route.path, route.handler, arguments, dict(parse_qsl(query, keep_blank_values=True)))
-        if not mark and len(self._remembered) < MAX_REMEMBERED:
-            self._remembered[method, target] = found
-        return found
+        return Found(route.path, route.handler, arguments, dict(parse_qsl(query, keep_blank_values=True)))
 
     def _shape(self, parts: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
         if parts in self._routes:  # nothing in it is a name: /api/workers/register

@@ -27,7 +27,7 @@ from procguard.channels.rate import RateLimiter
 from procguard.channels.routing import Found, RouteTable, refusal
 from procguard.channels.zmq_call import Rules, Session, ZmqCall, end_session
 from procguard.channels.zmq_keys import Admissions, Doorkeeper, key_from_hex
-from procguard.channels.zmq_port import LOOK_EVERY_S, Peer, Received, RouterPort
+from procguard.channels.zmq_port import LOOK_EVERY_S, Newcomers, Peer, Received, RouterPort
 from procguard.config_limits import Limits
 from procguard.errors import LimitExceeded, NotFound, ProcGuardError, UsageError
 from procguard.fleet import clock
@@ -40,6 +40,8 @@ MAX_HEADER_BYTES = 16 * 1024
 MAX_SECRET_CHARS = 512
 MAX_REQUESTS_OF_PEER = 8  # unanswered
 MAX_WAITING = 2_000  # requests taken from the sockets and not begun
+MAX_WAITING_BYTES = 64 * 1024 * 1024  # of them
+BYTES_PER_TURN = 16 * 1024  # count as one request more
 ARRIVALS_PER_S = 4.0  # connections of one agent, beyond as many at once as it may have
 TURN = 50  # requests answered before others have their turn
 IDLE_WORKERS = 8  # greenlets that wait for the next requests: one of its own for each costs two calls of the kernel
@@ -64,6 +66,7 @@ class ZmqChannel:
         self._door_watchers: list[Any] = []
         self._ports: list[RouterPort] = []
         self._inbox: deque[Received] = deque()
+        self._inbox_bytes = 0
         self._begun = 0  # requests under way: held ones, and those that wait for the disk
         self._arrivals = RateLimiter(limits.connections_per_agent, ARRIVALS_PER_S)
         self._called = False  # the hub is about to `_go_on`
@@ -80,6 +83,7 @@ class ZmqChannel:
         self._doorkeeper = Doorkeeper(self._context, self._admissions, self._has_room_for)
         try:
             sizes = {REQUESTS: self._limits.heartbeat_size, LOGS: protocol.MAX_LOG_POST_BYTES}
+            newcomers = Newcomers(self._limits.unproven_connections, self._limits.unproven_per_address)
             for number, (name, max_bytes) in enumerate(sizes.items()):
                 port = RouterPort(
                     self._context,
@@ -88,6 +92,7 @@ class ZmqChannel:
                     on_messages=self._arrived,
                     on_closed=end_session,
                     room=self._room,
+                    newcomers=newcomers,
                     name=name,
                 )
                 self._ports.append(port)
@@ -127,7 +132,8 @@ class ZmqChannel:
 
     @property
     def refused_count(self) -> int:
-        return self._doorkeeper.refused if self._doorkeeper is not None else 0
+        refused = self._doorkeeper.refused if self._doorkeeper is not None else 0
+        return refused + sum(port.cut for port in self._ports)
 
     def offer(self, agent_id: str, key: str, peer: str) -> protocol.ZmqOffer | None:
         """Admit an agent's key, which it has proven to be its own, and say where to connect. None: not from there."""
@@ -157,11 +163,13 @@ class ZmqChannel:
     # ------------------------------------------------------------------------------------------------- requests
 
     def _room(self) -> int:
-        return MAX_WAITING - len(self._inbox) if self._begun < self._limits.connections else 0
+        full = self._begun >= self._limits.connections or self._inbox_bytes >= MAX_WAITING_BYTES
+        return 0 if full else MAX_WAITING - len(self._inbox)
 
     def _arrived(self, received: list[Received]) -> None:
         """In the hub: put the messages where a greenlet finds them."""
         self._inbox.extend(received)
+        self._inbox_bytes += sum(len(message) for _, message in received if message)
         self._call_hub()
 
     def _call_hub(self) -> None:
@@ -195,11 +203,14 @@ class ZmqChannel:
         try:
             while inbox:
                 peer, message = inbox.popleft()
+                size = len(message) if message else 0
+                self._inbox_bytes -= size
                 if not self._called:
                     self._call_hub()
                 self._take(peer, message)
-                answered += 1
-                if answered % TURN == 0:
+                answered += 1 + size // BYTES_PER_TURN
+                if answered >= TURN:
+                    answered = 0
                     self._flush()
                     give_way()
         finally:

@@ -27,6 +27,7 @@ INLINE_BYTES = protocol.ZMQ_INLINE_BYTES
 _USUAL_START = b'{"id":'
 _ID_AT = len(_USUAL_START)
 _NO_HEADERS_END = b"\n"  # a header is one line
+_MAX_USUAL_BYTES = 512
 
 
 class Rules(NamedTuple):
@@ -55,7 +56,7 @@ class Session:
 
     def remember(self, found: Any, head: bytes, header: dict[str, Any]) -> None:
         """`head`, read as `header`, asks for `found`. Held polls, which say in a query what they know, do not count."""
-        if len(header) == 3 and not found.query and head.startswith(_USUAL_START):
+        if len(head) <= _MAX_USUAL_BYTES and len(header) == 3 and not found.query and head.startswith(_USUAL_START):
             self.usual, self.usual_end = found, head[head.find(b",") :]
 
     def usual_id(self, head: bytes) -> int:

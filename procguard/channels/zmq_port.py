@@ -8,11 +8,13 @@ it could be another's.
 
 from __future__ import annotations
 
+import _socket
 import errno
 import logging
 import os
+import socket
 import struct
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +37,7 @@ KEEPALIVE_S, DEAD_AFTER_MS = 10, 30_000  # a peer that vanished without a word i
 BACKLOG = 1024
 LOOK_EVERY_S = 0.25  # at the sockets, also without a signal: theirs is edge-triggered
 _MONITOR_EVENT = struct.Struct("=hi")
+_ACCEPTED = int(zmq.EVENT_ACCEPTED)
 
 # pyzmq's own layer, without what it wraps around for features that are not used here: a third of the time.
 _Socket: Any = zmq.backend.Socket
@@ -61,6 +64,41 @@ class Peer:
 Received = tuple[Peer, "bytes | None"]
 
 
+class Newcomers:
+    """Connections that have said nothing yet, by descriptor, oldest first: where there are too many, of one address or
+    in all, the longest silent one goes. libzmq accepts without a limit, before any proof."""
+
+    def __init__(self, most: int, most_of_address: int) -> None:
+        self._most, self._most_of_address = most, most_of_address
+        self._address_of: OrderedDict[int, str] = OrderedDict()
+        self._of_address: dict[str, OrderedDict[int, None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._address_of)
+
+    def came(self, descriptor: int, address: str) -> list[int]:
+        """Whose place is needed."""
+        self.left(descriptor)
+        self._address_of[descriptor] = address
+        neighbours = self._of_address.setdefault(address, OrderedDict())
+        neighbours[descriptor] = None
+        gone = []
+        for among, most in ((neighbours, self._most_of_address), (self._address_of, self._most)):
+            if len(among) > most:
+                gone.append(next(iter(among)))
+                self.left(gone[-1])
+        return gone
+
+    def left(self, descriptor: int) -> None:
+        """It has ended, or has said something that only an admitted key can say."""
+        address = self._address_of.pop(descriptor, None)
+        if address is not None:
+            neighbours = self._of_address[address]
+            del neighbours[descriptor]
+            if not neighbours:
+                del self._of_address[address]
+
+
 class RouterPort:
     """`on_messages([(peer, message)…])` (None: it had more than one frame) and `on_closed(peer)` are called in the hub:
     they must not wait. `room()`: how many messages may be taken now; who says none calls `look` when that has changed.
@@ -75,9 +113,13 @@ class RouterPort:
         on_messages: Callable[[list[Received]], None],
         on_closed: Callable[[Peer], None],
         room: Callable[[], int],
+        newcomers: Newcomers,
         name: str = "",
     ) -> None:
         self._on_messages, self._on_closed, self._room, self.name = on_messages, on_closed, room, name
+        self._newcomers = newcomers
+        self._port = 0
+        self.cut = 0  # newcomers that had to go
         self._peers: dict[bytes, Peer] = {}
         self._by_descriptor: dict[int, Peer] = {}
         self._by_user: Counter[str] = Counter()
@@ -103,7 +145,7 @@ class RouterPort:
             (zmq.ZAP_DOMAIN, ZAP_DOMAIN),
         ):
             self._socket.setsockopt(option, value)
-        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
 
     def bind(self, host: str, port: int) -> None:
         """Raises ProcGuardError in one clear line when the port can't be had."""
@@ -113,6 +155,7 @@ class RouterPort:
             self._socket.bind(f"tcp://{'*' if host in ('0.0.0.0', '') else shown}:{port}")
         except zmq.ZMQError as exc:
             raise _cannot_listen(host, port, exc) from exc
+        self._port = port
 
     def start(self) -> None:
         loop = gevent.get_hub().loop
@@ -188,6 +231,7 @@ class RouterPort:
         peer = Peer(
             self, routing_id, int(frame.get(zmq.SRCFD)), str(frame.get("User-Id")), str(frame.get("Peer-Address"))
         )
+        self._newcomers.left(peer.descriptor)
         self._peers[routing_id] = peer
         self._by_user[peer.user_id] += 1
         earlier = self._by_descriptor.get(peer.descriptor)
@@ -199,10 +243,36 @@ class RouterPort:
     def _look_at_monitor(self) -> None:
         while _get(self._monitor, _EVENTS) & _POLLIN:
             event, *_ = self._monitor.recv_multipart(zmq.NOBLOCK)
-            _, descriptor = _MONITOR_EVENT.unpack(event)
+            kind, descriptor = _MONITOR_EVENT.unpack(event)
+            if kind == _ACCEPTED:
+                self._accepted(descriptor)
+                continue
+            self._newcomers.left(descriptor)
             peer = self._by_descriptor.get(descriptor)
             if peer is not None:
                 self.forget(peer)
+
+    def _accepted(self, descriptor: int) -> None:
+        address = self._with_socket(descriptor, lambda one: str(one.getpeername()[0]))
+        if address is None:
+            return  # it has ended already
+        for too_many in self._newcomers.came(descriptor, address):
+            self.cut += 1
+            self._with_socket(too_many, lambda one: one.shutdown(socket.SHUT_RDWR))
+
+    def _with_socket(self, descriptor: int, use: Callable[[Any], Any]) -> Any:
+        """`use` of a connection that is libzmq's; None where it has ended. Its thread may have closed the descriptor
+        meanwhile: what has another port of ours, or none, is left alone."""
+        try:
+            same = _socket.socket(fileno=descriptor)
+        except OSError:
+            return None
+        try:
+            return use(same) if same.getsockname()[1] == self._port else None
+        except (OSError, IndexError):
+            return None
+        finally:
+            same.detach()
 
     def forget(self, peer: Peer) -> None:
         """Its connection is closed, or as good as."""

@@ -27,13 +27,14 @@ from procguard.deploy.channel import HostSession
 from procguard.deploy.connector import Connector
 from procguard.deploy.target import Target, from_dict
 from procguard.errors import ProcGuardError
-from remote_agent.mux import Mux, MuxEnded
+from remote_agent.mux import Mux, MuxEnded, Store
 
 CONNECT_S = 30.0
 AT_ONCE = 16  # connections being opened; a log-in is work for this process too
 FIRST_RETRY_S, LAST_RETRY_S = 1.0, 15.0
 GOOD_AFTER_S = 10.0  # a tunnel that lived so long begins anew with the shortest pause
 MAX_LINE_BYTES = 256 * 1024
+MAX_WAITING_BYTES = 256 * 1024 * 1024  # from all hosts, for the manager's listener
 
 Json = dict[str, Any]
 
@@ -48,7 +49,12 @@ class Tunnel(threading.Thread):
     """One host's way to the manager. `say`: takes each change of its state."""
 
     def __init__(
-        self, wish: Json, connector: Connector, gate: threading.Semaphore, say: Callable[[Json], None]
+        self,
+        wish: Json,
+        connector: Connector,
+        gate: threading.Semaphore,
+        say: Callable[[Json], None],
+        store: Store | None = None,
     ) -> None:
         self.agent_id = str(wish["agent_id"])
         super().__init__(name=f"tunnel-{self.agent_id}", daemon=True)
@@ -58,6 +64,7 @@ class Tunnel(threading.Thread):
         self._connector = connector
         self._gate = gate
         self._say = say
+        self._store = store
         self._said: Json = {}
         self._hurry = threading.Event()
         self._dropped = False
@@ -98,7 +105,7 @@ class Tunnel(threading.Thread):
                 waiting = False
                 up_at = time.monotonic()
                 self._tell({"state": "up", "port": self._port})
-                Mux(wire, connect=self._dial).run(lambda: not self._dropped, unread)
+                Mux(wire, connect=self._dial, store=self._store).run(lambda: not self._dropped, unread)
                 return up_at, "it was given up", "dropped"
         except ProcGuardError as exc:
             return up_at, str(exc), exc.code
@@ -138,6 +145,7 @@ class Tunnels:
         self._out = out
         self._out_lock = threading.Lock()
         self._gate = threading.Semaphore(AT_ONCE)
+        self._store = Store(MAX_WAITING_BYTES)
         self._tunnels: dict[str, Tunnel] = {}
 
     def take(self, request: Json) -> None:
@@ -149,7 +157,7 @@ class Tunnels:
             del self._tunnels[agent_id]
             known.drop()
         if op == "keep":
-            tunnel = self._tunnels[agent_id] = Tunnel(request, self._connector, self._gate, self._say)
+            tunnel = self._tunnels[agent_id] = Tunnel(request, self._connector, self._gate, self._say, self._store)
             tunnel.start()
 
     def _say(self, news: Json) -> None:

@@ -25,6 +25,7 @@ from remote_agent import protocol
 
 CHECK_SSH_DEADLINE_S = 30.0
 MAX_PAGE = 100_000
+MAX_DEPLOYED_OBJECTS = 5_000_000  # an operator may declare what the size allows
 VERB_HINTS = {"command": ("unknown_command", f"use one of: {', '.join(protocol.VERBS)}")}
 DIGEST_HINTS = {"secret_sha256": ("", "send 64 hexadecimal digits: the SHA-256 of the secret, not it")}
 SORTABLE = (
@@ -194,7 +195,7 @@ class OperatorApi:
     def _deploy(self) -> dict[str, Any]:
         actor = self._operator()
         environ = bottle.request.environ
-        request = http_io.read_object(environ, http_io.limits_of(environ).deployment_size)
+        request = http_io.read_object(environ, http_io.limits_of(environ).deployment_size, MAX_DEPLOYED_OBJECTS)
         http_io.note_change(_deployment(request))
         reply: dict[str, Any] = self._registry.deploy(request, actor, clock.read())
         pinned = self._pinned()

@@ -8,11 +8,13 @@ loop only.
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 
 from procguard.config_limits import Limits
 from procguard.fleet.addresses import address_group
+from procguard.portal.turns import Share
 
 Cut = Callable[[], None]
 
@@ -25,12 +27,14 @@ def _nothing() -> None:
 # no time to speak, unless there are so many times more strangers than the limit.
 TIME_TO_SPEAK_S = 1.0
 HARD = 4
+UNSHARED_WORK = 40  # a new connection's: the request by which an agent proves itself waits for no stranger
 
 
 class Ticket:
-    """One connection. `caller` is set by its first identified request; `evicted`: it was told to go."""
+    """One connection. `caller` is set by its first identified request; `evicted`: it was told to go; `share`: what it
+    may do in one turn of the event loop, together with the caller's others or with all strangers."""
 
-    __slots__ = ("_book", "address", "caller", "cut", "evicted", "since")
+    __slots__ = ("_book", "_unshared_work", "address", "caller", "cut", "evicted", "share", "since")
 
     def __init__(self, book: ConnectionBook, address: str, cut: Cut, since: float) -> None:
         self._book = book
@@ -39,6 +43,15 @@ class Ticket:
         self.since = since  # monotonic
         self.caller = ""
         self.evicted = False
+        self.share = book.strangers_share
+        self._unshared_work = UNSHARED_WORK
+
+    def spend(self, work: int) -> None:
+        """So much was done for this connection's peer; the next may be a turn of the event loop away."""
+        if self._unshared_work > 0:
+            self._unshared_work -= work
+        else:
+            self.share.spend(work)
 
     def prove(self, caller: str, agent: bool) -> None:
         """A request on this connection came from `caller`."""
@@ -61,6 +74,8 @@ class ConnectionBook:
         self._unproven: OrderedDict[Ticket, None] = OrderedDict()  # oldest first
         self._by_address: dict[str, OrderedDict[Ticket, None]] = {}  # of the unproven
         self._by_agent: dict[str, OrderedDict[Ticket, None]] = {}
+        self.strangers_share = Share()
+        self._shares: weakref.WeakValueDictionary[str, Share] = weakref.WeakValueDictionary()  # by caller
         self.refused: Counter[str] = Counter()  # for /metrics: why -> how many
 
     def __len__(self) -> int:
@@ -97,6 +112,10 @@ class ConnectionBook:
             return
         self._forget(ticket)
         ticket.caller = caller
+        share = self._shares.get(caller)
+        if share is None:
+            share = self._shares[caller] = Share()
+        ticket.share = share
         if agent:
             own = self._by_agent.setdefault(caller, OrderedDict())
             own[ticket] = None

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 MAX_LINE_BYTES = 8192  # the request line, and each header
 MAX_FIELDS = 100
+MAX_PARAMETERS = 100  # in the address
 
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VERSION = re.compile(rb"HTTP/1\.[0-9]")
@@ -19,7 +20,7 @@ _JOINED_BY = {"HTTP_COOKIE": "; "}
 # Fields that say one thing about the whole request: twice is a contradiction, or an attempt to smuggle.
 _ONCE = ("CONTENT_LENGTH", "HTTP_HOST", "HTTP_AUTHORIZATION", "HTTP_TRANSFER_ENCODING")
 _NAMES: dict[bytes, str] = {}  # as they come -> as WSGI calls them
-_MAX_NAMES = 1_000  # a peer that invents names does not fill the memory
+_MAX_NAMES, _MAX_NAME_BYTES = 1_000, 64  # a peer that invents names does not fill the memory
 
 
 class BadHead(ValueError):
@@ -55,6 +56,8 @@ def parse(head: bytes) -> Head:
     words = line.rstrip(b"\r").split(b" ")
     if len(words) != 3 or not _TOKEN.fullmatch(words[0]) or not words[1] or not _VERSION.fullmatch(words[2]):
         raise BadHead("the request line is not METHOD TARGET HTTP/1.1")
+    if words[1].count(b"&") >= MAX_PARAMETERS:
+        raise BadHead(f"more than {MAX_PARAMETERS} parameters in the address")
     fields = _fields(rest)
     version = words[2].decode("ascii")
     coding = fields.get("HTTP_TRANSFER_ENCODING")
@@ -105,7 +108,7 @@ def _name(raw: bytes) -> str:
     name = raw.decode("ascii").replace("-", "_").upper()
     if name not in ("CONTENT_TYPE", "CONTENT_LENGTH"):
         name = "HTTP_" + name
-    if len(_NAMES) < _MAX_NAMES:
+    if len(_NAMES) < _MAX_NAMES and len(raw) <= _MAX_NAME_BYTES:
         _NAMES[raw] = name
     return name
 

@@ -6,19 +6,28 @@ A file to whoever reads a body or a WebSocket's frames; `head` is what a server 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+
+from procguard.portal.turns import work_of
 
 AT_ONCE_BYTES = 16 * 1024
 LARGE_BYTES = 256 * 1024  # of a body
 
 
+def _nothing(_work: int) -> None:
+    """Nobody counts."""
+
+
 class Reader:
-    """`closed` as a file's: nothing more will come."""
+    """`closed` as a file's: nothing more will come. `spend(work)` is called for what was read, and for whatever its
+    user has done with it: it may wait, so that others have their turn (turns.py)."""
 
-    __slots__ = ("_here", "_sock", "closed")
+    __slots__ = ("_here", "_sock", "closed", "spend")
 
-    def __init__(self, sock: Any) -> None:
+    def __init__(self, sock: Any, spend: Callable[[int], None] = _nothing) -> None:
         self._sock = sock
+        self.spend = spend
         self._here = b""  # has come and was not asked for yet
         self.closed = False
 
@@ -47,15 +56,18 @@ class Reader:
         if 0 <= size <= len(self._here):
             data, self._here = self._here[:size], self._here[size:]
             return data
-        parts, left = [self._here], size - len(self._here)
-        self._here = b""
-        while left > 0 or size < 0:
-            data = self._receive(min(left, LARGE_BYTES) if size >= 0 else LARGE_BYTES)
+        read, self._here = bytearray(self._here), b""  # not a list: a peer may send it byte by byte
+        while size < 0 or size - len(read) > AT_ONCE_BYTES:
+            data = self._receive(min(size - len(read), LARGE_BYTES) if size >= 0 else LARGE_BYTES)
             if not data:
-                break
-            parts.append(data)
-            left -= len(data)
-        return b"".join(parts)
+                return bytes(read)
+            read += data
+        left = size - len(read)
+        while left > len(self._here) and self._more(AT_ONCE_BYTES):  # with what follows it, in one call
+            pass
+        read += self._here[:left]
+        self._here = self._here[left:]
+        return bytes(read)
 
     def readline(self, limit: int = -1) -> bytes:
         """Up to and with the next line feed, or `limit` bytes; less where the peer has ended."""
@@ -81,6 +93,8 @@ class Reader:
 
     def _receive(self, size: int) -> bytes:
         data: bytes = self._sock.recv(size)
-        if not data:
+        if data:
+            self.spend(work_of(len(data)))
+        else:
             self.closed = True
         return data

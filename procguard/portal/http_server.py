@@ -31,15 +31,15 @@ from procguard.portal import http_head, websocket
 from procguard.portal.connections import ConnectionBook, Ticket
 from procguard.portal.edge import SECURITY_HEADERS
 from procguard.portal.express import Express
+from procguard.portal.http_body import Body
 from procguard.portal.http_reader import Reader
 from procguard.portal.patience import Patience
 from procguard.portal.proxies import TrustedProxies
 from procguard.portal.send_memory import SendMemory
+from procguard.portal.turns import work_of
 
 log = logging.getLogger(__name__)
 
-MAX_DISCARD_BYTES = 64 * 1024  # an unread body up to this size is read away to keep the connection
-DISCARD_TIMEOUT_S = 2.0
 LINGER_S = 1.0  # how long, and how much, a refused sender may go on before the connection is cut
 LINGER_BYTES = 16 * 1024 * 1024
 JOINED_BYTES = 64 * 1024  # what is smaller goes out together with its head
@@ -47,6 +47,8 @@ HANDSHAKE_TIMEOUT_S = 10.0
 TLS_HANDSHAKE = b"\x16"  # what a connection in TLS begins with
 LOG_LINES_AT_ONCE = 50  # about peers that talk no HTTP; then one in two seconds
 LOG_LINES_PER_S = 0.5
+REQUEST_WORK = 10  # in units of turns.py, beside the bytes: a heartbeat's, the least that a request costs
+ACCEPTED_AT_ONCE = 16  # connections, before those that are here have their turn
 
 
 class _HeadersTimeout(gevent.Timeout):
@@ -68,29 +70,6 @@ class _SparingLog:
         log.info(text + (" (%d more left out)" if left_out else ""), *values, *([left_out] if left_out else ()))
 
 
-class _Input(pywsgi.Input):
-    """A request body that is not read to its end after it was refused."""
-
-    __slots__ = ("abandoned",)
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.abandoned = False
-
-    def _discard(self) -> None:
-        if self.abandoned:
-            return
-        unread = (self.content_length or 0) - self.position
-        chunks_left = self.chunked_input and self.chunk_length != 0
-        if chunks_left or unread > MAX_DISCARD_BYTES:
-            self.abandoned = True
-        elif unread > 0:
-            # The rest of a small body: whoever sends it has a moment to finish.
-            with gevent.Timeout(DISCARD_TIMEOUT_S, False):  # type: ignore[arg-type]
-                super()._discard()  # type: ignore[misc]
-            self.abandoned = self.position < (self.content_length or 0)
-
-
 class Handler(websocket.Handler):
     """One connection. A request that came in one piece, with its body, is answered without a single timer."""
 
@@ -107,7 +86,7 @@ class Handler(websocket.Handler):
         self._ticket: Ticket = server.ticket_of(address)
         self._ticket.cut = self._make_room
         self._serving = False
-        super().__init__(sock, address, server, rfile or Reader(sock))
+        super().__init__(sock, address, server, rfile or Reader(sock, self._ticket.spend))
 
     @property
     def patience_s(self) -> float:
@@ -169,6 +148,7 @@ class Handler(websocket.Handler):
         if self.close_connection or self.rfile.closed:
             return None
         self._forget()
+        self._ticket.spend(REQUEST_WORK)  # whose next request is here already waits until others had their turn
         return True
 
     def _forget(self) -> None:
@@ -192,17 +172,19 @@ class Handler(websocket.Handler):
 
     def _read_lines(self) -> bytes | None:
         """A head that comes in pieces, or from a hand that types no carriage returns."""
-        head = b""
+        head: list[bytes] = []
+        size = 0
         while True:
             line: bytes = self.rfile.readline(http_head.MAX_LINE_BYTES)
             if not line.endswith(b"\n"):
                 if len(line) >= http_head.MAX_LINE_BYTES:
                     raise http_head.TooLarge("a line of the head is too long", in_target=not head)
                 return None
-            head += line
+            head.append(line)
+            size += len(line)
             if line in (b"\r\n", b"\n"):
-                return head
-            if len(head) > self.server.limits.headers_size:
+                return b"".join(head)
+            if size > self.server.limits.headers_size or len(head) > http_head.MAX_FIELDS + 2:
                 raise http_head.TooLarge("the head is too long")
 
     def get_environ(self) -> Any:
@@ -222,7 +204,7 @@ class Handler(websocket.Handler):
         )
         length = head.content_length
         asks_to_go_on = self.socket if head.fields.get("HTTP_EXPECT", "").lower() == "100-continue" else None
-        self.wsgi_input = _Input(self.rfile, length, socket=asks_to_go_on, chunked_input=head.chunked)
+        self.wsgi_input = Body(self.rfile, length, head.chunked, asks_to_go_on)
         environ["wsgi.input"] = self.wsgi_input
         environ["wsgi.input_terminated"] = True
         environ["procguard.socket"] = self.socket
@@ -261,6 +243,7 @@ class Handler(websocket.Handler):
         self.waits_since = time.monotonic()
         super()._sendall(data)
         self.waits_since = 0.0
+        self._ticket.spend(work_of(len(data)))
 
     def handle_one_response(self) -> None:
         super().handle_one_response()
@@ -276,6 +259,7 @@ class Handler(websocket.Handler):
                 read_bytes = 0
                 while read_bytes < LINGER_BYTES and (data := self.socket.recv(65536)):
                     read_bytes += len(data)
+                    self._ticket.spend(work_of(len(data)))
         except (OSError, gevent.Timeout):
             pass
 
@@ -294,11 +278,6 @@ class Handler(websocket.Handler):
         if problem.in_target:
             return self._raw_error(414, "address_too_long", "the request line is too long", "shorten the address")
         return self._raw_error(431, "headers_too_large", f"the request's headers are too large: {problem}", "send less")
-
-    def _handle_client_error(self, ex: BaseException) -> Any:
-        """A body that breaks the rules of its coding; pywsgi says so."""
-        self.server.sparing_log.say("bad request peer=%s error=%s", self.client_address[0], str(ex)[:200])
-        return self._raw_error(400, "bad_request", "this is no HTTP request", "check the client")
 
     def _raw_error(self, status: int, code: str, message: str, next_step: str) -> tuple[str, bytes]:
         self.waits_since = time.monotonic()
@@ -348,6 +327,8 @@ def shut_down(descriptor: int, how: int) -> None:
 
 class Server(pywsgi.WSGIServer):
     """`websocket_guard` serves /ws; None: there is no such thing. `book`: of all connections, over several servers."""
+
+    max_accept = ACCEPTED_AT_ONCE
 
     def __init__(
         self,

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from procguard.channels import Principal, http_io
-from procguard.errors import ProcGuardError, UsageError
-from procguard.portal import auth, live_uses, websocket
+from procguard.errors import ProcGuardError
+from procguard.portal import auth, websocket
 from procguard.portal.live import LiveHub
+
+MAX_MESSAGE_CHARS = 4096
+MESSAGE_WORK = 5  # in units of turns.py: the least that a message costs
 
 
 class LiveEndpoint:
@@ -34,18 +37,21 @@ class LiveEndpoint:
     def serve(self, connection: websocket.Connection, environ: dict[str, Any]) -> None:
         caller = self._viewer(environ)
         if caller is None:
-            # Browsers show a page the close code, but not an HTTP status: hence after the 101.
+            # Browsers show a page the close code, but not an HTTP status: hence after the 101. Nothing is read.
             connection.close(websocket.CLOSE_UNAUTHORIZED, "log in")
-        elif len(self._keeper) >= self._max_clients:
+            return
+        if len(self._keeper) >= self._max_clients:
             connection.close(websocket.CLOSE_TOO_MANY, f"{self._max_clients} clients are connected already")
-        else:
-            connection.send_frame(self._hub.hello())
+            return
+        connection.send_frame(self._hub.hello())
         self._keeper.add(connection)
-        close_use = self._access.hold(caller, connection.revoke) if caller is not None else live_uses.no_use
+        close_use = self._access.hold(caller, connection.revoke)
         try:
             while (message := connection.receive()) is not None:
-                if connection.open:
-                    self._take(connection, message)
+                if not connection.open:
+                    break
+                connection.spend(MESSAGE_WORK)
+                self._take(connection, message)
         finally:
             close_use()
             self._keeper.remove(connection)
@@ -60,12 +66,14 @@ class LiveEndpoint:
     def _take(self, connection: websocket.Connection, message: str | bytes) -> None:
         try:
             problem = self._obey(connection, message)
-        except UsageError as exc:
+        except ProcGuardError as exc:
             problem = exc.message
         if problem:
             connection.send_text(http_io.dumps({"t": "error", "message": problem}))
 
     def _obey(self, connection: websocket.Connection, message: str | bytes) -> str:
+        if len(message) > MAX_MESSAGE_CHARS:
+            return f"a message is at most {MAX_MESSAGE_CHARS} characters"
         data = http_io.parse_json(message.encode() if isinstance(message, str) else message)
         kind = data.get("t") if isinstance(data, dict) else None
         topic = data.get("topic") if isinstance(data, dict) else None

@@ -224,6 +224,7 @@ class WebMonitor:
         if self._config.web.enabled:
             self._live.start()
             self._keeper.start()
+        gevent.get_hub().threadpool.spawn(document_bytes)  # made once, before a stranger asks for it
         self._server.start()
         assert self._agents_server is not None
         self._agents_server.start()

@@ -46,6 +46,7 @@ CLOSE_GRACE_S = 3.0  # to write the close frame and see the peer's
 CLOSE_NORMAL = 1000
 CLOSE_GOING_AWAY = 1001
 CLOSE_PROTOCOL_ERROR = 1002
+CLOSE_LOST = 1006  # the connection has ended without a close frame
 CLOSE_BAD_DATA = 1007
 CLOSE_TOO_BIG = 1009
 CLOSE_UNAUTHORIZED = 4401
@@ -76,7 +77,7 @@ class Guard(Protocol):
         ...
 
     def serve(self, connection: Connection, environ: dict[str, Any]) -> None:
-        """Use the connection until it is closed."""
+        """Use the connection until it is closed; return at once to have nothing read that its client sends."""
         ...
 
 
@@ -179,10 +180,14 @@ class Connection:
         self._enqueue(_encode_control(_CLOSE, struct.pack("!H", code) + reason.encode()[:123]))
         self._closer = gevent.spawn_later(CLOSE_GRACE_S, self.shut_down)
 
+    def spend(self, work: int) -> None:
+        """So much was done for a message of this client (turns.py): others may have their turn first."""
+        self._rfile.spend(work)
+
     def shut_down(self) -> None:
         """End the connection below every greenlet that reads or writes it."""
         if self.close_code is None:
-            self.close_code = 1006
+            self.close_code = CLOSE_LOST
         try:
             self._socket.shutdown(socket.SHUT_RDWR)
         except OSError:
@@ -192,7 +197,7 @@ class Connection:
     def finish(self) -> None:
         """After the last `receive`: let the writer empty its queue for a moment, then drop everything."""
         self._signal.set()
-        self._writer.join(timeout=CLOSE_GRACE_S if self.close_code != 1006 else 0)
+        self._writer.join(timeout=CLOSE_GRACE_S if self.close_code != CLOSE_LOST else 0)
         self._writer.kill()
         if self._closer is not None:
             self._closer.kill()
@@ -287,6 +292,7 @@ class Connection:
 
     def _read_frame(self, max_bytes: int) -> tuple[Any, bytes]:
         header = Header.decode_header(self._rfile)
+        self._rfile.spend(1)
         if header.flags:
             raise _Closing(CLOSE_PROTOCOL_ERROR, "reserved bits set")
         if not header.mask:
@@ -439,8 +445,13 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
         finally:
             connection.close()
             connection.finish()
+            if connection.peer_close_code is None and connection.close_code != CLOSE_LOST:
+                self._linger()
             self.environ["wsgi.websocket"] = None
             self.websocket = None
+
+    def _linger(self) -> None:
+        """Have the client read the last frame before the connection ends (http_server.py)."""
 
     def log_request(self) -> None:
         """Requests are counted by the edge, not logged one by one."""

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 
 from procguard.errors import Forbidden, Refused
 from procguard.portal import sock_diag
-from procguard.portal.auth import Auth, host_name, is_loopback
+from procguard.portal.auth import Auth, cookie, host_name, is_loopback
 from procguard.portal.backoff import FREE_FAILURES, BackOff
 from procguard.portal.sessions import COOKIE, CSRF_HEADER, Sessions
 from remote_agent.protocol import secret_sha256
@@ -306,3 +307,32 @@ def test_another_users_connection_is_shown_as_that_user() -> None:
             assert child.stdin is not None
             child.stdin.close()
             child.wait(10)
+
+
+@pytest.mark.parametrize(
+    ("header", "found"),
+    [
+        ("s=abc", "abc"),
+        ('s="abc"', "abc"),
+        ("a=b; s=abc; c=d", "abc"),
+        ("a=b;s=abc", "abc"),
+        (" s = abc ", "abc"),
+        ("s=one; s=two", "one"),
+        ("xs=abc; S=abc", ""),
+        ("s=", ""),
+        ("s", ""),
+        ("s=a b", ""),
+        ("s=a\\073b", ""),
+        ("s=" + "a" * 200, ""),
+        ("", ""),
+    ],
+)
+def test_the_one_cookie_is_found_among_others(header: str, found: str) -> None:
+    assert cookie({"HTTP_COOKIE": header}, "s") == found
+
+
+def test_no_cookie_header_takes_long_to_read() -> None:
+    """CVE-2024-7592: 57 KB took http.cookies 44 s; here the work is a thousandth of a second."""
+    began = time.thread_time()
+    assert cookie({"HTTP_COOKIE": 'a="' + "\\" * 57_000 + '"; ' + ";" * 8_000}, COOKIE) == ""
+    assert time.thread_time() - began < 0.1

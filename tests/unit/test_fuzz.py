@@ -207,7 +207,7 @@ def test_any_message_is_understood_or_refused_by_manager_and_agent(data: st.Data
 @example(data=b"[" * 100_000)
 @example(data=b'{"a":' * 5_000)
 def test_any_body_is_parsed_or_refused(data: bytes) -> None:
-    only(UsageError, lambda: http_io.parse_json(data))
+    only(ProcGuardError, lambda: http_io.parse_json(data))
 
 
 # -------------------------------------------------------------------------------------- between agent and runner

@@ -240,3 +240,89 @@ def test_a_local_end_that_takes_nothing_is_cut_at_its_bound(monkeypatch: pytest.
     assert one.connections == 0
     there.close()
     stuck.close()
+
+
+def test_a_host_has_one_bound_for_all_its_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """256 connections of 24 MiB each were 6 GB of the manager's memory."""
+    monkeypatch.setattr(mux, "MAX_WAITING_BYTES", 100_000)
+    made = receiving()
+    for number in range(1, 21):
+        made.feed(number, b"x" * 20_000)
+    assert made.waiting() <= 100_000 and len(made.mux._ends) == 5
+    made.end()
+    assert made.mux._waiting_bytes == 0
+
+
+def test_where_all_hosts_together_keep_too_much_those_above_an_equal_share_give() -> None:
+    store = mux.Store(100_000)
+    modest, greedy = receiving(store), receiving(store)
+    modest.feed(1, b"x" * 30_000)
+    for number in range(1, 11):
+        greedy.feed(number, b"x" * 20_000)
+    assert greedy.waiting() <= 60_000 and modest.waiting() == 30_000
+    greedy.end()
+    modest.feed(2, b"x" * 60_000)
+    assert modest.waiting() == 90_000
+    modest.end()
+    assert store._waiting_bytes == store._streams == 0
+
+
+def test_connections_begin_no_faster_than_they_may() -> None:
+    now = [0.0]
+    made = receiving(clock=lambda: now[0])
+    for number in range(1, 2_001):
+        made.mux._take(frame(number, OPEN) + frame(number, CLOSE))
+    assert made.dialled == mux.MAX_CONNECTIONS
+    now[0] += 1.0
+    for number in range(3_001, 3_101):
+        made.mux._take(frame(number, OPEN) + frame(number, CLOSE))
+    assert made.dialled == mux.MAX_CONNECTIONS + mux.OPENS_PER_S
+    made.end()
+
+
+def test_who_asks_and_never_reads_the_refusals_is_cut() -> None:
+    made = receiving(clock=lambda: 0.0)
+    with pytest.raises(MuxEnded, match="does not read"):
+        for _ in range(100):
+            made.mux._take(frame(1, OPEN) * 50_000)
+    assert len(made.mux._out) <= mux.MAX_OUT_BYTES + 100
+    made.end()
+
+
+class Receiving:
+    """A stream's end whose local connections take nothing, without a thread."""
+
+    def __init__(self, store: mux.Store | None, clock: Any) -> None:
+        self.dialled = 0
+        self.far: list[socket.socket] = []
+        here, self.there = socket.socketpair()
+        options = {} if clock is None else {"clock": clock}
+        self.wire = SocketWire(here)
+        self.mux = Mux(self.wire, connect=self._dial, store=store, **options)
+        if store is not None:
+            store.join(1)
+        self._store = store
+
+    def _dial(self) -> socket.socket:
+        self.dialled += 1
+        near, far = socket.socketpair()
+        self.far.append(far)
+        return near
+
+    def feed(self, number: int, data: bytes) -> None:
+        self.mux._take(frame(number, OPEN) + frame(number, DATA, data))
+
+    def waiting(self) -> int:
+        return sum(len(end.waiting) for end in self.mux._ends.values())
+
+    def end(self) -> None:
+        for number in list(self.mux._ends):
+            self.mux._drop(number, tell=False)
+        if self._store is not None:
+            self._store.join(-1)
+        for one in (*self.far, self.there, self.wire.sock):
+            one.close()
+
+
+def receiving(store: mux.Store | None = None, clock: Any = None) -> Receiving:
+    return Receiving(store, clock)

@@ -381,3 +381,44 @@ def test_answers_come_without_delay(world: World) -> None:
         assert link.ask("GET", "/api/hello")[0] == 200
         took.append(time.monotonic() - began)
     assert sorted(took)[10] < 0.03
+
+
+def descriptors(world: World) -> int:
+    return len(os.listdir(f"/proc/{world.server.process.pid}/fd"))
+
+
+def test_strangers_that_say_nothing_do_not_fill_the_manager_with_connections(tmp_path: Path) -> None:
+    """libzmq accepts without a limit, before any proof: whoever says nothing for longest goes, and members stay."""
+    world = World("zmq", tmp_path, "web.limits.unproven_per_address=8")
+    try:
+        world.deploy("h1", "w1")
+        member = ZmqLink(world, "h1", "secret-of-h1")
+        assert member.ask("GET", "/api/agents/h1/commands?wait=0")[0] == 200
+        before = descriptors(world)
+        port = offered(world, "h1")["port"]
+        silent = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(100)]
+        try:
+            wait_until(lambda: descriptors(world) <= before + 12, 4.0, "the longest silent ones are closed", 0.1)
+            assert gauge(world, "procguard_channel_refused_connections") >= 80
+            assert member.ask("GET", "/api/agents/h1/commands?wait=0")[0] == 200
+            healthy(world)
+        finally:
+            for one in silent:
+                one.close()
+    finally:
+        world.close()
+
+
+def memory_mb(world: World) -> float:
+    lines = Path(f"/proc/{world.server.process.pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmRSS:")).split()[1]) / 1024
+
+
+def test_addresses_without_end_fill_no_memory(world: World) -> None:
+    """The table of routes kept 30 to 77 KB of each one, before the 401."""
+    link = ZmqLink(world, "h1", "secret-of-h1")
+    before = memory_mb(world)
+    for number in range(2_000):
+        status, _ = link.ask("POST", f"/api/agents/{'x' * 15_000}{number}/heartbeat", timeout_s=10.0)
+        assert status >= 400
+    assert memory_mb(world) - before < 30

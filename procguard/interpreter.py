@@ -1,0 +1,40 @@
+"""Holes of the Python that runs the manager, for a note at its start.
+
+Each is looked for in the library itself: distributions repair theirs without another version number, so a version says
+little. Only what can reach us is listed; where we have our own way around it, the note says so.
+"""
+
+from __future__ import annotations
+
+import http.cookies
+import sys
+import tarfile
+from collections.abc import Callable
+
+NEWER = "use a newer release of the same Python"
+
+
+def _cookies() -> bool:
+    """Quadratic time for backslashes in a quoted cookie (CVE-2024-7592): the repaired module has a substitution."""
+    return not hasattr(http.cookies, "_unquote_sub")
+
+
+def _tar() -> bool:
+    """A tar with a negative size is read without end (CVE-2025-8194): the repaired module refuses one."""
+    try:
+        tarfile.TarInfo()._block(-1)  # type: ignore[attr-defined]
+    except tarfile.TarError:
+        return False
+    return True
+
+
+HOLES: tuple[tuple[str, Callable[[], bool], str], ...] = (
+    ("CVE-2024-7592", _cookies, "http.cookies takes minutes for one request; ProcGuard does not use it"),
+    ("CVE-2025-8194", _tar, "a tar from a host may never end; ProcGuard unpacks only what it has made itself"),
+)
+
+
+def known_holes() -> list[str]:
+    """A line for a person for each hole of this interpreter."""
+    version = ".".join(str(part) for part in sys.version_info[:3])
+    return [f"this Python ({version}) has {name}: {what}; {NEWER}" for name, has, what in HOLES if has()]

@@ -1,0 +1,54 @@
+"""How a line of the manager's log is written: one line for each record, whatever text of strangers is in it.
+
+Names of hosts, texts of errors and answers come from peers who would like to write lines of their own, or escape
+sequences for the terminal on which somebody reads the file. They are cleaned here and nowhere else. Knows nothing of
+where a log is kept.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from types import TracebackType
+from typing import Any
+
+MAX_MESSAGE_CHARS = 16_000
+INDENT = "    "  # of what belongs to the record above: no line of a traceback looks like a record
+
+# Control characters, what else ends a line somewhere, what turns the direction of writing, and halves of characters.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+
+
+def clean(text: str) -> str:
+    """On one line, with what can't be seen written as an escape (`\\n`, `\\x1b`)."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def _indented(text: str) -> str:
+    return "\n".join(INDENT + clean(line) for line in text.split("\n"))
+
+
+class Formatter(logging.Formatter):
+    """As logging's own, with the record's message cleaned and its traceback indented."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        message = clean(record.message[:MAX_MESSAGE_CHARS])
+        if len(record.message) > MAX_MESSAGE_CHARS:
+            message += f" … ({len(record.message)} characters)"
+        record.message = message
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:
+        return _indented(super().formatException(ei))
+
+    def formatStack(self, stack_info: str) -> str:
+        return _indented(super().formatStack(stack_info))
+
+
+def report_greenlets_to(log: logging.Logger, hub: Any) -> None:
+    """What ends a greenlet unseen becomes a record; gevent would write it to stderr as it is."""
+
+    def report(context: Any, kind: type[BaseException], value: BaseException, traceback: TracebackType) -> None:
+        log.error("a task of the event loop failed: %s", str(context)[:200], exc_info=(kind, value, traceback))
+
+    hub.print_exception = report

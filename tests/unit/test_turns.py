@@ -1,0 +1,112 @@
+"""A caller that never pauses has its share of each turn of the event loop, and everybody else has the rest."""
+
+from __future__ import annotations
+
+import time
+
+import gevent
+import gevent.socket
+
+from procguard.config_limits import Limits
+from procguard.portal.connections import UNSHARED_WORK, ConnectionBook, Ticket
+from procguard.portal.turns import SLICE_WORK, TURN_SLICES, Share
+
+
+def ticket(book: ConnectionBook, address: str = "a") -> Ticket:
+    made = book.admit(address, lambda: None, time.monotonic())
+    assert made is not None
+    return made
+
+
+def used_before_another_is_served(*shares: Share) -> list[int]:
+    """How often each of these greenlets has spent a slice when a byte on a socket has been read."""
+    ours, theirs = gevent.socket.socketpair()
+    done = [0] * len(shares)
+    served = gevent.event.Event()
+
+    def work(number: int) -> None:
+        while not served.is_set() and done[number] < 10_000:
+            done[number] += 1
+            shares[number].spend(SLICE_WORK)
+
+    def read() -> None:
+        ours.recv(1)
+        served.set()
+
+    reader = gevent.spawn(read)
+    gevent.sleep(0.01)  # it waits now
+    workers = [gevent.spawn(work, number) for number in range(len(shares))]
+    theirs.send(b"x")
+    gevent.joinall([reader, *workers], timeout=30)
+    ours.close()
+    theirs.close()
+    return done
+
+
+def test_who_never_pauses_gives_way_after_its_slice() -> None:
+    assert used_before_another_is_served(Share())[0] <= 4
+
+
+def test_a_hundred_connections_of_one_caller_get_no_more_than_one_share() -> None:
+    share = Share()
+    assert sum(used_before_another_is_served(*[share] * 100)) <= 100 + 3 * TURN_SLICES  # each one's first piece of work
+
+
+def test_connections_of_a_caller_take_turns() -> None:
+    share, order = Share(), []
+
+    def work(name: str) -> None:
+        for _ in range(4):
+            share.spend(SLICE_WORK + 1)
+            order.append(name)
+
+    gevent.joinall([gevent.spawn(work, name) for name in "abc"])
+    assert "".join(order) == "abc" * 4
+
+
+def test_who_is_killed_while_it_waits_holds_up_nobody() -> None:
+    share = Share()
+
+    def work() -> None:
+        while True:
+            share.spend(SLICE_WORK + 1)
+
+    first, second = gevent.spawn(work), gevent.spawn(work)
+    gevent.sleep(0.01)
+    first.kill()
+    ended = gevent.spawn(share.spend, SLICE_WORK + 1)
+    ended.join(timeout=5)
+    assert ended.successful()
+    second.kill()
+
+
+def test_strangers_share_and_who_is_known_has_a_share_of_its_own() -> None:
+    book = ConnectionBook(Limits())
+    one, two, three = ticket(book, "a"), ticket(book, "b"), ticket(book, "b")
+    assert one.share is two.share is book.strangers_share
+    one.prove("agent:g1", True)
+    two.prove("agent:g1", True)
+    three.prove("agent:g2", True)
+    assert one.share is two.share and one.share is not book.strangers_share
+    assert three.share is not one.share and three.share is not book.strangers_share
+    for each in (one, two, three):
+        each.leave()
+    del one, two, three, each
+    assert not book._shares
+
+
+def test_the_first_request_of_a_connection_waits_for_no_stranger() -> None:
+    book = ConnectionBook(Limits())
+    hostile = ticket(book)
+    hostile.spend(UNSHARED_WORK)
+
+    def never_pauses() -> None:
+        while True:
+            hostile.spend(SLICE_WORK)
+
+    attack = gevent.spawn(never_pauses)
+    gevent.sleep(0.01)
+    before = gevent.get_hub().loop.iteration
+    ticket(book).spend(UNSHARED_WORK // 2)
+    assert gevent.get_hub().loop.iteration == before
+    attack.kill()

@@ -1,0 +1,78 @@
+"""Every attack of the zoo against a running server: no turn of its event loop is long, and others are answered.
+
+The bound is on the CPU time that the loop's thread takes in one turn, so that a busy machine fails nothing here. The
+anchor, measured in the same process before the attacks, is what an honest heartbeat of a large agent costs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from remote_agent import protocol
+from tests.server_process import RunningServer
+from tests.zoo import ATTACKS, NOT_YET, Attack, Attacker
+
+SECONDS = 0.5
+MAX_TURN_MS = 60.0  # 20 are meant; several tests at once share this machine's cores and caches
+MAX_AGENTS_TURN_MS = 200.0  # of a known agent, whose largest honest heartbeat (10,000 events) takes half of it
+
+
+class Zoo:
+    def __init__(self, server: RunningServer) -> None:
+        self.server = server
+        self.agent_secret = server.deploy("zoo", "zoo")
+        made = server.ask("POST", "/api/tokens", {"scope": "viewer", "name": "zoo"})
+        self.viewer_token = str(made.json["token"])
+        log = b"a" * 2_000 + b"\n"
+        report = protocol.WorkerReport("zoo", state="running", attempt=1)
+        server.beat("zoo", self.agent_secret, report)
+        server.ask("POST", "/api/workers/zoo/logs?attempt=1&offset=0", log, secret=self.agent_secret)
+
+    def token(self, attack: Attack) -> str:
+        return {"viewer": self.viewer_token, "agent": self.agent_secret}.get(attack.who, "")
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zoo]:
+    running = RunningServer(tmp_path_factory.mktemp("zoo"), "test.meter=1")
+    try:
+        made = Zoo(running)
+        running.ask("GET", "/api/openapi.json")
+        running.longest_turn_ms()
+        yield made
+    finally:
+        running.close()
+    assert "Traceback" not in running.log()
+
+
+@contextlib.contextmanager
+def attacked(zoo: Zoo, attack: Attack, seconds: float) -> Iterator[Counter[str]]:
+    attacker = Attacker(zoo.server.port, seconds, attack, zoo.token(attack))
+    thread = threading.Thread(target=attacker.run)
+    thread.start()
+    try:
+        yield attacker.counts
+    finally:
+        thread.join()
+
+
+@pytest.mark.parametrize("name", [name for name in ATTACKS if name not in NOT_YET])
+def test_nothing_that_one_peer_sends_holds_the_manager(zoo: Zoo, name: str) -> None:
+    attack, answered = ATTACKS[name], 0
+    zoo.server.longest_turn_ms()
+    with attacked(zoo, attack, SECONDS) as counts:
+        ends = time.monotonic() + SECONDS
+        while time.monotonic() < ends or not answered:
+            assert zoo.server.ask("GET", "/healthz", timeout_s=5).status == 200
+            answered += 1
+            time.sleep(0.02)
+    turn_ms = zoo.server.longest_turn_ms()
+    assert turn_ms < (MAX_AGENTS_TURN_MS if attack.who == "agent" else MAX_TURN_MS), counts
+    assert counts["connections"] and (counts.get("sent") or not attack.block), counts
+    assert not [told for told in counts if told.startswith("told_5")], counts
