@@ -16,13 +16,14 @@ from typing import Any, ClassVar, NamedTuple
 
 from procguard import __version__
 from procguard.channels import Access, LogSink, Principal, http_io, messages
+from procguard.channels.agent_sessions import AgentSessions
 from procguard.channels.budget import ByteBudget
 from procguard.channels.held import HeldPoll, HeldPolls
 from procguard.channels.rate import RateLimiter
 from procguard.config_limits import Limits
 from procguard.errors import LimitExceeded, NotFound, ProcGuardError, Refused, UsageError
 from procguard.fleet import clock
-from remote_agent import protocol
+from remote_agent import protocol, session
 
 MAX_REGISTRATION_BYTES = 256 * 1024
 MAX_ATTEMPT = 10**9
@@ -33,10 +34,13 @@ SMALL_LOG_BYTES = 64 * 1024  # live lines never wait behind backlogs
 LOG_TURN_S = 8.0
 MAX_TIMES_CHARS = 8000
 MAX_FOUND_BYTES = 4 * 1024 * 1024  # of the answer to a search
+MAX_URL_CHARS = 512
+NOT_HERE_NEXT = "deploy the host again, or name the address in web.advertise if it does lead here"
 _TIME = re.compile(r"([0-9]{1,8}):(-?[0-9]{1,13})")
 
 
 Offer = Callable[[str, str, str], "protocol.ZmqOffer | None"]
+WhyNotHere = Callable[["Call", str], str]
 
 
 class Answer(NamedTuple):
@@ -71,6 +75,11 @@ class Call:
         self.direct = True
         self.sock = sock
 
+    @property
+    def arrived_at(self) -> str:
+        """This side's address of its connection; "" where that says nothing."""
+        return ""
+
     def identify(self, own_secret_sha256: str = "") -> Principal:
         """Who asks. Raises Refused for credentials that are given and wrong."""
         raise NotImplementedError
@@ -97,7 +106,17 @@ class Route(NamedTuple):
 class Desk:
     """Answers what agents ask. `start` takes the registry's wake-ups, `stop` ends what is held."""
 
-    def __init__(self, registry: Any, access: Access, log_sink: LogSink, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        registry: Any,
+        access: Access,
+        log_sink: LogSink,
+        limits: Limits | None = None,
+        sessions: AgentSessions | None = None,
+        why_not_here: WhyNotHere = lambda _call, _url: "",
+    ) -> None:
+        """`sessions`: what HTTP agents are offered in hello; `why_not_here(call, url)`: why this manager gives no proof
+        on that connection to who knows it by `url`, "" where it does."""
         self._limits = limits = limits or Limits()
         self._registry = registry
         self._access = access
@@ -106,6 +125,8 @@ class Desk:
         self._log_budget = ByteBudget(MAX_LOG_BYTES_AT_ONCE)
         self._register_rate = RateLimiter(limits.registrations_at_once, limits.registrations_per_second)
         self._offer: Offer | None = None
+        self._sessions = sessions
+        self._why_not_here = why_not_here
         self._written: dict[str, tuple[protocol.WorkerReply, Answer]] = {}  # by worker
 
     def offer_by(self, offer: Offer) -> None:
@@ -140,9 +161,12 @@ class Desk:
     # -------------------------------------------------------------------------------------------- first contact
 
     def hello(self, call: Call) -> Answer:
-        """Proof that this is the fleet's manager, before an agent sends its secret; and where else it listens."""
+        """Proof that this is the fleet's manager, before an agent says who it is; and where else it listens."""
         agent_id = http_io.query_text("agent", 128, call.query)
         nonce = http_io.query_text("nonce", 128, call.query)
+        url = http_io.query_text("to", MAX_URL_CHARS, call.query)
+        if "\0" in nonce or "\0" in url:
+            raise UsageError("nonce, to: expected text without NUL", "see docs/protocol.md")
         fleet_id = self._registry.fleet_id
         reply = {"fleet_id": fleet_id, "version": __version__, "protocol": protocol.PROTOCOL_VERSION}
         if nonce and protocol.valid_agent_id(agent_id):
@@ -151,7 +175,14 @@ class Desk:
             except NotFound:
                 key = None
             if key:
-                reply["proof"] = protocol.manager_proof(key, fleet_id, agent_id, nonce)
+                why_not = self._why_not_here(call, url) if url else ""
+                if why_not:
+                    raise _NotHere(url, why_not)
+                if self._sessions is not None and nonce.startswith(session.NONCE_PREFIX):
+                    # Never beside a proof of the earlier kind: who stands between would leave out the session.
+                    reply["session"] = self._sessions.offer(agent_id, nonce, url)
+                else:
+                    reply["proof"] = protocol.manager_proof(key, fleet_id, agent_id, nonce)
                 offer = self._zmq_offer(call, agent_id, nonce, key)
                 if offer is not None:
                     reply["zmq"] = protocol.encode(offer)
@@ -323,6 +354,14 @@ class Desk:
         poll = self._held.open(key, agent_id, call.sock)
         call.held(poll)
         return poll
+
+
+class _NotHere(ProcGuardError):
+    http_status = 421
+    default_code = "not_this_manager"
+
+    def __init__(self, url: str, why: str) -> None:
+        super().__init__(f"{url[:200]} does not lead to this manager directly: {why}", NOT_HERE_NEXT)
 
 
 class _StorageFailed(ProcGuardError):

@@ -6,7 +6,7 @@ api_history.py, log-in and tokens in api_access.py, agents' own routes in channe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import bottle
@@ -60,11 +60,14 @@ class OperatorApi:
         ssh: Ssh | None,
         manager_urls: Callable[[], list[str]],
         pinned: Callable[[], Pinned],
+        manager_configured: Sequence[str] = (),
     ) -> None:
+        """`manager_configured`: those of `manager_urls()` that agents keep whether or not they prove themselves now."""
         self._registry = registry
         self._access = access
         self._ssh = ssh
         self._manager_urls = manager_urls
+        self._manager_configured = list(manager_configured)
         self._pinned = pinned
 
     def mount(self, app: bottle.Bottle) -> None:
@@ -199,6 +202,7 @@ class OperatorApi:
         reply: dict[str, Any] = self._registry.deploy(request, actor, clock.read())
         pinned = self._pinned()
         reply.setdefault("manager_urls", self._manager_urls())
+        reply.setdefault("manager_configured", self._manager_configured)
         reply["tls"] = {"ca": pinned.ca, "any_name": pinned.any_name}
         return reply
 

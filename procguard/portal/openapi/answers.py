@@ -644,6 +644,7 @@ class Deployed(BaseModel):
     fleet_id: str
     hosts: dict[str, HostDeployed]
     manager_urls: list[str]
+    manager_configured: list[str]
     tls: ManagerTls
 
 
