@@ -251,6 +251,7 @@ class Launcher:
             on_report=self._report,
             on_link=self._link,
             on_removed=lambda _: self._removed(),
+            on_secret=lambda secret: setattr(own, "secret", secret),  # stored already
         )
 
         def accepted(reply: RegisterReply) -> None:

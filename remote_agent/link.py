@@ -333,7 +333,7 @@ class Connection:
 
         asked_ns = boottime_ns()
         try:
-            status, answer = self._zmq.exchange(method, path, self._credentials.secret, body, timeout_s=timeout_s)
+            status, answer = self._zmq.exchange(method, path, self._secret, body, timeout_s=timeout_s)
         except ZmqTrouble as exc:
             self.disconnect()
             if self._channels is not None and (not self._zmq_answered or _timed_out(exc)):

@@ -21,7 +21,7 @@ from procguard.channels.budget import ByteBudget
 from procguard.channels.held import HeldPoll, HeldPolls
 from procguard.channels.rate import RateLimiter
 from procguard.config_limits import Limits
-from procguard.errors import LimitExceeded, NotFound, ProcGuardError, Refused, UsageError
+from procguard.errors import Forbidden, LimitExceeded, NotFound, ProcGuardError, Refused, UsageError
 from procguard.fleet import clock
 from remote_agent import protocol, session
 
@@ -74,6 +74,11 @@ class Call:
         self.declared_bytes = declared_bytes
         self.direct = True
         self.sock = sock
+
+    @property
+    def proven(self) -> bool:
+        """Whether the request proved that it comes from who has the agent's proof key, too."""
+        return False
 
     @property
     def arrived_at(self) -> str:
@@ -137,6 +142,7 @@ class Desk:
     def start(self) -> None:
         self._registry.on_wake(self._held.wake)
         self._registry.on_revoked(self._held.end_agent)
+        self._registry.rotations.on_ended.append(self._held.end_agent)
 
     def stop(self) -> None:
         """Answer every held request now; their agents come back to the next manager."""
@@ -156,6 +162,7 @@ class Desk:
             Route("POST", "/api/agents/<agent_id>/heartbeat", self.agent_heartbeat, "agent_id", often=True),
             Route("GET", "/api/agents/<agent_id>/commands", self.agent_commands, "agent_id", often=True),
             Route("POST", "/api/agents/<agent_id>/searches", self.agent_found, "agent_id"),
+            Route("POST", "/api/agents/<agent_id>/secret", self.agent_secret, "agent_id"),
         ]
 
     # -------------------------------------------------------------------------------------------- first contact
@@ -349,6 +356,18 @@ class Desk:
         result = messages.read(protocol.LogSearchResult, call.read(MAX_FOUND_BYTES))
         self._registry.searches.take(agent_id, result)
         return Answer(200, {"search_id": result.search_id, "status": "taken"})
+
+    def agent_secret(self, call: Call, agent_id: str) -> Answer:
+        """The digest of the new secret that an agent was asked for. A bearer secret does not do: who has read that on
+        the wire is whom the new one is to keep out."""
+        self._access.check_agent(call.identify(), agent_id)
+        if not call.proven:
+            raise Forbidden(
+                "a new secret is taken only in a session", "say hello for one (docs/protocol.md)", code="no_session"
+            )
+        renewal = messages.read(protocol.SecretRenewal, call.read(MAX_REGISTRATION_BYTES))
+        self._registry.rotations.take(agent_id, renewal, clock.read())
+        return Answer(200, {"agent_id": agent_id, "status": "taken"})
 
     def _open(self, key: str, agent_id: str, call: Call) -> HeldPoll:
         poll = self._held.open(key, agent_id, call.sock)

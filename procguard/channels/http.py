@@ -90,6 +90,10 @@ class HttpCall(Call):
         self._body: bytes | None = None  # once it was read
 
     @property
+    def proven(self) -> bool:
+        return SIGNED in self._environ
+
+    @property
     def arrived_at(self) -> str:
         if self.sock is None or self._environ.get(http_io.PROXIED):
             return ""

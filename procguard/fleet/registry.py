@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from procguard.errors import Conflict, UsageError
+from procguard.fleet import clock
 from procguard.fleet.clock import Now, iso
 from procguard.fleet.deployment import Deployment
 from procguard.fleet.enrolment import Enrolment
@@ -249,7 +250,11 @@ class Registry(Intake):
     # ------------------------------------------------------------------------------------------ credentials
 
     def authenticate_agent(self, secret_sha256: str) -> str | None:
-        return self.agent_by_secret.get(secret_sha256)
+        """Whose secret this is. Durable where it is a new one, which ends the one before."""
+        found = self.agent_by_secret.get(secret_sha256)
+        if found is None and self.rotations.whose(secret_sha256) is not None:
+            found = self.rotations.first_use(secret_sha256, clock.read())
+        return found
 
     def owns(self, agent_id: str, worker_id: str) -> bool:
         """Whether this agent may speak for this worker (also to ship the last logs of one that was withdrawn)."""

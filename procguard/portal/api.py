@@ -84,6 +84,7 @@ class OperatorApi:
             ("POST", "/api/agents/<agent_id>/approve", self._approve),
             ("POST", "/api/agents/<agent_id>/deny", self._deny),
             ("PUT", "/api/agents/<agent_id>/credentials", self._credentials),
+            ("POST", "/api/agents/rotate", self._rotate),
             ("POST", "/api/agents/<agent_id>/revoke", self._revoke),
             ("DELETE", "/api/agents/<agent_id>", self._forget_agent),
             ("POST", "/api/deployments", self._deploy),
@@ -171,6 +172,11 @@ class OperatorApi:
     def _revoke(self, agent_id: str) -> dict[str, Any]:
         self._registry.revoke_credentials(agent_id[:100], self._operator(), clock.read())
         return {"agent_id": agent_id, "status": "revoked"}
+
+    def _rotate(self) -> dict[str, Any]:
+        actor, asked = self._operator(), requests.read(requests.RotationRequest)
+        http_io.note_change(f"{len(asked.agents)} agents: {', '.join(asked.agents[:20])}")
+        return {"agents": self._registry.rotations.begin(asked.agents, actor, clock.read())}
 
     def _forget_agent(self, agent_id: str) -> dict[str, Any]:
         self._registry.forget_agent(agent_id[:100], self._operator(), clock.read())
