@@ -112,6 +112,10 @@ class ManagerClient:
     def revoke_agent(self, agent_id: str) -> Json:
         return self.call("POST", f"/api/agents/{quote(agent_id)}/revoke", {})
 
+    def rotate_agents(self, agent_ids: list[str]) -> dict[str, Json]:
+        """{agent: {"status": "asked", "unsupported" or "unknown", "message"}}"""
+        return dict(self.call("POST", "/api/agents/rotate", {"agents": agent_ids})["agents"])
+
     def forget_agent(self, agent_id: str) -> Json:
         return self.call("DELETE", f"/api/agents/{quote(agent_id)}")
 

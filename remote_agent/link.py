@@ -296,7 +296,7 @@ class Connection:
         if offer is not None:
             self._begin_session(offer, nonce)
         elif same(str(proof), manager_proof(mine.proof_key, mine.fleet_id, mine.agent_id, nonce)):
-            self._refuse_foreign_listener(0)
+            self._refuse_foreign_listener(loopback.ELSEWHERE)
         else:
             raise self._unproven()
         self._proven = self._http
@@ -310,7 +310,7 @@ class Connection:
         if not same(offer.proof, session.manager_proof(shared, self._url, offer.uid, offer.machine)):
             raise self._unproven()
         here = bool(offer.machine) and offer.machine == session.machine_mark()
-        self._refuse_foreign_listener(offer.uid if here else 0)
+        self._refuse_foreign_listener(offer.uid if here else loopback.ELSEWHERE)
         self._session = session.ClientSession(mine.agent_id, self._secret, nonce, offer, shared)
 
     def _unproven(self) -> Unproven:
@@ -320,7 +320,7 @@ class Connection:
         )
 
     def _refuse_foreign_listener(self, managers_uid: int) -> None:
-        """`managers_uid`: of a manager on this machine; 0 where it is elsewhere. Raises Unproven."""
+        """`managers_uid`: of a manager on this machine, or ELSEWHERE. Raises Unproven."""
         assert self._http is not None
         if not loopback.may_be_ours(self._http.sock, managers_uid):
             raise Unproven(

@@ -14,7 +14,7 @@ from typing import Iterator, Optional, Set
 
 LISTENING, HALF_OPEN = "0A", "03"
 MAX_LINES = 200_000
-ROOT = 0
+ROOT, ELSEWHERE = 0, -1
 _TABLES = ("/proc/net/tcp", "/proc/net/tcp6")
 _MAPPED = bytes(10) + b"\xff\xff"  # before an IPv4 address written as one of IPv6
 
@@ -26,7 +26,7 @@ def is_own_listener(port: int, uid: int = -1, table: str = "/proc/net/tcp") -> b
     return [line_owner for address, line_owner in _listeners(table) if address == wanted][:1] == [owner]
 
 
-def may_be_ours(sock: socket.socket, managers_uid: int = ROOT) -> bool:
+def may_be_ours(sock: socket.socket, managers_uid: int = ELSEWHERE) -> bool:
     """Whether a connection leads to another machine, or on this one to a listener of this user, of root or of
     `managers_uid`. Raises OSError where the kernel does not say."""
     if sock.family not in (socket.AF_INET, socket.AF_INET6):

@@ -75,15 +75,15 @@ class Probe:
             connection.close()
 
     def _proven_by(self, reply: "dict[str, Any]", url: str, nonce: str) -> "tuple[bool, int]":
-        """Whether it is the manager, and as which user it runs on this machine (0: it is elsewhere)."""
+        """Whether it is the manager, and as which user it runs on this machine (ELSEWHERE: not here)."""
         agent_id, fleet_id, proof_key = self._identity
         offer = session.Offer.read(reply.get("session"))
         if offer is None:
-            return reply.get("proof") == ids.manager_proof(proof_key, fleet_id, agent_id, nonce), 0
+            return reply.get("proof") == ids.manager_proof(proof_key, fleet_id, agent_id, nonce), loopback.ELSEWHERE
         shared = session.handshake(proof_key, fleet_id, agent_id, nonce, offer.id)
         here = bool(offer.machine) and offer.machine == session.machine_mark()
         right = same(offer.proof, session.manager_proof(shared, url, offer.uid, offer.machine))
-        return right, offer.uid if here else 0
+        return right, offer.uid if here else loopback.ELSEWHERE
 
     @staticmethod
     def _what_answers(reply: "dict[str, Any]", fleet_id: str) -> str:

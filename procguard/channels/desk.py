@@ -21,7 +21,7 @@ from procguard.channels.budget import ByteBudget
 from procguard.channels.held import HeldPoll, HeldPolls
 from procguard.channels.rate import RateLimiter
 from procguard.config_limits import Limits
-from procguard.errors import Forbidden, LimitExceeded, NotFound, ProcGuardError, Refused, UsageError
+from procguard.errors import Conflict, LimitExceeded, NotFound, ProcGuardError, Refused, UsageError
 from procguard.fleet import clock
 from remote_agent import protocol, session
 
@@ -362,7 +362,7 @@ class Desk:
         the wire is whom the new one is to keep out."""
         self._access.check_agent(call.identify(), agent_id)
         if not call.proven:
-            raise Forbidden(
+            raise Conflict(
                 "a new secret is taken only in a session", "say hello for one (docs/protocol.md)", code="no_session"
             )
         renewal = messages.read(protocol.SecretRenewal, call.read(MAX_REGISTRATION_BYTES))

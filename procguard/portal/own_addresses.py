@@ -107,14 +107,14 @@ class Arrivals:
         address = _ip(host)
         if host == "localhost" or (address is not None and address.is_loopback):
             from_here = _ip(peer)
-            if not direct or (from_here is not None and (from_here.is_loopback or peer in self._known())):
+            if not direct or (from_here is not None and from_here.is_loopback):
                 return ""
             return "loopback is for agents on the manager's own machine, and for its tunnels"
         if not direct:
             return "this is the end of a tunnel"
         if address is None or not arrived_at or str(address) not in self._known():
             return ""
-        if port != self._port() or _ip(arrived_at) == address or peer in self._known():
+        if port != self._port() or _ip(arrived_at) == address:
             return ""
         return f"it is an address of this machine, but the connection came to {arrived_at}"
 
