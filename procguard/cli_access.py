@@ -81,7 +81,7 @@ def agents_revoke(_context: Context, agent: str) -> None:
     ("target",),
     name="rotate",
     help={
-        "target": "an agent's id or host, a glob like 'gpu*', or conditions: host=gpu01,team=vision (default: all)",
+        "target": "an agent's id or host, a glob like 'gpu*' ('*': all), or conditions: host=gpu01,team=vision",
         "limit": "only these of them, in the same form: gpu*,!gpu03",
         "timeout": "how many seconds to wait for agents that are connected (60)",
         "no_wait": "ask, and return at once",
@@ -90,7 +90,7 @@ def agents_revoke(_context: Context, agent: str) -> None:
 )
 def agents_rotate(
     _context: Context,
-    target: str = "",
+    target: str,
     limit: str = "",
     timeout: float = 60.0,
     no_wait: bool = False,

@@ -79,17 +79,22 @@ def _xor(shared: bytes, data: bytes) -> bytes:
 
 
 def body_digest(body: Optional[bytes]) -> str:
-    return str(blake2b(body, digest_size=32).hexdigest()) if body else NO_BODY
+    if not body:
+        return NO_BODY
+    made: str = blake2b(body, digest_size=32).hexdigest()
+    return made
 
 
 def request_mac(key: bytes, number: int, method: str, path: str, query: str, digest: str) -> str:
     """`path` without percent encoding, which proxies may change; `query` as it is sent, "" where there is none."""
-    text = f"request\0{number}\0{method}\0{path}\0{query}\0{digest}"
-    return str(blake2b(text.encode("utf-8", "surrogateescape"), key=key, digest_size=MAC_BYTES).hexdigest())
+    text = f"request\0{number}\0{method}\0{path}\0{query}\0{digest}".encode("utf-8", "surrogateescape")
+    made: str = blake2b(text, digest_size=MAC_BYTES, key=key).hexdigest()
+    return made
 
 
 def answer_mac(key: bytes, number: int, status: int, body: bytes) -> str:
-    return str(blake2b(b"answer\0%d\0%d\0" % (number, status) + body, key=key, digest_size=MAC_BYTES).hexdigest())
+    made: str = blake2b(b"answer\0%d\0%d\0" % (number, status) + body, digest_size=MAC_BYTES, key=key).hexdigest()
+    return made
 
 
 def machine_mark() -> str:

@@ -104,7 +104,7 @@ class AgentSessions:
         number = int(digits)
         path, query = environ["PATH_INFO"], environ.get("QUERY_STRING", "")
         right = wire.request_mac(session.key, number, environ["REQUEST_METHOD"], path, query, digest)
-        if number <= session.number or not hmac.compare_digest(right.encode(), mac.encode("utf-8", "replace")):
+        if number <= session.number or not mac.isascii() or not hmac.compare_digest(right, mac):
             raise _unknown("a request's MAC or number is wrong")
         if opening:
             self._keep(session)
