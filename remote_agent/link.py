@@ -21,7 +21,7 @@ from remote_agent.channel import Channels
 from remote_agent.digests import same
 from remote_agent.http_wire import Answer, HttpConnection, WireTrouble, quote, split_url
 from remote_agent.lease import boottime_ns
-from remote_agent.protocol import MAX_WAIT_S, ZmqOffer, manager_proof
+from remote_agent.protocol import MAX_WAIT_S, ZmqOffer, manager_proof, secret_sha256
 from remote_agent.tls import Trust, explain
 
 CONNECT_TIMEOUT_S = 4.0
@@ -176,15 +176,26 @@ class Connection:
         path: str,
         body: Optional[bytes] = None,
         *,
-        token: str = "",
         timeout_s: float = REQUEST_TIMEOUT_S,
     ) -> Reply:
-        """Without the agent's secret: registration and hello. `token`: an enrolment token, sent as the bearer."""
+        """Without any secret: registration and hello."""
         headers = {"Content-Type": "application/json"} if body is not None else {}
-        if token:
-            headers["Authorization"] = f"Bearer {token}"
         self.disconnect()
         return self._exchange(method, path, body, headers, timeout_s, prove=False)
+
+    def with_token(self, method: str, path: str, body: bytes, token: str) -> Reply:
+        """As who has an enrolment token, after the manager's proof that it knows it: a session of its own."""
+        mark = session.TOKEN_PREFIX + session.token_mark(secret_sha256(token))
+        key = Credentials(mark, self._credentials.fleet_id, token, secret_sha256(token))
+        connection = Connection(self._addresses, key)
+        try:
+            reply = connection.request(method, path, body)
+            proof_key = reply.data.get("proof_key")
+            if isinstance(proof_key, str) and connection._session is not None:
+                reply.data["proof_key"] = connection._session.unsealed(proof_key)
+            return reply
+        finally:
+            connection.disconnect()
 
     def close(self) -> None:
         """For ever, and from any thread: a request under way ends with LinkDown."""
@@ -290,11 +301,15 @@ class Connection:
             raise Unproven(f"{self._url} is the manager of fleet {fleet_id[:80]}, not of {mine.fleet_id}")
         offer = session.Offer.read(reply.data.get("session"))
         if offer is None and not proof:
+            if mine.agent_id.startswith(session.TOKEN_PREFIX):
+                raise Unproven(f"the manager at {self._url} does not know this token; it was not sent")
             raise Unknown(f"the manager at {self._url} does not know agent {mine.agent_id}")
         if self._http is None:
             raise LinkDown(f"{self._url}: the connection was closed")
         if offer is not None:
             self._begin_session(offer, nonce)
+        elif mine.agent_id.startswith(session.TOKEN_PREFIX):
+            raise self._unproven()
         elif same(str(proof), manager_proof(mine.proof_key, mine.fleet_id, mine.agent_id, nonce)):
             self._refuse_foreign_listener(loopback.ELSEWHERE)
         else:

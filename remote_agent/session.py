@@ -14,6 +14,9 @@ Each request then carries a MAC over its number, method, address and body, each 
 the status and the body. Whoever is in between can delay or drop them, and change, replay or invent nothing. A manager
 that knows sessions gives no other proof for such a nonce, so nobody can make an agent fall back to the bearer secret.
 
+A launcher that brings an enrolment token does the same with the token as the secret, its SHA-256 as the proof key and
+"token:" + `token_mark` in place of the agent's id; the key that it is given for later is sealed, too.
+
 MAC: keyed BLAKE2b (RFC 7693) over the parts, joined with NUL. Both sides use this module; it keeps no state but
 `ClientSession`, the agent's side of one session.
 """
@@ -30,6 +33,8 @@ SCHEME = "ProcGuard"  # Authorization: ProcGuard ID NUMBER BODY_DIGEST MAC
 OPEN_HEADER = "X-ProcGuard-Open"  # AGENT NONCE SEALED, in a session's first request
 ANSWER_HEADER = "X-ProcGuard-Proof"
 NO_BODY = "-"
+TOKEN_PREFIX = "token:"
+SEALED = "sealed:"  # before a proof key in an answer
 MAC_BYTES = 16
 MAX_SECRET_BYTES = 512
 _PAD_BYTES = 32
@@ -53,6 +58,11 @@ def manager_proof(shared: bytes, url: str, uid: int, machine: str) -> str:
     return str(_mac(shared, 32, "manager", url, str(uid), machine).hexdigest())
 
 
+def token_mark(token_sha256: str) -> str:
+    """By which a manager finds a token that it is not shown."""
+    return str(_mac(token_sha256.encode(), 16, "procguard-token").hexdigest())
+
+
 def session_key(shared: bytes, secret: str) -> bytes:
     made: bytes = _mac(shared, 32, "key", secret).digest()
     return made
@@ -60,6 +70,18 @@ def session_key(shared: bytes, secret: str) -> bytes:
 
 def seal(shared: bytes, secret: str) -> str:
     return _xor(shared, secret.encode()).hex()
+
+
+def seal_in_answer(key: bytes, number: int, secret: str) -> str:
+    """A secret in the answer to request `number` of a session."""
+    return SEALED + seal(_mac(key, 32, "answer", str(number)).digest(), secret)
+
+
+def unseal_in_answer(key: bytes, number: int, text: str) -> str:
+    """What is not sealed is as it is."""
+    if not text.startswith(SEALED):
+        return text
+    return unseal(_mac(key, 32, "answer", str(number)).digest(), text[len(SEALED) :]) or ""
 
 
 def unseal(shared: bytes, sealed: str) -> Optional[str]:
@@ -147,6 +169,10 @@ class ClientSession:
         if not self._opened:
             headers[OPEN_HEADER] = self._open
         return headers
+
+    def unsealed(self, text: str) -> str:
+        """A secret in the answer to the last request."""
+        return unseal_in_answer(self._key, self._number, text)
 
     def proves(self, status: int, body: bytes, proof: str) -> bool:
         """Whether an answer to the last request is the manager's own."""

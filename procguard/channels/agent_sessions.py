@@ -39,6 +39,11 @@ class Session:
         self.id, self.agent_id, self.key, self.secret_sha256, self.opened = session_id, agent_id, key, sha256, opened
         self.number = 0
 
+    @property
+    def of_token(self) -> bool:
+        """Opened with an enrolment token, by who is no agent yet."""
+        return self.agent_id.startswith(wire.TOKEN_PREFIX)
+
 
 class Signed:
     """One request that was checked: its body has to be the announced one, and its answer is signed."""
@@ -52,6 +57,10 @@ class Signed:
 
     def is_body(self, body: bytes) -> bool:
         return wire.body_digest(body) == self._digest
+
+    def seal(self, text: str) -> str:
+        """A secret, for the answer."""
+        return wire.seal_in_answer(self.session.key, self._number, text)
 
     def header(self, status: int, body: bytes) -> tuple[str, str]:
         return wire.ANSWER_HEADER, wire.answer_mac(self.session.key, self._number, status, body)

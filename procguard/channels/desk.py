@@ -80,6 +80,10 @@ class Call:
         """Whether the request proved that it comes from who has the agent's proof key, too."""
         return False
 
+    def sealed(self, secret: str) -> str:
+        """As it may stand in the answer."""
+        return secret
+
     @property
     def arrived_at(self) -> str:
         """This side's address of its connection; "" where that says nothing."""
@@ -176,29 +180,30 @@ class Desk:
             raise UsageError("nonce, to: expected text without NUL", "see docs/protocol.md")
         fleet_id = self._registry.fleet_id
         reply = {"fleet_id": fleet_id, "version": __version__, "protocol": protocol.PROTOCOL_VERSION}
-        if nonce and protocol.valid_agent_id(agent_id):
-            try:
-                key = self._registry.proof_key(agent_id)
-            except NotFound:
-                key = None
-            if key:
-                why_not = self._why_not_here(call, url) if url else ""
-                if why_not:
-                    raise _NotHere(url, why_not)
-                if self._sessions is not None and nonce.startswith(session.NONCE_PREFIX):
-                    # Never beside a proof of the earlier kind: who stands between would leave out the session.
-                    reply["session"] = self._sessions.offer(agent_id, nonce, url)
-                else:
-                    reply["proof"] = protocol.manager_proof(key, fleet_id, agent_id, nonce)
-                offer = self._zmq_offer(call, agent_id, nonce, key)
-                if offer is not None:
-                    reply["zmq"] = protocol.encode(offer)
+        of_session = self._sessions is not None and nonce.startswith(session.NONCE_PREFIX)
+        is_agent = protocol.valid_agent_id(agent_id)
+        if not nonce or not (is_agent or (of_session and agent_id.startswith(session.TOKEN_PREFIX))):
+            return Answer(200, reply)
+        why_not = self._why_not_here(call, url) if url else ""
+        if why_not:
+            raise _NotHere(url, why_not)
+        if self._sessions is not None and of_session:
+            # Never beside a proof of the earlier kind: who stands between would leave out the session.
+            reply["session"] = self._sessions.offer(agent_id, nonce, url)
+        else:
+            key = self._registry.proof_key(agent_id)
+            reply["proof"] = protocol.manager_proof(key, fleet_id, agent_id, nonce)
+        if is_agent:
+            offer = self._zmq_offer(call, agent_id, nonce)
+            if offer is not None:
+                reply["zmq"] = protocol.encode(offer)
         return Answer(200, reply)
 
-    def _zmq_offer(self, call: Call, agent_id: str, nonce: str, proof_key: str) -> protocol.ZmqOffer | None:
+    def _zmq_offer(self, call: Call, agent_id: str, nonce: str) -> protocol.ZmqOffer | None:
         """With the agent's own CURVE key in `curve`, which `mac` shows to be of who has the proof key."""
         if self._offer is None or not call.direct or agent_id not in self._registry.agents_by_id:
             return None
+        proof_key = self._registry.proof_key(agent_id)
         own = http_io.query_text("curve", 64, call.query)
         if own and not hmac.compare_digest(
             http_io.query_text("mac", 64, call.query).encode(),
@@ -225,6 +230,7 @@ class Desk:
         )
         if reply.status == "pending":
             return Answer(202, reply)
+        reply.proof_key = call.sealed(reply.proof_key)
         reply.log_offsets = self._logs.lengths(registration.worker_id)
         return Answer(200, reply)
 

@@ -93,6 +93,10 @@ class HttpCall(Call):
     def proven(self) -> bool:
         return SIGNED in self._environ
 
+    def sealed(self, secret: str) -> str:
+        signed: Signed | None = self._environ.get(SIGNED)
+        return signed.seal(secret) if signed is not None and secret else secret
+
     @property
     def arrived_at(self) -> str:
         if self.sock is None or self._environ.get(http_io.PROXIED):

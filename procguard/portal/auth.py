@@ -119,7 +119,7 @@ class Auth:
         except Refused as exc:
             wait_s = self._unknown_agents.wait_s(backoff.key_of(environ.get("REMOTE_ADDR", "")), clock.read().monotonic)
             raise too_many_wrong_tokens(environ.get("REMOTE_ADDR", ""), wait_s) if wait_s > 0 else exc from exc
-        return session.secret_sha256, session.agent_id
+        return session.secret_sha256, "" if session.of_token else session.agent_id
 
     def by_secret(self, secret_sha256: str, address: str = "") -> Principal | None:
         """Whose secret or token that is now; None for one that is unknown or was revoked. Raises Refused for a token

@@ -91,7 +91,7 @@ class WebMonitor:
         self._log_store = log_store
         self._web_directory = web_directory
         sessions, wrong_tokens = Sessions(), BackOff()
-        agent_sessions = AgentSessions(registry.fleet_id, registry.proof_key)
+        agent_sessions = AgentSessions(registry.fleet_id, registry.session_key_of)
         self._auth = Auth(
             registry, sessions, wrong_tokens, trust_local=config.web.trust_local, agent_sessions=agent_sessions
         )

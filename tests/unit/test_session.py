@@ -165,6 +165,51 @@ def test_an_agent_without_a_key_to_recognise_its_manager_by_says_nothing(server:
     assert relay.sent == []
 
 
+# ------------------------------------------------------------------------------------------- enrolment tokens
+
+
+def enrol(server: RunningServer, url: str, worker_id: str, token: str) -> Any:
+    body = {"worker_id": worker_id, "command": "sleep 9", "host": "far", "secret_sha256": protocol.secret_sha256("mine")}
+    connection = Connection(Addresses([url]), Credentials(f"launcher:{worker_id}", me(server).fleet_id, "mine"))
+    return connection.with_token("POST", "/api/workers/register", json.dumps(body).encode(), token)
+
+
+def test_an_enrolment_token_and_the_key_that_it_brings_never_travel_in_clear(
+    server: RunningServer, relay: Relay
+) -> None:
+    """Neither is of use to who reads or relays the registration; with that key the launcher goes on."""
+    made = server.ask("POST", "/api/tokens", {"scope": "enroll", "name": "lab", "uses": 1}).json
+    reply = enrol(server, relay.url, "far1", made["token"])
+    assert reply.data["status"] == "registered"
+    key = reply.data["proof_key"]
+    assert len(key) == 64
+    passed = b"".join(relay.sent + relay.answered)
+    assert made["token"].encode() not in passed and key.encode() not in passed and b"Bearer" not in passed
+    mine = Credentials("launcher:far1", me(server).fleet_id, "mine", key)
+    beat_ = heartbeat("launcher:far1", protocol.encode(protocol.AgentHeartbeat("launcher:far1")))
+    assert beat_(Connection(Addresses([relay.url]), mine)).ok
+    again = enrol(server, relay.url, "far2", made["token"])
+    assert again.status == 401 and "as many launchers" in again.why
+
+
+def test_a_token_is_sent_to_nobody_who_does_not_know_it(server: RunningServer, relay: Relay) -> None:
+    """A manager of another fleet, one that has lost its state, an impostor, and one of an earlier release."""
+    token = "pg-nobody-knows-this-one"
+    with pytest.raises(Unproven, match="not sent"):
+        enrol(server, relay.url, "far3", token)
+    operators = server.ask("POST", "/api/tokens", {"scope": "operator", "name": "op"}).json["token"]
+    with pytest.raises(Unproven, match="not sent"):
+        enrol(server, relay.url, "far3", operators)
+    fake = Answering(200, json.dumps({"fleet_id": me(server).fleet_id, "proof": "00"}).encode(), {})
+    try:
+        with pytest.raises(Unproven):
+            enrol(server, fake.url, "far3", token)
+    finally:
+        fake.close()
+    heard = b"".join(relay.sent).decode() + str(fake.heard)
+    assert token not in heard and operators not in heard and "Authorization" not in heard
+
+
 # --------------------------------------------------------------------------- no secret over what was not proven
 
 
