@@ -85,7 +85,9 @@ def _followed(manager: ManagerClient, found: dict[str, Any], timeout_s: float, q
                     found[agent] = ("asked", "away; done when it returns" if away else "no new secret in time")
             waiting = {agent for agent in waiting if found[agent][0] == "asked"}
             if status:
-                status.update(f"{total - len(waiting)} of {total} have new secrets; waiting for {_named(sorted(waiting))}")
+                status.update(
+                    f"{total - len(waiting)} of {total} have new secrets; waiting for {_named(sorted(waiting))}"
+                )
             here = any(found[agent][1] != "away; done when it returns" for agent in waiting)
             if not here or time.monotonic() > deadline:
                 break

@@ -21,7 +21,7 @@ blake2b: Any  # as hashlib.blake2b; with a key it is a MAC (RFC 7693), at a thir
 try:
     from _blake2 import blake2b  # type: ignore[import-not-found,no-redef,unused-ignore]
 except ImportError:
-    from hashlib import blake2b  # type: ignore[assignment,unused-ignore]
+    from hashlib import blake2b  # type: ignore[assignment,unused-ignore]  # noqa: F401
 
 _BLOCK_BYTES = 64
 _INNER, _OUTER = (bytes(byte ^ pad for byte in range(256)) for pad in (0x36, 0x5C))

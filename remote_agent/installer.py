@@ -191,7 +191,7 @@ class Installer:
         """Further addresses of the manager (a VPN or container network came up), while the agent's own one works: they
         are for its next start, and no reason for one."""
         ways, known = config["manager_urls"], before.get("manager_urls") or [""]
-        others = {"manager_urls": [], "manager_tried": []}
+        others: Json = {"manager_urls": [], "manager_tried": []}
         same = {**config, **others} == {**before, **others}
         return same and config != before and ways[0] == known[0] and self.running()
 

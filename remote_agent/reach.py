@@ -55,7 +55,7 @@ class Probe:
 
     def _why_not(self, url: str, timeout_s: float) -> str:
         """ "" where the fleet's manager answers at `url`. Raises OSError, ValueError or WireTrouble."""
-        agent_id, fleet_id, proof_key = self._identity
+        agent_id, fleet_id, _ = self._identity
         nonce = session.new_nonce()
         address = split_url(url)
         connection = HttpConnection(address, timeout_s, self._trust)

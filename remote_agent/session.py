@@ -33,7 +33,7 @@ SCHEME = "ProcGuard"  # Authorization: ProcGuard ID NUMBER BODY_DIGEST MAC
 OPEN_HEADER = "X-ProcGuard-Open"  # AGENT NONCE SEALED, in a session's first request
 ANSWER_HEADER = "X-ProcGuard-Proof"
 NO_BODY = "-"
-TOKEN_PREFIX = "token:"
+TOKEN_PREFIX = "token:"  # noqa: S105 - a name
 SEALED = "sealed:"  # before a proof key in an answer
 MAC_BYTES = 16
 MAX_SECRET_BYTES = 512
@@ -54,7 +54,7 @@ def handshake(proof_key: str, fleet_id: str, agent_id: str, nonce: str, session_
 
 
 def manager_proof(shared: bytes, url: str, uid: int, machine: str) -> str:
-    """`url`: the address that the agent used; `uid`, `machine`: who the manager is on which machine (`machine_mark`)."""
+    """`url`: the address that the agent used; `uid`, `machine`: as whom the manager runs on which machine."""
     return str(_mac(shared, 32, "manager", url, str(uid), machine).hexdigest())
 
 

@@ -38,6 +38,7 @@ class FakeManager:
         self.requests: list[tuple[str, str, str]] = []  # (method, path, Authorization)
         self.interval_s = 0.2
         self.repeats = False  # answer each heartbeat as the one before, as a network may that doubles answers
+        self.offered_key = "launcher-key"  # by which launchers are to know it
         self._shared: dict[str, bytes] = {}
         self.tokens: list[str] = []  # enrolment tokens that it knows
         self.of_tokens: list[str] = []  # those that somebody has proven to have
@@ -211,7 +212,7 @@ class FakeManager:
             if self.register_answer is not None:
                 return self.register_answer
             worker_id, agent_id = body["worker_id"], protocol.LAUNCHER_PREFIX + body["worker_id"]
-            self.proof_keys.setdefault(agent_id, "launcher-key")
+            self.proof_keys.setdefault(agent_id, self.offered_key)
             self.secrets[agent_id] = "sha256:" + body["secret_sha256"]
             spec = protocol.decode(WorkerSpec, body["spec"])
             spec.restart.start_secs = START_SECS

@@ -129,7 +129,8 @@ class AgentSessions:
         agent_id, nonce, sealed = words
         began = session_id[:36]
         if not hmac.compare_digest(
-            session_id.encode("utf-8", "replace"), (began + self._mark(began, agent_id, nonce)).encode("utf-8", "replace")
+            session_id.encode("utf-8", "replace"),
+            (began + self._mark(began, agent_id, nonce)).encode("utf-8", "replace"),
         ):
             raise _unknown("this session is not known here")
         now = self._monotonic()

@@ -21,7 +21,7 @@ from procguard.channels.budget import ByteBudget
 from procguard.channels.held import HeldPoll, HeldPolls
 from procguard.channels.rate import RateLimiter
 from procguard.config_limits import Limits
-from procguard.errors import Conflict, LimitExceeded, NotFound, ProcGuardError, Refused, UsageError
+from procguard.errors import Conflict, LimitExceeded, ProcGuardError, Refused, UsageError
 from procguard.fleet import clock
 from remote_agent import protocol, session
 

@@ -84,7 +84,8 @@ class Express:
             status, more, body = _refusal(http_io.internal_error(identifier))
         signed = environ.get(SIGNED)
         if signed is not None:
-            more += "%s: %s\r\n" % signed.header(status, body)
+            name, mac = signed.header(status, body)
+            more += f"{name}: {mac}\r\n"
         self._count(found.rule, environ["REQUEST_METHOD"], status, time.perf_counter() - began)
         return (
             f"HTTP/1.1 {status} {responses[status]}\r\n{_HEAD}{more}Date: {self._now()}\r\n"

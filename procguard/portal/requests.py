@@ -118,7 +118,9 @@ class CredentialsRequest(Request):
 class RotationRequest(Request):
     """{"agents": ["gpu01", "launcher:worker1"]}"""
 
-    agents: Annotated[list[Annotated[str, Field(pattern=protocol.AGENT_ID_PATTERN)]], Field(min_length=1, max_length=20_000)]
+    agents: Annotated[
+        list[Annotated[str, Field(pattern=protocol.AGENT_ID_PATTERN)]], Field(min_length=1, max_length=20_000)
+    ]
 
 
 class NameRequest(Request):

@@ -133,4 +133,3 @@ def test_a_local_user_who_relays_gets_no_word_of_the_agent(tmp_path: Path, adver
             lambda: one.manager.host("node1").get("agent_state") == "connected", 30, "the agent by its other address"
         )
         assert_nothing_was_given_away(one)
-

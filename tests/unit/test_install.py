@@ -199,7 +199,12 @@ def test_further_addresses_of_the_manager_restart_no_agent(installer: Installer,
     more = put(installer, manager, manager_urls=["http://127.0.0.1:11", manager.url])
     assert more["changes"] == [] and more["pid"] == first["pid"]
     assert installer.config()["manager_urls"] == [manager.url]
-    third = put(installer, manager, manager_urls=["http://127.0.0.1:11", manager.url], manager_configured=["http://127.0.0.1:11"])
+    third = put(
+        installer,
+        manager,
+        manager_urls=["http://127.0.0.1:11", manager.url],
+        manager_configured=["http://127.0.0.1:11"],
+    )
     assert third["changes"] == [] and installer.config()["manager_tried"] == ["http://127.0.0.1:11"]
 
 

@@ -28,6 +28,7 @@ from tests.unit.fleet_world import World
 from tests.waiting import wait_until
 
 OLD = "the-first-secret"
+SETTINGS = ("monitoring.heartbeat_timeout=2",)
 
 
 def digest(secret: str) -> str:
@@ -169,7 +170,13 @@ class Agent:
         os.makedirs(self.dir)
         self.url = f"http://127.0.0.1:{server.port}"
         config = settings.AgentSettings(
-            answer["fleet_id"], name, name, [self.url], str(directory / "run"), self.old, answer["hosts"][name]["proof_key"]
+            answer["fleet_id"],
+            name,
+            name,
+            [self.url],
+            str(directory / "run"),
+            self.old,
+            answer["hosts"][name]["proof_key"],
         )
         settings.save(self.dir, config)
         self.begin()
@@ -196,7 +203,9 @@ class Agent:
         return protocol.decode(protocol.AgentReply, reply.data)
 
     def pending(self) -> Any:
-        return next(one for one in self.server.ask("GET", "/api/agents").json["agents"] if one["agent"] == self.name)["rotation"]
+        return next(one for one in self.server.ask("GET", "/api/agents").json["agents"] if one["agent"] == self.name)[
+            "rotation"
+        ]
 
     def ask_for_another(self) -> str:
         """The operator does; the name of the rotation, as the agent is told it."""
@@ -294,9 +303,7 @@ def test_an_agent_that_dies_anywhere_comes_back_with_a_secret_that_is_good(
 
 
 @pytest.mark.parametrize("step", ["after its digest was told", "after agent.json"])
-def test_and_so_it_is_when_the_manager_dies_with_it(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, step: str
-) -> None:
+def test_and_so_it_is_when_the_manager_dies_with_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, step: str) -> None:
     first = RunningServer(tmp_path)
     agent = Agent(first, tmp_path / "home")
     die(monkeypatch, agent, step)
@@ -432,7 +439,7 @@ def state_of(manager: RunningManager, host: str) -> dict[str, Any]:
 def test_invoke_agents_rotate(tmp_path: Path) -> None:
     """Who is connected has a new secret when it returns; who is away does it when it comes back; the exit code says
     whether all have."""
-    manager = RunningManager(tmp_path, "monitoring.heartbeat_timeout=2")
+    manager = RunningManager(tmp_path, *SETTINGS)
     url = f"http://127.0.0.1:{manager.port}"
     try:
         with agents(manager, tmp_path, "gpu01", "gpu02", "cpu01") as (one, two, away):
@@ -454,7 +461,9 @@ def test_invoke_agents_rotate(tmp_path: Path) -> None:
             assert "new secret asked" in listed
             assert invoke(url, "agents.rotate", "cpu01", "--no-wait").returncode == 0
             away.start()
-            wait_until(lambda: state_of(manager, "cpu01")["rotation"] is None and away.secret() != away.old, 20, "cpu01")
+            wait_until(
+                lambda: state_of(manager, "cpu01")["rotation"] is None and away.secret() != away.old, 20, "cpu01"
+            )
             assert invoke(url, "agents.rotate", "tpu*").returncode == 1
             entries = manager.ask("GET", "/api/audit").json["audit"]
             assert any("rotate" in json.dumps(entry) and "gpu01" in json.dumps(entry) for entry in entries)
@@ -463,47 +472,68 @@ def test_invoke_agents_rotate(tmp_path: Path) -> None:
         manager.close()
 
 
+class Rounds:
+    """A manager that may be another process after each round."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self.manager = RunningManager(directory, *SETTINGS)
+
+    def kill(self) -> None:
+        self.manager.process.kill()
+        self.manager.process.wait()
+
+    def start(self) -> None:
+        self.manager = restarted(self._directory, self.manager.port)
+
+    def view(self) -> dict[str, Any]:
+        return state_of(self.manager, "h1")
+
+    def wait_connected(self) -> None:
+        wait_until(lambda: self.view()["agent_state"] == "connected", 40, "connected", every_s=0.05)
+
+
 def test_agents_killed_in_the_midst_of_it_are_never_locked_out(tmp_path: Path) -> None:
-    """kill -9 at random moments of a dozen rotations, the manager among them: the agent always comes back."""
-    rng = random.Random(7)
-    manager = RunningManager(tmp_path, "monitoring.heartbeat_timeout=2")
+    """kill -9 at random moments of several rotations, of the manager too: the agent always comes back."""
+    rng, rounds = random.Random(7), Rounds(tmp_path)
     try:
-        with agents(manager, tmp_path, "h1") as [agent]:
+        with agents(rounds.manager, tmp_path, "h1") as [agent]:
             seen = {agent.old}
-            for round_ in range(8):
+            for number in range(6):
                 agent.start()
-                wait_until(lambda: state_of(manager, "h1")["agent_state"] == "connected", 40, "connected")
-                asked = manager.ask("POST", "/api/agents/rotate", {"agents": ["h1"]})
+                rounds.wait_connected()
+                asked = rounds.manager.ask("POST", "/api/agents/rotate", {"agents": ["h1"]})
                 assert asked.json["agents"]["h1"]["status"] == "asked", asked.json
                 time.sleep(rng.uniform(0.0, 0.6))
-                if round_ % 3 == 2:
-                    manager.process.kill()
-                    manager.process.wait()
+                if number % 3 == 2:
+                    rounds.kill()
                 agent.kill()
-                if round_ % 3 == 2:
-                    port = manager.port
-                    manager = restarted(manager, tmp_path, port)
+                if number % 3 == 2:
+                    rounds.start()
                 seen.add(agent.secret())
             agent.start()
-            wait_until(lambda: state_of(manager, "h1")["rotation"] is None, 20, "the last rotation's end")
-            wait_until(lambda: state_of(manager, "h1")["agent_state"] == "connected", 40, "connected at the end")
+            wait_until(lambda: rounds.view()["rotation"] is None, 20, "the last rotation's end", every_s=0.05)
+            rounds.wait_connected()
             assert len(seen | {agent.secret()}) > 2
     finally:
-        manager.close()
+        rounds.manager.close()
 
 
-def restarted(manager: RunningManager, directory: Path, port: int) -> RunningManager:
+def restarted(directory: Path, port: int) -> RunningManager:
+    """On the same state and port as before."""
     again = RunningManager.__new__(RunningManager)
     again.directory, again.secure, again.port = directory, False, port
     again._log_path = directory / "manager.out"
-    named = (f"state.state_file={directory}/state.yaml", f"logging.file={directory}/manager.log",
-             "monitoring.heartbeat_timeout=2")  # fmt: skip
-    pairs = [word for setting in named for word in ("--set", setting)]
+    named = (f"state.state_file={directory}/state.yaml", f"logging.file={directory}/manager.log", *SETTINGS)
+    words = ["--host", "127.0.0.1", "--port", str(port), *(word for one in named for word in ("--set", one))]
     with open(again._log_path, "ab") as log_file:
         again.process = subprocess.Popen(
-            [sys.executable, "-m", "procguard.main", "--host", "127.0.0.1", "--port", str(port), *pairs],
-            cwd=directory, stdin=subprocess.DEVNULL, stdout=log_file, stderr=subprocess.STDOUT,
+            [sys.executable, "-m", "procguard.main", *words],
+            cwd=directory,
+            stdin=subprocess.DEVNULL,
+            stdout=log_file,
+            stderr=subprocess.STDOUT,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
+        )
     assert again._ready(), again.log()
     return again

@@ -125,7 +125,7 @@ def test_nobody_can_make_an_agent_fall_back_to_the_bearer_secret(server: Running
     """A manager that knows sessions gives no other proof for such a nonce, and no session for another one."""
 
     def without_session(data: bytes) -> bytes:
-        head, mark, body = data.partition(b"\r\n\r\n")
+        _head, mark, body = data.partition(b"\r\n\r\n")
         if b'"session"' not in body:
             return data
         told = json.loads(body)
@@ -169,7 +169,12 @@ def test_an_agent_without_a_key_to_recognise_its_manager_by_says_nothing(server:
 
 
 def enrol(server: RunningServer, url: str, worker_id: str, token: str) -> Any:
-    body = {"worker_id": worker_id, "command": "sleep 9", "host": "far", "secret_sha256": protocol.secret_sha256("mine")}
+    body = {
+        "worker_id": worker_id,
+        "command": "sleep 9",
+        "host": "far",
+        "secret_sha256": protocol.secret_sha256("mine"),
+    }
     connection = Connection(Addresses([url]), Credentials(f"launcher:{worker_id}", me(server).fleet_id, "mine"))
     return connection.with_token("POST", "/api/workers/register", json.dumps(body).encode(), token)
 
@@ -406,7 +411,9 @@ class Agents:
 
     def __init__(self) -> None:
         self.now = 1_000.0
-        self.sessions = AgentSessions("f-1", lambda agent: "" if agent == "gone" else f"key of {agent}", lambda: self.now)
+        self.sessions = AgentSessions(
+            "f-1", lambda agent: "" if agent == "gone" else f"key of {agent}", lambda: self.now
+        )
 
     def hello(self, agent: str = "h1", secret: str = SECRET) -> session.ClientSession:
         nonce = session.new_nonce()
@@ -460,7 +467,15 @@ def test_an_offer_lasts_seconds_and_a_forgotten_session_is_not_opened_again() ->
 def test_broken_headers_are_refused_in_words(name: str) -> None:
     agents = Agents()
     right = agents.hello().sign("GET", "/api/x", None)
-    for text in ("", "ProcGuard", "ProcGuard a b c d", "ProcGuard " + "0" * 52 + " 1 - x", "h1 x", "h1 x zz", "\xff \xff 0"):
+    for text in (
+        "",
+        "ProcGuard",
+        "ProcGuard a b c d",
+        "ProcGuard " + "0" * 52 + " 1 - x",
+        "h1 x",
+        "h1 x zz",
+        "\xff \xff 0",
+    ):
         with pytest.raises(Refused):
             agents.ask({**right, name: text})
     with pytest.raises(Refused):

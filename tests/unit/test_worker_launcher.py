@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -306,3 +307,26 @@ def test_environment_flags_become_the_worker_s_specification() -> None:
     assert parse([*argv, "--env-file", "/a", "--env-file", "b"], {}, "/base").spec().env_file == ["/a", "/base/b"]
     plain = parse(argv, {}, "/base").spec()
     assert (plain.env_file, plain.venv, plain.conda) == ("", "", "")
+
+
+def test_the_key_by_which_a_launcher_knows_its_manager_is_not_replaced_by_an_unsigned_answer(
+    desk: Desk, manager: FakeManager
+) -> None:
+    """Whoever relays can leave out the manager's proof, have the launcher register as a stranger and hand it a key of
+    his own. It believes the first key only, and sends him nothing."""
+    launcher = desk.start()
+    desk.running()
+    launcher.send_signal(signal.SIGHUP)
+    desk.ends(launcher)
+    [file] = list(Path(desk.home).rglob("agent.json"))
+    key = json.loads(file.read_text())["proof_key"]
+    del manager.proof_keys["launcher:w1"]  # no proof: "I do not know you"; the next registration brings another key
+    manager.requests.clear()
+    manager.offered_key = "a key of his own"
+    again = desk.start()
+    wait_until(lambda: len(manager.registrations) > 1, what="a registration without a secret")
+    wait_until(lambda: sum("/api/hello?agent" in path for _, path, _ in manager.requests) > 2, what="further tries")
+    again.send_signal(signal.SIGHUP)
+    desk.ends(again)
+    assert json.loads(file.read_text())["proof_key"] == key
+    assert not any(authorization for _, _, authorization in manager.requests)

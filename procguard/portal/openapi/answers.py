@@ -55,7 +55,8 @@ class SessionOffer(BaseModel):
 
 
 class Hello(BaseModel):
-    """`session` or, for a nonce of an earlier agent's, `proof`. `zmq`: where else the manager listens, told to agents that it knows."""
+    """`session` or, for a nonce of an earlier agent's, `proof`. `zmq`: where else the manager listens, told to agents
+    that it knows."""
 
     fleet_id: str
     version: str
