@@ -24,6 +24,7 @@ from remote_agent.link import Addresses, Connection, Credentials, LinkDown, hear
 from remote_agent.rotation import SecretRotation
 from tests.agent_host import end_runners
 from tests.server_process import ROOT, RunningManager, RunningServer
+from tests.unit.channel_links import free_ports
 from tests.unit.fleet_world import World
 from tests.waiting import wait_until
 
@@ -467,6 +468,29 @@ def test_invoke_agents_rotate(tmp_path: Path) -> None:
             assert invoke(url, "agents.rotate", "tpu*").returncode == 1
             entries = manager.ask("GET", "/api/audit").json["audit"]
             assert any("rotate" in json.dumps(entry) and "gpu01" in json.dumps(entry) for entry in entries)
+        assert "Traceback" not in manager.log()
+    finally:
+        manager.close()
+
+
+def test_over_zmq_the_curve_key_is_replaced_as_well(tmp_path: Path) -> None:
+    """And the agent stays on its channel: no request fails for the change."""
+    zmq = pytest.importorskip("zmq")
+    assert zmq.has("curve")
+    settings_ = (f"communication.adapter_config.port_base={free_ports(2)}", "communication.adapter_type=zmq")
+    manager = RunningManager(tmp_path, *SETTINGS, "communication.adapter_config.host=127.0.0.1", *settings_)
+    try:
+        with agents(manager, tmp_path, "gpu01") as [one]:
+            one.start()
+            wait_until(lambda: state_of(manager, "gpu01")["channel"] == "zmq", 40, "zmq", every_s=0.05)
+            done = invoke(f"http://127.0.0.1:{manager.port}", "agents.rotate", "gpu01")
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert one.secret() != one.old
+            time.sleep(1.5)  # long enough for a fall back to HTTP to show
+            view = state_of(manager, "gpu01")
+            assert (view["channel"], view["channel_trouble"], view["agent_state"]) == ("zmq", "", "connected")
+            said = (Path(one.dir) / "agent.log").read_text()
+            assert "secret replaced" in said and 'is_now="http' not in said.partition("secret replaced")[2]
         assert "Traceback" not in manager.log()
     finally:
         manager.close()
