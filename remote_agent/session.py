@@ -157,7 +157,7 @@ class ClientSession:
         self._key = session_key(shared, secret)
         self._number = 0
         self._open = f"{agent_id} {nonce} {seal(shared, secret)}"
-        self._opened = False
+        self.opened = False  # the manager has answered
 
     def sign(self, method: str, target: str, body: Optional[bytes]) -> "dict[str, str]":
         """The headers of the next request."""
@@ -166,7 +166,7 @@ class ClientSession:
         digest = body_digest(body)
         mac = request_mac(self._key, self._number, method, _unquoted(path), query, digest)
         headers = {"Authorization": f"{SCHEME} {self._id} {self._number} {digest} {mac}"}
-        if not self._opened:
+        if not self.opened:
             headers[OPEN_HEADER] = self._open
         return headers
 
@@ -178,7 +178,7 @@ class ClientSession:
         """Whether an answer to the last request is the manager's own."""
         if not same(proof, answer_mac(self._key, self._number, status, body)):
             return False
-        self._opened = True
+        self.opened = True
         return True
 
 
