@@ -245,6 +245,10 @@ class ManagerClient:
         if reply.status >= 400:
             with reply:
                 raise error_of(reply.status, reply.read(1024 * 1024))
+        if reply.status >= 300:  # never followed: the token would go along
+            with reply:
+                where = str(reply.headers.get("Location", "elsewhere"))[:200]
+            raise ManagerUnreachable(f"{self.url} is not the manager: it redirects to {where}", _NEXT_URL)
         return reply
 
     def _connection(self) -> http.client.HTTPConnection:

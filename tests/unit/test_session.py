@@ -376,6 +376,14 @@ def test_any_address_of_this_host_counts_as_its_own(server: RunningServer) -> No
     assert loopback.owners_of("127.0.0.1", 1) == set()
 
 
+def test_a_kernel_without_routing_tables_keeps_no_agent_from_its_manager(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loopback, "FIB", "/nowhere")
+    assert not loopback.is_local("192.0.2.250") and loopback.is_local("192.0.2.250", "192.0.2.250")
+    assert heartbeat("h1", beat())(Connection(Addresses([f"http://127.0.0.1:{server.port}"]), me(server))).ok
+
+
 @pytest.mark.parametrize("owner", [1, 65534])
 def test_another_users_listener_on_this_host_gets_nothing(
     server: RunningServer, relay: Relay, monkeypatch: pytest.MonkeyPatch, owner: int
