@@ -339,7 +339,8 @@ class Connection:
         assert self._http is not None
         if not loopback.may_be_ours(self._http.sock, managers_uid):
             raise Unproven(
-                f"{self._url} is an address of this host, and another user listens there; the secret was not sent"
+                f"{self._url} is an address of this host, and another user listens there; the secret was not sent. "
+                "What forwards to the manager has to run as this user or root"
             )
 
     def _send_zmq(self, method: str, path: str, body: Optional[bytes], timeout_s: float) -> Reply:

@@ -119,6 +119,8 @@ def test_a_local_user_who_relays_gets_no_word_of_the_agent(tmp_path: Path, adver
         assert isinstance(urls, list) and urls[0] == f"http://{one.fleet.manager_address}:{one.manager.port}", urls
         assert (bad in urls) == advertised, urls
 
+        if not advertised:
+            return
         # An agent of an earlier deployment has it first, and the manager is restarted.
         wanted = json.dumps(one.config() | {"manager_urls": [bad, *[url for url in urls if url != bad]]})
         one.host.run(f"cat > $(ls /root/.procguard/*/node1/agent.json) <<'END'\n{wanted}\nEND")
