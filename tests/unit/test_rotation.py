@@ -496,6 +496,53 @@ def test_over_zmq_the_curve_key_is_replaced_as_well(tmp_path: Path) -> None:
         manager.close()
 
 
+def test_a_launcher_has_its_secret_replaced_too_and_comes_back_with_it(tmp_path: Path) -> None:
+    """It goes on with the new one, and so does the next launcher of the same worker."""
+    manager = RunningManager(tmp_path, *SETTINGS)
+    url, home = f"http://127.0.0.1:{manager.port}", tmp_path / "home"
+    (tmp_path / "desk").mkdir()
+    words = ["--worker-id", "w1", "--manager-url", url, "--command", "sleep 600"]
+
+    def launch() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "procguard.worker_launcher", *words],
+            cwd=tmp_path / "desk",
+            env={**os.environ, "PROCGUARD_HOME": str(home), "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def state() -> str:
+        return str(manager.ask("GET", "/api/remote-workers/w1").json.get("state"))
+
+    launcher = launch()
+    try:
+        wait_until(lambda: state() == "running", 40, "the worker", every_s=0.1)
+        [file] = home.rglob("agent.json")
+        before = json.loads(file.read_text())
+        done = invoke(url, "agents.rotate", "launcher:w1")
+        assert done.returncode == 0, done.stdout + done.stderr
+        after = json.loads(file.read_text())
+        assert after["secret"] != before["secret"] and after["proof_key"] == before["proof_key"]
+        pid = manager.ask("GET", "/api/remote-workers/w1").json["pid"]
+        launcher.kill()
+        launcher.wait()
+        launcher = launch()  # registers with the new secret, and adopts the child
+        wait_until(lambda: "registered with" in (tmp_path / "desk/logs/launcher-w1.log").read_text(), 40, "registered")
+        wait_until(lambda: state() == "running", 40, "the worker again", every_s=0.1)
+        assert manager.ask("GET", "/api/remote-workers/w1").json["pid"] == pid
+        assert json.loads(file.read_text())["secret"] == after["secret"]
+        assert state_of(manager, "launcher:w1")["agent_state"] == "connected"
+    finally:
+        launcher.kill()
+        launcher.wait()
+        for record in home.rglob("agent.json"):
+            runtime_dir = settings.load(str(record.parent)).runtime_dir
+            end_runners(str(record.parent), runtime_dir)
+            shutil.rmtree(runtime_dir, ignore_errors=True)
+        manager.close()
+
+
 class Rounds:
     """A manager that may be another process after each round."""
 
