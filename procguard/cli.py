@@ -203,7 +203,10 @@ def collection() -> Collection:
 def rewritten(argv: list[str]) -> list[str]:
     """`procguard token create` as invoke wants it: token.create; `procguard operations ID` shows that one."""
     words = list(argv)
-    for name, parts in (("token", ("create", "list", "revoke")), ("agents", ("list", "approve", "deny", "revoke"))):
+    for name, parts in (
+        ("token", ("create", "list", "revoke")),
+        ("agents", ("list", "approve", "deny", "revoke", "rotate")),
+    ):
         if len(words) > 2 and words[1] == name and words[2] in parts:
             words[1:3] = [f"{name}.{words[2]}"]
     if len(words) > 2 and words[1] == "state" and words[2] in cli_state.NAMES:

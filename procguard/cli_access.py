@@ -76,13 +76,42 @@ def agents_revoke(_context: Context, agent: str) -> None:
     say(f"{agent}: its secret is good for nothing any more; its workers run on. A new one: {then}")
 
 
+@operator_task(
+    ("target",),
+    name="rotate",
+    help={
+        "target": "an agent's id or host, a glob like 'gpu*' ('*': all), or conditions: host=gpu01,team=vision",
+        "limit": "only these of them, in the same form: gpu*,!gpu03",
+        "timeout": "how many seconds to wait for agents that are connected (60)",
+        "no_wait": "ask, and return at once",
+        "json_": "machine-readable result on stdout",
+    },
+)
+def agents_rotate(
+    _context: Context,
+    target: str,
+    limit: str = "",
+    timeout: float = 60.0,
+    no_wait: bool = False,
+    json_: bool = False,
+) -> None:
+    """Replace agents' secrets while they run. Example: invoke agents.rotate 'gpu*'
+
+    Each agent makes itself a new secret; the old one is valid until the new one was used. Workers run on. Agents that
+    are away do it when they return. A secret that was stolen: invoke agents.revoke.
+    """
+    from procguard.cli_rotation import rotate
+
+    rotate(client.from_environment(), target, limit, timeout, no_wait, json_)
+
+
 def _launcher_id(text: str) -> str:
     """Launchers may be named by their worker alone."""
     return text if ":" in text else f"launcher:{text}"
 
 
 def agents() -> Collection:
-    return Collection(agents_list, approve, deny, agents_revoke)
+    return Collection(agents_list, approve, deny, agents_revoke, agents_rotate)
 
 
 # ---------------------------------------------------------------------------------------------------- tokens

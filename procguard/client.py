@@ -112,6 +112,10 @@ class ManagerClient:
     def revoke_agent(self, agent_id: str) -> Json:
         return self.call("POST", f"/api/agents/{quote(agent_id)}/revoke", {})
 
+    def rotate_agents(self, agent_ids: list[str]) -> dict[str, Json]:
+        """{agent: {"status": "asked", "unsupported" or "unknown", "message"}}"""
+        return dict(self.call("POST", "/api/agents/rotate", {"agents": agent_ids})["agents"])
+
     def forget_agent(self, agent_id: str) -> Json:
         return self.call("DELETE", f"/api/agents/{quote(agent_id)}")
 
@@ -240,6 +244,10 @@ class ManagerClient:
         if reply.status >= 400:
             with reply:
                 raise error_of(reply.status, reply.read(1024 * 1024))
+        if reply.status >= 300:  # never followed: the token would go along
+            with reply:
+                where = str(reply.headers.get("Location", "elsewhere"))[:200]
+            raise ManagerUnreachable(f"{self.url} is not the manager: it redirects to {where}", _NEXT_URL)
         return reply
 
     def _connection(self) -> http.client.HTTPConnection:

@@ -341,7 +341,8 @@ class Web(_Section):
         default_factory=list,
         description=(
             "Further addresses of this manager for agents to try, e.g. `http://10.0.0.5:5000`: a NAT or proxy in "
-            "front of it. Its own addresses need not be listed."
+            "front of it. Its own addresses need not be listed, but for one of a bridge without a way out of the "
+            "machine (docker0) that agents are to use."
         ),
     )
     limits: Limits = Field(default_factory=Limits, description="What one caller, and all together, may take.")

@@ -177,6 +177,8 @@ def agents(views: Iterable[View], now: datetime) -> PlainTable:
         what = str(view.get("reason") or view.get("channel_trouble") or "")
         if view.get("agent_state") == "pending":
             what = f"wants to run: {view.get('command', '')} — invoke agents approve {agent_id}"
+        if view.get("rotation"):
+            what = f"new secret {view['rotation'].get('state')}" + (f"; {what}" if what else "")
         table.add_row(
             agent_id,
             state_text(str(view.get("agent_state")), AGENT_STATES),

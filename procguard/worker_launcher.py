@@ -252,10 +252,13 @@ class Launcher:
             on_report=self._report,
             on_link=self._link,
             on_removed=lambda _: self._removed(),
+            on_secret=lambda secret: setattr(own, "secret", secret),  # stored already
         )
 
         def accepted(reply: RegisterReply) -> None:
-            own.proof_key = credentials.proof_key = reply.proof_key or own.proof_key
+            # Once it has a key, no answer replaces it: whoever relays could leave out the manager's proof, have the
+            # launcher register as a stranger and hand it a key of their own.
+            own.proof_key = credentials.proof_key = own.proof_key or reply.proof_key
             settings.save(directory, own)
 
         def renewed() -> None:

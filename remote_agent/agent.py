@@ -33,6 +33,7 @@ from remote_agent.logship import LogShipper
 from remote_agent.measuring import Measuring
 from remote_agent.orders import Orders
 from remote_agent.protocol import (
+    KNOWS_ROTATION,
     AgentHeartbeat,
     AgentReply,
     Assignment,
@@ -42,6 +43,7 @@ from remote_agent.protocol import (
     encode,
     valid_id,
 )
+from remote_agent.rotation import SecretRotation
 from remote_agent.settings import AgentLog, AgentSettings
 from remote_agent.slot import WorkerSlot, load_slots, longest_pause_s, remove_tree, stored_form, supersedes
 from remote_agent.states import SETTLED
@@ -58,7 +60,8 @@ RELEASE_DIR = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 class Agent:
     """`run()` until `leave()`. `default_dir`: where workers without a working_dir run. `base_env`: what their
-    environment starts from. `on_report`: told of each worker's report when its state, attempt or reason changed."""
+    environment starts from. `on_report`: told of each worker's report when its state, attempt or reason changed;
+    `on_secret`: of another secret, which is about to be stored, from another thread."""
 
     def __init__(
         self,
@@ -73,6 +76,7 @@ class Agent:
         on_report: Optional[Callable[[WorkerReport], None]] = None,
         on_link: Optional[Callable[[str], None]] = None,
         on_removed: Optional[Callable[[str], None]] = None,
+        on_secret: Optional[Callable[[str], None]] = None,
     ) -> None:
         self._settings = settings
         self._agent_dir = agent_dir
@@ -116,6 +120,14 @@ class Agent:
         self._shipper = LogShipper(Connection(addresses, credentials, self._channels, logs=True), self.post)
         self._searcher = LogSearcher(
             credentials, self._python, lambda: Connection(addresses, credentials, self._channels)
+        )
+        self._rotation = SecretRotation(
+            agent_dir,
+            credentials,
+            lambda: Connection(addresses, credentials, self._channels),
+            replacing=on_secret or (lambda _: None),
+            replaced=self._secret_replaced,
+            say=log.say,
         )
         self._helpers = HelperPool(self.post)
         self._disk = HostDisk(agent_dir, self._helpers.submit)
@@ -181,6 +193,7 @@ class Agent:
         self.link.end()
         self._shipper.end()
         self._searcher.end()
+        self._rotation.end()
         self._helpers.end()
         self._measuring.end()
         for slot in self.slots.values():
@@ -253,6 +266,8 @@ class Agent:
             self._log.say("logs", note=value)
         elif tag == "channel":
             self._log.changed("channel", value)
+        elif tag == "secret":
+            self.link.changed(now)  # its first use ends the old one
         elif tag == "leave":
             self._begin_leaving(value, now)
 
@@ -324,10 +339,16 @@ class Agent:
             self._take_leases(reply.leases, asked_ns)  # of workers that are new here
             self.link.changed(now)  # and fetches the leases of those that an answer without any has named
         self._searcher.take(reply.searches, self._log_directory)
+        self._rotation.take(reply.rotate)
         if self.start_after_reply:
             self.may_start, self.start_after_reply = True, False
         if any(stored) and self._pending_events(1):
             self.link.changed(now)
+
+    def _secret_replaced(self) -> None:
+        """From the rotation's thread."""
+        self._channels.renew_key()
+        self.post("secret", None)
 
     def _log_directory(self, worker_id: str) -> Optional[str]:
         slot = self.slots.get(worker_id)
@@ -438,7 +459,7 @@ class Agent:
                 assignments_rev=self._rev,
                 commands_seq=self.orders.seq,
                 free_port=self._port.offer(),
-                knows=[KNOWN],
+                knows=[KNOWN, KNOWS_ROTATION],
                 channel_trouble=self._channels.trouble,
                 ends=self._leaving == "stopped" and self._leave_by > 0,
                 disk_trouble=self._disk.trouble,

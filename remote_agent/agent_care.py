@@ -34,6 +34,7 @@ def upgrade(
     wanted = {
         **kept,
         "manager_url_fixed": True,
+        "manager_configured": kept.get("manager_urls", []),
         "service": installer.keeping().get("service", ""),
         "release": request["release"],
         "unpacked_bytes": request.get("unpacked_bytes", 0),

@@ -81,6 +81,12 @@ class Channels:
             self._settle(self._cannot)
         return self._zmq is not None
 
+    def renew_key(self) -> None:
+        """The agent's secret was replaced: its CURVE key is, too."""
+        own = self._zmq
+        if own is not None:
+            own.renew()
+
     @property
     def has_key(self) -> bool:
         return self._zmq is not None

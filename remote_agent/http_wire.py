@@ -18,6 +18,7 @@ MAX_EXCHANGE_S = 600.0  # a peer that sends one byte now and then does not hold 
 HEAD_PIECE_BYTES = 4 * 1024  # most answers are whole in it; larger pieces for small answers would tear the heap
 PIECE_BYTES = 64 * 1024
 DEFAULT_PORTS = {"http": 80, "https": 443}
+_PROOF = b"x-procguard-proof"
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 
 
@@ -40,8 +41,11 @@ class Address(NamedTuple):
 
 
 class Answer(NamedTuple):
+    """`proof`: what the answer says to prove whose it is (session.py)."""
+
     status: int
     body: bytes
+    proof: str = ""
 
 
 def split_url(url: str) -> Address:
@@ -112,7 +116,7 @@ class HttpConnection:
             payload = self._read_exactly(_length(fields[b"content-length"], max_bytes))
         else:
             payload, keep = self._read_to_end(max_bytes), False
-        return Answer(status, payload), keep
+        return Answer(status, payload, fields.get(_PROOF, b"").decode("latin-1")), keep
 
     # -------------------------------------------------------------------------------------------------- inside
 

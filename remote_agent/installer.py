@@ -203,8 +203,9 @@ class Installer:
         """Further addresses of the manager (a VPN or container network came up), while the agent's own one works: they
         are for its next start, and no reason for one."""
         ways, known = config["manager_urls"], before.get("manager_urls") or [""]
-        same = {**config, "manager_urls": known} == before
-        return same and ways != known and ways[0] == known[0] and self.running()
+        others: Json = {"manager_urls": [], "manager_tried": []}
+        same = {**config, **others} == {**before, **others}
+        return same and config != before and ways[0] == known[0] and self.running()
 
     def _apply(self, config: Json, keeping: Json, digest: str, keeper: KeepAlive) -> None:
         self._clear_stop_mark()
@@ -250,17 +251,22 @@ class Installer:
             config["tunnel_url"] = tunnel_url
         if not config["secret"]:
             raise InstallError("no_secret", f"{self.host}: no secret here and none was sent", "deploy again")
-        config["manager_urls"] = self._manager_urls(request, before)
+        config["manager_urls"], config["manager_tried"] = self._manager_urls(request, before)
         return config
 
-    def _manager_urls(self, request: Json, before: Json) -> "List[str]":
-        """[the proven one, the other candidates]. What a running agent uses already is not asked again."""
+    def _manager_urls(self, request: Json, before: Json) -> "tuple[List[str], List[str]]":
+        """([the proven one, others that are proven or configured], what else was tried). What a running agent uses
+        already is not asked again.
+
+        An address that is neither is kept from the agent: whoever listens there one day might pass on the proof.
+        """
         candidates = self._candidates(request)
         known = before.get("manager_urls") or [""]
         same_ca = before.get("manager_ca", "") == request.get("manager_ca", "")
         proven = known[0] in candidates and before.get("proof_key") == request["proof_key"] and same_ca
-        if proven and set(candidates) <= set(known) and self.running():
-            return list(known)
+        tried = before.get("manager_tried") or []
+        if proven and set(candidates) <= {*known, *tried} and self.running():
+            return list(known), list(tried)
         if proven:
             candidates.sort(key=lambda url: url != known[0])
         from remote_agent import reach
@@ -278,8 +284,12 @@ class Installer:
                 NO_WAY_NEXT,
             )
         if found == request.get("tunnel_url"):
-            return [found]  # the others would only be waited for each time the tunnel is away
-        return [found] + [url for url in candidates if url != found]
+            return [found], []  # the others would only be waited for each time the tunnel is away
+        good = {*probe.proven, *request.get("manager_configured", ())}
+        return (
+            [found] + [url for url in candidates if url != found and url in good],
+            [url for url in candidates if url not in good],
+        )
 
     @staticmethod
     def _candidates(request: Json) -> "List[str]":

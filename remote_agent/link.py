@@ -1,8 +1,9 @@
 """The way to the manager: which address, proof that it is our manager, one connection per thread, retry times. HTTP, or
 zmq where both sides have it (channel.py).
 
-Owns connections and credentials; knows no worker and no file. The agent's secret leaves this host only over a
-connection whose other end has just proven that it holds the fleet's key (HMAC over a nonce of ours).
+Owns connections and credentials; knows no worker and no file. The agent's secret is not sent: requests and answers
+carry MACs under a key made of it (session.py). To a manager of an earlier release it is sent, as a bearer secret, over
+a connection whose other end has just proven that it holds the fleet's key (HMAC over a nonce of ours).
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any, Callable, Optional
 
+from remote_agent import loopback, session
 from remote_agent.channel import Channels
 from remote_agent.digests import same
-from remote_agent.http_wire import HttpConnection, WireTrouble, quote, split_url
+from remote_agent.http_wire import Answer, HttpConnection, WireTrouble, quote, split_url
 from remote_agent.lease import boottime_ns
-from remote_agent.protocol import MAX_WAIT_S, ZmqOffer, manager_proof
+from remote_agent.protocol import MAX_WAIT_S, ZmqOffer, manager_proof, secret_sha256
 from remote_agent.tls import Trust, explain
 
 CONNECT_TIMEOUT_S = 4.0
@@ -130,6 +132,9 @@ class Connection:
         self._channels = channels
         self._logs = logs
         self._http: Optional[HttpConnection] = None
+        self._proven: Optional[HttpConnection] = None  # the connection whose other end has proven to be our manager
+        self._session: Optional[session.ClientSession] = None  # on that connection; None: a manager without sessions
+        self._secret = ""  # the one that this connection was opened for
         self._zmq: Any = None  # zmq_wire.ZmqWire; while it stands, there is no HTTP connection
         self._zmq_answered = False
         self._base = ""
@@ -145,18 +150,21 @@ class Connection:
         timeout_s: float = REQUEST_TIMEOUT_S,
         content_type: str = "application/json",
     ) -> Reply:
-        """Send with the agent's credentials, after the manager's proof. Raises LinkDown (Unproven, Unknown).
+        """Send as this agent, after the manager's proof. Raises LinkDown (Unproven, Unknown).
 
-        A kept-alive connection that the manager closed meanwhile is opened anew, once. Every request of an agent may
-        arrive twice: events, results and log bytes carry numbers of their own.
+        A kept-alive connection that the manager closed meanwhile is reopened, once; so is one whose secret was replaced
+        (rotation.py). Every request of an agent may arrive twice: events, results and log bytes carry numbers of their
+        own.
         """
-        mine = self._credentials
-        headers = {"Authorization": f"Bearer {mine.secret}", "X-ProcGuard-Agent": mine.agent_id}
-        if body is not None:
-            headers["Content-Type"] = content_type
+        headers = {"Content-Type": content_type} if body is not None else {}
+        if self._secret != self._credentials.secret:
+            self.disconnect()
         reused = self._http is not None or self._zmq is not None
         try:
-            return self._exchange(method, path, body, headers, timeout_s, prove=True)
+            reply = self._exchange(method, path, body, headers, timeout_s, prove=True)
+            if reply.status != 401 or self._secret == self._credentials.secret:
+                return reply
+            self.disconnect()
         except LinkDown as exc:
             if isinstance(exc, Unproven) or not reused or _timed_out(exc.__cause__):
                 raise
@@ -168,15 +176,26 @@ class Connection:
         path: str,
         body: Optional[bytes] = None,
         *,
-        token: str = "",
         timeout_s: float = REQUEST_TIMEOUT_S,
     ) -> Reply:
-        """Without the agent's secret: registration and hello. `token`: an enrolment token, sent as the bearer."""
+        """Without any secret: registration and hello."""
         headers = {"Content-Type": "application/json"} if body is not None else {}
-        if token:
-            headers["Authorization"] = f"Bearer {token}"
         self.disconnect()
         return self._exchange(method, path, body, headers, timeout_s, prove=False)
+
+    def with_token(self, method: str, path: str, body: bytes, token: str) -> Reply:
+        """As who has an enrolment token, after the manager's proof that it knows it: a session of its own."""
+        mark = session.TOKEN_PREFIX + session.token_mark(secret_sha256(token))
+        key = Credentials(mark, self._credentials.fleet_id, token, secret_sha256(token))
+        connection = Connection(self._addresses, key)
+        try:
+            reply = connection.request(method, path, body)
+            proof_key = reply.data.get("proof_key")
+            if isinstance(proof_key, str) and connection._session is not None:
+                reply.data["proof_key"] = connection._session.unsealed(proof_key)
+            return reply
+        finally:
+            connection.disconnect()
 
     def close(self) -> None:
         """For ever, and from any thread: a request under way ends with LinkDown."""
@@ -192,6 +211,7 @@ class Connection:
 
     def disconnect(self) -> None:
         connection, self._http = self._http, None
+        self._proven = self._session = None
         wire, self._zmq = self._zmq, None
         if connection is not None:
             connection.close()
@@ -205,6 +225,8 @@ class Connection:
     ) -> Reply:
         if self._zmq is not None:
             return self._send_zmq(method, path, body, timeout_s)
+        if prove and self._proven is None:
+            self.disconnect()  # whatever is left of a hello that failed: nothing of ours goes over it
         try:
             if self._http is None:
                 self._open()
@@ -214,9 +236,12 @@ class Connection:
                 self._prove()
             if self._zmq is not None:
                 return self._send_zmq(method, path, body, timeout_s)
-            return self._send(method, path, body, headers, timeout_s)
+            return self._send(method, path, body, headers, timeout_s, signed=prove)
         except Unproven:
             self._give_up_on_address()
+            raise
+        except LinkDown:
+            self.disconnect()
             raise
         except (OSError, WireTrouble, ValueError) as exc:
             self._give_up_on_address()
@@ -232,6 +257,7 @@ class Connection:
         self._url = self._addresses.current()
         address = split_url(self._url)
         self._base = address.path.rstrip("/")
+        self._secret = self._credentials.secret
         connection = HttpConnection(address, CONNECT_TIMEOUT_S, self._addresses.trust)
         _notice_dead_peers(connection.sock)
         self._http = connection
@@ -259,8 +285,10 @@ class Connection:
     def _hello(self) -> Optional[ZmqOffer]:
         """Ask for the proof, and check it. Returns what the manager offers besides, where we can use it."""
         mine = self._credentials
-        nonce = os.urandom(16).hex()
-        query = f"/api/hello?agent={quote(mine.agent_id)}&nonce={nonce}"
+        if not mine.proof_key:  # a MAC without a key is anybody's
+            raise Unproven(f"{self._url}: this agent has no key to recognise its manager by")
+        nonce = session.new_nonce()
+        query = f"/api/hello?agent={quote(mine.agent_id)}&nonce={nonce}&to={quote(self._url)}"
         if self._channels is not None:
             query += self._channels.hello_query(mine.proof_key, mine.agent_id, nonce)
         reply = self._send("GET", query, None, {}, REQUEST_TIMEOUT_S)
@@ -271,15 +299,49 @@ class Connection:
             raise Unproven(f"{self._url} does not answer like a manager ({reply.why})")
         if fleet_id != mine.fleet_id:
             raise Unproven(f"{self._url} is the manager of fleet {fleet_id[:80]}, not of {mine.fleet_id}")
-        if not proof:
+        offer = session.Offer.read(reply.data.get("session"))
+        if offer is None and not proof:
+            if mine.agent_id.startswith(session.TOKEN_PREFIX):
+                raise Unproven(f"the manager at {self._url} does not know this token; it was not sent")
             raise Unknown(f"the manager at {self._url} does not know agent {mine.agent_id}")
-        if not same(str(proof), manager_proof(mine.proof_key, mine.fleet_id, mine.agent_id, nonce)):
-            raise Unproven(
-                f"{self._url} cannot prove that it is the manager of fleet {mine.fleet_id}; the secret was not sent"
-            )
+        if self._http is None:
+            raise LinkDown(f"{self._url}: the connection was closed")
+        if offer is not None:
+            self._begin_session(offer, nonce)
+        elif mine.agent_id.startswith(session.TOKEN_PREFIX):
+            raise self._unproven()
+        elif same(str(proof), manager_proof(mine.proof_key, mine.fleet_id, mine.agent_id, nonce)):
+            self._refuse_foreign_listener(loopback.ELSEWHERE)
+        else:
+            raise self._unproven()
+        self._proven = self._http
         if self._channels is None:
             return None
         return self._channels.read_offer(reply.data.get("zmq"), mine.proof_key, mine.agent_id, nonce)
+
+    def _begin_session(self, offer: session.Offer, nonce: str) -> None:
+        mine = self._credentials
+        shared = session.handshake(mine.proof_key, mine.fleet_id, mine.agent_id, nonce, offer.id)
+        if not same(offer.proof, session.manager_proof(shared, self._url, offer.uid, offer.machine)):
+            raise self._unproven()
+        here = bool(offer.machine) and offer.machine == session.machine_mark()
+        self._refuse_foreign_listener(offer.uid if here else loopback.ELSEWHERE)
+        self._session = session.ClientSession(mine.agent_id, self._secret, nonce, offer, shared)
+
+    def _unproven(self) -> Unproven:
+        return Unproven(
+            f"{self._url} cannot prove that it is the manager of fleet {self._credentials.fleet_id}; the secret was "
+            "not sent"
+        )
+
+    def _refuse_foreign_listener(self, managers_uid: int) -> None:
+        """`managers_uid`: of a manager on this machine, or ELSEWHERE. Raises Unproven."""
+        assert self._http is not None
+        if not loopback.may_be_ours(self._http.sock, managers_uid):
+            raise Unproven(
+                f"{self._url} is an address of this host, and another user listens there; the secret was not sent. "
+                "What forwards to the manager has to run as this user or root"
+            )
 
     def _send_zmq(self, method: str, path: str, body: Optional[bytes], timeout_s: float) -> Reply:
         """Only what a proven manager may hear comes this way. A connection that fails is opened anew, by HTTP first."""
@@ -287,7 +349,7 @@ class Connection:
 
         asked_ns = boottime_ns()
         try:
-            status, answer = self._zmq.exchange(method, path, self._credentials.secret, body, timeout_s=timeout_s)
+            status, answer = self._zmq.exchange(method, path, self._secret, body, timeout_s=timeout_s)
         except ZmqTrouble as exc:
             self.disconnect()
             if self._channels is not None and (not self._zmq_answered or _timed_out(exc)):
@@ -296,16 +358,39 @@ class Connection:
         self._zmq_answered = True
         return Reply(status, _json_object(answer), asked_ns)
 
-    def _send(self, method: str, path: str, body: Optional[bytes], headers: dict[str, str], timeout_s: float) -> Reply:
-        if self._http is None:
+    def _send(
+        self,
+        method: str,
+        path: str,
+        body: Optional[bytes],
+        headers: dict[str, str],
+        timeout_s: float,
+        *,
+        signed: bool = False,
+    ) -> Reply:
+        """`signed`: as this agent, which only a connection that was proven may carry."""
+        if self._http is None or (signed and self._http is not self._proven):
             raise LinkDown(f"{self._url}: the connection was closed")
+        of_session = self._session if signed else None
+        if of_session is not None:
+            headers = {**headers, **of_session.sign(method, path, body)}
+        elif signed:
+            mine = self._credentials
+            headers = {**headers, "Authorization": f"Bearer {self._secret}", "X-ProcGuard-Agent": mine.agent_id}
         asked_ns = boottime_ns()
         answer, keep = self._http.exchange(
             method, self._base + path, headers, body, timeout_s=timeout_s, max_bytes=MAX_REPLY_BYTES
         )
+        if of_session is not None and not of_session.proves(answer.status, answer.body, answer.proof):
+            raise self._not_the_managers(answer)
         if not keep:
             self.disconnect()
         return Reply(answer.status, _json_object(answer.body), asked_ns)
+
+    def _not_the_managers(self, answer: Answer) -> LinkDown:
+        """Only its status is told: a manager that was restarted, or is overloaded, can't sign what it says."""
+        self.disconnect()
+        return LinkDown(f"{self._url}: an answer without the manager's proof is not believed (HTTP {answer.status})")
 
 
 class Caller(threading.Thread):

@@ -171,6 +171,7 @@ class AgentReply:
     leases: list[Lease] = field(default_factory=list)  # in answers to heartbeats only
     beat: int = 0  # of the heartbeat that this answers; its leases count from then, come it late, twice or out of turn
     searches: list[LogSearch] = field(default_factory=list)
+    rotate: str = ""  # in answers to heartbeats only: make a new secret, and tell its digest under this name
 
 
 # ------------------------------------------------------------------------------------------- agent -> manager
@@ -410,6 +411,18 @@ class RegisterReply:
     proof_key: str = ""  # lets this agent check from now on that it talks to its manager
     log_offsets: dict[str, int] = field(default_factory=dict)  # "3.out" -> bytes the manager has
     message: str = ""
+
+
+KNOWS_ROTATION = "rotate"  # in AgentHeartbeat.knows
+
+
+@dataclass
+class SecretRenewal:
+    """POST /api/agents/<id>/secret, after a reply with `rotate`: the digest of the secret that the agent has made and
+    stored. {"rotation": "r-0f3a91bc77d0", "secret_sha256": "9f86…"}. 409 no_rotation: it is not asked for any more."""
+
+    rotation: str
+    secret_sha256: str
 
 
 @dataclass

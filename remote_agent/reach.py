@@ -1,34 +1,36 @@
 """Which address of the manager works from this host: asked all at once, believed only with proof.
 
-Knows HTTP and the HMAC hello (ids.manager_proof); sends no secret, changes nothing. Used by the installer.
+Knows HTTP and the proof in hello (session.py; of an earlier manager ids.manager_proof); sends no secret, changes
+nothing. An address of this host counts only where no other user listens there (loopback.py). Used by the installer.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import socket
 import threading
 import time
 from typing import Any, Optional
 
-from remote_agent import ids
+from remote_agent import ids, loopback, session
+from remote_agent.digests import same
 from remote_agent.http_wire import HttpConnection, WireTrouble, quote, split_url
 from remote_agent.tls import Trust, explain
 
 PROBE_TIMEOUT_S = 4.0
-GRACE_S = 0.25  # an address that comes earlier in the list may still win this long after the first answer
+GRACE_S = 0.25  # the others may still prove themselves this long after the first
 MAX_REPLY_BYTES = 64 * 1024
 
 
 class Probe:
-    """One round of asking: `found` is the best proven address, `failures` what the others said."""
+    """One round of asking: `proven` are the addresses that lead to the manager, `failures` what the others said."""
 
     def __init__(self, agent_id: str, fleet_id: str, proof_key: str, trust: Optional[Trust] = None) -> None:
         self._identity = (agent_id, fleet_id, proof_key)
         self._trust = trust or Trust()
         self._answers: dict[str, str] = {}  # url -> "" when proven, else why not; each thread writes its own key
         self.failures: dict[str, str] = {}
+        self.proven: list[str] = []
 
     def find(self, urls: "list[str]", timeout_s: float = PROBE_TIMEOUT_S) -> Optional[str]:
         """The first of `urls` (in their order) that proves to be the fleet's manager, None when none does."""
@@ -39,42 +41,58 @@ class Probe:
         while time.monotonic() < deadline and len(self._answers) < len(urls):
             if "" in self._answers.values():
                 deadline = min(deadline, time.monotonic() + GRACE_S)
-                if self._answers.get(urls[0]) == "":
-                    break
             time.sleep(0.005)
         answers = dict(self._answers)
         self.failures = {url: answers.get(url, "no answer") for url in urls if answers.get(url, "no answer")}
-        return next((url for url in urls if answers.get(url) == ""), None)
+        self.proven = [url for url in urls if answers.get(url) == ""]
+        return self.proven[0] if self.proven else None
 
     def _ask(self, url: str, timeout_s: float) -> None:
-        agent_id, fleet_id, proof_key = self._identity
-        nonce = os.urandom(16).hex()
         try:
-            reply = hello(url, agent_id, nonce, timeout_s, self._trust)
+            self._answers[url] = self._why_not(url, timeout_s)
         except (OSError, ValueError, WireTrouble) as exc:
             self._answers[url] = cause(exc)
-            return
-        if reply.get("proof") == ids.manager_proof(proof_key, fleet_id, agent_id, nonce):
-            self._answers[url] = ""
-        elif reply.get("fleet_id") not in (None, fleet_id):
-            self._answers[url] = "a manager of another fleet answers there"
-        else:
-            self._answers[url] = "something answers there that can't prove to be this fleet's manager"
 
+    def _why_not(self, url: str, timeout_s: float) -> str:
+        """ "" where the fleet's manager answers at `url`. Raises OSError, ValueError or WireTrouble."""
+        agent_id, fleet_id, _ = self._identity
+        nonce = session.new_nonce()
+        address = split_url(url)
+        connection = HttpConnection(address, timeout_s, self._trust)
+        try:
+            target = f"{address.path.rstrip('/')}/api/hello?agent={quote(agent_id)}&nonce={nonce}&to={quote(url)}"
+            answer, _ = connection.exchange("GET", target, {}, None, timeout_s=timeout_s, max_bytes=MAX_REPLY_BYTES)
+            reply = json.loads(answer.body)
+            if not isinstance(reply, dict):
+                raise ValueError("the answer is not ProcGuard's")
+            proven, uid = self._proven_by(reply, url, nonce)
+            if not proven:
+                return self._what_answers(reply, fleet_id)
+            if not loopback.may_be_ours(connection.sock, uid):
+                return "it is an address of this host, and another user listens there"
+            return ""
+        finally:
+            connection.close()
 
-def hello(url: str, agent_id: str, nonce: str, timeout_s: float, trust: Optional[Trust] = None) -> "dict[str, Any]":
-    """GET /api/hello of the manager at `url`. Raises OSError, ValueError or WireTrouble."""
-    address = split_url(url)
-    connection = HttpConnection(address, timeout_s, trust)
-    try:
-        target = f"{address.path.rstrip('/')}/api/hello?agent={quote(agent_id)}&nonce={quote(nonce)}"
-        answer, _ = connection.exchange("GET", target, {}, None, timeout_s=timeout_s, max_bytes=MAX_REPLY_BYTES)
-        reply = json.loads(answer.body)
-    finally:
-        connection.close()
-    if not isinstance(reply, dict):
-        raise ValueError("the answer is not ProcGuard's")
-    return reply
+    def _proven_by(self, reply: "dict[str, Any]", url: str, nonce: str) -> "tuple[bool, int]":
+        """Whether it is the manager, and as which user it runs on this machine (ELSEWHERE: not here)."""
+        agent_id, fleet_id, proof_key = self._identity
+        offer = session.Offer.read(reply.get("session"))
+        if offer is None:
+            return reply.get("proof") == ids.manager_proof(proof_key, fleet_id, agent_id, nonce), loopback.ELSEWHERE
+        shared = session.handshake(proof_key, fleet_id, agent_id, nonce, offer.id)
+        here = bool(offer.machine) and offer.machine == session.machine_mark()
+        right = same(offer.proof, session.manager_proof(shared, url, offer.uid, offer.machine))
+        return right, offer.uid if here else loopback.ELSEWHERE
+
+    @staticmethod
+    def _what_answers(reply: "dict[str, Any]", fleet_id: str) -> str:
+        error = reply.get("error")
+        if isinstance(error, dict) and error.get("code") == "not_this_manager":
+            return str(error.get("message", ""))[:300].partition(": ")[2] or "it does not lead to the manager directly"
+        if reply.get("fleet_id") not in (None, fleet_id):
+            return "a manager of another fleet answers there"
+        return "something answers there that can't prove to be this fleet's manager"
 
 
 def cause(exc: Exception) -> str:

@@ -66,7 +66,9 @@ class LauncherRegistrar(Registrar):
                         return reply
                 except Unknown:
                     pass  # it has lost its memory
-            return connection.anonymous("POST", "/api/workers/register", payload, token=token)
+            if token:
+                return connection.with_token("POST", "/api/workers/register", payload, token)
+            return connection.anonymous("POST", "/api/workers/register", payload)
 
         return job
 

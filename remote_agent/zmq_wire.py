@@ -39,10 +39,13 @@ class Zmq:
         self.module = _import()
         if not self.module.has("curve"):
             raise ImportError("its libzmq has no CURVE")
-        public, self.secret_key = self.module.curve_keypair()
-        self.public_key = binascii.hexlify(_from_z85(public)).decode()
-        self.public_z85 = public
+        self.renew()
         self.context = self.module.Context()
+
+    def renew(self) -> None:
+        """Another key, for connections that are opened from now on."""
+        self.public_z85, self.secret_key = self.module.curve_keypair()
+        self.public_key = binascii.hexlify(_from_z85(self.public_z85)).decode()
 
 
 def _import() -> Any:

@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from remote_agent import protocol
+from remote_agent import protocol, session
 from remote_agent.protocol import Assignment, Command, RestartPolicy, WorkerSpec
 
 MAX_LOG_BYTES = 1 << 30  # its disk takes no longer file
@@ -39,6 +39,10 @@ class FakeManager:
         self.requests: list[tuple[str, str, str]] = []  # (method, path, Authorization)
         self.interval_s = 0.2
         self.repeats = False  # answer each heartbeat as the one before, as a network may that doubles answers
+        self.offered_key = "launcher-key"  # by which launchers are to know it
+        self._shared: dict[str, bytes] = {}
+        self.tokens: list[str] = []  # enrolment tokens that it knows
+        self.of_tokens: list[str] = []  # those that somebody has proven to have
         self._last_answer: dict[str, Any] = {}
         self.registered_lease_s = 60.0  # of fenced workers that a launcher registers
         self.withheld: set[str] = set()  # fenced workers that get no lease
@@ -123,6 +127,26 @@ class FakeManager:
         self._server.server_close()
         self._server.drop_connections()
 
+    # ------------------------------------------------------------------------------------------------- sessions
+
+    def offer(self, token: str, who: str, nonce: str, url: str) -> dict[str, Any]:
+        """A session for who has `token`; for nobody else."""
+        digest = protocol.secret_sha256(token)
+        if who != session.TOKEN_PREFIX + session.token_mark(digest):
+            return {}
+        shared = session.handshake(digest, self.fleet_id, who, nonce, "00")
+        self._shared[who] = shared
+        return {"session": {"id": "00", "uid": 0, "machine": "", "proof": session.manager_proof(shared, url, 0, "")}}
+
+    def opened(self, headers: Any) -> bytes:
+        """The key of the session in which a token was shown; b"" where it was none."""
+        who, _, sealed = (headers.get(session.OPEN_HEADER) or "  ").split(" ")
+        token = session.unseal(self._shared[who], sealed) if who in self._shared else None
+        if token is None:
+            return b""
+        self.of_tokens.append(token)
+        return session.session_key(self._shared[who], token)
+
     # ------------------------------------------------------------------------------------------------- answers
 
     @property
@@ -192,7 +216,7 @@ class FakeManager:
             if self.register_answer is not None:
                 return self.register_answer
             worker_id, agent_id = body["worker_id"], protocol.LAUNCHER_PREFIX + body["worker_id"]
-            self.proof_keys.setdefault(agent_id, "launcher-key")
+            self.proof_keys.setdefault(agent_id, self.offered_key)
             self.secrets[agent_id] = "sha256:" + body["secret_sha256"]
             spec = protocol.decode(WorkerSpec, body["spec"])
             spec.restart.start_secs = START_SECS
@@ -269,12 +293,15 @@ class _Handler(BaseHTTPRequestHandler):
         if words[1] == "hello":
             answer: dict[str, Any] = {"fleet_id": manager.fleet_id, "version": "test"}
             agent_id = query.get("agent", "")
+            for token in manager.tokens:
+                answer.update(manager.offer(token, agent_id, query.get("nonce", ""), query.get("to", "")))
             if agent_id in manager.proof_keys:
                 key = manager.proof_keys[agent_id]
                 answer["proof"] = protocol.manager_proof(key, manager.fleet_id, agent_id, query["nonce"])
             self._answer(200, answer)
         elif words[1:] == ["workers", "register"]:
-            self._answer(*manager.register(json.loads(body)))
+            status, answer = manager.register(json.loads(body))
+            self._answer(status, answer, manager.opened(self.headers))
         elif manager.refuse_status:
             self._answer(manager.refuse_status, {"error": {"code": "no", "message": "told to refuse", "next": ""}})
         elif not manager.admits(self.headers.get("X-ProcGuard-Agent", ""), authorization):
@@ -293,11 +320,13 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._answer(404, {})
 
-    def _answer(self, status: int, value: dict[str, Any]) -> None:
+    def _answer(self, status: int, value: dict[str, Any], session_key: bytes = b"") -> None:
         data = json.dumps(value).encode()
         try:
             self.send_response(status)
             self.send_header("Content-Length", str(len(data)))
+            if session_key:
+                self.send_header(session.ANSWER_HEADER, session.answer_mac(session_key, 1, status, data))
             self.end_headers()
             self.wfile.write(data)
         except OSError:

@@ -19,14 +19,15 @@ import gevent
 
 from procguard import __version__
 from procguard.channels import Access, LogSink, Principal, http_io, messages
+from procguard.channels.agent_sessions import AgentSessions
 from procguard.channels.budget import ByteBudget
 from procguard.channels.held import HeldPoll, HeldPolls
 from procguard.channels.rate import RateLimiter
 from procguard.config_limits import Limits
-from procguard.errors import LimitExceeded, NotFound, ProcGuardError, Refused, UsageError
+from procguard.errors import Conflict, LimitExceeded, ProcGuardError, Refused, UsageError
 from procguard.fleet import clock
 from procguard.fleet.addresses import address_group
-from remote_agent import protocol
+from remote_agent import protocol, session
 
 MAX_REGISTRATION_BYTES = 256 * 1024
 MAX_ATTEMPT = 10**9
@@ -38,10 +39,13 @@ LOG_TURN_S = 8.0
 LONGEST_TURN_S = 1.0  # that a heartbeat waits for its agent's share; one after the other never has to wait longer
 MAX_TIMES_CHARS = 8000
 MAX_FOUND_BYTES = 4 * 1024 * 1024  # of the answer to a search
+MAX_URL_CHARS = 512
+NOT_HERE_NEXT = "deploy the host again, or name the address in web.advertise if it does lead here"
 _TIME = re.compile(r"([0-9]{1,8}):(-?[0-9]{1,13})")
 
 
 Offer = Callable[[str, str, str], "protocol.ZmqOffer | None"]
+WhyNotHere = Callable[["Call", str], str]
 
 
 class Answer(NamedTuple):
@@ -76,6 +80,20 @@ class Call:
         self.direct = True
         self.sock = sock
 
+    @property
+    def proven(self) -> bool:
+        """Whether the request proved that it comes from who has the agent's proof key, too."""
+        return False
+
+    def sealed(self, secret: str) -> str:
+        """As it may stand in the answer."""
+        return secret
+
+    @property
+    def arrived_at(self) -> str:
+        """This side's address of its connection; "" where that says nothing."""
+        return ""
+
     def identify(self, own_secret_sha256: str = "") -> Principal:
         """Who asks. Raises Refused for credentials that are given and wrong."""
         raise NotImplementedError
@@ -102,7 +120,17 @@ class Route(NamedTuple):
 class Desk:
     """Answers what agents ask. `start` takes the registry's wake-ups, `stop` ends what is held."""
 
-    def __init__(self, registry: Any, access: Access, log_sink: LogSink, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        registry: Any,
+        access: Access,
+        log_sink: LogSink,
+        limits: Limits | None = None,
+        sessions: AgentSessions | None = None,
+        why_not_here: WhyNotHere = lambda _call, _url: "",
+    ) -> None:
+        """`sessions`: what HTTP agents are offered in hello; `why_not_here(call, url)`: why this manager gives no proof
+        on that connection to who knows it by `url`, "" where it does."""
         self._limits = limits = limits or Limits()
         self._registry = registry
         self._access = access
@@ -111,6 +139,8 @@ class Desk:
         self._log_budget = ByteBudget(MAX_LOG_BYTES_AT_ONCE)
         self._register_rate = RateLimiter(limits.registrations_at_once, limits.registrations_per_second)
         self._offer: Offer | None = None
+        self._sessions = sessions
+        self._why_not_here = why_not_here
         self._written: dict[str, tuple[protocol.WorkerReply, Answer]] = {}  # by worker
 
     def offer_by(self, offer: Offer) -> None:
@@ -121,6 +151,7 @@ class Desk:
     def start(self) -> None:
         self._registry.on_wake(self._held.wake)
         self._registry.on_revoked(self._held.end_agent)
+        self._registry.rotations.on_ended.append(self._held.end_agent)
 
     def stop(self) -> None:
         """Answer every held request now; their agents come back to the next manager."""
@@ -140,32 +171,44 @@ class Desk:
             Route("POST", "/api/agents/<agent_id>/heartbeat", self.agent_heartbeat, "agent_id", often=True),
             Route("GET", "/api/agents/<agent_id>/commands", self.agent_commands, "agent_id", often=True),
             Route("POST", "/api/agents/<agent_id>/searches", self.agent_found, "agent_id"),
+            Route("POST", "/api/agents/<agent_id>/secret", self.agent_secret, "agent_id"),
         ]
 
     # -------------------------------------------------------------------------------------------- first contact
 
     def hello(self, call: Call) -> Answer:
-        """Proof that this is the fleet's manager, before an agent sends its secret; and where else it listens."""
+        """Proof that this is the fleet's manager, before an agent says who it is; and where else it listens."""
         agent_id = http_io.query_text("agent", 128, call.query)
         nonce = http_io.query_text("nonce", 128, call.query)
+        url = http_io.query_text("to", MAX_URL_CHARS, call.query)
+        if "\0" in nonce or "\0" in url:
+            raise UsageError("nonce, to: expected text without NUL", "see docs/protocol.md")
         fleet_id = self._registry.fleet_id
         reply = {"fleet_id": fleet_id, "version": __version__, "protocol": protocol.PROTOCOL_VERSION}
-        if nonce and protocol.valid_agent_id(agent_id):
-            try:
-                key = self._registry.proof_key(agent_id)
-            except NotFound:
-                key = None
-            if key:
-                reply["proof"] = protocol.manager_proof(key, fleet_id, agent_id, nonce)
-                offer = self._zmq_offer(call, agent_id, nonce, key)
-                if offer is not None:
-                    reply["zmq"] = protocol.encode(offer)
+        of_session = self._sessions is not None and nonce.startswith(session.NONCE_PREFIX)
+        is_agent = protocol.valid_agent_id(agent_id)
+        if not nonce or not (is_agent or (of_session and agent_id.startswith(session.TOKEN_PREFIX))):
+            return Answer(200, reply)
+        why_not = self._why_not_here(call, url) if url else ""
+        if why_not:
+            raise _NotHere(url, why_not)
+        if self._sessions is not None and of_session:
+            # Never beside a proof of the earlier kind: who stands between would leave out the session.
+            reply["session"] = self._sessions.offer(agent_id, nonce, url)
+        else:
+            key = self._registry.proof_key(agent_id)
+            reply["proof"] = protocol.manager_proof(key, fleet_id, agent_id, nonce)
+        if is_agent:
+            offer = self._zmq_offer(call, agent_id, nonce)
+            if offer is not None:
+                reply["zmq"] = protocol.encode(offer)
         return Answer(200, reply)
 
-    def _zmq_offer(self, call: Call, agent_id: str, nonce: str, proof_key: str) -> protocol.ZmqOffer | None:
+    def _zmq_offer(self, call: Call, agent_id: str, nonce: str) -> protocol.ZmqOffer | None:
         """With the agent's own CURVE key in `curve`, which `mac` shows to be of who has the proof key."""
         if self._offer is None or not call.direct or agent_id not in self._registry.agents_by_id:
             return None
+        proof_key = self._registry.proof_key(agent_id)
         own = http_io.query_text("curve", 64, call.query)
         if own and not hmac.compare_digest(
             http_io.query_text("mac", 64, call.query).encode(),
@@ -192,6 +235,7 @@ class Desk:
         )
         if reply.status == "pending":
             return Answer(202, reply)
+        reply.proof_key = call.sealed(reply.proof_key)
         reply.log_offsets = self._logs.lengths(registration.worker_id)
         return Answer(200, reply)
 
@@ -344,6 +388,18 @@ class Desk:
         self._registry.searches.take(agent_id, result)
         return Answer(200, {"search_id": result.search_id, "status": "taken"})
 
+    def agent_secret(self, call: Call, agent_id: str) -> Answer:
+        """The digest of the new secret that an agent was asked for. A bearer secret does not do: who has read that on
+        the wire is whom the new one is to keep out."""
+        self._access.check_agent(call.identify(), agent_id)
+        if not call.proven:
+            raise Conflict(
+                "a new secret is taken only in a session", "say hello for one (docs/protocol.md)", code="no_session"
+            )
+        renewal = messages.read(protocol.SecretRenewal, call.read(MAX_REGISTRATION_BYTES))
+        self._registry.rotations.take(agent_id, renewal, clock.read())
+        return Answer(200, {"agent_id": agent_id, "status": "taken"})
+
     def _open(self, key: str, agent_id: str, call: Call, caller: Principal) -> HeldPoll:
         poll = self._held.open(key, agent_id, call.sock)
         poll.close_use = self._access.hold(caller, functools.partial(poll.end, "revoked"))
@@ -354,6 +410,14 @@ class Desk:
 def _refuse_revoked(poll: HeldPoll) -> None:
     if poll.ending == "revoked":
         raise Refused("this secret was revoked while its request waited", "deploy the host again (invoke deploy)")
+
+
+class _NotHere(ProcGuardError):
+    http_status = 421
+    default_code = "not_this_manager"
+
+    def __init__(self, url: str, why: str) -> None:
+        super().__init__(f"{url[:200]} does not lead to this manager directly: {why}", NOT_HERE_NEXT)
 
 
 class _StorageFailed(ProcGuardError):

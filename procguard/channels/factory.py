@@ -26,4 +26,5 @@ def create(communication: Any, registry: Any, desk: Desk, access: Access, limits
         ) from exc
     channel = ZmqChannel(desk, access, own, limits, bodies)
     registry.on_revoked(channel.revoke)
+    registry.rotations.on_taken.append(channel.revoke)  # connections that stand go on; the agent makes itself a new key
     return channel

@@ -13,7 +13,9 @@ from urllib.parse import parse_qsl
 import bottle
 
 from procguard.channels import Access, Principal, http_io, messages
+from procguard.channels.agent_sessions import SIGNED, Signed
 from procguard.channels.desk import Answer, Call, Desk, Route
+from procguard.errors import UsageError
 
 
 class HttpChannel:
@@ -34,7 +36,7 @@ class HttpChannel:
 
     def mount(self, app: bottle.Bottle) -> None:
         for route in self._desk.routes():
-            app.route(route.path, route.method, http_io.answered(functools.partial(self._answer, route)))
+            app.route(route.path, route.method, _signed(http_io.answered(functools.partial(self._answer, route))))
 
     def frequent(self) -> list[tuple[str, str, Callable[[dict[str, Any], str], Answer]]]:
         """What every agent asks again and again, for a server that has a short way: (method, path, answer), where
@@ -48,6 +50,7 @@ class HttpChannel:
     def _answer_shortly(self, route: Route, environ: dict[str, Any], subject: str) -> Answer:
         query = environ["QUERY_STRING"]
         call = HttpCall(environ, self._access, dict(parse_qsl(query)) if query else {})
+        call.direct = self._direct
         return route.handler(call, subject) if route.name else route.handler(call)
 
     def _answer(self, route: Route, **names: str) -> bottle.HTTPResponse:
@@ -57,8 +60,22 @@ class HttpChannel:
         return bottle.HTTPResponse(messages.dumps(answer.message), answer.status, http_io.JSON)
 
 
+def _signed(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """Answers to a request of a session carry its MAC, refusals too."""
+
+    @functools.wraps(handler)
+    def wrapper(**names: Any) -> Any:
+        answer = handler(**names)
+        signed: Signed | None = bottle.request.environ.get(SIGNED)
+        if signed is not None and isinstance(answer, bottle.HTTPResponse):
+            answer.set_header(*signed.header(answer.status_code, answer.body))
+        return answer
+
+    return wrapper
+
+
 class HttpCall(Call):
-    __slots__ = ("_access", "_environ")
+    __slots__ = ("_access", "_body", "_environ")
 
     def __init__(self, environ: dict[str, Any], access: Access, query: Mapping[str, str]) -> None:
         declared = environ.get("CONTENT_LENGTH")
@@ -70,9 +87,37 @@ class HttpCall(Call):
         )
         self._environ = environ
         self._access = access
+        self._body: bytes | None = None  # once it was read
+
+    @property
+    def proven(self) -> bool:
+        return SIGNED in self._environ
+
+    def sealed(self, secret: str) -> str:
+        signed: Signed | None = self._environ.get(SIGNED)
+        return signed.seal(secret) if signed is not None and secret else secret
+
+    @property
+    def arrived_at(self) -> str:
+        if self.sock is None or self._environ.get(http_io.PROXIED):
+            return ""
+        try:
+            return str(self.sock.getsockname()[0])
+        except OSError:
+            return ""
 
     def identify(self, own_secret_sha256: str = "") -> Principal:
-        return self._access.identify(self._environ, own_secret_sha256, of_agents=not own_secret_sha256)
+        caller = self._access.identify(self._environ, own_secret_sha256, of_agents=not own_secret_sha256)
+        self._check_body()
+        return caller
 
     def read(self, max_bytes: int) -> bytes:
-        return http_io.read_body(self._environ, max_bytes)
+        self._body = http_io.read_body(self._environ, max_bytes)
+        self._check_body()
+        return self._body
+
+    def _check_body(self) -> None:
+        """In a session the body is the one that the agent has sent. Raises UsageError."""
+        signed: Signed | None = self._environ.get(SIGNED)
+        if signed is not None and self._body is not None and not signed.is_body(self._body):
+            raise UsageError("the body is not the one that was signed", "send it again", code="body_altered")

@@ -251,6 +251,13 @@ def _check_registration(registration: protocol.Registration, mistakes: list[str]
         check_spec(registration.spec, mistakes, "spec.")
 
 
+def _check_renewal(renewal: protocol.SecretRenewal, mistakes: list[str]) -> None:
+    _longest(mistakes, "rotation", renewal.rotation, MAX_NAME_CHARS)
+    digest = renewal.secret_sha256
+    if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
+        mistakes.append("secret_sha256: expected 64 hexadecimal digits")
+
+
 def check_spec(spec: protocol.WorkerSpec, mistakes: list[str], where: str = "") -> None:
     """Bounds on one specification; `where` is the path of its fields in messages to people."""
     _command(mistakes, where + "command", spec.command)
@@ -325,6 +332,7 @@ _CHECKS: dict[Any, Callable[[Any, list[str]], None]] = {
     protocol.AgentHeartbeat: _check_heartbeat,
     protocol.LogSearchResult: _check_found,
     protocol.Registration: _check_registration,
+    protocol.SecretRenewal: _check_renewal,
     protocol.WorkerHeartbeat: _check_plain_heartbeat,
     protocol.WorkerSpec: check_spec,
 }

@@ -99,6 +99,11 @@ class ZmqCall(Call):
         self._rules, self._peer, self._request_id = rules, peer, request_id
         self._body: bytes | None = body if announced is None else None
 
+    @property
+    def proven(self) -> bool:
+        """Its key was admitted under the agent's proof key."""
+        return True
+
     def identify(self, own_secret_sha256: str = "") -> Principal:
         """By the secret that the connection has shown; the key that opened it must be the same agent's."""
         session: Session = self._peer.state

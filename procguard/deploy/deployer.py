@@ -278,6 +278,7 @@ class Deployer:
             "unpacked_bytes": release.unpacked_bytes,
             "manager_urls": urls,
             "manager_url_fixed": bool(host.manager_url),
+            "manager_configured": [host.manager_url] if host.manager_url else reply.get("manager_configured") or [],
             "manager_port": _port(urls[0]) if urls else 0,
             **trust_request(reply),
             "service": host.service,

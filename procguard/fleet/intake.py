@@ -77,6 +77,8 @@ class Intake(FleetState):
             reply = self._reply_base(agent_id)
         if not self.unwritten:
             reply.events_acked = acked
+        if agent.rotation:
+            reply.rotate = agent.rotation["id"]
         reply.beat = beat.beat
         reply.leases = self.leases.grants(agent_id, now)  # last: nothing comes between granting and answering
         return reply

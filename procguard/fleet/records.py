@@ -43,6 +43,10 @@ class AgentRecord:
     )  # procguard_labels: what a worker's `requires` is compared with
     cordon: dict[str, Any] = field(default_factory=dict)  # {"reason", "actor", "at"}: no new tasks; {} = none
     ledger: list[dict[str, Any]] = field(default_factory=list)  # reputation.py
+    # A new secret was asked for (rotation.py): {"id", "at", "actor"}; {} = not. `next_sha256`: of the new one, until it
+    # is used.
+    rotation: dict[str, Any] = field(default_factory=dict)
+    next_sha256: str = ""
     # The open incident, for the next manager: {"opened", "starts", "outcome", "reason"}; {} = none.
     incident: dict[str, Any] = field(default_factory=dict)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from procguard.errors import Conflict, UsageError
+from procguard.fleet import clock
 from procguard.fleet.clock import Now, iso
 from procguard.fleet.deployment import Deployment
 from procguard.fleet.enrolment import Enrolment
@@ -20,7 +21,7 @@ from procguard.fleet.operations import Operations
 from procguard.fleet.records import CommandRecord, settled
 from procguard.fleet.settings import FleetSettings
 from procguard.fleet.store.interface import Store, Tables
-from remote_agent import protocol, states
+from remote_agent import protocol, session, states
 
 
 class Registry(Intake):
@@ -264,7 +265,19 @@ class Registry(Intake):
     # ------------------------------------------------------------------------------------------ credentials
 
     def authenticate_agent(self, secret_sha256: str) -> str | None:
-        return self.agent_by_secret.get(secret_sha256)
+        """Whose secret this is. Durable where it is a new one, which ends the one before."""
+        found = self.agent_by_secret.get(secret_sha256)
+        if found is None and self.rotations.whose(secret_sha256) is not None:
+            found = self.rotations.first_use(secret_sha256, clock.read())
+        return found
+
+    def session_key_of(self, who: str) -> str:
+        """The key under which a session is proven: of an agent its proof key, of who brings a token ("token:MARK") the
+        token's digest; "" where there is none."""
+        if not who.startswith(session.TOKEN_PREFIX):
+            return self.proof_key(who)
+        token = self.tokens.by_mark(who.removeprefix(session.TOKEN_PREFIX))
+        return token.sha256 if token is not None else ""
 
     def owns(self, agent_id: str, worker_id: str) -> bool:
         """Whether this agent may speak for this worker."""

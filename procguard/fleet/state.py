@@ -36,6 +36,7 @@ from procguard.fleet.records import (
     to_dict,
     worker_from_dict,
 )
+from procguard.fleet.rotation import Rotations
 from procguard.fleet.settings import FleetSettings
 from procguard.fleet.store.appendlog import NotDurable
 from procguard.fleet.store.interface import Change, Store, Tables
@@ -73,6 +74,7 @@ class FleetState:
         self.searches = LogSearches(self)
         self.tokens = Tokens(self)
         self.agent_by_secret: dict[str, str] = {}
+        self.rotations = Rotations(self)
         self._listeners: dict[str, list[Listener]] = {topic: [] for topic in TOPICS}
         self.workers_unseen = False  # nobody sees what is measured of workers; who looks again sets it back
         self.awaited_workers: Container[str] = ()  # each report of these matters all the same
@@ -365,11 +367,16 @@ class FleetState:
             },
         )
 
+    def authenticate(self, secret_sha256: str) -> str | None:
+        """Whose secret this is, also one that was not used yet. Changes nothing."""
+        return self.agent_by_secret.get(secret_sha256) or self.rotations.whose(secret_sha256)
+
     def set_credentials(self, agent_id: str, secret_sha256: str, actor: str, now: Now) -> None:
         """Give an agent a new secret (its hash); the one before stops working, and what waits by it ends. Durable."""
         agent = self.agent(agent_id)
         replaced = agent.secret_sha256 not in ("", secret_sha256)
         self.agent_by_secret.pop(agent.secret_sha256, None)
+        self.rotations.drop(agent)
         agent.secret_sha256 = secret_sha256
         self.agent_by_secret[secret_sha256] = agent_id
         self.put("agents", agent_id, agent)
@@ -384,6 +391,7 @@ class FleetState:
         """
         agent = self.agent(agent_id)
         self.agent_by_secret.pop(agent.secret_sha256, None)
+        self.rotations.drop(agent)
         agent.revoked_sha256, agent.secret_sha256 = agent.secret_sha256 or agent.revoked_sha256, ""
         if agent.kind == "deployed":  # a launcher could not be told the new one
             agent.key_generation += 1
@@ -422,6 +430,7 @@ class FleetState:
             return
         self.seen.pop(agent_id, None)
         self.agent_by_secret.pop(agent.secret_sha256, None)
+        self.rotations.drop(agent)
         self.put("agents", agent_id, None)
         self.notify("hosts", agent_id, None)
 
@@ -511,6 +520,7 @@ class FleetState:
         self.seen.setdefault(agent.agent_id, AgentObserved())
         if agent.secret_sha256:
             self.agent_by_secret[agent.secret_sha256] = agent.agent_id
+        self.rotations.index(agent)
 
     def put(self, table: str, key: str, record: Any) -> None:
         self._changes.append((table, key, record if record is None or isinstance(record, dict) else to_dict(record)))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from procguard.errors import Conflict, NotFound, Refused, UsageError
 from procguard.fleet.clock import Now, iso
 from procguard.fleet.records import TokenRecord, from_dict
-from remote_agent import protocol
+from remote_agent import protocol, session
 
 if TYPE_CHECKING:
     from procguard.fleet.state import FleetState
@@ -34,6 +34,7 @@ class Tokens:
         self._fleet = fleet
         self._by_id: dict[str, TokenRecord] = {}
         self._by_hash: dict[str, TokenRecord] = {}
+        self._by_mark: dict[str, TokenRecord] = {}  # of those for launchers
         self._stored_use: dict[str, float] = {}
         self._ended_hooks: list[Callable[[TokenRecord], None]] = []
 
@@ -82,6 +83,10 @@ class Tokens:
     def find(self, sha256: str) -> TokenRecord | None:
         """By the hash of its text; also one that has ended (`usable` says so)."""
         return self._by_hash.get(sha256)
+
+    def by_mark(self, mark: str) -> TokenRecord | None:
+        """A launcher's token (to enrol, or of one launcher), by what may be said of it in clear; also an ended one."""
+        return self._by_mark.get(mark)
 
     def usable(self, token: TokenRecord, now: Now) -> str:
         """ "" or why this token is good for nothing any more."""
@@ -138,10 +143,13 @@ class Tokens:
     def _index(self, token: TokenRecord) -> None:
         self._by_id[token.token_id] = token
         self._by_hash[token.sha256] = token
+        if token.scope == "enroll" or token.scope.startswith(AGENT_SCOPE):
+            self._by_mark[session.token_mark(token.sha256)] = token
 
     def _drop(self, token: TokenRecord) -> None:
         self._by_id.pop(token.token_id, None)
         self._by_hash.pop(token.sha256, None)
+        self._by_mark.pop(session.token_mark(token.sha256), None)
         self._stored_use.pop(token.token_id, None)
         self._fleet.put("tokens", token.token_id, None)
         for hook in self._ended_hooks:

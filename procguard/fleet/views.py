@@ -108,6 +108,13 @@ def tunnel(agent: AgentRecord, seen: AgentObserved) -> dict[str, Any] | None:
     return {"state": "opening", **seen.tunnel, "port": agent.tunnel_port} if agent.tunnel else None
 
 
+def rotation(agent: AgentRecord) -> dict[str, Any] | None:
+    """{"id", "state": "asked" or "taken", "at", "actor"}; None: no new secret is asked for."""
+    if not agent.rotation:
+        return None
+    return {**agent.rotation, "at": iso(agent.rotation["at"]), "state": "taken" if agent.next_sha256 else "asked"}
+
+
 def host_view(agent: AgentRecord, seen: AgentObserved, workers: int) -> dict[str, Any]:
     beat = seen.heartbeat
     return {
@@ -134,6 +141,7 @@ def host_view(agent: AgentRecord, seen: AgentObserved, workers: int) -> dict[str
         "labels": agent.labels,
         "cordoned": agent.cordon or None,
         "recovery": agent.incident or None,
+        "rotation": rotation(agent),
         "failures": len(agent.ledger),
         "last_failure": {**agent.ledger[-1], "at": iso(agent.ledger[-1]["at"])} if agent.ledger else None,
     }

@@ -12,6 +12,7 @@ from typing import Any
 import bottle
 
 from procguard.channels import Access, Principal
+from procguard.channels.agent_sessions import SIGNED
 from procguard.channels.desk import Desk
 from procguard.channels.http import HttpChannel
 from procguard.config_limits import Limits
@@ -32,7 +33,11 @@ class AgentsOnly:
 
     def identify(self, environ: dict[str, Any], own_secret_sha256: str = "", of_agents: bool = False) -> Principal:
         bare = {name: value for name, value in environ.items() if name not in _LEFT_OUT}
-        caller = self._access.identify(bare, own_secret_sha256, of_agents)
+        try:
+            caller = self._access.identify(bare, own_secret_sha256, of_agents)
+        finally:
+            if SIGNED in bare:  # also a refusal is signed
+                environ[SIGNED] = bare[SIGNED]
         if caller.kind in ("agent", "enroll"):
             return caller
         return Principal("anonymous", f"somebody at {environ.get('REMOTE_ADDR', '?')}, by a tunnel", reason=NOT_HERE)

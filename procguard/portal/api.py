@@ -6,7 +6,7 @@ api_history.py, log-in and tokens in api_access.py, agents' own routes in channe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import bottle
@@ -61,11 +61,14 @@ class OperatorApi:
         ssh: Ssh | None,
         manager_urls: Callable[[], list[str]],
         pinned: Callable[[], Pinned],
+        manager_configured: Sequence[str] = (),
     ) -> None:
+        """`manager_configured`: those of `manager_urls()` that agents keep whether or not they prove themselves now."""
         self._registry = registry
         self._access = access
         self._ssh = ssh
         self._manager_urls = manager_urls
+        self._manager_configured = list(manager_configured)
         self._pinned = pinned
 
     def mount(self, app: bottle.Bottle) -> None:
@@ -82,6 +85,7 @@ class OperatorApi:
             ("POST", "/api/agents/<agent_id>/approve", self._approve),
             ("POST", "/api/agents/<agent_id>/deny", self._deny),
             ("PUT", "/api/agents/<agent_id>/credentials", self._credentials),
+            ("POST", "/api/agents/rotate", self._rotate),
             ("POST", "/api/agents/<agent_id>/revoke", self._revoke),
             ("DELETE", "/api/agents/<agent_id>", self._forget_agent),
             ("POST", "/api/deployments", self._deploy),
@@ -170,6 +174,11 @@ class OperatorApi:
         self._registry.revoke_credentials(agent_id[:100], self._operator(), clock.read())
         return {"agent_id": agent_id, "status": "revoked"}
 
+    def _rotate(self) -> dict[str, Any]:
+        actor, asked = self._operator(), requests.read(requests.RotationRequest)
+        http_io.note_change(f"{len(asked.agents)} agents: {', '.join(asked.agents[:20])}")
+        return {"agents": self._registry.rotations.begin(asked.agents, actor, clock.read())}
+
     def _forget_agent(self, agent_id: str) -> dict[str, Any]:
         self._registry.forget_agent(agent_id[:100], self._operator(), clock.read())
         return {"agent_id": agent_id, "status": "forgotten"}
@@ -200,6 +209,7 @@ class OperatorApi:
         reply: dict[str, Any] = self._registry.deploy(request, actor, clock.read())
         pinned = self._pinned()
         reply.setdefault("manager_urls", self._manager_urls())
+        reply.setdefault("manager_configured", self._manager_configured)
         reply["tls"] = {"ca": pinned.ca, "any_name": pinned.any_name}
         return reply
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from procguard.channels import Principal, http_io
+from procguard.channels.agent_sessions import AgentSessions
 from procguard.channels.rate import RateLimiter
 from procguard.errors import Forbidden, LimitExceeded, Refused
 from procguard.fleet import clock
@@ -72,6 +73,7 @@ class Auth:
         own_uid: int | None = None,
         owner_uid: OwnerUid = sock_diag.owner_uid,
         why_forwarded: WhyForwarded | None = None,
+        agent_sessions: AgentSessions | None = None,
     ) -> None:
         self._registry = registry
         self._sessions = sessions
@@ -84,6 +86,7 @@ class Auth:
         self.uses = LiveUses(self._stands)
         registry.tokens.on_ended(self._token_ended)
         sessions.on_closed(self.uses.end_session)
+        self._agent_sessions = agent_sessions
         self.ca_file = ""  # of the manager's own CA, where it speaks https by that
 
     # ----------------------------------------------------------------------------------------------- who is it
@@ -103,9 +106,9 @@ class Auth:
     def _identified(self, environ: dict[str, Any], own_secret_sha256: str, of_agents: bool) -> Principal:
         header = environ.get("HTTP_AUTHORIZATION", "")
         if header:
-            digest = sha256_of(_bearer(header, environ))
+            digest, agent_id = self._shown(header, environ)
             known = self.by_secret(digest, environ.get("REMOTE_ADDR", ""))
-            if known is not None:
+            if known is not None and agent_id in ("", known.agent_id):
                 return known
             if digest != own_secret_sha256:
                 raise self._wrong_token(environ, of_agents)
@@ -124,6 +127,18 @@ class Auth:
         if not reason:
             return Principal("operator", f"{_user_name(self._own_uid)}@localhost", via="local")
         return Principal("anonymous", environ.get("REMOTE_ADDR", "?"), reason=reason)
+
+    def _shown(self, header: str, environ: dict[str, Any]) -> tuple[str, str]:
+        """The digest of the secret that was shown, and whose session it was shown in ("": in none). Raises Refused."""
+        sessions = self._agent_sessions
+        if sessions is None or not sessions.is_of_session(header):
+            return sha256_of(_bearer(header, environ)), ""
+        try:
+            session = sessions.check(environ).session
+        except Refused as exc:
+            wait_s = self._unknown_agents.wait_s(address_group(environ.get("REMOTE_ADDR", "")), clock.read().monotonic)
+            raise too_many_wrong_tokens(environ.get("REMOTE_ADDR", ""), wait_s) if wait_s > 0 else exc from exc
+        return session.secret_sha256, "" if session.of_token else session.agent_id
 
     def by_secret(self, secret_sha256: str, address: str = "") -> Principal | None:
         """Whose secret or token that is now; None for one that is unknown or was revoked. Raises Refused for a token

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import bottle
 
 from procguard.channels import http_io, messages
+from procguard.channels.agent_sessions import SIGNED
 from procguard.channels.desk import Answer
 from procguard.errors import ProcGuardError
 from procguard.portal.edge import NO_STORE, SECURITY_HEADERS
@@ -81,6 +82,10 @@ class Express:
         except Exception:
             log.exception("request failed request_id=%s route=%s", identifier, found.rule)
             status, more, body = _refusal(http_io.internal_error(identifier))
+        signed = environ.get(SIGNED)
+        if signed is not None:
+            name, mac = signed.header(status, body)
+            more += f"{name}: {mac}\r\n"
         self._count(found.rule, environ["REQUEST_METHOD"], status, time.perf_counter() - began)
         return (
             f"HTTP/1.1 {status} {responses[status]}\r\n{_HEAD}{more}Date: {self._now()}\r\n"

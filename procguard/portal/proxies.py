@@ -9,7 +9,9 @@ import ipaddress
 from collections.abc import Sequence
 from typing import Any
 
-PROXIED = "procguard.proxied"  # in the environment: the peer is a proxy that is believed
+from procguard.channels import http_io
+
+PROXIED = http_io.PROXIED  # in the environment: the peer is a proxy that is believed
 MAX_HOPS = 20
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network

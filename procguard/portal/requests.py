@@ -115,6 +115,14 @@ class CredentialsRequest(Request):
     secret_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
+class RotationRequest(Request):
+    """{"agents": ["gpu01", "launcher:worker1"]}"""
+
+    agents: Annotated[
+        list[Annotated[str, Field(pattern=protocol.AGENT_ID_PATTERN)]], Field(min_length=1, max_length=20_000)
+    ]
+
+
 class NameRequest(Request):
     """{"name": "oncall"}: one notification target; without it all."""
 

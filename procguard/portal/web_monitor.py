@@ -8,25 +8,24 @@ from __future__ import annotations
 import logging
 import os
 import re
-import socket
 from datetime import datetime, timezone
 from typing import Any
 
 import bottle
 import gevent
 import gevent.event
-import psutil
 
 from procguard import tls
 from procguard.channels import Channel, factory, http_io
+from procguard.channels.agent_sessions import AgentSessions
 from procguard.channels.bodies import Bodies
-from procguard.channels.desk import Desk
+from procguard.channels.desk import Call, Desk
 from procguard.channels.http import HttpChannel
 from procguard.errors import NotFound, ProcGuardError
 from procguard.fleet import clock
 from procguard.fleet.measurements import Measurements
 from procguard.fleet.store.appendlog import NotDurable, RunBlocking, run_here
-from procguard.portal import agents_listener, audit, http_server, listening, websocket
+from procguard.portal import agents_listener, audit, http_server, listening, own_addresses, websocket
 from procguard.portal.api import OperatorApi, Ssh
 from procguard.portal.api_access import AccessApi
 from procguard.portal.api_agent_care import AgentCareApi, Care
@@ -92,9 +91,13 @@ class WebMonitor:
         self._log_store = log_store
         self._web_directory = web_directory
         sessions, wrong_tokens = Sessions(), BackOff()
-        self._auth = Auth(registry, sessions, wrong_tokens, trust_local=config.web.trust_local)
+        agent_sessions = AgentSessions(registry.fleet_id, registry.session_key_of)
+        self._auth = Auth(
+            registry, sessions, wrong_tokens, trust_local=config.web.trust_local, agent_sessions=agent_sessions
+        )
         self._audit = Audit(audit.path_beside(config.state.state_file), config.web.keep_audit, run_blocking)
-        self._desk = Desk(registry, self._auth, log_store, limits)
+        self._arrivals = own_addresses.Arrivals(config.web.advertise, lambda: self.port)
+        self._desk = Desk(registry, self._auth, log_store, limits, agent_sessions, self._why_not_here)
         self._http = HttpChannel(self._desk, self._auth)
         self._channel: Channel = factory.create(
             config.communication, registry, self._desk, self._auth, limits, self._bodies
@@ -133,7 +136,9 @@ class WebMonitor:
             notifier.views if notifier is not None else list,
             MetricsOptions(config.metrics.per_worker, config.metrics.cache),
         )
-        self._operator_api = OperatorApi(registry, self._auth, ssh, self.manager_urls, self.pinned)
+        self._operator_api = OperatorApi(
+            registry, self._auth, ssh, self.manager_urls, self.pinned, config.web.advertise
+        )
         self._notifications_api = NotificationsApi(notifier)
         self._history_api = HistoryApi(registry)
         self._groups_api = GroupsApi(registry)
@@ -261,14 +266,18 @@ class WebMonitor:
         self._stopped.set()
 
     def manager_urls(self) -> list[str]:
-        """Where agents may find this manager: `web.advertise` first, then this machine's own addresses."""
+        """Where agents may find this manager: `web.advertise` first, then this machine's own addresses. The latter are
+        candidates: a deployment keeps those that prove to lead here from its host."""
         host = self._config.web.host
-        addresses = _own_addresses() if host in ("0.0.0.0", "::", "") else [host]
+        addresses = own_addresses.offered() if host in ("0.0.0.0", "::", "") else [host]
         own = [f"{self._scheme}://{f'[{one}]' if ':' in one else one}:{self.port}" for one in addresses]
         return list(dict.fromkeys([*self._config.web.advertise, *own]))
 
+    def _why_not_here(self, call: Call, url: str) -> str:
+        return self._arrivals.why_not(url, call.peer, call.arrived_at, call.direct)
+
     def _names(self) -> list[str]:
-        return tls.names_for(_own_addresses(), self._config.web.advertise, self._config.web.host)
+        return tls.names_for(own_addresses.all_own(), self._config.web.advertise, self._config.web.host)
 
     def _refresh_certificates(self, certificates: tls.Certificates) -> None:
         """A certificate that is renewed, or files that were replaced, serve new connections without a restart."""
@@ -401,14 +410,3 @@ def _error_as_json(error: bottle.HTTPError) -> bytes:
         next_step = f"look for request_id={identifier} in the manager's log and report it"
     bottle.response.content_type = "application/json"
     return http_io.dumps(http_io.error_body(code, message, next_step, identifier))
-
-
-def _own_addresses() -> list[str]:
-    """This machine's addresses that others may reach: IPv4 first; no loopback, no link-local."""
-    found: dict[socket.AddressFamily, list[str]] = {socket.AF_INET: [], socket.AF_INET6: []}
-    for addresses in psutil.net_if_addrs().values():
-        for entry in addresses:
-            if entry.family in found and "%" not in entry.address:
-                found[entry.family].append(entry.address)
-    own = [*found[socket.AF_INET], *found[socket.AF_INET6]]
-    return [one for one in own if not one.startswith(("127.", "169.254.", "fe80:")) and one != "::1"]

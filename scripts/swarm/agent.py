@@ -8,14 +8,13 @@ as deployed. Knows nothing of the other agents.
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import time
 from collections.abc import Callable
 from typing import Any
 
-from remote_agent import protocol
+from remote_agent import protocol, session
 from remote_agent.conversation import COALESCE_S, Conversation
 from remote_agent.http_wire import quote
 from remote_agent.link import REQUEST_TIMEOUT_S, Addresses, Credentials, LinkDown, Reply, Unknown, Unproven
@@ -45,7 +44,8 @@ class WireCaller:
         self._name = name
         self._wire = Wire(agent.loop, agent.address, self._answered, self._lost, agent.tally.connected, agent.source)
         self._tag = ""
-        self._request = b""
+        self._request: tuple[str, str, bytes | None] = ("", "", None)
+        self._session: session.ClientSession | None = None
         self._timeout_s = REQUEST_TIMEOUT_S
         self._sent = 0.0
         self._nonce = ""  # a proof is awaited
@@ -67,7 +67,7 @@ class WireCaller:
         self, method: str, path: str, body: bytes | None = None, *, timeout_s: float = REQUEST_TIMEOUT_S
     ) -> None:
         """As link.Connection.request, but the answer comes by the loop."""
-        self._request = self._agent.head(method, path, body) + (body or b"")
+        self._request = (method, path, body)
         self._timeout_s = timeout_s
         self._reused = self._wire.is_open
         self._go()
@@ -80,9 +80,10 @@ class WireCaller:
     def _go(self) -> None:
         self._sent = time.monotonic()
         if self._wire.is_open:
-            self._wire.send(self._request, self._timeout_s)
+            self._wire.send(self._signed(), self._timeout_s)
             return
-        self._nonce = os.urandom(16).hex()
+        self._session = None
+        self._nonce = session.new_nonce()
         mine = self._agent.credentials
         query = f"/api/hello?agent={quote(mine.agent_id)}&nonce={self._nonce}"
         self._wire.send(self._agent.head("GET", query, None, secret=False), REQUEST_TIMEOUT_S)
@@ -93,6 +94,8 @@ class WireCaller:
         except ValueError:
             data = {}
         if not self._nonce:
+            if self._session is not None:
+                self._session.opened = True
             self._agent.tally.answered(self._name, self._sent, status)
             self._deliver(Reply(status, data))
             return
@@ -103,7 +106,16 @@ class WireCaller:
             self._deliver(trouble)
             return
         self._sent = time.monotonic()
-        self._wire.send(self._request, self._timeout_s)
+        self._wire.send(self._signed(), self._timeout_s)
+
+    def _signed(self) -> bytes:
+        """The request with its MAC; answers are taken as they are. An earlier manager gets the secret."""
+        method, path, body = self._request
+        if self._session is None:
+            return self._agent.head(method, path, body) + (body or b"")
+        headers = "".join(f"{name}: {value}\r\n" for name, value in self._session.sign(method, path, body).items())
+        head = self._agent.head(method, path, body, secret=False)
+        return head[:-2] + headers.encode() + b"\r\n" + (body or b"")
 
     def _check_proof(self, status: int, data: dict[str, Any]) -> LinkDown | None:
         mine = self._agent.credentials
@@ -112,6 +124,13 @@ class WireCaller:
         proof = data.get("proof")
         if data.get("fleet_id") != mine.fleet_id:
             return Unproven(f"the manager of fleet {data.get('fleet_id')}, not of {mine.fleet_id}")
+        offer = session.Offer.read(data.get("session"))
+        if offer is not None:
+            shared = session.handshake(mine.proof_key, mine.fleet_id, mine.agent_id, self._nonce, offer.id)
+            if offer.proof != session.manager_proof(shared, "", offer.uid, offer.machine):
+                return Unproven("it cannot prove that it is the manager; the secret was not sent")
+            self._session = session.ClientSession(mine.agent_id, mine.secret, self._nonce, offer, shared)
+            return None
         if not proof:
             return Unknown(f"the manager does not know agent {mine.agent_id}")
         if proof != protocol.manager_proof(mine.proof_key, mine.fleet_id, mine.agent_id, self._nonce):

@@ -49,6 +49,14 @@ def test_something_else_on_the_port_is_not_taken_for_the_manager(manager: FakeMa
         ManagerClient(manager.url).hosts()
 
 
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_redirect_is_an_error_and_never_followed_with_the_token(manager: FakeManager, status: int) -> None:
+    manager.routes["GET /api/hosts"] = lambda body: (status, {})
+    with pytest.raises(ManagerUnreachable, match="redirects to elsewhere"):
+        ManagerClient(manager.url, "t0ken").hosts()
+    assert len(manager.requests) == 1
+
+
 @pytest.mark.parametrize("url", ["localhost:5000", "ftp://x", ""])
 def test_an_address_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(ManagerUnreachable, match="not a manager's address"):

@@ -22,7 +22,7 @@ from procguard.deploy import bundle
 from procguard.deploy.channel import HostSession
 from procguard.deploy.local import LocalPipe
 from procguard.deploy.target import Target
-from remote_agent import agent_care, agent_process, keepalive, paths, protocol, release
+from remote_agent import agent_care, agent_process, keepalive, loopback, paths, protocol, release
 from remote_agent.installer import Installer, recorded_environment
 from remote_agent.release import InstallError
 from tests.unit import fake_manager
@@ -170,9 +170,24 @@ def test_manager_that_cannot_prove_itself_is_not_believed(installer: Installer, 
     assert not os.path.exists(paths.agent_file(installer.dir))  # and no secret was left behind
 
 
-def test_the_first_candidate_that_proves_itself_is_taken(installer: Installer, manager: FakeManager) -> None:
-    put(installer, manager, secret="s", manager_urls=["http://127.0.0.1:9", manager.url])
-    assert installer.config()["manager_urls"] == [manager.url, "http://127.0.0.1:9"]
+def test_only_addresses_that_prove_themselves_are_kept_beside_configured_ones(
+    installer: Installer, manager: FakeManager
+) -> None:
+    """The first that proves itself is used; where nobody answers today, somebody else might tomorrow."""
+    dead, configured = "http://127.0.0.1:9", "http://127.0.0.1:10"
+    urls = [dead, configured, manager.url]
+    put(installer, manager, secret="s", manager_urls=urls, manager_configured=[configured])
+    assert installer.config()["manager_urls"] == [manager.url, configured]
+    assert installer.config()["manager_tried"] == [dead]
+
+
+def test_an_address_of_this_host_counts_only_where_the_manager_listens(
+    installer: Installer, manager: FakeManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The proof was right, but another user of this host passed it on: the address is not taken."""
+    monkeypatch.setattr(loopback, "owners_of", lambda _address, _port: {os.getuid() + 1})
+    with pytest.raises(InstallError, match="another user listens there"):
+        put(installer, manager, secret="s3cret")
 
 
 def test_further_addresses_of_the_manager_restart_no_agent(installer: Installer, manager: FakeManager) -> None:
@@ -183,7 +198,14 @@ def test_further_addresses_of_the_manager_restart_no_agent(installer: Installer,
     assert again["changes"] == [] and again["pid"] == first["pid"]
     more = put(installer, manager, manager_urls=["http://127.0.0.1:11", manager.url])
     assert more["changes"] == [] and more["pid"] == first["pid"]
-    assert installer.config()["manager_urls"] == [manager.url, "http://127.0.0.1:11"]
+    assert installer.config()["manager_urls"] == [manager.url]
+    third = put(
+        installer,
+        manager,
+        manager_urls=["http://127.0.0.1:11", manager.url],
+        manager_configured=["http://127.0.0.1:11"],
+    )
+    assert third["changes"] == [] and installer.config()["manager_tried"] == ["http://127.0.0.1:11"]
 
 
 def test_release_that_does_not_start_is_rolled_back(installer: Installer, manager: FakeManager) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -93,6 +94,7 @@ def desk(tmp_path: Path, manager: FakeManager) -> Iterator[Desk]:
 def test_child_gets_the_callers_environment_and_directory(desk: Desk, manager: FakeManager) -> None:
     """And --env on top; the token does not reach it; the launcher's log lies in logs/ of the caller's directory."""
     script = "import os; print(os.getcwd(), os.environ['CALLERS'], os.environ['K'], os.environ.get('PROCGUARD_TOKEN'))"
+    manager.tokens = ["enrol-me"]
     launcher = desk.start(f'{sys.executable} -c "{script}"', "--env", "K=v=1", PROCGUARD_TOKEN="enrol-me")
     wait_until(lambda: manager.log("w1").endswith(b"\n"), what="its output")
     assert manager.log("w1").decode() == f"{desk.cwd} mark v=1 None\n"
@@ -105,8 +107,8 @@ def test_child_gets_the_callers_environment_and_directory(desk: Desk, manager: F
     assert code == 0 and "registered with" in said and "exited" in said
     assert (desk.cwd / "logs" / "launcher-w1.log").exists()
     assert "enrol-me" not in (desk.cwd / "logs" / "launcher-w1.log").read_text() + said
-    token = [authorization for _, path, authorization in manager.requests if path.endswith("/register")]
-    assert token == ["Bearer enrol-me"]
+    assert manager.of_tokens == ["enrol-me"]
+    assert not any("enrol-me" in path + authorization for _, path, authorization in manager.requests)
 
 
 def test_interrupt_stops_the_child_too_and_the_next_start_runs_it_again(desk: Desk, manager: FakeManager) -> None:
@@ -307,3 +309,26 @@ def test_environment_flags_become_the_worker_s_specification() -> None:
     assert parse([*argv, "--env-file", "/a", "--env-file", "b"], {}, "/base").spec().env_file == ["/a", "/base/b"]
     plain = parse(argv, {}, "/base").spec()
     assert (plain.env_file, plain.venv, plain.conda) == ("", "", "")
+
+
+def test_the_key_by_which_a_launcher_knows_its_manager_is_not_replaced_by_an_unsigned_answer(
+    desk: Desk, manager: FakeManager
+) -> None:
+    """Whoever relays can leave out the manager's proof, have the launcher register as a stranger and hand it a key of
+    his own. It believes the first key only, and sends him nothing."""
+    launcher = desk.start()
+    desk.running()
+    launcher.send_signal(signal.SIGHUP)
+    desk.ends(launcher)
+    [file] = list(Path(desk.home).rglob("agent.json"))
+    key = json.loads(file.read_text())["proof_key"]
+    del manager.proof_keys["launcher:w1"]  # no proof: "I do not know you"; the next registration brings another key
+    manager.requests.clear()
+    manager.offered_key = "a key of his own"
+    again = desk.start()
+    wait_until(lambda: len(manager.registrations) > 1, what="a registration without a secret")
+    wait_until(lambda: sum("/api/hello?agent" in path for _, path, _ in manager.requests) > 2, what="further tries")
+    again.send_signal(signal.SIGHUP)
+    desk.ends(again)
+    assert json.loads(file.read_text())["proof_key"] == key
+    assert not any(authorization for _, _, authorization in manager.requests)

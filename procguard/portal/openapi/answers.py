@@ -45,13 +45,24 @@ class Ready(BaseModel):
     fleet_id: str
 
 
+class SessionOffer(BaseModel):
+    """For requests that carry MACs in place of the secret (docs/protocol.md)."""
+
+    id: str
+    uid: int
+    machine: str
+    proof: str
+
+
 class Hello(BaseModel):
-    """`zmq`: where else the manager listens, told to agents that it knows."""
+    """`session` or, for a nonce of an earlier agent's, `proof`. `zmq`: where else the manager listens, told to agents
+    that it knows."""
 
     fleet_id: str
     version: str
     protocol: int
     proof: str | None = None
+    session: SessionOffer | None = None
     zmq: ZmqOffer | None = None
 
 
@@ -232,6 +243,16 @@ class Host(BaseModel):
     channel_trouble: str = ""  # why not zmq, though it is offered
     disk_trouble: str = ""  # its disk refuses writes: space, inodes, quota, read_only, io
     disk_path: str = ""  # which disk
+    rotation: Rotation | None = None
+
+
+class Rotation(BaseModel):
+    """A new secret was asked for: the agent has yet to make it (`asked`), or to use it (`taken`)."""
+
+    id: str
+    state: Literal["asked", "taken"]
+    at: Moment
+    actor: str
 
 
 class Hosts(BaseModel):
@@ -249,6 +270,15 @@ class Agents(BaseModel):
 class OfWorker(BaseModel):
     worker_id: str
     status: str
+
+
+class RotationAsked(BaseModel):
+    status: Literal["asked", "unsupported", "unknown"]
+    message: str
+
+
+class RotationsAsked(BaseModel):
+    agents: dict[str, RotationAsked]
 
 
 class OfAgent(BaseModel):
@@ -646,6 +676,7 @@ class Deployed(BaseModel):
     fleet_id: str
     hosts: dict[str, HostDeployed]
     manager_urls: list[str]
+    manager_configured: list[str]
     tls: ManagerTls
 
 

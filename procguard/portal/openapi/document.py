@@ -38,6 +38,7 @@ WHAT_AN_ERROR_SAYS = {
     429: "Too many or too often; Retry-After says when to come back",
     431: "The headers are too large",
     503: "The manager can't take it now: its disk takes no changes, or it serves as many as it may",
+    421: "The address that was used does not lead to this manager directly",
     507: "The manager can't store it: its disk is full, or the logs' share of it",
 }
 SECURITY_OF = {

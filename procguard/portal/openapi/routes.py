@@ -80,10 +80,11 @@ AGENTS = (
         "Proof that this is the fleet's manager, before an agent sends it its secret", "证明这就是本集群的管理端",
         {200: answers.Hello}, [
             text("agent", "the agent's id", 128), text("nonce", "a number used once", 128),
+            text("to", "the address that the agent used; the proof covers it", 512),
             text("curve", "the agent's CURVE key in hexadecimal, to be admitted to the zmq channel", 64),
             text("mac", "shows that `curve` is of who has the agent's proof key", 64),
         ],
-        errors=(401,),
+        errors=(401, 421),
     ),
     Route(
         "POST", "/api/workers/register", "agents", "anyone",
@@ -128,6 +129,11 @@ AGENTS = (
         "POST", "/api/agents/<agent_id>/searches", "agents", "agent",
         "What an agent found in its host's logs", "agent 的日志搜索结果",
         {200: answers.OfSearch}, body=protocol.LogSearchResult, errors=(404,),
+    ),
+    Route(
+        "POST", "/api/agents/<agent_id>/secret", "agents", "agent",
+        "The digest of the new secret that an agent was asked for", "agent 新密钥的摘要",
+        {200: answers.OfAgent}, body=protocol.SecretRenewal, errors=(404, 409),
     ),
 )  # fmt: skip
 
@@ -238,6 +244,11 @@ HOSTS = (
         "PUT", "/api/agents/<agent_id>/credentials", "hosts", "operator",
         "Give an agent a new secret, as its digest", "为 agent 设置新密钥（摘要）",
         {200: answers.OfAgent}, body=requests.CredentialsRequest, errors=(404, 409),
+    ),
+    Route(
+        "POST", "/api/agents/rotate", "hosts", "operator",
+        "Have agents make themselves new secrets while they run", "轮换 agent 的密钥（运行中）",
+        {200: answers.RotationsAsked}, body=requests.RotationRequest,
     ),
     Route(
         "POST", "/api/agents/<agent_id>/revoke", "hosts", "operator",

@@ -1,0 +1,112 @@
+"""`invoke agents.rotate`: which agents are meant, and following them until each has used its new secret.
+
+The steps are the manager's (fleet/rotation.py); this asks for them and looks at `GET /api/agents`.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import time
+from typing import Any
+
+from procguard.client import ManagerClient
+from procguard.errors import NotFound, PartlyFailed, UsageError
+from procguard.fleet import selectors
+from procguard.terminal import say, say_json
+
+LOOK_EVERY_S = 0.5
+MOST_NAMED = 20
+
+View = dict[str, Any]
+
+
+def rotate(manager: ManagerClient, target: str, limit: str, timeout_s: float, no_wait: bool, as_json: bool) -> None:
+    """Raises NotFound where nobody is meant, PartlyFailed where some have no new secret yet (not with `no_wait`)."""
+    if timeout_s < 0:
+        raise UsageError(f"--timeout {timeout_s:g}: expected seconds", "e.g. --timeout 60")
+    views = [view for view in manager.agents()["agents"] if view.get("agent_state") != "pending"]
+    chosen = {str(view["agent"]): view for view in views if _is_meant(view, target) and _is_meant(view, limit)}
+    if not chosen:
+        raise NotFound(f"no agent matches {' and '.join(filter(None, (target, limit))) or 'anything'}", "invoke agents")
+    outcomes = manager.rotate_agents(sorted(chosen))
+    found = {agent: (str(one["status"]), str(one["message"])) for agent, one in sorted(outcomes.items())}
+    if not no_wait:
+        found = _followed(manager, found, timeout_s, quiet=as_json)
+    if as_json:
+        shown = {agent: {"status": status, "message": text} for agent, (status, text) in found.items()}
+        say_json({"agents": shown})
+    else:
+        _say(found, no_wait)
+    good = ("asked",) if no_wait else ("rotated",)
+    failed = [agent for agent, (status, _) in found.items() if status not in good]
+    if failed:
+        raise PartlyFailed(
+            f"{len(failed)} of {len(found)} agents have no new secret: {_named(failed)}",
+            "those that are asked do it when they return (invoke agents); their old secrets are good until then",
+        )
+
+
+def _is_meant(view: View, text: str) -> bool:
+    """`text`: globs of ids or hosts, those with ! excluded, or a selector's conditions; "" means all."""
+    if not text:
+        return True
+    names = {str(view.get("agent") or ""), str(view.get("host") or "")}
+    if "=" in text:
+        facts = {"worker_id": view.get("agent"), "agent": view.get("agent"), "host": view.get("host")}
+        return selectors.parse(text).matches({**facts, "labels": view.get("labels") or {}})
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    wanted = [part for part in parts if not part.startswith("!")]
+    hit = any(fnmatch.fnmatchcase(name, part) for name in names for part in wanted) if wanted else True
+    return hit and not any(fnmatch.fnmatchcase(name, part[1:]) for name in names for part in parts if part[0] == "!")
+
+
+def _followed(manager: ManagerClient, found: dict[str, Any], timeout_s: float, quiet: bool) -> dict[str, Any]:
+    """Until every agent that is connected has its new secret, or the time is up."""
+    from procguard.deploy import show
+
+    out = show.console(stderr=quiet)
+    status = out.status("") if out.is_terminal else None
+    waiting = {agent for agent, (state, _) in found.items() if state == "asked"}
+    total, deadline = len(waiting), time.monotonic() + timeout_s
+    try:
+        if status:
+            status.start()
+        while waiting:
+            views = {str(view["agent"]): view for view in manager.agents()["agents"]}
+            for agent in sorted(waiting):
+                view = views.get(agent)
+                if view is None:
+                    found[agent] = ("unknown", "it left the fleet meanwhile")
+                elif not view.get("rotation"):
+                    found[agent] = ("rotated", "")
+                else:
+                    away = view.get("agent_state") != "connected"
+                    found[agent] = ("asked", "away; done when it returns" if away else "no new secret in time")
+            waiting = {agent for agent in waiting if found[agent][0] == "asked"}
+            if status:
+                status.update(
+                    f"{total - len(waiting)} of {total} have new secrets; waiting for {_named(sorted(waiting))}"
+                )
+            here = any(found[agent][1] != "away; done when it returns" for agent in waiting)
+            if not here or time.monotonic() > deadline:
+                break
+            time.sleep(LOOK_EVERY_S)
+    except KeyboardInterrupt:
+        say("the rotation goes on; see invoke agents", err=True)
+        raise
+    finally:
+        if status:
+            status.stop()
+    return found
+
+
+def _say(found: dict[str, Any], no_wait: bool) -> None:
+    for agent, (status, text) in found.items():
+        say(f"{agent}: {status}" + (f" ({text})" if text else ""))
+    done = sum(1 for status, _ in found.values() if status == "rotated")
+    say(f"{len(found)} agents asked; see invoke agents" if no_wait else f"{done} of {len(found)} agents rotated")
+
+
+def _named(agents: list[str]) -> str:
+    more = f" and {len(agents) - MOST_NAMED} more" if len(agents) > MOST_NAMED else ""
+    return ", ".join(agents[:MOST_NAMED]) + more

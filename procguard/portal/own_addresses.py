@@ -1,0 +1,133 @@
+"""This machine's addresses: which of them agents may be offered, and whether a connection came to the one it names.
+
+Reads the kernel's tables; knows no agent. An address that is not configured is offered only where it may lead out of
+this machine: a bridge whose ports are all containers' or virtual machines' (docker0, virbr0) has an address that is
+another user's on the next machine.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+
+NET = "/sys/class/net"
+ROUTES = "/proc/net/route"
+LOOK_AGAIN_S = 5.0
+_GATEWAY = 0x2  # RTF_GATEWAY
+
+
+def all_own() -> list[str]:
+    """Those that others may reach: IPv4 first; no loopback, no link-local."""
+    return _of(psutil.net_if_addrs())
+
+
+def offered(net: str = NET, routes: str = ROUTES) -> list[str]:
+    """The same without those of bridges that lead to nothing but what runs on this machine."""
+    interfaces = psutil.net_if_addrs()
+    way_out = _with_gateway(routes)
+    return _of({name: known for name, known in interfaces.items() if name in way_out or not is_inner(name, net)})
+
+
+def is_inner(name: str, net: str = NET) -> bool:
+    """Whether an interface is a bridge without any port that leads out of this machine."""
+    ports = os.path.join(net, name, "brif")
+    try:
+        return not any(_leads_out(os.path.join(net, port)) for port in os.listdir(ports))
+    except OSError:  # no bridge
+        return False
+
+
+def _leads_out(interface: str) -> bool:
+    """A network card, or what lies on one or tunnels (vlan, bond, vxlan, …). Those of containers and virtual machines
+    (veth, tap) and dummies have neither a device nor a type."""
+    if os.path.exists(os.path.join(interface, "device")):
+        return True
+    try:
+        with open(os.path.join(interface, "uevent"), encoding="utf-8", errors="replace") as file:
+            return any(line.startswith("DEVTYPE=") for line in file)
+    except OSError:
+        return False
+
+
+def _with_gateway(routes: str) -> set[str]:
+    """Interfaces by which other networks are reached."""
+    found = set()
+    try:
+        with open(routes, encoding="utf-8") as lines:
+            for line in lines:
+                words = line.split()
+                if len(words) > 3 and words[0] != "Iface" and int(words[3], 16) & _GATEWAY:
+                    found.add(words[0])
+    except (OSError, ValueError):
+        pass
+    return found
+
+
+def _of(interfaces: dict[str, Any]) -> list[str]:
+    found: dict[socket.AddressFamily, list[str]] = {socket.AF_INET: [], socket.AF_INET6: []}
+    for addresses in interfaces.values():
+        for entry in addresses:
+            if entry.family in found and "%" not in entry.address:
+                found[entry.family].append(entry.address)
+    own = [*found[socket.AF_INET], *found[socket.AF_INET6]]
+    return [one for one in own if not one.startswith(("127.", "169.254.", "fe80:")) and one != "::1"]
+
+
+class Arrivals:
+    """Whether the manager proves itself to who knows it by a URL, on the connection on which it is asked.
+
+    An address of this machine's own counts only on a connection that came to it, and loopback only on one from this
+    machine: elsewhere the same address may be another user's, who passes everything on. What is configured is never
+    doubted; neither are names, and addresses of others (NAT, a load balancer).
+    """
+
+    def __init__(self, configured: Iterable[str], port: Callable[[], int]) -> None:
+        self._configured = {url.rstrip("/") for url in configured}
+        self._port = port
+        self._own: frozenset[str] = frozenset()
+        self._looked = float("-inf")
+
+    def why_not(self, url: str, peer: str, arrived_at: str, direct: bool) -> str:
+        """`arrived_at`: this side's address of the connection, "" where a proxy that is believed stands in front;
+        `direct`: through no tunnel."""
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname or "", parts.port
+        except ValueError:
+            return "it is no address"
+        if url.rstrip("/") in self._configured:
+            return ""
+        address = _ip(host)
+        if host == "localhost" or (address is not None and address.is_loopback):
+            from_here = _ip(peer)
+            if not direct or (from_here is not None and from_here.is_loopback):
+                return ""
+            return "loopback is for agents on the manager's own machine, and for its tunnels"
+        if not direct:
+            return "this is the end of a tunnel"
+        if address is None or not arrived_at or str(address) not in self._known():
+            return ""
+        if port != self._port() or _ip(arrived_at) == address:
+            return ""
+        return f"it is an address of this machine, but the connection came to {arrived_at}"
+
+    def _known(self) -> frozenset[str]:
+        now = time.monotonic()
+        if now - self._looked > LOOK_AGAIN_S:
+            self._own, self._looked = frozenset(all_own()), now
+        return self._own
+
+
+def _ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        found = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    return (found.ipv4_mapped or found) if isinstance(found, ipaddress.IPv6Address) else found

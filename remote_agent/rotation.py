@@ -1,0 +1,155 @@
+"""The agent's half of replacing its secret while it runs (`invoke agents.rotate`; the manager's: fleet/rotation.py).
+
+    1 make a secret, store it beside agent.json     2 tell the manager its digest     3 it goes into agent.json
+    4 every connection is reopened with it; its first use ends the old one
+
+The manager takes both secrets from 2 to 4. Killed before 3, the agent comes back with the old one and is asked again;
+after 3, with the new one. The secret itself never travels. Owns the steps and the file of the new secret; runs in a
+thread of its own, which ends with them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import threading
+import time
+from typing import Any, Callable, Optional
+
+from remote_agent import paths, protocol
+from remote_agent.http_wire import quote
+from remote_agent.link import Connection, Credentials, LinkDown
+
+LOCK_WITHIN_S = 5.0  # a deployment that is under way here has the file; then the manager asks again
+NOT_ASKED = 409
+
+
+class SecretRotation:
+    """`take` from the main loop, with each reply that asks. From another thread: `replacing(secret)` before it is
+    stored, `replaced()` once it is used."""
+
+    def __init__(
+        self,
+        agent_dir: str,
+        credentials: Credentials,
+        connect: Callable[[], Connection],
+        *,
+        replacing: Callable[[str], None],
+        replaced: Callable[[], None],
+        say: Callable[..., None],
+    ) -> None:
+        self._agent_dir = agent_dir
+        self._credentials = credentials
+        self._connect = connect
+        self._replacing, self._replaced = replacing, replaced
+        self._say = say
+        self._thread: Optional[threading.Thread] = None
+        self._done = ""  # the rotation that was carried out last
+        self._connection: Optional[Connection] = None
+
+    def take(self, rotation: str) -> None:
+        """Carry out `rotation`, unless that is being done, or was done and the manager has yet to hear of it."""
+        if not rotation or rotation == self._done or (self._thread is not None and self._thread.is_alive()):
+            return
+        self._thread = threading.Thread(target=self._run, args=(rotation,), name="procguard-rotation", daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        connection = self._connection
+        if connection is not None:
+            connection.close()
+
+    # -------------------------------------------------------------------------------------------- its thread
+
+    def _run(self, rotation: str) -> None:
+        try:
+            self._carry_out(rotation)
+        except (OSError, ValueError) as exc:
+            self._say("secret not replaced", why=getattr(exc, "strerror", None) or exc)
+        except LinkDown as exc:
+            self._say("secret not replaced", why=exc)
+        finally:
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                connection.disconnect()
+
+    def _carry_out(self, rotation: str) -> None:
+        secret = self._new_secret(rotation)
+        renewal = protocol.SecretRenewal(rotation, protocol.secret_sha256(secret))
+        path = f"/api/agents/{quote(self._credentials.agent_id)}/secret"
+        self._connection = self._connect()
+        reply = self._connection.request("POST", path, json.dumps(protocol.encode(renewal)).encode())
+        if reply.status == NOT_ASKED:  # a deployment, or a revocation, came first
+            self._forget()
+        if not reply.ok:
+            self._say("secret not replaced", why=reply.why)
+            return
+        self._replacing(secret)  # the manager takes it already: whoever writes agent.json now does no harm
+        if not self._store(secret):
+            self._say("secret not replaced", why="a deployment is under way on this host")
+            return
+        self._done = rotation
+        self._credentials.secret = secret
+        self._replaced()
+        self._forget()
+        self._say("secret replaced", rotation=rotation)
+
+    def _new_secret(self, rotation: str) -> str:
+        """The one that was made for this rotation already, or another; stored before anybody hears of it."""
+        known = self._stored()
+        if known.get("rotation") == rotation and isinstance(known.get("secret"), str) and known["secret"]:
+            return str(known["secret"])
+        made = os.urandom(32).hex()
+        paths.write_json(next_secret_file(self._agent_dir), {"rotation": rotation, "secret": made}, durable=True)
+        return made
+
+    def _stored(self) -> "dict[str, Any]":
+        try:
+            value = paths.read_json(next_secret_file(self._agent_dir))
+        except ValueError:
+            return {}
+        return value if isinstance(value, dict) else {}
+
+    def _store(self, secret: str) -> bool:
+        """Into agent.json, whatever else a deployment has changed there. False where one is at work now."""
+        with _installers_lock(self._agent_dir) as mine:
+            if not mine:
+                return False
+            path = paths.agent_file(self._agent_dir)
+            config = paths.read_json(path)
+            if not isinstance(config, dict):
+                raise ValueError(f"{path} is not an object")
+            if config.get("secret") != self._credentials.secret:
+                return False  # a deployment has brought another one; this process is about to end
+            paths.write_json(path, {**config, "secret": secret}, durable=True)
+            return True
+
+    def _forget(self) -> None:
+        with contextlib.suppress(OSError):
+            os.unlink(next_secret_file(self._agent_dir))
+
+
+def next_secret_file(agent_dir: str) -> str:
+    return os.path.join(agent_dir, "secret.next.json")
+
+
+@contextlib.contextmanager
+def _installers_lock(agent_dir: str) -> Any:
+    """Whether this side has it now (installer.py holds it over a whole deployment)."""
+    fd = os.open(os.path.join(agent_dir, "install.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        deadline = time.monotonic() + LOCK_WITHIN_S
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    yield False
+                    return
+            time.sleep(0.05)
+        yield True
+    finally:
+        os.close(fd)
