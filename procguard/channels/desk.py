@@ -36,7 +36,7 @@ MAX_WRITTEN = 50_000  # answers kept as they are written
 MAX_LOG_BYTES_AT_ONCE = 64 * 1024 * 1024  # of log posts in memory
 SMALL_LOG_BYTES = 64 * 1024  # live lines never wait behind backlogs
 LOG_TURN_S = 8.0
-LONGEST_TURN_S = 1.0  # that a heartbeat waits for its agent's share; one after the other never has to wait longer
+LONGEST_TURN_S = 1.0  # longest delay of a heartbeat; sequential ones never need more
 MAX_TIMES_CHARS = 8000
 MAX_FOUND_BYTES = 4 * 1024 * 1024  # of the answer to a search
 MAX_URL_CHARS = 512
@@ -347,7 +347,8 @@ class Desk:
         return Answer(200, self._registry.heartbeat(agent_id, beat, clock.read(), call.channel))
 
     def _in_turn(self, agent_id: str) -> None:
-        """One agent's heartbeats that change much wait for each other, unread. Raises LimitExceeded."""
+        """Delay heartbeats of an agent that changes more than its share, before the body is read. Raises
+        LimitExceeded."""
         wait_s = self._registry.wait_s(agent_id, clock.read().monotonic)
         if wait_s > LONGEST_TURN_S:
             raise LimitExceeded(

@@ -15,11 +15,11 @@ from procguard.fleet.state import HIGHEST_GENERATION, FleetState
 from procguard.fleet.store.appendlog import NotDurable
 from remote_agent import protocol, states
 
-MAX_REFUSED_CLAIMS = 100  # of one agent that are told, in one run of the manager
-EVENTS_AT_ONCE, EVENTS_PER_S = 1_000, 20.0  # of one agent; what it keeps itself comes later, the rest is counted
-EVENTS_TOGETHER = 50
-CHANGES_AT_ONCE_S, CHANGES_PER_S = 10.0, 50.0  # of one agent's heartbeats: an allowance for so long, then so many
-RECORDS_OF_A_CHANGE = 50  # one heartbeat with changes counts once, and once more for each so many records
+MAX_REFUSED_CLAIMS = 100  # of one agent that become events, in one run of the manager
+EVENTS_AT_ONCE, EVENTS_PER_S = 1_000, 20.0  # of one agent; it sends worker events again, others are counted
+EVENTS_TOGETHER = 50  # taken at least, where there are so many
+CHANGES_AT_ONCE_S, CHANGES_PER_S = 10.0, 50.0  # of one agent: an allowance, then this rate
+RECORDS_OF_A_CHANGE = 50  # a heartbeat that changes more counts more than once
 HIGHEST_EVENT_SEQ = 2**48  # they begin at milliseconds since 1970; this is the year 10889
 
 
@@ -34,7 +34,7 @@ class Intake(FleetState):
         seen = self.seen[agent_id]
         seen.channel = channel
         told, changed = self.event_log.newest_seq, self._changed
-        # Beside the newest report of what is its own nothing of it is kept: an agent takes no more memory than that.
+        # Only the reports of the agent's own workers are kept. This bounds the memory that one agent takes.
         own = self._workers_of.get(agent_id, {})
         kept = [report for report in beat.workers if report.worker_id in own]
         if len(kept) != len(beat.workers) or beat.events or beat.results:
@@ -89,7 +89,7 @@ class Intake(FleetState):
         seen.paid_until = max(seen.paid_until, now.monotonic) + cost / CHANGES_PER_S
 
     def wait_s(self, agent_id: str, monotonic: float) -> float:
-        """So long the next heartbeat of this agent has to wait: what it changes costs everybody time and disk."""
+        """Seconds until the next heartbeat of this agent is due to be taken, by the changes of those before it."""
         seen = self.seen.get(agent_id)
         return 0.0 if seen is None else max(0.0, seen.paid_until - CHANGES_AT_ONCE_S - monotonic)
 
@@ -218,7 +218,7 @@ class Intake(FleetState):
                 hook(agent_id)
 
     def _room_for_events(self, agent: AgentRecord, now: Now) -> int:
-        """How many events this agent may cause now: it has its share of everybody's history and time."""
+        """How many events this agent may cause now."""
         seen = self.seen[agent.agent_id]
         if seen.events_at is None:
             seen.events_left = EVENTS_AT_ONCE
@@ -228,7 +228,8 @@ class Intake(FleetState):
         return int(seen.events_left)
 
     def _may_tell_or_count(self, agent: AgentRecord, now: Now) -> bool:
-        """The same for what nobody says again: what is left out is counted, and told."""
+        """Whether this agent may cause one more event, of a kind that is not sent again. Events that are left out are
+        counted, and the next one reports their number."""
         seen = self.seen[agent.agent_id]
         if not self._room_for_events(agent, now):
             seen.events_left_out += 1
@@ -357,12 +358,12 @@ class Intake(FleetState):
             self.notify_shown("workers", worker.worker_id, lambda: self.worker_view(worker))
 
     def _is_granted(self, agent: AgentRecord, report: protocol.WorkerReport, now: Now) -> bool:
-        """Whether a manager of this fleet gave this worker under this epoch to this agent, as it can prove."""
+        """Whether the report carries a valid grant for its worker and epoch."""
         return epochs.believable(report.epoch, self.term, now.wall) and self.proves(agent.agent_id, report)
 
     def _take_claim(self, agent: AgentRecord, worker: WorkerRecord, report: protocol.WorkerReport, now: Now) -> None:
-        """An agent reports a worker under a higher epoch than the state knows. A state that was restored may be older
-        than what runs; an agent may lie. So it changes hands only where the agent shows that it was granted."""
+        """An agent reports a worker under a higher epoch than the state knows. Either the state was restored and is
+        older than what runs, or the agent lies. So the worker changes its owner only with a valid grant."""
         known = f"known is {worker.epoch} on {worker.host}"
         claim = f"{agent.agent_id} has it at epoch {report.epoch}; {known}"
         if self._is_granted(agent, report, now):
@@ -389,7 +390,8 @@ class Intake(FleetState):
             self._refuse_claim(agent, worker, what + next_step, now)
 
     def _held_by_its_owner(self, worker: WorkerRecord, agent: AgentRecord, epoch: int) -> str:
-        """Why a claim of another agent does not count: who has it is connected and runs it under no lower epoch."""
+        """Why a claim of another agent does not count: the owner is connected and runs the worker under the same or a
+        higher epoch. "" if it counts."""
         if worker.agent_id == agent.agent_id or self.seen[worker.agent_id].state != "connected":
             return ""
         report = self.worker_seen[worker.worker_id].report
@@ -409,7 +411,7 @@ class Intake(FleetState):
         )
 
     def _refuse_claim(self, agent: AgentRecord, worker: WorkerRecord, reason: str, now: Now) -> None:
-        """Said once for each worker: the agent goes on reporting it."""
+        """One event for each worker: the agent repeats its claim with every heartbeat."""
         refused = self.seen[agent.agent_id].refused_claims
         if worker.worker_id not in refused and len(refused) < MAX_REFUSED_CLAIMS:
             refused.add(worker.worker_id)
@@ -441,8 +443,8 @@ class Intake(FleetState):
                 hook(worker, Now(0.0, report.since))
 
     def _take_events(self, agent: AgentRecord, events: list[protocol.WorkerEvent], now: Now) -> dict[str, int]:
-        """Its own workers' changes into the history; returns what it need not say again. Beyond its share it is to say
-        them again later. What is no change of its own is acknowledged and nothing else."""
+        """Add the changes of the agent's own workers to the history. Returns what is acknowledged. Events beyond its
+        share are not, so the agent sends them again. Events of other workers are acknowledged and otherwise ignored."""
         acked: dict[str, int] = {}
         if not events:
             return acked

@@ -62,10 +62,10 @@ class AgentObserved:
     poll_lost_at: float | None = None  # the held request was closed by the peer and none has returned
     session: tuple[int, float] = (0, 0.0)  # (pid, started_at) of the agent process
     heartbeat: protocol.AgentHeartbeat | None = None
-    paid_until: float = 0.0  # monotonic: what its heartbeats have changed counts until then (Intake.wait_s)
+    paid_until: float = 0.0  # monotonic: rises with the changes of its heartbeats (Intake.wait_s)
     events_left: float = 0.0  # how many events it may cause at once (intake.py), as of `events_at`
     events_at: float | None = None  # monotonic
-    events_left_out: int = 0  # of its changes since the last that was kept
+    events_left_out: int = 0  # since the last event that was kept
     refused_claims: set[str] = field(default_factory=set)  # workers whose refused claim has been reported
     rev: str = ""  # digest of its assignments; "" = to be computed
     interval: tuple[Any, int, float] | None = None  # by which settings, among how many agents: seconds between beats

@@ -27,9 +27,8 @@ MAX_REMEMBERED_STREAMS = 20_000
 
 class LogIndex:
     def __init__(self) -> None:
-        self._last: OrderedDict[str, tuple[float, int]] = (
-            OrderedDict()
-        )  # path -> wall time of its last record, its size
+        # path -> wall time of its last record, its size
+        self._last: OrderedDict[str, tuple[float | None, int]] = OrderedDict()
 
     def write(self, path: str, stored: int, runs: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
         """Note `runs` (offset, wall time) of bytes that will be stored from `stored` on; the runs with the times that

@@ -78,3 +78,34 @@ def test_after_a_rebuild_a_worker_that_had_moved_is_not_started_where_it_was_dec
         assert len({(line.host, line.pid) for line in world.stamps("moved", "idle")}) == starts
         assert world.operator.invoke("start", "idle").returncode == 0
         world.manager.wait_worker("idle", "running", 20)
+
+
+@pytest.mark.fleet
+@pytest.mark.timeout(240)
+def test_a_restored_older_state_learns_from_the_grant_where_a_worker_is(tmp_path: Path) -> None:
+    """It moved after the backup: its process runs on, its former host starts nothing, and it obeys the manager."""
+    with World(tmp_path, hosts=2) as world:
+        one, two = world.fleet.hosts
+        world.deploy({one.name: [stamps.stamping("w1")], two.name: []})
+        world.manager.stop()
+        data, backup = world.manager.directory / "data", str(tmp_path / "backup.jsonl")
+        state = str(data / "procguard_state.yaml")
+        done = world.operator.invoke("state.export", backup, "--state", state)
+        assert done.returncode == 0, done.stderr
+        world.manager.start()
+        world.settled("w1")
+        assert world.operator.invoke("move", "w1", two.name).returncode == 0
+        world.until(lambda: world.manager.worker("w1")["host"] == two.name, "it moves", 30)
+        before = world.manager.wait_worker("w1", "running", 30)
+        starts = len({(line.host, line.pid) for line in world.stamps("w1")})
+        world.manager.kill()
+        shutil.rmtree(data)
+        done = world.operator.invoke("state.import", backup, "--state", state)
+        assert done.returncode == 0, done.stderr
+        world.manager.start()
+        world.until(lambda: world.manager.worker("w1").get("host") == two.name, "the grant counts", 30)
+        after = world.settled("w1")
+        assert (after["pid"], after["attempt"], after["epoch"]) == (before["pid"], before["attempt"], before["epoch"])
+        world.manager.command("w1", "stop")
+        world.manager.wait_worker("w1", "stopped", 20)
+        assert len({(line.host, line.pid) for line in world.stamps("w1")}) == starts
