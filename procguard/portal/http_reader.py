@@ -16,7 +16,7 @@ LARGE_BYTES = 256 * 1024  # of a body
 
 
 def _nothing(_work: int) -> None:
-    """Nobody counts."""
+    """Where nobody counts the work."""
 
 
 class Reader:
