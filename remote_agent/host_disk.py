@@ -10,7 +10,8 @@ from typing import Any, Callable
 
 from remote_agent import disk_space
 
-LOOK_EVERY_S = 2.0
+LOOK_EVERY_S = 5.0
+LOOK_AGAIN_S = 2.0  # while it refuses writes, or is suspected to
 KINDS = {errno.EDQUOT: "quota", errno.EROFS: "read_only", errno.EIO: "io"}
 
 
@@ -19,20 +20,20 @@ class HostDisk:
         self.directory = directory
         self.trouble = ""  # "space", "inodes", "quota", "read_only", "io"; "" = it takes what is written
         self._submit = submit
-        self._next = 0.0  # monotonic
+        self._looked = -LOOK_EVERY_S  # monotonic
         self._busy = False
         self._well = 0
 
     def next_at(self) -> float:
         """When `tick` is to be called at the latest."""
-        return float("inf") if self._busy else self._next
+        return float("inf") if self._busy else self._looked + (LOOK_AGAIN_S if self.trouble else LOOK_EVERY_S)
 
     def tick(self, now: float, suspected: bool) -> None:
         """`suspected`: something could not be written lately."""
-        if self._busy or now < self._next:
-            return
-        self._next = now + LOOK_EVERY_S
         thorough = suspected or bool(self.trouble)
+        if self._busy or now < self._looked + (LOOK_AGAIN_S if thorough else LOOK_EVERY_S):
+            return
+        self._looked = now
         self._busy = self._submit("disk", lambda: look(self.directory, thorough))
 
     def take(self, found: Any) -> bool:

@@ -31,7 +31,7 @@ BOUNDS_EVERY_S = 2.0
 # A crash loop of weeks leaves thousands of files; the sender waits for the lock that each look holds.
 ENDED_LOOK_EVERY_S = 5.0
 FILES_A_SECOND = 2000  # for the bounds of a worker that prints
-MAX_REMOVED = 500  # attempts, in one look
+MAX_REMOVED = 200  # attempts, in one look
 ROOM_LOOK_EVERY_S = 1.0
 # Set aside in the log of what runs: what it prints in AHEAD_S, within these bounds.
 AHEAD_S = 2.0
