@@ -28,7 +28,6 @@ Who = Literal["stranger", "viewer", "agent"]
 CONTINUATION = 0
 BLOCK_BYTES = 128 * 1024  # of what is sent again and again
 ALL = "strangers"
-NOT_YET = {"viewer_expressions"}  # harmless once no expression runs on the loop (RE2)
 STRANGERS_HOST = "elsewhere"  # under this name nobody is the local operator
 
 
