@@ -3,6 +3,9 @@
 Rules of DESIGN §4 "Redeploy": a changed spec is stored and the child left alone; a worker gone from the inventory runs
 on, marked undeclared (`prune` removes it); one that moved to another host is refused until the old instance is gone;
 an operator's stop survives.
+
+A worker belongs to the host it lives on, unless another one, its home, still declares it. Deploying, pruning or
+undeploying a host never touches an instance on another host.
 """
 
 from __future__ import annotations
@@ -57,7 +60,11 @@ class Deployment:
         self._differences: dict[str, list[str]] = {}  # of workers that are here already
         try:
             self._request = DeploymentRequest.model_validate(request)
-            self._away: dict[str, list[WorkerRecord]] = {}
+            self._away: dict[str, list[WorkerRecord]] = {}  # by home: those that live elsewhere
+            self._gave_up: dict[str, list[WorkerRecord]] = {}  # by former home: those that belong to another host now
+            self._declared_on = {
+                worker.worker_id: host.host for host in self._request.hosts for worker in host.workers
+            }
             self._specs = {
                 worker.worker_id: self._spec(worker) for host in self._request.hosts for worker in host.workers
             }
@@ -92,6 +99,7 @@ class Deployment:
     def carry_out(self, actor: str, now: Now) -> dict[str, Any]:
         """Do it (or, with `check`, only say what would happen). Durable."""
         self._away = self._lent()
+        self._settle_homes()
         hosts = {host.host: self._host(host, actor, now) for host in self._request.hosts}
         if not self._request.check:
             used = {spec.group for spec in self._specs.values() if spec.group}
@@ -111,6 +119,22 @@ class Deployment:
                 lent.setdefault(worker.home, []).append(worker)
         return lent
 
+    def _settle_homes(self) -> None:
+        """Of the workers that live away from home: a host that declares one it runs is its home, and a host that no
+        longer declares one is none. What lives elsewhere is not touched."""
+        named = {host.host for host in self._request.hosts}
+        for home, workers in list(self._away.items()):
+            for worker in workers[:]:
+                declared_on = self._declared_on.get(worker.worker_id)
+                if declared_on != worker.agent_id and (home not in named or declared_on == home):
+                    continue
+                workers.remove(worker)
+                if home in named:
+                    self._gave_up.setdefault(home, []).append(worker)
+                if not self._request.check:
+                    worker.home = ""
+                    self._registry.store_worker(worker)
+
     def _host(self, declared: HostDeclared, actor: str, now: Now) -> dict[str, Any]:
         registry, agent_id = self._registry, declared.host
         agent = registry.agents_by_id.get(agent_id)
@@ -126,7 +150,7 @@ class Deployment:
         workers = {
             worker.worker_id: self._worker(worker.worker_id, agent_id, actor, now) for worker in declared.workers
         }
-        workers.update(self._undeclared(agent_id, set(workers), now))
+        workers.update(self._undeclared(agent_id))
         seen = registry.seen.get(agent_id)
         return {
             "agent_id": agent_id,
@@ -177,10 +201,16 @@ class Deployment:
     ) -> tuple[Result, str]:
         registry = self._registry
         view = registry.worker(worker.worker_id)
+        if worker.moving.get("to") == agent_id:
+            if not self._request.check:
+                leases.specified_anew(worker, spec)
+                worker.undeclared, worker.moving = False, {**worker.moving, "settles": True}
+                registry.store_worker(worker)
+            return "unchanged", f"it is moving here from {worker.host}"
         if not registry.leases.surely_gone(worker.worker_id, now):
             return "refused", (
-                f"it is {view['state']} on {worker.host}; stop it there first (invoke stop {worker.worker_id}), "
-                "then deploy again"
+                f"it is {view['state']} on {worker.host}; stop it there first (invoke stop {worker.worker_id}), then "
+                f"deploy again; or bring it here: invoke move {worker.worker_id} {agent_id}"
             )
         target = registry.agents_by_id.get(agent_id)
         if target is not None and worker.worker_id in target.withdrawn:
@@ -200,13 +230,21 @@ class Deployment:
             )
         return "moved", f"from {view['host']}"
 
-    def _undeclared(self, agent_id: str, declared: set[str], now: Now) -> dict[str, tuple[Result, str]]:
-        """Workers of this agent that the inventory no longer names: those at home, here or away. Guests are no
-        business of this host's."""
+    def _undeclared(self, agent_id: str) -> dict[str, tuple[Result, str]]:
+        """Workers that live here and that the inventory no longer names. Guests whose home declares them are no business
+        of this host's, and neither are those that the inventory names elsewhere or that are leaving for another host.
+        """
         found: dict[str, tuple[Result, str]] = {}
-        at_home = [one for one in self._registry.workers_of(agent_id) if one.home in ("", agent_id)]
-        for worker in (*at_home, *self._away.get(agent_id, ())):
-            if worker.worker_id in declared or worker.desired == "removed":
+        for worker in self._gave_up.get(agent_id, ()):
+            if worker.worker_id not in self._declared_on:
+                found[worker.worker_id] = (
+                    "unchanged",
+                    f"no longer declared here; it lives on {worker.host} and is left alone (to remove it: "
+                    f"invoke deploy --limit {worker.host} --prune)",
+                )
+        guests = {worker.worker_id for workers in self._away.values() for worker in workers}
+        for worker in self._registry.workers_of(agent_id):
+            if worker.worker_id in guests | self._declared_on.keys() or worker.desired == "removed" or worker.moving:
                 continue
             if self._request.prune:
                 found[worker.worker_id] = ("removed", "not in the inventory; stopped and removed")

@@ -89,7 +89,7 @@ class WorkerRecord:
     lease_bound_s: float = 0.0
     home: str = ""  # the agent its inventory declares it on, while it lives on another
     moves: int = 0  # times it was reassigned without having been healthy since
-    moving: dict[str, Any] = field(default_factory=dict)  # {"to": agent, "run": bool}: an operator's move under way
+    moving: dict[str, Any] = field(default_factory=dict)  # {"to": agent, "run": bool}: an operator's move
     # The last that was durably heard; shown while the agent is out of reach.
     attempt: int = 0
     event_seq: int = 0

@@ -204,6 +204,10 @@ class Registry(Intake):
             )
         for worker in self.workers_of(agent_id):
             self.drop_worker(worker, now, "its agent was removed", actor)
+        for worker in self.workers_by_id.values():
+            if worker.home == agent_id:  # it lives elsewhere, and belongs there now
+                worker.home = ""
+                self.store_worker(worker)
         self.drop_agent(agent_id)
         self.event_log.add("agent_removed", now, host=agent.host, reason=f"{agent_id} was removed", actor=actor)
         self.commit()
