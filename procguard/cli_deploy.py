@@ -13,6 +13,7 @@ from invoke import Context
 
 from procguard import client
 from procguard.cli_task import operator_task
+from procguard.coming_up import WAIT_HELP, patience
 from procguard.errors import PartlyFailed, UsageError
 
 if TYPE_CHECKING:
@@ -43,8 +44,9 @@ FLEET_HELP = {
     help={
         **FLEET_HELP,
         "prune": "stop workers that are gone from the inventory",
-        "restart_changed": "restart workers whose command, directory or environment changed",
+        "restart_changed": "restart workers whose command, directory or environment changed; ends where one stays down",
         "sync_running": "bring code (procguard_sync) also into folders in which workers run",
+        **WAIT_HELP,
         "rotate_secrets": "give each agent another secret; its workers run on, the old secret is good for nothing",
     }
 )
@@ -61,6 +63,8 @@ def deploy(
     diff: bool = False,
     sync_running: bool = False,
     rotate_secrets: bool = False,
+    wait: str = "",
+    no_wait: bool = False,
     json_: bool = False,
     ask_pass: bool = False,
     ask_become_pass: bool = False,
@@ -69,15 +73,25 @@ def deploy(
 
     Brings the project's code first (procguard_sync): what changed, and not where workers run (--sync-running).
     Does nothing where all is as it should be. Running workers are never touched: a changed one is shown as "restart
-    pending" (--restart-changed applies it), one gone from the inventory runs on (--prune stops it). A release whose
-    agent does not start, or is not heard, is rolled back on that host.
+    pending" (--restart-changed applies it, on one host first), one gone from the inventory runs on (--prune stops it).
+    A release whose agent does not start, or sends no heartbeat, is rolled back on that host. Exit code 2 where a host
+    failed, or a worker that is to run is failed or in backoff.
     """
     from procguard.deploy import bundle
 
     bundle.begin()
     from procguard.deploy.deployer import Options
 
-    options = Options(_plan(forks, serial, max_fail), prune, restart_changed, check, diff, sync_running, rotate_secrets)
+    options = Options(
+        _plan(forks, serial, max_fail),
+        prune,
+        restart_changed,
+        check,
+        diff,
+        sync_running,
+        rotate_secrets,
+        patience(wait, no_wait),
+    )
     _over_hosts("deploy", _chosen(hosts, limit, "deploy"), options, json_, ask_pass, ask_become_pass)
 
 

@@ -74,6 +74,9 @@ class ManagerClient:
         body = {"command": verb, **({"reason": reason} if reason else {})}
         return self.call("POST", f"/api/workers/{quote(worker_id)}/command", body)
 
+    def command_status(self, command_id: str) -> Json:
+        return self.call("GET", f"/api/commands/{quote(command_id)}")
+
     def preview(self, verb: str, selector: str) -> Json:
         """What an operation would do to whom; its token begins it."""
         return self.call("POST", "/api/operations/preview", {"command": verb, "selector": selector})

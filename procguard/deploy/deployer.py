@@ -17,12 +17,14 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from procguard.client import ManagerClient
+from procguard.coming_up import Patience, Started
 from procguard.deploy import bundle
 from procguard.deploy.code_sync import CodeSync
 from procguard.deploy.code_wave import CodeWave
 from procguard.deploy.heard import POLL_S, Heard, known_recovery
 from procguard.deploy.inventory import Host
-from procguard.deploy.rollout import HostResult, Json, Listener, Plan, Rollout
+from procguard.deploy.looks import NOT_UP, Looks
+from procguard.deploy.rollout import HostResult, Json, Listener, Plan, Rollout, errors_of
 from procguard.deploy.target import Target, to_dict
 from procguard.errors import Conflict, HostError, NotFound, ProcGuardError
 from remote_agent.protocol import secret_sha256
@@ -36,7 +38,8 @@ WORKER_CHANGES = ("new", "changed", "removed", "moved")
 @dataclass(frozen=True)
 class Options:
     """`check`: only say what would change. `diff`: with each changed worker, what changed in it. `sync_running`: bring
-    code also into folders in which workers run. `rotate_secrets`: give each agent another secret."""
+    code also into folders in which workers run. `rotate_secrets`: give each agent another secret. `patience`: how long
+    to wait for the workers that were started; None: what becomes of them is not asked."""
 
     plan: Plan = field(default_factory=Plan)
     prune: bool = False
@@ -45,6 +48,7 @@ class Options:
     diff: bool = False
     sync_running: bool = False
     rotate_secrets: bool = False
+    patience: Patience | None = None
 
 
 class Sessions(Protocol):
@@ -60,19 +64,36 @@ class Deployer:
         self._listener = listener
         self._options = options
         self._heard = Heard(client)
+        self._specs: dict[str, Json] = {}  # of all that is declared
         self._rollout = Rollout(options.plan, listener)
+        self._looks = Looks(client, options.patience) if options.patience and not options.check else None
         self._code = CodeWave(sessions, listener, CodeSync(check=options.check, under_running=options.sync_running))
 
     def deploy(self, hosts: list[Host]) -> list[HostResult]:
         """Deploy to `hosts`; one result each, in their order. Raises only what concerns all: manager, inventory."""
         self._code.read(hosts)
+        self._specs = {worker.worker_id: worker.spec for host in hosts for worker in host.workers}
         if self._options.plan.serial:
             self._asked(hosts)  # as a whole, before the first wave
         with self._code:
-            results = self._rollout.run(hosts, self._declared, self._deploy_host)
-        if self._options.restart_changed and not self._options.check:
-            self._restart_changed(results)
+            results = self._rollout.run(hosts, self._declared, self._deploy_host, self._settle, self._halts)
+        if self._restarts and not self._options.plan.serial:
+            self._restart_one_first(results)
         return results
+
+    @property
+    def _restarts(self) -> bool:
+        return self._options.restart_changed and not self._options.check
+
+    def _settle(self, results: list[HostResult]) -> None:
+        if self._looks and results:
+            for result in results:
+                self._listener.stage(result.host, "workers")
+            self._looks.settle(results)
+
+    def _halts(self, result: HostResult) -> bool:
+        """A changed worker that does not come up ends the roll-out of --restart-changed there."""
+        return self._restarts and result.error is not None and result.error.code == NOT_UP
 
     def rollback(self, hosts: list[Host]) -> list[HostResult]:
         """Have each agent go back to the release before; nothing is declared, no worker changes."""
@@ -120,20 +141,53 @@ class Deployer:
             "check": self._options.check,
         }
 
-    def _restart_changed(self, results: list[HostResult]) -> None:
-        """Apply what waits for a restart: of this deployment, or of an earlier one that left its children alone."""
-        pending = {worker["worker_id"] for worker in self._client.workers() if worker.get("restart_pending")}
-        for result in results:
-            if result.error is not None:
-                continue
-            under = {name for one in result.code if one.status == "changed" for name in one.users}
-            for worker_id in sorted((pending | under).intersection(result.workers)):
-                try:
-                    self._client.command(worker_id, "restart")
-                    result.changes.append(f"restarted {worker_id}")
-                    result.status = "changed"
-                except ProcGuardError as exc:
-                    result.status, result.error = "failed", exc
+    def _restart_one_first(self, results: list[HostResult]) -> None:
+        """Apply what waits for a restart on one host; only where its workers came up, on all others."""
+        views = self._views()
+        waiting = [result for result in results if result.error is None and self._pending(result, views)]
+        for group in (waiting[:1], waiting[1:]):
+            first = next((result.host for result in waiting[:1] if result.error is not None), "")
+            if first and self._ends_here(results):
+                for result in group:
+                    why = f"{result.host}: deployed, but not restarted: the workers of {first} did not come up"
+                    result.status = "skipped"
+                    result.error = HostError(why, "correct them, then run it again", code="skipped")
+                return
+            for result in group:
+                with errors_of(result):
+                    self._restart(result, views)
+            self._settle([result for result in group if result.started])
+
+    def _ends_here(self, results: list[HostResult]) -> bool:
+        plan, failed = self._options.plan, sum(1 for result in results if result.error is not None)
+        return not plan.max_fail or plan.too_many(failed, len(results))
+
+    def _views(self) -> dict[str, Json]:
+        if self._looks:
+            return self._looks.views()
+        return {str(view["worker_id"]): view for view in self._client.workers()}
+
+    def _pending(self, result: HostResult, views: dict[str, Json]) -> list[Json]:
+        """The workers of a host that wait for a restart: by this deployment, or by an earlier one that left its
+        children alone; or because the code under them has changed."""
+        under = {name for one in result.code if one.status == "changed" for name in one.users}
+        mine = [views[name] for name in sorted(views.keys() & result.workers.keys())]
+        return [view for view in mine if view.get("restart_pending") or view["worker_id"] in under]
+
+    def _restart(self, result: HostResult, views: dict[str, Json]) -> None:
+        for view in self._pending(result, views):
+            worker_id = str(view["worker_id"])
+            self._client.command(worker_id, "restart")
+            result.changes.append(f"restarted {worker_id}")
+            result.status = "changed"
+            if self._looks:
+                attempt = int(view.get("attempt") or 0) + 1
+                result.started[worker_id] = self._expected(worker_id, attempt, restarted=True)
+
+    def _expected(self, worker_id: str, attempt: int, *, restarted: bool = False) -> Started:
+        spec = self._specs.get(worker_id) or {}
+        start_secs = float((spec.get("restart") or {}).get("start_secs", 1.0))
+        return Started(attempt, start_secs, float(spec.get("stop_grace_s", 10.0)) if restarted else 0.0)
 
     # ------------------------------------------------------------------------------------------- one host
 
@@ -180,6 +234,21 @@ class Deployer:
                 self._listener.stage(host.name, "recovery")
                 result.recovery_ssh = self._check_recovery(host)
         self._refuse(host, result)
+        self._note_started(host, result)
+
+    def _note_started(self, host: Host, result: HostResult) -> None:
+        """Which workers are to come up now; of the others what they are is said at once."""
+        if self._restarts and self._options.plan.serial:
+            self._restart(result, self._views())
+        if self._looks is None:
+            return
+        for worker_id, one in result.workers.items():
+            if one.get("starts") or (one["result"] == "new" and "starts" not in one):
+                result.started.setdefault(worker_id, self._expected(worker_id, int(one.get("starts") or 1)))
+            elif "installed" in result.report.get("changes", []) and one["result"] in ("unchanged", "changed"):
+                result.started.setdefault(worker_id, self._expected(worker_id, 0))  # declared by a deploy that failed
+        if not result.started:
+            self._looks.look([result])
 
     def _gone_back(self, host: Host, where: Json, agent_id: str, why: HostError) -> HostError:
         """The upgraded agent is not heard: back to the release before. What to tell of it."""

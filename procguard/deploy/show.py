@@ -109,7 +109,10 @@ def recap(out: Console, results: list[HostResult], diff: bool = False) -> None:
         if result.recovery_ssh:
             words.append(_recovery(result.recovery_ssh))
         counts = Counter(str(one.get("result")) for one in result.workers.values())
-        words.append("workers: " + (", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "none"))
+        down = Counter(str(one.get("state")) for one in result.workers.values() if one.get("trouble"))
+        told = [f"{count} {name}" for name, count in sorted(counts.items())]
+        told += [f"[red]{count} {name}[/]" for name, count in sorted(down.items())]
+        words.append("workers: " + (", ".join(told) or "none"))
         out.print(f"{escape(result.host):<{width}}  " + "   ".join(words))
         for change in result.changes:
             if change.startswith("restarted "):  # these came after the host's own line
@@ -155,9 +158,21 @@ def _causes(out: Console, results: list[HostResult]) -> None:
         names = ", ".join(result.host for result in hit[:MAX_NAMED])
         more = f" and {len(hit) - MAX_NAMED} more" if len(hit) > MAX_NAMED else ""
         out.print(f"[red]{len(hit)} × {escape(code.replace('_', ' '))}[/]: {escape(names)}{more}")
+        _down(out, hit)
         first = hit[0].error
         if first is not None and first.next_step:
             out.print(f"    {escape(first.next_step)}", style="dim")
+
+
+def _down(out: Console, results: list[HostResult]) -> None:
+    """Each worker that is to run and does not, with its state and its first line of error."""
+    down = [
+        (name, result.host, one) for result in results for name, one in result.workers.items() if one.get("trouble")
+    ]
+    for name, host, one in down[:MAX_NAMED]:
+        out.print(f"    {escape(name)} on {escape(host)}: {escape(str(one['trouble']))}")
+    if len(down) > MAX_NAMED:
+        out.print(f"    and {len(down) - MAX_NAMED} more: invoke status --select 'state=failed|backoff'")
 
 
 def keys(out: Console, found: Sequence[ShownKey]) -> int:

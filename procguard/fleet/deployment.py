@@ -21,9 +21,9 @@ from procguard.fleet.records import AgentRecord, WorkerRecord
 from procguard.fleet.spec_diff import differences
 from procguard.fleet.state import FleetState
 from procguard.group_policy import GroupPolicy
-from remote_agent import protocol
+from remote_agent import protocol, states
 
-Result = Literal["new", "unchanged", "changed", "refused", "undeclared", "removed", "moved"]
+Result = Literal["new", "unchanged", "changed", "refused", "undeclared", "removed", "moved", "elsewhere"]
 
 
 class WorkerDeclared(BaseModel):
@@ -58,13 +58,13 @@ class Deployment:
     def __init__(self, registry: FleetState, request: Any) -> None:
         self._registry = registry
         self._differences: dict[str, list[str]] = {}  # of workers that are here already
+        self._starts: dict[str, int] = {}  # the attempt that this deployment leads to, where it starts one
         try:
             self._request = DeploymentRequest.model_validate(request)
             self._away: dict[str, list[WorkerRecord]] = {}  # by home: those that live elsewhere
+            self._failed_gangs: dict[str, WorkerRecord] = {}  # to begin again: group -> its corrected member
             self._gave_up: dict[str, list[WorkerRecord]] = {}  # by former home: those that belong to another host now
-            self._declared_on = {
-                worker.worker_id: host.host for host in self._request.hosts for worker in host.workers
-            }
+            self._declared_on = {worker.worker_id: host.host for host in self._request.hosts for worker in host.workers}
             self._specs = {
                 worker.worker_id: self._spec(worker) for host in self._request.hosts for worker in host.workers
             }
@@ -105,6 +105,8 @@ class Deployment:
             used = {spec.group for spec in self._specs.values() if spec.group}
             self._registry.gangs.groups.declare(self._request.groups, used)
             self._registry.gangs.reconcile(now)
+            for worker in self._failed_gangs.values():
+                self._registry.gangs.begin_again(worker, actor, now)
             self._registry.event_log.add(
                 "deploy", now, reason=f"{len(hosts)} host(s), {len(self._specs)} worker(s) declared", actor=actor
             )
@@ -158,7 +160,12 @@ class Deployment:
             "secret_sha256": agent.secret_sha256 if agent else "",
             "heard_at": iso(seen.last_seen_wall) if seen else None,
             "workers": {
-                wid: {"result": result, "message": text, "differences": self._differences.get(wid, [])}
+                wid: {
+                    "result": result,
+                    "message": text,
+                    "differences": self._differences.get(wid, []),
+                    "starts": self._starts.get(wid),
+                }
                 for wid, (result, text) in workers.items()
             },
         }
@@ -173,28 +180,60 @@ class Deployment:
                     worker.want("stopped", by="failure handler", cause="stop_all", now=now)
                 registry.agents_by_id[agent_id].withdrawn.pop(worker_id, None)
                 registry.index_worker(worker)
+                self._will_start(worker)
             return "new", f"stopped with all others: {registry.stopped_by}" if registry.stopped_by else ""
         if agent_id not in (worker.agent_id, worker.home):
             return self._moved(worker, agent_id, spec, actor, now)
         changed = worker.spec != spec
         self._differences[worker_id] = differences(worker.spec, spec)
-        revived = worker.undeclared or worker.desired == "removed"
+        revived, corrected = worker.undeclared or worker.desired == "removed", ""
         if (changed or revived) and not self._request.check:
             leases.specified_anew(worker, spec)
             worker.undeclared = False
             if worker.desired == "removed":
                 worker.desired, worker.generation = "running", worker.generation + 1
+                self._will_start(worker)
+            elif changed:
+                corrected = self._correct(worker, actor, now)
             registry.store_worker(worker)
         away = ""
         if worker.agent_id != agent_id:
             away = f"it lives on {worker.host} since it was reassigned; to bring it home: "
             away += f"invoke move {worker_id} {agent_id}"
+        if corrected:
+            return "changed", "; ".join(filter(None, (away, corrected)))
         if not changed:
             return ("changed", away or "declared again") if revived else ("unchanged", away)
         report = registry.worker_seen[worker_id].report
         if report and report.launch_digest and report.launch_digest != protocol.launch_digest(spec):
             return "changed", "restart pending: it runs on with the specification it was started with"
         return "changed", away
+
+    def _correct(self, worker: WorkerRecord, actor: str, now: Now) -> str:
+        """A worker that failed, or waits for its next attempt, begins again with its corrected specification and a new
+        budget. Of a failed gang that is all of it, once. What is told of it; "" where there was nothing to do."""
+        registry = self._registry
+        report = registry.worker_seen[worker.worker_id].report
+        state = report.state if report else worker.last_state
+        if worker.desired != "running":
+            return ""
+        if worker.gang:
+            gang = registry.gangs.records.get(worker.spec.group)
+            if gang is None or gang.phase != "failed":
+                return ""
+            self._failed_gangs.setdefault(worker.spec.group, worker)
+            self._will_start(worker)
+            return "corrected: its gang begins again with a new budget"
+        if state not in (states.FAILED, states.BACKOFF):
+            return ""
+        worker.generation, worker.moves = worker.generation + 1, 0
+        self._will_start(worker)
+        return "corrected: it begins again with a new budget"
+
+    def _will_start(self, worker: WorkerRecord) -> None:
+        if worker.desired == "running":
+            report = self._registry.worker_seen[worker.worker_id].report
+            self._starts[worker.worker_id] = max(worker.attempt, report.attempt if report else 0) + 1
 
     def _moved(
         self, worker: WorkerRecord, agent_id: str, spec: protocol.WorkerSpec, actor: str, now: Now
@@ -225,20 +264,20 @@ class Deployment:
             registry.hand_over(worker, agent_id, agent_id)
             worker.spec, worker.undeclared, worker.home, worker.moves = spec, False, "", 0
             registry.store_worker(worker)
+            self._will_start(worker)
             registry.event_log.add(
                 "takeover", now, worker_id=worker.worker_id, host=agent_id, reason=reason, actor=actor
             )
         return "moved", f"from {view['host']}"
 
     def _undeclared(self, agent_id: str) -> dict[str, tuple[Result, str]]:
-        """Workers that live here and that the inventory no longer names. Guests whose home declares them are no business
-        of this host's, and neither are those that the inventory names elsewhere or that are leaving for another host.
-        """
+        """Workers that live here and that the inventory no longer names. Guests whose home declares them are no
+        business of this host's, nor are those that the inventory names elsewhere or that are leaving."""
         found: dict[str, tuple[Result, str]] = {}
         for worker in self._gave_up.get(agent_id, ()):
             if worker.worker_id not in self._declared_on:
                 found[worker.worker_id] = (
-                    "unchanged",
+                    "elsewhere",
                     f"no longer declared here; it lives on {worker.host} and is left alone (to remove it: "
                     f"invoke deploy --limit {worker.host} --prune)",
                 )

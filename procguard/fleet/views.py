@@ -52,6 +52,8 @@ def worker_view(
         "attempt": max(worker.attempt, report.attempt if report else 0),
         "epoch": worker.epoch,
         "generation": worker.generation,
+        # Whether what its host reports is of what was asked last.
+        "current": report is not None and report.generation >= worker.generation and report.epoch == worker.epoch,
         "restarts": report.restarts if report else 0,
         "restarts_total": report.restarts_total if report else 0,
         "command": command_text(worker.spec.command),

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from procguard.coming_up import Patience
 from procguard.deploy import bundle, show
 from procguard.deploy.deployer import Deployer, Options, manager_candidates
 from procguard.deploy.heard import Heard, known_recovery
@@ -36,6 +37,8 @@ class FakeClient:
         self.silent: set[str] = set()
         self.clock = datetime(2026, 1, 1, tzinfo=timezone.utc)
         self.pending: list[str] = []
+        self.views: dict[str, dict[str, Any]] = {}  # beside those of `pending`
+        self.broken: set[str] = set()  # these fail once they are restarted
         self.forget_refusals = 0
 
     def deploy(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -78,10 +81,20 @@ class FakeClient:
         return {"ok": host != "b", "reason": "" if host != "b" else "auth"}
 
     def workers(self, **query: Any) -> list[dict[str, Any]]:
-        return [{"worker_id": name, "restart_pending": True, "agent": "elsewhere"} for name in self.pending]
+        pending = {name: {"worker_id": name, "restart_pending": True, "agent": "elsewhere"} for name in self.pending}
+        return list({**pending, **self.views}.values())
 
     def command(self, worker_id: str, verb: str) -> None:
         self.log.append((verb, worker_id))
+        if worker_id in self.views:
+            state = "failed" if worker_id in self.broken else "running"
+            known = self.views[worker_id]
+            self.views[worker_id] = {
+                **known, "state": state, "attempt": known["attempt"] + 1, "restart_pending": False, "reason": "typo"
+            }  # fmt: skip
+
+    def logs(self, worker_id: str, **_query: Any) -> str:
+        return ""
 
     def forget_agent(self, agent_id: str) -> None:
         self.log.append(("forget", agent_id))
@@ -273,6 +286,95 @@ def test_restart_changed_restarts_exactly_those_that_wait_for_it() -> None:
     (result,) = deployer(client, machines, restart_changed=True).deploy(hosts("a"))
     assert [entry for entry in client.log if entry[0] == "restart"] == [("restart", "w1"), ("restart", "w2")]
     assert result.status == "changed"
+
+
+# ----------------------------------------------------------------------------- what became of the workers
+
+
+def running(worker_id: str, host: str, **values: Any) -> dict[str, Any]:
+    return {
+        "worker_id": worker_id, "host": host, "state": "running", "desired": "running", "attempt": 1, "reason": "",
+        **values,
+    }  # fmt: skip
+
+
+def with_workers(result: str, *names: str, starts: int | None = 1, **values: Any) -> FakeClient:
+    """One worker on each host."""
+    client = FakeClient(list(names))
+    for name in names:
+        client.worker_results[name] = {f"w-{name}": {"result": result, "message": "", "starts": starts}}
+        client.views[f"w-{name}"] = running(f"w-{name}", name, **values)
+    return client
+
+
+def test_a_started_worker_that_fails_fails_its_host_alone() -> None:
+    client = with_workers("new", "a", "b")
+    client.views["w-b"].update(state="failed", reason="command not found: trian")
+    listener = Recorder()
+    results = deployer(client, FakeHosts(), listener, patience=Patience()).deploy(hosts("a", "b"))
+    assert [result.status for result in results] == ["changed", "failed"]
+    assert "worker w-b is failed: command not found: trian" in str(results[1].error)
+    assert sorted(listener.finished) == ["a", "b"]
+    out = Console(file=StringIO(), width=200)
+    show.recap(out, results)
+    text = out.file.getvalue()  # type: ignore[attr-defined]
+    assert "w-b on b: failed: command not found: trian" in text and "workers: 1 new, 1 failed" in text
+    assert sum(1 for line in text.splitlines() if line.startswith(("a ", "b "))) == 2
+    assert json.loads(show.as_json(results))["hosts"]["b"]["workers"]["w-b"]["state"] == "failed"
+
+
+def test_an_unchanged_worker_that_failed_is_told_without_waiting() -> None:
+    client = with_workers("unchanged", "a", "b", starts=None)
+    client.views["w-a"].update(state="backoff", attempt=7, current=True)
+    client.views["w-b"].update(state="starting")
+    machines = FakeHosts()
+    deployer(client, machines).deploy(hosts("a", "b"))  # installed before
+    results = deployer(client, machines, patience=Patience(60.0)).deploy(hosts("a", "b"))
+    assert [result.status for result in results] == ["failed", "ok"]
+
+
+@pytest.mark.parametrize("state", ["stopped", "exited", "starting", "unknown"])
+def test_what_stands_still_for_another_reason_is_no_failure(state: str) -> None:
+    client = with_workers("new", "a")
+    client.views["w-a"].update(state=state)
+    (result,) = deployer(client, FakeHosts(), patience=Patience(0.1)).deploy(hosts("a"))
+    assert result.status == "changed" and result.workers["w-a"]["state"] == state
+
+
+def test_an_upgrade_asks_nothing_of_the_workers() -> None:
+    client = with_workers("unchanged", "a", starts=None)
+    client.views["w-a"].update(state="failed")
+    (result,) = deployer(client, FakeHosts()).deploy(hosts("a"))
+    assert result.error is None
+
+
+@pytest.mark.parametrize(
+    ("options", "restarted", "statuses"),
+    [
+        ({}, ["w-a"], ["failed", "skipped", "skipped"]),  # one host first, then all others
+        ({"plan": Plan(serial="1", max_fail="0")}, ["w-a"], ["failed", "skipped", "skipped"]),
+        ({"plan": Plan(serial="1")}, ["w-a"], ["failed", "skipped", "skipped"]),
+        ({"plan": Plan(serial="1", max_fail="1")}, ["w-a", "w-b"], ["failed", "failed", "skipped"]),
+        ({"plan": Plan(max_fail="5")}, ["w-a", "w-b", "w-c"], ["failed", "failed", "failed"]),
+    ],
+)
+def test_a_changed_worker_that_stays_down_ends_the_roll_out(
+    options: dict[str, Any], restarted: list[str], statuses: list[str]
+) -> None:
+    client = with_workers("changed", "a", "b", "c", starts=None, restart_pending=True)
+    client.broken = {"w-a", "w-b", "w-c"}
+    one = deployer(client, FakeHosts(), patience=Patience(), restart_changed=True, **options)
+    results = one.deploy(hosts("a", "b", "c"))
+    assert [entry[1] for entry in client.log if entry[0] == "restart"] == restarted
+    assert [result.status for result in results] == statuses
+
+
+def test_changed_workers_that_come_up_are_restarted_on_all_hosts() -> None:
+    client = with_workers("changed", "a", "b", "c", starts=None, restart_pending=True)
+    one = deployer(client, FakeHosts(), patience=Patience(), restart_changed=True)
+    results = one.deploy(hosts("a", "b", "c"))
+    assert [entry[1] for entry in client.log if entry[0] == "restart"] == ["w-a", "w-b", "w-c"]
+    assert [result.status for result in results] == ["changed"] * 3
 
 
 def test_undeploy_prunes_removes_and_forgets_even_if_the_manager_is_slow_to_notice() -> None:

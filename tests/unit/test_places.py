@@ -167,7 +167,7 @@ def test_no_longer_declared_by_its_home_a_guest_is_left_alone_and_belongs_to_its
     lose(world)
     reassign(world)
     told = world.deploy({"h1": {}}, prune=True)["hosts"]["h1"]["workers"]["w1"]
-    assert told["result"] == "unchanged" and "lives on s1" in told["message"]
+    assert told["result"] == "elsewhere" and "lives on s1" in told["message"]
     assert (worker(world).desired, worker(world).undeclared, worker(world).home) == ("running", False, "")
     assert world.deploy({"h1": {}}, prune=True)["hosts"]["h1"]["workers"] == {}
     assert world.deploy({"s1": {}}, prune=True)["hosts"]["s1"]["workers"]["w1"]["result"] == "removed"

@@ -269,6 +269,28 @@ def test_a_worker_that_ended_moves_with_a_higher_epoch_and_its_old_host_drops_it
     assert [(one.worker_id, one.desired) for one in world.registry.assignments("h2")] == [("w1", "running")]
 
 
+@pytest.mark.parametrize("state", ["failed", "backoff"])
+def test_a_corrected_worker_begins_again_with_a_new_budget(world: World, state: str) -> None:
+    world.beat("h1", world.report("w1", state, attempt=4, restarts=3))
+    before = world.registry.workers_by_id["w1"].generation
+    same = world.deploy({"h1": {"w1": {"command": "sleep 9"}}})["hosts"]["h1"]["workers"]["w1"]
+    assert (same["result"], same["starts"], world.registry.worker("w1")["current"]) == ("unchanged", None, True)
+    told = world.deploy({"h1": {"w1": {"command": "sleep 10"}}})["hosts"]["h1"]["workers"]["w1"]
+    assert (told["result"], told["starts"]) == ("changed", 5) and "new budget" in told["message"]
+    assert world.registry.workers_by_id["w1"].generation == before + 1
+    assert world.registry.worker("w1")["current"] is False  # what is known of it answers the old generation
+    again = world.deploy({"h1": {"w1": {"command": "sleep 10"}}})["hosts"]["h1"]["workers"]["w1"]
+    assert (again["result"], again["starts"]) == ("unchanged", None)
+
+
+@pytest.mark.parametrize("state", ["running", "exited", "stopped"])
+def test_a_changed_worker_that_did_not_fail_is_left_as_it_is(world: World, state: str) -> None:
+    world.beat("h1", world.report("w1", state))
+    before = world.registry.workers_by_id["w1"].generation
+    told = world.deploy({"h1": {"w1": {"command": "sleep 10"}}})["hosts"]["h1"]["workers"]["w1"]
+    assert told["starts"] is None and world.registry.workers_by_id["w1"].generation == before
+
+
 def test_an_operator_s_stop_survives_a_deployment(world: World) -> None:
     world.registry.command("w1", "stop", "tester", world.now)
     world.deploy({"h1": {"w1": {"command": "sleep 10"}}})

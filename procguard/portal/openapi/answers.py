@@ -132,6 +132,7 @@ class Worker(BaseModel):
     attempt: int
     epoch: int
     generation: int
+    current: bool
     restarts: int
     restarts_total: int
     command: str
@@ -616,9 +617,12 @@ class OfSearch(BaseModel):
 
 
 class WorkerDeployed(BaseModel):
+    """`starts`: the attempt that the deployment leads to; null where it starts nothing."""
+
     result: str
     message: str
     differences: list[str]
+    starts: int | None
 
 
 class HostDeployed(BaseModel):
