@@ -35,9 +35,12 @@ _BOOT = (
     'exec(compile(i.read(int(i.readline())), \\"procguard\\", \\"exec\\"))'
 )
 # One line, without a single quote. The first line of stdin is the interpreter the inventory asks for, or empty; `read`
-# takes no byte more than that line.
+# takes no byte more than that line. One that is not there is a mistake: another one is not taken instead.
 _SCRIPT = (
     "IFS= read -r want; seen=; "
+    'case "$want" in "~/"*) want="$HOME/${want#??}";; esac; '
+    '[ -z "$want" ] || command -v "$want" >/dev/null 2>&1 || '
+    f'{{ echo {NO_PYTHON} "$want=missing"; exit 0; }}; '
     f'for p in "$want" {PYTHONS}; do '
     '[ -n "$p" ] && command -v "$p" >/dev/null 2>&1 || continue; '
     f'"$p" -I -S -c "{_BOOT}"; code=$?; '
@@ -272,6 +275,13 @@ class HostSession:
 
     def _no_python(self, seen: list[str]) -> HostError:
         """`seen`: path=version of each that was tried, the version empty where it could not even say that."""
+        wanted, _, missing = " ".join(seen).rpartition("=")
+        if missing == "missing":
+            return self._error(
+                "no_python",
+                f"ansible_python_interpreter: there is no program {wanted} on this host",
+                "correct it, or leave it out: a Python 3.9 or newer is looked for then",
+            )
         tried = [f"{path} is {version or 'broken'}" for path, _, version in (one.partition("=") for one in seen)]
         found = ", ".join(tried) or "none found"
         return self._error(
