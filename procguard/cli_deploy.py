@@ -18,7 +18,7 @@ from procguard.errors import PartlyFailed, UsageError
 
 if TYPE_CHECKING:
     from procguard.deploy.credentials import Credentials
-    from procguard.deploy.inventory import Host
+    from procguard.deploy.inventory import Host, Inventory
 
 INVENTORY_HELP = {
     "hosts": "the inventory, as Ansible reads it, e.g. inventory/prod.yaml",
@@ -47,6 +47,7 @@ FLEET_HELP = {
         "restart_changed": "restart workers whose command, directory or environment changed; ends where one stays down",
         "sync_running": "bring code (procguard_sync) also into folders in which workers run",
         **WAIT_HELP,
+        "another_fleet": "start a second copy of what another fleet (another state) runs on a host",
         "rotate_secrets": "give each agent another secret; its workers run on, the old secret is good for nothing",
     }
 )
@@ -63,6 +64,7 @@ def deploy(
     diff: bool = False,
     sync_running: bool = False,
     rotate_secrets: bool = False,
+    another_fleet: bool = False,
     wait: str = "",
     no_wait: bool = False,
     json_: bool = False,
@@ -91,8 +93,14 @@ def deploy(
         sync_running,
         rotate_secrets,
         patience(wait, no_wait),
+        another_fleet,
     )
-    _over_hosts("deploy", _chosen(hosts, limit, "deploy"), options, json_, ask_pass, ask_become_pass)
+    found = _loaded(hosts, "deploy")
+    if found.identity:
+        declared = {worker.worker_id: host.name for host in found.hosts.values() for worker in host.workers}
+        named = {"name": found.identity, "hosts": None if limit else list(found.hosts), "workers": declared}
+        options = replace(options, inventory=named)
+    _over_hosts("deploy", found.select(limit), options, json_, ask_pass, ask_become_pass)
 
 
 @operator_task(help={**FLEET_HELP, "canary": "the host that goes first; default: the first of the inventory"})
@@ -316,14 +324,18 @@ def _bytes(text: str) -> int:
 
 
 def _chosen(path: str, limit: str, action: str, one: bool = False) -> list[Host]:
+    found = _loaded(path, action)
+    if one and limit not in found.hosts:
+        raise UsageError(f"{path} has no host {limit}", f"hosts: {', '.join(list(found.hosts)[:8])}")
+    return [found.hosts[limit]] if one else found.select(limit)
+
+
+def _loaded(path: str, action: str) -> Inventory:
     from procguard.deploy import inventory
 
     if not path:
         raise UsageError("no inventory was named", f"invoke {action} --hosts inventory/prod.yaml")
-    found = inventory.load(path)
-    if one and limit not in found.hosts:
-        raise UsageError(f"{path} has no host {limit}", f"hosts: {', '.join(list(found.hosts)[:8])}")
-    return [found.hosts[limit]] if one else found.select(limit)
+    return inventory.load(path)
 
 
 def _plan(forks: int, serial: str, max_fail: str) -> Any:
@@ -361,11 +373,13 @@ def _over_hosts(
     progress = show.Progress(out, len(hosts))
     connector = Connector(_credentials(hosts, ask_pass, ask_become_pass, progress.ask))
     with progress:
-        results = getattr(Deployer(client.from_environment(), connector, progress, options), action)(hosts)
+        deployer = Deployer(client.from_environment(), connector, progress, options)
+        results = getattr(deployer, action)(hosts)
     if as_json:
-        print(show.as_json(results))
+        print(show.as_json(results, deployer.absent))
     else:
         show.recap(out, results, options.diff)
+        show.absent(out, deployer.absent, deployer.of_other_inventories)
     failure = show.failure(results)
     if failure:
         raise failure

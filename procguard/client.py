@@ -115,8 +115,9 @@ class ManagerClient:
     def revoke_agent(self, agent_id: str) -> Json:
         return self.call("POST", f"/api/agents/{quote(agent_id)}/revoke", {})
 
-    def forget_agent(self, agent_id: str) -> Json:
-        return self.call("DELETE", f"/api/agents/{quote(agent_id)}")
+    def forget_agent(self, agent_id: str, undeployed: bool = False) -> Json:
+        """`undeployed`: only one that was declared and never deployed."""
+        return self.call("DELETE", f"/api/agents/{quote(agent_id)}", query={"undeployed": 1} if undeployed else {})
 
     def events(self, **query: Any) -> list[Json]:
         return list(self.call("GET", "/api/events", query=query)["events"])

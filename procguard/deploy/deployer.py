@@ -9,6 +9,7 @@ a `Connector`, the manager is a `ManagerClient`.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import time
 import urllib.parse
@@ -23,9 +24,9 @@ from procguard.deploy.code_sync import CodeSync
 from procguard.deploy.code_wave import CodeWave
 from procguard.deploy.heard import POLL_S, Heard, known_recovery
 from procguard.deploy.inventory import Host
-from procguard.deploy.looks import NOT_UP, Looks
+from procguard.deploy.looks import Looks
 from procguard.deploy.rollout import HostResult, Json, Listener, Plan, Rollout, errors_of
-from procguard.deploy.target import Target, to_dict
+from procguard.deploy.target import Target, from_dict, to_dict
 from procguard.errors import Conflict, HostError, NotFound, ProcGuardError
 from remote_agent.protocol import secret_sha256
 
@@ -39,7 +40,8 @@ WORKER_CHANGES = ("new", "changed", "removed", "moved")
 class Options:
     """`check`: only say what would change. `diff`: with each changed worker, what changed in it. `sync_running`: bring
     code also into folders in which workers run. `rotate_secrets`: give each agent another secret. `patience`: how long
-    to wait for the workers that were started; None: what becomes of them is not asked."""
+    to wait for the workers that were started; None: what becomes of them is not asked. `another_fleet`: also where
+    another fleet's agent runs a worker of the same id."""
 
     plan: Plan = field(default_factory=Plan)
     prune: bool = False
@@ -49,6 +51,8 @@ class Options:
     sync_running: bool = False
     rotate_secrets: bool = False
     patience: Patience | None = None
+    another_fleet: bool = False
+    inventory: Json = field(default_factory=dict)  # of which this is a deployment: fleet.deployment.InventoryNamed
 
 
 class Sessions(Protocol):
@@ -64,6 +68,9 @@ class Deployer:
         self._listener = listener
         self._options = options
         self._heard = Heard(client)
+        self._fleet_id = ""
+        self.absent: dict[str, Json] = {}  # hosts gone from the inventory that are still deployed
+        self.of_other_inventories: dict[str, str] = {}
         self._specs: dict[str, Json] = {}  # of all that is declared
         self._rollout = Rollout(options.plan, listener)
         self._looks = Looks(client, options.patience) if options.patience and not options.check else None
@@ -76,10 +83,21 @@ class Deployer:
         if self._options.plan.serial:
             self._asked(hosts)  # as a whole, before the first wave
         with self._code:
-            results = self._rollout.run(hosts, self._declared, self._deploy_host, self._settle, self._halts)
+            results = self._rollout.run(hosts, self._declared, self._deploy_or_retract, self._settle, self._halts)
         if self._restarts and not self._options.plan.serial:
             self._restart_one_first(results)
+        if self._options.prune and not any(result.status == "skipped" for result in results):
+            results += self._remove_absent()
         return results
+
+    def _remove_absent(self) -> list[HostResult]:
+        """Hosts that are gone from the inventory, as undeploy does it; the manager knows how to reach them."""
+        gone, self.absent = self.absent, {}
+        hosts = [
+            Host(name, from_dict(name, one["ssh"]), home=one["procguard_home"], gone=True) for name, one in gone.items()
+        ]
+        action = self._check_undeploy if self._options.check else self._undeploy_host
+        return self._rollout.run(hosts, lambda wave: {"fleet_id": self._fleet_id, "hosts": gone}, action)
 
     @property
     def _restarts(self) -> bool:
@@ -93,7 +111,13 @@ class Deployer:
 
     def _halts(self, result: HostResult) -> bool:
         """A changed worker that does not come up ends the roll-out of --restart-changed there."""
-        return self._restarts and result.error is not None and result.error.code == NOT_UP
+        down = [name for name, one in result.workers.items() if one.get("trouble")]
+        changed = [
+            name
+            for name in down
+            if result.workers[name]["result"] == "changed" or f"restarted {name}" in result.changes
+        ]
+        return self._restarts and bool(changed)
 
     def rollback(self, hosts: list[Host]) -> list[HostResult]:
         """Have each agent go back to the release before; nothing is declared, no worker changes."""
@@ -104,7 +128,23 @@ class Deployer:
         """Stop the workers of `hosts`, remove the agents, and have the manager forget both."""
         bare = [Host(host.name, host.target, home=host.home, tunnel=host.tunnel) for host in hosts]
         action = self._check_undeploy if self._options.check else self._undeploy_host
-        return self._rollout.run(bare, lambda wave: self._client.deploy({**self.request(wave), "prune": True}), action)
+        return self._rollout.run(bare, self._pruned, action)
+
+    def _pruned(self, wave: list[Host]) -> Json:
+        """The manager stops the workers of `wave`; not of hosts that can't be undeployed because guests live there."""
+        guests = {view.get("agent") for view in self._client.workers() if view.get("home")}
+        blocked = [host for host in wave if host.name in guests]
+        free = [host for host in wave if host.name not in guests]
+        replies = [self._asked(blocked)] if blocked else []
+        replies += [self._client.deploy({**self.request(free), "prune": True})] if free else []
+        return {**replies[-1], "hosts": {name: one for reply in replies for name, one in reply["hosts"].items()}}
+
+    def _noted(self, reply: Json) -> Json:
+        """What a reply says of hosts that this deployment is not of."""
+        self._fleet_id = str(reply["fleet_id"])
+        self.absent = dict(reply.get("absent") or {})
+        self.of_other_inventories = dict(reply.get("of_other_inventories") or {})
+        return reply
 
     def _declared(self, wave: list[Host]) -> Json:
         """The code of `wave` is where it belongs, and the manager knows what is to run there."""
@@ -114,7 +154,7 @@ class Deployer:
             wave = [host for host in wave if not self._code.failed(host.name)]
             if not wave:
                 return asked
-        return self._client.deploy(self.request(wave))
+        return self._noted(self._client.deploy(self.request(wave)))
 
     def _asked(self, hosts: list[Host]) -> Json:
         """What the manager knows of `hosts`; changes nothing."""
@@ -139,20 +179,24 @@ class Deployer:
             "groups": {name: policy.model_dump() for host in hosts for name, policy in host.policies.items()},
             "prune": self._options.prune,
             "check": self._options.check,
+            **({"inventory": self._options.inventory} if self._options.inventory else {}),
         }
 
     def _restart_one_first(self, results: list[HostResult]) -> None:
         """Apply what waits for a restart on one host; only where its workers came up, on all others."""
         views = self._views()
         waiting = [result for result in results if result.error is None and self._pending(result, views)]
-        for group in (waiting[:1], waiting[1:]):
-            first = next((result.host for result in waiting[:1] if result.error is not None), "")
+        to_restart = len(waiting)
+        while waiting:
+            first = next((result.host for result in results if self._halts(result)), "")
             if first and self._ends_here(results):
-                for result in group:
+                for result in waiting:
                     why = f"{result.host}: deployed, but not restarted: the workers of {first} did not come up"
                     result.status = "skipped"
                     result.error = HostError(why, "correct them, then run it again", code="skipped")
                 return
+            group = waiting[:1] if len(waiting) == to_restart else waiting
+            waiting = waiting[len(group) :]
             for result in group:
                 with errors_of(result):
                     self._restart(result, views)
@@ -191,6 +235,19 @@ class Deployer:
 
     # ------------------------------------------------------------------------------------------- one host
 
+    def _deploy_or_retract(self, host: Host, reply: Json, result: HostResult) -> None:
+        """Deploy; where that ends before anything was installed, the manager forgets what was declared for the host: a
+        worker that never existed would be shown as one whose host is out of reach."""
+        try:
+            self._deploy_host(host, reply, result)
+        except Exception:
+            mine = reply["hosts"].get(host.name) or {}
+            only_new = all(one["result"] == "new" for one in (mine.get("workers") or {}).values())
+            if not self._options.check and only_new and mine and not mine.get("secret_sha256"):
+                with contextlib.suppress(ProcGuardError):  # it has been deployed after all, or was known before
+                    self._client.forget_agent(mine["agent_id"], undeployed=True)
+            raise
+
     def _deploy_host(self, host: Host, reply: Json, result: HostResult) -> None:
         result.code, code_error = self._code.brought(host.name)
         if code_error is not None:
@@ -204,6 +261,9 @@ class Deployer:
         deadline = time.monotonic() + HOST_TIMEOUT_S
         where = {"fleet_id": reply["fleet_id"], "host": host.name, "home": host.home}
         with self._code.session(host, where, deadline) as (session, found):
+            wanted, taken = host.target.python, str(found.get("python", ""))
+            if wanted.startswith("/") and taken and taken != wanted:
+                result.notes.append(f"ansible_python_interpreter {wanted} is older than Python 3.9: {taken} is used")
             release = bundle.build(str(found.get("platform", "")))
             if self._options.check:
                 result.changes += would_change(found, release, mine)
@@ -268,12 +328,19 @@ class Deployer:
         return str(report.get("release", ""))
 
     def _rollback_host(self, host: Host, reply: Json, result: HostResult) -> None:
+        result.workers = self._as_they_are(reply["hosts"][host.name]["agent_id"])
         where = {"fleet_id": reply["fleet_id"], "host": host.name, "home": host.home}
         self._listener.stage(host.name, "roll back")
         release = self._roll_back(host, where, reply["hosts"][host.name]["agent_id"])
         result.changes.append(f"rolled back to {release}")
 
+    def _as_they_are(self, agent_id: str) -> dict[str, Json]:
+        """The workers of an agent, each with its state as what came of it: nothing is declared here."""
+        mine = [view for view in self._client.workers(host=agent_id) if view.get("agent") == agent_id]
+        return {str(view["worker_id"]): {"result": str(view["state"]), "message": ""} for view in mine}
+
     def _check_rollback(self, host: Host, reply: Json, result: HostResult) -> None:
+        result.workers = self._as_they_are(reply["hosts"][host.name]["agent_id"])
         found = self._look(host, reply)
         if not found.get("installed"):
             raise HostError(
@@ -285,7 +352,7 @@ class Deployer:
         result.changes.append(f"would go back from {found.get('release')} to {found['previous']}")
 
     def _check_undeploy(self, host: Host, reply: Json, result: HostResult) -> None:
-        result.workers = dict(reply["hosts"][host.name].get("workers") or {})
+        self._note_removed(host, reply, result)
         result.changes += [f"would stop and remove {name}" for name in result.workers]
         if self._look(host, reply).get("installed"):
             result.changes.append("would remove the agent")
@@ -314,6 +381,8 @@ class Deployer:
             "manager_port": _port(urls[0]) if urls else 0,
             **trust_request(reply),
             "service": host.service,
+            "worker_ids": [worker.worker_id for worker in host.workers],
+            "another_fleet": self._options.another_fleet,
             "tunnel_url": str(tunnel.get("url", "")),
             "tunnel_failure": str(tunnel.get("reason", "")),
         }
@@ -359,6 +428,7 @@ class Deployer:
     def _undeploy_host(self, host: Host, reply: Json, result: HostResult) -> None:
         agent_id = reply["hosts"][host.name]["agent_id"]
         where = {"fleet_id": reply["fleet_id"], "host": host.name, "home": host.home}
+        self._note_removed(host, reply, result)
         self._listener.stage(host.name, "stop workers")
         self.await_removal(agent_id)
         self._listener.stage(host.name, "connect")
@@ -370,6 +440,23 @@ class Deployer:
         result.changes += [str(change) for change in result.report.get("changes", [])]
         self._listener.stage(host.name, "forget")
         self.forget(agent_id)
+
+    def _note_removed(self, host: Host, reply: Json, result: HostResult) -> None:
+        """Its workers go with it. Raises HostError where a worker lives there that another host declares."""
+        mine = reply["hosts"][host.name]
+        found = [name for name, one in (mine.get("workers") or {}).items() if one["result"] == "removed"]
+        why = "gone from the inventory; stopped and removed" if host.gone else ""
+        result.workers = {name: {"result": "removed", "message": why} for name in found}
+        views = self._client.workers(host=mine["agent_id"])
+        guests = [one for one in views if one.get("agent") == mine["agent_id"] and one.get("home")]
+        if guests:
+            named = ", ".join(f"{one['worker_id']} of {one['home']}" for one in guests[:5])
+            first = guests[0]
+            raise HostError(
+                f"{host.name}: workers of other hosts live here: {named}",
+                f"move them first, e.g. invoke move {first['worker_id']} {first['home']}, or declare them elsewhere",
+                code="guests",
+            )
 
     def forget(self, agent_id: str) -> None:
         """The manager refuses while it takes the agent for connected: it may need a moment to notice the end."""

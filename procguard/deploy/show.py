@@ -117,6 +117,8 @@ def recap(out: Console, results: list[HostResult], diff: bool = False) -> None:
         for change in result.changes:
             if change.startswith("restarted "):  # these came after the host's own line
                 out.print(f"{'':<{width}}  {escape(change)}")
+        for note in result.notes:
+            out.print(f"{'':<{width}}  note: {escape(note)}")
         for folder in result.code:
             _code(out, folder, width, diff)
         for worker_id, one in result.workers.items():
@@ -128,6 +130,22 @@ def recap(out: Console, results: list[HostResult], diff: bool = False) -> None:
     totals: Counter[str] = Counter(result.status for result in results)
     names = ["ok", "changed", "failed", "unreachable", *(["skipped"] if totals["skipped"] else [])]
     out.print("  ".join(f"{name}={totals[name]}" for name in names))
+
+
+def absent(out: Console, gone: dict[str, dict[str, Any]], others: dict[str, str]) -> None:
+    """Hosts that the deployment was not of: gone from the inventory, or another one's. One line each."""
+    for host, one in list(gone.items())[:MAX_NAMED]:
+        names = [name for name, worker in one["workers"].items() if worker["result"] == "undeclared"]
+        left = f"undeclared: {', '.join(names[:5])}" if names else "no workers are left"
+        left += f" and {len(names) - 5} more" if len(names) > 5 else ""
+        what = f"{host}: gone from the inventory; {left}; --prune stops them and removes its agent"
+        out.print(f"note: {what}", style="yellow", markup=False)
+    if len(gone) > MAX_NAMED:
+        out.print(f"note: and {len(gone) - MAX_NAMED} more are gone from the inventory", style="yellow")
+    if others:
+        named = ", ".join(f"{host} ({name or 'of none known'})" for host, name in list(others.items())[:5])
+        more = f" and {len(others) - 5} more" if len(others) > 5 else ""
+        out.print(f"note: left alone, of other inventories: {named}{more}", style="dim", markup=False)
 
 
 def fetched(out: Console, results: list[HostResult]) -> None:
@@ -203,9 +221,10 @@ def _recovery(answer: dict[str, Any]) -> str:
     return f"recovery over SSH: [yellow]no[/] ({escape(str(answer.get('reason') or 'unknown'))})"
 
 
-def as_json(results: list[HostResult]) -> str:
+def as_json(results: list[HostResult], gone: dict[str, dict[str, Any]] | None = None) -> str:
     return json.dumps(
         {
+            **({"absent": {host: sorted(one["workers"]) for host, one in gone.items()}} if gone else {}),
             "hosts": {
                 result.host: {
                     "status": result.status,

@@ -43,14 +43,26 @@ class HostDeclared(BaseModel):
     workers: list[WorkerDeclared] = Field(default_factory=list)
 
 
+class InventoryNamed(BaseModel):
+    """The inventory that a deployment is of. `hosts`: all that it names; None: only a part of it is deployed.
+    `workers`: on which host it declares each, whatever part of it is deployed."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str = Field(max_length=1_000)
+    hosts: list[str] | None = Field(default=None, max_length=10_000)
+    workers: dict[str, str] = Field(default_factory=dict, max_length=1_000_000)
+
+
 class DeploymentRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
+    inventory: InventoryNamed | None = None  # None: an older client, or hosts that no file names
     hosts: list[HostDeclared] = Field(max_length=10_000)
     groups: dict[str, GroupPolicy] | None = None  # None: an older client, which knows no groups
     prune: bool = False
     check: bool = False
 
 
+OTHERS_NAMED = 50
 _SPEC: TypeAdapter[protocol.WorkerSpec] = TypeAdapter(protocol.WorkerSpec)
 
 
@@ -64,7 +76,10 @@ class Deployment:
             self._away: dict[str, list[WorkerRecord]] = {}  # by home: those that live elsewhere
             self._failed_gangs: dict[str, WorkerRecord] = {}  # to begin again: group -> its corrected member
             self._gave_up: dict[str, list[WorkerRecord]] = {}  # by former home: those that belong to another host now
-            self._declared_on = {worker.worker_id: host.host for host in self._request.hosts for worker in host.workers}
+            named = self._request.inventory
+            self._declared_on = dict(named.workers) if named is not None else {}
+            for host in self._request.hosts:
+                self._declared_on.update((worker.worker_id, host.host) for worker in host.workers)
             self._specs = {
                 worker.worker_id: self._spec(worker) for host in self._request.hosts for worker in host.workers
             }
@@ -101,6 +116,7 @@ class Deployment:
         self._away = self._lent()
         self._settle_homes()
         hosts = {host.host: self._host(host, actor, now) for host in self._request.hosts}
+        absent = self._absent()
         if not self._request.check:
             used = {spec.group for spec in self._specs.values() if spec.group}
             self._registry.gangs.groups.declare(self._request.groups, used)
@@ -111,7 +127,56 @@ class Deployment:
                 "deploy", now, reason=f"{len(hosts)} host(s), {len(self._specs)} worker(s) declared", actor=actor
             )
             self._registry.commit()
-        return {"fleet_id": self._registry.fleet_id, "hosts": hosts}
+        return {
+            "fleet_id": self._registry.fleet_id,
+            "hosts": hosts,
+            "absent": absent,
+            "of_other_inventories": self._of_other_inventories(),
+        }
+
+    def _absent(self) -> dict[str, dict[str, Any]]:
+        """The hosts that this inventory named before and names no more: their workers are undeclared, or pruned. The
+        hosts of another inventory are none of this one's business."""
+        named = self._request.inventory
+        if named is None or named.hosts is None:
+            return {}
+        found: dict[str, dict[str, Any]] = {}
+        for agent in list(self._registry.agents_by_id.values()):
+            if agent.kind != "deployed" or agent.inventory != named.name or agent.host in named.hosts:
+                continue
+            guests = {worker.worker_id for workers in self._away.values() for worker in workers}
+            living = [worker.worker_id for worker in self._registry.workers_of(agent.agent_id)]
+            found[agent.host] = {
+                "agent_id": agent.agent_id,
+                "ssh": agent.ssh,
+                "procguard_home": agent.procguard_home,
+                "workers": self._told(self._undeclared(agent.agent_id)),
+                "guests": sorted(guests.intersection(living)),
+            }
+            if not self._request.check and not agent.undeclared:
+                agent.undeclared = True
+                self._registry.index_agent(agent)
+        return found
+
+    def _of_other_inventories(self) -> dict[str, str]:
+        """Deployed hosts that this whole inventory does not name, and which one named them last; some of many."""
+        named = self._request.inventory
+        if named is None or named.hosts is None:
+            return {}
+        agents = [one for one in self._registry.agents_by_id.values() if one.kind == "deployed"]
+        others = [one for one in agents if one.inventory != named.name and one.host not in named.hosts]
+        return {one.host: one.inventory for one in others[:OTHERS_NAMED]}
+
+    def _told(self, workers: dict[str, tuple[Result, str]]) -> dict[str, dict[str, Any]]:
+        return {
+            wid: {
+                "result": result,
+                "message": text,
+                "differences": self._differences.get(wid, []),
+                "starts": self._starts.get(wid),
+            }
+            for wid, (result, text) in workers.items()
+        }
 
     def _lent(self) -> dict[str, list[WorkerRecord]]:
         """The workers that live elsewhere for now, by the agent that is their home."""
@@ -143,7 +208,10 @@ class Deployment:
         if not self._request.check:
             if agent is None:
                 agent = AgentRecord(agent_id, declared.host, "deployed")
-            if _declared(agent) != _declared(declared) or agent.agent_id not in registry.agents_by_id:
+            inventory = self._request.inventory.name if self._request.inventory else agent.inventory
+            new = agent.agent_id not in registry.agents_by_id or agent.undeclared or agent.inventory != inventory
+            if new or _declared(agent) != _declared(declared):
+                agent.inventory, agent.undeclared = inventory, False
                 if agent.ssh != declared.ssh and agent_id in registry.seen:
                     registry.seen[agent_id].recovery_ssh = {"ok": None, "reason": "not tried yet"}
                 agent.ssh, agent.procguard_home = declared.ssh, declared.procguard_home
@@ -159,15 +227,7 @@ class Deployment:
             "proof_key": registry.proof_key(agent_id),
             "secret_sha256": agent.secret_sha256 if agent else "",
             "heard_at": iso(seen.last_seen_wall) if seen else None,
-            "workers": {
-                wid: {
-                    "result": result,
-                    "message": text,
-                    "differences": self._differences.get(wid, []),
-                    "starts": self._starts.get(wid),
-                }
-                for wid, (result, text) in workers.items()
-            },
+            "workers": self._told(workers),
         }
 
     def _worker(self, worker_id: str, agent_id: str, actor: str, now: Now) -> tuple[Result, str]:
@@ -282,8 +342,15 @@ class Deployment:
                     f"invoke deploy --limit {worker.host} --prune)",
                 )
         guests = {worker.worker_id for workers in self._away.values() for worker in workers}
+        deployed = {host.host for host in self._request.hosts}
         for worker in self._registry.workers_of(agent_id):
-            if worker.worker_id in guests | self._declared_on.keys() or worker.desired == "removed" or worker.moving:
+            if worker.worker_id in guests or worker.desired == "removed" or worker.moving:
+                continue
+            elsewhere = self._declared_on.get(worker.worker_id)
+            if elsewhere is not None:
+                if elsewhere not in (deployed | {agent_id}):
+                    how = f"invoke move {worker.worker_id} {elsewhere}, then deploy"
+                    found[worker.worker_id] = ("elsewhere", f"declared on {elsewhere} now, still here; {how}")
                 continue
             if self._request.prune:
                 found[worker.worker_id] = ("removed", "not in the inventory; stopped and removed")

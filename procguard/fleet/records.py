@@ -38,6 +38,8 @@ class AgentRecord:
     labels: dict[str, str] = field(
         default_factory=dict
     )  # procguard_labels: what a worker's `requires` is compared with
+    inventory: str = ""  # which inventory declared it last, e.g. "head:/home/ml/inventory/prod.yaml"; "": none is known
+    undeclared: bool = False  # that inventory names it no more
     cordon: dict[str, Any] = field(default_factory=dict)  # {"reason", "actor", "at"}: no new tasks; {} = none
     ledger: list[dict[str, Any]] = field(default_factory=list)  # reputation.py
     # The open incident, for the next manager: {"opened", "starts", "outcome", "reason"}; {} = none.

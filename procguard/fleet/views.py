@@ -131,6 +131,7 @@ def host_view(agent: AgentRecord, seen: AgentObserved, workers: int) -> dict[str
         "reason": seen.reason,
         "spare": agent.spare,
         "labels": agent.labels,
+        "undeclared": agent.undeclared,
         "cordoned": agent.cordon or None,
         "recovery": agent.incident or None,
         "failures": len(agent.ledger),

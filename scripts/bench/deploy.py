@@ -2,8 +2,9 @@
 
 The floor, in the same run: parallel `ssh`, tar over stdin, a link, a file, and two Pythons started on each host, as any
 agent must. Ours ends only when the manager has heard each agent after its connection closed, and includes the start of
-the command line. Both modes are measured: `--no-wait`, and as it is by default, which ends once the workers have been up
-for their start_secs (1 s here; ssh waits for nothing). Ansible: the shipped playbook, as many forks, pipelining. Needs root (network namespaces).
+the command line. Both modes are measured: `--no-wait`, and the default, which ends once the workers have been up for
+their start_secs (1 s here; ssh waits for nothing). Ansible: the shipped playbook, as many forks, pipelining. Needs root
+(network namespaces).
 """
 
 from __future__ import annotations

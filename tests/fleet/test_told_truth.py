@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.fleet import jobs
-from tests.fleet.chaos_world import World
+from tests.fleet import jobs, stamps
+from tests.fleet.chaos_world import SETTINGS, World
+from tests.fleet.manager import Manager
 
 pytestmark = pytest.mark.fleet
 
@@ -118,6 +120,79 @@ def test_whatever_keeps_a_worker_from_starting_is_told_with_its_reason(world: Wo
     assert world.operator.invoke("status").returncode == 0
 
 
+def test_another_state_does_not_double_what_runs(world: World, tmp_path: Path) -> None:
+    write(world, {"node1": [stamps.stamping("solo")], "node2": []})
+    assert deploy(world, "--limit", "node1").returncode == 0
+    mine = stamps.only_child(world.host("node1"), "solo")
+    (fleet,) = {path.name for path in world.host("node1").path("/root/.procguard").iterdir()} - {"releases"}
+    with Manager(tmp_path, world.operator.environment, SETTINGS) as other:
+        elsewhere = replace(world.operator, manager_url=other.url)
+        inventory = str(world.directory / "truth.yaml")
+        refused = elsewhere.invoke("deploy", "--hosts", inventory, "--limit", "node1")
+        assert refused.returncode == 2 and "solo already runs here in another fleet" in said(refused), said(refused)
+        (second,) = set(re.findall(r"f-[0-9a-f]{10}", said(refused))) - {fleet}
+        assert f"fleet {fleet} (manager http://" in said(refused) and f"this one is {second}" in said(refused)
+        assert stamps.only_child(world.host("node1"), "solo") == mine
+        assert other.get("/api/remote-workers")["workers"] == []  # no ghost of what was never deployed
+        doctor = elsewhere.invoke("doctor", "node1", "--hosts", inventory)
+        assert doctor.returncode == 2 and f"fleet {fleet}" in doctor.stdout and "both mean solo" in doctor.stdout
+        insisted = elsewhere.invoke("deploy", "--hosts", inventory, "--another-fleet", "--limit", "node1")
+        assert insisted.returncode == 0, said(insisted)
+        assert len(stamps.children(world.host("node1"), "solo")) == 2
+        assert "ok=1  changed=0" in recap(deploy(world, "--limit", "node1"))  # and this fleet's deployments go on
+        assert elsewhere.invoke("undeploy", "--hosts", inventory, "--limit", "node1").returncode == 0
+    assert stamps.only_child(world.host("node1"), "solo") == mine
+
+
+def test_a_host_deleted_from_the_inventory_is_told_and_pruned_and_a_failed_deploy_leaves_no_ghosts(
+    world: World,
+) -> None:
+    write(world, {"node1": [], "node3": [{"worker_id": "left", "command": SLEEP}]})
+    assert deploy(world, "--prune").returncode == 0
+    hosts = {"node1": jobs.host_variables(world.host("node1"), [])}
+    nowhere = {"ansible_host": world.host("node1").address, "ansible_port": 9, "ansible_user": "root"}
+    hosts["ghost"] = {**nowhere, "procguard_workers": [{"worker_id": "boo", "command": SLEEP}]}
+    inventory = jobs.write_inventory(world.directory / "truth.yaml", hosts)
+    told = deploy(world)
+    assert told.returncode == 2 and "unreachable=1" in recap(told), said(told)
+    assert "node3: gone from the inventory; undeclared: left" in said(told)
+    assert world.manager.worker("left")["undeclared"] is True and world.manager.worker("boo") == {}
+    assert world.manager.host("ghost") == {}
+    jobs.write_inventory(inventory, {"node1": hosts["node1"]})
+    looked = deploy(world, "--prune", "--check")
+    assert "would stop and remove left" in said(looked) and world.manager.worker("left")["state"] == "running"
+    pruned = deploy(world, "--prune")
+    assert pruned.returncode == 0, said(pruned)
+    assert world.manager.worker("left") == {} and world.manager.host("node3") == {}
+    assert world.host("node3").processes("remote_agent") == []
+
+
+def test_undeploy_and_rollback_say_what_they_do(world: World) -> None:
+    inventory = write(world, {"node1": [{"worker_id": "kept", "command": SLEEP}]})
+    assert deploy(world, "--limit", "node1").returncode == 0
+    checked = world.operator.invoke("undeploy", "--hosts", str(inventory), "--check")
+    assert "would stop and remove kept" in said(checked) and "not in the inventory" not in said(checked)
+    nothing = world.operator.invoke("rollback", "--hosts", str(inventory))
+    assert nothing.returncode == 2 and "there is no release to go back to" in said(nothing)
+    assert "workers: 1 running" in recap(nothing)
+    gone = world.operator.invoke("undeploy", "--hosts", str(inventory))
+    assert gone.returncode == 0 and "workers: 1 removed" in recap(gone), said(gone)
+    assert "not in the inventory" not in said(gone)
+
+
+def test_check_finds_what_no_host_can_run(world: World) -> None:
+    workers = [{"worker_id": "w1", "command": "cd /tmp && sleep 1"}, {"worker_id": "w2", "command": "echo 'a"}]
+    workers.append({"worker_id": "w3", "command": "python3 ~/train.py"})
+    write(world, {"node1": workers})
+    words = deploy(world, "--check")
+    assert words.returncode == 1, said(words)
+    assert all(part in words.stderr for part in ("w1: command: &&", "w2: command: a ' is opened", "w3: command: ~/"))
+    write(world, {"node1": []}, ansible_python_interpreter="/opt/nowhere/python3")
+    for options in (("--check",), ()):
+        python = deploy(world, *options)
+        assert python.returncode == 2 and "there is no program /opt/nowhere/python3" in said(python), said(python)
+
+
 def test_restart_changed_with_a_typing_mistake_ends_at_the_first_host(world: World) -> None:
     def jobs_of(command: str) -> dict[str, list[dict[str, Any]]]:
         return {name: [{"worker_id": f"job-{name}", "command": command}] for name in NODES}
@@ -129,7 +204,7 @@ def test_restart_changed_with_a_typing_mistake_ends_at_the_first_host(world: Wor
     assert deploy(world, "--prune").returncode == 0
     before = pids()
     for number, options in enumerate([("--serial", "1", "--max-fail", "0"), ()]):
-        write(world, jobs_of(f"sleeep {number}"))
+        write(world, jobs_of(f"sleeep {number}"))  # the second time node1's has failed already, and fails again
         run = deploy(world, "--restart-changed", *options)
         assert run.returncode == 2, said(run)
         assert "skipped=2" in recap(run) and "job-node1 on node1" in recap(run), said(run)

@@ -40,12 +40,14 @@ class FakeClient:
         self.views: dict[str, dict[str, Any]] = {}  # beside those of `pending`
         self.broken: set[str] = set()  # these fail once they are restarted
         self.forget_refusals = 0
+        self.absent: dict[str, Any] = {}
 
     def deploy(self, request: dict[str, Any]) -> dict[str, Any]:
         self.log.append(("deploy", request))
         names = [one["host"] for one in request["hosts"]]
         return {
             "fleet_id": "f-1",
+            "absent": self.absent,
             "manager_urls": ["http://10.0.0.1:5000"],
             "hosts": {
                 name: {
@@ -96,8 +98,8 @@ class FakeClient:
     def logs(self, worker_id: str, **_query: Any) -> str:
         return ""
 
-    def forget_agent(self, agent_id: str) -> None:
-        self.log.append(("forget", agent_id))
+    def forget_agent(self, agent_id: str, undeployed: bool = False) -> None:
+        self.log.append(("retract" if undeployed else "forget", agent_id))
         if self.forget_refusals:
             self.forget_refusals -= 1
             raise Conflict("it is connected")
@@ -369,6 +371,25 @@ def test_a_changed_worker_that_stays_down_ends_the_roll_out(
     assert [result.status for result in results] == statuses
 
 
+def test_one_that_failed_before_and_does_so_again_ends_it_before_any_restart() -> None:
+    """On one host the worker is down, and its corrected form is as wrong: no healthy one is ended for it."""
+    client = with_workers("changed", "a", "b", starts=None, restart_pending=True)
+    client.worker_results["b"]["w-b"]["starts"] = 3
+    client.views["w-b"].update(state="failed", attempt=3, restart_pending=False)
+    one = deployer(client, FakeHosts(), patience=Patience(), restart_changed=True)
+    assert [result.status for result in one.deploy(hosts("a", "b"))] == ["skipped", "failed"]
+    assert not [entry for entry in client.log if entry[0] == "restart"]
+
+
+def test_an_unchanged_worker_that_is_down_holds_up_no_restarts() -> None:
+    client = with_workers("changed", "a", starts=None, restart_pending=True)
+    client.secrets["b"], client.worker_results["b"] = "", {"x": {"result": "unchanged", "message": "", "starts": None}}
+    client.views["x"] = running("x", "b", state="failed")
+    one = deployer(client, FakeHosts(), patience=Patience(), restart_changed=True)
+    assert [result.status for result in one.deploy(hosts("a", "b"))] == ["changed", "failed"]
+    assert [entry[1] for entry in client.log if entry[0] == "restart"] == ["w-a"]
+
+
 def test_changed_workers_that_come_up_are_restarted_on_all_hosts() -> None:
     client = with_workers("changed", "a", "b", "c", starts=None, restart_pending=True)
     one = deployer(client, FakeHosts(), patience=Patience(), restart_changed=True)
@@ -384,6 +405,92 @@ def test_undeploy_prunes_removes_and_forgets_even_if_the_manager_is_slow_to_noti
     assert result.status == "changed" and machines.requests["a"]["op"] == "uninstall"
     assert client.log[0][1]["prune"] is True and client.log[0][1]["hosts"][0]["workers"] == []
     assert client.log.count(("forget", "a")) == 3
+
+
+# ------------------------------------------------------------------------- hosts that are or were never there
+
+
+def test_a_host_that_could_not_be_deployed_leaves_no_ghosts() -> None:
+    """Only where nothing was installed: one that has a secret may have an agent, one with known workers has a past."""
+    client, machines = FakeClient(["a", "b", "c", "d"]), FakeHosts()
+    machines.errors = {name: HostUnreachable(f"{name}: refused") for name in ("a", "b", "c")}
+    client.secrets["b"] = "0" * 64
+    client.worker_results["a"] = {"w": {"result": "new", "message": ""}}
+    client.worker_results["c"] = {"v": {"result": "unchanged", "message": ""}}
+    deployer(client, machines).deploy(hosts("a", "b", "c", "d"))
+    assert [entry[1] for entry in client.log if entry[0] == "retract"] == ["a"]
+    client.log.clear()
+    deployer(client, machines, check=True).deploy(hosts("a"))
+    assert not [entry for entry in client.log if entry[0] == "retract"]
+
+
+def gone(*workers: str) -> dict[str, Any]:
+    return {
+        "agent_id": "old", "ssh": {"hostname": "10.0.0.9"}, "procguard_home": "/data/pg", "guests": [],
+        "workers": {name: {"result": "removed", "message": ""} for name in workers},
+    }  # fmt: skip
+
+
+def test_a_host_gone_from_the_inventory_is_undeployed_by_prune() -> None:
+    client, machines = FakeClient(["a"]), FakeHosts()
+    client.absent = {"old": gone("w1")}
+    kept, old = deployer(client, machines, prune=True).deploy(hosts("a"))
+    assert (kept.host, old.host, old.status) == ("a", "old", "changed")
+    assert machines.requests["old"] == {"op": "uninstall", "fleet_id": "f-1", "host": "old", "home": "/data/pg"}
+    assert ("forget", "old") in client.log and old.workers["w1"]["result"] == "removed"
+
+
+def test_without_prune_it_is_only_told_and_with_check_nothing_happens() -> None:
+    client, machines = FakeClient(["a"]), FakeHosts()
+    client.absent = {"old": {**gone(), "workers": {"w1": {"result": "undeclared", "message": ""}}}}
+    one = deployer(client, machines)
+    assert [result.host for result in one.deploy(hosts("a"))] == ["a"]
+    out = Console(file=StringIO(), width=200)
+    show.absent(out, one.absent, {"lab1": "head:/lab.yaml"})
+    text = out.file.getvalue()  # type: ignore[attr-defined]
+    assert "old: gone from the inventory; undeclared: w1; --prune" in text and "lab1 (head:/lab.yaml)" in text
+    client.absent = {"old": gone("w1")}
+    results = deployer(client, machines, check=True, prune=True).deploy(hosts("a"))
+    assert results[1].changes == ["would stop and remove w1"] and "old" not in machines.requests
+
+
+def test_prune_ends_no_host_where_the_roll_out_ended_early() -> None:
+    client, machines = FakeClient(["a", "b"]), FakeHosts()
+    client.absent = {"old": gone("w1")}
+    machines.errors = {"a": HostUnreachable("a: refused")}
+    one = deployer(client, machines, prune=True, plan=Plan(serial="1", max_fail="0"))
+    assert [result.host for result in one.deploy(hosts("a", "b"))] == ["a", "b"]
+    assert "old" not in machines.requests
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_undeploy_says_which_workers_go_and_nothing_of_the_inventory(check: bool) -> None:
+    client, machines = FakeClient(["a"]), FakeHosts()
+    client.worker_results["a"] = {
+        "w": {"result": "removed", "message": "not in the inventory; stopped and removed"},
+        "moved": {"result": "elsewhere", "message": "no longer declared here; it lives on b"},
+    }
+    machines.installed["a"] = {"installed": True}
+    (result,) = deployer(client, machines, check=check).undeploy(hosts("a"))
+    assert result.workers == {"w": {"result": "removed", "message": ""}}
+    assert ("would stop and remove w" in result.changes) is check
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_undeploy_of_a_host_with_guests_is_refused_and_touches_nothing(check: bool) -> None:
+    client, machines = FakeClient(["a"]), FakeHosts()
+    client.views = {"roam": {"worker_id": "roam", "agent": "a", "home": "b"}}
+    (result,) = deployer(client, machines, check=check).undeploy(hosts("a"))
+    assert result.status == "failed" and "roam of b" in str(result.error)
+    assert "invoke move roam b" in str(result.error) and machines.requests == {}
+    assert all(entry[1]["check"] for entry in client.log if entry[0] == "deploy")  # its own workers run on, too
+
+
+def test_rollback_tells_its_workers_as_they_are() -> None:
+    client, machines = FakeClient(["a"]), FakeHosts()
+    client.views = {"w": {"worker_id": "w", "agent": "a", "state": "running", "home": None}}
+    (result,) = deployer(client, machines).rollback(hosts("a"))
+    assert result.workers == {"w": {"result": "running", "message": ""}}
 
 
 def test_an_agent_never_heard_after_the_connection_closed_is_an_error() -> None:

@@ -222,6 +222,7 @@ class Host(BaseModel):
     agent_started: Moment = None
     spare: bool | int = False
     labels: dict[str, str] = {}
+    undeclared: bool = False  # the inventory that declared it names it no more
     cordoned: Cordon | None = None
     recovery: HostRecovery | None = None
     failures: int = 0
@@ -633,6 +634,17 @@ class HostDeployed(BaseModel):
     workers: dict[str, WorkerDeployed]
 
 
+class HostAbsent(BaseModel):
+    """A host that the inventory named in an earlier deployment, and names no more. `guests`: workers that live there
+    and are declared elsewhere. `ssh`: how the manager reaches it."""
+
+    agent_id: str
+    ssh: dict[str, Any]
+    procguard_home: str
+    workers: dict[str, WorkerDeployed]
+    guests: list[str]
+
+
 class ManagerTls(BaseModel):
     """What agents are to trust: certificates in PEM ("": those that their machines know), for whatever address."""
 
@@ -647,6 +659,8 @@ class Ca(ManagerTls):
 class Deployed(BaseModel):
     fleet_id: str
     hosts: dict[str, HostDeployed]
+    absent: dict[str, HostAbsent]
+    of_other_inventories: dict[str, str]
     manager_urls: list[str]
     tls: ManagerTls
 
