@@ -80,6 +80,7 @@ class Session:
             return file_finder.send(request, self._say, sys.stdout.buffer)
         installer = Installer(request.get("home", ""), request["fleet_id"], request["host"])
         if request["op"] == "hello":
+            installer.refuse_what_another_runs(request)  # only --check names workers here
             return {"hello": installer.status()}
         if request["op"] == "install":
             report = installer.install(request, self._receive_bundle, self._receive_code, self._receive_secret)

@@ -162,7 +162,7 @@ class Installer:
         answers "" where the present one is good. A release whose agent does not start is rolled back to the one before.
         """
         if not request.get("another_fleet"):
-            self._refuse_what_another_runs(request)
+            self.refuse_what_another_runs(request)
         with self._locked(make=True):
             changes: List[str] = []
             digest = request["release"]
@@ -189,7 +189,7 @@ class Installer:
                 self._apply(config, keeping, digest, keeper)
             return self._report(changes)
 
-    def _refuse_what_another_runs(self, request: Json) -> None:
+    def refuse_what_another_runs(self, request: Json) -> None:
         """Another fleet's worker of the same id would be doubled by ours."""
         worker_ids = [str(one) for one in request.get("worker_ids") or []]
         if not worker_ids:

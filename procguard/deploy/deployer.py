@@ -158,7 +158,9 @@ class Deployer:
 
     def _asked(self, hosts: list[Host]) -> Json:
         """What the manager knows of `hosts`; changes nothing."""
-        return self._client.deploy({**self.request(hosts), "check": True})
+        asked = {**self.request(hosts), "check": True}
+        asked.pop("inventory", None)
+        return self._client.deploy(asked)
 
     # ------------------------------------------------------------------------------------------------ all
 
@@ -260,7 +262,10 @@ class Deployer:
         ]
         deadline = time.monotonic() + HOST_TIMEOUT_S
         where = {"fleet_id": reply["fleet_id"], "host": host.name, "home": host.home}
-        with self._code.session(host, where, deadline) as (session, found):
+        checked = {"worker_ids": [worker.worker_id for worker in host.workers]} if self._options.check else {}
+        if self._options.another_fleet:
+            checked = {}
+        with self._code.session(host, {**where, **checked}, deadline) as (session, found):
             wanted, taken = host.target.python, str(found.get("python", ""))
             if wanted.startswith("/") and taken and taken != wanted:
                 result.notes.append(f"ansible_python_interpreter {wanted} is older than Python 3.9: {taken} is used")

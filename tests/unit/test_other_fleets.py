@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from remote_agent import other_fleets, paths
+from remote_agent.install import Session
 from remote_agent.installer import Installer
 from remote_agent.protocol import Assignment, WorkerSpec
 from remote_agent.release import InstallError
@@ -66,6 +67,16 @@ def test_what_another_fleet_runs_is_refused_naming_both_fleets_and_its_manager(h
     assert "train already runs here in another fleet" in error.message and "eval" not in error.message
     assert THEIRS in error.message and OURS in error.message and "http://10.0.0.9:5000" in error.message
     assert "--another-fleet" in error.next_step and not (home / OURS).exists()
+
+
+def test_check_is_refused_what_a_deployment_would_be(home: Path) -> None:
+    """It names its workers with the first question; whoever else asks how the host is, is answered."""
+    session = Session()
+    where = {"op": "hello", "fleet_id": OURS, "host": "h1", "home": str(home)}
+    with fleet(home, THEIRS, "train"):
+        with pytest.raises(InstallError, match="already runs here in another fleet"):
+            session._do({**where, "worker_ids": ["train"]})
+        assert session._do(where)["hello"]["installed"] is False
 
 
 def test_other_workers_and_those_that_have_ended_are_nobodys_trouble(home: Path) -> None:
