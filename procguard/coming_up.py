@@ -166,7 +166,7 @@ class Watcher:
                 str(view.get("reason") or ""),
                 line,
             ]
-            told[str(view["worker_id"])] = ": ".join(word for word in words if word)
+            told[str(view["worker_id"])] = printable(": ".join(word for word in words if word))
         return told
 
     def _error_line(self, view: View, deadline: float) -> str:
@@ -184,6 +184,7 @@ class Watcher:
             time.sleep(POLL_S)
 
 
+_ANSI = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|.)")
 _TRACEBACK = "Traceback (most recent call last):"
 _ERROR = re.compile(
     r"\b(\w*error|\w*exception|not found|no such|cannot|can't|could not|unable|denied|refused|fatal|panic|fail(ed|ure)?"
@@ -193,10 +194,15 @@ _ERROR = re.compile(
 MAX_LINE_CHARS = 300
 
 
+def printable(text: str, keep: str = "") -> str:
+    """A job's output is data: without colours, and nothing in it that a terminal obeys."""
+    return "".join(letter if letter.isprintable() or letter in keep else " " for letter in _ANSI.sub("", text))
+
+
 def error_line(text: str) -> str:
     """The line that says what went wrong: of a Python traceback its exception, else the first that sounds like an
     error, else the last one."""
-    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    lines = [line.rstrip() for line in printable(text, keep="\n\t").splitlines() if line.strip()]
     if not lines:
         return ""
     begin = next((number for number, line in enumerate(lines) if line.strip() == _TRACEBACK), None)

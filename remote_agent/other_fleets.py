@@ -12,6 +12,7 @@ from collections import namedtuple
 from typing import Any
 
 from remote_agent import paths
+from remote_agent.ids import valid_id
 from remote_agent.locks import lock_held
 
 # manager: an address of its manager, "" where none is known. workers: ids of those whose runner lives here. insists: it
@@ -23,9 +24,9 @@ def found(home: str, fleet_id: str) -> "list[Other]":
     """The agents and launchers of other fleets that are alive on this host, or have a worker that is."""
     others = []
     for fleet in _names(home):
-        if fleet in (fleet_id, "releases"):
+        if fleet in (fleet_id, "releases") or not valid_id(fleet):
             continue
-        for host in _names(os.path.join(home, fleet)):
+        for host in filter(valid_id, _names(os.path.join(home, fleet))):
             directory = os.path.join(home, fleet, host)
             launchers = os.path.join(directory, "launchers")
             for one in (directory, *(os.path.join(launchers, name) for name in _names(launchers))):
@@ -80,12 +81,14 @@ def _look(fleet_id: str, host: str, directory: str) -> "Other | None":
     if not isinstance(runtime_dir, str) or not runtime_dir:
         return None
     urls = config.get("manager_urls")
-    manager = str(urls[0]) if isinstance(urls, list) and urls else ""
+    manager = str(urls[0])[:200] if isinstance(urls, list) and urls else ""
+    if not manager.isprintable():
+        manager = ""
     root = paths.workers_dir(directory)
     alive = [name for name in _names(root) if lock_held(paths.runner_lock(runtime_dir, os.path.join(root, name)))]
-    ids = [_worker_id(os.path.join(root, name)) for name in alive]
+    workers = [one for one in (_worker_id(os.path.join(root, name)) for name in alive) if valid_id(one)]
     agent_runs = lock_held(paths.agent_lock(runtime_dir))
-    return Other(fleet_id, host, directory, manager, agent_runs, ids, bool(config.get("another_fleet")))
+    return Other(fleet_id, host, directory, manager, agent_runs, workers, bool(config.get("another_fleet")))
 
 
 def _worker_id(directory: str) -> str:

@@ -79,6 +79,7 @@ def test_stopped_finished_and_held_ones_are_no_failure(seen: dict[str, Any], bad
             "ModuleNotFoundError: No module named 'torhc'",
         ),
         ("Traceback (most recent call last):\n  File 'x'\n", "File 'x'"),
+        ("\x1b[31mERROR\x1b[0m: \x1b]0;owned\x07no\x07 data\u202e\n", "ERROR: no  data"),
         ("x" * 1000 + " error\n", "x" * 300),
     ],
 )
