@@ -13,12 +13,13 @@ from invoke import Context
 
 from procguard import client
 from procguard.cli_task import operator_task
+from procguard.coming_up import WAIT_HELP, patience
 from procguard.errors import PartlyFailed, UsageError
 from procguard.terminal import say, say_json
 
 if TYPE_CHECKING:
     from procguard.deploy.credentials import Credentials
-    from procguard.deploy.inventory import Host
+    from procguard.deploy.inventory import Host, Inventory
 
 INVENTORY_HELP = {
     "hosts": "the inventory, as Ansible reads it, e.g. inventory/prod.yaml",
@@ -44,8 +45,10 @@ FLEET_HELP = {
     help={
         **FLEET_HELP,
         "prune": "stop workers that are gone from the inventory",
-        "restart_changed": "restart workers whose command, directory or environment changed",
+        "restart_changed": "restart workers whose command, directory or environment changed; ends where one stays down",
         "sync_running": "bring code (procguard_sync) also into folders in which workers run",
+        **WAIT_HELP,
+        "another_fleet": "start a second copy of what another fleet (another state) runs on a host",
         "rotate_secrets": "give each agent another secret; its workers run on, the old secret is good for nothing",
     }
 )
@@ -62,6 +65,9 @@ def deploy(
     diff: bool = False,
     sync_running: bool = False,
     rotate_secrets: bool = False,
+    another_fleet: bool = False,
+    wait: str = "",
+    no_wait: bool = False,
     json_: bool = False,
     ask_pass: bool = False,
     ask_become_pass: bool = False,
@@ -70,8 +76,9 @@ def deploy(
 
     Brings the project's code first (procguard_sync): what changed, and not where workers run (--sync-running).
     Does nothing where all is as it should be. Running workers are never touched: a changed one is shown as "restart
-    pending" (--restart-changed applies it), one gone from the inventory runs on (--prune stops it). A release whose
-    agent does not start, or is not heard, is rolled back on that host.
+    pending" (--restart-changed applies it, on one host first), one gone from the inventory runs on (--prune stops it).
+    A release whose agent does not start, or sends no heartbeat, is rolled back on that host. Exit code 2 where a host
+    failed, or a worker that is to run is failed or in backoff.
     """
     from procguard.deploy import bundle
 
@@ -79,9 +86,23 @@ def deploy(
     from procguard.deploy.deployer import Options
 
     options = Options(
-        _plan(forks, serial, max_fail), prune, restart_changed, check, diff, sync_running, rotate_secrets, bool(limit)
+        _plan(forks, serial, max_fail),
+        prune,
+        restart_changed,
+        check,
+        diff,
+        sync_running,
+        rotate_secrets,
+        bool(limit),
+        patience(wait, no_wait),
+        another_fleet,
     )
-    _over_hosts("deploy", _chosen(hosts, limit, "deploy"), options, json_, ask_pass, ask_become_pass)
+    found = _loaded(hosts, "deploy")
+    if found.identity:
+        declared = {worker.worker_id: host.name for host in found.hosts.values() for worker in host.workers}
+        named = {"name": found.identity, "hosts": None if limit else list(found.hosts), "workers": declared}
+        options = replace(options, inventory=named)
+    _over_hosts("deploy", found.select(limit), options, json_, ask_pass, ask_become_pass)
 
 
 @operator_task(help={**FLEET_HELP, "canary": "the host that goes first; default: the first of the inventory"})
@@ -305,14 +326,18 @@ def _bytes(text: str) -> int:
 
 
 def _chosen(path: str, limit: str, action: str, one: bool = False) -> list[Host]:
+    found = _loaded(path, action)
+    if one and limit not in found.hosts:
+        raise UsageError(f"{path} has no host {limit}", f"hosts: {', '.join(list(found.hosts)[:8])}")
+    return [found.hosts[limit]] if one else found.select(limit)
+
+
+def _loaded(path: str, action: str) -> Inventory:
     from procguard.deploy import inventory
 
     if not path:
         raise UsageError("no inventory was named", f"invoke {action} --hosts inventory/prod.yaml")
-    found = inventory.load(path)
-    if one and limit not in found.hosts:
-        raise UsageError(f"{path} has no host {limit}", f"hosts: {', '.join(list(found.hosts)[:8])}")
-    return [found.hosts[limit]] if one else found.select(limit)
+    return inventory.load(path)
 
 
 def _plan(forks: int, serial: str, max_fail: str) -> Any:
@@ -351,11 +376,13 @@ def _over_hosts(
     progress = show.Progress(out, len(hosts))
     connector = Connector(_credentials(hosts, ask_pass, ask_become_pass, progress.ask))
     with progress:
-        results = getattr(Deployer(client.from_environment(), connector, progress, options), action)(hosts)
+        deployer = Deployer(client.from_environment(), connector, progress, options)
+        results = getattr(deployer, action)(hosts)
     if as_json:
-        say_json(show.as_json(results))
+        say_json(show.as_json(results, deployer.absent))
     else:
         show.recap(out, results, options.diff)
+        show.absent(out, deployer.absent, deployer.of_other_inventories)
     failure = show.failure(results)
     if failure:
         raise failure

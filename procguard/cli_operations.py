@@ -15,7 +15,7 @@ from typing import Any
 
 from invoke import Collection, Context
 
-from procguard import client
+from procguard import client, coming_up
 from procguard.cli_task import operator_task
 from procguard.errors import NotFound, PartlyFailed, UsageError
 from procguard.fleet import selectors
@@ -35,9 +35,10 @@ TARGET_HELP = {
     "no_wait": "begin and return",
     "json_": "machine-readable result on stdout",
 }
+WAIT_HELP = {"wait": "of one worker: so many seconds (else until its start_secs are over, at most 15 s)"}
 
 
-@operator_task(("target",), help=TARGET_HELP)
+@operator_task(("target",), help={**TARGET_HELP, **WAIT_HELP})
 def start(
     _context: Context,
     target: str,
@@ -45,11 +46,16 @@ def start(
     max_failures: str = "",
     reason: str = "",
     yes: bool = False,
+    wait: str = "",
     no_wait: bool = False,
     json_: bool = False,
 ) -> None:
-    """Start workers. Example: invoke start worker1"""
-    _act("start", target, _options(concurrency, max_failures, reason), yes, no_wait, json_)
+    """Start workers. Example: invoke start worker1
+
+    One worker is waited for until it has come up; exit code 2 where it is failed or in backoff then, with its first
+    line of error. Of many, each is followed as an operation.
+    """
+    _act("start", target, _options(concurrency, max_failures, reason), yes, no_wait, json_, wait)
 
 
 @operator_task(("target",), help=TARGET_HELP)
@@ -67,7 +73,7 @@ def stop(
     _act("stop", target, _options(concurrency, max_failures, reason), yes, no_wait, json_)
 
 
-@operator_task(("target",), help=TARGET_HELP)
+@operator_task(("target",), help={**TARGET_HELP, **WAIT_HELP})
 def restart(
     _context: Context,
     target: str,
@@ -75,11 +81,16 @@ def restart(
     max_failures: str = "",
     reason: str = "",
     yes: bool = False,
+    wait: str = "",
     no_wait: bool = False,
     json_: bool = False,
 ) -> None:
-    """Restart running workers, with their newest specification. Example: invoke restart 'train-*' --concurrency 4"""
-    _act("restart", target, _options(concurrency, max_failures, reason), yes, no_wait, json_)
+    """Restart running workers, with their newest specification. Example: invoke restart 'train-*' --concurrency 4
+
+    One worker is waited for until it has come up; exit code 2 where it is failed or in backoff then, with its first
+    line of error. Of many, each is followed as an operation.
+    """
+    _act("restart", target, _options(concurrency, max_failures, reason), yes, no_wait, json_, wait)
 
 
 @operator_task(("target",), help=TARGET_HELP)
@@ -104,10 +115,12 @@ def _options(concurrency: int, max_failures: str, reason: str) -> dict[str, Any]
     return {name: value for name, value in given.items() if value}
 
 
-def _act(verb: str, target: str, options: dict[str, Any], yes: bool, no_wait: bool, as_json: bool) -> None:
-    manager = client.from_environment()
+def _act(
+    verb: str, target: str, options: dict[str, Any], yes: bool, no_wait: bool, as_json: bool, wait: str = ""
+) -> None:
+    manager, limit = client.from_environment(), coming_up.patience(wait, no_wait)
     if selectors.is_one_id(target):
-        _one(manager, verb, target, options.get("reason", ""), as_json)
+        _one(manager, verb, target, options.get("reason", ""), as_json, limit)
         return
     preview = manager.preview(verb, target)
     if not preview["matching"]:
@@ -121,12 +134,27 @@ def _act(verb: str, target: str, options: dict[str, Any], yes: bool, no_wait: bo
     _follow(manager, manager.begin_operation({"token": preview["token"], **options}), no_wait, as_json)
 
 
-def _one(manager: client.ManagerClient, verb: str, worker_id: str, reason: str, as_json: bool) -> None:
+def _one(
+    manager: client.ManagerClient, verb: str, worker_id: str, reason: str, as_json: bool, limit: coming_up.Patience
+) -> None:
+    waits = verb in ("start", "restart") and limit != coming_up.NOT_AT_ALL
     try:
+        before = manager.worker(worker_id) if waits else {}
         answer = manager.command(worker_id, verb, reason)
     except NotFound as exc:
         raise NotFound(f"no worker matches {worker_id}", "list them: invoke status", code=exc.code) from exc
-    say_json(answer) if as_json else say(f"{worker_id}: {verb} accepted")
+    if not waits:
+        say_json(answer) if as_json else say(f"{worker_id}: {verb} accepted")
+        return
+    if not as_json:
+        say(f"{worker_id}: {verb} accepted")
+    view, trouble = coming_up.follow(manager, before, verb, str(answer["command_id"]), limit)
+    if as_json:
+        say_json({**answer, "state": view["state"], "reason": view["reason"], "trouble": trouble})
+    elif not trouble:
+        say(f"{worker_id}: {view['state']}" + (f" (pid {view['pid']})" if view.get("pid") else ""))
+    if trouble:
+        raise PartlyFailed(f"{worker_id} {trouble}", f"its log: invoke logs {worker_id}")
 
 
 def _confirm(verb: str, target: str, number: int) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from invoke import Collection, Context
 
+from procguard import state_places
 from procguard.cli_task import operator_task
 from procguard.errors import Conflict, UsageError
 from procguard.terminal import json_escaped, say, say_json
@@ -159,7 +160,9 @@ def rebuild(_context: Context, fleet: str, state: str = "", config: str = "") ->
 def _settings(state: str, config: str) -> Config:
     from procguard.config import load
 
-    return load(config or None, [f"state.state_file={json.dumps(state)}"] if state else [])
+    if state:
+        return load(config or None, [f"state.state_file={json.dumps(state)}"])
+    return load(config or None, [] if config else state_places.without_configuration())
 
 
 @contextlib.contextmanager
@@ -172,7 +175,7 @@ def _stopped(settings: Config) -> Iterator[None]:
     except Conflict as exc:
         raise Conflict(
             f"a manager is running on the state in {settings.state_directory}",
-            "stop it first (./start_manager.sh --stop; the workers run on), then repeat this",
+            f"stop it first ({daemon.stop_line(settings)}; the workers run on), then repeat this",
             code="already_running",
         ) from exc
     try:

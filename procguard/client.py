@@ -74,6 +74,9 @@ class ManagerClient:
         body = {"command": verb, **({"reason": reason} if reason else {})}
         return self.call("POST", f"/api/workers/{quote(worker_id)}/command", body)
 
+    def command_status(self, command_id: str) -> Json:
+        return self.call("GET", f"/api/commands/{quote(command_id)}")
+
     def preview(self, verb: str, selector: str) -> Json:
         """What an operation would do to whom; its token begins it."""
         return self.call("POST", "/api/operations/preview", {"command": verb, "selector": selector})
@@ -116,8 +119,9 @@ class ManagerClient:
         """{agent: {"status": "asked", "unsupported" or "unknown", "message"}}"""
         return dict(self.call("POST", "/api/agents/rotate", {"agents": agent_ids})["agents"])
 
-    def forget_agent(self, agent_id: str) -> Json:
-        return self.call("DELETE", f"/api/agents/{quote(agent_id)}")
+    def forget_agent(self, agent_id: str, undeployed: bool = False) -> Json:
+        """`undeployed`: only one that was declared and never deployed."""
+        return self.call("DELETE", f"/api/agents/{quote(agent_id)}", query={"undeployed": 1} if undeployed else {})
 
     def events(self, **query: Any) -> list[Json]:
         return list(self.call("GET", "/api/events", query=query)["events"])

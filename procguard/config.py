@@ -129,7 +129,8 @@ class State(_Section):
         description=(
             "Where the fleet's state is kept: `*.yaml` (or `.yml`), a readable snapshot, or `*.db` (or `.sqlite`), a "
             "SQLite database; docs/operations.md says which when. The journal, the workers' logs and the lock of a "
-            "running manager lie beside it. Relative to the working directory; its directory is created."
+            "running manager lie beside it. Relative to the working directory; its directory is created. A "
+            "manager that is started without a configuration file keeps its state in ~/.local/share/procguard."
         ),
     )
     auto_save: bool = Field(

@@ -12,6 +12,7 @@ import fcntl
 import http.client
 import json
 import os
+import shlex
 import signal
 import ssl
 import subprocess
@@ -21,6 +22,7 @@ from collections.abc import Sequence
 from typing import TextIO
 from urllib.parse import urlsplit
 
+from procguard import state_places
 from procguard.config import Config
 from procguard.errors import Conflict, ProcGuardError
 from remote_agent import process_tree
@@ -188,7 +190,7 @@ def already_running(config: Config) -> Conflict:
     where = f" at {running.url}" if running and running.url else ""
     return Conflict(
         f"{who} is already running{where} on the state in {config.state_directory}",
-        "stop it with ./start_manager.sh --stop, or give this one its own: --set state.state_file=PATH",
+        f"stop it with {stop_line(config)}, or give this one its own: --set state.state_file=PATH",
         code="already_running",
     )
 
@@ -238,7 +240,8 @@ def _await_ready(config: Config, child: subprocess.Popen[bytes], log_path: str, 
         running = find(config)
         if running is not None and running.pid == child.pid and is_ready(running.url or address(config)):
             _say(f"manager running at {running.url or address(config)} (pid {child.pid})")
-            _say(f"  log {config.logging.file}   state {config.state.state_file}   stop: ./start_manager.sh --stop")
+            _say(f"  log {config.logging.file}   state {config.state.state_file}")
+            _say(f"  stop: {stop_line(config)}")
             child.returncode = 0  # it goes on without us: no warning about a child still running
             return 0
         time.sleep(POLL_S)
@@ -262,11 +265,12 @@ def status(config: Config) -> int:
 
 
 def stop(config: Config) -> int:
-    """End the manager of this state and wait for its end. Workers run on. 0: none runs any more; 1: it does not end."""
+    """End the manager of this state and wait for its end. Workers run on. 0: it has ended; 1: it does not end; 3: none
+    ran, so nothing was stopped."""
     running = find(config)
     if running is None:
-        _say(f"not running (state {config.state_directory})")
-        return 0
+        _say(f"not running, nothing was stopped (state {config.state.state_file})", sys.stderr)
+        return EXIT_NOT_RUNNING
     if not process_tree.send_signal(running.identity, signal.SIGTERM) and find(config) is not None:
         raise ProcGuardError(
             f"the manager of {config.state_directory} (pid {running.pid}) cannot be signalled from here",
@@ -284,6 +288,14 @@ def stop(config: Config) -> int:
 
 
 # ------------------------------------------------------------------------------------------------------- helpers
+
+
+def stop_line(config: Config) -> str:
+    """What ends the manager of this state, typed in whatever directory."""
+    words = ["./start_manager.sh", "--stop"]
+    if config.state.state_file != state_places.well_known():
+        words += ["--set", f"state.state_file={config.state.state_file}"]
+    return shlex.join(words)
 
 
 def python_command() -> list[str]:

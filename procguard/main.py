@@ -22,7 +22,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from procguard import __version__, config, daemon
+from procguard import __version__, config, daemon, state_places
 from procguard.errors import ProcGuardError
 from procguard.terminal import cleaned, say_block
 
@@ -44,7 +44,11 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    made.add_argument("--config", metavar="FILE", help="configuration file; without it the built-in values apply")
+    made.add_argument(
+        "--config",
+        metavar="FILE",
+        help="configuration file; without it the built-in values apply, and the state is in ~/.local/share/procguard",
+    )
     made.add_argument("--host", help="address to listen on (web.host)")
     made.add_argument("--port", type=int, help="port to listen on (web.port)")
     made.add_argument(
@@ -70,7 +74,8 @@ def run(argv: Sequence[str]) -> int:
         from procguard import demo
 
         return demo.run(arguments.port, arguments.host)
-    settings = config.load(arguments.config, arguments.set, arguments.host, arguments.port)
+    given = arguments.set if arguments.config is not None else state_places.without_configuration(arguments.set)
+    settings = config.load(arguments.config, given, arguments.host, arguments.port)
     if arguments.status:
         return daemon.status(settings)
     if arguments.stop:
@@ -79,10 +84,16 @@ def run(argv: Sequence[str]) -> int:
         from procguard import manager_service
 
         words = [word for word in argv if word != "--install-service"]
+        if arguments.config is None:  # the service's environment may name another place
+            places = [value for value in given if value not in arguments.set]
+            words = [word for value in places for word in ("--set", value)] + words
         print(
             manager_service.remove(settings) if arguments.remove_service else manager_service.install(settings, words)
         )
         return 0
+    note = state_places.note_of_another(settings.state.state_file)
+    if note:
+        print(note, file=sys.stderr, flush=True)
     if arguments.daemon:
         return daemon.start(argv, settings)
     lock = daemon.lock_state(settings)

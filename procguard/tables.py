@@ -136,7 +136,7 @@ def _role(view: View) -> str:
     """ "tunnel, spare, cordoned (fan is loud), 2 failures": how it is reached, may it take tasks over, and what speaks
     against it."""
     spare, cordoned, failures = view.get("spare"), view.get("cordoned"), view.get("failures")
-    words = []
+    words = ["not in the inventory any more"] if view.get("undeclared") else []
     tunnel = view.get("tunnel")
     if tunnel:
         words.append("tunnel" if tunnel["state"] == "up" else f"tunnel {tunnel['state']}")

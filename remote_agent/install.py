@@ -49,6 +49,7 @@ class Session:
     -> {"secret": "…"}, "" where the present one is good
     -> {"op": "upgrade", "release": "…"}: the same for the agent that is here, all else as it is (agent_care.py)
     -> {"op": "log", "max_bytes": 65536}: the end of agent.log           <- {"report": {"text", "path", "bytes", …}}
+    -> {"op": "others"}: other fleets on this host                    <- {"report": {"others": [{"fleet_id", …}]}}
     -> {"op": "reach", "proof_key": "…", "manager_urls": […], …}             <- {"report": {"found", "failures"}}
     -> {"op": "code…", …}: a project's code, see code_session.py; {"op": "fetch", …}: files, see file_finder.py
     -> {"op": "relay", "port": 23456, "may_move": false}               <- {"report": {"port"}}, then frames (mux.py)
@@ -80,6 +81,7 @@ class Session:
             return file_finder.send(request, self._say, sys.stdout.buffer)
         installer = Installer(request.get("home", ""), request["fleet_id"], request["host"])
         if request["op"] == "hello":
+            installer.refuse_what_another_runs(request)  # only --check names workers here
             runs = {"workers": installer.workers()} if request.get("workers") else {}
             return {"hello": {**installer.status(), **runs}}
         if request["op"] == "install":
@@ -87,6 +89,8 @@ class Session:
             return {"report": report}
         if request["op"] in ("upgrade", "log"):
             return {"report": self._care(request, installer)}
+        if request["op"] == "others":
+            return {"report": installer.others()}
         if request["op"] == "reach":
             return {"report": installer.reach(request)}
         if request["op"].startswith("code"):

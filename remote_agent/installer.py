@@ -173,6 +173,8 @@ class Installer:
         with `new_secret`: while nobody else deploys here, so that the manager's newest is the one that stays here; it
         answers "" where the present one is good. A release whose agent does not start is rolled back to the one before.
         """
+        if not request.get("another_fleet"):
+            self.refuse_what_another_runs(request)
         with self._locked(make=True):
             changes: List[str] = []
             digest = request["release"]
@@ -199,6 +201,29 @@ class Installer:
                 self._apply(config, keeping, digest, keeper)
             return self._report(changes)
 
+    def refuse_what_another_runs(self, request: Json) -> None:
+        """Another fleet's worker of the same id would be doubled by ours."""
+        worker_ids = [str(one) for one in request.get("worker_ids") or []]
+        if not worker_ids:
+            return
+        from remote_agent import other_fleets
+
+        for other, doubled in other_fleets.doubled(self.dir, worker_ids):
+            named = ", ".join(doubled[:5]) + (f" and {len(doubled) - 5} more" if len(doubled) > 5 else "")
+            raise InstallError(
+                "another_fleet",
+                f"{self.host}: {named} already run{'s' if len(doubled) == 1 else ''} here in another fleet: "
+                f"{other_fleets.in_words(other)}, this one is {self.fleet_id}; nothing was installed",
+                "is this the right state file (invoke state)? Deploy by that manager, or stop it there first; "
+                "to run a second copy: --another-fleet",
+            )
+
+    def others(self) -> Json:
+        """The other fleets whose agents or workers live here."""
+        from remote_agent import other_fleets
+
+        return {"ok": True, "others": [other._asdict() for other in other_fleets.found(self.home, self.fleet_id)]}
+
     def _only_other_ways(self, config: Json, before: Json) -> bool:
         """Further addresses of the manager (a VPN or container network came up), while the agent's own one works: they
         are for its next start, and no reason for one."""
@@ -211,6 +236,7 @@ class Installer:
         self._clear_stop_mark()
         self._stop(self.config())
         paths.write_json(paths.agent_file(self.dir), config, durable=True)
+        before = release.previous(self.dir)
         switched = release.switch(self.dir, self.home, digest)
         keeper.install(keeping["keep_alive"])
         paths.write_json(self._keeping_file(), keeping, durable=True)
@@ -221,6 +247,7 @@ class Installer:
             if not earlier:
                 raise
             self._go_back(config, earlier, keeper)
+            release.forget_previous(self.dir, before, self.home)
             raise InstallError(exc.code, f"{exc.message}; rolled back to release {earlier}", exc.next_step) from exc
 
     def _wanted_keeping(self, request: Json, keeper: KeepAlive) -> Json:
@@ -244,6 +271,8 @@ class Installer:
             "python": sys.executable,
             "base_env": request.get("base_env") or recorded_environment(dict(os.environ)),
         }
+        if request.get("another_fleet") or before.get("another_fleet"):
+            config["another_fleet"] = True  # somebody insisted: this agent starts what another fleet runs here, too
         if request.get("manager_ca"):
             config.update(manager_ca=request["manager_ca"], manager_any_name=bool(request.get("manager_any_name")))
         tunnel_url = request.get("tunnel_url") or (before.get("tunnel_url") if request.get("tunnel_failure") else "")
@@ -372,6 +401,7 @@ class Installer:
                 )
             self._stop(self.config())
             self._go_back(self.config(), earlier, self._keeper())
+            release.forget_previous(self.dir)  # the one left behind: a second rollback would go forward to it
             return self._report(["rolled back"])
 
     def _go_back(self, config: Json, earlier: str, keeper: KeepAlive) -> None:

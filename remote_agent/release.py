@@ -232,6 +232,15 @@ def switch(agent_dir: str, home: str, digest: str) -> bool:
     return True
 
 
+def forget_previous(agent_dir: str, earlier: str = "", home: str = "") -> None:
+    """After a way back: `previous` is the release `earlier` than the present one; "": none is known."""
+    link = os.path.join(agent_dir, "previous")
+    if earlier and earlier != current(agent_dir) and present(home, earlier):
+        _replace_link(release_dir(home, earlier), link)
+    elif os.path.lexists(link):
+        os.unlink(link)
+
+
 def _replace_link(target: str, link: str) -> None:
     scratch = f"{link}.{os.getpid()}.tmp"
     if os.path.lexists(scratch):

@@ -14,7 +14,7 @@ import time
 from dataclasses import asdict
 from typing import Any, Optional
 
-from remote_agent import allotment, control, paths, state_files
+from remote_agent import allotment, control, other_fleets, paths, state_files
 from remote_agent import spec as spec_module
 from remote_agent.granted import Granted
 from remote_agent.health import HealthMonitor
@@ -459,6 +459,10 @@ class WorkerSlot:
             stop = (self.assignment.generation, self.assignment.epoch)
         self._starts_in_vain += 1
         self._next_start = now + RUNNER_RETRY_S[min(self._starts_in_vain, len(RUNNER_RETRY_S) - 1)]
+        forbidden = other_fleets.forbids(self.directory, self.worker_id)
+        if forbidden:
+            self.trouble = forbidden
+            return
         try:
             with self._open_errors() as errors:
                 self._starting = subprocess.Popen(

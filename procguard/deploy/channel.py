@@ -46,10 +46,14 @@ _BOOT = (
 )
 _VERSION = "import platform; print(platform.python_version())"
 # One line, without a single quote or an exclamation mark. The first line of stdin is the interpreter the inventory asks
-# for, or empty; `read` takes no byte more than that line. One that ends with another code is broken, unless it can do
-# the simplest thing: then it was the session that failed. What was skipped the session says in its answer to hello.
+# for, or empty; `read` takes no byte more than that line. One that is not there is a mistake: another one is not taken
+# instead. One that ends with another code is broken, unless it can do the simplest thing: then it was the session that
+# failed. What was skipped the session says in its answer to hello.
 _SCRIPT = (
     "IFS= read -r want; seen=; "
+    'case "$want" in "~/"*) want="$HOME/${want#??}";; esac; '
+    '[ -z "$want" ] || command -v "$want" >/dev/null 2>&1 || '
+    f'{{ echo {NO_PYTHON} "$want=missing"; exit 0; }}; '
     f'for round in 1 2; do for p in "$want" {PYTHONS}; do '
     '[ -n "$p" ] && command -v "$p" >/dev/null 2>&1 || continue; '
     'n=$round; [ "$p" = "$want" ] && n=2; '
@@ -331,6 +335,13 @@ class HostSession:
 
     def _no_python(self, seen: list[str]) -> HostError:
         """`seen`: path=version of each that was tried, the version empty where it could not even say that."""
+        wanted, _, missing = " ".join(seen).rpartition("=")
+        if missing == "missing":
+            return self._error(
+                "no_python",
+                f"ansible_python_interpreter: there is no program {wanted} on this host",
+                "correct it, or leave it out: a Python 3.9 or newer is looked for then",
+            )
         found = ", ".join(skipped_in_words(seen)) or "none found"
         return self._error(
             "no_python", f"no Python 3.9 or newer ({found})", "install one, or set ansible_python_interpreter"

@@ -9,6 +9,7 @@ a `Connector`, the manager is a `ManagerClient`.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import time
 import urllib.parse
@@ -18,13 +19,15 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from procguard.client import ManagerClient
+from procguard.coming_up import Patience, Started
 from procguard.deploy import bundle
 from procguard.deploy.code_sync import CodeSync
 from procguard.deploy.code_wave import CodeWave
 from procguard.deploy.heard import POLL_S, Heard, known_recovery
 from procguard.deploy.inventory import Host
-from procguard.deploy.rollout import HostResult, Json, Listener, Plan, Rollout
-from procguard.deploy.target import Target, to_dict
+from procguard.deploy.looks import Looks
+from procguard.deploy.rollout import HostResult, Json, Listener, Plan, Rollout, errors_of
+from procguard.deploy.target import Target, from_dict, to_dict
 from procguard.errors import Conflict, HostError, NotFound, ProcGuardError
 from remote_agent.protocol import secret_sha256
 
@@ -38,7 +41,8 @@ WORKER_CHANGES = ("new", "changed", "removed", "moved")
 class Options:
     """`check`: only say what would change. `diff`: with each changed worker, what changed in it. `sync_running`: bring
     code also into folders in which workers run. `rotate_secrets`: give each agent another secret. `limited`: these are
-    not all hosts of the inventory."""
+    not all hosts of the inventory. `patience`: how long to wait for the workers that were started; None: what becomes
+    of them is not asked. `another_fleet`: also where another fleet's agent runs a worker of the same id."""
 
     plan: Plan = field(default_factory=Plan)
     prune: bool = False
@@ -48,6 +52,9 @@ class Options:
     sync_running: bool = False
     rotate_secrets: bool = False
     limited: bool = False
+    patience: Patience | None = None
+    another_fleet: bool = False
+    inventory: Json = field(default_factory=dict)  # of which this is a deployment: fleet.deployment.InventoryNamed
 
 
 class Sessions(Protocol):
@@ -63,23 +70,60 @@ class Deployer:
         self._listener = listener
         self._options = options
         self._heard = Heard(client)
+        self._fleet_id = ""
+        self.absent: dict[str, Json] = {}  # hosts gone from the inventory that are still deployed
+        self.of_other_inventories: dict[str, str] = {}
+        self._specs: dict[str, Json] = {}  # of all that is declared
         self._rollout = Rollout(options.plan, listener)
         self._hosts: list[Host] = []
         self._told = 0  # of these hosts, how many the manager was told of
         self._found: dict[str, Any] | None = None  # what runs where, once it had to be read
+        self._looks = Looks(client, options.patience) if options.patience and not options.check else None
         self._code = CodeWave(sessions, listener, CodeSync(check=options.check, under_running=options.sync_running))
 
     def deploy(self, hosts: list[Host]) -> list[HostResult]:
         """Deploy to `hosts`; one result each, in their order. Raises only what concerns all: manager, inventory."""
         self._hosts, self._told = hosts, 0
         self._code.read(hosts)
+        self._specs = {worker.worker_id: worker.spec for host in hosts for worker in host.workers}
         if self._options.plan.serial:
             self._asked(hosts)  # as a whole, before the first wave
         with self._code:
-            results = self._rollout.run(hosts, self._declared, self._deploy_host)
-        if self._options.restart_changed and not self._options.check:
-            self._restart_changed(results)
+            results = self._rollout.run(hosts, self._declared, self._deploy_or_retract, self._settle, self._halts)
+        if self._restarts and not self._options.plan.serial:
+            self._restart_one_first(results)
+        if self._options.prune and not any(result.status == "skipped" for result in results):
+            results += self._remove_absent()
         return results
+
+    def _remove_absent(self) -> list[HostResult]:
+        """Hosts that are gone from the inventory, as undeploy does it; the manager knows how to reach them."""
+        gone, self.absent = self.absent, {}
+        hosts = [
+            Host(name, from_dict(name, one["ssh"]), home=one["procguard_home"], gone=True) for name, one in gone.items()
+        ]
+        action = self._check_undeploy if self._options.check else self._undeploy_host
+        return self._rollout.run(hosts, lambda wave: {"fleet_id": self._fleet_id, "hosts": gone}, action)
+
+    @property
+    def _restarts(self) -> bool:
+        return self._options.restart_changed and not self._options.check
+
+    def _settle(self, results: list[HostResult]) -> None:
+        if self._looks and results:
+            for result in results:
+                self._listener.stage(result.host, "workers")
+            self._looks.settle(results)
+
+    def _halts(self, result: HostResult) -> bool:
+        """A changed worker that does not come up ends the roll-out of --restart-changed there."""
+        down = [name for name, one in result.workers.items() if one.get("trouble")]
+        changed = [
+            name
+            for name in down
+            if result.workers[name]["result"] == "changed" or f"restarted {name}" in result.changes
+        ]
+        return self._restarts and bool(changed)
 
     def rollback(self, hosts: list[Host]) -> list[HostResult]:
         """Have each agent go back to the release before; nothing is declared, no worker changes."""
@@ -90,7 +134,23 @@ class Deployer:
         """Stop the workers of `hosts`, remove the agents, and have the manager forget both."""
         bare = [Host(host.name, host.target, home=host.home, tunnel=host.tunnel) for host in hosts]
         action = self._check_undeploy if self._options.check else self._undeploy_host
-        return self._rollout.run(bare, lambda wave: self._client.deploy({**self.request(wave), "prune": True}), action)
+        return self._rollout.run(bare, self._pruned, action)
+
+    def _pruned(self, wave: list[Host]) -> Json:
+        """The manager stops the workers of `wave`; not of hosts that can't be undeployed because guests live there."""
+        guests = {view.get("agent") for view in self._client.workers() if view.get("home")}
+        blocked = [host for host in wave if host.name in guests]
+        free = [host for host in wave if host.name not in guests]
+        replies = [self._asked(blocked)] if blocked else []
+        replies += [self._client.deploy({**self.request(free), "prune": True})] if free else []
+        return {**replies[-1], "hosts": {name: one for reply in replies for name, one in reply["hosts"].items()}}
+
+    def _noted(self, reply: Json) -> Json:
+        """What a reply says of hosts that this deployment is not of."""
+        self._fleet_id = str(reply["fleet_id"])
+        self.absent = dict(reply.get("absent") or {})
+        self.of_other_inventories = dict(reply.get("of_other_inventories") or {})
+        return reply
 
     def _declared(self, wave: list[Host]) -> Json:
         """The code of `wave` is where it belongs, and the manager knows what is to run there."""
@@ -102,7 +162,7 @@ class Deployer:
                 return asked
         self._told += len(wave)
         try:
-            return self._client.deploy(self.request(wave))
+            return self._noted(self._client.deploy(self.request(wave)))
         except Conflict as exc:
             if exc.code != "records_needed":
                 raise
@@ -110,7 +170,7 @@ class Deployer:
             self._found = self._read_records(self._hosts)
         last = self._told == len(self._hosts) == len(self._found)
         records = {"found": self._found, "all_read": last and not self._options.limited}
-        return self._client.deploy({**self.request(wave), **records})
+        return self._noted(self._client.deploy({**self.request(wave), **records}))
 
     def _read_records(self, hosts: list[Host]) -> dict[str, Any]:
         """What runs on each host, by its own files; a host that can't be read is left out. The manager needs it where
@@ -133,7 +193,9 @@ class Deployer:
 
     def _asked(self, hosts: list[Host]) -> Json:
         """What the manager knows of `hosts`; changes nothing."""
-        return self._client.deploy({**self.request(hosts), "check": True})
+        asked = {**self.request(hosts), "check": True}
+        asked.pop("inventory", None)
+        return self._client.deploy(asked)
 
     # ------------------------------------------------------------------------------------------------ all
 
@@ -154,24 +216,74 @@ class Deployer:
             "groups": {name: policy.model_dump() for host in hosts for name, policy in host.policies.items()},
             "prune": self._options.prune,
             "check": self._options.check,
+            **({"inventory": self._options.inventory} if self._options.inventory else {}),
         }
 
-    def _restart_changed(self, results: list[HostResult]) -> None:
-        """Apply what waits for a restart: of this deployment, or of an earlier one that left its children alone."""
-        pending = {worker["worker_id"] for worker in self._client.workers() if worker.get("restart_pending")}
-        for result in results:
-            if result.error is not None:
-                continue
-            under = {name for one in result.code if one.status == "changed" for name in one.users}
-            for worker_id in sorted((pending | under).intersection(result.workers)):
-                try:
-                    self._client.command(worker_id, "restart")
-                    result.changes.append(f"restarted {worker_id}")
-                    result.status = "changed"
-                except ProcGuardError as exc:
-                    result.status, result.error = "failed", exc
+    def _restart_one_first(self, results: list[HostResult]) -> None:
+        """Apply what waits for a restart on one host; only where its workers came up, on all others."""
+        views = self._views()
+        waiting = [result for result in results if result.error is None and self._pending(result, views)]
+        to_restart = len(waiting)
+        while waiting:
+            first = next((result.host for result in results if self._halts(result)), "")
+            if first and self._ends_here(results):
+                for result in waiting:
+                    why = f"{result.host}: deployed, but not restarted: the workers of {first} did not come up"
+                    result.status = "skipped"
+                    result.error = HostError(why, "correct them, then run it again", code="skipped")
+                return
+            group = waiting[:1] if len(waiting) == to_restart else waiting
+            waiting = waiting[len(group) :]
+            for result in group:
+                with errors_of(result):
+                    self._restart(result, views)
+            self._settle([result for result in group if result.started])
+
+    def _ends_here(self, results: list[HostResult]) -> bool:
+        plan, failed = self._options.plan, sum(1 for result in results if result.error is not None)
+        return not plan.max_fail or plan.too_many(failed, len(results))
+
+    def _views(self) -> dict[str, Json]:
+        if self._looks:
+            return self._looks.views()
+        return {str(view["worker_id"]): view for view in self._client.workers()}
+
+    def _pending(self, result: HostResult, views: dict[str, Json]) -> list[Json]:
+        """The workers of a host that wait for a restart: by this deployment, or by an earlier one that left its
+        children alone; or because the code under them has changed."""
+        under = {name for one in result.code if one.status == "changed" for name in one.users}
+        mine = [views[name] for name in sorted(views.keys() & result.workers.keys())]
+        return [view for view in mine if view.get("restart_pending") or view["worker_id"] in under]
+
+    def _restart(self, result: HostResult, views: dict[str, Json]) -> None:
+        for view in self._pending(result, views):
+            worker_id = str(view["worker_id"])
+            self._client.command(worker_id, "restart")
+            result.changes.append(f"restarted {worker_id}")
+            result.status = "changed"
+            if self._looks:
+                attempt = int(view.get("attempt") or 0) + 1
+                result.started[worker_id] = self._expected(worker_id, attempt, restarted=True)
+
+    def _expected(self, worker_id: str, attempt: int, *, restarted: bool = False) -> Started:
+        spec = self._specs.get(worker_id) or {}
+        start_secs = float((spec.get("restart") or {}).get("start_secs", 1.0))
+        return Started(attempt, start_secs, float(spec.get("stop_grace_s", 10.0)) if restarted else 0.0)
 
     # ------------------------------------------------------------------------------------------- one host
+
+    def _deploy_or_retract(self, host: Host, reply: Json, result: HostResult) -> None:
+        """Deploy; where that ends before anything was installed, the manager forgets what was declared for the host: a
+        worker that never existed would be shown as one whose host is out of reach."""
+        try:
+            self._deploy_host(host, reply, result)
+        except Exception:
+            mine = reply["hosts"].get(host.name) or {}
+            only_new = all(one["result"] == "new" for one in (mine.get("workers") or {}).values())
+            if not self._options.check and only_new and mine and not mine.get("secret_sha256"):
+                with contextlib.suppress(ProcGuardError):  # it has been deployed after all, or was known before
+                    self._client.forget_agent(mine["agent_id"], undeployed=True)
+            raise
 
     def _deploy_host(self, host: Host, reply: Json, result: HostResult) -> None:
         result.code, code_error = self._code.brought(host.name)
@@ -185,7 +297,13 @@ class Deployer:
         ]
         deadline = time.monotonic() + HOST_TIMEOUT_S
         where = {"fleet_id": reply["fleet_id"], "host": host.name, "home": host.home}
-        with self._code.session(host, where, deadline) as (session, found):
+        checked = {"worker_ids": [worker.worker_id for worker in host.workers]} if self._options.check else {}
+        if self._options.another_fleet:
+            checked = {}
+        with self._code.session(host, {**where, **checked}, deadline) as (session, found):
+            wanted, taken = host.target.python, str(found.get("python", ""))
+            if wanted.startswith("/") and taken and taken != wanted:
+                result.notes.append(f"ansible_python_interpreter {wanted} is older than Python 3.9: {taken} is used")
             release = bundle.build(str(found.get("platform", "")))
             if self._options.check:
                 result.changes += would_change(found, release, mine)
@@ -216,6 +334,21 @@ class Deployer:
                 self._listener.stage(host.name, "recovery")
                 result.recovery_ssh = self._check_recovery(host)
         self._refuse(host, result)
+        self._note_started(host, result)
+
+    def _note_started(self, host: Host, result: HostResult) -> None:
+        """Which workers are to come up now; of the others what they are is said at once."""
+        if self._restarts and self._options.plan.serial:
+            self._restart(result, self._views())
+        if self._looks is None:
+            return
+        for worker_id, one in result.workers.items():
+            if one.get("starts") or (one["result"] == "new" and "starts" not in one):
+                result.started.setdefault(worker_id, self._expected(worker_id, int(one.get("starts") or 1)))
+            elif "installed" in result.report.get("changes", []) and one["result"] in ("unchanged", "changed"):
+                result.started.setdefault(worker_id, self._expected(worker_id, 0))  # declared by a deploy that failed
+        if not result.started:
+            self._looks.look([result])
 
     def _gone_back(self, host: Host, where: Json, agent_id: str, why: HostError) -> HostError:
         """The upgraded agent is not heard: back to the release before. What to tell of it."""
@@ -235,12 +368,19 @@ class Deployer:
         return str(report.get("release", ""))
 
     def _rollback_host(self, host: Host, reply: Json, result: HostResult) -> None:
+        result.workers = self._as_they_are(reply["hosts"][host.name]["agent_id"])
         where = {"fleet_id": reply["fleet_id"], "host": host.name, "home": host.home}
         self._listener.stage(host.name, "roll back")
         release = self._roll_back(host, where, reply["hosts"][host.name]["agent_id"])
         result.changes.append(f"rolled back to {release}")
 
+    def _as_they_are(self, agent_id: str) -> dict[str, Json]:
+        """The workers of an agent, each with its state as what came of it: nothing is declared here."""
+        mine = [view for view in self._client.workers(host=agent_id) if view.get("agent") == agent_id]
+        return {str(view["worker_id"]): {"result": str(view["state"]), "message": ""} for view in mine}
+
     def _check_rollback(self, host: Host, reply: Json, result: HostResult) -> None:
+        result.workers = self._as_they_are(reply["hosts"][host.name]["agent_id"])
         found = self._look(host, reply)
         if not found.get("installed"):
             raise HostError(
@@ -252,7 +392,7 @@ class Deployer:
         result.changes.append(f"would go back from {found.get('release')} to {found['previous']}")
 
     def _check_undeploy(self, host: Host, reply: Json, result: HostResult) -> None:
-        result.workers = dict(reply["hosts"][host.name].get("workers") or {})
+        self._note_removed(host, reply, result)
         result.changes += [f"would stop and remove {name}" for name in result.workers]
         if self._look(host, reply).get("installed"):
             result.changes.append("would remove the agent")
@@ -282,6 +422,8 @@ class Deployer:
             "manager_port": _port(urls[0]) if urls else 0,
             **trust_request(reply),
             "service": host.service,
+            "worker_ids": [worker.worker_id for worker in host.workers],
+            "another_fleet": self._options.another_fleet,
             "tunnel_url": str(tunnel.get("url", "")),
             "tunnel_failure": str(tunnel.get("reason", "")),
         }
@@ -327,6 +469,7 @@ class Deployer:
     def _undeploy_host(self, host: Host, reply: Json, result: HostResult) -> None:
         agent_id = reply["hosts"][host.name]["agent_id"]
         where = {"fleet_id": reply["fleet_id"], "host": host.name, "home": host.home}
+        self._note_removed(host, reply, result)
         self._listener.stage(host.name, "stop workers")
         self.await_removal(agent_id)
         self._listener.stage(host.name, "connect")
@@ -338,6 +481,23 @@ class Deployer:
         result.changes += [str(change) for change in result.report.get("changes", [])]
         self._listener.stage(host.name, "forget")
         self.forget(agent_id)
+
+    def _note_removed(self, host: Host, reply: Json, result: HostResult) -> None:
+        """Its workers go with it. Raises HostError where a worker lives there that another host declares."""
+        mine = reply["hosts"][host.name]
+        found = [name for name, one in (mine.get("workers") or {}).items() if one["result"] == "removed"]
+        why = "gone from the inventory; stopped and removed" if host.gone else ""
+        result.workers = {name: {"result": "removed", "message": why} for name in found}
+        views = self._client.workers(host=mine["agent_id"])
+        guests = [one for one in views if one.get("agent") == mine["agent_id"] and one.get("home")]
+        if guests:
+            named = ", ".join(f"{one['worker_id']} of {one['home']}" for one in guests[:5])
+            first = guests[0]
+            raise HostError(
+                f"{host.name}: workers of other hosts live here: {named}",
+                f"move them first, e.g. invoke move {first['worker_id']} {first['home']}, or declare them elsewhere",
+                code="guests",
+            )
 
     def forget(self, agent_id: str) -> None:
         """The manager refuses while it takes the agent for connected: it may need a moment to notice the end."""

@@ -65,6 +65,7 @@ class Doctor:
                 where = {"fleet_id": declared.get("fleet_id") or "f-none", "host": host.name, "home": host.home}
                 found = session.hello(where, deadline)
                 yield from _on_the_host(found, (asked + time.time()) / 2)
+                yield from _other_fleets(session.perform("others", where, deadline), where["fleet_id"], host)
                 if tunnel:
                     yield _tunnel_step(tunnel)
                 if declared and found.get("installed"):
@@ -237,6 +238,20 @@ def _agent(found: dict[str, Any]) -> Step:
     if release != wanted:
         return Step("agent", "warn", f"runs release {release}, here is {wanted}; {kept}", "invoke upgrade --hosts …")
     return Step("agent", "ok", f"runs (pid {found.get('pid')}, release {release}, {kept})")
+
+
+def _other_fleets(report: dict[str, Any], fleet_id: str, host: Host) -> Iterator[Step]:
+    """Whoever else's manager has an agent on this host; bad where it runs what this inventory declares."""
+    declared = {worker.worker_id for worker in host.workers}
+    for other in report.get("others") or []:
+        manager = f" (manager {other['manager']})" if other.get("manager") else ""
+        named, doubled = ", ".join(other["workers"][:8]) or "nothing", sorted(declared.intersection(other["workers"]))
+        detail = f"fleet {other['fleet_id']}{manager} has an agent here too and runs {named}; this one is {fleet_id}"
+        if doubled:
+            next_step = "stop it there, or deploy by that manager: is this one's state file the right one?"
+            yield Step("other fleets", "bad", f"{detail}; both mean {', '.join(doubled[:8])}", next_step)
+        else:
+            yield Step("other fleets", "ok", detail)
 
 
 def _age(server_time: Any, last_seen: Any) -> float | None:

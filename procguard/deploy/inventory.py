@@ -9,6 +9,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
+import socket
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -60,6 +61,7 @@ class Host:
     tunnel: bool = False  # procguard_tunnel: the agent may reach the manager through the manager's own SSH
     secrets: HostSecrets = field(default_factory=HostSecrets, repr=False)
     syncs: tuple[code_source.Sync, ...] = ()  # procguard_sync: the code to bring before the workers start
+    gone: bool = False  # not in the inventory any more
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,12 @@ class Inventory:
     path: str
     hosts: dict[str, Host]
     groups: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def identity(self) -> str:
+        """By which a later deployment knows it again: "head:/home/ml/inventory/prod.yaml"; "" for hosts named on the
+        command line."""
+        return f"{socket.gethostname()}:{os.path.realpath(self.path)}" if os.path.exists(self.path) else ""
 
     def select(self, limit: str) -> list[Host]:
         """The hosts that `--limit` names, in inventory order. Patterns as in Ansible: names, globs, groups, `!`, `&`.

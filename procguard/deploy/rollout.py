@@ -5,6 +5,7 @@ Owns the order and the mapping of errors to results; knows nothing of what is do
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from procguard.coming_up import Started
 from procguard.deploy.code_sync import Brought
 from procguard.deploy.inventory import Host
 from procguard.errors import HostError, HostUnreachable, ProcGuardError, UsageError
@@ -28,7 +30,9 @@ class HostResult:
     status: Status = "ok"
     changes: list[str] = field(default_factory=list)
     error: ProcGuardError | None = None
-    workers: dict[str, Json] = field(default_factory=dict)  # id -> {"result", "message", "differences"}
+    workers: dict[str, Json] = field(default_factory=dict)  # id -> {"result", "message", "differences", "state", …}
+    started: dict[str, Started] = field(default_factory=dict)  # that are to come up; emptied once looked at
+    notes: list[str] = field(default_factory=list)  # to be told, and no change
     report: Json = field(default_factory=dict)  # of install.py
     code: list[Brought] = field(default_factory=list)  # of procguard_sync
     recovery_ssh: Json = field(default_factory=dict)  # {"ok", "reason"}
@@ -92,11 +96,14 @@ class Rollout:
         hosts: list[Host],
         prepare: Callable[[list[Host]], Json],
         action: Callable[[Host, Json, HostResult], None],
+        settle: Callable[[list[HostResult]], None] = lambda results: None,
+        halts: Callable[[HostResult], bool] = lambda result: False,
     ) -> list[HostResult]:
         """`action(host, prepared, result)` for every host, wave by wave; one result each, in the hosts' order.
 
         `prepare(wave)` comes before each wave; what it raises concerns all and goes through. A host's errors become
-        its own result and never another's.
+        its own result and never another's. `settle(results)` comes after each wave, with those that started something.
+        Without a --max-fail the rollout also ends after a wave with a result that `halts`.
         """
         results: dict[str, HostResult] = {}
         for wave in self._plan.waves(hosts):
@@ -107,7 +114,12 @@ class Rollout:
                 )
                 results.update({host.name: self._skipped(host, why) for host in wave})
                 continue
-            results.update({result.host: result for result in self._wave(wave, prepare(wave), action)})
+            halting = next((result.host for result in results.values() if halts(result)), "")
+            if halting and not self._plan.max_fail:
+                why = f"not touched: the workers of {halting} did not come up (--max-fail says how many hosts may fail)"
+                results.update({host.name: self._skipped(host, why) for host in wave})
+                continue
+            results.update({result.host: result for result in self._wave(wave, prepare(wave), action, settle)})
         return [results[host.name] for host in hosts]
 
     def _skipped(self, host: Host, why: str) -> HostResult:
@@ -117,24 +129,42 @@ class Rollout:
         return result
 
     def _wave(
-        self, wave: list[Host], prepared: Json, action: Callable[[Host, Json, HostResult], None]
+        self,
+        wave: list[Host],
+        prepared: Json,
+        action: Callable[[Host, Json, HostResult], None],
+        settle: Callable[[list[HostResult]], None],
     ) -> list[HostResult]:
         def run(host: Host) -> HostResult:
             result, started = HostResult(host.name), time.monotonic()
-            try:
+            with errors_of(result):
                 action(host, prepared, result)
                 if result.error is None and result.changes:
                     result.status = "changed"
-            except HostUnreachable as exc:
-                result.status, result.error = "unreachable", exc
-            except ProcGuardError as exc:
-                result.status, result.error = "failed", exc
-            except Exception as exc:
-                what = f"{host.name}: it failed ({type(exc).__name__}: {exc})"
-                result.status, result.error = "failed", HostError(what, "this is a bug in ProcGuard; please report it")
             result.seconds = time.monotonic() - started
-            self._listener.done(result)
+            if not result.started:
+                self._listener.done(result)
             return result
 
         with ThreadPoolExecutor(max(1, min(self._plan.forks, len(wave))), "host") as pool:
-            return list(pool.map(run, wave))
+            results = list(pool.map(run, wave))
+        waiting = [result for result in results if result.started]
+        if waiting:
+            settle(waiting)
+        for result in waiting:
+            self._listener.done(result)
+        return results
+
+
+@contextlib.contextmanager
+def errors_of(result: HostResult) -> Iterator[None]:
+    """What is raised becomes the host's result."""
+    try:
+        yield
+    except HostUnreachable as exc:
+        result.status, result.error = "unreachable", exc
+    except ProcGuardError as exc:
+        result.status, result.error = "failed", exc
+    except Exception as exc:
+        what = f"{result.host}: it failed ({type(exc).__name__}: {exc})"
+        result.status, result.error = "failed", HostError(what, "this is a bug in ProcGuard; please report it")

@@ -101,7 +101,10 @@ def recap(out: Console, results: list[HostResult], diff: bool = False) -> None:
         if result.recovery_ssh:
             words.append(_recovery(result.recovery_ssh))
         counts = Counter(str(one.get("result")) for one in result.workers.values())
-        words.append("workers: " + (", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "none"))
+        down = Counter(str(one.get("state")) for one in result.workers.values() if one.get("trouble"))
+        told = [styled("{} {}", count, name) for name, count in sorted(counts.items())]
+        told += [styled("[red]{} {}[/]", count, name) for name, count in sorted(down.items())]
+        words.append(styled("workers: {}", joined(told, ", ") if told else "none"))
         out.print(styled("{}  {}", f"{result.host:<{width}}", joined(words, "   ")))
         for change in result.changes:
             if change.startswith("restarted "):  # these came after the host's own line
@@ -110,6 +113,8 @@ def recap(out: Console, results: list[HostResult], diff: bool = False) -> None:
         if skipped:
             used = f"{', '.join(skipped)}; {result.report.get('python')} is used instead"
             out.print(styled("{}  python: {}", " " * width, used))
+        for note in result.notes:
+            out.print(styled("{}  note: {}", " " * width, note))
         for folder in result.code:
             _code(out, folder, width, diff)
         for worker_id, one in result.workers.items():
@@ -121,6 +126,22 @@ def recap(out: Console, results: list[HostResult], diff: bool = False) -> None:
     totals: Counter[str] = Counter(result.status for result in results)
     names = ["ok", "changed", "failed", "unreachable", *(["skipped"] if totals["skipped"] else [])]
     out.print("  ".join(f"{name}={totals[name]}" for name in names))
+
+
+def absent(out: Console, gone: dict[str, dict[str, Any]], others: dict[str, str]) -> None:
+    """Hosts that the deployment was not of: gone from the inventory, or another one's. One line each."""
+    for host, one in list(gone.items())[:MAX_NAMED]:
+        names = [name for name, worker in one["workers"].items() if worker["result"] == "undeclared"]
+        left = f"undeclared: {', '.join(names[:5])}" if names else "no workers are left"
+        left += f" and {len(names) - 5} more" if len(names) > 5 else ""
+        what = f"{host}: gone from the inventory; {left}; --prune stops them and removes its agent"
+        out.print(f"note: {what}", style="yellow")
+    if len(gone) > MAX_NAMED:
+        out.print(f"note: and {len(gone) - MAX_NAMED} more are gone from the inventory", style="yellow")
+    if others:
+        named = ", ".join(f"{host} ({name or 'of none known'})" for host, name in list(others.items())[:5])
+        more = f" and {len(others) - 5} more" if len(others) > 5 else ""
+        out.print(f"note: left alone, of other inventories: {named}{more}", style="dim")
 
 
 def fetched(out: Console, results: list[HostResult]) -> None:
@@ -151,9 +172,21 @@ def _causes(out: Console, results: list[HostResult]) -> None:
         names = ", ".join(result.host for result in hit[:MAX_NAMED])
         more = f" and {len(hit) - MAX_NAMED} more" if len(hit) > MAX_NAMED else ""
         out.print(styled("[red]{} × {}[/]: {}{}", len(hit), code.replace("_", " "), names, more))
+        _down(out, hit)
         first = hit[0].error
         if first is not None and first.next_step:
             out.print(styled("[dim]    {}[/]", first.next_step))
+
+
+def _down(out: Console, results: list[HostResult]) -> None:
+    """Each worker that is to run and does not, with its state and its first line of error."""
+    down = [
+        (name, result.host, one) for result in results for name, one in result.workers.items() if one.get("trouble")
+    ]
+    for name, host, one in down[:MAX_NAMED]:
+        out.print(styled("    {} on {}: {}", name, host, str(one["trouble"])))
+    if len(down) > MAX_NAMED:
+        out.print(f"    and {len(down) - MAX_NAMED} more: invoke status --select 'state=failed|backoff'")
 
 
 def keys(out: Console, found: Sequence[ShownKey]) -> int:
@@ -185,8 +218,9 @@ def _recovery(answer: dict[str, Any]) -> Text:
     return styled("recovery over SSH: [yellow]no[/] ({})", answer.get("reason") or "unknown")
 
 
-def as_json(results: list[HostResult]) -> dict[str, Any]:
+def as_json(results: list[HostResult], gone: dict[str, dict[str, Any]] | None = None) -> dict[str, Any]:
     return {
+        **({"absent": {host: sorted(one["workers"]) for host, one in gone.items()}} if gone else {}),
         "hosts": {
             result.host: {
                 "status": result.status,

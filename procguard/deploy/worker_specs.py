@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from procguard.deploy import command_words
 from procguard.deploy.templates import Renderer, TemplateMistake
 from procguard.deploy.yaml_lines import Map
 from remote_agent import protocol
@@ -135,7 +136,7 @@ class SpecReader:
                 where, f"worker {worker_id}: stop_signal {full['stop_signal']!r}", f"one of {', '.join(SIGNALS)}"
             )
             return None
-        mistakes = mistakes_in(checked)
+        mistakes = mistakes_in(checked) + command_words.mistakes(checked)
         for mistake in mistakes:
             self._tell(where, f"worker {worker_id}: {mistake}", "see docs/worker.md")
         return None if mistakes else Worker(worker_id, full, where, spec.get("on_partition") == "keep")

@@ -3,6 +3,9 @@
 Rules of DESIGN §4 "Redeploy": a changed spec is stored and the child left alone; a worker gone from the inventory runs
 on, marked undeclared (`prune` removes it); one that moved to another host is refused until the old instance is gone;
 an operator's stop survives.
+
+A worker belongs to the host it lives on, unless another one, its home, still declares it. Deploying, pruning or
+undeploying a host never touches an instance on another host.
 """
 
 from __future__ import annotations
@@ -18,9 +21,9 @@ from procguard.fleet.records import AgentRecord, WorkerRecord
 from procguard.fleet.spec_diff import differences
 from procguard.fleet.state import FleetState
 from procguard.group_policy import GroupPolicy
-from remote_agent import protocol
+from remote_agent import protocol, states
 
-Result = Literal["new", "unchanged", "changed", "refused", "undeclared", "removed", "moved"]
+Result = Literal["new", "unchanged", "changed", "refused", "undeclared", "removed", "moved", "elsewhere"]
 
 
 class WorkerDeclared(BaseModel):
@@ -47,8 +50,19 @@ class FoundWorker(BaseModel):
     alive: StrictBool = False  # its runner lives
 
 
+class InventoryNamed(BaseModel):
+    """The inventory that a deployment is of. `hosts`: all that it names; None: only a part of it is deployed.
+    `workers`: on which host it declares each, whatever part of it is deployed."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str = Field(max_length=1_000)
+    hosts: list[str] | None = Field(default=None, max_length=10_000)
+    workers: dict[str, str] = Field(default_factory=dict, max_length=1_000_000)
+
+
 class DeploymentRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
+    inventory: InventoryNamed | None = None  # None: an older client, or hosts that no file names
     hosts: list[HostDeclared] = Field(max_length=10_000)
     groups: dict[str, GroupPolicy] | None = None  # None: an older client, which knows no groups
     prune: bool = False
@@ -58,6 +72,7 @@ class DeploymentRequest(BaseModel):
     all_read: bool = False
 
 
+OTHERS_NAMED = 50
 _SPEC: TypeAdapter[protocol.WorkerSpec] = TypeAdapter(protocol.WorkerSpec)
 
 
@@ -65,9 +80,16 @@ class Deployment:
     def __init__(self, registry: FleetState, request: Any) -> None:
         self._registry = registry
         self._differences: dict[str, list[str]] = {}  # of workers that are here already
+        self._starts: dict[str, int] = {}  # the attempt that this deployment leads to, where it starts one
         try:
             self._request = DeploymentRequest.model_validate(request)
-            self._away: dict[str, list[WorkerRecord]] = {}
+            self._away: dict[str, list[WorkerRecord]] = {}  # by home: those that live elsewhere
+            self._failed_gangs: dict[str, WorkerRecord] = {}  # to begin again: group -> its corrected member
+            self._gave_up: dict[str, list[WorkerRecord]] = {}  # by former home: those that belong to another host now
+            named = self._request.inventory
+            self._declared_on = dict(named.workers) if named is not None else {}
+            for host in self._request.hosts:
+                self._declared_on.update((worker.worker_id, host.host) for worker in host.workers)
             self._specs = {
                 worker.worker_id: self._spec(worker) for host in self._request.hosts for worker in host.workers
             }
@@ -103,18 +125,71 @@ class Deployment:
         """Do it (or, with `check`, only say what would happen). Durable."""
         self._refuse_unread()
         self._away = self._lent()
+        self._settle_homes()
         hosts = {host.host: self._host(host, actor, now) for host in self._request.hosts}
+        absent = self._absent()
         if not self._request.check:
             used = {spec.group for spec in self._specs.values() if spec.group}
             self._registry.gangs.groups.declare(self._request.groups, used)
             self._registry.gangs.reconcile(now)
             if self._request.found is not None and self._request.all_read and self._registry.rebuilt:
                 self._registry.all_read()
+            for worker in self._failed_gangs.values():
+                self._registry.gangs.begin_again(worker, actor, now)
             self._registry.event_log.add(
                 "deploy", now, reason=f"{len(hosts)} host(s), {len(self._specs)} worker(s) declared", actor=actor
             )
             self._registry.commit()
-        return {"fleet_id": self._registry.fleet_id, "hosts": hosts}
+        return {
+            "fleet_id": self._registry.fleet_id,
+            "hosts": hosts,
+            "absent": absent,
+            "of_other_inventories": self._of_other_inventories(),
+        }
+
+    def _absent(self) -> dict[str, dict[str, Any]]:
+        """The hosts that this inventory named before and names no more: their workers are undeclared, or pruned. The
+        hosts of another inventory are none of this one's business."""
+        named = self._request.inventory
+        if named is None or named.hosts is None:
+            return {}
+        found: dict[str, dict[str, Any]] = {}
+        for agent in list(self._registry.agents_by_id.values()):
+            if agent.kind != "deployed" or agent.inventory != named.name or agent.host in named.hosts:
+                continue
+            guests = {worker.worker_id for workers in self._away.values() for worker in workers}
+            living = [worker.worker_id for worker in self._registry.workers_of(agent.agent_id)]
+            found[agent.host] = {
+                "agent_id": agent.agent_id,
+                "ssh": agent.ssh,
+                "procguard_home": agent.procguard_home,
+                "workers": self._told(self._undeclared(agent.agent_id)),
+                "guests": sorted(guests.intersection(living)),
+            }
+            if not self._request.check and not agent.undeclared:
+                agent.undeclared = True
+                self._registry.index_agent(agent)
+        return found
+
+    def _of_other_inventories(self) -> dict[str, str]:
+        """Deployed hosts that this whole inventory does not name, and which one named them last; some of many."""
+        named = self._request.inventory
+        if named is None or named.hosts is None:
+            return {}
+        agents = [one for one in self._registry.agents_by_id.values() if one.kind == "deployed"]
+        others = [one for one in agents if one.inventory != named.name and one.host not in named.hosts]
+        return {one.host: one.inventory for one in others[:OTHERS_NAMED]}
+
+    def _told(self, workers: dict[str, tuple[Result, str]]) -> dict[str, dict[str, Any]]:
+        return {
+            wid: {
+                "result": result,
+                "message": text,
+                "differences": self._differences.get(wid, []),
+                "starts": self._starts.get(wid),
+            }
+            for wid, (result, text) in workers.items()
+        }
 
     def _refuse_unread(self) -> None:
         """A rebuilt state knows no worker: whoever declares one says where it may be running."""
@@ -140,13 +215,32 @@ class Deployment:
                 lent.setdefault(worker.home, []).append(worker)
         return lent
 
+    def _settle_homes(self) -> None:
+        """Of the workers that live away from home: a host that declares one it runs is its home, and a host that no
+        longer declares one is none. What lives elsewhere is not touched."""
+        named = {host.host for host in self._request.hosts}
+        for home, workers in list(self._away.items()):
+            for worker in workers[:]:
+                declared_on = self._declared_on.get(worker.worker_id)
+                if declared_on != worker.agent_id and (home not in named or declared_on == home):
+                    continue
+                workers.remove(worker)
+                if home in named:
+                    self._gave_up.setdefault(home, []).append(worker)
+                if not self._request.check:
+                    worker.home = ""
+                    self._registry.store_worker(worker)
+
     def _host(self, declared: HostDeclared, actor: str, now: Now) -> dict[str, Any]:
         registry, agent_id = self._registry, declared.host
         agent = registry.agents_by_id.get(agent_id)
         if not self._request.check:
             if agent is None:
                 agent = AgentRecord(agent_id, declared.host, "deployed")
-            if _declared(agent) != _declared(declared) or agent.agent_id not in registry.agents_by_id:
+            inventory = self._request.inventory.name if self._request.inventory else agent.inventory
+            new = agent.agent_id not in registry.agents_by_id or agent.undeclared or agent.inventory != inventory
+            if new or _declared(agent) != _declared(declared):
+                agent.inventory, agent.undeclared = inventory, False
                 if agent.ssh != declared.ssh and agent_id in registry.seen:
                     registry.seen[agent_id].recovery_ssh = {"ok": None, "reason": "not tried yet"}
                 agent.ssh, agent.procguard_home = declared.ssh, declared.procguard_home
@@ -155,17 +249,14 @@ class Deployment:
         workers = {
             worker.worker_id: self._worker(worker.worker_id, agent_id, actor, now) for worker in declared.workers
         }
-        workers.update(self._undeclared(agent_id, set(workers), now))
+        workers.update(self._undeclared(agent_id))
         seen = registry.seen.get(agent_id)
         return {
             "agent_id": agent_id,
             "proof_key": registry.proof_key(agent_id),
             "secret_sha256": agent.secret_sha256 if agent else "",
             "heard_at": iso(seen.last_seen_wall) if seen else None,
-            "workers": {
-                wid: {"result": result, "message": text, "differences": self._differences.get(wid, [])}
-                for wid, (result, text) in workers.items()
-            },
+            "workers": self._told(workers),
         }
 
     def _worker(self, worker_id: str, agent_id: str, actor: str, now: Now) -> tuple[Result, str]:
@@ -177,17 +268,22 @@ class Deployment:
             return self._moved(worker, agent_id, spec, actor, now)
         changed = worker.spec != spec
         self._differences[worker_id] = differences(worker.spec, spec)
-        revived = worker.undeclared or worker.desired == "removed"
+        revived, corrected = worker.undeclared or worker.desired == "removed", ""
         if (changed or revived) and not self._request.check:
             leases.specified_anew(worker, spec)
             worker.undeclared = False
             if worker.desired == "removed":
                 worker.desired, worker.generation = "running", worker.generation + 1
+                self._will_start(worker)
+            elif changed:
+                corrected = self._correct(worker, actor, now)
             registry.store_worker(worker)
         away = ""
         if worker.agent_id != agent_id:
             away = f"it lives on {worker.host} since it was reassigned; to bring it home: "
             away += f"invoke move {worker_id} {agent_id}"
+        if corrected:
+            return "changed", "; ".join(filter(None, (away, corrected)))
         if not changed:
             return ("changed", away or "declared again") if revived else ("unchanged", away)
         report = registry.worker_seen[worker_id].report
@@ -217,17 +313,50 @@ class Deployment:
                 worker.want("stopped", by=stopped_by, cause="stop_all" if registry.stopped_by else "state", now=now)
             registry.agents_by_id[agent_id].withdrawn.pop(worker_id, None)
             registry.index_worker(worker)
+            self._will_start(worker)
         return "new", message
+
+    def _correct(self, worker: WorkerRecord, actor: str, now: Now) -> str:
+        """A worker that failed, or waits for its next attempt, begins again with its corrected specification and a new
+        budget. Of a failed gang that is all of it, once. What is told of it; "" where there was nothing to do."""
+        registry = self._registry
+        report = registry.worker_seen[worker.worker_id].report
+        state = report.state if report else worker.last_state
+        if worker.desired != "running":
+            return ""
+        if worker.gang:
+            gang = registry.gangs.records.get(worker.spec.group)
+            if gang is None or gang.phase != "failed":
+                return ""
+            self._failed_gangs.setdefault(worker.spec.group, worker)
+            self._will_start(worker)
+            return "corrected: its gang begins again with a new budget"
+        if state not in (states.FAILED, states.BACKOFF):
+            return ""
+        worker.generation, worker.moves = worker.generation + 1, 0
+        self._will_start(worker)
+        return "corrected: it begins again with a new budget"
+
+    def _will_start(self, worker: WorkerRecord) -> None:
+        if worker.desired == "running":
+            report = self._registry.worker_seen[worker.worker_id].report
+            self._starts[worker.worker_id] = max(worker.attempt, report.attempt if report else 0) + 1
 
     def _moved(
         self, worker: WorkerRecord, agent_id: str, spec: protocol.WorkerSpec, actor: str, now: Now
     ) -> tuple[Result, str]:
         registry = self._registry
         view = registry.worker(worker.worker_id)
+        if worker.moving.get("to") == agent_id:
+            if not self._request.check:
+                leases.specified_anew(worker, spec)
+                worker.undeclared, worker.moving = False, {**worker.moving, "settles": True}
+                registry.store_worker(worker)
+            return "unchanged", f"it is moving here from {worker.host}"
         if not registry.leases.surely_gone(worker.worker_id, now):
             return "refused", (
-                f"it is {view['state']} on {worker.host}; stop it there first (invoke stop {worker.worker_id}), "
-                "then deploy again"
+                f"it is {view['state']} on {worker.host}; stop it there first (invoke stop {worker.worker_id}), then "
+                f"deploy again; or bring it here: invoke move {worker.worker_id} {agent_id}"
             )
         target = registry.agents_by_id.get(agent_id)
         if target is not None and worker.worker_id in target.withdrawn:
@@ -242,18 +371,33 @@ class Deployment:
             registry.hand_over(worker, agent_id, agent_id)
             worker.spec, worker.undeclared, worker.home, worker.moves = spec, False, "", 0
             registry.store_worker(worker)
+            self._will_start(worker)
             registry.event_log.add(
                 "takeover", now, worker_id=worker.worker_id, host=agent_id, reason=reason, actor=actor
             )
         return "moved", f"from {view['host']}"
 
-    def _undeclared(self, agent_id: str, declared: set[str], now: Now) -> dict[str, tuple[Result, str]]:
-        """Workers of this agent that the inventory no longer names: those at home, here or away. Guests are no
-        business of this host's."""
+    def _undeclared(self, agent_id: str) -> dict[str, tuple[Result, str]]:
+        """Workers that live here and that the inventory no longer names. Guests whose home declares them are no
+        business of this host's, nor are those that the inventory names elsewhere or that are leaving."""
         found: dict[str, tuple[Result, str]] = {}
-        at_home = [one for one in self._registry.workers_of(agent_id) if one.home in ("", agent_id)]
-        for worker in (*at_home, *self._away.get(agent_id, ())):
-            if worker.worker_id in declared or worker.desired == "removed":
+        for worker in self._gave_up.get(agent_id, ()):
+            if worker.worker_id not in self._declared_on:
+                found[worker.worker_id] = (
+                    "elsewhere",
+                    f"no longer declared here; it lives on {worker.host} and is left alone (to remove it: "
+                    f"invoke deploy --limit {worker.host} --prune)",
+                )
+        guests = {worker.worker_id for workers in self._away.values() for worker in workers}
+        deployed = {host.host for host in self._request.hosts}
+        for worker in self._registry.workers_of(agent_id):
+            if worker.worker_id in guests or worker.desired == "removed" or worker.moving:
+                continue
+            elsewhere = self._declared_on.get(worker.worker_id)
+            if elsewhere is not None:
+                if elsewhere not in (deployed | {agent_id}):
+                    how = f"invoke move {worker.worker_id} {elsewhere}, then deploy"
+                    found[worker.worker_id] = ("elsewhere", f"declared on {elsewhere} now, still here; {how}")
                 continue
             if self._request.prune:
                 found[worker.worker_id] = ("removed", "not in the inventory; stopped and removed")

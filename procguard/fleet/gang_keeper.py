@@ -431,6 +431,16 @@ class Gangs:
         self._put(gang)
         self._show(workers)
 
+    def begin_again(self, worker: WorkerRecord, actor: str, now: Now) -> None:
+        """A failed gang of which a member was corrected. The caller commits."""
+        gang = self.records.get(worker.spec.group)
+        if gang is not None and gang.phase == "failed":
+            gang.reason = f"{worker.worker_id} was corrected by {actor}"
+            self._form(gang, gang.reason, now)
+            self._put(gang)
+            self._to_look_at.add(gang.group)
+            self.step(now)
+
     def _stop(self, worker: WorkerRecord, workers: list[WorkerRecord], asked: Asked, now: Now) -> CommandRecord:
         alive = [one for one in workers if not settled(self._member(one, now, judge=False).state)]
         for one in workers:

@@ -195,7 +195,11 @@ class Places:
                 self._state.store_worker(worker)
             elif worker.worker_id not in target.withdrawn:
                 run, actor = bool(worker.moving.get("run")), str(worker.moving.get("actor", ""))
+                settles = bool(worker.moving.get("settles"))  # the inventory declares it there by now
                 self.reassign(worker, target.agent_id, "moved by an operator", now, actor=actor, run=run)
+                if settles:
+                    worker.home = ""
+                    self._state.store_worker(worker)
 
     # ------------------------------------------------------------------------------------------ cordons
 

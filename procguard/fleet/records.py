@@ -41,6 +41,8 @@ class AgentRecord:
     labels: dict[str, str] = field(
         default_factory=dict
     )  # procguard_labels: what a worker's `requires` is compared with
+    inventory: str = ""  # which inventory declared it last, e.g. "head:/home/ml/inventory/prod.yaml"; "": none is known
+    undeclared: bool = False  # that inventory names it no more
     cordon: dict[str, Any] = field(default_factory=dict)  # {"reason", "actor", "at"}: no new tasks; {} = none
     ledger: list[dict[str, Any]] = field(default_factory=list)  # reputation.py
     # A new secret was asked for (rotation.py): {"id", "at", "actor"}; {} = not. `next_sha256`: of the new one, until it
@@ -103,7 +105,7 @@ class WorkerRecord:
     lease_bound_s: float = 0.0
     home: str = ""  # the agent its inventory declares it on, while it lives on another
     moves: int = 0  # times it was reassigned without having been healthy since
-    moving: dict[str, Any] = field(default_factory=dict)  # {"to": agent, "run": bool}: an operator's move under way
+    moving: dict[str, Any] = field(default_factory=dict)  # {"to": agent, "run": bool}: an operator's move
     # The last that was durably heard; shown while the agent is out of reach.
     attempt: int = 0
     event_seq: int = 0

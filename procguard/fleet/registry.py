@@ -220,8 +220,26 @@ class Registry(Intake):
             )
         for worker in self.workers_of(agent_id):
             self.drop_worker(worker, now, "its agent was removed", actor)
+        for worker in self.workers_by_id.values():
+            if worker.home == agent_id:  # it lives elsewhere, and belongs there now
+                worker.home = ""
+                self.store_worker(worker)
         self.drop_agent(agent_id)
         self.event_log.add("agent_removed", now, host=agent.host, reason=f"{agent_id} was removed", actor=actor)
+        self.commit()
+
+    def retract_agent(self, agent_id: str, actor: str, now: Now) -> None:
+        """Take back a host that was declared and never deployed: no agent was given a secret for it, and nothing ever
+        ran there. Durable. Raises Conflict where that is not so."""
+        agent = self.agent(agent_id)
+        workers = self.workers_of(agent_id)
+        touched = agent.secret_sha256 or agent.revoked_sha256 or agent.release or self.seen[agent_id].state != "never"
+        if agent.kind != "deployed" or touched or any(one.attempt or one.last_since or one.home for one in workers):
+            raise Conflict(f"{agent_id} has been deployed before", "invoke undeploy removes it", code="deployed")
+        for worker in workers:
+            self.drop_worker(worker, now, f"{agent.host} could not be deployed", actor)
+        self.drop_agent(agent_id)
+        self.event_log.add("agent_removed", now, host=agent.host, reason="it could not be deployed", actor=actor)
         self.commit()
 
     def deploy(self, request: Any, actor: str, now: Now) -> dict[str, Any]:

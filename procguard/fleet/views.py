@@ -53,6 +53,8 @@ def worker_view(
         "attempt": max(worker.attempt, report.attempt if report else 0),
         "epoch": worker.epoch,
         "generation": worker.generation,
+        # Whether what its host reports is of what was asked last.
+        "current": report is not None and report.generation >= worker.generation and report.epoch == worker.epoch,
         "restarts": report.restarts if report else 0,
         "restarts_total": report.restarts_total if report else 0,
         "command": command_text(worker.spec.command),
@@ -139,6 +141,7 @@ def host_view(agent: AgentRecord, seen: AgentObserved, workers: int) -> dict[str
         "reason": seen.reason,
         "spare": agent.spare,
         "labels": agent.labels,
+        "undeclared": agent.undeclared,
         "cordoned": agent.cordon or None,
         "recovery": agent.incident or None,
         "rotation": rotation(agent),

@@ -180,7 +180,8 @@ class OperatorApi:
         return {"agents": self._registry.rotations.begin(asked.agents, actor, clock.read())}
 
     def _forget_agent(self, agent_id: str) -> dict[str, Any]:
-        self._registry.forget_agent(agent_id[:100], self._operator(), clock.read())
+        forget = self._registry.retract_agent if http_io.query_flag("undeployed") else self._registry.forget_agent
+        forget(agent_id[:100], self._operator(), clock.read())
         return {"agent_id": agent_id, "status": "forgotten"}
 
     def _check_ssh(self, host: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ def deploy(manager: Manager, operator: Operator, path: Path, fleet: Fleet, *work
     operator = Operator(operator.home, operator.environment, manager.url)
     inventory = jobs.write_inventory(path / "inventory.yaml", {"node1": jobs.host_variables(fleet[0], workers)})
     run = operator.invoke("deploy", "--hosts", str(inventory))
-    assert run.returncode == 0, run.stdout + run.stderr
+    assert run.returncode in (0, 2), run.stdout + run.stderr  # 2: one of them crashes already, as it is meant to
     return operator
 
 

@@ -206,6 +206,9 @@ def skipped_of(pythons: dict[str, str], wanted: str) -> list[str]:
         ({"bin/python3": OLD, "bin/python3.9": "exit 2"}, "", "python3 is 3.6.8, python3.9 is broken"),
         ({"bin/python3": BROKEN, "bin/python3.9": STRIPPED}, "", "python3 is broken, python3.9 is incomplete"),
         ({}, "", "none found"),
+        ({"bin/python3": REAL}, "own/python", "there is no program"),
+        ({"home/own/python": REAL}, "~/own/python", "installed"),
+        ({"own/python": OLD, "bin/python3": REAL}, "own/python", "installed"),
     ],
     ids=[
         "by its version",
@@ -221,6 +224,9 @@ def skipped_of(pythons: dict[str, str], wanted: str) -> list[str]:
         "too old and broken",
         "broken and incomplete",
         "none",
+        "the inventory's is missing",
+        "the inventory's in the home",
+        "the inventory's is too old",
     ],
 )
 def test_a_python_is_looked_for_where_one_may_be_and_what_was_found_instead_is_named(
@@ -238,7 +244,11 @@ def test_a_python_is_looked_for_where_one_may_be_and_what_was_found_instead_is_n
     command = re.sub(r" /(opt|usr)/[^\s;]+", "", REMOTE_COMMAND)  # what this machine may have there
     pipe, deadline = LocalPipe("here", command), time.monotonic() + 20
     try:
-        session = HostSession(pipe, Target("here", python=str(tmp_path / wanted) if wanted else ""), bundle.bootstrap())
+        session = HostSession(
+            pipe,
+            Target("here", python=wanted if wanted[:1] in ("", "~") else str(tmp_path / wanted)),
+            bundle.bootstrap(),
+        )
         where = {"fleet_id": "f", "host": "here", "home": str(tmp_path / "pg")}
         if found == "installed":
             session.open(deadline)

@@ -106,7 +106,7 @@ def test_while_a_manager_runs_on_it_nothing_is_touched(
     try:
         assert run(cli_state.export, str(tmp_path / "x"), state=str(state)) == 1
         assert run(cli_state.migrate, str(state), str(other(state))) == 1
-        assert "stop it first (./start_manager.sh --stop" in capsys.readouterr().err
+        assert "stop it first (./start_manager.sh --stop --set state.state_file=" in capsys.readouterr().err
         assert run(cli_state.show, state=str(state)) == 0
         assert f"running, pid {os.getpid()}" in capsys.readouterr().out
     finally:

@@ -75,8 +75,8 @@ def test_stop_waits_until_the_manager_is_gone(background: config.Config, capfd: 
     assert not process_tree.is_alive(running.identity)
     assert not Path(background.state_directory, "manager.pid").exists()
     assert daemon.status(background) == 3
-    assert daemon.stop(background) == 0  # nothing to stop is no failure
-    assert "not running" in capfd.readouterr().out
+    assert daemon.stop(background) == 3  # what was asked did not come about
+    assert "nothing was stopped" in capfd.readouterr().err
 
 
 def test_manager_that_ends_at_once_is_reported_with_what_it_said(

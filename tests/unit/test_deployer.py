@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from procguard.coming_up import Patience
 from procguard.deploy import bundle, show
 from procguard.deploy.deployer import Deployer, Options, manager_candidates
 from procguard.deploy.heard import Heard, known_recovery
@@ -36,13 +37,17 @@ class FakeClient:
         self.silent: set[str] = set()
         self.clock = datetime(2026, 1, 1, tzinfo=timezone.utc)
         self.pending: list[str] = []
+        self.views: dict[str, dict[str, Any]] = {}  # beside those of `pending`
+        self.broken: set[str] = set()  # these fail once they are restarted
         self.forget_refusals = 0
+        self.absent: dict[str, Any] = {}
 
     def deploy(self, request: dict[str, Any]) -> dict[str, Any]:
         self.log.append(("deploy", request))
         names = [one["host"] for one in request["hosts"]]
         return {
             "fleet_id": "f-1",
+            "absent": self.absent,
             "manager_urls": ["http://10.0.0.1:5000"],
             "hosts": {
                 name: {
@@ -78,13 +83,23 @@ class FakeClient:
         return {"ok": host != "b", "reason": "" if host != "b" else "auth"}
 
     def workers(self, **query: Any) -> list[dict[str, Any]]:
-        return [{"worker_id": name, "restart_pending": True, "agent": "elsewhere"} for name in self.pending]
+        pending = {name: {"worker_id": name, "restart_pending": True, "agent": "elsewhere"} for name in self.pending}
+        return list({**pending, **self.views}.values())
 
     def command(self, worker_id: str, verb: str) -> None:
         self.log.append((verb, worker_id))
+        if worker_id in self.views:
+            state = "failed" if worker_id in self.broken else "running"
+            known = self.views[worker_id]
+            self.views[worker_id] = {
+                **known, "state": state, "attempt": known["attempt"] + 1, "restart_pending": False, "reason": "typo"
+            }  # fmt: skip
 
-    def forget_agent(self, agent_id: str) -> None:
-        self.log.append(("forget", agent_id))
+    def logs(self, worker_id: str, **_query: Any) -> str:
+        return ""
+
+    def forget_agent(self, agent_id: str, undeployed: bool = False) -> None:
+        self.log.append(("retract" if undeployed else "forget", agent_id))
         if self.forget_refusals:
             self.forget_refusals -= 1
             raise Conflict("it is connected")
@@ -275,6 +290,114 @@ def test_restart_changed_restarts_exactly_those_that_wait_for_it() -> None:
     assert result.status == "changed"
 
 
+# ----------------------------------------------------------------------------- what became of the workers
+
+
+def running(worker_id: str, host: str, **values: Any) -> dict[str, Any]:
+    return {
+        "worker_id": worker_id, "host": host, "state": "running", "desired": "running", "attempt": 1, "reason": "",
+        **values,
+    }  # fmt: skip
+
+
+def with_workers(result: str, *names: str, starts: int | None = 1, **values: Any) -> FakeClient:
+    """One worker on each host."""
+    client = FakeClient(list(names))
+    for name in names:
+        client.worker_results[name] = {f"w-{name}": {"result": result, "message": "", "starts": starts}}
+        client.views[f"w-{name}"] = running(f"w-{name}", name, **values)
+    return client
+
+
+def test_a_started_worker_that_fails_fails_its_host_alone() -> None:
+    client = with_workers("new", "a", "b")
+    client.views["w-b"].update(state="failed", reason="command not found: trian")
+    listener = Recorder()
+    results = deployer(client, FakeHosts(), listener, patience=Patience()).deploy(hosts("a", "b"))
+    assert [result.status for result in results] == ["changed", "failed"]
+    assert "worker w-b is failed: command not found: trian" in str(results[1].error)
+    assert sorted(listener.finished) == ["a", "b"]
+    out = Console(file=StringIO(), width=200)
+    show.recap(out, results)
+    text = out.file.getvalue()  # type: ignore[attr-defined]
+    assert "w-b on b: failed: command not found: trian" in text and "workers: 1 new, 1 failed" in text
+    assert sum(1 for line in text.splitlines() if line.startswith(("a ", "b "))) == 2
+    assert json.loads(show.as_json(results))["hosts"]["b"]["workers"]["w-b"]["state"] == "failed"
+
+
+def test_an_unchanged_worker_that_failed_is_told_without_waiting() -> None:
+    client = with_workers("unchanged", "a", "b", starts=None)
+    client.views["w-a"].update(state="backoff", attempt=7, current=True)
+    client.views["w-b"].update(state="starting")
+    machines = FakeHosts()
+    deployer(client, machines).deploy(hosts("a", "b"))  # installed before
+    results = deployer(client, machines, patience=Patience(60.0)).deploy(hosts("a", "b"))
+    assert [result.status for result in results] == ["failed", "ok"]
+
+
+@pytest.mark.parametrize("state", ["stopped", "exited", "starting", "unknown"])
+def test_what_stands_still_for_another_reason_is_no_failure(state: str) -> None:
+    client = with_workers("new", "a")
+    client.views["w-a"].update(state=state)
+    (result,) = deployer(client, FakeHosts(), patience=Patience(0.1)).deploy(hosts("a"))
+    assert result.status == "changed" and result.workers["w-a"]["state"] == state
+
+
+def test_an_upgrade_asks_nothing_of_the_workers() -> None:
+    client = with_workers("unchanged", "a", starts=None)
+    client.views["w-a"].update(state="failed")
+    (result,) = deployer(client, FakeHosts()).deploy(hosts("a"))
+    assert result.error is None
+
+
+@pytest.mark.parametrize(
+    ("options", "restarted", "statuses"),
+    [
+        ({}, ["w-a"], ["failed", "skipped", "skipped"]),  # one host first, then all others
+        ({"plan": Plan(serial="1", max_fail="0")}, ["w-a"], ["failed", "skipped", "skipped"]),
+        ({"plan": Plan(serial="1")}, ["w-a"], ["failed", "skipped", "skipped"]),
+        ({"plan": Plan(serial="1", max_fail="1")}, ["w-a", "w-b"], ["failed", "failed", "skipped"]),
+        ({"plan": Plan(max_fail="5")}, ["w-a", "w-b", "w-c"], ["failed", "failed", "failed"]),
+    ],
+)
+def test_a_changed_worker_that_stays_down_ends_the_roll_out(
+    options: dict[str, Any], restarted: list[str], statuses: list[str]
+) -> None:
+    client = with_workers("changed", "a", "b", "c", starts=None, restart_pending=True)
+    client.broken = {"w-a", "w-b", "w-c"}
+    one = deployer(client, FakeHosts(), patience=Patience(), restart_changed=True, **options)
+    results = one.deploy(hosts("a", "b", "c"))
+    assert [entry[1] for entry in client.log if entry[0] == "restart"] == restarted
+    assert [result.status for result in results] == statuses
+
+
+def test_one_that_failed_before_and_does_so_again_ends_it_before_any_restart() -> None:
+    """On one host the worker is down, and its corrected form is as wrong: no healthy one is ended for it."""
+    client = with_workers("changed", "a", "b", starts=None, restart_pending=True)
+    client.worker_results["b"]["w-b"]["starts"] = 3
+    client.views["w-b"].update(state="failed", attempt=3, restart_pending=False)
+    one = deployer(client, FakeHosts(), patience=Patience(), restart_changed=True)
+    assert [result.status for result in one.deploy(hosts("a", "b"))] == ["skipped", "failed"]
+    assert not [entry for entry in client.log if entry[0] == "restart"]
+
+
+def test_an_unchanged_worker_that_is_down_holds_up_no_restarts() -> None:
+    client = with_workers("changed", "a", starts=None, restart_pending=True)
+    client.secrets["b"], client.worker_results["b"] = "", {"x": {"result": "unchanged", "message": "", "starts": None}}
+    client.views["x"] = running("x", "b", state="failed")
+    one = deployer(client, FakeHosts(), patience=Patience(), restart_changed=True)
+    assert [result.status for result in one.deploy(hosts("a", "b"))] == ["changed", "failed"]
+    assert [entry[1] for entry in client.log if entry[0] == "restart"] == ["w-a"]
+
+
+def test_changed_workers_that_come_up_are_restarted_on_all_hosts() -> None:
+    client = with_workers("changed", "a", "b", "c", starts=None, restart_pending=True)
+    one = deployer(client, FakeHosts(), patience=Patience(), restart_changed=True)
+    results = one.deploy(hosts("a", "b", "c"))
+    assert [entry[1] for entry in client.log if entry[0] == "restart"] == ["w-a", "w-b", "w-c"]
+    assert [result.status for result in results] == ["changed"] * 3
+
+
 def test_undeploy_prunes_removes_and_forgets_even_if_the_manager_is_slow_to_notice() -> None:
     client, machines = FakeClient(["a"]), FakeHosts()
     client.forget_refusals = 2
@@ -282,6 +405,92 @@ def test_undeploy_prunes_removes_and_forgets_even_if_the_manager_is_slow_to_noti
     assert result.status == "changed" and machines.requests["a"]["op"] == "uninstall"
     assert client.log[0][1]["prune"] is True and client.log[0][1]["hosts"][0]["workers"] == []
     assert client.log.count(("forget", "a")) == 3
+
+
+# ------------------------------------------------------------------------- hosts that are or were never there
+
+
+def test_a_host_that_could_not_be_deployed_leaves_no_ghosts() -> None:
+    """Only where nothing was installed: one that has a secret may have an agent, one with known workers has a past."""
+    client, machines = FakeClient(["a", "b", "c", "d"]), FakeHosts()
+    machines.errors = {name: HostUnreachable(f"{name}: refused") for name in ("a", "b", "c")}
+    client.secrets["b"] = "0" * 64
+    client.worker_results["a"] = {"w": {"result": "new", "message": ""}}
+    client.worker_results["c"] = {"v": {"result": "unchanged", "message": ""}}
+    deployer(client, machines).deploy(hosts("a", "b", "c", "d"))
+    assert [entry[1] for entry in client.log if entry[0] == "retract"] == ["a"]
+    client.log.clear()
+    deployer(client, machines, check=True).deploy(hosts("a"))
+    assert not [entry for entry in client.log if entry[0] == "retract"]
+
+
+def gone(*workers: str) -> dict[str, Any]:
+    return {
+        "agent_id": "old", "ssh": {"hostname": "10.0.0.9"}, "procguard_home": "/data/pg", "guests": [],
+        "workers": {name: {"result": "removed", "message": ""} for name in workers},
+    }  # fmt: skip
+
+
+def test_a_host_gone_from_the_inventory_is_undeployed_by_prune() -> None:
+    client, machines = FakeClient(["a"]), FakeHosts()
+    client.absent = {"old": gone("w1")}
+    kept, old = deployer(client, machines, prune=True).deploy(hosts("a"))
+    assert (kept.host, old.host, old.status) == ("a", "old", "changed")
+    assert machines.requests["old"] == {"op": "uninstall", "fleet_id": "f-1", "host": "old", "home": "/data/pg"}
+    assert ("forget", "old") in client.log and old.workers["w1"]["result"] == "removed"
+
+
+def test_without_prune_it_is_only_told_and_with_check_nothing_happens() -> None:
+    client, machines = FakeClient(["a"]), FakeHosts()
+    client.absent = {"old": {**gone(), "workers": {"w1": {"result": "undeclared", "message": ""}}}}
+    one = deployer(client, machines)
+    assert [result.host for result in one.deploy(hosts("a"))] == ["a"]
+    out = Console(file=StringIO(), width=200)
+    show.absent(out, one.absent, {"lab1": "head:/lab.yaml"})
+    text = out.file.getvalue()  # type: ignore[attr-defined]
+    assert "old: gone from the inventory; undeclared: w1; --prune" in text and "lab1 (head:/lab.yaml)" in text
+    client.absent = {"old": gone("w1")}
+    results = deployer(client, machines, check=True, prune=True).deploy(hosts("a"))
+    assert results[1].changes == ["would stop and remove w1"] and "old" not in machines.requests
+
+
+def test_prune_ends_no_host_where_the_roll_out_ended_early() -> None:
+    client, machines = FakeClient(["a", "b"]), FakeHosts()
+    client.absent = {"old": gone("w1")}
+    machines.errors = {"a": HostUnreachable("a: refused")}
+    one = deployer(client, machines, prune=True, plan=Plan(serial="1", max_fail="0"))
+    assert [result.host for result in one.deploy(hosts("a", "b"))] == ["a", "b"]
+    assert "old" not in machines.requests
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_undeploy_says_which_workers_go_and_nothing_of_the_inventory(check: bool) -> None:
+    client, machines = FakeClient(["a"]), FakeHosts()
+    client.worker_results["a"] = {
+        "w": {"result": "removed", "message": "not in the inventory; stopped and removed"},
+        "moved": {"result": "elsewhere", "message": "no longer declared here; it lives on b"},
+    }
+    machines.installed["a"] = {"installed": True}
+    (result,) = deployer(client, machines, check=check).undeploy(hosts("a"))
+    assert result.workers == {"w": {"result": "removed", "message": ""}}
+    assert ("would stop and remove w" in result.changes) is check
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_undeploy_of_a_host_with_guests_is_refused_and_touches_nothing(check: bool) -> None:
+    client, machines = FakeClient(["a"]), FakeHosts()
+    client.views = {"roam": {"worker_id": "roam", "agent": "a", "home": "b"}}
+    (result,) = deployer(client, machines, check=check).undeploy(hosts("a"))
+    assert result.status == "failed" and "roam of b" in str(result.error)
+    assert "invoke move roam b" in str(result.error) and machines.requests == {}
+    assert all(entry[1]["check"] for entry in client.log if entry[0] == "deploy")  # its own workers run on, too
+
+
+def test_rollback_tells_its_workers_as_they_are() -> None:
+    client, machines = FakeClient(["a"]), FakeHosts()
+    client.views = {"w": {"worker_id": "w", "agent": "a", "state": "running", "home": None}}
+    (result,) = deployer(client, machines).rollback(hosts("a"))
+    assert result.workers == {"w": {"result": "running", "message": ""}}
 
 
 def test_an_agent_never_heard_after_the_connection_closed_is_an_error() -> None:

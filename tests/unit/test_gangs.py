@@ -347,6 +347,24 @@ def test_an_operators_start_of_a_failed_gang_gives_a_new_budget(tmp_path: Path) 
         assert states(world) == {"failed"}
 
 
+def test_a_failed_gang_begins_again_once_a_member_is_corrected(tmp_path: Path) -> None:
+    """All of it, once, under one epoch; a deployment that corrects nothing starts nothing."""
+    world = GangWorld(tmp_path, groups={GROUP: GroupPolicy(restart="gang", max_attempts=0)})
+    world.declare()
+    world.go_on(1)
+    world.hosts["h2"].fails("w2")
+    world.go_on(2)
+    world.declare()
+    world.go_on(2)
+    assert (states(world), world.running()) == ({"failed"}, [])
+    corrected = {f"h{n}": {f"w{n}": world.spec(command="train --well")} for n in (1, 2, 3)}
+    answer = world.deploy(corrected)
+    assert "its gang begins again" in answer["hosts"]["h1"]["workers"]["w1"]["message"]
+    world.go_on(2)
+    assert world.running() == ["w1", "w2", "w3"] and world.epochs() == {world.gang.epoch}
+    assert world.mixed_s() == 0.0 and len(world.lives) == 6
+
+
 def test_an_operators_restart_waits_for_no_pause(world: GangWorld) -> None:
     for _ in range(3):
         world.hosts["h2"].fails("w2")

@@ -208,6 +208,24 @@ def test_further_addresses_of_the_manager_restart_no_agent(installer: Installer,
     assert third["changes"] == [] and installer.config()["manager_tried"] == ["http://127.0.0.1:11"]
 
 
+def test_a_second_rollback_does_not_go_forward(tmp_path: Path) -> None:
+    home, directory = str(tmp_path), str(tmp_path / "f-1" / "h")
+    os.makedirs(directory)
+    for digest in ("a" * 16, "b" * 16, "c" * 16):
+        package = tmp_path / "releases" / digest / "remote_agent"
+        package.mkdir(parents=True)
+        (package / "__main__.py").write_text("")
+        release.switch(directory, home, digest)
+    assert (release.current(directory)[0], release.previous(directory)[0]) == ("c", "b")
+    release.switch(directory, home, release.previous(directory))
+    release.forget_previous(directory)  # as Installer.rollback does
+    assert (release.current(directory)[0], release.previous(directory)) == ("b", "")
+    release.switch(directory, home, "c" * 16)  # deployed again, and it does not start: back to b, and a is before that
+    release.switch(directory, home, "b" * 16)
+    release.forget_previous(directory, "a" * 16, home)
+    assert (release.current(directory)[0], release.previous(directory)[0]) == ("b", "a")
+
+
 def test_release_that_does_not_start_is_rolled_back(installer: Installer, manager: FakeManager) -> None:
     good = put(installer, manager, secret="s3cret")
     files = {"remote_agent/__main__.py": b"raise SystemExit('broken on purpose')\n", "remote_agent/__init__.py": b""}

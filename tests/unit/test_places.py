@@ -163,11 +163,84 @@ def test_a_deployment_of_its_home_leaves_a_reassigned_worker_where_it_is_and_say
     assert (worker(world).agent_id, worker(world).epoch, worker(world).spec.command) == ("s1", epoch, "train --more")
 
 
-def test_gone_from_the_inventory_of_its_home_a_guest_is_pruned_too(world: World) -> None:
+def test_no_longer_declared_by_its_home_a_guest_is_left_alone_and_belongs_to_its_new_host(world: World) -> None:
     lose(world)
     reassign(world)
-    world.deploy({"h1": {}}, prune=True)
+    told = world.deploy({"h1": {}}, prune=True)["hosts"]["h1"]["workers"]["w1"]
+    assert told["result"] == "elsewhere" and "lives on s1" in told["message"]
+    assert (worker(world).desired, worker(world).undeclared, worker(world).home) == ("running", False, "")
+    assert world.deploy({"h1": {}}, prune=True)["hosts"]["h1"]["workers"] == {}
+    assert world.deploy({"s1": {}}, prune=True)["hosts"]["s1"]["workers"]["w1"]["result"] == "removed"
+
+
+def test_gone_from_the_whole_inventory_a_guest_is_pruned_where_it_lives(world: World) -> None:
+    lose(world)
+    reassign(world)
+    world.deploy({"s1": {}, "h1": {}}, prune=True)
     assert worker(world).desired == "removed"
+
+
+def moved(world: World) -> None:
+    """w1 moves from h1 to s1 by an operator's wish, and has arrived."""
+    world.registry.move("w1", "s1", "anna", world.now)
+    world.beat("h1", world.report("w1", "stopped", lease_left_s=0.0))
+    world.registry.places.moved(world.now)
+    world.beat("s1", world.report("w1", "running", lease_left_s=50.0))
+
+
+@pytest.mark.parametrize("prune", [False, True])
+@pytest.mark.parametrize("hosts", [("h1", "s1"), ("s1", "h1")])
+def test_deploying_what_was_moved_and_declared_there_is_idempotent(
+    world: World, hosts: tuple[str, ...], prune: bool
+) -> None:
+    moved(world)
+    declared = {host: {"w1": FENCED} if host == "s1" else {} for host in hosts}
+    for _ in range(3):
+        answer = world.deploy(declared, prune=prune)
+        assert answer["hosts"]["h1"]["workers"] == {}
+        told = answer["hosts"]["s1"]["workers"]["w1"]
+        assert (told["result"], told["message"]) == ("unchanged", "")
+    assert (worker(world).desired, worker(world).undeclared, worker(world).home) == ("running", False, "")
+
+
+def test_retiring_the_old_host_of_a_moved_worker_never_touches_it(world: World) -> None:
+    moved(world)
+    before = (worker(world).agent_id, worker(world).epoch, worker(world).generation)
+    world.deploy({"h1": {}}, prune=True)  # as undeploy does, before the inventory names it anywhere else
+    world.registry.mark_agent("h1", "unreachable", "uninstalled", world.now)
+    world.registry.forget_agent("h1", "anna", world.now)
+    again = world.deploy({"h1": {"w1": FENCED}})["hosts"]["h1"]["workers"]["w1"]
+    assert again["result"] == "refused" and "invoke move w1 h1" in again["message"]
+    world.beat("h1")  # the host is back, under its old name
+    assert (worker(world).agent_id, worker(world).epoch, worker(world).generation) == before
+    assert (worker(world).desired, worker(world).home, worker(world).undeclared) == ("running", "", False)
+
+
+def test_a_host_that_is_forgotten_is_nobodys_home_any_more(world: World) -> None:
+    moved(world)
+    world.registry.mark_agent("h1", "unreachable", "it is off", world.now)
+    world.registry.forget_agent("h1", "anna", world.now)
+    assert worker(world).home == ""
+    world.restart()
+    assert worker(world).home == ""
+
+
+def test_a_worker_on_its_way_is_not_pruned_where_it_leaves(world: World) -> None:
+    world.registry.move("w1", "s1", "anna", world.now)
+    answer = world.deploy({"h1": {}, "s1": {"w1": FENCED}}, prune=True)
+    assert answer["hosts"]["h1"]["workers"] == {}
+    assert answer["hosts"]["s1"]["workers"]["w1"]["result"] == "unchanged"
+    world.beat("h1", world.report("w1", "stopped", lease_left_s=0.0))
+    world.registry.places.moved(world.now)
+    assert (worker(world).agent_id, worker(world).desired, worker(world).home) == ("s1", "running", "")
+
+
+def test_declared_on_another_host_it_is_neither_undeclared_nor_pruned_where_it_runs(world: World) -> None:
+    """The order of the hosts in the inventory does not matter."""
+    answer = world.deploy({"h1": {}, "s1": {"w1": FENCED}}, prune=True)
+    assert answer["hosts"]["h1"]["workers"] == {}
+    assert answer["hosts"]["s1"]["workers"]["w1"]["result"] == "refused"
+    assert (worker(world).desired, worker(world).undeclared) == ("running", False)
 
 
 # ------------------------------------------------------------------------------------------------------ moves

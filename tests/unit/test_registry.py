@@ -270,6 +270,107 @@ def test_a_worker_that_ended_moves_with_a_higher_epoch_and_its_old_host_drops_it
     assert [(one.worker_id, one.desired) for one in world.registry.assignments("h2")] == [("w1", "running")]
 
 
+@pytest.mark.parametrize("state", ["failed", "backoff"])
+def test_a_corrected_worker_begins_again_with_a_new_budget(world: World, state: str) -> None:
+    world.beat("h1", world.report("w1", state, attempt=4, restarts=3))
+    before = world.registry.workers_by_id["w1"].generation
+    same = world.deploy({"h1": {"w1": {"command": "sleep 9"}}})["hosts"]["h1"]["workers"]["w1"]
+    assert (same["result"], same["starts"], world.registry.worker("w1")["current"]) == ("unchanged", None, True)
+    told = world.deploy({"h1": {"w1": {"command": "sleep 10"}}})["hosts"]["h1"]["workers"]["w1"]
+    assert (told["result"], told["starts"]) == ("changed", 5) and "new budget" in told["message"]
+    assert world.registry.workers_by_id["w1"].generation == before + 1
+    assert world.registry.worker("w1")["current"] is False  # what is known of it answers the old generation
+    again = world.deploy({"h1": {"w1": {"command": "sleep 10"}}})["hosts"]["h1"]["workers"]["w1"]
+    assert (again["result"], again["starts"]) == ("unchanged", None)
+
+
+@pytest.mark.parametrize("state", ["running", "exited", "stopped"])
+def test_a_changed_worker_that_did_not_fail_is_left_as_it_is(world: World, state: str) -> None:
+    world.beat("h1", world.report("w1", state))
+    before = world.registry.workers_by_id["w1"].generation
+    told = world.deploy({"h1": {"w1": {"command": "sleep 10"}}})["hosts"]["h1"]["workers"]["w1"]
+    assert told["starts"] is None and world.registry.workers_by_id["w1"].generation == before
+
+
+# ------------------------------------------------------------------------------------ gone from the inventory
+
+
+def of(name: str, *hosts: str, workers: dict[str, str] | None = None) -> dict[str, Any]:
+    return {"inventory": {"name": name, "hosts": list(hosts) or None, "workers": workers or {}}}
+
+
+def test_a_host_deleted_from_its_inventory_is_told_marked_and_pruned(world: World) -> None:
+    """h1 with w1, h2 with w2; then the inventory names h2 only."""
+    world.deploy({"h1": {"w1": {"command": "a"}}, "h2": {"w2": {"command": "b"}}}, **of("prod", "h1", "h2"))
+    world.beat("h1", world.report("w1"))
+    looked = world.deploy({"h2": {"w2": {"command": "b"}}}, check=True, **of("prod", "h2"))
+    assert list(looked["absent"]) == ["h1"] and world.registry.worker("w1")["undeclared"] is False
+    part = world.deploy({"h2": {"w2": {"command": "b"}}}, **of("prod"))  # --limit: nothing is known of the others
+    assert part["absent"] == {}
+    gone = world.deploy({"h2": {"w2": {"command": "b"}}}, **of("prod", "h2"))["absent"]["h1"]
+    assert (gone["agent_id"], gone["ssh"], gone["guests"]) == ("h1", {"hostname": "h1"}, [])
+    assert gone["workers"]["w1"]["result"] == "undeclared" and world.registry.worker("w1")["undeclared"] is True
+    assert [host["undeclared"] for host in world.registry.hosts()] == [True, False]
+    pruned = world.deploy({"h2": {"w2": {"command": "b"}}}, prune=True, **of("prod", "h2"))
+    assert pruned["absent"]["h1"]["workers"]["w1"]["result"] == "removed"
+    assert world.registry.workers_by_id["w1"].desired == "removed"
+    world.deploy({"h1": {"w1": {"command": "a"}}, "h2": {}}, **of("prod", "h1", "h2"))  # and there it is again
+    assert world.registry.worker("w1")["undeclared"] is False
+    assert [host["undeclared"] for host in world.registry.hosts()] == [False, False]
+
+
+def test_the_hosts_of_another_inventory_are_left_alone(world: World) -> None:
+    world.deploy({"h1": {"w1": {"command": "sleep 9"}}}, **of("prod", "h1"))
+    answer = world.deploy({"l1": {}}, prune=True, **of("lab", "l1"))
+    assert (answer["absent"], answer["of_other_inventories"]) == ({}, {"h1": "prod"})
+    assert world.registry.workers_by_id["w1"].desired == "running"
+    older = world.deploy({"l1": {}}, prune=True)  # an older client
+    assert (older["absent"], older["of_other_inventories"]) == ({}, {})
+
+
+def test_a_worker_that_the_inventory_declares_elsewhere_is_not_pruned_by_a_part_of_it(world: World) -> None:
+    """A wave of --serial, or --limit: the request names only some of the hosts."""
+    answer = world.deploy({"h1": {}}, prune=True, **of("prod", workers={"w1": "h2"}))
+    told = answer["hosts"]["h1"]["workers"]["w1"]
+    assert told["result"] == "elsewhere" and "invoke move w1 h2" in told["message"]
+    assert world.registry.workers_by_id["w1"].desired == "running"
+
+
+def test_a_renamed_host_does_not_end_what_was_declared_under_its_new_name(world: World) -> None:
+    world.deploy({"h1": {"w1": {"command": "sleep 9"}}}, **of("prod", "h1"))
+    answer = world.deploy({"h9": {"w1": {"command": "sleep 9"}}}, prune=True, **of("prod", "h9"))
+    assert answer["absent"]["h1"]["workers"] == {}
+    assert answer["hosts"]["h9"]["workers"]["w1"]["result"] == "refused"
+    assert world.registry.workers_by_id["w1"].desired == "running"
+
+
+def test_a_host_that_was_never_deployed_is_taken_back_with_its_workers(world: World) -> None:
+    world.deploy({"h7": {"w7": {"command": "a"}}})
+    world.registry.retract_agent("h7", "tester", world.now)
+    assert "h7" not in world.registry.agents_by_id and "w7" not in world.registry.workers_by_id
+    world.restart()
+    assert "h7" not in world.registry.agents_by_id
+
+
+def test_a_host_that_was_deployed_is_never_taken_back(world: World) -> None:
+    with pytest.raises(Conflict, match="deployed before"):
+        world.registry.retract_agent("h1", "tester", world.now)  # heard
+    world.deploy({"h7": {"w7": {"command": "a"}}})
+    world.registry.set_credentials("h7", SECRET, "tester", world.now)  # its agent may be about to come
+    with pytest.raises(Conflict, match="deployed before"):
+        world.registry.retract_agent("h7", "tester", world.now)
+    assert world.registry.workers_by_id["w7"].desired == "running"
+
+
+def test_a_worker_that_ran_elsewhere_is_not_lost_with_a_host_that_could_not_be_deployed(world: World) -> None:
+    world.registry.command("w1", "stop", "tester", world.now)
+    world.beat("h1", world.report("w1", "stopped", attempt=3))
+    assert world.deploy({"h7": {"w1": {"command": "sleep 9"}}})["hosts"]["h7"]["workers"]["w1"]["result"] == "moved"
+    with pytest.raises(Conflict, match="deployed before"):
+        world.registry.retract_agent("h7", "tester", world.now)
+    assert world.registry.workers_by_id["w1"].attempt == 3
+
+
 def test_an_operator_s_stop_survives_a_deployment(world: World) -> None:
     world.registry.command("w1", "stop", "tester", world.now)
     world.deploy({"h1": {"w1": {"command": "sleep 10"}}})

@@ -143,6 +143,7 @@ class Worker(BaseModel):
     attempt: int
     epoch: int
     generation: int
+    current: bool
     restarts: int
     restarts_total: int
     command: str
@@ -232,6 +233,7 @@ class Host(BaseModel):
     agent_started: Moment = None
     spare: bool | int = False
     labels: dict[str, str] = {}
+    undeclared: bool = False  # the inventory that declared it names it no more
     cordoned: Cordon | None = None
     recovery: HostRecovery | None = None
     failures: int = 0
@@ -648,9 +650,12 @@ class OfSearch(BaseModel):
 
 
 class WorkerDeployed(BaseModel):
+    """`starts`: the attempt that the deployment leads to; null where it starts nothing."""
+
     result: str
     message: str
     differences: list[str]
+    starts: int | None
 
 
 class HostDeployed(BaseModel):
@@ -659,6 +664,17 @@ class HostDeployed(BaseModel):
     secret_sha256: str
     heard_at: Moment
     workers: dict[str, WorkerDeployed]
+
+
+class HostAbsent(BaseModel):
+    """A host that the inventory named in an earlier deployment, and names no more. `guests`: workers that live there
+    and are declared elsewhere. `ssh`: how the manager reaches it."""
+
+    agent_id: str
+    ssh: dict[str, Any]
+    procguard_home: str
+    workers: dict[str, WorkerDeployed]
+    guests: list[str]
 
 
 class ManagerTls(BaseModel):
@@ -675,6 +691,8 @@ class Ca(ManagerTls):
 class Deployed(BaseModel):
     fleet_id: str
     hosts: dict[str, HostDeployed]
+    absent: dict[str, HostAbsent]
+    of_other_inventories: dict[str, str]
     manager_urls: list[str]
     manager_configured: list[str]
     tls: ManagerTls

@@ -257,7 +257,8 @@ HOSTS = (
     ),
     Route(
         "DELETE", "/api/agents/<agent_id>", "hosts", "operator", "Forget an agent that is gone", "删除已卸载的 agent",
-        {200: answers.OfAgent}, errors=(404, 409),
+        {200: answers.OfAgent}, query=[flag("undeployed", "only if nothing was ever installed there")],
+        errors=(404, 409),
     ),
     Route(
         "POST", "/api/hosts/<host>/cordon", "hosts", "operator",

@@ -1,0 +1,66 @@
+"""The operator's task that takes a worker, a host or a launcher out of the fleet's state. Registered by cli.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from invoke import Context
+
+from procguard import client
+from procguard.cli_task import operator_task
+from procguard.errors import NotFound, UsageError
+from procguard.terminal import say
+from remote_agent import states
+
+
+@operator_task(
+    ("name",),
+    help={
+        "name": "a worker's id, or the id of an agent (a host, a launcher) as `invoke agents` shows it",
+        "agent": "the agent of that name, where a worker has the same",
+        "yes": "also where a job may still be running: it runs on, and nobody looks after it",
+    },
+)
+def forget(_context: Context, name: str, agent: bool = False, yes: bool = False) -> None:
+    """Take a worker or an agent that is gone for good out of the fleet; ends nothing. Example: invoke forget gpu07
+
+    A worker must have ended or be out of reach, an agent must not be connected (invoke undeploy removes that one). What
+    a host still has of a forgotten worker is removed there when it returns.
+    """
+    manager = client.from_environment()
+    views = [] if agent else [view for view in manager.workers() if view["worker_id"] == name]
+    if views:
+        _refuse_alive(name, views, yes)
+        manager.forget(name)
+        say(f"{name}: forgotten")
+        return
+    found = _agent(manager, name)
+    if found is None:
+        raise NotFound(f"no worker and no agent {name}", "list them: invoke status, invoke agents")
+    agent_id = str(found["agent"])
+    mine = [view for view in manager.workers() if view.get("agent") == agent_id]
+    if found.get("agent_state") != "connected":  # that one the manager refuses, and says what to do
+        _refuse_alive(agent_id, mine, yes)
+    manager.forget_agent(agent_id)
+    say(f"{agent_id}: forgotten" + (f", with {len(mine)} worker(s)" if mine else ""))
+
+
+def _agent(manager: client.ManagerClient, name: str) -> dict[str, Any] | None:
+    views = manager.hosts()["hosts"]
+    for wanted in (name, f"launcher:{name}"):
+        for view in views:
+            if view.get("agent") == wanted:
+                return dict(view)
+    return next((dict(view) for view in views if view.get("host") == name), None)
+
+
+def _refuse_alive(name: str, views: list[dict[str, Any]], yes: bool) -> None:
+    """Out of reach is not gone: whether its job has ended nobody knows."""
+    maybe = [view for view in views if view["state"] == states.UNKNOWN and view.get("last_known_state") in states.ALIVE]
+    if maybe and not yes:
+        named = ", ".join(f"{view['worker_id']} on {view['host']}" for view in maybe[:5])
+        raise UsageError(
+            f"{name}: may still be running: {named}",
+            f"wait until the host is back; if it is gone for good: invoke forget {name} --yes",
+            code="not_confirmed",
+        )

@@ -1,0 +1,90 @@
+"""Mistakes in a worker's command that no host can make good: found while the inventory is read.
+
+Without `shell: true` a command is split into words and executed: what means something to a shell only is an argument
+like any other there. Quoted it is meant literally, and a list is taken as it is. Pure.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+
+from remote_agent.protocol import WorkerSpec
+
+_OPERATOR = re.compile(r"(&&|\|\|?|;|&|\d?>>?(&\d)?|<<?<?|&>>?|\|&)$|\d?>>?[^>=\s]\S*$|\d>&\d$|&>\S+$")
+_ENDS_WITH_SEMICOLON = re.compile(r"[^\\];$")
+_ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
+_TILDE = re.compile(r"~(/|$)|~[a-z_][a-z0-9_-]*/|[\w-]+=~/")
+_VARIABLE = re.compile(r"(?<!\\)\$(\{|\(|[A-Za-z_])|`")
+
+
+def mistakes(spec: WorkerSpec) -> list[str]:
+    """ "command: && means something to a shell only; …" """
+    found = list(_in_command(spec))
+    lines: list[tuple[str, str]] = [("setup", "\n".join(spec.setup))]
+    lines += [("pre_start", one.command) for one in spec.pre_start if isinstance(one.command, str)]
+    lines += [("post_stop", one.command) for one in spec.post_stop if isinstance(one.command, str)]
+    lines += [("health.command", one.command) for one in spec.health if one.type == "exec"]
+    for key, text in lines:
+        if quote := open_quote(text):
+            found.append(_unbalanced(key, quote, text))
+    return found
+
+
+def _in_command(spec: WorkerSpec) -> Iterator[str]:
+    command = spec.command
+    if isinstance(command, list):
+        if command and command[0].startswith("~/"):  # what else begins so may be expanded by the program itself
+            yield f"command: {command[0]} is not expanded in a list: write the whole path"
+        return
+    if quote := open_quote(command, comments=spec.shell):
+        yield _unbalanced("command", quote, command)
+        return
+    if spec.shell:
+        return
+    try:
+        words = shlex.split(command, posix=False)  # quotes stay: what is quoted is meant as it stands
+    except ValueError:
+        return  # a quote within a word, which only the splitting of the host understands
+    for number, word in enumerate(words):
+        bare = re.sub(r"'[^']*'|\"(\\.|[^\"\\])*\"", "", word)
+        if _OPERATOR.match(word) or _ENDS_WITH_SEMICOLON.search(word):
+            yield f"command: {word} means something to a shell only; set shell: true, or quote it"
+        elif _TILDE.match(word):
+            yield f"command: {word}: ~ is expanded by a shell only; write the whole path, or set shell: true"
+        elif _VARIABLE.search(bare):
+            yield f"command: {word}: variables are expanded by a shell only; set shell: true, or quote it: '{word}'"
+        elif number == 0 and _ASSIGNMENT.match(word):
+            yield f"command: {word} before a program means something to a shell only; write it below env:"
+        else:
+            continue
+        return  # one is enough: the others have the same cause
+
+
+def _unbalanced(key: str, quote: str, text: str) -> str:
+    return f"{key}: a {quote} is opened and never closed: {text[:80]}"
+
+
+def open_quote(text: str, comments: bool = True) -> str:
+    """The quote that is still open at the end of a line for a shell; "" where all are closed. `comments`: # begins one.
+
+    Not asked of a text with a here-document: what stands in there is no shell.
+    """
+    if comments and "<<" in text:
+        return ""
+    quote, position = "", 0
+    while position < len(text):
+        letter = text[position]
+        if letter == "\\" and quote != "'":
+            position += 1
+        elif quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"":
+            quote = letter
+        elif comments and letter == "#" and (not position or text[position - 1].isspace()):
+            position = text.find("\n", position)
+            if position < 0:
+                return ""
+        position += 1
+    return quote

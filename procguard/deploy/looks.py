@@ -1,0 +1,61 @@
+"""What became of the workers of deployed hosts: waits for those that were started, and fails hosts whose are not up.
+
+Owns what a host's result says of its workers; what counts and how long to wait is coming_up's.
+"""
+
+from __future__ import annotations
+
+from procguard.client import ManagerClient
+from procguard.coming_up import Patience, View, Watcher, is_bad
+from procguard.deploy.rollout import HostResult
+from procguard.errors import HostError
+
+NOT_UP = "worker_not_up"
+MAX_NAMED = 5
+LOOKED_AT_LATELY_S = 1.0  # what was seen so long ago need not be asked again where nothing was started
+DECLARED = ("new", "changed", "unchanged", "moved")
+
+
+class Looks:
+    def __init__(self, client: ManagerClient, limit: Patience) -> None:
+        self._watcher = Watcher(client, limit)
+
+    def views(self) -> dict[str, View]:
+        return self._watcher.views()
+
+    def settle(self, results: list[HostResult]) -> None:
+        """Wait for what these hosts started, then note how all their workers are."""
+        started = {name: one for result in results for name, one in result.started.items()}
+        self._note(results, self._watcher.wait(started, [result.host for result in results]))
+        for result in results:
+            result.started = {}
+
+    def look(self, results: list[HostResult]) -> None:
+        """Note how the workers of these hosts are, without waiting."""
+        self._note(results, self._watcher.views(LOOKED_AT_LATELY_S))
+
+    def _note(self, results: list[HostResult], views: dict[str, View]) -> None:
+        bad: dict[str, View] = {}
+        for result in results:
+            for worker_id, one in result.workers.items():
+                view = views.get(worker_id)
+                if view is not None and one["result"] in DECLARED:
+                    one["state"] = view["state"]
+                    if is_bad(view):
+                        bad[worker_id] = view
+        told = self._watcher.complaints(bad.values())
+        for result in results:
+            mine = {name: told[name] for name in result.workers if name in told}
+            for worker_id, text in mine.items():
+                result.workers[worker_id]["trouble"] = text
+            if mine and result.error is None:
+                result.status, result.error = "failed", _error(result.host, mine)
+
+
+def _error(host: str, told: dict[str, str]) -> HostError:
+    first = next(iter(told))
+    named = f"worker {first} is {told[first]}"
+    others = ", ".join(list(told)[1 : MAX_NAMED + 1])
+    more = f"; neither are up: {others}" + (" and more" if len(told) > MAX_NAMED + 1 else "") if others else ""
+    next_step = f"correct it and deploy again, or start it: invoke start {first}; its log: invoke logs {first}"
+    return HostError(f"{host}: {named}{more}", next_step, code=NOT_UP)

@@ -1,0 +1,53 @@
+"""Where a manager that is started without a configuration keeps its state: one place per user, wherever it is started.
+
+A configuration's `state.state_file` means what it says, relative to the working directory. Knows paths only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+
+FILE = "procguard_state.yaml"
+IN_WORKING_DIRECTORY = os.path.join("data", FILE)  # where earlier releases kept it
+
+
+def well_known() -> str:
+    """~/.local/share/procguard/procguard_state.yaml, or below XDG_DATA_HOME."""
+    data = os.environ.get("XDG_DATA_HOME") or ""
+    if not os.path.isabs(data):
+        data = os.path.join(os.path.expanduser("~"), ".local", "share")
+    return os.path.join(data, "procguard", FILE)
+
+
+def without_configuration(given: Sequence[str] = ()) -> list[str]:
+    """`--set` values for a start without a configuration file; `given` are the user's own, which win.
+
+    A state that an earlier release left in the working directory is used on, as long as there is none in the one place.
+    """
+    place = well_known()
+    if not exists(place) and exists(IN_WORKING_DIRECTORY):
+        return list(given)
+    values = {"state.state_file": place, "logging.file": os.path.join(os.path.dirname(place), "procguard.log")}
+    return [f"{key}={json.dumps(path)}" for key, path in values.items()] + list(given)  # quoted: it is read as YAML
+
+
+def exists(state_file: str) -> bool:
+    """Whether there is a state: the snapshot, its copy or a segment of its journal."""
+    directory, name = os.path.split(os.path.abspath(state_file))
+    try:
+        return any(entry.startswith(name) for entry in os.listdir(directory))
+    except OSError:
+        return False
+
+
+def note_of_another(state_file: str) -> str:
+    """What to say where this state is about to be made though the user has one in the one place; "" otherwise."""
+    place = well_known()
+    if exists(state_file) or not exists(place) or os.path.realpath(place) == os.path.realpath(state_file):
+        return ""
+    return (
+        f"note: {state_file} is new and empty: another fleet than that of {place}. To go on with that one, start "
+        f"without --config, or with --set state.state_file={place}"
+    )

@@ -1,0 +1,106 @@
+"""Other fleets on this host: which of a worker's ids already run here for somebody else's manager.
+
+Another state file is another fleet, and a fleet does not know what another one runs: the same inventory deployed from
+it would start every worker a second time. Looks below one procguard_home, where the agents of all fleets of a user lie
+by default; reads files and locks only.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import namedtuple
+from typing import Any
+
+from remote_agent import paths
+from remote_agent.ids import valid_id
+from remote_agent.locks import lock_held
+
+# manager: an address of its manager, "" where none is known. workers: ids of those whose runner lives here. insists: it
+# was itself deployed with --another-fleet.
+Other = namedtuple("Other", ["fleet_id", "host", "directory", "manager", "agent_runs", "workers", "insists"])
+
+
+def found(home: str, fleet_id: str) -> "list[Other]":
+    """The agents and launchers of other fleets that are alive on this host, or have a worker that is."""
+    others = []
+    for fleet in _names(home):
+        if fleet in (fleet_id, "releases") or not valid_id(fleet):
+            continue
+        for host in filter(valid_id, _names(os.path.join(home, fleet))):
+            directory = os.path.join(home, fleet, host)
+            launchers = os.path.join(directory, "launchers")
+            for one in (directory, *(os.path.join(launchers, name) for name in _names(launchers))):
+                other = _look(fleet, host, one)
+                if other is not None and (other.agent_runs or other.workers):
+                    others.append(other)
+    return others
+
+
+def doubled(agent_directory: str, worker_ids: "list[str]") -> "list[tuple[Other, list[str]]]":
+    """Those that run one of `worker_ids` here which this agent, in <home>/<fleet>/<host>, does not run yet."""
+    home, fleet_id = (
+        os.path.dirname(os.path.dirname(agent_directory)),
+        os.path.basename(os.path.dirname(agent_directory)),
+    )
+    others = [(other, set(worker_ids).intersection(other.workers)) for other in found(home, fleet_id)]
+    if not any(ids for _, ids in others):
+        return []
+    own = _look(fleet_id, "", agent_directory)
+    mine = set(own.workers) if own is not None else set()
+    return [(other, sorted(ids - mine)) for other, ids in others if ids - mine]
+
+
+def forbids(worker_directory: str, worker_id: str) -> str:
+    """Why this worker of a deployed agent may not be started now; "" where it may."""
+    directory = os.path.dirname(os.path.dirname(worker_directory))
+    config = _config(directory)
+    if config.get("kind") != "deployed" or config.get("another_fleet"):
+        return ""
+    for other, _ in doubled(directory, [worker_id]):
+        if not other.insists:
+            return f"it already runs here in another fleet: {in_words(other)}; stop it there, or deploy --another-fleet"
+    return ""
+
+
+def in_words(other: Other) -> str:
+    """ "fleet f-0a1b (manager http://10.0.0.5:5000)" """
+    return f"fleet {other.fleet_id}" + (f" (manager {other.manager})" if other.manager else "")
+
+
+def _config(directory: str) -> "dict[str, Any]":
+    try:
+        config = paths.read_json(paths.agent_file(directory))
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _look(fleet_id: str, host: str, directory: str) -> "Other | None":
+    config = _config(directory)
+    runtime_dir = config.get("runtime_dir")
+    if not isinstance(runtime_dir, str) or not runtime_dir:
+        return None
+    urls = config.get("manager_urls")
+    manager = str(urls[0])[:200] if isinstance(urls, list) and urls else ""
+    if not manager.isprintable():
+        manager = ""
+    root = paths.workers_dir(directory)
+    alive = [name for name in _names(root) if lock_held(paths.runner_lock(runtime_dir, os.path.join(root, name)))]
+    workers = [one for one in (_worker_id(os.path.join(root, name)) for name in alive) if valid_id(one)]
+    agent_runs = lock_held(paths.agent_lock(runtime_dir))
+    return Other(fleet_id, host, directory, manager, agent_runs, workers, bool(config.get("another_fleet")))
+
+
+def _worker_id(directory: str) -> str:
+    try:
+        with open(paths.worker_id_file(directory), encoding="utf-8") as file:
+            return file.read(256).strip()
+    except OSError:
+        return os.path.basename(directory)
+
+
+def _names(directory: str) -> "list[str]":
+    try:
+        return sorted(os.listdir(directory))
+    except OSError:
+        return []

@@ -1,0 +1,88 @@
+"""A start without configuration uses one place per user, wherever it is typed; a configuration means what it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from procguard import config, daemon, main, state_places
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "configs" / "procguard_config.yaml"
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    monkeypatch.chdir(tmp_path / "a")
+    return tmp_path / "home"
+
+
+def state_of(*given: str) -> str:
+    return config.load(None, state_places.without_configuration(given)).state.state_file
+
+
+def make(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("x")
+
+
+def test_without_configuration_the_place_does_not_follow_the_working_directory(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = state_of()
+    monkeypatch.chdir(tmp_path / "b")
+    assert state_of() == first == str(home / ".local/share/procguard/procguard_state.yaml")
+    log = config.load(None, state_places.without_configuration()).logging.file
+    assert log == str(home / ".local/share/procguard/procguard.log")
+
+
+def test_a_data_directory_of_the_users_own_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "da ta"))
+    assert state_of() == f"{tmp_path}/da ta/procguard/procguard_state.yaml"
+    monkeypatch.setenv("XDG_DATA_HOME", "relative")  # the specification calls such a value invalid
+    assert "relative" not in state_of()
+
+
+def test_the_users_own_settings_win(tmp_path: Path) -> None:
+    assert state_of(f"state.state_file={tmp_path}/x.db") == f"{tmp_path}/x.db"
+
+
+def test_the_configuration_of_the_documents_keeps_its_meaning(tmp_path: Path) -> None:
+    assert config.load(str(EXAMPLE)).state.state_file == str(tmp_path / "a/data/procguard_state.yaml")
+
+
+def test_a_state_of_an_earlier_release_is_used_on_until_there_is_one_in_the_one_place(tmp_path: Path) -> None:
+    make(tmp_path / "a/data/procguard_state.yaml.j00000001")
+    assert state_of() == str(tmp_path / "a/data/procguard_state.yaml")
+    make(Path(state_places.well_known()))
+    assert state_of() == state_places.well_known()
+
+
+def test_a_new_state_beside_the_users_own_is_told(tmp_path: Path) -> None:
+    new = str(tmp_path / "a/data/procguard_state.yaml")
+    assert state_places.note_of_another(new) == ""
+    make(Path(state_places.well_known()))
+    assert state_places.well_known() in state_places.note_of_another(new)
+    assert state_places.note_of_another(state_places.well_known()) == ""
+    make(Path(new))
+    assert state_places.note_of_another(new) == ""
+
+
+def test_stop_that_stops_nothing_is_told_by_its_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["--stop"]) == main.main(["--status"]) == 3
+    assert "nothing was stopped" in capsys.readouterr().err
+
+
+def test_the_stop_line_names_the_state_it_is_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Typed as it stands, from anywhere, it finds the same lock."""
+    settings = config.load(None, [f"state.state_file={tmp_path}/my state.yaml"])
+    words = daemon.stop_line(settings)
+    assert words == f"./start_manager.sh --stop --set 'state.state_file={tmp_path}/my state.yaml'"
+    monkeypatch.chdir(tmp_path / "b")
+    assert config.load(None, [f"state.state_file={tmp_path}/my state.yaml"]).state_directory == settings.state_directory
+    usual = config.load(None, state_places.without_configuration())
+    assert daemon.stop_line(usual) == "./start_manager.sh --stop"
