@@ -94,6 +94,7 @@ def test_a_restored_older_state_learns_from_the_grant_where_a_worker_is(tmp_path
         assert done.returncode == 0, done.stderr
         world.manager.start()
         world.settled("w1")
+        world.wait_connected(two.name)
         assert world.operator.invoke("move", "w1", two.name).returncode == 0
         world.until(lambda: world.manager.worker("w1")["host"] == two.name, "it moves", 30)
         before = world.manager.wait_worker("w1", "running", 30)
