@@ -139,3 +139,15 @@ def test_every_environment_variable_is_documented() -> None:
     assert {"PROCGUARD_HOME", "PROCGUARD_ATTEMPT"} <= names
     documented = set(re.findall(r"`(PROCGUARD_[A-Z_]+)`", text("docs/configuration.md")))
     assert names <= documented, names - documented
+
+
+def test_each_test_that_the_threat_tables_name_exists() -> None:
+    tables = text("SECURITY.md").partition("## Threats")[2].partition("## How it is tried")[0]
+    named = set(re.findall(r"`((?:unit|fleet)/test_\w+\.py)`", tables))
+    assert len(named) > 30
+    assert [name for name in sorted(named) if not (REPOSITORY / "tests" / name).is_file()] == []
+    scenarios = set(re.findall(r"scenario (\d+)", tables))
+    marked = set()
+    for path in (REPOSITORY / "tests").rglob("test_*.py"):
+        marked |= set(re.findall(r"chaos\((\d+)\)", path.read_text(encoding="utf-8")))
+    assert scenarios <= marked

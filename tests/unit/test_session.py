@@ -144,6 +144,17 @@ def test_nobody_can_make_an_agent_fall_back_to_the_bearer_secret(server: Running
     assert b"Authorization" not in passed and SECRET.encode() not in passed
 
 
+def test_what_the_state_holds_is_no_agents_secret(server: RunningServer) -> None:
+    """Its reader has the fleet's key, and of each secret the digest: as a secret, in a session or not, refused."""
+    digest = protocol.secret_sha256(SECRET)
+    as_secret = heartbeat("h1", beat())(
+        Connection(Addresses([f"http://127.0.0.1:{server.port}"]), me(server, "h1", digest))
+    )
+    assert as_secret.refused
+    bearer = server.ask("POST", "/api/agents/h1/heartbeat", beat(), secret=digest)
+    assert bearer.status == 401
+
+
 def test_a_revoked_secret_is_refused_in_words_that_are_believed(server: RunningServer) -> None:
     server.deploy("h2", secret="soon-revoked")
     mine = me(server, "h2", "soon-revoked")
