@@ -62,6 +62,7 @@ FORWARDERS = frozenset(
 )
 KEPT = 1_000  # connections whose process is remembered
 RECENT = 4  # processes that are looked at first: a browser opens six connections at once
+LOOK_AGAIN_S = 0.005
 MAX_WAITING = 2_000  # looks at /proc that wait for their turn
 _UNSEEN = "the process that opened the connection cannot be seen (sshd, for ssh -L?)"
 
@@ -96,6 +97,9 @@ class LocalClients:
     def _look(self, client: Address, server: Address) -> str:
         try:
             owner = sock_diag.owner(client, server)
+            if owner is None:  # in a thread: a moment may be waited
+                time.sleep(LOOK_AGAIN_S)
+                owner = sock_diag.owner(client, server)
             if owner is None:
                 return "the connection's owner cannot be known"
             if owner.uid == 0 and os.geteuid() != 0:

@@ -37,6 +37,7 @@ _LISTEN = 10
 _OPEN_STATES = sum(1 << state for state in (1, 2, 4, 5, 8, 9, _LISTEN, 11))  # not TIME_WAIT, CLOSE, half-open
 _MESSAGE = struct.Struct("!BBxxHH16s16s")  # family, state, ports, addresses
 _READ_BYTES = 64 * 1024
+TRIES = 3
 _READ_TIMEOUT_S = 2.0
 
 Address = tuple[str, int]
@@ -72,9 +73,17 @@ def owner(client: Address, server: Address) -> Owner | None:
         other_family, destination = _packed(server[0])
         if family != other_family:
             return None
-        return _ask(_request(family, source, client[1], destination, server[1]))
-    except (OSError, ValueError, struct.error):
+        request = _request(family, source, client[1], destination, server[1])
+    except (ValueError, struct.error):
         return None
+    for _ in range(TRIES):  # a busy kernel may miss a socket that is there: its table is read without a lock
+        try:
+            found = _ask(request)
+        except (OSError, struct.error):
+            continue
+        if found is not None:
+            return found
+    return None
 
 
 def _packed(address: str) -> tuple[int, bytes]:

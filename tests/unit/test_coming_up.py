@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -114,8 +115,8 @@ class Manager:
         self.asked += 1
         return self.views.pop(0) if len(self.views) > 1 else self.views[0]
 
-    def logs(self, _worker_id: str, **_query: Any) -> str:
-        return self.log
+    def log_pieces(self, _worker_id: str, **_query: Any) -> Iterator[bytes]:
+        yield self.log.encode()
 
     def command_status(self, _command_id: str) -> dict[str, Any]:
         return {"status": "delivered", "message": ""}

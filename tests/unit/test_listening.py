@@ -15,6 +15,7 @@ import pytest
 from remote_agent.listening import Listening, waits_for_connections
 from remote_agent.proc_usage import Proc, Sample
 from remote_agent.protocol import WorkerUsage
+from tests.waiting import wait_until
 
 TCP = "s.bind(('127.0.0.1', 0)); s.listen(); print(s.getsockname()[1], flush=True); c, _ = s.accept(); time.sleep(60)"
 SERVER = "import socket, time; s = socket.socket(); " + TCP
@@ -60,7 +61,7 @@ def test_a_server_with_a_connection_does_not_wait(started: Any) -> None:
     """So a rank of a distributed job, which listens too, is never taken for one."""
     pid, port = started(SERVER)
     with socket.create_connection(("127.0.0.1", port)):
-        assert not waits_for_connections([pid])
+        wait_until(lambda: not waits_for_connections([pid]), 10, "the server takes the connection")
 
 
 def test_a_process_that_merely_sleeps_waits_for_nobody(started: Any) -> None:

@@ -11,6 +11,7 @@ import gevent
 import pytest
 
 from procguard import log_format
+from remote_agent import protocol
 from tests.server_process import RunningManager
 
 FORGED = "evil\n2026-11-30 06:00:00 INFO procguard.manager: running\r\x1b[2J\u202e\x9b31m\u2028x"
@@ -62,12 +63,20 @@ def test_a_greenlet_that_fails_is_a_record(capfd: pytest.CaptureFixture[str]) ->
 
 
 def test_a_stranger_forges_no_line_of_the_managers_log(tmp_path: Path) -> None:
-    """The host name of an unknown launcher, a method, a path and a header."""
+    """The host name of an unknown launcher, a path and a header; what an agent says of its worker."""
     manager = RunningManager(tmp_path)
     try:
         body = {"worker_id": "w1", "command": "true", "host": FORGED, "secret_sha256": "a" * 64}
         assert manager.ask("POST", "/api/workers/register", body, {"Host": "elsewhere"}).status in (202, 400)
         manager.ask("GET", "/api/%0a2026-11-30%20forged")
+        hosts = [{"host": "h1", "workers": [{"worker_id": "w2", "spec": {"command": "true"}}]}]
+        assert manager.ask("POST", "/api/deployments", {"hosts": hosts}).status == 200
+        digest = {"secret_sha256": protocol.secret_sha256("of h1")}
+        assert manager.ask("PUT", "/api/agents/h1/credentials", digest).status == 200
+        event = protocol.WorkerEvent("w2", 1, 1_790_000_000.0, 1, "starting", "running", FORGED)
+        beat = protocol.encode(protocol.AgentHeartbeat("h1", events=[event]))
+        answer = manager.ask("POST", "/api/agents/h1/heartbeat", beat, {"Authorization": "Bearer of h1"})
+        assert answer.status == 200, answer.body
         manager.ask("POST", "/api/login", {"token": FORGED}, {"Host": "elsewhere", "User-Agent": "\x1b[2J"})
     finally:
         manager.close()

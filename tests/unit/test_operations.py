@@ -154,7 +154,7 @@ def test_the_same_request_twice_at_once_begins_one_operation(fleet: Fleet, monke
         except Conflict as exc:
             refused.append(exc.code)
 
-    monkeypatch.setattr(module, "PAUSE_EVERY", 1)
+    monkeypatch.setattr(module, "SLICE_S", 0.0)
     fleet.operations.on_wake(lambda: None, second)
     fleet.operations.begin(token, "tester", fleet.now, Options())
     assert len(fleet.operations.views()) == 1 and set(refused) == {"preview_expired"}

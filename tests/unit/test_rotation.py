@@ -532,7 +532,7 @@ def test_a_launcher_has_its_secret_replaced_too_and_comes_back_with_it(tmp_path:
         wait_until(lambda: state() == "running", 40, "the worker again", every_s=0.1)
         assert manager.ask("GET", "/api/remote-workers/w1").json["pid"] == pid
         assert json.loads(file.read_text())["secret"] == after["secret"]
-        assert state_of(manager, "launcher:w1")["agent_state"] == "connected"
+        wait_until(lambda: state_of(manager, "launcher:w1")["agent_state"] == "connected", 40, "connected")
     finally:
         launcher.kill()
         launcher.wait()
