@@ -8,12 +8,15 @@ needs which right is permissions.py.
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import pwd
 import re
 import shlex
 from collections.abc import Callable
 from typing import Any
+
+import gevent
 
 from procguard.channels import Principal, http_io
 from procguard.channels.agent_sessions import AgentSessions
@@ -35,6 +38,10 @@ from remote_agent.protocol import secret_sha256 as sha256_of
 CALLER = "procguard.caller"  # where the gate leaves whom it let in, in the request's WSGI environment
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 UNKNOWN_AGENTS_AT_ONCE, UNKNOWN_AGENTS_PER_S = 200, 20.0  # wrong secrets of one address, on agents' routes
+log = logging.getLogger(__name__)
+
+# The kernel of a busy machine now and then misses a socket that is there; one that was closed has no owner at all.
+LOOK_AGAIN_AFTER_S = (0.0, 0.005, 0.05, 0.2)
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 # Any of these: the request came through something else, and the peer is not the one who asks.
 FORWARDING_HEADERS = (
@@ -245,12 +252,18 @@ class Auth:
         sock = environ.get("procguard.socket")
         if sock is None:
             return "the connection's owner cannot be known"
-        try:
-            client, server = sock.getpeername()[:2], sock.getsockname()[:2]
-            uid = self._owner_uid(client, server)
-        except OSError:
-            uid = None
-        if uid is None:
+        uid = None
+        for pause_s in LOOK_AGAIN_AFTER_S:
+            if pause_s:
+                gevent.sleep(pause_s)
+            try:
+                client, server = sock.getpeername()[:2], sock.getsockname()[:2]
+                uid = self._owner_uid(client, server)
+            except OSError as exc:
+                log.info("the owner of a local connection cannot be asked for: %s", exc.strerror)
+            if uid is not None:
+                break
+        else:
             return "the connection's owner cannot be known"
         if uid not in (self._own_uid, 0):
             return f"the connection belongs to uid {uid}, not to the manager's user"
