@@ -107,7 +107,8 @@ def search(
 ) -> None:
     """Search the logs on all hosts at once, newest last. Example: invoke search 'CUDA error' --select group=trainers
 
-    Each host's agent looks through the logs that lie there; hosts that could not answer are named (exit code 2).
+    Each agent searches the logs on its host; the manager searches what no host holds any longer (a worker that moved,
+    a host that is away). Exit code 2 where something was not searched; it is named.
     """
     query = {"text" if text else "regex": pattern, "select": select, "ignore_case": 1 if ignore_case else None}
     query |= {"since": since, "until": until, "stream": stream, "limit": limit, "timeout": timeout}

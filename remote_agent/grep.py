@@ -5,9 +5,9 @@ away: it gives a line LINE_CPU_S, passes over it, and counts it; and the agent k
 what it has said by then counts. The manager has checked the expression and rewritten it for Python's `re`.
 It takes what CPU and disk others leave over, little memory, and is the first to go when memory is short.
 
-In: one JSON object (see `main`). Out: JSON lines, each a match [worker, attempt, stream, offset, at, text, begin, end]
-or {"bytes": n, "found": n} every now and then, and at last {"bytes", "found", "skipped", "done": true} or
-{"error": "…"}.
+In: one JSON object (see `main`). Out: JSON lines: {"held": …} (see `held_of`), then each match as [worker, attempt,
+stream, offset, at, text, begin, end], or {"bytes": n, "found": n} every now and then, and at last {"bytes", "found",
+"skipped", "done": true}; or {"error": "…"}.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ SHOWN_CHARS = 1000
 SHOWN_BEFORE = 200  # of them, before the match
 MAX_SAID_BYTES = 4 * 1024 * 1024
 PROGRESS_EVERY_S = 0.5
+MAX_HELD = 4000  # files
 MAX_MEMORY_BYTES = 512 * 1024 * 1024
 POINT = struct.Struct("<Qd")  # of <n>.log.idx: up to this offset the bytes had come by this time
 COLOURS = re.compile(r"\x1b\[[0-9;:]*[A-Za-z]")
@@ -284,6 +285,22 @@ def files_of(workers: list[list[str]], stream: str, since: float) -> list[File]:
     return found
 
 
+def held_of(files: list[File]) -> dict[str, dict[str, int]]:
+    """{worker: {"3.out": where its bytes begin on this host}}, of the newest MAX_HELD files."""
+    held: dict[str, dict[str, int]] = {}
+    for file in sorted(files, key=lambda one: -one.attempt)[:MAX_HELD]:
+        try:
+            descriptor = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            continue  # cleaned up meanwhile
+        try:
+            first = _first_data(descriptor, os.fstat(descriptor).st_size)
+        finally:
+            os.close(descriptor)
+        held.setdefault(file.worker, {})[f"{file.attempt}.{file.stream}"] = first
+    return held
+
+
 def be_humble(timeout_s: float) -> None:
     """After everybody else, and never for ever, whatever becomes of the agent."""
     import resource
@@ -344,9 +361,10 @@ def main() -> int:
     except (re.error, ValueError, RecursionError, OverflowError) as exc:
         say({"error": f"this host's Python {sys.version_info[0]}.{sys.version_info[1]} does not take it: {exc}"})
         return 0
-    since = request.get("since") or float("-inf")
+    workers, stream = request["workers"], request.get("stream", "")
+    say({"held": held_of(files_of(workers, stream, float("-inf")))})
     search.watch.start()
-    done = search.run(files_of(request["workers"], request.get("stream", ""), since))
+    done = search.run(files_of(workers, stream, request.get("since") or float("-inf")))
     say({"bytes": search.bytes, "found": search.found, "skipped": search.skipped, "done": done})
     return 0
 

@@ -187,6 +187,7 @@ class _Hearing:
         self._done: Optional[bool] = None
         self._error = ""
         self._skipped = 0
+        self._held: Optional[dict[str, dict[str, int]]] = None
 
     def take(self, data: bytes) -> bool:
         """False: enough."""
@@ -202,6 +203,7 @@ class _Hearing:
                 self._done = said.get("done", self._done)
                 self._error = said.get("error", self._error)
                 self._skipped = said.get("skipped", self._skipped)
+                self._held = said.get("held", self._held)
         return self._bytes_heard < MAX_OUTPUT_BYTES
 
     def result(self, elapsed_s: float) -> LogSearchResult:
@@ -219,5 +221,5 @@ class _Hearing:
             if room < 0:
                 break
             made.lines.append(line)
-        made.found, made.bytes = max(self._found, len(self._lines)), self._looked
+        made.found, made.bytes, made.held = max(self._found, len(self._lines)), self._looked, self._held
         return made

@@ -376,6 +376,9 @@ class LogSearchResult:
     found: int = 0
     bytes: int = 0  # looked through
     elapsed_s: float = 0.0
+    # {worker: {"3.out": offset of the first byte that is still on this host}}: what else the manager has, it searches
+    # itself. None: not said.
+    held: Union[dict[str, dict[str, int]], None] = None
 
 
 @dataclass

@@ -34,6 +34,7 @@ MAX_PROCESSES_OF_GPU = 256
 MAX_KNOWN = 64
 MAX_FOUND_LINES = 10_000
 MAX_FOUND_CHARS = 4_096
+MAX_HELD_FILES = 10_000
 MAX_LEFT_NAMES = 20
 MAX_ENV_ENTRIES = 1_000
 MAX_LABELS = 64
@@ -221,6 +222,8 @@ def _check_gpus(mistakes: list[str], usage: protocol.HostUsage) -> None:
 def _check_found(result: protocol.LogSearchResult, mistakes: list[str]) -> None:
     _longest(mistakes, "reason", result.reason, MAX_REASON_CHARS)
     _most(mistakes, "lines", result.lines, MAX_FOUND_LINES)
+    if sum(map(len, (result.held or {}).values())) > MAX_HELD_FILES:
+        mistakes.append(f"held: more than {MAX_HELD_FILES} files")
     _within(mistakes, "found", result.found, 2**53)
     _within(mistakes, "bytes", result.bytes, 2**62)
     for line in result.lines:

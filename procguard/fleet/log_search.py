@@ -1,7 +1,9 @@
 """Searches through the logs on the hosts: who is asked, who has answered, who could not be asked and why.
 
-The agents look, each through its own host's files; here is only who has to be told and what came back. Nothing of it
-is stored: a search lives as long as somebody waits for it, at most a minute or so. Knows no HTTP and no clock.
+The agents look, each through its own host's files; here is only who has to be told and what came back. A worker that
+moved is looked for on each host that may still hold a part of its log; what no host holds is the manager's own part
+(portal/own_search.py). Nothing of it is stored: a search lives as long as somebody waits for it, at most a minute or
+so. Knows no HTTP and no clock.
 """
 
 from __future__ import annotations
@@ -28,15 +30,23 @@ Status = Literal["asked", "done", "timeout", "failed", "no_answer", "away", "too
 OPEN: tuple[Status, ...] = ("asked",)
 WHY_OLD = "its agent's release does not know how to search; upgrade it: invoke upgrade"
 WHY_SILENT = "it did not answer in time"
+ANY_ATTEMPT = 2**62
+MANAGER = "manager"  # the name of the manager's own part, where a host's stands
 
 
 @dataclass
 class Part:
-    """One agent's share of a search."""
+    """One agent's share of a search, or the manager's own (its `agent_id` is empty).
+
+    `former`: workers that left this host, with the last attempt that it may have run, as long as the host has not
+    confirmed that nothing of them is left. `held`: as the agent says (LogSearchResult).
+    """
 
     agent_id: str
     host: str
     worker_ids: list[str]
+    former: dict[str, int] = field(default_factory=dict)
+    held: dict[str, dict[str, int]] | None = None
     status: Status = "asked"
     reason: str = ""
     found: int = 0
@@ -80,6 +90,7 @@ class Search:
     parts: dict[str, Part]
     began: float  # monotonic
     wake: Callable[[], None]
+    attempts_before: dict[str, int] = field(default_factory=dict)  # of workers that moved: the last of earlier hosts
     fresh: deque[tuple[Part, list[protocol.LogMatch]]] = field(default_factory=deque)
 
     @property
@@ -90,6 +101,21 @@ class Search:
     @property
     def open(self) -> bool:
         return any(part.status in OPEN for part in self.parts.values())
+
+    @property
+    def worker_count(self) -> int:
+        """A worker that moved is in several parts."""
+        return len({worker_id for part in self.parts.values() for worker_id in part.worker_ids})
+
+    def add_manager(self) -> Part:
+        """The manager looks through what it stores itself; whoever adds this part answers it with `finish`."""
+        part = self.parts[""] = Part("", MANAGER, [])
+        return part
+
+    def finish(self, part: Part, lines: list[protocol.LogMatch]) -> None:
+        """The part has its answer."""
+        self.fresh.append((part, lines))
+        self.wake()
 
     def give_up(self) -> None:
         """Nobody is waited for any longer."""
@@ -117,10 +143,19 @@ class LogSearches:
                 retry_after_s=question.timeout_s,
             )
         of_agent: dict[str, list[str]] = {}
+        moved: dict[str, int] = {}
         for facts in workers:
-            of_agent.setdefault(str(facts["agent"]), []).append(str(facts["worker_id"]))
-        parts = {agent_id: self._part(agent_id, ids) for agent_id, ids in sorted(of_agent.items())}
-        search = Search("s-" + secrets.token_hex(6), question, parts, now.monotonic, wake)
+            worker_id = str(facts["worker_id"])
+            of_agent.setdefault(str(facts["agent"]), []).append(worker_id)
+            worker = self._state.workers_by_id.get(worker_id)
+            if worker is not None and worker.attempts_before:
+                moved[worker_id] = worker.attempts_before
+        former = self._former(moved)
+        parts = {
+            agent_id: self._part(agent_id, of_agent.get(agent_id, []), former.get(agent_id, {}))
+            for agent_id in sorted(of_agent.keys() | former.keys())
+        }
+        search = Search("s-" + secrets.token_hex(6), question, parts, now.monotonic, wake, moved)
         search.fresh.extend((part, []) for part in parts.values() if part.status not in OPEN)
         self._searches[search.search_id] = search
         for part in parts.values():
@@ -128,13 +163,26 @@ class LogSearches:
                 self._state.wake(part.agent_id)
         return search
 
-    def _part(self, agent_id: str, worker_ids: list[str]) -> Part:
+    def _former(self, moved: dict[str, int]) -> dict[str, dict[str, int]]:
+        """{agent: {worker that left it: its last attempt there}}, where that host may hold some of its log still."""
+        found: dict[str, dict[str, int]] = {}
+        for agent_id, agent in self._state.agents_by_id.items() if moved else ():
+            for worker_id in agent.withdrawn.keys() & moved.keys():
+                last = int(agent.withdrawn[worker_id].get("attempts_to", -1))
+                if last >= 0:
+                    found.setdefault(agent_id, {})[worker_id] = last
+        return found
+
+    def _part(self, agent_id: str, worker_ids: list[str], former: dict[str, int]) -> Part:
         seen = self._state.seen[agent_id]
-        part = Part(agent_id, self._state.agents_by_id[agent_id].host, worker_ids)
+        part = Part(agent_id, self._state.agents_by_id[agent_id].host, worker_ids + sorted(former), former)
         if seen.state not in ("connected", "suspect") or seen.heartbeat is None:
             part.status, part.reason = "away", seen.reason or "its agent is out of reach"
         elif KNOWN not in seen.heartbeat.knows:
             part.status, part.reason = "too_old", WHY_OLD
+        if part.status not in OPEN and former:
+            names = ", ".join(sorted(former)[:3]) + (", …" if len(former) > 3 else "")
+            part.reason += f"; {names} ran there before: lines that did not reach the manager may be left there"
         return part
 
     def end(self, search: Search) -> None:
@@ -179,6 +227,6 @@ class LogSearches:
             return  # told twice
         part.status, part.reason = result.status, result.reason[:500]
         part.found, part.bytes, part.elapsed_s = result.found, result.bytes, result.elapsed_s
-        own = set(part.worker_ids)
-        search.fresh.append((part, [line for line in result.lines if line.worker_id in own]))
-        search.wake()
+        part.held = result.held
+        own = dict.fromkeys(part.worker_ids, ANY_ATTEMPT) | part.former
+        search.finish(part, [line for line in result.lines if line.attempt <= own.get(line.worker_id, -1)])

@@ -103,6 +103,7 @@ class WorkerRecord:
     leased: bool = False
     # Lease + stop grace of an earlier specification, where they were longer: the host may still go by them.
     lease_bound_s: float = 0.0
+    attempts_before: int = 0  # the last attempt that an earlier host may have run; 0: it never changed its host
     home: str = ""  # the agent its inventory declares it on, while it lives on another
     moves: int = 0  # times it was reassigned without having been healthy since
     moving: dict[str, Any] = field(default_factory=dict)  # {"to": agent, "run": bool}: an operator's move

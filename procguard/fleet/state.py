@@ -474,6 +474,8 @@ class FleetState:
         """Give a worker whose old instance is surely gone to another agent: with a new epoch, to be started there."""
         self._workers_of.get(worker.agent_id, {}).pop(worker.worker_id, None)
         self._workers_of.setdefault(agent_id, {})[worker.worker_id] = worker
+        if worker.agent_id != agent_id:
+            worker.attempts_before = worker.attempt
         worker.agent_id, worker.host = agent_id, host
         worker.epoch, worker.generation, worker.desired = self.next_epoch(), worker.generation + 1, "running"
         worker.leased, worker.lease_bound_s = False, 0.0  # it has not run there yet

@@ -55,7 +55,7 @@ class LogsApi:
             return self._download(worker_id, query)
         if http_io.query_flag("follow"):
             return self._follow(worker_id, query)
-        lines = self.read_tail(worker_id, query, _caller())
+        lines = self.read_tail(worker_id, query, caller_name())
         if not query.as_json:
             return bottle.HTTPResponse("".join(line.text + "\n" for line in lines).encode(), 200, _text_headers())
         last = lines[-1] if lines else None
@@ -85,7 +85,7 @@ class LogsApi:
             )
         held = contextlib.ExitStack()
         if query.expression is not None:
-            held.enter_context(self.matching.follow(_caller()))
+            held.enter_context(self.matching.follow(caller_name()))
         sock = bottle.request.environ.get("procguard.socket")
         follower = Follower(worker_id, query, sock, self._follow_memory, self.matching, held)
         self._followers.add(follower)  # before the tail is read: nothing falls between
@@ -107,7 +107,7 @@ class _FollowedLog:
         self._api = api
         self._follower = follower
         self._query: LogQuery | None = query  # until the tail was shown
-        self._caller = _caller()  # of a request that is over when the first `read` comes
+        self._caller = caller_name()  # of a request that is over when the first `read` comes
 
     def read(self, _size: int = -1) -> bytes:
         follower = self._follower
@@ -134,7 +134,7 @@ class _FollowedLog:
         self._api.leave(self._follower)
 
 
-def _caller() -> str:
+def caller_name() -> str:
     """Whose share of the threads this request uses."""
     principal = bottle.request.environ.get(CALLER)
     return str(getattr(principal, "actor", ""))

@@ -1,5 +1,6 @@
 """GET /api/log-search: the agents look through their hosts' logs, and what they find is merged here as it comes.
 
+What no host holds any longer, the manager looks through itself (own_search.py): one part more, merged like the others.
 Owns the request that waits: its deadline, its bounds, when lines were written (which the manager knows better than the
 hosts, where it has them too). What agents answer comes in at the desk. Closing the request ends the search.
 """
@@ -7,6 +8,7 @@ hosts, where it has them too). What agents answer comes in at the desk. Closing 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
 from typing import Any
 
 import bottle
@@ -20,6 +22,7 @@ from procguard.fleet.log_search import OPEN, Part, Question, Search
 from procguard.portal.log_query import parse_since
 from procguard.portal.logs import LogStore
 from procguard.portal.matching import Matching
+from procguard.portal.own_search import Find, OwnSearch
 from remote_agent import protocol
 
 DEFAULT_LINES, MAX_LINES = 500, 5000
@@ -31,7 +34,11 @@ Line = dict[str, Any]
 
 
 class SearchApi:
-    def __init__(self, registry: Any, log_store: LogStore, matching: Matching) -> None:
+    def __init__(
+        self, registry: Any, log_store: LogStore, matching: Matching, caller: Callable[[], str] = lambda: ""
+    ) -> None:
+        """`caller`: whose share of Matching's threads this request uses."""
+        self._caller = caller
         self._registry = registry
         self._store = log_store
         self._matching = matching
@@ -40,7 +47,7 @@ class SearchApi:
         app.route("/api/log-search", "GET", http_io.answered(self._search))
 
     def _search(self) -> Any:
-        question = read_question(self._matching)
+        question, find = read_question(self._matching)
         shape = http_io.query_text("format") or "json"
         if shape not in ("json", "jsonl"):
             raise UsageError(f"format={shape[:20]!r}: not known", "use format=json or format=jsonl")
@@ -48,7 +55,13 @@ class SearchApi:
         workers = self._registry.operations.matching(select, words)
         poll = HeldPoll("search", "", bottle.request.environ.get("procguard.socket"))
         search = self._registry.searches.begin(question, workers, clock.read(), poll.wake)
-        running = RunningSearch(self._registry, self._store, search, poll)
+        own = OwnSearch(self._store, self._matching, search, find, self._caller())
+        running = RunningSearch(self._registry, self._store, search, poll, own)
+        try:
+            own.begin()
+        except BaseException:
+            running.close()
+            raise
         if shape == "jsonl":
             bottle.request.environ["procguard.stream"] = True
             headers = {"Content-Type": "application/x-ndjson", "X-Accel-Buffering": "no"}
@@ -62,8 +75,8 @@ class SearchApi:
 class RunningSearch:
     """A search as the file that bottle streams: each `read` waits for the next host; empty = the end."""
 
-    def __init__(self, registry: Any, store: LogStore, search: Search, poll: HeldPoll) -> None:
-        self._registry, self._store, self._search, self._poll = registry, store, search, poll
+    def __init__(self, registry: Any, store: LogStore, search: Search, poll: HeldPoll, own: OwnSearch) -> None:
+        self._registry, self._store, self._search, self._poll, self._own = registry, store, search, poll, own
         self._newest = Newest(search.question.max_lines)
         self._begun = self._ended = False
 
@@ -97,6 +110,7 @@ class RunningSearch:
 
     def close(self) -> None:
         self._poll.release()
+        self._own.end()
         self._registry.searches.end(self._search)
 
     def _wait(self) -> None:
@@ -109,6 +123,7 @@ class RunningSearch:
     def _next(self) -> tuple[Part, list[Line]]:
         """The next part, and those of its lines that are among the newest so far."""
         part, matches = self._search.fresh.popleft()
+        matches = self._own.heard(part, matches)
         question = self._search.question
         written = self._store.written(matches) if matches else []
         kept = []
@@ -119,7 +134,9 @@ class RunningSearch:
             )
             if not outside:
                 line = {"host": part.host, **protocol.encode(match), "at": round(at, 3)}
-                if self._newest.add(line):
+                if line in self._newest:
+                    part.found -= 1
+                elif self._newest.add(line):
                     kept.append(line)
         return part, kept
 
@@ -131,7 +148,7 @@ class RunningSearch:
             "hosts_asked": len(search.parts),
             "hosts_answered": sum(part.status == "done" for part in parts),
             "hosts_open": sum(part.status in OPEN for part in parts),
-            "workers": sum(len(part.worker_ids) for part in parts),
+            "workers": search.worker_count,
             "found": sum(part.found for part in parts),
             "shown": len(self._newest),
             "bytes": sum(part.bytes for part in parts),
@@ -141,12 +158,16 @@ class RunningSearch:
 
 
 class Newest:
-    """The newest lines of all that come, in whatever order they come."""
+    """The newest lines of all that come, in whatever order they come; `in`: a line that is among them already."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._heap: list[tuple[float, int, Line]] = []
+        self._places: set[tuple[Any, ...]] = set()
         self._count = 0
+
+    def __contains__(self, line: Line) -> bool:
+        return _place(line) in self._places
 
     def add(self, line: Line) -> bool:
         """False where enough newer ones are here already."""
@@ -154,8 +175,14 @@ class Newest:
         entry = (line["at"], -self._count, line)
         if len(self._heap) < self._limit:
             heapq.heappush(self._heap, entry)
+            self._places.add(_place(line))
             return True
-        return heapq.heappushpop(self._heap, entry) is not entry
+        gone = heapq.heappushpop(self._heap, entry)
+        if gone is entry:
+            return False
+        self._places.discard(_place(gone[2]))
+        self._places.add(_place(line))
+        return True
 
     def lines(self) -> list[Line]:
         """Newest first."""
@@ -165,23 +192,30 @@ class Newest:
         return len(self._heap)
 
 
-def read_question(matching: Matching) -> Question:
-    """What this request asks. Raises UsageError."""
+def _place(line: Line) -> tuple[Any, ...]:
+    """What makes it the same line, whoever found it."""
+    return (line["worker_id"], line["attempt"], line["stream"], line["offset"])
+
+
+def read_question(matching: Matching) -> tuple[Question, Find]:
+    """What this request asks, and where a line of the manager's own logs matches it. Raises UsageError."""
     text, regex = http_io.query_text("text", MAX_PATTERN_CHARS), http_io.query_text("regex", MAX_PATTERN_CHARS)
     if bool(text) == bool(regex):
         raise UsageError("expected text= or regex=, and not both", "e.g. ?text=CUDA%20error&select=group=trainers")
     ignore_case = http_io.query_flag("ignore_case")
-    pattern = text
-    if regex:  # never run here: that is for the agents, in a process that may be killed
-        pattern = matching.read(regex, ignore_case).for_hosts
-    elif ignore_case:  # upper and lower case are the same on every host, whatever its Python thinks
-        pattern = expression.read(expression.literal(text), True, "text", expression.MAX_LITERAL_CHARS).for_hosts
+    pattern, find = text, _literally(text)
+    if regex or ignore_case:
+        if regex:
+            wanted = matching.read(regex, ignore_case)
+        else:  # upper and lower case are the same on every host, whatever its Python thinks
+            wanted = expression.read(expression.literal(text), True, "text", expression.MAX_LITERAL_CHARS)
+        pattern, find = wanted.for_hosts, wanted.place_in  # RE2 here; `re` in a process that may be killed there
     stream = http_io.query_text("stream")
     if stream not in ("", "out", "err"):
         raise UsageError(f"stream={stream[:20]!r}: expected out or err", "leave it out for both")
     now_wall = clock.read().wall
     since, until = http_io.query_text("since"), http_io.query_text("until")
-    return Question(
+    question = Question(
         pattern=pattern,
         regex=pattern is not text,
         stream=stream,
@@ -190,6 +224,15 @@ def read_question(matching: Matching) -> Question:
         max_lines=http_io.query_int("limit", DEFAULT_LINES, 1, MAX_LINES),
         timeout_s=http_io.query_seconds("timeout", DEFAULT_TIMEOUT_S, 1.0, MAX_TIMEOUT_S),
     )
+    return question, find
+
+
+def _literally(text: str) -> Callable[[str], tuple[int, int] | None]:
+    def find(line: str) -> tuple[int, int] | None:
+        begin = line.find(text)
+        return None if begin < 0 else (begin, begin + len(text))
+
+    return find
 
 
 def _line(message: dict[str, Any]) -> bytes:

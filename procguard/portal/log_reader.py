@@ -74,10 +74,11 @@ class ScanBudget:
 class StreamFile:
     """One stored stream of one attempt, for reading."""
 
-    def __init__(self, base: str, attempt: int, stream: str) -> None:
+    def __init__(self, base: str, attempt: int, stream: str, until: int | None = None) -> None:
         self.base = base  # path without its ending
         self.attempt = attempt
         self.stream = stream
+        self.until = until  # only lines that begin at or before this offset
 
     def lines_backward(self, budget: ScanBudget) -> Iterator[LogLine]:
         """From the newest line to the oldest."""
@@ -88,15 +89,21 @@ class StreamFile:
         try:
             index = TimesOf(self.base + ".idx")
             try:
-                yield from self._segments_backward(descriptor, index, budget)
+                for line in self._segments_backward(descriptor, index, budget):
+                    if self.until is None or line.offset <= self.until:
+                        yield line
             finally:
                 index.close()
         finally:
             os.close(descriptor)
 
     def _segments_backward(self, descriptor: int, index: TimesOf, budget: ScanBudget) -> Iterator[LogLine]:
-        end = os.fstat(descriptor).st_size
-        for gap_start, gap_end, at in reversed(read_gaps(self.base + ".gaps", end)):
+        size = end = os.fstat(descriptor).st_size
+        if self.until is not None:
+            end = min(end, self.until + MAX_LINE_BYTES)
+        for gap_start, gap_end, at in reversed(read_gaps(self.base + ".gaps", size)):
+            if gap_start >= end:
+                continue
             yield from self._lines(descriptor, gap_end, end, index, budget)
             text = (
                 f"[procguard: {gap_end - gap_start:,} bytes of this log were dropped before they reached the manager]"

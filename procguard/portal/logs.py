@@ -387,6 +387,32 @@ class LogStore:
                     found[number] = times.at(offset) if offset < stored else 0.0
         return [found[number] for number in range(len(places))]
 
+    def beside(self, work: Callable[..., T], *arguments: Any) -> T:
+        """`work` that reads files, in a thread."""
+        result: T = self._readers.apply(work, arguments)
+        return result
+
+    def streams(self, worker_id: str) -> list[tuple[int, str]]:
+        """(attempt, stream) of everything stored of a worker, oldest first."""
+        return self._streams(worker_id)
+
+    def holds(self, worker_id: str, attempt: int, stream: str, offset: int) -> bool:
+        return offset < self._size(self._base(worker_id, attempt, stream))
+
+    def newest_lines(
+        self, worker_id: str, wanted: dict[tuple[int, str], int | None], budget: ScanBudget
+    ) -> Iterator[LogLine]:
+        """Lines of these (attempt, stream), newest first; of each, those that begin at or before the offset."""
+        for attempt in sorted({attempt for attempt, _ in wanted}, reverse=True):
+            files = [
+                StreamFile(self._base(worker_id, attempt, stream), attempt, stream, until)
+                for (number, stream), until in sorted(wanted.items(), key=lambda item: item[0])
+                if number == attempt
+            ]
+            yield from newest_first(files, budget)
+            if budget.left <= 0:
+                return
+
     def read(self, worker_id: str, attempt: int, stream: str, start: int, end: int) -> bytes:
         """Stored bytes [start, end), as far as they are there."""
         try:

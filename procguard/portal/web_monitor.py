@@ -32,7 +32,7 @@ from procguard.portal.api_agent_care import AgentCareApi, Care
 from procguard.portal.api_groups import GroupsApi
 from procguard.portal.api_history import HistoryApi
 from procguard.portal.api_live import LiveApi
-from procguard.portal.api_logs import LogsApi
+from procguard.portal.api_logs import LogsApi, caller_name
 from procguard.portal.api_measurements import MeasurementsApi
 from procguard.portal.api_notifications import Notifications, NotificationsApi
 from procguard.portal.api_operations import OperationsApi
@@ -103,7 +103,7 @@ class WebMonitor:
             config.communication, registry, self._desk, self._auth, limits, self._bodies
         )
         self._logs_api = LogsApi(registry, log_store, limits)
-        self._search_api = SearchApi(registry, log_store, self._logs_api.matching)
+        self._search_api = SearchApi(registry, log_store, self._logs_api.matching, caller_name)
         self._keeper = websocket.Keeper() if keeper is None else keeper
         self._live = LiveHub(registry, log_store)
         self._live_api = LiveApi(self._live)

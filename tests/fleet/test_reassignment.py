@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -32,6 +34,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         yield one
 
 
+def first_lines(world: World) -> tuple[subprocess.CompletedProcess[str], list[int]]:
+    """A search for what each attempt printed first: the run, and the attempts found, the newest first."""
+    run = world.operator.invoke("search", "line 0$", "--select", "moves", "--json")
+    return run, [json.loads(line)["attempt"] for line in run.stdout.splitlines()][::-1]
+
+
 def test_after_a_power_cut_a_spare_has_the_task_in_time_and_never_two_have_it(world: World) -> None:
     home, spare = world.host("node1"), world.host("node2")
     stamps.only_child(home, "moves")
@@ -49,6 +57,15 @@ def test_after_a_power_cut_a_spare_has_the_task_in_time_and_never_two_have_it(wo
     assert (view["host"], view["home"], view["moves"]) == ("node2", "node1", 1)
     kinds = [event["kind"] for event in world.events("worker=moves&limit=200")]
     assert {"task_waiting", "reassigned"} <= set(kinds)
+
+
+def test_a_search_finds_what_ran_on_a_host_that_is_off_and_names_that_host(world: World) -> None:
+    """Some lines may never have left it."""
+    run, attempts = first_lines(world)
+    assert len(attempts) == len(set(attempts)) == 2, run.stdout + run.stderr
+    assert run.returncode == 2
+    assert "2 of 3 hosts" in run.stderr and "node1: away: " in run.stderr, run.stderr
+    assert "moves ran there before" in run.stderr
 
 
 def test_the_host_that_returns_starts_nothing_and_forgets_its_copy(world: World) -> None:
@@ -73,6 +90,9 @@ def test_a_deployment_of_its_home_says_where_it_is_and_a_move_brings_it_back(wor
     found = stamps.instances(world.stamps("moves"))
     assert stamps.overlap_ms(found) == 0
     assert len({one.epoch for one in found}) == len(found)
+    run, attempts = first_lines(world)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert attempts == sorted(set(attempts), reverse=True) and len(attempts) == len(found), run.stdout + run.stderr
 
 
 def test_a_cordoned_spare_is_not_used_and_the_worker_says_so(world: World) -> None:

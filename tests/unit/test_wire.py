@@ -21,7 +21,14 @@ MESSAGES = {
     for name, cls in vars(protocol).items()
     if dataclasses.is_dataclass(cls) and isinstance(cls, type)
 }
-PEOPLES_OWN_KEYS = ("env", "labels", "requires", "events_acked", "log_offsets")  # dictionaries where no key is unknown
+PEOPLES_OWN_KEYS = (
+    "env",
+    "labels",
+    "requires",
+    "events_acked",
+    "log_offsets",
+    "held",
+)  # dictionaries where no key is unknown
 FILES = sorted(GOLDEN.glob("*.json"))
 
 

@@ -1,0 +1,231 @@
+"""The manager's own part of a search: what it stores of the workers' logs and no host that was asked still holds.
+
+That is all of a worker whose host can't be asked, the attempts of a worker that moved from before its present host, and
+what a host says that it has no longer (it keeps logs.keep_local of each). Owns which files these are, the greenlet that
+has them looked through in Matching's thread, and its bounds. Knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+
+import gevent
+import gevent.event
+
+from procguard.errors import LimitExceeded
+from procguard.fleet import clock
+from procguard.fleet.log_search import ANSWER_GRACE_S, OPEN, Part, Search
+from procguard.portal.log_reader import MAX_SCAN_BYTES, LogLine, ScanBudget
+from procguard.portal.logs import STEP_S, LogStore
+from procguard.portal.matching import Matching
+from remote_agent.grep import COLOURS, cut_out
+from remote_agent.protocol import LogMatch
+
+Find = Callable[[str], "tuple[int, int] | None"]
+Wanted = dict[tuple[int, str], "int | None"]  # (attempt, stream): up to which offset lines begin; None: all
+
+TURN_LINES = 512  # of one worker, before the next has its turn
+MAX_OPEN = 16  # workers that are read at once: each has some files open
+LATE = "not all logs were looked through in time: a host answered late"
+NARROWER = "narrow it down, e.g. with since or select"
+
+
+class OwnSearch:
+    """`begin`, then `heard` with each host's answer, `end` at last. The part joins the search once there is something
+    to look through. `find`: where a line matches."""
+
+    def __init__(self, store: LogStore, matching: Matching, search: Search, find: Find, caller: str) -> None:
+        self._store, self._matching, self._search, self._find, self._caller = store, matching, search, find, caller
+        self._unheard = set(search.parts)
+        self._part: Part | None = None
+        self._more = gevent.event.Event()
+        self._ended = False
+        self._deadline = search.ends_at - ANSWER_GRACE_S / 2
+        self._budget = ScanBudget(MAX_SCAN_BYTES)
+        self._todo: deque[tuple[str, Wanted]] = deque()
+        self._lines: list[tuple[float, int, LogMatch]] = []  # a heap: the newest
+        self._found = 0
+        self._problem: tuple[str, str] = ("", "")  # status, reason
+
+    def begin(self) -> None:
+        """What is known before any host has answered."""
+        self._add(self._store.beside(self._of_earlier_hosts))
+        for part in list(self._search.parts.values()):
+            if part.agent_id and part.status not in OPEN:
+                self.heard(part, [])
+
+    def heard(self, part: Part, matches: list[LogMatch]) -> list[LogMatch]:
+        """A part has its answer; those of its lines that are not the manager's to tell."""
+        if not part.agent_id:
+            return matches
+        if part.agent_id in self._unheard:
+            if part.status != "no_answer":
+                self._add(self._store.beside(self._not_on, part, matches))
+            self._unheard.discard(part.agent_id)
+            self._more.set()
+        doubtful = [match for match in matches if self._may_tell(part, match)]
+        part.held = None  # as large as its agent likes
+        if not doubtful:
+            return matches
+        told = {id(match) for match in self._store.beside(self._stored, doubtful)}
+        part.found -= len(told)
+        return [match for match in matches if id(match) not in told]
+
+    def end(self) -> None:
+        self._ended = True
+        self._more.set()
+
+    # ------------------------------------------------------------------------------------------ what is to be looked at
+
+    def _streams(self, worker_id: str) -> list[tuple[int, str]]:
+        only = self._search.question.stream
+        return [(attempt, stream) for attempt, stream in self._store.streams(worker_id) if only in ("", stream)]
+
+    def _of_earlier_hosts(self) -> list[tuple[str, Wanted]]:
+        moved = self._search.attempts_before.items()
+        return [
+            (worker_id, {one: None for one in self._streams(worker_id) if one[0] <= before})
+            for worker_id, before in moved
+        ]
+
+    def _not_on(self, part: Part, matches: Sequence[LogMatch]) -> list[tuple[str, Wanted]]:
+        """What is stored here and not on that host, which has answered or can't be asked."""
+        lost = part.status in ("away", "too_old")
+        if not lost and part.held is None:
+            return []  # its agent does not say what it holds
+        # As many lines as were asked for, each newer than anything that is stored here alone.
+        lines = Counter(match.worker_id for match in matches)
+        full = {worker_id for worker_id, number in lines.items() if number >= self._search.question.max_lines}
+        found = []
+        for worker_id in part.worker_ids:
+            if worker_id in part.former or worker_id in full:
+                continue
+            held = {} if lost or part.held is None else part.held.get(worker_id, {})
+            wanted: Wanted = {}
+            for attempt, stream in self._streams(worker_id):
+                first = held.get(f"{attempt}.{stream}")
+                if attempt > self._search.attempts_before.get(worker_id, 0) and first != 0:
+                    wanted[(attempt, stream)] = first
+            found.append((worker_id, wanted))
+        return found
+
+    def _may_tell(self, part: Part, match: LogMatch) -> bool:
+        """Where the manager's word counts more than the host's: attempts that ran elsewhere before, and the line that
+        begins where the host's log was cut, perhaps in its middle."""
+        first = ((part.held or {}).get(match.worker_id) or {}).get(f"{match.attempt}.{match.stream}", 0)
+        earlier = match.attempt <= self._search.attempts_before.get(match.worker_id, 0)
+        return earlier or 0 < match.offset <= first
+
+    def _stored(self, matches: Sequence[LogMatch]) -> list[LogMatch]:
+        """Those that are here to their end."""
+        return [
+            match
+            for match in matches
+            if self._store.holds(
+                match.worker_id, match.attempt, match.stream, match.offset + len(match.text.encode("utf-8", "replace"))
+            )
+        ]
+
+    def _add(self, places: list[tuple[str, Wanted]]) -> None:
+        places = [(worker_id, wanted) for worker_id, wanted in places if wanted]
+        if not places or self._ended:
+            return
+        if self._part is not None and self._part.status not in OPEN:
+            if self._part.status == "done":  # this host has answered after its time
+                self._part.status, self._part.reason = "timeout", LATE
+            return
+        if self._part is None:
+            self._part = self._search.add_manager()
+            gevent.spawn(self._run, self._part)
+        known = set(self._part.worker_ids)
+        self._part.worker_ids += [worker_id for worker_id, _ in places if worker_id not in known]
+        self._todo.extend(places)
+        self._more.set()
+
+    # ------------------------------------------------------------------------------------------------------ looking
+
+    def _run(self, part: Part) -> None:
+        began = time.monotonic()
+        while not self._ended and not self._problem[0] and (self._todo or self._unheard):
+            self._more.clear()
+            if not self._todo:
+                if not self._more.wait(max(0.0, self._deadline - clock.read().monotonic)):
+                    break  # what has been found is not to be lost for a host that does not answer
+                continue
+            try:
+                self._matching.scan(self._caller, self._look())
+            except LimitExceeded as exc:
+                self._problem = ("failed", exc.message)
+        if part.status not in OPEN:
+            return  # given up
+        status, part.reason = self._problem
+        part.status = "timeout" if status == "timeout" else "failed" if status else "done"
+        part.found, part.bytes = self._found, MAX_SCAN_BYTES - max(0, self._budget.left)
+        part.elapsed_s = round(time.monotonic() - began, 3)
+        newest_first = sorted(self._lines, key=lambda entry: (-entry[0], -entry[1]))
+        self._search.finish(part, [match for _, _, match in newest_first])
+
+    def _look(self) -> Generator[None, None, None]:
+        """In Matching's thread, in steps: some lines of each worker in turn."""
+        turns: deque[Iterator[None]] = deque()
+        step_ends = time.monotonic() + STEP_S
+        try:
+            while self._todo or turns:
+                while self._todo and len(turns) < MAX_OPEN:
+                    turns.append(self._worker(*self._todo.popleft()))
+                steps = turns.popleft()
+                if next(steps, self) is not self:
+                    turns.append(steps)
+                if self._ended:
+                    return
+                if self._budget.left <= 0:
+                    self._problem = ("timeout", f"only {MAX_SCAN_BYTES / 1e6:.0f} MB were looked through; {NARROWER}")
+                elif clock.read().monotonic > self._deadline:
+                    self._problem = ("timeout", f"not all logs were looked through in time; {NARROWER}")
+                if self._problem[0]:
+                    return
+                if time.monotonic() > step_ends:
+                    yield
+                    step_ends = time.monotonic() + STEP_S
+        except OSError as exc:
+            self._problem = ("failed", f"its log files can't be read: {exc.strerror or exc}")
+
+    def _worker(self, worker_id: str, wanted: Wanted) -> Iterator[None]:
+        question, found = self._search.question, 0
+        for number, line in enumerate(self._store.newest_lines(worker_id, wanted, self._budget), 1):
+            if question.since is not None and line.at < question.since:
+                return  # what comes next is older
+            if not line.marker and (question.until is None or line.at <= question.until):
+                found += self._take(worker_id, line)
+            if found >= question.max_lines:
+                return
+            if number % TURN_LINES == 0:
+                yield
+
+    def _take(self, worker_id: str, line: LogLine) -> bool:
+        """Keep the line if it matches and is among the newest. Whether it matches."""
+        text = COLOURS.sub("", line.text) if "\x1b" in line.text else line.text
+        place = self._find(text)
+        if place is None:
+            return False
+        self._found += 1
+        shown, begin, end = cut_out(text, *place)
+        match = LogMatch(
+            worker_id,
+            line.attempt,
+            "err" if line.stream == "err" else "out",
+            line.offset,
+            shown,
+            begin,
+            end,
+            round(line.at, 3),
+        )
+        entry = (line.at, -self._found, match)
+        if len(self._lines) < self._search.question.max_lines:
+            heapq.heappush(self._lines, entry)
+        else:
+            heapq.heappushpop(self._lines, entry)
+        return True
