@@ -45,6 +45,10 @@ class Unknown(Unproven):
     """The right fleet by name, but the manager there knows no such agent (it lost its state, or we were removed)."""
 
 
+class UnknownToken(Unproven):
+    """The manager there knows no such enrolment token. It was not sent."""
+
+
 @dataclass
 class Reply:
     """An HTTP answer. `data` is the JSON object in it, {} where there is none. `asked_ns`: when the first byte of what
@@ -331,7 +335,10 @@ class Connection:
         offer = session.Offer.read(reply.data.get("session"))
         if offer is None and not proof:
             if mine.agent_id.startswith(session.TOKEN_PREFIX):
-                raise Unproven(f"the manager at {self._url} does not know this token; it was not sent")
+                raise UnknownToken(
+                    f"the manager at {self._url} knows no such enrolment token (mistyped, revoked, of another manager, "
+                    "or of another scope); it was not sent"
+                )
             raise Unknown(f"the manager at {self._url} does not know agent {mine.agent_id}")
         if self._http is None:
             raise LinkDown(f"{self._url}: the connection was closed")
