@@ -110,7 +110,7 @@ class Manager:
             look=self._look,
             spawn=gevent.spawn,
             read_clock=clock.read,
-            manager_urls=lambda: self.web.manager_urls(),
+            manager_urls=self._manager_urls,
         )
         self.care = AgentCare(
             self.registry, hands=self._care_for, spawn=gevent.spawn, pause=gevent.sleep, read_clock=clock.read
@@ -136,6 +136,9 @@ class Manager:
             measurements=self.measurements,
             run_blocking=_in_thread_pool,
         )
+
+    def _manager_urls(self) -> list[str]:
+        return self.web.manager_urls()  # made after those who ask
 
     def _portal_url(self) -> str:
         """For links in messages: an address that people elsewhere can open, "" where there is no portal."""

@@ -22,9 +22,9 @@ from remote_agent.slot import WorkerSlot
 
 PENDING_AGAIN_S = 2.0
 PENDING_STATUS = 202
-NEW_TOKEN = (
-    "make one on the manager's machine: invoke token.create --scope enroll; or start without --token and have an operator "
-    "approve it"
+HOW_TO_GET_ONE = (
+    "make one on the manager's machine: invoke token.create --scope enroll; or start without --token and have an "
+    "operator approve it"
 )
 
 
@@ -110,12 +110,12 @@ class LauncherRegistrar(Registrar):
         """The end of a first start. A launcher that was let in before, or whose worker runs, goes on: its manager has
         lost its state, or does not answer here."""
         if self._first and not self._credentials.proof_key and not self._worker_runs():
-            self.refused = f"{outcome}; {NEW_TOKEN}"
+            self.refused = f"{outcome}; {HOW_TO_GET_ONE}"
             if self.agent is not None:
                 self.agent.leave()
             return PENDING_AGAIN_S
         self._failures += 1
-        self._say(f"not registered: {outcome}; {NEW_TOKEN}; trying on")
+        self._say(f"not registered: {outcome}; {HOW_TO_GET_ONE}; trying on")
         return retry_delay_s(self._failures)
 
     def _worker_runs(self) -> bool:

@@ -7,7 +7,7 @@ JSON lines on stdin and stdout; the end of stdin ends the process. A host that h
     <- {"id": 7, "ok": true, "agent": "started", "message": "the agent was started"}
 
 "ensure" takes "manager", too: the addresses for an agent that runs and reaches its manager at none of its own; the
-answer then has "addresses" (remote_agent/readdress.py).
+answer then has "addresses": {"told": [those that it got], "unreached": no address works} (remote_agent/readdress.py).
 
 `ok`: the host was reached. op "check" opens a connection, logs in and closes it; "ensure" starts the agent unless it
 runs; a frozen one (stopped by a signal) is left alone unless "replace_frozen". "restart", "upgrade" (to this side's
@@ -35,6 +35,7 @@ MAX_DEADLINE_S = 30.0
 MAX_UPGRADE_S = 120.0  # with a bundle on its way
 ANSWER_MARGIN_S = 0.2  # what ends by itself at the deadline knows better why than the timer does
 MAX_LINE_BYTES = 256 * 1024
+MAX_TEXT, MAX_URL, MAX_URLS = 2_000, 300, 20  # of what a host says of its agent's addresses
 NO_WAY_IN = ("timeout", "connection_lost", "become")  # the host may be there, but nothing can be known of its agent
 
 Json = dict[str, Any]
@@ -109,9 +110,11 @@ class Helper:
         if report.get("running"):
             started = "started" in (report.get("changes") or [])
             addresses = report.get("addresses") or {}
-            message = _told(report, started) + _of_addresses(host, addresses)
+            message = _told(report, started) + _of_addresses(host, addresses)[:MAX_TEXT]
             agent = "started" if started or addresses.get("restarted") else "running"
-            return {"ok": True, "agent": agent, "message": message, "addresses": addresses}
+            told = [str(url)[:MAX_URL] for url in (addresses.get("told") or [])[:MAX_URLS]]
+            found = {"told": told, "unreached": bool(addresses.get("unreached"))} if addresses else {}
+            return {"ok": True, "agent": agent, "message": message, "addresses": found}
         return {"ok": True, "agent": "failed", "message": str(report.get("reason") or "the agent does not run")}
 
     def _say(self, message: Json) -> None:

@@ -76,7 +76,8 @@ def test_agents_are_given_the_new_address_of_their_manager_and_children_run_on(w
     world.move_the_manager()
 
     found = world.operator.invoke("doctor", "node1", "--hosts", str(world.inventory))
-    assert re.search(rf"its agent tries {old['manager_urls'][0]}.*; this manager is at \S+:{world.manager.port}", found.stdout)
+    tries = rf"its agent tries {old['manager_urls'][0]}.*; this manager is at \S+:{world.manager.port}"
+    assert re.search(tries, found.stdout)
     assert "recovery gives the agent this address" in found.stdout and found.returncode != 0
 
     wait_until(lambda: len(world.events("agent_addresses")) == len(hosts), 40, "the new addresses", every_s=0.1)
