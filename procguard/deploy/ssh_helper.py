@@ -192,7 +192,7 @@ def _of_addresses(host: str, addresses: Json) -> str:
     else:
         next_step = (
             "open the manager's port for this host, or set web.advertise (an address that leads to the manager) or "
-            "web.host (the address that it listens on)"
+            "web.host (the address that it listens on); where its key or CA is another one, deploy the host again"
         )
     return f"; from {host} no address leads to this manager ({tried}); {next_step}"
 
