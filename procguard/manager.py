@@ -110,6 +110,7 @@ class Manager:
             look=self._look,
             spawn=gevent.spawn,
             read_clock=clock.read,
+            manager_urls=self._manager_urls,
         )
         self.care = AgentCare(
             self.registry, hands=self._care_for, spawn=gevent.spawn, pause=gevent.sleep, read_clock=clock.read
@@ -135,6 +136,9 @@ class Manager:
             measurements=self.measurements,
             run_blocking=_in_thread_pool,
         )
+
+    def _manager_urls(self) -> list[str]:
+        return self.web.manager_urls()  # made after those who ask
 
     def _portal_url(self) -> str:
         """For links in messages: an address that people elsewhere can open, "" where there is no portal."""
@@ -275,11 +279,14 @@ class Manager:
             home=agent.procguard_home,
             fleet_id=self.registry.fleet_id,
             replace_frozen=replace_frozen,
+            manager=self.web.for_agents(local=bool(agent.ssh.get("local"))),
             deadline_s=SSH_DEADLINE_S,
         )
         if result.ok:
             self.tunnels.kick(agent.agent_id)
-        return Look(result.ok, result.agent, result.message)
+        addresses = result.addresses
+        told, no_way = tuple(addresses.get("told") or ()), bool(addresses.get("unreached"))
+        return Look(result.ok, result.agent, result.message, told, no_way)
 
     def _care_for(self, op: Any, agent: AgentRecord, deadline_s: float, max_bytes: int = 0) -> Any:
         return self.ssh.care(

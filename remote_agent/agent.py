@@ -43,6 +43,7 @@ from remote_agent.protocol import (
     encode,
     valid_id,
 )
+from remote_agent.readdress import AddressFile
 from remote_agent.rotation import SecretRotation
 from remote_agent.settings import AgentLog, AgentSettings
 from remote_agent.slot import WorkerSlot, load_slots, longest_pause_s, remove_tree, stored_form, supersedes
@@ -115,7 +116,12 @@ class Agent:
         credentials = credentials or Credentials(
             settings.agent_id, settings.fleet_id, settings.secret, settings.proof_key
         )
-        addresses = Addresses(settings.manager_urls, settings.trust(), settings.tunnel_url)
+        addresses = Addresses(
+            settings.manager_urls,
+            settings.trust(),
+            settings.tunnel_url,
+            file=AddressFile(agent_dir, settings.agent_id, settings.proof_key) if registrar is None else None,
+        )
         self._channels = Channels(lambda text: self.post("channel", text))
         self._shipper = LogShipper(Connection(addresses, credentials, self._channels, logs=True), self.post)
         self._searcher = LogSearcher(

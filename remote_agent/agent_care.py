@@ -14,7 +14,16 @@ if TYPE_CHECKING:
     from remote_agent.installer import Installer
 
 MAX_LOG_BYTES = 256 * 1024
-KEPT = ("agent_id", "proof_key", "manager_urls", "manager_ca", "manager_any_name", "tunnel_url", "base_env")
+KEPT = (
+    "agent_id",
+    "proof_key",
+    "manager_urls",
+    "manager_fixed",
+    "manager_ca",
+    "manager_any_name",
+    "tunnel_url",
+    "base_env",
+)
 
 Json = Dict[str, Any]
 

@@ -66,6 +66,7 @@ class Conversation:
         """`make_caller(name)`: who makes the requests; a thread with a connection of its own unless told otherwise."""
         make_caller = make_caller or (lambda name: Caller(name, Connection(addresses, credentials, channels), deliver))
         self._credentials = credentials
+        self._addresses = addresses
         self._build, self._take, self._cursor, self._link_changed = build, take, cursor, link_changed
         self._registrar = registrar or Registrar()
         self._beat = make_caller("heartbeat")
@@ -147,6 +148,10 @@ class Conversation:
         if reply is None:
             self._beat_failures += 1
             refused = _refused(outcome)
+            replaced = self._addresses.read_again()
+            if replaced:  # the failures of the old ones delay nothing
+                self._beat_failures, refused = 1, False
+                trouble += f"; the manager has other addresses now: {', '.join(replaced)}"
             if refused:
                 self._welcome = False
                 self._registrar.lost(trouble)

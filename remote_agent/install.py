@@ -53,6 +53,9 @@ class Session:
     -> {"op": "reach", "proof_key": "…", "manager_urls": […], …}             <- {"report": {"found", "failures"}}
     -> {"op": "code…", …}: a project's code, see code_session.py; {"op": "fetch", …}: files, see file_finder.py
     -> {"op": "relay", "port": 23456, "may_move": false}               <- {"report": {"port"}}, then frames (mux.py)
+    -> {"op": "ensure", "manager": {"manager_urls": […], …}}: starts the agent unless it runs; where it runs and none of
+       its addresses leads to the manager, it gets those that do, see readdress.py
+                                                       <- {"report": {…, "addresses": {"told": […], "before": […]}}}
     -> {"op": "ensure" | "start" | "restart" | "stop" | "status" | "rollback" | "uninstall", …}
     <- {"error": {"code", "message", "next"}} at any time; end of input ends it.
     """
@@ -101,7 +104,16 @@ class Session:
             port, may_move = int(request.get("port") or 0), bool(request.get("may_move"))
             self._relay = Relay(installer.fleet_id, installer.host, installer.lock_dir(), port, may_move)
             return {"report": {"ok": True, "port": self._relay.port}}
-        return {"report": perform(installer, request["op"], bool(request.get("replace_frozen")))}
+        report = perform(installer, request["op"], bool(request.get("replace_frozen")))
+        if request["op"] == "ensure" and request.get("manager") and report.get("running") and not report.get("frozen"):
+            report = {**report, **self._hand_over(request["manager"], installer)}
+        return {"report": report}
+
+    @staticmethod
+    def _hand_over(manager: Json, installer: Installer) -> Json:
+        from remote_agent import readdress
+
+        return {"addresses": readdress.hand_over(installer, manager)}
 
     def _care(self, request: Json, installer: Installer) -> Json:
         from remote_agent import agent_care

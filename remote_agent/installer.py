@@ -149,13 +149,20 @@ class Installer:
         return ids.secret_sha256(secret) if secret else ""
 
     def reach(self, request: Json) -> Json:
-        """Which of the manager's addresses works from here, and what the others say. Changes nothing."""
+        """Which of the manager's addresses works from here, and what the others say. Changes nothing.
+
+        `known`: the addresses that the agent here has, and `known_works`: whether one of them leads to the manager."""
         from remote_agent import reach
 
-        candidates = self._candidates(request)
+        candidates = self.candidates(request)
         probe = reach.Probe(request["agent_id"], self.fleet_id, request["proof_key"], _trust(request))
         found = probe.find(candidates) if candidates else None
-        return {"ok": True, "found": found, "failures": probe.failures}
+        known = [str(url) for url in self.config().get("manager_urls") or []]
+        works = bool(set(known) & set(probe.proven))
+        if not works and known:
+            own = reach.Probe(request["agent_id"], self.fleet_id, request["proof_key"], _trust(request))
+            works = own.find(known) is not None
+        return {"ok": True, "found": found, "failures": probe.failures, "known": known, "known_works": works}
 
     # ----------------------------------------------------------------------------------------- installing
 
@@ -175,7 +182,7 @@ class Installer:
         """
         if not request.get("another_fleet"):
             self.refuse_what_another_runs(request)
-        with self._locked(make=True):
+        with self.locked(make=True):
             changes: List[str] = []
             digest = request["release"]
             unpacked_bytes = int(request.get("unpacked_bytes", 0))
@@ -226,7 +233,7 @@ class Installer:
 
     def _only_other_ways(self, config: Json, before: Json) -> bool:
         """Further addresses of the manager (a VPN or container network came up), while the agent's own one works: they
-        are for its next start, and no reason for one."""
+        are read when those it uses fail, and no reason for a restart."""
         ways, known = config["manager_urls"], before.get("manager_urls") or [""]
         others: Json = {"manager_urls": [], "manager_tried": []}
         same = {**config, **others} == {**before, **others}
@@ -275,6 +282,8 @@ class Installer:
             config["another_fleet"] = True  # somebody insisted: this agent starts what another fleet runs here, too
         if request.get("manager_ca"):
             config.update(manager_ca=request["manager_ca"], manager_any_name=bool(request.get("manager_any_name")))
+        if request.get("manager_fixed"):
+            config["manager_fixed"] = request["manager_fixed"]  # the inventory's: only a deployment changes it
         tunnel_url = request.get("tunnel_url") or (before.get("tunnel_url") if request.get("tunnel_failure") else "")
         if tunnel_url:
             config["tunnel_url"] = tunnel_url
@@ -289,7 +298,7 @@ class Installer:
 
         An address that is neither is kept from the agent: whoever listens there one day might pass on the proof.
         """
-        candidates = self._candidates(request)
+        candidates = self.candidates(request)
         known = before.get("manager_urls") or [""]
         same_ca = before.get("manager_ca", "") == request.get("manager_ca", "")
         proven = known[0] in candidates and before.get("proof_key") == request["proof_key"] and same_ca
@@ -312,16 +321,23 @@ class Installer:
                 f"{self.host} can't reach the manager ({tried})",
                 NO_WAY_NEXT,
             )
+        return self.chosen(found, candidates, probe.proven, request)
+
+    @staticmethod
+    def chosen(
+        found: str, candidates: "List[str]", proven: "List[str]", request: Json
+    ) -> "tuple[List[str], List[str]]":
+        """(the addresses for the agent, those that it does not get), where `found` is the first that proved itself."""
         if found == request.get("tunnel_url"):
             return [found], []  # the others would only be waited for each time the tunnel is away
-        good = {*probe.proven, *request.get("manager_configured", ())}
+        good = {*proven, *request.get("manager_configured", ())}
         return (
             [found] + [url for url in candidates if url != found and url in good],
             [url for url in candidates if url not in good],
         )
 
     @staticmethod
-    def _candidates(request: Json) -> "List[str]":
+    def candidates(request: Json) -> "List[str]":
         """The tunnel comes last: it is a detour, and there for those who have no other way."""
         given = [url.rstrip("/") for url in request.get("manager_urls", [])]
         scheme = "https" if given and given[0].startswith("https:") else "http"
@@ -349,7 +365,7 @@ class Installer:
     # ------------------------------------------------------------------------------------ starting, stopping
 
     def start(self) -> Json:
-        with self._locked():
+        with self.locked():
             self._clear_stop_mark()
             return self._ensure(replace_frozen=False)
 
@@ -357,7 +373,7 @@ class Installer:
         """Start the agent unless it runs or was stopped by hand. `replace_frozen`: also one that is stopped."""
         if self.running() and not replace_frozen:
             return self._report([])  # cron asks every minute: no lock, no write
-        with self._locked():
+        with self.locked():
             return self._ensure(replace_frozen)
 
     def _ensure(self, replace_frozen: bool) -> Json:
@@ -381,19 +397,19 @@ class Installer:
 
     def stop(self) -> Json:
         """End the agent and keep it ended (keep-alive respects the mark). Children run on."""
-        with self._locked():
+        with self.locked():
             paths.write_atomic(self._stop_mark(), b"stopped by hand; `install.py start` or a deploy starts it again\n")
             return self._report(["stopped"] if self._stop(self.config()) else [])
 
     def restart(self) -> Json:
         """End the agent, however it is, and start it again. Children run on."""
-        with self._locked():
+        with self.locked():
             self._clear_stop_mark()
             was = self._stop(self.config())
             return dict(self._ensure(replace_frozen=False), changes=["restarted" if was else "started"], changed=True)
 
     def rollback(self) -> Json:
-        with self._locked():
+        with self.locked():
             earlier = release.previous(self.dir)
             if not earlier or not release.present(self.home, earlier):
                 raise InstallError(
@@ -428,7 +444,7 @@ class Installer:
         """Stop the agent and its workers and leave nothing of them here. Launchers started by hand stay."""
         if not os.path.isdir(self.dir):
             return {"ok": True, "changed": False, "changes": [], "agent_dir": self.dir}
-        with self._locked():
+        with self.locked():
             config = self.config()
             self._keeper().remove()
             self._stop(config)
@@ -521,7 +537,7 @@ class Installer:
             os.unlink(self._stop_mark())
 
     @contextlib.contextmanager
-    def _locked(self, make: bool = False) -> Iterator[None]:
+    def locked(self, make: bool = False) -> Iterator[None]:
         """One installer at a time per agent directory; its own directory, so hosts that share a home don't wait.
 
         Only an install makes the directory: an `ensure` that waited for an uninstall must not bring it back.

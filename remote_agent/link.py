@@ -22,6 +22,7 @@ from remote_agent.digests import same
 from remote_agent.http_wire import Answer, HttpConnection, WireTrouble, quote, split_url
 from remote_agent.lease import boottime_ns
 from remote_agent.protocol import MAX_WAIT_S, ZmqOffer, manager_proof, secret_sha256
+from remote_agent.readdress import AddressFile
 from remote_agent.tls import Trust, explain
 
 CONNECT_TIMEOUT_S = 4.0
@@ -42,6 +43,10 @@ class Unproven(LinkDown):
 
 class Unknown(Unproven):
     """The right fleet by name, but the manager there knows no such agent (it lost its state, or we were removed)."""
+
+
+class UnknownToken(Unproven):
+    """The manager there knows no such enrolment token. It was not sent."""
 
 
 @dataclass
@@ -97,14 +102,24 @@ class Addresses:
     """The manager's addresses, which of them is in use, and whose certificate is believed there. Shared by the
     connections; thread-safe."""
 
-    def __init__(self, urls: list[str], trust: Optional[Trust] = None, tunnel_url: str = "") -> None:
-        """`tunnel_url`: the one of them that leads into a tunnel of the manager's, if any does."""
+    def __init__(
+        self,
+        urls: list[str],
+        trust: Optional[Trust] = None,
+        tunnel_url: str = "",
+        *,
+        file: Optional[AddressFile] = None,
+    ) -> None:
+        """`tunnel_url`: the one of them that leads into a tunnel of the manager's, if any does. `file`: what
+        `read_again` reads."""
         if not urls:
             raise ValueError("no manager address")
         self._urls = [url.rstrip("/") for url in urls]
         self.trust = trust or Trust()
         self.tunnel_url = tunnel_url
         self._current = 0
+        self._file = file
+        self.edition = 0  # rises with other addresses: connections of an earlier one are closed before their next use
         self._lock = threading.Lock()
 
     def current(self) -> str:
@@ -116,6 +131,22 @@ class Addresses:
         with self._lock:
             if self._urls[self._current] == url:
                 self._current = (self._current + 1) % len(self._urls)
+
+    def read_again(self) -> list[str]:
+        """After a failure: the addresses that have replaced these, [] mostly. One stat() while nothing was written."""
+        news = self._file.news() if self._file is not None else None
+        if news is None:
+            return []
+        urls = [url.rstrip("/") for url in news.urls]
+        with self._lock:
+            if urls == self._urls:
+                return []
+            if (news.trust.ca, news.trust.any_name) != (self.trust.ca, self.trust.any_name):
+                self.trust = news.trust
+            self.tunnel_url = news.tunnel_url
+            self._urls, self._current = urls, 0
+            self.edition += 1
+        return urls
 
 
 class Connection:
@@ -135,6 +166,7 @@ class Connection:
         self._proven: Optional[HttpConnection] = None  # the connection whose other end has proven to be our manager
         self._session: Optional[session.ClientSession] = None  # on that connection; None: a manager without sessions
         self._secret = ""  # the one that this connection was opened for
+        self._edition = 0  # of the addresses, when it was opened
         self._zmq: Any = None  # zmq_wire.ZmqWire; while it stands, there is no HTTP connection
         self._zmq_answered = False
         self._base = ""
@@ -157,7 +189,7 @@ class Connection:
         own.
         """
         headers = {"Content-Type": content_type} if body is not None else {}
-        if self._secret != self._credentials.secret:
+        if self._secret != self._credentials.secret or self._edition != self._addresses.edition:
             self.disconnect()
         reused = self._http is not None or self._zmq is not None
         try:
@@ -254,6 +286,7 @@ class Connection:
     def _open(self) -> None:
         if self._closed:
             raise LinkDown("the agent is ending")
+        self._edition = self._addresses.edition
         self._url = self._addresses.current()
         address = split_url(self._url)
         self._base = address.path.rstrip("/")
@@ -302,7 +335,10 @@ class Connection:
         offer = session.Offer.read(reply.data.get("session"))
         if offer is None and not proof:
             if mine.agent_id.startswith(session.TOKEN_PREFIX):
-                raise Unproven(f"the manager at {self._url} does not know this token; it was not sent")
+                raise UnknownToken(
+                    f"the manager at {self._url} knows no such enrolment token (mistyped, revoked, of another manager, "
+                    "or of another scope); it was not sent"
+                )
             raise Unknown(f"the manager at {self._url} does not know agent {mine.agent_id}")
         if self._http is None:
             raise LinkDown(f"{self._url}: the connection was closed")

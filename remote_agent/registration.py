@@ -15,13 +15,17 @@ from typing import Any, Callable, Optional
 from remote_agent import protocol, states
 from remote_agent.agent import Agent
 from remote_agent.conversation import Registrar
-from remote_agent.link import Connection, Credentials, LinkDown, Reply, Unknown, retry_delay_s
+from remote_agent.link import Connection, Credentials, LinkDown, Reply, Unknown, UnknownToken, retry_delay_s
 from remote_agent.protocol import RegisterReply, Registration, WorkerSpec
 from remote_agent.restart import needs_runner
 from remote_agent.slot import WorkerSlot
 
 PENDING_AGAIN_S = 2.0
 PENDING_STATUS = 202
+HOW_TO_GET_ONE = (
+    "make one on the manager's machine: invoke token.create --scope enroll; or start without --token and have an "
+    "operator approve it"
+)
 
 
 class LauncherRegistrar(Registrar):
@@ -73,6 +77,8 @@ class LauncherRegistrar(Registrar):
         return job
 
     def outcome(self, outcome: Any) -> float:
+        if isinstance(outcome, UnknownToken):
+            return self._bad_token(outcome)
         if isinstance(outcome, LinkDown):
             self._failures += 1
             if self._first and self.agent is not None and self.may_start_offline:
@@ -99,6 +105,22 @@ class LauncherRegistrar(Registrar):
         if self.agent is not None:
             self.agent.leave()
         return PENDING_AGAIN_S
+
+    def _bad_token(self, outcome: UnknownToken) -> float:
+        """The end of a first start. A launcher that was let in before, or whose worker runs, goes on: its manager has
+        lost its state, or does not answer here."""
+        if self._first and not self._credentials.proof_key and not self._worker_runs():
+            self.refused = f"{outcome}; {HOW_TO_GET_ONE}"
+            if self.agent is not None:
+                self.agent.leave()
+            return PENDING_AGAIN_S
+        self._failures += 1
+        self._say(f"not registered: {outcome}; {HOW_TO_GET_ONE}; trying on")
+        return retry_delay_s(self._failures)
+
+    def _worker_runs(self) -> bool:
+        slot = self.agent.slots.get(self._worker_id) if self.agent is not None else None
+        return slot is not None and slot.runner_alive()
 
     def lost(self, why: str) -> None:
         self._registered = False

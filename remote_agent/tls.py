@@ -18,7 +18,7 @@ class Trust:
 
     def __init__(self, ca: str = "", any_name: bool = False, verify: bool = True) -> None:
         self.ca = ca
-        self._any_name = any_name
+        self.any_name = any_name
         self._verify = verify
         self._context: Optional[Any] = None  # made once: it takes longer than a handshake
 
@@ -38,7 +38,7 @@ class Trust:
 
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        if not self._verify or self._any_name:
+        if not self._verify or self.any_name:
             context.check_hostname = False
         if not self._verify:
             context.verify_mode = ssl.CERT_NONE

@@ -418,8 +418,9 @@ class Deployer:
             "unpacked_bytes": release.unpacked_bytes,
             "manager_urls": urls,
             "manager_url_fixed": bool(host.manager_url),
+            "manager_fixed": host.manager_url,
             "manager_configured": [host.manager_url] if host.manager_url else reply.get("manager_configured") or [],
-            "manager_port": _port(urls[0]) if urls else 0,
+            "manager_port": port_of(urls[0]) if urls else 0,
             **trust_request(reply),
             "service": host.service,
             "worker_ids": [worker.worker_id for worker in host.workers],
@@ -530,7 +531,7 @@ def manager_candidates(host: Host, client_url: str, told: list[str]) -> list[str
         return [host.manager_url]
     own = urllib.parse.urlsplit(client_url)
     loopback = own.hostname in ("localhost", "127.0.0.1", "::1")
-    candidates = [f"{own.scheme}://127.0.0.1:{_port(client_url)}"] if host.target.local and loopback else []
+    candidates = [f"{own.scheme}://127.0.0.1:{port_of(client_url)}"] if host.target.local and loopback else []
     if not loopback:
         candidates.append(client_url)
     return list(dict.fromkeys(candidates + [url.rstrip("/") for url in told]))
@@ -542,7 +543,7 @@ def trust_request(reply: Json) -> Json:
     return {"manager_ca": pinned.get("ca", ""), "manager_any_name": bool(pinned.get("any_name"))}
 
 
-def _port(url: str) -> int:
+def port_of(url: str) -> int:
     parts = urllib.parse.urlsplit(url)
     return parts.port or (443 if parts.scheme == "https" else 80)
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from procguard.client import ManagerClient
 from procguard.deploy import bundle
 from procguard.deploy.channel import skipped_in_words
-from procguard.deploy.deployer import Sessions, manager_candidates, trust_request
+from procguard.deploy.deployer import Sessions, manager_candidates, port_of, trust_request
 from procguard.deploy.inventory import Host
 from procguard.deploy.target import Target
 from procguard.errors import ManagerUnreachable, ProcGuardError
@@ -69,7 +69,7 @@ class Doctor:
                 if tunnel:
                     yield _tunnel_step(tunnel)
                 if declared and found.get("installed"):
-                    yield self._reach(host, declared, tunnel, session, where, deadline)
+                    yield from self._reach(host, declared, tunnel, session, where, deadline)
         except ProcGuardError as exc:
             yield Step("installer" if connected else "login", "bad", exc.message, exc.next_step)
             return
@@ -115,7 +115,7 @@ class Doctor:
         session: Any,
         where: Any,
         deadline: float,
-    ) -> Step:
+    ) -> Iterator[Step]:
         mine = declared["hosts"][host.name]
         urls = manager_candidates(host, self._client.url, declared.get("manager_urls") or [])
         request = {
@@ -124,14 +124,17 @@ class Doctor:
             "proof_key": mine["proof_key"],
             "manager_urls": urls,
             "manager_url_fixed": bool(host.manager_url),
+            "manager_port": port_of(urls[0]) if urls else 0,
             "tunnel_url": f"http://127.0.0.1:{tunnel['port']}" if tunnel.get("state") == "up" else "",
             **trust_request(declared),
         }
         report = session.perform("reach", request, deadline)
         if report.get("found"):
-            return Step("way to the manager", "ok", f"{report['found']} answers from there and proves who it is")
+            yield Step("way to the manager", "ok", f"{report['found']} answers from there and proves who it is")
+            yield from _agents_addresses(report, host)
+            return
         tried = "; ".join(f"{url}: {why}" for url, why in report.get("failures", {}).items()) or "no address is known"
-        return Step(
+        yield Step(
             "way to the manager", "bad", f"none of its addresses works from there ({tried})",
             "open the manager's port for this host, set procguard_manager_url, or procguard_tunnel: true",
         )  # fmt: skip
@@ -162,6 +165,18 @@ class Doctor:
             )  # fmt: skip
         except ProcGuardError as exc:
             yield Step("heartbeat", "bad", exc.message, exc.next_step)
+
+
+def _agents_addresses(report: dict[str, Any], host: Host) -> Iterator[Step]:
+    """Nothing where one of the addresses that the agent has is this manager's."""
+    known = report.get("known")
+    if not known or report.get("known_works"):
+        return
+    detail = f"its agent tries {', '.join(known)}; this manager is at {report['found']}"
+    then = f"deploy it again: --limit {host.name}"
+    if not host.manager_url:  # else only a deployment changes it
+        then += "; or wait: recovery gives the agent this address"
+    yield Step("agent's addresses", "bad", detail, then)
 
 
 def _tunnel_step(tunnel: dict[str, Any]) -> Step:

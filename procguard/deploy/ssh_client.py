@@ -30,6 +30,7 @@ class Result(NamedTuple):
     agent: AgentSeen
     message: str
     log: dict[str, Any] = {}  # noqa: RUF012 - of `agent_log` alone, and never changed
+    addresses: dict[str, Any] = {}  # noqa: RUF012 - of `ensure_agent` alone, and never changed
 
     @property
     def reason(self) -> str:
@@ -68,11 +69,14 @@ class SshHelper:
         home: str = "",
         fleet_id: str,
         replace_frozen: bool = False,
+        manager: dict[str, Any] | None = None,
         deadline_s: float = 30.0,
     ) -> Result:
-        """Have the agent on `host` started unless it runs. `replace_frozen`: also one that a signal has stopped."""
+        """Have the agent on `host` started unless it runs. `replace_frozen`: also one that a signal has stopped.
+        `manager`: the addresses for an agent whose own do not work, see remote_agent/readdress.py."""
         where = {"host": host, "ssh": ssh, "home": home, "fleet_id": fleet_id}
-        return self._ask({"op": "ensure", **where, "replace_frozen": replace_frozen}, deadline_s)
+        request = {"op": "ensure", **where, "replace_frozen": replace_frozen, "manager": manager or {}}
+        return self._ask(request, deadline_s)
 
     def care(
         self,
@@ -112,7 +116,8 @@ class SshHelper:
         if request["op"] not in ONCE and answer.get("died") and time.monotonic() < deadline - 1.0:
             answer = self._ask_once(request, deadline - time.monotonic())
         agent, log = answer.get("agent", "unknown"), answer.get("log") or {}
-        return Result(bool(answer.get("ok")), agent, str(answer.get("message", "")), log)
+        addresses = answer.get("addresses") or {}
+        return Result(bool(answer.get("ok")), agent, str(answer.get("message", "")), log, addresses)
 
     def _ask_once(self, request: dict[str, Any], deadline_s: float) -> dict[str, Any]:
         number = next(self._numbers)

@@ -6,6 +6,9 @@ JSON lines on stdin and stdout; the end of stdin ends the process. A host that h
     -> {"id": 7, "op": "ensure", "host": "gpu01", "ssh": {…Target…}, "home": "", "fleet_id": "f-…", "deadline_s": 30}
     <- {"id": 7, "ok": true, "agent": "started", "message": "the agent was started"}
 
+"ensure" takes "manager", too: the addresses for an agent that runs and reaches its manager at none of its own; the
+answer then has "addresses": {"told": [those that it got], "unreached": no address works} (remote_agent/readdress.py).
+
 `ok`: the host was reached. op "check" opens a connection, logs in and closes it; "ensure" starts the agent unless it
 runs; a frozen one (stopped by a signal) is left alone unless "replace_frozen". "restart", "upgrade" (to this side's
 release), "rollback" and "log" are an operator's wishes; the last one's answer holds `log`. `agent`: running | started |
@@ -32,6 +35,7 @@ MAX_DEADLINE_S = 30.0
 MAX_UPGRADE_S = 120.0  # with a bundle on its way
 ANSWER_MARGIN_S = 0.2  # what ends by itself at the deadline knows better why than the timer does
 MAX_LINE_BYTES = 256 * 1024
+MAX_TEXT, MAX_URL, MAX_URLS = 2_000, 300, 20  # of what a host says of its agent's addresses
 NO_WAY_IN = ("timeout", "connection_lost", "become")  # the host may be there, but nothing can be known of its agent
 
 Json = dict[str, Any]
@@ -98,15 +102,19 @@ class Helper:
             with self._connector.session(target, deadline) as session:
                 return care(session, request, where, deadline)
         with self._connector.session(target, deadline) as session:
-            report = session.perform(
-                "ensure", {**where, "replace_frozen": bool(request.get("replace_frozen"))}, deadline
-            )
+            wish = {"replace_frozen": bool(request.get("replace_frozen")), "manager": request.get("manager") or {}}
+            report = session.perform("ensure", {**where, **wish}, deadline)
         if report.get("frozen"):
             message = f"the agent is stopped by a signal or a debugger (pid {report.get('pid')})"
             return {"ok": True, "agent": "frozen", "message": message}
         if report.get("running"):
             started = "started" in (report.get("changes") or [])
-            return {"ok": True, "agent": "started" if started else "running", "message": _told(report, started)}
+            addresses = report.get("addresses") or {}
+            message = _told(report, started) + _of_addresses(host, addresses)[:MAX_TEXT]
+            agent = "started" if started or addresses.get("restarted") else "running"
+            told = [str(url)[:MAX_URL] for url in (addresses.get("told") or [])[:MAX_URLS]]
+            found = {"told": told, "unreached": bool(addresses.get("unreached"))} if addresses else {}
+            return {"ok": True, "agent": agent, "message": message, "addresses": found}
         return {"ok": True, "agent": "failed", "message": str(report.get("reason") or "the agent does not run")}
 
     def _say(self, message: Json) -> None:
@@ -164,6 +172,29 @@ def _told(report: Json, started: bool) -> str:
     return (
         f"the agent was started (pid {report.get('pid')})" if started else f"the agent runs (pid {report.get('pid')})"
     )
+
+
+def _of_addresses(host: str, addresses: Json) -> str:
+    """What was found of the agent's addresses, and done about them."""
+    if addresses.get("told"):
+        restarted = " and was restarted: an agent of its release does not read them again" * bool(
+            addresses.get("restarted")
+        )
+        before = ", ".join(addresses.get("before") or []) or "no address"
+        return f"; it only knew {before}; it now has this manager's address {', '.join(addresses['told'])}{restarted}"
+    if not addresses.get("unreached"):
+        return ""
+    tried = "; ".join(f"{url}: {why}" for url, why in addresses["unreached"].items())
+    if addresses.get("fixed"):
+        next_step = f"the inventory sets this address: correct procguard_manager_url of {host} and deploy it again"
+    elif addresses.get("tunnel"):
+        next_step = "it has a tunnel, which the manager opens again"
+    else:
+        next_step = (
+            "open the manager's port for this host, or set web.advertise (an address that leads to the manager) or "
+            "web.host (the address that it listens on); where its key or CA is another one, deploy the host again"
+        )
+    return f"; from {host} no address leads to this manager ({tried}); {next_step}"
 
 
 def main() -> int:

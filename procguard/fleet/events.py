@@ -54,6 +54,7 @@ CAUSE_OF_KIND = {
     "agent_suspect": "agent_lost",
     "agent_unreachable": "agent_lost",
     "recovery": "agent_lost",
+    "agent_addresses": "agent_lost",
     "worker_suspect": "suspicion",
     "worker_clear": "suspicion",
     "brake_on": "brake",

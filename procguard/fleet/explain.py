@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 TIMELINE_EVENTS = 15
 # Of the host rather than of one worker, but part of each of its workers' stories.
 HOST_KINDS = (
-    "agent_suspect", "agent_unreachable", "agent_connected", "recovery", "tunnel_down", "tunnel_up",
+    "agent_suspect", "agent_unreachable", "agent_connected", "recovery", "agent_addresses", "tunnel_down", "tunnel_up",
     "host_disk_full", "host_disk_ok",
 )  # fmt: skip
 

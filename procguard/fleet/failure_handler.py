@@ -41,13 +41,16 @@ class FailureHandler:
         look: Looker,
         spawn: Callable[[Callable[[], None]], Any],
         read_clock: Callable[[], Now],
+        manager_urls: Callable[[], list[str]] = list,
     ) -> None:
+        """`manager_urls`: where agents find this manager. Attempts of one that had other addresses do not count."""
         self._registry = registry
         self._monitor = monitor
         self._settings = settings
         self._look = look
         self._spawn = spawn
         self._read_clock = read_clock
+        self._manager_urls = manager_urls
         self._open: dict[str, Incident] = {}
         self._closed: list[Incident] = []
         self.tasks = Reassignment(registry, settings)
@@ -135,7 +138,9 @@ class FailureHandler:
         reachable_by_ssh = agent.kind == "deployed" and bool(agent.ssh)
         incident = Incident(agent_id, agent.host, now, reachable_by_ssh, connection_closed, last_heard=seen.last_seen)
         # What the manager before this one has spent on the same silence counts; heard in between, it would be gone.
-        incident.starts = int(agent.incident.get("starts", 0)) if seen.last_seen is None else 0
+        urls = sorted(self._manager_urls())
+        counts = seen.last_seen is None and agent.incident.get("manager_urls", urls) == urls
+        incident.starts = int(agent.incident.get("starts", 0)) if counts else 0
         self._open[agent_id] = incident
         self._step(incident, reason, now)
 
@@ -191,6 +196,15 @@ class FailureHandler:
                 self._step(
                     incident, f"SSH: {look.message}", now, {"ssh": {"reached": look.reached, "agent": look.agent}}
                 )
+        if look.told:
+            self._registry.event_log.add(
+                "agent_addresses",
+                now,
+                host=incident.host,
+                reason=", ".join(look.told),
+                actor="failure handler",
+                source=incident.agent_id,
+            )
 
     def _agent_coming_s(self, agent_id: str, now: Now) -> float:
         """So long its agent, found or started over SSH, still has to be heard. The first start is waited for; where it
@@ -203,7 +217,8 @@ class FailureHandler:
     def _remember(self, incident: Incident, reason: str = "") -> None:
         """Attempts outlive the manager; a recovered agent has none."""
         agent = self._registry.agents_by_id.get(incident.agent_id)
-        kept = {"starts": incident.starts, "outcome": incident.outcome, "reason": reason}
+        kept: dict[str, Any] = {"starts": incident.starts, "outcome": incident.outcome, "reason": reason}
+        kept["manager_urls"] = sorted(self._manager_urls())
         kept = {} if incident.outcome == "recovered" or (incident.outcome == "open" and not incident.starts) else kept
         if agent is not None and agent.incident != kept:
             agent.incident = kept

@@ -49,7 +49,7 @@ class AgentRecord:
     # is used.
     rotation: dict[str, Any] = field(default_factory=dict)
     next_sha256: str = ""
-    # The open incident, for the next manager: {"opened", "starts", "outcome", "reason"}; {} = none.
+    # The open incident, for the next manager: {"starts", "outcome", "reason", "manager_urls"}; {} = none.
     incident: dict[str, Any] = field(default_factory=dict)
 
 

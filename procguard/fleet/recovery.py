@@ -11,7 +11,9 @@
       the agent died, its host lives            not_looked_yet          look over SSH at once, start it if it is absent
       the host is unreachable, or no SSH        host_out_of_reach       look again, for ever; its workers show unknown
       the agent is frozen (SIGSTOP, debugger)   agent_is_frozen         replace it once silent for heartbeat_timeout
-      it was started, or runs                   waiting_to_hear         recovery_timeout to be heard
+      it was started, or runs (where none of    waiting_to_hear         recovery_timeout to be heard
+        its addresses works, the look gave it
+        the manager's present ones)
       and yet it is not heard                   not_heard_after_all     look again, later each time
 
     a task whose worker failed, or whose host is lost (`decide_task`), where recovery.task_reassignment is true
@@ -52,11 +54,16 @@ class Policy:
 
 
 class Look(NamedTuple):
-    """What SSH found on a host. `reached` False: no connection, so nothing is known about the agent."""
+    """What SSH found on a host. `reached` False: no connection, so nothing is known about the agent.
+
+    `told`: the manager's addresses that the agent got, because none of its own led here. `no_way`: there was none to
+    give, for no address of the manager works from that host; the message says which were tried."""
 
     reached: bool
     agent: Literal["running", "started", "absent", "frozen", "failed", "unknown"]
     message: str
+    told: tuple[str, ...] = ()
+    no_way: bool = False
 
 
 @dataclass
@@ -121,7 +128,8 @@ def attempts_are_spent(incident: Incident, policy: Policy, now: Now) -> Decision
     by_predecessor = look is None and incident.starts > 0
     if incident.starts < most or not (waited or by_predecessor) or _out_of_reach(incident):
         return None
-    reason = f"not heard after {incident.starts} start(s) over SSH (max_recovery_attempts); see agent.log on the host"
+    reason = f"not heard after {incident.starts} start(s) over SSH (max_recovery_attempts); "
+    reason += look.message if look is not None and look.no_way else "see agent.log on the host"
     return Decision("give_up", 0.0, reason)
 
 

@@ -27,6 +27,14 @@ KEEP_ENDED_S = 30 * 24 * 3600.0  # an expired token is shown this long, so that 
 NOTE_USE_EVERY_S = 600.0  # the last use on disk is at most this much older than the real one
 
 
+def how_to_replace(scope: str) -> str:
+    """What to do where a token of this scope is not good, or not any more."""
+    make = f"make another on the manager's machine: invoke token.create --scope {scope}"
+    if scope != "enroll":
+        return make
+    return f"{make}; or start the launcher without --token and have an operator approve it"
+
+
 class Tokens:
     """The tokens of one fleet. Methods marked "durable" return when the change is on disk."""
 
@@ -106,7 +114,7 @@ class Tokens:
         token = self._by_id.get(token_id)
         reason = "was revoked" if token is None else self.usable(token, now)
         if token is None or reason:
-            raise Refused(f"this enrolment token {reason}", "make another: invoke token.create --scope enroll")
+            raise Refused(f"this enrolment token {reason}", how_to_replace("enroll"), code="token_ended")
         if token.uses_left is not None:
             token.uses_left -= 1
             self._fleet.put("tokens", token_id, token)

@@ -143,7 +143,7 @@ def host_view(agent: AgentRecord, seen: AgentObserved, workers: int) -> dict[str
         "labels": agent.labels,
         "undeclared": agent.undeclared,
         "cordoned": agent.cordon or None,
-        "recovery": agent.incident or None,
+        "recovery": {key: value for key, value in agent.incident.items() if key != "manager_urls"} or None,
         "rotation": rotation(agent),
         "failures": len(agent.ledger),
         "last_failure": {**agent.ledger[-1], "at": iso(agent.ledger[-1]["at"])} if agent.ledger else None,

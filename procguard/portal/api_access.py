@@ -11,7 +11,7 @@ from procguard.channels import Principal, http_io
 from procguard.channels.rate import RateLimiter
 from procguard.errors import LimitExceeded, ProcGuardError, Refused
 from procguard.fleet import clock
-from procguard.fleet.tokens import SCOPES_SHOWN
+from procguard.fleet.tokens import SCOPES_SHOWN, how_to_replace
 from procguard.portal import requests
 from procguard.portal.api_history import read_query
 from procguard.portal.audit import ASKS, Audit
@@ -109,7 +109,7 @@ class AccessApi:
             raise Refused("this is no operator's or viewer's token", "make one: invoke token.create, on its machine")
         ended = self._registry.tokens.usable(record, now)
         if ended:
-            raise Refused(f"this token {ended}", "make another: invoke token.create, on the manager's machine")
+            raise Refused(f"this token {ended}", how_to_replace(record.scope))
         caller = Principal(
             record.scope, f"token {record.name or record.token_id}", via="session", token_id=record.token_id
         )

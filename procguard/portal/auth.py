@@ -25,7 +25,7 @@ from procguard.errors import Forbidden, LimitExceeded, Refused
 from procguard.fleet import clock
 from procguard.fleet.addresses import address_group
 from procguard.fleet.records import TokenRecord
-from procguard.fleet.tokens import AGENT_SCOPE
+from procguard.fleet.tokens import AGENT_SCOPE, how_to_replace
 from procguard.portal import local_client, sock_diag
 from procguard.portal.audit import ASKS
 from procguard.portal.backoff import BackOff
@@ -118,7 +118,7 @@ class Auth:
             if known is not None and agent_id in ("", known.agent_id):
                 return known
             if digest != own_secret_sha256:
-                raise self._wrong_token(environ, of_agents)
+                raise self._wrong_token(environ, of_agents, registers=bool(own_secret_sha256))
         session = self.session(environ)
         if session is not None:
             self._check_session_use(session, environ)
@@ -159,9 +159,8 @@ class Auth:
             return None
         ended = tokens.usable(token, now)
         if ended:
-            raise Refused(
-                f"this token {ended}", "make another: invoke token.create, on the manager's machine", code="token_ended"
-            )
+            what = "enrolment token" if token.scope == "enroll" else "token"
+            raise Refused(f"this {what} {ended}", how_to_replace(token.scope), code="token_ended")
         tokens.used(token, address, now)
         name = f"token {token.name or token.token_id}"
         if token.scope.startswith(AGENT_SCOPE):
@@ -188,7 +187,9 @@ class Auth:
 
     # -------------------------------------------------------------------------------------------------- who it is not
 
-    def _wrong_token(self, environ: dict[str, Any], of_agents: bool) -> Refused | LimitExceeded:
+    def _wrong_token(
+        self, environ: dict[str, Any], of_agents: bool, *, registers: bool = False
+    ) -> Refused | LimitExceeded:
         """What a token that nobody has is answered. Right ones are good all the time, also those of a neighbour behind
         the same address: what is slowed down is guessing, not the address. Agents whose manager lost its state, a host
         full of launchers, must hear at once that they are not known."""
@@ -203,6 +204,11 @@ class Auth:
             return Refused(
                 "this secret is not known here (revoked, or of another fleet)",
                 "deploy the host again (invoke deploy); a launcher registers again by itself",
+            )
+        if registers:
+            return Refused(
+                "this enrolment token is not known here (mistyped, revoked, or of another fleet)",
+                how_to_replace("enroll"),
             )
         return Refused("this token is not known here (revoked, or of another fleet)", self._how_to(environ))
 

@@ -273,6 +273,18 @@ class WebMonitor:
         own = [f"{self._scheme}://{f'[{one}]' if ':' in one else one}:{self.port}" for one in addresses]
         return list(dict.fromkeys([*self._config.web.advertise, *own]))
 
+    def for_agents(self, *, local: bool) -> dict[str, Any]:
+        """What an agent gets of this manager over SSH, as in a deployment's request; `local`: one of this machine."""
+        urls = [f"{self._scheme}://127.0.0.1:{self.port}"] if local else []
+        pinned = self.pinned()
+        return {
+            "manager_urls": list(dict.fromkeys([*urls, *self.manager_urls()])),
+            "manager_configured": list(self._config.web.advertise),
+            "manager_port": self.port,
+            "manager_ca": pinned.ca,
+            "manager_any_name": pinned.any_name,
+        }
+
     def _why_not_here(self, call: Call, url: str) -> str:
         return self._arrivals.why_not(url, call.peer, call.arrived_at, call.direct)
 

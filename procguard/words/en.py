@@ -81,6 +81,7 @@ TEXTS: dict[str, str] = {
     "event.agent_restart_failed": "the agent on {host} could not be restarted: {reason}",
     "event.agent_upgraded": "the agent on {host} was upgraded: {reason}",
     "event.agent_upgrade_failed": "the agent on {host} could not be upgraded: {reason}",
+    "event.agent_addresses": "the agent on {host} was given the manager's new addresses: {reason}",
     "event.tunnel_up": "the tunnel to {host} is up",
     "event.tunnel_down": "the tunnel to {host} is down: {reason}",
     "event.host_disk_full": "the disk of {host} refuses writes: {reason}",

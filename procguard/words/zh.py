@@ -80,6 +80,7 @@ TEXTS: dict[str, str] = {
     "event.agent_restart_failed": "{host} 上的代理未能重启：{reason}",
     "event.agent_upgraded": "{host} 上的代理已升级：{reason}",
     "event.agent_upgrade_failed": "{host} 上的代理未能升级：{reason}",
+    "event.agent_addresses": "已将管理端的新地址告知 {host} 上的代理：{reason}",
     "event.tunnel_up": "通往 {host} 的隧道已建立",
     "event.tunnel_down": "通往 {host} 的隧道已中断：{reason}",
     "event.host_disk_full": "{host} 的磁盘拒绝写入：{reason}",

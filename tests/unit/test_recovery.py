@@ -8,6 +8,7 @@ import pytest
 
 from procguard.fleet import recovery
 from procguard.fleet.clock import Now
+from procguard.fleet.event_query import EventQuery
 from procguard.fleet.failure_handler import FailureHandler
 from procguard.fleet.monitor import ProcessMonitor
 from procguard.fleet.records import AgentRecord
@@ -111,7 +112,9 @@ class Ssh:
         return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
 
 
-def handler(world: World, ssh: Ssh, settings: FleetSettings | None = None) -> FailureHandler:
+def handler(
+    world: World, ssh: Ssh, settings: FleetSettings | None = None, urls: list[str] | None = None
+) -> FailureHandler:
     settings = settings or world.settings
     monitor = ProcessMonitor(world.registry, settings, world.now)
     while monitor.in_grace(world.now):  # heartbeats go on until the grace after the manager's start is over
@@ -127,6 +130,7 @@ def handler(world: World, ssh: Ssh, settings: FleetSettings | None = None) -> Fa
         look=ssh,
         spawn=lambda task: task(),
         read_clock=lambda: world.now,
+        manager_urls=lambda: urls or [],
     )
 
 
@@ -280,6 +284,40 @@ def test_giving_up_is_a_state_of_its_own_with_an_alert_and_outlives_the_manager(
     failures.tick(world.pass_time(1.0))
     assert len(ssh.looked) == 3
     assert failures.recoveries()[0]["outcome"] == "gave_up"
+
+
+def test_an_agent_that_was_given_the_managers_new_addresses_is_an_event(world: World) -> None:
+    failures = handler(world, Ssh(Look(True, "running", "it only knew http://a", ("http://b", "http://c"))))
+    lose_connection(world)
+    failures.tick(world.now)
+    event = next(one for one in world.registry.event_log.find(EventQuery()) if one["kind"] == "agent_addresses")
+    assert (event["host"], event["reason"], event["cause"]) == ("h1", "http://b, http://c", "agent_lost")
+    assert "http://a" in failures.recoveries()[0]["steps"][-1]["text"]
+
+
+def test_giving_up_says_that_no_address_works_from_the_host(world: World) -> None:
+    failures = handler(world, Ssh(Look(True, "running", "no address leads here (http://a: refused)", no_way=True)))
+    for _ in range(400):
+        failures.tick(world.pass_time(1.0))
+    last = failures.recoveries()[0]
+    assert (last["outcome"], "http://a: refused" in last["steps"][-1]["text"]) == ("gave_up", True)
+
+
+def test_attempts_of_a_manager_with_other_addresses_do_not_count(world: World) -> None:
+    """It was corrected since: what it spent in vain says nothing about it now."""
+    ssh = Ssh(Look(True, "running", "no address leads here", no_way=True))
+    failures = handler(world, ssh, urls=["http://a"])
+    for _ in range(400):
+        failures.tick(world.pass_time(1.0))
+    assert len(ssh.looked) == 3
+    for urls, looked in ((["http://a"], 3), (["http://b"], 4)):
+        world.registry.commit()
+        world.restart()
+        failures = handler(world, ssh, urls=urls)
+        failures.look_for_the_unheard(world.now)
+        failures.tick(world.pass_time(1.0))
+        assert len(ssh.looked) == looked
+    assert set(world.registry.hosts()[0]["recovery"]) == {"starts", "outcome", "reason"}
 
 
 def test_an_agent_that_is_heard_again_has_all_its_attempts_again(world: World) -> None:

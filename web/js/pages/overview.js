@@ -120,7 +120,7 @@ function byAttention(a, b) {
   return STATES.indexOf(a.state) - STATES.indexOf(b.state) || compareNames(a.worker_id, b.worker_id);
 }
 
-const RECOVERY_KINDS = ['recovery', 'recovery_gave_up', 'takeover', 'reassigned', 'no_spare', 'task_waiting', 'task_gave_up', 'stop_all', 'brake_on', 'brake_off', 'worker_failed'];
+const RECOVERY_KINDS = ['recovery', 'agent_addresses', 'recovery_gave_up', 'takeover', 'reassigned', 'no_spare', 'task_waiting', 'task_gave_up', 'stop_all', 'brake_on', 'brake_off', 'worker_failed'];
 
 /** What ProcGuard did, or gave up, on its own: an operator's start or stop is none of it. */
 export function isRecovery(event) {

@@ -1,0 +1,105 @@
+"""The manager's addresses in agent.json when the manager has moved: written over SSH, read again by the running agent.
+
+`hand_over` runs on the host, sent with the session that recovery opens; `AddressFile` is the agent's. Only addresses
+change: the agent's identity, its secret and the key by which it knows its manager stay as they are, and a new address
+counts only if it proves that key from this host (reach.py). That this file is part of a release says that its agents
+read agent.json again; one of an earlier release is restarted. Runners and children are not touched.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Dict, NamedTuple, Optional
+
+from remote_agent import paths
+from remote_agent.tls import Trust
+
+if TYPE_CHECKING:
+    from remote_agent.installer import Installer
+
+Json = Dict[str, Any]
+
+
+def hand_over(installer: Installer, manager: Json) -> Json:
+    """Give the agent here the addresses of `manager`, where none of its own leads to its manager.
+
+    `manager` is part of a deployment's request: {"manager_urls", "manager_configured", "manager_port", "manager_ca",
+    "manager_any_name"}. Returns {"told": [its new addresses], "before": […]}, with "restarted": true for an agent of an
+    earlier release; {"unreached": {address: why it failed}} where none works, with "fixed": the address that the
+    inventory sets, or "tunnel": true where it has a tunnel; {} where the agent's own addresses work.
+    """
+    from remote_agent import reach
+
+    config = installer.config()
+    known = [str(url) for url in config.get("manager_urls") or []]
+    trust = Trust(config.get("manager_ca", ""), bool(config.get("manager_any_name")))
+    identity = (config.get("agent_id", ""), installer.fleet_id, config.get("proof_key", ""))
+    own = reach.Probe(*identity, trust)
+    if own.find(known):
+        return {}
+    fixed, tunnel_url = str(config.get("manager_fixed") or ""), str(config.get("tunnel_url") or "")
+    if fixed:
+        return {"unreached": own.failures, "fixed": fixed}
+    if not trust.ca:  # it has none to keep; the manager may use TLS since it moved
+        trust = Trust(manager.get("manager_ca", ""), bool(manager.get("manager_any_name")))
+    given = {**manager, "tunnel_url": tunnel_url}
+    candidates = [url for url in installer.candidates(given) if url not in known]
+    probe = reach.Probe(*identity, trust)
+    found = probe.find(candidates) if candidates else None
+    if found is None:
+        return {"unreached": {**own.failures, **probe.failures}, "tunnel": bool(tunnel_url)}
+    urls, tried = installer.chosen(found, candidates, probe.proven, given)
+    told = {**config, "manager_urls": urls, "manager_tried": tried}
+    if trust.ca:
+        told.update(manager_ca=trust.ca, manager_any_name=trust.any_name)
+    with installer.locked():
+        if installer.config() != config:
+            return {}  # a deployment has changed it meanwhile
+        paths.write_json(paths.agent_file(installer.dir), told, durable=True)
+    answer: Json = {"told": urls, "before": known}
+    if not os.path.exists(os.path.join(paths.current_release(installer.dir), "remote_agent", "readdress.py")):
+        installer.restart()
+        answer["restarted"] = True
+    return answer
+
+
+class NewAddresses(NamedTuple):
+    urls: list[str]
+    trust: Trust
+    tunnel_url: str
+
+
+class AddressFile:
+    """agent.json, for an agent whose addresses do not answer. A look costs one stat() while the file is unchanged.
+
+    `proof_key`: a file with another one belongs to a deployment that is about to restart this agent."""
+
+    def __init__(self, agent_dir: str, agent_id: str, proof_key: str) -> None:
+        self._path = paths.agent_file(agent_dir)
+        self._identity = (agent_id, proof_key)
+        self._seen: tuple[int, ...] = ()  # the first look reads it: it may have changed while the agent started
+
+    def news(self) -> Optional[NewAddresses]:
+        """What it says now, if it was written since the last look. Never raises."""
+        mark = self._mark()
+        if mark == self._seen:
+            return None
+        self._seen = mark
+        try:
+            data = paths.read_json(self._path)
+        except (OSError, ValueError):
+            return None
+        if not isinstance(data, dict) or (data.get("agent_id"), data.get("proof_key")) != self._identity:
+            return None
+        urls = data.get("manager_urls")
+        if not isinstance(urls, list) or not urls or not all(isinstance(url, str) and url for url in urls):
+            return None
+        trust = Trust(str(data.get("manager_ca") or ""), bool(data.get("manager_any_name")))
+        return NewAddresses(urls, trust, str(data.get("tunnel_url") or ""))
+
+    def _mark(self) -> tuple[int, ...]:
+        try:
+            found = os.stat(self._path)
+        except OSError:
+            return ()
+        return (found.st_ino, found.st_mtime_ns, found.st_size)

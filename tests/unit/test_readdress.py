@@ -1,0 +1,189 @@
+"""The manager has other addresses: a running agent gets them over SSH, if they prove themselves, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from procguard.deploy import bundle, ssh_helper
+from remote_agent import agent_care, install, paths, readdress
+from remote_agent.installer import Installer
+from remote_agent.link import Addresses
+from remote_agent.readdress import AddressFile
+from tests.unit import fake_manager
+from tests.unit.fake_manager import FakeManager
+from tests.unit.test_install import installer, manager, put
+from tests.waiting import wait_until
+
+__all__ = ["installer", "manager"]  # fixtures
+
+
+@pytest.fixture
+def moved() -> Iterator[FakeManager]:
+    """The same manager at another address."""
+    with fake_manager.running() as one:
+        yield one
+
+
+def record(installer: Installer) -> dict[str, Any]:
+    return dict(json.loads(Path(paths.agent_file(installer.dir)).read_text()))
+
+
+def away(manager: FakeManager) -> None:
+    """Nothing of ours answers at its address any more."""
+    for path in ("GET /api/hello", "POST /api/agents/host1/heartbeat", "GET /api/agents/host1/commands"):
+        manager.routes[path] = lambda body: (404, {})
+
+
+def given(*managers: FakeManager, **more: Any) -> dict[str, Any]:
+    return {"manager_urls": [one.url for one in managers], "manager_port": 0, **more}
+
+
+def test_a_running_agent_takes_the_new_address_without_a_restart(
+    installer: Installer, manager: FakeManager, moved: FakeManager
+) -> None:
+    pid = put(installer, manager, secret="s3cret")["pid"]
+    wait_until(lambda: manager.heard, what="a heartbeat")
+    before = record(installer)
+    away(manager)
+    answer = readdress.hand_over(installer, given(moved))
+    assert answer == {"told": [moved.url], "before": [manager.url]}
+    wait_until(lambda: moved.heard, 10, what="a heartbeat at the new address")
+    assert installer.status()["pid"] == pid
+    after = record(installer)
+    assert after == {**before, "manager_urls": [moved.url], "manager_tried": []}
+    assert os.stat(paths.agent_file(installer.dir)).st_mode & 0o777 == 0o600
+
+
+def test_an_agent_of_an_earlier_release_is_restarted_with_it(
+    installer: Installer, manager: FakeManager, moved: FakeManager
+) -> None:
+    """Its release has no readdress.py: it reads agent.json at its start alone."""
+    with tarfile.open(fileobj=io.BytesIO(bundle.build().data)) as archive:
+        files = {one.name: archive.extractfile(one).read() for one in archive}  # type: ignore[union-attr]
+    files["remote_agent/earlier.py"] = files.pop("remote_agent/readdress.py")
+    for name in ("remote_agent/link.py", "remote_agent/agent.py"):
+        files[name] = files[name].replace(b"remote_agent.readdress", b"remote_agent.earlier")
+    data = bundle.pack(files)
+    earlier = bundle.Bundle(data, hashlib.sha256(data).hexdigest(), 100, False)
+    asked = {"agent_id": "host1", "proof_key": fake_manager.KEY, "secret": "s", "manager_urls": [manager.url]}
+    pid = installer.install({**asked, "release": earlier.sha256}, lambda: earlier.data)["pid"]
+    away(manager)
+    answer = readdress.hand_over(installer, given(moved))
+    assert answer["restarted"] and installer.status()["pid"] != pid
+    wait_until(lambda: moved.heard, 10, what="a heartbeat at the new address")
+
+
+def test_nothing_is_written_while_one_of_its_own_addresses_works(
+    installer: Installer, manager: FakeManager, moved: FakeManager
+) -> None:
+    put(installer, manager, secret="s3cret")
+    before = os.stat(paths.agent_file(installer.dir)).st_mtime_ns
+    assert readdress.hand_over(installer, given(moved)) == {}
+    assert os.stat(paths.agent_file(installer.dir)).st_mtime_ns == before
+
+
+def test_an_address_without_the_fleets_proof_is_not_given(
+    installer: Installer, manager: FakeManager, moved: FakeManager
+) -> None:
+    """Also of a manager with the right fleet id: its key is what counts. What was tried is told."""
+    put(installer, manager, secret="s3cret")
+    away(manager)
+    moved.routes["GET /api/hello"] = lambda body: (200, {"fleet_id": fake_manager.FLEET, "proof": "guessed"})
+    answer = readdress.hand_over(installer, given(moved))
+    assert "can't prove" in answer["unreached"][moved.url] and manager.url in answer["unreached"]
+    assert record(installer)["manager_urls"] == [manager.url]
+    said = ssh_helper._of_addresses("host1", answer)
+    assert moved.url in said and "web.advertise" in said and "web.host" in said
+
+
+def test_of_several_only_those_that_prove_themselves_or_are_configured_are_given(
+    installer: Installer, manager: FakeManager, moved: FakeManager
+) -> None:
+    put(installer, manager, secret="s3cret")
+    away(manager)
+    urls = ["http://127.0.0.1:9", "http://127.0.0.1:7", moved.url]
+    wanted = {"manager_urls": urls, "manager_configured": ["http://127.0.0.1:7"], "manager_port": 0}
+    assert readdress.hand_over(installer, wanted)["told"] == [moved.url, "http://127.0.0.1:7"]
+    assert record(installer)["manager_tried"] == ["http://127.0.0.1:9"]
+
+
+def test_an_address_that_the_inventory_sets_is_left_alone_also_after_an_upgrade(
+    installer: Installer, manager: FakeManager, moved: FakeManager
+) -> None:
+    put(installer, manager, secret="s3cret", manager_url_fixed=True, manager_fixed=manager.url)
+    release = bundle.build()
+    asked = {"release": release.sha256, "unpacked_bytes": release.unpacked_bytes}
+    assert agent_care.upgrade(installer, asked, lambda: release.data, bytes)["changes"] == []
+    away(manager)
+    answer = readdress.hand_over(installer, given(moved))
+    assert list(answer["unreached"]) == [manager.url]
+    assert "procguard_manager_url" in ssh_helper._of_addresses("host1", answer)
+    assert record(installer)["manager_urls"] == [manager.url]
+
+
+def test_a_pinned_ca_stays(installer: Installer, manager: FakeManager, moved: FakeManager) -> None:
+    put(installer, manager, secret="s3cret", manager_ca="the pinned one")
+    away(manager)
+    assert readdress.hand_over(installer, given(moved, manager_ca="another"))["told"]
+    assert record(installer)["manager_ca"] == "the pinned one"
+
+
+def test_the_session_hands_over_only_where_a_manager_asks(
+    installer: Installer, manager: FakeManager, moved: FakeManager
+) -> None:
+    """cron's `ensure` says nothing of a manager."""
+    put(installer, manager, secret="s3cret")
+    away(manager)
+    where = {"op": "ensure", "fleet_id": installer.fleet_id, "host": "host1", "home": installer.home}
+    assert "addresses" not in install.Session()._do(where)["report"]
+    report = install.Session()._do({**where, "manager": given(moved)})["report"]
+    assert report["running"] and report["addresses"]["told"] == [moved.url]
+
+
+# ------------------------------------------------------------------------------------------------ in the agent
+
+
+def agent_json(directory: Path, **values: Any) -> None:
+    known = {"agent_id": "h1", "proof_key": "key", "manager_urls": ["http://new"]}
+    paths.write_json(paths.agent_file(str(directory)), {**known, **values})
+
+
+def test_what_the_file_says_now_takes_the_place_of_the_addresses(tmp_path: Path) -> None:
+    addresses = Addresses(["http://old"], file=AddressFile(str(tmp_path), "h1", "key"))
+    assert (addresses.read_again(), addresses.current()) == ([], "http://old")
+    agent_json(tmp_path, manager_urls=["http://new/", "http://newer"], tunnel_url="http://newer")
+    assert addresses.read_again() == ["http://new", "http://newer"]
+    assert (addresses.current(), addresses.tunnel_url) == ("http://new", "http://newer")
+    assert addresses.read_again() == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"proof_key": "another"}, {"agent_id": "h2"}, {"manager_urls": []}, {"manager_urls": [7]}, {"manager_urls": "x"}],
+)
+def test_a_file_that_is_not_this_agents_changes_nothing(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    agent_json(tmp_path, **wrong)
+    addresses = Addresses(["http://old"], file=AddressFile(str(tmp_path), "h1", "key"))
+    assert (addresses.read_again(), addresses.current()) == ([], "http://old")
+
+
+def test_a_torn_or_missing_file_changes_nothing(tmp_path: Path) -> None:
+    file = AddressFile(str(tmp_path), "h1", "key")
+    assert file.news() is None
+    Path(paths.agent_file(str(tmp_path))).write_text("{")
+    assert file.news() is None
+
+
+def test_the_helper_says_what_the_agent_had_and_has() -> None:
+    said = ssh_helper._of_addresses("h1", {"told": ["http://b"], "before": ["http://a"], "restarted": True})
+    assert "http://a" in said and "http://b" in said and "restarted" in said
+    assert ssh_helper._of_addresses("h1", {}) == ""
