@@ -14,6 +14,7 @@ from typing import Any
 import bottle
 import gevent
 import gevent.event
+import gevent.lock
 
 from procguard import tls
 from procguard.channels import Channel, factory, http_io
@@ -152,6 +153,7 @@ class WebMonitor:
         self._agents_server: http_server.Server | None = None
         self._certificates: tls.Certificates | None = None
         self._refresher: Any = None
+        self._describing = gevent.lock.BoundedSemaphore(1)
         self._stopped = gevent.event.Event()
         self.app = self._build()
 
@@ -229,7 +231,6 @@ class WebMonitor:
         if self._config.web.enabled:
             self._live.start()
             self._keeper.start()
-        gevent.get_hub().threadpool.spawn(document_bytes)  # made once, before a stranger asks for it
         self._server.start()
         assert self._agents_server is not None
         self._agents_server.start()
@@ -341,7 +342,7 @@ class WebMonitor:
         app.route("/healthz", "GET", http_io.answered(lambda: {"status": "ok"}))
         app.route("/readyz", "GET", http_io.answered(self._ready))
         app.route("/metrics", "GET", http_io.answered(self._exposition))
-        app.route("/api/openapi.json", "GET", http_io.answered(_description))
+        app.route("/api/openapi.json", "GET", http_io.answered(self._description))
         if self._config.web.enabled:
             self._live_api.mount(app)
             app.route("/", "GET", http_io.answered(self._index))
@@ -354,6 +355,12 @@ class WebMonitor:
         if self._registry.unwritten:
             raise NotDurable(self._registry.unwritten, "free space or repair the disk; nothing else needs to be done")
         return {"status": "ready", "fleet_id": self._registry.fleet_id}
+
+    def _description(self) -> bottle.HTTPResponse:
+        """Says nothing about this fleet: anyone may read it. Made for the first who asks, beside the event loop."""
+        with self._describing:
+            body = gevent.get_hub().threadpool.apply(document_bytes)
+        return bottle.HTTPResponse(body, 200, {"Content-Type": "application/json"})
 
     def _exposition(self) -> bottle.HTTPResponse:
         return bottle.HTTPResponse(self._metrics.exposition(), 200, {"Content-Type": CONTENT_TYPE})
@@ -383,11 +390,6 @@ def _modules(web_directory: str) -> list[str]:
     for folder, _, files in os.walk(os.path.join(web_directory, "js")):
         found += [os.path.relpath(os.path.join(folder, name), web_directory) for name in files if name.endswith(".js")]
     return sorted(name for name in found if name != os.path.join("js", "early.js"))
-
-
-def _description() -> bottle.HTTPResponse:
-    """Says nothing about this fleet: anyone may read it."""
-    return bottle.HTTPResponse(document_bytes(), 200, {"Content-Type": "application/json"})
 
 
 def _utc_now() -> datetime:

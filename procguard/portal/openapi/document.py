@@ -1,4 +1,4 @@
-"""OpenAPI 3.1, made of the table of routes and the types in it. Pure; made once, when the manager starts."""
+"""OpenAPI 3.1, made of the table of routes and the types in it. Pure; made once, for the first who asks."""
 
 from __future__ import annotations
 
