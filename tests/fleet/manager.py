@@ -72,6 +72,7 @@ class Manager:
         # Whose certificate it shows is what the agents ask; these requests only look.
         self._tls = ssl._create_unverified_context() if secure else None
         self.process: subprocess.Popen[bytes] | None = None
+        self.token = ""  # for a test that listens for other machines itself: then it is no local operator
 
     def __enter__(self) -> Manager:
         self.start()
@@ -133,6 +134,8 @@ class Manager:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data=data, method=method)
         request.add_header("Content-Type", "application/json")
+        if self.token:
+            request.add_header("Authorization", f"Bearer {self.token}")
         try:
             with urllib.request.urlopen(request, timeout=timeout_s, context=self._tls) as answer:
                 return answer.status, answer.read()

@@ -134,7 +134,8 @@ class Trouble:
         return status
 
     def until_refused(self) -> None:
-        wait_until(lambda: self.change() == 503, 60, "a change is refused", every_s=0.0)
+        """All of a dozen: a small one may still fit into the blocks that the files have."""
+        wait_until(lambda: all(self.change() == 503 for _ in range(12)), 60, "changes are refused", every_s=0.0)
 
     def live_through(self, mend: Callable[[], object]) -> float:
         """While the disk refuses, the rest goes on. Returns how long after `mend` changes were taken again."""

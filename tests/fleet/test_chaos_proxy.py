@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections.abc import Iterator
@@ -27,7 +28,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 @pytest.fixture(scope="module")
 def proxy(world: World) -> Iterator[ChaosProxy]:
-    """Between the host's agent and the manager, calm while it is deployed."""
+    """Between the agent and the manager, calm while it is deployed. This process listens for other machines then,
+    and so needs a token."""
+    status, body = world.manager.request("POST", "/api/tokens", {"scope": "operator", "name": "test"})
+    assert status == 201, body
+    world.manager.token = json.loads(body)["token"]
     with ChaosProxy(
         (world.fleet.manager_address, 0), ("127.0.0.1", world.manager.port), random.randrange(2**32)
     ) as one:
