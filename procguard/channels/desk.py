@@ -350,6 +350,8 @@ class Desk:
         """Delay heartbeats of an agent that changes more than its share, before the body is read. Raises
         LimitExceeded."""
         wait_s = self._registry.wait_s(agent_id, clock.read().monotonic)
+        if wait_s <= 0:
+            return
         if wait_s > LONGEST_TURN_S:
             raise LimitExceeded(
                 f"{agent_id} reports more changes than its share",
@@ -358,8 +360,7 @@ class Desk:
                 code="busy",
                 retry_after_s=wait_s,
             )
-        if wait_s > 0:
-            gevent.sleep(wait_s)
+        gevent.sleep(wait_s)
 
     def agent_commands(self, call: Call, agent_id: str) -> Answer:
         caller = self._access.check_agent(call.identify(), agent_id)

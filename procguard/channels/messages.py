@@ -155,10 +155,24 @@ def _check_plain_heartbeat(beat: protocol.WorkerHeartbeat, mistakes: list[str]) 
 
 
 def _check_heartbeat(beat: protocol.AgentHeartbeat, mistakes: list[str]) -> None:
-    for name in ("fleet_id", "release", "boot_id", "assignments_rev"):
-        _longest(mistakes, name, getattr(beat, name), MAX_NAME_CHARS)
-    for name in ("hostname", "os", "python", "user"):
-        _longest(mistakes, f"facts.{name}", getattr(beat.facts, name), MAX_NAME_CHARS)
+    facts = beat.facts
+    if (
+        _longest_of(
+            beat.fleet_id,
+            beat.release,
+            beat.boot_id,
+            beat.assignments_rev,
+            facts.hostname,
+            facts.os,
+            facts.python,
+            facts.user,
+        )
+        > MAX_NAME_CHARS
+    ):  # one test, as with each worker's report: nearly always all is well
+        for name in ("fleet_id", "release", "boot_id", "assignments_rev"):
+            _longest(mistakes, name, getattr(beat, name), MAX_NAME_CHARS)
+        for name in ("hostname", "os", "python", "user"):
+            _longest(mistakes, f"facts.{name}", getattr(facts, name), MAX_NAME_CHARS)
     _longest(mistakes, "channel_trouble", beat.channel_trouble, MAX_REASON_CHARS)
     if not 0 <= beat.free_port <= 65_535:
         _within(mistakes, "free_port", beat.free_port, 65_535)
@@ -173,10 +187,16 @@ def _check_heartbeat(beat: protocol.AgentHeartbeat, mistakes: list[str]) -> None
     _most(mistakes, "events", beat.events, MAX_EVENTS_PER_HEARTBEAT)
     _most(mistakes, "results", beat.results, MAX_RESULTS_PER_HEARTBEAT)
     for report in beat.workers:
-        _id(mistakes, "workers", report.worker_id)
-        _longest(mistakes, "workers.reason", report.reason, MAX_REASON_CHARS)
-        _longest(mistakes, "workers.launch_digest", report.launch_digest, MAX_NAME_CHARS)
-        if len(report.grant) > MAX_NAME_CHARS or not 0 <= report.attempt <= MAX_REPORTED_ATTEMPT:  # one test: it is hot
+        if (
+            not _IS_ID(report.worker_id)
+            or len(report.reason) > MAX_REASON_CHARS
+            or len(report.launch_digest) > MAX_NAME_CHARS
+            or len(report.grant) > MAX_NAME_CHARS
+            or not 0 <= report.attempt <= MAX_REPORTED_ATTEMPT
+        ):
+            _id(mistakes, "workers", report.worker_id)
+            _longest(mistakes, "workers.reason", report.reason, MAX_REASON_CHARS)
+            _longest(mistakes, "workers.launch_digest", report.launch_digest, MAX_NAME_CHARS)
             _longest(mistakes, "workers.grant", report.grant, MAX_NAME_CHARS)
             _within(mistakes, "workers.attempt", report.attempt, MAX_REPORTED_ATTEMPT)
         if report.suspect:
@@ -312,6 +332,10 @@ def _id(mistakes: list[str], where: str, text: str) -> None:
 def _longest(mistakes: list[str], where: str, text: str, limit: int) -> None:
     if len(text) > limit:
         mistakes.append(f"{where}: longer than {limit} characters")
+
+
+def _longest_of(*texts: str) -> int:
+    return max(map(len, texts))
 
 
 def _cut(message: Any, name: str, limit: int) -> None:

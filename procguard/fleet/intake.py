@@ -91,7 +91,9 @@ class Intake(FleetState):
     def wait_s(self, agent_id: str, monotonic: float) -> float:
         """Seconds until the next heartbeat of this agent is due to be taken, by the changes of those before it."""
         seen = self.seen.get(agent_id)
-        return 0.0 if seen is None else max(0.0, seen.paid_until - CHANGES_AT_ONCE_S - monotonic)
+        if seen is None or seen.paid_until <= monotonic:  # nearly always
+            return 0.0
+        return max(0.0, seen.paid_until - CHANGES_AT_ONCE_S - monotonic)
 
     def _news_since(self, told: int) -> bool:
         """Whether there is anything to make durable. `told`: the newest event before."""

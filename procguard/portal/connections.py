@@ -8,7 +8,6 @@ loop only.
 
 from __future__ import annotations
 
-import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 
@@ -63,6 +62,16 @@ class Ticket:
         self.cut = _nothing  # whose connection it was refers to this ticket: a circle, which would stay in memory
 
 
+class _Caller:
+    """Whose connections these are, and what they may do together."""
+
+    __slots__ = ("share", "tickets")
+
+    def __init__(self, share: Share) -> None:
+        self.share = share
+        self.tickets: dict[Ticket, None] = {}  # oldest first
+
+
 class ConnectionBook:
     """All connections of a manager, over all its listeners."""
 
@@ -73,9 +82,8 @@ class ConnectionBook:
         self._all = 0
         self._unproven: OrderedDict[Ticket, None] = OrderedDict()  # oldest first
         self._by_address: dict[str, OrderedDict[Ticket, None]] = {}  # of the unproven
-        self._by_agent: dict[str, OrderedDict[Ticket, None]] = {}
+        self._callers: dict[str, _Caller] = {}  # who has proven connections
         self.strangers_share = Share()
-        self._shares: weakref.WeakValueDictionary[str, Share] = weakref.WeakValueDictionary()  # by caller
         self.refused: Counter[str] = Counter()  # for /metrics: why -> how many
 
     def __len__(self) -> int:
@@ -110,23 +118,22 @@ class ConnectionBook:
     def proven(self, ticket: Ticket, caller: str, agent: bool) -> None:
         if ticket.evicted:
             return
+        known = self._callers.get(caller)
+        if known is None:
+            known = self._callers[caller] = _Caller(Share(self.strangers_share))
+            if ticket.caller:
+                known.share.go_on_from(ticket.share)
         self._forget(ticket)
-        ticket.caller = caller
-        share = self._shares.get(caller)
-        if share is None:
-            share = self._shares[caller] = Share()
-        ticket.share = share
-        if agent:
-            own = self._by_agent.setdefault(caller, OrderedDict())
-            own[ticket] = None
-            if len(own) > self._limits.connections_per_agent:
-                self._evict_oldest(own, "connections_per_agent")
+        ticket.caller, ticket.share = caller, known.share
+        known.tickets[ticket] = None
+        if agent and len(known.tickets) > self._limits.connections_per_agent:
+            self._evict_oldest(known.tickets, "connections_per_agent")
 
     def left(self, ticket: Ticket) -> None:
         self._all -= 1
         self._forget(ticket)
 
-    def _evict_oldest(self, among: OrderedDict[Ticket, None], why: str) -> None:
+    def _evict_oldest(self, among: dict[Ticket, None], why: str) -> None:
         ticket = next(iter(among), None)
         if ticket is not None:
             ticket.evicted = True
@@ -136,10 +143,16 @@ class ConnectionBook:
 
     def _forget(self, ticket: Ticket) -> None:
         """Out of every order; it still counts until it has left."""
+        if ticket.caller:
+            of = self._callers.get(ticket.caller)
+            if of is not None:
+                of.tickets.pop(ticket, None)
+                if not of.tickets:
+                    del self._callers[ticket.caller]
+            return
         self._unproven.pop(ticket, None)
-        for index, key in ((self._by_address, ticket.address), (self._by_agent, ticket.caller)):
-            found = index.get(key)
-            if found is not None:
-                found.pop(ticket, None)
-                if not found:
-                    del index[key]
+        neighbours = self._by_address.get(ticket.address)
+        if neighbours is not None:
+            neighbours.pop(ticket, None)
+            if not neighbours:
+                del self._by_address[ticket.address]

@@ -25,33 +25,54 @@ def work_of(size_bytes: int) -> int:
     return 1 + size_bytes // BYTES_PER_WORK
 
 
-class Share:
-    """What the connections of one caller may do. Those that have used up their slice wait here for their next one."""
+class _Watch:
+    """When any share's work was counted last: what has passed since then was the work of whoever is counted next."""
 
-    __slots__ = ("__weakref__", "_left", "_loop", "_timer", "_turn", "_until", "_waiting")
+    __slots__ = ("loop", "since")
 
     def __init__(self) -> None:
-        self._loop = gevent.get_hub().loop
+        self.loop = gevent.get_hub().loop
+        self.since = 0.0
+
+
+class Share:
+    """What the connections of one caller may do. Those that have used up their slice wait here for their next one.
+
+    `beside`: another share of the same event loop. Time is then charged to the connection that worked meanwhile, not to
+    all whose turn it was."""
+
+    __slots__ = ("_left", "_left_s", "_loop", "_timer", "_turn", "_waiting", "_watch")
+
+    def __init__(self, beside: Share | None = None) -> None:
+        self._watch: _Watch = _Watch() if beside is None else beside._watch
+        self._loop = self._watch.loop
         self._turn = -1
         self._left = 0
-        self._until = 0.0
-        self._waiting: deque[Any] = deque()
+        self._left_s = 0.0
+        self._waiting: deque[Any] | None = None  # made by the first who waits: most never do
         self._timer: Any = None
+
+    def go_on_from(self, before: Share) -> None:
+        """A connection's caller has changed: that begins no new slice for it."""
+        self._turn, self._left, self._left_s = before._turn, before._left, before._left_s
 
     def spend(self, work: int) -> None:
         """So much was done. Returns at once, or in a later turn of the loop where this one's slice is used up."""
-        turn = self._loop.iteration
+        now = time.perf_counter()
+        watch, turn = self._watch, self._loop.iteration
         if turn != self._turn and not self._waiting:
-            self._begin_slice(turn)
+            self._turn, self._left, self._left_s = turn, SLICE_WORK, SLICE_S
+        else:
+            self._left_s -= now - watch.since
+        watch.since = now
         self._left -= work
-        if self._left < 0 or time.perf_counter() > self._until:
+        if self._left < 0 or self._left_s < 0:
             self._wait()
-
-    def _begin_slice(self, turn: int) -> None:
-        self._turn, self._left, self._until = turn, SLICE_WORK, time.perf_counter() + SLICE_S
 
     def _wait(self) -> None:
         waiter: Any = Waiter()
+        if self._waiting is None:
+            self._waiting = deque()
         self._waiting.append(waiter)
         if self._timer is None:
             self._start_timer()
@@ -72,10 +93,12 @@ class Share:
         self._timer.stop()
         self._timer.close()
         self._timer = None
-        ends = time.perf_counter() + TURN_SLICES * SLICE_S
+        assert self._waiting is not None
+        self._watch.since = time.perf_counter()
+        ends = self._watch.since + TURN_SLICES * SLICE_S
         for _ in range(min(TURN_SLICES, len(self._waiting))):
             waiter = self._waiting.popleft()
-            self._begin_slice(self._loop.iteration)
+            self._turn, self._left, self._left_s = self._loop.iteration, SLICE_WORK, SLICE_S
             waiter.switch(None)
             if not self._waiting or time.perf_counter() > ends:
                 break

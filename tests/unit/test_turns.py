@@ -92,7 +92,26 @@ def test_strangers_share_and_who_is_known_has_a_share_of_its_own() -> None:
     for each in (one, two, three):
         each.leave()
     del one, two, three, each
-    assert not book._shares
+    assert not book._callers
+
+
+def test_who_changes_callers_on_a_connection_begins_no_new_slice() -> None:
+    book = ConnectionBook(Limits())
+    hostile = ticket(book)
+    hostile.spend(UNSHARED_WORK)
+    spent = 0
+
+    def changes_callers() -> None:
+        nonlocal spent
+        while spent < 1000:
+            hostile.prove(f"token:{spent % 2}", False)
+            hostile.spend(SLICE_WORK // 2)
+            spent += 1
+
+    before = gevent.get_hub().loop.iteration
+    gevent.spawn(changes_callers).join(timeout=30)
+    assert spent == 1000
+    assert gevent.get_hub().loop.iteration - before >= 1000 // (2 * TURN_SLICES)
 
 
 def test_the_first_request_of_a_connection_waits_for_no_stranger() -> None:
