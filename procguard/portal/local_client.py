@@ -15,17 +15,21 @@ docs/security.md says so to the user. Knows processes and sockets, nothing of HT
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import gevent
-import gevent.lock
+from gevent.event import AsyncResult
 
 from procguard.errors import LimitExceeded
 from procguard.portal import sock_diag
 from procguard.portal.sock_diag import Address, Tcp
+
+log = logging.getLogger(__name__)
 
 # By the first 15 characters of their names, as the kernel keeps them.
 FORWARDERS = frozenset(
@@ -63,38 +67,61 @@ FORWARDERS = frozenset(
 KEPT = 1_000  # connections whose process is remembered
 RECENT = 4  # processes that are looked at first: a browser opens six connections at once
 LOOK_AGAIN_S = 0.005
-MAX_WAITING = 2_000  # looks at /proc that wait for their turn
+MAX_WAITING = 2_000  # connections that wait to be looked at
+TOGETHER = 64  # of them in one look
 _UNSEEN = "the process that opened the connection cannot be seen (sshd, for ssh -L?)"
 
 
+class _Question(NamedTuple):
+    client: Address
+    server: Address
+    answer: AsyncResult[str]
+
+
 class LocalClients:
-    """`why_forwarded` may be called by any greenlet; the looks at /proc are made one after the other, in a thread."""
+    """`why_forwarded` may be called by any greenlet. /proc is looked at in a thread, once for all who have asked by
+    then: nobody is answered from a look that began before he asked."""
 
     def __init__(self) -> None:
         self._holders: OrderedDict[int, tuple[int, ...]] = OrderedDict()  # inode of a socket -> pids
-        self._turn = gevent.lock.BoundedSemaphore(1)
-        self._waiting = 0
+        self._asked: list[_Question] = []
+        self._greenlet: Any = None
 
     def why_forwarded(self, client: Address, server: Address) -> str:
         """ "" for a connection of the program that asks; else why it is taken for somebody else's. Raises
         LimitExceeded where too many want to know."""
-        if self._waiting >= MAX_WAITING:
+        if len(self._asked) >= MAX_WAITING:
             raise LimitExceeded(
                 "too many connections of this machine are looked at", "send it again", status=429, retry_after_s=1
             )
-        self._waiting += 1
-        try:
-            with self._turn:
-                began = time.monotonic()
-                reason: str = gevent.get_hub().threadpool.apply(self._look, (client, server))
-                took_s = time.monotonic() - began
-                if self._waiting > 1:
-                    gevent.sleep(took_s)  # whoever comes through a forwarder in masses has half a core at most
-                return reason
-        finally:
-            self._waiting -= 1
+        question = _Question(client, server, AsyncResult())
+        self._asked.append(question)
+        if self._greenlet is None:
+            self._greenlet = gevent.spawn(self._answer_all)
+        return str(question.answer.get())
 
-    def _look(self, client: Address, server: Address) -> str:
+    def _answer_all(self) -> None:
+        try:
+            while self._asked:
+                questions, self._asked = self._asked[:TOGETHER], self._asked[TOGETHER:]
+                began = time.monotonic()
+                try:
+                    answers = gevent.get_hub().threadpool.apply(self._look, ([one[:2] for one in questions],))
+                except Exception as exc:
+                    log.exception("local connections cannot be looked at")
+                    answers = [f"the connection's process cannot be known ({type(exc).__name__})"] * len(questions)
+                for question, answer in zip(questions, answers, strict=True):
+                    question.answer.set(answer)
+                if self._asked:  # whoever comes through a forwarder in masses has half a core at most
+                    gevent.sleep(time.monotonic() - began)
+        finally:
+            self._greenlet = None
+
+    def _look(self, ends: list[tuple[Address, Address]]) -> list[str]:
+        seen = _Seen()
+        return [self._why(client, server, seen) for client, server in ends]
+
+    def _why(self, client: Address, server: Address, seen: _Seen) -> str:
         try:
             owner = sock_diag.owner(client, server)
             if owner is None:  # in a thread: a moment may be waited
@@ -104,22 +131,26 @@ class LocalClients:
                 return "the connection's owner cannot be known"
             if owner.uid == 0 and os.geteuid() != 0:
                 return ""  # root's processes are closed to us; who is root here may act anyhow
-            pids = self._known(owner.inode) or holders(owner.inode, owner.uid, self._recent())
+            pids = self._known(owner.inode, seen) or self._recent(owner, seen) or holders(owner.inode, owner.uid)
             if not pids:
                 return _UNSEEN
             self._remember(owner.inode, pids)
-            return _why(pids, owner.uid, sock_diag.connections(server[1]))
+            return _why(pids, owner.uid, seen, server[1])
         except OSError as exc:
             return f"the connection's process cannot be known ({exc.strerror or exc})"
 
-    def _known(self, inode: int) -> tuple[int, ...]:
+    def _known(self, inode: int, seen: _Seen) -> tuple[int, ...]:
         """Those that were found before, if they have it still."""
         pids = self._holders.get(inode, ())
-        return pids if pids and all(inode in sockets_of(pid) for pid in pids) else ()
+        return pids if pids and all(inode in seen.sockets_of(pid) for pid in pids) else ()
 
-    def _recent(self) -> list[int]:
+    def _recent(self, owner: sock_diag.Owner, seen: _Seen) -> tuple[int, ...]:
+        """Of a process that has asked lately, and its ancestors that share the socket."""
         newest = itertools.islice(reversed(self._holders.values()), RECENT)
-        return list(dict.fromkeys(pids[0] for pids in newest))
+        for pid in dict.fromkeys(pids[0] for pids in newest):
+            if _uid_of(pid) == owner.uid and owner.inode in seen.sockets_of(pid):
+                return (pid, *(one for one in _ancestors(pid) if owner.inode in seen.sockets_of(one)))
+        return ()
 
     def _remember(self, inode: int, pids: tuple[int, ...]) -> None:
         self._holders[inode] = pids
@@ -128,13 +159,34 @@ class LocalClients:
             self._holders.popitem(last=False)
 
 
-def _why(pids: tuple[int, ...], uid: int, table: list[Tcp]) -> str:
+class _Seen:
+    """What one look has seen: asked for at most once, and forgotten with it."""
+
+    def __init__(self) -> None:
+        self._sockets: dict[int, set[int]] = {}
+        self._tables: dict[int, list[Tcp]] = {}
+
+    def sockets_of(self, pid: int) -> set[int]:
+        found = self._sockets.get(pid)
+        if found is None:
+            found = self._sockets[pid] = sockets_of(pid)
+        return found
+
+    def connections(self, without_port: int) -> list[Tcp]:
+        found = self._tables.get(without_port)
+        if found is None:
+            found = self._tables[without_port] = sock_diag.connections(without_port)
+        return found
+
+
+def _why(pids: tuple[int, ...], uid: int, seen: _Seen, port: int) -> str:
     own: set[int] = set()
     for pid in pids:
         name = name_of(pid)
         if name in FORWARDERS:
             return f"the connection is {name}'s (process {pid}), which passes on what others ask"
-        own |= sockets_of(pid)
+        own |= seen.sockets_of(pid)
+    table = seen.connections(port)
     listening = {one.local for one in table if one.listens}
     ephemeral = _ephemeral_ports()
     ends = {(one.local, one.peer): one for one in table if not one.listens}
@@ -178,18 +230,21 @@ def _why_not_ours(other: Tcp | None, uid: int) -> str:
 # ---------------------------------------------------------------------------------------------------------- /proc
 
 
-def holders(inode: int, uid: int, first: Sequence[int] = ()) -> tuple[int, ...]:
-    """The processes of this user that have the socket: the newest, then those of its ancestors that share it. `first`:
-    those to look at before all others."""
+def holders(inode: int, uid: int) -> tuple[int, ...]:
+    """The processes of this user that have the socket: the newest, then those of its ancestors that share it."""
     wanted = f"socket:[{inode}]"
-    newest_first = sorted((int(name) for name in os.listdir("/proc") if name.isdigit()), reverse=True)
-    for pid in (*first, *newest_first):
-        try:
-            if os.stat(f"/proc/{pid}").st_uid == uid and wanted in _links(pid):
-                return (pid, *(one for one in _ancestors(pid) if wanted in _links(one)))
-        except OSError:  # ended meanwhile
-            continue
+    for pid in sorted((int(name) for name in os.listdir("/proc") if name.isdigit()), reverse=True):
+        if _uid_of(pid) == uid and wanted in _links(pid):
+            return (pid, *(one for one in _ancestors(pid) if wanted in _links(one)))
     return ()
+
+
+def _uid_of(pid: int) -> int:
+    """-1: it has ended meanwhile."""
+    try:
+        return os.stat(f"/proc/{pid}").st_uid
+    except OSError:
+        return -1
 
 
 def sockets_of(pid: int) -> set[int]:

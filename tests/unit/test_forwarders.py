@@ -13,9 +13,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+import gevent
 import pytest
 
-from procguard.portal import sock_diag
+from procguard.portal import local_client, sock_diag
 from tests.chaos import ChaosReport
 from tests.forwarder import forwarder
 from tests.other_user import NOBODY, OtherUser, other_user
@@ -253,8 +254,6 @@ def test_root_is_root_also_where_the_manager_is_not(sshd: Sshd) -> None:
 
 
 def test_a_kept_connection_is_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from procguard.portal import local_client
-
     looks: list[int] = []
     find = local_client.holders
     monkeypatch.setattr(local_client, "holders", lambda inode, *more: (looks.append(inode), find(inode, *more))[1])
@@ -272,3 +271,26 @@ def test_the_managers_own_connections_are_left_out_of_the_list() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_server(("127.0.0.1", 0)) as another:
         ports = {one.local[1] for one in sock_diag.connections(listener.getsockname()[1])}
         assert listener.getsockname()[1] not in ports and another.getsockname()[1] in ports
+
+
+def test_those_who_ask_at_once_are_answered_by_one_look_that_begins_after_they_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tables: list[int] = []
+    list_all = sock_diag.connections
+    monkeypatch.setattr(sock_diag, "connections", lambda port: (tables.append(port), list_all(port))[1])
+    clients = local_client.LocalClients()
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        ends = []
+        for _ in range(20):
+            stack.enter_context(socket.create_connection(listener.getsockname()))
+            far, peer = listener.accept()
+            stack.enter_context(far)
+            ends.append((peer, far.getsockname()))
+        asked = [gevent.spawn(clients.why_forwarded, *one) for one in ends]
+        gevent.joinall(asked, timeout=20)
+        assert [one.value for one in asked] == [""] * 20
+        assert len(tables) == 1
+        assert clients.why_forwarded(*ends[0]) == ""
+        assert len(tables) == 2
