@@ -219,7 +219,7 @@ def bench(_context: Context, name: str, args: str = "") -> None:  # a default wo
         return
     if name not in known:
         sys.exit(f"bench: choose one of {', '.join(known)}")
-    done = subprocess.run([sys.executable, "-m", f"scripts.bench.{name}", *shlex.split(args)], cwd=ROOT, check=False)
+    done = subprocess.run([sys.executable, "-m", "scripts.bench", name, *shlex.split(args)], cwd=ROOT, check=False)
     _exit_unless_zero(done.returncode)
 
 
