@@ -19,6 +19,7 @@ from procguard.terminal import say, say_json
 
 if TYPE_CHECKING:
     from procguard.deploy.credentials import Credentials
+    from procguard.deploy.deployer import Options
     from procguard.deploy.inventory import Host, Inventory
 
 INVENTORY_HELP = {
@@ -363,7 +364,7 @@ def _credentials(
 
 
 def _over_hosts(
-    action: str, hosts: list[Host], options: Any, as_json: bool, ask_pass: bool, ask_become_pass: bool
+    action: str, hosts: list[Host], options: Options, as_json: bool, ask_pass: bool, ask_become_pass: bool
 ) -> None:
     from procguard.deploy import show
     from procguard.deploy.connector import Connector

@@ -18,6 +18,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, TextIO
 
 from procguard import config, daemon
@@ -256,7 +257,7 @@ class Demo:
 
     # ----------------------------------------------------------------------------------------------- helpers
 
-    def _wait(self, reached: Any, timeout_s: float) -> bool:
+    def _wait(self, reached: Callable[[], bool], timeout_s: float) -> bool:
         """True once `reached()`; False after `timeout_s` or when told to end."""
         deadline = time.monotonic() + timeout_s
         while not reached():

@@ -11,6 +11,7 @@ import logging.handlers
 import os
 import shlex
 import signal
+from collections.abc import Callable
 from typing import Any
 
 import gevent
@@ -19,11 +20,11 @@ import gevent.event
 from procguard import __version__, daemon, interpreter, local_manager, log_format, measurements_loop, operations_loop
 from procguard.config import Config
 from procguard.dead_man import DeadMan
-from procguard.deploy.ssh_client import SshHelper
+from procguard.deploy.ssh_client import Result, SshHelper
 from procguard.deploy.tunnel_client import TunnelProcess
 from procguard.errors import ProcGuardError
 from procguard.fleet import clock
-from procguard.fleet.agent_care import AgentCare
+from procguard.fleet.agent_care import AgentCare, Op
 from procguard.fleet.events import Event, EventBounds, EventLog
 from procguard.fleet.failure_handler import FailureHandler
 from procguard.fleet.measurement_files import MeasurementFiles
@@ -174,7 +175,7 @@ class Manager:
             if self.web.ca_file:
                 local_manager.announce(self.web.port, self.web.url, self.web.ca_file)
             self._greet()
-            loops: list[Any] = [
+            loops: list[gevent.Greenlet[..., object]] = [
                 gevent.spawn(self._loop),
                 gevent.spawn(operations_loop.drive, self.registry.operations),
                 gevent.spawn(measurements_loop.drive, self.measurements, self.measurement_files, self.registry),
@@ -288,7 +289,7 @@ class Manager:
         told, no_way = tuple(addresses.get("told") or ()), bool(addresses.get("unreached"))
         return Look(result.ok, result.agent, result.message, told, no_way)
 
-    def _care_for(self, op: Any, agent: AgentRecord, deadline_s: float, max_bytes: int = 0) -> Any:
+    def _care_for(self, op: Op, agent: AgentRecord, deadline_s: float, max_bytes: int = 0) -> Result:
         return self.ssh.care(
             op,
             agent.host,
@@ -356,7 +357,7 @@ def set_up_logging(config: Config) -> None:
     log_format.report_greenlets_to(log, gevent.get_hub())
 
 
-def _in_thread_pool(task: Any) -> None:
+def _in_thread_pool(task: Callable[[], None]) -> None:
     """Blocking disk work, off the event loop."""
     gevent.get_hub().threadpool.apply(task)
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import gevent
 
 from procguard.fleet import clock
 from procguard.fleet.measurement_files import MeasurementFiles
 from procguard.fleet.measurements import SAMPLE_S, Measurements
+from procguard.fleet.registry import Registry
 from procguard.pace import Pace
 
 log = logging.getLogger(__name__)
 
 
-def drive(measurements: Measurements, files: MeasurementFiles, registry: Any) -> None:
+def drive(measurements: Measurements, files: MeasurementFiles, registry: Registry) -> None:
     """Never returns. What an earlier run left is read first, and both reading and writing happen in threads."""
     pool, rest = gevent.get_hub().threadpool, Pace()
     pool.apply(files.load, (measurements, clock.read().wall))

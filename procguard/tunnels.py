@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from procguard.errors import Conflict, NotFound
 from procguard.fleet import clock
 from procguard.fleet.records import AgentRecord
+from procguard.fleet.registry import Registry
 from procguard.fleet.store.appendlog import NotDurable
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ class Process(Protocol):
 class Tunnels:
     """`start` opens what the registry knows of (also after a restart of the manager) and follows its changes."""
 
-    def __init__(self, registry: Any, process: Callable[[Callable[[Json], None]], Process]) -> None:
+    def __init__(self, registry: Registry, process: Callable[[Callable[[Json], None]], Process]) -> None:
         self._registry = registry
         self._process = process(self._heard)
         self._to_port = 0

@@ -27,6 +27,7 @@ from procguard.config_limits import Limits
 from procguard.errors import Conflict, LimitExceeded, ProcGuardError, Refused, UsageError
 from procguard.fleet import clock
 from procguard.fleet.addresses import address_group
+from procguard.fleet.registry import Registry
 from remote_agent import protocol, session
 
 MAX_REGISTRATION_BYTES = 256 * 1024
@@ -122,7 +123,7 @@ class Desk:
 
     def __init__(
         self,
-        registry: Any,
+        registry: Registry,
         access: Access,
         log_sink: LogSink,
         limits: Limits | None = None,

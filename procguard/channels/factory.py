@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from procguard.channels import Access, Channel
 from procguard.channels.bodies import Bodies
 from procguard.channels.desk import Desk
 from procguard.channels.mock import MockChannel
+from procguard.config import Communication
 from procguard.config_limits import Limits
 from procguard.errors import ConfigError
+from procguard.fleet.registry import Registry
 
 
-def create(communication: Any, registry: Any, desk: Desk, access: Access, limits: Limits, bodies: Bodies) -> Channel:
+def create(
+    communication: Communication, registry: Registry, desk: Desk, access: Access, limits: Limits, bodies: Bodies
+) -> Channel:
     """The channel beside HTTP. Raises ConfigError where this machine can't have it."""
     own = communication.adapter_config
     if communication.adapter_type == "mock":

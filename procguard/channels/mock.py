@@ -24,6 +24,7 @@ from procguard.channels.desk import Answer, Call, Desk
 from procguard.channels.held import HeldPoll
 from procguard.channels.routing import RouteTable, caller_by_secret, refusal
 from procguard.fleet import clock
+from procguard.fleet.registry import Registry
 from remote_agent import protocol
 
 ACTOR = "mock channel"
@@ -161,7 +162,7 @@ class MockChannel:
 
     name = "mock"
 
-    def __init__(self, registry: Any, desk: Desk, access: Access, mock_workers: int = 0) -> None:
+    def __init__(self, registry: Registry, desk: Desk, access: Access, mock_workers: int = 0) -> None:
         self._registry = registry
         self._access = access
         self._routes = RouteTable(desk.routes())

@@ -25,9 +25,10 @@ from procguard.channels.bodies import Bodies
 from procguard.channels.desk import Desk
 from procguard.channels.rate import RateLimiter
 from procguard.channels.routing import Found, RouteTable, refusal
-from procguard.channels.zmq_call import Rules, Session, ZmqCall, end_session
+from procguard.channels.zmq_call import Rules, ZmqCall, end_session
 from procguard.channels.zmq_keys import Admissions, Doorkeeper, key_from_hex
 from procguard.channels.zmq_port import LOOK_EVERY_S, Newcomers, Peer, Received, RouterPort
+from procguard.config import AdapterConfig
 from procguard.config_limits import Limits
 from procguard.errors import LimitExceeded, NotFound, ProcGuardError, UsageError
 from procguard.fleet import clock
@@ -54,7 +55,7 @@ class ZmqChannel:
 
     name = "zmq"
 
-    def __init__(self, desk: Desk, access: Access, adapter: Any, limits: Limits, bodies: Bodies) -> None:
+    def __init__(self, desk: Desk, access: Access, adapter: AdapterConfig, limits: Limits, bodies: Bodies) -> None:
         """`adapter`: communication.adapter_config; `bodies`: the memory for larger ones, shared with HTTP."""
         self._host, self._port_base, self._timeout_ms = adapter.host, adapter.port_base, adapter.timeout
         self._limits = limits
@@ -222,7 +223,7 @@ class ZmqChannel:
             port.flush()
 
     def _take(self, peer: Peer, message: bytes | None) -> None:
-        session: Session = peer.state or _new_session(peer)
+        session = peer.session
         request_id = 0
         try:
             if message is None:
@@ -230,7 +231,7 @@ class ZmqChannel:
             head, _, body = message.partition(b"\n")  # one line of JSON, and all that follows it
             found, announced = session.usual, None
             request_id = session.usual_id(head)
-            if not request_id or session.awaited:
+            if found is None or not request_id or session.awaited:
                 header = _header(head)
                 request_id = _request_id(header)
                 if session.awaited and session.take_body(request_id, body):
@@ -261,7 +262,7 @@ class ZmqChannel:
             secret = header["secret"]
             if not isinstance(secret, str) or not 0 < len(secret) <= MAX_SECRET_CHARS:
                 raise UsageError("secret: expected text", 'send {"secret": "…"} with the connection\'s first request')
-            peer.state.secret_sha256 = protocol.secret_sha256(secret)
+            peer.session.secret_sha256 = protocol.secret_sha256(secret)
         method, path = header.get("method"), header.get("path")
         if not isinstance(method, str) or not isinstance(path, str):
             raise UsageError("method and path are missing", 'e.g. {"id": 1, "method": "POST", "path": "/api/…"}')
@@ -273,11 +274,6 @@ class ZmqChannel:
                 f"send it to port {self._port_base + (0 if takes_logs else 1)}",
             )
         return found
-
-
-def _new_session(peer: Peer) -> Session:
-    peer.state = session = Session()
-    return session
 
 
 def _header(head: bytes) -> dict[str, Any]:

@@ -1,12 +1,13 @@
-"""One request of the zmq channel as the desk sees it, and what the channel remembers of a connection.
+"""One request of the zmq channel as the desk sees it.
 
-Owns who a connection is (the secret it has shown) and how a larger body is asked for once there is room. Knows nothing
-of frames and sockets but how to send.
+Owns who asks (by the secret that the connection has shown) and how a larger body is asked for once there is room.
+Knows nothing of frames and sockets but how to send.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import gevent
 import gevent.event
@@ -24,56 +25,12 @@ from remote_agent import protocol
 INLINE_BYTES = protocol.ZMQ_INLINE_BYTES
 
 
-_USUAL_START = b'{"id":'
-_ID_AT = len(_USUAL_START)
-_NO_HEADERS_END = b"\n"  # a header is one line
-_MAX_USUAL_BYTES = 512
-
-
 class Rules(NamedTuple):
     """What holds for all requests of the channel."""
 
     access: Access
     bodies: Bodies
     body_timeout_s: float
-
-
-class Session:
-    """What the channel remembers of a connection. `usual`: what it asked last with nothing but an id, a method and a
-    path, and `usual_end` the header behind the id: an agent asks the same all day."""
-
-    __slots__ = ("awaited", "polls", "secret_sha256", "unanswered", "usual", "usual_end")
-
-    def __init__(self) -> None:
-        self.secret_sha256 = ""
-        self.unanswered = 0
-        self.usual: Any = None  # Found
-        self.usual_end = _NO_HEADERS_END
-        self.polls: set[HeldPoll] = set()
-        self.awaited: dict[
-            int, gevent.event.AsyncResult[bytes | None]
-        ] = {}  # request id -> its body, asked for by status 100
-
-    def remember(self, found: Any, head: bytes, header: dict[str, Any]) -> None:
-        """`head`, read as `header`, asks for `found`. Held polls, which say in a query what they know, do not count."""
-        if len(head) <= _MAX_USUAL_BYTES and len(header) == 3 and not found.query and head.startswith(_USUAL_START):
-            self.usual, self.usual_end = found, head[head.find(b",") :]
-
-    def usual_id(self, head: bytes) -> int:
-        """The id in a header that asks for `usual`; 0: it is another one."""
-        end = self.usual_end
-        if not (head.endswith(end) and head.startswith(_USUAL_START)):
-            return 0
-        digits = head[_ID_AT : -len(end)]
-        return int(digits) if digits.isdigit() and len(digits) < 16 and digits[:1] != b"0" else 0
-
-    def take_body(self, request_id: int, body: bytes) -> bool:
-        """Whether it was the body of a request that waits for it."""
-        awaited = self.awaited.pop(request_id, None)
-        if awaited is None:
-            return False
-        awaited.set(body)
-        return True
 
 
 class ZmqCall(Call):
@@ -83,12 +40,12 @@ class ZmqCall(Call):
 
     def __init__(
         self,
-        query: Any,
+        query: Mapping[str, str],
         rules: Rules,
         peer: Peer,
         request_id: int,
         body: bytes,
-        announced: Any,
+        announced: object,
     ) -> None:
         """`announced`: the size of a body that is yet to be sent; None: it is here."""
         if announced is not None and (not isinstance(announced, int) or announced < 0 or body):
@@ -106,7 +63,7 @@ class ZmqCall(Call):
 
     def identify(self, own_secret_sha256: str = "") -> Principal:
         """By the secret that the connection has shown; the key that opened it must be the same agent's."""
-        session: Session = self._peer.state
+        session = self._peer.session
         caller = caller_by_secret(self._rules.access, session.secret_sha256, own_secret_sha256, self._peer.address)
         if session.secret_sha256 and caller.agent_id != self._peer.user_id:
             raise Forbidden(
@@ -129,7 +86,7 @@ class ZmqCall(Call):
         return self._body
 
     def _ask_for_body(self, size: int) -> bytes:
-        session: Session = self._peer.state
+        session = self._peer.session
         awaited = session.awaited[self._request_id] = gevent.event.AsyncResult()
         port = self._peer.port
         port.send_soon(self._peer, b'{"id":%d,"status":100}\n' % self._request_id)
@@ -145,7 +102,7 @@ class ZmqCall(Call):
         return body
 
     def held(self, poll: HeldPoll) -> None:
-        session: Session = self._peer.state
+        session = self._peer.session
         session.polls = {one for one in session.polls if not one.ending}
         session.polls.add(poll)
         if self._peer.closed:
@@ -154,10 +111,7 @@ class ZmqCall(Call):
 
 def end_session(peer: Peer) -> None:
     """Its connection is gone: what it has asked is not waited for any more."""
-    if peer.state is None:
-        return
-    session: Session = peer.state
-    for poll in session.polls:
+    for poll in peer.session.polls:
         poll.end("peer_closed")
-    for awaited in session.awaited.values():
+    for awaited in peer.session.awaited.values():
         awaited.set(None)

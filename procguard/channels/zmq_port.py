@@ -23,6 +23,7 @@ import zmq
 import zmq.backend
 
 from procguard.channels.zmq_keys import ZAP_DOMAIN, Admissions
+from procguard.channels.zmq_session import Session
 from procguard.errors import ProcGuardError
 
 log = logging.getLogger(__name__)
@@ -47,9 +48,9 @@ _EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
 
 
 class Peer:
-    """One connection of `port`. `user_id`: which agent's key opened it; `state` is its user's own."""
+    """One connection of `port`. `user_id`: which agent's key opened it; `session`: what is remembered of it."""
 
-    __slots__ = ("address", "closed", "descriptor", "port", "routing_id", "state", "user_id")
+    __slots__ = ("address", "closed", "descriptor", "port", "routing_id", "session", "user_id")
 
     def __init__(self, port: RouterPort, routing_id: bytes, descriptor: int, user_id: str, address: str) -> None:
         self.port = port
@@ -58,7 +59,7 @@ class Peer:
         self.user_id = user_id
         self.address = address
         self.closed = False
-        self.state: Any = None
+        self.session = Session()
 
 
 Received = tuple[Peer, "bytes | None"]

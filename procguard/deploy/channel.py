@@ -351,6 +351,14 @@ class HostSession:
         return HostError(f"{self._target.host}: {what}", next_step, code=code)
 
 
+class Sessions(Protocol):
+    """What `connector.Connector` is; tests put a fake here."""
+
+    def session(
+        self, target: Target, deadline: float, on_connected: Callable[[], None] | None = None
+    ) -> contextlib.AbstractContextManager[HostSession]: ...
+
+
 def skipped_in_words(seen: Iterable[str]) -> list[str]:
     """["python3 is 3.6.8", "python3.9 is broken"] of "path=version", the version empty where it could not say that."""
     return [f"{path} is {version or 'broken'}" for path, _, version in (one.partition("=") for one in seen)]

@@ -12,15 +12,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from procguard.deploy.channel import HostSession, Sessions
 from procguard.deploy.code_sync import Brought, CodeSync
+from procguard.deploy.inventory import Host
+from procguard.deploy.rollout import Listener
 from procguard.errors import HostError, ProcGuardError
-
-if TYPE_CHECKING:
-    from procguard.deploy.deployer import Sessions
-    from procguard.deploy.inventory import Host
-    from procguard.deploy.rollout import Listener
 
 MAX_KEPT = 64  # sessions that wait for their second part; others connect again: descriptors are bounded
 
@@ -31,7 +29,7 @@ Json = dict[str, Any]
 class _Visit:
     brought: list[Brought] = field(default_factory=list)
     error: ProcGuardError | None = None
-    session: Any = None  # kept open, with what `hello` said
+    session: HostSession | None = None  # kept open, with what `hello` said
     found: Json = field(default_factory=dict)
     closing: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
@@ -80,7 +78,7 @@ class CodeWave:
         return visit.brought, visit.error
 
     @contextlib.contextmanager
-    def session(self, host: Host, where: Json, deadline: float) -> Iterator[tuple[Any, Json]]:
+    def session(self, host: Host, where: Json, deadline: float) -> Iterator[tuple[HostSession, Json]]:
         """A session with `host` and what it said of itself: the one that brought the code, or a new one."""
         visit = self._visits.get(host.name)
         if visit is not None and visit.session is not None:
@@ -90,7 +88,7 @@ class CodeWave:
         with self._open(host, deadline) as session:
             yield session, session.hello(where, deadline)
 
-    def _open(self, host: Host, deadline: float) -> Any:
+    def _open(self, host: Host, deadline: float) -> contextlib.AbstractContextManager[HostSession]:
         self._listener.stage(host.name, "connect")
         return self._sessions.session(host.target, deadline, lambda: self._listener.stage(host.name, "probe"))
 

@@ -13,21 +13,21 @@ import contextlib
 import secrets
 import time
 import urllib.parse
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from procguard.client import ManagerClient
 from procguard.coming_up import Patience, Started
 from procguard.deploy import bundle
+from procguard.deploy.channel import Sessions
 from procguard.deploy.code_sync import CodeSync
 from procguard.deploy.code_wave import CodeWave
 from procguard.deploy.heard import POLL_S, Heard, known_recovery
 from procguard.deploy.inventory import Host
 from procguard.deploy.looks import Looks
 from procguard.deploy.rollout import HostResult, Json, Listener, Plan, Rollout, errors_of
-from procguard.deploy.target import Target, from_dict, to_dict
+from procguard.deploy.target import from_dict, to_dict
 from procguard.errors import Conflict, HostError, NotFound, ProcGuardError
 from remote_agent.protocol import secret_sha256
 
@@ -55,12 +55,6 @@ class Options:
     patience: Patience | None = None
     another_fleet: bool = False
     inventory: Json = field(default_factory=dict)  # of which this is a deployment: fleet.deployment.InventoryNamed
-
-
-class Sessions(Protocol):
-    """What `connector.Connector` is; tests put a fake here."""
-
-    def session(self, target: Target, deadline: float, on_connected: Callable[[], None] | None = None) -> Any: ...
 
 
 class Deployer:

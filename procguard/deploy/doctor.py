@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from procguard.client import ManagerClient
 from procguard.deploy import bundle
-from procguard.deploy.channel import skipped_in_words
-from procguard.deploy.deployer import Sessions, manager_candidates, port_of, trust_request
+from procguard.deploy.channel import HostSession, Sessions, skipped_in_words
+from procguard.deploy.deployer import manager_candidates, port_of, trust_request
 from procguard.deploy.inventory import Host
 from procguard.deploy.target import Target
 from procguard.errors import ManagerUnreachable, ProcGuardError
@@ -112,8 +112,8 @@ class Doctor:
         host: Host,
         declared: dict[str, Any],
         tunnel: dict[str, Any],
-        session: Any,
-        where: Any,
+        session: HostSession,
+        where: dict[str, Any],
         deadline: float,
     ) -> Iterator[Step]:
         mine = declared["hosts"][host.name]

@@ -9,13 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from procguard import tables
-from procguard.deploy.channel import HostSession
+from procguard.deploy.channel import HostSession, Sessions
 from procguard.deploy.rollout import HostResult, Listener, Plan, Rollout
 from procguard.errors import HostError, UsageError
 from remote_agent import protocol
@@ -23,17 +22,12 @@ from remote_agent.file_finder import PIECE_BYTES
 
 if TYPE_CHECKING:
     from procguard.deploy.inventory import Host
-    from procguard.deploy.target import Target
 
 HOST_TIMEOUT_S = 120.0  # to connect and to look
 FETCH_TIMEOUT_S = 3600.0
 PAUSE_S = 60.0  # without a byte
 
 Json = dict[str, Any]
-
-
-class Sessions(Protocol):
-    def session(self, target: Target, deadline: float, on_connected: Callable[[], None] | None = None) -> Any: ...
 
 
 @dataclass(frozen=True)

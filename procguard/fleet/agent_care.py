@@ -23,12 +23,29 @@ WORDS = {"restart": ("agent_restarted", "agent_restart_failed"), "upgrade": ("ag
 BY_HAND = "it was started by hand: only its user can do that, on that machine"
 
 Wish = Literal["restart", "upgrade"]
+Op = Literal["restart", "upgrade", "rollback", "log"]
+
+
+class Answer(Protocol):
+    """What came of it. `ok`: the host was reached; `agent`: in which state its agent is; `log`: of "log" alone."""
+
+    @property
+    def ok(self) -> bool: ...
+
+    @property
+    def agent(self) -> str: ...
+
+    @property
+    def message(self) -> str: ...
+
+    @property
+    def log(self) -> dict[str, Any]: ...
 
 
 class Hands(Protocol):
-    """SSH to a host. Answers with `ok` (it was reached), `agent`, `message` and, for "log", `log`."""
+    """SSH to a host."""
 
-    def __call__(self, op: str, agent: AgentRecord, deadline_s: float, max_bytes: int = 0) -> Any: ...
+    def __call__(self, op: Op, agent: AgentRecord, deadline_s: float, max_bytes: int = 0) -> Answer: ...
 
 
 class AgentCare:
@@ -68,7 +85,7 @@ class AgentCare:
         agent = self._deployed(host)
         result = self._hands("log", agent, LOG_DEADLINE_S, max_bytes)
         if not result.ok or not result.log:
-            raise Conflict(str(result.message), self._by_ssh(agent), code="no_way_in")
+            raise Conflict(result.message, self._by_ssh(agent), code="no_way_in")
         keys = ("text", "path", "bytes", "running", "pid")
         return {"host": host, **{key: result.log.get(key) for key in keys}}
 
@@ -90,13 +107,11 @@ class AgentCare:
             result = self._hands(wish, agent, DEADLINE_S[wish])
             now = self._read_clock()
             if agent.agent_id in self._registry.agents_by_id:
-                self._registry.set_recovery_ssh(
-                    agent.host, bool(result.ok), "" if result.ok else str(result.message), now
-                )
+                self._registry.set_recovery_ssh(agent.host, result.ok, "" if result.ok else result.message, now)
             if not result.ok or result.agent not in ("running", "started"):
-                self._tell(failed, agent.host, str(result.message), actor)
+                self._tell(failed, agent.host, result.message, actor)
             elif result.agent == "running" or self._heard_anew(agent, before):
-                self._tell(done, agent.host, str(result.message), actor)
+                self._tell(done, agent.host, result.message, actor)
             else:
                 self._tell(
                     failed, agent.host, f"{result.message}; but it is not heard{self._undone(wish, agent)}", actor

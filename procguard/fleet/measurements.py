@@ -17,7 +17,9 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from operator import add
 from struct import unpack
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from procguard.fleet.state import FleetState
 
 SAMPLE_S = 10
 REST_EVERY = 100  # items read in one go; less than a millisecond
@@ -226,7 +228,7 @@ class Measurements:
     def __init__(self) -> None:
         self.tables = {kind: Table(kind) for kind in SERIES}
 
-    def sample(self, registry: Any, wall: float, rest: Callable[[], None]) -> list[tuple[str, Span, Row]]:
+    def sample(self, registry: FleetState, wall: float, rest: Callable[[], None]) -> list[tuple[str, Span, Row]]:
         """Read what everybody reported last. Returns the rows that are complete, to be kept."""
         at = float(wall // SAMPLE_S * SAMPLE_S)
         workers = self._read_workers(registry, rest)
@@ -249,7 +251,7 @@ class Measurements:
         return done
 
     @staticmethod
-    def _read_workers(registry: Any, rest: Callable[[], None]) -> dict[str, Values]:
+    def _read_workers(registry: FleetState, rest: Callable[[], None]) -> dict[str, Values]:
         found: dict[str, Values] = {}
         silent = {agent_id for agent_id, seen in registry.seen.items() if seen.state != "connected"}
         for number, worker in enumerate(list(registry.workers_by_id.values()), 1):

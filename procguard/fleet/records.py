@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from procguard.fleet.clock import Now
 from procguard.fleet.epochs import EPOCHS_PER_TERM
+from procguard.fleet.settings import FleetSettings
 from remote_agent import protocol, states
 
 # ended: a hand-started launcher whose user ended it, after its worker had stopped. Nothing is expected of it.
@@ -70,7 +71,9 @@ class AgentObserved:
     events_left_out: int = 0  # since the last event that was kept
     refused_claims: set[str] = field(default_factory=set)  # workers whose refused claim has been reported
     rev: str = ""  # digest of its assignments; "" = to be computed
-    interval: tuple[Any, int, float] | None = None  # by which settings, among how many agents: seconds between beats
+    interval: tuple[FleetSettings, int, float] | None = (
+        None  # by which settings, among how many agents: seconds between beats
+    )
     touched: int = 0  # the count of changes at the last one of its own (FleetState.make_durable_for)
     recovery_ssh: dict[str, Any] = field(default_factory=lambda: {"ok": None, "reason": "not tried yet"})
     tunnel: dict[str, Any] = field(default_factory=dict)  # {"state", "reason", "code", "since"}; {} = nothing known

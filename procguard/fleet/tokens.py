@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from procguard.errors import Conflict, NotFound, Refused, UsageError
 from procguard.fleet.clock import Now, iso
@@ -17,7 +17,8 @@ from remote_agent import protocol, session
 if TYPE_CHECKING:
     from procguard.fleet.state import FleetState
 
-SCOPES = ("operator", "viewer", "enroll", "metrics")
+Scope = Literal["operator", "viewer", "enroll", "metrics"]
+SCOPES: tuple[Scope, ...] = ("operator", "viewer", "enroll", "metrics")
 AGENT_SCOPE = "agent:"  # and the agent's id
 SCOPES_SHOWN = "operator, viewer, enroll, metrics or agent:ID"
 MAX_TOKENS = 10_000

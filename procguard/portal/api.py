@@ -16,8 +16,10 @@ from procguard import __version__
 from procguard.channels import Access, http_io
 from procguard.channels.desk import checked_worker_id
 from procguard.deploy import bundle
+from procguard.deploy.ssh_client import Result
 from procguard.errors import Conflict, NotFound, UsageError
 from procguard.fleet import clock, selectors
+from procguard.fleet.registry import Registry
 from procguard.portal import requests
 from procguard.portal.api_search import MAX_SELECT_CHARS
 from procguard.tls import Pinned
@@ -48,15 +50,13 @@ SORTABLE = (
 class Ssh(Protocol):
     """The manager's way to try SSH to a host, outside the event loop."""
 
-    def check(self, host: str, ssh: dict[str, Any], deadline_s: float) -> Any:
-        """Anything with `ok` and `reason`."""
-        ...
+    def check(self, host: str, ssh: dict[str, Any], deadline_s: float) -> Result: ...
 
 
 class OperatorApi:
     def __init__(
         self,
-        registry: Any,
+        registry: Registry,
         access: Access,
         ssh: Ssh | None,
         manager_urls: Callable[[], list[str]],
@@ -196,7 +196,7 @@ class OperatorApi:
             raise Conflict("this manager runs without its SSH helper", "restart the manager")
         else:
             result = self._ssh.check(host, found.ssh, CHECK_SSH_DEADLINE_S)
-            ok, reason = bool(result.ok), str(result.reason)
+            ok, reason = result.ok, result.reason
         self._registry.set_recovery_ssh(host, ok, reason, clock.read())
         return {"host": host, "ok": ok, "reason": reason}
 

@@ -11,13 +11,15 @@ from procguard.channels import Principal, http_io
 from procguard.channels.rate import RateLimiter
 from procguard.errors import LimitExceeded, ProcGuardError, Refused
 from procguard.fleet import clock
+from procguard.fleet.records import TokenRecord
+from procguard.fleet.registry import Registry
 from procguard.fleet.tokens import SCOPES_SHOWN, how_to_replace
 from procguard.portal import requests
 from procguard.portal.api_history import read_query
 from procguard.portal.audit import ASKS, Audit
 from procguard.portal.auth import Auth, cookie, same_origin, too_many_wrong_tokens
 from procguard.portal.backoff import BackOff
-from procguard.portal.sessions import COOKIE, Sessions
+from procguard.portal.sessions import COOKIE, Role, Sessions
 from remote_agent.protocol import secret_sha256
 
 TOKEN_HINTS = {
@@ -25,12 +27,12 @@ TOKEN_HINTS = {
     "name": ("", 'one line of at most 64 characters: {"scope": "operator", "name": "me"}'),
 }
 TOKEN_PREFIX = "pg-"  # noqa: S105 -- what a token begins with, so that people recognise one
-LOGIN_SCOPES = ("operator", "viewer")
+LOGIN_SCOPES: dict[str, Role] = {"operator": "operator", "viewer": "viewer"}
 LOG_INS_AT_ONCE, LOG_INS_PER_S = 30, 1 / 10  # of one token
 
 
 class AccessApi:
-    def __init__(self, registry: Any, auth: Auth, sessions: Sessions, wrong_tokens: BackOff, audit: Audit) -> None:
+    def __init__(self, registry: Registry, auth: Auth, sessions: Sessions, wrong_tokens: BackOff, audit: Audit) -> None:
         self._registry = registry
         self._auth = auth
         self._sessions = sessions
@@ -88,13 +90,13 @@ class AccessApi:
             self._audit.refused(environ, exc)
             raise
         self._sessions.close(cookie(environ, COOKIE))  # who logs in again has no use for the one before
-        session = self._sessions.open(digest, caller.actor, caller.kind, clock.read().monotonic)
+        session = self._sessions.open(digest, caller.actor, LOGIN_SCOPES[caller.kind], clock.read().monotonic)
         self._audit.logged_in(environ, caller)
         response = http_io.json_response(_session_view(caller.kind, "session", session.name, session.csrf))
         response.add_header("Set-Cookie", _cookie_text(session.session_id, environ))
         return response
 
-    def _checked_login(self, environ: dict[str, Any]) -> tuple[Any, str]:
+    def _checked_login(self, environ: dict[str, Any]) -> tuple[Principal, str]:
         """(who logs in, hash of the token). Raises LimitExceeded (429), Refused or UsageError."""
         address, now = environ.get("REMOTE_ADDR", ""), clock.read()
         if not same_origin(environ):
@@ -111,7 +113,10 @@ class AccessApi:
         if ended:
             raise Refused(f"this token {ended}", how_to_replace(record.scope))
         caller = Principal(
-            record.scope, f"token {record.name or record.token_id}", via="session", token_id=record.token_id
+            LOGIN_SCOPES[record.scope],
+            f"token {record.name or record.token_id}",
+            via="session",
+            token_id=record.token_id,
         )
         environ[ASKS] = caller
         wait_s = self._log_in_rate.wait_s(record.token_id, now.monotonic)
@@ -156,7 +161,7 @@ def new_token() -> str:
     return TOKEN_PREFIX + secrets.token_urlsafe(32)
 
 
-def _token_view(record: Any) -> dict[str, Any]:
+def _token_view(record: TokenRecord) -> dict[str, Any]:
     return {
         "token_id": record.token_id,
         "name": record.name,

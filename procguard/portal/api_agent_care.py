@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import bottle
 
 from procguard.channels import Access, http_io
 from procguard.errors import Conflict
+from procguard.fleet.agent_care import AgentCare, Wish
 
 DEFAULT_LOG_BYTES, MAX_LOG_BYTES = 64 * 1024, 256 * 1024
-
-
-class Care(Protocol):
-    def begin(self, wish: Any, host: str, actor: str) -> int:
-        """The number of its event. Raises NotFound, Conflict."""
-        ...
-
-    def log(self, host: str, max_bytes: int) -> dict[str, Any]:
-        """Raises NotFound, Conflict."""
-        ...
 
 
 class AgentCareApi:
     """`care`: None where a manager has no SSH helper (in tests)."""
 
-    def __init__(self, care: Care | None, access: Access) -> None:
+    def __init__(self, care: AgentCare | None, access: Access) -> None:
         self._given = care
         self._access = access
 
@@ -38,7 +29,7 @@ class AgentCareApi:
             app.route(path, method, http_io.answered(handler))
 
     @property
-    def _care(self) -> Care:
+    def _care(self) -> AgentCare:
         if self._given is None:
             raise Conflict("this manager runs without its SSH helper", "restart the manager")
         return self._given
@@ -49,7 +40,7 @@ class AgentCareApi:
     def _upgrade(self, host: str) -> bottle.HTTPResponse:
         return self._begin("upgrade", host)
 
-    def _begin(self, wish: str, host: str) -> bottle.HTTPResponse:
+    def _begin(self, wish: Wish, host: str) -> bottle.HTTPResponse:
         actor = self._access.admitted(bottle.request.environ).actor
         seq = self._care.begin(wish, host[:100], actor)
         return http_io.json_response({"host": host, "status": "accepted", "seq": seq}, 202)

@@ -7,10 +7,11 @@ from typing import Any
 import bottle
 
 from procguard.channels import http_io
+from procguard.fleet.registry import Registry
 
 
 class GroupsApi:
-    def __init__(self, registry: Any) -> None:
+    def __init__(self, registry: Registry) -> None:
         self._registry = registry
 
     def mount(self, app: bottle.Bottle) -> None:

@@ -18,6 +18,7 @@ from procguard.channels.desk import checked_worker_id
 from procguard.errors import UsageError
 from procguard.fleet import clock, explain
 from procguard.fleet.event_query import EventQuery
+from procguard.fleet.registry import Registry
 from procguard.pace import give_way
 from procguard.portal.log_query import parse_since
 from remote_agent import states
@@ -27,7 +28,7 @@ LINES_PER_PIECE = 200  # of an export
 
 
 class HistoryApi:
-    def __init__(self, registry: Any) -> None:
+    def __init__(self, registry: Registry) -> None:
         self._registry = registry
 
     def mount(self, app: bottle.Bottle) -> None:

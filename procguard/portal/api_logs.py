@@ -11,6 +11,7 @@ from procguard.channels import http_io
 from procguard.channels.desk import checked_worker_id
 from procguard.config_limits import Limits
 from procguard.errors import LimitExceeded
+from procguard.fleet.registry import Registry
 from procguard.portal.auth import CALLER
 from procguard.portal.log_follow import Follower, SharedBytes
 from procguard.portal.log_query import LogQuery
@@ -21,7 +22,7 @@ from procguard.portal.matching import Matching
 
 class LogsApi:
     def __init__(
-        self, registry: Any, log_store: LogStore, limits: Limits | None = None, matching: Matching | None = None
+        self, registry: Registry, log_store: LogStore, limits: Limits | None = None, matching: Matching | None = None
     ) -> None:
         self.matching = matching or Matching()
         self._limits = limits or Limits()

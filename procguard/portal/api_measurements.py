@@ -11,10 +11,11 @@ from procguard.channels.desk import checked_worker_id
 from procguard.errors import UsageError
 from procguard.fleet import clock
 from procguard.fleet.measurements import SPANS, Measurements, Span
+from procguard.fleet.registry import Registry
 
 
 class MeasurementsApi:
-    def __init__(self, registry: Any, measurements: Measurements) -> None:
+    def __init__(self, registry: Registry, measurements: Measurements) -> None:
         self._registry = registry
         self._measurements = measurements
 

@@ -9,6 +9,7 @@ import bottle
 from procguard.channels import Access, http_io
 from procguard.fleet import clock, selectors
 from procguard.fleet.operations import DEFAULT_CONCURRENCY, DEFAULT_TIMEOUT_S, MAX_ITEMS, Options
+from procguard.fleet.registry import Registry
 from procguard.portal import requests
 
 MAX_BODY_BYTES = 2 * selectors.MAX_CHARS  # a selection made by hand names every id
@@ -20,7 +21,7 @@ BEGIN_HINTS = {
 
 
 class OperationsApi:
-    def __init__(self, registry: Any, access: Access) -> None:
+    def __init__(self, registry: Registry, access: Access) -> None:
         self._operations = registry.operations
         self._access = access
 

@@ -12,13 +12,14 @@ import bottle
 from procguard.channels import Access, http_io
 from procguard.channels.desk import checked_worker_id
 from procguard.fleet import clock
+from procguard.fleet.registry import Registry
 from procguard.portal import requests
 
 MOVE_HINTS = {"host": ("", 'say where to, e.g. {"host": "gpu02"}')}
 
 
 class PlacesApi:
-    def __init__(self, registry: Any, access: Access) -> None:
+    def __init__(self, registry: Registry, access: Access) -> None:
         self._registry = registry
         self._access = access
 

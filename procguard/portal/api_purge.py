@@ -9,6 +9,7 @@ import bottle
 from procguard.channels import Access, Principal, http_io
 from procguard.fleet import clock
 from procguard.fleet.purge import Purge
+from procguard.fleet.registry import Registry
 from procguard.pace import give_way
 from procguard.portal import requests
 
@@ -16,7 +17,7 @@ TOKEN_HINTS = {"token": ("", "ask for a preview first: POST /api/purge/preview")
 
 
 class PurgeApi:
-    def __init__(self, registry: Any, access: Access) -> None:
+    def __init__(self, registry: Registry, access: Access) -> None:
         self._purge = Purge(registry, give_way, clock.read())
         self._access = access
 

@@ -19,6 +19,7 @@ from procguard.channels.held import HeldPoll
 from procguard.errors import UsageError
 from procguard.fleet import clock
 from procguard.fleet.log_search import OPEN, Part, Question, Search
+from procguard.fleet.registry import Registry
 from procguard.portal.log_query import parse_since
 from procguard.portal.logs import LogStore
 from procguard.portal.matching import Matching
@@ -35,7 +36,7 @@ Line = dict[str, Any]
 
 class SearchApi:
     def __init__(
-        self, registry: Any, log_store: LogStore, matching: Matching, caller: Callable[[], str] = lambda: ""
+        self, registry: Registry, log_store: LogStore, matching: Matching, caller: Callable[[], str] = lambda: ""
     ) -> None:
         """`caller`: whose share of Matching's threads this request uses."""
         self._caller = caller
@@ -75,7 +76,7 @@ class SearchApi:
 class RunningSearch:
     """A search as the file that bottle streams: each `read` waits for the next host; empty = the end."""
 
-    def __init__(self, registry: Any, store: LogStore, search: Search, poll: HeldPoll, own: OwnSearch) -> None:
+    def __init__(self, registry: Registry, store: LogStore, search: Search, poll: HeldPoll, own: OwnSearch) -> None:
         self._registry, self._store, self._search, self._poll, self._own = registry, store, search, poll, own
         self._newest = Newest(search.question.max_lines)
         self._begun = self._ended = False

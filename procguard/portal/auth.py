@@ -25,7 +25,8 @@ from procguard.errors import Forbidden, LimitExceeded, Refused
 from procguard.fleet import clock
 from procguard.fleet.addresses import address_group
 from procguard.fleet.records import TokenRecord
-from procguard.fleet.tokens import AGENT_SCOPE, how_to_replace
+from procguard.fleet.registry import Registry
+from procguard.fleet.tokens import AGENT_SCOPE, SCOPES, Scope, how_to_replace
 from procguard.portal import local_client, sock_diag
 from procguard.portal.audit import ASKS
 from procguard.portal.backoff import BackOff
@@ -61,6 +62,7 @@ _MAY = {
     "operator": ("operator",),
     "viewer or metrics": ("viewer", "operator", "metrics"),
 }
+_KINDS: dict[str, Scope] = {scope: scope for scope in SCOPES}
 
 _COOKIE_VALUE = re.compile(r"[A-Za-z0-9_-]{1,100}")  # as sessions.py makes them
 
@@ -73,7 +75,7 @@ class Auth:
 
     def __init__(
         self,
-        registry: Any,
+        registry: Registry,
         sessions: Sessions,
         wrong_tokens: BackOff | None = None,
         trust_local: bool = True,
@@ -119,10 +121,10 @@ class Auth:
                 return known
             if digest != own_secret_sha256:
                 raise self._wrong_token(environ, of_agents, registers=bool(own_secret_sha256))
-        session = self.session(environ)
-        if session is not None:
+        found = self._session(environ)
+        if found is not None:
+            session, token = found
             self._check_session_use(session, environ)
-            token = self._registry.tokens.find(session.token_sha256)
             return Principal(
                 session.scope,
                 f"{session.name} (browser)",
@@ -166,7 +168,7 @@ class Auth:
         if token.scope.startswith(AGENT_SCOPE):
             own = token.scope.removeprefix(AGENT_SCOPE)
             return Principal("agent", f"{name} of {own}", agent_id=own, via="token", token_id=token.token_id)
-        return Principal(token.scope, name, via="token", token_id=token.token_id)
+        return Principal(_KINDS[token.scope], name, via="token", token_id=token.token_id)
 
     # ------------------------------------------------------------------------------------------ as long as it stands
 
@@ -214,6 +216,10 @@ class Auth:
 
     def session(self, environ: dict[str, Any]) -> Session | None:
         """The caller's live browser session, if its token still stands."""
+        found = self._session(environ)
+        return found[0] if found is not None else None
+
+    def _session(self, environ: dict[str, Any]) -> tuple[Session, TokenRecord] | None:
         session_id = cookie(environ, COOKIE)
         if not session_id:
             return None
@@ -225,7 +231,7 @@ class Auth:
         if token is None or tokens.usable(token, clock.read()):
             self._sessions.close(session_id)
             return None
-        return session
+        return session, token
 
     def _check_session_use(self, session: Session, environ: dict[str, Any]) -> None:
         if not same_origin(environ):

@@ -80,7 +80,7 @@ class Handler(websocket.Handler):
     _head: http_head.Head
     _held_back: list[bytes] | None = None
 
-    def __init__(self, sock: Any, address: Any, server: Any, rfile: Any = None) -> None:
+    def __init__(self, sock: Any, address: Any, server: Server, rfile: Any = None) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._ticket: Ticket = server.ticket_of(address)

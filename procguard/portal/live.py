@@ -20,10 +20,12 @@ import gevent.event
 
 from procguard.channels import http_io
 from procguard.errors import ProcGuardError
+from procguard.fleet.registry import Registry
 from procguard.pace import Pace, give_way
 from procguard.portal import live_columns, websocket
 from procguard.portal.live_logs import LogTopic
 from procguard.portal.live_rows import RowTopic
+from procguard.portal.logs import LogStore
 from remote_agent import protocol
 
 log = logging.getLogger(__name__)
@@ -113,7 +115,7 @@ class Topic:
 class LiveHub:
     """Takes changes in (O(1) each) and sends them out from one greenlet."""
 
-    def __init__(self, registry: Any, log_store: Any) -> None:
+    def __init__(self, registry: Registry, log_store: LogStore) -> None:
         self._registry = registry
         self._log_store = log_store
         self._topics = {

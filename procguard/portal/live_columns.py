@@ -11,6 +11,7 @@ from typing import Any
 
 from procguard.fleet import views
 from procguard.fleet.records import AgentRecord, PendingLauncher, WorkerRecord
+from procguard.fleet.registry import Registry
 from remote_agent import protocol
 
 Row = tuple[Any, ...]
@@ -90,7 +91,7 @@ class Workers:
     measures = WORKER_MEASURES
     key = "worker_id"
 
-    def __init__(self, registry: Any) -> None:
+    def __init__(self, registry: Registry) -> None:
         self._registry = registry
 
     def ids(self) -> list[str]:
@@ -167,7 +168,7 @@ class Hosts:
     measures = HOST_MEASURES
     key = "agent"
 
-    def __init__(self, registry: Any) -> None:
+    def __init__(self, registry: Registry) -> None:
         self._registry = registry
 
     def ids(self) -> list[str]:

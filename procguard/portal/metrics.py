@@ -15,8 +15,10 @@ import gevent.lock
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 
 from procguard.fleet import clock
+from procguard.fleet.registry import Registry
 from procguard.pace import give_way
 from procguard.portal import metrics_fleet
+from procguard.portal.logs import LogStore
 from procguard.portal.metrics_fleet import Family, label_set
 from procguard.portal.request_counts import RequestCounts
 
@@ -37,8 +39,8 @@ class Metrics:
 
     def __init__(
         self,
-        registry: Any,
-        log_store: Any,
+        registry: Registry,
+        log_store: LogStore,
         gauges: dict[str, tuple[str, Callable[[], float]]],
         notifications: Callable[[], list[dict[str, Any]]] = list,
         options: MetricsOptions | None = None,

@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 from procguard import __version__
 from procguard.fleet.clock import Now
-from procguard.fleet.records import KNOWN_STATES, WorkerRecord
+from procguard.fleet.records import KNOWN_STATES, WorkerObserved, WorkerRecord
+from procguard.fleet.registry import Registry
 from procguard.fleet.views import observed_state
 from remote_agent import protocol, states
 
@@ -91,7 +92,7 @@ def _ratio(percent: float | None) -> float | None:
     return None if percent is None else round(percent / _PERCENT, 6)
 
 
-def families(registry: Any, now: Now, *, per_worker: bool, rest: Callable[[], None]) -> Iterator[Family]:
+def families(registry: Registry, now: Now, *, per_worker: bool, rest: Callable[[], None]) -> Iterator[Family]:
     """Every family of the fleet, whether it has samples or not. `rest` lets others run."""
     info = Family("procguard_build_info", "gauge", "The running manager")
     info.add(label_set(version=__version__, fleet=registry.fleet_id), 1)
@@ -100,7 +101,7 @@ def families(registry: Any, now: Now, *, per_worker: bool, rest: Callable[[], No
     yield from _agents(registry, now, per_worker=per_worker, rest=rest)
 
 
-def _workers(registry: Any, *, per_worker: bool, rest: Callable[[], None]) -> Iterable[Family]:
+def _workers(registry: Registry, *, per_worker: bool, rest: Callable[[], None]) -> Iterable[Family]:
     def gauge(name: str, text: str) -> Family:
         return Family(f"procguard_worker_{name}", "gauge", text)
 
@@ -145,7 +146,7 @@ def _workers(registry: Any, *, per_worker: bool, rest: Callable[[], None]) -> It
     return [counts, up, state_of, since, suspect, unhealthy, restarts, *(family for family, _ in usage)]
 
 
-def _state_of(registry: Any, worker: WorkerRecord, seen: Any) -> str:
+def _state_of(registry: Registry, worker: WorkerRecord, seen: WorkerObserved) -> str:
     """As the API shows it; a gang's member may be failed by its gang."""
     if worker.gang:
         return str(registry.worker_view(worker)["state"])
@@ -153,7 +154,7 @@ def _state_of(registry: Any, worker: WorkerRecord, seen: Any) -> str:
     return observed_state(worker, seen, reachable)[0]
 
 
-def _agents(registry: Any, now: Now, *, per_worker: bool, rest: Callable[[], None]) -> Iterable[Family]:
+def _agents(registry: Registry, now: Now, *, per_worker: bool, rest: Callable[[], None]) -> Iterable[Family]:
     def gauge(name: str, text: str) -> Family:
         return Family(f"procguard_{name}", "gauge", text)
 

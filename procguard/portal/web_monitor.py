@@ -22,14 +22,17 @@ from procguard.channels.agent_sessions import AgentSessions
 from procguard.channels.bodies import Bodies
 from procguard.channels.desk import Call, Desk
 from procguard.channels.http import HttpChannel
+from procguard.config import Config
 from procguard.errors import NotFound, ProcGuardError
 from procguard.fleet import clock
+from procguard.fleet.agent_care import AgentCare
 from procguard.fleet.measurements import Measurements
+from procguard.fleet.registry import Registry
 from procguard.fleet.store.appendlog import NotDurable, RunBlocking, run_here
 from procguard.portal import agents_listener, audit, http_server, listening, own_addresses, websocket
 from procguard.portal.api import OperatorApi, Ssh
 from procguard.portal.api_access import AccessApi
-from procguard.portal.api_agent_care import AgentCareApi, Care
+from procguard.portal.api_agent_care import AgentCareApi
 from procguard.portal.api_groups import GroupsApi
 from procguard.portal.api_history import HistoryApi
 from procguard.portal.api_live import LiveApi
@@ -71,14 +74,14 @@ class WebMonitor:
 
     def __init__(
         self,
-        config: Any,
-        registry: Any,
+        config: Config,
+        registry: Registry,
         log_store: LogStore,
         ssh: Ssh | None = None,
         notifier: Notifications | None = None,
         *,
         tunnels: Opener | None = None,
-        care: Care | None = None,
+        care: AgentCare | None = None,
         measurements: Measurements | None = None,
         run_blocking: RunBlocking = run_here,
         web_directory: str = WEB_DIRECTORY,

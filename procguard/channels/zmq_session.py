@@ -1,0 +1,53 @@
+"""What the zmq channel remembers of one connection: its secret, what it asked last, and what it waits for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gevent.event
+
+from procguard.channels.held import HeldPoll
+from procguard.channels.routing import Found
+
+_USUAL_START = b'{"id":'
+_ID_AT = len(_USUAL_START)
+_NO_HEADERS_END = b"\n"  # a header is one line
+_MAX_USUAL_BYTES = 512
+
+
+class Session:
+    """What the channel remembers of a connection. `usual`: what it asked last with nothing but an id, a method and a
+    path, and `usual_end` the header behind the id: an agent asks the same all day."""
+
+    __slots__ = ("awaited", "polls", "secret_sha256", "unanswered", "usual", "usual_end")
+
+    def __init__(self) -> None:
+        self.secret_sha256 = ""
+        self.unanswered = 0
+        self.usual: Found | None = None
+        self.usual_end = _NO_HEADERS_END
+        self.polls: set[HeldPoll] = set()
+        self.awaited: dict[
+            int, gevent.event.AsyncResult[bytes | None]
+        ] = {}  # request id -> its body, asked for by status 100
+
+    def remember(self, found: Found, head: bytes, header: dict[str, Any]) -> None:
+        """`head`, read as `header`, asks for `found`. Held polls, which say in a query what they know, do not count."""
+        if len(head) <= _MAX_USUAL_BYTES and len(header) == 3 and not found.query and head.startswith(_USUAL_START):
+            self.usual, self.usual_end = found, head[head.find(b",") :]
+
+    def usual_id(self, head: bytes) -> int:
+        """The id in a header that asks for `usual`; 0: it is another one."""
+        end = self.usual_end
+        if not (head.endswith(end) and head.startswith(_USUAL_START)):
+            return 0
+        digits = head[_ID_AT : -len(end)]
+        return int(digits) if digits.isdigit() and len(digits) < 16 and digits[:1] != b"0" else 0
+
+    def take_body(self, request_id: int, body: bytes) -> bool:
+        """Whether it was the body of a request that waits for it."""
+        awaited = self.awaited.pop(request_id, None)
+        if awaited is None:
+            return False
+        awaited.set(body)
+        return True
