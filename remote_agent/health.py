@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Callable, Optional
 
 from remote_agent.bounded import Bounded, HangsError
+from remote_agent.paths import absolute
 from remote_agent.probes import probe
 from remote_agent.protocol import Health
 from remote_agent.restart import duration_in_words, signal_number
@@ -200,8 +201,6 @@ def _log_silence(check: HealthCheck, watch: Watch, log: Optional[LogWatch], now:
 
 def _heartbeat_file(check: HealthCheck, track: _Track, elsewhere: Optional[Elsewhere]) -> Result:
     """The file's time is compared with itself only, so that neither its clock nor ours need be right."""
-    from remote_agent.spec import absolute  # which checks specifications with this module
-
     timeout_s = timeout_of(check)
     cwd, home = (elsewhere.cwd, elsewhere.home) if elsewhere is not None else ("", "")
     path = absolute(check.path, cwd, home)

@@ -269,6 +269,13 @@ def _worker_digest(worker_directory: str) -> str:
     return os.path.basename(os.path.normpath(worker_directory)).rpartition("-")[2]
 
 
+def absolute(text: str, directory: str, home: str = "") -> str:
+    """`text` below `directory`; ~ is `home`, where another user's is meant."""
+    if home and (text == "~" or text.startswith("~/")):
+        text = home + text[1:]
+    return os.path.normpath(os.path.join(directory, os.path.expanduser(text)))
+
+
 # ------------------------------------------------------------------------------------------------------ files
 
 

@@ -15,6 +15,7 @@ from typing import Any, Optional
 
 from remote_agent import health
 from remote_agent import limits as limits_module
+from remote_agent.paths import absolute
 from remote_agent.protocol import Assignment, Hook, WorkerSpec, encode, launch_digest
 
 LONGEST_HOOK_S = 7 * 86400.0
@@ -67,13 +68,6 @@ def command_words(spec: WorkerSpec) -> tuple[list[str], str]:
 
 def working_directory(text: str, default_dir: str, home: str = "") -> str:
     return absolute(text, default_dir, home) if text else default_dir
-
-
-def absolute(text: str, directory: str, home: str = "") -> str:
-    """`text` below `directory`; ~ is `home`, where another user's is meant."""
-    if home and (text == "~" or text.startswith("~/")):
-        text = home + text[1:]
-    return os.path.normpath(os.path.join(directory, os.path.expanduser(text)))
 
 
 def beyond_the_command(spec: WorkerSpec, cwd: str, home: str = "") -> dict[str, Any]:
