@@ -19,7 +19,6 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from procguard.errors import ProcGuardError
-from procguard.tls import is_address
 from remote_agent import paths
 
 log = logging.getLogger(__name__)
@@ -121,9 +120,7 @@ def _issue(
 ) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
 
     key = ec.generate_private_key(ec.SECP256R1())
-    alternatives = [
-        x509.IPAddress(ipaddress.ip_address(name)) if is_address(name) else x509.DNSName(name) for name in names
-    ]
+    alternatives = [_alternative(name) for name in names]
     certificate = (
         _builder(
             _name("ProcGuard manager"), ca.subject, key.public_key(), min(now + SERVER_LIFE, ca.not_valid_after_utc)
@@ -151,6 +148,13 @@ def _builder(
         .not_valid_before(BEGINS)
         .not_valid_after(until)
     )
+
+
+def _alternative(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
 
 
 def _name(text: str) -> x509.Name:
