@@ -17,9 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, TypeAd
 from procguard.errors import Conflict, UsageError
 from procguard.fleet import leases
 from procguard.fleet.clock import Now, iso
+from procguard.fleet.parts import FleetParts
 from procguard.fleet.records import AgentRecord, WorkerRecord
 from procguard.fleet.spec_diff import differences
-from procguard.fleet.state import FleetState
 from procguard.group_policy import GroupPolicy
 from remote_agent import protocol, states
 
@@ -77,7 +77,7 @@ _SPEC: TypeAdapter[protocol.WorkerSpec] = TypeAdapter(protocol.WorkerSpec)
 
 
 class Deployment:
-    def __init__(self, registry: FleetState, request: Any) -> None:
+    def __init__(self, registry: FleetParts, request: Any) -> None:
         self._registry = registry
         self._differences: dict[str, list[str]] = {}  # of workers that are here already
         self._starts: dict[str, int] = {}  # the attempt that this deployment leads to, where it starts one
@@ -368,7 +368,7 @@ class Deployment:
                 registry.drop_agent(old.agent_id)
             elif old is not None:
                 registry.withdraw(old, worker)
-            registry.hand_over(worker, agent_id, agent_id)
+            registry.places.hand_over(worker, agent_id, agent_id)
             worker.spec, worker.undeclared, worker.home, worker.moves = spec, False, "", 0
             registry.store_worker(worker)
             self._will_start(worker)

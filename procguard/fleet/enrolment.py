@@ -12,8 +12,8 @@ from procguard.errors import Conflict, NotFound, Refused, UsageError
 from procguard.fleet import leases, views
 from procguard.fleet.addresses import address_group
 from procguard.fleet.clock import Now
+from procguard.fleet.parts import FleetParts
 from procguard.fleet.records import AgentRecord, PendingLauncher, WorkerRecord, settled
-from procguard.fleet.state import FleetState
 from remote_agent import protocol, states
 
 ENDED_KEPT_S = 24 * 3600.0  # a launcher that its user ended stays in the list this long
@@ -22,7 +22,7 @@ PENDING_EXPIRES_S = 600.0  # since it asked last, which it does every few second
 
 
 class Enrolment:
-    def __init__(self, registry: FleetState) -> None:
+    def __init__(self, registry: FleetParts) -> None:
         self._registry = registry
         self._pending: dict[str, PendingLauncher] = {}  # by secret_sha256
 
@@ -204,7 +204,7 @@ class Enrolment:
         if old is not None and old.agent_id != agent_id:
             registry.withdraw(old, worker)
         reason = f"taken over from {worker.agent_id} on {worker.host}, where it had ended"
-        registry.hand_over(worker, agent_id, host)
+        registry.places.hand_over(worker, agent_id, host)
         registry.event_log.add("takeover", now, worker_id=worker.worker_id, host=host, reason=reason, actor=actor)
 
     def _registered(self, worker: WorkerRecord, *, give_key: bool) -> protocol.RegisterReply:

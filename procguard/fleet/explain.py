@@ -10,15 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from procguard.fleet import causes, foreground, leases
+from procguard.fleet import causes, foreground, leases, records
 from procguard.fleet.clock import Now
 from procguard.fleet.event_query import EventQuery
+from procguard.fleet.registry import Registry
 from procguard.words import Words
-
-if TYPE_CHECKING:
-    from procguard.fleet.registry import Registry
 
 TIMELINE_EVENTS = 15
 # Of the host rather than of one worker, but part of each of its workers' stories.
@@ -69,7 +67,7 @@ def gather(registry: Registry, worker_id: str, now: Now) -> Facts:
     report = registry.worker_seen[worker_id].report
     view, host = registry.worker(worker_id), registry.host_view(worker.agent_id)
     restart = registry.resolved(worker.spec).restart
-    fenced = leases.fenced(worker)
+    fenced = records.fenced(worker)
     return Facts(
         now=now.wall,
         worker=view,

@@ -13,20 +13,19 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from procguard.fleet import gang_views, gangs, rendezvous
 from procguard.fleet.clock import Now
 from procguard.fleet.gangs import GangRecord, Limits, Mark, Member, Step
 from procguard.fleet.groups import Groups, by_hand
+from procguard.fleet.leases import Leases
 from procguard.fleet.records import CommandRecord, WorkerRecord, settled, to_dict
+from procguard.fleet.state import FleetState
 from procguard.fleet.store.interface import Tables
 from procguard.group_policy import GroupPolicy
 from remote_agent import protocol, states
 from remote_agent.restart import DEFAULT_BACKOFF_S
-
-if TYPE_CHECKING:
-    from procguard.fleet.state import FleetState
 
 STEPS_AT_ONCE = 4  # form, hold, launch: more in a row would be a circle
 CLOCKS_AGREE_S = 0.05  # two hosts' clocks, as heartbeats show them, are not compared more finely
@@ -45,16 +44,16 @@ class Asked(NamedTuple):
 
 
 class Gangs:
-    def __init__(self, state: FleetState) -> None:
+    def __init__(self, state: FleetState, leases: Leases) -> None:
         self._state = state
+        self._leases = leases
         self.groups = Groups(state)
-        self.records: dict[str, GangRecord] = {}
+        self.records = state.gang_records
         self._restarting_since: dict[str, float] = {}  # monotonic; counts anew in a new manager
         self._healthy_since: dict[str, float] = {}
         self._asked: dict[str, str] = {}  # operators' restarts under way: group -> their batch, "" for none
         self._restarted: dict[str, tuple[float, str]] = {}  # carried out: when (monotonic), their batch
         self._to_look_at: set[str] = set()
-        self._untold: set[str] = set()  # agents, of changes that are not durable yet
 
     # ------------------------------------------------------------------------------------------ which are gangs
 
@@ -139,12 +138,6 @@ class Gangs:
                 gang = self.records.get(name)
                 if gang is None or not self._one_step(gang, now):
                     break
-
-    def tell(self) -> None:
-        """Tell the agents what has just become durable; called by every commit."""
-        untold, self._untold = self._untold, set()
-        for agent_id in untold:
-            self._state.touch(agent_id)
 
     def _one_step(self, gang: GangRecord, now: Now) -> bool:
         """True: another step may follow at once."""
@@ -237,7 +230,7 @@ class Gangs:
             and settled(report.state)
             and (report.generation, report.epoch) == (worker.generation, worker.epoch)
         )
-        return ended or bool(self._state.leases.surely_gone(worker.worker_id, now))
+        return ended or bool(self._leases.surely_gone(worker.worker_id, now))
 
     def _note_attempts(self, gang: GangRecord, known: list[Member]) -> None:
         for member in known if gang.phase == "running" else ():
@@ -482,11 +475,6 @@ class Gangs:
 
     # ------------------------------------------------------------------------------------------ what is shown
 
-    def view_of(self, worker: WorkerRecord) -> dict[str, Any] | None:
-        """What a worker's view says of its gang; None for everybody else."""
-        gang = self.records.get(worker.spec.group) if worker.gang else None
-        return gang_views.of_member(gang, worker) if gang is not None else None
-
     def views(self) -> list[dict[str, Any]]:
         """Every group that has a member or a policy, by name."""
         members: dict[str, list[WorkerRecord]] = {name: [] for name in self.groups.policies()}
@@ -519,7 +507,7 @@ class Gangs:
     def _store(self, worker: WorkerRecord) -> None:
         """Durable with the next commit; its agent hears of it after that."""
         self._state.put("workers", worker.worker_id, worker)
-        self._untold.add(worker.agent_id)
+        self._state.touch_once_durable(worker.agent_id)
 
     def _show(self, workers: list[WorkerRecord]) -> None:
         for worker in workers:

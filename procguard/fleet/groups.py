@@ -7,16 +7,14 @@ registry's parts; knows nothing of what a gang is doing.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from procguard.fleet import rendezvous
 from procguard.fleet.records import WorkerRecord
+from procguard.fleet.state import FleetState
 from procguard.fleet.store.interface import Tables
 from procguard.group_policy import ALONE, GroupPolicy
 from remote_agent import protocol
-
-if TYPE_CHECKING:
-    from procguard.fleet.state import FleetState
 
 
 class Groups:

@@ -8,10 +8,19 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from procguard.fleet import causes, epochs, host_disks, leases
+from procguard.fleet import causes, epochs, host_disks
 from procguard.fleet.clock import Now
-from procguard.fleet.records import AgentObserved, AgentRecord, ResolvedSpec, WorkerObserved, WorkerRecord, settled
-from procguard.fleet.state import HIGHEST_GENERATION, FleetState
+from procguard.fleet.parts import FleetParts
+from procguard.fleet.records import (
+    AgentObserved,
+    AgentRecord,
+    ResolvedSpec,
+    WorkerObserved,
+    WorkerRecord,
+    fenced,
+    settled,
+)
+from procguard.fleet.state import HIGHEST_GENERATION
 from procguard.fleet.store.appendlog import NotDurable
 from remote_agent import protocol, states
 
@@ -23,7 +32,7 @@ RECORDS_OF_A_CHANGE = 50  # a heartbeat that changes more counts more than once
 HIGHEST_EVENT_SEQ = 2**48  # they begin at milliseconds since 1970; this is the year 10889
 
 
-class Intake(FleetState):
+class Intake(FleetParts):
     # ------------------------------------------------------------------------------------------ agents' messages
 
     def heartbeat(
@@ -142,7 +151,7 @@ class Intake(FleetState):
                 generation=worker.generation,
                 epoch=worker.epoch,
                 attempt_base=worker.attempt if not self._runs_here(worker) else 0,
-                lease_s=worker.spec.lease_s if leases.fenced(worker) else None,
+                lease_s=worker.spec.lease_s if fenced(worker) else None,
                 gang=worker.gang,
                 env=self.gangs.environment(worker),
                 grant=self.grant(worker.worker_id, worker.epoch, agent_id),

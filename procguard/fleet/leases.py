@@ -17,14 +17,12 @@ Two copies of one job are worse than none. What this module keeps, so that there
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from procguard.fleet.clock import Now
-from procguard.fleet.records import WorkerRecord, settled
+from procguard.fleet.records import WorkerRecord, fenced, settled
+from procguard.fleet.state import FleetState
 from remote_agent import protocol, states
-
-if TYPE_CHECKING:
-    from procguard.fleet.state import FleetState
 
 GONE_MARGIN_S = 2.0  # from a lease's end and the stop grace to certainty: scheduling, SIGKILL taking its effect
 CLOCK_DRIFT = 0.001  # two clocks that NTP slews apart, each by at most 500 ppm; counts for leases of hours
@@ -138,10 +136,6 @@ class Leases:
 def _longest_s(spec: protocol.WorkerSpec) -> float:
     """From a grant until the last process has been killed, at the latest."""
     return spec.lease_s + spec.stop_grace_s
-
-
-def fenced(worker: WorkerRecord) -> bool:
-    return worker.gang or worker.spec.on_partition == "fence"
 
 
 def specified_anew(worker: WorkerRecord, spec: protocol.WorkerSpec) -> None:

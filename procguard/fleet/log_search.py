@@ -12,14 +12,12 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from procguard.errors import LimitExceeded, NotFound
 from procguard.fleet.clock import Now
+from procguard.fleet.state import FleetState
 from remote_agent import protocol
-
-if TYPE_CHECKING:
-    from procguard.fleet.state import FleetState
 
 KNOWN = "search"  # what an agent's heartbeats say that knows how
 MAX_AT_ONCE = 4

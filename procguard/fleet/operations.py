@@ -14,21 +14,20 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from procguard.errors import Conflict, LimitExceeded, NotFound, ProcGuardError, UsageError
 from procguard.fleet import operation as rules
 from procguard.fleet import selectors
 from procguard.fleet.clock import Now, iso
 from procguard.fleet.operation import FailureLimit, Item, Operation, Verdict
+from procguard.fleet.parts import FleetParts
 from procguard.fleet.preview import Split, mentions
 from procguard.fleet.previews import LASTS_S, Previews
 from procguard.fleet.records import CommandRecord
+from procguard.fleet.store.interface import Tables
+from procguard.fleet.worker_commands import WorkerCommands
 from remote_agent import protocol
-
-if TYPE_CHECKING:
-    from procguard.fleet.registry import Registry
-    from procguard.fleet.store.interface import Tables
 
 KEEP_OPERATIONS = 50
 KEEP_ITEMS = 30_000  # of ended operations together; the newest is kept whatever its size
@@ -64,8 +63,9 @@ class Preview:
 
 
 class Operations:
-    def __init__(self, registry: Registry, tables: Tables, now: Now) -> None:
+    def __init__(self, registry: FleetParts, commands: WorkerCommands, tables: Tables, now: Now) -> None:
         self._registry = registry
+        self._commands = commands
         self._operations: dict[str, Operation] = {}  # oldest first
         self._previews = Previews[Preview]("p-", "look again at what matches")
         self._by_worker: dict[str, dict[str, int]] = {}  # worker -> operation -> index of its item that has not ended
@@ -282,7 +282,7 @@ class Operations:
             operation.set(index, Verdict("skipped", planned.cause))
             return
         try:
-            record = registry.accept(
+            record = self._commands.accept(
                 item.worker_id, operation.command, operation.actor, now, operation.reason, operation.operation_id
             )
         except ProcGuardError as exc:

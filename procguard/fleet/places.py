@@ -10,22 +10,21 @@ in the same breath in which the right changes hands. Whoever calls this too earl
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 from procguard.errors import Conflict, NotFound
 from procguard.fleet import placement, reputation
 from procguard.fleet.clock import Now, iso
+from procguard.fleet.leases import Leases
 from procguard.fleet.records import AgentRecord, WorkerRecord
-
-if TYPE_CHECKING:
-    from procguard.fleet.state import FleetState
+from procguard.fleet.state import FleetState
 
 ATTEMPTS_UNHEARD = 10  # starts that a host may have made while nobody heard of them, within one lease of a minute
 
 
 class Places:
-    def __init__(self, state: FleetState) -> None:
+    def __init__(self, state: FleetState, leases: Leases) -> None:
         self._state = state
+        self._leases = leases
 
     # ------------------------------------------------------------------------------------------ choosing
 
@@ -86,6 +85,11 @@ class Places:
 
     # ------------------------------------------------------------------------------------------ changing hands
 
+    def hand_over(self, worker: WorkerRecord, agent_id: str, host: str) -> None:
+        """Give a worker whose old instance is surely gone to another agent: with a new epoch, to be started there."""
+        self._state.place_on(worker, agent_id, host)
+        self._leases.ended(worker.worker_id)
+
     def reassign(
         self,
         worker: WorkerRecord,
@@ -100,7 +104,7 @@ class Places:
         """Give the task to `agent_id` under a new epoch; its last agent finds its right withdrawn. Raises Conflict
         where its instance may still be alive, there or on the new host. Durable with the next commit. `counts`: against
         max_recovery_attempts."""
-        verdict = self._state.leases.judge(worker.worker_id, now)
+        verdict = self._leases.judge(worker.worker_id, now)
         target = self._state.agents_by_id[agent_id]
         if not verdict.gone:
             raise Conflict(f"{worker.worker_id} cannot go to {target.host}: {verdict.reason}", "wait, or stop it first")
@@ -119,7 +123,7 @@ class Places:
             self._state.withdraw(old, worker)
         worker.moves += counts
         worker.home = worker.home or worker.agent_id
-        self._state.hand_over(worker, agent_id, target.host)
+        self.hand_over(worker, agent_id, target.host)
         if not run:
             worker.want("stopped", by=actor, cause="operator", now=now)
         if worker.home == agent_id:
@@ -176,7 +180,7 @@ class Places:
         why = placement.against(task, place)
         if why:
             raise Conflict(f"{who} cannot go to {where}: {why}", "see invoke hosts, or choose another")
-        verdict = self._state.leases.judge(who, now)
+        verdict = self._leases.judge(who, now)
         if not verdict.gone and verdict.wait_s is None and self._state.seen[worker.agent_id].state != "connected":
             raise Conflict(
                 f"{who} cannot be moved while {worker.host} is out of reach: {verdict.reason}", "wait until it is back"
@@ -185,7 +189,7 @@ class Places:
     def moved(self, now: Now) -> None:
         """Go on with the operators' moves: whoever has stopped goes to its new host."""
         for worker in self._state.workers_by_id.values():
-            if not worker.moving or not self._state.leases.surely_gone(worker.worker_id, now):
+            if not worker.moving or not self._leases.surely_gone(worker.worker_id, now):
                 continue
             if worker.gang and not worker.held:
                 continue  # its gang is about to stop

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from procguard.errors import Conflict, NotFound, ProcGuardError
 from procguard.fleet.clock import Now
 from procguard.fleet.previews import LASTS_S, Previews
+from procguard.fleet.records import WorkerRecord
+from procguard.fleet.registry import Registry
 from remote_agent import states
-
-if TYPE_CHECKING:
-    from procguard.fleet.records import WorkerRecord
-    from procguard.fleet.registry import Registry
 
 NAMED = 100  # of those that are shown, and of those that were refused
 AT_ONCE = 100  # in one commit; then everybody else has a turn

@@ -219,3 +219,8 @@ def from_dict(cls: type[Any], data: dict[str, Any]) -> Any:
 
 def settled(state: str) -> bool:
     return state in states.SETTLED
+
+
+def fenced(worker: WorkerRecord) -> bool:
+    """Whether it runs by a lease (leases.py)."""
+    return worker.gang or worker.spec.on_partition == "fence"

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from procguard.errors import Conflict, UsageError
+from procguard.errors import Conflict
 from procguard.fleet import clock
 from procguard.fleet.clock import Now, iso
 from procguard.fleet.deployment import Deployment
 from procguard.fleet.enrolment import Enrolment
 from procguard.fleet.events import EventLog
-from procguard.fleet.gang_keeper import Asked
 from procguard.fleet.intake import Intake
 from procguard.fleet.operations import Operations
-from procguard.fleet.records import CommandRecord, settled
+from procguard.fleet.records import CommandRecord
 from procguard.fleet.settings import FleetSettings
 from procguard.fleet.store.interface import Store, Tables
+from procguard.fleet.worker_commands import WorkerCommands
 from remote_agent import protocol, session, states
 
 
@@ -28,7 +28,8 @@ class Registry(Intake):
     def __init__(self, store: Store, events: EventLog, settings: FleetSettings, now: Now) -> None:
         super().__init__(store, events, settings, now)
         self.enrolment = Enrolment(self)
-        self.operations = Operations(self, self.stored_operations, now)
+        self.worker_commands = WorkerCommands(self)
+        self.operations = Operations(self, self.worker_commands, self.stored_operations, now)
         self.stored_operations = {}
         self.commit()
 
@@ -109,69 +110,8 @@ class Registry(Intake):
     def command(
         self, worker_id: str, verb: str, actor: str, now: Now, reason: str = "", origin: str = ""
     ) -> CommandRecord:
-        """Accept a start, stop, restart or kill; durable. start and stop converge, restart and kill mean the attempt
-        that is alive now. `origin`: from where it was asked, for the history."""
-        worker = self.find(worker_id)
-        record = self.accept(worker_id, verb, actor, now, reason, origin=origin)
-        self.commit()
-        self.notify("workers", worker_id, self.worker_view(worker))
-        return record
-
-    def accept(
-        self,
-        worker_id: str,
-        verb: str,
-        actor: str,
-        now: Now,
-        reason: str = "",
-        operation_id: str = "",
-        origin: str = "",
-    ) -> CommandRecord:
-        """A command that its caller makes durable and shows: an operation accepts a hundred with one commit."""
-        worker = self.find(worker_id)
-        if verb not in protocol.VERBS:
-            raise UsageError(
-                f"unknown command {verb!r} for {worker_id}",
-                f"use one of {', '.join(protocol.VERBS)}",
-                code="bad_command",
-            )
-        if worker.desired == "removed":
-            raise Conflict(f"{worker_id} is being removed", "deploy it again to use it", code="being_removed")
-        report = self.worker_seen[worker_id].report
-        state = report.state if report else worker.last_state
-        attempt = report.attempt if report else worker.attempt
-        if worker.gang:
-            asked = Asked(verb, attempt, actor, reason, operation_id, origin)  # type: ignore[arg-type]
-            record = self.gangs.accept(worker, asked, now)
-            if verb in ("start", "restart") and self.stopped_by:
-                self.hold_stopped("")
-            self.command_event(record, now)
-            return record
-        if verb == "restart" and (settled(state) or worker.desired == "stopped"):
-            verb = "start"  # nothing is alive to be restarted: a start is what was meant
-        if verb in ("start", "stop", "kill"):
-            worker.want("running" if verb == "start" else "stopped", by=actor, cause="operator", now=now)
-            worker.generation += 1
-            if worker.moving:  # a start calls the operator's move off; a stop lets it end stopped, there
-                worker.moving = {} if verb == "start" else {**worker.moving, "run": False}
-            self.put("workers", worker_id, worker)
-            if verb == "start" and self.stopped_by:
-                self.hold_stopped("")  # somebody has looked and wants work to go on
-        record = self.outbox.add(
-            worker,
-            verb,  # type: ignore[arg-type]
-            attempt,
-            actor,
-            now,
-            reason=reason,
-            operation_id=operation_id,
-            origin=origin,
-        )
-        if verb == "kill" and settled(state):
-            self.outbox.finish(record, "done", f"was {state} already; stays stopped", now)
-        self.command_event(record, now)
-        self.touch(worker.agent_id)
-        return record
+        """Accept a start, stop, restart or kill (worker_commands.py); durable."""
+        return self.worker_commands.command(worker_id, verb, actor, now, reason, origin)
 
     def stop_all(self, reason: str, now: Now) -> int:
         """recovery.stop_all_on_failure: every worker is stopped and stays so; what is declared from now on is declared
@@ -285,9 +225,29 @@ class Registry(Intake):
     def authenticate_agent(self, secret_sha256: str) -> str | None:
         """Whose secret this is. Durable where it is a new one, which ends the one before."""
         found = self.agent_by_secret.get(secret_sha256)
-        if found is None and self.rotations.whose(secret_sha256) is not None:
+        if found is None and secret_sha256 in self.agent_by_new_secret:
             found = self.rotations.first_use(secret_sha256, clock.read())
         return found
+
+    def revoke_credentials(self, agent_id: str, actor: str, now: Now) -> None:
+        """For a secret that was stolen: it is good for nothing from now on, and neither is the key by which a deployed
+        agent knows its manager. Its workers run on; a deployment (a launcher: an approval) gives it new ones. Durable.
+        """
+        agent = self.agent(agent_id)
+        self.agent_by_secret.pop(agent.secret_sha256, None)
+        self.drop_new_secret(agent)
+        agent.revoked_sha256, agent.secret_sha256 = agent.secret_sha256 or agent.revoked_sha256, ""
+        if agent.kind == "deployed":  # a launcher could not be told the new one
+            agent.key_generation += 1
+        for worker in self.workers_of(agent_id):  # whoever had the secret may have used up the numbers of its events
+            worker.event_seq = 0
+            self.put("workers", worker.worker_id, worker)
+        self.tokens.revoke_agents(agent_id)
+        self.put("agents", agent_id, agent)
+        self.event_log.add("credentials", now, host=agent.host, reason=f"secret of {agent_id} revoked", actor=actor)
+        for hook in self.revoked_hooks:
+            hook(agent_id)
+        self.commit()
 
     def session_key_of(self, who: str) -> str:
         """The key under which a session is proven: of an agent its proof key, of who brings a token ("token:MARK") the

@@ -4,23 +4,21 @@
 
 The agent makes the new secret and tells its digest alone, so nothing that could be used travels. While a rotation is
 `taken` both secrets are good: each side may be killed between any two steps, and whichever secret the agent has then
-lets it in. The first use of the new one ends the old. Owns these steps and the digests of secrets that were not used
-yet; methods marked "durable" return when the change is on disk.
+lets it in. The first use of the new one ends the old. Owns these steps; methods marked "durable" return when the
+change is on disk.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
 
 from procguard.errors import Conflict
 from procguard.fleet.clock import Now
 from procguard.fleet.records import AgentRecord
+from procguard.fleet.state import FleetState
+from procguard.fleet.tokens import Tokens
 from remote_agent import protocol
-
-if TYPE_CHECKING:
-    from procguard.fleet.state import FleetState
 
 Hook = Callable[[str], None]
 
@@ -28,9 +26,9 @@ Hook = Callable[[str], None]
 class Rotations:
     """The rotations of one fleet. `on_taken(agent_id)`, `on_ended(agent_id)`: hooks at those steps."""
 
-    def __init__(self, fleet: FleetState) -> None:
+    def __init__(self, fleet: FleetState, tokens: Tokens) -> None:
         self._fleet = fleet
-        self._new: dict[str, str] = {}  # digest of a secret that was not used yet -> agent
+        self._tokens = tokens
         self.on_taken: list[Hook] = []
         self.on_ended: list[Hook] = []
 
@@ -75,14 +73,14 @@ class Rotations:
         if not agent.rotation or agent.rotation["id"] != renewal.rotation:
             raise Conflict(f"{agent_id}: no new secret is asked for", "keep the present one", code="no_rotation")
         digest = renewal.secret_sha256
-        if self._fleet.authenticate(digest) not in (None, agent_id) or self._fleet.tokens.find(digest) is not None:
+        if self._fleet.authenticate(digest) not in (None, agent_id) or self._tokens.find(digest) is not None:
             raise Conflict(f"{agent_id}: this secret is in use already", "make another", code="no_rotation")
         if digest in (agent.secret_sha256, agent.revoked_sha256):
             raise Conflict(f"{agent_id}: this is no new secret", "make another", code="no_rotation")
         if agent.next_sha256 != digest:
-            self._new.pop(agent.next_sha256, None)
+            self._fleet.agent_by_new_secret.pop(agent.next_sha256, None)
             agent.next_sha256 = digest
-            self._new[digest] = agent_id
+            self._fleet.agent_by_new_secret[digest] = agent_id
             self._store(agent)
         self._fleet.commit()
         for hook in self.on_taken:
@@ -90,7 +88,7 @@ class Rotations:
 
     def first_use(self, sha256: str, now: Now) -> str | None:
         """Whose new secret this is; it is that agent's only one from now on. None: nobody's. Durable."""
-        agent_id = self._new.pop(sha256, None)
+        agent_id = self._fleet.agent_by_new_secret.pop(sha256, None)
         agent = self._fleet.agents_by_id.get(agent_id) if agent_id is not None else None
         if agent is None:
             return None
@@ -104,19 +102,6 @@ class Rotations:
         for hook in self.on_ended:
             hook(agent.agent_id)
         return agent.agent_id
-
-    def whose(self, sha256: str) -> str | None:
-        return self._new.get(sha256)
-
-    def index(self, agent: AgentRecord) -> None:
-        """An agent as it is stored: its new secret is good here, too."""
-        if agent.next_sha256:
-            self._new[agent.next_sha256] = agent.agent_id
-
-    def drop(self, agent: AgentRecord) -> None:
-        """Its secret is replaced or ended in another way; stored by the caller."""
-        self._new.pop(agent.next_sha256, None)
-        agent.next_sha256, agent.rotation = "", {}
 
     def _store(self, agent: AgentRecord) -> None:
         self._fleet.put("agents", agent.agent_id, agent)

@@ -1,7 +1,8 @@
 """The fleet's state: the tables, what is only observed, the change feed, and how changes become durable.
 
-Owns the dicts and the store behind them. Knows no rules: what may change them is in registry.py (operators), intake.py
-(agents), deployment.py and enrolment.py, which all work through this one object.
+Owns the dicts and the store behind them. Knows no rules and imports none: what may change them is in the parts
+(parts.py), registry.py (operators), intake.py (agents), deployment.py and enrolment.py, which all work through this
+one object.
 """
 
 from __future__ import annotations
@@ -19,12 +20,8 @@ from procguard.fleet.clock import Now
 from procguard.fleet.epochs import EPOCHS_PER_TERM, next_term, term_above
 from procguard.fleet.event_query import EventQuery
 from procguard.fleet.events import EventLog
-from procguard.fleet.gang_keeper import Gangs
-from procguard.fleet.inquiry import Inquiry
-from procguard.fleet.leases import Leases, fenced
-from procguard.fleet.log_search import LogSearches
+from procguard.fleet.gangs import GangRecord
 from procguard.fleet.outbox import Outbox
-from procguard.fleet.places import Places
 from procguard.fleet.records import (
     KNOWN_STATES,
     AgentObserved,
@@ -32,15 +29,14 @@ from procguard.fleet.records import (
     CommandRecord,
     WorkerObserved,
     WorkerRecord,
+    fenced,
     from_dict,
     to_dict,
     worker_from_dict,
 )
-from procguard.fleet.rotation import Rotations
 from procguard.fleet.settings import FleetSettings
 from procguard.fleet.store.appendlog import NotDurable
 from procguard.fleet.store.interface import Change, Store, Tables
-from procguard.fleet.tokens import Tokens
 from remote_agent import protocol
 
 HIGHEST_GENERATION = 2**31  # that a report may raise a worker's to: it rises by one with each start or stop
@@ -49,7 +45,7 @@ Listener = Callable[[str, str, "dict[str, Any] | None"], None]
 
 
 class FleetState:
-    def __init__(self, store: Store, events: EventLog, settings: FleetSettings, now: Now) -> None:
+    def __init__(self, store: Store, events: EventLog, settings: FleetSettings) -> None:
         self._store = store
         self._changes: list[Change] = []
         self._changed = 0  # changes ever made, and how many of them are known to be on disk
@@ -63,18 +59,14 @@ class FleetState:
         self._workers_of: dict[str, dict[str, WorkerRecord]] = {}  # by agent: every heartbeat asks for them
         self.worker_seen: dict[str, WorkerObserved] = {}
         self.fresh_reports: set[str] = set()  # workers reported since the monitor looked last; the monitor empties it
-        self.leases = Leases(self)
-        self.inquiry = Inquiry(self)
         self.displaced = False  # the store's files are not where they should be
         self.unwritten = ""  # why the newest changes are not on disk; nothing that is not there is handed out
-        self.places = Places(self)
         self.workers_version = 0  # rises when a worker or its specification comes, changes or goes
-        self.gangs = Gangs(self)
+        self.gang_records: dict[str, GangRecord] = {}  # by group
         self.outbox = Outbox(lambda record: self.put("commands", record.command_id, record if record.open else None))
-        self.searches = LogSearches(self)
-        self.tokens = Tokens(self)
         self.agent_by_secret: dict[str, str] = {}
-        self.rotations = Rotations(self)
+        self.agent_by_new_secret: dict[str, str] = {}  # by the digests of secrets that were not used yet
+        self._to_touch: set[str] = set()  # agents, of changes that are not durable yet
         self._listeners: dict[str, list[Listener]] = {topic: [] for topic in TOPICS}
         self.workers_unseen = False  # nobody sees what is measured of workers; who looks again sets it back
         self.awaited_workers: Container[str] = ()  # each report of these matters all the same
@@ -85,13 +77,11 @@ class FleetState:
         self.poll_lost_hooks: list[Callable[[str], None]] = []
         self.revoked_hooks: list[Callable[[str], None]] = []
         events.on_event(lambda event: self.notify("events", str(event["seq"]), event))
-        self._restore(now)
 
     # ------------------------------------------------------------------------------------------ identity
 
-    def _restore(self, now: Now) -> None:
-        loaded = self._store.load()
-        tables = loaded.tables
+    def _restore(self, tables: Tables, now: Now) -> None:
+        """What the store knows; durable with the next commit."""
         fleet = tables.get("fleet", {}).get("fleet")
         if fleet is None:
             fleet = {"fleet_id": "f-" + secrets.token_hex(5), "fleet_key": secrets.token_hex(32), "term": 0}
@@ -115,19 +105,12 @@ class FleetState:
             self._workers_of.setdefault(worker.agent_id, {})[worker_id] = worker
             self.worker_seen[worker_id] = WorkerObserved()
         self.workers_version += 1
-        self.gangs.restore(tables, now)
-        self.leases.restore(now)
         for data in tables.get("commands", {}).values():
             self.outbox.restore(from_dict(CommandRecord, data), now)
-        self.tokens.restore(tables.get("tokens", {}))
-        self.stored_operations = {name: tables.get(name, {}) for name in ("operations", "operation_items")}
-        for note in loaded.notes:
-            self.event_log.add("state", now, reason=note, actor="manager")
-        self.notes = loaded.notes
-        # A state that came from elsewhere (invoke state import) may be older than what runs, too.
-        if not loaded.intact or self._fleet.pop("imported", False):
-            self.inquiry.begin(now)
-        self.commit()
+
+    def _imported(self) -> bool:
+        """Whether this state came from elsewhere (invoke state import); asked once."""
+        return bool(self._fleet.pop("imported", False))
 
     @property
     def fleet_id(self) -> str:
@@ -263,7 +246,8 @@ class FleetState:
         reachable = seen.state in KNOWN_STATES
         reason = self.agent_reason(worker.agent_id)
         view = views.worker_view(worker, self.worker_seen[worker.worker_id], reachable, reason, seen.last_seen_wall)
-        return gang_views.applied(self.gangs.view_of(worker), view)
+        gang = self.gang_records.get(worker.spec.group) if worker.gang else None
+        return gang_views.applied(gang_views.of_member(gang, worker) if gang is not None else None, view)
 
     def agent_reason(self, agent_id: str) -> str:
         """Why this agent is as it is."""
@@ -369,14 +353,14 @@ class FleetState:
 
     def authenticate(self, secret_sha256: str) -> str | None:
         """Whose secret this is, also one that was not used yet. Changes nothing."""
-        return self.agent_by_secret.get(secret_sha256) or self.rotations.whose(secret_sha256)
+        return self.agent_by_secret.get(secret_sha256) or self.agent_by_new_secret.get(secret_sha256)
 
     def set_credentials(self, agent_id: str, secret_sha256: str, actor: str, now: Now) -> None:
         """Give an agent a new secret (its hash); the one before stops working, and what waits by it ends. Durable."""
         agent = self.agent(agent_id)
         replaced = agent.secret_sha256 not in ("", secret_sha256)
         self.agent_by_secret.pop(agent.secret_sha256, None)
-        self.rotations.drop(agent)
+        self.drop_new_secret(agent)
         agent.secret_sha256 = secret_sha256
         self.agent_by_secret[secret_sha256] = agent_id
         self.put("agents", agent_id, agent)
@@ -385,25 +369,10 @@ class FleetState:
             hook(agent_id)
         self.commit()
 
-    def revoke_credentials(self, agent_id: str, actor: str, now: Now) -> None:
-        """For a secret that was stolen: it is good for nothing from now on, and neither is the key by which a deployed
-        agent knows its manager. Its workers run on; a deployment (a launcher: an approval) gives it new ones. Durable.
-        """
-        agent = self.agent(agent_id)
-        self.agent_by_secret.pop(agent.secret_sha256, None)
-        self.rotations.drop(agent)
-        agent.revoked_sha256, agent.secret_sha256 = agent.secret_sha256 or agent.revoked_sha256, ""
-        if agent.kind == "deployed":  # a launcher could not be told the new one
-            agent.key_generation += 1
-        for worker in self.workers_of(agent_id):  # whoever had the secret may have used up the numbers of its events
-            worker.event_seq = 0
-            self.put("workers", worker.worker_id, worker)
-        self.tokens.revoke_agents(agent_id)
-        self.put("agents", agent_id, agent)
-        self.event_log.add("credentials", now, host=agent.host, reason=f"secret of {agent_id} revoked", actor=actor)
-        for hook in self.revoked_hooks:
-            hook(agent_id)
-        self.commit()
+    def drop_new_secret(self, agent: AgentRecord) -> None:
+        """Its secret is replaced or ended in another way than by a rotation's last step; stored by the caller."""
+        self.agent_by_new_secret.pop(agent.next_sha256, None)
+        agent.next_sha256, agent.rotation = "", {}
 
     # ------------------------------------------------------------------------------------------ leaving the fleet
 
@@ -430,7 +399,7 @@ class FleetState:
             return
         self.seen.pop(agent_id, None)
         self.agent_by_secret.pop(agent.secret_sha256, None)
-        self.rotations.drop(agent)
+        self.drop_new_secret(agent)
         self.put("agents", agent_id, None)
         self.notify("hosts", agent_id, None)
 
@@ -459,6 +428,10 @@ class FleetState:
         if wake:
             self.wake(agent_id)
 
+    def touch_once_durable(self, agent_id: str) -> None:
+        """The same, with the next commit: it hears nothing of the change before that is on disk."""
+        self._to_touch.add(agent_id)
+
     def wake(self, agent_id: str) -> None:
         """There is something to be told to this agent."""
         for waker in self._wakers:
@@ -470,8 +443,8 @@ class FleetState:
         self.worker_seen.setdefault(worker.worker_id, WorkerObserved())
         self.store_worker(worker)
 
-    def hand_over(self, worker: WorkerRecord, agent_id: str, host: str) -> None:
-        """Give a worker whose old instance is surely gone to another agent: with a new epoch, to be started there."""
+    def place_on(self, worker: WorkerRecord, agent_id: str, host: str) -> None:
+        """The tables' half of Places.hand_over, which alone calls it."""
         self._workers_of.get(worker.agent_id, {}).pop(worker.worker_id, None)
         self._workers_of.setdefault(agent_id, {})[worker.worker_id] = worker
         if worker.agent_id != agent_id:
@@ -482,7 +455,6 @@ class FleetState:
         worker.event_seq = 0  # the new host's clock, from which its numbers begin, may be behind the old one's
         worker.moving = {}
         worker.last_state, worker.last_reason = "stopped", f"given to {host}, not heard of from there yet"
-        self.leases.ended(worker.worker_id)
         self.worker_seen[worker.worker_id].report = None
         self.worker_seen[worker.worker_id].plight = {}
 
@@ -522,7 +494,8 @@ class FleetState:
         self.seen.setdefault(agent.agent_id, AgentObserved())
         if agent.secret_sha256:
             self.agent_by_secret[agent.secret_sha256] = agent.agent_id
-        self.rotations.index(agent)
+        if agent.next_sha256:
+            self.agent_by_new_secret[agent.next_sha256] = agent.agent_id
 
     def put(self, table: str, key: str, record: Any) -> None:
         self._changes.append((table, key, record if record is None or isinstance(record, dict) else to_dict(record)))
@@ -541,7 +514,9 @@ class FleetState:
         except NotDurable as exc:
             self.unwritten = exc.message
             raise
-        self.gangs.tell()
+        to_touch, self._to_touch = self._to_touch, set()
+        for agent_id in to_touch:
+            self.touch(agent_id)
         if self.unwritten:
             self.unwritten = ""
             for agent_id in list(self.seen):
@@ -582,8 +557,6 @@ class FleetState:
             "agents": {agent.agent_id: to_dict(agent) for agent in self.agents_by_id.values()},
             "workers": {worker.worker_id: to_dict(worker) for worker in self.workers_by_id.values()},
             "commands": {record.command_id: to_dict(record) for record in self.outbox.all_open()},
-            "tokens": {token.token_id: to_dict(token) for token in self.tokens.all()},
-            **self.gangs.tables(),
         }
 
     def save(self) -> None:

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from procguard.errors import Conflict, NotFound, Refused, UsageError
 from procguard.fleet.clock import Now, iso
 from procguard.fleet.records import TokenRecord, from_dict
+from procguard.fleet.state import FleetState
 from remote_agent import protocol, session
-
-if TYPE_CHECKING:
-    from procguard.fleet.state import FleetState
 
 Scope = Literal["operator", "viewer", "enroll", "metrics"]
 SCOPES: tuple[Scope, ...] = ("operator", "viewer", "enroll", "metrics")

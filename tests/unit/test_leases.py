@@ -168,7 +168,7 @@ def test_no_second_agent_is_granted_a_lease_while_the_first_may_hold_one(world: 
     world.deploy({"h2": {}})
     worker, leases = world.registry.workers_by_id["w1"], world.registry.leases
     kept = leases._granted["w1"]
-    world.registry.hand_over(worker, "h2", "h2")
+    world.registry.places.hand_over(worker, "h2", "h2")
     leases._granted["w1"] = kept
     assert run(world, "h2").leases == []
     world.pass_time(CERTAIN_S + 1.0)
@@ -180,7 +180,7 @@ def test_after_an_orderly_hand_over_the_new_agent_is_granted_at_once_and_the_old
     world.deploy({"h2": {}})
     worker = world.registry.workers_by_id["w1"]
     world.registry.withdraw(world.registry.agents_by_id["h1"], worker)
-    world.registry.hand_over(worker, "h2", "h2")
+    world.registry.places.hand_over(worker, "h2", "h2")
     assert [lease.epoch for lease in run(world, "h2").leases] == [worker.epoch]
     assert run(world, "h1").leases == []
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from procguard.errors import Conflict
-from procguard.fleet import leases
+from procguard.fleet import records
 from procguard.fleet.clock import Now
 from procguard.fleet.failure_handler import FailureHandler
 from procguard.fleet.leases import Verdict
@@ -114,7 +114,7 @@ class Fleet:
         reports = []
         for worker in registry.workers_of(agent_id):
             state = self.states.get(worker.worker_id, "running" if worker.told == "running" else "stopped")
-            left = worker.spec.lease_s if leases.fenced(worker) else None
+            left = worker.spec.lease_s if records.fenced(worker) else None
             attempt = worker.attempt + (worker.attempt == 0)
             reports.append(self.world.report(worker.worker_id, state, lease_left_s=left, attempt=attempt))
         rev = registry.rev(agent_id)
