@@ -7,10 +7,11 @@ it is given what was read of the GPUs. Main loop only.
 from __future__ import annotations
 
 import os
-from typing import Any, Optional
+from typing import Optional
 
 from remote_agent import paths
 from remote_agent.gpus import Reading
+from remote_agent.protocol import GpuProcess, GpuUsage
 
 CUDA_DEVICES = "CUDA_VISIBLE_DEVICES"
 # CUDA numbers the fastest first by default; NVML and nvidia-smi count along the bus, and so do we.
@@ -80,7 +81,7 @@ def choose(
     return sorted(own + free[: wanted - len(own)]), ""
 
 
-def _occupied(gpu: Any, worker_id: str, held: dict[str, list[int]]) -> str:
+def _occupied(gpu: GpuUsage, worker_id: str, held: dict[str, list[int]]) -> str:
     """Who has this GPU, in words; "" = free."""
     for other, indexes in held.items():
         if other != worker_id and gpu.index in indexes:
@@ -94,14 +95,14 @@ def _occupied(gpu: Any, worker_id: str, held: dict[str, list[int]]) -> str:
     return f"GPU {gpu.index} is used by {', '.join(users[:2])}{more}"
 
 
-def _named(process: Any) -> str:
+def _named(process: GpuProcess) -> str:
     if process.worker_id:
         return f"{process.worker_id} (pid {process.pid}, {process.name})"
     known = ", ".join(text for text in (process.user, process.name) if text)
     return f"pid {process.pid} ({known or 'not of this container'})"
 
 
-def _still_there(process: Any) -> bool:
+def _still_there(process: GpuProcess) -> bool:
     """A process that could be seen when the GPU was read, and has ended since, holds nothing."""
     return not process.name or os.path.exists(f"/proc/{process.pid}")
 

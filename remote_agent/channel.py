@@ -10,11 +10,14 @@ from __future__ import annotations
 import os
 import threading
 import time
-from typing import Any, Callable, Optional
+from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from remote_agent import protocol
 from remote_agent.digests import same
 from remote_agent.protocol import WireError, ZmqOffer
+
+if TYPE_CHECKING:
+    from remote_agent.zmq_wire import Zmq, ZmqWire
 
 AGAIN_FIRST_S, AGAIN_LAST_S = 5.0, 300.0
 MAX_TIMEOUT_MS = 600_000
@@ -27,7 +30,7 @@ class Channels:
     def __init__(self, say: Callable[[str], None] = lambda _: None) -> None:
         self._say = say
         self._lock = threading.Lock()
-        self._zmq: Any = None  # zmq_wire.Zmq, once it was offered and could be had
+        self._zmq: Optional[Zmq] = None  # once it was offered and could be had
         self._cannot = ""  # why this Python never can
         self._failures = 0
         self._again_at = 0.0  # monotonic
@@ -91,15 +94,16 @@ class Channels:
     def has_key(self) -> bool:
         return self._zmq is not None
 
-    def connect(self, host: str, offer: ZmqOffer, logs: bool) -> Any:
-        """A zmq_wire.ZmqWire that stands; None where it can't be had now."""
+    def connect(self, host: str, offer: ZmqOffer, logs: bool) -> Optional[ZmqWire]:
+        """One that stands; None where it can't be had now."""
         from remote_agent import zmq_wire
 
-        wire = None
+        own, wire = self._zmq, None
+        assert own is not None  # `has_key`
         try:
-            wire = zmq_wire.ZmqWire(self._zmq, host, offer.logs_port if logs else offer.port, offer)
+            wire = zmq_wire.ZmqWire(own, host, offer.logs_port if logs else offer.port, offer)
             wire.connect()
-        except (zmq_wire.ZmqTrouble, OSError, ValueError, self._zmq.module.ZMQError) as exc:
+        except (zmq_wire.ZmqTrouble, OSError, ValueError, own.module.ZMQError) as exc:
             if wire is not None:
                 wire.close()
             self.failed(str(exc))

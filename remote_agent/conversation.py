@@ -15,6 +15,7 @@ from remote_agent.link import (
     Connection,
     Credentials,
     LinkDown,
+    Outcome,
     Reply,
     Unknown,
     heartbeat,
@@ -37,7 +38,7 @@ class Registrar:
     def request(self) -> Callable[[Connection], Reply]:
         raise NotImplementedError
 
-    def outcome(self, outcome: Any) -> float:
+    def outcome(self, outcome: Outcome) -> float:
         """Take in the answer (a Reply or a LinkDown). Returns the seconds until the next try; 0.0 = registered."""
         raise NotImplementedError
 
@@ -53,7 +54,7 @@ class Conversation:
         self,
         credentials: Credentials,
         addresses: Addresses,
-        deliver: Callable[[str, Any], None],
+        deliver: Callable[[str, Outcome], None],
         *,
         build: Callable[[], dict[str, Any]],
         take: Callable[[AgentReply, int], None],
@@ -129,7 +130,7 @@ class Conversation:
             self._poll.submit("poll", poll(self._credentials.agent_id, rev, seq))
             self._poll_sent = now
 
-    def outcome(self, tag: str, outcome: Any, now: float) -> None:
+    def outcome(self, tag: str, outcome: Outcome, now: float) -> None:
         if tag == "poll":
             self._poll.busy = False
             self._poll_outcome(outcome, now)
@@ -143,9 +144,9 @@ class Conversation:
             self._not_before = now + again_s
             self._next_beat = now
 
-    def _beat_outcome(self, outcome: Any, now: float) -> None:
+    def _beat_outcome(self, outcome: Outcome, now: float) -> None:
         reply, trouble = _read(outcome)
-        if reply is None:
+        if isinstance(outcome, LinkDown) or reply is None:
             self._beat_failures += 1
             refused = _refused(outcome)
             replaced = self._addresses.read_again()
@@ -169,10 +170,10 @@ class Conversation:
         self._interval_s = min(60.0, max(SHORTEST_INTERVAL_S, reply.interval_s))
         self._take(reply, outcome.asked_ns)
 
-    def _poll_outcome(self, outcome: Any, now: float) -> None:
+    def _poll_outcome(self, outcome: Outcome, now: float) -> None:
         elapsed_s = now - self._poll_sent
         reply, _ = _read(outcome)
-        if reply is None:
+        if isinstance(outcome, LinkDown) or reply is None:
             self._poll_failures += 1
             self._next_poll = now + retry_delay_s(self._poll_failures, _refused(outcome))
             if self._poll_failures == 1:
@@ -188,7 +189,7 @@ class Conversation:
         self._take(reply, outcome.asked_ns)
 
 
-def _read(outcome: Any) -> tuple[Optional[AgentReply], str]:
+def _read(outcome: Outcome) -> tuple[Optional[AgentReply], str]:
     """(reply, ""), or (None, what went wrong)."""
     if isinstance(outcome, LinkDown):
         return None, str(outcome)
@@ -200,6 +201,6 @@ def _read(outcome: Any) -> tuple[Optional[AgentReply], str]:
         return None, f"the manager's answer cannot be read: {exc}"
 
 
-def _refused(outcome: Any) -> bool:
+def _refused(outcome: Outcome) -> bool:
     """The manager is there and does not want us (any more)."""
     return isinstance(outcome, Unknown) or (isinstance(outcome, Reply) and (outcome.refused or outcome.status == 404))

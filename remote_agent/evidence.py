@@ -11,10 +11,11 @@ import os
 import time
 from collections import deque, namedtuple
 from itertools import islice
-from typing import Any, Callable
+from typing import Callable
 
 from remote_agent import errand, paths, proc_usage, process_tree
 from remote_agent.bounded import Bounded, HangsError
+from remote_agent.protocol import GpuUsage
 from remote_agent.restart import signal_number
 
 WHOLE_S = 20.0  # all of it; whoever waits for it gives up a little later
@@ -97,7 +98,7 @@ def _within(bounded: Bounded, deadline: float, pid: int, look: Callable[[int], s
         return f"cannot be looked at: {exc}"
 
 
-def _line(process: Any) -> str:
+def _line(process: proc_usage.Proc) -> str:
     return f"pid {process.pid} parent {process.ppid} state {process.state} threads {process.threads} {process.name}"
 
 
@@ -145,7 +146,7 @@ def _field(path: str, name: str) -> str:
     return "?"
 
 
-def _gpu_line(gpu: Any) -> str:
+def _gpu_line(gpu: GpuUsage) -> str:
     pids = ", ".join(str(process.pid) for process in gpu.processes) or "none"
     return (
         f"GPU {gpu.index} {gpu.name}: {gpu.utilization_percent} % busy, memory {gpu.memory_used_bytes} of "
@@ -154,7 +155,7 @@ def _gpu_line(gpu: Any) -> str:
     )
 
 
-def _python_stacks(pages: _Pages, tree: list[Any], scene: Scene, deadline: float) -> None:
+def _python_stacks(pages: _Pages, tree: list[proc_usage.Proc], scene: Scene, deadline: float) -> None:
     """py-spy, where the job's PATH has one: it needs no help of the process it looks at. With the rights of the
     worker's user, for who writes to that PATH is not known."""
     for process in tree[:MAX_PROCESSES]:
@@ -232,7 +233,7 @@ def _log_tail(directory: str, attempt: int) -> list[str]:
     return lines
 
 
-def _summary(tree: list[Any], last: list[str]) -> str:
+def _summary(tree: list[proc_usage.Proc], last: list[str]) -> str:
     """One line for the event's reason."""
     if not tree:
         return "no process of it is left"

@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional
 if TYPE_CHECKING:
     import argparse
 
+    from remote_agent.code_session import CodeSession
+    from remote_agent.relay import Relay
+
 if "remote_agent" not in sys.modules:  # run as a file from a release: python -I leaves its directory out of sys.path
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
@@ -62,8 +65,8 @@ class Session:
 
     def __init__(self) -> None:
         self._input = sys.stdin.buffer
-        self._code: Any = None
-        self._relay: Any = None
+        self._code: "Optional[CodeSession]" = None
+        self._relay: "Optional[Relay]" = None
         self._code_size = 0
 
     def run(self) -> int:

@@ -14,7 +14,7 @@ import queue
 import socket
 import threading
 from dataclasses import dataclass, field
-from typing import Any, Callable, Optional
+from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
 from remote_agent import loopback, session
 from remote_agent.channel import Channels
@@ -24,6 +24,9 @@ from remote_agent.lease import boottime_ns
 from remote_agent.protocol import MAX_WAIT_S, ZmqOffer, manager_proof, secret_sha256
 from remote_agent.readdress import AddressFile
 from remote_agent.tls import Trust, explain
+
+if TYPE_CHECKING:  # pyzmq is loaded only where it is offered
+    from remote_agent.zmq_wire import ZmqWire
 
 CONNECT_TIMEOUT_S = 4.0
 REQUEST_TIMEOUT_S = 15.0
@@ -74,6 +77,9 @@ class Reply:
             return f"HTTP {self.status}"
         message, step = str(error.get("message", "")), str(error.get("next", ""))
         return f"HTTP {self.status}: {message}; {step}" if step else f"HTTP {self.status}: {message}"
+
+
+Outcome = Union[Reply, LinkDown]  # what a request leads to
 
 
 def _chance() -> float:
@@ -167,7 +173,7 @@ class Connection:
         self._session: Optional[session.ClientSession] = None  # on that connection; None: a manager without sessions
         self._secret = ""  # the one that this connection was opened for
         self._edition = 0  # of the addresses, when it was opened
-        self._zmq: Any = None  # zmq_wire.ZmqWire; while it stands, there is no HTTP connection
+        self._zmq: Optional[ZmqWire] = None  # while it stands, there is no HTTP connection
         self._zmq_answered = False
         self._base = ""
         self._url = ""
@@ -256,7 +262,7 @@ class Connection:
         self, method: str, path: str, body: Optional[bytes], headers: dict[str, str], timeout_s: float, *, prove: bool
     ) -> Reply:
         if self._zmq is not None:
-            return self._send_zmq(method, path, body, timeout_s)
+            return self._send_zmq(self._zmq, method, path, body, timeout_s)
         if prove and self._proven is None:
             self.disconnect()  # whatever is left of a hello that failed: nothing of ours goes over it
         try:
@@ -267,7 +273,7 @@ class Connection:
             elif prove and self._channels is not None and self._channels.due():
                 self._prove()
             if self._zmq is not None:
-                return self._send_zmq(method, path, body, timeout_s)
+                return self._send_zmq(self._zmq, method, path, body, timeout_s)
             return self._send(method, path, body, headers, timeout_s, signed=prove)
         except Unproven:
             self._give_up_on_address()
@@ -379,13 +385,13 @@ class Connection:
                 "What forwards to the manager has to run as this user or root"
             )
 
-    def _send_zmq(self, method: str, path: str, body: Optional[bytes], timeout_s: float) -> Reply:
+    def _send_zmq(self, wire: ZmqWire, method: str, path: str, body: Optional[bytes], timeout_s: float) -> Reply:
         """Only what a proven manager may hear comes this way. A connection that fails is opened anew, by HTTP first."""
         from remote_agent.zmq_wire import ZmqTrouble
 
         asked_ns = boottime_ns()
         try:
-            status, answer = self._zmq.exchange(method, path, self._secret, body, timeout_s=timeout_s)
+            status, answer = wire.exchange(method, path, self._secret, body, timeout_s=timeout_s)
         except ZmqTrouble as exc:
             self.disconnect()
             if self._channels is not None and (not self._zmq_answered or _timed_out(exc)):
@@ -435,7 +441,7 @@ class Caller(threading.Thread):
     `deliver(tag, outcome)` is called on this thread; outcome is a Reply or a LinkDown.
     """
 
-    def __init__(self, name: str, connection: Connection, deliver: Callable[[str, Any], None]) -> None:
+    def __init__(self, name: str, connection: Connection, deliver: Callable[[str, Outcome], None]) -> None:
         super().__init__(name=f"procguard-{name}", daemon=True)
         self._connection = connection
         self._deliver = deliver
@@ -458,7 +464,7 @@ class Caller(threading.Thread):
                 return
             tag, job = item
             try:
-                outcome: Any = job(self._connection)
+                outcome: Outcome = job(self._connection)
             except LinkDown as exc:
                 outcome = exc
             except Exception as exc:  # a bug here must not end the thread, and the link with it

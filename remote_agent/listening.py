@@ -8,7 +8,9 @@ as long as it lives, so it never counts as waiting.
 from __future__ import annotations
 
 import os
-from typing import Any, Iterable
+from typing import Iterable
+
+from remote_agent.proc_usage import Sample
 
 LOOK_EVERY_S = 30.0
 IDLE_PERCENT = 1.0  # of one core; above it nobody asks
@@ -23,7 +25,7 @@ class Listening:
     def __init__(self) -> None:
         self._known: dict[str, tuple[float, bool]] = {}  # worker -> when (monotonic), and the answer
 
-    def look(self, sample: Any, now: float) -> set[str]:
+    def look(self, sample: Sample, now: float) -> set[str]:
         """The workers that wait for connections. `sample`: proc_usage.Sample."""
         known = self._known
         self._known = {}

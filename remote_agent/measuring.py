@@ -12,7 +12,7 @@ from typing import Any, Callable, Optional
 from remote_agent import paths
 from remote_agent.gpus import NO_GPUS, GpuReader, Reading, attribute, driver_shows, fill_usage
 from remote_agent.listening import Listening
-from remote_agent.proc_usage import Sample
+from remote_agent.proc_usage import Proc, Sample
 from remote_agent.protocol import GpuUsage, HostUsage
 from remote_agent.slot import WorkerSlot
 from remote_agent.states import RUNNING
@@ -37,7 +37,7 @@ class Measuring:
         self._python = python
         self._busy: set[str] = set()
         self._next_usage = self._next_gpus = self._next_driver = self._next_remember = 0.0  # monotonic
-        self._trees: dict[str, Any] = {}
+        self._trees: dict[str, list[Proc]] = {}
         self._suspicions: dict[str, Suspicion] = {}
         self._remembered: dict[str, dict[str, Any]] = {}
         self._host: Optional[HostUsage] = None
@@ -186,7 +186,7 @@ class Measuring:
 
 
 def _read_gpus(
-    reader: GpuReader, now: float, runners: dict[str, int], trees: dict[str, Any], held: dict[str, list[int]]
+    reader: GpuReader, now: float, runners: dict[str, int], trees: dict[str, list[Proc]], held: dict[str, list[int]]
 ) -> Reading:
     reading = reader.read(now)
     attribute(reading, runners, trees, held)

@@ -10,12 +10,12 @@ import json
 import os
 import re
 import socket
-from typing import Any, Callable, Optional
+from typing import Callable, Optional
 
 from remote_agent import protocol, states
 from remote_agent.agent import Agent
 from remote_agent.conversation import Registrar
-from remote_agent.link import Connection, Credentials, LinkDown, Reply, Unknown, UnknownToken, retry_delay_s
+from remote_agent.link import Connection, Credentials, LinkDown, Outcome, Reply, Unknown, UnknownToken, retry_delay_s
 from remote_agent.protocol import RegisterReply, Registration, WorkerSpec
 from remote_agent.restart import needs_runner
 from remote_agent.slot import WorkerSlot
@@ -76,7 +76,7 @@ class LauncherRegistrar(Registrar):
 
         return job
 
-    def outcome(self, outcome: Any) -> float:
+    def outcome(self, outcome: Outcome) -> float:
         if isinstance(outcome, UnknownToken):
             return self._bad_token(outcome)
         if isinstance(outcome, LinkDown):

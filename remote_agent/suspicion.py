@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections import namedtuple
 from typing import Any, Optional
 
+from remote_agent.proc_usage import Proc
+from remote_agent.protocol import GpuUsage
 from remote_agent.restart import duration_in_words
 
 ZOMBIE_AFTER_S = 30.0
@@ -77,9 +79,9 @@ class Suspicion:
         self._gpus: dict[int, _GpuHistory] = {}
 
     def observe(
-        self, attempt: int, tree: list[Any], log_mark: Any, gpus: list[Any], now: float, waiting: bool = False
+        self, attempt: int, tree: list[Proc], log_mark: Any, gpus: list[GpuUsage], now: float, waiting: bool = False
     ) -> str:
-        """`tree`: proc_usage.Proc of every process; `gpus`: GpuUsage of those it uses; `waiting`: it listens and nobody
+        """`tree`: every process; `gpus`: those it uses; `waiting`: it listens and nobody
         is connected (listening.py), so neither silence nor idleness means anything. Returns the evidence or ""."""
         if attempt != self._attempt:
             self._attempt, self._cases, self._gpus = attempt, {}, {}
@@ -98,7 +100,7 @@ class Suspicion:
     def stopped(self) -> None:
         self._attempt, self.evidence, self.idle_because = 0, "", ""
 
-    def _processes(self, tree: list[Any], now: float) -> list[str]:
+    def _processes(self, tree: list[Proc], now: float) -> list[str]:
         cases: dict[tuple[int, int, str], _Case] = {}
         signs: dict[str, list[str]] = {"Z": [], "T": [], "t": [], "D": []}
         for process in tree:
@@ -120,7 +122,7 @@ class Suspicion:
                 found.append(f"and {len(some) - MAX_NAMED} more like it")
         return found
 
-    def _busy_at_idle_power(self, gpus: list[Any], now: float) -> list[str]:
+    def _busy_at_idle_power(self, gpus: list[GpuUsage], now: float) -> list[str]:
         found = []
         for gpu in gpus:
             sign = self._gpus.setdefault(gpu.index, _GpuHistory()).look(gpu, now)
@@ -137,7 +139,7 @@ class _GpuHistory:
         self._readings = 0
         self._since: Optional[float] = None
 
-    def look(self, gpu: Any, now: float) -> str:
+    def look(self, gpu: GpuUsage, now: float) -> str:
         power_w, limit_w = gpu.power_w, gpu.power_limit_w
         if not limit_w or power_w is None or (gpu.utilization_percent or 0.0) < GPU_BUSY_PERCENT:
             self._since = None
@@ -163,7 +165,7 @@ class _GpuHistory:
         )
 
 
-def _sign(process: Any, for_s: float) -> str:
+def _sign(process: Proc, for_s: float) -> str:
     name, lasting = f"process {process.pid} ({process.name})", duration_in_words(for_s)
     if process.state == "Z" and for_s >= ZOMBIE_AFTER_S:
         return f"{name} has been a zombie for {lasting}: its parent {process.ppid} does not collect it"
