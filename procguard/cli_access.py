@@ -15,7 +15,7 @@ from invoke import Collection, Context
 from procguard import client
 from procguard.cli_task import operator_task
 from procguard.errors import UsageError
-from procguard.fleet.tokens import AGENT_SCOPE, SCOPES, SCOPES_SHOWN
+from procguard.fleet.token_scopes import AGENT_SCOPE, SCOPES, SCOPES_SHOWN
 from procguard.terminal import say, say_json
 
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 7 * 86_400.0}

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from procguard.fleet.clock import Now
 from procguard.fleet.epochs import EPOCHS_PER_TERM
-from procguard.fleet.settings import FleetSettings
 from remote_agent import protocol, states
+
+if TYPE_CHECKING:  # its group policies need pydantic, which costs every command 0.2 s to import
+    from procguard.fleet.settings import FleetSettings
 
 # ended: a hand-started launcher whose user ended it, after its worker had stopped. Nothing is expected of it.
 AgentState = Literal["never", "connected", "suspect", "unreachable", "ended"]
@@ -178,7 +180,7 @@ class CommandRecord:
 class TokenRecord:
     token_id: str
     name: str
-    scope: str  # tokens.SCOPES, or "agent:" and an agent's id
+    scope: str  # token_scopes.SCOPES, or "agent:" and an agent's id
     sha256: str
     created_wall: float
     created_by: str = ""

@@ -1,37 +1,26 @@
 """Tokens: what people, launchers and other programs show where they are not the manager's own user on its machine.
 
-Owns their scopes, lives and uses; only hashes are kept. What a scope may do is procguard/portal/permissions.py.
+Owns their lives and uses; only hashes are kept. The scopes are token_scopes.py.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 from procguard.errors import Conflict, NotFound, Refused, UsageError
 from procguard.fleet.clock import Now, iso
 from procguard.fleet.records import TokenRecord, from_dict
 from procguard.fleet.state import FleetState
+from procguard.fleet.token_scopes import AGENT_SCOPE, SCOPES, SCOPES_SHOWN, how_to_replace
 from remote_agent import protocol, session
 
-Scope = Literal["operator", "viewer", "enroll", "metrics"]
-SCOPES: tuple[Scope, ...] = ("operator", "viewer", "enroll", "metrics")
-AGENT_SCOPE = "agent:"  # and the agent's id
-SCOPES_SHOWN = "operator, viewer, enroll, metrics or agent:ID"
 MAX_TOKENS = 10_000
 MAX_LIFE_S = 10 * 366 * 24 * 3600.0
 MAX_USES = 1_000_000
 KEEP_ENDED_S = 30 * 24 * 3600.0  # an expired token is shown this long, so that its user learns why it fails
 NOTE_USE_EVERY_S = 600.0  # the last use on disk is at most this much older than the real one
-
-
-def how_to_replace(scope: str) -> str:
-    """What to do where a token of this scope is not good, or not any more."""
-    make = f"make another on the manager's machine: invoke token.create --scope {scope}"
-    if scope != "enroll":
-        return make
-    return f"{make}; or start the launcher without --token and have an operator approve it"
 
 
 class Tokens:

@@ -13,7 +13,7 @@ from procguard.errors import LimitExceeded, ProcGuardError, Refused
 from procguard.fleet import clock
 from procguard.fleet.records import TokenRecord
 from procguard.fleet.registry import Registry
-from procguard.fleet.tokens import SCOPES_SHOWN, how_to_replace
+from procguard.fleet.token_scopes import SCOPES_SHOWN, how_to_replace
 from procguard.portal import requests
 from procguard.portal.api_history import read_query
 from procguard.portal.audit import ASKS, Audit

@@ -26,7 +26,7 @@ from procguard.fleet import clock
 from procguard.fleet.addresses import address_group
 from procguard.fleet.records import TokenRecord
 from procguard.fleet.registry import Registry
-from procguard.fleet.tokens import AGENT_SCOPE, SCOPES, Scope, how_to_replace
+from procguard.fleet.token_scopes import AGENT_SCOPE, SCOPES, Scope, how_to_replace
 from procguard.portal import local_client, sock_diag
 from procguard.portal.audit import ASKS
 from procguard.portal.backoff import BackOff

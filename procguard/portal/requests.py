@@ -14,7 +14,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from procguard.channels import http_io
 from procguard.channels.messages import Hints, validated
 from procguard.fleet.operations import DEFAULT_CONCURRENCY, DEFAULT_TIMEOUT_S, MAX_ITEMS
-from procguard.fleet.tokens import AGENT_SCOPE, MAX_LIFE_S, MAX_USES, SCOPES
+from procguard.fleet.token_scopes import AGENT_SCOPE, SCOPES
+from procguard.fleet.tokens import MAX_LIFE_S, MAX_USES
 from remote_agent import protocol
 
 MAX_REASON_CHARS = 500

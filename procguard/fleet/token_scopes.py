@@ -1,0 +1,21 @@
+"""What a token may be for. What each scope may do is procguard/portal/permissions.py.
+
+Imports nothing: the commands check a scope without loading the fleet's state.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Scope = Literal["operator", "viewer", "enroll", "metrics"]
+SCOPES: tuple[Scope, ...] = ("operator", "viewer", "enroll", "metrics")
+AGENT_SCOPE = "agent:"  # and the agent's id
+SCOPES_SHOWN = "operator, viewer, enroll, metrics or agent:ID"
+
+
+def how_to_replace(scope: str) -> str:
+    """What to do where a token of this scope is not good, or not any more."""
+    make = f"make another on the manager's machine: invoke token.create --scope {scope}"
+    if scope != "enroll":
+        return make
+    return f"{make}; or start the launcher without --token and have an operator approve it"
