@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from invoke import Context
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from procguard.deploy.credentials import Credentials
     from procguard.deploy.deployer import Options
     from procguard.deploy.inventory import Host, Inventory
+    from procguard.deploy.rollout import Plan
 
 INVENTORY_HELP = {
     "hosts": "the inventory, as Ansible reads it, e.g. inventory/prod.yaml",
@@ -341,7 +342,7 @@ def _loaded(path: str, action: str) -> Inventory:
     return inventory.load(path)
 
 
-def _plan(forks: int, serial: str, max_fail: str) -> Any:
+def _plan(forks: int, serial: str, max_fail: str) -> Plan:
     from procguard.deploy.rollout import Plan
 
     if forks < 1:

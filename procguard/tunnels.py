@@ -92,7 +92,7 @@ class Tunnels:
         seen = self._registry.seen.get(agent_id)
         return seen.tunnel if seen is not None else {}
 
-    def _changed(self, _topic: str, agent_id: str, _view: Any) -> None:
+    def _changed(self, _topic: str, agent_id: str, _view: dict[str, Any] | None) -> None:
         self._reconcile(agent_id)
 
     def _reconcile(self, agent_id: str) -> None:

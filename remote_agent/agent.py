@@ -38,6 +38,7 @@ from remote_agent.protocol import (
     AgentReply,
     Assignment,
     Lease,
+    WorkerEvent,
     WorkerReport,
     decode,
     encode,
@@ -473,8 +474,8 @@ class Agent:
             )
         )
 
-    def _pending_events(self, limit: int) -> list[Any]:
-        events: list[Any] = []
+    def _pending_events(self, limit: int) -> list[WorkerEvent]:
+        events: list[WorkerEvent] = []
         for slot in self.slots.values():
             if len(events) >= limit:
                 break

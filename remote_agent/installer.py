@@ -14,12 +14,15 @@ import importlib.util
 import os
 import sys
 import time
-from typing import Any, Callable, Dict, Iterator, List
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List
 
 from remote_agent import agent_process, ids, paths, release
 from remote_agent.keepalive import KeepAlive
 from remote_agent.locks import lock_held
 from remote_agent.release import InstallError
+
+if TYPE_CHECKING:
+    from remote_agent.tls import Trust
 
 LOCK_TIMEOUT_S = 90.0
 RUNNER_MARGIN_S = 8.0  # beyond a worker's own stop_grace_s
@@ -573,7 +576,7 @@ class Installer:
             os.close(fd)
 
 
-def _trust(request: Json) -> Any:
+def _trust(request: Json) -> Trust:
     from remote_agent.tls import Trust
 
     return Trust(request.get("manager_ca", ""), bool(request.get("manager_any_name")))

@@ -77,7 +77,7 @@ _SPEC: TypeAdapter[protocol.WorkerSpec] = TypeAdapter(protocol.WorkerSpec)
 
 
 class Deployment:
-    def __init__(self, registry: FleetParts, request: Any) -> None:
+    def __init__(self, registry: FleetParts, request: dict[str, Any]) -> None:
         self._registry = registry
         self._differences: dict[str, list[str]] = {}  # of workers that are here already
         self._starts: dict[str, int] = {}  # the attempt that this deployment leads to, where it starts one

@@ -182,7 +182,7 @@ class Registry(Intake):
         self.event_log.add("agent_removed", now, host=agent.host, reason="it could not be deployed", actor=actor)
         self.commit()
 
-    def deploy(self, request: Any, actor: str, now: Now) -> dict[str, Any]:
+    def deploy(self, request: dict[str, Any], actor: str, now: Now) -> dict[str, Any]:
         """Declare hosts and their workers (deployment.py); durable."""
         return Deployment(self, request).carry_out(actor, now)
 

@@ -18,7 +18,7 @@ import json
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -127,7 +127,7 @@ class RowTopic:
         finally:
             self._building = False
 
-    def _take(self, item_ids: Any) -> tuple[list[int], dict[int, Row | None]]:
+    def _take(self, item_ids: Iterable[str]) -> tuple[list[int], dict[int, Row | None]]:
         """Read these anew: the slots that became free, and {slot: its row before} of those that differ now."""
         gone: list[int] = []
         changed: dict[int, Row | None] = {}

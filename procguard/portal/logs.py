@@ -37,7 +37,7 @@ from procguard.portal.log_reader import (
     read_gaps,
 )
 from remote_agent import log_disk, paths
-from remote_agent.protocol import directory_name
+from remote_agent.protocol import LogMatch, directory_name
 
 DISK_THREADS = 4
 READ_THREADS = 2
@@ -370,22 +370,22 @@ class LogStore:
         lines: list[LogLine] = self._readers.apply(self.tail, query)
         return lines
 
-    def written(self, places: Sequence[Any]) -> list[float]:
-        """When the byte at each place (`worker_id`, `attempt`, `stream`, `offset`) was written; 0: not known here."""
-        times: list[float] = self._readers.apply(self._written, (places,))
+    def written(self, matches: Sequence[LogMatch]) -> list[float]:
+        """When the first byte of each line was written; 0: not known here."""
+        times: list[float] = self._readers.apply(self._written, (matches,))
         return times
 
-    def _written(self, places: Sequence[Any]) -> list[float]:
+    def _written(self, matches: Sequence[LogMatch]) -> list[float]:
         found: dict[int, float] = {}
-        key = lambda number: (places[number].worker_id, places[number].attempt, places[number].stream)  # noqa: E731
-        for (worker_id, attempt, stream), numbers in itertools.groupby(sorted(range(len(places)), key=key), key=key):
+        key = lambda number: (matches[number].worker_id, matches[number].attempt, matches[number].stream)  # noqa: E731
+        for (worker_id, attempt, stream), numbers in itertools.groupby(sorted(range(len(matches)), key=key), key=key):
             base = self._base(worker_id, attempt, stream)
             stored = self._size(base)
             with contextlib.closing(TimesOf(base + ".idx")) as times:
                 for number in numbers:
-                    offset = places[number].offset
+                    offset = matches[number].offset
                     found[number] = times.at(offset) if offset < stored else 0.0
-        return [found[number] for number in range(len(places))]
+        return [found[number] for number in range(len(matches))]
 
     def beside(self, work: Callable[..., T], *arguments: Any) -> T:
         """`work` that reads files, in a thread."""

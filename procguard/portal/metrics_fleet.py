@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 from procguard import __version__
 from procguard.fleet.clock import Now
@@ -22,6 +22,7 @@ from remote_agent import protocol, states
 AGENT_STATES = ("never", "connected", "suspect", "unreachable", "ended", "pending")
 REST_EVERY = 100  # workers or hosts; about 2 ms
 
+T = TypeVar("T")
 Kind = Literal["gauge", "counter", "histogram"]
 
 
@@ -194,7 +195,7 @@ def _agents(registry: Registry, now: Now, *, per_worker: bool, rest: Callable[[]
     return [counts, up, age, cpus, memory, *(family for family, _ in of_host), *(family for family, _ in of_gpu)]
 
 
-def _measured(measures: list[tuple[Family, Callable[[Any], float | None]]], labels: str, usage: Any) -> None:
+def _measured(measures: list[tuple[Family, Callable[[T], float | None]]], labels: str, usage: T) -> None:
     for family, read in measures:
         value = read(usage)
         if value is not None:
