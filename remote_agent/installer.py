@@ -129,7 +129,6 @@ class Installer:
             "python": sys.executable,
             "python_skipped": _skipped_pythons(),
             "python_version": ".".join(str(part) for part in sys.version_info[:3]),
-            "platform": platform_tag(),
             "magic": importlib.util.MAGIC_NUMBER.hex(),  # whose byte code this Python reads
             "user": os.environ.get("USER", ""),
             "free_bytes": release.free_bytes(self.dir),
@@ -580,16 +579,6 @@ def _trust(request: Json) -> Trust:
     from remote_agent.tls import Trust
 
     return Trust(request.get("manager_ca", ""), bool(request.get("manager_any_name")))
-
-
-def platform_tag() -> str:
-    """Where a compiled psutil of another machine works too: same system, machine, C library and CPython."""
-    implementation = sys.implementation.name
-    try:
-        libc = (os.confstr("CS_GNU_LIBC_VERSION") or "other").split()[0]
-    except (OSError, ValueError):
-        libc = "other"
-    return "-".join((sys.platform, os.uname().machine, libc, implementation))
 
 
 def _skipped_pythons() -> "List[str]":

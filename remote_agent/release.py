@@ -183,7 +183,7 @@ def _compile(scratch: str, final: str) -> None:
     import importlib.util
 
     for directory, folders, names in os.walk(scratch):
-        folders[:] = [one for one in folders if one not in ("vendor", "__pycache__")]  # psutil: only without /proc
+        folders[:] = [one for one in folders if one != "__pycache__"]
         for name in sorted(names):
             path = os.path.join(directory, name)
             if name.endswith(".py") and not os.path.exists(importlib.util.cache_from_source(path)):

@@ -1,7 +1,6 @@
-"""What the host is (HostFacts) and which meter measures it: /proc where there is one, else psutil, else none.
+"""What the host is (HostFacts) and which meter measures it: /proc where it can be read, else none.
 
-`sample()` of either gives a proc_usage.Sample. psutil costs 2 MB of memory to import, so it is looked for only where
-/proc cannot be read. Without both everything else works and usage is "unavailable".
+`sample()` of either gives a proc_usage.Sample. Without /proc everything else works and usage is "unavailable".
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import os
 import pwd
 import sys
-from typing import Any, Union
+from typing import Union
 
 from remote_agent import proc_usage
 from remote_agent.proc_usage import ProcMeter, Sample
@@ -23,20 +22,15 @@ class NoMeter:
         return Sample(None, {}, {}, 0.0)
 
 
-Meter = Union[ProcMeter, NoMeter, Any]
+Meter = Union[ProcMeter, NoMeter]
 
 
 def choose_meter(disk_path: str) -> Meter:
-    if proc_usage.available():
-        return ProcMeter(disk_path)
-    from remote_agent.usage_psutil import PsutilMeter, load_psutil
-
-    psutil = load_psutil()
-    return NoMeter() if psutil is None else PsutilMeter(psutil, disk_path)
+    return ProcMeter(disk_path) if proc_usage.available() else NoMeter()
 
 
 def host_facts() -> HostFacts:
-    """What does not change while the agent runs. Needs no psutil."""
+    """What does not change while the agent runs."""
     uname = os.uname()
     try:
         memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

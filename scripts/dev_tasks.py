@@ -81,17 +81,15 @@ def _report(name: str, began: float, trouble: str) -> int:
     return 1 if trouble else 0
 
 
-# What the agent may try though a bare Python does not have it: psutil travels in the bundle, pyzmq is used where the
-# host has it and the manager offers the zmq channel, by this one module.
-TRIED = {"psutil": None, "zmq": "zmq_wire.py"}
+# What the agent may try though a bare Python does not have it: pyzmq is used where the host has it and the manager
+# offers the zmq channel, by this one module.
+TRIED = {"zmq": "zmq_wire.py"}
 
 
 def foreign_imports(folder: str = "remote_agent") -> list[str]:
     """Imports of the agent that a bare Python does not have, but for those of `TRIED`."""
     found = []
     for base, _, names in os.walk(os.path.join(ROOT, folder)):
-        if f"{os.sep}vendor" in base:
-            continue
         for name in sorted(names):
             if name.endswith(".py"):
                 found += _foreign_imports_of(os.path.join(base, name), folder)
@@ -112,7 +110,7 @@ def _foreign_imports_of(path: str, own: str) -> list[str]:
             continue
         for name in names:
             top = name.split(".")[0]
-            tried = top in TRIED and TRIED[top] in (None, os.path.basename(path))
+            tried = top in TRIED and TRIED[top] == os.path.basename(path)
             if top not in STANDARD_LIBRARY and top not in {own} | siblings and not tried:
                 place = f"{os.path.relpath(path, ROOT)}:{node.lineno}"
                 found.append(f"{place}: {top} is not in the standard library; the hosts have nothing else")

@@ -33,7 +33,6 @@ from procguard.deploy.deployer import VERIFY_TIMEOUT_S, WORKER_CHANGES, Deployer
 from procguard.deploy.heard import Heard
 from procguard.deploy.rollout import HostResult
 from procguard.errors import ProcGuardError, UsageError
-from remote_agent.installer import platform_tag
 
 LEFT_OVER_S = 24 * 3600.0
 
@@ -49,7 +48,7 @@ class _Silent:
 
 
 def begin(path: str, directory: Path, action: str, check: bool, prune: bool) -> Json:
-    """Tell the manager, and write what the hosts need: install.pyz, the bundles, deployment.json."""
+    """Tell the manager, and write what the hosts need: install.pyz, the bundle, deployment.json."""
     options = Options(prune=prune or action == "undeploy", check=check or action == "ask")
     hosts = inventory.load(path).select("")
     if action == "undeploy":
@@ -60,9 +59,8 @@ def begin(path: str, directory: Path, action: str, check: bool, prune: bool) -> 
     directory.chmod(0o700)
     (directory / "install.pyz").write_bytes(bundle.installer_zip())
     if action == "deploy":
-        for platform in ("", platform_tag()):
-            made = bundle.build(platform)
-            (directory / _bundle_name(made)).write_bytes(made.data)
+        release = bundle.build()
+        (directory / _bundle_name(release)).write_bytes(release.data)
     fd = os.open(directory / "deployment.json", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(fd, "w", encoding="utf-8") as out:
         json.dump({"inventory": os.path.abspath(path), "reply": reply}, out)
@@ -72,7 +70,7 @@ def begin(path: str, directory: Path, action: str, check: bool, prune: bool) -> 
 def plan(name: str, directory: Path, found: Json) -> Json:
     """{"changes": words for people, "bundle": its file's name, "send_bundle": whether the host lacks it}"""
     _, mine = _begun(name, directory)
-    release = bundle.build(str(found.get("platform", "")))
+    release = bundle.build()
     differs = [one["result"] + " " + worker for worker, one in mine.get("workers", {}).items()]
     told = [text for text in differs if text.split()[0] in WORKER_CHANGES]
     return {
@@ -86,7 +84,7 @@ def request(name: str, directory: Path, found: Json) -> Json:
     """What `install.pyz install` is to do on host `name`, which answered `found` to `install.pyz status`."""
     begun, mine = _begun(name, directory)
     host = inventory.load(begun["inventory"]).hosts[name]
-    release = bundle.build(str(found.get("platform", "")))
+    release = bundle.build()
     deployer = _deployer(Options())
     asked = deployer.install_request(host, begun["reply"], mine, release, found)
     return {

@@ -25,7 +25,6 @@ from types import CodeType
 from typing import Any, TypeVar
 
 import remote_agent
-from remote_agent.installer import platform_tag
 
 # Read as `exec(code)` by the boot line of `channel.REMOTE_COMMAND`, with `i` = the rest of stdin. Where this Python
 # reads the manager's byte code nothing is compiled: that is most of what a session costs a host. Each module is packed
@@ -102,12 +101,14 @@ class Bundle:
     data: bytes
     sha256: str
     unpacked_bytes: int
-    has_psutil: bool
 
 
-def build(for_platform: str = "") -> Bundle:
-    """The release for a host whose `platform_tag()` is `for_platform`; psutil only where ours would run there."""
-    return _build(for_platform == platform_tag())
+@_once
+def build() -> Bundle:
+    """The release, the same for every host."""
+    files = {f"remote_agent/{path.name}": path.read_bytes() for path in Path(remote_agent.__file__).parent.glob("*.py")}
+    data = pack(files)
+    return Bundle(data, hashlib.sha256(data).hexdigest(), sum(map(len, files.values())))
 
 
 def begin() -> None:
@@ -116,25 +117,15 @@ def begin() -> None:
     def make() -> None:
         with contextlib.suppress(Exception):  # who asks for what could not be made hears why
             bootstrap()
-            build(platform_tag())  # what most hosts are, or may ask for
+            build()
             byte_code()
 
     threading.Thread(target=make, name="bundle", daemon=True).start()
 
 
 def releases() -> list[str]:
-    """What agents of this release call themselves: as hosts name it, with psutil and without."""
-    return sorted({build(platform).sha256[:16] for platform in ("", platform_tag())})
-
-
-@_once
-def _build(with_psutil: bool) -> Bundle:
-    package = Path(remote_agent.__file__).parent
-    files = {f"remote_agent/{path.name}": path.read_bytes() for path in package.glob("*.py")}
-    vendored = _psutil_files() if with_psutil else {}
-    files.update(vendored)
-    data = pack(files)
-    return Bundle(data, hashlib.sha256(data).hexdigest(), sum(map(len, files.values())), bool(vendored))
+    """What agents of this release call themselves, as hosts name it."""
+    return [build().sha256[:16]]
 
 
 @_once
@@ -161,23 +152,6 @@ def _code(path: Path, filename: str) -> bytes:
 def _renamed(code: CodeType, filename: str) -> CodeType:
     inner = [_renamed(one, filename) if isinstance(one, CodeType) else one for one in code.co_consts]
     return code.replace(co_filename=filename, co_consts=tuple(inner))
-
-
-def _psutil_files() -> dict[str, bytes]:
-    """The manager's own psutil (an abi3 build: one file for every CPython), without tests and other systems' parts."""
-    spec = importlib.util.find_spec("psutil")
-    if spec is None or spec.origin is None:
-        return {}
-    root = Path(spec.origin).parent
-    wanted = [
-        root / name for name in ("__init__.py", "_common.py", "_ntuples.py", "_enums.py", "_pslinux.py", "_psposix.py")
-    ]
-    libraries = list(root.glob("_psutil_linux.abi3.so"))
-    if not libraries:
-        return {}  # built for one Python version: elsewhere it would only fail to load
-    return {
-        f"remote_agent/vendor/psutil/{path.name}": path.read_bytes() for path in [*wanted, *libraries] if path.exists()
-    }
 
 
 def pack(files: dict[str, bytes]) -> bytes:

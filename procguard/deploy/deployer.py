@@ -298,7 +298,7 @@ class Deployer:
             wanted, taken = host.target.python, str(found.get("python", ""))
             if wanted.startswith("/") and taken and taken != wanted:
                 result.notes.append(f"ansible_python_interpreter {wanted} is older than Python 3.9: {taken} is used")
-            release = bundle.build(str(found.get("platform", "")))
+            release = bundle.build()
             if self._options.check:
                 result.changes += would_change(found, release, mine)
                 return

@@ -247,7 +247,7 @@ def _agent(found: dict[str, Any]) -> Step:
         return Step("agent", "bad", "stopped by hand with install.py stop", "a deploy starts it again")
     if not found.get("running"):
         return Step("agent", "bad", "installed, but not running", "a deploy starts it; see agent.log on the host")
-    wanted = bundle.build(str(found.get("platform", ""))).sha256[:16]
+    wanted = bundle.build().sha256[:16]
     release = str(found.get("release"))
     kept = f"keep-alive: {found.get('keep_alive') or 'none'}"
     if release != wanted:

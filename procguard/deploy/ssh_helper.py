@@ -156,7 +156,7 @@ def care(session: HostSession, request: Json, where: Json, deadline: float) -> J
             return {"ok": True, "agent": "started", "message": _told(report, True)}
         return {"ok": True, "agent": "started", "message": f"back to release {report.get('release')}"}
     found = session.hello(where, deadline)
-    release = bundle.build(str(found.get("platform", "")))
+    release = bundle.build()
     if not found.get("installed"):
         return {"ok": True, "agent": "absent", "message": "no agent is installed there; deploy it: invoke deploy"}
     before, wanted = found.get("release"), release.sha256[:16]

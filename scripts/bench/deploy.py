@@ -56,7 +56,7 @@ class Hosts:
 
     def floor(self) -> float:
         """Seconds for `ssh` in parallel to put the same bytes there and start something."""
-        data = bundle.build("").data
+        data = bundle.build().data
         began = time.monotonic()
         running = []
         for host in self._fleet.hosts:

@@ -1,4 +1,4 @@
-"""The bundle: the same bytes each time, psutil only where it runs, and nothing but what a host needs."""
+"""The bundle: the same bytes each time, and nothing but what a host needs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ from procguard.deploy.local import LocalPipe, clean_environment
 from procguard.deploy.target import Target
 from procguard.errors import HostError
 from remote_agent import release
-from remote_agent.installer import platform_tag
 
 
 def names(one: bundle.Bundle) -> set[str]:
@@ -47,23 +46,9 @@ def test_another_process_builds_the_same_bundle() -> None:
     assert done.stdout.strip() == bundle.build().sha256
 
 
-def test_psutil_travels_only_to_a_platform_like_ours() -> None:
-    assert not bundle.build("linux-riscv64-musl-cpython").has_psutil
-    ours = bundle.build(platform_tag())
-    assert ours.has_psutil == any(name.startswith("remote_agent/vendor/psutil/") for name in names(ours))
-    assert not any("test" in name or "pyc" in name for name in names(ours))
-
-
-def test_the_vendored_psutil_works_without_site_packages(tmp_path: Path) -> None:
-    ours = bundle.build(platform_tag())
-    if not ours.has_psutil:
-        pytest.skip("psutil is not an abi3 build here")
-    with tarfile.open(fileobj=io.BytesIO(ours.data)) as archive:
-        archive.extractall(tmp_path, filter="data")
-    vendor = str(tmp_path / "remote_agent" / "vendor")
-    code = f"import sys; sys.path.insert(0, {vendor!r}); import psutil; print(psutil.__file__)"
-    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True)
-    assert str(tmp_path) in done.stdout
+def test_the_bundle_holds_the_agents_modules_and_nothing_else() -> None:
+    package = Path(bundle.remote_agent.__file__).parent
+    assert names(bundle.build()) == {f"remote_agent/{path.name}" for path in package.glob("*.py")}
 
 
 def test_the_bootstrap_carries_all_that_the_installer_imports(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def other_release(line: str) -> bundle.Bundle:
         files = {one.name: archive.extractfile(one).read() for one in archive}  # type: ignore[union-attr]
     files["remote_agent/__main__.py"] = line.encode() + files["remote_agent/__main__.py"]
     data = bundle.pack(files)
-    return bundle.Bundle(data, hashlib.sha256(data).hexdigest(), 100, False)
+    return bundle.Bundle(data, hashlib.sha256(data).hexdigest(), 100)
 
 
 def test_a_restart_replaces_an_agent_that_runs_and_starts_one_that_was_stopped(
@@ -230,7 +230,7 @@ def test_release_that_does_not_start_is_rolled_back(installer: Installer, manage
     good = put(installer, manager, secret="s3cret")
     files = {"remote_agent/__main__.py": b"raise SystemExit('broken on purpose')\n", "remote_agent/__init__.py": b""}
     data = bundle.pack(files)
-    broken = bundle.Bundle(data, hashlib.sha256(data).hexdigest(), 100, False)
+    broken = bundle.Bundle(data, hashlib.sha256(data).hexdigest(), 100)
     with pytest.raises(InstallError, match=f"broken on purpose.*rolled back to release {good['release']}"):
         installer.install(request(manager, broken), lambda: broken.data)
     assert installer.status()["running"] and installer.status()["release"] == good["release"]
@@ -394,14 +394,14 @@ def test_a_damaged_bundle_is_refused(tmp_path: Path) -> None:
 def test_a_bundle_that_was_made_wrong_is_refused_and_leaves_nothing(
     tmp_path: Path, spoil: Callable[[bytes], bytes], why: str
 ) -> None:
-    data = spoil(bundle.build("").data)
+    data = spoil(bundle.build().data)
     with pytest.raises(InstallError, match=why):
         release.unpack(str(tmp_path), hashlib.sha256(data).hexdigest(), data, 0)
     assert os.listdir(tmp_path / "releases") == []
 
 
 def test_a_bundle_larger_than_any_agent_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = bundle.build("")
+    one = bundle.build()
     monkeypatch.setattr(release, "MAX_UNPACKED_BYTES", one.unpacked_bytes // 2)
     with pytest.raises(InstallError, match="larger than any agent"):
         release.unpack(str(tmp_path), one.sha256, one.data, one.unpacked_bytes)

@@ -73,7 +73,7 @@ def test_an_agent_of_an_earlier_release_is_restarted_with_it(
     for name in ("remote_agent/link.py", "remote_agent/agent.py"):
         files[name] = files[name].replace(b"remote_agent.readdress", b"remote_agent.earlier")
     data = bundle.pack(files)
-    earlier = bundle.Bundle(data, hashlib.sha256(data).hexdigest(), 100, False)
+    earlier = bundle.Bundle(data, hashlib.sha256(data).hexdigest(), 100)
     asked = {"agent_id": "host1", "proof_key": fake_manager.KEY, "secret": "s", "manager_urls": [manager.url]}
     pid = installer.install({**asked, "release": earlier.sha256}, lambda: earlier.data)["pid"]
     away(manager)

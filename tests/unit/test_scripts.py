@@ -251,9 +251,7 @@ def test_foreign_imports_of_the_agent_are_found(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(dev_tasks, "ROOT", str(tmp_path))
     (tmp_path / "remote_agent").mkdir()
-    (tmp_path / "remote_agent" / "a.py").write_text(
-        "import os, psutil\nfrom remote_agent import b\nimport yaml.nodes\n"
-    )
+    (tmp_path / "remote_agent" / "a.py").write_text("import os\nfrom remote_agent import b\nimport yaml.nodes\n")
     (found,) = dev_tasks.foreign_imports()
     assert found.startswith("remote_agent/a.py:3: yaml is not in the standard library")
 

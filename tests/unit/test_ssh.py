@@ -45,7 +45,7 @@ def test_a_session_reaches_the_installer_over_one_connection(server: Server, tmp
     with Connector().session(server.target, deadline) as session:
         where = {"fleet_id": "f", "host": "host1", "home": str(tmp_path / "h o'me")}
         found = session.hello(where, deadline)
-        assert found["installed"] is False and found["platform"] == bundle.platform_tag()
+        assert found["installed"] is False
         assert session.perform("status", where, deadline)["running"] is False
     assert server.log.read_text().count("Accepted publickey") == before + 1
     assert not (tmp_path / "h o'me").exists()  # looking changes nothing

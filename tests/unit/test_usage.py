@@ -1,4 +1,4 @@
-"""Measuring: whole trees, honest rates, with /proc alone and with psutil where there is no /proc."""
+"""Measuring: whole trees, honest rates, from /proc alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from remote_agent import proc_usage, usage, usage_psutil
+from remote_agent import proc_usage, usage
 from remote_agent.bounded import Bounded, HangsError
 from tests.waiting import wait_until
 
@@ -51,9 +51,7 @@ def of(runner: subprocess.Popen[bytes]) -> dict[str, int]:
     return {"w": runner.pid}
 
 
-def test_the_host_is_measured_without_any_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """psutil is not even looked for where /proc can be read."""
-    monkeypatch.setitem(sys.modules, "psutil", None)
+def test_the_host_is_measured_without_any_package(tmp_path: Path) -> None:
     meter = usage.choose_meter(str(tmp_path))
     assert isinstance(meter, proc_usage.ProcMeter) and meter.available
     meter.sample({}, now=100.0)
@@ -66,33 +64,17 @@ def test_the_host_is_measured_without_any_package(tmp_path: Path, monkeypatch: p
     assert host.memory_used_bytes < facts.memory_bytes
 
 
-def test_without_proc_and_without_psutil_usage_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_proc_usage_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Such a host works all the same."""
     monkeypatch.setattr(proc_usage, "available", lambda: False)
-    monkeypatch.setattr(usage_psutil, "load_psutil", lambda: None)
     meter = usage.choose_meter(str(tmp_path))
     assert not meter.available
     assert meter.sample({"w": 1}).host is None
 
 
-def test_a_broken_vendored_psutil_is_as_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wheel of another platform raises what it likes."""
-    (tmp_path / "psutil").mkdir()
-    (tmp_path / "psutil" / "__init__.py").write_text("raise RuntimeError('wrong platform')")
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delitem(sys.modules, "psutil", raising=False)
-    assert usage_psutil.load_psutil(str(tmp_path)) is None
-
-
-def meters(tmp_path: Path) -> list[usage.Meter]:
-    psutil = pytest.importorskip("psutil")
-    return [proc_usage.ProcMeter(str(tmp_path)), usage_psutil.PsutilMeter(psutil, str(tmp_path))]
-
-
-@pytest.mark.parametrize("which", [0, 1], ids=["proc", "psutil"])
-def test_the_whole_tree_below_the_runner_is_measured_without_the_runner(tmp_path: Path, which: int) -> None:
+def test_the_whole_tree_below_the_runner_is_measured_without_the_runner(tmp_path: Path) -> None:
     """A busy grandchild counts; its parent's parent, the runner, does not."""
-    meter = meters(tmp_path)[which]
+    meter = proc_usage.ProcMeter(str(tmp_path))
     with child(WITH_GRANDCHILD) as runner:
         assert wait_until(
             lambda: meter.sample(of(runner)).workers["w"].processes == 2, what="child and grandchild seen"
@@ -163,8 +145,7 @@ def test_a_runner_that_has_gone_measures_as_nothing(tmp_path: Path) -> None:
     """Between exit and report the pid may be anybody's or nobody's."""
     process = subprocess.Popen(["true"])
     process.wait()
-    for meter in meters(tmp_path):
-        assert meter.sample({"w": process.pid}).workers["w"].processes == 0
+    assert proc_usage.ProcMeter(str(tmp_path)).sample({"w": process.pid}).workers["w"].processes == 0
 
 
 def test_a_call_that_hangs_is_left_and_not_made_again_while_it_hangs() -> None:
