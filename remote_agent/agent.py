@@ -28,12 +28,11 @@ from remote_agent.journal import Journal
 from remote_agent.lease import boottime_ns
 from remote_agent.link import Addresses, Connection, Credentials
 from remote_agent.log_files import ShippedWorker
-from remote_agent.log_search import KNOWN, LogSearcher
+from remote_agent.log_search import LogSearcher
 from remote_agent.logship import LogShipper
 from remote_agent.measuring import Measuring
 from remote_agent.orders import Orders
 from remote_agent.protocol import (
-    KNOWS_ROTATION,
     AgentHeartbeat,
     AgentReply,
     Assignment,
@@ -466,7 +465,6 @@ class Agent:
                 assignments_rev=self._rev,
                 commands_seq=self.orders.seq,
                 free_port=self._port.offer(),
-                knows=[KNOWN, KNOWS_ROTATION],
                 channel_trouble=self._channels.trouble,
                 ends=self._leaving == "stopped" and self._leave_by > 0,
                 disk_trouble=self._disk.trouble,

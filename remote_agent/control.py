@@ -22,9 +22,6 @@ import sys
 from collections.abc import Iterable
 
 PROTOCOL_VERSION = 1
-# Parts of spec.json that this release's runner obeys, said in its hello: an earlier runner ignores what it never knew.
-# "stop": what `assign` says besides, where a full disk keeps it from spec.json.
-KNOWS = ("start", "lease", "gang", "env", "stop")
 SO_PEERCRED = getattr(socket, "SO_PEERCRED", 17)  # the kernel's number; PyPy has no name for it
 MAX_LINE_BYTES = 1024 * 1024
 MAX_UNSENT_BYTES = 1024 * 1024

@@ -53,7 +53,7 @@ class Granted:
 
     def left_s(self, assignment: Optional[Assignment], status: dict[str, Any], nothing_runs: bool) -> Optional[float]:
         """For the report. None: not fenced, or not so that the manager may rely on it: a child that was started
-        unfenced lives and no lease has reached its runner yet, or its runner is of a release that knows no leases."""
+        unfenced lives and no lease has reached its runner yet."""
         if assignment is None or assignment.lease_s is None or not (nothing_runs or status.get("fenced")):
             return None
         held = self.now(assignment)

@@ -20,7 +20,6 @@ from remote_agent.link import Connection, Credentials, LinkDown
 from remote_agent.protocol import LogMatch, LogSearch, LogSearchResult, encode
 
 GREP = os.path.join(os.path.dirname(os.path.abspath(__file__)), "grep.py")
-KNOWN = "search"  # what heartbeats say of it
 MAX_WAITING = 4
 MAX_REMEMBERED = 64
 MAX_TIMEOUT_S = 60.0

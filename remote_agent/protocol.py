@@ -343,7 +343,6 @@ class AgentHeartbeat:
     commands_seq: int = 0  # the highest Command.seq this agent process has received; 0 after its start
     beat: int = 0  # when it was made, in ns of the host's CLOCK_BOOTTIME; the answer says it again
     free_port: int = 0  # a TCP port that nobody listens on, for a rendezvous on this host; 0: not looked for
-    knows: list[str] = field(default_factory=list)  # what it can be asked for besides: "search"
     channel_trouble: str = ""  # why it speaks HTTP though the manager offers zmq
     ends: bool = False  # of a launcher: it was told to end, its worker has ended, and this may be its last heartbeat
     # Its disk refuses writes: "space", "inodes", "quota", "read_only" or "io"; "" = it takes them. And which disk.
@@ -414,9 +413,6 @@ class RegisterReply:
     proof_key: str = ""  # lets this agent check from now on that it talks to its manager
     log_offsets: dict[str, int] = field(default_factory=dict)  # "3.out" -> bytes the manager has
     message: str = ""
-
-
-KNOWS_ROTATION = "rotate"  # in AgentHeartbeat.knows
 
 
 @dataclass

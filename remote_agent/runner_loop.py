@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from remote_agent import paths, process_tree
 from remote_agent.attempt import now_s
-from remote_agent.control import KNOWS, PROTOCOL_VERSION, JsonConnection, is_ours
+from remote_agent.control import PROTOCOL_VERSION, JsonConnection, is_ours
 from remote_agent.lease import Alarm
 from remote_agent.locks import is_still_at
 from remote_agent.only_one import CannotStart, listen, take_lock
@@ -129,7 +129,7 @@ class Runner:
         messages.sort(key=lambda message: message.get("op") != "lease")
         for message in messages:
             if message.get("op") == "hello":
-                connection.send({**self._supervisor.state.message(), "protocol": PROTOCOL_VERSION, "knows": KNOWS})
+                connection.send({**self._supervisor.state.message(), "protocol": PROTOCOL_VERSION})
                 for event in self._supervisor.state.record.unwritten_events():
                     connection.send({"type": "event", **event})
                 for result in self._supervisor.state.results:

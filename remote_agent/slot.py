@@ -37,15 +37,6 @@ from remote_agent.states import ALIVE, BACKOFF, FAILED, RUNNING, SETTLED, STOPPE
 
 RUNNER_RETRY_S = (0.0, 0.0, 0.5, 2.0, 5.0, 15.0, 30.0)
 CONNECT_AGAIN_S = 0.1
-OLD_RUNNER = "its runner is of an earlier release and ignores {}: stop it, then start it"
-OLD_RUNNER_ON_FULL_DISK = "its runner is of an earlier release and stops once that can be written; kill acts at once"
-# What a worker may need of its runner, in words; see control.KNOWS.
-PARTS = {
-    "start": "its environment keys and hooks",
-    "lease": "its lease (it is kept running, not fenced)",
-    "gang": "that it is one of a gang (it restarts alone)",
-    "env": "the variables that the manager adds",
-}
 HEARTBEATS_IN_A_LEASE = 4
 MAX_SEEN = 1000  # processes that a new runner is told of
 MAX_TOLD = 500  # events of one worker that wait in memory
@@ -164,8 +155,6 @@ class WorkerSlot:
         self._next_start = 0.0  # monotonic
         self._next_connect = 0.0
         self._said_bye = False
-        self._knows: Any = control.KNOWS  # parts of spec.json that the connected runner obeys
-        self._needs: tuple[str, ...] = ()  # of PARTS
 
     # ------------------------------------------------------------------------------------------------ the state
 
@@ -182,23 +171,15 @@ class WorkerSlot:
         """Why it is as it is, and what keeps the agent or the runner from doing their work."""
         if self.gpu_wait and self.idle:
             return self.gpu_wait
-        ignored = [PARTS[part] for part in self._needs if self.heard and part not in self._knows]
         parts = (
             self.status.get("reason"),
             self.gpu_wait,
             self.trouble,
             self.unwritten,
             self.status.get("problem"),
-            OLD_RUNNER.format(", ".join(ignored)) if ignored else "",
-            OLD_RUNNER_ON_FULL_DISK if self._waits_for_file() else "",
             AWAITS_LEASE if self._awaits_lease() and AWAITS_LEASE not in str(self.status.get("reason")) else "",
         )
         return "; ".join(str(part) for part in parts if part)
-
-    def _waits_for_file(self) -> bool:
-        """It is to stop, a full disk keeps that from spec.json, and its runner reads it nowhere else."""
-        to_stop = self.assignment is not None and self.assignment.desired != "running"
-        return to_stop and bool(self.unwritten) and self.heard and "stop" not in self._knows and self.state in ALIVE
 
     @property
     def settled(self) -> bool:
@@ -333,17 +314,6 @@ class WorkerSlot:
         run_as = content.get("start", {}).get("run_as")
         self.cwd, self.home = content["cwd"], run_as["home"] if run_as else ""
         self.other_user = bool(run_as) and run_as["uid"] != os.geteuid()
-        if run_as:
-            from remote_agent import identity
-
-            base_env = identity.base_environment(run_as, base_env)  # runners of earlier releases take it as it is
-        needs = {
-            "start": "start" in content,
-            "lease": assignment.lease_s is not None,
-            "gang": assignment.gang,
-            "env": bool(assignment.env),
-        }
-        self._needs = tuple(part for part, needed in needs.items() if needed)
         os.makedirs(paths.attempts_dir(self.directory), mode=paths.PRIVATE_DIR, exist_ok=True)
         _write_if_other(paths.worker_id_file(self.directory), self.worker_id.encode() + b"\n")
         _write_if_other(paths.base_env_file(self.directory), _json_bytes(base_env))
@@ -414,8 +384,6 @@ class WorkerSlot:
         for message in self.link.receive():
             kind = message.pop("type", "")
             if kind == "status":
-                if "protocol" in message:  # its hello
-                    self._knows = message.get("knows") or ()
                 self.status = message
                 changed = self.heard = True
                 self.granted.heed(message)

@@ -31,7 +31,6 @@ MAX_NAME_CHARS = 256
 MAX_REPORTED_ATTEMPT = 10**8  # a tenth of what logs take: whoever has the worker next goes on above it
 MAX_GPUS = 256
 MAX_PROCESSES_OF_GPU = 256
-MAX_KNOWN = 64
 MAX_FOUND_LINES = 10_000
 MAX_FOUND_CHARS = 4_096
 MAX_HELD_FILES = 10_000
@@ -176,9 +175,6 @@ def _check_heartbeat(beat: protocol.AgentHeartbeat, mistakes: list[str]) -> None
     _longest(mistakes, "channel_trouble", beat.channel_trouble, MAX_REASON_CHARS)
     if not 0 <= beat.free_port <= 65_535:
         _within(mistakes, "free_port", beat.free_port, 65_535)
-    if beat.knows:
-        _most(mistakes, "knows", beat.knows, MAX_KNOWN)
-        _longest(mistakes, "knows", max(beat.knows, key=len), MAX_NAME_CHARS)
     if beat.usage is not None:
         _check_gpus(mistakes, beat.usage)
     _longest(mistakes, "disk_trouble", beat.disk_trouble, MAX_NAME_CHARS)

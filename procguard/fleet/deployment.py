@@ -62,9 +62,9 @@ class InventoryNamed(BaseModel):
 
 class DeploymentRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    inventory: InventoryNamed | None = None  # None: an older client, or hosts that no file names
+    inventory: InventoryNamed | None = None  # None: hosts that no file names
     hosts: list[HostDeclared] = Field(max_length=10_000)
-    groups: dict[str, GroupPolicy] | None = None  # None: an older client, which knows no groups
+    groups: dict[str, GroupPolicy] = Field(default_factory=dict)
     prune: bool = False
     check: bool = False
     # Needed after state.rebuild: what runs where, of each host that could be read. `all_read`: those are all there are.

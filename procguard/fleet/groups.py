@@ -42,11 +42,9 @@ class Groups:
             return "configuration"
         return "inventory" if group in self._declared else ""
 
-    def declare(self, told: Mapping[str, GroupPolicy] | None, used: set[str]) -> None:
+    def declare(self, told: Mapping[str, GroupPolicy], used: set[str]) -> None:
         """What a deployment says of groups. `used`: the groups of its workers; of these, what it no longer says
-        anything about is an ordinary group again. None: an older client, which says nothing at all."""
-        if told is None:
-            return
+        anything about is an ordinary group again."""
         for name in used - set(told):
             if self._declared.pop(name, None) is not None:
                 self._state.put("groups", name, None)

@@ -19,14 +19,12 @@ from procguard.fleet.clock import Now
 from procguard.fleet.state import FleetState
 from remote_agent import protocol
 
-KNOWN = "search"  # what an agent's heartbeats say that knows how
 MAX_AT_ONCE = 4
 TELL_AGAIN_S = 3.0  # an answer that was lost on its way to the agent
 ANSWER_GRACE_S = 5.0  # beyond the time the agents have to look: for their answers to come
 
-Status = Literal["asked", "done", "timeout", "failed", "no_answer", "away", "too_old"]
+Status = Literal["asked", "done", "timeout", "failed", "no_answer", "away"]
 OPEN: tuple[Status, ...] = ("asked",)
-WHY_OLD = "its agent's release does not know how to search; upgrade it: invoke upgrade"
 WHY_SILENT = "it did not answer in time"
 ANY_ATTEMPT = 2**62
 MANAGER = "manager"  # the name of the manager's own part, where a host's stands
@@ -176,8 +174,6 @@ class LogSearches:
         part = Part(agent_id, self._state.agents_by_id[agent_id].host, worker_ids + sorted(former), former)
         if seen.state not in ("connected", "suspect") or seen.heartbeat is None:
             part.status, part.reason = "away", seen.reason or "its agent is out of reach"
-        elif KNOWN not in seen.heartbeat.knows:
-            part.status, part.reason = "too_old", WHY_OLD
         if part.status not in OPEN and former:
             names = ", ".join(sorted(former)[:3]) + (", …" if len(former) > 3 else "")
             part.reason += f"; {names} ran there before: lines that did not reach the manager may be left there"

@@ -59,10 +59,8 @@ class Rotations:
         if not agent.secret_sha256:
             again = "approve it again" if agent.kind == "launcher" else "deploy it"
             return f"it has no secret (revoked, or never deployed); {again}"
-        beat, seen = self._fleet.seen[agent.agent_id].heartbeat, self._fleet.seen[agent.agent_id]
-        if beat is not None and protocol.KNOWS_ROTATION not in beat.knows:
-            return "its release does not know how; upgrade it: invoke upgrade"
-        if beat is None and seen.state == "connected":
+        seen = self._fleet.seen[agent.agent_id]
+        if seen.heartbeat is None and seen.state == "connected":
             return "a launcher that sends plain heartbeats has its own secret or token; replace it there"
         return ""
 

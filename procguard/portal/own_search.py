@@ -93,7 +93,7 @@ class OwnSearch:
 
     def _not_on(self, part: Part, matches: Sequence[LogMatch]) -> list[tuple[str, Wanted]]:
         """What is stored here and not on that host, which has answered or can't be asked."""
-        lost = part.status in ("away", "too_old")
+        lost = part.status == "away"
         if not lost and part.held is None:
             return []  # its agent does not say what it holds
         # As many lines as were asked for, each newer than anything that is stored here alone.

@@ -356,7 +356,6 @@ class SimulatedAgent:
             "results": [protocol.encode(result) for result in self._results.values()],
             "assignments_rev": self._rev,
             "commands_seq": self._seq,
-            "knows": ["search"],
         }
         self.tally.beats_sent += 1
         return beat

@@ -116,7 +116,7 @@ class Fleet:
             mine = Known([f"hand{number}"], known.others, known.agents, known.secrets, known.numbers)
             self._attacker(agent_id, secret, mine, seed * 100 + 50 + number)
         for number in range(ATTACKERS):
-            self.beat(f"evil{number}", knows=["search"])
+            self.beat(f"evil{number}")
         known.secrets.append(self._search())
 
     def _attacker(self, agent_id: str, secret: str, known: Known, seed: int) -> None:

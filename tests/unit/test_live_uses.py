@@ -26,7 +26,7 @@ class Place:
     def __init__(self, directory: Path) -> None:
         self.server = RunningServer(directory)
         self.secret = self.server.deploy("alpha", "worker1")
-        self.rev = self.server.beat("alpha", self.secret, knows=["search"])["assignments_rev"]
+        self.rev = self.server.beat("alpha", self.secret)["assignments_rev"]
         piece = b"x" * 1023 + b"\n"
         for offset in range(0, BIG_LOG_BYTES, 4 * 1024 * 1024):
             path = f"/api/workers/worker1/logs?attempt=1&stream=out&offset={offset}"

@@ -324,8 +324,8 @@ def test_the_hosts_of_another_inventory_are_left_alone(world: World) -> None:
     answer = world.deploy({"l1": {}}, prune=True, **of("lab", "l1"))
     assert (answer["absent"], answer["of_other_inventories"]) == ({}, {"h1": "prod"})
     assert world.registry.workers_by_id["w1"].desired == "running"
-    older = world.deploy({"l1": {}}, prune=True)  # an older client
-    assert (older["absent"], older["of_other_inventories"]) == ({}, {})
+    unnamed = world.deploy({"l1": {}}, prune=True)  # hosts that no file names
+    assert (unnamed["absent"], unnamed["of_other_inventories"]) == ({}, {})
 
 
 def test_a_worker_that_the_inventory_declares_elsewhere_is_not_pruned_by_a_part_of_it(world: World) -> None:

@@ -45,7 +45,7 @@ def world(tmp_path: Path) -> World:
     one.deploy({"h1": {}, "h2": {}})
     for host in ("h1", "h2"):
         one.registry.set_credentials(host, digest(f"{OLD} of {host}"), "tester", one.now)
-        one.beat(host, knows=["rotate"])
+        one.beat(host)
     return one
 
 
@@ -59,7 +59,7 @@ def who(world: World, secret: str) -> str | None:
 
 
 def asked(world: World) -> str:
-    return world.beat("h1", knows=["rotate"]).rotate
+    return world.beat("h1").rotate
 
 
 def take(world: World, name: str, secret: str, agent: str = "h1") -> None:
@@ -143,13 +143,12 @@ def test_who_cannot_is_told_apart_from_who_is_away(world: World) -> None:
     world.register("w9", secret_sha256=digest("launcher"))
     world.deploy({"h3": {}, "h4": {}})
     world.registry.set_credentials("h4", digest("four"), "tester", world.now)
-    world.beat("h2", knows=["search"])
-    found = world.registry.rotations.begin(["h1", "h2", "h3", "h4", "nobody", "launcher:w9"], "alice", world.now)
+    found = world.registry.rotations.begin(["h1", "h3", "h4", "nobody", "launcher:w9"], "alice", world.now)
     assert {agent: one["status"] for agent, one in found.items()} == {
-        "h1": "asked", "h2": "unsupported", "h3": "unsupported", "h4": "asked", "nobody": "unknown",
+        "h1": "asked", "h3": "unsupported", "h4": "asked", "nobody": "unknown",
         "launcher:w9": "asked",
     }  # fmt: skip
-    assert "upgrade" in found["h2"]["message"] and "away" in found["h4"]["message"]
+    assert "away" in found["h4"]["message"]
 
 
 # -------------------------------------------------------------------------------------------- the agent's half
@@ -198,7 +197,7 @@ class Agent:
         return Connection(Addresses([self.url]), self.credentials)
 
     def beat(self) -> protocol.AgentReply:
-        beat = protocol.AgentHeartbeat(self.name, knows=[protocol.KNOWS_ROTATION], pid=os.getpid())
+        beat = protocol.AgentHeartbeat(self.name, pid=os.getpid())
         reply = heartbeat(self.name, protocol.encode(beat))(self.connect())
         assert reply.ok, reply.why
         return protocol.decode(protocol.AgentReply, reply.data)
@@ -369,7 +368,7 @@ def test_connections_that_stand_go_on_with_the_new_secret(agent: Agent) -> None:
     """None of an agent's requests fails for the change, whichever connection is the first to use the new one."""
     name = agent.ask_for_another()
     first, second = agent.connect(), agent.connect()
-    beat = heartbeat(agent.name, protocol.encode(protocol.AgentHeartbeat(agent.name, knows=["rotate"])))
+    beat = heartbeat(agent.name, protocol.encode(protocol.AgentHeartbeat(agent.name)))
     assert beat(first).ok and beat(second).ok
     agent.rotation._carry_out(name)
     assert beat(first).ok and agent.pending() is None

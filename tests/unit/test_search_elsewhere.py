@@ -80,7 +80,7 @@ class Host:
 
     def beat(self) -> Any:
         with self._lock:
-            return self.server.beat(self.name, self.secret, *self.reports, knows=["search"])
+            return self.server.beat(self.name, self.secret, *self.reports)
 
     def look(self, search: protocol.LogSearch) -> protocol.LogSearchResult:
         places = [[one, str(self.directory / one)] for one in search.workers if (self.directory / one).is_dir()]
@@ -235,24 +235,24 @@ def test_a_host_that_a_worker_left_is_asked_until_it_has_let_go_of_it(tmp_path: 
     """And named where it can't be: lines may be left there that never came."""
     world = World(tmp_path)
     world.deploy({"h2": {"w1": {"command": "sleep 9"}}, "h1": {}})
-    world.beat("h1", knows=["search"])
+    world.beat("h1")
     world.registry.command("w1", "stop", "tester", world.now)
-    world.beat("h2", world.report("w1", "stopped", attempt=3), knows=["search"])
+    world.beat("h2", world.report("w1", "stopped", attempt=3))
     world.deploy({"h1": {"w1": {"command": "sleep 9"}}, "h2": {}})
     world.restart()
-    world.beat("h1", world.report("w1", attempt=4), knows=["search"])
+    world.beat("h1", world.report("w1", attempt=4))
     search = begun(world)
     assert search.attempts_before == {"w1": 3}, "durable"
     assert (search.parts["h1"].former, search.parts["h2"].former) == ({}, {"w1": 3})
     assert search.parts["h2"].status == "away" and "w1 ran there before" in search.parts["h2"].reason
-    world.beat("h2", world.report("w1", "stopped", attempt=3), knows=["search"])
+    world.beat("h2", world.report("w1", "stopped", attempt=3))
     search = begun(world)
     assert search.parts["h2"].status == "asked"
     search.fresh.clear()
     own, foreign = (protocol.LogMatch("w1", attempt, "out", 0, "needle") for attempt in (3, 4))
     world.registry.searches.take("h2", protocol.LogSearchResult(search.search_id, lines=[own, foreign], found=2))
     assert [lines for _, lines in search.fresh] == [[own]], "attempt 4 never ran there"
-    world.beat("h2", assignments_rev=world.registry.rev("h2"), knows=["search"])
+    world.beat("h2", assignments_rev=world.registry.rev("h2"))
     assert list(begun(world).parts) == ["h1"]
 
 
@@ -271,7 +271,7 @@ class Own:
         world = World(directory)
         world.deploy({"h1": {"w1": {"command": "sleep 9"}}, "h2": {"w2": {"command": "sleep 9"}}})
         if silent:
-            world.beat("h2", knows=["search"])
+            world.beat("h2")
         self.store, self.matching, self.woken = LogStore(str(directory / "logs")), Matching(), 0
         workers = world.registry.operations.matching("", "")
         self.search = world.registry.searches.begin(Question("needle", **asked), workers, clock.read(), self._wake)

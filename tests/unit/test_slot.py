@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from remote_agent import paths, process_tree
+from remote_agent import process_tree
 from remote_agent.granted import Granted
 from remote_agent.lease import AWAITS_LEASE, boottime_ns
 from remote_agent.process_tree import boot_id
 from remote_agent.protocol import Assignment, Lease, WorkerSpec
 from remote_agent.slot import WorkerSlot
-from tests.waiting import wait_until
 
 
 @pytest.mark.parametrize(
@@ -35,57 +32,6 @@ def test_only_a_process_that_lives_is_reported_as_running(tmp_path: Path, boot: 
     report = slot.report()
     assert (report.state, report.pid, report.attempt) == (state, own.pid if state == "running" else None, 3)
     assert bool(report.reason) == (state == "backoff")
-
-
-@pytest.mark.parametrize(("knows", "told"), [(None, True), (["start"], False)])
-def test_runner_of_an_earlier_release_that_ignores_part_of_the_specification_is_named(
-    tmp_path: Path, knows: list[str] | None, told: bool
-) -> None:
-    """The child would silently run without its env_file: the reason says so, with the next step."""
-    slot = WorkerSlot("w1", str(tmp_path / "w1-0123456789"), str(tmp_path))
-    slot.assign(Assignment("w1", WorkerSpec("sleep 1", env_file=".env")), "/", {})
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(paths.runner_socket(str(tmp_path), slot.directory))
-    listener.listen()
-    assert slot.connect()
-    peer, _ = listener.accept()
-    hello = {"type": "status", "state": "running", "reason": "running (pid 7)", "protocol": 1}
-    peer.sendall(json.dumps(hello | ({"knows": knows} if knows else {})).encode() + b"\n")
-    wait_until(lambda: slot.receive()[1], what="its hello")
-    assert ("earlier release" in slot.report().reason) is told
-    peer.sendall(json.dumps({"type": "status", "state": "running", "reason": "x"}).encode() + b"\n")
-    wait_until(lambda: slot.receive()[1], what="its next status")
-    assert ("earlier release" in slot.report().reason) is told
-    for one in (peer, listener):
-        one.close()
-
-
-@pytest.mark.parametrize(
-    ("assigned", "part"),
-    [
-        ({"lease_s": 60.0}, "its lease (it is kept running, not fenced)"),
-        ({"gang": True}, "that it is one of a gang (it restarts alone)"),
-        ({"env": {"RANK": "0"}}, "the variables that the manager adds"),
-    ],
-)
-def test_runner_of_a_release_without_leases_and_gangs_is_never_taken_for_fenced(
-    tmp_path: Path, assigned: dict[str, Any], part: str
-) -> None:
-    """The manager relies on a fence only where the report says for how long the worker may run."""
-    slot = WorkerSlot("w1", str(tmp_path / "w1-0123456789"), str(tmp_path))
-    slot.assign(Assignment("w1", WorkerSpec("sleep 1"), **assigned), "/", {})
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(paths.runner_socket(str(tmp_path), slot.directory))
-        listener.listen()
-        assert slot.connect()
-        with listener.accept()[0] as peer:
-            hello = {"type": "status", "state": "running", "reason": "running (pid 7)", "protocol": 1}
-            peer.sendall(json.dumps(hello | {"knows": ["start"]}).encode() + b"\n")
-            wait_until(lambda: slot.receive()[1], what="its hello")
-            slot.take_lease(Lease("w1", slot.assignment.epoch, 60.0), boottime_ns())  # type: ignore[union-attr]
-            report = slot.report()
-    assert f"its runner is of an earlier release and ignores {part}" in report.reason
-    assert report.lease_left_s is None
 
 
 def test_report_says_how_long_it_may_run_and_nothing_where_nothing_runs(tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def _take(lines: list[Any], tables: Tables, done: Replayed, here: str) -> int | 
             following = int(line["next"])
             continue
         head = len(line) == 3 and line[2] == "head"
-        commit, changes = (line[0], line[1]) if line and isinstance(line[0], int) else (done.last_commit + 1, line)
+        commit, changes = line[0], line[1]
         if head and commit < done.last_commit:
             continue
         if head:  # says nothing new, unless what led to it is lost

@@ -616,7 +616,7 @@ class FoundLine(BaseModel):
 class HostSearched(BaseModel):
     agent: str
     host: str
-    status: Literal["asked", "done", "timeout", "failed", "no_answer", "away", "too_old"]
+    status: Literal["asked", "done", "timeout", "failed", "no_answer", "away"]
     reason: str
     workers: int
     found: int

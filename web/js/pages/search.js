@@ -12,7 +12,7 @@ import { logTabs, pageHead } from './parts.js';
 const LIMIT = 500;
 const TIMEOUT_S = 15;
 const RANGES = ['', '15m', '1h', '24h', '7d'];
-const STATUS_GLYPHS = { asked: '…', done: '✓', timeout: '⧖', failed: '✖', no_answer: '✖', away: '?', too_old: '○' };
+const STATUS_GLYPHS = { asked: '…', done: '✓', timeout: '⧖', failed: '✖', no_answer: '✖', away: '?' };
 
 export function searchPage({ query }) {
   let chosen = readQuery(query);
