@@ -128,6 +128,7 @@ def test_lock_is_not_inherited_by_programs_the_manager_starts(tmp_path: Path) ->
     try:
         lock.release()
         daemon.lock_state(settings).release()
+        assert child.poll() is None, "the program that might have it still runs"
     finally:
         child.kill()
         child.wait()

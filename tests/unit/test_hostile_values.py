@@ -133,7 +133,9 @@ def test_a_host_s_names_run_no_code_here(tmp_path: Path, monkeypatch: pytest.Mon
      ("büro", "me@realm"), ("gpu_1", "me%host%22"), ("", "")],
 )  # fmt: skip
 def test_names_that_people_have_are_taken(hostname: str, user: str) -> None:
-    Target("gpu01", hostname=hostname, user=user).check_names()
+    target = Target("gpu01", hostname=hostname, user=user)
+    target.check_names()
+    assert (target.hostname, target.user) == (hostname, user)
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,7 @@ def test_who_looks_in_a_loop_drives_out_no_others_previews(fleet: Fleet) -> None
         last = fleet.operations.preview("stop", "*", "script", fleet.now)["token"]
     fleet.operations.begin(token, "anna", fleet.now, Options())
     fleet.operations.begin(last, "script", fleet.now, Options())
+    assert {one["actor"] for one in fleet.operations.views()} == {"anna", "script"}
 
 
 def test_who_was_shown_is_who_is_meant_and_a_changed_selection_is_told(fleet: Fleet) -> None:

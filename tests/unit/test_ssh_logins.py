@@ -73,6 +73,7 @@ def log_in(target: Target, credentials: Credentials | None = None, config: Any =
     connection = ssh.connect(
         target, config or fabric.Config(), time.monotonic() + 15, credentials=credentials or Credentials(environ={})
     )
+    assert connection.transport.is_authenticated()
     ssh.close(connection)
 
 
