@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import functools
 import hashlib
 import json
@@ -27,7 +26,7 @@ import time
 import zlib
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
-from remote_agent import owners, paths
+from remote_agent import locks, owners, paths
 from remote_agent.release import InstallError, check_space, os_error
 
 KEPT = ".procguard-sync"
@@ -209,17 +208,10 @@ class CodeFolder:
         with owners.acting_as(self.actor):
             fd = self._lock_file()
         try:
-            deadline = time.monotonic() + LOCK_TIMEOUT_S
-            while True:
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise InstallError(
-                            "busy", f"another deployment is bringing code to {self.path}", "wait for it, deploy again"
-                        ) from None
-                    time.sleep(0.05)
+            if not locks.lock_within(fd, LOCK_TIMEOUT_S):
+                raise InstallError(
+                    "busy", f"another deployment is bringing code to {self.path}", "wait for it, deploy again"
+                )
             self.forget_incoming()
             try:
                 yield

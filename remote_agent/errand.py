@@ -20,6 +20,7 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import subprocess
     from typing import Any, Optional
 
 if __name__ == "__main__":  # -I leaves the script's directory out of the path; this is the release's
@@ -34,19 +35,27 @@ class Failed(Exception):
     """No answer; the text says why."""
 
 
-def run(python: str, request: "dict[str, Any]") -> "Any":
-    """Have it done; ends within timeout_s and a few seconds. Raises Failed."""
+def start(python: str, script: str) -> "subprocess.Popen[bytes]":
+    """`script` in a process and session of its own, with nothing of the agent's environment; pipes, unbuffered."""
     import subprocess
 
-    process = subprocess.Popen(
-        [python, "-I", "-S", SCRIPT],
+    return subprocess.Popen(
+        [python, "-I", "-S", script],
         cwd="/",
         env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        bufsize=0,
     )
+
+
+def run(python: str, request: "dict[str, Any]") -> "Any":
+    """Have it done; ends within timeout_s and a few seconds. Raises Failed."""
+    import subprocess
+
+    process = start(python, SCRIPT)
     try:
         limit_s = float(request["timeout_s"]) + STARTS_WITHIN_S + ENDS_WITHIN_S
         said, _ = process.communicate(json.dumps(request).encode(), limit_s)

@@ -1,9 +1,11 @@
-"""Whether somebody holds a lock: how agents and runners are known to be alive. A pid file alone proves nothing."""
+"""Locks on files: whether somebody holds one, which is how agents and runners are known to be alive (a pid file alone
+proves nothing), and waiting for one."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import time
 
 
 def lock_held(path: str) -> bool:
@@ -19,6 +21,19 @@ def lock_held(path: str) -> bool:
     finally:
         os.close(fd)
     return False
+
+
+def lock_within(descriptor: int, timeout_s: float) -> bool:
+    """Take the exclusive flock of an open file. False: somebody else kept it for `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+        time.sleep(0.05)
 
 
 def is_still_at(path: str, descriptor: int) -> bool:

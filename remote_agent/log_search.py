@@ -115,6 +115,8 @@ def look(python: str, search: LogSearch, places: list[list[str]], ending: thread
     """Have a process of its own look, and take what it has found by the deadline."""
     import subprocess
 
+    from remote_agent import errand  # seldom needed: it need not take up memory before
+
     began = time.monotonic()
     timeout_s = min(MAX_TIMEOUT_S, max(0.1, search.timeout_s))
     request = {
@@ -123,16 +125,7 @@ def look(python: str, search: LogSearch, places: list[list[str]], ending: thread
         "timeout_s": timeout_s,
         "max_lines": min(MAX_LINES, search.max_lines),
     }
-    process = subprocess.Popen(
-        [python, "-I", "-S", GREP],
-        cwd="/",
-        env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        bufsize=0,
-    )
+    process = errand.start(python, GREP)
     hearing = _Hearing(search)
     try:
         deadline = began + timeout_s + GRACE_S

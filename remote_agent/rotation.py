@@ -11,14 +11,12 @@ thread of its own, which ends with them.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import threading
-import time
 from typing import Any, Callable, Optional
 
-from remote_agent import paths, protocol
+from remote_agent import locks, paths, protocol
 from remote_agent.http_wire import quote
 from remote_agent.link import Connection, Credentials, LinkDown
 
@@ -140,16 +138,6 @@ def _installers_lock(agent_dir: str) -> Any:
     """Whether this side has it now (installer.py holds it over a whole deployment)."""
     fd = os.open(os.path.join(agent_dir, "install.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        deadline = time.monotonic() + LOCK_WITHIN_S
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    yield False
-                    return
-            time.sleep(0.05)
-        yield True
+        yield locks.lock_within(fd, LOCK_WITHIN_S)
     finally:
         os.close(fd)
