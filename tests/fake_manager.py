@@ -1,31 +1,63 @@
-"""A manager made of one table: speaks the agents' HTTP, keeps what it heard, does what a test tells it.
+"""A manager made of one table: serves agents and launchers over HTTP, records every request, does what a test says.
 
-The agent's tests run against this; it follows the same rules as the real one where an agent can tell the difference
-(rev, acknowledged log lengths, events acked, commands per agent process). Knows nothing of procguard.
+Agents, installer, deployer and client are tested against it, and benchmarks of the agent run with it. It follows the
+rules of the real one where an agent can tell the difference (sessions, rev, acknowledged log lengths, events acked,
+commands per agent process); everything else a test answers by `routes`. Knows nothing of procguard.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import secrets
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from remote_agent import protocol, session
 from remote_agent.protocol import Assignment, Command, RestartPolicy, WorkerSpec
 
 MAX_LOG_BYTES = 1 << 30  # its disk takes no longer file
 START_SECS = 0.1  # of every worker, so that tests need not wait a second for each start
+FLEET = "fleet-1"
+KEY = "proof-key"  # of every agent of a manager that knows all
+Route = Callable[[Any], "tuple[int, Any]"]
+
+
+class Request(NamedTuple):
+    method: str
+    path: str  # with its query
+    body: Any  # the JSON object in it; None where there is none
+    headers: dict[str, str]
+
+    @property
+    def authorization(self) -> str:
+        return self.headers.get("Authorization", "")
+
+
+class Session(NamedTuple):
+    """As in remote_agent/session.py: who opened it, with which secret, and the key of its MACs."""
+
+    who: str
+    secret: str
+    key: bytes
 
 
 class FakeManager:
-    """`assign(...)` and `command(...)` steer; `beats`, `events`, `results`, `logs`, `requests` tell what came."""
+    """`assign(...)` and `command(...)` steer; `beats`, `events`, `results`, `logs`, `requests` tell what came.
 
-    def __init__(self, fleet_id: str = "fleet-1", port: int = 0) -> None:
+    `routes["GET /api/x"] = lambda body: (200, {...})` answers in place of what stands here. `knows_all`: every agent is
+    known, by KEY, whatever its secret is."""
+
+    def __init__(self, fleet_id: str = FLEET, port: int = 0, *, knows_all: bool = False) -> None:
         self.fleet_id = fleet_id
+        self.knows_all = knows_all
+        self.routes: dict[str, Route] = {}
+        self.heard: list[str] = []  # agent ids, one per heartbeat
         self.proof_keys: dict[str, str] = {}
         self.secrets: dict[str, str] = {}
         self.assignments: dict[str, Assignment] = {}
@@ -36,11 +68,12 @@ class FakeManager:
         self.registrations: list[dict[str, Any]] = []
         self.logs: dict[tuple[str, str], bytearray] = {}  # (worker, "3.out") -> bytes
         self.gaps: list[tuple[str, str, int, int]] = []
-        self.requests: list[tuple[str, str, str]] = []  # (method, path, Authorization)
+        self.requests: list[Request] = []
         self.interval_s = 0.2
         self.repeats = False  # answer each heartbeat as the one before, as a network may that doubles answers
         self.offered_key = "launcher-key"  # by which launchers are to know it
-        self._shared: dict[str, bytes] = {}
+        self._offered: dict[tuple[str, str], tuple[str, bytes]] = {}  # (who, nonce) -> (session, what both can compute)
+        self._sessions: dict[str, Session] = {}
         self.tokens: list[str] = []  # enrolment tokens that it knows
         self.of_tokens: list[str] = []  # those that somebody has proven to have
         self._last_answer: dict[str, Any] = {}
@@ -110,6 +143,9 @@ class FakeManager:
                     return dict(report)
         return {}
 
+    def asked(self, method: str, prefix: str) -> list[Request]:
+        return [one for one in self.requests if one.method == method and one.path.startswith(prefix)]
+
     def state(self, worker_id: str) -> str:
         return str(self.report(worker_id).get("state", ""))
 
@@ -129,23 +165,48 @@ class FakeManager:
 
     # ------------------------------------------------------------------------------------------------- sessions
 
-    def offer(self, token: str, who: str, nonce: str, url: str) -> dict[str, Any]:
-        """A session for who has `token`; for nobody else."""
-        digest = protocol.secret_sha256(token)
-        if who != session.TOKEN_PREFIX + session.token_mark(digest):
-            return {}
-        shared = session.handshake(digest, self.fleet_id, who, nonce, "00")
-        self._shared[who] = shared
-        return {"session": {"id": "00", "uid": 0, "machine": "", "proof": session.manager_proof(shared, url, 0, "")}}
+    def answer(self, method: str, path: str, body: Any) -> tuple[int, Any] | None:
+        """(status, what to send) as a test says, by `routes` or a class of its own; None: as it stands here."""
+        route = self.routes.get(f"{method} {path.partition('?')[0]}")
+        return route(body) if route is not None else None
 
-    def opened(self, headers: Any) -> bytes:
-        """The key of the session in which a token was shown; b"" where it was none."""
-        who, _, sealed = (headers.get(session.OPEN_HEADER) or "  ").split(" ")
-        token = session.unseal(self._shared[who], sealed) if who in self._shared else None
-        if token is None:
-            return b""
-        self.of_tokens.append(token)
-        return session.session_key(self._shared[who], token)
+    def hello(self, who: str, nonce: str, url: str) -> dict[str, Any]:
+        """With a session for agents that it knows, and for who has a token that it knows; for nobody else."""
+        answer: dict[str, Any] = {"fleet_id": self.fleet_id, "version": "test"}
+        digests = [protocol.secret_sha256(token) for token in self.tokens]
+        of_tokens = {session.TOKEN_PREFIX + session.token_mark(digest): digest for digest in digests}
+        key = self.proof_keys.get(who) or of_tokens.get(who) or (KEY if self.knows_all else "")
+        if who and key:
+            session_id = secrets.token_hex(8)
+            shared = session.handshake(key, self.fleet_id, who, nonce, session_id)
+            self._offered[who, nonce] = (session_id, shared)
+            proof = session.manager_proof(shared, url, 0, "")
+            answer["session"] = {"id": session_id, "uid": 0, "machine": "", "proof": proof}
+        return answer
+
+    def session_of(self, method: str, target: str, body: bytes, headers: Any) -> tuple[Session | None, int]:
+        """Whose request this is, and its number in that session. None: it belongs to none, or its MAC is wrong."""
+        scheme, _, text = headers.get("Authorization", "").partition(" ")
+        words = text.split(" ")
+        if scheme != session.SCHEME or len(words) != 4:
+            return None, 0
+        session_id, number, digest, mac = words
+        if session.OPEN_HEADER in headers:
+            who, nonce, sealed = headers[session.OPEN_HEADER].split(" ")
+            offered_id, shared = self._offered.pop((who, nonce), ("", b""))
+            secret = session.unseal(shared, sealed)
+            if offered_id == session_id and secret is not None:
+                self._sessions[session_id] = Session(who, secret, session.session_key(shared, secret))
+                if who.startswith(session.TOKEN_PREFIX):
+                    self.of_tokens.append(secret)
+        found = self._sessions.get(session_id)
+        path, _, query = target.partition("?")
+        right = (
+            found is not None
+            and digest == session.body_digest(body)
+            and mac == session.request_mac(found.key, int(number), method, unquote(path), query, digest)
+        )
+        return (found, int(number)) if right else (None, 0)
 
     # ------------------------------------------------------------------------------------------------- answers
 
@@ -236,10 +297,21 @@ class FakeManager:
                 )
             )
 
-    def admits(self, agent_id: str, authorization: str) -> bool:
-        secret = authorization.partition("Bearer ")[2]
-        known = self.secrets.get(agent_id, "")
-        return known in (secret, "sha256:" + protocol.secret_sha256(secret)) and bool(secret)
+    def admits(self, caller: Session | None) -> bool:
+        if caller is None:
+            return False
+        known = (caller.secret, "sha256:" + protocol.secret_sha256(caller.secret))
+        return self.knows_all or self.secrets.get(caller.who) in known
+
+
+@contextlib.contextmanager
+def running() -> Iterator[FakeManager]:
+    """One that knows all agents, for tests of what is not the agent's."""
+    manager = FakeManager(knows_all=True)
+    try:
+        yield manager
+    finally:
+        manager.close()
 
 
 class _Server(ThreadingHTTPServer):
@@ -275,58 +347,56 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
         pass
 
-    def do_GET(self) -> None:
-        self._route("GET")
-
-    def do_POST(self) -> None:
-        self._route("POST")
-
-    def _route(self, method: str) -> None:
-        manager = self.server.manager
+    def _route(self) -> None:
+        manager, method = self.server.manager, self.command
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         parts = urlsplit(self.path)
         query = {key: values[0] for key, values in parse_qs(parts.query).items()}
-        authorization = self.headers.get("Authorization", "")
+        words = unquote(parts.path).strip("/").split("/") + [""] * 3
+        value = json.loads(body) if body.startswith(b"{") and "/logs" not in parts.path else None
         with manager.changed:
-            manager.requests.append((method, self.path, authorization))
-        words = parts.path.strip("/").replace("%3A", ":").split("/")
-        if words[1] == "hello":
-            answer: dict[str, Any] = {"fleet_id": manager.fleet_id, "version": "test"}
-            agent_id = query.get("agent", "")
-            for token in manager.tokens:
-                answer.update(manager.offer(token, agent_id, query.get("nonce", ""), query.get("to", "")))
-            if agent_id in manager.proof_keys:
-                key = manager.proof_keys[agent_id]
-                answer["proof"] = protocol.manager_proof(key, manager.fleet_id, agent_id, query["nonce"])
-            self._answer(200, answer)
-        elif words[1:] == ["workers", "register"]:
-            status, answer = manager.register(json.loads(body))
-            self._answer(status, answer, manager.opened(self.headers))
+            manager.requests.append(Request(method, self.path, value, dict(self.headers)))
+        caller, number = manager.session_of(method, self.path, body, self.headers)
+        own = manager.answer(method, self.path, value)
+
+        def answer(status: int, value: Any) -> None:
+            self._answer(status, value, caller, number)
+
+        if own is not None:
+            answer(*own)
+        elif words[1] == "hello":
+            answer(200, manager.hello(query.get("agent", ""), query.get("nonce", ""), query.get("to", "")))
+        elif words[1:3] == ["workers", "register"]:
+            answer(*manager.register(value))
+        elif (words[1], words[3]) not in (("workers", "logs"), ("agents", "heartbeat"), ("agents", "commands")):
+            error = {"code": "not_found", "message": f"no such thing: {parts.path}", "next": "look again"}
+            answer(404, {"error": error})
         elif manager.refuse_status:
-            self._answer(manager.refuse_status, {"error": {"code": "no", "message": "told to refuse", "next": ""}})
-        elif not manager.admits(self.headers.get("X-ProcGuard-Agent", ""), authorization):
-            self._answer(401, {"error": {"code": "unauthorized", "message": "who are you?", "next": "deploy again"}})
-        elif words[1] == "workers" and words[3] == "logs":
-            status, answer = manager.take_log(words[2], query, body)
+            answer(manager.refuse_status, {"error": {"code": "no", "message": "told to refuse", "next": ""}})
+        elif not manager.admits(caller):
+            answer(401, {"error": {"code": "unauthorized", "message": "who are you?", "next": "deploy again"}})
+        elif words[3] == "logs":
+            status, said = manager.take_log(words[2], query, body)
             if manager.drop_log_answers > 0 and body:
                 manager.drop_log_answers -= 1
                 self.close_connection = True
                 return
-            self._answer(status, answer)
+            answer(status, said)
         elif words[3] == "heartbeat":
-            self._answer(200, manager.heartbeat(json.loads(body)))
-        elif words[3] == "commands":
-            self._answer(200, manager.poll(query.get("rev", ""), int(query["seq"]), float(query["wait"])))
+            manager.heard.append(words[2])
+            answer(200, manager.heartbeat(value))
         else:
-            self._answer(404, {})
+            answer(200, manager.poll(query.get("rev", ""), int(query["seq"]), float(query["wait"])))
 
-    def _answer(self, status: int, value: dict[str, Any], session_key: bytes = b"") -> None:
-        data = json.dumps(value).encode()
+    do_GET = do_POST = do_PUT = do_DELETE = _route
+
+    def _answer(self, status: int, value: Any, caller: Session | None, number: int) -> None:
+        data = value.encode() if isinstance(value, str) else json.dumps(value).encode()
         try:
             self.send_response(status)
             self.send_header("Content-Length", str(len(data)))
-            if session_key:
-                self.send_header(session.ANSWER_HEADER, session.answer_mac(session_key, 1, status, data))
+            if caller is not None:
+                self.send_header(session.ANSWER_HEADER, session.answer_mac(caller.key, number, status, data))
             self.end_headers()
             self.wfile.write(data)
         except OSError:

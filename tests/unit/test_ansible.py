@@ -17,8 +17,8 @@ import yaml
 from procguard.deploy import bundle
 from remote_agent import agent_process, protocol
 from remote_agent.installer import Installer
-from tests.unit import fake_manager
-from tests.unit.fake_manager import FLEET, KEY, FakeManager
+from tests import fake_manager
+from tests.fake_manager import FLEET, KEY, FakeManager
 
 ROOT = Path(bundle.__file__).parent.parent.parent
 

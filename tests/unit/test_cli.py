@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from procguard import cli, tables
-from tests.unit import fake_manager
-from tests.unit.fake_manager import FakeManager
+from tests import fake_manager
+from tests.fake_manager import FakeManager
 
 ROOT = Path(cli.__file__).parent.parent
 WORKERS: list[dict[str, Any]] = [

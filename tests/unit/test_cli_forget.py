@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from procguard import cli
-from tests.unit import fake_manager
-from tests.unit.fake_manager import FakeManager
+from tests import fake_manager
+from tests.fake_manager import FakeManager
 
 
 def worker(worker_id: str, host: str, state: str, last_known: str = "") -> dict[str, Any]:

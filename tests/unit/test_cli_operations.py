@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from procguard import cli
-from tests.unit import fake_manager
-from tests.unit.fake_manager import FakeManager
+from tests import fake_manager
+from tests.fake_manager import FakeManager
 from tests.unit.test_cli import ROOT, run
 
 CAUSE = {"result": "failed", "cause": None, "message": "exit code 3", "count": 2, "examples": ["w7", "w9"]}

@@ -8,8 +8,8 @@ import pytest
 
 from procguard.client import ManagerClient, error_of, from_environment
 from procguard.errors import Conflict, ManagerUnreachable, NotFound, ProcGuardError, Refused
-from tests.unit import fake_manager
-from tests.unit.fake_manager import FakeManager
+from tests import fake_manager
+from tests.fake_manager import FakeManager
 
 
 @pytest.fixture

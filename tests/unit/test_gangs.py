@@ -14,7 +14,7 @@ from procguard.errors import Conflict, UsageError
 from procguard.fleet.operations import Options
 from procguard.group_policy import GroupPolicy
 from remote_agent import protocol
-from tests.unit import fake_manager
+from tests import fake_manager
 from tests.unit.fleet_world import SECRET
 from tests.unit.gang_world import GROUP, LEASE_S, GangWorld
 

@@ -25,8 +25,8 @@ from procguard.deploy.target import Target
 from remote_agent import agent_care, agent_process, keepalive, loopback, paths, protocol, release
 from remote_agent.installer import Installer, recorded_environment
 from remote_agent.release import InstallError
-from tests.unit import fake_manager
-from tests.unit.fake_manager import FLEET, KEY, FakeManager
+from tests import fake_manager
+from tests.fake_manager import FLEET, KEY, FakeManager
 from tests.waiting import wait_until
 
 
@@ -248,7 +248,7 @@ def test_uninstall_leaves_nothing(installer: Installer, manager: FakeManager) ->
 def test_an_agents_end_and_upgrade_leave_the_child_alone_and_uninstall_stops_it(
     installer: Installer, manager: FakeManager
 ) -> None:
-    manager.assignments = [protocol.Assignment("w1", protocol.WorkerSpec(command="sleep 600", stop_grace_s=2.0))]
+    manager.assignments["w1"] = protocol.Assignment("w1", protocol.WorkerSpec(command="sleep 600", stop_grace_s=2.0))
     put(installer, manager, secret="s3cret")
 
     def child() -> int:

@@ -36,17 +36,18 @@ def manager() -> Iterator[FakeManager]:
     fake.close()
 
 
-def bearer_seen(manager: FakeManager) -> bool:
-    return any("s3cret" in authorization for _, _, authorization in manager.requests)
+def session_begun(manager: FakeManager) -> bool:
+    return any(one.authorization for one in manager.requests)
 
 
-def test_secret_is_sent_only_after_the_proof(manager: FakeManager) -> None:
-    """The first request of a connection is hello without the secret; then the heartbeat with it."""
+def test_session_begins_only_after_the_proof(manager: FakeManager) -> None:
+    """The first request of a connection is hello, with nothing of the secret; then the heartbeat with its MAC."""
     reply = heartbeat("h1", BEAT)(Connection(Addresses([manager.url]), ME))
     assert reply.ok and reply.data["fleet_id"] == "fleet-1"
     (hello, beat) = manager.requests
-    assert hello[1].startswith("/api/hello?agent=h1&nonce=") and hello[2] == ""
-    assert beat[1] == "/api/agents/h1/heartbeat" and beat[2] == "Bearer s3cret"
+    assert hello.path.startswith("/api/hello?agent=h1&nonce=") and hello.authorization == ""
+    assert beat.path == "/api/agents/h1/heartbeat" and beat.authorization.startswith("ProcGuard ")
+    assert "s3cret" not in str(manager.requests)
 
 
 def test_impostor_with_another_key_never_sees_the_secret(manager: FakeManager) -> None:
@@ -54,7 +55,7 @@ def test_impostor_with_another_key_never_sees_the_secret(manager: FakeManager) -
     manager.proof_keys["h1"] = "guessed"
     with pytest.raises(Unproven, match="cannot prove"):
         heartbeat("h1", BEAT)(Connection(Addresses([manager.url]), ME))
-    assert not bearer_seen(manager)
+    assert not session_begun(manager)
 
 
 def test_manager_of_another_fleet_is_named_and_never_sees_the_secret(manager: FakeManager) -> None:
@@ -62,7 +63,7 @@ def test_manager_of_another_fleet_is_named_and_never_sees_the_secret(manager: Fa
     manager.fleet_id = "fleet-2"
     with pytest.raises(Unproven, match="manager of fleet fleet-2, not of fleet-1"):
         heartbeat("h1", BEAT)(Connection(Addresses([manager.url]), ME))
-    assert not bearer_seen(manager)
+    assert not session_begun(manager)
 
 
 def test_manager_that_forgot_the_agent_is_told_apart(manager: FakeManager) -> None:
@@ -70,7 +71,7 @@ def test_manager_that_forgot_the_agent_is_told_apart(manager: FakeManager) -> No
     del manager.proof_keys["h1"]
     with pytest.raises(Unknown):
         heartbeat("h1", BEAT)(Connection(Addresses([manager.url]), ME))
-    assert not bearer_seen(manager)
+    assert not session_begun(manager)
 
 
 def test_connection_is_kept_and_proof_asked_once(manager: FakeManager) -> None:
@@ -78,7 +79,7 @@ def test_connection_is_kept_and_proof_asked_once(manager: FakeManager) -> None:
     connection = Connection(Addresses([manager.url]), ME)
     for _ in range(5):
         assert heartbeat("h1", BEAT)(connection).ok
-    assert sum(path.startswith("/api/hello") for _, path, _ in manager.requests) == 1
+    assert sum(one.path.startswith("/api/hello") for one in manager.requests) == 1
 
 
 def test_connection_closed_by_the_manager_is_reopened_and_proven_anew(manager: FakeManager) -> None:
@@ -90,7 +91,7 @@ def test_connection_closed_by_the_manager_is_reopened_and_proven_anew(manager: F
     try:
         second.know("h1")
         assert heartbeat("h1", BEAT)(connection).ok
-        assert second.requests[0][1].startswith("/api/hello")
+        assert second.requests[0].path.startswith("/api/hello")
     finally:
         second.close()
 

@@ -72,7 +72,7 @@ class Bench:
         self.shipper.files.look(now)
 
     def log_posts(self) -> list[str]:
-        return [path for _, path, _ in self.manager.requests if "/logs" in path]
+        return [one.path for one in self.manager.requests if "/logs" in one.path]
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from remote_agent import agent_care, install, paths, readdress
 from remote_agent.installer import Installer
 from remote_agent.link import Addresses
 from remote_agent.readdress import AddressFile
-from tests.unit import fake_manager
-from tests.unit.fake_manager import FakeManager
+from tests import fake_manager
+from tests.fake_manager import FakeManager
 from tests.unit.test_install import installer, manager, put
 from tests.waiting import wait_until
 

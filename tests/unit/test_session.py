@@ -121,8 +121,8 @@ def test_what_was_recorded_is_good_for_nothing(server: RunningServer, relay: Rel
     assert heartbeat("h1", beat())(connection).ok  # and the session is not disturbed by it
 
 
-def test_nobody_can_make_an_agent_fall_back_to_the_bearer_secret(server: RunningServer, relay: Relay) -> None:
-    """A manager that knows sessions gives no other proof for such a nonce, and no session for another one."""
+def test_nobody_can_make_an_agent_send_its_secret_by_hiding_the_session(server: RunningServer, relay: Relay) -> None:
+    """The manager gives no other proof for such a nonce, and the agent believes no other; nor a session for another."""
 
     def without_session(data: bytes) -> bytes:
         _head, mark, body = data.partition(b"\r\n\r\n")
@@ -209,7 +209,7 @@ def test_an_enrolment_token_and_the_key_that_it_brings_never_travel_in_clear(
 
 
 def test_a_token_is_sent_to_nobody_who_does_not_know_it(server: RunningServer, relay: Relay) -> None:
-    """A manager of another fleet, one that has lost its state, an impostor, and one of an earlier release."""
+    """A manager of another fleet, one that has lost its state, and an impostor."""
     token = "pg-nobody-knows-this-one"
     with pytest.raises(Unproven, match="not sent"):
         enrol(server, relay.url, "far3", token)

@@ -26,8 +26,8 @@ from procguard.deploy.rollout import HostResult
 from procguard.deploy.trust import ShownKey
 from procguard.errors import HostUnreachable
 from procguard.portal.openapi.document import document
-from tests.unit import fake_manager
-from tests.unit.fake_manager import FakeManager
+from tests import fake_manager
+from tests.fake_manager import FakeManager
 
 # Clear, title, C1, a colour that hides, bells; our console's markup; a line that looks like ours; reordered, invisible,
 # half a character; the clipboard; a link.

@@ -108,7 +108,7 @@ def test_child_gets_the_callers_environment_and_directory(desk: Desk, manager: F
     assert (desk.cwd / "logs" / "launcher-w1.log").exists()
     assert "enrol-me" not in (desk.cwd / "logs" / "launcher-w1.log").read_text() + said
     assert manager.of_tokens == ["enrol-me"]
-    assert not any("enrol-me" in path + authorization for _, path, authorization in manager.requests)
+    assert not any("enrol-me" in one.path + one.authorization for one in manager.requests)
 
 
 def test_interrupt_stops_the_child_too_and_the_next_start_runs_it_again(desk: Desk, manager: FakeManager) -> None:
@@ -327,8 +327,8 @@ def test_the_key_by_which_a_launcher_knows_its_manager_is_not_replaced_by_an_uns
     manager.offered_key = "a key of his own"
     again = desk.start()
     wait_until(lambda: len(manager.registrations) > 1, what="a registration without a secret")
-    wait_until(lambda: sum("/api/hello?agent" in path for _, path, _ in manager.requests) > 2, what="further tries")
+    wait_until(lambda: sum("/api/hello?agent" in one.path for one in manager.requests) > 2, what="further tries")
     again.send_signal(signal.SIGHUP)
     desk.ends(again)
     assert json.loads(file.read_text())["proof_key"] == key
-    assert not any(authorization for _, _, authorization in manager.requests)
+    assert not any(one.authorization for one in manager.requests)
