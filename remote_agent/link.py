@@ -2,8 +2,7 @@
 zmq where both sides have it (channel.py).
 
 Owns connections and credentials; knows no worker and no file. The agent's secret is not sent: requests and answers
-carry MACs under a key made of it (session.py). To a manager of an earlier release it is sent, as a bearer secret, over
-a connection whose other end has just proven that it holds the fleet's key (HMAC over a nonce of ours).
+carry MACs under a key made of it (session.py), and nothing is asked of a manager that has not proven itself.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from remote_agent.channel import Channels
 from remote_agent.digests import same
 from remote_agent.http_wire import Answer, HttpConnection, WireTrouble, quote, split_url
 from remote_agent.lease import boottime_ns
-from remote_agent.protocol import MAX_WAIT_S, ZmqOffer, manager_proof, secret_sha256
+from remote_agent.protocol import MAX_WAIT_S, ZmqOffer, secret_sha256
 from remote_agent.readdress import AddressFile
 from remote_agent.tls import Trust, explain
 
@@ -170,7 +169,7 @@ class Connection:
         self._logs = logs
         self._http: Optional[HttpConnection] = None
         self._proven: Optional[HttpConnection] = None  # the connection whose other end has proven to be our manager
-        self._session: Optional[session.ClientSession] = None  # on that connection; None: a manager without sessions
+        self._session: Optional[session.ClientSession] = None  # on that connection
         self._secret = ""  # the one that this connection was opened for
         self._edition = 0  # of the addresses, when it was opened
         self._zmq: Optional[ZmqWire] = None  # while it stands, there is no HTTP connection
@@ -333,13 +332,13 @@ class Connection:
         reply = self._send("GET", query, None, {}, REQUEST_TIMEOUT_S)
         if reply.status >= 500 or reply.status == 429:
             raise LinkDown(f"{self._url}: {reply.why}")
-        fleet_id, proof = reply.data.get("fleet_id"), reply.data.get("proof")
+        fleet_id = reply.data.get("fleet_id")
         if not reply.ok or not isinstance(fleet_id, str):
             raise Unproven(f"{self._url} does not answer like a manager ({reply.why})")
         if fleet_id != mine.fleet_id:
             raise Unproven(f"{self._url} is the manager of fleet {fleet_id[:80]}, not of {mine.fleet_id}")
         offer = session.Offer.read(reply.data.get("session"))
-        if offer is None and not proof:
+        if offer is None:
             if mine.agent_id.startswith(session.TOKEN_PREFIX):
                 raise UnknownToken(
                     f"the manager at {self._url} knows no such enrolment token (mistyped, revoked, of another manager, "
@@ -348,14 +347,7 @@ class Connection:
             raise Unknown(f"the manager at {self._url} does not know agent {mine.agent_id}")
         if self._http is None:
             raise LinkDown(f"{self._url}: the connection was closed")
-        if offer is not None:
-            self._begin_session(offer, nonce)
-        elif mine.agent_id.startswith(session.TOKEN_PREFIX):
-            raise self._unproven()
-        elif same(str(proof), manager_proof(mine.proof_key, mine.fleet_id, mine.agent_id, nonce)):
-            self._refuse_foreign_listener(loopback.ELSEWHERE)
-        else:
-            raise self._unproven()
+        self._begin_session(offer, nonce)
         self._proven = self._http
         if self._channels is None:
             return None
@@ -365,16 +357,12 @@ class Connection:
         mine = self._credentials
         shared = session.handshake(mine.proof_key, mine.fleet_id, mine.agent_id, nonce, offer.id)
         if not same(offer.proof, session.manager_proof(shared, self._url, offer.uid, offer.machine)):
-            raise self._unproven()
+            raise Unproven(
+                f"{self._url} cannot prove that it is the manager of fleet {mine.fleet_id}; the secret was not sent"
+            )
         here = bool(offer.machine) and offer.machine == session.machine_mark()
         self._refuse_foreign_listener(offer.uid if here else loopback.ELSEWHERE)
         self._session = session.ClientSession(mine.agent_id, self._secret, nonce, offer, shared)
-
-    def _unproven(self) -> Unproven:
-        return Unproven(
-            f"{self._url} cannot prove that it is the manager of fleet {self._credentials.fleet_id}; the secret was "
-            "not sent"
-        )
 
     def _refuse_foreign_listener(self, managers_uid: int) -> None:
         """`managers_uid`: of a manager on this machine, or ELSEWHERE. Raises Unproven."""
@@ -411,14 +399,11 @@ class Connection:
         signed: bool = False,
     ) -> Reply:
         """`signed`: as this agent, which only a connection that was proven may carry."""
-        if self._http is None or (signed and self._http is not self._proven):
-            raise LinkDown(f"{self._url}: the connection was closed")
         of_session = self._session if signed else None
+        if self._http is None or (signed and (of_session is None or self._http is not self._proven)):
+            raise LinkDown(f"{self._url}: the connection was closed")
         if of_session is not None:
             headers = {**headers, **of_session.sign(method, path, body)}
-        elif signed:
-            mine = self._credentials
-            headers = {**headers, "Authorization": f"Bearer {self._secret}", "X-ProcGuard-Agent": mine.agent_id}
         asked_ns = boottime_ns()
         answer, keep = self._http.exchange(
             method, self._base + path, headers, body, timeout_s=timeout_s, max_bytes=MAX_REPLY_BYTES

@@ -1,7 +1,7 @@
 """Which address of the manager works from this host: asked all at once, believed only with proof.
 
-Knows HTTP and the proof in hello (session.py; of an earlier manager ids.manager_proof); sends no secret, changes
-nothing. An address of this host counts only where no other user listens there (loopback.py). Used by the installer.
+Knows HTTP and the proof in hello (session.py); sends no secret, changes nothing. An address of this host counts only
+where no other user listens there (loopback.py). Used by the installer.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import threading
 import time
 from typing import Any, Optional
 
-from remote_agent import ids, loopback, session
+from remote_agent import loopback, session
 from remote_agent.digests import same
 from remote_agent.http_wire import HttpConnection, WireTrouble, quote, split_url
 from remote_agent.tls import Trust, explain
@@ -79,7 +79,7 @@ class Probe:
         agent_id, fleet_id, proof_key = self._identity
         offer = session.Offer.read(reply.get("session"))
         if offer is None:
-            return reply.get("proof") == ids.manager_proof(proof_key, fleet_id, agent_id, nonce), loopback.ELSEWHERE
+            return False, loopback.ELSEWHERE
         shared = session.handshake(proof_key, fleet_id, agent_id, nonce, offer.id)
         here = bool(offer.machine) and offer.machine == session.machine_mark()
         right = same(offer.proof, session.manager_proof(shared, url, offer.uid, offer.machine))

@@ -11,8 +11,8 @@ The agent's secret never travels in clear. Hello, with a nonce that begins with 
     key       = MAC(handshake, "key", secret)
 
 Each request then carries a MAC over its number, method, address and body, each answer one over the request's number,
-the status and the body. Whoever is in between can delay or drop them, and change, replay or invent nothing. A manager
-that knows sessions gives no other proof for such a nonce, so nobody can make an agent fall back to the bearer secret.
+the status and the body. Whoever is in between can delay or drop them, and change, replay or invent nothing. An
+agent accepts no other proof, and the manager gives no other for such a nonce.
 
 A launcher that brings an enrolment token does the same with the token as the secret, its SHA-256 as the proof key and
 "token:" + `token_mark` in place of the agent's id; the key that it is given for later is sealed, too.
@@ -28,7 +28,7 @@ from typing import Any, NamedTuple, Optional
 
 from remote_agent.digests import blake2b, same
 
-NONCE_PREFIX = "session."  # an earlier manager takes any nonce; this one answers such a nonce with a session alone
+NONCE_PREFIX = "session."  # the manager answers such a nonce with a session alone
 SCHEME = "ProcGuard"  # Authorization: ProcGuard ID NUMBER BODY_DIGEST MAC
 OPEN_HEADER = "X-ProcGuard-Open"  # AGENT NONCE SEALED, in a session's first request
 ANSWER_HEADER = "X-ProcGuard-Proof"

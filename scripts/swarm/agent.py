@@ -86,7 +86,7 @@ class WireCaller:
         self._nonce = session.new_nonce()
         mine = self._agent.credentials
         query = f"/api/hello?agent={quote(mine.agent_id)}&nonce={self._nonce}"
-        self._wire.send(self._agent.head("GET", query, None, secret=False), REQUEST_TIMEOUT_S)
+        self._wire.send(self._agent.head("GET", query, None), REQUEST_TIMEOUT_S)
 
     def _answered(self, status: int, body: bytes) -> None:
         try:
@@ -109,32 +109,26 @@ class WireCaller:
         self._wire.send(self._signed(), self._timeout_s)
 
     def _signed(self) -> bytes:
-        """The request with its MAC; answers are taken as they are. An earlier manager gets the secret."""
+        """The request with its MAC; answers are taken as they are."""
+        assert self._session is not None
         method, path, body = self._request
-        if self._session is None:
-            return self._agent.head(method, path, body) + (body or b"")
         headers = "".join(f"{name}: {value}\r\n" for name, value in self._session.sign(method, path, body).items())
-        head = self._agent.head(method, path, body, secret=False)
+        head = self._agent.head(method, path, body)
         return head[:-2] + headers.encode() + b"\r\n" + (body or b"")
 
     def _check_proof(self, status: int, data: dict[str, Any]) -> LinkDown | None:
         mine = self._agent.credentials
         if status != 200:
             return LinkDown(f"hello: HTTP {status}")
-        proof = data.get("proof")
         if data.get("fleet_id") != mine.fleet_id:
             return Unproven(f"the manager of fleet {data.get('fleet_id')}, not of {mine.fleet_id}")
         offer = session.Offer.read(data.get("session"))
-        if offer is not None:
-            shared = session.handshake(mine.proof_key, mine.fleet_id, mine.agent_id, self._nonce, offer.id)
-            if offer.proof != session.manager_proof(shared, "", offer.uid, offer.machine):
-                return Unproven("it cannot prove that it is the manager; the secret was not sent")
-            self._session = session.ClientSession(mine.agent_id, mine.secret, self._nonce, offer, shared)
-            return None
-        if not proof:
+        if offer is None:
             return Unknown(f"the manager does not know agent {mine.agent_id}")
-        if proof != protocol.manager_proof(mine.proof_key, mine.fleet_id, mine.agent_id, self._nonce):
+        shared = session.handshake(mine.proof_key, mine.fleet_id, mine.agent_id, self._nonce, offer.id)
+        if offer.proof != session.manager_proof(shared, "", offer.uid, offer.machine):
             return Unproven("it cannot prove that it is the manager; the secret was not sent")
+        self._session = session.ClientSession(mine.agent_id, mine.secret, self._nonce, offer, shared)
         return None
 
     def _lost(self, why: str, timed_out: bool) -> None:
@@ -315,7 +309,8 @@ class SimulatedAgent:
 
     # ---------------------------------------------------------------------------------------------------- messages
 
-    def head(self, method: str, path: str, body: bytes | None, *, secret: bool = True) -> bytes:
+    def head(self, method: str, path: str, body: bytes | None, *, secret: bool = False) -> bytes:
+        """`secret`: with the bearer secret, as a launcher of one's own making sends it."""
         text = f"{method} {path} HTTP/1.1\r\nHost: {self._netloc}\r\nAccept-Encoding: identity\r\n"
         if secret:
             mine = self.credentials
@@ -461,7 +456,7 @@ class SimulatedAgent:
         attempt, offset, data = worker.logs[0]
         body = bytes(data[:LOG_POST_BYTES])
         path = f"/api/workers/{quote(worker.worker_id)}/logs?attempt={attempt}&stream=out&offset={offset}"
-        head = self.head("POST", path, body).replace(b"application/json", b"application/octet-stream")
+        head = self.head("POST", path, body, secret=True).replace(b"application/json", b"application/octet-stream")
         self._log_wire.send(head + body, REQUEST_TIMEOUT_S)
 
     def _log_answered(self, status: int, body: bytes) -> None:
