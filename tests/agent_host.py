@@ -1,4 +1,5 @@
-"""One deployed agent as a process, against a stand-in manager: what the agent's tests start, kill and look into.
+"""One deployed agent as a process, against a fake manager: what the agent's tests and benchmarks start, kill and look
+into.
 
 Fixtures `manager` and `host` are made known by the conftest.py of tests/unit and tests/long.
 """
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from remote_agent import locks, paths, settings
+from remote_agent import agent_process, locks, paths, settings
 from tests.fake_manager import FakeManager
 from tests.waiting import wait_until
 
@@ -25,7 +26,7 @@ ROOT = str(Path(__file__).resolve().parents[1])
 
 
 class Host:
-    """One agent's directory, and the agent as a process that a test starts and kills."""
+    """One agent's directory, and the agent as a process that its user starts and kills."""
 
     def __init__(self, tmp_path: Path, manager: FakeManager, python: str = sys.executable) -> None:
         self.manager = manager
@@ -43,7 +44,7 @@ class Host:
         self.agent: subprocess.Popen[bytes] | None = None
 
     def start(self) -> subprocess.Popen[bytes]:
-        command = [self.python, "-s", "-E", "-S", "-m", "remote_agent", "run", "--dir", self.directory]
+        command = agent_process.arguments(self.python, self.directory)
         self.agent = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
         return self.agent
 
@@ -55,6 +56,12 @@ class Host:
     def status(self, worker_id: str) -> dict[str, Any]:
         value = paths.read_json(paths.state_file(paths.worker_dir(self.directory, worker_id)))
         return value if isinstance(value, dict) else {}
+
+    def statuses(self) -> list[dict[str, Any]]:
+        return [self.status(worker_id) for worker_id in self.manager.assignments]
+
+    def until_running(self) -> None:
+        wait_until(lambda: all(one.get("state") == "running" for one in self.statuses()), 60, "every worker running")
 
     def end(self) -> None:
         """The agent, then every runner (which takes its child along)."""

@@ -11,9 +11,12 @@ import shutil
 import statistics
 import sys
 import time
+from pathlib import Path
 
 from scripts.bench import common
-from scripts.bench.agent_host import AgentHost, until
+from tests.agent_host import Host
+from tests.fake_manager import FakeManager
+from tests.waiting import wait_until
 
 GOAL_ADOPTED_S = 1.0
 LINES_PER_S = 1000
@@ -31,25 +34,31 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--kills", type=int, default=100, help="kill -9 of the agent (default 100)")
     kills = parser.parse_args(arguments).kills
     folder = common.short_folder()
-    host = AgentHost(folder, interval_s=1.0)
+    manager = FakeManager()
+    manager.know("h1")
+    manager.interval_s = 1.0
+    host = Host(Path(folder), manager)
     adopted_s, pids = [], set()
     try:
-        host.manager.assign("w0", [sys.executable, "-c", JOB, str(LINES_PER_S)])
+        manager.assign("w0", [sys.executable, "-c", JOB, str(LINES_PER_S)])
         host.start()
         host.until_running()
         for _ in range(kills):
             host.kill_agent()
-            heard = len(host.manager.beats)
+            heard = len(manager.beats)
             began = time.monotonic()
             host.start()
-            until(lambda heard=heard: _tells_of_a_running_child(host, heard), 10, "the new agent's first report")
+            wait_until(
+                lambda heard=heard: _tells_of_a_running_child(manager, heard), 10, "the new agent's first report"
+            )
             adopted_s.append(time.monotonic() - began)
             pids.add(host.status("w0")["pid"])
-        expected = _last_whole_line(host)
-        until(lambda: _last_whole_line(host) > expected, 20, "lines after the last kill")
-        lines = _lines(host)
+        expected = _last_whole_line(manager)
+        wait_until(lambda: _last_whole_line(manager) > expected, 20, "lines after the last kill")
+        lines = _lines(manager)
     finally:
         host.end()
+        manager.close()
         shutil.rmtree(folder, ignore_errors=True)
     numbers = [int(line) for line in lines]
     lost = len(set(range(numbers[-1] + 1)) - set(numbers))
@@ -62,17 +71,17 @@ def main(arguments: list[str]) -> int:
     return report.finish()
 
 
-def _tells_of_a_running_child(host: AgentHost, heard: int) -> bool:
-    beats = host.manager.beats[heard:]
+def _tells_of_a_running_child(manager: FakeManager, heard: int) -> bool:
+    beats = manager.beats[heard:]
     return any(one.get("state") == "running" and one.get("pid") for beat in beats for one in beat.get("workers", ()))
 
 
-def _lines(host: AgentHost) -> list[bytes]:
-    return host.manager.log("w0").split(b"\n")[:-1]
+def _lines(manager: FakeManager) -> list[bytes]:
+    return manager.log("w0").split(b"\n")[:-1]
 
 
-def _last_whole_line(host: AgentHost) -> int:
-    lines = _lines(host)
+def _last_whole_line(manager: FakeManager) -> int:
+    lines = _lines(manager)
     return int(lines[-1]) if lines else -1
 
 

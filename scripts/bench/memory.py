@@ -8,9 +8,12 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from scripts.bench import common
-from scripts.bench.agent_host import AgentHost, until
+from tests.agent_host import Host
+from tests.fake_manager import FakeManager
+from tests.waiting import wait_until
 
 SUPERVISOR = "supervisor==4.3.0"
 GOAL_RATIO = 1.1
@@ -43,7 +46,7 @@ class Supervisord:
 class Cost:
     """Of one agent and its runners, at one moment."""
 
-    def __init__(self, host: AgentHost) -> None:
+    def __init__(self, host: Host) -> None:
         assert host.agent is not None
         self.agent_kb = common.resident_kb(host.agent.pid)
         self.runner_pids = [int(one["runner_pid"]) for one in host.statuses()]
@@ -60,18 +63,23 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     program, missing = common.python_program(SUPERVISOR, "supervisord")
     folder = common.short_folder()
-    host, anchor = AgentHost(folder), None
+    manager, anchor = FakeManager(), None
+    manager.know("h1")
+    manager.interval_s = 5.0
+    host = Host(Path(folder), manager)
     try:
         anchor = Supervisord(os.path.join(folder, "s"), program) if program else None
-        host.manager.assign("w0", JOB)
+        manager.assign("w0", JOB)
         host.start()
         host.until_running()
         time.sleep(WARM_UP_S)
         one = Cost(host)
         anchor_mb = common.resident_kb(anchor.process.pid) / 1024 if anchor else None
         for number in range(1, options.workers):
-            host.manager.assign(f"w{number}", JOB)
-        until(lambda: len(os.listdir(os.path.join(host.directory, "workers"))) == options.workers, 60, "the workers")
+            manager.assign(f"w{number}", JOB)
+        wait_until(
+            lambda: len(os.listdir(os.path.join(host.directory, "workers"))) == options.workers, 60, "the workers"
+        )
         host.until_running()
         time.sleep(WARM_UP_S)
         many = Cost(host)
@@ -81,6 +89,7 @@ def main(arguments: list[str]) -> int:
         if anchor:
             anchor.end()
         host.end()
+        manager.close()
         shutil.rmtree(folder, ignore_errors=True)
     return _report(one, many, later, anchor_mb, missing)
 
