@@ -316,11 +316,8 @@ class Agent:
         try:
             data = paths.read_json(path)
             if isinstance(data, dict):
-                stored = [decode(Assignment, one) for one in data.get("assignments", [])]
-                self._apply(stored)
-                # An earlier release, which this host went back to for a while, has not stored the grants: fetch them.
-                whole = all(one.grant or one.desired == "removed" for one in stored)
-                self._rev = str(data.get("rev", "")) if whole else ""
+                self._apply([decode(Assignment, one) for one in data.get("assignments", [])])
+                self._rev = str(data.get("rev", ""))
         except (OSError, ValueError) as exc:
             self._log.say("assignments unreadable", path=path, why=exc)
 

@@ -170,7 +170,8 @@ class CodeFolder:
         }
 
     def _of_another(self, here: os.stat_result) -> bool:
-        """No file, or one that is not whose folder it is (root's, of an earlier release): it is replaced."""
+        """No file, or one that is not whose folder it is (root's, brought before the folder was given
+        to its user): it is replaced."""
         return not stat.S_ISREG(here.st_mode) or (self.actor is not None and here.st_uid != self.actor.uid)
 
     def _sha(self, name: str, here: os.stat_result, size: int, record: Json) -> str:
@@ -228,7 +229,7 @@ class CodeFolder:
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
             try:
                 return os.open(self._kept("lock"), flags, 0o600)
-            except PermissionError:  # root's, of an earlier release, in a folder that is its user's now
+            except PermissionError:  # root's, in a folder that is its user's now
                 os.unlink(self._kept("lock"))
                 return os.open(self._kept("lock"), flags, 0o600)
         except OSError as exc:
@@ -237,13 +238,13 @@ class CodeFolder:
     @_with_its_rights
     def forget_incoming(self) -> None:
         shutil.rmtree(self.incoming, ignore_errors=True)
-        if os.path.lexists(self.incoming):  # root's, of an earlier release
+        if os.path.lexists(self.incoming):  # root's
             with contextlib.suppress(OSError):
                 os.rename(self.incoming, f"{self.incoming}.{time.time_ns()}")
 
     def _hand_over(self) -> None:
-        """Earlier releases brought code as root into a user's folder: the folders of it become that user's, so that
-        files in them can be replaced. Those alone that everybody may look into, by descriptor, through no link."""
+        """Of code that was brought as root, before the folder was given to its user, the folders become that user's, so
+        that files in them can be replaced. Those alone that everybody may look into, by descriptor, through no link."""
         if self.actor is None:
             return
         names = _folders(self.record()) | {KEPT}

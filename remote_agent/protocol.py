@@ -88,7 +88,7 @@ class Assignment:
     boot of the host. `gang`: a member never restarts alone; its end, whatever it was, is the manager's to answer.
     `env`: variables the manager adds (ranks, rendezvous), over all others; no part of the launch digest.
     `grant`: proof that the manager gave this worker, under this epoch, to this agent. The agent keeps it and returns it
-    in its reports; "" from a manager that knows no grants, and where the worker is to be removed.
+    in its reports; "" where the worker is to be removed.
     """
 
     worker_id: str

@@ -2,8 +2,7 @@
 
 `hand_over` runs on the host, sent with the session that recovery opens; `AddressFile` is the agent's. Only addresses
 change: the agent's identity, its secret and the key by which it knows its manager stay as they are, and a new address
-counts only if it proves that key from this host (reach.py). That this file is part of a release says that its agents
-read agent.json again; one of an earlier release is restarted. Runners and children are not touched.
+counts only if it proves that key from this host (reach.py). Neither agent nor runners nor children are restarted.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ def hand_over(installer: Installer, manager: Json) -> Json:
     """Give the agent here the addresses of `manager`, where none of its own leads to its manager.
 
     `manager` is part of a deployment's request: {"manager_urls", "manager_configured", "manager_port", "manager_ca",
-    "manager_any_name"}. Returns {"told": [its new addresses], "before": […]}, with "restarted": true for an agent of an
-    earlier release; {"unreached": {address: why it failed}} where none works, with "fixed": the address that the
-    inventory sets, or "tunnel": true where it has a tunnel; {} where the agent's own addresses work.
+    "manager_any_name"}. Returns {"told": [its new addresses], "before": […]}; {"unreached": {address: why it failed}}
+    where none works, with "fixed": the address that the inventory sets, or "tunnel": true where it has a tunnel; {}
+    where the agent's own addresses work.
     """
     from remote_agent import reach
 
@@ -56,11 +55,7 @@ def hand_over(installer: Installer, manager: Json) -> Json:
         if installer.config() != config:
             return {}  # a deployment has changed it meanwhile
         paths.write_json(paths.agent_file(installer.dir), told, durable=True)
-    answer: Json = {"told": urls, "before": known}
-    if not os.path.exists(os.path.join(paths.current_release(installer.dir), "remote_agent", "readdress.py")):
-        installer.restart()
-        answer["restarted"] = True
-    return answer
+    return {"told": urls, "before": known}
 
 
 class NewAddresses(NamedTuple):

@@ -13,9 +13,8 @@ import hashlib
 import os
 import signal
 import socket
-import struct
 import time
-from typing import Callable, Optional
+from typing import Callable
 
 from remote_agent.mux import Mux, MuxEnded, Wire
 from remote_agent.release import InstallError
@@ -35,7 +34,7 @@ class Relay:
         """`port`: the one that the agent knows; another is taken only where it `may_move`. `directory`: of its lock.
         Raises InstallError."""
         self._directory = directory
-        self._held = take_over(fleet_id, host, directory)
+        self._held = take_over(host, directory)
         self.listener = listen(fleet_id, host, port, may_move)
         self.port: int = self.listener.getsockname()[1]
 
@@ -103,23 +102,17 @@ def listen(fleet_id: str, host: str, port: int, may_move: bool) -> socket.socket
     )
 
 
-def take_over(fleet_id: str, host: str, directory: str) -> "tuple[int, Optional[socket.socket]]":
+def take_over(host: str, directory: str) -> int:
     """Be the only relay of this agent: whoever was it before is ended. Raises InstallError.
 
-    `directory`: private, where its lock lies. Earlier releases had a name without a file (an abstract socket) for a
-    lock, which anybody may take: theirs is ended too, but a stranger's hold on that name counts for nothing. Both are
-    kept open for as long as this is the relay.
+    `directory`: private, where its lock lies. Returns the lock's descriptor, to be kept open for as long as this is the
+    relay.
     """
     path = os.path.join(directory, LOCK)
     held: "list[int]" = []
     if not _insist(lambda: _take_lock(path, held), lambda sig: _end_writer(path, sig)):
         raise InstallError("busy", f"{host}: another relay holds the way to the manager", "end it, then try again")
-    mine = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    name = f"\0procguard-relay-{os.getuid()}-{_digest(fleet_id, host)[:16]}"
-    pid, start = (0, "") if _bind(mine, name) else _holder(name)
-    if pid and not _insist(lambda: _bind(mine, name) or not _alive(pid, start), lambda sig: _end(pid, start, sig)):
-        raise InstallError("busy", f"{host}: another relay holds the way to the manager", "end it, then try again")
-    return held[0], mine
+    return held[0]
 
 
 def _insist(attempt: "Callable[[], bool]", end: "Callable[[int], None]") -> bool:
@@ -181,33 +174,5 @@ def _start_of(pid: int) -> str:
         return ""
 
 
-def _bind(mine: socket.socket, name: str) -> bool:
-    try:
-        mine.bind(name)
-        mine.listen(1)
-        return True
-    except OSError as exc:
-        if exc.errno != errno.EADDRINUSE:
-            raise
-        return False
-
-
-def _holder(name: str) -> "tuple[int, str]":
-    """(pid, start) of the process of this user's that listens at `name`, as the kernel says; (0, "") where it is
-    another user's, or has just ended."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
-        asking.setblocking(False)
-        try:
-            asking.connect(name)
-        except OSError:
-            return 0, ""
-        pid, uid, _ = struct.unpack("3i", asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        return (pid, _start_of(pid)) if uid == os.getuid() and pid > 0 else (0, "")
-
-
-def _digest(fleet_id: str, host: str) -> str:
-    return hashlib.sha256(f"{fleet_id}/{host}".encode()).hexdigest()
-
-
 def _number(fleet_id: str, host: str) -> int:
-    return int(_digest(fleet_id, host)[:8], 16)
+    return int(hashlib.sha256(f"{fleet_id}/{host}".encode()).hexdigest()[:8], 16)

@@ -335,7 +335,7 @@ def _longest_of(*texts: str) -> int:
 
 
 def _cut(message: Any, name: str, limit: int) -> None:
-    """For what agents of earlier releases send without a bound: the rest is left out, and the heartbeat is taken."""
+    """For texts of drivers, kernels and users, whose length no agent chooses: the rest is left out."""
     text = getattr(message, name)
     if len(text) > limit:
         setattr(message, name, text[:limit])

@@ -111,7 +111,7 @@ class Helper:
             started = "started" in (report.get("changes") or [])
             addresses = report.get("addresses") or {}
             message = _told(report, started) + _of_addresses(host, addresses)[:MAX_TEXT]
-            agent = "started" if started or addresses.get("restarted") else "running"
+            agent = "started" if started else "running"
             told = [str(url)[:MAX_URL] for url in (addresses.get("told") or [])[:MAX_URLS]]
             found = {"told": told, "unreached": bool(addresses.get("unreached"))} if addresses else {}
             return {"ok": True, "agent": agent, "message": message, "addresses": found}
@@ -177,11 +177,8 @@ def _told(report: Json, started: bool) -> str:
 def _of_addresses(host: str, addresses: Json) -> str:
     """What was found of the agent's addresses, and done about them."""
     if addresses.get("told"):
-        restarted = " and was restarted: an agent of its release does not read them again" * bool(
-            addresses.get("restarted")
-        )
         before = ", ".join(addresses.get("before") or []) or "no address"
-        return f"; it only knew {before}; it now has this manager's address {', '.join(addresses['told'])}{restarted}"
+        return f"; it only knew {before}; it now has this manager's address {', '.join(addresses['told'])}"
     if not addresses.get("unreached"):
         return ""
     tried = "; ".join(f"{url}: {why}" for url, why in addresses["unreached"].items())

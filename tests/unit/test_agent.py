@@ -330,22 +330,3 @@ def test_a_grant_is_returned_and_survives_the_agent_the_assignment_and_an_earlie
     wait_until(lambda: len(manager.beats) > beats + 1, what="heartbeats")
     assert manager.report("w1")["grant"] == "ab" * 16 and manager.report("w1")["epoch"] == 7_000_001
     assert alive(pid)
-
-
-def test_an_agent_that_has_lost_its_grants_fetches_them(host: Host, manager: FakeManager) -> None:
-    """It went back to an earlier release, which stored the assignments and the specification without them."""
-    manager.assign("w1", SLEEP, grant="cd" * 16)
-    host.start()
-    pid = running(manager)
-    wait_until(lambda: manager.report("w1").get("grant") == "cd" * 16, what="the grant in a report")
-    host.kill_agent()
-    stored = paths.assignments_file(host.directory)
-    content = json.loads(Path(stored).read_text())
-    for one in content["assignments"]:
-        del one["grant"]
-    Path(stored).write_text(json.dumps(content))
-    spec = Path(paths.spec_file(paths.worker_dir(host.directory, "w1")))
-    spec.write_text(json.dumps({key: value for key, value in json.loads(spec.read_text()).items() if key != "grant"}))
-    host.start()
-    wait_until(lambda: manager.report("w1").get("grant") == "cd" * 16, what="the grant again")
-    assert alive(pid) and manager.report("w1")["pid"] == pid

@@ -446,7 +446,7 @@ def brought(project: Path, dest: Path, tmp_path: Path, **more: Any) -> Any:
 
 
 def test_code_of_a_user_s_folder_is_brought_as_that_user(project: Path, job_user: JobUser, tmp_path: Path) -> None:
-    """Also where an earlier release brought it as root."""
+    """Also where it was brought as root, before the folder was given to its user."""
     dest = job_user.directory / "project"
     assert brought(project, dest, tmp_path, rsync=True).status == "changed"
     assert {path.stat().st_uid for path in dest.rglob("*")} == {job_user.uid}

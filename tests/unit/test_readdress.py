@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import os
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,25 +58,6 @@ def test_a_running_agent_takes_the_new_address_without_a_restart(
     after = record(installer)
     assert after == {**before, "manager_urls": [moved.url], "manager_tried": []}
     assert os.stat(paths.agent_file(installer.dir)).st_mode & 0o777 == 0o600
-
-
-def test_an_agent_of_an_earlier_release_is_restarted_with_it(
-    installer: Installer, manager: FakeManager, moved: FakeManager
-) -> None:
-    """Its release has no readdress.py: it reads agent.json at its start alone."""
-    with tarfile.open(fileobj=io.BytesIO(bundle.build().data)) as archive:
-        files = {one.name: archive.extractfile(one).read() for one in archive}  # type: ignore[union-attr]
-    files["remote_agent/earlier.py"] = files.pop("remote_agent/readdress.py")
-    for name in ("remote_agent/link.py", "remote_agent/agent.py"):
-        files[name] = files[name].replace(b"remote_agent.readdress", b"remote_agent.earlier")
-    data = bundle.pack(files)
-    earlier = bundle.Bundle(data, hashlib.sha256(data).hexdigest(), 100)
-    asked = {"agent_id": "host1", "proof_key": fake_manager.KEY, "secret": "s", "manager_urls": [manager.url]}
-    pid = installer.install({**asked, "release": earlier.sha256}, lambda: earlier.data)["pid"]
-    away(manager)
-    answer = readdress.hand_over(installer, given(moved))
-    assert answer["restarted"] and installer.status()["pid"] != pid
-    wait_until(lambda: moved.heard, 10, what="a heartbeat at the new address")
 
 
 def test_nothing_is_written_while_one_of_its_own_addresses_works(
@@ -184,6 +162,6 @@ def test_a_torn_or_missing_file_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_the_helper_says_what_the_agent_had_and_has() -> None:
-    said = ssh_helper._of_addresses("h1", {"told": ["http://b"], "before": ["http://a"], "restarted": True})
-    assert "http://a" in said and "http://b" in said and "restarted" in said
+    said = ssh_helper._of_addresses("h1", {"told": ["http://b"], "before": ["http://a"]})
+    assert "http://a" in said and "http://b" in said
     assert ssh_helper._of_addresses("h1", {}) == ""

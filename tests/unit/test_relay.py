@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -153,37 +152,6 @@ def test_a_killed_relay_is_noticed_by_the_agent_at_once(fleet_id: str, tmp_path:
             assert agent.recv(1) == b""
         assert time.monotonic() - began < 5
         wait_until(lambda: one.process.poll() is not None, 10, "its end")
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody else")
-def test_a_stranger_who_took_the_name_of_its_lock_keeps_nobody_out(fleet_id: str, tmp_path: Path) -> None:
-    """Any user may bind an abstract socket. A relay is still one for each agent."""
-    digest = hashlib.sha256(f"{fleet_id}/h1".encode()).hexdigest()[:16]
-    script = (
-        "import socket,sys,time; s=socket.socket(socket.AF_UNIX); s.bind(sys.argv[1].replace('@','\\0')); s.listen(); "
-        "print('up',flush=True); time.sleep(100)"
-    )
-    argv = ["/usr/bin/python3", "-c", script, f"@procguard-relay-{os.getuid()}-{digest}"]
-    with subprocess.Popen(argv, user=65534, cwd="/", stdout=subprocess.PIPE) as stranger:
-        assert stranger.stdout is not None and stranger.stdout.readline() == b"up\n"
-        try:
-            with session(fleet_id, tmp_path) as first, session(fleet_id, tmp_path) as second:
-                assert second.port == first.port and first.process.wait(10) is not None
-                assert stranger.poll() is None
-        finally:
-            stranger.kill()
-
-
-def test_a_relay_of_an_earlier_release_is_ended(fleet_id: str, tmp_path: Path) -> None:
-    """Its name was all it had, and it may be frozen."""
-    digest = hashlib.sha256(f"{fleet_id}/h1".encode()).hexdigest()[:16]
-    script = "import socket,sys,time; s=socket.socket(socket.AF_UNIX); s.bind(sys.argv[1].replace('@','\\0')); s.listen(1); print('up',flush=True); time.sleep(100)"  # noqa: E501 # fmt: skip
-    argv = [sys.executable, "-c", script, f"@procguard-relay-{os.getuid()}-{digest}"]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE) as earlier:
-        assert earlier.stdout is not None and earlier.stdout.readline() == b"up\n"
-        os.kill(earlier.pid, signal.SIGSTOP)
-        with session(fleet_id, tmp_path) as one:
-            assert one.port and earlier.wait(10) == -signal.SIGKILL
 
 
 def test_nothing_is_left_of_a_relay_that_was_there_before_its_agent(fleet_id: str, tmp_path: Path) -> None:
