@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import sys
 from datetime import datetime, timezone
-from typing import Any
 
 from invoke import Collection, Context, Program
 
@@ -28,7 +27,7 @@ from procguard import (
     client,
     terminal,
 )
-from procguard.cli_task import operator_task
+from procguard.cli_task import operator_task, print_table
 from procguard.fleet import selectors
 from procguard.terminal import say_json
 
@@ -48,8 +47,8 @@ def status(_context: Context, select: str = "", json_: bool = False) -> None:
         return
     from procguard import tables
 
-    _print(tables.workers(views, _now()))
-    _print(tables.summary(views, answer["hosts"]))
+    print_table(tables.workers(views, _now()))
+    print_table(tables.summary(views, answer["hosts"]))
 
 
 @operator_task(help={"json_": "as JSON"})
@@ -58,7 +57,7 @@ def hosts(_context: Context, json_: bool = False) -> None:
     from procguard import tables
 
     views = client.from_environment().hosts()["hosts"]
-    say_json(views) if json_ else _print(tables.hosts(views, _now()))
+    say_json(views) if json_ else print_table(tables.hosts(views, _now()))
 
 
 @operator_task(
@@ -156,12 +155,6 @@ def manager(
     words += [flag for flag, wanted in chosen if wanted]
     sys.stdout.flush()
     os.execv(sys.executable, words)  # noqa: S606 - gevent must patch before anything else is imported
-
-
-def _print(what: Any) -> None:
-    from procguard.deploy import show
-
-    show.console().print(what)
 
 
 def _now() -> datetime:

@@ -8,12 +8,11 @@ from __future__ import annotations
 import os
 import re
 from datetime import datetime, timezone
-from typing import Any
 
 from invoke import Collection, Context
 
 from procguard import client
-from procguard.cli_task import operator_task
+from procguard.cli_task import operator_task, print_table
 from procguard.errors import UsageError
 from procguard.fleet.token_scopes import AGENT_SCOPE, SCOPES, SCOPES_SHOWN
 from procguard.terminal import say, say_json
@@ -46,8 +45,8 @@ def agents_list(_context: Context, skew: bool = False, json_: bool = False) -> N
     if json_:
         say_json(views)
         return
-    _print(tables.agents(views, datetime.now(timezone.utc)))
-    _print(tables.releases(answer["agents"], releases, str(answer.get("version") or "")))
+    print_table(tables.agents(views, datetime.now(timezone.utc)))
+    print_table(tables.releases(answer["agents"], releases, str(answer.get("version") or "")))
 
 
 @operator_task(("agent",), help={**_AGENT_HELP, **_FINGERPRINT})
@@ -123,7 +122,7 @@ def token_list(_context: Context, json_: bool = False) -> None:
     from procguard import tables
 
     views = client.from_environment().tokens()
-    say_json(views) if json_ else _print(tables.tokens(views, datetime.now(timezone.utc)))
+    say_json(views) if json_ else print_table(tables.tokens(views, datetime.now(timezone.utc)))
 
 
 @operator_task(
@@ -199,9 +198,3 @@ def audit(
         else:
             who = one["actor"] or "somebody"
             say(f"{one['at']} {one['kind']:7} {one['status']} {who} from {one['address']}: {one['what']}")
-
-
-def _print(what: Any) -> None:
-    from procguard.deploy import show
-
-    show.console().print(what)

@@ -6,46 +6,105 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from invoke import Context
 
 from procguard import client
-from procguard.cli_task import operator_task
+from procguard.cli_task import OptionGroup, operator_task, option
 from procguard.coming_up import WAIT_HELP, patience
 from procguard.errors import PartlyFailed, UsageError
 from procguard.terminal import say, say_json
 
 if TYPE_CHECKING:
     from procguard.deploy.credentials import Credentials
-    from procguard.deploy.deployer import Options
     from procguard.deploy.inventory import Host, Inventory
-    from procguard.deploy.rollout import Plan
 
-INVENTORY_HELP = {
-    "hosts": "the inventory, as Ansible reads it, e.g. inventory/prod.yaml",
-    "limit": "only these hosts or groups, as in Ansible: gpu*,!gpu03",
-}
-LOGIN_HELP = {
-    "ask_pass": "ask for the SSH password of the hosts (else keys, the inventory, PROCGUARD_SSH_PASSWORD_FILE)",
-    "ask_become_pass": "ask for the password that sudo on the hosts wants (else PROCGUARD_BECOME_PASSWORD_FILE)",
-}
-FLEET_HELP = {
-    **INVENTORY_HELP,
-    **LOGIN_HELP,
-    "forks": "how many hosts at once",
-    "serial": "in waves of so many hosts, as in Ansible: 4, 10%, or 1,10%,50%",
-    "max_fail": "end after a wave when more hosts than this failed: 3 or 10%",
-    "check": "say what would change, change nothing",
-    "diff": "show what changed in each worker (of env only the names) and in each folder of code",
-    "json_": "machine-readable result on stdout",
-}
+HOSTS_TEXT = "the inventory, as Ansible reads it, e.g. inventory/prod.yaml"
+FORKS, FORKS_TEXT = 32, "how many hosts at once"
+JSON_TEXT = "machine-readable result on stdout"
+
+
+@dataclass(frozen=True)
+class HostsOptions(OptionGroup):
+    """Which hosts."""
+
+    hosts: str = option("", HOSTS_TEXT)
+    limit: str = option("", "only these hosts or groups, as in Ansible: gpu*,!gpu03")
+
+    def chosen(self, action: str) -> list[Host]:
+        """Raises UsageError, and what reading an inventory raises."""
+        return _loaded(self.hosts, action).select(self.limit)
+
+
+@dataclass(frozen=True)
+class LoginOptions(OptionGroup):
+    """Passwords that are asked for now, before anything begins."""
+
+    ask_pass: bool = option(
+        False, "ask for the SSH password of the hosts (else keys, the inventory, PROCGUARD_SSH_PASSWORD_FILE)"
+    )
+    ask_become_pass: bool = option(
+        False, "ask for the password that sudo on the hosts wants (else PROCGUARD_BECOME_PASSWORD_FILE)"
+    )
+
+    def credentials(self, hosts: list[Host], ask: Callable[[str], str] | None = None) -> Credentials:
+        """`ask`: for passphrases, when a key turns out to need one."""
+        from procguard.deploy.credentials import Credentials, ask_on_terminal
+
+        return Credentials(
+            {host.name: host.secrets for host in hosts},
+            password=ask_on_terminal("SSH password: ") if self.ask_pass else "",
+            become_password=ask_on_terminal("sudo password: ") if self.ask_become_pass else "",
+            ask=(ask or ask_on_terminal) if sys.stdin.isatty() else None,
+        )
+
+
+@dataclass(frozen=True)
+class RolloutOptions(OptionGroup):
+    """How many hosts at once, whether they are changed, and what is shown of it."""
+
+    forks: int = option(FORKS, FORKS_TEXT)
+    serial: str = option("", "in waves of so many hosts, as in Ansible: 4, 10%, or 1,10%,50%")
+    max_fail: str = option("", "end after a wave when more hosts than this failed: 3 or 10%")
+    check: bool = option(False, "say what would change, change nothing")
+    diff: bool = option(False, "show what changed in each worker (of env only the names) and in each folder of code")
+    json_: bool = option(False, JSON_TEXT)
+
+    def over(self, action: str, hosts: list[Host], login: LoginOptions, **more: Any) -> None:
+        """Do `action`, a method of the Deployer, on these hosts; `more`: further options of it (deployer.Options)."""
+        from procguard.deploy import show
+        from procguard.deploy.connector import Connector
+        from procguard.deploy.deployer import Deployer, Options
+        from procguard.deploy.rollout import Plan
+        from procguard.styled import styled
+
+        plan = Plan(_forks(self.forks), self.serial, self.max_fail)
+        options = Options(plan, check=self.check, diff=self.diff, **more)
+        out = show.console(stderr=self.json_)
+        for warning in dict.fromkeys(warning for host in hosts for warning in host.warnings):
+            out.print(styled("[yellow]note: {}[/]", warning))
+        progress = show.Progress(out, len(hosts))
+        connector = Connector(login.credentials(hosts, progress.ask))
+        with progress:
+            deployer = Deployer(client.from_environment(), connector, progress, options)
+            results = getattr(deployer, action)(hosts)
+        if self.json_:
+            say_json(show.as_json(results, deployer.absent))
+        else:
+            show.recap(out, results, self.diff)
+            show.absent(out, deployer.absent, deployer.of_other_inventories)
+        failure = show.failure(results)
+        if failure:
+            raise failure
+
+
+HOSTS, ROLLOUT, LOGIN = HostsOptions(), RolloutOptions(), LoginOptions()
 
 
 @operator_task(
     help={
-        **FLEET_HELP,
         "prune": "stop workers that are gone from the inventory",
         "restart_changed": "restart workers whose command, directory or environment changed; ends where one stays down",
         "sync_running": "bring code (procguard_sync) also into folders in which workers run",
@@ -56,23 +115,16 @@ FLEET_HELP = {
 )
 def deploy(
     _context: Context,
-    hosts: str = "",
-    limit: str = "",
-    forks: int = 32,
-    serial: str = "",
-    max_fail: str = "",
+    among: HostsOptions = HOSTS,
+    rollout: RolloutOptions = ROLLOUT,
     prune: bool = False,
     restart_changed: bool = False,
-    check: bool = False,
-    diff: bool = False,
     sync_running: bool = False,
     rotate_secrets: bool = False,
     another_fleet: bool = False,
     wait: str = "",
     no_wait: bool = False,
-    json_: bool = False,
-    ask_pass: bool = False,
-    ask_become_pass: bool = False,
+    login: LoginOptions = LOGIN,
 ) -> None:
     """Put the agent and its workers onto every host of an inventory. Example: invoke deploy --hosts inventory/prod.yaml
 
@@ -85,136 +137,68 @@ def deploy(
     from procguard.deploy import bundle
 
     bundle.begin()
-    from procguard.deploy.deployer import Options
-
-    options = Options(
-        _plan(forks, serial, max_fail),
-        prune,
-        restart_changed,
-        check,
-        diff,
-        sync_running,
-        rotate_secrets,
-        bool(limit),
-        patience(wait, no_wait),
-        another_fleet,
-    )
-    found = _loaded(hosts, "deploy")
+    limit, found = patience(wait, no_wait), _loaded(among.hosts, "deploy")
+    named: dict[str, Any] = {}
     if found.identity:
         declared = {worker.worker_id: host.name for host in found.hosts.values() for worker in host.workers}
-        named = {"name": found.identity, "hosts": None if limit else list(found.hosts), "workers": declared}
-        options = replace(options, inventory=named)
-    _over_hosts("deploy", found.select(limit), options, json_, ask_pass, ask_become_pass)
+        hosts = None if among.limit else list(found.hosts)
+        named = {"name": found.identity, "hosts": hosts, "workers": declared}
+    rollout.over(
+        "deploy",
+        found.select(among.limit),
+        login,
+        prune=prune,
+        restart_changed=restart_changed,
+        sync_running=sync_running,
+        rotate_secrets=rotate_secrets,
+        limited=bool(among.limit),
+        patience=limit,
+        another_fleet=another_fleet,
+        inventory=named,
+    )
 
 
-@operator_task(help={**FLEET_HELP, "canary": "the host that goes first; default: the first of the inventory"})
+@operator_task(help={"canary": "the host that goes first; default: the first of the inventory"})
 def upgrade(
     _context: Context,
-    hosts: str = "",
-    limit: str = "",
+    among: HostsOptions = HOSTS,
     canary: str = "",
-    forks: int = 32,
-    serial: str = "1,100%",
-    max_fail: str = "0",
-    check: bool = False,
-    diff: bool = False,
-    json_: bool = False,
-    ask_pass: bool = False,
-    ask_become_pass: bool = False,
+    rollout: RolloutOptions = RolloutOptions(serial="1,100%", max_fail="0"),
+    login: LoginOptions = LOGIN,
 ) -> None:
     """Bring this release's agent to the hosts, one first. Example: invoke upgrade --hosts inventory/prod.yaml
 
     A deploy that begins with one host, ends at the first failure and leaves the others as they are. An agent that does
     not start or is not heard goes back to its release before. No worker's process changes.
     """
-    from procguard.deploy.deployer import Options
-
-    chosen = _chosen(hosts, limit, "upgrade")
+    chosen = among.chosen("upgrade")
     if canary:
         first = [host for host in chosen if host.name == canary]
         if not first:
             raise UsageError(f"--canary {canary} is none of the hosts", f"e.g. --canary {chosen[0].name}")
         chosen = first + [host for host in chosen if host.name != canary]
     chosen = [replace(host, syncs=()) for host in chosen]  # the agents' release only, not the project's code
-    _over_hosts(
-        "deploy",
-        chosen,
-        Options(_plan(forks, serial, max_fail), check=check, diff=diff, limited=bool(limit)),
-        json_,
-        ask_pass,
-        ask_become_pass,
-    )
+    rollout.over("deploy", chosen, login, limited=bool(among.limit))
 
 
-@operator_task(help=FLEET_HELP)
+@operator_task()
 def rollback(
-    _context: Context,
-    hosts: str = "",
-    limit: str = "",
-    forks: int = 32,
-    serial: str = "",
-    max_fail: str = "",
-    check: bool = False,
-    diff: bool = False,
-    json_: bool = False,
-    ask_pass: bool = False,
-    ask_become_pass: bool = False,
+    _context: Context, among: HostsOptions = HOSTS, rollout: RolloutOptions = ROLLOUT, login: LoginOptions = LOGIN
 ) -> None:
     """Have agents go back to their release before; workers run on. Example: invoke rollback --hosts F --limit gpu01"""
-    from procguard.deploy.deployer import Options
-
-    _over_hosts(
-        "rollback",
-        _chosen(hosts, limit, "rollback"),
-        Options(_plan(forks, serial, max_fail), check=check, diff=diff),
-        json_,
-        ask_pass,
-        ask_become_pass,
-    )
+    rollout.over("rollback", among.chosen("rollback"), login)
 
 
-@operator_task(help=FLEET_HELP)
+@operator_task()
 def undeploy(
-    _context: Context,
-    hosts: str = "",
-    limit: str = "",
-    forks: int = 32,
-    serial: str = "",
-    max_fail: str = "",
-    check: bool = False,
-    diff: bool = False,
-    json_: bool = False,
-    ask_pass: bool = False,
-    ask_become_pass: bool = False,
+    _context: Context, among: HostsOptions = HOSTS, rollout: RolloutOptions = ROLLOUT, login: LoginOptions = LOGIN
 ) -> None:
     """Stop the workers of these hosts, remove the agent and leave nothing there. Example: invoke undeploy --hosts F"""
-    from procguard.deploy.deployer import Options
-
-    _over_hosts(
-        "undeploy",
-        _chosen(hosts, limit, "undeploy"),
-        Options(_plan(forks, serial, max_fail), check=check, diff=diff),
-        json_,
-        ask_pass,
-        ask_become_pass,
-    )
+    rollout.over("undeploy", among.chosen("undeploy"), login)
 
 
-@operator_task(
-    help={
-        **INVENTORY_HELP,
-        **LOGIN_HELP,
-        "yes": "add them without asking; compare the fingerprints with those of the hosts first",
-    }
-)
-def trust(
-    _context: Context,
-    hosts: str = "",
-    limit: str = "",
-    yes: bool = False,
-    ask_pass: bool = False,
-    ask_become_pass: bool = False,
-) -> None:
+@operator_task(help={"yes": "add them without asking; compare the fingerprints with those of the hosts first"})
+def trust(_context: Context, among: HostsOptions = HOSTS, yes: bool = False, login: LoginOptions = LOGIN) -> None:
     """Show the hosts' SSH keys and add the new ones to known_hosts. Example: invoke trust --hosts inventory/prod.yaml
 
     Compare the fingerprints with what the hosts say themselves: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub. A key
@@ -222,8 +206,8 @@ def trust(
     """
     from procguard.deploy import show, trust
 
-    chosen = _chosen(hosts, limit, "trust")
-    credentials = _credentials(chosen, ask_pass, ask_become_pass)
+    chosen = among.chosen("trust")
+    credentials = login.credentials(chosen)
     out, bad = show.console(), 0
     while True:  # a jump host comes before what lies behind it
         keys = trust.scan([host.target for host in chosen], credentials)
@@ -240,10 +224,8 @@ def trust(
         raise PartlyFailed(f"{bad} of {len(chosen)} hosts showed no key that can be trusted", "the lines above say why")
 
 
-@operator_task(("host",), help={"host": "its name in the inventory", "hosts": INVENTORY_HELP["hosts"], **LOGIN_HELP})
-def doctor(
-    _context: Context, host: str, hosts: str = "", ask_pass: bool = False, ask_become_pass: bool = False
-) -> None:
+@operator_task(("host",), help={"host": "its name in the inventory", "hosts": HOSTS_TEXT})
+def doctor(_context: Context, host: str, hosts: str = "", login: LoginOptions = LOGIN) -> None:
     """Find out why a host does not do as it should. Example: invoke doctor gpu01 --hosts inventory/prod.yaml
 
     From its name to the manager hearing its agent, each step with its cause and what to do. Changes nothing.
@@ -252,10 +234,12 @@ def doctor(
     from procguard.deploy.connector import Connector
     from procguard.deploy.doctor import Doctor
 
-    [patient] = _chosen(hosts, host, "doctor", one=True)
+    found = _loaded(hosts, "doctor").hosts
+    if host not in found:
+        raise UsageError(f"{hosts} has no host {host}", f"hosts: {', '.join(list(found)[:8])}")
     out, bad = show.console(), 0
-    connector = Connector(_credentials([patient], ask_pass, ask_become_pass))
-    for step in Doctor(client.from_environment(), connector).examine(patient):
+    connector = Connector(login.credentials([found[host]]))
+    for step in Doctor(client.from_environment(), connector).examine(found[host]):
         show.step(out, step)
         bad += step.verdict == "bad"
     if bad:
@@ -267,13 +251,12 @@ def doctor(
     help={
         "pattern": "which hosts, as in --limit: gpu*,!gpu03; or an inventory, for all of it",
         "path": "a file, folder or pattern there: ~/project/out/*.csv, in quotes",
-        "hosts": INVENTORY_HELP["hosts"],
+        "hosts": HOSTS_TEXT,
         "to": "the folder here; each host has its own in it",
         "max_size": "at most so much from each host: 500M, 2G",
         "max_files": "at most so many files from each host",
-        "forks": FLEET_HELP["forks"],
-        "json_": FLEET_HELP["json_"],
-        **LOGIN_HELP,
+        "forks": FORKS_TEXT,
+        "json_": JSON_TEXT,
     },
 )
 def fetch(
@@ -284,10 +267,9 @@ def fetch(
     to: str = "fetched",
     max_size: str = "1G",
     max_files: int = 10_000,
-    forks: int = 32,
+    forks: int = FORKS,
     json_: bool = False,
-    ask_pass: bool = False,
-    ask_become_pass: bool = False,
+    login: LoginOptions = LOGIN,
 ) -> None:
     """Collect files of many hosts. Example: invoke fetch 'gpu*' '~/project/out/*.csv' --hosts inventory/prod.yaml
 
@@ -302,12 +284,12 @@ def fetch(
 
     if not hosts and os.path.exists(pattern):
         hosts, pattern = pattern, ""
-    chosen = _chosen(hosts, pattern, f"fetch {pattern or 'HOSTS'} {path}")
+    chosen = HostsOptions(hosts, pattern).chosen(f"fetch {pattern or 'HOSTS'} {path}")
     wanted = Wanted(path, _bytes(max_size), max_files)
     out = show.console(stderr=json_)
-    connector = Connector(_credentials(chosen, ask_pass, ask_become_pass))
+    connector = Connector(login.credentials(chosen))
     with show.Progress(out, len(chosen)) as progress:
-        results = Fetcher(connector, progress, Path(to), _plan(forks, "", "").forks).fetch(chosen, wanted)
+        results = Fetcher(connector, progress, Path(to), _forks(forks)).fetch(chosen, wanted)
     if json_:
         say_json(show.as_json(results))
     else:
@@ -327,13 +309,6 @@ def _bytes(text: str) -> int:
     return int(found[1]) << {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}[found[2].upper()]
 
 
-def _chosen(path: str, limit: str, action: str, one: bool = False) -> list[Host]:
-    found = _loaded(path, action)
-    if one and limit not in found.hosts:
-        raise UsageError(f"{path} has no host {limit}", f"hosts: {', '.join(list(found.hosts)[:8])}")
-    return [found.hosts[limit]] if one else found.select(limit)
-
-
 def _loaded(path: str, action: str) -> Inventory:
     from procguard.deploy import inventory
 
@@ -342,52 +317,10 @@ def _loaded(path: str, action: str) -> Inventory:
     return inventory.load(path)
 
 
-def _plan(forks: int, serial: str, max_fail: str) -> Plan:
-    from procguard.deploy.rollout import Plan
-
-    if forks < 1:
-        raise UsageError(f"--forks {forks}: at least one host at once", "leave it out for 32")
-    return Plan(forks, serial, max_fail)
-
-
-def _credentials(
-    hosts: list[Host], ask_pass: bool, ask_become_pass: bool, ask: Callable[[str], str] | None = None
-) -> Credentials:
-    """Passwords are asked for now, before anything begins; passphrases when a key turns out to need one."""
-    from procguard.deploy.credentials import Credentials, ask_on_terminal
-
-    return Credentials(
-        {host.name: host.secrets for host in hosts},
-        password=ask_on_terminal("SSH password: ") if ask_pass else "",
-        become_password=ask_on_terminal("sudo password: ") if ask_become_pass else "",
-        ask=(ask or ask_on_terminal) if sys.stdin.isatty() else None,
-    )
-
-
-def _over_hosts(
-    action: str, hosts: list[Host], options: Options, as_json: bool, ask_pass: bool, ask_become_pass: bool
-) -> None:
-    from procguard.deploy import show
-    from procguard.deploy.connector import Connector
-    from procguard.deploy.deployer import Deployer
-    from procguard.styled import styled
-
-    out = show.console(stderr=as_json)
-    for warning in dict.fromkeys(warning for host in hosts for warning in host.warnings):
-        out.print(styled("[yellow]note: {}[/]", warning))
-    progress = show.Progress(out, len(hosts))
-    connector = Connector(_credentials(hosts, ask_pass, ask_become_pass, progress.ask))
-    with progress:
-        deployer = Deployer(client.from_environment(), connector, progress, options)
-        results = getattr(deployer, action)(hosts)
-    if as_json:
-        say_json(show.as_json(results, deployer.absent))
-    else:
-        show.recap(out, results, options.diff)
-        show.absent(out, deployer.absent, deployer.of_other_inventories)
-    failure = show.failure(results)
-    if failure:
-        raise failure
+def _forks(number: int) -> int:
+    if number < 1:
+        raise UsageError(f"--forks {number}: at least one host at once", f"leave it out for {FORKS}")
+    return number
 
 
 def _agreed(question: str) -> bool:

@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from invoke import Context
 
 from procguard import client
-from procguard.cli_task import operator_task
+from procguard.cli_task import operator_task, print_table
 from procguard.terminal import say, say_json
 
 
@@ -15,7 +15,6 @@ from procguard.terminal import say, say_json
 def groups(_context: Context, json_: bool = False) -> None:
     """Groups: members, phase, epoch, attempts, last incident. Example: invoke groups"""
     from procguard import tables_groups
-    from procguard.deploy import show
 
     views = client.from_environment().groups()
     if json_:
@@ -23,4 +22,4 @@ def groups(_context: Context, json_: bool = False) -> None:
     elif not views:
         say("no groups: a worker names its own with `group: NAME` (docs/groups.md)")
     else:
-        show.console().print(tables_groups.groups(views, datetime.now(timezone.utc)))
+        print_table(tables_groups.groups(views, datetime.now(timezone.utc)))

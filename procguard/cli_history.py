@@ -15,7 +15,7 @@ from typing import Any
 from invoke import Context
 
 from procguard import client, words
-from procguard.cli_task import operator_task
+from procguard.cli_task import operator_task, print_table
 from procguard.errors import PartlyFailed, UsageError
 from procguard.terminal import json_escaped, say, say_json
 
@@ -71,7 +71,7 @@ def events(
             if json_:
                 say_json(event, indent=None)
             else:
-                _print(tables.event_line(event))
+                print_table(tables.event_line(event))
         if not follow:
             return
         time.sleep(0.5)
@@ -204,9 +204,3 @@ def _local_time(moment: str) -> str:
         return datetime.fromisoformat(moment).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     except (ValueError, OverflowError):
         return moment
-
-
-def _print(what: Any) -> None:
-    from procguard.deploy import show
-
-    show.console().print(what)

@@ -10,13 +10,14 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
 from invoke import Collection, Context
 
 from procguard import client, coming_up
-from procguard.cli_task import operator_task
+from procguard.cli_task import OptionGroup, operator_task, option, print_table
 from procguard.errors import NotFound, PartlyFailed, UsageError
 from procguard.fleet import selectors
 from procguard.terminal import say, say_json
@@ -27,111 +28,95 @@ LOOK_EVERY_S = 0.3
 MAX_ITEMS_SHOWN = 40
 
 TARGET_HELP = {
-    "target": "a worker's id, a glob like 'train-*', or conditions: group=trainers,state=running,host!=gpu03",
-    "concurrency": "how many at once (0: as the manager thinks fit)",
-    "max_failures": "halt when more failed than this: 5, or 10%",
-    "reason": "why; kept with each command",
-    "yes": "ask nothing",
-    "no_wait": "begin and return",
-    "json_": "machine-readable result on stdout",
+    "target": "a worker's id, a glob like 'train-*', or conditions: group=trainers,state=running,host!=gpu03"
 }
 WAIT_HELP = {"wait": "of one worker: so many seconds (else until its start_secs are over, at most 15 s)"}
 
 
+@dataclass(frozen=True)
+class BatchOptions(OptionGroup):
+    """How a command is given to many workers."""
+
+    concurrency: int = option(0, "how many at once (0: as the manager thinks fit)")
+    max_failures: str = option("", "halt when more failed than this: 5, or 10%")
+    reason: str = option("", "why; kept with each command")
+    yes: bool = option(False, "ask nothing")
+
+    def request(self) -> dict[str, Any]:
+        """As the manager takes them. Raises UsageError."""
+        if self.concurrency < 0:
+            raise UsageError(
+                f"--concurrency {self.concurrency}: at least one at once", "leave it out for the manager's choice"
+            )
+        given = {"concurrency": self.concurrency, "max_failures": str(self.max_failures), "reason": self.reason}
+        return {name: value for name, value in given.items() if value}
+
+
+@dataclass(frozen=True)
+class AnswerOptions(OptionGroup):
+    """What is said of an operation, and when."""
+
+    no_wait: bool = option(False, "begin and return")
+    json_: bool = option(False, "machine-readable result on stdout")
+
+
+BATCH, ANSWER = BatchOptions(), AnswerOptions()
+
+
 @operator_task(("target",), help={**TARGET_HELP, **WAIT_HELP})
 def start(
-    _context: Context,
-    target: str,
-    concurrency: int = 0,
-    max_failures: str = "",
-    reason: str = "",
-    yes: bool = False,
-    wait: str = "",
-    no_wait: bool = False,
-    json_: bool = False,
+    _context: Context, target: str, batch: BatchOptions = BATCH, wait: str = "", answer: AnswerOptions = ANSWER
 ) -> None:
     """Start workers. Example: invoke start worker1
 
     One worker is waited for until it has come up; exit code 2 where it is failed or in backoff then, with its first
     line of error. Of many, each is followed as an operation.
     """
-    _act("start", target, _options(concurrency, max_failures, reason), yes, no_wait, json_, wait)
+    _act("start", target, batch, answer, wait)
 
 
 @operator_task(("target",), help=TARGET_HELP)
-def stop(
-    _context: Context,
-    target: str,
-    concurrency: int = 0,
-    max_failures: str = "",
-    reason: str = "",
-    yes: bool = False,
-    no_wait: bool = False,
-    json_: bool = False,
-) -> None:
+def stop(_context: Context, target: str, batch: BatchOptions = BATCH, answer: AnswerOptions = ANSWER) -> None:
     """Stop workers; they stay stopped. Example: invoke stop group=trainers,state=running"""
-    _act("stop", target, _options(concurrency, max_failures, reason), yes, no_wait, json_)
+    _act("stop", target, batch, answer)
 
 
 @operator_task(("target",), help={**TARGET_HELP, **WAIT_HELP})
 def restart(
-    _context: Context,
-    target: str,
-    concurrency: int = 0,
-    max_failures: str = "",
-    reason: str = "",
-    yes: bool = False,
-    wait: str = "",
-    no_wait: bool = False,
-    json_: bool = False,
+    _context: Context, target: str, batch: BatchOptions = BATCH, wait: str = "", answer: AnswerOptions = ANSWER
 ) -> None:
     """Restart running workers, with their newest specification. Example: invoke restart 'train-*' --concurrency 4
 
     One worker is waited for until it has come up; exit code 2 where it is failed or in backoff then, with its first
     line of error. Of many, each is followed as an operation.
     """
-    _act("restart", target, _options(concurrency, max_failures, reason), yes, no_wait, json_, wait)
+    _act("restart", target, batch, answer, wait)
 
 
 @operator_task(("target",), help=TARGET_HELP)
-def kill(
-    _context: Context,
-    target: str,
-    concurrency: int = 0,
-    max_failures: str = "",
-    reason: str = "",
-    yes: bool = False,
-    no_wait: bool = False,
-    json_: bool = False,
-) -> None:
+def kill(_context: Context, target: str, batch: BatchOptions = BATCH, answer: AnswerOptions = ANSWER) -> None:
     """SIGKILL now; they stay stopped. Example: invoke kill worker1"""
-    _act("kill", target, _options(concurrency, max_failures, reason), yes, no_wait, json_)
+    _act("kill", target, batch, answer)
 
 
-def _options(concurrency: int, max_failures: str, reason: str) -> dict[str, Any]:
-    if concurrency < 0:
-        raise UsageError(f"--concurrency {concurrency}: at least one at once", "leave it out for the manager's choice")
-    given = {"concurrency": concurrency or None, "max_failures": str(max_failures), "reason": reason}
-    return {name: value for name, value in given.items() if value}
+def _act(verb: str, target: str, batch: BatchOptions, answer: AnswerOptions, wait: str = "") -> None:
+    from procguard import tables_operations
 
-
-def _act(
-    verb: str, target: str, options: dict[str, Any], yes: bool, no_wait: bool, as_json: bool, wait: str = ""
-) -> None:
-    manager, limit = client.from_environment(), coming_up.patience(wait, no_wait)
+    request = batch.request()
+    manager, limit = client.from_environment(), coming_up.patience(wait, answer.no_wait)
     if selectors.is_one_id(target):
-        _one(manager, verb, target, options.get("reason", ""), as_json, limit)
+        _one(manager, verb, target, batch.reason, answer.json_, limit)
         return
     preview = manager.preview(verb, target)
     if not preview["matching"]:
         raise NotFound(f"no worker matches {target}", "list them: invoke status")
-    _say_preview(preview, as_json)
+    print_table(tables_operations.preview(preview), stderr=answer.json_)
     if not preview["acts"]:
-        say_json(preview) if as_json else say("nothing to do")
+        say_json(preview) if answer.json_ else say("nothing to do")
         return
-    if verb in ("stop", "kill") and preview["acts"] > CONFIRM_ABOVE and not yes:
+    if verb in ("stop", "kill") and preview["acts"] > CONFIRM_ABOVE and not batch.yes:
         _confirm(verb, target, preview["acts"])
-    _follow(manager, manager.begin_operation({"token": preview["token"], **options}), no_wait, as_json)
+    _follow(manager, manager.begin_operation({"token": preview["token"], **request}), answer)
 
 
 def _one(
@@ -170,15 +155,15 @@ def _confirm(verb: str, target: str, number: int) -> None:
         raise UsageError("not confirmed; nothing was done", f"type {number} to go on", code="not_confirmed")
 
 
-def _follow(manager: client.ManagerClient, view: dict[str, Any], no_wait: bool, as_json: bool) -> None:
+def _follow(manager: client.ManagerClient, view: dict[str, Any], answer: AnswerOptions) -> None:
     """Until it has ended: a line that moves, then what became of it. Raises PartlyFailed where not all went well."""
     from procguard import tables_operations
     from procguard.deploy import show
 
-    operation_id, out = view["operation_id"], show.console(stderr=as_json)
-    if no_wait:
+    operation_id, out = view["operation_id"], show.console(stderr=answer.json_)
+    if answer.no_wait:
         look = f"{operation_id}: begun; look: invoke operations.show {operation_id}"
-        say_json(view) if as_json else say(look)
+        say_json(view) if answer.json_ else say(look)
         return
     status = out.status("") if out.is_terminal else None
     try:
@@ -197,7 +182,7 @@ def _follow(manager: client.ManagerClient, view: dict[str, Any], no_wait: bool, 
     finally:
         if status:
             status.stop()
-    if as_json:
+    if answer.json_:
         say_json(manager.operation(operation_id, limit=20_000))
     else:
         out.print(tables_operations.summary(view))
@@ -215,13 +200,6 @@ def _raise_unless_well(view: dict[str, Any]) -> None:
         )
 
 
-def _say_preview(preview: dict[str, Any], as_json: bool) -> None:
-    from procguard import tables_operations
-    from procguard.deploy import show
-
-    show.console(stderr=as_json).print(tables_operations.preview(preview))
-
-
 # ------------------------------------------------------------------------------------------------- operations
 
 ID_HELP = {"operation_id": "as `invoke operations` shows it, e.g. o-7f3a91bc"}
@@ -233,7 +211,7 @@ def operations_list(_context: Context, json_: bool = False) -> None:
     from procguard import tables_operations
 
     views = client.from_environment().operations()
-    say_json(views) if json_ else _print(tables_operations.listing(views, datetime.now(timezone.utc)))
+    say_json(views) if json_ else print_table(tables_operations.listing(views, datetime.now(timezone.utc)))
 
 
 @operator_task(
@@ -250,8 +228,8 @@ def operations_show(_context: Context, operation_id: str, result: str = "", json
     if json_:
         say_json(view)
         return
-    _print(tables_operations.summary(view))
-    _print(tables_operations.items(view["items"]))
+    print_table(tables_operations.summary(view))
+    print_table(tables_operations.items(view["items"]))
     if view["items_total"] > limit:
         say(f"… and {view['items_total'] - limit} more; all: invoke operations.show {operation_id} --json")
 
@@ -266,25 +244,12 @@ def operations_cancel(_context: Context, operation_id: str) -> None:
 @operator_task(
     ("operation_id",),
     name="retry",
-    help={
-        **ID_HELP,
-        "rest": "also what was never begun",
-        "no_wait": "begin and return",
-        "json_": "machine-readable result on stdout",
-    },
+    help={**ID_HELP, "rest": "also what was never begun"},
 )
-def operations_retry(
-    _context: Context, operation_id: str, rest: bool = False, no_wait: bool = False, json_: bool = False
-) -> None:
+def operations_retry(_context: Context, operation_id: str, rest: bool = False, answer: AnswerOptions = ANSWER) -> None:
     """The failed ones once more, as an operation of its own. Example: invoke operations.retry o-7f3a91bc"""
     manager = client.from_environment()
-    _follow(manager, manager.retry_operation(operation_id, rest), no_wait, json_)
-
-
-def _print(what: Any) -> None:
-    from procguard.deploy import show
-
-    show.console().print(what)
+    _follow(manager, manager.retry_operation(operation_id, rest), answer)
 
 
 TASKS = (start, stop, restart, kill)

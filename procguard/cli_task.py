@@ -1,4 +1,4 @@
-"""What every operator's task has in common: exit codes instead of tracebacks, help instead of accidents."""
+"""What operators' tasks have in common: exit codes instead of tracebacks, help instead of accidents, shared options."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from procguard.errors import ProcGuardError
 from procguard.terminal import cleaned, install, say, say_block
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 
 def begin() -> None:
@@ -56,6 +58,21 @@ def _report_output_errors(kind: type[BaseException], error: BaseException, trace
     sys.__excepthook__(kind, error, trace)
 
 
+@dataclass(frozen=True)
+class OptionGroup:
+    """Options that several tasks share. The fields of a subclass, made by `option`, are the options.
+
+    In an operator task, a parameter whose default is a group stands for the group's options, in its place among the
+    others; the group's values are their defaults.
+    """
+
+
+def option(default: T, text: str) -> T:
+    """A field of an OptionGroup; `text` is the option's help."""
+    made: T = field(default=default, metadata={"help": text})
+    return made
+
+
 def operator_task(positional: tuple[str, ...] = (), **options: Any) -> Callable[[F], Any]:
     """An invoke task that ends with ProcGuard's exit codes and never with a traceback.
 
@@ -64,9 +81,16 @@ def operator_task(positional: tuple[str, ...] = (), **options: Any) -> Callable[
     """
 
     def wrap(function: F) -> Any:
+        groups = {
+            name: parameter.default
+            for name, parameter in inspect.signature(function).parameters.items()
+            if isinstance(parameter.default, OptionGroup)
+        }
+        signature = _without_groups(inspect.signature(function), groups)
+
         @functools.wraps(function)
         def guarded(context: Context, *args: Any, **kwargs: Any) -> None:
-            given = inspect.signature(function).bind(context, *args, **kwargs).arguments
+            given = signature.bind(context, *args, **kwargs).arguments
             dashed = [
                 given[name] for name in positional if re.match("-.", str(given.get(name, "")))
             ]  # - alone is stdout
@@ -75,7 +99,7 @@ def operator_task(positional: tuple[str, ...] = (), **options: Any) -> Callable[
                 raise SystemExit(0 if dashed[0] in ("-h", "--help") else 1)
             try:
                 with cleaned():
-                    function(context, *args, **kwargs)
+                    function(**_with_groups(given, groups))
             except ProcGuardError as exc:
                 say_block(f"procguard: {exc}", err=True)
                 raise SystemExit(exc.exit_code) from exc
@@ -84,9 +108,41 @@ def operator_task(positional: tuple[str, ...] = (), **options: Any) -> Callable[
             except KeyboardInterrupt as exc:
                 raise SystemExit(130) from exc
 
-        return task(positional=list(positional), **options)(guarded)
+        guarded.__signature__ = signature  # type: ignore[attr-defined]
+        texts = {one.name: one.metadata["help"] for group in groups.values() for one in fields(group)}
+        texts.update(options.pop("help", {}))
+        return task(positional=list(positional), help=texts, **options)(guarded)
 
     return wrap
+
+
+def _without_groups(signature: inspect.Signature, groups: dict[str, OptionGroup]) -> inspect.Signature:
+    """With each group's options in the group's place, which is what invoke reads options and their letters from."""
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in signature.parameters.items():
+        group = groups.get(name)
+        if group is None:
+            parameters.append(parameter)
+            continue
+        for one in fields(group):
+            parameters.append(parameter.replace(name=one.name, default=getattr(group, one.name), annotation=one.type))
+    return signature.replace(parameters=parameters)
+
+
+def _with_groups(given: dict[str, Any], groups: dict[str, OptionGroup]) -> dict[str, Any]:
+    """`given` values by name, those of a group's options in a group."""
+    values = dict(given)
+    for name, group in groups.items():
+        mine = [one.name for one in fields(group) if one.name in values]
+        values[name] = replace(group, **{one: values.pop(one) for one in mine})
+    return values
+
+
+def print_table(what: Any, stderr: bool = False) -> None:
+    """A table, or another thing of rich's, which takes long to import: only tasks that print one pay for it."""
+    from procguard.deploy import show
+
+    show.console(stderr=stderr).print(what)
 
 
 def help_text(function: Callable[..., Any], positional: tuple[str, ...]) -> str:

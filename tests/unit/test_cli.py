@@ -7,13 +7,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
+from invoke import Context
 
 from procguard import cli, tables
+from procguard.cli_task import OptionGroup, operator_task, option
 from tests import fake_manager
 from tests.fake_manager import FakeManager
 
@@ -243,3 +246,25 @@ def test_agents_shows_which_are_of_another_release(manager: FakeManager) -> None
     assert [(one["agent"], one["skew"]) for one in only] == [("gpu03", "other")]
     del answer["releases"], answer["version"]  # a manager of an earlier release says nothing of itself
     assert "the manager's release is not known" in run(manager.url, "agents").stdout
+
+
+@dataclass(frozen=True)
+class Colours(OptionGroup):
+    ink: str = option("black", "what is written with")
+    bright: bool = option(False, "more of it")
+
+
+def test_a_task_has_the_options_of_a_group_in_the_group_s_place() -> None:
+    """Their letters depend on the place, their defaults on the group that the task names."""
+    painted: list[tuple[Any, ...]] = []
+
+    @operator_task(("what",), help={"twice": "once more"})
+    def paint(_context: Context, what: str, colours: Colours = Colours(ink="red"), twice: bool = False) -> None:
+        painted.append((what, colours, twice))
+
+    arguments = {argument.name: argument for argument in paint.get_arguments()}
+    assert list(arguments) == ["what", "ink", "bright", "twice"]
+    assert arguments["ink"].default == "red" and arguments["ink"].help == "what is written with"
+    paint(Context(), "a house", bright=True)
+    paint(Context(), "a tree", ink="green", twice=True)
+    assert painted == [("a house", Colours("red", True), False), ("a tree", Colours("green"), True)]
