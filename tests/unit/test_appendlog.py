@@ -22,9 +22,9 @@ def test_many_writers_share_their_syncs_and_each_returns_durable(tmp_path: Path)
         writer.start()
     for writer in writers:
         writer.join(20)
-    records, whole = appendlog.read(str(tmp_path / "log"))
-    assert whole
-    assert sorted(record["n"] for record in records) == list(range(50))
+    found = appendlog.examine(str(tmp_path / "log"))
+    assert not found.torn and not found.damaged
+    assert sorted(record["n"] for record in found.records) == list(range(50))
 
 
 def test_nobody_waits_longer_than_for_two_writes_also_where_one_of_them_switches(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_nobody_waits_longer_than_for_two_writes_also_where_one_of_them_switches
     for thread in [first, switch, *others]:
         thread.join(10)
     assert time.monotonic() - began < appendlog.LOOK_AGAIN_S  # they were woken, and did not just look again
-    found = [appendlog.read(str(tmp_path / name))[0] for name in ("log", "next")]
+    found = [appendlog.examine(str(tmp_path / name)).records for name in ("log", "next")]
     numbers = [record["n"] for record in (*found[0], *found[1]) if "n" in record]
     assert sorted(numbers) == [-1, *range(40)] and found[0][-1] == {"next": 2}
     assert len(slow) <= 4
@@ -119,7 +119,7 @@ def test_a_waiter_that_is_killed_while_it_writes_holds_nobody_up(tmp_path: Path)
         log.append([{"n": 1}])
     log.append([{"n": 2}])
     log.close()
-    assert [record["n"] for record in appendlog.read(str(tmp_path / "log"))[0]] == [1, 2]
+    assert [record["n"] for record in appendlog.examine(str(tmp_path / "log")).records] == [1, 2]
 
 
 def test_a_waiter_that_is_killed_before_its_write_began_takes_nothing_along(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_a_waiter_that_is_killed_before_its_write_began_takes_nothing_along(tmp_
     log.append([{"n": 2}])
     late[0]()  # the thread that was to write gets its turn at last
     log.close()
-    assert [record["n"] for record in appendlog.read(str(tmp_path / "log"))[0]] == [1, 2]
+    assert [record["n"] for record in appendlog.examine(str(tmp_path / "log")).records] == [1, 2]
 
 
 def test_a_second_keeper_that_refuses_takes_the_lines_back(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ Each line carries a CRC, so that a line torn by a power cut is recognised and dr
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import threading
@@ -346,22 +347,6 @@ def examine(path: str, only_last: bool = False) -> Found:
     return found
 
 
-def read(path: str) -> tuple[list[Any], bool]:
-    """All records of a file, and whether it was whole. Reading stops at the first damaged line."""
-    records: list[Any] = []
-    try:
-        with open(path, "rb") as file:
-            for raw in file:
-                text = raw.rstrip(b"\n")
-                crc, _, body = text.partition(b" ")
-                if not raw.endswith(b"\n") or crc != b"%08x" % zlib.crc32(body):
-                    return records, False
-                records.append(json.loads(body))
-    except FileNotFoundError:
-        return [], True
-    return records, True
-
-
 def each(path: str) -> Iterator[Any]:
     """The records of a file one by one, up to the first damaged line; none where there is no file."""
     file = opened(path)
@@ -379,26 +364,22 @@ def opened(path: str) -> BinaryIO | None:
 
 
 def records(file: BinaryIO) -> Iterator[Any]:
+    """Up to the first damaged line."""
     for raw in file:
-        crc, _, body = raw.rstrip(b"\n").partition(b" ")
-        if not raw.endswith(b"\n") or crc != b"%08x" % zlib.crc32(body):
+        body = _body(raw)
+        if body is None:
             return
         yield json.loads(body)
 
 
 def truncate_damaged_tail(path: str) -> None:
     """Cut a file back to its last whole line, so that appending to it stays readable."""
-    good = 0
-    try:
-        with open(path, "rb") as file:
-            for raw in file:
-                crc, _, body = raw.rstrip(b"\n").partition(b" ")
-                if not raw.endswith(b"\n") or crc != b"%08x" % zlib.crc32(body):
-                    break
-                good += len(raw)
-        os.truncate(path, good)
-    except FileNotFoundError:
+    file = opened(path)
+    if file is None:
         return
+    with file:
+        good = sum(len(raw) for raw in itertools.takewhile(lambda raw: _body(raw) is not None, file))
+    os.truncate(path, good)
 
 
 def _body(raw: bytes) -> bytes | None:
