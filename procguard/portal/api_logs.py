@@ -68,7 +68,7 @@ class LogsApi:
     def read_tail(self, worker_id: str, query: LogQuery, caller: str, keep_partial: bool = False) -> list[LogLine]:
         question = (worker_id, query.lines, query.attempt, query.stream, query.since, query.expression, keep_partial)
         if query.expression is None:
-            return self.store.read_tail(*question)
+            return self.store.beside(self.store.tail, *question)
         return self.matching.scan(caller, self.store.tail_steps(*question))
 
     def _download(self, worker_id: str, query: LogQuery) -> bottle.HTTPResponse:

@@ -249,8 +249,9 @@ class LiveHub:
         except ProcGuardError as exc:
             return str(exc)
         topic = self._log_topics.setdefault(worker_id, LogTopic(worker_id))
+        store = self._log_store
         topic.begin(
-            client, lambda: [line.as_json() for line in self._log_store.read_tail(worker_id, SNAPSHOT_LOG_LINES)]
+            client, lambda: [line.as_json() for line in store.beside(store.tail, worker_id, SNAPSHOT_LOG_LINES)]
         )
         return ""
 

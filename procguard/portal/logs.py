@@ -16,7 +16,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import gevent.lock
 import gevent.threadpool
@@ -45,6 +45,7 @@ MAX_GAPS_BYTES = 4 * 1024 * 1024  # of one stream: some 100,000 gaps
 LOOKS = 16  # at the disk, while as much as a bound is written
 WRITE_HERE_BYTES = 64 * 1024  # up to here the event loop writes by itself: handing it over would take longer
 STEP_S = 0.1
+P = ParamSpec("P")
 T = TypeVar("T")
 _LOG_NAME = re.compile(r"^([0-9]{1,10})\.(out|err)\.log$")
 
@@ -63,14 +64,19 @@ class DiskThreads:
         return result
 
 
-def finished(steps: Generator[None, None, T]) -> T:
-    """What comes of it, all steps in one go."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            result: T = end.value
-            return result
+def in_one_go(function: Callable[P, Generator[None, None, T]]) -> Callable[P, T]:
+    """`function` without its steps: what comes of them all."""
+
+    def whole(*arguments: P.args, **named: P.kwargs) -> T:
+        steps = function(*arguments, **named)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+
+    return whole
 
 
 def sync_files(paths: Iterable[str]) -> None:
@@ -318,23 +324,6 @@ class LogStore:
     def attempts(self, worker_id: str) -> list[int]:
         return sorted({attempt for attempt, _ in self._streams(worker_id)})
 
-    def tail(
-        self,
-        worker_id: str,
-        lines: int = 200,
-        attempt: int | None = None,
-        stream: str | None = None,
-        since: float | None = None,
-        expression: Expression | None = None,
-        keep_partial: bool = False,
-    ) -> list[LogLine]:
-        """The last `lines` lines that fit, oldest first, across attempts. Safe in a worker thread.
-
-        `keep_partial`: also lines without an end that don't match `expression` (yet). With an expression it ends after
-        MAX_SCAN_S with a line that says so.
-        """
-        return finished(self.tail_steps(worker_id, lines, attempt, stream, since, expression, keep_partial))
-
     def tail_steps(
         self,
         worker_id: str,
@@ -345,7 +334,11 @@ class LogStore:
         expression: Expression | None = None,
         keep_partial: bool = False,
     ) -> Generator[None, None, list[LogLine]]:
-        """`tail` in steps of STEP_S, for who has more to do."""
+        """The last `lines` lines that fit, oldest first, across attempts; in steps of STEP_S, for who has more to do.
+
+        `keep_partial`: also lines without an end that don't match `expression` (yet). With an expression it ends after
+        MAX_SCAN_S with a line that says so.
+        """
         wanted = line_filter(expression) if expression is not None else None
         until = time.monotonic() + MAX_SCAN_S
         step_ends = time.monotonic() + STEP_S
@@ -365,15 +358,11 @@ class LogStore:
                 break
         return found[::-1]
 
-    def read_tail(self, *query: Any) -> list[LogLine]:
-        """`tail`, in a worker thread: it may touch many megabytes of disk. The event loop goes on."""
-        lines: list[LogLine] = self._readers.apply(self.tail, query)
-        return lines
+    tail = in_one_go(tail_steps)  # safe in a worker thread
 
     def written(self, matches: Sequence[LogMatch]) -> list[float]:
         """When the first byte of each line was written; 0: not known here."""
-        times: list[float] = self._readers.apply(self._written, (matches,))
-        return times
+        return self.beside(self._written, matches)
 
     def _written(self, matches: Sequence[LogMatch]) -> list[float]:
         found: dict[int, float] = {}
@@ -388,7 +377,7 @@ class LogStore:
         return [found[number] for number in range(len(matches))]
 
     def beside(self, work: Callable[..., T], *arguments: Any) -> T:
-        """`work` that reads files, in a thread."""
+        """`work` that reads files, in a thread: it may touch many megabytes of disk. The event loop goes on."""
         result: T = self._readers.apply(work, arguments)
         return result
 
