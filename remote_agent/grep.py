@@ -18,6 +18,7 @@ import re
 import struct
 import sys
 import time
+from bisect import bisect_right
 from typing import Any, Callable, Iterator, Optional
 
 FIRST_BLOCK_BYTES = 64 * 1024  # small, so that the newest of every worker is looked at before any has taken long
@@ -92,13 +93,7 @@ class File:
 
     def written(self, offset: int) -> tuple[float, float]:
         """(not before, not after): when the byte at `offset` was written."""
-        low, high = 0, len(self._ends)
-        while low < high:
-            middle = (low + high) // 2
-            if self._ends[middle] <= offset:
-                low = middle + 1
-            else:
-                high = middle
+        low = bisect_right(self._ends, offset)
         after = self._times[low] if low < len(self._times) else time.time()
         return (self._times[low - 1] if low else 0.0), after
 
@@ -111,10 +106,15 @@ def _first_data(descriptor: int, size: int) -> int:
         return 0
 
 
+def last_state(line: bytes) -> bytes:
+    """What a terminal shows of a line: what stands behind its last carriage return (the very end's rewinds only)."""
+    line = line.rstrip(b"\r")
+    return line[line.rfind(b"\r") + 1 :]
+
+
 def shown_form(line: bytes) -> str:
     """A line as a terminal would leave it: its last state, without colours."""
-    line = line.rstrip(b"\r")
-    text = line[line.rfind(b"\r") + 1 :].decode("utf-8", "replace")
+    text = last_state(line).decode("utf-8", "replace")
     return COLOURS.sub("", text) if "\x1b" in text else text
 
 

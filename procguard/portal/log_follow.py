@@ -15,9 +15,10 @@ from typing import Any
 from procguard.channels import http_io
 from procguard.channels.held import HeldPoll
 from procguard.portal.log_query import LogQuery
-from procguard.portal.log_reader import LogLine, last_state
+from procguard.portal.log_reader import LogLine
 from procguard.portal.logs import LogStore
 from procguard.portal.matching import Matching
+from remote_agent.grep import last_state
 
 MAX_FOLLOWER_BYTES = 4 * 1024 * 1024
 MAX_PARTIAL_LINE_BYTES = 64 * 1024

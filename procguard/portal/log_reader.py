@@ -12,12 +12,13 @@ from __future__ import annotations
 import heapq
 import os
 import struct
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from procguard.expression import Expression
-from remote_agent.grep import COLOURS
+from remote_agent.grep import COLOURS, last_state
 
 INDEX_RECORD = struct.Struct("<Qd")
 BLOCK_BYTES = 64 * 1024
@@ -56,12 +57,6 @@ class LogLine:
         if self.partial:
             line["partial"] = True
         return line
-
-
-def last_state(line: bytes) -> bytes:
-    """What a terminal shows of a line: what stands behind its last carriage return (the very end's rewinds only)."""
-    line = line.rstrip(b"\r")
-    return line[line.rfind(b"\r") + 1 :]
 
 
 class ScanBudget:
@@ -207,13 +202,7 @@ class TimesOf:
         return self._answer
 
     def _look_up(self, offset: int) -> None:
-        low, high = 0, self._records
-        while low < high:
-            middle = (low + high) // 2
-            if self._record(middle)[0] <= offset:
-                low = middle + 1
-            else:
-                high = middle
+        low = bisect_right(range(self._records), offset, key=lambda number: self._record(number)[0])
         begin, self._answer = self._record(low - 1) if low else (0, 0.0)
         end = self._record(low)[0] if low < self._records else offset + 1
         self._holds = range(begin, end)
