@@ -18,11 +18,11 @@ from typing import Any, ClassVar, NamedTuple
 import gevent
 
 from procguard import __version__
+from procguard.admission.memory import ByteBudget
+from procguard.admission.rate import RateLimiter
 from procguard.channels import Access, LogSink, Principal, http_io, messages
 from procguard.channels.agent_sessions import AgentSessions
-from procguard.channels.budget import ByteBudget
 from procguard.channels.held import HeldPoll, HeldPolls
-from procguard.channels.rate import RateLimiter
 from procguard.config_limits import Limits
 from procguard.errors import Conflict, LimitExceeded, ProcGuardError, Refused, UsageError
 from procguard.fleet import clock
@@ -328,11 +328,7 @@ class Desk:
         if size <= SMALL_LOG_BYTES or size > protocol.MAX_LOG_POST_BYTES:  # the latter is refused unread
             yield
             return
-        with self._log_budget.taken(size, LOG_TURN_S) as got:
-            if not got:
-                raise LimitExceeded(
-                    "many hosts send their logs at once", "send it again", status=429, code="busy", retry_after_s=1
-                )
+        with self._log_budget.room(size, LOG_TURN_S, "many hosts send their logs at once"):
             yield
 
     # -------------------------------------------------------------------------------------- all workers of an agent

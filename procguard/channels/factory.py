@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from procguard.admission.memory import Bodies
 from procguard.channels import Access, Channel
-from procguard.channels.bodies import Bodies
 from procguard.channels.desk import Desk
 from procguard.channels.mock import MockChannel
 from procguard.config import Communication

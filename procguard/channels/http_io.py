@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 READ_BYTES = 1024 * 1024
 BODY_IS_HERE = "procguard.body_is_here"  # in the environment: the whole body has arrived
 MAX_NOTE_CHARS = 500  # of what the audit says about a change
-# In a request's environ: what it may take (Limits), whose connection it came on (portal/connections.py), the memory for
-# bodies (Bodies). Without them, as in tests, the defaults hold.
+# In a request's environ: what it may take (Limits), whose connection it came on (a Ticket), the memory for bodies
+# (Bodies). Without them, as in tests, the defaults hold.
 PROXIED = "procguard.proxied"  # the peer is a proxy that is believed (portal/proxies.py)
 LIMITS, TICKET, BODIES = "procguard.limits", "procguard.ticket", "procguard.bodies"
 CLOSE_USE = "procguard.close_use"  # called when the answer has left (portal/live_uses.py)

@@ -20,14 +20,15 @@ import gevent
 import zmq
 from pydantic_core import from_json
 
+from procguard.admission.connections import Unproven
+from procguard.admission.memory import Bodies
+from procguard.admission.rate import RateLimiter
 from procguard.channels import Access, http_io, messages
-from procguard.channels.bodies import Bodies
 from procguard.channels.desk import Desk
-from procguard.channels.rate import RateLimiter
 from procguard.channels.routing import Found, RouteTable, refusal
 from procguard.channels.zmq_call import Rules, ZmqCall, end_session
 from procguard.channels.zmq_keys import Admissions, Doorkeeper, key_from_hex
-from procguard.channels.zmq_port import LOOK_EVERY_S, Newcomers, Peer, Received, RouterPort
+from procguard.channels.zmq_port import LOOK_EVERY_S, Peer, Received, RouterPort
 from procguard.config import AdapterConfig
 from procguard.config_limits import Limits
 from procguard.errors import LimitExceeded, NotFound, ProcGuardError, UsageError
@@ -84,7 +85,7 @@ class ZmqChannel:
         self._doorkeeper = Doorkeeper(self._context, self._admissions, self._has_room_for)
         try:
             sizes = {REQUESTS: self._limits.heartbeat_size, LOGS: protocol.MAX_LOG_POST_BYTES}
-            newcomers = Newcomers(self._limits.unproven_connections, self._limits.unproven_per_address)
+            unproven: Unproven[int] = Unproven(self._limits.unproven_connections, self._limits.unproven_per_address)
             for number, (name, max_bytes) in enumerate(sizes.items()):
                 port = RouterPort(
                     self._context,
@@ -93,7 +94,7 @@ class ZmqChannel:
                     on_messages=self._arrived,
                     on_closed=end_session,
                     room=self._room,
-                    newcomers=newcomers,
+                    unproven=unproven,
                     name=name,
                 )
                 self._ports.append(port)

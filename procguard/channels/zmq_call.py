@@ -12,8 +12,8 @@ from typing import NamedTuple
 import gevent
 import gevent.event
 
+from procguard.admission.memory import Bodies
 from procguard.channels import Access, Principal, http_io
-from procguard.channels.bodies import Bodies
 from procguard.channels.desk import Call
 from procguard.channels.held import HeldPoll
 from procguard.channels.routing import caller_by_secret

@@ -14,7 +14,8 @@ import logging
 import os
 import socket
 import struct
-from collections import Counter, OrderedDict
+import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ import gevent
 import zmq
 import zmq.backend
 
+from procguard.admission.connections import Unproven
 from procguard.channels.zmq_keys import ZAP_DOMAIN, Admissions
 from procguard.channels.zmq_session import Session
 from procguard.errors import ProcGuardError
@@ -65,45 +67,11 @@ class Peer:
 Received = tuple[Peer, "bytes | None"]
 
 
-class Newcomers:
-    """Connections that have said nothing yet, by descriptor, oldest first: where there are too many, of one address or
-    in all, the longest silent one goes. libzmq accepts without a limit, before any proof."""
-
-    def __init__(self, most: int, most_of_address: int) -> None:
-        self._most, self._most_of_address = most, most_of_address
-        self._address_of: OrderedDict[int, str] = OrderedDict()
-        self._of_address: dict[str, OrderedDict[int, None]] = {}
-
-    def __len__(self) -> int:
-        return len(self._address_of)
-
-    def came(self, descriptor: int, address: str) -> list[int]:
-        """Whose place is needed."""
-        self.left(descriptor)
-        self._address_of[descriptor] = address
-        neighbours = self._of_address.setdefault(address, OrderedDict())
-        neighbours[descriptor] = None
-        gone = []
-        for among, most in ((neighbours, self._most_of_address), (self._address_of, self._most)):
-            if len(among) > most:
-                gone.append(next(iter(among)))
-                self.left(gone[-1])
-        return gone
-
-    def left(self, descriptor: int) -> None:
-        """It has ended, or has said something that only an admitted key can say."""
-        address = self._address_of.pop(descriptor, None)
-        if address is not None:
-            neighbours = self._of_address[address]
-            del neighbours[descriptor]
-            if not neighbours:
-                del self._of_address[address]
-
-
 class RouterPort:
     """`on_messages([(peer, message)…])` (None: it had more than one frame) and `on_closed(peer)` are called in the hub:
     they must not wait. `room()`: how many messages may be taken now; who says none calls `look` when that has changed.
-    `name`: what the port is for."""
+    `unproven`: connections that have said nothing yet, by descriptor: libzmq accepts without a limit, before any
+    proof. `name`: what the port is for."""
 
     def __init__(
         self,
@@ -114,13 +82,13 @@ class RouterPort:
         on_messages: Callable[[list[Received]], None],
         on_closed: Callable[[Peer], None],
         room: Callable[[], int],
-        newcomers: Newcomers,
+        unproven: Unproven[int],
         name: str = "",
     ) -> None:
         self._on_messages, self._on_closed, self._room, self.name = on_messages, on_closed, room, name
-        self._newcomers = newcomers
+        self._unproven = unproven
         self._port = 0
-        self.cut = 0  # newcomers that had to go
+        self.cut = 0  # unproven ones that had to go
         self._peers: dict[bytes, Peer] = {}
         self._by_descriptor: dict[int, Peer] = {}
         self._by_user: Counter[str] = Counter()
@@ -232,7 +200,7 @@ class RouterPort:
         peer = Peer(
             self, routing_id, int(frame.get(zmq.SRCFD)), str(frame.get("User-Id")), str(frame.get("Peer-Address"))
         )
-        self._newcomers.left(peer.descriptor)
+        self._unproven.remove(peer.descriptor)  # only an admitted key can say anything
         self._peers[routing_id] = peer
         self._by_user[peer.user_id] += 1
         earlier = self._by_descriptor.get(peer.descriptor)
@@ -248,7 +216,7 @@ class RouterPort:
             if kind == _ACCEPTED:
                 self._accepted(descriptor)
                 continue
-            self._newcomers.left(descriptor)
+            self._unproven.remove(descriptor)
             peer = self._by_descriptor.get(descriptor)
             if peer is not None:
                 self.forget(peer)
@@ -257,7 +225,7 @@ class RouterPort:
         address = self._with_socket(descriptor, lambda one: str(one.getpeername()[0]))
         if address is None:
             return  # it has ended already
-        for too_many in self._newcomers.came(descriptor, address):
+        for too_many, _ in self._unproven.add(descriptor, address, time.monotonic()):
             self.cut += 1
             self._with_socket(too_many, lambda one: one.shutdown(socket.SHUT_RDWR))
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import bottle
 
+from procguard.admission.rate import BackOff, RateLimiter
 from procguard.channels import Principal, http_io
-from procguard.channels.rate import RateLimiter
 from procguard.errors import LimitExceeded, ProcGuardError, Refused
 from procguard.fleet import clock
 from procguard.fleet.records import TokenRecord
@@ -18,7 +18,6 @@ from procguard.portal import requests
 from procguard.portal.api_history import read_query
 from procguard.portal.audit import ASKS, Audit
 from procguard.portal.auth import Auth, cookie, same_origin, too_many_wrong_tokens
-from procguard.portal.backoff import BackOff
 from procguard.portal.sessions import COOKIE, Role, Sessions
 from remote_agent.protocol import secret_sha256
 

@@ -7,13 +7,14 @@ from typing import Any
 
 import bottle
 
+from procguard.admission.memory import ByteBudget
 from procguard.channels import http_io
 from procguard.channels.desk import checked_worker_id
 from procguard.config_limits import Limits
 from procguard.errors import LimitExceeded
 from procguard.fleet.registry import Registry
 from procguard.portal.auth import CALLER
-from procguard.portal.log_follow import Follower, SharedBytes
+from procguard.portal.log_follow import Follower
 from procguard.portal.log_query import LogQuery
 from procguard.portal.log_reader import LogLine
 from procguard.portal.logs import LogStore
@@ -26,7 +27,7 @@ class LogsApi:
     ) -> None:
         self.matching = matching or Matching()
         self._limits = limits or Limits()
-        self._follow_memory = SharedBytes(self._limits.follow_memory)
+        self._follow_memory = ByteBudget(self._limits.follow_memory)
         self._registry = registry
         self.store = log_store
         self._followers: set[Follower] = set()

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from procguard.admission.rate import Sparing
 from procguard.channels import Principal, http_io
-from procguard.channels.rate import RateLimiter
 from procguard.errors import ProcGuardError
 from procguard.fleet import clock
 from procguard.fleet.event_query import EventQuery
@@ -24,7 +23,6 @@ from procguard.fleet.store import appendlog
 
 REFUSALS_AT_ONCE, REFUSALS_PER_S = 60, 1 / 60  # of one known caller; of all strangers together
 LOGINS_AT_ONCE, LOGINS_PER_S = 30, 30 / 3600  # of one token
-MAX_CALLERS = 10_000
 MAX_PATH_CHARS = 300
 ASKS = "procguard.asks"  # in a request's environment: who asked, also where they were refused
 
@@ -48,23 +46,6 @@ _SHARES = (_Share("", 5_000, 0.5), _Share("-logins", 2_000, 0.25), _Share("-refu
 _CHANGES, _LOGINS, _REFUSED = range(len(_SHARES))
 
 
-class _Sparing:
-    """How many records of one caller are written; the others are counted and told with the next that is."""
-
-    def __init__(self, at_once: int, per_s: float) -> None:
-        self._rate = RateLimiter(at_once, per_s, MAX_CALLERS)
-        self._untold: OrderedDict[str, int] = OrderedDict()
-
-    def untold(self, caller: str) -> int | None:
-        """None: not this one; else how many were not written since the last that was."""
-        if self._rate.wait_s(caller, clock.read().monotonic) <= 0:
-            return self._untold.pop(caller, 0)
-        self._untold[caller] = self._untold.pop(caller, 0) + 1
-        if len(self._untold) > MAX_CALLERS:
-            self._untold.popitem(last=False)
-        return None
-
-
 class Audit:
     def __init__(self, path: str, max_bytes: int, run_blocking: appendlog.RunBlocking = appendlog.run_here) -> None:
         base, numbers = path.removesuffix(".jsonl"), Numbers()
@@ -77,8 +58,8 @@ class Audit:
             )
             for share in _SHARES
         ]
-        self._refusals = _Sparing(REFUSALS_AT_ONCE, REFUSALS_PER_S)
-        self._logins = _Sparing(LOGINS_AT_ONCE, LOGINS_PER_S)
+        self._refusals = Sparing(REFUSALS_AT_ONCE, REFUSALS_PER_S)
+        self._logins = Sparing(LOGINS_AT_ONCE, LOGINS_PER_S)
 
     def changed(self, environ: dict[str, Any], caller: Principal, names: Mapping[str, str], status: int) -> None:
         """A request that was let in, answered with `status`. `names`: what its address names (worker_id, host, …)."""
@@ -95,7 +76,7 @@ class Audit:
     def refused(self, environ: dict[str, Any], exc: ProcGuardError) -> None:
         """A change or a log-in that was not let in."""
         caller: Principal | None = environ.get(ASKS)
-        more = self._refusals.untold(caller.identity if caller is not None else "")
+        more = self._refusals.untold(caller.identity if caller is not None else "", clock.read().monotonic)
         if more is not None:
             what = exc.message + (f" (and {more} more refusals before this one)" if more else "")
             self._add(_REFUSED, "refused", environ, exc.http_status, caller, what=what)
@@ -107,7 +88,7 @@ class Audit:
         self._add_login("logout", environ, caller)
 
     def _add_login(self, kind: str, environ: dict[str, Any], caller: Principal) -> None:
-        more = self._logins.untold(caller.token_id)
+        more = self._logins.untold(caller.token_id, clock.read().monotonic)
         if more is not None:
             what = f"and {more} more log-ins and log-outs of this token before this one" if more else ""
             self._add(_LOGINS, kind, environ, 200, caller, what=what)

@@ -18,9 +18,9 @@ from typing import Any
 
 import gevent
 
+from procguard.admission.rate import BackOff, RateLimiter
 from procguard.channels import Principal, http_io
 from procguard.channels.agent_sessions import AgentSessions
-from procguard.channels.rate import RateLimiter
 from procguard.errors import Forbidden, LimitExceeded, Refused
 from procguard.fleet import clock
 from procguard.fleet.addresses import address_group
@@ -29,7 +29,6 @@ from procguard.fleet.registry import Registry
 from procguard.fleet.token_scopes import AGENT_SCOPE, SCOPES, Scope, how_to_replace
 from procguard.portal import local_client, sock_diag
 from procguard.portal.audit import ASKS
-from procguard.portal.backoff import BackOff
 from procguard.portal.live_uses import LiveUses
 from procguard.portal.openapi.routes import Who
 from procguard.portal.proxies import PROXIED

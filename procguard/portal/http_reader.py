@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from procguard.portal.turns import work_of
+from procguard.admission.turns import work_of
 
 AT_ONCE_BYTES = 16 * 1024
 LARGE_BYTES = 256 * 1024  # of a body
@@ -21,7 +21,7 @@ def _nothing(_work: int) -> None:
 
 class Reader:
     """`closed` as a file's: nothing more will come. `spend(work)` is called for what was read, and for whatever its
-    user has done with it: it may wait, so that others have their turn (turns.py)."""
+    user has done with it: it may wait, so that others have their turn (admission/turns.py)."""
 
     __slots__ = ("_here", "_sock", "closed", "spend")
 

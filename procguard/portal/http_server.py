@@ -23,20 +23,18 @@ import gevent
 import gevent.pool
 from gevent import pywsgi
 
+from procguard.admission.connections import ConnectionBook, IdleTimeouts, Ticket
+from procguard.admission.memory import Bodies, SendMemory
+from procguard.admission.rate import Sparing
+from procguard.admission.turns import work_of
 from procguard.channels import http_io
-from procguard.channels.bodies import Bodies
-from procguard.channels.rate import RateLimiter
 from procguard.config_limits import Limits
 from procguard.portal import http_head, websocket
-from procguard.portal.connections import ConnectionBook, Ticket
 from procguard.portal.edge import SECURITY_HEADERS
 from procguard.portal.express import Express
 from procguard.portal.http_body import Body
 from procguard.portal.http_reader import Reader
-from procguard.portal.patience import Patience
 from procguard.portal.proxies import TrustedProxies
-from procguard.portal.send_memory import SendMemory
-from procguard.portal.turns import work_of
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +45,7 @@ HANDSHAKE_TIMEOUT_S = 10.0
 TLS_HANDSHAKE = b"\x16"  # what a connection in TLS begins with
 LOG_LINES_AT_ONCE = 50  # about peers that talk no HTTP; then one in two seconds
 LOG_LINES_PER_S = 0.5
-REQUEST_WORK = 10  # in units of turns.py, beside the bytes: a heartbeat's, the least that a request costs
+REQUEST_WORK = 10  # in units of admission/turns.py, beside the bytes: a heartbeat's, the least that a request costs
 ACCEPTED_AT_ONCE = 16  # connections, before those that are here have their turn
 
 
@@ -59,21 +57,19 @@ class _SparingLog:
     """What peers can cause is not said more often than anybody could read it; what was left out is counted."""
 
     def __init__(self) -> None:
-        self._rate = RateLimiter(LOG_LINES_AT_ONCE, LOG_LINES_PER_S)
-        self._left_out = 0
+        self._sparing = Sparing(LOG_LINES_AT_ONCE, LOG_LINES_PER_S)
 
     def say(self, text: str, *values: Any) -> None:
-        if self._rate.wait_s("", time.monotonic()) > 0:
-            self._left_out += 1
+        left_out = self._sparing.untold("", time.monotonic())
+        if left_out is None:
             return
-        left_out, self._left_out = self._left_out, 0
         log.info(text + (" (%d more left out)" if left_out else ""), *values, *([left_out] if left_out else ()))
 
 
 class Handler(websocket.Handler):
     """One connection. A request that came in one piece, with its body, is answered without a single timer."""
 
-    waits_since = 0.0  # Patience's: when its peer's turn began
+    waits_since = 0.0  # IdleTimeouts': when its peer's turn began
     request_version: Any = None
     wsgi_input: Any = None
 
@@ -89,19 +85,19 @@ class Handler(websocket.Handler):
         super().__init__(sock, address, server, rfile or Reader(sock, self._ticket.spend))
 
     @property
-    def patience_s(self) -> float:
+    def idle_timeout_s(self) -> float:
         """How long its peer may keep it waiting."""
         limits: Limits = self.server.limits
         return limits.idle_timeout if self._ticket.caller else limits.unproven_timeout
 
     def handle(self) -> None:
-        self.server.patience.add(self)
+        self.server.idle_timeouts.add(self)
         try:
             super().handle()
         except OSError:  # the peer was gone before its refusal could be said
             pass
         finally:
-            self.server.patience.remove(self)
+            self.server.idle_timeouts.remove(self)
 
     def cut(self) -> None:
         self._shut_down(socket.SHUT_RDWR)
@@ -363,7 +359,7 @@ class Server(pywsgi.WSGIServer):
         self._tickets: dict[Any, Ticket] = {}
         self._tickets_of: dict[int, Ticket] = {}  # by the identity of the socket, of all that have not ended
         bodies = bodies or Bodies(self.limits.bodies_in_memory, self.limits.unproven_bodies_in_memory)
-        self.patience = Patience(min(self.limits.idle_timeout, self.limits.unproven_timeout))
+        self.idle_timeouts = IdleTimeouts(min(self.limits.idle_timeout, self.limits.unproven_timeout))
         self.express = express
         secured: dict[str, Any] = {"ssl_context": tls} if tls is not None else {}
         super().__init__(

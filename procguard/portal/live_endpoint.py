@@ -10,7 +10,7 @@ from procguard.portal import auth, websocket
 from procguard.portal.live import LiveHub
 
 MAX_MESSAGE_CHARS = 4096
-MESSAGE_WORK = 5  # in units of turns.py: the least that a message costs
+MESSAGE_WORK = 5  # in units of admission/turns.py: the least that a message costs
 
 
 class LiveEndpoint:

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
+from procguard.admission.memory import ByteBudget
 from procguard.channels import http_io
 from procguard.channels.held import HeldPoll
 from procguard.portal.log_query import LogQuery
@@ -25,24 +26,17 @@ MAX_PARTIAL_LINE_BYTES = 64 * 1024
 Key = tuple[int, str]  # attempt, stream
 
 
-class SharedBytes:
-    """What all followers together may have waiting."""
-
-    def __init__(self, most: int) -> None:
-        self.left = most
-
-
 class Follower:
     def __init__(
         self,
         worker_id: str,
         query: LogQuery,
         sock: Any,
-        shared: SharedBytes | None = None,
+        shared: ByteBudget | None = None,
         matching: Matching | None = None,
         held: contextlib.ExitStack | None = None,
     ) -> None:
-        """`held` is given back when nobody reads any more."""
+        """`shared`: what may wait for all followers together. `held` is given back when nobody reads any more."""
         self._matching = matching or Matching()
         self._held = held or contextlib.ExitStack()
         self.worker_id = worker_id
@@ -50,7 +44,7 @@ class Follower:
         self._query = query
         self._runs: deque[tuple[int, str, int, bytes, float]] = deque()
         self._held_bytes = 0
-        self._shared = shared or SharedBytes(MAX_FOLLOWER_BYTES)
+        self._shared = shared or ByteBudget(MAX_FOLLOWER_BYTES)
         self._dropped_bytes = 0
         self._shown_to: dict[Key, int] = {}  # bytes before this offset were in the tail
         self._partial: dict[Key, _Begun] = {}  # a line whose end isn't there yet
@@ -60,21 +54,21 @@ class Follower:
         query = self._query
         if query.attempt not in (None, attempt) or query.stream not in (None, stream):
             return
-        if self._held_bytes + len(data) > MAX_FOLLOWER_BYTES or len(data) > self._shared.left:
+        if self._held_bytes + len(data) > MAX_FOLLOWER_BYTES or not self._shared.take(len(data)):
             self._dropped_bytes += len(data)
         else:
             self._runs.append((attempt, stream, offset, data, at))
-            self._hold(len(data))
+            self._held_bytes += len(data)
         self.poll.wake()
 
-    def _hold(self, size: int) -> None:
-        self._held_bytes += size
-        self._shared.left -= size
+    def _release(self, size: int) -> None:
+        self._held_bytes -= size
+        self._shared.give_back(size)
 
     def end(self) -> None:
         """Nobody reads any more."""
         self._runs.clear()
-        self._hold(-self._held_bytes)
+        self._release(self._held_bytes)
         self.poll.release()
         self._held.close()
 
@@ -106,7 +100,7 @@ class Follower:
         last: Key | None = None
         while self._runs:
             attempt, stream, offset, data, at = self._runs.popleft()
-            self._hold(-len(data))
+            self._release(len(data))
             last = (attempt, stream)
             skip = max(0, self._shown_to.get(last, 0) - offset)
             ended.extend(self._lines(last, offset + skip, data[skip:], at))

@@ -17,9 +17,11 @@ import gevent.event
 import gevent.lock
 
 from procguard import tls
+from procguard.admission.connections import ConnectionBook
+from procguard.admission.memory import Bodies
+from procguard.admission.rate import BackOff
 from procguard.channels import Channel, factory, http_io
 from procguard.channels.agent_sessions import AgentSessions
-from procguard.channels.bodies import Bodies
 from procguard.channels.desk import Call, Desk
 from procguard.channels.http import HttpChannel
 from procguard.config import Config
@@ -46,8 +48,6 @@ from procguard.portal.api_search import SearchApi
 from procguard.portal.api_tunnels import Opener, TunnelsApi
 from procguard.portal.audit import Audit
 from procguard.portal.auth import Auth
-from procguard.portal.backoff import BackOff
-from procguard.portal.connections import ConnectionBook
 from procguard.portal.edge import Edge
 from procguard.portal.express import Express
 from procguard.portal.live import LiveHub

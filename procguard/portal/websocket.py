@@ -28,9 +28,9 @@ from geventwebsocket.exceptions import ProtocolError, WebSocketError
 from geventwebsocket.handler import WebSocketHandler
 from geventwebsocket.websocket import Header
 
+from procguard.admission.memory import SendMemory
 from procguard.channels import http_io
 from procguard.config_limits import Limits
-from procguard.portal.send_memory import SendMemory
 
 log = logging.getLogger(__name__)
 
@@ -181,7 +181,7 @@ class Connection:
         self._closer = gevent.spawn_later(CLOSE_GRACE_S, self.shut_down)
 
     def spend(self, work: int) -> None:
-        """So much was done for a message of this client (turns.py): others may have their turn first."""
+        """So much was done for a message of this client (admission/turns.py): others may have their turn first."""
         self._rfile.spend(work)
 
     def shut_down(self) -> None:

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
+from procguard.admission.rate import FREE_FAILURES, BackOff
 from procguard.errors import Forbidden, Refused
 from procguard.portal import sock_diag
 from procguard.portal.auth import Auth, cookie, host_name, is_loopback
-from procguard.portal.backoff import FREE_FAILURES, BackOff
 from procguard.portal.sessions import COOKIE, CSRF_HEADER, Sessions
 from remote_agent.protocol import secret_sha256
 from tests.unit.fleet_world import World

@@ -6,7 +6,7 @@ import gevent
 import gevent.event
 import pytest
 
-from procguard.channels.budget import ByteBudget
+from procguard.admission.memory import ByteBudget
 
 
 class Sender:

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from procguard.admission.connections import ConnectionBook
 from procguard.config_limits import Limits
 from procguard.garbage import LEAST_NEW, Collector
-from procguard.portal.connections import ConnectionBook
 
 
 class Circle:

@@ -13,12 +13,11 @@ from collections.abc import Iterator
 import pytest
 from gevent import pywsgi
 
-from procguard.channels.bodies import Bodies
+from procguard.admission.connections import ConnectionBook, Ticket
+from procguard.admission.memory import Bodies, SendMemory
 from procguard.config_limits import Limits
 from procguard.errors import LimitExceeded
 from procguard.portal import http_server
-from procguard.portal.connections import ConnectionBook, Ticket
-from procguard.portal.send_memory import SendMemory
 from remote_agent import protocol
 from tests.raw_websocket import CLOSE, TEXT, RawWebSocket
 from tests.server_process import RunningServer
@@ -263,7 +262,7 @@ def test_one_caller_s_large_bodies_do_not_take_the_room_of_others() -> None:
 
 
 def test_where_there_is_no_room_in_time_the_sender_is_told_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("procguard.channels.bodies.TURN_S", 0.05)
+    monkeypatch.setattr("procguard.admission.memory.TURN_S", 0.05)
     bodies = Bodies(known_bytes=1_000_000, strangers_bytes=100_000)
     with bodies.turn(90_000, ""), pytest.raises(LimitExceeded, match="large bodies") as refused:
         with bodies.turn(20_000, ""):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from procguard.admission.connections import ConnectionBook
+from procguard.admission.rate import RateLimiter
 from procguard.channels.desk import Desk
-from procguard.channels.rate import RateLimiter
 from procguard.config_limits import Limits
 from procguard.errors import LimitExceeded
-from procguard.portal.connections import ConnectionBook
 
 
 def test_a_burst_then_the_pace() -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from procguard.admission.rate import FREE_FAILURES, MAX_KEYS, BackOff
 from procguard.errors import NotFound, Refused, UsageError
 from procguard.fleet import enrolment
 from procguard.fleet.addresses import address_group
 from procguard.fleet.tokens import NOTE_USE_EVERY_S
-from procguard.portal.backoff import FREE_FAILURES, MAX_ADDRESSES, BackOff
 from remote_agent import protocol
 from tests.unit.fleet_world import SECRET, World
 
@@ -142,9 +142,9 @@ def test_wrong_tokens_wait_longer_each_time_and_only_where_they_came_from() -> N
 
 def test_the_memory_of_wrong_tokens_is_bounded() -> None:
     waits = BackOff()
-    for number in range(MAX_ADDRESSES + 500):
+    for number in range(MAX_KEYS + 500):
         waits.wrong(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", 0.0)
-    assert len(waits) == MAX_ADDRESSES
+    assert len(waits) == MAX_KEYS
 
 
 def test_one_machine_is_its_whole_ipv6_network() -> None:

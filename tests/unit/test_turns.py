@@ -7,9 +7,9 @@ import time
 import gevent
 import gevent.socket
 
+from procguard.admission.connections import UNSHARED_WORK, ConnectionBook, Ticket
+from procguard.admission.turns import SLICE_WORK, TURN_SLICES, Share
 from procguard.config_limits import Limits
-from procguard.portal.connections import UNSHARED_WORK, ConnectionBook, Ticket
-from procguard.portal.turns import SLICE_WORK, TURN_SLICES, Share
 
 
 def ticket(book: ConnectionBook, address: str = "a") -> Ticket:

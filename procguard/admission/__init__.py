@@ -1,0 +1,25 @@
+"""What the manager grants to those who ask, so that nobody can take it from the others.
+
+- `connections.py`: how many connections, of all, of the unproven, of one address, of one agent: beyond, the oldest of
+  that crowd is closed. How long a connection waits for its peer: beyond, it is closed.
+- `memory.py`: bytes of bodies and log posts that are being received, of one caller, of all known ones, of all
+  strangers: beyond, they wait in turn, then 429. Bytes that wait for slow readers, of all together: beyond, they are
+  left out, or the reader with the most is closed.
+- `rate.py`: how often an address, an agent or a token may do something: beyond, 429; of records, they are counted.
+- `turns.py`: work in one turn of the event loop, of one caller, of all strangers: beyond, a later turn.
+
+A *caller* is an agent or the holder of a token; "" is a stranger. A connection is *unproven* until a request on it was
+identified. An *address* stands for all that one machine may have (fleet/addresses.py). Bounds are keys of `web.limits`,
+or constants of those who use them. Knows no HTTP, no zmq, and not what is asked. `now` is passed in; only loops and
+`turns.py`, which measures, read the clock. Used from the event loop only. Start reading at `connections.py`.
+
+Apart on purpose, because they bound something else:
+
+- `portal/websocket.py`, `portal/log_follow.py`: what waits for one reader. It is that reader's queue.
+- `portal/matching.py`, `portal/local_client.py`: how many use certain threads.
+- `channels/zmq.py`, `zmq_port.py`: messages not begun. They stay unread in libzmq, before it is known whose they are.
+- `fleet/intake.py`: changes of one agent. They are charged after the fact, by what they have cost the state.
+- `portal/sessions.py`, `channels/agent_sessions.py`, `fleet/enrolment.py`, `fleet/events.py`: what is kept of whom.
+- `procguard/pace.py`: the manager's own long work. `deploy/ssh_turns.py`: connections that the manager opens, from
+  threads, each with a deadline.
+"""

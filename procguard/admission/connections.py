@@ -1,0 +1,246 @@
+"""Who is connected, who has to go when there are too many, and how long a connection may wait for its peer.
+
+Strangers go first, the longest silent one first. A connection is unproven until a request on it was identified as an
+agent's or a token's. Only unproven connections have limits per address and an order in which they are closed, so a
+thousand agents behind one address are no crowd, and whoever opens connections and says nothing closes his own. Owns the
+counts; how a connection is cut is handed in.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any, Generic, Protocol, TypeVar
+
+import gevent
+
+from procguard.admission.turns import Share
+from procguard.config_limits import Limits
+from procguard.fleet.addresses import address_group
+
+Connection = TypeVar("Connection", bound=Hashable)
+Cut = Callable[[], None]
+
+
+def _nothing() -> None:
+    """There is nothing left to cut."""
+
+
+# After a restart of the manager a thousand agents of one NAT may stand at the door at once: nobody is sent away who had
+# no time to speak, unless there are so many times more strangers than the limit.
+TIME_TO_SPEAK_S = 1.0
+HARD = 4
+UNSHARED_WORK = 40  # a new connection's: the request by which an agent proves itself waits for no stranger
+LOOKS_PER_TIMEOUT = 15  # a wait ends at most this fraction of its time late
+REST_EVERY = 2_000  # connections looked at in one go: well under a millisecond
+
+
+class Unproven(Generic[Connection]):
+    """Connections that have not shown yet whose they are, oldest first, of each address and in all."""
+
+    def __init__(self, most: int, most_of_address: int, grace_s: float = 0.0) -> None:
+        """`grace_s`: who came less long ago stays, unless there are HARD times too many."""
+        self._most, self._most_of_address, self._grace_s = most, most_of_address, grace_s
+        self._all: OrderedDict[Connection, tuple[str, float]] = OrderedDict()  # address, monotonic
+        self._of_address: dict[str, OrderedDict[Connection, None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    @property
+    def oldest(self) -> Connection | None:
+        return next(iter(self._all), None)
+
+    def add(self, connection: Connection, address: str, now: float) -> list[tuple[Connection, str]]:
+        """Whose place it needs, and the limit that says so. They are left out already."""
+        self.remove(connection)  # a descriptor that is used again
+        address = address_group(address)
+        self._all[connection] = (address, now)
+        neighbours = self._of_address.setdefault(address, OrderedDict())
+        neighbours[connection] = None
+        gone: list[tuple[Connection, str]] = []
+        for among, most, limit in (
+            (neighbours, self._most_of_address, "unproven_per_address"),
+            (self._all, self._most, "unproven_connections"),
+        ):
+            while len(among) > most:
+                oldest = next(iter(among))
+                if now - self._all[oldest][1] < self._grace_s and len(among) <= most * HARD:
+                    break
+                self.remove(oldest)
+                gone.append((oldest, limit))
+        return gone
+
+    def remove(self, connection: Connection) -> None:
+        """It has ended, or has shown whose it is."""
+        address, _ = self._all.pop(connection, (None, 0.0))
+        if address is not None:
+            neighbours = self._of_address[address]
+            del neighbours[connection]
+            if not neighbours:
+                del self._of_address[address]
+
+
+class Ticket:
+    """One connection of HTTP. `caller` is set by its first identified request; `evicted`: it was told to go; `share`:
+    what it may do in one turn of the event loop, together with the caller's others or with all strangers."""
+
+    __slots__ = ("_book", "_unshared_work", "caller", "cut", "evicted", "share")
+
+    def __init__(self, book: ConnectionBook, cut: Cut) -> None:
+        self._book = book
+        self.cut = cut
+        self.caller = ""
+        self.evicted = False
+        self.share = book.strangers_share
+        self._unshared_work = UNSHARED_WORK
+
+    def spend(self, work: int) -> None:
+        """So much was done for this connection's peer; the next may be a turn of the event loop away."""
+        if self._unshared_work > 0:
+            self._unshared_work -= work
+        else:
+            self.share.spend(work)
+
+    def prove(self, caller: str, agent: bool) -> None:
+        """A request on this connection came from `caller`."""
+        if self.caller != caller:
+            self._book.proven(self, caller, agent)
+
+    def leave(self) -> None:
+        self._book.left(self)
+        self.cut = _nothing  # whose connection it was refers to this ticket: a circle, which would stay in memory
+
+
+class _Caller:
+    """Whose connections these are, and what they may do together."""
+
+    __slots__ = ("share", "tickets")
+
+    def __init__(self, share: Share) -> None:
+        self.share = share
+        self.tickets: dict[Ticket, None] = {}  # oldest first
+
+
+class ConnectionBook:
+    """All connections of HTTP of a manager, over all its listeners."""
+
+    def __init__(self, limits: Limits, most: int | None = None) -> None:
+        """`most`: connections in all, where the system allows fewer than the limits."""
+        self._limits = limits
+        self.most = limits.connections if most is None else min(most, limits.connections)
+        self._all = 0
+        self._unproven: Unproven[Ticket] = Unproven(
+            limits.unproven_connections, limits.unproven_per_address, TIME_TO_SPEAK_S
+        )
+        self._callers: dict[str, _Caller] = {}  # who has proven connections
+        self.strangers_share = Share()
+        self.refused: Counter[str] = Counter()  # for /metrics: why -> how many
+
+    def __len__(self) -> int:
+        return self._all
+
+    @property
+    def unproven_count(self) -> int:
+        return len(self._unproven)
+
+    def admit(self, address: str, cut: Cut, now: float) -> Ticket | None:
+        """A new connection; None when there is no room even after a stranger was sent away."""
+        if self._all >= self.most:
+            self._evict(self._unproven.oldest, "connections")  # its place is free once it has ended
+            self.refused["connections"] += 1
+            return None
+        ticket = Ticket(self, cut)
+        self._all += 1
+        for another, limit in self._unproven.add(ticket, address, now):
+            self._evict(another, limit)
+        return ticket
+
+    def proven(self, ticket: Ticket, caller: str, agent: bool) -> None:
+        if ticket.evicted:
+            return
+        known = self._callers.get(caller)
+        if known is None:
+            known = self._callers[caller] = _Caller(Share(self.strangers_share))
+            if ticket.caller:
+                known.share.go_on_from(ticket.share)
+        self._forget(ticket)
+        ticket.caller, ticket.share = caller, known.share
+        known.tickets[ticket] = None
+        if agent and len(known.tickets) > self._limits.connections_per_agent:
+            self._evict(next(iter(known.tickets)), "connections_per_agent")
+
+    def left(self, ticket: Ticket) -> None:
+        self._all -= 1
+        self._forget(ticket)
+
+    def _evict(self, ticket: Ticket | None, limit: str) -> None:
+        if ticket is not None:
+            ticket.evicted = True
+            self._forget(ticket)
+            self.refused[limit] += 1
+            ticket.cut()
+
+    def _forget(self, ticket: Ticket) -> None:
+        """Out of every order; it still counts until it has left."""
+        if not ticket.caller:
+            self._unproven.remove(ticket)
+            return
+        own = self._callers.get(ticket.caller)
+        if own is not None:
+            own.tickets.pop(ticket, None)
+            if not own.tickets:
+                del self._callers[ticket.caller]
+
+
+class Waiting(Protocol):
+    """`waits_since`: monotonic seconds; 0.0 while it is not its peer's turn. `idle_timeout_s`: so long it may wait."""
+
+    waits_since: float
+
+    @property
+    def idle_timeout_s(self) -> float: ...
+
+    def cut(self) -> None:
+        """End the connection below whoever reads or writes it."""
+        ...
+
+
+class IdleTimeouts:
+    """One look at all connections now and then, instead of a timer for each wait.
+
+    Beginning and ending a wait is an assignment (`Waiting.waits_since`): a timer would cost more than the reading it
+    guards, and tens of thousands of connections wait nearly all the time.
+    """
+
+    def __init__(self, shortest_s: float) -> None:
+        self._look_every_s = shortest_s / LOOKS_PER_TIMEOUT
+        self._connections: set[Waiting] = set()
+        self._greenlet: Any = None
+
+    def __len__(self) -> int:
+        return len(self._connections)
+
+    def add(self, connection: Waiting) -> None:
+        if self._greenlet is None:
+            self._greenlet = gevent.spawn(self._loop)
+        self._connections.add(connection)
+
+    def remove(self, connection: Waiting) -> None:
+        self._connections.discard(connection)
+
+    def stop(self) -> None:
+        if self._greenlet is not None:
+            self._greenlet.kill()
+            self._greenlet = None
+
+    def _loop(self) -> None:
+        while True:
+            gevent.sleep(self._look_every_s)
+            for number, connection in enumerate(list(self._connections), 1):
+                since = connection.waits_since
+                if since and time.monotonic() - since > connection.idle_timeout_s:
+                    connection.cut()
+                if number % REST_EVERY == 0:
+                    gevent.sleep(0.001)

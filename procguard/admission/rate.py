@@ -1,0 +1,95 @@
+"""How often somebody may do something. In memory, for a bounded number of keys; `now` is passed in.
+
+A key is an address, an agent or a token. Flooding with keys gains nothing: the one that was used least recently is
+forgotten, and begins again with what everybody begins with.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from procguard.fleet.addresses import address_group
+
+MAX_KEYS = 10_000
+
+FREE_FAILURES = 5  # wrong tokens of one address before it has to wait
+FIRST_WAIT_S = 5.0
+LONGEST_WAIT_S = 900.0
+FORGET_FAILURES_S = 3600.0
+
+
+class RateLimiter:
+    """A token bucket per key: `burst` at once, then `per_s` per second."""
+
+    def __init__(self, burst: float, per_s: float, max_keys: int = MAX_KEYS) -> None:
+        self._burst = burst
+        self._per_s = per_s
+        self._max_keys = max_keys
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def wait_s(self, key: str, now_monotonic: float) -> float:
+        """Take one; 0.0 if it was there, else the seconds until one will be."""
+        level, at = self._buckets.pop(key, (self._burst, now_monotonic))
+        level = min(self._burst, level + (now_monotonic - at) * self._per_s)
+        allowed = level >= 1.0
+        self._buckets[key] = (level - 1.0 if allowed else level, now_monotonic)
+        if len(self._buckets) > self._max_keys:
+            self._buckets.popitem(last=False)
+        return 0.0 if allowed else (1.0 - level) / self._per_s
+
+
+class Sparing:
+    """How many records of what one caller causes are written; the others are counted and told with the next that is."""
+
+    def __init__(self, at_once: int, per_s: float) -> None:
+        self._rate = RateLimiter(at_once, per_s)
+        self._untold: OrderedDict[str, int] = OrderedDict()
+
+    def untold(self, key: str, now_monotonic: float) -> int | None:
+        """None: not this one; else how many were not written since the last that was."""
+        if self._rate.wait_s(key, now_monotonic) <= 0:
+            return self._untold.pop(key, 0)
+        self._untold[key] = self._untold.pop(key, 0) + 1
+        if len(self._untold) > MAX_KEYS:
+            self._untold.popitem(last=False)
+        return None
+
+
+class BackOff:
+    """Doubling waits per address after wrong tokens.
+
+    Only wrong ones wait. Tokens are too long to be guessed: what the waits bound is what guessing costs the manager,
+    and nobody can lock out others who share an address (a NAT, a proxy, this machine).
+    """
+
+    def __init__(self) -> None:
+        self._failures: OrderedDict[str, tuple[int, float, float]] = OrderedDict()  # count, waits until, last
+
+    def __len__(self) -> int:
+        return len(self._failures)
+
+    def wait_s(self, address: str, now: float) -> float:
+        """Seconds this address still has to wait; 0.0 if it may try."""
+        _, until, _ = self._failures.get(address_group(address), (0, 0.0, 0.0))
+        return max(0.0, until - now)
+
+    def wrong(self, address: str, now: float) -> float:
+        """A wrong token came from there. Seconds for which it is told nothing but to wait; 0.0: it was counted, and is
+        told what is wrong."""
+        wait_s = self.wait_s(address, now)
+        if wait_s <= 0:
+            self.failed(address, now)
+        return wait_s
+
+    def failed(self, address: str, now: float) -> None:
+        key = address_group(address)
+        count, _, last = self._failures.pop(key, (0, 0.0, now))
+        count = 1 if now - last > FORGET_FAILURES_S else count + 1
+        beyond = count - FREE_FAILURES
+        wait_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** min(beyond, 20)) if beyond >= 0 else 0.0
+        self._failures[key] = (count, now + wait_s, now)
+        if len(self._failures) > MAX_KEYS:
+            self._failures.popitem(last=False)
+
+    def succeeded(self, address: str) -> None:
+        self._failures.pop(address_group(address), None)
