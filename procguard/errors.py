@@ -80,6 +80,11 @@ class LimitExceeded(ProcGuardError):
         self.http_status = status
         self.retry_after_s = retry_after_s
 
+    @classmethod
+    def for_now(cls, message: str, next_step: str, retry_after_s: float, code: str = "busy") -> LimitExceeded:
+        """429: the same request may be granted in `retry_after_s`."""
+        return cls(message, next_step, status=429, code=code, retry_after_s=retry_after_s)
+
 
 class HostError(ProcGuardError):
     exit_code = 2

@@ -10,8 +10,9 @@
 
 A *caller* is an agent or the holder of a token; "" is a stranger. A connection is *unproven* until a request on it was
 identified. An *address* stands for all that one machine may have (fleet/addresses.py). Bounds are keys of `web.limits`,
-or constants of those who use them. Knows no HTTP, no zmq, and not what is asked. `now` is passed in; only loops and
-`turns.py`, which measures, read the clock. Used from the event loop only. Start reading at `connections.py`.
+or constants of those who use them; who is refused gets `LimitExceeded.for_now`. Knows no HTTP, no zmq, and not what is
+asked. `now` is passed in; only loops and `turns.py`, which measures, read the clock. Used from the event loop only.
+Start reading at `connections.py`.
 
 Apart on purpose, because they bound something else:
 

@@ -33,7 +33,7 @@ class ByteBudget:
         who has them."""
         with self.taken(size_bytes, timeout_s) as got:
             if not got:
-                raise LimitExceeded(crowd, "send it again", status=429, code="busy", retry_after_s=1)
+                raise LimitExceeded.for_now(crowd, "send it again", 1)
             yield
 
     @contextlib.contextmanager

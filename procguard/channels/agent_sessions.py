@@ -151,12 +151,8 @@ class AgentSessions:
                 break
             self._forget(oldest)
         if len(of_agent) >= MOST:
-            raise LimitExceeded(
-                f"{session.agent_id} opens too many sessions",
-                "wait",
-                status=429,
-                code="too_many_sessions",
-                retry_after_s=OPEN_WITHIN_S,
+            raise LimitExceeded.for_now(
+                f"{session.agent_id} opens too many sessions", "wait", OPEN_WITHIN_S, "too_many_sessions"
             )
         self._of_agent.setdefault(session.agent_id, of_agent)[session.id] = session
         self._by_id[session.id] = session

@@ -249,12 +249,8 @@ class Desk:
     def _limit_registrations(self, peer: str) -> None:
         wait_s = self._register_rate.wait_s(address_group(peer), clock.read().monotonic)
         if wait_s > 0:
-            raise LimitExceeded(
-                f"too many registrations from {peer}",
-                f"wait {wait_s:.1f} s",
-                status=429,
-                code="too_often",
-                retry_after_s=wait_s,
+            raise LimitExceeded.for_now(
+                f"too many registrations from {peer}", f"wait {wait_s:.1f} s", wait_s, "too_often"
             )
 
     # --------------------------------------------------------------------------------- one worker, the plain form
@@ -350,12 +346,8 @@ class Desk:
         if wait_s <= 0:
             return
         if wait_s > LONGEST_TURN_S:
-            raise LimitExceeded(
-                f"{agent_id} reports more changes than its share",
-                f"wait {wait_s:.0f} s",
-                status=429,
-                code="busy",
-                retry_after_s=wait_s,
+            raise LimitExceeded.for_now(
+                f"{agent_id} reports more changes than its share", f"wait {wait_s:.0f} s", wait_s
             )
         gevent.sleep(wait_s)
 

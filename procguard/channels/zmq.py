@@ -240,12 +240,8 @@ class ZmqChannel:
                 found, announced = self._found(peer, header), header.get("body_bytes")
                 session.remember(found, head, header)
             if session.unanswered >= MAX_REQUESTS_OF_PEER:
-                raise LimitExceeded(
-                    f"{MAX_REQUESTS_OF_PEER} requests of this connection are unanswered",
-                    "wait for answers",
-                    status=429,
-                    code="busy",
-                    retry_after_s=1,
+                raise LimitExceeded.for_now(
+                    f"{MAX_REQUESTS_OF_PEER} requests of this connection are unanswered", "wait for answers", 1
                 )
             session.unanswered += 1
             try:

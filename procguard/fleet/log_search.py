@@ -131,12 +131,8 @@ class LogSearches:
     ) -> Search:
         """Ask the agents of these workers (facts, as selectors see them). Raises LimitExceeded. Call `end` at last."""
         if len(self._searches) >= MAX_AT_ONCE:
-            raise LimitExceeded(
-                f"{MAX_AT_ONCE} searches are under way already",
-                "wait until one has ended",
-                status=429,
-                code="busy",
-                retry_after_s=question.timeout_s,
+            raise LimitExceeded.for_now(
+                f"{MAX_AT_ONCE} searches are under way already", "wait until one has ended", question.timeout_s
             )
         of_agent: dict[str, list[str]] = {}
         moved: dict[str, int] = {}

@@ -120,13 +120,8 @@ class AccessApi:
         environ[ASKS] = caller
         wait_s = self._log_in_rate.wait_s(record.token_id, now.monotonic)
         if wait_s > 0:
-            raise LimitExceeded(
-                f"{caller.actor} logs in too often",
-                f"wait {wait_s:.0f} s; sessions that are open go on",
-                status=429,
-                code="too_often",
-                retry_after_s=wait_s,
-            )
+            next_step = f"wait {wait_s:.0f} s; sessions that are open go on"
+            raise LimitExceeded.for_now(f"{caller.actor} logs in too often", next_step, wait_s, "too_often")
         self._wrong_tokens.succeeded(address)
         self._registry.tokens.used(record, address, now)
         return caller, digest

@@ -79,11 +79,8 @@ class LogsApi:
 
     def _follow(self, worker_id: str, query: LogQuery) -> bottle.HTTPResponse:
         if len(self._followers) >= self._limits.log_followers:
-            raise LimitExceeded(
-                f"{self._limits.log_followers} logs are being followed already",
-                "try again later",
-                status=429,
-                retry_after_s=10,
+            raise LimitExceeded.for_now(
+                f"{self._limits.log_followers} logs are being followed already", "try again later", 10, "limit_exceeded"
             )
         held = contextlib.ExitStack()
         if query.expression is not None:

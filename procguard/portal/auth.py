@@ -352,12 +352,8 @@ class Auth:
 
 
 def too_many_wrong_tokens(address: str, wait_s: float) -> LimitExceeded:
-    return LimitExceeded(
-        f"too many wrong tokens from {address}",
-        f"wait {wait_s:.0f} s",
-        status=429,
-        code="too_many_wrong_tokens",
-        retry_after_s=wait_s,
+    return LimitExceeded.for_now(
+        f"too many wrong tokens from {address}", f"wait {wait_s:.0f} s", wait_s, "too_many_wrong_tokens"
     )
 
 

@@ -91,8 +91,8 @@ class LocalClients:
         """ "" for a connection of the program that asks; else why it is taken for somebody else's. Raises
         LimitExceeded where too many want to know."""
         if len(self._asked) >= MAX_WAITING:
-            raise LimitExceeded(
-                "too many connections of this machine are looked at", "send it again", status=429, retry_after_s=1
+            raise LimitExceeded.for_now(
+                "too many connections of this machine are looked at", "send it again", 1, "limit_exceeded"
             )
         question = _Question(client, server, AsyncResult())
         self._asked.append(question)

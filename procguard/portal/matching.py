@@ -95,9 +95,7 @@ def _slice(wanted: Expression, lines: Sequence[LogLine], begin: int) -> tuple[in
 def _share(used: Counter[str], caller: str, in_all: int, of_one: int, what: str) -> Iterator[None]:
     if used[caller] >= of_one or used.total() >= in_all:
         number = f"{of_one} of your own" if used[caller] >= of_one else str(in_all)
-        raise LimitExceeded(
-            f"{number} {what} already", "wait until one has ended", status=429, code="busy", retry_after_s=5
-        )
+        raise LimitExceeded.for_now(f"{number} {what} already", "wait until one has ended", 5)
     used[caller] += 1
     try:
         yield
