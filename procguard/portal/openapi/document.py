@@ -11,7 +11,9 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from procguard import __version__
-from procguard.portal.openapi import answers
+from procguard.portal.openapi.answers import (
+    manager,
+)
 from procguard.portal.openapi.routes import BYTES, JSON, ROUTES, Route
 from remote_agent import protocol
 
@@ -161,7 +163,7 @@ def _ref(names: dict[Any, str], kind: Any) -> dict[str, Any]:
 
 def _schemas(routes: Iterable[Route]) -> tuple[dict[Any, str], dict[str, Any]]:
     """({type: its name}, {name: JSON Schema}) of all that the routes take and answer."""
-    kinds = dict.fromkeys([answers.Error, *(kind for route in routes for kind in _kinds(route))])
+    kinds = dict.fromkeys([manager.Error, *(kind for route in routes for kind in _kinds(route))])
     adapters = [(kind, "validation", TypeAdapter(kind)) for kind in kinds]
     found, shared = TypeAdapter.json_schemas(adapters, ref_template=SCHEMAS + "{model}")  # type: ignore[arg-type]
     names = {kind: schema["$ref"].removeprefix(SCHEMAS) for (kind, _), schema in found.items()}

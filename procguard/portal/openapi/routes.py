@@ -16,7 +16,19 @@ from procguard.fleet.operations import MAX_ITEMS
 from procguard.portal import requests
 from procguard.portal.api_agent_care import DEFAULT_LOG_BYTES, MAX_LOG_BYTES
 from procguard.portal.api_search import DEFAULT_LINES, MAX_LINES, MAX_PATTERN_CHARS, MAX_SELECT_CHARS
-from procguard.portal.openapi import answers
+from procguard.portal.openapi.answers import (
+    access,
+    deployments,
+    groups,
+    history,
+    hosts,
+    logs,
+    manager,
+    measurements,
+    notifications,
+    operations,
+    workers,
+)
 from remote_agent import protocol
 
 Who = Literal[
@@ -78,7 +90,7 @@ AGENTS = (
     Route(
         "GET", "/api/hello", "agents", "anyone",
         "Proof that this is the fleet's manager, before an agent sends it its secret", "证明这就是本集群的管理端",
-        {200: answers.Hello}, [
+        {200: manager.Hello}, [
             text("agent", "the agent's id", 128), text("nonce", "a number used once", 128),
             text("to", "the address that the agent used; the proof covers it", 512),
             text("curve", "the agent's CURVE key in hexadecimal, to be admitted to the zmq channel", 64),
@@ -104,7 +116,7 @@ AGENTS = (
     Route(
         "POST", "/api/workers/<worker_id>/logs", "agents", "agent",
         "Ship bytes of a log; what is acknowledged is durable", "上传日志字节",
-        {200: answers.Acked},
+        {200: logs.Acked},
         [
             whole("attempt", 0, MAX_ATTEMPT, 1), STREAM, whole("offset", 0, MAX_OFFSET, 0, "where the body begins"),
             flag("gap", "the bytes before `offset` are gone for ever"),
@@ -128,12 +140,12 @@ AGENTS = (
     Route(
         "POST", "/api/agents/<agent_id>/searches", "agents", "agent",
         "What an agent found in its host's logs", "agent 的日志搜索结果",
-        {200: answers.OfSearch}, body=protocol.LogSearchResult, errors=(404,),
+        {200: logs.OfSearch}, body=protocol.LogSearchResult, errors=(404,),
     ),
     Route(
         "POST", "/api/agents/<agent_id>/secret", "agents", "agent",
         "The digest of the new secret that an agent was asked for", "agent 新密钥的摘要",
-        {200: answers.OfAgent}, body=protocol.SecretRenewal, errors=(404, 409),
+        {200: hosts.OfAgent}, body=protocol.SecretRenewal, errors=(404, 409),
     ),
 )  # fmt: skip
 
@@ -141,7 +153,7 @@ WORKERS = (
     Route(
         "GET", "/api/remote-workers", "workers", "viewer",
         "The workers, filtered, sorted, a page at a time", "所有 worker：筛选、排序、分页",
-        {200: answers.Workers},
+        {200: workers.Workers},
         [
             text("select", "a selector: `group=trainers,state=failed`", MAX_SELECT_CHARS),
             text("state", SEVERAL, 4096), text("host", SEVERAL, 4096), text("group", SEVERAL, 4096),
@@ -152,38 +164,38 @@ WORKERS = (
     ),
     Route(
         "GET", "/api/remote-workers/<worker_id>", "workers", "viewer", "One worker", "一个 worker",
-        {200: answers.Worker}, errors=(404,),
+        {200: workers.Worker}, errors=(404,),
     ),
     Route(
         "POST", "/api/workers/<worker_id>/command", "workers", "operator",
         "Start, stop, restart or kill it", "启动、停止、重启或强制结束",
-        {202: answers.Accepted}, body=requests.CommandRequest, errors=(404, 409),
+        {202: workers.Accepted}, body=requests.CommandRequest, errors=(404, 409),
     ),
     Route(
         "POST", "/api/workers/<worker_id>/move", "workers", "operator",
         "Stop it here and start it on another host", "迁移到另一台主机",
-        {202: answers.Moving}, body=requests.MoveRequest, errors=(404, 409),
+        {202: workers.Moving}, body=requests.MoveRequest, errors=(404, 409),
     ),
     Route(
         "DELETE", "/api/workers/<worker_id>", "workers", "operator", "Forget one that has ended", "删除已结束的 worker",
-        {200: answers.OfWorker}, errors=(404, 409),
+        {200: workers.OfWorker}, errors=(404, 409),
     ),
     Route(
         "GET", "/api/workers/<worker_id>/explain", "workers", "viewer",
         "Why it is as it is, in sentences", "用文字解释它的现状",
-        {200: answers.Explanation}, [text("lang", "`en` or `zh`; else by Accept-Language")], errors=(404,),
+        {200: history.Explanation}, [text("lang", "`en` or `zh`; else by Accept-Language")], errors=(404,),
     ),
     Route(
         "GET", "/api/commands", "workers", "viewer", "The newest commands", "最近的命令",
-        {200: answers.Commands}, [text("worker", "those of one worker"), whole("limit", 1, 1_000, 50)],
+        {200: workers.Commands}, [text("worker", "those of one worker"), whole("limit", 1, 1_000, 50)],
     ),
     Route(
         "GET", "/api/commands/<command_id>", "workers", "viewer", "What became of a command", "命令的结果",
-        {200: answers.CommandView}, errors=(404,),
+        {200: workers.CommandView}, errors=(404,),
     ),
     Route(
         "GET", "/api/groups", "workers", "viewer", "The groups and what their gangs do", "分组与 gang 的状态",
-        {200: answers.Groups},
+        {200: groups.Groups},
     ),
 )  # fmt: skip
 
@@ -192,7 +204,7 @@ LOGS = (
     Route(
         "GET", "/api/remote-workers/<worker_id>/logs", "logs", "viewer",
         "The last lines of its log, following it, or all of it", "查看、跟踪或下载日志",
-        {200: answers.Lines},
+        {200: logs.Lines},
         [
             whole("tail", 0, 100_000, 200, "so many lines"), whole("attempt", -1, MAX_ATTEMPT, -1, "-1: all"), STREAM,
             text("since", "`10m`, ISO 8601 or Unix seconds"), text("regex", EXPRESSION, MAX_PATTERN_CHARS),
@@ -205,7 +217,7 @@ LOGS = (
     Route(
         "GET", "/api/log-search", "logs", "viewer",
         "The agents look through the logs on their hosts", "在所有主机上搜索日志",
-        {200: answers.Found},
+        {200: logs.Found},
         [
             text("text", "as it stands; or", MAX_PATTERN_CHARS), text("regex", EXPRESSION, MAX_PATTERN_CHARS),
             flag("ignore_case", "upper and lower case are the same"),
@@ -225,81 +237,81 @@ HOSTS = (
         "GET", "/api/live/<name>", "hosts", "viewer",
         "The list of `workers` or `hosts` in columns, for the live protocol to go on from",
         "列式快照：workers 或 hosts",
-        {200: answers.LiveRows}, errors=(404,),
+        {200: manager.LiveRows}, errors=(404,),
     ),
-    Route("GET", "/api/hosts", "hosts", "viewer", "The hosts", "所有主机", {200: answers.Hosts}),
+    Route("GET", "/api/hosts", "hosts", "viewer", "The hosts", "所有主机", {200: hosts.Hosts}),
     Route(
         "GET", "/api/agents", "hosts", "viewer",
-        "Hosts and launchers, those that wait for approval too", "主机与手动启动器（含待审批）", {200: answers.Agents},
+        "Hosts and launchers, those that wait for approval too", "主机与手动启动器（含待审批）", {200: hosts.Agents},
     ),
     Route(
         "POST", "/api/agents/<agent_id>/approve", "hosts", "operator", "Let a waiting launcher in", "批准启动器",
-        {200: answers.OfAgent}, body=requests.FingerprintRequest, body_optional=True, errors=(404, 409),
+        {200: hosts.OfAgent}, body=requests.FingerprintRequest, body_optional=True, errors=(404, 409),
     ),
     Route(
         "POST", "/api/agents/<agent_id>/deny", "hosts", "operator", "Turn a waiting launcher away", "拒绝启动器",
-        {200: answers.OfAgent}, body=requests.FingerprintRequest, body_optional=True, errors=(404, 409),
+        {200: hosts.OfAgent}, body=requests.FingerprintRequest, body_optional=True, errors=(404, 409),
     ),
     Route(
         "PUT", "/api/agents/<agent_id>/credentials", "hosts", "operator",
         "Give an agent a new secret, as its digest", "为 agent 设置新密钥（摘要）",
-        {200: answers.OfAgent}, body=requests.CredentialsRequest, errors=(404, 409),
+        {200: hosts.OfAgent}, body=requests.CredentialsRequest, errors=(404, 409),
     ),
     Route(
         "POST", "/api/agents/rotate", "hosts", "operator",
         "Have agents make themselves new secrets while they run", "轮换 agent 的密钥（运行中）",
-        {200: answers.RotationsAsked}, body=requests.RotationRequest,
+        {200: hosts.RotationsAsked}, body=requests.RotationRequest,
     ),
     Route(
         "POST", "/api/agents/<agent_id>/revoke", "hosts", "operator",
         "Its secret was stolen: it is good for nothing from now on", "撤销 agent 的密钥",
-        {200: answers.OfAgent}, errors=(404,),
+        {200: hosts.OfAgent}, errors=(404,),
     ),
     Route(
         "DELETE", "/api/agents/<agent_id>", "hosts", "operator", "Forget an agent that is gone", "删除已卸载的 agent",
-        {200: answers.OfAgent}, query=[flag("undeployed", "only if nothing was ever installed there")],
+        {200: hosts.OfAgent}, query=[flag("undeployed", "only if nothing was ever installed there")],
         errors=(404, 409),
     ),
     Route(
         "POST", "/api/hosts/<host>/cordon", "hosts", "operator",
         "No new tasks there by the manager's choice", "禁止调度新任务到该主机",
-        {200: answers.OfHost}, body=requests.ReasonRequest, body_optional=True, errors=(404, 409),
+        {200: hosts.OfHost}, body=requests.ReasonRequest, body_optional=True, errors=(404, 409),
     ),
     Route(
         "POST", "/api/hosts/<host>/uncordon", "hosts", "operator", "New tasks may go there again", "恢复调度",
-        {200: answers.OfHost}, errors=(404, 409),
+        {200: hosts.OfHost}, errors=(404, 409),
     ),
     Route(
         "POST", "/api/hosts/<host>/check-ssh", "hosts", "operator",
         "Can the manager itself reach this host over SSH?", "检查管理端能否通过 SSH 访问主机",
-        {200: answers.SshTried}, errors=(404, 409),
+        {200: hosts.SshTried}, errors=(404, 409),
     ),
     Route(
         "POST", "/api/hosts/<host>/restart-agent", "hosts", "operator",
         "Have its agent restarted over SSH; its workers run on. What became of it is an event",
         "通过 SSH 重启该主机的 agent，worker 不受影响；结果见事件",
-        {202: answers.CareBegun}, errors=(404, 409),
+        {202: hosts.CareBegun}, errors=(404, 409),
     ),
     Route(
         "POST", "/api/hosts/<host>/upgrade-agent", "hosts", "operator",
         "Have its agent brought to the manager's release over SSH; unheard, it goes back. The result is an event",
         "通过 SSH 把该主机的 agent 升级到管理端的版本，失联则回退；结果见事件",
-        {202: answers.CareBegun}, errors=(404, 409),
+        {202: hosts.CareBegun}, errors=(404, 409),
     ),
     Route(
         "GET", "/api/hosts/<host>/agent-log", "hosts", "operator",
         "The end of its agent's own log, read over SSH", "通过 SSH 读取 agent 自身日志的末尾",
-        {200: answers.AgentLog}, [whole("bytes", 1, MAX_LOG_BYTES, DEFAULT_LOG_BYTES)], errors=(404, 409),
+        {200: hosts.AgentLog}, [whole("bytes", 1, MAX_LOG_BYTES, DEFAULT_LOG_BYTES)], errors=(404, 409),
     ),
     Route(
         "POST", "/api/hosts/<host>/tunnel", "hosts", "operator",
         "Have its tunnel opened (procguard_tunnel), and wait until it is", "建立并等待该主机的隧道",
-        {200: answers.TunnelOpened}, errors=(404, 409),
+        {200: hosts.TunnelOpened}, errors=(404, 409),
     ),
     Route(
         "POST", "/api/deployments", "hosts", "operator",
         "Declare hosts and their workers: what `invoke deploy` does", "声明主机与 worker（即 invoke deploy）",
-        {200: answers.Deployed}, body=DeploymentRequest, errors=(409,),
+        {200: deployments.Deployed}, body=DeploymentRequest, errors=(409,),
     ),
 )  # fmt: skip
 
@@ -308,40 +320,40 @@ OPERATIONS = (
         "POST", "/api/purge/preview", "operations", "operator",
         "Which workers are gone for good: undeclared and ended, or of hosts not heard for so long",
         "预览已消失的 worker",
-        {200: answers.PurgePreview}, body=requests.PurgePreviewRequest,
+        {200: workers.PurgePreview}, body=requests.PurgePreviewRequest,
     ),
     Route(
         "POST", "/api/purge", "operations", "operator",
         "Take those of the preview out of the fleet", "清除预览中的 worker",
-        {200: answers.Purged}, body=requests.PurgeRequest, errors=(409,),
+        {200: workers.Purged}, body=requests.PurgeRequest, errors=(409,),
     ),
     Route(
         "POST", "/api/operations/preview", "operations", "operator",
         "What a batch would do to whom, before it begins", "批量操作预览",
-        {200: answers.Preview}, body=requests.PreviewRequest,
+        {200: operations.Preview}, body=requests.PreviewRequest,
     ),
     Route(
         "POST", "/api/operations", "operations", "operator", "Begin what was previewed", "开始已预览的批量操作",
-        {202: answers.Operation}, body=requests.OperationRequest, errors=(404, 409),
+        {202: operations.Operation}, body=requests.OperationRequest, errors=(404, 409),
     ),
     Route(
         "GET", "/api/operations", "operations", "viewer", "The newest 50 batches", "最近 50 个批量操作",
-        {200: answers.Operations},
+        {200: operations.Operations},
     ),
     Route(
         "GET", "/api/operations/<operation_id>", "operations", "viewer",
         "One, with its items", "一个批量操作及其条目",
-        {200: answers.OperationWithItems},
+        {200: operations.OperationWithItems},
         [text("result", SEVERAL), whole("offset", 0, 10**9, 0), whole("limit", 1, MAX_ITEMS, 200)], errors=(404,),
     ),
     Route(
         "POST", "/api/operations/<operation_id>/cancel", "operations", "operator",
-        "What has not begun is not begun", "取消尚未开始的部分", {200: answers.Operation}, errors=(404, 409),
+        "What has not begun is not begun", "取消尚未开始的部分", {200: operations.Operation}, errors=(404, 409),
     ),
     Route(
         "POST", "/api/operations/<operation_id>/retry", "operations", "operator",
         "The failed ones once more", "重试失败的条目",
-        {202: answers.Operation}, body=requests.RetryRequest, body_optional=True, errors=(404, 409),
+        {202: operations.Operation}, body=requests.RetryRequest, body_optional=True, errors=(404, 409),
     ),
 )  # fmt: skip
 
@@ -350,16 +362,16 @@ HISTORY = (
     Route(
         "GET", "/api/measurements/workers/<worker_id>", "history", "viewer",
         "What was measured of a worker, for charts", "worker 的历史度量",
-        {200: answers.WorkerMeasurements}, query=[_SPAN], errors=(404,),
+        {200: measurements.WorkerMeasurements}, query=[_SPAN], errors=(404,),
     ),
     Route(
         "GET", "/api/measurements/hosts/<agent_id>", "history", "viewer",
         "What was measured of a host and its GPUs", "主机及其 GPU 的历史度量",
-        {200: answers.HostMeasurements}, query=[_SPAN], errors=(404,),
+        {200: measurements.HostMeasurements}, query=[_SPAN], errors=(404,),
     ),
     Route(
         "GET", "/api/events", "history", "viewer", "What happened and why", "事件历史",
-        {200: answers.Events},
+        {200: history.Events},
         [
             text("worker", SEVERAL, 4096), text("host", SEVERAL, 4096), text("kind", SEVERAL, 4096),
             text("cause", SEVERAL, 4096), text("actor", SEVERAL, 4096),
@@ -371,31 +383,31 @@ HISTORY = (
     ),
     Route(
         "GET", "/api/recoveries", "history", "viewer", "Incidents of silent hosts with each step", "主机失联事件",
-        {200: answers.Recoveries},
+        {200: history.Recoveries},
     ),
     Route(
         "GET", "/api/notifications", "history", "viewer", "How each target of notifications fares", "通知目标的状态",
-        {200: answers.NotificationTargets},
+        {200: notifications.NotificationTargets},
     ),
     Route(
         "POST", "/api/notifications/test", "history", "operator", "A test message to one target or all", "发送测试通知",
-        {200: answers.NotificationsTried}, body=requests.NameRequest, body_optional=True, errors=(404, 409),
+        {200: notifications.NotificationsTried}, body=requests.NameRequest, body_optional=True, errors=(404, 409),
     ),
 )  # fmt: skip
 
 ACCESS = (
     Route(
         "POST", "/api/tokens", "access", "operator", "Make a token; it is shown only once", "创建令牌（仅显示一次）",
-        {201: answers.NewToken}, body=requests.TokenRequest, errors=(404, 409),
+        {201: access.NewToken}, body=requests.TokenRequest, errors=(404, 409),
     ),
-    Route("GET", "/api/tokens", "access", "operator", "The tokens, without them", "令牌列表", {200: answers.Tokens}),
+    Route("GET", "/api/tokens", "access", "operator", "The tokens, without them", "令牌列表", {200: access.Tokens}),
     Route(
         "DELETE", "/api/tokens/<token_id>", "access", "operator", "Revoke a token", "撤销令牌",
-        {200: answers.TokenRevoked}, errors=(404,),
+        {200: access.TokenRevoked}, errors=(404,),
     ),
     Route(
         "GET", "/api/audit", "access", "viewer", "Who changed what, and from where", "审计：谁在何处做了什么改动",
-        {200: answers.AuditTrail},
+        {200: access.AuditTrail},
         [
             text("worker", SEVERAL, 4096), text("host", SEVERAL, 4096), text("kind", SEVERAL, 4096),
             text("actor", SEVERAL, 4096),
@@ -405,13 +417,13 @@ ACCESS = (
     ),
     Route(
         "POST", "/api/login", "access", "anyone", "A browser logs in with a token", "浏览器登录",
-        {200: answers.Session}, body=requests.LoginRequest,
+        {200: access.Session}, body=requests.LoginRequest,
     ),
     Route(
-        "POST", "/api/logout", "access", "anyone", "End the browser's session", "退出登录", {200: answers.Status},
+        "POST", "/api/logout", "access", "anyone", "End the browser's session", "退出登录", {200: manager.Status},
     ),
     Route(
-        "GET", "/api/session", "access", "anyone", "Who this browser is", "当前会话", {200: answers.Session},
+        "GET", "/api/session", "access", "anyone", "Who this browser is", "当前会话", {200: access.Session},
     ),
 )  # fmt: skip
 
@@ -419,11 +431,11 @@ MANAGER = (
     Route(
         "GET", "/api/ca", "manager", "anyone",
         "The CA of its certificate: who knows the fingerprint checks it by that", "管理端证书的 CA",
-        {200: answers.Ca}, errors=(404,),
+        {200: deployments.Ca}, errors=(404,),
     ),
-    Route("GET", "/healthz", "manager", "anyone", "It is alive", "存活检查", {200: answers.Status}),
+    Route("GET", "/healthz", "manager", "anyone", "It is alive", "存活检查", {200: manager.Status}),
     Route(
-        "GET", "/readyz", "manager", "anyone", "It takes changes", "就绪检查", {200: answers.Ready}, errors=(503,),
+        "GET", "/readyz", "manager", "anyone", "It takes changes", "就绪检查", {200: manager.Ready}, errors=(503,),
     ),
     Route(
         "GET", "/metrics", "manager", "viewer or metrics", "For Prometheus", "Prometheus 指标",

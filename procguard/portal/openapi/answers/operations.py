@@ -1,0 +1,98 @@
+"""Commands to many workers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel
+
+from procguard.portal.openapi.answers import Moment
+from remote_agent import protocol
+
+
+class StateSplit(BaseModel):
+    state: str
+    matching: int
+    acts: int
+
+
+class HostSplit(BaseModel):
+    host: str
+    matching: int
+    acts: int
+
+
+class PreviewCause(BaseModel):
+    cause: str
+    message: str
+    action: Literal["act", "pending", "skip"]
+    count: int
+    examples: list[str]
+
+
+class Preview(BaseModel):
+    """What an operation would do to whom. `token` is null where nothing matches."""
+
+    token: str | None
+    expires_in_s: float
+    command: protocol.Verb
+    selector: str
+    q: str
+    matching: int
+    acts: int
+    pending: int
+    skipped: int
+    by_state: list[StateSplit]
+    by_host: list[HostSplit]
+    hosts: int
+    causes: list[PreviewCause]
+
+
+class OperationCause(BaseModel):
+    result: str
+    cause: str | None
+    message: str
+    count: int
+    examples: list[str]
+
+
+class Item(BaseModel):
+    worker_id: str
+    result: str
+    cause: str | None
+    message: str
+    command_id: str | None
+    ended_at: Moment
+
+
+class Operation(BaseModel):
+    operation_id: str
+    command: protocol.Verb
+    selector: str
+    q: str
+    actor: str
+    reason: str
+    status: Literal["running", "cancelling", "halting", "done", "cancelled", "halted", "interrupted"]
+    created_at: Moment
+    ended_at: Moment
+    total: int
+    counts: dict[str, int]
+    causes: list[OperationCause]
+    concurrency: int
+    max_failures: str
+    timeout_s: float
+    retry_of: str | None
+    joined: int
+    left: int
+    note: str
+
+
+class OperationWithItems(Operation):
+    """`items` is the page that was asked for, of `items_total`."""
+
+    items: list[Item]
+    items_total: int
+
+
+class Operations(BaseModel):
+    operations: list[Operation]
