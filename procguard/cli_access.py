@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from invoke import Collection, Context
 
 from procguard import client
-from procguard.cli_task import operator_task, print_table
+from procguard.cli_task import ANSWER, AnswerOptions, operator_task, print_table
 from procguard.errors import UsageError
 from procguard.fleet.token_scopes import AGENT_SCOPE, SCOPES, SCOPES_SHOWN
 from procguard.terminal import say, say_json
@@ -83,16 +83,10 @@ def agents_revoke(_context: Context, agent: str) -> None:
         "limit": "only these of them, in the same form: gpu*,!gpu03",
         "timeout": "how many seconds to wait for agents that are connected (60)",
         "no_wait": "ask, and return at once",
-        "json_": "machine-readable result on stdout",
     },
 )
 def agents_rotate(
-    _context: Context,
-    target: str,
-    limit: str = "",
-    timeout: float = 60.0,
-    no_wait: bool = False,
-    json_: bool = False,
+    _context: Context, target: str, limit: str = "", timeout: float = 60.0, answer: AnswerOptions = ANSWER
 ) -> None:
     """Replace agents' secrets while they run. Example: invoke agents.rotate 'gpu*'
 
@@ -101,7 +95,7 @@ def agents_rotate(
     """
     from procguard.cli_rotation import rotate
 
-    rotate(client.from_environment(), target, limit, timeout, no_wait, json_)
+    rotate(client.from_environment(), target, limit, timeout, answer.no_wait, answer.json_)
 
 
 def _launcher_id(text: str) -> str:

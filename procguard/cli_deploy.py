@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from invoke import Context
 
 from procguard import client
-from procguard.cli_task import OptionGroup, operator_task, option
+from procguard.cli_task import JSON_TEXT, OptionGroup, operator_task, option
 from procguard.coming_up import WAIT_HELP, patience
 from procguard.errors import PartlyFailed, UsageError
 from procguard.terminal import say, say_json
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 HOSTS_TEXT = "the inventory, as Ansible reads it, e.g. inventory/prod.yaml"
 FORKS, FORKS_TEXT = 32, "how many hosts at once"
-JSON_TEXT = "machine-readable result on stdout"
 
 
 @dataclass(frozen=True)

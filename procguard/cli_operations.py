@@ -17,7 +17,7 @@ from typing import Any
 from invoke import Collection, Context
 
 from procguard import client, coming_up
-from procguard.cli_task import OptionGroup, operator_task, option, print_table
+from procguard.cli_task import ANSWER, AnswerOptions, OptionGroup, operator_task, option, print_table
 from procguard.errors import NotFound, PartlyFailed, UsageError
 from procguard.fleet import selectors
 from procguard.terminal import say, say_json
@@ -52,15 +52,7 @@ class BatchOptions(OptionGroup):
         return {name: value for name, value in given.items() if value}
 
 
-@dataclass(frozen=True)
-class AnswerOptions(OptionGroup):
-    """What is said of an operation, and when."""
-
-    no_wait: bool = option(False, "begin and return")
-    json_: bool = option(False, "machine-readable result on stdout")
-
-
-BATCH, ANSWER = BatchOptions(), AnswerOptions()
+BATCH = BatchOptions()
 
 
 @operator_task(("target",), help={**TARGET_HELP, **WAIT_HELP})

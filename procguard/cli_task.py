@@ -22,6 +22,7 @@ from procguard.terminal import cleaned, install, say, say_block
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
+JSON_TEXT = "machine-readable result on stdout"
 
 
 def begin() -> None:
@@ -71,6 +72,17 @@ def option(default: T, text: str) -> T:
     """A field of an OptionGroup; `text` is the option's help."""
     made: T = field(default=default, metadata={"help": text})
     return made
+
+
+@dataclass(frozen=True)
+class AnswerOptions(OptionGroup):
+    """What is said of something that goes on for a while, and when."""
+
+    no_wait: bool = option(False, "begin and return")
+    json_: bool = option(False, JSON_TEXT)
+
+
+ANSWER = AnswerOptions()
 
 
 def operator_task(positional: tuple[str, ...] = (), **options: Any) -> Callable[[F], Any]:
