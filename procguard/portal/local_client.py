@@ -135,7 +135,7 @@ class LocalClients:
             if not pids:
                 return _UNSEEN
             self._remember(owner.inode, pids)
-            return _why(pids, owner.uid, seen, server[1])
+            return _why(pids, owner.uid, seen, server)
         except OSError as exc:
             return f"the connection's process cannot be known ({exc.strerror or exc})"
 
@@ -164,7 +164,7 @@ class _Seen:
 
     def __init__(self) -> None:
         self._sockets: dict[int, set[int]] = {}
-        self._tables: dict[int, list[Tcp]] = {}
+        self._tables: dict[Address, list[Tcp]] = {}
 
     def sockets_of(self, pid: int) -> set[int]:
         found = self._sockets.get(pid)
@@ -172,21 +172,22 @@ class _Seen:
             found = self._sockets[pid] = sockets_of(pid)
         return found
 
-    def connections(self, without_port: int) -> list[Tcp]:
-        found = self._tables.get(without_port)
+    def connections(self, server: Address) -> list[Tcp]:
+        """Without those of the server."""
+        found = self._tables.get(server)
         if found is None:
-            found = self._tables[without_port] = sock_diag.connections(without_port)
+            found = self._tables[server] = sock_diag.connections(server)
         return found
 
 
-def _why(pids: tuple[int, ...], uid: int, seen: _Seen, port: int) -> str:
+def _why(pids: tuple[int, ...], uid: int, seen: _Seen, server: Address) -> str:
     own: set[int] = set()
     for pid in pids:
         name = name_of(pid)
         if name in FORWARDERS:
             return f"the connection is {name}'s (process {pid}), which passes on what others ask"
         own |= seen.sockets_of(pid)
-    table = seen.connections(port)
+    table = seen.connections(server)
     listening = {one.local for one in table if one.listens}
     ephemeral = _ephemeral_ports()
     ends = {(one.local, one.peer): one for one in table if not one.listens}

@@ -30,9 +30,10 @@ _ANSWER_MIN_BYTES = _ANSWER_UID_OFFSET + 8
 _NLM_F_DUMP = 0x300
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _BYTECODE = 1  # INET_DIAG_REQ_BYTECODE
-_JUMP, _SPORT_GE, _SPORT_LE = 1, 2, 3
+_JUMP, _SPORT_GE, _SPORT_LE, _PEER = 1, 2, 3, 8
 _ATTRIBUTE = struct.Struct("=HH")
 _OP = struct.Struct("=BBH")  # code, offset if true, offset if false
+_HOST = struct.Struct("=BBxxi")  # family, bits of the address that count, port; the address follows
 _LISTEN = 10
 _OPEN_STATES = sum(1 << state for state in (1, 2, 4, 5, 8, 9, _LISTEN, 11))  # not TIME_WAIT, CLOSE, half-open
 _MESSAGE = struct.Struct("!BBxxHH16s16s")  # family, state, ports, addresses
@@ -129,30 +130,42 @@ def _owner(answer: bytes, request: bytes) -> Owner | None:
 # ---------------------------------------------------------------------------------------------- all connections
 
 
-def connections(without_port: int) -> list[Tcp]:
-    """Every open TCP socket of this machine but those at `without_port`, which may be thousands of agents'. Blocks for
-    a moment. Raises OSError."""
+def connections(server: Address) -> list[Tcp]:
+    """Every open TCP socket of this machine but those of the server at this address: neither the ends at its port nor
+    the other ends, which may be thousands of agents'. Nobody else can have exactly its address. Blocks for a moment.
+    Raises OSError, and ValueError for what is no address."""
     found: list[Tcp] = []
+    its_family, its_address = _packed(server[0])
     for family in (socket.AF_INET, socket.AF_INET6):
         # as a socket of its own: one dump at a time
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as netlink:
             netlink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(_READ_TIMEOUT_S), 0))
             descriptor = netlink.fileno()
-            os.write(descriptor, _dump_request(int(family), without_port))
+            peer = its_address if family == its_family else b""
+            os.write(descriptor, _dump_request(int(family), server[1], peer))
             while _take(os.read(descriptor, _READ_BYTES), found):
                 pass
     return found
 
 
-def _dump_request(family: int, without_port: int) -> bytes:
-    # Its own port at most port - 1, or at least port + 1. A jump to the end accepts, one beyond it rejects; the kernel
-    # takes only programs whose jumps lead to where the steps of "yes" lead, hence the jump in between.
+def _dump_request(family: int, port: int, peer: bytes) -> bytes:
+    # Its own port at most port - 1, or at least port + 1; then not the peer. A jump to the end accepts, one beyond it
+    # rejects; the kernel takes only programs whose jumps lead to where the steps of "yes" lead, hence the jumps that
+    # are never taken for "yes".
+    other_ends = b""
+    if peer:
+        bits = 32 if family == socket.AF_INET else 128
+        size = _OP.size + _HOST.size + bits // 8
+        other_ends = (
+            _OP.pack(_PEER, size, size + 4) + _HOST.pack(family, bits, port) + peer[: bits // 8] + _OP.pack(_JUMP, 4, 8)
+        )
     program = (
         _OP.pack(_SPORT_LE, 8, 12)
-        + _OP.pack(0, 0, max(0, without_port - 1))
+        + _OP.pack(0, 0, max(0, port - 1))
         + _OP.pack(_JUMP, 4, 12)
-        + _OP.pack(_SPORT_GE, 8, 12)
-        + _OP.pack(0, 0, min(65_535, without_port + 1))
+        + _OP.pack(_SPORT_GE, 8, 12 + len(other_ends))
+        + _OP.pack(0, 0, min(65_535, port + 1))
+        + other_ends
     )
     body = (
         _REQUEST.pack(family, _IPPROTO_TCP, 0, 0, _OPEN_STATES)

@@ -73,7 +73,7 @@ def tunnel(sshd: Sshd, kind: str, target_port: int, user: str = "") -> Iterator[
 
         def listens() -> bool:
             assert process.poll() is None and process.stderr is not None, process.stderr.read()  # type: ignore[union-attr]
-            return any(one.listens and one.local[1] == port for one in sock_diag.connections(0))
+            return any(one.listens and one.local[1] == port for one in sock_diag.connections(("127.0.0.1", 0)))
 
         wait_until(listens, 10, f"ssh {kind} listens")
         yield port
@@ -269,16 +269,16 @@ def test_a_kept_connection_is_looked_for_once(monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_managers_own_connections_are_left_out_of_the_list() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_server(("127.0.0.1", 0)) as another:
-        ports = {one.local[1] for one in sock_diag.connections(listener.getsockname()[1])}
+        ports = {one.local[1] for one in sock_diag.connections(listener.getsockname())}
         assert listener.getsockname()[1] not in ports and another.getsockname()[1] in ports
 
 
 def test_those_who_ask_at_once_are_answered_by_one_look_that_begins_after_they_asked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    tables: list[int] = []
+    tables: list[object] = []
     list_all = sock_diag.connections
-    monkeypatch.setattr(sock_diag, "connections", lambda port: (tables.append(port), list_all(port))[1])
+    monkeypatch.setattr(sock_diag, "connections", lambda server: (tables.append(server), list_all(server))[1])
     clients = local_client.LocalClients()
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
@@ -294,3 +294,17 @@ def test_those_who_ask_at_once_are_answered_by_one_look_that_begins_after_they_a
         assert len(tables) == 1
         assert clients.why_forwarded(*ends[0]) == ""
         assert len(tables) == 2
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_both_ends_of_the_managers_connections_are_left_out_and_no_others(address: str) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with contextlib.ExitStack() as stack:
+        ours, other = (stack.enter_context(socket.create_server((address, 0), family=family)) for _ in range(2))
+        ends = [stack.enter_context(socket.create_connection(one.getsockname()[:2])) for one in (ours, other)]
+        for one in (ours, other):
+            stack.enter_context(one.accept()[0])
+        listed = {(one.local, one.peer) for one in sock_diag.connections(ours.getsockname()[:2])}
+        to_ours, to_other = ((end.getsockname()[:2], end.getpeername()[:2]) for end in ends)
+        assert to_ours not in listed and to_ours[::-1] not in listed
+        assert to_other in listed and to_other[::-1] in listed
