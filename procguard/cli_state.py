@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING
 
 from invoke import Collection, Context
 
-from procguard import state_places
 from procguard.cli_task import operator_task
+from procguard.config import state_places
 from procguard.errors import Conflict, UsageError
 from procguard.terminal import json_escaped, say, say_json
 
 if TYPE_CHECKING:  # the configuration's types cost every task 0.2 s to import
-    from procguard.config import Config
+    from procguard.config.schema import Config
     from procguard.fleet.store.interface import Tables
 
 NAMES = ("show", "export", "import", "migrate", "rebuild")
@@ -158,7 +158,7 @@ def rebuild(_context: Context, fleet: str, state: str = "", config: str = "") ->
 
 
 def _settings(state: str, config: str) -> Config:
-    from procguard.config import load
+    from procguard.config.schema import load
 
     if state:
         return load(config or None, [f"state.state_file={json.dumps(state)}"])

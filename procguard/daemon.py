@@ -22,8 +22,8 @@ from collections.abc import Sequence
 from typing import TextIO
 from urllib.parse import urlsplit
 
-from procguard import state_places
-from procguard.config import Config
+from procguard.config import state_places
+from procguard.config.schema import Config
 from procguard.errors import Conflict, ProcGuardError
 from remote_agent import process_tree
 

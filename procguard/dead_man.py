@@ -38,7 +38,7 @@ class DeadMan:
 
     def ping(self) -> bool:
         try:
-            with urllib.request.urlopen(self._url, timeout=TIMEOUT_S) as answer:  # noqa: S310 - http(s), by config.py
+            with urllib.request.urlopen(self._url, timeout=TIMEOUT_S) as answer:  # noqa: S310 - http(s), by config/schema.py
                 answer.read(1024)
         except (OSError, ValueError) as exc:
             if not self._failing:

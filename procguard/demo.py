@@ -21,8 +21,9 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from procguard import config, daemon
+from procguard import daemon
 from procguard.client import ManagerClient
+from procguard.config import schema
 from procguard.errors import Conflict, ProcGuardError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -109,7 +110,7 @@ class Demo:
     def _start(self) -> bool:
         """Manager, then deployment, then all workers running. False when told to end meanwhile, or something failed."""
         port = choose_port(self._host, self._wanted_port)
-        self._settings = config.load(None, self._overrides(), self._host, port)
+        self._settings = schema.load(None, self._overrides(), self._host, port)
         environment = self._environment(daemon.address(self._settings))
         os.makedirs(self._settings.state_directory, mode=0o700, exist_ok=True)
         _say("starting the manager …")
@@ -241,7 +242,7 @@ class Demo:
                 manager.kill()
                 manager.wait()
             return True
-        settings = config.load(None, self._overrides())
+        settings = schema.load(None, self._overrides())
         with contextlib.redirect_stdout(None):
             return daemon.find(settings) is None or daemon.stop(settings) == 0
 

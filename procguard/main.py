@@ -22,7 +22,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from procguard import __version__, config, daemon, state_places
+from procguard import __version__, daemon
+from procguard.config import schema, state_places
 from procguard.errors import ProcGuardError
 from procguard.terminal import cleaned, say_block
 
@@ -75,7 +76,7 @@ def run(argv: Sequence[str]) -> int:
 
         return demo.run(arguments.port, arguments.host)
     given = arguments.set if arguments.config is not None else state_places.without_configuration(arguments.set)
-    settings = config.load(arguments.config, given, arguments.host, arguments.port)
+    settings = schema.load(arguments.config, given, arguments.host, arguments.port)
     if arguments.status:
         return daemon.status(settings)
     if arguments.stop:

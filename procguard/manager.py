@@ -18,7 +18,7 @@ import gevent
 import gevent.event
 
 from procguard import __version__, daemon, interpreter, local_manager, log_format, measurements_loop, operations_loop
-from procguard.config import Config
+from procguard.config.schema import Config
 from procguard.dead_man import DeadMan
 from procguard.deploy.ssh_client import Result, SshHelper
 from procguard.deploy.tunnel_client import TunnelProcess

@@ -11,7 +11,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from procguard.config import Config
+from procguard.config.schema import Config
 from procguard.errors import Conflict
 from remote_agent.keepalive import KeepAlive, systemd_quote
 

@@ -18,7 +18,7 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from procguard.config import Config, Tls
+from procguard.config.schema import Config, Tls
 from procguard.errors import ConfigError, ProcGuardError
 from remote_agent.tls import fingerprint
 

@@ -1,4 +1,4 @@
-"""The key tables of docs/configuration.md, from the descriptions in procguard/config.py.
+"""The key tables of docs/configuration.md, from the descriptions in procguard/config/schema.py.
 
 python scripts/config_docs.py      writes them; tests/unit/test_docs.py fails where they are not what this writes
 """
@@ -11,7 +11,7 @@ import sys
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-from procguard.config import Config, keys  # noqa: E402
+from procguard.config.schema import Config, keys  # noqa: E402
 
 PATH = os.path.join(ROOT, "docs", "configuration.md")
 BEGIN = "<!-- the tables are written by scripts/config_docs.py -->\n"

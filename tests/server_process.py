@@ -193,8 +193,8 @@ def main(arguments: list[str]) -> None:
     import gevent
     import gevent.event
 
-    from procguard import config as configuration
     from procguard import operations_loop
+    from procguard.config import schema as configuration
     from procguard.fleet import clock
     from procguard.fleet.events import EventLog
     from procguard.fleet.registry import Registry

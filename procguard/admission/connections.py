@@ -16,7 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import gevent
 
 from procguard.admission.turns import Share
-from procguard.config_limits import Limits
+from procguard.config.limits import Limits
 from procguard.fleet.addresses import address_group
 
 Connection = TypeVar("Connection", bound=Hashable)

@@ -23,7 +23,7 @@ from procguard.admission.rate import RateLimiter
 from procguard.channels import Access, LogSink, Principal, http_io, messages
 from procguard.channels.agent_sessions import AgentSessions
 from procguard.channels.held import HeldPoll, HeldPolls
-from procguard.config_limits import Limits
+from procguard.config.limits import Limits
 from procguard.errors import Conflict, LimitExceeded, ProcGuardError, Refused, UsageError
 from procguard.fleet import clock
 from procguard.fleet.addresses import address_group

@@ -6,8 +6,8 @@ from procguard.admission.memory import Bodies
 from procguard.channels import Access, Channel
 from procguard.channels.desk import Desk
 from procguard.channels.mock import MockChannel
-from procguard.config import Communication
-from procguard.config_limits import Limits
+from procguard.config.limits import Limits
+from procguard.config.schema import Communication
 from procguard.errors import ConfigError
 from procguard.fleet.registry import Registry
 

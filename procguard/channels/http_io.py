@@ -17,7 +17,7 @@ import bottle
 import gevent
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
-from procguard.config_limits import Limits
+from procguard.config.limits import Limits
 from procguard.errors import LimitExceeded, ProcGuardError, UsageError
 from procguard.pace import Pace
 

@@ -29,8 +29,8 @@ from procguard.channels.routing import Found, RouteTable, refusal
 from procguard.channels.zmq_call import Rules, ZmqCall, end_session
 from procguard.channels.zmq_keys import Admissions, Doorkeeper, key_from_hex
 from procguard.channels.zmq_port import LOOK_EVERY_S, Peer, Received, RouterPort
-from procguard.config import AdapterConfig
-from procguard.config_limits import Limits
+from procguard.config.limits import Limits
+from procguard.config.schema import AdapterConfig
 from procguard.errors import LimitExceeded, NotFound, ProcGuardError, UsageError
 from procguard.fleet import clock
 from procguard.pace import give_way

@@ -1,7 +1,7 @@
 """`procguard_groups` of an inventory: what it says of groups, checked, every mistake with its place.
 
 A variable like any other, usually of `all`; hosts may repeat it, but not contradict each other. The words are those of
-group_policy.py.
+config/groups.py.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from procguard.config.groups import GroupPolicy
 from procguard.deploy.templates import Renderer, TemplateMistake
 from procguard.deploy.worker_specs import Worker, place
-from procguard.group_policy import GroupPolicy
 
 VARIABLE = "procguard_groups"
 KNOWN = tuple(GroupPolicy.model_fields)

@@ -13,6 +13,7 @@ import socket
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from procguard.config.groups import GroupPolicy
 from procguard.deploy import code_source, group_policies, inventory_source
 from procguard.deploy.credentials import HostSecrets
 from procguard.deploy.inventory_groups import ALL, UNGROUPED, Groups
@@ -20,7 +21,6 @@ from procguard.deploy.target import USER_NAME, Target, parse_ssh_args
 from procguard.deploy.templates import Renderer, TemplateMistake
 from procguard.deploy.worker_specs import VARIABLE, SpecReader, Worker
 from procguard.errors import HostUnreachable, InventoryError
-from procguard.group_policy import GroupPolicy
 
 MAX_MISTAKES = 20
 SERVICES = ("auto", "systemd", "cron", "none")

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from procguard.config_yaml import UNREADABLE, problem
+from procguard.config.loader import UNREADABLE, problem
 from procguard.errors import InventoryError
 
 

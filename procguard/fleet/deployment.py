@@ -14,13 +14,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, TypeAdapter, ValidationError
 
+from procguard.config.groups import GroupPolicy
 from procguard.errors import Conflict, UsageError
 from procguard.fleet import leases
 from procguard.fleet.clock import Now, iso
 from procguard.fleet.parts import FleetParts
 from procguard.fleet.records import AgentRecord, WorkerRecord
 from procguard.fleet.spec_diff import differences
-from procguard.group_policy import GroupPolicy
 from remote_agent import protocol, states
 
 Result = Literal["new", "unchanged", "changed", "refused", "undeclared", "removed", "moved", "elsewhere"]

@@ -15,6 +15,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from procguard.config.groups import GroupPolicy
 from procguard.fleet import gang_views, gangs, rendezvous
 from procguard.fleet.clock import Now
 from procguard.fleet.gangs import GangRecord, Limits, Mark, Member, Step
@@ -23,7 +24,6 @@ from procguard.fleet.leases import Leases
 from procguard.fleet.records import CommandRecord, WorkerRecord, settled, to_dict
 from procguard.fleet.state import FleetState
 from procguard.fleet.store.interface import Tables
-from procguard.group_policy import GroupPolicy
 from remote_agent import protocol, states
 from remote_agent.restart import DEFAULT_BACKOFF_S
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from procguard.config.groups import GroupPolicy
 from procguard.fleet.clock import iso
 from procguard.fleet.gangs import GangRecord
 from procguard.fleet.records import WorkerRecord, settled
-from procguard.group_policy import GroupPolicy
 from remote_agent import states
 
 

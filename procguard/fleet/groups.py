@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from procguard.config.groups import ALONE, GroupPolicy
 from procguard.fleet import rendezvous
 from procguard.fleet.records import WorkerRecord
 from procguard.fleet.state import FleetState
 from procguard.fleet.store.interface import Tables
-from procguard.group_policy import ALONE, GroupPolicy
 from remote_agent import protocol
 
 

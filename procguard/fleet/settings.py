@@ -6,7 +6,7 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from procguard.group_policy import GroupPolicy
+from procguard.config.groups import GroupPolicy
 
 HEARTBEATS_PER_S = 500.0  # of all agents together, as far as heartbeat_timeout allows
 LOG_POSTS_PER_S = 1_000.0  # of all workers together, while each prints all the time

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from procguard.config_alerts import ALERT_CLASSES, Target
+from procguard.config.notifications import ALERT_CLASSES, Target
 from procguard.words import Words
 
 Event = dict[str, Any]

@@ -15,7 +15,7 @@ from typing import Any
 import gevent
 import gevent.event
 
-from procguard.config_alerts import Target
+from procguard.config.notifications import Target
 from procguard.errors import Conflict, NotFound
 from procguard.fleet import clock
 from procguard.fleet.clock import iso

@@ -16,7 +16,7 @@ from typing import Any
 
 import gevent
 
-from procguard.config_alerts import Target
+from procguard.config.notifications import Target
 from procguard.fleet.clock import Now
 from procguard.notify import formats
 from procguard.notify.alerts import Message

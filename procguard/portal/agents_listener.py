@@ -15,7 +15,7 @@ from procguard.channels import Access, Principal
 from procguard.channels.agent_sessions import SIGNED
 from procguard.channels.desk import Desk
 from procguard.channels.http import HttpChannel
-from procguard.config_limits import Limits
+from procguard.config.limits import Limits
 from procguard.portal import http_server, listening
 from procguard.portal.edge import Edge
 from procguard.portal.express import Counter, Express

@@ -10,7 +10,7 @@ import bottle
 from procguard.admission.memory import ByteBudget
 from procguard.channels import http_io
 from procguard.channels.desk import checked_worker_id
-from procguard.config_limits import Limits
+from procguard.config.limits import Limits
 from procguard.errors import LimitExceeded
 from procguard.fleet.registry import Registry
 from procguard.portal.auth import CALLER

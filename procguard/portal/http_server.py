@@ -28,7 +28,7 @@ from procguard.admission.memory import Bodies, SendMemory
 from procguard.admission.rate import Sparing
 from procguard.admission.turns import work_of
 from procguard.channels import http_io
-from procguard.config_limits import Limits
+from procguard.config.limits import Limits
 from procguard.portal import http_head, websocket
 from procguard.portal.edge import SECURITY_HEADERS
 from procguard.portal.express import Express

@@ -24,7 +24,7 @@ from procguard.channels import Channel, factory, http_io
 from procguard.channels.agent_sessions import AgentSessions
 from procguard.channels.desk import Call, Desk
 from procguard.channels.http import HttpChannel
-from procguard.config import Config
+from procguard.config.schema import Config
 from procguard.errors import NotFound, ProcGuardError
 from procguard.fleet import clock
 from procguard.fleet.agent_care import AgentCare

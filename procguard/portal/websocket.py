@@ -30,7 +30,7 @@ from geventwebsocket.websocket import Header
 
 from procguard.admission.memory import SendMemory
 from procguard.channels import http_io
-from procguard.config_limits import Limits
+from procguard.config.limits import Limits
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from procguard.config.groups import GroupPolicy
 from procguard.errors import Conflict
 from procguard.fleet.gangs import GangRecord
-from procguard.group_policy import GroupPolicy
 from remote_agent import protocol
 from tests.unit.fleet_world import World
 

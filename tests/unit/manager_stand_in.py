@@ -7,7 +7,8 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
-from procguard import config, daemon
+from procguard import daemon
+from procguard.config import schema
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -23,7 +24,7 @@ def main() -> None:
     assert "--daemon" not in sys.argv
     if "--crash" in sys.argv:
         sys.exit("this manager cannot start: the disk is on holiday")
-    settings = config.load(None, [word for word in sys.argv[1:] if "=" in word])
+    settings = schema.load(None, [word for word in sys.argv[1:] if "=" in word])
     lock = daemon.lock_state(settings)
     server = HTTPServer(("127.0.0.1", 0), Handler)
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())

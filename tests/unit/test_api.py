@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from procguard import config as configuration
+from procguard.config import schema as configuration
 from procguard.errors import ProcGuardError, UsageError
 from procguard.portal import listening
 from procguard.portal.log_query import parse_since

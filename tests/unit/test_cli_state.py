@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from invoke import Context
 
-from procguard import cli, cli_state, config, daemon
+from procguard import cli, cli_state, daemon
+from procguard.config import schema
 from procguard.fleet.clock import Now
 from procguard.fleet.events import EventLog
 from procguard.fleet.registry import Registry
@@ -102,7 +103,7 @@ def test_nothing_is_ever_overwritten(state: Path, tmp_path: Path, capsys: pytest
 def test_while_a_manager_runs_on_it_nothing_is_touched(
     state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lock = daemon.lock_state(config.load(None, [f"state.state_file={state}"]))
+    lock = daemon.lock_state(schema.load(None, [f"state.state_file={state}"]))
     try:
         assert run(cli_state.export, str(tmp_path / "x"), state=str(state)) == 1
         assert run(cli_state.migrate, str(state), str(other(state))) == 1

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from procguard import config, daemon
+from procguard import daemon
+from procguard.config import schema
 from procguard.errors import Conflict
 from remote_agent import process_tree
 from tests.waiting import wait_until
@@ -21,13 +22,13 @@ from tests.waiting import wait_until
 MODULE = "tests.unit.manager_stand_in"
 
 
-def settings_in(folder: Path) -> tuple[config.Config, list[str]]:
+def settings_in(folder: Path) -> tuple[schema.Config, list[str]]:
     argv = [f"state.state_file={folder}/state/fleet.yaml", f"logging.file={folder}/manager.log"]
-    return config.load(None, argv), argv
+    return schema.load(None, argv), argv
 
 
 @pytest.fixture
-def background(tmp_path: Path) -> Iterator[config.Config]:
+def background(tmp_path: Path) -> Iterator[schema.Config]:
     settings, argv = settings_in(tmp_path)
     assert daemon.start(["--daemon", *argv], settings, MODULE) == 0
     try:
@@ -39,7 +40,7 @@ def background(tmp_path: Path) -> Iterator[config.Config]:
 
 
 def test_daemon_is_ready_and_named_when_start_returns(
-    background: config.Config, capfd: pytest.CaptureFixture[str]
+    background: schema.Config, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """start returns 0 only once /readyz answers; status then says where, and exits 0."""
     running = daemon.find(background)
@@ -50,14 +51,14 @@ def test_daemon_is_ready_and_named_when_start_returns(
     assert running.url in printed and f"pid {running.pid}" in printed
 
 
-def test_daemon_has_a_session_of_its_own(background: config.Config) -> None:
+def test_daemon_has_a_session_of_its_own(background: schema.Config) -> None:
     """Closing the terminal must not reach it."""
     running = daemon.find(background)
     assert running is not None
     assert os.getsid(running.pid) == running.pid != os.getsid(0)
 
 
-def test_second_manager_on_the_same_state_is_refused_naming_the_first(background: config.Config) -> None:
+def test_second_manager_on_the_same_state_is_refused_naming_the_first(background: schema.Config) -> None:
     running = daemon.find(background)
     assert running is not None
     with pytest.raises(Conflict, match=f"pid {running.pid}.*--stop") as refused:
@@ -68,7 +69,7 @@ def test_second_manager_on_the_same_state_is_refused_naming_the_first(background
     assert daemon.find(background) == running
 
 
-def test_stop_waits_until_the_manager_is_gone(background: config.Config, capfd: pytest.CaptureFixture[str]) -> None:
+def test_stop_waits_until_the_manager_is_gone(background: schema.Config, capfd: pytest.CaptureFixture[str]) -> None:
     running = daemon.find(background)
     assert running is not None
     assert daemon.stop(background) == 0
@@ -139,4 +140,4 @@ def test_lock_is_not_inherited_by_programs_the_manager_starts(tmp_path: Path) ->
     [("0.0.0.0", "http://localhost:5055"), ("127.0.0.2", "http://127.0.0.2:5055"), ("::1", "http://[::1]:5055")],
 )
 def test_address_is_one_that_this_machine_can_open(host: str, expected: str) -> None:
-    assert daemon.address(config.load(None, host=host, port=5055)) == expected
+    assert daemon.address(schema.load(None, host=host, port=5055)) == expected

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from procguard import words
+from procguard.config.groups import GroupPolicy
 from procguard.fleet import explain
 from procguard.fleet.clock import Now
 from procguard.fleet.leases import Verdict
-from procguard.group_policy import GroupPolicy
 from procguard.words import en, zh
 from remote_agent import protocol
 from tests.unit.fleet_world import World

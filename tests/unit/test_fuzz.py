@@ -22,8 +22,8 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from procguard import config
 from procguard.channels import http_io, messages
+from procguard.config import schema as config
 from procguard.deploy import inventory
 from procguard.errors import ConfigError, InventoryError, ProcGuardError, UsageError
 from procguard.fleet import selectors

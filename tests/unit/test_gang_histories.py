@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from procguard.config.groups import GroupPolicy
 from procguard.fleet import gangs
 from procguard.fleet.gangs import GangRecord, Limits, Mark, Member
-from procguard.group_policy import GroupPolicy
 from remote_agent import protocol
 from tests.unit.gang_world import GROUP, GangWorld, Host
 

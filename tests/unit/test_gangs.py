@@ -10,9 +10,9 @@ import pytest
 from invoke import Context
 
 from procguard import cli_groups
+from procguard.config.groups import GroupPolicy
 from procguard.errors import Conflict, UsageError
 from procguard.fleet.operations import Options
-from procguard.group_policy import GroupPolicy
 from remote_agent import protocol
 from tests import fake_manager
 from tests.unit.fleet_world import SECRET

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from procguard.admission.connections import ConnectionBook
-from procguard.config_limits import Limits
+from procguard.config.limits import Limits
 from procguard.garbage import LEAST_NEW, Collector
 
 

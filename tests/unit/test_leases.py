@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from procguard.config.groups import GroupPolicy
 from procguard.fleet.leases import GONE_MARGIN_S
-from procguard.group_policy import GroupPolicy
 from remote_agent import protocol
 from tests.unit.fleet_world import World
 

@@ -15,7 +15,7 @@ from gevent import pywsgi
 
 from procguard.admission.connections import ConnectionBook, Ticket
 from procguard.admission.memory import Bodies, SendMemory
-from procguard.config_limits import Limits
+from procguard.config.limits import Limits
 from procguard.errors import LimitExceeded
 from procguard.portal import http_server
 from remote_agent import protocol

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from procguard import config, main, manager_service
+from procguard import main, manager_service
+from procguard.config import schema
 from procguard.dead_man import DeadMan
 from procguard.errors import Conflict
 from remote_agent import keepalive
@@ -59,18 +60,18 @@ def test_a_systemd_unit_runs_it_in_the_foreground_from_here(
     calls = tmp_path / "calls"
     program(programs, "systemctl", f'echo "$@" >> {calls}')
     program(programs, "loginctl", "echo Linger=yes")
-    said = manager_service.install(config.load(None), ["--port", "5055"])
+    said = manager_service.install(schema.load(None), ["--port", "5055"])
     unit = next((tmp_path / "config").rglob("procguard-manager-*.service"))
     text = unit.read_text()
     assert unit.name in said and '"--port" "5055"' in text and "--daemon" not in text
     assert f"WorkingDirectory={tmp_path}" in text and "Restart=always" in text
     assert f"--user restart {unit.name}" in calls.read_text()
-    assert "removed (systemd)" in manager_service.remove(config.load(None)) and not unit.exists()
+    assert "removed (systemd)" in manager_service.remove(schema.load(None)) and not unit.exists()
 
 
 def test_without_both_it_is_said(programs: Path) -> None:
     with pytest.raises(Conflict, match="nothing here can start the manager"):
-        manager_service.install(config.load(None), [])
+        manager_service.install(schema.load(None), [])
 
 
 # ------------------------------------------------------------------------------------------- dead man's switch
@@ -119,4 +120,4 @@ def test_the_switch_asks_its_address_and_tells_once_when_nobody_answers(
 @pytest.mark.parametrize("bad", ["ping.example.org", "ftp://x/y", "file:///etc/passwd"])
 def test_only_web_addresses_are_asked(bad: str) -> None:
     with pytest.raises(Exception, match="dead_man_url"):
-        config.load(None, [f"monitoring.dead_man_url={bad}"])
+        schema.load(None, [f"monitoring.dead_man_url={bad}"])

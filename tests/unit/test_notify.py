@@ -16,8 +16,8 @@ from typing import Any
 import gevent
 import pytest
 
-from procguard import config
-from procguard.config_alerts import ALERT_CLASSES, Target
+from procguard.config import schema
+from procguard.config.notifications import ALERT_CLASSES, Target
 from procguard.errors import ConfigError
 from procguard.fleet.clock import Now
 from procguard.fleet.events import EventLog
@@ -396,7 +396,7 @@ def mistakes(tmp_path: Path, text: str) -> str:
     path = tmp_path / "c.yaml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError) as caught:
-        config.load(str(path))
+        schema.load(str(path))
     return str(caught.value)
 
 
@@ -410,7 +410,7 @@ def test_secrets_come_from_environment_and_files_and_are_never_shown(
         f"notifications:\n  - {{name: a, type: slack, url: 'file:{tmp_path}/hook'}}\n"
         f"  - {{name: b, type: dingtalk, url: '{HIDDEN}', secret: env:DING_SECRET}}\n"
     )
-    loaded = config.load(str(path))
+    loaded = schema.load(str(path))
     first, second = loaded.notifications
     assert first.url.get_secret_value() == HIDDEN and second.secret.get_secret_value() == "SECabc"
     one = Notifier(loaded.notifications, lambda: "f", lambda: "")
@@ -464,5 +464,5 @@ def test_the_documented_examples_are_read_as_they_stand(tmp_path: Path, monkeypa
     for number, block in enumerate(blocks):
         path = tmp_path / f"{number}.yaml"
         path.write_text(block, encoding="utf-8")
-        kinds |= {one.type for one in config.load(str(path)).notifications}
+        kinds |= {one.type for one in schema.load(str(path)).notifications}
     assert kinds == {"webhook", "slack", "feishu", "dingtalk", "wecom", "email"}

@@ -12,7 +12,7 @@ from pathlib import Path
 import jsonschema_rs
 import pytest
 
-from procguard import config
+from procguard.config import schema as config
 from procguard.portal.logs import LogStore
 from procguard.portal.openapi.document import document, path_of
 from procguard.portal.openapi.routes import PAGES, ROUTES

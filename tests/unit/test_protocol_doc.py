@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from procguard import config
+from procguard.config import schema
 from procguard.portal.logs import LogStore
 from procguard.portal.web_monitor import WebMonitor
 from remote_agent import protocol
@@ -24,7 +24,7 @@ SHOWN_INSIDE = {
 
 
 def test_every_route_is_documented(tmp_path: Path) -> None:
-    settings = config.load(None, [f"state.state_file={tmp_path}/state.yaml"])
+    settings = schema.load(None, [f"state.state_file={tmp_path}/state.yaml"])
     monitor = WebMonitor(settings, World(tmp_path).registry, LogStore(str(tmp_path / "logs")))
     served = {re.sub(r"<[^>]+>", "*", route.rule) for route in monitor.app.routes}
     documented = {re.sub(r"\b[A-Z]{2,}\b", "*", path.rstrip(".")) for path in re.findall(r"/[a-zA-Z/_<>.-]+", TEXT)}

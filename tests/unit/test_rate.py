@@ -7,7 +7,7 @@ import pytest
 from procguard.admission.connections import ConnectionBook
 from procguard.admission.rate import RateLimiter
 from procguard.channels.desk import Desk
-from procguard.config_limits import Limits
+from procguard.config.limits import Limits
 from procguard.errors import LimitExceeded
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from procguard.config.groups import GroupPolicy
 from procguard.errors import Conflict
 from procguard.fleet import records
 from procguard.fleet.clock import Now
@@ -16,7 +17,6 @@ from procguard.fleet.monitor import ProcessMonitor
 from procguard.fleet.records import AgentRecord, WorkerRecord
 from procguard.fleet.recovery import Look, Policy, TaskCase, decide_task
 from procguard.fleet.settings import FleetSettings
-from procguard.group_policy import GroupPolicy
 from tests.unit.fleet_world import World
 
 FENCED: dict[str, Any] = {"command": "train", "on_partition": "fence", "lease_s": 20.0, "stop_grace_s": 5.0}

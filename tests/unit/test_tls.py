@@ -20,9 +20,10 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
-from procguard import authority, config, local_manager, tls
+from procguard import authority, local_manager, tls
 from procguard.client import ManagerClient, from_environment
-from procguard.config import Tls
+from procguard.config import schema
+from procguard.config.schema import Tls
 from procguard.errors import ConfigError, ManagerUnreachable, ProcGuardError, UsageError
 from procguard.launcher_trust import trust_for
 from remote_agent import paths
@@ -150,16 +151,16 @@ def test_files_that_were_replaced_serve_from_then_on_and_bad_ones_do_not(tmp_pat
 )
 def test_what_makes_no_sense_is_told(setting: str) -> None:
     with pytest.raises(ConfigError, match=setting.partition("=")[0].rpartition(".")[0]):
-        config.load(None, [setting])
+        schema.load(None, [setting])
 
 
 def test_the_short_forms_mean_what_they_say(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("web:\n  tls: auto\n")
-    assert config.load(str(tmp_path / "c.yaml")).web.tls.mode == "auto"
+    assert schema.load(str(tmp_path / "c.yaml")).web.tls.mode == "auto"
     (tmp_path / "c.yaml").write_text("web:\n  tls: {cert: /a/c.pem, key: /a/k.pem}\n")
-    assert config.load(str(tmp_path / "c.yaml")).web.tls.mode == "files"
+    assert schema.load(str(tmp_path / "c.yaml")).web.tls.mode == "files"
     (tmp_path / "c.yaml").write_text("web:\n  tls: off\n")
-    assert config.load(str(tmp_path / "c.yaml")).web.tls.mode == "off"
+    assert schema.load(str(tmp_path / "c.yaml")).web.tls.mode == "off"
 
 
 # ------------------------------------------------------------------------------------------------- agents

@@ -9,7 +9,7 @@ import gevent.socket
 
 from procguard.admission.connections import UNSHARED_WORK, ConnectionBook, Ticket
 from procguard.admission.turns import SLICE_WORK, TURN_SLICES, Share
-from procguard.config_limits import Limits
+from procguard.config.limits import Limits
 
 
 def ticket(book: ConnectionBook, address: str = "a") -> Ticket:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, Field
 
-from procguard.config_values import STRICT, size_in_bytes
+from procguard.config.types import STRICT, size_in_bytes
 
 Size = Annotated[int, BeforeValidator(size_in_bytes)]
 Timeout = Annotated[float, Field(gt=0, le=3600)]

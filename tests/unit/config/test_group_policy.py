@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from procguard import config
+from procguard.config import schema
+from procguard.config.groups import GroupPolicy
 from procguard.deploy import inventory
 from procguard.errors import ConfigError, InventoryError
 from procguard.fleet.gangs import GangRecord
-from procguard.group_policy import GroupPolicy
 
 INVENTORY = """\
 all:
@@ -32,7 +32,7 @@ def written(tmp_path: Path, text: str, name: str = "c.yaml") -> str:
 
 def config_mistake(path: str | None, *overrides: str) -> str:
     with pytest.raises(ConfigError) as caught:
-        config.load(path, overrides)
+        schema.load(path, overrides)
     return str(caught.value)
 
 
@@ -45,9 +45,9 @@ def inventory_mistake(tmp_path: Path, before: str, after: str) -> str:
 
 def test_the_configuration_says_which_groups_are_gangs(tmp_path: Path) -> None:
     path = written(tmp_path, "groups:\n  trainers: {restart: gang, max_attempts: 5}\n  crawlers:\n    restart: alone\n")
-    assert config.load(path).groups["trainers"] == GroupPolicy(restart="gang", max_attempts=5)
-    assert config.load(None, ["groups={trainers: {restart: gang}}"]).groups["trainers"].restart == "gang"
-    assert config.load(written(tmp_path, "groups:\n")).groups == {}
+    assert schema.load(path).groups["trainers"] == GroupPolicy(restart="gang", max_attempts=5)
+    assert schema.load(None, ["groups={trainers: {restart: gang}}"]).groups["trainers"].restart == "gang"
+    assert schema.load(written(tmp_path, "groups:\n")).groups == {}
 
 
 @pytest.mark.parametrize(
@@ -92,14 +92,14 @@ def test_a_mistake_in_an_inventory_is_told_with_its_line(tmp_path: Path, before:
 
 
 def test_every_key_of_a_group_is_documented_as_it_is() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "groups.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs" / "groups.md").read_text(encoding="utf-8")
     for name, info in GroupPolicy.model_fields.items():
         assert f"| `{name}` |" in page
         assert f"| {str(info.description).removesuffix('.')} |" in page, name
 
 
 def test_phases_are_documented() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs" / "protocol.md").read_text(encoding="utf-8")
     for phase in ("restarting", "running", "stopped", "failed", "finished"):
         assert f"`{phase}`" in page, phase
     assert GangRecord("g").phase == "restarting"

@@ -12,7 +12,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
-from procguard import config_yaml
+from procguard.config import loader
 
 Model = type[BaseModel]
 
@@ -42,7 +42,7 @@ class Mistakes:
         self.lines: list[str] = []
 
     def add(self, dotted: str, value: Any, expected: str, *, secret: bool = False) -> None:
-        shown = "" if secret else f"{config_yaml.shown(value)}: "
+        shown = "" if secret else f"{loader.shown(value)}: "
         self.lines.append(f"{self._where(dotted)}: {shown}expected {expected}")
 
     def add_validation(self, exc: ValidationError) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from procguard import config
+from procguard.config import schema
 from procguard.errors import ConfigError
 
-EXAMPLE = Path(__file__).parents[2] / "configs" / "procguard_config.yaml"
+EXAMPLE = Path(__file__).parents[3] / "configs" / "procguard_config.yaml"
 
 
 def written(tmp_path: Path, text: str) -> str:
@@ -22,13 +22,13 @@ def written(tmp_path: Path, text: str) -> str:
 
 def mistakes_of(path: str | None, *overrides: str, **flags: Any) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        config.load(path, overrides, **flags)
+        schema.load(path, overrides, **flags)
     return [line.strip() for line in caught.value.message.splitlines()]
 
 
 def test_example_file_and_built_in_values_are_the_same() -> None:
     """Without --config the manager runs with the example's values."""
-    assert config.load(str(EXAMPLE)).model_dump() == config.load(None).model_dump()
+    assert schema.load(str(EXAMPLE)).model_dump() == schema.load(None).model_dump()
 
 
 def test_commented_additions_of_the_example_are_their_defaults() -> None:
@@ -38,13 +38,13 @@ def test_commented_additions_of_the_example_are_their_defaults() -> None:
     opened = [line.replace("# ", "", 1) if line.strip(" #").startswith(keys) else line for line in lines]
     data = yaml.safe_load("\n".join(opened))
     assert data["web"]["trust_local"] is True and data["logs"]["keep_attempts"] == 50
-    assert config.Config(**data).model_dump() == config.load(None).model_dump()
+    assert schema.Config(**data).model_dump() == schema.load(None).model_dump()
 
 
 def test_relative_paths_are_of_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """…not of the configuration file's; and nothing is created by reading."""
     monkeypatch.chdir(tmp_path)
-    loaded = config.load(str(EXAMPLE))
+    loaded = schema.load(str(EXAMPLE))
     assert loaded.state.state_file == str(tmp_path / "data" / "procguard_state.yaml")
     assert loaded.state_directory == str(tmp_path / "data")
     assert loaded.logging.file == str(tmp_path / "logs" / "procguard.log")
@@ -53,15 +53,15 @@ def test_relative_paths_are_of_the_working_directory(tmp_path: Path, monkeypatch
 
 def test_configuration_is_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        config.load(None).web.port = 1  # type: ignore[misc]
+        schema.load(None).web.port = 1  # type: ignore[misc]
 
 
 def test_file_then_overrides_then_flags(tmp_path: Path) -> None:
     """What stands nearer to the person wins."""
     path = written(tmp_path, "web: {port: 1111, host: 10.0.0.1}\nmonitoring: {interval: 2}\n")
-    assert config.load(path).web.port == 1111
-    assert config.load(path, ["web.port=2222"]).web.port == 2222
-    both = config.load(path, ["web.port=2222", "web.port=2223", "monitoring.interval=3"], port=3333)
+    assert schema.load(path).web.port == 1111
+    assert schema.load(path, ["web.port=2222"]).web.port == 2222
+    both = schema.load(path, ["web.port=2222", "web.port=2223", "monitoring.interval=3"], port=3333)
     assert (both.web.port, both.web.host, both.monitoring.interval) == (3333, "10.0.0.1", 3.0)
     assert both.source == path
 
@@ -80,7 +80,7 @@ def test_file_then_overrides_then_flags(tmp_path: Path) -> None:
     ],
 )
 def test_set_reads_yaml_values(override: str, section: str, key: str, value: object) -> None:
-    assert getattr(getattr(config.load(None, [override]), section), key) == value
+    assert getattr(getattr(schema.load(None, [override]), section), key) == value
 
 
 def test_every_mistake_is_reported_together_with_place_value_and_expectation(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_key_given_twice_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "web:\nlogging:\n", "communication:\n  adapter_config:\n"])
 def test_empty_file_and_empty_sections_mean_the_defaults(tmp_path: Path, text: str) -> None:
-    assert config.load(written(tmp_path, text)).model_dump() == config.load(None).model_dump()
+    assert schema.load(written(tmp_path, text)).model_dump() == schema.load(None).model_dump()
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "just text\n", "1: 2\n"])
@@ -177,10 +177,10 @@ def test_hostile_yaml_builds_no_objects(tmp_path: Path) -> None:
 
 
 def test_every_key_has_a_description_and_a_default() -> None:
-    keys = config.keys()
+    keys = schema.keys()
     assert len({key.path for key in keys}) == len(keys)
     for key in keys:
         assert key.description.endswith("."), key
-        section: Any = config.load(None)
+        section: Any = schema.load(None)
         for name in key.path.split("."):
             section = getattr(section, name)

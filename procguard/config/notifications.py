@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SecretStr, model_validator
 
-from procguard.config_values import STRICT, size_in_bytes
+from procguard.config.types import STRICT, size_in_bytes
 
 TargetType = Literal["webhook", "slack", "feishu", "dingtalk", "wecom", "email"]
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from procguard import config, daemon, main, state_places
+from procguard import daemon, main
+from procguard.config import schema, state_places
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "configs" / "procguard_config.yaml"
+EXAMPLE = Path(__file__).resolve().parents[3] / "configs" / "procguard_config.yaml"
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +23,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def state_of(*given: str) -> str:
-    return config.load(None, state_places.without_configuration(given)).state.state_file
+    return schema.load(None, state_places.without_configuration(given)).state.state_file
 
 
 def make(path: Path) -> None:
@@ -36,7 +37,7 @@ def test_without_configuration_the_place_does_not_follow_the_working_directory(
     first = state_of()
     monkeypatch.chdir(tmp_path / "b")
     assert state_of() == first == str(home / ".local/share/procguard/procguard_state.yaml")
-    log = config.load(None, state_places.without_configuration()).logging.file
+    log = schema.load(None, state_places.without_configuration()).logging.file
     assert log == str(home / ".local/share/procguard/procguard.log")
 
 
@@ -52,7 +53,7 @@ def test_the_users_own_settings_win(tmp_path: Path) -> None:
 
 
 def test_the_configuration_of_the_documents_keeps_its_meaning(tmp_path: Path) -> None:
-    assert config.load(str(EXAMPLE)).state.state_file == str(tmp_path / "a/data/procguard_state.yaml")
+    assert schema.load(str(EXAMPLE)).state.state_file == str(tmp_path / "a/data/procguard_state.yaml")
 
 
 def test_a_state_of_an_earlier_release_is_used_on_until_there_is_one_in_the_one_place(tmp_path: Path) -> None:
@@ -79,10 +80,10 @@ def test_stop_that_stops_nothing_is_told_by_its_exit_code(capsys: pytest.Capture
 
 def test_the_stop_line_names_the_state_it_is_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Typed as it stands, from anywhere, it finds the same lock."""
-    settings = config.load(None, [f"state.state_file={tmp_path}/my state.yaml"])
+    settings = schema.load(None, [f"state.state_file={tmp_path}/my state.yaml"])
     words = daemon.stop_line(settings)
     assert words == f"./start_manager.sh --stop --set 'state.state_file={tmp_path}/my state.yaml'"
     monkeypatch.chdir(tmp_path / "b")
-    assert config.load(None, [f"state.state_file={tmp_path}/my state.yaml"]).state_directory == settings.state_directory
-    usual = config.load(None, state_places.without_configuration())
+    assert schema.load(None, [f"state.state_file={tmp_path}/my state.yaml"]).state_directory == settings.state_directory
+    usual = schema.load(None, state_places.without_configuration())
     assert daemon.stop_line(usual) == "./start_manager.sh --stop"

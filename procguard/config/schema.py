@@ -18,13 +18,13 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
-from procguard import config_mistakes, config_yaml
-from procguard.config_alerts import Events, Metrics, Targets
-from procguard.config_limits import Limits
-from procguard.config_mistakes import Mistakes
-from procguard.config_values import STRICT, size_in_bytes
+from procguard.config import errors, loader
+from procguard.config.errors import Mistakes
+from procguard.config.groups import GroupPolicy
+from procguard.config.limits import Limits
+from procguard.config.notifications import Events, Metrics, Targets
+from procguard.config.types import STRICT, size_in_bytes
 from procguard.errors import ConfigError
-from procguard.group_policy import GroupPolicy
 
 # ------------------------------------------------------------------------------------------------- kinds of value
 
@@ -443,10 +443,10 @@ def keys() -> list[Key]:
         Key(
             dotted,
             _kind(info),
-            config_yaml.shown(info.get_default(call_default_factory=True)),
+            loader.shown(info.get_default(call_default_factory=True)),
             info.description or "",
         )
-        for dotted, info in config_mistakes.fields(Config)
+        for dotted, info in errors.fields(Config)
     ]
 
 
@@ -488,12 +488,12 @@ def load(
 
 
 def _file_values(path: str, mistakes: Mistakes) -> dict[str, Any]:
-    data, mistakes.places = config_yaml.read(path)
+    data, mistakes.places = loader.read(path)
     if data is None:
         return {}
     if not isinstance(data, dict):
         raise ConfigError(
-            f"configuration {path}: {config_yaml.shown(data)}: expected sections such as 'web:'",
+            f"configuration {path}: {loader.shown(data)}: expected sections such as 'web:'",
             "configs/procguard_config.yaml is an example",
         )
     return {str(name): value for name, value in data.items()}
@@ -519,7 +519,7 @@ def _validated(values: dict[str, Any], source: str, mistakes: Mistakes) -> Confi
 def _drop_empty_sections(values: dict[str, Any], model: type[BaseModel]) -> None:
     """A section whose keys are all commented out reads as null: it means "nothing said"."""
     for name, info in model.model_fields.items():
-        inner = config_mistakes.section_of(info)
+        inner = errors.section_of(info)
         if inner is None or name not in values:
             continue
         if values[name] is None:
@@ -545,18 +545,18 @@ def _apply_override(values: dict[str, Any], text: str, mistakes: Mistakes) -> No
     names = dotted.split(".")
     model: type[BaseModel] | None = Config
     for position, name in enumerate(names, start=1):
-        if model is None or name not in config_mistakes.known_names(model):
+        if model is None or name not in errors.known_names(model):
             mistakes.places[".".join(names[:position])] = f"--set {text}"
             mistakes.unknown_key(names[:position])
             return
-        model = config_mistakes.section_of(model.model_fields[name])
+        model = errors.section_of(model.model_fields[name])
     short = getattr(model, "shorthand", "")  # --set web.tls=auto
     if model is not None and not short:
-        example = f"{dotted}.{config_mistakes.known_names(model)[0]}"
+        example = f"{dotted}.{errors.known_names(model)[0]}"
         mistakes.lines.append(f"--set {text}: {dotted} is a section; name one key in it, e.g. --set {example}=…")
         return
     try:
-        value = config_yaml.scalar(raw)
+        value = loader.scalar(raw)
     except ValueError as exc:
         mistakes.lines.append(f"--set {text}: the value is not valid YAML: {exc}")
         return
