@@ -24,12 +24,12 @@ from procguard import (
     cli_places,
     cli_state,
     cli_task,
-    client,
-    terminal,
 )
 from procguard.cli_task import operator_task, print_table
+from procguard.client import api
+from procguard.console import terminal
+from procguard.console.terminal import say_json
 from procguard.fleet import selectors
-from procguard.terminal import say_json
 
 # ---------------------------------------------------------------------------------------------------- looking
 
@@ -37,7 +37,7 @@ from procguard.terminal import say_json
 @operator_task(help={"select": "only these workers: id, glob, or group=trainers,state=running", "json_": "as JSON"})
 def status(_context: Context, select: str = "", json_: bool = False) -> None:
     """Workers and agents at a glance. Example: invoke status --select state=failed"""
-    manager = client.from_environment()
+    manager = api.from_environment()
     views, answer = manager.workers(), manager.hosts()
     if select:
         names = set(selectors.select(select, views))
@@ -45,7 +45,7 @@ def status(_context: Context, select: str = "", json_: bool = False) -> None:
     if json_:
         say_json({"workers": views, "hosts": answer["hosts"]})
         return
-    from procguard import tables
+    from procguard.console import tables
 
     print_table(tables.workers(views, _now()))
     print_table(tables.summary(views, answer["hosts"]))
@@ -54,9 +54,9 @@ def status(_context: Context, select: str = "", json_: bool = False) -> None:
 @operator_task(help={"json_": "as JSON"})
 def hosts(_context: Context, json_: bool = False) -> None:
     """Hosts: agent, load, last sign of life, whether recovery over SSH works. Example: invoke hosts"""
-    from procguard import tables
+    from procguard.console import tables
 
-    views = client.from_environment().hosts()["hosts"]
+    views = api.from_environment().hosts()["hosts"]
     say_json(views) if json_ else print_table(tables.hosts(views, _now()))
 
 
@@ -89,7 +89,7 @@ def logs(
     A terminal is shown the text and its colours, nothing else that steers it; a file or a pipe gets what was written.
     """
     query = {"tail": tail, "attempt": attempt or None, "stream": stream, "since": since, "regex": regex}
-    manager = client.from_environment()
+    manager = api.from_environment()
     out = terminal.raw(sys.stdout)
     pieces = manager.follow_logs(worker, **query) if follow else manager.log_pieces(worker, **query)
     if raw or not out.isatty():

@@ -11,11 +11,11 @@ from datetime import datetime, timezone
 
 from invoke import Collection, Context
 
-from procguard import client
 from procguard.cli_task import ANSWER, AnswerOptions, operator_task, print_table
+from procguard.client import api
+from procguard.console.terminal import say, say_json
 from procguard.errors import UsageError
 from procguard.fleet.token_scopes import AGENT_SCOPE, SCOPES, SCOPES_SHOWN
-from procguard.terminal import say, say_json
 
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 7 * 86_400.0}
 _AGENT_HELP = {"agent": "its id, as `invoke agents` shows it; of a launcher its worker's id does"}
@@ -35,9 +35,9 @@ def agents_list(_context: Context, skew: bool = False, json_: bool = False) -> N
     An agent of another release than the manager's works on; `invoke upgrade` brings it the manager's. Who waits is let
     in by invoke approve worker1.
     """
-    from procguard import tables
+    from procguard.console import tables
 
-    answer = client.from_environment().agents()
+    answer = api.from_environment().agents()
     releases = [str(one) for one in answer.get("releases") or ()]
     views = [{**view, "skew": tables.skew(view, releases)} for view in answer["agents"]]
     if skew:
@@ -52,14 +52,14 @@ def agents_list(_context: Context, skew: bool = False, json_: bool = False) -> N
 @operator_task(("agent",), help={**_AGENT_HELP, **_FINGERPRINT})
 def approve(_context: Context, agent: str, fingerprint: str = "") -> None:
     """Let a hand-started launcher in; compare its fingerprint first. Example: invoke approve launcher:worker1"""
-    client.from_environment().decide(_launcher_id(agent), "approve", fingerprint)
+    api.from_environment().decide(_launcher_id(agent), "approve", fingerprint)
     say(f"{_launcher_id(agent)}: approved")
 
 
 @operator_task(("agent",), help={**_AGENT_HELP, **_FINGERPRINT})
 def deny(_context: Context, agent: str, fingerprint: str = "") -> None:
     """Send a hand-started launcher away. Example: invoke deny launcher:worker1"""
-    client.from_environment().decide(_launcher_id(agent), "deny", fingerprint)
+    api.from_environment().decide(_launcher_id(agent), "deny", fingerprint)
     say(f"{_launcher_id(agent)}: denied")
 
 
@@ -69,7 +69,7 @@ def agents_revoke(_context: Context, agent: str) -> None:
 
     A deployment (invoke deploy --limit gpu01) gives it another one; a launcher makes its own and waits for approval.
     """
-    client.from_environment().revoke_agent(agent)
+    api.from_environment().revoke_agent(agent)
     launcher = agent.startswith("launcher:")
     then = f"invoke approve {agent}" if launcher else f"invoke deploy --hosts … --limit {agent}"
     say(f"{agent}: its secret is good for nothing any more; its workers run on. A new one: {then}")
@@ -95,7 +95,7 @@ def agents_rotate(
     """
     from procguard.cli_rotation import rotate
 
-    rotate(client.from_environment(), target, limit, timeout, answer.no_wait, answer.json_)
+    rotate(api.from_environment(), target, limit, timeout, answer.no_wait, answer.json_)
 
 
 def _launcher_id(text: str) -> str:
@@ -113,9 +113,9 @@ def agents() -> Collection:
 @operator_task(name="list", default=True, help={"json_": "as JSON"})
 def token_list(_context: Context, json_: bool = False) -> None:
     """Tokens by id, scope, name, end and last use; never the tokens themselves. Example: invoke token"""
-    from procguard import tables
+    from procguard.console import tables
 
-    views = client.from_environment().tokens()
+    views = api.from_environment().tokens()
     say_json(views) if json_ else print_table(tables.tokens(views, datetime.now(timezone.utc)))
 
 
@@ -133,7 +133,7 @@ def token_create(_context: Context, name: str = "", scope: str = "operator", exp
     if scope not in SCOPES and not scope.startswith(AGENT_SCOPE):
         raise UsageError(f"--scope {scope} is not known", f"one of: {SCOPES_SHOWN}")
     life_s = seconds_of(expires) if expires else None
-    answer = client.from_environment().create_token(scope, name or os.environ.get("USER", "operator"), life_s, uses)
+    answer = api.from_environment().create_token(scope, name or os.environ.get("USER", "operator"), life_s, uses)
     say(answer["token"])
     until = f", until {answer['expires_at']}" if answer.get("expires_at") else ""
     say(f"shown once, {scope}{until}; use it as PROCGUARD_TOKEN or `Authorization: Bearer …`", err=True)
@@ -142,7 +142,7 @@ def token_create(_context: Context, name: str = "", scope: str = "operator", exp
 @operator_task(("token_id",), name="revoke", help={"token_id": "as `invoke token` shows it"})
 def token_revoke(_context: Context, token_id: str) -> None:
     """End a token. Example: invoke token.revoke t-3f2a"""
-    client.from_environment().revoke_token(token_id)
+    api.from_environment().revoke_token(token_id)
     say(f"{token_id}: revoked")
 
 
@@ -186,7 +186,7 @@ def audit(
 ) -> None:
     """Who changed what, and from where, newest last; also log-ins and refusals. Example: invoke audit --since 2h"""
     query = {"actor": actor, "worker": worker, "kind": kind, "since": since, "until": until, "q": text}
-    for one in client.from_environment().audit(**query, limit=limit):
+    for one in api.from_environment().audit(**query, limit=limit):
         if json_:
             say_json(one, indent=None)
         else:

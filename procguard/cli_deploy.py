@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from invoke import Context
 
-from procguard import client
 from procguard.cli_task import JSON_TEXT, OptionGroup, operator_task, option
-from procguard.coming_up import WAIT_HELP, patience
+from procguard.client import api
+from procguard.client.coming_up import WAIT_HELP, patience
+from procguard.console.terminal import say, say_json
 from procguard.errors import PartlyFailed, UsageError
-from procguard.terminal import say, say_json
 
 if TYPE_CHECKING:
     from procguard.deploy.credentials import Credentials
@@ -73,11 +73,11 @@ class RolloutOptions(OptionGroup):
 
     def over(self, action: str, hosts: list[Host], login: LoginOptions, **more: Any) -> None:
         """Do `action`, a method of the Deployer, on these hosts; `more`: further options of it (deployer.Options)."""
+        from procguard.console.styled import styled
         from procguard.deploy import show
         from procguard.deploy.connector import Connector
         from procguard.deploy.deployer import Deployer, Options
         from procguard.deploy.rollout import Plan
-        from procguard.styled import styled
 
         plan = Plan(_forks(self.forks), self.serial, self.max_fail)
         options = Options(plan, check=self.check, diff=self.diff, **more)
@@ -87,7 +87,7 @@ class RolloutOptions(OptionGroup):
         progress = show.Progress(out, len(hosts))
         connector = Connector(login.credentials(hosts, progress.ask))
         with progress:
-            deployer = Deployer(client.from_environment(), connector, progress, options)
+            deployer = Deployer(api.from_environment(), connector, progress, options)
             results = getattr(deployer, action)(hosts)
         if self.json_:
             say_json(show.as_json(results, deployer.absent))
@@ -238,7 +238,7 @@ def doctor(_context: Context, host: str, hosts: str = "", login: LoginOptions = 
         raise UsageError(f"{hosts} has no host {host}", f"hosts: {', '.join(list(found)[:8])}")
     out, bad = show.console(), 0
     connector = Connector(login.credentials([found[host]]))
-    for step in Doctor(client.from_environment(), connector).examine(found[host]):
+    for step in Doctor(api.from_environment(), connector).examine(found[host]):
         show.step(out, step)
         bad += step.verdict == "bad"
     if bad:

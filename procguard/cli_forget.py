@@ -6,10 +6,10 @@ from typing import Any
 
 from invoke import Context
 
-from procguard import client
 from procguard.cli_task import operator_task
+from procguard.client import api
+from procguard.console.terminal import say
 from procguard.errors import NotFound, UsageError
-from procguard.terminal import say
 from remote_agent import states
 
 
@@ -27,7 +27,7 @@ def forget(_context: Context, name: str, agent: bool = False, yes: bool = False)
     A worker must have ended or be out of reach, an agent must not be connected (invoke undeploy removes that one). What
     a host still has of a forgotten worker is removed there when it returns.
     """
-    manager = client.from_environment()
+    manager = api.from_environment()
     views = [] if agent else [view for view in manager.workers() if view["worker_id"] == name]
     if views:
         _refuse_alive(name, views, yes)
@@ -45,7 +45,7 @@ def forget(_context: Context, name: str, agent: bool = False, yes: bool = False)
     say(f"{agent_id}: forgotten" + (f", with {len(mine)} worker(s)" if mine else ""))
 
 
-def _agent(manager: client.ManagerClient, name: str) -> dict[str, Any] | None:
+def _agent(manager: api.ManagerClient, name: str) -> dict[str, Any] | None:
     views = manager.hosts()["hosts"]
     for wanted in (name, f"launcher:{name}"):
         for view in views:

@@ -6,9 +6,9 @@ from datetime import datetime, timezone
 
 from invoke import Context
 
-from procguard import client
 from procguard.cli_task import operator_task, print_table
-from procguard.terminal import say, say_json
+from procguard.client import api
+from procguard.console.terminal import say, say_json
 
 
 @operator_task(help={"json_": "as JSON, with every member"})
@@ -16,7 +16,7 @@ def groups(_context: Context, json_: bool = False) -> None:
     """Groups: members, phase, epoch, attempts, last incident. Example: invoke groups"""
     from procguard import tables_groups
 
-    views = client.from_environment().groups()
+    views = api.from_environment().groups()
     if json_:
         say_json(views)
     elif not views:

@@ -14,10 +14,11 @@ from typing import Any
 
 from invoke import Context
 
-from procguard import client, words
+from procguard import words
 from procguard.cli_task import operator_task, print_table
+from procguard.client import api
+from procguard.console.terminal import json_escaped, say, say_json
 from procguard.errors import PartlyFailed, UsageError
-from procguard.terminal import json_escaped, say, say_json
 
 EVENTS_SHOWN = 50
 MOST_EVENTS_SHOWN = 10_000
@@ -53,9 +54,9 @@ def events(
     json_: bool = False,
 ) -> None:
     """What happened, newest last, each with its reason. Example: invoke events --since 2h --kind worker_failed"""
-    from procguard import tables
+    from procguard.console import tables
 
-    manager, after = client.from_environment(), 0
+    manager, after = api.from_environment(), 0
     query: dict[str, Any] = {"worker": worker, "host": host, "kind": kind, "cause": cause, "actor": actor, "q": text}
     query |= {"since": since, "until": until}
     if json_ and not limit and not follow:
@@ -115,7 +116,7 @@ def search(
     lines: list[dict[str, Any]] = []
     silent: list[dict[str, Any]] = []
     totals: dict[str, Any] = {}
-    for said in client.from_environment().search_logs(**query):
+    for said in api.from_environment().search_logs(**query):
         if said["t"] == "host":
             lines += said["lines"]
             silent += [said] if said["status"] != "done" else []
@@ -148,7 +149,7 @@ def search(
 def explain(_context: Context, worker: str, lang: str = "", json_: bool = False) -> None:
     """Why a worker is in its state and what happened to it, in sentences. Example: invoke explain worker1 --lang zh"""
     language = _language(lang)
-    said = client.from_environment().explain(worker, language)
+    said = api.from_environment().explain(worker, language)
     if json_:
         say_json(said)
         return
@@ -167,7 +168,7 @@ def explain(_context: Context, worker: str, lang: str = "", json_: bool = False)
 @operator_task(name="list", default=True, help={"json_": "as JSON"})
 def notify_list(_context: Context, json_: bool = False) -> None:
     """Where alerts go and how that fares. Example: invoke notify"""
-    targets = client.from_environment().notifications()
+    targets = api.from_environment().notifications()
     if json_:
         say_json(targets)
         return
@@ -185,7 +186,7 @@ def notify_test(_context: Context, name: str = "all") -> None:
 
     One target only: invoke notify.test --name oncall
     """
-    results = client.from_environment().test_notifications("" if name == "all" else name)
+    results = api.from_environment().test_notifications("" if name == "all" else name)
     for one in results:
         say(f"{one['name']}: {'ok' if one['ok'] else 'failed'} ({one['answer']}, {one['took_s']:.1f} s)")
     failed = [one for one in results if not one["ok"]]

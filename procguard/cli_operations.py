@@ -16,11 +16,11 @@ from typing import Any
 
 from invoke import Collection, Context
 
-from procguard import client, coming_up
 from procguard.cli_task import ANSWER, AnswerOptions, OptionGroup, operator_task, option, print_table
+from procguard.client import api, coming_up
+from procguard.console.terminal import say, say_json
 from procguard.errors import NotFound, PartlyFailed, UsageError
 from procguard.fleet import selectors
-from procguard.terminal import say, say_json
 
 CONFIRM_ABOVE = 20  # stop or kill of more workers than this asks for the number
 LIVE = ("running", "cancelling", "halting")
@@ -95,7 +95,7 @@ def _act(verb: str, target: str, batch: BatchOptions, answer: AnswerOptions, wai
     from procguard import tables_operations
 
     request = batch.request()
-    manager, limit = client.from_environment(), coming_up.patience(wait, answer.no_wait)
+    manager, limit = api.from_environment(), coming_up.patience(wait, answer.no_wait)
     if selectors.is_one_id(target):
         _one(manager, verb, target, batch.reason, answer.json_, limit)
         return
@@ -112,7 +112,7 @@ def _act(verb: str, target: str, batch: BatchOptions, answer: AnswerOptions, wai
 
 
 def _one(
-    manager: client.ManagerClient, verb: str, worker_id: str, reason: str, as_json: bool, limit: coming_up.Patience
+    manager: api.ManagerClient, verb: str, worker_id: str, reason: str, as_json: bool, limit: coming_up.Patience
 ) -> None:
     waits = verb in ("start", "restart") and limit != coming_up.NOT_AT_ALL
     try:
@@ -147,7 +147,7 @@ def _confirm(verb: str, target: str, number: int) -> None:
         raise UsageError("not confirmed; nothing was done", f"type {number} to go on", code="not_confirmed")
 
 
-def _follow(manager: client.ManagerClient, view: dict[str, Any], answer: AnswerOptions) -> None:
+def _follow(manager: api.ManagerClient, view: dict[str, Any], answer: AnswerOptions) -> None:
     """Until it has ended: a line that moves, then what became of it. Raises PartlyFailed where not all went well."""
     from procguard import tables_operations
     from procguard.deploy import show
@@ -202,7 +202,7 @@ def operations_list(_context: Context, json_: bool = False) -> None:
     """Batch operations, newest first: what, how far, with what result. Example: invoke operations"""
     from procguard import tables_operations
 
-    views = client.from_environment().operations()
+    views = api.from_environment().operations()
     say_json(views) if json_ else print_table(tables_operations.listing(views, datetime.now(timezone.utc)))
 
 
@@ -216,7 +216,7 @@ def operations_show(_context: Context, operation_id: str, result: str = "", json
     from procguard import tables_operations
 
     limit = 20_000 if json_ else MAX_ITEMS_SHOWN
-    view = client.from_environment().operation(operation_id, result=result, limit=limit)
+    view = api.from_environment().operation(operation_id, result=result, limit=limit)
     if json_:
         say_json(view)
         return
@@ -229,7 +229,7 @@ def operations_show(_context: Context, operation_id: str, result: str = "", json
 @operator_task(("operation_id",), name="cancel", help=ID_HELP)
 def operations_cancel(_context: Context, operation_id: str) -> None:
     """Begin no more of it; what has begun goes its way. Example: invoke operations.cancel o-7f3a91bc"""
-    view = client.from_environment().cancel_operation(operation_id)
+    view = api.from_environment().cancel_operation(operation_id)
     say(f"{operation_id}: {view['status']}; {view['counts'].get('cancelled', 0)} of {view['total']} not begun")
 
 
@@ -240,7 +240,7 @@ def operations_cancel(_context: Context, operation_id: str) -> None:
 )
 def operations_retry(_context: Context, operation_id: str, rest: bool = False, answer: AnswerOptions = ANSWER) -> None:
     """The failed ones once more, as an operation of its own. Example: invoke operations.retry o-7f3a91bc"""
-    manager = client.from_environment()
+    manager = api.from_environment()
     _follow(manager, manager.retry_operation(operation_id, rest), answer)
 
 

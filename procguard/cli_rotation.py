@@ -9,10 +9,10 @@ import fnmatch
 import time
 from typing import Any
 
-from procguard.client import ManagerClient
+from procguard.client.api import ManagerClient
+from procguard.console.terminal import say, say_json
 from procguard.errors import NotFound, PartlyFailed, UsageError
 from procguard.fleet import selectors
-from procguard.terminal import say, say_json
 
 LOOK_EVERY_S = 0.5
 MOST_NAMED = 20

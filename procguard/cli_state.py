@@ -20,8 +20,8 @@ from invoke import Collection, Context
 
 from procguard.cli_task import operator_task
 from procguard.config import state_places
+from procguard.console.terminal import json_escaped, say, say_json
 from procguard.errors import Conflict, UsageError
-from procguard.terminal import json_escaped, say, say_json
 
 if TYPE_CHECKING:  # the configuration's types cost every task 0.2 s to import
     from procguard.config.schema import Config
@@ -34,8 +34,8 @@ WHERE = {"state": "the state file", "config": "the manager's configuration file"
 @operator_task(name="show", default=True, help={**WHERE, "json_": "as JSON"})
 def show(_context: Context, state: str = "", config: str = "", json_: bool = False) -> None:
     """Where the state lies, its kind, its size, how old its snapshot is. Example: invoke state"""
-    from procguard import daemon
     from procguard.fleet.store import SQLITE_ENDINGS, exchange, journal
+    from procguard.manager import daemon
 
     settings = _settings(state, config)
     path = settings.state.state_file
@@ -168,7 +168,7 @@ def _settings(state: str, config: str) -> Config:
 @contextlib.contextmanager
 def _stopped(settings: Config) -> Iterator[None]:
     """No manager runs on this state, and none can begin to."""
-    from procguard import daemon
+    from procguard.manager import daemon
 
     try:
         lock = daemon.lock_state(settings)

@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 
 from invoke import Context, task
 
+from procguard.console.terminal import cleaned, install, say, say_block
 from procguard.errors import ProcGuardError
-from procguard.terminal import cleaned, install, say, say_block
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")

@@ -5,7 +5,7 @@ Knows `--ca`; nothing of workers.
 
 from __future__ import annotations
 
-from procguard import local_manager
+from procguard.client import discovery
 from procguard.errors import ProcGuardError, UsageError
 from remote_agent.link import Addresses, Connection, Credentials
 from remote_agent.tls import FINGERPRINT_PREFIX, Trust, fingerprint
@@ -19,7 +19,7 @@ def trust_for(url: str, ca: str) -> Trust:
         return _by_fingerprint(url, ca.lower())
     if ca:
         return Trust(_read(ca), any_name=True)
-    known = local_manager.find(url) if url.startswith("https:") else None
+    known = discovery.find(url) if url.startswith("https:") else None
     return Trust(_read(known.ca_file), known.any_name) if known is not None else Trust()
 
 

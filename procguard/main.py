@@ -11,7 +11,7 @@ if __name__ == "__main__":  # before anything else is imported, and never in a p
     try:
         from gevent import monkey
     except ModuleNotFoundError:
-        from procguard.bootstrap import hand_over
+        from procguard.manager.bootstrap import hand_over
 
         hand_over("start_manager.sh", sys.argv[1:], "gevent")
     monkey.patch_all()
@@ -22,10 +22,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from procguard import __version__, daemon
+from procguard import __version__
 from procguard.config import schema, state_places
+from procguard.console.terminal import cleaned, say_block
 from procguard.errors import ProcGuardError
-from procguard.terminal import cleaned, say_block
+from procguard.manager import daemon
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 EPILOG = """\
@@ -72,7 +73,7 @@ def run(argv: Sequence[str]) -> int:
     """What `main` does, with errors as ProcGuardError."""
     arguments = parser().parse_args(argv)
     if arguments.demo:
-        from procguard import demo
+        from procguard.manager import demo
 
         return demo.run(arguments.port, arguments.host)
     given = arguments.set if arguments.config is not None else state_places.without_configuration(arguments.set)
@@ -82,15 +83,13 @@ def run(argv: Sequence[str]) -> int:
     if arguments.stop:
         return daemon.stop(settings)
     if arguments.install_service or arguments.remove_service:
-        from procguard import manager_service
+        from procguard.manager import service
 
         words = [word for word in argv if word != "--install-service"]
         if arguments.config is None:  # the service's environment may name another place
             places = [value for value in given if value not in arguments.set]
             words = [word for value in places for word in ("--set", value)] + words
-        print(
-            manager_service.remove(settings) if arguments.remove_service else manager_service.install(settings, words)
-        )
+        print(service.remove(settings) if arguments.remove_service else service.install(settings, words))
         return 0
     note = state_places.note_of_another(settings.state.state_file)
     if note:
@@ -98,10 +97,10 @@ def run(argv: Sequence[str]) -> int:
     if arguments.daemon:
         return daemon.start(argv, settings)
     lock = daemon.lock_state(settings)
-    from procguard import manager
+    from procguard.manager import app
 
-    manager.set_up_logging(settings)
-    return manager.Manager(settings, lock).run()
+    app.set_up_logging(settings)
+    return app.Manager(settings, lock).run()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

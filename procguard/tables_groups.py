@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 
-from procguard.styled import PlainTable
-from procguard.tables import STATES, View, age, plain_table, state_text
+from procguard.console.styled import PlainTable
+from procguard.console.tables import STATES, View, age, plain_table, state_text
 
 PHASES = {
     "running": STATES["running"],

@@ -8,8 +8,8 @@ from typing import Any
 
 from rich.text import Text
 
-from procguard import tables
-from procguard.styled import PlainTable, joined, styled
+from procguard.console import tables
+from procguard.console.styled import PlainTable, joined, styled
 
 View = dict[str, Any]
 RESULTS = {

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Literal
 
-from procguard import terminal
+from procguard.console import terminal
 from procguard.errors import Conflict, ProcGuardError, UsageError
 from procguard.launcher_trust import HOW, trust_for
 from remote_agent import memory, paths, protocol, settings, states

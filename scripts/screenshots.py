@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 
 from playwright.sync_api import Browser, sync_playwright
 
-from procguard import demo
-from procguard.client import ManagerClient
+from procguard.client.api import ManagerClient
 from procguard.errors import ProcGuardError
+from procguard.manager import demo
 from scripts import chromium
 from scripts.swarm import Behaviour, Swarm
 

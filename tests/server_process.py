@@ -193,13 +193,13 @@ def main(arguments: list[str]) -> None:
     import gevent
     import gevent.event
 
-    from procguard import operations_loop
     from procguard.config import schema as configuration
     from procguard.fleet import clock
     from procguard.fleet.events import EventLog
     from procguard.fleet.registry import Registry
     from procguard.fleet.settings import FleetSettings
     from procguard.fleet.store.yaml_file import YamlStore
+    from procguard.manager.loops import operations
     from procguard.portal import websocket
     from procguard.portal.logs import LogStore
     from procguard.portal.web_monitor import WebMonitor
@@ -228,7 +228,7 @@ def main(arguments: list[str]) -> None:
         _meter(os.path.join(directory, "meter.port"))
     if "bridge_port" in own:
         _bridge(web._channel, int(own["bridge_port"]))
-    gevent.spawn(operations_loop.drive, registry.operations)
+    gevent.spawn(operations.drive, registry.operations)
     with open(os.path.join(directory, "routes.json"), "w", encoding="utf-8") as file:
         json.dump(sorted({(route.method, route.rule) for route in web.app.routes}), file)
     print(web.port, flush=True)

@@ -21,6 +21,7 @@ Apart on purpose, because they bound something else:
 - `channels/zmq.py`, `zmq_port.py`: messages not begun. They stay unread in libzmq, before it is known whose they are.
 - `fleet/intake.py`: changes of one agent. They are charged after the fact, by what they have cost the state.
 - `portal/sessions.py`, `channels/agent_sessions.py`, `fleet/enrolment.py`, `fleet/events.py`: what is kept of whom.
-- `procguard/pace.py`: the manager's own long work. `deploy/ssh_turns.py`: connections that the manager opens, from
+- `procguard/runtime/cooperative.py`: the manager's own long work. `deploy/ssh_turns.py`: connections that the manager
+opens, from
   threads, each with a deadline.
 """

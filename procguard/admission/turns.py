@@ -84,7 +84,7 @@ class Share:
             raise
 
     def _start_timer(self) -> None:
-        """gevent.sleep(0) would come back fifty times before anybody's socket is looked at (pace.py)."""
+        """gevent.sleep(0) would come back fifty times before anybody's socket is looked at (runtime/cooperative.py)."""
         self._timer = self._loop.timer(0)
         self._timer.start(self._next_turn)
 

@@ -19,7 +19,7 @@ from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from procguard.config.limits import Limits
 from procguard.errors import LimitExceeded, ProcGuardError, UsageError
-from procguard.pace import Pace
+from procguard.runtime.cooperative import Pace
 
 log = logging.getLogger(__name__)
 

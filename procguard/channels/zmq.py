@@ -33,7 +33,7 @@ from procguard.config.limits import Limits
 from procguard.config.schema import AdapterConfig
 from procguard.errors import LimitExceeded, NotFound, ProcGuardError, UsageError
 from procguard.fleet import clock
-from procguard.pace import give_way
+from procguard.runtime.cooperative import give_way
 from remote_agent import protocol
 
 log = logging.getLogger(__name__)

@@ -25,7 +25,8 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from procguard import client, terminal
+from procguard.client import api
+from procguard.console import terminal
 from procguard.deploy import bundle, inventory
 from procguard.deploy.code_source import Sources
 from procguard.deploy.connector import Connector
@@ -53,7 +54,7 @@ def begin(path: str, directory: Path, action: str, check: bool, prune: bool) -> 
     hosts = inventory.load(path).select("")
     if action == "undeploy":
         hosts = [inventory.Host(host.name, host.target, home=host.home, tunnel=host.tunnel) for host in hosts]
-    reply = client.from_environment().deploy(_deployer(options).request(hosts))
+    reply = api.from_environment().deploy(_deployer(options).request(hosts))
     _remove_left_over(directory.parent)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     directory.chmod(0o700)
@@ -115,7 +116,7 @@ def code(name: str, directory: Path) -> Json:
 
 def verify(name: str, directory: Path) -> Json:
     _, mine = _begun(name, directory)
-    manager = client.from_environment()
+    manager = api.from_environment()
     Heard(manager).wait_for(mine["agent_id"], time.monotonic() + VERIFY_TIMEOUT_S)
     return {"heard": True, "recovery_ssh": manager.check_ssh(name)}
 
@@ -154,7 +155,7 @@ def _bundle_name(made: bundle.Bundle) -> str:
 
 
 def _deployer(options: Options) -> Deployer:
-    return Deployer(client.from_environment(), Connector(), _Silent(), options)
+    return Deployer(api.from_environment(), Connector(), _Silent(), options)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from procguard import tables
+from procguard.console import tables
 from procguard.deploy import rsync_way
 from procguard.deploy.channel import HostSession
 from procguard.deploy.code_source import Source, Sources, Sync

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from procguard import terminal
+from procguard.console import terminal
 from procguard.errors import UsageError
 
 SSH_PASSWORD = "PROCGUARD_SSH_PASSWORD"  # noqa: S105 - names of variables, no secrets

@@ -17,8 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from procguard.client import ManagerClient
-from procguard.coming_up import Patience, Started
+from procguard.client.api import ManagerClient
+from procguard.client.coming_up import Patience, Started
 from procguard.deploy import bundle
 from procguard.deploy.channel import Sessions
 from procguard.deploy.code_sync import CodeSync

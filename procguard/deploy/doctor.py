@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from procguard.client import ManagerClient
+from procguard.client.api import ManagerClient
 from procguard.deploy import bundle
 from procguard.deploy.channel import HostSession, Sessions, skipped_in_words
 from procguard.deploy.deployer import manager_candidates, port_of, trust_request

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from procguard import tables
+from procguard.console import tables
 from procguard.deploy.channel import HostSession, Sessions
 from procguard.deploy.rollout import HostResult, Listener, Plan, Rollout
 from procguard.errors import HostError, UsageError

@@ -10,7 +10,7 @@ import time
 from datetime import datetime
 from typing import Any
 
-from procguard.client import ManagerClient
+from procguard.client.api import ManagerClient
 from procguard.errors import HostError
 
 POLL_S = 0.15

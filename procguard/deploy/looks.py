@@ -5,8 +5,8 @@ Owns what a host's result says of its workers; what counts and how long to wait 
 
 from __future__ import annotations
 
-from procguard.client import ManagerClient
-from procguard.coming_up import Patience, View, Watcher, is_bad
+from procguard.client.api import ManagerClient
+from procguard.client.coming_up import Patience, View, Watcher, is_bad
 from procguard.deploy.rollout import HostResult
 from procguard.errors import HostError
 

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from procguard.coming_up import Started
+from procguard.client.coming_up import Started
 from procguard.deploy.code_sync import Brought
 from procguard.deploy.inventory import Host
 from procguard.errors import HostError, HostUnreachable, ProcGuardError, UsageError

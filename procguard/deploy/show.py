@@ -14,13 +14,13 @@ from rich.console import Console
 from rich.status import Status
 from rich.text import Text
 
-from procguard import tables
+from procguard.console import tables
+from procguard.console.styled import console as console  # noqa: PLC0414 - who shows something asks here
+from procguard.console.styled import joined, styled
 from procguard.deploy.channel import skipped_in_words
 from procguard.deploy.credentials import ask_on_terminal
 from procguard.deploy.rollout import HostResult
 from procguard.errors import PartlyFailed
-from procguard.styled import console as console  # noqa: PLC0414 - who shows something asks here
-from procguard.styled import joined, styled
 
 if TYPE_CHECKING:  # for their types Fabric would be imported, which `invoke status` does not need
     from procguard.deploy.code_sync import Brought

@@ -19,8 +19,8 @@ from procguard.errors import UsageError
 from procguard.fleet import clock, explain
 from procguard.fleet.event_query import EventQuery
 from procguard.fleet.registry import Registry
-from procguard.pace import give_way
 from procguard.portal.log_query import parse_since
+from procguard.runtime.cooperative import give_way
 from remote_agent import states
 
 LAST_WORDS_LINES = 50  # of a failed attempt, that its event leads to

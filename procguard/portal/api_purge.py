@@ -10,8 +10,8 @@ from procguard.channels import Access, Principal, http_io
 from procguard.fleet import clock
 from procguard.fleet.purge import Purge
 from procguard.fleet.registry import Registry
-from procguard.pace import give_way
 from procguard.portal import requests
+from procguard.runtime.cooperative import give_way
 
 TOKEN_HINTS = {"token": ("", "ask for a preview first: POST /api/purge/preview")}
 

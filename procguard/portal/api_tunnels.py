@@ -1,4 +1,5 @@
-"""The route with which a deployment has a host's tunnel opened. Tunnels themselves are the manager's (tunnels.py)."""
+"""The route with which a deployment has a host's tunnel opened. Tunnels themselves are the manager's
+(manager/tunnels.py)."""
 
 from __future__ import annotations
 

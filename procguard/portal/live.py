@@ -21,11 +21,11 @@ import gevent.event
 from procguard.channels import http_io
 from procguard.errors import ProcGuardError
 from procguard.fleet.registry import Registry
-from procguard.pace import Pace, give_way
 from procguard.portal import live_columns, websocket
 from procguard.portal.live_logs import LogTopic
 from procguard.portal.live_rows import RowTopic
 from procguard.portal.logs import LogStore
+from procguard.runtime.cooperative import Pace, give_way
 from remote_agent import protocol
 
 log = logging.getLogger(__name__)

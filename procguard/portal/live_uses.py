@@ -16,7 +16,7 @@ from typing import Any
 import gevent
 
 from procguard.channels import Principal
-from procguard.pace import give_way
+from procguard.runtime.cooperative import give_way
 
 log = logging.getLogger(__name__)
 

@@ -16,11 +16,11 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 
 from procguard.fleet import clock
 from procguard.fleet.registry import Registry
-from procguard.pace import give_way
 from procguard.portal import metrics_fleet
 from procguard.portal.logs import LogStore
 from procguard.portal.metrics_fleet import Family, label_set
 from procguard.portal.request_counts import RequestCounts
+from procguard.runtime.cooperative import give_way
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 REST_LINES = 500  # a family of more is worth a rest

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 
-from procguard.client import DEFAULT_URL
+from procguard.client.api import DEFAULT_URL
 from procguard.errors import ProcGuardError, UsageError
 from scripts.swarm import Behaviour, Delays, Summary, Swarm
 from scripts.swarm.behaviour import Step, read_script, seconds

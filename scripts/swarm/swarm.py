@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from procguard.client import DEFAULT_URL, ManagerClient
+from procguard.client.api import DEFAULT_URL, ManagerClient
 from procguard.errors import Conflict, NotFound, ProcGuardError, UsageError
 from remote_agent import protocol
 from scripts.swarm.behaviour import AGENT_ACTIONS, WORKER_ACTIONS, Behaviour

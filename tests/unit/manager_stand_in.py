@@ -7,8 +7,8 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
-from procguard import daemon
 from procguard.config import schema
+from procguard.manager import daemon
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from procguard import tables
+from procguard.console import tables
 from remote_agent import protocol
 from tests import fake_manager
 from tests.server_process import RunningServer

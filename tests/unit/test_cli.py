@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 from invoke import Context
 
-from procguard import cli, tables
+from procguard import cli
 from procguard.cli_task import OptionGroup, operator_task, option
+from procguard.console import tables
 from tests import fake_manager
 from tests.fake_manager import FakeManager
 

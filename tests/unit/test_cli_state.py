@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from invoke import Context
 
-from procguard import cli, cli_state, daemon
+from procguard import cli, cli_state
 from procguard.config import schema
 from procguard.fleet.clock import Now
 from procguard.fleet.events import EventLog
@@ -21,6 +21,7 @@ from procguard.fleet.registry import Registry
 from procguard.fleet.settings import FleetSettings
 from procguard.fleet.state import events_path
 from procguard.fleet.store import open_store
+from procguard.manager import daemon
 from tests.unit.store_rig import KINDS, loaded
 
 WALL = 1_790_000_000.0

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from procguard.coming_up import Patience
+from procguard.client.coming_up import Patience
 from procguard.deploy import bundle, show
 from procguard.deploy.deployer import Deployer, Options, manager_candidates
 from procguard.deploy.heard import Heard, known_recovery

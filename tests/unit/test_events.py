@@ -198,7 +198,7 @@ def test_every_kind_of_event_has_its_words() -> None:
 
     root = Path(__file__).parents[2]
     code = "\n".join(path.read_text(encoding="utf-8") for path in (root / "procguard" / "fleet").rglob("*.py"))
-    code += (root / "procguard" / "manager.py").read_text(encoding="utf-8")
+    code += (root / "procguard" / "manager" / "app.py").read_text(encoding="utf-8")
     kinds = set(re.findall(r'(?:event_log\.add|_event)\(\s*"([a-z_]+)"', code))
     assert len(kinds) > 25
     of_the_audit = {"credentials", "deploy", "token"}  # whose English reason is all there is

@@ -20,8 +20,9 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
-from procguard import authority, local_manager, tls
-from procguard.client import ManagerClient, from_environment
+from procguard import authority, tls
+from procguard.client import discovery
+from procguard.client.api import ManagerClient, from_environment
 from procguard.config import schema
 from procguard.config.schema import Tls
 from procguard.errors import ConfigError, ManagerUnreachable, ProcGuardError, UsageError
@@ -357,15 +358,15 @@ def test_the_tools_take_a_ca_and_say_what_is_wrong_with_another(server: RunningS
 
 
 def test_tools_of_the_same_user_find_an_https_manager_of_this_machine_by_themselves(server: RunningServer) -> None:
-    local_manager.announce(server.port, url_of(server, "localhost"), str(server.directory / "tls" / "ca.pem"))
+    discovery.announce(server.port, url_of(server, "localhost"), str(server.directory / "tls" / "ca.pem"))
     try:
         client = from_environment({"PROCGUARD_MANAGER_URL": url_of(server)})
         assert client.hosts()["hosts"]
         assert trust_for(url_of(server), "").ca == ca_of(server)
-        assert local_manager.find(f"https://192.0.2.1:{server.port}") is None  # another machine's
+        assert discovery.find(f"https://192.0.2.1:{server.port}") is None  # another machine's
     finally:
-        local_manager.withdraw(server.port)
-    assert local_manager.find(url_of(server)) is None
+        discovery.withdraw(server.port)
+    assert discovery.find(url_of(server)) is None
 
 
 def test_a_launcher_takes_a_file_or_a_fingerprint(server: RunningServer, tmp_path: Path) -> None:
@@ -457,8 +458,8 @@ def test_tools_find_a_manager_of_this_machine_though_another_user_took_its_place
         one.mkdir()
     (shared[0] / f"procguard-{os.getuid()}").write_text("squatted")
     monkeypatch.setattr(paths, "SHARED", tuple(map(str, shared)))
-    local_manager.announce(1234, "https://localhost:1234", "/ca.pem")
-    found = local_manager.find("https://127.0.0.1:1234")
+    discovery.announce(1234, "https://localhost:1234", "/ca.pem")
+    found = discovery.find("https://127.0.0.1:1234")
     assert found is not None and found.ca_file == "/ca.pem"
-    local_manager.withdraw(1234)
-    assert local_manager.find("https://127.0.0.1:1234") is None and not list(shared[1].iterdir())
+    discovery.withdraw(1234)
+    assert discovery.find("https://127.0.0.1:1234") is None and not list(shared[1].iterdir())

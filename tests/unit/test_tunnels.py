@@ -17,10 +17,10 @@ from procguard.deploy.tunnel_client import TunnelProcess
 from procguard.deploy.tunnel_process import LAST_RETRY_S, retry_delay_s
 from procguard.errors import Conflict, NotFound, Refused
 from procguard.fleet.records import AgentRecord
+from procguard.manager.tunnels import Tunnels
 from procguard.portal.agents_listener import AgentsOnly, application
 from procguard.portal.logs import LogStore
 from procguard.portal.sessions import COOKIE
-from procguard.tunnels import Tunnels
 from remote_agent.protocol import secret_sha256
 from tests.unit.fleet_world import World
 from tests.unit.test_auth import Desk

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from procguard import daemon, main
+from procguard import main
 from procguard.config import schema, state_places
+from procguard.manager import daemon
 
 EXAMPLE = Path(__file__).resolve().parents[3] / "configs" / "procguard_config.yaml"
 

@@ -1,0 +1,91 @@
+"""Styled text for the operator's terminal: the template and its markup are ours, what is filled in is anybody's.
+
+`CleanConsole` takes a str as it stands, never as markup, and cleans every piece of text that it renders; only styles
+steer the terminal. Knows rich and nothing else of ours but terminal.py.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from rich import box
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.table import Table
+from rich.text import Text
+
+from procguard.console import terminal
+
+WIDTH_WITHOUT_TERMINAL = 200
+
+
+def styled(template: str, *values: object) -> Text:
+    """`styled("[blue]{}[/] {:<11}", host, state)`: values are text of one line, or Text that is styled already. None of
+    them is ever read as markup."""
+    made, given = Text(), iter(values)
+    for piece, spec in _pieces(template):
+        if spec is None:
+            made.append_text(piece)
+            continue
+        value = next(given)
+        filled = value.copy() if isinstance(value, Text) else Text(format(terminal.line(value), spec))
+        for span in piece.spans:
+            filled.stylize_before(span.style)
+        made.append_text(filled)
+    return made
+
+
+@functools.lru_cache(maxsize=256)
+def _pieces(template: str) -> tuple[tuple[Text, str | None], ...]:
+    """The template in pieces: (text, None), or for a `{}` (a text with its styles, how to format it)."""
+    whole = Text.from_markup(template, emoji=False)
+    found: list[tuple[Text, str | None]] = []
+    position = 0
+    for field in re.finditer(r"\{(?::([^{}]*))?\}", whole.plain):
+        found += [(whole[position : field.start()], None), (whole[field.start() : field.end()], field[1] or "")]
+        position = field.end()
+    return (*found, (whole[position:], None))
+
+
+def joined(parts: Iterable[str | Text], by: str = "") -> Text:
+    return Text(by).join(one if isinstance(one, Text) else Text(terminal.line(one)) for one in parts)
+
+
+class CleanConsole(Console):
+    """See the module. Writes to the stream itself: its own colours are no text."""
+
+    def __init__(self, stderr: bool = False, **options: Any) -> None:
+        options.setdefault("file", terminal.raw(sys.stderr if stderr else sys.stdout))
+        super().__init__(markup=False, emoji=False, highlight=False, soft_wrap=True, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """A str that is printed, or stands in a cell, is text of one line."""
+        style = options.get("style") or ""
+        return Text(terminal.line(text), style, justify=options.get("justify"), overflow=options.get("overflow"))
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(terminal.clean(segment.text), segment.style)
+
+
+def console(stderr: bool = False) -> CleanConsole:
+    """Wide where nobody looks: a table in a file or a pipe is not cut to 80 columns."""
+    made = CleanConsole(stderr)
+    return made if made.is_terminal else CleanConsole(stderr, width=WIDTH_WITHOUT_TERMINAL)
+
+
+class PlainTable(Table):
+    """A table whose cells are text of one line, or Text that is styled already. A pipe can read it too: no frame."""
+
+    def __init__(self, *columns: str, wrapped: Iterable[str] = ()) -> None:
+        super().__init__(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+        for column in columns:
+            self.add_column(column, no_wrap=column not in wrapped)
+
+    def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
+        made = (one if isinstance(one, Text) else Text(terminal.line("" if one is None else one)) for one in cells)
+        super().add_row(*made, **options)

@@ -1,0 +1,377 @@
+"""The manager's rooms wired together: state, registry, monitor, failure handler, SSH helper, logs, WebMonitor.
+
+Owns the order of starting and ending, and the one loop that ticks. Decides nothing itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import logging.handlers
+import os
+import shlex
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+import gevent.event
+
+from procguard import __version__
+from procguard.client import discovery
+from procguard.config.schema import Config
+from procguard.console import log_format
+from procguard.deploy.ssh_client import Result, SshHelper
+from procguard.deploy.tunnel_client import TunnelProcess
+from procguard.errors import ProcGuardError
+from procguard.fleet import clock
+from procguard.fleet.agent_care import AgentCare, Op
+from procguard.fleet.events import Event, EventBounds, EventLog
+from procguard.fleet.failure_handler import FailureHandler
+from procguard.fleet.measurement_files import MeasurementFiles
+from procguard.fleet.measurements import Measurements
+from procguard.fleet.monitor import LOST_AFTER_S, SUSPECT_AFTER_S, ProcessMonitor
+from procguard.fleet.records import AgentRecord
+from procguard.fleet.recovery import Look
+from procguard.fleet.registry import Registry
+from procguard.fleet.settings import FleetSettings
+from procguard.fleet.state import events_path
+from procguard.fleet.store import open_store
+from procguard.fleet.store.appendlog import NotDurable
+from procguard.manager import daemon
+from procguard.manager.liveness import DeadMan
+from procguard.manager.loops import measurements, operations
+from procguard.manager.tunnels import Tunnels
+from procguard.notify.notifier import Notifier
+from procguard.portal.api_access import new_token
+from procguard.portal.logs import LogStore
+from procguard.portal.web_monitor import WebMonitor
+from procguard.runtime import interpreter
+from procguard.runtime.gc_policy import Collector
+from remote_agent import protocol
+
+SAVE_EVERY_S = 60.0
+LOGS_KEPT = 3
+ROUND_LATE_S = 30.0  # a monitoring round this late: the dead man's switch is let go
+TICK_GAP_S = 0.03  # thousands of hosts may be lost at once: what comes together is judged together
+SSH_DEADLINE_S = 30.0
+
+log = logging.getLogger("procguard.manager.app")
+
+
+def fleet_settings(config: Config) -> FleetSettings:
+    return FleetSettings(
+        tick_s=config.monitoring.interval,
+        heartbeat_timeout_s=config.monitoring.heartbeat_timeout,
+        zombie_detection=config.monitoring.zombie_detection,
+        cpu_threshold_percent=config.monitoring.cpu_threshold,
+        memory_threshold_percent=config.monitoring.memory_threshold,
+        enable_auto_recovery=config.recovery.enable_auto_recovery,
+        stop_all_on_failure=config.recovery.stop_all_on_failure,
+        task_reassignment=config.recovery.task_reassignment,
+        recovery_timeout_s=config.recovery.recovery_timeout,
+        max_recovery_attempts=config.recovery.max_recovery_attempts,
+        keep_local_bytes=config.logs.keep_local,
+        keep_attempts=config.logs.keep_attempts,
+        pending_launchers=config.web.limits.pending_launchers,
+        groups=config.groups,
+    )
+
+
+def event_bounds(config: Config) -> EventBounds:
+    return EventBounds(config.events.keep, config.events.keep_on_disk)
+
+
+def measurements_path(state_file: str) -> str:
+    """The folder beside the state: data/procguard_state.yaml -> data/procguard_state.measurements."""
+    return os.path.splitext(os.path.abspath(state_file))[0] + ".measurements"
+
+
+class Manager:
+    """One running manager. `run` returns when it was told to end; `lock` is the right to this state."""
+
+    def __init__(self, config: Config, lock: daemon.StateLock) -> None:
+        self._config = config
+        self._lock = lock
+        self._ending = gevent.event.Event()
+        self._tick_now = gevent.event.Event()
+        self._round_at = clock.read().monotonic
+        now = clock.read()
+        settings = fleet_settings(config)
+        self._garbage = Collector()
+        self._garbage.start()  # else a large state is looked through again and again while it is read
+        store = open_store(config.state.state_file, auto_save=config.state.auto_save, run_blocking=_in_thread_pool)
+        events = EventLog(events_path(config.state.state_file), _in_thread_pool, event_bounds(config))
+        events.on_event(_log_event)
+        self.notifier = Notifier(config.notifications, lambda: self.registry.fleet_id, self._portal_url)
+        events.on_event(self.notifier.take)
+        self.registry = Registry(store, events, settings, now)
+        self.monitor = ProcessMonitor(self.registry, settings, now)
+        self.ssh = SshHelper()
+        self.tunnels = Tunnels(self.registry, TunnelProcess)
+        self.failures = FailureHandler(
+            self.registry,
+            monitor=self.monitor,
+            settings=settings,
+            look=self._look,
+            spawn=gevent.spawn,
+            read_clock=clock.read,
+            manager_urls=self._manager_urls,
+        )
+        self.care = AgentCare(
+            self.registry, hands=self._care_for, spawn=gevent.spawn, pause=gevent.sleep, read_clock=clock.read
+        )
+        self.registry.show_recoveries(self.failures.recoveries)
+        self.registry.on_poll_lost(self._tick_soon)
+        logs = LogStore(
+            os.path.join(config.state_directory, "logs"),
+            config.logs.keep_attempts,
+            keep_per_worker=config.logs.keep_per_worker,
+            keep_in_all=config.logs.keep_in_all,
+        )
+        self.measurements = Measurements()
+        self.measurement_files = MeasurementFiles(measurements_path(config.state.state_file))
+        self.web = WebMonitor(
+            config,
+            self.registry,
+            logs,
+            self.ssh,
+            self.notifier,
+            tunnels=self.tunnels,
+            care=self.care,
+            measurements=self.measurements,
+            run_blocking=_in_thread_pool,
+        )
+
+    def _manager_urls(self) -> list[str]:
+        return self.web.manager_urls()  # made after those who ask
+
+    def _portal_url(self) -> str:
+        """For links in messages: an address that people elsewhere can open, "" where there is no portal."""
+        return self.web.manager_urls()[0] if self._config.web.enabled and self.web.manager_urls() else ""
+
+    def _first_token(self) -> str:
+        """Without web.trust_local nobody could make the first operator's token: it is made here, into a private file.
+
+        Returns the file's path, "" where there is nothing to do. It is revoked like any other.
+        """
+        tokens, now = self.registry.tokens, clock.read()
+        usable = [token for token in tokens.all() if token.scope == "operator" and not tokens.usable(token, now)]
+        if self._config.web.trust_local or usable:
+            return ""
+        token, path = new_token(), os.path.join(self._config.state_directory, "operator.token")
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)  # whoever may read an earlier one, or has it open, gets nothing of this one
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            file.write(token + "\n")
+        tokens.add("operator", "first", protocol.secret_sha256(token), "manager", now)
+        return path
+
+    def run(self) -> int:
+        """Serve until a signal ends it. The address is printed once it answers."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            gevent.signal_handler(number, self._ending.set)
+        self._garbage.start()  # looked for once the fleet has returned
+        try:
+            self.web.start()
+            self.tunnels.start(self.web.agents_port)
+            self.notifier.start()
+            self._lock.announce(self.web.url)
+            if self.web.ca_file:
+                discovery.announce(self.web.port, self.web.url, self.web.ca_file)
+            self._greet()
+            loops: list[gevent.Greenlet[..., object]] = [
+                gevent.spawn(self._loop),
+                gevent.spawn(operations.drive, self.registry.operations),
+                gevent.spawn(measurements.drive, self.measurements, self.measurement_files, self.registry),
+            ]
+            monitoring = self._config.monitoring
+            if monitoring.dead_man_url:
+                dead_man = DeadMan(monitoring.dead_man_url, monitoring.dead_man_interval, self._is_alive)
+                loops.append(gevent.spawn(dead_man.run))
+            self._ending.wait()
+            log.info("ending")
+            gevent.killall(loops)
+        finally:
+            if self.web.ca_file:
+                discovery.withdraw(self.web.port)
+            self.web.stop()
+            self.tunnels.stop()
+            self.notifier.stop()
+            self.ssh.close()
+            self.measurement_files.close()
+            self.registry.close()
+            self._lock.release()
+        return 0
+
+    def _tick_soon(self, _agent_id: str) -> None:
+        """A lost connection is judged as soon as it may be, not at the next interval."""
+        for after_s in (SUSPECT_AFTER_S, LOST_AFTER_S):
+            gevent.spawn_later(after_s + 0.005, self._tick_now.set)
+
+    def _is_alive(self) -> bool:
+        """Whether the loop below has come round lately."""
+        return clock.read().monotonic - self._round_at < ROUND_LATE_S + self._config.monitoring.interval
+
+    def _loop(self) -> None:
+        unheard_due = True
+        disk_refuses = False
+        saved_at = clock.read().monotonic
+        refused = ""
+        while True:
+            due_s = max(TICK_GAP_S, self.failures.due_in_s(clock.read()))
+            self._tick_now.wait(min(self._config.monitoring.interval, due_s))
+            self._tick_now.clear()
+            now = clock.read()
+            self._round_at = now.monotonic
+            try:
+                self._keep_state_in_place(now)
+                if unheard_due and not self.monitor.in_grace(now):
+                    unheard_due = False
+                    self._garbage.start()
+                    self.failures.look_for_the_unheard(now)
+                self.failures.tick(now)
+                self.registry.gangs.tick(now)
+                self.registry.enrolment.expire(now)
+                self._probe_for_the_brake(now)
+                if not unheard_due:
+                    self._garbage.look(now.monotonic)
+                if disk_refuses:
+                    disk_refuses = False
+                    self.registry.event_log.add("durable_again", now, reason="the disk takes it again", actor="manager")
+                if now.monotonic - saved_at > SAVE_EVERY_S:
+                    saved_at = now.monotonic
+                    self.registry.enrolment.forget_the_ended(now)
+                    self.registry.save()
+                refused = ""
+            except ProcGuardError as exc:  # the disk refused; the next round tries again
+                if str(exc) != refused:
+                    log.error("%s", exc)
+                refused = str(exc)
+                if isinstance(exc, NotDurable) and not disk_refuses:  # told once; written when the disk takes it again
+                    disk_refuses = True
+                    self.registry.event_log.add("not_durable", now, reason=exc.message, actor="manager")
+            except Exception:  # a mistake in one round must not end all supervision
+                log.exception("a monitoring round failed; the next one goes on")
+            gevent.sleep(TICK_GAP_S)
+
+    def _keep_state_in_place(self, now: clock.Now) -> None:
+        """Raises ProcGuardError while the state's files are gone and could not be written again."""
+        if self.registry.displaced:
+            self._lock.renew()
+        try:
+            self.registry.keep_in_place(now)
+        except ProcGuardError as exc:
+            if exc.code == "another_state":
+                self._lock.let_go()
+            raise
+
+    def _probe_for_the_brake(self, now: clock.Now) -> None:
+        """While the brake is on: does SSH to other hosts work? It is only tried; nothing is started."""
+        agent = self.monitor.brake_probe(now)
+        if agent is None:
+            return
+
+        def probe() -> None:
+            result = self.ssh.check(agent.host, agent.ssh, SSH_DEADLINE_S)
+            self.monitor.ssh_answered(result.ok, f"{agent.host}: {result.message}")
+
+        gevent.spawn(probe)
+
+    def _look(self, agent: AgentRecord, replace_frozen: bool) -> Look:
+        result = self.ssh.ensure_agent(
+            agent.host,
+            agent.ssh,
+            home=agent.procguard_home,
+            fleet_id=self.registry.fleet_id,
+            replace_frozen=replace_frozen,
+            manager=self.web.for_agents(local=bool(agent.ssh.get("local"))),
+            deadline_s=SSH_DEADLINE_S,
+        )
+        if result.ok:
+            self.tunnels.kick(agent.agent_id)
+        addresses = result.addresses
+        told, no_way = tuple(addresses.get("told") or ()), bool(addresses.get("unreached"))
+        return Look(result.ok, result.agent, result.message, told, no_way)
+
+    def _care_for(self, op: Op, agent: AgentRecord, deadline_s: float, max_bytes: int = 0) -> Result:
+        return self.ssh.care(
+            op,
+            agent.host,
+            agent.ssh,
+            home=agent.procguard_home,
+            fleet_id=self.registry.fleet_id,
+            deadline_s=deadline_s,
+            max_bytes=max_bytes,
+        )
+
+    def _greet(self) -> None:
+        config = self._config
+        print(f"ProcGuard {__version__} is running (pid {os.getpid()}); Ctrl-C ends it, the workers run on", flush=True)
+        what = "portal" if config.web.enabled else "API   "
+        print(f"  {what}  {self.web.url}", flush=True)
+        if config.communication.adapter_type == "zmq":
+            own = config.communication.adapter_config
+            print(f"  zmq     {own.host}, ports {own.port_base} and {own.port_base + 1}", flush=True)
+        print(f"  state   {config.state.state_file}", flush=True)
+        print(f"  log     {config.logging.file}", flush=True)
+        if self.web.ca_file:
+            print(f"  CA      {self.web.ca_file} ({self.web.pinned().fingerprint})", flush=True)
+            curl = shlex.join(["curl", "--cacert", self.web.ca_file, f"{self.web.url}/api/remote-workers"])
+            print(f"  try     {curl}", flush=True)
+        token_file = self._first_token()
+        if token_file:
+            print(f"  token   {token_file} (web.trust_local is false; PROCGUARD_TOKEN takes it)", flush=True)
+        for note in (*self.registry.notes, *interpreter.known_holes()):
+            print(f"  note    {note}", flush=True)
+            log.warning("%s", note)
+        log.info("running url=%s fleet=%s state=%s", self.web.url, self.registry.fleet_id, config.state.state_file)
+
+
+class PrivateLog(logging.handlers.RotatingFileHandler):
+    """A log that its owner alone can read, whatever the umask is; also one that an earlier release left open."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        for number in range(1, self.backupCount + 1):
+            with contextlib.suppress(OSError):
+                os.chmod(f"{self.baseFilename}.{number}", 0o600)
+
+    def _open(self) -> Any:
+        name, mode = self.baseFilename, self.mode
+        file = open(name, mode, encoding=self.encoding, errors=self.errors, opener=daemon.private)  # noqa: SIM115
+        os.fchmod(file.fileno(), 0o600)
+        return file
+
+
+def set_up_logging(config: Config) -> None:
+    """The manager's log: bounded, in the shape the configuration gives."""
+    try:
+        os.makedirs(os.path.dirname(config.logging.file), mode=0o700, exist_ok=True)
+        handler = PrivateLog(config.logging.file, maxBytes=20_000_000, backupCount=LOGS_KEPT, encoding="utf-8")
+    except OSError as exc:
+        raise ProcGuardError(
+            f"logging.file: cannot write {config.logging.file} ({exc.strerror})",
+            "choose another: --set logging.file=PATH",
+        ) from exc
+    handler.setFormatter(log_format.Formatter(config.logging.format))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(config.logging.level)
+    logging.getLogger("paramiko").setLevel(logging.WARNING)
+    log_format.report_greenlets_to(log, gevent.get_hub())
+
+
+def _in_thread_pool(task: Callable[[], None]) -> None:
+    """Blocking disk work, off the event loop."""
+    gevent.get_hub().threadpool.apply(task)
+
+
+def _log_event(event: Event) -> None:
+    shown = {
+        key: value
+        for key, value in event.items()
+        if value is not None and key not in ("seq", "at", "reason", "kind", "evidence")
+    }
+    fields = " ".join(f"{key}={value}" for key, value in shown.items())
+    log.info("%s %s: %s", event["kind"], fields, event["reason"])

@@ -1,0 +1,24 @@
+"""`python -m procguard.main` with a Python that lacks our packages: hand over to the script that has them.
+
+Runs before anything is imported, so it knows nothing but paths. Standard library only.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+
+def hand_over(script: str, argv: Sequence[str], missing: str) -> NoReturn:
+    """Become `./<script> argv…`, which sets .venv up where it is missing. Exits with a line where that can't help."""
+    path = os.path.join(ROOT, script)
+    in_own_venv = os.path.realpath(sys.prefix) == os.path.realpath(os.path.join(ROOT, ".venv"))
+    if in_own_venv or not os.path.isfile(path):
+        sys.exit(
+            f"procguard: this Python ({sys.executable}) has no {missing}; install requirements/runtime.lock into it"
+        )
+    os.execv(path, [path, *argv])  # noqa: S606 - the point: this process becomes the script

@@ -1,0 +1,361 @@
+"""./start_manager.sh --demo: a manager, this machine as a local host and three example workers, in a world of its own.
+
+Owns one folder (~/.cache/procguard-demo) that it makes and removes, and everything it starts: Ctrl-C or SIGTERM ends
+workers, runners, agent and manager. Uses the real manager, deployer and installer as separate programs and knows
+nothing of their insides; never touches ~/.procguard or another manager's state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import glob
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, TextIO
+
+from procguard.client.api import ManagerClient
+from procguard.config import schema
+from procguard.errors import Conflict, ProcGuardError
+from procguard.manager import daemon
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+INVENTORY = os.path.join(ROOT, "inventory", "demo.yaml")
+INSTALLER = os.path.join(ROOT, "remote_agent", "install.py")
+DEFAULT_PORT = 5000
+READY_TIMEOUT_S = 30.0
+DEPLOY_TIMEOUT_S = 120.0
+RUNNING_TIMEOUT_S = 60.0
+END_TIMEOUT_S = 60.0
+DEPLOYER = """
+import sys
+from procguard import cli
+from procguard.deploy import connector, deployer, inventory, show
+if sys.stdin.readline():
+    cli.main(["procguard", "deploy", "--hosts", sys.argv[1]])
+"""
+WHAT_THEY_DO = {
+    "train-tiny": "trains a tiny model; its progress is in its log",
+    "web-api": "serves http, with a health check",
+    "flaky": "crashes every 20 to 60 s and is restarted",
+}
+
+
+def run(args_port: int | None, args_host: str | None) -> int:
+    """Run the demo until Ctrl-C. 0: it ran and everything ended; 1: something did not start or did not end."""
+    ending = Ending()
+    before = {number: signal.signal(number, ending.tell) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        with _own_folder(default_folder()) as folder:
+            return Demo(folder, args_host or "127.0.0.1", args_port, ending).run()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def default_folder() -> str:
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return os.path.join(cache, "procguard-demo")
+
+
+class Ending:
+    """Whether a signal told us to end. A plain flag: a handler that takes a lock can meet the one it interrupted."""
+
+    def __init__(self) -> None:
+        self.told = False
+
+    def tell(self, *_signal: object) -> None:
+        self.told = True
+
+    def wait(self, timeout_s: float) -> bool:
+        time.sleep(timeout_s)
+        return self.told
+
+
+class Demo:
+    """One run of the demo in `folder`, which this process holds for itself."""
+
+    def __init__(self, folder: str, host: str, port: int | None, ending: Ending) -> None:
+        self._folder = folder
+        self._home = os.path.join(folder, "home")
+        self._host = host
+        self._wanted_port = port
+        self._ending = ending
+        self._manager: subprocess.Popen[bytes] | None = None
+        self._deployment: subprocess.Popen[bytes] | None = None
+
+    def run(self) -> int:
+        if self._left_from_before():
+            _say("ending what an earlier demo left")
+            self._end()
+        well = False
+        try:
+            well = self._start() and self._watch()
+        finally:
+            _say("ending the demo: manager, workers, agent")
+            ended = self._end()
+        if ended:
+            _say("ended; nothing of it is left")
+        return 0 if well and ended else 1
+
+    # ---------------------------------------------------------------------------------------------- starting
+
+    def _start(self) -> bool:
+        """Manager, then deployment, then all workers running. False when told to end meanwhile, or something failed."""
+        port = choose_port(self._host, self._wanted_port)
+        self._settings = schema.load(None, self._overrides(), self._host, port)
+        environment = self._environment(daemon.address(self._settings))
+        os.makedirs(self._settings.state_directory, mode=0o700, exist_ok=True)
+        _say("starting the manager …")
+        self._start_manager(environment)
+        self._prepare_deployment(environment)
+        if not self._wait(self._manager_ready, READY_TIMEOUT_S):
+            return self._failed("the manager does not answer", self._manager_output())
+        _say("deploying three example workers to this machine …")
+        return self._deploy() and self._await_workers()
+
+    def _overrides(self) -> list[str]:
+        paths = {
+            "state.state_file": os.path.join(self._folder, "state", "fleet.yaml"),
+            "logging.file": os.path.join(self._folder, "state", "procguard.log"),
+        }
+        return [f"{key}={json.dumps(path)}" for key, path in paths.items()]  # quoted: a path may mean something in YAML
+
+    def _environment(self, url: str) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("PROCGUARD_")}
+        if "PROCGUARD_CI_MARK" in os.environ:  # by it a test run finds what it left behind
+            kept["PROCGUARD_CI_MARK"] = os.environ["PROCGUARD_CI_MARK"]
+        return kept | {
+            "PROCGUARD_HOME": self._home,
+            "PROCGUARD_MANAGER_URL": url,
+            "PROCGUARD_DEMO_DATA": os.path.join(self._folder, "data"),
+            "PROCGUARD_DEMO_HTTP_PORT": str(free_port("127.0.0.1")),
+        }
+
+    def _start_manager(self, environment: dict[str, str]) -> None:
+        words = daemon.module_command("procguard.main")
+        for override in self._overrides():
+            words += ["--set", override]
+        words += ["--host", self._host, "--port", str(self._settings.web.port)]
+        with open(self._output_path(), "ab", opener=daemon.private) as output:
+            # A session of its own: Ctrl-C reaches only this process, which ends things in the right order.
+            self._manager = subprocess.Popen(
+                words, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            )
+
+    def _manager_ready(self) -> bool:
+        if self._manager is not None and self._manager.poll() is not None:
+            raise ProcGuardError(
+                f"the demo's manager ended with exit code {self._manager.returncode}: {self._manager_output()}"
+            )
+        return daemon.is_ready(daemon.address(self._settings))
+
+    def _prepare_deployment(self, environment: dict[str, str]) -> None:
+        """The deployer as a process that has imported everything and waits for a word: it does so while the manager
+        starts. Should we die first, its stdin ends and it deploys nothing."""
+        with open(os.path.join(self._folder, "deploy.out"), "wb", opener=daemon.private) as output:
+            self._deployment = subprocess.Popen(
+                [*daemon.python_command(), "-c", DEPLOYER, INVENTORY],
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    def _deploy(self) -> bool:
+        deployment = self._deployment
+        assert deployment is not None and deployment.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has failed already: its exit code says so
+            deployment.stdin.write(b"deploy\n")
+            deployment.stdin.close()
+        if self._wait(lambda: deployment.poll() is not None, DEPLOY_TIMEOUT_S) and deployment.returncode == 0:
+            return True
+        return self._failed(
+            "the example workers could not be deployed", _tail(os.path.join(self._folder, "deploy.out"))
+        )
+
+    def _await_workers(self) -> bool:
+        self._client = ManagerClient(daemon.address(self._settings))
+        if not self._wait(lambda: all(one["state"] == "running" for one in self._workers()), RUNNING_TIMEOUT_S):
+            states = "\n".join(f"{one['worker_id']}: {one['state']} ({one['reason']})" for one in self._workers())
+            return self._failed("not all example workers are running", states)
+        self._greet()
+        return True
+
+    def _workers(self) -> list[dict[str, Any]]:
+        """The example workers as the manager sees them; those it does not know yet count as not running."""
+        known = {one["worker_id"]: one for one in self._client.workers()}
+        return [
+            known.get(name, {"worker_id": name, "state": "unknown", "reason": "not heard yet"}) for name in WHAT_THEY_DO
+        ]
+
+    def _greet(self) -> None:
+        url = daemon.address(self._settings)
+        _say(f"\nProcGuard demo: {url}\n")
+        for one in self._workers():
+            _say(f"  {one['worker_id']:11} {one['state']:8} pid {one['pid']:<8} {WHAT_THEY_DO[one['worker_id']]}")
+        _say(f"\nTry: kill -9 {self._workers()[0]['pid']}   and watch it come back in the portal")
+        _say(f"     curl {url}/api/remote-workers/train-tiny/logs")
+        _say("Ctrl-C ends everything and removes it.")
+
+    def _watch(self) -> bool:
+        """Until told to end; False when the manager ended by itself."""
+        assert self._manager is not None
+        while not self._ending.wait(0.2):
+            if self._manager.poll() is not None:
+                return self._failed(f"the manager ended (exit code {self._manager.returncode})", self._manager_output())
+        return True
+
+    # ------------------------------------------------------------------------------------------------ ending
+
+    def _left_from_before(self) -> bool:
+        return os.path.isdir(self._home) or os.path.isdir(os.path.join(self._folder, "state"))
+
+    def _end(self) -> bool:
+        """The manager first, or it would bring the agent back; then each agent with its workers; then the folder."""
+        if self._deployment is not None and self._deployment.poll() is None:
+            self._deployment.terminate()
+            self._deployment.wait()
+        well = self._end_manager()
+        for path in glob.glob(os.path.join(glob.escape(self._home), "*", "*", "agent.json")):
+            well = self._uninstall(os.path.dirname(path)) and well
+        if well:
+            for name in os.listdir(self._folder):
+                _remove(os.path.join(self._folder, name))
+        return well
+
+    def _end_manager(self) -> bool:
+        if self._manager is not None:
+            manager, self._manager = self._manager, None
+            manager.terminate()
+            try:
+                manager.wait(END_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                manager.kill()
+                manager.wait()
+            return True
+        settings = schema.load(None, self._overrides())
+        with contextlib.redirect_stdout(None):
+            return daemon.find(settings) is None or daemon.stop(settings) == 0
+
+    def _uninstall(self, agent_dir: str) -> bool:
+        words = [sys.executable, "-I", INSTALLER, "uninstall", "--dir", agent_dir]
+        try:
+            done = subprocess.run(words, capture_output=True, text=True, timeout=END_TIMEOUT_S, check=False)
+        except subprocess.TimeoutExpired:
+            return self._failed(f"the agent in {agent_dir} does not end", "end it by hand: " + " ".join(words))
+        if done.returncode != 0:
+            return self._failed(f"the agent in {agent_dir} could not be ended", done.stdout + done.stderr)
+        return True
+
+    # ----------------------------------------------------------------------------------------------- helpers
+
+    def _wait(self, reached: Callable[[], bool], timeout_s: float) -> bool:
+        """True once `reached()`; False after `timeout_s` or when told to end."""
+        deadline = time.monotonic() + timeout_s
+        while not reached():
+            if time.monotonic() > deadline or self._ending.wait(0.05):
+                return False
+        return not self._ending.told
+
+    def _failed(self, what: str, details: str) -> bool:
+        if not self._ending.told:  # told to end in the middle of starting is no failure to explain
+            _say(f"procguard: {what}\n{details.rstrip()}", sys.stderr)
+        return False
+
+    def _output_path(self) -> str:
+        return os.path.join(self._settings.state_directory, "manager.out")
+
+    def _manager_output(self) -> str:
+        return _tail(self._output_path())
+
+
+# ------------------------------------------------------------------------------------------------------------ ports
+
+
+def choose_port(host: str, wanted: int | None) -> int:
+    """`wanted`, which must be free; else 5000, or the next free one, saying so."""
+    if wanted is not None:
+        if wanted and not _is_free(host, wanted):
+            raise Conflict(f"port {wanted} is taken on {host}", "choose another with --port, or leave it out")
+        return wanted or free_port(host)
+    for port in range(DEFAULT_PORT, DEFAULT_PORT + 50):
+        if _is_free(host, port):
+            if port != DEFAULT_PORT:
+                _say(f"port {DEFAULT_PORT} is taken; using {port}")
+            return port
+    return free_port(host)
+
+
+def free_port(host: str) -> int:
+    with contextlib.closing(_bound(host, 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def _is_free(host: str, port: int) -> bool:
+    try:
+        _bound(host, port).close()
+    except OSError:
+        return False
+    return True
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    probe = socket.socket(family, kind, protocol)
+    try:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(address)
+    except OSError:
+        probe.close()
+        raise
+    return probe
+
+
+# ----------------------------------------------------------------------------------------------------------- folder
+
+
+@contextlib.contextmanager
+def _own_folder(folder: str) -> Any:
+    """The demo's folder, held by this process alone; removed at the end where it is empty."""
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            raise Conflict(f"the demo is already running in {folder}", "end it with Ctrl-C in its terminal") from exc
+        yield folder
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
+    finally:
+        os.close(held)
+
+
+def _remove(path: str) -> None:
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+
+def _tail(path: str, at_most_bytes: int = 8000) -> str:
+    with open(path, "rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - at_most_bytes))
+        return file.read().decode(errors="replace").rstrip()
+
+
+def _say(text: str, to: TextIO | None = None) -> None:
+    """To the person at the terminal; where that is gone, ending everything must go on all the same."""
+    with contextlib.suppress(OSError):
+        print(text, file=to or sys.stdout, flush=True)

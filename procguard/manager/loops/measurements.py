@@ -1,0 +1,29 @@
+"""The loop that samples what everybody measures, and has it written. Owns the moments; decides nothing."""
+
+from __future__ import annotations
+
+import logging
+
+import gevent
+
+from procguard.fleet import clock
+from procguard.fleet.measurement_files import MeasurementFiles
+from procguard.fleet.measurements import SAMPLE_S, Measurements
+from procguard.fleet.registry import Registry
+from procguard.runtime.cooperative import Pace
+
+log = logging.getLogger(__name__)
+
+
+def drive(measurements: Measurements, files: MeasurementFiles, registry: Registry) -> None:
+    """Never returns. What an earlier run left is read first, and both reading and writing happen in threads."""
+    pool, rest = gevent.get_hub().threadpool, Pace()
+    pool.apply(files.load, (measurements, clock.read().wall))
+    while True:
+        gevent.sleep(SAMPLE_S - clock.read().wall % SAMPLE_S)
+        try:
+            done = measurements.sample(registry, clock.read().wall, rest)
+            slots = {kind: dict(measurements.tables[kind].slots) for kind in {kind for kind, _, _ in done}}
+            pool.apply(files.append, (done, slots))
+        except Exception:  # a mistake in one sample must not end all of them
+            log.exception("a sample of the measurements failed; the next one goes on")

@@ -1,0 +1,35 @@
+"""The greenlet that carries operations on: at once when something ended, else once a second for what is late."""
+
+from __future__ import annotations
+
+import logging
+
+import gevent
+import gevent.event
+
+from procguard.errors import ProcGuardError
+from procguard.fleet import clock
+from procguard.fleet.operations import Operations
+from procguard.runtime.cooperative import give_way
+
+ROUND_S = 1.0
+COALESCE_S = 0.02  # what ends within this time makes room together: one commit for many
+
+log = logging.getLogger(__name__)
+
+
+def drive(operations: Operations) -> None:
+    """Runs until it is killed."""
+    wake = gevent.event.Event()
+    operations.on_wake(wake.set, give_way)
+    while True:
+        wake.wait(ROUND_S)
+        wake.clear()
+        try:
+            while operations.advance(clock.read()):
+                give_way()  # between two chunks everybody else gets a turn
+        except ProcGuardError as exc:  # the disk refused; the next round tries again
+            log.error("%s", exc)
+        except Exception:  # a mistake in one round must not end all operations
+            log.exception("a round of the operations failed; the next one goes on")
+        gevent.sleep(COALESCE_S)

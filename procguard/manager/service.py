@@ -1,0 +1,81 @@
+"""What starts the manager at boot and again when it dies: a systemd user unit where there is one, else cron.
+
+Owns the unit and the cron lines of one manager, told apart by its state; writes nothing else. How units and crontabs
+are written is the agent's keepalive.py.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+
+from procguard.config.schema import Config
+from procguard.errors import Conflict
+from remote_agent.keepalive import KeepAlive, systemd_quote
+
+
+class ManagerService(KeepAlive):
+    """`arguments`: of procguard.main, as the manager is to be started; run from `working_dir`."""
+
+    def __init__(self, config: Config, arguments: Sequence[str], working_dir: str) -> None:
+        super().__init__(config.state.state_file, sys.executable, "manager")
+        self._words = [sys.executable, "-m", "procguard.main", *arguments]
+        self._working_dir = working_dir
+        self.unit = f"procguard-manager-{self.tag}.service"
+
+    def _unit_text(self) -> str:
+        lines = (
+            "[Unit]",
+            f"Description=ProcGuard manager ({self.agent_dir})",
+            "",
+            "[Service]",
+            f"ExecStart={' '.join(systemd_quote(word) for word in self._words)}",
+            f"WorkingDirectory={self._working_dir.replace('%', '%%')}",
+            f"Environment={systemd_quote('PYTHONPATH=' + _package_root())}",
+            "Restart=always",
+            "RestartSec=3",
+            "",
+            "[Install]",
+            "WantedBy=default.target",
+            "",
+        )
+        return "\n".join(lines)
+
+    def _cron_lines(self) -> list[str]:
+        """Each minute: a manager that runs refuses a second one on its state, and nothing happens."""
+        words = [*self._words, "--daemon"]
+        command = f"cd {shlex.quote(self._working_dir)} && PYTHONPATH={shlex.quote(_package_root())} " + shlex.join(
+            words
+        )
+        command = command.replace("%", r"\%")
+        end = f">/dev/null 2>&1 # procguard:{self.tag} {self.label}"
+        return [f"@reboot {command} {end}", f"* * * * * {command} {end}"]
+
+
+def install(config: Config, arguments: Sequence[str]) -> str:
+    """Put it in place and start it; returns what it came to. Raises Conflict where neither systemd nor cron is here."""
+    service = ManagerService(config, arguments, os.getcwd())
+    kind, reason = service.choose("auto")
+    if kind == "none":
+        raise Conflict(f"nothing here can start the manager at boot ({reason})", "install cron, or start it yourself")
+    service.install(kind)
+    if kind == "systemd":
+        service.systemctl("restart")
+        return f"systemd user unit {service.unit}: enabled and started; systemctl --user status {service.unit}"
+    return f"cron starts it at boot and looks after it each minute ({reason}); it begins within a minute"
+
+
+def remove(config: Config) -> str:
+    """Take it away again. A manager that systemd runs is stopped by that; one of cron's runs on until --stop."""
+    service = ManagerService(config, [], os.getcwd())
+    was = service.installed()
+    if was == "systemd":
+        service.systemctl("stop")
+    service.remove()
+    return "there was none" if was == "none" else f"removed ({was})"
+
+
+def _package_root() -> str:
+    return os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))

@@ -1,0 +1,45 @@
+"""What `invoke status` and `invoke hosts` show at one glance."""
+
+from __future__ import annotations
+
+import io
+from datetime import datetime, timezone
+from typing import Any
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from procguard.console import tables
+
+NOW = datetime(2026, 11, 30, tzinfo=timezone.utc)
+
+
+def shown(table: Table) -> str:
+    console = Console(width=250, record=True, file=io.StringIO())
+    console.print(table)
+    return console.export_text()
+
+
+def exited(**exit_record: Any) -> dict[str, Any]:
+    return {"worker_id": "web", "state": "exited", "host": "h1", "last_exit": {"code": 0, **exit_record}}
+
+
+def test_a_command_that_went_into_the_background_is_not_ticked_off() -> None:
+    assert "✓ exited" in shown(tables.workers([exited()], NOW))
+    assert "! exited" in shown(tables.workers([exited(left=2, left_names=["nginx"])], NOW))
+
+
+@pytest.mark.parametrize(
+    ("trouble", "words"),
+    [
+        ("", ""),
+        ("space", "disk full (/data): nothing new starts"),
+        ("inodes", "no inodes left (/data)"),
+        ("io", "disk errors (/data)"),
+    ],
+)
+def test_a_host_whose_disk_refuses_writes_says_so(trouble: str, words: str) -> None:
+    host = {"host": "h1", "agent_state": "connected", "disk_trouble": trouble, "disk_path": "/data"}
+    text = shown(tables.hosts([host], NOW))
+    assert words in text and (bool(words) == ("/data" in text))

@@ -1,0 +1,138 @@
+"""The demo: three example workers through the real manager, deployer and installer, and nothing left afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from procguard.errors import Conflict
+from procguard.manager import demo
+from remote_agent import process_tree
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.slow
+
+REPOSITORY = Path(__file__).parents[3]
+
+
+def start(home: Path) -> subprocess.Popen[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("XDG_")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "procguard.main", "--demo", "--port", "0"],
+        env=environment | {"HOME": str(home), "PYTHONPATH": str(REPOSITORY)},
+        cwd=home,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def processes_in(folder: Path) -> list[str]:
+    """Everything that runs with `folder` in its command line or its environment's HOME."""
+    found = []
+    for pid in (name for name in os.listdir("/proc") if name.isdigit()):
+        try:
+            seen = Path(f"/proc/{pid}/cmdline").read_bytes() + Path(f"/proc/{pid}/environ").read_bytes()
+        except OSError:
+            continue
+        if str(folder).encode() in seen:
+            found.append(f"{pid} {seen[:200]!r}")
+    return found
+
+
+def get(url: str) -> Any:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return json.loads(answer.read())
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path
+    for line in processes_in(tmp_path):
+        found = process_tree.identity_of(int(line.split()[0]))
+        if found is not None:
+            process_tree.send_signal(found, signal.SIGKILL)
+
+
+@pytest.fixture
+def running(home: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    process = start(home)
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("Ctrl-C ends"):
+            break
+    url = next((line.split()[-1] for line in lines if line.startswith("ProcGuard demo: ")), "")
+    assert url, "".join(lines)
+    try:
+        yield process, url
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_ctrl_c_ends_everything_that_the_demo_started(home: Path, running: tuple[subprocess.Popen[str], str]) -> None:
+    """Three workers run when the address is printed; after Ctrl-C no process and no file of it is left."""
+    process, url = running
+    workers = {worker["worker_id"]: worker for worker in get(f"{url}/api/remote-workers")["workers"]}
+    assert {name: worker["state"] for name, worker in workers.items()} == dict.fromkeys(demo.WHAT_THEY_DO, "running")
+    children = [process_tree.identity_of(worker["pid"]) for worker in workers.values()]
+    assert not (home / ".procguard").exists()
+
+    refused = start(home)  # a second one, while the first runs
+    output, _ = refused.communicate(timeout=60)
+    assert refused.returncode == 1 and "already running" in output
+
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0
+    assert not any(process_tree.is_alive(child) for child in children if child)
+    wait_until(lambda: not processes_in(home), 5, f"no process left: {processes_in(home)}")
+    assert [path for path in home.rglob("*") if path.name != ".cache"] == []
+
+
+def test_next_demo_ends_what_a_killed_one_left(home: Path, running: tuple[subprocess.Popen[str], str]) -> None:
+    """kill -9 of the demo leaves manager, agent and workers; the next start, told to end at once, takes them along."""
+    process, url = running
+    left = [process_tree.identity_of(worker["pid"]) for worker in get(f"{url}/api/remote-workers")["workers"]]
+    process.kill()
+    process.wait()
+    again = start(home)
+    try:
+        assert again.stdout is not None
+        assert "an earlier demo" in again.stdout.readline()
+        again.send_signal(signal.SIGTERM)
+        assert "ended; nothing of it is left" in again.stdout.read()
+        again.wait(60)
+    finally:
+        again.kill()
+        again.wait()
+    assert not any(process_tree.is_alive(child) for child in left if child)
+    wait_until(lambda: not processes_in(home), 5, f"no process left: {processes_in(home)}")
+
+
+def test_taken_default_port_moves_on_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(demo, "DEFAULT_PORT", port)
+        chosen = demo.choose_port("127.0.0.1", None)
+        assert chosen != port
+        assert f"port {port} is taken; using {chosen}" in capfd.readouterr().out
+        with pytest.raises(Conflict, match="is taken"):
+            demo.choose_port("127.0.0.1", port)

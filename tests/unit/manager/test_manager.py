@@ -1,0 +1,127 @@
+"""The manager as its user starts it: a process, its printed lines, its files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import signal
+import ssl
+import stat
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.waiting import wait_until
+
+ROOT = Path(__file__).parents[3]
+
+
+class Started:
+    """A manager on a free port. Use as a context: it ends with the block."""
+
+    def __init__(self, directory: Path, *settings: str) -> None:
+        self.directory = directory
+        output = directory / "out.txt"
+        words = [f"state.state_file={directory}/state.yaml", f"logging.file={directory}/log", *settings]
+        command = [sys.executable, "-m", "procguard.main", "--host", "127.0.0.1", "--port", "0"]
+        for word in words:
+            command += ["--set", word]
+        with open(output, "wb") as out:
+            self.process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out)
+        found = wait_until(lambda: re.search(r"portal +(\S+)\n", output.read_text()), 20, "the manager's greeting")
+        self.url = found[1]
+
+    def __enter__(self) -> Started:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(20) == 0
+
+    def status(self, token: str = "") -> int:
+        request = urllib.request.Request(self.url + "/api/remote-workers")
+        if token:
+            request.add_header("Authorization", f"Bearer {token}")
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as exc:
+            exc.close()
+            return exc.code
+
+
+@pytest.mark.slow
+def test_without_trust_in_local_users_the_first_token_lies_in_a_private_file(tmp_path: Path) -> None:
+    """Otherwise nobody could ever make one. A later start makes no second one."""
+    path = tmp_path / "operator.token"
+    path.write_text("an earlier one")
+    path.chmod(0o644)  # as a backup may bring it back
+    with Started(tmp_path, "web.trust_local=false") as manager:
+        wait_until(lambda: path.exists() and path.read_text().endswith("\n"), what="the token")
+        token = path.read_text().strip()
+        wait_until(lambda: manager.status(token) == 200, what="the token is known")
+        assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+        assert manager.status() == 401
+    with Started(tmp_path, "web.trust_local=false") as again:
+        assert again.status(token) == 200
+        assert path.read_text().strip() == token
+
+
+@pytest.mark.slow
+def test_with_trust_no_token_file_is_made(tmp_path: Path) -> None:
+    with Started(tmp_path) as manager:
+        assert manager.status() == 200
+    assert not (tmp_path / "operator.token").exists()
+
+
+@pytest.mark.slow
+def test_nobody_else_can_read_what_a_manager_writes_whatever_the_umask_is(tmp_path: Path) -> None:
+    """Every file of a running one: state, journal, logs, events, audit, measurements, keys, its own log and pid."""
+    own = tmp_path / "home"
+    (own / "data").mkdir(parents=True, mode=0o700)
+    (own / "data" / "log").write_text("of an earlier release\n")
+    (own / "data" / "log.1").write_text("rotated by an earlier release\n")
+    for name in ("log", "log.1"):
+        (own / "data" / name).chmod(0o644)
+    settings = [f"state.state_file={own}/data/new/state.yaml", f"logging.file={own}/data/log", "web.tls=auto"]
+    words = [word for one in settings for word in ("--set", one)]
+    before = os.umask(0)
+    try:
+        command = [sys.executable, "-m", "procguard.main", "--host", "127.0.0.1", "--port", "0", *words]
+        with open(own / "out.txt", "wb") as out:
+            process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out)
+    finally:
+        os.umask(before)
+    try:
+        wait_until(lambda: re.search(r"portal +(\S+)\n", (own / "out.txt").read_text()), 30, "the manager's greeting")
+        port = int(re.search(r"portal +\S+:(\d+)", (own / "out.txt").read_text())[1])
+        context = ssl._create_unverified_context()
+
+        def ask(method: str, path: str, body: bytes, secret: str = "") -> bytes:
+            headers = {"Authorization": f"Bearer {secret}"} if secret else {}
+            request = urllib.request.Request(f"https://localhost:{port}{path}", body, headers, method=method)
+            return urllib.request.urlopen(request, timeout=10, context=context).read()
+
+        host = {"host": "h1", "ssh": {}, "workers": [{"worker_id": "w1", "spec": {"command": "true"}}]}
+        ask("POST", "/api/deployments", json.dumps({"hosts": [host]}).encode())
+        digest = hashlib.sha256(b"secret-of-h1").hexdigest()
+        ask("PUT", "/api/agents/h1/credentials", json.dumps({"secret_sha256": digest}).encode())
+        ask("POST", "/api/workers/w1/logs?attempt=1&stream=out&offset=0", b"a line\n", "secret-of-h1")
+        ask("POST", "/api/tokens", b'{"scope": "viewer", "name": "x"}')
+        logs = own / "data" / "new" / "logs"
+        wait_until(lambda: list(logs.rglob("1.out.log")), 10, "the worker's log")
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+    public = ("ca.pem", "server.pem")  # certificates, in a folder that is private
+    found = {path: stat.S_IMODE(path.stat().st_mode) for path in (own / "data").rglob("*")}
+    assert len(found) > 10
+    open_ = {str(path): oct(mode) for path, mode in found.items() if mode & 0o077 and path.name not in public}
+    assert not open_
+    assert all(not stat.S_IMODE(path.parent.stat().st_mode) & 0o077 for path in found)
