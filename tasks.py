@@ -1,4 +1,4 @@
-"""The invoke collection: the operator's tasks (procguard/cli.py) and the developer's (scripts/dev_tasks.py)."""
+"""The invoke collection: the operator's tasks (procguard/cli/app.py) and the developer's (scripts/dev_tasks.py)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ for folder in (ROOT / "scripts", ROOT):  # also when the package is not installe
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 
-from procguard import cli_task  # noqa: E402
+from procguard.cli import task  # noqa: E402
 
-cli_task.begin()
+task.begin()
 
-from procguard import cli  # noqa: E402
+from procguard.cli import app  # noqa: E402
 
-namespace = cli.collection()
+namespace = app.collection()
 
 try:
     import dev_tasks  # type: ignore[import-not-found,unused-ignore]

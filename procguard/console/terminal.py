@@ -2,7 +2,7 @@
 
 Strangers are hosts, jobs, launchers, managers behind a network, SSH servers before their key is known. `cleaned()` puts
 a filter around stdout and stderr, so that whatever is printed is clean unless it is written to `raw()` on purpose: by
-the console of deploy/show.py, which cleans piece by piece, and by `invoke logs`. Standard library only.
+the console of cli/output/deployment.py, which cleans piece by piece, and by `invoke logs`. Standard library only.
 """
 
 from __future__ import annotations

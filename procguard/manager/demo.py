@@ -36,8 +36,9 @@ RUNNING_TIMEOUT_S = 60.0
 END_TIMEOUT_S = 60.0
 DEPLOYER = """
 import sys
-from procguard import cli
-from procguard.deploy import connector, deployer, inventory, show
+from procguard.cli import app as cli
+from procguard.deploy import connector, deployer, inventory
+from procguard.cli.output import deployment as show
 if sys.stdin.readline():
     cli.main(["procguard", "deploy", "--hosts", sys.argv[1]])
 """

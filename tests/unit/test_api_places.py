@@ -14,7 +14,7 @@ from procguard.console import tables
 from remote_agent import protocol
 from tests import fake_manager
 from tests.server_process import RunningServer
-from tests.unit.test_cli import run
+from tests.unit.cli.test_cli import run
 
 FAR = {"X-Forwarded-For": "192.0.2.7"}  # enough to be nobody's own user any more
 

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from procguard.cli.output import deployment
 from procguard.client.coming_up import Patience
-from procguard.deploy import bundle, show
+from procguard.deploy import bundle
 from procguard.deploy.deployer import Deployer, Options, manager_candidates
 from procguard.deploy.heard import Heard, known_recovery
 from procguard.deploy.inventory import Host, load
@@ -245,7 +246,7 @@ def test_one_sick_host_never_hides_the_others() -> None:
     results = deployer(client, machines).deploy(hosts("a", "b", "c", "d"))
     assert [result.status for result in results] == ["changed", "unreachable", "failed", "failed"]
     assert "RuntimeError: odd" in str(results[3].error)
-    failure = show.failure(results)
+    failure = deployment.failure(results)
     assert failure is not None and failure.exit_code == 2 and "b, c, d" in failure.message
 
 
@@ -318,11 +319,11 @@ def test_a_started_worker_that_fails_fails_its_host_alone() -> None:
     assert "worker w-b is failed: command not found: trian" in str(results[1].error)
     assert sorted(listener.finished) == ["a", "b"]
     out = Console(file=StringIO(), width=200)
-    show.recap(out, results)
+    deployment.recap(out, results)
     text = out.file.getvalue()  # type: ignore[attr-defined]
     assert "w-b on b: failed: command not found: trian" in text and "workers: 1 new, 1 failed" in text
     assert sum(1 for line in text.splitlines() if line.startswith(("a ", "b "))) == 2
-    assert show.as_json(results)["hosts"]["b"]["workers"]["w-b"]["state"] == "failed"
+    assert deployment.as_json(results)["hosts"]["b"]["workers"]["w-b"]["state"] == "failed"
 
 
 def test_an_unchanged_worker_that_failed_is_told_without_waiting() -> None:
@@ -446,7 +447,7 @@ def test_without_prune_it_is_only_told_and_with_check_nothing_happens() -> None:
     one = deployer(client, machines)
     assert [result.host for result in one.deploy(hosts("a"))] == ["a"]
     out = Console(file=StringIO(), width=200)
-    show.absent(out, one.absent, {"lab1": "head:/lab.yaml"})
+    deployment.absent(out, one.absent, {"lab1": "head:/lab.yaml"})
     text = out.file.getvalue()  # type: ignore[attr-defined]
     assert "old: gone from the inventory; undeclared: w1; --prune" in text and "lab1 (head:/lab.yaml)" in text
     client.absent = {"old": gone("w1")}
@@ -537,11 +538,11 @@ def test_the_recap_tells_recovery_and_totals() -> None:
     client, machines = FakeClient(["a", "b"]), FakeHosts()
     results = deployer(client, machines).deploy(hosts("a", "b"))
     out = Console(file=StringIO(), width=200)
-    show.recap(out, results)
+    deployment.recap(out, results)
     text = out.file.getvalue()  # type: ignore[attr-defined]
     assert "recovery over SSH: yes" in text and "recovery over SSH: no (auth)" in text and "keep-alive: cron" in text
     assert "ok=0  changed=2  failed=0  unreachable=0" in text
-    assert show.as_json(results)["hosts"]["b"]["recovery_ssh"]["ok"] is False
+    assert deployment.as_json(results)["hosts"]["b"]["recovery_ssh"]["ok"] is False
 
 
 @pytest.mark.parametrize(

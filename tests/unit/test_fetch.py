@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from procguard import cli_deploy
+from procguard.cli import deploy
 from procguard.deploy.connector import Connector
 from procguard.deploy.fetch import Fetcher, Wanted, place
 from procguard.deploy.inventory import Host
@@ -124,7 +124,7 @@ def test_a_file_that_breaks_off_is_not_kept_and_one_host_hides_no_other(tmp_path
 
 
 def test_sizes_as_people_write_them() -> None:
-    assert [cli_deploy._bytes(text) for text in ("5", "500M", "2G", "1 KiB")] == [5, 500 << 20, 2 << 30, 1024]
+    assert [deploy._bytes(text) for text in ("5", "500M", "2G", "1 KiB")] == [5, 500 << 20, 2 << 30, 1024]
     for text in ("", "0", "much", "-1"):
         with pytest.raises(UsageError, match="max-size"):
-            cli_deploy._bytes(text)
+            deploy._bytes(text)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from invoke import Context
 
-from procguard import cli_groups
+from procguard.cli import groups as cli_groups
 from procguard.config.groups import GroupPolicy
 from procguard.errors import Conflict, UsageError
 from procguard.fleet.operations import Options

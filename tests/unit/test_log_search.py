@@ -410,7 +410,7 @@ def test_a_launcher_s_log_is_found_with_the_times_that_the_manager_knows(server:
         assert found["lines"][0]["at"] == pytest.approx(stored[-1]["at"], abs=0.001)
         assert found["complete"] and found["hosts"][0]["status"] == "done"
 
-        task = [sys.executable, "-m", "procguard.cli", "search", "needle", "--select", "seeker"]
+        task = [sys.executable, "-m", "procguard", "search", "needle", "--select", "seeker"]
         said = subprocess.run(task, env=environment, capture_output=True, text=True, check=False)
         assert said.returncode == 0, said.stderr
         assert said.stdout.endswith("seeker: needle 1 <b>\n")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from procguard.deploy import show
+from procguard.cli.output import deployment
 from procguard.deploy.inventory import Host
 from procguard.deploy.rollout import HostResult, Plan, Rollout
 from procguard.errors import HostError, HostUnreachable, ProcGuardError, UsageError
@@ -61,7 +61,7 @@ def test_a_sick_canary_leaves_the_other_hosts_untouched_and_undeclared() -> None
     assert touched == ["h0"] and waves == [1]
     assert [result.status for result in results] == ["failed"] + ["skipped"] * 9
     assert "1 of 1 hosts before it failed" in str(results[1].error)
-    assert "10 of 10" in show.failure(results).message  # type: ignore[union-attr]
+    assert "10 of 10" in deployment.failure(results).message  # type: ignore[union-attr]
 
 
 def test_failures_within_the_limit_do_not_end_it() -> None:
@@ -147,7 +147,7 @@ def test_failures_are_summed_up_by_their_cause() -> None:
     results.append(HostResult("full", "failed", error=HostError("full: no space", "free some", code="no_space")))
     out = Console(width=200, record=True, file=None, quiet=False)
     with out.capture() as said:
-        show.recap(out, results)
+        deployment.recap(out, results)
     assert "3 × timeout: h0, h1, h2" in said.get() and "1 × no space: full" in said.get() and "is it on?" in said.get()
 
 

@@ -18,9 +18,10 @@ from typing import Any
 
 import pytest
 
-from procguard import cli, main, worker_launcher
+from procguard import main, worker_launcher
+from procguard.cli import app
+from procguard.cli.output import deployment
 from procguard.console import terminal
-from procguard.deploy import show
 from procguard.deploy.code_sync import Brought
 from procguard.deploy.doctor import Step
 from procguard.deploy.rollout import HostResult
@@ -192,7 +193,7 @@ def test_no_answer_of_a_manager_steers_the_terminal(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PROCGUARD_MANAGER_URL", manager.url)
         patch.setenv("PROCGUARD_TOKEN", "x")
-        text = shown(lambda: cli.main(["procguard", *command.split()]), patch)
+        text = shown(lambda: app.main(["procguard", *command.split()]), patch)
     check(text, evil=mode == "errors" or ("json" not in command and not command.startswith(SAY_NOTHING_OF_IT)))
     if "--json" in command and mode == "as described" and "search" not in command and "retry" not in command:
         assert "\\u202e" in text, "the value itself arrives, escaped"
@@ -207,13 +208,13 @@ def test_the_logs_keep_their_colours_on_a_terminal_and_their_bytes_in_a_pipe(
 
     def printed(*words: str) -> str:
         with pytest.MonkeyPatch.context() as patch:
-            return shown(lambda: cli.main(["procguard", "logs", "w1", *words]), patch)
+            return shown(lambda: app.main(["procguard", "logs", "w1", *words]), patch)
 
     assert printed() == "\x1b[31mred\x1b[0m\nplain \x1b[38;5;8mgrey\x1b[0m\n" == printed("--follow")
     assert printed("--raw") == written == printed("--raw", "--follow")
     with open(tmp_path / "out", "w+", encoding="utf-8") as pipe, pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdout", pipe)
-        cli.main(["procguard", "logs", "w1"])
+        app.main(["procguard", "logs", "w1"])
         pipe.seek(0)
         assert pipe.read() == written
 
@@ -244,17 +245,17 @@ def test_no_field_of_a_deployment_s_results_steers_the_terminal(monkeypatch: pyt
     well = HostResult(HOSTILE, "changed", changes=[HOSTILE], seconds=1.0)
 
     def printing() -> None:
-        out = show.console()
-        with show.Progress(out, 2) as progress:
+        out = deployment.console()
+        with deployment.Progress(out, 2) as progress:
             progress.stage(HOSTILE, HOSTILE)
             progress.done(result)
             progress.done(well)
-        show.recap(out, [result, well], diff=True)
-        show.fetched(out, [result])
-        show.keys(out, [ShownKey(HOSTILE, "new", HOSTILE, HOSTILE, HOSTILE, HOSTILE, error)])
-        show.step(out, Step(HOSTILE, "bad", HOSTILE, HOSTILE))
-        terminal.say_json(show.as_json([result]))
-        terminal.say_block(f"procguard: {show.failure([result])}", err=True)
+        deployment.recap(out, [result, well], diff=True)
+        deployment.fetched(out, [result])
+        deployment.keys(out, [ShownKey(HOSTILE, "new", HOSTILE, HOSTILE, HOSTILE, HOSTILE, error)])
+        deployment.step(out, Step(HOSTILE, "bad", HOSTILE, HOSTILE))
+        terminal.say_json(deployment.as_json([result]))
+        terminal.say_block(f"procguard: {deployment.failure([result])}", err=True)
 
     check(shown(printing, monkeypatch))
 
@@ -302,7 +303,7 @@ def test_no_ssh_server_steers_the_terminal_before_its_key_is_known(
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("PROCGUARD_MANAGER_URL", manager.url)
-            text = shown(lambda: cli.main(["procguard", *command.format(inventory).split()]), patch)
+            text = shown(lambda: app.main(["procguard", *command.format(inventory).split()]), patch)
     finally:
         server.close()
     check(text, evil=False)
@@ -314,7 +315,7 @@ def test_an_inventory_s_own_texts_do_not_steer_it_either(monkeypatch: pytest.Mon
     text = HOSTILE.replace("\ud800", "")
     host = {"ansible_host": text, "procguard_x": text, "ansible_port": text}
     inventory.write_text(json.dumps({"all": {"hosts": {"a" + text: host}}}))
-    check(shown(lambda: cli.main(["procguard", "deploy", "--hosts", str(inventory)]), monkeypatch), evil=False)
+    check(shown(lambda: app.main(["procguard", "deploy", "--hosts", str(inventory)]), monkeypatch), evil=False)
 
 
 # -------------------------------------------------------------------------------------- other programs of ours

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from invoke import Context
 
-from procguard import cli, cli_state
+from procguard.cli import app
+from procguard.cli import state as cli_state
 from procguard.config import schema
 from procguard.fleet.clock import Now
 from procguard.fleet.events import EventLog
@@ -162,10 +163,10 @@ def test_a_state_for_a_fleet_that_lost_everything_has_its_name_and_asks_first(tm
 
 
 def test_the_program_takes_the_words_as_a_person_writes_them(tmp_path: Path) -> None:
-    assert cli.rewritten(["procguard", "state", "export", "-"]) == ["procguard", "state.export", "-"]
-    assert cli.rewritten(["procguard", "state", "--json"]) == ["procguard", "state", "--json"]
-    words = [sys.executable, "-m", "procguard.cli", "state", "import", "nowhere", "--state", str(tmp_path / "x.txt")]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    assert app.rewritten(["procguard", "state", "export", "-"]) == ["procguard", "state.export", "-"]
+    assert app.rewritten(["procguard", "state", "--json"]) == ["procguard", "state", "--json"]
+    words = [sys.executable, "-m", "procguard", "state", "import", "nowhere", "--state", str(tmp_path / "x.txt")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[3])
     assert done.returncode == 1
     assert "expected a path that ends in .yaml (readable) or in .db (SQLite)" in done.stderr
     assert "Traceback" not in done.stderr

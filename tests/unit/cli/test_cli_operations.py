@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from procguard import cli
+from procguard.cli import app
 from tests import fake_manager
 from tests.fake_manager import FakeManager
-from tests.unit.test_cli import ROOT, run
+from tests.unit.cli.test_cli import ROOT, run
 
 CAUSE = {"result": "failed", "cause": None, "message": "exit code 3", "count": 2, "examples": ["w7", "w9"]}
 
@@ -157,7 +157,7 @@ def test_the_number_is_typed_at_a_terminal(fleet: Fleet, typed: str, code: int, 
     try:
         os.write(own, typed.encode() + b"\n")
         env = {**os.environ, "PROCGUARD_MANAGER_URL": fleet.manager.url, "PYTHONPATH": str(ROOT)}
-        argv = [sys.executable, "-m", "procguard.cli", "kill", "*"]
+        argv = [sys.executable, "-m", "procguard", "kill", "*"]
         done = subprocess.run(argv, env=env, stdin=terminal, capture_output=True, text=True, timeout=30, check=False)
     finally:
         os.close(own)
@@ -190,5 +190,5 @@ def test_a_wrong_pace_is_told_before_anything_is_asked(fleet: Fleet) -> None:
 
 
 def test_the_list_of_tasks_reads_like_a_manual() -> None:
-    for task in cli.collection().collections["operations"].tasks.values():
+    for task in app.collection().collections["operations"].tasks.values():
         assert "Example: invoke operations" in (task.__doc__ or ""), task.name

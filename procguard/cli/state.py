@@ -1,6 +1,6 @@
 """The operator's tasks about the manager's own state: where it lies, export, import, migrate, rebuild.
 
-Registered by cli.py. All but the first refuse while a manager runs on the state, and none overwrites anything.
+Registered by app.py. All but the first refuse while a manager runs on the state, and none overwrites anything.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from invoke import Collection, Context
 
-from procguard.cli_task import operator_task
+from procguard.cli.task import operator_task
 from procguard.config import state_places
 from procguard.console.terminal import json_escaped, say, say_json
 from procguard.errors import Conflict, UsageError

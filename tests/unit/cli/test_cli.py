@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 from invoke import Context
 
-from procguard import cli
-from procguard.cli_task import OptionGroup, operator_task, option
+from procguard.cli import app
+from procguard.cli.task import OptionGroup, operator_task, option
 from procguard.console import tables
 from tests import fake_manager
 from tests.fake_manager import FakeManager
 
-ROOT = Path(cli.__file__).parent.parent
+ROOT = Path(app.__file__).parent.parent.parent
 WORKERS: list[dict[str, Any]] = [
     {
         "worker_id": "train-1",
@@ -54,7 +54,7 @@ def manager() -> Iterator[FakeManager]:
         yield one
 
 
-def run(url: str, *words: str, module: str = "procguard.cli") -> subprocess.CompletedProcess[str]:
+def run(url: str, *words: str, module: str = "procguard") -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "PROCGUARD_MANAGER_URL": url, "PYTHONPATH": str(ROOT), "PROCGUARD_TOKEN": "t0ken"}
     argv = [sys.executable, "-m", module, *words]
     return subprocess.run(argv, env=env, capture_output=True, text=True, timeout=30, check=False, cwd=ROOT)
@@ -65,7 +65,7 @@ def run(url: str, *words: str, module: str = "procguard.cli") -> subprocess.Comp
 def test_a_value_that_begins_with_a_dash_prints_help_and_never_acts(
     manager: FakeManager, verb: str, value: str
 ) -> None:
-    task = cli.collection()[verb]
+    task = app.collection()[verb]
     with pytest.raises(SystemExit) as caught:
         task.body(None, value)
     assert caught.value.code == (1 if value == "-x" else 0)
@@ -167,7 +167,7 @@ def test_invoke_lists_every_task_with_an_example() -> None:
     done = run("http://127.0.0.1:9", "--list", module="invoke")
     assert done.returncode == 0, done.stderr
     text = " ".join(done.stdout.split())
-    for task in cli.TASKS:
+    for task in app.TASKS:
         assert f" {task.name} " in text
         assert "Example: invoke" in (task.__doc__ or ""), task.name
 

@@ -62,9 +62,9 @@ def _is_meant(view: View, text: str) -> bool:
 
 def _followed(manager: ManagerClient, found: dict[str, Any], timeout_s: float, quiet: bool) -> dict[str, Any]:
     """Until every agent that is connected has its new secret, or the time is up."""
-    from procguard.deploy import show
+    from procguard.cli.output import deployment
 
-    out = show.console(stderr=quiet)
+    out = deployment.console(stderr=quiet)
     status = out.status("") if out.is_terminal else None
     waiting = {agent for agent, (state, _) in found.items() if state == "asked"}
     total, deadline = len(waiting), time.monotonic() + timeout_s

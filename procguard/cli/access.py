@@ -1,6 +1,6 @@
 """The operator's tasks about who may do what: tokens, agents and their secrets, launchers that wait, the audit.
 
-Registered by cli.py, which says what all tasks have in common.
+Registered by app.py, which says what all tasks have in common.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 
 from invoke import Collection, Context
 
-from procguard.cli_task import ANSWER, AnswerOptions, operator_task, print_table
+from procguard.cli.task import ANSWER, AnswerOptions, operator_task, print_table
 from procguard.client import api
 from procguard.console.terminal import say, say_json
 from procguard.errors import UsageError
@@ -93,7 +93,7 @@ def agents_rotate(
     Each agent makes itself a new secret; the old one is valid until the new one was used. Workers run on. Agents that
     are away do it when they return. A secret that was stolen: invoke agents.revoke.
     """
-    from procguard.cli_rotation import rotate
+    from procguard.cli.rotation import rotate
 
     rotate(api.from_environment(), target, limit, timeout, answer.no_wait, answer.json_)
 

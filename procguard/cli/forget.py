@@ -1,4 +1,4 @@
-"""The operator's task that takes a worker, a host or a launcher out of the fleet's state. Registered by cli.py."""
+"""The operator's task that takes a worker, a host or a launcher out of the fleet's state. Registered by app.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from invoke import Context
 
-from procguard.cli_task import operator_task
+from procguard.cli.task import operator_task
 from procguard.client import api
 from procguard.console.terminal import say
 from procguard.errors import NotFound, UsageError

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from procguard import cli
+from procguard.cli import app
 from tests import fake_manager
 from tests.fake_manager import FakeManager
 
@@ -45,7 +45,7 @@ def fleet(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[FakeManager, list[s
 
 def forget(*words: str) -> int:
     with pytest.raises(SystemExit) as ended:
-        cli.main(["procguard", "forget", *words])
+        app.main(["procguard", "forget", *words])
         raise SystemExit(0)
     return int(ended.value.code or 0)
 

@@ -6,7 +6,7 @@ from datetime import datetime, timezone
 
 from invoke import Context
 
-from procguard.cli_task import operator_task, print_table
+from procguard.cli.task import operator_task, print_table
 from procguard.client import api
 from procguard.console.terminal import say, say_json
 
@@ -14,7 +14,7 @@ from procguard.console.terminal import say, say_json
 @operator_task(help={"json_": "as JSON, with every member"})
 def groups(_context: Context, json_: bool = False) -> None:
     """Groups: members, phase, epoch, attempts, last incident. Example: invoke groups"""
-    from procguard import tables_groups
+    from procguard.cli.output import groups as tables_groups
 
     views = api.from_environment().groups()
     if json_:

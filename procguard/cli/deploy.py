@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from invoke import Context
 
-from procguard.cli_task import JSON_TEXT, OptionGroup, operator_task, option
+from procguard.cli.task import JSON_TEXT, OptionGroup, operator_task, option
 from procguard.client import api
 from procguard.client.coming_up import WAIT_HELP, patience
 from procguard.console.terminal import say, say_json
@@ -73,28 +73,28 @@ class RolloutOptions(OptionGroup):
 
     def over(self, action: str, hosts: list[Host], login: LoginOptions, **more: Any) -> None:
         """Do `action`, a method of the Deployer, on these hosts; `more`: further options of it (deployer.Options)."""
+        from procguard.cli.output import deployment
         from procguard.console.styled import styled
-        from procguard.deploy import show
         from procguard.deploy.connector import Connector
         from procguard.deploy.deployer import Deployer, Options
         from procguard.deploy.rollout import Plan
 
         plan = Plan(_forks(self.forks), self.serial, self.max_fail)
         options = Options(plan, check=self.check, diff=self.diff, **more)
-        out = show.console(stderr=self.json_)
+        out = deployment.console(stderr=self.json_)
         for warning in dict.fromkeys(warning for host in hosts for warning in host.warnings):
             out.print(styled("[yellow]note: {}[/]", warning))
-        progress = show.Progress(out, len(hosts))
+        progress = deployment.Progress(out, len(hosts))
         connector = Connector(login.credentials(hosts, progress.ask))
         with progress:
             deployer = Deployer(api.from_environment(), connector, progress, options)
             results = getattr(deployer, action)(hosts)
         if self.json_:
-            say_json(show.as_json(results, deployer.absent))
+            say_json(deployment.as_json(results, deployer.absent))
         else:
-            show.recap(out, results, self.diff)
-            show.absent(out, deployer.absent, deployer.of_other_inventories)
-        failure = show.failure(results)
+            deployment.recap(out, results, self.diff)
+            deployment.absent(out, deployer.absent, deployer.of_other_inventories)
+        failure = deployment.failure(results)
         if failure:
             raise failure
 
@@ -203,14 +203,15 @@ def trust(_context: Context, among: HostsOptions = HOSTS, yes: bool = False, log
     Compare the fingerprints with what the hosts say themselves: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub. A key
     that has changed is never added.
     """
-    from procguard.deploy import show, trust
+    from procguard.cli.output import deployment
+    from procguard.deploy import trust
 
     chosen = among.chosen("trust")
     credentials = login.credentials(chosen)
-    out, bad = show.console(), 0
+    out, bad = deployment.console(), 0
     while True:  # a jump host comes before what lies behind it
         keys = trust.scan([host.target for host in chosen], credentials)
-        bad = show.keys(out, keys)
+        bad = deployment.keys(out, keys)
         new = [key for key in keys if key.status == "new"]
         if not new:
             break
@@ -229,17 +230,17 @@ def doctor(_context: Context, host: str, hosts: str = "", login: LoginOptions = 
 
     From its name to the manager hearing its agent, each step with its cause and what to do. Changes nothing.
     """
-    from procguard.deploy import show
+    from procguard.cli.output import deployment
     from procguard.deploy.connector import Connector
     from procguard.deploy.doctor import Doctor
 
     found = _loaded(hosts, "doctor").hosts
     if host not in found:
         raise UsageError(f"{hosts} has no host {host}", f"hosts: {', '.join(list(found)[:8])}")
-    out, bad = show.console(), 0
+    out, bad = deployment.console(), 0
     connector = Connector(login.credentials([found[host]]))
     for step in Doctor(api.from_environment(), connector).examine(found[host]):
-        show.step(out, step)
+        deployment.step(out, step)
         bad += step.verdict == "bad"
     if bad:
         raise PartlyFailed(f"{host}: {bad} step(s) failed", "the lines above say what to do")
@@ -277,7 +278,7 @@ def fetch(
     """
     from pathlib import Path
 
-    from procguard.deploy import show
+    from procguard.cli.output import deployment
     from procguard.deploy.connector import Connector
     from procguard.deploy.fetch import Fetcher, Wanted
 
@@ -285,15 +286,15 @@ def fetch(
         hosts, pattern = pattern, ""
     chosen = HostsOptions(hosts, pattern).chosen(f"fetch {pattern or 'HOSTS'} {path}")
     wanted = Wanted(path, _bytes(max_size), max_files)
-    out = show.console(stderr=json_)
+    out = deployment.console(stderr=json_)
     connector = Connector(login.credentials(chosen))
-    with show.Progress(out, len(chosen)) as progress:
+    with deployment.Progress(out, len(chosen)) as progress:
         results = Fetcher(connector, progress, Path(to), _forks(forks)).fetch(chosen, wanted)
     if json_:
-        say_json(show.as_json(results))
+        say_json(deployment.as_json(results))
     else:
-        show.fetched(out, results)
-    failure = show.failure(results)
+        deployment.fetched(out, results)
+    failure = deployment.failure(results)
     if failure:
         raise failure
 

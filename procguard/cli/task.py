@@ -152,9 +152,9 @@ def _with_groups(given: dict[str, Any], groups: dict[str, OptionGroup]) -> dict[
 
 def print_table(what: Any, stderr: bool = False) -> None:
     """A table, or another thing of rich's, which takes long to import: only tasks that print one pay for it."""
-    from procguard.deploy import show
+    from procguard.cli.output import deployment
 
-    show.console(stderr=stderr).print(what)
+    deployment.console(stderr=stderr).print(what)
 
 
 def help_text(function: Callable[..., Any], positional: tuple[str, ...]) -> str:

@@ -1,6 +1,6 @@
 """The operator's tasks that act: start, stop, restart, kill of one worker or of many, and the operations they become.
 
-Registered by cli.py, which says what all tasks have in common. One id in full is one command, accepted or refused at
+Registered by app.py, which says what all tasks have in common. One id in full is one command, accepted or refused at
 once. Anything else is a batch operation: its preview is shown, stop and kill of many are confirmed, its progress is
 followed, and its failures are told by cause. The rules are the manager's (fleet/operations.py).
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 from invoke import Collection, Context
 
-from procguard.cli_task import ANSWER, AnswerOptions, OptionGroup, operator_task, option, print_table
+from procguard.cli.task import ANSWER, AnswerOptions, OptionGroup, operator_task, option, print_table
 from procguard.client import api, coming_up
 from procguard.console.terminal import say, say_json
 from procguard.errors import NotFound, PartlyFailed, UsageError
@@ -92,7 +92,7 @@ def kill(_context: Context, target: str, batch: BatchOptions = BATCH, answer: An
 
 
 def _act(verb: str, target: str, batch: BatchOptions, answer: AnswerOptions, wait: str = "") -> None:
-    from procguard import tables_operations
+    from procguard.cli.output import operations
 
     request = batch.request()
     manager, limit = api.from_environment(), coming_up.patience(wait, answer.no_wait)
@@ -102,7 +102,7 @@ def _act(verb: str, target: str, batch: BatchOptions, answer: AnswerOptions, wai
     preview = manager.preview(verb, target)
     if not preview["matching"]:
         raise NotFound(f"no worker matches {target}", "list them: invoke status")
-    print_table(tables_operations.preview(preview), stderr=answer.json_)
+    print_table(operations.preview(preview), stderr=answer.json_)
     if not preview["acts"]:
         say_json(preview) if answer.json_ else say("nothing to do")
         return
@@ -149,10 +149,9 @@ def _confirm(verb: str, target: str, number: int) -> None:
 
 def _follow(manager: api.ManagerClient, view: dict[str, Any], answer: AnswerOptions) -> None:
     """Until it has ended: a line that moves, then what became of it. Raises PartlyFailed where not all went well."""
-    from procguard import tables_operations
-    from procguard.deploy import show
+    from procguard.cli.output import deployment, operations
 
-    operation_id, out = view["operation_id"], show.console(stderr=answer.json_)
+    operation_id, out = view["operation_id"], deployment.console(stderr=answer.json_)
     if answer.no_wait:
         look = f"{operation_id}: begun; look: invoke operations.show {operation_id}"
         say_json(view) if answer.json_ else say(look)
@@ -163,7 +162,7 @@ def _follow(manager: api.ManagerClient, view: dict[str, Any], answer: AnswerOpti
             status.start()
         while view["status"] in LIVE:
             if status:
-                status.update(tables_operations.progress(view))
+                status.update(operations.progress(view))
             time.sleep(LOOK_EVERY_S)
             view = manager.operation(operation_id, limit=1)
     except KeyboardInterrupt:
@@ -177,7 +176,7 @@ def _follow(manager: api.ManagerClient, view: dict[str, Any], answer: AnswerOpti
     if answer.json_:
         say_json(manager.operation(operation_id, limit=20_000))
     else:
-        out.print(tables_operations.summary(view))
+        out.print(operations.summary(view))
     _raise_unless_well(view)
 
 
@@ -200,10 +199,10 @@ ID_HELP = {"operation_id": "as `invoke operations` shows it, e.g. o-7f3a91bc"}
 @operator_task(name="list", default=True, help={"json_": "as JSON"})
 def operations_list(_context: Context, json_: bool = False) -> None:
     """Batch operations, newest first: what, how far, with what result. Example: invoke operations"""
-    from procguard import tables_operations
+    from procguard.cli.output import operations
 
     views = api.from_environment().operations()
-    say_json(views) if json_ else print_table(tables_operations.listing(views, datetime.now(timezone.utc)))
+    say_json(views) if json_ else print_table(operations.listing(views, datetime.now(timezone.utc)))
 
 
 @operator_task(
@@ -213,15 +212,15 @@ def operations_list(_context: Context, json_: bool = False) -> None:
 )
 def operations_show(_context: Context, operation_id: str, result: str = "", json_: bool = False) -> None:
     """One operation, its failures by cause, its workers. Example: invoke operations.show o-7f3a91bc --result failed"""
-    from procguard import tables_operations
+    from procguard.cli.output import operations
 
     limit = 20_000 if json_ else MAX_ITEMS_SHOWN
     view = api.from_environment().operation(operation_id, result=result, limit=limit)
     if json_:
         say_json(view)
         return
-    print_table(tables_operations.summary(view))
-    print_table(tables_operations.items(view["items"]))
+    print_table(operations.summary(view))
+    print_table(operations.items(view["items"]))
     if view["items_total"] > limit:
         say(f"… and {view['items_total'] - limit} more; all: invoke operations.show {operation_id} --json")
 

@@ -1,6 +1,6 @@
 """The operator's tasks about what happened: events, explain, notify.
 
-Registered by cli.py, which says what all tasks have in common.
+Registered by app.py, which says what all tasks have in common.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from invoke import Context
 
 from procguard import words
-from procguard.cli_task import operator_task, print_table
+from procguard.cli.task import operator_task, print_table
 from procguard.client import api
 from procguard.console.terminal import json_escaped, say, say_json
 from procguard.errors import PartlyFailed, UsageError

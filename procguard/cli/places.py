@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from invoke import Context
 
-from procguard.cli_task import operator_task
+from procguard.cli.task import operator_task
 from procguard.client import api
 from procguard.console.terminal import say
 

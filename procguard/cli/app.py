@@ -13,19 +13,10 @@ from datetime import datetime, timezone
 
 from invoke import Collection, Context, Program
 
-from procguard import (
-    __version__,
-    cli_access,
-    cli_deploy,
-    cli_forget,
-    cli_groups,
-    cli_history,
-    cli_operations,
-    cli_places,
-    cli_state,
-    cli_task,
-)
-from procguard.cli_task import operator_task, print_table
+from procguard import __version__
+from procguard.cli import access as cli_access
+from procguard.cli import deploy, forget, groups, history, operations, places, state, task
+from procguard.cli.task import operator_task, print_table
 from procguard.client import api
 from procguard.console import terminal
 from procguard.console.terminal import say_json
@@ -164,19 +155,19 @@ def _now() -> datetime:
 # ------------------------------------------------------------------------------------------------- collections
 
 TASKS = (
-    *cli_deploy.TASKS,
+    *deploy.TASKS,
     status,
     hosts,
-    *cli_operations.TASKS,
+    *operations.TASKS,
     logs,
-    cli_history.search,
-    cli_history.events,
-    cli_places.move,
-    cli_places.cordon,
-    cli_places.uncordon,
-    cli_forget.forget,
-    cli_history.explain,
-    cli_groups.groups,
+    history.search,
+    history.events,
+    places.move,
+    places.cordon,
+    places.uncordon,
+    forget.forget,
+    history.explain,
+    groups.groups,
     cli_access.approve,
     cli_access.deny,
     cli_access.audit,
@@ -189,9 +180,9 @@ def collection() -> Collection:
     made = Collection(*TASKS)
     made.add_collection(cli_access.agents(), name="agents")
     made.add_collection(cli_access.tokens(), name="token")
-    made.add_collection(cli_operations.collection(), name="operations")
-    made.add_collection(cli_state.collection(), name="state")
-    made.add_collection(Collection(cli_history.notify_list, cli_history.notify_test), name="notify")
+    made.add_collection(operations.collection(), name="operations")
+    made.add_collection(state.collection(), name="state")
+    made.add_collection(Collection(history.notify_list, history.notify_test), name="notify")
     return made
 
 
@@ -204,7 +195,7 @@ def rewritten(argv: list[str]) -> list[str]:
     ):
         if len(words) > 2 and words[1] == name and words[2] in parts:
             words[1:3] = [f"{name}.{words[2]}"]
-    if len(words) > 2 and words[1] == "state" and words[2] in cli_state.NAMES:
+    if len(words) > 2 and words[1] == "state" and words[2] in state.NAMES:
         words[1:3] = [f"state.{words[2]}"]
     if len(words) > 2 and words[1] == "operations" and not words[2].startswith("-"):
         one = words[2] in ("list", "show", "cancel", "retry")
@@ -217,7 +208,7 @@ def rewritten(argv: list[str]) -> list[str]:
 def main(argv: list[str] | None = None) -> None:
     """The `procguard` program."""
     if argv is None:
-        cli_task.begin()
+        task.begin()
     program = Program(version=__version__, namespace=collection(), name="procguard", binary="procguard")
     program.run(rewritten(sys.argv if argv is None else argv))
 
