@@ -194,10 +194,10 @@ def main(arguments: list[str]) -> None:
     import gevent.event
 
     from procguard.config import schema as configuration
-    from procguard.fleet import clock
     from procguard.fleet.events import EventLog
+    from procguard.fleet.model import clock
+    from procguard.fleet.model.settings import FleetSettings
     from procguard.fleet.registry import Registry
-    from procguard.fleet.settings import FleetSettings
     from procguard.fleet.store.yaml_file import YamlStore
     from procguard.manager.loops import operations
     from procguard.portal import websocket

@@ -85,10 +85,10 @@ def lost(acknowledged: set[int], found: Loaded) -> set[int]:
 
 
 def main(path: str) -> None:
-    from procguard.fleet import clock
     from procguard.fleet.events import EventLog
+    from procguard.fleet.model import clock
+    from procguard.fleet.model.settings import FleetSettings
     from procguard.fleet.registry import Registry
-    from procguard.fleet.settings import FleetSettings
     from procguard.fleet.state import events_path
     from procguard.fleet.store import open_store
 

@@ -23,7 +23,7 @@ from procguard.channels import Access, Principal, http_io
 from procguard.channels.desk import Answer, Call, Desk
 from procguard.channels.held import HeldPoll
 from procguard.channels.routing import RouteTable, caller_by_secret, refusal
-from procguard.fleet import clock
+from procguard.fleet.model import clock
 from procguard.fleet.registry import Registry
 from remote_agent import protocol
 

@@ -32,7 +32,7 @@ from procguard.channels.zmq_port import LOOK_EVERY_S, Peer, Received, RouterPort
 from procguard.config.limits import Limits
 from procguard.config.schema import AdapterConfig
 from procguard.errors import LimitExceeded, NotFound, ProcGuardError, UsageError
-from procguard.fleet import clock
+from procguard.fleet.model import clock
 from procguard.runtime.cooperative import give_way
 from remote_agent import protocol
 

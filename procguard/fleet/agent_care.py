@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 from procguard.errors import Conflict, NotFound
-from procguard.fleet.clock import Now
-from procguard.fleet.records import AgentRecord
+from procguard.fleet.model.clock import Now
+from procguard.fleet.model.records import AgentRecord
 from procguard.fleet.registry import Registry
 
 HEARD_WITHIN_S = 15.0

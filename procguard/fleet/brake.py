@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from procguard.fleet.clock import Now
+from procguard.fleet.model.clock import Now
 
 MIN_HOSTS = 3
 SHARE = 0.2

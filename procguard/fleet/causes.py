@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from procguard.fleet.records import WorkerRecord
+from procguard.fleet.model.records import WorkerRecord
 from remote_agent import protocol, states
 
 # What the runner says where the exit status alone would mislead (remote_agent/restart.py, Ending.cause).

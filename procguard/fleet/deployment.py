@@ -17,9 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, TypeAd
 from procguard.config.groups import GroupPolicy
 from procguard.errors import Conflict, UsageError
 from procguard.fleet import leases
-from procguard.fleet.clock import Now, iso
+from procguard.fleet.model.clock import Now, iso
+from procguard.fleet.model.records import AgentRecord, WorkerRecord
 from procguard.fleet.parts import FleetParts
-from procguard.fleet.records import AgentRecord, WorkerRecord
 from procguard.fleet.spec_diff import differences
 from remote_agent import protocol, states
 

@@ -6,7 +6,7 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
-from procguard.fleet.clock import iso
+from procguard.fleet.model.clock import iso
 
 _TEXTS = ("worker_id", "host", "kind", "cause", "actor", "reason", "before", "after")
 

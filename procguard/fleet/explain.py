@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from procguard.fleet import causes, foreground, leases, records
-from procguard.fleet.clock import Now
+from procguard.fleet import causes, foreground, leases
 from procguard.fleet.event_query import EventQuery
+from procguard.fleet.model import records
+from procguard.fleet.model.clock import Now
 from procguard.fleet.registry import Registry
 from procguard.words import Words
 

@@ -12,13 +12,13 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from procguard.fleet import causes
-from procguard.fleet.clock import Now, iso
+from procguard.fleet.model.clock import Now, iso
+from procguard.fleet.model.records import AgentRecord, WorkerRecord
+from procguard.fleet.model.settings import FleetSettings
 from procguard.fleet.monitor import Finding, ProcessMonitor
 from procguard.fleet.reassignment import Reassignment
-from procguard.fleet.records import AgentRecord, WorkerRecord
 from procguard.fleet.recovery import Incident, Look, Policy, decide
 from procguard.fleet.registry import Registry
-from procguard.fleet.settings import FleetSettings
 
 KEEP_RECOVERIES = 200
 

@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 
 from procguard.config.groups import GroupPolicy
 from procguard.fleet import gang_views, gangs, rendezvous
-from procguard.fleet.clock import Now
 from procguard.fleet.gangs import GangRecord, Limits, Mark, Member, Step
 from procguard.fleet.groups import Groups, by_hand
 from procguard.fleet.leases import Leases
-from procguard.fleet.records import CommandRecord, WorkerRecord, settled, to_dict
+from procguard.fleet.model.clock import Now
+from procguard.fleet.model.records import CommandRecord, WorkerRecord, settled, to_dict
 from procguard.fleet.state import FleetState
 from procguard.fleet.store.interface import Tables
 from remote_agent import protocol, states

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from procguard.config.groups import GroupPolicy
-from procguard.fleet.clock import iso
 from procguard.fleet.gangs import GangRecord
-from procguard.fleet.records import WorkerRecord, settled
+from procguard.fleet.model.clock import iso
+from procguard.fleet.model.records import WorkerRecord, settled
 from remote_agent import states
 
 

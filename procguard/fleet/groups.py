@@ -11,7 +11,7 @@ from typing import Any
 
 from procguard.config.groups import ALONE, GroupPolicy
 from procguard.fleet import rendezvous
-from procguard.fleet.records import WorkerRecord
+from procguard.fleet.model.records import WorkerRecord
 from procguard.fleet.state import FleetState
 from procguard.fleet.store.interface import Tables
 from remote_agent import protocol

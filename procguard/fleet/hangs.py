@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from procguard.fleet.clock import Now
-from procguard.fleet.records import WorkerObserved
+from procguard.fleet.model.clock import Now
+from procguard.fleet.model.records import WorkerObserved
+from procguard.fleet.model.settings import FleetSettings
 from procguard.fleet.registry import Registry
-from procguard.fleet.settings import FleetSettings
 
 IDLE_FOR_S = 60.0
 FORGET_EVERY_S = 60.0

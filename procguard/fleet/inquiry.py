@@ -7,7 +7,7 @@ meanwhile, and what runs, runs on. What the agents report is taken by the highes
 
 from __future__ import annotations
 
-from procguard.fleet.clock import Now
+from procguard.fleet.model.clock import Now
 from procguard.fleet.state import FleetState
 
 LASTS_TIMEOUTS = 3  # heartbeat_timeouts: as long as the monitor gives agents to return after a start

@@ -8,10 +8,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from procguard.fleet import causes, epochs, host_disks
-from procguard.fleet.clock import Now
-from procguard.fleet.parts import FleetParts
-from procguard.fleet.records import (
+from procguard.fleet import causes, host_disks
+from procguard.fleet.model import epochs
+from procguard.fleet.model.clock import Now
+from procguard.fleet.model.records import (
     AgentObserved,
     AgentRecord,
     ResolvedSpec,
@@ -20,6 +20,7 @@ from procguard.fleet.records import (
     fenced,
     settled,
 )
+from procguard.fleet.parts import FleetParts
 from procguard.fleet.state import HIGHEST_GENERATION
 from procguard.fleet.store.appendlog import NotDurable
 from remote_agent import protocol, states

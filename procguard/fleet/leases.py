@@ -19,8 +19,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from procguard.fleet.clock import Now
-from procguard.fleet.records import WorkerRecord, fenced, settled
+from procguard.fleet.model.clock import Now
+from procguard.fleet.model.records import WorkerRecord, fenced, settled
 from procguard.fleet.state import FleetState
 from remote_agent import protocol, states
 

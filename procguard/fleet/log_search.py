@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from procguard.errors import LimitExceeded, NotFound
-from procguard.fleet.clock import Now
+from procguard.fleet.model.clock import Now
 from procguard.fleet.state import FleetState
 from remote_agent import protocol
 

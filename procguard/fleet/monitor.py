@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from procguard.fleet.brake import Brake
-from procguard.fleet.clock import Now
 from procguard.fleet.hangs import Hangs
-from procguard.fleet.records import AgentObserved, AgentRecord
+from procguard.fleet.model.clock import Now
+from procguard.fleet.model.records import AgentObserved, AgentRecord
+from procguard.fleet.model.settings import FleetSettings
 from procguard.fleet.registry import Registry
-from procguard.fleet.settings import FleetSettings
 
 SUSPECT_AFTER_S = 0.15  # a living agent re-opens its held request at once: until then nobody doubts
 LOST_AFTER_S = 0.5  # and by now it would be back: worth a look over SSH

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from procguard.errors import UsageError
-from procguard.fleet.clock import iso
+from procguard.fleet.model.clock import iso
 from remote_agent import protocol, states
 
 ItemState = Literal["waiting", "accepted", "delivered", "pending", "done", "failed", "expired", "skipped", "cancelled"]

@@ -19,12 +19,12 @@ from typing import Any
 from procguard.errors import Conflict, LimitExceeded, NotFound, ProcGuardError, UsageError
 from procguard.fleet import operation as rules
 from procguard.fleet import selectors
-from procguard.fleet.clock import Now, iso
+from procguard.fleet.model.clock import Now, iso
+from procguard.fleet.model.records import CommandRecord
 from procguard.fleet.operation import FailureLimit, Item, Operation, Verdict
 from procguard.fleet.parts import FleetParts
 from procguard.fleet.preview import Split, mentions
 from procguard.fleet.previews import LASTS_S, Previews
-from procguard.fleet.records import CommandRecord
 from procguard.fleet.store.interface import Tables
 from procguard.fleet.worker_commands import WorkerCommands
 from remote_agent import protocol

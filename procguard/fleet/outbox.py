@@ -11,8 +11,8 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator
 
-from procguard.fleet.clock import Now
-from procguard.fleet.records import CommandRecord, CommandStatus, WorkerRecord
+from procguard.fleet.model.clock import Now
+from procguard.fleet.model.records import CommandRecord, CommandStatus, WorkerRecord
 from remote_agent import protocol, states
 
 LIFETIME_S = 60.0

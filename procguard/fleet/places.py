@@ -13,9 +13,9 @@ import dataclasses
 
 from procguard.errors import Conflict, NotFound
 from procguard.fleet import placement, reputation
-from procguard.fleet.clock import Now, iso
 from procguard.fleet.leases import Leases
-from procguard.fleet.records import AgentRecord, WorkerRecord
+from procguard.fleet.model.clock import Now, iso
+from procguard.fleet.model.records import AgentRecord, WorkerRecord
 from procguard.fleet.state import FleetState
 
 ATTEMPTS_UNHEARD = 10  # starts that a host may have made while nobody heard of them, within one lease of a minute

@@ -8,7 +8,7 @@ from collections import Counter, OrderedDict
 from typing import Generic, NamedTuple, TypeVar
 
 from procguard.errors import Conflict
-from procguard.fleet.clock import Now
+from procguard.fleet.model.clock import Now
 
 T = TypeVar("T")
 

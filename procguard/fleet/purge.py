@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from procguard.errors import Conflict, NotFound, ProcGuardError
-from procguard.fleet.clock import Now
+from procguard.fleet.model.clock import Now
+from procguard.fleet.model.records import WorkerRecord
 from procguard.fleet.previews import LASTS_S, Previews
-from procguard.fleet.records import WorkerRecord
 from procguard.fleet.registry import Registry
 from remote_agent import states
 

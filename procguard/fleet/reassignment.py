@@ -16,12 +16,12 @@ from typing import Literal
 
 from procguard.errors import Conflict
 from procguard.fleet import recovery
-from procguard.fleet.clock import Now
 from procguard.fleet.leases import Verdict
-from procguard.fleet.records import WorkerRecord
+from procguard.fleet.model.clock import Now
+from procguard.fleet.model.records import WorkerRecord
+from procguard.fleet.model.settings import FleetSettings
 from procguard.fleet.recovery import Policy, TaskCase, TaskDecision
 from procguard.fleet.registry import Registry
-from procguard.fleet.settings import FleetSettings
 from remote_agent import states
 
 NO_SPARE_AGAIN_S = 2.0  # a host that returns, a cordon that is lifted, a GPU that is free again: seen by then

@@ -36,9 +36,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from procguard.fleet.clock import Now
 from procguard.fleet.leases import Verdict
-from procguard.fleet.settings import FleetSettings
+from procguard.fleet.model.clock import Now
+from procguard.fleet.model.settings import FleetSettings
 
 LOOK_AGAIN_S = (2.0, 4.0, 8.0, 15.0)  # host out of reach: the last one repeats
 START_AGAIN_S = (0.0, 5.0, 30.0, 120.0, 300.0)  # agent started, but never heard: the last one repeats

@@ -10,15 +10,15 @@ from __future__ import annotations
 from typing import Any
 
 from procguard.errors import Conflict
-from procguard.fleet import clock
-from procguard.fleet.clock import Now, iso
 from procguard.fleet.deployment import Deployment
 from procguard.fleet.enrolment import Enrolment
 from procguard.fleet.events import EventLog
 from procguard.fleet.intake import Intake
+from procguard.fleet.model import clock
+from procguard.fleet.model.clock import Now, iso
+from procguard.fleet.model.records import CommandRecord
+from procguard.fleet.model.settings import FleetSettings
 from procguard.fleet.operations import Operations
-from procguard.fleet.records import CommandRecord
-from procguard.fleet.settings import FleetSettings
 from procguard.fleet.store.interface import Store, Tables
 from procguard.fleet.worker_commands import WorkerCommands
 from remote_agent import protocol, session, states

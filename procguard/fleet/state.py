@@ -15,14 +15,14 @@ from collections.abc import Callable, Container
 from typing import Any
 
 from procguard.errors import NotFound
-from procguard.fleet import epochs, gang_views, host_disks, views
-from procguard.fleet.clock import Now
-from procguard.fleet.epochs import EPOCHS_PER_TERM, next_term, term_above
+from procguard.fleet import gang_views, host_disks, views
 from procguard.fleet.event_query import EventQuery
 from procguard.fleet.events import EventLog
 from procguard.fleet.gangs import GangRecord
-from procguard.fleet.outbox import Outbox
-from procguard.fleet.records import (
+from procguard.fleet.model import epochs
+from procguard.fleet.model.clock import Now
+from procguard.fleet.model.epochs import EPOCHS_PER_TERM, next_term, term_above
+from procguard.fleet.model.records import (
     KNOWN_STATES,
     AgentObserved,
     AgentRecord,
@@ -34,7 +34,8 @@ from procguard.fleet.records import (
     to_dict,
     worker_from_dict,
 )
-from procguard.fleet.settings import FleetSettings
+from procguard.fleet.model.settings import FleetSettings
+from procguard.fleet.outbox import Outbox
 from procguard.fleet.store.appendlog import NotDurable
 from procguard.fleet.store.interface import Change, Store, Tables
 from remote_agent import protocol

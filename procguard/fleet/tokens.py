@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from procguard.errors import Conflict, NotFound, Refused, UsageError
-from procguard.fleet.clock import Now, iso
-from procguard.fleet.records import TokenRecord, from_dict
+from procguard.fleet.model.clock import Now, iso
+from procguard.fleet.model.records import TokenRecord, from_dict
 from procguard.fleet.state import FleetState
 from procguard.fleet.token_scopes import AGENT_SCOPE, SCOPES, SCOPES_SHOWN, how_to_replace
 from remote_agent import protocol, session

@@ -6,8 +6,8 @@ import shlex
 from typing import Any
 
 from procguard.fleet import causes, host_disks
-from procguard.fleet.clock import iso
-from procguard.fleet.records import (
+from procguard.fleet.model.clock import iso
+from procguard.fleet.model.records import (
     AgentObserved,
     AgentRecord,
     CommandRecord,

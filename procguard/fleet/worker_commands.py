@@ -7,10 +7,10 @@ are commanded together (gang_keeper.py).
 from __future__ import annotations
 
 from procguard.errors import Conflict, UsageError
-from procguard.fleet.clock import Now
 from procguard.fleet.gang_keeper import Asked
+from procguard.fleet.model.clock import Now
+from procguard.fleet.model.records import CommandRecord, settled
 from procguard.fleet.parts import FleetParts
-from procguard.fleet.records import CommandRecord, settled
 from remote_agent import protocol
 
 

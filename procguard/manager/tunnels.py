@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from procguard.errors import Conflict, NotFound
-from procguard.fleet import clock
-from procguard.fleet.records import AgentRecord
+from procguard.fleet.model import clock
+from procguard.fleet.model.records import AgentRecord
 from procguard.fleet.registry import Registry
 from procguard.fleet.store.appendlog import NotDurable
 

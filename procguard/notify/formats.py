@@ -18,7 +18,7 @@ from email.utils import format_datetime, make_msgid, parsedate_to_datetime
 from typing import Any, NamedTuple
 
 from procguard.config.notifications import Target
-from procguard.fleet.clock import Now
+from procguard.fleet.model.clock import Now
 from procguard.notify.alerts import Message, payload
 from procguard.words import Words
 

@@ -17,8 +17,8 @@ import gevent.event
 
 from procguard.config.notifications import Target
 from procguard.errors import Conflict, NotFound
-from procguard.fleet import clock
-from procguard.fleet.clock import iso
+from procguard.fleet.model import clock
+from procguard.fleet.model.clock import iso
 from procguard.notify import alerts, transport
 from procguard.notify.alerts import Event, Gathering, Message
 from procguard.notify.formats import Outcome

@@ -17,7 +17,7 @@ from typing import Any
 import gevent
 
 from procguard.config.notifications import Target
-from procguard.fleet.clock import Now
+from procguard.fleet.model.clock import Now
 from procguard.notify import formats
 from procguard.notify.alerts import Message
 from procguard.notify.formats import Outcome

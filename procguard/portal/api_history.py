@@ -16,8 +16,9 @@ from procguard import words
 from procguard.channels import http_io
 from procguard.channels.desk import checked_worker_id
 from procguard.errors import UsageError
-from procguard.fleet import clock, explain
+from procguard.fleet import explain
 from procguard.fleet.event_query import EventQuery
+from procguard.fleet.model import clock
 from procguard.fleet.registry import Registry
 from procguard.portal.log_query import parse_since
 from procguard.runtime.cooperative import give_way

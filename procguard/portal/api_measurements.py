@@ -9,8 +9,8 @@ import bottle
 from procguard.channels import http_io
 from procguard.channels.desk import checked_worker_id
 from procguard.errors import UsageError
-from procguard.fleet import clock
 from procguard.fleet.measurements import SPANS, Measurements, Span
+from procguard.fleet.model import clock
 from procguard.fleet.registry import Registry
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import bottle
 
 from procguard.channels import Access, http_io
-from procguard.fleet import clock, selectors
+from procguard.fleet import selectors
+from procguard.fleet.model import clock
 from procguard.fleet.operations import DEFAULT_CONCURRENCY, DEFAULT_TIMEOUT_S, MAX_ITEMS, Options
 from procguard.fleet.registry import Registry
 from procguard.portal import requests

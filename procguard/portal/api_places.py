@@ -11,7 +11,7 @@ import bottle
 
 from procguard.channels import Access, http_io
 from procguard.channels.desk import checked_worker_id
-from procguard.fleet import clock
+from procguard.fleet.model import clock
 from procguard.fleet.registry import Registry
 from procguard.portal import requests
 

@@ -7,7 +7,7 @@ from typing import Any
 import bottle
 
 from procguard.channels import Access, Principal, http_io
-from procguard.fleet import clock
+from procguard.fleet.model import clock
 from procguard.fleet.purge import Purge
 from procguard.fleet.registry import Registry
 from procguard.portal import requests

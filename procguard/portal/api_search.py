@@ -17,8 +17,8 @@ from procguard import expression
 from procguard.channels import http_io
 from procguard.channels.held import HeldPoll
 from procguard.errors import UsageError
-from procguard.fleet import clock
 from procguard.fleet.log_search import OPEN, Part, Question, Search
+from procguard.fleet.model import clock
 from procguard.fleet.registry import Registry
 from procguard.portal.log_query import parse_since
 from procguard.portal.logs import LogStore

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 from procguard.admission.rate import Sparing
 from procguard.channels import Principal, http_io
 from procguard.errors import ProcGuardError
-from procguard.fleet import clock
 from procguard.fleet.event_query import EventQuery
 from procguard.fleet.events import EventBounds, EventLog, Numbers
+from procguard.fleet.model import clock
 from procguard.fleet.store import appendlog
 
 REFUSALS_AT_ONCE, REFUSALS_PER_S = 60, 1 / 60  # of one known caller; of all strangers together

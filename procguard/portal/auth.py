@@ -22,9 +22,9 @@ from procguard.admission.rate import BackOff, RateLimiter
 from procguard.channels import Principal, http_io
 from procguard.channels.agent_sessions import AgentSessions
 from procguard.errors import Forbidden, LimitExceeded, Refused
-from procguard.fleet import clock
 from procguard.fleet.addresses import address_group
-from procguard.fleet.records import TokenRecord
+from procguard.fleet.model import clock
+from procguard.fleet.model.records import TokenRecord
 from procguard.fleet.registry import Registry
 from procguard.fleet.token_scopes import AGENT_SCOPE, SCOPES, Scope, how_to_replace
 from procguard.portal import local_client, sock_diag

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from procguard.fleet import views
-from procguard.fleet.records import AgentRecord, PendingLauncher, WorkerRecord
+from procguard.fleet.model.records import AgentRecord, PendingLauncher, WorkerRecord
 from procguard.fleet.registry import Registry
 from remote_agent import protocol
 

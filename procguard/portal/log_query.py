@@ -11,7 +11,7 @@ from procguard.channels import http_io
 from procguard.channels.desk import MAX_ATTEMPT
 from procguard.errors import UsageError
 from procguard.expression import Expression
-from procguard.fleet import clock
+from procguard.fleet.model import clock
 
 DEFAULT_LINES = 200
 MAX_LINES = 100_000

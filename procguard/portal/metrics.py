@@ -14,7 +14,7 @@ from typing import Any
 import gevent.lock
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 
-from procguard.fleet import clock
+from procguard.fleet.model import clock
 from procguard.fleet.registry import Registry
 from procguard.portal import metrics_fleet
 from procguard.portal.logs import LogStore

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 from procguard import __version__
-from procguard.fleet.clock import Now
-from procguard.fleet.records import KNOWN_STATES, WorkerObserved, WorkerRecord
+from procguard.fleet.model.clock import Now
+from procguard.fleet.model.records import KNOWN_STATES, WorkerObserved, WorkerRecord
 from procguard.fleet.registry import Registry
 from procguard.fleet.views import observed_state
 from remote_agent import protocol, states

@@ -16,8 +16,8 @@ import gevent
 import gevent.event
 
 from procguard.errors import LimitExceeded
-from procguard.fleet import clock
 from procguard.fleet.log_search import ANSWER_GRACE_S, OPEN, Part, Search
+from procguard.fleet.model import clock
 from procguard.portal.log_reader import MAX_SCAN_BYTES, LogLine, ScanBudget
 from procguard.portal.logs import STEP_S, LogStore
 from procguard.portal.matching import Matching

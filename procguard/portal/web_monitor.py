@@ -26,9 +26,9 @@ from procguard.channels.desk import Call, Desk
 from procguard.channels.http import HttpChannel
 from procguard.config.schema import Config
 from procguard.errors import NotFound, ProcGuardError
-from procguard.fleet import clock
 from procguard.fleet.agent_care import AgentCare
 from procguard.fleet.measurements import Measurements
+from procguard.fleet.model import clock
 from procguard.fleet.registry import Registry
 from procguard.fleet.store.appendlog import NotDurable, RunBlocking, run_here
 from procguard.portal import agents_listener, audit, http_server, listening, own_addresses, websocket

@@ -1,4 +1,4 @@
-"""The long form of tests/unit/test_store_kills.py: 200 kills of each store."""
+"""The long form of tests/unit/fleet/store/test_store_kills.py: 200 kills of each store."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.fleet.store.test_store_kills import killed_again_and_again
 from tests.unit.store_rig import KINDS
-from tests.unit.test_store_kills import killed_again_and_again
 
 
 @pytest.mark.long

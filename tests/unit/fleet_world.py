@@ -6,10 +6,10 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from procguard.fleet.clock import Now
 from procguard.fleet.events import EventLog
+from procguard.fleet.model.clock import Now
+from procguard.fleet.model.settings import FleetSettings
 from procguard.fleet.registry import Registry
-from procguard.fleet.settings import FleetSettings
 from procguard.fleet.state import events_path
 from procguard.fleet.store.yaml_file import YamlStore
 from remote_agent import protocol

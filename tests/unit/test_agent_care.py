@@ -11,7 +11,7 @@ import pytest
 from procguard.deploy.ssh_client import Result
 from procguard.errors import Conflict, NotFound
 from procguard.fleet.agent_care import AgentCare
-from procguard.fleet.records import AgentRecord
+from procguard.fleet.model.records import AgentRecord
 from tests.unit.fleet_world import World
 
 STARTED = Result(True, "started", "release aa → bb, the agent was started (pid 78)")

@@ -13,8 +13,8 @@ import pytest
 
 from procguard.channels import Principal
 from procguard.errors import Refused
-from procguard.fleet import clock
 from procguard.fleet.event_query import EventQuery
+from procguard.fleet.model import clock
 from procguard.fleet.store import appendlog
 from procguard.portal.api_access import LOG_INS_AT_ONCE
 from procguard.portal.audit import ASKS, LOGINS_AT_ONCE, REFUSALS_AT_ONCE, Audit, path_beside

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from procguard.fleet.clock import Now
 from procguard.fleet.event_query import EventQuery
 from procguard.fleet.events import MAX_EVIDENCE_CHARS, EventBounds, EventLog
+from procguard.fleet.model.clock import Now
 from procguard.fleet.store import appendlog
 from remote_agent import protocol
 from tests.unit.fleet_world import World

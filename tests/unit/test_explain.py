@@ -16,8 +16,8 @@ import pytest
 from procguard import words
 from procguard.config.groups import GroupPolicy
 from procguard.fleet import explain
-from procguard.fleet.clock import Now
 from procguard.fleet.leases import Verdict
+from procguard.fleet.model.clock import Now
 from procguard.words import en, zh
 from remote_agent import protocol
 from tests.unit.fleet_world import World

@@ -10,10 +10,10 @@ import pytest
 
 from procguard.channels import messages
 from procguard.errors import Conflict, UsageError
-from procguard.fleet import epochs
-from procguard.fleet.clock import Now
 from procguard.fleet.events import EventBounds, EventLog
-from procguard.fleet.records import to_dict
+from procguard.fleet.model import epochs
+from procguard.fleet.model.clock import Now
+from procguard.fleet.model.records import to_dict
 from remote_agent import protocol
 from tests.unit.fleet_world import SECRET, World
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from procguard.fleet.clock import Now
+from procguard.fleet.model.clock import Now
+from procguard.fleet.model.settings import FleetSettings
 from procguard.fleet.monitor import Finding, ProcessMonitor
-from procguard.fleet.settings import FleetSettings
 from remote_agent import protocol
 from tests.unit.fleet_world import World
 

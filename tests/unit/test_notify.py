@@ -19,8 +19,8 @@ import pytest
 from procguard.config import schema
 from procguard.config.notifications import ALERT_CLASSES, Target
 from procguard.errors import ConfigError
-from procguard.fleet.clock import Now
 from procguard.fleet.events import EventLog
+from procguard.fleet.model.clock import Now
 from procguard.notify import alerts, formats, transport
 from procguard.notify.alerts import Gathering, Message
 from procguard.notify.formats import Outcome

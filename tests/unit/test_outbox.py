@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from procguard.fleet.clock import Now
+from procguard.fleet.model.clock import Now
+from procguard.fleet.model.records import CommandRecord
 from procguard.fleet.outbox import KEEP_FINISHED
-from procguard.fleet.records import CommandRecord
 from tests.unit.fleet_world import World
 
 

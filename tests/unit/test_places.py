@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from procguard.errors import Conflict, NotFound, UsageError
-from procguard.fleet.records import WorkerRecord
+from procguard.fleet.model.records import WorkerRecord
 from remote_agent import protocol
 from tests.unit.fleet_world import World
 

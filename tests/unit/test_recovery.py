@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from procguard.fleet import recovery
-from procguard.fleet.clock import Now
 from procguard.fleet.event_query import EventQuery
 from procguard.fleet.failure_handler import FailureHandler
+from procguard.fleet.model.clock import Now
+from procguard.fleet.model.records import AgentRecord
+from procguard.fleet.model.settings import FleetSettings
 from procguard.fleet.monitor import ProcessMonitor
-from procguard.fleet.records import AgentRecord
 from procguard.fleet.recovery import Incident, Look, Policy, decide
-from procguard.fleet.settings import FleetSettings
 from remote_agent import protocol
 from tests.unit.fleet_world import SECRET, World
 

@@ -14,8 +14,8 @@ import gevent
 import pytest
 
 from procguard.errors import LimitExceeded
-from procguard.fleet import clock
 from procguard.fleet.log_search import Question, Search
+from procguard.fleet.model import clock
 from procguard.portal import own_search
 from procguard.portal.logs import LogStore
 from procguard.portal.matching import Matching

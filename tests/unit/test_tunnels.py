@@ -16,7 +16,7 @@ from procguard.channels.desk import Desk as AgentsDesk
 from procguard.deploy.tunnel_client import TunnelProcess
 from procguard.deploy.tunnel_process import LAST_RETRY_S, retry_delay_s
 from procguard.errors import Conflict, NotFound, Refused
-from procguard.fleet.records import AgentRecord
+from procguard.fleet.model.records import AgentRecord
 from procguard.manager.tunnels import Tunnels
 from procguard.portal.agents_listener import AgentsOnly, application
 from procguard.portal.logs import LogStore

@@ -6,7 +6,7 @@
     {"end": 2, "sha256": "…"}
 
 The last line tells a file that was cut or changed. Owns this format and nothing else: what the records mean is
-records.py's, where they are kept the stores'.
+fleet/model/records.py's, where they are kept the stores'.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from procguard.errors import Conflict, ProcGuardError, UsageError
-from procguard.fleet.clock import iso
+from procguard.fleet.model.clock import iso
 from procguard.fleet.store import journal, open_store
 from procguard.fleet.store.interface import Loaded, Tables, apply
 

@@ -6,9 +6,9 @@ import logging
 
 import gevent
 
-from procguard.fleet import clock
 from procguard.fleet.measurement_files import MeasurementFiles
 from procguard.fleet.measurements import SAMPLE_S, Measurements
+from procguard.fleet.model import clock
 from procguard.fleet.registry import Registry
 from procguard.runtime.cooperative import Pace
 

@@ -8,7 +8,7 @@ import gevent
 import gevent.event
 
 from procguard.errors import ProcGuardError
-from procguard.fleet import clock
+from procguard.fleet.model import clock
 from procguard.fleet.operations import Operations
 from procguard.runtime.cooperative import give_way
 

@@ -16,10 +16,10 @@ from invoke import Context
 from procguard.cli import app
 from procguard.cli import state as cli_state
 from procguard.config import schema
-from procguard.fleet.clock import Now
 from procguard.fleet.events import EventLog
+from procguard.fleet.model.clock import Now
+from procguard.fleet.model.settings import FleetSettings
 from procguard.fleet.registry import Registry
-from procguard.fleet.settings import FleetSettings
 from procguard.fleet.state import events_path
 from procguard.fleet.store import open_store
 from procguard.manager import daemon

@@ -7,12 +7,12 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from procguard.fleet.clock import Now
-from procguard.fleet.epochs import EPOCHS_PER_TERM
+from procguard.fleet.model.clock import Now
+from procguard.fleet.model.epochs import EPOCHS_PER_TERM
 from remote_agent import protocol, states
 
 if TYPE_CHECKING:  # its group policies need pydantic, which costs every command 0.2 s to import
-    from procguard.fleet.settings import FleetSettings
+    from procguard.fleet.model.settings import FleetSettings
 
 # ended: a hand-started launcher whose user ended it, after its worker had stopped. Nothing is expected of it.
 AgentState = Literal["never", "connected", "suspect", "unreachable", "ended"]

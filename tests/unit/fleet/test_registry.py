@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from procguard.errors import Conflict, NotFound, UsageError
-from procguard.fleet.clock import Now
+from procguard.fleet.model.clock import Now
 from remote_agent import protocol
 from tests.unit.fleet_world import SECRET, World
 

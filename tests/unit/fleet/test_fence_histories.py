@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from procguard.errors import ProcGuardError
-from procguard.fleet.clock import Now
 from procguard.fleet.failure_handler import FailureHandler
+from procguard.fleet.model.clock import Now
 from procguard.fleet.monitor import ProcessMonitor
 from procguard.fleet.recovery import Look
 from remote_agent import protocol

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from procguard.errors import ProcGuardError
-from procguard.fleet.clock import Now
 from procguard.fleet.events import EventLog
+from procguard.fleet.model.clock import Now
 from procguard.fleet.store.appendlog import NotDurable
 from procguard.fleet.store.interface import Tables
 from tests.fleet.manager import Manager, own_environment

@@ -16,10 +16,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from procguard.errors import ProcGuardError
-from procguard.fleet.clock import Now
 from procguard.fleet.events import EventLog
+from procguard.fleet.model.clock import Now
+from procguard.fleet.model.settings import FleetSettings
 from procguard.fleet.registry import Registry
-from procguard.fleet.settings import FleetSettings
 from procguard.fleet.state import events_path
 from procguard.fleet.store import appendlog, open_store
 from procguard.fleet.store.journal import segment_path

@@ -30,14 +30,14 @@ from hypothesis.stateful import (
 )
 
 from procguard.errors import ProcGuardError
-from procguard.fleet.clock import Now
 from procguard.fleet.events import EventLog
 from procguard.fleet.failure_handler import FailureHandler
+from procguard.fleet.model.clock import Now
+from procguard.fleet.model.records import AgentRecord
+from procguard.fleet.model.settings import FleetSettings
 from procguard.fleet.monitor import ProcessMonitor
-from procguard.fleet.records import AgentRecord
 from procguard.fleet.recovery import Look
 from procguard.fleet.registry import Registry
-from procguard.fleet.settings import FleetSettings
 from procguard.fleet.state import events_path
 from procguard.fleet.store import open_store
 from remote_agent import protocol
