@@ -1,4 +1,5 @@
-"""The agent's half of replacing its secret while it runs (`invoke agents.rotate`; the manager's: fleet/rotation.py).
+"""The agent's half of replacing its secret while it runs (`invoke agents.rotate`; the manager's:
+fleet/agents/rotation.py).
 
     1 make a secret, store it beside agent.json     2 tell the manager its digest     3 it goes into agent.json
     4 every connection is reopened with it; its first use ends the old one

@@ -9,18 +9,19 @@
 - `turns.py`: work in one turn of the event loop, of one caller, of all strangers: beyond, a later turn.
 
 A *caller* is an agent or the holder of a token; "" is a stranger. A connection is *unproven* until a request on it was
-identified. An *address* stands for all that one machine may have (fleet/addresses.py). Bounds are keys of `web.limits`,
-or constants of those who use them; who is refused gets `LimitExceeded.for_now`. Knows no HTTP, no zmq, and not what is
-asked. `now` is passed in; only loops and `turns.py`, which measures, read the clock. Used from the event loop only.
-Start reading at `connections.py`.
+identified. An *address* stands for all that one machine may have (fleet/agents/addresses.py). Bounds are keys of
+`web.limits`, or constants of those who use them; who is refused gets `LimitExceeded.for_now`. Knows no HTTP, no zmq,
+and not what is asked. `now` is passed in; only loops and `turns.py`, which measures, read the clock. Used from the
+event loop only. Start reading at `connections.py`.
 
 Apart on purpose, because they bound something else:
 
 - `portal/websocket.py`, `portal/log_follow.py`: what waits for one reader. It is that reader's queue.
 - `portal/matching.py`, `portal/local_client.py`: how many use certain threads.
 - `channels/zmq.py`, `zmq_port.py`: messages not begun. They stay unread in libzmq, before it is known whose they are.
-- `fleet/intake.py`: changes of one agent. They are charged after the fact, by what they have cost the state.
-- `portal/sessions.py`, `channels/agent_sessions.py`, `fleet/enrolment.py`, `fleet/events.py`: what is kept of whom.
+- `fleet/agents/heartbeat.py`: changes of one agent. They are charged after the fact, by what they have cost the state.
+- `portal/sessions.py`, `channels/agent_sessions.py`, `fleet/agents/enrolment.py`, `fleet/events.py`: what is kept of
+whom.
 - `procguard/runtime/cooperative.py`: the manager's own long work. `deploy/ssh_turns.py`: connections that the manager
 opens, from
   threads, each with a deadline.

@@ -17,7 +17,7 @@ import gevent
 
 from procguard.admission.turns import Share
 from procguard.config.limits import Limits
-from procguard.fleet.addresses import address_group
+from procguard.fleet.agents.addresses import address_group
 
 Connection = TypeVar("Connection", bound=Hashable)
 Cut = Callable[[], None]

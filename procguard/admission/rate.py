@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from procguard.fleet.addresses import address_group
+from procguard.fleet.agents.addresses import address_group
 
 MAX_KEYS = 10_000
 

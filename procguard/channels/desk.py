@@ -25,7 +25,7 @@ from procguard.channels.agent_sessions import AgentSessions
 from procguard.channels.held import HeldPoll, HeldPolls
 from procguard.config.limits import Limits
 from procguard.errors import Conflict, LimitExceeded, ProcGuardError, Refused, UsageError
-from procguard.fleet.addresses import address_group
+from procguard.fleet.agents.addresses import address_group
 from procguard.fleet.model import clock
 from procguard.fleet.registry import Registry
 from remote_agent import protocol, session

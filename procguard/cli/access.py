@@ -15,7 +15,7 @@ from procguard.cli.task import ANSWER, AnswerOptions, operator_task, print_table
 from procguard.client import api
 from procguard.console.terminal import say, say_json
 from procguard.errors import UsageError
-from procguard.fleet.token_scopes import AGENT_SCOPE, SCOPES, SCOPES_SHOWN
+from procguard.fleet.agents.token_scopes import AGENT_SCOPE, SCOPES, SCOPES_SHOWN
 
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 7 * 86_400.0}
 _AGENT_HELP = {"agent": "its id, as `invoke agents` shows it; of a launcher its worker's id does"}

@@ -1,6 +1,6 @@
 """`invoke agents.rotate`: which agents are meant, and following them until each has used its new secret.
 
-The steps are the manager's (fleet/rotation.py); this asks for them and looks at `GET /api/agents`.
+The steps are the manager's (fleet/agents/rotation.py); this asks for them and looks at `GET /api/agents`.
 """
 
 from __future__ import annotations

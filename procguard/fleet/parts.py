@@ -6,19 +6,19 @@ and is handed the other parts that it needs; none imports this module.
 
 from __future__ import annotations
 
+from procguard.fleet.agents.credentials import Tokens
+from procguard.fleet.agents.log_search import LogSearches
+from procguard.fleet.agents.resync import Inquiry
+from procguard.fleet.agents.rotation import Rotations
 from procguard.fleet.events import EventLog
 from procguard.fleet.gang_keeper import Gangs
-from procguard.fleet.inquiry import Inquiry
 from procguard.fleet.leases import Leases
-from procguard.fleet.log_search import LogSearches
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import to_dict
 from procguard.fleet.model.settings import FleetSettings
 from procguard.fleet.places import Places
-from procguard.fleet.rotation import Rotations
 from procguard.fleet.state import FleetState
 from procguard.fleet.store.interface import Store, Tables
-from procguard.fleet.tokens import Tokens
 
 
 class FleetParts(FleetState):

@@ -1,8 +1,8 @@
 """The registry: sole writer of the fleet's state. Everything else hands it messages and reads its views.
 
-Owns what operators, the deployer, the monitor and the failure handler may change; the agents' part is intake.py, the
-tables are state.py. Knows neither HTTP nor SSH, and no clock: `now` is passed in. A method marked "durable" returns
-when its change is on disk, or raises NotDurable.
+Owns what operators, the deployer, the monitor and the failure handler may change; the agents' part is
+fleet/agents/heartbeat.py, the tables are state.py. Knows neither HTTP nor SSH, and no clock: `now` is passed in. A
+method marked "durable" returns when its change is on disk, or raises NotDurable.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 from procguard.errors import Conflict
+from procguard.fleet.agents.enrolment import Enrolment
+from procguard.fleet.agents.heartbeat import Intake
 from procguard.fleet.deployment import Deployment
-from procguard.fleet.enrolment import Enrolment
 from procguard.fleet.events import EventLog
-from procguard.fleet.intake import Intake
 from procguard.fleet.model import clock
 from procguard.fleet.model.clock import Now, iso
 from procguard.fleet.model.records import CommandRecord
@@ -196,7 +196,7 @@ class Registry(Intake):
         now: Now,
         enrolled_by: str = "",
     ) -> protocol.RegisterReply:
-        """Announce a hand-started launcher's worker (enrolment.py); durable."""
+        """Announce a hand-started launcher's worker (fleet/agents/enrolment.py); durable."""
         return self.enrolment.register(
             registration, actor=actor, trusted=trusted, peer=peer, now=now, enrolled_by=enrolled_by
         )

@@ -1,8 +1,8 @@
 """The fleet's state: the tables, what is only observed, the change feed, and how changes become durable.
 
 Owns the dicts and the store behind them. Knows no rules and imports none: what may change them is in the parts
-(parts.py), registry.py (operators), intake.py (agents), deployment.py and enrolment.py, which all work through this
-one object.
+(parts.py), registry.py (operators), fleet/agents/heartbeat.py (agents), deployment.py and fleet/agents/enrolment.py,
+which all work through this one object.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from collections.abc import Callable, Container
 from typing import Any
 
 from procguard.errors import NotFound
-from procguard.fleet import gang_views, host_disks, views
+from procguard.fleet import gang_views, views
+from procguard.fleet.agents import host_disks
 from procguard.fleet.event_query import EventQuery
 from procguard.fleet.events import EventLog
 from procguard.fleet.gangs import GangRecord

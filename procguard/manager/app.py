@@ -24,7 +24,7 @@ from procguard.console import log_format
 from procguard.deploy.ssh_client import Result, SshHelper
 from procguard.deploy.tunnel_client import TunnelProcess
 from procguard.errors import ProcGuardError
-from procguard.fleet.agent_care import AgentCare, Op
+from procguard.fleet.agents.maintenance import AgentCare, Op
 from procguard.fleet.events import Event, EventBounds, EventLog
 from procguard.fleet.failure_handler import FailureHandler
 from procguard.fleet.measurement_files import MeasurementFiles

@@ -10,10 +10,10 @@ import bottle
 from procguard.admission.rate import BackOff, RateLimiter
 from procguard.channels import Principal, http_io
 from procguard.errors import LimitExceeded, ProcGuardError, Refused
+from procguard.fleet.agents.token_scopes import SCOPES_SHOWN, how_to_replace
 from procguard.fleet.model import clock
 from procguard.fleet.model.records import TokenRecord
 from procguard.fleet.registry import Registry
-from procguard.fleet.token_scopes import SCOPES_SHOWN, how_to_replace
 from procguard.portal import requests
 from procguard.portal.api_history import read_query
 from procguard.portal.audit import ASKS, Audit

@@ -1,4 +1,5 @@
-"""An agent's restart, its upgrade and its own log, asked for in the portal. The rules are in fleet/agent_care.py."""
+"""An agent's restart, its upgrade and its own log, asked for in the portal. The rules are in
+fleet/agents/maintenance.py."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import bottle
 
 from procguard.channels import Access, http_io
 from procguard.errors import Conflict
-from procguard.fleet.agent_care import AgentCare, Wish
+from procguard.fleet.agents.maintenance import AgentCare, Wish
 
 DEFAULT_LOG_BYTES, MAX_LOG_BYTES = 64 * 1024, 256 * 1024
 

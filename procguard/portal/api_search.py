@@ -17,7 +17,7 @@ from procguard import expression
 from procguard.channels import http_io
 from procguard.channels.held import HeldPoll
 from procguard.errors import UsageError
-from procguard.fleet.log_search import OPEN, Part, Question, Search
+from procguard.fleet.agents.log_search import OPEN, Part, Question, Search
 from procguard.fleet.model import clock
 from procguard.fleet.registry import Registry
 from procguard.portal.log_query import parse_since

@@ -22,11 +22,11 @@ from procguard.admission.rate import BackOff, RateLimiter
 from procguard.channels import Principal, http_io
 from procguard.channels.agent_sessions import AgentSessions
 from procguard.errors import Forbidden, LimitExceeded, Refused
-from procguard.fleet.addresses import address_group
+from procguard.fleet.agents.addresses import address_group
+from procguard.fleet.agents.token_scopes import AGENT_SCOPE, SCOPES, Scope, how_to_replace
 from procguard.fleet.model import clock
 from procguard.fleet.model.records import TokenRecord
 from procguard.fleet.registry import Registry
-from procguard.fleet.token_scopes import AGENT_SCOPE, SCOPES, Scope, how_to_replace
 from procguard.portal import local_client, sock_diag
 from procguard.portal.audit import ASKS
 from procguard.portal.live_uses import LiveUses

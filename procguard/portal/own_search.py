@@ -16,7 +16,7 @@ import gevent
 import gevent.event
 
 from procguard.errors import LimitExceeded
-from procguard.fleet.log_search import ANSWER_GRACE_S, OPEN, Part, Search
+from procguard.fleet.agents.log_search import ANSWER_GRACE_S, OPEN, Part, Search
 from procguard.fleet.model import clock
 from procguard.portal.log_reader import MAX_SCAN_BYTES, LogLine, ScanBudget
 from procguard.portal.logs import STEP_S, LogStore

@@ -13,9 +13,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from procguard.channels import http_io
 from procguard.channels.messages import Hints, validated
+from procguard.fleet.agents.credentials import MAX_LIFE_S, MAX_USES
+from procguard.fleet.agents.token_scopes import AGENT_SCOPE, SCOPES
 from procguard.fleet.operations import DEFAULT_CONCURRENCY, DEFAULT_TIMEOUT_S, MAX_ITEMS
-from procguard.fleet.token_scopes import AGENT_SCOPE, SCOPES
-from procguard.fleet.tokens import MAX_LIFE_S, MAX_USES
 from remote_agent import protocol
 
 MAX_REASON_CHARS = 500

@@ -26,7 +26,7 @@ from procguard.channels.desk import Call, Desk
 from procguard.channels.http import HttpChannel
 from procguard.config.schema import Config
 from procguard.errors import NotFound, ProcGuardError
-from procguard.fleet.agent_care import AgentCare
+from procguard.fleet.agents.maintenance import AgentCare
 from procguard.fleet.measurements import Measurements
 from procguard.fleet.model import clock
 from procguard.fleet.registry import Registry

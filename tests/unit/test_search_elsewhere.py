@@ -14,7 +14,7 @@ import gevent
 import pytest
 
 from procguard.errors import LimitExceeded
-from procguard.fleet.log_search import Question, Search
+from procguard.fleet.agents.log_search import Question, Search
 from procguard.fleet.model import clock
 from procguard.portal import own_search
 from procguard.portal.logs import LogStore

@@ -48,8 +48,8 @@ class AgentRecord:
     undeclared: bool = False  # that inventory names it no more
     cordon: dict[str, Any] = field(default_factory=dict)  # {"reason", "actor", "at"}: no new tasks; {} = none
     ledger: list[dict[str, Any]] = field(default_factory=list)  # reputation.py
-    # A new secret was asked for (rotation.py): {"id", "at", "actor"}; {} = not. `next_sha256`: of the new one, until it
-    # is used.
+    # A new secret was asked for (fleet/agents/rotation.py): {"id", "at", "actor"}; {} = not. `next_sha256`: of the new
+    # one, until it is used.
     rotation: dict[str, Any] = field(default_factory=dict)
     next_sha256: str = ""
     # The open incident, for the next manager: {"starts", "outcome", "reason", "manager_urls"}; {} = none.
@@ -68,7 +68,7 @@ class AgentObserved:
     session: tuple[int, float] = (0, 0.0)  # (pid, started_at) of the agent process
     heartbeat: protocol.AgentHeartbeat | None = None
     paid_until: float = 0.0  # monotonic: rises with the changes of its heartbeats (Intake.wait_s)
-    events_left: float = 0.0  # how many events it may cause at once (intake.py), as of `events_at`
+    events_left: float = 0.0  # how many events it may cause at once (fleet/agents/heartbeat.py), as of `events_at`
     events_at: float | None = None  # monotonic
     events_left_out: int = 0  # since the last event that was kept
     refused_claims: set[str] = field(default_factory=set)  # workers whose refused claim has been reported

@@ -14,10 +14,10 @@ import secrets
 from collections.abc import Callable, Iterable
 
 from procguard.errors import Conflict
+from procguard.fleet.agents.credentials import Tokens
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import AgentRecord
 from procguard.fleet.state import FleetState
-from procguard.fleet.tokens import Tokens
 from remote_agent import protocol
 
 Hook = Callable[[str], None]

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 from procguard.errors import Conflict, NotFound, Refused, UsageError
+from procguard.fleet.agents.token_scopes import AGENT_SCOPE, SCOPES, SCOPES_SHOWN, how_to_replace
 from procguard.fleet.model.clock import Now, iso
 from procguard.fleet.model.records import TokenRecord, from_dict
 from procguard.fleet.state import FleetState
-from procguard.fleet.token_scopes import AGENT_SCOPE, SCOPES, SCOPES_SHOWN, how_to_replace
 from remote_agent import protocol, session
 
 MAX_TOKENS = 10_000

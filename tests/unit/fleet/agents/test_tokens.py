@@ -8,9 +8,9 @@ import pytest
 
 from procguard.admission.rate import FREE_FAILURES, MAX_KEYS, BackOff
 from procguard.errors import NotFound, Refused, UsageError
-from procguard.fleet import enrolment
-from procguard.fleet.addresses import address_group
-from procguard.fleet.tokens import NOTE_USE_EVERY_S
+from procguard.fleet.agents import enrolment
+from procguard.fleet.agents.addresses import address_group
+from procguard.fleet.agents.credentials import NOTE_USE_EVERY_S
 from remote_agent import protocol
 from tests.unit.fleet_world import SECRET, World
 

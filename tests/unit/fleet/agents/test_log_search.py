@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from procguard.errors import LimitExceeded, NotFound
-from procguard.fleet import log_search as searches
-from procguard.fleet.log_search import Question
+from procguard.fleet.agents import log_search as searches
+from procguard.fleet.agents.log_search import Question
 from remote_agent import grep, log_search, protocol
 from remote_agent.link import Credentials, LinkDown, Reply
 from remote_agent.log_search import LogSearcher, look

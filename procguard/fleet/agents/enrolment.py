@@ -10,7 +10,7 @@ from typing import Any
 
 from procguard.errors import Conflict, NotFound, Refused, UsageError
 from procguard.fleet import leases, views
-from procguard.fleet.addresses import address_group
+from procguard.fleet.agents.addresses import address_group
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import AgentRecord, PendingLauncher, WorkerRecord, settled
 from procguard.fleet.parts import FleetParts

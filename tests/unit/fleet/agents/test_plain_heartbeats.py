@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from procguard.fleet.intake import Intake
+from procguard.fleet.agents.heartbeat import Intake
 from remote_agent import protocol
 from tests.unit.fleet_world import World
 

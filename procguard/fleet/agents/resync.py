@@ -2,7 +2,7 @@
 
 A state that lost its newest changes may have a worker on the host it has left since, or to be started where another
 epoch of it runs. So nobody is told what to run until every agent was heard, or has had time to be; leases are renewed
-meanwhile, and what runs, runs on. What the agents report is taken by the highest epoch (intake.py).
+meanwhile, and what runs, runs on. What the agents report is taken by the highest epoch (heartbeat.py).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import pytest
 
 from procguard.deploy.ssh_client import Result
 from procguard.errors import Conflict, NotFound
-from procguard.fleet.agent_care import AgentCare
+from procguard.fleet.agents.maintenance import AgentCare
 from procguard.fleet.model.records import AgentRecord
 from tests.unit.fleet_world import World
 
