@@ -26,7 +26,8 @@ ALIVE = (STARTING, RUNNING, STOPPING)  # a child may exist
 SETTLED = (STOPPED, EXITED, FAILED)  # no child, and none will come without a new start
 
 # from -> to. What is not here is a bug: `check` raises. What cannot even be started passes through starting to failed.
-# Each has a test named after it (tests/unit/test_transitions.py), from which the table in docs/states.md is drawn.
+# Each has a test named after it (tests/unit/fleet/workers/test_transitions.py), from which the table in docs/states.md
+# is drawn.
 TRANSITIONS: dict[str, tuple[str, ...]] = {
     STOPPED: (STARTING,),
     STARTING: (STARTING, RUNNING, STOPPING, BACKOFF, EXITED, FAILED),

@@ -1,6 +1,7 @@
 """docs/worker.schema.json and the key tables of docs/worker.md, from the descriptions in remote_agent/worker_spec.py.
 
-python scripts/worker_schema.py   writes them; tests/unit/test_worker_schema.py fails where they are not what it writes
+python scripts/worker_schema.py   writes them; tests/unit/fleet/workers/test_worker_schema.py fails where they are not
+what it writes
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from procguard.cli.task import operator_task, print_table
 from procguard.client import api
 from procguard.console import terminal
 from procguard.console.terminal import say_json
-from procguard.fleet import selectors
+from procguard.fleet.workers import selectors
 
 # ---------------------------------------------------------------------------------------------------- looking
 

@@ -20,7 +20,7 @@ from procguard.cli.task import ANSWER, AnswerOptions, OptionGroup, operator_task
 from procguard.client import api, coming_up
 from procguard.console.terminal import say, say_json
 from procguard.errors import NotFound, PartlyFailed, UsageError
-from procguard.fleet import selectors
+from procguard.fleet.workers import selectors
 
 CONFIRM_ABOVE = 20  # stop or kill of more workers than this asks for the number
 LIVE = ("running", "cancelling", "halting")

@@ -12,7 +12,7 @@ from typing import Any
 from procguard.client.api import ManagerClient
 from procguard.console.terminal import say, say_json
 from procguard.errors import NotFound, PartlyFailed, UsageError
-from procguard.fleet import selectors
+from procguard.fleet.workers import selectors
 
 LOOK_EVERY_S = 0.5
 MOST_NAMED = 20

@@ -18,7 +18,6 @@ from typing import Any
 
 from procguard.errors import Conflict, LimitExceeded, NotFound, ProcGuardError, UsageError
 from procguard.fleet import operation as rules
-from procguard.fleet import selectors
 from procguard.fleet.model.clock import Now, iso
 from procguard.fleet.model.records import CommandRecord
 from procguard.fleet.operation import FailureLimit, Item, Operation, Verdict
@@ -26,7 +25,8 @@ from procguard.fleet.parts import FleetParts
 from procguard.fleet.preview import Split, mentions
 from procguard.fleet.previews import LASTS_S, Previews
 from procguard.fleet.store.interface import Tables
-from procguard.fleet.worker_commands import WorkerCommands
+from procguard.fleet.workers import selectors
+from procguard.fleet.workers.commands import WorkerCommands
 from remote_agent import protocol
 
 KEEP_OPERATIONS = 50

@@ -16,9 +16,9 @@ from procguard.fleet.leases import Leases
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import to_dict
 from procguard.fleet.model.settings import FleetSettings
-from procguard.fleet.places import Places
 from procguard.fleet.state import FleetState
 from procguard.fleet.store.interface import Store, Tables
+from procguard.fleet.workers.places import Places
 
 
 class FleetParts(FleetState):

@@ -12,7 +12,6 @@ from typing import Any
 from procguard.errors import Conflict
 from procguard.fleet.agents.enrolment import Enrolment
 from procguard.fleet.agents.heartbeat import Intake
-from procguard.fleet.deployment import Deployment
 from procguard.fleet.events import EventLog
 from procguard.fleet.model import clock
 from procguard.fleet.model.clock import Now, iso
@@ -20,7 +19,8 @@ from procguard.fleet.model.records import CommandRecord
 from procguard.fleet.model.settings import FleetSettings
 from procguard.fleet.operations import Operations
 from procguard.fleet.store.interface import Store, Tables
-from procguard.fleet.worker_commands import WorkerCommands
+from procguard.fleet.workers.commands import WorkerCommands
+from procguard.fleet.workers.deployment import Deployment
 from remote_agent import protocol, session, states
 
 
@@ -110,7 +110,7 @@ class Registry(Intake):
     def command(
         self, worker_id: str, verb: str, actor: str, now: Now, reason: str = "", origin: str = ""
     ) -> CommandRecord:
-        """Accept a start, stop, restart or kill (worker_commands.py); durable."""
+        """Accept a start, stop, restart or kill (fleet/workers/commands.py); durable."""
         return self.worker_commands.command(worker_id, verb, actor, now, reason, origin)
 
     def stop_all(self, reason: str, now: Now) -> int:
@@ -183,7 +183,7 @@ class Registry(Intake):
         self.commit()
 
     def deploy(self, request: dict[str, Any], actor: str, now: Now) -> dict[str, Any]:
-        """Declare hosts and their workers (deployment.py); durable."""
+        """Declare hosts and their workers (fleet/workers/deployment.py); durable."""
         return Deployment(self, request).carry_out(actor, now)
 
     def register(
@@ -210,14 +210,14 @@ class Registry(Intake):
     # ------------------------------------------------------------------------------------------ places
 
     def cordon(self, host: str, reason: str, actor: str, now: Now) -> None:
-        """No new tasks there by the manager's choice (places.py); durable."""
+        """No new tasks there by the manager's choice (fleet/workers/places.py); durable."""
         self.places.cordon(host, reason, actor, now)
 
     def uncordon(self, host: str, actor: str, now: Now) -> None:
         self.places.uncordon(host, actor, now)
 
     def move(self, worker_id: str, host: str, actor: str, now: Now) -> None:
-        """Stop a worker here and start it there (places.py); durable."""
+        """Stop a worker here and start it there (fleet/workers/places.py); durable."""
         self.places.move(worker_id, host, actor, now)
 
     # ------------------------------------------------------------------------------------------ credentials

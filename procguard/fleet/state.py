@@ -1,8 +1,8 @@
 """The fleet's state: the tables, what is only observed, the change feed, and how changes become durable.
 
 Owns the dicts and the store behind them. Knows no rules and imports none: what may change them is in the parts
-(parts.py), registry.py (operators), fleet/agents/heartbeat.py (agents), deployment.py and fleet/agents/enrolment.py,
-which all work through this one object.
+(parts.py), registry.py (operators), fleet/agents/heartbeat.py (agents), fleet/workers/deployment.py and
+fleet/agents/enrolment.py, which all work through this one object.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Container
 from typing import Any
 
 from procguard.errors import NotFound
-from procguard.fleet import gang_views, views
+from procguard.fleet import gang_views
 from procguard.fleet.agents import host_disks
 from procguard.fleet.event_query import EventQuery
 from procguard.fleet.events import EventLog
@@ -36,9 +36,10 @@ from procguard.fleet.model.records import (
     worker_from_dict,
 )
 from procguard.fleet.model.settings import FleetSettings
-from procguard.fleet.outbox import Outbox
 from procguard.fleet.store.appendlog import NotDurable
 from procguard.fleet.store.interface import Change, Store, Tables
+from procguard.fleet.workers import views
+from procguard.fleet.workers.command_queue import Outbox
 from remote_agent import protocol
 
 HIGHEST_GENERATION = 2**31  # that a report may raise a worker's to: it rises by one with each start or stop

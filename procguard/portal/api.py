@@ -18,9 +18,9 @@ from procguard.channels.desk import checked_worker_id
 from procguard.deploy import bundle
 from procguard.deploy.ssh_client import Result
 from procguard.errors import Conflict, NotFound, UsageError
-from procguard.fleet import selectors
 from procguard.fleet.model import clock
 from procguard.fleet.registry import Registry
+from procguard.fleet.workers import selectors
 from procguard.portal import requests
 from procguard.portal.api_search import MAX_SELECT_CHARS
 from procguard.tls import Pinned

@@ -7,10 +7,10 @@ from typing import Any
 import bottle
 
 from procguard.channels import Access, http_io
-from procguard.fleet import selectors
 from procguard.fleet.model import clock
 from procguard.fleet.operations import DEFAULT_CONCURRENCY, DEFAULT_TIMEOUT_S, MAX_ITEMS, Options
 from procguard.fleet.registry import Registry
+from procguard.fleet.workers import selectors
 from procguard.portal import requests
 
 MAX_BODY_BYTES = 2 * selectors.MAX_CHARS  # a selection made by hand names every id

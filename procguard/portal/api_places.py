@@ -1,6 +1,6 @@
 """Where tasks may go: cordons of hosts, and an operator's move of a worker to another host.
 
-Says who is asking and checks what was sent; the rules are in fleet/places.py.
+Says who is asking and checks what was sent; the rules are in fleet/workers/places.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What is gone for good, taken out of the fleet in one request: preview, then its token. Rules: fleet/purge.py."""
+"""What is gone for good, taken out of the fleet in one request: preview, then its token. Rules:
+fleet/workers/purge.py."""
 
 from __future__ import annotations
 
@@ -8,8 +9,8 @@ import bottle
 
 from procguard.channels import Access, Principal, http_io
 from procguard.fleet.model import clock
-from procguard.fleet.purge import Purge
 from procguard.fleet.registry import Registry
+from procguard.fleet.workers.purge import Purge
 from procguard.portal import requests
 from procguard.runtime.cooperative import give_way
 

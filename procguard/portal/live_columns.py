@@ -1,17 +1,17 @@
 """What the portal's lists show of each worker and each host: one row of columns, and apart from it what is measured.
 
-Ten thousand rows are read often, so nothing here builds a view (fleet/views.py); what a row says is what a view would
-say, with times as Unix seconds. Columns change when something happened, measures all the time. Pure but for reading the
-registry's records.
+Ten thousand rows are read often, so nothing here builds a view (fleet/workers/views.py); what a row says is what a view
+would say, with times as Unix seconds. Columns change when something happened, measures all the time. Pure but for
+reading the registry's records.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from procguard.fleet import views
 from procguard.fleet.model.records import AgentRecord, PendingLauncher, WorkerRecord
 from procguard.fleet.registry import Registry
+from procguard.fleet.workers import views
 from remote_agent import protocol
 
 Row = tuple[Any, ...]

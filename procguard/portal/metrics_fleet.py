@@ -16,7 +16,7 @@ from procguard import __version__
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import KNOWN_STATES, WorkerObserved, WorkerRecord
 from procguard.fleet.registry import Registry
-from procguard.fleet.views import observed_state
+from procguard.fleet.workers.views import observed_state
 from remote_agent import protocol, states
 
 AGENT_STATES = ("never", "connected", "suspect", "unreachable", "ended", "pending")

@@ -26,8 +26,8 @@ from procguard.channels import http_io, messages
 from procguard.config import schema as config
 from procguard.deploy import inventory
 from procguard.errors import ConfigError, InventoryError, ProcGuardError, UsageError
-from procguard.fleet import selectors
 from procguard.fleet.store import appendlog
+from procguard.fleet.workers import selectors
 from remote_agent import control, journal, protocol
 from tests import raw_websocket
 from tests.server_process import RunningServer

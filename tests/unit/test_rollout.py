@@ -11,7 +11,7 @@ from procguard.cli.output import deployment
 from procguard.deploy.inventory import Host
 from procguard.deploy.rollout import HostResult, Plan, Rollout
 from procguard.errors import HostError, HostUnreachable, ProcGuardError, UsageError
-from procguard.fleet.spec_diff import differences
+from procguard.fleet.workers.spec_diff import differences
 from remote_agent.protocol import RestartPolicy, WorkerSpec
 from tests.unit.test_deployer import FakeClient, FakeHosts, Recorder, deployer, hosts
 

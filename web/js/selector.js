@@ -1,5 +1,5 @@
 /**
- * Selectors as the manager reads them (procguard/fleet/selectors.py): `state=failed|exited,host!=gpu03,!train-7`.
+ * Selectors as the manager reads them (procguard/fleet/workers/selectors.py): `state=failed|exited,host!=gpu03,!train-7`.
  * Here they narrow what is shown; what is acted on is always selected by the manager itself. Pure.
  */
 

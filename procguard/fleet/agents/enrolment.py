@@ -9,11 +9,12 @@ from collections import Counter
 from typing import Any
 
 from procguard.errors import Conflict, NotFound, Refused, UsageError
-from procguard.fleet import leases, views
+from procguard.fleet import leases
 from procguard.fleet.agents.addresses import address_group
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import AgentRecord, PendingLauncher, WorkerRecord, settled
 from procguard.fleet.parts import FleetParts
+from procguard.fleet.workers import views
 from remote_agent import protocol, states
 
 ENDED_KEPT_S = 24 * 3600.0  # a launcher that its user ended stays in the list this long

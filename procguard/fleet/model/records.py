@@ -47,7 +47,7 @@ class AgentRecord:
     inventory: str = ""  # which inventory declared it last, e.g. "head:/home/ml/inventory/prod.yaml"; "": none is known
     undeclared: bool = False  # that inventory names it no more
     cordon: dict[str, Any] = field(default_factory=dict)  # {"reason", "actor", "at"}: no new tasks; {} = none
-    ledger: list[dict[str, Any]] = field(default_factory=list)  # reputation.py
+    ledger: list[dict[str, Any]] = field(default_factory=list)  # fleet/workers/failure_history.py
     # A new secret was asked for (fleet/agents/rotation.py): {"id", "at", "actor"}; {} = not. `next_sha256`: of the new
     # one, until it is used.
     rotation: dict[str, Any] = field(default_factory=dict)

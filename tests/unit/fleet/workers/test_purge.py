@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from procguard.errors import Conflict
-from procguard.fleet.purge import Purge
+from procguard.fleet.workers.purge import Purge
 from tests.server_process import RunningServer
 from tests.unit.fleet_world import World
 

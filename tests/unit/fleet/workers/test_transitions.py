@@ -20,8 +20,8 @@ from tests.unit.runner_rig import Rig
 
 FOREVER = "echo up; exec sleep 1000"
 SLOW_START = {"start_secs": 60.0, "start_timeout_s": 120.0}
-PAGE = Path(__file__).parents[2] / "docs" / "states.md"
-TABLE_BEGINS, TABLE_ENDS = "<!-- transitions: drawn by tests/unit/test_transitions.py -->", "<!-- end -->"
+PAGE = Path(__file__).parents[4] / "docs" / "states.md"
+TABLE_BEGINS, TABLE_ENDS = "<!-- transitions: drawn by tests/unit/fleet/workers/test_transitions.py -->", "<!-- end -->"
 
 
 def last_change(rig: Rig) -> tuple[str, str]:

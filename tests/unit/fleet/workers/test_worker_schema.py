@@ -16,7 +16,7 @@ from procguard.deploy.templates import Renderer
 from procguard.deploy.worker_specs import SpecReader
 from remote_agent import protocol
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 sys.path.insert(0, str(ROOT / "scripts"))
 PAGE = (ROOT / "docs" / "worker.md").read_text(encoding="utf-8")
 EXAMPLE = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[0])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from procguard.errors import NotFound, UsageError
-from procguard.fleet import selectors
+from procguard.fleet.workers import selectors
 
 WORKERS: list[dict[str, Any]] = [
     {"worker_id": "train-1", "state": "running", "host": "gpu01", "group": "trainers", "labels": {"team": "vision"}},

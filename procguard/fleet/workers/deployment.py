@@ -20,7 +20,7 @@ from procguard.fleet import leases
 from procguard.fleet.model.clock import Now, iso
 from procguard.fleet.model.records import AgentRecord, WorkerRecord
 from procguard.fleet.parts import FleetParts
-from procguard.fleet.spec_diff import differences
+from procguard.fleet.workers.spec_diff import differences
 from remote_agent import protocol, states
 
 Result = Literal["new", "unchanged", "changed", "refused", "undeclared", "removed", "moved", "elsewhere"]

@@ -12,11 +12,11 @@ from __future__ import annotations
 import dataclasses
 
 from procguard.errors import Conflict, NotFound
-from procguard.fleet import placement, reputation
 from procguard.fleet.leases import Leases
 from procguard.fleet.model.clock import Now, iso
 from procguard.fleet.model.records import AgentRecord, WorkerRecord
 from procguard.fleet.state import FleetState
+from procguard.fleet.workers import failure_history, placement
 
 ATTEMPTS_UNHEARD = 10  # starts that a host may have made while nobody heard of them, within one lease of a minute
 
@@ -69,7 +69,7 @@ class Places:
             carries_most=int(agent.spare) if limited else None,
             labels=agent.labels,
             gpus_free=self._gpus_free(agent.agent_id, workers),
-            standing=reputation.standing(agent.ledger, now.wall),
+            standing=failure_history.standing(agent.ledger, now.wall),
             workers=len(workers),
         )
 
@@ -224,11 +224,11 @@ class Places:
             self._state.event_log.add("host_uncordoned", now, host=host, reason="tasks may be placed here", actor=actor)
             self._state.commit()
 
-    def note_failure(self, agent_id: str, kind: reputation.Kind, what: str, now: Now) -> None:
+    def note_failure(self, agent_id: str, kind: failure_history.Kind, what: str, now: Now) -> None:
         """Into the host's ledger; durable with the next commit."""
         agent = self._state.agents_by_id.get(agent_id)
         if agent is not None:
-            agent.ledger = reputation.noted(agent.ledger, kind, what, now.wall)
+            agent.ledger = failure_history.noted(agent.ledger, kind, what, now.wall)
             self._changed(agent)
 
     def _changed(self, agent: AgentRecord) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from procguard.fleet import reputation
-from procguard.fleet.placement import Place, Task, choose
+from procguard.fleet.workers import failure_history
+from procguard.fleet.workers.placement import Place, Task, choose
 
 TASK = Task("w1", requires={"gpu": "a100"}, gpus=2)
 FITS = Place("s1", "s1", labels={"gpu": "a100"}, gpus_free=2)
@@ -84,17 +84,17 @@ def test_many_rejected_spares_are_counted_not_listed() -> None:
 
 
 def test_a_failure_fades_and_a_lost_host_weighs_more_than_a_failed_worker() -> None:
-    lost = reputation.noted([], "agent_silent", "gone", 0.0)
-    failed = reputation.noted([], "worker_failed", "w1", 0.0)
-    assert reputation.standing(lost, 0.0) > reputation.standing(failed, 0.0) > 0.0
-    assert reputation.standing(failed, DAY_S) == pytest.approx(reputation.standing(failed, 0.0) / 2)
-    assert reputation.standing([], 0.0) == 0.0
+    lost = failure_history.noted([], "agent_silent", "gone", 0.0)
+    failed = failure_history.noted([], "worker_failed", "w1", 0.0)
+    assert failure_history.standing(lost, 0.0) > failure_history.standing(failed, 0.0) > 0.0
+    assert failure_history.standing(failed, DAY_S) == pytest.approx(failure_history.standing(failed, 0.0) / 2)
+    assert failure_history.standing([], 0.0) == 0.0
 
 
 def test_the_ledger_is_bounded_and_a_clock_set_back_breaks_nothing() -> None:
-    ledger: reputation.Ledger = []
+    ledger: failure_history.Ledger = []
     for number in range(200):
-        ledger = reputation.noted(ledger, "worker_failed", f"w{number}", float(number))
-    assert len(ledger) == reputation.KEEP
+        ledger = failure_history.noted(ledger, "worker_failed", f"w{number}", float(number))
+    assert len(ledger) == failure_history.KEEP
     assert ledger[-1]["what"] == "w199"
-    assert reputation.standing(ledger, -1e9) == pytest.approx(reputation.KEEP)
+    assert failure_history.standing(ledger, -1e9) == pytest.approx(failure_history.KEEP)

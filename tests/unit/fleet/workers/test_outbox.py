@@ -8,7 +8,7 @@ import pytest
 
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import CommandRecord
-from procguard.fleet.outbox import KEEP_FINISHED
+from procguard.fleet.workers.command_queue import KEEP_FINISHED
 from tests.unit.fleet_world import World
 
 
