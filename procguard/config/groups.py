@@ -1,7 +1,8 @@
 """What may be said of a group: the keys of `groups` in the configuration and of `procguard_groups` in an inventory.
 
 The one place of these words, their bounds and descriptions; docs/groups.md shows each. Knows neither where a policy
-comes from nor what it leads to (fleet/gangs.py). A group that nobody says anything about is only a name for selectors.
+comes from nor what it leads to (fleet/gangs/decider.py). A group that nobody says anything about is only a name for
+selectors.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@
       it is surely gone                         surely_gone             a spare takes it, with a new epoch
 
 Elsewhere: a child's exits are its runner's (restart.py); zombies and hangs its agent's; a gang's members their gang's
-(gangs.py); the brake and the allowance for a late manager the monitor's (monitor.py).
+(fleet/gangs/decider.py); the brake and the allowance for a late manager the monitor's (monitor.py).
 """
 
 from __future__ import annotations

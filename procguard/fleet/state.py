@@ -15,11 +15,11 @@ from collections.abc import Callable, Container
 from typing import Any
 
 from procguard.errors import NotFound
-from procguard.fleet import gang_views
 from procguard.fleet.agents import host_disks
 from procguard.fleet.event_query import EventQuery
 from procguard.fleet.events import EventLog
-from procguard.fleet.gangs import GangRecord
+from procguard.fleet.gangs import views as gang_views
+from procguard.fleet.gangs.decider import GangRecord
 from procguard.fleet.model import epochs
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.epochs import EPOCHS_PER_TERM, next_term, term_above

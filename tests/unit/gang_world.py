@@ -13,7 +13,7 @@ from typing import Any
 
 from procguard.config.groups import GroupPolicy
 from procguard.errors import Conflict
-from procguard.fleet.gangs import GangRecord
+from procguard.fleet.gangs.decider import GangRecord
 from remote_agent import protocol
 from tests.unit.fleet_world import World
 

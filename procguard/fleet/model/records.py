@@ -100,8 +100,8 @@ class WorkerRecord:
     desired_by: str = ""
     desired_at: float = 0.0
     desired_cause: str = ""
-    # Member of a gang (gang_keeper.py): fenced, and never started alone. `held`: its gang keeps it from running now;
-    # what the operator wants of it stays in `desired`.
+    # Member of a gang (fleet/gangs/controller.py): fenced, and never started alone. `held`: its gang keeps it from
+    # running now; what the operator wants of it stays in `desired`.
     gang: bool = False
     held: bool = False
     # The host has said that this instance lives by a lease (WorkerReport.lease_left_s): only then is a fence a fence.

@@ -1,13 +1,13 @@
 """Operators' commands to workers: start, stop, restart, kill, of one worker or of a batch's.
 
 Owns what a command changes of what is wanted of a worker. Its way to the agent is the outbox's; the members of a gang
-are commanded together (gang_keeper.py).
+are commanded together (fleet/gangs/controller.py).
 """
 
 from __future__ import annotations
 
 from procguard.errors import Conflict, UsageError
-from procguard.fleet.gang_keeper import Asked
+from procguard.fleet.gangs.controller import Asked
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import CommandRecord, settled
 from procguard.fleet.parts import FleetParts

@@ -10,7 +10,7 @@ from procguard.config import schema
 from procguard.config.groups import GroupPolicy
 from procguard.deploy import inventory
 from procguard.errors import ConfigError, InventoryError
-from procguard.fleet.gangs import GangRecord
+from procguard.fleet.gangs.decider import GangRecord
 
 INVENTORY = """\
 all:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from procguard.config.groups import ALONE, GroupPolicy
-from procguard.fleet import rendezvous
+from procguard.fleet.gangs import rendezvous
 from procguard.fleet.model.records import WorkerRecord
 from procguard.fleet.state import FleetState
 from procguard.fleet.store.interface import Tables

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from procguard.config.groups import GroupPolicy
-from procguard.fleet.gangs import GangRecord
+from procguard.fleet.gangs.decider import GangRecord
 from procguard.fleet.model.clock import iso
 from procguard.fleet.model.records import WorkerRecord, settled
 from remote_agent import states

@@ -1,7 +1,7 @@
 """Gangs: groups that fail and restart together. What is known of one, and the decision what follows. Pure.
 
 `decide` is handed a gang's record, what is known of each member now, and how long its restart has waited; it returns
-one step with a reason a person can read. It does no I/O and reads no clock; gang_keeper.py carries the steps out.
+one step with a reason a person can read. It does no I/O and reads no clock; controller.py carries the steps out.
 
              all members surely gone, hosts there, pause over: LAUNCH (one new epoch for all)
     restarting ───────────────────────────────────────────────────────────────────────► running

@@ -1,4 +1,4 @@
-"""Gangs in the fleet's state: which groups are gangs, what their members are told, and the steps of gangs.py.
+"""Gangs in the fleet's state: which groups are gangs, what their members are told, and the steps of decider.py.
 
 One of the registry's parts: changes workers' `held`, `generation` and `epoch`, the gangs' own records, and on an
 operator's word `desired` of all members. A change of several workers is one commit, and agents are told of it after
@@ -16,9 +16,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from procguard.config.groups import GroupPolicy
-from procguard.fleet import gang_views, gangs, rendezvous
-from procguard.fleet.gangs import GangRecord, Limits, Mark, Member, Step
-from procguard.fleet.groups import Groups, by_hand
+from procguard.fleet.gangs import decider, rendezvous
+from procguard.fleet.gangs import views as gang_views
+from procguard.fleet.gangs.decider import GangRecord, Limits, Mark, Member, Step
+from procguard.fleet.gangs.policy import Groups, by_hand
 from procguard.fleet.leases import Leases
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import CommandRecord, WorkerRecord, settled, to_dict
@@ -60,7 +61,7 @@ class Gangs:
     def restore(self, tables: Mapping[str, Mapping[str, Any]], now: Now) -> None:
         self.groups.restore(tables.get("groups", {}))
         for name, data in tables.get("gangs", {}).items():
-            self.records[name] = gangs.from_dict(data)
+            self.records[name] = decider.from_dict(data)
         self.reconcile(now)
 
     def tables(self) -> Tables:
@@ -92,7 +93,7 @@ class Gangs:
     def _begin(self, name: str, now: Now) -> None:
         workers = self.groups.members(name)
         known = [self._member(worker, now, judge=False) for worker in workers]
-        gang = gangs.begin(name, known, {worker.worker_id: worker.epoch for worker in workers}, now.wall)
+        gang = decider.begin(name, known, {worker.worker_id: worker.epoch for worker in workers}, now.wall)
         self.records[name] = gang
         self._event("gang_begun", gang, gang.reason, now)
         self._put(gang)
@@ -152,7 +153,7 @@ class Gangs:
         policy = self.groups.policy(gang.group)
         settings = self._state.settings
         spend = settings.max_recovery_attempts if policy.max_attempts is None else policy.max_attempts
-        step = gangs.decide(
+        step = decider.decide(
             gang,
             known,
             Limits(spend, settings.enable_auto_recovery, _pauses(policy, workers)),
@@ -495,7 +496,7 @@ class Gangs:
 
     # ------------------------------------------------------------------------------------------ small things
 
-    def _become(self, gang: GangRecord, phase: gangs.Phase, now: Now) -> None:
+    def _become(self, gang: GangRecord, phase: decider.Phase, now: Now) -> None:
         gang.phase, gang.since = phase, now.wall
         if phase == "restarting":
             self._restarting_since[gang.group] = now.monotonic

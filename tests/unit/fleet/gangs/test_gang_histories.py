@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from procguard.config.groups import GroupPolicy
-from procguard.fleet import gangs
-from procguard.fleet.gangs import GangRecord, Limits, Mark, Member
+from procguard.fleet.gangs import decider
+from procguard.fleet.gangs.decider import GangRecord, Limits, Mark, Member
 from remote_agent import protocol
 from tests.unit.gang_world import GROUP, GangWorld, Host
 
@@ -194,7 +194,7 @@ PHASES = st.sampled_from(["restarting", "running", "stopped", "failed", "finishe
     delay_s=st.sampled_from([0.0, 5.0]),
 )
 def test_a_gang_is_launched_only_when_all_are_gone_their_hosts_are_there_and_the_pause_is_over(
-    phase: gangs.Phase,
+    phase: decider.Phase,
     known: list[Member],
     launched: int,
     attempts: int,
@@ -204,7 +204,7 @@ def test_a_gang_is_launched_only_when_all_are_gone_their_hosts_are_there_and_the
 ) -> None:
     marks = {f"w{number}": Mark(number, 7, 1) for number in range(launched)}
     gang = GangRecord("g", phase=phase, epoch=7, attempts=attempts, members=marks, delay_s=delay_s)
-    step = gangs.decide(gang, known, Limits(3), wanted=wanted, waited_s=waited_s)
+    step = decider.decide(gang, known, Limits(3), wanted=wanted, waited_s=waited_s)
     if step.action == "launch":
         assert wanted and phase == "restarting" and waited_s >= delay_s
         assert all(member.gone and member.ready for member in known)
