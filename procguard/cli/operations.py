@@ -2,7 +2,7 @@
 
 Registered by app.py, which says what all tasks have in common. One id in full is one command, accepted or refused at
 once. Anything else is a batch operation: its preview is shown, stop and kill of many are confirmed, its progress is
-followed, and its failures are told by cause. The rules are the manager's (fleet/operations.py).
+followed, and its failures are told by cause. The rules are the manager's (fleet/operations/controller.py).
 """
 
 from __future__ import annotations

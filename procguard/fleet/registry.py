@@ -17,7 +17,7 @@ from procguard.fleet.model import clock
 from procguard.fleet.model.clock import Now, iso
 from procguard.fleet.model.records import CommandRecord
 from procguard.fleet.model.settings import FleetSettings
-from procguard.fleet.operations import Operations
+from procguard.fleet.operations.controller import Operations
 from procguard.fleet.store.interface import Store, Tables
 from procguard.fleet.workers.commands import WorkerCommands
 from procguard.fleet.workers.deployment import Deployment

@@ -1,4 +1,5 @@
-"""Batch operations over HTTP: preview, begin, look, cancel, retry (docs/protocol.md). Rules: fleet/operations.py."""
+"""Batch operations over HTTP: preview, begin, look, cancel, retry (docs/protocol.md). Rules:
+fleet/operations/controller.py."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import bottle
 
 from procguard.channels import Access, http_io
 from procguard.fleet.model import clock
-from procguard.fleet.operations import DEFAULT_CONCURRENCY, DEFAULT_TIMEOUT_S, MAX_ITEMS, Options
+from procguard.fleet.operations.controller import DEFAULT_CONCURRENCY, DEFAULT_TIMEOUT_S, MAX_ITEMS, Options
 from procguard.fleet.registry import Registry
 from procguard.fleet.workers import selectors
 from procguard.portal import requests

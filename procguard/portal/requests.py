@@ -15,7 +15,7 @@ from procguard.channels import http_io
 from procguard.channels.messages import Hints, validated
 from procguard.fleet.agents.credentials import MAX_LIFE_S, MAX_USES
 from procguard.fleet.agents.token_scopes import AGENT_SCOPE, SCOPES
-from procguard.fleet.operations import DEFAULT_CONCURRENCY, DEFAULT_TIMEOUT_S, MAX_ITEMS
+from procguard.fleet.operations.controller import DEFAULT_CONCURRENCY, DEFAULT_TIMEOUT_S, MAX_ITEMS
 from remote_agent import protocol
 
 MAX_REASON_CHARS = 500

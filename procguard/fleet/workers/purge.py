@@ -13,7 +13,7 @@ from typing import Any
 from procguard.errors import Conflict, NotFound, ProcGuardError
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import WorkerRecord
-from procguard.fleet.previews import LASTS_S, Previews
+from procguard.fleet.operations.confirmations import LASTS_S, Previews
 from procguard.fleet.registry import Registry
 from remote_agent import states
 

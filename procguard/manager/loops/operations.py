@@ -9,7 +9,7 @@ import gevent.event
 
 from procguard.errors import ProcGuardError
 from procguard.fleet.model import clock
-from procguard.fleet.operations import Operations
+from procguard.fleet.operations.controller import Operations
 from procguard.runtime.cooperative import give_way
 
 ROUND_S = 1.0

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from procguard.channels.desk import MAX_ATTEMPT, MAX_OFFSET, MAX_TIMES_CHARS
 from procguard.fleet.measurements import SPANS
-from procguard.fleet.operations import MAX_ITEMS
+from procguard.fleet.operations.controller import MAX_ITEMS
 from procguard.fleet.workers.deployment import DeploymentRequest
 from procguard.portal import requests
 from procguard.portal.api_agent_care import DEFAULT_LOG_BYTES, MAX_LOG_BYTES

@@ -12,7 +12,7 @@ from invoke import Context
 from procguard.cli import groups as cli_groups
 from procguard.config.groups import GroupPolicy
 from procguard.errors import Conflict, UsageError
-from procguard.fleet.operations import Options
+from procguard.fleet.operations.controller import Options
 from remote_agent import protocol
 from tests import fake_manager
 from tests.unit.fleet_world import SECRET

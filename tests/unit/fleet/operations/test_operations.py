@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from procguard.errors import Conflict, LimitExceeded, NotFound, UsageError
-from procguard.fleet import operation as rules
-from procguard.fleet import operations as module
-from procguard.fleet.operation import CHUNK, FailureLimit, plan
-from procguard.fleet.operations import Operations, Options
-from procguard.fleet.previews import KEEP
+from procguard.fleet.operations import controller as module
+from procguard.fleet.operations import model as rules
+from procguard.fleet.operations.confirmations import KEEP
+from procguard.fleet.operations.controller import Operations, Options
+from procguard.fleet.operations.model import CHUNK, FailureLimit, plan
 from tests.unit.fleet_world import World
 
 

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from procguard.errors import Conflict, LimitExceeded, NotFound, ProcGuardError, UsageError
-from procguard.fleet import operation as rules
 from procguard.fleet.model.clock import Now, iso
 from procguard.fleet.model.records import CommandRecord
-from procguard.fleet.operation import FailureLimit, Item, Operation, Verdict
+from procguard.fleet.operations import model as rules
+from procguard.fleet.operations.confirmations import LASTS_S, Previews
+from procguard.fleet.operations.model import FailureLimit, Item, Operation, Verdict
+from procguard.fleet.operations.preview import Split, mentions
 from procguard.fleet.parts import FleetParts
-from procguard.fleet.preview import Split, mentions
-from procguard.fleet.previews import LASTS_S, Previews
 from procguard.fleet.store.interface import Tables
 from procguard.fleet.workers import selectors
 from procguard.fleet.workers.commands import WorkerCommands

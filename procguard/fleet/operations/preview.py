@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from procguard.fleet import operation as rules
+from procguard.fleet.operations import model as rules
 
 HOSTS_SHOWN = 20
 
