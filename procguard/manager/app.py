@@ -26,14 +26,14 @@ from procguard.deploy.tunnel_client import TunnelProcess
 from procguard.errors import ProcGuardError
 from procguard.fleet.agents.maintenance import AgentCare, Op
 from procguard.fleet.events import Event, EventBounds, EventLog
-from procguard.fleet.failure_handler import FailureHandler
 from procguard.fleet.measurement_files import MeasurementFiles
 from procguard.fleet.measurements import Measurements
 from procguard.fleet.model import clock
 from procguard.fleet.model.records import AgentRecord
 from procguard.fleet.model.settings import FleetSettings
-from procguard.fleet.monitor import LOST_AFTER_S, SUSPECT_AFTER_S, ProcessMonitor
-from procguard.fleet.recovery import Look
+from procguard.fleet.recovery.handler import FailureHandler
+from procguard.fleet.recovery.monitor import LOST_AFTER_S, SUSPECT_AFTER_S, ProcessMonitor
+from procguard.fleet.recovery.policy import Look
 from procguard.fleet.registry import Registry
 from procguard.fleet.state import events_path
 from procguard.fleet.store import open_store

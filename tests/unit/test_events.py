@@ -174,9 +174,9 @@ def test_a_stop_is_caused_by_who_wanted_it(tmp_path: Path) -> None:
 
 
 def test_a_failed_worker_s_event_says_how_it_ended(tmp_path: Path) -> None:
-    from procguard.fleet.failure_handler import FailureHandler
-    from procguard.fleet.monitor import ProcessMonitor
-    from procguard.fleet.recovery import Look
+    from procguard.fleet.recovery.handler import FailureHandler
+    from procguard.fleet.recovery.monitor import ProcessMonitor
+    from procguard.fleet.recovery.policy import Look
 
     world = World(tmp_path)
     monitor = ProcessMonitor(world.registry, world.settings, world.now)

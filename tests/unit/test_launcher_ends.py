@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from procguard.fleet.agents.enrolment import ENDED_KEPT_S
-from procguard.fleet.monitor import ProcessMonitor
+from procguard.fleet.recovery.monitor import ProcessMonitor
 from procguard.notify.alerts import ALERT_OF_KIND
 from tests.unit.fleet_world import World
 

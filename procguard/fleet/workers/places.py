@@ -1,7 +1,7 @@
 """Hosts as places for tasks: which may take a task over, and the act of giving it to one.
 
 Owns cordons, reputations, and the one way by which a task changes its host on the manager's initiative. Works through
-the fleet's state; decides no *when* (reassignment.py does) and knows no SSH.
+the fleet's state; decides no *when* (fleet/recovery/reassignment.py does) and knows no SSH.
 
 Invariant: a task is given to another agent only while its instance is surely gone (`leases.surely_gone`), checked here
 in the same breath in which the right changes hands. Whoever calls this too early is refused, never believed.

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from procguard.errors import ProcGuardError
-from procguard.fleet.failure_handler import FailureHandler
 from procguard.fleet.model.clock import Now
-from procguard.fleet.monitor import ProcessMonitor
-from procguard.fleet.recovery import Look
+from procguard.fleet.recovery.handler import FailureHandler
+from procguard.fleet.recovery.monitor import ProcessMonitor
+from procguard.fleet.recovery.policy import Look
 from remote_agent import protocol
 from tests.unit.fleet_world import World
 

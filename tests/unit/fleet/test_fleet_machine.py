@@ -31,12 +31,12 @@ from hypothesis.stateful import (
 
 from procguard.errors import ProcGuardError
 from procguard.fleet.events import EventLog
-from procguard.fleet.failure_handler import FailureHandler
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import AgentRecord
 from procguard.fleet.model.settings import FleetSettings
-from procguard.fleet.monitor import ProcessMonitor
-from procguard.fleet.recovery import Look
+from procguard.fleet.recovery.handler import FailureHandler
+from procguard.fleet.recovery.monitor import ProcessMonitor
+from procguard.fleet.recovery.policy import Look
 from procguard.fleet.registry import Registry
 from procguard.fleet.state import events_path
 from procguard.fleet.store import open_store

@@ -1,4 +1,4 @@
-"""What the manager does about each failure: the table of DESIGN §6, row by row. Pure; failure_handler.py acts on it.
+"""What the manager does about each failure: the table of DESIGN §6, row by row. Pure; handler.py acts on it.
 
     failure                                     row                     what is done
     ------------------------------------------------------------------------------------------------------------------

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from procguard.fleet import recovery
 from procguard.fleet.event_query import EventQuery
-from procguard.fleet.failure_handler import FailureHandler
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import AgentRecord
 from procguard.fleet.model.settings import FleetSettings
-from procguard.fleet.monitor import ProcessMonitor
-from procguard.fleet.recovery import Incident, Look, Policy, decide
+from procguard.fleet.recovery import policy as recovery
+from procguard.fleet.recovery.handler import FailureHandler
+from procguard.fleet.recovery.monitor import ProcessMonitor
+from procguard.fleet.recovery.policy import Incident, Look, Policy, decide
 from remote_agent import protocol
 from tests.unit.fleet_world import SECRET, World
 

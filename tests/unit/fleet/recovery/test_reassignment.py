@@ -9,14 +9,14 @@ import pytest
 
 from procguard.config.groups import GroupPolicy
 from procguard.errors import Conflict
-from procguard.fleet.failure_handler import FailureHandler
 from procguard.fleet.leases import Verdict
 from procguard.fleet.model import records
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import AgentRecord, WorkerRecord
 from procguard.fleet.model.settings import FleetSettings
-from procguard.fleet.monitor import ProcessMonitor
-from procguard.fleet.recovery import Look, Policy, TaskCase, decide_task
+from procguard.fleet.recovery.handler import FailureHandler
+from procguard.fleet.recovery.monitor import ProcessMonitor
+from procguard.fleet.recovery.policy import Look, Policy, TaskCase, decide_task
 from tests.unit.fleet_world import World
 
 FENCED: dict[str, Any] = {"command": "train", "on_partition": "fence", "lease_s": 20.0, "stop_grace_s": 5.0}

@@ -15,12 +15,12 @@ from collections.abc import Callable
 from typing import Literal
 
 from procguard.errors import Conflict
-from procguard.fleet import recovery
 from procguard.fleet.leases import Verdict
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import WorkerRecord
 from procguard.fleet.model.settings import FleetSettings
-from procguard.fleet.recovery import Policy, TaskCase, TaskDecision
+from procguard.fleet.recovery import policy as recovery
+from procguard.fleet.recovery.policy import Policy, TaskCase, TaskDecision
 from procguard.fleet.registry import Registry
 from remote_agent import states
 

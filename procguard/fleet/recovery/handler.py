@@ -1,4 +1,4 @@
-"""FailureHandler: carries out what the table in recovery.py decides, each step an event.
+"""FailureHandler: carries out what the table in policy.py decides, each step an event.
 
 Owns the open incidents of silent agents (their attempts are durable with the agent's record); the tasks that may
 have to change their host are reassignment.py's. It is handed `look` (SSH, in another process) and `spawn`, and knows
@@ -15,9 +15,9 @@ from procguard.fleet import causes
 from procguard.fleet.model.clock import Now, iso
 from procguard.fleet.model.records import AgentRecord, WorkerRecord
 from procguard.fleet.model.settings import FleetSettings
-from procguard.fleet.monitor import Finding, ProcessMonitor
-from procguard.fleet.reassignment import Reassignment
-from procguard.fleet.recovery import Incident, Look, Policy, decide
+from procguard.fleet.recovery.monitor import Finding, ProcessMonitor
+from procguard.fleet.recovery.policy import Incident, Look, Policy, decide
+from procguard.fleet.recovery.reassignment import Reassignment
 from procguard.fleet.registry import Registry
 
 KEEP_RECOVERIES = 200

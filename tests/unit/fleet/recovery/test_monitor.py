@@ -9,7 +9,7 @@ import pytest
 
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.settings import FleetSettings
-from procguard.fleet.monitor import Finding, ProcessMonitor
+from procguard.fleet.recovery.monitor import Finding, ProcessMonitor
 from remote_agent import protocol
 from tests.unit.fleet_world import World
 

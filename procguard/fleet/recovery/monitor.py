@@ -2,7 +2,8 @@
 
 `tick(now)` reads what the registry has seen and returns findings; it does no I/O. Its own memory is only what a finding
 needs (who was called lost, the brake, since when a worker idles). Durations are told by the monotonic clock alone: a
-wall clock that jumps changes nothing here. When many fall silent together is brake.py's, what a hang is hangs.py's.
+wall clock that jumps changes nothing here. When many fall silent together is circuit_breaker.py's, what a hang is
+hang_detector.py's.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from procguard.fleet.brake import Brake
-from procguard.fleet.hangs import Hangs
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import AgentObserved, AgentRecord
 from procguard.fleet.model.settings import FleetSettings
+from procguard.fleet.recovery.circuit_breaker import Brake
+from procguard.fleet.recovery.hang_detector import Hangs
 from procguard.fleet.registry import Registry
 
 SUSPECT_AFTER_S = 0.15  # a living agent re-opens its held request at once: until then nobody doubts
