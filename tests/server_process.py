@@ -194,7 +194,7 @@ def main(arguments: list[str]) -> None:
     import gevent.event
 
     from procguard.config import schema as configuration
-    from procguard.fleet.events import EventLog
+    from procguard.fleet.history.events import EventLog
     from procguard.fleet.model import clock
     from procguard.fleet.model.settings import FleetSettings
     from procguard.fleet.registry import Registry

@@ -85,7 +85,7 @@ def lost(acknowledged: set[int], found: Loaded) -> set[int]:
 
 
 def main(path: str) -> None:
-    from procguard.fleet.events import EventLog
+    from procguard.fleet.history.events import EventLog
     from procguard.fleet.model import clock
     from procguard.fleet.model.settings import FleetSettings
     from procguard.fleet.registry import Registry

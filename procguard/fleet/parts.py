@@ -10,8 +10,8 @@ from procguard.fleet.agents.credentials import Tokens
 from procguard.fleet.agents.log_search import LogSearches
 from procguard.fleet.agents.resync import Inquiry
 from procguard.fleet.agents.rotation import Rotations
-from procguard.fleet.events import EventLog
 from procguard.fleet.gangs.controller import Gangs
+from procguard.fleet.history.events import EventLog
 from procguard.fleet.leases import Leases
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import to_dict

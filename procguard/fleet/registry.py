@@ -12,7 +12,7 @@ from typing import Any
 from procguard.errors import Conflict
 from procguard.fleet.agents.enrolment import Enrolment
 from procguard.fleet.agents.heartbeat import Intake
-from procguard.fleet.events import EventLog
+from procguard.fleet.history.events import EventLog
 from procguard.fleet.model import clock
 from procguard.fleet.model.clock import Now, iso
 from procguard.fleet.model.records import CommandRecord

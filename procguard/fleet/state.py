@@ -16,10 +16,10 @@ from typing import Any
 
 from procguard.errors import NotFound
 from procguard.fleet.agents import host_disks
-from procguard.fleet.event_query import EventQuery
-from procguard.fleet.events import EventLog
 from procguard.fleet.gangs import views as gang_views
 from procguard.fleet.gangs.decider import GangRecord
+from procguard.fleet.history.events import EventLog
+from procguard.fleet.history.query import EventQuery
 from procguard.fleet.model import epochs
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.epochs import EPOCHS_PER_TERM, next_term, term_above

@@ -25,9 +25,7 @@ from procguard.deploy.ssh_client import Result, SshHelper
 from procguard.deploy.tunnel_client import TunnelProcess
 from procguard.errors import ProcGuardError
 from procguard.fleet.agents.maintenance import AgentCare, Op
-from procguard.fleet.events import Event, EventBounds, EventLog
-from procguard.fleet.measurement_files import MeasurementFiles
-from procguard.fleet.measurements import Measurements
+from procguard.fleet.history.events import Event, EventBounds, EventLog
 from procguard.fleet.model import clock
 from procguard.fleet.model.records import AgentRecord
 from procguard.fleet.model.settings import FleetSettings
@@ -38,6 +36,8 @@ from procguard.fleet.registry import Registry
 from procguard.fleet.state import events_path
 from procguard.fleet.store import open_store
 from procguard.fleet.store.appendlog import NotDurable
+from procguard.fleet.telemetry.files import MeasurementFiles
+from procguard.fleet.telemetry.timeseries import Measurements
 from procguard.manager import daemon
 from procguard.manager.liveness import DeadMan
 from procguard.manager.loops import measurements, operations

@@ -1,6 +1,6 @@
 """What happened and why: events by filter, their export as JSON lines, a worker explained, incidents of silent hosts.
 
-Reads only. Knows HTTP and the registry's queries; what an event means is in fleet/events.py.
+Reads only. Knows HTTP and the registry's queries; what an event means is in fleet/history/events.py.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from procguard import words
 from procguard.channels import http_io
 from procguard.channels.desk import checked_worker_id
 from procguard.errors import UsageError
-from procguard.fleet import explain
-from procguard.fleet.event_query import EventQuery
+from procguard.fleet.history import explain
+from procguard.fleet.history.query import EventQuery
 from procguard.fleet.model import clock
 from procguard.fleet.registry import Registry
 from procguard.portal.log_query import parse_since

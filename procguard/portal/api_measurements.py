@@ -9,9 +9,9 @@ import bottle
 from procguard.channels import http_io
 from procguard.channels.desk import checked_worker_id
 from procguard.errors import UsageError
-from procguard.fleet.measurements import SPANS, Measurements, Span
 from procguard.fleet.model import clock
 from procguard.fleet.registry import Registry
+from procguard.fleet.telemetry.timeseries import SPANS, Measurements, Span
 
 
 class MeasurementsApi:

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 from procguard.admission.rate import Sparing
 from procguard.channels import Principal, http_io
 from procguard.errors import ProcGuardError
-from procguard.fleet.event_query import EventQuery
-from procguard.fleet.events import EventBounds, EventLog, Numbers
+from procguard.fleet.history.events import EventBounds, EventLog, Numbers
+from procguard.fleet.history.query import EventQuery
 from procguard.fleet.model import clock
 from procguard.fleet.store import appendlog
 

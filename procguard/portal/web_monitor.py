@@ -27,10 +27,10 @@ from procguard.channels.http import HttpChannel
 from procguard.config.schema import Config
 from procguard.errors import NotFound, ProcGuardError
 from procguard.fleet.agents.maintenance import AgentCare
-from procguard.fleet.measurements import Measurements
 from procguard.fleet.model import clock
 from procguard.fleet.registry import Registry
 from procguard.fleet.store.appendlog import NotDurable, RunBlocking, run_here
+from procguard.fleet.telemetry.timeseries import Measurements
 from procguard.portal import agents_listener, audit, http_server, listening, own_addresses, websocket
 from procguard.portal.api import OperatorApi, Ssh
 from procguard.portal.api_access import AccessApi

@@ -6,7 +6,7 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from procguard.fleet.events import EventLog
+from procguard.fleet.history.events import EventLog
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.settings import FleetSettings
 from procguard.fleet.registry import Registry

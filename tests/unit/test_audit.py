@@ -13,7 +13,7 @@ import pytest
 
 from procguard.channels import Principal
 from procguard.errors import Refused
-from procguard.fleet.event_query import EventQuery
+from procguard.fleet.history.query import EventQuery
 from procguard.fleet.model import clock
 from procguard.fleet.store import appendlog
 from procguard.portal.api_access import LOG_INS_AT_ONCE

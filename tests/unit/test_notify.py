@@ -19,7 +19,7 @@ import pytest
 from procguard.config import schema
 from procguard.config.notifications import ALERT_CLASSES, Target
 from procguard.errors import ConfigError
-from procguard.fleet.events import EventLog
+from procguard.fleet.history.events import EventLog
 from procguard.fleet.model.clock import Now
 from procguard.notify import alerts, formats, transport
 from procguard.notify.alerts import Gathering, Message

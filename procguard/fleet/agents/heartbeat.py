@@ -8,8 +8,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from procguard.fleet import causes
 from procguard.fleet.agents import host_disks
+from procguard.fleet.history import causes
 from procguard.fleet.model import epochs
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import (

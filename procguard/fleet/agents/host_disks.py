@@ -5,8 +5,8 @@ space inodes quota read_only io     as docs/protocol.md lists them; what a newer
 
 from __future__ import annotations
 
-from procguard.fleet.event_query import EventQuery
-from procguard.fleet.events import EventLog
+from procguard.fleet.history.events import EventLog
+from procguard.fleet.history.query import EventQuery
 from remote_agent import protocol
 
 KINDS = ("space", "inodes", "quota", "read_only", "io")

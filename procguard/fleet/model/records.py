@@ -96,7 +96,8 @@ class WorkerRecord:
     generation: int = 1
     epoch: int = EPOCHS_PER_TERM + 1
     undeclared: bool = False
-    # Who wanted `desired` so, when (Unix seconds) and by which cause (causes.py); "" and 0: declared by a deployment.
+    # Who wanted `desired` so, when (Unix seconds) and by which cause (fleet/history/causes.py); "" and 0: declared by a
+    # deployment.
     desired_by: str = ""
     desired_at: float = 0.0
     desired_cause: str = ""

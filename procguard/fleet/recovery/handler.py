@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from procguard.fleet import causes
+from procguard.fleet.history import causes
 from procguard.fleet.model.clock import Now, iso
 from procguard.fleet.model.records import AgentRecord, WorkerRecord
 from procguard.fleet.model.settings import FleetSettings

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from procguard.fleet import causes
 from procguard.fleet.agents import host_disks
+from procguard.fleet.history import causes
 from procguard.fleet.model.clock import iso
 from procguard.fleet.model.records import (
     AgentObserved,

@@ -6,10 +6,10 @@ import logging
 
 import gevent
 
-from procguard.fleet.measurement_files import MeasurementFiles
-from procguard.fleet.measurements import SAMPLE_S, Measurements
 from procguard.fleet.model import clock
 from procguard.fleet.registry import Registry
+from procguard.fleet.telemetry.files import MeasurementFiles
+from procguard.fleet.telemetry.timeseries import SAMPLE_S, Measurements
 from procguard.runtime.cooperative import Pace
 
 log = logging.getLogger(__name__)

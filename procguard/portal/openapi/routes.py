@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from procguard.channels.desk import MAX_ATTEMPT, MAX_OFFSET, MAX_TIMES_CHARS
-from procguard.fleet.measurements import SPANS
 from procguard.fleet.operations.controller import MAX_ITEMS
+from procguard.fleet.telemetry.timeseries import SPANS
 from procguard.fleet.workers.deployment import DeploymentRequest
 from procguard.portal import requests
 from procguard.portal.api_agent_care import DEFAULT_LOG_BYTES, MAX_LOG_BYTES

@@ -16,7 +16,7 @@ from invoke import Context
 from procguard.cli import app
 from procguard.cli import state as cli_state
 from procguard.config import schema
-from procguard.fleet.events import EventLog
+from procguard.fleet.history.events import EventLog
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.settings import FleetSettings
 from procguard.fleet.registry import Registry

@@ -30,7 +30,7 @@ from hypothesis.stateful import (
 )
 
 from procguard.errors import ProcGuardError
-from procguard.fleet.events import EventLog
+from procguard.fleet.history.events import EventLog
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import AgentRecord
 from procguard.fleet.model.settings import FleetSettings

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from procguard.fleet.agents.host_disks import KINDS
-from procguard.fleet.event_query import EventQuery
+from procguard.fleet.history.query import EventQuery
 from tests.unit.fleet_world import World
 
 FULL: dict[str, Any] = {"disk_trouble": "space", "disk_path": "/data/procguard/f-1/gpu01"}

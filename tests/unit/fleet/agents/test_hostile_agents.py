@@ -10,7 +10,7 @@ import pytest
 
 from procguard.channels import messages
 from procguard.errors import Conflict, UsageError
-from procguard.fleet.events import EventBounds, EventLog
+from procguard.fleet.history.events import EventBounds, EventLog
 from procguard.fleet.model import epochs
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import to_dict

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from procguard.fleet.event_query import EventQuery
+from procguard.fleet.history.query import EventQuery
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import AgentRecord
 from procguard.fleet.model.settings import FleetSettings

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from procguard.errors import ProcGuardError
-from procguard.fleet.events import EventLog
+from procguard.fleet.history.events import EventLog
 from procguard.fleet.model.clock import Now
 from procguard.fleet.store.appendlog import NotDurable
 from procguard.fleet.store.interface import Tables

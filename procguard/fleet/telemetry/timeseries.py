@@ -5,7 +5,7 @@
 All series are sampled at the same moments, so a moment is one row with a value for each slot, and a worker is a slot:
 ten thousand workers are no objects but columns of two bytes a value (bfloat16: three digits are as much as a chart
 shows). The coarser ones hold means, of memory the highest: what matters before an out-of-memory kill is the peak.
-Reads the registry's records; knows no files (measurement_files.py) and no clock.
+Reads the registry's records; knows no files (files.py) and no clock.
 """
 
 from __future__ import annotations

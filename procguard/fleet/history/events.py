@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from procguard.fleet.event_query import EventQuery
+from procguard.fleet.history.query import EventQuery
 from procguard.fleet.model.clock import Now, iso
 from procguard.fleet.store import appendlog
 

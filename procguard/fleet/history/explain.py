@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from procguard.fleet import causes, foreground, leases
-from procguard.fleet.event_query import EventQuery
+from procguard.fleet import leases
+from procguard.fleet.history import causes, foreground
+from procguard.fleet.history.query import EventQuery
 from procguard.fleet.model import records
 from procguard.fleet.model.clock import Now
 from procguard.fleet.registry import Registry

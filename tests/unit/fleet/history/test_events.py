@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from procguard.fleet.event_query import EventQuery
-from procguard.fleet.events import MAX_EVIDENCE_CHARS, EventBounds, EventLog
+from procguard.fleet.history.events import MAX_EVIDENCE_CHARS, EventBounds, EventLog
+from procguard.fleet.history.query import EventQuery
 from procguard.fleet.model.clock import Now
 from procguard.fleet.store import appendlog
 from remote_agent import protocol
@@ -196,7 +196,7 @@ def test_every_kind_of_event_has_its_words() -> None:
 
     from procguard.words import LANGUAGES, Words
 
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[4]
     code = "\n".join(path.read_text(encoding="utf-8") for path in (root / "procguard" / "fleet").rglob("*.py"))
     code += (root / "procguard" / "manager" / "app.py").read_text(encoding="utf-8")
     kinds = set(re.findall(r'(?:event_log\.add|_event)\(\s*"([a-z_]+)"', code))

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from procguard.fleet.measurement_files import MeasurementFiles
-from procguard.fleet.measurements import SAMPLE_S, SPANS, Measurements, Table, packed, unpacked
+from procguard.fleet.telemetry.files import MeasurementFiles
+from procguard.fleet.telemetry.timeseries import SAMPLE_S, SPANS, Measurements, Table, packed, unpacked
 from remote_agent import protocol
 from tests.unit.fleet_world import World
 

@@ -1,6 +1,6 @@
 """Why a worker is as it is, situation by situation, in both languages: tests/golden/explain/SITUATION.txt.
 
-After a change of words: `python -m tests.unit.test_explain` writes the files anew; read the difference.
+After a change of words: `python -m tests.unit.fleet.history.test_explain` writes the files anew; read the difference.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pytest
 
 from procguard import words
 from procguard.config.groups import GroupPolicy
-from procguard.fleet import explain
+from procguard.fleet.history import explain
 from procguard.fleet.leases import Verdict
 from procguard.fleet.model.clock import Now
 from procguard.words import en, zh
@@ -23,7 +23,7 @@ from remote_agent import protocol
 from tests.unit.fleet_world import World
 from tests.unit.gang_world import GROUP, GangWorld
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "explain"
+GOLDEN = Path(__file__).parents[3] / "golden" / "explain"
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
 KILLED = {"signal": 9, "duration_s": 11_520.0}
 OOM = {"signal": 9, "oom": True, "duration_s": 540.0}

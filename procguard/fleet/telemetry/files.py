@@ -15,7 +15,7 @@ import struct
 import zlib
 from typing import Any, BinaryIO
 
-from procguard.fleet.measurements import SERIES, SPANS, Measurements, Row, Span, wipe
+from procguard.fleet.telemetry.timeseries import SERIES, SPANS, Measurements, Row, Span, wipe
 
 log = logging.getLogger(__name__)
 
