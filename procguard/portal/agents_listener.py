@@ -11,10 +11,10 @@ from typing import Any
 
 import bottle
 
-from procguard.channels import Access, Principal
-from procguard.channels.agent_sessions import SIGNED
-from procguard.channels.desk import Desk
-from procguard.channels.http import HttpChannel
+from procguard.agent_api.handlers import Desk
+from procguard.agent_api.http import HttpChannel
+from procguard.agent_api.interface import Access, Principal
+from procguard.agent_api.sessions import SIGNED
 from procguard.config.limits import Limits
 from procguard.portal import http_server, listening
 from procguard.portal.edge import Edge

@@ -1,7 +1,7 @@
 """The operators' HTTP API: workers, hosts, commands, deployments (docs/protocol.md lists every route).
 
 Each route says who is asking, checks what was sent, and hands it to the registry. Logs are in api_logs.py, events in
-api_history.py, log-in and tokens in api_access.py, agents' own routes in channels/http.py.
+api_history.py, log-in and tokens in api_access.py, agents' own routes in agent_api/http.py.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import bottle
 import gevent
 
 from procguard import __version__
-from procguard.channels import Access, http_io
-from procguard.channels.desk import checked_worker_id
+from procguard.agent_api import http_io
+from procguard.agent_api.handlers import checked_worker_id
+from procguard.agent_api.interface import Access
 from procguard.deploy import bundle
 from procguard.deploy.ssh_client import Result
 from procguard.errors import Conflict, NotFound, UsageError

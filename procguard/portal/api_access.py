@@ -8,7 +8,8 @@ from typing import Any
 import bottle
 
 from procguard.admission.rate import BackOff, RateLimiter
-from procguard.channels import Principal, http_io
+from procguard.agent_api import http_io
+from procguard.agent_api.interface import Principal
 from procguard.errors import LimitExceeded, ProcGuardError, Refused
 from procguard.fleet.agents.token_scopes import SCOPES_SHOWN, how_to_replace
 from procguard.fleet.model import clock

@@ -7,7 +7,8 @@ from typing import Any
 
 import bottle
 
-from procguard.channels import Access, http_io
+from procguard.agent_api import http_io
+from procguard.agent_api.interface import Access
 from procguard.errors import Conflict
 from procguard.fleet.agents.maintenance import AgentCare, Wish
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import bottle
 
-from procguard.channels import http_io
+from procguard.agent_api import http_io
 from procguard.fleet.registry import Registry
 
 

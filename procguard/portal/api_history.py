@@ -13,8 +13,8 @@ from urllib.parse import quote
 import bottle
 
 from procguard import words
-from procguard.channels import http_io
-from procguard.channels.desk import checked_worker_id
+from procguard.agent_api import http_io
+from procguard.agent_api.handlers import checked_worker_id
 from procguard.errors import UsageError
 from procguard.fleet.history import explain
 from procguard.fleet.history.query import EventQuery

@@ -7,7 +7,7 @@ import gzip
 import bottle
 import gevent
 
-from procguard.channels import http_io
+from procguard.agent_api import http_io
 from procguard.errors import NotFound
 from procguard.portal.live import LiveHub
 

@@ -8,8 +8,8 @@ from typing import Any
 import bottle
 
 from procguard.admission.memory import ByteBudget
-from procguard.channels import http_io
-from procguard.channels.desk import checked_worker_id
+from procguard.agent_api import http_io
+from procguard.agent_api.handlers import checked_worker_id
 from procguard.config.limits import Limits
 from procguard.errors import LimitExceeded
 from procguard.fleet.registry import Registry

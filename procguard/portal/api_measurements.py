@@ -6,8 +6,8 @@ from typing import Any
 
 import bottle
 
-from procguard.channels import http_io
-from procguard.channels.desk import checked_worker_id
+from procguard.agent_api import http_io
+from procguard.agent_api.handlers import checked_worker_id
 from procguard.errors import UsageError
 from procguard.fleet.model import clock
 from procguard.fleet.registry import Registry

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import bottle
 
-from procguard.channels import http_io
+from procguard.agent_api import http_io
 from procguard.errors import Conflict
 from procguard.portal import requests
 

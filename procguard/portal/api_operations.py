@@ -7,7 +7,8 @@ from typing import Any
 
 import bottle
 
-from procguard.channels import Access, http_io
+from procguard.agent_api import http_io
+from procguard.agent_api.interface import Access
 from procguard.fleet.model import clock
 from procguard.fleet.operations.controller import DEFAULT_CONCURRENCY, DEFAULT_TIMEOUT_S, MAX_ITEMS, Options
 from procguard.fleet.registry import Registry

@@ -9,8 +9,9 @@ from typing import Any
 
 import bottle
 
-from procguard.channels import Access, http_io
-from procguard.channels.desk import checked_worker_id
+from procguard.agent_api import http_io
+from procguard.agent_api.handlers import checked_worker_id
+from procguard.agent_api.interface import Access
 from procguard.fleet.model import clock
 from procguard.fleet.registry import Registry
 from procguard.portal import requests

@@ -7,7 +7,8 @@ from typing import Any
 
 import bottle
 
-from procguard.channels import Access, Principal, http_io
+from procguard.agent_api import http_io
+from procguard.agent_api.interface import Access, Principal
 from procguard.fleet.model import clock
 from procguard.fleet.registry import Registry
 from procguard.fleet.workers.purge import Purge

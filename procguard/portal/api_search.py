@@ -14,8 +14,8 @@ from typing import Any
 import bottle
 
 from procguard import expression
-from procguard.channels import http_io
-from procguard.channels.held import HeldPoll
+from procguard.agent_api import http_io
+from procguard.agent_api.long_poll import HeldPoll
 from procguard.errors import UsageError
 from procguard.fleet.agents.log_search import OPEN, Part, Question, Search
 from procguard.fleet.model import clock

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import bottle
 
-from procguard.channels import http_io
+from procguard.agent_api import http_io
 from procguard.errors import Conflict
 
 OPEN_TIMEOUT_S = 40.0  # the first one logs in

@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from procguard.admission.rate import Sparing
-from procguard.channels import Principal, http_io
+from procguard.agent_api import http_io
+from procguard.agent_api.interface import Principal
 from procguard.errors import ProcGuardError
 from procguard.fleet.history.events import EventBounds, EventLog, Numbers
 from procguard.fleet.history.query import EventQuery

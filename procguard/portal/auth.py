@@ -19,8 +19,9 @@ from typing import Any
 import gevent
 
 from procguard.admission.rate import BackOff, RateLimiter
-from procguard.channels import Principal, http_io
-from procguard.channels.agent_sessions import AgentSessions
+from procguard.agent_api import http_io
+from procguard.agent_api.interface import Principal
+from procguard.agent_api.sessions import AgentSessions
 from procguard.errors import Forbidden, LimitExceeded, Refused
 from procguard.fleet.agents.addresses import address_group
 from procguard.fleet.agents.token_scopes import AGENT_SCOPE, SCOPES, Scope, how_to_replace
@@ -55,7 +56,8 @@ FORWARDING_HEADERS = (
     "HTTP_FASTLY_CLIENT_IP",
 )
 
-# Of those that the table of routes names, the ones whom the gate tells apart; agents are looked at by channels/desk.py.
+# Of those that the table of routes names, the ones whom the gate tells apart; agents are looked at by
+# agent_api/handlers.py.
 _MAY = {
     "viewer": ("viewer", "operator"),
     "operator": ("operator",),
@@ -70,7 +72,7 @@ WhyForwarded = Callable[[sock_diag.Address, sock_diag.Address], str]
 
 
 class Auth:
-    """Implements procguard.channels.Access over the registry's tokens and agents."""
+    """Implements procguard.agent_api.interface.Access over the registry's tokens and agents."""
 
     def __init__(
         self,

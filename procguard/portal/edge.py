@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from procguard.channels import http_io
+from procguard.agent_api import http_io
 
 log = logging.getLogger(__name__)
 

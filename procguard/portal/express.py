@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 import bottle
 
-from procguard.channels import http_io, messages
-from procguard.channels.agent_sessions import SIGNED
-from procguard.channels.desk import Answer
+from procguard.agent_api import decode, http_io
+from procguard.agent_api.handlers import Answer
+from procguard.agent_api.sessions import SIGNED
 from procguard.errors import ProcGuardError
 from procguard.portal.edge import NO_STORE, SECURITY_HEADERS
 
@@ -76,7 +76,7 @@ class Express:
         status, more, body = 200, "", b""
         try:
             status, message = found.handler(environ, found.subject)
-            body = messages.dumps(message)
+            body = decode.dumps(message)
         except ProcGuardError as exc:
             status, more, body = _refusal(http_io.error_response(exc, identifier))
         except Exception:

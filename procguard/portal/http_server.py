@@ -27,7 +27,7 @@ from procguard.admission.connections import ConnectionBook, IdleTimeouts, Ticket
 from procguard.admission.memory import Bodies, SendMemory
 from procguard.admission.rate import Sparing
 from procguard.admission.turns import work_of
-from procguard.channels import http_io
+from procguard.agent_api import http_io
 from procguard.config.limits import Limits
 from procguard.portal import http_head, websocket
 from procguard.portal.edge import SECURITY_HEADERS

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import gevent
 import gevent.event
 
-from procguard.channels import http_io
+from procguard.agent_api import http_io
 from procguard.errors import ProcGuardError
 from procguard.fleet.registry import Registry
 from procguard.portal import live_columns, websocket

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from procguard.channels import Principal, http_io
+from procguard.agent_api import http_io
+from procguard.agent_api.interface import Principal
 from procguard.errors import ProcGuardError
 from procguard.portal import auth, websocket
 from procguard.portal.live import LiveHub

@@ -10,7 +10,7 @@ import codecs
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from procguard.channels import http_io
+from procguard.agent_api import http_io
 from procguard.portal import websocket
 
 MAX_LOG_FRAME_CHARS = 256 * 1024

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Any, Protocol
 
-from procguard.channels import http_io
+from procguard.agent_api import http_io
 from procguard.portal import websocket
 
 HISTORY_FRAMES = 256

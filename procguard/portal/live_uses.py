@@ -3,8 +3,8 @@ searches, held requests, and every answer that is still being sent.
 
 Owns the one registry of live uses. A use is opened by whoever let its caller in and closed when its answer has left;
 in between it ends at once when the token is revoked or the session is closed, and within SWEEP_EVERY_S when either
-expires. Agents' own secrets are not here: their held requests end by channels/held.py. Event loop only; `end` must
-not wait.
+expires. Agents' own secrets are not here: their held requests end by agent_api/long_poll.py. Event loop only; `end`
+must not wait.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import gevent
 
-from procguard.channels import Principal
+from procguard.agent_api.interface import Principal
 from procguard.runtime.cooperative import give_way
 
 log = logging.getLogger(__name__)

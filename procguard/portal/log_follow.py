@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from procguard.admission.memory import ByteBudget
-from procguard.channels import http_io
-from procguard.channels.held import HeldPoll
+from procguard.agent_api import http_io
+from procguard.agent_api.long_poll import HeldPoll
 from procguard.portal.log_query import LogQuery
 from procguard.portal.log_reader import LogLine
 from procguard.portal.logs import LogStore

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 
 from procguard import expression as expressions
-from procguard.channels import http_io
-from procguard.channels.desk import MAX_ATTEMPT
+from procguard.agent_api import http_io
+from procguard.agent_api.handlers import MAX_ATTEMPT
 from procguard.errors import UsageError
 from procguard.expression import Expression
 from procguard.fleet.model import clock

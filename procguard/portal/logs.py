@@ -21,7 +21,7 @@ from typing import Any, ParamSpec, TypeVar
 import gevent.lock
 import gevent.threadpool
 
-from procguard.channels import LogGap
+from procguard.agent_api.interface import LogGap
 from procguard.expression import Expression
 from procguard.portal import log_quota
 from procguard.portal.log_index import LogIndex, runs_of

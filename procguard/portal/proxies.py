@@ -9,7 +9,7 @@ import ipaddress
 from collections.abc import Sequence
 from typing import Any
 
-from procguard.channels import http_io
+from procguard.agent_api import http_io
 
 PROXIED = http_io.PROXIED  # in the environment: the peer is a proxy that is believed
 MAX_HOPS = 20

@@ -11,8 +11,8 @@ from typing import Annotated, Any, TypeVar
 import bottle
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from procguard.channels import http_io
-from procguard.channels.messages import Hints, validated
+from procguard.agent_api import http_io
+from procguard.agent_api.decode import Hints, validated
 from procguard.fleet.agents.credentials import MAX_LIFE_S, MAX_USES
 from procguard.fleet.agents.token_scopes import AGENT_SCOPE, SCOPES
 from procguard.fleet.operations.controller import DEFAULT_CONCURRENCY, DEFAULT_TIMEOUT_S, MAX_ITEMS

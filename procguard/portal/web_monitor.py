@@ -20,10 +20,11 @@ from procguard import tls
 from procguard.admission.connections import ConnectionBook
 from procguard.admission.memory import Bodies
 from procguard.admission.rate import BackOff
-from procguard.channels import Channel, factory, http_io
-from procguard.channels.agent_sessions import AgentSessions
-from procguard.channels.desk import Call, Desk
-from procguard.channels.http import HttpChannel
+from procguard.agent_api import factory, http_io
+from procguard.agent_api.handlers import Call, Desk
+from procguard.agent_api.http import HttpChannel
+from procguard.agent_api.interface import Channel
+from procguard.agent_api.sessions import AgentSessions
 from procguard.config.schema import Config
 from procguard.errors import NotFound, ProcGuardError
 from procguard.fleet.agents.maintenance import AgentCare

@@ -29,7 +29,7 @@ from geventwebsocket.handler import WebSocketHandler
 from geventwebsocket.websocket import Header
 
 from procguard.admission.memory import SendMemory
-from procguard.channels import http_io
+from procguard.agent_api import http_io
 from procguard.config.limits import Limits
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from procguard.channels import Principal
+from procguard.agent_api.interface import Principal
 from procguard.errors import Refused
 from procguard.fleet.history.query import EventQuery
 from procguard.fleet.model import clock

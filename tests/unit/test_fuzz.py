@@ -22,7 +22,7 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from procguard.channels import http_io, messages
+from procguard.agent_api import decode, http_io
 from procguard.config import schema as config
 from procguard.deploy import inventory
 from procguard.errors import ConfigError, InventoryError, ProcGuardError, UsageError
@@ -198,7 +198,7 @@ def test_any_message_is_understood_or_refused_by_manager_and_agent(data: st.Data
     path = data.draw(st.sampled_from(list(places(value))))
     with contextlib.suppress(TypeError, ValueError, UnicodeEncodeError):
         body = json.dumps(replaced(value, path, data.draw(ANYTHING))).encode()
-        only(UsageError, lambda: http_io.dumps(protocol.encode(messages.read(cls, body))))
+        only(UsageError, lambda: http_io.dumps(protocol.encode(decode.read(cls, body))))
         only(protocol.WireError, lambda: protocol.decode(cls, json.loads(body)))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import gevent
 import pytest
 
-from procguard.channels import Principal
+from procguard.agent_api.interface import Principal
 from procguard.portal.live_uses import SWEEP_EVERY_S, LiveUses
 from tests.raw_websocket import Frame, RawWebSocket
 from tests.server_process import RunningServer

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from procguard import expression
-from procguard.channels import LogGap
+from procguard.agent_api.interface import LogGap
 from procguard.portal import log_index, log_quota, logs
 from procguard.portal.log_reader import INDEX_RECORD, MAX_LINE_BYTES, LogLine, line_filter
 from procguard.portal.logs import LogStore

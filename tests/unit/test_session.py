@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from procguard.channels.agent_sessions import KEPT, MOST, OPEN_WITHIN_S, AgentSessions
+from procguard.agent_api.sessions import KEPT, MOST, OPEN_WITHIN_S, AgentSessions
 from procguard.errors import LimitExceeded, Refused
 from procguard.portal import own_addresses
 from remote_agent import loopback, protocol, session

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from procguard.channels.desk import Desk as AgentsDesk
+from procguard.agent_api.handlers import Desk as AgentsDesk
 from procguard.deploy.tunnel_client import TunnelProcess
 from procguard.deploy.tunnel_process import LAST_RETRY_S, retry_delay_s
 from procguard.errors import Conflict, NotFound, Refused

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from procguard.channels.desk import MAX_ATTEMPT, MAX_OFFSET, MAX_TIMES_CHARS
+from procguard.agent_api.handlers import MAX_ATTEMPT, MAX_OFFSET, MAX_TIMES_CHARS
 from procguard.fleet.operations.controller import MAX_ITEMS
 from procguard.fleet.telemetry.timeseries import SPANS
 from procguard.fleet.workers.deployment import DeploymentRequest

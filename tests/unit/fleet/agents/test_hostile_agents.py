@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from procguard.channels import messages
+from procguard.agent_api import decode
 from procguard.errors import Conflict, UsageError
 from procguard.fleet.history.events import EventBounds, EventLog
 from procguard.fleet.model import epochs
@@ -356,4 +356,4 @@ def test_times_beyond_all_calendars_are_shown_and_break_nothing(world: World) ->
 def test_a_launcher_s_host_is_one_line_of_text(host: str) -> None:
     body = json.dumps({"worker_id": "w1", "command": "true", "host": host}).encode()
     with pytest.raises(UsageError, match="host: holds characters that cannot be printed"):
-        messages.read(protocol.Registration, body)
+        decode.read(protocol.Registration, body)

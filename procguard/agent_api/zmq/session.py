@@ -6,8 +6,8 @@ from typing import Any
 
 import gevent.event
 
-from procguard.channels.held import HeldPoll
-from procguard.channels.routing import Found
+from procguard.agent_api.long_poll import HeldPoll
+from procguard.agent_api.routes import Found
 
 _USUAL_START = b'{"id":'
 _ID_AT = len(_USUAL_START)

@@ -19,10 +19,11 @@ from typing import Any
 import gevent
 import gevent.event
 
-from procguard.channels import Access, Principal, http_io
-from procguard.channels.desk import Answer, Call, Desk
-from procguard.channels.held import HeldPoll
-from procguard.channels.routing import RouteTable, caller_by_secret, refusal
+from procguard.agent_api import http_io
+from procguard.agent_api.handlers import Answer, Call, Desk
+from procguard.agent_api.interface import Access, Principal
+from procguard.agent_api.long_poll import HeldPoll
+from procguard.agent_api.routes import RouteTable, caller_by_secret, refusal
 from procguard.fleet.model import clock
 from procguard.fleet.registry import Registry
 from remote_agent import protocol

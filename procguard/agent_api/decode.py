@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, SchemaValidator
 
-from procguard.channels import http_io
+from procguard.agent_api import http_io
 from procguard.errors import UsageError
 from remote_agent import protocol
 from remote_agent.spec import mistakes_in

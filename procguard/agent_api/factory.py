@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from procguard.admission.memory import Bodies
-from procguard.channels import Access, Channel
-from procguard.channels.desk import Desk
-from procguard.channels.mock import MockChannel
+from procguard.agent_api.handlers import Desk
+from procguard.agent_api.interface import Access, Channel
+from procguard.agent_api.mock import MockChannel
 from procguard.config.limits import Limits
 from procguard.config.schema import Communication
 from procguard.errors import ConfigError
@@ -20,7 +20,7 @@ def create(
     if communication.adapter_type == "mock":
         return MockChannel(registry, desk, access, own.mock_workers)
     try:
-        from procguard.channels.zmq import ZmqChannel  # noqa: PLC0415 - 5 MB that only this channel needs
+        from procguard.agent_api.zmq.channel import ZmqChannel  # noqa: PLC0415 - 5 MB that only this channel needs
     except ImportError as exc:
         raise ConfigError(
             f"communication.adapter_type: zmq needs pyzmq, which cannot be loaded here ({exc})",

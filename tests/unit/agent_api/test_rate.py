@@ -6,7 +6,7 @@ import pytest
 
 from procguard.admission.connections import ConnectionBook
 from procguard.admission.rate import RateLimiter
-from procguard.channels.desk import Desk
+from procguard.agent_api.handlers import Desk
 from procguard.config.limits import Limits
 from procguard.errors import LimitExceeded
 

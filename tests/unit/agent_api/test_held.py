@@ -7,7 +7,7 @@ import time
 import gevent
 import gevent.socket
 
-from procguard.channels.held import HeldPoll, HeldPolls
+from procguard.agent_api.long_poll import HeldPoll, HeldPolls
 
 
 def pair() -> tuple[gevent.socket.socket, gevent.socket.socket]:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from procguard.channels import http_io, messages
+from procguard.agent_api import decode, http_io
 from procguard.errors import UsageError
 from remote_agent import protocol
 
@@ -19,7 +19,7 @@ BEAT: dict[str, Any] = {"agent_id": "h1", "at": 1.0, "workers": [REPORT], "facts
 
 
 def step_by_step(body: bytes) -> Any:
-    return messages.validated(protocol.AgentHeartbeat, http_io.as_object(http_io.parse_json(body)))
+    return decode.validated(protocol.AgentHeartbeat, http_io.as_object(http_io.parse_json(body)))
 
 
 def outcome(read: Any, body: bytes) -> Any:
@@ -60,7 +60,7 @@ def outcome(read: Any, body: bytes) -> Any:
     ],
 )
 def test_one_pass_gives_what_step_by_step_gives(body: bytes) -> None:
-    assert outcome(lambda text: messages.read(protocol.AgentHeartbeat, text), body) == outcome(step_by_step, body)
+    assert outcome(lambda text: decode.read(protocol.AgentHeartbeat, text), body) == outcome(step_by_step, body)
 
 
 VALUES = st.recursive(
@@ -75,7 +75,7 @@ VALUES = st.recursive(
 def test_one_pass_gives_what_step_by_step_gives_whatever_comes(value: dict[str, Any]) -> None:
     body = json.dumps({"agent_id": "h1", **value}).encode()
     found, expected = (
-        outcome(lambda text: messages.read(protocol.AgentHeartbeat, text), body),
+        outcome(lambda text: decode.read(protocol.AgentHeartbeat, text), body),
         outcome(step_by_step, body),
     )
     if isinstance(expected, str) and not isinstance(found, str):  # what is no number stood where nobody reads it
@@ -99,7 +99,7 @@ def test_a_number_without_bounds_is_refused_where_it_is_read(number: str) -> Non
         '{"agent_id": "h1", "pid": NUMBER}',
     ):
         with pytest.raises(UsageError):
-            messages.read(protocol.AgentHeartbeat, body.replace("NUMBER", number).encode())
+            decode.read(protocol.AgentHeartbeat, body.replace("NUMBER", number).encode())
 
 
 @pytest.mark.parametrize(
@@ -146,4 +146,4 @@ COMMAND = protocol.Command(1790000000000, "c-1", "w1", "restart")
 )
 def test_an_answer_is_written_as_its_values_would_be(message: Any) -> None:
     values = message if isinstance(message, dict) else protocol.encode(message)
-    assert messages.dumps(message) == http_io.dumps(values)
+    assert decode.dumps(message) == http_io.dumps(values)

@@ -15,7 +15,7 @@ from procguard.errors import Conflict
 
 
 class Channel(Protocol):
-    """A way for agents to reach the desk (desk.py). `start` and `stop` are called once each, from the event loop.
+    """A way for agents to reach the desk (handlers.py). `start` and `stop` are called once each, from the event loop.
 
     `name`: what hosts' views show. `start` raises ProcGuardError in one line where it can't listen.
     """

@@ -24,8 +24,8 @@ import zmq
 import zmq.backend
 
 from procguard.admission.connections import Unproven
-from procguard.channels.zmq_keys import ZAP_DOMAIN, Admissions
-from procguard.channels.zmq_session import Session
+from procguard.agent_api.zmq.keys import ZAP_DOMAIN, Admissions
+from procguard.agent_api.zmq.session import Session
 from procguard.errors import ProcGuardError
 
 log = logging.getLogger(__name__)

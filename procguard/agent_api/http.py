@@ -1,4 +1,4 @@
-"""The HTTP channel: the agents' part of the API (desk.py) as routes of the web application. Always there.
+"""The HTTP channel: the agents' part of the API (handlers.py) as routes of the web application. Always there.
 
 Owns how a request of HTTP becomes a `Call`; what is answered is the desk's.
 """
@@ -12,9 +12,10 @@ from urllib.parse import parse_qsl
 
 import bottle
 
-from procguard.channels import Access, Principal, http_io, messages
-from procguard.channels.agent_sessions import SIGNED, Signed
-from procguard.channels.desk import Answer, Call, Desk, Route
+from procguard.agent_api import decode, http_io
+from procguard.agent_api.handlers import Answer, Call, Desk, Route
+from procguard.agent_api.interface import Access, Principal
+from procguard.agent_api.sessions import SIGNED, Signed
 from procguard.errors import UsageError
 
 
@@ -57,7 +58,7 @@ class HttpChannel:
         call = HttpCall(bottle.request.environ, self._access, bottle.request.query)
         call.direct = self._direct
         answer = route.handler(call, names[route.name]) if route.name else route.handler(call)
-        return bottle.HTTPResponse(messages.dumps(answer.message), answer.status, http_io.JSON)
+        return bottle.HTTPResponse(decode.dumps(answer.message), answer.status, http_io.JSON)
 
 
 def _signed(handler: Callable[..., Any]) -> Callable[..., Any]:

@@ -13,11 +13,12 @@ import gevent
 import gevent.event
 
 from procguard.admission.memory import Bodies
-from procguard.channels import Access, Principal, http_io
-from procguard.channels.desk import Call
-from procguard.channels.held import HeldPoll
-from procguard.channels.routing import caller_by_secret
-from procguard.channels.zmq_port import Peer
+from procguard.agent_api import http_io
+from procguard.agent_api.handlers import Call
+from procguard.agent_api.interface import Access, Principal
+from procguard.agent_api.long_poll import HeldPoll
+from procguard.agent_api.routes import caller_by_secret
+from procguard.agent_api.zmq.port import Peer
 from procguard.errors import Forbidden, UsageError
 from remote_agent import protocol
 

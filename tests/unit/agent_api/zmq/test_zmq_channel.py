@@ -22,8 +22,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from zmq.utils import z85
 
-from procguard.channels.zmq import reachable_from
-from procguard.channels.zmq_keys import KEYS_PER_AGENT, Admissions, key_from_hex
+from procguard.agent_api.zmq.channel import reachable_from
+from procguard.agent_api.zmq.keys import KEYS_PER_AGENT, Admissions, key_from_hex
 from remote_agent import protocol
 from tests.server_process import ROOT, RunningServer
 from tests.unit.channel_links import World, ZmqLink, free_ports, offered

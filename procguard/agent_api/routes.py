@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 from urllib.parse import parse_qsl, unquote
 
-from procguard.channels import Access, Principal, http_io
-from procguard.channels.desk import Answer, Route
+from procguard.agent_api import http_io
+from procguard.agent_api.handlers import Answer, Route
+from procguard.agent_api.interface import Access, Principal
 from procguard.errors import NotFound, ProcGuardError, Refused, UsageError
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class RouteTable:
 
     def find(self, method: str, target: str) -> Found:
         """`target`: path and query, percent-encoded. Raises NotFound, MethodNotAllowed and UsageError. Nothing of it is
-        kept: who asks is not known yet, and connections remember what they ask all day (zmq_call.py)."""
+        kept: who asks is not known yet, and connections remember what they ask all day (agent_api/zmq/call.py)."""
         path, _, query = target[:MAX_TARGET_CHARS].partition("?")
         if query.count("&") >= MAX_PARAMETERS:
             raise UsageError(f"more than {MAX_PARAMETERS} parameters in the address", "see docs/protocol.md")

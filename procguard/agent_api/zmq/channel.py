@@ -1,10 +1,11 @@
-"""The zmq channel: the agents' part of the API (desk.py) over ROUTER/DEALER sockets, on `port_base` and the next port.
+"""The zmq channel: the agents' part of the API (agent_api/handlers.py) over ROUTER/DEALER sockets, on `port_base` and
+the next port.
 
 A message is one frame: a header, one line of JSON, and behind it the body. `{"id", "method", "path"}` mean what they
 mean over HTTP, and so does the answer's `status`. Log bytes have the second port, so that nothing waits behind them.
 docs/protocol.md shows each. Owns connections, their secrets and their turn; what is answered is the desk's.
 
-CURVE on every connection, loopback too: an agent's secret is never sent in clear (zmq_keys.py says who may connect).
+CURVE on every connection, loopback too: an agent's secret is never sent in clear (keys.py says who may connect).
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from pydantic_core import from_json
 from procguard.admission.connections import Unproven
 from procguard.admission.memory import Bodies
 from procguard.admission.rate import RateLimiter
-from procguard.channels import Access, http_io, messages
-from procguard.channels.desk import Desk
-from procguard.channels.routing import Found, RouteTable, refusal
-from procguard.channels.zmq_call import Rules, ZmqCall, end_session
-from procguard.channels.zmq_keys import Admissions, Doorkeeper, key_from_hex
-from procguard.channels.zmq_port import LOOK_EVERY_S, Peer, Received, RouterPort
+from procguard.agent_api import decode, http_io
+from procguard.agent_api.handlers import Desk
+from procguard.agent_api.interface import Access
+from procguard.agent_api.routes import Found, RouteTable, refusal
+from procguard.agent_api.zmq.call import Rules, ZmqCall, end_session
+from procguard.agent_api.zmq.keys import Admissions, Doorkeeper, key_from_hex
+from procguard.agent_api.zmq.port import LOOK_EVERY_S, Peer, Received, RouterPort
 from procguard.config.limits import Limits
 from procguard.config.schema import AdapterConfig
 from procguard.errors import LimitExceeded, NotFound, ProcGuardError, UsageError
@@ -251,7 +253,7 @@ class ZmqChannel:
                 session.unanswered -= 1
         except Exception as exc:
             status, answer = refusal(exc, peer.address)
-        peer.port.send_soon(peer, b'{"id":%d,"status":%d}\n' % (request_id, status) + messages.dumps(answer))
+        peer.port.send_soon(peer, b'{"id":%d,"status":%d}\n' % (request_id, status) + decode.dumps(answer))
 
     def _found(self, peer: Peer, header: dict[str, Any]) -> Found:
         """What is asked; the secret that comes with it, if any, is the connection's from now on."""

@@ -20,9 +20,10 @@ import gevent
 from procguard import __version__
 from procguard.admission.memory import ByteBudget
 from procguard.admission.rate import RateLimiter
-from procguard.channels import Access, LogSink, Principal, http_io, messages
-from procguard.channels.agent_sessions import AgentSessions
-from procguard.channels.held import HeldPoll, HeldPolls
+from procguard.agent_api import decode, http_io
+from procguard.agent_api.interface import Access, LogSink, Principal
+from procguard.agent_api.long_poll import HeldPoll, HeldPolls
+from procguard.agent_api.sessions import AgentSessions
 from procguard.config.limits import Limits
 from procguard.errors import Conflict, LimitExceeded, ProcGuardError, Refused, UsageError
 from procguard.fleet.agents.addresses import address_group
@@ -222,7 +223,7 @@ class Desk:
         return offer
 
     def register(self, call: Call) -> Answer:
-        registration = messages.read(protocol.Registration, call.read(MAX_REGISTRATION_BYTES))
+        registration = decode.read(protocol.Registration, call.read(MAX_REGISTRATION_BYTES))
         caller = call.identify(registration.secret_sha256)
         if caller.kind == "anonymous":
             self._limit_registrations(call.peer)
@@ -261,13 +262,13 @@ class Desk:
         self._access.check_worker_agent(call.identify(), worker_id, operator_too=True)
         worker = self._registry.workers_by_id.get(worker_id)
         self._in_turn(worker.agent_id if worker is not None else "")
-        beat = messages.read(protocol.WorkerHeartbeat, call.read(self._limits.body_size))
+        beat = decode.read(protocol.WorkerHeartbeat, call.read(self._limits.body_size))
         reply = self._registry.worker_heartbeat(worker_id, beat, clock.read(), call.channel)
         known = self._written.get(worker_id)
         if known is None or known[0] is not reply:  # nearly all hear the very same again and again
             if len(self._written) > MAX_WRITTEN:
                 self._written.clear()
-            known = self._written[worker_id] = (reply, Answer(200, messages.dumps(reply)))
+            known = self._written[worker_id] = (reply, Answer(200, decode.dumps(reply)))
         return known[1]
 
     def worker_commands(self, call: Call, worker_id: str) -> Answer:
@@ -332,7 +333,7 @@ class Desk:
     def agent_heartbeat(self, call: Call, agent_id: str) -> Answer:
         self._access.check_agent(call.identify(), agent_id)
         self._in_turn(agent_id)
-        beat = messages.read(protocol.AgentHeartbeat, call.read(self._limits.heartbeat_size))
+        beat = decode.read(protocol.AgentHeartbeat, call.read(self._limits.heartbeat_size))
         if beat.agent_id != agent_id:
             raise UsageError(
                 f"the heartbeat of {beat.agent_id[:70]!r} was sent to {agent_id}", "send it to its own address"
@@ -375,7 +376,7 @@ class Desk:
     def agent_found(self, call: Call, agent_id: str) -> Answer:
         """What an agent found in its host's logs, for a search that it was told of."""
         self._access.check_agent(call.identify(), agent_id)
-        result = messages.read(protocol.LogSearchResult, call.read(MAX_FOUND_BYTES), MAX_FOUND_BYTES)
+        result = decode.read(protocol.LogSearchResult, call.read(MAX_FOUND_BYTES), MAX_FOUND_BYTES)
         self._registry.searches.take(agent_id, result)
         return Answer(200, {"search_id": result.search_id, "status": "taken"})
 
@@ -387,7 +388,7 @@ class Desk:
             raise Conflict(
                 "a new secret is taken only in a session", "say hello for one (docs/protocol.md)", code="no_session"
             )
-        renewal = messages.read(protocol.SecretRenewal, call.read(MAX_REGISTRATION_BYTES))
+        renewal = decode.read(protocol.SecretRenewal, call.read(MAX_REGISTRATION_BYTES))
         self._registry.rotations.take(agent_id, renewal, clock.read())
         return Answer(200, {"agent_id": agent_id, "status": "taken"})
 
