@@ -200,7 +200,7 @@ def main(arguments: list[str]) -> None:
     from procguard.fleet.registry import Registry
     from procguard.fleet.store.yaml_file import YamlStore
     from procguard.manager.loops import operations
-    from procguard.portal import websocket
+    from procguard.portal.http import websocket
     from procguard.portal.logs import LogStore
     from procguard.portal.web_monitor import WebMonitor
 

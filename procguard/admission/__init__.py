@@ -16,7 +16,7 @@ event loop only. Start reading at `connections.py`.
 
 Apart on purpose, because they bound something else:
 
-- `portal/websocket.py`, `portal/log_follow.py`: what waits for one reader. It is that reader's queue.
+- `portal/http/websocket.py`, `portal/log_follow.py`: what waits for one reader. It is that reader's queue.
 - `portal/matching.py`, `portal/local_client.py`: how many use certain threads.
 - `agent_api/zmq/channel.py`, `agent_api/zmq/port.py`: messages not begun. They stay unread in libzmq, before it is
 known whose they are.

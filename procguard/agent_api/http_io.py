@@ -28,7 +28,7 @@ BODY_IS_HERE = "procguard.body_is_here"  # in the environment: the whole body ha
 MAX_NOTE_CHARS = 500  # of what the audit says about a change
 # In a request's environ: what it may take (Limits), whose connection it came on (a Ticket), the memory for bodies
 # (Bodies). Without them, as in tests, the defaults hold.
-PROXIED = "procguard.proxied"  # the peer is a proxy that is believed (portal/proxies.py)
+PROXIED = "procguard.proxied"  # the peer is a proxy that is believed (portal/http/proxies.py)
 LIMITS, TICKET, BODIES = "procguard.limits", "procguard.ticket", "procguard.bodies"
 CLOSE_USE = "procguard.close_use"  # called when the answer has left (portal/live_uses.py)
 _DEFAULTS = Limits()

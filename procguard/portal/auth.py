@@ -30,9 +30,9 @@ from procguard.fleet.model.records import TokenRecord
 from procguard.fleet.registry import Registry
 from procguard.portal import local_client, sock_diag
 from procguard.portal.audit import ASKS
+from procguard.portal.http.proxies import PROXIED
 from procguard.portal.live_uses import LiveUses
 from procguard.portal.openapi.routes import Who
-from procguard.portal.proxies import PROXIED
 from procguard.portal.sessions import COOKIE, CSRF_HEADER, Session, Sessions, csrf_matches
 from remote_agent.protocol import secret_sha256 as sha256_of
 

@@ -21,7 +21,8 @@ import gevent.event
 from procguard.agent_api import http_io
 from procguard.errors import ProcGuardError
 from procguard.fleet.registry import Registry
-from procguard.portal import live_columns, websocket
+from procguard.portal import live_columns
+from procguard.portal.http import websocket
 from procguard.portal.live_logs import LogTopic
 from procguard.portal.live_rows import RowTopic
 from procguard.portal.logs import LogStore

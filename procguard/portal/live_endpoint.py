@@ -7,7 +7,8 @@ from typing import Any
 from procguard.agent_api import http_io
 from procguard.agent_api.interface import Principal
 from procguard.errors import ProcGuardError
-from procguard.portal import auth, websocket
+from procguard.portal import auth
+from procguard.portal.http import websocket
 from procguard.portal.live import LiveHub
 
 MAX_MESSAGE_CHARS = 4096

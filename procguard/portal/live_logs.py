@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from procguard.agent_api import http_io
-from procguard.portal import websocket
+from procguard.portal.http import websocket
 
 MAX_LOG_FRAME_CHARS = 256 * 1024
 MAX_CREDIT_CHARS = 4 * 1024 * 1024

@@ -23,7 +23,7 @@ from itertools import pairwise
 from typing import Any, Protocol
 
 from procguard.agent_api import http_io
-from procguard.portal import websocket
+from procguard.portal.http import websocket
 
 HISTORY_FRAMES = 256
 SEEN_FOR_S = 30.0  # after the last client, or a snapshot: so long changes are still collected

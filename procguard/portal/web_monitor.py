@@ -32,7 +32,7 @@ from procguard.fleet.model import clock
 from procguard.fleet.registry import Registry
 from procguard.fleet.store.appendlog import NotDurable, RunBlocking, run_here
 from procguard.fleet.telemetry.timeseries import Measurements
-from procguard.portal import agents_listener, audit, http_server, listening, own_addresses, websocket
+from procguard.portal import audit
 from procguard.portal.api import OperatorApi, Ssh
 from procguard.portal.api_access import AccessApi
 from procguard.portal.api_agent_care import AgentCareApi
@@ -49,15 +49,17 @@ from procguard.portal.api_search import SearchApi
 from procguard.portal.api_tunnels import Opener, TunnelsApi
 from procguard.portal.audit import Audit
 from procguard.portal.auth import Auth
-from procguard.portal.edge import Edge
-from procguard.portal.express import Express
+from procguard.portal.http import agents_listener, own_addresses, sockets, websocket
+from procguard.portal.http import server as http_server
+from procguard.portal.http.fast_path import Express
+from procguard.portal.http.middleware import Edge
+from procguard.portal.http.proxies import TrustedProxies
 from procguard.portal.live import LiveHub
 from procguard.portal.live_endpoint import LiveEndpoint
 from procguard.portal.logs import LogStore
 from procguard.portal.metrics import CONTENT_TYPE, Metrics, MetricsOptions
 from procguard.portal.openapi.document import document_bytes
 from procguard.portal.permissions import Gate
-from procguard.portal.proxies import TrustedProxies
 from procguard.portal.sessions import Sessions
 
 log = logging.getLogger(__name__)
@@ -198,10 +200,10 @@ class WebMonitor:
         if self._server is not None:
             return
         limits = self._config.web.limits
-        self._book.most = min(limits.connections, listening.allow_many_connections())
+        self._book.most = min(limits.connections, sockets.allow_many_connections())
         self._certificates = tls.open_certificates(self._config, self._names(), _utc_now())
         self._auth.ca_file = self.ca_file
-        listener = listening.listen(self._config.web.host, self._config.web.port)
+        listener = sockets.listen(self._config.web.host, self._config.web.port)
         guard = (
             LiveEndpoint(self._live, self._auth, self._keeper, limits.websocket_clients)
             if self._config.web.enabled

@@ -14,7 +14,7 @@ import pytest
 
 from procguard.config import schema as configuration
 from procguard.errors import ProcGuardError, UsageError
-from procguard.portal import listening
+from procguard.portal.http import sockets
 from procguard.portal.log_query import parse_since
 from remote_agent import protocol
 from tests.server_process import RunningServer
@@ -308,14 +308,14 @@ def test_a_taken_port_is_one_clear_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(ProcGuardError) as refusal:
-            listening.listen("127.0.0.1", port)
+            sockets.listen("127.0.0.1", port)
     assert f"port {port} on 127.0.0.1 is taken" in str(refusal.value) and "--port" in str(refusal.value)
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid"])
 def test_an_address_that_is_not_ours_is_one_clear_line(host: str) -> None:
     with pytest.raises(ProcGuardError) as refusal:
-        listening.listen(host, 0)
+        sockets.listen(host, 0)
     assert host in str(refusal.value)
 
 

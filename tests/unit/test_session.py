@@ -16,7 +16,7 @@ import pytest
 
 from procguard.agent_api.sessions import KEPT, MOST, OPEN_WITHIN_S, AgentSessions
 from procguard.errors import LimitExceeded, Refused
-from procguard.portal import own_addresses
+from procguard.portal.http import own_addresses
 from remote_agent import loopback, protocol, session
 from remote_agent.link import Addresses, Connection, Credentials, LinkDown, Unproven, heartbeat, poll
 from tests.relay_in_between import Relay

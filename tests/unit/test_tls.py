@@ -430,7 +430,7 @@ def test_an_untrusted_peer_is_not_believed(server: RunningServer) -> None:
 
 
 def test_what_the_proxy_speaks_outside_is_what_counts(tmp_path: Path) -> None:
-    from procguard.portal.proxies import PROXIED, TrustedProxies
+    from procguard.portal.http.proxies import PROXIED, TrustedProxies
 
     proxies = TrustedProxies(["10.0.0.2", "fd00::/8"])
 

@@ -18,7 +18,7 @@ from procguard.deploy.tunnel_process import LAST_RETRY_S, retry_delay_s
 from procguard.errors import Conflict, NotFound, Refused
 from procguard.fleet.model.records import AgentRecord
 from procguard.manager.tunnels import Tunnels
-from procguard.portal.agents_listener import AgentsOnly, application
+from procguard.portal.http.agents_listener import AgentsOnly, application
 from procguard.portal.logs import LogStore
 from procguard.portal.sessions import COOKIE
 from remote_agent.protocol import secret_sha256

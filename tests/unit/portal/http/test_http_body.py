@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from procguard.portal import http_body
-from procguard.portal.http_body import BadBody, Body
-from procguard.portal.http_reader import Reader
-from tests.unit.test_http_reader import Pieces
+from procguard.portal.http import body as http_body
+from procguard.portal.http.body import BadBody, Body
+from procguard.portal.http.buffer import Reader
+from tests.unit.portal.http.test_http_reader import Pieces
 
 
 def body(*pieces: bytes) -> Body:

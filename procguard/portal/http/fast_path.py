@@ -22,7 +22,7 @@ from procguard.agent_api import decode, http_io
 from procguard.agent_api.handlers import Answer
 from procguard.agent_api.sessions import SIGNED
 from procguard.errors import ProcGuardError
-from procguard.portal.edge import NO_STORE, SECURITY_HEADERS
+from procguard.portal.http.middleware import NO_STORE, SECURITY_HEADERS
 
 log = logging.getLogger(__name__)
 

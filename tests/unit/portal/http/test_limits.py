@@ -17,7 +17,7 @@ from procguard.admission.connections import ConnectionBook, Ticket
 from procguard.admission.memory import Bodies, SendMemory
 from procguard.config.limits import Limits
 from procguard.errors import LimitExceeded
-from procguard.portal import http_server
+from procguard.portal.http import server as http_server
 from remote_agent import protocol
 from tests.raw_websocket import CLOSE, TEXT, RawWebSocket
 from tests.server_process import RunningServer

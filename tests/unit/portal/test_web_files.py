@@ -11,7 +11,7 @@ import pytest
 
 from remote_agent import states
 
-WEB = os.path.join(os.path.dirname(__file__), "..", "..", "web")
+WEB = os.path.join(os.path.dirname(__file__), "..", "..", "..", "web")
 LANGUAGES = ("en", "zh-CN")
 NAMES = {"ProcGuard"}  # shown as they are in every language
 

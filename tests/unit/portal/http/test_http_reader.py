@@ -7,7 +7,7 @@ import io
 from hypothesis import given
 from hypothesis import strategies as st
 
-from procguard.portal.http_reader import Reader
+from procguard.portal.http.buffer import Reader
 
 
 class Pieces:

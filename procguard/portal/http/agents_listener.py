@@ -16,9 +16,10 @@ from procguard.agent_api.http import HttpChannel
 from procguard.agent_api.interface import Access, Principal
 from procguard.agent_api.sessions import SIGNED
 from procguard.config.limits import Limits
-from procguard.portal import http_server, listening
-from procguard.portal.edge import Edge
-from procguard.portal.express import Counter, Express
+from procguard.portal.http import server as http_server
+from procguard.portal.http import sockets
+from procguard.portal.http.fast_path import Counter, Express
+from procguard.portal.http.middleware import Edge
 
 NOT_HERE = "this address is for agents only"
 # Nothing of these makes anybody an operator here; without them the rules for agents are the same as everywhere.
@@ -77,7 +78,7 @@ def server(
     """
     frequent = HttpChannel(desk, AgentsOnly(access), direct=False).frequent()
     return http_server.Server(
-        listening.listen("127.0.0.1", 0),
+        sockets.listen("127.0.0.1", 0),
         Edge(application(desk, access, errors_as_json), count),
         express=Express(frequent, count),
         limits=limits,

@@ -451,7 +451,7 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
             self.websocket = None
 
     def _linger(self) -> None:
-        """Have the client read the last frame before the connection ends (http_server.py)."""
+        """Have the client read the last frame before the connection ends (server.py)."""
 
     def log_request(self) -> None:
         """Requests are counted by the edge, not logged one by one."""

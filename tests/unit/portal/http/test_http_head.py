@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from procguard.portal import http_head
+from procguard.portal.http import parser
 
 
-def parsed(*lines: bytes, line: bytes = b"POST /x?a=1 HTTP/1.1") -> http_head.Head:
-    return http_head.parse(b"\r\n".join((line, *lines, b"", b"")))
+def parsed(*lines: bytes, line: bytes = b"POST /x?a=1 HTTP/1.1") -> parser.Head:
+    return parser.parse(b"\r\n".join((line, *lines, b"", b"")))
 
 
 def test_a_usual_request() -> None:
@@ -77,7 +77,7 @@ def test_a_chunked_body_has_no_length() -> None:
     ],
 )
 def test_what_could_be_read_in_two_ways_is_refused(fields: list[bytes]) -> None:
-    with pytest.raises(http_head.BadHead):
+    with pytest.raises(parser.BadHead):
         parsed(*fields)
 
 
@@ -96,27 +96,27 @@ def test_what_could_be_read_in_two_ways_is_refused(fields: list[bytes]) -> None:
     ],
 )
 def test_what_is_no_request_line_is_refused(line: bytes) -> None:
-    with pytest.raises(http_head.BadHead):
+    with pytest.raises(parser.BadHead):
         parsed(line=line)
 
 
 def test_many_headers_are_too_many() -> None:
-    parsed(*[b"X: 1"] * http_head.MAX_FIELDS)
-    with pytest.raises(http_head.TooLarge):
-        parsed(*[b"X: 1"] * (http_head.MAX_FIELDS + 1))
+    parsed(*[b"X: 1"] * parser.MAX_FIELDS)
+    with pytest.raises(parser.TooLarge):
+        parsed(*[b"X: 1"] * (parser.MAX_FIELDS + 1))
 
 
 def test_names_that_are_never_used_again_do_not_fill_the_memory() -> None:
-    for number in range(3 * http_head._MAX_NAMES):
+    for number in range(3 * parser._MAX_NAMES):
         parsed(f"X-N{number}: 1".encode())
-    assert len(http_head._NAMES) <= http_head._MAX_NAMES
+    assert len(parser._NAMES) <= parser._MAX_NAMES
 
 
 @given(st.binary(max_size=300))
 def test_whatever_comes_is_understood_or_refused(data: bytes) -> None:
     try:
-        head = http_head.parse(data)
-    except http_head.BadHead:
+        head = parser.parse(data)
+    except parser.BadHead:
         return
     assert head.content_length is None or head.content_length >= 0
     assert all("\n" not in value and "\r" not in value for value in head.fields.values())

@@ -29,12 +29,12 @@ from procguard.admission.rate import Sparing
 from procguard.admission.turns import work_of
 from procguard.agent_api import http_io
 from procguard.config.limits import Limits
-from procguard.portal import http_head, websocket
-from procguard.portal.edge import SECURITY_HEADERS
-from procguard.portal.express import Express
-from procguard.portal.http_body import Body
-from procguard.portal.http_reader import Reader
-from procguard.portal.proxies import TrustedProxies
+from procguard.portal.http import parser, websocket
+from procguard.portal.http.body import Body
+from procguard.portal.http.buffer import Reader
+from procguard.portal.http.fast_path import Express
+from procguard.portal.http.middleware import SECURITY_HEADERS
+from procguard.portal.http.proxies import TrustedProxies
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class Handler(websocket.Handler):
     request_version: Any = None
     wsgi_input: Any = None
 
-    _head: http_head.Head
+    _head: parser.Head
     _held_back: list[bytes] | None = None
 
     def __init__(self, sock: Any, address: Any, server: Server, rfile: Any = None) -> None:
@@ -124,10 +124,10 @@ class Handler(websocket.Handler):
                 return self._raw_error(503, "too_many_connections", "too many connections", "try later, with a token")
             if raw is None:
                 return None
-            self._head = http_head.parse(raw)
+            self._head = parser.parse(raw)
         except _HeadersTimeout:
             return self._raw_error(408, "too_slow", "the request's headers did not arrive in time", "send it again")
-        except http_head.BadHead as exc:
+        except parser.BadHead as exc:
             self._say_and_linger(self._refuse(exc))
             return None
         except OSError:
@@ -157,10 +157,10 @@ class Handler(websocket.Handler):
         if not self.rfile.wait():  # idle until a request begins
             return None
         if self.rfile.begins_with(TLS_HANDSHAKE):  # its head would never come
-            raise http_head.BadHead("this port speaks http, not https")
+            raise parser.BadHead("this port speaks http, not https")
         head: bytes = self.rfile.head()
         if len(head) > self.server.limits.headers_size:
-            raise http_head.TooLarge("the head is too long")
+            raise parser.TooLarge("the head is too long")
         if head:
             return head
         with _HeadersTimeout(self.server.limits.headers_timeout):
@@ -171,17 +171,17 @@ class Handler(websocket.Handler):
         head: list[bytes] = []
         size = 0
         while True:
-            line: bytes = self.rfile.readline(http_head.MAX_LINE_BYTES)
+            line: bytes = self.rfile.readline(parser.MAX_LINE_BYTES)
             if not line.endswith(b"\n"):
-                if len(line) >= http_head.MAX_LINE_BYTES:
-                    raise http_head.TooLarge("a line of the head is too long", in_target=not head)
+                if len(line) >= parser.MAX_LINE_BYTES:
+                    raise parser.TooLarge("a line of the head is too long", in_target=not head)
                 return None
             head.append(line)
             size += len(line)
             if line in (b"\r\n", b"\n"):
                 return b"".join(head)
-            if size > self.server.limits.headers_size or len(head) > http_head.MAX_FIELDS + 2:
-                raise http_head.TooLarge("the head is too long")
+            if size > self.server.limits.headers_size or len(head) > parser.MAX_FIELDS + 2:
+                raise parser.TooLarge("the head is too long")
 
     def get_environ(self) -> Any:
         head = self._head
@@ -277,9 +277,9 @@ class Handler(websocket.Handler):
             return
         self._linger()
 
-    def _refuse(self, problem: http_head.BadHead) -> tuple[str, bytes]:
+    def _refuse(self, problem: parser.BadHead) -> tuple[str, bytes]:
         self.server.sparing_log.say("bad request peer=%s error=%s", self.client_address[0], str(problem)[:200])
-        if not isinstance(problem, http_head.TooLarge):
+        if not isinstance(problem, parser.TooLarge):
             return self._raw_error(400, "bad_request", f"this is no HTTP request: {problem}", "check the client")
         if problem.in_target:
             return self._raw_error(414, "address_too_long", "the request line is too long", "shorten the address")
