@@ -30,7 +30,7 @@ MAX_NOTE_CHARS = 500  # of what the audit says about a change
 # (Bodies). Without them, as in tests, the defaults hold.
 PROXIED = "procguard.proxied"  # the peer is a proxy that is believed (portal/http/proxies.py)
 LIMITS, TICKET, BODIES = "procguard.limits", "procguard.ticket", "procguard.bodies"
-CLOSE_USE = "procguard.close_use"  # called when the answer has left (portal/live_uses.py)
+CLOSE_USE = "procguard.close_use"  # called when the answer has left (portal/auth/live_uses.py)
 _DEFAULTS = Limits()
 
 # Objects and lists of one message, and what stands between commas: an agent with 2,000 workers and a full backlog has

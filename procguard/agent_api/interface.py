@@ -72,7 +72,7 @@ class Access(Protocol):
         ...
 
     def admitted(self, environ: dict[str, Any]) -> Principal:
-        """Whom the gate let into this route (portal/permissions.py)."""
+        """Whom the gate let into this route (portal/auth/gate.py)."""
         ...
 
     def hold(self, caller: Principal, end: Callable[[], None]) -> Callable[[], None]:

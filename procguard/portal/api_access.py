@@ -17,9 +17,9 @@ from procguard.fleet.model.records import TokenRecord
 from procguard.fleet.registry import Registry
 from procguard.portal import requests
 from procguard.portal.api_history import read_query
-from procguard.portal.audit import ASKS, Audit
-from procguard.portal.auth import Auth, cookie, same_origin, too_many_wrong_tokens
-from procguard.portal.sessions import COOKIE, Role, Sessions
+from procguard.portal.auth.access import Auth, cookie, same_origin, too_many_wrong_tokens
+from procguard.portal.auth.audit import ASKS, Audit
+from procguard.portal.auth.sessions import COOKIE, Role, Sessions
 from remote_agent.protocol import secret_sha256
 
 TOKEN_HINTS = {

@@ -13,7 +13,7 @@ from procguard.agent_api.handlers import checked_worker_id
 from procguard.config.limits import Limits
 from procguard.errors import LimitExceeded
 from procguard.fleet.registry import Registry
-from procguard.portal.auth import CALLER
+from procguard.portal.auth.access import CALLER
 from procguard.portal.log_follow import Follower
 from procguard.portal.log_query import LogQuery
 from procguard.portal.log_reader import LogLine

@@ -7,7 +7,7 @@ from typing import Any
 from procguard.agent_api import http_io
 from procguard.agent_api.interface import Principal
 from procguard.errors import ProcGuardError
-from procguard.portal import auth
+from procguard.portal.auth import access as auth
 from procguard.portal.http import websocket
 from procguard.portal.live import LiveHub
 

@@ -32,7 +32,6 @@ from procguard.fleet.model import clock
 from procguard.fleet.registry import Registry
 from procguard.fleet.store.appendlog import NotDurable, RunBlocking, run_here
 from procguard.fleet.telemetry.timeseries import Measurements
-from procguard.portal import audit
 from procguard.portal.api import OperatorApi, Ssh
 from procguard.portal.api_access import AccessApi
 from procguard.portal.api_agent_care import AgentCareApi
@@ -47,8 +46,11 @@ from procguard.portal.api_places import PlacesApi
 from procguard.portal.api_purge import PurgeApi
 from procguard.portal.api_search import SearchApi
 from procguard.portal.api_tunnels import Opener, TunnelsApi
-from procguard.portal.audit import Audit
-from procguard.portal.auth import Auth
+from procguard.portal.auth import audit
+from procguard.portal.auth.access import Auth
+from procguard.portal.auth.audit import Audit
+from procguard.portal.auth.gate import Gate
+from procguard.portal.auth.sessions import Sessions
 from procguard.portal.http import agents_listener, own_addresses, sockets, websocket
 from procguard.portal.http import server as http_server
 from procguard.portal.http.fast_path import Express
@@ -59,8 +61,6 @@ from procguard.portal.live_endpoint import LiveEndpoint
 from procguard.portal.logs import LogStore
 from procguard.portal.metrics import CONTENT_TYPE, Metrics, MetricsOptions
 from procguard.portal.openapi.document import document_bytes
-from procguard.portal.permissions import Gate
-from procguard.portal.sessions import Sessions
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from remote_agent import protocol
 from tests import api_truth
 from tests.server_process import RunningServer
 from tests.unit.fleet_world import World
-from tests.unit.test_access_table import ROWS
+from tests.unit.portal.auth.test_access_table import ROWS
 
 ROOT = Path(__file__).parents[2]
 WHAT_TO_DO = "add a Route to procguard/portal/openapi/routes.py (CONTRIBUTING.md: How to add a route)"
@@ -46,7 +46,9 @@ def test_every_route_of_the_application_is_described_and_the_other_way_round(tmp
 def test_every_route_says_in_the_table_of_access_who_may_call_it() -> None:
     """Looked at here as well: whoever adds a route runs this file."""
     missing = {f"{route.method} {route.path}" for route in ROUTES} - set(ROWS)
-    assert sorted(missing) == [], "a new route: say in ROWS of tests/unit/test_access_table.py who may call it"
+    assert sorted(missing) == [], (
+        "a new route: say in ROWS of tests/unit/portal/auth/test_access_table.py who may call it"
+    )
 
 
 def test_each_route_is_described_once_and_in_both_languages() -> None:

@@ -18,12 +18,12 @@ from procguard.deploy.tunnel_process import LAST_RETRY_S, retry_delay_s
 from procguard.errors import Conflict, NotFound, Refused
 from procguard.fleet.model.records import AgentRecord
 from procguard.manager.tunnels import Tunnels
+from procguard.portal.auth.sessions import COOKIE
 from procguard.portal.http.agents_listener import AgentsOnly, application
 from procguard.portal.logs import LogStore
-from procguard.portal.sessions import COOKIE
 from remote_agent.protocol import secret_sha256
 from tests.unit.fleet_world import World
-from tests.unit.test_auth import Desk
+from tests.unit.portal.auth.test_auth import Desk
 from tests.waiting import wait_until
 
 Json = dict[str, Any]

@@ -1,4 +1,4 @@
-"""What a token may be for. What each scope may do is procguard/portal/permissions.py.
+"""What a token may be for. What each scope may do is procguard/portal/auth/gate.py.
 
 Imports nothing: the commands check a scope without loading the fleet's state.
 """

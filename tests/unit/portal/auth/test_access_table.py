@@ -494,7 +494,7 @@ def test_another_user_of_the_machine_is_refused_also_when_it_has_gone(place: Pla
 
 def curl_lines(port: int) -> list[str]:
     """The curl lines of the README, for the worker and the port that are here."""
-    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[4] / "README.md").read_text(encoding="utf-8")
     lines = re.findall(r"^curl .*$", text, re.MULTILINE)
     lines += [
         f'curl http://localhost:5000/api/remote-workers -X GET -H "Accept: {kind}"' for kind in ("*/*", "text/html")

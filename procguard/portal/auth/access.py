@@ -2,7 +2,7 @@
 
 Operator and viewer: a bearer token, a browser session opened with one; operator also the manager's own user on its own
 machine. Agent: the secret it was given, good for its own workers. Knows requests only as WSGI environments; which route
-needs which right is permissions.py.
+needs which right is gate.py.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from procguard.fleet.agents.token_scopes import AGENT_SCOPE, SCOPES, Scope, how_
 from procguard.fleet.model import clock
 from procguard.fleet.model.records import TokenRecord
 from procguard.fleet.registry import Registry
-from procguard.portal import local_client, sock_diag
-from procguard.portal.audit import ASKS
+from procguard.portal.auth import local_client, peer_uid
+from procguard.portal.auth.audit import ASKS
+from procguard.portal.auth.live_uses import LiveUses
+from procguard.portal.auth.sessions import COOKIE, CSRF_HEADER, Session, Sessions, csrf_matches
 from procguard.portal.http.proxies import PROXIED
-from procguard.portal.live_uses import LiveUses
 from procguard.portal.openapi.routes import Who
-from procguard.portal.sessions import COOKIE, CSRF_HEADER, Session, Sessions, csrf_matches
 from remote_agent.protocol import secret_sha256 as sha256_of
 
 CALLER = "procguard.caller"  # where the gate leaves whom it let in, in the request's WSGI environment
@@ -67,8 +67,8 @@ _KINDS: dict[str, Scope] = {scope: scope for scope in SCOPES}
 
 _COOKIE_VALUE = re.compile(r"[A-Za-z0-9_-]{1,100}")  # as sessions.py makes them
 
-OwnerUid = Callable[[sock_diag.Address, sock_diag.Address], "int | None"]
-WhyForwarded = Callable[[sock_diag.Address, sock_diag.Address], str]
+OwnerUid = Callable[[peer_uid.Address, peer_uid.Address], "int | None"]
+WhyForwarded = Callable[[peer_uid.Address, peer_uid.Address], str]
 
 
 class Auth:
@@ -81,7 +81,7 @@ class Auth:
         wrong_tokens: BackOff | None = None,
         trust_local: bool = True,
         own_uid: int | None = None,
-        owner_uid: OwnerUid = sock_diag.owner_uid,
+        owner_uid: OwnerUid = peer_uid.owner_uid,
         why_forwarded: WhyForwarded | None = None,
         agent_sessions: AgentSessions | None = None,
     ) -> None:

@@ -26,8 +26,8 @@ import gevent
 from gevent.event import AsyncResult
 
 from procguard.errors import LimitExceeded
-from procguard.portal import sock_diag
-from procguard.portal.sock_diag import Address, Tcp
+from procguard.portal.auth import peer_uid
+from procguard.portal.auth.peer_uid import Address, Tcp
 
 log = logging.getLogger(__name__)
 
@@ -123,10 +123,10 @@ class LocalClients:
 
     def _why(self, client: Address, server: Address, seen: _Seen) -> str:
         try:
-            owner = sock_diag.owner(client, server)
+            owner = peer_uid.owner(client, server)
             if owner is None:  # in a thread: a moment may be waited
                 time.sleep(LOOK_AGAIN_S)
-                owner = sock_diag.owner(client, server)
+                owner = peer_uid.owner(client, server)
             if owner is None:
                 return "the connection's owner cannot be known"
             if owner.uid == 0 and os.geteuid() != 0:
@@ -144,7 +144,7 @@ class LocalClients:
         pids = self._holders.get(inode, ())
         return pids if pids and all(inode in seen.sockets_of(pid) for pid in pids) else ()
 
-    def _recent(self, owner: sock_diag.Owner, seen: _Seen) -> tuple[int, ...]:
+    def _recent(self, owner: peer_uid.Owner, seen: _Seen) -> tuple[int, ...]:
         """Of a process that has asked lately, and its ancestors that share the socket."""
         newest = itertools.islice(reversed(self._holders.values()), RECENT)
         for pid in dict.fromkeys(pids[0] for pids in newest):
@@ -176,7 +176,7 @@ class _Seen:
         """Without those of the server."""
         found = self._tables.get(server)
         if found is None:
-            found = self._tables[server] = sock_diag.connections(server)
+            found = self._tables[server] = peer_uid.connections(server)
         return found
 
 

@@ -16,9 +16,9 @@ import pytest
 
 from procguard.admission.rate import FREE_FAILURES, BackOff
 from procguard.errors import Forbidden, Refused
-from procguard.portal import sock_diag
-from procguard.portal.auth import Auth, cookie, host_name, is_loopback
-from procguard.portal.sessions import COOKIE, CSRF_HEADER, Sessions
+from procguard.portal.auth import peer_uid
+from procguard.portal.auth.access import Auth, cookie, host_name, is_loopback
+from procguard.portal.auth.sessions import COOKIE, CSRF_HEADER, Sessions
 from remote_agent.protocol import secret_sha256
 from tests.unit.fleet_world import World
 from tests.waiting import wait_until
@@ -267,7 +267,7 @@ def test_the_owner_of_our_own_connection_is_ourselves(family: socket.AddressFami
     with listening(family, host) as server, socket.create_connection(server.getsockname()[:2]):
         accepted, peer = server.accept()
         with accepted:
-            assert sock_diag.owner_uid(peer[:2], accepted.getsockname()[:2]) == os.geteuid()
+            assert peer_uid.owner_uid(peer[:2], accepted.getsockname()[:2]) == os.geteuid()
 
 
 def test_a_connection_closed_before_it_was_accepted_has_no_owner() -> None:
@@ -278,14 +278,14 @@ def test_a_connection_closed_before_it_was_accepted_has_no_owner() -> None:
         accepted, peer = server.accept()
         with accepted:
             assert wait_until(
-                lambda: sock_diag.owner_uid(peer, accepted.getsockname()) is None, 2.0, "closed socket has no owner"
+                lambda: peer_uid.owner_uid(peer, accepted.getsockname()) is None, 2.0, "closed socket has no owner"
             )
 
 
 def test_a_socket_that_does_not_exist_has_no_owner() -> None:
-    assert sock_diag.owner_uid(("127.0.0.1", 1), ("127.0.0.1", 2)) is None
-    assert sock_diag.owner_uid(("nonsense", 1), ("127.0.0.1", 2)) is None
-    assert sock_diag.owner_uid(("::1", 1), ("127.0.0.1", 2)) is None
+    assert peer_uid.owner_uid(("127.0.0.1", 1), ("127.0.0.1", 2)) is None
+    assert peer_uid.owner_uid(("nonsense", 1), ("127.0.0.1", 2)) is None
+    assert peer_uid.owner_uid(("::1", 1), ("127.0.0.1", 2)) is None
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
@@ -302,7 +302,7 @@ def test_another_users_connection_is_shown_as_that_user() -> None:
             server.settimeout(10)
             accepted, peer = server.accept()
             with accepted:
-                assert sock_diag.owner_uid(peer, accepted.getsockname()) == 65534
+                assert peer_uid.owner_uid(peer, accepted.getsockname()) == 65534
         finally:
             assert child.stdin is not None
             child.stdin.close()

@@ -1,7 +1,7 @@
 """The gate in front of every route: it holds to what the table of routes (openapi/routes.py) says of who may call it.
 
 A route without a row is an operator's only. What agents and launchers ask is looked at by agent_api/handlers.py,
-whichever way it comes; how a caller is recognised is auth.py. Every change that somebody asked for is written down
+whichever way it comes; how a caller is recognised is access.py. Every change that somebody asked for is written down
 (audit.py). Whoever is let in is let in for as long as their token or session stands: the connection of an answer that
 is still being made or sent is cut when it ends (live_uses.py).
 """
@@ -19,8 +19,8 @@ import bottle
 
 from procguard.agent_api import http_io
 from procguard.errors import ProcGuardError
-from procguard.portal.audit import Audit
-from procguard.portal.auth import CALLER, Auth
+from procguard.portal.auth.access import CALLER, Auth
+from procguard.portal.auth.audit import Audit
 from procguard.portal.openapi.routes import PAGES, ROUTES, Who
 
 _RESET = struct.pack("ii", 1, 0)  # linger for 0 s

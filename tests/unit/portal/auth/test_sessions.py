@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from procguard.portal.sessions import MAX_LIFE_S, MAX_SESSIONS, MAX_SESSIONS_PER_TOKEN, SESSION_TTL_S, Sessions
+from procguard.portal.auth.sessions import MAX_LIFE_S, MAX_SESSIONS, MAX_SESSIONS_PER_TOKEN, SESSION_TTL_S, Sessions
 
 
 def test_a_viewers_log_ins_end_its_own_oldest_sessions_and_no_operators() -> None:

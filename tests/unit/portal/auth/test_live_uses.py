@@ -13,7 +13,7 @@ import gevent
 import pytest
 
 from procguard.agent_api.interface import Principal
-from procguard.portal.live_uses import SWEEP_EVERY_S, LiveUses
+from procguard.portal.auth.live_uses import SWEEP_EVERY_S, LiveUses
 from tests.raw_websocket import Frame, RawWebSocket
 from tests.server_process import RunningServer
 from tests.waiting import wait_until

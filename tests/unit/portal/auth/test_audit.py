@@ -17,7 +17,7 @@ from procguard.fleet.history.query import EventQuery
 from procguard.fleet.model import clock
 from procguard.fleet.store import appendlog
 from procguard.portal.api_access import LOG_INS_AT_ONCE
-from procguard.portal.audit import ASKS, LOGINS_AT_ONCE, REFUSALS_AT_ONCE, Audit, path_beside
+from procguard.portal.auth.audit import ASKS, LOGINS_AT_ONCE, REFUSALS_AT_ONCE, Audit, path_beside
 from remote_agent import protocol
 from tests.server_process import RunningServer
 from tests.waiting import wait_until

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import gevent
 import pytest
 
-from procguard.portal import local_client, sock_diag
+from procguard.portal.auth import local_client, peer_uid
 from tests.chaos import ChaosReport
 from tests.forwarder import forwarder
 from tests.other_user import NOBODY, OtherUser, other_user
@@ -73,7 +73,7 @@ def tunnel(sshd: Sshd, kind: str, target_port: int, user: str = "") -> Iterator[
 
         def listens() -> bool:
             assert process.poll() is None and process.stderr is not None, process.stderr.read()  # type: ignore[union-attr]
-            return any(one.listens and one.local[1] == port for one in sock_diag.connections(("127.0.0.1", 0)))
+            return any(one.listens and one.local[1] == port for one in peer_uid.connections(("127.0.0.1", 0)))
 
         wait_until(listens, 10, f"ssh {kind} listens")
         yield port
@@ -187,7 +187,7 @@ def test_a_program_that_serves_itself_and_its_user_may_ask(manager: RunningServe
 
 LOOK = """
 import os, socket, sys
-from procguard.portal.local_client import LocalClients
+from procguard.portal.auth.local_client import LocalClients
 clients, listener = LocalClients(), socket.create_server(("127.0.0.1", 0))
 for _ in range(2):  # what it needs is loaded before its user can't read it any more
     near = socket.create_connection(listener.getsockname())
@@ -269,7 +269,7 @@ def test_a_kept_connection_is_looked_for_once(monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_managers_own_connections_are_left_out_of_the_list() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_server(("127.0.0.1", 0)) as another:
-        ports = {one.local[1] for one in sock_diag.connections(listener.getsockname())}
+        ports = {one.local[1] for one in peer_uid.connections(listener.getsockname())}
         assert listener.getsockname()[1] not in ports and another.getsockname()[1] in ports
 
 
@@ -277,8 +277,8 @@ def test_those_who_ask_at_once_are_answered_by_one_look_that_begins_after_they_a
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tables: list[object] = []
-    list_all = sock_diag.connections
-    monkeypatch.setattr(sock_diag, "connections", lambda server: (tables.append(server), list_all(server))[1])
+    list_all = peer_uid.connections
+    monkeypatch.setattr(peer_uid, "connections", lambda server: (tables.append(server), list_all(server))[1])
     clients = local_client.LocalClients()
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
@@ -304,7 +304,7 @@ def test_both_ends_of_the_managers_connections_are_left_out_and_no_others(addres
         ends = [stack.enter_context(socket.create_connection(one.getsockname()[:2])) for one in (ours, other)]
         for one in (ours, other):
             stack.enter_context(one.accept()[0])
-        listed = {(one.local, one.peer) for one in sock_diag.connections(ours.getsockname()[:2])}
+        listed = {(one.local, one.peer) for one in peer_uid.connections(ours.getsockname()[:2])}
         to_ours, to_other = ((end.getsockname()[:2], end.getpeername()[:2]) for end in ends)
         assert to_ours not in listed and to_ours[::-1] not in listed
         assert to_other in listed and to_other[::-1] in listed
