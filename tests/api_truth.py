@@ -13,9 +13,9 @@ from typing import Any
 
 import jsonschema_rs
 
-from procguard.portal.openapi.document import RESPONSES, document
+from procguard.portal.api.openapi.document import RESPONSES, document
 
-HOW = "see CONTRIBUTING.md, 'How to add a route': procguard/portal/openapi/routes.py and answers.py"
+HOW = "see CONTRIBUTING.md, 'How to add a route': procguard/portal/api/openapi/routes.py and answers.py"
 
 
 class Untrue(AssertionError):

@@ -43,7 +43,7 @@ from procguard.manager.liveness import DeadMan
 from procguard.manager.loops import measurements, operations
 from procguard.manager.tunnels import Tunnels
 from procguard.notify.notifier import Notifier
-from procguard.portal.api_access import new_token
+from procguard.portal.api.access import new_token
 from procguard.portal.logs import LogStore
 from procguard.portal.web_monitor import WebMonitor
 from procguard.runtime import interpreter

@@ -32,20 +32,21 @@ from procguard.fleet.model import clock
 from procguard.fleet.registry import Registry
 from procguard.fleet.store.appendlog import NotDurable, RunBlocking, run_here
 from procguard.fleet.telemetry.timeseries import Measurements
-from procguard.portal.api import OperatorApi, Ssh
-from procguard.portal.api_access import AccessApi
-from procguard.portal.api_agent_care import AgentCareApi
-from procguard.portal.api_groups import GroupsApi
-from procguard.portal.api_history import HistoryApi
-from procguard.portal.api_live import LiveApi
-from procguard.portal.api_logs import LogsApi, caller_name
-from procguard.portal.api_measurements import MeasurementsApi
-from procguard.portal.api_notifications import Notifications, NotificationsApi
-from procguard.portal.api_operations import OperationsApi
-from procguard.portal.api_places import PlacesApi
-from procguard.portal.api_purge import PurgeApi
-from procguard.portal.api_search import SearchApi
-from procguard.portal.api_tunnels import Opener, TunnelsApi
+from procguard.portal.api.access import AccessApi
+from procguard.portal.api.fleet import OperatorApi, Ssh
+from procguard.portal.api.groups import GroupsApi
+from procguard.portal.api.history import HistoryApi
+from procguard.portal.api.live import LiveApi
+from procguard.portal.api.logs import LogsApi, caller_name
+from procguard.portal.api.maintenance import AgentCareApi
+from procguard.portal.api.measurements import MeasurementsApi
+from procguard.portal.api.notifications import Notifications, NotificationsApi
+from procguard.portal.api.openapi.document import document_bytes
+from procguard.portal.api.operations import OperationsApi
+from procguard.portal.api.places import PlacesApi
+from procguard.portal.api.purge import PurgeApi
+from procguard.portal.api.search import SearchApi
+from procguard.portal.api.tunnels import Opener, TunnelsApi
 from procguard.portal.auth import audit
 from procguard.portal.auth.access import Auth
 from procguard.portal.auth.audit import Audit
@@ -60,7 +61,6 @@ from procguard.portal.live import LiveHub
 from procguard.portal.live_endpoint import LiveEndpoint
 from procguard.portal.logs import LogStore
 from procguard.portal.metrics import CONTENT_TYPE, Metrics, MetricsOptions
-from procguard.portal.openapi.document import document_bytes
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import re
 import pytest
 from playwright.sync_api import expect
 
-from procguard.portal.openapi.routes import ROUTES
+from procguard.portal.api.openapi.routes import ROUTES
 from tests.browser.conftest import House, Visitor
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(120)]

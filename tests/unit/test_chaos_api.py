@@ -22,7 +22,7 @@ from hypothesis.errors import Unsatisfiable
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi import checks
 
-from procguard.portal.openapi.document import document
+from procguard.portal.api.openapi.document import document
 from remote_agent import protocol
 from tests import api_truth
 from tests.chaos import ChaosReport

@@ -11,7 +11,7 @@ import pytest
 
 from procguard import expression
 from procguard.portal import log_follow
-from procguard.portal.api_logs import LogQuery
+from procguard.portal.api.logs import LogQuery
 from procguard.portal.log_follow import Follower
 from procguard.portal.logs import LogStore
 

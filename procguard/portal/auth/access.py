@@ -28,12 +28,12 @@ from procguard.fleet.agents.token_scopes import AGENT_SCOPE, SCOPES, Scope, how_
 from procguard.fleet.model import clock
 from procguard.fleet.model.records import TokenRecord
 from procguard.fleet.registry import Registry
+from procguard.portal.api.openapi.routes import Who
 from procguard.portal.auth import local_client, peer_uid
 from procguard.portal.auth.audit import ASKS
 from procguard.portal.auth.live_uses import LiveUses
 from procguard.portal.auth.sessions import COOKIE, CSRF_HEADER, Session, Sessions, csrf_matches
 from procguard.portal.http.proxies import PROXIED
-from procguard.portal.openapi.routes import Who
 from remote_agent.protocol import secret_sha256 as sha256_of
 
 CALLER = "procguard.caller"  # where the gate leaves whom it let in, in the request's WSGI environment

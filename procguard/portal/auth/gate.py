@@ -1,4 +1,5 @@
-"""The gate in front of every route: it holds to what the table of routes (openapi/routes.py) says of who may call it.
+"""The gate in front of every route: it holds to what the table of routes (portal/api/openapi/routes.py) says of who may
+call it.
 
 A route without a row is an operator's only. What agents and launchers ask is looked at by agent_api/handlers.py,
 whichever way it comes; how a caller is recognised is access.py. Every change that somebody asked for is written down
@@ -19,9 +20,9 @@ import bottle
 
 from procguard.agent_api import http_io
 from procguard.errors import ProcGuardError
+from procguard.portal.api.openapi.routes import PAGES, ROUTES, Who
 from procguard.portal.auth.access import CALLER, Auth
 from procguard.portal.auth.audit import Audit
-from procguard.portal.openapi.routes import PAGES, ROUTES, Who
 
 _RESET = struct.pack("ii", 1, 0)  # linger for 0 s
 _SAFE = ("GET", "HEAD")

@@ -27,7 +27,7 @@ from procguard.deploy.doctor import Step
 from procguard.deploy.rollout import HostResult
 from procguard.deploy.trust import ShownKey
 from procguard.errors import HostUnreachable
-from procguard.portal.openapi.document import document
+from procguard.portal.api.openapi.document import document
 from tests import fake_manager
 from tests.fake_manager import FakeManager
 

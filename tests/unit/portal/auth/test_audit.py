@@ -16,7 +16,7 @@ from procguard.errors import Refused
 from procguard.fleet.history.query import EventQuery
 from procguard.fleet.model import clock
 from procguard.fleet.store import appendlog
-from procguard.portal.api_access import LOG_INS_AT_ONCE
+from procguard.portal.api.access import LOG_INS_AT_ONCE
 from procguard.portal.auth.audit import ASKS, LOGINS_AT_ONCE, REFUSALS_AT_ONCE, Audit, path_beside
 from remote_agent import protocol
 from tests.server_process import RunningServer

@@ -1,6 +1,7 @@
 """The table of routes: for each what it is for, who may call it, what it takes and what it answers.
 
-A new route needs a row here; tests/unit/test_openapi.py says so. The rows are what /api/openapi.json is made of.
+A new route needs a row here; tests/unit/portal/api/test_openapi.py says so. The rows are what /api/openapi.json is made
+of.
 """
 
 from __future__ import annotations
@@ -13,10 +14,9 @@ from procguard.agent_api.handlers import MAX_ATTEMPT, MAX_OFFSET, MAX_TIMES_CHAR
 from procguard.fleet.operations.controller import MAX_ITEMS
 from procguard.fleet.telemetry.timeseries import SPANS
 from procguard.fleet.workers.deployment import DeploymentRequest
-from procguard.portal import requests
-from procguard.portal.api_agent_care import DEFAULT_LOG_BYTES, MAX_LOG_BYTES
-from procguard.portal.api_search import DEFAULT_LINES, MAX_LINES, MAX_PATTERN_CHARS, MAX_SELECT_CHARS
-from procguard.portal.openapi.answers import (
+from procguard.portal.api import requests
+from procguard.portal.api.maintenance import DEFAULT_LOG_BYTES, MAX_LOG_BYTES
+from procguard.portal.api.openapi.answers import (
     access,
     deployments,
     groups,
@@ -29,6 +29,7 @@ from procguard.portal.openapi.answers import (
     operations,
     workers,
 )
+from procguard.portal.api.search import DEFAULT_LINES, MAX_LINES, MAX_PATTERN_CHARS, MAX_SELECT_CHARS
 from remote_agent import protocol
 
 Who = Literal[

@@ -12,7 +12,7 @@ from procguard.agent_api.interface import Access, Principal
 from procguard.fleet.model import clock
 from procguard.fleet.registry import Registry
 from procguard.fleet.workers.purge import Purge
-from procguard.portal import requests
+from procguard.portal.api import requests
 from procguard.runtime.cooperative import give_way
 
 TOKEN_HINTS = {"token": ("", "ask for a preview first: POST /api/purge/preview")}

@@ -15,7 +15,7 @@ from procguard.portal.web_monitor import WebMonitor
 from remote_agent import protocol
 from tests.unit.fleet_world import World
 
-TEXT = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
+TEXT = (Path(__file__).parents[4] / "docs" / "protocol.md").read_text(encoding="utf-8")
 # Parts of messages that the examples show without their type's name.
 SHOWN_INSIDE = {
     "Assignment", "Command", "CommandResult", "ExitRecord", "Health", "HealthCheck", "HostFacts", "HostUsage",

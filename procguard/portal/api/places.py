@@ -14,7 +14,7 @@ from procguard.agent_api.handlers import checked_worker_id
 from procguard.agent_api.interface import Access
 from procguard.fleet.model import clock
 from procguard.fleet.registry import Registry
-from procguard.portal import requests
+from procguard.portal.api import requests
 
 MOVE_HINTS = {"host": ("", 'say where to, e.g. {"host": "gpu02"}')}
 

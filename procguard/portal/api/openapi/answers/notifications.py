@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-from procguard.portal.openapi.answers import Moment
+from procguard.portal.api.openapi.answers import Moment
 
 
 class NotificationTarget(BaseModel):

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from procguard.fleet.model.records import CommandRecord
-from procguard.portal.openapi.answers import Moment
+from procguard.portal.api.openapi.answers import Moment
 from remote_agent import protocol
 
 

@@ -1,7 +1,7 @@
 """The operators' HTTP API: workers, hosts, commands, deployments (docs/protocol.md lists every route).
 
-Each route says who is asking, checks what was sent, and hands it to the registry. Logs are in api_logs.py, events in
-api_history.py, log-in and tokens in api_access.py, agents' own routes in agent_api/http.py.
+Each route says who is asking, checks what was sent, and hands it to the registry. Logs are in logs.py, events in
+history.py, log-in and tokens in access.py, agents' own routes in agent_api/http.py.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from procguard.errors import Conflict, NotFound, UsageError
 from procguard.fleet.model import clock
 from procguard.fleet.registry import Registry
 from procguard.fleet.workers import selectors
-from procguard.portal import requests
-from procguard.portal.api_search import MAX_SELECT_CHARS
+from procguard.portal.api import requests
+from procguard.portal.api.search import MAX_SELECT_CHARS
 from procguard.tls import Pinned
 from remote_agent import protocol
 

@@ -11,10 +11,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from procguard import __version__
-from procguard.portal.openapi.answers import (
-    manager,
-)
-from procguard.portal.openapi.routes import BYTES, JSON, ROUTES, Route
+from procguard.portal.api.openapi.answers import manager
+from procguard.portal.api.openapi.routes import BYTES, JSON, ROUTES, Route
 from remote_agent import protocol
 
 VERSION = "3.1.0"

@@ -13,7 +13,7 @@ from procguard.fleet.model import clock
 from procguard.fleet.operations.controller import DEFAULT_CONCURRENCY, DEFAULT_TIMEOUT_S, MAX_ITEMS, Options
 from procguard.fleet.registry import Registry
 from procguard.fleet.workers import selectors
-from procguard.portal import requests
+from procguard.portal.api import requests
 
 MAX_BODY_BYTES = 2 * selectors.MAX_CHARS  # a selection made by hand names every id
 PREVIEW_HINTS = {name: ("", '{"command": "stop", "selector": "group=trainers"}') for name in ("command", "selector")}

@@ -8,7 +8,7 @@ import bottle
 
 from procguard.agent_api import http_io
 from procguard.errors import Conflict
-from procguard.portal import requests
+from procguard.portal.api import requests
 
 NAME_HINTS = {"name": ("", 'e.g. {"name": "oncall"}, or nothing for all')}
 

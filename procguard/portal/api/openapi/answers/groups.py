@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from procguard.portal.openapi.answers import Moment
+from procguard.portal.api.openapi.answers import Moment
 
 
 class Member(BaseModel):

@@ -15,8 +15,8 @@ from procguard.fleet.agents.token_scopes import SCOPES_SHOWN, how_to_replace
 from procguard.fleet.model import clock
 from procguard.fleet.model.records import TokenRecord
 from procguard.fleet.registry import Registry
-from procguard.portal import requests
-from procguard.portal.api_history import read_query
+from procguard.portal.api import requests
+from procguard.portal.api.history import read_query
 from procguard.portal.auth.access import Auth, cookie, same_origin, too_many_wrong_tokens
 from procguard.portal.auth.audit import ASKS, Audit
 from procguard.portal.auth.sessions import COOKIE, Role, Sessions

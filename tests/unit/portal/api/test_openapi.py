@@ -13,9 +13,9 @@ import jsonschema_rs
 import pytest
 
 from procguard.config import schema as config
+from procguard.portal.api.openapi.document import document, path_of
+from procguard.portal.api.openapi.routes import PAGES, ROUTES
 from procguard.portal.logs import LogStore
-from procguard.portal.openapi.document import document, path_of
-from procguard.portal.openapi.routes import PAGES, ROUTES
 from procguard.portal.web_monitor import WebMonitor
 from remote_agent import protocol
 from tests import api_truth
@@ -23,8 +23,8 @@ from tests.server_process import RunningServer
 from tests.unit.fleet_world import World
 from tests.unit.portal.auth.test_access_table import ROWS
 
-ROOT = Path(__file__).parents[2]
-WHAT_TO_DO = "add a Route to procguard/portal/openapi/routes.py (CONTRIBUTING.md: How to add a route)"
+ROOT = Path(__file__).parents[4]
+WHAT_TO_DO = "add a Route to procguard/portal/api/openapi/routes.py (CONTRIBUTING.md: How to add a route)"
 
 
 @pytest.fixture(scope="module")
