@@ -57,8 +57,8 @@ from procguard.portal.http import server as http_server
 from procguard.portal.http.fast_path import Express
 from procguard.portal.http.middleware import Edge
 from procguard.portal.http.proxies import TrustedProxies
-from procguard.portal.live import LiveHub
-from procguard.portal.live_endpoint import LiveEndpoint
+from procguard.portal.live.endpoint import LiveEndpoint
+from procguard.portal.live.hub import LiveHub
 from procguard.portal.logs import LogStore
 from procguard.portal.metrics import CONTENT_TYPE, Metrics, MetricsOptions
 

@@ -1,5 +1,5 @@
 /**
- * A live list of workers or hosts: rows in slots, as the live protocol tells them in columns (procguard/portal/live_rows.py). Pure.
+ * A live list of workers or hosts: rows in slots, as the live protocol tells them in columns (procguard/portal/live/tables.py). Pure.
  *
  * Each row is one object that is kept and changed in place, so that ten thousand of them cost little and a day of frames adds
  * nothing. `version` counts changes of what rows are and say, `measured` those of what is measured.

@@ -9,7 +9,7 @@ import gevent
 
 from procguard.agent_api import http_io
 from procguard.errors import NotFound
-from procguard.portal.live import LiveHub
+from procguard.portal.live.hub import LiveHub
 
 LEVEL = 6
 

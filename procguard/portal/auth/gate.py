@@ -28,7 +28,7 @@ _RESET = struct.pack("ii", 1, 0)  # linger for 0 s
 _SAFE = ("GET", "HEAD")
 _WHO: dict[tuple[str, str], Who] = {
     **{(route.method, route.path): route.who for route in ROUTES},
-    **dict.fromkeys(PAGES, "anyone"),  # the WebSocket looks for itself (live_endpoint.py)
+    **dict.fromkeys(PAGES, "anyone"),  # the WebSocket looks for itself (portal/live/endpoint.py)
 }
 _NOT_OURS = ("anyone", "agent", "agent or operator")
 

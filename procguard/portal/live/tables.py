@@ -9,7 +9,7 @@ changed, encoded once for all clients.
     gap       {"t":"gap","topic","seq"}   what was missed is not known any more: take a snapshot
 
 `slots` are told as differences (the first from 0). A column of few distinct values is told as these and an index each.
-Knows rows and clients; where rows come from is live_columns.py.
+Knows rows and clients; where rows come from is columns.py.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Client(Protocol):
 
 
 class Source(Protocol):
-    """Rows by id (live_columns.py). `row` and `measured` return None for what is not there."""
+    """Rows by id (columns.py). `row` and `measured` return None for what is not there."""
 
     columns: tuple[str, ...]
     measures: tuple[str, ...]

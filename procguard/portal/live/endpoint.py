@@ -9,7 +9,7 @@ from procguard.agent_api.interface import Principal
 from procguard.errors import ProcGuardError
 from procguard.portal.auth import access as auth
 from procguard.portal.http import websocket
-from procguard.portal.live import LiveHub
+from procguard.portal.live.hub import LiveHub
 
 MAX_MESSAGE_CHARS = 4096
 MESSAGE_WORK = 5  # in units of admission/turns.py: the least that a message costs

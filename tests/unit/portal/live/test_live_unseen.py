@@ -11,11 +11,11 @@ from typing import Any
 import gevent
 import pytest
 
-from procguard.portal import live, live_rows
-from procguard.portal.live import LiveHub
+from procguard.portal.live import hub, tables
+from procguard.portal.live.hub import LiveHub
 from remote_agent import protocol
 from tests.unit.fleet_world import World
-from tests.unit.test_live import FakeClient
+from tests.unit.portal.live.test_live import FakeClient
 
 Beat = Callable[[float], None]
 
@@ -37,14 +37,14 @@ class Portal:
         self.registry.worker_heartbeat("plain", protocol.WorkerHeartbeat(pid=7, attempt=1, usage=usage), self.world.now)
 
     def told(self, client: FakeClient, kind: str) -> list[Any]:
-        gevent.sleep(2 * live.COALESCE_S)
+        gevent.sleep(2 * hub.COALESCE_S)
         return [message for message in client.messages if message["t"] == kind]
 
 
 @pytest.fixture
 def portal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Portal]:
-    monkeypatch.setattr(live, "MAY_RETURN_S", 0.0)
-    monkeypatch.setattr(live_rows, "SEEN_FOR_S", 0.0)
+    monkeypatch.setattr(hub, "MAY_RETURN_S", 0.0)
+    monkeypatch.setattr(tables, "SEEN_FOR_S", 0.0)
     made = Portal(tmp_path)
     yield made
     made.hub.stop()

@@ -7,8 +7,8 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from procguard.portal.live_columns import HOST_COLUMNS, WORKER_COLUMNS, Hosts, Workers
-from procguard.portal.live_rows import HISTORY_FRAMES, RowTopic, column_text, differences
+from procguard.portal.live.columns import HOST_COLUMNS, WORKER_COLUMNS, Hosts, Workers
+from procguard.portal.live.tables import HISTORY_FRAMES, RowTopic, column_text, differences
 from remote_agent import protocol
 from tests.unit.fleet_world import World
 

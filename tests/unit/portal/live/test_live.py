@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from procguard.portal.live import HISTORY_FRAMES, Topic
-from procguard.portal.live_logs import LogTopic
+from procguard.portal.live.hub import HISTORY_FRAMES, Topic
+from procguard.portal.live.logs import LogTopic
 
 
 class FakeClient:

@@ -3,7 +3,7 @@
 Protocol (docs/protocol.md): hello{proto, epoch}; client sub{topic, seq}; then snap{seq, items} and deltas{seq, prev,
 set, del} of absolute values. A client whose seq is still in the short history gets what it missed instead of a
 snapshot. Topics: workers, hosts, operations, events; one worker or host in full (worker:<id>, host:<agent>); the lists
-as rows:workers and rows:hosts (live_rows.py); logs:<worker_id>. Knows the registry's views and change feed, and
+as rows:workers and rows:hosts (tables.py); logs:<worker_id>. Knows the registry's views and change feed, and
 connections; not who is connected where.
 """
 
@@ -21,10 +21,10 @@ import gevent.event
 from procguard.agent_api import http_io
 from procguard.errors import ProcGuardError
 from procguard.fleet.registry import Registry
-from procguard.portal import live_columns
 from procguard.portal.http import websocket
-from procguard.portal.live_logs import LogTopic
-from procguard.portal.live_rows import RowTopic
+from procguard.portal.live import columns
+from procguard.portal.live.logs import LogTopic
+from procguard.portal.live.tables import RowTopic
 from procguard.portal.logs import LogStore
 from procguard.runtime.cooperative import Pace, give_way
 from remote_agent import protocol
@@ -126,8 +126,8 @@ class LiveHub:
             "events": Topic("events", lambda: registry.events(limit=SNAPSHOT_EVENTS), "seq"),
         }
         self._rows = {
-            "workers": RowTopic("rows:workers", live_columns.Workers(registry), Pace(), give_way),
-            "hosts": RowTopic("rows:hosts", live_columns.Hosts(registry), Pace(), give_way),
+            "workers": RowTopic("rows:workers", columns.Workers(registry), Pace(), give_way),
+            "hosts": RowTopic("rows:hosts", columns.Hosts(registry), Pace(), give_way),
         }
         self._singles: dict[str, Topic] = {}  # worker:<id>, host:<agent>: while somebody looks at it
         self._log_topics: dict[str, LogTopic] = {}
