@@ -201,7 +201,7 @@ def main(arguments: list[str]) -> None:
     from procguard.fleet.store.yaml_file import YamlStore
     from procguard.manager.loops import operations
     from procguard.portal.http import websocket
-    from procguard.portal.logs import LogStore
+    from procguard.portal.logs.store import LogStore
     from procguard.portal.web_monitor import WebMonitor
 
     directory, *pairs = arguments

@@ -16,8 +16,8 @@ event loop only. Start reading at `connections.py`.
 
 Apart on purpose, because they bound something else:
 
-- `portal/http/websocket.py`, `portal/log_follow.py`: what waits for one reader. It is that reader's queue.
-- `portal/matching.py`, `portal/auth/local_client.py`: how many use certain threads.
+- `portal/http/websocket.py`, `portal/logs/follow.py`: what waits for one reader. It is that reader's queue.
+- `portal/logs/matching.py`, `portal/auth/local_client.py`: how many use certain threads.
 - `agent_api/zmq/channel.py`, `agent_api/zmq/port.py`: messages not begun. They stay unread in libzmq, before it is
 known whose they are.
 - `fleet/agents/heartbeat.py`: changes of one agent. They are charged after the fact, by what they have cost the state.

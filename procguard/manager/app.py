@@ -44,7 +44,7 @@ from procguard.manager.loops import measurements, operations
 from procguard.manager.tunnels import Tunnels
 from procguard.notify.notifier import Notifier
 from procguard.portal.api.access import new_token
-from procguard.portal.logs import LogStore
+from procguard.portal.logs.store import LogStore
 from procguard.portal.web_monitor import WebMonitor
 from procguard.runtime import interpreter
 from procguard.runtime.gc_policy import Collector

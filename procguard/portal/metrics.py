@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from procguard.fleet.model import clock
 from procguard.fleet.registry import Registry
 from procguard.portal import metrics_fleet
-from procguard.portal.logs import LogStore
+from procguard.portal.logs.store import LogStore
 from procguard.portal.metrics_fleet import Family, label_set
 from procguard.portal.request_counts import RequestCounts
 from procguard.runtime.cooperative import give_way

@@ -11,7 +11,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from procguard.portal import metrics_fleet
-from procguard.portal.logs import LogStore
+from procguard.portal.logs.store import LogStore
 from procguard.portal.metrics import Metrics, MetricsOptions
 from remote_agent import protocol
 from tests.unit.fleet_world import World

@@ -2,8 +2,8 @@
 
 The agents look, each through its own host's files; here is only who has to be told and what came back. A worker that
 moved is looked for on each host that may still hold a part of its log; what no host holds is the manager's own part
-(portal/own_search.py). Nothing of it is stored: a search lives as long as somebody waits for it, at most a minute or
-so. Knows no HTTP and no clock.
+(portal/logs/own_search.py). Nothing of it is stored: a search lives as long as somebody waits for it, at most a minute
+or so. Knows no HTTP and no clock.
 """
 
 from __future__ import annotations

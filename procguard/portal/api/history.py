@@ -20,7 +20,7 @@ from procguard.fleet.history import explain
 from procguard.fleet.history.query import EventQuery
 from procguard.fleet.model import clock
 from procguard.fleet.registry import Registry
-from procguard.portal.log_query import parse_since
+from procguard.portal.logs.query import parse_since
 from procguard.runtime.cooperative import give_way
 from remote_agent import states
 

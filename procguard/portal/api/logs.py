@@ -14,11 +14,11 @@ from procguard.config.limits import Limits
 from procguard.errors import LimitExceeded
 from procguard.fleet.registry import Registry
 from procguard.portal.auth.access import CALLER
-from procguard.portal.log_follow import Follower
-from procguard.portal.log_query import LogQuery
-from procguard.portal.log_reader import LogLine
-from procguard.portal.logs import LogStore
-from procguard.portal.matching import Matching
+from procguard.portal.logs.follow import Follower
+from procguard.portal.logs.matching import Matching
+from procguard.portal.logs.query import LogQuery
+from procguard.portal.logs.reader import LogLine
+from procguard.portal.logs.store import LogStore
 
 
 class LogsApi:

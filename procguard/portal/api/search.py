@@ -1,8 +1,9 @@
 """GET /api/log-search: the agents look through their hosts' logs, and what they find is merged here as it comes.
 
-What no host holds any longer, the manager looks through itself (own_search.py): one part more, merged like the others.
-Owns the request that waits: its deadline, its bounds, when lines were written (which the manager knows better than the
-hosts, where it has them too). What agents answer comes in at the desk. Closing the request ends the search.
+What no host holds any longer, the manager looks through itself (portal/logs/own_search.py): one part more, merged like
+the others. Owns the request that waits: its deadline, its bounds, when lines were written (which the manager knows
+better than the hosts, where it has them too). What agents answer comes in at the desk. Closing the request ends the
+search.
 """
 
 from __future__ import annotations
@@ -13,17 +14,17 @@ from typing import Any
 
 import bottle
 
-from procguard import expression
 from procguard.agent_api import http_io
 from procguard.agent_api.long_poll import HeldPoll
 from procguard.errors import UsageError
 from procguard.fleet.agents.log_search import OPEN, Part, Question, Search
 from procguard.fleet.model import clock
 from procguard.fleet.registry import Registry
-from procguard.portal.log_query import parse_since
-from procguard.portal.logs import LogStore
-from procguard.portal.matching import Matching
-from procguard.portal.own_search import Find, OwnSearch
+from procguard.portal.logs import expression
+from procguard.portal.logs.matching import Matching
+from procguard.portal.logs.own_search import Find, OwnSearch
+from procguard.portal.logs.query import parse_since
+from procguard.portal.logs.store import LogStore
 from remote_agent import protocol
 
 DEFAULT_LINES, MAX_LINES = 500, 5000

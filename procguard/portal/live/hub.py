@@ -25,7 +25,7 @@ from procguard.portal.http import websocket
 from procguard.portal.live import columns
 from procguard.portal.live.logs import LogTopic
 from procguard.portal.live.tables import RowTopic
-from procguard.portal.logs import LogStore
+from procguard.portal.logs.store import LogStore
 from procguard.runtime.cooperative import Pace, give_way
 from remote_agent import protocol
 

@@ -15,7 +15,7 @@ import pytest
 from procguard.config import schema as configuration
 from procguard.errors import ProcGuardError, UsageError
 from procguard.portal.http import sockets
-from procguard.portal.log_query import parse_since
+from procguard.portal.logs.query import parse_since
 from remote_agent import protocol
 from tests.server_process import RunningServer
 from tests.waiting import wait_until

@@ -15,7 +15,7 @@ import pytest
 from procguard.config import schema as config
 from procguard.portal.api.openapi.document import document, path_of
 from procguard.portal.api.openapi.routes import PAGES, ROUTES
-from procguard.portal.logs import LogStore
+from procguard.portal.logs.store import LogStore
 from procguard.portal.web_monitor import WebMonitor
 from remote_agent import protocol
 from tests import api_truth

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from procguard.config import schema
-from procguard.portal.logs import LogStore
+from procguard.portal.logs.store import LogStore
 from procguard.portal.web_monitor import WebMonitor
 from remote_agent import protocol
 from tests.unit.fleet_world import World

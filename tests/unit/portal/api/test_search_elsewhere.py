@@ -16,10 +16,10 @@ import pytest
 from procguard.errors import LimitExceeded
 from procguard.fleet.agents.log_search import Question, Search
 from procguard.fleet.model import clock
-from procguard.portal import own_search
-from procguard.portal.logs import LogStore
-from procguard.portal.matching import Matching
-from procguard.portal.own_search import OwnSearch
+from procguard.portal.logs import own_search
+from procguard.portal.logs.matching import Matching
+from procguard.portal.logs.own_search import OwnSearch
+from procguard.portal.logs.store import LogStore
 from remote_agent import protocol
 from remote_agent.log_search import look
 from tests.server_process import Answer, RunningServer

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from procguard.portal import log_quota
-from procguard.portal.log_quota import Held
-from procguard.portal.logs import LogStore
+from procguard.portal.logs import retention
+from procguard.portal.logs.retention import Held
+from procguard.portal.logs.store import LogStore
 from remote_agent import log_disk
 
 MIB = 2**20
@@ -37,22 +37,22 @@ def write(store: LogStore, worker: str, attempt: int, size: int, stream: str = "
 
 def test_old_attempts_go_first_and_whole() -> None:
     streams = [Held(1, "out", 10 * MIB, 10 * MIB), Held(2, "out", 10 * MIB, 10 * MIB), Held(3, "err", 4 * MIB, 4 * MIB)]
-    assert log_quota.decide(streams, 24 * MIB) is None
-    assert log_quota.decide(streams, 20 * MIB) == log_quota.Cut(2, {})
-    assert log_quota.decide(streams, 8 * MIB) == log_quota.Cut(3, {})
+    assert retention.decide(streams, 24 * MIB) is None
+    assert retention.decide(streams, 20 * MIB) == retention.Cut(2, {})
+    assert retention.decide(streams, 8 * MIB) == retention.Cut(3, {})
 
 
 def test_of_the_newest_attempt_the_head_goes_of_its_largest_stream() -> None:
     streams = [Held(3, "out", 40 * MIB, 16 * MIB), Held(3, "err", 2 * MIB, 2 * MIB)]
-    cut = log_quota.decide(streams, 16 * MIB)
+    cut = retention.decide(streams, 16 * MIB)
     assert cut is not None and cut.floor == 0
     assert cut.heads == {(3, "out"): 28 * MIB}  # 24 MiB are a hole already; 2 too many, and an eighth of 16 for room
 
 
 def test_who_has_more_than_a_share_gives_and_nobody_else() -> None:
     held = {"flood": 900 * MIB, "large": 300 * MIB, "small": 10 * MIB, "tiny": 1 * MIB}
-    assert log_quota.share(held, 2000 * MIB) is None
-    share = log_quota.share(held, 800 * MIB)
+    assert retention.share(held, 2000 * MIB) is None
+    share = retention.share(held, 800 * MIB)
     assert share is not None and 300 * MIB < share < 400 * MIB  # 700 less the others' 311: only the flood gives
 
 
@@ -63,7 +63,7 @@ def test_a_worker_that_prints_without_end_keeps_its_end_and_says_what_went(tmp_p
     write(store, "w1", 1, 4 * MIB)
     write(store, "w1", 2, 40 * MIB)
     (folder,) = (tmp_path / "logs").iterdir()
-    assert log_quota.total(log_quota.measure_one(str(folder))) <= 18 * MIB
+    assert retention.total(retention.measure_one(str(folder))) <= 18 * MIB
     assert store.length("w1", 2, "out") == 40 * MIB  # offsets stay what they were
     assert store.attempts("w1") == [2] and store.bytes_dropped >= 26 * MIB
     last = store.tail("w1", lines=5)
@@ -83,8 +83,8 @@ def test_all_together_stay_within_their_bound_and_the_quiet_lose_nothing(tmp_pat
     write(store, "gone", 1, 4 * MIB)
     store.retire("gone")
     write(store, "flood", 1, 60 * MIB)
-    found = log_quota.measure(str(tmp_path / "logs"))
-    assert sum(map(log_quota.total, found.values())) <= 36 * MIB
+    found = retention.measure(str(tmp_path / "logs"))
+    assert sum(map(retention.total, found.values())) <= 36 * MIB
     assert not any(name.endswith(".gone") for name in found)
     for worker in ("quiet1", "quiet2"):
         assert b"dropped" not in b"".join(store.raw(worker, None, None))

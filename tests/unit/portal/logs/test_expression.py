@@ -9,8 +9,8 @@ import re2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from procguard import expression
 from procguard.errors import UsageError
+from procguard.portal.logs import expression
 
 TEXTS = [
     "", "a", "A", "ab", "aab\tb", "CUDA error: out of memory", "loss=nan step=12", "k\u212aK", "s\u017fS",

@@ -18,9 +18,9 @@ import gevent.event
 from procguard.errors import LimitExceeded
 from procguard.fleet.agents.log_search import ANSWER_GRACE_S, OPEN, Part, Search
 from procguard.fleet.model import clock
-from procguard.portal.log_reader import MAX_SCAN_BYTES, LogLine, ScanBudget
-from procguard.portal.logs import STEP_S, LogStore
-from procguard.portal.matching import Matching
+from procguard.portal.logs.matching import Matching
+from procguard.portal.logs.reader import MAX_SCAN_BYTES, LogLine, ScanBudget
+from procguard.portal.logs.store import STEP_S, LogStore
 from remote_agent.grep import COLOURS, cut_out
 from remote_agent.protocol import LogMatch
 

@@ -22,10 +22,10 @@ import gevent.lock
 import gevent.threadpool
 
 from procguard.agent_api.interface import LogGap
-from procguard.expression import Expression
-from procguard.portal import log_quota
-from procguard.portal.log_index import LogIndex, runs_of
-from procguard.portal.log_reader import (
+from procguard.portal.logs import retention
+from procguard.portal.logs.expression import Expression
+from procguard.portal.logs.index import LogIndex, runs_of
+from procguard.portal.logs.reader import (
     MAX_SCAN_S,
     NARROWER,
     LogLine,
@@ -193,24 +193,24 @@ class LogStore:
     def _keep_one_bounded(self, worker_id: str, at: float) -> None:
         folder = self._worker_directory(worker_id)
         self._full.add(worker_id)  # until it has worked: nothing more is taken of a worker that can't be cut
-        self._cut(folder, self._in_thread(log_quota.measure_one, folder), self._keep_per_worker, at)
+        self._cut(folder, self._in_thread(retention.measure_one, folder), self._keep_per_worker, at)
         self._full.discard(worker_id)
 
     def _keep_all_bounded(self, at: float) -> None:
-        keep = log_quota.bound_of_disk(self._directory, self._keep_in_all)
-        found = self._in_thread(log_quota.measure, self._directory)
-        held = {name: log_quota.total(streams) for name, streams in found.items()}
-        for name in [name for name in held if name.endswith(log_quota.GONE)]:
+        keep = retention.bound_of_disk(self._directory, self._keep_in_all)
+        found = self._in_thread(retention.measure, self._directory)
+        held = {name: retention.total(streams) for name, streams in found.items()}
+        for name in [name for name in held if name.endswith(retention.GONE)]:
             if sum(held.values()) > keep:
                 self.bytes_dropped += held.pop(name)
                 self._in_thread(shutil.rmtree, os.path.join(self._directory, name), True)
-        share = log_quota.share(held, keep)
+        share = retention.share(held, keep)
         for name in held if share is not None else ():
             self._cut(os.path.join(self._directory, name), found[name], share or 0, at)
 
-    def _cut(self, folder: str, streams: list[log_quota.Held], keep: int, at: float) -> None:
+    def _cut(self, folder: str, streams: list[retention.Held], keep: int, at: float) -> None:
         """Raises OSError where the file system can't give back parts of a file: the sender keeps its bytes then."""
-        cut = log_quota.decide(streams, keep)
+        cut = retention.decide(streams, keep)
         if cut is None:
             return
         if cut.floor:

@@ -15,10 +15,10 @@ from typing import Any
 from procguard.admission.memory import ByteBudget
 from procguard.agent_api import http_io
 from procguard.agent_api.long_poll import HeldPoll
-from procguard.portal.log_query import LogQuery
-from procguard.portal.log_reader import LogLine
-from procguard.portal.logs import LogStore
-from procguard.portal.matching import Matching
+from procguard.portal.logs.matching import Matching
+from procguard.portal.logs.query import LogQuery
+from procguard.portal.logs.reader import LogLine
+from procguard.portal.logs.store import LogStore
 from remote_agent.grep import last_state
 
 MAX_FOLLOWER_BYTES = 4 * 1024 * 1024

@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 
 import gevent.threadpool
 
-from procguard import expression
 from procguard.errors import LimitExceeded, UsageError
-from procguard.expression import Expression
-from procguard.portal.log_reader import LogLine, line_filter
+from procguard.portal.logs import expression
+from procguard.portal.logs.expression import Expression
+from procguard.portal.logs.reader import LogLine, line_filter
 
 MAX_SCANS, MAX_SCANS_OF_ONE = 4, 2
 MAX_FOLLOWS, MAX_FOLLOWS_OF_ONE = 64, 16

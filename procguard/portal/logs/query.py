@@ -6,12 +6,12 @@ import re
 from collections.abc import Callable
 from datetime import datetime, timezone
 
-from procguard import expression as expressions
 from procguard.agent_api import http_io
 from procguard.agent_api.handlers import MAX_ATTEMPT
 from procguard.errors import UsageError
-from procguard.expression import Expression
 from procguard.fleet.model import clock
+from procguard.portal.logs import expression as expressions
+from procguard.portal.logs.expression import Expression
 
 DEFAULT_LINES = 200
 MAX_LINES = 100_000

@@ -14,7 +14,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from procguard.portal.log_reader import INDEX_RECORD
+from procguard.portal.logs.reader import INDEX_RECORD
 
 INDEX_EVERY_S = 0.1  # resolution of `since` and of merging by time
 # A new agent knows the time of bytes that came while none watched only roughly: earlier than that of stored bytes by up

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from procguard import expression
 from procguard.agent_api.interface import LogGap
-from procguard.portal import log_index, log_quota, logs
-from procguard.portal.log_reader import INDEX_RECORD, MAX_LINE_BYTES, LogLine, line_filter
-from procguard.portal.logs import LogStore
+from procguard.portal.logs import expression, retention
+from procguard.portal.logs import index as log_index
+from procguard.portal.logs import store as logs
+from procguard.portal.logs.reader import INDEX_RECORD, MAX_LINE_BYTES, LogLine, line_filter
+from procguard.portal.logs.store import LogStore
 
 
 def no_sync(paths: Iterable[str]) -> None:
@@ -355,5 +356,5 @@ def test_what_lies_beside_a_log_counts_for_its_worker(tmp_path: Path) -> None:
     (folder / "1.out.log").write_bytes(b"x" * 4_096)
     (folder / "1.out.idx").write_bytes(b"x" * 40_960)
     (folder / "1.out.gaps").write_bytes(b"x" * 8_192)
-    [held] = log_quota.measure_one(str(folder))
-    assert log_quota.total([held]) >= 4_096 + 40_960 + 8_192 and held.held == 4_096
+    [held] = retention.measure_one(str(folder))
+    assert retention.total([held]) >= 4_096 + 40_960 + 8_192 and held.held == 4_096

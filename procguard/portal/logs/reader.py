@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from procguard.expression import Expression
+from procguard.portal.logs.expression import Expression
 from remote_agent.grep import COLOURS, last_state
 
 INDEX_RECORD = struct.Struct("<Qd")

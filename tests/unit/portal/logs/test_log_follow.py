@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from procguard import expression
-from procguard.portal import log_follow
 from procguard.portal.api.logs import LogQuery
-from procguard.portal.log_follow import Follower
-from procguard.portal.logs import LogStore
+from procguard.portal.logs import expression, follow
+from procguard.portal.logs.follow import Follower
+from procguard.portal.logs.store import LogStore
 
 
 def here(work: Callable[..., Any], *arguments: Any) -> Any:
@@ -123,7 +122,7 @@ def test_an_endless_bar_costs_no_memory(store: LogStore) -> None:
 
 
 def test_a_reader_that_is_too_slow_is_told_what_it_missed(store: LogStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log_follow, "MAX_FOLLOWER_BYTES", 10)
+    monkeypatch.setattr(follow, "MAX_FOLLOWER_BYTES", 10)
     reader = Reader(store)
     store.append("w1", 1, "out", 0, b"0123456\n", 1.0)
     assert reader.write(b"89abcdef\n") == "0123456\n[procguard: 9 bytes not shown, this reader is too slow]\n"
