@@ -60,7 +60,7 @@ from procguard.portal.http.proxies import TrustedProxies
 from procguard.portal.live.endpoint import LiveEndpoint
 from procguard.portal.live.hub import LiveHub
 from procguard.portal.logs.store import LogStore
-from procguard.portal.metrics import CONTENT_TYPE, Metrics, MetricsOptions
+from procguard.portal.metrics.exposition import CONTENT_TYPE, Metrics, MetricsOptions
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable
 
-from procguard.portal.metrics_fleet import Family, label_set
+from procguard.portal.metrics.fleet import Family, label_set
 
 _METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")
 _BOUNDS_S = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 30.0)

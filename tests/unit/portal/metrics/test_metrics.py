@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from procguard.portal import metrics_fleet
 from procguard.portal.logs.store import LogStore
-from procguard.portal.metrics import Metrics, MetricsOptions
+from procguard.portal.metrics import fleet
+from procguard.portal.metrics.exposition import Metrics, MetricsOptions
 from remote_agent import protocol
 from tests.unit.fleet_world import World
 
@@ -175,14 +175,14 @@ def test_others_run_while_a_large_fleet_is_written(tmp_path: Path) -> None:
     rests: list[int] = []
     world = World(tmp_path)
     world.deploy({"h1": {f"w{number}": {"command": "true"} for number in range(1_000)}})
-    made = list(metrics_fleet.families(world.registry, world.now, per_worker=True, rest=lambda: rests.append(1)))
-    assert len(rests) >= 1_000 // metrics_fleet.REST_EVERY
+    made = list(fleet.families(world.registry, world.now, per_worker=True, rest=lambda: rests.append(1)))
+    assert len(rests) >= 1_000 // fleet.REST_EVERY
     assert len(next(family for family in made if family.name == "procguard_worker_up").lines) == 1_000
 
 
 # ------------------------------------------------------------------------------------------------ Grafana
 
-GRAFANA = Path(__file__).parents[2] / "docs" / "grafana"
+GRAFANA = Path(__file__).parents[4] / "docs" / "grafana"
 NAME = re.compile(r"\b(procguard_[a-z0-9_]+|process_[a-z0-9_]+)\b")
 
 

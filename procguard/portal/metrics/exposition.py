@@ -1,6 +1,6 @@
 """/metrics: the fleet and the manager itself, for Prometheus.
 
-The fleet's series are in metrics_fleet.py; here is what the manager counts of itself, and the answer, which is kept for
+The fleet's series are in fleet.py; here is what the manager counts of itself, and the answer, which is kept for
 a moment so that several scrapers cost one pass.
 """
 
@@ -16,10 +16,10 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 
 from procguard.fleet.model import clock
 from procguard.fleet.registry import Registry
-from procguard.portal import metrics_fleet
 from procguard.portal.logs.store import LogStore
-from procguard.portal.metrics_fleet import Family, label_set
-from procguard.portal.request_counts import RequestCounts
+from procguard.portal.metrics import fleet
+from procguard.portal.metrics.fleet import Family, label_set
+from procguard.portal.metrics.request_counts import RequestCounts
 from procguard.runtime.cooperative import give_way
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -83,7 +83,7 @@ class Metrics:
             if self._kept is None or now.monotonic - self._kept[0] > self._options.cache_s:
                 parts = []
                 per_worker = self._options.per_worker
-                for family in metrics_fleet.families(self._registry, now, per_worker=per_worker, rest=give_way):
+                for family in fleet.families(self._registry, now, per_worker=per_worker, rest=give_way):
                     parts.append(family.text().encode())
                     if len(family.lines) > REST_LINES:
                         give_way()

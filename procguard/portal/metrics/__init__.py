@@ -1,0 +1,1 @@
+"""The series of /metrics, for Prometheus. Start with `exposition.py`."""
