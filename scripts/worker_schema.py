@@ -54,7 +54,7 @@ def schema() -> dict[str, Any]:
 
 
 def _allow_short_forms(properties: dict[str, Any]) -> None:
-    """What procguard/deploy/worker_specs.py takes as well: a word for a list of one, numbers for text."""
+    """What procguard/deploy/inventory/workers.py takes as well: a word for a list of one, numbers for text."""
     for name in ("env", "labels"):
         properties[name]["additionalProperties"] = {"type": ["string", "number", "boolean", "null"]}
     for name, short in (

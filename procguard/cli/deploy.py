@@ -19,7 +19,7 @@ from procguard.errors import PartlyFailed, UsageError
 
 if TYPE_CHECKING:
     from procguard.deploy.credentials import Credentials
-    from procguard.deploy.inventory import Host, Inventory
+    from procguard.deploy.inventory.model import Host, Inventory
 
 HOSTS_TEXT = "the inventory, as Ansible reads it, e.g. inventory/prod.yaml"
 FORKS, FORKS_TEXT = 32, "how many hosts at once"
@@ -310,11 +310,11 @@ def _bytes(text: str) -> int:
 
 
 def _loaded(path: str, action: str) -> Inventory:
-    from procguard.deploy import inventory
+    from procguard.deploy.inventory import model
 
     if not path:
         raise UsageError("no inventory was named", f"invoke {action} --hosts inventory/prod.yaml")
-    return inventory.load(path)
+    return model.load(path)
 
 
 def _forks(number: int) -> int:

@@ -27,11 +27,12 @@ from typing import Any
 
 from procguard.client import api
 from procguard.console import terminal
-from procguard.deploy import bundle, inventory
+from procguard.deploy import bundle
 from procguard.deploy.code_source import Sources
 from procguard.deploy.connector import Connector
 from procguard.deploy.deployer import VERIFY_TIMEOUT_S, WORKER_CHANGES, Deployer, Options, would_change
 from procguard.deploy.heard import Heard
+from procguard.deploy.inventory import model
 from procguard.deploy.rollout import HostResult
 from procguard.errors import ProcGuardError, UsageError
 
@@ -51,9 +52,9 @@ class _Silent:
 def begin(path: str, directory: Path, action: str, check: bool, prune: bool) -> Json:
     """Tell the manager, and write what the hosts need: install.pyz, the bundle, deployment.json."""
     options = Options(prune=prune or action == "undeploy", check=check or action == "ask")
-    hosts = inventory.load(path).select("")
+    hosts = model.load(path).select("")
     if action == "undeploy":
-        hosts = [inventory.Host(host.name, host.target, home=host.home, tunnel=host.tunnel) for host in hosts]
+        hosts = [model.Host(host.name, host.target, home=host.home, tunnel=host.tunnel) for host in hosts]
     reply = api.from_environment().deploy(_deployer(options).request(hosts))
     _remove_left_over(directory.parent)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -84,7 +85,7 @@ def plan(name: str, directory: Path, found: Json) -> Json:
 def request(name: str, directory: Path, found: Json) -> Json:
     """What `install.pyz install` is to do on host `name`, which answered `found` to `install.pyz status`."""
     begun, mine = _begun(name, directory)
-    host = inventory.load(begun["inventory"]).hosts[name]
+    host = model.load(begun["inventory"]).hosts[name]
     release = bundle.build()
     deployer = _deployer(Options())
     asked = deployer.install_request(host, begun["reply"], mine, release, found)
@@ -99,7 +100,7 @@ def code(name: str, directory: Path) -> Json:
     """Each folder of the host's procguard_sync, whole, in a file that `install.pyz code` takes."""
     begun, _ = _begun(name, directory)
     sources, folders = Sources(), []
-    for sync in inventory.load(begun["inventory"]).hosts[name].syncs:
+    for sync in model.load(begun["inventory"]).hosts[name].syncs:
         source = sources.of(sync)
         archive = directory / f"code-{source.digest[:16]}"
         if not archive.exists():

@@ -16,7 +16,7 @@ from typing import Any
 
 from procguard.deploy.channel import HostSession, Sessions
 from procguard.deploy.code_sync import Brought, CodeSync
-from procguard.deploy.inventory import Host
+from procguard.deploy.inventory.model import Host
 from procguard.deploy.rollout import Listener
 from procguard.errors import HostError, ProcGuardError
 

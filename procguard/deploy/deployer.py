@@ -24,7 +24,7 @@ from procguard.deploy.channel import Sessions
 from procguard.deploy.code_sync import CodeSync
 from procguard.deploy.code_wave import CodeWave
 from procguard.deploy.heard import POLL_S, Heard, known_recovery
-from procguard.deploy.inventory import Host
+from procguard.deploy.inventory.model import Host
 from procguard.deploy.looks import Looks
 from procguard.deploy.rollout import HostResult, Json, Listener, Plan, Rollout, errors_of
 from procguard.deploy.target import from_dict, to_dict

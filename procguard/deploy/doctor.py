@@ -17,7 +17,7 @@ from procguard.client.api import ManagerClient
 from procguard.deploy import bundle
 from procguard.deploy.channel import HostSession, Sessions, skipped_in_words
 from procguard.deploy.deployer import manager_candidates, port_of, trust_request
-from procguard.deploy.inventory import Host
+from procguard.deploy.inventory.model import Host
 from procguard.deploy.target import Target
 from procguard.errors import ManagerUnreachable, ProcGuardError
 

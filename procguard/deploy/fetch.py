@@ -21,7 +21,7 @@ from remote_agent import protocol
 from remote_agent.file_finder import PIECE_BYTES
 
 if TYPE_CHECKING:
-    from procguard.deploy.inventory import Host
+    from procguard.deploy.inventory.model import Host
 
 HOST_TIMEOUT_S = 120.0  # to connect and to look
 FETCH_TIMEOUT_S = 3600.0

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from procguard.deploy import inventory
+from procguard.deploy.inventory import model as inventory
 from tests.fleet.chaos_world import World
 from tests.fleet.hosts import REPOSITORY, Fleet, FleetHost
 from tests.waiting import wait_until

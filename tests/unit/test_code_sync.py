@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from procguard.deploy import bundle, code_source, inventory
+from procguard.deploy import bundle, code_source
 from procguard.deploy.channel import HostSession
 from procguard.deploy.code_source import Sync
 from procguard.deploy.code_sync import Brought, CodeSync
+from procguard.deploy.inventory import model
 from procguard.deploy.local import LocalPipe
 from procguard.deploy.target import Target
 from procguard.errors import HostError, InventoryError, UsageError
@@ -275,7 +276,7 @@ def test_the_inventory_says_what_goes_where(tmp_path: Path) -> None:
         "all:\n  vars: {team: vision, procguard_sync: {src: code, dest: '~/{{ team }}', exclude: '*.pt'}}\n"
         "  hosts:\n    a:\n    b: {procguard_sync: [{src: /srv/x}, {src: /srv/y, dest: /data/y}]}\n"
     )
-    hosts = inventory.load(path).hosts
+    hosts = model.load(path).hosts
     assert hosts["a"].syncs == (Sync(str(tmp_path / "code"), "~/vision", ("*.pt",)),)
     assert hosts["b"].syncs == (Sync("/srv/x", "~/x"), Sync("/srv/y", "/data/y"))
 
@@ -295,7 +296,7 @@ def test_mistakes_are_told_before_any_connection(tmp_path: Path, value: str, sai
     path = tmp_path / "i.yaml"
     path.write_text(f"all: {{hosts: {{a: {{procguard_sync: {value}}}}}}}")
     with pytest.raises(InventoryError, match=said):
-        inventory.load(path)
+        model.load(path)
 
 
 def test_a_source_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from procguard.client.coming_up import Patience
 from procguard.deploy import bundle
 from procguard.deploy.deployer import Deployer, Options, manager_candidates
 from procguard.deploy.heard import Heard, known_recovery
-from procguard.deploy.inventory import Host, load
+from procguard.deploy.inventory.model import Host, load
 from procguard.deploy.rollout import HostResult, Plan
 from procguard.deploy.target import Target
 from procguard.errors import Conflict, HostError, HostUnreachable, ProcGuardError, UsageError

@@ -93,11 +93,11 @@ def test_tasks_in_the_documents_exist(page: str) -> None:
 
 
 def test_inventory_of_the_readme_is_read_as_it_stands(tmp_path: Path) -> None:
-    from procguard.deploy import inventory
+    from procguard.deploy.inventory import model
 
     (block,) = code_blocks("README.md")
     (tmp_path / "prod.yaml").write_text(block, encoding="utf-8")
-    found = inventory.load(tmp_path / "prod.yaml")
+    found = model.load(tmp_path / "prod.yaml")
     assert [host.name for host in found.hosts.values()] == ["gpu01", "gpu02"]
     assert found.hosts["gpu02"].workers[0].worker_id == "train-gpu02"
     assert found.hosts["gpu02"].warnings == ()

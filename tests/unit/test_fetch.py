@@ -13,7 +13,7 @@ import pytest
 from procguard.cli import deploy
 from procguard.deploy.connector import Connector
 from procguard.deploy.fetch import Fetcher, Wanted, place
-from procguard.deploy.inventory import Host
+from procguard.deploy.inventory.model import Host
 from procguard.deploy.rollout import HostResult
 from procguard.deploy.target import Target
 from procguard.errors import HostError, HostUnreachable, UsageError

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from procguard.agent_api import decode, http_io
 from procguard.config import schema as config
-from procguard.deploy import inventory
+from procguard.deploy.inventory import model as inventory
 from procguard.errors import ConfigError, InventoryError, ProcGuardError, UsageError
 from procguard.fleet.store import appendlog
 from procguard.fleet.workers import selectors

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from procguard.cli.output import deployment
-from procguard.deploy.inventory import Host
+from procguard.deploy.inventory.model import Host
 from procguard.deploy.rollout import HostResult, Plan, Rollout
 from procguard.errors import HostError, HostUnreachable, ProcGuardError, UsageError
 from procguard.fleet.workers.spec_diff import differences

@@ -8,7 +8,7 @@ import pytest
 
 from procguard.config import schema
 from procguard.config.groups import GroupPolicy
-from procguard.deploy import inventory
+from procguard.deploy.inventory import model
 from procguard.errors import ConfigError, InventoryError
 from procguard.fleet.gangs.decider import GangRecord
 
@@ -39,7 +39,7 @@ def config_mistake(path: str | None, *overrides: str) -> str:
 def inventory_mistake(tmp_path: Path, before: str, after: str) -> str:
     assert before in INVENTORY
     with pytest.raises(InventoryError) as caught:
-        inventory.load(written(tmp_path, INVENTORY.replace(before, after), "prod.yaml"))
+        model.load(written(tmp_path, INVENTORY.replace(before, after), "prod.yaml"))
     return str(caught.value)
 
 
@@ -68,7 +68,7 @@ def test_a_mistake_in_the_configuration_is_told_with_its_line(tmp_path: Path, te
 
 
 def test_an_inventory_says_it_for_all_its_hosts_and_warns_who_asks_to_be_kept(tmp_path: Path) -> None:
-    found = inventory.load(written(tmp_path, INVENTORY, "prod.yaml"))
+    found = model.load(written(tmp_path, INVENTORY, "prod.yaml"))
     policy = GroupPolicy(restart="gang", rendezvous="torch", nproc_per_node=4)
     assert [host.policies for host in found.hosts.values()] == [{"trainers": policy}, {"trainers": policy}]
     assert found.hosts["h1"].warnings == ()

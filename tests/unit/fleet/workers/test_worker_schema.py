@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from procguard.deploy.templates import Renderer
-from procguard.deploy.worker_specs import SpecReader
+from procguard.deploy.inventory.templates import Renderer
+from procguard.deploy.inventory.workers import SpecReader
 from remote_agent import protocol
 
 ROOT = Path(__file__).parents[4]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from procguard.deploy import yaml_lines
-from procguard.deploy.inventory_groups import Groups
+from procguard.deploy.inventory import positions
+from procguard.deploy.inventory.groups import Groups
 from procguard.errors import InventoryError
 
 KEYS = ("hosts", "vars", "children")
@@ -14,8 +14,8 @@ KEYS = ("hosts", "vars", "children")
 
 def read(path: Path, groups: Groups) -> None:
     """Raises InventoryError where nothing can be read; smaller mistakes are told to `groups`."""
-    data = yaml_lines.load(path)
-    if not isinstance(data, yaml_lines.Map) or not data:
+    data = positions.load(path)
+    if not isinstance(data, positions.Map) or not data:
         raise InventoryError(f"{path} holds no inventory", "it begins with `all:`; see inventory/prod.yaml")
     if "plugin" in data:
         raise InventoryError(
@@ -72,4 +72,4 @@ def _take_hosts(groups: Groups, group: str, hosts: Any, where: str) -> None:
 
 
 def _where(mapping: Any, key: Any, otherwise: str) -> str:
-    return mapping.where(key) if isinstance(mapping, yaml_lines.Map) else otherwise
+    return mapping.where(key) if isinstance(mapping, positions.Map) else otherwise

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from procguard.deploy.inventory_groups import ALL, Groups
+from procguard.deploy.inventory.groups import ALL, Groups
 from procguard.errors import InventoryError
 
 TIMEOUT_S = 120.0

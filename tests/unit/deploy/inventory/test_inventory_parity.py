@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from procguard.deploy import inventory_groups, inventory_source
+from procguard.deploy.inventory import groups as inventory_groups
+from procguard.deploy.inventory import source
 
 pytestmark = pytest.mark.slow
 
@@ -252,7 +253,7 @@ web x=1
 def planted(name: str, folder: Path) -> Path:
     files = SHAPES[name]
     if not files:
-        return Path(__file__).parents[2] / "inventory" / "prod.yaml"
+        return Path(__file__).parents[4] / "inventory" / "prod.yaml"
     for path, text in files.items():
         file = folder / path
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -290,7 +291,7 @@ def test_hosts_groups_and_variables_are_those_of_ansible(name: str, tmp_path: Pa
     (tmp_path / "inventory").mkdir()
     path = planted(name, tmp_path / "inventory")
     mistakes: list[str] = []
-    ours = inventory_source.read(path, lambda *mistake: mistakes.append(": ".join(mistake)))
+    ours = source.read(path, lambda *mistake: mistakes.append(": ".join(mistake)))
     theirs = as_ansible_says(path, tmp_path)
 
     assert mistakes == []

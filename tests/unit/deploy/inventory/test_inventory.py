@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from procguard.deploy import inventory, inventory_groups
+from procguard.deploy.inventory import groups
+from procguard.deploy.inventory import model as inventory
 from procguard.errors import InventoryError
 
 WORKER = "procguard_workers: [{id: 'w-{{ inventory_hostname }}', command: run}]"
@@ -46,13 +47,13 @@ def variable(tmp_path: Path, text: str, **files: str) -> str:
     ],
 )
 def test_host_ranges_expand(pattern: str, names: list[str]) -> None:
-    assert list(inventory_groups.expand_range(pattern)) == names
+    assert list(groups.expand_range(pattern)) == names
 
 
 @pytest.mark.parametrize("pattern", ["n[1:", "n[01:100]", "n[5:1]", "n[x:1]", "n[1]"])
 def test_bad_ranges_are_refused(pattern: str) -> None:
     with pytest.raises(ValueError, match=r"range|digits|names"):
-        list(inventory_groups.expand_range(pattern))
+        list(groups.expand_range(pattern))
 
 
 def test_connection_variables_reach_the_target(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from procguard.deploy import inventory
-from procguard.deploy.command_words import mistakes, open_quote
+from procguard.deploy.inventory import model
+from procguard.deploy.inventory.command_words import mistakes, open_quote
 from procguard.errors import InventoryError
 from remote_agent.protocol import HealthCheck, Hook, WorkerSpec
 
@@ -109,4 +109,4 @@ def test_an_inventory_tells_it_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "i.yaml"
     path.write_text("all:\n  hosts:\n    h1:\n      procguard_workers:\n        - id: w\n          command: a && b\n")
     with pytest.raises(InventoryError, match=r"i\.yaml:\d+: worker w: command: && means something to a shell only"):
-        inventory.load(path)
+        model.load(path)

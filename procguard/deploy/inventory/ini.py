@@ -18,8 +18,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from procguard.deploy import yaml_lines
-from procguard.deploy.inventory_groups import UNGROUPED, Groups
+from procguard.deploy.inventory import positions
+from procguard.deploy.inventory.groups import UNGROUPED, Groups
 from procguard.errors import InventoryError
 
 _SECTION = re.compile(r"\[([^:\]\s]+)(?::(\w+))?\]\s*(?:#.*)?")
@@ -87,7 +87,7 @@ class _Reader:
         if words[0].endswith(":") or words[0] == "---":
             self._tell(f"{words[0]} is no host", "is this YAML? Then let the file's name end in .yaml")
             return
-        variables = yaml_lines.Map()
+        variables = positions.Map()
         variables.file, variables.line, variables.key_lines = str(self._path), self._line, {}
         for word in words[1:]:
             name, equals, value = word.partition("=")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from procguard.deploy import inventory
+from procguard.deploy.inventory import model as inventory
 from procguard.errors import InventoryError
 
 
@@ -96,7 +96,7 @@ def test_hosts_may_be_named_instead_of_a_file(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("variable", inventory.PROCGUARD_VARIABLES)
 def test_every_variable_of_procguard_is_documented(variable: str) -> None:
-    page = Path(__file__).parents[2] / "docs" / "inventory.md"
+    page = Path(__file__).parents[4] / "docs" / "inventory.md"
     assert f"| `{variable}` |" in page.read_text(encoding="utf-8")
 
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from procguard.deploy import command_words
-from procguard.deploy.templates import Renderer, TemplateMistake
-from procguard.deploy.yaml_lines import Map
+from procguard.deploy.inventory import command_words
+from procguard.deploy.inventory.positions import Map
+from procguard.deploy.inventory.templates import Renderer, TemplateMistake
 from remote_agent import protocol
 from remote_agent.spec import mistakes_in
 

@@ -9,8 +9,9 @@ import os
 import re
 from pathlib import Path
 
-from procguard.deploy import inventory_ini, inventory_script, inventory_yaml
-from procguard.deploy.inventory_groups import ALL, Groups, Tell
+from procguard.deploy.inventory import ini, script
+from procguard.deploy.inventory import yaml as inventory_yaml
+from procguard.deploy.inventory.groups import ALL, Groups, Tell
 from procguard.errors import InventoryError
 
 # What Ansible passes over in a folder of inventories.
@@ -46,11 +47,11 @@ def _read(path: Path, groups: Groups) -> None:
         return
     beginning = _beginning(path)
     if os.access(path, os.X_OK) and beginning.startswith(_PROGRAMS):
-        inventory_script.read(path, groups)
+        script.read(path, groups)
     elif _is_yaml(path, beginning):
         inventory_yaml.read(path, groups)
     else:
-        inventory_ini.read(path, groups)
+        ini.read(path, groups)
 
 
 def _beginning(path: Path) -> bytes:

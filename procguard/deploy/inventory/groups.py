@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from procguard.deploy import yaml_lines
+from procguard.deploy.inventory import positions
 from procguard.errors import InventoryError
 from remote_agent import protocol
 
@@ -165,7 +165,7 @@ class Groups:
 
     def _place_in(self, folder: str, name: str, variable: str) -> str:
         files = [self._files.get(path) for path in _variable_files(self.directory / folder, name)]
-        found = [data for data in files if isinstance(data, yaml_lines.Map) and variable in data]
+        found = [data for data in files if isinstance(data, positions.Map) and variable in data]
         return found[-1].where(variable) if found else ""
 
     @property
@@ -178,7 +178,7 @@ class Groups:
         merged: dict[str, Any] = {}
         for path in _variable_files(self.directory / folder, name):
             if path not in self._files:
-                self._files[path] = yaml_lines.load(path)
+                self._files[path] = positions.load(path)
             data = self._files[path]
             if isinstance(data, dict):
                 merged.update(data)
@@ -190,7 +190,7 @@ class Groups:
 def _place(variables: dict[str, Any], where: str, variable: str) -> str:
     if variable not in variables:
         return ""
-    return variables.where(variable) if isinstance(variables, yaml_lines.Map) else where
+    return variables.where(variable) if isinstance(variables, positions.Map) else where
 
 
 def _variable_files(folder: Path, name: str) -> list[Path]:

@@ -14,8 +14,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from procguard.config.groups import GroupPolicy
-from procguard.deploy.templates import Renderer, TemplateMistake
-from procguard.deploy.worker_specs import Worker, place
+from procguard.deploy.inventory.templates import Renderer, TemplateMistake
+from procguard.deploy.inventory.workers import Worker, place
 
 VARIABLE = "procguard_groups"
 KNOWN = tuple(GroupPolicy.model_fields)
