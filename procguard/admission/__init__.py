@@ -23,7 +23,7 @@ known whose they are.
 - `fleet/agents/heartbeat.py`: changes of one agent. They are charged after the fact, by what they have cost the state.
 - `portal/auth/sessions.py`, `agent_api/sessions.py`, `fleet/agents/enrolment.py`, `fleet/history/events.py`: what is
 kept of whom.
-- `procguard/runtime/cooperative.py`: the manager's own long work. `deploy/ssh_turns.py`: connections that the manager
+- `procguard/runtime/cooperative.py`: the manager's own long work. `deploy/ssh/pool.py`: connections that the manager
 opens, from
   threads, each with a deadline.
 """

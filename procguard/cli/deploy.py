@@ -18,8 +18,8 @@ from procguard.console.terminal import say, say_json
 from procguard.errors import PartlyFailed, UsageError
 
 if TYPE_CHECKING:
-    from procguard.deploy.credentials import Credentials
     from procguard.deploy.inventory.model import Host, Inventory
+    from procguard.deploy.ssh.credentials import Credentials
 
 HOSTS_TEXT = "the inventory, as Ansible reads it, e.g. inventory/prod.yaml"
 FORKS, FORKS_TEXT = 32, "how many hosts at once"
@@ -50,7 +50,7 @@ class LoginOptions(OptionGroup):
 
     def credentials(self, hosts: list[Host], ask: Callable[[str], str] | None = None) -> Credentials:
         """`ask`: for passphrases, when a key turns out to need one."""
-        from procguard.deploy.credentials import Credentials, ask_on_terminal
+        from procguard.deploy.ssh.credentials import Credentials, ask_on_terminal
 
         return Credentials(
             {host.name: host.secrets for host in hosts},
@@ -204,7 +204,7 @@ def trust(_context: Context, among: HostsOptions = HOSTS, yes: bool = False, log
     that has changed is never added.
     """
     from procguard.cli.output import deployment
-    from procguard.deploy import trust
+    from procguard.deploy.ssh import known_hosts as trust
 
     chosen = among.chosen("trust")
     credentials = login.credentials(chosen)

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, Protocol
 
-from procguard.deploy.credentials import BECOME_PASSWORD
-from procguard.deploy.target import USER_NAME, Target
+from procguard.deploy.ssh.credentials import BECOME_PASSWORD
+from procguard.deploy.ssh.target import USER_NAME, Target
 from procguard.errors import HostError
 from remote_agent.install import LINE_MARK
 

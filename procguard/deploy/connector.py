@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING
 
 from procguard.deploy import bundle
 from procguard.deploy.channel import HostSession, Pipe, become, remote_command
-from procguard.deploy.credentials import Credentials
 from procguard.deploy.local import LocalPipe
-from procguard.deploy.ssh_turns import NoTurn, Turns, jump_host
-from procguard.deploy.target import Target
+from procguard.deploy.ssh.credentials import Credentials
+from procguard.deploy.ssh.pool import NoTurn, Turns, jump_host
+from procguard.deploy.ssh.target import Target
 from procguard.errors import HostUnreachable, UsageError
 from remote_agent.mux import Wire
 
 if TYPE_CHECKING:
     import fabric
 
-    from procguard.deploy import ssh
+    from procguard.deploy.ssh import connection as ssh
 
 Beside = Callable[[str, float], Pipe]
 
@@ -51,7 +51,7 @@ class Connector:
             with self._pipe(target, deadline):
                 return
         if not target.local:
-            from procguard.deploy import ssh  # noqa: PLC0415
+            from procguard.deploy.ssh import connection as ssh  # noqa: PLC0415
 
             ssh.close(self._connect(target, deadline))
 
@@ -73,7 +73,7 @@ class Connector:
     ) -> Iterator[tuple[Wire, bytes]]:
         """A session that becomes a plain stream once `begin` has asked for it: the stream, and what was read of it
         already. Not for hosts without SSH. Raises HostUnreachable or HostError."""
-        from procguard.deploy import ssh  # noqa: PLC0415
+        from procguard.deploy.ssh import connection as ssh  # noqa: PLC0415
 
         with self._pipe(target, deadline) as (pipe, _):
             session = HostSession(pipe, target, bundle.bootstrap())
@@ -94,7 +94,7 @@ class Connector:
             finally:
                 local.close()
             return
-        from procguard.deploy import ssh  # noqa: PLC0415 - Fabric takes 0.2 s to import; a local deploy needs none of it
+        from procguard.deploy.ssh import connection as ssh  # noqa: PLC0415 - Fabric takes 0.2 s to import; a local deploy needs none of it
 
         connection = self._connect(target, deadline)
         try:
@@ -110,7 +110,7 @@ class Connector:
         become(pipe, target, self._credentials.become_password(target.host), deadline)
 
     def _connect(self, target: Target, deadline: float) -> ssh.StrictConnection:
-        from procguard.deploy import ssh  # noqa: PLC0415
+        from procguard.deploy.ssh import connection as ssh  # noqa: PLC0415
 
         config, through = self._ssh_config(target.ssh_config), jump_host(target.proxy_jump, target.proxy_command)
         if not through:

@@ -27,7 +27,7 @@ from procguard.deploy.heard import POLL_S, Heard, known_recovery
 from procguard.deploy.inventory.model import Host
 from procguard.deploy.looks import Looks
 from procguard.deploy.rollout import HostResult, Json, Listener, Plan, Rollout, errors_of
-from procguard.deploy.target import from_dict, to_dict
+from procguard.deploy.ssh.target import from_dict, to_dict
 from procguard.errors import Conflict, HostError, NotFound, ProcGuardError
 from remote_agent.protocol import secret_sha256
 

@@ -18,7 +18,7 @@ from procguard.deploy import bundle
 from procguard.deploy.channel import HostSession, Sessions, skipped_in_words
 from procguard.deploy.deployer import manager_candidates, port_of, trust_request
 from procguard.deploy.inventory.model import Host
-from procguard.deploy.target import Target
+from procguard.deploy.ssh.target import Target
 from procguard.errors import ManagerUnreachable, ProcGuardError
 
 PORT_TIMEOUT_S = 5.0

@@ -25,7 +25,7 @@ from typing import Any
 
 from procguard.deploy.channel import HostSession
 from procguard.deploy.connector import Connector
-from procguard.deploy.target import Target, from_dict
+from procguard.deploy.ssh.target import Target, from_dict
 from procguard.errors import ProcGuardError
 from remote_agent.mux import Mux, MuxEnded, Store
 

@@ -18,7 +18,7 @@ from tests.fleet.manager import Manager, Operator
 
 pytestmark = pytest.mark.fleet
 
-CONNECT_TIMEOUT_S = 10.0  # procguard/deploy/ssh.py
+CONNECT_TIMEOUT_S = 10.0  # procguard/deploy/ssh/connection.py
 SMALL = "/small"  # a full disk
 
 

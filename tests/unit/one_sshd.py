@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from procguard.deploy.target import Target
+from procguard.deploy.ssh.target import Target
 from tests.waiting import wait_until
 
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"

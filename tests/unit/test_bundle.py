@@ -22,7 +22,7 @@ import pytest
 from procguard.deploy import bundle
 from procguard.deploy.channel import REMOTE_COMMAND, HostSession, skipped_in_words
 from procguard.deploy.local import LocalPipe, clean_environment
-from procguard.deploy.target import Target
+from procguard.deploy.ssh.target import Target
 from procguard.errors import HostError
 from remote_agent import release
 

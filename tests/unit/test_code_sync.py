@@ -21,7 +21,7 @@ from procguard.deploy.code_source import Sync
 from procguard.deploy.code_sync import Brought, CodeSync
 from procguard.deploy.inventory import model
 from procguard.deploy.local import LocalPipe
-from procguard.deploy.target import Target
+from procguard.deploy.ssh.target import Target
 from procguard.errors import HostError, InventoryError, UsageError
 from tests.waiting import wait_until
 

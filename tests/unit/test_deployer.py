@@ -21,7 +21,7 @@ from procguard.deploy.deployer import Deployer, Options, manager_candidates
 from procguard.deploy.heard import Heard, known_recovery
 from procguard.deploy.inventory.model import Host, load
 from procguard.deploy.rollout import HostResult, Plan
-from procguard.deploy.target import Target
+from procguard.deploy.ssh.target import Target
 from procguard.errors import Conflict, HostError, HostUnreachable, ProcGuardError, UsageError
 from remote_agent.protocol import secret_sha256
 

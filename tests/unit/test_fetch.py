@@ -15,7 +15,7 @@ from procguard.deploy.connector import Connector
 from procguard.deploy.fetch import Fetcher, Wanted, place
 from procguard.deploy.inventory.model import Host
 from procguard.deploy.rollout import HostResult
-from procguard.deploy.target import Target
+from procguard.deploy.ssh.target import Target
 from procguard.errors import HostError, HostUnreachable, UsageError
 from tests.unit.test_deployer import Recorder
 

@@ -21,7 +21,7 @@ import pytest
 from procguard.deploy import bundle
 from procguard.deploy.channel import HostSession
 from procguard.deploy.local import LocalPipe
-from procguard.deploy.target import Target
+from procguard.deploy.ssh.target import Target
 from remote_agent import agent_care, agent_process, keepalive, loopback, paths, protocol, release
 from remote_agent.installer import Installer, recorded_environment
 from remote_agent.release import InstallError

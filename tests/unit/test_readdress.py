@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from procguard.deploy import bundle, ssh_helper
+from procguard.deploy import bundle
+from procguard.deploy.ssh import helper
 from remote_agent import agent_care, install, paths, readdress
 from remote_agent.installer import Installer
 from remote_agent.link import Addresses
@@ -79,7 +80,7 @@ def test_an_address_without_the_fleets_proof_is_not_given(
     answer = readdress.hand_over(installer, given(moved))
     assert "can't prove" in answer["unreached"][moved.url] and manager.url in answer["unreached"]
     assert record(installer)["manager_urls"] == [manager.url]
-    said = ssh_helper._of_addresses("host1", answer)
+    said = helper._of_addresses("host1", answer)
     assert moved.url in said and "web.advertise" in said and "web.host" in said
 
 
@@ -104,7 +105,7 @@ def test_an_address_that_the_inventory_sets_is_left_alone_also_after_an_upgrade(
     away(manager)
     answer = readdress.hand_over(installer, given(moved))
     assert list(answer["unreached"]) == [manager.url]
-    assert "procguard_manager_url" in ssh_helper._of_addresses("host1", answer)
+    assert "procguard_manager_url" in helper._of_addresses("host1", answer)
     assert record(installer)["manager_urls"] == [manager.url]
 
 
@@ -162,6 +163,6 @@ def test_a_torn_or_missing_file_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_the_helper_says_what_the_agent_had_and_has() -> None:
-    said = ssh_helper._of_addresses("h1", {"told": ["http://b"], "before": ["http://a"]})
+    said = helper._of_addresses("h1", {"told": ["http://b"], "before": ["http://a"]})
     assert "http://a" in said and "http://b" in said
-    assert ssh_helper._of_addresses("h1", {}) == ""
+    assert helper._of_addresses("h1", {}) == ""

@@ -25,7 +25,7 @@ from procguard.console import terminal
 from procguard.deploy.code_sync import Brought
 from procguard.deploy.doctor import Step
 from procguard.deploy.rollout import HostResult
-from procguard.deploy.trust import ShownKey
+from procguard.deploy.ssh.known_hosts import ShownKey
 from procguard.errors import HostUnreachable
 from procguard.portal.api.openapi.document import document
 from tests import fake_manager
@@ -295,7 +295,7 @@ OVER_SSH = ["trust --hosts {0} --yes", "doctor gpu01 --hosts {0}", "fetch {0} /x
 def test_no_ssh_server_steers_the_terminal_before_its_key_is_known(
     manager: HostileManager, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, banner: bytes, command: str
 ) -> None:
-    monkeypatch.setattr("procguard.deploy.ssh.CONNECT_ATTEMPTS", 1)
+    monkeypatch.setattr("procguard.deploy.ssh.connection.CONNECT_ATTEMPTS", 1)
     server = RudeServer(banner)
     inventory = tmp_path / "hosts.yaml"
     host = {"ansible_host": "127.0.0.1", "ansible_port": server.port}

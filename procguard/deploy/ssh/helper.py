@@ -1,4 +1,4 @@
-"""The manager's own SSH, as a process of its own: python -m procguard.deploy.ssh_helper.
+"""The manager's own SSH, as a process of its own: python -m procguard.deploy.ssh.helper.
 
 SSH is CPU-heavy, can hang and does not work under gevent, so it never runs inside the manager. Requests and answers are
 JSON lines on stdin and stdout; the end of stdin ends the process. A host that hangs has one turn until its deadline.
@@ -27,8 +27,8 @@ from typing import Any
 from procguard.deploy import bundle
 from procguard.deploy.channel import HostSession
 from procguard.deploy.connector import Connector
-from procguard.deploy.ssh_turns import MAX_STUCK, NoTurn, Turns, jump_host
-from procguard.deploy.target import from_dict
+from procguard.deploy.ssh.pool import MAX_STUCK, NoTurn, Turns, jump_host
+from procguard.deploy.ssh.target import from_dict
 from procguard.errors import HostError, HostUnreachable, ProcGuardError
 
 MAX_DEADLINE_S = 30.0
@@ -42,7 +42,7 @@ Json = dict[str, Any]
 
 
 class Helper:
-    """Answers requests, each in a thread of its own; ssh_turns.py says how many are at work at once."""
+    """Answers requests, each in a thread of its own; pool.py says how many are at work at once."""
 
     def __init__(self, connector: Connector, out: Any, turns: Turns | None = None) -> None:
         self._connector = connector

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from procguard.deploy.ssh_helper import Helper
-from procguard.deploy.ssh_turns import NoTurn, Turns
+from procguard.deploy.ssh.helper import Helper
+from procguard.deploy.ssh.pool import NoTurn, Turns
 from tests.waiting import wait_until
 
 SOON_S = 10.0

@@ -50,7 +50,7 @@ class SshHelper:
     """One helper process, started at the first request. Safe to use from many greenlets or threads."""
 
     def __init__(self, command: list[str] | None = None) -> None:
-        self._command = command or [sys.executable, "-m", "procguard.deploy.ssh_helper"]
+        self._command = command or [sys.executable, "-m", "procguard.deploy.ssh.helper"]
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._process: Any = None
@@ -89,7 +89,7 @@ class SshHelper:
         deadline_s: float,
         max_bytes: int = 0,
     ) -> Result:
-        """What an operator asks for about the agent on `host`: see ssh_helper.py."""
+        """What an operator asks for about the agent on `host`: see helper.py."""
         where = {"host": host, "ssh": ssh, "home": home, "fleet_id": fleet_id}
         return self._ask({"op": op, **where, "max_bytes": max_bytes}, deadline_s)
 

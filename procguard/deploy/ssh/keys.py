@@ -12,7 +12,7 @@ from typing import Any
 
 import paramiko
 
-from procguard.deploy.credentials import Credentials
+from procguard.deploy.ssh.credentials import Credentials
 
 USUAL_KEYS = ("~/.ssh/id_rsa", "~/.ssh/id_ecdsa", "~/.ssh/id_ed25519")
 

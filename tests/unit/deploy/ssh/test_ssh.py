@@ -18,11 +18,12 @@ import fabric
 import paramiko
 import pytest
 
-from procguard.deploy import bundle, ssh
+from procguard.deploy import bundle
 from procguard.deploy.channel import REMOTE_COMMAND, HostSession
 from procguard.deploy.connector import Connector
-from procguard.deploy.ssh_client import SshHelper
-from procguard.deploy.target import Target, from_dict, parse_ssh_args, to_dict
+from procguard.deploy.ssh import connection as ssh
+from procguard.deploy.ssh.helper_client import SshHelper
+from procguard.deploy.ssh.target import Target, from_dict, parse_ssh_args, to_dict
 from procguard.errors import HostError, HostUnreachable
 from tests.unit.one_sshd import Server, free_port
 from tests.waiting import wait_until

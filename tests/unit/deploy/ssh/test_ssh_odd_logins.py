@@ -13,8 +13,8 @@ from typing import Any
 import fabric
 import pytest
 
-from procguard.deploy import ssh
 from procguard.deploy.connector import Connector
+from procguard.deploy.ssh import connection
 from procguard.errors import HostError, HostUnreachable
 from tests.unit.one_sshd import Server
 
@@ -88,7 +88,7 @@ def test_a_log_in_that_waits_for_something_is_quoted_too(server: Server, log_in:
     ],
 )
 def test_a_connection_that_stalls_says_at_which_step(greeting: bytes, what: str, next_step: str) -> None:
-    from procguard.deploy.target import Target
+    from procguard.deploy.ssh.target import Target
 
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
         taken: list[socket.socket] = []
@@ -104,7 +104,7 @@ def test_a_connection_that_stalls_says_at_which_step(greeting: bytes, what: str,
         threading.Thread(target=serve, daemon=True).start()
         target = Target("host1", "127.0.0.1", listener.getsockname()[1], "me")
         with pytest.raises(HostUnreachable) as caught:
-            ssh.connect(target, fabric.Config(), time.monotonic() + 20, timeout_s=2.0)
+            connection.connect(target, fabric.Config(), time.monotonic() + 20, timeout_s=2.0)
         for one in taken:
             one.close()
     assert what in caught.value.message, caught.value.message

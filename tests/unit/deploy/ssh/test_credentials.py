@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from procguard.deploy.credentials import Credentials, HostSecrets, ask_on_terminal
+from procguard.deploy.ssh.credentials import Credentials, HostSecrets, ask_on_terminal
 from procguard.errors import UsageError
 
 

@@ -16,9 +16,9 @@ from typing import Literal
 import fabric
 import paramiko
 
-from procguard.deploy import ssh
-from procguard.deploy.credentials import Credentials
-from procguard.deploy.target import Target
+from procguard.deploy.ssh import connection as ssh
+from procguard.deploy.ssh.credentials import Credentials
+from procguard.deploy.ssh.target import Target
 from procguard.errors import HostUnreachable, ProcGuardError
 
 SCAN_TIMEOUT_S = 15.0

@@ -19,10 +19,10 @@ from typing import Any
 import fabric
 import paramiko
 
-from procguard.deploy import ssh_keys
 from procguard.deploy.channel import remaining_s
-from procguard.deploy.credentials import PASSPHRASE, SSH_PASSWORD, Credentials
-from procguard.deploy.target import HOST_NAME, Target, bad_name
+from procguard.deploy.ssh import keys
+from procguard.deploy.ssh.credentials import PASSPHRASE, SSH_PASSWORD, Credentials
+from procguard.deploy.ssh.target import HOST_NAME, Target, bad_name
 from procguard.errors import HostError, HostUnreachable
 from remote_agent.mux import MuxEnded, Wire
 
@@ -81,16 +81,16 @@ class StrictConnection(fabric.Connection):  # type: ignore[misc]
             connect_kwargs=kwargs,
             forward_agent=False,  # whatever ~/.ssh/config says: a host never gets at the keys of whoever deploys
         )
-        files = ssh_keys.identity_files(target.key_filename, self.ssh_config)
+        files = keys.identity_files(target.key_filename, self.ssh_config)
         if target.identities_only or str(self.ssh_config.get("identitiesonly", "")).lower() == "yes":
-            self.connect_kwargs.update(allow_agent=False, look_for_keys=False, pkey=ssh_keys.agent_key(files))
+            self.connect_kwargs.update(allow_agent=False, look_for_keys=False, pkey=keys.agent_key(files))
         opened = next(filter(None, map(known.opened, files)), None)
         if opened is not None:
             self.connect_kwargs["pkey"] = opened
         # `_set`: Fabric takes plain attribute writes for configuration.
         self._set(
             target=target,
-            locked_keys=ssh_keys.unlocked(files, target.host, known),
+            locked_keys=keys.unlocked(files, target.host, known),
             gateway=_gateway(self, target, config, timeout_s, credentials),
         )
         self.client.set_missing_host_key_policy(_RefuseUnknown())
@@ -250,7 +250,7 @@ def explain(exc: BaseException, target: Target) -> HostUnreachable:
     if isinstance(exc, paramiko.BadHostKeyException):
         return _changed_key(exc, target)
     if isinstance(exc, paramiko.PasswordRequiredException):
-        path = exc.path if isinstance(exc, ssh_keys.LockedKey) else ""
+        path = exc.path if isinstance(exc, keys.LockedKey) else ""
         next_step = (
             f"load it into ssh-agent: {shlex.join(['ssh-add', *filter(None, [path])])}; or name a file with it: "
         )

@@ -18,19 +18,19 @@ from typing import Any
 import fabric
 import pytest
 
-from procguard.deploy import ssh
 from procguard.deploy.channel import SUDO_DONE, become, remote_command
 from procguard.deploy.connector import Connector
-from procguard.deploy.credentials import Credentials, HostSecrets
 from procguard.deploy.local import LocalPipe
-from procguard.deploy.ssh_client import SshHelper
-from procguard.deploy.target import Target, parse_ssh_args, to_dict
+from procguard.deploy.ssh import connection as ssh
+from procguard.deploy.ssh.credentials import Credentials, HostSecrets
+from procguard.deploy.ssh.helper_client import SshHelper
+from procguard.deploy.ssh.target import Target, parse_ssh_args, to_dict
 from procguard.errors import HostError, HostUnreachable, UsageError
+from tests.unit.deploy.ssh.test_ssh import failure
 from tests.unit.one_sshd import Server
-from tests.unit.test_ssh import failure
 
 PASSPHRASE = "correct horse"
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[4]
 
 
 @pytest.fixture(autouse=True)
