@@ -175,7 +175,7 @@ class Installer:
         fetch_code: "Callable[[], bytes]" = bytes,
         fetch_secret: "Callable[[str], str]" = lambda current: "",
     ) -> Json:
-        """Bring this host to what `request` says; see `procguard/deploy/deployer.py` for its fields.
+        """Bring this host to what `request` says; see `procguard/deploy/install/deployer.py` for its fields.
 
         `fetch_bundle`, then `fetch_code` (its byte code for this Python, b"" where it is made here) are called only
         when the release is not here yet. `fetch_secret`, with the digest of the secret that is here, only for a request

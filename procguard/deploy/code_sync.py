@@ -16,8 +16,8 @@ from typing import Any
 
 from procguard.console import tables
 from procguard.deploy import rsync_way
-from procguard.deploy.channel import HostSession
 from procguard.deploy.code_source import Source, Sources, Sync
+from procguard.deploy.install.session import HostSession
 from procguard.errors import HostError
 
 SYNC_TIMEOUT_S = 3600.0

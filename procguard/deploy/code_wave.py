@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-from procguard.deploy.channel import HostSession, Sessions
 from procguard.deploy.code_sync import Brought, CodeSync
+from procguard.deploy.install.rollout import Listener
+from procguard.deploy.install.session import HostSession, Sessions
 from procguard.deploy.inventory.model import Host
-from procguard.deploy.rollout import Listener
 from procguard.errors import HostError, ProcGuardError
 
 MAX_KEPT = 64  # sessions that wait for their second part; others connect again: descriptors are bounded

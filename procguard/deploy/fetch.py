@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from procguard.console import tables
-from procguard.deploy.channel import HostSession, Sessions
-from procguard.deploy.rollout import HostResult, Listener, Plan, Rollout
+from procguard.deploy.install.rollout import HostResult, Listener, Plan, Rollout
+from procguard.deploy.install.session import HostSession, Sessions
 from procguard.errors import HostError, UsageError
 from remote_agent import protocol
 from remote_agent.file_finder import PIECE_BYTES

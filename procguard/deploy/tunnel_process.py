@@ -23,8 +23,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from procguard.deploy.channel import HostSession
-from procguard.deploy.connector import Connector
+from procguard.deploy.install.connector import Connector
+from procguard.deploy.install.session import HostSession
 from procguard.deploy.ssh.target import Target, from_dict
 from procguard.errors import ProcGuardError
 from remote_agent.mux import Mux, MuxEnded, Store

@@ -29,7 +29,7 @@ def release(folder: Path, file: str, addition: str) -> Path:
     with open(folder / "remote_agent" / file, "a", encoding="utf-8") as out:
         out.write(addition)
     (folder / ".venv").symlink_to(REPOSITORY / ".venv")  # for the playbooks
-    patient = folder / "procguard" / "deploy" / "deployer.py"
+    patient = folder / "procguard" / "deploy" / "install" / "deployer.py"
     patient.write_text(patient.read_text().replace("VERIFY_TIMEOUT_S = 30.0", "VERIFY_TIMEOUT_S = 5.0"))
     return folder
 

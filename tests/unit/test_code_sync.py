@@ -15,12 +15,13 @@ from typing import Any
 
 import pytest
 
-from procguard.deploy import bundle, code_source
-from procguard.deploy.channel import HostSession
+from procguard.deploy import code_source
 from procguard.deploy.code_source import Sync
 from procguard.deploy.code_sync import Brought, CodeSync
+from procguard.deploy.install import bundle
+from procguard.deploy.install.local import LocalPipe
+from procguard.deploy.install.session import HostSession
 from procguard.deploy.inventory import model
-from procguard.deploy.local import LocalPipe
 from procguard.deploy.ssh.target import Target
 from procguard.errors import HostError, InventoryError, UsageError
 from tests.waiting import wait_until
@@ -308,7 +309,7 @@ def test_a_file_that_somebody_else_brought_is_taken_as_the_session_takes_it(
     host: Host, project: Path, sync: Sync, tmp_path: Path, job: subprocess.Popen[bytes]
 ) -> None:
     """`install.py code`, as the playbooks call it: a look first; only what differs, not under a job unasked."""
-    from procguard.deploy import ansible
+    from procguard.deploy.install import ansible
 
     untouched = os.stat(f"{sync.dest}/run.sh").st_ino
     (project / "train.py").write_text("print(2)\n")

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from procguard.cli import deploy
-from procguard.deploy.connector import Connector
 from procguard.deploy.fetch import Fetcher, Wanted, place
+from procguard.deploy.install.connector import Connector
+from procguard.deploy.install.rollout import HostResult
 from procguard.deploy.inventory.model import Host
-from procguard.deploy.rollout import HostResult
 from procguard.deploy.ssh.target import Target
 from procguard.errors import HostError, HostUnreachable, UsageError
-from tests.unit.test_deployer import Recorder
+from tests.unit.deploy.install.test_deployer import Recorder
 
 
 @pytest.fixture

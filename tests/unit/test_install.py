@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from procguard.deploy import bundle
-from procguard.deploy.channel import HostSession
-from procguard.deploy.local import LocalPipe
+from procguard.deploy.install import bundle
+from procguard.deploy.install.local import LocalPipe
+from procguard.deploy.install.session import HostSession
 from procguard.deploy.ssh.target import Target
 from remote_agent import agent_care, agent_process, keepalive, loopback, paths, protocol, release
 from remote_agent.installer import Installer, recorded_environment

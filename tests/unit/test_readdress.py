@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from procguard.deploy import bundle
+from procguard.deploy.install import bundle
 from procguard.deploy.ssh import helper
 from remote_agent import agent_care, install, paths, readdress
 from remote_agent.installer import Installer

@@ -17,14 +17,14 @@ from rich.text import Text
 from procguard.console import tables
 from procguard.console.styled import console as console  # noqa: PLC0414 - who shows something asks here
 from procguard.console.styled import joined, styled
-from procguard.deploy.channel import skipped_in_words
-from procguard.deploy.rollout import HostResult
+from procguard.deploy.install.rollout import HostResult
+from procguard.deploy.install.session import skipped_in_words
 from procguard.deploy.ssh.credentials import ask_on_terminal
 from procguard.errors import PartlyFailed
 
 if TYPE_CHECKING:  # for their types Fabric would be imported, which `invoke status` does not need
     from procguard.deploy.code_sync import Brought
-    from procguard.deploy.doctor import Step
+    from procguard.deploy.install.doctor import Step
     from procguard.deploy.ssh.known_hosts import ShownKey
 
 COLOURS = {"ok": "green", "changed": "yellow", "failed": "red", "unreachable": "red", "skipped": "cyan"}

@@ -19,7 +19,7 @@ from typing import Any
 import fabric
 import paramiko
 
-from procguard.deploy.channel import remaining_s
+from procguard.deploy.install.session import remaining_s
 from procguard.deploy.ssh import keys
 from procguard.deploy.ssh.credentials import PASSPHRASE, SSH_PASSWORD, Credentials
 from procguard.deploy.ssh.target import HOST_NAME, Target, bad_name

@@ -24,9 +24,9 @@ import threading
 import time
 from typing import Any
 
-from procguard.deploy import bundle
-from procguard.deploy.channel import HostSession
-from procguard.deploy.connector import Connector
+from procguard.deploy.install import bundle
+from procguard.deploy.install.connector import Connector
+from procguard.deploy.install.session import HostSession
 from procguard.deploy.ssh.pool import MAX_STUCK, NoTurn, Turns, jump_host
 from procguard.deploy.ssh.target import from_dict
 from procguard.errors import HostError, HostUnreachable, ProcGuardError

@@ -16,7 +16,7 @@ from procguard import __version__
 from procguard.agent_api import http_io
 from procguard.agent_api.handlers import checked_worker_id
 from procguard.agent_api.interface import Access
-from procguard.deploy import bundle
+from procguard.deploy.install import bundle
 from procguard.deploy.ssh.helper_client import Result
 from procguard.errors import Conflict, NotFound, UsageError
 from procguard.fleet.model import clock

@@ -23,8 +23,8 @@ from procguard.cli import app
 from procguard.cli.output import deployment
 from procguard.console import terminal
 from procguard.deploy.code_sync import Brought
-from procguard.deploy.doctor import Step
-from procguard.deploy.rollout import HostResult
+from procguard.deploy.install.doctor import Step
+from procguard.deploy.install.rollout import HostResult
 from procguard.deploy.ssh.known_hosts import ShownKey
 from procguard.errors import HostUnreachable
 from procguard.portal.api.openapi.document import document

@@ -18,9 +18,9 @@ import fabric
 import paramiko
 import pytest
 
-from procguard.deploy import bundle
-from procguard.deploy.channel import REMOTE_COMMAND, HostSession
-from procguard.deploy.connector import Connector
+from procguard.deploy.install import bundle
+from procguard.deploy.install.connector import Connector
+from procguard.deploy.install.session import REMOTE_COMMAND, HostSession
 from procguard.deploy.ssh import connection as ssh
 from procguard.deploy.ssh.helper_client import SshHelper
 from procguard.deploy.ssh.target import Target, from_dict, parse_ssh_args, to_dict

@@ -18,9 +18,9 @@ from typing import Any
 import fabric
 import pytest
 
-from procguard.deploy.channel import SUDO_DONE, become, remote_command
-from procguard.deploy.connector import Connector
-from procguard.deploy.local import LocalPipe
+from procguard.deploy.install.connector import Connector
+from procguard.deploy.install.local import LocalPipe
+from procguard.deploy.install.session import SUDO_DONE, become, remote_command
 from procguard.deploy.ssh import connection as ssh
 from procguard.deploy.ssh.credentials import Credentials, HostSecrets
 from procguard.deploy.ssh.helper_client import SshHelper

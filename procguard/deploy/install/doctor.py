@@ -14,9 +14,9 @@ from datetime import datetime
 from typing import Any, Literal
 
 from procguard.client.api import ManagerClient
-from procguard.deploy import bundle
-from procguard.deploy.channel import HostSession, Sessions, skipped_in_words
-from procguard.deploy.deployer import manager_candidates, port_of, trust_request
+from procguard.deploy.install import bundle
+from procguard.deploy.install.deployer import manager_candidates, port_of, trust_request
+from procguard.deploy.install.session import HostSession, Sessions, skipped_in_words
 from procguard.deploy.inventory.model import Host
 from procguard.deploy.ssh.target import Target
 from procguard.errors import ManagerUnreachable, ProcGuardError

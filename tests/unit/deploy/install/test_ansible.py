@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import yaml
 
-from procguard.deploy import bundle
+from procguard.deploy.install import bundle
 from remote_agent import agent_process, protocol
 from remote_agent.installer import Installer
 from tests import fake_manager
 from tests.fake_manager import FLEET, KEY, FakeManager
 
-ROOT = Path(bundle.__file__).parent.parent.parent
+ROOT = Path(bundle.__file__).parent.parent.parent.parent
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def manager() -> Iterator[FakeManager]:
 
 def step(manager: FakeManager, *words: str, text: str = "") -> dict[str, Any]:
     env = {**os.environ, "PYTHONPATH": str(ROOT), "PROCGUARD_MANAGER_URL": manager.url}
-    argv = [sys.executable, "-m", "procguard.deploy.ansible", *words]
+    argv = [sys.executable, "-m", "procguard.deploy.install.ansible", *words]
     done = subprocess.run(argv, input=text, env=env, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout))

@@ -8,12 +8,12 @@ import pytest
 from rich.console import Console
 
 from procguard.cli.output import deployment
+from procguard.deploy.install.rollout import HostResult, Plan, Rollout
 from procguard.deploy.inventory.model import Host
-from procguard.deploy.rollout import HostResult, Plan, Rollout
 from procguard.errors import HostError, HostUnreachable, ProcGuardError, UsageError
 from procguard.fleet.workers.spec_diff import differences
 from remote_agent.protocol import RestartPolicy, WorkerSpec
-from tests.unit.test_deployer import FakeClient, FakeHosts, Recorder, deployer, hosts
+from tests.unit.deploy.install.test_deployer import FakeClient, FakeHosts, Recorder, deployer, hosts
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ class Upgraded(FakeHosts):
 
 
 def test_an_upgraded_agent_that_is_not_heard_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("procguard.deploy.deployer.VERIFY_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("procguard.deploy.install.deployer.VERIFY_TIMEOUT_S", 0.3)
     client = FakeClient(["a"])
     client.silent = {"a"}
     machines = Upgraded(client)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from procguard.client.api import ManagerClient
 from procguard.client.coming_up import Patience, View, Watcher, is_bad
-from procguard.deploy.rollout import HostResult
+from procguard.deploy.install.rollout import HostResult
 from procguard.errors import HostError
 
 NOT_UP = "worker_not_up"

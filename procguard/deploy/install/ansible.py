@@ -1,6 +1,6 @@
 """What the playbooks need on the controller: the same deployment, its bytes carried by Ansible.
 
-    python -m procguard.deploy.ansible begin --hosts INVENTORY --dir DIR --action deploy|undeploy|ask [--check]
+    python -m procguard.deploy.install.ansible begin --hosts INVENTORY --dir DIR --action deploy|undeploy|ask [--check]
                                                              tells the manager (ask: only asks it); fills DIR (0700)
     … plan    --host NAME --dir DIR     `install.pyz status` on stdin -> what would change, and which bundle it takes
     … request --host NAME --dir DIR     the same on stdin -> the request for `install.pyz install`
@@ -27,13 +27,13 @@ from typing import Any
 
 from procguard.client import api
 from procguard.console import terminal
-from procguard.deploy import bundle
 from procguard.deploy.code_source import Sources
-from procguard.deploy.connector import Connector
-from procguard.deploy.deployer import VERIFY_TIMEOUT_S, WORKER_CHANGES, Deployer, Options, would_change
-from procguard.deploy.heard import Heard
+from procguard.deploy.install import bundle
+from procguard.deploy.install.connector import Connector
+from procguard.deploy.install.deployer import VERIFY_TIMEOUT_S, WORKER_CHANGES, Deployer, Options, would_change
+from procguard.deploy.install.rollout import HostResult
+from procguard.deploy.install.verify import Heard
 from procguard.deploy.inventory import model
-from procguard.deploy.rollout import HostResult
 from procguard.errors import ProcGuardError, UsageError
 
 LEFT_OVER_S = 24 * 3600.0
@@ -160,7 +160,9 @@ def _deployer(options: Options) -> Deployer:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="procguard.deploy.ansible", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="procguard.deploy.install.ansible", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("step", choices=["begin", "plan", "request", "code", "verify", "removal", "forget"])
     parser.add_argument("--hosts", default="", help="begin: the inventory")
     parser.add_argument("--action", choices=["deploy", "undeploy", "ask"], default="deploy", help="begin: for what")

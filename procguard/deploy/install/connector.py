@@ -11,9 +11,9 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from procguard.deploy import bundle
-from procguard.deploy.channel import HostSession, Pipe, become, remote_command
-from procguard.deploy.local import LocalPipe
+from procguard.deploy.install import bundle
+from procguard.deploy.install.local import LocalPipe
+from procguard.deploy.install.session import HostSession, Pipe, become, remote_command
 from procguard.deploy.ssh.credentials import Credentials
 from procguard.deploy.ssh.pool import NoTurn, Turns, jump_host
 from procguard.deploy.ssh.target import Target
