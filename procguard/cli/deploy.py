@@ -279,8 +279,8 @@ def fetch(
     from pathlib import Path
 
     from procguard.cli.output import deployment
-    from procguard.deploy.fetch import Fetcher, Wanted
     from procguard.deploy.install.connector import Connector
+    from procguard.deploy.sync.fetch import Fetcher, Wanted
 
     if not hosts and os.path.exists(pattern):
         hosts, pattern = pattern, ""

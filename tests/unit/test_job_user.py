@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from procguard.deploy.code_source import Sync
+from procguard.deploy.sync.source import Sync
 from procguard.errors import HostError
 from remote_agent import control, file_finder, identity, owners, paths
 from remote_agent.installer import Installer
@@ -28,9 +28,9 @@ from remote_agent.release import InstallError
 from remote_agent.runner_loop import Runner
 from tests.agent_host import Host, running
 from tests.fake_manager import FakeManager
+from tests.unit.deploy.sync.test_code_sync import Host as CodeHost
 from tests.unit.job_user import JobUser, job_user, needs_root  # noqa: F401 - fixture
 from tests.unit.runner_rig import Rig, alive, rig  # noqa: F401 - fixture
-from tests.unit.test_code_sync import Host as CodeHost
 from tests.waiting import wait_until
 
 pytestmark = needs_root

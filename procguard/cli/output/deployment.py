@@ -23,9 +23,9 @@ from procguard.deploy.ssh.credentials import ask_on_terminal
 from procguard.errors import PartlyFailed
 
 if TYPE_CHECKING:  # for their types Fabric would be imported, which `invoke status` does not need
-    from procguard.deploy.code_sync import Brought
     from procguard.deploy.install.doctor import Step
     from procguard.deploy.ssh.known_hosts import ShownKey
+    from procguard.deploy.sync.transfer import Brought
 
 COLOURS = {"ok": "green", "changed": "yellow", "failed": "red", "unreachable": "red", "skipped": "cyan"}
 MAX_NAMED = 12

@@ -27,13 +27,13 @@ from typing import Any
 
 from procguard.client import api
 from procguard.console import terminal
-from procguard.deploy.code_source import Sources
 from procguard.deploy.install import bundle
 from procguard.deploy.install.connector import Connector
 from procguard.deploy.install.deployer import VERIFY_TIMEOUT_S, WORKER_CHANGES, Deployer, Options, would_change
 from procguard.deploy.install.rollout import HostResult
 from procguard.deploy.install.verify import Heard
 from procguard.deploy.inventory import model
+from procguard.deploy.sync.source import Sources
 from procguard.errors import ProcGuardError, UsageError
 
 LEFT_OVER_S = 24 * 3600.0

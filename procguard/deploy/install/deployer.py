@@ -19,8 +19,6 @@ from typing import Any
 
 from procguard.client.api import ManagerClient
 from procguard.client.coming_up import Patience, Started
-from procguard.deploy.code_sync import CodeSync
-from procguard.deploy.code_wave import CodeWave
 from procguard.deploy.install import bundle
 from procguard.deploy.install.looks import Looks
 from procguard.deploy.install.rollout import HostResult, Json, Listener, Plan, Rollout, errors_of
@@ -28,6 +26,8 @@ from procguard.deploy.install.session import Sessions
 from procguard.deploy.install.verify import POLL_S, Heard, known_recovery
 from procguard.deploy.inventory.model import Host
 from procguard.deploy.ssh.target import from_dict, to_dict
+from procguard.deploy.sync.transfer import CodeSync
+from procguard.deploy.sync.wave import CodeWave
 from procguard.errors import Conflict, HostError, NotFound, ProcGuardError
 from remote_agent.protocol import secret_sha256
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from procguard.client.coming_up import Started
-from procguard.deploy.code_sync import Brought
 from procguard.deploy.inventory.model import Host
+from procguard.deploy.sync.transfer import Brought
 from procguard.errors import HostError, HostUnreachable, ProcGuardError, UsageError
 
 Status = Literal["ok", "changed", "failed", "unreachable", "skipped"]

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from procguard.config.groups import GroupPolicy
-from procguard.deploy import code_source
 from procguard.deploy.inventory import group_policies
 from procguard.deploy.inventory import source as inventory_source
 from procguard.deploy.inventory.groups import ALL, UNGROUPED, Groups
@@ -22,6 +21,7 @@ from procguard.deploy.inventory.templates import Renderer, TemplateMistake
 from procguard.deploy.inventory.workers import VARIABLE, SpecReader, Worker
 from procguard.deploy.ssh.credentials import HostSecrets
 from procguard.deploy.ssh.target import USER_NAME, Target, parse_ssh_args
+from procguard.deploy.sync import source as code_source
 from procguard.errors import HostUnreachable, InventoryError
 
 MAX_MISTAKES = 20

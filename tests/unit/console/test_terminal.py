@@ -22,10 +22,10 @@ from procguard import main, worker_launcher
 from procguard.cli import app
 from procguard.cli.output import deployment
 from procguard.console import terminal
-from procguard.deploy.code_sync import Brought
 from procguard.deploy.install.doctor import Step
 from procguard.deploy.install.rollout import HostResult
 from procguard.deploy.ssh.known_hosts import ShownKey
+from procguard.deploy.sync.transfer import Brought
 from procguard.errors import HostUnreachable
 from procguard.portal.api.openapi.document import document
 from tests import fake_manager

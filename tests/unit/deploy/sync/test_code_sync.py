@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 
-from procguard.deploy import code_source
-from procguard.deploy.code_source import Sync
-from procguard.deploy.code_sync import Brought, CodeSync
 from procguard.deploy.install import bundle
 from procguard.deploy.install.local import LocalPipe
 from procguard.deploy.install.session import HostSession
 from procguard.deploy.inventory import model
 from procguard.deploy.ssh.target import Target
+from procguard.deploy.sync import source
+from procguard.deploy.sync.source import Sync
+from procguard.deploy.sync.transfer import Brought, CodeSync
 from procguard.errors import HostError, InventoryError, UsageError
 from tests.waiting import wait_until
 
@@ -211,13 +211,13 @@ def test_code_that_changes_while_it_travels_is_refused_and_nothing_is_changed(
     host.bring(sync)
     before = tree(sync.dest)
     (project / "train.py").write_text("print(2)\n")
-    pack = code_source.Pack.__init__
+    pack = source.Pack.__init__
 
-    def late(self: code_source.Pack, *arguments: Any) -> None:
+    def late(self: source.Pack, *arguments: Any) -> None:
         (project / "train.py").write_text("print(3)\n")
         pack(self, *arguments)
 
-    monkeypatch.setattr(code_source.Pack, "__init__", late)
+    monkeypatch.setattr(source.Pack, "__init__", late)
     with pytest.raises(HostError, match=r"train.py is not what was announced.*deploy again"):
         host.bring(sync)
     assert tree(sync.dest) == before
@@ -268,7 +268,7 @@ def test_where_rsync_fails_the_session_brings_it(
     ],
 )
 def test_exclude_is_written_as_for_rsync(name: str, folder: bool, patterns: list[str], expected: bool) -> None:
-    assert code_source.excluded(name, folder, patterns) is expected
+    assert source.excluded(name, folder, patterns) is expected
 
 
 def test_the_inventory_says_what_goes_where(tmp_path: Path) -> None:
@@ -302,7 +302,7 @@ def test_mistakes_are_told_before_any_connection(tmp_path: Path, value: str, sai
 
 def test_a_source_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"there is no folder .*nosuch; correct src"):
-        code_source.scan(Sync(str(tmp_path / "nosuch"), "~/x"))
+        source.scan(Sync(str(tmp_path / "nosuch"), "~/x"))
 
 
 def test_a_file_that_somebody_else_brought_is_taken_as_the_session_takes_it(

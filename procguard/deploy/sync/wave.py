@@ -1,7 +1,7 @@
 """The code of a whole wave, before any of its workers may start; and each host's session, kept for what comes after.
 
 A gang whose code is only on some of its hosts must not start there: where one member's host fails here, its others are
-left alone too. Owns the order and the sessions; what is brought is code_sync.py's.
+left alone too. Owns the order and the sessions; what is brought is transfer.py's.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-from procguard.deploy.code_sync import Brought, CodeSync
 from procguard.deploy.install.rollout import Listener
 from procguard.deploy.install.session import HostSession, Sessions
 from procguard.deploy.inventory.model import Host
+from procguard.deploy.sync.transfer import Brought, CodeSync
 from procguard.errors import HostError, ProcGuardError
 
 MAX_KEPT = 64  # sessions that wait for their second part; others connect again: descriptors are bounded

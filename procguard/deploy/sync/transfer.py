@@ -1,6 +1,6 @@
 """Bringing a project's code to one host over an open session, before its workers start: only what changed, by digest.
 
-Owns the steps and what is told of them; what lies here is code_source.py's, what lies there remote_agent's. A folder in
+Owns the steps and what is told of them; what lies here is source.py's, what lies there remote_agent's. A folder in
 which workers run is left as it is unless asked (`under_running`).
 """
 
@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from procguard.console import tables
-from procguard.deploy import rsync_way
-from procguard.deploy.code_source import Source, Sources, Sync
 from procguard.deploy.install.session import HostSession
+from procguard.deploy.sync import rsync_way
+from procguard.deploy.sync.source import Source, Sources, Sync
 from procguard.errors import HostError
 
 SYNC_TIMEOUT_S = 3600.0
