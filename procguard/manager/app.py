@@ -22,7 +22,7 @@ from procguard.client import discovery
 from procguard.config.schema import Config
 from procguard.console import log_format
 from procguard.deploy.ssh.helper_client import Result, SshHelper
-from procguard.deploy.tunnel_client import TunnelProcess
+from procguard.deploy.tunnel.client import TunnelProcess
 from procguard.errors import ProcGuardError
 from procguard.fleet.agents.maintenance import AgentCare, Op
 from procguard.fleet.history.events import Event, EventBounds, EventLog

@@ -62,7 +62,7 @@ class World:
     def tunnel_process(self) -> psutil.Process:
         assert self.manager.process is not None
         children = psutil.Process(self.manager.process.pid).children()
-        [found] = [one for one in children if "procguard.deploy.tunnel_process" in one.cmdline()]
+        [found] = [one for one in children if "procguard.deploy.tunnel.process" in one.cmdline()]
         return found
 
 

@@ -1,4 +1,4 @@
-"""The manager's tunnels, as a process of its own: python -m procguard.deploy.tunnel_process.
+"""The manager's tunnels, as a process of its own: python -m procguard.deploy.tunnel.process.
 
 One SSH session to each host that has no other way to the manager; what its agent sends to a port of its own machine
 comes out at the manager's listener for agents. A session that breaks is opened again, with growing pauses and jitter,

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from procguard.agent_api.handlers import Desk as AgentsDesk
-from procguard.deploy.tunnel_client import TunnelProcess
-from procguard.deploy.tunnel_process import LAST_RETRY_S, retry_delay_s
+from procguard.deploy.tunnel.client import TunnelProcess
+from procguard.deploy.tunnel.process import LAST_RETRY_S, retry_delay_s
 from procguard.errors import Conflict, NotFound, Refused
 from procguard.fleet.model.records import AgentRecord
 from procguard.manager.tunnels import Tunnels
@@ -199,7 +199,7 @@ for line in sys.stdin:
 
 
 def test_a_process_that_dies_is_started_again_and_told_everything_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("procguard.deploy.tunnel_client.START_AGAIN_S", 0.01)
+    monkeypatch.setattr("procguard.deploy.tunnel.client.START_AGAIN_S", 0.01)
     news: list[Json] = []
     process = TunnelProcess(news.append, [sys.executable, "-c", STAND_IN])
     try:

@@ -28,7 +28,7 @@ class TunnelProcess:
 
     def __init__(self, on_news: Callable[[Json], None], command: list[str] | None = None) -> None:
         self._on_news = on_news
-        self._command = command or [sys.executable, "-m", "procguard.deploy.tunnel_process"]
+        self._command = command or [sys.executable, "-m", "procguard.deploy.tunnel.process"]
         self._lock = threading.Lock()
         self._wishes: dict[str, Json] = {}
         self._process: Any = None
