@@ -14,11 +14,11 @@ from typing import Any
 
 from invoke import Context
 
-from procguard import words
 from procguard.cli.task import operator_task, print_table
 from procguard.client import api
 from procguard.console.terminal import json_escaped, say, say_json
 from procguard.errors import PartlyFailed, UsageError
+from procguard.i18n import words
 
 EVENTS_SHOWN = 50
 MOST_EVENTS_SHOWN = 10_000

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from procguard.config.notifications import ALERT_CLASSES, Target
-from procguard.words import Words
+from procguard.i18n.words import Words
 
 Event = dict[str, Any]
 Severity = Literal["critical", "warning", "info"]

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 from procguard.config.notifications import Target
 from procguard.fleet.model.clock import Now
+from procguard.i18n.words import Words
 from procguard.notify.alerts import Message, payload
-from procguard.words import Words
 
 SLACK_HEADER_CHARS = 150
 SLACK_SECTION_CHARS = 3_000

@@ -80,7 +80,7 @@ def test_a_target_is_told_what_it_asked_for(asked: list[str], kind: str, told: b
 
 
 def test_every_alert_has_its_words_in_both_languages() -> None:
-    from procguard.words import Words
+    from procguard.i18n.words import Words
 
     for language in ("en", "zh"):
         words = Words(language)

@@ -18,7 +18,7 @@ from procguard.fleet.history.query import EventQuery
 from procguard.fleet.model import records
 from procguard.fleet.model.clock import Now
 from procguard.fleet.registry import Registry
-from procguard.words import Words
+from procguard.i18n.words import Words
 
 TIMELINE_EVENTS = 15
 # Of the host rather than of one worker, but part of each of its workers' stories.

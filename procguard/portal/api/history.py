@@ -12,7 +12,6 @@ from urllib.parse import quote
 
 import bottle
 
-from procguard import words
 from procguard.agent_api import http_io
 from procguard.agent_api.handlers import checked_worker_id
 from procguard.errors import UsageError
@@ -20,6 +19,7 @@ from procguard.fleet.history import explain
 from procguard.fleet.history.query import EventQuery
 from procguard.fleet.model import clock
 from procguard.fleet.registry import Registry
+from procguard.i18n import words
 from procguard.portal.logs.query import parse_since
 from procguard.runtime.cooperative import give_way
 from remote_agent import states

@@ -194,7 +194,7 @@ def test_every_kind_of_event_has_its_words() -> None:
     """Told in both languages by explain and in alerts, and named on the portal's pages."""
     import re
 
-    from procguard.words import LANGUAGES, Words
+    from procguard.i18n.words import LANGUAGES, Words
 
     root = Path(__file__).parents[4]
     code = "\n".join(path.read_text(encoding="utf-8") for path in (root / "procguard" / "fleet").rglob("*.py"))

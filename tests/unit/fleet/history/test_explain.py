@@ -13,12 +13,11 @@ from typing import Any
 
 import pytest
 
-from procguard import words
 from procguard.config.groups import GroupPolicy
 from procguard.fleet.history import explain
 from procguard.fleet.leases import Verdict
 from procguard.fleet.model.clock import Now
-from procguard.words import en, zh
+from procguard.i18n import en, words, zh
 from remote_agent import protocol
 from tests.unit.fleet_world import World
 from tests.unit.gang_world import GROUP, GangWorld

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from procguard.words import en, zh
+from procguard.i18n import en, zh
 from remote_agent.restart import signal_name
 
 LANGUAGES: tuple[str, ...] = ("en", "zh")
