@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from procguard.console import terminal
 from procguard.errors import Conflict, ProcGuardError, UsageError
-from procguard.launcher_trust import HOW, trust_for
+from procguard.tls.launcher_trust import HOW, trust_for
 from remote_agent import memory, paths, protocol, settings, states
 from remote_agent.agent import Agent
 from remote_agent.http_wire import split_url

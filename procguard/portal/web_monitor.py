@@ -16,7 +16,6 @@ import gevent
 import gevent.event
 import gevent.lock
 
-from procguard import tls
 from procguard.admission.connections import ConnectionBook
 from procguard.admission.memory import Bodies
 from procguard.admission.rate import BackOff
@@ -61,6 +60,7 @@ from procguard.portal.live.endpoint import LiveEndpoint
 from procguard.portal.live.hub import LiveHub
 from procguard.portal.logs.store import LogStore
 from procguard.portal.metrics.exposition import CONTENT_TYPE, Metrics, MetricsOptions
+from procguard.tls import certificates as tls
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from procguard.fleet.registry import Registry
 from procguard.fleet.workers import selectors
 from procguard.portal.api import requests
 from procguard.portal.api.search import MAX_SELECT_CHARS
-from procguard.tls import Pinned
+from procguard.tls.certificates import Pinned
 from remote_agent import protocol
 
 CHECK_SSH_DEADLINE_S = 30.0

@@ -20,13 +20,13 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
-from procguard import authority, tls
 from procguard.client import discovery
 from procguard.client.api import ManagerClient, from_environment
 from procguard.config import schema
 from procguard.config.schema import Tls
 from procguard.errors import ConfigError, ManagerUnreachable, ProcGuardError, UsageError
-from procguard.launcher_trust import trust_for
+from procguard.tls import authority, certificates
+from procguard.tls.launcher_trust import trust_for
 from remote_agent import paths
 from remote_agent.link import Addresses, Connection, Credentials, LinkDown, heartbeat, poll
 from remote_agent.protocol import AgentHeartbeat, encode
@@ -90,8 +90,10 @@ def names_in(path: str) -> set[str]:
 
 def test_the_own_ca_is_made_once_and_its_keys_are_private(tmp_path: Path) -> None:
     directory = tmp_path / "tls"
-    first = tls.OwnCa(Tls(mode="auto"), ["localhost", "10.0.0.5", "::1"], NOW, str(directory))
-    again = tls.OwnCa(Tls(mode="auto"), ["localhost", "10.0.0.5", "::1"], NOW + timedelta(days=30), str(directory))
+    first = certificates.OwnCa(Tls(mode="auto"), ["localhost", "10.0.0.5", "::1"], NOW, str(directory))
+    again = certificates.OwnCa(
+        Tls(mode="auto"), ["localhost", "10.0.0.5", "::1"], NOW + timedelta(days=30), str(directory)
+    )
     assert first.pinned == again.pinned and first.pinned.any_name
     assert {name: (directory / name).stat().st_mode & 0o777 for name in ("ca.key", "server.key")} == {
         "ca.key": 0o600, "server.key": 0o600
@@ -102,7 +104,7 @@ def test_the_own_ca_is_made_once_and_its_keys_are_private(tmp_path: Path) -> Non
 
 
 def test_the_certificate_is_renewed_before_its_end_by_the_same_ca(tmp_path: Path) -> None:
-    made = tls.OwnCa(Tls(mode="auto"), ["localhost"], NOW, str(tmp_path))
+    made = certificates.OwnCa(Tls(mode="auto"), ["localhost"], NOW, str(tmp_path))
     before = (tmp_path / "server.pem").read_bytes()
     assert not made.refresh(NOW + timedelta(days=200)) and (tmp_path / "server.pem").read_bytes() == before
     assert made.refresh(NOW + timedelta(days=500))
@@ -112,7 +114,7 @@ def test_the_certificate_is_renewed_before_its_end_by_the_same_ca(tmp_path: Path
 
 
 def test_a_new_address_of_the_manager_makes_another_certificate_and_one_less_does_not(tmp_path: Path) -> None:
-    made = tls.OwnCa(Tls(mode="auto"), ["localhost"], NOW, str(tmp_path))
+    made = certificates.OwnCa(Tls(mode="auto"), ["localhost"], NOW, str(tmp_path))
     made.rename(["localhost", "10.0.0.6"])
     assert made.refresh(NOW) and "10.0.0.6" in names_in(str(tmp_path / "server.pem"))
     made.rename(["localhost"])
@@ -121,30 +123,30 @@ def test_a_new_address_of_the_manager_makes_another_certificate_and_one_less_doe
 
 def test_near_the_cas_own_end_the_certificate_is_not_made_anew_each_time(tmp_path: Path) -> None:
     late = NOW + authority.CA_LIFE - timedelta(days=100)
-    made = tls.OwnCa(Tls(mode="auto"), ["localhost"], NOW, str(tmp_path))
+    made = certificates.OwnCa(Tls(mode="auto"), ["localhost"], NOW, str(tmp_path))
     assert made.refresh(late) and not made.refresh(late + timedelta(days=1))
     with pytest.raises(ProcGuardError, match="ended at"):
         made.refresh(late + timedelta(days=200))
 
 
 def test_a_damaged_ca_is_told_with_what_to_do(tmp_path: Path) -> None:
-    tls.OwnCa(Tls(mode="auto"), ["localhost"], NOW, str(tmp_path))
+    certificates.OwnCa(Tls(mode="auto"), ["localhost"], NOW, str(tmp_path))
     (tmp_path / "ca.key").write_text("nonsense")
     with pytest.raises(ProcGuardError, match="backup"):
-        tls.OwnCa(Tls(mode="auto"), ["localhost", "other"], NOW, str(tmp_path))
+        certificates.OwnCa(Tls(mode="auto"), ["localhost", "other"], NOW, str(tmp_path))
 
 
 def test_files_that_were_replaced_serve_from_then_on_and_bad_ones_do_not(tmp_path: Path) -> None:
     issuer = authority.Authority(str(tmp_path / "ca"), NOW)
     cert, key = write_pair(tmp_path / "files", issuer, ["localhost"], NOW + timedelta(days=9))
-    own = tls.OwnFiles(Tls(mode="files", cert=str(cert), key=str(key)), [], NOW)
+    own = certificates.OwnFiles(Tls(mode="files", cert=str(cert), key=str(key)), [], NOW)
     assert not own.refresh(NOW)
     write_pair(tmp_path / "files", issuer, ["localhost"], NOW + timedelta(days=90))
     assert own.refresh(NOW)
     cert.write_text("half a file")
     assert not own.refresh(NOW)
     with pytest.raises(ProcGuardError, match="cannot be used"):
-        tls.OwnFiles(Tls(mode="files", cert=str(cert), key=str(key)), [], NOW)
+        certificates.OwnFiles(Tls(mode="files", cert=str(cert), key=str(key)), [], NOW)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +202,7 @@ def test_a_certificate_of_another_name_is_refused_where_names_count(tmp_path: Pa
 def test_an_expired_certificate_is_refused(tmp_path: Path) -> None:
     issuer = authority.Authority(str(tmp_path / "ca"), NOW)
     cert, key = write_pair(tmp_path / "files", issuer, ["localhost"], NOW - timedelta(days=1))
-    context = tls.OwnFiles(Tls(mode="files", cert=str(cert), key=str(key)), [], NOW).context
+    context = certificates.OwnFiles(Tls(mode="files", cert=str(cert), key=str(key)), [], NOW).context
 
     def shake() -> None:
         with contextlib.suppress(OSError):

@@ -101,7 +101,7 @@ class OwnCa(Certificates):
 
     def __init__(self, settings: Tls, names: Iterable[str], now: datetime, directory: str) -> None:
         self._directory = directory
-        from procguard.authority import Authority  # noqa: PLC0415 - 10 MB that managers without a CA do not need
+        from procguard.tls.authority import Authority  # noqa: PLC0415 - 10 MB that managers without a CA do not need
 
         self._authority = Authority(directory, now)
         super().__init__(settings, names, now)

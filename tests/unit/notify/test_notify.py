@@ -148,7 +148,7 @@ def sent(kind: str, **values: Any) -> tuple[formats.Request, dict[str, Any]]:
 
 def test_generic_json_is_what_the_documentation_says() -> None:
     request, body = sent("webhook", secret="s3cret")
-    shown = (Path(__file__).parents[2] / "docs" / "notifications.md").read_text(encoding="utf-8")
+    shown = (Path(__file__).parents[3] / "docs" / "notifications.md").read_text(encoding="utf-8")
     assert all(f'"{key}"' in shown for key in body)
     signature = hmac.new(b"s3cret", request.body, hashlib.sha256).hexdigest()
     assert request.headers["X-ProcGuard-Signature"] == f"sha256={signature}"
@@ -446,7 +446,7 @@ def test_mistakes_are_told_without_the_secret(tmp_path: Path, entry: str, compla
 
 
 def test_every_key_of_a_target_is_documented() -> None:
-    shown = (Path(__file__).parents[2] / "docs" / "notifications.md").read_text(encoding="utf-8")
+    shown = (Path(__file__).parents[3] / "docs" / "notifications.md").read_text(encoding="utf-8")
     for name, info in Target.model_fields.items():
         assert f"| `{name}` |" in shown and (info.description or "") in shown, name
     for alert in ALERT_CLASSES:
@@ -456,7 +456,7 @@ def test_every_key_of_a_target_is_documented() -> None:
 def test_the_documented_examples_are_read_as_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import re
 
-    shown = (Path(__file__).parents[2] / "docs" / "notifications.md").read_text(encoding="utf-8")
+    shown = (Path(__file__).parents[3] / "docs" / "notifications.md").read_text(encoding="utf-8")
     for name in re.findall(r"env:([A-Z_]+)", shown):
         monkeypatch.setenv(name, "https://hooks.example.org/x")
     blocks = re.findall(r"```yaml\n(.*?)```", shown, re.DOTALL)
