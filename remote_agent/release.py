@@ -168,12 +168,12 @@ def _write_code(scratch: str, packed: bytes) -> None:
     import marshal
     import zlib
 
-    package, head = os.path.join(scratch, "remote_agent"), importlib.util.MAGIC_NUMBER + b"\x01\0\0\0"
-    sources = set(os.listdir(package))
-    os.mkdir(os.path.join(package, "__pycache__"), 0o755)
+    head = importlib.util.MAGIC_NUMBER + b"\x01\0\0\0"
     for name, (source_hash, code) in marshal.loads(zlib.decompress(packed)).items():  # noqa: S302 - as code, over SSH
-        if name in sources:
-            path = importlib.util.cache_from_source(os.path.join(package, name))
+        source = os.path.join(scratch, name)
+        if os.path.isfile(source):
+            path = importlib.util.cache_from_source(source)
+            os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
             _write_new(path, head + source_hash + code, 0o644)
 
 

@@ -44,8 +44,9 @@ def processes_naming(text: str) -> list[int]:
 
 def test_every_module_of_the_agent_can_be_imported(tmp_path: Path) -> None:
     assert PYPY is not None, "needs pypy3"
-    names = sorted(path.stem for path in (REPOSITORY / "remote_agent").glob("*.py") if path.stem != "__main__")
-    code = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module('remote_agent.' + name)"
+    paths = sorted((REPOSITORY / "remote_agent").rglob("*.py"))
+    names = [".".join(path.relative_to(REPOSITORY).with_suffix("").parts) for path in paths if path.stem != "__main__"]
+    code = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)"
     done = subprocess.run(
         [PYPY, "-S", "-c", code, *names], cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=60
     )

@@ -17,7 +17,7 @@ import tarfile
 import threading
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -37,9 +37,10 @@ from importlib.machinery import ModuleSpec
 from importlib.util import MAGIC_NUMBER
 class Sources:
     magic, sources, codes = marshal.loads(i.read(int(i.readline())))
+    packages = {name.rpartition(".")[0] for name in sources}
     @classmethod
     def find_spec(cls, name, path=None, target=None):
-        return ModuleSpec(name, cls, is_package=name == "remote_agent") if name in cls.sources else None
+        return ModuleSpec(name, cls, is_package=name in cls.packages) if name in cls.sources else None
     @staticmethod
     def create_module(spec):
         return None
@@ -55,7 +56,7 @@ code = remote_agent.install.main(["session"])
 sys.stdout.flush()
 os._exit(code)
 """
-_IMPORT = re.compile(r"^\s*from remote_agent(?:\.(\w+))? import (.+)$", re.MULTILINE)
+_IMPORT = re.compile(r"^\s*from (remote_agent[\w.]*) import (\([^)]*\)|.+)$", re.MULTILINE)
 
 MAGIC = importlib.util.MAGIC_NUMBER.hex()
 
@@ -78,20 +79,35 @@ def _once(function: F) -> F:
 
 @_once
 def installer_sources() -> dict[str, str]:
-    """Module name -> source of install.py and all it imports of its own package. The installer runs from memory with
+    """Module name -> source of the installer and all it imports of its own package. The installer runs from memory with
     these; everything else it finds in the release it unpacked."""
-    package = Path(remote_agent.__file__).parent
     sources: dict[str, str] = {}
-    waiting = ["install"]
+    waiting = ["remote_agent.install"]
     while waiting:
         name = waiting.pop()
         if name in sources:
             continue
-        sources[name] = (package / f"{name}.py").read_text("utf-8")
+        sources[name] = _file_of(name).read_text("utf-8")
         for module, names in _IMPORT.findall(sources[name]):
-            named = [module] if module else [one.split(" as ")[0].strip() for one in names.split(",")]
-            waiting.extend(one for one in named if (package / f"{one}.py").exists())
+            inner = [f"{module}.{one.split(' as ')[0].strip()}" for one in names.strip("()").split(",")]
+            waiting.extend(one for one in (module, *inner) if _file_of(one).exists())
     return sources
+
+
+def _file_of(module: str) -> Path:
+    return Path(remote_agent.__file__).parent.parent / f"{module.replace('.', '/')}.py"
+
+
+def _packages(modules: Iterable[str]) -> set[str]:
+    """Every package that one of the modules lies in."""
+    parts = [module.split(".") for module in modules]
+    return {".".join(one[:count]) for one in parts for count in range(1, len(one))}
+
+
+def _release_files() -> dict[str, Path]:
+    """Name in a release -> file, of every module."""
+    root = Path(remote_agent.__file__).parent.parent
+    return {str(path.relative_to(root)): path for path in sorted((root / "remote_agent").rglob("*.py"))}
 
 
 @dataclass(frozen=True)
@@ -106,7 +122,7 @@ class Bundle:
 @_once
 def build() -> Bundle:
     """The release, the same for every host."""
-    files = {f"remote_agent/{path.name}": path.read_bytes() for path in Path(remote_agent.__file__).parent.glob("*.py")}
+    files = {name: path.read_bytes() for name, path in _release_files().items()}
     data = pack(files)
     return Bundle(data, hashlib.sha256(data).hexdigest(), sum(map(len, files.values())))
 
@@ -135,8 +151,8 @@ def byte_code() -> bytes:
     Not part of the bundle: the bundle is the same whatever Python the manager has.
     """
     made = {}
-    for path in sorted(Path(remote_agent.__file__).parent.glob("*.py")):
-        made[path.name] = (importlib.util.source_hash(path.read_bytes()), _code(path, f"remote_agent/{path.name}"))
+    for name, path in _release_files().items():
+        made[name] = (importlib.util.source_hash(path.read_bytes()), _code(path, name))
     return zlib.compress(marshal.dumps(made, 2), 1)
 
 
@@ -168,8 +184,9 @@ def pack(files: dict[str, bytes]) -> bytes:
 
 def installer_zip() -> bytes:
     """install.py with all it imports, as one file for any Python >= 3.9: `python3 install.pyz status --home …`."""
-    files = {f"remote_agent/{name}.py": source for name, source in installer_sources().items()}
-    files["remote_agent/__init__.py"] = ""
+    sources = installer_sources()
+    files = {f"{name.replace('.', '/')}.py": source for name, source in sources.items()}
+    files |= {f"{name.replace('.', '/')}/__init__.py": "" for name in _packages(sources)}
     files["__main__.py"] = "import sys\n\nfrom remote_agent.install import main\n\nsys.exit(main())\n"
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -181,12 +198,11 @@ def installer_zip() -> bytes:
 @_once
 def bootstrap() -> bytes:
     """The bytes that turn a bare `python3` on a host into `install.py session`: sources, and byte code beside them."""
-    package = Path(remote_agent.__file__).parent
-    sources = {"remote_agent": b""}
-    codes = {"remote_agent": marshal.dumps(compile("", "remote_agent", "exec"))}
-    for module, source in installer_sources().items():
-        name = f"remote_agent.{module}"
-        sources[name], codes[name] = source.encode(), _code(package / f"{module}.py", name)
+    packages = _packages(installer_sources())
+    sources = dict.fromkeys(packages, b"")
+    codes = {name: marshal.dumps(compile("", name, "exec")) for name in packages}
+    for name, source in installer_sources().items():
+        sources[name], codes[name] = source.encode(), _code(_file_of(name), name)
     packed = [{name: zlib.compress(data) for name, data in one.items()} for one in (sources, codes)]
     modules = marshal.dumps((importlib.util.MAGIC_NUMBER, *packed), 2)
     boot = _BOOT.encode()

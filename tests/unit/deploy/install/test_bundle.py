@@ -48,7 +48,7 @@ def test_another_process_builds_the_same_bundle() -> None:
 
 def test_the_bundle_holds_the_agents_modules_and_nothing_else() -> None:
     package = Path(bundle.remote_agent.__file__).parent
-    assert names(bundle.build()) == {f"remote_agent/{path.name}" for path in package.glob("*.py")}
+    assert names(bundle.build()) == set(map(str, (path.relative_to(package.parent) for path in package.rglob("*.py"))))
 
 
 def test_the_bootstrap_carries_all_that_the_installer_imports(tmp_path: Path) -> None:
@@ -83,13 +83,12 @@ def test_the_local_environment_is_clean_of_the_operators_shell() -> None:
 def test_the_installers_sources_are_all_that_its_imports_name() -> None:
     """Also those inside of functions, which only some sessions reach."""
     sources = bundle.installer_sources()
-    package = Path(bundle.remote_agent.__file__).parent
+    root = Path(bundle.remote_agent.__file__).parent.parent
     for source in sources.values():
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "remote_agent":
-                parts = str(node.module).split(".")
-                named = [alias.name for alias in node.names] if len(parts) == 1 else parts[1:2]
-                assert {one for one in named if (package / f"{one}.py").exists()} <= set(sources)
+                named = [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
+                assert {one for one in named if (root / f"{one.replace('.', '/')}.py").exists()} <= set(sources)
 
 
 def test_what_many_sessions_need_at_once_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,8 +136,8 @@ def test_the_byte_code_that_travels_is_used_and_says_where_it_failed(tmp_path: P
     one = bundle.build()
     assert release.unpack(str(tmp_path), one.sha256, one.data, one.unpacked_bytes, bundle.byte_code())
     folder = Path(release.release_dir(str(tmp_path), one.sha256))
-    modules = {path.name for path in folder.glob("remote_agent/*.py")}
-    code = {path.name.split(".")[0] + ".py" for path in folder.glob("remote_agent/__pycache__/*.pyc")}
+    modules = {str(path) for path in folder.rglob("*.py")}
+    code = {f"{path.parent.parent}/{path.name.split('.')[0]}.py" for path in folder.rglob("__pycache__/*.pyc")}
     assert code == modules
     program = "import remote_agent.ids as m; print(m.__cached__); print(m.valid_id.__code__.co_filename)"
     command = [sys.executable, "-v", "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(folder)!r}); {program}"]
