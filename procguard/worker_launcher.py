@@ -21,11 +21,12 @@ from typing import Any, Literal
 from procguard.console import terminal
 from procguard.errors import Conflict, ProcGuardError, UsageError
 from procguard.tls.launcher_trust import HOW, trust_for
-from remote_agent import memory, paths, protocol, settings, states
+from remote_agent import memory, paths, settings
 from remote_agent.agent import Agent
 from remote_agent.http_wire import split_url
 from remote_agent.link import Addresses, Connection, Credentials, LinkDown, retry_delay_s
-from remote_agent.protocol import Assignment, RegisterReply, WorkerReport, WorkerSpec
+from remote_agent.protocol import messages, states
+from remote_agent.protocol.messages import Assignment, RegisterReply, WorkerReport, WorkerSpec
 from remote_agent.registration import LauncherRegistrar, host_name
 from remote_agent.settings import AgentLock, AgentLog, AgentSettings
 from remote_agent.slot import WorkerSlot, load_slots
@@ -131,7 +132,7 @@ def _missing(given: argparse.Namespace) -> list[str]:
     ):
         if not value.strip():
             wrong.append(f"{name} (or {name[2:].replace('-', '_').upper()}) is missing")
-    if given.worker_id and not protocol.valid_id(given.worker_id):
+    if given.worker_id and not messages.valid_id(given.worker_id):
         wrong.append(f"worker id {given.worker_id!r}: use letters, digits, '_', '.', '-', at most 64 characters")
     try:
         split_url(given.manager_url or "http://missing")
@@ -289,7 +290,7 @@ class Launcher:
                 self._trust = trust_for(url, self._options.ca)
                 connection = Connection(Addresses([url], self._trust), Credentials(""))
                 fleet_id = connection.anonymous("GET", "/api/hello").data.get("fleet_id")
-                if not protocol.valid_id(fleet_id):
+                if not messages.valid_id(fleet_id):
                     raise LinkDown(f"{url} does not answer like a ProcGuard manager")
                 if remembered.get(url) != fleet_id:
                     _remember(self._home, url, str(fleet_id))
@@ -320,7 +321,7 @@ class Launcher:
             own = AgentSettings(
                 fleet_id=fleet_id,
                 host=host_name(),
-                agent_id=protocol.LAUNCHER_PREFIX + worker_id,
+                agent_id=messages.LAUNCHER_PREFIX + worker_id,
                 manager_urls=[url],
                 runtime_dir=paths.choose_runtime_dir(self._home, fleet_id, host_name(), worker_id),
                 secret=os.urandom(32).hex(),
@@ -355,7 +356,7 @@ class Launcher:
         """What runs is adopted only if it is what was asked for."""
         stored = _object(paths.spec_file(slot.directory))
         running = slot.status.get("launch_digest") or stored.get("launch_digest")
-        if running == protocol.launch_digest(self._options.spec()):
+        if running == messages.launch_digest(self._options.spec()):
             return
         was = shown((stored.get("spec") or {}).get("command", "another command"))
         what = f"already running: {was} (pid {slot.status.get('pid')}, attempt {slot.attempt})"
@@ -369,8 +370,8 @@ class Launcher:
     def _is_what_it_had(self, directory: str) -> bool:
         """Whether the stored assignment is the command given now: then it may start before the manager is heard."""
         stored = _object(paths.assignments_file(directory)).get("assignments") or []
-        mine = protocol.launch_digest(self._options.spec())
-        return any(protocol.launch_digest(protocol.decode(Assignment, one).spec) == mine for one in stored)
+        mine = messages.launch_digest(self._options.spec())
+        return any(messages.launch_digest(messages.decode(Assignment, one).spec) == mine for one in stored)
 
     # -------------------------------------------------------------------------------------- while the agent runs
 

@@ -1,4 +1,5 @@
 """What runs on the hosts: agent, runners and their installer. Standard library only, Python 3.9 or later.
 
-Imports nothing from `procguard`; the manager imports `remote_agent.protocol` and `remote_agent.states` from here.
+Imports nothing from `procguard`. No `__init__` here imports anything: agent and runner load only what they use.
+`protocol` is what the manager shares with it. Start with `agent/agent.py` and `runner/loop.py`.
 """

@@ -32,7 +32,7 @@ from remote_agent.log_search import LogSearcher
 from remote_agent.logship import LogShipper
 from remote_agent.measuring import Measuring
 from remote_agent.orders import Orders
-from remote_agent.protocol import (
+from remote_agent.protocol.messages import (
     AgentHeartbeat,
     AgentReply,
     Assignment,
@@ -43,11 +43,11 @@ from remote_agent.protocol import (
     encode,
     valid_id,
 )
+from remote_agent.protocol.states import SETTLED
 from remote_agent.readdress import AddressFile
 from remote_agent.rotation import SecretRotation
 from remote_agent.settings import AgentLog, AgentSettings
 from remote_agent.slot import WorkerSlot, load_slots, longest_pause_s, remove_tree, stored_form, supersedes
-from remote_agent.states import SETTLED
 from remote_agent.usage import host_facts
 
 MAX_EVENTS = 500  # in one heartbeat

@@ -12,9 +12,9 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
-from remote_agent import protocol
-from remote_agent.digests import same
-from remote_agent.protocol import WireError, ZmqOffer
+from remote_agent.protocol import messages
+from remote_agent.protocol.digests import same
+from remote_agent.protocol.messages import WireError, ZmqOffer
 
 if TYPE_CHECKING:
     from remote_agent.zmq_wire import Zmq, ZmqWire
@@ -43,7 +43,7 @@ class Channels:
         own = self._zmq
         if own is None or time.monotonic() < self._again_at:
             return ""
-        proof = protocol.curve_key_proof(proof_key, agent_id, nonce, own.public_key)
+        proof = messages.curve_key_proof(proof_key, agent_id, nonce, own.public_key)
         return f"&curve={own.public_key}&mac={proof}"
 
     def due(self) -> bool:
@@ -57,11 +57,11 @@ class Channels:
             self._settle("")
             return None
         try:
-            offer = protocol.decode(ZmqOffer, data)
+            offer = messages.decode(ZmqOffer, data)
             numbers = (offer.port, offer.logs_port, offer.timeout_ms)
             if not all(isinstance(one, int) and 0 < one <= MAX_TIMEOUT_MS for one in numbers):
                 raise WireError("ports")
-            if not same(str(offer.proof), protocol.zmq_offer_proof(proof_key, agent_id, nonce, offer)):
+            if not same(str(offer.proof), messages.zmq_offer_proof(proof_key, agent_id, nonce, offer)):
                 raise WireError("proof")
         except WireError:
             self.failed("the manager's zmq offer is not proven")

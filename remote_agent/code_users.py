@@ -10,8 +10,8 @@ import os
 from typing import Any, Dict, List, Tuple
 
 from remote_agent import paths, state_files
-from remote_agent.ids import valid_id
 from remote_agent.locks import lock_held
+from remote_agent.protocol.ids import valid_id
 
 LIVE = ("starting", "running", "stopping", "backoff")
 

@@ -22,7 +22,7 @@ from remote_agent.link import (
     poll,
     retry_delay_s,
 )
-from remote_agent.protocol import AgentReply, WireError, decode
+from remote_agent.protocol.messages import AgentReply, WireError, decode
 
 SHORTEST_INTERVAL_S = 0.2
 COALESCE_S = 0.02  # changes within this time travel in one heartbeat

@@ -16,7 +16,7 @@ from collections import namedtuple
 from typing import Any, Optional
 
 from remote_agent import proc_usage
-from remote_agent.protocol import GpuProcess, GpuUsage, WorkerUsage
+from remote_agent.protocol.messages import GpuProcess, GpuUsage, WorkerUsage
 
 READ_TIMEOUT_S = 10.0
 FIRST_READ_TIMEOUT_S = 30.0  # without persistence mode the driver initialises every GPU first

@@ -10,8 +10,8 @@ from typing import Any, Optional
 
 from remote_agent.lease import Leases, boottime_ns, until_ns
 from remote_agent.process_tree import boot_id
-from remote_agent.protocol import Assignment, Lease
-from remote_agent.states import SETTLED, STOPPED
+from remote_agent.protocol.messages import Assignment, Lease
+from remote_agent.protocol.states import SETTLED, STOPPED
 
 
 class Granted:

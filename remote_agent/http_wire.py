@@ -41,7 +41,7 @@ class Address(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """`proof`: what the answer says to prove whose it is (session.py)."""
+    """`proof`: what the answer says to prove whose it is (protocol/session.py)."""
 
     status: int
     body: bytes

@@ -16,9 +16,10 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List
 
-from remote_agent import agent_process, ids, paths, release
+from remote_agent import agent_process, paths, release
 from remote_agent.keepalive import KeepAlive
 from remote_agent.locks import lock_held
+from remote_agent.protocol import ids
 from remote_agent.release import InstallError
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from collections import OrderedDict
 from typing import Any, Optional
 
 from remote_agent import disk_space
-from remote_agent.protocol import CommandResult
+from remote_agent.protocol.messages import CommandResult
 
 MAX_COMMANDS = 1000
 MAX_LINES = 5000

@@ -16,7 +16,7 @@ import os
 import time
 from collections.abc import Callable
 
-from remote_agent import child, hooks, process_tree, restart, states
+from remote_agent import child, hooks, process_tree, restart
 from remote_agent.attempt import Attempt, build_launch, now_s
 from remote_agent.cgroup import WorkerGroup
 from remote_agent.fence import Fence
@@ -24,6 +24,7 @@ from remote_agent.ladder import Ladder
 from remote_agent.lease import AWAITS_LEASE
 from remote_agent.oom import OomCounter
 from remote_agent.process_tree import Identity
+from remote_agent.protocol import states
 from remote_agent.restart import Decision, Ending, Policy
 from remote_agent.worker_record import WorkerRecord
 from remote_agent.worker_state import WorkerState, whole

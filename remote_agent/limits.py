@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Union
 
-from remote_agent.worker_spec import Limits
+from remote_agent.protocol.worker_spec import Limits
 
 UNLIMITED = -1
 _UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}

@@ -2,7 +2,7 @@
 zmq where both sides have it (channel.py).
 
 Owns connections and credentials; knows no worker and no file. The agent's secret is not sent: requests and answers
-carry MACs under a key made of it (session.py), and nothing is asked of a manager that has not proven itself.
+carry MACs under a key made of it (protocol/session.py), and nothing is asked of a manager that has not proven itself.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
-from remote_agent import loopback, session
+from remote_agent import loopback
 from remote_agent.channel import Channels
-from remote_agent.digests import same
 from remote_agent.http_wire import Answer, HttpConnection, WireTrouble, quote, split_url
 from remote_agent.lease import boottime_ns
-from remote_agent.protocol import MAX_WAIT_S, ZmqOffer, secret_sha256
+from remote_agent.protocol import session
+from remote_agent.protocol.digests import same
+from remote_agent.protocol.messages import MAX_WAIT_S, ZmqOffer, secret_sha256
 from remote_agent.readdress import AddressFile
 from remote_agent.tls import Trust, explain
 

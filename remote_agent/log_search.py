@@ -17,7 +17,7 @@ from typing import Any, Callable, Optional
 
 from remote_agent.http_wire import quote
 from remote_agent.link import Connection, Credentials, LinkDown
-from remote_agent.protocol import LogMatch, LogSearch, LogSearchResult, encode
+from remote_agent.protocol.messages import LogMatch, LogSearch, LogSearchResult, encode
 
 GREP = os.path.join(os.path.dirname(os.path.abspath(__file__)), "grep.py")
 MAX_WAITING = 4

@@ -25,7 +25,7 @@ from remote_agent.log_files import (
     ShippedWorker,
     WorkerLogs,
 )
-from remote_agent.protocol import MAX_LOG_POST_BYTES
+from remote_agent.protocol.messages import MAX_LOG_POST_BYTES
 
 CHUNK_BYTES = 1024 * 1024
 LARGE_CHUNK_BYTES = MAX_LOG_POST_BYTES  # while more than this waits

@@ -47,7 +47,7 @@ def agent_dir(home: str, fleet_id: str, host: str) -> str:
 
 
 def launcher_dir(home: str, fleet_id: str, host: str, worker_id: str) -> str:
-    from remote_agent.protocol import directory_name
+    from remote_agent.protocol.messages import directory_name
 
     return os.path.join(agent_dir(home, fleet_id, host), "launchers", directory_name(worker_id))
 
@@ -77,7 +77,7 @@ def workers_dir(agent_directory: str) -> str:
 
 
 def worker_dir(agent_directory: str, worker_id: str) -> str:
-    from remote_agent.protocol import directory_name
+    from remote_agent.protocol.messages import directory_name
 
     return os.path.join(workers_dir(agent_directory), directory_name(worker_id))
 
@@ -195,7 +195,7 @@ def recorded_runtime_dir(worker_directory: str) -> str:
 
 def runtime_name(home: str, fleet_id: str, host: str, launcher_worker: str = "") -> str:
     """12 hex digits naming one agent of one home: short, because socket paths end at 107 bytes."""
-    from remote_agent.digests import sha256_hex
+    from remote_agent.protocol.digests import sha256_hex
 
     parts = [home, fleet_id, host] + ([launcher_worker] if launcher_worker else [])
     return sha256_hex("\0".join(parts).encode())[:12]

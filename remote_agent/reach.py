@@ -1,7 +1,7 @@
 """Which address of the manager works from this host: asked all at once, believed only with proof.
 
-Knows HTTP and the proof in hello (session.py); sends no secret, changes nothing. An address of this host counts only
-where no other user listens there (loopback.py). Used by the installer.
+Knows HTTP and the proof in hello (protocol/session.py); sends no secret, changes nothing. An address of this host
+counts only where no other user listens there (loopback.py). Used by the installer.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import threading
 import time
 from typing import Any, Optional
 
-from remote_agent import loopback, session
-from remote_agent.digests import same
+from remote_agent import loopback
 from remote_agent.http_wire import HttpConnection, WireTrouble, quote, split_url
+from remote_agent.protocol import session
+from remote_agent.protocol.digests import same
 from remote_agent.tls import Trust, explain
 
 PROBE_TIMEOUT_S = 4.0

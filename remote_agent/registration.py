@@ -12,11 +12,11 @@ import re
 import socket
 from typing import Callable, Optional
 
-from remote_agent import protocol, states
 from remote_agent.agent import Agent
 from remote_agent.conversation import Registrar
 from remote_agent.link import Connection, Credentials, LinkDown, Outcome, Reply, Unknown, UnknownToken, retry_delay_s
-from remote_agent.protocol import RegisterReply, Registration, WorkerSpec
+from remote_agent.protocol import messages, states
+from remote_agent.protocol.messages import RegisterReply, Registration, WorkerSpec
 from remote_agent.restart import needs_runner
 from remote_agent.slot import WorkerSlot
 
@@ -56,7 +56,7 @@ class LauncherRegistrar(Registrar):
         return not self._registered
 
     def request(self) -> Callable[[Connection], Reply]:
-        body = protocol.encode(self._registration())
+        body = messages.encode(self._registration())
         mine, token = self._credentials, self._token
 
         def job(connection: Connection) -> Reply:
@@ -92,7 +92,7 @@ class LauncherRegistrar(Registrar):
             else ""
         )
         if outcome.ok:
-            return self._answer(protocol.decode(RegisterReply, outcome.data))
+            return self._answer(messages.decode(RegisterReply, outcome.data))
         if outcome.status == 429 or outcome.status >= 500 or (outcome.status == 409 and code == "full"):
             self._say(f"the manager does not take the registration yet: {outcome.why}")
             return PENDING_AGAIN_S
@@ -150,7 +150,7 @@ class LauncherRegistrar(Registrar):
             command=self._spec.command,
             host=host_name(),
             spec=self._spec,
-            secret_sha256=protocol.secret_sha256(self._credentials.secret),
+            secret_sha256=messages.secret_sha256(self._credentials.secret),
             state=self._told_state(slot),  # type: ignore[arg-type]
             attempt=slot.attempt if slot is not None and alive else 0,
             epoch=int(slot.status.get("epoch") or 0) if slot is not None else 0,
@@ -169,4 +169,4 @@ class LauncherRegistrar(Registrar):
 def host_name() -> str:
     """This machine's name, as an id."""
     name = re.sub(r"[^A-Za-z0-9_.-]", "-", socket.gethostname())[:64]
-    return name if protocol.valid_id(name) else "host-" + name[:59].strip("-.") if name.strip("-.") else "host"
+    return name if messages.valid_id(name) else "host-" + name[:59].strip("-.") if name.strip("-.") else "host"

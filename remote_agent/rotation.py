@@ -17,9 +17,10 @@ import os
 import threading
 from typing import Any, Callable, Optional
 
-from remote_agent import locks, paths, protocol
+from remote_agent import locks, paths
 from remote_agent.http_wire import quote
 from remote_agent.link import Connection, Credentials, LinkDown
+from remote_agent.protocol import messages
 
 LOCK_WITHIN_S = 5.0  # a deployment that is under way here has the file; then the manager asks again
 NOT_ASKED = 409
@@ -76,10 +77,10 @@ class SecretRotation:
 
     def _carry_out(self, rotation: str) -> None:
         secret = self._new_secret(rotation)
-        renewal = protocol.SecretRenewal(rotation, protocol.secret_sha256(secret))
+        renewal = messages.SecretRenewal(rotation, messages.secret_sha256(secret))
         path = f"/api/agents/{quote(self._credentials.agent_id)}/secret"
         self._connection = self._connect()
-        reply = self._connection.request("POST", path, json.dumps(protocol.encode(renewal)).encode())
+        reply = self._connection.request("POST", path, json.dumps(messages.encode(renewal)).encode())
         if reply.status == NOT_ASKED:  # a deployment, or a revocation, came first
             self._forget()
         if not reply.ok:

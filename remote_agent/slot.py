@@ -21,7 +21,7 @@ from remote_agent.health import HealthMonitor
 from remote_agent.lease import AWAITS_LEASE
 from remote_agent.locks import lock_held
 from remote_agent.process_tree import Identity, boot_id, is_alive
-from remote_agent.protocol import (
+from remote_agent.protocol.messages import (
     Assignment,
     Command,
     ExitRecord,
@@ -32,8 +32,8 @@ from remote_agent.protocol import (
     WorkerUsage,
     decode,
 )
+from remote_agent.protocol.states import ALIVE, BACKOFF, FAILED, RUNNING, SETTLED, STOPPED
 from remote_agent.restart import needs_runner
-from remote_agent.states import ALIVE, BACKOFF, FAILED, RUNNING, SETTLED, STOPPED
 
 RUNNER_RETRY_S = (0.0, 0.0, 0.5, 2.0, 5.0, 15.0, 30.0)
 CONNECT_AGAIN_S = 0.1

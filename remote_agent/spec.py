@@ -16,7 +16,7 @@ from typing import Any, Optional
 from remote_agent import health
 from remote_agent import limits as limits_module
 from remote_agent.paths import absolute
-from remote_agent.protocol import Assignment, Hook, WorkerSpec, encode, launch_digest
+from remote_agent.protocol.messages import Assignment, Hook, WorkerSpec, encode, launch_digest
 
 LONGEST_HOOK_S = 7 * 86400.0
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 
-from remote_agent import process_tree, restart, states
+from remote_agent import process_tree, restart
 from remote_agent.cgroup import WorkerGroup
 from remote_agent.keeper import (
     ANEW,
@@ -27,6 +27,7 @@ from remote_agent.keeper import (
 )
 from remote_agent.lease import AWAITS_LEASE
 from remote_agent.process_tree import Identity
+from remote_agent.protocol import states
 from remote_agent.restart import Ending
 from remote_agent.worker_record import WorkerRecord
 from remote_agent.worker_state import whole

@@ -11,7 +11,7 @@ from collections import namedtuple
 from typing import Any, Optional
 
 from remote_agent.proc_usage import Proc
-from remote_agent.protocol import GpuUsage
+from remote_agent.protocol.messages import GpuUsage
 from remote_agent.restart import duration_in_words
 
 ZOMBIE_AFTER_S = 30.0

@@ -53,7 +53,7 @@ def fingerprint(pem: str) -> str:
     """sha256: and the hex digest of the (first) certificate's DER. Raises ValueError for what is none."""
     import ssl
 
-    from remote_agent.digests import sha256_hex
+    from remote_agent.protocol.digests import sha256_hex
 
     end = "-----END CERTIFICATE-----"
     first = pem[pem.index("-----BEGIN") : pem.index(end) + len(end)]

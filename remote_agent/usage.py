@@ -12,7 +12,7 @@ from typing import Union
 
 from remote_agent import proc_usage
 from remote_agent.proc_usage import ProcMeter, Sample
-from remote_agent.protocol import HostFacts
+from remote_agent.protocol.messages import HostFacts
 
 
 class NoMeter:

@@ -10,7 +10,8 @@ import os
 import time
 from collections.abc import Callable
 
-from remote_agent import paths, process_tree, restart, states
+from remote_agent import paths, process_tree, restart
+from remote_agent.protocol import states
 from remote_agent.restart import Ending
 from remote_agent.worker_record import WorkerRecord
 

@@ -16,7 +16,7 @@ import threading
 import time
 from typing import Any, Optional
 
-from remote_agent.protocol import ZMQ_INLINE_BYTES, ZmqOffer
+from remote_agent.protocol.messages import ZMQ_INLINE_BYTES, ZmqOffer
 
 PING_EVERY_MS, PONG_WITHIN_MS = 10_000, 5_000  # a busy manager is no dead one: its pongs are libzmq's own
 DEAD_AFTER_MS = 30_000  # bytes that nobody acknowledges

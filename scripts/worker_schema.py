@@ -1,4 +1,5 @@
-"""docs/worker.schema.json and the key tables of docs/worker.md, from the descriptions in remote_agent/worker_spec.py.
+"""docs/worker.schema.json and the key tables of docs/worker.md, from the descriptions in
+remote_agent/protocol/worker_spec.py.
 
 python scripts/worker_schema.py   writes them; tests/unit/fleet/workers/test_worker_schema.py fails where they are not
 what it writes
@@ -17,24 +18,24 @@ sys.path.insert(0, ROOT)
 
 from pydantic import TypeAdapter  # noqa: E402
 
-from remote_agent import protocol  # noqa: E402
+from remote_agent.protocol import messages  # noqa: E402
 
 SCHEMA_PATH = os.path.join(ROOT, "docs", "worker.schema.json")
 PAGE_PATH = os.path.join(ROOT, "docs", "worker.md")
 BEGIN = "<!-- the tables are written by scripts/worker_schema.py -->\n"
 END = "<!-- end of the tables -->\n"
 _TABLES = (
-    ("Every key", protocol.WorkerSpec, ""),
-    ("restart", protocol.RestartPolicy, "restart."),
-    ("health", protocol.HealthCheck, "health."),
-    ("limits", protocol.Limits, "limits."),
-    ("pre_start and post_stop", protocol.Hook, "pre_start."),
+    ("Every key", messages.WorkerSpec, ""),
+    ("restart", messages.RestartPolicy, "restart."),
+    ("health", messages.HealthCheck, "health."),
+    ("limits", messages.Limits, "limits."),
+    ("pre_start and post_stop", messages.Hook, "pre_start."),
 )
 
 
 def schema() -> dict[str, Any]:
     """JSON Schema (2020-12) of one worker as an inventory may write it, short forms included."""
-    made = TypeAdapter(protocol.WorkerSpec).json_schema()
+    made = TypeAdapter(messages.WorkerSpec).json_schema()
     for part in (made, *made["$defs"].values()):
         part["additionalProperties"] = False
         part.pop("title", None)
@@ -42,8 +43,8 @@ def schema() -> dict[str, Any]:
             one.pop("title", None)
     _allow_short_forms(made["properties"])
     made["properties"] = {
-        "id": {"type": "string", "pattern": protocol.ID_PATTERN, "description": "Unique in the whole fleet"},
-        "worker_id": {"type": "string", "pattern": protocol.ID_PATTERN, "description": "The same as id"},
+        "id": {"type": "string", "pattern": messages.ID_PATTERN, "description": "Unique in the whole fleet"},
+        "worker_id": {"type": "string", "pattern": messages.ID_PATTERN, "description": "The same as id"},
         **made["properties"],
     }
     return {

@@ -18,8 +18,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from remote_agent import protocol, session
-from remote_agent.protocol import Assignment, Command, RestartPolicy, WorkerSpec
+from remote_agent.protocol import messages, session
+from remote_agent.protocol.messages import Assignment, Command, RestartPolicy, WorkerSpec
 
 MAX_LOG_BYTES = 1 << 30  # its disk takes no longer file
 START_SECS = 0.1  # of every worker, so that tests need not wait a second for each start
@@ -40,7 +40,7 @@ class Request(NamedTuple):
 
 
 class Session(NamedTuple):
-    """As in remote_agent/session.py: who opened it, with which secret, and the key of its MACs."""
+    """As in remote_agent/protocol/session.py: who opened it, with which secret, and the key of its MACs."""
 
     who: str
     secret: str
@@ -173,7 +173,7 @@ class FakeManager:
     def hello(self, who: str, nonce: str, url: str) -> dict[str, Any]:
         """With a session for agents that it knows, and for who has a token that it knows; for nobody else."""
         answer: dict[str, Any] = {"fleet_id": self.fleet_id, "version": "test"}
-        digests = [protocol.secret_sha256(token) for token in self.tokens]
+        digests = [messages.secret_sha256(token) for token in self.tokens]
         of_tokens = {session.TOKEN_PREFIX + session.token_mark(digest): digest for digest in digests}
         key = self.proof_keys.get(who) or of_tokens.get(who) or (KEY if self.knows_all else "")
         if who and key:
@@ -212,14 +212,14 @@ class FakeManager:
 
     @property
     def rev(self) -> str:
-        return protocol.canonical_digest([protocol.encode(one) for one in self.assignments.values()])
+        return messages.canonical_digest([messages.encode(one) for one in self.assignments.values()])
 
     def reply(self, rev: str, seq: int) -> dict[str, Any]:
-        answer = protocol.AgentReply(self.fleet_id, self.interval_s, self.rev)
+        answer = messages.AgentReply(self.fleet_id, self.interval_s, self.rev)
         if rev != self.rev:
             answer.assignments = list(self.assignments.values())
         answer.commands = [one for one in self.commands if one.seq > seq]
-        return protocol.encode(answer)
+        return messages.encode(answer)
 
     def heartbeat(self, beat: dict[str, Any]) -> dict[str, Any]:
         with self.changed:
@@ -229,7 +229,7 @@ class FakeManager:
             self.results += beat["results"]
             answer = self.reply(beat["assignments_rev"], beat["commands_seq"])
             answer["beat"] = beat.get("beat", 0)
-            answer["leases"] = [protocol.encode(one) for one in self.leases()]
+            answer["leases"] = [messages.encode(one) for one in self.leases()]
             for event in beat["events"]:
                 acked = answer["events_acked"].get(event["worker_id"], 0)
                 answer["events_acked"][event["worker_id"]] = max(acked, event["seq"])
@@ -237,10 +237,10 @@ class FakeManager:
                 self._last_answer = answer
             return self._last_answer
 
-    def leases(self) -> list[protocol.Lease]:
+    def leases(self) -> list[messages.Lease]:
         """As the real one: to all that are to run, and to what still runs though it is to be stopped."""
         return [
-            protocol.Lease(one.worker_id, one.epoch, one.lease_s)
+            messages.Lease(one.worker_id, one.epoch, one.lease_s)
             for one in self.assignments.values()
             if one.lease_s is not None
             and one.worker_id not in self.withheld
@@ -276,10 +276,10 @@ class FakeManager:
             self.registrations.append(body)
             if self.register_answer is not None:
                 return self.register_answer
-            worker_id, agent_id = body["worker_id"], protocol.LAUNCHER_PREFIX + body["worker_id"]
+            worker_id, agent_id = body["worker_id"], messages.LAUNCHER_PREFIX + body["worker_id"]
             self.proof_keys.setdefault(agent_id, self.offered_key)
             self.secrets[agent_id] = "sha256:" + body["secret_sha256"]
-            spec = protocol.decode(WorkerSpec, body["spec"])
+            spec = messages.decode(WorkerSpec, body["spec"])
             spec.restart.start_secs = START_SECS
             if self.restart_policy:
                 spec.restart.policy = self.restart_policy  # type: ignore[assignment]
@@ -291,8 +291,8 @@ class FakeManager:
                 known.spec = spec
                 if body["state"] in ("exited", "failed") and known.desired == "running":
                     known.generation += 1
-            return 200, protocol.encode(
-                protocol.RegisterReply(
+            return 200, messages.encode(
+                messages.RegisterReply(
                     "registered", worker_id, agent_id, self.fleet_id, proof_key=self.proof_keys[agent_id], epoch=1
                 )
             )
@@ -300,7 +300,7 @@ class FakeManager:
     def admits(self, caller: Session | None) -> bool:
         if caller is None:
             return False
-        known = (caller.secret, "sha256:" + protocol.secret_sha256(caller.secret))
+        known = (caller.secret, "sha256:" + messages.secret_sha256(caller.secret))
         return self.knows_all or self.secrets.get(caller.who) in known
 
 

@@ -1,7 +1,7 @@
 """What a hostile agent or launcher may send: every field of every message at its extremes, names of others, replays.
 
-Made from the dataclasses of remote_agent.protocol, so that a field that is added is covered by itself. A seed gives the
-same messages again. Knows the wire; not what the manager does with it.
+Made from the dataclasses of remote_agent.protocol.messages, so that a field that is added is covered by itself. A seed
+gives the same messages again. Knows the wire; not what the manager does with it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Union
 from urllib.parse import quote, urlencode
 
-from remote_agent import protocol
+from remote_agent.protocol import messages
 
 INTEGERS = [0, 1, -1, 2, 7, 1000, 65_535, 65_536, 10**8, 10**9, 2**31 - 1, 2**31, 2**53 - 1, 2**53, 2**62, 2**63 - 1]
 INTEGERS += [2**63, 2**64, -(2**63), 10**30, 10**150]
@@ -74,7 +74,7 @@ class Byzantine:
     # ------------------------------------------------------------------------------------------ each message
 
     def _heartbeat(self) -> Request:
-        beat = self.make(protocol.AgentHeartbeat)
+        beat = self.make(messages.AgentHeartbeat)
         if self._random.random() < 0.9:
             beat["agent_id"] = self._agent_id
         if self._random.random() < 0.8:  # else most are refused for one field of one of them
@@ -82,7 +82,7 @@ class Byzantine:
         if self._random.random() < 0.01:
             beat["workers"] = [self._claim() for _ in range(2_000)]
         if self._random.random() < 0.01:
-            event = self.make(protocol.WorkerEvent, 1)
+            event = self.make(messages.WorkerEvent, 1)
             beat["events"] = [event] * self._random.choice([500, 3_000, 10_001])
         agent = self._agent_id if self._random.random() < 0.9 else self._random.choice(self._known.agents)
         return self._post(f"/api/agents/{quote(agent, safe=':')}/heartbeat", beat)
@@ -92,7 +92,7 @@ class Byzantine:
         known = self._known
         report = {
             "worker_id": self._random.choice(known.others + known.own),
-            "state": self._random.choice(typing.get_args(protocol.State)),
+            "state": self._random.choice(typing.get_args(messages.State)),
             "epoch": self._random.choice([*known.numbers, 2**53 - 1, 2**53, 2**63 - 1, 1]),
             "generation": self._random.choice([0, 1, 2, 5, 2**31, 2**31 + 1, 2**53 - 1]),
             "attempt": self._random.choice([0, 1, 2, 3, 99, 10**8]),
@@ -103,15 +103,15 @@ class Byzantine:
         return report
 
     def _plain(self) -> Request:
-        return self._post(f"/api/workers/{self._worker()}/heartbeat", self.make(protocol.WorkerHeartbeat))
+        return self._post(f"/api/workers/{self._worker()}/heartbeat", self.make(messages.WorkerHeartbeat))
 
     def _found(self) -> Request:
         return self._post(
-            f"/api/agents/{quote(self._agent_id, safe=':')}/searches", self.make(protocol.LogSearchResult)
+            f"/api/agents/{quote(self._agent_id, safe=':')}/searches", self.make(messages.LogSearchResult)
         )
 
     def _register(self) -> Request:
-        body = self.make(protocol.Registration)
+        body = self.make(messages.Registration)
         body["worker_id"] = self._random.choice([*self._known.others, *self._known.own, "nobody"])
         if body["worker_id"] in self._known.own:
             body.pop("secret_sha256", None)  # else it has another secret from then on, and only locks itself out

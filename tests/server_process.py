@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from remote_agent import protocol
+from remote_agent.protocol import messages
 from tests import api_truth
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -123,14 +123,14 @@ class RunningServer:
         declared = {"hosts": [{"host": host, "ssh": {"hostname": host}, "workers": workers}]}
         answer = self.ask("POST", "/api/deployments", declared)
         assert answer.status == 200, answer.body
-        digest = {"secret_sha256": protocol.secret_sha256(secret)}
+        digest = {"secret_sha256": messages.secret_sha256(secret)}
         assert self.ask("PUT", f"/api/agents/{host}/credentials", digest).status == 200
         return secret
 
-    def beat(self, agent_id: str, secret: str, *reports: protocol.WorkerReport, **values: Any) -> Any:
+    def beat(self, agent_id: str, secret: str, *reports: messages.WorkerReport, **values: Any) -> Any:
         values.setdefault("pid", 77)
-        beat = protocol.AgentHeartbeat(agent_id, workers=list(reports), at=time.time(), **values)
-        answer = self.ask("POST", f"/api/agents/{agent_id}/heartbeat", protocol.encode(beat), secret=secret)
+        beat = messages.AgentHeartbeat(agent_id, workers=list(reports), at=time.time(), **values)
+        answer = self.ask("POST", f"/api/agents/{agent_id}/heartbeat", messages.encode(beat), secret=secret)
         assert answer.status == 200, answer.body
         return answer.json
 

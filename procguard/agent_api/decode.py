@@ -1,6 +1,6 @@
 """From JSON to the wire's dataclasses, with types and bounds checked before anything else sees them; and back to JSON.
 
-The shapes are remote_agent.protocol's; this module adds only what an untrusted sender must not exceed.
+The shapes are remote_agent.protocol.messages's; this module adds only what an untrusted sender must not exceed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pydantic_core import PydanticSerializationError, SchemaValidator
 
 from procguard.agent_api import http_io
 from procguard.errors import UsageError
-from remote_agent import protocol
+from remote_agent.protocol import messages as protocol
 from remote_agent.spec import mistakes_in
 
 T = TypeVar("T")

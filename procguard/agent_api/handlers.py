@@ -2,7 +2,7 @@
 
 Owns the routes of the agents' part of the API, the order of their checks (who asks, then how much, then what) and the
 requests that are held until there is news. Knows the registry's methods and who may ask (`Access`); of a channel only
-`Call`. The messages are remote_agent.protocol's; docs/protocol.md shows each.
+`Call`. The messages are remote_agent.protocol.messages's; docs/protocol.md shows each.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from procguard.errors import Conflict, LimitExceeded, ProcGuardError, Refused, U
 from procguard.fleet.agents.addresses import address_group
 from procguard.fleet.model import clock
 from procguard.fleet.registry import Registry
-from remote_agent import protocol, session
+from remote_agent.protocol import messages as protocol
+from remote_agent.protocol import session
 
 MAX_REGISTRATION_BYTES = 256 * 1024
 MAX_ATTEMPT = 10**9

@@ -26,7 +26,7 @@ from procguard.agent_api.long_poll import HeldPoll
 from procguard.agent_api.routes import RouteTable, caller_by_secret, refusal
 from procguard.fleet.model import clock
 from procguard.fleet.registry import Registry
-from remote_agent import protocol
+from remote_agent.protocol import messages
 
 ACTOR = "mock channel"
 PEER = "mock"
@@ -39,14 +39,14 @@ class SimulatedWorker:
 
     worker_id: str
     agent_id: str
-    report: protocol.WorkerReport
+    report: messages.WorkerReport
     rev: str = ""
     commands_seq: int = 0
     event_seq: int = 0
-    events: list[protocol.WorkerEvent] = dataclasses.field(default_factory=list)
-    results: list[protocol.CommandResult] = dataclasses.field(default_factory=list)
+    events: list[messages.WorkerEvent] = dataclasses.field(default_factory=list)
+    results: list[messages.CommandResult] = dataclasses.field(default_factory=list)
 
-    def follow(self, reply: protocol.AgentReply, wall: float) -> bool:
+    def follow(self, reply: messages.AgentReply, wall: float) -> bool:
         """Take a reply in; True if something changed that should be reported at once."""
         acked = reply.events_acked.get(self.worker_id, 0)
         self.events = [event for event in self.events if event.seq > acked]
@@ -63,11 +63,11 @@ class SimulatedWorker:
                 changed |= self._obey(command, wall)
         return changed
 
-    def _assign(self, assignment: protocol.Assignment, wall: float) -> bool:
+    def _assign(self, assignment: messages.Assignment, wall: float) -> bool:
         new_generation = assignment.generation > self.report.generation
         self.report.generation = assignment.generation
         self.report.epoch = assignment.epoch
-        self.report.launch_digest = protocol.launch_digest(assignment.spec)
+        self.report.launch_digest = messages.launch_digest(assignment.spec)
         self.report.attempt = max(self.report.attempt, assignment.attempt_base)
         running = self.report.state == "running"
         if assignment.desired == "running" and not running and (new_generation or self.report.attempt == 0):
@@ -78,7 +78,7 @@ class SimulatedWorker:
             return True
         return False
 
-    def _obey(self, command: protocol.Command, wall: float) -> bool:
+    def _obey(self, command: messages.Command, wall: float) -> bool:
         if command.command not in ("restart", "kill"):
             return False
         meant = command.attempt == self.report.attempt and self.report.state == "running"
@@ -88,7 +88,7 @@ class SimulatedWorker:
                 self._start(wall, "restarted by the operator")
         status: Any = "done" if meant else "failed"
         message = "" if meant else f"attempt {command.attempt} is not running"
-        self.results.append(protocol.CommandResult(command.command_id, status, message))
+        self.results.append(messages.CommandResult(command.command_id, status, message))
         return True
 
     def _start(self, wall: float, reason: str) -> None:
@@ -100,10 +100,10 @@ class SimulatedWorker:
         self._become("stopping", wall, reason)
         self._become("stopped", wall, reason)
 
-    def _become(self, state: protocol.State, wall: float, reason: str) -> None:
+    def _become(self, state: messages.State, wall: float, reason: str) -> None:
         self.event_seq = max(self.event_seq + 1, int(wall * 1000))
         self.events.append(
-            protocol.WorkerEvent(
+            messages.WorkerEvent(
                 self.worker_id, self.event_seq, wall, self.report.attempt, self.report.state, state, reason
             )
         )
@@ -116,7 +116,7 @@ class MockConnection:
     def __init__(self, routes: RouteTable, access: Access, secret: str) -> None:
         self._routes = routes
         self._access = access
-        self._secret_sha256 = protocol.secret_sha256(secret) if secret else ""
+        self._secret_sha256 = messages.secret_sha256(secret) if secret else ""
         self._polls: set[HeldPoll] = set()
         self.closed = False
 
@@ -201,16 +201,16 @@ class MockChannel:
 
     def _register(self, worker_id: str) -> None:
         # The same in each run: a restarted manager's mock workers are the ones it knows.
-        key = self._registry.proof_key(protocol.LAUNCHER_PREFIX + worker_id)
+        key = self._registry.proof_key(messages.LAUNCHER_PREFIX + worker_id)
         secret = hmac.new(key.encode(), b"procguard-mock", hashlib.sha256).hexdigest()
-        registration = protocol.Registration(
+        registration = messages.Registration(
             worker_id=worker_id,
             command=["simulated", worker_id],
             host=f"mock-host-{worker_id}",
-            secret_sha256=protocol.secret_sha256(secret),
+            secret_sha256=messages.secret_sha256(secret),
         )
         reply = self._registry.register(registration, actor=ACTOR, trusted=True, peer=PEER, now=clock.read())
-        report = protocol.WorkerReport(worker_id=worker_id, epoch=reply.epoch)
+        report = messages.WorkerReport(worker_id=worker_id, epoch=reply.epoch)
         self._workers[reply.agent_id] = SimulatedWorker(worker_id, reply.agent_id, report)
         self._connections[reply.agent_id] = self.connect(secret)
 
@@ -234,16 +234,16 @@ class MockChannel:
         path = f"/api/agents/{worker.agent_id}/heartbeat"
         while True:
             wall = clock.read().wall
-            body = json.dumps(protocol.encode(self._heartbeat(worker, wall))).encode()
+            body = json.dumps(messages.encode(self._heartbeat(worker, wall))).encode()
             answer = self._connections[worker.agent_id].request("POST", path, body)
             if answer.status != 200:
                 return 0.0
-            reply = protocol.decode(protocol.AgentReply, answer.data)
+            reply = messages.decode(messages.AgentReply, answer.data)
             if not worker.follow(reply, wall):
                 return float(reply.interval_s)
 
-    def _heartbeat(self, worker: SimulatedWorker, wall: float) -> protocol.AgentHeartbeat:
-        return protocol.AgentHeartbeat(
+    def _heartbeat(self, worker: SimulatedWorker, wall: float) -> messages.AgentHeartbeat:
+        return messages.AgentHeartbeat(
             agent_id=worker.agent_id,
             fleet_id=self._registry.fleet_id,
             release="mock",

@@ -1,5 +1,5 @@
-"""The manager's side of the sessions in which agents speak (remote_agent/session.py): offered in hello, opened by the
-first request, checked with each.
+"""The manager's side of the sessions in which agents speak (remote_agent/protocol/session.py): offered in hello, opened
+by the first request, checked with each.
 
 Nothing is kept for who only asks hello: an id carries its own time and is signed with a key of this run. What is kept
 belongs to somebody who has shown a secret. Owns numbers and keys; whose secret it is, and what that may do, is the
@@ -18,8 +18,8 @@ from hashlib import blake2b
 from typing import Any
 
 from procguard.errors import LimitExceeded, Refused
-from remote_agent import session as wire
-from remote_agent.protocol import secret_sha256
+from remote_agent.protocol import session as wire
+from remote_agent.protocol.messages import secret_sha256
 
 OPEN_WITHIN_S = 30.0  # from hello to the session's first request
 KEPT = 16  # sessions of one agent; it has three to five at a time

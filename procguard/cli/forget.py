@@ -10,7 +10,7 @@ from procguard.cli.task import operator_task
 from procguard.client import api
 from procguard.console.terminal import say
 from procguard.errors import NotFound, UsageError
-from remote_agent import states
+from remote_agent.protocol import states
 
 
 @operator_task(

@@ -15,7 +15,7 @@ from typing import Any
 
 from procguard.client.api import ManagerClient
 from procguard.errors import ProcGuardError, UsageError
-from remote_agent import states
+from remote_agent.protocol import states
 
 LONGEST_S = 15.0
 LOG_TIMEOUT_S = 1.5  # for the last lines of those that failed to reach the manager, of all of them together

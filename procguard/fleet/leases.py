@@ -22,7 +22,7 @@ from typing import NamedTuple
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import WorkerRecord, fenced, settled
 from procguard.fleet.state import FleetState
-from remote_agent import protocol, states
+from remote_agent.protocol import messages, states
 
 GONE_MARGIN_S = 2.0  # from a lease's end and the stop grace to certainty: scheduling, SIGKILL taking its effect
 CLOCK_DRIFT = 0.001  # two clocks that NTP slews apart, each by at most 500 ppm; counts for leases of hours
@@ -56,13 +56,13 @@ class Leases:
 
     # ------------------------------------------------------------------------------------------ granting
 
-    def grants(self, agent_id: str, now: Now) -> list[protocol.Lease]:
+    def grants(self, agent_id: str, now: Now) -> list[messages.Lease]:
         """The leases that the answer to this agent's heartbeat carries. What is returned is granted."""
         found = []
         for worker in self._state.workers_of(agent_id):
             if fenced(worker) and self._may_run(worker) and not self._held_elsewhere(worker, now):
                 self._note(worker, now, _longest_s(worker.spec))
-                found.append(protocol.Lease(worker.worker_id, worker.epoch, worker.spec.lease_s))
+                found.append(messages.Lease(worker.worker_id, worker.epoch, worker.spec.lease_s))
         return found
 
     def _may_run(self, worker: WorkerRecord) -> bool:
@@ -133,12 +133,12 @@ class Leases:
         return f"{worker.host} reports it {report.state}" if report.state in final else ""
 
 
-def _longest_s(spec: protocol.WorkerSpec) -> float:
+def _longest_s(spec: messages.WorkerSpec) -> float:
     """From a grant until the last process has been killed, at the latest."""
     return spec.lease_s + spec.stop_grace_s
 
 
-def specified_anew(worker: WorkerRecord, spec: protocol.WorkerSpec) -> None:
+def specified_anew(worker: WorkerRecord, spec: messages.WorkerSpec) -> None:
     """Give the worker another specification. Its host may go by the one before until it has heard of it: a longer lease
     or grace goes on counting, and an instance that was fenced a moment ago is proven so anew."""
     if fenced(worker) and (worker.gang or spec.on_partition == "fence"):

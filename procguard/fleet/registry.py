@@ -21,7 +21,7 @@ from procguard.fleet.operations.controller import Operations
 from procguard.fleet.store.interface import Store, Tables
 from procguard.fleet.workers.commands import WorkerCommands
 from procguard.fleet.workers.deployment import Deployment
-from remote_agent import protocol, session, states
+from remote_agent.protocol import messages, session, states
 
 
 class Registry(Intake):
@@ -188,14 +188,14 @@ class Registry(Intake):
 
     def register(
         self,
-        registration: protocol.Registration,
+        registration: messages.Registration,
         *,
         actor: str,
         trusted: bool,
         peer: str,
         now: Now,
         enrolled_by: str = "",
-    ) -> protocol.RegisterReply:
+    ) -> messages.RegisterReply:
         """Announce a hand-started launcher's worker (fleet/agents/enrolment.py); durable."""
         return self.enrolment.register(
             registration, actor=actor, trusted=trusted, peer=peer, now=now, enrolled_by=enrolled_by

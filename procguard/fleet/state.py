@@ -40,7 +40,7 @@ from procguard.fleet.store.appendlog import NotDurable
 from procguard.fleet.store.interface import Change, Store, Tables
 from procguard.fleet.workers import views
 from procguard.fleet.workers.command_queue import Outbox
-from remote_agent import protocol
+from remote_agent.protocol import messages
 
 HIGHEST_GENERATION = 2**31  # that a report may raise a worker's to: it rises by one with each start or stop
 TOPICS = ("workers", "hosts", "operations", "events")  # of the change feed
@@ -167,7 +167,7 @@ class FleetState:
     def grant(self, worker_id: str, epoch: int, agent_id: str) -> str:
         return epochs.grant(str(self._fleet["fleet_key"]), worker_id, epoch, agent_id)
 
-    def proves(self, agent_id: str, report: protocol.WorkerReport) -> bool:
+    def proves(self, agent_id: str, report: messages.WorkerReport) -> bool:
         """Whether this fleet's manager granted what `agent_id` reports: its worker, under its epoch, to this agent."""
         given = report.grant.encode(errors="surrogatepass")
         return hmac.compare_digest(given, self.grant(report.worker_id, report.epoch, agent_id).encode())

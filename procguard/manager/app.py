@@ -48,7 +48,7 @@ from procguard.portal.logs.store import LogStore
 from procguard.portal.web_monitor import WebMonitor
 from procguard.runtime import interpreter
 from procguard.runtime.gc_policy import Collector
-from remote_agent import protocol
+from remote_agent.protocol import messages
 
 SAVE_EVERY_S = 60.0
 LOGS_KEPT = 3
@@ -164,7 +164,7 @@ class Manager:
             os.unlink(path)  # whoever may read an earlier one, or has it open, gets nothing of this one
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
             file.write(token + "\n")
-        tokens.add("operator", "first", protocol.secret_sha256(token), "manager", now)
+        tokens.add("operator", "first", messages.secret_sha256(token), "manager", now)
         return path
 
     def run(self) -> int:

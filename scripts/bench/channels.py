@@ -19,7 +19,7 @@ from dataclasses import asdict
 
 import zmq
 
-from remote_agent import protocol
+from remote_agent.protocol import messages
 from scripts.bench import common, heartbeats
 from scripts.bench.load import Answered, Load
 from scripts.bench.server import Manager, ask, cores
@@ -145,7 +145,7 @@ def _launchers(manager: Manager, requests: list[bytes]) -> list[Sender]:
             path, secret, body = _parts(request)
             worker_id = path.split("/")[3]
             if worker_id not in senders:
-                digest = protocol.secret_sha256(secret)
+                digest = messages.secret_sha256(secret)
                 registration = {"worker_id": worker_id, "command": "python train.py", "secret_sha256": digest}
                 reply = ask(connection, "POST", "/api/workers/register", registration)
                 senders[worker_id] = Sender(reply["agent_id"], secret, reply["proof_key"], [])

@@ -21,7 +21,7 @@ import statistics
 import sys
 from typing import Any
 
-from remote_agent import protocol
+from remote_agent.protocol import messages
 from scripts.bench import common
 from scripts.bench.load import Answered, Load
 from scripts.bench.server import Manager, Server, ask, cores, free_port
@@ -207,7 +207,7 @@ def plain_requests(manager: Manager) -> list[bytes]:
                 "worker_id": worker_id,
                 "command": "python train.py",
                 "host": f"h{number}",
-                "secret_sha256": protocol.secret_sha256(secret),
+                "secret_sha256": messages.secret_sha256(secret),
             }
             ask(connection, "POST", "/api/workers/register", registration)
             requests.append((worker_id, secret))
@@ -237,7 +237,7 @@ def agent_requests(manager: Manager) -> list[bytes]:
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", manager.port, timeout=60)) as connection:
         for number, name in enumerate(names):
             secret = f"bench-secret-of-{name}-0123456789abcdef"
-            digest = {"secret_sha256": protocol.secret_sha256(secret)}
+            digest = {"secret_sha256": messages.secret_sha256(secret)}
             ask(connection, "PUT", f"/api/agents/{name}/credentials", digest)
             rev = ""
             for _ in range(2):  # the first answer says what is to run; its digest changes once that runs
@@ -271,7 +271,7 @@ def declared_hosts() -> list[dict[str, Any]]:
 
 def _agent_beat(fleet_id: str, name: str, workers: list[str], number: int, variant: int, rev: str) -> dict[str, Any]:
     reports = [
-        protocol.WorkerReport(
+        messages.WorkerReport(
             worker_id,
             "running",
             generation=1,
@@ -280,11 +280,11 @@ def _agent_beat(fleet_id: str, name: str, workers: list[str], number: int, varia
             since=1790000000.0,
             reason=f"running (pid {5000 + index})",
             launch_digest="0123456789abcdef",
-            usage=protocol.WorkerUsage(90.0 + variant + index / 10, 2_000_000_000 + variant * 4096, 3, 24),
+            usage=messages.WorkerUsage(90.0 + variant + index / 10, 2_000_000_000 + variant * 4096, 3, 24),
         )
         for index, worker_id in enumerate(workers)
     ]
-    beat = protocol.AgentHeartbeat(
+    beat = messages.AgentHeartbeat(
         name,
         fleet_id,
         release="bench",
@@ -292,13 +292,13 @@ def _agent_beat(fleet_id: str, name: str, workers: list[str], number: int, varia
         pid=300 + number,
         started_at=1790000000.0,
         at=1790000000.0 + variant,
-        facts=protocol.HostFacts(name, "Debian 12", "3.11.2", "ml", 64, 2**38),
-        usage=protocol.HostUsage(50.0 + variant, 30.0, 2**36, 2**38, 2**40),
+        facts=messages.HostFacts(name, "Debian 12", "3.11.2", "ml", 64, 2**38),
+        usage=messages.HostUsage(50.0 + variant, 30.0, 2**36, 2**38, 2**40),
         workers=reports,
         assignments_rev=rev,
         beat=1_000_000_000 * (variant + 1),
     )
-    return protocol.encode(beat)
+    return messages.encode(beat)
 
 
 def _request(manager: Manager, path: str, secret: str, body: dict[str, Any]) -> bytes:

@@ -23,7 +23,7 @@ import zmq
 import zmq.backend
 from zmq.utils import z85
 
-from remote_agent import protocol
+from remote_agent.protocol import messages as protocol
 from scripts.bench import common
 from scripts.bench.load import Answered
 from scripts.bench.server import on_core

@@ -14,10 +14,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from remote_agent import protocol, session
 from remote_agent.conversation import COALESCE_S, Conversation
 from remote_agent.http_wire import quote
 from remote_agent.link import REQUEST_TIMEOUT_S, Addresses, Credentials, LinkDown, Reply, Unknown, Unproven
+from remote_agent.protocol import messages, session
 from scripts.swarm.behaviour import Behaviour
 from scripts.swarm.loop import Loop, Wire
 from scripts.swarm.tally import Tally
@@ -169,8 +169,8 @@ class SimulatedAgent:
         self.workers = {one: SimulatedWorker(one, behaviour, chance) for one in worker_ids}
         self._state = "off"  # off, on, silent
         self._due = float("inf")
-        self._facts = protocol.encode(
-            protocol.HostFacts(credentials.agent_id, "Simulated 1", "3.11.0", "swarm", 64, MEMORY_BYTES)
+        self._facts = messages.encode(
+            messages.HostFacts(credentials.agent_id, "Simulated 1", "3.11.0", "swarm", 64, MEMORY_BYTES)
         )
         self._log_wire = Wire(loop, address, self._log_answered, self._log_lost, source=source)
         self._log_worker: SimulatedWorker | None = None
@@ -185,9 +185,9 @@ class SimulatedAgent:
         self._pid = self._chance.randrange(1000, 4_000_000)
         self._started_at = time.time()
         self._rev, self._seq = "", 0
-        self._results: dict[str, protocol.CommandResult] = {}
+        self._results: dict[str, messages.CommandResult] = {}
         self._sent_results: list[str] = []
-        self._orders: dict[str, tuple[protocol.Command, float]] = {}  # starts and stops: id -> (command, accepted)
+        self._orders: dict[str, tuple[messages.Command, float]] = {}  # starts and stops: id -> (command, accepted)
         self._beat_sent = 0.0
         self._callers: list[WireCaller] = []
         self._search = self._make_caller("search")
@@ -322,7 +322,7 @@ class SimulatedAgent:
     def _build(self) -> dict[str, Any]:
         now = time.monotonic()
         self._beat_sent = now
-        events: list[protocol.WorkerEvent] = []
+        events: list[messages.WorkerEvent] = []
         for worker in self.workers.values():
             worker.refresh(now)
             if worker.events and len(events) < MAX_EVENTS:
@@ -332,7 +332,7 @@ class SimulatedAgent:
         beat = {
             "agent_id": self.credentials.agent_id,
             "fleet_id": self.credentials.fleet_id,
-            "protocol": protocol.PROTOCOL_VERSION,
+            "protocol": messages.PROTOCOL_VERSION,
             "release": "swarm",
             "boot_id": BOOT_ID,
             "pid": self._pid,
@@ -346,16 +346,16 @@ class SimulatedAgent:
                 "disk_free_bytes": 400 * 2**30,
                 "disk_total_bytes": 1000 * 2**30,
             },
-            "workers": [protocol.encode(worker.report) for worker in self.workers.values()],
-            "events": [protocol.encode(event) for event in events],
-            "results": [protocol.encode(result) for result in self._results.values()],
+            "workers": [messages.encode(worker.report) for worker in self.workers.values()],
+            "events": [messages.encode(event) for event in events],
+            "results": [messages.encode(result) for result in self._results.values()],
             "assignments_rev": self._rev,
             "commands_seq": self._seq,
         }
         self.tally.beats_sent += 1
         return beat
 
-    def _take(self, reply: protocol.AgentReply, _asked_ns: int) -> None:
+    def _take(self, reply: messages.AgentReply, _asked_ns: int) -> None:
         now = time.monotonic()
         for command_id in self._sent_results:
             self._results.pop(command_id, None)
@@ -377,7 +377,7 @@ class SimulatedAgent:
         for search in reply.searches:
             self._look(search)
 
-    def _apply(self, assignments: list[protocol.Assignment], now: float) -> None:
+    def _apply(self, assignments: list[messages.Assignment], now: float) -> None:
         for assignment in assignments:
             worker = self.workers.get(assignment.worker_id)
             if worker is None:
@@ -389,7 +389,7 @@ class SimulatedAgent:
         for worker_id in [one for one, worker in self.workers.items() if worker.gone]:
             del self.workers[worker_id]
 
-    def _obey(self, command: protocol.Command, now: float) -> None:
+    def _obey(self, command: messages.Command, now: float) -> None:
         self._seq = max(self._seq, command.seq)
         accepted = now - max(0.0, COMMAND_LIFETIME_S - command.ttl_s)
         self.tally.command_came(now - accepted)
@@ -405,7 +405,7 @@ class SimulatedAgent:
             status, message = worker.restart(command.attempt, now)
         else:
             status, message = worker.kill(command.attempt, now, command.generation)
-        self._results[command.command_id] = protocol.CommandResult(command.command_id, status, message)  # type: ignore[arg-type]
+        self._results[command.command_id] = messages.CommandResult(command.command_id, status, message)  # type: ignore[arg-type]
         self.tally.command_ended(status, now - accepted)
         self._link.changed(now)
 
@@ -425,7 +425,7 @@ class SimulatedAgent:
                 del self._orders[command_id]
                 self.tally.command_ended("done", now - accepted)
 
-    def _look(self, search: protocol.LogSearch) -> None:
+    def _look(self, search: messages.LogSearch) -> None:
         """A search answered at once, as if each worker's log were its newest line; one at a time."""
         if self._search.busy:
             return
@@ -436,11 +436,11 @@ class SimulatedAgent:
             text = worker.log_line()
             if match := pattern.search(text):
                 offset, attempt = 0, worker.report.attempt
-                found = protocol.LogMatch(worker.worker_id, attempt, "out", offset, text, *match.span(), time.time())
+                found = messages.LogMatch(worker.worker_id, attempt, "out", offset, text, *match.span(), time.time())
                 lines.append(found)
-        result = protocol.LogSearchResult(search.search_id, lines=lines[: search.max_lines], found=len(lines))
+        result = messages.LogSearchResult(search.search_id, lines=lines[: search.max_lines], found=len(lines))
         path = f"/api/agents/{quote(self.credentials.agent_id)}/searches"
-        body = json.dumps(protocol.encode(result)).encode()
+        body = json.dumps(messages.encode(result)).encode()
         self._search.submit("search", lambda caller: caller.request("POST", path, body))
 
     # -------------------------------------------------------------------------------------------------------- logs

@@ -27,7 +27,7 @@ from typing import Any
 
 from procguard.client.api import DEFAULT_URL, ManagerClient
 from procguard.errors import Conflict, NotFound, ProcGuardError, UsageError
-from remote_agent import protocol
+from remote_agent.protocol import messages
 from scripts.swarm.behaviour import AGENT_ACTIONS, WORKER_ACTIONS, Behaviour
 from scripts.swarm.tally import Summary
 
@@ -78,7 +78,7 @@ class Swarm:
             raise UsageError(
                 f"swarm: {agents} agents with {workers_per_agent} workers each", f"1 to {MAX_AGENTS}, and 0 to 1000"
             )
-        if not protocol.valid_id(prefix) or len(prefix) > 40:
+        if not messages.valid_id(prefix) or len(prefix) > 40:
             raise UsageError(f"swarm: {prefix[:60]!r} cannot begin an id", "letters, digits and -, at most 40")
         self.url = url
         self._address, self._netloc = loopback(url)
@@ -133,7 +133,7 @@ class Swarm:
             answer = self._client.deploy({"hosts": hosts})
             self._fleet_id = answer["fleet_id"]
             self._keys.update({host: told["proof_key"] for host, told in answer["hosts"].items()})
-        self._at_once(lambda one: self._client.set_credentials(one, protocol.secret_sha256(self._secrets[one])))
+        self._at_once(lambda one: self._client.set_credentials(one, messages.secret_sha256(self._secrets[one])))
         self.declared_in_s = time.monotonic() - began
 
     def stop(self) -> None:

@@ -1,7 +1,7 @@
 """A simulated worker: the states, attempts and answers of a real one, without a process.
 
 Owns one worker's life on its simulated host. The decisions are the real ones (`remote_agent.restart`, the table of
-`remote_agent.states`); only the child is made up. Knows no network; time is handed in.
+`remote_agent.protocol.states`); only the child is made up. Knows no network; time is handed in.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import random
 import time
 from typing import Any
 
-from remote_agent import protocol, states
 from remote_agent import restart as decider
+from remote_agent.protocol import messages, states
 from scripts.swarm.behaviour import Behaviour
 
 LOG_LINE = "{at} step {number:06d} of {worker}: loss {loss:.4f}, {rate:.1f} samples/s\n"
@@ -27,9 +27,9 @@ class SimulatedWorker:
         self._level = hash_of(worker_id)  # where its CPU and memory lie
         self._behaviour = behaviour
         self._chance = chance
-        self.assignment: protocol.Assignment | None = None
-        self.report = protocol.WorkerReport(worker_id)
-        self.events: list[protocol.WorkerEvent] = []  # not yet acknowledged
+        self.assignment: messages.Assignment | None = None
+        self.report = messages.WorkerReport(worker_id)
+        self.events: list[messages.WorkerEvent] = []  # not yet acknowledged
         self.changed = False
         self.logs: list[tuple[int, int, bytearray]] = []  # (attempt, offset of its first byte, unsent bytes)
         self.log_bytes_dropped = 0
@@ -56,17 +56,17 @@ class SimulatedWorker:
 
     # ------------------------------------------------------------------------------------------------ what it is told
 
-    def assign(self, assignment: protocol.Assignment, now: float) -> None:
+    def assign(self, assignment: messages.Assignment, now: float) -> None:
         known = self.assignment
         if known is not None and (assignment.epoch, assignment.generation) < (known.epoch, known.generation):
             return  # older than what it knows: a reply that was overtaken
         self.assignment = assignment
         spec = assignment.spec
-        self._policy = decider.Policy(protocol.encode(spec.restart))
-        self._digest = protocol.launch_digest(spec)
+        self._policy = decider.Policy(messages.encode(spec.restart))
+        self._digest = messages.launch_digest(spec)
         self._converge(now)
 
-    def grant(self, lease: protocol.Lease, sent: float) -> None:
+    def grant(self, lease: messages.Lease, sent: float) -> None:
         """A lease counts from when the heartbeat that it answers was sent."""
         if self.assignment is None or lease.epoch < self.assignment.epoch:
             return
@@ -157,7 +157,7 @@ class SimulatedWorker:
             level = 40.0 + 55.0 * (self._level % 1000) / 1000.0
             cpu = max(0.5, min(800.0, level + 6.0 * (self._chance.random() - 0.5)))
             memory = int((0.02 + 0.08 * (self._level % 97) / 97.0) * MEMORY_BYTES)
-            report.usage = protocol.WorkerUsage(round(cpu, 1), memory + int(cpu * 1e5), 3, 24)
+            report.usage = messages.WorkerUsage(round(cpu, 1), memory + int(cpu * 1e5), 3, 24)
             if self._behaviour.gpus:
                 report.usage.gpus = [self._level % 8]
                 report.usage.gpu_percent = round(min(100.0, level + 5.0 * self._chance.random()), 1)
@@ -287,7 +287,7 @@ class SimulatedWorker:
         states.check(before, after)
         wall = time.time()
         self._seq = max(self._seq + 1, int(wall * 1000))
-        event = protocol.WorkerEvent(self.worker_id, self._seq, wall, report.attempt, before, after, reason)  # type: ignore[arg-type]
+        event = messages.WorkerEvent(self.worker_id, self._seq, wall, report.attempt, before, after, reason)  # type: ignore[arg-type]
         if after in (states.BACKOFF, *states.SETTLED):
             event.exit = report.last_exit
         self.events.append(event)
@@ -297,8 +297,8 @@ class SimulatedWorker:
     def _how_long(self, now: float) -> dict[str, Any]:
         return {"ran_s": now - self._child_since, "was_running": self.report.state == states.RUNNING}
 
-    def _exit_record(self, ending: decider.Ending) -> protocol.ExitRecord:
-        return protocol.ExitRecord(
+    def _exit_record(self, ending: decider.Ending) -> messages.ExitRecord:
+        return messages.ExitRecord(
             self.report.attempt,
             ending.code,
             ending.signal,

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from remote_agent import protocol
+from remote_agent.protocol import messages as protocol
 from tests.chaos import ChaosReport
 from tests.fleet import stamps
 from tests.fleet.chaos_world import World

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from remote_agent import protocol
+from remote_agent.protocol import messages
 from tests.chaos import ChaosReport
 from tests.fleet import small_disks
 from tests.fleet.manager import Manager, own_environment
@@ -103,12 +103,12 @@ class Trouble:
         workers = [{"worker_id": name, "spec": {"command": "sleep 9"}} for name in WORKERS]
         declared = {"hosts": [{"host": "h1", "ssh": {"hostname": "h1"}, "workers": workers}]}
         assert self.manager.request("POST", "/api/deployments", declared)[0] == 200
-        digest = {"secret_sha256": protocol.secret_sha256(SECRET)}
+        digest = {"secret_sha256": messages.secret_sha256(SECRET)}
         assert self.manager.request("PUT", "/api/agents/h1/credentials", digest)[0] == 200
 
     def beat(self) -> dict[str, Any]:
         """One heartbeat, answered with 200."""
-        body = protocol.encode(protocol.AgentHeartbeat("h1", pid=77, at=time.time()))
+        body = messages.encode(messages.AgentHeartbeat("h1", pid=77, at=time.time()))
         request = urllib.request.Request(
             f"{self.manager.url}/api/agents/h1/heartbeat", json.dumps(body).encode(), method="POST"
         )

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from remote_agent import protocol
+from remote_agent.protocol import messages
 from scripts.swarm import Swarm
 from scripts.swarm.swarm import default_spec
 from tests.chaos import ChaosReport
@@ -97,7 +97,7 @@ def credentials(manager: Manager) -> dict[str, str]:
     declared = {"hosts": [{"host": "zoo", "ssh": {"hostname": "zoo"}, "workers": [worker]}]}
     assert manager.request("POST", "/api/deployments", declared)[0] == 200
     secret = "secret-of-zoo"
-    digest = {"secret_sha256": protocol.secret_sha256(secret)}
+    digest = {"secret_sha256": messages.secret_sha256(secret)}
     assert manager.request("PUT", "/api/agents/zoo/credentials", digest)[0] == 200
     made = json.loads(manager.request("POST", "/api/tokens", {"scope": "viewer", "name": "zoo"})[1])
     return {"stranger": "", "viewer": str(made["token"]), "agent": secret}

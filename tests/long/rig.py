@@ -17,7 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from remote_agent import agent_process, paths, protocol, settings
+from remote_agent import agent_process, paths, settings
+from remote_agent.protocol import messages
 from tests.agent_host import end_runners
 from tests.fleet.manager import Manager, own_environment
 from tests.waiting import wait_until
@@ -133,7 +134,7 @@ class Rig:
 
     def stored(self, worker_id: str, stream: str = "out", attempt: int = 1) -> Path:
         """The manager's file of this log."""
-        name = f"logs/{protocol.directory_name(worker_id)}/{attempt}.{stream}.log"
+        name = f"logs/{messages.directory_name(worker_id)}/{attempt}.{stream}.log"
         return next((self.directory / "manager").rglob(name), self.directory / "none")
 
     def stored_bytes(self, worker_id: str, stream: str = "out", attempt: int = 1) -> int:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import zmq
 from zmq.utils import z85
 
-from remote_agent import protocol
+from remote_agent.protocol import messages
 from tests.server_process import RunningServer
 
 CHANNELS = ("http", "zmq", "mock")
@@ -87,7 +87,7 @@ class World:
         assert answer.status == 200, answer.body
         self.proof_keys[host] = answer.json["hosts"][host]["proof_key"]
         secret = f"secret-of-{host}"
-        digest = {"secret_sha256": protocol.secret_sha256(secret)}
+        digest = {"secret_sha256": messages.secret_sha256(secret)}
         assert self.server.ask("PUT", f"/api/agents/{host}/credentials", digest).status == 200
         return secret
 
@@ -158,7 +158,7 @@ class ZmqLink:
     def ask(self, method: str, path: str, body: Any = None, timeout_s: float = 10.0) -> tuple[int, dict[str, Any]]:
         header = self._header(method, path)
         data = encoded(body)
-        large = data is not None and len(data) > protocol.ZMQ_INLINE_BYTES
+        large = data is not None and len(data) > messages.ZMQ_INLINE_BYTES
         if large:
             header["body_bytes"] = len(data or b"")
         self.send(header, *([] if data is None or large else [data]))
@@ -196,12 +196,12 @@ def offered(world: World, agent_id: str, curve_key: str = "", proof_key: str = "
     nonce, key = os.urandom(8).hex(), proof_key or world.proof_keys[agent_id]
     path = f"/api/hello?agent={agent_id}&nonce={nonce}"
     if curve_key:
-        path += f"&curve={curve_key}&mac={protocol.curve_key_proof(key, agent_id, nonce, curve_key)}"
+        path += f"&curve={curve_key}&mac={messages.curve_key_proof(key, agent_id, nonce, curve_key)}"
     answer = world.server.ask("GET", path)
     assert answer.status == 200, answer.body
     offer: dict[str, Any] = answer.json["zmq"]
-    parsed = protocol.decode(protocol.ZmqOffer, offer)
-    assert parsed.proof == protocol.zmq_offer_proof(key, agent_id, nonce, parsed)
+    parsed = messages.decode(messages.ZmqOffer, offer)
+    assert parsed.proof == messages.zmq_offer_proof(key, agent_id, nonce, parsed)
     return offer
 
 

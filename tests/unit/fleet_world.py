@@ -12,9 +12,9 @@ from procguard.fleet.model.settings import FleetSettings
 from procguard.fleet.registry import Registry
 from procguard.fleet.state import events_path
 from procguard.fleet.store.yaml_file import YamlStore
-from remote_agent import protocol
+from remote_agent.protocol import messages
 
-SECRET = protocol.secret_sha256("one")
+SECRET = messages.secret_sha256("one")
 
 
 class World:
@@ -55,27 +55,27 @@ class World:
         ]
         return self.registry.deploy({"hosts": declared, **options}, "tester", self.now)
 
-    def beat(self, agent_id: str, *reports: protocol.WorkerReport, **values: Any) -> protocol.AgentReply:
+    def beat(self, agent_id: str, *reports: messages.WorkerReport, **values: Any) -> messages.AgentReply:
         values.setdefault("pid", 77)
-        beat = protocol.AgentHeartbeat(agent_id, workers=list(reports), **values)
+        beat = messages.AgentHeartbeat(agent_id, workers=list(reports), **values)
         return self.registry.heartbeat(agent_id, beat, self.now)
 
-    def report(self, worker_id: str, state: str = "running", **values: Any) -> protocol.WorkerReport:
+    def report(self, worker_id: str, state: str = "running", **values: Any) -> messages.WorkerReport:
         worker = self.registry.workers_by_id.get(worker_id)
         values.setdefault("generation", worker.generation if worker else 1)
         values.setdefault("epoch", worker.epoch if worker else 1)
         values.setdefault("attempt", 1)
-        return protocol.WorkerReport(worker_id, state=state, **values)  # type: ignore[arg-type]
+        return messages.WorkerReport(worker_id, state=state, **values)  # type: ignore[arg-type]
 
-    def event(self, worker_id: str, before: str, after: str, reason: str = "because") -> protocol.WorkerEvent:
-        return protocol.WorkerEvent(worker_id, next(self._seq), self.now.wall, 1, before, after, reason)  # type: ignore[arg-type]
+    def event(self, worker_id: str, before: str, after: str, reason: str = "because") -> messages.WorkerEvent:
+        return messages.WorkerEvent(worker_id, next(self._seq), self.now.wall, 1, before, after, reason)  # type: ignore[arg-type]
 
-    def register(self, worker_id: str, **values: Any) -> protocol.RegisterReply:
+    def register(self, worker_id: str, **values: Any) -> messages.RegisterReply:
         trusted, peer = values.pop("trusted", True), values.pop("peer", "127.0.0.1")
         values.setdefault("command", "python train.py")
         values.setdefault("host", "laptop")
         return self.registry.register(
-            protocol.Registration(worker_id, **values), actor="tester", trusted=trusted, peer=peer, now=self.now
+            messages.Registration(worker_id, **values), actor="tester", trusted=trusted, peer=peer, now=self.now
         )
 
     def kinds(self) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 from procguard.config.groups import GroupPolicy
 from procguard.errors import Conflict
 from procguard.fleet.gangs.decider import GangRecord
-from remote_agent import protocol
+from remote_agent.protocol import messages
 from tests.unit.fleet_world import World
 
 GROUP = "trainers"
@@ -37,8 +37,8 @@ class Job:
     """One member on its host."""
 
     worker_id: str
-    assignment: protocol.Assignment | None = None
-    state: protocol.State = "stopped"
+    assignment: messages.Assignment | None = None
+    state: messages.State = "stopped"
     generation: int = 0
     epoch: int = 0
     attempt: int = 0
@@ -46,7 +46,7 @@ class Job:
     lease: tuple[int, float] | None = None  # (epoch, until)
     life: Life | None = None
     since: float = 0.0
-    last_exit: protocol.ExitRecord | None = None
+    last_exit: messages.ExitRecord | None = None
 
 
 @dataclass
@@ -71,8 +71,8 @@ class Host:
             if before == (self.rev, [(job.state, job.generation, job.epoch) for job in self.jobs.values()]):
                 return
 
-    def heartbeat(self) -> protocol.AgentHeartbeat:
-        return protocol.AgentHeartbeat(
+    def heartbeat(self) -> messages.AgentHeartbeat:
+        return messages.AgentHeartbeat(
             self.name,
             pid=self.boots,
             workers=[self._report(job) for job in self.jobs.values()],
@@ -80,7 +80,7 @@ class Host:
             free_port=41_000 + next(self.world.ports),
         )
 
-    def _take(self, reply: protocol.AgentReply, sent: float) -> None:
+    def _take(self, reply: messages.AgentReply, sent: float) -> None:
         for assignment in reply.assignments or []:
             job = self.jobs.setdefault(assignment.worker_id, Job(assignment.worker_id))
             known = job.assignment
@@ -94,12 +94,12 @@ class Host:
             if job.assignment is not None and lease.epoch == job.assignment.epoch:
                 job.lease = (lease.epoch, sent + lease.lease_s)
 
-    def _report(self, job: Job) -> protocol.WorkerReport:
+    def _report(self, job: Job) -> messages.WorkerReport:
         wanted, generation, epoch = job.assignment, job.generation, job.epoch
         if wanted is not None and wanted.desired != "running" and job.life is None:
             generation, epoch = max(generation, wanted.generation), max(epoch, wanted.epoch)
         left = job.lease[1] - self.world.now.monotonic if job.lease and job.life else None
-        return protocol.WorkerReport(
+        return messages.WorkerReport(
             job.worker_id,
             state=job.state,
             generation=generation,
@@ -133,10 +133,10 @@ class Host:
             elif job.life is None and wanted.desired == "running" and leased and self._may_start(job, wanted):
                 self._start(job, wanted)
 
-    def _may_start(self, job: Job, wanted: protocol.Assignment) -> bool:
+    def _may_start(self, job: Job, wanted: messages.Assignment) -> bool:
         return wanted.generation > job.generation or job.state == "stopped"
 
-    def _start(self, job: Job, wanted: protocol.Assignment) -> None:
+    def _start(self, job: Job, wanted: messages.Assignment) -> None:
         job.attempt = max(job.attempt, wanted.attempt_base) + 1
         job.generation, job.epoch, job.state, job.since = (
             wanted.generation,
@@ -148,13 +148,13 @@ class Host:
         job.life = Life(job.worker_id, wanted.epoch, self.world.now.monotonic)
         self.world.lives.append(job.life)
 
-    def end(self, job: Job, state: protocol.State, reason: str, at: float | None = None) -> None:
+    def end(self, job: Job, state: messages.State, reason: str, at: float | None = None) -> None:
         if job.life is not None:
             job.life.ended = self.world.now.monotonic if at is None else at
             job.life = None
         job.state, job.reason, job.since = state, reason, self.world.now.wall
         code = 0 if state == "exited" else 1
-        job.last_exit = protocol.ExitRecord(job.attempt, code, at=self.world.now.wall, reason=reason)
+        job.last_exit = messages.ExitRecord(job.attempt, code, at=self.world.now.wall, reason=reason)
 
     def fails(self, worker_id: str, how: str = "killed by signal 9 (SIGKILL) after 5 s") -> None:
         self.end(self.jobs[worker_id], "failed", how)

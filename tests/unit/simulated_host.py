@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from remote_agent import protocol
+from remote_agent.protocol import messages
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Witness:
     def ended(self, worker_id: str, host: str) -> None:
         self.live.get(worker_id, set()).discard(host)
 
-    def acted(self, command: protocol.Command) -> None:
+    def acted(self, command: messages.Command) -> None:
         self.acts[command.command_id] = self.acts.get(command.command_id, 0) + 1
         assert self.acts[command.command_id] == 1, f"{command} acted twice"
 
@@ -37,11 +37,11 @@ class Witness:
 class Slot:
     """One worker on one host."""
 
-    state: protocol.State = "stopped"
+    state: messages.State = "stopped"
     epoch: int = 0
     generation: int = 0
     attempt: int = 0
-    assignment: protocol.Assignment | None = None
+    assignment: messages.Assignment | None = None
     lease: tuple[int, float] | None = None  # (epoch, until); of this boot
     dies_at: float | None = None  # told to stop for want of a lease; it may take all its grace
 
@@ -56,8 +56,8 @@ class SimulatedHost:
         self._pid = 100
         self._rev = ""
         self._seq = 0
-        self._journal: dict[str, protocol.CommandResult] = {}
-        self._results: dict[str, protocol.CommandResult] = {}
+        self._journal: dict[str, messages.CommandResult] = {}
+        self._results: dict[str, messages.CommandResult] = {}
 
     # ------------------------------------------------------------------------------------------ what befalls it
 
@@ -90,7 +90,7 @@ class SimulatedHost:
         self.up = True
         self.start_agent()
 
-    def child_exits(self, worker_id: str, how: protocol.State) -> None:
+    def child_exits(self, worker_id: str, how: messages.State) -> None:
         slot = self.slots.get(worker_id)
         if self.up and slot is not None and slot.state == "running":
             self._end(worker_id, slot, how)
@@ -102,9 +102,9 @@ class SimulatedHost:
     def talks(self) -> bool:
         return self.up and self.agent_alive
 
-    def heartbeat(self) -> protocol.AgentHeartbeat:
+    def heartbeat(self) -> messages.AgentHeartbeat:
         reports = [
-            protocol.WorkerReport(
+            messages.WorkerReport(
                 worker_id,
                 state=slot.state,
                 generation=slot.generation,
@@ -118,7 +118,7 @@ class SimulatedHost:
             )
             for worker_id, slot in self.slots.items()
         ]
-        return protocol.AgentHeartbeat(
+        return messages.AgentHeartbeat(
             self.name,
             pid=self._pid,
             workers=reports,
@@ -133,7 +133,7 @@ class SimulatedHost:
         return self._rev, self._seq
 
     def take(
-        self, reply: protocol.AgentReply, sent_at: float, told: list[protocol.CommandResult], *, held: bool
+        self, reply: messages.AgentReply, sent_at: float, told: list[messages.CommandResult], *, held: bool
     ) -> None:
         """An answer, perhaps late or for the second time, to what was sent at `sent_at`. `held`: of a held request."""
         if not held:
@@ -154,7 +154,7 @@ class SimulatedHost:
             self._rev = reply.assignments_rev
         self.converge()
 
-    def _act(self, command: protocol.Command, sent_at: float) -> None:
+    def _act(self, command: messages.Command, sent_at: float) -> None:
         if command.command_id in self._journal:
             self._results[command.command_id] = self._journal[command.command_id]
             return
@@ -170,14 +170,14 @@ class SimulatedHost:
             if command.command == "kill" and slot.assignment is not None:
                 # The assignment that says so comes with it or after it; until then the kill itself says it.
                 slot.assignment = self._stopped(slot.assignment, command.generation)
-        result = protocol.CommandResult(command.command_id, status, message)  # type: ignore[arg-type]
+        result = messages.CommandResult(command.command_id, status, message)  # type: ignore[arg-type]
         self._journal[command.command_id] = self._results[command.command_id] = result
 
     @staticmethod
-    def _stopped(one: protocol.Assignment, generation: int) -> protocol.Assignment:
-        return protocol.Assignment(one.worker_id, one.spec, "stopped", max(one.generation, generation), one.epoch)
+    def _stopped(one: messages.Assignment, generation: int) -> messages.Assignment:
+        return messages.Assignment(one.worker_id, one.spec, "stopped", max(one.generation, generation), one.epoch)
 
-    def _apply(self, assignments: list[protocol.Assignment]) -> None:
+    def _apply(self, assignments: list[messages.Assignment]) -> None:
         listed = {one.worker_id for one in assignments}
         for one in assignments:
             slot = self.slots.get(one.worker_id)
@@ -234,11 +234,11 @@ class SimulatedHost:
             return False
         return slot.lease[0] < slot.epoch or slot.lease[1] <= self._now
 
-    def _start(self, worker_id: str, slot: Slot, wanted: protocol.Assignment) -> None:
+    def _start(self, worker_id: str, slot: Slot, wanted: messages.Assignment) -> None:
         slot.attempt = max(slot.attempt, wanted.attempt_base) + 1
         slot.state, slot.dies_at = "running", None
         self._witness.started(worker_id, self.name, wanted.epoch)
 
-    def _end(self, worker_id: str, slot: Slot, state: protocol.State) -> None:
+    def _end(self, worker_id: str, slot: Slot, state: messages.State) -> None:
         slot.state, slot.dies_at = state, None
         self._witness.ended(worker_id, self.name)

@@ -12,11 +12,12 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest import mock
 
-from remote_agent import attempt, child, granted, paths, process_tree, restart, states
+from remote_agent import attempt, child, granted, paths, process_tree, restart
 from remote_agent.cgroup import WorkerGroup
 from remote_agent.granted import Granted
 from remote_agent.process_tree import Identity, Process
-from remote_agent.protocol import Lease
+from remote_agent.protocol import states
+from remote_agent.protocol.messages import Lease
 from remote_agent.supervisor import Supervisor
 from remote_agent.worker_record import WorkerRecord
 

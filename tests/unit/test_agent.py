@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from remote_agent import locks, paths, settings
-from remote_agent.protocol import Assignment, HealthCheck, RestartPolicy, WorkerSpec
+from remote_agent.protocol.messages import Assignment, HealthCheck, RestartPolicy, WorkerSpec
 from remote_agent.slot import EventTail, runner_needed, supersedes
 from tests.agent_host import ROOT, Host, alive, running
 from tests.fake_manager import FakeManager

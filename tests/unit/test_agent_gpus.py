@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from remote_agent.protocol import HealthCheck, RestartPolicy
+from remote_agent.protocol.messages import HealthCheck, RestartPolicy
 from tests.agent_host import Host, alive, running
 from tests.fake_gpus import GIB, FakeGpus, gpu
 from tests.fake_manager import FakeManager

@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from remote_agent.protocol import RestartPolicy
+from remote_agent.protocol.messages import RestartPolicy
 from tests.agent_host import ROOT, Host, running
 from tests.fake_manager import FakeManager
 from tests.waiting import wait_until

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from remote_agent.protocol import HealthCheck, Hook, RestartPolicy, launch_digest
+from remote_agent.protocol.messages import HealthCheck, Hook, RestartPolicy, launch_digest
 from tests.agent_host import Host, alive, running
 from tests.fake_manager import FakeManager
 from tests.waiting import wait_until

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from remote_agent.allotment import Allotment, allowed_by, choose, environment
 from remote_agent.gpus import NO_GPUS, Reading
-from remote_agent.protocol import GpuProcess, GpuUsage
+from remote_agent.protocol.messages import GpuProcess, GpuUsage
 
 
 def reading(*users: list[GpuProcess]) -> Reading:

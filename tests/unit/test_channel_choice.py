@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from remote_agent import paths, protocol, zmq_wire
+from remote_agent import paths, zmq_wire
 from remote_agent.channel import AGAIN_LAST_S, Channels
 from remote_agent.link import Addresses, Connection, Credentials, LinkDown, heartbeat, poll
 from remote_agent.log_files import ShippedWorker
 from remote_agent.logship import LogShipper
+from remote_agent.protocol import messages
 from tests.server_process import ROOT
 from tests.unit.channel_links import World, free_ports
 from tests.waiting import wait_until
@@ -51,7 +52,7 @@ class Agent:
         return made
 
     def beat(self, connection: Connection) -> Any:
-        body = protocol.encode(protocol.AgentHeartbeat(self.name, channel_trouble=self.channels.trouble))
+        body = messages.encode(messages.AgentHeartbeat(self.name, channel_trouble=self.channels.trouble))
         return heartbeat(self.name, body)(connection)
 
     def host(self) -> Any:
@@ -108,7 +109,7 @@ def test_what_cannot_be_reached_is_left_for_http_at_once_and_tried_again(
     genuine = agent.channels.connect
     elsewhere = free_ports()
 
-    def connect(host: str, offer: protocol.ZmqOffer, logs: bool) -> Any:
+    def connect(host: str, offer: messages.ZmqOffer, logs: bool) -> Any:
         offer.port = elsewhere
         return genuine(host, offer, logs)
 
@@ -136,10 +137,10 @@ def test_tries_become_rarer_but_never_end() -> None:
 
 
 def test_an_offer_that_is_not_the_managers_own_is_not_believed() -> None:
-    offer = protocol.ZmqOffer(5550, 5551, "ab" * 32)
-    offer.proof = protocol.zmq_offer_proof("key", "h1", "nonce", offer)
+    offer = messages.ZmqOffer(5550, 5551, "ab" * 32)
+    offer.proof = messages.zmq_offer_proof("key", "h1", "nonce", offer)
     channels = Channels()
-    assert channels.read_offer(protocol.encode(offer), "key", "h1", "nonce") == offer
+    assert channels.read_offer(messages.encode(offer), "key", "h1", "nonce") == offer
     for change in (
         {"port": 22},
         {"curve_key": "cd" * 32},
@@ -149,9 +150,9 @@ def test_an_offer_that_is_not_the_managers_own_is_not_believed() -> None:
         {"port": "x"},
     ):
         fresh = Channels()
-        assert fresh.read_offer({**protocol.encode(offer), **change}, "key", "h1", "nonce") is None, change
+        assert fresh.read_offer({**messages.encode(offer), **change}, "key", "h1", "nonce") is None, change
         assert "not proven" in fresh.trouble
-    assert Channels().read_offer(protocol.encode(offer), "key", "h1", "another") is None
+    assert Channels().read_offer(messages.encode(offer), "key", "h1", "another") is None
     assert Channels().read_offer(["zmq"], "key", "h1", "nonce") is None
     assert Channels().read_offer(None, "key", "h1", "nonce") is None
 
@@ -197,7 +198,7 @@ def test_agents_and_their_logs_outlive_a_manager_that_is_killed(world: World, tm
     shipper.update([ShippedWorker("logs-w1", directory, 1, False)])
     shipper.watch()
     shipper.start()
-    stored = world.directory / "logs" / protocol.directory_name("logs-w1") / "1.out.log"
+    stored = world.directory / "logs" / messages.directory_name("logs-w1") / "1.out.log"
     try:
         wait_until(lambda: stored.exists() and stored.stat().st_size > 400_000, 20.0, "some of it is stored")
         port = world.server.port

@@ -23,7 +23,7 @@ from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi import checks
 
 from procguard.portal.api.openapi.document import document
-from remote_agent import protocol
+from remote_agent.protocol import messages
 from tests import api_truth
 from tests.chaos import ChaosReport
 from tests.server_process import RunningServer
@@ -107,7 +107,7 @@ def test_every_answer_is_as_described_and_none_is_a_server_s_fault(tmp_path: Pat
     )
     try:
         secret = server.deploy("alpha", "worker1", "worker2")
-        server.beat("alpha", secret, protocol.WorkerReport("worker1", state="running", attempt=1, pid=7))
+        server.beat("alpha", secret, messages.WorkerReport("worker1", state="running", attempt=1, pid=7))
         asker = Asker(server, secret)
         wanted = CASES_LONG if chaos_report.long else CASES_SHORT
         makers = strategies()
@@ -120,7 +120,7 @@ def test_every_answer_is_as_described_and_none_is_a_server_s_fault(tmp_path: Pat
                 break
         assert "Traceback" not in server.log()
         assert server.ask("GET", "/readyz").status == 200
-        server.beat("alpha", secret, protocol.WorkerReport("worker1", state="running", attempt=1, pid=7))
+        server.beat("alpha", secret, messages.WorkerReport("worker1", state="running", attempt=1, pid=7))
         told = ", ".join(f"{status}: {count}" for status, count in sorted(asker.statuses.items()))
         chaos_report(measured=f"{asker.count} requests over {len(makers)} forms, all as described; answers {told}")
     finally:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from remote_agent import protocol, states
+from remote_agent.protocol import messages, states
 from tests.chaos import ChaosReport
 from tests.unit.fleet_world import World
 from tests.unit.simulated_worker import KILL, Host
@@ -23,7 +23,7 @@ def test_a_crash_loop_spends_its_restarts_and_no_more(
 ) -> None:
     world = World(tmp_path, max_recovery_attempts=max_recovery_attempts)
     world.deploy({"h1": {"w1": {"command": "crash"}}})
-    policy = protocol.encode(world.registry.assignments("h1")[0].spec.restart)
+    policy = messages.encode(world.registry.assignments("h1")[0].spec.restart)
     most, shortest_s = 0, TEN_MINUTES_S
     for seed in chaos_report.rounds(short=20, long=1000):
         chance = random.Random(seed)

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from remote_agent import agent_process, paths, process_tree, protocol
+from remote_agent import agent_process, paths, process_tree
 from remote_agent.installer import Installer, recorded_environment
+from remote_agent.protocol import messages
 from tests.fake_manager import FakeManager
 from tests.unit.test_install import installer, manager, put  # noqa: F401 - fixtures
 from tests.waiting import wait_until
@@ -58,8 +59,8 @@ def test_child_has_the_deployed_environment_whoever_starts_the_agent_later(
     """Agent, runner and child die at once, as at a power cut; cron's or systemd's bare environment changes nothing."""
     monkeypatch.setenv("SITE_LICENSE", "7 floating")
     monkeypatch.setenv("SSH_CONNECTION", "10.0.0.1 1 10.0.0.2 22")
-    spec = protocol.WorkerSpec(command=COMMAND.format(directory=tmp_path), shell=True, stop_grace_s=2.0)
-    manager.assignments["w1"] = protocol.Assignment("w1", spec)
+    spec = messages.WorkerSpec(command=COMMAND.format(directory=tmp_path), shell=True, stop_grace_s=2.0)
+    manager.assignments["w1"] = messages.Assignment("w1", spec)
     put(installer, manager, secret="s3cret")
     try:
         deployed = variables(tmp_path, 1)

@@ -16,7 +16,7 @@ import pytest
 
 from remote_agent import evidence, paths, proc_usage
 from remote_agent.evidence import Scene
-from remote_agent.protocol import GpuUsage
+from remote_agent.protocol.messages import GpuUsage
 from tests.waiting import wait_until
 
 

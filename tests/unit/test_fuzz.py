@@ -28,7 +28,8 @@ from procguard.deploy.inventory import model as inventory
 from procguard.errors import ConfigError, InventoryError, ProcGuardError, UsageError
 from procguard.fleet.store import appendlog
 from procguard.fleet.workers import selectors
-from remote_agent import control, journal, protocol
+from remote_agent import control, journal
+from remote_agent.protocol import messages
 from tests import raw_websocket
 from tests.server_process import RunningServer
 
@@ -186,7 +187,7 @@ def test_any_selector_is_read_or_refused(text: str) -> None:
 MESSAGES: list[tuple[type[Any], Any]] = []
 for golden in sorted((ROOT / "tests/wire/v1").glob("*.json")):
     name = "".join(word.title() for word in golden.name.split(".")[0].split("_"))
-    cls = getattr(protocol, name, None)
+    cls = getattr(messages, name, None)
     if dataclasses.is_dataclass(cls):
         MESSAGES += [(cls, json.loads(line)) for line in [golden.read_text(encoding="utf-8")]]  # type: ignore[list-item]
 
@@ -198,8 +199,8 @@ def test_any_message_is_understood_or_refused_by_manager_and_agent(data: st.Data
     path = data.draw(st.sampled_from(list(places(value))))
     with contextlib.suppress(TypeError, ValueError, UnicodeEncodeError):
         body = json.dumps(replaced(value, path, data.draw(ANYTHING))).encode()
-        only(UsageError, lambda: http_io.dumps(protocol.encode(decode.read(cls, body))))
-        only(protocol.WireError, lambda: protocol.decode(cls, json.loads(body)))
+        only(UsageError, lambda: http_io.dumps(messages.encode(decode.read(cls, body))))
+        only(messages.WireError, lambda: messages.decode(cls, json.loads(body)))
 
 
 @BOUNDED

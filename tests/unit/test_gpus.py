@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from remote_agent import gpus, proc_usage
-from remote_agent.protocol import GpuProcess, GpuUsage, WorkerUsage
+from remote_agent.protocol.messages import GpuProcess, GpuUsage, WorkerUsage
 from tests.fake_gpus import GIB, FakeGpus, gpu
 from tests.waiting import wait_until
 

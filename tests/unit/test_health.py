@@ -18,7 +18,7 @@ import pytest
 
 from remote_agent import errand, paths, process_tree
 from remote_agent.health import Elsewhere, HealthMonitor, LogWatch, run_check
-from remote_agent.protocol import HealthCheck
+from remote_agent.protocol.messages import HealthCheck
 from tests.waiting import wait_until
 
 

@@ -278,7 +278,7 @@ def test_digests_are_those_of_hashlib_and_hmac() -> None:
     import hashlib
     import hmac
 
-    from remote_agent.digests import hmac_sha256_hex, same, sha256_hex
+    from remote_agent.protocol.digests import hmac_sha256_hex, same, sha256_hex
 
     for length in (0, 1, 63, 64, 65, 200):
         key, message = b"k" * length, bytes(range(length))

@@ -22,8 +22,9 @@ from procguard.deploy.install import bundle
 from procguard.deploy.install.local import LocalPipe
 from procguard.deploy.install.session import HostSession
 from procguard.deploy.ssh.target import Target
-from remote_agent import agent_care, agent_process, keepalive, loopback, paths, protocol, release
+from remote_agent import agent_care, agent_process, keepalive, loopback, paths, release
 from remote_agent.installer import Installer, recorded_environment
+from remote_agent.protocol import messages
 from remote_agent.release import InstallError
 from tests import fake_manager
 from tests.fake_manager import FLEET, KEY, FakeManager
@@ -248,7 +249,7 @@ def test_uninstall_leaves_nothing(installer: Installer, manager: FakeManager) ->
 def test_an_agents_end_and_upgrade_leave_the_child_alone_and_uninstall_stops_it(
     installer: Installer, manager: FakeManager
 ) -> None:
-    manager.assignments["w1"] = protocol.Assignment("w1", protocol.WorkerSpec(command="sleep 600", stop_grace_s=2.0))
+    manager.assignments["w1"] = messages.Assignment("w1", messages.WorkerSpec(command="sleep 600", stop_grace_s=2.0))
     put(installer, manager, secret="s3cret")
 
     def child() -> int:
@@ -336,7 +337,7 @@ def test_a_deployment_that_ends_where_a_secret_is_asked_for_leaves_the_host_as_i
     where = {"fleet_id": FLEET, "host": "host1", "home": installer.home}
     try:
         session.open(deadline)
-        with pytest.raises(ConnectionError, match=protocol.secret_sha256("first")):
+        with pytest.raises(ConnectionError, match=messages.secret_sha256("first")):
             session.install({**where, **request(manager, one, new_secret=True)}, one.data, deadline, secret=unreachable)
     finally:
         pipe.close()
@@ -358,7 +359,7 @@ def test_a_secret_is_asked_for_only_by_a_request_that_wants_one(installer: Insta
         return installer.install(wanted, no_bundle, fetch_secret=keep)["changes"]
 
     assert (install(False), asked) == ([], [])
-    assert (install(True), asked) == ([], [protocol.secret_sha256("first")])
+    assert (install(True), asked) == ([], [messages.secret_sha256("first")])
     assert installer.config()["secret"] == "first"
 
 

@@ -23,7 +23,7 @@ from remote_agent import control, file_finder, identity, owners, paths
 from remote_agent.installer import Installer
 from remote_agent.locks import lock_held
 from remote_agent.only_one import listen, take_lock
-from remote_agent.protocol import HealthCheck
+from remote_agent.protocol.messages import HealthCheck
 from remote_agent.release import InstallError
 from remote_agent.runner_loop import Runner
 from tests.agent_host import Host, running

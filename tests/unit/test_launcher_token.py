@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from remote_agent import protocol, settings
+from remote_agent import settings
+from remote_agent.protocol import messages
 from tests.server_process import RunningServer
 from tests.waiting import wait_until
 
@@ -65,7 +66,7 @@ def revoked(server: RunningServer) -> str:
 
 
 def body(worker_id: str) -> dict[str, Any]:
-    return {"worker_id": worker_id, "command": "x", "host": "far", "secret_sha256": protocol.secret_sha256("mine")}
+    return {"worker_id": worker_id, "command": "x", "host": "far", "secret_sha256": messages.secret_sha256("mine")}
 
 
 def register(server: RunningServer, token: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:

@@ -12,7 +12,7 @@ import pytest
 
 from remote_agent.journal import Journal
 from remote_agent.orders import Orders
-from remote_agent.protocol import Command
+from remote_agent.protocol.messages import Command
 from tests.agent_host import Host, alive, running
 from tests.fake_manager import FakeManager
 from tests.waiting import wait_until

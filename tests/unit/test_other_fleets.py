@@ -14,7 +14,7 @@ import pytest
 from remote_agent import other_fleets, paths
 from remote_agent.install import Session
 from remote_agent.installer import Installer
-from remote_agent.protocol import Assignment, WorkerSpec
+from remote_agent.protocol.messages import Assignment, WorkerSpec
 from remote_agent.release import InstallError
 from remote_agent.slot import WorkerSlot
 

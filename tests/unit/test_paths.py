@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from remote_agent import paths
-from remote_agent.protocol import directory_name
+from remote_agent.protocol.messages import directory_name
 
 
 def test_ids_never_become_paths():

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from remote_agent import protocol
+from remote_agent.protocol import messages
 from tests.agent_host import Host, alive, running
 from tests.fake_manager import FakeManager
 from tests.unit import test_agent
@@ -55,7 +55,7 @@ def test_every_module_of_the_agent_can_be_imported(tmp_path: Path) -> None:
 
 def test_agent_and_runner_start_watch_restart_and_stop_a_child(pypy_host: Host, manager: FakeManager) -> None:
     """kill -9 of the child: a second attempt, counted; kill -9 of the agent: the next one adopts the same child."""
-    manager.assign("job", "sleep 1000", restart=protocol.RestartPolicy(start_secs=0.1, max_attempts=3))
+    manager.assign("job", "sleep 1000", restart=messages.RestartPolicy(start_secs=0.1, max_attempts=3))
     pypy_host.start()
     first = running(manager, "job")
     os.kill(first, signal.SIGKILL)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from remote_agent import group_limits, paths, spec
-from remote_agent.protocol import Assignment, Hook, Limits, RestartPolicy, WorkerSpec
+from remote_agent.protocol.messages import Assignment, Hook, Limits, RestartPolicy, WorkerSpec
 from tests.unit.runner_rig import Rig, alive, make_rig, remove
 from tests.waiting import wait_until
 

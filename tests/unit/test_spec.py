@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from remote_agent import limits, spec
-from remote_agent.protocol import Assignment, HealthCheck, Hook, Limits, RestartPolicy, WorkerSpec, launch_digest
+from remote_agent.protocol.messages import (
+    Assignment,
+    HealthCheck,
+    Hook,
+    Limits,
+    RestartPolicy,
+    WorkerSpec,
+    launch_digest,
+)
 
 FULL = {
     "env_file": "x", "venv": "x", "conda": "x", "setup": ["x"], "user": "root", "umask": "027",

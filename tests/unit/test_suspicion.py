@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from remote_agent.proc_usage import Proc, read
-from remote_agent.protocol import GpuUsage
+from remote_agent.protocol.messages import GpuUsage
 from remote_agent.suspicion import Rhythm, Suspicion
 from tests.waiting import wait_until
 

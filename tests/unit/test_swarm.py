@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from procguard.errors import UsageError
-from remote_agent import protocol, states
+from remote_agent.protocol import messages, states
 from scripts.swarm import Behaviour, Delays, Swarm
 from scripts.swarm import __main__ as command_line
 from scripts.swarm.behaviour import Step, read_script
@@ -170,24 +170,24 @@ def test_the_same_seed_makes_the_same_workers_stubborn() -> None:
     assert stubborn(3) != stubborn(4)
 
 
-def fenced(**values: Any) -> protocol.Assignment:
-    spec = protocol.WorkerSpec(command="train", restart=protocol.RestartPolicy(start_secs=1.0, max_attempts=1))
-    return protocol.Assignment("w", spec, **{"lease_s": 10.0, "epoch": 5, **values})
+def fenced(**values: Any) -> messages.Assignment:
+    spec = messages.WorkerSpec(command="train", restart=messages.RestartPolicy(start_secs=1.0, max_attempts=1))
+    return messages.Assignment("w", spec, **{"lease_s": 10.0, "epoch": 5, **values})
 
 
 def test_a_fenced_worker_runs_only_while_it_holds_a_lease_of_its_epoch() -> None:
     worker = SimulatedWorker("w", Behaviour(), random.Random(1))
     worker.assign(fenced(), 100.0)
     assert worker.report.state == states.STOPPED
-    worker.grant(protocol.Lease("w", 4, 10.0), 100.0)
+    worker.grant(messages.Lease("w", 4, 10.0), 100.0)
     assert worker.report.state == states.STOPPED
-    worker.grant(protocol.Lease("w", 5, 10.0), 100.0)
+    worker.grant(messages.Lease("w", 5, 10.0), 100.0)
     worker.step(101.5)
     assert worker.report.state == states.RUNNING
     worker.step(110.1)
     worker.step(111.0)
     assert worker.report.state == states.STOPPED
-    worker.grant(protocol.Lease("w", 5, 10.0), 112.0)
+    worker.grant(messages.Lease("w", 5, 10.0), 112.0)
     assert (worker.report.state, worker.report.attempt) == (states.STARTING, 2)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from remote_agent import protocol
+from remote_agent.protocol import messages
 from tests.server_process import RunningServer
 from tests.zoo import ATTACKS, Attack, Attacker
 
@@ -30,7 +30,7 @@ class Zoo:
         made = server.ask("POST", "/api/tokens", {"scope": "viewer", "name": "zoo"})
         self.viewer_token = str(made.json["token"])
         log = b"a" * 2_000 + b"\n"
-        report = protocol.WorkerReport("zoo", state="running", attempt=1)
+        report = messages.WorkerReport("zoo", state="running", attempt=1)
         server.beat("zoo", self.agent_secret, report)
         server.ask("POST", "/api/workers/zoo/logs?attempt=1&offset=0", log, secret=self.agent_secret)
 

@@ -20,7 +20,7 @@ from procguard.agent_api.long_poll import HeldPoll
 from procguard.agent_api.routes import caller_by_secret
 from procguard.agent_api.zmq.port import Peer
 from procguard.errors import Forbidden, UsageError
-from remote_agent import protocol
+from remote_agent.protocol import messages as protocol
 
 # What is larger is announced first, and sent when there is room: `"body_bytes": N`, answered by status 100.
 INLINE_BYTES = protocol.ZMQ_INLINE_BYTES

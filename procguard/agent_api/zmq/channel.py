@@ -36,7 +36,7 @@ from procguard.config.schema import AdapterConfig
 from procguard.errors import LimitExceeded, NotFound, ProcGuardError, UsageError
 from procguard.fleet.model import clock
 from procguard.runtime.cooperative import give_way
-from remote_agent import protocol
+from remote_agent.protocol import messages as protocol
 
 log = logging.getLogger(__name__)
 

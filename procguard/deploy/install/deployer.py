@@ -29,7 +29,7 @@ from procguard.deploy.ssh.target import from_dict, to_dict
 from procguard.deploy.sync.transfer import CodeSync
 from procguard.deploy.sync.wave import CodeWave
 from procguard.errors import Conflict, HostError, NotFound, ProcGuardError
-from remote_agent.protocol import secret_sha256
+from remote_agent.protocol.messages import secret_sha256
 
 HOST_TIMEOUT_S = 120.0
 VERIFY_TIMEOUT_S = 30.0

@@ -10,7 +10,7 @@ import re
 import shlex
 from collections.abc import Iterator
 
-from remote_agent.protocol import WorkerSpec
+from remote_agent.protocol.messages import WorkerSpec
 
 _OPERATOR = re.compile(r"(&&|\|\|?|;|&|\d?>>?(&\d)?|<<?<?|&>>?|\|&)$|\d?>>?[^>=\s]\S*$|\d>&\d$|&>\S+$")
 _ENDS_WITH_SEMICOLON = re.compile(r"[^\\];$")

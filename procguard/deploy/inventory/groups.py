@@ -16,7 +16,7 @@ from typing import Any
 
 from procguard.deploy.inventory import positions
 from procguard.errors import InventoryError
-from remote_agent import protocol
+from remote_agent.protocol import messages
 
 MAX_HOSTS = 10_000
 EXTENSIONS = ("", ".yml", ".yaml", ".json")  # of files in group_vars/ and host_vars/
@@ -85,7 +85,7 @@ class Groups:
             self.tell(where, f"{pattern}: {exc}", "ranges are written like gpu[01:16] or [a:f]")
             return
         for name in names:
-            if not protocol.valid_id(name):
+            if not messages.valid_id(name):
                 self.tell(where, f"{name!r} can't name a host", "use a plain name and set ansible_host to its address")
                 continue
             if name not in self.host_variables:

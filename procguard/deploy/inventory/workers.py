@@ -18,14 +18,14 @@ from pydantic import TypeAdapter, ValidationError
 from procguard.deploy.inventory import command_words
 from procguard.deploy.inventory.positions import Map
 from procguard.deploy.inventory.templates import Renderer, TemplateMistake
-from remote_agent import protocol
+from remote_agent.protocol import messages
 from remote_agent.spec import mistakes_in
 
 VARIABLE = "procguard_workers"
 MAX_REPLICAS = 10_000
-_ADAPTER: TypeAdapter[protocol.WorkerSpec] = TypeAdapter(protocol.WorkerSpec)
+_ADAPTER: TypeAdapter[messages.WorkerSpec] = TypeAdapter(messages.WorkerSpec)
 _KEYS = {cls: [item.name for item in dataclasses.fields(cls)] for cls in (
-    protocol.WorkerSpec, protocol.RestartPolicy, protocol.HealthCheck, protocol.Hook, protocol.Limits
+    messages.WorkerSpec, messages.RestartPolicy, messages.HealthCheck, messages.Hook, messages.Limits
 )}  # fmt: skip
 SIGNALS = ("TERM", "INT", "QUIT", "HUP", "USR1", "USR2", "KILL")
 
@@ -104,7 +104,7 @@ class SpecReader:
         except TemplateMistake as exc:
             self._tell(where, str(exc), "correct the template or define the variable")
             return None
-        if not protocol.valid_id(worker_id):
+        if not messages.valid_id(worker_id):
             self._tell(
                 where,
                 f"{worker_id!r} is no worker id",
@@ -121,7 +121,7 @@ class SpecReader:
             return None
         try:
             checked = _ADAPTER.validate_python(_plain(spec))
-            full = protocol.encode(checked)
+            full = messages.encode(checked)
         except ValidationError as exc:
             for error in exc.errors():
                 path = ".".join(str(part) for part in error["loc"] if not _is_branch(part))
@@ -142,20 +142,20 @@ class SpecReader:
         return None if mistakes else Worker(worker_id, full, where, spec.get("on_partition") == "keep")
 
     def _known_keys(self, raw: dict[str, Any], where: str) -> bool:
-        well = self._check_keys(raw, (*_KEYS[protocol.WorkerSpec], "id", "worker_id", "replicas"), where, "")
+        well = self._check_keys(raw, (*_KEYS[messages.WorkerSpec], "id", "worker_id", "replicas"), where, "")
         if isinstance(raw.get("restart"), dict):
-            well = self._check_keys(raw["restart"], _KEYS[protocol.RestartPolicy], where, "restart.") and well
+            well = self._check_keys(raw["restart"], _KEYS[messages.RestartPolicy], where, "restart.") and well
         health = raw.get("health")
         for check in health if isinstance(health, list) else [health]:
             if isinstance(check, dict):
-                well = self._check_keys(check, _KEYS[protocol.HealthCheck], where, "health.") and well
+                well = self._check_keys(check, _KEYS[messages.HealthCheck], where, "health.") and well
         if isinstance(raw.get("limits"), dict):
-            well = self._check_keys(raw["limits"], _KEYS[protocol.Limits], where, "limits.") and well
+            well = self._check_keys(raw["limits"], _KEYS[messages.Limits], where, "limits.") and well
         for name in ("pre_start", "post_stop"):
             hooks = raw.get(name)
             for hook in hooks if isinstance(hooks, list) else [hooks]:
                 if isinstance(hook, dict):
-                    well = self._check_keys(hook, _KEYS[protocol.Hook], where, f"{name}.") and well
+                    well = self._check_keys(hook, _KEYS[messages.Hook], where, f"{name}.") and well
         return well
 
     def _check_keys(self, raw: dict[str, Any], known: Any, where: str, prefix: str) -> bool:

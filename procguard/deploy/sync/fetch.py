@@ -17,8 +17,8 @@ from procguard.console import tables
 from procguard.deploy.install.rollout import HostResult, Listener, Plan, Rollout
 from procguard.deploy.install.session import HostSession, Sessions
 from procguard.errors import HostError, UsageError
-from remote_agent import protocol
 from remote_agent.file_finder import PIECE_BYTES
+from remote_agent.protocol import messages
 
 if TYPE_CHECKING:
     from procguard.deploy.inventory.model import Host
@@ -47,7 +47,7 @@ class Fetcher:
     def fetch(self, hosts: list[Host], wanted: Wanted) -> list[HostResult]:
         """One result a host; `report` = {"files", "bytes", "folder"}."""
         for host in hosts:
-            if not protocol.valid_id(host.name):
+            if not messages.valid_id(host.name):
                 raise UsageError(f"{host.name!r} can be no folder's name", "rename the host in the inventory")
         return self._rollout.run(hosts, lambda _wave: {}, lambda host, _, result: self._one(host, wanted, result))
 

@@ -14,7 +14,7 @@ from procguard.fleet.agents.token_scopes import AGENT_SCOPE, SCOPES, SCOPES_SHOW
 from procguard.fleet.model.clock import Now, iso
 from procguard.fleet.model.records import TokenRecord, from_dict
 from procguard.fleet.state import FleetState
-from remote_agent import protocol, session
+from remote_agent.protocol import messages, session
 
 MAX_TOKENS = 10_000
 MAX_LIFE_S = 10 * 366 * 24 * 3600.0
@@ -131,9 +131,9 @@ class Tokens:
         if not scope.startswith(AGENT_SCOPE):
             raise UsageError(f"unknown token scope {scope[:80]!r}", f"use {SCOPES_SHOWN}")
         agent_id = scope.removeprefix(AGENT_SCOPE)
-        if not protocol.valid_agent_id(agent_id):
+        if not messages.valid_agent_id(agent_id):
             raise UsageError(f"{agent_id[:80]!r} is not an agent's id", "e.g. agent:gpu01, agent:launcher:worker1")
-        if agent_id not in self._fleet.agents_by_id and not agent_id.startswith(protocol.LAUNCHER_PREFIX):
+        if agent_id not in self._fleet.agents_by_id and not agent_id.startswith(messages.LAUNCHER_PREFIX):
             raise NotFound(f"no agent {agent_id!r}", "list them: invoke agents", code="unknown_agent")
 
     def _index(self, token: TokenRecord) -> None:

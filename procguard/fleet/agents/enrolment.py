@@ -15,7 +15,8 @@ from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import AgentRecord, PendingLauncher, WorkerRecord, settled
 from procguard.fleet.parts import FleetParts
 from procguard.fleet.workers import views
-from remote_agent import protocol, states
+from remote_agent.protocol import messages as protocol
+from remote_agent.protocol import states
 
 ENDED_KEPT_S = 24 * 3600.0  # a launcher that its user ended stays in the list this long
 STRANGERS = "strangers"  # all of them together have one share of the history

@@ -24,7 +24,7 @@ from procguard.fleet.model.records import (
 from procguard.fleet.parts import FleetParts
 from procguard.fleet.state import HIGHEST_GENERATION
 from procguard.fleet.store.appendlog import NotDurable
-from remote_agent import protocol, states
+from remote_agent.protocol import messages, states
 
 MAX_REFUSED_CLAIMS = 100  # of one agent that become events, in one run of the manager
 EVENTS_AT_ONCE, EVENTS_PER_S = 1_000, 20.0  # of one agent; it sends worker events again, others are counted
@@ -38,8 +38,8 @@ class Intake(FleetParts):
     # ------------------------------------------------------------------------------------------ agents' messages
 
     def heartbeat(
-        self, agent_id: str, beat: protocol.AgentHeartbeat, now: Now, channel: str = "http"
-    ) -> protocol.AgentReply:
+        self, agent_id: str, beat: messages.AgentHeartbeat, now: Now, channel: str = "http"
+    ) -> messages.AgentReply:
         """Take in one agent's whole report, which came by `channel`; durable for its events and results."""
         agent = self.agent(agent_id)
         seen = self.seen[agent_id]
@@ -110,7 +110,7 @@ class Intake(FleetParts):
         """Whether there is anything to make durable. `told`: the newest event before."""
         return bool(self._changes) or self.event_log.newest_seq != told
 
-    def agent_reply(self, agent_id: str, rev: str, seq: int, now: Now) -> protocol.AgentReply | None:
+    def agent_reply(self, agent_id: str, rev: str, seq: int, now: Now) -> messages.AgentReply | None:
         """What this agent does not have yet, durable before it is told. None when it has everything, or must wait."""
         if self.unwritten or self.inquiry.open(now):
             return None
@@ -133,8 +133,8 @@ class Intake(FleetParts):
             self.outbox.delivered(record, seen.session)
         return reply
 
-    def _reply_base(self, agent_id: str) -> protocol.AgentReply:
-        return protocol.AgentReply(
+    def _reply_base(self, agent_id: str) -> messages.AgentReply:
+        return messages.AgentReply(
             fleet_id=self.fleet_id,
             interval_s=self.interval_s(agent_id),
             assignments_rev=self.rev(agent_id),
@@ -143,10 +143,10 @@ class Intake(FleetParts):
             log_gather_s=self.settings.log_gather_s(len(self.workers_by_id)),
         )
 
-    def assignments(self, agent_id: str) -> list[protocol.Assignment]:
+    def assignments(self, agent_id: str) -> list[messages.Assignment]:
         """Everything this agent is to run, ordered by worker id, with the fleet's defaults filled in."""
         own = [
-            protocol.Assignment(
+            messages.Assignment(
                 worker_id=worker.worker_id,
                 spec=self._resolved_once(worker),
                 desired=worker.told,
@@ -161,7 +161,7 @@ class Intake(FleetParts):
             for worker in self.workers_of(agent_id)
         ]
         gone = [
-            protocol.Assignment(worker_id, protocol.WorkerSpec(command=data["command"]), "removed", data["generation"])
+            messages.Assignment(worker_id, messages.WorkerSpec(command=data["command"]), "removed", data["generation"])
             for worker_id, data in self.agents_by_id[agent_id].withdrawn.items()
         ]
         for assignment, data in zip(gone, self.agents_by_id[agent_id].withdrawn.values(), strict=True):
@@ -174,7 +174,7 @@ class Intake(FleetParts):
         report = self.worker_seen[worker.worker_id].report
         return report is not None and report.attempt > 0
 
-    def _resolved_once(self, worker: WorkerRecord) -> protocol.WorkerSpec:
+    def _resolved_once(self, worker: WorkerRecord) -> messages.WorkerSpec:
         """A worker's resolved specification, made once for each: specifications are replaced, never changed in place.
 
         A stop of ten thousand workers asks for it thirty thousand times; copying took most of the manager's time then.
@@ -182,14 +182,14 @@ class Intake(FleetParts):
         seen = self.worker_seen[worker.worker_id]
         if seen.resolved is None or seen.resolved.declared is not worker.spec:
             spec = self.resolved(worker.spec)
-            seen.resolved = ResolvedSpec(worker.spec, spec, protocol.canonical_digest(protocol.encode(spec)))
+            seen.resolved = ResolvedSpec(worker.spec, spec, messages.canonical_digest(messages.encode(spec)))
         return seen.resolved.spec
 
-    def resolved(self, spec: protocol.WorkerSpec) -> protocol.WorkerSpec:
+    def resolved(self, spec: messages.WorkerSpec) -> messages.WorkerSpec:
         """The specification with the manager's recovery settings filled in. Shares with it what is the same in both."""
         settings, own = self.settings, spec.restart
         most = settings.max_recovery_attempts if own.max_attempts is None else own.max_attempts
-        usual = own.start_timeout_s == protocol.RestartPolicy().start_timeout_s  # else it is the worker's own
+        usual = own.start_timeout_s == messages.RestartPolicy().start_timeout_s  # else it is the worker's own
         start_timeout_s = settings.recovery_timeout_s if usual else own.start_timeout_s
         restart = dataclasses.replace(own, max_attempts=most, start_timeout_s=start_timeout_s)
         health = spec.health
@@ -201,15 +201,15 @@ class Intake(FleetParts):
     def rev(self, agent_id: str) -> str:
         seen = self.seen[agent_id]
         if not seen.rev:
-            seen.rev = protocol.canonical_digest([self._told(one) for one in self.assignments(agent_id)])
+            seen.rev = messages.canonical_digest([self._told(one) for one in self.assignments(agent_id)])
         return seen.rev
 
-    def _told(self, assignment: protocol.Assignment) -> dict[str, Any]:
+    def _told(self, assignment: messages.Assignment) -> dict[str, Any]:
         """An assignment for the digest of them all, where the digest of its specification stands for that."""
         told = {one.name: getattr(assignment, one.name) for one in dataclasses.fields(assignment)}
         seen = self.worker_seen.get(assignment.worker_id)
         same = seen is not None and seen.resolved is not None and seen.resolved.spec is assignment.spec
-        told["spec"] = seen.resolved.digest if same else protocol.encode(assignment.spec)  # type: ignore[union-attr]
+        told["spec"] = seen.resolved.digest if same else messages.encode(assignment.spec)  # type: ignore[union-attr]
         return told
 
     def poll_opened(self, agent_id: str, now: Now) -> None:
@@ -254,7 +254,7 @@ class Intake(FleetParts):
             self.event_log.add("warning", now, host=agent.host, reason=reason, source=agent.agent_id)
         return True
 
-    def _agent_started(self, agent: AgentRecord, beat: protocol.AgentHeartbeat, now: Now) -> None:
+    def _agent_started(self, agent: AgentRecord, beat: messages.AgentHeartbeat, now: Now) -> None:
         if not self._may_tell_or_count(agent, now):
             return
         self.event_log.add(
@@ -317,7 +317,7 @@ class Intake(FleetParts):
         if before != "connected":
             self.notify_agent(agent.agent_id)
 
-    def _take_disk(self, agent: AgentRecord, seen: AgentObserved, beat: protocol.AgentHeartbeat, now: Now) -> None:
+    def _take_disk(self, agent: AgentRecord, seen: AgentObserved, beat: messages.AgentHeartbeat, now: Now) -> None:
         """Its disk refuses writes, or takes them again: one event for each."""
         if seen.disk_told_at is not None and now.monotonic - seen.disk_told_at < host_disks.EVENT_EVERY_S:
             return  # said by one of the next heartbeats
@@ -340,7 +340,7 @@ class Intake(FleetParts):
 
     # ------------------------------------------------------------------------------------------ worker reports
 
-    def _take_report(self, agent: AgentRecord, report: protocol.WorkerReport, now: Now) -> None:
+    def _take_report(self, agent: AgentRecord, report: messages.WorkerReport, now: Now) -> None:
         worker = self.workers_by_id.get(report.worker_id)
         if worker is None:
             if report.epoch >= self.first_epoch and self._is_granted(agent, report, now):
@@ -370,11 +370,11 @@ class Intake(FleetParts):
         if happened or (self.measures_matter(worker.worker_id) and before != report):
             self.notify_shown("workers", worker.worker_id, lambda: self.worker_view(worker))
 
-    def _is_granted(self, agent: AgentRecord, report: protocol.WorkerReport, now: Now) -> bool:
+    def _is_granted(self, agent: AgentRecord, report: messages.WorkerReport, now: Now) -> bool:
         """Whether the report carries a valid grant for its worker and epoch."""
         return epochs.believable(report.epoch, self.term, now.wall) and self.proves(agent.agent_id, report)
 
-    def _take_claim(self, agent: AgentRecord, worker: WorkerRecord, report: protocol.WorkerReport, now: Now) -> None:
+    def _take_claim(self, agent: AgentRecord, worker: WorkerRecord, report: messages.WorkerReport, now: Now) -> None:
         """An agent reports a worker under a higher epoch than the state knows. Either the state was restored and is
         older than what runs, or the agent lies. So the worker changes its owner only with a valid grant."""
         known = f"known is {worker.epoch} on {worker.host}"
@@ -432,7 +432,7 @@ class Intake(FleetParts):
                 "warning", now, worker_id=worker.worker_id, host=agent.host, reason=reason, source=agent.agent_id
             )
 
-    def _remember_lease(self, worker: WorkerRecord, report: protocol.WorkerReport) -> None:
+    def _remember_lease(self, worker: WorkerRecord, report: messages.WorkerReport) -> None:
         """Whether this instance lives by a lease; durable, because a manager that starts while the host is cut off has
         nobody to ask."""
         leased = report.lease_left_s is not None
@@ -440,7 +440,7 @@ class Intake(FleetParts):
             worker.leased = leased
             self.put("workers", worker.worker_id, worker)
 
-    def _remember(self, worker: WorkerRecord, report: protocol.WorkerReport) -> None:
+    def _remember(self, worker: WorkerRecord, report: messages.WorkerReport) -> None:
         """Keep durably what is shown while the agent is away."""
         if (worker.last_state, worker.attempt) == (report.state, report.attempt):
             return
@@ -455,7 +455,7 @@ class Intake(FleetParts):
             for hook in self.failed_hooks:
                 hook(worker, Now(0.0, report.since))
 
-    def _take_events(self, agent: AgentRecord, events: list[protocol.WorkerEvent], now: Now) -> dict[str, int]:
+    def _take_events(self, agent: AgentRecord, events: list[messages.WorkerEvent], now: Now) -> dict[str, int]:
         """Add the changes of the agent's own workers to the history. Returns what is acknowledged. Events beyond its
         share are not, so the agent sends them again. Events of other workers are acknowledged and otherwise ignored."""
         acked: dict[str, int] = {}
@@ -497,12 +497,12 @@ class Intake(FleetParts):
             self.put("workers", worker.worker_id, worker)
         return acked
 
-    def _take_result(self, result: protocol.CommandResult, now: Now, agent_id: str, worker_id: str = "") -> None:
+    def _take_result(self, result: messages.CommandResult, now: Now, agent_id: str, worker_id: str = "") -> None:
         record = self.outbox.result(result, now, agent_id, worker_id)
         if record is not None:
             self.command_event(record, now)
 
-    def _finish_removals(self, agent: AgentRecord, beat: protocol.AgentHeartbeat, now: Now) -> None:
+    def _finish_removals(self, agent: AgentRecord, beat: messages.AgentHeartbeat, now: Now) -> None:
         """A worker that was to be removed, and that the agent (having heard so) no longer has, is gone."""
         if beat.assignments_rev != self.rev(agent.agent_id):
             return
@@ -520,8 +520,8 @@ class Intake(FleetParts):
     # ------------------------------------------------------------------------------------------ plain launchers
 
     def worker_heartbeat(
-        self, worker_id: str, beat: protocol.WorkerHeartbeat, now: Now, channel: str = "http"
-    ) -> protocol.WorkerReply:
+        self, worker_id: str, beat: messages.WorkerHeartbeat, now: Now, channel: str = "http"
+    ) -> messages.WorkerReply:
         """The documented single-worker heartbeat: the same intake with one worker. Durable."""
         worker = self.find(worker_id)
         agent, seen = self.agents_by_id[worker.agent_id], self.seen[worker.agent_id]
@@ -542,7 +542,7 @@ class Intake(FleetParts):
         attempt = beat.attempt if beat.attempt is not None else worker.attempt
         if beat.attempt is None and beat.pid and (before is None or before.pid != beat.pid):
             attempt = worker.attempt + 1
-        report = protocol.WorkerReport(
+        report = messages.WorkerReport(
             worker_id=worker_id,
             state=beat.state,
             generation=worker.generation,
@@ -577,7 +577,7 @@ class Intake(FleetParts):
         return self.worker_reply(worker_id, now) or self._worker_reply_base(worker)
 
     def _only_measured(
-        self, worker: WorkerRecord, before: protocol.WorkerReport, beat: protocol.WorkerHeartbeat
+        self, worker: WorkerRecord, before: messages.WorkerReport, beat: messages.WorkerHeartbeat
     ) -> bool:
         """Whether this says nothing but how much the worker uses now, as nearly every heartbeat does."""
         return (
@@ -592,7 +592,7 @@ class Intake(FleetParts):
             and not self.outbox.waits_for(worker.worker_id)
         )
 
-    def worker_reply(self, worker_id: str, now: Now) -> protocol.WorkerReply | None:
+    def worker_reply(self, worker_id: str, now: Now) -> messages.WorkerReply | None:
         """What this plain launcher was not told yet; None when it was told everything."""
         worker = self.find(worker_id)
         if not self.outbox.waits_for(worker_id):
@@ -611,18 +611,18 @@ class Intake(FleetParts):
             self.outbox.delivered(record, session)
         return reply
 
-    def _usual_reply(self, worker: WorkerRecord, observed: WorkerObserved) -> protocol.WorkerReply:
+    def _usual_reply(self, worker: WorkerRecord, observed: WorkerObserved) -> messages.WorkerReply:
         """The one that says nothing new: the same object again as long as it is good, for then it is written once."""
         told, interval_s = observed.told, self.interval_s(worker.agent_id)
         if told is None or (told.desired, told.epoch, told.interval_s) != (worker.desired, worker.epoch, interval_s):
             told = observed.told = self._worker_reply_base(worker)
         return told
 
-    def _worker_reply_base(self, worker: WorkerRecord) -> protocol.WorkerReply:
-        return protocol.WorkerReply(worker.worker_id, worker.desired, worker.epoch, self.interval_s(worker.agent_id))
+    def _worker_reply_base(self, worker: WorkerRecord) -> messages.WorkerReply:
+        return messages.WorkerReply(worker.worker_id, worker.desired, worker.epoch, self.interval_s(worker.agent_id))
 
 
-def _something_happened(before: protocol.WorkerReport, report: protocol.WorkerReport) -> bool:
+def _something_happened(before: messages.WorkerReport, report: messages.WorkerReport) -> bool:
     """Whether the reports differ in more than their measurements."""
     return (
         before.state != report.state

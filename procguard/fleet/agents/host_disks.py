@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from procguard.fleet.history.events import EventLog
 from procguard.fleet.history.query import EventQuery
-from remote_agent import protocol
+from remote_agent.protocol import messages
 
 KINDS = ("space", "inodes", "quota", "read_only", "io")
 EVENT_EVERY_S = 10.0  # of one host: an agent that changes its mind faster is told of less often
@@ -21,14 +21,14 @@ _WHAT = {
 MEANWHILE = "until then nothing new starts there; what runs runs on, and stop and kill act"
 
 
-def trouble_of(beat: protocol.AgentHeartbeat | None) -> str:
+def trouble_of(beat: messages.AgentHeartbeat | None) -> str:
     """One of KINDS; "" = its disk takes what is written, or it does not say."""
     if beat is None or not beat.disk_trouble:
         return ""
     return beat.disk_trouble if beat.disk_trouble in KINDS else "io"
 
 
-def in_words(beat: protocol.AgentHeartbeat) -> str:
+def in_words(beat: messages.AgentHeartbeat) -> str:
     return f"{_WHAT[trouble_of(beat)].format(path=beat.disk_path or 'procguard_home')}; {MEANWHILE}"
 
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from procguard.errors import LimitExceeded, NotFound
 from procguard.fleet.model.clock import Now
 from procguard.fleet.state import FleetState
-from remote_agent import protocol
+from remote_agent.protocol import messages
 
 MAX_AT_ONCE = 4
 TELL_AGAIN_S = 3.0  # an answer that was lost on its way to the agent
@@ -87,7 +87,7 @@ class Search:
     began: float  # monotonic
     wake: Callable[[], None]
     attempts_before: dict[str, int] = field(default_factory=dict)  # of workers that moved: the last of earlier hosts
-    fresh: deque[tuple[Part, list[protocol.LogMatch]]] = field(default_factory=deque)
+    fresh: deque[tuple[Part, list[messages.LogMatch]]] = field(default_factory=deque)
 
     @property
     def ends_at(self) -> float:
@@ -108,7 +108,7 @@ class Search:
         part = self.parts[""] = Part("", MANAGER, [])
         return part
 
-    def finish(self, part: Part, lines: list[protocol.LogMatch]) -> None:
+    def finish(self, part: Part, lines: list[messages.LogMatch]) -> None:
         """The part has its answer."""
         self.fresh.append((part, lines))
         self.wake()
@@ -178,7 +178,7 @@ class LogSearches:
     def end(self, search: Search) -> None:
         self._searches.pop(search.search_id, None)
 
-    def for_agent(self, agent_id: str, now: Now) -> list[protocol.LogSearch]:
+    def for_agent(self, agent_id: str, now: Now) -> list[messages.LogSearch]:
         """What this agent is to be told now: each search once, and again where its answer may not have arrived."""
         told = []
         for search in self._searches.values():
@@ -192,7 +192,7 @@ class LogSearches:
             left_s = min(asked.timeout_s, search.ends_at - ANSWER_GRACE_S / 2 - now.monotonic)
             if left_s > 0:
                 told.append(
-                    protocol.LogSearch(
+                    messages.LogSearch(
                         search.search_id,
                         asked.pattern,
                         asked.regex,
@@ -207,7 +207,7 @@ class LogSearches:
                 )
         return told
 
-    def take(self, agent_id: str, result: protocol.LogSearchResult) -> None:
+    def take(self, agent_id: str, result: messages.LogSearchResult) -> None:
         """An agent's answer; only of workers that it was asked about. Raises NotFound when nobody waits for it."""
         search = self._searches.get(result.search_id)
         part = search.parts.get(agent_id) if search is not None else None

@@ -18,7 +18,7 @@ from procguard.fleet.agents.credentials import Tokens
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import AgentRecord
 from procguard.fleet.state import FleetState
-from remote_agent import protocol
+from remote_agent.protocol import messages
 
 Hook = Callable[[str], None]
 
@@ -64,7 +64,7 @@ class Rotations:
             return "a launcher that sends plain heartbeats has its own secret or token; replace it there"
         return ""
 
-    def take(self, agent_id: str, renewal: protocol.SecretRenewal, now: Now) -> None:
+    def take(self, agent_id: str, renewal: messages.SecretRenewal, now: Now) -> None:
         """The agent has stored a new secret, whose digest this is: it is good from now on, beside the old one. Durable.
         Raises Conflict."""
         agent = self._fleet.agent(agent_id)

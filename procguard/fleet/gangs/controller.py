@@ -25,7 +25,7 @@ from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import CommandRecord, WorkerRecord, settled, to_dict
 from procguard.fleet.state import FleetState
 from procguard.fleet.store.interface import Tables
-from remote_agent import protocol, states
+from remote_agent.protocol import messages, states
 from remote_agent.restart import DEFAULT_BACKOFF_S
 
 STEPS_AT_ONCE = 4  # form, hold, launch: more in a row would be a circle
@@ -36,7 +36,7 @@ RESTARTED_JUST_NOW_S = 3.0  # a batch names each member: their gang is restarted
 class Asked(NamedTuple):
     """An operator's command to a member."""
 
-    verb: protocol.Verb
+    verb: messages.Verb
     attempt: int  # the member's, when it was asked
     actor: str
     reason: str = ""
@@ -222,7 +222,7 @@ class Gangs:
         at = record.at + self._clock_offset_s(worker.agent_id)
         return (at, worker.worker_id, f"{worker.worker_id} on {worker.host}: {record.reason}") if at < limit else None
 
-    def _gone(self, worker: WorkerRecord, report: protocol.WorkerReport | None, now: Now) -> bool:
+    def _gone(self, worker: WorkerRecord, report: messages.WorkerReport | None, now: Now) -> bool:
         """Surely ended: also where a host said so, in answer to what is in force now, before it went out of reach.
         Held, it starts nothing until it hears of another generation."""
         ended = (

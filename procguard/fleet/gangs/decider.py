@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from remote_agent import states
+from remote_agent.protocol import states
 from remote_agent.restart import DEFAULT_BACKOFF_S, duration_in_words, in_words
 
 JITTER = 0.25

@@ -14,7 +14,7 @@ from procguard.fleet.gangs import rendezvous
 from procguard.fleet.model.records import WorkerRecord
 from procguard.fleet.state import FleetState
 from procguard.fleet.store.interface import Tables
-from remote_agent import protocol
+from remote_agent.protocol import messages
 
 
 class Groups:
@@ -73,4 +73,4 @@ class Groups:
 
 def by_hand(worker: WorkerRecord) -> bool:
     """Hand-started: never a member of a gang, for nobody but its user starts it again."""
-    return worker.agent_id.startswith(protocol.LAUNCHER_PREFIX)
+    return worker.agent_id.startswith(messages.LAUNCHER_PREFIX)

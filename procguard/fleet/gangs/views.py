@@ -8,7 +8,7 @@ from procguard.config.groups import GroupPolicy
 from procguard.fleet.gangs.decider import GangRecord
 from procguard.fleet.model.clock import iso
 from procguard.fleet.model.records import WorkerRecord, settled
-from remote_agent import states
+from remote_agent.protocol import states
 
 
 def of_member(gang: GangRecord, worker: WorkerRecord) -> dict[str, Any]:

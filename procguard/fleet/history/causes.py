@@ -16,14 +16,14 @@ from __future__ import annotations
 from typing import Any
 
 from procguard.fleet.model.records import WorkerRecord
-from remote_agent import protocol, states
+from remote_agent.protocol import messages, states
 
 # What the runner says where the exit status alone would mislead (remote_agent/restart.py, Ending.cause).
 _OF_RUNNER = {"unhealthy": "health", "start_timeout": "start_timeout", "lost": "lost", "not_started": "not_started"}
 BY_OPERATOR = "stopped by an operator"  # what runners say of every stop: they are not told who asked
 
 
-def of_exit(record: protocol.ExitRecord | None) -> str:
+def of_exit(record: messages.ExitRecord | None) -> str:
     if record is None:
         return ""
     if record.cause in _OF_RUNNER:
@@ -35,7 +35,7 @@ def of_exit(record: protocol.ExitRecord | None) -> str:
     return "not_started" if record.code is None else "exit_code"
 
 
-def hopeless(record: protocol.ExitRecord | None) -> bool:
+def hopeless(record: messages.ExitRecord | None) -> bool:
     """It could not be started, and would fail the same way again: a missing command, directory, user or file."""
     return of_exit(record) == "not_started"
 
@@ -51,7 +51,7 @@ def true_reason(reason: str, worker: WorkerRecord) -> str:
     return reason
 
 
-def of_worker_event(event: protocol.WorkerEvent, worker: WorkerRecord) -> str:
+def of_worker_event(event: messages.WorkerEvent, worker: WorkerRecord) -> str:
     """Of one change of state as the runner told it; "" where a state simply follows from the one before."""
     if states.STOPPING in (event.before, event.after) or event.after == states.STOPPED:
         if worker.desired != "running":
@@ -66,5 +66,5 @@ def of_worker_event(event: protocol.WorkerEvent, worker: WorkerRecord) -> str:
     return of_exit(event.exit)
 
 
-def exit_evidence(record: protocol.ExitRecord | None) -> dict[str, Any] | None:
-    return {"exit": protocol.encode(record)} if record else None
+def exit_evidence(record: messages.ExitRecord | None) -> dict[str, Any] | None:
+    return {"exit": messages.encode(record)} if record else None

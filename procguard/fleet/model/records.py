@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.epochs import EPOCHS_PER_TERM
-from remote_agent import protocol, states
+from remote_agent.protocol import messages, states
 
 if TYPE_CHECKING:  # its group policies need pydantic, which costs every command 0.2 s to import
     from procguard.fleet.model.settings import FleetSettings
@@ -66,7 +66,7 @@ class AgentObserved:
     polls_open: int = 0
     poll_lost_at: float | None = None  # the held request was closed by the peer and none has returned
     session: tuple[int, float] = (0, 0.0)  # (pid, started_at) of the agent process
-    heartbeat: protocol.AgentHeartbeat | None = None
+    heartbeat: messages.AgentHeartbeat | None = None
     paid_until: float = 0.0  # monotonic: rises with the changes of its heartbeats (Intake.wait_s)
     events_left: float = 0.0  # how many events it may cause at once (fleet/agents/heartbeat.py), as of `events_at`
     events_at: float | None = None  # monotonic
@@ -91,8 +91,8 @@ class WorkerRecord:
     worker_id: str
     agent_id: str
     host: str
-    spec: protocol.WorkerSpec
-    desired: protocol.Desired = "running"
+    spec: messages.WorkerSpec
+    desired: messages.Desired = "running"
     generation: int = 1
     epoch: int = EPOCHS_PER_TERM + 1
     undeclared: bool = False
@@ -116,16 +116,16 @@ class WorkerRecord:
     # The last that was durably heard; shown while the agent is out of reach.
     attempt: int = 0
     event_seq: int = 0
-    last_state: protocol.State = "stopped"
+    last_state: messages.State = "stopped"
     last_reason: str = ""
     last_since: float = 0.0
 
-    def want(self, desired: protocol.Desired, *, by: str, cause: str, now: Now) -> None:
+    def want(self, desired: messages.Desired, *, by: str, cause: str, now: Now) -> None:
         """Change what is desired, and remember whose wish it is. The caller raises the generation and stores it."""
         self.desired, self.desired_by, self.desired_at, self.desired_cause = desired, by, now.wall, cause
 
     @property
-    def told(self) -> protocol.Desired:
+    def told(self) -> messages.Desired:
         """What its agent is told to make of it."""
         return "stopped" if self.held and self.desired == "running" else self.desired
 
@@ -133,22 +133,22 @@ class WorkerRecord:
 class ResolvedSpec(NamedTuple):
     """A specification as its agent is told it, with the manager's settings filled in."""
 
-    declared: protocol.WorkerSpec  # what it was made of
-    spec: protocol.WorkerSpec
+    declared: messages.WorkerSpec  # what it was made of
+    spec: messages.WorkerSpec
     digest: str
 
 
 @dataclass
 class WorkerObserved:
-    report: protocol.WorkerReport | None = None
+    report: messages.WorkerReport | None = None
     # The plain heartbeat's launchers hold no agent conversation; commands go out with their next reply.
     plain: bool = False
     last_seen: float | None = None
-    launch_digest: tuple[protocol.WorkerSpec, str] | None = None  # of the record's spec, as long as it is that one
+    launch_digest: tuple[messages.WorkerSpec, str] | None = None  # of the record's spec, as long as it is that one
     plight: dict[str, str] = field(default_factory=dict)  # why its task waits or goes nowhere: {"state", "reason"}
     resolved: ResolvedSpec | None = None  # good as long as the record's spec is the one it was made of
     suspect: str = ""  # evidence of a hang; never acted upon by itself
-    told: protocol.WorkerReply | None = None  # to a plain heartbeat that said nothing new
+    told: messages.WorkerReply | None = None  # to a plain heartbeat that said nothing new
 
 
 @dataclass
@@ -159,7 +159,7 @@ class CommandRecord:
     seq: int
     worker_id: str
     agent_id: str
-    command: protocol.Verb
+    command: messages.Verb
     attempt: int
     generation: int
     actor: str
@@ -195,7 +195,7 @@ class TokenRecord:
 class PendingLauncher:
     """A hand-started launcher that waits for approval. Not durable: it asks again."""
 
-    registration: protocol.Registration
+    registration: messages.Registration
     agent_id: str
     fingerprint: str
     peer: str
@@ -205,13 +205,13 @@ class PendingLauncher:
 
 
 def to_dict(record: Any) -> dict[str, Any]:
-    return protocol.encode(record)
+    return messages.encode(record)
 
 
 def worker_from_dict(data: dict[str, Any]) -> WorkerRecord:
     known = {item.name for item in dataclasses.fields(WorkerRecord)}
     values = {name: value for name, value in data.items() if name in known}
-    values["spec"] = protocol.decode(protocol.WorkerSpec, data.get("spec") or {})
+    values["spec"] = messages.decode(messages.WorkerSpec, data.get("spec") or {})
     return WorkerRecord(**values)
 
 

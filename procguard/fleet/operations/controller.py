@@ -27,7 +27,7 @@ from procguard.fleet.parts import FleetParts
 from procguard.fleet.store.interface import Tables
 from procguard.fleet.workers import selectors
 from procguard.fleet.workers.commands import WorkerCommands
-from remote_agent import protocol
+from remote_agent.protocol import messages
 
 KEEP_OPERATIONS = 50
 KEEP_ITEMS = 30_000  # of ended operations together; the newest is kept whatever its size
@@ -90,9 +90,9 @@ class Operations:
     ) -> dict[str, Any]:
         """What the operation would do to whom. The token is this actor's, for five minutes; `owner`: who that is
         exactly, where two may have one name."""
-        if command not in protocol.VERBS:
+        if command not in messages.VERBS:
             raise UsageError(
-                f"unknown command {command[:40]!r}", f"use one of: {', '.join(protocol.VERBS)}", code="unknown_command"
+                f"unknown command {command[:40]!r}", f"use one of: {', '.join(messages.VERBS)}", code="unknown_command"
             )
         found = self.matching(selector, q)
         if len(found) > MAX_ITEMS:

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 from procguard.errors import UsageError
 from procguard.fleet.model.clock import iso
-from remote_agent import protocol, states
+from remote_agent.protocol import messages, states
 
 ItemState = Literal["waiting", "accepted", "delivered", "pending", "done", "failed", "expired", "skipped", "cancelled"]
 Status = Literal["running", "cancelling", "halting", "done", "cancelled", "halted", "interrupted"]
@@ -117,7 +117,7 @@ class Item:
 _STORED = tuple(Item.__slots__)
 
 
-def judge(item: Item, desired: str, report: protocol.WorkerReport | None) -> Verdict | None:
+def judge(item: Item, desired: str, report: messages.WorkerReport | None) -> Verdict | None:
     """What a worker's report says of an item that was accepted; None while it says nothing yet.
 
     A start is done when the worker runs, not when it was tried: a rolling restart is to stop at a job that crashes.

@@ -22,7 +22,7 @@ from procguard.fleet.model.settings import FleetSettings
 from procguard.fleet.recovery import policy as recovery
 from procguard.fleet.recovery.policy import Policy, TaskCase, TaskDecision
 from procguard.fleet.registry import Registry
-from remote_agent import states
+from remote_agent.protocol import states
 
 NO_SPARE_AGAIN_S = 2.0  # a host that returns, a cordon that is lifted, a GPU that is free again: seen by then
 NOT_WANTED_AGAIN_S = 1.0

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import CommandRecord, CommandStatus, WorkerRecord
-from remote_agent import protocol, states
+from remote_agent.protocol import messages, states
 
 LIFETIME_S = 60.0
 KEEP_FINISHED = 5_000
@@ -49,7 +49,7 @@ class Outbox:
     def add(
         self,
         worker: WorkerRecord,
-        verb: protocol.Verb,
+        verb: messages.Verb,
         attempt: int,
         actor: str,
         now: Now,
@@ -153,7 +153,7 @@ class Outbox:
             watcher(record)
 
     def result(
-        self, result: protocol.CommandResult, now: Now, agent_id: str, worker_id: str = ""
+        self, result: messages.CommandResult, now: Now, agent_id: str, worker_id: str = ""
     ) -> CommandRecord | None:
         """Take an agent's word on a command that it was sent (`worker_id`: who speaks for that worker alone); None if
         it is not its own, or was finished already."""
@@ -169,7 +169,7 @@ class Outbox:
         """Whether a command to this worker is not finished."""
         return worker_id in self._of_worker
 
-    def converged(self, report: protocol.WorkerReport, now: Now) -> list[CommandRecord]:
+    def converged(self, report: messages.WorkerReport, now: Now) -> list[CommandRecord]:
         """Finish the start and stop commands that this report shows to be done."""
         done: list[CommandRecord] = []
         if report.worker_id not in self._of_worker:  # as nearly always
@@ -191,10 +191,10 @@ class Outbox:
             self.finish(record, "expired", f"not carried out within {LIFETIME_S:.0f} s; nothing was done", now)
         return late
 
-    def message(self, record: CommandRecord, now: Now) -> protocol.Command:
+    def message(self, record: CommandRecord, now: Now) -> messages.Command:
         """The command as its agent is told it. By `ttl_s` the agent knows how long it may still act on it."""
         deadline = self._deadlines.get(record.command_id, now.monotonic + LIFETIME_S)  # start and stop have none
-        return protocol.Command(
+        return messages.Command(
             seq=record.seq,
             command_id=record.command_id,
             worker_id=record.worker_id,

@@ -11,7 +11,7 @@ from procguard.fleet.gangs.controller import Asked
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import CommandRecord, settled
 from procguard.fleet.parts import FleetParts
-from remote_agent import protocol
+from remote_agent.protocol import messages
 
 
 class WorkerCommands:
@@ -41,10 +41,10 @@ class WorkerCommands:
     ) -> CommandRecord:
         """A command that its caller makes durable and shows: an operation accepts a hundred with one commit."""
         worker = self._fleet.find(worker_id)
-        if verb not in protocol.VERBS:
+        if verb not in messages.VERBS:
             raise UsageError(
                 f"unknown command {verb!r} for {worker_id}",
-                f"use one of {', '.join(protocol.VERBS)}",
+                f"use one of {', '.join(messages.VERBS)}",
                 code="bad_command",
             )
         if worker.desired == "removed":

@@ -21,20 +21,20 @@ from procguard.fleet.model.clock import Now, iso
 from procguard.fleet.model.records import AgentRecord, WorkerRecord
 from procguard.fleet.parts import FleetParts
 from procguard.fleet.workers.spec_diff import differences
-from remote_agent import protocol, states
+from remote_agent.protocol import messages, states
 
 Result = Literal["new", "unchanged", "changed", "refused", "undeclared", "removed", "moved", "elsewhere"]
 
 
 class WorkerDeclared(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    worker_id: str = Field(pattern=protocol.ID_PATTERN)
+    worker_id: str = Field(pattern=messages.ID_PATTERN)
     spec: dict[str, Any]
 
 
 class HostDeclared(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    host: str = Field(pattern=protocol.ID_PATTERN)
+    host: str = Field(pattern=messages.ID_PATTERN)
     ssh: dict[str, Any] = Field(default_factory=dict)
     procguard_home: str = ""
     tunnel: StrictBool = False
@@ -73,7 +73,7 @@ class DeploymentRequest(BaseModel):
 
 
 OTHERS_NAMED = 50
-_SPEC: TypeAdapter[protocol.WorkerSpec] = TypeAdapter(protocol.WorkerSpec)
+_SPEC: TypeAdapter[messages.WorkerSpec] = TypeAdapter(messages.WorkerSpec)
 
 
 class Deployment:
@@ -100,9 +100,9 @@ class Deployment:
         self._refuse_duplicates()
 
     @staticmethod
-    def _spec(worker: WorkerDeclared) -> protocol.WorkerSpec:
+    def _spec(worker: WorkerDeclared) -> messages.WorkerSpec:
         _SPEC.validate_python(worker.spec)
-        return protocol.decode(protocol.WorkerSpec, worker.spec)
+        return messages.decode(messages.WorkerSpec, worker.spec)
 
     def _refuse_duplicates(self) -> None:
         first: dict[str, str] = {}
@@ -287,11 +287,11 @@ class Deployment:
         if not changed:
             return ("changed", away or "declared again") if revived else ("unchanged", away)
         report = registry.worker_seen[worker_id].report
-        if report and report.launch_digest and report.launch_digest != protocol.launch_digest(spec):
+        if report and report.launch_digest and report.launch_digest != messages.launch_digest(spec):
             return "changed", "restart pending: it runs on with the specification it was started with"
         return "changed", away
 
-    def _new(self, worker_id: str, agent_id: str, spec: protocol.WorkerSpec, now: Now) -> tuple[Result, str]:
+    def _new(self, worker_id: str, agent_id: str, spec: messages.WorkerSpec, now: Now) -> tuple[Result, str]:
         registry, stopped_by, message = self._registry, "", ""
         if registry.stopped_by:
             stopped_by, message = "failure handler", f"stopped with all others: {registry.stopped_by}"
@@ -343,7 +343,7 @@ class Deployment:
             self._starts[worker.worker_id] = max(worker.attempt, report.attempt if report else 0) + 1
 
     def _moved(
-        self, worker: WorkerRecord, agent_id: str, spec: protocol.WorkerSpec, actor: str, now: Now
+        self, worker: WorkerRecord, agent_id: str, spec: messages.WorkerSpec, actor: str, now: Now
     ) -> tuple[Result, str]:
         registry = self._registry
         view = registry.worker(worker.worker_id)

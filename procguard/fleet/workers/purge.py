@@ -15,7 +15,7 @@ from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import WorkerRecord
 from procguard.fleet.operations.confirmations import LASTS_S, Previews
 from procguard.fleet.registry import Registry
-from remote_agent import states
+from remote_agent.protocol import states
 
 NAMED = 100  # of those that are shown, and of those that were refused
 AT_ONCE = 100  # in one commit; then everybody else has a turn

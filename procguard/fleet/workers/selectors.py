@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from procguard.errors import NotFound, UsageError
-from remote_agent import states
+from remote_agent.protocol import states
 
 FIELDS = {
     "state": "state",

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from remote_agent import protocol
+from remote_agent.protocol import messages
 
 MAX_VALUE = 200
 HIDDEN = ("env",)
 
 
-def differences(before: protocol.WorkerSpec, after: protocol.WorkerSpec) -> list[str]:
+def differences(before: messages.WorkerSpec, after: messages.WorkerSpec) -> list[str]:
     """`command: "python a.py" -> "python b.py"`, `restart.max_attempts: 3 -> 5`, `env.TOKEN: changed`; in key order."""
-    return list(_walk("", protocol.encode(before), protocol.encode(after)))
+    return list(_walk("", messages.encode(before), messages.encode(after)))
 
 
 def _walk(path: str, before: Any, after: Any) -> list[str]:

@@ -17,7 +17,7 @@ from procguard.fleet.model.records import (
     WorkerRecord,
     to_dict,
 )
-from remote_agent import protocol
+from remote_agent.protocol import messages
 
 
 def command_text(command: str | list[str]) -> str:
@@ -33,7 +33,7 @@ def observed_state(worker: WorkerRecord, seen: WorkerObserved, agent_reachable: 
 def declared_digest(worker: WorkerRecord, seen: WorkerObserved) -> str:
     """The launch digest of what is declared; specifications are replaced, never changed in place."""
     if seen.launch_digest is None or seen.launch_digest[0] is not worker.spec:
-        seen.launch_digest = (worker.spec, protocol.launch_digest(worker.spec))
+        seen.launch_digest = (worker.spec, messages.launch_digest(worker.spec))
     return seen.launch_digest[1]
 
 
@@ -63,9 +63,9 @@ def worker_view(
         "labels": worker.spec.labels,
         "last_seen": iso(last_seen_wall),
         "since": iso(report.since if report else worker.last_since),
-        "usage": protocol.encode(report.usage) if report and report.usage else None,
-        "last_exit": protocol.encode(report.last_exit) if report and report.last_exit else None,
-        "health": protocol.encode(report.health) if report and report.health else None,
+        "usage": messages.encode(report.usage) if report and report.usage else None,
+        "last_exit": messages.encode(report.last_exit) if report and report.last_exit else None,
+        "health": messages.encode(report.health) if report and report.health else None,
         "suspect": suspicion(seen),
         "reason": shown_reason(worker, seen, state, agent_reason),
         "restart_pending": bool(running_digest) and running_digest != declared_digest(worker, seen),
@@ -128,8 +128,8 @@ def host_view(agent: AgentRecord, seen: AgentObserved, workers: int) -> dict[str
         "last_seen": iso(seen.last_seen_wall),
         "address": shown_address(agent, seen),
         "release": beat.release if beat else agent.release,
-        "usage": protocol.encode(beat.usage) if beat and beat.usage else None,
-        "facts": protocol.encode(beat.facts) if beat else None,
+        "usage": messages.encode(beat.usage) if beat and beat.usage else None,
+        "facts": messages.encode(beat.facts) if beat else None,
         "agent_pid": beat.pid if beat else None,
         "agent_started": iso(beat.started_at) if beat else None,
         "workers": workers,

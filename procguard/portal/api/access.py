@@ -20,7 +20,7 @@ from procguard.portal.api.history import read_query
 from procguard.portal.auth.access import Auth, cookie, same_origin, too_many_wrong_tokens
 from procguard.portal.auth.audit import ASKS, Audit
 from procguard.portal.auth.sessions import COOKIE, Role, Sessions
-from remote_agent.protocol import secret_sha256
+from remote_agent.protocol.messages import secret_sha256
 
 TOKEN_HINTS = {
     "scope": ("", f"use {SCOPES_SHOWN}"),

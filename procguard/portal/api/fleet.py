@@ -25,12 +25,12 @@ from procguard.fleet.workers import selectors
 from procguard.portal.api import requests
 from procguard.portal.api.search import MAX_SELECT_CHARS
 from procguard.tls.certificates import Pinned
-from remote_agent import protocol
+from remote_agent.protocol import messages
 
 CHECK_SSH_DEADLINE_S = 30.0
 MAX_PAGE = 100_000
 MAX_DEPLOYED_OBJECTS = 5_000_000  # an operator may declare what the size allows
-VERB_HINTS = {"command": ("unknown_command", f"use one of: {', '.join(protocol.VERBS)}")}
+VERB_HINTS = {"command": ("unknown_command", f"use one of: {', '.join(messages.VERBS)}")}
 DIGEST_HINTS = {"secret_sha256": ("", "send 64 hexadecimal digits: the SHA-256 of the secret, not it")}
 SORTABLE = (
     "worker_id",

@@ -22,7 +22,7 @@ from procguard.fleet.registry import Registry
 from procguard.i18n import words
 from procguard.portal.logs.query import parse_since
 from procguard.runtime.cooperative import give_way
-from remote_agent import states
+from remote_agent.protocol import states
 
 LAST_WORDS_LINES = 50  # of a failed attempt, that its event leads to
 LINES_PER_PIECE = 200  # of an export

@@ -16,7 +16,7 @@ from procguard.agent_api.decode import Hints, validated
 from procguard.fleet.agents.credentials import MAX_LIFE_S, MAX_USES
 from procguard.fleet.agents.token_scopes import AGENT_SCOPE, SCOPES
 from procguard.fleet.operations.controller import DEFAULT_CONCURRENCY, DEFAULT_TIMEOUT_S, MAX_ITEMS
-from remote_agent import protocol
+from remote_agent.protocol import messages
 
 MAX_REASON_CHARS = 500
 MAX_OPERATION_TIMEOUT_S = 3_600.0
@@ -24,7 +24,7 @@ MIN_OPERATION_TIMEOUT_S = 5.0
 MIN_SILENT_S, MAX_SILENT_S = 60.0, 10 * 365 * 86_400.0
 MAX_FINGERPRINT_CHARS = 64
 MAX_HOST_CHARS = 100
-TOKEN_SCOPE_PATTERN = f"^(?:{'|'.join(SCOPES)}|{AGENT_SCOPE}{protocol.AGENT_ID_PATTERN[1:-1]})$"
+TOKEN_SCOPE_PATTERN = f"^(?:{'|'.join(SCOPES)}|{AGENT_SCOPE}{messages.AGENT_ID_PATTERN[1:-1]})$"
 
 T = TypeVar("T")
 
@@ -50,14 +50,14 @@ class Request(BaseModel):
 class CommandRequest(Request):
     """{"command": "restart", "reason": "new driver"}"""
 
-    command: protocol.Verb
+    command: messages.Verb
     reason: Reason = ""
 
 
 class PreviewRequest(Request):
     """{"command": "stop", "selector": "group=trainers", "q": ""}"""
 
-    command: Annotated[str, Field(json_schema_extra={"enum": list(protocol.VERBS)})]
+    command: Annotated[str, Field(json_schema_extra={"enum": list(messages.VERBS)})]
     selector: str
     q: Words = ""
 
@@ -120,7 +120,7 @@ class RotationRequest(Request):
     """{"agents": ["gpu01", "launcher:worker1"]}"""
 
     agents: Annotated[
-        list[Annotated[str, Field(pattern=protocol.AGENT_ID_PATTERN)]], Field(min_length=1, max_length=20_000)
+        list[Annotated[str, Field(pattern=messages.AGENT_ID_PATTERN)]], Field(min_length=1, max_length=20_000)
     ]
 
 

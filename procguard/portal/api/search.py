@@ -25,7 +25,7 @@ from procguard.portal.logs.matching import Matching
 from procguard.portal.logs.own_search import Find, OwnSearch
 from procguard.portal.logs.query import parse_since
 from procguard.portal.logs.store import LogStore
-from remote_agent import protocol
+from remote_agent.protocol import messages
 
 DEFAULT_LINES, MAX_LINES = 500, 5000
 DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S = 10.0, 60.0
@@ -135,7 +135,7 @@ class RunningSearch:
                 question.until is not None and at > question.until
             )
             if not outside:
-                line = {"host": part.host, **protocol.encode(match), "at": round(at, 3)}
+                line = {"host": part.host, **messages.encode(match), "at": round(at, 3)}
                 if line in self._newest:
                     part.found -= 1
                 elif self._newest.add(line):

@@ -34,7 +34,7 @@ from procguard.portal.auth.audit import ASKS
 from procguard.portal.auth.live_uses import LiveUses
 from procguard.portal.auth.sessions import COOKIE, CSRF_HEADER, Session, Sessions, csrf_matches
 from procguard.portal.http.proxies import PROXIED
-from remote_agent.protocol import secret_sha256 as sha256_of
+from remote_agent.protocol.messages import secret_sha256 as sha256_of
 
 CALLER = "procguard.caller"  # where the gate leaves whom it let in, in the request's WSGI environment
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")

@@ -12,7 +12,7 @@ from typing import Any
 from procguard.fleet.model.records import AgentRecord, PendingLauncher, WorkerRecord
 from procguard.fleet.registry import Registry
 from procguard.fleet.workers import views
-from remote_agent import protocol
+from remote_agent.protocol import messages
 
 Row = tuple[Any, ...]
 
@@ -146,7 +146,7 @@ class Workers:
 
     def measured(self, worker_id: str) -> Row | None:
         seen = self._registry.worker_seen.get(worker_id)
-        usage: protocol.WorkerUsage | None = seen.report.usage if seen is not None and seen.report else None
+        usage: messages.WorkerUsage | None = seen.report.usage if seen is not None and seen.report else None
         if usage is None:
             return None
         gpu = usage.gpu_percent
@@ -217,7 +217,7 @@ class Hosts:
             pending = self._registry.enrolment.waiting().get(item_id)
             return (round(pending.last_seen), *([None] * (len(HOST_MEASURES) - 1))) if pending is not None else None
         heard = None if not seen.last_seen_wall else round(seen.last_seen_wall)
-        usage: protocol.HostUsage | None = seen.heartbeat.usage if seen.heartbeat else None
+        usage: messages.HostUsage | None = seen.heartbeat.usage if seen.heartbeat else None
         if usage is None:
             return (heard, *([None] * (len(HOST_MEASURES) - 1)))
         busy = [gpu.utilization_percent for gpu in usage.gpus if gpu.utilization_percent is not None]

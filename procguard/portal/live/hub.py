@@ -27,7 +27,7 @@ from procguard.portal.live.logs import LogTopic
 from procguard.portal.live.tables import RowTopic
 from procguard.portal.logs.store import LogStore
 from procguard.runtime.cooperative import Pace, give_way
-from remote_agent import protocol
+from remote_agent.protocol import messages
 
 log = logging.getLogger(__name__)
 
@@ -223,7 +223,7 @@ class LiveHub:
             return ""
         if kind in ("worker", "host"):
             return self._subscribe_single(client, kind, item_id)
-        if kind != "logs" or not protocol.valid_id(item_id):
+        if kind != "logs" or not messages.valid_id(item_id):
             return f"no topic {name[:80]!r}; there are {', '.join((*self._topics, *OTHER_TOPICS))}"
         return self._subscribe_log(client, item_id)
 

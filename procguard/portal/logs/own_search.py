@@ -22,7 +22,7 @@ from procguard.portal.logs.matching import Matching
 from procguard.portal.logs.reader import MAX_SCAN_BYTES, LogLine, ScanBudget
 from procguard.portal.logs.store import STEP_S, LogStore
 from remote_agent.grep import COLOURS, cut_out
-from remote_agent.protocol import LogMatch
+from remote_agent.protocol.messages import LogMatch
 
 Find = Callable[[str], "tuple[int, int] | None"]
 Wanted = dict[tuple[int, str], "int | None"]  # (attempt, stream): up to which offset lines begin; None: all

@@ -37,7 +37,7 @@ from procguard.portal.logs.reader import (
     read_gaps,
 )
 from remote_agent import log_disk, paths
-from remote_agent.protocol import LogMatch, directory_name
+from remote_agent.protocol.messages import LogMatch, directory_name
 
 DISK_THREADS = 4
 READ_THREADS = 2

@@ -17,7 +17,7 @@ from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import KNOWN_STATES, WorkerObserved, WorkerRecord
 from procguard.fleet.registry import Registry
 from procguard.fleet.workers.views import observed_state
-from remote_agent import protocol, states
+from remote_agent.protocol import messages, states
 
 AGENT_STATES = ("never", "connected", "suspect", "unreachable", "ended", "pending")
 REST_EVERY = 100  # workers or hosts; about 2 ms
@@ -54,7 +54,7 @@ def _escaped(value: str) -> str:
     return value
 
 
-Usage = protocol.WorkerUsage
+Usage = messages.WorkerUsage
 _PERCENT = 100.0
 
 # name, help, what of the usage
@@ -70,7 +70,7 @@ _OF_USAGE: tuple[tuple[str, str, Callable[[Usage], float | None]], ...] = (
     ("gpu_utilization_ratio", "Mean utilisation of its GPUs", lambda u: _ratio(u.gpu_percent)),
     ("gpu_memory_bytes", "GPU memory of its own processes", lambda u: u.gpu_memory_bytes),
 )
-_OF_HOST: tuple[tuple[str, str, Callable[[protocol.HostUsage], float | None]], ...] = (
+_OF_HOST: tuple[tuple[str, str, Callable[[messages.HostUsage], float | None]], ...] = (
     ("cpu_usage_ratio", "CPU of the host; 1 is all cores busy", lambda u: _ratio(u.cpu_percent)),
     ("load1", "Load average over a minute", lambda u: u.load1),
     ("memory_used_bytes", "Memory in use", lambda u: u.memory_used_bytes),
@@ -80,7 +80,7 @@ _OF_HOST: tuple[tuple[str, str, Callable[[protocol.HostUsage], float | None]], .
     ("network_received_bytes_per_second", "Bytes received", lambda u: u.network_received_bytes_per_s),
     ("network_sent_bytes_per_second", "Bytes sent", lambda u: u.network_sent_bytes_per_s),
 )
-_OF_GPU: tuple[tuple[str, str, Callable[[protocol.GpuUsage], float | None]], ...] = (
+_OF_GPU: tuple[tuple[str, str, Callable[[messages.GpuUsage], float | None]], ...] = (
     ("utilization_ratio", "Utilisation as the driver counts it", lambda g: _ratio(g.utilization_percent)),
     ("memory_used_bytes", "GPU memory in use", lambda g: g.memory_used_bytes),
     ("memory_bytes", "GPU memory", lambda g: g.memory_total_bytes),

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from remote_agent import protocol
+from remote_agent.protocol import messages
 from tests.unit.channel_links import CHANNELS, HttpLink, Link, World
 from tests.waiting import wait_until
 
@@ -25,12 +25,12 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     assert "Traceback" not in made.server.log()
 
 
-def beat(agent_id: str, *reports: protocol.WorkerReport, **values: Any) -> dict[str, Any]:
-    return protocol.encode(protocol.AgentHeartbeat(agent_id, workers=list(reports), pid=77, **values))
+def beat(agent_id: str, *reports: messages.WorkerReport, **values: Any) -> dict[str, Any]:
+    return messages.encode(messages.AgentHeartbeat(agent_id, workers=list(reports), pid=77, **values))
 
 
-def running(worker_id: str, attempt: int = 1) -> protocol.WorkerReport:
-    return protocol.WorkerReport(worker_id, state="running", attempt=attempt, pid=5)
+def running(worker_id: str, attempt: int = 1) -> messages.WorkerReport:
+    return messages.WorkerReport(worker_id, state="running", attempt=attempt, pid=5)
 
 
 def held_count(world: World) -> int:
@@ -97,7 +97,7 @@ def test_a_heartbeat_is_answered_and_says_by_which_channel_it_came(world: World)
 
 def test_a_registered_launcher_registers_again_and_hears_its_log_offsets(world: World) -> None:
     secret = "launcher-of-reg1"
-    body = {"worker_id": "reg1", "command": "sleep 9", "host": "here", "secret_sha256": protocol.secret_sha256(secret)}
+    body = {"worker_id": "reg1", "command": "sleep 9", "host": "here", "secret_sha256": messages.secret_sha256(secret)}
     first = world.server.ask("POST", "/api/workers/register", body).json
     world.proof_keys["launcher:reg1"] = first["proof_key"]
     logs = world.link("launcher:reg1", secret, logs=True)
@@ -106,7 +106,7 @@ def test_a_registered_launcher_registers_again_and_hears_its_log_offsets(world: 
     status, again = link.ask("POST", "/api/workers/register", body)
     assert (status, again["status"], again["agent_id"]) == (200, "registered", "launcher:reg1")
     assert again["log_offsets"] == {"1.out": 3}
-    stolen = {**body, "worker_id": "hb-none", "secret_sha256": protocol.secret_sha256("another")}
+    stolen = {**body, "worker_id": "hb-none", "secret_sha256": messages.secret_sha256("another")}
     assert link.ask("POST", "/api/workers/register", stolen)[0] == 202
 
 
@@ -215,7 +215,7 @@ def test_4_megabytes_of_log_are_taken_and_more_is_refused(world: World) -> None:
     secret = world.deploy("large", "large-w1")
     link = world.link("large", secret, logs=True)
     path = "/api/workers/large-w1/logs?attempt=1&offset=0"
-    whole = protocol.MAX_LOG_POST_BYTES
+    whole = messages.MAX_LOG_POST_BYTES
     assert link.ask("POST", path, b"x" * whole) == (200, {"acked": whole})
     status, refused = world.link("large", secret, logs=True).ask("POST", path, b"x" * (whole + 1))
     assert (status, refused["error"]["code"]) == (413, "body_too_large")
@@ -320,7 +320,7 @@ def test_unknown_addresses_and_methods_are_refused_as_over_http(world: World) ->
 def test_large_heartbeats_are_taken_and_too_large_ones_refused(world: World) -> None:
     secret = world.deploy("big", *[f"big-{number}" for number in range(300)])
     link = world.link("big", secret)
-    reports = [protocol.WorkerReport(f"big-{number}", reason="x" * 1000) for number in range(300)]
+    reports = [messages.WorkerReport(f"big-{number}", reason="x" * 1000) for number in range(300)]
     status, reply = link.ask("POST", "/api/agents/big/heartbeat", beat("big", *reports))
     assert (status, len(reply["assignments"])) == (200, 300)
     status, refused = link.ask("POST", "/api/agents/big/heartbeat", b" " * (8 * 1024 * 1024 + 1))

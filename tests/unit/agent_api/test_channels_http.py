@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from remote_agent import protocol
+from remote_agent.protocol import messages
 from tests.server_process import RunningServer
 from tests.waiting import wait_until
 
@@ -76,12 +76,12 @@ def test_hello_proves_the_fleets_key_to_an_agent_it_knows(server: RunningServer)
     answer = server.ask("POST", "/api/deployments", {"hosts": [{"host": "hello1", "ssh": {"hostname": "x"}}]}).json
     key = answer["hosts"]["hello1"]["proof_key"]
     reply = server.ask("GET", "/api/hello?agent=hello1&nonce=abc").json
-    assert reply["proof"] == protocol.manager_proof(key, answer["fleet_id"], "hello1", "abc")
+    assert reply["proof"] == messages.manager_proof(key, answer["fleet_id"], "hello1", "abc")
     assert answer["manager_urls"][0].endswith(f":{server.port}")
 
 
 def test_a_launcher_of_this_machine_registers_without_a_token(server: RunningServer) -> None:
-    digest = protocol.secret_sha256("launcher-secret")
+    digest = messages.secret_sha256("launcher-secret")
     body = {"worker_id": "local1", "command": "sleep 9", "host": "here", "secret_sha256": digest}
     answer = server.ask("POST", "/api/workers/register", body)
     assert (answer.status, answer.json["status"], answer.json["agent_id"]) == (200, "registered", "launcher:local1")
@@ -91,16 +91,16 @@ def test_a_launcher_of_this_machine_registers_without_a_token(server: RunningSer
 
 
 def test_a_launcher_from_elsewhere_is_pending_until_approved(server: RunningServer) -> None:
-    digest = protocol.secret_sha256("far-secret")
+    digest = messages.secret_sha256("far-secret")
     body = {"worker_id": "far1", "command": "sleep 9", "host": "far", "secret_sha256": digest}
     far = {"X-Forwarded-For": "192.0.2.1"}
     answer = server.ask("POST", "/api/workers/register", body, far, secret="far-secret")
-    assert (answer.status, answer.json["fingerprint"]) == (202, protocol.fingerprint(digest))
-    heartbeat = protocol.encode(protocol.AgentHeartbeat("launcher:far1"))
+    assert (answer.status, answer.json["fingerprint"]) == (202, messages.fingerprint(digest))
+    heartbeat = messages.encode(messages.AgentHeartbeat("launcher:far1"))
     assert server.ask("POST", "/api/agents/launcher:far1/heartbeat", heartbeat, secret="far-secret").status == 401
     wrong = {"fingerprint": "0000-0000-0000"}
     assert server.ask("POST", "/api/agents/launcher:far1/approve", wrong).status == 404
-    right = {"fingerprint": protocol.fingerprint(digest)}
+    right = {"fingerprint": messages.fingerprint(digest)}
     assert server.ask("POST", "/api/agents/launcher:far1/approve", right).status == 200
     answer = server.ask("POST", "/api/workers/register", body, far, secret="far-secret")
     assert answer.json["status"] == "registered"
@@ -109,7 +109,7 @@ def test_a_launcher_from_elsewhere_is_pending_until_approved(server: RunningServ
 
 def test_an_enrolment_token_skips_the_wait_and_a_wrong_one_is_refused(server: RunningServer) -> None:
     token = server.ask("POST", "/api/tokens", {"scope": "enroll", "name": "e"}).json["token"]
-    body = {"worker_id": "far2", "command": "true", "host": "far", "secret_sha256": protocol.secret_sha256("s2")}
+    body = {"worker_id": "far2", "command": "true", "host": "far", "secret_sha256": messages.secret_sha256("s2")}
     far = {"X-Forwarded-For": "192.0.2.1"}
     assert server.ask("POST", "/api/workers/register", body, far, secret="pg-wrong").status == 401
     assert server.ask("POST", "/api/workers/register", body, far, secret=token).json["status"] == "registered"
@@ -117,8 +117,8 @@ def test_an_enrolment_token_skips_the_wait_and_a_wrong_one_is_refused(server: Ru
 
 def test_an_id_held_elsewhere_is_refused_naming_the_holder(server: RunningServer) -> None:
     secret = server.deploy("holder", "held1")
-    server.beat("holder", secret, protocol.WorkerReport("held1", state="running", attempt=1, pid=5))
-    body = {"worker_id": "held1", "command": "true", "host": "other", "secret_sha256": protocol.secret_sha256("x")}
+    server.beat("holder", secret, messages.WorkerReport("held1", state="running", attempt=1, pid=5))
+    body = {"worker_id": "held1", "command": "true", "host": "other", "secret_sha256": messages.secret_sha256("x")}
     answer = server.ask("POST", "/api/workers/register", body)
     assert answer.status == 409 and "holder" in answer.json["error"]["message"]
 
@@ -154,7 +154,7 @@ def test_a_heartbeat_is_checked_field_by_field(server: RunningServer) -> None:
 
 def test_a_heartbeat_beyond_bottles_own_limit_is_taken(server: RunningServer) -> None:
     secret = server.deploy("big1", *[f"big-{n}" for n in range(300)])
-    reports = [protocol.WorkerReport(f"big-{n}", reason="x" * 1000) for n in range(300)]
+    reports = [messages.WorkerReport(f"big-{n}", reason="x" * 1000) for n in range(300)]
     assert len(server.beat("big1", secret, *reports)["assignments"]) == 300
 
 
@@ -171,7 +171,7 @@ def test_an_agents_secret_does_not_open_anothers_routes(server: RunningServer) -
 
 def test_a_command_answers_the_held_request_at_once(server: RunningServer) -> None:
     secret = server.deploy("poll1", "pollw1")
-    reply = server.beat("poll1", secret, protocol.WorkerReport("pollw1", state="running", attempt=2, pid=9))
+    reply = server.beat("poll1", secret, messages.WorkerReport("pollw1", state="running", attempt=2, pid=9))
     held = hold(server, f"/api/agents/poll1/commands?wait=20&rev={reply['assignments_rev']}&seq=0", secret)
     began = time.monotonic()
     assert server.ask("POST", "/api/workers/pollw1/command", {"command": "restart"}).status == 202
@@ -216,7 +216,7 @@ def test_a_held_request_ends_empty_after_its_wait(server: RunningServer) -> None
 
 
 def test_the_plain_form_works_for_one_worker(server: RunningServer) -> None:
-    body = {"worker_id": "plain1", "command": "true", "host": "p", "secret_sha256": protocol.secret_sha256("plain")}
+    body = {"worker_id": "plain1", "command": "true", "host": "p", "secret_sha256": messages.secret_sha256("plain")}
     server.ask("POST", "/api/workers/register", body)
     path = "/api/workers/plain1"
     beat = {"state": "running", "pid": 42, "attempt": 1}
@@ -272,7 +272,7 @@ def test_a_backlog_tells_when_its_bytes_were_written(server: RunningServer) -> N
 def test_4_megabytes_of_log_are_taken_and_more_is_refused_unread(server: RunningServer) -> None:
     secret = server.deploy("log2", "logw2")
     path = "/api/workers/logw2/logs?attempt=1&offset=0"
-    assert server.ask("POST", path, b"x" * protocol.MAX_LOG_POST_BYTES, secret=secret).status == 200
+    assert server.ask("POST", path, b"x" * messages.MAX_LOG_POST_BYTES, secret=secret).status == 200
     head = (
         f"POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {secret}\r\nContent-Length: {10**11}\r\n\r\n"
     )
@@ -347,7 +347,7 @@ def test_who_says_nothing_for_long_is_hung_up_on_but_who_waits_for_us_is_not(tmp
 def test_the_short_way_of_a_heartbeat_answers_as_the_long_one(server: RunningServer) -> None:
     """An escaped character sends the same request through the application's routes."""
     secret = server.deploy("both", "both1")
-    beat = protocol.encode(protocol.AgentHeartbeat("both", at=time.time(), pid=5))
+    beat = messages.encode(messages.AgentHeartbeat("both", at=time.time(), pid=5))
     for body, headers in ((beat, {}), (beat, {"Authorization": "Bearer wrong"}), ({"agent_id": 7}, {}), (b"{", {})):
         short, long = (
             server.ask("POST", f"/api/agents/{path}/heartbeat", body, {"Authorization": f"Bearer {secret}", **headers})

@@ -14,7 +14,7 @@ import pytest
 from procguard.agent_api import decode, http_io
 from procguard.agent_api.handlers import MAX_REGISTRATION_BYTES
 from procguard.errors import ProcGuardError
-from remote_agent import protocol
+from remote_agent.protocol import messages
 
 MAX_RATIO = 6.0  # of a registration, from a stranger; measured 0.1 to 2
 
@@ -30,10 +30,10 @@ def cost_s(work: Callable[[], Any]) -> float:
 
 @pytest.fixture(scope="module")
 def anchor_s() -> float:
-    workers = [protocol.WorkerReport(f"worker-{number}", state="running", attempt=1) for number in range(2_000)]
-    body = decode.dumps(protocol.AgentHeartbeat("a", workers=workers, at=1.0))
-    decode.read(protocol.AgentHeartbeat, body)
-    return min(cost_s(lambda: decode.read(protocol.AgentHeartbeat, body)) for _ in range(5))
+    workers = [messages.WorkerReport(f"worker-{number}", state="running", attempt=1) for number in range(2_000)]
+    body = decode.dumps(messages.AgentHeartbeat("a", workers=workers, at=1.0))
+    decode.read(messages.AgentHeartbeat, body)
+    return min(cost_s(lambda: decode.read(messages.AgentHeartbeat, body)) for _ in range(5))
 
 
 def worst_registrations(size: int) -> dict[str, bytes]:
@@ -61,7 +61,7 @@ def worst_registrations(size: int) -> dict[str, bytes]:
 def test_no_registration_of_a_stranger_takes_long(name: str, anchor_s: float) -> None:
     body = worst_registrations(MAX_REGISTRATION_BYTES - 200)[name]
     assert len(body) < MAX_REGISTRATION_BYTES * 1.05
-    took_s = min(cost_s(lambda: decode.read(protocol.Registration, body)) for _ in range(2))
+    took_s = min(cost_s(lambda: decode.read(messages.Registration, body)) for _ in range(2))
     assert took_s < max(MAX_RATIO * anchor_s, 0.02), f"{1000 * took_s:.0f} ms beside {1000 * anchor_s:.0f} ms"
 
 
@@ -70,19 +70,19 @@ def test_events_that_are_none_are_given_up_at_the_first() -> None:
     body = b'{"agent_id":"a","events":[' + b"{}," * 59_000 + b"{}]}"
     began = time.thread_time()
     with pytest.raises(ProcGuardError, match=r"events\.0\.worker_id"):
-        decode.read(protocol.AgentHeartbeat, body)
+        decode.read(messages.AgentHeartbeat, body)
     assert time.thread_time() - began < 0.5
 
 
 def test_an_agent_with_all_it_may_have_is_understood() -> None:
-    workers = [protocol.WorkerReport(f"worker-{number}") for number in range(2_000)]
+    workers = [messages.WorkerReport(f"worker-{number}") for number in range(2_000)]
     events = [
-        protocol.WorkerEvent(f"worker-{number}", number, 1e9, 1, "running", "failed", "exit code 1")
+        messages.WorkerEvent(f"worker-{number}", number, 1e9, 1, "running", "failed", "exit code 1")
         for number in range(10_000)
     ]
-    results = [protocol.CommandResult(f"c-{number}", "done", "") for number in range(10_000)]
-    beat = protocol.AgentHeartbeat("a", workers=workers, events=events, results=results, at=1.0)
-    assert len(decode.read(protocol.AgentHeartbeat, decode.dumps(beat)).events) == 10_000
+    results = [messages.CommandResult(f"c-{number}", "done", "") for number in range(10_000)]
+    beat = messages.AgentHeartbeat("a", workers=workers, events=events, results=results, at=1.0)
+    assert len(decode.read(messages.AgentHeartbeat, decode.dumps(beat)).events) == 10_000
 
 
 def test_text_in_strings_is_not_taken_for_a_number_beyond_all_bounds() -> None:

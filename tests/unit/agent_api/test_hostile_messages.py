@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from remote_agent import protocol
+from remote_agent.protocol import messages
 from tests.hostile_messages import Byzantine, Known
 
-SENT = (protocol.AgentHeartbeat, protocol.WorkerHeartbeat, protocol.LogSearchResult, protocol.Registration)
+SENT = (messages.AgentHeartbeat, messages.WorkerHeartbeat, messages.LogSearchResult, messages.Registration)
 KNOWN = Known(["e1"], ["w1", "w2"], ["h1"], ["c-1", "s-1"], [5, 6])
 
 
@@ -27,7 +27,7 @@ def paths_of(cls: type[Any], where: str) -> set[str]:
     found = set()
     for one in dataclasses.fields(cls):
         found.add(f"{where}.{one.name}")
-        inner = protocol._NESTED.get(cls, {}).get(one.name)
+        inner = messages._NESTED.get(cls, {}).get(one.name)
         if inner is not None:
             found |= paths_of(inner[1], f"{where}.{one.name}")
     return found

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from procguard.agent_api import decode, http_io
 from procguard.errors import UsageError
-from remote_agent import protocol
+from remote_agent.protocol import messages
 
 REPORT = {"worker_id": "w1", "state": "running", "pid": 7, "usage": {"cpu_percent": 1.5, "rss_bytes": 10}}
 BEAT: dict[str, Any] = {"agent_id": "h1", "at": 1.0, "workers": [REPORT], "facts": {"cpus": 4}}
 
 
 def step_by_step(body: bytes) -> Any:
-    return decode.validated(protocol.AgentHeartbeat, http_io.as_object(http_io.parse_json(body)))
+    return decode.validated(messages.AgentHeartbeat, http_io.as_object(http_io.parse_json(body)))
 
 
 def outcome(read: Any, body: bytes) -> Any:
@@ -60,7 +60,7 @@ def outcome(read: Any, body: bytes) -> Any:
     ],
 )
 def test_one_pass_gives_what_step_by_step_gives(body: bytes) -> None:
-    assert outcome(lambda text: decode.read(protocol.AgentHeartbeat, text), body) == outcome(step_by_step, body)
+    assert outcome(lambda text: decode.read(messages.AgentHeartbeat, text), body) == outcome(step_by_step, body)
 
 
 VALUES = st.recursive(
@@ -75,7 +75,7 @@ VALUES = st.recursive(
 def test_one_pass_gives_what_step_by_step_gives_whatever_comes(value: dict[str, Any]) -> None:
     body = json.dumps({"agent_id": "h1", **value}).encode()
     found, expected = (
-        outcome(lambda text: decode.read(protocol.AgentHeartbeat, text), body),
+        outcome(lambda text: decode.read(messages.AgentHeartbeat, text), body),
         outcome(step_by_step, body),
     )
     if isinstance(expected, str) and not isinstance(found, str):  # what is no number stood where nobody reads it
@@ -99,7 +99,7 @@ def test_a_number_without_bounds_is_refused_where_it_is_read(number: str) -> Non
         '{"agent_id": "h1", "pid": NUMBER}',
     ):
         with pytest.raises(UsageError):
-            decode.read(protocol.AgentHeartbeat, body.replace("NUMBER", number).encode())
+            decode.read(messages.AgentHeartbeat, body.replace("NUMBER", number).encode())
 
 
 @pytest.mark.parametrize(
@@ -117,33 +117,33 @@ def test_numbers_beyond_all_bounds_are_looked_for_where_numbers_stand(body: byte
     assert http_io.may_overflow(body) is may
 
 
-SPEC = protocol.WorkerSpec(command=["python", "train.py"], env={"A": "ä", "B": ""}, labels={"team": "vision"})
-USAGE = protocol.WorkerUsage(cpu_percent=1e-7, rss_bytes=2**60, gpus=[0, 3], gpu_percent=float("nan"))
-EXIT = protocol.ExitRecord(3, at=1790000000.25, code=None, signal=9, reason="killed by signal 9")
-COMMAND = protocol.Command(1790000000000, "c-1", "w1", "restart")
+SPEC = messages.WorkerSpec(command=["python", "train.py"], env={"A": "ä", "B": ""}, labels={"team": "vision"})
+USAGE = messages.WorkerUsage(cpu_percent=1e-7, rss_bytes=2**60, gpus=[0, 3], gpu_percent=float("nan"))
+EXIT = messages.ExitRecord(3, at=1790000000.25, code=None, signal=9, reason="killed by signal 9")
+COMMAND = messages.Command(1790000000000, "c-1", "w1", "restart")
 
 
 @pytest.mark.parametrize(
     "message",
     [
-        protocol.AgentReply(),
-        protocol.AgentReply(
+        messages.AgentReply(),
+        messages.AgentReply(
             fleet_id="f-1",
             assignments_rev="abc",
-            assignments=[protocol.Assignment("w1", SPEC, "running", 2, 28493125000064, lease_s=30.0)],
+            assignments=[messages.Assignment("w1", SPEC, "running", 2, 28493125000064, lease_s=30.0)],
             commands=[COMMAND],
             events_acked={"w1": 1790000000001},
-            leases=[protocol.Lease("w1", 5, 29.5)],
+            leases=[messages.Lease("w1", 5, 29.5)],
         ),
-        protocol.WorkerReply("w1", commands=[COMMAND, COMMAND]),
-        protocol.WorkerReply("w\ud800"),  # no UTF-8 has that
-        protocol.RegisterReply("registered", "w1", log_offsets={"1.out": 7}),
-        protocol.AgentHeartbeat(
-            "h1", workers=[protocol.WorkerReport("w1", "running", usage=USAGE, last_exit=EXIT, since=0.1 + 0.2)]
+        messages.WorkerReply("w1", commands=[COMMAND, COMMAND]),
+        messages.WorkerReply("w\ud800"),  # no UTF-8 has that
+        messages.RegisterReply("registered", "w1", log_offsets={"1.out": 7}),
+        messages.AgentHeartbeat(
+            "h1", workers=[messages.WorkerReport("w1", "running", usage=USAGE, last_exit=EXIT, since=0.1 + 0.2)]
         ),
         {"proof": "x", "zmq": {"port": 1}},
     ],
 )
 def test_an_answer_is_written_as_its_values_would_be(message: Any) -> None:
-    values = message if isinstance(message, dict) else protocol.encode(message)
+    values = message if isinstance(message, dict) else messages.encode(message)
     assert decode.dumps(message) == http_io.dumps(values)

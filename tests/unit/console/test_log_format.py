@@ -11,7 +11,7 @@ import gevent
 import pytest
 
 from procguard.console import log_format
-from remote_agent import protocol
+from remote_agent.protocol import messages
 from tests.server_process import RunningManager
 
 FORGED = "evil\n2026-11-30 06:00:00 INFO procguard.manager.app: running\r\x1b[2J\u202e\x9b31m\u2028x"
@@ -71,10 +71,10 @@ def test_a_stranger_forges_no_line_of_the_managers_log(tmp_path: Path) -> None:
         manager.ask("GET", "/api/%0a2026-11-30%20forged")
         hosts = [{"host": "h1", "workers": [{"worker_id": "w2", "spec": {"command": "true"}}]}]
         assert manager.ask("POST", "/api/deployments", {"hosts": hosts}).status == 200
-        digest = {"secret_sha256": protocol.secret_sha256("of h1")}
+        digest = {"secret_sha256": messages.secret_sha256("of h1")}
         assert manager.ask("PUT", "/api/agents/h1/credentials", digest).status == 200
-        event = protocol.WorkerEvent("w2", 1, 1_790_000_000.0, 1, "starting", "running", FORGED)
-        beat = protocol.encode(protocol.AgentHeartbeat("h1", events=[event]))
+        event = messages.WorkerEvent("w2", 1, 1_790_000_000.0, 1, "starting", "running", FORGED)
+        beat = messages.encode(messages.AgentHeartbeat("h1", events=[event]))
         answer = manager.ask("POST", "/api/agents/h1/heartbeat", beat, {"Authorization": "Bearer of h1"})
         assert answer.status == 200, answer.body
         manager.ask("POST", "/api/login", {"token": FORGED}, {"Host": "elsewhere", "User-Agent": "\x1b[2J"})

@@ -20,7 +20,7 @@ from procguard.fleet.model.clock import Now
 from procguard.fleet.recovery.handler import FailureHandler
 from procguard.fleet.recovery.monitor import ProcessMonitor
 from procguard.fleet.recovery.policy import Look
-from remote_agent import protocol
+from remote_agent.protocol import messages
 from tests.unit.fleet_world import World
 
 pytestmark = pytest.mark.slow
@@ -48,13 +48,13 @@ class Host:
     hears: bool = True  # from the manager
     is_heard: bool = True
     rev: str = ""
-    assigned: dict[str, protocol.Assignment] = field(default_factory=dict)
+    assigned: dict[str, messages.Assignment] = field(default_factory=dict)
     ended: dict[str, tuple[str, int, int]] = field(default_factory=dict)  # worker -> state, generation, attempt
     attempts: dict[str, int] = field(default_factory=dict)
     children: dict[str, Child] = field(default_factory=dict)
     leases: dict[tuple[str, int], float] = field(default_factory=dict)  # worker, epoch -> until; of this boot
-    outbound: list[tuple[float, protocol.AgentHeartbeat]] = field(default_factory=list)
-    inbound: list[tuple[float, protocol.AgentReply]] = field(default_factory=list)  # when its heartbeat was sent
+    outbound: list[tuple[float, messages.AgentHeartbeat]] = field(default_factory=list)
+    inbound: list[tuple[float, messages.AgentReply]] = field(default_factory=list)  # when its heartbeat was sent
     boot: int = 1
 
     def power_cut(self) -> None:
@@ -66,12 +66,12 @@ class Host:
 
     def beat(self, now: float) -> None:
         reports = [self._report(worker_id, one, now) for worker_id, one in self.assigned.items()]
-        beat = protocol.AgentHeartbeat(
+        beat = messages.AgentHeartbeat(
             self.name, workers=reports, pid=self.boot, started_at=float(self.boot), assignments_rev=self.rev
         )
         self.outbound.append((now, beat))
 
-    def _report(self, worker_id: str, one: protocol.Assignment, now: float) -> protocol.WorkerReport:
+    def _report(self, worker_id: str, one: messages.Assignment, now: float) -> messages.WorkerReport:
         child, left = self.children.get(worker_id), None
         if one.lease_s is not None:
             left = max(0.0, self.leases.get((worker_id, one.epoch), 0.0) - now)
@@ -84,7 +84,7 @@ class Host:
             epoch = one.epoch
             if one.desired != "running":
                 generation = max(generation, one.generation)
-        return protocol.WorkerReport(
+        return messages.WorkerReport(
             worker_id,
             state=state,
             generation=generation,
@@ -93,7 +93,7 @@ class Host:
             lease_left_s=left,  # type: ignore[arg-type]
         )
 
-    def take(self, sent_at: float, reply: protocol.AgentReply) -> None:
+    def take(self, sent_at: float, reply: messages.AgentReply) -> None:
         self.rev = reply.assignments_rev if reply.assignments is not None else self.rev
         for one in reply.assignments or ():
             known = self.assigned.get(one.worker_id)
@@ -122,7 +122,7 @@ class Host:
             if worker_id not in self.children:
                 self._settle(worker_id, one, now)
 
-    def _settle(self, worker_id: str, one: protocol.Assignment, now: float) -> None:
+    def _settle(self, worker_id: str, one: messages.Assignment, now: float) -> None:
         if one.desired == "removed":
             del self.assigned[worker_id]
             return

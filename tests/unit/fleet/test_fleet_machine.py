@@ -40,7 +40,7 @@ from procguard.fleet.recovery.policy import Look
 from procguard.fleet.registry import Registry
 from procguard.fleet.state import events_path
 from procguard.fleet.store import open_store
-from remote_agent import protocol
+from remote_agent.protocol import messages
 from tests.chaos import ChaosReport
 from tests.unit.simulated_host import SimulatedHost, Witness
 
@@ -52,7 +52,7 @@ SETTINGS = FleetSettings(heartbeat_timeout_s=6.0, recovery_timeout_s=5.0, task_r
 
 hosts = st.sampled_from(HOSTS)
 workers = st.sampled_from(sorted(WORKERS))
-Answer = tuple[protocol.AgentReply, float, list[protocol.CommandResult], bool]
+Answer = tuple[messages.AgentReply, float, list[messages.CommandResult], bool]
 
 
 class Killed(BaseException):
@@ -235,7 +235,7 @@ class FleetMachine(RuleBasedStateMachine):
         self.hosts[host].start_agent()
 
     @rule(host=hosts, worker=workers, how=st.sampled_from(["exited", "failed"]))
-    def child_ends(self, host: str, worker: str, how: protocol.State) -> None:
+    def child_ends(self, host: str, worker: str, how: messages.State) -> None:
         self.hosts[host].child_exits(worker, how)
 
     @rule(when=st.sampled_from(["now", "before", "after"]))
@@ -248,8 +248,8 @@ class FleetMachine(RuleBasedStateMachine):
             self.kill_at = when
 
     @precondition(lambda self: bool(self.acknowledged))
-    @rule(worker=workers, verb=st.sampled_from(protocol.VERBS))
-    def operator_commands(self, worker: str, verb: protocol.Verb) -> None:
+    @rule(worker=workers, verb=st.sampled_from(messages.VERBS))
+    def operator_commands(self, worker: str, verb: messages.Verb) -> None:
         meant = {"start": {"running"}, "stop": {"stopped"}, "kill": {"stopped"}}.get(verb, self.acknowledged[worker])
         # Where nothing is alive a restart is a start; of a stopped one it is what an operator wants.
         doubt = self.acknowledged[worker] | meant | ({"running"} if verb == "restart" else set())

@@ -19,7 +19,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from remote_agent import child, states
+from remote_agent import child
+from remote_agent.protocol import states
 from tests.unit.simulated_worker import GRACE_S, KILL, Host
 
 LONG = bool(os.environ.get("PROCGUARD_LONG_TESTS"))

@@ -9,7 +9,7 @@ import pytest
 
 from procguard.config.groups import GroupPolicy
 from procguard.fleet.leases import GONE_MARGIN_S
-from remote_agent import protocol
+from remote_agent.protocol import messages
 from tests.unit.fleet_world import World
 
 FENCED: dict[str, Any] = {"command": "train", "on_partition": "fence", "lease_s": 60.0, "stop_grace_s": 10.0}
@@ -23,7 +23,7 @@ def world(tmp_path: Path) -> World:
     return world
 
 
-def run(world: World, agent_id: str = "h1", state: str = "running", **values: Any) -> protocol.AgentReply:
+def run(world: World, agent_id: str = "h1", state: str = "running", **values: Any) -> messages.AgentReply:
     values.setdefault("lease_left_s", 50.0)
     return world.beat(agent_id, world.report("w1", state, **values))
 
@@ -35,7 +35,7 @@ def gone(world: World) -> str:
 def test_a_fenced_worker_is_granted_its_lease_in_each_answer_to_a_heartbeat(world: World) -> None:
     epoch = world.registry.workers_by_id["w1"].epoch
     for _ in range(2):
-        assert run(world).leases == [protocol.Lease("w1", epoch, 60.0)]
+        assert run(world).leases == [messages.Lease("w1", epoch, 60.0)]
         world.pass_time(2.0)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from procguard.errors import Conflict, NotFound, UsageError
 from procguard.fleet.model.clock import Now
-from remote_agent import protocol
+from remote_agent.protocol import messages
 from tests.unit.fleet_world import SECRET, World
 
 
@@ -230,7 +230,7 @@ def test_a_second_deployment_of_the_same_changes_nothing(world: World) -> None:
 
 
 def test_a_changed_command_is_stored_and_shown_as_restart_pending(world: World) -> None:
-    digest = protocol.launch_digest(world.registry.workers_by_id["w1"].spec)
+    digest = messages.launch_digest(world.registry.workers_by_id["w1"].spec)
     world.beat("h1", world.report("w1", launch_digest=digest))
     answer = world.deploy({"h1": {"w1": {"command": "sleep 10"}}})
     assert answer["hosts"]["h1"]["workers"]["w1"]["result"] == "changed"
@@ -403,7 +403,7 @@ def test_a_trusted_launcher_registers_at_once_and_may_use_its_secret(world: Worl
 
 def test_a_launcher_from_elsewhere_waits_for_approval_and_changes_nothing_until_then(world: World) -> None:
     reply = world.register("train", secret_sha256=SECRET, trusted=False, peer="10.9.9.9")
-    assert (reply.status, reply.fingerprint) == ("pending", protocol.fingerprint(SECRET))
+    assert (reply.status, reply.fingerprint) == ("pending", messages.fingerprint(SECRET))
     assert "train" not in world.registry.workers_by_id
     assert world.registry.authenticate_agent(SECRET) is None
     world.registry.approve("launcher:train", "tester", world.now)
@@ -433,12 +433,12 @@ def test_nobody_else_can_replace_what_waits_for_approval(world: World) -> None:
 
 
 def test_two_launchers_waiting_under_one_name_are_told_apart_by_fingerprint(world: World) -> None:
-    other = protocol.secret_sha256("two")
+    other = messages.secret_sha256("two")
     world.register("train", secret_sha256=SECRET, trusted=False)
     world.register("train", secret_sha256=other, trusted=False)
-    with pytest.raises(Conflict, match=protocol.fingerprint(other)):
+    with pytest.raises(Conflict, match=messages.fingerprint(other)):
         world.registry.approve("launcher:train", "tester", world.now)
-    world.registry.approve("launcher:train", "tester", world.now, protocol.fingerprint(other))
+    world.registry.approve("launcher:train", "tester", world.now, messages.fingerprint(other))
     assert world.registry.authenticate_agent(other) == "launcher:train"
 
 
@@ -474,19 +474,19 @@ def test_another_launcher_of_a_running_worker_is_refused(world: World) -> None:
     world.register("train", secret_sha256=SECRET)
     world.beat("launcher:train", world.report("train"))
     with pytest.raises(Conflict, match="held by launcher:train on host laptop"):
-        world.register("train", secret_sha256=protocol.secret_sha256("two"), host="other")
+        world.register("train", secret_sha256=messages.secret_sha256("two"), host="other")
 
 
 def test_a_launcher_in_any_language_gets_its_commands_with_the_plain_heartbeat(world: World) -> None:
     world.register("curl")
-    world.registry.worker_heartbeat("curl", protocol.WorkerHeartbeat("running", pid=42), world.now)
+    world.registry.worker_heartbeat("curl", messages.WorkerHeartbeat("running", pid=42), world.now)
     assert world.registry.worker("curl")["state"] == "running"
     world.registry.command("curl", "stop", "tester", world.now)
-    reply = world.registry.worker_heartbeat("curl", protocol.WorkerHeartbeat("running", pid=42), world.now)
+    reply = world.registry.worker_heartbeat("curl", messages.WorkerHeartbeat("running", pid=42), world.now)
     assert (reply.desired, [one.command for one in reply.commands]) == ("stopped", ["stop"])
-    again = world.registry.worker_heartbeat("curl", protocol.WorkerHeartbeat("running", pid=42), world.now)
+    again = world.registry.worker_heartbeat("curl", messages.WorkerHeartbeat("running", pid=42), world.now)
     assert again.commands == []
-    world.registry.worker_heartbeat("curl", protocol.WorkerHeartbeat("stopped"), world.now)
+    world.registry.worker_heartbeat("curl", messages.WorkerHeartbeat("stopped"), world.now)
     assert world.registry.worker("curl")["state"] == "stopped"
 
 
@@ -494,7 +494,7 @@ def test_a_launcher_in_any_language_gets_its_commands_with_the_plain_heartbeat(w
 
 
 def test_a_new_secret_ends_the_old_one(world: World) -> None:
-    new = protocol.secret_sha256("two")
+    new = messages.secret_sha256("two")
     world.registry.set_credentials("h1", SECRET, "tester", world.now)
     world.registry.set_credentials("h1", new, "tester", world.now)
     assert world.registry.authenticate_agent(SECRET) is None
@@ -576,7 +576,7 @@ def test_a_heartbeat_that_says_nothing_new_waits_for_no_disk(world: World, monke
     commit = world.registry.commit
     monkeypatch.setattr(world.registry, "commit", lambda: (commits.append(1), commit())[1])
     world.pass_time(2.0)
-    world.beat("h1", world.report("w1", usage=protocol.WorkerUsage(cpu_percent=7.0)))
+    world.beat("h1", world.report("w1", usage=messages.WorkerUsage(cpu_percent=7.0)))
     assert commits == []
     world.beat("h1", world.report("w1", attempt=2), events=[world.event("w1", "running", "starting")])
     assert commits == [1]
@@ -590,10 +590,10 @@ def test_views_of_what_every_heartbeat_changes_are_made_only_while_somebody_look
     world.registry.on_look(lambda _topic: looking)
     world.beat("h1", world.report("w1"))
     told.clear()
-    world.beat("h1", world.report("w1", usage=protocol.WorkerUsage(cpu_percent=7.0)))
+    world.beat("h1", world.report("w1", usage=messages.WorkerUsage(cpu_percent=7.0)))
     assert told == [("workers", {}), ("hosts", {})]
     looking = True
     told.clear()
-    world.beat("h1", world.report("w1", usage=protocol.WorkerUsage(cpu_percent=8.0)))
+    world.beat("h1", world.report("w1", usage=messages.WorkerUsage(cpu_percent=8.0)))
     assert [topic for topic, _ in told] == ["workers", "hosts"]
     assert told[0][1]["usage"]["cpu_percent"] == 8.0

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from remote_agent import states
+from remote_agent.protocol import states
 
 WEB = os.path.join(os.path.dirname(__file__), "..", "..", "..", "web")
 LANGUAGES = ("en", "zh-CN")

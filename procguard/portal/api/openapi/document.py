@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from procguard import __version__
 from procguard.portal.api.openapi.answers import manager
 from procguard.portal.api.openapi.routes import BYTES, JSON, ROUTES, Route
-from remote_agent import protocol
+from remote_agent.protocol import messages as protocol
 
 VERSION = "3.1.0"
 SCHEMAS = "#/components/schemas/"

@@ -30,7 +30,7 @@ from procguard.portal.api.openapi.answers import (
     workers,
 )
 from procguard.portal.api.search import DEFAULT_LINES, MAX_LINES, MAX_PATTERN_CHARS, MAX_SELECT_CHARS
-from remote_agent import protocol
+from remote_agent.protocol import messages as protocol
 
 Who = Literal[
     "anyone", "agent", "agent or operator", "viewer", "operator", "viewer or metrics"

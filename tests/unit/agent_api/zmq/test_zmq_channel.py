@@ -24,7 +24,7 @@ from zmq.utils import z85
 
 from procguard.agent_api.zmq.channel import reachable_from
 from procguard.agent_api.zmq.keys import KEYS_PER_AGENT, Admissions, key_from_hex
-from remote_agent import protocol
+from remote_agent.protocol import messages
 from tests.server_process import ROOT, RunningServer
 from tests.unit.channel_links import World, ZmqLink, free_ports, offered
 from tests.waiting import wait_until
@@ -88,11 +88,11 @@ def test_without_curve_nothing_is_answered(world: World, port: str) -> None:
 
 def test_a_key_is_admitted_only_from_who_has_the_proof_key(world: World) -> None:
     key = "ab" * 32
-    for mac in ("", "00" * 32, "%C3%A9", protocol.curve_key_proof("another key", "h1", "n1", key)):
+    for mac in ("", "00" * 32, "%C3%A9", messages.curve_key_proof("another key", "h1", "n1", key)):
         answer = world.server.ask("GET", f"/api/hello?agent=h1&nonce=n1&curve={key}&mac={mac}")
         assert (answer.status, answer.error_code) == (401, "unauthorized")
     wrong = "zz" * 32
-    mac = protocol.curve_key_proof(world.proof_keys["h1"], "h1", "n1", wrong)
+    mac = messages.curve_key_proof(world.proof_keys["h1"], "h1", "n1", wrong)
     assert world.server.ask("GET", f"/api/hello?agent=h1&nonce=n1&curve={wrong}&mac={mac}").status == 400
 
 
@@ -245,7 +245,7 @@ def test_only_log_bytes_go_to_the_second_port(world: World) -> None:
 def test_a_large_body_is_asked_for_and_must_be_what_was_announced(world: World) -> None:
     link = ZmqLink(world, "h1", "secret-of-h1", logs=True)
     asked = {"method": "POST", "path": "/api/workers/w1/logs?attempt=7&offset=0", "secret": "secret-of-h1"}
-    link.send({**asked, "id": 1}, b"x" * (protocol.ZMQ_INLINE_BYTES + 1))  # not announced
+    link.send({**asked, "id": 1}, b"x" * (messages.ZMQ_INLINE_BYTES + 1))  # not announced
     assert link.answer()[0] == 400
     for body in (b"x" * 70_000, b"x" * 99_999, b""):
         link.send({**asked, "id": 2, "body_bytes": 80_000})

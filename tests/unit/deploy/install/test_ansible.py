@@ -15,8 +15,9 @@ import pytest
 import yaml
 
 from procguard.deploy.install import bundle
-from remote_agent import agent_process, protocol
+from remote_agent import agent_process
 from remote_agent.installer import Installer
+from remote_agent.protocol import messages
 from tests import fake_manager
 from tests.fake_manager import FLEET, KEY, FakeManager
 
@@ -78,7 +79,7 @@ def test_the_playbooks_steps_install_an_agent_and_change_nothing_the_second_time
         assert first["changed"] and first["running"] and again["changed"] is False and again["pid"] == first["pid"]
         secret = installer.config()["secret"]
         put = manager.asked("PUT", "/api/agents/h1/credentials")
-        assert [one[2]["secret_sha256"] for one in put] == [protocol.secret_sha256(secret)]
+        assert [one[2]["secret_sha256"] for one in put] == [messages.secret_sha256(secret)]
         assert oct((directory / "deployment.json").stat().st_mode & 0o777) == "0o600"
     finally:
         runtime_dir = installer.config().get("runtime_dir")

@@ -139,12 +139,12 @@ def test_the_byte_code_that_travels_is_used_and_says_where_it_failed(tmp_path: P
     modules = {str(path) for path in folder.rglob("*.py")}
     code = {f"{path.parent.parent}/{path.name.split('.')[0]}.py" for path in folder.rglob("__pycache__/*.pyc")}
     assert code == modules
-    program = "import remote_agent.ids as m; print(m.__cached__); print(m.valid_id.__code__.co_filename)"
+    program = "import remote_agent.protocol.ids as m; print(m.__cached__); print(m.valid_id.__code__.co_filename)"
     command = [sys.executable, "-v", "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(folder)!r}); {program}"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     cached, file = done.stdout.split()
     assert f"matches {file}" in done.stderr or f"{cached} matches" in done.stderr, done.stderr[-500:]
-    assert file == str(folder / "remote_agent" / "ids.py")
+    assert file == str(folder / "remote_agent" / "protocol" / "ids.py")
 
 
 def _python_at(path: Path, body: str) -> None:

@@ -23,7 +23,7 @@ from procguard.deploy.install.verify import Heard, known_recovery
 from procguard.deploy.inventory.model import Host, load
 from procguard.deploy.ssh.target import Target
 from procguard.errors import Conflict, HostError, HostUnreachable, ProcGuardError, UsageError
-from remote_agent.protocol import secret_sha256
+from remote_agent.protocol.messages import secret_sha256
 
 
 class FakeClient:

@@ -12,7 +12,7 @@ from procguard.deploy.install.rollout import HostResult, Plan, Rollout
 from procguard.deploy.inventory.model import Host
 from procguard.errors import HostError, HostUnreachable, ProcGuardError, UsageError
 from procguard.fleet.workers.spec_diff import differences
-from remote_agent.protocol import RestartPolicy, WorkerSpec
+from remote_agent.protocol.messages import RestartPolicy, WorkerSpec
 from tests.unit.deploy.install.test_deployer import FakeClient, FakeHosts, Recorder, deployer, hosts
 
 

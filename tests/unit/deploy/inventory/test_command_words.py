@@ -10,7 +10,7 @@ import pytest
 from procguard.deploy.inventory import model
 from procguard.deploy.inventory.command_words import mistakes, open_quote
 from procguard.errors import InventoryError
-from remote_agent.protocol import HealthCheck, Hook, WorkerSpec
+from remote_agent.protocol.messages import HealthCheck, Hook, WorkerSpec
 
 
 @pytest.mark.parametrize(

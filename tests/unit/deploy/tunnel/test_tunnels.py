@@ -21,7 +21,7 @@ from procguard.manager.tunnels import Tunnels
 from procguard.portal.auth.sessions import COOKIE
 from procguard.portal.http.agents_listener import AgentsOnly, application
 from procguard.portal.logs.store import LogStore
-from remote_agent.protocol import secret_sha256
+from remote_agent.protocol.messages import secret_sha256
 from tests.unit.fleet_world import World
 from tests.unit.portal.auth.test_auth import Desk
 from tests.waiting import wait_until

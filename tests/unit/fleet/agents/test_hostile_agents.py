@@ -14,7 +14,7 @@ from procguard.fleet.history.events import EventBounds, EventLog
 from procguard.fleet.model import epochs
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import to_dict
-from remote_agent import protocol
+from remote_agent.protocol import messages
 from tests.unit.fleet_world import SECRET, World
 
 HIGHEST = 2**53 - 1
@@ -168,9 +168,9 @@ def test_a_generation_beyond_reason_is_not_taken(world: World) -> None:
 def test_results_of_another_agent_s_commands_have_no_effect(world: World) -> None:
     record = world.registry.command("w1", "restart", "tester", world.now)
     for status in ("done", "failed", "expired"):
-        world.beat("h2", world.report("w2"), results=[protocol.CommandResult(record.command_id, status, "gotcha")])  # type: ignore[arg-type]
+        world.beat("h2", world.report("w2"), results=[messages.CommandResult(record.command_id, status, "gotcha")])  # type: ignore[arg-type]
         assert record.open
-    world.beat("h1", world.report("w1"), results=[protocol.CommandResult(record.command_id, "done")])
+    world.beat("h1", world.report("w1"), results=[messages.CommandResult(record.command_id, "done")])
     assert record.status == "done"
 
 
@@ -178,14 +178,14 @@ def test_a_launcher_s_plain_result_of_another_s_command_has_no_effect(world: Wor
     world.register("w3", secret_sha256=SECRET)
     record = world.registry.command("w1", "restart", "tester", world.now)
     world.registry.worker_heartbeat(
-        "w3", protocol.WorkerHeartbeat(results=[protocol.CommandResult(record.command_id, "done")]), world.now
+        "w3", messages.WorkerHeartbeat(results=[messages.CommandResult(record.command_id, "done")]), world.now
     )
     assert record.open
 
 
 def test_events_of_another_agent_s_worker_are_acknowledged_and_change_nothing(world: World) -> None:
     before, seq = victim(world), world.registry.event_log.newest_seq
-    event = protocol.WorkerEvent("w1", 2**53, 1.0, 9, "running", "failed", "gotcha")
+    event = messages.WorkerEvent("w1", 2**53, 1.0, 9, "running", "failed", "gotcha")
     reply = world.beat("h2", world.report("w2"), events=[event])
     assert victim(world) == before and world.registry.event_log.newest_seq == seq
     assert reply.events_acked == {"w1": 2**53}
@@ -193,7 +193,7 @@ def test_events_of_another_agent_s_worker_are_acknowledged_and_change_nothing(wo
 
 def test_numbers_that_a_thief_has_used_up_are_given_back_when_the_secret_is_revoked(world: World) -> None:
     """The honest agent that comes next is heard again."""
-    thief = protocol.WorkerEvent("w2", 2**47, 1.0, 1, "running", "failed", "gotcha")
+    thief = messages.WorkerEvent("w2", 2**47, 1.0, 1, "running", "failed", "gotcha")
     world.beat("h2", world.report("w2"), events=[thief])
     world.registry.revoke_credentials("h2", "tester", world.now)
     world.beat("h2", world.report("w2"), events=[world.event("w2", "running", "stopped", "the truth")])
@@ -276,7 +276,7 @@ def test_one_agent_s_events_push_out_its_own_and_nobody_else_s(world: World) -> 
     for number in range(60):
         world.pass_time(30)
         events = [
-            protocol.WorkerEvent("w2", number * 400 + one, 1.0, 1, "running", "stopped", "x" * 4_000)
+            messages.WorkerEvent("w2", number * 400 + one, 1.0, 1, "running", "stopped", "x" * 4_000)
             for one in range(1, 401)
         ]
         world.beat("h2", world.report("w2"), events=events)
@@ -304,7 +304,7 @@ def test_many_agents_together_push_out_nobody_s_events_either(tmp_path: Path) ->
 
 
 def test_events_beyond_an_agent_s_rate_are_said_again_later_and_none_is_lost(world: World) -> None:
-    events = [protocol.WorkerEvent("w2", seq, 1.0, 1, "running", "stopped", f"n{seq}") for seq in range(1, 1_301)]
+    events = [messages.WorkerEvent("w2", seq, 1.0, 1, "running", "stopped", f"n{seq}") for seq in range(1, 1_301)]
     reply, rounds = world.beat("h2", world.report("w2"), events=events), 1
     assert 900 <= reply.events_acked["w2"] <= 1_000
     acked = reply.events_acked["w2"]
@@ -340,7 +340,7 @@ def test_heartbeats_that_change_much_wait_and_those_that_say_nothing_new_do_not(
 
 
 def test_nothing_of_a_heartbeat_is_kept_but_the_agent_s_own(world: World) -> None:
-    strays = [protocol.WorkerReport(f"s{number}", reason="x" * 4_000) for number in range(1_000)]
+    strays = [messages.WorkerReport(f"s{number}", reason="x" * 4_000) for number in range(1_000)]
     world.beat("h2", world.report("w2"), *strays, world.report("w1"))
     heartbeat = world.registry.seen["h2"].heartbeat
     assert heartbeat is not None and [one.worker_id for one in heartbeat.workers] == ["w2"]
@@ -356,4 +356,4 @@ def test_times_beyond_all_calendars_are_shown_and_break_nothing(world: World) ->
 def test_a_launcher_s_host_is_one_line_of_text(host: str) -> None:
     body = json.dumps({"worker_id": "w1", "command": "true", "host": host}).encode()
     with pytest.raises(UsageError, match="host: holds characters that cannot be printed"):
-        decode.read(protocol.Registration, body)
+        decode.read(messages.Registration, body)

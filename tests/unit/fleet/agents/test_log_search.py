@@ -19,9 +19,10 @@ import pytest
 from procguard.errors import LimitExceeded, NotFound
 from procguard.fleet.agents import log_search as searches
 from procguard.fleet.agents.log_search import Question
-from remote_agent import grep, log_search, protocol
+from remote_agent import grep, log_search
 from remote_agent.link import Credentials, LinkDown, Reply
 from remote_agent.log_search import LogSearcher, look
+from remote_agent.protocol import messages
 from scripts.swarm import Swarm
 from tests.server_process import ROOT, RunningServer
 from tests.unit.fleet_world import World
@@ -47,9 +48,9 @@ class Logs:
             os.utime(path, (at, at))
         return path
 
-    def look(self, pattern: str, **asked: Any) -> protocol.LogSearchResult:
+    def look(self, pattern: str, **asked: Any) -> messages.LogSearchResult:
         workers = sorted(os.listdir(self._directory))
-        search = protocol.LogSearch("s-1", pattern, workers=workers, **asked)
+        search = messages.LogSearch("s-1", pattern, workers=workers, **asked)
         places = [[one, str(self._directory / one)] for one in workers]
         return look(sys.executable, search, places, threading.Event())
 
@@ -59,7 +60,7 @@ def logs(tmp_path: Path) -> Logs:
     return Logs(tmp_path)
 
 
-def texts(result: protocol.LogSearchResult) -> list[str]:
+def texts(result: messages.LogSearchResult) -> list[str]:
     return [line.text for line in result.lines]
 
 
@@ -235,11 +236,11 @@ def test_a_search_told_twice_is_answered_once_and_lost_answers_are_sent_again(lo
     answers = Answers()
     answers.failures = 1
     searcher = LogSearcher(Credentials("h1"), sys.executable, lambda: answers)  # type: ignore[arg-type,return-value]
-    search = protocol.LogSearch("s-1", "needle", workers=["w1", "not-here"])
+    search = messages.LogSearch("s-1", "needle", workers=["w1", "not-here"])
     for _ in range(3):
         searcher.take([search], lambda worker_id: str(tmp_path / worker_id) if worker_id == "w1" else None)
     wait_until(lambda: len(answers.posted) == 1, 10, "the answer")
-    searcher.take([protocol.LogSearch("s-2", "nothing", workers=["w1"])], lambda _: str(tmp_path / "w1"))
+    searcher.take([messages.LogSearch("s-2", "nothing", workers=["w1"])], lambda _: str(tmp_path / "w1"))
     wait_until(lambda: len(answers.posted) == 2, 10, "the second")
     (path, first), (_, second) = answers.posted
     assert path == "/api/agents/h1/searches"
@@ -252,15 +253,15 @@ def test_more_searches_than_it_can_do_are_left_out(tmp_path: Path, monkeypatch: 
     """A manager gone mad fills no memory here."""
     held, begun = threading.Event(), []
 
-    def slow(_python: str, search: protocol.LogSearch, *_: object) -> protocol.LogSearchResult:
+    def slow(_python: str, search: messages.LogSearch, *_: object) -> messages.LogSearchResult:
         begun.append(search.search_id)
         held.wait(10)
-        return protocol.LogSearchResult(search.search_id)
+        return messages.LogSearchResult(search.search_id)
 
     monkeypatch.setattr(log_search, "look", slow)
     answers = Answers()
     searcher = LogSearcher(Credentials("h1"), sys.executable, lambda: answers)  # type: ignore[arg-type,return-value]
-    searcher.take([protocol.LogSearch(f"s-{n}", "x") for n in range(50)], lambda _: None)
+    searcher.take([messages.LogSearch(f"s-{n}", "x") for n in range(50)], lambda _: None)
     held.set()
     wait_until(lambda: len(answers.posted) == log_search.MAX_WAITING, 10, "those that were taken")
     assert len(begun) == log_search.MAX_WAITING
@@ -306,9 +307,9 @@ def test_each_host_is_told_once_and_who_cannot_be_asked_is_named_with_its_reason
 def test_an_answer_counts_once_and_only_for_workers_that_were_asked_about(world: World) -> None:
     search = ask(world)
     search.fresh.clear()
-    own = protocol.LogMatch("w1", 1, "out", 0, "needle")
-    foreign = protocol.LogMatch("w2", 1, "out", 0, "needle of another host")
-    result = protocol.LogSearchResult(search.search_id, lines=[own, foreign], found=2, bytes=100)
+    own = messages.LogMatch("w1", 1, "out", 0, "needle")
+    foreign = messages.LogMatch("w2", 1, "out", 0, "needle of another host")
+    result = messages.LogSearchResult(search.search_id, lines=[own, foreign], found=2, bytes=100)
     for _ in range(2):
         world.registry.searches.take("h1", result)
     assert [(part.host, lines) for part, lines in search.fresh] == [("h1", [own])]
@@ -322,7 +323,7 @@ def test_an_answer_counts_once_and_only_for_workers_that_were_asked_about(world:
 
 def test_who_has_not_answered_in_time_is_named(world: World) -> None:
     search = ask(world, timeout_s=2.0)
-    world.registry.searches.take("h2", protocol.LogSearchResult(search.search_id))
+    world.registry.searches.take("h2", messages.LogSearchResult(search.search_id))
     search.give_up()
     assert {part.host: part.status for part, _ in search.fresh}["h1"] == "no_answer"
     assert not search.open

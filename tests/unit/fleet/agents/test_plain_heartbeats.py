@@ -12,20 +12,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from procguard.fleet.agents.heartbeat import Intake
-from remote_agent import protocol
+from remote_agent.protocol import messages
 from tests.unit.fleet_world import World
 
-USAGES = (None, protocol.WorkerUsage(5.0, 1000), protocol.WorkerUsage(7.5, 2000, gpus=[1]))
+USAGES = (None, messages.WorkerUsage(5.0, 1000), messages.WorkerUsage(7.5, 2000, gpus=[1]))
 STEPS = st.one_of(
     st.builds(
-        protocol.WorkerHeartbeat,
+        messages.WorkerHeartbeat,
         state=st.sampled_from(["running", "running", "running", "stopped", "exited", "starting"]),
         pid=st.sampled_from([None, 10, 10, 11]),
         attempt=st.sampled_from([None, None, 0, 1, 2]),
         usage=st.sampled_from(USAGES),
         reason=st.sampled_from(["", "", "warming up"]),
-        last_exit=st.sampled_from([None, None, protocol.ExitRecord(1, at=5.0, code=1, reason="exit code 1")]),
-        results=st.sampled_from([[], [], [protocol.CommandResult("c-unknown", "done", "")]]),
+        last_exit=st.sampled_from([None, None, messages.ExitRecord(1, at=5.0, code=1, reason="exit code 1")]),
+        results=st.sampled_from([[], [], [messages.CommandResult("c-unknown", "done", "")]]),
     ),
     st.sampled_from(["stop", "start", "restart"]),
     st.sampled_from([0.5, 100.0]),  # seconds pass; after the longer ones it was taken for gone
@@ -38,7 +38,7 @@ class Fleet:
     def __init__(self, directory: Path) -> None:
         directory.mkdir()
         self.world = World(directory)
-        self.world.register("w1", secret_sha256=protocol.secret_sha256("w1"))
+        self.world.register("w1", secret_sha256=messages.secret_sha256("w1"))
         self.shown: list[Any] = []
         self.world.registry.on_change(lambda *told: self.shown.append(copy.deepcopy(told)), "workers", "hosts")
 
@@ -52,7 +52,7 @@ class Fleet:
         reply = registry.worker_heartbeat("w1", copy.deepcopy(step), self.world.now)
         for command in reply.commands:
             command.command_id = "any"
-        return protocol.encode(reply)
+        return messages.encode(reply)
 
     def looks(self) -> Any:
         registry = self.world.registry
@@ -81,7 +81,7 @@ def test_the_short_way_gives_what_the_long_one_gives(
 
 def test_it_is_the_way_that_most_heartbeats_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fleet = Fleet(tmp_path / "fleet")
-    fleet.do(protocol.WorkerHeartbeat(pid=10, attempt=1))
+    fleet.do(messages.WorkerHeartbeat(pid=10, attempt=1))
     long_way: list[str] = []
     take_report = Intake._take_report
 
@@ -91,8 +91,8 @@ def test_it_is_the_way_that_most_heartbeats_take(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(Intake, "_take_report", counted)
     for usage in USAGES:
-        fleet.do(protocol.WorkerHeartbeat(pid=10, attempt=1, usage=usage))
-        assert fleet.world.registry.worker("w1")["usage"] == (usage and protocol.encode(usage))
+        fleet.do(messages.WorkerHeartbeat(pid=10, attempt=1, usage=usage))
+        assert fleet.world.registry.worker("w1")["usage"] == (usage and messages.encode(usage))
     assert long_way == []
-    fleet.do(protocol.WorkerHeartbeat(pid=10, attempt=1, state="exited"))
+    fleet.do(messages.WorkerHeartbeat(pid=10, attempt=1, state="exited"))
     assert long_way == ["taken"]

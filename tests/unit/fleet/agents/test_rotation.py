@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 
 from procguard.errors import Conflict
-from remote_agent import paths, protocol, rotation, settings
+from remote_agent import paths, rotation, settings
 from remote_agent.link import Addresses, Connection, Credentials, LinkDown, heartbeat
+from remote_agent.protocol import messages
 from remote_agent.rotation import SecretRotation
 from tests.agent_host import end_runners
 from tests.server_process import ROOT, RunningManager, RunningServer
@@ -33,7 +34,7 @@ SETTINGS = ("monitoring.heartbeat_timeout=2",)
 
 
 def digest(secret: str) -> str:
-    return protocol.secret_sha256(secret)
+    return messages.secret_sha256(secret)
 
 
 # -------------------------------------------------------------------------------------------- the manager's half
@@ -63,7 +64,7 @@ def asked(world: World) -> str:
 
 
 def take(world: World, name: str, secret: str, agent: str = "h1") -> None:
-    world.registry.rotations.take(agent, protocol.SecretRenewal(name, digest(secret)), world.now)
+    world.registry.rotations.take(agent, messages.SecretRenewal(name, digest(secret)), world.now)
 
 
 @pytest.mark.parametrize("restarts", [False, True])
@@ -196,11 +197,11 @@ class Agent:
     def connect(self) -> Connection:
         return Connection(Addresses([self.url]), self.credentials)
 
-    def beat(self) -> protocol.AgentReply:
-        beat = protocol.AgentHeartbeat(self.name, pid=os.getpid())
-        reply = heartbeat(self.name, protocol.encode(beat))(self.connect())
+    def beat(self) -> messages.AgentReply:
+        beat = messages.AgentHeartbeat(self.name, pid=os.getpid())
+        reply = heartbeat(self.name, messages.encode(beat))(self.connect())
         assert reply.ok, reply.why
-        return protocol.decode(protocol.AgentReply, reply.data)
+        return messages.decode(messages.AgentReply, reply.data)
 
     def pending(self) -> Any:
         return next(one for one in self.server.ask("GET", "/api/agents").json["agents"] if one["agent"] == self.name)[
@@ -290,7 +291,7 @@ def assert_it_comes_to_its_end(agent: Agent) -> None:
     secret = settings.load(agent.dir).secret
     assert secret != agent.old and agent.credentials.secret == secret
     agent.credentials.secret = agent.old
-    reply = heartbeat(agent.name, protocol.encode(protocol.AgentHeartbeat(agent.name)))(agent.connect())
+    reply = heartbeat(agent.name, messages.encode(messages.AgentHeartbeat(agent.name)))(agent.connect())
     assert reply.status == 401
 
 
@@ -368,7 +369,7 @@ def test_connections_that_stand_go_on_with_the_new_secret(agent: Agent) -> None:
     """None of an agent's requests fails for the change, whichever connection is the first to use the new one."""
     name = agent.ask_for_another()
     first, second = agent.connect(), agent.connect()
-    beat = heartbeat(agent.name, protocol.encode(protocol.AgentHeartbeat(agent.name)))
+    beat = heartbeat(agent.name, messages.encode(messages.AgentHeartbeat(agent.name)))
     assert beat(first).ok and beat(second).ok
     agent.rotation._carry_out(name)
     assert beat(first).ok and agent.pending() is None

@@ -11,10 +11,10 @@ from procguard.errors import NotFound, Refused, UsageError
 from procguard.fleet.agents import enrolment
 from procguard.fleet.agents.addresses import address_group
 from procguard.fleet.agents.credentials import NOTE_USE_EVERY_S
-from remote_agent import protocol
+from remote_agent.protocol import messages
 from tests.unit.fleet_world import SECRET, World
 
-TWO = protocol.secret_sha256("two")
+TWO = messages.secret_sha256("two")
 
 
 @pytest.fixture
@@ -24,8 +24,8 @@ def world(tmp_path: Path) -> World:
     return made
 
 
-def enrol(world: World, worker_id: str, sha256: str, token_id: str) -> protocol.RegisterReply:
-    registration = protocol.Registration(worker_id, command="true", host="laptop", secret_sha256=sha256)
+def enrol(world: World, worker_id: str, sha256: str, token_id: str) -> messages.RegisterReply:
+    registration = messages.Registration(worker_id, command="true", host="laptop", secret_sha256=sha256)
     return world.registry.register(
         registration, actor="token lab", trusted=True, peer="10.0.0.9", now=world.now, enrolled_by=token_id
     )
@@ -72,7 +72,7 @@ def test_an_enrolment_token_lets_in_so_many_launchers_and_the_same_one_again(wor
     for worker_id, secret in (("a", SECRET), ("b", TWO), ("a", SECRET)):
         assert enrol(world, worker_id, secret, token.token_id).status == "registered"
     with pytest.raises(Refused, match="as many launchers"):
-        enrol(world, "c", protocol.secret_sha256("three"), token.token_id)
+        enrol(world, "c", messages.secret_sha256("three"), token.token_id)
     assert "c" not in world.registry.workers_by_id
     world.restart()
     found = world.registry.tokens.find("1" * 64)

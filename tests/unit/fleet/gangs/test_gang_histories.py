@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from procguard.config.groups import GroupPolicy
 from procguard.fleet.gangs import decider
 from procguard.fleet.gangs.decider import GangRecord, Limits, Mark, Member
-from remote_agent import protocol
+from remote_agent.protocol import messages
 from tests.unit.gang_world import GROUP, GangWorld, Host
 
 MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None  # a thousand commits: their fsyncs are tested elsewhere
@@ -38,7 +38,7 @@ class GangHistory(RuleBasedStateMachine):
         self.world.declare()
         self.world.add_spare()
         self.world.go_on(1)
-        self.late: list[tuple[str, protocol.AgentHeartbeat]] = []
+        self.late: list[tuple[str, messages.AgentHeartbeat]] = []
 
     def teardown(self) -> None:
         if not hasattr(self, "world"):

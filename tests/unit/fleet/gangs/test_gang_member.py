@@ -11,7 +11,7 @@ import pytest
 
 from remote_agent import environment, paths
 from remote_agent.keeper import ASKED, TERMINATE
-from remote_agent.protocol import Assignment, Hook, WorkerSpec
+from remote_agent.protocol.messages import Assignment, Hook, WorkerSpec
 from remote_agent.restart import FAIL, FINISH, Ending, Policy, decide
 from remote_agent.spec import resolve
 from tests.unit.runner_rig import FOREVER, Rig, alive

@@ -13,7 +13,7 @@ from procguard.cli import groups as cli_groups
 from procguard.config.groups import GroupPolicy
 from procguard.errors import Conflict, UsageError
 from procguard.fleet.operations.controller import Options
-from remote_agent import protocol
+from remote_agent.protocol import messages
 from tests import fake_manager
 from tests.unit.fleet_world import SECRET
 from tests.unit.gang_world import GROUP, LEASE_S, GangWorld
@@ -487,7 +487,7 @@ def test_a_deployment_with_a_mistaken_group_is_refused(tmp_path: Path, group: di
 
 def test_a_hand_started_launcher_can_be_no_member(world: GangWorld) -> None:
     with pytest.raises(Conflict, match="restarts as a gang"):
-        world.register("mine", spec=protocol.WorkerSpec(command="train", group=GROUP), secret_sha256=SECRET)
+        world.register("mine", spec=messages.WorkerSpec(command="train", group=GROUP), secret_sha256=SECRET)
 
 
 def test_members_are_fenced_and_told_so_whatever_their_specification_says(world: GangWorld) -> None:

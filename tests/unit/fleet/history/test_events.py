@@ -13,7 +13,7 @@ from procguard.fleet.history.events import MAX_EVIDENCE_CHARS, EventBounds, Even
 from procguard.fleet.history.query import EventQuery
 from procguard.fleet.model.clock import Now
 from procguard.fleet.store import appendlog
-from remote_agent import protocol
+from remote_agent.protocol import messages
 from tests.unit.fleet_world import World
 
 NOW = Now(10.0, 1_790_000_000.0)
@@ -125,9 +125,9 @@ def test_an_export_that_finds_nothing_lets_others_run(tmp_path: Path) -> None:
     assert len(rests) == 5
 
 
-def ended(world: World, **values: Any) -> protocol.WorkerEvent:
+def ended(world: World, **values: Any) -> messages.WorkerEvent:
     event = world.event("w1", "running", "backoff")
-    event.exit = protocol.ExitRecord(1, **values)
+    event.exit = messages.ExitRecord(1, **values)
     return event
 
 
@@ -185,7 +185,7 @@ def test_a_failed_worker_s_event_says_how_it_ended(tmp_path: Path) -> None:
         spawn=lambda task: None, read_clock=lambda: world.now,
     )  # fmt: skip
     world.deploy({"h1": {"w1": {"command": "true"}}})
-    world.beat("h1", world.report("w1", state="failed", last_exit=protocol.ExitRecord(4, signal=9, oom=True)))
+    world.beat("h1", world.report("w1", state="failed", last_exit=messages.ExitRecord(4, signal=9, oom=True)))
     (event,) = world.registry.find_events(EventQuery(kind=("worker_failed",)), 10)
     assert event["cause"] == "oom" and json.loads(json.dumps(event["evidence"]))["exit"]["signal"] == 9
 

@@ -18,7 +18,7 @@ from procguard.fleet.history import explain
 from procguard.fleet.leases import Verdict
 from procguard.fleet.model.clock import Now
 from procguard.i18n import en, words, zh
-from remote_agent import protocol
+from remote_agent.protocol import messages
 from tests.unit.fleet_world import World
 from tests.unit.gang_world import GROUP, GangWorld
 
@@ -35,11 +35,11 @@ def ran_for(world: World, state: str, seconds: float, **values: Any) -> None:
     world.beat("gpu01", world.report("w1", state=state, since=since, **values))
 
 
-def exit_of(attempt: int, **values: Any) -> protocol.ExitRecord:
-    return protocol.ExitRecord(attempt, at=1_790_000_000.0, **values)
+def exit_of(attempt: int, **values: Any) -> messages.ExitRecord:
+    return messages.ExitRecord(attempt, at=1_790_000_000.0, **values)
 
 
-def told(world: World, before: str, after: str, **record: Any) -> protocol.WorkerEvent:
+def told(world: World, before: str, after: str, **record: Any) -> messages.WorkerEvent:
     event = world.event("w1", before, after)
     event.exit = exit_of(1, **record) if record else None
     return event
@@ -85,7 +85,7 @@ def failed(path: Path) -> World:
     world.beat("gpu01", world.report("w1"), events=events)
     world.registry.event_log.add(
         "worker_failed", world.now, reason="…", worker_id="w1", host="gpu01",
-        evidence={"exit": protocol.encode(exit_of(4, **OOM))}, cause="oom",
+        evidence={"exit": messages.encode(exit_of(4, **OOM))}, cause="oom",
     )  # fmt: skip
     ran_for(world, "failed", 600, attempt=4, restarts=3, restarts_total=3, last_exit=exit_of(4, **OOM))
     return world
@@ -297,7 +297,7 @@ def looks_hung(path: Path) -> World:
 
 def unhealthy(path: Path) -> World:
     world = fleet(path)
-    health = protocol.Health("failing", "http://127.0.0.1:8000/ answered 500")
+    health = messages.Health("failing", "http://127.0.0.1:8000/ answered 500")
     last = exit_of(1, signal=15, cause="unhealthy", detail="the same", duration_s=90.0)
     ran_for(world, "running", 60, attempt=2, restarts=1, restarts_total=1, health=health, last_exit=last)
     return world

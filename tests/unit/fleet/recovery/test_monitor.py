@@ -10,7 +10,7 @@ import pytest
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.settings import FleetSettings
 from procguard.fleet.recovery.monitor import Finding, ProcessMonitor
-from remote_agent import protocol
+from remote_agent.protocol import messages
 from tests.unit.fleet_world import World
 
 
@@ -191,8 +191,8 @@ def test_one_silent_host_pulls_no_brake(world: World) -> None:
 
 
 def idle_beat(world: World, cpu: float, **report: Any) -> None:
-    usage = protocol.WorkerUsage(cpu_percent=cpu, rss_bytes=1_000_000, processes=1)
-    facts = protocol.HostFacts(memory_bytes=16 * 2**30)
+    usage = messages.WorkerUsage(cpu_percent=cpu, rss_bytes=1_000_000, processes=1)
+    facts = messages.HostFacts(memory_bytes=16 * 2**30)
     world.beat("h1", world.report("w1", usage=usage, **report), facts=facts)
 
 
@@ -210,7 +210,7 @@ def test_a_worker_below_both_thresholds_for_a_minute_is_suspect_and_nothing_more
 
 @pytest.mark.parametrize(
     "sign",
-    [{"idle_because": "output"}, {"idle_because": "listening"}, {"health": protocol.Health("ok", "200 in 3 ms")}],
+    [{"idle_because": "output"}, {"idle_because": "listening"}, {"health": messages.Health("ok", "200 in 3 ms")}],
 )
 def test_an_idle_worker_that_prints_or_waits_for_requests_or_is_healthy_is_not_suspect(
     world: World, sign: dict[str, Any]

@@ -14,7 +14,7 @@ from procguard.fleet.recovery import policy as recovery
 from procguard.fleet.recovery.handler import FailureHandler
 from procguard.fleet.recovery.monitor import ProcessMonitor
 from procguard.fleet.recovery.policy import Incident, Look, Policy, decide
-from remote_agent import protocol
+from remote_agent.protocol import messages
 from tests.unit.fleet_world import SECRET, World
 
 SETTINGS = FleetSettings(recovery_timeout_s=30.0, max_recovery_attempts=3)
@@ -240,7 +240,7 @@ def test_what_agents_and_launchers_say_of_themselves_never_steers_ssh(world: Wor
     """Host names and addresses they report are shown; the way to a host is the deployment's word alone."""
     declared = {"hostname": "10.0.0.7", "user": "ml", "port": 22}
     world.registry.deploy({"hosts": [{"host": "h1", "ssh": declared, "workers": []}]}, "tester", world.now)
-    facts = protocol.HostFacts("evil.example -oProxyCommand=id", "os", "3", "root", 1, 1)
+    facts = messages.HostFacts("evil.example -oProxyCommand=id", "os", "3", "root", 1, 1)
     world.beat("h1", facts=facts)
     world.register("spy", host="h1", secret_sha256=SECRET, peer="203.0.113.9")  # a launcher that says it is h1
     world.beat("launcher:spy", world.report("spy"), facts=facts)

@@ -9,7 +9,7 @@ import pytest
 
 from remote_agent import journal as journal_module
 from remote_agent.journal import Journal
-from remote_agent.protocol import CommandResult
+from remote_agent.protocol.messages import CommandResult
 
 
 def test_executed_commands_and_acks_survive_without_a_clean_end(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from procguard.fleet.telemetry.files import MeasurementFiles
 from procguard.fleet.telemetry.timeseries import SAMPLE_S, SPANS, Measurements, Table, packed, unpacked
-from remote_agent import protocol
+from remote_agent.protocol import messages
 from tests.unit.fleet_world import World
 
 QUARTER, HOUR, DAY = SPANS
@@ -194,9 +194,9 @@ def test_restarts_again_and_again_keep_what_is_needed(tmp_path: Path) -> None:
 def test_workers_hosts_and_gpus_are_read_from_their_reports(tmp_path: Path) -> None:
     world, measurements = World(tmp_path), Measurements()
     world.deploy({"h1": {"w1": {"command": "x"}, "w2": {"command": "x"}}})
-    gpu = protocol.GpuUsage(3, utilization_percent=80.0, memory_used_bytes=10_000, power_w=300.0)
-    usage = protocol.HostUsage(7.0, 1.5, 1000, 5, 9, gpus=[gpu])
-    world.beat("h1", world.report("w1", usage=protocol.WorkerUsage(12.0, 2048)), world.report("w2"), usage=usage)
+    gpu = messages.GpuUsage(3, utilization_percent=80.0, memory_used_bytes=10_000, power_w=300.0)
+    usage = messages.HostUsage(7.0, 1.5, 1000, 5, 9, gpus=[gpu])
+    world.beat("h1", world.report("w1", usage=messages.WorkerUsage(12.0, 2048)), world.report("w2"), usage=usage)
     measurements.sample(world.registry, world.now.wall, rest)
     assert values(measurements.tables["workers"], "w1", QUARTER) == [12.0]
     assert values(measurements.tables["workers"], "w2", QUARTER) == []

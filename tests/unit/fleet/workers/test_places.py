@@ -9,7 +9,7 @@ import pytest
 
 from procguard.errors import Conflict, NotFound, UsageError
 from procguard.fleet.model.records import WorkerRecord
-from remote_agent import protocol
+from remote_agent.protocol import messages
 from tests.unit.fleet_world import World
 
 FENCED: dict[str, Any] = {"command": "train", "on_partition": "fence", "lease_s": 60.0, "stop_grace_s": 10.0}
@@ -101,14 +101,14 @@ def test_the_new_hosts_events_count_also_where_its_clock_is_behind(world: World)
     world.beat("h1", world.report("w1", lease_left_s=50.0), events=[event])
     lose(world)
     reassign(world)
-    earlier = protocol.WorkerEvent("w1", 5, 1.0, 20, "stopped", "starting", "first on the spare")
+    earlier = messages.WorkerEvent("w1", 5, 1.0, 20, "stopped", "starting", "first on the spare")
     world.beat("s1", world.report("w1", lease_left_s=50.0), events=[earlier])
     assert any(one["reason"] == "first on the spare" for one in world.registry.events())
 
 
 def test_a_promised_gpu_is_no_longer_free(world: World) -> None:
-    gpus = [protocol.GpuUsage(0), protocol.GpuUsage(1, worker_id="other"), protocol.GpuUsage(2, trouble="lost")]
-    world.beat("s1", usage=protocol.HostUsage(gpus=gpus))
+    gpus = [messages.GpuUsage(0), messages.GpuUsage(1, worker_id="other"), messages.GpuUsage(2, trouble="lost")]
+    world.beat("s1", usage=messages.HostUsage(gpus=gpus))
     place = world.registry.places.place(world.registry.agents_by_id["s1"], world.now)
     assert place.gpus_free == 1
     world.deploy({"s1": {"busy": {"command": "x", "gpus": 2}}}, spares={"s1": True})

@@ -14,17 +14,17 @@ import yaml
 
 from procguard.deploy.inventory.templates import Renderer
 from procguard.deploy.inventory.workers import SpecReader
-from remote_agent import protocol
+from remote_agent.protocol import messages
 
 ROOT = Path(__file__).parents[4]
 sys.path.insert(0, str(ROOT / "scripts"))
 PAGE = (ROOT / "docs" / "worker.md").read_text(encoding="utf-8")
 EXAMPLE = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[0])
-PARTS = (protocol.WorkerSpec, protocol.RestartPolicy, protocol.HealthCheck, protocol.Hook, protocol.Limits)
+PARTS = (messages.WorkerSpec, messages.RestartPolicy, messages.HealthCheck, messages.Hook, messages.Limits)
 
 
 def test_schema_and_tables_are_what_the_code_says() -> None:
-    """Run `python scripts/worker_schema.py` after a change in remote_agent/worker_spec.py."""
+    """Run `python scripts/worker_schema.py` after a change in remote_agent/protocol/worker_spec.py."""
     import worker_schema
 
     assert (ROOT / "docs" / "worker.schema.json").read_text(encoding="utf-8") == worker_schema.schema_text()
@@ -34,7 +34,7 @@ def test_schema_and_tables_are_what_the_code_says() -> None:
 @pytest.mark.parametrize("cls", PARTS)
 def test_every_key_has_a_description_in_schema_and_page(cls: type[Any]) -> None:
     schema = json.loads((ROOT / "docs" / "worker.schema.json").read_text(encoding="utf-8"))
-    described = schema if cls is protocol.WorkerSpec else schema["$defs"][cls.__name__]
+    described = schema if cls is messages.WorkerSpec else schema["$defs"][cls.__name__]
     assert described["additionalProperties"] is False
     for item in dataclasses.fields(cls):
         assert described["properties"][item.name]["description"] == item.metadata["description"]
@@ -50,10 +50,10 @@ def read(declared: Any) -> tuple[list[Any], list[str]]:
 def test_the_page_s_example_is_taken_by_the_inventory() -> None:
     workers, mistakes = read(EXAMPLE["all"]["hosts"]["gpu01"]["procguard_workers"])
     assert mistakes == [] and [worker.worker_id for worker in workers] == ["train-a", "import-once"]
-    spec = protocol.decode(protocol.WorkerSpec, workers[0].spec)
-    assert spec.pre_start == [protocol.Hook("rsync -a /data/ /scratch/")]
-    assert spec.post_stop == [protocol.Hook("rm -rf /scratch/tmp", 60.0)]
-    assert spec.setup == ["module load cuda"] and spec.limits == protocol.Limits(nofile=65536, core=0)
+    spec = messages.decode(messages.WorkerSpec, workers[0].spec)
+    assert spec.pre_start == [messages.Hook("rsync -a /data/ /scratch/")]
+    assert spec.post_stop == [messages.Hook("rm -rf /scratch/tmp", 60.0)]
+    assert spec.setup == ["module load cuda"] and spec.limits == messages.Limits(nofile=65536, core=0)
     assert workers[1].spec["oneshot"] is True
 
 

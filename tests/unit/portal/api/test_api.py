@@ -16,7 +16,7 @@ from procguard.config import schema as configuration
 from procguard.errors import ProcGuardError, UsageError
 from procguard.portal.http import sockets
 from procguard.portal.logs.query import parse_since
-from remote_agent import protocol
+from remote_agent.protocol import messages
 from tests.server_process import RunningServer
 from tests.waiting import wait_until
 
@@ -27,7 +27,7 @@ FAR = {"X-Forwarded-For": "192.0.2.7"}  # enough to be nobody's own user any mor
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     running = RunningServer(tmp_path_factory.mktemp("server"))
     secret = running.deploy("alpha", "worker1", "worker2")
-    running.beat("alpha", secret, protocol.WorkerReport("worker1", state="running", attempt=3, pid=7, restarts_total=2))
+    running.beat("alpha", secret, messages.WorkerReport("worker1", state="running", attempt=3, pid=7, restarts_total=2))
     yield running
     running.close()
     assert "Traceback" not in running.log()
@@ -227,7 +227,7 @@ def test_tokens_are_listed_without_their_secret(server: RunningServer) -> None:
     made = server.ask("POST", "/api/tokens", {"scope": "enroll", "name": "listed"}).json
     listed = server.ask("GET", "/api/tokens")
     assert made["token_id"] in listed.body.decode() and made["token"] not in listed.body.decode()
-    assert protocol.secret_sha256(made["token"]) not in listed.body.decode()
+    assert messages.secret_sha256(made["token"]) not in listed.body.decode()
 
 
 # ----------------------------------------------------------------------------------------------------------------- logs
@@ -364,7 +364,7 @@ def test_another_users_request_from_this_machine_needs_a_token(server: RunningSe
 def test_a_forgotten_worker_takes_its_log_along(server: RunningServer) -> None:
     """Its successor counts attempts from 1 again: old bytes in their place would swallow new ones."""
     secret = server.deploy("gone", "gone1")
-    server.beat("gone", secret, protocol.WorkerReport("gone1", state="stopped", attempt=1))
+    server.beat("gone", secret, messages.WorkerReport("gone1", state="stopped", attempt=1))
     path = "/api/workers/gone1/logs?attempt=1&offset=0"
     assert server.ask("POST", path, b"old life\n", secret=secret).json == {"acked": 9}
     server.ask("POST", "/api/workers/gone1/command", {"command": "stop"})

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from remote_agent import protocol
+from remote_agent.protocol import messages
 from tests.raw_websocket import RawWebSocket
 from tests.server_process import RunningServer
 from tests.waiting import wait_until
@@ -20,7 +20,7 @@ WORKERS = ("w1", "w2", "w3")
 def fleet_in(directory: Path) -> Iterator[RunningServer]:
     running = RunningServer(directory)
     secret = running.deploy("alpha", *WORKERS)
-    running.beat("alpha", secret, *(protocol.WorkerReport(one, state="running", attempt=1, pid=7) for one in WORKERS))
+    running.beat("alpha", secret, *(messages.WorkerReport(one, state="running", attempt=1, pid=7) for one in WORKERS))
     yield running
     running.close()
     assert "Traceback" not in running.log()
@@ -67,7 +67,7 @@ def test_an_operation_from_its_preview_to_its_end(server: RunningServer) -> None
             lambda: sum(counts(server, operation["operation_id"]).get(one, 0) for one in ("accepted", "delivered")) == 1
         )
         generation = server.ask("GET", f"/api/remote-workers/{worker_id}").json["generation"]
-        report = protocol.WorkerReport(worker_id, state="stopped", attempt=1, generation=generation)
+        report = messages.WorkerReport(worker_id, state="stopped", attempt=1, generation=generation)
         server.beat("alpha", "secret-of-alpha", report)
     path = f"/api/operations/{operation['operation_id']}"
     wait_until(lambda: server.ask("GET", path).json["status"] == "done")
@@ -89,7 +89,7 @@ def test_cancel_and_retry(server: RunningServer) -> None:
     assert cancelled.status == 200 and cancelled.json["counts"]["cancelled"] == 2
     generation = server.ask("GET", "/api/remote-workers/w1").json["generation"]
     server.beat(
-        "alpha", "secret-of-alpha", protocol.WorkerReport("w1", state="stopped", attempt=1, generation=generation)
+        "alpha", "secret-of-alpha", messages.WorkerReport("w1", state="stopped", attempt=1, generation=generation)
     )
     wait_until(lambda: server.ask("GET", f"/api/operations/{operation}").json["status"] == "cancelled")
     assert server.ask("POST", f"/api/operations/{operation}/cancel").error_code == "has_ended"

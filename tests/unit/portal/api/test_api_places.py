@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from procguard.console import tables
-from remote_agent import protocol
+from remote_agent.protocol import messages
 from tests import fake_manager
 from tests.server_process import RunningServer
 from tests.unit.cli.test_cli import run
@@ -23,7 +23,7 @@ FAR = {"X-Forwarded-For": "192.0.2.7"}  # enough to be nobody's own user any mor
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     running = RunningServer(tmp_path_factory.mktemp("server"))
     secret = running.deploy("alpha", "worker1")
-    running.beat("alpha", secret, protocol.WorkerReport("worker1", state="running", attempt=3, pid=7))
+    running.beat("alpha", secret, messages.WorkerReport("worker1", state="running", attempt=3, pid=7))
     running.beat("beta", running.deploy("beta"))
     yield running
     running.close()

@@ -17,7 +17,7 @@ from procguard.portal.api.openapi.document import document, path_of
 from procguard.portal.api.openapi.routes import PAGES, ROUTES
 from procguard.portal.logs.store import LogStore
 from procguard.portal.web_monitor import WebMonitor
-from remote_agent import protocol
+from remote_agent.protocol import messages
 from tests import api_truth
 from tests.server_process import RunningServer
 from tests.unit.fleet_world import World
@@ -114,18 +114,18 @@ def test_a_body_that_is_not_as_described_is_refused_naming_the_field(server: Run
 def test_answers_about_a_fleet_that_has_everything_are_as_described(server: RunningServer) -> None:
     """Each is checked by `ask`; what matters here is that no field is left empty."""
     secret = server.deploy("full", "w1", "w2", "w3")
-    exit_record = protocol.ExitRecord(1, signal=9, at=1.0, duration_s=2.0, reason="killed by signal 9")
-    gpu = protocol.GpuUsage(0, "GPU-1", "H100", 97.0, 1, 2, 3.0, 4.0, 5.0, [protocol.GpuProcess(7, 1, "python", "al")])
+    exit_record = messages.ExitRecord(1, signal=9, at=1.0, duration_s=2.0, reason="killed by signal 9")
+    gpu = messages.GpuUsage(0, "GPU-1", "H100", 97.0, 1, 2, 3.0, 4.0, 5.0, [messages.GpuProcess(7, 1, "python", "al")])
     reports = [
-        protocol.WorkerReport(
-            "w1", "running", attempt=2, pid=7, last_exit=exit_record, usage=protocol.WorkerUsage(1.0, 2, gpus=[0]),
-            health=protocol.Health("failing", "503"), next_start_in_s=1.5, since=1.0,
+        messages.WorkerReport(
+            "w1", "running", attempt=2, pid=7, last_exit=exit_record, usage=messages.WorkerUsage(1.0, 2, gpus=[0]),
+            health=messages.Health("failing", "503"), next_start_in_s=1.5, since=1.0,
         ),
-        protocol.WorkerReport("w2", "failed", attempt=4, last_exit=exit_record),
+        messages.WorkerReport("w2", "failed", attempt=4, last_exit=exit_record),
     ]  # fmt: skip
-    event = protocol.WorkerEvent("w2", 1, 1.0, 4, "running", "failed", "exit code 1", exit_record)
-    facts = protocol.HostFacts("full", "Debian 12", "3.11", "alice", 4, 1)
-    usage = protocol.HostUsage(1.0, gpus=[gpu])
+    event = messages.WorkerEvent("w2", 1, 1.0, 4, "running", "failed", "exit code 1", exit_record)
+    facts = messages.HostFacts("full", "Debian 12", "3.11", "alice", 4, 1)
+    usage = messages.HostUsage(1.0, gpus=[gpu])
     server.beat("full", secret, *reports, events=[event], facts=facts, usage=usage)
     registration = {"worker_id": "by-hand", "command": "sleep 1", "host": "elsewhere", "secret_sha256": "0" * 64}
     pending = server.ask("POST", "/api/workers/register", registration, headers={"X-Forwarded-For": "192.0.2.7"})

@@ -12,7 +12,7 @@ import pytest
 from procguard.config import schema
 from procguard.portal.logs.store import LogStore
 from procguard.portal.web_monitor import WebMonitor
-from remote_agent import protocol
+from remote_agent.protocol import messages as protocol
 from tests.unit.fleet_world import World
 
 TEXT = (Path(__file__).parents[4] / "docs" / "protocol.md").read_text(encoding="utf-8")

@@ -20,8 +20,8 @@ from procguard.portal.logs import own_search
 from procguard.portal.logs.matching import Matching
 from procguard.portal.logs.own_search import OwnSearch
 from procguard.portal.logs.store import LogStore
-from remote_agent import protocol
 from remote_agent.log_search import look
+from remote_agent.protocol import messages
 from tests.server_process import Answer, RunningServer
 from tests.unit.fleet_world import World
 from tests.waiting import wait_until
@@ -70,7 +70,7 @@ class Host:
             reply = self.server.ask("GET", f"{path}/commands?wait=0.5&rev={rev}&seq=0", secret=self.secret).json
             rev = reply["assignments_rev"]
             for search in reply["searches"]:
-                answer = protocol.encode(self.look(protocol.decode(protocol.LogSearch, search))) | self.forged
+                answer = messages.encode(self.look(messages.decode(messages.LogSearch, search))) | self.forged
                 self.server.ask("POST", f"{path}/searches", answer, secret=self.secret)
 
     def off(self) -> None:
@@ -82,7 +82,7 @@ class Host:
         with self._lock:
             return self.server.beat(self.name, self.secret, *self.reports)
 
-    def look(self, search: protocol.LogSearch) -> protocol.LogSearchResult:
+    def look(self, search: messages.LogSearch) -> messages.LogSearchResult:
         places = [[one, str(self.directory / one)] for one in search.workers if (self.directory / one).is_dir()]
         return look(sys.executable, search, places, threading.Event())
 
@@ -100,7 +100,7 @@ class Host:
         view = self.server.ask("GET", f"/api/remote-workers/{worker}").json
         known = {"generation": view["generation"], "epoch": view["epoch"]}
         with self._lock:
-            self.reports = [protocol.WorkerReport(worker, state, attempt=attempt, **known)]  # type: ignore[arg-type]
+            self.reports = [messages.WorkerReport(worker, state, attempt=attempt, **known)]  # type: ignore[arg-type]
         self.beat()
 
 
@@ -196,8 +196,8 @@ def test_an_agent_of_an_earlier_release_does_not_hide_what_ran_before(moved: Mov
 
 def test_a_host_cannot_rewrite_or_hide_what_ran_elsewhere_before(moved: Moved) -> None:
     keys = {f"{attempt}.out": 0 for attempt in range(9)}
-    forged = protocol.LogMatch(moved.worker, 1, "out", 0, "needle, forged", 0, 6)
-    moved.new.forged = {"held": {moved.worker: keys}, "lines": [protocol.encode(forged)], "found": 1}
+    forged = messages.LogMatch(moved.worker, 1, "out", 0, "needle, forged", 0, 6)
+    moved.new.forged = {"held": {moved.worker: keys}, "lines": [messages.encode(forged)], "found": 1}
     found = moved.find()
     assert texts(found) == ALL[1:] and found["found"] == 4
 
@@ -249,8 +249,8 @@ def test_a_host_that_a_worker_left_is_asked_until_it_has_let_go_of_it(tmp_path: 
     search = begun(world)
     assert search.parts["h2"].status == "asked"
     search.fresh.clear()
-    own, foreign = (protocol.LogMatch("w1", attempt, "out", 0, "needle") for attempt in (3, 4))
-    world.registry.searches.take("h2", protocol.LogSearchResult(search.search_id, lines=[own, foreign], found=2))
+    own, foreign = (messages.LogMatch("w1", attempt, "out", 0, "needle") for attempt in (3, 4))
+    world.registry.searches.take("h2", messages.LogSearchResult(search.search_id, lines=[own, foreign], found=2))
     assert [lines for _, lines in search.fresh] == [[own]], "attempt 4 never ran there"
     world.beat("h2", assignments_rev=world.registry.rev("h2"))
     assert list(begun(world).parts) == ["h1"]
@@ -279,7 +279,7 @@ class Own:
     def _wake(self) -> None:
         self.woken += 1
 
-    def look(self) -> tuple[Any, list[protocol.LogMatch]]:
+    def look(self) -> tuple[Any, list[messages.LogMatch]]:
         find = lambda text: (0, 1) if "needle" in text else None  # noqa: E731
         own = OwnSearch(self.store, self.matching, self.search, find, "tester")
         own.begin()

@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 
-from remote_agent.protocol import secret_sha256
+from remote_agent.protocol.messages import secret_sha256
 from tests.chaos import ChaosReport
 from tests.other_user import OtherUser, other_user
 from tests.raw_websocket import Frame, RawWebSocket

@@ -18,7 +18,7 @@ from procguard.fleet.model import clock
 from procguard.fleet.store import appendlog
 from procguard.portal.api.access import LOG_INS_AT_ONCE
 from procguard.portal.auth.audit import ASKS, LOGINS_AT_ONCE, REFUSALS_AT_ONCE, Audit, path_beside
-from remote_agent import protocol
+from remote_agent.protocol import messages
 from tests.server_process import RunningServer
 from tests.waiting import wait_until
 
@@ -296,5 +296,5 @@ def test_hashes_of_secrets_are_what_is_kept(server: RunningServer) -> None:
     secret = server.deploy("gamma", secret="a-secret-of-gamma")
     token = make_token(server, "operator")["token"]
     kept = "".join(one.read_text(errors="replace") for one in server.directory.iterdir() if one.is_file())
-    assert protocol.secret_sha256(token) in kept
+    assert messages.secret_sha256(token) in kept
     assert token not in kept and secret not in kept

@@ -19,7 +19,7 @@ from procguard.errors import Forbidden, Refused
 from procguard.portal.auth import peer_uid
 from procguard.portal.auth.access import Auth, cookie, host_name, is_loopback
 from procguard.portal.auth.sessions import COOKIE, CSRF_HEADER, Sessions
-from remote_agent.protocol import secret_sha256
+from remote_agent.protocol.messages import secret_sha256
 from tests.unit.fleet_world import World
 from tests.waiting import wait_until
 

@@ -18,7 +18,7 @@ from procguard.admission.memory import Bodies, SendMemory
 from procguard.config.limits import Limits
 from procguard.errors import LimitExceeded
 from procguard.portal.http import server as http_server
-from remote_agent import protocol
+from remote_agent.protocol import messages
 from tests.raw_websocket import CLOSE, TEXT, RawWebSocket
 from tests.server_process import RunningServer
 from tests.waiting import wait_until
@@ -222,7 +222,7 @@ def test_a_slow_body_of_a_stranger_is_given_up(calm: RunningServer) -> None:
 def test_an_agent_has_so_many_connections_and_the_oldest_goes(calm: RunningServer) -> None:
     secret = "secret-of-alpha"
     poll = get("/api/agents/alpha/commands?wait=20&rev=", secret_line(secret))
-    beat = json.dumps(protocol.encode(protocol.AgentHeartbeat("alpha", pid=7, at=time.time()))).encode()
+    beat = json.dumps(messages.encode(messages.AgentHeartbeat("alpha", pid=7, at=time.time()))).encode()
     head = f"POST /api/agents/alpha/heartbeat HTTP/1.1\r\nHost: x\r\n{secret_line(secret)}Content-Length: {len(beat)}"
     with Peer(calm.port, head.encode() + b"\r\n\r\n" + beat) as oldest:
         oldest.socket.settimeout(5)

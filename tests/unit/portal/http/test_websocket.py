@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from remote_agent import protocol
+from remote_agent.protocol import messages
 from tests.raw_websocket import BINARY, CLOSE, PING, PONG, TEXT, RawWebSocket, encode
 from tests.server_process import RunningManager, RunningServer
 from tests.waiting import wait_until
@@ -405,7 +405,7 @@ def test_events_and_hosts_arrive_live(server: RunningServer) -> None:
 
 
 def test_a_log_is_followed_without_cutting_characters(server: RunningServer) -> None:
-    server.beat("h1", "secret-of-h1", protocol.WorkerReport("w1", state="running", attempt=7))
+    server.beat("h1", "secret-of-h1", messages.WorkerReport("w1", state="running", attempt=7))
     path = "/api/workers/w1/logs?attempt=7"
     text = "进度 50 %\n".encode()
     with connect(server) as client:

@@ -9,7 +9,7 @@ from typing import Any
 
 from procguard.portal.live.columns import HOST_COLUMNS, WORKER_COLUMNS, Hosts, Workers
 from procguard.portal.live.tables import HISTORY_FRAMES, RowTopic, column_text, differences
-from remote_agent import protocol
+from remote_agent.protocol import messages as protocol
 from tests.unit.fleet_world import World
 
 

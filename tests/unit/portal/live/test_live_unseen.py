@@ -13,7 +13,7 @@ import pytest
 
 from procguard.portal.live import hub, tables
 from procguard.portal.live.hub import LiveHub
-from remote_agent import protocol
+from remote_agent.protocol import messages as protocol
 from tests.unit.fleet_world import World
 from tests.unit.portal.live.test_live import FakeClient
 

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from procguard.portal.logs.store import LogStore
 from procguard.portal.metrics import fleet
 from procguard.portal.metrics.exposition import Metrics, MetricsOptions
-from remote_agent import protocol
+from remote_agent.protocol import messages
 from tests.unit.fleet_world import World
 
 
@@ -68,9 +68,9 @@ def test_usage_of_hosts_workers_and_gpus(tmp_path: Path) -> None:
     """What was not measured has no sample, rather than a zero."""
     world = World(tmp_path)
     world.deploy({"h1": {"w1": {"command": "true"}}})
-    gpu = protocol.GpuUsage(3, utilization_percent=97.0, power_w=412.5, worker_id="w1")
-    usage = protocol.WorkerUsage(cpu_percent=187.5, rss_bytes=10, gpus=[3], gpu_percent=97.0)
-    world.beat("h1", world.report("w1", usage=usage), usage=protocol.HostUsage(load1=2.5, gpus=[gpu]))
+    gpu = messages.GpuUsage(3, utilization_percent=97.0, power_w=412.5, worker_id="w1")
+    usage = messages.WorkerUsage(cpu_percent=187.5, rss_bytes=10, gpus=[3], gpu_percent=97.0)
+    world.beat("h1", world.report("w1", usage=usage), usage=messages.HostUsage(load1=2.5, gpus=[gpu]))
     found = samples(Metrics(world.registry, LogStore(str(tmp_path / "logs")), {}))
     assert found["procguard_worker_cpu_usage_ratio", of("w1")] == 1.875
     assert found["procguard_worker_gpu_utilization_ratio", of("w1")] == 0.97
@@ -93,12 +93,12 @@ def full(tmp_path: Path, **options: Any) -> tuple[World, Metrics]:
     gauges = {name: ("help", lambda: 1.0) for name in GAUGES}
     made = Metrics(world.registry, store, gauges, lambda: targets, MetricsOptions(**options))
     world.deploy({"h1": {"w1": {"command": "true", "group": "trainers"}}})
-    gpu = protocol.GpuUsage(0, "u", "n", 97.0, 1, 2, 412.5, 500.0, 60.0, worker_id="w1")
-    usage = protocol.WorkerUsage(1.0, 1, 1, 1, 1, 1, 1, 1, 1.0, 1.0, [0], 97.0, 1)
-    host = protocol.HostUsage(1.0, 1.0, 1, 1, 1, 1, 1.0, 1.0, [gpu])
-    last = protocol.WorkerReport("w1", "running", 1, 1, 1, 7, 1_790_000_000.0, usage=usage)
-    last.health = protocol.Health("failing", "x")
-    world.beat("h1", last, usage=host, facts=protocol.HostFacts("h1", "linux", "3", "me", 8, 2**34))
+    gpu = messages.GpuUsage(0, "u", "n", 97.0, 1, 2, 412.5, 500.0, 60.0, worker_id="w1")
+    usage = messages.WorkerUsage(1.0, 1, 1, 1, 1, 1, 1, 1, 1.0, 1.0, [0], 97.0, 1)
+    host = messages.HostUsage(1.0, 1.0, 1, 1, 1, 1, 1.0, 1.0, [gpu])
+    last = messages.WorkerReport("w1", "running", 1, 1, 1, 7, 1_790_000_000.0, usage=usage)
+    last.health = messages.Health("failing", "x")
+    world.beat("h1", last, usage=host, facts=messages.HostFacts("h1", "linux", "3", "me", 8, 2**34))
     world.registry.command("w1", "stop", "me", world.now)
     world.registry.event_log.add("recovery", world.now, reason="heard", evidence={"outcome": "recovered"})
     made.count("/api/hosts", "GET", 200, 0.01)

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from procguard.portal.api.openapi.answers import Moment
-from remote_agent import protocol
+from remote_agent.protocol import messages
 
 
 class Checked(BaseModel):
@@ -62,8 +62,8 @@ class Host(BaseModel):
     last_seen: Moment
     address: str
     release: str
-    usage: protocol.HostUsage | None
-    facts: protocol.HostFacts | None
+    usage: messages.HostUsage | None
+    facts: messages.HostFacts | None
     workers: int
     recovery_ssh: Checked
     reason: str

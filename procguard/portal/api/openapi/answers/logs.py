@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from remote_agent import protocol
+from remote_agent.protocol import messages
 
 
 class Acked(BaseModel):
@@ -19,7 +19,7 @@ class Line(BaseModel):
     """`marker`: said by ProcGuard about the log; `partial`: its end isn't there yet."""
 
     attempt: int
-    stream: protocol.Stream
+    stream: messages.Stream
     offset: int
     end: int
     at: float

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from remote_agent.protocol import ZmqOffer  # `protocol` is a field of Hello
+from remote_agent.protocol.messages import ZmqOffer  # `protocol` is a field of Hello
 
 
 class ErrorDetail(BaseModel):

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from procguard.portal.api.openapi.answers import Moment
-from remote_agent import protocol
+from remote_agent.protocol import messages
 
 
 class StateSplit(BaseModel):
@@ -35,7 +35,7 @@ class Preview(BaseModel):
 
     token: str | None
     expires_in_s: float
-    command: protocol.Verb
+    command: messages.Verb
     selector: str
     q: str
     matching: int
@@ -67,7 +67,7 @@ class Item(BaseModel):
 
 class Operation(BaseModel):
     operation_id: str
-    command: protocol.Verb
+    command: messages.Verb
     selector: str
     q: str
     actor: str

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from procguard.fleet.model.records import CommandRecord
 from procguard.portal.api.openapi.answers import Moment
-from remote_agent import protocol
+from remote_agent.protocol import messages
 
 
 class Plight(BaseModel):
@@ -32,9 +32,9 @@ class Worker(BaseModel):
     """One worker as the portal shows it. `state` is `unknown` while its agent is out of reach."""
 
     worker_id: str
-    state: protocol.State
-    last_known_state: protocol.State
-    desired: protocol.Desired
+    state: messages.State
+    last_known_state: messages.State
+    desired: messages.Desired
     host: str
     agent: str
     pid: int | None
@@ -49,9 +49,9 @@ class Worker(BaseModel):
     labels: dict[str, str]
     last_seen: Moment
     since: Moment
-    usage: protocol.WorkerUsage | None
-    last_exit: protocol.ExitRecord | None
-    health: protocol.Health | None
+    usage: messages.WorkerUsage | None
+    last_exit: messages.ExitRecord | None
+    health: messages.Health | None
     suspect: str | None
     reason: str
     restart_pending: bool
@@ -106,7 +106,7 @@ class Purged(BaseModel):
 class Accepted(BaseModel):
     command_id: str
     worker_id: str
-    command: protocol.Verb
+    command: messages.Verb
     status: Literal["accepted"]
 
 

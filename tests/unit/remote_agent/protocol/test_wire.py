@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from remote_agent import protocol
+from remote_agent.protocol import messages
 
-GOLDEN = Path(__file__).parents[1] / "wire" / "v1"
+GOLDEN = Path(__file__).parents[3] / "wire" / "v1"
 MESSAGES = {
     re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower(): cls
-    for name, cls in vars(protocol).items()
+    for name, cls in vars(messages).items()
     if dataclasses.is_dataclass(cls) and isinstance(cls, type)
 }
 PEOPLES_OWN_KEYS = (
@@ -69,12 +69,12 @@ def with_strangers(value: Any, key: str = "") -> Any:
 def test_golden_message_survives_decode_and_encode(path: Path) -> None:
     """What one side wrote is what the other side's dataclass says again, through real JSON."""
     golden = read(path)
-    message = protocol.decode(message_of(path), golden)
+    message = messages.decode(message_of(path), golden)
     for key in RETIRED.get(path.name.split(".")[0], ()):
         golden.pop(key, None)
-    again = json.loads(json.dumps(protocol.encode(message)))
+    again = json.loads(json.dumps(messages.encode(message)))
     assert_kept(golden, again, path.stem)
-    assert protocol.decode(message_of(path), again) == message
+    assert messages.decode(message_of(path), again) == message
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -82,7 +82,7 @@ def test_unknown_keys_are_ignored_at_every_depth(path: Path) -> None:
     golden = read(path)
     newer = with_strangers(golden)
     assert newer != golden
-    assert protocol.decode(message_of(path), newer) == protocol.decode(message_of(path), golden)
+    assert messages.decode(message_of(path), newer) == messages.decode(message_of(path), golden)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -95,15 +95,15 @@ def test_missing_keys_take_their_defaults(path: Path) -> None:
         if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
     }
     smallest = {key: value for key, value in golden.items() if key in required}
-    message = protocol.decode(cls, smallest)
+    message = messages.decode(cls, smallest)
     for item in dataclasses.fields(cls):
         if item.default is not dataclasses.MISSING:
             assert getattr(message, item.name) == item.default
         elif item.default_factory is not dataclasses.MISSING:
             assert getattr(message, item.name) == item.default_factory()
     for name in required:
-        with pytest.raises(protocol.WireError):
-            protocol.decode(cls, {key: value for key, value in smallest.items() if key != name})
+        with pytest.raises(messages.WireError):
+            messages.decode(cls, {key: value for key, value in smallest.items() if key != name})
 
 
 @pytest.mark.parametrize("name", sorted(MESSAGES))
@@ -116,7 +116,7 @@ def test_every_message_and_every_field_has_a_golden_example(name: str) -> None:
 
 @pytest.mark.parametrize("bad", [None, [], "text", 7])
 def test_what_is_no_object_is_refused_by_name(bad: Any) -> None:
-    with pytest.raises(protocol.WireError, match="AgentReply: expected an object"):
-        protocol.decode(protocol.AgentReply, bad)
-    with pytest.raises(protocol.WireError, match=r"AgentReply\.commands: expected a list"):
-        protocol.decode(protocol.AgentReply, {"commands": {"seq": 1}})
+    with pytest.raises(messages.WireError, match="AgentReply: expected an object"):
+        messages.decode(messages.AgentReply, bad)
+    with pytest.raises(messages.WireError, match=r"AgentReply\.commands: expected a list"):
+        messages.decode(messages.AgentReply, {"commands": {"seq": 1}})

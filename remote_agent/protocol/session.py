@@ -26,7 +26,7 @@ from __future__ import annotations
 import os
 from typing import Any, NamedTuple, Optional
 
-from remote_agent.digests import blake2b, same
+from remote_agent.protocol.digests import blake2b, same
 
 NONCE_PREFIX = "session."  # the manager answers such a nonce with a session alone
 SCHEME = "ProcGuard"  # Authorization: ProcGuard ID NUMBER BODY_DIGEST MAC

@@ -1,7 +1,7 @@
 """What a worker is: every key an inventory may give one, with its default and what it means.
 
 The one place of these words: scripts/worker_schema.py turns the descriptions here into docs/worker.schema.json, and
-docs/worker.md shows each key with an example. Part of the wire (protocol.py re-exports it): fields are only ever added.
+docs/worker.md shows each key with an example. Part of the wire (messages.py re-exports it): fields are only ever added.
 Depends on nothing; knows neither files nor processes.
 """
 # ruff: noqa: RUF009 - key() is dataclasses.field with a description

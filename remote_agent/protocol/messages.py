@@ -12,8 +12,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, Union
 
-from remote_agent.digests import hmac_sha256_hex, sha256_hex
-from remote_agent.ids import (
+from remote_agent.protocol.digests import hmac_sha256_hex, sha256_hex
+from remote_agent.protocol.ids import (
     AGENT_ID_PATTERN,
     ID_PATTERN,
     directory_name,
@@ -23,7 +23,7 @@ from remote_agent.ids import (
     valid_agent_id,
     valid_id,
 )
-from remote_agent.worker_spec import (
+from remote_agent.protocol.worker_spec import (
     LATER_LAUNCH_FIELDS,
     LAUNCH_FIELDS,
     HealthCheck,

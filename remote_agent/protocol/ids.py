@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from remote_agent.digests import hmac_sha256_hex, sha256_hex
+from remote_agent.protocol.digests import hmac_sha256_hex, sha256_hex
 
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 # A deployed agent is named after its host; a hand-started launcher after its worker, where no host can collide.

@@ -17,8 +17,9 @@ import pytest
 from procguard.agent_api.sessions import KEPT, MOST, OPEN_WITHIN_S, AgentSessions
 from procguard.errors import LimitExceeded, Refused
 from procguard.portal.http import own_addresses
-from remote_agent import loopback, protocol, session
+from remote_agent import loopback
 from remote_agent.link import Addresses, Connection, Credentials, LinkDown, Unproven, heartbeat, poll
+from remote_agent.protocol import messages, session
 from tests.relay_in_between import Relay
 from tests.server_process import RunningServer
 
@@ -47,11 +48,11 @@ def me(server: RunningServer, agent_id: str = "h1", secret: str = SECRET) -> Cre
 
 
 def beat(**values: Any) -> dict[str, Any]:
-    return protocol.encode(protocol.AgentHeartbeat("h1", pid=5, **values))
+    return messages.encode(messages.AgentHeartbeat("h1", pid=5, **values))
 
 
-def report(state: str = "running") -> protocol.WorkerReport:
-    return protocol.WorkerReport("w1", state=state, generation=1, epoch=1, attempt=1)  # type: ignore[arg-type]
+def report(state: str = "running") -> messages.WorkerReport:
+    return messages.WorkerReport("w1", state=state, generation=1, epoch=1, attempt=1)  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------------------------------- who reads or relays
@@ -69,7 +70,7 @@ def test_the_secret_never_travels(server: RunningServer, relay: Relay) -> None:
     passed = b"".join(relay.sent + relay.answered)
     assert b"ProcGuard" in passed
     assert SECRET.encode() not in passed and SECRET.encode().hex().encode() not in passed
-    assert protocol.secret_sha256(SECRET).encode() not in passed and b"Bearer" not in passed
+    assert messages.secret_sha256(SECRET).encode() not in passed and b"Bearer" not in passed
 
 
 def test_an_answer_that_was_changed_on_its_way_is_not_believed(server: RunningServer, relay: Relay) -> None:
@@ -146,7 +147,7 @@ def test_nobody_can_make_an_agent_send_its_secret_by_hiding_the_session(server: 
 
 def test_what_the_state_holds_is_no_agents_secret(server: RunningServer) -> None:
     """Its reader has the fleet's key, and of each secret the digest: as a secret, in a session or not, refused."""
-    digest = protocol.secret_sha256(SECRET)
+    digest = messages.secret_sha256(SECRET)
     as_secret = heartbeat("h1", beat())(
         Connection(Addresses([f"http://127.0.0.1:{server.port}"]), me(server, "h1", digest))
     )
@@ -159,7 +160,7 @@ def test_a_revoked_secret_is_refused_in_words_that_are_believed(server: RunningS
     server.deploy("h2", secret="soon-revoked")
     mine = me(server, "h2", "soon-revoked")
     connection = Connection(Addresses([f"http://127.0.0.1:{server.port}"]), mine)
-    again = protocol.encode(protocol.AgentHeartbeat("h2"))
+    again = messages.encode(messages.AgentHeartbeat("h2"))
     assert heartbeat("h2", again)(connection).ok
     assert server.ask("POST", "/api/agents/h2/revoke", {}).status == 200
     reply = heartbeat("h2", again)(connection)
@@ -184,7 +185,7 @@ def enrol(server: RunningServer, url: str, worker_id: str, token: str) -> Any:
         "worker_id": worker_id,
         "command": "sleep 9",
         "host": "far",
-        "secret_sha256": protocol.secret_sha256("mine"),
+        "secret_sha256": messages.secret_sha256("mine"),
     }
     connection = Connection(Addresses([url]), Credentials(f"launcher:{worker_id}", me(server).fleet_id, "mine"))
     return connection.with_token("POST", "/api/workers/register", json.dumps(body).encode(), token)
@@ -202,7 +203,7 @@ def test_an_enrolment_token_and_the_key_that_it_brings_never_travel_in_clear(
     passed = b"".join(relay.sent + relay.answered)
     assert made["token"].encode() not in passed and key.encode() not in passed and b"Bearer" not in passed
     mine = Credentials("launcher:far1", me(server).fleet_id, "mine", key)
-    beat_ = heartbeat("launcher:far1", protocol.encode(protocol.AgentHeartbeat("launcher:far1")))
+    beat_ = heartbeat("launcher:far1", messages.encode(messages.AgentHeartbeat("launcher:far1")))
     assert beat_(Connection(Addresses([relay.url]), mine)).ok
     again = enrol(server, relay.url, "far2", made["token"])
     assert again.status == 401 and "as many launchers" in again.why
@@ -499,4 +500,4 @@ def test_broken_headers_are_refused_in_words(name: str) -> None:
             agents.ask({**right, name: text})
     with pytest.raises(Refused):
         agents.ask(right, "/api/y")
-    assert agents.ask(right).session.secret_sha256 == protocol.secret_sha256(SECRET)
+    assert agents.ask(right).session.secret_sha256 == messages.secret_sha256(SECRET)
