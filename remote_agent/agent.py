@@ -25,7 +25,6 @@ from remote_agent.gpu_desk import GpuDesk
 from remote_agent.helpers import HelperPool
 from remote_agent.host_disk import HostDisk
 from remote_agent.journal import Journal
-from remote_agent.lease import boottime_ns
 from remote_agent.link import Addresses, Connection, Credentials
 from remote_agent.log_files import ShippedWorker
 from remote_agent.log_search import LogSearcher
@@ -46,6 +45,7 @@ from remote_agent.protocol.messages import (
 from remote_agent.protocol.states import SETTLED
 from remote_agent.readdress import AddressFile
 from remote_agent.rotation import SecretRotation
+from remote_agent.runner.leases import boottime_ns
 from remote_agent.settings import AgentLog, AgentSettings
 from remote_agent.slot import WorkerSlot, load_slots, longest_pause_s, remove_tree, stored_form, supersedes
 from remote_agent.usage import host_facts

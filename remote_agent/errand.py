@@ -102,7 +102,9 @@ def main() -> int:
 
 def _load(request: "dict[str, Any]") -> "Any":
     """What is to be done, with all it imports: the user may not be able to read the release or the interpreter."""
-    from remote_agent import child, environment, identity, paths, process_tree  # noqa: F401
+    from remote_agent import identity, paths, process_tree  # noqa: F401
+    from remote_agent.runner import environment  # noqa: F401
+    from remote_agent.runner import launch as child  # noqa: F401
 
     if "stat" in request:
         return lambda request, worker: _stat(request["stat"])
@@ -155,7 +157,7 @@ class _Worker:
 
     def run_command(self, check: "dict[str, Any]", timeout_s: float) -> "Any":
         """An exec check: exit code 0 within `timeout_s` is healthy."""
-        from remote_agent import child
+        from remote_agent.runner import launch as child
 
         command, deadline = check["command"], time.monotonic() + timeout_s
         try:
@@ -181,7 +183,7 @@ class _Worker:
     def _environment(self) -> "dict[str, str]":
         """As a hook's: the specification's, without its setup lines. Those are not run again under a living job; what
         they set is known only from what the job was started with, as far as its own user may read that."""
-        from remote_agent import environment
+        from remote_agent.runner import environment
 
         own = {str(name): str(value) for name, value in (self._spec["spec"].get("env") or {}).items()}
         base = {"PYTHONUNBUFFERED": "1", **self._base}

@@ -16,7 +16,7 @@ from typing import Callable
 from remote_agent import errand, paths, proc_usage, process_tree
 from remote_agent.bounded import Bounded, HangsError
 from remote_agent.protocol.messages import GpuUsage
-from remote_agent.restart import signal_number
+from remote_agent.runner.restart import signal_number
 
 WHOLE_S = 20.0  # all of it; whoever waits for it gives up a little later
 PROCESS_S = 2.0

@@ -1,17 +1,17 @@
 """The leases of one worker as its agent knows them: what the manager granted, and what may be started by it.
 
-The runner keeps the fence (fence.py); this only takes the manager's answers, hands them on and says what the manager is
-told. Knows no process; only the agent's main loop touches it.
+The runner keeps the fence (runner/lease_guard.py); this only takes the manager's answers, hands them on and says what
+the manager is told. Knows no process; only the agent's main loop touches it.
 """
 
 from __future__ import annotations
 
 from typing import Any, Optional
 
-from remote_agent.lease import Leases, boottime_ns, until_ns
 from remote_agent.process_tree import boot_id
 from remote_agent.protocol.messages import Assignment, Lease
 from remote_agent.protocol.states import SETTLED, STOPPED
+from remote_agent.runner.leases import Leases, boottime_ns, until_ns
 
 
 class Granted:

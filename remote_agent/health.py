@@ -17,7 +17,7 @@ from remote_agent.paths import absolute
 from remote_agent.probes import probe
 from remote_agent.protocol.messages import Health
 from remote_agent.protocol.worker_spec import HealthCheck, WorkerSpec
-from remote_agent.restart import duration_in_words, signal_number
+from remote_agent.runner.restart import duration_in_words, signal_number
 
 DETAIL_CHARS = 300
 MIN_INTERVAL_S = 0.5

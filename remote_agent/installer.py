@@ -469,7 +469,7 @@ class Installer:
 
     def _end_runners(self, config: Json) -> "List[str]":
         """Ask each live runner to stop its child and end; the ids of those that did not within their grace."""
-        from remote_agent import control
+        from remote_agent.runner import control
 
         waiting: Dict[str, float] = {}
         runtime_dir = config.get("runtime_dir", "")

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 from remote_agent import loopback
 from remote_agent.channel import Channels
 from remote_agent.http_wire import Answer, HttpConnection, WireTrouble, quote, split_url
-from remote_agent.lease import boottime_ns
 from remote_agent.protocol import session
 from remote_agent.protocol.digests import same
 from remote_agent.protocol.messages import MAX_WAIT_S, ZmqOffer, secret_sha256
 from remote_agent.readdress import AddressFile
+from remote_agent.runner.leases import boottime_ns
 from remote_agent.tls import Trust, explain
 
 if TYPE_CHECKING:  # pyzmq is loaded only where it is offered

@@ -17,7 +17,7 @@ from remote_agent.conversation import Registrar
 from remote_agent.link import Connection, Credentials, LinkDown, Outcome, Reply, Unknown, UnknownToken, retry_delay_s
 from remote_agent.protocol import messages, states
 from remote_agent.protocol.messages import RegisterReply, Registration, WorkerSpec
-from remote_agent.restart import needs_runner
+from remote_agent.runner.restart import needs_runner
 from remote_agent.slot import WorkerSlot
 
 PENDING_AGAIN_S = 2.0

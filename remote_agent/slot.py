@@ -14,11 +14,10 @@ import time
 from dataclasses import asdict
 from typing import Any, Optional
 
-from remote_agent import allotment, control, other_fleets, paths, state_files
+from remote_agent import allotment, other_fleets, paths, state_files
 from remote_agent import spec as spec_module
 from remote_agent.granted import Granted
 from remote_agent.health import HealthMonitor
-from remote_agent.lease import AWAITS_LEASE
 from remote_agent.locks import lock_held
 from remote_agent.process_tree import Identity, boot_id, is_alive
 from remote_agent.protocol.messages import (
@@ -33,7 +32,9 @@ from remote_agent.protocol.messages import (
     decode,
 )
 from remote_agent.protocol.states import ALIVE, BACKOFF, FAILED, RUNNING, SETTLED, STOPPED
-from remote_agent.restart import needs_runner
+from remote_agent.runner import control
+from remote_agent.runner.leases import AWAITS_LEASE
+from remote_agent.runner.restart import needs_runner
 
 RUNNER_RETRY_S = (0.0, 0.0, 0.5, 2.0, 5.0, 15.0, 30.0)
 CONNECT_AGAIN_S = 0.1

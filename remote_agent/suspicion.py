@@ -12,7 +12,7 @@ from typing import Any, Optional
 
 from remote_agent.proc_usage import Proc
 from remote_agent.protocol.messages import GpuUsage
-from remote_agent.restart import duration_in_words
+from remote_agent.runner.restart import duration_in_words
 
 ZOMBIE_AFTER_S = 30.0
 STOPPED_AFTER_S = 10.0

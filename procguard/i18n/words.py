@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from procguard.i18n import en, zh
-from remote_agent.restart import signal_name
+from remote_agent.runner.restart import signal_name
 
 LANGUAGES: tuple[str, ...] = ("en", "zh")
 _TEXTS: dict[str, dict[str, str]] = {"en": en.TEXTS, "zh": zh.TEXTS}

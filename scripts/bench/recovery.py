@@ -16,7 +16,8 @@ import subprocess
 import sys
 import time
 
-from remote_agent import control, paths, process_tree
+from remote_agent import paths, process_tree
+from remote_agent.runner import control
 from scripts.bench import common
 
 GOAL = 1.0

@@ -1,6 +1,7 @@
 """A simulated worker: the states, attempts and answers of a real one, without a process.
 
-Owns one worker's life on its simulated host. The decisions are the real ones (`remote_agent.restart`, the table of
+Owns one worker's life on its simulated host. The decisions are the real ones (`remote_agent.runner.restart`, the table
+of
 `remote_agent.protocol.states`); only the child is made up. Knows no network; time is handed in.
 """
 
@@ -10,8 +11,8 @@ import random
 import time
 from typing import Any
 
-from remote_agent import restart as decider
 from remote_agent.protocol import messages, states
+from remote_agent.runner import restart as decider
 from scripts.swarm.behaviour import Behaviour
 
 LOG_LINE = "{at} step {number:06d} of {worker}: loss {loss:.4f}, {rate:.1f} samples/s\n"

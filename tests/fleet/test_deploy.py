@@ -48,7 +48,9 @@ class Deployed:
     def everything(self) -> dict[str, set[HostProcess]]:
         """Every agent, runner and child on every host."""
         return {
-            host.name: {one for one in host.processes() if re.search(r"remote_agent|runner\.py|count\.py", one.command)}
+            host.name: {
+                one for one in host.processes() if re.search(r"remote_agent|runner/__main__\.py|count\.py", one.command)
+            }
             for host in self.fleet.hosts
         }
 

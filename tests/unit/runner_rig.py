@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 
-from remote_agent import cgroup, control, paths, process_tree
-from remote_agent.lease import boottime_ns
+from remote_agent import cgroup, paths, process_tree
 from remote_agent.locks import lock_held
 from remote_agent.process_tree import Identity
+from remote_agent.runner import control
+from remote_agent.runner.leases import boottime_ns
 from tests.waiting import wait_until
 
 ROOT = str(Path(__file__).resolve().parents[2])

@@ -12,14 +12,16 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest import mock
 
-from remote_agent import attempt, child, granted, paths, process_tree, restart
+from remote_agent import granted, paths, process_tree
 from remote_agent.cgroup import WorkerGroup
 from remote_agent.granted import Granted
 from remote_agent.process_tree import Identity, Process
 from remote_agent.protocol import states
 from remote_agent.protocol.messages import Lease
-from remote_agent.supervisor import Supervisor
-from remote_agent.worker_record import WorkerRecord
+from remote_agent.runner import attempt, restart
+from remote_agent.runner import launch as child
+from remote_agent.runner.record import WorkerRecord
+from remote_agent.runner.supervisor import Supervisor
 
 TERM, KILL, CONT = 15, 9, 18
 GRACE_S = 5.0
@@ -144,7 +146,7 @@ class Host:
                 stack.enter_context(mock.patch.object(target, name, value))
             stack.enter_context(mock.patch("time.time", lambda: self.wall))
             stack.enter_context(mock.patch("os.waitpid", self._waitpid))
-            stack.enter_context(mock.patch("remote_agent.keeper.now_s", lambda: self.now))
+            stack.enter_context(mock.patch("remote_agent.runner.keeper.now_s", lambda: self.now))
             yield
 
     def _start_child(self, launch: child.Launch, *_: object) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from remote_agent import paths
-from remote_agent.lease import AWAITS_LEASE
+from remote_agent.runner.leases import AWAITS_LEASE
 from tests.agent_host import Host, alive, running
 from tests.fake_manager import FakeManager
 from tests.waiting import wait_until

@@ -19,13 +19,14 @@ import pytest
 
 from procguard.deploy.sync.source import Sync
 from procguard.errors import HostError
-from remote_agent import control, file_finder, identity, owners, paths
+from remote_agent import file_finder, identity, owners, paths
 from remote_agent.installer import Installer
 from remote_agent.locks import lock_held
-from remote_agent.only_one import listen, take_lock
 from remote_agent.protocol.messages import HealthCheck
 from remote_agent.release import InstallError
-from remote_agent.runner_loop import Runner
+from remote_agent.runner import control
+from remote_agent.runner.lock import listen, take_lock
+from remote_agent.runner.loop import Runner
 from tests.agent_host import Host, running
 from tests.fake_manager import FakeManager
 from tests.unit.deploy.sync.test_code_sync import Host as CodeHost

@@ -10,9 +10,9 @@ import pytest
 
 from remote_agent import process_tree
 from remote_agent.granted import Granted
-from remote_agent.lease import AWAITS_LEASE, boottime_ns
 from remote_agent.process_tree import boot_id
 from remote_agent.protocol.messages import Assignment, Lease, WorkerSpec
+from remote_agent.runner.leases import AWAITS_LEASE, boottime_ns
 from remote_agent.slot import WorkerSlot
 
 

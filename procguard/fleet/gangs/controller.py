@@ -26,7 +26,7 @@ from procguard.fleet.model.records import CommandRecord, WorkerRecord, settled, 
 from procguard.fleet.state import FleetState
 from procguard.fleet.store.interface import Tables
 from remote_agent.protocol import messages, states
-from remote_agent.restart import DEFAULT_BACKOFF_S
+from remote_agent.runner.restart import DEFAULT_BACKOFF_S
 
 STEPS_AT_ONCE = 4  # form, hold, launch: more in a row would be a circle
 CLOCKS_AGREE_S = 0.05  # two hosts' clocks, as heartbeats show them, are not compared more finely

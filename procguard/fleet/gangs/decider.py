@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from remote_agent.protocol import states
-from remote_agent.restart import DEFAULT_BACKOFF_S, duration_in_words, in_words
+from remote_agent.runner.restart import DEFAULT_BACKOFF_S, duration_in_words, in_words
 
 JITTER = 0.25
 HEALTHY_AFTER_S = 600.0

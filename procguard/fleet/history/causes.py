@@ -18,7 +18,7 @@ from typing import Any
 from procguard.fleet.model.records import WorkerRecord
 from remote_agent.protocol import messages, states
 
-# What the runner says where the exit status alone would mislead (remote_agent/restart.py, Ending.cause).
+# What the runner says where the exit status alone would mislead (remote_agent/runner/restart.py, Ending.cause).
 _OF_RUNNER = {"unhealthy": "health", "start_timeout": "start_timeout", "lost": "lost", "not_started": "not_started"}
 BY_OPERATOR = "stopped by an operator"  # what runners say of every stop: they are not told who asked
 

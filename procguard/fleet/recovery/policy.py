@@ -26,8 +26,8 @@
       it was moved too often without health     moves_are_spent         give up, with an alert
       it is surely gone                         surely_gone             a spare takes it, with a new epoch
 
-Elsewhere: a child's exits are its runner's (restart.py); zombies and hangs its agent's; a gang's members their gang's
-(fleet/gangs/decider.py); the brake and the allowance for a late manager the monitor's (monitor.py).
+Elsewhere: a child's exits are its runner's (runner/restart.py); zombies and hangs its agent's; a gang's members their
+gang's (fleet/gangs/decider.py); the brake and the allowance for a late manager the monitor's (monitor.py).
 """
 
 from __future__ import annotations

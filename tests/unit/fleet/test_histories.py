@@ -19,8 +19,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from remote_agent import child
 from remote_agent.protocol import states
+from remote_agent.runner import launch
 from tests.unit.simulated_worker import GRACE_S, KILL, Host
 
 LONG = bool(os.environ.get("PROCGUARD_LONG_TESTS"))
@@ -108,7 +108,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(hopeless=st.booleans())
     def next_start_fails(self, hopeless: bool) -> None:
-        self.host.next_start_fails = child.NotStarted("command not found: job") if hopeless else OSError(11, "no pids")
+        self.host.next_start_fails = launch.NotStarted("command not found: job") if hopeless else OSError(11, "no pids")
 
     @rule(seconds=st.sampled_from([0.0, 0.02, 0.6, 1.1, 5.0, 11.0, 70.0, 650.0]))
     def time_passes(self, seconds: float) -> None:

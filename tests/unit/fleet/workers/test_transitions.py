@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from remote_agent import control
 from remote_agent.protocol import states
+from remote_agent.runner import control
 from tests.unit.runner_rig import Rig
 
 FOREVER = "echo up; exec sleep 1000"

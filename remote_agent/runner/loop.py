@@ -11,13 +11,13 @@ import time
 from collections.abc import Iterable
 
 from remote_agent import paths, process_tree
-from remote_agent.attempt import now_s
-from remote_agent.control import PROTOCOL_VERSION, JsonConnection, is_ours
-from remote_agent.lease import Alarm
 from remote_agent.locks import is_still_at
-from remote_agent.only_one import CannotStart, listen, take_lock
-from remote_agent.supervisor import Supervisor
-from remote_agent.worker_record import WorkerRecord
+from remote_agent.runner.attempt import now_s
+from remote_agent.runner.control import PROTOCOL_VERSION, JsonConnection, is_ours
+from remote_agent.runner.leases import Alarm
+from remote_agent.runner.lock import CannotStart, listen, take_lock
+from remote_agent.runner.record import WorkerRecord
+from remote_agent.runner.supervisor import Supervisor
 
 MAX_CONNECTIONS = 16
 RUNTIME_CHECK_S = 600.0  # cleaners of /tmp remove what looks old

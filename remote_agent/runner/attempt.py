@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import time
 
-from remote_agent import child, paths, process_tree
+from remote_agent import paths, process_tree
 from remote_agent.oom import OomCounter
-from remote_agent.restart import Ending
+from remote_agent.runner import launch as child
+from remote_agent.runner.restart import Ending
 
 # Seconds for durations: goes on while the machine sleeps, and no clock setting changes it.
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
@@ -120,7 +121,7 @@ def build_launch(
     env = {"PYTHONUNBUFFERED": "1", **base_env}
     scripts: list[str] = []
     if isinstance(start, dict):
-        from remote_agent import environment
+        from remote_agent.runner import environment
 
         run_as = start.get("run_as")
         if isinstance(run_as, dict):

@@ -12,25 +12,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 
-from remote_agent import process_tree, restart
+from remote_agent import process_tree
 from remote_agent.cgroup import WorkerGroup
-from remote_agent.keeper import (
-    ANEW,
-    ASKED,
-    FENCE,
-    KILL,
-    RESTART,
-    START,
-    STOP,
-    TERMINATE,
-    Keeper,
-)
-from remote_agent.lease import AWAITS_LEASE
 from remote_agent.process_tree import Identity
 from remote_agent.protocol import states
-from remote_agent.restart import Ending
-from remote_agent.worker_record import WorkerRecord
-from remote_agent.worker_state import whole
+from remote_agent.runner import restart
+from remote_agent.runner.keeper import ANEW, ASKED, FENCE, KILL, RESTART, START, STOP, TERMINATE, Keeper
+from remote_agent.runner.leases import AWAITS_LEASE
+from remote_agent.runner.record import WorkerRecord
+from remote_agent.runner.restart import Ending
+from remote_agent.runner.state import whole
 
 NOT_TO_RUN = ("stopped", "removed")
 

@@ -7,8 +7,8 @@ clock, no process; supervisor.py does what follows. Seconds are those of attempt
 
 from __future__ import annotations
 
-from remote_agent import restart
-from remote_agent.lease import Leases
+from remote_agent.runner import restart
+from remote_agent.runner.leases import Leases
 
 NEVER = float("inf")
 

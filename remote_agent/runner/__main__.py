@@ -1,6 +1,6 @@
 """The command that becomes a worker's runner: a small daemon, the child's parent, that outlives the agent.
 
-    python3 -I -S remote_agent/runner.py --worker-dir D --runtime-dir R [--lease EPOCH:UNTIL_NS]
+    python3 -I -S remote_agent/runner/__main__.py --worker-dir D --runtime-dir R [--lease EPOCH:UNTIL_NS]
         [--stop GENERATION:EPOCH] [--seen PID:START,…] [--foreground]
 
 --stop: the worker is not to run, which a full disk keeps from spec.json. --seen: processes of this boot that the agent
@@ -18,16 +18,16 @@ import os
 import sys
 
 if __name__ == "__main__":  # -I leaves the script's directory out of the path; this is the release's
-    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 from remote_agent import paths
-from remote_agent.control import EXIT_CANNOT_START, EXIT_STARTED, EXIT_USAGE
-from remote_agent.only_one import CannotStart, listen, refuse_second, take_lock
-from remote_agent.runner_loop import Runner, report
+from remote_agent.runner.control import EXIT_CANNOT_START, EXIT_STARTED, EXIT_USAGE
+from remote_agent.runner.lock import CannotStart, listen, refuse_second, take_lock
+from remote_agent.runner.loop import Runner, report
 
 MAX_RUNNER_LOG_BYTES = 256 * 1024
 USAGE = (
-    "usage: runner.py --worker-dir D --runtime-dir R [--lease EPOCH:UNTIL_NS] [--stop GENERATION:EPOCH] "
+    "usage: remote_agent.runner --worker-dir D --runtime-dir R [--lease EPOCH:UNTIL_NS] [--stop GENERATION:EPOCH] "
     "[--seen PID:START,…] [--foreground]"
 )
 

@@ -7,8 +7,8 @@ import socket
 
 import pytest
 
-from remote_agent import control
-from remote_agent.control import JsonConnection, LineBuffer, RunnerLink
+from remote_agent.runner import control
+from remote_agent.runner.control import JsonConnection, LineBuffer, RunnerLink
 
 
 @pytest.fixture
@@ -104,6 +104,7 @@ def test_connect_says_hello_and_reports_nobody(tmp_path):
 def test_argv_of_a_runner():
     """Isolated, without site: small, and nothing of the agent's environment decides what is imported."""
     assert control.runner_argv("/usr/bin/python3", "/rel", "/w", "/r") == [
-        "/usr/bin/python3", "-I", "-S", "/rel/remote_agent/runner.py", "--worker-dir", "/w", "--runtime-dir", "/r"
+        "/usr/bin/python3", "-I", "-S", "/rel/remote_agent/runner/__main__.py",
+        "--worker-dir", "/w", "--runtime-dir", "/r"
     ]  # fmt: skip
     assert control.runner_argv("p", "/rel", "/w", "/r", (7, 99))[-2:] == ["--lease", "7:99"]

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from remote_agent import control, paths, process_tree
-from remote_agent.lease import AWAITS_LEASE, boottime_ns
+from remote_agent import paths, process_tree
+from remote_agent.runner import control
+from remote_agent.runner.leases import AWAITS_LEASE, boottime_ns
 from tests.unit.runner_rig import FOREVER, Rig, alive
 from tests.waiting import wait_until
 

@@ -11,7 +11,7 @@ import json
 import os
 import stat
 
-from remote_agent.child import REPORT_FD, NotStarted, check_directory
+from remote_agent.runner.launch import REPORT_FD, NotStarted, check_directory
 
 MAX_ENV_FILE_BYTES = 1024 * 1024
 ESCAPES = {"n": "\n", "r": "\r", "t": "\t", '"': '"', "\\": "\\", "$": "$", "`": "`"}

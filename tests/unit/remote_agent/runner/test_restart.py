@@ -6,8 +6,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from remote_agent import restart
-from remote_agent.restart import FAIL, FINISH, RESTART, Ending, Policy, decide
+from remote_agent.runner import restart
+from remote_agent.runner.restart import FAIL, FINISH, RESTART, Ending, Policy, decide
 
 
 def crash(ran_s: float = 100.0, **more: object) -> Ending:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from remote_agent import control, paths, process_tree
+from remote_agent import paths, process_tree
+from remote_agent.runner import control
 from tests.unit.runner_rig import FOREVER, PYTHON, ROOT, Rig, alive
 from tests.waiting import wait_until
 

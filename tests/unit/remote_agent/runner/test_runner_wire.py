@@ -18,8 +18,9 @@ from typing import Any
 
 import pytest
 
-from remote_agent import control, paths
-from remote_agent.control import JsonConnection, RunnerLink
+from remote_agent import paths
+from remote_agent.runner import control
+from remote_agent.runner.control import JsonConnection, RunnerLink
 from remote_agent.slot import WorkerSlot
 from tests.agent_host import Host
 from tests.unit.runner_rig import ROOT, Rig, alive
@@ -163,7 +164,7 @@ def test_every_kind_of_message_has_a_golden_file():
 def older_number(folder: Path) -> None:
     """This release as if the control protocol had been numbered one lower."""
     shutil.copytree(Path(ROOT) / "remote_agent", folder / "remote_agent", ignore=shutil.ignore_patterns("__pycache__"))
-    path = folder / "remote_agent" / "control.py"
+    path = folder / "remote_agent" / "runner" / "control.py"
     text = path.read_text(encoding="utf-8")
     older = text.replace("PROTOCOL_VERSION = 1\n", "PROTOCOL_VERSION = 0\n")
     assert older != text
@@ -225,5 +226,8 @@ def _replace_runner(host: Host, release: Path) -> None:
     os.kill(host.status("w1")["runner_pid"], 15)
     wait_until(lambda: host.status("w1").get("state") == "stopped", 20, "the end of the first runner")
     command = control.runner_argv(sys.executable, str(release), directory, host.runtime_dir)
+    earlier = release / "remote_agent" / "runner.py"  # where releases had it before it was a package
+    if earlier.exists():
+        command[3] = str(earlier)
     wait_until(lambda: subprocess.run(command, check=False).returncode == control.EXIT_STARTED, 10, "the old runner")
     wait_until(lambda: host.status("w1").get("state") == "running", 20, "the worker running under it")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from remote_agent import child
+from remote_agent.runner import launch as child
 
 Hook = dict[str, object]  # {"argv", "shown", "timeout_s"}, as spec.py resolved it
 

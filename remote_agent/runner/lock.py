@@ -11,9 +11,9 @@ import socket
 import time
 
 from remote_agent import paths, process_tree, state_files
-from remote_agent.control import EXIT_ALREADY_RUNNING
 from remote_agent.locks import is_still_at
 from remote_agent.process_tree import Identity
+from remote_agent.runner.control import EXIT_ALREADY_RUNNING
 
 LOCK_PATIENCE_S = 2.0  # a runner that is just ending gives its lock back within this time
 

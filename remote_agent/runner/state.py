@@ -10,10 +10,11 @@ import os
 import time
 from collections.abc import Callable
 
-from remote_agent import paths, process_tree, restart
+from remote_agent import paths, process_tree
 from remote_agent.protocol import states
-from remote_agent.restart import Ending
-from remote_agent.worker_record import WorkerRecord
+from remote_agent.runner import restart
+from remote_agent.runner.record import WorkerRecord
+from remote_agent.runner.restart import Ending
 
 STATE_VERSION = 1
 KEEP_RESULTS = 20

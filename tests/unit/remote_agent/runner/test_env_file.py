@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from remote_agent.child import NotStarted
-from remote_agent.environment import parse_env, read_env_file
+from remote_agent.runner.environment import parse_env, read_env_file
+from remote_agent.runner.launch import NotStarted
 
 
 @pytest.mark.parametrize(

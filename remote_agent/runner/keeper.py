@@ -16,18 +16,20 @@ import os
 import time
 from collections.abc import Callable
 
-from remote_agent import child, hooks, process_tree, restart
-from remote_agent.attempt import Attempt, build_launch, now_s
+from remote_agent import process_tree
 from remote_agent.cgroup import WorkerGroup
-from remote_agent.fence import Fence
-from remote_agent.ladder import Ladder
-from remote_agent.lease import AWAITS_LEASE
 from remote_agent.oom import OomCounter
 from remote_agent.process_tree import Identity
 from remote_agent.protocol import states
-from remote_agent.restart import Decision, Ending, Policy
-from remote_agent.worker_record import WorkerRecord
-from remote_agent.worker_state import WorkerState, whole
+from remote_agent.runner import hooks, restart
+from remote_agent.runner import launch as child
+from remote_agent.runner.attempt import Attempt, build_launch, now_s
+from remote_agent.runner.lease_guard import Fence
+from remote_agent.runner.leases import AWAITS_LEASE
+from remote_agent.runner.record import WorkerRecord
+from remote_agent.runner.restart import Decision, Ending, Policy
+from remote_agent.runner.state import WorkerState, whole
+from remote_agent.runner.termination import Ladder
 
 HOUSEKEEPING_S = 60.0
 WRITE_AGAIN_S = 1.0  # what a disk refused

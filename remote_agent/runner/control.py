@@ -26,7 +26,7 @@ SO_PEERCRED = getattr(socket, "SO_PEERCRED", 17)  # the kernel's number; PyPy ha
 MAX_LINE_BYTES = 1024 * 1024
 MAX_UNSENT_BYTES = 1024 * 1024
 
-# How `runner.py` ends in the foreground: 0 = it runs as a daemon now and its socket listens.
+# How `runner/__main__.py` ends in the foreground: 0 = it runs as a daemon now and its socket listens.
 EXIT_STARTED = 0
 EXIT_USAGE = 64
 EXIT_CANNOT_START = 71  # stderr says why
@@ -49,7 +49,7 @@ def runner_argv(
     does not want it to run and that could not be written. `seen`: (pid, start) of what the agent saw below a runner
     that died.
     """
-    script = os.path.join(release_dir, "remote_agent", "runner.py")
+    script = os.path.join(release_dir, "remote_agent", "runner", "__main__.py")
     words = [python, "-I", "-S", script, "--worker-dir", worker_dir, "--runtime-dir", runtime_dir]
     words += ["--lease", f"{lease[0]}:{lease[1]}"] if lease else []
     words += ["--stop", f"{stop[0]}:{stop[1]}"] if stop else []
