@@ -1,8 +1,8 @@
 """One worker by hand: `python -m procguard.worker_launcher`, which start_worker.sh runs. An agent in the foreground.
 
-Owns the launcher's arguments, its directory and what it prints; the work is done by remote_agent.agent, the same as on
-deployed hosts, and remote_agent.registration. SIGINT and SIGTERM stop the child too; SIGHUP and SIGKILL leave it
-to its runner, and the next launcher of the worker adopts it.
+Owns the launcher's arguments, its directory and what it prints; the work is done by remote_agent.agent.agent, the same
+as on deployed hosts, and remote_agent.agent.registration. SIGINT and SIGTERM stop the child too; SIGHUP and SIGKILL
+leave it to its runner, and the next launcher of the worker adopts it.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ from typing import Any, Literal
 from procguard.console import terminal
 from procguard.errors import Conflict, ProcGuardError, UsageError
 from procguard.tls.launcher_trust import HOW, trust_for
-from remote_agent import memory, paths, settings
-from remote_agent.agent import Agent
+from remote_agent import memory, paths
+from remote_agent.agent import settings
+from remote_agent.agent.agent import Agent
+from remote_agent.agent.registration import LauncherRegistrar, host_name
+from remote_agent.agent.settings import AgentLock, AgentLog, AgentSettings
+from remote_agent.agent.spec_file import command_words, shown
+from remote_agent.agent.worker import WorkerSlot, load_slots
 from remote_agent.http_wire import split_url
 from remote_agent.link import Addresses, Connection, Credentials, LinkDown, retry_delay_s
 from remote_agent.protocol import messages, states
 from remote_agent.protocol.messages import Assignment, RegisterReply, WorkerReport, WorkerSpec
-from remote_agent.registration import LauncherRegistrar, host_name
-from remote_agent.settings import AgentLock, AgentLog, AgentSettings
-from remote_agent.slot import WorkerSlot, load_slots
-from remote_agent.spec import command_words, shown
 from remote_agent.tls import Trust, is_untrusted
 
 TOKEN_VARIABLE = "PROCGUARD_TOKEN"  # noqa: S105 - the name of it

@@ -24,7 +24,7 @@ Neither status nor tail needs the manager, or changes anything."""
 def _command_line(words: list[str]) -> int:
     import argparse
 
-    from remote_agent import by_hand
+    from remote_agent.agent import local_cli
 
     parser = argparse.ArgumentParser(
         prog="python3 -m remote_agent",
@@ -49,17 +49,17 @@ def _command_line(words: list[str]) -> int:
         if arguments.command == "run":
             return run_agent(os.path.abspath(arguments.dir))
         if arguments.command == "status":
-            return by_hand.show_status(by_hand.agent_dirs(arguments.dir))
+            return local_cli.show_status(local_cli.agent_dirs(arguments.dir))
         if arguments.command == "tail":
-            return by_hand.show_tail(
+            return local_cli.show_tail(
                 arguments.worker,
-                by_hand.agent_dirs(arguments.dir),
+                local_cli.agent_dirs(arguments.dir),
                 attempt=arguments.attempt,
                 stream="err" if arguments.err else "out",
                 lines=max(0, arguments.lines),
                 follow=arguments.follow,
             )
-    except by_hand.Trouble as exc:
+    except local_cli.Trouble as exc:
         return _fail(str(exc))
     except KeyboardInterrupt:
         return 130
@@ -73,10 +73,10 @@ def _command_line(words: list[str]) -> int:
 def run_agent(agent_dir: str) -> int:
     """Until SIGTERM or SIGINT; runners and children live on. Exit code 1 where it can't be the agent of `agent_dir`."""
     from remote_agent import memory
-    from remote_agent import settings as settings_module
+    from remote_agent.agent import settings as settings_module
 
     memory.begin_small()
-    from remote_agent.agent import Agent
+    from remote_agent.agent.agent import Agent
 
     try:
         settings = settings_module.load(agent_dir)

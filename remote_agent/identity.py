@@ -1,9 +1,9 @@
 """Becoming a worker's user for good, and asking a question with that user's rights.
 
-`run_as` is what spec.py resolved `user:` to: {"name", "uid", "gid", "groups", "home", "shell"}. Under a root agent what
-is done for a worker (its start, its checks, looks at its files) is done by a process that has gone through `become`, so
-that a link, a pipe or a program which the user put in the way gains nothing. Imported only where a worker has a user of
-its own; knows no states.
+`run_as` is what agent/spec_file.py resolved `user:` to: {"name", "uid", "gid", "groups", "home", "shell"}. Under a root
+agent what is done for a worker (its start, its checks, looks at its files) is done by a process that has gone through
+`become`, so that a link, a pipe or a program which the user put in the way gains nothing. Imported only where a worker
+has a user of its own; knows no states.
 """
 
 from __future__ import annotations

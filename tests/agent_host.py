@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from remote_agent import agent_process, locks, paths, settings
+from remote_agent import agent_process, locks, paths
+from remote_agent.agent import settings
 from tests.fake_manager import FakeManager
 from tests.waiting import wait_until
 

@@ -15,8 +15,8 @@ from pydantic_core import PydanticSerializationError, SchemaValidator
 
 from procguard.agent_api import http_io
 from procguard.errors import UsageError
+from remote_agent.agent.spec_file import mistakes_in
 from remote_agent.protocol import messages as protocol
-from remote_agent.spec import mistakes_in
 
 T = TypeVar("T")
 

@@ -25,7 +25,8 @@ CONDA_ROOTS = (
 def compose(
     base: dict[str, str], start: dict[str, object], own: dict[str, str], cwd: str, as_far_as_there: bool = False
 ) -> tuple[dict[str, str], list[str]]:
-    """(environment, scripts of its conda to be sourced). `start`: what spec.py resolved; `own`: the spec's `env`.
+    """(environment, scripts of its conda to be sourced). `start`: what agent/spec_file.py resolved; `own`: the spec's
+    `env`.
 
     `as_far_as_there`: what is missing is left out, for a pre_start hook may be what makes it.
     """

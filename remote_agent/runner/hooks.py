@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from remote_agent.runner import launch as child
 
-Hook = dict[str, object]  # {"argv", "shown", "timeout_s"}, as spec.py resolved it
+Hook = dict[str, object]  # {"argv", "shown", "timeout_s"}, as agent/spec_file.py resolved it
 
 
 class PostStop:

@@ -1,6 +1,6 @@
 """A swarm of simulated agents: the real protocol over real HTTP, thousands of them in one process, on this machine.
 
-For benchmarks, browser and chaos tests, and `invoke swarm`. What is real: the conversation (remote_agent.conversation:
+For benchmarks, browser and chaos tests, and `invoke swarm`. What is real: the conversation (remote_agent.agent.session:
 heartbeats at the manager's interval, held requests, retries with jitter), the proof before the secret, the restart
 decisions and the table of states. What is simulated: hosts, runners and children.
 

@@ -1,4 +1,4 @@
-"""A simulated agent: the real conversation (`remote_agent.conversation`: when it speaks, how it retries) over wires of
+"""A simulated agent: the real conversation (`remote_agent.agent.session`: when it speaks, how it retries) over wires of
 the loop, and simulated workers behind it.
 
 Owns one agent: its connections, the proof it asks for on each, the orders it carries out. Its credentials are its own,
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from remote_agent.conversation import COALESCE_S, Conversation
+from remote_agent.agent.session import COALESCE_S, Conversation
 from remote_agent.http_wire import quote
 from remote_agent.link import REQUEST_TIMEOUT_S, Addresses, Credentials, LinkDown, Reply, Unknown, Unproven
 from remote_agent.protocol import messages, session

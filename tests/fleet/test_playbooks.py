@@ -134,7 +134,7 @@ def test_what_ansible_brought_is_what_invoke_brings(world: World) -> None:
 
 def test_upgrade_rollback_and_restart_touch_no_child(world: World) -> None:
     before = world.pids()
-    newer = release(world.folder / "newer", "agent.py", "\nNEWER = True\n")
+    newer = release(world.folder / "newer", "agent/agent.py", "\nNEWER = True\n")
     recap, text = world.play("upgrade", checkout=newer)
     assert changed(recap) == {"localhost": 0, **dict.fromkeys(NODES, 1)}, text
     new = {world.manager.host(name)["release"] for name in NODES}

@@ -89,7 +89,7 @@ def test_upgrade_and_rollback_touch_no_child_and_lose_no_line(deployed: Deployed
 def upgrade_and_rollback(deployed: Deployed) -> None:
     names = [host.name for host in deployed.fleet.hosts]
     before, old = deployed.pids(), deployed.releases()
-    newer = release(deployed.folder / "newer", "agent.py", "\nNEWER = True\n")
+    newer = release(deployed.folder / "newer", "agent/agent.py", "\nNEWER = True\n")
 
     run = deployed.invoke("upgrade", newer, "--canary", "node3")
     assert run.returncode == 0, run.stdout + run.stderr
@@ -108,7 +108,7 @@ def upgrade_and_rollback(deployed: Deployed) -> None:
 def test_from_the_portal_one_agent_is_upgraded_restarted_and_its_log_read(deployed: Deployed) -> None:
     """Its children's pids stay; the manager's own release is what an agent gets."""
     before, own, manager = deployed.pids(), deployed.releases(), deployed.manager
-    newer = release(deployed.folder / "other", "agent.py", "\nOTHER = True\n")
+    newer = release(deployed.folder / "other", "agent/agent.py", "\nOTHER = True\n")
     run = deployed.invoke("upgrade", newer, "--limit", "node2")
     assert run.returncode == 0, run.stdout + run.stderr
     assert deployed.releases()["node2"] != own["node2"]
@@ -140,10 +140,10 @@ def test_from_the_portal_one_agent_is_upgraded_restarted_and_its_log_read(deploy
 @pytest.mark.parametrize(
     ("name", "file", "addition"),
     [
-        ("does-not-start", "agent.py", "\nraise RuntimeError('a bad release')\n"),
+        ("does-not-start", "agent/agent.py", "\nraise RuntimeError('a bad release')\n"),
         (
             "is-not-heard",
-            "conversation.py",
+            "agent/session.py",
             "\n\ndef _mute(self):\n    pass\n\n\nConversation.start = _mute\n",
         ),
     ],
@@ -182,5 +182,5 @@ def test_sixteen_hosts_are_upgraded_and_rolled_back_while_they_print(tmp_path: P
             operator.manager_url = manager.url
             deployed = first_deployed(fleet, manager, operator, tmp_path)
             upgrade_and_rollback(deployed)
-            bad_release(deployed, "does-not-start", "agent.py", "\nraise RuntimeError('a bad release')\n")
+            bad_release(deployed, "does-not-start", "agent/agent.py", "\nraise RuntimeError('a bad release')\n")
             assert_no_line_lost_or_doubled(deployed)

@@ -17,7 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from remote_agent import agent_process, paths, settings
+from remote_agent import agent_process, paths
+from remote_agent.agent import settings
 from remote_agent.protocol import messages
 from tests.agent_host import end_runners
 from tests.fleet.manager import Manager, own_environment

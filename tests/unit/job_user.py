@@ -36,7 +36,7 @@ class JobUser:
 
     @property
     def run_as(self) -> dict[str, Any]:
-        """As spec.py resolves `user:`."""
+        """As agent/spec_file.py resolves `user:`."""
         return {
             "name": self.name, "uid": self.uid, "gid": self.gid, "groups": self.groups,
             "home": str(self.directory), "shell": "/bin/sh",

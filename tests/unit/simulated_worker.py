@@ -12,9 +12,10 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest import mock
 
-from remote_agent import granted, paths, process_tree
+from remote_agent import paths, process_tree
+from remote_agent.agent import granted
+from remote_agent.agent.granted import Granted
 from remote_agent.cgroup import WorkerGroup
-from remote_agent.granted import Granted
 from remote_agent.process_tree import Identity, Process
 from remote_agent.protocol import states
 from remote_agent.protocol.messages import Lease

@@ -215,7 +215,7 @@ def test_agents_and_their_logs_outlive_a_manager_that_is_killed(world: World, tm
 
 def test_an_agent_loads_no_pyzmq_before_it_is_offered() -> None:
     code = (
-        "import sys; import remote_agent.agent, remote_agent.link, remote_agent.channel; "
+        "import sys; import remote_agent.agent.agent, remote_agent.link, remote_agent.channel; "
         "sys.exit('zmq' in sys.modules or 'remote_agent.zmq_wire' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -28,7 +28,7 @@ from procguard.deploy.inventory import model as inventory
 from procguard.errors import ConfigError, InventoryError, ProcGuardError, UsageError
 from procguard.fleet.store import appendlog
 from procguard.fleet.workers import selectors
-from remote_agent import journal
+from remote_agent.agent import journal
 from remote_agent.protocol import messages
 from remote_agent.runner import control
 from tests import raw_websocket

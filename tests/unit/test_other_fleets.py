@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from remote_agent import other_fleets, paths
+from remote_agent.agent.worker import WorkerSlot
 from remote_agent.install import Session
 from remote_agent.installer import Installer
 from remote_agent.protocol.messages import Assignment, WorkerSpec
 from remote_agent.release import InstallError
-from remote_agent.slot import WorkerSlot
 
 OURS, THEIRS = "f-ours", "f-theirs"
 

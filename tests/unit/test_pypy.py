@@ -18,7 +18,7 @@ import pytest
 from remote_agent.protocol import messages
 from tests.agent_host import Host, alive, running
 from tests.fake_manager import FakeManager
-from tests.unit import test_agent
+from tests.unit.remote_agent.agent import test_agent
 from tests.waiting import wait_until
 
 PYPY = shutil.which("pypy3")

@@ -18,8 +18,8 @@ from pydantic import TypeAdapter, ValidationError
 from procguard.deploy.inventory import command_words
 from procguard.deploy.inventory.positions import Map
 from procguard.deploy.inventory.templates import Renderer, TemplateMistake
+from remote_agent.agent.spec_file import mistakes_in
 from remote_agent.protocol import messages
-from remote_agent.spec import mistakes_in
 
 VARIABLE = "procguard_workers"
 MAX_REPLICAS = 10_000

@@ -275,7 +275,7 @@ def test_a_held_request_over_tls_answers_at_once(server: RunningServer) -> None:
 
 
 def test_plain_http_costs_no_tls() -> None:
-    code = "import sys, remote_agent.agent, procguard.worker_launcher; sys.exit('ssl' in sys.modules)"
+    code = "import sys, remote_agent.agent.agent, procguard.worker_launcher; sys.exit('ssl' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
 
 

@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 from procguard.errors import Conflict
-from remote_agent import paths, rotation, settings
+from remote_agent import paths, rotation
+from remote_agent.agent import settings
 from remote_agent.link import Addresses, Connection, Credentials, LinkDown, heartbeat
 from remote_agent.protocol import messages
 from remote_agent.rotation import SecretRotation

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from remote_agent import journal as journal_module
-from remote_agent.journal import Journal
+from remote_agent.agent import journal as journal_module
+from remote_agent.agent.journal import Journal
 from remote_agent.protocol.messages import CommandResult
 
 
@@ -69,7 +69,7 @@ def test_full_disk_keeps_working_in_memory(tmp_path: Path, monkeypatch: pytest.M
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("remote_agent.journal.os.write", full)
+        patch.setattr("remote_agent.agent.journal.os.write", full)
         journal.begin("c-1")
     assert journal.behind and journal.acted("c-1")
     assert not Journal(str(tmp_path / "j")).acted("c-1")
@@ -80,7 +80,7 @@ def test_full_disk_keeps_working_in_memory(tmp_path: Path, monkeypatch: pytest.M
 def test_a_line_that_a_full_disk_tore_swallows_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     journal, write = Journal(str(tmp_path / "j")), os.write
     with monkeypatch.context() as patch:
-        patch.setattr("remote_agent.journal.os.write", lambda fd, data: write(fd, data[:7]))
+        patch.setattr("remote_agent.agent.journal.os.write", lambda fd, data: write(fd, data[:7]))
         journal.begin("c-1")
     journal.begin("c-2")
     again = Journal(str(tmp_path / "j"))

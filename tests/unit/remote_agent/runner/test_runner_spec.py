@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from remote_agent import group_limits, paths, spec
+from remote_agent import group_limits, paths
+from remote_agent.agent import spec_file
 from remote_agent.protocol.messages import Assignment, Hook, Limits, RestartPolicy, WorkerSpec
 from tests.unit.runner_rig import Rig, alive, make_rig, remove
 from tests.waiting import wait_until
@@ -44,7 +45,7 @@ def given(rig: Rig, command: str = "env; sleep 1000", **fields: Any) -> Rig:
     """The worker as its agent would write it into spec.json."""
     restart = RestartPolicy(**{**QUICK, **fields.pop("restart", {})})
     whole = WorkerSpec(command, shell=fields.pop("shell", True), restart=restart, stop_grace_s=2.0, **fields)
-    rig.assignment.update(spec.resolve(Assignment("w1", whole), os.path.dirname(rig.worker_dir)))
+    rig.assignment.update(spec_file.resolve(Assignment("w1", whole), os.path.dirname(rig.worker_dir)))
     return rig
 
 

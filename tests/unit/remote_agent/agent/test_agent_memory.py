@@ -48,7 +48,9 @@ def agent_pid(host: Host) -> int:
 
 def test_an_agent_imports_nothing_heavy() -> None:
     """In an interpreter as the agent's."""
-    code = "import sys, remote_agent.__main__, remote_agent.agent, remote_agent.memory\nprint(*sorted(sys.modules))"
+    code = (
+        "import sys, remote_agent.__main__, remote_agent.agent.agent, remote_agent.memory\nprint(*sorted(sys.modules))"
+    )
     words = [sys.executable, "-s", "-E", "-S", "-c", code]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
     assert set(done.stdout.split()) & HEAVY == set()

@@ -16,21 +16,23 @@ import time
 from typing import Any, Callable, Optional
 
 from remote_agent import paths, state_files
+from remote_agent.agent.commands import Orders
+from remote_agent.agent.executor import HelperPool
+from remote_agent.agent.journal import Journal
+from remote_agent.agent.session import Conversation, Registrar
+from remote_agent.agent.settings import AgentLog, AgentSettings
+from remote_agent.agent.worker import WorkerSlot, load_slots, longest_pause_s, remove_tree, stored_form, supersedes
 from remote_agent.allotment import Allotment
 from remote_agent.channel import Channels
 from remote_agent.checks import Checks
-from remote_agent.conversation import Conversation, Registrar
 from remote_agent.free_port import FreePort
 from remote_agent.gpu_desk import GpuDesk
-from remote_agent.helpers import HelperPool
 from remote_agent.host_disk import HostDisk
-from remote_agent.journal import Journal
 from remote_agent.link import Addresses, Connection, Credentials
 from remote_agent.log_files import ShippedWorker
 from remote_agent.log_search import LogSearcher
 from remote_agent.logship import LogShipper
 from remote_agent.measuring import Measuring
-from remote_agent.orders import Orders
 from remote_agent.protocol.messages import (
     AgentHeartbeat,
     AgentReply,
@@ -46,8 +48,6 @@ from remote_agent.protocol.states import SETTLED
 from remote_agent.readdress import AddressFile
 from remote_agent.rotation import SecretRotation
 from remote_agent.runner.leases import boottime_ns
-from remote_agent.settings import AgentLog, AgentSettings
-from remote_agent.slot import WorkerSlot, load_slots, longest_pause_s, remove_tree, stored_form, supersedes
 from remote_agent.usage import host_facts
 
 MAX_EVENTS = 500  # in one heartbeat
@@ -56,7 +56,7 @@ LONGEST_SLEEP_S = 5.0
 REMOVE_ANYWAY_S = 120.0  # a removed worker whose log the manager does not take is forgotten after this
 LAST_WORDS_S = 5.0  # how long a leaving launcher tries to ship the last log bytes and the last report
 
-RELEASE_DIR = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+RELEASE_DIR = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
 class Agent:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from remote_agent import limits, spec
+from remote_agent.agent import rlimits as limits
+from remote_agent.agent import spec_file
 from remote_agent.protocol.messages import (
     Assignment,
     HealthCheck,
@@ -26,7 +27,7 @@ FULL = {
 
 
 def resolved(**fields: Any) -> dict[str, Any]:
-    return spec.resolve(Assignment("w1", WorkerSpec("python train.py", **fields)), "/home/a")
+    return spec_file.resolve(Assignment("w1", WorkerSpec("python train.py", **fields)), "/home/a")
 
 
 def test_plain_command_needs_nothing_beyond_itself() -> None:
@@ -76,8 +77,8 @@ def test_what_is_no_size_is_refused_by_name(text: Any, where: str) -> None:
 def test_user_is_resolved_with_groups_and_home_and_its_directory_is_the_default() -> None:
     if os.geteuid() != 0:
         with pytest.raises(ValueError, match="only root may become somebody else"):
-            spec.user("root")
-        assert spec.user(pwd.getpwuid(os.geteuid()).pw_name) is None
+            spec_file.user("root")
+        assert spec_file.user(pwd.getpwuid(os.geteuid()).pw_name) is None
         return
     found = pwd.getpwnam("nobody")
     content = resolved(user="nobody", venv="~/v")

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from remote_agent import settings
+from remote_agent.agent import settings
 from remote_agent.protocol import messages
 from tests.server_process import RunningServer
 from tests.waiting import wait_until
 
-ROOT = str(Path(__file__).resolve().parents[2])
+ROOT = str(Path(__file__).resolve().parents[4])
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, Optional
 
 from remote_agent import health
-from remote_agent import limits as limits_module
+from remote_agent.agent import rlimits as limits_module
 from remote_agent.paths import absolute
 from remote_agent.protocol.messages import Assignment, Hook, WorkerSpec, encode, launch_digest
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from remote_agent.journal import Journal
-from remote_agent.orders import Orders
+from remote_agent.agent.commands import Orders
+from remote_agent.agent.journal import Journal
 from remote_agent.protocol.messages import Command
 from tests.agent_host import Host, alive, running
 from tests.fake_manager import FakeManager

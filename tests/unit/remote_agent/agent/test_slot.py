@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from remote_agent import process_tree
-from remote_agent.granted import Granted
+from remote_agent.agent.granted import Granted
+from remote_agent.agent.worker import WorkerSlot
 from remote_agent.process_tree import boot_id
 from remote_agent.protocol.messages import Assignment, Lease, WorkerSpec
 from remote_agent.runner.leases import AWAITS_LEASE, boottime_ns
-from remote_agent.slot import WorkerSlot
 
 
 @pytest.mark.parametrize(

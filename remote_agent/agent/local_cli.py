@@ -74,8 +74,8 @@ def show_status(directories: "list[str]") -> int:
 
 
 def _show_agent(agent_dir: str, data: "dict[str, Any]") -> None:
+    from remote_agent.agent.worker import load_slots
     from remote_agent.locks import lock_held
-    from remote_agent.slot import load_slots
 
     runtime_dir = str(data.get("runtime_dir", ""))
     runs = "agent runs" if lock_held(paths.agent_lock(runtime_dir)) else "agent does not run"
@@ -185,7 +185,7 @@ def _state(worker_directory: str) -> str:
 
 
 def _worker_ids(agent_dir: str) -> "list[str]":
-    from remote_agent.slot import load_slots
+    from remote_agent.agent.worker import load_slots
 
     try:
         return sorted(load_slots(agent_dir, ""))

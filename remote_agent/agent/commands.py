@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from typing import Any, Optional
 
-from remote_agent.journal import Journal
+from remote_agent.agent.journal import Journal
+from remote_agent.agent.worker import WorkerSlot
 from remote_agent.protocol.messages import Command, CommandResult
 from remote_agent.protocol.states import STOPPED
-from remote_agent.slot import WorkerSlot
 
 MAX_RESULTS = 500
 PROMPT_S = 1.0  # an answer within this time after its question did not lie about: what it says of time is so

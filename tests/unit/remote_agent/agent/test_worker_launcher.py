@@ -16,12 +16,12 @@ import pytest
 
 from procguard.errors import UsageError
 from procguard.worker_launcher import parse
-from remote_agent import settings
+from remote_agent.agent import settings
 from tests.agent_host import alive, end_runners
 from tests.fake_manager import FakeManager
 from tests.waiting import wait_until
 
-ROOT = str(Path(__file__).resolve().parents[2])
+ROOT = str(Path(__file__).resolve().parents[4])
 SLEEP = "sleep 600"
 
 
