@@ -28,11 +28,11 @@ from remote_agent.agent.registration import LauncherRegistrar, host_name
 from remote_agent.agent.settings import AgentLock, AgentLog, AgentSettings
 from remote_agent.agent.spec_file import command_words, shown
 from remote_agent.agent.worker import WorkerSlot, load_slots
-from remote_agent.http_wire import split_url
-from remote_agent.link import Addresses, Connection, Credentials, LinkDown, retry_delay_s
 from remote_agent.protocol import messages, states
 from remote_agent.protocol.messages import Assignment, RegisterReply, WorkerReport, WorkerSpec
-from remote_agent.tls import Trust, is_untrusted
+from remote_agent.transport.client import Addresses, Connection, Credentials, LinkDown, retry_delay_s
+from remote_agent.transport.http import split_url
+from remote_agent.transport.tls import Trust, is_untrusted
 
 TOKEN_VARIABLE = "PROCGUARD_TOKEN"  # noqa: S105 - the name of it
 REPLACE_TIMEOUT_S = 60.0

@@ -57,7 +57,7 @@ class Session:
     -> {"op": "code…", …}: a project's code, see code_session.py; {"op": "fetch", …}: files, see file_finder.py
     -> {"op": "relay", "port": 23456, "may_move": false}               <- {"report": {"port"}}, then frames (mux.py)
     -> {"op": "ensure", "manager": {"manager_urls": […], …}}: starts the agent unless it runs; where it runs and none of
-       its addresses leads to the manager, it gets those that do, see readdress.py
+       its addresses leads to the manager, it gets those that do, see transport/readdress.py
                                                        <- {"report": {…, "addresses": {"told": […], "before": […]}}}
     -> {"op": "ensure" | "start" | "restart" | "stop" | "status" | "rollback" | "uninstall", …}
     <- {"error": {"code", "message", "next"}} at any time; end of input ends it.
@@ -114,7 +114,7 @@ class Session:
 
     @staticmethod
     def _hand_over(manager: Json, installer: Installer) -> Json:
-        from remote_agent import readdress
+        from remote_agent.transport import readdress
 
         return {"addresses": readdress.hand_over(installer, manager)}
 

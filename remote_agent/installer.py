@@ -23,7 +23,7 @@ from remote_agent.protocol import ids
 from remote_agent.release import InstallError
 
 if TYPE_CHECKING:
-    from remote_agent.tls import Trust
+    from remote_agent.transport.tls import Trust
 
 LOCK_TIMEOUT_S = 90.0
 RUNNER_MARGIN_S = 8.0  # beyond a worker's own stop_grace_s
@@ -577,7 +577,7 @@ class Installer:
 
 
 def _trust(request: Json) -> Trust:
-    from remote_agent.tls import Trust
+    from remote_agent.transport.tls import Trust
 
     return Trust(request.get("manager_ca", ""), bool(request.get("manager_any_name")))
 

@@ -15,9 +15,9 @@ import time
 from collections import deque
 from typing import Any, Callable, Optional
 
-from remote_agent.http_wire import quote
-from remote_agent.link import Connection, Credentials, LinkDown
 from remote_agent.protocol.messages import LogMatch, LogSearch, LogSearchResult, encode
+from remote_agent.transport.client import Connection, Credentials, LinkDown
+from remote_agent.transport.http import quote
 
 GREP = os.path.join(os.path.dirname(os.path.abspath(__file__)), "grep.py")
 MAX_WAITING = 4

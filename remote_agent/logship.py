@@ -15,8 +15,6 @@ import time
 from typing import Any, Callable, Optional
 
 from remote_agent import log_disk
-from remote_agent.http_wire import quote
-from remote_agent.link import Connection, LinkDown, Reply, retry_delay_s
 from remote_agent.log_files import (
     KEEP_ATTEMPTS,
     KEEP_LOCAL_BYTES,
@@ -26,6 +24,8 @@ from remote_agent.log_files import (
     WorkerLogs,
 )
 from remote_agent.protocol.messages import MAX_LOG_POST_BYTES
+from remote_agent.transport.client import Connection, LinkDown, Reply, retry_delay_s
+from remote_agent.transport.http import quote
 
 CHUNK_BYTES = 1024 * 1024
 LARGE_CHUNK_BYTES = MAX_LOG_POST_BYTES  # while more than this waits

@@ -13,10 +13,10 @@ import time
 from typing import Any, Optional
 
 from remote_agent import loopback
-from remote_agent.http_wire import HttpConnection, WireTrouble, quote, split_url
 from remote_agent.protocol import session
 from remote_agent.protocol.digests import same
-from remote_agent.tls import Trust, explain
+from remote_agent.transport.http import HttpConnection, WireTrouble, quote, split_url
+from remote_agent.transport.tls import Trust, explain
 
 PROBE_TIMEOUT_S = 4.0
 GRACE_S = 0.25  # the others may still prove themselves this long after the first

@@ -83,7 +83,7 @@ def _report(name: str, began: float, trouble: str) -> int:
 
 # What the agent may try though a bare Python does not have it: pyzmq is used where the host has it and the manager
 # offers the zmq channel, by this one module.
-TRIED = {"zmq": "zmq_wire.py"}
+TRIED = {"zmq": "transport/zmq.py"}
 
 
 def foreign_imports(folder: str = "remote_agent") -> list[str]:

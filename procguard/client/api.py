@@ -23,7 +23,7 @@ from procguard.errors import (
     Refused,
     UsageError,
 )
-from remote_agent import tls
+from remote_agent.transport import tls
 
 DEFAULT_URL = "http://localhost:5000"
 TIMEOUT_S = 30.0

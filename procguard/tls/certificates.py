@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from procguard.config.schema import Config, Tls
 from procguard.errors import ConfigError, ProcGuardError
-from remote_agent.tls import fingerprint
+from remote_agent.transport.tls import fingerprint
 
 log = logging.getLogger(__name__)
 

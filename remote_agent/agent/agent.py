@@ -23,12 +23,10 @@ from remote_agent.agent.session import Conversation, Registrar
 from remote_agent.agent.settings import AgentLog, AgentSettings
 from remote_agent.agent.worker import WorkerSlot, load_slots, longest_pause_s, remove_tree, stored_form, supersedes
 from remote_agent.allotment import Allotment
-from remote_agent.channel import Channels
 from remote_agent.checks import Checks
 from remote_agent.free_port import FreePort
 from remote_agent.gpu_desk import GpuDesk
 from remote_agent.host_disk import HostDisk
-from remote_agent.link import Addresses, Connection, Credentials
 from remote_agent.log_files import ShippedWorker
 from remote_agent.log_search import LogSearcher
 from remote_agent.logship import LogShipper
@@ -45,9 +43,11 @@ from remote_agent.protocol.messages import (
     valid_id,
 )
 from remote_agent.protocol.states import SETTLED
-from remote_agent.readdress import AddressFile
-from remote_agent.rotation import SecretRotation
 from remote_agent.runner.leases import boottime_ns
+from remote_agent.transport.client import Addresses, Connection, Credentials
+from remote_agent.transport.negotiation import Channels
+from remote_agent.transport.readdress import AddressFile
+from remote_agent.transport.rotation import SecretRotation
 from remote_agent.usage import host_facts
 
 MAX_EVENTS = 500  # in one heartbeat

@@ -15,10 +15,19 @@ from typing import Callable, Optional
 from remote_agent.agent.agent import Agent
 from remote_agent.agent.session import Registrar
 from remote_agent.agent.worker import WorkerSlot
-from remote_agent.link import Connection, Credentials, LinkDown, Outcome, Reply, Unknown, UnknownToken, retry_delay_s
 from remote_agent.protocol import messages, states
 from remote_agent.protocol.messages import RegisterReply, Registration, WorkerSpec
 from remote_agent.runner.restart import needs_runner
+from remote_agent.transport.client import (
+    Connection,
+    Credentials,
+    LinkDown,
+    Outcome,
+    Reply,
+    Unknown,
+    UnknownToken,
+    retry_delay_s,
+)
 
 PENDING_AGAIN_S = 2.0
 PENDING_STATUS = 202

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any, Callable, Optional
 
-from remote_agent.channel import Channels
-from remote_agent.link import (
+from remote_agent.protocol.messages import AgentReply, WireError, decode
+from remote_agent.transport.client import (
     Addresses,
     Caller,
     Connection,
@@ -22,7 +22,7 @@ from remote_agent.link import (
     poll,
     retry_delay_s,
 )
-from remote_agent.protocol.messages import AgentReply, WireError, decode
+from remote_agent.transport.negotiation import Channels
 
 SHORTEST_INTERVAL_S = 0.2
 COALESCE_S = 0.02  # changes within this time travel in one heartbeat

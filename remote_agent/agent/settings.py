@@ -11,7 +11,7 @@ from typing import Any, Optional
 
 from remote_agent import paths
 from remote_agent.locks import is_still_at
-from remote_agent.tls import Trust
+from remote_agent.transport.tls import Trust
 
 LOG_BYTES = 5 * 1024 * 1024
 LOCK_PATIENCE_S = 1.0  # somebody who only looks whether an agent runs holds the lock for an instant

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from typing import Any
 
 from remote_agent.agent.session import COALESCE_S, Conversation
-from remote_agent.http_wire import quote
-from remote_agent.link import REQUEST_TIMEOUT_S, Addresses, Credentials, LinkDown, Reply, Unknown, Unproven
 from remote_agent.protocol import messages, session
+from remote_agent.transport.client import REQUEST_TIMEOUT_S, Addresses, Credentials, LinkDown, Reply, Unknown, Unproven
+from remote_agent.transport.http import quote
 from scripts.swarm.behaviour import Behaviour
 from scripts.swarm.loop import Loop, Wire
 from scripts.swarm.tally import Tally
@@ -34,9 +34,10 @@ Job = Callable[[Any], Any]
 
 
 class WireCaller:
-    """What `remote_agent.link.Caller` is to the conversation, without its thread: one request at a time on a kept-alive
-    connection, which is opened and has the manager prove itself first. The same rules as link.Connection: a kept-alive
-    connection that turns out to be closed is opened anew once, a proof that fails is no manager of ours."""
+    """What `remote_agent.transport.client.Caller` is to the conversation, without its thread: one request at a time on
+    a kept-alive connection, which is opened and has the manager prove itself first. The same rules as link.Connection:
+    a kept-alive connection that turns out to be closed is opened anew once, a proof that fails is no manager of
+    ours."""
 
     def __init__(self, agent: SimulatedAgent, name: str) -> None:
         self.busy = False

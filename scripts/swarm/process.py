@@ -20,7 +20,7 @@ import time
 from collections import Counter
 from typing import Any
 
-from remote_agent.link import Credentials
+from remote_agent.transport.client import Credentials
 from scripts.swarm.agent import SimulatedAgent
 from scripts.swarm.behaviour import Behaviour
 from scripts.swarm.loop import Loop

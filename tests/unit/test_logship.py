@@ -12,9 +12,9 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 
 from remote_agent import log_disk, log_files, logship, paths
-from remote_agent.link import Addresses, Connection, Credentials, LinkDown
 from remote_agent.log_files import ShippedWorker
 from remote_agent.logship import LogShipper
+from remote_agent.transport.client import Addresses, Connection, Credentials, LinkDown
 from tests.fake_manager import FakeManager
 from tests.waiting import wait_until
 

@@ -28,9 +28,9 @@ from procguard.errors import ConfigError, ManagerUnreachable, ProcGuardError, Us
 from procguard.tls import authority, certificates
 from procguard.tls.launcher_trust import trust_for
 from remote_agent import paths
-from remote_agent.link import Addresses, Connection, Credentials, LinkDown, heartbeat, poll
 from remote_agent.protocol.messages import AgentHeartbeat, encode
-from remote_agent.tls import Trust, fingerprint
+from remote_agent.transport.client import Addresses, Connection, Credentials, LinkDown, heartbeat, poll
+from remote_agent.transport.tls import Trust, fingerprint
 from tests.raw_websocket import RawWebSocket
 from tests.server_process import RunningServer
 from tests.waiting import wait_until

@@ -20,9 +20,9 @@ from procguard.errors import LimitExceeded, NotFound
 from procguard.fleet.agents import log_search as searches
 from procguard.fleet.agents.log_search import Question
 from remote_agent import grep, log_search
-from remote_agent.link import Credentials, LinkDown, Reply
 from remote_agent.log_search import LogSearcher, look
 from remote_agent.protocol import messages
+from remote_agent.transport.client import Credentials, LinkDown, Reply
 from scripts.swarm import Swarm
 from tests.server_process import ROOT, RunningServer
 from tests.unit.fleet_world import World

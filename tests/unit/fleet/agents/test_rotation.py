@@ -19,11 +19,12 @@ from typing import Any
 import pytest
 
 from procguard.errors import Conflict
-from remote_agent import paths, rotation
+from remote_agent import paths
 from remote_agent.agent import settings
-from remote_agent.link import Addresses, Connection, Credentials, LinkDown, heartbeat
 from remote_agent.protocol import messages
-from remote_agent.rotation import SecretRotation
+from remote_agent.transport import rotation
+from remote_agent.transport.client import Addresses, Connection, Credentials, LinkDown, heartbeat
+from remote_agent.transport.rotation import SecretRotation
 from tests.agent_host import end_runners
 from tests.server_process import ROOT, RunningManager, RunningServer
 from tests.unit.channel_links import free_ports

@@ -18,8 +18,8 @@ from procguard.agent_api.sessions import KEPT, MOST, OPEN_WITHIN_S, AgentSession
 from procguard.errors import LimitExceeded, Refused
 from procguard.portal.http import own_addresses
 from remote_agent import loopback
-from remote_agent.link import Addresses, Connection, Credentials, LinkDown, Unproven, heartbeat, poll
 from remote_agent.protocol import messages, session
+from remote_agent.transport.client import Addresses, Connection, Credentials, LinkDown, Unproven, heartbeat, poll
 from tests.relay_in_between import Relay
 from tests.server_process import RunningServer
 

@@ -18,9 +18,9 @@ import threading
 from typing import Any, Callable, Optional
 
 from remote_agent import locks, paths
-from remote_agent.http_wire import quote
-from remote_agent.link import Connection, Credentials, LinkDown
 from remote_agent.protocol import messages
+from remote_agent.transport.client import Connection, Credentials, LinkDown
+from remote_agent.transport.http import quote
 
 LOCK_WITHIN_S = 5.0  # a deployment that is under way here has the file; then the manager asks again
 NOT_ASKED = 409

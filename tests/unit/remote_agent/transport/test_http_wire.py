@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from remote_agent import http_wire
-from remote_agent.http_wire import Address, Answer, HttpConnection, PeerClosed, WireTrouble, quote, split_url
+from remote_agent.transport import http as http_wire
+from remote_agent.transport.http import Address, Answer, HttpConnection, PeerClosed, WireTrouble, quote, split_url
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -17,7 +17,7 @@ from remote_agent.protocol.digests import same
 from remote_agent.protocol.messages import WireError, ZmqOffer
 
 if TYPE_CHECKING:
-    from remote_agent.zmq_wire import Zmq, ZmqWire
+    from remote_agent.transport.zmq import Zmq, ZmqWire
 
 AGAIN_FIRST_S, AGAIN_LAST_S = 5.0, 300.0
 MAX_TIMEOUT_MS = 600_000
@@ -74,7 +74,7 @@ class Channels:
         """Whether this Python has pyzmq; looked for once."""
         with self._lock:
             if self._zmq is None and not self._cannot:
-                from remote_agent import zmq_wire
+                from remote_agent.transport import zmq as zmq_wire
 
                 try:
                     self._zmq = zmq_wire.Zmq()
@@ -96,7 +96,7 @@ class Channels:
 
     def connect(self, host: str, offer: ZmqOffer, logs: bool) -> Optional[ZmqWire]:
         """One that stands; None where it can't be had now."""
-        from remote_agent import zmq_wire
+        from remote_agent.transport import zmq as zmq_wire
 
         own, wire = self._zmq, None
         assert own is not None  # `has_key`

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from remote_agent.link import (
+from remote_agent.loopback import is_own_listener
+from remote_agent.transport.client import (
     Addresses,
     Caller,
     Connection,
@@ -20,7 +21,6 @@ from remote_agent.link import (
     heartbeat,
     retry_delay_s,
 )
-from remote_agent.loopback import is_own_listener
 from tests.fake_manager import FakeManager
 from tests.waiting import wait_until
 

@@ -12,10 +12,11 @@ import pytest
 
 from procguard.deploy.install import bundle
 from procguard.deploy.ssh import helper
-from remote_agent import agent_care, install, paths, readdress
+from remote_agent import agent_care, install, paths
 from remote_agent.installer import Installer
-from remote_agent.link import Addresses
-from remote_agent.readdress import AddressFile
+from remote_agent.transport import readdress
+from remote_agent.transport.client import Addresses
+from remote_agent.transport.readdress import AddressFile
 from tests import fake_manager
 from tests.fake_manager import FakeManager
 from tests.unit.test_install import installer, manager, put

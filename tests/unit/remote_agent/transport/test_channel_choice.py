@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from remote_agent import paths, zmq_wire
-from remote_agent.channel import AGAIN_LAST_S, Channels
-from remote_agent.link import Addresses, Connection, Credentials, LinkDown, heartbeat, poll
+from remote_agent import paths
 from remote_agent.log_files import ShippedWorker
 from remote_agent.logship import LogShipper
 from remote_agent.protocol import messages
+from remote_agent.transport import zmq as zmq_wire
+from remote_agent.transport.client import Addresses, Connection, Credentials, LinkDown, heartbeat, poll
+from remote_agent.transport.negotiation import AGAIN_LAST_S, Channels
 from tests.server_process import ROOT
 from tests.unit.channel_links import World, free_ports
 from tests.waiting import wait_until
@@ -215,8 +216,9 @@ def test_agents_and_their_logs_outlive_a_manager_that_is_killed(world: World, tm
 
 def test_an_agent_loads_no_pyzmq_before_it_is_offered() -> None:
     code = (
-        "import sys; import remote_agent.agent.agent, remote_agent.link, remote_agent.channel; "
-        "sys.exit('zmq' in sys.modules or 'remote_agent.zmq_wire' in sys.modules)"
+        "import sys; import remote_agent.agent.agent, remote_agent.transport.client, "
+        "remote_agent.transport.negotiation; "
+        "sys.exit('zmq' in sys.modules or 'remote_agent.transport.zmq' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
@@ -229,7 +231,7 @@ def test_packages_of_a_virtual_environment_are_looked_through_first(tmp_path: Pa
     (venv / "bin").mkdir(parents=True)
     (venv / "pyvenv.cfg").write_text(f"home = {os.path.dirname(python)}\n")
     (venv / "bin" / "python").symlink_to(python)
-    code = "from remote_agent import zmq_wire; print(zmq_wire._places()[0])"
+    code = "from remote_agent.transport import zmq as zmq_wire; print(zmq_wire._places()[0])"
     command = [str(venv / "bin" / "python"), "-s", "-E", "-S", "-c", code]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout.startswith(f"{venv}/lib/python3.") and done.stdout.strip().endswith("/site-packages"), (
@@ -238,7 +240,9 @@ def test_packages_of_a_virtual_environment_are_looked_through_first(tmp_path: Pa
 
 
 def test_pyzmq_is_found_though_the_agent_runs_without_site_packages() -> None:
-    code = "import sys; from remote_agent import zmq_wire; known = list(sys.path); own = zmq_wire.Zmq(); "
+    code = (
+        "import sys; from remote_agent.transport import zmq as zmq_wire; known = list(sys.path); own = zmq_wire.Zmq(); "
+    )
     code += "assert sys.path == known; print(len(own.public_key))"
     command = [sys.executable, "-s", "-E", "-S", "-c", code]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING, Any, Dict, NamedTuple, Optional
 
 from remote_agent import paths
-from remote_agent.tls import Trust
+from remote_agent.transport.tls import Trust
 
 if TYPE_CHECKING:
     from remote_agent.installer import Installer

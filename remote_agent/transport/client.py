@@ -1,5 +1,5 @@
 """The way to the manager: which address, proof that it is our manager, one connection per thread, retry times. HTTP, or
-zmq where both sides have it (channel.py).
+zmq where both sides have it (negotiation.py).
 
 Owns connections and credentials; knows no worker and no file. The agent's secret is not sent: requests and answers
 carry MACs under a key made of it (protocol/session.py), and nothing is asked of a manager that has not proven itself.
@@ -16,17 +16,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
 from remote_agent import loopback
-from remote_agent.channel import Channels
-from remote_agent.http_wire import Answer, HttpConnection, WireTrouble, quote, split_url
 from remote_agent.protocol import session
 from remote_agent.protocol.digests import same
 from remote_agent.protocol.messages import MAX_WAIT_S, ZmqOffer, secret_sha256
-from remote_agent.readdress import AddressFile
 from remote_agent.runner.leases import boottime_ns
-from remote_agent.tls import Trust, explain
+from remote_agent.transport.http import Answer, HttpConnection, WireTrouble, quote, split_url
+from remote_agent.transport.negotiation import Channels
+from remote_agent.transport.readdress import AddressFile
+from remote_agent.transport.tls import Trust, explain
 
 if TYPE_CHECKING:  # pyzmq is loaded only where it is offered
-    from remote_agent.zmq_wire import ZmqWire
+    from remote_agent.transport.zmq import ZmqWire
 
 CONNECT_TIMEOUT_S = 4.0
 REQUEST_TIMEOUT_S = 15.0
@@ -376,7 +376,7 @@ class Connection:
 
     def _send_zmq(self, wire: ZmqWire, method: str, path: str, body: Optional[bytes], timeout_s: float) -> Reply:
         """Only what a proven manager may hear comes this way. A connection that fails is opened anew, by HTTP first."""
-        from remote_agent.zmq_wire import ZmqTrouble
+        from remote_agent.transport.zmq import ZmqTrouble
 
         asked_ns = boottime_ns()
         try:

@@ -11,7 +11,7 @@ import socket
 import time
 from typing import Any, NamedTuple, Optional
 
-from remote_agent.tls import Trust
+from remote_agent.transport.tls import Trust
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_EXCHANGE_S = 600.0  # a peer that sends one byte now and then does not hold us for ever
