@@ -27,9 +27,9 @@ from remote_agent.checks import Checks
 from remote_agent.free_port import FreePort
 from remote_agent.gpu_desk import GpuDesk
 from remote_agent.host_disk import HostDisk
-from remote_agent.log_files import ShippedWorker
-from remote_agent.log_search import LogSearcher
-from remote_agent.logship import LogShipper
+from remote_agent.logs.search import LogSearcher
+from remote_agent.logs.shipper import LogShipper
+from remote_agent.logs.watcher import ShippedWorker
 from remote_agent.measuring import Measuring
 from remote_agent.protocol.messages import (
     AgentHeartbeat,

@@ -18,7 +18,7 @@ import threading
 import time
 from pathlib import Path
 
-from remote_agent import log_files, logship
+from remote_agent.logs import shipper, watcher
 from scripts.bench import common
 from tests.long.rig import Rig
 
@@ -81,7 +81,7 @@ def bare_mb_per_s(data_path: str, size: int) -> float:
         connection = http.client.HTTPConnection("127.0.0.1", int(app.stdout.readline()), timeout=30)
         with open(data_path, "rb") as file:
             began = time.perf_counter()
-            while body := file.read(logship.LARGE_CHUNK_BYTES):
+            while body := file.read(shipper.LARGE_CHUNK_BYTES):
                 connection.request("POST", "/logs", body, {"Content-Type": "application/octet-stream"})
                 connection.getresponse().read()
             return size / MB / (time.perf_counter() - began)
@@ -150,7 +150,7 @@ def main(arguments: list[str]) -> int:
     )  # fmt: skip
     report.add("GET /healthz meanwhile, 99th percentile", statistics.median(slow_ms), "ms", goal=100.0)
     report.add("processor time of both per GB", statistics.median(cpu), "s/GB")
-    report.raw["look_every_s"] = log_files.LOOK_EVERY_S
+    report.raw["look_every_s"] = watcher.LOOK_EVERY_S
     return report.finish()
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from remote_agent import log_disk
+from remote_agent.logs import retention
 from tests.long import children
 from tests.long.rig import Rig
 from tests.waiting import wait_until
@@ -174,7 +174,7 @@ def test_what_a_manager_that_is_away_too_long_misses_is_marked_with_its_size(fol
         )
         rig.start_agent()
         wait_until(lambda: rig.stored_bytes("w1") > 0, 30, "the first lines")
-        if log_disk.punch_hole(rig.host_log("w1"), 0, 0) not in ("", "Invalid argument"):
+        if retention.punch_hole(rig.host_log("w1"), 0, 0) not in ("", "Invalid argument"):
             pytest.skip("this file system punches no holes")
         rig.manager.kill()
         before = rig.stored_bytes("w1")

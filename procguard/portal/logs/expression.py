@@ -23,7 +23,7 @@ MAX_LITERAL_CHARS = 2 * MAX_CHARS  # of a text, each of its characters behind a 
 MAX_MEMORY_BYTES = 1024 * 1024  # of one compiled expression: its program and the states of its automaton
 MAX_INSTRUCTIONS = 2000  # at worst a line costs its length times this
 MAX_DEPTH = 50  # of groups; Python's compiler recurses
-MAX_MATCHED_CHARS = 16 * 1024  # of a line; hosts look at as much (remote_agent/grep.py)
+MAX_MATCHED_CHARS = 16 * 1024  # of a line; hosts look at as much (remote_agent/logs/grep.py)
 MAX_CODE_POINT = 0x10FFFF
 DOCUMENT = "docs/protocol.md#regular-expressions"
 

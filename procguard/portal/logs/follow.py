@@ -19,7 +19,7 @@ from procguard.portal.logs.matching import Matching
 from procguard.portal.logs.query import LogQuery
 from procguard.portal.logs.reader import LogLine
 from procguard.portal.logs.store import LogStore
-from remote_agent.grep import last_state
+from remote_agent.logs.grep import last_state
 
 MAX_FOLLOWER_BYTES = 4 * 1024 * 1024
 MAX_PARTIAL_LINE_BYTES = 64 * 1024

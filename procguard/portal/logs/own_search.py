@@ -21,7 +21,7 @@ from procguard.fleet.model import clock
 from procguard.portal.logs.matching import Matching
 from procguard.portal.logs.reader import MAX_SCAN_BYTES, LogLine, ScanBudget
 from procguard.portal.logs.store import STEP_S, LogStore
-from remote_agent.grep import COLOURS, cut_out
+from remote_agent.logs.grep import COLOURS, cut_out
 from remote_agent.protocol.messages import LogMatch
 
 Find = Callable[[str], "tuple[int, int] | None"]

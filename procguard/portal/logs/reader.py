@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from procguard.portal.logs.expression import Expression
-from remote_agent.grep import COLOURS, last_state
+from remote_agent.logs.grep import COLOURS, last_state
 
 INDEX_RECORD = struct.Struct("<Qd")
 BLOCK_BYTES = 64 * 1024
@@ -248,7 +248,7 @@ def newest_first(files: list[StreamFile], budget: ScanBudget) -> Iterator[LogLin
 
 
 def line_filter(wanted: Expression) -> Callable[[LogLine], bool]:
-    """A predicate for `regex=`. It sees a line without its colours, as remote_agent/grep.py does on a host."""
+    """A predicate for `regex=`. It sees a line without its colours, as remote_agent/logs/grep.py does on a host."""
     found_in, without_colours = wanted.found_in, COLOURS.sub
 
     def matches(line: LogLine) -> bool:

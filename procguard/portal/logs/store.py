@@ -36,7 +36,8 @@ from procguard.portal.logs.reader import (
     newest_first,
     read_gaps,
 )
-from remote_agent import log_disk, paths
+from remote_agent import paths
+from remote_agent.logs import retention as log_disk
 from remote_agent.protocol.messages import LogMatch, directory_name
 
 DISK_THREADS = 4

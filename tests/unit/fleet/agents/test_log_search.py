@@ -19,8 +19,9 @@ import pytest
 from procguard.errors import LimitExceeded, NotFound
 from procguard.fleet.agents import log_search as searches
 from procguard.fleet.agents.log_search import Question
-from remote_agent import grep, log_search
-from remote_agent.log_search import LogSearcher, look
+from remote_agent.logs import grep
+from remote_agent.logs import search as log_search
+from remote_agent.logs.search import LogSearcher, look
 from remote_agent.protocol import messages
 from remote_agent.transport.client import Credentials, LinkDown, Reply
 from scripts.swarm import Swarm
@@ -165,7 +166,7 @@ def test_many_lines_that_an_expression_runs_away_on_end_at_the_deadline(logs: Lo
     result = logs.look(RUNS_AWAY, timeout_s=1.0)
     assert result.status in ("failed", "timeout") and result.reason
     assert time.monotonic() - began < 5.0
-    assert not [one for one in processes() if "grep.py" in one]
+    assert not [one for one in processes() if "logs/grep.py" in one]
 
 
 def processes() -> list[str]:

@@ -20,7 +20,7 @@ from procguard.portal.logs import own_search
 from procguard.portal.logs.matching import Matching
 from procguard.portal.logs.own_search import OwnSearch
 from procguard.portal.logs.store import LogStore
-from remote_agent.log_search import look
+from remote_agent.logs.search import look
 from remote_agent.protocol import messages
 from tests.server_process import Answer, RunningServer
 from tests.unit.fleet_world import World

@@ -9,7 +9,7 @@ import pytest
 from procguard.portal.logs import retention
 from procguard.portal.logs.retention import Held
 from procguard.portal.logs.store import LogStore
-from remote_agent import log_disk
+from remote_agent.logs import retention as log_disk
 
 MIB = 2**20
 

@@ -19,7 +19,7 @@ import pytest
 from remote_agent import disk_space, host_disk, paths, process_tree, state_files
 from remote_agent.agent.worker import WorkerSlot
 from remote_agent.locks import lock_held
-from remote_agent.log_files import KEEP_TAIL_BYTES, MIN_AHEAD_BYTES, LogFiles, ShippedWorker
+from remote_agent.logs.watcher import KEEP_TAIL_BYTES, MIN_AHEAD_BYTES, LogFiles, ShippedWorker
 from remote_agent.protocol.messages import Assignment, WorkerSpec
 from remote_agent.runner import control
 from remote_agent.state_files import SLOT_BYTES

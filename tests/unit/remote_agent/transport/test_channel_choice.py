@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from remote_agent import paths
-from remote_agent.log_files import ShippedWorker
-from remote_agent.logship import LogShipper
+from remote_agent.logs.shipper import LogShipper
+from remote_agent.logs.watcher import ShippedWorker
 from remote_agent.protocol import messages
 from remote_agent.transport import zmq as zmq_wire
 from remote_agent.transport.client import Addresses, Connection, Credentials, LinkDown, heartbeat, poll

@@ -15,9 +15,10 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Callable, Optional
 
-from remote_agent import disk_space, log_disk, paths
-from remote_agent.log_disk import FileState
-from remote_agent.log_times import TimeIndex
+from remote_agent import disk_space, paths
+from remote_agent.logs import retention
+from remote_agent.logs.retention import FileState
+from remote_agent.logs.time_index import TimeIndex
 
 KEEP_LOCAL_BYTES = 256 * 1024 * 1024
 KEEP_ATTEMPTS = 10
@@ -238,7 +239,7 @@ class LogFiles:
         if mtime_ns == worker.listed_mtime_ns:
             return
         first = worker.listed_mtime_ns == -1
-        marks = log_disk.read_marks(worker.told.directory) if first else log_disk.Marks()
+        marks = retention.read_marks(worker.told.directory) if first else retention.Marks()
         for name in os.listdir(directory):
             stem, _, suffix = name.partition(".")
             if not stem.isdigit() or suffix not in ("log", "err"):
@@ -252,7 +253,7 @@ class LogFiles:
         elif first:
             worker.listed_mtime_ns = -2
 
-    def _found(self, worker: WorkerLogs, file: LogFile, marks: log_disk.Marks) -> None:
+    def _found(self, worker: WorkerLogs, file: LogFile, marks: retention.Marks) -> None:
         found = os.stat(file.path)
         file.size = found.st_size
         file.gone = marks.gone.get(file.key, 0)
@@ -311,9 +312,9 @@ class LogFiles:
         """Once for each look: it names all files."""
         worker.marks_changed = False
         files = worker.files.values()
-        log_disk.write_marks(
+        retention.write_marks(
             worker.told.directory,
-            log_disk.Marks(
+            retention.Marks(
                 {one.key: one.size for one in files if one.complete}, {one.key: one.gone for one in files if one.gone}
             ),
         )
@@ -336,7 +337,7 @@ class LogFiles:
             )
             for one in worker.files.values()
         ]
-        cuts, removed = log_disk.decide(states, keep_bytes, keep_attempts)
+        cuts, removed = retention.decide(states, keep_bytes, keep_attempts)
         self._remove(worker, set(removed[:MAX_REMOVED]))
         if len(removed) > MAX_REMOVED:
             worker.bounds_at = now
@@ -350,17 +351,17 @@ class LogFiles:
         if not attempts:
             return
         for file in [one for one in worker.files.values() if one.attempt in attempts]:
-            log_disk.unlink(file.path)
+            retention.unlink(file.path)
             file.index.remove()
             del worker.files[file.key]
         for attempt in attempts:
-            log_disk.unlink(paths.exit_file(worker.told.directory, attempt))
+            retention.unlink(paths.exit_file(worker.told.directory, attempt))
         worker.marks_changed = True
 
     def _cut(self, worker: WorkerLogs, file: LogFile, end: int, now: float) -> None:
         """Give the disk back what lies before `end`, shipped or not."""
         if self._can_punch:
-            problem, file.gone = log_disk.punch_some(file.path, file.gone, end)  # the rest at the next look
+            problem, file.gone = retention.punch_some(file.path, file.gone, end)  # the rest at the next look
             if not problem:
                 return
             self._can_punch = False
@@ -370,7 +371,7 @@ class LogFiles:
                 f"back parts of a file ({problem}); procguard_home may lie on ext4, xfs, btrfs or tmpfs instead",
             )
         if self._ended(worker, file, now):
-            log_disk.trim(file.path, end)
+            retention.trim(file.path, end)
             file.gone = end
             worker.marks_changed = True  # that file system may not tell what is a hole
 
@@ -420,7 +421,7 @@ class LogFiles:
             end = offset // BLOCK_BYTES * BLOCK_BYTES
             if end <= one.gone:
                 continue
-            if log_disk.punch_hole(one.path, one.gone, end - one.gone):
+            if retention.punch_hole(one.path, one.gone, end - one.gone):
                 return
             one.gone = end
             if _reserve(descriptor, file, upto) == 0:
@@ -444,7 +445,7 @@ def _set_aside(path: str, found: os.stat_result) -> int:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            begin = log_disk.next_data(descriptor, 0, found.st_size)
+            begin = retention.next_data(descriptor, 0, found.st_size)
         finally:
             os.close(descriptor)
     except OSError:

@@ -14,15 +14,8 @@ import threading
 import time
 from typing import Any, Callable, Optional
 
-from remote_agent import log_disk
-from remote_agent.log_files import (
-    KEEP_ATTEMPTS,
-    KEEP_LOCAL_BYTES,
-    LogFile,
-    LogFiles,
-    ShippedWorker,
-    WorkerLogs,
-)
+from remote_agent.logs import retention
+from remote_agent.logs.watcher import KEEP_ATTEMPTS, KEEP_LOCAL_BYTES, LogFile, LogFiles, ShippedWorker, WorkerLogs
 from remote_agent.protocol.messages import MAX_LOG_POST_BYTES
 from remote_agent.transport.client import Connection, LinkDown, Reply, retry_delay_s
 from remote_agent.transport.http import quote
@@ -185,7 +178,7 @@ class LogShipper(threading.Thread):
         descriptor = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             size = min(file.size, os.fstat(descriptor).st_size)
-            start = log_disk.next_data(descriptor, max(file.acked, min(file.gone, size)), size)
+            start = retention.next_data(descriptor, max(file.acked, min(file.gone, size)), size)
             waiting = max(0, size - start)
             chunk = CHUNK_BYTES if waiting < LARGE_CHUNK_BYTES else LARGE_CHUNK_BYTES
             runs, end = file.index.runs(start, start + min(waiting, chunk, self._max_chunk_bytes), MAX_RUNS)

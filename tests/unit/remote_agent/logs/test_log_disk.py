@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from remote_agent import log_disk, log_files
-from remote_agent.log_disk import BURST_BYTES, STEP_BYTES, FileState, decide
-from remote_agent.log_files import LogFiles, ShippedWorker
+from remote_agent.logs import retention, watcher
+from remote_agent.logs.retention import BURST_BYTES, STEP_BYTES, FileState, decide
+from remote_agent.logs.watcher import LogFiles, ShippedWorker
 
 MIB = 2**20
 
@@ -68,13 +68,13 @@ def make_log(path: Path, size: int) -> bytes:
 def test_a_hole_frees_blocks_and_moves_no_offset(tmp_path: Path) -> None:
     path = tmp_path / "1.log"
     data = make_log(path, 9 * MIB)
-    problem = log_disk.punch_hole(str(path), 0, 6 * MIB)
+    problem = retention.punch_hole(str(path), 0, 6 * MIB)
     if problem:
         pytest.skip(f"this file system punches no holes: {problem}")
     assert path.stat().st_size == 9 * MIB and path.stat().st_blocks * 512 <= 3 * MIB + STEP_BYTES
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        assert log_disk.next_data(descriptor, 1000, 9 * MIB) == 6 * MIB
+        assert retention.next_data(descriptor, 1000, 9 * MIB) == 6 * MIB
         assert os.pread(descriptor, 4 * MIB, 6 * MIB) == data[6 * MIB :]
     finally:
         os.close(descriptor)
@@ -83,7 +83,7 @@ def test_a_hole_frees_blocks_and_moves_no_offset(tmp_path: Path) -> None:
 def test_a_trimmed_log_keeps_size_offsets_and_its_end(tmp_path: Path) -> None:
     path = tmp_path / "1.log"
     data = make_log(path, 5 * MIB + 7)
-    log_disk.trim(str(path), 3 * MIB)
+    retention.trim(str(path), 3 * MIB)
     found = path.read_bytes()
     assert len(found) == len(data) and found[3 * MIB :] == data[3 * MIB :] and not found[: 3 * MIB].strip(b"\0")
     assert os.listdir(tmp_path) == ["1.log"]
@@ -103,8 +103,8 @@ def test_bytes_are_sent_whatever_a_file_system_says_of_holes(tmp_path: Path, mon
                 assert isinstance(answer, int)
                 return answer
 
-            monkeypatch.setattr(log_disk.os, "lseek", lseek)
-            assert log_disk.next_data(descriptor, 100, 10_000) == 100
+            monkeypatch.setattr(retention.os, "lseek", lseek)
+            assert retention.next_data(descriptor, 100, 10_000) == 100
     finally:
         os.close(descriptor)
 
@@ -142,9 +142,9 @@ def test_the_marks_of_many_attempts_are_written_once_a_look_and_go_in_bounded_pa
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[int] = []
-    write = log_disk.write_marks
-    monkeypatch.setattr(log_disk, "write_marks", lambda place, marks: (written.append(1), write(place, marks)))
-    monkeypatch.setattr(log_files, "MAX_REMOVED", 100)
+    write = retention.write_marks
+    monkeypatch.setattr(retention, "write_marks", lambda place, marks: (written.append(1), write(place, marks)))
+    monkeypatch.setattr(watcher, "MAX_REMOVED", 100)
     attempts = tmp_path / "w-0123456789" / "attempts"
     attempts.mkdir(parents=True)
     for number in range(1, 301):
@@ -178,10 +178,10 @@ def test_a_log_that_its_job_made_huge_is_cut_in_no_time(tmp_path: Path, shape: s
             os.pwrite(file.fileno(), b"x", number * 4 * MIB)
         os.ftruncate(file.fileno(), end)
     began = time.monotonic()
-    problem, upto = log_disk.punch_some(str(path), 0, end)
+    problem, upto = retention.punch_some(str(path), 0, end)
     assert time.monotonic() - began < 2.0
     if problem:
         pytest.skip(problem)
     assert upto == end if shape != "single bytes" else 0 < upto < end
-    assert log_disk.punch_hole(str(path), upto, end - upto) == ""
+    assert retention.punch_hole(str(path), upto, end - upto) == ""
     assert path.stat().st_blocks * 512 < MIB and path.stat().st_size == end

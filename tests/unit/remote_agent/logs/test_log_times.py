@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from remote_agent import log_times
-from remote_agent.log_times import POINT, TimeIndex
+from remote_agent.logs import time_index
+from remote_agent.logs.time_index import POINT, TimeIndex
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_bytes_that_came_while_no_agent_watched_are_spread_over_that_time(path: 
     runs, end = again.runs(100, 1100, 99)
     assert end == 1100
     for offset, at in runs:
-        assert at == pytest.approx(1000 + (offset - 100) / 10, abs=100 / log_times.UNWATCHED_PARTS + 0.1)
+        assert at == pytest.approx(1000 + (offset - 100) / 10, abs=100 / time_index.UNWATCHED_PARTS + 0.1)
 
 
 def test_a_file_that_is_new_to_the_agent_has_its_mtime(path: str) -> None:
@@ -71,7 +71,7 @@ def test_shipped_points_leave_memory_and_the_last_one_stays(path: str) -> None:
 
 def test_the_index_stays_bounded_and_its_resolution_even(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Days without a manager: memory and disk stay small, times become coarser and never wrong by more than that."""
-    monkeypatch.setattr(log_times, "MAX_POINTS", 100)
+    monkeypatch.setattr(time_index, "MAX_POINTS", 100)
     index = TimeIndex(path)
     for number in range(1, 10_001):
         index.saw(number, 1000.0 + number)

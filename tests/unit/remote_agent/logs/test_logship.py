@@ -11,9 +11,10 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
-from remote_agent import log_disk, log_files, logship, paths
-from remote_agent.log_files import ShippedWorker
-from remote_agent.logship import LogShipper
+from remote_agent import paths
+from remote_agent.logs import retention, shipper, watcher
+from remote_agent.logs.shipper import LogShipper
+from remote_agent.logs.watcher import ShippedWorker
 from remote_agent.transport.client import Addresses, Connection, Credentials, LinkDown
 from tests.fake_manager import FakeManager
 from tests.waiting import wait_until
@@ -158,7 +159,7 @@ def test_finished_attempts_are_shipped_whole_and_then_left_alone(bench: Bench) -
     bench.ship(now=0.0)
     assert bench.manager.log("w", "1.out") == b"last words" and bench.manager.log("w", "2.out") == b"new life\n"
     bench.ship(now=1.0)
-    bench.ship(now=1.0 + log_files.QUIET_S)
+    bench.ship(now=1.0 + watcher.QUIET_S)
     before = len(bench.log_posts())
     bench.fresh()
     bench.ship()
@@ -167,7 +168,7 @@ def test_finished_attempts_are_shipped_whole_and_then_left_alone(bench: Bench) -
 
 def test_old_attempts_leave_the_disk_only_when_shipped(bench: Bench) -> None:
     """KEEP_ATTEMPTS stay; an attempt whose bytes are not all acknowledged stays too."""
-    count = log_files.KEEP_ATTEMPTS + 3
+    count = watcher.KEEP_ATTEMPTS + 3
     for attempt in range(1, count + 1):
         bench.write(b"x\n", attempt)
     bench.newest = count
@@ -175,7 +176,7 @@ def test_old_attempts_leave_the_disk_only_when_shipped(bench: Bench) -> None:
     bench.ship(now=1.0)
     assert len(paths.attempts_on_disk(bench.directory)) == count
     bench.ship(now=2.0)
-    bench.ship(now=2.0 + log_files.QUIET_S)
+    bench.ship(now=2.0 + watcher.QUIET_S)
     assert paths.attempts_on_disk(bench.directory)[0] == 4
     assert all(bench.manager.log("w", f"{attempt}.out") == b"x\n" for attempt in range(1, count + 1))
 
@@ -199,7 +200,7 @@ def test_refusing_manager_is_left_in_peace_and_others_go_on(bench: Bench) -> Non
     assert bench.step(1.0) is False and len(bench.log_posts()) == posts
     assert bench.heard[0][0] == "log_trouble"
     bench.manager.refuse_status = 0
-    bench.ship(now=1.0 + logship.REFUSED_AGAIN_S)
+    bench.ship(now=1.0 + shipper.REFUSED_AGAIN_S)
     assert bench.manager.log("w") == b"x"
 
 
@@ -269,7 +270,7 @@ def test_a_backlog_is_shipped_with_the_times_it_was_written_at(tmp_path: Path, m
 def test_more_times_than_fit_in_a_post_make_more_posts(
     tmp_path: Path, manager: FakeManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logship, "MAX_RUNS", 3)
+    monkeypatch.setattr(shipper, "MAX_RUNS", 3)
     clock = [1000.0]
     bench = Bench(tmp_path / "w-0123456789", manager, wall=lambda: clock[0])
     for _ in range(8):
@@ -285,7 +286,7 @@ def test_more_times_than_fit_in_a_post_make_more_posts(
 def punches(path: str) -> bool:
     with open(path, "wb") as file:
         file.write(b"x" * 8192)
-    return not log_disk.punch_hole(path, 0, 4096)
+    return not retention.punch_hole(path, 0, 4096)
 
 
 MIB = 1024 * 1024
@@ -303,10 +304,9 @@ def test_without_a_manager_the_oldest_bytes_go_and_their_size_is_told(tmp_path: 
     bench.look(now=1.0)
     path = Path(paths.log_file(bench.directory, 1))
     assert path.stat().st_blocks * 512 > 9 * MIB, "the manager was there a moment ago"
-    bench.look(now=2.0 + log_files.AWAY_S)
+    bench.look(now=2.0 + watcher.AWAY_S)
     assert (
-        path.stat().st_blocks * 512 <= 3 * MIB + 8192 + log_files.MIN_AHEAD_BYTES
-        and path.stat().st_size == 10 * MIB + 6
+        path.stat().st_blocks * 512 <= 3 * MIB + 8192 + watcher.MIN_AHEAD_BYTES and path.stat().st_size == 10 * MIB + 6
     )
     manager.refuse_status = 0
     bench.fresh()
@@ -326,8 +326,8 @@ def test_a_finished_attempt_that_had_to_go_unshipped_is_told_with_its_size(
     bench.newest = 3
     bench.tell()
     bench.look(now=0.0)
-    bench.look(now=1.0 + log_files.AWAY_S)
-    bench.ship(now=1.0 + log_files.AWAY_S)
+    bench.look(now=1.0 + watcher.AWAY_S)
+    bench.ship(now=1.0 + watcher.AWAY_S)
     assert manager.gaps == [("w", "1.out", 0, 1_500_000)]
     assert manager.log("w", "2.out") == b"y" * 2_000_000 and manager.log("w", "3.out") == b"y" * 10
 
@@ -336,8 +336,8 @@ def test_where_no_hole_can_be_punched_the_log_is_trimmed_at_the_attempts_end(
     tmp_path: Path, manager: FakeManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Said once; a running child's file is never touched; what was trimmed is never sent as zeros."""
-    monkeypatch.setattr(log_disk, "punch_some", lambda _path, start, _end: ("Operation not supported", start))
-    monkeypatch.setattr(log_disk, "SEEK_DATA", 99)  # nor does it tell what is a hole
+    monkeypatch.setattr(retention, "punch_some", lambda _path, start, _end: ("Operation not supported", start))
+    monkeypatch.setattr(retention, "SEEK_DATA", 99)  # nor does it tell what is a hole
     bench = Bench(tmp_path / "w-0123456789", manager, keep_local_bytes=2 * MIB)
     data = os.urandom(6 * MIB + 100)
     bench.write(data)
