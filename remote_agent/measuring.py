@@ -12,11 +12,11 @@ from typing import Any, Callable, Optional
 from remote_agent import paths
 from remote_agent.agent.worker import WorkerSlot
 from remote_agent.gpus import NO_GPUS, GpuReader, Reading, attribute, driver_shows, fill_usage
+from remote_agent.health.hang import Rhythm, Suspicion
 from remote_agent.listening import Listening
 from remote_agent.proc_usage import Proc, Sample
 from remote_agent.protocol.messages import GpuUsage, HostUsage
 from remote_agent.protocol.states import RUNNING
-from remote_agent.suspicion import Rhythm, Suspicion
 from remote_agent.usage import choose_meter
 
 USAGE_EVERY_S = 5.0

@@ -23,9 +23,9 @@ from remote_agent.agent.session import Conversation, Registrar
 from remote_agent.agent.settings import AgentLog, AgentSettings
 from remote_agent.agent.worker import WorkerSlot, load_slots, longest_pause_s, remove_tree, stored_form, supersedes
 from remote_agent.allotment import Allotment
-from remote_agent.checks import Checks
 from remote_agent.free_port import FreePort
 from remote_agent.gpu_desk import GpuDesk
+from remote_agent.health.checks import Checks
 from remote_agent.host_disk import HostDisk
 from remote_agent.logs.search import LogSearcher
 from remote_agent.logs.shipper import LogShipper

@@ -13,8 +13,8 @@ import shlex
 from collections.abc import Callable
 from typing import Any, Optional
 
-from remote_agent import health
 from remote_agent.agent import rlimits as limits_module
+from remote_agent.health import schedule
 from remote_agent.paths import absolute
 from remote_agent.protocol.messages import Assignment, Hook, WorkerSpec, encode, launch_digest
 
@@ -108,7 +108,7 @@ def mistakes_in(spec: WorkerSpec) -> list[str]:
     texts += [spec.env_file] if isinstance(spec.env_file, str) else spec.env_file
     if any("\0" in text for text in texts):
         found.append("env_file, venv, conda, setup, user: a NUL character cannot be part of them")
-    return found + health.mistakes(spec)
+    return found + schedule.mistakes(spec)
 
 
 def hook_words(hook: Hook, kind: str) -> dict[str, Any]:

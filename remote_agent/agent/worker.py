@@ -17,7 +17,7 @@ from typing import Any, Optional
 from remote_agent import allotment, other_fleets, paths, state_files
 from remote_agent.agent import spec_file as spec_module
 from remote_agent.agent.granted import Granted
-from remote_agent.health import HealthMonitor
+from remote_agent.health.schedule import HealthMonitor
 from remote_agent.locks import lock_held
 from remote_agent.process_tree import Identity, boot_id, is_alive
 from remote_agent.protocol.messages import (

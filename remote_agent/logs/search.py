@@ -115,7 +115,7 @@ def look(python: str, search: LogSearch, places: list[list[str]], ending: thread
     """Have a process of its own look, and take what it has found by the deadline."""
     import subprocess
 
-    from remote_agent import errand  # seldom needed: it need not take up memory before
+    from remote_agent.health import errand  # seldom needed: it need not take up memory before
 
     began = time.monotonic()
     timeout_s = min(MAX_TIMEOUT_S, max(0.1, search.timeout_s))

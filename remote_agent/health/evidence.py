@@ -13,8 +13,9 @@ from collections import deque, namedtuple
 from itertools import islice
 from typing import Callable
 
-from remote_agent import errand, paths, proc_usage, process_tree
+from remote_agent import paths, proc_usage, process_tree
 from remote_agent.bounded import Bounded, HangsError
+from remote_agent.health import errand
 from remote_agent.protocol.messages import GpuUsage
 from remote_agent.runner.restart import signal_number
 

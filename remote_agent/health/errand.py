@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from typing import Any, Optional
 
 if __name__ == "__main__":  # -I leaves the script's directory out of the path; this is the release's
-    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 SCRIPT = os.path.abspath(__file__)
 STARTS_WITHIN_S = 10.0  # on a busy machine
@@ -117,7 +117,7 @@ def _load(request: "dict[str, Any]") -> "Any":
         )
     if request["check"]["type"] == "exec":
         return lambda request, worker: worker.run_command(request["check"], request["timeout_s"])
-    from remote_agent import probes
+    from remote_agent.health import probes
 
     probes.load()
     return _probe
@@ -126,7 +126,7 @@ def _load(request: "dict[str, Any]") -> "Any":
 def _probe(request: "dict[str, Any]", _worker: "_Worker") -> "Any":
     from types import SimpleNamespace
 
-    from remote_agent import probes
+    from remote_agent.health import probes
 
     try:
         return probes.probe(SimpleNamespace(**request["check"]), request["timeout_s"])

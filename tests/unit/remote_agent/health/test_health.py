@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from remote_agent import errand, paths, process_tree
-from remote_agent.health import Elsewhere, HealthMonitor, LogWatch, run_check
+from remote_agent import paths, process_tree
+from remote_agent.health import errand
+from remote_agent.health.schedule import Elsewhere, HealthMonitor, LogWatch, run_check
 from remote_agent.protocol.messages import HealthCheck
 from tests.waiting import wait_until
 

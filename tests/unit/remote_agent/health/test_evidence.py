@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from remote_agent import evidence, paths, proc_usage
-from remote_agent.evidence import Scene
+from remote_agent import paths, proc_usage
+from remote_agent.health import evidence
+from remote_agent.health.evidence import Scene
 from remote_agent.protocol.messages import GpuUsage
 from tests.waiting import wait_until
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from remote_agent.health.hang import Rhythm, Suspicion
 from remote_agent.proc_usage import Proc, read
 from remote_agent.protocol.messages import GpuUsage
-from remote_agent.suspicion import Rhythm, Suspicion
 from tests.waiting import wait_until
 
 

@@ -1,6 +1,6 @@
 """Runs the workers' health checks and acts on their verdicts: tells the runner, gathers evidence before a restart.
 
-Owns which checks are under way and which evidence is being gathered. The checks themselves are health.py's, what is
+Owns which checks are under way and which evidence is being gathered. The checks themselves are schedule.py's, what is
 written down evidence.py's; a restart is the runner's. Main loop only; knows no manager.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Callable, Optional
 
 from remote_agent.agent.worker import WorkerSlot
-from remote_agent.health import Due, Elsewhere, LogWatch, Result, timeout_of
+from remote_agent.health.schedule import Due, Elsewhere, LogWatch, Result, timeout_of
 from remote_agent.measuring import Measuring, log_mark
 from remote_agent.protocol.states import RUNNING
 from remote_agent.protocol.worker_spec import HealthCheck
@@ -151,7 +151,7 @@ class Checks:
 
 
 def _collect(facts: dict[str, Any]) -> Any:
-    from remote_agent import evidence  # seldom needed: it need not take up memory before
+    from remote_agent.health import evidence  # seldom needed: it need not take up memory before
 
     return evidence.collect(evidence.Scene(**facts))
 
@@ -160,7 +160,7 @@ def _check_elsewhere(python: str, facts: dict[str, Any], check: HealthCheck) -> 
     """By a process of its own. Never raises."""
     import shlex
 
-    from remote_agent import errand  # seldom needed: it need not take up memory before
+    from remote_agent.health import errand  # seldom needed: it need not take up memory before
 
     try:
         wanted = asdict(check)
@@ -177,7 +177,7 @@ def _check_elsewhere(python: str, facts: dict[str, Any], check: HealthCheck) -> 
 
 
 def _stat_elsewhere(python: str, facts: dict[str, Any], path: str, timeout_s: float) -> Any:
-    from remote_agent import errand
+    from remote_agent.health import errand
 
     try:
         found = errand.run(python, {**facts, "stat": path, "timeout_s": timeout_s})
