@@ -2,9 +2,9 @@
 
     python3 scripts/gpu_try.py [--seconds 10] [--no-load]
 
-Prints what NVML and nvidia-smi say through remote_agent/gpu_helper.py, puts a load on GPU 0 (by torch, else by the CUDA
-driver library itself) below a stand-in for a runner, and checks that this load is seen and attributed to its worker.
-Ends with 0 where all of it holds, 1 where not; 77 where there is no NVIDIA driver at all.
+Prints what NVML and nvidia-smi say through remote_agent/telemetry/nvml_helper.py, puts a load on GPU 0 (by torch, else
+by the CUDA driver library itself) below a stand-in for a runner, and checks that this load is seen and attributed to
+its worker. Ends with 0 where all of it holds, 1 where not; 77 where there is no NVIDIA driver at all.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import Any
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-from remote_agent import allotment, gpu_helper, gpus, proc_usage  # noqa: E402
 from remote_agent.health.hang import Suspicion  # noqa: E402
 from remote_agent.protocol.messages import WorkerUsage, encode  # noqa: E402
+from remote_agent.telemetry import gpu_allocator, gpus, nvml_helper, procfs  # noqa: E402
 
 HELD_BYTES = 1 << 30
 READ_AT_MOST_S = 5.0
@@ -67,14 +67,14 @@ def check(holds: bool, what: str) -> None:
 def sources() -> dict[str, list[dict[str, Any]]]:
     """What either source says by itself."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for name, read in (("nvml", lambda: gpu_helper.Nvml().read()), ("nvidia-smi", gpu_helper.read_smi)):
+    for name, read in (("nvml", lambda: nvml_helper.Nvml().read()), ("nvidia-smi", nvml_helper.read_smi)):
         started = time.monotonic()
         try:
             found[name] = read()  # type: ignore[no-untyped-call]
             print(
                 f"{name}: {(time.monotonic() - started) * 1000:.0f} ms", json.dumps(found[name], indent=1), flush=True
             )
-        except (gpu_helper.NoNvml, OSError, ValueError) as exc:
+        except (nvml_helper.NoNvml, OSError, ValueError) as exc:
             print(f"{name}: cannot be used: {exc}", flush=True)
     return found
 
@@ -108,16 +108,16 @@ def helper_reads(reader: gpus.GpuReader) -> gpus.Reading:
 
 
 def _resident_mib(reader: gpus.GpuReader) -> float:
-    found = proc_usage.read(reader._helper.pid) if reader._helper is not None else None
+    found = procfs.read(reader._helper.pid) if reader._helper is not None else None
     return round(found.rss_pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1) if found else 0.0
 
 
 def under_load(reader: gpus.GpuReader, before: gpus.Reading, seconds: float) -> None:
-    chosen, reason = allotment.choose("try", 1, before, {}, None)
+    chosen, reason = gpu_allocator.choose("try", 1, before, {}, None)
     print(f"allotment for one GPU: {chosen} {reason}", flush=True)
     check(chosen is not None, "a GPU can be handed out" + (f": {reason}" if reason else ""))
     index = chosen[0] if chosen else 0
-    environment = {**os.environ, **allotment.environment([index])}
+    environment = {**os.environ, **gpu_allocator.environment([index])}
     argv = [sys.executable, "-c", RUNNER, sys.executable, LOAD, str(seconds + 60)]
     runner = subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, start_new_session=True)
     try:
@@ -137,7 +137,7 @@ def _watch_load(reader: gpus.GpuReader, before: gpus.Reading, runner_pid: int, i
     suspicion, until, reading, said = Suspicion(), time.monotonic() + seconds, before, ""
     while True:
         time.sleep(1.0)
-        trees = proc_usage.trees_below({"try": runner_pid})
+        trees = procfs.trees_below({"try": runner_pid})
         reading = reader.read(time.monotonic())
         gpus.attribute(reading, {"try": runner_pid}, trees)
         said = suspicion.observe(
@@ -154,14 +154,14 @@ def _watch_load(reader: gpus.GpuReader, before: gpus.Reading, runner_pid: int, i
     idle = next((one.memory_used_bytes or 0 for one in before.gpus if one.index == index), 0)
     check((gpu.memory_used_bytes or 0) - idle >= HELD_BYTES, "the load's memory is seen")
     check(bool(gpu.utilization_percent), "the load's utilisation is seen")
-    tree = {process.pid for process in proc_usage.trees_below({"": runner_pid})[""]}
+    tree = {process.pid for process in procfs.trees_below({"": runner_pid})[""]}
     ours = [one for one in gpu.processes if one.worker_id == "try"]
     check(bool(ours) and all(one.pid in tree for one in ours), "the load's process is attributed to its worker")
     named = any((one.memory_bytes or 0) >= HELD_BYTES for one in ours)
     how = "by the driver's pids, with its memory" if named else "by open devices (the driver's pids are not ours)"
     print(f"attributed {how}", flush=True)
     check(usage.gpus == [index], "the worker's usage names this GPU and no other")
-    _, reason = allotment.choose("other", len(reading.gpus), reading, {}, None)
+    _, reason = gpu_allocator.choose("other", len(reading.gpus), reading, {}, None)
     check(f"GPU {index} is used by try" in reason, f"another worker would wait: {reason}")
     check(not said, f"a working job is not suspect {said}")
 

@@ -22,15 +22,11 @@ from remote_agent.agent.journal import Journal
 from remote_agent.agent.session import Conversation, Registrar
 from remote_agent.agent.settings import AgentLog, AgentSettings
 from remote_agent.agent.worker import WorkerSlot, load_slots, longest_pause_s, remove_tree, stored_form, supersedes
-from remote_agent.allotment import Allotment
 from remote_agent.free_port import FreePort
-from remote_agent.gpu_desk import GpuDesk
 from remote_agent.health.checks import Checks
-from remote_agent.host_disk import HostDisk
 from remote_agent.logs.search import LogSearcher
 from remote_agent.logs.shipper import LogShipper
 from remote_agent.logs.watcher import ShippedWorker
-from remote_agent.measuring import Measuring
 from remote_agent.protocol.messages import (
     AgentHeartbeat,
     AgentReply,
@@ -44,11 +40,15 @@ from remote_agent.protocol.messages import (
 )
 from remote_agent.protocol.states import SETTLED
 from remote_agent.runner.leases import boottime_ns
+from remote_agent.telemetry.gpu_allocator import Allotment
+from remote_agent.telemetry.gpu_desk import GpuDesk
+from remote_agent.telemetry.host import host_facts
+from remote_agent.telemetry.host_disk import HostDisk
+from remote_agent.telemetry.sampler import Measuring
 from remote_agent.transport.client import Addresses, Connection, Credentials
 from remote_agent.transport.negotiation import Channels
 from remote_agent.transport.readdress import AddressFile
 from remote_agent.transport.rotation import SecretRotation
-from remote_agent.usage import host_facts
 
 MAX_EVENTS = 500  # in one heartbeat
 WRITE_AGAIN_S = 2.0

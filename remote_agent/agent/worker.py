@@ -14,7 +14,7 @@ import time
 from dataclasses import asdict
 from typing import Any, Optional
 
-from remote_agent import allotment, other_fleets, paths, state_files
+from remote_agent import other_fleets, paths, state_files
 from remote_agent.agent import spec_file as spec_module
 from remote_agent.agent.granted import Granted
 from remote_agent.health.schedule import HealthMonitor
@@ -35,6 +35,7 @@ from remote_agent.protocol.states import ALIVE, BACKOFF, FAILED, RUNNING, SETTLE
 from remote_agent.runner import control
 from remote_agent.runner.leases import AWAITS_LEASE
 from remote_agent.runner.restart import needs_runner
+from remote_agent.telemetry import gpu_allocator
 
 RUNNER_RETRY_S = (0.0, 0.0, 0.5, 2.0, 5.0, 15.0, 30.0)
 CONNECT_AGAIN_S = 0.1
@@ -311,7 +312,7 @@ class WorkerSlot:
     def _write(self, assignment: Assignment, default_dir: str, base_env: dict[str, str]) -> None:
         content = spec_module.resolve(assignment, default_dir)
         content["grant"] = self._grant[1]
-        content["spec"]["env"].update(allotment.environment(self.gpus))
+        content["spec"]["env"].update(gpu_allocator.environment(self.gpus))
         run_as = content.get("start", {}).get("run_as")
         self.cwd, self.home = content["cwd"], run_as["home"] if run_as else ""
         self.other_user = bool(run_as) and run_as["uid"] != os.geteuid()

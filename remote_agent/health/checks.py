@@ -12,9 +12,9 @@ from typing import Any, Callable, Optional
 
 from remote_agent.agent.worker import WorkerSlot
 from remote_agent.health.schedule import Due, Elsewhere, LogWatch, Result, timeout_of
-from remote_agent.measuring import Measuring, log_mark
 from remote_agent.protocol.states import RUNNING
 from remote_agent.protocol.worker_spec import HealthCheck
+from remote_agent.telemetry.sampler import Measuring, log_mark
 
 EVIDENCE_PATIENCE_S = 30.0  # evidence.py ends by itself before; a host that hangs must not keep the job hung
 

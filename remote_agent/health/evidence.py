@@ -13,11 +13,12 @@ from collections import deque, namedtuple
 from itertools import islice
 from typing import Callable
 
-from remote_agent import paths, proc_usage, process_tree
+from remote_agent import paths, process_tree
 from remote_agent.bounded import Bounded, HangsError
 from remote_agent.health import errand
 from remote_agent.protocol.messages import GpuUsage
 from remote_agent.runner.restart import signal_number
+from remote_agent.telemetry import procfs
 
 WHOLE_S = 20.0  # all of it; whoever waits for it gives up a little later
 PROCESS_S = 2.0
@@ -70,7 +71,7 @@ def collect(scene: Scene) -> Evidence:
     deadline = time.monotonic() + WHOLE_S
     pages = _Pages()
     pages.add("why", f"{scene.worker_id}, attempt {scene.attempt}: {scene.reason}\n{_clock()}")
-    tree = proc_usage.trees_below({"": scene.runner_pid})[""] if scene.runner_pid else []
+    tree = procfs.trees_below({"": scene.runner_pid})[""] if scene.runner_pid else []
     bounded = Bounded()
     pages.add("processes", "\n".join(map(_line, tree[:MAX_PROCESSES])) or "none")
     for process in tree[:MAX_PROCESSES]:
@@ -99,7 +100,7 @@ def _within(bounded: Bounded, deadline: float, pid: int, look: Callable[[int], s
         return f"cannot be looked at: {exc}"
 
 
-def _line(process: proc_usage.Proc) -> str:
+def _line(process: procfs.Proc) -> str:
     return f"pid {process.pid} parent {process.ppid} state {process.state} threads {process.threads} {process.name}"
 
 
@@ -109,7 +110,7 @@ def _look(pid: int) -> str:
     for thread in _threads(pid):
         folder = f"/proc/{pid}/task/{thread}"
         waits = " ".join(f"{name}={_first_line(f'{folder}/{name}')}" for name in ("comm", "wchan", "syscall"))
-        found = proc_usage.read(int(thread)) if thread == str(pid) else None
+        found = procfs.read(int(thread)) if thread == str(pid) else None
         state = found.state if found else _field(f"{folder}/status", "State")
         parts.append(f"thread {thread} state={state} {waits}")
         stack = _content(f"{folder}/stack", 2000)
@@ -156,7 +157,7 @@ def _gpu_line(gpu: GpuUsage) -> str:
     )
 
 
-def _python_stacks(pages: _Pages, tree: list[proc_usage.Proc], scene: Scene, deadline: float) -> None:
+def _python_stacks(pages: _Pages, tree: list[procfs.Proc], scene: Scene, deadline: float) -> None:
     """py-spy, where the job's PATH has one: it needs no help of the process it looks at. With the rights of the
     worker's user, for who writes to that PATH is not known."""
     for process in tree[:MAX_PROCESSES]:
@@ -234,7 +235,7 @@ def _log_tail(directory: str, attempt: int) -> list[str]:
     return lines
 
 
-def _summary(tree: list[proc_usage.Proc], last: list[str]) -> str:
+def _summary(tree: list[procfs.Proc], last: list[str]) -> str:
     """One line for the event's reason."""
     if not tree:
         return "no process of it is left"

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections import namedtuple
 from typing import Any, Optional
 
-from remote_agent.proc_usage import Proc
 from remote_agent.protocol.messages import GpuUsage
 from remote_agent.runner.restart import duration_in_words
+from remote_agent.telemetry.procfs import Proc
 
 ZOMBIE_AFTER_S = 30.0
 STOPPED_AFTER_S = 10.0
@@ -82,7 +82,8 @@ class Suspicion:
         self, attempt: int, tree: list[Proc], log_mark: Any, gpus: list[GpuUsage], now: float, waiting: bool = False
     ) -> str:
         """`tree`: every process; `gpus`: those it uses; `waiting`: it listens and nobody
-        is connected (listening.py), so neither silence nor idleness means anything. Returns the evidence or ""."""
+        is connected (telemetry/listening.py), so neither silence nor idleness means anything. Returns the evidence or
+        ""."""
         if attempt != self._attempt:
             self._attempt, self._cases, self._gpus = attempt, {}, {}
             self.rhythm.begin(now)

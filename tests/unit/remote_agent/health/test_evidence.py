@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from remote_agent import paths, proc_usage
+from remote_agent import paths
 from remote_agent.health import evidence
 from remote_agent.health.evidence import Scene
 from remote_agent.protocol.messages import GpuUsage
+from remote_agent.telemetry import procfs
 from tests.waiting import wait_until
 
 
@@ -28,7 +29,7 @@ class Job(NamedTuple):
     runner_pid: int
 
     def alive(self) -> bool:
-        found = proc_usage.read(self.pid)
+        found = procfs.read(self.pid)
         return found is not None and found.state != "Z"
 
 
@@ -43,7 +44,7 @@ def job(tmp_path: Path, code: str) -> Iterator[Job]:
         runner = subprocess.Popen([sys.executable, "-c", RUNNER, code], stdout=log, stderr=log, start_new_session=True)
     try:
         wait_until(lambda: "up" in log_text(tmp_path), what="the job is up")
-        yield Job(proc_usage.trees_below({"w": runner.pid})["w"][0].pid, runner.pid)
+        yield Job(procfs.trees_below({"w": runner.pid})["w"][0].pid, runner.pid)
     finally:
         os.killpg(runner.pid, signal.SIGKILL)
         runner.wait()
@@ -54,7 +55,7 @@ def log_text(tmp_path: Path) -> str:
 
 
 def scene(tmp_path: Path, process: Job, **more: Any) -> Scene:
-    found = proc_usage.read(process.pid)
+    found = procfs.read(process.pid)
     assert found is not None
     facts = dict(
         worker_id="w1", directory=str(tmp_path), attempt=2, runner_pid=process.runner_pid, pid=process.pid,

@@ -16,13 +16,14 @@ from typing import Any
 
 import pytest
 
-from remote_agent import disk_space, host_disk, paths, process_tree, state_files
+from remote_agent import disk_space, paths, process_tree, state_files
 from remote_agent.agent.worker import WorkerSlot
 from remote_agent.locks import lock_held
 from remote_agent.logs.watcher import KEEP_TAIL_BYTES, MIN_AHEAD_BYTES, LogFiles, ShippedWorker
 from remote_agent.protocol.messages import Assignment, WorkerSpec
 from remote_agent.runner import control
 from remote_agent.state_files import SLOT_BYTES
+from remote_agent.telemetry import host_disk
 from tests.unit.runner_rig import FOREVER, PYTHON, ROOT, Rig, alive
 from tests.waiting import wait_until
 

@@ -7,8 +7,8 @@ first attempt until it is settled: through its restarts, and through restarts of
 from __future__ import annotations
 
 from remote_agent.agent.worker import WorkerSlot
-from remote_agent.allotment import Allotment, allowed_by
-from remote_agent.measuring import Measuring
+from remote_agent.telemetry.gpu_allocator import Allotment, allowed_by
+from remote_agent.telemetry.sampler import Measuring
 
 
 class GpuDesk:

@@ -10,9 +10,9 @@ import pwd
 import sys
 from typing import Union
 
-from remote_agent import proc_usage
-from remote_agent.proc_usage import ProcMeter, Sample
 from remote_agent.protocol.messages import HostFacts
+from remote_agent.telemetry import procfs
+from remote_agent.telemetry.procfs import ProcMeter, Sample
 
 
 class NoMeter:
@@ -26,7 +26,7 @@ Meter = Union[ProcMeter, NoMeter]
 
 
 def choose_meter(disk_path: str) -> Meter:
-    return ProcMeter(disk_path) if proc_usage.available() else NoMeter()
+    return ProcMeter(disk_path) if procfs.available() else NoMeter()
 
 
 def host_facts() -> HostFacts:

@@ -8,9 +8,9 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remote_agent.allotment import Allotment, allowed_by, choose, environment
-from remote_agent.gpus import NO_GPUS, Reading
 from remote_agent.protocol.messages import GpuProcess, GpuUsage
+from remote_agent.telemetry.gpu_allocator import Allotment, allowed_by, choose, environment
+from remote_agent.telemetry.gpus import NO_GPUS, Reading
 
 
 def reading(*users: list[GpuProcess]) -> Reading:

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from remote_agent import measuring as module
 from remote_agent import paths
 from remote_agent.agent.worker import WorkerSlot
-from remote_agent.gpus import Reading
-from remote_agent.measuring import Measuring, log_mark
-from remote_agent.proc_usage import Proc, Sample
 from remote_agent.protocol.messages import GpuProcess, GpuUsage, HostUsage, WorkerUsage
+from remote_agent.telemetry import sampler as module
+from remote_agent.telemetry.gpus import Reading
+from remote_agent.telemetry.procfs import Proc, Sample
+from remote_agent.telemetry.sampler import Measuring, log_mark
 
 STOPPED = Proc(42, 41, "python", "T", 5, 1, 1000, 10)
 

@@ -10,8 +10,8 @@ import os
 from typing import Optional
 
 from remote_agent import paths
-from remote_agent.gpus import Reading
 from remote_agent.protocol.messages import GpuProcess, GpuUsage
+from remote_agent.telemetry.gpus import Reading
 
 CUDA_DEVICES = "CUDA_VISIBLE_DEVICES"
 # CUDA numbers the fastest first by default; NVML and nvidia-smi count along the bus, and so do we.

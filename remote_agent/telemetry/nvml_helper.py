@@ -1,6 +1,6 @@
 """A process of its own that reads the NVIDIA GPUs: one line in, one line of JSON out. Ends when its input ends.
 
-Run as a script (`python -I -S gpu_helper.py`), it imports nothing of ours. A process, because a hung driver can hold a
+Run as a script (`python -I -S nvml_helper.py`), it imports nothing of ours. A process, because a hung driver can hold a
 caller so hard that even SIGKILL waits: the agent must never be that caller. NVML through ctypes; where the library is
 missing, nvidia-smi. `trouble` says in words what cannot be read.
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from remote_agent.listening import Listening, waits_for_connections
-from remote_agent.proc_usage import Proc, Sample
 from remote_agent.protocol.messages import WorkerUsage
+from remote_agent.telemetry.listening import Listening, waits_for_connections
+from remote_agent.telemetry.procfs import Proc, Sample
 from tests.waiting import wait_until
 
 TCP = "s.bind(('127.0.0.1', 0)); s.listen(); print(s.getsockname()[1], flush=True); c, _ = s.accept(); time.sleep(60)"

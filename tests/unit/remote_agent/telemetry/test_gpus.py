@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from remote_agent import gpus, proc_usage
 from remote_agent.protocol.messages import GpuProcess, GpuUsage, WorkerUsage
+from remote_agent.telemetry import gpus, procfs
 from tests.fake_gpus import GIB, FakeGpus, gpu
 from tests.waiting import wait_until
 
@@ -104,7 +104,7 @@ def test_a_host_without_a_driver_starts_no_helper(tmp_path: Path, monkeypatch: p
 @pytest.fixture
 def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(["sleep", "600"])
-    wait_until(lambda: (found := proc_usage.read(process.pid)) is not None and found.name == "sleep", what="exec")
+    wait_until(lambda: (found := procfs.read(process.pid)) is not None and found.name == "sleep", what="exec")
     yield process
     process.kill()
     process.wait()
@@ -133,7 +133,7 @@ def test_pids_of_another_namespace_are_not_mistaken_for_ours(
 ) -> None:
     """In a container: who of our tree has the device open uses the GPU."""
     nobody = 2**22 + 5
-    trees = {"w1": [proc_usage.read(sleeper.pid)]}
+    trees = {"w1": [procfs.read(sleeper.pid)]}
     reading = reading_with(nobody)
     gpus.attribute(reading, {"w1": os.getpid()}, trees)  # type: ignore[arg-type]
     assert [(one.pid, one.worker_id, one.name) for one in reading.gpus[0].processes] == [(nobody, "", "")]
@@ -147,7 +147,7 @@ def test_an_open_device_counts_only_where_pids_fail_and_only_on_its_own_gpus(
 ) -> None:
     """CUDA opens every device: an idle GPU beside a worker's must stay free."""
     monkeypatch.setattr(gpus, "_has_open", lambda pid, device: True)
-    process = proc_usage.read(sleeper.pid)
+    process = procfs.read(sleeper.pid)
     assert process is not None
     trees, runners = {"w1": [process]}, {"w1": os.getpid()}
     own = GpuUsage(0, memory_used_bytes=8 * GIB, processes=[GpuProcess(sleeper.pid, GIB)])

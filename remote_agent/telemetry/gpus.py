@@ -1,6 +1,6 @@
 """The GPUs of this host as the agent sees them: read by a helper process with a deadline, and whose processes use them.
 
-Owns the helper (gpu_helper.py), which is started only where a driver shows. A helper that hangs is killed and left; no
+Owns the helper (nvml_helper.py), which is started only where a driver shows. A helper that hangs is killed and left; no
 other is started while it is still there. Knows neither workers' states nor who may use what. One thread at a time may
 call `read`.
 """
@@ -15,8 +15,8 @@ import time
 from collections import namedtuple
 from typing import Any, Optional
 
-from remote_agent import proc_usage
 from remote_agent.protocol.messages import GpuProcess, GpuUsage, WorkerUsage
+from remote_agent.telemetry import procfs
 
 READ_TIMEOUT_S = 10.0
 FIRST_READ_TIMEOUT_S = 30.0  # without persistence mode the driver initialises every GPU first
@@ -24,7 +24,7 @@ AGAIN_AFTER_FAILURE_S = 60.0
 MAX_ANSWER_BYTES = 1024 * 1024
 SURELY_USED_BYTES = 1 << 30  # an idle GPU's driver itself takes up to some 600 MB
 DRIVER_SIGNS = ("/dev/nvidiactl", "/dev/nvidia0", "/proc/driver/nvidia/version", "/dev/dxg")
-HELPER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "gpu_helper.py")
+HELPER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "nvml_helper.py")
 
 # present: a driver shows on this host. minors: GPU index -> N of /dev/nvidiaN.
 Reading = namedtuple("Reading", ["present", "gpus", "minors", "trouble", "source", "at"])
@@ -136,7 +136,7 @@ def _gpu(data: dict[str, Any]) -> GpuUsage:
 def attribute(
     reading: Reading,
     runner_pids: dict[str, int],
-    trees: dict[str, list[proc_usage.Proc]],
+    trees: dict[str, list[procfs.Proc]],
     held: Optional[dict[str, list[int]]] = None,
 ) -> None:
     """Fill in name, user and worker of each process on each GPU.
@@ -160,23 +160,23 @@ def attribute(
 
 def _describe(process: GpuProcess, workers: dict[int, str]) -> bool:
     """False where there is no such process in this pid namespace."""
-    found = proc_usage.read(process.pid)
+    found = procfs.read(process.pid)
     if found is None:
         return False
     process.name = found.name
     process.user = owner(process.pid)
-    ancestor: Optional[proc_usage.Proc] = found
+    ancestor: Optional[procfs.Proc] = found
     for _ in range(100):
         if ancestor is None or ancestor.ppid <= 1:
             break
         if ancestor.ppid in workers:
             process.worker_id = workers[ancestor.ppid]
             break
-        ancestor = proc_usage.read(ancestor.ppid)
+        ancestor = procfs.read(ancestor.ppid)
     return True
 
 
-def _openers(device: str, trees: dict[str, list[proc_usage.Proc]]) -> list[GpuProcess]:
+def _openers(device: str, trees: dict[str, list[procfs.Proc]]) -> list[GpuProcess]:
     found = []
     for worker_id, tree in trees.items():
         for process in tree:

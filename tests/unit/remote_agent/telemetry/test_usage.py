@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from remote_agent import proc_usage, usage
 from remote_agent.bounded import Bounded, HangsError
+from remote_agent.telemetry import host as usage
+from remote_agent.telemetry import procfs
 from tests.waiting import wait_until
 
 BURN = "while True: pass"
@@ -53,7 +54,7 @@ def of(runner: subprocess.Popen[bytes]) -> dict[str, int]:
 
 def test_the_host_is_measured_without_any_package(tmp_path: Path) -> None:
     meter = usage.choose_meter(str(tmp_path))
-    assert isinstance(meter, proc_usage.ProcMeter) and meter.available
+    assert isinstance(meter, procfs.ProcMeter) and meter.available
     meter.sample({}, now=100.0)
     time.sleep(0.05)
     host = meter.sample({}, now=101.0).host
@@ -66,7 +67,7 @@ def test_the_host_is_measured_without_any_package(tmp_path: Path) -> None:
 
 def test_without_proc_usage_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Such a host works all the same."""
-    monkeypatch.setattr(proc_usage, "available", lambda: False)
+    monkeypatch.setattr(procfs, "available", lambda: False)
     meter = usage.choose_meter(str(tmp_path))
     assert not meter.available
     assert meter.sample({"w": 1}).host is None
@@ -74,7 +75,7 @@ def test_without_proc_usage_is_unavailable(tmp_path: Path, monkeypatch: pytest.M
 
 def test_the_whole_tree_below_the_runner_is_measured_without_the_runner(tmp_path: Path) -> None:
     """A busy grandchild counts; its parent's parent, the runner, does not."""
-    meter = proc_usage.ProcMeter(str(tmp_path))
+    meter = procfs.ProcMeter(str(tmp_path))
     with child(WITH_GRANDCHILD) as runner:
         assert wait_until(
             lambda: meter.sample(of(runner)).workers["w"].processes == 2, what="child and grandchild seen"
@@ -90,7 +91,7 @@ def test_memory_shared_by_a_fork_is_counted_once_in_pss(tmp_path: Path) -> None:
     """RSS counts the parent's 60 MiB in the child again; PSS does not."""
     script = "import os,time; a=bytearray(60*1024*1024); p=os.fork(); p and print('up',flush=True); time.sleep(60)"
     with child(script) as runner:
-        measured = proc_usage.ProcMeter(str(tmp_path)).sample(of(runner)).workers["w"]
+        measured = procfs.ProcMeter(str(tmp_path)).sample(of(runner)).workers["w"]
         assert measured.processes == 2
         assert measured.rss_bytes > 110 * MIB
         assert measured.pss_bytes is not None and 55 * MIB < measured.pss_bytes < 100 * MIB
@@ -103,7 +104,7 @@ def test_files_and_threads_are_counted_over_the_tree(tmp_path: Path) -> None:
         "print('up',flush=True); time.sleep(60)"
     )
     with child(script) as runner:
-        measured = proc_usage.ProcMeter(str(tmp_path)).sample(of(runner)).workers["w"]
+        measured = procfs.ProcMeter(str(tmp_path)).sample(of(runner)).workers["w"]
         assert measured.fds is not None and 40 <= measured.fds < 60
         assert measured.threads == 6
 
@@ -117,14 +118,14 @@ def test_bytes_written_to_disk_become_a_rate(tmp_path: Path) -> None:
     )
     with child(script, str(tmp_path / "out")) as runner:
         assert runner.stdin is not None
-        meter = proc_usage.ProcMeter(str(tmp_path))
+        meter = procfs.ProcMeter(str(tmp_path))
         first = meter.sample(of(runner), now=100.0).workers["w"]
         if first.written_bytes is None:
             pytest.skip("this kernel does not account I/O by process")
         runner.stdin.write(b"go\n")
         runner.stdin.flush()
         wait_until(lambda: (tmp_path / "out").exists() and (tmp_path / "out").stat().st_size == 8 * MIB, what="written")
-        wait_until(lambda: len(proc_usage.trees_below(of(runner))["w"]) == 1, what="the writer collected")
+        wait_until(lambda: len(procfs.trees_below(of(runner))["w"]) == 1, what="the writer collected")
         second = meter.sample(of(runner), now=102.0).workers["w"]
         if second.written_bytes == first.written_bytes:
             pytest.skip("this file system does not account what is written")
@@ -136,7 +137,7 @@ def test_a_zombie_is_in_the_tree_but_counts_for_nothing(tmp_path: Path) -> None:
     """Its state is what the look for hangs needs."""
     script = "import os,time; p=os.fork() or os._exit(0); time.sleep(0.2); print('up',flush=True); time.sleep(60)"
     with child(script) as runner:
-        sample = proc_usage.ProcMeter(str(tmp_path)).sample(of(runner))
+        sample = procfs.ProcMeter(str(tmp_path)).sample(of(runner))
         assert sample.workers["w"].processes == 1
         assert sorted(process.state for process in sample.trees["w"])[-1] == "Z"
 
@@ -145,7 +146,7 @@ def test_a_runner_that_has_gone_measures_as_nothing(tmp_path: Path) -> None:
     """Between exit and report the pid may be anybody's or nobody's."""
     process = subprocess.Popen(["true"])
     process.wait()
-    assert proc_usage.ProcMeter(str(tmp_path)).sample({"w": process.pid}).workers["w"].processes == 0
+    assert procfs.ProcMeter(str(tmp_path)).sample({"w": process.pid}).workers["w"].processes == 0
 
 
 def test_a_call_that_hangs_is_left_and_not_made_again_while_it_hangs() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from typing import Iterable
 
-from remote_agent.proc_usage import Sample
+from remote_agent.telemetry.procfs import Sample
 
 LOOK_EVERY_S = 30.0
 IDLE_PERCENT = 1.0  # of one core; above it nobody asks
