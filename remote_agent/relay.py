@@ -1,7 +1,7 @@
 """The host's end of a tunnel: connections to a port of this machine go over the installer's session to the manager.
 
-Runs inside `install.py session` (over the manager's SSH) until that ends. Only one for each agent: a new one ends the
-one before it, whose connection may be dead without having noticed. Needs no forwarding by sshd.
+Runs inside `remote_agent.install session` (over the manager's SSH) until that ends. Only one for each agent: a new one
+ends the one before it, whose connection may be dead without having noticed. Needs no forwarding by sshd.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import socket
 import time
 from typing import Callable
 
+from remote_agent.install.release import InstallError
 from remote_agent.mux import Mux, MuxEnded, Wire
-from remote_agent.release import InstallError
 
 FIRST_PORT, PORTS = 20000, 12000  # below what the kernel gives to outgoing connections
 TRIES = 64

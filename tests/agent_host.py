@@ -18,8 +18,9 @@ from typing import Any
 
 import pytest
 
-from remote_agent import agent_process, locks, paths
+from remote_agent import locks, paths
 from remote_agent.agent import settings
+from remote_agent.install import process
 from tests.fake_manager import FakeManager
 from tests.waiting import wait_until
 
@@ -45,7 +46,7 @@ class Host:
         self.agent: subprocess.Popen[bytes] | None = None
 
     def start(self) -> subprocess.Popen[bytes]:
-        command = agent_process.arguments(self.python, self.directory)
+        command = process.arguments(self.python, self.directory)
         self.agent = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
         return self.agent
 

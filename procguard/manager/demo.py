@@ -28,7 +28,7 @@ from procguard.manager import daemon
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 INVENTORY = os.path.join(ROOT, "inventory", "demo.yaml")
-INSTALLER = os.path.join(ROOT, "remote_agent", "install.py")
+INSTALLER = os.path.join(ROOT, "remote_agent", "install", "__main__.py")
 DEFAULT_PORT = 5000
 READY_TIMEOUT_S = 30.0
 DEPLOY_TIMEOUT_S = 120.0

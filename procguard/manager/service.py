@@ -1,7 +1,7 @@
 """What starts the manager at boot and again when it dies: a systemd user unit where there is one, else cron.
 
 Owns the unit and the cron lines of one manager, told apart by its state; writes nothing else. How units and crontabs
-are written is the agent's keepalive.py.
+are written is the agent's install/keepalive.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from procguard.config.schema import Config
 from procguard.errors import Conflict
-from remote_agent.keepalive import KeepAlive, systemd_quote
+from remote_agent.install.keepalive import KeepAlive, systemd_quote
 
 
 class ManagerService(KeepAlive):

@@ -108,7 +108,7 @@ def _how_to_start(agent_dir: str, data: "dict[str, Any]") -> str:
     """Workers live on without their agent; it is the link to the manager."""
     if data.get("kind") == "launcher":
         return "its launcher has ended; what runs below is adopted when start_worker.sh is started again"
-    installer = os.path.join(paths.current_release(agent_dir), "remote_agent", "install.py")
+    installer = os.path.join(paths.current_release(agent_dir), "remote_agent", "install", "__main__.py")
     return f"to start it: {data.get('python') or 'python3'} {installer} start --dir {agent_dir}"
 
 

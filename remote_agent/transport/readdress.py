@@ -2,7 +2,8 @@
 
 `hand_over` runs on the host, sent with the session that recovery opens; `AddressFile` is the agent's. Only addresses
 change: the agent's identity, its secret and the key by which it knows its manager stay as they are, and a new address
-counts only if it proves that key from this host (reach.py). Neither agent nor runners nor children are restarted.
+counts only if it proves that key from this host (install/reachability.py). Neither agent nor runners nor children are
+restarted.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from remote_agent import paths
 from remote_agent.transport.tls import Trust
 
 if TYPE_CHECKING:
-    from remote_agent.installer import Installer
+    from remote_agent.install.installer import Installer
 
 Json = Dict[str, Any]
 
@@ -27,13 +28,13 @@ def hand_over(installer: Installer, manager: Json) -> Json:
     where none works, with "fixed": the address that the inventory sets, or "tunnel": true where it has a tunnel; {}
     where the agent's own addresses work.
     """
-    from remote_agent import reach
+    from remote_agent.install import reachability
 
     config = installer.config()
     known = [str(url) for url in config.get("manager_urls") or []]
     trust = Trust(config.get("manager_ca", ""), bool(config.get("manager_any_name")))
     identity = (config.get("agent_id", ""), installer.fleet_id, config.get("proof_key", ""))
-    own = reach.Probe(*identity, trust)
+    own = reachability.Probe(*identity, trust)
     if own.find(known):
         return {}
     fixed, tunnel_url = str(config.get("manager_fixed") or ""), str(config.get("tunnel_url") or "")
@@ -43,7 +44,7 @@ def hand_over(installer: Installer, manager: Json) -> Json:
         trust = Trust(manager.get("manager_ca", ""), bool(manager.get("manager_any_name")))
     given = {**manager, "tunnel_url": tunnel_url}
     candidates = [url for url in installer.candidates(given) if url not in known]
-    probe = reach.Probe(*identity, trust)
+    probe = reachability.Probe(*identity, trust)
     found = probe.find(candidates) if candidates else None
     if found is None:
         return {"unreached": {**own.failures, **probe.failures}, "tunnel": bool(tunnel_url)}

@@ -137,7 +137,7 @@ def next_secret_file(agent_dir: str) -> str:
 
 @contextlib.contextmanager
 def _installers_lock(agent_dir: str) -> Any:
-    """Whether this side has it now (installer.py holds it over a whole deployment)."""
+    """Whether this side has it now (install/installer.py holds it over a whole deployment)."""
     fd = os.open(os.path.join(agent_dir, "install.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         yield locks.lock_within(fd, LOCK_WITHIN_S)

@@ -105,7 +105,7 @@ def agent_alone(world: World) -> None:
         host.kill(agent)
     (directory,) = host.path(HOME).glob(f"*/{host.name}")
     inside = f"{HOME}/{directory.parent.name}/{host.name}"
-    host.run(f"python3 -I {inside}/current/remote_agent/install.py ensure --dir {inside}")
+    host.run(f"python3 -I {inside}/current/remote_agent/install/__main__.py ensure --dir {inside}")
     assert len(jobs.agents(host)) == 1
 
 

@@ -17,8 +17,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from remote_agent import agent_process, paths
+from remote_agent import paths
 from remote_agent.agent import settings
+from remote_agent.install import process
 from remote_agent.protocol import messages
 from tests.agent_host import end_runners
 from tests.fleet.manager import Manager, own_environment
@@ -94,9 +95,7 @@ class Rig:
 
     def start_agent(self) -> None:
         with open(self.directory / "agent.console", "ab") as console:
-            self.agent = subprocess.Popen(
-                agent_process.arguments(sys.executable, self.agent_dir), cwd=ROOT, stderr=console
-            )
+            self.agent = subprocess.Popen(process.arguments(sys.executable, self.agent_dir), cwd=ROOT, stderr=console)
 
     def kill_agent(self) -> None:
         """SIGKILL: it gets no word out and saves nothing."""

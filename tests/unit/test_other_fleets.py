@@ -13,10 +13,10 @@ import pytest
 
 from remote_agent import other_fleets, paths
 from remote_agent.agent.worker import WorkerSlot
-from remote_agent.install import Session
-from remote_agent.installer import Installer
+from remote_agent.install.__main__ import Session
+from remote_agent.install.installer import Installer
+from remote_agent.install.release import InstallError
 from remote_agent.protocol.messages import Assignment, WorkerSpec
-from remote_agent.release import InstallError
 
 OURS, THEIRS = "f-ours", "f-theirs"
 

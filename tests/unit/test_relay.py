@@ -19,20 +19,20 @@ from typing import Any
 import pytest
 
 from remote_agent import paths, relay
-from remote_agent.install import LINE_MARK
+from remote_agent.install.__main__ import LINE_MARK
+from remote_agent.install.release import InstallError
 from remote_agent.mux import OPEN, PING, Frames, frame
-from remote_agent.release import InstallError
 from tests.waiting import wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 class Session:
-    """`install.py session` as the manager's SSH starts it, asked for a relay."""
+    """`install/__main__.py session` as the manager's SSH starts it, asked for a relay."""
 
     def __init__(self, fleet_id: str, home: Path, **request: Any) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(REPOSITORY / "remote_agent" / "install.py"), "session"],
+            [sys.executable, "-I", "-S", str(REPOSITORY / "remote_agent" / "install" / "__main__.py"), "session"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )

@@ -51,8 +51,8 @@ class Sources:
         made = zlib.decompress((cls.codes if same else cls.sources)[name])
         exec(marshal.loads(made) if same else compile(made, name, "exec"), module.__dict__)
 sys.meta_path.insert(0, Sources)
-import os, remote_agent.install
-code = remote_agent.install.main(["session"])
+import os, remote_agent.install.__main__
+code = remote_agent.install.__main__.main(["session"])
 sys.stdout.flush()
 os._exit(code)
 """
@@ -82,7 +82,7 @@ def installer_sources() -> dict[str, str]:
     """Module name -> source of the installer and all it imports of its own package. The installer runs from memory with
     these; everything else it finds in the release it unpacked."""
     sources: dict[str, str] = {}
-    waiting = ["remote_agent.install"]
+    waiting = ["remote_agent.install.__main__"]
     while waiting:
         name = waiting.pop()
         if name in sources:
@@ -183,11 +183,12 @@ def pack(files: dict[str, bytes]) -> bytes:
 
 
 def installer_zip() -> bytes:
-    """install.py with all it imports, as one file for any Python >= 3.9: `python3 install.pyz status --home …`."""
+    """remote_agent.install with all it imports, as one file for any Python >= 3.9: `python3 install.pyz status --home
+    …`."""
     sources = installer_sources()
     files = {f"{name.replace('.', '/')}.py": source for name, source in sources.items()}
     files |= {f"{name.replace('.', '/')}/__init__.py": "" for name in _packages(sources)}
-    files["__main__.py"] = "import sys\n\nfrom remote_agent.install import main\n\nsys.exit(main())\n"
+    files["__main__.py"] = "import sys\n\nfrom remote_agent.install.__main__ import main\n\nsys.exit(main())\n"
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in sorted(files):
@@ -197,7 +198,8 @@ def installer_zip() -> bytes:
 
 @_once
 def bootstrap() -> bytes:
-    """The bytes that turn a bare `python3` on a host into `install.py session`: sources, and byte code beside them."""
+    """The bytes that turn a bare `python3` on a host into `remote_agent.install session`: sources, and byte code beside
+    them."""
     packages = _packages(installer_sources())
     sources = dict.fromkeys(packages, b"")
     codes = {name: marshal.dumps(compile("", name, "exec")) for name in packages}

@@ -509,7 +509,8 @@ class Deployer:
             time.sleep(POLL_S)
 
     def await_removal(self, agent_id: str) -> None:
-        """Until the agent has told that its workers are gone. One that is not connected can't: install.py asks then."""
+        """Until the agent has told that its workers are gone. One that is not connected can't: remote_agent.install
+        asks then."""
         deadline = time.monotonic() + REMOVAL_TIMEOUT_S
         while time.monotonic() < deadline:
             left = [worker for worker in self._client.workers(host=agent_id) if worker.get("agent") == agent_id]

@@ -244,7 +244,7 @@ def _agent(found: dict[str, Any]) -> Step:
     if not found.get("installed"):
         return Step("agent", "bad", "not installed", "invoke deploy --hosts … --limit this host")
     if found.get("stopped_by_hand"):
-        return Step("agent", "bad", "stopped by hand with install.py stop", "a deploy starts it again")
+        return Step("agent", "bad", "stopped by hand with remote_agent.install stop", "a deploy starts it again")
     if not found.get("running"):
         return Step("agent", "bad", "installed, but not running", "a deploy starts it; see agent.log on the host")
     wanted = bundle.build().sha256[:16]

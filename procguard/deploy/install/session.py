@@ -1,6 +1,7 @@
 """The installer's session with one host, over any pipe: JSON lines out, marked JSON lines back, hard deadlines.
 
-Owns the order of the messages (see `remote_agent.install.Session`); knows neither SSH nor processes: it is handed a
+Owns the order of the messages (see `remote_agent.install.__main__.Session`); knows neither SSH nor processes: it is
+handed a
 `Pipe`. Everything goes over stdin, nothing over argv: no quoting, no secret in a process list.
 """
 
@@ -16,7 +17,7 @@ from typing import Any, Literal, Protocol
 from procguard.deploy.ssh.credentials import BECOME_PASSWORD
 from procguard.deploy.ssh.target import USER_NAME, Target
 from procguard.errors import HostError
-from remote_agent.install import LINE_MARK
+from remote_agent.install.__main__ import LINE_MARK
 
 MAX_NOISE_BYTES = 256 * 1024  # banners that a login shell may print before the session speaks
 MAX_LINE_BYTES = 4 * 1024 * 1024

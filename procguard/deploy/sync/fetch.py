@@ -17,7 +17,7 @@ from procguard.console import tables
 from procguard.deploy.install.rollout import HostResult, Listener, Plan, Rollout
 from procguard.deploy.install.session import HostSession, Sessions
 from procguard.errors import HostError, UsageError
-from remote_agent.file_finder import PIECE_BYTES
+from remote_agent.install.files import PIECE_BYTES
 from remote_agent.protocol import messages
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 from procguard.errors import UsageError
-from remote_agent.code_folder import BLOCK_BYTES, KEPT, MAX_ENTRIES, digest_of
+from remote_agent.install.project_sync.folder import BLOCK_BYTES, KEPT, MAX_ENTRIES, digest_of
 
 VARIABLE = "procguard_sync"
 KEYS = ("src", "dest", "exclude")
@@ -69,7 +69,8 @@ def read(value: Any, base: str, where: str, tell: Tell) -> tuple[Sync, ...]:
 
 @dataclass(frozen=True)
 class Source:
-    """What is to be on the host: `manifest` as code_folder.py takes it. `skipped`: sockets, devices and the like."""
+    """What is to be on the host: `manifest` as install/project_sync/folder.py takes it. `skipped`: sockets, devices and
+    the like."""
 
     root: str
     manifest: dict[str, Any]

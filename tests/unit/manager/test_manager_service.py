@@ -15,7 +15,7 @@ from procguard.config import schema
 from procguard.errors import Conflict
 from procguard.manager import service
 from procguard.manager.liveness import DeadMan
-from remote_agent import keepalive
+from remote_agent.install import keepalive
 
 
 def program(directory: Path, name: str, body: str) -> None:

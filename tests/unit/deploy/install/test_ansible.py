@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from procguard.deploy.install import bundle
-from remote_agent import agent_process
-from remote_agent.installer import Installer
+from remote_agent.install import process
+from remote_agent.install.installer import Installer
 from remote_agent.protocol import messages
 from tests import fake_manager
 from tests.fake_manager import FLEET, KEY, FakeManager
@@ -84,7 +84,7 @@ def test_the_playbooks_steps_install_an_agent_and_change_nothing_the_second_time
     finally:
         runtime_dir = installer.config().get("runtime_dir")
         if runtime_dir:
-            agent_process.stop(runtime_dir, installer.dir)
+            process.stop(runtime_dir, installer.dir)
             shutil.rmtree(runtime_dir, ignore_errors=True)
 
 

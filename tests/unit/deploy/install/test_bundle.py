@@ -24,7 +24,7 @@ from procguard.deploy.install.local import LocalPipe, clean_environment
 from procguard.deploy.install.session import REMOTE_COMMAND, HostSession, skipped_in_words
 from procguard.deploy.ssh.target import Target
 from procguard.errors import HostError
-from remote_agent import release
+from remote_agent.install import release
 
 
 def names(one: bundle.Bundle) -> set[str]:

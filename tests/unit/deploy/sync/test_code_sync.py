@@ -308,7 +308,8 @@ def test_a_source_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
 def test_a_file_that_somebody_else_brought_is_taken_as_the_session_takes_it(
     host: Host, project: Path, sync: Sync, tmp_path: Path, job: subprocess.Popen[bytes]
 ) -> None:
-    """`install.py code`, as the playbooks call it: a look first; only what differs, not under a job unasked."""
+    """`remote_agent.install code`, as the playbooks call it: a look first; only what differs, not under a job
+    unasked."""
     from procguard.deploy.install import ansible
 
     untouched = os.stat(f"{sync.dest}/run.sh").st_ino
@@ -325,7 +326,7 @@ def test_a_file_that_somebody_else_brought_is_taken_as_the_session_takes_it(
         command = [
             sys.executable,
             "-m",
-            "remote_agent.install",
+            "remote_agent.install.__main__",
             "code",
             *words,
             "--fleet",

@@ -75,7 +75,7 @@ def test_status_shows_agent_workers_and_reasons(desk: Desk) -> None:
     done = desk.say("status")
     assert done.returncode == 0 and done.stderr == ""
     assert "gpu01 (fleet fleet-1): agent does not run" in done.stdout
-    assert f"install.py start --dir {desk.directory}" in done.stdout
+    assert f"install/__main__.py start --dir {desk.directory}" in done.stdout
     assert "http://10.0.0.5:5000" in done.stdout
     assert "train-1  running   attempt 3  (no runner!)" in done.stdout
     assert "train-2  failed    attempt 3  command not found: trian.py" in done.stdout

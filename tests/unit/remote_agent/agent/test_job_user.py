@@ -19,11 +19,12 @@ import pytest
 
 from procguard.deploy.sync.source import Sync
 from procguard.errors import HostError
-from remote_agent import file_finder, identity, owners, paths
-from remote_agent.installer import Installer
+from remote_agent import identity, owners, paths
+from remote_agent.install import files
+from remote_agent.install.installer import Installer
+from remote_agent.install.release import InstallError
 from remote_agent.locks import lock_held
 from remote_agent.protocol.messages import HealthCheck
-from remote_agent.release import InstallError
 from remote_agent.runner import control
 from remote_agent.runner.lock import listen, take_lock
 from remote_agent.runner.loop import Runner
@@ -539,7 +540,7 @@ def test_fetch_reads_through_a_user_s_link_what_that_user_may_read(job_user: Job
         told: list[dict[str, Any]] = []
         data = io.BytesIO()
         try:
-            file_finder.send({"path": pattern, "max_files": 100, "max_bytes": 10**6}, told.append, data)
+            files.send({"path": pattern, "max_files": 100, "max_bytes": 10**6}, told.append, data)
         except InstallError as exc:
             assert job_user.canary not in str(exc)
         found[pattern] = data.getvalue()
@@ -591,5 +592,5 @@ def test_fetch_is_not_led_elsewhere_between_finding_and_reading(job_user: JobUse
         if "found" in message:
             job_user.run(f"rm out/a.csv && ln -s {job_user.secret} out/a.csv")
 
-    file_finder.send({"path": f"{job_user.directory}/out/a.csv", "max_files": 9, "max_bytes": 10**6}, say, data)
+    files.send({"path": f"{job_user.directory}/out/a.csv", "max_files": 9, "max_bytes": 10**6}, say, data)
     assert job_user.canary.encode() not in data.getvalue() and data.getvalue().endswith(b"-1\n")

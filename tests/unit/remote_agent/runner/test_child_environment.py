@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from remote_agent import agent_process, paths, process_tree
-from remote_agent.installer import Installer, recorded_environment
+from remote_agent import paths, process_tree
+from remote_agent.install import process
+from remote_agent.install.installer import Installer, recorded_environment
 from remote_agent.protocol import messages
 from tests.fake_manager import FakeManager
-from tests.unit.test_install import installer, manager, put  # noqa: F401 - fixtures
+from tests.unit.remote_agent.install.test_install import installer, manager, put  # noqa: F401 - fixtures
 from tests.waiting import wait_until
 
 BARE = {"PATH": "/usr/bin:/bin", "HOME": "/", "SHELL": "/bin/sh", "LOGNAME": "root", "FROM_CRON": "1"}  # as cron gives
@@ -31,7 +32,7 @@ def variables(directory: Path, attempt: int) -> dict[str, str]:
 
 def by_cron(one: Installer) -> None:
     """What the crontab's line does every minute and at reboot."""
-    program = os.path.join(paths.current_release(one.dir), "remote_agent", "install.py")
+    program = os.path.join(paths.current_release(one.dir), "remote_agent", "install", "__main__.py")
     argv = [sys.executable, "-I", "-S", program, "ensure", "--dir", one.dir]
     subprocess.run(argv, env=BARE, check=True, capture_output=True, cwd="/")
 
@@ -40,12 +41,12 @@ def by_systemd(one: Installer) -> None:
     """What the unit's ExecStart does."""
     config = one.config()
     subprocess.Popen(
-        agent_process.arguments(config["python"], one.dir),
+        process.arguments(config["python"], one.dir),
         env={"FROM_SYSTEMD": "1", "PATH": "/usr/bin"},
         cwd=os.path.realpath(paths.current_release(one.dir)),
         start_new_session=True,
     )
-    assert agent_process.await_running(config["runtime_dir"], one.dir)
+    assert process.await_running(config["runtime_dir"], one.dir)
 
 
 @pytest.mark.parametrize("starter", [by_cron, by_systemd])
@@ -69,7 +70,7 @@ def test_child_has_the_deployed_environment_whoever_starts_the_agent_later(
         directory = paths.worker_dir(installer.dir, "w1")
         state = paths.read_json(paths.state_file(directory))
         assert isinstance(state, dict)
-        agent_process.stop(installer.config()["runtime_dir"], installer.dir)
+        process.stop(installer.config()["runtime_dir"], installer.dir)
         os.kill(state["runner_pid"], signal.SIGKILL)
         for member in process_tree.members_left_behind(None, state["cookie"]):
             process_tree.send_signal(member, signal.SIGKILL)

@@ -12,14 +12,16 @@ import pytest
 
 from procguard.deploy.install import bundle
 from procguard.deploy.ssh import helper
-from remote_agent import agent_care, install, paths
-from remote_agent.installer import Installer
+from remote_agent import paths
+from remote_agent.install import __main__ as install
+from remote_agent.install import maintenance
+from remote_agent.install.installer import Installer
 from remote_agent.transport import readdress
 from remote_agent.transport.client import Addresses
 from remote_agent.transport.readdress import AddressFile
 from tests import fake_manager
 from tests.fake_manager import FakeManager
-from tests.unit.test_install import installer, manager, put
+from tests.unit.remote_agent.install.test_install import installer, manager, put
 from tests.waiting import wait_until
 
 __all__ = ["installer", "manager"]  # fixtures
@@ -102,7 +104,7 @@ def test_an_address_that_the_inventory_sets_is_left_alone_also_after_an_upgrade(
     put(installer, manager, secret="s3cret", manager_url_fixed=True, manager_fixed=manager.url)
     release = bundle.build()
     asked = {"release": release.sha256, "unpacked_bytes": release.unpacked_bytes}
-    assert agent_care.upgrade(installer, asked, lambda: release.data, bytes)["changes"] == []
+    assert maintenance.upgrade(installer, asked, lambda: release.data, bytes)["changes"] == []
     away(manager)
     answer = readdress.hand_over(installer, given(moved))
     assert list(answer["unreached"]) == [manager.url]

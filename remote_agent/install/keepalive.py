@@ -17,7 +17,8 @@ SYSTEMD_RUNS = "/run/systemd/system"  # is there where systemd is this machine's
 
 
 class KeepAlive:
-    """Of one agent: systemd runs the agent itself, cron runs `<agent_dir>/current/remote_agent/install.py ensure`."""
+    """Of one agent: systemd runs the agent itself, cron runs `<agent_dir>/current/remote_agent/install/__main__.py
+    ensure`."""
 
     def __init__(self, agent_dir: str, python: str, label: str) -> None:
         self.agent_dir = agent_dir
@@ -120,7 +121,7 @@ class KeepAlive:
     # ------------------------------------------------------------------------------------------------- cron
 
     def _cron_lines(self) -> "list[str]":
-        installer = os.path.join(self.agent_dir, "current", "remote_agent", "install.py")
+        installer = os.path.join(self.agent_dir, "current", "remote_agent", "install", "__main__.py")
         import shlex
 
         words = [self.python, "-I", "-S", installer, "ensure", "--dir", self.agent_dir]

@@ -9,7 +9,7 @@ The manifest, from the deploying side, its digest over its canonical JSON (`dige
 
     {"files": {"pkg/a.py": [420, 1234, "sha256…"]}, "links": {"data": "/mnt/data"}, "folders": ["empty"]}
 
-Knows no network, no workers (code_users.py) and nothing of why. Used by install.py's session; one user at a time.
+Knows no network, no workers (users.py) and nothing of why. Used by remote_agent.install's session; one user at a time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import zlib
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 from remote_agent import locks, owners, paths
-from remote_agent.release import InstallError, check_space, os_error
+from remote_agent.install.release import InstallError, check_space, os_error
 
 KEPT = ".procguard-sync"
 LOCK_TIMEOUT_S = 90.0

@@ -1,7 +1,7 @@
 """All operations on one agent directory of this host: install, ensure, start, stop, roll back, uninstall.
 
 One at a time per directory (flock); each is idempotent and returns a report. Nothing here ever signals a runner or a
-child, but for `uninstall`, which asks the runners to stop their children first. Knows no command line (`install.py`).
+child, but for `uninstall`, which asks the runners to stop their children first. Knows no command line (`__main__.py`).
 Here, and in what this imports, the rest is imported where it is used: a session that finds all well is most of what a
 second deployment costs a host, and it needs little.
 """
@@ -16,11 +16,12 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List
 
-from remote_agent import agent_process, paths, release
-from remote_agent.keepalive import KeepAlive
+from remote_agent import paths
+from remote_agent.install import process, release
+from remote_agent.install.keepalive import KeepAlive
+from remote_agent.install.release import InstallError
 from remote_agent.locks import lock_held
 from remote_agent.protocol import ids
-from remote_agent.release import InstallError
 
 if TYPE_CHECKING:
     from remote_agent.transport.tls import Trust
@@ -107,18 +108,18 @@ class Installer:
 
     def running(self) -> bool:
         runtime_dir = self.config().get("runtime_dir")
-        return agent_process.is_running(runtime_dir) if runtime_dir else False
+        return process.is_running(runtime_dir) if runtime_dir else False
 
     def status(self) -> Json:
         config = self.config()
         running = self.running()
-        number = agent_process.pid(config["runtime_dir"], self.dir) if running else None
+        number = process.pid(config["runtime_dir"], self.dir) if running else None
         return {
             "ok": True,
             "installed": bool(config),
             "running": running,
             "pid": number,
-            "frozen": number is not None and agent_process.is_frozen(number),  # stopped by a signal or a debugger
+            "frozen": number is not None and process.is_frozen(number),  # stopped by a signal or a debugger
             "release": release.current(self.dir),
             "previous": release.previous(self.dir),
             "agent_dir": self.dir,
@@ -155,7 +156,7 @@ class Installer:
         """Which of the manager's addresses works from here, and what the others say. Changes nothing.
 
         `known`: the addresses that the agent here has, and `known_works`: whether one of them leads to the manager."""
-        from remote_agent import reach
+        from remote_agent.install import reachability as reach
 
         candidates = self.candidates(request)
         probe = reach.Probe(request["agent_id"], self.fleet_id, request["proof_key"], _trust(request))
@@ -310,7 +311,7 @@ class Installer:
             return list(known), list(tried)
         if proven:
             candidates.sort(key=lambda url: url != known[0])
-        from remote_agent import reach
+        from remote_agent.install import reachability as reach
 
         probe = reach.Probe(request["agent_id"], self.fleet_id, request["proof_key"], _trust(request))
         found = probe.find(candidates) if candidates else None
@@ -384,9 +385,9 @@ class Installer:
         if not config:
             raise self.not_installed()
         if os.path.exists(self._stop_mark()):
-            return dict(self._report([]), ok=False, reason="stopped by hand with `install.py stop`")
-        number = agent_process.pid(config["runtime_dir"], self.dir) if self.running() else None
-        frozen = replace_frozen and number is not None and agent_process.is_frozen(number)
+            return dict(self._report([]), ok=False, reason="stopped by hand with `remote_agent.install stop`")
+        number = process.pid(config["runtime_dir"], self.dir) if self.running() else None
+        frozen = replace_frozen and number is not None and process.is_frozen(number)
         if self.running() and not frozen:
             return self._report([])
         if frozen:
@@ -401,7 +402,9 @@ class Installer:
     def stop(self) -> Json:
         """End the agent and keep it ended (keep-alive respects the mark). Children run on."""
         with self.locked():
-            paths.write_atomic(self._stop_mark(), b"stopped by hand; `install.py start` or a deploy starts it again\n")
+            paths.write_atomic(
+                self._stop_mark(), b"stopped by hand; `remote_agent.install start` or a deploy starts it again\n"
+            )
             return self._report(["stopped"] if self._stop(self.config()) else [])
 
     def restart(self) -> Json:
@@ -431,15 +434,15 @@ class Installer:
 
     def _start(self, config: Json, keeper: KeepAlive) -> None:
         by_systemd = self.keeping().get("keep_alive") == "systemd" and keeper.systemctl("restart")
-        if by_systemd and agent_process.await_running(config["runtime_dir"], self.dir):
+        if by_systemd and process.await_running(config["runtime_dir"], self.dir):
             return
-        if not agent_process.is_running(config["runtime_dir"]):
-            agent_process.start(config, self.dir)
+        if not process.is_running(config["runtime_dir"]):
+            process.start(config, self.dir)
 
     def _stop(self, config: Json) -> bool:
         if self.keeping().get("keep_alive") == "systemd":
             self._keeper().systemctl("stop")  # otherwise Restart=always brings it back
-        return bool(config.get("runtime_dir")) and agent_process.stop(config["runtime_dir"], self.dir)
+        return bool(config.get("runtime_dir")) and process.stop(config["runtime_dir"], self.dir)
 
     # ------------------------------------------------------------------------------------------ removing
 

@@ -1,4 +1,4 @@
-"""install.py on this machine: a real install into a temporary home, a real agent, a fake manager."""
+"""remote_agent.install on this machine: a real install into a temporary home, a real agent, a fake manager."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from procguard.deploy.install import bundle
 from procguard.deploy.install.local import LocalPipe
 from procguard.deploy.install.session import HostSession
 from procguard.deploy.ssh.target import Target
-from remote_agent import agent_care, agent_process, keepalive, loopback, paths, release
-from remote_agent.installer import Installer, recorded_environment
+from remote_agent import loopback, paths
+from remote_agent.install import keepalive, maintenance, process, release
+from remote_agent.install.installer import Installer, recorded_environment
+from remote_agent.install.release import InstallError
 from remote_agent.protocol import messages
-from remote_agent.release import InstallError
 from tests import fake_manager
 from tests.fake_manager import FLEET, KEY, FakeManager
 from tests.waiting import wait_until
@@ -45,7 +46,7 @@ def installer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Insta
     yield one
     runtime_dir = one.config().get("runtime_dir")
     if runtime_dir:
-        agent_process.stop(runtime_dir, one.dir)
+        process.stop(runtime_dir, one.dir)
         shutil.rmtree(runtime_dir, ignore_errors=True)
 
 
@@ -127,31 +128,31 @@ def test_an_upgrade_changes_the_release_and_nothing_else_and_goes_back_where_tha
     before = json.loads(Path(paths.agent_file(installer.dir)).read_text())
     other = other_release("# another release\n")
     monkeypatch.setenv("OF_WHOEVER_UPGRADES", "1")
-    report = agent_care.upgrade(installer, {"release": other.sha256}, lambda: other.data, bytes)
+    report = maintenance.upgrade(installer, {"release": other.sha256}, lambda: other.data, bytes)
     assert report["changes"] == ["unpacked", "configured", "upgraded", "restarted"]
     after = json.loads(Path(paths.agent_file(installer.dir)).read_text())
     assert after == {**before, "release": other.sha256[:16]}
     broken = other_release("raise SystemExit('broken on purpose')\n")
     with pytest.raises(InstallError, match="rolled back"):
-        agent_care.upgrade(installer, {"release": broken.sha256}, lambda: broken.data, bytes)
+        maintenance.upgrade(installer, {"release": broken.sha256}, lambda: broken.data, bytes)
     assert installer.running() and installer.status()["release"] == other.sha256[:16]
 
 
 def test_the_end_of_the_agents_log_is_read_in_whole_lines(installer: Installer, manager: FakeManager) -> None:
     with pytest.raises(InstallError, match="no agent is installed"):
-        agent_care.log(installer, 1000)
+        maintenance.log(installer, 1000)
     put(installer, manager, secret="s3cret")
     installer.stop()
     Path(paths.agent_log(installer.dir)).write_bytes(b"first line\n\xff second\n" + "训练\n".encode())
-    found = agent_care.log(installer, 1000)
+    found = maintenance.log(installer, 1000)
     assert (found["text"], found["bytes"], found["running"]) == ("first line\n\ufffd second\n训练\n", 27, False)
-    assert agent_care.log(installer, 18)["text"] == "\ufffd second\n训练\n"
+    assert maintenance.log(installer, 18)["text"] == "\ufffd second\n训练\n"
 
 
 def test_ensure_replaces_a_frozen_agent_only_when_asked(installer: Installer, manager: FakeManager) -> None:
     first = put(installer, manager, secret="s3cret")
     os.kill(first["pid"], 19)
-    wait_until(lambda: agent_process.is_frozen(first["pid"]), what="the freeze")
+    wait_until(lambda: process.is_frozen(first["pid"]), what="the freeze")
     assert (installer.ensure()["pid"], installer.ensure()["frozen"]) == (first["pid"], True)
     assert installer.ensure(replace_frozen=True)["pid"] != first["pid"]
 
@@ -423,7 +424,7 @@ def test_the_installed_file_runs_by_itself_and_prints_one_json_report(
     installer: Installer, manager: FakeManager
 ) -> None:
     put(installer, manager, secret="s3cret")
-    script = os.path.join(installer.dir, "current", "remote_agent", "install.py")
+    script = os.path.join(installer.dir, "current", "remote_agent", "install", "__main__.py")
     argv = [sys.executable, "-I", "-S", script, "status", "--dir", installer.dir]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
     assert done.returncode == 0 and json.loads(done.stdout)["running"] is True

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict
 from remote_agent import paths
 
 if TYPE_CHECKING:
-    from remote_agent.installer import Installer
+    from remote_agent.install.installer import Installer
 
 MAX_LOG_BYTES = 256 * 1024
 KEPT = (

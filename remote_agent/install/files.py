@@ -19,7 +19,7 @@ import stat
 from typing import IO, Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 from remote_agent import owners
-from remote_agent.release import InstallError
+from remote_agent.install.release import InstallError
 
 PIECE_BYTES = 256 * 1024
 _WILD_ON = re.compile(r"[*?[]")

@@ -1,8 +1,9 @@
 """The only code that installs, upgrades, rolls back, starts and removes an agent on a host. Idempotent.
 
-    install.py install --home H --fleet F --host X --bundle B   (the request, with the secret, as JSON on stdin)
-    install.py ensure|start|restart|stop|status|rollback|uninstall --dir AGENT_DIR
-    install.py code --home H --fleet F --host X --dest D --digest SHA256 [--archive A]     (code_session.py)
+    remote_agent.install install --home H --fleet F --host X --bundle B   (the request, with the secret, as JSON on
+    stdin) remote_agent.install ensure|start|restart|stop|status|rollback|uninstall --dir AGENT_DIR
+    remote_agent.install code --home H --fleet F --host X --dest D --digest SHA256 [--archive A]
+    (install/project_sync/session.py)
 
 `session` is the same over one SSH channel, as JSON lines (see `Session`): the deployer sends this file's source, so the
 installer of the deploying side is always the one that runs. Each command prints one JSON report on stdout; exit code
@@ -19,15 +20,15 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional
 if TYPE_CHECKING:
     import argparse
 
-    from remote_agent.code_session import CodeSession
+    from remote_agent.install.project_sync.session import CodeSession
     from remote_agent.relay import Relay
 
 if "remote_agent" not in sys.modules:  # run as a file from a release: python -I leaves its directory out of sys.path
-    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__)))))
 
-from remote_agent import release
-from remote_agent.installer import Installer
-from remote_agent.release import InstallError
+from remote_agent.install import release
+from remote_agent.install.installer import Installer
+from remote_agent.install.release import InstallError
 
 MAX_REQUEST_BYTES = 1024 * 1024
 MAX_BUNDLE_BYTES = 64 * 1024 * 1024
@@ -50,11 +51,12 @@ class Session:
        deploying side's ("magic" in the answer to hello)
                                                        <- {"need": "secret", "secret_sha256": "…"}: of the present one
     -> {"secret": "…"}, "" where the present one is good
-    -> {"op": "upgrade", "release": "…"}: the same for the agent that is here, all else as it is (agent_care.py)
+    -> {"op": "upgrade", "release": "…"}: the same for the agent that is here, all else as it is (maintenance.py)
     -> {"op": "log", "max_bytes": 65536}: the end of agent.log           <- {"report": {"text", "path", "bytes", …}}
     -> {"op": "others"}: other fleets on this host                    <- {"report": {"others": [{"fleet_id", …}]}}
     -> {"op": "reach", "proof_key": "…", "manager_urls": […], …}             <- {"report": {"found", "failures"}}
-    -> {"op": "code…", …}: a project's code, see code_session.py; {"op": "fetch", …}: files, see file_finder.py
+    -> {"op": "code…", …}: a project's code, see install/project_sync/session.py; {"op": "fetch", …}: files, see
+    files.py
     -> {"op": "relay", "port": 23456, "may_move": false}               <- {"report": {"port"}}, then frames (mux.py)
     -> {"op": "ensure", "manager": {"manager_urls": […], …}}: starts the agent unless it runs; where it runs and none of
        its addresses leads to the manager, it gets those that do, see transport/readdress.py
@@ -82,9 +84,9 @@ class Session:
 
     def _do(self, request: Json) -> Json:
         if request["op"] == "fetch":
-            from remote_agent import file_finder
+            from remote_agent.install import files
 
-            return file_finder.send(request, self._say, sys.stdout.buffer)
+            return files.send(request, self._say, sys.stdout.buffer)
         installer = Installer(request.get("home", ""), request["fleet_id"], request["host"])
         if request["op"] == "hello":
             installer.refuse_what_another_runs(request)  # only --check names workers here
@@ -119,14 +121,14 @@ class Session:
         return {"addresses": readdress.hand_over(installer, manager)}
 
     def _care(self, request: Json, installer: Installer) -> Json:
-        from remote_agent import agent_care
+        from remote_agent.install import maintenance
 
         if request["op"] == "log":
-            return agent_care.log(installer, int(request.get("max_bytes") or agent_care.MAX_LOG_BYTES))
-        return agent_care.upgrade(installer, request, self._receive_bundle, self._receive_code)
+            return maintenance.log(installer, int(request.get("max_bytes") or maintenance.MAX_LOG_BYTES))
+        return maintenance.upgrade(installer, request, self._receive_bundle, self._receive_code)
 
     def _do_code(self, request: Json, installer: Installer) -> Json:
-        from remote_agent.code_session import CodeSession
+        from remote_agent.install.project_sync.session import CodeSession
 
         self._code = self._code or CodeSession(self._input)
         return dict(self._code.do(request, installer))
@@ -209,7 +211,7 @@ def perform(installer: Installer, op: str, replace_frozen: bool = False) -> Json
 def _parser() -> argparse.ArgumentParser:
     import argparse
 
-    parser = argparse.ArgumentParser(prog="install.py", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(prog="remote_agent.install", description=(__doc__ or "").split("\n")[0])
     parser.add_argument(
         "op",
         choices=["install", "ensure", "start", "restart", "stop", "status", "rollback", "uninstall", "code", "session"],
@@ -233,7 +235,7 @@ def _run(arguments: argparse.Namespace) -> Json:
     else:
         installer = Installer(arguments.home, arguments.fleet, arguments.host)
     if arguments.op == "code":
-        from remote_agent.code_session import from_file
+        from remote_agent.install.project_sync.session import from_file
 
         return from_file(installer, arguments.dest, arguments.digest, arguments.archive, arguments.under_running)
     if arguments.op != "install":

@@ -10,7 +10,7 @@
     -> {"op": "code_end"}                                       <- {"ended": true}
 
 `needed` are numbers in the sorted names of the manifest's files. From `code_plan` (without "check") to `code_end`, or
-to the session's end, nobody else brings code to this folder. Knows the messages; what is done is code_folder.py's.
+to the session's end, nobody else brings code to this folder. Knows the messages; what is done is folder.py's.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import shutil
 import zlib
 from typing import IO, Any, Callable, Dict, List, Optional
 
-from remote_agent.code_folder import BLOCK_BYTES, CodeFolder, checked
-from remote_agent.code_users import users
-from remote_agent.installer import Installer
-from remote_agent.release import InstallError
+from remote_agent.install.installer import Installer
+from remote_agent.install.project_sync.folder import BLOCK_BYTES, CodeFolder, checked
+from remote_agent.install.project_sync.users import users
+from remote_agent.install.release import InstallError
 
 MAX_MANIFEST_BYTES = 64 * 1024 * 1024
 MAX_NAMED = 50  # names in an answer: for --diff
