@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import argparse
 
     from remote_agent.install.project_sync.session import CodeSession
-    from remote_agent.relay import Relay
+    from remote_agent.tunnel.relay import Relay
 
 if "remote_agent" not in sys.modules:  # run as a file from a release: python -I leaves its directory out of sys.path
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__)))))
@@ -57,7 +57,8 @@ class Session:
     -> {"op": "reach", "proof_key": "…", "manager_urls": […], …}             <- {"report": {"found", "failures"}}
     -> {"op": "code…", …}: a project's code, see install/project_sync/session.py; {"op": "fetch", …}: files, see
     files.py
-    -> {"op": "relay", "port": 23456, "may_move": false}               <- {"report": {"port"}}, then frames (mux.py)
+    -> {"op": "relay", "port": 23456, "may_move": false}               <- {"report": {"port"}}, then frames
+    (tunnel/mux.py)
     -> {"op": "ensure", "manager": {"manager_urls": […], …}}: starts the agent unless it runs; where it runs and none of
        its addresses leads to the manager, it gets those that do, see transport/readdress.py
                                                        <- {"report": {…, "addresses": {"told": […], "before": […]}}}
@@ -104,7 +105,7 @@ class Session:
         if request["op"].startswith("code"):
             return self._do_code(request, installer)
         if request["op"] == "relay":
-            from remote_agent.relay import Relay  # the manager's tunnels alone need it
+            from remote_agent.tunnel.relay import Relay  # the manager's tunnels alone need it
 
             port, may_move = int(request.get("port") or 0), bool(request.get("may_move"))
             self._relay = Relay(installer.fleet_id, installer.host, installer.lock_dir(), port, may_move)

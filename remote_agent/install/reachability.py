@@ -1,7 +1,7 @@
 """Which address of the manager works from this host: asked all at once, believed only with proof.
 
 Knows HTTP and the proof in hello (protocol/session.py); sends no secret, changes nothing. An address of this host
-counts only where no other user listens there (loopback.py). Used by the installer.
+counts only where no other user listens there (tunnel/port_owner.py). Used by the installer.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import threading
 import time
 from typing import Any, Optional
 
-from remote_agent import loopback
 from remote_agent.protocol import session
 from remote_agent.protocol.digests import same
 from remote_agent.transport.http import HttpConnection, WireTrouble, quote, split_url
 from remote_agent.transport.tls import Trust, explain
+from remote_agent.tunnel import port_owner
 
 PROBE_TIMEOUT_S = 4.0
 GRACE_S = 0.25  # the others may still prove themselves this long after the first
@@ -69,7 +69,7 @@ class Probe:
             proven, uid = self._proven_by(reply, url, nonce)
             if not proven:
                 return self._what_answers(reply, fleet_id)
-            if not loopback.may_be_ours(connection.sock, uid):
+            if not port_owner.may_be_ours(connection.sock, uid):
                 return "it is an address of this host, and another user listens there"
             return ""
         finally:
@@ -80,11 +80,11 @@ class Probe:
         agent_id, fleet_id, proof_key = self._identity
         offer = session.Offer.read(reply.get("session"))
         if offer is None:
-            return False, loopback.ELSEWHERE
+            return False, port_owner.ELSEWHERE
         shared = session.handshake(proof_key, fleet_id, agent_id, nonce, offer.id)
         here = bool(offer.machine) and offer.machine == session.machine_mark()
         right = same(offer.proof, session.manager_proof(shared, url, offer.uid, offer.machine))
-        return right, offer.uid if here else loopback.ELSEWHERE
+        return right, offer.uid if here else port_owner.ELSEWHERE
 
     @staticmethod
     def _what_answers(reply: "dict[str, Any]", fleet_id: str) -> str:

@@ -15,7 +15,6 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
-from remote_agent import loopback
 from remote_agent.protocol import session
 from remote_agent.protocol.digests import same
 from remote_agent.protocol.messages import MAX_WAIT_S, ZmqOffer, secret_sha256
@@ -24,6 +23,7 @@ from remote_agent.transport.http import Answer, HttpConnection, WireTrouble, quo
 from remote_agent.transport.negotiation import Channels
 from remote_agent.transport.readdress import AddressFile
 from remote_agent.transport.tls import Trust, explain
+from remote_agent.tunnel import port_owner
 
 if TYPE_CHECKING:  # pyzmq is loaded only where it is offered
     from remote_agent.transport.zmq import ZmqWire
@@ -362,13 +362,13 @@ class Connection:
                 f"{self._url} cannot prove that it is the manager of fleet {mine.fleet_id}; the secret was not sent"
             )
         here = bool(offer.machine) and offer.machine == session.machine_mark()
-        self._refuse_foreign_listener(offer.uid if here else loopback.ELSEWHERE)
+        self._refuse_foreign_listener(offer.uid if here else port_owner.ELSEWHERE)
         self._session = session.ClientSession(mine.agent_id, self._secret, nonce, offer, shared)
 
     def _refuse_foreign_listener(self, managers_uid: int) -> None:
         """`managers_uid`: of a manager on this machine, or ELSEWHERE. Raises Unproven."""
         assert self._http is not None
-        if not loopback.may_be_ours(self._http.sock, managers_uid):
+        if not port_owner.may_be_ours(self._http.sock, managers_uid):
             raise Unproven(
                 f"{self._url} is an address of this host, and another user listens there; the secret was not sent. "
                 "What forwards to the manager has to run as this user or root"
@@ -473,7 +473,7 @@ def poll(agent_id: str, rev: str, seq: int) -> Callable[[Connection], Reply]:
 
 def _check_tunnel(url: str, port: int) -> None:
     """Raises Unproven where somebody else of this host listens in the relay's place."""
-    from remote_agent.loopback import is_own_listener
+    from remote_agent.tunnel.port_owner import is_own_listener
 
     if not is_own_listener(port):
         raise Unproven(

@@ -18,7 +18,7 @@ from procguard.deploy.ssh.credentials import Credentials
 from procguard.deploy.ssh.pool import NoTurn, Turns, jump_host
 from procguard.deploy.ssh.target import Target
 from procguard.errors import HostUnreachable, UsageError
-from remote_agent.mux import Wire
+from remote_agent.tunnel.mux import Wire
 
 if TYPE_CHECKING:
     import fabric

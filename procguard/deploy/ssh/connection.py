@@ -24,7 +24,7 @@ from procguard.deploy.ssh import keys
 from procguard.deploy.ssh.credentials import PASSPHRASE, SSH_PASSWORD, Credentials
 from procguard.deploy.ssh.target import HOST_NAME, Target, bad_name
 from procguard.errors import HostError, HostUnreachable
-from remote_agent.mux import MuxEnded, Wire
+from remote_agent.tunnel.mux import MuxEnded, Wire
 
 CONNECT_TIMEOUT_S = 10.0
 CONNECT_ATTEMPTS = 3  # sshd drops connections at random beyond MaxStartups

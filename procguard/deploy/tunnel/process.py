@@ -27,7 +27,7 @@ from procguard.deploy.install.connector import Connector
 from procguard.deploy.install.session import HostSession
 from procguard.deploy.ssh.target import Target, from_dict
 from procguard.errors import ProcGuardError
-from remote_agent.mux import Mux, MuxEnded, Store
+from remote_agent.tunnel.mux import Mux, MuxEnded, Store
 
 CONNECT_S = 30.0
 AT_ONCE = 16  # connections being opened; a log-in is work for this process too

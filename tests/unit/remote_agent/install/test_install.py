@@ -22,11 +22,12 @@ from procguard.deploy.install import bundle
 from procguard.deploy.install.local import LocalPipe
 from procguard.deploy.install.session import HostSession
 from procguard.deploy.ssh.target import Target
-from remote_agent import loopback, paths
+from remote_agent import paths
 from remote_agent.install import keepalive, maintenance, process, release
 from remote_agent.install.installer import Installer, recorded_environment
 from remote_agent.install.release import InstallError
 from remote_agent.protocol import messages
+from remote_agent.tunnel import port_owner
 from tests import fake_manager
 from tests.fake_manager import FLEET, KEY, FakeManager
 from tests.waiting import wait_until
@@ -187,7 +188,7 @@ def test_an_address_of_this_host_counts_only_where_the_manager_listens(
     installer: Installer, manager: FakeManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The proof was right, but another user of this host passed it on: the address is not taken."""
-    monkeypatch.setattr(loopback, "owners_of", lambda _address, _port: {os.getuid() + 1})
+    monkeypatch.setattr(port_owner, "owners_of", lambda _address, _port: {os.getuid() + 1})
     with pytest.raises(InstallError, match="another user listens there"):
         put(installer, manager, secret="s3cret")
 

@@ -17,9 +17,9 @@ import pytest
 from procguard.agent_api.sessions import KEPT, MOST, OPEN_WITHIN_S, AgentSessions
 from procguard.errors import LimitExceeded, Refused
 from procguard.portal.http import own_addresses
-from remote_agent import loopback
 from remote_agent.protocol import messages, session
 from remote_agent.transport.client import Addresses, Connection, Credentials, LinkDown, Unproven, heartbeat, poll
+from remote_agent.tunnel import port_owner
 from tests.relay_in_between import Relay
 from tests.server_process import RunningServer
 
@@ -379,20 +379,24 @@ def test_a_bridge_counts_only_where_it_leads_out(tmp_path: Path, monkeypatch: py
 
 
 def test_any_address_of_this_host_counts_as_its_own(server: RunningServer) -> None:
-    assert loopback.is_local("127.0.0.1") and loopback.is_local("127.9.9.9") and loopback.is_local("::1")
-    assert all(loopback.is_local(one) for one in own_addresses.all_own())
-    assert not loopback.is_local("192.0.2.250") and not loopback.is_local("2001:db8::1") and not loopback.is_local("x")
-    assert loopback.owners_of("127.0.0.1", server.port) == {os.getuid()}
+    assert port_owner.is_local("127.0.0.1") and port_owner.is_local("127.9.9.9") and port_owner.is_local("::1")
+    assert all(port_owner.is_local(one) for one in own_addresses.all_own())
+    assert (
+        not port_owner.is_local("192.0.2.250")
+        and not port_owner.is_local("2001:db8::1")
+        and not port_owner.is_local("x")
+    )
+    assert port_owner.owners_of("127.0.0.1", server.port) == {os.getuid()}
     with socket.create_server(("0.0.0.0", 0)) as everywhere:
-        assert loopback.owners_of("127.0.0.1", everywhere.getsockname()[1]) == {os.getuid()}
-    assert loopback.owners_of("127.0.0.1", 1) == set()
+        assert port_owner.owners_of("127.0.0.1", everywhere.getsockname()[1]) == {os.getuid()}
+    assert port_owner.owners_of("127.0.0.1", 1) == set()
 
 
 def test_a_kernel_without_routing_tables_keeps_no_agent_from_its_manager(
     server: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loopback, "FIB", "/nowhere")
-    assert not loopback.is_local("192.0.2.250") and loopback.is_local("192.0.2.250", "192.0.2.250")
+    monkeypatch.setattr(port_owner, "FIB", "/nowhere")
+    assert not port_owner.is_local("192.0.2.250") and port_owner.is_local("192.0.2.250", "192.0.2.250")
     assert heartbeat("h1", beat())(Connection(Addresses([f"http://127.0.0.1:{server.port}"]), me(server))).ok
 
 
@@ -402,7 +406,7 @@ def test_another_users_listener_on_this_host_gets_nothing(
 ) -> None:
     """Even where the proof is right, because it was passed on."""
     uid = os.getuid() + owner
-    monkeypatch.setattr(loopback, "owners_of", lambda _address, _port: {uid})
+    monkeypatch.setattr(port_owner, "owners_of", lambda _address, _port: {uid})
     connection = Connection(Addresses([relay.url]), me(server))
     with pytest.raises(Unproven, match="another user listens there"):
         heartbeat("h1", beat())(connection)
@@ -415,7 +419,7 @@ def test_a_manager_of_another_user_on_this_machine_is_taken_on_its_own_word(
     """Its proof says who it is on which machine; the same number on another machine is somebody else."""
     managers_uid = os.getuid()
     monkeypatch.setattr(os, "getuid", lambda: managers_uid + 5)
-    monkeypatch.setattr(loopback, "ROOT", managers_uid + 6)
+    monkeypatch.setattr(port_owner, "ROOT", managers_uid + 6)
     url = f"http://127.0.0.1:{server.port}"
     assert heartbeat("h1", beat())(Connection(Addresses([url]), me(server))).ok
     monkeypatch.setattr(session, "machine_mark", lambda: "another machine")

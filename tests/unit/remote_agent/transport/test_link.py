@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from remote_agent.loopback import is_own_listener
 from remote_agent.transport.client import (
     Addresses,
     Caller,
@@ -21,6 +20,7 @@ from remote_agent.transport.client import (
     heartbeat,
     retry_delay_s,
 )
+from remote_agent.tunnel.port_owner import is_own_listener
 from tests.fake_manager import FakeManager
 from tests.waiting import wait_until
 

@@ -17,7 +17,7 @@ import time
 from typing import Callable
 
 from remote_agent.install.release import InstallError
-from remote_agent.mux import Mux, MuxEnded, Wire
+from remote_agent.tunnel.mux import Mux, MuxEnded, Wire
 
 FIRST_PORT, PORTS = 20000, 12000  # below what the kernel gives to outgoing connections
 TRIES = 64

@@ -18,13 +18,14 @@ from typing import Any
 
 import pytest
 
-from remote_agent import paths, relay
+from remote_agent import paths
 from remote_agent.install.__main__ import LINE_MARK
 from remote_agent.install.release import InstallError
-from remote_agent.mux import OPEN, PING, Frames, frame
+from remote_agent.tunnel import relay
+from remote_agent.tunnel.mux import OPEN, PING, Frames, frame
 from tests.waiting import wait_until
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[4]
 
 
 class Session:

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from remote_agent import mux
-from remote_agent.mux import CLOSE, DATA, OPEN, PING, Frames, Mux, MuxEnded, Wire, frame
+from remote_agent.tunnel import mux
+from remote_agent.tunnel.mux import CLOSE, DATA, OPEN, PING, Frames, Mux, MuxEnded, Wire, frame
 from tests.waiting import wait_until
 
 
