@@ -21,7 +21,6 @@ from typing import Any, Literal
 from procguard.console import terminal
 from procguard.errors import Conflict, ProcGuardError, UsageError
 from procguard.tls.launcher_trust import HOW, trust_for
-from remote_agent import memory, paths
 from remote_agent.agent import settings
 from remote_agent.agent.agent import Agent
 from remote_agent.agent.registration import LauncherRegistrar, host_name
@@ -30,6 +29,7 @@ from remote_agent.agent.spec_file import command_words, shown
 from remote_agent.agent.worker import WorkerSlot, load_slots
 from remote_agent.protocol import messages, states
 from remote_agent.protocol.messages import Assignment, RegisterReply, WorkerReport, WorkerSpec
+from remote_agent.system import memory, paths
 from remote_agent.transport.client import Addresses, Connection, Credentials, LinkDown, retry_delay_s
 from remote_agent.transport.http import split_url
 from remote_agent.transport.tls import Trust, is_untrusted

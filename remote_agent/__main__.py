@@ -7,7 +7,7 @@ import signal
 import sys
 from typing import Optional
 
-from remote_agent import paths
+from remote_agent.system import paths
 
 
 def main(argv: Optional[list[str]] = None) -> int:
@@ -72,8 +72,8 @@ def _command_line(words: list[str]) -> int:
 
 def run_agent(agent_dir: str) -> int:
     """Until SIGTERM or SIGINT; runners and children live on. Exit code 1 where it can't be the agent of `agent_dir`."""
-    from remote_agent import memory
     from remote_agent.agent import settings as settings_module
+    from remote_agent.system import memory
 
     memory.begin_small()
     from remote_agent.agent.agent import Agent

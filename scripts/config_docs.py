@@ -1,6 +1,7 @@
 """The key tables of docs/configuration.md, from the descriptions in procguard/config/schema.py.
 
-python scripts/config_docs.py      writes them; tests/unit/test_docs.py fails where they are not what this writes
+python scripts/config_docs.py      writes them; tests/unit/scripts/test_docs.py fails where they are not what this
+writes
 """
 
 from __future__ import annotations

@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from remote_agent import locks, paths
 from remote_agent.agent import settings
 from remote_agent.install import process
+from remote_agent.system import locks, paths
 from tests.fake_manager import FakeManager
 from tests.waiting import wait_until
 

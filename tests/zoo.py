@@ -5,7 +5,7 @@
 only. Most are a head and a block that is sent again and again, faster than anybody could answer; `reads`: whether the
 attacker reads what comes back. A connection that is closed is opened again.
 
-Used one by one in tests/unit/test_zoo.py, and all of them in chaos scenario 27 (tests/fleet/test_chaos_zoo.py).
+Used one by one in tests/unit/scripts/test_zoo.py, and all of them in chaos scenario 27 (tests/fleet/test_chaos_zoo.py).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """How a manager of this user on this machine is reached: its https address and CA, for the tools of the same user.
 
-Owns /tmp/procguard-UID/manager-PORT.json, or the same in /var/tmp, in a directory that is nobody else's (paths.py of
-remote_agent checks owner and mode). Written only by a manager that speaks https: plain http needs no telling.
+Owns /tmp/procguard-UID/manager-PORT.json, or the same in /var/tmp, in a directory that is nobody else's
+(system/paths.py of remote_agent checks owner and mode). Written only by a manager that speaks https: plain http needs
+no telling.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from remote_agent import paths
+from remote_agent.system import paths
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 

@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 from procguard.config import state_places
 from procguard.config.schema import Config
 from procguard.errors import Conflict, ProcGuardError
-from remote_agent import process_tree
+from remote_agent.system import processes
 
 EXIT_NOT_RUNNING = 3
 READY_TIMEOUT_S = 30.0
@@ -45,8 +45,8 @@ class Running:
     started_at: float = 0.0  # wall clock, for display
 
     @property
-    def identity(self) -> process_tree.Identity:
-        return process_tree.Identity(self.pid, self.start, self.boot_id)
+    def identity(self) -> processes.Identity:
+        return processes.Identity(self.pid, self.start, self.boot_id)
 
 
 class StateLock:
@@ -128,7 +128,7 @@ def lock_state(config: Config) -> StateLock:
     if not _take(file):
         file.close()
         raise already_running(config)
-    own = process_tree.identity_of(os.getpid())
+    own = processes.identity_of(os.getpid())
     if own is None:
         raise ProcGuardError("/proc is not mounted", "ProcGuard needs Linux with /proc")
     running = Running(own.pid, own.start, own.boot_id, started_at=time.time())
@@ -271,14 +271,14 @@ def stop(config: Config) -> int:
     if running is None:
         _say(f"not running, nothing was stopped (state {config.state.state_file})", sys.stderr)
         return EXIT_NOT_RUNNING
-    if not process_tree.send_signal(running.identity, signal.SIGTERM) and find(config) is not None:
+    if not processes.send_signal(running.identity, signal.SIGTERM) and find(config) is not None:
         raise ProcGuardError(
             f"the manager of {config.state_directory} (pid {running.pid}) cannot be signalled from here",
             "stop it on the machine, in the container or as the user that runs it",
         )
     deadline = time.monotonic() + STOP_TIMEOUT_S
     while time.monotonic() < deadline:
-        if find(config) is None and not process_tree.is_alive(running.identity):
+        if find(config) is None and not processes.is_alive(running.identity):
             _say(f"stopped (pid {running.pid}); the workers run on")
             return 0
         time.sleep(POLL_S)

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from procguard.errors import ProcGuardError
-from remote_agent import paths
+from remote_agent.system import paths
 
 log = logging.getLogger(__name__)
 

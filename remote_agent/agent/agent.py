@@ -15,14 +15,12 @@ import sys
 import time
 from typing import Any, Callable, Optional
 
-from remote_agent import paths, state_files
 from remote_agent.agent.commands import Orders
 from remote_agent.agent.executor import HelperPool
 from remote_agent.agent.journal import Journal
 from remote_agent.agent.session import Conversation, Registrar
 from remote_agent.agent.settings import AgentLog, AgentSettings
 from remote_agent.agent.worker import WorkerSlot, load_slots, longest_pause_s, remove_tree, stored_form, supersedes
-from remote_agent.free_port import FreePort
 from remote_agent.health.checks import Checks
 from remote_agent.logs.search import LogSearcher
 from remote_agent.logs.shipper import LogShipper
@@ -40,6 +38,8 @@ from remote_agent.protocol.messages import (
 )
 from remote_agent.protocol.states import SETTLED
 from remote_agent.runner.leases import boottime_ns
+from remote_agent.system import paths, state_files
+from remote_agent.system.free_port import FreePort
 from remote_agent.telemetry.gpu_allocator import Allotment
 from remote_agent.telemetry.gpu_desk import GpuDesk
 from remote_agent.telemetry.host import host_facts

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any, Optional
 
-from remote_agent.process_tree import boot_id
 from remote_agent.protocol.messages import Assignment, Lease
 from remote_agent.protocol.states import SETTLED, STOPPED
 from remote_agent.runner.leases import Leases, boottime_ns, until_ns
+from remote_agent.system.processes import boot_id
 
 
 class Granted:

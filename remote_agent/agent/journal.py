@@ -18,8 +18,8 @@ import os
 from collections import OrderedDict
 from typing import Any, Optional
 
-from remote_agent import disk_space
 from remote_agent.protocol.messages import CommandResult
+from remote_agent.system import disk_space
 
 MAX_COMMANDS = 1000
 MAX_LINES = 5000

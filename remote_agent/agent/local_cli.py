@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any, Optional
 
-from remote_agent import paths, state_files
+from remote_agent.system import paths, state_files
 
 READ_BYTES = 64 * 1024
 LINE_BYTES = 512  # how much of a log is read for each line asked for
@@ -75,7 +75,7 @@ def show_status(directories: "list[str]") -> int:
 
 def _show_agent(agent_dir: str, data: "dict[str, Any]") -> None:
     from remote_agent.agent.worker import load_slots
-    from remote_agent.locks import lock_held
+    from remote_agent.system.locks import lock_held
 
     runtime_dir = str(data.get("runtime_dir", ""))
     runs = "agent runs" if lock_held(paths.agent_lock(runtime_dir)) else "agent does not run"

@@ -9,8 +9,8 @@ import time
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Optional
 
-from remote_agent import paths
-from remote_agent.locks import is_still_at
+from remote_agent.system import paths
+from remote_agent.system.locks import is_still_at
 from remote_agent.transport.tls import Trust
 
 LOG_BYTES = 5 * 1024 * 1024

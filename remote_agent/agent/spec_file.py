@@ -15,8 +15,8 @@ from typing import Any, Optional
 
 from remote_agent.agent import rlimits as limits_module
 from remote_agent.health import schedule
-from remote_agent.paths import absolute
 from remote_agent.protocol.messages import Assignment, Hook, WorkerSpec, encode, launch_digest
+from remote_agent.system.paths import absolute
 
 LONGEST_HOOK_S = 7 * 86400.0
 

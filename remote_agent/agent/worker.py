@@ -14,12 +14,9 @@ import time
 from dataclasses import asdict
 from typing import Any, Optional
 
-from remote_agent import other_fleets, paths, state_files
 from remote_agent.agent import spec_file as spec_module
 from remote_agent.agent.granted import Granted
 from remote_agent.health.schedule import HealthMonitor
-from remote_agent.locks import lock_held
-from remote_agent.process_tree import Identity, boot_id, is_alive
 from remote_agent.protocol.messages import (
     Assignment,
     Command,
@@ -35,6 +32,9 @@ from remote_agent.protocol.states import ALIVE, BACKOFF, FAILED, RUNNING, SETTLE
 from remote_agent.runner import control
 from remote_agent.runner.leases import AWAITS_LEASE
 from remote_agent.runner.restart import needs_runner
+from remote_agent.system import other_fleets, paths, state_files
+from remote_agent.system.locks import lock_held
+from remote_agent.system.processes import Identity, boot_id, is_alive
 from remote_agent.telemetry import gpu_allocator
 
 RUNNER_RETRY_S = (0.0, 0.0, 0.5, 2.0, 5.0, 15.0, 30.0)

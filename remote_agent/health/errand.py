@@ -88,9 +88,9 @@ def main() -> int:
     task = _load(request)
     worker = _Worker(request)
     worker.become_its_user()
-    from remote_agent import process_tree
+    from remote_agent.system import processes
 
-    process_tree.become_subreaper()
+    processes.become_subreaper()
     try:
         answer = task(request, worker)
     finally:
@@ -102,9 +102,9 @@ def main() -> int:
 
 def _load(request: "dict[str, Any]") -> "Any":
     """What is to be done, with all it imports: the user may not be able to read the release or the interpreter."""
-    from remote_agent import identity, paths, process_tree  # noqa: F401
     from remote_agent.runner import environment  # noqa: F401
     from remote_agent.runner import launch as child  # noqa: F401
+    from remote_agent.system import identity, paths, processes  # noqa: F401
 
     if "stat" in request:
         return lambda request, worker: _stat(request["stat"])
@@ -138,7 +138,7 @@ class _Worker:
     """What the agent wrote for it, read before anything is given up."""
 
     def __init__(self, request: "dict[str, Any]") -> None:
-        from remote_agent import paths
+        from remote_agent.system import paths
 
         self._request = request
         spec: "Any" = paths.read_json(paths.spec_file(request["worker_dir"])) if request.get("worker_dir") else None
@@ -149,7 +149,7 @@ class _Worker:
         self._base: "dict[str, str]" = base or {}
 
     def become_its_user(self) -> None:
-        from remote_agent import identity
+        from remote_agent.system import identity
 
         if self._run_as:
             self._base = identity.base_environment(self._run_as, self._base)
@@ -202,19 +202,19 @@ class _Worker:
 def environment_of(pid: "Any", start: "Any") -> "dict[str, str]":
     """What a process was started with; {} where this user may not read it. Without our cookie: a check is no part of
     the tree that is swept."""
-    from remote_agent import process_tree
+    from remote_agent.system import processes
 
     try:
         with open(f"/proc/{int(pid)}/environ", "rb") as file:
-            entries = file.read(process_tree.MAX_ENVIRON_BYTES).split(b"\0")
-        found = process_tree.read_process(int(pid))
+            entries = file.read(processes.MAX_ENVIRON_BYTES).split(b"\0")
+        found = processes.read_process(int(pid))
     except (OSError, TypeError, ValueError):
         return {}
     if found is None or found.start != start:
         return {}
     pairs = (entry.partition(b"=") for entry in entries if b"=" in entry)
     values = {os.fsdecode(name): os.fsdecode(value) for name, _, value in pairs if name}
-    values.pop(process_tree.COOKIE_VARIABLE, None)
+    values.pop(processes.COOKIE_VARIABLE, None)
     return values
 
 
@@ -262,11 +262,11 @@ def _candidates(name: str, folders: str) -> "list[str]":
 
 def end_descendants() -> None:
     """SIGKILL to everything below this process, until nothing is left or it does not die."""
-    from remote_agent import process_tree
+    from remote_agent.system import processes
 
     deadline = time.monotonic() + ENDS_WITHIN_S
     while _reap() and time.monotonic() < deadline:
-        process_tree.signal_all(process_tree.members_below(os.getpid()), signal.SIGKILL)
+        processes.signal_all(processes.members_below(os.getpid()), signal.SIGKILL)
         time.sleep(0.005)
 
 

@@ -13,11 +13,11 @@ from collections import deque, namedtuple
 from itertools import islice
 from typing import Callable
 
-from remote_agent import paths, process_tree
-from remote_agent.bounded import Bounded, HangsError
 from remote_agent.health import errand
 from remote_agent.protocol.messages import GpuUsage
 from remote_agent.runner.restart import signal_number
+from remote_agent.system import paths, processes
+from remote_agent.system.bounded import Bounded, HangsError
 from remote_agent.telemetry import procfs
 
 WHOLE_S = 20.0  # all of it; whoever waits for it gives up a little later
@@ -189,8 +189,8 @@ def _ask_for_stacks(scene: Scene) -> str:
     number = signal_number(scene.signal, default=0)
     if number == 0:
         return f"evidence_signal {scene.signal} is no signal"
-    identity = process_tree.Identity(scene.pid, scene.pid_start, process_tree.boot_id())
-    if not process_tree.send_signal(identity, number):
+    identity = processes.Identity(scene.pid, scene.pid_start, processes.boot_id())
+    if not processes.send_signal(identity, number):
         return f"{scene.signal} could not be sent to {scene.pid}"
     time.sleep(SIGNAL_PAUSE_S)
     return f"{scene.signal} sent to {scene.pid}; what it printed is in the log below"

@@ -12,12 +12,12 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Callable, Optional
 
-from remote_agent.bounded import Bounded, HangsError
 from remote_agent.health.probes import probe
-from remote_agent.paths import absolute
 from remote_agent.protocol.messages import Health
 from remote_agent.protocol.worker_spec import HealthCheck, WorkerSpec
 from remote_agent.runner.restart import duration_in_words, signal_number
+from remote_agent.system.bounded import Bounded, HangsError
+from remote_agent.system.paths import absolute
 
 DETAIL_CHARS = 300
 MIN_INTERVAL_S = 0.5

@@ -7,7 +7,7 @@
 
 A pattern is never given to a shell. Folders are taken with all below them; links in them are left out and counted, and
 what is no regular file is never opened. Where root asks, a file is read with the rights of whose place it is in
-(owners.py): a link that a user put there leads to what that user may read.
+(system/owners.py): a link that a user put there leads to what that user may read.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import re
 import stat
 from typing import IO, Any, Callable, Dict, Iterator, List, Optional, Tuple
 
-from remote_agent import owners
 from remote_agent.install.release import InstallError
+from remote_agent.system import owners
 
 PIECE_BYTES = 256 * 1024
 _WILD_ON = re.compile(r"[*?[]")

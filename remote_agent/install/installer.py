@@ -16,12 +16,12 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List
 
-from remote_agent import paths
 from remote_agent.install import process, release
 from remote_agent.install.keepalive import KeepAlive
 from remote_agent.install.release import InstallError
-from remote_agent.locks import lock_held
 from remote_agent.protocol import ids
+from remote_agent.system import paths
+from remote_agent.system.locks import lock_held
 
 if TYPE_CHECKING:
     from remote_agent.transport.tls import Trust
@@ -217,7 +217,7 @@ class Installer:
         worker_ids = [str(one) for one in request.get("worker_ids") or []]
         if not worker_ids:
             return
-        from remote_agent import other_fleets
+        from remote_agent.system import other_fleets
 
         for other, doubled in other_fleets.doubled(self.dir, worker_ids):
             named = ", ".join(doubled[:5]) + (f" and {len(doubled) - 5} more" if len(doubled) > 5 else "")
@@ -231,7 +231,7 @@ class Installer:
 
     def others(self) -> Json:
         """The other fleets whose agents or workers live here."""
-        from remote_agent import other_fleets
+        from remote_agent.system import other_fleets
 
         return {"ok": True, "others": [other._asdict() for other in other_fleets.found(self.home, self.fleet_id)]}
 
@@ -516,7 +516,7 @@ class Installer:
     def _refuse_others_place(self) -> None:
         """Root runs what lies in its home: nobody else may be able to put something else there. Who became root by
         sudo is root's equal."""
-        from remote_agent import owners
+        from remote_agent.system import owners
 
         found = owners.walk(self.dir)
         if found.fd is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Callable, Dict
 
-from remote_agent import paths
+from remote_agent.system import paths
 
 if TYPE_CHECKING:
     from remote_agent.install.installer import Installer

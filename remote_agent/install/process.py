@@ -11,9 +11,9 @@ import sys
 import time
 from typing import Any, Optional
 
-from remote_agent import paths
 from remote_agent.install.release import InstallError
-from remote_agent.locks import lock_held
+from remote_agent.system import paths
+from remote_agent.system.locks import lock_held
 
 START_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 8.0

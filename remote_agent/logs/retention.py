@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
-from remote_agent import paths
+from remote_agent.system import paths
 
 BURST_BYTES = 64 * 1024 * 1024  # beyond keep_local, of what the manager is just taking
 STEP_BYTES = 1024 * 1024  # holes end at multiples of it: few, and of whole blocks

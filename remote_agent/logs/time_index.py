@@ -11,7 +11,7 @@ import os
 import struct
 from array import array
 
-from remote_agent import paths
+from remote_agent.system import paths
 
 POINT = struct.Struct("<Qd")
 MAX_POINTS = 8192  # beyond, those that lie close together become one: 8 hours of waiting are known to 8 s

@@ -15,10 +15,10 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Callable, Optional
 
-from remote_agent import disk_space, paths
 from remote_agent.logs import retention
 from remote_agent.logs.retention import FileState
 from remote_agent.logs.time_index import TimeIndex
+from remote_agent.system import disk_space, paths
 
 KEEP_LOCAL_BYTES = 256 * 1024 * 1024
 KEEP_ATTEMPTS = 10

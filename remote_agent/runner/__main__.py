@@ -20,10 +20,10 @@ import sys
 if __name__ == "__main__":  # -I leaves the script's directory out of the path; this is the release's
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-from remote_agent import paths
 from remote_agent.runner.control import EXIT_CANNOT_START, EXIT_STARTED, EXIT_USAGE
 from remote_agent.runner.lock import CannotStart, listen, refuse_second, take_lock
 from remote_agent.runner.loop import Runner, report
+from remote_agent.system import paths
 
 MAX_RUNNER_LOG_BYTES = 256 * 1024
 USAGE = (

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import time
 
-from remote_agent import paths, process_tree
-from remote_agent.oom import OomCounter
 from remote_agent.runner import launch as child
 from remote_agent.runner.restart import Ending
+from remote_agent.system import paths, processes
+from remote_agent.system.oom import OomCounter
 
 # Seconds for durations: goes on while the machine sleeps, and no clock setting changes it.
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
@@ -59,7 +59,7 @@ class Attempt:
         self.hook_until = now + float(str(self.hook.get("timeout_s") or 0)) if self.hook else 0.0
         self.pid, self.exec_fd = child.start(launch)
         self.executed = self.exec_fd < 0
-        found = process_tree.read_process(self.pid)  # not reaped yet, so still there even if it has died
+        found = processes.read_process(self.pid)  # not reaped yet, so still there even if it has died
         self.pid_start = found.start if found else 0
 
     def look_at_exec(self) -> None:
@@ -139,7 +139,7 @@ def build_launch(
         PROCGUARD_ATTEMPT=str(number),
         PROCGUARD_EPOCH=str(assignment.get("epoch", 0)),
     )
-    env[process_tree.COOKIE_VARIABLE] = f"{cookie}-{number}"
+    env[processes.COOKIE_VARIABLE] = f"{cookie}-{number}"
     launch = child.Launch(
         [str(word) for word in argv],
         cwd,

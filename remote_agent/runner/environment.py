@@ -60,7 +60,7 @@ def compose_as(
 ) -> tuple[dict[str, str], list[str]]:
     """`compose` for a worker with a user of its own: its files are read with that user's rights, and nothing of the
     environment of who asks is in it. Raises NotStarted, or OSError where there is no answer."""
-    from remote_agent import identity
+    from remote_agent.system import identity
 
     base = {**identity.base_environment(run_as, base), "PYTHONUNBUFFERED": "1"}
 

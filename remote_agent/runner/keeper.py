@@ -16,10 +16,6 @@ import os
 import time
 from collections.abc import Callable
 
-from remote_agent import process_tree
-from remote_agent.cgroup import WorkerGroup
-from remote_agent.oom import OomCounter
-from remote_agent.process_tree import Identity
 from remote_agent.protocol import states
 from remote_agent.runner import hooks, restart
 from remote_agent.runner import launch as child
@@ -30,6 +26,10 @@ from remote_agent.runner.record import WorkerRecord
 from remote_agent.runner.restart import Decision, Ending, Policy
 from remote_agent.runner.state import WorkerState, whole
 from remote_agent.runner.termination import Ladder
+from remote_agent.system import processes
+from remote_agent.system.cgroup import WorkerGroup
+from remote_agent.system.oom import OomCounter
+from remote_agent.system.processes import Identity
 
 HOUSEKEEPING_S = 60.0
 WRITE_AGAIN_S = 1.0  # what a disk refused
@@ -76,7 +76,7 @@ class Keeper:
         self._group_limits: dict[str, float | None] = {}  # in force, or tried
         self._not_enforced = ""
         self._ooms = OomCounter()
-        self._ladder = Ladder(lambda: process_tree.members_below(os.getpid()), self._reap, self._kill_group)
+        self._ladder = Ladder(lambda: processes.members_below(os.getpid()), self._reap, self._kill_group)
         self._left_behind = Ladder(self._find_left_behind, lambda: not self._find_left_behind(), self._kill_group)
         self._former_child: Identity | None = None
         self._seen: list[Identity] = []  # what the agent saw below a former runner
@@ -220,7 +220,7 @@ class Keeper:
 
     def _end_leftovers(self, now: float) -> None:
         """The child has ended but not all of its tree: a clean slate comes before anything else."""
-        names = process_tree.names(process_tree.members_below(os.getpid()))
+        names = processes.names(processes.members_below(os.getpid()))
         self._ladder.begin(now, self._stop_signal(), self._grace_s())
         count = self._ladder.reached
         if self._next and self._ending and count:
@@ -281,7 +281,7 @@ class Keeper:
 
     def _name_the_stuck(self, now: float) -> None:
         if self._ladder.stuck(now):
-            pids = ", ".join(str(member.pid) for member in process_tree.members_below(os.getpid()))
+            pids = ", ".join(str(member.pid) for member in processes.members_below(os.getpid()))
             self.state.say(
                 f"process {pids} does not die of SIGKILL: it waits in the kernel, often for a disk or a device"
             )
@@ -371,7 +371,7 @@ class Keeper:
         wanted = start.get("group_limits") if isinstance(start, dict) else None
         if not wanted and not self._group_limits:
             return
-        from remote_agent import group_limits
+        from remote_agent.system import group_limits
 
         problem = group_limits.enforce(self._group.path, {**dict.fromkeys(self._group_limits), **(wanted or {})})
         self._group_limits = dict(wanted or {})
@@ -451,7 +451,7 @@ class Keeper:
 
     def _find_left_behind(self) -> list[Identity]:
         cookie = str(self.state.values["cookie"])
-        return process_tree.members_left_behind(self._former_child, cookie, self._group.members(), self._seen)
+        return processes.members_left_behind(self._former_child, cookie, self._group.members(), self._seen)
 
     def _kill_group(self) -> None:
         self._group.kill()

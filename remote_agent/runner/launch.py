@@ -14,7 +14,7 @@ import os
 import signal
 import stat
 
-from remote_agent import process_tree
+from remote_agent.system import processes
 
 OOM_SCORE_FILE = "/proc/self/oom_score_adj"
 OOM_SCORE_ADJ = 500  # when memory runs out the kernel takes the job, not its runner
@@ -63,7 +63,7 @@ def start(launch: Launch) -> tuple[int, int]:
     `word`); -1 = it has come about. Raises NotStarted, or OSError where no log can be opened or no process be made.
     """
     opened = [os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)]
-    before = process_tree.mark_descendants(launch.env.get(process_tree.COOKIE_VARIABLE, ""))
+    before = processes.mark_descendants(launch.env.get(processes.COOKIE_VARIABLE, ""))
     try:
         opened.append(_open_log(launch.out_path))
         opened.append(_open_log(launch.err_path) if launch.err_path else opened[1])
@@ -79,7 +79,7 @@ def start(launch: Launch) -> tuple[int, int]:
             os.close(readable)
             raise
     finally:
-        process_tree.unmark(before)
+        processes.unmark(before)
         for descriptor in set(opened):
             os.close(descriptor)
 
@@ -168,7 +168,7 @@ def _become(launch: Launch, streams: list[int], report: int, runner: int) -> Non
         stage = "user"
         _become_user(launch)
         if launch.dies_with_runner:
-            process_tree.die_with_parent(runner)  # becoming somebody else would undo it
+            processes.die_with_parent(runner)  # becoming somebody else would undo it
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         stage = "cwd"
         if launch.cwd:
@@ -206,7 +206,7 @@ def _limit(launch: Launch) -> None:
 
 def _become_user(launch: Launch) -> None:
     if launch.run_as:
-        from remote_agent import identity
+        from remote_agent.system import identity
 
         identity.become(launch.run_as)
 
@@ -304,7 +304,7 @@ def word(descriptor: int, launch: Launch) -> tuple[str, str] | None:
 def _explain_missing(path: str, launch: Launch) -> str:
     """The shell before the command did not find it in the PATH that its lines had made."""
     if launch.run_as:
-        from remote_agent import identity
+        from remote_agent.system import identity
 
         try:
             return str(identity.ask(launch.run_as, lambda: _look_for(path, launch)))

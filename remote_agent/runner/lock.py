@@ -10,10 +10,10 @@ import os
 import socket
 import time
 
-from remote_agent import paths, process_tree, state_files
-from remote_agent.locks import is_still_at
-from remote_agent.process_tree import Identity
 from remote_agent.runner.control import EXIT_ALREADY_RUNNING
+from remote_agent.system import paths, processes, state_files
+from remote_agent.system.locks import is_still_at
+from remote_agent.system.processes import Identity
 
 LOCK_PATIENCE_S = 2.0  # a runner that is just ending gives its lock back within this time
 
@@ -55,7 +55,7 @@ def refuse_second(worker_dir: str, runtime_dir: str = "", patience_s: float = LO
             return
         pid = state.get("runner_pid") or 0
         runner = Identity(pid, state.get("runner_start") or 0, state.get("boot_id"))
-        if pid == os.getpid() or not process_tree.is_alive(runner):
+        if pid == os.getpid() or not processes.is_alive(runner):
             return
         if time.monotonic() > deadline:
             raise CannotStart(

@@ -10,14 +10,14 @@ import sys
 import time
 from collections.abc import Iterable
 
-from remote_agent import paths, process_tree
-from remote_agent.locks import is_still_at
 from remote_agent.runner.attempt import now_s
 from remote_agent.runner.control import PROTOCOL_VERSION, JsonConnection, is_ours
 from remote_agent.runner.leases import Alarm
 from remote_agent.runner.lock import CannotStart, listen, take_lock
 from remote_agent.runner.record import WorkerRecord
 from remote_agent.runner.supervisor import Supervisor
+from remote_agent.system import paths, processes
+from remote_agent.system.locks import is_still_at
 
 MAX_CONNECTIONS = 16
 RUNTIME_CHECK_S = 600.0  # cleaners of /tmp remove what looks old
@@ -66,10 +66,10 @@ class Runner:
         self._terminated = True
 
     def run(self) -> None:
-        process_tree.become_subreaper()
+        processes.become_subreaper()
         supervisor = self._supervisor
         supervisor.begin(now_s())
-        process_tree.give_memory_back()
+        processes.give_memory_back()
         while not supervisor.finished:
             for descriptor in self._wait():
                 self._handle(descriptor)

@@ -1,8 +1,9 @@
 """The files a runner writes about its worker: state.json, events.jsonl, exit records. No decisions, no processes.
 
 Every write may fail (full disk, read-only home): then it is kept, bounded, and tried again later; the runner goes on.
-`kept` says whether the last state is on some disk (state_files.py): while it is not, nothing starts and nobody leaves.
-On the hot path nothing waits for the disk: files are replaced by rename, and `sync` makes them durable afterwards.
+`kept` says whether the last state is on some disk (system/state_files.py): while it is not, nothing starts and nobody
+leaves. On the hot path nothing waits for the disk: files are replaced by rename, and `sync` makes them durable
+afterwards.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import os
 import time
 
-from remote_agent import paths, state_files
+from remote_agent.system import paths, state_files
 
 COMPACT_ABOVE_LINES = 1000
 KEEP_LINES = 500

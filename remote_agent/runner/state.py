@@ -10,11 +10,11 @@ import os
 import time
 from collections.abc import Callable
 
-from remote_agent import paths, process_tree
 from remote_agent.protocol import states
 from remote_agent.runner import restart
 from remote_agent.runner.record import WorkerRecord
 from remote_agent.runner.restart import Ending
+from remote_agent.system import paths, processes
 
 STATE_VERSION = 1
 KEEP_RESULTS = 20
@@ -55,7 +55,7 @@ class WorkerState:
 
         The cookie stays the same for all runners of a worker: whatever any of them left behind is found.
         """
-        own = process_tree.read_process(os.getpid())
+        own = processes.read_process(os.getpid())
         self.values.update({name: former[name] for name in self.values if former.get(name) is not None})
         self.values.update(
             v=STATE_VERSION,

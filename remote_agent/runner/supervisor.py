@@ -12,9 +12,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 
-from remote_agent import process_tree
-from remote_agent.cgroup import WorkerGroup
-from remote_agent.process_tree import Identity
 from remote_agent.protocol import states
 from remote_agent.runner import restart
 from remote_agent.runner.keeper import ANEW, ASKED, FENCE, KILL, RESTART, START, STOP, TERMINATE, Keeper
@@ -22,6 +19,9 @@ from remote_agent.runner.leases import AWAITS_LEASE
 from remote_agent.runner.record import WorkerRecord
 from remote_agent.runner.restart import Ending
 from remote_agent.runner.state import whole
+from remote_agent.system import processes
+from remote_agent.system.cgroup import WorkerGroup
+from remote_agent.system.processes import Identity
 
 NOT_TO_RUN = ("stopped", "removed")
 
@@ -41,7 +41,7 @@ class Supervisor(Keeper):
         super().__init__(record, tell)
         self._given = lease
         self._wanted = wanted or {}
-        self._seen = [Identity(pid, start, process_tree.boot_id()) for pid, start in seen]
+        self._seen = [Identity(pid, start, processes.boot_id()) for pid, start in seen]
 
     # ------------------------------------------------------------------------------------------------- start
 
@@ -49,7 +49,7 @@ class Supervisor(Keeper):
         """Take over from a former runner, or start afresh. Raises ValueError or OSError where spec.json is unusable."""
         former = self.state.record.read_state()
         self._assignment = _as_wanted(self.state.record.read_spec(), self._wanted)
-        boot = process_tree.boot_id()
+        boot = processes.boot_id()
         same_boot = former.get("boot_id") == boot
         if same_boot and former.get("pid"):
             self._former_child = Identity(whole(former, "pid"), whole(former, "pid_start"), boot)

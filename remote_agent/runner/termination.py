@@ -9,8 +9,8 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 
-from remote_agent import process_tree
-from remote_agent.process_tree import Identity
+from remote_agent.system import processes
+from remote_agent.system.processes import Identity
 
 FIRST_LOOK_S = 0.01
 LONGEST_LOOK_S = 0.5
@@ -39,8 +39,8 @@ class Ladder:
         self.kill_at = now + grace_s
         self._pause_s = FIRST_LOOK_S
         members = self._find()
-        self.reached = process_tree.signal_all(members, stop_signal)
-        process_tree.signal_all(members, signal.SIGCONT)
+        self.reached = processes.signal_all(members, stop_signal)
+        processes.signal_all(members, signal.SIGCONT)
         self.due = now + min(self._pause_s, grace_s)
 
     def kill_now(self, now: float) -> None:
@@ -78,7 +78,7 @@ class Ladder:
             self._pause_s = FIRST_LOOK_S
         self._kill_group()
         # What is in no group may fork while we look: repeat until is_empty, ever more slowly where something can't die.
-        process_tree.signal_all(self._find(), signal.SIGKILL)
+        processes.signal_all(self._find(), signal.SIGKILL)
         self._look_again(now)
         self.kill_at = self.due
 

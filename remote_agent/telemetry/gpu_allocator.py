@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 from typing import Optional
 
-from remote_agent import paths
 from remote_agent.protocol.messages import GpuProcess, GpuUsage
+from remote_agent.system import paths
 from remote_agent.telemetry.gpus import Reading
 
 CUDA_DEVICES = "CUDA_VISIBLE_DEVICES"

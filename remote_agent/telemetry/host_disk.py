@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 from typing import Any, Callable
 
-from remote_agent import disk_space
+from remote_agent.system import disk_space
 
 LOOK_EVERY_S = 5.0
 LOOK_AGAIN_S = 2.0  # while it refuses writes, or is suspected to

@@ -13,8 +13,8 @@ from collections import namedtuple
 from itertools import islice
 from typing import Optional
 
-from remote_agent.bounded import Bounded, HangsError
 from remote_agent.protocol.messages import HostUsage, WorkerUsage
+from remote_agent.system.bounded import Bounded, HangsError
 
 PSS_EVERY_S = 60.0
 PSS_TIMEOUT_S = 1.0

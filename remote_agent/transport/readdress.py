@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Dict, NamedTuple, Optional
 
-from remote_agent import paths
+from remote_agent.system import paths
 from remote_agent.transport.tls import Trust
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ import os
 import threading
 from typing import Any, Callable, Optional
 
-from remote_agent import locks, paths
 from remote_agent.protocol import messages
+from remote_agent.system import locks, paths
 from remote_agent.transport.client import Connection, Credentials, LinkDown
 from remote_agent.transport.http import quote
 

@@ -16,8 +16,8 @@ import subprocess
 import sys
 import time
 
-from remote_agent import paths, process_tree
 from remote_agent.runner import control
+from remote_agent.system import paths, processes
 from scripts.bench import common
 
 GOAL = 1.0
@@ -104,10 +104,10 @@ class ProcGuard(Subject):
     def stop(self) -> None:
         state = paths.read_json(paths.state_file(self._worker_dir))
         assert isinstance(state, dict)
-        runner = process_tree.Identity(state["runner_pid"], state["runner_start"], state["boot_id"])
-        process_tree.send_signal(runner, signal.SIGTERM)
+        runner = processes.Identity(state["runner_pid"], state["runner_start"], state["boot_id"])
+        processes.send_signal(runner, signal.SIGTERM)
         deadline = time.monotonic() + 10
-        while process_tree.is_alive(runner) and time.monotonic() < deadline:
+        while processes.is_alive(runner) and time.monotonic() < deadline:
             time.sleep(0.01)
         self._link.close()
 

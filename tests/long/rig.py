@@ -17,10 +17,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from remote_agent import paths
 from remote_agent.agent import settings
 from remote_agent.install import process
 from remote_agent.protocol import messages
+from remote_agent.system import paths
 from tests.agent_host import end_runners
 from tests.fleet.manager import Manager, own_environment
 from tests.waiting import wait_until

@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 
-from remote_agent import process_tree
+from remote_agent.system import processes
 
 LAST_PID = "/proc/sys/kernel/ns_last_pid"
 TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
@@ -49,18 +49,18 @@ def alive(pid: int) -> bool:
 def one_round() -> tuple[int, int, int]:
     """(reused, wrong, missed), each 0 or 1."""
     ours = sleeper()
-    identity = process_tree.identity_of(ours)
+    identity = processes.identity_of(ours)
     assert identity is not None
     time.sleep(TICK_S * 1.5)  # start times are in ticks: a pid reused within one is out of any kernel's reach
-    reached = process_tree.send_signal(identity, signal.SIGKILL)
+    reached = processes.send_signal(identity, signal.SIGKILL)
     os.waitpid(ours, 0)
     stranger = with_pid(ours)
     if stranger is None:
         return 0, 0, int(not reached)
-    hit = process_tree.send_signal(identity, signal.SIGKILL)
-    swept = process_tree.members_left_behind(identity, "no such cookie")
-    hit = process_tree.signal_all(swept, signal.SIGKILL) > 0 or hit
-    hit = process_tree.is_alive(identity) or hit
+    hit = processes.send_signal(identity, signal.SIGKILL)
+    swept = processes.members_left_behind(identity, "no such cookie")
+    hit = processes.signal_all(swept, signal.SIGKILL) > 0 or hit
+    hit = processes.is_alive(identity) or hit
     unharmed = alive(stranger)
     if unharmed:
         end(stranger)

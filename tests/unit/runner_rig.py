@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from remote_agent import cgroup, paths, process_tree
-from remote_agent.locks import lock_held
-from remote_agent.process_tree import Identity
 from remote_agent.runner import control
 from remote_agent.runner.leases import boottime_ns
+from remote_agent.system import cgroup, paths, processes
+from remote_agent.system.locks import lock_held
+from remote_agent.system.processes import Identity
 from tests.waiting import wait_until
 
 ROOT = str(Path(__file__).resolve().parents[2])
@@ -168,31 +168,31 @@ class Rig:
 
     def kill_runner(self) -> None:
         identity = self.runner_identity()
-        assert process_tree.send_signal(identity, signal.SIGKILL)
-        wait_until(lambda: not process_tree.is_alive(identity), 5.0, "the runner's death")
+        assert processes.send_signal(identity, signal.SIGKILL)
+        wait_until(lambda: not processes.is_alive(identity), 5.0, "the runner's death")
 
     def kill_runner_as_known(self, state: dict[str, Any]) -> None:
         """The same where state.json is older than what its runner wrote elsewhere."""
         identity = Identity(state["runner_pid"], state["runner_start"], state["boot_id"])
-        assert process_tree.send_signal(identity, signal.SIGKILL)
-        wait_until(lambda: not process_tree.is_alive(identity), 5.0, "the runner's death")
+        assert processes.send_signal(identity, signal.SIGKILL)
+        wait_until(lambda: not processes.is_alive(identity), 5.0, "the runner's death")
 
     def runner_gone(self) -> None:
         """Its lock is free: one that has just been started may not have written its state yet."""
         lock = paths.runner_lock(self.runtime_dir, self.worker_dir)
         wait_until(lambda: not lock_held(lock), 10.0, "the runner's end")
         identity = self.runner_identity()
-        wait_until(lambda: not process_tree.is_alive(identity), 10.0, "the runner's end")
+        wait_until(lambda: not processes.is_alive(identity), 10.0, "the runner's end")
 
     def survivors(self) -> list[Identity]:
         cookie = str(self.state().get("cookie") or "")
-        return process_tree.members_left_behind(None, cookie) if cookie else []
+        return processes.members_left_behind(None, cookie) if cookie else []
 
     def clean_up(self) -> None:
         if self.link:
             self.link.close()
-        process_tree.send_signal(self.runner_identity(), signal.SIGKILL)
-        process_tree.signal_all(self.survivors(), signal.SIGKILL)
+        processes.send_signal(self.runner_identity(), signal.SIGKILL)
+        processes.signal_all(self.survivors(), signal.SIGKILL)
         group = str(self.state().get("cgroup") or "")
         if group and os.path.isdir(group):
             cgroup._write(os.path.join(group, "cgroup.kill"), b"1")
@@ -211,7 +211,7 @@ def remove(directory: str) -> None:
 
 
 def alive(pid: int) -> bool:
-    found = process_tree.read_process(pid)
+    found = processes.read_process(pid)
     return found is not None and found.state not in ("Z", "X")
 
 

@@ -12,17 +12,17 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest import mock
 
-from remote_agent import paths, process_tree
 from remote_agent.agent import granted
 from remote_agent.agent.granted import Granted
-from remote_agent.cgroup import WorkerGroup
-from remote_agent.process_tree import Identity, Process
 from remote_agent.protocol import states
 from remote_agent.protocol.messages import Lease
 from remote_agent.runner import attempt, restart
 from remote_agent.runner import launch as child
 from remote_agent.runner.record import WorkerRecord
 from remote_agent.runner.supervisor import Supervisor
+from remote_agent.system import paths, processes
+from remote_agent.system.cgroup import WorkerGroup
+from remote_agent.system.processes import Identity, Process
 
 TERM, KILL, CONT = 15, 9, 18
 GRACE_S = 5.0
@@ -134,13 +134,13 @@ class Host:
             for target, name, value in (
                 (child, "start", self._start_child),
                 (attempt.OomCounter, "read", lambda _self: 0),
-                (process_tree, "boot_id", lambda: self.boot),
+                (processes, "boot_id", lambda: self.boot),
                 (granted, "boot_id", lambda: self.boot),
                 (granted, "boottime_ns", lambda: int(self.now * 1e9)),
-                (process_tree, "members_below", lambda _pid: self._members()),
-                (process_tree, "members_left_behind", lambda *_: self._members()),
-                (process_tree, "signal_all", self._signal_all),
-                (process_tree, "read_process", lambda pid: Process(pid, 1, pid, "S", pid)),
+                (processes, "members_below", lambda _pid: self._members()),
+                (processes, "members_left_behind", lambda *_: self._members()),
+                (processes, "signal_all", self._signal_all),
+                (processes, "read_process", lambda pid: Process(pid, 1, pid, "S", pid)),
                 (WorkerGroup, "_make", lambda _self: ""),
                 (paths, "attempts_on_disk", lambda _directory: sorted(self.attempts)),
             ):

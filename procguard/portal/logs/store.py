@@ -36,9 +36,9 @@ from procguard.portal.logs.reader import (
     newest_first,
     read_gaps,
 )
-from remote_agent import paths
 from remote_agent.logs import retention as log_disk
 from remote_agent.protocol.messages import LogMatch, directory_name
+from remote_agent.system import paths
 
 DISK_THREADS = 4
 READ_THREADS = 2

@@ -3,7 +3,7 @@
 What was brought is known by a record in the folder itself (hosts may share it), in `.procguard-sync/`. Only what was
 brought is ever changed or removed: a job's own files stay. New content is gathered in `incoming/` on the same file
 system, checked by its digest, and moved in by renames. No path is followed through a link below the folder. Where
-root brings code to a folder of a user's, all of it is done with that user's rights (owners.py), and is theirs.
+root brings code to a folder of a user's, all of it is done with that user's rights (system/owners.py), and is theirs.
 
 The manifest, from the deploying side, its digest over its canonical JSON (`digest_of`):
 
@@ -26,8 +26,8 @@ import time
 import zlib
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
-from remote_agent import locks, owners, paths
 from remote_agent.install.release import InstallError, check_space, os_error
+from remote_agent.system import locks, owners, paths
 
 KEPT = ".procguard-sync"
 LOCK_TIMEOUT_S = 90.0

@@ -9,9 +9,9 @@ import contextlib
 import os
 from typing import Any, Dict, List, Tuple
 
-from remote_agent import paths, state_files
-from remote_agent.locks import lock_held
 from remote_agent.protocol.ids import valid_id
+from remote_agent.system import paths, state_files
+from remote_agent.system.locks import lock_held
 
 LIVE = ("starting", "running", "stopping", "backoff")
 

@@ -16,7 +16,7 @@ import pytest
 from procguard.config import schema
 from procguard.errors import Conflict
 from procguard.manager import daemon
-from remote_agent import process_tree
+from remote_agent.system import processes
 from tests.waiting import wait_until
 
 MODULE = "tests.unit.manager_stand_in"
@@ -36,7 +36,7 @@ def background(tmp_path: Path) -> Iterator[schema.Config]:
     finally:
         running = daemon.find(settings)
         if running is not None:
-            process_tree.send_signal(running.identity, signal.SIGKILL)
+            processes.send_signal(running.identity, signal.SIGKILL)
 
 
 def test_daemon_is_ready_and_named_when_start_returns(
@@ -73,7 +73,7 @@ def test_stop_waits_until_the_manager_is_gone(background: schema.Config, capfd: 
     running = daemon.find(background)
     assert running is not None
     assert daemon.stop(background) == 0
-    assert not process_tree.is_alive(running.identity)
+    assert not processes.is_alive(running.identity)
     assert not Path(background.state_directory, "manager.pid").exists()
     assert daemon.status(background) == 3
     assert daemon.stop(background) == 3  # what was asked did not come about
@@ -96,8 +96,8 @@ def test_lock_of_a_killed_manager_is_free_at_once(tmp_path: Path, capfd: pytest.
     running = daemon.find(settings)
     assert running is not None
     assert f"manager running at {running.url} (pid {running.pid})" in capfd.readouterr().out
-    assert process_tree.send_signal(running.identity, signal.SIGKILL)
-    wait_until(lambda: not process_tree.is_alive(running.identity), 5, "the killed manager is gone")
+    assert processes.send_signal(running.identity, signal.SIGKILL)
+    wait_until(lambda: not processes.is_alive(running.identity), 5, "the killed manager is gone")
     assert daemon.find(settings) is None
     daemon.lock_state(settings).release()
 

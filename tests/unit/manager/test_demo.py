@@ -17,7 +17,7 @@ import pytest
 
 from procguard.errors import Conflict
 from procguard.manager import demo
-from remote_agent import process_tree
+from remote_agent.system import processes
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -60,9 +60,9 @@ def get(url: str) -> Any:
 def home(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path
     for line in processes_in(tmp_path):
-        found = process_tree.identity_of(int(line.split()[0]))
+        found = processes.identity_of(int(line.split()[0]))
         if found is not None:
-            process_tree.send_signal(found, signal.SIGKILL)
+            processes.send_signal(found, signal.SIGKILL)
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_ctrl_c_ends_everything_that_the_demo_started(home: Path, running: tuple
     process, url = running
     workers = {worker["worker_id"]: worker for worker in get(f"{url}/api/remote-workers")["workers"]}
     assert {name: worker["state"] for name, worker in workers.items()} == dict.fromkeys(demo.WHAT_THEY_DO, "running")
-    children = [process_tree.identity_of(worker["pid"]) for worker in workers.values()]
+    children = [processes.identity_of(worker["pid"]) for worker in workers.values()]
     assert not (home / ".procguard").exists()
 
     refused = start(home)  # a second one, while the first runs
@@ -98,7 +98,7 @@ def test_ctrl_c_ends_everything_that_the_demo_started(home: Path, running: tuple
 
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 0
-    assert not any(process_tree.is_alive(child) for child in children if child)
+    assert not any(processes.is_alive(child) for child in children if child)
     wait_until(lambda: not processes_in(home), 5, f"no process left: {processes_in(home)}")
     assert [path for path in home.rglob("*") if path.name != ".cache"] == []
 
@@ -106,7 +106,7 @@ def test_ctrl_c_ends_everything_that_the_demo_started(home: Path, running: tuple
 def test_next_demo_ends_what_a_killed_one_left(home: Path, running: tuple[subprocess.Popen[str], str]) -> None:
     """kill -9 of the demo leaves manager, agent and workers; the next start, told to end at once, takes them along."""
     process, url = running
-    left = [process_tree.identity_of(worker["pid"]) for worker in get(f"{url}/api/remote-workers")["workers"]]
+    left = [processes.identity_of(worker["pid"]) for worker in get(f"{url}/api/remote-workers")["workers"]]
     process.kill()
     process.wait()
     again = start(home)
@@ -119,7 +119,7 @@ def test_next_demo_ends_what_a_killed_one_left(home: Path, running: tuple[subpro
     finally:
         again.kill()
         again.wait()
-    assert not any(process_tree.is_alive(child) for child in left if child)
+    assert not any(processes.is_alive(child) for child in left if child)
     wait_until(lambda: not processes_in(home), 5, f"no process left: {processes_in(home)}")
 
 

@@ -27,8 +27,8 @@ from procguard.config.schema import Tls
 from procguard.errors import ConfigError, ManagerUnreachable, ProcGuardError, UsageError
 from procguard.tls import authority, certificates
 from procguard.tls.launcher_trust import trust_for
-from remote_agent import paths
 from remote_agent.protocol.messages import AgentHeartbeat, encode
+from remote_agent.system import paths
 from remote_agent.transport.client import Addresses, Connection, Credentials, LinkDown, heartbeat, poll
 from remote_agent.transport.tls import Trust, fingerprint
 from tests.raw_websocket import RawWebSocket

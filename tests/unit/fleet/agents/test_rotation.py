@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 
 from procguard.errors import Conflict
-from remote_agent import paths
 from remote_agent.agent import settings
 from remote_agent.protocol import messages
+from remote_agent.system import paths
 from remote_agent.transport import rotation
 from remote_agent.transport.client import Addresses, Connection, Credentials, LinkDown, heartbeat
 from remote_agent.transport.rotation import SecretRotation

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from remote_agent import paths
 from remote_agent.agent.worker import WorkerSlot
 from remote_agent.protocol.messages import Assignment, WorkerSpec
+from remote_agent.system import paths
 from tests.unit.runner_rig import Rig, make_rig, remove
 
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from remote_agent import locks, paths
 from remote_agent.agent import settings
 from remote_agent.agent.worker import EventTail, runner_needed, supersedes
 from remote_agent.protocol.messages import Assignment, HealthCheck, RestartPolicy, WorkerSpec
+from remote_agent.system import locks, paths
 from tests.agent_host import ROOT, Host, alive, running
 from tests.fake_manager import FakeManager
 from tests.waiting import wait_until

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from remote_agent import paths
 from remote_agent.runner.leases import AWAITS_LEASE
+from remote_agent.system import paths
 from tests.agent_host import Host, alive, running
 from tests.fake_manager import FakeManager
 from tests.waiting import wait_until

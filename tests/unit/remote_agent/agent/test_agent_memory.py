@@ -48,9 +48,8 @@ def agent_pid(host: Host) -> int:
 
 def test_an_agent_imports_nothing_heavy() -> None:
     """In an interpreter as the agent's."""
-    code = (
-        "import sys, remote_agent.__main__, remote_agent.agent.agent, remote_agent.memory\nprint(*sorted(sys.modules))"
-    )
+    code = "import sys, remote_agent.__main__, remote_agent.agent.agent, remote_agent.system.memory"
+    code += "; print(*sorted(sys.modules))"
     words = [sys.executable, "-s", "-E", "-S", "-c", code]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
     assert set(done.stdout.split()) & HEAVY == set()
@@ -146,7 +145,7 @@ def test_garbage_is_looked_for_also_before_it_settles() -> None:
     program = """
 import gc, weakref
 usual = gc.get_threshold()
-from remote_agent import memory
+from remote_agent.system import memory
 memory.begin_small()
 class Circle: pass
 def leave():

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from remote_agent import paths
 from remote_agent.agent import settings
+from remote_agent.system import paths
 from tests.agent_host import ROOT
 from tests.waiting import wait_until
 

@@ -19,15 +19,15 @@ import pytest
 
 from procguard.deploy.sync.source import Sync
 from procguard.errors import HostError
-from remote_agent import identity, owners, paths
 from remote_agent.install import files
 from remote_agent.install.installer import Installer
 from remote_agent.install.release import InstallError
-from remote_agent.locks import lock_held
 from remote_agent.protocol.messages import HealthCheck
 from remote_agent.runner import control
 from remote_agent.runner.lock import listen, take_lock
 from remote_agent.runner.loop import Runner
+from remote_agent.system import identity, owners, paths
+from remote_agent.system.locks import lock_held
 from tests.agent_host import Host, running
 from tests.fake_manager import FakeManager
 from tests.unit.deploy.sync.test_code_sync import Host as CodeHost

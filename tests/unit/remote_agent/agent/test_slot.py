@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from remote_agent import process_tree
 from remote_agent.agent.granted import Granted
 from remote_agent.agent.worker import WorkerSlot
-from remote_agent.process_tree import boot_id
 from remote_agent.protocol.messages import Assignment, Lease, WorkerSpec
 from remote_agent.runner.leases import AWAITS_LEASE, boottime_ns
+from remote_agent.system import processes
+from remote_agent.system.processes import boot_id
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from remote_agent.runner.leases import AWAITS_LEASE, boottime_ns
 def test_only_a_process_that_lives_is_reported_as_running(tmp_path: Path, boot: str, start: int, state: str) -> None:
     """In this boot a worker without a runner may still have its child; after another boot nothing of it lives, nor is
     a process with another start time it."""
-    own = process_tree.identity_of(os.getpid())
+    own = processes.identity_of(os.getpid())
     assert own is not None
     record = {"state": "running", "pid": own.pid, "pid_start": own.start + start, "attempt": 3}
     record["boot_id"] = boot or boot_id()

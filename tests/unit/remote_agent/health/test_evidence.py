@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from remote_agent import paths
 from remote_agent.health import evidence
 from remote_agent.health.evidence import Scene
 from remote_agent.protocol.messages import GpuUsage
+from remote_agent.system import paths
 from remote_agent.telemetry import procfs
 from tests.waiting import wait_until
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from remote_agent import paths, process_tree
 from remote_agent.health import errand
 from remote_agent.health.schedule import Elsewhere, HealthMonitor, LogWatch, run_check
 from remote_agent.protocol.messages import HealthCheck
+from remote_agent.system import paths, processes
 from tests.waiting import wait_until
 
 
@@ -105,7 +105,7 @@ def test_exec_check_sees_what_setup_lines_set_without_running_them_again(tmp_pat
     """They are known from what the job was started with, of which nothing else is believed."""
     job = subprocess.Popen(["sleep", "100"], env={"FROM_SETUP": "1", "PATH": "/usr/bin:/bin"})
     try:
-        found = process_tree.read_process(job.pid)
+        found = processes.read_process(job.pid)
         assert found is not None
         spec = {"worker_id": "w1", "cwd": str(tmp_path), "spec": {"env": {}}, "start": {"setup": ["touch again"]}}
         paths.write_json(paths.base_env_file(str(tmp_path)), {"PATH": "/usr/bin:/bin"})

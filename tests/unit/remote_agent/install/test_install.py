@@ -22,11 +22,11 @@ from procguard.deploy.install import bundle
 from procguard.deploy.install.local import LocalPipe
 from procguard.deploy.install.session import HostSession
 from procguard.deploy.ssh.target import Target
-from remote_agent import paths
 from remote_agent.install import keepalive, maintenance, process, release
 from remote_agent.install.installer import Installer, recorded_environment
 from remote_agent.install.release import InstallError
 from remote_agent.protocol import messages
+from remote_agent.system import paths
 from remote_agent.tunnel import port_owner
 from tests import fake_manager
 from tests.fake_manager import FLEET, KEY, FakeManager

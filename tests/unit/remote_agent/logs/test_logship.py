@@ -11,10 +11,10 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
-from remote_agent import paths
 from remote_agent.logs import retention, shipper, watcher
 from remote_agent.logs.shipper import LogShipper
 from remote_agent.logs.watcher import ShippedWorker
+from remote_agent.system import paths
 from remote_agent.transport.client import Addresses, Connection, Credentials, LinkDown
 from tests.fake_manager import FakeManager
 from tests.waiting import wait_until

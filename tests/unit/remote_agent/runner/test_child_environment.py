@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from remote_agent import paths, process_tree
 from remote_agent.install import process
 from remote_agent.install.installer import Installer, recorded_environment
 from remote_agent.protocol import messages
+from remote_agent.system import paths, processes
 from tests.fake_manager import FakeManager
 from tests.unit.remote_agent.install.test_install import installer, manager, put  # noqa: F401 - fixtures
 from tests.waiting import wait_until
@@ -72,8 +72,8 @@ def test_child_has_the_deployed_environment_whoever_starts_the_agent_later(
         assert isinstance(state, dict)
         process.stop(installer.config()["runtime_dir"], installer.dir)
         os.kill(state["runner_pid"], signal.SIGKILL)
-        for member in process_tree.members_left_behind(None, state["cookie"]):
-            process_tree.send_signal(member, signal.SIGKILL)
+        for member in processes.members_left_behind(None, state["cookie"]):
+            processes.send_signal(member, signal.SIGKILL)
         os.unlink(paths.base_env_file(directory))
         starter(installer)
         assert variables(tmp_path, 2) == deployed

@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 
-from remote_agent import disk_space, paths, process_tree, state_files
 from remote_agent.agent.worker import WorkerSlot
-from remote_agent.locks import lock_held
 from remote_agent.logs.watcher import KEEP_TAIL_BYTES, MIN_AHEAD_BYTES, LogFiles, ShippedWorker
 from remote_agent.protocol.messages import Assignment, WorkerSpec
 from remote_agent.runner import control
-from remote_agent.state_files import SLOT_BYTES
+from remote_agent.system import disk_space, paths, processes, state_files
+from remote_agent.system.locks import lock_held
+from remote_agent.system.state_files import SLOT_BYTES
 from remote_agent.telemetry import host_disk
 from tests.unit.runner_rig import FOREVER, PYTHON, ROOT, Rig, alive
 from tests.waiting import wait_until
@@ -144,7 +144,7 @@ def test_a_runner_whose_end_no_disk_takes_stays_and_leaves_once_one_does(rig: Ri
         os.kill(runner.pid, signal.SIGTERM)
         rig.link.assign("stopped", 7, 1_000_001)
         wait_until(lambda: rig.pump() or rig.status["generation"] == 7, 5, "the stop is noted")
-        assert runner_alive(rig) and process_tree.is_alive(runner)
+        assert runner_alive(rig) and processes.is_alive(runner)
         disk.room()
         rig.runner_gone()
         assert (rig.state()["state"], rig.state()["generation"]) == ("exited", 7)
@@ -182,7 +182,7 @@ def test_a_budget_is_spent_once_across_runners_on_a_full_disk(rig: Rig, disk: Di
         rig.until("running", attempt=attempt)
         assert rig.state()["attempt"] == 1, "state.json is from before"
         rig.kill_runner_as_known(known(rig))
-        process_tree.signal_all(process_tree.members_left_behind(None, str(known(rig)["cookie"])), signal.SIGKILL)
+        processes.signal_all(processes.members_left_behind(None, str(known(rig)["cookie"])), signal.SIGKILL)
         assert (known(rig)["attempt"], known(rig)["restarts"]) == (attempt, attempt - 1)
         if attempt == 3:
             disk.room()

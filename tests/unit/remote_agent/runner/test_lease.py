@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from remote_agent import paths, process_tree
 from remote_agent.runner import control
 from remote_agent.runner.leases import AWAITS_LEASE, boottime_ns
+from remote_agent.system import paths, processes
 from tests.unit.runner_rig import FOREVER, Rig, alive
 from tests.waiting import wait_until
 
@@ -390,4 +390,4 @@ def test_usage_of_a_lease_argument_that_is_none(rig: Rig):
 
 def test_clock_of_leases_is_not_the_one_that_people_set():
     assert abs(boottime_ns() / 1e9 - time.clock_gettime(time.CLOCK_BOOTTIME)) < 5.0
-    assert process_tree.boot_id()
+    assert processes.boot_id()

@@ -10,10 +10,10 @@ import pytest
 
 from remote_agent.agent import settings
 from remote_agent.agent.settings import AgentLock
-from remote_agent.locks import is_still_at, lock_held
 from remote_agent.runner import lock as only_one
 from remote_agent.runner.control import EXIT_ALREADY_RUNNING
 from remote_agent.runner.lock import CannotStart, take_lock
+from remote_agent.system.locks import is_still_at, lock_held
 
 
 class Cleaner:

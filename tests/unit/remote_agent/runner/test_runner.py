@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from remote_agent import paths
 from remote_agent.runner import control
+from remote_agent.system import paths
 from tests.unit.runner_rig import FOREVER, STUBBORN_DAEMON, Rig, alive
 from tests.waiting import wait_until
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from remote_agent import paths, process_tree
 from remote_agent.runner import control
+from remote_agent.system import paths, processes
 from tests.unit.runner_rig import FOREVER, PYTHON, ROOT, Rig, alive
 from tests.waiting import wait_until
 
@@ -112,7 +112,7 @@ def test_reboot_starts_again_without_signalling_anybody(rig: Rig):
     bystander = subprocess.Popen(["sleep", "1000"])
     try:
         rig.shell(FOREVER).write_spec()
-        found = process_tree.read_process(bystander.pid)
+        found = processes.read_process(bystander.pid)
         paths.write_json(
             paths.state_file(rig.worker_dir),
             {"v": 1, "state": "running", "generation": 1, "epoch": 1, "attempt": 4, "pid": bystander.pid, "restarts": 0,
@@ -133,11 +133,11 @@ def test_reused_pid_is_never_signalled(rig: Rig):
     bystander = subprocess.Popen(["sleep", "1000"])
     try:
         rig.shell(FOREVER).write_spec()
-        found = process_tree.read_process(bystander.pid)
+        found = processes.read_process(bystander.pid)
         paths.write_json(
             paths.state_file(rig.worker_dir),
             {"v": 1, "state": "running", "generation": 1, "attempt": 1, "pid": bystander.pid,
-             "pid_start": found.start - 1, "boot_id": process_tree.boot_id(), "cookie": "e" * 32},
+             "pid_start": found.start - 1, "boot_id": processes.boot_id(), "cookie": "e" * 32},
         )  # fmt: skip
         rig.run()
         rig.until("running", attempt=2)
@@ -151,7 +151,7 @@ def test_sigterm_to_the_runner_stops_the_child_and_the_next_runner_starts_it(rig
     """A shutdown of the host: stopped but not held."""
     rig.shell(FOREVER).run()
     rig.until("running")
-    assert process_tree.send_signal(rig.runner_identity(), signal.SIGTERM)
+    assert processes.send_signal(rig.runner_identity(), signal.SIGTERM)
     assert "the runner was asked to end by SIGTERM" in rig.until("stopped")["reason"]
     rig.runner_gone()
     assert rig.survivors() == []
@@ -163,7 +163,7 @@ def test_sighup_means_nothing_to_the_runner(rig: Rig):
     """A closing terminal or log-out."""
     rig.shell(FOREVER).run()
     pid = rig.until("running")["pid"]
-    process_tree.send_signal(rig.runner_identity(), signal.SIGHUP)
+    processes.send_signal(rig.runner_identity(), signal.SIGHUP)
     rig.link.restart(9, "c-1")
     rig.result("c-1")
     assert alive(pid)

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from remote_agent import group_limits, paths
 from remote_agent.agent import spec_file
 from remote_agent.protocol.messages import Assignment, Hook, Limits, RestartPolicy, WorkerSpec
+from remote_agent.system import group_limits, paths
 from tests.unit.runner_rig import Rig, alive, make_rig, remove
 from tests.waiting import wait_until
 

@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 
-from remote_agent import paths
 from remote_agent.agent.worker import WorkerSlot
 from remote_agent.runner import control
 from remote_agent.runner.control import JsonConnection, RunnerLink
+from remote_agent.system import paths
 from tests.agent_host import Host
 from tests.unit.runner_rig import ROOT, Rig, alive
 from tests.waiting import wait_until

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from remote_agent import cgroup, process_tree
-from remote_agent.cgroup import WorkerGroup
+from remote_agent.system import cgroup, processes
+from remote_agent.system.cgroup import WorkerGroup
 from tests.unit.runner_rig import ROOT, Rig, make_rig, remove
 from tests.waiting import wait_until
 
@@ -145,7 +145,7 @@ def test_without_a_group_a_scrubbed_daemon_of_a_killed_runner_is_swept(rig: Rig,
             wait_until(lambda: len(marked(mark)) == 4, 10, "child, daemon, the daemon's child, and the stranger")
             runner = rig.runner_identity()
             if remembers == "agent":
-                below = process_tree.members_below(runner.pid)
+                below = processes.members_below(runner.pid)
                 rig.seen = [(one.pid, one.start) for one in below] + [(stranger.pid, 1)]
             rig.kill_runner()
             os.kill(child, 9)
@@ -181,7 +181,7 @@ def test_dead_of_the_tree_are_collected(rig: Rig, mark: str):
     rig.logged(1)
 
     def zombies() -> list[int]:
-        return [one.pid for one in process_tree.all_processes().values() if one.ppid == runner and one.state == "Z"]
+        return [one.pid for one in processes.all_processes().values() if one.ppid == runner and one.state == "Z"]
 
     wait_until(lambda: not zombies(), 5, "no zombie below the runner")
     assert len(marked(mark)) == 1

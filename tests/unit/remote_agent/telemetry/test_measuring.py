@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from remote_agent import paths
 from remote_agent.agent.worker import WorkerSlot
 from remote_agent.protocol.messages import GpuProcess, GpuUsage, HostUsage, WorkerUsage
+from remote_agent.system import paths
 from remote_agent.telemetry import sampler as module
 from remote_agent.telemetry.gpus import Reading
 from remote_agent.telemetry.procfs import Proc, Sample

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from remote_agent.bounded import Bounded, HangsError
+from remote_agent.system.bounded import Bounded, HangsError
 from remote_agent.telemetry import host as usage
 from remote_agent.telemetry import procfs
 from tests.waiting import wait_until

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from remote_agent import paths
 from remote_agent.logs.shipper import LogShipper
 from remote_agent.logs.watcher import ShippedWorker
 from remote_agent.protocol import messages
+from remote_agent.system import paths
 from remote_agent.transport import zmq as zmq_wire
 from remote_agent.transport.client import Addresses, Connection, Credentials, LinkDown, heartbeat, poll
 from remote_agent.transport.negotiation import AGAIN_LAST_S, Channels

@@ -12,10 +12,10 @@ import pytest
 
 from procguard.deploy.install import bundle
 from procguard.deploy.ssh import helper
-from remote_agent import paths
 from remote_agent.install import __main__ as install
 from remote_agent.install import maintenance
 from remote_agent.install.installer import Installer
+from remote_agent.system import paths
 from remote_agent.transport import readdress
 from remote_agent.transport.client import Addresses
 from remote_agent.transport.readdress import AddressFile

@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from remote_agent import paths
 from remote_agent.install.__main__ import LINE_MARK
 from remote_agent.install.release import InstallError
+from remote_agent.system import paths
 from remote_agent.tunnel import relay
 from remote_agent.tunnel.mux import OPEN, PING, Frames, frame
 from tests.waiting import wait_until

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from remote_agent import other_fleets, paths
 from remote_agent.agent.worker import WorkerSlot
 from remote_agent.install.__main__ import Session
 from remote_agent.install.installer import Installer
 from remote_agent.install.release import InstallError
 from remote_agent.protocol.messages import Assignment, WorkerSpec
+from remote_agent.system import other_fleets, paths
 
 OURS, THEIRS = "f-ours", "f-theirs"
 

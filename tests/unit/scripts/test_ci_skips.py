@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-PARTS = Path(__file__).resolve().parents[1] / "conftest.py"
+PARTS = Path(__file__).resolve().parents[2] / "conftest.py"
 TESTS = """
 import pytest
 

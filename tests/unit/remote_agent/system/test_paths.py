@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
-from remote_agent import paths
 from remote_agent.protocol.messages import directory_name
+from remote_agent.system import paths
 
 
 def test_ids_never_become_paths():

@@ -13,7 +13,7 @@ import pytest
 from procguard import main as manager_main
 from procguard.config import schema
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 PAGES = [
     "README.md",

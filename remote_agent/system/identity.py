@@ -16,7 +16,7 @@ import signal
 import time
 from collections.abc import Callable
 
-from remote_agent import process_tree
+from remote_agent.system import processes
 
 ANSWER_S = 5.0  # a question whose answer hangs (a file system of the user's own making) is given up
 DIES_WITHIN_S = 1.0
@@ -37,14 +37,14 @@ def become(run_as: dict[str, object]) -> None:
     os.setgroups(groups)
     os.setgid(int(str(run_as["gid"])))
     os.setuid(int(str(run_as["uid"])))
-    process_tree.libc().prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # what this process remembers is not the user's to read
+    processes.libc().prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # what this process remembers is not the user's to read
 
 
 def leave_key_ring() -> None:
     """A session's key ring is inherited, and who holds it may use the keys in it, whoever owns them."""
     number = SYS_KEYCTL.get(os.uname().machine)
     if number is not None:
-        process_tree.libc().syscall(number, KEYCTL_JOIN_SESSION_KEYRING, None)
+        processes.libc().syscall(number, KEYCTL_JOIN_SESSION_KEYRING, None)
 
 
 def base_environment(run_as: dict[str, object], of_host: dict[str, str]) -> dict[str, str]:
@@ -102,7 +102,7 @@ def _answer(run_as: dict[str, object], question: Callable[[], object], writable:
         os.dup2(writable, 3)
         os.closerange(4, max([int(name) for name in os.listdir("/proc/self/fd")]) + 1)  # locks and sockets among them
         become(run_as)
-        process_tree.die_with_parent(parent)
+        processes.die_with_parent(parent)
         try:
             answer = ["is", question()]
         except ValueError as exc:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.waiting import wait_until
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 MARK = "PROCGUARD_TEST_BENCH"
 
 

@@ -11,9 +11,9 @@ import os
 from collections import namedtuple
 from typing import Any
 
-from remote_agent import paths
-from remote_agent.locks import lock_held
 from remote_agent.protocol.ids import valid_id
+from remote_agent.system import paths
+from remote_agent.system.locks import lock_held
 
 # manager: an address of its manager, "" where none is known. workers: ids of those whose runner lives here. insists: it
 # was itself deployed with --another-fleet.

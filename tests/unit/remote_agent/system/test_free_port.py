@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from remote_agent import free_port
-from remote_agent.free_port import FIRST_PORT, PORTS, FreePort
+from remote_agent.system import free_port
+from remote_agent.system.free_port import FIRST_PORT, PORTS, FreePort
 
 
 @pytest.fixture

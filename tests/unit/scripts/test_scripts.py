@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 
 # Answers what setup_venv.sh asks a Python; `-m venv` copies itself into the new environment.
 FAKE_PYTHON = r"""#!/bin/bash

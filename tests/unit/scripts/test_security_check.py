@@ -9,7 +9,7 @@ import tomllib
 
 from scripts import security_check
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 INDEX = "index-url"
 GOOD = "paramiko==5.1.0 \\\n    --hash=sha256:00\n    # via procguard\n"
 

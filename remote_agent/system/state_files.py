@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 
-from remote_agent import paths
+from remote_agent.system import paths
 
 SLOT_BYTES = 4096
 _HEADER = b"%010d %010d "  # length, checksum
