@@ -30,7 +30,7 @@ from remote_agent.agent.worker import WorkerSlot, load_slots
 from remote_agent.protocol import messages, states
 from remote_agent.protocol.messages import Assignment, RegisterReply, WorkerReport, WorkerSpec
 from remote_agent.system import memory, paths
-from remote_agent.transport.client import Addresses, Connection, Credentials, LinkDown, retry_delay_s
+from remote_agent.transport.client import Addresses, AgentCredentials, Connection, LinkDown, retry_delay_s
 from remote_agent.transport.http import split_url
 from remote_agent.transport.tls import Trust, is_untrusted
 
@@ -41,7 +41,7 @@ Ctrl-C stops the worker and the launcher. Closing the terminal leaves the worker
 
 
 @dataclass
-class Options:
+class LauncherOptions:
     worker_id: str
     manager_url: str
     command: str
@@ -70,7 +70,7 @@ class Options:
         )
 
 
-def parse(argv: list[str], environ: dict[str, str], cwd: str) -> Options:
+def parse(argv: list[str], environ: dict[str, str], cwd: str) -> LauncherOptions:
     """Arguments, then the environment. Raises UsageError naming everything that is missing or wrong."""
     parser = argparse.ArgumentParser(prog="start_worker.sh", description="Run one worker by hand.", epilog=EPILOG)
     parser.add_argument("--worker-id", default=environ.get("WORKER_ID", ""), help="unique in the whole fleet")
@@ -106,7 +106,7 @@ def parse(argv: list[str], environ: dict[str, str], cwd: str) -> Options:
         wrong.append(command_words(spec)[1])
     if wrong:
         raise UsageError("; ".join(wrong), "see start_worker.sh --help")
-    return Options(
+    return LauncherOptions(
         worker_id=given.worker_id,
         manager_url=given.manager_url.rstrip("/"),
         command=given.command,
@@ -196,7 +196,7 @@ def describe(report: WorkerReport) -> str:
 
 
 class Launcher:
-    def __init__(self, options: Options, environ: dict[str, str], cwd: str) -> None:
+    def __init__(self, options: LauncherOptions, environ: dict[str, str], cwd: str) -> None:
         self._options = options
         self._cwd = cwd
         self._base_env = {name: value for name, value in environ.items() if name != TOKEN_VARIABLE}
@@ -233,7 +233,7 @@ class Launcher:
         slot = load_slots(directory, own.runtime_dir).get(self._options.worker_id)
         if slot is not None and slot.runner_alive():
             self._check_running(slot)
-        credentials = Credentials(own.agent_id, own.fleet_id, own.secret, own.proof_key)
+        credentials = AgentCredentials(own.agent_id, own.fleet_id, own.secret, own.proof_key)
         registrar = LauncherRegistrar(
             self._options.worker_id,
             self._options.spec(),
@@ -289,7 +289,7 @@ class Launcher:
         while not self._interrupted:
             try:
                 self._trust = trust_for(url, self._options.ca)
-                connection = Connection(Addresses([url], self._trust), Credentials(""))
+                connection = Connection(Addresses([url], self._trust), AgentCredentials(""))
                 fleet_id = connection.anonymous("GET", "/api/hello").data.get("fleet_id")
                 if not messages.valid_id(fleet_id):
                     raise LinkDown(f"{url} does not answer like a ProcGuard manager")

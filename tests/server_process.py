@@ -221,7 +221,7 @@ def main(arguments: list[str]) -> None:
             keep_per_worker=config.logs.keep_per_worker,
             keep_in_all=config.logs.keep_in_all,
         ),
-        keeper=websocket.Keeper(float(own.get("ping_s", 15)), float(own.get("reap_s", 45))),
+        keeper=websocket.WebSocketKeeper(float(own.get("ping_s", 15)), float(own.get("reap_s", 45))),
     )
     web.start()
     if "meter" in own:

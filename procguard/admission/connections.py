@@ -16,7 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import gevent
 
 from procguard.admission.turns import Share
-from procguard.config.limits import Limits
+from procguard.config.limits import WebLimits
 from procguard.fleet.agents.addresses import address_group
 
 Connection = TypeVar("Connection", bound=Hashable)
@@ -126,7 +126,7 @@ class _Caller:
 class ConnectionBook:
     """All connections of HTTP of a manager, over all its listeners."""
 
-    def __init__(self, limits: Limits, most: int | None = None) -> None:
+    def __init__(self, limits: WebLimits, most: int | None = None) -> None:
         """`most`: connections in all, where the system allows fewer than the limits."""
         self._limits = limits
         self.most = limits.connections if most is None else min(most, limits.connections)

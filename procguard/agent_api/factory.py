@@ -6,14 +6,14 @@ from procguard.admission.memory import Bodies
 from procguard.agent_api.handlers import Desk
 from procguard.agent_api.interface import Access, Channel
 from procguard.agent_api.mock import MockChannel
-from procguard.config.limits import Limits
+from procguard.config.limits import WebLimits
 from procguard.config.schema import Communication
 from procguard.errors import ConfigError
 from procguard.fleet.registry import Registry
 
 
 def create(
-    communication: Communication, registry: Registry, desk: Desk, access: Access, limits: Limits, bodies: Bodies
+    communication: Communication, registry: Registry, desk: Desk, access: Access, limits: WebLimits, bodies: Bodies
 ) -> Channel:
     """The channel beside HTTP. Raises ConfigError where this machine can't have it."""
     own = communication.adapter_config

@@ -24,7 +24,7 @@ from procguard.agent_api import decode, http_io
 from procguard.agent_api.interface import Access, LogSink, Principal
 from procguard.agent_api.long_poll import HeldPoll, HeldPolls
 from procguard.agent_api.sessions import AgentSessions
-from procguard.config.limits import Limits
+from procguard.config.limits import WebLimits
 from procguard.errors import Conflict, LimitExceeded, ProcGuardError, Refused, UsageError
 from procguard.fleet.agents.addresses import address_group
 from procguard.fleet.model import clock
@@ -109,7 +109,7 @@ class Call:
         """The request waits now; the channel may end it (`poll.end`) when its connection closes."""
 
 
-class Route(NamedTuple):
+class AgentRoute(NamedTuple):
     """`path` as bottle writes it: one <name> in it, or none; `handler(call, id)` or `handler(call)`. `often`: every
     agent asks it all the time."""
 
@@ -128,13 +128,13 @@ class Desk:
         registry: Registry,
         access: Access,
         log_sink: LogSink,
-        limits: Limits | None = None,
+        limits: WebLimits | None = None,
         sessions: AgentSessions | None = None,
         why_not_here: WhyNotHere = lambda _call, _url: "",
     ) -> None:
         """`sessions`: what HTTP agents are offered in hello; `why_not_here(call, url)`: why this manager gives no proof
         on that connection to who knows it by `url`, "" where it does."""
-        self._limits = limits = limits or Limits()
+        self._limits = limits = limits or WebLimits()
         self._registry = registry
         self._access = access
         self._logs = log_sink
@@ -164,17 +164,17 @@ class Desk:
     def held_count(self) -> int:
         return len(self._held)
 
-    def routes(self) -> list[Route]:
+    def routes(self) -> list[AgentRoute]:
         return [
-            Route("GET", "/api/hello", self.hello, "", often=True),
-            Route("POST", "/api/workers/register", self.register, ""),
-            Route("POST", "/api/workers/<worker_id>/heartbeat", self.worker_heartbeat, "worker_id", often=True),
-            Route("GET", "/api/workers/<worker_id>/command", self.worker_commands, "worker_id", often=True),
-            Route("POST", "/api/workers/<worker_id>/logs", self.worker_logs, "worker_id"),
-            Route("POST", "/api/agents/<agent_id>/heartbeat", self.agent_heartbeat, "agent_id", often=True),
-            Route("GET", "/api/agents/<agent_id>/commands", self.agent_commands, "agent_id", often=True),
-            Route("POST", "/api/agents/<agent_id>/searches", self.agent_found, "agent_id"),
-            Route("POST", "/api/agents/<agent_id>/secret", self.agent_secret, "agent_id"),
+            AgentRoute("GET", "/api/hello", self.hello, "", often=True),
+            AgentRoute("POST", "/api/workers/register", self.register, ""),
+            AgentRoute("POST", "/api/workers/<worker_id>/heartbeat", self.worker_heartbeat, "worker_id", often=True),
+            AgentRoute("GET", "/api/workers/<worker_id>/command", self.worker_commands, "worker_id", often=True),
+            AgentRoute("POST", "/api/workers/<worker_id>/logs", self.worker_logs, "worker_id"),
+            AgentRoute("POST", "/api/agents/<agent_id>/heartbeat", self.agent_heartbeat, "agent_id", often=True),
+            AgentRoute("GET", "/api/agents/<agent_id>/commands", self.agent_commands, "agent_id", often=True),
+            AgentRoute("POST", "/api/agents/<agent_id>/searches", self.agent_found, "agent_id"),
+            AgentRoute("POST", "/api/agents/<agent_id>/secret", self.agent_secret, "agent_id"),
         ]
 
     # -------------------------------------------------------------------------------------------- first contact

@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl
 import bottle
 
 from procguard.agent_api import decode, http_io
-from procguard.agent_api.handlers import Answer, Call, Desk, Route
+from procguard.agent_api.handlers import AgentRoute, Answer, Call, Desk
 from procguard.agent_api.interface import Access, Principal
 from procguard.agent_api.sessions import SIGNED, Signed
 from procguard.errors import UsageError
@@ -48,13 +48,13 @@ class HttpChannel:
             if route.often
         ]
 
-    def _answer_shortly(self, route: Route, environ: dict[str, Any], subject: str) -> Answer:
+    def _answer_shortly(self, route: AgentRoute, environ: dict[str, Any], subject: str) -> Answer:
         query = environ["QUERY_STRING"]
         call = HttpCall(environ, self._access, dict(parse_qsl(query)) if query else {})
         call.direct = self._direct
         return route.handler(call, subject) if route.name else route.handler(call)
 
-    def _answer(self, route: Route, **names: str) -> bottle.HTTPResponse:
+    def _answer(self, route: AgentRoute, **names: str) -> bottle.HTTPResponse:
         call = HttpCall(bottle.request.environ, self._access, bottle.request.query)
         call.direct = self._direct
         answer = route.handler(call, names[route.name]) if route.name else route.handler(call)

@@ -17,7 +17,7 @@ import bottle
 import gevent
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
-from procguard.config.limits import Limits
+from procguard.config.limits import WebLimits
 from procguard.errors import LimitExceeded, ProcGuardError, UsageError
 from procguard.runtime.cooperative import Pace
 
@@ -31,7 +31,7 @@ MAX_NOTE_CHARS = 500  # of what the audit says about a change
 PROXIED = "procguard.proxied"  # the peer is a proxy that is believed (portal/http/proxies.py)
 LIMITS, TICKET, BODIES = "procguard.limits", "procguard.ticket", "procguard.bodies"
 CLOSE_USE = "procguard.close_use"  # called when the answer has left (portal/auth/live_uses.py)
-_DEFAULTS = Limits()
+_DEFAULTS = WebLimits()
 
 # Objects and lists of one message, and what stands between commas: an agent with 2,000 workers and a full backlog has
 # half as many.
@@ -54,8 +54,8 @@ class _BodyTimeout(gevent.Timeout):
 # ------------------------------------------------------------------------------------------------------ requests
 
 
-def limits_of(environ: dict[str, Any]) -> Limits:
-    found: Limits = environ.get(LIMITS, _DEFAULTS)
+def limits_of(environ: dict[str, Any]) -> WebLimits:
+    found: WebLimits = environ.get(LIMITS, _DEFAULTS)
     return found
 
 

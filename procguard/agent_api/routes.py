@@ -13,7 +13,7 @@ from typing import NamedTuple
 from urllib.parse import parse_qsl, unquote
 
 from procguard.agent_api import http_io
-from procguard.agent_api.handlers import Answer, Route
+from procguard.agent_api.handlers import AgentRoute, Answer
 from procguard.agent_api.interface import Access, Principal
 from procguard.errors import NotFound, ProcGuardError, Refused, UsageError
 
@@ -28,7 +28,7 @@ class MethodNotAllowed(ProcGuardError):
     default_code = "method_not_allowed"
 
 
-class Found(NamedTuple):
+class FoundRoute(NamedTuple):
     """`handler(call, *arguments)` answers; `arguments`: the id in the address, where it has one."""
 
     path: str  # the route's
@@ -38,13 +38,13 @@ class Found(NamedTuple):
 
 
 class RouteTable:
-    def __init__(self, routes: Iterable[Route]) -> None:
-        self._routes: dict[tuple[str, ...], dict[str, Route]] = {}
+    def __init__(self, routes: Iterable[AgentRoute]) -> None:
+        self._routes: dict[tuple[str, ...], dict[str, AgentRoute]] = {}
         for route in routes:
             shape = tuple("" if part.startswith("<") else part for part in route.path.strip("/").split("/"))
             self._routes.setdefault(shape, {})[route.method] = route
 
-    def find(self, method: str, target: str) -> Found:
+    def find(self, method: str, target: str) -> FoundRoute:
         """`target`: path and query, percent-encoded. Raises NotFound, MethodNotAllowed and UsageError. Nothing of it is
         kept: who asks is not known yet, and connections remember what they ask all day (agent_api/zmq/call.py)."""
         path, _, query = target[:MAX_TARGET_CHARS].partition("?")
@@ -58,7 +58,7 @@ class RouteTable:
         if route is None:
             raise MethodNotAllowed("this address does not take that method", f"it takes {', '.join(methods)}")
         arguments = (unquote(name),) if route.name else ()
-        return Found(route.path, route.handler, arguments, dict(parse_qsl(query, keep_blank_values=True)))
+        return FoundRoute(route.path, route.handler, arguments, dict(parse_qsl(query, keep_blank_values=True)))
 
     def _shape(self, parts: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
         if parts in self._routes:  # nothing in it is a name: /api/workers/register

@@ -30,7 +30,7 @@ _HEADER = wire.SCHEME + " "
 ProofKey = Callable[[str], str]  # by the agent's id; "" where there is none
 
 
-class Session:
+class AgentSession:
     """`number`: of the last request. `secret_sha256`: of the secret that opened it."""
 
     __slots__ = ("agent_id", "id", "key", "number", "opened", "secret_sha256")
@@ -50,7 +50,7 @@ class Signed:
 
     __slots__ = ("_digest", "_number", "session")
 
-    def __init__(self, session: Session, number: int, digest: str) -> None:
+    def __init__(self, session: AgentSession, number: int, digest: str) -> None:
         self.session = session
         self._number = number
         self._digest = digest
@@ -75,8 +75,8 @@ class AgentSessions:
         self._monotonic = monotonic
         self._run_key = secrets.token_bytes(32)
         self._uid, self._machine = os.geteuid(), wire.machine_mark()
-        self._by_id: dict[str, Session] = {}
-        self._of_agent: dict[str, OrderedDict[str, Session]] = {}  # oldest first
+        self._by_id: dict[str, AgentSession] = {}
+        self._of_agent: dict[str, OrderedDict[str, AgentSession]] = {}  # oldest first
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -121,7 +121,7 @@ class AgentSessions:
         signed = environ[SIGNED] = Signed(session, number, digest)
         return signed
 
-    def _asked_to_open(self, session_id: str, environ: dict[str, Any]) -> Session:
+    def _asked_to_open(self, session_id: str, environ: dict[str, Any]) -> AgentSession:
         """A session that is not kept yet: whether the MAC fits is still to be seen."""
         words = environ.get("HTTP_" + wire.OPEN_HEADER.upper().replace("-", "_"), "").split(" ")
         if len(words) != 3:
@@ -141,9 +141,9 @@ class AgentSessions:
         secret = wire.unseal(shared, sealed) if key else None
         if secret is None:
             raise _unknown("this session is not known here")
-        return Session(session_id, agent_id, wire.session_key(shared, secret), secret_sha256(secret), now)
+        return AgentSession(session_id, agent_id, wire.session_key(shared, secret), secret_sha256(secret), now)
 
-    def _keep(self, session: Session) -> None:
+    def _keep(self, session: AgentSession) -> None:
         of_agent = self._of_agent.setdefault(session.agent_id, OrderedDict())
         while len(of_agent) >= KEPT:
             oldest = next(iter(of_agent.values()))
@@ -157,7 +157,7 @@ class AgentSessions:
         self._of_agent.setdefault(session.agent_id, of_agent)[session.id] = session
         self._by_id[session.id] = session
 
-    def _forget(self, session: Session) -> None:
+    def _forget(self, session: AgentSession) -> None:
         self._by_id.pop(session.id, None)
         self._of_agent[session.agent_id].pop(session.id, None)
 

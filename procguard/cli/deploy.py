@@ -19,7 +19,7 @@ from procguard.errors import PartlyFailed, UsageError
 
 if TYPE_CHECKING:
     from procguard.deploy.inventory.model import Host, Inventory
-    from procguard.deploy.ssh.credentials import Credentials
+    from procguard.deploy.ssh.credentials import LoginCredentials
 
 HOSTS_TEXT = "the inventory, as Ansible reads it, e.g. inventory/prod.yaml"
 FORKS, FORKS_TEXT = 32, "how many hosts at once"
@@ -48,11 +48,11 @@ class LoginOptions(OptionGroup):
         False, "ask for the password that sudo on the hosts wants (else PROCGUARD_BECOME_PASSWORD_FILE)"
     )
 
-    def credentials(self, hosts: list[Host], ask: Callable[[str], str] | None = None) -> Credentials:
+    def credentials(self, hosts: list[Host], ask: Callable[[str], str] | None = None) -> LoginCredentials:
         """`ask`: for passphrases, when a key turns out to need one."""
-        from procguard.deploy.ssh.credentials import Credentials, ask_on_terminal
+        from procguard.deploy.ssh.credentials import LoginCredentials, ask_on_terminal
 
-        return Credentials(
+        return LoginCredentials(
             {host.name: host.secrets for host in hosts},
             password=ask_on_terminal("SSH password: ") if self.ask_pass else "",
             become_password=ask_on_terminal("sudo password: ") if self.ask_become_pass else "",
@@ -76,11 +76,11 @@ class RolloutOptions(OptionGroup):
         from procguard.cli.output import deployment
         from procguard.console.styled import styled
         from procguard.deploy.install.connector import Connector
-        from procguard.deploy.install.deployer import Deployer, Options
-        from procguard.deploy.install.rollout import Plan
+        from procguard.deploy.install.deployer import Deployer, DeployOptions
+        from procguard.deploy.install.rollout import RolloutPlan
 
-        plan = Plan(_forks(self.forks), self.serial, self.max_fail)
-        options = Options(plan, check=self.check, diff=self.diff, **more)
+        plan = RolloutPlan(_forks(self.forks), self.serial, self.max_fail)
+        options = DeployOptions(plan, check=self.check, diff=self.diff, **more)
         out = deployment.console(stderr=self.json_)
         for warning in dict.fromkeys(warning for host in hosts for warning in host.warnings):
             out.print(styled("[yellow]note: {}[/]", warning))

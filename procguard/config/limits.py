@@ -17,7 +17,7 @@ Size = Annotated[int, BeforeValidator(size_in_bytes)]
 Timeout = Annotated[float, Field(gt=0, le=3600)]
 
 
-class Limits(BaseModel):
+class WebLimits(BaseModel):
     """What one caller, and all together, may take of the manager."""
 
     model_config = STRICT

@@ -15,7 +15,7 @@ from procguard.errors import ConfigError
 UNREADABLE = (yaml.YAMLError, ValueError, OverflowError, RecursionError, LookupError, AttributeError, TypeError)
 
 
-class _Loader(yaml.SafeLoader):
+class _ConfigLoader(yaml.SafeLoader):
     """SafeLoader that refuses a key given twice: plain YAML silently takes the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -41,7 +41,7 @@ def read(path: str) -> tuple[Any, dict[str, str]]:
     text = _text(path)
     places: dict[str, str] = {}
     try:
-        loader = _Loader(text)
+        loader = _ConfigLoader(text)
         root = loader.get_single_node()
         data = loader.construct_document(root) if root is not None else None
         if root is not None:

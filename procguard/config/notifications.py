@@ -70,11 +70,11 @@ Secret = Annotated[SecretStr, BeforeValidator(_secret)]
 Wait = Annotated[float, Field(ge=0, le=24 * 3600)]
 
 
-class _Section(BaseModel):
+class _NotificationSection(BaseModel):
     model_config = STRICT
 
 
-class Events(_Section):
+class EventSettings(_NotificationSection):
     """The history of the fleet."""
 
     keep: int = Field(
@@ -93,7 +93,7 @@ class Events(_Section):
     )
 
 
-class Metrics(_Section):
+class MetricSettings(_NotificationSection):
     """What Prometheus is told at /metrics."""
 
     per_worker: bool = Field(
@@ -108,7 +108,7 @@ class Metrics(_Section):
     )
 
 
-class Target(_Section):
+class AlertTarget(_NotificationSection):
     """One entry of `notifications:`."""
 
     name: Annotated[str, AfterValidator(_target_name)] = Field(description="How it is called; each name once.")
@@ -153,7 +153,7 @@ class Target(_Section):
     to: list[str] = Field(default_factory=list, description="`email`: the receivers.")
 
     @model_validator(mode="after")
-    def _whole(self) -> Target:
+    def _whole(self) -> AlertTarget:
         if self.type == "email":
             if not self.smtp_host or not self.sender or not self.to:
                 raise ValueError("smtp_host, sender and to, for type email")
@@ -189,7 +189,7 @@ class Target(_Section):
         return " ".join(text.split())[:300]
 
 
-def refuse_doubles(targets: list[Target]) -> list[Target]:
+def refuse_doubles(targets: list[AlertTarget]) -> list[AlertTarget]:
     names = [target.name for target in targets]
     double = next((name for name in names if names.count(name) > 1), None)
     if double:
@@ -197,4 +197,4 @@ def refuse_doubles(targets: list[Target]) -> list[Target]:
     return targets
 
 
-Targets = Annotated[list[Target], AfterValidator(refuse_doubles)]
+Targets = Annotated[list[AlertTarget], AfterValidator(refuse_doubles)]

@@ -21,8 +21,8 @@ from pydantic.fields import FieldInfo
 from procguard.config import errors, loader
 from procguard.config.errors import Mistakes
 from procguard.config.groups import GroupPolicy
-from procguard.config.limits import Limits
-from procguard.config.notifications import Events, Metrics, Targets
+from procguard.config.limits import WebLimits
+from procguard.config.notifications import EventSettings, MetricSettings, Targets
 from procguard.config.types import STRICT, size_in_bytes
 from procguard.errors import ConfigError
 
@@ -346,7 +346,7 @@ class Web(_Section):
             "machine (docker0) that agents are to use."
         ),
     )
-    limits: Limits = Field(default_factory=Limits, description="What one caller, and all together, may take.")
+    limits: WebLimits = Field(default_factory=WebLimits, description="What one caller, and all together, may take.")
 
 
 class Logs(_Section):
@@ -400,7 +400,7 @@ class Config(_Section):
     recovery: Recovery = Field(default_factory=Recovery, description="What is done about failures.")
     web: Web = Field(default_factory=Web, description="The API for agents and operators, and the portal.")
     logs: Logs = Field(default_factory=Logs, description="The workers' logs.")
-    events: Events = Field(default_factory=Events, description="The history of the fleet.")
+    events: EventSettings = Field(default_factory=EventSettings, description="The history of the fleet.")
     groups: Annotated[dict[str, GroupPolicy], BeforeValidator(_nothing_said)] = Field(
         default_factory=dict,
         description=(
@@ -408,7 +408,9 @@ class Config(_Section):
             "`procguard_groups` in an inventory; what is said of a group here is stronger. See [groups](groups.md)."
         ),
     )
-    metrics: Metrics = Field(default_factory=Metrics, description="What Prometheus is told at `/metrics`.")
+    metrics: MetricSettings = Field(
+        default_factory=MetricSettings, description="What Prometheus is told at `/metrics`."
+    )
     notifications: Targets = Field(
         default_factory=list,
         description=(

@@ -28,7 +28,7 @@ GONE_MARGIN_S = 2.0  # from a lease's end and the stop grace to certainty: sched
 CLOCK_DRIFT = 0.001  # two clocks that NTP slews apart, each by at most 500 ppm; counts for leases of hours
 
 
-class Verdict(NamedTuple):
+class LeaseVerdict(NamedTuple):
     """`wait_s`: so long until time alone makes it certain; None: it never will. `by_time`: nobody said so, but nothing
     can have outlived its lease."""
 
@@ -95,23 +95,25 @@ class Leases:
         verdict = self.judge(worker_id, now)
         return verdict.reason if verdict.gone else ""
 
-    def judge(self, worker_id: str, now: Now) -> Verdict:
+    def judge(self, worker_id: str, now: Now) -> LeaseVerdict:
         """Whether the instance is surely gone, or what speaks against it and for how long."""
         worker = self._state.workers_by_id[worker_id]
         ended = self._reported_ended(worker)
         if ended:
-            return Verdict(True, ended)
+            return LeaseVerdict(True, ended)
         if not fenced(worker):
-            return Verdict(False, f"on_partition is keep: it may be running on {worker.host}")
+            return LeaseVerdict(False, f"on_partition is keep: it may be running on {worker.host}")
         if not worker.leased:
-            return Verdict(False, f"{worker.host} has not confirmed that it runs it by a lease")
+            return LeaseVerdict(False, f"{worker.host} has not confirmed that it runs it by a lease")
         granted = self._granted.get(worker_id)
         if granted is None:  # what is leased was granted, or restored as if: this is no state to conclude from
-            return Verdict(False, f"it is not known until when it may be running on {worker.host}")
+            return LeaseVerdict(False, f"it is not known until when it may be running on {worker.host}")
         wait_s = granted.gone_at - now.monotonic
         if wait_s >= 0:
-            return Verdict(False, f"its lease and stop grace on {worker.host} may last another {wait_s:.0f} s", wait_s)
-        return Verdict(True, f"its lease and stop grace on {worker.host} have ended", by_time=True)
+            return LeaseVerdict(
+                False, f"its lease and stop grace on {worker.host} may last another {wait_s:.0f} s", wait_s
+            )
+        return LeaseVerdict(True, f"its lease and stop grace on {worker.host} have ended", by_time=True)
 
     def _reported_ended(self, worker: WorkerRecord) -> str:
         """What its agent, connected and in its newest heartbeat, says of the current right to run: that it is over.

@@ -52,7 +52,7 @@ WHAT_THEY_DO = {
 
 def run(args_port: int | None, args_host: str | None) -> int:
     """Run the demo until Ctrl-C. 0: it ran and everything ended; 1: something did not start or did not end."""
-    ending = Ending()
+    ending = DemoEnding()
     before = {number: signal.signal(number, ending.tell) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         with _own_folder(default_folder()) as folder:
@@ -67,7 +67,7 @@ def default_folder() -> str:
     return os.path.join(cache, "procguard-demo")
 
 
-class Ending:
+class DemoEnding:
     """Whether a signal told us to end. A plain flag: a handler that takes a lock can meet the one it interrupted."""
 
     def __init__(self) -> None:
@@ -84,7 +84,7 @@ class Ending:
 class Demo:
     """One run of the demo in `folder`, which this process holds for itself."""
 
-    def __init__(self, folder: str, host: str, port: int | None, ending: Ending) -> None:
+    def __init__(self, folder: str, host: str, port: int | None, ending: DemoEnding) -> None:
         self._folder = folder
         self._home = os.path.join(folder, "home")
         self._host = host

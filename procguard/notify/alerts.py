@@ -12,7 +12,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from procguard.config.notifications import ALERT_CLASSES, Target
+from procguard.config.notifications import ALERT_CLASSES, AlertTarget
 from procguard.i18n.words import Words
 
 Event = dict[str, Any]
@@ -51,7 +51,7 @@ def classified(event: Event) -> tuple[str, Severity]:
     return ALERT_OF_KIND.get(event["kind"], (event["kind"], "info"))
 
 
-def wanted(target: Target, event: Event) -> bool:
+def wanted(target: AlertTarget, event: Event) -> bool:
     """Whether this target asked for such an event."""
     alert, _ = classified(event)
     asked = set(target.events)
@@ -63,7 +63,7 @@ def subject_of(event: Event) -> str:
 
 
 @dataclass
-class Group:
+class AlertGroup:
     """Alerts of one class and severity that will be one message."""
 
     alert: str
@@ -86,9 +86,9 @@ class Group:
 class Gathering:
     """What one target is still to be told, and what it was told lately. `now` is monotonic seconds."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: AlertTarget) -> None:
         self._target = target
-        self._groups: dict[tuple[str, Severity], Group] = {}
+        self._groups: dict[tuple[str, Severity], AlertGroup] = {}
         self._told: OrderedDict[tuple[str, str], float] = OrderedDict()  # (kind, subject) -> when
         self._silent: dict[str, tuple[float, Event]] = {}  # host -> since when, its event: not told yet
         self._told_silent: set[str] = set()  # hosts whose silence was told: their return is told too
@@ -135,7 +135,7 @@ class Gathering:
 
     def _add(self, event: Event) -> None:
         alert, severity = classified(event)
-        self._groups.setdefault((alert, severity), Group(alert, severity)).add(event)
+        self._groups.setdefault((alert, severity), AlertGroup(alert, severity)).add(event)
 
     def ripen(self, now: float) -> float | None:
         """Hosts that have been silent for long enough become alerts. Returns when to come back for the next one."""
@@ -147,7 +147,7 @@ class Gathering:
                 self._take_once(event, now)
         return min((since + after for since, _ in self._silent.values()), default=None)
 
-    def pop(self) -> Group | None:
+    def pop(self) -> AlertGroup | None:
         """The group that has waited longest."""
         return self._groups.pop(next(iter(self._groups))) if self._groups else None
 
@@ -178,7 +178,7 @@ class Message:
         return "\n".join(self.lines)
 
 
-def compose(group: Group, target: Target, fleet_id: str, link: str, undelivered: int = 0) -> Message:
+def compose(group: AlertGroup, target: AlertTarget, fleet_id: str, link: str, undelivered: int = 0) -> Message:
     words = Words(target.language)
     names = list(group.names)
     key = f"alert.{group.alert}_{group.severity}"
@@ -204,7 +204,7 @@ def _line(event: Event, words: Words) -> str:
     return words.say("alert.line", where=where, what=words.event(event)) if where else words.event(event)
 
 
-def test_message(target: Target, fleet_id: str, link: str, at: str) -> Message:
+def test_message(target: AlertTarget, fleet_id: str, link: str, at: str) -> Message:
     words = Words(target.language)
     lines = [words.say("alert.test_line", name=target.name)]
     title = words.say("alert.test")

@@ -17,7 +17,7 @@ from email.message import Message as Headers
 from email.utils import format_datetime, make_msgid, parsedate_to_datetime
 from typing import Any, NamedTuple
 
-from procguard.config.notifications import Target
+from procguard.config.notifications import AlertTarget
 from procguard.fleet.model.clock import Now
 from procguard.i18n.words import Words
 from procguard.notify.alerts import Message, payload
@@ -29,7 +29,7 @@ TEXT_CHARS = 8_000  # Feishu and DingTalk take 20 kB
 MARKS = {"critical": "🔴", "warning": "🟠", "info": "🔵"}
 
 
-class Request(NamedTuple):
+class NotificationRequest(NamedTuple):
     """One POST."""
 
     url: str
@@ -46,7 +46,7 @@ class Outcome(NamedTuple):
     after_s: float | None = None
 
 
-def request(target: Target, message: Message, now: Now) -> Request:
+def request(target: AlertTarget, message: Message, now: Now) -> NotificationRequest:
     url = target.url.get_secret_value()
     body: dict[str, Any]
     if target.type == "slack":
@@ -65,7 +65,7 @@ def request(target: Target, message: Message, now: Now) -> Request:
     secret = target.secret.get_secret_value()
     if target.type == "webhook" and secret:
         headers["X-ProcGuard-Signature"] = "sha256=" + hmac.new(secret.encode(), data, hashlib.sha256).hexdigest()
-    return Request(url, data, headers)
+    return NotificationRequest(url, data, headers)
 
 
 def _heading(message: Message) -> str:
@@ -143,7 +143,7 @@ def _open(message: Message) -> str:
     return Words(message.language).say("alert.open")
 
 
-def email(target: Target, message: Message, now: Now) -> EmailMessage:
+def email(target: AlertTarget, message: Message, now: Now) -> EmailMessage:
     words = Words(message.language)
     mail = EmailMessage()
     subject = words.say("alert.subject", title=message.title)
@@ -165,7 +165,7 @@ RETRY_STATUSES = (408, 425, 429)
 MOST_RETRY_AFTER_S = 3_600.0
 
 
-def judged(target: Target, status: int, headers: Headers, body: bytes, now: Now) -> Outcome:
+def judged(target: AlertTarget, status: int, headers: Headers, body: bytes, now: Now) -> Outcome:
     """What an HTTP answer means."""
     text = body[:500].decode("utf-8", "replace").strip()
     if not 200 <= status < 300:

@@ -15,7 +15,7 @@ from typing import Any
 import gevent
 import gevent.event
 
-from procguard.config.notifications import Target
+from procguard.config.notifications import AlertTarget
 from procguard.errors import Conflict, NotFound
 from procguard.fleet.model import clock
 from procguard.fleet.model.clock import iso
@@ -29,7 +29,7 @@ RETRY_FOR_S = 900.0  # a message older than this is dropped: what is newer says 
 
 log = logging.getLogger(__name__)
 
-Send = Callable[[Target, Message, clock.Now], Outcome]
+Send = Callable[[AlertTarget, Message, clock.Now], Outcome]
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Counts:
 class _Loop:
     """One target: what waits for it, and the greenlet that sends."""
 
-    def __init__(self, notifier: Notifier, target: Target) -> None:
+    def __init__(self, notifier: Notifier, target: AlertTarget) -> None:
         self.target = target
         self.gathering = Gathering(target)
         self.counts = Counts()
@@ -151,7 +151,7 @@ class Notifier:
 
     def __init__(
         self,
-        targets: Sequence[Target],
+        targets: Sequence[AlertTarget],
         fleet_id: Callable[[], str],
         link: Callable[[], str],
         *,

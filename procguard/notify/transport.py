@@ -16,7 +16,7 @@ from typing import Any
 
 import gevent
 
-from procguard.config.notifications import Target
+from procguard.config.notifications import AlertTarget
 from procguard.fleet.model.clock import Now
 from procguard.notify import formats
 from procguard.notify.alerts import Message
@@ -36,7 +36,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def send(target: Target, message: Message, now: Now) -> Outcome:
+def send(target: AlertTarget, message: Message, now: Now) -> Outcome:
     try:
         with _Deadline(target.timeout):
             outcome = _mail(target, message, now) if target.type == "email" else _post(target, message, now)
@@ -49,7 +49,7 @@ def send(target: Target, message: Message, now: Now) -> Outcome:
     return outcome._replace(answer=target.scrubbed(outcome.answer))
 
 
-def _post(target: Target, message: Message, now: Now) -> Outcome:
+def _post(target: AlertTarget, message: Message, now: Now) -> Outcome:
     request = formats.request(target, message, now)
     opener = urllib.request.build_opener(_NoRedirect)
     posted = urllib.request.Request(request.url, request.body, request.headers, method="POST")  # noqa: S310 - checked
@@ -61,7 +61,7 @@ def _post(target: Target, message: Message, now: Now) -> Outcome:
             return formats.judged(target, exc.code, exc.headers, exc.read(MAX_ANSWER_BYTES), now)
 
 
-def _mail(target: Target, message: Message, now: Now) -> Outcome:
+def _mail(target: AlertTarget, message: Message, now: Now) -> Outcome:
     mail = formats.email(target, message, now)
     try:
         with _connected(target) as server:
@@ -81,7 +81,7 @@ def _mail(target: Target, message: Message, now: Now) -> Outcome:
     return Outcome(True, "accepted by the mail server")
 
 
-def _connected(target: Target) -> smtplib.SMTP:
+def _connected(target: AlertTarget) -> smtplib.SMTP:
     own_name = socket.gethostname()  # the default asks DNS, which may hang
     if target.smtp_tls == "tls":
         context = ssl.create_default_context()

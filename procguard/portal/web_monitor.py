@@ -50,7 +50,7 @@ from procguard.portal.auth import audit
 from procguard.portal.auth.access import Auth
 from procguard.portal.auth.audit import Audit
 from procguard.portal.auth.gate import Gate
-from procguard.portal.auth.sessions import Sessions
+from procguard.portal.auth.sessions import BrowserSessions
 from procguard.portal.http import agents_listener, own_addresses, sockets, websocket
 from procguard.portal.http import server as http_server
 from procguard.portal.http.fast_path import Express
@@ -88,7 +88,7 @@ class WebMonitor:
         measurements: Measurements | None = None,
         run_blocking: RunBlocking = run_here,
         web_directory: str = WEB_DIRECTORY,
-        keeper: websocket.Keeper | None = None,
+        keeper: websocket.WebSocketKeeper | None = None,
     ) -> None:
         self._config = config
         limits = config.web.limits
@@ -97,7 +97,7 @@ class WebMonitor:
         self._registry = registry
         self._log_store = log_store
         self._web_directory = web_directory
-        sessions, wrong_tokens = Sessions(), BackOff()
+        sessions, wrong_tokens = BrowserSessions(), BackOff()
         agent_sessions = AgentSessions(registry.fleet_id, registry.session_key_of)
         self._auth = Auth(
             registry, sessions, wrong_tokens, trust_local=config.web.trust_local, agent_sessions=agent_sessions
@@ -111,7 +111,7 @@ class WebMonitor:
         )
         self._logs_api = LogsApi(registry, log_store, limits)
         self._search_api = SearchApi(registry, log_store, self._logs_api.matching, caller_name)
-        self._keeper = websocket.Keeper() if keeper is None else keeper
+        self._keeper = websocket.WebSocketKeeper() if keeper is None else keeper
         self._live = LiveHub(registry, log_store)
         self._live_api = LiveApi(self._live)
         self._measurements_api = MeasurementsApi(registry, measurements or Measurements())

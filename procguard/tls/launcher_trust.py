@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from procguard.client import discovery
 from procguard.errors import ProcGuardError, UsageError
-from remote_agent.transport.client import Addresses, Connection, Credentials
+from remote_agent.transport.client import Addresses, AgentCredentials, Connection
 from remote_agent.transport.tls import FINGERPRINT_PREFIX, Trust, fingerprint
 
 HOW = "give --ca FILE (tls/ca.pem beside the manager's state), or --ca sha256:… as the manager prints it at its start"
@@ -40,7 +40,7 @@ def _by_fingerprint(url: str, wanted: str) -> Trust:
     digits = wanted.removeprefix(FINGERPRINT_PREFIX)
     if len(digits) != 64 or digits.strip("0123456789abcdef"):
         raise UsageError(f"--ca {wanted[:80]}: expected {FINGERPRINT_PREFIX} and 64 hexadecimal digits", HOW)
-    connection = Connection(Addresses([url], Trust(verify=False)), Credentials(""))
+    connection = Connection(Addresses([url], Trust(verify=False)), AgentCredentials(""))
     answer = connection.anonymous("GET", "/api/ca")
     connection.disconnect()
     told = answer.data.get("ca")

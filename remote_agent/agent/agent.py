@@ -17,7 +17,7 @@ from typing import Any, Callable, Optional
 
 from remote_agent.agent.commands import Orders
 from remote_agent.agent.executor import HelperPool
-from remote_agent.agent.journal import Journal
+from remote_agent.agent.journal import AgentJournal
 from remote_agent.agent.session import Conversation, Registrar
 from remote_agent.agent.settings import AgentLog, AgentSettings
 from remote_agent.agent.worker import WorkerSlot, load_slots, longest_pause_s, remove_tree, stored_form, supersedes
@@ -45,7 +45,7 @@ from remote_agent.telemetry.gpu_desk import GpuDesk
 from remote_agent.telemetry.host import host_facts
 from remote_agent.telemetry.host_disk import HostDisk
 from remote_agent.telemetry.sampler import Measuring
-from remote_agent.transport.client import Addresses, Connection, Credentials
+from remote_agent.transport.client import Addresses, AgentCredentials, Connection
 from remote_agent.transport.negotiation import Channels
 from remote_agent.transport.readdress import AddressFile
 from remote_agent.transport.rotation import SecretRotation
@@ -72,7 +72,7 @@ class Agent:
         *,
         default_dir: str,
         base_env: dict[str, str],
-        credentials: Optional[Credentials] = None,
+        credentials: Optional[AgentCredentials] = None,
         registrar: Optional[Registrar] = None,
         on_report: Optional[Callable[[WorkerReport], None]] = None,
         on_link: Optional[Callable[[str], None]] = None,
@@ -107,13 +107,13 @@ class Agent:
         self.may_start = registrar is None
         self.start_after_reply = False
         self._rev = ""
-        self._journal = Journal(paths.journal_file(agent_dir))
+        self._journal = AgentJournal(paths.journal_file(agent_dir))
         self.orders = Orders(self._journal)
         self._leaving = ""  # "now", or "stopped": once every worker is settled
         self._leave_by = 0.0
         self._last_words_from = 0
 
-        credentials = credentials or Credentials(
+        credentials = credentials or AgentCredentials(
             settings.agent_id, settings.fleet_id, settings.secret, settings.proof_key
         )
         addresses = Addresses(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any, Optional
 
-from remote_agent.agent.journal import Journal
+from remote_agent.agent.journal import AgentJournal
 from remote_agent.agent.worker import WorkerSlot
 from remote_agent.protocol.messages import Command, CommandResult
 from remote_agent.protocol.states import STOPPED
@@ -22,7 +22,7 @@ PROMPT_S = 1.0  # an answer within this time after its question did not lie abou
 
 
 class Orders:
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: AgentJournal) -> None:
         self._journal = journal
         self.seq = 0  # the highest Command.seq received by this process
         self._results: dict[str, CommandResult] = {}  # not yet at the manager

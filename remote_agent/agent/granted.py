@@ -10,13 +10,13 @@ from typing import Any, Optional
 
 from remote_agent.protocol.messages import Assignment, Lease
 from remote_agent.protocol.states import SETTLED, STOPPED
-from remote_agent.runner.leases import Leases, boottime_ns, until_ns
+from remote_agent.runner.leases import WorkerLeases, boottime_ns, until_ns
 from remote_agent.system.processes import boot_id
 
 
 class Granted:
     def __init__(self) -> None:
-        self._leases = Leases()
+        self._leases = WorkerLeases()
         self._ended: Any = None  # (attempt, event_seq) of the last end of all that ran
         self._ended_ns = 0  # when that was heard of, on CLOCK_BOOTTIME
 

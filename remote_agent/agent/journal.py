@@ -26,7 +26,7 @@ MAX_LINES = 5000
 AHEAD_BYTES = 256 * 1024  # set aside
 
 
-class Journal:
+class AgentJournal:
     """`acted(id)` before a command is carried out, `begin(id)` just before it is, `end(...)` after."""
 
     def __init__(self, path: str) -> None:

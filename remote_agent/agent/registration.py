@@ -19,8 +19,8 @@ from remote_agent.protocol import messages, states
 from remote_agent.protocol.messages import RegisterReply, Registration, WorkerSpec
 from remote_agent.runner.restart import needs_runner
 from remote_agent.transport.client import (
+    AgentCredentials,
     Connection,
-    Credentials,
     LinkDown,
     Outcome,
     Reply,
@@ -45,7 +45,7 @@ class LauncherRegistrar(Registrar):
         worker_id: str,
         spec: WorkerSpec,
         token: str,
-        credentials: Credentials,
+        credentials: AgentCredentials,
         url: str,
         say: Callable[[str], None],
     ) -> None:

@@ -11,9 +11,9 @@ from typing import Any, Callable, Optional
 from remote_agent.protocol.messages import AgentReply, WireError, decode
 from remote_agent.transport.client import (
     Addresses,
+    AgentCredentials,
     Caller,
     Connection,
-    Credentials,
     LinkDown,
     Outcome,
     Reply,
@@ -52,7 +52,7 @@ class Conversation:
 
     def __init__(
         self,
-        credentials: Credentials,
+        credentials: AgentCredentials,
         addresses: Addresses,
         deliver: Callable[[str, Outcome], None],
         *,

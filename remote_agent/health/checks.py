@@ -22,7 +22,7 @@ Submit = Callable[[Any, Callable[[], Any]], bool]
 
 
 @dataclass
-class _Gathering:
+class _EvidenceGathering:
     attempt: int
     detail: str
     until: float  # monotonic
@@ -43,7 +43,7 @@ class Checks:
     ) -> None:
         self._measuring, self._submit, self._say, self._changed = measuring, submit, say, changed
         self._python, self._base_env = python, base_env
-        self._gathering: dict[str, _Gathering] = {}
+        self._gathering: dict[str, _EvidenceGathering] = {}
 
     def tick(self, slot: WorkerSlot, now: float) -> None:
         checks = slot.assignment.spec.health if slot.assignment is not None else []
@@ -121,7 +121,9 @@ class Checks:
     def _gather(self, slot: WorkerSlot, detail: str, now: float) -> None:
         """Before the runner ends it: what was it doing?"""
         assert slot.assignment is not None
-        gathering = self._gathering[slot.worker_id] = _Gathering(slot.attempt, detail, now + EVIDENCE_PATIENCE_S)
+        gathering = self._gathering[slot.worker_id] = _EvidenceGathering(
+            slot.attempt, detail, now + EVIDENCE_PATIENCE_S
+        )
         spec, status = slot.assignment.spec, slot.status
         facts = {
             "worker_id": slot.worker_id,
@@ -139,7 +141,7 @@ class Checks:
         if not self._submit(("evidence", slot.worker_id, slot.attempt), lambda: _collect(facts)):
             self._end(slot, gathering, "no evidence: too much else waits")
 
-    def _end(self, slot: WorkerSlot, gathering: _Gathering, words: str) -> None:
+    def _end(self, slot: WorkerSlot, gathering: _EvidenceGathering, words: str) -> None:
         """Now have it ended, unless it has recovered or ended by itself meanwhile."""
         del self._gathering[slot.worker_id]
         verdict = slot.health.verdict()

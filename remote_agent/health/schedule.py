@@ -36,7 +36,7 @@ class Due:
     run: Callable[[], Result]
 
 
-class Watch:
+class HealthWatch:
     """For how long something has not changed, on a clock that nobody sets. Only the thread that checks uses it."""
 
     def __init__(self, since: float) -> None:
@@ -76,7 +76,7 @@ class Elsewhere:
 class _Track:
     check: HealthCheck
     next_at: float
-    watch: Watch
+    watch: HealthWatch
     failures: int = 0
     passed: bool = False
     busy: bool = False
@@ -109,7 +109,7 @@ class HealthMonitor:
             return
         self._attempt, self._checks = attempt, checks
         self._elsewhere, self._log = elsewhere, log
-        self._tracks = [_Track(check, now + max(0.0, check.start_grace_s), Watch(now)) for check in checks]
+        self._tracks = [_Track(check, now + max(0.0, check.start_grace_s), HealthWatch(now)) for check in checks]
 
     def stopped(self) -> None:
         self._attempt, self._tracks, self._checks = 0, [], []
@@ -187,7 +187,7 @@ def mistakes(spec: WorkerSpec) -> list[str]:
     return found
 
 
-def _log_silence(check: HealthCheck, watch: Watch, log: Optional[LogWatch], now: float) -> Result:
+def _log_silence(check: HealthCheck, watch: HealthWatch, log: Optional[LogWatch], now: float) -> Result:
     if log is None:
         return True, "no log to watch"
     age_s = watch.age_s(log.mark(), now)

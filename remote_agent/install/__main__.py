@@ -40,7 +40,7 @@ Json = Dict[str, Any]
 # ----------------------------------------------------------------------------------------------- the session
 
 
-class Session:
+class InstallerSession:
     """The installer over one SSH channel. Requests are JSON lines; answers too, each after LINE_MARK.
 
     -> {"op": "hello", "fleet_id": "f-1", "host": "gpu01", "home": ""}       <- {"hello": {status…}}; with
@@ -255,10 +255,10 @@ def _run(arguments: argparse.Namespace) -> Json:
 def main(argv: "Optional[List[str]]" = None) -> int:
     os.umask(0o022)  # releases may be shared; what is private is made 0600 and 0700 explicitly
     if argv == ["session"]:  # reads no options
-        return Session().run()
+        return InstallerSession().run()
     arguments = _parser().parse_args(argv)
     if arguments.op == "session":
-        return Session().run()
+        return InstallerSession().run()
     report = answer(lambda: _run(arguments))
     print(json.dumps(report, indent=2, sort_keys=True))
     return 0 if report.get("ok") else 1

@@ -164,7 +164,7 @@ class Watch:
         self._seen = self._line
 
 
-class Search:
+class GrepSearch:
     def __init__(self, request: dict[str, Any], say: Callable[[Any], None]) -> None:
         """Raises re.error (ValueError, RecursionError, OverflowError) for what is no regular expression."""
         self._say = say
@@ -357,7 +357,7 @@ def main() -> int:
     be_humble(float(request.get("timeout_s", 10.0)))
     say = Speaker(1)
     try:
-        search = Search(request, say)
+        search = GrepSearch(request, say)
     except (re.error, ValueError, RecursionError, OverflowError) as exc:
         say({"error": f"this host's Python {sys.version_info[0]}.{sys.version_info[1]} does not take it: {exc}"})
         return 0

@@ -16,7 +16,7 @@ from collections import deque
 from typing import Any, Callable, Optional
 
 from remote_agent.protocol.messages import LogMatch, LogSearch, LogSearchResult, encode
-from remote_agent.transport.client import Connection, Credentials, LinkDown
+from remote_agent.transport.client import AgentCredentials, Connection, LinkDown
 from remote_agent.transport.http import quote
 
 GREP = os.path.join(os.path.dirname(os.path.abspath(__file__)), "grep.py")
@@ -37,7 +37,7 @@ Directories = Callable[[str], Optional[str]]
 class LogSearcher:
     """`take` from the main loop; all else happens elsewhere. `connect` makes the connection that answers travel on."""
 
-    def __init__(self, credentials: Credentials, python: str, connect: Callable[[], Connection]) -> None:
+    def __init__(self, credentials: AgentCredentials, python: str, connect: Callable[[], Connection]) -> None:
         self._credentials, self._python, self._connect = credentials, python, connect
         self._seen: deque[str] = deque(maxlen=MAX_REMEMBERED)
         self._jobs: queue.SimpleQueue[tuple[Optional[LogSearch], list[list[str]]]] = queue.SimpleQueue()

@@ -66,7 +66,7 @@ def close_inherited(keep: set[int]) -> None:
                 pass
 
 
-class Options:
+class RunnerOptions:
     """Of the command line."""
 
     def __init__(self) -> None:
@@ -77,9 +77,9 @@ class Options:
         self.foreground = False
 
 
-def parse(arguments: list[str]) -> Options:
+def parse(arguments: list[str]) -> RunnerOptions:
     values = {"--worker-dir": "", "--runtime-dir": ""}
-    options = Options()
+    options = RunnerOptions()
     rest = iter(arguments)
     for word in rest:
         if word == "--foreground":

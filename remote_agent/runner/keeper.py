@@ -22,8 +22,8 @@ from remote_agent.runner import launch as child
 from remote_agent.runner.attempt import Attempt, build_launch, now_s
 from remote_agent.runner.lease_guard import Fence
 from remote_agent.runner.leases import AWAITS_LEASE
-from remote_agent.runner.record import WorkerRecord
-from remote_agent.runner.restart import Decision, Ending, Policy
+from remote_agent.runner.record import WorkerFiles
+from remote_agent.runner.restart import Decision, Ending, RestartRules
 from remote_agent.runner.state import WorkerState, whole
 from remote_agent.runner.termination import Ladder
 from remote_agent.system import processes
@@ -54,11 +54,11 @@ ASKED = {
 
 
 class Keeper:
-    def __init__(self, record: WorkerRecord, tell: Callable[[dict[str, object]], None]) -> None:
+    def __init__(self, record: WorkerFiles, tell: Callable[[dict[str, object]], None]) -> None:
         self.state = WorkerState(record, tell)
         self.settled = False  # nothing more will run under this runner
         self._assignment: dict[str, object] = {}
-        self._policy = Policy()
+        self._policy = RestartRules()
         self._fence = Fence()
         self._attempt: Attempt | None = None
         self._wait_status: int | None = None
@@ -514,9 +514,9 @@ class Keeper:
         spec = self._assignment.get("spec")
         return spec if isinstance(spec, dict) else {}
 
-    def _policy_of_spec(self) -> Policy:
+    def _policy_of_spec(self) -> RestartRules:
         values = self._spec().get("restart")
-        policy = Policy(values if isinstance(values, dict) else None)
+        policy = RestartRules(values if isinstance(values, dict) else None)
         if self._spec().get("oneshot") and policy.policy == "always":
             policy.policy = "on-failure"  # run to completion: a good end is the end
         policy.gang = bool(self._assignment.get("gang"))
@@ -530,7 +530,7 @@ class Keeper:
         return float(grace) if isinstance(grace, (int, float)) and grace >= 0 else DEFAULT_GRACE_S
 
 
-def _why_not_started(attempt: Attempt, policy: Policy) -> str:
+def _why_not_started(attempt: Attempt, policy: RestartRules) -> str:
     if not attempt.executed and attempt.launch.setup is not None:
         return f"its setup lines are not done; restart.start_timeout_s is {policy.start_timeout_s:g} s"
     if not attempt.executed:

@@ -8,14 +8,14 @@ clock, no process; supervisor.py does what follows. Seconds are those of attempt
 from __future__ import annotations
 
 from remote_agent.runner import restart
-from remote_agent.runner.leases import Leases
+from remote_agent.runner.leases import WorkerLeases
 
 NEVER = float("inf")
 
 
 class Fence:
     def __init__(self) -> None:
-        self.leases = Leases()
+        self.leases = WorkerLeases()
         self.lease_s: float | None = None  # None: kept, not fenced
         self.epoch = 0
         self._bound = True  # False: a child lives that was started unfenced, and no lease has come yet

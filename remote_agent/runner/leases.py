@@ -29,7 +29,7 @@ def until_ns(lease_s: object, asked_ns: int) -> int:
     return asked_ns + int(min(float(lease_s), LONGEST_LEASE_S) * 1e9)
 
 
-class Leases:
+class WorkerLeases:
     """Those of the current epoch, and of higher ones that were granted before the assignment came that names them."""
 
     def __init__(self) -> None:

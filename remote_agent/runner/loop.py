@@ -14,7 +14,7 @@ from remote_agent.runner.attempt import now_s
 from remote_agent.runner.control import PROTOCOL_VERSION, JsonConnection, is_ours
 from remote_agent.runner.leases import Alarm
 from remote_agent.runner.lock import CannotStart, listen, take_lock
-from remote_agent.runner.record import WorkerRecord
+from remote_agent.runner.record import WorkerFiles
 from remote_agent.runner.supervisor import Supervisor
 from remote_agent.system import paths, processes
 from remote_agent.system.locks import is_still_at
@@ -49,7 +49,7 @@ class Runner:
         self._lock = lock
         self._listener = listener
         self._connections: dict[int, JsonConnection] = {}
-        self._supervisor = Supervisor(WorkerRecord(worker_dir, runtime_dir), self._tell, lease, wanted, seen)
+        self._supervisor = Supervisor(WorkerFiles(worker_dir, runtime_dir), self._tell, lease, wanted, seen)
         self._alarm = Alarm()
         self._runtime_check_at = now_s() + RUNTIME_CHECK_S
         self._terminated = False

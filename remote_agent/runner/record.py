@@ -19,7 +19,7 @@ KEEP_LINES = 500
 KEEP_EXITS = 100
 
 
-class WorkerRecord:
+class WorkerFiles:
     def __init__(self, worker_dir: str, runtime_dir: str = "") -> None:
         self.worker_dir = worker_dir
         self.kept = True  # the last state can be read by whoever comes next

@@ -28,7 +28,7 @@ LARGEST = 1e9  # no setting is infinite: 30 years, a thousand million restarts
 DEFAULT_BACKOFF_S = (0.0, 5.0, 30.0, 120.0, 300.0)
 
 
-class Policy:
+class RestartRules:
     """A worker's restart policy, from protocol.RestartPolicy as JSON. What is missing or absurd takes its default."""
 
     def __init__(self, values: dict[str, object] | None = None) -> None:
@@ -73,7 +73,7 @@ class Ending:
         self.detail = detail
 
 
-def decide(ending: Ending, restarts: int, policy: Policy, roll: float = 0.5) -> Decision:
+def decide(ending: Ending, restarts: int, policy: RestartRules, roll: float = 0.5) -> Decision:
     """What follows `ending` after `restarts` automatic restarts. `roll` in [0, 1) places the delay in its jitter."""
     restarts = restarts_left_standing(restarts, ending.ran_s, policy)
     why = describe(ending)
@@ -86,7 +86,7 @@ def decide(ending: Ending, restarts: int, policy: Policy, roll: float = 0.5) -> 
     return _again(restarts, policy, roll, why)
 
 
-def _after_success(ending: Ending, restarts: int, policy: Policy, roll: float, why: str) -> Decision:
+def _after_success(ending: Ending, restarts: int, policy: RestartRules, roll: float, why: str) -> Decision:
     if policy.policy != "always" or policy.gang:
         return Decision(FINISH, 0.0, restarts, f"finished: {why}")
     if not ending.was_running:
@@ -96,7 +96,7 @@ def _after_success(ending: Ending, restarts: int, policy: Policy, roll: float, w
     return Decision(RESTART, delay_s, restarts, f"{why}; policy always: next start {in_words(delay_s)}")
 
 
-def _again(restarts: int, policy: Policy, roll: float, why: str) -> Decision:
+def _again(restarts: int, policy: RestartRules, roll: float, why: str) -> Decision:
     if policy.max_attempts <= 0:
         return Decision(FAIL, 0.0, restarts, f"{why}; no restarts allowed (max_attempts 0)")
     if restarts >= policy.max_attempts:
@@ -109,7 +109,7 @@ def _again(restarts: int, policy: Policy, roll: float, why: str) -> Decision:
     )
 
 
-def restarts_left_standing(restarts: int, ran_s: float, policy: Policy) -> int:
+def restarts_left_standing(restarts: int, ran_s: float, policy: RestartRules) -> int:
     """The spent budget once an attempt has run `ran_s`: long enough gives all of it back."""
     return 0 if ran_s >= policy.healthy_after_s else restarts
 
@@ -137,7 +137,7 @@ def may_start(spec: dict[str, object], status: dict[str, object]) -> bool:
     return _number(spec, "generation", 0) > _number(status, "generation", 0)
 
 
-def succeeded(ending: Ending, policy: Policy) -> bool:
+def succeeded(ending: Ending, policy: RestartRules) -> bool:
     return not ending.cause and ending.code is not None and ending.code in policy.success_exit_codes
 
 

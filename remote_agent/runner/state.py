@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from remote_agent.protocol import states
 from remote_agent.runner import restart
-from remote_agent.runner.record import WorkerRecord
+from remote_agent.runner.record import WorkerFiles
 from remote_agent.runner.restart import Ending
 from remote_agent.system import paths, processes
 
@@ -21,7 +21,7 @@ KEEP_RESULTS = 20
 
 
 class WorkerState:
-    def __init__(self, record: WorkerRecord, tell: Callable[[dict[str, object]], None]) -> None:
+    def __init__(self, record: WorkerFiles, tell: Callable[[dict[str, object]], None]) -> None:
         self.record = record
         self._unwritten_exits: list[dict[str, object]] = []
         self.results: list[dict[str, object]] = []  # the last answers to commands, for an agent that comes back

@@ -16,7 +16,7 @@ from remote_agent.protocol import states
 from remote_agent.runner import restart
 from remote_agent.runner.keeper import ANEW, ASKED, FENCE, KILL, RESTART, START, STOP, TERMINATE, Keeper
 from remote_agent.runner.leases import AWAITS_LEASE
-from remote_agent.runner.record import WorkerRecord
+from remote_agent.runner.record import WorkerFiles
 from remote_agent.runner.restart import Ending
 from remote_agent.runner.state import whole
 from remote_agent.system import processes
@@ -29,7 +29,7 @@ NOT_TO_RUN = ("stopped", "removed")
 class Supervisor(Keeper):
     def __init__(
         self,
-        record: WorkerRecord,
+        record: WorkerFiles,
         tell: Callable[[dict[str, object]], None],
         lease: tuple[int, int] = (0, 0),
         wanted: dict[str, object] | None = None,

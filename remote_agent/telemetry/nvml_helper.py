@@ -218,7 +218,7 @@ def _figure(text: str) -> float | None:
 # ----------------------------------------------------------------------------------------------------- the answers
 
 
-class Reader:
+class NvmlReader:
     """NVML while it works, else nvidia-smi; each answer names its source."""
 
     def __init__(self, library: str = NVML_LIBRARY) -> None:
@@ -252,7 +252,7 @@ def end_with_parent() -> None:
 def main() -> None:
     end_with_parent()
     library = sys.argv[1] if len(sys.argv) > 1 else NVML_LIBRARY
-    reader = Reader(library)
+    reader = NvmlReader(library)
     while sys.stdin.buffer.readline():
         os.write(1, json.dumps(reader.answer()).encode() + b"\n")
 

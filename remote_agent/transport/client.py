@@ -19,7 +19,7 @@ from remote_agent.protocol import session
 from remote_agent.protocol.digests import same
 from remote_agent.protocol.messages import MAX_WAIT_S, ZmqOffer, secret_sha256
 from remote_agent.runner.leases import boottime_ns
-from remote_agent.transport.http import Answer, HttpConnection, WireTrouble, quote, split_url
+from remote_agent.transport.http import HttpAnswer, HttpConnection, WireTrouble, quote, split_url
 from remote_agent.transport.negotiation import Channels
 from remote_agent.transport.readdress import AddressFile
 from remote_agent.transport.tls import Trust, explain
@@ -40,15 +40,15 @@ class LinkDown(Exception):
     """No answer that can be used; the text says from where and why."""
 
 
-class Unproven(LinkDown):
+class UnprovenManager(LinkDown):
     """Somebody answers at the address, but can't prove to be this fleet's manager. The secret was not sent."""
 
 
-class Unknown(Unproven):
+class Unknown(UnprovenManager):
     """The right fleet by name, but the manager there knows no such agent (it lost its state, or we were removed)."""
 
 
-class UnknownToken(Unproven):
+class UnknownToken(UnprovenManager):
     """The manager there knows no such enrolment token. It was not sent."""
 
 
@@ -95,7 +95,7 @@ def retry_delay_s(failures: int, refused: bool = False, rng: Callable[[], float]
 
 
 @dataclass
-class Credentials:
+class AgentCredentials:
     """Who this agent is. `secret` and `proof_key` are "" for a launcher that isn't registered yet."""
 
     agent_id: str
@@ -162,7 +162,12 @@ class Connection:
     their own."""
 
     def __init__(
-        self, addresses: Addresses, credentials: Credentials, channels: Optional[Channels] = None, *, logs: bool = False
+        self,
+        addresses: Addresses,
+        credentials: AgentCredentials,
+        channels: Optional[Channels] = None,
+        *,
+        logs: bool = False,
     ) -> None:
         self._addresses = addresses
         self._credentials = credentials
@@ -188,7 +193,7 @@ class Connection:
         timeout_s: float = REQUEST_TIMEOUT_S,
         content_type: str = "application/json",
     ) -> Reply:
-        """Send as this agent, after the manager's proof. Raises LinkDown (Unproven, Unknown).
+        """Send as this agent, after the manager's proof. Raises LinkDown (UnprovenManager, Unknown).
 
         A kept-alive connection that the manager closed meanwhile is reopened, once; so is one whose secret was replaced
         (rotation.py). Every request of an agent may arrive twice: events, results and log bytes carry numbers of their
@@ -204,7 +209,7 @@ class Connection:
                 return reply
             self.disconnect()
         except LinkDown as exc:
-            if isinstance(exc, Unproven) or not reused or _timed_out(exc.__cause__):
+            if isinstance(exc, UnprovenManager) or not reused or _timed_out(exc.__cause__):
                 raise
         return self._exchange(method, path, body, headers, timeout_s, prove=True)
 
@@ -224,7 +229,7 @@ class Connection:
     def with_token(self, method: str, path: str, body: bytes, token: str) -> Reply:
         """As who has an enrolment token, after the manager's proof that it knows it: a session of its own."""
         mark = session.TOKEN_PREFIX + session.token_mark(secret_sha256(token))
-        key = Credentials(mark, self._credentials.fleet_id, token, secret_sha256(token))
+        key = AgentCredentials(mark, self._credentials.fleet_id, token, secret_sha256(token))
         connection = Connection(self._addresses, key)
         try:
             reply = connection.request(method, path, body)
@@ -275,7 +280,7 @@ class Connection:
             if self._zmq is not None:
                 return self._send_zmq(self._zmq, method, path, body, timeout_s)
             return self._send(method, path, body, headers, timeout_s, signed=prove)
-        except Unproven:
+        except UnprovenManager:
             self._give_up_on_address()
             raise
         except LinkDown:
@@ -304,7 +309,8 @@ class Connection:
             _check_tunnel(self._url, address.port)
 
     def _prove(self) -> None:
-        """Have the other end prove the fleet's key; go over to zmq where it offers that. Raises Unproven, Unknown."""
+        """Have the other end prove the fleet's key; go over to zmq where it offers that. Raises UnprovenManager,
+        Unknown."""
         offer = self._hello()
         channels = self._channels
         if offer is None or channels is None:
@@ -325,7 +331,7 @@ class Connection:
         """Ask for the proof, and check it. Returns what the manager offers besides, where we can use it."""
         mine = self._credentials
         if not mine.proof_key:  # a MAC without a key is anybody's
-            raise Unproven(f"{self._url}: this agent has no key to recognise its manager by")
+            raise UnprovenManager(f"{self._url}: this agent has no key to recognise its manager by")
         nonce = session.new_nonce()
         query = f"/api/hello?agent={quote(mine.agent_id)}&nonce={nonce}&to={quote(self._url)}"
         if self._channels is not None:
@@ -335,9 +341,9 @@ class Connection:
             raise LinkDown(f"{self._url}: {reply.why}")
         fleet_id = reply.data.get("fleet_id")
         if not reply.ok or not isinstance(fleet_id, str):
-            raise Unproven(f"{self._url} does not answer like a manager ({reply.why})")
+            raise UnprovenManager(f"{self._url} does not answer like a manager ({reply.why})")
         if fleet_id != mine.fleet_id:
-            raise Unproven(f"{self._url} is the manager of fleet {fleet_id[:80]}, not of {mine.fleet_id}")
+            raise UnprovenManager(f"{self._url} is the manager of fleet {fleet_id[:80]}, not of {mine.fleet_id}")
         offer = session.Offer.read(reply.data.get("session"))
         if offer is None:
             if mine.agent_id.startswith(session.TOKEN_PREFIX):
@@ -358,7 +364,7 @@ class Connection:
         mine = self._credentials
         shared = session.handshake(mine.proof_key, mine.fleet_id, mine.agent_id, nonce, offer.id)
         if not same(offer.proof, session.manager_proof(shared, self._url, offer.uid, offer.machine)):
-            raise Unproven(
+            raise UnprovenManager(
                 f"{self._url} cannot prove that it is the manager of fleet {mine.fleet_id}; the secret was not sent"
             )
         here = bool(offer.machine) and offer.machine == session.machine_mark()
@@ -366,10 +372,10 @@ class Connection:
         self._session = session.ClientSession(mine.agent_id, self._secret, nonce, offer, shared)
 
     def _refuse_foreign_listener(self, managers_uid: int) -> None:
-        """`managers_uid`: of a manager on this machine, or ELSEWHERE. Raises Unproven."""
+        """`managers_uid`: of a manager on this machine, or ELSEWHERE. Raises UnprovenManager."""
         assert self._http is not None
         if not port_owner.may_be_ours(self._http.sock, managers_uid):
-            raise Unproven(
+            raise UnprovenManager(
                 f"{self._url} is an address of this host, and another user listens there; the secret was not sent. "
                 "What forwards to the manager has to run as this user or root"
             )
@@ -415,7 +421,7 @@ class Connection:
             self.disconnect()
         return Reply(answer.status, _json_object(answer.body), asked_ns)
 
-    def _not_the_managers(self, answer: Answer) -> LinkDown:
+    def _not_the_managers(self, answer: HttpAnswer) -> LinkDown:
         """Only its status is told: a manager that was restarted, or is overloaded, can't sign what it says."""
         self.disconnect()
         return LinkDown(f"{self._url}: an answer without the manager's proof is not believed (HTTP {answer.status})")
@@ -472,11 +478,11 @@ def poll(agent_id: str, rev: str, seq: int) -> Callable[[Connection], Reply]:
 
 
 def _check_tunnel(url: str, port: int) -> None:
-    """Raises Unproven where somebody else of this host listens in the relay's place."""
+    """Raises UnprovenManager where somebody else of this host listens in the relay's place."""
     from remote_agent.tunnel.port_owner import is_own_listener
 
     if not is_own_listener(port):
-        raise Unproven(
+        raise UnprovenManager(
             f"{url} is a tunnel's port, and another user of this host listens there; the secret was not sent"
         )
 

@@ -40,7 +40,7 @@ class Address(NamedTuple):
     path: str
 
 
-class Answer(NamedTuple):
+class HttpAnswer(NamedTuple):
     """`proof`: what the answer says to prove whose it is (protocol/session.py)."""
 
     status: int
@@ -98,7 +98,7 @@ class HttpConnection:
         *,
         timeout_s: float,
         max_bytes: int,
-    ) -> "tuple[Answer, bool]":
+    ) -> "tuple[HttpAnswer, bool]":
         """One request and its answer, and whether the connection can be used again.
 
         `timeout_s` bounds each silence, MAX_EXCHANGE_S the whole. Raises OSError, WireTrouble.
@@ -116,7 +116,7 @@ class HttpConnection:
             payload = self._read_exactly(_length(fields[b"content-length"], max_bytes))
         else:
             payload, keep = self._read_to_end(max_bytes), False
-        return Answer(status, payload, fields.get(_PROOF, b"").decode("latin-1")), keep
+        return HttpAnswer(status, payload, fields.get(_PROOF, b"").decode("latin-1")), keep
 
     # -------------------------------------------------------------------------------------------------- inside
 

@@ -19,7 +19,7 @@ from typing import Any, Callable, Optional
 
 from remote_agent.protocol import messages
 from remote_agent.system import locks, paths
-from remote_agent.transport.client import Connection, Credentials, LinkDown
+from remote_agent.transport.client import AgentCredentials, Connection, LinkDown
 from remote_agent.transport.http import quote
 
 LOCK_WITHIN_S = 5.0  # a deployment that is under way here has the file; then the manager asks again
@@ -33,7 +33,7 @@ class SecretRotation:
     def __init__(
         self,
         agent_dir: str,
-        credentials: Credentials,
+        credentials: AgentCredentials,
         connect: Callable[[], Connection],
         *,
         replacing: Callable[[str], None],

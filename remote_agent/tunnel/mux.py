@@ -79,7 +79,7 @@ class Wire:
         raise NotImplementedError
 
 
-class Store:
+class StreamBuffer:
     """What may wait in all streams of a process together: when it is full, a stream keeps no more than an equal share.
     Used from the threads of all of them."""
 
@@ -124,7 +124,7 @@ class Mux:
         accept: "Optional[socket.socket]" = None,
         connect: "Optional[Callable[[], socket.socket]]" = None,
         clock: "Callable[[], float]" = time.monotonic,
-        store: "Optional[Store]" = None,
+        store: "Optional[StreamBuffer]" = None,
     ) -> None:
         self._wire = wire
         self._store = store

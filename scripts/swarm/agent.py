@@ -16,7 +16,15 @@ from typing import Any
 
 from remote_agent.agent.session import COALESCE_S, Conversation
 from remote_agent.protocol import messages, session
-from remote_agent.transport.client import REQUEST_TIMEOUT_S, Addresses, Credentials, LinkDown, Reply, Unknown, Unproven
+from remote_agent.transport.client import (
+    REQUEST_TIMEOUT_S,
+    Addresses,
+    AgentCredentials,
+    LinkDown,
+    Reply,
+    Unknown,
+    UnprovenManager,
+)
 from remote_agent.transport.http import quote
 from scripts.swarm.behaviour import Behaviour
 from scripts.swarm.loop import Loop, Wire
@@ -122,13 +130,13 @@ class WireCaller:
         if status != 200:
             return LinkDown(f"hello: HTTP {status}")
         if data.get("fleet_id") != mine.fleet_id:
-            return Unproven(f"the manager of fleet {data.get('fleet_id')}, not of {mine.fleet_id}")
+            return UnprovenManager(f"the manager of fleet {data.get('fleet_id')}, not of {mine.fleet_id}")
         offer = session.Offer.read(data.get("session"))
         if offer is None:
             return Unknown(f"the manager does not know agent {mine.agent_id}")
         shared = session.handshake(mine.proof_key, mine.fleet_id, mine.agent_id, self._nonce, offer.id)
         if offer.proof != session.manager_proof(shared, "", offer.uid, offer.machine):
-            return Unproven("it cannot prove that it is the manager; the secret was not sent")
+            return UnprovenManager("it cannot prove that it is the manager; the secret was not sent")
         self._session = session.ClientSession(mine.agent_id, mine.secret, self._nonce, offer, shared)
         return None
 
@@ -155,7 +163,7 @@ class SimulatedAgent:
         loop: Loop,
         address: tuple[str, int],
         netloc: str,
-        credentials: Credentials,
+        credentials: AgentCredentials,
         worker_ids: list[str],
         behaviour: Behaviour,
         tally: Tally,

@@ -20,7 +20,7 @@ import time
 from collections import Counter
 from typing import Any
 
-from remote_agent.transport.client import Credentials
+from remote_agent.transport.client import AgentCredentials
 from scripts.swarm.agent import SimulatedAgent
 from scripts.swarm.behaviour import Behaviour
 from scripts.swarm.loop import Loop
@@ -44,7 +44,7 @@ class Process:
                 self._loop,
                 (host, port),
                 plan["netloc"],
-                Credentials(agent_id, fleet_id, secret, proof_key),
+                AgentCredentials(agent_id, fleet_id, secret, proof_key),
                 worker_ids,
                 self._behaviour,
                 self._tally,

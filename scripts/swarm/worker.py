@@ -37,7 +37,7 @@ class SimulatedWorker:
         self._log_due = 0.0
         self._log_number = 0
         self._log_offset = 0
-        self._policy = decider.Policy()
+        self._policy = decider.RestartRules()
         self._digest = ""
         self._due = float("inf")  # monotonic: the next step of its state
         self._child_since = 0.0  # monotonic
@@ -63,7 +63,7 @@ class SimulatedWorker:
             return  # older than what it knows: a reply that was overtaken
         self.assignment = assignment
         spec = assignment.spec
-        self._policy = decider.Policy(messages.encode(spec.restart))
+        self._policy = decider.RestartRules(messages.encode(spec.restart))
         self._digest = messages.launch_digest(spec)
         self._converge(now)
 
@@ -264,7 +264,7 @@ class SimulatedWorker:
         report.last_exit = self._exit_record(ending)
         policy = self._policy
         if self.assignment.gang:
-            policy = decider.Policy({**vars(policy), "policy": "never"})
+            policy = decider.RestartRules({**vars(policy), "policy": "never"})
         decision = decider.decide(ending, report.restarts, policy, self._chance.random())
         report.pid = None
         if decision.action == decider.RESTART:

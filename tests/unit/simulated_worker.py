@@ -18,7 +18,7 @@ from remote_agent.protocol import states
 from remote_agent.protocol.messages import Lease
 from remote_agent.runner import attempt, restart
 from remote_agent.runner import launch as child
-from remote_agent.runner.record import WorkerRecord
+from remote_agent.runner.record import WorkerFiles
 from remote_agent.runner.supervisor import Supervisor
 from remote_agent.system import paths, processes
 from remote_agent.system.cgroup import WorkerGroup
@@ -42,7 +42,7 @@ class RunnerKilled(BaseException):
     """SIGKILL to the runner: nothing of it catches this."""
 
 
-class Record(WorkerRecord):
+class Record(WorkerFiles):
     """The worker's files as they are after each write; the runner may die before any of them."""
 
     def __init__(self, host: Host) -> None:
@@ -101,7 +101,7 @@ class Host:
         self.always_fenced = lease_s is not None
         self.launched: list[int] = []  # generations of a gang's member that were started
         self.now, self.wall = 1000.0, 1_700_000_000.0
-        self.policy = restart.Policy(policy)
+        self.policy = restart.RestartRules(policy)
         self.spec: dict[str, object] = {
             "worker_id": "w", "desired": "running", "generation": 1, "epoch": 1, "argv": ["job"], "cwd": "/",
             "spec": {"restart": policy, "stop_grace_s": GRACE_S, "env": {}}, "lease_s": lease_s, "gang": gang,

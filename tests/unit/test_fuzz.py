@@ -251,7 +251,7 @@ def test_any_journal_is_read_as_far_as_it_goes(tmp_path: Path, data: bytes) -> N
 def test_an_agent_s_spool_is_read_whatever_stands_in_it(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "spool.jsonl"
     path.write_bytes(data)
-    only((OSError, ValueError), lambda: journal.Journal(str(path)))
+    only((OSError, ValueError), lambda: journal.AgentJournal(str(path)))
 
 
 # --------------------------------------------------------------------------------------------- WebSocket frames

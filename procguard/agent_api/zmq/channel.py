@@ -27,11 +27,11 @@ from procguard.admission.rate import RateLimiter
 from procguard.agent_api import decode, http_io
 from procguard.agent_api.handlers import Desk
 from procguard.agent_api.interface import Access
-from procguard.agent_api.routes import Found, RouteTable, refusal
+from procguard.agent_api.routes import FoundRoute, RouteTable, refusal
 from procguard.agent_api.zmq.call import Rules, ZmqCall, end_session
 from procguard.agent_api.zmq.keys import Admissions, Doorkeeper, key_from_hex
 from procguard.agent_api.zmq.port import LOOK_EVERY_S, Peer, Received, RouterPort
-from procguard.config.limits import Limits
+from procguard.config.limits import WebLimits
 from procguard.config.schema import AdapterConfig
 from procguard.errors import LimitExceeded, NotFound, ProcGuardError, UsageError
 from procguard.fleet.model import clock
@@ -58,7 +58,7 @@ class ZmqChannel:
 
     name = "zmq"
 
-    def __init__(self, desk: Desk, access: Access, adapter: AdapterConfig, limits: Limits, bodies: Bodies) -> None:
+    def __init__(self, desk: Desk, access: Access, adapter: AdapterConfig, limits: WebLimits, bodies: Bodies) -> None:
         """`adapter`: communication.adapter_config; `bodies`: the memory for larger ones, shared with HTTP."""
         self._host, self._port_base, self._timeout_ms = adapter.host, adapter.port_base, adapter.timeout
         self._limits = limits
@@ -255,7 +255,7 @@ class ZmqChannel:
             status, answer = refusal(exc, peer.address)
         peer.port.send_soon(peer, b'{"id":%d,"status":%d}\n' % (request_id, status) + decode.dumps(answer))
 
-    def _found(self, peer: Peer, header: dict[str, Any]) -> Found:
+    def _found(self, peer: Peer, header: dict[str, Any]) -> FoundRoute:
         """What is asked; the secret that comes with it, if any, is the connection's from now on."""
         if "secret" in header:
             secret = header["secret"]

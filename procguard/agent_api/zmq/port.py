@@ -25,7 +25,7 @@ import zmq.backend
 
 from procguard.admission.connections import Unproven
 from procguard.agent_api.zmq.keys import ZAP_DOMAIN, Admissions
-from procguard.agent_api.zmq.session import Session
+from procguard.agent_api.zmq.session import ZmqSession
 from procguard.errors import ProcGuardError
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Peer:
         self.user_id = user_id
         self.address = address
         self.closed = False
-        self.session = Session()
+        self.session = ZmqSession()
 
 
 Received = tuple[Peer, "bytes | None"]

@@ -7,7 +7,7 @@ from typing import Any
 import gevent.event
 
 from procguard.agent_api.long_poll import HeldPoll
-from procguard.agent_api.routes import Found
+from procguard.agent_api.routes import FoundRoute
 
 _USUAL_START = b'{"id":'
 _ID_AT = len(_USUAL_START)
@@ -15,7 +15,7 @@ _NO_HEADERS_END = b"\n"  # a header is one line
 _MAX_USUAL_BYTES = 512
 
 
-class Session:
+class ZmqSession:
     """What the channel remembers of a connection. `usual`: what it asked last with nothing but an id, a method and a
     path, and `usual_end` the header behind the id: an agent asks the same all day."""
 
@@ -24,14 +24,14 @@ class Session:
     def __init__(self) -> None:
         self.secret_sha256 = ""
         self.unanswered = 0
-        self.usual: Found | None = None
+        self.usual: FoundRoute | None = None
         self.usual_end = _NO_HEADERS_END
         self.polls: set[HeldPoll] = set()
         self.awaited: dict[
             int, gevent.event.AsyncResult[bytes | None]
         ] = {}  # request id -> its body, asked for by status 100
 
-    def remember(self, found: Found, head: bytes, header: dict[str, Any]) -> None:
+    def remember(self, found: FoundRoute, head: bytes, header: dict[str, Any]) -> None:
         """`head`, read as `header`, asks for `found`. Held polls, which say in a query what they know, do not count."""
         if len(head) <= _MAX_USUAL_BYTES and len(header) == 3 and not found.query and head.startswith(_USUAL_START):
             self.usual, self.usual_end = found, head[head.find(b",") :]

@@ -23,7 +23,7 @@ from procguard.deploy.ssh.credentials import ask_on_terminal
 from procguard.errors import PartlyFailed
 
 if TYPE_CHECKING:  # for their types Fabric would be imported, which `invoke status` does not need
-    from procguard.deploy.install.doctor import Step
+    from procguard.deploy.install.doctor import DoctorStep
     from procguard.deploy.ssh.known_hosts import ShownKey
     from procguard.deploy.sync.transfer import Brought
 
@@ -205,7 +205,7 @@ def keys(out: Console, found: Sequence[ShownKey]) -> int:
 MARKS = {"ok": "[green]✓[/]", "warn": "[yellow]![/]", "bad": "[red]✗[/]"}
 
 
-def step(out: Console, found: Step) -> None:
+def step(out: Console, found: DoctorStep) -> None:
     """One step of the doctor's."""
     out.print(styled(f"{MARKS[found.verdict]} {{:<20}} {{}}", found.name, found.detail))
     if found.verdict != "ok" and found.next_step:

@@ -29,7 +29,7 @@ from procguard.client import api
 from procguard.console import terminal
 from procguard.deploy.install import bundle
 from procguard.deploy.install.connector import Connector
-from procguard.deploy.install.deployer import VERIFY_TIMEOUT_S, WORKER_CHANGES, Deployer, Options, would_change
+from procguard.deploy.install.deployer import VERIFY_TIMEOUT_S, WORKER_CHANGES, Deployer, DeployOptions, would_change
 from procguard.deploy.install.rollout import HostResult
 from procguard.deploy.install.verify import Heard
 from procguard.deploy.inventory import model
@@ -51,7 +51,7 @@ class _Silent:
 
 def begin(path: str, directory: Path, action: str, check: bool, prune: bool) -> Json:
     """Tell the manager, and write what the hosts need: install.pyz, the bundle, deployment.json."""
-    options = Options(prune=prune or action == "undeploy", check=check or action == "ask")
+    options = DeployOptions(prune=prune or action == "undeploy", check=check or action == "ask")
     hosts = model.load(path).select("")
     if action == "undeploy":
         hosts = [model.Host(host.name, host.target, home=host.home, tunnel=host.tunnel) for host in hosts]
@@ -87,7 +87,7 @@ def request(name: str, directory: Path, found: Json) -> Json:
     begun, mine = _begun(name, directory)
     host = model.load(begun["inventory"]).hosts[name]
     release = bundle.build()
-    deployer = _deployer(Options())
+    deployer = _deployer(DeployOptions())
     asked = deployer.install_request(host, begun["reply"], mine, release, found)
     return {
         **asked,
@@ -124,13 +124,13 @@ def verify(name: str, directory: Path) -> Json:
 
 def removal(name: str, directory: Path) -> Json:
     _, mine = _begun(name, directory)
-    _deployer(Options()).await_removal(mine["agent_id"])
+    _deployer(DeployOptions()).await_removal(mine["agent_id"])
     return {"gone": True}
 
 
 def forget(name: str, directory: Path) -> Json:
     _, mine = _begun(name, directory)
-    _deployer(Options()).forget(mine["agent_id"])
+    _deployer(DeployOptions()).forget(mine["agent_id"])
     return {"forgotten": True}
 
 
@@ -155,7 +155,7 @@ def _bundle_name(made: bundle.Bundle) -> str:
     return f"bundle-{made.sha256[:16]}.tar.gz"
 
 
-def _deployer(options: Options) -> Deployer:
+def _deployer(options: DeployOptions) -> Deployer:
     return Deployer(api.from_environment(), Connector(), _Silent(), options)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from procguard.deploy.install import bundle
 from procguard.deploy.install.local import LocalPipe
 from procguard.deploy.install.session import HostSession, Pipe, become, remote_command
-from procguard.deploy.ssh.credentials import Credentials
+from procguard.deploy.ssh.credentials import LoginCredentials
 from procguard.deploy.ssh.pool import NoTurn, Turns, jump_host
 from procguard.deploy.ssh.target import Target
 from procguard.errors import HostUnreachable, UsageError
@@ -31,7 +31,7 @@ Beside = Callable[[str, float], Pipe]
 class Connector:
     """Opens sessions; one for a whole run, so that ~/.ssh/config is read once. Safe to use from several threads."""
 
-    def __init__(self, credentials: Credentials | None = None) -> None:
+    def __init__(self, credentials: LoginCredentials | None = None) -> None:
         """`credentials`: None for those of the environment, read when they are needed: a file that can't be read is
         told of each host, and is good once it was corrected."""
         self._given = credentials
@@ -40,9 +40,9 @@ class Connector:
         self._turns = Turns()
 
     @property
-    def _credentials(self) -> Credentials:
+    def _credentials(self) -> LoginCredentials:
         if self._given is None:
-            self._given = Credentials()
+            self._given = LoginCredentials()
         return self._given
 
     def check(self, target: Target, deadline: float) -> None:

@@ -21,7 +21,7 @@ from procguard.client.api import ManagerClient
 from procguard.client.coming_up import Patience, Started
 from procguard.deploy.install import bundle
 from procguard.deploy.install.looks import Looks
-from procguard.deploy.install.rollout import HostResult, Json, Listener, Plan, Rollout, errors_of
+from procguard.deploy.install.rollout import HostResult, Json, Listener, Rollout, RolloutPlan, errors_of
 from procguard.deploy.install.session import Sessions
 from procguard.deploy.install.verify import POLL_S, Heard, known_recovery
 from procguard.deploy.inventory.model import Host
@@ -38,13 +38,13 @@ WORKER_CHANGES = ("new", "changed", "removed", "moved")
 
 
 @dataclass(frozen=True)
-class Options:
+class DeployOptions:
     """`check`: only say what would change. `diff`: with each changed worker, what changed in it. `sync_running`: bring
     code also into folders in which workers run. `rotate_secrets`: give each agent another secret. `limited`: these are
     not all hosts of the inventory. `patience`: how long to wait for the workers that were started; None: what becomes
     of them is not asked. `another_fleet`: also where another fleet's agent runs a worker of the same id."""
 
-    plan: Plan = field(default_factory=Plan)
+    plan: RolloutPlan = field(default_factory=RolloutPlan)
     prune: bool = False
     restart_changed: bool = False
     check: bool = False
@@ -58,7 +58,7 @@ class Options:
 
 
 class Deployer:
-    def __init__(self, client: ManagerClient, sessions: Sessions, listener: Listener, options: Options) -> None:
+    def __init__(self, client: ManagerClient, sessions: Sessions, listener: Listener, options: DeployOptions) -> None:
         self._client = client
         self._sessions = sessions
         self._listener = listener

@@ -30,7 +30,7 @@ Verdict = Literal["ok", "warn", "bad"]
 
 
 @dataclass(frozen=True)
-class Step:
+class DoctorStep:
     """`next_step` says what to do where the verdict is not ok."""
 
     name: str
@@ -44,7 +44,7 @@ class Doctor:
         self._client = client
         self._sessions = sessions
 
-    def examine(self, host: Host) -> Iterator[Step]:
+    def examine(self, host: Host) -> Iterator[DoctorStep]:
         """The steps as they are taken. Ends early where nothing more can be known."""
         declared, step = self._ask_manager(host)
         yield step
@@ -60,7 +60,7 @@ class Doctor:
         connected = []
         try:
             with self._sessions.session(host.target, deadline, lambda: connected.append(True)) as session:
-                yield Step("login", "ok", host.target.describe())
+                yield DoctorStep("login", "ok", host.target.describe())
                 asked = time.time()
                 where = {"fleet_id": declared.get("fleet_id") or "f-none", "host": host.name, "home": host.home}
                 found = session.hello(where, deadline)
@@ -71,13 +71,13 @@ class Doctor:
                 if declared and found.get("installed"):
                     yield from self._reach(host, declared, tunnel, session, where, deadline)
         except ProcGuardError as exc:
-            yield Step("installer" if connected else "login", "bad", exc.message, exc.next_step)
+            yield DoctorStep("installer" if connected else "login", "bad", exc.message, exc.next_step)
             return
         yield from self._heard(host, declared)
 
     # ----------------------------------------------------------------------------------------------- the manager
 
-    def _ask_manager(self, host: Host) -> tuple[dict[str, Any], Step]:
+    def _ask_manager(self, host: Host) -> tuple[dict[str, Any], DoctorStep]:
         """What the manager knows of the host ({} where it can't be asked); declares nothing."""
         request = {
             "hosts": [
@@ -93,10 +93,10 @@ class Doctor:
         try:
             reply = self._client.deploy(request)
         except ManagerUnreachable as exc:
-            return {}, Step("manager", "bad", exc.message, exc.next_step)
+            return {}, DoctorStep("manager", "bad", exc.message, exc.next_step)
         except ProcGuardError as exc:
-            return {}, Step("manager", "bad", exc.message, exc.next_step)
-        return reply, Step("manager", "ok", f"{self._client.url} answers (fleet {reply['fleet_id']})")
+            return {}, DoctorStep("manager", "bad", exc.message, exc.next_step)
+        return reply, DoctorStep("manager", "ok", f"{self._client.url} answers (fleet {reply['fleet_id']})")
 
     def _tunnel(self, host: Host) -> dict[str, Any]:
         """What the manager says of the tunnel that the inventory asks for."""
@@ -115,7 +115,7 @@ class Doctor:
         session: HostSession,
         where: dict[str, Any],
         deadline: float,
-    ) -> Iterator[Step]:
+    ) -> Iterator[DoctorStep]:
         mine = declared["hosts"][host.name]
         urls = manager_candidates(host, self._client.url, declared.get("manager_urls") or [])
         request = {
@@ -130,16 +130,16 @@ class Doctor:
         }
         report = session.perform("reach", request, deadline)
         if report.get("found"):
-            yield Step("way to the manager", "ok", f"{report['found']} answers from there and proves who it is")
+            yield DoctorStep("way to the manager", "ok", f"{report['found']} answers from there and proves who it is")
             yield from _agents_addresses(report, host)
             return
         tried = "; ".join(f"{url}: {why}" for url, why in report.get("failures", {}).items()) or "no address is known"
-        yield Step(
+        yield DoctorStep(
             "way to the manager", "bad", f"none of its addresses works from there ({tried})",
             "open the manager's port for this host, set procguard_manager_url, or procguard_tunnel: true",
         )  # fmt: skip
 
-    def _heard(self, host: Host, declared: dict[str, Any]) -> Iterator[Step]:
+    def _heard(self, host: Host, declared: dict[str, Any]) -> Iterator[DoctorStep]:
         if not declared:
             return
         try:
@@ -147,27 +147,29 @@ class Doctor:
             agent_id = declared["hosts"][host.name]["agent_id"]
             view = next((one for one in answer["hosts"] if one.get("agent") == agent_id), None)
             if view is None:
-                yield Step("heartbeat", "bad", "the manager knows no such host", f"deploy it: --limit {host.name}")
+                yield DoctorStep(
+                    "heartbeat", "bad", "the manager knows no such host", f"deploy it: --limit {host.name}"
+                )
                 return
             connected = view.get("agent_state") == "connected"
             age = _age(answer.get("server_time"), view.get("last_seen"))
             heard = f"last heard {age:.1f} s ago" if age is not None else "never heard"
             detail = f"{view.get('agent_state')}, {heard}" + (f": {view['reason']}" if view.get("reason") else "")
-            yield Step(
+            yield DoctorStep(
                 "heartbeat", "ok" if connected else "bad", detail,
                 "" if connected else "see agent.log in its directory on the host",
             )  # fmt: skip
             back = self._client.check_ssh(host.name)
-            yield Step(
+            yield DoctorStep(
                 "recovery over SSH", "ok" if back.get("ok") else "warn",
                 "the manager itself can log in" if back.get("ok") else f"no: {back.get('reason')}",
                 "" if back.get("ok") else "give the manager's user a key without a prompt for this host",
             )  # fmt: skip
         except ProcGuardError as exc:
-            yield Step("heartbeat", "bad", exc.message, exc.next_step)
+            yield DoctorStep("heartbeat", "bad", exc.message, exc.next_step)
 
 
-def _agents_addresses(report: dict[str, Any], host: Host) -> Iterator[Step]:
+def _agents_addresses(report: dict[str, Any], host: Host) -> Iterator[DoctorStep]:
     """Nothing where one of the addresses that the agent has is this manager's."""
     known = report.get("known")
     if not known or report.get("known_works"):
@@ -176,56 +178,56 @@ def _agents_addresses(report: dict[str, Any], host: Host) -> Iterator[Step]:
     then = f"deploy it again: --limit {host.name}"
     if not host.manager_url:  # else only a deployment changes it
         then += "; or wait: recovery gives the agent this address"
-    yield Step("agent's addresses", "bad", detail, then)
+    yield DoctorStep("agent's addresses", "bad", detail, then)
 
 
-def _tunnel_step(tunnel: dict[str, Any]) -> Step:
+def _tunnel_step(tunnel: dict[str, Any]) -> DoctorStep:
     if tunnel["state"] == "up":
         what = f"port {tunnel['port']} of the host leads to the manager since {tunnel.get('since')}"
-        return Step("tunnel", "ok", what)
+        return DoctorStep("tunnel", "ok", what)
     if tunnel["state"] == "none":
-        return Step("tunnel", "bad", str(tunnel["reason"]), "deploy it: invoke deploy --hosts …")
+        return DoctorStep("tunnel", "bad", str(tunnel["reason"]), "deploy it: invoke deploy --hosts …")
     what = f"{tunnel['state']}: {tunnel.get('reason') or 'it is being opened'}"
-    return Step("tunnel", "bad", what, "the manager opens it with its own SSH: see recovery over SSH")
+    return DoctorStep("tunnel", "bad", what, "the manager opens it with its own SSH: see recovery over SSH")
 
 
-def _network(target: Target) -> Iterator[Step]:
+def _network(target: Target) -> Iterator[DoctorStep]:
     """Name and port. Behind a jump host only the jump host could tell."""
     if target.proxy_jump or target.proxy_command:
-        yield Step("name", "ok", f"{target.address}, by way of {target.proxy_jump or 'a ProxyCommand'}")
+        yield DoctorStep("name", "ok", f"{target.address}, by way of {target.proxy_jump or 'a ProxyCommand'}")
         return
     try:
         found = socket.getaddrinfo(target.address, target.port or 22, type=socket.SOCK_STREAM)
     except socket.gaierror as exc:
         # It may be a Host of ~/.ssh/config, which the login knows; so this alone ends nothing.
         detail = f"{target.address} can't be resolved here ({exc.strerror}); is it an alias of ~/.ssh/config?"
-        yield Step("name", "warn", detail, "correct the name, or set ansible_host")
+        yield DoctorStep("name", "warn", detail, "correct the name, or set ansible_host")
         return
     address = str(found[0][4][0])
-    yield Step("name", "ok", target.address if address == target.address else f"{target.address} is {address}")
+    yield DoctorStep("name", "ok", target.address if address == target.address else f"{target.address} is {address}")
     began = time.monotonic()
     try:
         with socket.create_connection((address, target.port or 22), PORT_TIMEOUT_S):
             took_ms = (time.monotonic() - began) * 1000
-        yield Step("port", "ok", f"{target.port or 22} accepts connections ({took_ms:.0f} ms)")
+        yield DoctorStep("port", "ok", f"{target.port or 22} accepts connections ({took_ms:.0f} ms)")
     except OSError as exc:
         cause = "no answer" if isinstance(exc, TimeoutError) else exc.strerror or str(exc)
         verdict: Verdict = "bad" if target.port else "warn"  # ~/.ssh/config may name another port
-        yield Step("port", verdict, f"{target.port or 22}: {cause}", "is the host on, and sshd listening there?")
+        yield DoctorStep("port", verdict, f"{target.port or 22}: {cause}", "is the host on, and sshd listening there?")
 
 
-def _on_the_host(found: dict[str, Any], now: float) -> Iterator[Step]:
+def _on_the_host(found: dict[str, Any], now: float) -> Iterator[DoctorStep]:
     skipped = skipped_in_words(found.get("python_skipped") or ())
     used = f"{found.get('python_version')} ({found.get('python')})"
     if skipped:
         detail = f"{', '.join(skipped)}; {used} is used instead"
-        yield Step("python", "warn", detail, "repair it, or name the other one: ansible_python_interpreter")
+        yield DoctorStep("python", "warn", detail, "repair it, or name the other one: ansible_python_interpreter")
     else:
-        yield Step("python", "ok", used)
+        yield DoctorStep("python", "ok", used)
     free = found.get("free_bytes")
     if free is not None:
         little = free < LITTLE_SPACE_BYTES
-        yield Step(
+        yield DoctorStep(
             "space", "warn" if little else "ok", f"{free / 2**30:.1f} GiB free for {found.get('agent_dir')}",
             "free some, or set procguard_home to another file system" if little else "",
         )  # fmt: skip
@@ -233,29 +235,31 @@ def _on_the_host(found: dict[str, Any], now: float) -> Iterator[Step]:
         off = float(found["time"]) - now
         wrong = abs(off) > CLOCK_OFF_S
         detail = f"{abs(off):.1f} s {'ahead of' if off > 0 else 'behind'} this machine's" if wrong else "right"
-        yield Step(
+        yield DoctorStep(
             "clock", "warn" if wrong else "ok", detail,
             "only what is displayed is affected; let the host's time be set (chrony, ntp)" if wrong else "",
         )  # fmt: skip
     yield _agent(found)
 
 
-def _agent(found: dict[str, Any]) -> Step:
+def _agent(found: dict[str, Any]) -> DoctorStep:
     if not found.get("installed"):
-        return Step("agent", "bad", "not installed", "invoke deploy --hosts … --limit this host")
+        return DoctorStep("agent", "bad", "not installed", "invoke deploy --hosts … --limit this host")
     if found.get("stopped_by_hand"):
-        return Step("agent", "bad", "stopped by hand with remote_agent.install stop", "a deploy starts it again")
+        return DoctorStep("agent", "bad", "stopped by hand with remote_agent.install stop", "a deploy starts it again")
     if not found.get("running"):
-        return Step("agent", "bad", "installed, but not running", "a deploy starts it; see agent.log on the host")
+        return DoctorStep("agent", "bad", "installed, but not running", "a deploy starts it; see agent.log on the host")
     wanted = bundle.build().sha256[:16]
     release = str(found.get("release"))
     kept = f"keep-alive: {found.get('keep_alive') or 'none'}"
     if release != wanted:
-        return Step("agent", "warn", f"runs release {release}, here is {wanted}; {kept}", "invoke upgrade --hosts …")
-    return Step("agent", "ok", f"runs (pid {found.get('pid')}, release {release}, {kept})")
+        return DoctorStep(
+            "agent", "warn", f"runs release {release}, here is {wanted}; {kept}", "invoke upgrade --hosts …"
+        )
+    return DoctorStep("agent", "ok", f"runs (pid {found.get('pid')}, release {release}, {kept})")
 
 
-def _other_fleets(report: dict[str, Any], fleet_id: str, host: Host) -> Iterator[Step]:
+def _other_fleets(report: dict[str, Any], fleet_id: str, host: Host) -> Iterator[DoctorStep]:
     """Whoever else's manager has an agent on this host; bad where it runs what this inventory declares."""
     declared = {worker.worker_id for worker in host.workers}
     for other in report.get("others") or []:
@@ -264,9 +268,9 @@ def _other_fleets(report: dict[str, Any], fleet_id: str, host: Host) -> Iterator
         detail = f"fleet {other['fleet_id']}{manager} has an agent here too and runs {named}; this one is {fleet_id}"
         if doubled:
             next_step = "stop it there, or deploy by that manager: is this one's state file the right one?"
-            yield Step("other fleets", "bad", f"{detail}; both mean {', '.join(doubled[:8])}", next_step)
+            yield DoctorStep("other fleets", "bad", f"{detail}; both mean {', '.join(doubled[:8])}", next_step)
         else:
-            yield Step("other fleets", "ok", detail)
+            yield DoctorStep("other fleets", "ok", detail)
 
 
 def _age(server_time: Any, last_seen: Any) -> float | None:

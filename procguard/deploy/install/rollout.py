@@ -48,7 +48,7 @@ class Listener(Protocol):
 
 
 @dataclass(frozen=True)
-class Plan:
+class RolloutPlan:
     """`serial`: the sizes of the waves as Ansible takes them, "1,10%,50%" (the last repeats); "" = all in one.
 
     `max_fail`: the rollout ends after a wave with more failures in all than this, a number or "10%"; "" = never.
@@ -86,7 +86,7 @@ def _amount(text: str, of: int, option: str, least: int) -> int:
 
 
 class Rollout:
-    def __init__(self, plan: Plan, listener: Listener) -> None:
+    def __init__(self, plan: RolloutPlan, listener: Listener) -> None:
         plan.check()
         self._plan = plan
         self._listener = listener

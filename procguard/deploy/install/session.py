@@ -1,7 +1,7 @@
 """The installer's session with one host, over any pipe: JSON lines out, marked JSON lines back, hard deadlines.
 
-Owns the order of the messages (see `remote_agent.install.__main__.Session`); knows neither SSH nor processes: it is
-handed a
+Owns the order of the messages (see `remote_agent.install.__main__.InstallerSession`); knows neither SSH nor processes:
+it is handed a
 `Pipe`. Everything goes over stdin, nothing over argv: no quoting, no secret in a process list.
 """
 

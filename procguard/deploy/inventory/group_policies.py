@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from procguard.config.groups import GroupPolicy
 from procguard.deploy.inventory.templates import Renderer, TemplateMistake
-from procguard.deploy.inventory.workers import Worker, place
+from procguard.deploy.inventory.workers import DeclaredWorker, place
 
 VARIABLE = "procguard_groups"
 KNOWN = tuple(GroupPolicy.model_fields)
@@ -80,7 +80,7 @@ def merged(each: Iterable[tuple[str, Policies]], tell: Tell, where: str) -> Poli
     return found
 
 
-def remarks(host: str, workers: Iterable[Worker], policies: Policies) -> list[str]:
+def remarks(host: str, workers: Iterable[DeclaredWorker], policies: Policies) -> list[str]:
     """What is told to people, and is no mistake."""
     return [
         f"{host}: worker {worker.worker_id} says on_partition: keep, but its group {worker.spec['group']} restarts "
@@ -90,6 +90,6 @@ def remarks(host: str, workers: Iterable[Worker], policies: Policies) -> list[st
     ]
 
 
-def _policy_of(worker: Worker, policies: Policies) -> str:
+def _policy_of(worker: DeclaredWorker, policies: Policies) -> str:
     policy = policies.get(str(worker.spec.get("group") or ""))
     return policy.restart if policy is not None else ""

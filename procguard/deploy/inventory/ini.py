@@ -32,10 +32,10 @@ def read(path: Path, groups: Groups) -> None:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as exc:
         raise InventoryError(f"{path} can't be read: {exc}", "is it an inventory, in UTF-8?") from exc
-    _Reader(path, groups).read(lines)
+    _IniReader(path, groups).read(lines)
 
 
-class _Reader:
+class _IniReader:
     def __init__(self, path: Path, groups: Groups) -> None:
         self._path = path
         self._groups = groups

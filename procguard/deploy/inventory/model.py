@@ -18,7 +18,7 @@ from procguard.deploy.inventory import group_policies
 from procguard.deploy.inventory import source as inventory_source
 from procguard.deploy.inventory.groups import ALL, UNGROUPED, Groups
 from procguard.deploy.inventory.templates import Renderer, TemplateMistake
-from procguard.deploy.inventory.workers import VARIABLE, SpecReader, Worker
+from procguard.deploy.inventory.workers import VARIABLE, DeclaredWorker, SpecReader
 from procguard.deploy.ssh.credentials import HostSecrets
 from procguard.deploy.ssh.target import USER_NAME, Target, parse_ssh_args
 from procguard.deploy.sync import source as code_source
@@ -51,7 +51,7 @@ class Host:
 
     name: str
     target: Target
-    workers: tuple[Worker, ...] = ()
+    workers: tuple[DeclaredWorker, ...] = ()
     home: str = ""  # procguard_home; "" = the host's default
     manager_url: str = ""  # procguard_manager_url; "" = candidates are probed
     service: str = "auto"
@@ -115,10 +115,10 @@ def load(path: str | os.PathLike[str]) -> Inventory:
 
     Raises InventoryError with every mistake found.
     """
-    return _Reader(os.fspath(path)).read()
+    return _InventoryReader(os.fspath(path)).read()
 
 
-class _Reader:
+class _InventoryReader:
     def __init__(self, source: str) -> None:
         self._source = source
         self._mistakes: list[str] = []

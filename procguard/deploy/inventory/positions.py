@@ -31,11 +31,11 @@ class Map(dict[Any, Any]):
         return result
 
 
-class _Loader(yaml.SafeLoader):
+class _InventoryLoader(yaml.SafeLoader):
     file = ""
 
 
-def _construct_map(loader: _Loader, node: yaml.MappingNode) -> Any:
+def _construct_map(loader: _InventoryLoader, node: yaml.MappingNode) -> Any:
     result = Map()
     result.file, result.line, result.key_lines = loader.file, node.start_mark.line + 1, {}
     yield result
@@ -58,16 +58,16 @@ def _construct_map(loader: _Loader, node: yaml.MappingNode) -> Any:
         result[key] = loader.construct_object(value_node, deep=True)
 
 
-def _refuse_vault(loader: _Loader, node: yaml.Node) -> Any:
+def _refuse_vault(loader: _InventoryLoader, node: yaml.Node) -> Any:
     line = node.start_mark.line + 1
     raise InventoryError(
         f"{loader.file}:{line}: vault-encrypted values can't be read here", "keep secrets out of the inventory"
     )
 
 
-_Loader.add_constructor("tag:yaml.org,2002:map", _construct_map)
-_Loader.add_constructor("!vault", _refuse_vault)
-_Loader.add_constructor("!unsafe", lambda loader, node: str(node.value))
+_InventoryLoader.add_constructor("tag:yaml.org,2002:map", _construct_map)
+_InventoryLoader.add_constructor("!vault", _refuse_vault)
+_InventoryLoader.add_constructor("!unsafe", lambda loader, node: str(node.value))
 
 
 def load(path: Path) -> Any:
@@ -79,7 +79,7 @@ def load(path: Path) -> Any:
     except (OSError, UnicodeDecodeError) as exc:
         raise InventoryError(f"{path} can't be read: {exc}", "is it a YAML file?") from exc
     try:
-        loader = _Loader(text)
+        loader = _InventoryLoader(text)
         loader.file = str(path)
         return loader.get_single_data()
     except UNREADABLE as exc:

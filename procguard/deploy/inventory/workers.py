@@ -31,7 +31,7 @@ SIGNALS = ("TERM", "INT", "QUIT", "HUP", "USR1", "USR2", "KILL")
 
 
 @dataclass(frozen=True)
-class Worker:
+class DeclaredWorker:
     """`spec` holds every field of protocol.WorkerSpec, so that a default's change shows as a change."""
 
     worker_id: str
@@ -48,7 +48,7 @@ class SpecReader:
         self._where = where
         self._tell = tell
 
-    def read(self, declared: Any) -> list[Worker]:
+    def read(self, declared: Any) -> list[DeclaredWorker]:
         if isinstance(declared, str):
             declared = self._render(declared, self._where)
         if declared is None:
@@ -64,7 +64,7 @@ class SpecReader:
             return []
         return [worker for entry in entries for worker in self._copies(*entry)]
 
-    def _copies(self, raw_id: Any, raw: Any, where: str) -> list[Worker]:
+    def _copies(self, raw_id: Any, raw: Any, where: str) -> list[DeclaredWorker]:
         """One worker, or with `replicas: N` so many, each rendered with its `index` from 0 on."""
         if not isinstance(raw, dict) or "replicas" not in raw:
             worker = self._worker(raw_id, raw, where, self._renderer)
@@ -88,7 +88,7 @@ class SpecReader:
             return None, spec, self._where
         return spec.get("id", spec.get("worker_id")), spec, place(spec, None, self._where)
 
-    def _worker(self, raw_id: Any, raw: Any, where: str, renderer: Renderer) -> Worker | None:
+    def _worker(self, raw_id: Any, raw: Any, where: str, renderer: Renderer) -> DeclaredWorker | None:
         if isinstance(raw, (str, list)) and raw_id is not None:
             raw = {"command": raw}  # id: command, the short form
         if not isinstance(raw, dict):
@@ -113,7 +113,7 @@ class SpecReader:
             return None
         return self._checked(worker_id, spec, where)
 
-    def _checked(self, worker_id: str, spec: dict[str, Any], where: str) -> Worker | None:
+    def _checked(self, worker_id: str, spec: dict[str, Any], where: str) -> DeclaredWorker | None:
         if isinstance(spec.get("umask"), int):
             self._tell(
                 where, f"worker {worker_id}: umask must be in quotes", 'write: umask: "027" (YAML reads 027 as 23)'
@@ -139,7 +139,7 @@ class SpecReader:
         mistakes = mistakes_in(checked) + command_words.mistakes(checked)
         for mistake in mistakes:
             self._tell(where, f"worker {worker_id}: {mistake}", "see docs/worker.md")
-        return None if mistakes else Worker(worker_id, full, where, spec.get("on_partition") == "keep")
+        return None if mistakes else DeclaredWorker(worker_id, full, where, spec.get("on_partition") == "keep")
 
     def _known_keys(self, raw: dict[str, Any], where: str) -> bool:
         well = self._check_keys(raw, (*_KEYS[messages.WorkerSpec], "id", "worker_id", "replicas"), where, "")

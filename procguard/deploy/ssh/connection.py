@@ -21,7 +21,7 @@ import paramiko
 
 from procguard.deploy.install.session import remaining_s
 from procguard.deploy.ssh import keys
-from procguard.deploy.ssh.credentials import PASSPHRASE, SSH_PASSWORD, Credentials
+from procguard.deploy.ssh.credentials import PASSPHRASE, SSH_PASSWORD, LoginCredentials
 from procguard.deploy.ssh.target import HOST_NAME, Target, bad_name
 from procguard.errors import HostError, HostUnreachable
 from remote_agent.tunnel.mux import MuxEnded, Wire
@@ -60,7 +60,7 @@ class StrictConnection(fabric.Connection):  # type: ignore[misc]
         target: Target,
         config: fabric.Config,
         timeout_s: float,
-        credentials: Credentials | None = None,
+        credentials: LoginCredentials | None = None,
         *,
         is_hop: bool = False,
     ) -> None:
@@ -68,7 +68,7 @@ class StrictConnection(fabric.Connection):  # type: ignore[misc]
         kwargs: dict[str, Any] = {"banner_timeout": timeout_s, "auth_timeout": timeout_s, "channel_timeout": timeout_s}
         if target.key_filename:
             kwargs["key_filename"] = [os.path.expanduser(target.key_filename)]
-        known = credentials or Credentials(environ={})
+        known = credentials or LoginCredentials(environ={})
         password = known.jump_password() if is_hop else known.password(target.host)
         if password:
             kwargs["password"] = password
@@ -146,7 +146,7 @@ def _gateway(
     target: Target,
     config: fabric.Config,
     timeout_s: float,
-    credentials: Credentials | None,
+    credentials: LoginCredentials | None,
 ) -> Any:
     """The jump host's connection, a ProxyCommand, or None. Of several jumps the last is the nearest to the target."""
     if target.proxy_command:
@@ -200,7 +200,7 @@ def connect(
     config: fabric.Config,
     deadline: float,
     timeout_s: float = CONNECT_TIMEOUT_S,
-    credentials: Credentials | None = None,
+    credentials: LoginCredentials | None = None,
 ) -> StrictConnection:
     """An open connection. Raises HostUnreachable naming the cause; only dropped connections are tried again."""
     if target.key_filename and not os.path.exists(os.path.expanduser(target.key_filename)):

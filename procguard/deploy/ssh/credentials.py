@@ -38,7 +38,7 @@ class HostSecrets:
     passphrase: str = field(default="", repr=False)
 
 
-class Credentials:
+class LoginCredentials:
     """Safe to use from several threads; whoever is asked is asked once, while the others wait for the answer.
 
     `ask`: how a person is asked for a passphrase (None: nobody is there). Raises UsageError for an unreadable file.

@@ -12,7 +12,7 @@ from typing import Any
 
 import paramiko
 
-from procguard.deploy.ssh.credentials import Credentials
+from procguard.deploy.ssh.credentials import LoginCredentials
 
 USUAL_KEYS = ("~/.ssh/id_rsa", "~/.ssh/id_ecdsa", "~/.ssh/id_ed25519")
 
@@ -51,7 +51,7 @@ def unlock(path: str, passphrase: str) -> paramiko.PKey | None:
         return None
 
 
-def unlocked(paths: list[str], host: str, credentials: Credentials) -> Iterator[paramiko.PKey]:
+def unlocked(paths: list[str], host: str, credentials: LoginCredentials) -> Iterator[paramiko.PKey]:
     """The keys among `paths` that need a passphrase which somebody knows, one after the other: a person is asked for
     the second only where the first did not help. Raises LockedKey at the end if one stayed locked."""
     refused = ""

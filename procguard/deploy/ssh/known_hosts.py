@@ -17,7 +17,7 @@ import fabric
 import paramiko
 
 from procguard.deploy.ssh import connection as ssh
-from procguard.deploy.ssh.credentials import Credentials
+from procguard.deploy.ssh.credentials import LoginCredentials
 from procguard.deploy.ssh.target import Target
 from procguard.errors import HostUnreachable, ProcGuardError
 
@@ -37,7 +37,7 @@ class ShownKey:
     error: HostUnreachable | None = None
 
 
-def scan(targets: Sequence[Target], credentials: Credentials | None = None, forks: int = 32) -> list[ShownKey]:
+def scan(targets: Sequence[Target], credentials: LoginCredentials | None = None, forks: int = 32) -> list[ShownKey]:
     """The keys that `targets` show, in their order. A jump host that is not trusted yet comes first, alone: what lies
     behind it can only be reached afterwards. `credentials` are for jump hosts: the hosts themselves show their keys
     before any log-in."""
@@ -54,7 +54,7 @@ def scan(targets: Sequence[Target], credentials: Credentials | None = None, fork
     return list({(key.host, key.name, key.fingerprint): key for key in found}.values())
 
 
-def _scan(target: Target, config: fabric.Config, credentials: Credentials | None) -> ShownKey:
+def _scan(target: Target, config: fabric.Config, credentials: LoginCredentials | None) -> ShownKey:
     if target.local:
         return ShownKey(target.host, "known", "this machine")
     connection = None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from procguard.console import tables
-from procguard.deploy.install.rollout import HostResult, Listener, Plan, Rollout
+from procguard.deploy.install.rollout import HostResult, Listener, Rollout, RolloutPlan
 from procguard.deploy.install.session import HostSession, Sessions
 from procguard.errors import HostError, UsageError
 from remote_agent.install.files import PIECE_BYTES
@@ -42,7 +42,7 @@ class Fetcher:
         self._sessions = sessions
         self._listener = listener
         self._folder = folder
-        self._rollout = Rollout(Plan(forks), listener)
+        self._rollout = Rollout(RolloutPlan(forks), listener)
 
     def fetch(self, hosts: list[Host], wanted: Wanted) -> list[HostResult]:
         """One result a host; `report` = {"files", "bytes", "folder"}."""

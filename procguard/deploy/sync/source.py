@@ -68,7 +68,7 @@ def read(value: Any, base: str, where: str, tell: Tell) -> tuple[Sync, ...]:
 
 
 @dataclass(frozen=True)
-class Source:
+class CodeSource:
     """What is to be on the host: `manifest` as install/project_sync/folder.py takes it. `skipped`: sockets, devices and
     the like."""
 
@@ -88,10 +88,10 @@ class Sources:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._read: dict[tuple[str, tuple[str, ...]], Source | UsageError] = {}
+        self._read: dict[tuple[str, tuple[str, ...]], CodeSource | UsageError] = {}
         self._packs: dict[tuple[str, str], Pack] = {}
 
-    def of(self, sync: Sync) -> Source:
+    def of(self, sync: Sync) -> CodeSource:
         """Raises UsageError where the folder can't be read: it concerns every host that it goes to."""
         key = (sync.src, sync.exclude)
         with self._lock:
@@ -105,7 +105,7 @@ class Sources:
             raise found
         return found
 
-    def pack(self, source: Source, needed: Sequence[int]) -> Pack:
+    def pack(self, source: CodeSource, needed: Sequence[int]) -> Pack:
         """The content of these files; most hosts need the same ones, so that it is packed once for them."""
         key = (source.root, hashlib.sha256(repr(sorted(needed)).encode()).hexdigest())
         with self._lock:
@@ -116,7 +116,7 @@ class Sources:
             return self._packs[key]
 
 
-def scan(sync: Sync) -> Source:
+def scan(sync: Sync) -> CodeSource:
     """Raises UsageError with the path that can't be read."""
     if not os.path.isdir(sync.src):
         raise UsageError(f"{VARIABLE}: there is no folder {sync.src}", "correct src in the inventory")
@@ -127,7 +127,7 @@ def scan(sync: Sync) -> Source:
         what = f"{VARIABLE}: cannot read {exc.filename or sync.src} ({exc.strerror or exc})"
         raise UsageError(what, "make it readable, or exclude it") from exc
     manifest = {"files": found.files, "links": found.links, "folders": sorted(found.folders)}
-    return Source(sync.src, manifest, digest_of(manifest), tuple(found.skipped))
+    return CodeSource(sync.src, manifest, digest_of(manifest), tuple(found.skipped))
 
 
 @dataclass
@@ -186,7 +186,7 @@ def excluded(name: str, is_folder: bool, patterns: Sequence[str]) -> bool:
 class Pack:
     """The content of some files, one after the other, packed, in a file that has no name."""
 
-    def __init__(self, source: Source, names: Sequence[str]) -> None:
+    def __init__(self, source: CodeSource, names: Sequence[str]) -> None:
         self._file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as this
         packer = zlib.compressobj(3)
         try:

@@ -17,7 +17,7 @@ from typing import Any
 from procguard.console import tables
 from procguard.deploy.install.session import HostSession
 from procguard.deploy.sync import rsync_way
-from procguard.deploy.sync.source import Source, Sources, Sync
+from procguard.deploy.sync.source import CodeSource, Sources, Sync
 from procguard.errors import HostError
 
 SYNC_TIMEOUT_S = 3600.0
@@ -89,7 +89,7 @@ class CodeSync:
         self._ask(session, {"op": "code_apply", **where, "under_running": self._under_running})
         self._ask(session, {"op": "code_end", **where})
 
-    def _transfer(self, session: HostSession, source: Source, plan: Json, found: Json, where: Json) -> str:
+    def _transfer(self, session: HostSession, source: CodeSource, plan: Json, found: Json, where: Json) -> str:
         """Which way it went. What rsync could not do goes over the session."""
         deadline = time.monotonic() + SYNC_TIMEOUT_S
         needed = [int(number) for number in plan["needed"]]
@@ -121,7 +121,7 @@ def _names(plan: Json) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _told(plan: Json, source: Source) -> str:
+def _told(plan: Json, source: CodeSource) -> str:
     """ "3 files new, 1 changed, 2 removed, 1.2 MB", in the words of the recap."""
     words = [f"{plan[kind]} {word}" for kind, word in (("new", "new"), ("changed", "changed"), ("gone", "removed"))
              if plan[kind]]  # fmt: skip

@@ -27,7 +27,7 @@ from procguard.deploy.install.connector import Connector
 from procguard.deploy.install.session import HostSession
 from procguard.deploy.ssh.target import Target, from_dict
 from procguard.errors import ProcGuardError
-from remote_agent.tunnel.mux import Mux, MuxEnded, Store
+from remote_agent.tunnel.mux import Mux, MuxEnded, StreamBuffer
 
 CONNECT_S = 30.0
 AT_ONCE = 16  # connections being opened; a log-in is work for this process too
@@ -54,7 +54,7 @@ class Tunnel(threading.Thread):
         connector: Connector,
         gate: threading.Semaphore,
         say: Callable[[Json], None],
-        store: Store | None = None,
+        store: StreamBuffer | None = None,
     ) -> None:
         self.agent_id = str(wish["agent_id"])
         super().__init__(name=f"tunnel-{self.agent_id}", daemon=True)
@@ -137,7 +137,7 @@ class Tunnel(threading.Thread):
             self._say({"agent_id": self.agent_id, **news})
 
 
-class Tunnels:
+class OpenTunnels:
     """All of them. Used from one thread."""
 
     def __init__(self, connector: Connector, out: Any) -> None:
@@ -145,7 +145,7 @@ class Tunnels:
         self._out = out
         self._out_lock = threading.Lock()
         self._gate = threading.Semaphore(AT_ONCE)
-        self._store = Store(MAX_WAITING_BYTES)
+        self._store = StreamBuffer(MAX_WAITING_BYTES)
         self._tunnels: dict[str, Tunnel] = {}
 
     def take(self, request: Json) -> None:
@@ -167,7 +167,7 @@ class Tunnels:
 
 
 def main() -> int:
-    tunnels = Tunnels(Connector(), sys.stdout.buffer)
+    tunnels = OpenTunnels(Connector(), sys.stdout.buffer)
     for line in iter(lambda: sys.stdin.buffer.readline(MAX_LINE_BYTES), b""):
         try:
             request = json.loads(line)

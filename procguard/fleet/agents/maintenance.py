@@ -26,7 +26,7 @@ Wish = Literal["restart", "upgrade"]
 Op = Literal["restart", "upgrade", "rollback", "log"]
 
 
-class Answer(Protocol):
+class MaintenanceAnswer(Protocol):
     """What came of it. `ok`: the host was reached; `agent`: in which state its agent is; `log`: of "log" alone."""
 
     @property
@@ -45,7 +45,7 @@ class Answer(Protocol):
 class Hands(Protocol):
     """SSH to a host."""
 
-    def __call__(self, op: Op, agent: AgentRecord, deadline_s: float, max_bytes: int = 0) -> Answer: ...
+    def __call__(self, op: Op, agent: AgentRecord, deadline_s: float, max_bytes: int = 0) -> MaintenanceAnswer: ...
 
 
 class AgentCare:

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 from procguard.config.groups import GroupPolicy
 from procguard.fleet.gangs import decider, rendezvous
 from procguard.fleet.gangs import views as gang_views
-from procguard.fleet.gangs.decider import GangRecord, Limits, Mark, Member, Step
-from procguard.fleet.gangs.policy import Groups, by_hand
+from procguard.fleet.gangs.decider import GangLimits, GangRecord, GangStep, Mark, Member
+from procguard.fleet.gangs.policy import FleetGroups, by_hand
 from procguard.fleet.leases import Leases
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import CommandRecord, WorkerRecord, settled, to_dict
@@ -48,7 +48,7 @@ class Gangs:
     def __init__(self, state: FleetState, leases: Leases) -> None:
         self._state = state
         self._leases = leases
-        self.groups = Groups(state)
+        self.groups = FleetGroups(state)
         self.records = state.gang_records
         self._restarting_since: dict[str, float] = {}  # monotonic; counts anew in a new manager
         self._healthy_since: dict[str, float] = {}
@@ -156,7 +156,7 @@ class Gangs:
         step = decider.decide(
             gang,
             known,
-            Limits(spend, settings.enable_auto_recovery, _pauses(policy, workers)),
+            GangLimits(spend, settings.enable_auto_recovery, _pauses(policy, workers)),
             wanted=all(worker.desired == "running" for worker in workers),
             waited_s=now.monotonic - self._restarting_since.setdefault(gang.group, now.monotonic),
             healthy_s=self._healthy_s(gang, known, now),
@@ -255,7 +255,7 @@ class Gangs:
     # ------------------------------------------------------------------------------------------ the steps
 
     def _carry_out(
-        self, step: Step, gang: GangRecord, workers: list[WorkerRecord], known: list[Member], now: Now
+        self, step: GangStep, gang: GangRecord, workers: list[WorkerRecord], known: list[Member], now: Now
     ) -> None:
         if step.action == "keep":
             return
@@ -288,7 +288,7 @@ class Gangs:
         self._put(gang)
         self._show(workers)
 
-    def _incident(self, step: Step, gang: GangRecord, workers: list[WorkerRecord], now: Now) -> None:
+    def _incident(self, step: GangStep, gang: GangRecord, workers: list[WorkerRecord], now: Now) -> None:
         failed = step.action == "fail"
         gang.incident = {"member": step.culprit, "reason": step.reason, "at": now.wall, "ended": 0.0}
         gang.incident["failure"] = step.failure
@@ -341,11 +341,11 @@ class Gangs:
         report = self._state.worker_seen[worker.worker_id].report
         return max(worker.generation, report.generation if report else 0) + 1
 
-    def _place(self, worker: WorkerRecord) -> rendezvous.Place:
+    def _place(self, worker: WorkerRecord) -> rendezvous.MemberPlace:
         agent, seen = self._state.agents_by_id[worker.agent_id], self._state.seen[worker.agent_id]
         beat, local = seen.heartbeat, bool(agent.ssh.get("local"))
         named = beat.facts.hostname if local and beat is not None else ""
-        return rendezvous.Place(
+        return rendezvous.MemberPlace(
             local=local,
             ssh_hostname=str(agent.ssh.get("hostname") or ""),
             host=named or agent.host,

@@ -75,7 +75,7 @@ class Member(NamedTuple):
     lost: bool  # its agent is out of reach
 
 
-class Limits(NamedTuple):
+class GangLimits(NamedTuple):
     """What a gang may spend. `auto` False: recovery.enable_auto_recovery is, nothing restarts by itself."""
 
     max_attempts: int = 3
@@ -83,7 +83,7 @@ class Limits(NamedTuple):
     backoff_s: Sequence[float] = DEFAULT_BACKOFF_S
 
 
-class Step(NamedTuple):
+class GangStep(NamedTuple):
     action: Action
     reason: str = ""
     culprit: str = ""  # hold, fail: the member that failed first
@@ -95,13 +95,13 @@ class Step(NamedTuple):
 def decide(
     gang: GangRecord,
     members: Sequence[Member],
-    limits: Limits,
+    limits: GangLimits,
     *,
     wanted: bool,
     waited_s: float = 0.0,
     healthy_s: float = 0.0,
     roll: float = 0.5,
-) -> Step:
+) -> GangStep:
     """The next step of `gang`.
 
     `wanted`: the operator wants all members to run. `waited_s`: since it began to restart; `healthy_s`: since all have
@@ -109,10 +109,12 @@ def decide(
     """
     if not wanted:
         return (
-            _keep(gang) if gang.phase == "stopped" else Step("stop", "stopped by an operator", attempts=gang.attempts)
+            _keep(gang)
+            if gang.phase == "stopped"
+            else GangStep("stop", "stopped by an operator", attempts=gang.attempts)
         )
     if gang.phase == "stopped":
-        return Step("form", "started by an operator")
+        return GangStep("form", "started by an operator")
     if gang.phase == "running":
         return _watch(gang, members, limits, healthy_s, roll)
     if gang.phase == "restarting":
@@ -120,25 +122,25 @@ def decide(
     return _keep(gang)  # failed and finished wait for an operator
 
 
-def _keep(gang: GangRecord) -> Step:
-    return Step("keep", gang.reason, attempts=gang.attempts)
+def _keep(gang: GangRecord) -> GangStep:
+    return GangStep("keep", gang.reason, attempts=gang.attempts)
 
 
-def _watch(gang: GangRecord, members: Sequence[Member], limits: Limits, healthy_s: float, roll: float) -> Step:
+def _watch(gang: GangRecord, members: Sequence[Member], limits: GangLimits, healthy_s: float, roll: float) -> GangStep:
     present = {member.worker_id for member in members}
     left = sorted(set(gang.members) - present)
     if left:
         reason = f"{_named(left)} left the group: the others start anew, without {_it(left)}"
-        return Step("hold", reason, left[0], attempts=gang.attempts)
+        return GangStep("hold", reason, left[0], attempts=gang.attempts)
     launched = [member for member in members if member.worker_id in gang.members]
     broken = [(member, how) for member in launched if (how := broke(member, gang.members[member.worker_id]))]
     if broken:
         first, how = min(broken, key=lambda one: one[0].since)
         return _incident(gang, first, how, limits, roll)
     if launched and all(_finished(member) for member in launched):
-        return Step("finish", f"all {len(launched)} members have finished", attempts=gang.attempts)
+        return GangStep("finish", f"all {len(launched)} members have finished", attempts=gang.attempts)
     if gang.attempts and healthy_s >= HEALTHY_AFTER_S:
-        return Step("give_back", f"healthy for {duration_in_words(HEALTHY_AFTER_S)}: its attempts are given back")
+        return GangStep("give_back", f"healthy for {duration_in_words(HEALTHY_AFTER_S)}: its attempts are given back")
     return _keep(gang)
 
 
@@ -168,32 +170,32 @@ def _finished(member: Member) -> bool:
     return member.current and member.state == states.EXITED
 
 
-def _incident(gang: GangRecord, first: Member, how: str, limits: Limits, roll: float) -> Step:
+def _incident(gang: GangRecord, first: Member, how: str, limits: GangLimits, roll: float) -> GangStep:
     what = f"{first.worker_id} on {first.host}: {how}"
     if not limits.auto:
         reason = f"{what}; recovery.enable_auto_recovery is false, so the gang is not restarted"
-        return Step("fail", reason, first.worker_id, what, gang.attempts)
+        return GangStep("fail", reason, first.worker_id, what, gang.attempts)
     if gang.attempts >= limits.max_attempts:
         used = "no restarts are allowed" if limits.max_attempts == 0 else f"all {limits.max_attempts} are used up"
-        return Step("fail", f"{what}; of its restarts {used}", first.worker_id, what, gang.attempts)
+        return GangStep("fail", f"{what}; of its restarts {used}", first.worker_id, what, gang.attempts)
     pause_s = limits.backoff_s[min(gang.attempts, len(limits.backoff_s) - 1)] * (1.0 + JITTER * (2.0 * roll - 1.0))
     attempts = gang.attempts + 1
     reason = f"{what}; restart {attempts} of {limits.max_attempts} of the gang {in_words(pause_s)}"
-    return Step("hold", reason, first.worker_id, what, attempts, pause_s)
+    return GangStep("hold", reason, first.worker_id, what, attempts, pause_s)
 
 
-def _gather(gang: GangRecord, members: Sequence[Member], waited_s: float) -> Step:
+def _gather(gang: GangRecord, members: Sequence[Member], waited_s: float) -> GangStep:
     """Held: until all are surely gone, their hosts are there and the pause is over."""
     alive = [member.worker_id for member in members if not member.gone]
     if alive:
-        return Step("wait", f"waits until {_named(alive)} {'has' if len(alive) == 1 else 'have'} surely ended")
+        return GangStep("wait", f"waits until {_named(alive)} {'has' if len(alive) == 1 else 'have'} surely ended")
     away = sorted({member.host for member in members if not member.ready})
     if away:
-        return Step("wait", f"waits for {'host' if len(away) == 1 else 'hosts'} {_named(away)}")
+        return GangStep("wait", f"waits for {'host' if len(away) == 1 else 'hosts'} {_named(away)}")
     left_s = gang.delay_s - waited_s
     if left_s > 0:
-        return Step("wait", f"starts again {in_words(gang.delay_s)} after the failure")
-    return Step("launch", f"all {len(members)} members start together", attempts=gang.attempts)
+        return GangStep("wait", f"starts again {in_words(gang.delay_s)} after the failure")
+    return GangStep("launch", f"all {len(members)} members start together", attempts=gang.attempts)
 
 
 def _named(names: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ from procguard.fleet.store.interface import Tables
 from remote_agent.protocol import messages
 
 
-class Groups:
+class FleetGroups:
     def __init__(self, state: FleetState) -> None:
         self._state = state
         self._declared: dict[str, GroupPolicy] = {}  # by inventories

@@ -17,7 +17,7 @@ FIRST_PORT, PORTS = 20_000, 10_000
 LOOPBACK = "127.0.0.1"
 
 
-class Place(NamedTuple):
+class MemberPlace(NamedTuple):
     """Where a member runs, as far as others may reach it."""
 
     local: bool  # the manager's own machine, reached without SSH
@@ -38,7 +38,7 @@ def _counted(worker_id: str) -> tuple[list[tuple[int, str]], str]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in parts], worker_id
 
 
-def master_address(places: list[Place], chosen: str = "") -> str:
+def master_address(places: list[MemberPlace], chosen: str = "") -> str:
     """Where rank 0 (the first place) can be reached by all others; `chosen` is the group's own word on it."""
     if chosen:
         return chosen
@@ -51,7 +51,7 @@ def master_address(places: list[Place], chosen: str = "") -> str:
     return first.peer if reachable else first.host
 
 
-def master_port(first: Place, epoch: int, chosen: int = 0) -> int:
+def master_port(first: MemberPlace, epoch: int, chosen: int = 0) -> int:
     return chosen or first.free_port or FIRST_PORT + epoch % PORTS
 
 

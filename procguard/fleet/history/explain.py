@@ -48,7 +48,7 @@ class Facts:
     leased: bool = False  # the host has confirmed that it runs by a lease
     lease_s: float = 0.0
     lease_left_s: float | None = None
-    gone: leases.Verdict | None = None  # of a fenced worker whose agent is out of reach
+    gone: leases.LeaseVerdict | None = None  # of a fenced worker whose agent is out of reach
     incident: dict[str, Any] | None = None  # the open recovery of its agent
     gang: dict[str, Any] | None = None
     commands: tuple[dict[str, Any], ...] = ()  # still open: {"command", "actor", "at"}

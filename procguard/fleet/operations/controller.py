@@ -21,7 +21,7 @@ from procguard.fleet.model.clock import Now, iso
 from procguard.fleet.model.records import CommandRecord
 from procguard.fleet.operations import model as rules
 from procguard.fleet.operations.confirmations import LASTS_S, Previews
-from procguard.fleet.operations.model import FailureLimit, Item, Operation, Verdict
+from procguard.fleet.operations.model import FailureLimit, Item, ItemVerdict, Operation
 from procguard.fleet.operations.preview import Split, mentions
 from procguard.fleet.parts import FleetParts
 from procguard.fleet.store.interface import Tables
@@ -43,7 +43,7 @@ DEFAULT_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True)
-class Options:
+class OperationOptions:
     """How an operation is to go. `timeout_s`: how long each worker may take."""
 
     concurrency: int = DEFAULT_CONCURRENCY
@@ -53,7 +53,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Preview:
+class OperationPreview:
     """What an operator was shown: the token stands for exactly these workers."""
 
     command: str
@@ -67,7 +67,7 @@ class Operations:
         self._registry = registry
         self._commands = commands
         self._operations: dict[str, Operation] = {}  # oldest first
-        self._previews = Previews[Preview]("p-", "look again at what matches")
+        self._previews = Previews[OperationPreview]("p-", "look again at what matches")
         self._by_worker: dict[str, dict[str, int]] = {}  # worker -> operation -> index of its item that has not ended
         self._by_command: dict[str, tuple[str, int]] = {}
         self._deadlines: list[tuple[float, str, int]] = []  # a heap: monotonic, operation, index
@@ -102,7 +102,7 @@ class Operations:
         split = Split(command)
         for facts in found:
             split.add(facts)
-        shown = Preview(command, selector, q, tuple(facts["worker_id"] for facts in found))
+        shown = OperationPreview(command, selector, q, tuple(facts["worker_id"] for facts in found))
         token = self._previews.issue(shown, owner or actor, now) if found else ""
         return {
             "token": token or None,
@@ -132,7 +132,7 @@ class Operations:
 
     # ------------------------------------------------------------------------------------------ beginning, ending
 
-    def begin(self, token: str, actor: str, now: Now, options: Options, owner: str = "") -> dict[str, Any]:
+    def begin(self, token: str, actor: str, now: Now, options: OperationOptions, owner: str = "") -> dict[str, Any]:
         """Begin what was previewed, with the workers it showed; durable. A token works once."""
         preview = self._previews.find(token, owner or actor, now)
         self._check_room()
@@ -155,7 +155,7 @@ class Operations:
         if not ids:
             raise Conflict(f"nothing of {operation_id} failed", "there is nothing to be retried", code="nothing_failed")
         self._check_room()
-        options = Options(former.concurrency, former.max_failures, former.reason, former.timeout_s)
+        options = OperationOptions(former.concurrency, former.max_failures, former.reason, former.timeout_s)
         limit = FailureLimit(former.max_failures)
         operation = self._new(former.command, former.selector, ids, actor, options, limit, now)
         operation.q, operation.retry_of = former.q, operation_id
@@ -182,7 +182,14 @@ class Operations:
             raise Conflict(f"{MAX_RUNNING} operations run already", "wait for one, or cancel one", code="too_many")
 
     def _new(
-        self, command: str, selector: str, ids: list[str], actor: str, options: Options, limit: FailureLimit, now: Now
+        self,
+        command: str,
+        selector: str,
+        ids: list[str],
+        actor: str,
+        options: OperationOptions,
+        limit: FailureLimit,
+        now: Now,
     ) -> Operation:
         return Operation(
             operation_id="o-" + secrets.token_hex(4),
@@ -274,27 +281,27 @@ class Operations:
         registry, item = self._registry, operation.items[index]
         worker = registry.workers_by_id.get(item.worker_id)
         if worker is None:
-            operation.set(index, Verdict("skipped", "gone"))
+            operation.set(index, ItemVerdict("skipped", "gone"))
             return
         facts = registry.facts(worker)
         planned = rules.plan(operation.command, facts["state"], facts["desired"])
         if planned.action == "skip":
-            operation.set(index, Verdict("skipped", planned.cause))
+            operation.set(index, ItemVerdict("skipped", planned.cause))
             return
         try:
             record = self._commands.accept(
                 item.worker_id, operation.command, operation.actor, now, operation.reason, operation.operation_id
             )
         except ProcGuardError as exc:
-            operation.set(index, Verdict("failed", "", exc.message))
+            operation.set(index, ItemVerdict("failed", "", exc.message))
             return
         item.command, item.command_id = record.command, record.command_id
         item.generation, item.attempt = record.generation, record.attempt
         if not record.open:
-            operation.set(index, Verdict("done", message=record.message))
+            operation.set(index, ItemVerdict("done", message=record.message))
         else:
             pending = planned.action == "pending"
-            operation.set(index, Verdict("pending", "host_away") if pending else Verdict("accepted"))
+            operation.set(index, ItemVerdict("pending", "host_away") if pending else ItemVerdict("accepted"))
             self._watch(operation, index, now)
         registry.notify("workers", worker.worker_id, registry.worker_view(worker))
 
@@ -317,7 +324,7 @@ class Operations:
         for operation_id, index in list(self._by_worker[worker_id].items()):
             operation = self._operations[operation_id]
             if worker is None:
-                self._settle(operation, index, Verdict("skipped", "gone"))
+                self._settle(operation, index, ItemVerdict("skipped", "gone"))
                 continue
             command = self._registry.outbox.get(operation.items[index].command_id)
             if command is not None and command.by_manager:
@@ -334,15 +341,15 @@ class Operations:
         operation, index = self._operations[place[0]], place[1]
         item = operation.items[index]
         if record.status == "delivered" and item.state == "accepted":
-            operation.set(index, Verdict("delivered"))
+            operation.set(index, ItemVerdict("delivered"))
         elif record.status in ("failed", "expired"):
-            self._settle(operation, index, Verdict(record.status, "", record.message))
+            self._settle(operation, index, ItemVerdict(record.status, "", record.message))
         elif record.status == "done" and record.message.startswith("replaced by"):
-            self._settle(operation, index, Verdict("skipped", "overtaken"))
+            self._settle(operation, index, ItemVerdict("skipped", "overtaken"))
         elif record.status == "done" and record.by_manager:
-            self._settle(operation, index, Verdict("done", message=record.message))
+            self._settle(operation, index, ItemVerdict("done", message=record.message))
 
-    def _settle(self, operation: Operation, index: int, verdict: Verdict) -> None:
+    def _settle(self, operation: Operation, index: int, verdict: ItemVerdict) -> None:
         """An item has ended. The next may begin."""
         operation.set(index, verdict)
         self._unwatch(operation, index)
@@ -368,7 +375,7 @@ class Operations:
             message = f"not done within {operation.timeout_s:g} s; it is {state}"
             if item.command in ("start", "stop"):
                 message += f", and stays wanted {'running' if item.command == 'start' else 'stopped'}"
-            self._settle(operation, index, Verdict("expired", "timeout", message))
+            self._settle(operation, index, ItemVerdict("expired", "timeout", message))
 
     def _end_if_over(self, operation: Operation, now: Now) -> None:
         if operation.in_flight or operation.next_index < len(operation.items) or not operation.live:
@@ -451,13 +458,13 @@ class Operations:
                 continue
             mortal = item.command in ("restart", "kill")
             if mortal and self._registry.outbox.get(item.command_id) is None:
-                operation.set(index, Verdict("expired", "manager_away"))
+                operation.set(index, ItemVerdict("expired", "manager_away"))
             else:
                 self._watch(operation, index, now)
 
     def _interrupt(self, operation: Operation, now: Now) -> None:
         for index in list(operation.in_flight):
-            operation.set(index, Verdict("expired", "manager_away"))
+            operation.set(index, ItemVerdict("expired", "manager_away"))
         operation.drop_the_rest("manager_away")
         operation.status, operation.ended_wall = "interrupted", now.wall
         operation.note = f"the manager was away from {iso(operation.saved_wall)} to {iso(now.wall)}"

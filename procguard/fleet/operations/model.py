@@ -50,35 +50,35 @@ CAUSES = {
 }
 
 
-class Plan(NamedTuple):
+class OperationPlan(NamedTuple):
     """What would be done about a worker now. `cause` says why it is not simply done."""
 
     action: Literal["act", "pending", "skip"]
     cause: str = ""
 
 
-class Verdict(NamedTuple):
+class ItemVerdict(NamedTuple):
     state: ItemState
     cause: str = ""
     message: str = ""
 
 
-def plan(verb: str, state: str, desired: str) -> Plan:
+def plan(verb: str, state: str, desired: str) -> OperationPlan:
     """start and stop converge: taken for hosts out of reach too. restart and kill mean what is alive now."""
     if desired == "removed":
-        return Plan("skip", "being_removed")
+        return OperationPlan("skip", "being_removed")
     if state == states.UNKNOWN:
         if verb in ("restart", "kill"):
-            return Plan("skip", "unreachable")
+            return OperationPlan("skip", "unreachable")
         wanted = "running" if verb == "start" else "stopped"
-        return Plan("skip", "already_wanted") if desired == wanted else Plan("pending", "host_away")
+        return OperationPlan("skip", "already_wanted") if desired == wanted else OperationPlan("pending", "host_away")
     if verb == "start" and state in (states.STARTING, states.RUNNING) and desired == "running":
-        return Plan("skip", "already_running")
+        return OperationPlan("skip", "already_running")
     if verb in ("stop", "kill") and state in states.SETTLED and desired == "stopped":
-        return Plan("skip", "already_stopped")
+        return OperationPlan("skip", "already_stopped")
     if verb == "restart" and desired == "stopped":
-        return Plan("skip", "stopped_by_operator")
-    return Plan("act")
+        return OperationPlan("skip", "stopped_by_operator")
+    return OperationPlan("act")
 
 
 @dataclass(slots=True)
@@ -117,26 +117,26 @@ class Item:
 _STORED = tuple(Item.__slots__)
 
 
-def judge(item: Item, desired: str, report: messages.WorkerReport | None) -> Verdict | None:
+def judge(item: Item, desired: str, report: messages.WorkerReport | None) -> ItemVerdict | None:
     """What a worker's report says of an item that was accepted; None while it says nothing yet.
 
     A start is done when the worker runs, not when it was tried: a rolling restart is to stop at a job that crashes.
     """
     if desired != ("stopped" if item.command in ("stop", "kill") else "running"):
-        return Verdict("skipped", "overtaken")
+        return ItemVerdict("skipped", "overtaken")
     if report is None or report.generation < item.generation:
         return None
     if item.command in ("stop", "kill"):
-        return Verdict("done", message=report.reason) if report.state in states.SETTLED else None
+        return ItemVerdict("done", message=report.reason) if report.state in states.SETTLED else None
     if item.command == "restart" and report.attempt <= item.attempt:
         return None
     if report.state == states.RUNNING:
-        return Verdict("done", message=report.reason)
+        return ItemVerdict("done", message=report.reason)
     if report.state == states.EXITED:
-        return Verdict("done", message=report.reason or "ran to its end")
+        return ItemVerdict("done", message=report.reason or "ran to its end")
     crashed = report.state == states.BACKOFF and report.attempt > item.attempt
     if report.state == states.FAILED or crashed:
-        return Verdict("failed", message=report.reason or f"is {report.state}")
+        return ItemVerdict("failed", message=report.reason or f"is {report.state}")
     return None
 
 
@@ -217,7 +217,7 @@ class Operation:
             return 0
         return min(self.concurrency - len(self.in_flight), len(self.items) - self.next_index)
 
-    def set(self, index: int, verdict: Verdict) -> None:
+    def set(self, index: int, verdict: ItemVerdict) -> None:
         """The one place where an item changes its state. When it ended is noted by the next `stamp`."""
         item = self.items[index]
         self._count_cause(item, -1)
@@ -245,7 +245,7 @@ class Operation:
     def drop_the_rest(self, cause: str) -> None:
         """What has not begun is not begun any more."""
         for index in range(self.next_index, len(self.items)):
-            self.set(index, Verdict("cancelled", cause))
+            self.set(index, ItemVerdict("cancelled", cause))
         self.next_index = len(self.items)
 
     # ------------------------------------------------------------------------------------------ for people

@@ -16,7 +16,7 @@ from procguard.fleet.model.clock import Now, iso
 from procguard.fleet.model.records import AgentRecord, WorkerRecord
 from procguard.fleet.model.settings import FleetSettings
 from procguard.fleet.recovery.monitor import Finding, ProcessMonitor
-from procguard.fleet.recovery.policy import Incident, Look, Policy, decide
+from procguard.fleet.recovery.policy import Incident, Look, RecoveryPolicy, decide
 from procguard.fleet.recovery.reassignment import Reassignment
 from procguard.fleet.registry import Registry
 
@@ -74,8 +74,8 @@ class FailureHandler:
         """When the next round is needed at the latest, beside the interval: a lease that ends then."""
         return self.tasks.due_in_s(now)
 
-    def _policy(self, now: Now) -> Policy:
-        return Policy(self._settings, self._monitor.braked, self._monitor.in_grace(now))
+    def _policy(self, now: Now) -> RecoveryPolicy:
+        return RecoveryPolicy(self._settings, self._monitor.braked, self._monitor.in_grace(now))
 
     def look_for_the_unheard(self, now: Now) -> None:
         """After the start grace: agents that are known but were never heard in this run of the manager."""

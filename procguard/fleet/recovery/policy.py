@@ -36,7 +36,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from procguard.fleet.leases import Verdict
+from procguard.fleet.leases import LeaseVerdict
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.settings import FleetSettings
 
@@ -45,7 +45,7 @@ START_AGAIN_S = (0.0, 5.0, 30.0, 120.0, 300.0)  # agent started, but never heard
 
 
 @dataclass(frozen=True)
-class Policy:
+class RecoveryPolicy:
     """What holds for all incidents at this moment. `braked`, `in_grace`: the monitor's word."""
 
     settings: FleetSettings
@@ -99,29 +99,29 @@ class Decision(NamedTuple):
 # ---------------------------------------------------------------------------------------------- a silent agent
 
 
-def started_by_hand(incident: Incident, policy: Policy, now: Now) -> Decision | None:
+def started_by_hand(incident: Incident, policy: RecoveryPolicy, now: Now) -> Decision | None:
     if incident.reachable_by_ssh:
         return None
     return Decision("leave", 0.0, "started by hand: only its user can start it again; its worker runs on")
 
 
-def switched_off(incident: Incident, policy: Policy, now: Now) -> Decision | None:
+def switched_off(incident: Incident, policy: RecoveryPolicy, now: Now) -> Decision | None:
     if policy.settings.enable_auto_recovery:
         return None
     return Decision("leave", 0.0, "recovery.enable_auto_recovery is false: nothing is started")
 
 
-def manager_just_started(incident: Incident, policy: Policy, now: Now) -> Decision | None:
+def manager_just_started(incident: Incident, policy: RecoveryPolicy, now: Now) -> Decision | None:
     if not policy.in_grace or incident.connection_closed:
         return None
     return Decision("wait", 1.0, "the manager has just started: its agent is given time to return")
 
 
-def brake_is_on(incident: Incident, policy: Policy, now: Now) -> Decision | None:
+def brake_is_on(incident: Incident, policy: RecoveryPolicy, now: Now) -> Decision | None:
     return Decision("wait", 5.0, "recovery is frozen: many hosts fell silent at once") if policy.braked else None
 
 
-def attempts_are_spent(incident: Incident, policy: Policy, now: Now) -> Decision | None:
+def attempts_are_spent(incident: Incident, policy: RecoveryPolicy, now: Now) -> Decision | None:
     """Also where the manager before this one spent them: it has not looked yet, and need not."""
     most, look = policy.settings.max_recovery_attempts, incident.last_look
     waited = look is not None and _since_look_s(incident, now) >= policy.settings.recovery_timeout_s
@@ -133,13 +133,13 @@ def attempts_are_spent(incident: Incident, policy: Policy, now: Now) -> Decision
     return Decision("give_up", 0.0, reason)
 
 
-def not_looked_yet(incident: Incident, policy: Policy, now: Now) -> Decision | None:
+def not_looked_yet(incident: Incident, policy: RecoveryPolicy, now: Now) -> Decision | None:
     if incident.last_look is not None:
         return None
     return Decision("look", 0.0, "looking over SSH", _silent_for_long(incident, policy, now))
 
 
-def host_out_of_reach(incident: Incident, policy: Policy, now: Now) -> Decision | None:
+def host_out_of_reach(incident: Incident, policy: RecoveryPolicy, now: Now) -> Decision | None:
     if not _out_of_reach(incident) or incident.last_look is None:
         return None
     delay_s = LOOK_AGAIN_S[min(incident.looks, len(LOOK_AGAIN_S)) - 1]
@@ -148,7 +148,7 @@ def host_out_of_reach(incident: Incident, policy: Policy, now: Now) -> Decision 
     return Decision("look", left_s, reason, _silent_for_long(incident, policy, now))
 
 
-def agent_is_frozen(incident: Incident, policy: Policy, now: Now) -> Decision | None:
+def agent_is_frozen(incident: Incident, policy: RecoveryPolicy, now: Now) -> Decision | None:
     """A debugger or SIGSTOP holds it: for a moment that is somebody's business, after heartbeat_timeout ours."""
     if incident.last_look is None or incident.last_look.agent != "frozen":
         return None
@@ -157,21 +157,21 @@ def agent_is_frozen(incident: Incident, policy: Policy, now: Now) -> Decision | 
     return Decision("look", left_s, "its agent is stopped by a signal; replaced if it stays so", replace_frozen=True)
 
 
-def waiting_to_hear(incident: Incident, policy: Policy, now: Now) -> Decision | None:
+def waiting_to_hear(incident: Incident, policy: RecoveryPolicy, now: Now) -> Decision | None:
     left_s = policy.settings.recovery_timeout_s - _since_look_s(incident, now)
     if incident.last_look is None or left_s <= 0:
         return None
     return Decision("wait", left_s, f"agent {incident.last_look.agent}; waiting to hear from it")
 
 
-def not_heard_after_all(incident: Incident, policy: Policy, now: Now) -> Decision | None:
+def not_heard_after_all(incident: Incident, policy: RecoveryPolicy, now: Now) -> Decision | None:
     assert incident.last_look is not None
     delay_s = START_AGAIN_S[min(incident.starts, len(START_AGAIN_S) - 1)]
     reason = f"agent {incident.last_look.agent}, but not heard; looking again"
     return Decision("look", max(0.0, delay_s - _since_look_s(incident, now)), reason, replace_frozen=True)
 
 
-SILENT_AGENT: tuple[Callable[[Incident, Policy, Now], Decision | None], ...] = (
+SILENT_AGENT: tuple[Callable[[Incident, RecoveryPolicy, Now], Decision | None], ...] = (
     started_by_hand,
     switched_off,
     manager_just_started,
@@ -185,7 +185,7 @@ SILENT_AGENT: tuple[Callable[[Incident, Policy, Now], Decision | None], ...] = (
 )
 
 
-def decide(incident: Incident, policy: Policy, now: Now) -> Decision:
+def decide(incident: Incident, policy: RecoveryPolicy, now: Now) -> Decision:
     """What to do next about an agent that is silent."""
     return next(decision for row in SILENT_AGENT if (decision := row(incident, policy, now)) is not None)
 
@@ -198,7 +198,7 @@ def _since_look_s(incident: Incident, now: Now) -> float:
     return now.monotonic - incident.last_look_at
 
 
-def _silent_for_long(incident: Incident, policy: Policy, now: Now) -> bool:
+def _silent_for_long(incident: Incident, policy: RecoveryPolicy, now: Now) -> bool:
     heard = incident.last_heard
     return heard is None or now.monotonic - heard > policy.settings.heartbeat_timeout_s
 
@@ -214,7 +214,7 @@ class TaskCase:
     wanted: bool  # it is to run
     well: bool  # it has been started anew, or its host is back
     by_hand: bool
-    verdict: Verdict  # whether its instance is surely gone
+    verdict: LeaseVerdict  # whether its instance is surely gone
     moves: int  # reassignments without health since
     agent_coming_s: float = 0.0  # its agent was started over SSH and has so long left to be heard
 
@@ -228,17 +228,17 @@ class TaskDecision(NamedTuple):
     reason: str
 
 
-def nothing_to_do(case: TaskCase, policy: Policy) -> TaskDecision | None:
+def nothing_to_do(case: TaskCase, policy: RecoveryPolicy) -> TaskDecision | None:
     return TaskDecision("drop", "", 0.0, "") if case.well or not case.wanted else None
 
 
-def hand_started_task(case: TaskCase, policy: Policy) -> TaskDecision | None:
+def hand_started_task(case: TaskCase, policy: RecoveryPolicy) -> TaskDecision | None:
     if not case.by_hand:
         return None
     return TaskDecision("leave", "by_hand", 0.0, "not reassigned: it was started by hand, with its user's environment")
 
 
-def held_back(case: TaskCase, policy: Policy) -> TaskDecision | None:
+def held_back(case: TaskCase, policy: RecoveryPolicy) -> TaskDecision | None:
     if not policy.settings.enable_auto_recovery:
         return TaskDecision("leave", "switched_off", 0.0, "not reassigned: recovery.enable_auto_recovery is false")
     if case.cause == "failed":
@@ -250,7 +250,7 @@ def held_back(case: TaskCase, policy: Policy) -> TaskDecision | None:
     return None
 
 
-def may_be_alive(case: TaskCase, policy: Policy) -> TaskDecision | None:
+def may_be_alive(case: TaskCase, policy: RecoveryPolicy) -> TaskDecision | None:
     if case.verdict.gone:
         return None
     if case.verdict.wait_s is None:
@@ -258,13 +258,13 @@ def may_be_alive(case: TaskCase, policy: Policy) -> TaskDecision | None:
     return TaskDecision("wait", "waiting", case.verdict.wait_s, f"not reassigned yet: {case.verdict.reason}")
 
 
-def agent_is_coming(case: TaskCase, policy: Policy) -> TaskDecision | None:
+def agent_is_coming(case: TaskCase, policy: RecoveryPolicy) -> TaskDecision | None:
     if case.agent_coming_s <= 0:
         return None
     return TaskDecision("wait", "waiting", case.agent_coming_s, "not reassigned yet: its agent has just been started")
 
 
-def moves_are_spent(case: TaskCase, policy: Policy) -> TaskDecision | None:
+def moves_are_spent(case: TaskCase, policy: RecoveryPolicy) -> TaskDecision | None:
     if case.moves < policy.settings.max_recovery_attempts:
         return None
     reason = (
@@ -274,12 +274,12 @@ def moves_are_spent(case: TaskCase, policy: Policy) -> TaskDecision | None:
     return TaskDecision("give_up", "gave_up", 0.0, reason)
 
 
-def surely_gone(case: TaskCase, policy: Policy) -> TaskDecision | None:
+def surely_gone(case: TaskCase, policy: RecoveryPolicy) -> TaskDecision | None:
     why = "it failed on its host" if case.cause == "failed" else "its host is lost"
     return TaskDecision("reassign", "", 0.0, why)
 
 
-TASK: tuple[Callable[[TaskCase, Policy], TaskDecision | None], ...] = (
+TASK: tuple[Callable[[TaskCase, RecoveryPolicy], TaskDecision | None], ...] = (
     nothing_to_do,
     hand_started_task,
     held_back,
@@ -290,6 +290,6 @@ TASK: tuple[Callable[[TaskCase, Policy], TaskDecision | None], ...] = (
 )
 
 
-def decide_task(case: TaskCase, policy: Policy) -> TaskDecision:
+def decide_task(case: TaskCase, policy: RecoveryPolicy) -> TaskDecision:
     """What to do next about a task that failed or whose host is lost."""
     return next(decision for row in TASK if (decision := row(case, policy)) is not None)

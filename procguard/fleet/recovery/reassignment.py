@@ -15,12 +15,12 @@ from collections.abc import Callable
 from typing import Literal
 
 from procguard.errors import Conflict
-from procguard.fleet.leases import Verdict
+from procguard.fleet.leases import LeaseVerdict
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import WorkerRecord
 from procguard.fleet.model.settings import FleetSettings
 from procguard.fleet.recovery import policy as recovery
-from procguard.fleet.recovery.policy import Policy, TaskCase, TaskDecision
+from procguard.fleet.recovery.policy import RecoveryPolicy, TaskCase, TaskDecision
 from procguard.fleet.registry import Registry
 from remote_agent.protocol import states
 
@@ -72,7 +72,7 @@ class Reassignment:
 
     # ------------------------------------------------------------------------------------------ one round
 
-    def tick(self, policy: Policy, agent_coming_s: AgentComing, now: Now) -> None:
+    def tick(self, policy: RecoveryPolicy, agent_coming_s: AgentComing, now: Now) -> None:
         for worker_id, cause in list(self._cases.items()):
             worker = self._registry.workers_by_id.get(worker_id)
             if worker is None:
@@ -88,7 +88,7 @@ class Reassignment:
         return over or now.monotonic >= self._due[worker.worker_id]
 
     def _decide(
-        self, worker: WorkerRecord, cause: Cause, policy: Policy, agent_coming_s: AgentComing, now: Now
+        self, worker: WorkerRecord, cause: Cause, policy: RecoveryPolicy, agent_coming_s: AgentComing, now: Now
     ) -> TaskDecision:
         case = TaskCase(
             cause=cause,
@@ -101,10 +101,10 @@ class Reassignment:
         )
         return recovery.decide_task(case, policy)
 
-    def _verdict(self, worker: WorkerRecord, now: Now) -> Verdict:
+    def _verdict(self, worker: WorkerRecord, now: Now) -> LeaseVerdict:
         """A gang's member goes only once its gang is held: its new host must not start it alone."""
         if worker.gang and not worker.held:
-            return Verdict(False, "its gang has not been stopped yet", wait_s=0.5)
+            return LeaseVerdict(False, "its gang has not been stopped yet", wait_s=0.5)
         return self._registry.leases.judge(worker.worker_id, now)
 
     def _well(self, worker: WorkerRecord, cause: Cause) -> bool:

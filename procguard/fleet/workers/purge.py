@@ -22,7 +22,7 @@ AT_ONCE = 100  # in one commit; then everybody else has a turn
 
 
 @dataclass(frozen=True)
-class Preview:
+class PurgeNumbers:
     silent_s: float
     worker_ids: tuple[str, ...]
 
@@ -33,7 +33,7 @@ class Purge:
         self._registry = registry
         self._pause = pause
         self._began = began
-        self._previews = Previews[Preview]("g-", "look again at what is gone")
+        self._previews = Previews[PurgeNumbers]("g-", "look again at what is gone")
 
     def preview(self, silent_s: float, actor: str, now: Now, owner: str = "") -> dict[str, Any]:
         """Who is gone now. The token is this actor's, for five minutes, and means exactly these workers."""
@@ -42,7 +42,7 @@ class Purge:
             for number, (worker_id, worker) in enumerate(list(self._registry.workers_by_id.items()), 1)
             if self._turn(number) and self._is_gone(worker, silent_s, now)
         )
-        token = self._previews.issue(Preview(silent_s, tuple(found)), owner or actor, now) if found else ""
+        token = self._previews.issue(PurgeNumbers(silent_s, tuple(found)), owner or actor, now) if found else ""
         return {"token": token or None, "expires_in_s": LASTS_S, "count": len(found), "workers": found[:NAMED]}
 
     def carry_out(self, token: str, actor: str, now: Now, owner: str = "") -> dict[str, Any]:

@@ -19,7 +19,7 @@ from procguard.portal.api import requests
 from procguard.portal.api.history import read_query
 from procguard.portal.auth.access import Auth, cookie, same_origin, too_many_wrong_tokens
 from procguard.portal.auth.audit import ASKS, Audit
-from procguard.portal.auth.sessions import COOKIE, Role, Sessions
+from procguard.portal.auth.sessions import COOKIE, BrowserSessions, Role
 from remote_agent.protocol.messages import secret_sha256
 
 TOKEN_HINTS = {
@@ -32,7 +32,9 @@ LOG_INS_AT_ONCE, LOG_INS_PER_S = 30, 1 / 10  # of one token
 
 
 class AccessApi:
-    def __init__(self, registry: Registry, auth: Auth, sessions: Sessions, wrong_tokens: BackOff, audit: Audit) -> None:
+    def __init__(
+        self, registry: Registry, auth: Auth, sessions: BrowserSessions, wrong_tokens: BackOff, audit: Audit
+    ) -> None:
         self._registry = registry
         self._auth = auth
         self._sessions = sessions

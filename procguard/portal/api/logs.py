@@ -10,7 +10,7 @@ import bottle
 from procguard.admission.memory import ByteBudget
 from procguard.agent_api import http_io
 from procguard.agent_api.handlers import checked_worker_id
-from procguard.config.limits import Limits
+from procguard.config.limits import WebLimits
 from procguard.errors import LimitExceeded
 from procguard.fleet.registry import Registry
 from procguard.portal.auth.access import CALLER
@@ -23,10 +23,10 @@ from procguard.portal.logs.store import LogStore
 
 class LogsApi:
     def __init__(
-        self, registry: Registry, log_store: LogStore, limits: Limits | None = None, matching: Matching | None = None
+        self, registry: Registry, log_store: LogStore, limits: WebLimits | None = None, matching: Matching | None = None
     ) -> None:
         self.matching = matching or Matching()
-        self._limits = limits or Limits()
+        self._limits = limits or WebLimits()
         self._follow_memory = ByteBudget(self._limits.follow_memory)
         self._registry = registry
         self.store = log_store

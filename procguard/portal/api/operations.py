@@ -10,7 +10,7 @@ import bottle
 from procguard.agent_api import http_io
 from procguard.agent_api.interface import Access
 from procguard.fleet.model import clock
-from procguard.fleet.operations.controller import DEFAULT_CONCURRENCY, DEFAULT_TIMEOUT_S, MAX_ITEMS, Options
+from procguard.fleet.operations.controller import DEFAULT_CONCURRENCY, DEFAULT_TIMEOUT_S, MAX_ITEMS, OperationOptions
 from procguard.fleet.registry import Registry
 from procguard.fleet.workers import selectors
 from procguard.portal.api import requests
@@ -54,7 +54,7 @@ class OperationsApi:
     def _begin(self) -> bottle.HTTPResponse:
         caller = self._access.admitted(bottle.request.environ)
         asked = requests.read(requests.OperationRequest, hints=BEGIN_HINTS)
-        options = Options(
+        options = OperationOptions(
             concurrency=DEFAULT_CONCURRENCY if asked.concurrency is None else asked.concurrency,
             max_failures="" if asked.max_failures is None else str(asked.max_failures),
             reason=asked.reason,

@@ -43,18 +43,18 @@ Reason = Annotated[str, BeforeValidator(_null_is_empty), AfterValidator(_one_lin
 Words = Annotated[str, BeforeValidator(_null_is_empty), AfterValidator(_one_line), Field(max_length=256)]
 
 
-class Request(BaseModel):
+class RequestBody(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True, allow_inf_nan=False)
 
 
-class CommandRequest(Request):
+class CommandRequest(RequestBody):
     """{"command": "restart", "reason": "new driver"}"""
 
     command: messages.Verb
     reason: Reason = ""
 
 
-class PreviewRequest(Request):
+class PreviewRequest(RequestBody):
     """{"command": "stop", "selector": "group=trainers", "q": ""}"""
 
     command: Annotated[str, Field(json_schema_extra={"enum": list(messages.VERBS)})]
@@ -62,7 +62,7 @@ class PreviewRequest(Request):
     q: Words = ""
 
 
-class OperationRequest(Request):
+class OperationRequest(RequestBody):
     """{"token": "p-…", "concurrency": 100, "max_failures": "10%", "reason": "new driver", "timeout_s": 120}"""
 
     token: Annotated[str, Field(min_length=1)]
@@ -74,49 +74,49 @@ class OperationRequest(Request):
     )
 
 
-class PurgePreviewRequest(Request):
+class PurgePreviewRequest(RequestBody):
     """{"silent_s": 86400}: hosts not heard for so long"""
 
     silent_s: Annotated[float, Field(ge=MIN_SILENT_S, le=MAX_SILENT_S)]
 
 
-class PurgeRequest(Request):
+class PurgeRequest(RequestBody):
     """{"token": "g-…"}"""
 
     token: Annotated[str, Field(min_length=1, max_length=64)]
 
 
-class RetryRequest(Request):
+class RetryRequest(RequestBody):
     """{"rest": true}: also what was never begun."""
 
     rest: bool = False
 
 
-class ReasonRequest(Request):
+class ReasonRequest(RequestBody):
     """{"reason": "fan is loud"}"""
 
     reason: Annotated[str, Field(max_length=MAX_REASON_CHARS)] = ""
 
 
-class MoveRequest(Request):
+class MoveRequest(RequestBody):
     """{"host": "gpu02"}"""
 
     host: Annotated[str, Field(min_length=1, max_length=MAX_REASON_CHARS)]
 
 
-class FingerprintRequest(Request):
+class FingerprintRequest(RequestBody):
     """{"fingerprint": "3f2a-91bc-77d0"}: which of several launchers with one id is meant."""
 
     fingerprint: str = ""
 
 
-class CredentialsRequest(Request):
+class CredentialsRequest(RequestBody):
     """{"secret_sha256": "9f86…"}: the digest of an agent's new secret, never the secret."""
 
     secret_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class RotationRequest(Request):
+class RotationRequest(RequestBody):
     """{"agents": ["gpu01", "launcher:worker1"]}"""
 
     agents: Annotated[
@@ -124,13 +124,13 @@ class RotationRequest(Request):
     ]
 
 
-class NameRequest(Request):
+class NameRequest(RequestBody):
     """{"name": "oncall"}: one notification target; without it all."""
 
     name: str = ""
 
 
-class TokenRequest(Request):
+class TokenRequest(RequestBody):
     """{"scope": "enroll", "name": "lab", "expires_in_s": 86400, "uses": 8}"""
 
     scope: Annotated[str, Field(pattern=TOKEN_SCOPE_PATTERN)] = "operator"
@@ -139,7 +139,7 @@ class TokenRequest(Request):
     uses: Annotated[int | None, Field(ge=1, le=MAX_USES)] = None
 
 
-class LoginRequest(Request):
+class LoginRequest(RequestBody):
     """{"token": "pg-…"}"""
 
     token: Annotated[str, Field(min_length=1, max_length=512)]

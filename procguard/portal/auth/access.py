@@ -32,7 +32,7 @@ from procguard.portal.api.openapi.routes import Who
 from procguard.portal.auth import local_client, peer_uid
 from procguard.portal.auth.audit import ASKS
 from procguard.portal.auth.live_uses import LiveUses
-from procguard.portal.auth.sessions import COOKIE, CSRF_HEADER, Session, Sessions, csrf_matches
+from procguard.portal.auth.sessions import COOKIE, CSRF_HEADER, BrowserSession, BrowserSessions, csrf_matches
 from procguard.portal.http.proxies import PROXIED
 from remote_agent.protocol.messages import secret_sha256 as sha256_of
 
@@ -77,7 +77,7 @@ class Auth:
     def __init__(
         self,
         registry: Registry,
-        sessions: Sessions,
+        sessions: BrowserSessions,
         wrong_tokens: BackOff | None = None,
         trust_local: bool = True,
         own_uid: int | None = None,
@@ -215,12 +215,12 @@ class Auth:
             )
         return Refused("this token is not known here (revoked, or of another fleet)", self._how_to(environ))
 
-    def session(self, environ: dict[str, Any]) -> Session | None:
+    def session(self, environ: dict[str, Any]) -> BrowserSession | None:
         """The caller's live browser session, if its token still stands."""
         found = self._session(environ)
         return found[0] if found is not None else None
 
-    def _session(self, environ: dict[str, Any]) -> tuple[Session, TokenRecord] | None:
+    def _session(self, environ: dict[str, Any]) -> tuple[BrowserSession, TokenRecord] | None:
         session_id = cookie(environ, COOKIE)
         if not session_id:
             return None
@@ -234,7 +234,7 @@ class Auth:
             return None
         return session, token
 
-    def _check_session_use(self, session: Session, environ: dict[str, Any]) -> None:
+    def _check_session_use(self, session: BrowserSession, environ: dict[str, Any]) -> None:
         if not same_origin(environ):
             raise Forbidden(
                 "the request comes from another site's page", "use the portal's own page", code="foreign_origin"

@@ -25,7 +25,7 @@ Role = Literal["operator", "viewer"]
 
 
 @dataclass
-class Session:
+class BrowserSession:
     """`handle` names it where its id, which is a secret, must not stand."""
 
     session_id: str
@@ -38,12 +38,12 @@ class Session:
     handle: str = ""
 
 
-class Sessions:
+class BrowserSessions:
     """`on_closed(handle)`: what was opened with this session ends."""
 
     def __init__(self) -> None:
-        self._sessions: dict[str, Session] = {}
-        self._by_handle: dict[str, Session] = {}
+        self._sessions: dict[str, BrowserSession] = {}
+        self._by_handle: dict[str, BrowserSession] = {}
         # role -> hash of the token -> its sessions' ids, the longest unused first
         self._by_token: dict[Role, dict[str, OrderedDict[str, None]]] = {"operator": {}, "viewer": {}}
         self._on_closed: Callable[[str], None] = lambda handle: None
@@ -54,8 +54,8 @@ class Sessions:
     def on_closed(self, hook: Callable[[str], None]) -> None:
         self._on_closed = hook
 
-    def open(self, token_sha256: str, name: str, scope: Role, now: float) -> Session:
-        session = Session(
+    def open(self, token_sha256: str, name: str, scope: Role, now: float) -> BrowserSession:
+        session = BrowserSession(
             secrets.token_urlsafe(32),
             secrets.token_urlsafe(24),
             token_sha256,
@@ -80,13 +80,13 @@ class Sessions:
             fullest = max(of_role, key=lambda token: len(of_role[token]))
             self.close(next(iter(of_role[fullest])))
 
-    def find(self, session_id: str, now: float) -> Session | None:
+    def find(self, session_id: str, now: float) -> BrowserSession | None:
         return self._live(self._sessions.get(session_id), now)
 
-    def by_handle(self, handle: str, now: float) -> Session | None:
+    def by_handle(self, handle: str, now: float) -> BrowserSession | None:
         return self._live(self._by_handle.get(handle), now)
 
-    def _live(self, session: Session | None, now: float) -> Session | None:
+    def _live(self, session: BrowserSession | None, now: float) -> BrowserSession | None:
         """Looking for it counts as its use."""
         if session is None:
             return None
@@ -116,5 +116,5 @@ class Sessions:
                 self.close(session_id)
 
 
-def csrf_matches(session: Session, given: str) -> bool:
+def csrf_matches(session: BrowserSession, given: str) -> bool:
     return hmac.compare_digest(session.csrf.encode(), given.encode("utf-8", "replace"))

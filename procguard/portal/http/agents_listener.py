@@ -15,7 +15,7 @@ from procguard.agent_api.handlers import Desk
 from procguard.agent_api.http import HttpChannel
 from procguard.agent_api.interface import Access, Principal
 from procguard.agent_api.sessions import SIGNED
-from procguard.config.limits import Limits
+from procguard.config.limits import WebLimits
 from procguard.portal.http import server as http_server
 from procguard.portal.http import sockets
 from procguard.portal.http.fast_path import Counter, Express
@@ -69,7 +69,7 @@ def application(desk: Desk, access: Access, errors_as_json: Callable[[bottle.HTT
 
 
 def server(
-    desk: Desk, access: Access, errors_as_json: Callable[[bottle.HTTPError], bytes], count: Counter, limits: Limits
+    desk: Desk, access: Access, errors_as_json: Callable[[bottle.HTTPError], bytes], count: Counter, limits: WebLimits
 ) -> http_server.Server:
     """Listening on a free port of the loopback. Raises ProcGuardError where there is none.
 

@@ -28,7 +28,7 @@ class BadBody(OSError):
     """It breaks the rules of its coding, or its sender stopped in the middle: nothing after it can be understood."""
 
 
-class Source(Protocol):
+class ByteSource(Protocol):
     """Where the bytes come from (http_reader.Reader)."""
 
     def read(self, size: int) -> bytes: ...
@@ -43,7 +43,7 @@ class Body:
 
     __slots__ = ("_continue", "_excess", "_left", "_source", "abandoned", "chunked", "ended")
 
-    def __init__(self, source: Source, length: int | None, chunked: bool, asks_to_go_on: Any = None) -> None:
+    def __init__(self, source: ByteSource, length: int | None, chunked: bool, asks_to_go_on: Any = None) -> None:
         """`asks_to_go_on`: the socket of a sender that waits for 100 (Continue) before it sends the body."""
         self._source = source
         self._left = 0 if chunked else length or 0  # of the body, or of the chunk

@@ -19,7 +19,7 @@ def _nothing(_work: int) -> None:
     """Where nobody counts the work."""
 
 
-class Reader:
+class SocketReader:
     """`closed` as a file's: nothing more will come. `spend(work)` is called for what was read, and for whatever its
     user has done with it: it may wait, so that others have their turn (admission/turns.py)."""
 

@@ -34,7 +34,7 @@ _HEAD = "".join(
 )
 
 
-class Found(NamedTuple):
+class FoundFastPath(NamedTuple):
     rule: str
     handler: Handler
     subject: str  # whose id stands in the address
@@ -46,10 +46,10 @@ class Express:
     def __init__(self, routes: Iterable[tuple[str, str, Handler]], count: Counter) -> None:
         self._count = count
         self._routes: dict[tuple[str, str, str], tuple[str, Handler]] = {}
-        self._whole: dict[tuple[str, str], Found] = {}
+        self._whole: dict[tuple[str, str], FoundFastPath] = {}
         for method, rule, handler in routes:
             if "<" not in rule:
-                self._whole[method, rule] = Found(rule, handler, "")
+                self._whole[method, rule] = FoundFastPath(rule, handler, "")
                 continue
             _, _, kind, _, what = rule.split("/")
             self._routes[method, kind, what] = (rule, handler)
@@ -58,7 +58,7 @@ class Express:
         self._prefix = secrets.token_hex(4)
         self._second, self._date = 0, ""
 
-    def find(self, method: str, path: str) -> Found | None:
+    def find(self, method: str, path: str) -> FoundFastPath | None:
         """`path` as it was written, without a query."""
         parts = path.split("/")
         if len(parts) < 5:
@@ -66,9 +66,9 @@ class Express:
         if len(parts) > 5 or parts[0] or parts[1] != "api" or "%" in path or not path.isascii():
             return None
         known = self._routes.get((method, parts[2], parts[4]))
-        return Found(*known, parts[3]) if known is not None and parts[3] else None
+        return FoundFastPath(*known, parts[3]) if known is not None and parts[3] else None
 
-    def answer(self, found: Found, environ: dict[str, Any]) -> bytes:
+    def answer(self, found: FoundFastPath, environ: dict[str, Any]) -> bytes:
         """The whole answer as it goes out."""
         began = time.perf_counter()
         identifier = f"{self._prefix}{next(self._numbers) & 0xFFFFFFFF:08x}"

@@ -28,10 +28,10 @@ from procguard.admission.memory import Bodies, SendMemory
 from procguard.admission.rate import Sparing
 from procguard.admission.turns import work_of
 from procguard.agent_api import http_io
-from procguard.config.limits import Limits
+from procguard.config.limits import WebLimits
 from procguard.portal.http import parser, websocket
 from procguard.portal.http.body import Body
-from procguard.portal.http.buffer import Reader
+from procguard.portal.http.buffer import SocketReader
 from procguard.portal.http.fast_path import Express
 from procguard.portal.http.middleware import SECURITY_HEADERS
 from procguard.portal.http.proxies import TrustedProxies
@@ -66,7 +66,7 @@ class _SparingLog:
         log.info(text + (" (%d more left out)" if left_out else ""), *values, *([left_out] if left_out else ()))
 
 
-class Handler(websocket.Handler):
+class ConnectionHandler(websocket.UpgradeHandler):
     """One connection. A request that came in one piece, with its body, is answered without a single timer."""
 
     waits_since = 0.0  # IdleTimeouts': when its peer's turn began
@@ -82,12 +82,12 @@ class Handler(websocket.Handler):
         self._ticket: Ticket = server.ticket_of(address)
         self._ticket.cut = self._make_room
         self._serving = False
-        super().__init__(sock, address, server, rfile or Reader(sock, self._ticket.spend))
+        super().__init__(sock, address, server, rfile or SocketReader(sock, self._ticket.spend))
 
     @property
     def idle_timeout_s(self) -> float:
         """How long its peer may keep it waiting."""
-        limits: Limits = self.server.limits
+        limits: WebLimits = self.server.limits
         return limits.idle_timeout if self._ticket.caller else limits.unproven_timeout
 
     def handle(self) -> None:
@@ -342,7 +342,7 @@ class Server(pywsgi.WSGIServer):
         application: Any,
         websocket_guard: websocket.Guard | None = None,
         express: Express | None = None,
-        limits: Limits | None = None,
+        limits: WebLimits | None = None,
         book: ConnectionBook | None = None,
         bodies: Bodies | None = None,
         proxies: TrustedProxies | None = None,
@@ -351,7 +351,7 @@ class Server(pywsgi.WSGIServer):
         self.websocket_guard = websocket_guard
         self.proxies = proxies or TrustedProxies(())
         self._tls = tls
-        self.limits = limits or Limits()
+        self.limits = limits or WebLimits()
         self.book = ConnectionBook(self.limits) if book is None else book  # an empty one is false, and counts
         self.send_memory = SendMemory(self.limits.websocket_memory)
         self.sparing_log = _SparingLog()
@@ -365,7 +365,7 @@ class Server(pywsgi.WSGIServer):
         super().__init__(
             listener,
             application,
-            handler_class=Handler,
+            handler_class=ConnectionHandler,
             log=None,
             error_log=log,
             spawn=gevent.pool.Pool(self.book.most + 16),  # the book lets in no more

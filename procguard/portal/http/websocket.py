@@ -30,7 +30,7 @@ from geventwebsocket.websocket import Header
 
 from procguard.admission.memory import SendMemory
 from procguard.agent_api import http_io
-from procguard.config.limits import Limits
+from procguard.config.limits import WebLimits
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class Guard(Protocol):
         """Raise Refusal to answer with an HTTP error before the 101."""
         ...
 
-    def serve(self, connection: Connection, environ: dict[str, Any]) -> None:
+    def serve(self, connection: WebSocketConnection, environ: dict[str, Any]) -> None:
         """Use the connection until it is closed; return at once to have nothing read that its client sends."""
         ...
 
@@ -100,7 +100,7 @@ def unmask(payload: bytes, mask: bytes) -> bytes:
     return (int.from_bytes(payload, "little") ^ int.from_bytes(key, "little")).to_bytes(size, "little")
 
 
-class Connection:
+class WebSocketConnection:
     """One client after the handshake. `receive` belongs to one greenlet; everything else may be called by any."""
 
     def __init__(
@@ -325,22 +325,22 @@ def _valid_close_code(code: int) -> bool:
     return code in (1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014) or 3000 <= code <= 4999
 
 
-class Keeper:
+class WebSocketKeeper:
     """Pings every client and ends those that answer nothing any more. One greenlet for all."""
 
     def __init__(self, ping_every_s: float = PING_EVERY_S, reap_after_s: float = REAP_AFTER_S) -> None:
         self._ping_every_s = ping_every_s
         self._reap_after_s = reap_after_s
-        self._clients: dict[Connection, None] = {}
+        self._clients: dict[WebSocketConnection, None] = {}
         self._greenlet: Any = None
 
     def __len__(self) -> int:
         return len(self._clients)
 
-    def add(self, connection: Connection) -> None:
+    def add(self, connection: WebSocketConnection) -> None:
         self._clients[connection] = None
 
-    def remove(self, connection: Connection) -> None:
+    def remove(self, connection: WebSocketConnection) -> None:
         self._clients.pop(connection, None)
 
     def start(self) -> None:
@@ -369,7 +369,7 @@ class Keeper:
                 connection.ping(now)
 
 
-class Handler(WebSocketHandler):  # type: ignore[misc]
+class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
     """Serves upgrades of the server's `websocket_guard`; everything else is plain HTTP, untouched by the library."""
 
     websocket: Any = None
@@ -431,8 +431,8 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
         # Its __del__ would write a close frame of its own into the connection.
         raw.closed, raw.stream = True, None
         self.socket.settimeout(None)
-        limits: Limits = self.server.limits
-        self.websocket = Connection(self.socket, self.rfile, limits.websocket_queue, self.server.send_memory)
+        limits: WebLimits = self.server.limits
+        self.websocket = WebSocketConnection(self.socket, self.rfile, limits.websocket_queue, self.server.send_memory)
         self.environ["wsgi.websocket"] = self.websocket
 
     def _serve(self, guard: Guard) -> None:

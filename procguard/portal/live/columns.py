@@ -84,7 +84,7 @@ HOST_MEASURES: tuple[str, ...] = (
 _WAITING_SHOWN_WITHIN_S = 2.0  # a countdown told anew with every heartbeat is the same moment
 
 
-class Workers:
+class WorkerColumns:
     """Rows of the registry's workers, by id."""
 
     columns = WORKER_COLUMNS
@@ -161,7 +161,7 @@ class Workers:
 _STARTS_AT = WORKER_COLUMNS.index("next_start_at")
 
 
-class Hosts:
+class HostColumns:
     """Rows of the registry's agents by their id, and of launchers that wait for approval."""
 
     columns = HOST_COLUMNS

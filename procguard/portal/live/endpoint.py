@@ -20,7 +20,9 @@ class LiveEndpoint:
 
     path = "/ws"
 
-    def __init__(self, hub: LiveHub, access: auth.Auth, keeper: websocket.Keeper, max_clients: int = 1_000) -> None:
+    def __init__(
+        self, hub: LiveHub, access: auth.Auth, keeper: websocket.WebSocketKeeper, max_clients: int = 1_000
+    ) -> None:
         self._hub = hub
         self._access = access
         self._keeper = keeper
@@ -36,7 +38,7 @@ class LiveEndpoint:
                 "use the portal's own page",
             )
 
-    def serve(self, connection: websocket.Connection, environ: dict[str, Any]) -> None:
+    def serve(self, connection: websocket.WebSocketConnection, environ: dict[str, Any]) -> None:
         caller = self._viewer(environ)
         if caller is None:
             # Browsers show a page the close code, but not an HTTP status: hence after the 101. Nothing is read.
@@ -65,7 +67,7 @@ class LiveEndpoint:
         except ProcGuardError:
             return None
 
-    def _take(self, connection: websocket.Connection, message: str | bytes) -> None:
+    def _take(self, connection: websocket.WebSocketConnection, message: str | bytes) -> None:
         try:
             problem = self._obey(connection, message)
         except ProcGuardError as exc:
@@ -73,7 +75,7 @@ class LiveEndpoint:
         if problem:
             connection.send_text(http_io.dumps({"t": "error", "message": problem}))
 
-    def _obey(self, connection: websocket.Connection, message: str | bytes) -> str:
+    def _obey(self, connection: websocket.WebSocketConnection, message: str | bytes) -> str:
         if len(message) > MAX_MESSAGE_CHARS:
             return f"a message is at most {MAX_MESSAGE_CHARS} characters"
         data = http_io.parse_json(message.encode() if isinstance(message, str) else message)

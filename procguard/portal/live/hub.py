@@ -43,7 +43,7 @@ MAX_SINGLES_PER_CLIENT = 32
 OTHER_TOPICS = ("rows:workers", "rows:hosts", "worker:<worker_id>", "host:<agent>", "logs:<worker_id>")
 
 
-class Client(Protocol):
+class LiveClient(Protocol):
     """What the hub needs of a connection."""
 
     def send_frame(self, frame: bytes) -> bool: ...
@@ -61,7 +61,7 @@ class Topic:
     def __init__(self, name: str, snapshot: Callable[[], list[Any]], key: str) -> None:
         self.name = name
         self.seq = 1
-        self.clients: set[Client] = set()
+        self.clients: set[LiveClient] = set()
         self.left_at = float("-inf")  # monotonic: when the last client went
         self._snapshot = snapshot
         self._key = key
@@ -97,7 +97,7 @@ class Topic:
             return {"add": present}
         return {"set": present, "del": [item_id for item_id, value in changed.items() if value is None]}
 
-    def subscribe(self, client: Client, seq: int) -> None:
+    def subscribe(self, client: LiveClient, seq: int) -> None:
         self.flush()  # what is pending belongs to those already here, and must not come twice
         self.clients.add(client)
         for encoded in self._since(seq):
@@ -126,8 +126,8 @@ class LiveHub:
             "events": Topic("events", lambda: registry.events(limit=SNAPSHOT_EVENTS), "seq"),
         }
         self._rows = {
-            "workers": RowTopic("rows:workers", columns.Workers(registry), Pace(), give_way),
-            "hosts": RowTopic("rows:hosts", columns.Hosts(registry), Pace(), give_way),
+            "workers": RowTopic("rows:workers", columns.WorkerColumns(registry), Pace(), give_way),
+            "hosts": RowTopic("rows:hosts", columns.HostColumns(registry), Pace(), give_way),
         }
         self._singles: dict[str, Topic] = {}  # worker:<id>, host:<agent>: while somebody looks at it
         self._log_topics: dict[str, LogTopic] = {}
@@ -209,7 +209,7 @@ class LiveHub:
         rows = self._rows.get(name)
         return rows.snapshot(self._registry.instance_id) if rows is not None else None
 
-    def subscribe(self, client: Client, name: str, seq: int) -> str:
+    def subscribe(self, client: LiveClient, name: str, seq: int) -> str:
         """ "" or why not."""
         self._registry.workers_unseen = False
         topic = self._topics.get(name)
@@ -227,7 +227,7 @@ class LiveHub:
             return f"no topic {name[:80]!r}; there are {', '.join((*self._topics, *OTHER_TOPICS))}"
         return self._subscribe_log(client, item_id)
 
-    def _subscribe_single(self, client: Client, kind: str, item_id: str) -> str:
+    def _subscribe_single(self, client: LiveClient, kind: str, item_id: str) -> str:
         if sum(1 for topic in self._singles.values() if client in topic.clients) >= MAX_SINGLES_PER_CLIENT:
             return f"at most {MAX_SINGLES_PER_CLIENT} workers and hosts at once"
         if self._view(f"{kind}s", item_id) is None:
@@ -242,7 +242,7 @@ class LiveHub:
         topic.subscribe(client, 0)
         return ""
 
-    def _subscribe_log(self, client: Client, worker_id: str) -> str:
+    def _subscribe_log(self, client: LiveClient, worker_id: str) -> str:
         if sum(1 for topic in self._log_topics.values() if client in topic.clients) >= MAX_LOG_TOPICS_PER_CLIENT:
             return f"at most {MAX_LOG_TOPICS_PER_CLIENT} logs at once"
         try:
@@ -256,13 +256,13 @@ class LiveHub:
         )
         return ""
 
-    def grant(self, client: Client, name: str, chars: int) -> None:
+    def grant(self, client: LiveClient, name: str, chars: int) -> None:
         """This client may be sent so much more of a log."""
         topic = self._log_topics.get(name.removeprefix("logs:"))
         if topic is not None and client in topic.clients:
             topic.grant(client, chars)
 
-    def unsubscribe(self, client: Client, name: str) -> None:
+    def unsubscribe(self, client: LiveClient, name: str) -> None:
         topic = self._topics.get(name)
         if topic is not None:
             if client in topic.clients:
@@ -287,7 +287,7 @@ class LiveHub:
             if not log_topic.clients:
                 del self._log_topics[worker_id]
 
-    def leave(self, client: Client) -> None:
+    def leave(self, client: LiveClient) -> None:
         logs = [f"logs:{worker_id}" for worker_id in self._log_topics]
         lists = [rows.name for rows in self._rows.values()]
         for name in [*self._topics, *lists, *self._singles, *logs]:

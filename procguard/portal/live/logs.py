@@ -18,7 +18,7 @@ MAX_CREDIT_CHARS = 4 * 1024 * 1024
 MAX_HELD_FRAMES = 256  # for a client whose first lines are being read
 
 
-class Client(Protocol):
+class LogClient(Protocol):
     """What the topic needs of a connection."""
 
     def send_frame(self, frame: bytes) -> bool: ...
@@ -34,10 +34,10 @@ class LogTopic:
     def __init__(self, worker_id: str) -> None:
         self.name = f"logs:{worker_id}"
         self.seq = 1
-        self.clients: set[Client] = set()
-        self.starting: dict[Client, list[bytes]] = {}  # what came while their first lines are being read
-        self._credit: dict[Client, int] = {}  # characters they may still be sent; who grants none is sent everything
-        self._behind: set[Client] = set()  # whose credit was spent when something came
+        self.clients: set[LogClient] = set()
+        self.starting: dict[LogClient, list[bytes]] = {}  # what came while their first lines are being read
+        self._credit: dict[LogClient, int] = {}  # characters they may still be sent; who grants none is sent everything
+        self._behind: set[LogClient] = set()  # whose credit was spent when something came
         self._decoders: dict[tuple[int, str], tuple[Any, int]] = {}  # decoder, offset of its next byte
 
     def snapshot(self, lines: list[dict[str, Any]], seq: int) -> bytes:
@@ -81,14 +81,14 @@ class LogTopic:
             else:
                 self._give(client, encoded, len(text))
 
-    def _hold(self, client: Client, encoded: bytes) -> None:
+    def _hold(self, client: LogClient, encoded: bytes) -> None:
         held = self.starting[client]
         if len(held) < MAX_HELD_FRAMES:
             held.append(encoded)
         else:
             self._behind.add(client)
 
-    def _give(self, client: Client, encoded: bytes, chars: int) -> None:
+    def _give(self, client: LogClient, encoded: bytes, chars: int) -> None:
         left = self._credit.get(client)
         if client in self._behind:
             return
@@ -100,7 +100,7 @@ class LogTopic:
         else:
             self._behind.add(client)
 
-    def grant(self, client: Client, chars: int) -> None:
+    def grant(self, client: LogClient, chars: int) -> None:
         """It has read so much, and may be sent as much again. What it missed meanwhile lies in the store: it is told
         that there is a gap, and begins anew."""
         self._credit[client] = min(MAX_CREDIT_CHARS, self._credit.get(client, 0) + chars)
@@ -108,12 +108,12 @@ class LogTopic:
             self._behind.discard(client)
             client.send_frame(encode({"t": "behind", "topic": self.name, "seq": self.seq, "prev": None}))
 
-    def leave(self, client: Client) -> None:
+    def leave(self, client: LogClient) -> None:
         self.clients.discard(client)
         self._credit.pop(client, None)
         self._behind.discard(client)
 
-    def begin(self, client: Client, read: Callable[[], list[dict[str, Any]]]) -> None:
+    def begin(self, client: LogClient, read: Callable[[], list[dict[str, Any]]]) -> None:
         """Send the lines that `read` finds (it may wait), then what came meanwhile. A byte that both tell is named
         by its offset."""
         self.clients.add(client)

@@ -34,7 +34,7 @@ DISTINCT_SHARE = 0.5  # a column with more distinct values than this is told as 
 Row = tuple[Any, ...]
 
 
-class Client(Protocol):
+class TableClient(Protocol):
     def send_frame(self, frame: bytes) -> bool: ...
 
     def offer_frame(self, frame: bytes) -> bool:
@@ -42,7 +42,7 @@ class Client(Protocol):
         ...
 
 
-class Source(Protocol):
+class RowSource(Protocol):
     """Rows by id (columns.py). `row` and `measured` return None for what is not there."""
 
     columns: tuple[str, ...]
@@ -68,11 +68,11 @@ class RowTopic:
     """`name` is what clients subscribe to; `rest()` lets others run where it is time to, `wait()` in any case."""
 
     def __init__(
-        self, name: str, source: Source, rest: Callable[[], None], wait: Callable[[], None] | None = None
+        self, name: str, source: RowSource, rest: Callable[[], None], wait: Callable[[], None] | None = None
     ) -> None:
         self.name = name
         self.seq = 1
-        self.clients: set[Client] = set()
+        self.clients: set[TableClient] = set()
         self._source = source
         self._rest = rest
         self._wait = wait or rest
@@ -82,8 +82,8 @@ class RowTopic:
         self._free: list[int] = []
         self._dirty: set[str] = set()
         self._moved: set[int] = set()  # slots whose measures were not told yet
-        self._new: set[Client] = set()  # have no measures yet
-        self._behind: set[Client] = set()  # were left out: they get all measures
+        self._new: set[TableClient] = set()  # have no measures yet
+        self._behind: set[TableClient] = set()  # were left out: they get all measures
         self._stale = True  # changes went by unseen
         self._seen_until = float("-inf")  # monotonic
         self._history: deque[tuple[int, bytes]] = deque(maxlen=HISTORY_FRAMES)
@@ -226,7 +226,7 @@ class RowTopic:
 
     # ---------------------------------------------------------------------------------------------- subscribers
 
-    def subscribe(self, client: Client, seq: int) -> None:
+    def subscribe(self, client: TableClient, seq: int) -> None:
         """`seq`: of the client's snapshot. What it missed is sent, or that nobody knows it any more."""
         self.clients.add(client)
         missed = [encoded for number, encoded in self._history if number > seq]
@@ -239,7 +239,7 @@ class RowTopic:
             client.send_frame(encoded)
         self._new.add(client)
 
-    def unsubscribe(self, client: Client) -> None:
+    def unsubscribe(self, client: TableClient) -> None:
         if client in self.clients:
             self.clients.discard(client)
             self._behind.discard(client)

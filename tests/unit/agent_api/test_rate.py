@@ -7,7 +7,7 @@ import pytest
 from procguard.admission.connections import ConnectionBook
 from procguard.admission.rate import RateLimiter
 from procguard.agent_api.handlers import Desk
-from procguard.config.limits import Limits
+from procguard.config.limits import WebLimits
 from procguard.errors import LimitExceeded
 
 
@@ -29,7 +29,7 @@ def test_floods_of_addresses_are_bounded() -> None:
 
 def test_an_ipv6_network_of_one_machine_is_one_address_to_every_limit() -> None:
     """Whoever has one address of a /64 has all of them: 2^64 buckets, or places, are none."""
-    limits = Limits(registrations_at_once=3, unproven_per_address=4)
+    limits = WebLimits(registrations_at_once=3, unproven_per_address=4)
     desk = Desk(None, None, None, limits)  # type: ignore[arg-type]
     for number in range(3):
         desk._limit_registrations(f"2001:db8::{number:x}")

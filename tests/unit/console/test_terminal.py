@@ -22,7 +22,7 @@ from procguard import main, worker_launcher
 from procguard.cli import app
 from procguard.cli.output import deployment
 from procguard.console import terminal
-from procguard.deploy.install.doctor import Step
+from procguard.deploy.install.doctor import DoctorStep
 from procguard.deploy.install.rollout import HostResult
 from procguard.deploy.ssh.known_hosts import ShownKey
 from procguard.deploy.sync.transfer import Brought
@@ -253,7 +253,7 @@ def test_no_field_of_a_deployment_s_results_steers_the_terminal(monkeypatch: pyt
         deployment.recap(out, [result, well], diff=True)
         deployment.fetched(out, [result])
         deployment.keys(out, [ShownKey(HOSTILE, "new", HOSTILE, HOSTILE, HOSTILE, HOSTILE, error)])
-        deployment.step(out, Step(HOSTILE, "bad", HOSTILE, HOSTILE))
+        deployment.step(out, DoctorStep(HOSTILE, "bad", HOSTILE, HOSTILE))
         terminal.say_json(deployment.as_json([result]))
         terminal.say_block(f"procguard: {deployment.failure([result])}", err=True)
 

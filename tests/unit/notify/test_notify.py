@@ -17,7 +17,7 @@ import gevent
 import pytest
 
 from procguard.config import schema
-from procguard.config.notifications import ALERT_CLASSES, Target
+from procguard.config.notifications import ALERT_CLASSES, AlertTarget
 from procguard.errors import ConfigError
 from procguard.fleet.history.events import EventLog
 from procguard.fleet.model.clock import Now
@@ -32,9 +32,9 @@ NOW = Now(100.0, 1_790_000_000.5)
 HIDDEN = "https://hooks.example.org/services/T000/B000/TheSecretPath"
 
 
-def target(kind: str = "webhook", **values: Any) -> Target:
+def target(kind: str = "webhook", **values: Any) -> AlertTarget:
     address = {} if kind == "email" else {"url": "http://127.0.0.1:9/hook"}
-    return Target.model_validate({"name": "oncall", "type": kind, **address, **values})
+    return AlertTarget.model_validate({"name": "oncall", "type": kind, **address, **values})
 
 
 def event(kind: str, worker: str = "", host: str = "gpu01", **values: Any) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def test_messages_speak_the_target_s_language() -> None:
 # ------------------------------------------------------------------------------------------------ formats
 
 
-def sent(kind: str, **values: Any) -> tuple[formats.Request, dict[str, Any]]:
+def sent(kind: str, **values: Any) -> tuple[formats.NotificationRequest, dict[str, Any]]:
     request = formats.request(target(kind, **values), message(kind, **values), NOW)
     return request, json.loads(request.body)
 
@@ -282,7 +282,7 @@ class Endpoint:
         self.outcomes = list(outcomes)
         self.messages: list[Message] = []
 
-    def send(self, _target: Target, said: Message, _now: Now) -> Outcome:
+    def send(self, _target: AlertTarget, said: Message, _now: Now) -> Outcome:
         self.messages.append(said)
         return self.outcomes.pop(0) if self.outcomes else Outcome(True, "HTTP 200")
 
@@ -294,13 +294,13 @@ def until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
             gevent.sleep(0.005)
 
 
-def notifier(endpoint: Endpoint, *targets: Target, **options: Any) -> Notifier:
+def notifier(endpoint: Endpoint, *targets: AlertTarget, **options: Any) -> Notifier:
     made = Notifier(targets, lambda: "f-1", lambda: "", send=endpoint.send, **options)
     made.start()
     return made
 
 
-def quick(**values: Any) -> Target:
+def quick(**values: Any) -> AlertTarget:
     return target(group_wait=0.02, min_interval=0.02, **values)
 
 
@@ -337,7 +337,7 @@ def test_a_passing_failure_is_tried_again_and_a_lasting_one_is_dropped_and_named
 
 def test_a_dead_endpoint_is_given_up_in_time_and_nothing_piles_up() -> None:
     class Dead(Endpoint):
-        def send(self, _target: Target, said: Message, _now: Now) -> Outcome:
+        def send(self, _target: AlertTarget, said: Message, _now: Now) -> Outcome:
             self.messages.append(said)
             return Outcome(False, "connection refused", True)
 
@@ -352,7 +352,7 @@ def test_a_dead_endpoint_is_given_up_in_time_and_nothing_piles_up() -> None:
 
 def test_a_slow_target_delays_no_other(sink: HttpSink) -> None:
     class Slow(Endpoint):
-        def send(self, to: Target, said: Message, now: Now) -> Outcome:
+        def send(self, to: AlertTarget, said: Message, now: Now) -> Outcome:
             if to.name == "slow":
                 gevent.sleep(60)
             return super().send(to, said, now)
@@ -447,7 +447,7 @@ def test_mistakes_are_told_without_the_secret(tmp_path: Path, entry: str, compla
 
 def test_every_key_of_a_target_is_documented() -> None:
     shown = (Path(__file__).parents[3] / "docs" / "notifications.md").read_text(encoding="utf-8")
-    for name, info in Target.model_fields.items():
+    for name, info in AlertTarget.model_fields.items():
         assert f"| `{name}` |" in shown and (info.description or "") in shown, name
     for alert in ALERT_CLASSES:
         assert f"`{alert}`" in shown

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from procguard.admission.connections import ConnectionBook
-from procguard.config.limits import Limits
+from procguard.config.limits import WebLimits
 from procguard.runtime.gc_policy import LEAST_NEW, Collector
 
 
@@ -65,7 +65,7 @@ def test_a_connection_that_ended_leaves_no_circle() -> None:
 
     gc.disable()
     try:
-        connection = Connection(ConnectionBook(Limits()))
+        connection = Connection(ConnectionBook(WebLimits()))
         gone = weakref.ref(connection)
         connection.ticket.leave()  # type: ignore[union-attr]
         del connection

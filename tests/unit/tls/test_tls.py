@@ -29,7 +29,7 @@ from procguard.tls import authority, certificates
 from procguard.tls.launcher_trust import trust_for
 from remote_agent.protocol.messages import AgentHeartbeat, encode
 from remote_agent.system import paths
-from remote_agent.transport.client import Addresses, Connection, Credentials, LinkDown, heartbeat, poll
+from remote_agent.transport.client import Addresses, AgentCredentials, Connection, LinkDown, heartbeat, poll
 from remote_agent.transport.tls import Trust, fingerprint
 from tests.raw_websocket import RawWebSocket
 from tests.server_process import RunningServer
@@ -56,7 +56,7 @@ def url_of(server: RunningServer, host: str = "127.0.0.1") -> str:
 
 def connection(server: RunningServer, trust: Trust, host: str = "127.0.0.1") -> Connection:
     told = server.ask("POST", "/api/deployments", {"hosts": [{"host": "h1"}], "check": True}).json
-    credentials = Credentials("h1", told["fleet_id"], "one", told["hosts"]["h1"]["proof_key"])
+    credentials = AgentCredentials("h1", told["fleet_id"], "one", told["hosts"]["h1"]["proof_key"])
     return Connection(Addresses([url_of(server, host)], trust), credentials)
 
 
@@ -214,7 +214,7 @@ def test_an_expired_certificate_is_refused(tmp_path: Path) -> None:
         peer.start()
         addresses = Addresses([f"https://localhost:{listener.getsockname()[1]}"], Trust(issuer.ca_pem))
         with pytest.raises(LinkDown, match="certificate has expired"):
-            beat()(Connection(addresses, Credentials("h1", "f", "one", "key")))
+            beat()(Connection(addresses, AgentCredentials("h1", "f", "one", "key")))
         peer.join(10)
 
 
@@ -291,7 +291,7 @@ def test_http_to_the_https_port_is_answered_with_one_clear_line(server: RunningS
     assert answer.startswith(b"HTTP/1.1 400 ") and b"this port speaks https" in answer
     with pytest.raises(ProcGuardError, match="this port speaks https"):
         ManagerClient(f"http://127.0.0.1:{server.port}").hosts()
-    agent = Connection(Addresses([f"http://127.0.0.1:{server.port}"]), Credentials("h1", "f", "one", "k"))
+    agent = Connection(Addresses([f"http://127.0.0.1:{server.port}"]), AgentCredentials("h1", "f", "one", "k"))
     with pytest.raises(LinkDown, match="this port speaks https"):
         beat()(agent)
 
@@ -301,7 +301,7 @@ def test_https_to_a_port_of_http_is_answered_with_one_clear_line(tmp_path: Path)
     try:
         with pytest.raises(ManagerUnreachable, match="does not speak https"):
             ManagerClient(f"https://127.0.0.1:{running.port}").hosts()
-        agent = Connection(Addresses([f"https://127.0.0.1:{running.port}"]), Credentials("h1", "f", "one", "k"))
+        agent = Connection(Addresses([f"https://127.0.0.1:{running.port}"]), AgentCredentials("h1", "f", "one", "k"))
         with pytest.raises(LinkDown, match="does not speak https"):
             beat()(agent)
     finally:

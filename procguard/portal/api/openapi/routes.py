@@ -154,7 +154,7 @@ WORKERS = (
     Route(
         "GET", "/api/remote-workers", "workers", "viewer",
         "The workers, filtered, sorted, a page at a time", "所有 worker：筛选、排序、分页",
-        {200: workers.Workers},
+        {200: workers.WorkersAnswer},
         [
             text("select", "a selector: `group=trainers,state=failed`", MAX_SELECT_CHARS),
             text("state", SEVERAL, 4096), text("host", SEVERAL, 4096), text("group", SEVERAL, 4096),
@@ -165,7 +165,7 @@ WORKERS = (
     ),
     Route(
         "GET", "/api/remote-workers/<worker_id>", "workers", "viewer", "One worker", "一个 worker",
-        {200: workers.Worker}, errors=(404,),
+        {200: workers.WorkerAnswer}, errors=(404,),
     ),
     Route(
         "POST", "/api/workers/<worker_id>/command", "workers", "operator",
@@ -184,7 +184,7 @@ WORKERS = (
     Route(
         "GET", "/api/workers/<worker_id>/explain", "workers", "viewer",
         "Why it is as it is, in sentences", "用文字解释它的现状",
-        {200: history.Explanation}, [text("lang", "`en` or `zh`; else by Accept-Language")], errors=(404,),
+        {200: history.ExplanationAnswer}, [text("lang", "`en` or `zh`; else by Accept-Language")], errors=(404,),
     ),
     Route(
         "GET", "/api/commands", "workers", "viewer", "The newest commands", "最近的命令",
@@ -196,7 +196,7 @@ WORKERS = (
     ),
     Route(
         "GET", "/api/groups", "workers", "viewer", "The groups and what their gangs do", "分组与 gang 的状态",
-        {200: groups.Groups},
+        {200: groups.GroupsAnswer},
     ),
 )  # fmt: skip
 
@@ -218,7 +218,7 @@ LOGS = (
     Route(
         "GET", "/api/log-search", "logs", "viewer",
         "The agents look through the logs on their hosts", "在所有主机上搜索日志",
-        {200: logs.Found},
+        {200: logs.FoundAnswer},
         [
             text("text", "as it stands; or", MAX_PATTERN_CHARS), text("regex", EXPRESSION, MAX_PATTERN_CHARS),
             flag("ignore_case", "upper and lower case are the same"),
@@ -240,7 +240,7 @@ HOSTS = (
         "列式快照：workers 或 hosts",
         {200: manager.LiveRows}, errors=(404,),
     ),
-    Route("GET", "/api/hosts", "hosts", "viewer", "The hosts", "所有主机", {200: hosts.Hosts}),
+    Route("GET", "/api/hosts", "hosts", "viewer", "The hosts", "所有主机", {200: hosts.HostsAnswer}),
     Route(
         "GET", "/api/agents", "hosts", "viewer",
         "Hosts and launchers, those that wait for approval too", "主机与手动启动器（含待审批）", {200: hosts.Agents},
@@ -302,7 +302,7 @@ HOSTS = (
     Route(
         "GET", "/api/hosts/<host>/agent-log", "hosts", "operator",
         "The end of its agent's own log, read over SSH", "通过 SSH 读取 agent 自身日志的末尾",
-        {200: hosts.AgentLog}, [whole("bytes", 1, MAX_LOG_BYTES, DEFAULT_LOG_BYTES)], errors=(404, 409),
+        {200: hosts.AgentLogAnswer}, [whole("bytes", 1, MAX_LOG_BYTES, DEFAULT_LOG_BYTES)], errors=(404, 409),
     ),
     Route(
         "POST", "/api/hosts/<host>/tunnel", "hosts", "operator",
@@ -331,15 +331,15 @@ OPERATIONS = (
     Route(
         "POST", "/api/operations/preview", "operations", "operator",
         "What a batch would do to whom, before it begins", "批量操作预览",
-        {200: operations.Preview}, body=requests.PreviewRequest,
+        {200: operations.PreviewAnswer}, body=requests.PreviewRequest,
     ),
     Route(
         "POST", "/api/operations", "operations", "operator", "Begin what was previewed", "开始已预览的批量操作",
-        {202: operations.Operation}, body=requests.OperationRequest, errors=(404, 409),
+        {202: operations.OperationAnswer}, body=requests.OperationRequest, errors=(404, 409),
     ),
     Route(
         "GET", "/api/operations", "operations", "viewer", "The newest 50 batches", "最近 50 个批量操作",
-        {200: operations.Operations},
+        {200: operations.OperationsAnswer},
     ),
     Route(
         "GET", "/api/operations/<operation_id>", "operations", "viewer",
@@ -349,12 +349,12 @@ OPERATIONS = (
     ),
     Route(
         "POST", "/api/operations/<operation_id>/cancel", "operations", "operator",
-        "What has not begun is not begun", "取消尚未开始的部分", {200: operations.Operation}, errors=(404, 409),
+        "What has not begun is not begun", "取消尚未开始的部分", {200: operations.OperationAnswer}, errors=(404, 409),
     ),
     Route(
         "POST", "/api/operations/<operation_id>/retry", "operations", "operator",
         "The failed ones once more", "重试失败的条目",
-        {202: operations.Operation}, body=requests.RetryRequest, body_optional=True, errors=(404, 409),
+        {202: operations.OperationAnswer}, body=requests.RetryRequest, body_optional=True, errors=(404, 409),
     ),
 )  # fmt: skip
 
@@ -372,7 +372,7 @@ HISTORY = (
     ),
     Route(
         "GET", "/api/events", "history", "viewer", "What happened and why", "事件历史",
-        {200: history.Events},
+        {200: history.EventsAnswer},
         [
             text("worker", SEVERAL, 4096), text("host", SEVERAL, 4096), text("kind", SEVERAL, 4096),
             text("cause", SEVERAL, 4096), text("actor", SEVERAL, 4096),
@@ -401,7 +401,7 @@ ACCESS = (
         "POST", "/api/tokens", "access", "operator", "Make a token; it is shown only once", "创建令牌（仅显示一次）",
         {201: access.NewToken}, body=requests.TokenRequest, errors=(404, 409),
     ),
-    Route("GET", "/api/tokens", "access", "operator", "The tokens, without them", "令牌列表", {200: access.Tokens}),
+    Route("GET", "/api/tokens", "access", "operator", "The tokens, without them", "令牌列表", {200: access.TokenList}),
     Route(
         "DELETE", "/api/tokens/<token_id>", "access", "operator", "Revoke a token", "撤销令牌",
         {200: access.TokenRevoked}, errors=(404,),
@@ -418,13 +418,13 @@ ACCESS = (
     ),
     Route(
         "POST", "/api/login", "access", "anyone", "A browser logs in with a token", "浏览器登录",
-        {200: access.Session}, body=requests.LoginRequest,
+        {200: access.SessionAnswer}, body=requests.LoginRequest,
     ),
     Route(
         "POST", "/api/logout", "access", "anyone", "End the browser's session", "退出登录", {200: manager.Status},
     ),
     Route(
-        "GET", "/api/session", "access", "anyone", "Who this browser is", "当前会话", {200: access.Session},
+        "GET", "/api/session", "access", "anyone", "Who this browser is", "当前会话", {200: access.SessionAnswer},
     ),
 )  # fmt: skip
 

@@ -17,8 +17,8 @@ from rich.console import Console
 from procguard.cli.output import deployment
 from procguard.client.coming_up import Patience
 from procguard.deploy.install import bundle
-from procguard.deploy.install.deployer import Deployer, Options, manager_candidates
-from procguard.deploy.install.rollout import HostResult, Plan
+from procguard.deploy.install.deployer import Deployer, DeployOptions, manager_candidates
+from procguard.deploy.install.rollout import HostResult, RolloutPlan
 from procguard.deploy.install.verify import Heard, known_recovery
 from procguard.deploy.inventory.model import Host, load
 from procguard.deploy.ssh.target import Target
@@ -184,7 +184,7 @@ def hosts(*names: str) -> list[Host]:
 
 
 def deployer(client: Any, machines: FakeHosts, listener: Recorder | None = None, **options: Any) -> Deployer:
-    return Deployer(client, machines, listener or Recorder(), Options(**options))
+    return Deployer(client, machines, listener or Recorder(), DeployOptions(**options))
 
 
 def test_a_first_deployment_goes_through_every_stage_in_order() -> None:
@@ -253,7 +253,7 @@ def test_one_sick_host_never_hides_the_others() -> None:
 def test_forks_bound_how_many_hosts_are_worked_on_at_once() -> None:
     names = [f"h{number}" for number in range(12)]
     client, machines = FakeClient(names), FakeHosts()
-    assert len(deployer(client, machines, plan=Plan(forks=3)).deploy(hosts(*names))) == 12
+    assert len(deployer(client, machines, plan=RolloutPlan(forks=3)).deploy(hosts(*names))) == 12
     assert machines.most_at_once <= 3
 
 
@@ -355,10 +355,10 @@ def test_an_upgrade_asks_nothing_of_the_workers() -> None:
     ("options", "restarted", "statuses"),
     [
         ({}, ["w-a"], ["failed", "skipped", "skipped"]),  # one host first, then all others
-        ({"plan": Plan(serial="1", max_fail="0")}, ["w-a"], ["failed", "skipped", "skipped"]),
-        ({"plan": Plan(serial="1")}, ["w-a"], ["failed", "skipped", "skipped"]),
-        ({"plan": Plan(serial="1", max_fail="1")}, ["w-a", "w-b"], ["failed", "failed", "skipped"]),
-        ({"plan": Plan(max_fail="5")}, ["w-a", "w-b", "w-c"], ["failed", "failed", "failed"]),
+        ({"plan": RolloutPlan(serial="1", max_fail="0")}, ["w-a"], ["failed", "skipped", "skipped"]),
+        ({"plan": RolloutPlan(serial="1")}, ["w-a"], ["failed", "skipped", "skipped"]),
+        ({"plan": RolloutPlan(serial="1", max_fail="1")}, ["w-a", "w-b"], ["failed", "failed", "skipped"]),
+        ({"plan": RolloutPlan(max_fail="5")}, ["w-a", "w-b", "w-c"], ["failed", "failed", "failed"]),
     ],
 )
 def test_a_changed_worker_that_stays_down_ends_the_roll_out(
@@ -459,7 +459,7 @@ def test_prune_ends_no_host_where_the_roll_out_ended_early() -> None:
     client, machines = FakeClient(["a", "b"]), FakeHosts()
     client.absent = {"old": gone("w1")}
     machines.errors = {"a": HostUnreachable("a: refused")}
-    one = deployer(client, machines, prune=True, plan=Plan(serial="1", max_fail="0"))
+    one = deployer(client, machines, prune=True, plan=RolloutPlan(serial="1", max_fail="0"))
     assert [result.host for result in one.deploy(hosts("a", "b"))] == ["a", "b"]
     assert "old" not in machines.requests
 
@@ -579,7 +579,7 @@ def test_after_a_rebuild_the_hosts_are_read_once_and_the_manager_is_told_what_ru
     }  # fmt: skip
     machines.installed["b"] = {"installed": False, "secret_sha256": "", "release": "", "workers": []}
     machines.errors["c"] = HostUnreachable("c: no route")
-    deployer(client, machines, plan=Plan(serial="2")).deploy(hosts("a", "b", "c"))
+    deployer(client, machines, plan=RolloutPlan(serial="2")).deploy(hosts("a", "b", "c"))
     read = {"a": [{"worker_id": "w", "alive": True}], "b": []}
     assert [(one.get("found"), one.get("all_read")) for one in told] == [
         (None, None), (read, False), (None, None), (read, False),
@@ -588,7 +588,7 @@ def test_after_a_rebuild_the_hosts_are_read_once_and_the_manager_is_told_what_ru
     del machines.errors["c"]
     for name in "abc":
         machines.installed[name] = {"installed": False, "secret_sha256": "", "release": "", "workers": []}
-    deployer(client, machines, plan=Plan(serial="2")).deploy(hosts("a", "b", "c"))
+    deployer(client, machines, plan=RolloutPlan(serial="2")).deploy(hosts("a", "b", "c"))
     assert [one["all_read"] for one in told if "found" in one] == [False, True]
     deployer(client, machines, limited=True).deploy(hosts("a", "b", "c"))
     assert told[-1]["all_read"] is False

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from procguard.cli.output import deployment
-from procguard.deploy.install.rollout import HostResult, Plan, Rollout
+from procguard.deploy.install.rollout import HostResult, Rollout, RolloutPlan
 from procguard.deploy.inventory.model import Host
 from procguard.errors import HostError, HostUnreachable, ProcGuardError, UsageError
 from procguard.fleet.workers.spec_diff import differences
@@ -29,18 +29,20 @@ from tests.unit.deploy.install.test_deployer import FakeClient, FakeHosts, Recor
 )
 def test_waves_are_cut_as_ansible_cuts_them(serial: str, sizes: list[int]) -> None:
     fleet = hosts(*(f"h{number}" for number in range(20)))
-    waves = list(Plan(serial=serial).waves(fleet))
+    waves = list(RolloutPlan(serial=serial).waves(fleet))
     assert [len(wave) for wave in waves] == sizes
     assert [host for wave in waves for host in wave] == fleet
 
 
-@pytest.mark.parametrize("plan", [Plan(serial="all"), Plan(serial="1,-2"), Plan(max_fail="few")])
-def test_what_can_t_be_read_is_said_before_anything_is_done(plan: Plan) -> None:
+@pytest.mark.parametrize("plan", [RolloutPlan(serial="all"), RolloutPlan(serial="1,-2"), RolloutPlan(max_fail="few")])
+def test_what_can_t_be_read_is_said_before_anything_is_done(plan: RolloutPlan) -> None:
     with pytest.raises(UsageError, match=r"--serial|--max-fail"):
         Rollout(plan, Recorder())
 
 
-def run(plan: Plan, sick: dict[str, ProcGuardError], count: int = 10) -> tuple[list[HostResult], list[str], list[int]]:
+def run(
+    plan: RolloutPlan, sick: dict[str, ProcGuardError], count: int = 10
+) -> tuple[list[HostResult], list[str], list[int]]:
     touched: list[str] = []
     waves: list[int] = []
 
@@ -57,7 +59,7 @@ def run(plan: Plan, sick: dict[str, ProcGuardError], count: int = 10) -> tuple[l
 
 
 def test_a_sick_canary_leaves_the_other_hosts_untouched_and_undeclared() -> None:
-    results, touched, waves = run(Plan(serial="1,100%", max_fail="0"), {"h0": HostError("h0: not heard")})
+    results, touched, waves = run(RolloutPlan(serial="1,100%", max_fail="0"), {"h0": HostError("h0: not heard")})
     assert touched == ["h0"] and waves == [1]
     assert [result.status for result in results] == ["failed"] + ["skipped"] * 9
     assert "1 of 1 hosts before it failed" in str(results[1].error)
@@ -66,18 +68,18 @@ def test_a_sick_canary_leaves_the_other_hosts_untouched_and_undeclared() -> None
 
 def test_failures_within_the_limit_do_not_end_it() -> None:
     sick: dict[str, ProcGuardError] = {"h1": HostUnreachable("h1: off"), "h4": HostError("h4: full")}
-    results, touched, _ = run(Plan(serial="2", max_fail="1"), sick)
+    results, touched, _ = run(RolloutPlan(serial="2", max_fail="1"), sick)
     assert sorted(touched) == [f"h{n}" for n in range(6)]  # the second failure came in the third wave
     assert [result.status for result in results][6:] == ["skipped"] * 4
-    assert len(run(Plan(serial="2", max_fail="20%"), sick)[1]) == 10
-    assert len(run(Plan(serial="2"), sick)[1]) == 10
+    assert len(run(RolloutPlan(serial="2", max_fail="20%"), sick)[1]) == 10
+    assert len(run(RolloutPlan(serial="2"), sick)[1]) == 10
 
 
 def test_a_deployment_in_waves_is_checked_as_a_whole_and_declared_wave_by_wave() -> None:
     names = ["a", "b", "c"]
     client, machines = FakeClient(names), FakeHosts()
     machines.errors = {"a": HostUnreachable("a: off")}
-    results = deployer(client, machines, plan=Plan(serial="1", max_fail="0")).deploy(hosts(*names))
+    results = deployer(client, machines, plan=RolloutPlan(serial="1", max_fail="0")).deploy(hosts(*names))
     asked = [
         (entry[1]["check"], [one["host"] for one in entry[1]["hosts"]]) for entry in client.log if entry[0] == "deploy"
     ]

@@ -22,7 +22,7 @@ from procguard.deploy.install.connector import Connector
 from procguard.deploy.install.local import LocalPipe
 from procguard.deploy.install.session import SUDO_DONE, become, remote_command
 from procguard.deploy.ssh import connection as ssh
-from procguard.deploy.ssh.credentials import Credentials, HostSecrets
+from procguard.deploy.ssh.credentials import HostSecrets, LoginCredentials
 from procguard.deploy.ssh.helper_client import SshHelper
 from procguard.deploy.ssh.target import Target, parse_ssh_args, to_dict
 from procguard.errors import HostError, HostUnreachable, UsageError
@@ -69,9 +69,12 @@ def ssh_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
         process.wait()
 
 
-def log_in(target: Target, credentials: Credentials | None = None, config: Any = None) -> None:
+def log_in(target: Target, credentials: LoginCredentials | None = None, config: Any = None) -> None:
     connection = ssh.connect(
-        target, config or fabric.Config(), time.monotonic() + 15, credentials=credentials or Credentials(environ={})
+        target,
+        config or fabric.Config(),
+        time.monotonic() + 15,
+        credentials=credentials or LoginCredentials(environ={}),
     )
     assert connection.transport.is_authenticated()
     ssh.close(connection)
@@ -84,22 +87,22 @@ def test_a_key_with_a_passphrase_is_unlocked_once_for_all_hosts(locked: Target) 
         asked.append(question)
         return PASSPHRASE
 
-    credentials = Credentials(ask=ask, environ={})
+    credentials = LoginCredentials(ask=ask, environ={})
     for name in ("one", "two"):
         log_in(replace(locked, host=name), credentials)
     assert len(asked) == 1 and locked.key_filename in asked[0]
 
 
 def test_a_passphrase_from_the_inventory_or_a_file_needs_nobody(locked: Target, tmp_path: Path) -> None:
-    log_in(locked, Credentials({locked.host: HostSecrets(passphrase=PASSPHRASE)}, environ={}))
+    log_in(locked, LoginCredentials({locked.host: HostSecrets(passphrase=PASSPHRASE)}, environ={}))
     file = tmp_path / "passphrase"
     file.write_text(PASSPHRASE + "\n")
     file.chmod(0o600)
-    log_in(locked, Credentials(environ={"PROCGUARD_SSH_PASSPHRASE_FILE": str(file)}))
+    log_in(locked, LoginCredentials(environ={"PROCGUARD_SSH_PASSPHRASE_FILE": str(file)}))
 
 
 def test_a_locked_key_that_nobody_opens_is_named_with_what_to_do(locked: Target) -> None:
-    for credentials in (Credentials(environ={}), Credentials(environ={"PROCGUARD_SSH_PASSPHRASE": "wrong"})):
+    for credentials in (LoginCredentials(environ={}), LoginCredentials(environ={"PROCGUARD_SSH_PASSPHRASE": "wrong"})):
         with pytest.raises(HostUnreachable) as caught:
             log_in(locked, credentials)
         assert caught.value.code == "auth"
@@ -111,7 +114,7 @@ def test_the_usual_key_is_unlocked_too(locked: Target, home: Path) -> None:
     (home / ".ssh").mkdir(mode=0o700)
     shutil.copy(locked.key_filename, home / ".ssh" / "id_ed25519")
     usual = replace(locked, key_filename="")
-    log_in(usual, Credentials(environ={"PROCGUARD_SSH_PASSPHRASE": PASSPHRASE}))
+    log_in(usual, LoginCredentials(environ={"PROCGUARD_SSH_PASSPHRASE": PASSPHRASE}))
 
 
 def test_ssh_agent_spares_the_question(locked: Target, ssh_agent: Path, server: Server) -> None:
@@ -145,9 +148,9 @@ def test_a_configuration_of_its_own_says_how_a_host_is_reached(server: Server, t
         f"Host alias\n  HostName 127.0.0.1\n  Port {there.port}\n  User {there.user}\n"
         f"  IdentityFile {there.key_filename}\n  UserKnownHostsFile {there.known_hosts}\n"
     )
-    Connector(Credentials(environ={})).check(Target("alias", ssh_config=str(config)), time.monotonic() + 10)
+    Connector(LoginCredentials(environ={})).check(Target("alias", ssh_config=str(config)), time.monotonic() + 10)
     with pytest.raises(UsageError, match="there is no SSH configuration"):
-        Connector(Credentials(environ={})).check(Target("alias", ssh_config="/nowhere"), time.monotonic() + 10)
+        Connector(LoginCredentials(environ={})).check(Target("alias", ssh_config="/nowhere"), time.monotonic() + 10)
 
 
 def with_key(there: Target, tmp_path: Path) -> fabric.Config:
@@ -249,7 +252,9 @@ def test_sudo_is_told_its_password_only_when_it_asks(
 ) -> None:
     target = sudo_that(wants.replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$"), tmp_path, monkeypatch)
     deadline = time.monotonic() + 20
-    with Connector(Credentials(become_password=wants or "unused", environ={})).session(target, deadline) as session:
+    with Connector(LoginCredentials(become_password=wants or "unused", environ={})).session(
+        target, deadline
+    ) as session:
         where = {"fleet_id": "f", "host": "here", "home": str(tmp_path / "h o'me")}
         assert session.hello(where, deadline)["installed"] is False
 
@@ -264,7 +269,7 @@ def test_a_password_that_sudo_refuses_is_tried_once_and_told(
     deadline = time.monotonic() + 20
     with (
         pytest.raises(HostError, match=said) as caught,
-        Connector(Credentials(become_password=given, environ={})).session(target, deadline),
+        Connector(LoginCredentials(become_password=given, environ={})).session(target, deadline),
     ):
         pass
     assert caught.value.code == "become" and "--ask-become-pass" in caught.value.next_step

@@ -23,7 +23,7 @@ from remote_agent.logs import grep
 from remote_agent.logs import search as log_search
 from remote_agent.logs.search import LogSearcher, look
 from remote_agent.protocol import messages
-from remote_agent.transport.client import Credentials, LinkDown, Reply
+from remote_agent.transport.client import AgentCredentials, LinkDown, Reply
 from scripts.swarm import Swarm
 from tests.server_process import ROOT, RunningServer
 from tests.unit.fleet_world import World
@@ -199,7 +199,7 @@ def test_one_loud_worker_does_not_starve_the_others(tmp_path: Path, monkeypatch:
     logs = Logs(tmp_path)
     logs.write("loud", 1, b"nothing here\n" * 100_000)
     logs.write("quiet", 1, b"needle\n")
-    search = grep.Search({"pattern": "needle", "timeout_s": 20_000.0}, said.append)
+    search = grep.GrepSearch({"pattern": "needle", "timeout_s": 20_000.0}, said.append)
     usual = search._match
 
     def slowly(line: bytes) -> Any:
@@ -236,7 +236,7 @@ def test_a_search_told_twice_is_answered_once_and_lost_answers_are_sent_again(lo
     logs.write("w1", 1, b"needle\n")
     answers = Answers()
     answers.failures = 1
-    searcher = LogSearcher(Credentials("h1"), sys.executable, lambda: answers)  # type: ignore[arg-type,return-value]
+    searcher = LogSearcher(AgentCredentials("h1"), sys.executable, lambda: answers)  # type: ignore[arg-type,return-value]
     search = messages.LogSearch("s-1", "needle", workers=["w1", "not-here"])
     for _ in range(3):
         searcher.take([search], lambda worker_id: str(tmp_path / worker_id) if worker_id == "w1" else None)
@@ -261,7 +261,7 @@ def test_more_searches_than_it_can_do_are_left_out(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(log_search, "look", slow)
     answers = Answers()
-    searcher = LogSearcher(Credentials("h1"), sys.executable, lambda: answers)  # type: ignore[arg-type,return-value]
+    searcher = LogSearcher(AgentCredentials("h1"), sys.executable, lambda: answers)  # type: ignore[arg-type,return-value]
     searcher.take([messages.LogSearch(f"s-{n}", "x") for n in range(50)], lambda _: None)
     held.set()
     wait_until(lambda: len(answers.posted) == log_search.MAX_WAITING, 10, "those that were taken")

@@ -23,7 +23,7 @@ from remote_agent.agent import settings
 from remote_agent.protocol import messages
 from remote_agent.system import paths
 from remote_agent.transport import rotation
-from remote_agent.transport.client import Addresses, Connection, Credentials, LinkDown, heartbeat
+from remote_agent.transport.client import Addresses, AgentCredentials, Connection, LinkDown, heartbeat
 from remote_agent.transport.rotation import SecretRotation
 from tests.agent_host import end_runners
 from tests.server_process import ROOT, RunningManager, RunningServer
@@ -187,7 +187,7 @@ class Agent:
     def begin(self) -> None:
         """The process starts: what it knows is in its file."""
         config = settings.load(self.dir)
-        self.credentials = Credentials(self.name, config.fleet_id, config.secret, config.proof_key)
+        self.credentials = AgentCredentials(self.name, config.fleet_id, config.secret, config.proof_key)
         self.rotation = SecretRotation(
             self.dir, self.credentials, self.connect, replacing=lambda _: None, replaced=lambda: None, say=self._say
         )

@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from procguard.config.groups import GroupPolicy
 from procguard.fleet.gangs import decider
-from procguard.fleet.gangs.decider import GangRecord, Limits, Mark, Member
+from procguard.fleet.gangs.decider import GangLimits, GangRecord, Mark, Member
 from remote_agent.protocol import messages
 from tests.unit.gang_world import GROUP, GangWorld, Host
 
@@ -204,7 +204,7 @@ def test_a_gang_is_launched_only_when_all_are_gone_their_hosts_are_there_and_the
 ) -> None:
     marks = {f"w{number}": Mark(number, 7, 1) for number in range(launched)}
     gang = GangRecord("g", phase=phase, epoch=7, attempts=attempts, members=marks, delay_s=delay_s)
-    step = decider.decide(gang, known, Limits(3), wanted=wanted, waited_s=waited_s)
+    step = decider.decide(gang, known, GangLimits(3), wanted=wanted, waited_s=waited_s)
     if step.action == "launch":
         assert wanted and phase == "restarting" and waited_s >= delay_s
         assert all(member.gone and member.ready for member in known)

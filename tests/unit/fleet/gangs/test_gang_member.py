@@ -13,7 +13,7 @@ from remote_agent.agent.spec_file import resolve
 from remote_agent.protocol.messages import Assignment, Hook, WorkerSpec
 from remote_agent.runner import environment
 from remote_agent.runner.keeper import ASKED, TERMINATE
-from remote_agent.runner.restart import FAIL, FINISH, Ending, Policy, decide
+from remote_agent.runner.restart import FAIL, FINISH, Ending, RestartRules, decide
 from remote_agent.system import paths
 from tests.unit.runner_rig import FOREVER, Rig, alive
 from tests.waiting import wait_until
@@ -41,7 +41,7 @@ def member(rig: Rig) -> Rig:
 @pytest.mark.parametrize("policy", ["on-failure", "always", "never"])
 def test_any_end_that_might_be_restarted_is_a_failure(ending: Ending, policy: str):
     """Whatever its policy and budget: they are the gang's, not its own."""
-    of_gang = Policy({"policy": policy, "max_attempts": 99})
+    of_gang = RestartRules({"policy": policy, "max_attempts": 99})
     of_gang.gang = True
     decision = decide(ending, 0, of_gang)
     assert (decision.action, decision.restarts) == (FAIL, 0) and decision.reason.endswith(ALONE)
@@ -50,7 +50,7 @@ def test_any_end_that_might_be_restarted_is_a_failure(ending: Ending, policy: st
 @pytest.mark.parametrize("policy", ["on-failure", "always", "never"])
 def test_a_member_that_finished_well_has_finished(policy: str):
     """Also under `always`: it would start into a gang that is gone."""
-    of_gang = Policy({"policy": policy})
+    of_gang = RestartRules({"policy": policy})
     of_gang.gang = True
     assert decide(Ending(code=0, ran_s=5.0, was_running=True), 0, of_gang).action == FINISH
 

@@ -12,7 +12,7 @@ from invoke import Context
 from procguard.cli import groups as cli_groups
 from procguard.config.groups import GroupPolicy
 from procguard.errors import Conflict, UsageError
-from procguard.fleet.operations.controller import Options
+from procguard.fleet.operations.controller import OperationOptions
 from remote_agent.protocol import messages
 from tests import fake_manager
 from tests.unit.fleet_world import SECRET
@@ -312,7 +312,7 @@ def test_a_rolling_restart_of_a_group_restarts_its_gang_once_and_every_item_is_d
         world.go_on(1)
     before, operations = world.gang.epoch, world.registry.operations
     token = operations.preview("restart", f"group={GROUP}", "ann", world.now)["token"]
-    begun = operations.begin(token, "ann", world.now, Options(concurrency=1))["operation_id"]
+    begun = operations.begin(token, "ann", world.now, OperationOptions(concurrency=1))["operation_id"]
     for _ in range(12):
         while operations.advance(world.now):
             pass

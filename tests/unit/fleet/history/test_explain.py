@@ -15,7 +15,7 @@ import pytest
 
 from procguard.config.groups import GroupPolicy
 from procguard.fleet.history import explain
-from procguard.fleet.leases import Verdict
+from procguard.fleet.leases import LeaseVerdict
 from procguard.fleet.model.clock import Now
 from procguard.i18n import en, words, zh
 from remote_agent.protocol import messages
@@ -467,7 +467,7 @@ def test_a_lease_that_is_no_proof_leaves_the_doubt_standing(tmp_path: Path) -> N
     import dataclasses
 
     facts = explain.gather(host_out_of_reach_fenced(tmp_path).registry, "w1", Now(2_000.0, 1_790_001_000.0))
-    doubt = dataclasses.replace(facts, gone=Verdict(False, "not confirmed"))
+    doubt = dataclasses.replace(facts, gone=LeaseVerdict(False, "not confirmed"))
     texts = [one["text"] for one in explain.explain(doubt, "en").sentences if one["topic"] == "fence"]
     assert texts == ["The job most likely runs on. Nothing is started elsewhere while that is in doubt."]
 

@@ -11,7 +11,7 @@ from procguard.errors import Conflict, LimitExceeded, NotFound, UsageError
 from procguard.fleet.operations import controller as module
 from procguard.fleet.operations import model as rules
 from procguard.fleet.operations.confirmations import KEEP
-from procguard.fleet.operations.controller import Operations, Options
+from procguard.fleet.operations.controller import OperationOptions, Operations
 from procguard.fleet.operations.model import CHUNK, FailureLimit, plan
 from tests.unit.fleet_world import World
 
@@ -56,7 +56,7 @@ class Fleet(World):
 
     def begin(self, command: str, selector: str = "*", **options: Any) -> str:
         token = self.operations.preview(command, selector, "tester", self.now)["token"]
-        view = self.operations.begin(token, "tester", self.now, Options(**options))
+        view = self.operations.begin(token, "tester", self.now, OperationOptions(**options))
         return str(view["operation_id"])
 
     def advance(self) -> None:
@@ -134,13 +134,13 @@ def test_words_narrow_a_selection_as_the_portal_s_filter_does(fleet: Fleet) -> N
 def test_a_token_is_its_actor_s_once_and_for_five_minutes(fleet: Fleet) -> None:
     token = fleet.operations.preview("stop", "*", "tester", fleet.now)["token"]
     with pytest.raises(Conflict, match="somebody else"):
-        fleet.operations.begin(token, "other", fleet.now, Options())
-    fleet.operations.begin(token, "tester", fleet.now, Options())
+        fleet.operations.begin(token, "other", fleet.now, OperationOptions())
+    fleet.operations.begin(token, "tester", fleet.now, OperationOptions())
     with pytest.raises(Conflict, match="expired, or was used"):
-        fleet.operations.begin(token, "tester", fleet.now, Options())
+        fleet.operations.begin(token, "tester", fleet.now, OperationOptions())
     late = fleet.operations.preview("stop", "*", "tester", fleet.now)["token"]
     with pytest.raises(Conflict, match="expired"):
-        fleet.operations.begin(late, "tester", fleet.pass_time(301), Options())
+        fleet.operations.begin(late, "tester", fleet.pass_time(301), OperationOptions())
 
 
 def test_the_same_request_twice_at_once_begins_one_operation(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,13 +150,13 @@ def test_the_same_request_twice_at_once_begins_one_operation(fleet: Fleet, monke
 
     def second() -> None:
         try:
-            fleet.operations.begin(token, "tester", fleet.now, Options())
+            fleet.operations.begin(token, "tester", fleet.now, OperationOptions())
         except Conflict as exc:
             refused.append(exc.code)
 
     monkeypatch.setattr(module, "SLICE_S", 0.0)
     fleet.operations.on_wake(lambda: None, second)
-    fleet.operations.begin(token, "tester", fleet.now, Options())
+    fleet.operations.begin(token, "tester", fleet.now, OperationOptions())
     assert len(fleet.operations.views()) == 1 and set(refused) == {"preview_expired"}
 
 
@@ -164,8 +164,8 @@ def test_who_looks_in_a_loop_drives_out_no_others_previews(fleet: Fleet) -> None
     token = fleet.operations.preview("stop", "*", "anna", fleet.now)["token"]
     for _ in range(3 * KEEP):
         last = fleet.operations.preview("stop", "*", "script", fleet.now)["token"]
-    fleet.operations.begin(token, "anna", fleet.now, Options())
-    fleet.operations.begin(last, "script", fleet.now, Options())
+    fleet.operations.begin(token, "anna", fleet.now, OperationOptions())
+    fleet.operations.begin(last, "script", fleet.now, OperationOptions())
     assert {one["actor"] for one in fleet.operations.views()} == {"anna", "script"}
 
 
@@ -174,7 +174,7 @@ def test_who_was_shown_is_who_is_meant_and_a_changed_selection_is_told(fleet: Fl
     fleet.registry.command("w1-0", "stop", "tester", fleet.now)
     fleet.deploy({"h3": {"w3-0": {"command": "x"}}})
     fleet.obey("h1", "h3")
-    view = fleet.operations.begin(token, "tester", fleet.now, Options())
+    view = fleet.operations.begin(token, "tester", fleet.now, OperationOptions())
     assert (view["total"], view["joined"], view["left"]) == (6, 1, 1)
     fleet.advance()
     assert fleet.registry.workers_by_id["w3-0"].desired == "running"
@@ -184,8 +184,8 @@ def test_who_was_shown_is_who_is_meant_and_a_changed_selection_is_told(fleet: Fl
 def test_previews_are_bounded(fleet: Fleet) -> None:
     tokens = [fleet.operations.preview("stop", "*", "tester", fleet.now)["token"] for _ in range(60)]
     with pytest.raises(Conflict):
-        fleet.operations.begin(tokens[0], "tester", fleet.now, Options())
-    fleet.operations.begin(tokens[-1], "tester", fleet.now, Options())
+        fleet.operations.begin(tokens[0], "tester", fleet.now, OperationOptions())
+    fleet.operations.begin(tokens[-1], "tester", fleet.now, OperationOptions())
 
 
 def test_more_workers_than_one_operation_takes_are_refused(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,20 +9,20 @@ import pytest
 
 from procguard.config.groups import GroupPolicy
 from procguard.errors import Conflict
-from procguard.fleet.leases import Verdict
+from procguard.fleet.leases import LeaseVerdict
 from procguard.fleet.model import records
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import AgentRecord, WorkerRecord
 from procguard.fleet.model.settings import FleetSettings
 from procguard.fleet.recovery.handler import FailureHandler
 from procguard.fleet.recovery.monitor import ProcessMonitor
-from procguard.fleet.recovery.policy import Look, Policy, TaskCase, decide_task
+from procguard.fleet.recovery.policy import Look, RecoveryPolicy, TaskCase, decide_task
 from tests.unit.fleet_world import World
 
 FENCED: dict[str, Any] = {"command": "train", "on_partition": "fence", "lease_s": 20.0, "stop_grace_s": 5.0}
 CERTAIN_S = 20.0 + 5.0 + 2.1
-ON = Policy(FleetSettings(task_reassignment=True, max_recovery_attempts=3))
-GONE = Verdict(True, "its lease has ended", by_time=True)
+ON = RecoveryPolicy(FleetSettings(task_reassignment=True, max_recovery_attempts=3))
+GONE = LeaseVerdict(True, "its lease has ended", by_time=True)
 
 
 # -------------------------------------------------------------------------------------------------- the table
@@ -41,24 +41,24 @@ def case(**values: Any) -> TaskCase:
         (case(wanted=False), ON, "drop", ""),
         (case(well=True), ON, "drop", ""),
         (case(by_hand=True), ON, "leave", "by_hand"),
-        (case(), Policy(FleetSettings(enable_auto_recovery=False)), "leave", "switched_off"),
-        (case(), Policy(ON.settings, braked=True), "wait", "waiting"),
-        (case(), Policy(ON.settings, in_grace=True), "wait", "waiting"),
-        (case(cause="failed"), Policy(ON.settings, braked=True, in_grace=True), "reassign", ""),
-        (case(verdict=Verdict(False, "keep")), ON, "wait", "not_proven_gone"),
-        (case(verdict=Verdict(False, "its lease", 12.0)), ON, "wait", "waiting"),
+        (case(), RecoveryPolicy(FleetSettings(enable_auto_recovery=False)), "leave", "switched_off"),
+        (case(), RecoveryPolicy(ON.settings, braked=True), "wait", "waiting"),
+        (case(), RecoveryPolicy(ON.settings, in_grace=True), "wait", "waiting"),
+        (case(cause="failed"), RecoveryPolicy(ON.settings, braked=True, in_grace=True), "reassign", ""),
+        (case(verdict=LeaseVerdict(False, "keep")), ON, "wait", "not_proven_gone"),
+        (case(verdict=LeaseVerdict(False, "its lease", 12.0)), ON, "wait", "waiting"),
         (case(agent_coming_s=9.0), ON, "wait", "waiting"),
         (case(moves=3), ON, "give_up", "gave_up"),
     ],
 )
-def test_each_row_of_the_table(one: TaskCase, policy: Policy, action: str, state: str) -> None:
+def test_each_row_of_the_table(one: TaskCase, policy: RecoveryPolicy, action: str, state: str) -> None:
     decision = decide_task(one, policy)
     assert (decision.action, decision.state) == (action, state)
 
 
 def test_doubt_is_told_before_anything_else_is_weighed() -> None:
     """Two copies are worse than none: no setting leads past it."""
-    one = case(verdict=Verdict(False, "keep"), moves=9, agent_coming_s=9.0)
+    one = case(verdict=LeaseVerdict(False, "keep"), moves=9, agent_coming_s=9.0)
     assert decide_task(one, ON).state == "not_proven_gone"
 
 

@@ -13,7 +13,7 @@ from procguard.fleet.model.settings import FleetSettings
 from procguard.fleet.recovery import policy as recovery
 from procguard.fleet.recovery.handler import FailureHandler
 from procguard.fleet.recovery.monitor import ProcessMonitor
-from procguard.fleet.recovery.policy import Incident, Look, Policy, decide
+from procguard.fleet.recovery.policy import Incident, Look, RecoveryPolicy, decide
 from remote_agent.protocol import messages
 from tests.unit.fleet_world import SECRET, World
 
@@ -29,11 +29,11 @@ def incident(**values: object) -> Incident:
 
 
 def decided(one: Incident, settings: FleetSettings = SETTINGS, *, braked: bool = False, grace: bool = False) -> str:
-    return decide(one, Policy(settings, braked, grace), NOW).action
+    return decide(one, RecoveryPolicy(settings, braked, grace), NOW).action
 
 
 def test_a_silent_agent_is_looked_for_over_ssh_at_once() -> None:
-    assert decide(incident(), Policy(SETTINGS), NOW)[:2] == ("look", 0.0)
+    assert decide(incident(), RecoveryPolicy(SETTINGS), NOW)[:2] == ("look", 0.0)
 
 
 def test_a_hand_started_launcher_is_left_to_its_user() -> None:
@@ -57,19 +57,19 @@ def test_an_agent_whose_connection_closed_needs_no_grace() -> None:
 
 def test_a_host_out_of_reach_is_looked_for_again_however_long_it_takes() -> None:
     gone = incident(last_look=Look(False, "unknown", "timed out"), looks=1_000, last_look_at=99.0)
-    decision = decide(gone, Policy(SETTINGS), NOW)
+    decision = decide(gone, RecoveryPolicy(SETTINGS), NOW)
     assert (decision.action, decision.delay_s) == ("look", 14.0)
 
 
 def test_a_started_agent_has_recovery_timeout_to_be_heard() -> None:
     started = incident(last_look=Look(True, "started", "started"), starts=1, last_look_at=80.0)
-    decision = decide(started, Policy(SETTINGS), NOW)
+    decision = decide(started, RecoveryPolicy(SETTINGS), NOW)
     assert (decision.action, decision.delay_s) == ("wait", 10.0)
 
 
 def test_attempts_end_after_max_recovery_attempts_with_a_reason() -> None:
     spent = incident(last_look=Look(True, "started", "started"), starts=3, last_look_at=50.0)
-    decision = decide(spent, Policy(SETTINGS), NOW)
+    decision = decide(spent, RecoveryPolicy(SETTINGS), NOW)
     assert decision.action == "give_up"
     assert "max_recovery_attempts" in decision.reason
 
@@ -81,20 +81,22 @@ def test_the_table_in_the_docstring_names_every_row_in_order() -> None:
 
 
 def test_attempts_of_the_manager_before_count_without_another_look() -> None:
-    decision = decide(incident(starts=3), Policy(SETTINGS), NOW)
+    decision = decide(incident(starts=3), RecoveryPolicy(SETTINGS), NOW)
     assert (decision.action, "3 start(s)" in decision.reason) == ("give_up", True)
 
 
 def test_a_look_replaces_a_frozen_agent_only_after_heartbeat_timeout() -> None:
     """A debugger that holds it for a moment is somebody's business."""
-    assert decide(incident(last_heard=95.0), Policy(SETTINGS), NOW).replace_frozen is False
-    assert decide(incident(last_heard=85.0), Policy(SETTINGS), NOW).replace_frozen is True
-    assert decide(incident(), Policy(SETTINGS), NOW).replace_frozen is True  # not heard in this run of the manager
+    assert decide(incident(last_heard=95.0), RecoveryPolicy(SETTINGS), NOW).replace_frozen is False
+    assert decide(incident(last_heard=85.0), RecoveryPolicy(SETTINGS), NOW).replace_frozen is True
+    assert (
+        decide(incident(), RecoveryPolicy(SETTINGS), NOW).replace_frozen is True
+    )  # not heard in this run of the manager
 
 
 def test_an_agent_found_frozen_is_looked_at_again_when_its_time_is_over() -> None:
     frozen = incident(last_heard=95.0, last_look=Look(True, "frozen", "stopped"), last_look_at=99.5)
-    decision = decide(frozen, Policy(SETTINGS), NOW)
+    decision = decide(frozen, RecoveryPolicy(SETTINGS), NOW)
     assert (decision.action, decision.delay_s, decision.replace_frozen) == ("look", 5.0, True)
 
 

@@ -18,7 +18,7 @@ from procguard.admission.rate import FREE_FAILURES, BackOff
 from procguard.errors import Forbidden, Refused
 from procguard.portal.auth import peer_uid
 from procguard.portal.auth.access import Auth, cookie, host_name, is_loopback
-from procguard.portal.auth.sessions import COOKIE, CSRF_HEADER, Sessions
+from procguard.portal.auth.sessions import COOKIE, CSRF_HEADER, BrowserSessions
 from remote_agent.protocol.messages import secret_sha256
 from tests.unit.fleet_world import World
 from tests.waiting import wait_until
@@ -42,7 +42,7 @@ class Desk:
             return forwarded
 
         self.world = World(directory)
-        self.sessions = Sessions()
+        self.sessions = BrowserSessions()
         self.auth = Auth(
             self.world.registry,
             self.sessions,

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from procguard.portal.auth.sessions import MAX_LIFE_S, MAX_SESSIONS, MAX_SESSIONS_PER_TOKEN, SESSION_TTL_S, Sessions
+from procguard.portal.auth.sessions import (
+    MAX_LIFE_S,
+    MAX_SESSIONS,
+    MAX_SESSIONS_PER_TOKEN,
+    SESSION_TTL_S,
+    BrowserSessions,
+)
 
 
 def test_a_viewers_log_ins_end_its_own_oldest_sessions_and_no_operators() -> None:
-    sessions = Sessions()
+    sessions = BrowserSessions()
     operator = sessions.open("op", "token laptop", "operator", 0.0)
     another = sessions.open("v2", "token wall", "viewer", 0.0)
     first = sessions.open("v1", "token screen", "viewer", 0.0)
@@ -18,7 +24,7 @@ def test_a_viewers_log_ins_end_its_own_oldest_sessions_and_no_operators() -> Non
 
 
 def test_many_tokens_of_a_role_share_what_it_has_and_the_fullest_gives() -> None:
-    sessions = Sessions()
+    sessions = BrowserSessions()
     operator = sessions.open("op", "token laptop", "operator", 0.0)
     few = sessions.open("few", "token few", "viewer", 0.0)
     for token in range(20):
@@ -30,7 +36,7 @@ def test_many_tokens_of_a_role_share_what_it_has_and_the_fullest_gives() -> None
 
 def test_every_end_of_a_session_is_told_once() -> None:
     ended: list[str] = []
-    sessions = Sessions()
+    sessions = BrowserSessions()
     sessions.on_closed(ended.append)
     gone, old, revoked, stays = (sessions.open(f"t{number}", "t", "viewer", 0.0) for number in range(4))
     sessions.close(gone.session_id)

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from procguard.portal.http import body as http_body
 from procguard.portal.http.body import BadBody, Body
-from procguard.portal.http.buffer import Reader
+from procguard.portal.http.buffer import SocketReader
 from tests.unit.portal.http.test_http_reader import Pieces
 
 
 def body(*pieces: bytes) -> Body:
-    return Body(Reader(Pieces(*pieces)), None, chunked=True)
+    return Body(SocketReader(Pieces(*pieces)), None, chunked=True)
 
 
 @given(st.lists(st.binary(min_size=1, max_size=40), max_size=8), st.integers(1, 50), st.integers(-1, 30))
@@ -27,10 +27,10 @@ def test_chunks_are_put_together_however_they_come_and_are_asked_for(chunks: lis
 
 
 def test_what_follows_the_body_is_left_for_the_next_request() -> None:
-    reader = Reader(Pieces(b"3\r\nabc\r\n0\r\n\r\nGET / HTTP/1.1\r\n\r\n"))
+    reader = SocketReader(Pieces(b"3\r\nabc\r\n0\r\n\r\nGET / HTTP/1.1\r\n\r\n"))
     assert Body(reader, None, chunked=True).read() == b"abc"
     assert reader.head() == b"GET / HTTP/1.1\r\n\r\n"
-    reader = Reader(Pieces(b"abcGET"))
+    reader = SocketReader(Pieces(b"abcGET"))
     assert Body(reader, 3, chunked=False).read() == b"abc" and reader.read(3) == b"GET"
 
 
@@ -72,18 +72,18 @@ def test_extensions_without_end_are_refused_and_small_chunks_are_not() -> None:
 
 
 def test_a_small_rest_is_read_away_and_a_large_one_ends_the_connection() -> None:
-    reader = Reader(Pieces(b"x" * 1000 + b"GET"))
+    reader = SocketReader(Pieces(b"x" * 1000 + b"GET"))
     small = Body(reader, 1000, chunked=False)
     small.read(10)
     small.discard()
     assert not small.abandoned and reader.read(3) == b"GET"
-    large = Body(Reader(Pieces(b"x" * 10)), http_body.MAX_DISCARD_BYTES + 1, chunked=False)
+    large = Body(SocketReader(Pieces(b"x" * 10)), http_body.MAX_DISCARD_BYTES + 1, chunked=False)
     large.discard()
     assert large.abandoned
     endless = body(b"1\r\na\r\n")
     endless.read(1)
     endless.discard()
     assert endless.abandoned
-    nothing = Body(Reader(Pieces(b"GET")), None, chunked=False)
+    nothing = Body(SocketReader(Pieces(b"GET")), None, chunked=False)
     nothing.discard()
     assert not nothing.abandoned and nothing.read() == b""

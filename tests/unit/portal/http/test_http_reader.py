@@ -7,7 +7,7 @@ import io
 from hypothesis import given
 from hypothesis import strategies as st
 
-from procguard.portal.http.buffer import Reader
+from procguard.portal.http.buffer import SocketReader
 
 
 class Pieces:
@@ -26,7 +26,7 @@ class Pieces:
 
 
 def test_a_head_that_is_here_as_a_whole_is_taken_at_once_and_the_rest_stays() -> None:
-    reader = Reader(Pieces(b"GET / HTTP/1.1\r\n\r\nbody", b"more"))
+    reader = SocketReader(Pieces(b"GET / HTTP/1.1\r\n\r\nbody", b"more"))
     assert reader.wait() and reader.head() == b"GET / HTTP/1.1\r\n\r\n"
     assert reader.ready_bytes == 4 and reader.head() == b""
     assert reader.read(6) == b"bodymo" and not reader.closed
@@ -38,7 +38,7 @@ def test_a_head_that_is_here_as_a_whole_is_taken_at_once_and_the_rest_stays() ->
     st.lists(st.tuples(st.sampled_from(["read", "readline"]), st.integers(-1, 12)), max_size=12),
 )
 def test_it_reads_as_a_file_does(pieces: list[bytes], asked: list[tuple[str, int]]) -> None:
-    reader, file = Reader(Pieces(*pieces)), io.BytesIO(b"".join(pieces))
+    reader, file = SocketReader(Pieces(*pieces)), io.BytesIO(b"".join(pieces))
     for method, size in asked:
         assert getattr(reader, method)(size) == getattr(file, method)(size)
     assert reader.read() == file.read()

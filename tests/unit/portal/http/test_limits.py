@@ -15,7 +15,7 @@ from gevent import pywsgi
 
 from procguard.admission.connections import ConnectionBook, Ticket
 from procguard.admission.memory import Bodies, SendMemory
-from procguard.config.limits import Limits
+from procguard.config.limits import WebLimits
 from procguard.errors import LimitExceeded
 from procguard.portal.http import server as http_server
 from remote_agent.protocol import messages
@@ -102,7 +102,7 @@ def tickets(book: ConnectionBook, address: str, count: int, cut: list[Ticket], n
 
 
 def test_of_too_many_strangers_the_longest_silent_one_goes() -> None:
-    book, cut = ConnectionBook(Limits(unproven_connections=8, unproven_per_address=4)), []
+    book, cut = ConnectionBook(WebLimits(unproven_connections=8, unproven_per_address=4)), []
     first = tickets(book, "192.0.2.1", 4, cut)
     others = [ticket for number in range(2, 6) for ticket in tickets(book, f"192.0.2.{number}", 1, cut)]
     assert cut == []
@@ -114,19 +114,19 @@ def test_of_too_many_strangers_the_longest_silent_one_goes() -> None:
 
 
 def test_a_thousand_known_agents_behind_one_address_are_no_crowd() -> None:
-    book, cut = ConnectionBook(Limits()), []
+    book, cut = ConnectionBook(WebLimits()), []
     for number in range(1000):
         for ticket in tickets(book, "192.0.2.1", 2, cut):
             ticket.prove(f"agent{number}", True)
     assert (len(book), book.unproven_count, cut) == (2000, 0, [])
     strangers = tickets(book, "192.0.2.1", 600, cut)
     strangers += tickets(book, "192.0.2.1", 1, cut, now=5.0)
-    assert set(cut) <= set(strangers) and len(cut) == 601 - Limits().unproven_per_address
+    assert set(cut) <= set(strangers) and len(cut) == 601 - WebLimits().unproven_per_address
 
 
 def test_nobody_is_sent_away_who_had_no_time_to_speak_but_a_flood_has_an_end() -> None:
     """After a restart a thousand agents of one NAT stand at the door in the same moment."""
-    book, cut = ConnectionBook(Limits(unproven_per_address=100, unproven_connections=1000)), []
+    book, cut = ConnectionBook(WebLimits(unproven_per_address=100, unproven_connections=1000)), []
     tickets(book, "192.0.2.1", 400, cut, now=1.0)
     assert cut == []
     tickets(book, "192.0.2.1", 10, cut, now=1.5)
@@ -134,7 +134,7 @@ def test_nobody_is_sent_away_who_had_no_time_to_speak_but_a_flood_has_an_end() -
 
 
 def test_an_agent_that_opens_ever_more_loses_its_oldest_and_nobody_else_s() -> None:
-    book, cut = ConnectionBook(Limits(connections_per_agent=4)), []
+    book, cut = ConnectionBook(WebLimits(connections_per_agent=4)), []
     other = tickets(book, "192.0.2.1", 1, cut)[0]
     other.prove("b", True)
     own = tickets(book, "192.0.2.1", 6, cut)
@@ -148,7 +148,7 @@ def test_an_agent_that_opens_ever_more_loses_its_oldest_and_nobody_else_s() -> N
 
 
 def test_where_all_places_are_taken_by_known_callers_the_next_one_is_refused() -> None:
-    book, cut = ConnectionBook(Limits(), most=3), []
+    book, cut = ConnectionBook(WebLimits(), most=3), []
     known = tickets(book, "192.0.2.1", 3, cut)
     for ticket in known:
         ticket.prove("operator", False)
@@ -355,7 +355,7 @@ def test_a_port_that_is_used_again_before_its_last_connection_has_ended_here_is_
     monkeypatch.setattr(pywsgi.WSGIServer, "do_handle", lambda *_: None)
     monkeypatch.setattr(pywsgi.WSGIServer, "do_close", lambda *_: None)
     server = http_server.Server.__new__(http_server.Server)
-    server.book, server._tickets, server._tickets_of = ConnectionBook(Limits()), {}, {}
+    server.book, server._tickets, server._tickets_of = ConnectionBook(WebLimits()), {}, {}
     address = ("127.0.0.1", 4242)
     with socket.socket() as first, socket.socket() as second:
         server.do_handle(first, address)
@@ -373,7 +373,7 @@ def test_a_connection_that_ended_by_itself_is_shut_down_without_harm_to_who_come
     """Whoever is let in has nothing to do with the one that had to go; and no descriptor more is needed for it."""
     monkeypatch.setattr(pywsgi.WSGIServer, "do_handle", lambda *_: None)
     server = http_server.Server.__new__(http_server.Server)
-    server.book = ConnectionBook(Limits(unproven_connections=8, unproven_per_address=4))
+    server.book = ConnectionBook(WebLimits(unproven_connections=8, unproven_per_address=4))
     server._tickets, server._tickets_of = {}, {}
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(20)]  # none of them is connected

@@ -9,7 +9,7 @@ import gevent.socket
 
 from procguard.admission.connections import UNSHARED_WORK, ConnectionBook, Ticket
 from procguard.admission.turns import SLICE_WORK, TURN_SLICES, Share
-from procguard.config.limits import Limits
+from procguard.config.limits import WebLimits
 
 
 def ticket(book: ConnectionBook, address: str = "a") -> Ticket:
@@ -81,7 +81,7 @@ def test_who_is_killed_while_it_waits_holds_up_nobody() -> None:
 
 
 def test_strangers_share_and_who_is_known_has_a_share_of_its_own() -> None:
-    book = ConnectionBook(Limits())
+    book = ConnectionBook(WebLimits())
     one, two, three = ticket(book, "a"), ticket(book, "b"), ticket(book, "b")
     assert one.share is two.share is book.strangers_share
     one.prove("agent:g1", True)
@@ -96,7 +96,7 @@ def test_strangers_share_and_who_is_known_has_a_share_of_its_own() -> None:
 
 
 def test_who_changes_callers_on_a_connection_begins_no_new_slice() -> None:
-    book = ConnectionBook(Limits())
+    book = ConnectionBook(WebLimits())
     hostile = ticket(book)
     hostile.spend(UNSHARED_WORK)
     spent = 0
@@ -115,7 +115,7 @@ def test_who_changes_callers_on_a_connection_begins_no_new_slice() -> None:
 
 
 def test_the_first_request_of_a_connection_waits_for_no_stranger() -> None:
-    book = ConnectionBook(Limits())
+    book = ConnectionBook(WebLimits())
     hostile = ticket(book)
     hostile.spend(UNSHARED_WORK)
 

@@ -7,7 +7,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from procguard.portal.live.columns import HOST_COLUMNS, WORKER_COLUMNS, Hosts, Workers
+from procguard.portal.live.columns import HOST_COLUMNS, WORKER_COLUMNS, HostColumns, WorkerColumns
 from procguard.portal.live.tables import HISTORY_FRAMES, RowTopic, column_text, differences
 from remote_agent.protocol import messages as protocol
 from tests.unit.fleet_world import World
@@ -238,7 +238,7 @@ def test_a_worker_s_row_says_what_its_view_says(tmp_path: Path) -> None:
         world.report("w2", state="backoff", next_start_in_s=30.0, reason="exit 1"),
     )
     world.registry.set_worker_suspect("w1", "no CPU for 90 s", world.now)
-    source = Workers(world.registry)
+    source = WorkerColumns(world.registry)
 
     def compare() -> None:
         for worker_id in ("w1", "w2", "w3"):
@@ -264,7 +264,7 @@ def test_a_worker_s_row_says_what_its_view_says(tmp_path: Path) -> None:
 def test_a_countdown_told_again_with_each_heartbeat_is_no_change(tmp_path: Path) -> None:
     world = World(tmp_path)
     world.deploy({"h1": {"w1": {"command": "x"}}})
-    source = Workers(world.registry)
+    source = WorkerColumns(world.registry)
     world.beat("h1", world.report("w1", state="backoff", next_start_in_s=30.0))
     first = source.row("w1", None, 1000.0)
     world.beat("h1", world.report("w1", state="backoff", next_start_in_s=28.4))
@@ -278,7 +278,7 @@ def test_hosts_and_launchers_that_wait_are_rows_of_one_list(tmp_path: Path) -> N
     idle = protocol.GpuUsage(1, utilization_percent=0.0, memory_used_bytes=0, memory_total_bytes=100)
     world.beat("h1", usage=protocol.HostUsage(7.04, 1.5, 1000, 1, 2, gpus=[gpu, idle]))
     waiting = world.register("w9", trusted=False, peer="192.0.2.7", secret_sha256=protocol.secret_sha256("x"))
-    source = Hosts(world.registry)
+    source = HostColumns(world.registry)
     rows = [dict(zip(HOST_COLUMNS, source.row(one, None, 0.0) or (), strict=True)) for one in source.ids()]
     host, launcher = rows
     assert (host["host"], host["agent_state"], host["workers"], host["gpus"]) == ("h1", "connected", 1, 2)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from remote_agent.agent.commands import Orders
-from remote_agent.agent.journal import Journal
+from remote_agent.agent.journal import AgentJournal
 from remote_agent.protocol.messages import Command
 from tests.agent_host import Host, alive, running
 from tests.fake_manager import FakeManager
@@ -38,7 +38,7 @@ class Slot:
 
 @pytest.fixture
 def desk(tmp_path: Path):
-    journal = Journal(str(tmp_path / "journal"))
+    journal = AgentJournal(str(tmp_path / "journal"))
     yield Orders(journal), Slot()
     journal.close()
 
@@ -142,10 +142,10 @@ def test_a_command_that_a_killed_agent_had_begun_is_never_carried_out_by_the_nex
     """Its runner may be at work on it still: a second restart would end what the first one has started."""
     path, slot = str(tmp_path / "journal"), Slot()
     slots: Any = {"w1": slot}
-    first = Orders(Journal(path))
+    first = Orders(AgentJournal(path))
     first.receive([order(1)], slots, now=100.0, asked=100.0)
     slot.waiting.clear()
-    next_one = Orders(Journal(path))
+    next_one = Orders(AgentJournal(path))
     next_one.receive([order(1)], slots, now=101.0, asked=101.0)
     assert len(slot.told) == 1
     assert [one.status for one in next_one.results()] == ["failed"]

@@ -15,11 +15,11 @@ from remote_agent.logs import retention, shipper, watcher
 from remote_agent.logs.shipper import LogShipper
 from remote_agent.logs.watcher import ShippedWorker
 from remote_agent.system import paths
-from remote_agent.transport.client import Addresses, Connection, Credentials, LinkDown
+from remote_agent.transport.client import Addresses, AgentCredentials, Connection, LinkDown
 from tests.fake_manager import FakeManager
 from tests.waiting import wait_until
 
-ME = Credentials("h1", "fleet-1", "s3cret", "key")
+ME = AgentCredentials("h1", "fleet-1", "s3cret", "key")
 
 
 @pytest.fixture

@@ -18,7 +18,15 @@ from procguard.agent_api.sessions import KEPT, MOST, OPEN_WITHIN_S, AgentSession
 from procguard.errors import LimitExceeded, Refused
 from procguard.portal.http import own_addresses
 from remote_agent.protocol import messages, session
-from remote_agent.transport.client import Addresses, Connection, Credentials, LinkDown, Unproven, heartbeat, poll
+from remote_agent.transport.client import (
+    Addresses,
+    AgentCredentials,
+    Connection,
+    LinkDown,
+    UnprovenManager,
+    heartbeat,
+    poll,
+)
 from remote_agent.tunnel import port_owner
 from tests.relay_in_between import Relay
 from tests.server_process import RunningServer
@@ -42,9 +50,9 @@ def relay(server: RunningServer) -> Iterator[Relay]:
     one.close()
 
 
-def me(server: RunningServer, agent_id: str = "h1", secret: str = SECRET) -> Credentials:
+def me(server: RunningServer, agent_id: str = "h1", secret: str = SECRET) -> AgentCredentials:
     answer = server.ask("POST", "/api/deployments", {"hosts": [{"host": agent_id}], "check": True}).json
-    return Credentials(agent_id, answer["fleet_id"], secret, answer["hosts"][agent_id]["proof_key"])
+    return AgentCredentials(agent_id, answer["fleet_id"], secret, answer["hosts"][agent_id]["proof_key"])
 
 
 def beat(**values: Any) -> dict[str, Any]:
@@ -135,11 +143,11 @@ def test_nobody_can_make_an_agent_send_its_secret_by_hiding_the_session(server: 
         return b"HTTP/1.1 200 OK\r\nContent-Length: %d" % len(changed) + mark + changed
 
     relay.change_answer = without_session
-    with pytest.raises(Unproven):
+    with pytest.raises(UnprovenManager):
         heartbeat("h1", beat())(Connection(Addresses([relay.url]), me(server)))
     relay.change_answer = lambda data: data
     relay.change_request = lambda data: data.replace(b"nonce=session.", b"nonce=sessiom.")
-    with pytest.raises(Unproven):
+    with pytest.raises(UnprovenManager):
         heartbeat("h1", beat())(Connection(Addresses([relay.url]), me(server)))
     passed = b"".join(relay.sent)
     assert b"Authorization" not in passed and SECRET.encode() not in passed
@@ -165,14 +173,14 @@ def test_a_revoked_secret_is_refused_in_words_that_are_believed(server: RunningS
     assert server.ask("POST", "/api/agents/h2/revoke", {}).status == 200
     reply = heartbeat("h2", again)(connection)
     assert reply.refused and "not known here" in reply.why
-    with pytest.raises(Unproven):  # and the key by which it knew its manager has ended, too
+    with pytest.raises(UnprovenManager):  # and the key by which it knew its manager has ended, too
         heartbeat("h2", again)(Connection(Addresses([f"http://127.0.0.1:{server.port}"]), mine))
 
 
 def test_an_agent_without_a_key_to_recognise_its_manager_by_says_nothing(server: RunningServer, relay: Relay) -> None:
     mine = me(server)
     mine.proof_key = ""
-    with pytest.raises(Unproven, match="no key"):
+    with pytest.raises(UnprovenManager, match="no key"):
         heartbeat("h1", beat())(Connection(Addresses([relay.url]), mine))
     assert relay.sent == []
 
@@ -187,7 +195,7 @@ def enrol(server: RunningServer, url: str, worker_id: str, token: str) -> Any:
         "host": "far",
         "secret_sha256": messages.secret_sha256("mine"),
     }
-    connection = Connection(Addresses([url]), Credentials(f"launcher:{worker_id}", me(server).fleet_id, "mine"))
+    connection = Connection(Addresses([url]), AgentCredentials(f"launcher:{worker_id}", me(server).fleet_id, "mine"))
     return connection.with_token("POST", "/api/workers/register", json.dumps(body).encode(), token)
 
 
@@ -202,7 +210,7 @@ def test_an_enrolment_token_and_the_key_that_it_brings_never_travel_in_clear(
     assert len(key) == 64
     passed = b"".join(relay.sent + relay.answered)
     assert made["token"].encode() not in passed and key.encode() not in passed and b"Bearer" not in passed
-    mine = Credentials("launcher:far1", me(server).fleet_id, "mine", key)
+    mine = AgentCredentials("launcher:far1", me(server).fleet_id, "mine", key)
     beat_ = heartbeat("launcher:far1", messages.encode(messages.AgentHeartbeat("launcher:far1")))
     assert beat_(Connection(Addresses([relay.url]), mine)).ok
     again = enrol(server, relay.url, "far2", made["token"])
@@ -212,14 +220,14 @@ def test_an_enrolment_token_and_the_key_that_it_brings_never_travel_in_clear(
 def test_a_token_is_sent_to_nobody_who_does_not_know_it(server: RunningServer, relay: Relay) -> None:
     """A manager of another fleet, one that has lost its state, and an impostor."""
     token = "pg-nobody-knows-this-one"
-    with pytest.raises(Unproven, match="not sent"):
+    with pytest.raises(UnprovenManager, match="not sent"):
         enrol(server, relay.url, "far3", token)
     operators = server.ask("POST", "/api/tokens", {"scope": "operator", "name": "op"}).json["token"]
-    with pytest.raises(Unproven, match="not sent"):
+    with pytest.raises(UnprovenManager, match="not sent"):
         enrol(server, relay.url, "far3", operators)
     fake = Answering(200, json.dumps({"fleet_id": me(server).fleet_id, "proof": "00"}).encode(), {})
     try:
-        with pytest.raises(Unproven):
+        with pytest.raises(UnprovenManager):
             enrol(server, fake.url, "far3", token)
     finally:
         fake.close()
@@ -290,7 +298,7 @@ def test_no_secret_without_a_proof_whatever_hello_is_answered(
     """Not on that connection and not on the next: each begins with hello."""
     fake = Answering(status, body, headers)
     try:
-        connection = Connection(Addresses([fake.url]), Credentials("h1", "fleet-1", SECRET, "key"))
+        connection = Connection(Addresses([fake.url]), AgentCredentials("h1", "fleet-1", SECRET, "key"))
         for _ in range(3):
             with pytest.raises(LinkDown):
                 heartbeat("h1", beat())(connection)
@@ -408,7 +416,7 @@ def test_another_users_listener_on_this_host_gets_nothing(
     uid = os.getuid() + owner
     monkeypatch.setattr(port_owner, "owners_of", lambda _address, _port: {uid})
     connection = Connection(Addresses([relay.url]), me(server))
-    with pytest.raises(Unproven, match="another user listens there"):
+    with pytest.raises(UnprovenManager, match="another user listens there"):
         heartbeat("h1", beat())(connection)
     assert not any(b"Authorization" in data for data in relay.sent)
 
@@ -423,7 +431,7 @@ def test_a_manager_of_another_user_on_this_machine_is_taken_on_its_own_word(
     url = f"http://127.0.0.1:{server.port}"
     assert heartbeat("h1", beat())(Connection(Addresses([url]), me(server))).ok
     monkeypatch.setattr(session, "machine_mark", lambda: "another machine")
-    with pytest.raises(Unproven, match="another user listens there"):
+    with pytest.raises(UnprovenManager, match="another user listens there"):
         heartbeat("h1", beat())(Connection(Addresses([url]), me(server)))
 
 

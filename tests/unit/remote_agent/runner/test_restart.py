@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from remote_agent.runner import restart
-from remote_agent.runner.restart import FAIL, FINISH, RESTART, Ending, Policy, decide
+from remote_agent.runner.restart import FAIL, FINISH, RESTART, Ending, RestartRules, decide
 
 
 def crash(ran_s: float = 100.0, **more: object) -> Ending:
@@ -16,73 +16,73 @@ def crash(ran_s: float = 100.0, **more: object) -> Ending:
 
 def test_first_restart_of_a_crash_is_immediate():
     """Most crashes are single: nobody waits for the first restart."""
-    decision = decide(crash(), 0, Policy())
+    decision = decide(crash(), 0, RestartRules())
     assert (decision.action, decision.delay_s, decision.restarts) == (RESTART, 0.0, 1)
 
 
 def test_delays_follow_the_backoff_and_the_last_repeats():
     """5, 30, 120, 300, 300 … after the immediate first."""
-    policy = Policy({"max_attempts": 10})
+    policy = RestartRules({"max_attempts": 10})
     delays = [decide(crash(), spent, policy).delay_s for spent in range(7)]
     assert delays == [0, 5, 30, 120, 300, 300, 300]
 
 
 def test_jitter_stays_within_a_quarter():
     """Both ends of the roll."""
-    assert decide(crash(), 1, Policy(), roll=0.0).delay_s == pytest.approx(3.75)
-    assert decide(crash(), 1, Policy(), roll=0.999999).delay_s == pytest.approx(6.25, abs=0.01)
+    assert decide(crash(), 1, RestartRules(), roll=0.0).delay_s == pytest.approx(3.75)
+    assert decide(crash(), 1, RestartRules(), roll=0.999999).delay_s == pytest.approx(6.25, abs=0.01)
 
 
 def test_spent_budget_is_failed():
     """The fourth crash of three allowed restarts ends it, and says so."""
-    decision = decide(crash(), 3, Policy())
+    decision = decide(crash(), 3, RestartRules())
     assert (decision.action, decision.reason) == (FAIL, "exit code 1 after 1 min 40 s; all 3 restarts are used up")
 
 
 def test_long_healthy_run_gives_the_budget_back():
     """A job that crashes once a day is restarted for ever."""
-    decision = decide(crash(ran_s=600.0), 3, Policy())
+    decision = decide(crash(ran_s=600.0), 3, RestartRules())
     assert (decision.action, decision.restarts, decision.delay_s) == (RESTART, 1, 0.0)
 
 
 def test_exit_zero_is_finished_on_failure_policy():
     """A job that is done is done."""
-    decision = decide(Ending(code=0, ran_s=300.0, was_running=True), 0, Policy())
+    decision = decide(Ending(code=0, ran_s=300.0, was_running=True), 0, RestartRules())
     assert (decision.action, decision.reason) == (FINISH, "finished: exit code 0 after 5 min")
 
 
 def test_exit_zero_before_start_secs_is_finished_too():
     """A quick job is no failed start."""
-    assert decide(Ending(code=0, ran_s=0.2), 0, Policy()).action == FINISH
+    assert decide(Ending(code=0, ran_s=0.2), 0, RestartRules()).action == FINISH
 
 
 def test_listed_exit_codes_are_success():
     """success_exit_codes replaces [0]."""
-    policy = Policy({"success_exit_codes": [3]})
+    policy = RestartRules({"success_exit_codes": [3]})
     assert decide(Ending(code=3, ran_s=1), 0, policy).action == FINISH
     assert decide(Ending(code=0, ran_s=1), 0, policy).action == RESTART
 
 
 def test_never_restarts_nothing():
     """enable_auto_recovery: false arrives as policy never."""
-    assert decide(crash(), 0, Policy({"policy": "never"})).action == FAIL
-    assert decide(Ending(code=0), 0, Policy({"policy": "never"})).action == FINISH
+    assert decide(crash(), 0, RestartRules({"policy": "never"})).action == FAIL
+    assert decide(Ending(code=0), 0, RestartRules({"policy": "never"})).action == FINISH
 
 
 def test_zero_attempts_fail_at_once():
     """max_attempts 0 means no restart, whatever the policy."""
-    assert decide(crash(), 0, Policy({"max_attempts": 0})).action == FAIL
+    assert decide(crash(), 0, RestartRules({"max_attempts": 0})).action == FAIL
 
 
 def test_always_restarts_a_clean_end_without_spending():
     """A batch loop under policy always runs for ever."""
-    decision = decide(Ending(code=0, ran_s=60, was_running=True), 3, Policy({"policy": "always"}))
+    decision = decide(Ending(code=0, ran_s=60, was_running=True), 3, RestartRules({"policy": "always"}))
     assert (decision.action, decision.delay_s, decision.restarts) == (RESTART, 0.0, 3)
 
 
 def test_always_does_not_spin():
     """A clean end right after the start waits, and one before start_secs spends the budget."""
-    policy = Policy({"policy": "always", "start_secs": 0})
+    policy = RestartRules({"policy": "always", "start_secs": 0})
     assert decide(Ending(code=0, ran_s=0.01, was_running=True), 0, policy).delay_s == 5.0
     assert decide(Ending(code=0, ran_s=0.01), 3, policy).action == FAIL
 
@@ -90,7 +90,7 @@ def test_always_does_not_spin():
 def test_a_cause_of_ours_makes_exit_zero_a_failure():
     """A child that ends with 0 because we took it down for being unhealthy has not finished."""
     decision = decide(
-        Ending(code=0, ran_s=90, was_running=True, cause="unhealthy", detail="http: 500 × 3"), 0, Policy()
+        Ending(code=0, ran_s=90, was_running=True, cause="unhealthy", detail="http: 500 × 3"), 0, RestartRules()
     )
     assert decision.action == RESTART
     assert decision.reason == "unhealthy after 1 min 30 s: http: 500 × 3; restart 1 of 3 now"
@@ -99,10 +99,12 @@ def test_a_cause_of_ours_makes_exit_zero_a_failure():
 def test_reasons_read_like_sentences():
     """The words of the portal."""
     killed = Ending(signal=9, ran_s=3 * 3600 + 12 * 60 + 5, was_running=True)
-    assert decide(killed, 0, Policy()).reason == "killed by signal 9 (SIGKILL) after 3 h 12 min; restart 1 of 3 now"
-    again = decide(Ending(signal=9, ran_s=100, was_running=True), 1, Policy()).reason
+    assert (
+        decide(killed, 0, RestartRules()).reason == "killed by signal 9 (SIGKILL) after 3 h 12 min; restart 1 of 3 now"
+    )
+    again = decide(Ending(signal=9, ran_s=100, was_running=True), 1, RestartRules()).reason
     assert again == "killed by signal 9 (SIGKILL) after 1 min 40 s; restart 2 of 3 in 5 s"
-    oom = decide(Ending(signal=9, ran_s=30, was_running=True, oom=True), 0, Policy()).reason
+    oom = decide(Ending(signal=9, ran_s=30, was_running=True, oom=True), 0, RestartRules()).reason
     assert oom.startswith("killed by the kernel for want of memory (signal 9, SIGKILL) after 30 s; restart 1")
 
 
@@ -134,7 +136,7 @@ def test_stop_signals_by_name(name, number):
 def test_no_policy_breaks_the_decider(values):
     """spec.json may be anything: the runner never dies of it, no delay is negative, and exit code 1 finishes only where
     the policy calls it a success."""
-    policy = Policy(values)
+    policy = RestartRules(values)
     decision = decide(crash(), 1, policy)
     success = 1 in policy.success_exit_codes
     assert decision.action in ((FINISH,) if success and policy.policy != "always" else (RESTART, FAIL))
@@ -148,7 +150,7 @@ def test_no_policy_breaks_the_decider(values):
 )
 def test_restarts_never_exceed_the_budget(endings, max_attempts):
     """No history of short failures gets more than max_attempts restarts."""
-    policy = Policy({"max_attempts": max_attempts})
+    policy = RestartRules({"max_attempts": max_attempts})
     spent = given_restarts = 0
     for code, ran_s, was_running in endings:
         decision = decide(Ending(code=code or 1, ran_s=ran_s, was_running=was_running), spent, policy)

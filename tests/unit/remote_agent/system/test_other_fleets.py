@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from remote_agent.agent.worker import WorkerSlot
-from remote_agent.install.__main__ import Session
+from remote_agent.install.__main__ import InstallerSession
 from remote_agent.install.installer import Installer
 from remote_agent.install.release import InstallError
 from remote_agent.protocol.messages import Assignment, WorkerSpec
@@ -71,7 +71,7 @@ def test_what_another_fleet_runs_is_refused_naming_both_fleets_and_its_manager(h
 
 def test_check_is_refused_what_a_deployment_would_be(home: Path) -> None:
     """It names its workers with the first question; whoever else asks how the host is, is answered."""
-    session = Session()
+    session = InstallerSession()
     where = {"op": "hello", "fleet_id": OURS, "host": "h1", "home": str(home)}
     with fleet(home, THEIRS, "train"):
         with pytest.raises(InstallError, match="already runs here in another fleet"):

@@ -18,7 +18,7 @@ from remote_agent.logs.watcher import ShippedWorker
 from remote_agent.protocol import messages
 from remote_agent.system import paths
 from remote_agent.transport import zmq as zmq_wire
-from remote_agent.transport.client import Addresses, Connection, Credentials, LinkDown, heartbeat, poll
+from remote_agent.transport.client import Addresses, AgentCredentials, Connection, LinkDown, heartbeat, poll
 from remote_agent.transport.negotiation import AGAIN_LAST_S, Channels
 from tests.server_process import ROOT
 from tests.unit.channel_links import World, free_ports
@@ -42,7 +42,7 @@ class Agent:
         self.said: list[str] = []
         self.channels = Channels(self.said.append)
         fleet_id = world.server.ask("GET", "/api/hello").json["fleet_id"]
-        self.credentials = Credentials(name, fleet_id, secret, world.proof_keys[name])
+        self.credentials = AgentCredentials(name, fleet_id, secret, world.proof_keys[name])
         self.connections: list[Connection] = []
 
     def connection(self, *, logs: bool = False) -> Connection:

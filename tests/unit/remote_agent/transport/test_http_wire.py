@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from remote_agent.transport import http as http_wire
-from remote_agent.transport.http import Address, Answer, HttpConnection, PeerClosed, WireTrouble, quote, split_url
+from remote_agent.transport.http import Address, HttpAnswer, HttpConnection, PeerClosed, WireTrouble, quote, split_url
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -70,7 +70,7 @@ def peer() -> Iterator[Peer]:
 
 def ask(
     connection: HttpConnection, body: bytes | None = None, *, timeout_s: float = 2.0, max_bytes: int = 1000
-) -> tuple[Answer, bool]:
+) -> tuple[HttpAnswer, bool]:
     return connection.exchange(
         "POST" if body else "GET", "/x", {"A": "b"}, body, timeout_s=timeout_s, max_bytes=max_bytes
     )
@@ -112,8 +112,8 @@ def test_request_goes_out_whole_and_the_connection_is_kept(peer: Peer) -> None:
     """Two requests on one connection; the body's length is told, the headers arrive."""
     peer.answers = [OK, OK]
     connection = HttpConnection(peer.address, 2.0)
-    assert ask(connection) == (Answer(200, b"ok"), True)
-    assert ask(connection, b"body") == (Answer(200, b"ok"), True)
+    assert ask(connection) == (HttpAnswer(200, b"ok"), True)
+    assert ask(connection, b"body") == (HttpAnswer(200, b"ok"), True)
     connection.close()
     head, _, body = peer.requests[1].partition(b"\r\n\r\n")
     assert body == b"body"
@@ -133,25 +133,25 @@ def test_large_body_arrives_byte_for_byte(peer: Peer) -> None:
 @pytest.mark.parametrize(
     ("raw", "answer", "kept"),
     [
-        (b"HTTP/1.1 204 No Content\r\n\r\n", Answer(204, b""), True),
-        (b"HTTP/1.1 100 Continue\r\n\r\n" + OK, Answer(200, b"ok"), True),
-        (b"HTTP/1.1 200 OK\r\nConnection: Close\r\nContent-Length: 1\r\n\r\nx", Answer(200, b"x"), False),
-        (b"HTTP/1.0 200 OK\r\nContent-Length: 1\r\n\r\nx", Answer(200, b"x"), False),
-        (b"HTTP/1.1 409\nContent-Length: 1\n\nx", Answer(409, b"x"), True),
+        (b"HTTP/1.1 204 No Content\r\n\r\n", HttpAnswer(204, b""), True),
+        (b"HTTP/1.1 100 Continue\r\n\r\n" + OK, HttpAnswer(200, b"ok"), True),
+        (b"HTTP/1.1 200 OK\r\nConnection: Close\r\nContent-Length: 1\r\n\r\nx", HttpAnswer(200, b"x"), False),
+        (b"HTTP/1.0 200 OK\r\nContent-Length: 1\r\n\r\nx", HttpAnswer(200, b"x"), False),
+        (b"HTTP/1.1 409\nContent-Length: 1\n\nx", HttpAnswer(409, b"x"), True),
         (
             CHUNKED + b"3;a=b\r\nabc\r\n0a\r\n0123456789\r\n0\r\nT: x\r\n\r\n",
-            Answer(200, b"abc0123456789"),
+            HttpAnswer(200, b"abc0123456789"),
             True,
         ),
     ],
 )
-def test_answers_of_every_common_shape(peer: Peer, raw: bytes, answer: Answer, kept: bool) -> None:
+def test_answers_of_every_common_shape(peer: Peer, raw: bytes, answer: HttpAnswer, kept: bool) -> None:
     """Without body, interim, closing, HTTP/1.0, bare line feeds, chunked; and the next answer is found."""
     peer.answers = [raw, OK]
     connection = HttpConnection(peer.address, 2.0)
     assert ask(connection) == (answer, kept)
     if kept:
-        assert ask(connection) == (Answer(200, b"ok"), True)
+        assert ask(connection) == (HttpAnswer(200, b"ok"), True)
 
 
 def test_answer_without_a_length_ends_with_the_connection() -> None:
@@ -160,7 +160,7 @@ def test_answer_without_a_length_ends_with_the_connection() -> None:
         whole = b"HTTP/1.1 200 OK\r\n\r\nall of it"
         threading.Thread(target=_answer_and_close, args=(listener, whole), daemon=True).start()
         connection = HttpConnection(split_url(f"http://127.0.0.1:{listener.getsockname()[1]}"), 2.0)
-        assert ask(connection) == (Answer(200, b"all of it"), False)
+        assert ask(connection) == (HttpAnswer(200, b"all of it"), False)
 
 
 def test_silence_is_bounded(peer: Peer) -> None:
@@ -269,7 +269,7 @@ def test_https_checks_the_certificate(peer: Peer, tmp_path: Path, monkeypatch: p
         HttpConnection(address, 5.0)
     monkeypatch.setenv("SSL_CERT_FILE", certificate)
     connection = HttpConnection(address, 5.0)
-    assert ask(connection, timeout_s=5.0) == (Answer(200, b"ok"), True)
+    assert ask(connection, timeout_s=5.0) == (HttpAnswer(200, b"ok"), True)
     connection.close()
 
 

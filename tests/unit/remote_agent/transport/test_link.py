@@ -10,13 +10,13 @@ import pytest
 
 from remote_agent.transport.client import (
     Addresses,
+    AgentCredentials,
     Caller,
     Connection,
-    Credentials,
     LinkDown,
     Reply,
     Unknown,
-    Unproven,
+    UnprovenManager,
     heartbeat,
     retry_delay_s,
 )
@@ -24,7 +24,7 @@ from remote_agent.tunnel.port_owner import is_own_listener
 from tests.fake_manager import FakeManager
 from tests.waiting import wait_until
 
-ME = Credentials("h1", "fleet-1", "s3cret", "key")
+ME = AgentCredentials("h1", "fleet-1", "s3cret", "key")
 BEAT = {"workers": [], "events": [], "results": [], "assignments_rev": "", "commands_seq": 0}
 
 
@@ -53,7 +53,7 @@ def test_session_begins_only_after_the_proof(manager: FakeManager) -> None:
 def test_impostor_with_another_key_never_sees_the_secret(manager: FakeManager) -> None:
     """Right fleet by name, wrong proof."""
     manager.proof_keys["h1"] = "guessed"
-    with pytest.raises(Unproven, match="cannot prove"):
+    with pytest.raises(UnprovenManager, match="cannot prove"):
         heartbeat("h1", BEAT)(Connection(Addresses([manager.url]), ME))
     assert not session_begun(manager)
 
@@ -61,7 +61,7 @@ def test_impostor_with_another_key_never_sees_the_secret(manager: FakeManager) -
 def test_manager_of_another_fleet_is_named_and_never_sees_the_secret(manager: FakeManager) -> None:
     """A reused address: the message says which fleet answered."""
     manager.fleet_id = "fleet-2"
-    with pytest.raises(Unproven, match="manager of fleet fleet-2, not of fleet-1"):
+    with pytest.raises(UnprovenManager, match="manager of fleet fleet-2, not of fleet-1"):
         heartbeat("h1", BEAT)(Connection(Addresses([manager.url]), ME))
     assert not session_begun(manager)
 
@@ -154,7 +154,7 @@ def test_a_tunnels_port_that_another_user_of_this_host_took_gets_no_secret(
     tunnelled.disconnect()
     monkeypatch.setattr(os, "getuid", lambda: 47_123)
     asked = len(manager.requests)
-    with pytest.raises(Unproven, match="another user of this host listens there"):
+    with pytest.raises(UnprovenManager, match="another user of this host listens there"):
         heartbeat("h1", BEAT)(tunnelled)
     assert len(manager.requests) == asked
     assert heartbeat("h1", BEAT)(Connection(Addresses([manager.url]), ME)).ok  # no tunnel: any machine may be asked

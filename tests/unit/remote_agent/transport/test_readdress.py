@@ -126,8 +126,8 @@ def test_the_session_hands_over_only_where_a_manager_asks(
     put(installer, manager, secret="s3cret")
     away(manager)
     where = {"op": "ensure", "fleet_id": installer.fleet_id, "host": "host1", "home": installer.home}
-    assert "addresses" not in install.Session()._do(where)["report"]
-    report = install.Session()._do({**where, "manager": given(moved)})["report"]
+    assert "addresses" not in install.InstallerSession()._do(where)["report"]
+    report = install.InstallerSession()._do({**where, "manager": given(moved)})["report"]
     assert report["running"] and report["addresses"]["told"] == [moved.url]
 
 

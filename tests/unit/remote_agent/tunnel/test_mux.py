@@ -254,7 +254,7 @@ def test_a_host_has_one_bound_for_all_its_connections(monkeypatch: pytest.Monkey
 
 
 def test_where_all_hosts_together_keep_too_much_those_above_an_equal_share_give() -> None:
-    store = mux.Store(100_000)
+    store = mux.StreamBuffer(100_000)
     modest, greedy = receiving(store), receiving(store)
     modest.feed(1, b"x" * 30_000)
     for number in range(1, 11):
@@ -292,7 +292,7 @@ def test_who_asks_and_never_reads_the_refusals_is_cut() -> None:
 class Receiving:
     """A stream's end whose local connections take nothing, without a thread."""
 
-    def __init__(self, store: mux.Store | None, clock: Any) -> None:
+    def __init__(self, store: mux.StreamBuffer | None, clock: Any) -> None:
         self.dialled = 0
         self.far: list[socket.socket] = []
         here, self.there = socket.socketpair()
@@ -324,5 +324,5 @@ class Receiving:
             one.close()
 
 
-def receiving(store: mux.Store | None = None, clock: Any = None) -> Receiving:
+def receiving(store: mux.StreamBuffer | None = None, clock: Any = None) -> Receiving:
     return Receiving(store, clock)

@@ -28,7 +28,7 @@ class NewToken(Token):
     note: str
 
 
-class Tokens(BaseModel):
+class TokenList(BaseModel):
     tokens: list[Token]
 
 
@@ -58,7 +58,7 @@ class AuditTrail(BaseModel):
     audit: list[Change]
 
 
-class Session(BaseModel):
+class SessionAnswer(BaseModel):
     """Who this browser is."""
 
     operator: bool

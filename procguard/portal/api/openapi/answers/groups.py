@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from procguard.portal.api.openapi.answers import Moment
 
 
-class Member(BaseModel):
+class MemberAnswer(BaseModel):
     worker_id: str
     host: str
     state: str
@@ -26,7 +26,7 @@ class GangIncident(BaseModel):
     ended: Moment
 
 
-class Group(BaseModel):
+class GroupAnswer(BaseModel):
     group: str
     restart: str
     rendezvous: str
@@ -39,8 +39,8 @@ class Group(BaseModel):
     since: Moment
     reason: str
     incident: GangIncident | None
-    members: list[Member]
+    members: list[MemberAnswer]
 
 
-class Groups(BaseModel):
-    groups: list[Group]
+class GroupsAnswer(BaseModel):
+    groups: list[GroupAnswer]

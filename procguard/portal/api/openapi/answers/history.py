@@ -25,7 +25,7 @@ class Event(BaseModel):
     logs: str | None = None
 
 
-class Events(BaseModel):
+class EventsAnswer(BaseModel):
     events: list[Event]
 
 
@@ -42,7 +42,7 @@ class Happened(BaseModel):
     text: str
 
 
-class Explanation(BaseModel):
+class ExplanationAnswer(BaseModel):
     worker_id: str
     state: str
     language: Literal["en", "zh"]
@@ -53,12 +53,12 @@ class Explanation(BaseModel):
     timeline: list[Happened]
 
 
-class Step(BaseModel):
+class StepAnswer(BaseModel):
     at: Moment
     text: str
 
 
-class Incident(BaseModel):
+class IncidentAnswer(BaseModel):
     host: str
     agent: str
     opened: Moment
@@ -66,8 +66,8 @@ class Incident(BaseModel):
     duration_s: float | None
     outcome: Literal["open", "recovered", "gave_up", "left"]
     starts: int
-    steps: list[Step]
+    steps: list[StepAnswer]
 
 
 class Recoveries(BaseModel):
-    recoveries: list[Incident]
+    recoveries: list[IncidentAnswer]

@@ -42,7 +42,7 @@ class Failure(BaseModel):
     what: str
 
 
-class Tunnel(BaseModel):
+class TunnelAnswer(BaseModel):
     """A host's way to the manager through the manager's own SSH."""
 
     state: Literal["opening", "up", "down"]
@@ -52,7 +52,7 @@ class Tunnel(BaseModel):
     since: Moment = None
 
 
-class Host(BaseModel):
+class HostAnswer(BaseModel):
     """A host, or a launcher started by hand; one that waits for approval has `fingerprint`."""
 
     host: str
@@ -67,7 +67,7 @@ class Host(BaseModel):
     workers: int
     recovery_ssh: Checked
     reason: str
-    tunnel: Tunnel | None = None
+    tunnel: TunnelAnswer | None = None
     agent_pid: int | None = None
     agent_started: Moment = None
     spare: bool | int = False
@@ -96,13 +96,13 @@ class Rotation(BaseModel):
     actor: str
 
 
-class Hosts(BaseModel):
-    hosts: list[Host]
+class HostsAnswer(BaseModel):
+    hosts: list[HostAnswer]
     server_time: str
 
 
 class Agents(BaseModel):
-    agents: list[Host]
+    agents: list[HostAnswer]
     server_time: str
     version: str
     releases: list[str]
@@ -141,7 +141,7 @@ class CareBegun(BaseModel):
     seq: int
 
 
-class AgentLog(BaseModel):
+class AgentLogAnswer(BaseModel):
     """`bytes`: the whole file's; `text` is its end."""
 
     host: str

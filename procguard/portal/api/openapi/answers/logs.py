@@ -63,7 +63,7 @@ class HostSearched(BaseModel):
     elapsed_s: float
 
 
-class Found(BaseModel):
+class FoundAnswer(BaseModel):
     """The newest lines first; `[begin, end)` of its text is what matched."""
 
     search_id: str

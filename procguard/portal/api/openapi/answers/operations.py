@@ -30,7 +30,7 @@ class PreviewCause(BaseModel):
     examples: list[str]
 
 
-class Preview(BaseModel):
+class PreviewAnswer(BaseModel):
     """What an operation would do to whom. `token` is null where nothing matches."""
 
     token: str | None
@@ -56,7 +56,7 @@ class OperationCause(BaseModel):
     examples: list[str]
 
 
-class Item(BaseModel):
+class ItemAnswer(BaseModel):
     worker_id: str
     result: str
     cause: str | None
@@ -65,7 +65,7 @@ class Item(BaseModel):
     ended_at: Moment
 
 
-class Operation(BaseModel):
+class OperationAnswer(BaseModel):
     operation_id: str
     command: messages.Verb
     selector: str
@@ -87,12 +87,12 @@ class Operation(BaseModel):
     note: str
 
 
-class OperationWithItems(Operation):
+class OperationWithItems(OperationAnswer):
     """`items` is the page that was asked for, of `items_total`."""
 
-    items: list[Item]
+    items: list[ItemAnswer]
     items_total: int
 
 
-class Operations(BaseModel):
-    operations: list[Operation]
+class OperationsAnswer(BaseModel):
+    operations: list[OperationAnswer]

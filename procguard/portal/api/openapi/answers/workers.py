@@ -28,7 +28,7 @@ class GangOfWorker(BaseModel):
     reason: str
 
 
-class Worker(BaseModel):
+class WorkerAnswer(BaseModel):
     """One worker as the portal shows it. `state` is `unknown` while its agent is out of reach."""
 
     worker_id: str
@@ -64,8 +64,8 @@ class Worker(BaseModel):
     gang: GangOfWorker | None
 
 
-class Workers(BaseModel):
-    workers: list[Worker]
+class WorkersAnswer(BaseModel):
+    workers: list[WorkerAnswer]
     total: int
 
 
