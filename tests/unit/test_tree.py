@@ -1,0 +1,77 @@
+"""The tree reads as a table of contents: every package says what it is, is small, and is in an import contract."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import tomllib
+
+REPOSITORY = Path(__file__).parents[2]
+ROOTS = ("procguard", "remote_agent")
+MOST_MODULES = 15
+FILES = sorted(path for root in ROOTS for path in (REPOSITORY / root).rglob("*.py"))
+TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+PACKAGES = sorted({path.parent for path in FILES})
+
+
+def shown(path: Path) -> str:
+    return str(path.relative_to(REPOSITORY))
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(REPOSITORY).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def words_of(package: Path) -> str:
+    tree = TREES.get(package / "__init__.py")
+    return (ast.get_docstring(tree) or "") if tree else ""
+
+
+def test_every_package_says_what_it_owns() -> None:
+    assert [shown(one) for one in PACKAGES if not words_of(one)] == []
+
+
+def test_a_package_holds_few_modules_or_says_why_not() -> None:
+    """The reason is a sentence of its `__init__` that gives the number, as in "17 modules, because …"."""
+    found = {}
+    for one in PACKAGES:
+        count = sum(not path.name.startswith("__") for path in one.glob("*.py"))
+        if count > MOST_MODULES and not re.search(rf"\b{count} modules\b", words_of(one)):
+            found[shown(one)] = count
+    assert found == {}
+
+
+def test_no_package_of_remote_agent_imports_anything() -> None:
+    """Agent and runner load only what they use: what an `__init__` imports, every process has."""
+    found = [
+        shown(one / "__init__.py")
+        for one in PACKAGES
+        if "remote_agent" in one.parts
+        and any(isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.walk(TREES[one / "__init__.py"]))
+    ]
+    assert found == []
+
+
+def test_no_two_classes_have_one_name() -> None:
+    places = defaultdict(list)
+    for path, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                places[node.name].append(shown(path))
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}
+
+
+def test_every_package_is_in_an_import_contract() -> None:
+    """Layers over `procguard` and `remote_agent` that leave nothing out, in the order in which imports may go."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    layers = [one for one in project["tool"]["importlinter"]["contracts"] if one["type"] == "layers"]
+    for root in ROOTS:
+        [contract] = [one for one in layers if one.get("containers") == [root]]
+        assert contract["exhaustive"] is True
+        named = {word.strip() for row in contract["layers"] for word in row.split("|")}
+        here = {path.stem for path in (REPOSITORY / root).iterdir() if (path / "__init__.py").exists()}
+        assert here <= named, f"{root}: {sorted(here - named)} are in no layer"
