@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 DAY_S = 86_400.0
 DISK_SHARES = 8  # one source writes an eighth of the bytes on disk in a day
 MAX_SOURCES = 10_000
+FEW_OF = 250  # a source may always have this part of the events in memory: 20 of 5,000
 LINE_BYTES = 300  # of an event on disk, beside its texts
 MAX_REASON_CHARS = 4_000
 MAX_EVIDENCE_CHARS = 8_000
@@ -99,30 +100,49 @@ class _Budget:
 
 
 class _Newest:
-    """The newest events, at most `keep`. Whoever has the most of them gives way first, with the oldest of its own: so
-    no source pushes out another's that has fewer."""
+    """The newest events, at most `keep`. Half of them are people's and the manager's own; of the rest a source that has
+    more than a few gives way first, with the oldest of its own: so nobody pushes out what others caused. Where each has
+    few, as in a fleet of thousands, the oldest give way."""
 
     def __init__(self, keep: int) -> None:
         self._keep = keep
+        self._of_manager = max(1, keep // 2)
+        self._few = max(1, keep // FEW_OF)
         self.by_seq: OrderedDict[int, Event] = OrderedDict()
         self._seqs: dict[str, deque[int]] = {}  # by source
+        self._sources: OrderedDict[int, str] = OrderedDict()  # of all events but the manager's, oldest first
         self._with_count: dict[int, dict[str, None]] = {}  # how many events -> the sources that have so many
         self._most = 0
 
     def add(self, event: Event, source: str) -> None:
-        self.by_seq[event["seq"]] = event
+        seq = event["seq"]
+        self.by_seq[seq] = event
         seqs = self._seqs.setdefault(source, deque())
-        seqs.append(event["seq"])
-        self._moved(source, len(seqs) - 1, len(seqs))
-        self._most = max(self._most, len(seqs))
+        seqs.append(seq)
+        if source:
+            self._sources[seq] = source
+            self._moved(source, len(seqs) - 1, len(seqs))
+            self._most = max(self._most, len(seqs))
         if len(self.by_seq) > self._keep:
-            largest = next(iter(self._with_count[self._most]))
-            seqs = self._seqs[largest]
-            del self.by_seq[seqs.popleft()]
-            self._moved(largest, len(seqs) + 1, len(seqs))
-            if not seqs:
-                del self._seqs[largest]
-            if self._most not in self._with_count:
+            self._make_room()
+
+    def _make_room(self) -> None:
+        of_manager = self._seqs.get("", ())
+        if len(of_manager) > self._of_manager or not self._sources:
+            source = ""
+        elif self._most > self._few:
+            source = next(iter(self._with_count[self._most]))
+        else:
+            source = next(iter(self._sources.values()))
+        seqs = self._seqs[source]
+        seq = seqs.popleft()
+        del self.by_seq[seq]
+        if not seqs:
+            del self._seqs[source]
+        if source:
+            del self._sources[seq]
+            self._moved(source, len(seqs) + 1, len(seqs))
+            while self._most and self._most not in self._with_count:
                 self._most -= 1
 
     def _moved(self, source: str, before: int, after: int) -> None:

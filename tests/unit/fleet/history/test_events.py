@@ -210,3 +210,31 @@ def test_every_kind_of_event_has_its_words() -> None:
         words = Words(language)
         silent = {kind for kind in kinds if not words.has(f"event.{kind}")}
         assert silent - of_the_audit - told_otherwise == set()
+
+
+def test_a_fleet_of_thousands_leaves_room_for_what_the_manager_says(tmp_path: Path) -> None:
+    """Each agent has caused one event, more than memory holds: the manager's newest must all be there."""
+    log = opened(tmp_path, keep=1_000)
+    for number in range(2_000):
+        log.add("agent_connected", NOW, reason="heard", host=f"h{number}", source=f"h{number}")
+    for number in range(100):
+        log.add("agent_unreachable", NOW, reason="no heartbeat", host=f"h{number}")
+    assert len(log.find(EventQuery(kind=("agent_unreachable",)), 1_000)) == 100
+
+
+def test_in_a_fleet_of_thousands_an_agents_newest_events_are_kept(tmp_path: Path) -> None:
+    log = opened(tmp_path, keep=1_000)
+    for number in range(2_000):
+        log.add("agent_connected", NOW, reason="heard", host=f"h{number}", source=f"h{number}")
+    for what in ("started", "crashed", "restarted"):
+        log.add("worker_state", NOW, reason=what, host="h7", source="h7")
+    assert reasons(log.find(EventQuery(host=("h7",)))) == ["started", "crashed", "restarted"]
+
+
+def test_agents_that_say_a_lot_push_out_neither_the_managers_events_nor_a_quiet_agents(tmp_path: Path) -> None:
+    log = opened(tmp_path, keep=1_000)
+    log.add("deploy", NOW, reason="declared")
+    log.add("agent_connected", NOW, reason="heard", host="quiet", source="quiet")
+    for number in range(20_000):
+        log.add("worker_state", NOW, reason="noise", host=f"loud{number % 40}", source=f"loud{number % 40}")
+    assert reasons(log.find(EventQuery(kind=("deploy", "agent_connected")))) == ["declared", "heard"]
