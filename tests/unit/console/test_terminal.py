@@ -28,6 +28,7 @@ from procguard.deploy.ssh.known_hosts import ShownKey
 from procguard.deploy.sync.transfer import Brought
 from procguard.errors import HostUnreachable
 from procguard.portal.api.openapi.document import document
+from remote_agent.agent.launcher import Voice
 from tests import fake_manager
 from tests.fake_manager import FakeManager
 
@@ -329,7 +330,7 @@ def test_the_manager_s_own_start_and_the_launcher_s_messages_are_clean_too(
     with pytest.MonkeyPatch.context() as patch:
         check(shown(lambda: main.main(["--config", str(config), "--status"]), patch), evil=False)
     with pytest.MonkeyPatch.context() as patch:
-        voice = worker_launcher.Voice("w1", str(tmp_path))
+        voice = Voice("w1", str(tmp_path), worker_launcher.say)
         check(shown(lambda: voice.say(f"the manager refuses: {HOSTILE}"), patch))
 
 
