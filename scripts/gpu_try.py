@@ -20,9 +20,9 @@ from typing import Any
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-from remote_agent.health.hang import Suspicion  # noqa: E402
 from remote_agent.protocol.messages import WorkerUsage, encode  # noqa: E402
 from remote_agent.telemetry import gpu_allocator, gpus, nvml_helper, procfs  # noqa: E402
+from remote_agent.telemetry.hang import Suspicion  # noqa: E402
 
 HELD_BYTES = 1 << 30
 READ_AT_MOST_S = 5.0

@@ -1,1 +1,1 @@
-"""Health checks, signs of a hang, and evidence taken before a restart. Start with `checks.py`."""
+"""Health checks, and evidence taken before a restart. Start with `checks.py`."""

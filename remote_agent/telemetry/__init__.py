@@ -1,1 +1,2 @@
-"""What is measured on this host: processes, the host itself, GPUs and who has which. Start with `sampler.py`."""
+"""What is measured on this host: processes, the host itself, GPUs and who has which, signs of a hang. Start with
+`sampler.py`."""

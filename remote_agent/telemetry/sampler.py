@@ -10,11 +10,11 @@ import os
 from typing import Any, Callable, Optional
 
 from remote_agent.agent.worker import WorkerSlot
-from remote_agent.health.hang import Rhythm, Suspicion
 from remote_agent.protocol.messages import GpuUsage, HostUsage
 from remote_agent.protocol.states import RUNNING
 from remote_agent.system import paths
 from remote_agent.telemetry.gpus import NO_GPUS, GpuReader, Reading, attribute, driver_shows, fill_usage
+from remote_agent.telemetry.hang import Rhythm, Suspicion
 from remote_agent.telemetry.host import choose_meter
 from remote_agent.telemetry.listening import Listening
 from remote_agent.telemetry.procfs import Proc, Sample

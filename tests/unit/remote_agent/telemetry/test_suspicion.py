@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from remote_agent.health.hang import Rhythm, Suspicion
 from remote_agent.protocol.messages import GpuUsage
+from remote_agent.telemetry.hang import Rhythm, Suspicion
 from remote_agent.telemetry.procfs import Proc, read
 from tests.waiting import wait_until
 
