@@ -45,9 +45,9 @@ from remote_agent.telemetry.gpu_desk import GpuDesk
 from remote_agent.telemetry.host import host_facts
 from remote_agent.telemetry.host_disk import HostDisk
 from remote_agent.telemetry.sampler import Measuring
+from remote_agent.transport.address_file import AddressFile
 from remote_agent.transport.client import Addresses, AgentCredentials, Connection
 from remote_agent.transport.negotiation import Channels
-from remote_agent.transport.readdress import AddressFile
 from remote_agent.transport.rotation import SecretRotation
 
 MAX_EVENTS = 500  # in one heartbeat

@@ -60,7 +60,7 @@ class InstallerSession:
     -> {"op": "relay", "port": 23456, "may_move": false}               <- {"report": {"port"}}, then frames
     (tunnel/mux.py)
     -> {"op": "ensure", "manager": {"manager_urls": […], …}}: starts the agent unless it runs; where it runs and none of
-       its addresses leads to the manager, it gets those that do, see transport/readdress.py
+       its addresses leads to the manager, it gets those that do, see readdress.py
                                                        <- {"report": {…, "addresses": {"told": […], "before": […]}}}
     -> {"op": "ensure" | "start" | "restart" | "stop" | "status" | "rollback" | "uninstall", …}
     <- {"error": {"code", "message", "next"}} at any time; end of input ends it.
@@ -117,7 +117,7 @@ class InstallerSession:
 
     @staticmethod
     def _hand_over(manager: Json, installer: Installer) -> Json:
-        from remote_agent.transport import readdress
+        from remote_agent.install import readdress
 
         return {"addresses": readdress.hand_over(installer, manager)}
 

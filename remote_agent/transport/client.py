@@ -19,9 +19,9 @@ from remote_agent.protocol import session
 from remote_agent.protocol.digests import same
 from remote_agent.protocol.messages import MAX_WAIT_S, ZmqOffer, secret_sha256
 from remote_agent.runner.leases import boottime_ns
+from remote_agent.transport.address_file import AddressFile
 from remote_agent.transport.http import HttpAnswer, HttpConnection, WireTrouble, quote, split_url
 from remote_agent.transport.negotiation import Channels
-from remote_agent.transport.readdress import AddressFile
 from remote_agent.transport.tls import Trust, explain
 from remote_agent.tunnel import port_owner
 

@@ -8,7 +8,7 @@ JSON lines on stdin and stdout; the end of stdin ends the process. A host that h
 
 "ensure" takes "manager", too: the addresses for an agent that runs and reaches its manager at none of its own; the
 answer then has "addresses": {"told": [those that it got], "unreached": no address works}
-(remote_agent/transport/readdress.py).
+(remote_agent/install/readdress.py).
 
 `ok`: the host was reached. op "check" opens a connection, logs in and closes it; "ensure" starts the agent unless it
 runs; a frozen one (stopped by a signal) is left alone unless "replace_frozen". "restart", "upgrade" (to this side's

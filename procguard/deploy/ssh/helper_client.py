@@ -73,7 +73,7 @@ class SshHelper:
         deadline_s: float = 30.0,
     ) -> Result:
         """Have the agent on `host` started unless it runs. `replace_frozen`: also one that a signal has stopped.
-        `manager`: the addresses for an agent whose own do not work, see remote_agent/transport/readdress.py."""
+        `manager`: the addresses for an agent whose own do not work, see remote_agent/install/readdress.py."""
         where = {"host": host, "ssh": ssh, "home": home, "fleet_id": fleet_id}
         request = {"op": "ensure", **where, "replace_frozen": replace_frozen, "manager": manager or {}}
         return self._ask(request, deadline_s)

@@ -1,21 +1,19 @@
 """The manager's addresses in agent.json when the manager has moved: written over SSH, read again by the running agent.
 
-`hand_over` runs on the host, sent with the session that recovery opens; `AddressFile` is the agent's. Only addresses
-change: the agent's identity, its secret and the key by which it knows its manager stay as they are, and a new address
-counts only if it proves that key from this host (install/reachability.py). Neither agent nor runners nor children are
+Runs on the host, sent with the session that recovery opens; the agent's half is transport/address_file.py. Only
+addresses change: the agent's identity, its secret and the key by which it knows its manager stay as they are, and a new
+address counts only if it proves that key from this host (reachability.py). Neither agent nor runners nor children are
 restarted.
 """
 
 from __future__ import annotations
 
-import os
-from typing import TYPE_CHECKING, Any, Dict, NamedTuple, Optional
+from typing import Any, Dict
 
+from remote_agent.install import reachability
+from remote_agent.install.installer import Installer
 from remote_agent.system import paths
 from remote_agent.transport.tls import Trust
-
-if TYPE_CHECKING:
-    from remote_agent.install.installer import Installer
 
 Json = Dict[str, Any]
 
@@ -28,8 +26,6 @@ def hand_over(installer: Installer, manager: Json) -> Json:
     where none works, with "fixed": the address that the inventory sets, or "tunnel": true where it has a tunnel; {}
     where the agent's own addresses work.
     """
-    from remote_agent.install import reachability
-
     config = installer.config()
     known = [str(url) for url in config.get("manager_urls") or []]
     trust = Trust(config.get("manager_ca", ""), bool(config.get("manager_any_name")))
@@ -57,45 +53,3 @@ def hand_over(installer: Installer, manager: Json) -> Json:
             return {}  # a deployment has changed it meanwhile
         paths.write_json(paths.agent_file(installer.dir), told, durable=True)
     return {"told": urls, "before": known}
-
-
-class NewAddresses(NamedTuple):
-    urls: list[str]
-    trust: Trust
-    tunnel_url: str
-
-
-class AddressFile:
-    """agent.json, for an agent whose addresses do not answer. A look costs one stat() while the file is unchanged.
-
-    `proof_key`: a file with another one belongs to a deployment that is about to restart this agent."""
-
-    def __init__(self, agent_dir: str, agent_id: str, proof_key: str) -> None:
-        self._path = paths.agent_file(agent_dir)
-        self._identity = (agent_id, proof_key)
-        self._seen: tuple[int, ...] = ()  # the first look reads it: it may have changed while the agent started
-
-    def news(self) -> Optional[NewAddresses]:
-        """What it says now, if it was written since the last look. Never raises."""
-        mark = self._mark()
-        if mark == self._seen:
-            return None
-        self._seen = mark
-        try:
-            data = paths.read_json(self._path)
-        except (OSError, ValueError):
-            return None
-        if not isinstance(data, dict) or (data.get("agent_id"), data.get("proof_key")) != self._identity:
-            return None
-        urls = data.get("manager_urls")
-        if not isinstance(urls, list) or not urls or not all(isinstance(url, str) and url for url in urls):
-            return None
-        trust = Trust(str(data.get("manager_ca") or ""), bool(data.get("manager_any_name")))
-        return NewAddresses(urls, trust, str(data.get("tunnel_url") or ""))
-
-    def _mark(self) -> tuple[int, ...]:
-        try:
-            found = os.stat(self._path)
-        except OSError:
-            return ()
-        return (found.st_ino, found.st_mtime_ns, found.st_size)

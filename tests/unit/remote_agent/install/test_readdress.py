@@ -13,12 +13,11 @@ import pytest
 from procguard.deploy.install import bundle
 from procguard.deploy.ssh import helper
 from remote_agent.install import __main__ as install
-from remote_agent.install import maintenance
+from remote_agent.install import maintenance, readdress
 from remote_agent.install.installer import Installer
 from remote_agent.system import paths
-from remote_agent.transport import readdress
+from remote_agent.transport.address_file import AddressFile
 from remote_agent.transport.client import Addresses
-from remote_agent.transport.readdress import AddressFile
 from tests import fake_manager
 from tests.fake_manager import FakeManager
 from tests.unit.remote_agent.install.test_install import installer, manager, put

@@ -1,0 +1,55 @@
+"""The agent's own look at the manager's addresses in agent.json: read again when none of those it knows answers.
+
+Whoever writes them there (install/readdress.py) changes addresses only; a new one counts only if it proves the key by
+which the agent knows its manager. Neither agent nor runners nor children are restarted.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple, Optional
+
+from remote_agent.system import paths
+from remote_agent.transport.tls import Trust
+
+
+class NewAddresses(NamedTuple):
+    urls: list[str]
+    trust: Trust
+    tunnel_url: str
+
+
+class AddressFile:
+    """agent.json, for an agent whose addresses do not answer. A look costs one stat() while the file is unchanged.
+
+    `proof_key`: a file with another one belongs to a deployment that is about to restart this agent."""
+
+    def __init__(self, agent_dir: str, agent_id: str, proof_key: str) -> None:
+        self._path = paths.agent_file(agent_dir)
+        self._identity = (agent_id, proof_key)
+        self._seen: tuple[int, ...] = ()  # the first look reads it: it may have changed while the agent started
+
+    def news(self) -> Optional[NewAddresses]:
+        """What it says now, if it was written since the last look. Never raises."""
+        mark = self._mark()
+        if mark == self._seen:
+            return None
+        self._seen = mark
+        try:
+            data = paths.read_json(self._path)
+        except (OSError, ValueError):
+            return None
+        if not isinstance(data, dict) or (data.get("agent_id"), data.get("proof_key")) != self._identity:
+            return None
+        urls = data.get("manager_urls")
+        if not isinstance(urls, list) or not urls or not all(isinstance(url, str) and url for url in urls):
+            return None
+        trust = Trust(str(data.get("manager_ca") or ""), bool(data.get("manager_any_name")))
+        return NewAddresses(urls, trust, str(data.get("tunnel_url") or ""))
+
+    def _mark(self) -> tuple[int, ...]:
+        try:
+            found = os.stat(self._path)
+        except OSError:
+            return ()
+        return (found.st_ino, found.st_mtime_ns, found.st_size)
