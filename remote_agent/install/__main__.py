@@ -105,15 +105,21 @@ class InstallerSession:
         if request["op"].startswith("code"):
             return self._do_code(request, installer)
         if request["op"] == "relay":
-            from remote_agent.tunnel.relay import Relay  # the manager's tunnels alone need it
-
-            port, may_move = int(request.get("port") or 0), bool(request.get("may_move"))
-            self._relay = Relay(installer.fleet_id, installer.host, installer.lock_dir(), port, may_move)
-            return {"report": {"ok": True, "port": self._relay.port}}
+            return {"report": self._open_relay(request, installer)}
         report = perform(installer, request["op"], bool(request.get("replace_frozen")))
         if request["op"] == "ensure" and request.get("manager") and report.get("running") and not report.get("frozen"):
             report = {**report, **self._hand_over(request["manager"], installer)}
         return {"report": report}
+
+    def _open_relay(self, request: Json, installer: Installer) -> Json:
+        from remote_agent.tunnel.relay import Relay, RelayError  # the manager's tunnels alone need it
+
+        port, may_move = int(request.get("port") or 0), bool(request.get("may_move"))
+        try:
+            self._relay = Relay(installer.fleet_id, installer.host, installer.lock_dir(), port, may_move)
+        except RelayError as exc:
+            raise InstallError(exc.code, exc.message, exc.next_step) from exc
+        return {"ok": True, "port": self._relay.port}
 
     @staticmethod
     def _hand_over(manager: Json, installer: Installer) -> Json:

@@ -16,7 +16,6 @@ import socket
 import time
 from typing import Callable
 
-from remote_agent.install.release import InstallError
 from remote_agent.tunnel.mux import Mux, MuxEnded, Wire
 
 FIRST_PORT, PORTS = 20000, 12000  # below what the kernel gives to outgoing connections
@@ -27,12 +26,22 @@ LOOPBACK = "127.0.0.1"
 LOCK = "relay.lock"
 
 
+class RelayError(Exception):
+    """What a person must know: `message` with its cause, `next_step`, and a stable `code`."""
+
+    def __init__(self, code: str, message: str, next_step: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.next_step = next_step
+
+
 class Relay:
     """Listening from its making on; `serve` carries."""
 
     def __init__(self, fleet_id: str, host: str, directory: str, port: int = 0, may_move: bool = True) -> None:
         """`port`: the one that the agent knows; another is taken only where it `may_move`. `directory`: of its lock.
-        Raises InstallError."""
+        Raises RelayError."""
         self._directory = directory
         self._held = take_over(host, directory)
         self.listener = listen(fleet_id, host, port, may_move)
@@ -79,7 +88,7 @@ class _Stdio(Wire):
 
 
 def listen(fleet_id: str, host: str, port: int, may_move: bool) -> socket.socket:
-    """A listening socket of this machine alone. Raises InstallError where the port can't be had."""
+    """A listening socket of this machine alone. Raises RelayError where the port can't be had."""
     candidates = [port] if port else []
     if may_move or not port:
         start = _number(fleet_id, host)
@@ -95,7 +104,7 @@ def listen(fleet_id: str, host: str, port: int, may_move: bool) -> socket.socket
             listener.close()
             if exc.errno != errno.EADDRINUSE:
                 raise
-    raise InstallError(
+    raise RelayError(
         "port_taken",
         f"{host}: port {port} is taken by another program there",
         "deploy again: another one is taken then",
@@ -103,7 +112,7 @@ def listen(fleet_id: str, host: str, port: int, may_move: bool) -> socket.socket
 
 
 def take_over(host: str, directory: str) -> int:
-    """Be the only relay of this agent: whoever was it before is ended. Raises InstallError.
+    """Be the only relay of this agent: whoever was it before is ended. Raises RelayError.
 
     `directory`: private, where its lock lies. Returns the lock's descriptor, to be kept open for as long as this is the
     relay.
@@ -111,7 +120,7 @@ def take_over(host: str, directory: str) -> int:
     path = os.path.join(directory, LOCK)
     held: "list[int]" = []
     if not _insist(lambda: _take_lock(path, held), lambda sig: _end_writer(path, sig)):
-        raise InstallError("busy", f"{host}: another relay holds the way to the manager", "end it, then try again")
+        raise RelayError("busy", f"{host}: another relay holds the way to the manager", "end it, then try again")
     return held[0]
 
 

@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 
 from remote_agent.install.__main__ import LINE_MARK
-from remote_agent.install.release import InstallError
 from remote_agent.system import paths
 from remote_agent.tunnel import relay
 from remote_agent.tunnel.mux import OPEN, PING, Frames, frame
@@ -139,7 +138,7 @@ def test_the_first_port_is_the_same_each_time_and_the_next_free_one_where_it_is_
             assert second.getsockname()[1] != port
     with relay.listen(fleet_id, "h1", 0, True) as again:
         assert again.getsockname()[1] == port
-        with pytest.raises(InstallError) as caught:
+        with pytest.raises(relay.RelayError) as caught:
             relay.listen(fleet_id, "h1", port, False)
     assert caught.value.code == "port_taken"
 
