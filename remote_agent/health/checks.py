@@ -8,17 +8,34 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass
-from typing import Any, Callable, Optional
+from typing import TYPE_CHECKING, Any, Callable, Mapping, Optional, Protocol
 
-from remote_agent.agent.worker import WorkerSlot
-from remote_agent.health.schedule import Due, Elsewhere, LogWatch, Result, timeout_of
+from remote_agent.health.schedule import Due, Elsewhere, HealthMonitor, LogWatch, Result, timeout_of
+from remote_agent.protocol.messages import Assignment
 from remote_agent.protocol.states import RUNNING
 from remote_agent.protocol.worker_spec import HealthCheck
+from remote_agent.runner.control import RunnerLink
 from remote_agent.telemetry.sampler import Measuring, log_mark
 
 EVIDENCE_PATIENCE_S = 30.0  # evidence.py ends by itself before; a host that hangs must not keep the job hung
 
 Submit = Callable[[Any, Callable[[], Any]], bool]
+
+
+if TYPE_CHECKING:  # no agent need hold it in memory
+    from remote_agent.telemetry.sampler import MeasuredWorker
+
+    class CheckedWorker(MeasuredWorker, Protocol):
+        """What is read here of a worker besides; agent/worker.py has them."""
+
+        assignment: Optional[Assignment]
+        health: HealthMonitor
+        cwd: str
+        home: str
+        other_user: bool
+
+        @property
+        def link(self) -> Optional[RunnerLink]: ...
 
 
 @dataclass
@@ -45,7 +62,7 @@ class Checks:
         self._python, self._base_env = python, base_env
         self._gathering: dict[str, _EvidenceGathering] = {}
 
-    def tick(self, slot: WorkerSlot, now: float) -> None:
+    def tick(self, slot: CheckedWorker, now: float) -> None:
         checks = slot.assignment.spec.health if slot.assignment is not None else []
         if not checks or slot.link is None or slot.state != RUNNING:
             slot.health.stopped()
@@ -62,7 +79,7 @@ class Checks:
             if not self._submit(due, due.run):
                 slot.health.result(due, True, "not checked: too many checks wait", now)
 
-    def _elsewhere(self, slot: WorkerSlot) -> Elsewhere:
+    def _elsewhere(self, slot: CheckedWorker) -> Elsewhere:
         """For the attempt that runs: its checks are made with its user's rights, in its specification's environment."""
         status, python = slot.status, self._python
         facts = {
@@ -80,11 +97,11 @@ class Checks:
 
         return Elsewhere(slot.cwd, slot.home, slot.other_user, check, stat)
 
-    def next_at(self, slot: WorkerSlot) -> Optional[float]:
+    def next_at(self, slot: CheckedWorker) -> Optional[float]:
         gathering = self._gathering.get(slot.worker_id)
         return gathering.until if gathering is not None else slot.health.next_at()
 
-    def take(self, tag: Any, value: Any, slots: dict[str, WorkerSlot], now: float) -> bool:
+    def take(self, tag: Any, value: Any, slots: Mapping[str, CheckedWorker], now: float) -> bool:
         """A helper's result; False where it is none of ours."""
         if isinstance(tag, Due):
             slot = slots.get(tag.worker_id)
@@ -101,7 +118,7 @@ class Checks:
             return True
         return False
 
-    def _take_result(self, slot: WorkerSlot, due: Due, value: Any, now: float) -> None:
+    def _take_result(self, slot: CheckedWorker, due: Due, value: Any, now: float) -> None:
         before = slot.health.verdict()
         healthy, detail = value if isinstance(value, tuple) else (False, str(value))
         restart = slot.health.result(due, healthy, detail, now)
@@ -118,7 +135,7 @@ class Checks:
 
     # ------------------------------------------------------------------------------------------------- evidence
 
-    def _gather(self, slot: WorkerSlot, detail: str, now: float) -> None:
+    def _gather(self, slot: CheckedWorker, detail: str, now: float) -> None:
         """Before the runner ends it: what was it doing?"""
         assert slot.assignment is not None
         gathering = self._gathering[slot.worker_id] = _EvidenceGathering(
@@ -141,7 +158,7 @@ class Checks:
         if not self._submit(("evidence", slot.worker_id, slot.attempt), lambda: _collect(facts)):
             self._end(slot, gathering, "no evidence: too much else waits")
 
-    def _end(self, slot: WorkerSlot, gathering: _EvidenceGathering, words: str) -> None:
+    def _end(self, slot: CheckedWorker, gathering: _EvidenceGathering, words: str) -> None:
         """Now have it ended, unless it has recovered or ended by itself meanwhile."""
         del self._gathering[slot.worker_id]
         verdict = slot.health.verdict()

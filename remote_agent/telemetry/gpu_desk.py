@@ -6,9 +6,26 @@ first attempt until it is settled: through its restarts, and through restarts of
 
 from __future__ import annotations
 
-from remote_agent.agent.worker import WorkerSlot
+from typing import TYPE_CHECKING, Mapping, Optional, Protocol
+
+from remote_agent.protocol.messages import Assignment
 from remote_agent.telemetry.gpu_allocator import Allotment, allowed_by
 from remote_agent.telemetry.sampler import Measuring
+
+if TYPE_CHECKING:  # no agent need hold it in memory
+
+    class GpuWorker(Protocol):
+        """What is read here of a worker, and noted on it: agent/worker.py has them."""
+
+        worker_id: str
+        gpus: list[int]
+        gpu_wait: str
+        assignment: Optional[Assignment]
+
+        @property
+        def idle(self) -> bool: ...
+
+        def needs_runner(self) -> bool: ...
 
 
 class GpuDesk:
@@ -19,7 +36,7 @@ class GpuDesk:
         self._waiting: set[str] = set()
         measuring.owner_of = allotment.owner_of
 
-    def adopt(self, slots: dict[str, WorkerSlot]) -> None:
+    def adopt(self, slots: Mapping[str, GpuWorker]) -> None:
         """What living children have is known before any spec.json is written."""
         for slot in slots.values():
             self._tell(slot)
@@ -29,7 +46,7 @@ class GpuDesk:
         """Some worker waits: the GPUs should be read often."""
         return bool(self._waiting)
 
-    def settle(self, slot: WorkerSlot) -> bool:
+    def settle(self, slot: GpuWorker) -> bool:
         """Bring this worker's GPUs in line with what it needs. Returns whether they changed (spec.json must be
         written anew). Afterwards `slot.gpu_wait` says for what it waits."""
         wanted = slot.assignment.spec.gpus if slot.assignment is not None else 0
@@ -55,7 +72,7 @@ class GpuDesk:
         except OSError:
             pass  # nobody else is kept from them for long: the next change writes it
 
-    def _settle(self, slot: WorkerSlot, wanted: int, held: int) -> str:
+    def _settle(self, slot: GpuWorker, wanted: int, held: int) -> str:
         starts = slot.needs_runner()
         if slot.idle and not starts:
             self._allotment.release(slot.worker_id)
@@ -70,7 +87,7 @@ class GpuDesk:
             return f"{waits}; it goes on with the {held} it has" if held else f"its next start {waits}"
         return waits
 
-    def _tell(self, slot: WorkerSlot) -> bool:
+    def _tell(self, slot: GpuWorker) -> bool:
         held = self._allotment.of(slot.worker_id)
         changed = slot.gpus != held
         slot.gpus = list(held)

@@ -7,10 +7,9 @@ only. Knows no manager.
 from __future__ import annotations
 
 import os
-from typing import Any, Callable, Optional
+from typing import TYPE_CHECKING, Any, Callable, Mapping, Optional, Protocol
 
-from remote_agent.agent.worker import WorkerSlot
-from remote_agent.protocol.messages import GpuUsage, HostUsage
+from remote_agent.protocol.messages import GpuUsage, HostUsage, WorkerUsage
 from remote_agent.protocol.states import RUNNING
 from remote_agent.system import paths
 from remote_agent.telemetry.gpus import NO_GPUS, GpuReader, Reading, attribute, driver_shows, fill_usage
@@ -26,6 +25,30 @@ LOOK_FOR_DRIVER_S = 60.0
 REMEMBER_EVERY_S = 60.0
 
 Submit = Callable[[Any, Callable[[], Any]], bool]
+
+
+if TYPE_CHECKING:  # no agent need hold it in memory
+
+    class MeasuredWorker(Protocol):
+        """What is read here of a worker, and noted on it: agent/worker.py has them."""
+
+        worker_id: str
+        directory: str
+        status: dict[str, Any]
+        gpus: list[int]
+        usage: Optional[WorkerUsage]
+        tree: list[tuple[int, int]]
+        suspect: str
+        idle_because: str
+
+        @property
+        def state(self) -> str: ...
+
+        @property
+        def attempt(self) -> int: ...
+
+        @property
+        def link(self) -> object: ...
 
 
 class Measuring:
@@ -63,7 +86,7 @@ class Measuring:
 
     # ------------------------------------------------------------------------------------------------- the pace
 
-    def tick(self, slots: dict[str, WorkerSlot], now: float, interval_s: float, gpus_awaited: bool) -> None:
+    def tick(self, slots: Mapping[str, MeasuredWorker], now: float, interval_s: float, gpus_awaited: bool) -> None:
         if now >= self._next_driver:
             self._next_driver = now + LOOK_FOR_DRIVER_S
             if self._reader is None and driver_shows():
@@ -94,7 +117,7 @@ class Measuring:
 
     # ------------------------------------------------------------------------------------------------ the results
 
-    def take(self, tag: Any, value: Any, slots: dict[str, WorkerSlot], now: float) -> bool:
+    def take(self, tag: Any, value: Any, slots: Mapping[str, MeasuredWorker], now: float) -> bool:
         """A helper's result; False where it is none of ours."""
         if tag not in ("usage", "gpus"):
             return False
@@ -109,7 +132,7 @@ class Measuring:
         return True
 
     def _take_sample(
-        self, sample: Sample, marks: dict[str, Any], waiting: set[str], slots: dict[str, WorkerSlot], now: float
+        self, sample: Sample, marks: dict[str, Any], waiting: set[str], slots: Mapping[str, MeasuredWorker], now: float
     ) -> None:
         self._host, self._trees = sample.host, sample.trees
         for worker_id, slot in slots.items():
@@ -125,7 +148,7 @@ class Measuring:
             self._next_remember = now + REMEMBER_EVERY_S
             self._remember(slots)
 
-    def _suspicion_of(self, slot: WorkerSlot, sample: Sample, mark: Any, waiting: bool, now: float) -> str:
+    def _suspicion_of(self, slot: MeasuredWorker, sample: Sample, mark: Any, waiting: bool, now: float) -> str:
         suspicion = self._suspicion(slot)
         if slot.state != RUNNING or slot.worker_id not in sample.trees or mark is None or mark[0] != slot.attempt:
             if slot.state != RUNNING:
@@ -134,7 +157,7 @@ class Measuring:
         gpus = self.gpus_of(slot.worker_id)
         return suspicion.observe(slot.attempt, sample.trees[slot.worker_id], mark, gpus, now, waiting)
 
-    def _suspicion(self, slot: WorkerSlot) -> Suspicion:
+    def _suspicion(self, slot: MeasuredWorker) -> Suspicion:
         found = self._suspicions.get(slot.worker_id)
         if found is None:
             try:
@@ -144,11 +167,11 @@ class Measuring:
             found = self._suspicions[slot.worker_id] = Suspicion(Rhythm(stored))
         return found
 
-    def silence_limit_s(self, slot: WorkerSlot) -> Optional[float]:
+    def silence_limit_s(self, slot: MeasuredWorker) -> Optional[float]:
         """The longest pause in its output that its own rhythm explains; None: not known."""
         return self._suspicion(slot).rhythm.limit_s
 
-    def _remember(self, slots: dict[str, WorkerSlot]) -> None:
+    def _remember(self, slots: Mapping[str, MeasuredWorker]) -> None:
         """What is known of each job's rhythm, for the agent that comes after this one."""
         for worker_id, suspicion in self._suspicions.items():
             stored = suspicion.rhythm.stored()
@@ -161,7 +184,7 @@ class Measuring:
 
     # --------------------------------------------------------------------------------------------- what is told
 
-    def host_usage(self, slots: dict[str, WorkerSlot]) -> Optional[HostUsage]:
+    def host_usage(self, slots: Mapping[str, MeasuredWorker]) -> Optional[HostUsage]:
         """For the heartbeat; fills in the workers' share of the GPUs, too."""
         reading = self.reading
         if reading is None or not reading.present:
