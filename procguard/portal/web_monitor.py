@@ -41,6 +41,7 @@ from procguard.portal.api.maintenance import AgentCareApi
 from procguard.portal.api.measurements import MeasurementsApi
 from procguard.portal.api.notifications import Notifications, NotificationsApi
 from procguard.portal.api.openapi.document import document_bytes
+from procguard.portal.api.openapi.routes import who_may
 from procguard.portal.api.operations import OperationsApi
 from procguard.portal.api.places import PlacesApi
 from procguard.portal.api.purge import PurgeApi
@@ -326,7 +327,7 @@ class WebMonitor:
     def _build(self) -> bottle.Bottle:
         app = bottle.Bottle()
         app.default_error_handler = _error_as_json
-        app.install(Gate(self._auth, self._audit))
+        app.install(Gate(self._auth, self._audit, who_may))
         for routes in (
             self._http,
             self._operator_api,

@@ -14,7 +14,7 @@ import pwd
 import re
 import shlex
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import gevent
 
@@ -28,7 +28,6 @@ from procguard.fleet.agents.token_scopes import AGENT_SCOPE, SCOPES, Scope, how_
 from procguard.fleet.model import clock
 from procguard.fleet.model.records import TokenRecord
 from procguard.fleet.registry import Registry
-from procguard.portal.api.openapi.routes import Who
 from procguard.portal.auth import local_client, peer_uid
 from procguard.portal.auth.audit import ASKS
 from procguard.portal.auth.live_uses import LiveUses
@@ -56,8 +55,9 @@ FORWARDING_HEADERS = (
     "HTTP_FASTLY_CLIENT_IP",
 )
 
-# Of those that the table of routes names, the ones whom the gate tells apart; agents are looked at by
-# agent_api/handlers.py.
+# Who may call a route, as the table of routes says; viewer: operators too.
+Who = Literal["anyone", "agent", "agent or operator", "viewer", "operator", "viewer or metrics"]
+# Of these the gate tells apart the following; agents are looked at by agent_api/handlers.py.
 _MAY = {
     "viewer": ("viewer", "operator"),
     "operator": ("operator",),

@@ -20,21 +20,12 @@ import bottle
 
 from procguard.agent_api import http_io
 from procguard.errors import ProcGuardError
-from procguard.portal.api.openapi.routes import PAGES, ROUTES, Who
-from procguard.portal.auth.access import CALLER, Auth
+from procguard.portal.auth.access import CALLER, Auth, Who
 from procguard.portal.auth.audit import Audit
 
 _RESET = struct.pack("ii", 1, 0)  # linger for 0 s
 _SAFE = ("GET", "HEAD")
-_WHO: dict[tuple[str, str], Who] = {
-    **{(route.method, route.path): route.who for route in ROUTES},
-    **dict.fromkeys(PAGES, "anyone"),  # the WebSocket looks for itself (portal/live/endpoint.py)
-}
 _NOT_OURS = ("anyone", "agent", "agent or operator")
-
-
-def who_may(method: str, rule: str) -> Who:
-    return _WHO.get((method, rule), "operator")
 
 
 class Gate:
@@ -43,12 +34,14 @@ class Gate:
     name = "gate"
     api = 2
 
-    def __init__(self, access: Auth, audit: Audit) -> None:
+    def __init__(self, access: Auth, audit: Audit, who_may: Callable[[str, str], Who]) -> None:
+        """`who_may(method, rule)`: the table of routes."""
         self._access = access
         self._audit = audit
+        self._who_may = who_may
 
     def apply(self, callback: Callable[..., Any], route: Any) -> Callable[..., Any]:
-        who = who_may(route.method, route.rule)
+        who = self._who_may(route.method, route.rule)
         if who in _NOT_OURS:
             return callback
         changes = route.method not in _SAFE

@@ -30,11 +30,9 @@ from procguard.portal.api.openapi.answers import (
     workers,
 )
 from procguard.portal.api.search import DEFAULT_LINES, MAX_LINES, MAX_PATTERN_CHARS, MAX_SELECT_CHARS
+from procguard.portal.auth.access import Who
 from remote_agent.protocol import messages as protocol
 
-Who = Literal[
-    "anyone", "agent", "agent or operator", "viewer", "operator", "viewer or metrics"
-]  # viewer: operators too
 Tag = Literal["workers", "logs", "hosts", "operations", "history", "access", "agents", "manager"]
 
 JSON, TEXT, BYTES, LINES = "application/json", "text/plain", "application/octet-stream", "application/x-ndjson"
@@ -451,3 +449,13 @@ ROUTES = (*WORKERS, *LOGS, *OPERATIONS, *HOSTS, *HISTORY, *ACCESS, *AGENTS, *MAN
 
 # Served as well, but no part of the interface for programs.
 PAGES = (("GET", "/"), ("GET", "/static/<path:path>"), ("GET", "/ws"))
+
+_WHO: dict[tuple[str, str], Who] = {
+    **{(route.method, route.path): route.who for route in ROUTES},
+    **dict.fromkeys(PAGES, "anyone"),  # the WebSocket looks for itself (portal/live/endpoint.py)
+}
+
+
+def who_may(method: str, path: str) -> Who:
+    """What the gate goes by. A route without a row is an operator's only."""
+    return _WHO.get((method, path), "operator")
