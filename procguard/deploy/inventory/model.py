@@ -14,14 +14,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from procguard.config.groups import GroupPolicy
-from procguard.deploy.inventory import group_policies
+from procguard.deploy.inventory import code, group_policies
 from procguard.deploy.inventory import source as inventory_source
 from procguard.deploy.inventory.groups import ALL, UNGROUPED, Groups
 from procguard.deploy.inventory.templates import Renderer, TemplateMistake
 from procguard.deploy.inventory.workers import VARIABLE, DeclaredWorker, SpecReader
 from procguard.deploy.ssh.credentials import HostSecrets
 from procguard.deploy.ssh.target import USER_NAME, Target, parse_ssh_args
-from procguard.deploy.sync import source as code_source
 from procguard.errors import HostUnreachable, InventoryError
 
 MAX_MISTAKES = 20
@@ -29,7 +28,7 @@ SERVICES = ("auto", "systemd", "cron", "none")
 # Of the variables that begin with procguard_, those that mean something.
 PROCGUARD_VARIABLES = (
     VARIABLE, group_policies.VARIABLE, "procguard_manager_url", "procguard_home", "procguard_service",
-    "procguard_spare", "procguard_labels", "procguard_tunnel", code_source.VARIABLE,
+    "procguard_spare", "procguard_labels", "procguard_tunnel", code.VARIABLE,
 )  # fmt: skip
 CONNECTIONS = ("ssh", "paramiko", "paramiko_ssh", "smart", "local")
 TRUTHS = {
@@ -62,7 +61,7 @@ class Host:
     policies: dict[str, GroupPolicy] = field(default_factory=dict)  # procguard_groups, of the whole inventory
     tunnel: bool = False  # procguard_tunnel: the agent may reach the manager through the manager's own SSH
     secrets: HostSecrets = field(default_factory=HostSecrets, repr=False)
-    syncs: tuple[code_source.Sync, ...] = ()  # procguard_sync: the code to bring before the workers start
+    syncs: tuple[code.Sync, ...] = ()  # procguard_sync: the code to bring before the workers start
     gone: bool = False  # not in the inventory any more
 
 
@@ -196,9 +195,7 @@ class _InventoryReader:
             policies=policies,
             tunnel=tunnel,
             secrets=_secrets(values),
-            syncs=code_source.read(
-                values.get(code_source.VARIABLE), str(inventory.directory.absolute()), where, self._tell
-            ),
+            syncs=code.read(values.get(code.VARIABLE), str(inventory.directory.absolute()), where, self._tell),
         )
 
     def _target(self, name: str, values: dict[str, Any], where: str, warnings: list[str]) -> Target:

@@ -16,8 +16,9 @@ from typing import Any
 
 from procguard.console import tables
 from procguard.deploy.install.session import HostSession
+from procguard.deploy.inventory.code import Sync
 from procguard.deploy.sync import rsync_way
-from procguard.deploy.sync.source import CodeSource, Sources, Sync
+from procguard.deploy.sync.source import CodeSource, Sources
 from procguard.errors import HostError
 
 SYNC_TIMEOUT_S = 3600.0

@@ -19,9 +19,9 @@ from procguard.deploy.install import bundle
 from procguard.deploy.install.local import LocalPipe
 from procguard.deploy.install.session import HostSession
 from procguard.deploy.inventory import model
+from procguard.deploy.inventory.code import Sync
 from procguard.deploy.ssh.target import Target
 from procguard.deploy.sync import source
-from procguard.deploy.sync.source import Sync
 from procguard.deploy.sync.transfer import Brought, CodeSync
 from procguard.errors import HostError, InventoryError, UsageError
 from tests.waiting import wait_until

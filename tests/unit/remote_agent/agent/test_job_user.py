@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from procguard.deploy.sync.source import Sync
+from procguard.deploy.inventory.code import Sync
 from procguard.errors import HostError
 from remote_agent.install import files
 from remote_agent.install.installer import Installer
