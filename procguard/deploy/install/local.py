@@ -11,7 +11,8 @@ import select
 import subprocess
 import sys
 
-from procguard.deploy.install.session import REMOTE_COMMAND, remaining_s
+from procguard.deploy.install.session import REMOTE_COMMAND
+from procguard.deploy.ssh.deadline import remaining_s
 from procguard.errors import HostError
 
 # Of the operator's shell only these reach the workers of the local host: an agent outlives the shell, and what else

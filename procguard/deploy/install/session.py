@@ -363,13 +363,3 @@ class Sessions(Protocol):
 def skipped_in_words(seen: Iterable[str]) -> list[str]:
     """["python3 is 3.6.8", "python3.9 is broken"] of "path=version", the version empty where it could not say that."""
     return [f"{path} is {version or 'broken'}" for path, _, version in (one.partition("=") for one in seen)]
-
-
-def remaining_s(deadline: float, host: str, doing: str) -> float:
-    """Seconds until `deadline`; raises HostError when it has passed."""
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise HostError(
-            f"{host}: no answer in time while {doing}", "is the machine overloaded? try again", code="timeout"
-        )
-    return left

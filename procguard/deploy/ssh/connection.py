@@ -19,9 +19,9 @@ from typing import Any
 import fabric
 import paramiko
 
-from procguard.deploy.install.session import remaining_s
 from procguard.deploy.ssh import keys
 from procguard.deploy.ssh.credentials import PASSPHRASE, SSH_PASSWORD, LoginCredentials
+from procguard.deploy.ssh.deadline import remaining_s
 from procguard.deploy.ssh.target import HOST_NAME, Target, bad_name
 from procguard.errors import HostError, HostUnreachable
 from remote_agent.tunnel.mux import MuxEnded, Wire
