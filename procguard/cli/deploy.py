@@ -280,7 +280,7 @@ def fetch(
 
     from procguard.cli.output import deployment
     from procguard.deploy.install.connector import Connector
-    from procguard.deploy.sync.fetch import Fetcher, Wanted
+    from procguard.deploy.install.fetch import Fetcher, Wanted
 
     if not hosts and os.path.exists(pattern):
         hosts, pattern = pattern, ""

@@ -73,7 +73,9 @@ class Deployer:
         self._told = 0  # of these hosts, how many the manager was told of
         self._found: dict[str, Any] | None = None  # what runs where, once it had to be read
         self._looks = Looks(client, options.patience) if options.patience and not options.check else None
-        self._code = CodeWave(sessions, listener, CodeSync(check=options.check, under_running=options.sync_running))
+        self._code = CodeWave(
+            sessions, listener.stage, CodeSync(check=options.check, under_running=options.sync_running)
+        )
 
     def deploy(self, hosts: list[Host]) -> list[HostResult]:
         """Deploy to `hosts`; one result each, in their order. Raises only what concerns all: manager, inventory."""

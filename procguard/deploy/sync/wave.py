@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-from procguard.deploy.install.rollout import Listener
 from procguard.deploy.install.session import HostSession, Sessions
 from procguard.deploy.inventory.model import Host
 from procguard.deploy.sync.transfer import Brought, CodeSync
@@ -37,9 +36,10 @@ class _Visit:
 class CodeWave:
     """`with wave: wave.bring(hosts, …)`, then `session(host, …)` for each."""
 
-    def __init__(self, sessions: Sessions, listener: Listener, code: CodeSync) -> None:
+    def __init__(self, sessions: Sessions, stage: Callable[[str, str], None], code: CodeSync) -> None:
+        """`stage(host, stage)` is told how far each host is, from many threads."""
         self._sessions = sessions
-        self._listener = listener
+        self._stage = stage
         self._code = code
         self._visits: dict[str, _Visit] = {}  # each thread writes its own host's
 
@@ -89,15 +89,15 @@ class CodeWave:
             yield session, session.hello(where, deadline)
 
     def _open(self, host: Host, deadline: float) -> contextlib.AbstractContextManager[HostSession]:
-        self._listener.stage(host.name, "connect")
-        return self._sessions.session(host.target, deadline, lambda: self._listener.stage(host.name, "probe"))
+        self._stage(host.name, "connect")
+        return self._sessions.session(host.target, deadline, lambda: self._stage(host.name, "probe"))
 
     def _visit(self, host: Host, where: Json, deadline: float, keep: bool) -> _Visit:
         visit = _Visit()
         try:
             session = visit.closing.enter_context(self._open(host, deadline))
             visit.found = session.hello(where, deadline)
-            self._listener.stage(host.name, "code")
+            self._stage(host.name, "code")
             for sync in host.syncs:
                 visit.brought.append(self._code.bring(session, sync, where))
             if keep:
