@@ -75,9 +75,9 @@ class RolloutOptions(OptionGroup):
         """Do `action`, a method of the Deployer, on these hosts; `more`: further options of it (deployer.Options)."""
         from procguard.cli.output import deployment
         from procguard.console.styled import styled
-        from procguard.deploy.install.connector import Connector
         from procguard.deploy.install.deployer import Deployer, DeployOptions
         from procguard.deploy.install.rollout import RolloutPlan
+        from procguard.deploy.session.connector import Connector
 
         plan = RolloutPlan(_forks(self.forks), self.serial, self.max_fail)
         options = DeployOptions(plan, check=self.check, diff=self.diff, **more)
@@ -133,7 +133,7 @@ def deploy(
     A release whose agent does not start, or sends no heartbeat, is rolled back on that host. Exit code 2 where a host
     failed, or a worker that is to run is failed or in backoff.
     """
-    from procguard.deploy.install import bundle
+    from procguard.deploy.session import bundle
 
     bundle.begin()
     limit, found = patience(wait, no_wait), _loaded(among.hosts, "deploy")
@@ -231,8 +231,8 @@ def doctor(_context: Context, host: str, hosts: str = "", login: LoginOptions = 
     From its name to the manager hearing its agent, each step with its cause and what to do. Changes nothing.
     """
     from procguard.cli.output import deployment
-    from procguard.deploy.install.connector import Connector
     from procguard.deploy.install.doctor import Doctor
+    from procguard.deploy.session.connector import Connector
 
     found = _loaded(hosts, "doctor").hosts
     if host not in found:
@@ -279,8 +279,8 @@ def fetch(
     from pathlib import Path
 
     from procguard.cli.output import deployment
-    from procguard.deploy.install.connector import Connector
     from procguard.deploy.install.fetch import Fetcher, Wanted
+    from procguard.deploy.session.connector import Connector
 
     if not hosts and os.path.exists(pattern):
         hosts, pattern = pattern, ""

@@ -21,7 +21,7 @@ from procguard import __version__
 from procguard.client import discovery
 from procguard.config.schema import Config
 from procguard.console import log_format
-from procguard.deploy.ssh.helper_client import Result, SshHelper
+from procguard.deploy.install.helper_client import Result, SshHelper
 from procguard.deploy.tunnel.client import TunnelProcess
 from procguard.errors import ProcGuardError
 from procguard.fleet.agents.maintenance import AgentCare, Op

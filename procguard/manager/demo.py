@@ -37,7 +37,8 @@ END_TIMEOUT_S = 60.0
 DEPLOYER = """
 import sys
 from procguard.cli import app as cli
-from procguard.deploy.install import connector, deployer
+from procguard.deploy.install import deployer
+from procguard.deploy.session import connector
 from procguard.deploy.inventory import model as inventory
 from procguard.cli.output import deployment as show
 if sys.stdin.readline():

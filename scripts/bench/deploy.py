@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from procguard.deploy.install import bundle
+from procguard.deploy.session import bundle
 from scripts.bench import common
 from tests.fleet import jobs
 from tests.fleet.hosts import Fleet, why_unavailable

@@ -18,7 +18,7 @@ from procguard.console import tables
 from procguard.console.styled import console as console  # noqa: PLC0414 - who shows something asks here
 from procguard.console.styled import joined, styled
 from procguard.deploy.install.rollout import HostResult
-from procguard.deploy.install.session import skipped_in_words
+from procguard.deploy.session.session import skipped_in_words
 from procguard.deploy.ssh.credentials import ask_on_terminal
 from procguard.errors import PartlyFailed
 

@@ -1,4 +1,4 @@
-"""Deploying, upgrading, rolling back and removing agents: waves over hosts, and one session on each.
+"""Deploying, upgrading, rolling back and removing agents: waves over hosts, one session on each.
 
-Start with `deployer.py`; `session.py` is the conversation with the installer, `bundle.py` what is sent.
+Start with `deployer.py`; `helper.py` is the process in which the manager itself does it, one host at a time.
 """

@@ -27,12 +27,12 @@ from typing import Any
 
 from procguard.client import api
 from procguard.console import terminal
-from procguard.deploy.install import bundle
-from procguard.deploy.install.connector import Connector
 from procguard.deploy.install.deployer import VERIFY_TIMEOUT_S, WORKER_CHANGES, Deployer, DeployOptions, would_change
 from procguard.deploy.install.rollout import HostResult
 from procguard.deploy.install.verify import Heard
 from procguard.deploy.inventory import model
+from procguard.deploy.session import bundle
+from procguard.deploy.session.connector import Connector
 from procguard.deploy.sync.source import Sources
 from procguard.errors import ProcGuardError, UsageError
 

@@ -19,12 +19,12 @@ from typing import Any
 
 from procguard.client.api import ManagerClient
 from procguard.client.coming_up import Patience, Started
-from procguard.deploy.install import bundle
 from procguard.deploy.install.looks import Looks
 from procguard.deploy.install.rollout import HostResult, Json, Listener, Rollout, RolloutPlan, errors_of
-from procguard.deploy.install.session import Sessions
 from procguard.deploy.install.verify import POLL_S, Heard, known_recovery
 from procguard.deploy.inventory.model import Host
+from procguard.deploy.session import bundle
+from procguard.deploy.session.session import Sessions
 from procguard.deploy.ssh.target import from_dict, to_dict
 from procguard.deploy.sync.transfer import CodeSync
 from procguard.deploy.sync.wave import CodeWave

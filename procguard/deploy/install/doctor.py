@@ -14,10 +14,10 @@ from datetime import datetime
 from typing import Any, Literal
 
 from procguard.client.api import ManagerClient
-from procguard.deploy.install import bundle
 from procguard.deploy.install.deployer import manager_candidates, port_of, trust_request
-from procguard.deploy.install.session import HostSession, Sessions, skipped_in_words
 from procguard.deploy.inventory.model import Host
+from procguard.deploy.session import bundle
+from procguard.deploy.session.session import HostSession, Sessions, skipped_in_words
 from procguard.deploy.ssh.target import Target
 from procguard.errors import ManagerUnreachable, ProcGuardError
 

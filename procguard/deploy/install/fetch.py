@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from procguard.console import tables
 from procguard.deploy.install.rollout import HostResult, Listener, Rollout, RolloutPlan
-from procguard.deploy.install.session import HostSession, Sessions
+from procguard.deploy.session.session import HostSession, Sessions
 from procguard.errors import HostError, UsageError
 from remote_agent.install.files import PIECE_BYTES
 from remote_agent.protocol import messages

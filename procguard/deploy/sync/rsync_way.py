@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from procguard.deploy.install.session import Pipe
+from procguard.deploy.session.session import Pipe
 from procguard.errors import HostError, ProcGuardError
 
 BRIDGE = str(Path(__file__).with_name("rsync_bridge.py"))

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from procguard.console import tables
-from procguard.deploy.install.session import HostSession
 from procguard.deploy.inventory.code import Sync
+from procguard.deploy.session.session import HostSession
 from procguard.deploy.sync import rsync_way
 from procguard.deploy.sync.source import CodeSource, Sources
 from procguard.errors import HostError

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-from procguard.deploy.install.session import HostSession, Sessions
 from procguard.deploy.inventory.model import Host
+from procguard.deploy.session.session import HostSession, Sessions
 from procguard.deploy.sync.transfer import Brought, CodeSync
 from procguard.errors import HostError, ProcGuardError
 

@@ -23,8 +23,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from procguard.deploy.install.connector import Connector
-from procguard.deploy.install.session import HostSession
+from procguard.deploy.session.connector import Connector
+from procguard.deploy.session.session import HostSession
 from procguard.deploy.ssh.target import Target, from_dict
 from procguard.errors import ProcGuardError
 from remote_agent.tunnel.mux import Mux, MuxEnded, StreamBuffer

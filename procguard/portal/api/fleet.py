@@ -16,8 +16,8 @@ from procguard import __version__
 from procguard.agent_api import http_io
 from procguard.agent_api.handlers import checked_worker_id
 from procguard.agent_api.interface import Access
-from procguard.deploy.install import bundle
-from procguard.deploy.ssh.helper_client import Result
+from procguard.deploy.install.helper_client import Result
+from procguard.deploy.session import bundle
 from procguard.errors import Conflict, NotFound, UsageError
 from procguard.fleet.model import clock
 from procguard.fleet.registry import Registry

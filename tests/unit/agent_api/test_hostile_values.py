@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from procguard.deploy.install.session import SUDO_ASKS, remote_command
+from procguard.deploy.session.session import SUDO_ASKS, remote_command
 from procguard.deploy.ssh import connection as ssh
 from procguard.deploy.ssh.target import USER_NAME, Target
 from procguard.errors import HostError

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from procguard.deploy.install import bundle
+from procguard.deploy.session import bundle
 from remote_agent.install import process
 from remote_agent.install.installer import Installer
 from remote_agent.protocol import messages

@@ -16,11 +16,11 @@ from rich.console import Console
 
 from procguard.cli.output import deployment
 from procguard.client.coming_up import Patience
-from procguard.deploy.install import bundle
 from procguard.deploy.install.deployer import Deployer, DeployOptions, manager_candidates
 from procguard.deploy.install.rollout import HostResult, RolloutPlan
 from procguard.deploy.install.verify import Heard, known_recovery
 from procguard.deploy.inventory.model import Host, load
+from procguard.deploy.session import bundle
 from procguard.deploy.ssh.target import Target
 from procguard.errors import Conflict, HostError, HostUnreachable, ProcGuardError, UsageError
 from remote_agent.protocol.messages import secret_sha256

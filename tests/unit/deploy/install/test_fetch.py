@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from procguard.cli import deploy
-from procguard.deploy.install.connector import Connector
 from procguard.deploy.install.fetch import Fetcher, Wanted, place
 from procguard.deploy.install.rollout import HostResult
 from procguard.deploy.inventory.model import Host
+from procguard.deploy.session.connector import Connector
 from procguard.deploy.ssh.target import Target
 from procguard.errors import HostError, HostUnreachable, UsageError
 from tests.unit.deploy.install.test_deployer import Recorder

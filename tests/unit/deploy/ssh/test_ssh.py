@@ -18,11 +18,11 @@ import fabric
 import paramiko
 import pytest
 
-from procguard.deploy.install import bundle
-from procguard.deploy.install.connector import Connector
-from procguard.deploy.install.session import REMOTE_COMMAND, HostSession
+from procguard.deploy.install.helper_client import SshHelper
+from procguard.deploy.session import bundle
+from procguard.deploy.session.connector import Connector
+from procguard.deploy.session.session import REMOTE_COMMAND, HostSession
 from procguard.deploy.ssh import connection as ssh
-from procguard.deploy.ssh.helper_client import SshHelper
 from procguard.deploy.ssh.target import Target, from_dict, parse_ssh_args, to_dict
 from procguard.errors import HostError, HostUnreachable
 from tests.unit.one_sshd import Server, free_port

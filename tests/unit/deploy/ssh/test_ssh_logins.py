@@ -18,12 +18,12 @@ from typing import Any
 import fabric
 import pytest
 
-from procguard.deploy.install.connector import Connector
-from procguard.deploy.install.local import LocalPipe
-from procguard.deploy.install.session import SUDO_DONE, become, remote_command
+from procguard.deploy.install.helper_client import SshHelper
+from procguard.deploy.session.connector import Connector
+from procguard.deploy.session.local import LocalPipe
+from procguard.deploy.session.session import SUDO_DONE, become, remote_command
 from procguard.deploy.ssh import connection as ssh
 from procguard.deploy.ssh.credentials import HostSecrets, LoginCredentials
-from procguard.deploy.ssh.helper_client import SshHelper
 from procguard.deploy.ssh.target import Target, parse_ssh_args, to_dict
 from procguard.errors import HostError, HostUnreachable, UsageError
 from tests.unit.deploy.ssh.test_ssh import failure

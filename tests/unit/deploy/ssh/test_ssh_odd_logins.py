@@ -13,7 +13,7 @@ from typing import Any
 import fabric
 import pytest
 
-from procguard.deploy.install.connector import Connector
+from procguard.deploy.session.connector import Connector
 from procguard.deploy.ssh import connection
 from procguard.errors import HostError, HostUnreachable
 from tests.unit.one_sshd import Server

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from procguard.deploy.ssh.helper import Helper
+from procguard.deploy.install.helper import Helper
 from procguard.deploy.ssh.pool import NoTurn, Turns
 from tests.waiting import wait_until
 

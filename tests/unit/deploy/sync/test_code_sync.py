@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from procguard.deploy.install import bundle
-from procguard.deploy.install.local import LocalPipe
-from procguard.deploy.install.session import HostSession
 from procguard.deploy.inventory import model
 from procguard.deploy.inventory.code import Sync
+from procguard.deploy.session import bundle
+from procguard.deploy.session.local import LocalPipe
+from procguard.deploy.session.session import HostSession
 from procguard.deploy.ssh.target import Target
 from procguard.deploy.sync import source
 from procguard.deploy.sync.transfer import Brought, CodeSync

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from procguard.deploy.ssh.helper_client import Result
+from procguard.deploy.install.helper_client import Result
 from procguard.errors import Conflict, NotFound
 from procguard.fleet.agents.maintenance import AgentCare
 from procguard.fleet.model.records import AgentRecord

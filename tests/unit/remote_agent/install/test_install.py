@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from procguard.deploy.install import bundle
-from procguard.deploy.install.local import LocalPipe
-from procguard.deploy.install.session import HostSession
+from procguard.deploy.session import bundle
+from procguard.deploy.session.local import LocalPipe
+from procguard.deploy.session.session import HostSession
 from procguard.deploy.ssh.target import Target
 from remote_agent.install import keepalive, maintenance, process, release
 from remote_agent.install.installer import Installer, recorded_environment

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from procguard.deploy.install import bundle
-from procguard.deploy.ssh import helper
+from procguard.deploy.install import helper
+from procguard.deploy.session import bundle
 from remote_agent.install import __main__ as install
 from remote_agent.install import maintenance, readdress
 from remote_agent.install.installer import Installer

@@ -50,7 +50,7 @@ class SshHelper:
     """One helper process, started at the first request. Safe to use from many greenlets or threads."""
 
     def __init__(self, command: list[str] | None = None) -> None:
-        self._command = command or [sys.executable, "-m", "procguard.deploy.ssh.helper"]
+        self._command = command or [sys.executable, "-m", "procguard.deploy.install.helper"]
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._process: Any = None

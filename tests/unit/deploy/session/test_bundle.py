@@ -19,9 +19,9 @@ from pathlib import Path
 
 import pytest
 
-from procguard.deploy.install import bundle
-from procguard.deploy.install.local import LocalPipe, clean_environment
-from procguard.deploy.install.session import REMOTE_COMMAND, HostSession, skipped_in_words
+from procguard.deploy.session import bundle
+from procguard.deploy.session.local import LocalPipe, clean_environment
+from procguard.deploy.session.session import REMOTE_COMMAND, HostSession, skipped_in_words
 from procguard.deploy.ssh.target import Target
 from procguard.errors import HostError
 from remote_agent.install import release
@@ -41,7 +41,7 @@ def test_same_input_gives_same_bytes_whatever_the_day() -> None:
 
 
 def test_another_process_builds_the_same_bundle() -> None:
-    code = "from procguard.deploy.install import bundle; print(bundle.build().sha256)"
+    code = "from procguard.deploy.session import bundle; print(bundle.build().sha256)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == bundle.build().sha256
 

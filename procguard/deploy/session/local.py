@@ -11,7 +11,7 @@ import select
 import subprocess
 import sys
 
-from procguard.deploy.install.session import REMOTE_COMMAND
+from procguard.deploy.session.session import REMOTE_COMMAND
 from procguard.deploy.ssh.deadline import remaining_s
 from procguard.errors import HostError
 

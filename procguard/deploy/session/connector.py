@@ -11,9 +11,9 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from procguard.deploy.install import bundle
-from procguard.deploy.install.local import LocalPipe
-from procguard.deploy.install.session import HostSession, Pipe, become, remote_command
+from procguard.deploy.session import bundle
+from procguard.deploy.session.local import LocalPipe
+from procguard.deploy.session.session import HostSession, Pipe, become, remote_command
 from procguard.deploy.ssh.credentials import LoginCredentials
 from procguard.deploy.ssh.pool import NoTurn, Turns, jump_host
 from procguard.deploy.ssh.target import Target

@@ -1,4 +1,4 @@
-"""The manager's own SSH, as a process of its own: python -m procguard.deploy.ssh.helper.
+"""The manager's own SSH, as a process of its own: python -m procguard.deploy.install.helper.
 
 SSH is CPU-heavy, can hang and does not work under gevent, so it never runs inside the manager. Requests and answers are
 JSON lines on stdin and stdout; the end of stdin ends the process. A host that hangs has one turn until its deadline.
@@ -25,9 +25,9 @@ import threading
 import time
 from typing import Any
 
-from procguard.deploy.install import bundle
-from procguard.deploy.install.connector import Connector
-from procguard.deploy.install.session import HostSession
+from procguard.deploy.session import bundle
+from procguard.deploy.session.connector import Connector
+from procguard.deploy.session.session import HostSession
 from procguard.deploy.ssh.pool import MAX_STUCK, NoTurn, Turns, jump_host
 from procguard.deploy.ssh.target import from_dict
 from procguard.errors import HostError, HostUnreachable, ProcGuardError
