@@ -40,7 +40,6 @@ GOOD_FROM = {
     "pynacl": ("1.6.2", "CVE-2025-69277: points off the curve, in libsodium"),
     "pyyaml": ("5.4", "CVE-2020-14343: code in full_load"),
     "requests": ("2.32.4", "CVE-2024-47081: credentials from .netrc to others"),
-    "sqlalchemy": ("1.3.0", "CVE-2019-7164: injection by order_by"),
     "urllib3": ("2.6.0", "CVE-2025-66418: unbounded decompression"),
     "werkzeug": ("3.0.6", "CVE-2024-49767: memory of multipart forms"),
 }

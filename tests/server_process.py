@@ -198,7 +198,7 @@ def main(arguments: list[str]) -> None:
     from procguard.fleet.model import clock
     from procguard.fleet.model.settings import FleetSettings
     from procguard.fleet.registry import Registry
-    from procguard.fleet.store.yaml_file import YamlStore
+    from procguard.fleet.store import open_store
     from procguard.manager.loops import operations
     from procguard.portal.http import websocket
     from procguard.portal.logs.store import LogStore
@@ -209,9 +209,8 @@ def main(arguments: list[str]) -> None:
     overrides = [pair for pair in pairs if not pair.startswith("test.")]
     own_state = f"state.state_file={directory}/state.yaml"
     config = configuration.load(None, [own_state, "web.port=0", "web.host=127.0.0.1", *overrides])
-    store = YamlStore(os.path.join(directory, "state.yaml"))
-    events = EventLog(os.path.join(directory, "events.jsonl"))
-    registry = Registry(store, events, FleetSettings(), clock.read())
+    store = open_store(os.path.join(directory, "state.yaml"))
+    registry = Registry(store, EventLog(store), FleetSettings(), clock.read())
     web = WebMonitor(
         config,
         registry,

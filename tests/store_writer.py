@@ -89,12 +89,11 @@ def main(path: str) -> None:
     from procguard.fleet.model import clock
     from procguard.fleet.model.settings import FleetSettings
     from procguard.fleet.registry import Registry
-    from procguard.fleet.state import events_path
     from procguard.fleet.store import open_store
 
     store = open_store(path)
     highest = max((int(key) for key in store.read().tables.get("numbers", {})), default=0)
-    registry = Registry(store, EventLog(events_path(path)), FleetSettings(), clock.read())
+    registry = Registry(store, EventLog(store), FleetSettings(), clock.read())
     taking = threading.Lock()
 
     def tell(word: str, number: int) -> None:

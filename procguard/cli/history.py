@@ -31,6 +31,7 @@ MOST_EVENTS_SHOWN = 10_000
         "kind": "only of this kind, e.g. worker_state,worker_failed",
         "cause": "only with this cause, e.g. oom",
         "actor": "only what this one did or asked for",
+        "operation": "only of this batch operation",
         "since": "only since then: 10m, 2h, or an ISO time",
         "until": "only until then",
         "text": "only with these words in it",
@@ -46,6 +47,7 @@ def events(
     kind: str = "",
     cause: str = "",
     actor: str = "",
+    operation: str = "",
     since: str = "",
     until: str = "",
     text: str = "",
@@ -58,7 +60,7 @@ def events(
 
     manager, after = api.from_environment(), 0
     query: dict[str, Any] = {"worker": worker, "host": host, "kind": kind, "cause": cause, "actor": actor, "q": text}
-    query |= {"since": since, "until": until}
+    query |= {"operation": operation, "since": since, "until": until}
     if json_ and not limit and not follow:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         for piece in manager.export_events(**query):

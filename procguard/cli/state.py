@@ -1,6 +1,6 @@
-"""The operator's tasks about the manager's own state: where it lies, export, import, migrate, rebuild.
+"""The operator's tasks about the manager's own state: where it lies, backup, export, import, migrate, rebuild.
 
-Registered by app.py. All but the first refuse while a manager runs on the state, and none overwrites anything.
+Registered by app.py. The first three work beside a running manager, the others refuse then; none overwrites anything.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ import json
 import os
 import re
 import secrets
-import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from invoke import Collection, Context
@@ -25,47 +24,66 @@ from procguard.errors import Conflict, UsageError
 
 if TYPE_CHECKING:  # the configuration's types cost every task 0.2 s to import
     from procguard.config.schema import Config
-    from procguard.fleet.store.interface import Tables
+    from procguard.fleet.store.interface import Line, Tables
 
-NAMES = ("show", "export", "import", "migrate", "rebuild")
+NAMES = ("show", "backup", "export", "import", "migrate", "rebuild")
 WHERE = {"state": "the state file", "config": "the manager's configuration file"}
 
 
 @operator_task(name="show", default=True, help={**WHERE, "json_": "as JSON"})
 def show(_context: Context, state: str = "", config: str = "", json_: bool = False) -> None:
     """Where the state lies, its kind, its size, how old its snapshot is. Example: invoke state"""
-    from procguard.fleet.store import SQLITE_ENDINGS, exchange, journal
+    from procguard.fleet.store import database_of, exchange
     from procguard.manager import daemon
 
     settings = _settings(state, config)
     path = settings.state.state_file
     files = exchange.files_of(path)
     running = daemon.find(settings)
-    snapshot = path + ".prev" if path.endswith(SQLITE_ENDINGS) else path
-    journals = [journal.segment_path(path, number) for number in journal.segments(path)]
+    log = database_of(path) + "-wal"
     facts = {
         "state_file": path,
         "exists": bool(files),
-        "format": "sqlite" if path.endswith(SQLITE_ENDINGS) else "yaml",
+        "format": "yaml" if exchange.is_yaml(path) else "sqlite",
+        "database": database_of(path),
         "bytes": sum(os.path.getsize(name) for name in files),
-        "snapshot_age_s": round(time.time() - os.path.getmtime(snapshot)) if os.path.exists(snapshot) else None,
-        "journal_segments": len(journals),
-        "journal_bytes": sum(os.path.getsize(name) for name in journals),
+        "write_ahead_log_bytes": os.path.getsize(log) if os.path.exists(log) else 0,
+        "snapshot_age_s": None,
         "manager_pid": running.pid if running else None,
     }
+    if exchange.is_yaml(path) and os.path.exists(path):
+        facts["snapshot_age_s"] = round(time.time() - os.path.getmtime(path))
     if json_:
         say_json(facts)
         return
     if not files:
         say(f"{path}: no state yet (the first start of the manager makes it)")
         return
-    age, kind = facts["snapshot_age_s"], "SQLite" if facts["format"] == "sqlite" else "YAML"
-    copy = "copy" if facts["format"] == "sqlite" else "snapshot"
     say(f"{path}")
-    say(f"  kind      {kind}, {facts['bytes']} bytes with all that belongs to it")
-    say(f"  {copy:<8}  " + (f"{age} s old" if age is not None else "none yet"))
-    say(f"  journal   {facts['journal_bytes']} bytes in {len(journals)} segment(s)")
+    say(f"  database  {facts['database']}, {facts['bytes']} bytes with all that belongs to it")
+    if exchange.is_yaml(path):
+        age = facts["snapshot_age_s"]
+        say("  snapshot  " + (f"{age} s old" if age is not None else "none yet"))
     say("  manager   " + (f"running, pid {running.pid}" if running else "none is running on it"))
+
+
+@operator_task(("file",), name="backup", help={**WHERE, "file": "a new file"})
+def backup(_context: Context, file: str, state: str = "", config: str = "") -> None:
+    """A copy of the whole state, with its history, also while the manager runs. Example: invoke state.backup b.db
+
+    It holds the fleet's key: the file is made for its owner's eyes alone. invoke state.import makes a state of it.
+    """
+    from procguard.fleet.store import database, database_of
+
+    source = database_of(_settings(state, config).state.state_file)
+    try:
+        database.backup(source, os.path.abspath(file))
+    except OSError as exc:
+        named = exc.filename or source
+        raise UsageError(
+            f"{named}: {exc.strerror}", "name a state, and a new file in a directory you may write"
+        ) from exc
+    say(f"{file}: a copy of {source}")
 
 
 @operator_task(("file",), name="export", help={**WHERE, "file": "a new file, or - for standard output"})
@@ -77,8 +95,7 @@ def export(_context: Context, file: str, state: str = "", config: str = "") -> N
     from procguard.fleet.store import exchange
 
     settings = _settings(state, config)
-    with _stopped(settings):
-        loaded = exchange.read(settings.state.state_file)
+    loaded = exchange.read(settings.state.state_file)
     _tell(loaded.notes)
     lines = exchange.exported(loaded.tables, time.time())
     if file == "-":
@@ -96,43 +113,57 @@ def export(_context: Context, file: str, state: str = "", config: str = "") -> N
     say(f"{file}: {count} records of {settings.state.state_file}")
 
 
-@operator_task(("file",), name="import", help={"file": "an export, or - for standard input", "state": "the new state"})
+@operator_task(
+    ("file",), name="import", help={"file": "an export, a backup or a snapshot; -: an export", "state": "the new state"}
+)
 def import_(_context: Context, file: str, state: str = "") -> None:
-    """Make a new state of an export. Example: invoke state.import backup.jsonl --state data/restored.db"""
+    """Make a new state of an export, a backup or a snapshot, also one that was edited.
+
+    Example: invoke state.import backup.jsonl --state data/restored.yaml
+    """
     from procguard.fleet.store import exchange
 
     if not state:
         raise UsageError("no new state was named", "invoke state import FILE --state data/new.yaml (or .db)")
     settings = _settings(state, "")
+    history: Iterable[Line] = ()
     try:
         with contextlib.ExitStack() as stack:
-            source = sys.stdin if file == "-" else stack.enter_context(open(file, encoding="utf-8"))
-            tables = exchange.imported(source, file)
+            if exchange.is_yaml(file):
+                tables = exchange.read_changed(file)
+            elif file.endswith((".db", ".sqlite")):
+                tables, history = exchange.read(os.path.abspath(file)).tables, exchange.read_history(file)
+            else:
+                source = sys.stdin if file == "-" else stack.enter_context(open(file, encoding="utf-8"))
+                tables = exchange.imported(source, file)
     except (OSError, UnicodeDecodeError) as exc:
         raise UsageError(f"{file}: {getattr(exc, 'strerror', None) or 'not text'}", "name an export") from exc
     with _stopped(settings):
-        exchange.write_new(settings.state.state_file, tables)
+        exchange.write_new(settings.state.state_file, tables, history)
     _written(settings, tables)
 
 
 @operator_task(("source", "target"), name="migrate", help={"source": "the state as it is", "target": "the new one"})
 def migrate(_context: Context, source: str, target: str) -> None:
-    """A state of one kind becomes one of the other; the old one stays. Example: invoke state.migrate a.yaml a.db"""
-    from procguard.fleet.state import events_path
-    from procguard.fleet.store import exchange
+    """A state, with its history, in another place or of the other kind; the old one stays.
+
+    Example: invoke state.migrate data/procguard_state.yaml other/procguard_state.db
+    """
+    from procguard.fleet.store import database_of, exchange
 
     old, new = _settings(source, ""), _settings(target, "")
+    if source != target and database_of(old.state.state_file) == database_of(new.state.state_file):
+        raise UsageError(
+            f"{source} and {target} have the same database",
+            f"nothing has to be migrated: put state.state_file={target} into the configuration",
+        )
     with contextlib.ExitStack() as stack:
         for directory in sorted({one.state_directory: one for one in (old, new)}.items()):
             stack.enter_context(_stopped(directory[1]))
         loaded = exchange.read(old.state.state_file)
         _tell(loaded.notes)
-        exchange.write_new(new.state.state_file, loaded.tables)
-        for ending in ("", ".1"):
-            history, copied = (events_path(one.state.state_file) + ending for one in (old, new))
-            if os.path.exists(history) and not os.path.exists(copied):
-                shutil.copyfile(history, copied, follow_symlinks=False)
-                os.chmod(copied, 0o600)
+        history = exchange.read_history(old.state.state_file)
+        exchange.write_new(new.state.state_file, loaded.tables, history)
     _written(new, loaded.tables)
 
 
@@ -196,4 +227,4 @@ def _written(settings: Config, tables: Tables) -> None:
 
 
 def collection() -> Collection:
-    return Collection(show, export, import_, migrate, rebuild)
+    return Collection(show, backup, export, import_, migrate, rebuild)

@@ -81,13 +81,13 @@ class EventSettings(_NotificationSection):
         default=5_000,
         ge=100,
         le=1_000_000,
-        description="So many of the newest events are held in memory, for the portal and for queries.",
+        description="So many of the newest events are held in memory, for the portal.",
     )
     keep_on_disk: Annotated[int, BeforeValidator(size_in_bytes)] = Field(
         default=32 * 2**20,
         ge=2**20,
         description=(
-            "Bytes of the event files beside the state; the older half is dropped when it is reached. What is there "
+            "Bytes of events in the state's database; the oldest are dropped when it is reached. What is there "
             "is exported by `invoke events --json`. Also as text: `32 MiB`."
         ),
     )

@@ -127,17 +127,18 @@ class State(_Section):
     state_file: Annotated[str, AfterValidator(_state_path), AfterValidator(_absolute_path)] = Field(
         default="data/procguard_state.yaml",
         description=(
-            "Where the fleet's state is kept: `*.yaml` (or `.yml`), a readable snapshot, or `*.db` (or `.sqlite`), a "
-            "SQLite database; docs/operations.md says which when. The journal, the workers' logs and the lock of a "
-            "running manager lie beside it. Relative to the working directory; its directory is created. A "
+            "Where the fleet's state is kept: a SQLite database, `*.db` (or `.sqlite`); with `*.yaml` (or `.yml`) the "
+            "database `*.db` beside it and this readable snapshot of it; docs/operations.md says more. The workers' "
+            "logs and the lock of a running manager lie beside it. Relative to the working directory; its directory "
+            "is created. A "
             "manager that is started without a configuration file keeps its state in ~/.local/share/procguard."
         ),
     )
     auto_save: bool = Field(
         default=True,
         description=(
-            "Write the snapshot (of a database: its copy) by itself. `false` stops these only: every change is still "
-            "made durable in the journal before it is acknowledged, and the journal grows."
+            "Write the readable snapshot within seconds of a change and at the end. `false` stops these only: every "
+            "change is still made durable in the database before it is acknowledged."
         ),
     )
 
@@ -334,8 +335,8 @@ class Web(_Section):
         default=32 * 2**20,
         ge=2**20,
         description=(
-            "Bytes of the audit beside the state: half for changes (`….audit.jsonl`), a quarter each for log-ins and "
-            "refusals. The older half of a share is dropped when it is reached. Also as text: `32 MiB`."
+            "Bytes of the audit in the state's database: half for changes, a quarter each for log-ins and refusals. "
+            "The oldest records of a share are dropped when it is reached. Also as text: `32 MiB`."
         ),
     )
     advertise: list[Annotated[str, AfterValidator(_manager_url)]] = Field(

@@ -34,10 +34,11 @@ def without_configuration(given: Sequence[str] = ()) -> list[str]:
 
 
 def exists(state_file: str) -> bool:
-    """Whether there is a state: the snapshot, its copy or a segment of its journal."""
+    """Whether there is a state: the snapshot, the database, or what belongs to either."""
     directory, name = os.path.split(os.path.abspath(state_file))
+    names = (name, os.path.splitext(name)[0] + ".db")
     try:
-        return any(entry.startswith(name) for entry in os.listdir(directory))
+        return any(entry.startswith(names) for entry in os.listdir(directory))
     except OSError:
         return False
 

@@ -32,6 +32,7 @@ class FleetParts(FleetState):
         self.tokens = Tokens(self)
         self.rotations = Rotations(self, self.tokens)
         loaded = store.load()
+        events.restore()
         self._restore(loaded.tables, now)
         self.notes = loaded.notes
         for note in loaded.notes:

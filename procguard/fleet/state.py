@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import secrets
 from collections.abc import Callable, Container
 from typing import Any
@@ -36,8 +35,7 @@ from procguard.fleet.model.records import (
     worker_from_dict,
 )
 from procguard.fleet.model.settings import FleetSettings
-from procguard.fleet.store.appendlog import NotDurable
-from procguard.fleet.store.interface import Change, Store, Tables
+from procguard.fleet.store.interface import Change, NotDurable, Store, Tables
 from procguard.fleet.workers import views
 from procguard.fleet.workers.command_queue import Outbox
 from remote_agent.protocol import messages
@@ -49,7 +47,7 @@ Listener = Callable[[str, str, "dict[str, Any] | None"], None]
 
 class FleetState:
     def __init__(self, store: Store, events: EventLog, settings: FleetSettings) -> None:
-        self._store = store
+        self.store = store
         self._changes: list[Change] = []
         self._changed = 0  # changes ever made, and how many of them are known to be on disk
         self._durable = 0
@@ -212,7 +210,7 @@ class FleetState:
         return self.event_log.query(after, worker, host, limit)
 
     def find_events(self, query: EventQuery, limit: int) -> list[dict[str, Any]]:
-        return self.event_log.find(query, limit)
+        return self.event_log.search(query, limit)
 
     def workers_of(self, agent_id: str) -> list[WorkerRecord]:
         return list(self._workers_of.get(agent_id, {}).values())
@@ -511,9 +509,8 @@ class FleetState:
         changes, self._changes = self._changes, []
         upto = self._changed
         try:
-            self._store.commit(changes)
+            self.store.commit(changes, self.event_log.take())
             self._durable = max(self._durable, upto)
-            self.event_log.flush()
         except NotDurable as exc:
             self.unwritten = exc.message
             raise
@@ -532,23 +529,27 @@ class FleetState:
             self.commit()
 
     def keep_in_place(self, now: Now) -> bool:
-        """Notice that the state's files were deleted or moved away: from then on nothing is acknowledged (NotDurable).
+        """Notice that the state's files were deleted, moved away or made read-only: from then on nothing is
+        acknowledged (NotDurable).
 
-        The next call writes everything again from memory, and returns True.
+        A later call goes on where they are back, or writes everything again from memory, and returns True.
         """
-        if self._store.in_place():
+        in_place = self.store.in_place()
+        if in_place and not self.displaced:
             return False
         if not self.displaced:
             self.displaced = True
-            self.unwritten = "the state's files were deleted or moved away while the manager runs"
+            self.unwritten = "the state's files were deleted, moved away or made read-only while the manager runs"
             raise NotDurable(self.unwritten, "the manager writes them again by itself; if it can't, its log says why")
-        self._store.write_again(self.tables())
+        if not in_place:
+            self.store.write_again(self.tables())
         self.displaced = False
         self.commit()
+        how = "they are back" if in_place else "they were written again from memory"
         self.event_log.add(
             "state",
             now,
-            reason="the state's files were deleted or moved away; they were written again from memory",
+            reason=f"the state's files were deleted, moved away or made read-only; {how}",
             actor="manager",
         )
         return True
@@ -563,14 +564,10 @@ class FleetState:
         }
 
     def save(self) -> None:
-        self._store.save()
+        self.store.save()
 
     def close(self) -> None:
-        self.commit()
-        self._store.close()
-        self.event_log.close()
-
-
-def events_path(state_file: str) -> str:
-    """The history lies beside the state: data/procguard_state.yaml -> data/procguard_state.events.jsonl."""
-    return os.path.splitext(os.path.abspath(state_file))[0] + ".events.jsonl"
+        try:
+            self.commit()
+        finally:
+            self.store.close()

@@ -33,9 +33,8 @@ from procguard.fleet.recovery.handler import FailureHandler
 from procguard.fleet.recovery.monitor import LOST_AFTER_S, SUSPECT_AFTER_S, ProcessMonitor
 from procguard.fleet.recovery.policy import Look
 from procguard.fleet.registry import Registry
-from procguard.fleet.state import events_path
 from procguard.fleet.store import open_store
-from procguard.fleet.store.appendlog import NotDurable
+from procguard.fleet.store.interface import Fenced, NotDurable
 from procguard.fleet.telemetry.files import MeasurementFiles
 from procguard.fleet.telemetry.timeseries import Measurements
 from procguard.manager import daemon
@@ -50,7 +49,7 @@ from procguard.runtime import interpreter
 from procguard.runtime.gc_policy import Collector
 from remote_agent.protocol import messages
 
-SAVE_EVERY_S = 60.0
+FORGET_EVERY_S = 60.0
 LOGS_KEPT = 3
 ROUND_LATE_S = 30.0  # a monitoring round this late: the dead man's switch is let go
 TICK_GAP_S = 0.03  # thousands of hosts may be lost at once: what comes together is judged together
@@ -101,7 +100,7 @@ class Manager:
         self._garbage = Collector()
         self._garbage.start()  # else a large state is looked through again and again while it is read
         store = open_store(config.state.state_file, auto_save=config.state.auto_save, run_blocking=_in_thread_pool)
-        events = EventLog(events_path(config.state.state_file), _in_thread_pool, event_bounds(config))
+        events = EventLog(store, event_bounds(config))
         events.on_event(_log_event)
         self.notifier = Notifier(config.notifications, lambda: self.registry.fleet_id, self._portal_url)
         events.on_event(self.notifier.take)
@@ -140,7 +139,6 @@ class Manager:
             tunnels=self.tunnels,
             care=self.care,
             measurements=self.measurements,
-            run_blocking=_in_thread_pool,
         )
 
     def _manager_urls(self) -> list[str]:
@@ -216,7 +214,7 @@ class Manager:
     def _loop(self) -> None:
         unheard_due = True
         disk_refuses = False
-        saved_at = clock.read().monotonic
+        forgot_at = clock.read().monotonic
         refused = ""
         while True:
             due_s = max(TICK_GAP_S, self.failures.due_in_s(clock.read()))
@@ -239,11 +237,14 @@ class Manager:
                 if disk_refuses:
                     disk_refuses = False
                     self.registry.event_log.add("durable_again", now, reason="the disk takes it again", actor="manager")
-                if now.monotonic - saved_at > SAVE_EVERY_S:
-                    saved_at = now.monotonic
+                if now.monotonic - forgot_at > FORGET_EVERY_S:
+                    forgot_at = now.monotonic
                     self.registry.enrolment.forget_the_ended(now)
-                    self.registry.save()
+                self.registry.save()
                 refused = ""
+            except Fenced as exc:  # whatever this one did from here on, nobody would keep
+                log.critical("%s", exc)
+                self._ending.set()
             except ProcGuardError as exc:  # the disk refused; the next round tries again
                 if str(exc) != refused:
                     log.error("%s", exc)

@@ -14,7 +14,7 @@ from procguard.errors import Conflict, NotFound
 from procguard.fleet.model import clock
 from procguard.fleet.model.records import AgentRecord
 from procguard.fleet.registry import Registry
-from procguard.fleet.store.appendlog import NotDurable
+from procguard.fleet.store.interface import NotDurable
 
 log = logging.getLogger(__name__)
 

@@ -29,7 +29,7 @@ from procguard.errors import NotFound, ProcGuardError
 from procguard.fleet.agents.maintenance import AgentCare
 from procguard.fleet.model import clock
 from procguard.fleet.registry import Registry
-from procguard.fleet.store.appendlog import NotDurable, RunBlocking, run_here
+from procguard.fleet.store.interface import NotDurable
 from procguard.fleet.telemetry.timeseries import Measurements
 from procguard.portal.api.access import AccessApi
 from procguard.portal.api.fleet import OperatorApi, Ssh
@@ -47,7 +47,6 @@ from procguard.portal.api.places import PlacesApi
 from procguard.portal.api.purge import PurgeApi
 from procguard.portal.api.search import SearchApi
 from procguard.portal.api.tunnels import Opener, TunnelsApi
-from procguard.portal.auth import audit
 from procguard.portal.auth.access import Auth
 from procguard.portal.auth.audit import Audit
 from procguard.portal.auth.gate import Gate
@@ -87,7 +86,6 @@ class WebMonitor:
         tunnels: Opener | None = None,
         care: AgentCare | None = None,
         measurements: Measurements | None = None,
-        run_blocking: RunBlocking = run_here,
         web_directory: str = WEB_DIRECTORY,
         keeper: websocket.WebSocketKeeper | None = None,
     ) -> None:
@@ -103,7 +101,7 @@ class WebMonitor:
         self._auth = Auth(
             registry, sessions, wrong_tokens, trust_local=config.web.trust_local, agent_sessions=agent_sessions
         )
-        self._audit = Audit(audit.path_beside(config.state.state_file), config.web.keep_audit, run_blocking)
+        self._audit = Audit(registry.store, config.web.keep_audit)
         self._arrivals = own_addresses.Arrivals(config.web.advertise, lambda: self.port)
         self._desk = Desk(registry, self._auth, log_store, limits, agent_sessions, self._why_not_here)
         self._http = HttpChannel(self._desk, self._auth)

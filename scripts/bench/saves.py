@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import http.client
-import itertools
 import os
 import random
 import shutil
@@ -25,9 +24,8 @@ from scripts.bench import common
 from scripts.bench.server import Manager, ask
 from scripts.swarm import Swarm
 
-SAVE_EVERY_S = 60.0  # the manager's own rhythm
 GOAL_DELAY_MS = 50.0
-GOAL_DURABLE_MS = 5.0
+GOAL_DURABLE_MS = 1.5
 SAVER = "procguard.fleet.store"  # in the command line of the process that writes the snapshot
 
 
@@ -36,7 +34,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--agents", type=int, default=2000)
     parser.add_argument("--workers-per-agent", type=int, default=2)
     parser.add_argument(
-        "--for", dest="for_s", type=float, default=130.0, help="seconds watched (default 130: two saves)"
+        "--for", dest="for_s", type=float, default=60.0, help="seconds watched (default 60: several saves)"
     )
     parser.add_argument("--commands", type=int, default=300)
     parser.add_argument(
@@ -68,7 +66,9 @@ def _measure(report: common.Report, options: argparse.Namespace, manager: Manage
         before, cpu_before, since = swarm.summary(), manager.cpu_s(), time.monotonic()
         watch = _SaveWatch(manager.pid)
         watch.start()
-        posts, asks, syncs = _command(swarm, manager.port, folder, options.commands)
+        # With a token: whether a local caller is a forwarder takes a look at all connections, which is not meant here.
+        secret = str(manager.ask("POST", "/api/tokens", {"scope": "operator", "name": "bench"})["token"])
+        posts, asks, syncs = _command(swarm, manager.port, folder, options.commands, secret)
         time.sleep(max(0.0, since + options.for_s - time.monotonic()))
         after, cpu_s, took_s = swarm.summary(), manager.cpu_s() - cpu_before, time.monotonic() - since
         watch.end()
@@ -105,7 +105,9 @@ def _measure(report: common.Report, options: argparse.Namespace, manager: Manage
 def _saves(report: common.Report, pairs: list[tuple[float, float]], saves: list[tuple[float, float]]) -> None:
     """The worst reply while the state is written, against the worst in as many windows, as long, in which it is not."""
     if not saves:
-        report.add("worst reply while the state is written", None, "ms", note="no save within the time: --for 130")
+        report.add(
+            "worst reply while the state is written", None, "ms", note="no save within the time: watch longer, --for"
+        )
         return
     during = [_worst(pairs, begin, end) for begin, end in saves]
     length = statistics.mean(end - begin for begin, end in saves)
@@ -115,7 +117,8 @@ def _saves(report: common.Report, pairs: list[tuple[float, float]], saves: list[
         if all(at + length < begin or at > end for begin, end in saves):
             outside.append(_worst(pairs, at, at + length))
         at += length
-    usual = statistics.median(max(some) for some in itertools.combinations(outside, len(saves))) if outside else 0.0
+    chance, many = random.Random(1), min(len(saves), len(outside))
+    usual = statistics.median(max(chance.sample(outside, many)) for _ in range(1000)) if outside else 0.0
     report.add(f"worst reply in a save's time ({len(saves)} saves, {length:.1f} s)", 1000 * max(during), "ms")
     report.add("… in as many such times without one, median", 1000 * usual, "ms")
     report.add("… worst of all times without one", 1000 * max(outside, default=0.0), "ms")
@@ -161,7 +164,9 @@ class _SaveWatch(threading.Thread):
         self.join(2)
 
 
-def _command(swarm: Swarm, port: int, folder: str, count: int) -> tuple[list[float], list[float], list[float]]:
+def _command(
+    swarm: Swarm, port: int, folder: str, count: int, secret: str
+) -> tuple[list[float], list[float], list[float]]:
     """Seconds of each POST of a command, of each bare request and each bare fdatasync, in turns."""
     chance = random.Random(5)
     workers = [worker_id for ids in swarm.workers.values() for worker_id in ids]
@@ -174,7 +179,7 @@ def _command(swarm: Swarm, port: int, folder: str, count: int) -> tuple[list[flo
             asks.append(time.perf_counter() - began)
             began = time.perf_counter()
             verb = ("restart", "stop")[number % 2]
-            ask(connection, "POST", f"/api/workers/{chance.choice(workers)}/command", {"command": verb})
+            ask(connection, "POST", f"/api/workers/{chance.choice(workers)}/command", {"command": verb}, secret)
             posts.append(time.perf_counter() - began)
             began = time.perf_counter()
             file.write(b"x" * 400 + b"\n")

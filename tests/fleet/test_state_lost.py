@@ -21,7 +21,7 @@ def test_a_rebuilt_state_takes_over_what_runs_at_the_next_deployment(tmp_path: P
         before = world.manager.wait_worker("w1", "running")
         world.manager.kill()
         data = world.manager.directory / "data"
-        assert (data / "procguard_state.yaml.j00000001").exists()
+        assert (data / "procguard_state.db").exists()
         shutil.rmtree(data)
 
         fleet = next(one.name for one in host.path("/root/.procguard").iterdir() if one.name.startswith("f-"))

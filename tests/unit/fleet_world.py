@@ -10,8 +10,7 @@ from procguard.fleet.history.events import EventLog
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.settings import FleetSettings
 from procguard.fleet.registry import Registry
-from procguard.fleet.state import events_path
-from procguard.fleet.store.yaml_file import YamlStore
+from procguard.fleet.store import open_store
 from remote_agent.protocol import messages
 
 SECRET = messages.secret_sha256("one")
@@ -28,8 +27,8 @@ class World:
         self.registry = self.open()
 
     def open(self) -> Registry:
-        path = str(self.directory / "state.yaml")
-        return Registry(YamlStore(path), EventLog(events_path(path)), self.settings, self.now)
+        store = open_store(str(self.directory / "state.yaml"))
+        return Registry(store, EventLog(store), self.settings, self.now)
 
     def restart(self) -> None:
         """The manager ends cleanly and starts again."""

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import os
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from procguard.fleet.store import open_store, sql, yaml_file
+import pytest
+
+from procguard.fleet.store import __main__ as saving
+from procguard.fleet.store import open_store, sqlite
 from procguard.fleet.store.interface import Loaded
-from procguard.fleet.store.journaled import JournaledStore
-from tests.waiting import wait_until
+from procguard.fleet.store.sqlite import SqliteStore
 
 KINDS = (".yaml", ".db")
 Numbers = dict[str, int]
 
 
-def opened(path: Path | str, *, auto_save: bool = False, **options: Any) -> tuple[JournaledStore, Loaded]:
+def opened(path: Path | str, *, auto_save: bool = False, **options: Any) -> tuple[SqliteStore, Loaded]:
     """Without `auto_save` it starts no saving process, also at its end: `saved` does here what that would."""
     store = open_store(str(path), auto_save=auto_save, **options)
-    assert isinstance(store, JournaledStore)
     return store, store.load()
 
 
@@ -27,28 +29,36 @@ def loaded(path: Path | str) -> Loaded:
     return open_store(str(path)).read()
 
 
-def saved(store: JournaledStore, path: Path | str) -> None:
-    """A snapshot of everything up to now is on disk; made in this process, by what the saving process runs."""
-    save = sql.copy if isinstance(store, sql.SqlStore) else yaml_file.fold
-    save(str(path), store._journal.rotate())
+def saved(store: SqliteStore) -> None:
+    """The files hold everything up to now: the snapshot, made in this process, and the database by itself."""
+    if store.readable:
+        saving.save(store.database, store.readable)
+        store._held.snapshot = store._held.commits
+        store.commit([("saved", "saved", {"n": store._held.commits})])
+    assert store._writer is not None
+    store._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
 
 
-def saved_by_process(store: JournaledStore, path: Path | str) -> None:
-    """The same as it is done for a manager."""
-    before = segments(path)
-    store.save()
-    assert segments(path) != before
-    wait_until(lambda: not store._saver.running(), 60, "the saving process ends")
-
-
-def segments(path: Path | str) -> list[str]:
-    name = os.path.basename(path)
-    return sorted(one for one in os.listdir(os.path.dirname(path)) if one.startswith(name + ".j"))
-
-
-def put(store: JournaledStore, **numbers: int) -> None:
+def put(store: SqliteStore, **numbers: int) -> None:
     store.commit([("workers", name, {"n": n}) for name, n in numbers.items()])
 
 
 def numbers(found: Loaded) -> Numbers:
     return {key: record["n"] for key, record in found.tables.get("workers", {}).items()}
+
+
+def refusing(patched: pytest.MonkeyPatch, code: int = sqlite3.SQLITE_FULL) -> None:
+    """From here on the disk refuses every commit, with this code of SQLite's."""
+
+    def refuse(*_: object) -> None:
+        error = sqlite3.OperationalError("database or disk is full")
+        error.sqlite_errorcode = code
+        raise error
+
+    patched.setattr(sqlite, "_execute", refuse)
+
+
+def changed(database: Path, statement: str, *values: Any) -> None:
+    """As somebody with `sqlite3` would."""
+    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        connection.execute(statement, values)

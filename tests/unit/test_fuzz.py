@@ -26,7 +26,7 @@ from procguard.agent_api import decode, http_io
 from procguard.config import schema as config
 from procguard.deploy.inventory import model as inventory
 from procguard.errors import ConfigError, InventoryError, ProcGuardError, UsageError
-from procguard.fleet.store import appendlog
+from procguard.fleet.store import legacy, snapshot
 from procguard.fleet.workers import selectors
 from remote_agent.agent import journal
 from remote_agent.protocol import messages
@@ -236,14 +236,12 @@ def test_any_line_between_agent_and_runner_is_a_message_or_ignored(pieces: list[
 
 @BOUNDED
 @given(data=st.binary(max_size=300) | st.lists(st.binary(max_size=40)).map(b"\n".join))
-def test_any_journal_is_read_as_far_as_it_goes(tmp_path: Path, data: bytes) -> None:
-    path = tmp_path / "events.jsonl"
+def test_a_snapshot_and_a_journal_are_read_or_refused(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "state.yaml"
     path.write_bytes(data)
-    readable = list(appendlog.each(str(path)))
-    assert appendlog.examine(str(path)).records[: len(readable)] == readable
-    appendlog.truncate_damaged_tail(str(path))
-    found = appendlog.examine(str(path))
-    assert found.records == readable and not found.torn and not found.damaged
+    only(snapshot.Changed, lambda: snapshot.read(str(path)))
+    path.with_name("state.yaml.j00000001").write_bytes(data)
+    only(ProcGuardError, lambda: legacy.read(str(path)))
 
 
 @BOUNDED

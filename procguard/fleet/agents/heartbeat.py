@@ -23,7 +23,7 @@ from procguard.fleet.model.records import (
 )
 from procguard.fleet.parts import FleetParts
 from procguard.fleet.state import HIGHEST_GENERATION
-from procguard.fleet.store.appendlog import NotDurable
+from procguard.fleet.store.interface import NotDurable
 from remote_agent.protocol import messages, states
 
 MAX_REFUSED_CLAIMS = 100  # of one agent that become events, in one run of the manager

@@ -1,14 +1,12 @@
 """The history of the fleet: every change with its reason, cause, evidence and who asked. Append-only, bounded, durable.
 
-Owns the files `events.jsonl` (+ `.1`, the one before) beside the state, and the newest events in memory. Only the
-registry and what works through it (deployment, enrolment, failure handler) writes here.
+Owns one log of the store's history, and its newest events in memory. Only the registry and what works through it
+(deployment, enrolment, failure handler) writes here.
 """
 
 from __future__ import annotations
 
 import json
-import logging
-import os
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,9 +14,7 @@ from typing import Any
 
 from procguard.fleet.history.query import EventQuery
 from procguard.fleet.model.clock import Now, iso
-from procguard.fleet.store import appendlog
-
-log = logging.getLogger(__name__)
+from procguard.fleet.store.interface import EVENTS, Line, Store
 
 DAY_S = 86_400.0
 DISK_SHARES = 8  # one source writes an eighth of the bytes on disk in a day
@@ -27,7 +23,7 @@ FEW_OF = 250  # a source may always have this part of the events in memory: 20 o
 LINE_BYTES = 300  # of an event on disk, beside its texts
 MAX_REASON_CHARS = 4_000
 MAX_EVIDENCE_CHARS = 8_000
-REST_EVERY = 200  # lines of an export: about 2 ms
+PIECE = 200  # events of an export that are read at once: about 2 ms
 
 # {"seq","at","kind","worker_id","host","before","after","reason","actor","attempt","cause","evidence"}; events of older
 # releases have neither cause nor evidence
@@ -79,8 +75,8 @@ CAUSE_OF_KIND = {
 class EventBounds:
     """`events.*` of the configuration."""
 
-    keep: int = 5_000  # the newest, in memory: what the portal and the queries read
-    disk_bytes: int = 32 * 1024 * 1024  # of both files together: what the export reads
+    keep: int = 5_000  # the newest, in memory: what the portal shows by itself
+    disk_bytes: int = 32 * 1024 * 1024  # in the database, indexes included: what queries and the export read
 
 
 @dataclass
@@ -159,26 +155,24 @@ class EventLog:
     share of the memory and of the disk, and its own oldest events give way: nobody pushes out everybody's history."""
 
     def __init__(
-        self,
-        path: str,
-        run_blocking: appendlog.RunBlocking = appendlog.run_here,
-        bounds: EventBounds | None = None,
-        numbers: Numbers | None = None,
+        self, store: Store, bounds: EventBounds | None = None, numbers: Numbers | None = None, log: str = EVENTS
     ) -> None:
-        self._path = path
-        self._run_blocking = run_blocking
+        self._store = store
         self._bounds = bounds or EventBounds()
+        self._numbers = numbers or Numbers()
+        self._name = log
         self.left_out = 0  # events that are only in memory: their source has written its share
         self._budgets: OrderedDict[str, _Budget] = OrderedDict()
         self._newest = _Newest(self._bounds.keep)
+        self._unwritten: list[Line] = []
         self._listeners: list[Callable[[Event], None]] = []
-        for old in (path + ".1", path):
-            appendlog.truncate_damaged_tail(old)
-            for event in appendlog.each(old):
-                self._newest.add(event, event.get("host") or "")  # a deployed agent is named after its host
-        self._numbers = numbers or Numbers()
+        store.keep_history(log, self._bounds.disk_bytes)
+
+    def restore(self) -> None:
+        """Read the newest events back; once the store is loaded."""
+        for event in self._store.find(self._name, EventQuery(), self._bounds.keep):
+            self._newest.add(event, event.get("host") or "")  # a deployed agent is named after its host
         self._numbers.last = max(self._numbers.last, next(reversed(self._newest.by_seq), 0))
-        self._log = appendlog.AppendLog(path, run_blocking, reopens=True)
 
     def on_event(self, listener: Callable[[Event], None]) -> None:
         self._listeners.append(listener)
@@ -222,7 +216,7 @@ class EventLog:
         }
         self._newest.add(event, source)
         if self._may_write(event, source, now):
-            self._log.append([event], wait=False)
+            self._unwritten.append((self._name, event))
         for listener in self._listeners:
             listener(event)
         return event
@@ -261,24 +255,14 @@ class EventLog:
     def newest_seq(self) -> int:
         return self._numbers.last
 
+    def take(self) -> list[Line]:
+        """What is not handed to the store yet: for the caller's own commit."""
+        lines, self._unwritten = self._unwritten, []
+        return lines
+
     def flush(self) -> None:
-        self._log.flush()
-        if self._log.size_bytes > self._bounds.disk_bytes // 2:
-            self._rotate()
-
-    def _rotate(self) -> None:
-        """Nothing is pending here (flush has just returned and nothing else ran), so no event is between two files."""
-        old = self._log
-        try:
-            os.replace(self._path, self._path + ".1")
-            self._log = appendlog.AppendLog(self._path, self._run_blocking, reopens=True)
-        except OSError as exc:  # the file goes on growing, and the next flush tries again
-            log.error("cannot begin a new file of events path=%s error=%s", self._path, exc.strerror)
-            return
-        old.close()
-
-    def close(self) -> None:
-        self._log.close()
+        """Everything added so far is durable when this returns. Raises NotDurable."""
+        self._store.commit((), self.take())
 
     def query(
         self, after: int = 0, worker: str | None = None, host: str | None = None, limit: int = 200
@@ -297,28 +281,22 @@ class EventLog:
                 found.append(event)
         return found[::-1]
 
-    def stream(self, query: EventQuery, rest: Callable[[], None] = lambda: None) -> Iterator[Event]:
-        """Every event on disk that matches, oldest first, read as it is asked for. What was added since is not told.
+    def search(self, query: EventQuery, limit: int = 200) -> list[Event]:
+        """The newest `limit` events that match, on disk or in memory alone, oldest first. Others have their turn."""
+        found = {event["seq"]: event for event in self._store.find(self._name, query, limit)}
+        found.update((event["seq"], event) for event in self.find(query, limit))
+        return [found[seq] for seq in sorted(found)[-limit:]]
 
-        `rest` lets others have a turn, also where hardly any event matches.
-        """
+    def stream(self, query: EventQuery) -> Iterator[Event]:
+        """Every event on disk that matches, oldest first, read as it is asked for. What was added since is not told."""
         self.flush()
-        last = self._numbers.last
-        # The newer file first: if it is renamed before the other is opened, both are the same one, and none is missed.
-        newer = appendlog.opened(self._path)
-        older = appendlog.opened(self._path + ".1")
-        told = 0
-        for file in (older, newer):
-            if file is None:
-                continue
-            with file:
-                for number, event in enumerate(appendlog.records(file), 1):
-                    if number % REST_EVERY == 0:
-                        rest()
-                    if told < event["seq"] <= last:
-                        told = event["seq"]
-                        if query.matches(event):
-                            yield event
+        last, told = self._numbers.last, 0
+        while piece := self._store.find(self._name, query, PIECE, after=told):
+            for event in piece:
+                told = event["seq"]
+                if told > last:
+                    return
+                yield event
 
 
 def _bounded(evidence: dict[str, Any] | str | None) -> dict[str, Any] | str | None:

@@ -21,6 +21,7 @@ class EventQuery:
     kind: tuple[str, ...] = ()
     cause: tuple[str, ...] = ()
     actor: tuple[str, ...] = ()
+    operation: tuple[str, ...] = ()
     since: float | None = None
     until: float | None = None
     text: str = ""  # every word of it somewhere in the event, in whatever case
@@ -37,17 +38,33 @@ class EventQuery:
         ):
             if wanted and event.get(field) not in wanted:
                 return False
-        # iso() writes moments so that they sort as text
-        if self.since is not None and event["at"] < (iso(self.since) or ""):
+        if self.operation and operation_of(event) not in self.operation:
             return False
-        if self.until is not None and event["at"] > (iso(self.until) or ""):
+        if self.since_text is not None and event["at"] < self.since_text:
+            return False
+        if self.until_text is not None and event["at"] > self.until_text:
             return False
         return not self.text or self._has_words(event)
 
-    def _has_words(self, event: dict[str, Any]) -> bool:
-        text = "\n".join(str(event.get(field) or "") for field in _TEXTS).lower()
-        return all(word in text for word in self._words)
+    @functools.cached_property
+    def since_text(self) -> str | None:
+        """As events have it: iso() writes moments so that they sort as text."""
+        return None if self.since is None else iso(self.since)
 
     @functools.cached_property
-    def _words(self) -> tuple[str, ...]:
+    def until_text(self) -> str | None:
+        return None if self.until is None else iso(self.until)
+
+    def _has_words(self, event: dict[str, Any]) -> bool:
+        text = "\n".join(str(event.get(field) or "") for field in _TEXTS).lower()
+        return all(word in text for word in self.words)
+
+    @functools.cached_property
+    def words(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(self.text.lower().split()))
+
+
+def operation_of(event: dict[str, Any]) -> str | None:
+    """The batch operation that an event belongs to."""
+    evidence = event.get("evidence")
+    return evidence.get("operation_id") if isinstance(evidence, dict) else None

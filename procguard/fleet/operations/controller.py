@@ -396,7 +396,12 @@ class Operations:
 
     def _tell(self, operation: Operation, what: str, actor: str, now: Now) -> None:
         self._registry.event_log.add(
-            "operation", now, reason=f"{operation.operation_id} {what}", actor=actor, cause="operator"
+            "operation",
+            now,
+            reason=f"{operation.operation_id} {what}",
+            actor=actor,
+            cause="operator",
+            evidence={"operation_id": operation.operation_id},
         )
 
     def _show(self, operation: Operation, now: Now) -> None:

@@ -1,21 +1,34 @@
-"""Where the registry's state is kept, behind one interface. Which store it is, the name of the state file says."""
+"""Where the fleet's state is kept, behind one interface. Which files it is, the name of the state file says.
+
+    interface.py       what the fleet asks of a store; every commit carries a term
+    sqlite.py          the engine: what is committed when, what is believed at a start
+    database.py        the database as a file: schema, migrations, proofs, copies
+    snapshot.py        the readable YAML beside it, and the process that writes it
+    group_commit.py    many callers, one write
+    legacy.py          reads the format before
+    exchange.py        exports and imports
+
+Knows records as JSON only, never what they mean. Start reading at interface.py.
+"""
 
 from __future__ import annotations
 
-from procguard.fleet.store.appendlog import RunBlocking, run_here
-from procguard.fleet.store.interface import Store
+import os
+
+from procguard.fleet.store.interface import RunBlocking, run_here
+from procguard.fleet.store.sqlite import SqliteStore
 
 YAML_ENDINGS = (".yaml", ".yml")
-SQLITE_ENDINGS = (".db", ".sqlite")
-ENDINGS = YAML_ENDINGS + SQLITE_ENDINGS
 
 
-def open_store(path: str, *, auto_save: bool = True, run_blocking: RunBlocking = run_here) -> Store:
+def database_of(path: str) -> str:
+    """data/procguard_state.yaml -> data/procguard_state.db; any other state file is the database itself."""
+    stem, ending = os.path.splitext(path)
+    return stem + ".db" if ending in YAML_ENDINGS else path
+
+
+def open_store(path: str, *, auto_save: bool = True, run_blocking: RunBlocking = run_here) -> SqliteStore:
     """The store of this state file; nothing is read or written before `load`."""
-    if path.endswith(SQLITE_ENDINGS):
-        from procguard.fleet.store.sql import SqlStore  # noqa: PLC0415 - only who uses it waits for SQLAlchemy
-
-        return SqlStore(path, auto_save=auto_save, run_blocking=run_blocking)
-    from procguard.fleet.store.yaml_file import YamlStore  # noqa: PLC0415 - and only who uses that for YAML
-
-    return YamlStore(path, auto_save=auto_save, run_blocking=run_blocking)
+    database = database_of(path)
+    readable = path if database != path else ""
+    return SqliteStore(database, readable, auto_save=auto_save, run_blocking=run_blocking)

@@ -1,4 +1,4 @@
-"""A state as a file to keep or to carry elsewhere: JSON lines, the same for every store.
+"""A state as a file to keep or to carry elsewhere: JSON lines, the same for every store; a backup; a snapshot.
 
     {"procguard_state": 1, "fleet_id": "f-…", "exported_at": "2026-11-24T03:00:00.000Z", "records": 2}
     {"table": "fleet", "key": "fleet", "record": {…}}
@@ -19,8 +19,8 @@ from typing import Any
 
 from procguard.errors import Conflict, ProcGuardError, UsageError
 from procguard.fleet.model.clock import iso
-from procguard.fleet.store import journal, open_store
-from procguard.fleet.store.interface import Loaded, Tables, apply
+from procguard.fleet.store import YAML_ENDINGS, database, database_of, legacy, open_store
+from procguard.fleet.store.interface import Line, Loaded, Tables, apply
 
 VERSION = 1
 
@@ -86,19 +86,48 @@ def _check_header(line: Any, name: str) -> None:
 
 def files_of(path: str) -> list[str]:
     """Every file of the state at `path` that exists."""
-    names = [path + ending for ending in ("", ".prev", "-wal", "-shm")]
-    return [name for name in names if os.path.exists(name)] + [
-        journal.segment_path(path, number) for number in journal.segments(path)
-    ]
+    place = database_of(path)
+    names = {path, path + ".prev", place, place + "-wal", place + "-journal", *legacy.files_of(path)}
+    return sorted(name for name in names if os.path.exists(name))
 
 
 def read(path: str) -> Loaded:
+    """The state at `path`, also while a manager runs on it."""
     if not files_of(path):
         raise UsageError(f"there is no state at {path}", "name it: --state PATH, or --config FILE of its manager")
     return open_store(path).read()
 
 
-def write_new(path: str, tables: Tables) -> None:
+def read_history(path: str) -> Iterator[Line]:
+    """Its events and its audit, as far as they can be read."""
+    place = database_of(path)
+    yield from legacy.history(path) if legacy.found(path, place) else database.history(place)
+
+
+def read_changed(path: str) -> Tables:
+    """What a snapshot says that a person may have changed. Raises UsageError."""
+    import yaml  # noqa: PLC0415 - takes as long as all the rest
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            document = yaml.load(file, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
+        tables = document["tables"]
+        for records in tables.values():
+            for record in records.values():
+                json.dumps(dict(record))
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as exc:
+        problem = " ".join(str(exc).split())[:200]
+        raise UsageError(
+            f"{path}: not a snapshot of a state ({problem})", "name one that a manager has written"
+        ) from exc
+    return {str(table): {str(key): dict(one) for key, one in records.items()} for table, records in tables.items()}
+
+
+def is_yaml(path: str) -> bool:
+    return path.endswith(YAML_ENDINGS)
+
+
+def write_new(path: str, tables: Tables, history: Iterable[Line] = ()) -> None:
     """A new state with these records. What lies there already is never touched."""
     present = files_of(path)
     if present:
@@ -110,5 +139,7 @@ def write_new(path: str, tables: Tables) -> None:
     tables = {**tables, "fleet": {"fleet": {**fleet, "imported": True}}}
     store = open_store(path)
     store.load()
-    store.commit([(table, key, record) for table, records in tables.items() for key, record in records.items()])
+    store.commit(
+        [(table, key, record) for table, records in tables.items() for key, record in records.items()], list(history)
+    )
     store.close()

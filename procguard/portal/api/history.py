@@ -21,7 +21,6 @@ from procguard.fleet.model import clock
 from procguard.fleet.registry import Registry
 from procguard.i18n import words
 from procguard.portal.logs.query import parse_since
-from procguard.runtime.cooperative import give_way
 from remote_agent.protocol import states
 
 LAST_WORDS_LINES = 50  # of a failed attempt, that its event leads to
@@ -45,7 +44,7 @@ class HistoryApi:
         shape = http_io.query_text("format") or "json"
         if shape == "jsonl":
             headers = {"Content-Type": "application/x-ndjson", "X-Accel-Buffering": "no"}
-            return bottle.HTTPResponse(_lines(self._registry.event_log.stream(query, give_way)), 200, headers)
+            return bottle.HTTPResponse(_lines(self._registry.event_log.stream(query)), 200, headers)
         if shape != "json":
             raise UsageError(f"format={shape[:20]!r}: not known", "use format=json or format=jsonl")
         events = self._registry.find_events(query, http_io.query_int("limit", 200, 1, 10_000))
@@ -85,6 +84,7 @@ def read_query() -> EventQuery:
         kind=several("kind"),
         cause=several("cause"),
         actor=several("actor"),
+        operation=several("operation"),
         since=moment("since"),
         until=moment("until"),
         text=http_io.query_text("q"),

@@ -1,15 +1,13 @@
 """The audit: who asked for which change, from where, and what came of it. Append-only, bounded, on disk.
 
-Owns `….audit.jsonl` (changes), `….audit-logins.jsonl` and `….audit-refused.jsonl` (each + `.1`) beside the state, which
-are read as one. Each kind has a share of its own, in memory and on disk, so that neither log-ins nor refusals drive
-changes out. All changes are written; of one token's log-ins and one caller's refusals only so many, and the rest is
-counted. Reads nothing but requests.
+Owns three logs of the store's history (changes, log-ins, refusals), which are read as one. Each has a share of its own,
+in memory and on disk, so that neither log-ins nor refusals drive changes out. All changes are written; of one token's
+log-ins and one caller's refusals only so many, and the rest is counted. Reads nothing but requests.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -20,7 +18,7 @@ from procguard.errors import ProcGuardError
 from procguard.fleet.history.events import EventBounds, EventLog, Numbers
 from procguard.fleet.history.query import EventQuery
 from procguard.fleet.model import clock
-from procguard.fleet.store import appendlog
+from procguard.fleet.store.interface import Fenced, NotDurable, Store
 
 REFUSALS_AT_ONCE, REFUSALS_PER_S = 60, 1 / 60  # of one known caller; of all strangers together
 LOGINS_AT_ONCE, LOGINS_PER_S = 30, 30 / 3600  # of one token
@@ -30,35 +28,28 @@ ASKS = "procguard.asks"  # in a request's environment: who asked, also where the
 Record = dict[str, Any]
 
 
-def path_beside(state_file: str) -> str:
-    """data/procguard_state.yaml -> data/procguard_state.audit.jsonl."""
-    return os.path.splitext(os.path.abspath(state_file))[0] + ".audit.jsonl"
-
-
 class _Share(NamedTuple):
     """What one kind of record may take. `part` of the bytes on disk."""
 
-    suffix: str
+    log: str
     kept: int  # in memory
     part: float
 
 
-_SHARES = (_Share("", 5_000, 0.5), _Share("-logins", 2_000, 0.25), _Share("-refused", 2_000, 0.25))
+_SHARES = (_Share("audit", 5_000, 0.5), _Share("audit-logins", 2_000, 0.25), _Share("audit-refused", 2_000, 0.25))
 _CHANGES, _LOGINS, _REFUSED = range(len(_SHARES))
 
 
 class Audit:
-    def __init__(self, path: str, max_bytes: int, run_blocking: appendlog.RunBlocking = appendlog.run_here) -> None:
-        base, numbers = path.removesuffix(".jsonl"), Numbers()
+    def __init__(self, store: Store, max_bytes: int) -> None:
+        """Of a store that was loaded."""
+        numbers = Numbers()
         self._logs = [
-            EventLog(
-                f"{base}{share.suffix}.jsonl",
-                run_blocking,
-                EventBounds(share.kept, int(max_bytes * share.part)),
-                numbers,
-            )
+            EventLog(store, EventBounds(share.kept, int(max_bytes * share.part)), numbers, share.log)
             for share in _SHARES
         ]
+        for log in self._logs:
+            log.restore()
         self._refusals = Sparing(REFUSALS_AT_ONCE, REFUSALS_PER_S)
         self._logins = Sparing(LOGINS_AT_ONCE, LOGINS_PER_S)
 
@@ -95,14 +86,14 @@ class Audit:
             self._add(_LOGINS, kind, environ, 200, caller, what=what)
 
     def find(self, query: EventQuery, limit: int) -> list[Record]:
-        """The newest `limit` records in memory that match, oldest first."""
-        found = [record for log in self._logs for record in log.find(query, limit)]
+        """The newest `limit` records that match, oldest first."""
+        found = [record for log in self._logs for record in log.search(query, limit)]
         return sorted(found, key=lambda record: int(record["seq"]))[-limit:]
 
     def close(self) -> None:
         for log in self._logs:
-            with contextlib.suppress(appendlog.NotDurable):  # a full disk does not keep the manager from ending
-                log.close()
+            with contextlib.suppress(NotDurable, Fenced):  # a full disk does not keep the manager from ending
+                log.flush()
 
     def _add(
         self,
@@ -134,7 +125,5 @@ class Audit:
                 "request_id": environ.get("procguard.request_id", ""),
             },
         )
-        with contextlib.suppress(
-            appendlog.NotDurable
-        ):  # told elsewhere: the change itself was not acknowledged, either
+        with contextlib.suppress(NotDurable, Fenced):  # told elsewhere: the change itself was not acknowledged, either
             log.flush()

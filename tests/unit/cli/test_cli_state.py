@@ -1,26 +1,28 @@
-"""invoke state: look, export, import, migrate, rebuild; never over what is there, never beside a running manager."""
+"""invoke state: look, backup, export, import, migrate, rebuild; never over what is there, nor against a manager."""
 
 from __future__ import annotations
 
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from invoke import Context
 
 from procguard.cli import app
 from procguard.cli import state as cli_state
 from procguard.config import schema
+from procguard.errors import ProcGuardError
 from procguard.fleet.history.events import EventLog
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.settings import FleetSettings
 from procguard.fleet.registry import Registry
-from procguard.fleet.state import events_path
 from procguard.fleet.store import open_store
 from procguard.manager import daemon
 from tests.unit.store_rig import KINDS, loaded
@@ -29,7 +31,8 @@ WALL = 1_790_000_000.0
 
 
 def registry(path: Path | str, wall: float = WALL) -> Registry:
-    return Registry(open_store(str(path)), EventLog(events_path(str(path))), FleetSettings(), Now(0.0, wall))
+    store = open_store(str(path))
+    return Registry(store, EventLog(store), FleetSettings(), Now(0.0, wall))
 
 
 @pytest.fixture(params=KINDS)
@@ -107,22 +110,86 @@ def test_while_a_manager_runs_on_it_nothing_is_touched(
 ) -> None:
     lock = daemon.lock_state(schema.load(None, [f"state.state_file={state}"]))
     try:
-        assert run(cli_state.export, str(tmp_path / "x"), state=str(state)) == 1
         assert run(cli_state.migrate, str(state), str(other(state))) == 1
+        assert run(cli_state.import_, str(state), state=str(state.with_name("new.db"))) == 1
         assert "stop it first (./start_manager.sh --stop --set state.state_file=" in capsys.readouterr().err
         assert run(cli_state.show, state=str(state)) == 0
         assert f"running, pid {os.getpid()}" in capsys.readouterr().out
     finally:
         lock.release()
-    assert not (tmp_path / "x").exists()
+    assert not other(state).exists() and not state.with_name("new.db").exists()
+
+
+def test_a_backup_and_an_export_are_made_while_a_manager_writes(state: Path, tmp_path: Path) -> None:
+    fleet, new = registry(state), other(state)
+    lock = daemon.lock_state(schema.load(None, [f"state.state_file={state}"]))
+    try:
+        fleet.command("w1", "stop", "anna", Now(0.0, WALL))
+        assert run(cli_state.backup, str(tmp_path / "b.db"), state=str(state)) == 0
+        assert run(cli_state.backup, str(tmp_path / "b.db"), state=str(state)) == 1  # never over another
+        assert run(cli_state.export, str(tmp_path / "x.jsonl"), state=str(state)) == 0
+        fleet.command("w1", "start", "anna", Now(0.0, WALL))
+    finally:
+        lock.release()
+    fleet.close()
+    assert os.stat(tmp_path / "b.db").st_mode & 0o077 == 0
+    for file in ("b.db", "x.jsonl"):
+        assert run(cli_state.import_, str(tmp_path / file), state=str(new)) == 0
+        found = loaded(new)
+        assert found.tables["workers"]["w1"]["desired"] == "stopped" and found.tables["fleet"]["fleet"]["imported"]
+        kinds = [event["kind"] for event in registry(new).events()]
+        assert ("command" in kinds) is (file == "b.db")
+        shutil.rmtree(new.parent)
+
+
+def test_a_backup_put_in_the_place_of_the_database_first_asks_the_agents(state: Path, tmp_path: Path) -> None:
+    fleet = registry(state)
+    assert run(cli_state.backup, str(tmp_path / "b.db"), state=str(state)) == 0
+    fleet.close()
+    shutil.rmtree(state.parent)
+    state.parent.mkdir(mode=0o700)
+    shutil.copy(tmp_path / "b.db", state.with_suffix(".db"))
+    again = registry(state)
+    assert again.inquiry.open(Now(0.0, WALL)) and "w1" in again.workers_by_id
+    again.close()
+
+
+def test_an_edited_snapshot_becomes_a_state_by_import(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = tmp_path / "old" / "fleet.yaml"
+    state.parent.mkdir()
+    fleet = registry(state)
+    spec = {"command": "python a.py"}
+    fleet.deploy({"hosts": [{"host": "h1", "workers": [{"worker_id": "w1", "spec": spec}]}]}, "tester", Now(0.0, WALL))
+    fleet.close()
+    document = yaml.safe_load(state.read_text(encoding="utf-8"))
+    document["tables"]["workers"]["w1"]["spec"]["command"] = "python b.py"
+    state.write_text(yaml.safe_dump(document), encoding="utf-8")
+    with pytest.raises(ProcGuardError, match=r"invoke state\.import"):
+        registry(state)
+    new = tmp_path / "new" / "fleet.yaml"
+    assert run(cli_state.import_, str(state), state=str(new)) == 0
+    again = registry(new)
+    assert again.find("w1").spec.command == "python b.py" and again.inquiry.open(Now(0.0, WALL))
+    again.close()
+    state.write_text("all: {hosts: {web-01: {}}}")
+    assert run(cli_state.import_, str(state), state=str(tmp_path / "x" / "x.yaml")) == 1
+    assert "not a snapshot of a state" in capsys.readouterr().err
+
+
+def test_migrating_between_two_names_of_one_database_is_refused(
+    state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = state.with_suffix(".db" if state.suffix == ".yaml" else ".yaml")
+    assert run(cli_state.migrate, str(state), str(target)) == 1
+    assert f"nothing has to be migrated: put state.state_file={target}" in capsys.readouterr().err
 
 
 def test_a_look_says_where_what_and_how_large(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(cli_state.show, state=str(state), json_=True) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["state_file"], facts["exists"], facts["manager_pid"]) == (str(state), True, None)
-    assert facts["bytes"] > facts["journal_bytes"] > 0
-    assert 0 <= facts["snapshot_age_s"] < 600
+    assert facts["bytes"] > 0 and facts["database"] == str(state.with_suffix(".db"))
+    assert (facts["snapshot_age_s"] is not None) is (state.suffix == ".yaml")
     assert run(cli_state.show, state=str(state.with_name("none.yaml"))) == 0
     assert "no state yet" in capsys.readouterr().out
 

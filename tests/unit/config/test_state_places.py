@@ -58,7 +58,7 @@ def test_the_configuration_of_the_documents_keeps_its_meaning(tmp_path: Path) ->
 
 
 def test_a_state_of_an_earlier_release_is_used_on_until_there_is_one_in_the_one_place(tmp_path: Path) -> None:
-    make(tmp_path / "a/data/procguard_state.yaml.j00000001")
+    make(tmp_path / "a/data/procguard_state.db")
     assert state_of() == str(tmp_path / "a/data/procguard_state.yaml")
     make(Path(state_places.well_known()))
     assert state_of() == state_places.well_known()

@@ -38,7 +38,6 @@ from procguard.fleet.recovery.handler import FailureHandler
 from procguard.fleet.recovery.monitor import ProcessMonitor
 from procguard.fleet.recovery.policy import Look
 from procguard.fleet.registry import Registry
-from procguard.fleet.state import events_path
 from procguard.fleet.store import open_store
 from remote_agent.protocol import messages
 from tests.chaos import ChaosReport
@@ -85,7 +84,7 @@ class FleetMachine(RuleBasedStateMachine):
     def open_manager(self) -> None:
         path = f"{self.folder}/state.yaml"
         store = open_store(path, auto_save=False, run_blocking=self._write)
-        self.registry = Registry(store, EventLog(events_path(path)), SETTINGS, self.now)
+        self.registry = Registry(store, EventLog(store), SETTINGS, self.now)
         monitor = ProcessMonitor(self.registry, SETTINGS, self.now)
         self.failures = FailureHandler(
             self.registry,

@@ -27,6 +27,7 @@ from procguard.notify.formats import Outcome
 from procguard.notify.notifier import Notifier
 from tests import sinks
 from tests.sinks import HttpSink, Reply
+from tests.unit.store_rig import opened
 
 NOW = Now(100.0, 1_790_000_000.5)
 HIDDEN = "https://hooks.example.org/services/T000/B000/TheSecretPath"
@@ -369,7 +370,7 @@ def test_a_slow_target_delays_no_other(sink: HttpSink) -> None:
 def test_the_history_tells_the_notifier(tmp_path: Path) -> None:
     endpoint = Endpoint()
     one = notifier(endpoint, quick())
-    history = EventLog(str(tmp_path / "events.jsonl"))
+    history = EventLog(opened(tmp_path / "s.db")[0])
     history.on_event(one.take)
     history.add("brake_on", NOW, reason="5 of 9 hosts fell silent", actor="monitor")
     until(lambda: endpoint.messages)

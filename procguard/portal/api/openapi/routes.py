@@ -373,7 +373,7 @@ HISTORY = (
         {200: history.EventsAnswer},
         [
             text("worker", SEVERAL, 4096), text("host", SEVERAL, 4096), text("kind", SEVERAL, 4096),
-            text("cause", SEVERAL, 4096), text("actor", SEVERAL, 4096),
+            text("cause", SEVERAL, 4096), text("actor", SEVERAL, 4096), text("operation", SEVERAL, 4096),
             text("since", "`2h`, ISO 8601 or Unix seconds"), text("until", "the same"), text("q", "words"),
             whole("after", 0, 2**53, 0, "a `seq`"), whole("limit", 1, 10_000, 200),
             text("format", "`jsonl`: all that is on disk, one object a line", enum=["json", "jsonl"], default="json"),

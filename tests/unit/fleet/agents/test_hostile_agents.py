@@ -11,11 +11,13 @@ import pytest
 from procguard.agent_api import decode
 from procguard.errors import Conflict, UsageError
 from procguard.fleet.history.events import EventBounds, EventLog
+from procguard.fleet.history.query import EventQuery
 from procguard.fleet.model import epochs
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import to_dict
 from remote_agent.protocol import messages
 from tests.unit.fleet_world import SECRET, World
+from tests.unit.store_rig import opened
 
 HIGHEST = 2**53 - 1
 
@@ -284,13 +286,14 @@ def test_one_agent_s_events_push_out_its_own_and_nobody_else_s(world: World) -> 
     assert mine in kept and len(kept) == 5_000
     assert "deploy" in {event["kind"] for event in kept}
     assert [event for event in kept if "share of the history on disk" in event["reason"]]
-    on_disk = (world.directory / "state.events.jsonl").stat().st_size
-    assert on_disk < 6 * 2**20
-    assert "mine" in (world.directory / "state.events.jsonl").read_text()
+    on_disk = list(world.registry.event_log.stream(EventQuery()))
+    assert sum(len(json.dumps(event)) for event in on_disk) < 6 * 2**20
+    assert mine in on_disk
 
 
 def test_many_agents_together_push_out_nobody_s_events_either(tmp_path: Path) -> None:
-    log = EventLog(str(tmp_path / "events.jsonl"), bounds=EventBounds(keep=100))
+    store, _ = opened(tmp_path / "s.db")
+    log = EventLog(store, EventBounds(keep=100))
     now = Now(0.0, 1_790_000_000.0)
     quiet = [log.add("x", now, reason=f"q{number}", source="quiet") for number in range(5)]
     people = [log.add("x", now, reason="p") for _ in range(5)]
@@ -299,7 +302,8 @@ def test_many_agents_together_push_out_nobody_s_events_either(tmp_path: Path) ->
     kept = log.query(limit=1_000)
     assert len(kept) == 100 and kept[:10] == quiet + people
     log.flush()
-    again = EventLog(str(tmp_path / "events.jsonl"), bounds=EventBounds(keep=100))
+    again = EventLog(store, EventBounds(keep=100))
+    again.restore()
     assert again.newest_seq == kept[-1]["seq"] and len(again.query(limit=1_000)) == 100
 
 

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
-from procguard.fleet.store import appendlog
+from procguard.fleet.store.interface import NotDurable
 from tests.unit.fleet_world import World
+from tests.unit.store_rig import refusing
 
 
 @pytest.fixture
 def lost(tmp_path: Path) -> World:
-    """w1 on h1, w2 on h2; then the newest part of the state is lost."""
+    """w1 on h1, w2 on h2; then the database is lost, and the snapshot is what is left."""
     world = World(tmp_path)
     world.deploy({"h1": {"w1": {"command": "sleep 9"}}, "h2": {"w2": {"command": "sleep 9"}}})
-    world.registry.save()
     world.registry.close()
-    newest = max(name for name in os.listdir(tmp_path) if ".yaml.j" in name)
-    os.unlink(tmp_path / newest)
+    (tmp_path / "state.db").unlink()
     world.registry = world.open()
     return world
 
@@ -67,12 +65,9 @@ def test_with_a_disk_that_refuses_heartbeats_are_answered_and_nothing_new_is_han
     world.deploy({"h1": {"w1": {"command": "sleep 9", "on_partition": "fence"}}})
     rev = world.beat("h1", world.report("w1", lease_left_s=30.0)).assignments_rev
 
-    def full(_fd: int) -> None:
-        raise OSError(28, "No space left on device")
-
     with monkeypatch.context() as patched:
-        patched.setattr(os, "fdatasync", full)
-        with pytest.raises(appendlog.NotDurable, match="No space left on device"):
+        refusing(patched)
+        with pytest.raises(NotDurable, match="No space left on device"):
             world.registry.command("w1", "stop", "tester", world.now)
         reply = world.beat("h1", world.report("w1"), assignments_rev=rev, events=[world.event("w1", "a", "b")])
         assert (reply.assignments, reply.commands, reply.events_acked) == (None, [], {})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,18 @@ import pytest
 from procguard.fleet.history.events import MAX_EVIDENCE_CHARS, EventBounds, EventLog
 from procguard.fleet.history.query import EventQuery
 from procguard.fleet.model.clock import Now
-from procguard.fleet.store import appendlog
 from remote_agent.protocol import messages
+from tests.unit import store_rig
 from tests.unit.fleet_world import World
 
 NOW = Now(10.0, 1_790_000_000.0)
 
 
 def opened(tmp_path: Path, **bounds: int) -> EventLog:
-    return EventLog(str(tmp_path / "events.jsonl"), bounds=EventBounds(**bounds))
+    """Also the log of an earlier one that was ended or killed."""
+    log = EventLog(store_rig.opened(tmp_path / "s.db")[0], EventBounds(**bounds))
+    log.restore()
+    return log
 
 
 def later(seconds: float) -> Now:
@@ -43,18 +45,6 @@ def test_evidence_is_bounded(tmp_path: Path) -> None:
     assert len(event["evidence"]) <= MAX_EVIDENCE_CHARS + 1 and len(event["reason"]) < 10_000
 
 
-def test_events_of_an_older_release_are_read(tmp_path: Path) -> None:
-    """They have neither cause nor evidence."""
-    old = {"seq": 7, "at": "2026-09-21T13:33:20.000Z", "kind": "deploy", "worker_id": None, "host": None}
-    old |= {"before": None, "after": None, "reason": "then", "actor": "me", "attempt": None}
-    appendlog.AppendLog(str(tmp_path / "events.jsonl")).append([old])
-    log = opened(tmp_path)
-    assert log.add("deploy", NOW, reason="now")["seq"] == 8
-    log.flush()
-    assert reasons(log.find(EventQuery(cause=("operator",)))) == ["now"]
-    assert reasons(log.stream(EventQuery(kind=("deploy",)))) == ["then", "now"]
-
-
 @pytest.mark.parametrize(
     ("query", "found"),
     [
@@ -71,29 +61,56 @@ def test_events_of_an_older_release_are_read(tmp_path: Path) -> None:
         (EventQuery(text="ENDED oom"), ["c ended"]),
         (EventQuery(text="nowhere"), []),
         (EventQuery(after=2), ["c ended"]),
+        (EventQuery(operation=("o-1",)), ["b"]),
     ],
 )
 def test_every_filter_holds_in_memory_and_on_disk_alike(tmp_path: Path, query: EventQuery, found: list[str]) -> None:
     log = opened(tmp_path)
     log.add("command", NOW, reason="a", worker_id="w1", host="h1", actor="me")
-    log.add("worker_state", later(10), reason="b", worker_id="w2", host="h2")
+    log.add("worker_state", later(10), reason="b", worker_id="w2", host="h2", evidence={"operation_id": "o-1"})
     log.add("worker_failed", later(20), reason="c ended", worker_id="w1", host="h1", cause="oom")
     assert reasons(log.find(query)) == found
     assert reasons(log.stream(query)) == found
+    assert reasons(log.search(query)) == found
+    later_one = opened(tmp_path, keep=1)  # of a run that has but one of them in memory
+    assert reasons(later_one.search(query)) == found
 
 
 def test_memory_and_disk_stay_within_their_bounds(tmp_path: Path) -> None:
-    log = opened(tmp_path, keep=100, disk_bytes=40_000)
-    for number in range(2_000):
-        log.add("warning", NOW, reason=f"number {number}")
+    log = opened(tmp_path, keep=100, disk_bytes=100_000)
+    for number in range(0, 2_000, 10):
+        for one in range(10):
+            log.add("warning", NOW, reason=f"number {number + one}")
         log.flush()
     assert len(log.find(EventQuery(), limit=10_000)) == 100
-    size = sum(os.path.getsize(path) for path in tmp_path.iterdir())
-    assert 20_000 < size < 42_000
     streamed = [event["seq"] for event in log.stream(EventQuery())]
-    assert streamed == list(range(streamed[0], 2_001)) and len(streamed) > 100
-    log.close()
-    assert opened(tmp_path, keep=100, disk_bytes=40_000).add("warning", NOW, reason="next")["seq"] == 2_001
+    assert streamed == list(range(streamed[0], 2_001)) and len(streamed) > 150
+    assert streamed == [event["seq"] for event in log.search(EventQuery(), 10_000)]
+    log._store.save()
+    assert sum(path.stat().st_size for path in tmp_path.iterdir() if path.name == "s.db") < 250_000
+    log.flush()
+    assert opened(tmp_path, keep=100, disk_bytes=100_000).add("warning", NOW, reason="next")["seq"] == 2_001
+
+
+def test_what_is_beyond_a_source_s_share_is_found_as_long_as_it_is_in_memory(tmp_path: Path) -> None:
+    log = opened(tmp_path, disk_bytes=20_000)
+    for number in range(20):
+        log.add("worker_state", NOW, host="h1", reason=f"number {number}", source="h1")
+    log.flush()
+    assert log.left_out > 5
+    assert len(log.search(EventQuery(host=("h1",)), 100)) == 21  # and the warning
+    assert len(list(log.stream(EventQuery(host=("h1",))))) == 21 - log.left_out
+
+
+def test_an_export_tells_nothing_that_came_after_it_began(tmp_path: Path) -> None:
+    log = opened(tmp_path)
+    for number in range(300):
+        log.add("warning", NOW, reason=f"number {number}")
+    export = log.stream(EventQuery())
+    first = next(export)
+    log.add("warning", NOW, reason="later")
+    log.flush()
+    assert [first["seq"], *(event["seq"] for event in export)] == list(range(1, 301))
 
 
 def test_a_host_alone_has_the_whole_memory(tmp_path: Path) -> None:
@@ -101,28 +118,6 @@ def test_a_host_alone_has_the_whole_memory(tmp_path: Path) -> None:
     for number in range(300):
         log.add("worker_state", NOW, host="only", reason=f"number {number}", source="only")
     assert [event["seq"] for event in log.find(EventQuery(), 1_000)] == list(range(201, 301))
-    log.close()
-
-
-def test_nothing_is_lost_when_a_new_file_begins_during_an_export(tmp_path: Path) -> None:
-    log = opened(tmp_path, keep=100, disk_bytes=40_000)
-    for number in range(60):
-        log.add("warning", NOW, reason=f"number {number}")
-    export = log.stream(EventQuery())
-    first = next(export)
-    for number in range(60, 200):  # rotates while the export is under way
-        log.add("warning", NOW, reason=f"number {number}")
-        log.flush()
-    assert (tmp_path / "events.jsonl.1").exists()
-    assert [first["seq"], *(event["seq"] for event in export)] == list(range(1, 61))
-
-
-def test_an_export_that_finds_nothing_lets_others_run(tmp_path: Path) -> None:
-    log, rests = opened(tmp_path), []
-    for number in range(1_000):
-        log.add("warning", NOW, reason=f"number {number}")
-    assert list(log.stream(EventQuery(kind=("stop_all",)), lambda: rests.append(1))) == []
-    assert len(rests) == 5
 
 
 def ended(world: World, **values: Any) -> messages.WorkerEvent:

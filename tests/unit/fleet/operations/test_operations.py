@@ -480,10 +480,10 @@ def test_what_is_stored_of_a_large_operation_is_shared_out_over_rounds(
     fleet.obey("h1")
     fleet.operations.advance(fleet.now)
     assert fleet.status(operation) == "done"
-    fleet.registry._store.close()
+    fleet.registry.store.close()
     half_stored = fleet.open()
     assert half_stored.operations.view(operation)["status"] == "running"
-    half_stored._store.close()
+    half_stored.store.close()
 
 
 def test_a_selection_gives_everybody_a_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

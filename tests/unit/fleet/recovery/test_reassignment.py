@@ -312,9 +312,9 @@ def test_a_manager_that_dies_between_the_change_of_hands_and_its_delivery_has_do
     fleet.beat("s1")
     fleet.failures.tick(now)  # … and dies before it commits
     assert fleet.worker().agent_id == "s1"
-    dying, fleet.world.registry = fleet.world.registry, fleet.world.open()
-    assert (fleet.worker().agent_id, fleet.world.registry.agents_by_id["h1"].withdrawn) == ("h1", {})
-    fleet.world.registry = dying
+    dying = fleet.world.registry
+    on_disk = dying.store.read().tables
+    assert (on_disk["workers"]["w1"]["agent_id"], on_disk["agents"]["h1"]["withdrawn"]) == ("h1", {})
     reply = dying.agent_reply("s1", "", 0, now)  # what it tells is durable first
     assert reply is not None
     assert [one.worker_id for one in reply.assignments or []] == ["w1"]

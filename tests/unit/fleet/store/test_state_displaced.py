@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,11 @@ import pytest
 
 from procguard.errors import ProcGuardError
 from procguard.fleet.history.events import EventLog
+from procguard.fleet.history.query import EventQuery
 from procguard.fleet.model.clock import Now
-from procguard.fleet.store.appendlog import NotDurable
-from procguard.fleet.store.interface import Tables
+from procguard.fleet.store.interface import NotDurable, Tables
 from tests.fleet.manager import Manager, own_environment
-from tests.unit.store_rig import KINDS, loaded, numbers, opened, put
+from tests.unit.store_rig import KINDS, loaded, numbers, opened, put, refusing
 from tests.waiting import wait_until
 
 FLEET = {"fleet": {"fleet_id": "f-1", "term": 1}}
@@ -74,14 +74,16 @@ def test_all_is_written_again_with_what_was_refused_meanwhile(path: Path) -> Non
     assert numbers(loaded(path)) == {"a": 2, "b": 1, "c": 3}
 
 
-def test_only_the_journal_was_deleted(path: Path) -> None:
+@pytest.mark.parametrize("name", ["state.db", "state.db-wal"])
+def test_only_one_file_was_deleted(path: Path, name: str) -> None:
     store, _ = opened(path)
     store.commit([("fleet", "fleet", FLEET["fleet"])])
     put(store, a=1)
-    for segment in path.parent.glob("*.j*"):
-        segment.unlink()
+    (path.parent / name).unlink()
 
-    store.write_again(tables(a=1))
+    with pytest.raises(NotDurable):
+        put(store, b=2)
+    store.write_again(tables(a=1, b=2))
     put(store, b=2)
 
     assert numbers(loaded(path)) == {"a": 1, "b": 2} and loaded(path).intact
@@ -100,20 +102,55 @@ def test_the_state_of_another_fleet_in_its_place_is_left_alone(path: Path) -> No
 
     put(other, y=9)
     assert numbers(loaded(path)) == {"x": 9, "y": 9}
+    other.close()
+    with pytest.raises(ProcGuardError, match="fleet f-2"):
+        store.write_again(tables(a=1))
 
 
-def test_events_go_on_in_a_file_of_their_own_where_theirs_was_deleted(tmp_path: Path) -> None:
-    path = tmp_path / "data" / "events.jsonl"
-    path.parent.mkdir()
-    events, now = EventLog(str(path)), Now(1.0, 1_790_000_000.0)
+def test_a_folder_that_was_made_read_only_is_noticed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As root one can't be refused: it is asked, like on a disk that was mounted read-only."""
+    store, _ = opened(path)
+    put(store, a=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "access", lambda *_: False)
+        assert not store.in_place()
+        with pytest.raises(NotDurable, match="read-only"):
+            put(store, a=2)
+    assert store.in_place()
+    store.commit([])
+    assert numbers(loaded(path)) == {"a": 2}
+
+
+def test_a_database_that_is_damaged_while_it_is_used_is_written_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, _ = opened(path)
+    store.commit([("fleet", "fleet", FLEET["fleet"])])
+    with monkeypatch.context() as patched:
+        refusing(patched, sqlite3.SQLITE_CORRUPT)
+        with pytest.raises(NotDurable):
+            put(store, a=1)
+    assert not store.in_place()
+    store.write_again(tables(a=1))
+    put(store, b=2)
+    assert numbers(loaded(path)) == {"a": 1, "b": 2}
+
+
+def test_the_history_is_written_again_from_what_is_still_open(path: Path) -> None:
+    store, now = opened(path)[0], Now(1.0, 1_790_000_000.0)
+    store.commit([("fleet", "fleet", FLEET["fleet"])])
+    events = EventLog(store)
     events.add("warning", now, reason="first")
     events.flush()
     shutil.rmtree(path.parent)
-
     events.add("warning", now, reason="second")
+    with pytest.raises(NotDurable):
+        events.flush()
+
+    store.write_again(tables())
     events.flush()
 
-    assert [json.loads(line.partition(" ")[2])["reason"] for line in path.read_text().splitlines()] == ["second"]
+    assert [event["reason"] for event in store.find("events", EventQuery(), 10)] == ["first", "second"]
 
 
 @pytest.fixture
@@ -139,11 +176,12 @@ def test_a_manager_whose_state_folder_is_deleted_says_so_and_writes_it_again(man
     shutil.rmtree(data)
 
     status, body = manager.request("POST", "/api/tokens", {"scope": "viewer", "name": "screen"})
-    assert status in (503, 200), body  # 200: it was written again before
+    assert status in (503, 201), body  # 201: it was written again before
     wait_until(lambda: newest(manager, "not_durable"), 10, "the manager notices")
     wait_until(lambda: manager.request("GET", "/readyz")[0] == 200, 10, "the state is written again")
     assert "written again from memory" in newest(manager, "state")[-1]["reason"]
-    assert (data / "procguard_state.yaml").stat().st_mode & 0o777 == 0o600
+    wait_until((data / "procguard_state.yaml").exists, 20, "the snapshot")
+    assert {(data / f"procguard_state.{kind}").stat().st_mode & 0o777 for kind in ("yaml", "db", "db-wal")} == {0o600}
     assert registered(manager, "w2") == 200
     manager.kill()
     manager.start()
@@ -168,3 +206,16 @@ def test_a_second_manager_in_the_place_of_the_first_keeps_its_state(manager: Man
             assert workers == {"other", "other2"}
     finally:
         os.kill(manager.process.pid, 18)  # type: ignore[union-attr]
+
+
+def test_a_manager_whose_state_another_one_has_opened_refuses_and_ends(manager: Manager) -> None:
+    """Only where its lock does not hold, on a network file system say."""
+    assert registered(manager, "w1") == 200
+    other, _ = opened(manager.directory / "data" / "procguard_state.yaml")
+
+    status, body = manager.request("POST", "/api/tokens", {"scope": "viewer", "name": "screen"})
+
+    assert status == 503 and b"another manager has opened this state" in body
+    wait_until(lambda: manager.process.poll() is not None, 20, "it ends")  # type: ignore[union-attr]
+    put(other, a=1)
+    other.close()

@@ -92,7 +92,7 @@ def test_every_parameter_that_is_read_is_described_and_the_other_way_round() -> 
             read |= _queried(ast.parse(path.read_text(encoding="utf-8")))
     described = {parameter.name for route in ROUTES for parameter in route.query}
     assert read - described == set(), "read from the query, but described for no route: add a Parameter to its Route"
-    by_variable = {"state", "host", "group", "agent", "worker", "kind", "cause", "actor", "since", "until"}
+    by_variable = {"state", "host", "group", "agent", "worker", "kind", "cause", "actor", "operation", "since", "until"}
     assert described - read - by_variable == set(), "described, but read nowhere"
 
 

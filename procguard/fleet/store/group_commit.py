@@ -1,0 +1,153 @@
+"""Group commit: many callers hand in what is to be written, one of them at a time writes for all.
+
+Owns the order and the waiting. What is written, and how, is the `write` it is given; it runs off the event loop.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from procguard.fleet.store.interface import RunBlocking
+
+LOOK_AGAIN_S = 5.0  # a waiter does, whatever happens to whoever was to wake it
+Item = TypeVar("Item")
+
+
+class _Waiter:
+    """`mine`: the number of the item it waits for; None: its turn to lead. `woken` is released once."""
+
+    __slots__ = ("mine", "woken")
+
+    def __init__(self, mine: int | None) -> None:
+        self.mine = mine
+        self.woken = threading.Lock()
+        self.woken.acquire()
+
+
+class GroupCommit(Generic[Item]):
+    """`prepare` runs where the caller is, and returns the task that `run_blocking` runs off the event loop.
+
+    The task raises OSError where the items were not written. They stay pending, and go first the next time; so they do
+    where `problem`, asked after each write, names one.
+    """
+
+    def __init__(
+        self,
+        prepare: Callable[[list[Item]], Callable[[], None]],
+        run_blocking: RunBlocking,
+        problem: Callable[[], OSError | None] = lambda: None,
+    ) -> None:
+        self._prepare = prepare
+        self._run_blocking = run_blocking
+        self._problem = problem
+        self._lock = threading.Lock()
+        self._waiters: deque[_Waiter] = deque()  # in the order of what they wait for, nearly
+        self._pending: list[Item] = []
+        self._submitted = 0  # items handed in, ever
+        self._durable = 0  # items written, ever
+        self._writing = False
+
+    def submit(self, item: Item) -> None:
+        with self._lock:
+            self._pending.append(item)
+            self._submitted += 1
+
+    def flush(self) -> None:
+        """Return when everything handed in so far is durable. Raises OSError."""
+        mine = self._submitted
+        while self._durable < mine:
+            if self._lead_or_wait(mine):
+                self._lead()
+
+    def alone(self, task: Callable[[], None]) -> None:
+        """Run `task` off the event loop while nothing is written. Raises OSError."""
+        while not self._lead_or_wait(None):
+            pass
+        self._run([], task)
+
+    def _lead_or_wait(self, mine: int | None) -> bool:
+        """True: nobody writes, and the caller must lead now. False: it has waited until item `mine` may be durable,
+        or until it is the next to lead. Only who has a reason is woken: hundreds may wait for one write."""
+        with self._lock:
+            if mine is not None and self._durable >= mine:
+                return False
+            if not self._writing:
+                self._writing = True
+                return True
+            waiter = _Waiter(mine)
+            self._waiters.append(waiter)
+        try:
+            waiter.woken.acquire(timeout=LOOK_AGAIN_S)
+        except BaseException:  # ended while it waited: if it was its turn to lead, it is the next one's
+            with self._lock:
+                self._forget(waiter)
+                self._wake()
+            raise
+        with self._lock:
+            self._forget(waiter)
+        return False
+
+    def _forget(self, waiter: _Waiter) -> None:
+        if waiter in self._waiters:
+            self._waiters.remove(waiter)
+
+    def _wake(self) -> None:
+        """Everybody whose item is durable, and where nobody writes, whoever is the next to."""
+        waiters = self._waiters
+        while waiters and waiters[0].mine is not None and waiters[0].mine <= self._durable:
+            waiters.popleft().woken.release()
+        if waiters and not self._writing:
+            waiters.popleft().woken.release()
+
+    def _lead(self) -> None:
+        with self._lock:
+            batch, self._pending = self._pending, []
+        self._run(batch, None)
+
+    def _run(self, batch: list[Item], task: Callable[[], None] | None) -> None:
+        """Write `batch`, or run `task`, for everybody who waits. Only who has set `_writing` may call it.
+
+        A caller that is ended in here (a killed greenlet) leaves the write going on in its thread; it is seen through
+        all the same: nobody else may write meanwhile, and nobody may wait for ever.
+        """
+        outcome: list[OSError | None] = []
+        begun: list[bool] = []
+        given_up: list[bool] = []
+
+        def run() -> None:
+            begun.append(True)
+            try:
+                if given_up:
+                    raise OSError(errno.EAGAIN, "nobody waits for it any more")
+                work()
+                outcome.append(None)
+            except OSError as exc:
+                outcome.append(exc)
+            except BaseException as exc:
+                outcome.append(OSError(errno.EIO, f"{type(exc).__name__}: {exc}"))
+                raise
+
+        try:
+            work = task if task is not None else self._prepare(batch)
+            self._run_blocking(run)
+        finally:
+            given_up.append(True)  # first this, then the look: a task either saw it, or is seen to have begun
+            while begun and not outcome:
+                time.sleep(0.002)
+            error = outcome[0] if outcome else OSError(errno.EAGAIN, "no thread could be started")
+            if error is None and batch:
+                error = self._problem()
+            with self._lock:
+                if error is None:
+                    self._durable += len(batch)
+                else:
+                    self._pending = batch + self._pending
+                self._writing = False
+                self._wake()
+        if error is not None:
+            raise error
