@@ -81,7 +81,7 @@ class EventSettings(_NotificationSection):
         default=5_000,
         ge=100,
         le=1_000_000,
-        description="So many of the newest events are held in memory, for the portal.",
+        description="How many of the newest events are held in memory, for the portal.",
     )
     keep_on_disk: Annotated[int, BeforeValidator(size_in_bytes)] = Field(
         default=32 * 2**20,

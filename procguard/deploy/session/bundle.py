@@ -35,7 +35,7 @@ if hasattr(gc, "set_threshold"):  # not in PyPy
     gc.set_threshold(100000)
 from importlib.machinery import ModuleSpec
 from importlib.util import MAGIC_NUMBER
-class Sources:
+class ReceivedModules:
     magic, sources, codes = marshal.loads(i.read(int(i.readline())))
     packages = {name.rpartition(".")[0] for name in sources}
     @classmethod
@@ -50,7 +50,7 @@ class Sources:
         same = cls.magic == MAGIC_NUMBER
         made = zlib.decompress((cls.codes if same else cls.sources)[name])
         exec(marshal.loads(made) if same else compile(made, name, "exec"), module.__dict__)
-sys.meta_path.insert(0, Sources)
+sys.meta_path.insert(0, ReceivedModules)
 import os, remote_agent.install.__main__
 code = remote_agent.install.__main__.main(["session"])
 sys.stdout.flush()
