@@ -114,6 +114,27 @@ def test_a_restart_is_followed_to_its_causes_and_its_failures_are_retried(fleet:
     expect(page.locator(".operations-table")).to_contain_text("new data set")
 
 
+def test_a_filter_chosen_while_results_load_is_applied(fleet: House, visitor: Visitor) -> None:
+    preview = fleet.ask("POST", "/api/operations/preview", {"command": "restart", "selector": "*"})
+    begun = fleet.ask("POST", "/api/operations", {"token": preview["token"], "concurrency": 50})
+    path = f"/api/operations/{begun['operation_id']}"
+    wait_until(lambda: fleet.ask("GET", path)["status"] != "running", 60, "the restart to end")
+    failed = fleet.ask("GET", path)["counts"]["failed"]
+    page = workers_page(fleet, visitor)
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    page.route(re.compile(re.escape(path) + r"\?.*result=(&|$)"), hold)
+    page.goto(f"{fleet.url}/#/operation/{begun['operation_id']}")
+    wait_until(lambda: page.wait_for_timeout(20) or held, 20, "the page to ask for all results")
+    page.locator(".facets").get_by_role("button", name=re.compile("^failed")).click()
+    for route in held:
+        route.continue_()
+    expect(page.locator(".items-table .table-body .table-row")).to_have_count(failed)
+
+
 def test_what_has_not_begun_is_cancelled_by_a_click(fleet: House, visitor: Visitor) -> None:
     page = workers_page(fleet, visitor)
     page.get_by_label("Select all that match").click()

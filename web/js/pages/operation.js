@@ -18,9 +18,10 @@ const REFRESH_MS = 1000; // while it runs, and only where something changed
 export function operationPage({ store, id, query }) {
   let chosen = readResult(query);
   let limit = PAGE_ITEMS;
-  let shownAs = null; // the counts that the items on the page belong to
+  let shownAs = null; // what the items on the page answer: the filter, and the counts of then
   let loading = false;
   let timer = null;
+  let left = false; // the page was left while an answer was under way
 
   const title = h('span');
   const chip = statusChip();
@@ -74,8 +75,8 @@ export function operationPage({ store, id, query }) {
     causes.update(operation.causes);
     show(causesPanel, operation.causes.length > 0);
     for (const facet of facets) facet.update(operation.counts[facet.dataset.result] || 0, chosen.includes(facet.dataset.result));
-    const now = JSON.stringify(operation.counts);
-    if (now !== shownAs && !loading && timer === null) load(now);
+    const wanted = question();
+    if (wanted !== shownAs && !loading && timer === null) load(wanted);
   }
 
   function updateFacts(operation) {
@@ -93,26 +94,35 @@ export function operationPage({ store, id, query }) {
     for (const [name, row] of facts) row.update(values[name]);
   }
 
-  /** The items as they are now; asked again when the live counts say that something changed. */
-  async function load(counted) {
+  const filter = () => JSON.stringify([chosen, limit]);
+  const question = () => `${filter()} ${JSON.stringify(store.operations.get(id).counts)}`;
+
+  /** Loads the items; again once the live counts differ, and at once where the filter changed meanwhile. */
+  async function load(asked) {
+    const askedFilter = filter();
     loading = true;
     try {
       const parameters = new URLSearchParams({ limit: String(limit), result: chosen.join(',') });
       const answer = await get(`/api/operations/${encodeURIComponent(id)}?${parameters}`);
-      table.setItems(answer.items);
-      show(more, answer.items_total > answer.items.length);
+      if (filter() === askedFilter) {
+        table.setItems(answer.items);
+        show(more, answer.items_total > answer.items.length);
+      }
       fill(trouble);
-      shownAs = counted;
     } catch (error) {
-      fill(trouble, errorBox(error, () => update()));
-      shownAs = counted;
+      fill(trouble, errorBox(error, () => reload()));
     } finally {
+      shownAs = asked;
       loading = false;
-      timer = setTimeout(() => {
-        timer = null;
-        update();
-      }, REFRESH_MS);
     }
+    if (left) return;
+    if (filter() === askedFilter) timer = setTimeout(nextTurn, REFRESH_MS);
+    else update();
+  }
+
+  function nextTurn() {
+    timer = null;
+    update();
   }
 
   function reload() {
@@ -170,7 +180,12 @@ export function operationPage({ store, id, query }) {
     }
   }
 
-  return { node, title: t('nav.operations'), topics: ['operations'], update, setQuery, unmount: () => clearTimeout(timer) };
+  function unmount() {
+    left = true;
+    clearTimeout(timer);
+  }
+
+  return { node, title: t('nav.operations'), topics: ['operations'], update, setQuery, unmount };
 }
 
 const readResult = (query) => (query.get('result') || '').split(',').filter((one) => RESULTS.includes(one));
