@@ -22,7 +22,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from procguard import __version__
+from procguard import __version__, hints
 from procguard.config import schema, state_places
 from procguard.console.terminal import cleaned, say_block
 from procguard.errors import ProcGuardError
@@ -31,18 +31,18 @@ from procguard.manager import daemon
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 EPILOG = """\
 examples:
-  python -m procguard.main --config configs/procguard_config.yaml
-  python -m procguard.main --config configs/procguard_config.yaml --daemon     (then --status, --stop)
-  python -m procguard.main --set web.port=5055 --set monitoring.heartbeat_timeout=20
-  python -m procguard.main --demo
+  ./start_manager.sh --config configs/procguard_config.yaml
+  ./start_manager.sh --config configs/procguard_config.yaml --daemon     (then --status, --stop)
+  ./start_manager.sh --set web.port=5055 --set monitoring.heartbeat_timeout=20
+  ./start_manager.sh --demo
 """
 
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
-        prog="start_manager.sh",
+        prog=hints.commands("start_manager.sh"),
         description="ProcGuard's manager: the API for agents and operators, the portal, monitoring and recovery.",
-        epilog=EPILOG,
+        epilog=hints.commands(EPILOG),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with cleaned():
             return run(sys.argv[1:] if argv is None else argv)
     except ProcGuardError as exc:
-        say_block(f"procguard: {exc}", err=True)
+        say_block(hints.local(f"procguard: {exc}"), err=True)
         return exc.exit_code
     except OSError as exc:
         if exc.errno not in DISK_ERRORS:

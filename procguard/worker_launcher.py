@@ -10,6 +10,7 @@ import os
 import shlex
 import sys
 
+from procguard import hints
 from procguard.console import terminal
 from procguard.errors import ProcGuardError, UsageError
 from procguard.tls.launcher_trust import HOW, trust_for
@@ -27,7 +28,9 @@ Ctrl-C stops the worker and the launcher. Closing the terminal leaves the worker
 
 def parse(argv: list[str], environ: dict[str, str], cwd: str) -> LauncherOptions:
     """Arguments, then the environment. Raises UsageError naming everything that is missing or wrong."""
-    parser = argparse.ArgumentParser(prog="start_worker.sh", description="Run one worker by hand.", epilog=EPILOG)
+    parser = argparse.ArgumentParser(
+        prog=hints.commands("start_worker.sh"), description="Run one worker by hand.", epilog=EPILOG
+    )
     parser.add_argument("--worker-id", default=environ.get("WORKER_ID", ""), help="unique in the whole fleet")
     parser.add_argument("--manager-url", default=environ.get("MANAGER_URL", ""), help="e.g. http://10.0.0.5:5000")
     parser.add_argument("--command", default=environ.get("COMMAND", ""), help='e.g. "python train.py --epochs 100"')
@@ -125,9 +128,9 @@ def main(argv: list[str] | None = None) -> int:
         options = parse(sys.argv[1:] if argv is None else argv, environ, cwd)
         return Launcher(options, environ, cwd, say=say, trust_for=trust_for).run()
     except LauncherError as exc:
-        terminal.say_block(f"procguard: {as_error(exc)}", err=True)
+        terminal.say_block(hints.local(f"procguard: {as_error(exc)}"), err=True)
     except (ProcGuardError, SettingsError, paths.UnsafeDirectory) as exc:
-        terminal.say_block(f"procguard: {exc}", err=True)
+        terminal.say_block(hints.local(f"procguard: {exc}"), err=True)
     except OSError as exc:
         where = f": {shlex.quote(str(exc.filename))}" if exc.filename else ""
         why = f"{exc.strerror or exc}{where}; is PROCGUARD_HOME writable and the disk not full?"

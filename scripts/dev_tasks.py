@@ -117,12 +117,15 @@ def _foreign_imports_of(path: str, own: str) -> list[str]:
     return found
 
 
+FOR_A_CHECKOUT = ["--extra", "zmq"]  # all that configs/procguard_config.yaml may say works there
+
+
 def run_lock() -> int:
     """Pin runtime.lock and dev.lock anew; runtime.lock takes its versions from dev.lock, which then only adds to it."""
     with tempfile.TemporaryDirectory() as folder:
         paths = {name: os.path.join(folder, name) for name in ("dev.lock", "runtime.lock")}
-        _compile(paths["dev.lock"], ["--extra", "dev"])
-        _compile(paths["runtime.lock"], ["--constraint", paths["dev.lock"]])
+        _compile(paths["dev.lock"], ["--extra", "dev", *FOR_A_CHECKOUT])
+        _compile(paths["runtime.lock"], ["--constraint", paths["dev.lock"], *FOR_A_CHECKOUT])
         for name, path in paths.items():
             with open(path, encoding="utf-8") as file:
                 text = without_addresses(file.read())

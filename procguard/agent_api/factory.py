@@ -24,7 +24,7 @@ def create(
     except ImportError as exc:
         raise ConfigError(
             f"communication.adapter_type: zmq needs pyzmq, which cannot be loaded here ({exc})",
-            "install it: pip install pyzmq; or set adapter_type to mock: agents then speak HTTP",
+            "install it: pip install 'procguard[zmq]'; or set adapter_type to mock: agents then speak HTTP",
         ) from exc
     channel = ZmqChannel(desk, access, own, limits, bodies)
     registry.on_revoked(channel.revoke)

@@ -17,6 +17,7 @@ import bottle
 import gevent
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
+from procguard import hints
 from procguard.config.limits import WebLimits
 from procguard.errors import LimitExceeded, ProcGuardError, UsageError
 from procguard.runtime.cooperative import Pace
@@ -279,7 +280,8 @@ def json_response(value: Any, status: int = 200) -> bottle.HTTPResponse:
 
 
 def error_body(code: str, message: str, next_step: str, request_id: str) -> dict[str, Any]:
-    return {"error": {"code": code, "message": message, "next": next_step, "request_id": request_id}}
+    told = {"code": code, "message": hints.commands(message), "next": hints.commands(next_step)}
+    return {"error": {**told, "request_id": request_id}}
 
 
 def refusal_body(exc: ProcGuardError, request_id: str) -> dict[str, Any]:

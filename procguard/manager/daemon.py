@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from typing import TextIO
 from urllib.parse import urlsplit
 
+from procguard import hints
 from procguard.config import state_places
 from procguard.config.schema import Config
 from procguard.errors import Conflict, ProcGuardError
@@ -246,7 +247,7 @@ def _await_ready(config: Config, child: subprocess.Popen[bytes], log_path: str, 
             return 0
         time.sleep(POLL_S)
     _say(f"the manager (pid {child.pid}) is not ready after {READY_TIMEOUT_S:.0f} s and goes on; look at", sys.stderr)
-    _say(f"  {log_path} and {config.logging.file}, then ./start_manager.sh --status", sys.stderr)
+    _say(f"  {log_path} and {config.logging.file}, then {hints.commands('./start_manager.sh')} --status", sys.stderr)
     child.returncode = 1
     return 1
 
@@ -295,7 +296,7 @@ def stop_line(config: Config) -> str:
     words = ["./start_manager.sh", "--stop"]
     if config.state.state_file != state_places.well_known():
         words += ["--set", f"state.state_file={config.state.state_file}"]
-    return shlex.join(words)
+    return hints.commands(shlex.join(words))
 
 
 def python_command() -> list[str]:

@@ -21,14 +21,14 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
+from procguard import resources
 from procguard.client.api import ManagerClient
 from procguard.config import schema
 from procguard.errors import Conflict, ProcGuardError
 from procguard.manager import daemon
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-INVENTORY = os.path.join(ROOT, "inventory", "demo.yaml")
-INSTALLER = os.path.join(ROOT, "remote_agent", "install", "__main__.py")
+INVENTORY = resources.path("inventory", "demo.yaml")
+INSTALLER = os.path.join(resources.import_root(), "remote_agent", "install", "__main__.py")
 DEFAULT_PORT = 5000
 READY_TIMEOUT_S = 30.0
 DEPLOY_TIMEOUT_S = 120.0

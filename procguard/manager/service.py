@@ -11,6 +11,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
+from procguard import resources
 from procguard.config.schema import Config
 from procguard.errors import Conflict
 from remote_agent.install.keepalive import KeepAlive, systemd_quote
@@ -33,7 +34,7 @@ class ManagerService(KeepAlive):
             "[Service]",
             f"ExecStart={' '.join(systemd_quote(word) for word in self._words)}",
             f"WorkingDirectory={self._working_dir.replace('%', '%%')}",
-            f"Environment={systemd_quote('PYTHONPATH=' + _package_root())}",
+            f"Environment={systemd_quote('PYTHONPATH=' + resources.import_root())}",
             "Restart=always",
             "RestartSec=3",
             "",
@@ -46,8 +47,9 @@ class ManagerService(KeepAlive):
     def _cron_lines(self) -> list[str]:
         """Each minute: a manager that runs refuses a second one on its state, and nothing happens."""
         words = [*self._words, "--daemon"]
-        command = f"cd {shlex.quote(self._working_dir)} && PYTHONPATH={shlex.quote(_package_root())} " + shlex.join(
-            words
+        command = (
+            f"cd {shlex.quote(self._working_dir)} && PYTHONPATH={shlex.quote(resources.import_root())} "
+            + shlex.join(words)
         )
         command = command.replace("%", r"\%")
         end = f">/dev/null 2>&1 # procguard:{self.tag} {self.label}"
@@ -75,7 +77,3 @@ def remove(config: Config) -> str:
         service.systemctl("stop")
     service.remove()
     return "there was none" if was == "none" else f"removed ({was})"
-
-
-def _package_root() -> str:
-    return os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))

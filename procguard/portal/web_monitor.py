@@ -16,6 +16,7 @@ import gevent
 import gevent.event
 import gevent.lock
 
+from procguard import hints, resources
 from procguard.admission.connections import ConnectionBook
 from procguard.admission.memory import Bodies
 from procguard.admission.rate import BackOff
@@ -67,7 +68,7 @@ log = logging.getLogger(__name__)
 REFRESH_CERTIFICATES_S = 60.0
 STOP_GRACE_S = 2.0  # for requests in flight when the manager stops
 _MODULES_HERE = re.compile(r"<!-- modules:.*?-->")
-WEB_DIRECTORY = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "web")
+WEB_DIRECTORY = resources.path("web")
 
 
 class WebMonitor:
@@ -377,6 +378,7 @@ class WebMonitor:
         links = "\n    ".join(
             f'<link rel="modulepreload" href="/static/{name}">' for name in _modules(self._web_directory)
         )
+        page = page.replace('data-commands="invoke"', f'data-commands="{hints.form()}"')
         headers = {"Content-Type": "text/html; charset=UTF-8", "Cache-Control": "no-cache"}
         return bottle.HTTPResponse(_MODULES_HERE.sub(lambda _: links, page).encode(), 200, headers)
 

@@ -1,5 +1,6 @@
 /** Questions, errors and short notices. Every error shows code, translated text, request id, and a retry where one makes sense. */
 
+import { commands } from './commands.js';
 import { fill, h } from './dom.js';
 import { formatDuration } from './format.js';
 import { hasText, t } from './i18n.js';
@@ -109,7 +110,8 @@ export function emptyBox(title, ...rest) {
 }
 
 /** A command to type, with a button that copies it. */
-export function commandBox(command) {
+export function commandBox(text) {
+  const command = commands(text);
   const label = h('span', {}, t('copy'));
   const button = h('button.button', { type: 'button' }, icon('copy'), label);
   button.addEventListener('click', async () => {

@@ -1,5 +1,6 @@
 /** Languages: every text a person reads comes from web/locales through `t`. Knows nothing of pages. */
 
+import { commands } from './commands.js';
 import { recall, remember } from './storage.js';
 
 export const LANGUAGES = ['zh-CN', 'en'];
@@ -31,7 +32,7 @@ export function initialLanguage() {
 export async function loadLanguage(wanted) {
   const answer = await fetch(`/static/locales/${wanted}.json`);
   if (!answer.ok) throw new Error(`locale ${wanted}: HTTP ${answer.status}`);
-  texts = await answer.json();
+  texts = JSON.parse(commands(await answer.text()));
   language = wanted;
   plural = new Intl.PluralRules(wanted);
   numbers = [];

@@ -1,5 +1,6 @@
 /** The frame round every page: navigation, connection badge, language, theme, log out. */
 
+import { commands } from './commands.js';
 import { h, setAttr, setClass, setText, show } from './dom.js';
 import { formatDuration } from './format.js';
 import { LANGUAGES, currentLanguage, t } from './i18n.js';
@@ -25,7 +26,7 @@ export class Shell {
     this.logout = h('button.icon-button', { type: 'button', hidden: true, 'aria-label': t('logout'), title: t('logout'), on: { click: onLogOut } }, icon('out'));
     const jump = h('button.icon-button', { type: 'button', 'aria-label': t('jump.open'), title: t('jump.open'), on: { click: () => openJump(store) } }, icon('search'));
     const help = h('button.icon-button.help', { type: 'button', 'aria-label': t('keys.title'), title: t('keys.title'), on: { click: openHelp } }, h('span', { 'aria-hidden': 'true' }, '?'));
-    this.role = h('details.role', { hidden: true }, h('summary', {}, t('role.viewer')), h('p', {}, t('role.viewer_why'), ' ', h('code', {}, 'invoke token.create')));
+    this.role = h('details.role', { hidden: true }, h('summary', {}, t('role.viewer')), h('p', {}, t('role.viewer_why'), ' ', h('code', {}, commands('invoke token.create'))));
     this.main = h('main', { id: 'content', tabindex: '-1' });
     const skip = h('a.skip', { href: '#content', on: { click: (event) => this.skipToContent(event) } }, t('skip'));
     const brand = h('a.brand', { href: link('overview') }, h('img', { src: '/static/icon.svg', alt: '', width: '24', height: '24' }), h('span', {}, 'ProcGuard'));

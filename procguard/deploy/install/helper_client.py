@@ -13,10 +13,9 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import procguard
+from procguard import resources
 
 ONCE = ("restart", "rollback")  # asked twice they would be done twice
 MARGIN_S = 3.0  # beyond the request's deadline: for the helper's start
@@ -140,7 +139,7 @@ class SshHelper:
     def _running(self) -> Any:
         """The helper's process, started when there is none or it died. Call with the lock held."""
         if self._process is None or self._process.poll() is not None:
-            root = str(Path(procguard.__file__).parent.parent)
+            root = resources.import_root()
             path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", ""))))
             self._process = subprocess.Popen(
                 self._command,

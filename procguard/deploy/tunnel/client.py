@@ -13,10 +13,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import procguard
+from procguard import resources
 
 START_AGAIN_S = 1.0
 
@@ -76,7 +75,7 @@ class TunnelProcess:
 
     def _start(self) -> None:
         """Call with the lock held."""
-        root = str(Path(procguard.__file__).parent.parent)
+        root = resources.import_root()
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", ""))))
         self._process = subprocess.Popen(
             self._command,

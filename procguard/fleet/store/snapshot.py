@@ -26,6 +26,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from procguard import resources
 from procguard.errors import ProcGuardError
 from procguard.fleet.store.interface import Tables
 
@@ -189,12 +190,11 @@ class SavingProcess:
         self.failed = False  # the last one that ended
 
     def start(self, database: str, path: str, niceness: str) -> None:
-        package_root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
         self._began = time.monotonic()
         self._pid = os.posix_spawn(
             sys.executable,
             [sys.executable, "-P", "-m", "procguard.fleet.store", database, path, niceness],
-            {**os.environ, "PYTHONPATH": package_root},
+            {**os.environ, "PYTHONPATH": resources.import_root()},
             file_actions=[(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)],
         )
 

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import bottle
 
+from procguard import hints
 from procguard.agent_api import http_io
 from procguard.agent_api.handlers import checked_worker_id
 from procguard.errors import UsageError
@@ -58,12 +59,14 @@ class HistoryApi:
         language = words.pick(http_io.query_text("lang"), bottle.request.environ.get("HTTP_ACCEPT_LANGUAGE"))
         facts = explain.gather(self._registry, checked_worker_id(worker_id), now)
         said = explain.explain(facts, language)
+        told = dataclasses.asdict(said)
+        told["next_steps"] = [hints.commands(step) for step in told["next_steps"]]
         return {
             "worker_id": worker_id,
             "state": facts.worker["state"],
             "language": language,
             "at": clock.iso(now.wall),
-            **dataclasses.asdict(said),
+            **told,
         }
 
 

@@ -1,6 +1,7 @@
 /** Log in with a token, an operator's or a viewer's; says why it was refused and for how long it is locked. */
 
 import { ApiError, get, post } from '../api.js';
+import { commands } from '../commands.js';
 import { errorBox } from '../dialogs.js';
 import { fill, h, setText } from '../dom.js';
 import { formatDuration } from '../format.js';
@@ -26,7 +27,7 @@ export function loginPage(refusal, onDone) {
     refusal.reason ? h('p.hint', { lang: 'en' }, refusal.reason) : null,
     h('label', { for: 'token' }, t('login.token')),
     field,
-    h('p.hint', { id: 'token-hint' }, t('login.hint'), ' ', h('code', {}, 'invoke token')),
+    h('p.hint', { id: 'token-hint' }, t('login.hint'), ' ', h('code', {}, commands('invoke token'))),
     problem,
     wait,
     button,

@@ -1,0 +1,32 @@
+"""Files that come with ProcGuard and are no modules: the portal's pages, playbooks, examples, the documents.
+
+In a checkout they lie at its root. A wheel carries them in `procguard/data`, in the same arrangement, so that what one
+file says of another (`inventory_dir/../configs/demo`) holds in both. Imports nothing of procguard.
+"""
+
+from __future__ import annotations
+
+import os
+
+_PACKAGE = os.path.dirname(os.path.abspath(__file__))
+_DATA = os.path.join(_PACKAGE, "data")
+
+
+def is_installed() -> bool:
+    """Whether this is a wheel's copy; otherwise it is a checkout's."""
+    return os.path.isdir(_DATA)
+
+
+def root() -> str:
+    """The folder that holds `web`, `playbooks`, `inventory`, `configs` and `docs`."""
+    return _DATA if is_installed() else os.path.dirname(_PACKAGE)
+
+
+def path(*parts: str) -> str:
+    """`path("inventory", "demo.yaml")`: where that file lies here."""
+    return os.path.join(root(), *parts)
+
+
+def import_root() -> str:
+    """The folder that `import procguard` and `import remote_agent` are found in."""
+    return os.path.dirname(_PACKAGE)
