@@ -20,8 +20,8 @@ MAX_DISCARD_BYTES = 64 * 1024  # an unread body up to this size is read away to 
 DISCARD_TIMEOUT_S = 2.0
 GO_ON = b"HTTP/1.1 100 Continue\r\n\r\n"
 
-_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[^\r\n]*)?\r\n")
-_TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\r\n]*\r\n")
+_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?\r\n")
+_TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\x00-\x08\x0a-\x1f\x7f]*\r\n")
 
 
 class BadBody(OSError):

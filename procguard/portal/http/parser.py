@@ -1,7 +1,8 @@
 """The head of a request, taken apart once and strictly: no second way to read it that a proxy before us might choose.
 
 Pure: bytes in, a `Head` out. Knows HTTP/1's framing (RFC 9112), nothing of sockets or routes. A tenth of the time that
-http.client's parser takes, which is made for mail.
+http.client's parser takes, which is made for mail. Lines end with CRLF and nothing else: where a head ends must not
+depend on how its bytes arrive.
 """
 
 from __future__ import annotations
@@ -14,17 +15,26 @@ MAX_FIELDS = 100
 MAX_PARAMETERS = 100  # in the address
 
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_VERSION = re.compile(rb"HTTP/1\.[0-9]")
-_BAD_IN_VALUE = re.compile(rb"[\0\r]")
+# Methods are case-sensitive (RFC 9110, 9.1), and none here has small letters; a target has no control character, and no
+# fragment (#).
+_REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Z-]+) ([!-\"$-~\x80-\xff]+) (HTTP/1\.[0-9])")
+_BAD_IN_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_ABSOLUTE = re.compile(rb"https?://([^/?]*)(.*)", re.IGNORECASE)  # RFC 9112, 3.2.2: what a proxy is asked for
+_HOST = re.compile(r"(?:(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 _JOINED_BY = {"HTTP_COOKIE": "; "}
 # Fields that say one thing about the whole request: twice is a contradiction, or an attempt to smuggle.
 _ONCE = ("CONTENT_LENGTH", "HTTP_HOST", "HTTP_AUTHORIZATION", "HTTP_TRANSFER_ENCODING")
 _NAMES: dict[bytes, str] = {}  # as they come -> as WSGI calls them
+_HOSTS: set[str] = set()  # that were good
 _MAX_NAMES, _MAX_NAME_BYTES = 1_000, 64  # a peer that invents names does not fill the memory
 
 
 class BadHead(ValueError):
     """Not a request that can be understood."""
+
+
+class UnknownCoding(BadHead):
+    """The body comes in a transfer coding that is not implemented here."""
 
 
 class TooLarge(BadHead):
@@ -39,7 +49,7 @@ class Head(NamedTuple):
     """`fields` as WSGI names them (HTTP_HOST, CONTENT_TYPE, …), joined where one came more often."""
 
     method: str
-    target: str  # as it was written, with its query
+    target: str  # as it was written, with its query; of an absolute address what follows its host
     version: str  # "HTTP/1.1"
     fields: dict[str, str]
     content_length: int | None  # None: not said, or chunked
@@ -49,26 +59,68 @@ class Head(NamedTuple):
 
 def parse(head: bytes) -> Head:
     """`head`: from the request line to the empty line. Raises BadHead."""
-    lines = head.split(b"\n")
-    line, *rest = lines
-    if len(line) > MAX_LINE_BYTES:
+    line, *rest = head.split(b"\r\n")
+    if len(line) > MAX_LINE_BYTES - 2:
         raise TooLarge("the request line is too long", in_target=True)
-    words = line.rstrip(b"\r").split(b" ")
-    if len(words) != 3 or not _TOKEN.fullmatch(words[0]) or not words[1] or not _VERSION.fullmatch(words[2]):
+    found = _REQUEST_LINE.fullmatch(line)
+    if found is None:
         raise BadHead("the request line is not METHOD TARGET HTTP/1.1")
-    if words[1].count(b"&") >= MAX_PARAMETERS:
+    method, target, version = found[1].decode("ascii"), found[2], found[3].decode("ascii")
+    if target.count(b"&") >= MAX_PARAMETERS:
         raise BadHead(f"more than {MAX_PARAMETERS} parameters in the address")
     fields = _fields(rest)
-    version = words[2].decode("ascii")
+    if target[0] != 0x2F:
+        target = _origin_form(method, target, fields)
+    host = fields.get("HTTP_HOST")
+    if host is None:
+        if version != "HTTP/1.0":
+            raise BadHead("Host is missing")  # RFC 9112, 3.2: MUST
+    elif host not in _HOSTS:
+        _check_host(host)
     coding = fields.get("HTTP_TRANSFER_ENCODING")
-    chunked = coding is not None
-    if chunked and (coding.lower() != "chunked" or version == "HTTP/1.0"):  # type: ignore[union-attr]
-        raise BadHead("Transfer-Encoding can only be chunked")
-    if chunked:
-        fields.pop("CONTENT_LENGTH", None)  # RFC 9112, 6.3: the coding decides
-    options = fields.get("HTTP_CONNECTION", "").lower()
-    close = "close" in options if version != "HTTP/1.0" else "keep-alive" not in options
-    return Head(words[0].decode("ascii"), words[1].decode("latin-1"), version, fields, _length(fields), chunked, close)
+    if coding is not None:
+        _check_coding(coding, version, fields)
+    options = fields.get("HTTP_CONNECTION")
+    close = version == "HTTP/1.0" if options is None else _closes(options.lower(), version)
+    return Head(method, target.decode("latin-1"), version, fields, _length(fields), coding is not None, close)
+
+
+def _check_host(host: str) -> None:
+    if not _HOST.fullmatch(host):
+        raise BadHead("Host is not HOST or HOST:PORT")
+    if len(_HOSTS) < _MAX_NAMES and len(host) <= _MAX_NAME_BYTES:
+        _HOSTS.add(host)
+
+
+def _origin_form(method: str, target: bytes, fields: dict[str, str]) -> bytes:
+    """An address without its scheme and host; that host counts, not the one in the field (RFC 9112, 3.2.2: MUST)."""
+    if target == b"*" and method == "OPTIONS":
+        return target
+    found = _ABSOLUTE.fullmatch(target)
+    if found is None:
+        raise BadHead("the address begins neither with / nor with http://")
+    fields["HTTP_HOST"] = found[1].decode("latin-1")
+    return found[2] if found[2].startswith(b"/") else b"/" + found[2]
+
+
+def _check_coding(coding: str, version: str, fields: dict[str, str]) -> None:
+    """RFC 9112, 6.1 and 6.3: what leaves it open where the body ends is refused, and the connection with it."""
+    if "CONTENT_LENGTH" in fields:
+        raise BadHead("Transfer-Encoding and Content-Length contradict each other")
+    if version == "HTTP/1.0":
+        raise BadHead("HTTP/1.0 has no Transfer-Encoding")
+    codings = [one.strip(" \t").lower() for one in coding.split(",")]
+    if codings[-1] != "chunked" or codings.count("chunked") > 1:
+        raise BadHead("the last Transfer-Encoding must be chunked")
+    if len(codings) > 1:
+        raise UnknownCoding(f"Transfer-Encoding {coding[:40]} is not known here")
+
+
+def _closes(options: str, version: str) -> bool:
+    if options in ("close", "keep-alive"):
+        return options == "close"
+    named = {one.strip(" \t") for one in options.split(",")}
+    return "close" in named or (version == "HTTP/1.0" and "keep-alive" not in named)
 
 
 def _fields(lines: list[bytes]) -> dict[str, str]:
@@ -76,17 +128,17 @@ def _fields(lines: list[bytes]) -> dict[str, str]:
     if len(lines) > MAX_FIELDS + 2:  # the empty line and what stands after its end
         raise TooLarge(f"more than {MAX_FIELDS} headers")
     for line in lines:
-        if len(line) > MAX_LINE_BYTES:
+        if len(line) > MAX_LINE_BYTES - 2:
             raise TooLarge("a header is too long")
         raw_name, colon, raw_value = line.partition(b":")
         if not colon:
-            if line in (b"\r", b""):
+            if not line:
                 continue  # the empty line
             raise BadHead("a header without a colon")
         name = _NAMES.get(raw_name) or _name(raw_name)
         if not name:
             continue
-        value = raw_value.strip(b" \t\r")
+        value = raw_value.strip(b" \t")
         if _BAD_IN_VALUE.search(value):
             raise BadHead(f"the value of {raw_name[:40].decode('latin-1')} holds a control character")
         text = value.decode("latin-1")

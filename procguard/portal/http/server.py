@@ -16,6 +16,7 @@ import secrets
 import socket
 import ssl
 import time
+from email.utils import formatdate
 from typing import Any
 from urllib.parse import unquote
 
@@ -42,6 +43,7 @@ LINGER_S = 1.0  # how long, and how much, a refused sender may go on before the 
 LINGER_BYTES = 16 * 1024 * 1024
 JOINED_BYTES = 64 * 1024  # what is smaller goes out together with its head
 HANDSHAKE_TIMEOUT_S = 10.0
+EMPTY_LINE = b"\r\n"  # before a request it is passed over (RFC 9112, 2.2), after its fields the head ends
 TLS_HANDSHAKE = b"\x16"  # what a connection in TLS begins with
 LOG_LINES_AT_ONCE = 50  # about peers that talk no HTTP; then one in two seconds
 LOG_LINES_PER_S = 0.5
@@ -161,13 +163,13 @@ class ConnectionHandler(websocket.UpgradeHandler):
         head: bytes = self.rfile.head()
         if len(head) > self.server.limits.headers_size:
             raise parser.TooLarge("the head is too long")
-        if head:
+        if head and head[0] != EMPTY_LINE[0]:
             return head
         with _HeadersTimeout(self.server.limits.headers_timeout):
-            return self._read_lines()
+            return _without_empty_lines(head) or self._read_lines()
 
     def _read_lines(self) -> bytes | None:
-        """A head that comes in pieces, or from a hand that types no carriage returns."""
+        """A head that comes in pieces."""
         head: list[bytes] = []
         size = 0
         while True:
@@ -176,10 +178,13 @@ class ConnectionHandler(websocket.UpgradeHandler):
                 if len(line) >= parser.MAX_LINE_BYTES:
                     raise parser.TooLarge("a line of the head is too long", in_target=not head)
                 return None
-            head.append(line)
             size += len(line)
-            if line in (b"\r\n", b"\n"):
-                return b"".join(head)
+            if line[-2:] != EMPTY_LINE:
+                raise parser.BadHead("a line does not end with CRLF")
+            if line != EMPTY_LINE or head:
+                head.append(line)
+                if line == EMPTY_LINE:
+                    return b"".join(head)
             if size > self.server.limits.headers_size or len(head) > parser.MAX_FIELDS + 2:
                 raise parser.TooLarge("the head is too long")
 
@@ -199,7 +204,9 @@ class ConnectionHandler(websocket.UpgradeHandler):
             REMOTE_PORT=str(address[1]),
         )
         length = head.content_length
-        asks_to_go_on = self.socket if head.fields.get("HTTP_EXPECT", "").lower() == "100-continue" else None
+        asks_to_go_on = None
+        if head.fields.get("HTTP_EXPECT", "").lower() == "100-continue" and head.version != "HTTP/1.0":
+            asks_to_go_on = self.socket
         self.wsgi_input = Body(self.rfile, length, head.chunked, asks_to_go_on)
         environ["wsgi.input"] = self.wsgi_input
         environ["wsgi.input_terminated"] = True
@@ -279,6 +286,8 @@ class ConnectionHandler(websocket.UpgradeHandler):
 
     def _refuse(self, problem: parser.BadHead) -> tuple[str, bytes]:
         self.server.sparing_log.say("bad request peer=%s error=%s", self.client_address[0], str(problem)[:200])
+        if isinstance(problem, parser.UnknownCoding):
+            return self._raw_error(501, "unknown_coding", str(problem), "send the body in chunks, or with its length")
         if not isinstance(problem, parser.TooLarge):
             return self._raw_error(400, "bad_request", f"this is no HTTP request: {problem}", "check the client")
         if problem.in_target:
@@ -313,6 +322,7 @@ def raw_error(status: int, code: str, message: str, next_step: str) -> bytes:
         ("Content-Type", "application/json"),
         ("Connection", "close"),
         ("Content-Length", str(len(body))),
+        ("Date", formatdate(usegmt=True)),  # RFC 9110, 6.6.1: MUST
         ("X-Request-Id", identifier),
         *([("Retry-After", "5")] if status == 503 else []),
         *SECURITY_HEADERS,
@@ -320,6 +330,13 @@ def raw_error(status: int, code: str, message: str, next_step: str) -> bytes:
     reason = http.HTTPStatus(status).phrase
     head = f"HTTP/1.1 {status} {reason}\r\n" + "".join(f"{name}: {value}\r\n" for name, value in headers)
     return head.encode("latin-1") + b"\r\n" + body
+
+
+def _without_empty_lines(head: bytes) -> bytes:
+    begin = 0
+    while head.startswith(EMPTY_LINE, begin):
+        begin += len(EMPTY_LINE)
+    return head[begin:]
 
 
 def shut_down(descriptor: int, how: int) -> None:

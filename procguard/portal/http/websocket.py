@@ -1,13 +1,13 @@
 """The one module that may import geventwebsocket, and the repair of its faults (unmaintained since 2017).
 
-Kept of it: the handshake and the frame header codec. Its WebSocket class never touches the connection:
+Kept of it: the handshake. Its WebSocket class never touches the connection, frames are frames.py's:
 - one writer greenlet per client sends everything, pongs and close frames included, so that no frame is torn by another;
 - frames wait in a bounded queue: a stalled reader costs nobody else a moment, and overflow closes with 4408;
-- unmasking is one big-integer XOR, messages are capped at 1 MiB, unmasked frames close with 1002;
-- close codes are sent and echoed as they are; foreign origins and bad keys are refused before the 101;
+- messages are capped at 1 MiB; close codes are sent and echoed as they are;
+- foreign origins and bad keys are refused before the 101;
 - silent peers are pinged and reaped by `Keeper`.
 
-Knows frames and connections, not what the messages mean.
+Knows connections, not what the messages mean.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import base64
 import binascii
 import logging
 import socket
-import struct
 import time
 from collections import deque
 from typing import Any, Protocol
@@ -24,13 +23,23 @@ from typing import Any, Protocol
 import gevent
 import gevent.event
 from gevent.pywsgi import WSGIHandler
-from geventwebsocket.exceptions import ProtocolError, WebSocketError
 from geventwebsocket.handler import WebSocketHandler
-from geventwebsocket.websocket import Header
 
 from procguard.admission.memory import SendMemory
 from procguard.agent_api import http_io
 from procguard.config.limits import WebLimits
+from procguard.portal.http import frames
+from procguard.portal.http.frames import (
+    BINARY,
+    CLOSE,
+    CLOSE_BAD_DATA,
+    CLOSE_NORMAL,
+    CLOSE_PROTOCOL_ERROR,
+    CONTINUATION,
+    PING,
+    PONG,
+    Violation,
+)  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -43,17 +52,11 @@ REAP_AFTER_S = 45.0
 REST_EVERY = 100  # clients that are looked at in one go
 CLOSE_GRACE_S = 3.0  # to write the close frame and see the peer's
 
-CLOSE_NORMAL = 1000
 CLOSE_GOING_AWAY = 1001
-CLOSE_PROTOCOL_ERROR = 1002
 CLOSE_LOST = 1006  # the connection has ended without a close frame
-CLOSE_BAD_DATA = 1007
-CLOSE_TOO_BIG = 1009
 CLOSE_UNAUTHORIZED = 4401
 CLOSE_OVERFLOW = 4408
 CLOSE_TOO_MANY = 4429
-
-_CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 
 
 class Refusal(Exception):
@@ -79,25 +82,6 @@ class Guard(Protocol):
     def serve(self, connection: WebSocketConnection, environ: dict[str, Any]) -> None:
         """Use the connection until it is closed; return at once to have nothing read that its client sends."""
         ...
-
-
-def encode_text(text: bytes) -> bytes:
-    """A whole text frame, the same for every client: encode once, send to all."""
-    return bytes(Header.encode_header(True, _TEXT, b"", len(text), 0)) + text
-
-
-def encode_binary(data: bytes) -> bytes:
-    return bytes(Header.encode_header(True, _BINARY, b"", len(data), 0)) + data
-
-
-def _encode_control(opcode: int, payload: bytes = b"") -> bytes:
-    return bytes(Header.encode_header(True, opcode, b"", len(payload), 0)) + payload
-
-
-def unmask(payload: bytes, mask: bytes) -> bytes:
-    size = len(payload)
-    key = (mask * (size // 4 + 1))[:size]
-    return (int.from_bytes(payload, "little") ^ int.from_bytes(key, "little")).to_bytes(size, "little")
 
 
 class WebSocketConnection:
@@ -136,7 +120,7 @@ class WebSocketConnection:
         return self.close_code is None
 
     def send_frame(self, frame: bytes) -> bool:
-        """Queue a frame made by `encode_text`. False if the client is gone; overflow closes it."""
+        """Queue a frame made by `frames.encode`. False if the client is gone; overflow closes it."""
         if not self.open:
             return False
         full = self._queued_bytes + len(frame) > self._max_queued_bytes or len(self._queue) >= MAX_QUEUED_FRAMES
@@ -165,19 +149,19 @@ class WebSocketConnection:
         return self._queued_bytes <= MAX_OFFERED_BYTES and self.send_frame(frame)
 
     def send_text(self, text: bytes) -> bool:
-        return self.send_frame(encode_text(text))
+        return self.send_frame(frames.encode(frames.TEXT, text))
 
     def ping(self, now: float) -> None:
         self.last_pinged = now
         if self.open:
-            self._enqueue(_encode_control(_PING, b"pg"))
+            self._enqueue(frames.encode(PING, b"pg"))
 
     def close(self, code: int = CLOSE_NORMAL, reason: str = "") -> None:
         """Send a close frame after what is queued. The first call decides the code."""
         if not self.open:
             return
         self.close_code = code
-        self._enqueue(_encode_control(_CLOSE, struct.pack("!H", code) + reason.encode()[:123]))
+        self._enqueue(frames.encode(CLOSE, code.to_bytes(2, "big") + reason.encode()[:123]))
         self._closer = gevent.spawn_later(CLOSE_GRACE_S, self.shut_down)
 
     def spend(self, work: int) -> None:
@@ -235,7 +219,7 @@ class WebSocketConnection:
 
     def _next_frame(self) -> bytes | None:
         if self._pong is not None and self.open:
-            pong, self._pong = _encode_control(_PONG, self._pong), None
+            pong, self._pong = frames.encode(PONG, self._pong), None
             return pong
         if not self._queue:
             return None
@@ -249,11 +233,9 @@ class WebSocketConnection:
         """The next message; None when the connection has ended. Answers pings and close frames by itself."""
         try:
             return self._read_message()
-        except _Closing as closing:
-            self.close(closing.code, closing.reason)
-        except ProtocolError as exc:
-            self.close(CLOSE_PROTOCOL_ERROR, str(exc)[:100])
-        except (WebSocketError, OSError, ValueError):
+        except Violation as violation:
+            self.close(violation.code, violation.reason)
+        except (OSError, ValueError):
             self.shut_down()  # the peer is gone, in the middle of a frame or between two
         return None
 
@@ -261,68 +243,37 @@ class WebSocketConnection:
         opcode = 0
         message = bytearray()
         while True:
-            header, payload = self._read_frame(MAX_MESSAGE_BYTES - len(message))
+            frame = frames.read(self._rfile, MAX_MESSAGE_BYTES - len(message))
+            self._rfile.spend(1)
             self.last_heard = time.monotonic()
-            if header.opcode == _CLOSE:
-                self._answer_close(payload)
+            if frame.opcode == CLOSE:
+                self._answer_close(frame.payload)
                 return None
-            if header.opcode == _PING:
-                self._pong = payload
+            if frame.opcode == PING:
+                self._pong = frame.payload
                 self._signal.set()
                 continue
-            if header.opcode == _PONG:
+            if frame.opcode == PONG:
                 continue
-            if header.opcode not in (_CONTINUATION, _TEXT, _BINARY):
-                raise _Closing(CLOSE_PROTOCOL_ERROR, "unknown opcode")
-            if (header.opcode == _CONTINUATION) != bool(opcode):
-                raise _Closing(CLOSE_PROTOCOL_ERROR, "fragments out of order")
-            opcode = opcode or header.opcode
-            message += payload
-            if header.fin:
+            if (frame.opcode == CONTINUATION) != bool(opcode):
+                raise Violation(CLOSE_PROTOCOL_ERROR, "fragments out of order")
+            opcode = opcode or frame.opcode
+            message += frame.payload
+            if frame.fin:
                 return self._complete(opcode, bytes(message))
 
     @staticmethod
     def _complete(opcode: int, message: bytes) -> str | bytes:
-        if opcode == _BINARY:
+        if opcode == BINARY:
             return message
         try:
             return message.decode("utf-8")
         except UnicodeDecodeError as exc:
-            raise _Closing(CLOSE_BAD_DATA, "text is not UTF-8") from exc
-
-    def _read_frame(self, max_bytes: int) -> tuple[Any, bytes]:
-        header = Header.decode_header(self._rfile)
-        self._rfile.spend(1)
-        if header.flags:
-            raise _Closing(CLOSE_PROTOCOL_ERROR, "reserved bits set")
-        if not header.mask:
-            raise _Closing(CLOSE_PROTOCOL_ERROR, "unmasked frame")
-        if header.length > max_bytes:
-            raise _Closing(CLOSE_TOO_BIG, f"messages are at most {MAX_MESSAGE_BYTES} bytes")
-        if not header.length:
-            return header, b""
-        payload = self._rfile.read(header.length)
-        if len(payload) != header.length:
-            raise WebSocketError("end of connection inside a frame")
-        return header, unmask(payload, header.mask)
+            raise Violation(CLOSE_BAD_DATA, "text is not UTF-8") from exc
 
     def _answer_close(self, payload: bytes) -> None:
-        code = struct.unpack("!H", payload[:2])[0] if len(payload) >= 2 else CLOSE_NORMAL
-        self.peer_close_code = code
-        if len(payload) == 1 or not _valid_close_code(code):
-            code = CLOSE_PROTOCOL_ERROR
-        self.close(code)
-
-
-class _Closing(Exception):
-    def __init__(self, code: int, reason: str) -> None:
-        super().__init__(reason)
-        self.code, self.reason = code, reason
-
-
-def _valid_close_code(code: int) -> bool:
-    """RFC 6455, 7.4: what may stand in a close frame."""
-    return code in (1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014) or 3000 <= code <= 4999
+        self.peer_close_code = int.from_bytes(payload[:2], "big") if len(payload) > 1 else CLOSE_NORMAL
+        self.close(frames.closing_code(payload))
 
 
 class WebSocketKeeper:
@@ -405,7 +356,7 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
                 "bad_websocket_version",
                 "only WebSocket version 13 is spoken here",
                 "use a current client",
-                [("Sec-WebSocket-Version", "13")],
+                [("Sec-WebSocket-Version", "13"), ("Upgrade", "websocket")],
             )
         try:
             key = base64.b64decode(environ.get("HTTP_SEC_WEBSOCKET_KEY", "").strip(), validate=True)

@@ -21,7 +21,7 @@ import gevent.event
 from procguard.agent_api import http_io
 from procguard.errors import ProcGuardError
 from procguard.fleet.registry import Registry
-from procguard.portal.http import websocket
+from procguard.portal.http import frames
 from procguard.portal.live import columns
 from procguard.portal.live.logs import LogTopic
 from procguard.portal.live.tables import RowTopic
@@ -52,7 +52,7 @@ class LiveClient(Protocol):
 
 
 def frame(message: dict[str, Any]) -> bytes:
-    return websocket.encode_text(http_io.dumps(message))
+    return frames.encode(frames.TEXT, http_io.dumps(message))
 
 
 class Topic:

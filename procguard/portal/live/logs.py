@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from procguard.agent_api import http_io
-from procguard.portal.http import websocket
+from procguard.portal.http import frames
 
 MAX_LOG_FRAME_CHARS = 256 * 1024
 MAX_CREDIT_CHARS = 4 * 1024 * 1024
@@ -25,7 +25,7 @@ class LogClient(Protocol):
 
 
 def encode(message: dict[str, Any]) -> bytes:
-    return websocket.encode_text(http_io.dumps(message))
+    return frames.encode(frames.TEXT, http_io.dumps(message))
 
 
 class LogTopic:

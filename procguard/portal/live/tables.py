@@ -23,7 +23,7 @@ from itertools import pairwise
 from typing import Any, Protocol
 
 from procguard.agent_api import http_io
-from procguard.portal.http import websocket
+from procguard.portal.http import frames
 
 HISTORY_FRAMES = 256
 SEEN_FOR_S = 30.0  # after the last client, or a snapshot: so long changes are still collected
@@ -60,8 +60,8 @@ def encode(message: dict[str, Any]) -> bytes:
     """A text frame; what is large becomes a binary one, the same JSON deflated (zlib)."""
     text = http_io.dumps(message)
     if len(text) < COMPRESSED_FROM_BYTES:
-        return websocket.encode_text(text)
-    return websocket.encode_binary(zlib.compress(text, 5))
+        return frames.encode(frames.TEXT, text)
+    return frames.encode(frames.BINARY, zlib.compress(text, 5))
 
 
 class RowTopic:

@@ -209,69 +209,6 @@ def test_two_hundred_clients_at_once_hear_of_a_change_and_are_forgotten_when_the
     wait_until(lambda: clients(server) == before, 10, "all of them are forgotten")
 
 
-@pytest.mark.parametrize("code", [1000, 1001, 3000, 4999])
-def test_a_close_code_is_echoed_as_it_was_sent(server: RunningServer, code: int) -> None:
-    with connect(server) as client:
-        client.send(CLOSE, struct.pack("!H", code) + b"bye")
-        assert client.close_code() == code
-        assert client.frame() is None
-
-
-@pytest.mark.parametrize("payload", [struct.pack("!H", 999), struct.pack("!H", 1005), struct.pack("!H", 1006), b"x"])
-def test_close_codes_that_must_not_be_sent_are_protocol_errors(server: RunningServer, payload: bytes) -> None:
-    with connect(server) as client:
-        client.send(CLOSE, payload)
-        assert client.close_code() == 1002
-
-
-def test_a_close_without_a_code_is_answered(server: RunningServer) -> None:
-    with connect(server) as client:
-        client.send(CLOSE)
-        assert client.close_code() == 1000
-
-
-@pytest.mark.parametrize(
-    "frames, code",
-    [
-        (encode(TEXT, b"{}", masked=False), 1002),
-        (encode(TEXT, b"{}", flags=0x40), 1002),
-        (encode(0, b"continues nothing"), 1002),
-        (encode(TEXT, b"a", fin=False) + encode(TEXT, b"b"), 1002),
-        (encode(3, b"reserved"), 1002),
-        (encode(PING, b"x" * 126), 1002),
-        (encode(PING, b"x", fin=False), 1002),
-        (encode(TEXT, b"\xff\xfe"), 1007),
-        (encode(TEXT, b"x" * (1024 * 1024 + 1))[:5000], 1009),
-        (encode(TEXT, b"x" * 700_000, fin=False) + encode(0, b"x" * 700_000), 1009),
-    ],
-    ids=[
-        "not masked",
-        "extension bit",
-        "continues nothing",
-        "text within a text",
-        "reserved opcode",
-        "long ping",
-        "ping in fragments",
-        "not UTF-8",
-        "longer than 1 MiB",
-        "longer than 1 MiB in fragments",
-    ],  # by hand: each frame is masked at random, and ids must be the same in every process
-)
-def test_what_the_protocol_forbids_closes_with_its_code(server: RunningServer, frames: bytes, code: int) -> None:
-    with connect(server) as client:
-        client.socket.sendall(frames)
-        assert client.close_code() == code
-
-
-def test_fragments_with_a_ping_between_make_one_message(server: RunningServer) -> None:
-    with connect(server) as client:
-        client.send(TEXT, b'{"t":"sub",', fin=False)
-        client.send(PING, b"between")
-        client.send(0, b'"topic":"workers"}')
-        assert client.frame() == (PONG, b"between")
-        assert client.until("snap")["topic"] == "workers"
-
-
 def test_a_megabyte_of_text_holds_nobody_up(server: RunningServer) -> None:
     """Unmasking byte by byte in Python took 257 ms of the event loop."""
     with connect(server) as client:
@@ -290,11 +227,6 @@ def test_nonsense_is_answered_and_the_connection_lives_on(server: RunningServer)
         assert client.until("error")
         client.say({"t": "sub", "topic": "hosts", "seq": "x"})
         assert client.until("snap")
-
-
-def test_compression_is_never_negotiated(server: RunningServer) -> None:
-    with connect(server, headers={"Sec-WebSocket-Extensions": "permessage-deflate"}) as client:
-        assert "sec-websocket-extensions" not in client.headers
 
 
 # ------------------------------------------------------------------------------------------- slow and silent peers
