@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -13,8 +14,12 @@ REPOSITORY = Path(__file__).parents[2]
 ROOTS = ("procguard", "remote_agent")
 MOST_MODULES = 15
 FILES = sorted(path for root in ROOTS for path in (REPOSITORY / root).rglob("*.py"))
-TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 PACKAGES = sorted({path.parent for path in FILES})
+
+
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def shown(path: Path) -> str:
@@ -27,8 +32,8 @@ def module_of(path: Path) -> str:
 
 
 def words_of(package: Path) -> str:
-    tree = TREES.get(package / "__init__.py")
-    return (ast.get_docstring(tree) or "") if tree else ""
+    path = package / "__init__.py"
+    return (ast.get_docstring(tree_of(path)) or "") if path in FILES else ""
 
 
 def test_every_package_says_what_it_owns() -> None:
@@ -51,15 +56,15 @@ def test_no_package_of_remote_agent_imports_anything() -> None:
         shown(one / "__init__.py")
         for one in PACKAGES
         if "remote_agent" in one.parts
-        and any(isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.walk(TREES[one / "__init__.py"]))
+        and any(isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.walk(tree_of(one / "__init__.py")))
     ]
     assert found == []
 
 
 def test_no_two_classes_have_one_name() -> None:
     places = defaultdict(list)
-    for path, tree in TREES.items():
-        for node in ast.walk(tree):
+    for path in FILES:
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.ClassDef):
                 places[node.name].append(shown(path))
     assert {name: where for name, where in places.items() if len(where) > 1} == {}

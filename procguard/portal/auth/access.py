@@ -8,15 +8,12 @@ needs which right is gate.py.
 from __future__ import annotations
 
 import functools
-import logging
 import os
 import pwd
 import re
 import shlex
 from collections.abc import Callable
 from typing import Any, Literal
-
-import gevent
 
 from procguard.admission.rate import BackOff, RateLimiter
 from procguard.agent_api import http_io
@@ -38,10 +35,6 @@ from remote_agent.protocol.messages import secret_sha256 as sha256_of
 CALLER = "procguard.caller"  # where the gate leaves whom it let in, in the request's WSGI environment
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 UNKNOWN_AGENTS_AT_ONCE, UNKNOWN_AGENTS_PER_S = 200, 20.0  # wrong secrets of one address, on agents' routes
-log = logging.getLogger(__name__)
-
-# The kernel of a busy machine now and then misses a socket that is there; one that was closed has no owner at all.
-LOOK_AGAIN_AFTER_S = (0.0, 0.005, 0.05, 0.2)
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 # Any of these: the request came through something else, and the peer is not the one who asks.
 FORWARDING_HEADERS = (
@@ -83,6 +76,7 @@ class Auth:
         own_uid: int | None = None,
         owner_uid: OwnerUid = peer_uid.owner_uid,
         why_forwarded: WhyForwarded | None = None,
+        listed_uid: OwnerUid | None = None,
         agent_sessions: AgentSessions | None = None,
     ) -> None:
         self._registry = registry
@@ -92,7 +86,9 @@ class Auth:
         self._trust_local = trust_local
         self._own_uid = os.geteuid() if own_uid is None else own_uid
         self._owner_uid = owner_uid
-        self._why_forwarded = local_client.LocalClients().why_forwarded if why_forwarded is None else why_forwarded
+        clients = local_client.LocalClients()
+        self._why_forwarded = clients.why_forwarded if why_forwarded is None else why_forwarded
+        self._listed_uid = clients.listed_uid if listed_uid is None else listed_uid
         self.uses = LiveUses(self._stands)
         registry.tokens.on_ended(self._token_ended)
         sessions.on_closed(self.uses.end_session)
@@ -265,18 +261,14 @@ class Auth:
         sock = environ.get("procguard.socket")
         if sock is None:
             return "the connection's owner cannot be known"
-        uid = None
-        for pause_s in LOOK_AGAIN_AFTER_S:
-            if pause_s:
-                gevent.sleep(pause_s)
-            try:
-                client, server = sock.getpeername()[:2], sock.getsockname()[:2]
-                uid = self._owner_uid(client, server)
-            except OSError as exc:
-                log.info("the owner of a local connection cannot be asked for: %s", exc.strerror)
-            if uid is not None:
-                break
-        else:
+        try:
+            client, server = sock.getpeername()[:2], sock.getsockname()[:2]
+        except OSError:  # it was closed
+            return "the connection's owner cannot be known"
+        uid = self._owner_uid(client, server)
+        if uid is None:  # closed, or missed by a busy kernel, whose quick answer reads without a lock
+            uid = self._listed_uid(client, server)
+        if uid is None:
             return "the connection's owner cannot be known"
         if uid not in (self._own_uid, 0):
             return f"the connection belongs to uid {uid}, not to the manager's user"

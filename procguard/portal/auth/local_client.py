@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import gevent
+import gevent.lock
 from gevent.event import AsyncResult
 
 from procguard.errors import LimitExceeded
@@ -66,7 +67,6 @@ FORWARDERS = frozenset(
 )
 KEPT = 1_000  # connections whose process is remembered
 RECENT = 4  # processes that are looked at first: a browser opens six connections at once
-LOOK_AGAIN_S = 0.005
 MAX_WAITING = 2_000  # connections that wait to be looked at
 TOGETHER = 64  # of them in one look
 _UNSEEN = "the process that opened the connection cannot be seen (sshd, for ssh -L?)"
@@ -86,19 +86,39 @@ class LocalClients:
         self._holders: OrderedDict[int, tuple[int, ...]] = OrderedDict()  # inode of a socket -> pids
         self._asked: list[_Question] = []
         self._greenlet: Any = None
+        self._listing = gevent.lock.Semaphore()
+        self._to_list = 0
+
+    def listed_uid(self, client: Address, server: Address) -> int | None:
+        """Whose connection it is by the kernel's list, for one that its quick answer does not know: one list at a time.
+        None where it was closed. Raises LimitExceeded where too many want to know."""
+        self._check_room(self._to_list)
+        self._to_list += 1
+        try:
+            with self._listing:
+                began = time.monotonic()
+                owner = gevent.get_hub().threadpool.apply(_listed_owner, (client, server))
+                gevent.sleep(time.monotonic() - began)  # whoever closes connections in masses has half a core at most
+        finally:
+            self._to_list -= 1
+        return None if owner is None else owner.uid
 
     def why_forwarded(self, client: Address, server: Address) -> str:
         """ "" for a connection of the program that asks; else why it is taken for somebody else's. Raises
         LimitExceeded where too many want to know."""
-        if len(self._asked) >= MAX_WAITING:
-            raise LimitExceeded.for_now(
-                "too many connections of this machine are looked at", "send it again", 1, "limit_exceeded"
-            )
+        self._check_room(len(self._asked))
         question = _Question(client, server, AsyncResult())
         self._asked.append(question)
         if self._greenlet is None:
             self._greenlet = gevent.spawn(self._answer_all)
         return str(question.answer.get())
+
+    @staticmethod
+    def _check_room(waiting: int) -> None:
+        if waiting >= MAX_WAITING:
+            raise LimitExceeded.for_now(
+                "too many connections of this machine are looked at", "send it again", 1, "limit_exceeded"
+            )
 
     def _answer_all(self) -> None:
         try:
@@ -123,10 +143,7 @@ class LocalClients:
 
     def _why(self, client: Address, server: Address, seen: _Seen) -> str:
         try:
-            owner = peer_uid.owner(client, server)
-            if owner is None:  # in a thread: a moment may be waited
-                time.sleep(LOOK_AGAIN_S)
-                owner = peer_uid.owner(client, server)
+            owner = peer_uid.owner(client, server) or _listed_owner(client, server)
             if owner is None:
                 return "the connection's owner cannot be known"
             if owner.uid == 0 and os.geteuid() != 0:
@@ -157,6 +174,14 @@ class LocalClients:
         self._holders.move_to_end(inode)
         while len(self._holders) > KEPT:
             self._holders.popitem(last=False)
+
+
+def _listed_owner(client: Address, server: Address) -> peer_uid.Owner | None:
+    try:
+        return peer_uid.listed_owner(client, server)
+    except (OSError, ValueError) as exc:
+        log.info("the owner of a local connection cannot be found in the kernel's list: %s", exc)
+        return None
 
 
 class _Seen:

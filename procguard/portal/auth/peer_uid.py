@@ -1,18 +1,22 @@
 """Who owns the client end of a local TCP connection, and which other connections there are, asked from the kernel
 (NETLINK_SOCK_DIAG).
 
-The owner is one exact look-up by the connection's four addresses, some 20 µs. It never guesses: a socket that is
-closed, in TIME_WAIT or unknown has no owner. (A closed one is shown with uid 0 and inode 0: the trap this module
-exists for.)
+The owner is one exact look-up by the connection's four addresses, some 20 µs. The kernel reads its table without a lock
+there, and may miss a socket that is there; `listed_owner` has it read under its locks, some 2 ms, and is the last word.
+Neither guesses: a socket that is closed, in TIME_WAIT or unknown has no owner. (A closed one is shown with uid 0 and
+inode 0: the trap this module exists for.)
 """
 
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
 import socket
 import struct
 from typing import NamedTuple
+
+log = logging.getLogger(__name__)
 
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
@@ -31,6 +35,7 @@ _NLM_F_DUMP = 0x300
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _BYTECODE = 1  # INET_DIAG_REQ_BYTECODE
 _JUMP, _SPORT_GE, _SPORT_LE, _PEER = 1, 2, 3, 8
+_REJECT = 4  # beyond the end of a program: not this socket
 _ATTRIBUTE = struct.Struct("=HH")
 _OP = struct.Struct("=BBH")  # code, offset if true, offset if false
 _HOST = struct.Struct("=BBxxi")  # family, bits of the address that count, port; the address follows
@@ -38,7 +43,7 @@ _LISTEN = 10
 _OPEN_STATES = sum(1 << state for state in (1, 2, 4, 5, 8, 9, _LISTEN, 11))  # not TIME_WAIT, CLOSE, half-open
 _MESSAGE = struct.Struct("!BBxxHH16s16s")  # family, state, ports, addresses
 _READ_BYTES = 64 * 1024
-TRIES = 3
+_FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _READ_TIMEOUT_S = 2.0
 
 Address = tuple[str, int]
@@ -77,14 +82,22 @@ def owner(client: Address, server: Address) -> Owner | None:
         request = _request(family, source, client[1], destination, server[1])
     except (ValueError, struct.error):
         return None
-    for _ in range(TRIES):  # a busy kernel may miss a socket that is there: its table is read without a lock
-        try:
-            found = _ask(request)
-        except (OSError, struct.error):
-            continue
-        if found is not None:
-            return found
-    return None
+    try:
+        return _ask(request)
+    except (OSError, struct.error) as exc:
+        log.info("the owner of a local connection cannot be asked for: %s", exc)
+        return None
+
+
+def listed_owner(client: Address, server: Address) -> Owner | None:
+    """The same from the list of all sockets with the client's port. Blocks for a moment. Raises OSError, and ValueError
+    for what is no address."""
+    ends = (_text(*_packed(client[0])), client[1]), (_text(*_packed(server[0])), server[1])
+    found: list[Tcp] = []
+    for family in _FAMILIES:
+        _list(family, _OP.pack(_SPORT_GE, 8, 20) + _OP.pack(0, 0, client[1])
+              + _OP.pack(_SPORT_LE, 8, 8 + _REJECT) + _OP.pack(0, 0, client[1]), found)  # fmt: skip
+    return next((Owner(one.uid, one.inode) for one in found if (one.local, one.peer) == ends and one.inode), None)
 
 
 def _packed(address: str) -> tuple[int, bytes]:
@@ -136,19 +149,22 @@ def connections(server: Address) -> list[Tcp]:
     Raises OSError, and ValueError for what is no address."""
     found: list[Tcp] = []
     its_family, its_address = _packed(server[0])
-    for family in (socket.AF_INET, socket.AF_INET6):
-        # as a socket of its own: one dump at a time
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as netlink:
-            netlink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(_READ_TIMEOUT_S), 0))
-            descriptor = netlink.fileno()
-            peer = its_address if family == its_family else b""
-            os.write(descriptor, _dump_request(int(family), server[1], peer))
-            while _take(os.read(descriptor, _READ_BYTES), found):
-                pass
+    for family in _FAMILIES:
+        _list(family, _all_but(family, server[1], its_address if family == its_family else b""), found)
     return found
 
 
-def _dump_request(family: int, port: int, peer: bytes) -> bytes:
+def _list(family: int, program: bytes, found: list[Tcp]) -> None:
+    # On a socket of its own: one dump at a time.
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as netlink:
+        netlink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(_READ_TIMEOUT_S), 0))
+        descriptor = netlink.fileno()
+        os.write(descriptor, _dump_request(int(family), program))
+        while _take(os.read(descriptor, _READ_BYTES), found):
+            pass
+
+
+def _all_but(family: int, port: int, peer: bytes) -> bytes:
     # Its own port at most port - 1, or at least port + 1; then not the peer. A jump to the end accepts, one beyond it
     # rejects; the kernel takes only programs whose jumps lead to where the steps of "yes" lead, hence the jumps that
     # are never taken for "yes".
@@ -159,7 +175,7 @@ def _dump_request(family: int, port: int, peer: bytes) -> bytes:
         other_ends = (
             _OP.pack(_PEER, size, size + 4) + _HOST.pack(family, bits, port) + peer[: bits // 8] + _OP.pack(_JUMP, 4, 8)
         )
-    program = (
+    return (
         _OP.pack(_SPORT_LE, 8, 12)
         + _OP.pack(0, 0, max(0, port - 1))
         + _OP.pack(_JUMP, 4, 12)
@@ -167,6 +183,9 @@ def _dump_request(family: int, port: int, peer: bytes) -> bytes:
         + _OP.pack(0, 0, min(65_535, port + 1))
         + other_ends
     )
+
+
+def _dump_request(family: int, program: bytes) -> bytes:
     body = (
         _REQUEST.pack(family, _IPPROTO_TCP, 0, 0, _OPEN_STATES)
         + _SOCKET_ID.pack(0, 0, b"", b"")

@@ -37,7 +37,14 @@ class FakeSocket:
 class Desk:
     """An Auth over a real registry; `ask` builds the request of a local curl and changes what it is told to."""
 
-    def __init__(self, directory: Path, uid: int | None = OWN_UID, forwarded: str = "", **options: Any) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        uid: int | None = OWN_UID,
+        forwarded: str = "",
+        listed_uid: int | None = None,
+        **options: Any,
+    ) -> None:
         def why_not(_client: Any, _server: Any) -> str:
             return forwarded
 
@@ -49,6 +56,7 @@ class Desk:
             own_uid=OWN_UID,
             owner_uid=lambda client, server: uid,
             why_forwarded=why_not,
+            listed_uid=lambda client, server: listed_uid,
             **options,
         )
 
@@ -130,6 +138,14 @@ def test_a_page_of_the_portal_itself_is_let_in(desk: Desk) -> None:
 def test_another_or_unknown_owner_of_the_connection_is_refused(tmp_path: Path, uid: int | None) -> None:
     with pytest.raises(Refused):
         Desk(tmp_path, uid=uid).auth.require_operator(Desk.request())
+
+
+@pytest.mark.parametrize(("listed", "let_in"), [(OWN_UID, True), (0, True), (4321, False)])
+def test_a_connection_that_the_kernels_quick_answer_missed_is_whose_the_list_says(
+    tmp_path: Path, listed: int, let_in: bool
+) -> None:
+    auth = Desk(tmp_path, uid=None, listed_uid=listed).auth
+    assert (auth.identify(Desk.request()).kind == "operator") is let_in
 
 
 def test_trust_local_false_turns_it_off(tmp_path: Path) -> None:
@@ -280,6 +296,32 @@ def test_a_connection_closed_before_it_was_accepted_has_no_owner() -> None:
             assert wait_until(
                 lambda: peer_uid.owner_uid(peer, accepted.getsockname()) is None, 2.0, "closed socket has no owner"
             )
+
+
+@pytest.mark.parametrize("family, host", [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
+def test_a_busy_kernel_that_misses_a_connection_makes_nobody_a_stranger(
+    family: socket.AddressFamily, host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its quick answer reads the table without a lock: in masses of connections one may be missed, time and again."""
+    monkeypatch.setattr(peer_uid, "_ask", lambda _request: None)
+    world = World(tmp_path)
+    with listening(family, host) as server, socket.create_connection(server.getsockname()[:2]) as client:
+        accepted, _peer = server.accept()
+        with accepted:
+            auth = Auth(world.registry, BrowserSessions())
+            request = Desk.request(**{"REMOTE_ADDR": host, "procguard.socket": accepted})
+            assert auth.identify(request).reason == ""
+            client.close()
+            assert "owner cannot be known" in auth.identify(request).reason
+
+
+def test_the_list_tells_a_dual_stack_servers_connection_and_its_neighbours_apart() -> None:
+    with listening() as server, socket.create_connection(server.getsockname()) as client:
+        ends, port = client.getsockname(), server.getsockname()[1]
+        found = peer_uid.listed_owner((f"::ffff:{ends[0]}", ends[1]), ("::ffff:127.0.0.1", port))
+        assert found == peer_uid.owner(ends, server.getsockname()) and found is not None
+        assert peer_uid.listed_owner(ends, ("127.0.0.1", port + 1 if port < 65_535 else 1)) is None
+        assert peer_uid.listed_owner(("127.0.0.2", ends[1]), server.getsockname()) is None
 
 
 def test_a_socket_that_does_not_exist_has_no_owner() -> None:
