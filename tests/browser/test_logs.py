@@ -244,6 +244,62 @@ def test_a_search_on_all_hosts_shows_what_was_found_and_leads_to_the_log(house: 
     visitor.forgive("400")
 
 
+LOCAL_TIME = """(() => { const d = new Date();
+d.setMinutes(d.getMinutes() - d.getTimezoneOffset()); return d.toISOString().slice(0, 19); })()"""
+# What was copied, kept where a test can read it.
+KEEP_COPIES = "navigator.clipboard.writeText = async (text) => { window.copied = text; };"
+# Plain http off this machine: no clipboard for scripts, but the older way.
+NO_CLIPBOARD = """Object.defineProperty(navigator, 'clipboard', { value: undefined });
+document.addEventListener('copy', () => { window.copied = String(document.activeElement.value); });"""
+
+
+@pytest.mark.parametrize("clipboard", [KEEP_COPIES, NO_CLIPBOARD], ids=["https", "http"])
+def test_a_found_line_opens_in_its_place_and_has_a_link(house: House, visitor: Visitor, clipboard: str) -> None:
+    page = visitor.open(f"{house.url}/#/search?find=page+30&select=crawler&exact=1")
+    page.add_init_script(clipboard)
+    page.locator(".found").first.get_by_role("link").click()
+    current = page.locator(".log-line.is-current")
+    expect(current.locator(".log-text")).to_have_text("page 30")
+    texts = [row[2] for row in rows(page)]
+    at = texts.index("page 30")
+    assert texts[at - 2 : at + 3] == [f"page {number}" for number in range(28, 33)]
+    assert re.search(r"at=\d+\.out\.\d+", page.url)
+
+    page.reload()  # the address is all it takes, and now the script above counts
+    expect(current.locator(".log-text")).to_have_text("page 30")
+    page.get_by_role("button", name="Copy link").click()
+    expect(page.get_by_text("Link to this line copied")).to_be_visible()
+    from_middle = (
+        "(line) => { const of = (one) => { const r = one.getBoundingClientRect(); return r.top + r.height / 2; };"
+    )
+    from_middle += " return Math.abs(of(line) - of(line.closest('.log-scroll'))); }"
+    wait_until(lambda: current.evaluate(from_middle) < 20, 5, "the line to stand in the middle")
+    address = page.evaluate("window.copied")
+    other = visitor.open(address)
+    expect(other.locator(".log-line.is-current .log-text")).to_have_text("page 30")
+
+    page.get_by_role("searchbox").fill("page 42")
+    page.keyboard.press("Enter")
+    expect(current.locator(".log-text")).to_have_text("page 42")
+    page.get_by_role("button", name="Copy link").press("Enter")
+    page.wait_for_function("(before) => window.copied !== before", arg=address)
+
+    page.get_by_role("button", name="Go to the newest lines").click()
+    expect(current).to_have_count(0)
+    expect(page.get_by_role("button", name="Follow")).to_have_attribute("aria-pressed", "true")
+    assert "at=" not in page.url
+
+
+def test_a_line_that_is_not_here_and_a_time_say_what_they_lead_to(house: House, visitor: Visitor) -> None:
+    page = visitor.open(f"{house.url}/#/logs?w=crawler&at=1.out.99999999")
+    expect(page.locator(".log-empty")).to_contain_text("The manager does not have this line")
+    page.get_by_role("button", name="Follow").click()
+    expect(page.locator(".log-text").first).to_be_visible()
+    moment = page.evaluate(LOCAL_TIME)
+    page.get_by_label("Go to a time").fill(moment)
+    expect(page.locator(".log-line.is-current")).to_be_visible()
+
+
 def test_what_was_brought_back_is_told_with_its_reason_and_its_last_lines(house: House, visitor: Visitor) -> None:
     page = visitor.open(f"{house.url}/#/recovery")
     settled(page)
@@ -282,8 +338,10 @@ def test_events_of_a_range_are_exported_as_they_are_filtered(house: House, visit
     expect(page.get_by_label("Range of time")).to_have_value("24h")
 
 
+# Not the link of each of thousands of lines: with the keys, a line is found and its link copied by the button for it.
 CONTROLS = """() => {
-  const found = document.querySelectorAll('main :is(a[href], button, input, select, summary, [tabindex="0"])');
+  const found = document.querySelectorAll(
+    'main :is(a[href]:not(.log-at), button, input, select, summary, [tabindex="0"])');
   const visible = [...found].filter((one) => !one.disabled && one.checkVisibility({ visibilityProperty: true }));
   visible.forEach((one, number) => { one.dataset.control = number; });
   return visible.map((one) => one.outerHTML.slice(0, 120));

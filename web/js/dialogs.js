@@ -1,5 +1,6 @@
 /** Questions, errors and short notices. Every error shows code, translated text, request id, and a retry where one makes sense. */
 
+import { copyText } from './clipboard.js';
 import { commands } from './commands.js';
 import { fill, h } from './dom.js';
 import { formatDuration } from './format.js';
@@ -115,12 +116,7 @@ export function commandBox(text) {
   const label = h('span', {}, t('copy'));
   const button = h('button.button', { type: 'button' }, icon('copy'), label);
   button.addEventListener('click', async () => {
-    try {
-      await navigator.clipboard.writeText(command);
-      fill(label, t('copied'));
-    } catch {
-      fill(label, t('copy_failed')); // plain http off this machine: the browser gives no clipboard
-    }
+    fill(label, t((await copyText(command)) ? 'copied' : 'copy_failed'));
   });
   return h('div.command-box', {}, h('code', { tabindex: '0' }, command), button);
 }

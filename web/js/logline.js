@@ -11,15 +11,25 @@ const MAX_MARKS = 200; // in one line
 
 /**
  * The element of a line; `.update({line, index, look})`. `look`: {height, who(worker) -> class or null, pattern, version,
- * current} as the view has it now.
+ * current, linkTo(line) -> address, onLink(line)} as the view has it now.
  */
 export function lineNode() {
-  const at = h('time.log-at');
+  const time = h('time');
+  let told = null; // {line, look} as last updated
+  const at = h('a.log-at', { tabindex: '-1', on: { click: (event) => clicked(event) } }, time); // not in the tab order: thousands
   const who = h('span.log-who');
   const text = h('span.log-text');
   const node = h('div.log-line', {}, at, who, text);
   let shown = {};
+
+  function clicked(event) {
+    if (event.metaKey || event.ctrlKey || !told || told.line.marker) return;
+    event.preventDefault();
+    told.look.onLink(told.line);
+  }
+
   node.update = ({ line, index, look }) => {
+    told = { line, look };
     node.style.transform = `translateY(${index * look.height}px)`;
     const now = { text: line.marker ? markerText(line) : line.text, version: look.version, current: look.current === line };
     if (now.text === shown.text && now.version === shown.version && now.current === shown.current) return;
@@ -30,12 +40,14 @@ export function lineNode() {
     setText(who, hue ? line.worker : '');
     setAttr(who, 'title', hue ? line.worker : null);
     if (line.marker) {
-      setText(at, '');
+      setText(time, '');
+      setAttr(at, 'href', null);
       setText(text, now.text);
       return;
     }
-    setText(at, line.at ? formatClock(line.at) : '');
-    setAttr(at, 'title', line.at ? formatMoment(line.at) : null);
+    setText(time, line.at ? formatClock(line.at) : '');
+    setAttr(at, 'href', look.linkTo(line));
+    setAttr(at, 'title', t('logs.link_title', { at: line.at ? formatMoment(line.at) : '–' }));
     fill(text, lineContent(line, look.pattern));
   };
   return node;

@@ -11,9 +11,13 @@ const MAX_WAITING = 2000; // pieces
 const CREDIT_CHARS = 512 * 1024; // sent ahead of what was drawn
 
 export class LogSource {
-  /** `chosen()`: {attempt, stream, tail}; `changed()` after each change of the model; `onProblem(error | null)`. */
-  constructor({ worker, live, model, chosen, changed, onProblem }) {
-    Object.assign(this, { worker, live, model, chosen, changed, onProblem });
+  /**
+   * `chosen()`: {attempt, stream, tail, at, reach}; `changed()` after each change of the model; `onProblem(error | null)`;
+   * `onExcerpt(target | null)` once the lines around `at` are here.
+   */
+  constructor({ worker, live, model, chosen, changed, onProblem, onExcerpt = () => {} }) {
+    Object.assign(this, { worker, live, model, chosen, changed, onProblem, onExcerpt });
+    this.unsubscribe = null;
     this.topic = `logs:${worker}`;
     this.newest = 0; // its current attempt
     this.loaded = false;
@@ -23,15 +27,25 @@ export class LogSource {
     this.taken = 0; // characters since the last credit
   }
 
+  /** Loads from the beginning. The lines around an address stand still: nothing live joins them. */
   start() {
-    this.unsubscribe = this.live.subscribe(this.topic, (frame) => this.receive(frame));
+    this.waiting = null;
+    this.loaded = false;
+    const live = !this.chosen().at;
+    if (live && !this.unsubscribe) this.unsubscribe = this.live.subscribe(this.topic, (frame) => this.receive(frame));
+    if (!live) this.leave();
     this.load();
+  }
+
+  leave() {
+    if (this.unsubscribe) this.unsubscribe();
+    this.unsubscribe = null;
   }
 
   destroy() {
     this.loads += 1;
     clearTimeout(this.again);
-    if (this.unsubscribe) this.unsubscribe();
+    this.leave();
   }
 
   /** What was taken is drawn: as much again may come. */
@@ -58,6 +72,11 @@ export class LogSource {
     return parameters;
   }
 
+  question() {
+    const { at, reach, tail } = this.chosen();
+    return at ? { at, before: String(reach), after: String(reach) } : { ...this.parameters(), tail: String(tail) };
+  }
+
   /**
    * Stored lines first, then the pieces that came meanwhile: what both tell is kept once. Where the stored lines can't be
    * had, the pieces wait for them: shown at once they would leave a hole that nothing fills.
@@ -67,12 +86,13 @@ export class LogSource {
     clearTimeout(this.again);
     this.waiting = this.waiting || [];
     try {
-      const answer = await get(logPath(this.worker, { ...this.parameters(), tail: String(this.chosen().tail), format: 'json' }));
+      const answer = await get(logPath(this.worker, { ...this.question(), format: 'json' }));
       if (turn !== this.loads) return;
       this.onProblem(this, null);
       this.model.addLines(answer.lines, this.worker);
-      if (!this.loaded) this.markRotated(answer);
+      if (!this.loaded && !this.chosen().at) this.markRotated(answer);
       this.loaded = true;
+      if (this.chosen().at) this.onExcerpt(answer.target);
     } catch (error) {
       if (turn !== this.loads) return;
       if (error.status !== 401) this.onProblem(this, error);

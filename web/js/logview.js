@@ -5,7 +5,8 @@
 
 import { printable } from './ansi.js';
 import { logPath } from './api.js';
-import { errorBox } from './dialogs.js';
+import { copyText } from './clipboard.js';
+import { errorBox, notify } from './dialogs.js';
 import { debounced, fill, framed, h, keyed, setAttr, setText, show } from './dom.js';
 import { serverNowMs, toMs } from './format.js';
 import { t } from './i18n.js';
@@ -14,23 +15,27 @@ import { lineNode } from './logline.js';
 import { LogModel } from './logmodel.js';
 import { LogSource, TAIL } from './logsource.js';
 import { readPattern } from './pattern.js';
+import { link } from './router.js';
 
+const REACHES = [200, 5000]; // lines to each side of an address; the second once somebody asks for more
 const TAILS = [TAIL, 50000]; // lines of each worker; the second once somebody asks for older ones
 const OVERSCAN = 20;
 const ATTEMPTS_LISTED = 50;
 const SEARCHED_CHARS = 16 * 1024; // of a line
 const SLOW_LINE_MS = 500; // an expression that takes so long on one line is given up
 const HUES = 6;
+const MIDDLE = null; // of the view, however high that is
 
 export class LogView {
   /**
    * `workers`: ids, fixed unless `setWorkers` is used; `merged`: their names stand beside their lines; `chosen`: {attempt,
-   * stream, grep, only} to begin with; `onChoose(chosen)` after each choice of the reader's.
+   * stream, grep, only, at} to begin with; `onChoose(chosen)` after each choice of the reader's. `at`: the address of a line
+   * (`3.out.73014`) or a time; of one worker, the lines around it are shown, and stand still.
    */
   constructor({ live, workers, merged = false, chosen = {}, onChoose = () => {} }) {
     this.live = live;
     this.merged = merged;
-    this.chosen = { attempt: '', stream: '', grep: '', only: false, ...chosen };
+    this.chosen = { attempt: '', stream: '', grep: '', only: false, at: '', ...chosen };
     this.onChoose = onChoose;
     this.model = new LogModel({ merged });
     this.sources = new Map();
@@ -38,6 +43,8 @@ export class LogView {
     this.known = new Map(); // worker -> what the page knows of it
     this.hues = new Map();
     this.tail = TAILS[0];
+    this.reach = REACHES[0];
+    this.gone = false; // the manager does not hold the line at `at`
     this.following = true;
     this.seen = 0; // lines ever made when the reader paused
     this.anchor = null; // paused: {line, above}: what the reader looks at stays where it is
@@ -64,20 +71,22 @@ export class LogView {
     this.onlyButton = h('button.button', { type: 'button', 'aria-pressed': 'false', title: t('logs.only_title'), on: { click: () => this.chooseGrep({ only: !this.chosen.only }) } }, t('logs.only'));
     this.grepProblem = h('span.log-problem', { role: 'status' });
     this.followButton = h('button.button', { type: 'button', 'aria-pressed': 'true', on: { click: () => this.toggleFollow() } }, t('logs.follow'));
-    this.olderButton = h('button.button', { type: 'button', data: { what: 'older' }, on: { click: () => this.loadOlder() } }, t('logs.older'));
+    this.olderButton = h('button.button', { type: 'button', data: { what: 'older' }, on: { click: () => this.loadOlder() } });
+    this.linkButton = h('button.button', { type: 'button', on: { click: () => this.copyLink(this.current) } }, icon('copy'), t('logs.copy_link'));
+    this.moment = h('input.input.log-moment', { type: 'datetime-local', step: '1', 'aria-label': t('logs.go_to'), title: t('logs.go_to'), on: { change: () => this.goTo() } });
     this.download = h('a.button', { download: true, on: { click: (event) => this.downloadMerged(event) } }, icon('down'), t('logs.download'));
     this.count = h('span.muted.log-count');
     this.problem = h('div');
     this.space = h('div.log-space');
     this.scroller = h('div.log-scroll', { tabindex: '0', role: 'log', 'aria-live': 'off' }, this.space);
     this.scroller.addEventListener('scroll', () => this.scrolled(), { passive: true });
-    this.paused = h('button.paused', { type: 'button', hidden: true, on: { click: () => this.follow() } });
+    this.paused = h('button.paused', { type: 'button', hidden: true, on: { click: () => this.toNewest() } });
     this.empty = h('p.log-empty', { hidden: true });
     const find = h('span.log-find', {}, this.grep, this.onlyButton, this.grepProblem);
     this.node = h(
       this.merged ? 'section.log.is-merged' : 'section.log',
       { 'aria-label': t('logs.title') },
-      h('div.log-bar', {}, h('h2', {}, t('logs.title')), this.attemptPick, this.streamPick, find, this.count, h('span.spring'), this.olderButton, this.download, this.followButton),
+      h('div.log-bar', {}, h('h2', {}, t('logs.title')), this.attemptPick, this.streamPick, find, this.count, h('span.spring'), this.linkButton, this.moment, this.olderButton, this.download, this.followButton),
       this.problem,
       h('div.log-frame', {}, this.scroller, this.empty, this.paused),
     );
@@ -122,9 +131,10 @@ export class LogView {
       worker,
       live: this.live,
       model: this.model,
-      chosen: () => ({ ...this.chosen, tail: this.tail }),
+      chosen: () => ({ ...this.chosen, at: this.place(), tail: this.tail, reach: this.reach }),
       changed: this.draw,
       onProblem: (from, error) => this.noteProblem(from, error),
+      onExcerpt: (target) => this.showTarget(target),
     });
     source.newest = (this.known.get(worker) || {}).attempt || 0;
     this.sources.set(worker, source);
@@ -147,9 +157,7 @@ export class LogView {
 
   reload(source) {
     this.model.forget(source.worker);
-    source.waiting = null;
-    source.loaded = false;
-    if (this.started) source.load();
+    if (this.started) source.start();
   }
 
   /** The connection that was lost leaves its mark where it was; what came meanwhile follows it. */
@@ -189,15 +197,15 @@ export class LogView {
   }
 
   choose(changes) {
-    this.take(changes);
+    this.take({ at: '', ...changes });
     this.linkDownload();
     this.loadAnew();
   }
 
   /** As the address says now. */
-  setChosen({ attempt, stream, grep, only }) {
-    const other = attempt !== this.chosen.attempt || stream !== this.chosen.stream;
-    Object.assign(this.chosen, { attempt, stream, grep, only });
+  setChosen({ attempt, stream, grep, only, at = '' }) {
+    const other = attempt !== this.chosen.attempt || stream !== this.chosen.stream || at !== this.chosen.at;
+    Object.assign(this.chosen, { attempt, stream, grep, only, at });
     this.attemptPick.value = attempt;
     this.streamPick.value = stream;
     if (this.grep.value !== grep) this.grep.value = grep;
@@ -207,19 +215,56 @@ export class LogView {
   }
 
   loadOlder() {
-    this.tail = TAILS[1];
+    if (this.place()) this.reach = REACHES[1];
+    else this.tail = TAILS[1];
     this.loadAnew();
   }
 
   loadAnew() {
     this.model.clear();
     this.lost = null;
-    this.follow();
-    for (const source of this.sources.values()) {
-      source.waiting = null;
-      source.loaded = false;
-      if (this.started) source.load();
-    }
+    this.current = null;
+    this.gone = false;
+    if (this.place()) this.following = false;
+    else this.follow();
+    if (this.started) for (const source of this.sources.values()) source.start();
+  }
+
+  // ------------------------------------------------------------------------------------------ one place of a log
+
+  /** The address or the time whose surroundings are shown; '' where the newest lines are. */
+  place() {
+    return this.sources.size === 1 ? this.chosen.at : '';
+  }
+
+  /** The line that was asked for, or null where the manager does not hold it. */
+  showTarget(target) {
+    this.following = false;
+    this.gone = !target;
+    this.current = target && this.model.lines.find((line) => line.attempt === target.attempt && line.stream === target.stream && line.offset === target.offset);
+    this.anchor = this.current ? { line: this.current, above: MIDDLE } : null;
+    this.version += 1;
+    this.draw();
+    requestAnimationFrame(() => requestAnimationFrame(this.draw)); // in the first frame there may be nothing to scroll yet
+  }
+
+  goTo() {
+    const moment = new Date(this.moment.value); // the reader's own time zone
+    if (this.moment.value && !Number.isNaN(moment.getTime())) this.choose({ at: moment.toISOString() });
+  }
+
+  toNewest() {
+    if (this.place()) this.choose({});
+    else this.follow();
+  }
+
+  linkTo(line) {
+    return link('logs', '', { w: line.worker, at: `${line.attempt}.${line.stream}.${line.offset}` });
+  }
+
+  async copyLink(line) {
+    const url = new URL(this.linkTo(line), location.href).href;
+    notify(t((await copyText(url)) ? 'logs.link_copied' : 'copy_failed'));
   }
 
   chooseGrep(changes) {
@@ -241,6 +286,7 @@ export class LogView {
   grepKey(event) {
     if (event.key === 'Enter') {
       event.preventDefault();
+      if (this.grep.value !== this.chosen.grep) this.chooseGrep({});
       this.jump(event.shiftKey ? 1 : -1);
     } else if (event.key === 'Escape' && this.grep.value) {
       event.preventDefault();
@@ -256,7 +302,7 @@ export class LogView {
       if (!this.hits(this.shown[index])) continue;
       this.current = this.shown[index];
       this.pause();
-      this.anchor = { line: this.current, above: this.scroller.clientHeight / 2 };
+      this.anchor = { line: this.current, above: MIDDLE };
       this.draw();
       return;
     }
@@ -325,6 +371,10 @@ export class LogView {
     show(this.empty, nothing);
     if (!nothing) return;
     const sources = [...this.sources.values()];
+    if (this.place() && this.gone) {
+      setText(this.empty, t('logs.at_gone'));
+      return;
+    }
     const never = sources.length > 0 && sources.every((source) => this.known.has(source.worker) && !source.newest);
     const loaded = sources.every((source) => source.loaded);
     if (never) setText(this.empty, t('logs.never_started'));
@@ -336,7 +386,7 @@ export class LogView {
 
   toggleFollow() {
     if (this.following) this.pause();
-    else this.follow();
+    else this.toNewest();
   }
 
   pause() {
@@ -358,7 +408,7 @@ export class LogView {
     const { scrollTop, scrollHeight, clientHeight } = this.scroller;
     const atEnd = scrollHeight - scrollTop - clientHeight < 4;
     if (this.following && !atEnd && scrollTop < this.lastTop) this.pause();
-    else if (!this.following && atEnd && scrollTop > this.lastTop) this.follow();
+    else if (!this.following && !this.place() && atEnd && scrollTop > this.lastTop) this.follow();
     else if (!this.following && scrollTop !== this.lastTop) this.keepPlace();
     this.lastTop = scrollTop;
     this.draw();
@@ -396,7 +446,7 @@ export class LogView {
     this.lastTop = this.scroller.scrollTop;
     const first = Math.max(0, Math.floor(this.scroller.scrollTop / height) - OVERSCAN);
     const last = Math.min(lines.length, first + Math.ceil(this.scroller.clientHeight / height) + 2 * OVERSCAN);
-    const look = { height, pattern: this.pattern, version: this.version, current: this.current, who: (worker) => (this.merged ? this.hues.get(worker) : null) };
+    const look = { height, pattern: this.pattern, version: this.version, current: this.current, who: (worker) => (this.merged ? this.hues.get(worker) : null), linkTo: (line) => this.linkTo(line), onLink: (line) => this.copyLink(line) };
     const visible = [];
     for (let index = first; index < last; index += 1) visible.push({ line: lines[index], index, look });
     keyed(this.space, visible, (entry) => entry.line.id, lineNode);
@@ -411,18 +461,22 @@ export class LogView {
       // a line that has left the ring, or does not match, gives way to the next one that is here
       const { line, above } = this.anchor;
       const index = lines.findIndex((one) => one.order > line.order || (one.order === line.order && one.id >= line.id));
-      if (index >= 0) this.scroller.scrollTop = index * height - above;
+      if (index >= 0) this.scroller.scrollTop = index * height - (above === MIDDLE ? (this.scroller.clientHeight - height) / 2 : above);
     }
   }
 
   renderState(matching) {
     setAttr(this.followButton, 'aria-pressed', this.following ? 'true' : 'false');
-    show(this.paused, !this.following);
-    setText(this.paused, t('logs.paused', { n: this.model.made - this.seen }));
+    const place = this.place();
+    show(this.paused, !this.following && (!place || !this.gone));
+    setText(this.paused, place ? t('logs.to_newest') : t('logs.paused', { n: this.model.made - this.seen }));
+    show(this.linkButton, Boolean(this.current));
+    show(this.moment, this.sources.size === 1);
+    setText(this.olderButton, t(place ? 'logs.more_around' : 'logs.older'));
     const n = this.model.lines.length;
     setText(this.count, matching === null ? t('logs.count', { n }) : t('logs.matching', { some: matching, n }));
     const most = [...this.sources.keys()].length * this.tail;
-    show(this.olderButton, this.tail !== TAILS[1] && n > 0 && n >= Math.min(most, TAIL));
+    show(this.olderButton, place ? n > 0 && this.reach !== REACHES[1] : this.tail !== TAILS[1] && n > 0 && n >= Math.min(most, TAIL));
     this.showEmpty();
   }
 }

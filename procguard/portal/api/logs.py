@@ -12,11 +12,13 @@ from procguard.agent_api import http_io
 from procguard.agent_api.handlers import checked_worker_id
 from procguard.config.limits import WebLimits
 from procguard.errors import LimitExceeded
+from procguard.fleet.model import clock
 from procguard.fleet.registry import Registry
 from procguard.portal.auth.access import CALLER
+from procguard.portal.logs import around
 from procguard.portal.logs.follow import Follower
 from procguard.portal.logs.matching import Matching
-from procguard.portal.logs.query import LogQuery
+from procguard.portal.logs.query import LogQuery, parse_since
 from procguard.portal.logs.reader import LogLine
 from procguard.portal.logs.store import LogStore
 
@@ -57,6 +59,8 @@ class LogsApi:
             return self._download(worker_id, query)
         if http_io.query_flag("follow"):
             return self._follow(worker_id, query)
+        if place := http_io.query_text("at", 64):
+            return self._excerpt(worker_id, place, query.as_json)
         lines = self.read_tail(worker_id, query, caller_name())
         if not query.as_json:
             return bottle.HTTPResponse("".join(line.text + "\n" for line in lines).encode(), 200, _text_headers())
@@ -65,6 +69,28 @@ class LogsApi:
         attempts = self.store.attempts(worker_id)
         shown = [line.as_json() for line in lines]
         return {"worker_id": worker_id, "lines": shown, "next": end, "attempts": attempts}
+
+    def _excerpt(self, worker_id: str, at: str, as_json: bool) -> Any:
+        """`at`: the address of a line, or a moment: the lines around it."""
+        before = http_io.query_int("before", around.DEFAULT_LINES, 0, around.MAX_LINES)
+        after = http_io.query_int("after", around.DEFAULT_LINES, 0, around.MAX_LINES)
+        place = around.LogAddress.parse(at)
+        if place is None:
+            moment = parse_since(at, clock.read().wall, "at")
+            place = self.store.beside(around.address_at, self.store, worker_id, moment)
+        found = (
+            around.NOTHING
+            if place is None
+            else self.store.beside(around.excerpt, self.store, worker_id, place, before, after)
+        )
+        if not as_json:
+            return bottle.HTTPResponse("".join(line.text + "\n" for line in found.lines).encode(), 200, _text_headers())
+        return {
+            "worker_id": worker_id,
+            "lines": [line.as_json() for line in found.lines],
+            "target": found.target.as_json() if found.target else None,
+            "attempts": self.store.attempts(worker_id),
+        }
 
     def read_tail(self, worker_id: str, query: LogQuery, caller: str, keep_partial: bool = False) -> list[LogLine]:
         question = (worker_id, query.lines, query.attempt, query.stream, query.since, query.expression, keep_partial)

@@ -468,6 +468,9 @@ class LogStore:
     def _worker_directory(self, worker_id: str) -> str:
         return os.path.join(self._directory, directory_name(worker_id))
 
+    def index_path(self, worker_id: str, attempt: int, stream: str) -> str:
+        return self._base(worker_id, attempt, stream) + ".idx"
+
     def _base(self, worker_id: str, attempt: int, stream: str) -> str:
         return os.path.join(self._worker_directory(worker_id), f"{attempt}.{stream}")
 

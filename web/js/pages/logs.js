@@ -27,7 +27,7 @@ export function logsPage({ store, live, query }) {
   const node = h('div.page.fills', {}, pageHead(t('nav.logs'), logTabs('logs'), count), h('div.toolbar', {}, picker, chips), hint, view.node);
 
   function write(next = view.chosen) {
-    replaceQuery({ w: ids.join(','), attempt: next.attempt, stream: next.stream, grep: next.grep, only: next.only ? '1' : '' });
+    replaceQuery({ w: ids.join(','), attempt: next.attempt, stream: next.stream, grep: next.grep, only: next.only ? '1' : '', at: ids.length === 1 ? next.at : '' });
   }
 
   function add(picked) {
@@ -38,6 +38,7 @@ export function logsPage({ store, live, query }) {
 
   function choose(wanted) {
     ids = wanted;
+    if (view.chosen.at) view.choose({}); // an address belongs to one worker
     write();
     view.setWorkers(ids);
     update();
@@ -127,7 +128,7 @@ function readQuery(query) {
   const read = (name) => query.get(name) || '';
   const workers = [...new Set(read('w').split(',').filter(Boolean))].slice(0, MAX_WORKERS);
   const stream = ['out', 'err'].includes(read('stream')) ? read('stream') : '';
-  return { workers, attempt: read('attempt') === 'newest' ? 'newest' : '', stream, grep: read('grep'), only: read('only') === '1' };
+  return { workers, attempt: read('attempt') === 'newest' ? 'newest' : '', stream, grep: read('grep'), only: read('only') === '1', at: read('at') };
 }
 
 function chip({ id }, remove) {

@@ -131,7 +131,8 @@ export function searchPage({ query }) {
     const hit = line.text.slice(line.begin, line.end);
     const text = h('span.log-text', {}, shown(first), h('mark', {}, shown(hit)), shown(rest));
     const filter = chosen.mode === 'regex' ? chosen.find : chosen.find.replace(/[.*+?^${}()|[\]\\]/g, '\\$&');
-    const where = link('logs', '', { w: line.worker_id, grep: chosen.exact ? filter : filter.toLowerCase() });
+    const place = `${line.attempt}.${line.stream}.${line.offset}`;
+    const where = link('logs', '', { w: line.worker_id, at: place, grep: chosen.exact ? filter : filter.toLowerCase() });
     const item = h(
       'li.found',
       {},

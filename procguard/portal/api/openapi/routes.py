@@ -31,6 +31,7 @@ from procguard.portal.api.openapi.answers import (
 )
 from procguard.portal.api.search import DEFAULT_LINES, MAX_LINES, MAX_PATTERN_CHARS, MAX_SELECT_CHARS
 from procguard.portal.auth.access import Who
+from procguard.portal.logs import around
 from remote_agent.protocol import messages as protocol
 
 Tag = Literal["workers", "logs", "hosts", "operations", "history", "access", "agents", "manager"]
@@ -207,6 +208,9 @@ LOGS = (
         [
             whole("tail", 0, 100_000, 200, "so many lines"), whole("attempt", -1, MAX_ATTEMPT, -1, "-1: all"), STREAM,
             text("since", "`10m`, ISO 8601 or Unix seconds"), text("regex", EXPRESSION, MAX_PATTERN_CHARS),
+            text("at", "the lines around an address (`3.out.73014`) or a moment, with `before` and `after`", 64),
+            whole("before", 0, around.MAX_LINES, around.DEFAULT_LINES, "lines before it"),
+            whole("after", 0, around.MAX_LINES, around.DEFAULT_LINES, "lines after it"),
             text("format", "", enum=["text", "json"], default="text"),
             flag("follow", "go on with what comes; as JSON one object a line"),
             flag("download", "all of it, as a file"),

@@ -116,6 +116,8 @@ def test_workers_are_filtered_sorted_and_paged(server: RunningServer) -> None:
         ("GET", "/api/remote-workers/worker1/logs?regex=(", None, 400, "bad_expression"),
         ("GET", "/api/remote-workers/worker1/logs?tail=many", None, 400, "bad_request"),
         ("GET", "/api/remote-workers/worker1/logs?since=yesterday", None, 400, "bad_request"),
+        ("GET", "/api/remote-workers/worker1/logs?at=3.out", None, 400, "bad_request"),
+        ("GET", "/api/remote-workers/worker1/logs?at=1.out.0&before=5001", None, 400, "bad_request"),
         ("GET", "/api/remote-workers/worker1/logs?stream=both", None, 400, "bad_request"),
         ("GET", "/api/remote-workers/worker1/logs?format=xml", None, 400, "bad_request"),
         ("GET", "/ws", None, 426, "upgrade_required"),
@@ -247,6 +249,18 @@ def test_logs_are_shown_filtered_and_downloaded(server: RunningServer) -> None:
     assert download.headers["Content-Disposition"] == 'attachment; filename="worker1.log"'
     assert download.body.count(b"\n") == 300
     assert download.headers["Content-Type"].startswith("text/plain")
+
+
+def test_the_lines_around_an_address_or_a_time_are_shown(server: RunningServer) -> None:
+    ship(server, "worker1", b"".join(b"line %03d\n" % n for n in range(300)), attempt=8)
+    path = "/api/remote-workers/worker1/logs"
+    answer = server.ask("GET", f"{path}?at=8.out.900&before=1&after=2&format=json").json
+    assert [line["text"] for line in answer["lines"]] == ["line 099", "line 100", "line 101", "line 102"]
+    assert answer["target"]["offset"] == 900
+    assert server.ask("GET", f"{path}?at=8.out.900&before=0&after=0").body == b"line 100\n"
+    gone = server.ask("GET", f"{path}?at=8.out.900000&format=json").json
+    assert gone["lines"] == [] and gone["target"] is None and 8 in gone["attempts"]
+    assert server.ask("GET", f"{path}?at=2020-01-01T00:00:00Z&format=json").json["target"] is None
 
 
 def test_following_shows_each_line_once_and_holds_back_what_is_unfinished(server: RunningServer) -> None:

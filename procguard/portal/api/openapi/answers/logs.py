@@ -36,8 +36,9 @@ class LogPlace(BaseModel):
 class Lines(BaseModel):
     worker_id: str
     lines: list[Line]
-    next: LogPlace | None
+    next: LogPlace | None = None  # where what comes after the last line begins; not with `at`
     attempts: list[int]  # of which anything is kept
+    target: Line | None = None  # with `at`: the line that was asked for
 
 
 class FoundLine(BaseModel):
