@@ -18,10 +18,10 @@ VENV = os.path.join(ROOT, ".venv-pypy")
 LOCK = os.path.join(ROOT, "requirements", "pypy.lock")
 
 FILES = (
-    "agent", "agent_gpus", "agent_lease", "allotment", "by_hand", "control", "env_file", "evidence", "free_port",
-    "gang_member", "gpus", "health", "http_wire", "journal", "lease", "link", "log_disk", "log_times", "logship",
-    "orders", "paths", "process_tree", "restart", "runner", "runner_lives", "runner_spec", "slot", "suspicion",
-    "transitions", "tree_endings", "usage",
+    "agent", "agent_gpus", "agent_lease", "by_hand", "commands", "control", "env_file", "evidence", "free_port",
+    "gang_member", "gpu_allocator", "gpus", "health", "http_wire", "journal", "lease", "link", "log_disk",
+    "log_times", "logship", "paths", "process_tree", "restart", "runner", "runner_lives", "runner_spec", "suspicion",
+    "transitions", "tree_endings", "usage", "worker",
 )  # fmt: skip
 CPYTHON_ONLY = (
     "test_paths.py::test_the_runner_needs_no_heavy_module",

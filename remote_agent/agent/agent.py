@@ -15,12 +15,12 @@ import sys
 import time
 from typing import Any, Callable, Optional
 
-from remote_agent.agent.commands import Orders
+from remote_agent.agent.commands import CommandExecutor
 from remote_agent.agent.executor import HelperPool
 from remote_agent.agent.journal import AgentJournal
-from remote_agent.agent.session import Conversation, Registrar
+from remote_agent.agent.session import ManagerSession, Registrar
 from remote_agent.agent.settings import AgentLog, AgentSettings
-from remote_agent.agent.worker import WorkerSlot, load_slots, longest_pause_s, remove_tree, stored_form, supersedes
+from remote_agent.agent.worker import WorkerHandle, load_workers, longest_pause_s, remove_tree, stored_form, supersedes
 from remote_agent.health.checks import Checks
 from remote_agent.logs.search import LogSearcher
 from remote_agent.logs.shipper import LogShipper
@@ -40,8 +40,7 @@ from remote_agent.protocol.states import SETTLED
 from remote_agent.runner.leases import boottime_ns
 from remote_agent.system import paths, state_files
 from remote_agent.system.free_port import FreePort
-from remote_agent.telemetry.gpu_allocator import Allotment
-from remote_agent.telemetry.gpu_desk import GpuDesk
+from remote_agent.telemetry.gpu_allocator import GpuAllocator
 from remote_agent.telemetry.host import host_facts
 from remote_agent.telemetry.host_disk import HostDisk
 from remote_agent.telemetry.sampler import Measuring
@@ -102,13 +101,13 @@ class Agent:
             os.set_blocking(fd, False)
         self._selector.register(self._wake_r, selectors.EVENT_READ, None)
 
-        self.slots = load_slots(agent_dir, settings.runtime_dir)
+        self.workers = load_workers(agent_dir, settings.runtime_dir)
         # A launcher starts nothing before it has the manager's word, or knows that there is none to be had.
         self.may_start = registrar is None
         self.start_after_reply = False
         self._rev = ""
         self._journal = AgentJournal(paths.journal_file(agent_dir))
-        self.orders = Orders(self._journal)
+        self.commands = CommandExecutor(self._journal)
         self._leaving = ""  # "now", or "stopped": once every worker is settled
         self._leave_by = 0.0
         self._last_words_from = 0
@@ -146,16 +145,16 @@ class Agent:
             python=self._python,
             base_env=base_env,
         )
-        self._gpus = GpuDesk(Allotment(agent_dir), self._measuring, base_env)
-        self._gpus.adopt(self.slots)
+        self._gpus = GpuAllocator(agent_dir, self._measuring, base_env)
+        self._gpus.adopt(self.workers)
         self._port = FreePort()
-        self.link = Conversation(
+        self.link = ManagerSession(
             credentials,
             addresses,
             self.post,
             build=self._heartbeat,
             take=self._take_reply,
-            cursor=lambda: (self._rev, self.orders.seq),
+            cursor=lambda: (self._rev, self.commands.seq),
             link_changed=self._link_changed,
             registrar=registrar,
             channels=self._channels,
@@ -183,7 +182,7 @@ class Agent:
         previous = signal.set_wakeup_fd(self._wake_w, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)  # so that the end of a starting runner wakes the loop
         self._load_assignments()
-        self._log.say("agent started", pid=os.getpid(), workers=len(self.slots), usage=self._measuring.available)
+        self._log.say("agent started", pid=os.getpid(), workers=len(self.workers), usage=self._measuring.available)
         self._update_shipper()
         self._shipper.watch()
         self.link.start()
@@ -192,7 +191,7 @@ class Agent:
                 self._once()
         finally:
             signal.set_wakeup_fd(previous)
-            self._log.say("agent ends", workers=len(self.slots))
+            self._log.say("agent ends", workers=len(self.workers))
             self.close()
 
     def close(self) -> None:
@@ -202,9 +201,9 @@ class Agent:
         self._rotation.end()
         self._helpers.end()
         self._measuring.end()
-        for slot in self.slots.values():
-            if slot.link is not None:
-                slot.link.close()
+        for worker in self.workers.values():
+            if worker.link is not None:
+                worker.link.close()
         self._journal.close()
         self._selector.close()
 
@@ -226,46 +225,46 @@ class Agent:
         times = [now + LONGEST_SLEEP_S, self.link.next_at(), self._measuring.next_at(), self._disk.next_at()]
         if self._behind():
             times.append(self._next_write)
-        for slot in self.slots.values():
-            times += [at for at in (slot.next_step_at(now), self._checks.next_at(slot)) if at is not None]
+        for worker in self.workers.values():
+            times += [at for at in (worker.next_step_at(now), self._checks.next_at(worker)) if at is not None]
         if self._leaving:
             times.append(now + 0.05)
         return max(0.0, min(times) - now)
 
     def _tick(self, now: float) -> None:
-        for slot in list(self.slots.values()):
-            if self._gpus.settle(slot):
-                slot.assign_again(self._default_dir, self._base_env)
+        for worker in list(self.workers.values()):
+            if self._gpus.settle(worker):
+                worker.assign_again(self._default_dir, self._base_env)
                 self.link.changed(now)
-            if slot.converge(now, self._python, RELEASE_DIR, self.may_start and not self._leaving):
-                self._adopted(slot)
-            if slot.trouble and self._log.changed(f"trouble of {slot.worker_id}", slot.trouble):
+            if worker.converge(now, self._python, RELEASE_DIR, self.may_start and not self._leaving):
+                self._adopted(worker)
+            if worker.trouble and self._log.changed(f"trouble of {worker.worker_id}", worker.trouble):
                 self.link.changed(now)
-            if slot.postponed:
-                self.orders.send_postponed(slot, boottime_ns() / 1e9)
-            self._checks.tick(slot, now)
-            self._finish_removal(slot, now)
-            self._tell(slot)
+            if worker.postponed:
+                self.commands.send_postponed(worker, boottime_ns() / 1e9)
+            self._checks.tick(worker, now)
+            self._finish_removal(worker, now)
+            self._tell(worker)
         self._write_again(now)
         self._disk.tick(now, self._behind())
-        if self.orders.take_news():
+        if self.commands.take_news():
             self.link.changed(now)
-        self._measuring.tick(self.slots, now, self.link.interval_s, self._gpus.awaited)
+        self._measuring.tick(self.workers, now, self.link.interval_s, self._gpus.awaited)
         self._update_shipper()
         self.link.tick(now)
 
     def _take_message(self, tag: Any, value: Any, now: float) -> None:
         if tag in ("heartbeat", "poll", "register"):
             self.link.outcome(tag, value, now)
-        elif self._measuring.take(tag, value, self.slots, now) or self._checks.take(tag, value, self.slots, now):
+        elif self._measuring.take(tag, value, self.workers, now) or self._checks.take(tag, value, self.workers, now):
             pass
         elif tag == "disk":
             if self._disk.take(value):
                 self._log.changed("disk", self._disk.trouble)
                 self.link.changed(now)
         elif tag == "drained":
-            if value in self.slots:
-                self.slots[value].drained = True
+            if value in self.workers:
+                self.workers[value].drained = True
         elif tag == "log_trouble":
             self._log.say("logs not shipped", why=value)
         elif tag == "log_note":
@@ -279,35 +278,35 @@ class Agent:
 
     # ------------------------------------------------------------------------------------------------- runners
 
-    def _adopted(self, slot: WorkerSlot) -> None:
-        assert slot.link is not None
-        self._selector.register(slot.link, selectors.EVENT_READ, slot)
-        self._log.say("runner adopted", worker=slot.worker_id, attempt=slot.attempt, state=slot.state)
-        slot.send_lease()
-        if slot.assignment is not None:
-            slot.tell_runner()  # whatever changed while it had no agent
+    def _adopted(self, worker: WorkerHandle) -> None:
+        assert worker.link is not None
+        self._selector.register(worker.link, selectors.EVENT_READ, worker)
+        self._log.say("runner adopted", worker=worker.worker_id, attempt=worker.attempt, state=worker.state)
+        worker.send_lease()
+        if worker.assignment is not None:
+            worker.tell_runner()  # whatever changed while it had no agent
 
-    def _hear_runner(self, slot: WorkerSlot, mask: int) -> None:
-        link = slot.link
+    def _hear_runner(self, worker: WorkerHandle, mask: int) -> None:
+        link = worker.link
         if link is None:
             return
         if mask & selectors.EVENT_WRITE:
             link.flush()
-        results, changed = slot.receive()
+        results, changed = worker.receive()
         now = time.monotonic()
         for result in results:
-            self.orders.runner_result(slot, result)
+            self.commands.runner_result(worker, result)
         if changed or results:
             self.link.changed(now)
         if link.closed:
             self._selector.unregister(link)
-            if slot.lost_runner(now):
-                self._log.say("runner died", worker=slot.worker_id, attempt=slot.attempt, state=slot.state)
-            self.orders.runner_gone(slot)
+            if worker.lost_runner(now):
+                self._log.say("runner died", worker=worker.worker_id, attempt=worker.attempt, state=worker.state)
+            self.commands.runner_gone(worker)
             self.link.changed(now)
         else:
             wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if link.wants_write else 0)
-            self._selector.modify(link, wanted, slot)
+            self._selector.modify(link, wanted, worker)
 
     # --------------------------------------------------------------------------------------------- assignments
 
@@ -330,7 +329,7 @@ class Agent:
         self._shipper.keep(reply.keep_local_bytes, reply.keep_attempts)
         self._shipper.gather(reply.log_gather_s)
         # Commands first: a kill comes with "desired: stopped", whose gentle stop must not get ahead of it.
-        self.orders.receive(reply.commands, self.slots, boottime_ns() / 1e9, asked_ns / 1e9)
+        self.commands.receive(reply.commands, self.workers, boottime_ns() / 1e9, asked_ns / 1e9)
         # An answer that came twice may lie in the place of a later one: its leases count from its own heartbeat. Leases
         # before assignments: what an assignment has started anew finds the lease of its epoch there.
         asked_ns = min(asked_ns, reply.beat)
@@ -354,47 +353,47 @@ class Agent:
         self.post("secret", None)
 
     def _log_directory(self, worker_id: str) -> Optional[str]:
-        slot = self.slots.get(worker_id)
-        return paths.attempts_dir(slot.directory) if slot is not None else None
+        worker = self.workers.get(worker_id)
+        return paths.attempts_dir(worker.directory) if worker is not None else None
 
     def _take_leases(self, leases: list[Lease], asked_ns: int) -> None:
         for lease in leases:
-            if lease.worker_id in self.slots:
-                self.slots[lease.worker_id].take_lease(lease, asked_ns)
+            if lease.worker_id in self.workers:
+                self.workers[lease.worker_id].take_lease(lease, asked_ns)
 
     def _apply(self, assignments: list[Assignment]) -> None:
         for assignment in assignments:
             if not valid_id(assignment.worker_id):
                 continue
-            slot = self.slots.get(assignment.worker_id)
-            if slot is None:
+            worker = self.workers.get(assignment.worker_id)
+            if worker is None:
                 directory = paths.worker_dir(self._agent_dir, assignment.worker_id)
                 if assignment.desired == "removed" and not os.path.isdir(directory):
                     continue
-                slot = self.slots[assignment.worker_id] = WorkerSlot(
+                worker = self.workers[assignment.worker_id] = WorkerHandle(
                     assignment.worker_id, directory, self._settings.runtime_dir
                 )
-                slot.read_status()
-            if not supersedes(assignment, slot.assignment):
-                self._log.say("older assignment ignored", worker=slot.worker_id, epoch=assignment.epoch)
+                worker.read_status()
+            if not supersedes(assignment, worker.assignment):
+                self._log.say("older assignment ignored", worker=worker.worker_id, epoch=assignment.epoch)
                 continue
-            slot.assign(assignment, self._default_dir, self._base_env)
+            worker.assign(assignment, self._default_dir, self._base_env)
             self._port.handed_out(assignment.env)
         self.link.longest_pause_s = longest_pause_s(assignments)
         listed = {assignment.worker_id for assignment in assignments}
-        for worker_id, slot in self.slots.items():
+        for worker_id, worker in self.workers.items():
             if worker_id not in listed:
-                slot.assignment = None  # no longer this agent's to steer; what runs, runs on
+                worker.assignment = None  # no longer this agent's to steer; what runs, runs on
 
     def _write_again(self, now: float) -> None:
         """What a full disk kept from being written is tried again every few seconds: of all workers at once."""
         if now < self._next_write:
             return
         self._next_write = now + WRITE_AGAIN_S
-        for slot in self.slots.values():
-            if slot.unwritten and slot.assignment is not None:
-                slot.assign_again(self._default_dir, self._base_env)
-                if not slot.unwritten:
+        for worker in self.workers.values():
+            if worker.unwritten and worker.assignment is not None:
+                worker.assign_again(self._default_dir, self._base_env)
+                if not worker.unwritten:
                     self.link.changed(now)
         if self._unstored:
             self._store_assignments()
@@ -405,11 +404,11 @@ class Agent:
         return (
             self._unstored
             or self._journal.behind
-            or any(slot.unwritten or slot.status.get("problem") for slot in self.slots.values())
+            or any(worker.unwritten or worker.status.get("problem") for worker in self.workers.values())
         )
 
     def _store_assignments(self) -> None:
-        assigned = [slot.assignment for slot in self.slots.values() if slot.assignment is not None]
+        assigned = [worker.assignment for worker in self.workers.values() if worker.assignment is not None]
         try:
             paths.write_json(paths.assignments_file(self._agent_dir), stored_form(assigned, self._rev), durable=True)
             self._unstored = False
@@ -418,28 +417,28 @@ class Agent:
             self._unstored = True
             self._log.changed("assignments not stored", str(exc.strerror or exc))
 
-    def _finish_removal(self, slot: WorkerSlot, now: float) -> None:
+    def _finish_removal(self, worker: WorkerHandle, now: float) -> None:
         """desired removed: stopped, log and events at the manager, then the directory goes. Not reported = removed."""
-        if slot.assignment is None or slot.assignment.desired != "removed":
-            slot.settled_since = None
+        if worker.assignment is None or worker.assignment.desired != "removed":
+            worker.settled_since = None
             return
-        if not slot.settled or slot.needs_runner():
-            slot.settled_since = None
+        if not worker.settled or worker.needs_runner():
+            worker.settled_since = None
             return
-        if slot.settled_since is None:
-            slot.settled_since, slot.drained = now, False
-        told = slot.drained and not slot.events.pending(self._journal.acked(slot.worker_id), 1)
-        if told or (self.link.up and now - slot.settled_since > REMOVE_ANYWAY_S):
-            self._log.say("worker removed", worker=slot.worker_id, log_shipped=slot.drained)
-            remove_tree(slot.directory)
-            state_files.forget_runtime(self._settings.runtime_dir, slot.directory)
-            self._journal.forget(slot.worker_id)
-            self._gpus.forget(slot.worker_id)
-            del self.slots[slot.worker_id]
+        if worker.settled_since is None:
+            worker.settled_since, worker.drained = now, False
+        told = worker.drained and not worker.events.pending(self._journal.acked(worker.worker_id), 1)
+        if told or (self.link.up and now - worker.settled_since > REMOVE_ANYWAY_S):
+            self._log.say("worker removed", worker=worker.worker_id, log_shipped=worker.drained)
+            remove_tree(worker.directory)
+            state_files.forget_runtime(self._settings.runtime_dir, worker.directory)
+            self._journal.forget(worker.worker_id)
+            self._gpus.forget(worker.worker_id)
+            del self.workers[worker.worker_id]
             self._store_assignments()
             self.link.changed(now)
             if self._on_removed is not None:
-                self._on_removed(slot.worker_id)
+                self._on_removed(worker.worker_id)
 
     # --------------------------------------------------------------------------------------- what is reported
 
@@ -455,12 +454,12 @@ class Agent:
                 at=time.time(),
                 beat=boottime_ns(),
                 facts=self._facts,
-                usage=self._measuring.host_usage(self.slots),
-                workers=[slot.report() for slot in self.slots.values()],
+                usage=self._measuring.host_usage(self.workers),
+                workers=[worker.report() for worker in self.workers.values()],
                 events=self._pending_events(MAX_EVENTS),
-                results=self.orders.results(),
+                results=self.commands.results(),
                 assignments_rev=self._rev,
-                commands_seq=self.orders.seq,
+                commands_seq=self.commands.seq,
                 free_port=self._port.offer(),
                 channel_trouble=self._channels.trouble,
                 ends=self._leaving == "stopped" and self._leave_by > 0,
@@ -471,16 +470,16 @@ class Agent:
 
     def _pending_events(self, limit: int) -> list[WorkerEvent]:
         events: list[WorkerEvent] = []
-        for slot in self.slots.values():
+        for worker in self.workers.values():
             if len(events) >= limit:
                 break
-            events += slot.events.pending(self._journal.acked(slot.worker_id), limit - len(events))
+            events += worker.events.pending(self._journal.acked(worker.worker_id), limit - len(events))
         return events
 
     def _link_changed(self, trouble: str) -> None:
         """After each heartbeat's outcome; "" = answered."""
         if not trouble:
-            self.orders.results_taken()
+            self.commands.results_taken()
             if not self._shipping:
                 self._shipping = True
                 self._shipper.start()
@@ -488,28 +487,28 @@ class Agent:
         if self._log.changed("manager", trouble) and self._on_link is not None:
             self._on_link(trouble)
 
-    def _tell(self, slot: WorkerSlot) -> None:
+    def _tell(self, worker: WorkerHandle) -> None:
         if self._on_report is None:
             return
-        about_to_start = not self.may_start or slot.needs_runner()  # or not known yet
-        if slot.state in SETTLED and about_to_start and not self._leaving and not slot.gpu_wait:
+        about_to_start = not self.may_start or worker.needs_runner()  # or not known yet
+        if worker.state in SETTLED and about_to_start and not self._leaving and not worker.gpu_wait:
             return
-        key = (slot.state, slot.attempt, slot.status.get("pid"), slot.reason)
-        if self._told.get(slot.worker_id) != key:
-            self._told[slot.worker_id] = key
-            self._on_report(slot.report())
+        key = (worker.state, worker.attempt, worker.status.get("pid"), worker.reason)
+        if self._told.get(worker.worker_id) != key:
+            self._told[worker.worker_id] = key
+            self._on_report(worker.report())
 
     def _update_shipper(self) -> None:
         self._shipper.update(
             [
                 ShippedWorker(
-                    slot.worker_id,
-                    slot.directory,
-                    slot.attempt,
-                    slot.settled_since is not None or bool(self._leaving),
-                    settled=slot.state in SETTLED and slot.link is None,
+                    worker.worker_id,
+                    worker.directory,
+                    worker.attempt,
+                    worker.settled_since is not None or bool(self._leaving),
+                    settled=worker.state in SETTLED and worker.link is None,
                 )
-                for slot in self.slots.values()
+                for worker in self.workers.values()
             ]
         )
 
@@ -521,12 +520,12 @@ class Agent:
             return
         again, self._leaving = self._leaving == "stopped", "stopped"
         self.may_start = False
-        for slot in self.slots.values():
-            slot.drained = False
-            if again and slot.link is not None:
-                slot.link.kill(slot.attempt, f"c-local-{slot.attempt}")
+        for worker in self.workers.values():
+            worker.drained = False
+            if again and worker.link is not None:
+                worker.link.kill(worker.attempt, f"c-local-{worker.attempt}")
             else:
-                slot.terminate_runner()
+                worker.terminate_runner()
         if again:
             self._log.say("told to end twice: killing")
 
@@ -535,7 +534,7 @@ class Agent:
         if self._leaving != "stopped":
             return bool(self._leaving)
         now = time.monotonic()
-        if not all(slot.idle for slot in self.slots.values()):
+        if not all(worker.idle for worker in self.workers.values()):
             self._leave_by = 0.0
             return False
         if self._leave_by == 0.0:
@@ -543,7 +542,7 @@ class Agent:
             self._last_words_from = self.link.beats_answered
             self.link.changed(now)
         told = self.link.beats_answered >= self._last_words_from + 2 and all(
-            slot.drained for slot in self.slots.values()
+            worker.drained for worker in self.workers.values()
         )
         return told or now > self._leave_by
 

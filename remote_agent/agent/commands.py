@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any, Optional
 
 from remote_agent.agent.journal import AgentJournal
-from remote_agent.agent.worker import WorkerSlot
+from remote_agent.agent.worker import WorkerHandle
 from remote_agent.protocol.messages import Command, CommandResult
 from remote_agent.protocol.states import STOPPED
 
@@ -21,7 +21,7 @@ MAX_RESULTS = 500
 PROMPT_S = 1.0  # an answer within this time after its question did not lie about: what it says of time is so
 
 
-class Orders:
+class CommandExecutor:
     def __init__(self, journal: AgentJournal) -> None:
         self._journal = journal
         self.seq = 0  # the highest Command.seq received by this process
@@ -29,7 +29,7 @@ class Orders:
         self._sent: set[str] = set()  # in the heartbeat that is under way
         self._news = False
 
-    def receive(self, commands: list[Command], slots: dict[str, WorkerSlot], now: float, asked: float) -> None:
+    def receive(self, commands: list[Command], workers: dict[str, WorkerHandle], now: float, asked: float) -> None:
         """`asked`: when the request left that this answers. What may be too late since then is not taken: the manager
         tells it again, with the time that is left, or says that it has expired."""
         for command in sorted(commands, key=lambda one: one.seq):
@@ -39,30 +39,30 @@ class Orders:
                 return
             self.seq = max(self.seq, command.seq)
             if acts:
-                self._receive_one(command, slots.get(command.worker_id), now, expires)
+                self._receive_one(command, workers.get(command.worker_id), now, expires)
 
-    def send_postponed(self, slot: WorkerSlot, now: float) -> None:
+    def send_postponed(self, worker: WorkerHandle, now: float) -> None:
         """Commands that waited for the worker's runner."""
-        if slot.link is not None and not slot.heard:
+        if worker.link is not None and not worker.heard:
             return
-        waiting, slot.postponed = slot.postponed, []
+        waiting, worker.postponed = worker.postponed, []
         for command, expires in waiting:
-            self._act(command, slot, expires, now)
+            self._act(command, worker, expires, now)
 
-    def runner_result(self, slot: WorkerSlot, message: dict[str, Any]) -> None:
+    def runner_result(self, worker: WorkerHandle, message: dict[str, Any]) -> None:
         command_id = str(message.get("id", ""))
         # Told again to an agent that has just come: news only if its predecessor died before it heard it.
         open_since_before = self._journal.acted(command_id) and self._journal.result(command_id) is None
-        if slot.waiting.pop(command_id, None) is not None or open_since_before:
+        if worker.waiting.pop(command_id, None) is not None or open_since_before:
             status = str(message.get("status"))
             status = status if status in ("done", "expired") else "failed"
             self._end(command_id, status, str(message.get("message", "")))
 
-    def runner_gone(self, slot: WorkerSlot) -> None:
+    def runner_gone(self, worker: WorkerHandle) -> None:
         """The runner ended before it answered: what became of its worker tells how it went."""
-        waiting, slot.waiting = slot.waiting, {}
+        waiting, worker.waiting = worker.waiting, {}
         for command_id, command in waiting.items():
-            over = slot.attempt > command.attempt or (command.command == "kill" and slot.state == STOPPED)
+            over = worker.attempt > command.attempt or (command.command == "kill" and worker.state == STOPPED)
             self._end(command_id, "done" if over else "failed", "" if over else "its runner ended before it answered")
 
     def results(self) -> list[CommandResult]:
@@ -81,52 +81,52 @@ class Orders:
         news, self._news = self._news, False
         return news
 
-    def _receive_one(self, command: Command, slot: Optional[WorkerSlot], now: float, expires: float) -> None:
-        if slot is None and not self._journal.acted(command.command_id):
+    def _receive_one(self, command: Command, worker: Optional[WorkerHandle], now: float, expires: float) -> None:
+        if worker is None and not self._journal.acted(command.command_id):
             self._refuse(command.command_id, "failed", f"no worker {command.worker_id} on this host")
-        elif slot is not None:
-            self._act(command, slot, expires, now)
+        elif worker is not None:
+            self._act(command, worker, expires, now)
 
-    def _act(self, command: Command, slot: WorkerSlot, expires: float, now: float) -> None:
-        ready = slot.heard if slot.link is not None else slot.settled
+    def _act(self, command: Command, worker: WorkerHandle, expires: float, now: float) -> None:
+        ready = worker.heard if worker.link is not None else worker.settled
         if self._journal.acted(command.command_id):
-            self._repeat(command, slot, ready)
+            self._repeat(command, worker, ready)
         elif now >= expires:
             self._refuse(command.command_id, "expired", "too late; nothing was done")
-        elif slot.attempt > command.attempt:
+        elif worker.attempt > command.attempt:
             self._refuse(
                 command.command_id,
                 "failed",
-                f"meant attempt {command.attempt}, which is over (now: attempt {slot.attempt}); nothing was done",
+                f"meant attempt {command.attempt}, which is over (now: attempt {worker.attempt}); nothing was done",
             )
-        elif not ready or slot.attempt < command.attempt:
-            self._postpone(command, slot, expires)  # its runner is starting, or being adopted
-        elif slot.link is not None:
+        elif not ready or worker.attempt < command.attempt:
+            self._postpone(command, worker, expires)  # its runner is starting, or being adopted
+        elif worker.link is not None:
             self._journal.begin(command.command_id)
-            slot.waiting[command.command_id] = command
-            order = slot.link.restart if command.command == "restart" else slot.link.kill
+            worker.waiting[command.command_id] = command
+            order = worker.link.restart if command.command == "restart" else worker.link.kill
             order(command.attempt, command.command_id, int(expires * 1e9))
         else:
             done = command.command == "kill"
-            text = f"was {slot.state} already" if done else f"{slot.worker_id} is {slot.state}; start it instead"
+            text = f"was {worker.state} already" if done else f"{worker.worker_id} is {worker.state}; start it instead"
             self._refuse(command.command_id, "done" if done else "failed", text)
 
-    def _postpone(self, command: Command, slot: WorkerSlot, expires: float) -> None:
-        if all(one.command_id != command.command_id for one, _ in slot.postponed):
-            slot.postponed.append((command, expires))
+    def _postpone(self, command: Command, worker: WorkerHandle, expires: float) -> None:
+        if all(one.command_id != command.command_id for one, _ in worker.postponed):
+            worker.postponed.append((command, expires))
 
-    def _repeat(self, command: Command, slot: WorkerSlot, ready: bool) -> None:
+    def _repeat(self, command: Command, worker: WorkerHandle, ready: bool) -> None:
         """Told again, perhaps because our result was lost: answer again, act never."""
         known = self._journal.result(command.command_id)
         if known is not None:
             self._results[known.command_id] = known
             self._news = True
-        elif command.command_id in slot.waiting:
+        elif command.command_id in worker.waiting:
             return
         elif not ready:
-            self._postpone(command, slot, float("inf"))  # its runner may still tell how it went
+            self._postpone(command, worker, float("inf"))  # its runner may still tell how it went
         else:
-            over = slot.attempt > command.attempt or (command.command == "kill" and slot.state == STOPPED)
+            over = worker.attempt > command.attempt or (command.command == "kill" and worker.state == STOPPED)
             self._end(command.command_id, "done" if over else "failed", "the agent died while it acted on this")
 
     def _refuse(self, command_id: str, status: str, message: str) -> None:

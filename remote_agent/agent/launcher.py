@@ -21,7 +21,7 @@ from remote_agent.agent.agent import Agent
 from remote_agent.agent.registration import LauncherRegistrar, host_name
 from remote_agent.agent.settings import AgentLock, AgentLog, AgentSettings
 from remote_agent.agent.spec_file import shown
-from remote_agent.agent.worker import WorkerSlot, load_slots
+from remote_agent.agent.worker import WorkerHandle, load_workers
 from remote_agent.protocol import messages, states
 from remote_agent.protocol.messages import Assignment, RegisterReply, WorkerReport, WorkerSpec
 from remote_agent.system import memory, paths
@@ -159,9 +159,9 @@ class Launcher:
             lock.release()
 
     def _supervise(self, directory: str, own: AgentSettings) -> int:
-        slot = load_slots(directory, own.runtime_dir).get(self._options.worker_id)
-        if slot is not None and slot.runner_alive():
-            self._check_running(slot)
+        worker = load_workers(directory, own.runtime_dir).get(self._options.worker_id)
+        if worker is not None and worker.runner_alive():
+            self._check_running(worker)
         credentials = AgentCredentials(own.agent_id, own.fleet_id, own.secret, own.proof_key)
         registrar = LauncherRegistrar(
             self._options.worker_id,
@@ -274,28 +274,28 @@ class Launcher:
             other = os.path.join(self._home, fleet_id, host_name(), "launchers", name)
             if other == directory or not os.path.exists(paths.agent_file(other)):
                 continue
-            slot = load_slots(other, settings.load(other).runtime_dir).get(self._options.worker_id)
-            if slot is not None and slot.runner_alive():
+            worker = load_workers(other, settings.load(other).runtime_dir).get(self._options.worker_id)
+            if worker is not None and worker.runner_alive():
                 raise LauncherError(
                     f"{self._options.worker_id} runs here already under another manager (fleet {fleet_id}, "
-                    f"pid {slot.status.get('pid')})",
+                    f"pid {worker.status.get('pid')})",
                     "stop it there first",
                 )
 
-    def _check_running(self, slot: WorkerSlot) -> None:
+    def _check_running(self, worker: WorkerHandle) -> None:
         """What runs is adopted only if it is what was asked for."""
-        stored = _object(paths.spec_file(slot.directory))
-        running = slot.status.get("launch_digest") or stored.get("launch_digest")
+        stored = _object(paths.spec_file(worker.directory))
+        running = worker.status.get("launch_digest") or stored.get("launch_digest")
         if running == messages.launch_digest(self._options.spec()):
             return
         was = shown((stored.get("spec") or {}).get("command", "another command"))
-        what = f"already running: {was} (pid {slot.status.get('pid')}, attempt {slot.attempt})"
+        what = f"already running: {was} (pid {worker.status.get('pid')}, attempt {worker.attempt})"
         if was == self._options.command:
             what += ", with another working directory or environment"
         if not self._options.replace:
             raise LauncherError(f"{self._options.worker_id} is {what}", "stop it first or --replace")
         self._voice.say(f"{what}; stopping it (--replace)")
-        _stop(slot)
+        _stop(worker)
 
     def _is_what_it_had(self, directory: str) -> bool:
         """Whether the stored assignment is the command given now: then it may start before the manager is heard."""
@@ -327,11 +327,11 @@ class Launcher:
             self._agent.leave("stopped")
 
     def _left_running(self) -> str:
-        slot = self._agent.slots.get(self._options.worker_id) if self._agent is not None else None
-        if slot is None or slot.state not in states.ALIVE:
+        worker = self._agent.workers.get(self._options.worker_id) if self._agent is not None else None
+        if worker is None or worker.state not in states.ALIVE:
             return ""
         how_long = " until its lease ends" if self._options.on_partition == "fence" else ""
-        return f"the child runs on{how_long} (pid {slot.status.get('pid')}); the next start adopts it"
+        return f"the child runs on{how_long} (pid {worker.status.get('pid')}); the next start adopts it"
 
     # -------------------------------------------------------------------------------------------------- signals
 
@@ -349,23 +349,23 @@ class Launcher:
         return handle
 
 
-def _stop(slot: WorkerSlot) -> None:
+def _stop(worker: WorkerHandle) -> None:
     """Have the runner stop its child and end. Raises LauncherError where that takes too long."""
     deadline = time.monotonic() + REPLACE_TIMEOUT_S
     asked = False
-    while slot.runner_alive():
-        if slot.link is None:
-            slot.connect()
-        elif slot.link.closed:
-            slot.lost_runner(time.monotonic())
+    while worker.runner_alive():
+        if worker.link is None:
+            worker.connect()
+        elif worker.link.closed:
+            worker.lost_runner(time.monotonic())
         else:
-            slot.receive()
-            if slot.heard and not asked:
-                slot.terminate_runner()
+            worker.receive()
+            if worker.heard and not asked:
+                worker.terminate_runner()
                 asked = True
         if time.monotonic() > deadline:
             raise LauncherError(
-                f"{slot.worker_id} does not stop (pid {slot.status.get('pid')})", "look at it with ps and kill it"
+                f"{worker.worker_id} does not stop (pid {worker.status.get('pid')})", "look at it with ps and kill it"
             )
         time.sleep(0.02)
 

@@ -74,7 +74,7 @@ def show_status(directories: "list[str]") -> int:
 
 
 def _show_agent(agent_dir: str, data: "dict[str, Any]") -> None:
-    from remote_agent.agent.worker import load_slots
+    from remote_agent.agent.worker import load_workers
     from remote_agent.system.locks import lock_held
 
     runtime_dir = str(data.get("runtime_dir", ""))
@@ -85,17 +85,17 @@ def _show_agent(agent_dir: str, data: "dict[str, Any]") -> None:
     print(f"  manager   {', '.join(str(url) for url in data.get('manager_urls') or [])}")
     if runs != "agent runs":
         print(f"  {_how_to_start(agent_dir, data)}")
-    slots = load_slots(agent_dir, runtime_dir)
-    if not slots:
+    workers = load_workers(agent_dir, runtime_dir)
+    if not workers:
         print("  no workers")
         return
-    width = max(len(worker_id) for worker_id in slots)
-    for worker_id, slot in sorted(slots.items()):
-        child = slot.status.get("pid")
-        words = [f"  {worker_id:{width}}  {slot.state:8}  attempt {slot.attempt}"]
+    width = max(len(worker_id) for worker_id in workers)
+    for worker_id, worker in sorted(workers.items()):
+        child = worker.status.get("pid")
+        words = [f"  {worker_id:{width}}  {worker.state:8}  attempt {worker.attempt}"]
         words += [f"pid {child}"] if child else []
-        words += [] if slot.runner_alive() or slot.settled else ["(no runner!)"]
-        words += [_printable(slot.reason)] if slot.reason else []
+        words += [] if worker.runner_alive() or worker.settled else ["(no runner!)"]
+        words += [_printable(worker.reason)] if worker.reason else []
         print("  ".join(words))
 
 
@@ -185,10 +185,10 @@ def _state(worker_directory: str) -> str:
 
 
 def _worker_ids(agent_dir: str) -> "list[str]":
-    from remote_agent.agent.worker import load_slots
+    from remote_agent.agent.worker import load_workers
 
     try:
-        return sorted(load_slots(agent_dir, ""))
+        return sorted(load_workers(agent_dir, ""))
     except OSError:
         return []
 

@@ -14,7 +14,7 @@ from typing import Callable, Optional
 
 from remote_agent.agent.agent import Agent
 from remote_agent.agent.session import Registrar
-from remote_agent.agent.worker import WorkerSlot
+from remote_agent.agent.worker import WorkerHandle
 from remote_agent.protocol import messages, states
 from remote_agent.protocol.messages import RegisterReply, Registration, WorkerSpec
 from remote_agent.runner.restart import needs_runner
@@ -128,8 +128,8 @@ class LauncherRegistrar(Registrar):
         return retry_delay_s(self._failures)
 
     def _worker_runs(self) -> bool:
-        slot = self.agent.slots.get(self._worker_id) if self.agent is not None else None
-        return slot is not None and slot.runner_alive()
+        worker = self.agent.workers.get(self._worker_id) if self.agent is not None else None
+        return worker is not None and worker.runner_alive()
 
     def lost(self, why: str) -> None:
         self._registered = False
@@ -152,27 +152,27 @@ class LauncherRegistrar(Registrar):
 
     def _registration(self) -> Registration:
         assert self.agent is not None
-        slot = self.agent.slots.get(self._worker_id)
-        alive = slot is not None and slot.state in states.ALIVE and slot.runner_alive()
+        worker = self.agent.workers.get(self._worker_id)
+        alive = worker is not None and worker.state in states.ALIVE and worker.runner_alive()
         return Registration(
             worker_id=self._worker_id,
             command=self._spec.command,
             host=host_name(),
             spec=self._spec,
             secret_sha256=messages.secret_sha256(self._credentials.secret),
-            state=self._told_state(slot),  # type: ignore[arg-type]
-            attempt=slot.attempt if slot is not None and alive else 0,
-            epoch=int(slot.status.get("epoch") or 0) if slot is not None else 0,
+            state=self._told_state(worker),  # type: ignore[arg-type]
+            attempt=worker.attempt if worker is not None and alive else 0,
+            epoch=int(worker.status.get("epoch") or 0) if worker is not None else 0,
         )
 
-    def _told_state(self, slot: Optional[WorkerSlot]) -> str:
+    def _told_state(self, worker: Optional[WorkerHandle]) -> str:
         """ "exited" says: it had ended, and somebody started the launcher anew: it is to run again."""
-        if slot is None or not slot.status:
+        if worker is None or not worker.status:
             return states.STOPPED
-        if slot.state not in states.SETTLED:
-            return slot.state
-        same = {"desired": "running", "generation": slot.status.get("generation")}
-        return states.EXITED if self._first and not needs_runner(same, slot.status) else states.STOPPED
+        if worker.state not in states.SETTLED:
+            return worker.state
+        same = {"desired": "running", "generation": worker.status.get("generation")}
+        return states.EXITED if self._first and not needs_runner(same, worker.status) else states.STOPPED
 
 
 def host_name() -> str:

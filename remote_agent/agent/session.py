@@ -46,7 +46,7 @@ class Registrar:
         """The manager no longer knows or accepts this agent."""
 
 
-class Conversation:
+class ManagerSession:
     """`build()` makes the heartbeat; `take(reply, asked_ns)` handles the answer to what was sent at `asked_ns`; both on
     the main loop. An answer may have lain about for any time, where this process was frozen."""
 

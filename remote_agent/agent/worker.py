@@ -1,7 +1,7 @@
 """One worker as its agent sees it: what is wanted (Assignment), what is (its runner's status), how to join the two.
 
 Owns the files that the agent writes for the runner, the start of the runner and the connection to it. Knows no HTTP.
-Only the agent's main loop touches a slot.
+Only the agent's main loop touches a worker.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import asdict
 from typing import Any, Optional
 
 from remote_agent.agent import spec_file as spec_module
-from remote_agent.agent.granted import Granted
+from remote_agent.agent.leases import LeaseHolder
 from remote_agent.health.schedule import HealthMonitor
 from remote_agent.protocol.messages import (
     Assignment,
@@ -125,7 +125,7 @@ class EventTail:
         return events
 
 
-class WorkerSlot:
+class WorkerHandle:
     def __init__(self, worker_id: str, directory: str, runtime_dir: str) -> None:
         self.worker_id = worker_id
         self.directory = directory
@@ -140,7 +140,7 @@ class WorkerSlot:
         self.gpu_wait = ""  # for which GPUs it waits before it is started
         self.cwd = self.home = ""  # where it runs; its user's home, "" for ours
         self.other_user = False  # it runs as a user that we are not
-        self.granted = Granted()  # what it holds of leases, where it is fenced
+        self.leases = LeaseHolder()  # what it holds of leases, where it is fenced
         self._grant = (0, "")  # the newest Assignment.grant that is known, with its epoch
         self.events = EventTail(paths.events_file(directory))
         self.trouble = ""  # why its runner can't be started, for a person
@@ -201,7 +201,7 @@ class WorkerSlot:
             return
         if value is not None and state_files.newest_first(value) >= state_files.newest_first(self.status):
             self.status = value
-            self.granted.heed(value)
+            self.leases.heed(value)
 
     def read_grant(self) -> None:
         """The grant that spec.json holds: it is there also when the worker is no longer assigned to this agent."""
@@ -248,7 +248,7 @@ class WorkerSlot:
             health=self.health.verdict(),
             suspect=self.suspect if self.state == RUNNING else "",
             idle_because=self.idle_because if self.state == RUNNING else "",
-            lease_left_s=self.granted.left_s(assignment, status, went_down or self.state in SETTLED),
+            lease_left_s=self.leases.left_s(assignment, status, went_down or self.state in SETTLED),
             grant=self._grant[1] if self._grant[0] == epoch else "",
         )
 
@@ -271,16 +271,16 @@ class WorkerSlot:
     # ------------------------------------------------------------------------------------------------- leases
 
     def needs_runner(self) -> bool:
-        return runner_needed(self.assignment, self.status, self.granted.may_start(self.assignment))
+        return runner_needed(self.assignment, self.status, self.leases.may_start(self.assignment))
 
     def take_lease(self, lease: Lease, asked_ns: int) -> None:
-        until = self.granted.take(lease, asked_ns)
+        until = self.leases.take(lease, asked_ns)
         if until and self.link is not None:
             self.link.lease(lease.epoch, until)
 
     def send_lease(self) -> None:
         """To a runner that has just been found."""
-        held = self.granted.now(self.assignment)
+        held = self.leases.now(self.assignment)
         if self.link is not None and held:
             self.link.lease(*held)
 
@@ -388,7 +388,7 @@ class WorkerSlot:
             if kind == "status":
                 self.status = message
                 changed = self.heard = True
-                self.granted.heed(message)
+                self.leases.heed(message)
                 if message.get("state") == RUNNING:
                     self._starts_in_vain = 0
             elif kind == "result":
@@ -441,7 +441,7 @@ class WorkerSlot:
                         release_dir,
                         self.directory,
                         self._runtime_dir,
-                        self.granted.now(self.assignment),
+                        self.leases.now(self.assignment),
                         stop,
                         self.tree[:MAX_SEEN],
                     ),
@@ -485,13 +485,13 @@ class WorkerSlot:
         return lines[-1][:300] if lines else "no reason given"
 
 
-def load_slots(agent_dir: str, runtime_dir: str) -> dict[str, WorkerSlot]:
+def load_workers(agent_dir: str, runtime_dir: str) -> dict[str, WorkerHandle]:
     """Every worker that has a directory here."""
-    slots: dict[str, WorkerSlot] = {}
+    workers: dict[str, WorkerHandle] = {}
     try:
         names = sorted(os.listdir(paths.workers_dir(agent_dir)))
     except FileNotFoundError:
-        return slots
+        return workers
     for name in names:
         directory = os.path.join(paths.workers_dir(agent_dir), name)
         try:
@@ -501,11 +501,11 @@ def load_slots(agent_dir: str, runtime_dir: str) -> dict[str, WorkerSlot]:
             continue
         if directory != paths.worker_dir(agent_dir, worker_id):
             continue  # copied by hand
-        slot = WorkerSlot(worker_id, directory, runtime_dir)
-        slot.read_status()
-        slot.read_grant()
-        slots[worker_id] = slot
-    return slots
+        worker = WorkerHandle(worker_id, directory, runtime_dir)
+        worker.read_status()
+        worker.read_grant()
+        workers[worker_id] = worker
+    return workers
 
 
 def remove_tree(directory: str) -> None:

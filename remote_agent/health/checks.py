@@ -62,29 +62,29 @@ class Checks:
         self._python, self._base_env = python, base_env
         self._gathering: dict[str, _EvidenceGathering] = {}
 
-    def tick(self, slot: CheckedWorker, now: float) -> None:
-        checks = slot.assignment.spec.health if slot.assignment is not None else []
-        if not checks or slot.link is None or slot.state != RUNNING:
-            slot.health.stopped()
-            self._gathering.pop(slot.worker_id, None)
+    def tick(self, worker: CheckedWorker, now: float) -> None:
+        checks = worker.assignment.spec.health if worker.assignment is not None else []
+        if not checks or worker.link is None or worker.state != RUNNING:
+            worker.health.stopped()
+            self._gathering.pop(worker.worker_id, None)
             return
-        gathering = self._gathering.get(slot.worker_id)
+        gathering = self._gathering.get(worker.worker_id)
         if gathering is not None and now >= gathering.until:
-            self._end(slot, gathering, f"no evidence: gathering it took longer than {EVIDENCE_PATIENCE_S:.0f} s")
-        assert slot.assignment is not None
-        directory, attempt = slot.directory, slot.attempt
-        log = LogWatch(lambda: log_mark(directory, attempt), lambda: self._measuring.silence_limit_s(slot))
-        slot.health.running(attempt, checks, now, elsewhere=self._elsewhere(slot), log=log)
-        for due in slot.health.due(now):
+            self._end(worker, gathering, f"no evidence: gathering it took longer than {EVIDENCE_PATIENCE_S:.0f} s")
+        assert worker.assignment is not None
+        directory, attempt = worker.directory, worker.attempt
+        log = LogWatch(lambda: log_mark(directory, attempt), lambda: self._measuring.silence_limit_s(worker))
+        worker.health.running(attempt, checks, now, elsewhere=self._elsewhere(worker), log=log)
+        for due in worker.health.due(now):
             if not self._submit(due, due.run):
-                slot.health.result(due, True, "not checked: too many checks wait", now)
+                worker.health.result(due, True, "not checked: too many checks wait", now)
 
-    def _elsewhere(self, slot: CheckedWorker) -> Elsewhere:
+    def _elsewhere(self, worker: CheckedWorker) -> Elsewhere:
         """For the attempt that runs: its checks are made with its user's rights, in its specification's environment."""
-        status, python = slot.status, self._python
+        status, python = worker.status, self._python
         facts = {
-            "worker_dir": slot.directory,
-            "attempt": slot.attempt,
+            "worker_dir": worker.directory,
+            "attempt": worker.attempt,
             "pid": status.get("pid"),
             "pid_start": status.get("pid_start"),
         }
@@ -95,78 +95,78 @@ class Checks:
         def stat(path: str, timeout_s: float) -> Any:
             return _stat_elsewhere(python, facts, path, timeout_s)
 
-        return Elsewhere(slot.cwd, slot.home, slot.other_user, check, stat)
+        return Elsewhere(worker.cwd, worker.home, worker.other_user, check, stat)
 
-    def next_at(self, slot: CheckedWorker) -> Optional[float]:
-        gathering = self._gathering.get(slot.worker_id)
-        return gathering.until if gathering is not None else slot.health.next_at()
+    def next_at(self, worker: CheckedWorker) -> Optional[float]:
+        gathering = self._gathering.get(worker.worker_id)
+        return gathering.until if gathering is not None else worker.health.next_at()
 
-    def take(self, tag: Any, value: Any, slots: Mapping[str, CheckedWorker], now: float) -> bool:
+    def take(self, tag: Any, value: Any, workers: Mapping[str, CheckedWorker], now: float) -> bool:
         """A helper's result; False where it is none of ours."""
         if isinstance(tag, Due):
-            slot = slots.get(tag.worker_id)
-            if slot is not None:
-                self._take_result(slot, tag, value, now)
+            worker = workers.get(tag.worker_id)
+            if worker is not None:
+                self._take_result(worker, tag, value, now)
             return True
         if isinstance(tag, tuple) and tag[0] == "evidence":
-            slot, gathering = slots.get(tag[1]), self._gathering.get(tag[1])
-            if slot is not None and gathering is not None and gathering.attempt == tag[2]:
+            worker, gathering = workers.get(tag[1]), self._gathering.get(tag[1])
+            if worker is not None and gathering is not None and gathering.attempt == tag[2]:
                 words = f"no evidence: {value}"
                 if not isinstance(value, Exception):
                     words = f"evidence: {value.path} on the host: {value.summary}"
-                self._end(slot, gathering, words)
+                self._end(worker, gathering, words)
             return True
         return False
 
-    def _take_result(self, slot: CheckedWorker, due: Due, value: Any, now: float) -> None:
-        before = slot.health.verdict()
+    def _take_result(self, worker: CheckedWorker, due: Due, value: Any, now: float) -> None:
+        before = worker.health.verdict()
         healthy, detail = value if isinstance(value, tuple) else (False, str(value))
-        restart = slot.health.result(due, healthy, detail, now)
-        after = slot.health.verdict()
+        restart = worker.health.result(due, healthy, detail, now)
+        after = worker.health.verdict()
         if after is None or before is None or (before.status == after.status and not restart):
             return
-        self._say("health changed", worker=slot.worker_id, status=after.status, detail=after.detail)
+        self._say("health changed", worker=worker.worker_id, status=after.status, detail=after.detail)
         self._changed()
-        if slot.link is None:
+        if worker.link is None:
             return
-        slot.link.health(after.status, after.detail, False)
-        if restart and slot.worker_id not in self._gathering:
-            self._gather(slot, after.detail, now)
+        worker.link.health(after.status, after.detail, False)
+        if restart and worker.worker_id not in self._gathering:
+            self._gather(worker, after.detail, now)
 
     # ------------------------------------------------------------------------------------------------- evidence
 
-    def _gather(self, slot: CheckedWorker, detail: str, now: float) -> None:
+    def _gather(self, worker: CheckedWorker, detail: str, now: float) -> None:
         """Before the runner ends it: what was it doing?"""
-        assert slot.assignment is not None
-        gathering = self._gathering[slot.worker_id] = _EvidenceGathering(
-            slot.attempt, detail, now + EVIDENCE_PATIENCE_S
+        assert worker.assignment is not None
+        gathering = self._gathering[worker.worker_id] = _EvidenceGathering(
+            worker.attempt, detail, now + EVIDENCE_PATIENCE_S
         )
-        spec, status = slot.assignment.spec, slot.status
+        spec, status = worker.assignment.spec, worker.status
         facts = {
-            "worker_id": slot.worker_id,
-            "directory": slot.directory,
-            "attempt": slot.attempt,
+            "worker_id": worker.worker_id,
+            "directory": worker.directory,
+            "attempt": worker.attempt,
             "runner_pid": int(status.get("runner_pid") or 0),
             "pid": int(status.get("pid") or 0),
             "pid_start": int(status.get("pid_start") or 0),
             "reason": detail,
-            "gpus": list(self._measuring.gpus_of(slot.worker_id)),
+            "gpus": list(self._measuring.gpus_of(worker.worker_id)),
             "signal": spec.evidence_signal,
             "path": spec.env.get("PATH") or self._base_env.get("PATH") or os.defpath,
             "python": self._python,
         }
-        if not self._submit(("evidence", slot.worker_id, slot.attempt), lambda: _collect(facts)):
-            self._end(slot, gathering, "no evidence: too much else waits")
+        if not self._submit(("evidence", worker.worker_id, worker.attempt), lambda: _collect(facts)):
+            self._end(worker, gathering, "no evidence: too much else waits")
 
-    def _end(self, slot: CheckedWorker, gathering: _EvidenceGathering, words: str) -> None:
+    def _end(self, worker: CheckedWorker, gathering: _EvidenceGathering, words: str) -> None:
         """Now have it ended, unless it has recovered or ended by itself meanwhile."""
-        del self._gathering[slot.worker_id]
-        verdict = slot.health.verdict()
-        self._say("evidence", worker=slot.worker_id, attempt=gathering.attempt, is_now=words)
-        if slot.link is None or slot.attempt != gathering.attempt or slot.state != RUNNING:
+        del self._gathering[worker.worker_id]
+        verdict = worker.health.verdict()
+        self._say("evidence", worker=worker.worker_id, attempt=gathering.attempt, is_now=words)
+        if worker.link is None or worker.attempt != gathering.attempt or worker.state != RUNNING:
             return
         if verdict is not None and verdict.status == "failing":
-            slot.link.health("failing", f"{gathering.detail}; {words}", True)
+            worker.link.health("failing", f"{gathering.detail}; {words}", True)
 
 
 def _collect(facts: dict[str, Any]) -> Any:

@@ -6,7 +6,7 @@ import os
 import time
 
 from remote_agent.runner import launch as child
-from remote_agent.runner.restart import Ending
+from remote_agent.runner.restart import Ending, RestartRules
 from remote_agent.system import paths, processes
 from remote_agent.system.oom import OomCounter
 
@@ -43,6 +43,7 @@ class Attempt:
         self.detail = ""
         self.hooks = list(hooks or [])  # pre_start: the first of them runs now, the command is still to come
         self.hook_until = 0.0
+        self.start_deadline = self.ready_at = self.healthy_at = 0.0  # see `expect`; healthy_at: once it runs
         self.exec_fd = -1
         self.go_on(launch, now)
         self._ooms = ooms
@@ -61,6 +62,21 @@ class Attempt:
         self.executed = self.exec_fd < 0
         found = processes.read_process(self.pid)  # not reaped yet, so still there even if it has died
         self.pid_start = found.start if found else 0
+
+    def expect(self, policy: RestartRules, now: float) -> None:
+        """What was just started is to be ready in time."""
+        self.start_deadline = now + policy.start_timeout_s
+        self.ready_at = now + policy.start_secs  # later where the exec is still to come
+
+    def why_not_started(self, policy: RestartRules) -> str:
+        """At its deadline."""
+        if self.detail:
+            return self.detail
+        if not self.executed and self.launch.setup is not None:
+            return f"its setup lines are not done; restart.start_timeout_s is {policy.start_timeout_s:g} s"
+        if not self.executed:
+            return "still before exec: is its working directory on a file system that hangs?"
+        return f"start_secs is {policy.start_secs:g} s"
 
     def look_at_exec(self) -> None:
         """Learn whether the exec came about, if that is known by now. Never blocks."""

@@ -1,7 +1,7 @@
 """The post_stop hooks of an attempt that has ended: one after the other, each within its time, whatever they say.
 
-Owns which of them runs. Knows no states: the supervisor asks `step` once the attempt's tree is gone, hands over the
-wait status of `pid`, and ends what is overdue. (pre_start hooks are part of the attempt; see attempt.go_on.)
+Owns which of them runs. Knows no states: task/task_runner.py asks `step` once the attempt's tree is gone, hands over
+the wait status of `pid`, and ends what is overdue. (pre_start hooks are part of the attempt; see attempt.go_on.)
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import os
 from collections.abc import Callable
 
 from remote_agent.runner import launch as child
-
-Hook = dict[str, object]  # {"argv", "shown", "timeout_s"}, as agent/spec_file.py resolved it
+from remote_agent.runner.task.assignment import Hook
 
 
 class PostStop:

@@ -2,7 +2,7 @@
 
 A fenced worker runs only while it holds a lease of its current epoch. A child that was started before the worker was
 fenced is bound by it from its first lease on: switching a worker to `fence` never stops it. Pure but for its leases: no
-clock, no process; supervisor.py does what follows. Seconds are those of attempt.now_s, on CLOCK_BOOTTIME.
+clock, no process; task/task_runner.py does what follows. Seconds are those of attempt.now_s, on CLOCK_BOOTTIME.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from remote_agent.runner.leases import WorkerLeases
 NEVER = float("inf")
 
 
-class Fence:
+class LeaseGuard:
     def __init__(self) -> None:
         self.leases = WorkerLeases()
         self.lease_s: float | None = None  # None: kept, not fenced

@@ -1,4 +1,4 @@
-"""The loop of a runner: signals, deadlines and the control socket around one Supervisor. Decides nothing itself."""
+"""The loop of a runner: signals, deadlines and the control socket around one TaskRunner. Decides nothing itself."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from remote_agent.runner.control import PROTOCOL_VERSION, JsonConnection, is_our
 from remote_agent.runner.leases import Alarm
 from remote_agent.runner.lock import CannotStart, listen, take_lock
 from remote_agent.runner.record import WorkerFiles
-from remote_agent.runner.supervisor import Supervisor
+from remote_agent.runner.task import operations, takeover
+from remote_agent.runner.task.task_runner import TaskRunner
 from remote_agent.system import paths, processes
 from remote_agent.system.locks import is_still_at
 
@@ -31,7 +32,7 @@ def report(text: str) -> None:
 
 
 class Runner:
-    """The loop around one Supervisor: everything that happens ends in `advance`."""
+    """The loop around one TaskRunner: everything that happens ends in `advance`."""
 
     def __init__(
         self,
@@ -49,7 +50,8 @@ class Runner:
         self._lock = lock
         self._listener = listener
         self._connections: dict[int, JsonConnection] = {}
-        self._supervisor = Supervisor(WorkerFiles(worker_dir, runtime_dir), self._tell, lease, wanted, seen)
+        self._runner = TaskRunner(WorkerFiles(worker_dir, runtime_dir), self._tell)
+        self._former = lease, wanted, seen
         self._alarm = Alarm()
         self._runtime_check_at = now_s() + RUNTIME_CHECK_S
         self._terminated = False
@@ -67,20 +69,20 @@ class Runner:
 
     def run(self) -> None:
         processes.become_subreaper()
-        supervisor = self._supervisor
-        supervisor.begin(now_s())
+        runner = self._runner
+        takeover.begin(runner, now_s(), *self._former)
         processes.give_memory_back()
-        while not supervisor.finished:
+        while not runner.task.finished:
             for descriptor in self._wait():
                 self._handle(descriptor)
             now = now_s()
             if self._terminated:
                 self._terminated = False
-                supervisor.terminate(now)
-            supervisor.advance(now)
+                operations.terminate(runner, now)
+            runner.advance(now)
             if now >= self._runtime_check_at:
                 self._check_runtime(now)
-        supervisor.close()
+        runner.close()
         self._tell({"type": "bye"})
 
     def _wait(self) -> list[int]:
@@ -88,15 +90,15 @@ class Runner:
         poller = select.poll()
         poller.register(self._wake_read, select.POLLIN)
         poller.register(self._listener, select.POLLIN)
-        exec_fd = self._supervisor.exec_fd()
+        exec_fd = self._runner.exec_fd()
         if exec_fd >= 0:
             poller.register(exec_fd, select.POLLIN)
         for descriptor, connection in self._connections.items():
             poller.register(descriptor, select.POLLIN | (select.POLLOUT if connection.wants_write else 0))
-        self._alarm.set(self._supervisor.lease_ends_ns(now_s()))
+        self._alarm.set(self._runner.lease_ends_ns(now_s()))
         if self._alarm.fileno() >= 0:
             poller.register(self._alarm.fileno(), select.POLLIN)
-        due = min(self._supervisor.next_deadline(), self._runtime_check_at) - now_s()
+        due = min(self._runner.next_deadline(), self._runtime_check_at) - now_s()
         timeout_s = min(max(due, 0.0), LONGEST_POLL_S)
         return [descriptor for descriptor, _ in poller.poll(timeout_s * 1000 + 0.999 if timeout_s else 0)]
 
@@ -129,13 +131,13 @@ class Runner:
         messages.sort(key=lambda message: message.get("op") != "lease")
         for message in messages:
             if message.get("op") == "hello":
-                connection.send({**self._supervisor.state.message(), "protocol": PROTOCOL_VERSION})
-                for event in self._supervisor.state.record.unwritten_events():
+                connection.send({**self._runner.task.state.message(), "protocol": PROTOCOL_VERSION})
+                for event in self._runner.task.state.record.unwritten_events():
                     connection.send({"type": "event", **event})
-                for result in self._supervisor.state.results:
+                for result in self._runner.task.state.results:
                     connection.send(result)
             else:
-                self._supervisor.operate(message, now_s())
+                operations.operate(self._runner, message, now_s())
         if connection.closed:
             self._drop(descriptor)
 

@@ -137,6 +137,30 @@ def may_start(spec: dict[str, object], status: dict[str, object]) -> bool:
     return _number(spec, "generation", 0) > _number(status, "generation", 0)
 
 
+# What a runner does first about a worker that a former runner had (`take_over`).
+REST, GO_ON, BY_POLICY, START_AFRESH = "rest", "go_on", "by_policy", "start_afresh"
+END_STOPPED, END_THEN_START = "end_stopped", "end_then_start"
+
+
+def take_over(spec: dict[str, object], former: dict[str, object], state: str) -> str:
+    """What follows the last word of a former runner, once what it left is gone. `spec` the assignment, `former` its
+    state.json ({}: never ran), `state` the worker's by that.
+
+    END_STOPPED, END_THEN_START: a stop is brought to its end. BY_POLICY: its attempt ended unseen. GO_ON: the pause.
+    """
+    wanted = spec.get("desired") == "running"
+    afresh = _number(spec, "generation", 0) > _number(former, "generation", 0)
+    if state == "stopping":
+        return END_THEN_START if wanted and not former.get("held") else END_STOPPED
+    if state in ("starting", "running", "backoff"):
+        if not wanted:
+            return END_STOPPED
+        if afresh:
+            return START_AFRESH
+        return GO_ON if state == "backoff" else BY_POLICY
+    return START_AFRESH if may_start(spec, former) else REST
+
+
 def succeeded(ending: Ending, policy: RestartRules) -> bool:
     return not ending.cause and ending.code is not None and ending.code in policy.success_exit_codes
 

@@ -17,7 +17,7 @@ LONGEST_LOOK_S = 0.5
 UNKILLABLE_AFTER_S = 5.0
 
 
-class Ladder:
+class ProcessTreeTerminator:
     def __init__(
         self, find: Callable[[], list[Identity]], is_empty: Callable[[], bool], kill_group: Callable[[], None]
     ) -> None:

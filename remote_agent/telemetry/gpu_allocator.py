@@ -1,27 +1,115 @@
 """Who has which GPU: hands them out, never one to two of this agent's workers, and says for whom it waits.
 
-Owns gpus.json (a restarted agent must not hand out again what a living child uses). Knows neither drivers nor runners:
-it is given what was read of the GPUs. Main loop only.
+Owns gpus.json (a restarted agent must not hand out again what a living process uses). A worker keeps its GPUs from
+before its first attempt until it is settled: through its restarts, and through restarts of the agent. Knows neither
+drivers nor runners: it is given what was read of the GPUs. Main loop only.
 """
 
 from __future__ import annotations
 
 import os
-from typing import Optional
+from typing import TYPE_CHECKING, Callable, Mapping, Optional, Protocol
 
-from remote_agent.protocol.messages import GpuProcess, GpuUsage
+from remote_agent.protocol.messages import Assignment, GpuProcess, GpuUsage
 from remote_agent.system import paths
 from remote_agent.telemetry.gpus import Reading
+
+if TYPE_CHECKING:  # no agent need hold it in memory
+
+    class GpuWorker(Protocol):
+        """What is read here of a worker, and noted on it: agent/worker.py has them."""
+
+        worker_id: str
+        gpus: list[int]
+        gpu_wait: str
+        assignment: Optional[Assignment]
+
+        @property
+        def idle(self) -> bool: ...
+
+        def needs_runner(self) -> bool: ...
+
+    class GpuReadings(Protocol):
+        """What was read of the GPUs, and whom it asks for their owners: telemetry/sampler.py has them."""
+
+        owner_of: Callable[[int], str]
+
+        @property
+        def reading(self) -> Optional[Reading]: ...
+
 
 CUDA_DEVICES = "CUDA_VISIBLE_DEVICES"
 # CUDA numbers the fastest first by default; NVML and nvidia-smi count along the bus, and so do we.
 CUDA_ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
-class Allotment:
-    def __init__(self, agent_dir: str) -> None:
+class GpuAllocator:
+    def __init__(self, agent_dir: str, measuring: GpuReadings, base_env: dict[str, str]) -> None:
         self._path = os.path.join(agent_dir, "gpus.json")
         self.held: dict[str, list[int]] = _read(self._path)
+        self._measuring = measuring
+        self._base_env = base_env
+        self._waiting: set[str] = set()
+        measuring.owner_of = self.owner_of
+
+    def adopt(self, workers: Mapping[str, GpuWorker]) -> None:
+        """What living processes have is known before any spec.json is written."""
+        for worker in workers.values():
+            self._note(worker)
+
+    @property
+    def awaited(self) -> bool:
+        """Some worker waits: the GPUs should be read often."""
+        return bool(self._waiting)
+
+    def settle(self, worker: GpuWorker) -> bool:
+        """Bring this worker's GPUs in line with what it needs. Returns whether they changed (spec.json must be
+        written again). Afterwards `worker.gpu_wait` says for what it waits."""
+        wanted = worker.assignment.spec.gpus if worker.assignment is not None else 0
+        held = self.of(worker.worker_id)
+        if wanted <= 0 and not held:
+            worker.gpu_wait = ""
+            self._waiting.discard(worker.worker_id)
+            return self._note(worker)
+        try:
+            worker.gpu_wait = self._settle(worker, wanted, len(held))
+        except OSError as exc:
+            worker.gpu_wait = f"its GPUs cannot be recorded: {exc.strerror or exc}"
+        if worker.gpu_wait:
+            self._waiting.add(worker.worker_id)
+        else:
+            self._waiting.discard(worker.worker_id)
+        return self._note(worker)
+
+    def forget(self, worker_id: str) -> None:
+        self._waiting.discard(worker_id)
+        try:
+            self.release(worker_id)
+        except OSError:
+            pass  # nobody else is kept from them for long: the next change writes it
+
+    def _settle(self, worker: GpuWorker, wanted: int, held: int) -> str:
+        starts = worker.needs_runner()
+        if worker.idle and not starts:
+            self.release(worker.worker_id)
+            return ""
+        if held == wanted or worker.assignment is None:
+            return ""
+        if not worker.idle and wanted < held:
+            return ""  # the running attempt may use them all: given back when it is settled
+        environment = {**self._base_env, **worker.assignment.spec.env}
+        waits = self.take(worker.worker_id, wanted, self._measuring.reading, allowed_by(environment))
+        if waits and not worker.idle:
+            return f"{waits}; it goes on with the {held} it has" if held else f"its next start {waits}"
+        return waits
+
+    def _note(self, worker: GpuWorker) -> bool:
+        held = self.of(worker.worker_id)
+        changed = worker.gpus != held
+        worker.gpus = list(held)
+        return changed
+
+    # ---------------------------------------------------------------------------------------------- who has what
 
     def of(self, worker_id: str) -> list[int]:
         return self.held.get(worker_id, [])

@@ -86,7 +86,7 @@ class Measuring:
 
     # ------------------------------------------------------------------------------------------------- the pace
 
-    def tick(self, slots: Mapping[str, MeasuredWorker], now: float, interval_s: float, gpus_awaited: bool) -> None:
+    def tick(self, workers: Mapping[str, MeasuredWorker], now: float, interval_s: float, gpus_awaited: bool) -> None:
         if now >= self._next_driver:
             self._next_driver = now + LOOK_FOR_DRIVER_S
             if self._reader is None and driver_shows():
@@ -95,15 +95,17 @@ class Measuring:
                 self.reading = NO_GPUS
         if gpus_awaited:
             self._next_gpus = min(self._next_gpus, now + GPUS_AWAITED_EVERY_S)
-        runners = {slot.worker_id: int(slot.status.get("runner_pid") or 0) for slot in slots.values() if slot.link}
+        runners = {
+            worker.worker_id: int(worker.status.get("runner_pid") or 0) for worker in workers.values() if worker.link
+        }
         if self.available and now >= self._next_usage and "usage" not in self._busy:
-            attempts = {worker_id: (slots[worker_id].directory, slots[worker_id].attempt) for worker_id in runners}
+            attempts = {worker_id: (workers[worker_id].directory, workers[worker_id].attempt) for worker_id in runners}
             if self._submit("usage", lambda: self._measure(runners, attempts, now)):
                 self._busy.add("usage")
             self._next_usage = now + max(USAGE_EVERY_S, interval_s)
         if self._reader is not None and now >= self._next_gpus and "gpus" not in self._busy:
             reader, trees = self._reader, self._trees
-            held = {worker_id: list(slot.gpus) for worker_id, slot in slots.items()}
+            held = {worker_id: list(worker.gpus) for worker_id, worker in workers.items()}
             if self._submit("gpus", lambda: _read_gpus(reader, now, runners, trees, held)):
                 self._busy.add("gpus")
             self._next_gpus = now + max(GPUS_EVERY_S, interval_s)
@@ -117,7 +119,7 @@ class Measuring:
 
     # ------------------------------------------------------------------------------------------------ the results
 
-    def take(self, tag: Any, value: Any, slots: Mapping[str, MeasuredWorker], now: float) -> bool:
+    def take(self, tag: Any, value: Any, workers: Mapping[str, MeasuredWorker], now: float) -> bool:
         """A helper's result; False where it is none of ours."""
         if tag not in ("usage", "gpus"):
             return False
@@ -128,72 +130,77 @@ class Measuring:
             self.reading = value
         else:
             sample, marks, waiting = value
-            self._take_sample(sample, marks, waiting, slots, now)
+            self._take_sample(sample, marks, waiting, workers, now)
         return True
 
     def _take_sample(
-        self, sample: Sample, marks: dict[str, Any], waiting: set[str], slots: Mapping[str, MeasuredWorker], now: float
+        self,
+        sample: Sample,
+        marks: dict[str, Any],
+        waiting: set[str],
+        workers: Mapping[str, MeasuredWorker],
+        now: float,
     ) -> None:
         self._host, self._trees = sample.host, sample.trees
-        for worker_id, slot in slots.items():
-            slot.usage = sample.workers.get(worker_id)
+        for worker_id, worker in workers.items():
+            worker.usage = sample.workers.get(worker_id)
             if sample.trees.get(worker_id):  # none: its runner may just have died, and its tree is what we knew
-                slot.tree = [(one.pid, one.start) for one in sample.trees[worker_id] if one.state not in "ZX"]
-            suspicion = self._suspicion(slot)
-            slot.suspect = self._suspicion_of(slot, sample, marks.get(worker_id), worker_id in waiting, now)
-            slot.idle_because = suspicion.idle_because
-        for gone in [worker_id for worker_id in self._suspicions if worker_id not in slots]:
+                worker.tree = [(one.pid, one.start) for one in sample.trees[worker_id] if one.state not in "ZX"]
+            suspicion = self._suspicion(worker)
+            worker.suspect = self._suspicion_of(worker, sample, marks.get(worker_id), worker_id in waiting, now)
+            worker.idle_because = suspicion.idle_because
+        for gone in [worker_id for worker_id in self._suspicions if worker_id not in workers]:
             del self._suspicions[gone]
         if now >= self._next_remember:
             self._next_remember = now + REMEMBER_EVERY_S
-            self._remember(slots)
+            self._remember(workers)
 
-    def _suspicion_of(self, slot: MeasuredWorker, sample: Sample, mark: Any, waiting: bool, now: float) -> str:
-        suspicion = self._suspicion(slot)
-        if slot.state != RUNNING or slot.worker_id not in sample.trees or mark is None or mark[0] != slot.attempt:
-            if slot.state != RUNNING:
+    def _suspicion_of(self, worker: MeasuredWorker, sample: Sample, mark: Any, waiting: bool, now: float) -> str:
+        suspicion = self._suspicion(worker)
+        if worker.state != RUNNING or worker.worker_id not in sample.trees or mark is None or mark[0] != worker.attempt:
+            if worker.state != RUNNING:
                 suspicion.stopped()
             return ""
-        gpus = self.gpus_of(slot.worker_id)
-        return suspicion.observe(slot.attempt, sample.trees[slot.worker_id], mark, gpus, now, waiting)
+        gpus = self.gpus_of(worker.worker_id)
+        return suspicion.observe(worker.attempt, sample.trees[worker.worker_id], mark, gpus, now, waiting)
 
-    def _suspicion(self, slot: MeasuredWorker) -> Suspicion:
-        found = self._suspicions.get(slot.worker_id)
+    def _suspicion(self, worker: MeasuredWorker) -> Suspicion:
+        found = self._suspicions.get(worker.worker_id)
         if found is None:
             try:
-                stored = paths.read_json(_rhythm_file(slot.directory))
+                stored = paths.read_json(_rhythm_file(worker.directory))
             except (OSError, ValueError):
                 stored = None
-            found = self._suspicions[slot.worker_id] = Suspicion(Rhythm(stored))
+            found = self._suspicions[worker.worker_id] = Suspicion(Rhythm(stored))
         return found
 
-    def silence_limit_s(self, slot: MeasuredWorker) -> Optional[float]:
+    def silence_limit_s(self, worker: MeasuredWorker) -> Optional[float]:
         """The longest pause in its output that its own rhythm explains; None: not known."""
-        return self._suspicion(slot).rhythm.limit_s
+        return self._suspicion(worker).rhythm.limit_s
 
-    def _remember(self, slots: Mapping[str, MeasuredWorker]) -> None:
+    def _remember(self, workers: Mapping[str, MeasuredWorker]) -> None:
         """What is known of each job's rhythm, for the agent that comes after this one."""
         for worker_id, suspicion in self._suspicions.items():
             stored = suspicion.rhythm.stored()
-            if worker_id in slots and stored["writes"] and self._remembered.get(worker_id) != stored:
+            if worker_id in workers and stored["writes"] and self._remembered.get(worker_id) != stored:
                 try:
-                    paths.write_json(_rhythm_file(slots[worker_id].directory), stored)
+                    paths.write_json(_rhythm_file(workers[worker_id].directory), stored)
                     self._remembered[worker_id] = stored
                 except OSError:
                     return  # tried again in a minute
 
     # --------------------------------------------------------------------------------------------- what is told
 
-    def host_usage(self, slots: Mapping[str, MeasuredWorker]) -> Optional[HostUsage]:
+    def host_usage(self, workers: Mapping[str, MeasuredWorker]) -> Optional[HostUsage]:
         """For the heartbeat; fills in the workers' share of the GPUs, too."""
         reading = self.reading
         if reading is None or not reading.present:
             return self._host
         for gpu in reading.gpus:
             gpu.worker_id = self.owner_of(gpu.index)
-        for slot in slots.values():
-            if slot.usage is not None:
-                fill_usage(slot.usage, slot.worker_id, reading.gpus, slot.gpus)
+        for worker in workers.values():
+            if worker.usage is not None:
+                fill_usage(worker.usage, worker.worker_id, reading.gpus, worker.gpus)
         if self._host is not None:
             self._host.gpus, self._host.gpu_trouble = reading.gpus, reading.trouble
         return self._host

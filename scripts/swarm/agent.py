@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from remote_agent.agent.session import COALESCE_S, Conversation
+from remote_agent.agent.session import COALESCE_S, ManagerSession
 from remote_agent.protocol import messages, session
 from remote_agent.transport.client import (
     REQUEST_TIMEOUT_S,
@@ -200,7 +200,7 @@ class SimulatedAgent:
         self._beat_sent = 0.0
         self._callers: list[WireCaller] = []
         self._search = self._make_caller("search")
-        self._link = Conversation(
+        self._link = ManagerSession(
             self.credentials,
             Addresses(["http://" + self._netloc]),
             lambda _tag, _outcome: None,

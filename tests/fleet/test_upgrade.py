@@ -144,7 +144,7 @@ def test_from_the_portal_one_agent_is_upgraded_restarted_and_its_log_read(deploy
         (
             "is-not-heard",
             "agent/session.py",
-            "\n\ndef _mute(self):\n    pass\n\n\nConversation.start = _mute\n",
+            "\n\ndef _mute(self):\n    pass\n\n\nManagerSession.start = _mute\n",
         ),
     ],
     ids=["does-not-start", "is-not-heard"],

@@ -1,4 +1,4 @@
-"""A worker on a simulated host: the real Supervisor, decider and table; processes, clocks and files are made up.
+"""A worker on a simulated host: the real TaskRunner, decider and table; processes, clocks and files are made up.
 
 Time passes only when a test says so, a runner can be killed between any two of its writes, and whoever starts a child
 while anything of the worker still lives, or a fenced one without a lease, is caught in the act.
@@ -12,14 +12,15 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest import mock
 
-from remote_agent.agent import granted
-from remote_agent.agent.granted import Granted
+from remote_agent.agent import leases
+from remote_agent.agent.leases import LeaseHolder
 from remote_agent.protocol import states
 from remote_agent.protocol.messages import Lease
 from remote_agent.runner import attempt, restart
 from remote_agent.runner import launch as child
 from remote_agent.runner.record import WorkerFiles
-from remote_agent.runner.supervisor import Supervisor
+from remote_agent.runner.task import operations, takeover
+from remote_agent.runner.task.task_runner import TaskRunner
 from remote_agent.system import paths, processes
 from remote_agent.system.cgroup import WorkerGroup
 from remote_agent.system.processes import Identity, Process
@@ -95,7 +96,7 @@ class Host:
         """`hooks`: of "pre_start" and "post_stop"; each is one process that may fail, hang or leave daemons too.
         `lease_s`: it is fenced."""
         self.boot = "first boot"
-        self.granted = Granted()  # the agent's
+        self.granted = LeaseHolder()  # the agent's
         self.grants: list[Grant] = []  # all that the manager ever answered, in this boot
         self.settled_at = 0.0  # when all that ran had ended, for the last time
         self.always_fenced = lease_s is not None
@@ -124,7 +125,7 @@ class Host:
         self.writes_left: int | None = None
         self.torn = 0  # runners killed between two writes: what they had counted is lost
         self.automatic = 0  # restarts by policy since the budget was given back, counted from the events alone
-        self.runner: Supervisor | None = None
+        self.runner: TaskRunner | None = None
 
     # --------------------------------------------------------------------------------------------- the patched world
 
@@ -135,8 +136,8 @@ class Host:
                 (child, "start", self._start_child),
                 (attempt.OomCounter, "read", lambda _self: 0),
                 (processes, "boot_id", lambda: self.boot),
-                (granted, "boot_id", lambda: self.boot),
-                (granted, "boottime_ns", lambda: int(self.now * 1e9)),
+                (leases, "boot_id", lambda: self.boot),
+                (leases, "boottime_ns", lambda: int(self.now * 1e9)),
                 (processes, "members_below", lambda _pid: self._members()),
                 (processes, "members_left_behind", lambda *_: self._members()),
                 (processes, "signal_all", self._signal_all),
@@ -147,7 +148,7 @@ class Host:
                 stack.enter_context(mock.patch.object(target, name, value))
             stack.enter_context(mock.patch("time.time", lambda: self.wall))
             stack.enter_context(mock.patch("os.waitpid", self._waitpid))
-            stack.enter_context(mock.patch("remote_agent.runner.keeper.now_s", lambda: self.now))
+            stack.enter_context(mock.patch("remote_agent.runner.task.task_runner.now_s", lambda: self.now))
             yield
 
     def _start_child(self, launch: child.Launch, *_: object) -> tuple[int, int]:
@@ -239,7 +240,7 @@ class Host:
         if after == states.STARTING and start == "started":
             self.automatic = 0  # it had been stopped, or the host went down
         if after == states.STARTING and self.spec["gang"]:
-            generation = int(str(self.runner.state.values["generation"])) if self.runner else 0
+            generation = int(str(self.runner.task.state.values["generation"])) if self.runner else 0
             asked = start in OPERATORS_STARTS[2:] or generation not in self.launched
             assert asked or self.torn, "a member of a gang restarted alone"
             self.launched.append(generation)
@@ -258,7 +259,7 @@ class Host:
         except RunnerKilled:
             self.kill_runner()
         self.writes_left = None
-        if self.runner is not None and self.runner.finished:
+        if self.runner is not None and self.runner.task.finished:
             assert not self.alive, "a settled worker has no process left"
             assert self.state["state"] in states.SETTLED
             self.runner = None
@@ -273,8 +274,8 @@ class Host:
         unleased = not self.granted.may_start(self._assignment())
         if self.runner is None and restart.needs_runner({**self.spec, "unleased": unleased}, self.state):
             lease = self.granted.now(self._assignment()) or (0, 0)
-            self.runner = Supervisor(Record(self), lambda _message: None, lease)
-            self._run(lambda: self.runner and self.runner.begin(self.now))
+            self.runner = TaskRunner(Record(self), lambda _message: None)
+            self._run(lambda: self.runner and takeover.begin(self.runner, self.now, lease))
 
     def advance(self) -> None:
         if self.runner is not None:
@@ -282,7 +283,7 @@ class Host:
 
     def operate(self, message: dict[str, object]) -> None:
         if self.runner is not None:
-            self._run(lambda: self.runner and self.runner.operate(message, self.now))
+            self._run(lambda: self.runner and operations.operate(self.runner, message, self.now))
 
     def order(self, desired: str) -> None:
         """An operator's start or stop: a new generation."""
@@ -293,7 +294,7 @@ class Host:
 
     def terminate_runner(self) -> None:
         if self.runner is not None:
-            self._run(lambda: self.runner and self.runner.terminate(self.now))
+            self._run(lambda: self.runner and operations.terminate(self.runner, self.now))
 
     def kill_runner(self) -> None:
         self.runner = None
@@ -303,7 +304,7 @@ class Host:
 
     def agent_dies(self) -> None:
         """The next one knows what the files say."""
-        self.granted = Granted()
+        self.granted = LeaseHolder()
         self.granted.heed(self.state)
 
     def reboot(self) -> None:

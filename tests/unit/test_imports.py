@@ -18,9 +18,9 @@ PACKAGES = ("procguard", "remote_agent")
 SERVICES = {
     "access", "adapter", "agent", "audit", "auth", "care", "channel", "channels", "communication", "config",
     "connector", "deployer", "desk", "fleet", "gangs", "gpu", "gpus", "groups", "inquiry", "journal", "leases",
-    "limits", "monitor", "notifier", "operations", "orders", "outbox", "outcome", "peer", "places", "portal",
+    "limits", "monitor", "notifier", "operations", "outbox", "outcome", "peer", "places", "portal",
     "previews", "purge", "registry", "relay", "reply", "rotations", "sample", "searches", "seen", "server", "session",
-    "sessions", "settings", "slot", "ssh", "state", "store", "tokens", "tree", "tunnels", "usage", "wish", "worker",
+    "sessions", "settings", "ssh", "state", "store", "tokens", "tree", "tunnels", "usage", "wish", "worker",
 }  # fmt: skip
 
 Graph = dict[str, set[str]]

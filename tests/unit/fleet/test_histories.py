@@ -21,6 +21,7 @@ from hypothesis.stateful import (
 
 from remote_agent.protocol import states
 from remote_agent.runner import launch
+from remote_agent.runner.task import phases
 from tests.unit.simulated_worker import GRACE_S, KILL, Host
 
 LONG = bool(os.environ.get("PROCGUARD_LONG_TESTS"))
@@ -172,22 +173,22 @@ class Histories(RuleBasedStateMachine):
         """While a runner is there; what a dead one left is swept by the next, as soon as an agent looks."""
         if hasattr(self, "host") and self.host.runner is not None and self.host.spec["lease_s"] is not None:
             host = self.host
-            if host.always_fenced or host.runner._fence.holds:
+            if host.always_fenced or host.runner.task.lease.holds:
                 assert not host.alive or host.now <= host.right_until() + GRACE_S + 0.001
 
     @invariant()
     def a_child_lives_only_where_the_state_says_so(self) -> None:
         if hasattr(self, "host") and self.host.runner is not None:
-            values = self.host.runner.state.values
+            values = self.host.runner.task.state.values
             if values["state"] == states.BACKOFF:
-                assert self.host.child_pid not in self.host.alive or self.host.runner._left_behind.active
+                assert self.host.child_pid not in self.host.alive or self.host.runner.task.phase == phases.SWEEPING
 
     @invariant()
     def no_pause_is_longer_than_the_policy_allows_whatever_the_clock_says(self) -> None:
         if hasattr(self, "host") and self.host.runner is not None:
-            host, values = self.host, self.host.runner.state.values
+            host, values = self.host, self.host.runner.task.state.values
             if values["state"] == states.BACKOFF:
-                assert host.runner._next_start - host.now <= max(host.policy.backoff_s) * 2
+                assert host.runner.task.next_start - host.now <= max(host.policy.backoff_s) * 2
 
     @precondition(lambda self: hasattr(self, "host"))
     @rule()
@@ -355,7 +356,7 @@ def test_what_comes_after_the_worker_has_settled_is_left_to_the_next_runner(host
     host.end_child(0)
     leaving = host.runner
     leaving.advance(host.now)
-    assert leaving.finished
+    assert leaving.task.finished
     host.order("running")
     host.runner = None
     host.converge()

@@ -12,8 +12,8 @@ import pytest
 from remote_agent.agent.spec_file import resolve
 from remote_agent.protocol.messages import Assignment, Hook, WorkerSpec
 from remote_agent.runner import environment
-from remote_agent.runner.keeper import ASKED, TERMINATE
 from remote_agent.runner.restart import FAIL, FINISH, Ending, RestartRules, decide
+from remote_agent.runner.task.assignment import ASKED, TERMINATE
 from remote_agent.system import paths
 from tests.unit.runner_rig import FOREVER, Rig, alive
 from tests.waiting import wait_until

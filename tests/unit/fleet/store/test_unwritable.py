@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from remote_agent.agent.worker import WorkerSlot
+from remote_agent.agent.worker import WorkerHandle
 from remote_agent.protocol.messages import Assignment, WorkerSpec
 from remote_agent.system import paths
 from tests.unit.runner_rig import Rig, make_rig, remove
@@ -43,21 +43,21 @@ def fill(directory: Path) -> Path:
     return path
 
 
-def slot_in(directory: Path) -> WorkerSlot:
-    slot = WorkerSlot("w1", str(directory / "w1-0123456789"), str(directory / "r"))
-    slot.assign(Assignment("w1", WorkerSpec("sleep 1000"), generation=4), "/", {"PATH": "/bin"})
-    return slot
+def slot_in(directory: Path) -> WorkerHandle:
+    worker = WorkerHandle("w1", str(directory / "w1-0123456789"), str(directory / "r"))
+    worker.assign(Assignment("w1", WorkerSpec("sleep 1000"), generation=4), "/", {"PATH": "/bin"})
+    return worker
 
 
 def test_worker_on_a_full_disk_is_failed_with_the_reason_and_well_once_there_is_room(small: Path) -> None:
     filler = fill(small)
-    slot = slot_in(small)
-    report = slot.report()
+    worker = slot_in(small)
+    report = worker.report()
     assert (report.state, report.generation) == ("failed", 4)
-    assert report.reason == f"cannot write {slot.directory}: No space left on device; free some space there"
+    assert report.reason == f"cannot write {worker.directory}: No space left on device; free some space there"
     filler.unlink()
-    slot.assign_again("/", {"PATH": "/bin"})
-    assert slot.report().state == "stopped" and slot.report().reason == ""
+    worker.assign_again("/", {"PATH": "/bin"})
+    assert worker.report().state == "stopped" and worker.report().reason == ""
 
 
 def test_worker_in_a_read_only_home_is_failed_with_the_reason(small: Path) -> None:
@@ -70,9 +70,9 @@ def test_worker_in_a_read_only_home_is_failed_with_the_reason(small: Path) -> No
 
 def test_worker_that_is_not_to_run_is_not_failed_by_a_full_disk(small: Path) -> None:
     fill(small)
-    slot = slot_in(small)
-    slot.assign(Assignment("w1", WorkerSpec("sleep 1000"), desired="stopped"), "/", {})
-    assert slot.report().state == "stopped"
+    worker = slot_in(small)
+    worker.assign(Assignment("w1", WorkerSpec("sleep 1000"), desired="stopped"), "/", {})
+    assert worker.report().state == "stopped"
 
 
 @pytest.fixture

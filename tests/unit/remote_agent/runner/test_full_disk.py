@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from remote_agent.agent.worker import WorkerSlot
+from remote_agent.agent.worker import WorkerHandle
 from remote_agent.logs.watcher import KEEP_TAIL_BYTES, MIN_AHEAD_BYTES, LogFiles, ShippedWorker
 from remote_agent.protocol.messages import Assignment, WorkerSpec
 from remote_agent.runner import control
@@ -120,9 +120,9 @@ def test_what_ended_on_a_full_disk_is_not_run_again(rig: Rig, disk: Disk, what: 
     Path(flag).touch()
     rig.runner_gone()
     assert (known(rig)["state"], known(rig)["attempt"]) == ("exited", 1)
-    slot = WorkerSlot("w1", rig.worker_dir, rig.runtime_dir)
-    slot.read_status()
-    assert (slot.state, slot.report().pid) == ("exited", None)
+    worker = WorkerHandle("w1", rig.worker_dir, rig.runtime_dir)
+    worker.read_status()
+    assert (worker.state, worker.report().pid) == ("exited", None)
     disk.room()
     assert not Path(paths.log_file(rig.worker_dir, 2)).exists()
 
@@ -196,13 +196,13 @@ def test_status_shows_no_process_that_is_dead(rig: Rig, disk: Disk) -> None:
     pid = int(rig.until("running")["pid"])
     disk.fill("space")
     rig.kill_runner()
-    slot = WorkerSlot("w1", rig.worker_dir, rig.runtime_dir)
-    slot.read_status()
-    assert (slot.report().state, slot.report().pid) == ("running", pid)  # nobody watches it, but it runs
+    worker = WorkerHandle("w1", rig.worker_dir, rig.runtime_dir)
+    worker.read_status()
+    assert (worker.report().state, worker.report().pid) == ("running", pid)  # nobody watches it, but it runs
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not alive(pid), 5, "its death")
-    assert (slot.report().state, slot.report().pid) == ("backoff", None)
-    assert "its runner and its process have ended" in slot.report().reason
+    assert (worker.report().state, worker.report().pid) == ("backoff", None)
+    assert "its runner and its process have ended" in worker.report().reason
 
 
 def test_stop_reaches_what_a_killed_runner_left_although_it_cannot_be_written(rig: Rig, disk: Disk) -> None:
@@ -211,15 +211,15 @@ def test_stop_reaches_what_a_killed_runner_left_although_it_cannot_be_written(ri
     pid = int(rig.until("running")["pid"])
     disk.fill("inodes")
     rig.kill_runner()
-    slot = WorkerSlot("w1", rig.worker_dir, rig.runtime_dir)
-    slot.read_status()
-    slot.assign(Assignment("w1", WorkerSpec("sleep 1"), "stopped", 2, 1_000_001), "/", {"PATH": "/bin"})
-    assert "No space left on device" in slot.unwritten
-    wait_until(lambda: slot.converge(time.monotonic(), PYTHON, ROOT, True) or not alive(pid), 10, "a runner")
+    worker = WorkerHandle("w1", rig.worker_dir, rig.runtime_dir)
+    worker.read_status()
+    worker.assign(Assignment("w1", WorkerSpec("sleep 1"), "stopped", 2, 1_000_001), "/", {"PATH": "/bin"})
+    assert "No space left on device" in worker.unwritten
+    wait_until(lambda: worker.converge(time.monotonic(), PYTHON, ROOT, True) or not alive(pid), 10, "a runner")
     wait_until(lambda: not alive(pid) and known(rig).get("state") == "stopped", 10, "its end")
     assert (known(rig)["generation"], known(rig)["attempt"]) == (2, 1)
-    if slot.link is not None:
-        slot.link.close()
+    if worker.link is not None:
+        worker.link.close()
 
 
 # ----------------------------------------------------------------------------------------------------- the copies
@@ -268,10 +268,10 @@ def test_the_agent_trusts_what_a_runner_said_over_an_older_file(tmp_path: Path) 
     directory = tmp_path / "w-0123456789"
     directory.mkdir()
     (directory / "state.json").write_text(json.dumps({"state": "running", "event_seq": 5, "writes": 9}))
-    slot = WorkerSlot("w", str(directory), str(tmp_path))
-    slot.status = {"state": "exited", "event_seq": 6, "writes": 11}
-    slot.read_status()
-    assert slot.state == "exited"
+    worker = WorkerHandle("w", str(directory), str(tmp_path))
+    worker.status = {"state": "exited", "event_seq": 6, "writes": 11}
+    worker.read_status()
+    assert worker.state == "exited"
 
 
 # ------------------------------------------------------------------------------------------------- a job that prints

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from remote_agent.agent.worker import WorkerSlot
+from remote_agent.agent.worker import WorkerHandle
 from remote_agent.runner import control
 from remote_agent.runner.control import JsonConnection, RunnerLink
 from remote_agent.system import paths
@@ -39,10 +39,10 @@ def from_a_newer_release(message: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture
-def slot(tmp_path):
+def worker(tmp_path):
     """An agent's view of a worker, and the runner's end of the connection to it."""
     here, there = socket.socketpair()
-    made = WorkerSlot("w1", str(tmp_path), str(tmp_path))
+    made = WorkerHandle("w1", str(tmp_path), str(tmp_path))
     made.link = RunnerLink(here)
     runner = JsonConnection(there)
     yield made, runner
@@ -128,9 +128,9 @@ def test_a_runner_of_today_says_what_an_agent_of_then_understands(rig: Rig):
 
 @pytest.mark.parametrize("name", sorted(STATUSES))
 @pytest.mark.parametrize("newer", [False, True])
-def test_an_agent_of_today_understands_a_status_of_then_and_of_tomorrow(slot, name: str, newer: bool):
+def test_an_agent_of_today_understands_a_status_of_then_and_of_tomorrow(worker, name: str, newer: bool):
     """What the manager is told of it, from every golden status."""
-    worker, runner = slot
+    worker, runner = worker
     golden = STATUSES[name]
     runner.send(from_a_newer_release(golden) if newer else golden)
     assert worker.receive() == ([], True)
@@ -142,8 +142,8 @@ def test_an_agent_of_today_understands_a_status_of_then_and_of_tomorrow(slot, na
     assert (report.next_start_in_s is None) == (golden["next_start_at"] is None)
 
 
-def test_an_agent_of_today_understands_results_events_and_the_last_word_of_then(slot):
-    worker, runner = slot
+def test_an_agent_of_today_understands_results_events_and_the_last_word_of_then(worker):
+    worker, runner = worker
     for name in ("event.ended", "result.done", "event.running", "result.failed", "result.expired", "bye"):
         runner.send(from_a_newer_release(FILES[name]))
     runner.send({"type": "from_a_newer_release"})

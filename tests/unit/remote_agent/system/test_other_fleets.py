@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from remote_agent.agent.worker import WorkerSlot
+from remote_agent.agent.worker import WorkerHandle
 from remote_agent.install.__main__ import InstallerSession
 from remote_agent.install.installer import Installer
 from remote_agent.install.release import InstallError
@@ -103,11 +103,11 @@ def test_an_agent_starts_nothing_that_another_fleet_runs(home: Path) -> None:
     """Its manager may declare a worker before anybody deploys to this host."""
     with fleet(home, OURS) as ours, fleet(home, THEIRS, "train"):
         assert THEIRS in started(ours, "train") and started(ours, "eval") == ""
-        slot = WorkerSlot("train", paths.worker_dir(ours, "train"), str(home.parent / f"run-{OURS}"))
-        slot.assign(Assignment("train", WorkerSpec("sleep 1")), "/", {})
+        worker = WorkerHandle("train", paths.worker_dir(ours, "train"), str(home.parent / f"run-{OURS}"))
+        worker.assign(Assignment("train", WorkerSpec("sleep 1")), "/", {})
         for moment in (1.0, 10.0, 100.0, 1000.0):
-            slot.converge(moment, "/bin/false", "/", True)
-        report = slot.report()
+            worker.converge(moment, "/bin/false", "/", True)
+        report = worker.report()
         assert report.state == "failed" and "already runs here in another fleet" in report.reason
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from remote_agent.agent.worker import WorkerSlot
+from remote_agent.agent.worker import WorkerHandle
 from remote_agent.protocol.messages import GpuProcess, GpuUsage, HostUsage, WorkerUsage
 from remote_agent.system import paths
 from remote_agent.telemetry import sampler as module
@@ -27,9 +27,9 @@ class Desk:
         self.submitted: list[tuple[Any, Callable[[], Any]]] = []
         self.directory = str(tmp_path / "worker")
         os.makedirs(paths.attempts_dir(self.directory))
-        self.slot = WorkerSlot("w1", self.directory, str(tmp_path / "runtime"))
-        self.slot.status = {"state": "running", "attempt": 1, "runner_pid": 41}
-        self.slots = {"w1": self.slot}
+        self.worker = WorkerHandle("w1", self.directory, str(tmp_path / "runtime"))
+        self.worker.status = {"state": "running", "attempt": 1, "runner_pid": 41}
+        self.workers = {"w1": self.worker}
         self.tmp_path = tmp_path
         self.measuring = self.new()
 
@@ -42,7 +42,7 @@ class Desk:
 
     def sampled(self, now: float, *, size: int = 0, tree: tuple[Proc, ...] = ()) -> None:
         sample = Sample(HostUsage(load1=1.0), {"w1": WorkerUsage(cpu_percent=3.0)}, {"w1": list(tree)}, now)
-        assert self.measuring.take("usage", (sample, {"w1": (1, size, 0)}, set()), self.slots, now)
+        assert self.measuring.take("usage", (sample, {"w1": (1, size, 0)}, set()), self.workers, now)
 
 
 @pytest.fixture
@@ -53,39 +53,39 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
 
 def test_usage_is_taken_every_five_seconds_and_never_twice_at_once(desk: Desk) -> None:
     for now in (100.0, 101.0, 105.5):
-        desk.measuring.tick(desk.slots, now, 2.0, False)
+        desk.measuring.tick(desk.workers, now, 2.0, False)
     assert [tag for tag, _ in desk.submitted] == ["usage"]
     desk.sampled(106.0)
-    desk.measuring.tick(desk.slots, 106.0, 2.0, False)
+    desk.measuring.tick(desk.workers, 106.0, 2.0, False)
     assert len(desk.submitted) == 2
     assert desk.measuring.reading is not None and not desk.measuring.reading.present
 
 
 def test_a_measurement_that_failed_is_made_again(desk: Desk) -> None:
-    desk.measuring.tick(desk.slots, 100.0, 2.0, False)
-    assert desk.measuring.take("usage", OSError("no /proc"), desk.slots, 100.1)
-    desk.measuring.tick(desk.slots, 105.0, 2.0, False)
+    desk.measuring.tick(desk.workers, 100.0, 2.0, False)
+    assert desk.measuring.take("usage", OSError("no /proc"), desk.workers, 100.1)
+    desk.measuring.tick(desk.workers, 105.0, 2.0, False)
     assert len(desk.submitted) == 2
-    assert not desk.measuring.take("drained", "w1", desk.slots, 105.0)
+    assert not desk.measuring.take("drained", "w1", desk.workers, 105.0)
 
 
 def test_what_looks_hung_is_in_the_worker_s_report_and_leaves_it_again(desk: Desk) -> None:
     for now in (100.0, 105.0, 110.0):
         desk.sampled(now, tree=(STOPPED,))
-    assert "stopped by a signal for 10 s" in desk.slot.report().suspect
+    assert "stopped by a signal for 10 s" in desk.worker.report().suspect
     desk.sampled(115.0, tree=(STOPPED._replace(state="S"),))
-    assert desk.slot.report().suspect == ""
+    assert desk.worker.report().suspect == ""
 
 
 def test_the_rhythm_of_a_job_is_remembered_for_the_next_agent(desk: Desk) -> None:
     for step in range(30):
         desk.sampled(100.0 + 5 * step, size=step // 4)
-    assert desk.measuring.silence_limit_s(desk.slot) is None  # seven outputs say too little
+    assert desk.measuring.silence_limit_s(desk.worker) is None  # seven outputs say too little
     for step in range(30, 60):
         desk.sampled(100.0 + 5 * step, size=step // 4)
-    assert desk.measuring.silence_limit_s(desk.slot) == 60.0
+    assert desk.measuring.silence_limit_s(desk.worker) == 60.0
     desk.sampled(500.0, size=15)
-    assert desk.new().silence_limit_s(desk.slot) == desk.measuring.silence_limit_s(desk.slot)
+    assert desk.new().silence_limit_s(desk.worker) == desk.measuring.silence_limit_s(desk.worker)
 
 
 def test_a_new_agent_s_first_look_is_no_pause(desk: Desk) -> None:
@@ -95,7 +95,7 @@ def test_a_new_agent_s_first_look_is_no_pause(desk: Desk) -> None:
     desk.measuring = desk.new()
     desk.sampled(10_000.0, size=99)
     desk.sampled(10_030.0, size=99)
-    assert desk.slot.suspect == ""
+    assert desk.worker.suspect == ""
 
 
 def test_gpus_are_the_host_s_and_the_worker_s(desk: Desk) -> None:
@@ -103,11 +103,11 @@ def test_gpus_are_the_host_s_and_the_worker_s(desk: Desk) -> None:
     used = GpuUsage(1, utilization_percent=80.0, processes=[GpuProcess(42, 7, "python", "alice", "w1")])
     reading = Reading(True, [GpuUsage(0), used], {}, "", "nvml", 100.0)
     desk.measuring.owner_of = lambda index: "w1" if index == 0 else ""
-    desk.slot.gpus = [0]
-    assert desk.measuring.take("gpus", reading, desk.slots, 100.0)
-    host = desk.measuring.host_usage(desk.slots)
+    desk.worker.gpus = [0]
+    assert desk.measuring.take("gpus", reading, desk.workers, 100.0)
+    host = desk.measuring.host_usage(desk.workers)
     assert host is not None and [gpu.worker_id for gpu in host.gpus] == ["w1", ""]
-    usage = desk.slot.usage
+    usage = desk.worker.usage
     assert usage is not None and (usage.gpus, usage.gpu_percent, usage.gpu_memory_bytes) == ([0, 1], 80.0, 7)
     assert [gpu.index for gpu in desk.measuring.gpus_of("w1")] == [0, 1]
 
@@ -134,5 +134,5 @@ def test_what_was_seen_of_a_tree_is_kept_for_the_runner_after_this_one(
     desk.sampled(105.0)
     started: list[list[str]] = []
     monkeypatch.setattr("subprocess.Popen", lambda argv, **_: started.append(argv))
-    desk.slot._start(106.0, "python3", "/release")
+    desk.worker._start(106.0, "python3", "/release")
     assert started[0][started[0].index("--seen") + 1] == "42:1000,43:1001"

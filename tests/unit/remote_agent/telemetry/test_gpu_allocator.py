@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from remote_agent.protocol.messages import GpuProcess, GpuUsage
-from remote_agent.telemetry.gpu_allocator import Allotment, allowed_by, choose, environment
+from remote_agent.telemetry.gpu_allocator import GpuAllocator, allowed_by, choose, environment
 from remote_agent.telemetry.gpus import NO_GPUS, Reading
 
 
@@ -19,19 +20,32 @@ def reading(*users: list[GpuProcess]) -> Reading:
     )
 
 
+class Readings:
+    """The sampler, before it has read anything."""
+
+    reading = None
+
+    def __init__(self) -> None:
+        self.owner_of: Callable[[int], str] = lambda index: ""
+
+
+def allocator(agent_dir: Path) -> GpuAllocator:
+    return GpuAllocator(str(agent_dir), Readings(), {})
+
+
 def somebody(pid: int = 0) -> GpuProcess:
     return GpuProcess(pid or os.getpid(), 1, "python", "alice")
 
 
 def test_the_first_free_ones_are_handed_out_and_never_twice(tmp_path: Path) -> None:
-    allotment = Allotment(str(tmp_path))
+    gpus = allocator(tmp_path)
     four = reading([], [], [], [])
-    assert allotment.take("w1", 2, four, None) == ""
-    assert allotment.take("w2", 1, four, None) == ""
-    assert (allotment.of("w1"), allotment.of("w2"), allotment.owner_of(2)) == ([0, 1], [2], "w2")
-    assert allotment.take("w3", 2, four, None).startswith("waits for 2 GPUs: GPU 0 is handed to w1; ")
-    assert allotment.release("w1") and not allotment.release("w1")
-    assert allotment.take("w3", 2, four, None) == "" and allotment.of("w3") == [0, 1]
+    assert gpus.take("w1", 2, four, None) == ""
+    assert gpus.take("w2", 1, four, None) == ""
+    assert (gpus.of("w1"), gpus.of("w2"), gpus.owner_of(2)) == ([0, 1], [2], "w2")
+    assert gpus.take("w3", 2, four, None).startswith("waits for 2 GPUs: GPU 0 is handed to w1; ")
+    assert gpus.release("w1") and not gpus.release("w1")
+    assert gpus.take("w3", 2, four, None) == "" and gpus.of("w3") == [0, 1]
 
 
 def test_a_gpu_that_somebody_uses_is_waited_for_by_name() -> None:
@@ -82,12 +96,12 @@ def test_the_job_is_told_in_bus_order() -> None:
 
 
 def test_what_was_handed_out_survives_the_agent(tmp_path: Path) -> None:
-    Allotment(str(tmp_path)).take("w1", 1, reading([], []), None)
-    again = Allotment(str(tmp_path))
+    allocator(tmp_path).take("w1", 1, reading([], []), None)
+    again = allocator(tmp_path)
     assert again.of("w1") == [0]
     assert again.take("w1", 1, None, None) == ""  # nothing need be read for what it has
     (tmp_path / "gpus.json").write_text("{torn")
-    assert Allotment(str(tmp_path)).held == {}
+    assert allocator(tmp_path).held == {}
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 4)), max_size=40))

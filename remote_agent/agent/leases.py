@@ -1,6 +1,6 @@
 """The leases of one worker as its agent knows them: what the manager granted, and what may be started by it.
 
-The runner keeps the fence (runner/lease_guard.py); this only takes the manager's answers, hands them on and says what
+The runner keeps the guard (runner/lease_guard.py); this only takes the manager's answers, hands them on and says what
 the manager is told. Knows no process; only the agent's main loop touches it.
 """
 
@@ -14,7 +14,7 @@ from remote_agent.runner.leases import WorkerLeases, boottime_ns, until_ns
 from remote_agent.system.processes import boot_id
 
 
-class Granted:
+class LeaseHolder:
     def __init__(self) -> None:
         self._leases = WorkerLeases()
         self._ended: Any = None  # (attempt, event_seq) of the last end of all that ran

@@ -1,0 +1,84 @@
+"""What is asked of a runner: by spec.json, read with defaults (the agent that wrote it may be older or newer), and by
+whoever wants a start or an end, with the words for the reason of the state that follows. Pure."""
+
+from __future__ import annotations
+
+from remote_agent.runner import restart
+from remote_agent.runner.restart import RestartRules
+from remote_agent.runner.state import whole
+
+DEFAULT_GRACE_S = 10.0
+NOT_TO_RUN = ("stopped", "removed")
+
+Hook = dict[str, object]  # {"argv", "shown", "timeout_s"}, as agent/spec_file.py resolved it
+
+# What follows the end of the process tree. The last four leave the worker stopped.
+START, RESTART, ANEW = "start", "restart", "anew"
+STOP, KILL, TERMINATE, FENCE = "stop", "kill", "terminate", "fence"
+ASKED = {
+    START: "started by an operator",
+    RESTART: "restarted by an operator",
+    ANEW: "started anew by the manager, under a new epoch",
+    STOP: "stopped by an operator",
+    KILL: "killed by an operator",
+    TERMINATE: "the runner was asked to end by SIGTERM",
+    FENCE: "its lease ended",
+}
+
+
+class TaskAssignment:
+    """`values`: the content of spec.json; never changed."""
+
+    def __init__(self, values: dict[str, object]) -> None:
+        self.values = values
+        self.generation = whole(values, "generation")
+        self.epoch = whole(values, "epoch")
+        self.attempt_base = whole(values, "attempt_base")
+        self.wanted = values.get("desired") == "running"
+        self.gang = bool(values.get("gang"))
+
+    def overruled(self, wish: dict[str, object]) -> TaskAssignment:
+        """The same with `wish`, a newer "desired" that it does not run. What is to run, only the file says."""
+        newer = (whole(wish, "epoch"), whole(wish, "generation")) > (self.epoch, self.generation)
+        if not newer or not stops(wish):
+            return self
+        return TaskAssignment({**self.values, **{key: wish[key] for key in ("desired", "generation", "epoch")}})
+
+    @property
+    def spec(self) -> dict[str, object]:
+        return _object(self.values.get("spec"))
+
+    @property
+    def start(self) -> dict[str, object]:
+        """What belongs to a start besides the command; empty for most."""
+        return _object(self.values.get("start"))
+
+    def hooks(self, kind: str) -> list[Hook]:
+        """`kind`: "pre_start" or "post_stop"."""
+        found = self.start.get(kind)
+        return found if isinstance(found, list) else []
+
+    def policy(self) -> RestartRules:
+        values = self.spec.get("restart")
+        policy = RestartRules(values if isinstance(values, dict) else None)
+        if self.spec.get("oneshot") and policy.policy == "always":
+            policy.policy = "on-failure"  # run to completion: a good end is the end
+        policy.gang = self.gang
+        return policy
+
+    @property
+    def stop_signal(self) -> int:
+        return restart.signal_number(str(self.spec.get("stop_signal") or "TERM"))
+
+    @property
+    def grace_s(self) -> float:
+        grace = self.spec.get("stop_grace_s")
+        return float(grace) if isinstance(grace, (int, float)) and grace >= 0 else DEFAULT_GRACE_S
+
+
+def stops(wish: dict[str, object]) -> bool:
+    return wish.get("desired") in NOT_TO_RUN
+
+
+def _object(value: object) -> dict[str, object]:
+    return value if isinstance(value, dict) else {}

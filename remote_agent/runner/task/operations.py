@@ -1,0 +1,167 @@
+"""What the agent (by the control socket) and SIGTERM ask of a runner: checked, then noted on its task.
+
+Owns which operation means what in which state. Unknown ones, of a newer agent, are ignored.
+
+The runner being told to end by SIGTERM (a shutdown of the host) stops the worker's process and leaves the worker
+"stopped" without `held`, so that whoever starts runners next starts it again. So does the end of a fenced worker's
+lease. A gang's member fails instead: what becomes of it is the manager's to say.
+"""
+
+from __future__ import annotations
+
+from remote_agent.protocol import states
+from remote_agent.runner import restart
+from remote_agent.runner.leases import AWAITS_LEASE
+from remote_agent.runner.state import whole
+from remote_agent.runner.task import phases
+from remote_agent.runner.task.assignment import (
+    ANEW,
+    ASKED,
+    KILL,
+    RESTART,
+    START,
+    STOP,
+    TERMINATE,
+    TaskAssignment,
+    stops,
+)
+from remote_agent.runner.task.task import WorkerTask
+from remote_agent.runner.task.task_runner import TaskRunner
+
+
+def operate(runner: TaskRunner, message: dict[str, object], now: float) -> None:
+    """One operation of the agent. All are ignored once this runner leaves: the next one reads what is wanted."""
+    task = runner.task
+    if task.finished:
+        return
+    if task.settled:
+        _operate_settled(runner, message, now)
+        return
+    operation = message.get("op")
+    if operation == "lease":
+        _take_lease(task, whole(message, "epoch"), whole(message, "until_ns"))
+    elif task.lease.ended(now):
+        runner.advance(now)  # this process may have been frozen since it looked last
+    if operation == "assign":
+        _assign(task, message, now)
+    elif operation in (RESTART, KILL):
+        _receive(runner, message, now)
+    elif operation == "health" and message.get("restart") and task.phase == phases.RUNNING:
+        task.take_down(now, "unhealthy", str(message.get("detail", "")))
+    runner.advance(now)
+
+
+def terminate(runner: TaskRunner, now: float) -> None:
+    """SIGTERM to the runner."""
+    task = runner.task
+    if task.settled:
+        return  # it stays only until its end is on a disk
+    state = task.state.values["state"]
+    if state == states.BACKOFF:
+        task.schedule(restart.STOP, ASKED[TERMINATE], now)
+    elif task.policy.gang and state in (states.STARTING, states.RUNNING):
+        task.take_down(now, "taken", ASKED[TERMINATE])
+    elif task.asked not in (STOP, KILL):
+        task.request(TERMINATE)
+        task.enforce(now)
+    runner.advance(now)
+
+
+def _operate_settled(runner: TaskRunner, message: dict[str, object], now: float) -> None:
+    """It stays only until its end is on a disk. What is to start is the next runner's."""
+    task = runner.task
+    verb, values = message.get("op"), task.state.values
+    if verb == "assign" and stops(message):
+        generation = max(whole(message, "generation"), whole(values, "generation"))
+        if generation > whole(values, "generation"):
+            epoch = max(whole(message, "epoch"), whole(values, "epoch"))
+            values.update(generation=generation, epoch=epoch, held=values["state"] == states.STOPPED)
+            task.state.publish()
+    elif verb in (RESTART, KILL):
+        status = "done" if verb == KILL else "failed"
+        task.state.result(str(message.get("id", "")), status, f"it is {values['state']} already")
+    runner.advance(now)
+
+
+def _take_lease(task: WorkerTask, epoch: int, until_ns: int) -> None:
+    """A renewal is no news to anybody, or each would be answered by a heartbeat that brings the next one. The first one
+    of an epoch is: the manager relies on a fence only once it is told that it stands."""
+    values = task.state.values
+    before = values["fenced"], values["lease_epoch"]
+    if task.lease.grant(epoch, until_ns):
+        task.note_lease()
+    if before != (values["fenced"], values["lease_epoch"]):
+        task.state.publish()
+
+
+def _assign(task: WorkerTask, message: dict[str, object], now: float) -> None:
+    """spec.json has changed."""
+    values, assignment = task.state.values, task.assignment
+    try:
+        assignment = TaskAssignment(task.state.record.read_spec())
+    except (ValueError, OSError) as exc:
+        if not stops(message):
+            task.state.say(f"the changed specification is unusable and ignored: {exc}")
+            return
+    assignment = assignment.overruled(message)
+    known, epoch, state = whole(values, "generation"), whole(values, "epoch"), values["state"]
+    if assignment.generation < known or assignment.epoch < epoch:
+        return  # an old grant, overtaken by a newer one
+    values["generation"] = assignment.generation
+    task.obey(assignment)
+    if not assignment.wanted:
+        if state == states.BACKOFF:
+            task.schedule(restart.STOP, ASKED[STOP], now)
+        elif state in states.ALIVE and task.asked != KILL:
+            task.request(STOP)
+            task.enforce(now)
+        elif state in states.SETTLED:
+            task.scheduled = None  # it was about to start, after a sweep
+    elif assignment.generation > known:
+        values["restarts"] = 0
+        if state == states.BACKOFF or state in states.SETTLED:
+            task.schedule(restart.RESTART, ASKED[START], now)
+        elif state == states.STOPPING and task.asked != RESTART:
+            task.request(START)
+        elif assignment.epoch > epoch and (task.lease.lease_s is not None or task.policy.gang):
+            # What runs belongs to an epoch that is over: the manager started the worker anew.
+            task.request(ANEW)
+            task.enforce(now)
+    elif state == states.BACKOFF and task.policy.gang:
+        task.schedule(restart.STOP, "a member of a gang never restarts alone", now)
+    task.state.publish()
+
+
+def _receive(runner: TaskRunner, message: dict[str, object], now: float) -> None:
+    """A command, unless it waited in the socket for longer than it was good for."""
+    verb, command_id, until_ns = str(message.get("op")), str(message.get("id", "")), whole(message, "until_ns")
+    if until_ns and now * 1e9 > until_ns:
+        runner.task.state.result(command_id, "expired", "too late; nothing was done")
+    else:
+        _command(runner, verb, whole(message, "attempt"), command_id, now)
+
+
+def _command(runner: TaskRunner, verb: str, attempt: int, command_id: str, now: float) -> None:
+    task = runner.task
+    values, result = task.state.values, task.state.result
+    state, current = values["state"], values["attempt"]
+    if attempt != current:
+        result(command_id, "failed", f"meant attempt {attempt}, but attempt {current} is {state}")
+    elif verb == RESTART and state == states.STOPPING:
+        result(command_id, "failed", "it is being stopped or restarted already")
+    elif state == states.BACKOFF and task.phase != phases.BACKOFF:
+        result(command_id, "failed", "what a killed runner left is still being ended; try again")
+    elif state == states.BACKOFF and verb == RESTART and not task.lease.open(now):
+        result(command_id, "failed", AWAITS_LEASE)
+    elif state == states.BACKOFF:
+        # Out of its pause. This gives no budget back, whatever follows.
+        action = restart.RESTART if verb == RESTART else restart.STOP
+        task.schedule(action, ASKED[verb], now, whole(values, "restarts"))
+        runner.advance(now)
+        waits = f": {values['reason']}" if verb == RESTART and task.lacks_room else ""
+        result(command_id, "failed" if waits else "done", f"attempt {values['attempt']} is {values['state']}{waits}")
+    elif state in states.ALIVE:
+        task.request(verb, command_id)
+        task.enforce(now)
+    else:
+        result(command_id, "failed", f"it is {state}: nothing to {verb}")

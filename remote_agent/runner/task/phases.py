@@ -1,0 +1,61 @@
+"""The phases of a TaskRunner and the one table of allowed transitions. They say what of the worker lives on this host.
+
+      ┌──── SWEEPING (what a former runner left is being ended)
+      │         │
+     NEW ───────┤                      ┌──────── BACKOFF (a pause, or no room on the disk)
+                ▼                      ▼   ▲
+      ┌───► DECIDING (nothing lives: what follows?) ───► SETTLED (nothing will live under this runner)
+      │         │ start
+      │         ├──────► PREPARING (a pre_start hook) ──┐
+      │         └──────► STARTING ◄─────────────────────┘
+      │                     │ start_secs
+      │                  RUNNING
+      │                     │ from these three: it ended, is asked to end, or fails
+      ├── POST_STOP ◄───────┤
+      │    ▲  │ overdue     ▼
+      │    │  └─────────► ENDING (its process tree gets the stop signal, then SIGKILL)
+      └────┴────────────────┘
+
+The state that is reported (protocol/states.py) follows from what was decided, not from the phase: a worker that is
+taken down because it is unhealthy stays "running" until it is gone. Plain strings, as there.
+"""
+
+from __future__ import annotations
+
+NEW = "new"
+SWEEPING = "sweeping"
+DECIDING = "deciding"
+PREPARING = "preparing"
+STARTING = "starting"
+RUNNING = "running"
+ENDING = "ending"
+POST_STOP = "post_stop"
+BACKOFF = "backoff"
+SETTLED = "settled"
+
+WITH_ATTEMPT = (PREPARING, STARTING, RUNNING)  # a process of an attempt runs, and nothing ends it
+
+# from -> to. What is not here is a bug: `check` raises. Each has a test named after it (tests/unit/remote_agent/runner/
+# task/test_phases.py).
+TRANSITIONS: dict[str, tuple[str, ...]] = {
+    NEW: (SWEEPING, DECIDING),
+    SWEEPING: (POST_STOP, DECIDING),
+    DECIDING: (PREPARING, STARTING, BACKOFF, SETTLED),
+    PREPARING: (STARTING, ENDING, POST_STOP, DECIDING),
+    STARTING: (RUNNING, ENDING, POST_STOP, DECIDING),
+    RUNNING: (ENDING, POST_STOP, DECIDING),
+    ENDING: (POST_STOP, DECIDING),
+    POST_STOP: (ENDING, DECIDING),
+    BACKOFF: (DECIDING,),
+    SETTLED: (),
+}
+
+
+class ForbiddenPhase(AssertionError):
+    """A change of phase that the table does not allow: a bug in ProcGuard, never a user's mistake."""
+
+
+def check(before: str, after: str) -> None:
+    """Raise ForbiddenPhase unless `before` may become `after`."""
+    if after not in TRANSITIONS[before]:
+        raise ForbiddenPhase(f"{before} -> {after}")

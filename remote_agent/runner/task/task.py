@@ -1,0 +1,184 @@
+"""What a runner knows of its worker, and every change of it: state, phase, what was asked for, what lives.
+
+The state (protocol/states.py) and the phase (phases.py) change by `become` and `enter` alone, checked against their
+tables. task_runner.py does what is due, takeover.py notes what a former runner left, operations.py what others ask;
+none of them changes either but by this. Knows no sockets: `tell` takes messages.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from remote_agent.protocol import states
+from remote_agent.runner import restart
+from remote_agent.runner.attempt import Attempt
+from remote_agent.runner.lease_guard import LeaseGuard
+from remote_agent.runner.record import WorkerFiles
+from remote_agent.runner.restart import Decision, Ending, RestartRules
+from remote_agent.runner.state import WorkerState, whole
+from remote_agent.runner.task import phases
+from remote_agent.runner.task.assignment import ASKED, FENCE, KILL, STOP, TaskAssignment
+from remote_agent.runner.task.tree import WorkerProcesses
+from remote_agent.runner.termination import ProcessTreeTerminator
+
+TYPE_CHECKING = False  # as typing's, which a runner does without
+if TYPE_CHECKING:
+    from remote_agent.runner import hooks
+
+
+class WorkerTask:
+    """NEW until takeover.begin has found out what there is."""
+
+    def __init__(self, record: WorkerFiles, tell: Callable[[dict[str, object]], None]) -> None:
+        self.state = WorkerState(record, tell)
+        self.phase = phases.NEW
+        self.assignment = TaskAssignment({})
+        self.policy = RestartRules()
+        self.lease = LeaseGuard()
+        self.asked = ""  # what follows once the tree is gone; see assignment.ASKED
+        self.command_id = ""  # the command that it came by
+        self.scheduled: tuple[Decision, float, bool] | None = None  # decision, its start not before, spends the budget
+        self.next_start = 0.0  # in backoff: the end of the pause
+        self.lacks_room = False  # in backoff: the host's disk keeps the attempt of this number from starting
+        self.attempt: Attempt | None = None
+        self.wait_status: int | None = None  # of the attempt's process, until it is taken
+        self.no_children = True
+        self.ending: Ending | None = None  # of the last attempt, until it was told
+        self.post_stop: hooks.PostStop | None = None  # what is to run, or runs, after an attempt
+        self.remarks = ""  # what its hooks have to say
+        self.own(WorkerProcesses(record, ""))
+
+    @property
+    def settled(self) -> bool:
+        """Nothing more will run under this runner."""
+        return self.phase == phases.SETTLED
+
+    @property
+    def finished(self) -> bool:
+        """Settled, and that is on a disk: the runner may end. Until then it stays: nobody else could know."""
+        return self.settled and self.state.record.kept
+
+    # ---------------------------------------------------------------------------------------------------- what is there
+
+    def own(self, tree: WorkerProcesses) -> None:
+        """These processes are the worker's."""
+        self.processes = tree
+        self.terminator = ProcessTreeTerminator(tree.members, self.collect, tree.kill_group)
+        self.sweeper = ProcessTreeTerminator(tree.left_behind, lambda: not tree.left_behind(), tree.kill_group)
+
+    def sweep_first(self, now: float) -> int:
+        """End what a former runner left before anything else; returns how many processes were reached."""
+        self.sweeper.begin(now, self.assignment.stop_signal, self.assignment.grace_s)
+        self.enter(phases.SWEEPING)
+        return self.sweeper.reached
+
+    def nothing_to_sweep(self) -> None:
+        self.enter(phases.DECIDING)
+
+    def take_over_ending(self, number: int, ending: Ending) -> None:
+        """That is how the former runner's attempt ended. Its post_stop hooks run, again where that one died before
+        their end."""
+        self.ending = ending
+        self.post_stop = self.processes.post_stop(self.assignment, number, ending)
+
+    def collect(self) -> bool:
+        """Collect every dead child; whether none is left."""
+        dead, self.no_children = self.processes.collect()
+        if self.attempt and self.attempt.pid in dead:
+            self.wait_status = dead[self.attempt.pid]
+        if self.post_stop and self.post_stop.pid in dead:
+            self.post_stop.ended(dead[self.post_stop.pid])
+        return self.no_children
+
+    # ------------------------------------------------------------------------------------------------ what is asked for
+
+    def obey(self, assignment: TaskAssignment) -> None:
+        """Policy, epoch and lease as this assignment says, from now on."""
+        values = self.state.values
+        self.assignment = assignment
+        self.policy = assignment.policy()
+        values["epoch"] = max(whole(values, "epoch"), assignment.epoch)
+        something_lives = bool(self.attempt or self.post_stop or self.terminator.active)
+        self.lease.assign(assignment.values.get("lease_s"), whole(values, "epoch"), something_lives)
+        self.processes.dies_with_runner = self.lease.lease_s is not None
+        self.note_lease()
+
+    def request(self, what: str, command_id: str = "") -> None:
+        """Begin to stop, or change what follows a stop that is under way; `enforce` puts it into effect."""
+        if self.command_id:
+            self.state.result(self.command_id, "failed", f"overtaken: {self.why(what)}")
+        self.asked, self.command_id, self.scheduled = what, command_id, None
+        self.state.values["held"] = what in (STOP, KILL)
+        if self.state.values["state"] in (states.STARTING, states.RUNNING):
+            self.become(states.STOPPING, self.why(what))
+
+    def enforce(self, now: float) -> None:
+        """End whatever tree is alive, as `asked` says."""
+        if self.asked == KILL:
+            if self.post_stop:
+                self.post_stop.give_up()
+            self.kill_now(now)
+        elif self.phase in phases.WITH_ATTEMPT:
+            self.begin_ending(now)
+
+    def take_down(self, now: float, cause: str, detail: str) -> None:
+        """End an attempt that fails without exiting. Its state stays until it is gone, then the policy decides. Nothing
+        where it ends already."""
+        if self.attempt and self.phase in phases.WITH_ATTEMPT:
+            self.attempt.cause, self.attempt.detail = cause, detail
+            self.begin_ending(now)
+            self.state.say(f"{detail or cause}; ending it")
+
+    def schedule(self, action: str, reason: str, now: float, restarts: int = 0) -> None:
+        """To be followed as soon as nothing lives; `restarts`: of the budget, spent after it."""
+        self.scheduled = Decision(action, 0.0, restarts, reason), now, False
+
+    def decide(self, ending: Ending, now: float) -> None:
+        """To be followed as soon as nothing lives: what the policy says."""
+        roll = os.urandom(1)[0] / 256
+        decision = restart.decide(ending, whole(self.state.values, "restarts"), self.policy, roll)
+        self.scheduled = decision, now + decision.delay_s, True
+
+    def decided(self) -> str:
+        return str(self.scheduled[0].reason if self.scheduled else self.state.values["reason"])
+
+    def why(self, what: str) -> str:
+        return self.lease.in_words() if what == FENCE else ASKED[what]
+
+    # -------------------------------------------------------------------------------------------------------- ending it
+
+    def begin_ending(self, now: float) -> None:
+        self.terminator.begin(now, self.assignment.stop_signal, self.assignment.grace_s)
+        self.enter(phases.ENDING)
+
+    def kill_now(self, now: float) -> None:
+        """SIGKILL to what is alive, if anything is."""
+        if self.phase == phases.SWEEPING:
+            self.sweeper.kill_now(now)
+            return
+        if self.phase in (*phases.WITH_ATTEMPT, phases.POST_STOP):
+            self.enter(phases.ENDING)
+        if self.phase == phases.ENDING:
+            self.terminator.kill_now(now)
+
+    # ---------------------------------------------------------------------------------------------------------- changes
+
+    def enter(self, phase: str) -> None:
+        phases.check(self.phase, phase)
+        self.phase = phase
+
+    def become(self, state: str, reason: str) -> None:
+        self.state.become(state, reason, ended=self.ending is not None)
+        if state != states.STOPPING:  # the ending is told now; a stop tells it at its end
+            self.ending = None
+
+    def note_lease(self) -> None:
+        """For state.json, at its next change."""
+        until_ns = self.lease.until_ns
+        epoch = whole(self.state.values, "epoch") if until_ns else 0
+        self.state.values.update(fenced=self.lease.holds, lease_epoch=epoch, lease_until_ns=until_ns)
+
+    def give_lease_back(self) -> None:
+        self.lease.give_back()
+        self.note_lease()

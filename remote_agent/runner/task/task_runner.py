@@ -1,0 +1,438 @@
+"""Runs one worker: starts attempts, watches them, ends them, and follows what was decided or asked for.
+
+A step for each phase (phases.py) of a WorkerTask. `advance(now)` is called after anything happened (a process ended, a
+request came, a deadline passed) and does whatever is due; `next_deadline` says when it must be called at the latest.
+Knows no sockets.
+
+Taking down a failing attempt (never started, unhealthy) keeps its state until it is gone: "stopping" is only what
+somebody asked for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from remote_agent.protocol import states
+from remote_agent.runner import restart
+from remote_agent.runner.attempt import Attempt, now_s
+from remote_agent.runner.leases import AWAITS_LEASE
+from remote_agent.runner.record import WorkerFiles
+from remote_agent.runner.restart import Decision, Ending
+from remote_agent.runner.state import whole
+from remote_agent.runner.task import phases
+from remote_agent.runner.task.assignment import ANEW, ASKED, FENCE, KILL, RESTART, START, STOP, TERMINATE
+from remote_agent.runner.task.task import WorkerTask
+from remote_agent.runner.task.tree import HOPELESS, NO_ROOM, StartFailed
+from remote_agent.system import processes
+
+HOUSEKEEPING_S = 60.0
+WRITE_AGAIN_S = 1.0  # what a disk refused
+# A start that the host's disk is in the way of is nobody's failure: it waits, and is tried so often.
+ROOM_AGAIN_S = 2.0
+NO_ROOM_NEXT = "; free some space on the host: then it starts by itself, and no restart is spent"
+
+
+class TaskRunner:
+    """`tell` takes what the agents are told."""
+
+    def __init__(self, record: WorkerFiles, tell: Callable[[dict[str, object]], None]) -> None:
+        self.task = WorkerTask(record, tell)
+        self._housekeeping_at = now_s() + HOUSEKEEPING_S
+        self._write_again_at = 0.0
+        self._steps: dict[str, Callable[[float], bool]] = {
+            phases.SWEEPING: self._sweep,
+            phases.DECIDING: self._follow_up,
+            phases.PREPARING: self._watch_hook,
+            phases.STARTING: self._watch_start,
+            phases.RUNNING: self._watch_running,
+            phases.ENDING: self._end_tree,
+            phases.POST_STOP: self._run_post_stop,
+            phases.BACKOFF: self._pause,
+        }
+
+    # ------------------------------------------------------------------------------------------------ for the loop
+
+    def next_deadline(self) -> float:
+        """When `advance` must be called at the latest, on the clock of `now_s`."""
+        task = self.task
+        if task.settled:
+            return self._write_again_at
+        return min(
+            self._write_again_at if task.state.record.problem else self._housekeeping_at,
+            task.lease.due(now_s(), task.assignment.grace_s),
+            self._next_step(),
+        )
+
+    def _next_step(self) -> float:
+        task = self.task
+        phase, attempt, never = task.phase, task.attempt, float("inf")
+        if phase == phases.DECIDING or (task.scheduled and phase == phases.BACKOFF):
+            return 0.0
+        if phase == phases.BACKOFF:
+            return task.next_start
+        if phase in (phases.SWEEPING, phases.ENDING):
+            due = (task.sweeper if phase == phases.SWEEPING else task.terminator).due
+            return never if due is None else due
+        if phase == phases.POST_STOP:
+            return task.post_stop.until if task.post_stop and task.post_stop.runs else 0.0
+        if phase == phases.PREPARING and attempt:
+            return attempt.hook_until
+        if phase == phases.STARTING and attempt:
+            return min(attempt.start_deadline, attempt.ready_at if attempt.executed else never)
+        if phase == phases.RUNNING and attempt and task.state.values["restarts"]:
+            return attempt.healthy_at
+        return never
+
+    def lease_ends_ns(self, now: float) -> int:
+        """When a lease ends on which something may run; 0: there is none, or it has ended."""
+        task = self.task
+        return task.lease.keeps_until_ns if task.lease.holds and not task.lease.ended(now) else 0
+
+    def exec_fd(self) -> int:
+        """Readable when the exec came about or failed; -1 where that is known."""
+        return self.task.attempt.exec_fd if self.task.attempt else -1
+
+    def close(self) -> None:
+        self.task.processes.close()
+
+    def advance(self, now: float) -> None:
+        """Do everything that is due. Safe to call at any time."""
+        task = self.task
+        if task.state.record.problem and now >= self._write_again_at:
+            self._write_again_at = now + WRITE_AGAIN_S
+            task.state.write_again()
+        if task.settled:
+            return
+        if now >= self._housekeeping_at:
+            self._housekeeping_at = now + HOUSEKEEPING_S
+            if task.attempt:
+                task.processes.note_ooms(task.attempt)
+        task.collect()
+        self._take_exit(now)
+        self._check_lease(now)
+        while not task.settled and self._steps[task.phase](now):
+            pass
+
+    def _sweep(self, now: float) -> bool:
+        return self.task.sweeper.step(now) and self._leave_tree()
+
+    def _check_lease(self, now: float) -> None:
+        """After what has ended by itself, before anything else: may anything of the worker live?"""
+        task = self.task
+        if not task.lease.ended(now):
+            return
+        if task.attempt and task.state.values["state"] in (states.STARTING, states.RUNNING):
+            if task.policy.gang:
+                task.take_down(now, "taken", task.lease.in_words())
+            else:
+                task.request(FENCE)
+                task.enforce(now)
+        gone_at = task.lease.gone_at(task.assignment.grace_s)
+        for terminator in (task.sweeper, task.terminator):
+            terminator.hurry(gone_at)
+        if task.post_stop and now >= gone_at:
+            task.post_stop.out_of_lease()
+            if task.post_stop.runs:
+                task.kill_now(now)
+
+    # ------------------------------------------------------------------------------------------------ how it ends
+
+    def _take_exit(self, now: float) -> None:
+        """The attempt's process has ended: note how, then decide what follows."""
+        task = self.task
+        if task.wait_status is None or task.attempt is None:
+            return
+        attempt, wait_status = task.attempt, task.wait_status
+        task.wait_status = None
+        if attempt.hook and self._go_on_after_hook(attempt, wait_status, now):
+            return
+        task.attempt = None
+        values = task.state.values
+        ending = attempt.ended(wait_status, now, values["state"] == states.RUNNING)
+        task.state.note_exit(attempt.number, ending, attempt.failure)
+        values.update(pid=None, pid_start=None, launch_digest="")
+        task.take_over_ending(attempt.number, ending)
+        if values["state"] == states.STOPPING:
+            return
+        if attempt.failure:
+            task.schedule(restart.FAIL, attempt.failure, now, whole(values, "restarts"))
+        else:
+            task.decide(ending, now)
+
+    def _end_tree(self, now: float) -> bool:
+        task = self.task
+        if task.terminator.step(now):
+            self._take_exit(now)
+            return self._leave_tree()
+        if task.terminator.stuck(now):
+            pids = ", ".join(str(member.pid) for member in task.processes.members())
+            task.state.say(
+                f"process {pids} does not die of SIGKILL: it waits in the kernel, often for a disk or a device"
+            )
+        if task.attempt:
+            task.attempt.look_at_exec()
+        return False
+
+    def _leave_tree(self) -> bool:
+        """Nothing of it lives any more."""
+        self.task.enter(phases.POST_STOP if self.task.post_stop else phases.DECIDING)
+        return True
+
+    def _ended_by_itself(self, now: float) -> bool:
+        if self.task.no_children:
+            return self._leave_tree()
+        self._end_leftovers(now)
+        return False
+
+    def _end_leftovers(self, now: float) -> None:
+        """The process has ended but not all of its tree: a clean slate comes before anything else."""
+        task = self.task
+        names = processes.names(task.processes.members())
+        task.begin_ending(now)
+        count = task.terminator.reached
+        if task.scheduled and task.ending and count:
+            decision, not_before, counted = task.scheduled
+            task.state.note_left(count, names)
+            said = restart.left_in_words(count, names, task.ending)
+            task.scheduled = decision._replace(reason=decision.reason + said), not_before, counted
+        task.state.say(f"{task.decided()}; ending what it left behind first")
+
+    def _run_post_stop(self, now: float) -> bool:
+        """One step of the hooks after an attempt."""
+        task = self.task
+        after = task.post_stop
+        assert after
+        if after.runs:
+            if now >= after.until:
+                after.out_of_time()
+                task.begin_ending(now)
+        elif not task.no_children:
+            self._end_leftovers(now)
+        elif after.step(now):
+            task.remarks = "".join(f"; {problem}" for problem in after.problems)
+            task.post_stop = None
+            task.enter(phases.DECIDING)
+            return True
+        else:
+            task.state.say(f"{task.decided()}; post_stop runs")
+        return False
+
+    # ---------------------------------------------------------------------------------------------- while it lives
+
+    def _watch_hook(self, now: float) -> bool:
+        task = self.task
+        attempt = task.attempt
+        if attempt is None:
+            return self._ended_by_itself(now)
+        attempt.look_at_exec()
+        if attempt.hook and now >= attempt.hook_until:
+            task.take_down(now, "start_timeout", task.processes.hook_overdue(attempt.hook))
+        return False
+
+    def _go_on_after_hook(self, attempt: Attempt, wait_status: int, now: float) -> bool:
+        """A pre_start hook has ended: the next one or the command follows. False: the attempt is over."""
+        task = self.task
+        assert attempt.hook
+        attempt.look_at_exec()
+        if task.state.values["state"] != states.STARTING or attempt.cause or attempt.failure:
+            return False
+        if wait_status != 0:
+            attempt.cause, attempt.detail = "start_timeout", task.processes.hook_failure(attempt.hook, wait_status)
+            return False
+        if task.lease.ended(now):
+            attempt.cause, attempt.detail = "taken", task.lease.in_words()
+            return False
+        if not task.processes.start_next(task.assignment, attempt, now):
+            return False
+        attempt.expect(task.policy, now)
+        if not attempt.hook:
+            task.enter(phases.STARTING)
+        task.state.values.update(pid=attempt.pid, pid_start=attempt.pid_start)
+        task.state.publish()
+        return True
+
+    def _watch_start(self, now: float) -> bool:
+        task = self.task
+        attempt = task.attempt
+        if attempt is None:
+            return self._ended_by_itself(now)
+        if attempt.exec_fd >= 0:
+            attempt.look_at_exec()
+            if attempt.executed:
+                attempt.ready_at = now + task.policy.start_secs
+        if attempt.executed and now >= attempt.ready_at:
+            attempt.healthy_at = now + task.policy.healthy_after_s
+            task.enter(phases.RUNNING)
+            task.become(states.RUNNING, f"running (pid {attempt.pid})" + task.processes.not_enforced)
+        elif now >= attempt.start_deadline and not attempt.failure:
+            task.take_down(now, "start_timeout", attempt.why_not_started(task.policy))
+        return False
+
+    def _watch_running(self, now: float) -> bool:
+        task = self.task
+        if task.attempt is None:
+            return self._ended_by_itself(now)
+        if task.state.values["restarts"] and now >= task.attempt.healthy_at:
+            task.state.values["restarts"] = 0
+            task.state.publish()
+        return False
+
+    # ------------------------------------------------------------------------------------------------- what follows
+
+    def _follow_up(self, now: float) -> bool:
+        """Nothing lives: follow what was asked or decided."""
+        task = self.task
+        state = task.state.values["state"]
+        if state == states.STOPPING:
+            self._after_stop(now)
+        elif task.scheduled:
+            decision, not_before, counted = task.scheduled
+            task.scheduled = None
+            self._follow(decision, not_before, counted, now)
+        elif state == states.BACKOFF and now < task.next_start:
+            task.enter(phases.BACKOFF)
+        elif state == states.BACKOFF and task.lacks_room:
+            self._start(now, "started: the host's disk takes its files again")
+        elif state == states.BACKOFF:
+            self._start(now, f"restart {task.state.values['restarts']} of {task.policy.max_attempts}, after its pause")
+        else:
+            self.finish()
+        return False  # also where a start failed: what others ask comes before the next one
+
+    def _pause(self, now: float) -> bool:
+        task = self.task
+        if task.scheduled is None and now < task.next_start:
+            return False
+        task.enter(phases.DECIDING)
+        return True
+
+    def _follow(self, decision: Decision, not_before: float, counted: bool, now: float) -> None:
+        task = self.task
+        task.state.values["restarts"] = decision.restarts
+        reason, task.remarks = decision.reason + task.remarks, ""
+        if decision.action == restart.FINISH:
+            self._settle(states.EXITED, reason)
+        elif decision.action == restart.FAIL:
+            self._settle(states.FAILED, reason)
+        elif decision.action == restart.STOP:
+            self._settle(states.STOPPED, reason, held=decision.reason != ASKED[TERMINATE])
+        else:
+            task.state.values["restarts_total"] = whole(task.state.values, "restarts_total") + counted
+            if now >= not_before:
+                self._start(now, reason)
+                return
+            task.next_start = not_before
+            task.state.values["next_start_at"] = time.time() + not_before - now
+            task.enter(phases.BACKOFF)
+            task.become(states.BACKOFF, reason)
+
+    def _after_stop(self, now: float) -> None:
+        """Somebody asked for a stop."""
+        task = self.task
+        what, command_id = task.asked or STOP, task.command_id
+        task.asked = task.command_id = ""
+        if what in (START, RESTART, ANEW):
+            if what != RESTART:
+                task.state.values["restarts"] = 0
+            self._start(now, ASKED[what])
+            if task.settled:
+                task.state.result(command_id, "failed", AWAITS_LEASE)
+            elif task.lacks_room:
+                task.state.result(command_id, "failed", f"it is stopped; {task.state.values['reason']}")
+            else:
+                task.state.result(command_id, "done", f"attempt {task.state.values['attempt']} started")
+            return
+        reason = task.why(what)
+        if task.terminator.killed and what != KILL:
+            reason += f"; it did not end within {restart.duration_in_words(task.assignment.grace_s)}"
+        if task.ending:
+            reason += f": {restart.describe(task.ending)}"
+        reason, task.remarks = reason + task.remarks, ""
+        self._settle(states.STOPPED, reason, held=what in (STOP, KILL))
+        task.state.result(command_id, "done", reason)
+
+    def _start(self, now: float, reason: str) -> None:
+        """The next attempt. The process comes first, the paperwork after it."""
+        task = self.task
+        if not task.lease.open(now):
+            self._stay_down(reason)
+            return
+        values, record, failure = task.state.values, task.state.record, None
+        known = whole(values, "attempt")
+        # One that the disk kept from starting is the same still.
+        number = known if task.lacks_room else max(known, task.assignment.attempt_base) + 1
+        values.update(attempt=number, next_start_at=None, held=False)
+        if not record.kept:
+            self._wait_for_room(now, reason, record.problem)
+            return
+        try:
+            attempt = task.attempt = task.processes.start(task.assignment, number, now)
+            values.update(pid=attempt.pid, pid_start=attempt.pid_start, launch_digest=attempt.launch_digest)
+            attempt.expect(task.policy, now)
+            task.enter(phases.PREPARING if attempt.hook else phases.STARTING)
+        except StartFailed as exc:
+            if exc.kind == NO_ROOM and not task.policy.gang:
+                self._wait_for_room(now, reason, str(exc))
+                return
+            failure = exc
+        task.lacks_room = task.terminator.killed = False
+        task.become(states.STARTING, reason)
+        record.sync()
+        if failure and failure.kind == HOPELESS:
+            task.state.note_exit(number, Ending(cause="not_started", detail=str(failure)), str(failure))
+            task.schedule(restart.FAIL, str(failure), now, whole(values, "restarts"))
+        elif failure:
+            ending = Ending(cause="start_timeout", detail=str(failure))
+            task.state.note_exit(number, ending)
+            task.decide(ending, now)
+
+    def _wait_for_room(self, now: float, reason: str, problem: str) -> None:
+        """Nothing was started: the host's disk refuses its log, or to note the start, which could then come twice."""
+        task = self.task
+        task.enter(phases.BACKOFF)
+        if task.state.values["state"] != states.BACKOFF:
+            if task.state.values["state"] != states.STARTING:
+                task.become(states.STARTING, reason)
+            task.become(states.BACKOFF, f"{problem}{NO_ROOM_NEXT}")
+        else:
+            task.state.say(f"{problem}{NO_ROOM_NEXT}")
+        task.lacks_room = True
+        task.next_start = now + ROOM_AGAIN_S
+        task.state.values["next_start_at"] = time.time() + ROOM_AGAIN_S
+
+    def _stay_down(self, reason: str) -> None:
+        """It was to start, but holds no lease: whoever starts runners starts it again once there is one."""
+        task = self.task
+        state = task.state.values["state"]
+        if state == states.BACKOFF:
+            reason = str(task.state.values["reason"])  # why it paused says more than that the pause is over
+        reason = f"{reason}; {AWAITS_LEASE}"
+        if state in (states.STARTING, states.RUNNING):
+            task.become(states.STOPPING, reason)  # its tree is gone already
+        if state not in states.SETTLED:
+            self._settle(states.STOPPED, reason)
+            return
+        if state == states.STOPPED:
+            task.state.values["held"] = False
+        else:  # exited, failed: as if the generation that wants the start had not been heard of yet
+            task.state.values["generation"] = whole(task.state.values, "generation") - 1
+        task.state.values.update(reason=reason, in_hand=True)  # so that the end is written below
+        self.finish()
+
+    def finish(self) -> None:
+        """Settled before, and settled it stays."""
+        task = self.task
+        task.enter(phases.SETTLED)
+        task.give_lease_back()
+        if task.state.values["in_hand"]:
+            task.state.values["in_hand"] = False
+            task.state.publish()
+
+    def _settle(self, state: str, reason: str, held: bool = False) -> None:
+        task = self.task
+        task.state.values.update(held=held, next_start_at=None, in_hand=False)
+        task.give_lease_back()
+        task.become(state, reason)
+        task.state.record.sync()
+        task.enter(phases.SETTLED)

@@ -1,0 +1,167 @@
+"""The processes of one worker: starts those of an attempt, collects the dead, finds the living, kills them all at once.
+
+Owns the worker's control group and its limits. Decides nothing and keeps no state of the worker.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable
+
+from remote_agent.runner import launch as child
+from remote_agent.runner.attempt import Attempt, build_launch
+from remote_agent.runner.record import WorkerFiles
+from remote_agent.runner.restart import Ending
+from remote_agent.runner.task.assignment import Hook, TaskAssignment
+from remote_agent.system import processes
+from remote_agent.system.cgroup import WorkerGroup
+from remote_agent.system.oom import OomCounter
+from remote_agent.system.processes import Identity
+
+TYPE_CHECKING = False  # as typing's, which a runner does without
+if TYPE_CHECKING:
+    from remote_agent.runner import hooks
+
+# Why a start did not come about: only a person can help; the host's disk takes no log; trying again may help.
+HOPELESS, NO_ROOM, AGAIN = "hopeless", "no_room", "again"
+NO_ROOM_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+
+
+class StartFailed(Exception):
+    """`kind`: HOPELESS, NO_ROOM or AGAIN; the text is for people."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+class WorkerProcesses:
+    """`cookie`: in the environment of everything that is started. `group`: where a former runner had its control group.
+    `former`: the process it had started, in this boot. `seen`: what the agent saw below that runner."""
+
+    def __init__(
+        self,
+        record: WorkerFiles,
+        cookie: str,
+        group: str = "",
+        former: Identity | None = None,
+        seen: Iterable[Identity] = (),
+    ) -> None:
+        self.not_enforced = ""  # the limits that this host can't keep, for the reason of the state
+        self.dies_with_runner = False  # what is started: the worker is fenced
+        self._record, self._cookie = record, cookie
+        self._group = WorkerGroup(cookie, group)
+        self._former, self._seen = former, list(seen)
+        self._group_limits: dict[str, float | None] = {}  # in force, or tried
+        self._ooms = OomCounter()
+
+    @property
+    def group(self) -> str:
+        return self._group.path
+
+    # ----------------------------------------------------------------------------------------------- starting
+
+    def start(self, assignment: TaskAssignment, number: int, now: float) -> Attempt:
+        """The first process of attempt `number`: a pre_start hook, or the command. Raises StartFailed."""
+        before = assignment.hooks("pre_start")
+        try:
+            launch = self._build(assignment, number, before[0] if before else None)
+            self._group.join()
+            self._limit_group(assignment)
+            return Attempt(number, launch, str(assignment.values.get("launch_digest", "")), now, self._ooms, before)
+        except child.NotStarted as exc:
+            raise StartFailed(HOPELESS, str(exc)) from exc
+        except OSError as exc:
+            text = f"cannot start: {exc.strerror}" + (f": {exc.filename}" if exc.filename else "")
+            raise StartFailed(NO_ROOM if exc.errno in NO_ROOM_ERRORS else AGAIN, text) from exc
+
+    def start_next(self, assignment: TaskAssignment, attempt: Attempt, now: float) -> bool:
+        """After a pre_start hook: the next one, or the command. False: it failed, and `attempt` says why."""
+        attempt.hooks.pop(0)
+        try:
+            attempt.go_on(self._build(assignment, attempt.number, attempt.hook), now)
+        except child.NotStarted as exc:
+            attempt.failure = str(exc)
+        except OSError as exc:
+            attempt.cause, attempt.detail = "start_timeout", f"cannot start: {exc}"
+        return not attempt.failure and not attempt.cause
+
+    @staticmethod
+    def hook_overdue(hook: Hook) -> str:
+        from remote_agent.runner import hooks
+
+        return hooks.overdue("pre_start", hook)
+
+    @staticmethod
+    def hook_failure(hook: Hook, wait_status: int) -> str:
+        from remote_agent.runner import hooks
+
+        return hooks.failure("pre_start", hook, wait_status)
+
+    def post_stop(self, assignment: TaskAssignment, number: int, ending: Ending) -> hooks.PostStop | None:
+        """What is to be run after attempt `number`; None: nothing."""
+        wanted = assignment.hooks("post_stop")
+        if not wanted or not number:
+            return None
+        from remote_agent.runner import hooks
+
+        def launch(hook: Hook) -> child.Launch:
+            built = self._build(assignment, number, hook)
+            built.env["PROCGUARD_EXIT_CODE"] = "" if ending.code is None else str(ending.code)
+            built.env["PROCGUARD_EXIT_SIGNAL"] = "" if ending.signal is None else str(ending.signal)
+            return built
+
+        return hooks.PostStop(wanted, launch)
+
+    def _build(self, assignment: TaskAssignment, number: int, hook: Hook | None = None) -> child.Launch:
+        record = self._record
+        base_env = record.read_base_env()
+        launch = build_launch(assignment.values, base_env, number, self._cookie, record.worker_dir, hook)
+        launch.dies_with_runner = self.dies_with_runner
+        return launch
+
+    def _limit_group(self, assignment: TaskAssignment) -> None:
+        wanted = assignment.start.get("group_limits")
+        if not wanted and not self._group_limits:
+            return
+        from remote_agent.system import group_limits
+
+        limits = dict(wanted) if isinstance(wanted, dict) else {}
+        problem = group_limits.enforce(self._group.path, {**dict.fromkeys(self._group_limits), **limits})
+        self._group_limits = limits
+        self.not_enforced = f"; {problem}" if problem else ""
+
+    # ------------------------------------------------------------------------------------------ finding, ending
+
+    def collect(self) -> tuple[dict[int, int], bool]:
+        """(pid -> wait status of every child that has died, adopted ones too; whether no child is left). Then the tree
+        is gone, for a subreaper's orphans become its children before it hears of their parent's death."""
+        dead: dict[int, int] = {}
+        while True:
+            try:
+                pid, wait_status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return dead, True
+            if pid == 0:
+                return dead, False
+            dead[pid] = wait_status
+
+    def members(self) -> list[Identity]:
+        """Everything that lives below this runner."""
+        return processes.members_below(os.getpid())
+
+    def left_behind(self) -> list[Identity]:
+        """What lives of former runners."""
+        return processes.members_left_behind(self._former, self._cookie, self._group.members(), self._seen)
+
+    def kill_group(self) -> None:
+        self._group.kill()
+
+    def close(self) -> None:
+        """Nothing will be started any more: the group goes."""
+        self._group.remove()
+
+    def note_ooms(self, attempt: Attempt) -> None:
+        """An OOM kill is the attempt's only if it happened lately."""
+        attempt.ooms_before = self._ooms.read()
