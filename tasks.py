@@ -1,7 +1,12 @@
-"""The invoke collection: the operator's tasks (procguard/cli/app.py) and the developer's (scripts/dev_tasks.py)."""
+"""The invoke collection: the operator's commands (procguard/cli/app.py), the developer's tasks (scripts/dev_tasks.py).
+
+`invoke deploy …` is `procguard deploy …`: the words of one operator's command go to that program as they stand. invoke
+itself runs the developer's tasks, lists all of them, and runs lines of several.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -10,14 +15,22 @@ for folder in (ROOT / "scripts", ROOT):  # also when the package is not installe
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 
-from procguard.cli import task  # noqa: E402
+from procguard.cli.program import process  # noqa: E402
 
-task.begin()
+process.begin()
 
 from procguard.cli import app  # noqa: E402
 
-namespace = app.collection()
+WORDS = sys.argv[1:] if Path(sys.argv[0]).stem in ("invoke", "inv") or "/invoke/" in sys.argv[0] else []
+ASKED = WORDS[1] if len(WORDS) > 1 and WORDS[0] in ("-h", "--help") else WORDS[0] if WORDS else ""
 
+if app.is_ours(ASKED) or WORDS[:1] == ["--context"]:
+    app.main(["invoke", *WORDS])
+    sys.exit(0)
+
+from procguard.cli.program import invoke_form, parser  # noqa: E402
+
+namespace = invoke_form.collection(app.commands(), {name: app.group(name).values() for name in app.GROUPS})
 try:
     import dev_tasks  # type: ignore[import-not-found,unused-ignore]
 except ImportError:  # a release without the developer's scripts
@@ -25,3 +38,12 @@ except ImportError:  # a release without the developer's scripts
 else:
     for one in dev_tasks.namespace.tasks.values():
         namespace.add_task(one)
+
+if (
+    WORDS
+    and not ASKED.startswith("-")
+    and ASKED not in namespace.task_names
+    and os.path.basename(sys.argv[0]) != "pytest"
+):
+    near = parser.did_you_mean(ASKED, [*namespace.task_names, *app.GROUPS])
+    sys.exit(f"invoke: unknown command {ASKED}{near}; all commands: invoke --list")

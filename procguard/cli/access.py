@@ -9,10 +9,9 @@ import os
 import re
 from datetime import datetime, timezone
 
-from invoke import Collection, Context
-
-from procguard.cli.task import ANSWER, AnswerOptions, operator_task, print_table
-from procguard.client import api
+from procguard import hints
+from procguard.cli.contexts import connect
+from procguard.cli.program.command import ANSWER, OUTPUT, AnswerOptions, OutputOptions, operator_task
 from procguard.console.terminal import say, say_json
 from procguard.errors import UsageError
 from procguard.fleet.agents.token_scopes import AGENT_SCOPE, SCOPES, SCOPES_SHOWN
@@ -27,52 +26,51 @@ _FINGERPRINT = {"fingerprint": "which of several that wait under one id, as both
 @operator_task(
     name="list",
     default=True,
-    help={"skew": "only those of another release than the manager's", "json_": "as JSON"},
+    help={"skew": "only those of another release than the manager's"},
 )
-def agents_list(_context: Context, skew: bool = False, json_: bool = False) -> None:
+def agents_list(skew: bool = False, output: OutputOptions = OUTPUT) -> None:
     """All agents with their releases, and launchers that wait for approval. Example: invoke agents --skew
 
     An agent of another release than the manager's works on; `invoke upgrade` brings it the manager's. Who waits is let
     in by invoke approve worker1.
     """
+    from procguard.cli.output.listing import listed
     from procguard.console import tables
 
-    answer = api.from_environment().agents()
+    answer = connect().agents()
     releases = [str(one) for one in answer.get("releases") or ()]
     views = [{**view, "skew": tables.skew(view, releases)} for view in answer["agents"]]
     if skew:
         views = [view for view in views if view["skew"] == "other"]
-    if json_:
-        say_json(views)
-        return
-    print_table(tables.agents(views, datetime.now(timezone.utc)))
-    print_table(tables.releases(answer["agents"], releases, str(answer.get("version") or "")))
+    listed(views, tables.agents(datetime.now(timezone.utc)), output, "agent")
+    if output.form in ("table", "wide"):
+        say(hints.commands(tables.releases(answer["agents"], releases, str(answer.get("version") or ""))))
 
 
 @operator_task(("agent",), help={**_AGENT_HELP, **_FINGERPRINT})
-def approve(_context: Context, agent: str, fingerprint: str = "") -> None:
+def approve(agent: str, fingerprint: str = "") -> None:
     """Let a hand-started launcher in; compare its fingerprint first. Example: invoke approve launcher:worker1"""
-    api.from_environment().decide(_launcher_id(agent), "approve", fingerprint)
+    connect().decide(_launcher_id(agent), "approve", fingerprint)
     say(f"{_launcher_id(agent)}: approved")
 
 
 @operator_task(("agent",), help={**_AGENT_HELP, **_FINGERPRINT})
-def deny(_context: Context, agent: str, fingerprint: str = "") -> None:
+def deny(agent: str, fingerprint: str = "") -> None:
     """Send a hand-started launcher away. Example: invoke deny launcher:worker1"""
-    api.from_environment().decide(_launcher_id(agent), "deny", fingerprint)
+    connect().decide(_launcher_id(agent), "deny", fingerprint)
     say(f"{_launcher_id(agent)}: denied")
 
 
 @operator_task(("agent",), name="revoke", help={"agent": "its id, as `invoke agents` shows it"})
-def agents_revoke(_context: Context, agent: str) -> None:
+def agents_revoke(agent: str) -> None:
     """End an agent's secret, for one that was stolen; its workers run on. Example: invoke agents.revoke gpu01
 
     A deployment (invoke deploy --limit gpu01) gives it another one; a launcher makes its own and waits for approval.
     """
-    api.from_environment().revoke_agent(agent)
+    connect().revoke_agent(agent)
     launcher = agent.startswith("launcher:")
     then = f"invoke approve {agent}" if launcher else f"invoke deploy --hosts … --limit {agent}"
-    say(f"{agent}: its secret is good for nothing any more; its workers run on. A new one: {then}")
+    say(hints.commands(f"{agent}: its secret is no longer valid; its workers run on. A new one: {then}"))
 
 
 @operator_task(
@@ -85,9 +83,7 @@ def agents_revoke(_context: Context, agent: str) -> None:
         "no_wait": "ask, and return at once",
     },
 )
-def agents_rotate(
-    _context: Context, target: str, limit: str = "", timeout: float = 60.0, answer: AnswerOptions = ANSWER
-) -> None:
+def agents_rotate(target: str, limit: str = "", timeout: float = 60.0, answer: AnswerOptions = ANSWER) -> None:
     """Replace agents' secrets while they run. Example: invoke agents.rotate 'gpu*'
 
     Each agent makes itself a new secret; the old one is valid until the new one was used. Workers run on. Agents that
@@ -95,7 +91,7 @@ def agents_rotate(
     """
     from procguard.cli.rotation import rotate
 
-    rotate(api.from_environment(), target, limit, timeout, answer.no_wait, answer.json_)
+    rotate(connect(), target, limit, timeout, answer.no_wait, answer.json_)
 
 
 def _launcher_id(text: str) -> str:
@@ -103,20 +99,19 @@ def _launcher_id(text: str) -> str:
     return text if ":" in text else f"launcher:{text}"
 
 
-def agents() -> Collection:
-    return Collection(agents_list, approve, deny, agents_revoke, agents_rotate)
+AGENTS = (agents_list, approve, deny, agents_revoke, agents_rotate)
 
 
 # ---------------------------------------------------------------------------------------------------- tokens
 
 
-@operator_task(name="list", default=True, help={"json_": "as JSON"})
-def token_list(_context: Context, json_: bool = False) -> None:
+@operator_task(name="list", default=True)
+def token_list(output: OutputOptions = OUTPUT) -> None:
     """Tokens by id, scope, name, end and last use; never the tokens themselves. Example: invoke token"""
+    from procguard.cli.output.listing import listed
     from procguard.console import tables
 
-    views = api.from_environment().tokens()
-    say_json(views) if json_ else print_table(tables.tokens(views, datetime.now(timezone.utc)))
+    listed(connect().tokens(), tables.tokens(datetime.now(timezone.utc)), output, "token_id", empty="no tokens")
 
 
 @operator_task(
@@ -128,26 +123,25 @@ def token_list(_context: Context, json_: bool = False) -> None:
         "uses": "how many launchers an enroll token lets in (default: any number)",
     },
 )
-def token_create(_context: Context, name: str = "", scope: str = "operator", expires: str = "", uses: int = 0) -> None:
+def token_create(name: str = "", scope: str = "operator", expires: str = "", uses: int = 0) -> None:
     """Make a token; it is shown once. Example: invoke token.create --scope viewer --name wall-screen --expires 30d"""
     if scope not in SCOPES and not scope.startswith(AGENT_SCOPE):
         raise UsageError(f"--scope {scope} is not known", f"one of: {SCOPES_SHOWN}")
     life_s = seconds_of(expires) if expires else None
-    answer = api.from_environment().create_token(scope, name or os.environ.get("USER", "operator"), life_s, uses)
+    answer = connect().create_token(scope, name or os.environ.get("USER", "operator"), life_s, uses)
     say(answer["token"])
     until = f", until {answer['expires_at']}" if answer.get("expires_at") else ""
     say(f"shown once, {scope}{until}; use it as PROCGUARD_TOKEN or `Authorization: Bearer …`", err=True)
 
 
 @operator_task(("token_id",), name="revoke", help={"token_id": "as `invoke token` shows it"})
-def token_revoke(_context: Context, token_id: str) -> None:
+def token_revoke(token_id: str) -> None:
     """End a token. Example: invoke token.revoke t-3f2a"""
-    api.from_environment().revoke_token(token_id)
+    connect().revoke_token(token_id)
     say(f"{token_id}: revoked")
 
 
-def tokens() -> Collection:
-    return Collection(token_list, token_create, token_revoke)
+TOKENS = (token_list, token_create, token_revoke)
 
 
 def seconds_of(text: str) -> float:
@@ -174,7 +168,6 @@ def seconds_of(text: str) -> float:
     }
 )
 def audit(
-    _context: Context,
     actor: str = "",
     worker: str = "",
     kind: str = "",
@@ -186,7 +179,7 @@ def audit(
 ) -> None:
     """Who changed what, and from where, newest last; also log-ins and refusals. Example: invoke audit --since 2h"""
     query = {"actor": actor, "worker": worker, "kind": kind, "since": since, "until": until, "q": text}
-    for one in api.from_environment().audit(**query, limit=limit):
+    for one in connect().audit(**query, limit=limit):
         if json_:
             say_json(one, indent=None)
         else:

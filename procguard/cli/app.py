@@ -1,216 +1,187 @@
-"""The operator's tasks: `invoke X` in a checkout, `procguard X` once installed.
+"""The operator's program: `procguard X`, and `invoke X` in a checkout.
 
-Only reads arguments, calls, prints and turns errors into exit codes: 0 all well, 1 the call was wrong, 2 some hosts or
-workers failed, 3 the manager can't be reached. PROCGUARD_MANAGER_URL names the manager (default: the one on this
-machine), PROCGUARD_TOKEN is for anywhere but the manager's own machine.
+Finds the command, reads its words and runs it; each command's module is imported when it is asked for. Exit codes: 0
+all well, 1 the call was wrong, 2 some hosts or workers failed, 3 the manager can't be reached.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
-from datetime import datetime, timezone
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from invoke import Collection, Context, Program
+from procguard import __version__, hints
+from procguard.cli.program import parser, process
+from procguard.cli.program.command import CliCommand
+from procguard.console.terminal import say
+from procguard.errors import UsageError
 
-from procguard import __version__
-from procguard.cli import access as cli_access
-from procguard.cli import deploy, forget, groups, history, operations, places, state, task
-from procguard.cli.task import operator_task, print_table
-from procguard.client import api
-from procguard.console import terminal
-from procguard.console.terminal import say_json
-from procguard.fleet.workers import selectors
-
-# ---------------------------------------------------------------------------------------------------- looking
-
-
-@operator_task(help={"select": "only these workers: id, glob, or group=trainers,state=running", "json_": "as JSON"})
-def status(_context: Context, select: str = "", json_: bool = False) -> None:
-    """Workers and agents at a glance. Example: invoke status --select state=failed"""
-    manager = api.from_environment()
-    views, answer = manager.workers(), manager.hosts()
-    if select:
-        names = set(selectors.select(select, views))
-        views = [view for view in views if view["worker_id"] in names]
-    if json_:
-        say_json({"workers": views, "hosts": answer["hosts"]})
-        return
-    from procguard.console import tables
-
-    print_table(tables.workers(views, _now()))
-    print_table(tables.summary(views, answer["hosts"]))
-
-
-@operator_task(help={"json_": "as JSON"})
-def hosts(_context: Context, json_: bool = False) -> None:
-    """Hosts: agent, load, last sign of life, whether recovery over SSH works. Example: invoke hosts"""
-    from procguard.console import tables
-
-    views = api.from_environment().hosts()["hosts"]
-    say_json(views) if json_ else print_table(tables.hosts(views, _now()))
-
-
-@operator_task(
-    ("worker",),
-    help={
-        "worker": "the worker's id",
-        "follow": "go on as the log grows, until Ctrl-C",
-        "tail": "how many lines back",
-        "attempt": "only this start of the worker",
-        "stream": "out or err (where stderr is kept apart)",
-        "since": "only lines since then: 10m, 2h, or an ISO time",
-        "regex": "only lines that match (RE2's dialect: docs/protocol.md)",
-        "raw": "also to a terminal as the worker wrote it; else only its colours reach one",
+# Topic -> module of procguard.cli -> its commands, in the order of the overview.
+TOPICS: dict[str, dict[str, tuple[str, ...]]] = {
+    "Begin": {
+        "here": ("demo", "manager", "worker"),
+        "setup": ("init", "validate"),
     },
-)
-def logs(
-    _context: Context,
-    worker: str,
-    follow: bool = False,
-    tail: int = 200,
-    attempt: int = 0,
-    stream: str = "",
-    since: str = "",
-    regex: str = "",
-    raw: bool = False,
-) -> None:
-    """The log of a worker, over all its attempts. Example: invoke logs worker1 -f
-
-    A terminal is shown the text and its colours, nothing else that steers it; a file or a pipe gets what was written.
-    """
-    query = {"tail": tail, "attempt": attempt or None, "stream": stream, "since": since, "regex": regex}
-    manager = api.from_environment()
-    out = terminal.raw(sys.stdout)
-    pieces = manager.follow_logs(worker, **query) if follow else manager.log_pieces(worker, **query)
-    if raw or not out.isatty():
-        for piece in pieces:
-            out.buffer.write(piece)
-            out.buffer.flush()
-        return
-    colours = terminal.Colours()
-    try:
-        for piece in pieces:
-            out.write(colours.feed(piece))
-            out.flush()
-    finally:
-        out.write(colours.feed(b"", final=True))
-        out.flush()
-
-
-# --------------------------------------------------------------------------------------------------- the manager
-
-
-@operator_task(
-    iterable=["set_"],
-    help={
-        "config": "configuration file",
-        "host": "address to listen on",
-        "port": "port to listen on",
-        "set_": "one configuration value, e.g. web.port=5055; may be given again",
-        "daemon": "run in the background",
-        "status": "say whether one runs",
-        "stop": "end it; its workers run on",
-        "install_service": "start it at boot and when it dies (systemd user unit, or cron)",
-        "remove_service": "undo --install-service",
-        "demo": "manager, this machine as a host, three example workers",
+    "Hosts": {
+        "deploy": ("deploy", "upgrade", "rollback", "undeploy", "trust", "doctor", "fetch"),
+        "here": ("playbooks",),
+        "workers": ("hosts",),
+        "places": ("cordon", "uncordon"),
     },
-)
-def manager(
-    _context: Context,
-    config: str = "",
-    host: str = "",
-    port: str = "",
-    set_: list[str] | None = None,
-    daemon: bool = False,
-    status: bool = False,
-    stop: bool = False,
-    install_service: bool = False,
-    remove_service: bool = False,
-    demo: bool = False,
-) -> None:
-    """The manager: the same as ./start_manager.sh. Example: invoke manager --config configs/procguard_config.yaml"""
-    words = [sys.executable, "-m", "procguard.main"]
-    for flag, value in (("--config", config), ("--host", host), ("--port", port)):
-        words += [flag, value] if value else []
-    for setting in set_ or []:
-        words += ["--set", setting]
-    chosen = (
-        ("--daemon", daemon),
-        ("--status", status),
-        ("--stop", stop),
-        ("--demo", demo),
-        ("--install-service", install_service),
-        ("--remove-service", remove_service),
-    )
-    words += [flag for flag, wanted in chosen if wanted]
-    sys.stdout.flush()
-    os.execv(sys.executable, words)  # noqa: S606 - gevent must patch before anything else is imported
+    "Workers": {
+        "workers": ("ps", "top", "describe", "groups", "wait"),
+        "operations": ("start", "stop", "restart", "kill"),
+        "places": ("move",),
+        "forget": ("forget",),
+    },
+    "What happened": {
+        "logs": ("logs",),
+        "history": ("search", "events", "explain"),
+        "access": ("audit",),
+    },
+    "Launchers": {"access": ("approve", "deny")},
+    "This program": {"completion": ("completion",), "here": ("version",)},
+}
+# Group -> (module, its tuple of commands, what the group is about).
+GROUPS = {
+    "agents": ("access", "AGENTS", "agents and launchers, their releases and secrets"),
+    "context": ("contexts", "CONTEXT", "which manager the commands talk to"),
+    "notify": ("history", "NOTIFY", "where alerts go"),
+    "operations": ("operations", "OPERATIONS", "commands for many workers: list, show, cancel, retry"),
+    "state": ("state", "STATE", "the manager's own state: show, backup, export, import, migrate, rebuild"),
+    "token": ("access", "TOKENS", "tokens: create, list, revoke"),
+}
+ALIASES = {"status": "ps"}
+_MODULE = {name: module for topic in TOPICS.values() for module, names in topic.items() for name in names}
+LAUNCHER = "worker"  # its words are the launcher's own, which has a parser of its own
 
 
-def _now() -> datetime:
-    return datetime.now(timezone.utc)
+class Found(NamedTuple):
+    command: CliCommand
+    path: str
+    words: list[str]
 
 
-# ------------------------------------------------------------------------------------------------- collections
-
-TASKS = (
-    *deploy.TASKS,
-    status,
-    hosts,
-    *operations.TASKS,
-    logs,
-    history.search,
-    history.events,
-    places.move,
-    places.cordon,
-    places.uncordon,
-    forget.forget,
-    history.explain,
-    groups.groups,
-    cli_access.approve,
-    cli_access.deny,
-    cli_access.audit,
-    manager,
-)
+def command(name: str) -> CliCommand:
+    """Raises KeyError."""
+    name = ALIASES.get(name, name)
+    found: CliCommand = getattr(importlib.import_module(f"procguard.cli.{_MODULE[name]}"), name)
+    return found
 
 
-def collection() -> Collection:
-    """The operator's tasks, for tasks.py and for the `procguard` program."""
-    made = Collection(*TASKS)
-    made.add_collection(cli_access.agents(), name="agents")
-    made.add_collection(cli_access.tokens(), name="token")
-    made.add_collection(operations.collection(), name="operations")
-    made.add_collection(state.collection(), name="state")
-    made.add_collection(Collection(history.notify_list, history.notify_test), name="notify")
-    return made
+def group(name: str) -> dict[str, CliCommand]:
+    """Its commands by name. Raises KeyError."""
+    module, attribute, _ = GROUPS[name]
+    return {one.name: one for one in getattr(importlib.import_module(f"procguard.cli.{module}"), attribute)}
 
 
-def rewritten(argv: list[str]) -> list[str]:
-    """`procguard token create` as invoke wants it: token.create; `procguard operations ID` shows that one."""
-    words = list(argv)
-    for name, parts in (
-        ("token", ("create", "list", "revoke")),
-        ("agents", ("list", "approve", "deny", "revoke", "rotate")),
-    ):
-        if len(words) > 2 and words[1] == name and words[2] in parts:
-            words[1:3] = [f"{name}.{words[2]}"]
-    if len(words) > 2 and words[1] == "state" and words[2] in state.NAMES:
-        words[1:3] = [f"state.{words[2]}"]
-    if len(words) > 2 and words[1] == "operations" and not words[2].startswith("-"):
-        one = words[2] in ("list", "show", "cancel", "retry")
-        words[1:3] = [f"operations.{words[2]}"] if one else ["operations.show", words[2]]
-    if words[1:3] == ["notify", "test"]:
-        words[1:3] = ["notify.test"]
-    return words
+def commands() -> dict[str, CliCommand]:
+    """All but the groups' and the launcher."""
+    return {name: command(name) for name in (*_MODULE, *ALIASES) if name != LAUNCHER}
 
 
-def main(argv: list[str] | None = None) -> None:
+def is_ours(word: str) -> bool:
+    return word in _MODULE or word in ALIASES or word in GROUPS or word.partition(".")[0] in GROUPS
+
+
+def find(words: Sequence[str]) -> Found:
+    """`words` begins with the command's name. Raises UsageError."""
+    name, rest = words[0], list(words[1:])
+    head, dot, part = name.partition(".")
+    if head in GROUPS:
+        parts = group(head)
+        if not dot and rest and rest[0] in parts:
+            part = rest.pop(0)
+        elif not dot and rest and not rest[0].startswith("-"):
+            if head != "operations":
+                near = parser.did_you_mean(rest[0], parts)
+                raise UsageError(f"{head}: unknown command {rest[0]}{near}", f"it has: {', '.join(parts)}")
+            part = "show"  # `operations o-7f3a91bc`
+        if part and part not in parts:
+            raise UsageError(
+                f"{head}: unknown command {part}{parser.did_you_mean(part, parts)}", f"it has: {', '.join(parts)}"
+            )
+        chosen = parts[part] if part else next(one for one in parts.values() if one.is_default)
+        return Found(chosen, f"{head} {chosen.name}" if part else head, rest)
+    if dot or not is_ours(name):
+        known = [*_MODULE, *ALIASES, *GROUPS]
+        raise UsageError(
+            f"unknown command {name}{parser.did_you_mean(name, known)}", f"all commands: {hints.form()} --help"
+        )
+    return Found(command(name), name, rest)
+
+
+def run(words: Sequence[str]) -> None:
+    """Raises ProcGuardError, SystemExit of the launcher."""
+    words = list(words)
+    while words and words[0] == "--context":
+        if len(words) < 2:
+            raise UsageError("--context: a name is missing", "invoke context shows the names")
+        os.environ["PROCGUARD_CONTEXT"] = words[1]
+        del words[:2]
+    if not words or words[0] in ("-h", "--help") or words == ["help"]:
+        if len(words) < 2:
+            print_overview()
+            return
+        words = [*words[1:], "--help"]
+    if words[0] == "help":
+        words = [*words[1:], "--help"]
+    if words[0] in ("-V", "--version"):
+        say(f"ProcGuard {__version__}")
+        return
+    if words[0] == "__complete":
+        from procguard.cli import completion
+
+        for one in completion.complete(words[1:], commands(), {name: group(name) for name in GROUPS}):
+            say(one)
+        return
+    if words[0] == LAUNCHER:
+        from procguard.cli import here
+
+        here.worker(words[1:])
+    found = find(words)
+    if any(word in ("-h", "--help") for word in found.words):
+        for line in parser.help_text(found.command, found.path).split("\n"):
+            say(line)
+        return
+    found.command.run(parser.parse(found.command, found.path, found.words))
+
+
+def print_overview() -> None:
+    """Every command by topic, with its first sentence."""
+    say(f"usage: {hints.form()} COMMAND [options]        {hints.form()} COMMAND -h: its help")
+    say("From a list of SSH hosts to a supervised, self-healing fleet of long-running jobs.")
+    wide = parser.width()
+    for topic, modules in TOPICS.items():
+        say()
+        say(topic)
+        for name in (name for names in modules.values() for name in names):
+            about = "Run one worker by hand, here" if name == LAUNCHER else command(name).summary
+            _row(name, about, wide)
+    say()
+    say("Groups of commands")
+    for name, (_, _, about) in GROUPS.items():
+        _row(name, about, wide)
+    say()
+    say("PROCGUARD_MANAGER_URL or `--context NAME` names the manager (default: the one on this machine).")
+
+
+def _row(name: str, about: str, wide: int) -> None:
+    from procguard.console.grid import shortened
+
+    say(shortened(f"  {name:<12}{about}", wide))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     """The `procguard` program."""
     if argv is None:
-        task.begin()
-    program = Program(version=__version__, namespace=collection(), name="procguard", binary="procguard")
-    program.run(rewritten(sys.argv if argv is None else argv))
+        process.begin()
+    words = (sys.argv if argv is None else argv)[1:]
+    code = process.guarded(lambda: run(words))
+    if code:
+        raise SystemExit(code)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from invoke import Context
-
-from procguard.cli.task import JSON_TEXT, OptionGroup, operator_task, option
-from procguard.client import api
-from procguard.client.coming_up import WAIT_HELP, patience
+from procguard.cli.contexts import connect
+from procguard.cli.program.command import OptionGroup, operator_task, option
 from procguard.console.terminal import say, say_json
 from procguard.errors import PartlyFailed, UsageError
 
@@ -21,7 +18,12 @@ if TYPE_CHECKING:
     from procguard.deploy.inventory.model import Host, Inventory
     from procguard.deploy.ssh.credentials import LoginCredentials
 
+JSON_RESULT = "machine-readable result on stdout"
 HOSTS_TEXT = "the inventory, as Ansible reads it, e.g. inventory/prod.yaml"
+WAIT_HELP = {
+    "wait": "wait so many seconds for started workers (else until their start_secs are over, at most 15 s)",
+    "no_wait": "do not wait for started workers",
+}
 FORKS, FORKS_TEXT = 32, "how many hosts at once"
 
 
@@ -29,7 +31,7 @@ FORKS, FORKS_TEXT = 32, "how many hosts at once"
 class HostsOptions(OptionGroup):
     """Which hosts."""
 
-    hosts: str = option("", HOSTS_TEXT)
+    hosts: str = option("", HOSTS_TEXT, "i")
     limit: str = option("", "only these hosts or groups, as in Ansible: gpu*,!gpu03")
 
     def chosen(self, action: str) -> list[Host]:
@@ -69,7 +71,7 @@ class RolloutOptions(OptionGroup):
     max_fail: str = option("", "end after a wave when more hosts than this failed: 3 or 10%")
     check: bool = option(False, "say what would change, change nothing")
     diff: bool = option(False, "show what changed in each worker (of env only the names) and in each folder of code")
-    json_: bool = option(False, JSON_TEXT)
+    json_: bool = option(False, JSON_RESULT)
 
     def over(self, action: str, hosts: list[Host], login: LoginOptions, **more: Any) -> None:
         """Do `action`, a method of the Deployer, on these hosts; `more`: further options of it (deployer.Options)."""
@@ -87,7 +89,7 @@ class RolloutOptions(OptionGroup):
         progress = deployment.Progress(out, len(hosts))
         connector = Connector(login.credentials(hosts, progress.ask))
         with progress:
-            deployer = Deployer(api.from_environment(), connector, progress, options)
+            deployer = Deployer(connect(), connector, progress, options)
             results = getattr(deployer, action)(hosts)
         if self.json_:
             say_json(deployment.as_json(results, deployer.absent))
@@ -113,7 +115,6 @@ HOSTS, ROLLOUT, LOGIN = HostsOptions(), RolloutOptions(), LoginOptions()
     }
 )
 def deploy(
-    _context: Context,
     among: HostsOptions = HOSTS,
     rollout: RolloutOptions = ROLLOUT,
     prune: bool = False,
@@ -133,6 +134,7 @@ def deploy(
     A release whose agent does not start, or sends no heartbeat, is rolled back on that host. Exit code 2 where a host
     failed, or a worker that is to run is failed or in backoff.
     """
+    from procguard.client.coming_up import patience
     from procguard.deploy.session import bundle
 
     bundle.begin()
@@ -159,7 +161,6 @@ def deploy(
 
 @operator_task(help={"canary": "the host that goes first; default: the first of the inventory"})
 def upgrade(
-    _context: Context,
     among: HostsOptions = HOSTS,
     canary: str = "",
     rollout: RolloutOptions = RolloutOptions(serial="1,100%", max_fail="0"),
@@ -181,23 +182,19 @@ def upgrade(
 
 
 @operator_task()
-def rollback(
-    _context: Context, among: HostsOptions = HOSTS, rollout: RolloutOptions = ROLLOUT, login: LoginOptions = LOGIN
-) -> None:
+def rollback(among: HostsOptions = HOSTS, rollout: RolloutOptions = ROLLOUT, login: LoginOptions = LOGIN) -> None:
     """Have agents go back to their release before; workers run on. Example: invoke rollback --hosts F --limit gpu01"""
     rollout.over("rollback", among.chosen("rollback"), login)
 
 
 @operator_task()
-def undeploy(
-    _context: Context, among: HostsOptions = HOSTS, rollout: RolloutOptions = ROLLOUT, login: LoginOptions = LOGIN
-) -> None:
+def undeploy(among: HostsOptions = HOSTS, rollout: RolloutOptions = ROLLOUT, login: LoginOptions = LOGIN) -> None:
     """Stop the workers of these hosts, remove the agent and leave nothing there. Example: invoke undeploy --hosts F"""
     rollout.over("undeploy", among.chosen("undeploy"), login)
 
 
 @operator_task(help={"yes": "add them without asking; compare the fingerprints with those of the hosts first"})
-def trust(_context: Context, among: HostsOptions = HOSTS, yes: bool = False, login: LoginOptions = LOGIN) -> None:
+def trust(among: HostsOptions = HOSTS, yes: bool = False, login: LoginOptions = LOGIN) -> None:
     """Show the hosts' SSH keys and add the new ones to known_hosts. Example: invoke trust --hosts inventory/prod.yaml
 
     Compare the fingerprints with what the hosts say themselves: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub. A key
@@ -225,7 +222,7 @@ def trust(_context: Context, among: HostsOptions = HOSTS, yes: bool = False, log
 
 
 @operator_task(("host",), help={"host": "its name in the inventory", "hosts": HOSTS_TEXT})
-def doctor(_context: Context, host: str, hosts: str = "", login: LoginOptions = LOGIN) -> None:
+def doctor(host: str, hosts: str = "", login: LoginOptions = LOGIN) -> None:
     """Find out why a host does not do as it should. Example: invoke doctor gpu01 --hosts inventory/prod.yaml
 
     From its name to the manager hearing its agent, each step with its cause and what to do. Changes nothing.
@@ -239,7 +236,7 @@ def doctor(_context: Context, host: str, hosts: str = "", login: LoginOptions = 
         raise UsageError(f"{hosts} has no host {host}", f"hosts: {', '.join(list(found)[:8])}")
     out, bad = deployment.console(), 0
     connector = Connector(login.credentials([found[host]]))
-    for step in Doctor(api.from_environment(), connector).examine(found[host]):
+    for step in Doctor(connect(), connector).examine(found[host]):
         deployment.step(out, step)
         bad += step.verdict == "bad"
     if bad:
@@ -256,11 +253,10 @@ def doctor(_context: Context, host: str, hosts: str = "", login: LoginOptions = 
         "max_size": "at most so much from each host: 500M, 2G",
         "max_files": "at most so many files from each host",
         "forks": FORKS_TEXT,
-        "json_": JSON_TEXT,
+        "json_": JSON_RESULT,
     },
 )
 def fetch(
-    _context: Context,
     pattern: str,
     path: str,
     hosts: str = "",
@@ -297,9 +293,6 @@ def fetch(
     failure = deployment.failure(results)
     if failure:
         raise failure
-
-
-TASKS = (deploy, upgrade, rollback, undeploy, trust, doctor, fetch)
 
 
 def _bytes(text: str) -> int:

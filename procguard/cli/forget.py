@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from invoke import Context
-
-from procguard.cli.task import operator_task
-from procguard.client import api
+from procguard.cli.contexts import connect
+from procguard.cli.program.command import operator_task
 from procguard.console.terminal import say
 from procguard.errors import NotFound, UsageError
 from remote_agent.protocol import states
+
+if TYPE_CHECKING:
+    from procguard.client.api import ManagerClient
 
 
 @operator_task(
@@ -21,13 +22,13 @@ from remote_agent.protocol import states
         "yes": "also where a job may still be running: it runs on, and nobody looks after it",
     },
 )
-def forget(_context: Context, name: str, agent: bool = False, yes: bool = False) -> None:
+def forget(name: str, agent: bool = False, yes: bool = False) -> None:
     """Take a worker or an agent that is gone for good out of the fleet; ends nothing. Example: invoke forget gpu07
 
     A worker must have ended or be out of reach, an agent must not be connected (invoke undeploy removes that one). What
     a host still has of a forgotten worker is removed there when it returns.
     """
-    manager = api.from_environment()
+    manager = connect()
     views = [] if agent else [view for view in manager.workers() if view["worker_id"] == name]
     if views:
         _refuse_alive(name, views, yes)
@@ -45,7 +46,7 @@ def forget(_context: Context, name: str, agent: bool = False, yes: bool = False)
     say(f"{agent_id}: forgotten" + (f", with {len(mine)} worker(s)" if mine else ""))
 
 
-def _agent(manager: api.ManagerClient, name: str) -> dict[str, Any] | None:
+def _agent(manager: ManagerClient, name: str) -> dict[str, Any] | None:
     views = manager.hosts()["hosts"]
     for wanted in (name, f"launcher:{name}"):
         for view in views:

@@ -12,10 +12,10 @@ import time
 from datetime import datetime
 from typing import Any
 
-from invoke import Context
-
-from procguard.cli.task import operator_task, print_table
-from procguard.client import api
+from procguard import hints
+from procguard.cli.contexts import connect
+from procguard.cli.program.command import OUTPUT, OutputOptions, operator_task
+from procguard.console.grid import say_wrapped
 from procguard.console.terminal import json_escaped, say, say_json
 from procguard.errors import PartlyFailed, UsageError
 from procguard.i18n import words
@@ -41,7 +41,6 @@ MOST_EVENTS_SHOWN = 10_000
     }
 )
 def events(
-    _context: Context,
     worker: str = "",
     host: str = "",
     kind: str = "",
@@ -56,9 +55,10 @@ def events(
     json_: bool = False,
 ) -> None:
     """What happened, newest last, each with its reason. Example: invoke events --since 2h --kind worker_failed"""
-    from procguard.console import tables
+    from procguard.cli.output.listing import is_coloured, say_painted
+    from procguard.console import grid, tables
 
-    manager, after = api.from_environment(), 0
+    manager, after = connect(), 0
     query: dict[str, Any] = {"worker": worker, "host": host, "kind": kind, "cause": cause, "actor": actor, "q": text}
     query |= {"operation": operation, "since": since, "until": until}
     if json_ and not limit and not follow:
@@ -74,7 +74,12 @@ def events(
             if json_:
                 say_json(event, indent=None)
             else:
-                print_table(tables.event_line(event))
+                text = tables.event_line(event)
+                width = grid.terminal_width(sys.stdout)
+                if is_coloured() and (width is None or grid.width_of(text) <= width):
+                    say_painted(tables.event_line(event, colour=True))
+                else:
+                    say_wrapped(text)
         if not follow:
             return
         time.sleep(0.5)
@@ -96,7 +101,6 @@ def events(
     },
 )
 def search(
-    _context: Context,
     pattern: str,
     select: str = "*",
     text: bool = False,
@@ -118,7 +122,7 @@ def search(
     lines: list[dict[str, Any]] = []
     silent: list[dict[str, Any]] = []
     totals: dict[str, Any] = {}
-    for said in api.from_environment().search_logs(**query):
+    for said in connect().search_logs(**query):
         if said["t"] == "host":
             lines += said["lines"]
             silent += [said] if said["status"] != "done" else []
@@ -148,47 +152,51 @@ def search(
     ("worker",),
     help={"worker": "the worker's id", "lang": "en or zh (default: LC_ALL, LC_MESSAGES, LANG)", "json_": "as JSON"},
 )
-def explain(_context: Context, worker: str, lang: str = "", json_: bool = False) -> None:
+def explain(worker: str, lang: str = "", json_: bool = False) -> None:
     """Why a worker is in its state and what happened to it, in sentences. Example: invoke explain worker1 --lang zh"""
     language = _language(lang)
-    said = api.from_environment().explain(worker, language)
+    said = connect().explain(worker, language)
     if json_:
         say_json(said)
         return
-    say(said["headline"])
+    say_wrapped(said["headline"])
     for sentence in said["sentences"]:
-        say(f"  {sentence['text']}")
+        say_wrapped(f"  {sentence['text']}")
     for step in said["next_steps"]:
-        say(f"→ {step}")
+        say_wrapped(hints.commands(f"→ {step}"))
     text = words.Words(language)
     say()
     say(text.say("timeline" if said["timeline"] else "timeline_none"))
     for moment in said["timeline"]:
-        say(f"  {_local_time(moment['at'])}  {moment['text']}")
+        say_wrapped(f"  {_local_time(moment['at'])}  {moment['text']}")
 
 
-@operator_task(name="list", default=True, help={"json_": "as JSON"})
-def notify_list(_context: Context, json_: bool = False) -> None:
+@operator_task(name="list", default=True)
+def notify_list(output: OutputOptions = OUTPUT) -> None:
     """Where alerts go and how that fares. Example: invoke notify"""
-    targets = api.from_environment().notifications()
-    if json_:
-        say_json(targets)
-        return
-    for one in targets:
-        state = f"{one['sent']} sent, {one['queued']} waiting, {one['dropped']} dropped"
-        error = f"; last error: {one['last_error']}" if one["last_error"] else ""
-        say(f"{one['name']}: {one['type']}, {one['address']}: {state}{error}")
-    if not targets:
-        say("no notifications are configured: docs/notifications.md shows how", err=True)
+    from procguard.cli.output.listing import listed
+    from procguard.console.grid import Column
+
+    columns: tuple[Column[dict[str, Any]], ...] = (
+        Column("NAME", lambda one: one["name"]),
+        Column("TYPE", lambda one: one["type"]),
+        Column("ADDRESS", lambda one: one["address"], 1, long=True),
+        Column("SENT", lambda one: one["sent"]),
+        Column("WAITING", lambda one: one["queued"]),
+        Column("DROPPED", lambda one: one["dropped"]),
+        Column("LAST ERROR", lambda one: one["last_error"], 1, long=True),
+    )
+    empty = hints.local("no notifications are configured: docs/notifications.md shows how")
+    listed(connect().notifications(), columns, output, "name", empty=empty)
 
 
 @operator_task(name="test", help={"name": "one target's name, or all"})
-def notify_test(_context: Context, name: str = "all") -> None:
+def notify_test(name: str = "all") -> None:
     """Send a test message through the running manager and say what each target answered. Example: invoke notify.test
 
     One target only: invoke notify.test --name oncall
     """
-    results = api.from_environment().test_notifications("" if name == "all" else name)
+    results = connect().test_notifications("" if name == "all" else name)
     for one in results:
         say(f"{one['name']}: {'ok' if one['ok'] else 'failed'} ({one['answer']}, {one['took_s']:.1f} s)")
     failed = [one for one in results if not one["ok"]]
@@ -207,3 +215,6 @@ def _local_time(moment: str) -> str:
         return datetime.fromisoformat(moment).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     except (ValueError, OverflowError):
         return moment
+
+
+NOTIFY = (notify_list, notify_test)

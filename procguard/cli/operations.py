@@ -12,15 +12,25 @@ import sys
 import time
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from invoke import Collection, Context
-
-from procguard.cli.task import ANSWER, AnswerOptions, OptionGroup, operator_task, option, print_table
-from procguard.client import api, coming_up
+from procguard import hints
+from procguard.cli.contexts import connect
+from procguard.cli.program.command import (
+    ANSWER,
+    OUTPUT,
+    AnswerOptions,
+    OptionGroup,
+    OutputOptions,
+    operator_task,
+    option,
+)
 from procguard.console.terminal import say, say_json
 from procguard.errors import NotFound, PartlyFailed, UsageError
-from procguard.fleet.workers import selectors
+
+if TYPE_CHECKING:
+    from procguard.client.api import ManagerClient
+    from procguard.client.coming_up import Patience
 
 CONFIRM_ABOVE = 20  # stop or kill of more workers than this asks for the number
 LIVE = ("running", "cancelling", "halting")
@@ -56,9 +66,7 @@ BATCH = BatchOptions()
 
 
 @operator_task(("target",), help={**TARGET_HELP, **WAIT_HELP})
-def start(
-    _context: Context, target: str, batch: BatchOptions = BATCH, wait: str = "", answer: AnswerOptions = ANSWER
-) -> None:
+def start(target: str, batch: BatchOptions = BATCH, wait: str = "", answer: AnswerOptions = ANSWER) -> None:
     """Start workers. Example: invoke start worker1
 
     One worker is waited for until it has come up; exit code 2 where it is failed or in backoff then, with its first
@@ -68,15 +76,13 @@ def start(
 
 
 @operator_task(("target",), help=TARGET_HELP)
-def stop(_context: Context, target: str, batch: BatchOptions = BATCH, answer: AnswerOptions = ANSWER) -> None:
+def stop(target: str, batch: BatchOptions = BATCH, answer: AnswerOptions = ANSWER) -> None:
     """Stop workers; they stay stopped. Example: invoke stop group=trainers,state=running"""
     _act("stop", target, batch, answer)
 
 
 @operator_task(("target",), help={**TARGET_HELP, **WAIT_HELP})
-def restart(
-    _context: Context, target: str, batch: BatchOptions = BATCH, wait: str = "", answer: AnswerOptions = ANSWER
-) -> None:
+def restart(target: str, batch: BatchOptions = BATCH, wait: str = "", answer: AnswerOptions = ANSWER) -> None:
     """Restart running workers, with their newest specification. Example: invoke restart 'train-*' --concurrency 4
 
     One worker is waited for until it has come up; exit code 2 where it is failed or in backoff then, with its first
@@ -86,23 +92,25 @@ def restart(
 
 
 @operator_task(("target",), help=TARGET_HELP)
-def kill(_context: Context, target: str, batch: BatchOptions = BATCH, answer: AnswerOptions = ANSWER) -> None:
+def kill(target: str, batch: BatchOptions = BATCH, answer: AnswerOptions = ANSWER) -> None:
     """SIGKILL now; they stay stopped. Example: invoke kill worker1"""
     _act("kill", target, batch, answer)
 
 
 def _act(verb: str, target: str, batch: BatchOptions, answer: AnswerOptions, wait: str = "") -> None:
-    from procguard.cli.output import operations
+    from procguard.cli.output import listing, operations
+    from procguard.client import coming_up
+    from procguard.fleet.workers import selectors
 
     request = batch.request()
-    manager, limit = api.from_environment(), coming_up.patience(wait, answer.no_wait)
+    manager, limit = connect(), coming_up.patience(wait, answer.no_wait)
     if selectors.is_one_id(target):
         _one(manager, verb, target, batch.reason, answer.json_, limit)
         return
     preview = manager.preview(verb, target)
     if not preview["matching"]:
         raise NotFound(f"no worker matches {target}", "list them: invoke status")
-    print_table(operations.preview(preview), stderr=answer.json_)
+    listing.say_styled(operations.preview(preview), err=answer.json_)
     if not preview["acts"]:
         say_json(preview) if answer.json_ else say("nothing to do")
         return
@@ -111,9 +119,9 @@ def _act(verb: str, target: str, batch: BatchOptions, answer: AnswerOptions, wai
     _follow(manager, manager.begin_operation({"token": preview["token"], **request}), answer)
 
 
-def _one(
-    manager: api.ManagerClient, verb: str, worker_id: str, reason: str, as_json: bool, limit: coming_up.Patience
-) -> None:
+def _one(manager: ManagerClient, verb: str, worker_id: str, reason: str, as_json: bool, limit: Patience) -> None:
+    from procguard.client import coming_up
+
     waits = verb in ("start", "restart") and limit != coming_up.NOT_AT_ALL
     try:
         before = manager.worker(worker_id) if waits else {}
@@ -147,13 +155,13 @@ def _confirm(verb: str, target: str, number: int) -> None:
         raise UsageError("not confirmed; nothing was done", f"type {number} to go on", code="not_confirmed")
 
 
-def _follow(manager: api.ManagerClient, view: dict[str, Any], answer: AnswerOptions) -> None:
+def _follow(manager: ManagerClient, view: dict[str, Any], answer: AnswerOptions) -> None:
     """Until it has ended: a line that moves, then what became of it. Raises PartlyFailed where not all went well."""
     from procguard.cli.output import deployment, operations
 
     operation_id, out = view["operation_id"], deployment.console(stderr=answer.json_)
     if answer.no_wait:
-        look = f"{operation_id}: begun; look: invoke operations.show {operation_id}"
+        look = hints.commands(f"{operation_id}: begun; look: invoke operations.show {operation_id}")
         say_json(view) if answer.json_ else say(look)
         return
     status = out.status("") if out.is_terminal else None
@@ -168,7 +176,7 @@ def _follow(manager: api.ManagerClient, view: dict[str, Any], answer: AnswerOpti
     except KeyboardInterrupt:
         if status:
             status.stop()
-        say(f"{operation_id} goes on; to end it: invoke operations.cancel {operation_id}", err=True)
+        say(hints.commands(f"{operation_id} goes on; to end it: invoke operations.cancel {operation_id}"), err=True)
         raise
     finally:
         if status:
@@ -196,13 +204,14 @@ def _raise_unless_well(view: dict[str, Any]) -> None:
 ID_HELP = {"operation_id": "as `invoke operations` shows it, e.g. o-7f3a91bc"}
 
 
-@operator_task(name="list", default=True, help={"json_": "as JSON"})
-def operations_list(_context: Context, json_: bool = False) -> None:
+@operator_task(name="list", default=True)
+def operations_list(output: OutputOptions = OUTPUT) -> None:
     """Batch operations, newest first: what, how far, with what result. Example: invoke operations"""
     from procguard.cli.output import operations
+    from procguard.cli.output.listing import listed
 
-    views = api.from_environment().operations()
-    say_json(views) if json_ else print_table(operations.listing(views, datetime.now(timezone.utc)))
+    columns = operations.listing(datetime.now(timezone.utc))
+    listed(connect().operations(), columns, output, "operation_id", empty="no operations yet")
 
 
 @operator_task(
@@ -210,25 +219,30 @@ def operations_list(_context: Context, json_: bool = False) -> None:
     name="show",
     help={**ID_HELP, "result": "only these items, e.g. failed,expired", "json_": "as JSON, with every item"},
 )
-def operations_show(_context: Context, operation_id: str, result: str = "", json_: bool = False) -> None:
+def operations_show(operation_id: str, result: str = "", json_: bool = False) -> None:
     """One operation, its failures by cause, its workers. Example: invoke operations.show o-7f3a91bc --result failed"""
-    from procguard.cli.output import operations
+    from procguard.cli.output import listing, operations
+    from procguard.console import grid
 
     limit = 20_000 if json_ else MAX_ITEMS_SHOWN
-    view = api.from_environment().operation(operation_id, result=result, limit=limit)
+    view = connect().operation(operation_id, result=result, limit=limit)
     if json_:
         say_json(view)
         return
-    print_table(operations.summary(view))
-    print_table(operations.items(view["items"]))
+    listing.say_styled(operations.summary(view))
+    grid.show(operations.items(), view["items"])
     if view["items_total"] > limit:
-        say(f"… and {view['items_total'] - limit} more; all: invoke operations.show {operation_id} --json")
+        say(
+            hints.commands(
+                f"… and {view['items_total'] - limit} more; all: invoke operations.show {operation_id} --json"
+            )
+        )
 
 
 @operator_task(("operation_id",), name="cancel", help=ID_HELP)
-def operations_cancel(_context: Context, operation_id: str) -> None:
+def operations_cancel(operation_id: str) -> None:
     """Begin no more of it; what has begun goes its way. Example: invoke operations.cancel o-7f3a91bc"""
-    view = api.from_environment().cancel_operation(operation_id)
+    view = connect().cancel_operation(operation_id)
     say(f"{operation_id}: {view['status']}; {view['counts'].get('cancelled', 0)} of {view['total']} not begun")
 
 
@@ -237,14 +251,10 @@ def operations_cancel(_context: Context, operation_id: str) -> None:
     name="retry",
     help={**ID_HELP, "rest": "also what was never begun"},
 )
-def operations_retry(_context: Context, operation_id: str, rest: bool = False, answer: AnswerOptions = ANSWER) -> None:
+def operations_retry(operation_id: str, rest: bool = False, answer: AnswerOptions = ANSWER) -> None:
     """The failed ones once more, as an operation of its own. Example: invoke operations.retry o-7f3a91bc"""
-    manager = api.from_environment()
+    manager = connect()
     _follow(manager, manager.retry_operation(operation_id, rest), answer)
 
 
-TASKS = (start, stop, restart, kill)
-
-
-def collection() -> Collection:
-    return Collection(operations_list, operations_show, operations_cancel, operations_retry)
+OPERATIONS = (operations_list, operations_show, operations_cancel, operations_retry)

@@ -9,6 +9,7 @@ import fnmatch
 import time
 from typing import Any
 
+from procguard import hints
 from procguard.client.api import ManagerClient
 from procguard.console.terminal import say, say_json
 from procguard.errors import NotFound, PartlyFailed, UsageError
@@ -92,7 +93,7 @@ def _followed(manager: ManagerClient, found: dict[str, Any], timeout_s: float, q
                 break
             time.sleep(LOOK_EVERY_S)
     except KeyboardInterrupt:
-        say("the rotation goes on; see invoke agents", err=True)
+        say(hints.commands("the rotation goes on; see invoke agents"), err=True)
         raise
     finally:
         if status:
@@ -104,7 +105,8 @@ def _say(found: dict[str, Any], no_wait: bool) -> None:
     for agent, (status, text) in found.items():
         say(f"{agent}: {status}" + (f" ({text})" if text else ""))
     done = sum(1 for status, _ in found.values() if status == "rotated")
-    say(f"{len(found)} agents asked; see invoke agents" if no_wait else f"{done} of {len(found)} agents rotated")
+    asked = hints.commands(f"{len(found)} agents asked; see invoke agents")
+    say(asked if no_wait else f"{done} of {len(found)} agents rotated")
 
 
 def _named(agents: list[str]) -> str:

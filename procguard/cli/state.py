@@ -15,9 +15,8 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from invoke import Collection, Context
-
-from procguard.cli.task import operator_task
+from procguard import hints
+from procguard.cli.program.command import operator_task
 from procguard.config import state_places
 from procguard.console.terminal import json_escaped, say, say_json
 from procguard.errors import Conflict, UsageError
@@ -26,12 +25,11 @@ if TYPE_CHECKING:  # the configuration's types cost every task 0.2 s to import
     from procguard.config.schema import Config
     from procguard.fleet.store.interface import Line, Tables
 
-NAMES = ("show", "backup", "export", "import", "migrate", "rebuild")
 WHERE = {"state": "the state file", "config": "the manager's configuration file"}
 
 
 @operator_task(name="show", default=True, help={**WHERE, "json_": "as JSON"})
-def show(_context: Context, state: str = "", config: str = "", json_: bool = False) -> None:
+def show(state: str = "", config: str = "", json_: bool = False) -> None:
     """Where the state lies, its kind, its size, how old its snapshot is. Example: invoke state"""
     from procguard.fleet.store import database_of, exchange
     from procguard.manager import daemon
@@ -68,7 +66,7 @@ def show(_context: Context, state: str = "", config: str = "", json_: bool = Fal
 
 
 @operator_task(("file",), name="backup", help={**WHERE, "file": "a new file"})
-def backup(_context: Context, file: str, state: str = "", config: str = "") -> None:
+def backup(file: str, state: str = "", config: str = "") -> None:
     """A copy of the whole state, with its history, also while the manager runs. Example: invoke state.backup b.db
 
     It holds the fleet's key: the file is made for its owner's eyes alone. invoke state.import makes a state of it.
@@ -87,7 +85,7 @@ def backup(_context: Context, file: str, state: str = "", config: str = "") -> N
 
 
 @operator_task(("file",), name="export", help={**WHERE, "file": "a new file, or - for standard output"})
-def export(_context: Context, file: str, state: str = "", config: str = "") -> None:
+def export(file: str, state: str = "", config: str = "") -> None:
     """The whole state as JSON lines, to keep or to carry elsewhere. Example: invoke state.export backup.jsonl
 
     It holds the fleet's key: the file is made for its owner's eyes alone.
@@ -116,7 +114,7 @@ def export(_context: Context, file: str, state: str = "", config: str = "") -> N
 @operator_task(
     ("file",), name="import", help={"file": "an export, a backup or a snapshot; -: an export", "state": "the new state"}
 )
-def import_(_context: Context, file: str, state: str = "") -> None:
+def import_(file: str, state: str = "") -> None:
     """Make a new state of an export, a backup or a snapshot, also one that was edited.
 
     Example: invoke state.import backup.jsonl --state data/restored.yaml
@@ -144,7 +142,7 @@ def import_(_context: Context, file: str, state: str = "") -> None:
 
 
 @operator_task(("source", "target"), name="migrate", help={"source": "the state as it is", "target": "the new one"})
-def migrate(_context: Context, source: str, target: str) -> None:
+def migrate(source: str, target: str) -> None:
     """A state, with its history, in another place or of the other kind; the old one stays.
 
     Example: invoke state.migrate data/procguard_state.yaml other/procguard_state.db
@@ -168,7 +166,7 @@ def migrate(_context: Context, source: str, target: str) -> None:
 
 
 @operator_task(("fleet",), name="rebuild", help={"fleet": "its id, f-…: the folder's name on every host", **WHERE})
-def rebuild(_context: Context, fleet: str, state: str = "", config: str = "") -> None:
+def rebuild(fleet: str, state: str = "", config: str = "") -> None:
     """An empty state for a fleet whose state is lost for good; then deploy. Example: invoke state.rebuild f-0a1b2c3d4e
 
     Its hosts know their fleet by this id: a deployment with it takes over the agents and workers that run, where one
@@ -185,7 +183,7 @@ def rebuild(_context: Context, fleet: str, state: str = "", config: str = "") ->
     with _stopped(settings):
         exchange.write_new(settings.state.state_file, {"fleet": {"fleet": record}})
     say(f"{settings.state.state_file}: an empty state for fleet {fleet}")
-    say("  now start the manager on it, then: invoke deploy --hosts INVENTORY")
+    say(hints.commands("  now start the manager on it, then: invoke deploy --hosts INVENTORY"))
 
 
 def _settings(state: str, config: str) -> Config:
@@ -223,8 +221,7 @@ def _tell(notes: list[str]) -> None:
 def _written(settings: Config, tables: Tables) -> None:
     path = settings.state.state_file
     say(f"{path}: {sum(len(records) for records in tables.values())} records")
-    say(f"  put it into the configuration, or: ./start_manager.sh --set state.state_file={path}")
+    say(hints.commands(f"  put it into the configuration, or: ./start_manager.sh --set state.state_file={path}"))
 
 
-def collection() -> Collection:
-    return Collection(show, backup, export, import_, migrate, rebuild)
+STATE = (show, backup, export, import_, migrate, rebuild)

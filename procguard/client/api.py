@@ -13,7 +13,7 @@ import urllib.parse
 from collections.abc import Iterator
 from typing import Any
 
-from procguard.client import discovery
+from procguard.client import contexts, discovery
 from procguard.errors import (
     Conflict,
     ManagerUnreachable,
@@ -35,12 +35,17 @@ Json = dict[str, Any]
 
 
 def from_environment(environ: dict[str, str] | None = None) -> ManagerClient:
-    """The manager that PROCGUARD_MANAGER_URL names (default: the one on this machine), with PROCGUARD_TOKEN.
+    """The manager of PROCGUARD_CONTEXT (`--context`), of PROCGUARD_MANAGER_URL, of the current context, else the one on
+    this machine; with PROCGUARD_TOKEN.
 
     Of https: PROCGUARD_CA is a file of certificates to trust; a manager of this user on this machine says itself.
     """
     values = dict(os.environ) if environ is None else environ
-    url = values.get("PROCGUARD_MANAGER_URL") or ""
+    url, name = values.get("PROCGUARD_MANAGER_URL") or "", values.get("PROCGUARD_CONTEXT") or ""
+    context = contexts.load().chosen(name) if name or not url else None
+    if context is not None:
+        ca = os.path.expanduser(context.ca) or values.get("PROCGUARD_CA", "")
+        return ManagerClient(context.url, context.token() or values.get("PROCGUARD_TOKEN", ""), ca)
     known = discovery.find(url or DEFAULT_URL)
     url = url or (known.url if known is not None else DEFAULT_URL)
     return ManagerClient(url, values.get("PROCGUARD_TOKEN", ""), values.get("PROCGUARD_CA", ""))
@@ -186,12 +191,20 @@ class ManagerClient:
         """The log as it grows, in pieces, until the manager or the caller ends it."""
         yield from self._pieces(f"/api/remote-workers/{quote(worker_id)}/logs", {**query, "follow": 1})
 
+    def log_lines(self, worker_id: str, **query: Any) -> list[Json]:
+        """The last lines, each {"attempt", "stream", "offset", "at", "text"}."""
+        path = f"/api/remote-workers/{quote(worker_id)}/logs"
+        return list(self.call("GET", path, query={**query, "format": "json"})["lines"])
+
+    def follow_log_lines(self, worker_id: str, **query: Any) -> Iterator[Json]:
+        """The same as they are written, each once it is finished."""
+        for line in _json_lines(self.follow_logs(worker_id, **{**query, "format": "json"})):
+            if not line.get("partial"):
+                yield line
+
     def search_logs(self, **query: Any) -> Iterator[Json]:
         """What the hosts find in their logs, as they answer: {"t": "begin" | "host" | "end", …}."""
-        line = b""
-        for piece in self._pieces("/api/log-search", {**query, "format": "jsonl"}):
-            *whole, line = (line + piece).split(b"\n")
-            yield from (json.loads(one) for one in whole)
+        yield from _json_lines(self._pieces("/api/log-search", {**query, "format": "jsonl"}))
 
     # ------------------------------------------------------------------------------------------------ inside
 
@@ -292,6 +305,13 @@ class ManagerClient:
 
 _NEXT_CA = "PROCGUARD_CA=FILE names certificates to trust (of tls: auto: tls/ca.pem beside the manager's state)"
 _NEXT_URL = "start it (./start_manager.sh), or set PROCGUARD_MANAGER_URL"
+
+
+def _json_lines(pieces: Iterator[bytes]) -> Iterator[Json]:
+    line = b""
+    for piece in pieces:
+        *whole, line = (line + piece).split(b"\n")
+        yield from (json.loads(one) for one in whole if one)
 
 
 def quote(segment: str) -> str:

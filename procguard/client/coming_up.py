@@ -26,10 +26,6 @@ POLL_S, SLOWEST_POLL_S = 0.1, 2.0
 POLL_SHARE = 0.1  # at most this share of the manager's time
 BAD = (states.FAILED, states.BACKOFF)
 
-WAIT_HELP = {
-    "wait": "wait so many seconds for started workers (else until their start_secs are over, at most 15 s)",
-    "no_wait": "do not wait for started workers",
-}
 
 View = dict[str, Any]
 

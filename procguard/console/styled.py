@@ -12,10 +12,8 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
-from rich.table import Table
 from rich.text import Text
 
 from procguard.console import terminal
@@ -76,16 +74,3 @@ def console(stderr: bool = False) -> CleanConsole:
     """Wide where nobody looks: a table in a file or a pipe is not cut to 80 columns."""
     made = CleanConsole(stderr)
     return made if made.is_terminal else CleanConsole(stderr, width=WIDTH_WITHOUT_TERMINAL)
-
-
-class PlainTable(Table):
-    """A table whose cells are text of one line, or Text that is styled already. A pipe can read it too: no frame."""
-
-    def __init__(self, *columns: str, wrapped: Iterable[str] = ()) -> None:
-        super().__init__(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-        for column in columns:
-            self.add_column(column, no_wrap=column not in wrapped)
-
-    def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
-        made = (one if isinstance(one, Text) else Text(terminal.line("" if one is None else one)) for one in cells)
-        super().add_row(*made, **options)

@@ -1,19 +1,19 @@
-"""Tables of the operator's tasks: the same glyphs, words and colours as the portal.
+"""What lists of the operator's commands show: the same glyphs, words and colours as the portal.
 
-Turns views of the manager's interface into rich tables; knows no HTTP.
+Turns views of the manager's interface into columns of a grid; knows no HTTP. Standard library only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from datetime import datetime, timezone
 from typing import Any
 
-from rich.text import Text
-
-from procguard.console.styled import PlainTable, joined, styled
+from procguard.console.grid import Cell, Column, painted
+from procguard.console.terminal import line
+from procguard.hints import program
 
 View = dict[str, Any]
+Columns = tuple[Column[View], ...]
 # Blue to orange, never red against green: read by glyph and word first.
 STATES = {
     "running": ("●", "blue"),
@@ -42,32 +42,39 @@ def _left(view: View) -> bool:
     return view["state"] == "exited" and bool((view.get("last_exit") or {}).get("left"))
 
 
-def state_text(state: str, states: dict[str, tuple[str, str]] = STATES, after: str = "") -> Text:
-    glyph, colour = states.get(state, ("?", "magenta"))
-    return styled(f"[{colour}]{{}} {{}}[/]{{}}", glyph, state, after)
+def state_cell(state: object, states: dict[str, tuple[str, str]] = STATES, after: str = "") -> Cell:
+    glyph, colour = states.get(str(state), ("?", "magenta"))
+    return Cell(f"{glyph} {state}", colour, after)
 
 
-def workers(views: Iterable[View], now: datetime) -> PlainTable:
-    table = plain_table("WORKER", "STATE", "HOST", "PID", "RESTARTS", "CPU", "MEMORY", "GPU", "SINCE", "WHY")
-    for view in views:
-        was = ""
-        if view["state"] == "unknown" and view.get("last_known_state"):
-            seen = age(view.get("last_seen"), now)
-            was = f" (was {view['last_known_state']}, seen {seen} ago)" if seen else " (never seen)"
-        usage = view.get("usage") or {}
-        table.add_row(
-            str(view["worker_id"]),
-            state_text(str(view["state"]), INTO_BACKGROUND if _left(view) else STATES, after=was),
-            str(view.get("host") or ""),
-            str(view.get("pid") or ""),
-            str(view.get("restarts_total") or view.get("restarts") or 0),
-            f"{usage['cpu_percent']:.0f} %" if usage else "",
-            size(usage["rss_bytes"]) if usage else "",
-            _gpus_of_worker(usage),
-            age(view.get("since"), now),
-            "; ".join(_remarks(view)),
-        )
-    return table
+def workers(now: datetime) -> Columns:
+    return (
+        Column("WORKER", lambda view: view["worker_id"], long=True),
+        Column("STATE", lambda view: _state_of_worker(view, now), long=True),
+        Column("HOST", lambda view: view.get("host"), 1, long=True),
+        Column("GROUP", lambda view: view.get("group"), 9, wide=True),
+        Column("ATTEMPT", lambda view: view.get("attempt") or "", 9, wide=True),
+        Column("PID", lambda view: view.get("pid") or "", 7),
+        Column("RESTARTS", lambda view: view.get("restarts_total") or view.get("restarts") or 0, 3),
+        Column("CPU", lambda view: _of_usage(view, "cpu_percent", "{:.0f} %".format), 6),
+        Column("MEMORY", lambda view: _of_usage(view, "rss_bytes", size), 5),
+        Column("GPU", lambda view: _gpus_of_worker(view.get("usage") or {}), 4),
+        Column("SINCE", lambda view: age(view.get("since"), now), 2),
+        Column("WHY", lambda view: "; ".join(_remarks(view)), 1, long=True),
+    )
+
+
+def _state_of_worker(view: View, now: datetime) -> Cell:
+    was = ""
+    if view["state"] == "unknown" and view.get("last_known_state"):
+        seen = age(view.get("last_seen"), now)
+        was = f" (was {view['last_known_state']}, seen {seen} ago)" if seen else " (never seen)"
+    return state_cell(view["state"], INTO_BACKGROUND if _left(view) else STATES, was)
+
+
+def _of_usage(view: View, name: str, shown: Any) -> str:
+    usage = view.get("usage") or {}
+    return "" if usage.get(name) is None else str(shown(usage[name]))
 
 
 def _gpus_of_worker(usage: View) -> str:
@@ -88,7 +95,8 @@ def _gpus_of_host(usage: View) -> str:
 
 
 def _remarks(view: View) -> list[str]:
-    remarks = [str(view["reason"])] if view.get("reason") else []
+    said = str(view.get("reason") or "")
+    remarks = [said] if said and said != f"running (pid {view.get('pid')})" else []  # both have columns
     if view.get("restart_pending"):
         remarks.append("restart pending: its specification has changed")
     if view.get("undeclared"):
@@ -101,27 +109,28 @@ def _remarks(view: View) -> list[str]:
     return remarks
 
 
-def hosts(views: Iterable[View], now: datetime) -> PlainTable:
-    table = plain_table(
-        "HOST", "AGENT", "ROLE", "WORKERS", "CPU", "LOAD", "GPUS", "LAST SEEN", "RECOVERY OVER SSH", "RELEASE", "WHY"
+def hosts(now: datetime) -> Columns:
+    return (
+        Column("HOST", lambda view: view["host"], long=True),
+        Column("AGENT", lambda view: state_cell(view.get("agent_state"), AGENT_STATES)),
+        Column("ROLE", _role, 4, long=True),
+        Column("WORKERS", lambda view: view.get("workers", 0), 1),
+        Column("CPU", lambda view: _of_usage(view, "cpu_percent", "{:.0f} %".format), 5),
+        Column("LOAD", lambda view: _of_usage(view, "load1", "{:.2f}".format), 6),
+        Column("GPUS", lambda view: _gpus_of_host(view.get("usage") or {}), 3),
+        Column("LAST SEEN", lambda view: age(view.get("last_seen"), now), 2),
+        Column("SSH RECOVERY", _recovery, 3, long=True),
+        Column("RELEASE", lambda view: str(view.get("release") or "")[:8], 7),
+        Column("WHY", lambda view: "; ".join(filter(None, (view.get("reason"), _disk(view)))), 1, long=True),
     )
-    for view in views:
-        usage, recovery = view.get("usage") or {}, view.get("recovery_ssh") or {}
-        can = {True: "yes", False: f"no ({recovery.get('reason') or 'unknown'})"}.get(recovery.get("ok"), "not checked")  # type: ignore[arg-type]
-        table.add_row(
-            str(view["host"]),
-            state_text(str(view.get("agent_state")), AGENT_STATES),
-            _role(view),
-            str(view.get("workers", 0)),
-            f"{usage['cpu_percent']:.0f} %" if usage else "",
-            f"{usage['load1']:.2f}" if usage else "",
-            _gpus_of_host(usage),
-            age(view.get("last_seen"), now),
-            can,
-            str(view.get("release") or "")[:8],
-            "; ".join(one for one in (str(view.get("reason") or ""), _disk(view)) if one),
-        )
-    return table
+
+
+def _recovery(view: View) -> str:
+    """Whether the manager can bring the agent back over SSH."""
+    found = view.get("recovery_ssh") or {}
+    if found.get("ok") is None:
+        return "not checked"
+    return "yes" if found["ok"] else f"no ({found.get('reason') or 'unknown'})"
 
 
 def _disk(view: View) -> str:
@@ -168,72 +177,73 @@ def releases(views: list[View], own: list[str], version: str) -> str:
     return f"{head}: {same} agents of its release, {len(others)} of another ({names}): invoke upgrade --hosts …"
 
 
-def agents(views: Iterable[View], now: datetime) -> PlainTable:
-    table = plain_table(
-        "AGENT", "STATE", "KIND", "HOST", "FINGERPRINT", "RELEASE", "SKEW", "CHANNEL", "LAST SEEN", "WHAT"
+def agents(now: datetime) -> Columns:
+    return (
+        Column("AGENT", lambda view: view.get("agent") or view.get("agent_id"), long=True),
+        Column("STATE", lambda view: state_cell(view.get("agent_state"), AGENT_STATES)),
+        Column("KIND", lambda view: view.get("kind"), 4),
+        Column("HOST", lambda view: view.get("host"), 3, long=True),
+        Column("FINGERPRINT", lambda view: view.get("fingerprint"), 6),
+        Column("RELEASE", lambda view: str(view.get("release") or "")[:8], 5),
+        Column("SKEW", lambda view: Cell("other", "yellow") if view.get("skew") == "other" else "", 2),
+        Column("CHANNEL", lambda view: view.get("channel"), 7),
+        Column("LAST SEEN", lambda view: age(view.get("last_seen"), now), 2),
+        Column("WHAT", _what_of_agent, 1, long=True),
     )
-    for view in views:
-        agent_id = str(view.get("agent") or view.get("agent_id") or "")
-        what = str(view.get("reason") or view.get("channel_trouble") or "")
-        if view.get("agent_state") == "pending":
-            what = f"wants to run: {view.get('command', '')} — invoke agents approve {agent_id}"
-        if view.get("rotation"):
-            what = f"new secret {view['rotation'].get('state')}" + (f"; {what}" if what else "")
-        table.add_row(
-            agent_id,
-            state_text(str(view.get("agent_state")), AGENT_STATES),
-            str(view.get("kind") or ""),
-            str(view.get("host") or ""),
-            str(view.get("fingerprint") or ""),
-            str(view.get("release") or "")[:8],
-            styled("[yellow]other[/]") if view.get("skew") == "other" else "",
-            str(view.get("channel") or ""),
-            age(view.get("last_seen"), now),
-            what,
-        )
-    return table
 
 
-def tokens(views: Iterable[View], now: datetime) -> PlainTable:
-    table = plain_table("ID", "SCOPE", "NAME", "CREATED", "ENDS", "LAST USED", "FROM")
-    for view in views:
-        left = view.get("uses_left")
-        ends = str(view.get("expires_at") or "") + ("" if left is None else f" after {left} more launchers")
-        used = age(view.get("last_used_at"), now)
-        cells = (
-            view["token_id"],
-            view["scope"],
-            view["name"],
-            f"{view.get('created_at') or ''} by {view.get('created_by') or '?'}",
-            ends.strip() or "never",
-            f"{used} ago" if used else "never",
-            view.get("last_used_from") or "",
-        )
-        table.add_row(*cells)
-    return table
+def _what_of_agent(view: View) -> str:
+    what = str(view.get("reason") or view.get("channel_trouble") or "")
+    if view.get("agent_state") == "pending":
+        what = f"wants to run: {view.get('command', '')} — {program('agents approve')} {view.get('agent')}"
+    if view.get("rotation"):
+        what = f"new secret {view['rotation'].get('state')}" + (f"; {what}" if what else "")
+    return what
 
 
-def event_line(event: View) -> Text:
+def tokens(now: datetime) -> Columns:
+    return (
+        Column("ID", lambda view: view["token_id"]),
+        Column("SCOPE", lambda view: view["scope"], long=True),
+        Column("NAME", lambda view: view["name"], 1, long=True),
+        Column("CREATED", lambda view: f"{age(view.get('created_at'), now) or '?'} ago", 4),
+        Column("BY", lambda view: view.get("created_by"), 5, long=True),
+        Column("ENDS", _end_of_token, 1, long=True),
+        Column("LAST USED", lambda view: _ago(view.get("last_used_at"), now) or "never", 2),
+        Column("FROM", lambda view: view.get("last_used_from"), 3),
+    )
+
+
+def _end_of_token(view: View) -> str:
+    left = view.get("uses_left")
+    ends = str(view.get("expires_at") or "") + ("" if left is None else f" after {left} more launchers")
+    return ends.strip() or "never"
+
+
+def _ago(moment: Any, now: datetime) -> str:
+    passed = age(moment, now)
+    return f"{passed} ago" if passed else ""
+
+
+def event_line(event: View, colour: bool = False) -> str:
     where = " ".join(str(event[name]) for name in ("worker_id", "host") if event.get(name))
     change = f" {event['before']} → {event['after']}" if event.get("before") and event.get("after") else ""
-    actor = styled(" [dim](by {})[/]", event["actor"]) if event.get("actor") else ""
-    head = (event["at"], event["kind"], where, change)
-    return styled("[dim]{}[/] {} {}{}: {}{}", *head, event.get("reason") or "", actor)
+    head = painted(Cell(line(event["at"]), "dim"), colour)
+    text = f"{head} {line(event['kind'])} {line(where)}{line(change)}: {line(event.get('reason') or '')}"
+    return text + (painted(Cell(f" (by {line(event['actor'])})", "dim"), colour) if event.get("actor") else "")
 
 
-def summary(worker_views: list[View], host_views: list[View]) -> Text:
-    """workers: ● 3 running  ✖ 1 failed   hosts: ● 2 connected"""
+def summary(worker_views: list[View], host_views: list[View], colour: bool = False) -> str:
+    """workers: ● 3 running  ✖ 1 failed   agents: ● 2 connected"""
 
-    def counted(values: list[str], states: dict[str, tuple[str, str]]) -> Text | str:
+    def counted(values: list[str], states: dict[str, tuple[str, str]]) -> str:
         names = [name for name in states if name in values]
-        shown = (
-            styled(f"[{states[name][1]}]{{}} {{}} {{}}[/]", states[name][0], values.count(name), name) for name in names
-        )
-        return joined(shown, "  ") if names else "none"
+        shown = (Cell(f"{states[name][0]} {values.count(name)} {name}", states[name][1]) for name in names)
+        return "  ".join(painted(one, colour) for one in shown) or "none"
 
     of_workers = counted([str(view["state"]) for view in worker_views], STATES)
     of_hosts = counted([str(view.get("agent_state")) for view in host_views], AGENT_STATES)
-    return styled("workers: {}    agents: {}", of_workers, of_hosts)
+    return f"workers: {of_workers}    agents: {of_hosts}"
 
 
 def age(moment: Any, now: datetime) -> str:
@@ -259,8 +269,3 @@ def size(count: int) -> str:
         if count >= step:
             return f"{count / step:.1f} {unit}"
     return f"{count} B"
-
-
-def plain_table(*columns: str) -> PlainTable:
-    """Nothing is wrapped but the reasons."""
-    return PlainTable(*columns, wrapped=("WHY", "WHAT", "RECOVERY OVER SSH"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from procguard import hints, resources
+from procguard.cli import app
 
 
 @pytest.fixture
@@ -48,3 +49,10 @@ def test_examples_and_pages_are_found_in_a_checkout() -> None:
     for parts in (("web", "index.html"), ("playbooks", "deploy.yaml"), ("inventory", "demo.yaml"), ("docs", "grafana")):
         assert (resources.path(*parts)).startswith(resources.root())
     assert not resources.is_installed()
+
+
+def test_every_command_is_known_to_hints() -> None:
+    assert set(hints.COMMANDS) == {*app.commands(), *app.GROUPS, app.LAUNCHER}
+    assert {name: set(parts) for name, parts in hints.GROUPS.items()} == {
+        name: set(app.group(name)) for name in app.GROUPS
+    }

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 
-from procguard.console.styled import PlainTable
-from procguard.console.tables import STATES, View, age, plain_table, state_text
+from procguard.console.grid import Column
+from procguard.console.tables import STATES, Columns, View, age, state_cell
 
 PHASES = {
     "running": STATES["running"],
@@ -15,29 +15,47 @@ PHASES = {
     "failed": STATES["failed"],
     "finished": STATES["exited"],
 }
+COLUMNS: Columns = tuple(
+    Column(title, lambda row, title=title: row.get(title), rank, long=long)  # type: ignore[misc]
+    for title, rank, long in (
+        ("GROUP", 0, True),
+        ("STATE", 0, False),
+        ("HOST", 2, True),
+        ("RANK", 4, False),
+        ("EPOCH", 5, False),
+        ("ATTEMPTS", 3, False),
+        ("SINCE", 2, False),
+        ("WHY", 1, True),
+    )
+)
 
 
-def groups(views: Iterable[View], now: datetime) -> PlainTable:
-    table = plain_table("GROUP", "STATE", "HOST", "RANK", "EPOCH", "ATTEMPTS", "SINCE", "WHY")
+def rows(views: Iterable[View], now: datetime) -> list[View]:
+    made: list[View] = []
     for view in views:
         name, members = str(view["group"]), view["members"]
         if view["phase"] is None:
-            table.add_row(name, f"{len(members)} workers", "", "", "", "", "", "each restarts by its own policy")
+            made.append({"GROUP": name, "STATE": f"{len(members)} workers", "WHY": "each restarts by its own policy"})
             continue
-        spent = f"{view['attempts']} of {view['max_attempts']}"
-        state, since = state_text(str(view["phase"]), PHASES), age(view["since"], now)
-        table.add_row(name, state, "", "", str(view["epoch"]), spent, since, str(view["reason"]))
+        made.append(
+            {
+                "GROUP": name,
+                "STATE": state_cell(view["phase"], PHASES),
+                "EPOCH": view["epoch"],
+                "ATTEMPTS": f"{view['attempts']} of {view['max_attempts']}",
+                "SINCE": age(view["since"], now),
+                "WHY": view["reason"],
+            }
+        )
         for member in members:
-            rank = "" if member["rank"] is None else str(member["rank"])
-            what = "" if member["state"] == "running" else str(member["reason"])
-            table.add_row(
-                f"  {member['worker_id']}",
-                state_text(str(member["state"])),
-                member["host"],
-                rank,
-                str(member["epoch"]),
-                "",
-                "",
-                what,
+            made.append(
+                {
+                    "GROUP": f"  {member['worker_id']}",
+                    "STATE": state_cell(member["state"]),
+                    "HOST": member["host"],
+                    "RANK": member["rank"],
+                    "EPOCH": member["epoch"],
+                    "WHY": "" if member["state"] == "running" else member["reason"],
+                }
             )
-    return table
+    return made

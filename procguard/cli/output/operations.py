@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
 from rich.text import Text
 
 from procguard.console import tables
-from procguard.console.styled import PlainTable, joined, styled
+from procguard.console.grid import Column
+from procguard.console.styled import joined, styled
 
 View = dict[str, Any]
 RESULTS = {
@@ -40,7 +40,7 @@ def preview(view: View) -> Text:
     which = view["selector"] if len(view["selector"]) <= 100 else view["selector"][:100] + "…"
     head = (view["command"], view["acts"], view["matching"], which)
     lines = [styled("[bold]{}[/] {} of {} workers that match {}", *head)]
-    states = joined((tables.state_text(one["state"], after=f" {one['matching']}") for one in view["by_state"]), "  ")
+    states = joined((_state(one) for one in view["by_state"]), "  ")
     lines.append(styled("  states  {}", states))
     named = view["by_host"][:HOSTS_NAMED]
     hosts = " · ".join(f"{one['host']} {one['matching']}" for one in named)
@@ -50,6 +50,11 @@ def preview(view: View) -> Text:
         word = "later   " if cause["action"] == "pending" else "left out"
         lines.append(styled("  {} {}: {} ({})", word, cause["count"], cause["message"], _examples(cause)))
     return joined(lines, "\n")
+
+
+def _state(one: View) -> Text:
+    glyph, colour = tables.STATES.get(one["state"], ("?", "magenta"))
+    return styled(f"[{colour}]{{}} {{}}[/] {{}}", glyph, one["state"], one["matching"])
 
 
 def progress(view: View) -> Text:
@@ -75,27 +80,25 @@ def summary(view: View) -> Text:
     return joined(lines, "\n")
 
 
-def items(views: Iterable[View]) -> PlainTable:
-    table = tables.plain_table("WORKER", "RESULT", "WHY")
-    for view in views:
-        table.add_row(view["worker_id"], tables.state_text(view["result"], RESULTS), view["message"])
-    return table
+def items() -> tables.Columns:
+    return (
+        Column("WORKER", lambda view: view["worker_id"], long=True),
+        Column("RESULT", lambda view: tables.state_cell(view["result"], RESULTS)),
+        Column("WHY", lambda view: view["message"], 1, long=True),
+    )
 
 
-def listing(views: Iterable[View], now: datetime) -> PlainTable:
-    table = tables.plain_table("OPERATION", "STATUS", "COMMAND", "SELECTOR", "RESULT", "BEGUN", "BY", "WHY")
-    for view in views:
-        table.add_row(
-            view["operation_id"],
-            tables.state_text(view["status"], STATUSES),
-            view["command"],
-            view["selector"][:60] or "*",
-            _counts(view["counts"]),
-            f"{tables.age(view['created_at'], now)} ago",
-            view["actor"],
-            view["reason"],
-        )
-    return table
+def listing(now: datetime) -> tables.Columns:
+    return (
+        Column("OPERATION", lambda view: view["operation_id"]),
+        Column("STATUS", lambda view: tables.state_cell(view["status"], STATUSES)),
+        Column("COMMAND", lambda view: view["command"]),
+        Column("SELECTOR", lambda view: view["selector"] or "*", 2, long=True),
+        Column("RESULT", lambda view: _counts(view["counts"]).plain, 1, long=True),
+        Column("BEGUN", lambda view: f"{tables.age(view['created_at'], now)} ago", 3),
+        Column("BY", lambda view: view["actor"], 4, long=True),
+        Column("WHY", lambda view: view["reason"], 5, long=True),
+    )
 
 
 def _counts(counts: dict[str, int]) -> Text:

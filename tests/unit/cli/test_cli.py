@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from invoke import Context
+import yaml
 
 from procguard.cli import app
-from procguard.cli.task import OptionGroup, operator_task, option
+from procguard.cli.program import parser, process
+from procguard.cli.program.command import OptionGroup, operator_task, option
 from procguard.console import tables
 from tests import fake_manager
 from tests.fake_manager import FakeManager
@@ -62,13 +64,13 @@ def run(url: str, *words: str, module: str = "procguard") -> subprocess.Complete
 
 @pytest.mark.parametrize("verb", ["start", "stop", "restart", "kill"])
 @pytest.mark.parametrize("value", ["--help", "-h", "-x"])
-def test_a_value_that_begins_with_a_dash_prints_help_and_never_acts(
-    manager: FakeManager, verb: str, value: str
+def test_a_word_that_begins_with_a_dash_never_acts(
+    manager: FakeManager, verb: str, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = app.collection()[verb]
-    with pytest.raises(SystemExit) as caught:
-        task.body(None, value)
-    assert caught.value.code == (1 if value == "-x" else 0)
+    """It is an option, or help; never a worker of that name."""
+    monkeypatch.setenv("PROCGUARD_MANAGER_URL", manager.url)
+    for words in ([verb, value], [verb, "train-1", value]):
+        assert process.guarded(lambda words=words: app.run(words)) == (1 if value == "-x" else 0)  # type: ignore[misc]
     assert manager.requests == []
 
 
@@ -104,12 +106,24 @@ def test_a_wrong_inventory_is_told_before_the_manager_is_asked(manager: FakeMana
     assert manager.requests == []
 
 
-def test_status_shows_glyph_and_word_and_speaks_json(manager: FakeManager) -> None:
-    done = run(manager.url, "status")
+def test_ps_shows_glyph_and_word_in_every_form(manager: FakeManager) -> None:
+    done = run(manager.url, "ps")
     assert done.returncode == 0 and "● running" in done.stdout and "✖ failed" in done.stdout
     assert "exit code 1" in done.stdout
-    parsed = json.loads(run(manager.url, "status", "--json", "--select", "team=web").stdout)
-    assert [one["worker_id"] for one in parsed["workers"]] == ["api"]
+    names = [one["worker_id"] for one in WORKERS]
+    assert run(manager.url, "status", "-o", "name").stdout.split() == names
+    for form, read in (("json", json.loads), ("yaml", yaml.safe_load)):
+        parsed = read(run(manager.url, "ps", "--output", form).stdout)
+        assert [one["worker_id"] for one in parsed["workers"]] == names, form
+    assert "GROUP" in run(manager.url, "ps", "-o", "wide").stdout
+    wrong = run(manager.url, "ps", "-o", "xml")
+    assert wrong.returncode == 1 and "xml" in wrong.stderr and "Traceback" not in wrong.stderr
+
+
+def test_ps_has_the_manager_choose(manager: FakeManager) -> None:
+    assert run(manager.url, "ps", "--select", "team=web").returncode == 0
+    ((_, path, *_),) = manager.asked("GET", "/api/remote-workers")
+    assert path == "/api/remote-workers?select=team%3Dweb"
 
 
 def test_token_create_is_two_words_and_prints_the_token_alone(manager: FakeManager) -> None:
@@ -163,13 +177,55 @@ def test_a_viewers_token_is_told_that_it_may_look_only(manager: FakeManager) -> 
     assert "Traceback" not in done.stderr
 
 
-def test_invoke_lists_every_task_with_an_example() -> None:
+def test_invoke_lists_every_command() -> None:
     done = run("http://127.0.0.1:9", "--list", module="invoke")
     assert done.returncode == 0, done.stderr
     text = " ".join(done.stdout.split())
-    for task in app.TASKS:
-        assert f" {task.name} " in text
-        assert "Example: invoke" in (task.__doc__ or ""), task.name
+    for name in app.commands():
+        assert f" {app.command(name).name} " in text
+
+
+def test_every_command_has_help_with_an_example_that_it_understands() -> None:
+    every = dict(app.commands())
+    for name in app.GROUPS:
+        every |= {f"{name} {part}": one for part, one in app.group(name).items()}
+    for path, command in every.items():
+        shown = parser.help_text(command, path, 80)
+        assert max(map(len, shown.splitlines())) <= 80 or "http" in shown or "python" in shown, shown
+        assert all(one.help for one in (*command.positionals, *command.options)), path
+        (line,) = [one for one in shown.splitlines() if one.startswith("example: ")]
+        words = shlex.split(line.removeprefix("example: ").removeprefix("source <(").rstrip(")"))
+        assert words[0] == "invoke", line
+        found = app.find(words[1:])
+        assert found.command is command or found.command.name == "deploy", line
+        parser.parse(found.command, found.path, found.words)
+
+
+@pytest.mark.parametrize("module", ["procguard", "invoke"])
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["pss"], "unknown command pss; did you mean ps"),
+        (["token", "creat"], "token: unknown command creat; did you mean create?"),
+        (["stop", "w1", "--yess"], "stop: unknown option --yess; did you mean --yes"),
+        (["stop"], "TARGET"),
+        (["ps", "extra"], "ps: unknown argument extra"),
+    ],
+)
+def test_a_mistyped_word_is_told_the_nearest(module: str, words: list[str], told: str) -> None:
+    done = run("http://127.0.0.1:9", *words, module=module)
+    assert done.returncode == 1 and told in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_a_developers_task_that_does_not_exist_is_told_the_nearest() -> None:
+    done = run("http://127.0.0.1:9", "chekc", module="invoke")
+    assert done.returncode == 1 and "unknown command chekc; did you mean check" in done.stderr, done.stderr
+
+
+def test_the_operators_program_has_no_developers_task() -> None:
+    done = run("http://127.0.0.1:9", "--help")
+    assert done.returncode == 0 and "deploy" in done.stdout and "bench" not in done.stdout
+    assert run("http://127.0.0.1:9", "check").returncode == 1
 
 
 def test_ages_and_sizes_are_for_people() -> None:
@@ -242,7 +298,7 @@ def test_agents_shows_which_are_of_another_release(manager: FakeManager) -> None
     manager.routes["GET /api/agents"] = lambda body: (200, answer)
     shown = run(manager.url, "agents").stdout
     assert "manager 0.1.0 (aaaaaaaa, bbbbbbbb): 2 agents of its release, 1 of another (cccccccc)" in shown
-    assert [line.split()[0] for line in shown.splitlines() if " other " in line] == ["gpu03"]
+    assert [line.split()[0] for line in shown.splitlines() if line.split()[-1:] == ["other"]] == ["gpu03"]
     only = json.loads(run(manager.url, "agents", "--skew", "--json").stdout)
     assert [(one["agent"], one["skew"]) for one in only] == [("gpu03", "other")]
     del answer["releases"], answer["version"]  # a manager of an earlier release says nothing of itself
@@ -255,17 +311,17 @@ class Colours(OptionGroup):
     bright: bool = option(False, "more of it")
 
 
-def test_a_task_has_the_options_of_a_group_in_the_group_s_place() -> None:
-    """Their letters depend on the place, their defaults on the group that the task names."""
+def test_a_command_has_the_options_of_a_group_in_the_group_s_place() -> None:
+    """Their letters depend on the place, their defaults on the group that the command names."""
     painted: list[tuple[Any, ...]] = []
 
     @operator_task(("what",), help={"twice": "once more"})
-    def paint(_context: Context, what: str, colours: Colours = Colours(ink="red"), twice: bool = False) -> None:
+    def paint(what: str, colours: Colours = Colours(ink="red"), twice: bool = False) -> None:
         painted.append((what, colours, twice))
 
-    arguments = {argument.name: argument for argument in paint.get_arguments()}
-    assert list(arguments) == ["what", "ink", "bright", "twice"]
-    assert arguments["ink"].default == "red" and arguments["ink"].help == "what is written with"
-    paint(Context(), "a house", bright=True)
-    paint(Context(), "a tree", ink="green", twice=True)
+    assert [one.name for one in (*paint.positionals, *paint.options)] == ["what", "ink", "bright", "twice"]
+    assert [one.letter for one in paint.options] == ["i", "b", "t"]
+    assert (paint.options[0].default, paint.options[0].help) == ("red", "what is written with")
+    paint.run(parser.parse(paint, "paint", ["a house", "--bright"]))
+    paint.run(parser.parse(paint, "paint", ["-t", "--ink=green", "a tree"]))
     assert painted == [("a house", Colours("red", True), False), ("a tree", Colours("green"), True)]

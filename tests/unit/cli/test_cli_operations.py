@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from procguard.cli import app
 from tests import fake_manager
 from tests.fake_manager import FakeManager
 from tests.unit.cli.test_cli import ROOT, run
@@ -187,8 +186,3 @@ def test_operations_are_listed_shown_cancelled_and_retried(fleet: Fleet) -> None
 def test_a_wrong_pace_is_told_before_anything_is_asked(fleet: Fleet) -> None:
     done = run(fleet.manager.url, "stop", "w*", "--concurrency=-1")
     assert done.returncode == 1 and "at least one at once" in done.stderr and fleet.manager.requests == []
-
-
-def test_the_list_of_tasks_reads_like_a_manual() -> None:
-    for task in app.collection().collections["operations"].tasks.values():
-        assert "Example: invoke operations" in (task.__doc__ or ""), task.name

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 import yaml
-from invoke import Context
 
 from procguard.cli import app
 from procguard.cli import state as cli_state
+from procguard.cli.program import process
+from procguard.cli.program.command import CliCommand
 from procguard.config import schema
 from procguard.errors import ProcGuardError
 from procguard.fleet.history.events import EventLog
@@ -47,13 +48,10 @@ def state(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return path
 
 
-def run(task: Any, *arguments: str, **options: Any) -> int:
-    """The task's exit code."""
-    try:
-        task(Context(), *arguments, **options)
-    except SystemExit as exc:
-        return int(exc.code or 0)
-    return 0
+def run(command: CliCommand, *arguments: str, **options: Any) -> int:
+    """Its exit code."""
+    given = dict(zip((one.name for one in command.positionals), arguments, strict=False))
+    return process.guarded(lambda: command.run({**given, **options}))
 
 
 def other(state: Path) -> Path:
@@ -230,8 +228,9 @@ def test_a_state_for_a_fleet_that_lost_everything_has_its_name_and_asks_first(tm
 
 
 def test_the_program_takes_the_words_as_a_person_writes_them(tmp_path: Path) -> None:
-    assert app.rewritten(["procguard", "state", "export", "-"]) == ["procguard", "state.export", "-"]
-    assert app.rewritten(["procguard", "state", "--json"]) == ["procguard", "state", "--json"]
+    assert app.find(["state", "export", "-"])[1:] == ("state export", ["-"])
+    assert app.find(["state.export", "-"])[1:] == ("state export", ["-"])
+    assert app.find(["state", "--json"])[1:] == ("state", ["--json"])
     words = [sys.executable, "-m", "procguard", "state", "import", "nowhere", "--state", str(tmp_path / "x.txt")]
     done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[3])
     assert done.returncode == 1

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from datetime import datetime, timezone
 from typing import Any
 
 import pytest
-from rich.console import Console
-from rich.table import Table
 
-from procguard.console import tables
+from procguard.console import grid, tables
 
 NOW = datetime(2026, 11, 30, tzinfo=timezone.utc)
 
 
-def shown(table: Table) -> str:
-    console = Console(width=250, record=True, file=io.StringIO())
-    console.print(table)
-    return console.export_text()
+def shown(columns: tables.Columns, view: dict[str, Any]) -> str:
+    return "\n".join(grid.render(columns, [view], None))
 
 
 def exited(**exit_record: Any) -> dict[str, Any]:
@@ -26,8 +21,8 @@ def exited(**exit_record: Any) -> dict[str, Any]:
 
 
 def test_a_command_that_went_into_the_background_is_not_ticked_off() -> None:
-    assert "✓ exited" in shown(tables.workers([exited()], NOW))
-    assert "! exited" in shown(tables.workers([exited(left=2, left_names=["nginx"])], NOW))
+    assert "✓ exited" in shown(tables.workers(NOW), exited())
+    assert "! exited" in shown(tables.workers(NOW), exited(left=2, left_names=["nginx"]))
 
 
 @pytest.mark.parametrize(
@@ -41,5 +36,5 @@ def test_a_command_that_went_into_the_background_is_not_ticked_off() -> None:
 )
 def test_a_host_whose_disk_refuses_writes_says_so(trouble: str, words: str) -> None:
     host = {"host": "h1", "agent_state": "connected", "disk_trouble": trouble, "disk_path": "/data"}
-    text = shown(tables.hosts([host], NOW))
+    text = shown(tables.hosts(NOW), host)
     assert words in text and (bool(words) == ("/data" in text))

@@ -78,14 +78,20 @@ def test_scripts_and_their_flags_in_the_documents_exist(page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_tasks_in_the_documents_exist(page: str) -> None:
-    """`invoke X` with flags that X has."""
+    """`invoke X` and `procguard X` with flags that X has."""
     from invoke import Collection, Parser, exceptions
+
+    from procguard.cli import app
+    from procguard.cli.program import parser as ours
 
     namespace = Collection.from_module(importlib.import_module("tasks"))
     parser = Parser(contexts=namespace.to_contexts())
     for line in command_lines(page):
         words = shlex.split(line)
-        if words[0].endswith("bin/invoke"):
+        if words[0].rpartition("/")[2] in ("invoke", "procguard") and app.is_ours(words[1]) and words[1] != "worker":
+            found = app.find(words[1:])
+            ours.parse(found.command, found.path, found.words)
+        elif words[0].endswith("bin/invoke"):
             try:
                 parser.parse_argv(words[1:])
             except exceptions.ParseError as exc:

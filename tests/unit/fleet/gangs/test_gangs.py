@@ -7,9 +7,8 @@ import re
 from pathlib import Path
 
 import pytest
-from invoke import Context
 
-from procguard.cli import groups as cli_groups
+from procguard.cli import app
 from procguard.config.groups import GroupPolicy
 from procguard.errors import Conflict, UsageError
 from procguard.fleet.operations.controller import OperationOptions
@@ -544,12 +543,12 @@ def test_invoke_groups_shows_phase_attempts_and_ranks(
         manager.routes["GET /api/groups"] = lambda body: (200, {"groups": world.registry.gangs.views()})
         monkeypatch.setenv("PROCGUARD_MANAGER_URL", manager.url)
         monkeypatch.setenv("COLUMNS", "240")
-        cli_groups.groups(Context())
+        app.run(["groups"])
         shown = capsys.readouterr().out
         assert re.search(r"trainers +↻ restarting .*1 of 3 .*waits until w3 has surely ended", shown)
         assert re.search(r"  w2 +✖ failed +h2 +1 ", shown) or re.search(r"  w2 +■ stopped +h2 +1 ", shown)
         assert re.search(r"others +1 workers .*own policy", shown)
-        cli_groups.groups(Context(), json_=True)
+        app.run(["groups", "--json"])
         assert json.loads(capsys.readouterr().out)[-1]["group"] == GROUP
 
 

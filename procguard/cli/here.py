@@ -1,0 +1,120 @@
+"""The operator's commands about this machine: manager, demo, worker, playbooks, version.
+
+The first three become another program: gevent must patch before anything else is imported, and a launcher must not be
+changed by what the working directory holds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+
+from procguard import __version__, resources
+from procguard.cli.program.command import operator_task
+from procguard.console.terminal import say
+from procguard.errors import UsageError
+
+
+@operator_task(
+    help={
+        "config": "configuration file",
+        "host": "address to listen on",
+        "port": "port to listen on",
+        "set_": "one configuration value, e.g. web.port=5055; may be given again",
+        "daemon": "run in the background",
+        "status": "say whether one runs",
+        "stop": "end it; its workers run on",
+        "install_service": "start it at boot and when it dies (systemd user unit, or cron)",
+        "remove_service": "undo --install-service",
+        "demo": "manager, this machine as a host, three example workers",
+    },
+)
+def manager(
+    config: str = "",
+    host: str = "",
+    port: str = "",
+    set_: list[str] | tuple[str, ...] = (),
+    daemon: bool = False,
+    status: bool = False,
+    stop: bool = False,
+    install_service: bool = False,
+    remove_service: bool = False,
+    demo: bool = False,
+) -> None:
+    """Run the manager: API, portal, monitoring, recovery. Example: invoke manager --daemon"""
+    words = []
+    for flag, value in (("--config", config), ("--host", host), ("--port", port)):
+        words += [flag, value] if value else []
+    for setting in set_:
+        words += ["--set", setting]
+    chosen = (
+        ("--daemon", daemon),
+        ("--status", status),
+        ("--stop", stop),
+        ("--demo", demo),
+        ("--install-service", install_service),
+        ("--remove-service", remove_service),
+    )
+    _become("-P", "procguard.main", *words, *(flag for flag, wanted in chosen if wanted))
+
+
+@operator_task(help={"host": "address to listen on", "port": "port to listen on"})
+def demo(host: str = "", port: str = "") -> None:
+    """Try ProcGuard on this machine: a manager and three workers, until Ctrl-C. Example: invoke demo"""
+    given = [word for flag, value in (("--host", host), ("--port", port)) if value for word in (flag, value)]
+    _become("-P", "procguard.main", "--demo", *given)
+
+
+def worker(words: list[str]) -> None:
+    """Run one worker by hand, as start_worker.sh does; its words are the launcher's own."""
+    _become("-I", "procguard.worker_launcher", *words)
+
+
+def _become(isolation: str, module: str, *words: str) -> None:
+    """`isolation`: what Python is not to read: -P the working directory, -I that and the environment's paths."""
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, isolation, "-m", module, *words])  # noqa: S606
+
+
+@operator_task(("folder",), help={"folder": "a new folder, or one that has none of these files"})
+def playbooks(folder: str) -> None:
+    """Write the Ansible playbooks into a folder. Example: invoke playbooks ./playbooks
+
+    They do what deploy, upgrade, rollback and undeploy do, with Ansible's own connections. They start the Python that
+    runs this command now; write them again after ProcGuard was installed elsewhere.
+    """
+    source = resources.path("playbooks")
+    target = os.path.abspath(folder)
+    for name in sorted(os.listdir(source)):
+        if os.path.exists(os.path.join(target, name)):
+            raise UsageError(f"{os.path.join(target, name)} is there already", "name a new folder, or remove it")
+    try:
+        shutil.copytree(source, target, dirs_exist_ok=True, copy_function=shutil.copyfile)
+        path = os.path.join(target, "vars.yaml")
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(_with_places(text))
+    except OSError as exc:
+        raise UsageError(f"{exc.filename or target}: {exc.strerror}", "name a folder that you may write") from exc
+    say(f"{folder}: written; ansible-playbook -i inventory/prod.yaml {os.path.join(folder, 'deploy.yaml')}")
+
+
+def _with_places(text: str) -> str:
+    places = {"procguard_controller": sys.executable, "procguard_import_from": resources.import_root()}
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
+        name = line.partition(":")[0]
+        if name in places:
+            lines[number] = f"{name}: {json.dumps(places[name])}"  # a JSON string is one of YAML's, too
+    return "\n".join(lines) + "\n"
+
+
+@operator_task()
+def version() -> None:
+    """The release, the Python and where both are. Example: invoke version"""
+    say(f"ProcGuard {__version__}")
+    say(f"  Python {sys.version.split()[0]} ({sys.executable})")
+    say(f"  {'installed in' if resources.is_installed() else 'checkout'} {resources.import_root()}")

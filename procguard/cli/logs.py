@@ -1,0 +1,136 @@
+"""The operator's command that shows logs: of one worker as it was written, of several line by line with their names."""
+
+from __future__ import annotations
+
+import queue
+import sys
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from procguard.cli.contexts import connect
+from procguard.cli.program.command import operator_task
+from procguard.console import grid, terminal
+from procguard.errors import NotFound, ProcGuardError, UsageError
+
+if TYPE_CHECKING:
+    from procguard.client.api import ManagerClient
+
+MOST_FOLLOWED = 100  # each is a connection and a thread
+NAME_COLOURS = ("cyan", "yellow", "green", "magenta", "blue")
+QUEUED_LINES = 10_000
+
+
+@operator_task(
+    ("workers+",),
+    help={
+        "workers": "ids, globs like 'train-*', or conditions: group=trainers",
+        "follow": "go on as the logs grow, until Ctrl-C",
+        "tail": "how many lines back, of each",
+        "attempt": "only this start of the worker",
+        "stream": "out or err (where stderr is kept apart)",
+        "since": "only lines since then: 10m, 2h, or an ISO time",
+        "regex": "only lines that match (RE2's dialect: docs/protocol.md)",
+        "raw": "also to a terminal as the worker wrote it; else only its colours reach one",
+    },
+)
+def logs(
+    workers: list[str],
+    follow: bool = False,
+    tail: int = 200,
+    attempt: int = 0,
+    stream: str = "",
+    since: str = "",
+    regex: str = "",
+    raw: bool = False,
+) -> None:
+    """The log of a worker over all its attempts, or of several, merged. Example: invoke logs 'train-*' -f
+
+    A terminal is shown the text and its colours, nothing else that steers it; a file or a pipe gets what was written.
+    The lines of several are in the order of their times, each after its worker's name.
+    """
+    query = {"tail": tail, "attempt": attempt or None, "stream": stream, "since": since, "regex": regex}
+    manager = connect()
+    names = _chosen(manager, workers)
+    if len(names) > 1:
+        _several(manager, names, query, follow)
+    else:
+        _one(manager, names[0], query, follow, raw)
+
+
+def _chosen(manager: ManagerClient, words: list[str]) -> list[str]:
+    """Ids in full are taken as they are; the rest is asked for. In the order given, each once."""
+    from procguard.fleet.workers.selectors import is_one_id
+
+    names: dict[str, None] = {}
+    for word in words:
+        found = [word] if is_one_id(word) else sorted(str(one["worker_id"]) for one in manager.workers(select=word))
+        if not found:
+            raise NotFound(f"no worker matches {word}", "list them: invoke ps")
+        names.update(dict.fromkeys(found))
+    return list(names)
+
+
+def _one(manager: ManagerClient, worker: str, query: dict[str, Any], follow: bool, raw: bool) -> None:
+    out = terminal.raw(sys.stdout)
+    pieces = manager.follow_logs(worker, **query) if follow else manager.log_pieces(worker, **query)
+    if raw or not out.isatty():
+        for piece in pieces:
+            out.buffer.write(piece)
+            out.buffer.flush()
+        return
+    colours = terminal.Colours()
+    try:
+        for piece in pieces:
+            out.write(colours.feed(piece))
+            out.flush()
+    finally:
+        out.write(colours.feed(b"", final=True))
+        out.flush()
+
+
+def _several(manager: ManagerClient, names: list[str], query: dict[str, Any], follow: bool) -> None:
+    if len(names) > MOST_FOLLOWED:
+        raise UsageError(
+            f"{len(names)} logs at once: at most {MOST_FOLLOWED}", "narrow the selector, or: invoke search"
+        )
+    lines = _followed(manager, names, query) if follow else _tails(manager, names, query)
+    width = max(map(grid.width_of, names))
+    out = terminal.raw(sys.stdout)
+    colour = out.isatty() and grid.coloured()
+    for name, text in lines:
+        head = name + " " * (width - grid.width_of(name)) + " |"
+        paint = NAME_COLOURS[names.index(name) % len(NAME_COLOURS)]
+        shown = terminal.Colours().feed(text.encode(errors="replace"), final=True) if out.isatty() else text
+        out.write(f"{grid.painted(grid.Cell(head, paint), colour)} {shown}\n")
+        out.flush()
+
+
+def _tails(manager: ManagerClient, names: list[str], query: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    found = []
+    for name in names:
+        for number, line in enumerate(manager.log_lines(name, **query)):
+            found.append((float(line.get("at") or 0.0), name, number, str(line["text"])))
+    found.sort(key=lambda one: one[0])  # stable: a worker's own lines stay in their order where times are equal
+    yield from ((name, text) for _, name, _, text in found)
+
+
+def _followed(manager: ManagerClient, names: list[str], query: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """As they come. One thread a log; what can't be shown as fast waits at the manager."""
+    waiting: queue.Queue[tuple[str, str] | ProcGuardError] = queue.Queue(QUEUED_LINES)
+
+    def follow(name: str) -> None:
+        try:
+            for line in manager.follow_log_lines(name, **query):
+                waiting.put((name, str(line["text"])))
+            waiting.put((name, "[procguard: this log is no longer followed]"))
+        except ProcGuardError as exc:
+            waiting.put(exc)
+
+    for name in names:
+        threading.Thread(target=follow, args=(name,), daemon=True).start()
+    while True:
+        got = waiting.get()
+        if isinstance(got, ProcGuardError):
+            raise got
+        yield got

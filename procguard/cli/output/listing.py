@@ -1,0 +1,62 @@
+"""One list, in the form that was asked for: a table, every column, JSON, YAML, or names for the next command."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from procguard.cli.program.command import OutputOptions
+from procguard.console import grid, terminal
+from procguard.console.grid import Column
+from procguard.console.terminal import say, say_json
+from procguard.hints import commands
+
+View = dict[str, Any]
+
+
+def listed(
+    views: Sequence[View],
+    columns: Sequence[Column[View]],
+    output: OutputOptions,
+    name: str,
+    *,
+    whole: Any = None,
+    empty: str = "",
+) -> None:
+    """`name`: the key of what `--output name` prints. `whole`: what JSON and YAML show instead of the views."""
+    form = output.form
+    if form == "json":
+        say_json(views if whole is None else whole)
+    elif form == "yaml":
+        say_yaml(views if whole is None else whole)
+    elif form == "name":
+        for view in views:
+            say(view.get(name) or "")
+    elif not views and empty:
+        say(commands(empty))
+    else:
+        grid.show(columns, views, everything=form == "wide")
+
+
+def say_yaml(value: Any) -> None:
+    import yaml
+
+    text = yaml.safe_dump(value, allow_unicode=True, sort_keys=False, default_flow_style=False)
+    sys.stdout.write(terminal.clean(text))
+
+
+def say_styled(what: Any, *, err: bool = False) -> None:
+    """Something of rich's, which takes long to import: only commands that print one pay for it."""
+    from procguard.console.styled import console
+
+    console(stderr=err).print(what)
+
+
+def say_painted(text: str) -> None:
+    """A line whose colours are ours and whose words are clean already."""
+    terminal.raw(sys.stdout).write(text + "\n")
+
+
+def is_coloured() -> bool:
+    return terminal.raw(sys.stdout).isatty() and grid.coloured()

@@ -1,0 +1,161 @@
+"""The declaration of a command: a function whose signature is its options, its docstring the help.
+
+    @operator_task(("worker",), help={"worker": "its id", "follow": "go on as the log grows"})
+    def logs(worker: str, follow: bool = False) -> None:
+        \"\"\"The log of a worker. Example: invoke logs worker1 -f\"\"\"
+
+A positional name that ends in `+` takes one or more values. Standard library only: every command pays for this module.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+JSON_TEXT = "the same as --output json"
+OUTPUTS = ("table", "wide", "json", "yaml", "name")
+LETTERS_TAKEN = frozenset("h")  # -h is help everywhere
+
+
+@dataclass(frozen=True)
+class OptionGroup:
+    """Options that several commands share. The fields of a subclass, made by `option`, are the options.
+
+    A parameter whose default is a group stands for the group's options, in its place among the others; the group's
+    values are their defaults.
+    """
+
+
+def option(default: T, text: str, letter: str = "", choices: tuple[str, ...] = ()) -> T:
+    """A field of an OptionGroup; `text` is the option's help, `letter` its short form (else the first one free)."""
+    made: T = field(default=default, metadata={"help": text, "letter": letter, "choices": choices})
+    return made
+
+
+@dataclass(frozen=True)
+class AnswerOptions(OptionGroup):
+    """What is said of something that goes on for a while, and when."""
+
+    no_wait: bool = option(False, "begin and return")
+    json_: bool = option(False, "machine-readable result on stdout")
+
+
+@dataclass(frozen=True)
+class OutputOptions(OptionGroup):
+    """The form of what is listed."""
+
+    output: str = option("table", f"one of {', '.join(OUTPUTS)}", "o", OUTPUTS)
+    json_: bool = option(False, JSON_TEXT)
+
+    @property
+    def form(self) -> str:
+        return "json" if self.json_ else self.output
+
+
+ANSWER = AnswerOptions()
+OUTPUT = OutputOptions()
+
+
+@dataclass(frozen=True)
+class Option:
+    """`name`: the function's parameter. `kind`: str, int, float, bool, or list of str."""
+
+    name: str
+    kind: type
+    default: Any
+    help: str
+    letter: str = ""
+    choices: tuple[str, ...] = ()
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.strip("_").replace("_", "-")
+
+
+@dataclass(frozen=True)
+class Positional:
+    name: str
+    help: str
+    several: bool = False
+    optional: bool = False
+    default: Any = None
+
+
+@dataclass(frozen=True)
+class CliCommand:
+    """One command. Called like its function."""
+
+    name: str
+    function: Callable[..., None]
+    positionals: tuple[Positional, ...]
+    options: tuple[Option, ...]
+    groups: Mapping[str, OptionGroup]
+    is_default: bool = False  # of its group: `procguard token` is `procguard token list`
+
+    def __call__(self, **given: Any) -> None:
+        self.function(**given)
+
+    @property
+    def doc(self) -> str:
+        return inspect.getdoc(self.function) or ""
+
+    @property
+    def summary(self) -> str:
+        """The first sentence: "Start workers"."""
+        return self.doc.partition("\n")[0].partition(" Example: ")[0].rstrip(".")
+
+    @property
+    def example(self) -> str:
+        return (
+            " ".join(self.doc.split()).partition("Example: ")[2].partition("  ")[0] if "Example: " in self.doc else ""
+        )
+
+    def run(self, given: Mapping[str, Any]) -> None:
+        """`given`: values by option and positional name; those of a group's options are handed on as a group."""
+        values = dict(given)
+        for name, group in self.groups.items():
+            mine = [one.name for one in fields(group) if one.name in values]
+            values[name] = replace(group, **{one: values.pop(one) for one in mine})
+        self.function(**values)
+
+
+def operator_task(
+    positional: tuple[str, ...] = (), *, name: str = "", default: bool = False, help: Mapping[str, str] | None = None
+) -> Callable[[Callable[..., None]], CliCommand]:
+    """Declare a command. `help`: by parameter."""
+    texts = dict(help or {})
+    several = {one.rstrip("+") for one in positional if one.endswith("+")}
+    first = [one.rstrip("+") for one in positional]
+
+    def wrap(function: Callable[..., None]) -> CliCommand:
+        parameters = inspect.signature(function).parameters
+        groups = {key: one.default for key, one in parameters.items() if isinstance(one.default, OptionGroup)}
+        positionals = []
+        for key in first:
+            given = parameters[key].default
+            optional = given is not inspect.Parameter.empty
+            positionals.append(
+                Positional(key, texts.get(key, ""), key in several, optional, given if optional else None)
+            )
+        named = {str(one.metadata.get("letter")) for group in groups.values() for one in fields(group)} - {""}
+        taken = set(LETTERS_TAKEN) | named
+        options: list[Option] = []
+        for key, one in parameters.items():
+            if key in groups:
+                for part in fields(groups[key]):
+                    options.append(_option(part.name, getattr(groups[key], part.name), part.metadata, taken))
+            elif key not in first:
+                options.append(_option(key, one.default, {"help": texts.get(key, "")}, taken))
+        return CliCommand(name or function.__name__, function, tuple(positionals), tuple(options), groups, default)
+
+    return wrap
+
+
+def _option(name: str, default: Any, about: Mapping[str, Any], taken: set[str]) -> Option:
+    kind = list if isinstance(default, (list, tuple)) else type(default)
+    letter = about.get("letter") or next((one for one in name.strip("_") if one not in taken and one != "_"), "")
+    taken.add(letter)
+    return Option(name, kind, default, str(about.get("help", "")), letter, tuple(about.get("choices") or ()))

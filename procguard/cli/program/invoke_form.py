@@ -1,0 +1,51 @@
+"""The same commands as invoke's tasks, for `invoke --list` and for lines of several tasks (`invoke stop a start b`).
+
+One command alone never comes here: tasks.py hands its words to the program itself, so that both forms do the same.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from invoke import Collection, Context, Task, task
+
+from procguard.cli.program import process
+from procguard.cli.program.command import CliCommand
+
+
+def collection(commands: Mapping[str, CliCommand], groups: Mapping[str, Iterable[CliCommand]]) -> Collection:
+    made = Collection()
+    for name, command in commands.items():
+        made.add_task(as_task(command), name=name)
+    for name, parts in groups.items():
+        made.add_collection(Collection(*map(as_task, parts)), name=name)
+    return made
+
+
+def as_task(command: CliCommand) -> Task:
+    def body(_context: Context, **given: Any) -> None:
+        several = {one.name: [given[one.name]] for one in command.positionals if one.several}
+        code = process.guarded(lambda: command.run({**given, **several}))
+        if code:
+            raise SystemExit(code)
+
+    parameters = [inspect.Parameter("_context", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+    for one in command.positionals:
+        default = one.default if one.optional else inspect.Parameter.empty
+        parameters.append(inspect.Parameter(one.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default))
+    for option in command.options:
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        default = None if option.kind is list else option.default
+        parameters.append(inspect.Parameter(option.name, kind, default=default))
+    body.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    body.__name__ = command.name
+    body.__doc__ = command.doc
+    return task(
+        name=command.name,
+        default=command.is_default,
+        positional=[one.name for one in command.positionals],
+        iterable=[option.name for option in command.options if option.kind is list],
+        help={one.name: one.help for one in command.positionals} | {one.name: one.help for one in command.options},
+    )(body)

@@ -1,0 +1,174 @@
+"""The operator's commands before the first deployment: init writes an inventory, validate reads what is written."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from procguard import hints
+from procguard.cli.program.command import operator_task
+from procguard.console.terminal import say
+from procguard.errors import PartlyFailed, ProcGuardError, UsageError
+
+_HOST = re.compile(
+    r"(?:(?P<user>[A-Za-z0-9_][A-Za-z0-9_.-]*)@)?(?P<host>[A-Za-z0-9_][A-Za-z0-9_.-]*|\[[0-9A-Fa-f:.]+\])(?::(?P<port>\d{1,5}))?"
+)
+INVENTORY_NAME, CONFIG_NAME = "inventory.yaml", "procguard.yaml"
+
+_INVENTORY = """\
+# The fleet: hosts as Ansible reads them, and the workers that run on them.
+#   {trust} --hosts {name}        shows the hosts' SSH keys, and remembers them
+#   {deploy} --hosts {name}       brings everything to the state below; again after each change
+all:
+  vars:
+{variables}
+    # ansible_ssh_private_key_file: ~/.ssh/id_ed25519          # else ~/.ssh/config and ssh-agent, as ssh does
+    # ansible_ssh_common_args: -J me@bastion.example.com       # a jump host
+    # procguard_tunnel: true                                   # hosts that cannot reach this machine's port 5000
+    # procguard_sync: {{src: ../project, dest: ~/project}}       # bring code to the hosts first
+    procguard_workers:
+      # One on each host; ids are unique in the fleet. Every key: docs/worker.md
+      - id: "hello-{{{{ inventory_hostname }}}}"
+        command: sh -c 'while true; do date; sleep 5; done'
+        # working_dir: ~/project
+        # venv: ~/project/.venv
+        # env: {{EPOCHS: "100"}}
+        # gpus: 1
+        # restart: {{policy: on-failure, max_attempts: 3}}
+        # health: {{type: http, url: "http://127.0.0.1:8000/healthz"}}
+        # group: trainers
+  hosts:
+{hosts}
+"""
+
+_CONFIG = """\
+# The manager's configuration. What is left out has its built-in value; every key: docs/configuration.md
+#   {manager} --config {name}
+state:
+  state_file: {state}
+logging:
+  file: {log}
+web:
+  host: 0.0.0.0          # agents reach the manager here; who may do what: docs/security.md
+  port: 5000
+  # tls: auto            # https, with a certificate of the manager's own
+recovery:
+  max_recovery_attempts: 3
+  # task_reassignment: true    # a spare host takes over the tasks of one that is gone
+# notifications:               # docs/notifications.md
+#   - {{name: oncall, type: webhook, url: "https://example.com/hook"}}
+"""
+
+
+@operator_task(
+    ("hosts+",),
+    help={
+        "hosts": "[user@]host[:port] of each; localhost for this machine, without SSH",
+        "folder": "where the two files go",
+    },
+)
+def init(hosts: list[str], folder: str = ".") -> None:
+    """Write a commented inventory and configuration for some hosts. Example: invoke init ml@gpu01 ml@gpu02:2222"""
+    found = [_host(word) for word in hosts]
+    users = {user for user, _, _ in found if user}
+    common = users.pop() if len(users) == 1 and all(user for user, _, _ in found) else ""
+    state = os.path.join(os.path.abspath(folder), "state")
+    texts = {
+        INVENTORY_NAME: _INVENTORY.format(
+            name=INVENTORY_NAME,
+            trust=hints.program("trust"),
+            deploy=hints.program("deploy"),
+            variables=f"    ansible_user: {common}" if common else "    # ansible_user: ml",
+            hosts="\n".join(_line(one, common) for one in found),
+        ),
+        CONFIG_NAME: _CONFIG.format(
+            name=CONFIG_NAME,
+            manager=hints.program("manager"),
+            state=_quoted(os.path.join(state, "fleet.yaml")),
+            log=_quoted(os.path.join(state, "procguard.log")),
+        ),
+    }
+    paths = {name: os.path.join(folder, name) for name in texts}
+    there = [path for path in paths.values() if os.path.lexists(path)]
+    if there:
+        raise UsageError(f"{there[0]} is there already", "name another --folder, or remove it")
+    for name, text in texts.items():
+        try:
+            os.makedirs(folder, exist_ok=True)
+            with open(paths[name], "x", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as exc:
+            raise UsageError(f"{paths[name]}: {exc.strerror}", "name a --folder that you may write") from exc
+        say(f"{paths[name]}: written")
+    say("next:")
+    say(f"  {hints.program('manager')} --config {paths[CONFIG_NAME]} --daemon")
+    say(f"  {hints.program('trust')} --hosts {paths[INVENTORY_NAME]}")
+    say(f"  {hints.program('deploy')} --hosts {paths[INVENTORY_NAME]}")
+
+
+@operator_task(
+    help={"hosts": "an inventory, as Ansible reads it", "config": "a configuration of the manager"},
+)
+def validate(hosts: str = "", config: str = "") -> None:
+    """Read an inventory, a configuration or both; say every mistake. Example: invoke validate --hosts inventory.yaml
+
+    Asks no host and no manager, changes nothing. Exit code 1 where something is wrong.
+    """
+    if not hosts and not config:
+        raise UsageError("nothing to read was named", "invoke validate --hosts inventory.yaml --config procguard.yaml")
+    wrong: list[ProcGuardError] = []
+    for read, path in ((_read_inventory, hosts), (_read_config, config)):
+        if not path:
+            continue
+        try:
+            say(f"{path}: {read(path)}")
+        except PartlyFailed:
+            raise
+        except ProcGuardError as exc:
+            wrong.append(exc)
+    if len(wrong) > 1:
+        raise UsageError("\n".join(str(exc) for exc in wrong), "nothing else was read")
+    if wrong:
+        raise wrong[0]
+
+
+def _read_inventory(path: str) -> str:
+    from procguard.deploy.inventory import model
+
+    found = model.load(path)
+    workers = sum(len(host.workers) for host in found.hosts.values())
+    warnings = dict.fromkeys(text for host in found.hosts.values() for text in host.warnings)
+    for warning in warnings:
+        say(f"note: {warning}", err=True)
+    return f"{len(found.hosts)} hosts, {workers} workers: well"
+
+
+def _read_config(path: str) -> str:
+    from procguard.config import schema
+
+    schema.load(path, [])
+    return "the configuration is well"
+
+
+def _host(word: str) -> tuple[str, str, str]:
+    match = _HOST.fullmatch(word)
+    if match is None or not 0 < int(match["port"] or 22) < 65536:
+        raise UsageError(f"host {word!r}: expected [user@]host[:port]", "e.g. invoke init ml@gpu01 ml@10.0.0.12:2222")
+    return match["user"] or "", match["host"], match["port"] or ""
+
+
+def _line(found: tuple[str, str, str], common: str) -> str:
+    user, host, port = found
+    if host == "localhost":
+        return "    this-machine: {ansible_connection: local}"
+    bare = host.strip("[]")
+    is_address = re.fullmatch(r"[0-9.]+", bare) or ":" in bare
+    name = "host-" + re.sub(r"[.:]+", "-", bare).strip("-") if is_address else bare
+    variables = {"ansible_host": _quoted(bare) if is_address else "", "ansible_port": port}
+    variables["ansible_user"] = "" if user == common else user
+    inner = ", ".join(f"{key}: {value}" for key, value in variables.items() if value)
+    return f"    {name}: {{{inner}}}" if inner else f"    {name}:"
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

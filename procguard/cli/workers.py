@@ -1,0 +1,175 @@
+"""The operator's commands that look at the fleet: ps, top, hosts, groups, describe, wait."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from datetime import datetime, timezone
+from typing import Any
+
+from procguard.cli.contexts import connect
+from procguard.cli.program.command import OUTPUT, OutputOptions, operator_task
+from procguard.console.grid import say_wrapped
+from procguard.console.terminal import say
+from procguard.errors import PartlyFailed, UsageError
+
+View = dict[str, Any]
+SELECT_TEXT = "only these workers: id, glob, or group=trainers,state=running"
+SORTS = ("cpu", "memory", "restarts", "state", "name")
+LOOK_EVERY_S = 0.5
+
+
+@operator_task(help={"select": SELECT_TEXT})
+def ps(select: str = "", output: OutputOptions = OUTPUT) -> None:
+    """Workers and agents at a glance. Example: invoke ps --select state=failed
+
+    `status` is the same command.
+    """
+    from procguard.cli.output.listing import is_coloured, listed, say_painted
+    from procguard.console import tables
+
+    manager = connect()
+    views, answer = manager.workers(select=select), manager.hosts()
+    whole = {"workers": views, "hosts": answer["hosts"]}
+    listed(views, tables.workers(_now()), output, "worker_id", whole=whole)
+    if output.form in ("table", "wide"):
+        say_painted(tables.summary(views, answer["hosts"], is_coloured()))
+
+
+@operator_task()
+def hosts(output: OutputOptions = OUTPUT) -> None:
+    """Hosts: agent, load, last heartbeat, whether recovery over SSH works. Example: invoke hosts"""
+    from procguard.cli.output.listing import listed
+    from procguard.console import tables
+
+    views = connect().hosts()["hosts"]
+    empty = "no hosts yet: procguard deploy --hosts inventory/prod.yaml"
+    listed(views, tables.hosts(_now()), output, "host", empty=empty)
+
+
+@operator_task()
+def groups(output: OutputOptions = OUTPUT) -> None:
+    """Groups: members, phase, epoch, attempts, last incident. Example: invoke groups"""
+    from procguard.cli.output import groups as shown
+    from procguard.cli.output.listing import listed
+
+    views = connect().groups()
+    empty = "no groups: a worker names its own with `group: NAME` (docs/groups.md)"
+    rows = views if output.form == "name" else shown.rows(views, _now())
+    listed(rows, shown.COLUMNS, output, "group", whole=views, empty=empty)
+
+
+@operator_task(
+    help={
+        "select": SELECT_TEXT,
+        "sort": f"by {', '.join(SORTS)}",
+        "every": "seconds between two looks",
+        "count": "end after so many looks (0: with Ctrl-C)",
+    }
+)
+def top(select: str = "", sort: str = "cpu", every: float = 1.0, count: int = 0) -> None:
+    """Workers by what they use, live, until Ctrl-C. Example: invoke top --sort memory"""
+    from rich.live import Live
+    from rich.text import Text
+
+    from procguard.console.styled import console
+
+    if sort not in SORTS:
+        raise UsageError(f"--sort {sort} is not known", f"one of: {', '.join(SORTS)}")
+    if every < 0.2:
+        raise UsageError(f"--every {every:g}: at least 0.2 seconds", "leave it out for 1")
+    manager, looks = connect(), 0
+    is_terminal = sys.stdout.isatty()
+    live = Live(console=console(), screen=True, auto_refresh=False) if is_terminal else None
+    if live:
+        live.start()
+    try:
+        while True:
+            size = shutil.get_terminal_size()
+            lines = _top(manager.workers(select=select), manager.hosts()["hosts"], sort, size if live else None)
+            if live:
+                live.update(Text.from_ansi("\n".join(lines[: size.lines - 1])), refresh=True)
+            else:
+                for line in lines:
+                    say(line)
+            looks += 1
+            if looks == count:
+                return
+            time.sleep(every)
+    finally:
+        if live:
+            live.stop()
+
+
+def _top(views: list[View], host_views: list[View], sort: str, size: Any) -> list[str]:
+    from procguard.console import grid, tables
+
+    def key(view: View) -> Any:
+        usage = view.get("usage") or {}
+        by = {
+            "cpu": -(usage.get("cpu_percent") or 0.0),
+            "memory": -(usage.get("rss_bytes") or 0),
+            "restarts": -(view.get("restarts_total") or 0),
+            "state": str(view["state"]),
+            "name": str(view["worker_id"]),
+        }
+        return by[sort], str(view["worker_id"])
+
+    now, colour = _now(), size is not None and grid.coloured()
+    head = f"{now.astimezone():%H:%M:%S}  {tables.summary(views, host_views, colour)}"
+    width = size.columns if size else None
+    return [head, "", *grid.render(tables.workers(now), sorted(views, key=key), width, colour=colour)]
+
+
+@operator_task(("worker",), help={"worker": "the worker's id", "lang": "en or zh, for the reasons"})
+def describe(worker: str, lang: str = "", output: OutputOptions = OUTPUT) -> None:
+    """All that is known of one worker, with its reasons and events. Example: invoke describe worker1"""
+    from procguard.cli.output import description
+    from procguard.cli.output.listing import say_yaml
+    from procguard.console.terminal import say_json
+
+    manager = connect()
+    view = manager.worker(worker)
+    if output.form in ("json", "yaml"):
+        say_json(view) if output.form == "json" else say_yaml(view)
+    elif output.form == "name":
+        say(view["worker_id"])
+    else:
+        explained = manager.explain(worker, lang)
+        events = manager.events(worker=worker, limit=description.EVENTS)
+        for line in description.lines(view, explained, events, _now()):
+            say_wrapped(line)
+
+
+@operator_task(
+    ("selector",),
+    name="wait",
+    help={
+        "selector": "which workers: id, glob, or group=trainers",
+        "for_": "running, exited, stopped or failed",
+        "timeout": "give up after so many seconds",
+    },
+)
+def wait(selector: str, for_: str = "running", timeout: float = 300.0) -> None:
+    """Wait until all of these workers are in a state. Example: invoke wait 'train-*' --for exited --timeout 86400
+
+    Exit code 2 where the time is over, or where one has failed and can't get there by itself.
+    """
+    from procguard.client import waiting
+
+    if for_ not in waiting.STATES:
+        raise UsageError(f"--for {for_} is not known", f"one of: {', '.join(waiting.STATES)}")
+    outcome = waiting.wait(connect(), selector, for_, timeout)
+    if outcome.missing:
+        named = ", ".join(f"{name} ({state})" for name, state in list(outcome.missing.items())[:8])
+        more = len(outcome.missing) - 8
+        raise PartlyFailed(
+            f"{len(outcome.missing)} of {outcome.total} not {for_}: {named}{f' and {more} more' if more > 0 else ''}",
+            f"why: procguard explain {next(iter(outcome.missing))}",
+        )
+    say(f"{outcome.total} {for_}")
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)

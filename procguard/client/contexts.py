@@ -1,0 +1,125 @@
+"""Managers by name: `~/.config/procguard/contexts.yaml`, so that one word chooses address, certificates and token.
+
+    current: lab
+    contexts:
+      lab: {url: "https://gpu-head:5000", ca: ~/.config/procguard/lab.pem, token_file: ~/.config/procguard/lab.token}
+
+Owns that file. A token itself never stands in it: `token_file` names a file of its owner's alone.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from procguard.errors import ConfigError, NotFound, UsageError
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+KEYS = ("url", "ca", "token_file")
+MAX_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class ManagerContext:
+    """How one manager is reached. `token_file` "": none is sent."""
+
+    url: str
+    ca: str = ""
+    token_file: str = ""
+
+    def token(self) -> str:
+        """Raises ConfigError where the file can't be read, or others may read it."""
+        if not self.token_file:
+            return ""
+        path = os.path.expanduser(self.token_file)
+        try:
+            with open(path, encoding="utf-8") as file:
+                mode = os.fstat(file.fileno()).st_mode
+                if mode & (stat.S_IRWXG | stat.S_IRWXO):
+                    raise ConfigError(f"{path}: others may read this token", f"chmod 600 {path}")
+                return file.read(4096).strip()
+        except (OSError, UnicodeDecodeError) as exc:
+            raise ConfigError(f"{path}: {getattr(exc, 'strerror', '') or 'not text'}", "its context names it") from exc
+
+
+@dataclass(frozen=True)
+class Contexts:
+    current: str = ""
+    by_name: Mapping[str, ManagerContext] = field(default_factory=dict)
+
+    def chosen(self, name: str = "") -> ManagerContext | None:
+        """That of this name, else the current one, else None. Raises NotFound."""
+        name = name or self.current
+        if not name:
+            return None
+        if name not in self.by_name:
+            known = ", ".join(sorted(self.by_name)) or "none"
+            raise NotFound(f"no context {name!r} in {path()} ({known})", "add it: procguard context add NAME --url …")
+        return self.by_name[name]
+
+
+def path() -> str:
+    base = os.environ.get("XDG_CONFIG_HOME") or ""
+    if not os.path.isabs(base):
+        base = os.path.join(os.path.expanduser("~"), ".config")
+    return os.path.join(base, "procguard", "contexts.yaml")
+
+
+def load() -> Contexts:
+    """Empty where there is no file. Raises ConfigError."""
+    try:
+        with open(path(), encoding="utf-8") as file:
+            text = file.read(MAX_BYTES)
+    except FileNotFoundError:
+        return Contexts()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path()}: {getattr(exc, 'strerror', '') or 'not text'}", "repair or remove it") from exc
+    return _read(text)
+
+
+def _read(text: str) -> Contexts:
+    import yaml
+
+    wrong = ConfigError(
+        f"{path()}: expected `current: NAME` and `contexts: {{NAME: {{url: …}}}}`", "repair or remove it"
+    )
+    try:
+        found = yaml.safe_load(text) or {}
+    except yaml.YAMLError as exc:
+        raise ConfigError(f"{path()}: not YAML ({str(exc).splitlines()[0]})", "repair or remove it") from exc
+    if not isinstance(found, dict) or not isinstance(found.get("contexts", {}), dict):
+        raise wrong
+    made = {}
+    for name, one in found.get("contexts", {}).items():
+        if not isinstance(one, dict) or not isinstance(one.get("url"), str) or set(one) - set(KEYS):
+            raise wrong
+        made[str(name)] = ManagerContext(one["url"], str(one.get("ca") or ""), str(one.get("token_file") or ""))
+    return Contexts(str(found.get("current") or ""), made)
+
+
+def save(contexts: Contexts) -> None:
+    """Whole or not at all; its owner's alone."""
+    import yaml
+
+    record: dict[str, Any] = {"current": contexts.current, "contexts": {}}
+    for name, one in contexts.by_name.items():
+        record["contexts"][name] = {key: getattr(one, key) for key in KEYS if getattr(one, key)}
+    target = path()
+    try:
+        os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
+        descriptor = os.open(f"{target}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(descriptor, "w", encoding="utf-8") as file:
+            yaml.safe_dump(record, file, allow_unicode=True, sort_keys=False)
+        os.replace(f"{target}.new", target)
+    except OSError as exc:
+        raise UsageError(f"{target}: {exc.strerror}", "its folder must be yours to write") from exc
+
+
+def checked_name(name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise UsageError(f"context {name!r}: expected letters, digits, '.', '_', '-'", "e.g. lab")
+    return name

@@ -1,0 +1,175 @@
+"""The one form of tables: columns that fit the terminal, for views of any kind.
+
+A column says what it shows, how much it matters and whether it may be shortened. Where the terminal is too narrow,
+columns that are empty go first, then long texts are shortened, then the columns that matter least go. A pipe gets every
+column in full. Knows no views and no HTTP; standard library only, because `procguard ps` is to take a quarter second.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from procguard.console import terminal
+
+V = TypeVar("V")
+GAP = "  "
+_PIECE = re.compile(r"\s*[\u2e80-\u9fff\uff00-\uffef]|\s*[^\s\u2e80-\u9fff\uff00-\uffef]+|\s+$")
+SHORTEST = 14  # characters that a shortened text keeps at least
+_SGR = {
+    "bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "blue": "34", "magenta": "35", "cyan": "36",
+    "bright_red": "91",
+}  # fmt: skip
+
+
+class Cell(NamedTuple):
+    text: str
+    colour: str = ""
+    after: str = ""  # in no colour
+
+
+@dataclass(frozen=True)
+class Column(Generic[V]):
+    """`rank`: 0 stays; the highest goes first. `wide`: only where everything is asked for. `long`: may be shortened."""
+
+    title: str
+    cell: Callable[[V], object]
+    rank: int = 0
+    wide: bool = False
+    long: bool = False
+
+
+def width_of(text: str) -> int:
+    """Columns of a terminal: Chinese characters take two, combining ones none."""
+    if text.isascii():
+        return len(text)
+    wide = sum(unicodedata.east_asian_width(one) in "WF" for one in text)
+    return len(text) + wide - sum(unicodedata.combining(one) != 0 for one in text)
+
+
+def shortened(text: str, width: int) -> str:
+    if width_of(text) <= width:
+        return text
+    kept = text[: max(width - 1, 0)]
+    while width_of(kept) > width - 1 and kept:
+        kept = kept[:-1]
+    return kept.rstrip() + "…"
+
+
+def wrapped(text: str, width: int | None, hang: str = "    ") -> list[str]:
+    """Lines of at most `width` columns, after `hang` but the first; broken at blanks and between Chinese characters."""
+    if width is None or width_of(text) <= width:
+        return [text]
+    lines, line, used = [], "", 0
+    for found in _PIECE.findall(text):
+        piece = found
+        if used + width_of(piece.rstrip()) > width and line.strip():
+            lines.append(line.rstrip())
+            line, used = hang, len(hang)
+            piece = piece.lstrip()
+        line, used = line + piece, used + width_of(piece)
+    return [*lines, line.rstrip()]
+
+
+def terminal_width(stream: Any) -> int | None:
+    """Of a terminal; None for a pipe or a file, where nothing is to be cut."""
+    return shutil.get_terminal_size().columns if terminal.raw(stream).isatty() else None
+
+
+def say_wrapped(text: str, *, hang: str = "    ", err: bool = False) -> None:
+    """A line of ours, in as many as the terminal needs."""
+    for line in wrapped(terminal.line(text), terminal_width(sys.stderr if err else sys.stdout), hang):
+        terminal.say(line, err=err)
+
+
+def render(
+    columns: Sequence[Column[V]],
+    views: Iterable[V],
+    width: int | None,
+    *,
+    everything: bool = False,
+    colour: bool = False,
+) -> list[str]:
+    """The lines, title first. `width` None: as wide as it gets. `everything`: the columns marked wide, too."""
+    shown = [one for one in columns if everything or not one.wide]
+    rows = [[_cell(one.cell(view)) for one in shown] for view in views]
+    kept = [number for number, one in enumerate(shown) if not one.rank or any(row[number].text for row in rows)]
+    natural = [
+        max([width_of(one.title), *(width_of(row[number].text + row[number].after) for row in rows)])
+        for number, one in enumerate(shown)
+    ]
+    widths = dict(zip(kept, (natural[number] for number in kept), strict=True))
+    if width is not None:
+        widths = _fitted(shown, widths, width)
+    lines = [_line([(Cell(shown[number].title, "bold"), widths[number]) for number in widths], colour, width)]
+    return lines + [_line([(row[number], widths[number]) for number in widths], colour, width) for row in rows]
+
+
+def show(columns: Sequence[Column[V]], views: Iterable[V], *, everything: bool = False) -> None:
+    """On stdout."""
+    out = terminal.raw(sys.stdout)
+    is_terminal = out.isatty()
+    width = shutil.get_terminal_size().columns if is_terminal else None
+    lines = render(columns, views, width, everything=everything, colour=is_terminal and coloured())
+    out.write("".join(f"{one}\n" for one in lines))
+
+
+def coloured() -> bool:
+    """https://no-color.org, and terminals that have no colours."""
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def painted(cell: Cell, colour: bool = True) -> str:
+    code = _SGR.get(cell.colour) if colour else None
+    return (f"\x1b[{code}m{cell.text}\x1b[0m" if code else cell.text) + cell.after
+
+
+def _cell(value: object) -> Cell:
+    if isinstance(value, Cell):
+        return Cell(terminal.line(value.text), value.colour, terminal.line(value.after))
+    return Cell("" if value is None else terminal.line(value))
+
+
+def _fitted(columns: Sequence[Column[Any]], widths: dict[int, int], width: int) -> dict[int, int]:
+    widths = dict(widths)
+    while True:
+        over = sum(widths.values()) + len(GAP) * (len(widths) - 1) - width
+        if over <= 0:
+            return widths
+        longs = [number for number in widths if columns[number].long]
+        room = sum(max(0, widths[number] - _least(columns[number])) for number in longs)
+        if room >= over:
+            break
+        droppable = [number for number in widths if columns[number].rank]
+        if not droppable:
+            longs = longs or [max(widths, key=lambda number: widths[number])]
+            break
+        del widths[max(droppable, key=lambda number: columns[number].rank)]
+    while over > 0:  # the widest gives first
+        widest = max(longs, key=lambda number: widths[number])
+        if widths[widest] <= 3:
+            return widths
+        widths[widest] -= 1
+        over -= 1
+    return widths
+
+
+def _least(column: Column[Any]) -> int:
+    return max(SHORTEST, len(column.title))
+
+
+def _line(cells: Sequence[tuple[Cell, int]], colour: bool, width: int | None) -> str:
+    parts = []
+    for number, (cell, size) in enumerate(cells):
+        text = shortened(cell.text, size)
+        after = shortened(cell.after, size - width_of(text)) if cell.after and size > width_of(text) else ""
+        last = number == len(cells) - 1
+        padding = "" if last else " " * (size - width_of(text + after))
+        parts.append(painted(Cell(text, cell.colour, after), colour) + padding)
+    return GAP.join(parts).rstrip()
