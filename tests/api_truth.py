@@ -15,7 +15,7 @@ import jsonschema_rs
 
 from procguard.portal.api.openapi.document import RESPONSES, document
 
-HOW = "see CONTRIBUTING.md, 'How to add a route': procguard/portal/api/openapi/routes.py and answers.py"
+HOW = "see CONTRIBUTING.md, 'How to add a route': the answer's type stands beside its handler in procguard/portal/api"
 
 
 class Untrue(AssertionError):

@@ -13,6 +13,7 @@ import hmac
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import gevent
@@ -20,7 +21,8 @@ import gevent
 from procguard import __version__
 from procguard.admission.memory import ByteBudget
 from procguard.admission.rate import RateLimiter
-from procguard.agent_api import decode, http_io
+from procguard.agent_api import answers, decode
+from procguard.agent_api.declaration import Who, choice, flag, get, post, read_query, routes_of, seconds, text, whole
 from procguard.agent_api.interface import Access, LogSink, Principal
 from procguard.agent_api.long_poll import HeldPoll, HeldPolls
 from procguard.agent_api.sessions import AgentSessions
@@ -117,7 +119,44 @@ class AgentRoute(NamedTuple):
     path: str
     handler: Callable[..., Answer]
     name: str
+    who: Who
     often: bool = False
+
+
+def _name_in(path: str) -> str:
+    return path.partition("<")[2].partition(">")[0]
+
+
+@dataclass(frozen=True)
+class HelloQuery:
+    agent: str = text("the agent's id", 128)
+    nonce: str = text("a number used once", 128)
+    to: str = text("the address that the agent used; the proof covers it", MAX_URL_CHARS)
+    curve: str = text("the agent's CURVE key in hexadecimal, to be admitted to the zmq channel", 64)
+    mac: str = text("shows that `curve` is of who has the agent's proof key", 64)
+
+
+@dataclass(frozen=True)
+class WaitQuery:
+    wait: float = seconds(
+        0.0, 0.0, protocol.MAX_WAIT_S, f"seconds to hold the request, at most {protocol.MAX_WAIT_S:g}"
+    )
+
+
+@dataclass(frozen=True)
+class PollQuery(WaitQuery):
+    rev: str = text("the assignments it has")
+    seq: int = whole(0, 0, 2**53, "the last command it received")
+
+
+@dataclass(frozen=True)
+class ShippedQuery:
+    attempt: int = whole(1, 0, MAX_ATTEMPT)
+    stream: str = choice("out", "err", default="out", says="which of both")
+    offset: int = whole(0, 0, MAX_OFFSET, "where the body begins")
+    gap: bool = flag("the bytes before `offset` are gone for ever")
+    at: float | None = seconds(None, 0.0, 4e9, "when the first byte was written, Unix seconds")
+    times: str = text("from which byte on another time holds: `512:250,9000:1250`", MAX_TIMES_CHARS)
 
 
 class Desk:
@@ -166,24 +205,23 @@ class Desk:
 
     def routes(self) -> list[AgentRoute]:
         return [
-            AgentRoute("GET", "/api/hello", self.hello, "", often=True),
-            AgentRoute("POST", "/api/workers/register", self.register, ""),
-            AgentRoute("POST", "/api/workers/<worker_id>/heartbeat", self.worker_heartbeat, "worker_id", often=True),
-            AgentRoute("GET", "/api/workers/<worker_id>/command", self.worker_commands, "worker_id", often=True),
-            AgentRoute("POST", "/api/workers/<worker_id>/logs", self.worker_logs, "worker_id"),
-            AgentRoute("POST", "/api/agents/<agent_id>/heartbeat", self.agent_heartbeat, "agent_id", often=True),
-            AgentRoute("GET", "/api/agents/<agent_id>/commands", self.agent_commands, "agent_id", often=True),
-            AgentRoute("POST", "/api/agents/<agent_id>/searches", self.agent_found, "agent_id"),
-            AgentRoute("POST", "/api/agents/<agent_id>/secret", self.agent_secret, "agent_id"),
+            AgentRoute(one.method, one.path, getattr(self, one.handler), _name_in(one.path), one.who, one.often)
+            for one in routes_of(Desk)
         ]
 
     # -------------------------------------------------------------------------------------------- first contact
 
+    @get(
+        "/api/hello", "anyone", tag="agents", zh="证明这就是本集群的管理端", query=HelloQuery,
+        answers={200: answers.Hello}, errors=(401, 421), often=True, example_query="?agent=gpu01&nonce=00",
+    )  # fmt: skip
     def hello(self, call: Call) -> Answer:
-        """Proof that this is the fleet's manager, before an agent says who it is; and where else it listens."""
-        agent_id = http_io.query_text("agent", 128, call.query)
-        nonce = http_io.query_text("nonce", 128, call.query)
-        url = http_io.query_text("to", MAX_URL_CHARS, call.query)
+        """Proof that this is the fleet's manager, before an agent sends it its secret.
+
+        And where else it listens: [sessions](#sessions-a-mac-in-place-of-the-secret), [zmq](#the-zmq-channel).
+        """
+        asked = read_query(HelloQuery, call.query)
+        agent_id, nonce, url = asked.agent, asked.nonce, asked.to
         if "\0" in nonce or "\0" in url:
             raise UsageError("nonce, to: expected text without NUL", "see docs/protocol.md")
         fleet_id = self._registry.fleet_id
@@ -202,19 +240,19 @@ class Desk:
             key = self._registry.proof_key(agent_id)
             reply["proof"] = protocol.manager_proof(key, fleet_id, agent_id, nonce)
         if is_agent:
-            offer = self._zmq_offer(call, agent_id, nonce)
+            offer = self._zmq_offer(call, asked)
             if offer is not None:
                 reply["zmq"] = protocol.encode(offer)
         return Answer(200, reply)
 
-    def _zmq_offer(self, call: Call, agent_id: str, nonce: str) -> protocol.ZmqOffer | None:
+    def _zmq_offer(self, call: Call, asked: HelloQuery) -> protocol.ZmqOffer | None:
         """With the agent's own CURVE key in `curve`, which `mac` shows to be of who has the proof key."""
+        agent_id, nonce, own = asked.agent, asked.nonce, asked.curve
         if self._offer is None or not call.direct or agent_id not in self._registry.agents_by_id:
             return None
         proof_key = self._registry.proof_key(agent_id)
-        own = http_io.query_text("curve", 64, call.query)
         if own and not hmac.compare_digest(
-            http_io.query_text("mac", 64, call.query).encode(),
+            asked.mac.encode(),
             protocol.curve_key_proof(proof_key, agent_id, nonce, own).encode(),
         ):
             raise Refused("mac does not fit the curve key", "compute it as docs/protocol.md says")
@@ -223,7 +261,13 @@ class Desk:
             offer.proof = protocol.zmq_offer_proof(proof_key, agent_id, nonce, offer)
         return offer
 
+    @post(
+        "/api/workers/register", "anyone", tag="agents", zh="登记一个手动启动的 worker", body=protocol.Registration,
+        answers={200: protocol.RegisterReply, 202: protocol.RegisterReply}, errors=(409,),
+        example={"worker_id": "by-hand", "command": "id", "secret_sha256": "0" * 64},
+    )  # fmt: skip
     def register(self, call: Call) -> Answer:
+        """Announce a worker that was started by hand; from elsewhere it waits for approval."""
         registration = decode.read(protocol.Registration, call.read(MAX_REGISTRATION_BYTES))
         caller = call.identify(registration.secret_sha256)
         if caller.kind == "anonymous":
@@ -257,7 +301,13 @@ class Desk:
 
     # --------------------------------------------------------------------------------- one worker, the plain form
 
+    @post(
+        "/api/workers/<worker_id>/heartbeat", "agent or operator", tag="agents", zh="单个 worker 的心跳",
+        body=protocol.WorkerHeartbeat, answers={200: protocol.WorkerReply}, errors=(404, 409, 429), often=True,
+        example={"state": "failed"},
+    )  # fmt: skip
     def worker_heartbeat(self, call: Call, worker_id: str) -> Answer:
+        """A worker's heartbeat, the plain form."""
         if worker_id not in self._registry.workers_by_id:  # those have valid ids
             checked_worker_id(worker_id)
         self._access.check_worker_agent(call.identify(), worker_id, operator_too=True)
@@ -272,11 +322,16 @@ class Desk:
             known = self._written[worker_id] = (reply, Answer(200, decode.dumps(reply)))
         return known[1]
 
+    @get(
+        "/api/workers/<worker_id>/command", "agent or operator", tag="agents", zh="长轮询：worker 要执行的命令",
+        query=WaitQuery, answers={200: protocol.WorkerReply}, errors=(404,), often=True,
+    )  # fmt: skip
     def worker_commands(self, call: Call, worker_id: str) -> Answer:
+        """What the worker is to do: held until there is something new."""
         worker_id = checked_worker_id(worker_id)
         caller = self._access.check_worker_agent(call.identify(), worker_id, operator_too=True)
         agent_id = self._registry.worker(worker_id)["agent"]
-        deadline = clock.read().monotonic + _wait_s(call)
+        deadline = clock.read().monotonic + read_query(WaitQuery, call.query).wait
         poll = self._open(f"worker:{worker_id}", agent_id, call, caller)
         try:
             while not poll.ending:
@@ -296,25 +351,26 @@ class Desk:
         reply = protocol.WorkerReply(worker_id=worker_id, desired=view["desired"], epoch=view.get("epoch", 0))
         return Answer(200, reply)
 
+    @post(
+        "/api/workers/<worker_id>/logs", "agent", tag="agents", zh="上传日志字节", query=ShippedQuery, body=bytes,
+        answers={200: answers.Acked}, errors=(404, 409, 507), example={"not": "a log"},
+        example_query="?attempt=1&offset=0",
+    )  # fmt: skip
     def worker_logs(self, call: Call, worker_id: str) -> Answer:
-        worker_id, query = checked_worker_id(worker_id), call.query
-        caller, attempt = call.identify(), http_io.query_int("attempt", 1, 0, MAX_ATTEMPT, query)
+        """Ship bytes of a log; what is acknowledged is durable."""
+        worker_id, caller = checked_worker_id(worker_id), call.identify()
+        asked = read_query(ShippedQuery, call.query)
+        attempt, stream, offset = asked.attempt, asked.stream, asked.offset
         if caller.kind != "agent" or not self._registry.may_ship(caller.agent_id, worker_id, attempt):
             self._access.check_worker_agent(caller, worker_id)
-        offset = http_io.query_int("offset", 0, 0, MAX_OFFSET, query)
-        stream = http_io.query_text("stream", query=query) or "out"
-        if stream not in ("out", "err"):
-            raise UsageError(f"stream={stream!r}: expected out or err", "e.g. ?stream=out")
-        gap = http_io.query_flag("gap", query)
-        now_wall = clock.read().wall
-        at = http_io.query_seconds("at", now_wall, 0.0, 4e9, query)
+        at = clock.read().wall if asked.at is None else asked.at
         with self._log_turn(call.declared_bytes):
             data = call.read(protocol.MAX_LOG_POST_BYTES)
-            if not data and not gap:
+            if not data and not asked.gap:
                 return Answer(200, {"acked": self._logs.length(worker_id, attempt, stream)})
             try:
-                times = _times(http_io.query_text("times", MAX_TIMES_CHARS, query), at, len(data))
-                acked = self._logs.append(worker_id, attempt, stream, offset, data, at, gap, times)
+                times = _times(asked.times, at, len(data))
+                acked = self._logs.append(worker_id, attempt, stream, offset, data, at, asked.gap, times)
             except OSError as exc:
                 raise _StorageFailed(f"{worker_id}: cannot store log bytes ({exc.strerror or exc})") from exc
             return Answer(200, {"acked": acked})
@@ -331,7 +387,13 @@ class Desk:
 
     # -------------------------------------------------------------------------------------- all workers of an agent
 
+    @post(
+        "/api/agents/<agent_id>/heartbeat", "agent", tag="agents", zh="主机上所有 worker 的心跳",
+        body=protocol.AgentHeartbeat, answers={200: protocol.AgentReply}, errors=(404, 409, 429), often=True,
+        example={"agent_id": "gpu01", "boot_id": "another"},
+    )  # fmt: skip
     def agent_heartbeat(self, call: Call, agent_id: str) -> Answer:
+        """Everything a host has to say, in one request."""
         self._access.check_agent(call.identify(), agent_id)
         self._in_turn(agent_id)
         beat = decode.read(protocol.AgentHeartbeat, call.read(self._limits.heartbeat_size))
@@ -353,17 +415,21 @@ class Desk:
             )
         gevent.sleep(wait_s)
 
+    @get(
+        "/api/agents/<agent_id>/commands", "agent", tag="agents", zh="长轮询：agent 要执行的命令", query=PollQuery,
+        answers={200: protocol.AgentReply}, errors=(404,), often=True,
+    )  # fmt: skip
     def agent_commands(self, call: Call, agent_id: str) -> Answer:
+        """What the agent is to do: held until there is something new."""
         caller = self._access.check_agent(call.identify(), agent_id)
-        deadline = clock.read().monotonic + _wait_s(call)
-        rev = http_io.query_text("rev", query=call.query)
-        seq = http_io.query_int("seq", 0, 0, 2**53, call.query)
+        asked = read_query(PollQuery, call.query)
+        deadline, rev = clock.read().monotonic + asked.wait, asked.rev
         self._registry.poll_opened(agent_id, clock.read())
         poll = self._open(f"agent:{agent_id}", agent_id, call, caller)
         try:
             while not poll.ending:
                 now = clock.read()
-                reply = self._registry.agent_reply(agent_id, rev, seq, now)
+                reply = self._registry.agent_reply(agent_id, rev, asked.seq, now)
                 if reply is not None:
                     return Answer(200, reply)
                 if not _wait(poll, deadline - now.monotonic):
@@ -374,16 +440,30 @@ class Desk:
         _refuse_revoked(poll)
         return Answer(200, protocol.AgentReply(fleet_id=self._registry.fleet_id, assignments_rev=rev))
 
+    @post(
+        "/api/agents/<agent_id>/searches", "agent", tag="agents", zh="agent 的日志搜索结果",
+        body=protocol.LogSearchResult, answers={200: answers.OfSearch}, errors=(404,), example={"results": []},
+    )  # fmt: skip
     def agent_found(self, call: Call, agent_id: str) -> Answer:
-        """What an agent found in its host's logs, for a search that it was told of."""
+        """What an agent found in its host's logs.
+
+        For a search that it was told of.
+        """
         self._access.check_agent(call.identify(), agent_id)
         result = decode.read(protocol.LogSearchResult, call.read(MAX_FOUND_BYTES), MAX_FOUND_BYTES)
         self._registry.searches.take(agent_id, result)
         return Answer(200, {"search_id": result.search_id, "status": "taken"})
 
+    @post(
+        "/api/agents/<agent_id>/secret", "agent", tag="agents", zh="agent 新密钥的摘要", body=protocol.SecretRenewal,
+        answers={200: answers.OfAgent}, errors=(404, 409),
+        example={"rotation": "r-1", "secret_sha256": protocol.secret_sha256("mine")},
+    )  # fmt: skip
     def agent_secret(self, call: Call, agent_id: str) -> Answer:
-        """The digest of the new secret that an agent was asked for. A bearer secret does not do: who has read that on
-        the wire is whom the new one is to keep out."""
+        """The digest of the new secret that an agent was asked for.
+
+        A bearer secret does not do: who has read that on the wire is whom the new one is to keep out.
+        """
         self._access.check_agent(call.identify(), agent_id)
         if not call.proven:
             raise Conflict(
@@ -440,10 +520,6 @@ def _times(text: str, at: float, length: int) -> list[tuple[int, float]]:
         if int(match[1]) < length:
             found.append((int(match[1]), min(4e9, max(0.0, at + int(match[2]) / 1000))))
     return found
-
-
-def _wait_s(call: Call) -> float:
-    return http_io.query_seconds("wait", 0.0, 0.0, protocol.MAX_WAIT_S, call.query)
 
 
 def _wait(poll: HeldPoll, left_s: float) -> bool:

@@ -37,7 +37,8 @@ class HttpChannel:
 
     def mount(self, app: bottle.Bottle) -> None:
         for route in self._desk.routes():
-            app.route(route.path, route.method, _signed(http_io.answered(functools.partial(self._answer, route))))
+            answer = _signed(http_io.answered(functools.partial(self._answer, route)))
+            app.route(route.path, route.method, answer, who=route.who)
 
     def frequent(self) -> list[tuple[str, str, Callable[[dict[str, Any], str], Answer]]]:
         """What every agent asks again and again, for a server that has a short way: (method, path, answer), where

@@ -8,13 +8,13 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any
 
 import bottle
 import gevent
 import gevent.event
-import gevent.lock
 
 from procguard import hints, resources
 from procguard.admission.connections import ConnectionBook
@@ -26,28 +26,13 @@ from procguard.agent_api.http import HttpChannel
 from procguard.agent_api.interface import Channel
 from procguard.agent_api.sessions import AgentSessions
 from procguard.config.schema import Config
-from procguard.errors import NotFound, ProcGuardError
+from procguard.errors import ProcGuardError
 from procguard.fleet.agents.maintenance import AgentCare
 from procguard.fleet.model import clock
 from procguard.fleet.registry import Registry
-from procguard.fleet.store.interface import NotDurable
 from procguard.fleet.telemetry.timeseries import Measurements
-from procguard.portal.api.access import AccessApi
-from procguard.portal.api.fleet import OperatorApi, Ssh
-from procguard.portal.api.groups import GroupsApi
-from procguard.portal.api.history import HistoryApi
-from procguard.portal.api.live import LiveApi
-from procguard.portal.api.logs import LogsApi, caller_name
-from procguard.portal.api.maintenance import AgentCareApi
-from procguard.portal.api.measurements import MeasurementsApi
-from procguard.portal.api.notifications import Notifications, NotificationsApi
-from procguard.portal.api.openapi.document import document_bytes
-from procguard.portal.api.openapi.routes import who_may
-from procguard.portal.api.operations import OperationsApi
-from procguard.portal.api.places import PlacesApi
-from procguard.portal.api.purge import PurgeApi
-from procguard.portal.api.search import SearchApi
-from procguard.portal.api.tunnels import Opener, TunnelsApi
+from procguard.portal.api.logs import LogsApi
+from procguard.portal.api.resource import Notifications, Opener, Services, Ssh, all_resources
 from procguard.portal.auth.access import Auth
 from procguard.portal.auth.audit import Audit
 from procguard.portal.auth.gate import Gate
@@ -59,14 +44,18 @@ from procguard.portal.http.middleware import Edge
 from procguard.portal.http.proxies import TrustedProxies
 from procguard.portal.live.endpoint import LiveEndpoint
 from procguard.portal.live.hub import LiveHub
+from procguard.portal.logs.matching import Matching
 from procguard.portal.logs.store import LogStore
-from procguard.portal.metrics.exposition import CONTENT_TYPE, Metrics, MetricsOptions
+from procguard.portal.metrics.exposition import Metrics, MetricsOptions
 from procguard.tls import certificates as tls
 
 log = logging.getLogger(__name__)
 
 REFRESH_CERTIFICATES_S = 60.0
 STOP_GRACE_S = 2.0  # for requests in flight when the manager stops
+# Served beside the API, but no part of the interface for programs. The WebSocket looks for itself who may read it
+# (portal/live/endpoint.py).
+PAGES = (("GET", "/"), ("GET", "/static/<path:path>"), ("GET", "/ws"))
 _MODULES_HERE = re.compile(r"<!-- modules:.*?-->")
 WEB_DIRECTORY = resources.path("web")
 
@@ -109,12 +98,8 @@ class WebMonitor:
         self._channel: Channel = factory.create(
             config.communication, registry, self._desk, self._auth, limits, self._bodies
         )
-        self._logs_api = LogsApi(registry, log_store, limits)
-        self._search_api = SearchApi(registry, log_store, self._logs_api.matching, caller_name)
         self._keeper = websocket.WebSocketKeeper() if keeper is None else keeper
         self._live = LiveHub(registry, log_store)
-        self._live_api = LiveApi(self._live)
-        self._measurements_api = MeasurementsApi(registry, measurements or Measurements())
         self._metrics = Metrics(
             registry,
             log_store,
@@ -143,23 +128,32 @@ class WebMonitor:
             notifier.views if notifier is not None else list,
             MetricsOptions(config.metrics.per_worker, config.metrics.cache),
         )
-        self._operator_api = OperatorApi(
-            registry, self._auth, ssh, self.manager_urls, self.pinned, config.web.advertise
+        services = Services(
+            registry,
+            self._auth,
+            self._audit,
+            sessions,
+            wrong_tokens,
+            limits,
+            log_store,
+            Matching(),
+            measurements or Measurements(),
+            self._metrics,
+            self._live,
+            self.manager_urls,
+            config.web.advertise,
+            self.pinned,
+            ssh=ssh,
+            notifier=notifier,
+            tunnels=tunnels,
+            care=care,
         )
-        self._notifications_api = NotificationsApi(notifier)
-        self._history_api = HistoryApi(registry)
-        self._groups_api = GroupsApi(registry)
-        self._places_api = PlacesApi(registry, self._auth)
-        self._operations_api = OperationsApi(registry, self._auth)
-        self._access_api = AccessApi(registry, self._auth, sessions, wrong_tokens, self._audit)
-        self._tunnels_api = TunnelsApi(tunnels)
-        self._agent_care_api = AgentCareApi(care, self._auth)
-        self._purge_api = PurgeApi(registry, self._auth)
+        self._resources = [kind(services) for kind in all_resources()]
+        self._logs_api = next(one for one in self._resources if isinstance(one, LogsApi))
         self._server: http_server.Server | None = None
         self._agents_server: http_server.Server | None = None
         self._certificates: tls.Certificates | None = None
         self._refresher: Any = None
-        self._describing = gevent.lock.BoundedSemaphore(1)
         self._stopped = gevent.event.Event()
         self.app = self._build()
 
@@ -310,13 +304,6 @@ class WebMonitor:
             except ProcGuardError as exc:
                 log.error("%s", exc)
 
-    def _authority(self) -> dict[str, Any]:
-        """The CA by which this manager is recognised. Public: who knows its fingerprint checks it by that."""
-        pinned = self.pinned()
-        if not pinned.ca:
-            raise NotFound("this manager names no CA of its own", "its certificate is one that machines know, or none")
-        return {"ca": pinned.ca, "any_name": pinned.any_name, "fingerprint": pinned.fingerprint}
-
     def _retire_logs(self, _topic: str, worker_id: str, view: dict[str, Any] | None) -> None:
         if view is None:
             self._log_store.retire(worker_id)
@@ -326,50 +313,16 @@ class WebMonitor:
     def _build(self) -> bottle.Bottle:
         app = bottle.Bottle()
         app.default_error_handler = _error_as_json
-        app.install(Gate(self._auth, self._audit, who_may))
-        for routes in (
-            self._http,
-            self._operator_api,
-            self._history_api,
-            self._measurements_api,
-            self._groups_api,
-            self._notifications_api,
-            self._places_api,
-            self._operations_api,
-            self._logs_api,
-            self._search_api,
-            self._tunnels_api,
-            self._agent_care_api,
-            self._purge_api,
-            self._access_api,
-        ):
-            routes.mount(app)
-        app.route("/api/ca", "GET", http_io.answered(self._authority))
-        app.route("/healthz", "GET", http_io.answered(lambda: {"status": "ok"}))
-        app.route("/readyz", "GET", http_io.answered(self._ready))
-        app.route("/metrics", "GET", http_io.answered(self._exposition))
-        app.route("/api/openapi.json", "GET", http_io.answered(self._description))
+        app.install(Gate(self._auth, self._audit))
+        self._http.mount(app)
+        for resource in self._resources:
+            if self._config.web.enabled or not resource.for_pages:
+                resource.mount(app)
         if self._config.web.enabled:
-            self._live_api.mount(app)
-            app.route("/", "GET", http_io.answered(self._index))
-            app.route("/static/<path:path>", "GET", http_io.answered(self._file))
-            app.route("/ws", "GET", http_io.answered(_not_a_websocket))
+            pages: tuple[Callable[..., Any], ...] = (self._index, self._file, _not_a_websocket)
+            for (method, path), page in zip(PAGES, pages, strict=True):
+                app.route(path, method, http_io.answered(page), who="anyone")
         return app
-
-    def _ready(self) -> dict[str, Any]:
-        """The registry was loaded before this object could be built; ready is who also takes changes."""
-        if self._registry.unwritten:
-            raise NotDurable(self._registry.unwritten, "free space or repair the disk; nothing else needs to be done")
-        return {"status": "ready", "fleet_id": self._registry.fleet_id}
-
-    def _description(self) -> bottle.HTTPResponse:
-        """Says nothing about this fleet: anyone may read it. Made for the first who asks, beside the event loop."""
-        with self._describing:
-            body = gevent.get_hub().threadpool.apply(document_bytes)
-        return bottle.HTTPResponse(body, 200, {"Content-Type": "application/json"})
-
-    def _exposition(self) -> bottle.HTTPResponse:
-        return bottle.HTTPResponse(self._metrics.exposition(), 200, {"Content-Type": CONTENT_TYPE})
 
     def _index(self) -> bottle.HTTPResponse:
         """The page, with every module named in its head: found one by one they would cost a round trip each."""

@@ -1,5 +1,5 @@
-"""The operators' HTTP API, one module per resource.
+"""The operators' HTTP API, one module per resource: its routes, its handlers, the types of what they take and answer.
 
-Handlers translate between HTTP and `fleet`; the rules are there. Start with `fleet.py` (workers and hosts);
-`openapi/routes.py` is the table of all routes, `requests.py` the types of what comes in.
+Handlers translate between HTTP and `fleet`; the rules are there. Start with `workers.py`; `resource.py` says what all
+of them have in common, `openapi/document.py` makes /api/openapi.json of their declarations.
 """

@@ -3,88 +3,198 @@
 from __future__ import annotations
 
 import secrets
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
 
 import bottle
+from pydantic import AfterValidator, Field
 
-from procguard.admission.rate import BackOff, RateLimiter
+from procguard.admission.rate import RateLimiter
 from procguard.agent_api import http_io
+from procguard.agent_api.declaration import delete, get, post
+from procguard.agent_api.decode import Hints
 from procguard.agent_api.interface import Principal
 from procguard.errors import LimitExceeded, ProcGuardError, Refused
-from procguard.fleet.agents.token_scopes import SCOPES_SHOWN, how_to_replace
+from procguard.fleet.agents.credentials import MAX_LIFE_S, MAX_USES
+from procguard.fleet.agents.token_scopes import AGENT_SCOPE, SCOPES, SCOPES_SHOWN, how_to_replace
 from procguard.fleet.model import clock
 from procguard.fleet.model.records import TokenRecord
-from procguard.fleet.registry import Registry
-from procguard.portal.api import requests
-from procguard.portal.api.history import read_query
-from procguard.portal.auth.access import Auth, cookie, same_origin, too_many_wrong_tokens
-from procguard.portal.auth.audit import ASKS, Audit
-from procguard.portal.auth.sessions import COOKIE, BrowserSessions, Role
+from procguard.portal.api.history import ChangesQuery
+from procguard.portal.api.manager import Status
+from procguard.portal.api.resource import Moment, RequestBody, Resource, Services, one_line, read_body
+from procguard.portal.auth.access import cookie, same_origin, too_many_wrong_tokens
+from procguard.portal.auth.audit import ASKS, Record
+from procguard.portal.auth.sessions import COOKIE, Role
+from remote_agent.protocol import messages
 from remote_agent.protocol.messages import secret_sha256
 
-TOKEN_HINTS = {
-    "scope": ("", f"use {SCOPES_SHOWN}"),
-    "name": ("", 'one line of at most 64 characters: {"scope": "operator", "name": "me"}'),
-}
 TOKEN_PREFIX = "pg-"  # noqa: S105 -- what a token begins with, so that people recognise one
 LOGIN_SCOPES: dict[str, Role] = {"operator": "operator", "viewer": "viewer"}
 LOG_INS_AT_ONCE, LOG_INS_PER_S = 30, 1 / 10  # of one token
 
 
-class AccessApi:
-    def __init__(
-        self, registry: Registry, auth: Auth, sessions: BrowserSessions, wrong_tokens: BackOff, audit: Audit
-    ) -> None:
-        self._registry = registry
-        self._auth = auth
-        self._sessions = sessions
-        self._wrong_tokens = wrong_tokens
-        self._audit = audit
-        self._log_in_rate = RateLimiter(LOG_INS_AT_ONCE, LOG_INS_PER_S)
+TOKEN_SCOPE_PATTERN = f"^(?:{'|'.join(SCOPES)}|{AGENT_SCOPE}{messages.AGENT_ID_PATTERN[1:-1]})$"
 
-    def mount(self, app: bottle.Bottle) -> None:
-        for method, path, handler in (
-            ("POST", "/api/tokens", self._create),
-            ("GET", "/api/tokens", self._list),
-            ("DELETE", "/api/tokens/<token_id>", self._revoke),
-            ("POST", "/api/login", self._login),
-            ("POST", "/api/logout", self._logout),
-            ("GET", "/api/session", self._session),
-            ("GET", "/api/audit", self._changes),
-        ):
-            app.route(path, method, http_io.answered(handler))
+
+class TokenRequest(RequestBody):
+    """{"scope": "enroll", "name": "lab", "expires_in_s": 86400, "uses": 8}"""
+
+    hints: ClassVar[Hints] = {
+        "scope": ("", f"use {SCOPES_SHOWN}"),
+        "name": ("", 'one line of at most 64 characters: {"scope": "operator", "name": "me"}'),
+    }
+
+    scope: Annotated[str, Field(pattern=TOKEN_SCOPE_PATTERN)] = "operator"
+    name: Annotated[str, AfterValidator(one_line), Field(max_length=64)] = ""
+    expires_in_s: Annotated[float | None, Field(ge=1, le=MAX_LIFE_S)] = None
+    uses: Annotated[int | None, Field(ge=1, le=MAX_USES)] = None
+
+
+class LoginRequest(RequestBody):
+    """{"token": "pg-…"}"""
+
+    max_bytes: ClassVar[int | None] = 4096
+    hints: ClassVar[Hints] = {"token": ("", 'send {"token": "pg-…"}')}
+
+    token: Annotated[str, Field(min_length=1, max_length=512)]
+
+
+@dataclass(frozen=True)
+class Token:
+    """`uses_left`: launchers that an enrolment token still lets in; null: any number."""
+
+    token_id: str
+    name: str
+    scope: str
+    created_at: Moment
+    created_by: str
+    expires_at: Moment
+    uses_left: int | None
+    last_used_at: Moment
+    last_used_from: str
+
+
+@dataclass(frozen=True)
+class NewToken(Token):
+    token: str
+    note: str = "shown only this once"
+
+
+@dataclass(frozen=True)
+class TokenList:
+    tokens: list[Token]
+
+
+@dataclass(frozen=True)
+class TokenRevoked:
+    token_id: str
+    status: Literal["revoked"] = "revoked"
+
+
+@dataclass(frozen=True)
+class Change:
+    """Of the audit: what somebody asked for, and the status that was answered."""
+
+    seq: int
+    at: Moment
+    kind: Literal["change", "refused", "login", "logout"]
+    actor: str | None
+    via: str | None
+    address: str | None
+    what: str
+    worker_id: str | None
+    host: str | None
+    status: int
+    request_id: str | None
+    token_id: str | None
+
+
+@dataclass(frozen=True)
+class AuditTrail:
+    audit: list[Change]
+
+
+@dataclass(frozen=True)
+class SessionAnswer:
+    """Who this browser is."""
+
+    operator: bool
+    role: Literal["operator", "viewer"] | None
+    via: str | None = None
+    name: str | None = None
+    csrf: str | None = None
+    reason: str | None = None
+    locked_s: int | None = None
+
+
+# ------------------------------------------------------------------------------------------------ routes
+
+
+class AccessApi(Resource):
+    def __init__(self, services: Services) -> None:
+        super().__init__(services)
+        self._auth = services.auth
+        self._sessions = services.sessions
+        self._wrong_tokens = services.wrong_tokens
+        self._audit = services.audit
+        self._log_in_rate = RateLimiter(LOG_INS_AT_ONCE, LOG_INS_PER_S)
 
     # ------------------------------------------------------------------------------------------------- tokens
 
-    def _create(self) -> bottle.HTTPResponse:
-        actor = self._auth.admitted(bottle.request.environ).actor
-        asked = requests.read(requests.TokenRequest, hints=TOKEN_HINTS)
-        http_io.note_change(f"scope {asked.scope}, name {asked.name}")
+    @post(
+        "/api/tokens", "operator", tag="access", zh="创建令牌（仅显示一次）", status=201, errors=(404, 409),
+        example={"scope": "operator", "name": "me"},
+    )  # fmt: skip
+    def create(self, caller: Principal, body: TokenRequest) -> NewToken:
+        """Make a token; it is shown only once.
+
+        `{"scope": "operator" | "viewer" | "enroll" | "metrics" | "agent:ID", "name", "expires_in_s", "uses"}`; `uses`:
+        so many launchers an `enroll` token lets in.
+        """
+        http_io.note_change(f"scope {body.scope}, name {body.name}")
         token = new_token()
-        record = self._registry.tokens.add(
-            asked.scope, asked.name, secret_sha256(token), actor, clock.read(), asked.expires_in_s, asked.uses
+        record = self.registry.tokens.add(
+            body.scope, body.name, secret_sha256(token), caller.actor, clock.read(), body.expires_in_s, body.uses
         )
-        http_io.note_change(f"{record.token_id}, scope {asked.scope}, name {asked.name}")
-        return http_io.json_response({**_token_view(record), "token": token, "note": "shown only this once"}, 201)
+        http_io.note_change(f"{record.token_id}, scope {body.scope}, name {body.name}")
+        return NewToken(**vars(_token_view(record)), token=token)
 
-    def _list(self) -> dict[str, Any]:
-        return {"tokens": [_token_view(record) for record in self._registry.tokens.all()]}
+    @get("/api/tokens", "operator", tag="access", zh="令牌列表")
+    def tokens(self) -> TokenList:
+        """The tokens, without them.
 
-    def _revoke(self, token_id: str) -> dict[str, Any]:
-        actor = self._auth.admitted(bottle.request.environ).actor
-        self._registry.tokens.revoke(token_id[:80], actor, clock.read())
-        return {"token_id": token_id, "status": "revoked"}
+        With `created_by`, `expires_at`, `uses_left`, `last_used_at`, `last_used_from`.
+        """
+        return TokenList([_token_view(record) for record in self.registry.tokens.all()])
+
+    @delete("/api/tokens/<token_id>", "operator", tag="access", zh="撤销令牌", errors=(404,))
+    def revoke(self, token_id: str, caller: Principal) -> TokenRevoked:
+        """Revoke a token."""
+        self.registry.tokens.revoke(token_id, caller.actor, clock.read())
+        return TokenRevoked(token_id)
 
     # -------------------------------------------------------------------------------------------------- audit
 
-    def _changes(self) -> dict[str, Any]:
-        """Who changed what, from where: the newest, oldest first."""
-        records = self._audit.find(read_query(), http_io.query_int("limit", 200, 1, 10_000))
-        return {"audit": [_audit_view(record) for record in records]}
+    @get("/api/audit", "viewer", tag="access", zh="审计：谁在何处做了什么改动")
+    def changes(self, query: ChangesQuery) -> AuditTrail:
+        """Who changed what, and from where.
+
+        The newest changes, log-ins and refusals, oldest first; `kind` is `change`, `refused`, `login` or `logout`;
+        filters as for events.
+        """
+        return AuditTrail([_audit_view(record) for record in self._audit.find(query.wanted(), query.limit)])
 
     # ------------------------------------------------------------------------------------------------ browsers
 
-    def _login(self) -> bottle.HTTPResponse:
+    @post(
+        "/api/login", "anyone", tag="access", zh="浏览器登录", answers={200: SessionAnswer}, body=LoginRequest,
+        example={"token": "pg-wrong"},
+    )  # fmt: skip
+    def login(self) -> bottle.HTTPResponse:
+        """A browser logs in with a token.
+
+        One token logs in 30 times at once, then once in 10 s: 429 `too_often`.
+        """
         environ = bottle.request.environ
         try:
             caller, digest = self._checked_login(environ)
@@ -103,15 +213,15 @@ class AccessApi:
         address, now = environ.get("REMOTE_ADDR", ""), clock.read()
         if not same_origin(environ):
             raise Refused("the request comes from another site's page", "log in on the portal's own page")
-        asked = requests.read(requests.LoginRequest, 4096, {"token": ("", 'send {"token": "pg-…"}')})
+        asked: LoginRequest = read_body(LoginRequest)
         digest = secret_sha256(asked.token.strip())
-        record = self._registry.tokens.find(digest)
+        record = self.registry.tokens.find(digest)
         if record is None or record.scope not in LOGIN_SCOPES:
             wait_s = self._wrong_tokens.wrong(address, now.monotonic)
             if wait_s > 0:
                 raise too_many_wrong_tokens(address, wait_s)
             raise Refused("this is no operator's or viewer's token", "make one: invoke token.create, on its machine")
-        ended = self._registry.tokens.usable(record, now)
+        ended = self.registry.tokens.usable(record, now)
         if ended:
             raise Refused(f"this token {ended}", how_to_replace(record.scope))
         caller = Principal(
@@ -126,10 +236,12 @@ class AccessApi:
             next_step = f"wait {wait_s:.0f} s; sessions that are open go on"
             raise LimitExceeded.for_now(f"{caller.actor} logs in too often", next_step, wait_s, "too_often")
         self._wrong_tokens.succeeded(address)
-        self._registry.tokens.used(record, address, now)
+        self.registry.tokens.used(record, address, now)
         return caller, digest
 
-    def _logout(self) -> bottle.HTTPResponse:
+    @post("/api/logout", "anyone", tag="access", zh="退出登录", answers={200: Status})
+    def logout(self) -> bottle.HTTPResponse:
+        """End the browser's session."""
         environ = bottle.request.environ
         if self._auth.session(environ) is not None:
             self._audit.logged_out(environ, self._auth.identify(environ))  # which checks origin and CSRF header
@@ -138,57 +250,61 @@ class AccessApi:
         response.add_header("Set-Cookie", _cookie_text("", environ) + "; Max-Age=0")
         return response
 
-    def _session(self) -> dict[str, Any]:
-        """Who this browser is. Anyone may ask; the answer holds nothing but their own standing."""
+    @get("/api/session", "anyone", tag="access", zh="当前会话")
+    def session(self) -> SessionAnswer:
+        """Who this browser is.
+
+        Anyone may ask; the answer holds nothing but their own standing. `role` is `operator`, `viewer` or null.
+        """
         environ = bottle.request.environ
         session = self._auth.session(environ)
         caller = self._auth.identify(environ)
         if caller.kind not in LOGIN_SCOPES:
             wait_s = self._wrong_tokens.wait_s(environ.get("REMOTE_ADDR", ""), clock.read().monotonic)
-            return {"operator": False, "role": None, "reason": caller.reason, "locked_s": round(wait_s)}
+            return SessionAnswer(False, None, reason=caller.reason, locked_s=round(wait_s))
         csrf = session.csrf if session and caller.via == "session" else ""
         return _session_view(caller.kind, caller.via, caller.actor, csrf)
 
 
-def _session_view(role: str, via: str, name: str, csrf: str) -> dict[str, Any]:
-    return {"operator": role == "operator", "role": role, "via": via, "name": name, "csrf": csrf}
+def _session_view(role: str, via: str, name: str, csrf: str) -> SessionAnswer:
+    return SessionAnswer(role == "operator", LOGIN_SCOPES[role], via, name, csrf)
 
 
 def new_token() -> str:
     return TOKEN_PREFIX + secrets.token_urlsafe(32)
 
 
-def _token_view(record: TokenRecord) -> dict[str, Any]:
-    return {
-        "token_id": record.token_id,
-        "name": record.name,
-        "scope": record.scope,
-        "created_at": clock.iso(record.created_wall),
-        "created_by": record.created_by,
-        "expires_at": clock.iso(record.expires_wall),
-        "uses_left": record.uses_left,
-        "last_used_at": clock.iso(record.used_wall),
-        "last_used_from": record.used_from,
-    }
+def _token_view(record: TokenRecord) -> Token:
+    return Token(
+        token_id=record.token_id,
+        name=record.name,
+        scope=record.scope,
+        created_at=clock.iso(record.created_wall),
+        created_by=record.created_by,
+        expires_at=clock.iso(record.expires_wall),
+        uses_left=record.uses_left,
+        last_used_at=clock.iso(record.used_wall),
+        last_used_from=record.used_from,
+    )
 
 
-def _audit_view(record: dict[str, Any]) -> dict[str, Any]:
-    """An event of the audit's file, as the API tells it."""
+def _audit_view(record: Record) -> Change:
+    """An event of the audit's log, as the API tells it."""
     evidence = record["evidence"] if isinstance(record["evidence"], dict) else {}
-    return {
-        "seq": record["seq"],
-        "at": record["at"],
-        "kind": record["kind"],
-        "actor": record["actor"],
-        "via": evidence.get("via") or None,
-        "address": evidence.get("from"),
-        "what": record["reason"],
-        "worker_id": record["worker_id"],
-        "host": record["host"],
-        "status": int(record["after"] or 0),
-        "request_id": evidence.get("request_id"),
-        "token_id": evidence.get("token") or None,
-    }
+    return Change(
+        seq=record["seq"],
+        at=record["at"],
+        kind=record["kind"],
+        actor=record["actor"],
+        via=evidence.get("via") or None,
+        address=evidence.get("from"),
+        what=record["reason"],
+        worker_id=record["worker_id"],
+        host=record["host"],
+        status=int(record["after"] or 0),
+        request_id=evidence.get("request_id"),
+        token_id=evidence.get("token") or None,
+    )
 
 
 def _cookie_text(value: str, environ: dict[str, Any]) -> str:

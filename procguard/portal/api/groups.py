@@ -1,21 +1,59 @@
-"""GET /api/groups: every group with its members, and what its gang is doing (docs/groups.md)."""
+"""Groups, and the gangs among them (docs/groups.md)."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal, cast
 
-import bottle
+from typing_extensions import TypedDict
 
-from procguard.agent_api import http_io
-from procguard.fleet.registry import Registry
+from procguard.agent_api.declaration import get
+from procguard.portal.api.resource import Moment, Resource
 
 
-class GroupsApi:
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
+class MemberAnswer(TypedDict):
+    worker_id: str
+    host: str
+    state: str
+    rank: int | None
+    epoch: int
+    attempt: int
+    reason: str
 
-    def mount(self, app: bottle.Bottle) -> None:
-        app.route("/api/groups", "GET", http_io.answered(self._groups))
 
-    def _groups(self) -> dict[str, Any]:
-        return {"groups": self._registry.gangs.views()}
+class GangIncident(TypedDict):
+    member: str
+    reason: str
+    at: Moment
+    ended: Moment
+
+
+class GroupAnswer(TypedDict):
+    group: str
+    restart: str
+    rendezvous: str
+    said_by: Literal["configuration", "inventory", ""]
+    phase: str | None
+    epoch: int | None
+    attempts: int | None
+    max_attempts: int | None
+    master: str | None
+    since: Moment
+    reason: str
+    incident: GangIncident | None
+    members: list[MemberAnswer]
+
+
+@dataclass(frozen=True)
+class GroupsAnswer:
+    groups: list[GroupAnswer]
+
+
+class GroupsApi(Resource):
+    @get("/api/groups", "viewer", tag="workers", zh="分组与 gang 的状态")
+    def groups(self) -> GroupsAnswer:
+        """The groups and what their gangs do.
+
+        Every group with its members and, of a [gang](groups.md), phase, epoch, attempts and last incident.
+        """
+        return GroupsAnswer(cast(list[GroupAnswer], self.registry.gangs.views()))

@@ -1,26 +1,27 @@
 """What happened and why: events by filter, their export as JSON lines, a worker explained, incidents of silent hosts.
 
-Reads only. Knows HTTP and the registry's queries; what an event means is in fleet/history/events.py.
+Reads only. Knows HTTP and the fleet's queries; what an event means is in fleet/history/events.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, cast
 from urllib.parse import quote
 
 import bottle
+from typing_extensions import NotRequired, TypedDict
 
 from procguard import hints
 from procguard.agent_api import http_io
-from procguard.agent_api.handlers import checked_worker_id
-from procguard.errors import UsageError
+from procguard.agent_api.declaration import JSON, LINES, choice, get, several, text, whole
 from procguard.fleet.history import explain
 from procguard.fleet.history.query import EventQuery
 from procguard.fleet.model import clock
-from procguard.fleet.registry import Registry
 from procguard.i18n import words
+from procguard.portal.api.resource import Moment, Resource
 from procguard.portal.logs.query import parse_since
 from remote_agent.protocol import states
 
@@ -28,70 +29,154 @@ LAST_WORDS_LINES = 50  # of a failed attempt, that its event leads to
 LINES_PER_PIECE = 200  # of an export
 
 
-class HistoryApi:
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
+@dataclass(frozen=True)
+class ChangesQuery:
+    """Filters of the history; several values of one are alternatives."""
 
-    def mount(self, app: bottle.Bottle) -> None:
-        for method, path, handler in (
-            ("GET", "/api/events", self._events),
-            ("GET", "/api/recoveries", self._recoveries),
-            ("GET", "/api/workers/<worker_id>/explain", self._explain),
-        ):
-            app.route(path, method, http_io.answered(handler))
+    worker: tuple[str, ...] = several()
+    host: tuple[str, ...] = several()
+    kind: tuple[str, ...] = several()
+    actor: tuple[str, ...] = several()
+    since: str = text("`2h`, ISO 8601 or Unix seconds")
+    until: str = text("the same")
+    q: str = text("words")
+    after: int = whole(0, 0, 2**53, "a `seq`")
+    limit: int = whole(200, 1, 10_000)
 
-    def _events(self) -> Any:
-        query = read_query()
-        shape = http_io.query_text("format") or "json"
-        if shape == "jsonl":
+    def wanted(self, cause: tuple[str, ...] = (), operation: tuple[str, ...] = ()) -> EventQuery:
+        """Raises UsageError for what is no time."""
+        now_wall = clock.read().wall
+        return EventQuery(
+            after=self.after,
+            worker=self.worker,
+            host=self.host,
+            kind=self.kind,
+            cause=cause,
+            actor=self.actor,
+            operation=operation,
+            since=parse_since(self.since, now_wall, "since") if self.since else None,
+            until=parse_since(self.until, now_wall, "until") if self.until else None,
+            text=self.q,
+        )
+
+
+@dataclass(frozen=True)
+class EventsQuery(ChangesQuery):
+    cause: tuple[str, ...] = several()
+    operation: tuple[str, ...] = several()
+    format: str = choice("json", "jsonl", default="json", says="`jsonl`: all that is on disk, one object a line")
+
+
+@dataclass(frozen=True)
+class ExplainQuery:
+    lang: str = text("`en` or `zh`; else by Accept-Language")
+
+
+# ------------------------------------------------------------------------------------------------ what is answered
+
+
+class Event(TypedDict):
+    seq: int
+    at: Moment
+    kind: str
+    worker_id: str | None
+    host: str | None
+    before: str | None
+    after: str | None
+    reason: str
+    actor: str | None
+    attempt: int | None
+    cause: NotRequired[str | None]
+    evidence: NotRequired[dict[str, Any] | str | None]
+    logs: NotRequired[str | None]
+
+
+@dataclass(frozen=True)
+class EventsAnswer:
+    events: list[Event]
+
+
+class Sentence(TypedDict):
+    topic: str
+    text: str
+
+
+class Happened(TypedDict):
+    seq: int
+    at: Moment
+    kind: str
+    cause: str | None
+    text: str
+
+
+class ExplanationAnswer(TypedDict):
+    worker_id: str
+    state: str
+    language: Literal["en", "zh"]
+    at: Moment
+    headline: str
+    sentences: list[Sentence]
+    next_steps: list[str]
+    timeline: list[Happened]
+
+
+class StepAnswer(TypedDict):
+    at: Moment
+    text: str
+
+
+class IncidentAnswer(TypedDict):
+    host: str
+    agent: str
+    opened: Moment
+    ended: Moment
+    duration_s: float | None
+    outcome: Literal["open", "recovered", "gave_up", "left"]
+    starts: int
+    steps: list[StepAnswer]
+
+
+@dataclass(frozen=True)
+class Recoveries:
+    recoveries: list[IncidentAnswer]
+
+
+# ------------------------------------------------------------------------------------------------ routes
+
+
+class HistoryApi(Resource):
+    @get("/api/events", "viewer", tag="history", zh="事件历史", answers={200: EventsAnswer}, media=(JSON, LINES))
+    def events(self, query: EventsQuery) -> EventsAnswer | bottle.HTTPResponse:
+        """What happened and why.
+
+        The newest, oldest first, of all that is on disk or in memory ([below](#events)). `format=jsonl`: all that is
+        on disk, one JSON object a line, streamed.
+        """
+        wanted = query.wanted(query.cause, query.operation)
+        if query.format == "jsonl":
             headers = {"Content-Type": "application/x-ndjson", "X-Accel-Buffering": "no"}
-            return bottle.HTTPResponse(_lines(self._registry.event_log.stream(query)), 200, headers)
-        if shape != "json":
-            raise UsageError(f"format={shape[:20]!r}: not known", "use format=json or format=jsonl")
-        events = self._registry.find_events(query, http_io.query_int("limit", 200, 1, 10_000))
-        return {"events": [with_last_words(event) for event in events]}
+            return bottle.HTTPResponse(_lines(self.registry.event_log.stream(wanted)), 200, headers)
+        found = [with_last_words(event) for event in self.registry.find_events(wanted, query.limit)]
+        return EventsAnswer(cast(list[Event], found))
 
-    def _recoveries(self) -> dict[str, Any]:
-        return {"recoveries": self._registry.recoveries()}
+    @get("/api/recoveries", "viewer", tag="history", zh="主机失联事件")
+    def recoveries(self) -> Recoveries:
+        """Incidents of silent hosts with each step."""
+        return Recoveries(cast(list[IncidentAnswer], self.registry.recoveries()))
 
-    def _explain(self, worker_id: str) -> dict[str, Any]:
+    @get("/api/workers/<worker_id>/explain", "viewer", tag="workers", zh="用文字解释它的现状", errors=(404,))
+    def explain(self, worker_id: str, query: ExplainQuery) -> ExplanationAnswer:
+        """Why it is as it is, in sentences.
+
+        And what happened to it ([below](#a-worker-explained)).
+        """
         now = clock.read()
-        language = words.pick(http_io.query_text("lang"), bottle.request.environ.get("HTTP_ACCEPT_LANGUAGE"))
-        facts = explain.gather(self._registry, checked_worker_id(worker_id), now)
-        said = explain.explain(facts, language)
-        told = dataclasses.asdict(said)
-        told["next_steps"] = [hints.commands(step) for step in told["next_steps"]]
-        return {
-            "worker_id": worker_id,
-            "state": facts.worker["state"],
-            "language": language,
-            "at": clock.iso(now.wall),
-            **told,
-        }
-
-
-def read_query() -> EventQuery:
-    """The filters of this request; several values of one are separated by commas."""
-
-    def several(name: str) -> tuple[str, ...]:
-        return tuple(one for one in http_io.query_text(name, 4096).split(",") if one)
-
-    def moment(name: str) -> float | None:
-        text = http_io.query_text(name)
-        return parse_since(text, clock.read().wall, name) if text else None
-
-    return EventQuery(
-        after=http_io.query_int("after", 0, 0, 2**53),
-        worker=several("worker"),
-        host=several("host"),
-        kind=several("kind"),
-        cause=several("cause"),
-        actor=several("actor"),
-        operation=several("operation"),
-        since=moment("since"),
-        until=moment("until"),
-        text=http_io.query_text("q"),
-    )
+        language = words.pick(query.lang, bottle.request.environ.get("HTTP_ACCEPT_LANGUAGE"))
+        facts = explain.gather(self.registry, worker_id, now)
+        said = dataclasses.asdict(explain.explain(facts, language))
+        said["next_steps"] = [hints.commands(step) for step in said["next_steps"]]
+        of_it = {"worker_id": worker_id, "state": facts.worker["state"], "language": language}
+        return cast(ExplanationAnswer, {**of_it, "at": clock.iso(now.wall), **said})
 
 
 def _lines(events: Iterator[dict[str, Any]]) -> Iterator[bytes]:

@@ -1,28 +1,51 @@
-"""GET /api/live/workers and /api/live/hosts: the lists' snapshots, compressed, for the live protocol to go on from."""
+"""The lists' snapshots, compressed, for the live protocol to go on from."""
 
 from __future__ import annotations
 
 import gzip
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import bottle
 import gevent
 
-from procguard.agent_api import http_io
+from procguard.agent_api.declaration import get
 from procguard.errors import NotFound
-from procguard.portal.live.hub import LiveHub
+from procguard.portal.api.resource import Resource
 
 LEVEL = 6
 
 
-class LiveApi:
-    def __init__(self, hub: LiveHub) -> None:
-        self._hub = hub
+@dataclass(frozen=True)
+class LiveRows:
+    """Rows in slots, told as columns (docs/protocol.md, Live lists): `slots` as differences, a column as its values or
+    as `{"of": distinct values, "at": an index for each}`."""
 
-    def mount(self, app: bottle.Bottle) -> None:
-        app.route("/api/live/<name>", "GET", http_io.answered(self._snapshot))
+    epoch: str
+    topic: str
+    seq: int
+    key: str
+    slots: list[int]
+    columns: dict[str, Any]
 
-    def _snapshot(self, name: str) -> bottle.HTTPResponse:
-        body = self._hub.snapshot(name)
+
+class LiveApi(Resource):
+    for_pages: ClassVar[bool] = True
+
+    @get(
+        "/api/live/<name>",
+        "viewer",
+        tag="hosts",
+        zh="列式快照：workers 或 hosts",
+        answers={200: LiveRows},
+        errors=(404,),
+    )
+    def snapshot(self, name: str) -> bottle.HTTPResponse:
+        """The list of `workers` or `hosts` in columns, for the live protocol to go on from.
+
+        [Below](#live-lists).
+        """
+        body = self.services.hub.snapshot(name)
         if body is None:
             raise NotFound(f"no list {name[:40]!r}", "there are workers and hosts")
         headers = {"Content-Type": "application/json"}

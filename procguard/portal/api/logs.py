@@ -1,42 +1,85 @@
-"""GET /api/remote-workers/<id>/logs: the last lines, filtered; following; downloading."""
+"""A worker's log: the last lines, filtered; following; downloading."""
 
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import cast
 
 import bottle
+from typing_extensions import NotRequired, TypedDict
 
 from procguard.admission.memory import ByteBudget
-from procguard.agent_api import http_io
-from procguard.agent_api.handlers import checked_worker_id
-from procguard.config.limits import WebLimits
+from procguard.agent_api.declaration import JSON, LINES, TEXT, choice, flag, get, text, whole
+from procguard.agent_api.handlers import MAX_ATTEMPT
 from procguard.errors import LimitExceeded
 from procguard.fleet.model import clock
-from procguard.fleet.registry import Registry
-from procguard.portal.auth.access import CALLER
-from procguard.portal.logs import around
+from procguard.portal.api.resource import Resource, Services, caller_name
+from procguard.portal.logs import around, expression
 from procguard.portal.logs.follow import Follower
-from procguard.portal.logs.matching import Matching
-from procguard.portal.logs.query import LogQuery, parse_since
+from procguard.portal.logs.query import DEFAULT_LINES, MAX_LINES, LogQuery, parse_since
 from procguard.portal.logs.reader import LogLine
-from procguard.portal.logs.store import LogStore
+from remote_agent.protocol import messages
+
+DIALECT = "RE2's dialect: docs/protocol.md#regular-expressions"
 
 
-class LogsApi:
-    def __init__(
-        self, registry: Registry, log_store: LogStore, limits: WebLimits | None = None, matching: Matching | None = None
-    ) -> None:
-        self.matching = matching or Matching()
-        self._limits = limits or WebLimits()
+@dataclass(frozen=True)
+class LogsQuery:
+    tail: int = whole(DEFAULT_LINES, 0, MAX_LINES, "so many lines")
+    attempt: int = whole(-1, -1, MAX_ATTEMPT, "-1: all")
+    stream: str = choice("out", "err", says="which of both; left out: both")
+    since: str = text("`10m`, ISO 8601 or Unix seconds")
+    regex: str = text(DIALECT, expression.MAX_CHARS)
+    at: str = text("the lines around an address (`3.out.73014`) or a moment, with `before` and `after`", 64)
+    before: int = whole(around.DEFAULT_LINES, 0, around.MAX_LINES, "lines before it")
+    after: int = whole(around.DEFAULT_LINES, 0, around.MAX_LINES, "lines after it")
+    format: str = choice("text", "json", default="text")
+    follow: bool = flag("go on with what comes; as JSON one object a line")
+    download: bool = flag("all of it, as a file")
+
+
+class Line(TypedDict):
+    """`marker`: said by ProcGuard about the log; `partial`: its end isn't there yet."""
+
+    attempt: int
+    stream: messages.Stream
+    offset: int
+    end: int
+    at: float
+    text: str
+    marker: NotRequired[bool]
+    partial: NotRequired[bool]
+
+
+@dataclass(frozen=True)
+class LogPlace:
+    attempt: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class Lines:
+    """`attempts`: of which anything is kept. `next`: where what comes after the last line begins; null with `at`, which
+    has a `target`: the line that was asked for."""
+
+    worker_id: str
+    lines: list[Line]
+    next: LogPlace | None
+    attempts: list[int]
+    target: Line | None = None
+
+
+class LogsApi(Resource):
+    def __init__(self, services: Services) -> None:
+        super().__init__(services)
+        self.store = services.log_store
+        self._matching = services.matching
+        self._limits = services.limits
         self._follow_memory = ByteBudget(self._limits.follow_memory)
-        self._registry = registry
-        self.store = log_store
         self._followers: set[Follower] = set()
-        log_store.on_append(self._on_append)
-
-    def mount(self, app: bottle.Bottle) -> None:
-        app.route("/api/remote-workers/<worker_id>/logs", "GET", http_io.answered(self._get))
+        self.store.on_append(self._on_append)
 
     @property
     def follower_count(self) -> int:
@@ -51,52 +94,65 @@ class LogsApi:
             if follower.worker_id == worker_id:
                 follower.take(attempt, stream, offset, data, at)
 
-    def _get(self, worker_id: str) -> Any:
-        worker_id = checked_worker_id(worker_id)
-        self._registry.worker(worker_id)  # 404 for an unknown one
-        query = LogQuery.from_request(self.matching.read)
-        if http_io.query_flag("download"):
-            return self._download(worker_id, query)
-        if http_io.query_flag("follow"):
-            return self._follow(worker_id, query)
-        if place := http_io.query_text("at", 64):
-            return self._excerpt(worker_id, place, query.as_json)
-        lines = self.read_tail(worker_id, query, caller_name())
-        if not query.as_json:
-            return bottle.HTTPResponse("".join(line.text + "\n" for line in lines).encode(), 200, _text_headers())
-        last = lines[-1] if lines else None
-        end = {"attempt": last.attempt, "offset": last.end} if last else None
-        attempts = self.store.attempts(worker_id)
-        shown = [line.as_json() for line in lines]
-        return {"worker_id": worker_id, "lines": shown, "next": end, "attempts": attempts}
+    @get(
+        "/api/remote-workers/<worker_id>/logs", "viewer", tag="logs", zh="查看、跟踪或下载日志", answers={200: Lines},
+        errors=(404, 429), media=(TEXT, JSON, LINES),
+    )  # fmt: skip
+    def logs(self, worker_id: str, query: LogsQuery) -> Lines | bottle.HTTPResponse:
+        """The last lines of its log, following it, or all of it.
 
-    def _excerpt(self, worker_id: str, at: str, as_json: bool) -> Any:
+        As text, or with `format=json` (with `attempts`: those of which anything is kept). `at` is an address
+        (`ATTEMPT.STREAM.OFFSET`, as in a search hit: `3.out.73014`) or a time (as in `since`): the lines around it,
+        of both streams; as JSON with `target`, the line itself, or null where the manager no longer has it. `regex`
+        is [one of this dialect](#regular-expressions); a search ends after 10 s with a line that says so. A line
+        without its end (yet) has `"partial": true`; when following, a later one of the same (`attempt`, `stream`,
+        `offset`) replaces it.
+        """
+        self.registry.find(worker_id)  # 404 for an unknown one
+        wanted = self._read(query)
+        if query.download:
+            return self._download(worker_id, wanted)
+        if query.follow:
+            return self._follow(worker_id, wanted)
+        if query.at:
+            return self._excerpt(worker_id, query, as_json=wanted.as_json)
+        lines = self.read_tail(worker_id, wanted, caller_name())
+        if not wanted.as_json:
+            return _as_text(lines)
+        end = LogPlace(lines[-1].attempt, lines[-1].end) if lines else None
+        return Lines(worker_id, _as_json(lines), end, self.store.attempts(worker_id))
+
+    def _excerpt(self, worker_id: str, query: LogsQuery, *, as_json: bool) -> Lines | bottle.HTTPResponse:
         """`at`: the address of a line, or a moment: the lines around it."""
-        before = http_io.query_int("before", around.DEFAULT_LINES, 0, around.MAX_LINES)
-        after = http_io.query_int("after", around.DEFAULT_LINES, 0, around.MAX_LINES)
-        place = around.LogAddress.parse(at)
+        place = around.LogAddress.parse(query.at)
         if place is None:
-            moment = parse_since(at, clock.read().wall, "at")
+            moment = parse_since(query.at, clock.read().wall, "at")
             place = self.store.beside(around.address_at, self.store, worker_id, moment)
         found = (
             around.NOTHING
             if place is None
-            else self.store.beside(around.excerpt, self.store, worker_id, place, before, after)
+            else self.store.beside(around.excerpt, self.store, worker_id, place, query.before, query.after)
         )
         if not as_json:
-            return bottle.HTTPResponse("".join(line.text + "\n" for line in found.lines).encode(), 200, _text_headers())
-        return {
-            "worker_id": worker_id,
-            "lines": [line.as_json() for line in found.lines],
-            "target": found.target.as_json() if found.target else None,
-            "attempts": self.store.attempts(worker_id),
-        }
+            return _as_text(found.lines)
+        target = cast(Line, found.target.as_json()) if found.target else None
+        return Lines(worker_id, _as_json(found.lines), None, self.store.attempts(worker_id), target)
+
+    def _read(self, query: LogsQuery) -> LogQuery:
+        return LogQuery(
+            lines=query.tail,
+            attempt=query.attempt if query.attempt >= 0 else None,
+            stream=query.stream or None,
+            since=parse_since(query.since, clock.read().wall) if query.since else None,
+            expression=self._matching.read(query.regex) if query.regex else None,
+            as_json=query.format == "json",
+        )
 
     def read_tail(self, worker_id: str, query: LogQuery, caller: str, keep_partial: bool = False) -> list[LogLine]:
         question = (worker_id, query.lines, query.attempt, query.stream, query.since, query.expression, keep_partial)
         if query.expression is None:
             return self.store.beside(self.store.tail, *question)
-        return self.matching.scan(caller, self.store.tail_steps(*question))
+        return self._matching.scan(caller, self.store.tail_steps(*question))
 
     def _download(self, worker_id: str, query: LogQuery) -> bottle.HTTPResponse:
         headers = _text_headers()
@@ -110,9 +166,9 @@ class LogsApi:
             )
         held = contextlib.ExitStack()
         if query.expression is not None:
-            held.enter_context(self.matching.follow(caller_name()))
+            held.enter_context(self._matching.follow(caller_name()))
         sock = bottle.request.environ.get("procguard.socket")
-        follower = Follower(worker_id, query, sock, self._follow_memory, self.matching, held)
+        follower = Follower(worker_id, query, sock, self._follow_memory, self._matching, held)
         self._followers.add(follower)  # before the tail is read: nothing falls between
         headers = _text_headers()
         if query.as_json:
@@ -159,10 +215,12 @@ class _FollowedLog:
         self._api.leave(self._follower)
 
 
-def caller_name() -> str:
-    """Whose share of the threads this request uses."""
-    principal = bottle.request.environ.get(CALLER)
-    return str(getattr(principal, "actor", ""))
+def _as_text(lines: Iterable[LogLine]) -> bottle.HTTPResponse:
+    return bottle.HTTPResponse("".join(line.text + "\n" for line in lines).encode(), 200, _text_headers())
+
+
+def _as_json(lines: Iterable[LogLine]) -> list[Line]:
+    return cast(list[Line], [line.as_json() for line in lines])
 
 
 def _text_headers() -> dict[str, str]:

@@ -2,54 +2,78 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
-import bottle
-
-from procguard.agent_api import http_io
-from procguard.agent_api.handlers import checked_worker_id
-from procguard.errors import UsageError
+from procguard.agent_api.declaration import choice, get
 from procguard.fleet.model import clock
-from procguard.fleet.registry import Registry
-from procguard.fleet.telemetry.timeseries import SPANS, Measurements, Span
+from procguard.fleet.telemetry.timeseries import SPANS, Span
+from procguard.portal.api.resource import Resource
+
+_SPANS = {span.name: span for span in SPANS}
+_Read = tuple[list[float], dict[str, list[float | None]]]
 
 
-class MeasurementsApi:
-    def __init__(self, registry: Registry, measurements: Measurements) -> None:
-        self._registry = registry
-        self._measurements = measurements
+@dataclass(frozen=True)
+class SpanQuery:
+    span: str = choice(*_SPANS, default=SPANS[0].name, says="how far back")
 
-    def mount(self, app: bottle.Bottle) -> None:
-        app.route("/api/measurements/workers/<worker_id>", "GET", http_io.answered(self._worker))
-        app.route("/api/measurements/hosts/<agent_id>", "GET", http_io.answered(self._host))
 
-    def _worker(self, worker_id: str) -> dict[str, Any]:
-        self._registry.worker(checked_worker_id(worker_id))  # 404 where there is none
-        span = _span()
-        return {"worker_id": worker_id, **_told(span), **self._read("workers", worker_id, span)}
+@dataclass(frozen=True)
+class Measured:
+    """`at`: Unix seconds; of each series as many values, null where nothing was measured. A series of which nothing is
+    known is left out."""
 
-    def _host(self, agent_id: str) -> dict[str, Any]:
-        self._registry.agent(agent_id[:100])
-        span = _span()
-        gpus = [
-            {"index": index, **self._read("gpus", f"{agent_id}/{index}", span)}
-            for index in self._measurements.gpus_of(agent_id)
-        ]
-        return {"agent_id": agent_id, **_told(span), **self._read("hosts", agent_id, span), "gpus": gpus}
+    at: list[float]
+    series: dict[str, list[float | None]]
 
-    def _read(self, kind: str, item_id: str, span: Span) -> dict[str, Any]:
+
+@dataclass(frozen=True)
+class GpuMeasurements(Measured):
+    index: int
+
+
+@dataclass(frozen=True)
+class WorkerMeasurements(Measured):
+    worker_id: str
+    span: str
+    step_s: int
+    points: int
+
+
+@dataclass(frozen=True)
+class HostMeasurements(Measured):
+    agent_id: str
+    span: str
+    step_s: int
+    points: int
+    gpus: list[GpuMeasurements]
+
+
+class MeasurementsApi(Resource):
+    @get("/api/measurements/workers/<worker_id>", "viewer", tag="history", zh="worker 的历史度量", errors=(404,))
+    def of_worker(self, worker_id: str, query: SpanQuery) -> WorkerMeasurements:
+        """What was measured of a worker, for charts.
+
+        [Below](#measurements).
+        """
+        self.registry.find(worker_id)  # 404 where there is none
+        span = _SPANS[query.span]
+        read = self._read("workers", worker_id, span)
+        return WorkerMeasurements(*read, worker_id, span.name, span.step_s, span.points)
+
+    @get("/api/measurements/hosts/<agent_id>", "viewer", tag="history", zh="主机及其 GPU 的历史度量", errors=(404,))
+    def of_host(self, agent_id: str, query: SpanQuery) -> HostMeasurements:
+        """What was measured of a host and its GPUs.
+
+        By its agent's id.
+        """
+        self.registry.agent(agent_id)
+        span = _SPANS[query.span]
+        indexes = self.services.measurements.gpus_of(agent_id)
+        gpus = [GpuMeasurements(*self._read("gpus", f"{agent_id}/{index}", span), index) for index in indexes]
+        read = self._read("hosts", agent_id, span)
+        return HostMeasurements(*read, agent_id, span.name, span.step_s, span.points, gpus)
+
+    def _read(self, kind: str, item_id: str, span: Span) -> _Read:
         since = clock.read().wall - span.step_s * span.points
-        at, series = self._measurements.tables[kind].read(item_id, span, since) or ([], {})
-        return {"at": at, "series": series}
-
-
-def _told(span: Span) -> dict[str, Any]:
-    return {"span": span.name, "step_s": span.step_s, "points": span.points}
-
-
-def _span() -> Span:
-    name = http_io.query_text("span") or SPANS[0].name
-    for span in SPANS:
-        if span.name == name:
-            return span
-    raise UsageError(f"span={name[:20]!r}: not kept", f"use one of: {', '.join(span.name for span in SPANS)}")
+        return self.services.measurements.tables[kind].read(item_id, span, since) or ([], {})

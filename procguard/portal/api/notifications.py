@@ -2,39 +2,80 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import ClassVar, cast
 
-import bottle
+from typing_extensions import TypedDict
 
-from procguard.agent_api import http_io
+from procguard.agent_api.declaration import get, post
+from procguard.agent_api.decode import Hints
 from procguard.errors import Conflict
-from procguard.portal.api import requests
-
-NAME_HINTS = {"name": ("", 'e.g. {"name": "oncall"}, or nothing for all')}
+from procguard.portal.api.resource import Moment, RequestBody, Resource
 
 
-class Notifications(Protocol):
-    """What is asked of procguard/notify."""
+class NameRequest(RequestBody):
+    """{"name": "oncall"}: one notification target; without it all."""
 
-    def views(self) -> list[dict[str, Any]]: ...
+    max_bytes: ClassVar[int | None] = 4_096
+    hints: ClassVar[Hints] = {"name": ("", 'e.g. {"name": "oncall"}, or nothing for all')}
 
-    def test(self, name: str = "") -> list[dict[str, Any]]: ...
+    name: str = ""
 
 
-class NotificationsApi:
-    def __init__(self, notifier: Notifications | None) -> None:
-        self._notifier = notifier
+class NotificationTarget(TypedDict):
+    name: str
+    type: str
+    address: str
+    events: list[str]
+    language: str
+    sent: int
+    failures: int
+    last_ok: Moment
+    last_error: str
+    last_error_at: Moment
+    queued: int
+    dropped: int
+    deduplicated: int
+    retry_in_s: float | None
 
-    def mount(self, app: bottle.Bottle) -> None:
-        app.route("/api/notifications", "GET", http_io.answered(self._list))
-        app.route("/api/notifications/test", "POST", http_io.answered(self._test))
 
-    def _list(self) -> dict[str, Any]:
-        return {"notifications": self._notifier.views() if self._notifier is not None else []}
+@dataclass(frozen=True)
+class NotificationTargets:
+    notifications: list[NotificationTarget]
 
-    def _test(self) -> dict[str, Any]:
-        """Optional body: {"name": "oncall"}; without it every target is tried."""
-        name = requests.read_optional(requests.NameRequest, 4_096, NAME_HINTS).name
-        if self._notifier is None:
+
+class Tried(TypedDict):
+    name: str
+    type: str
+    ok: bool
+    answer: str
+    took_s: float
+
+
+@dataclass(frozen=True)
+class NotificationsTried:
+    results: list[Tried]
+
+
+class NotificationsApi(Resource):
+    @get("/api/notifications", "viewer", tag="history", zh="通知目标的状态")
+    def targets(self) -> NotificationTargets:
+        """How each target of notifications fares.
+
+        Of those in `notifications:` of the configuration: [notifications](notifications.md).
+        """
+        notifier = self.services.notifier
+        return NotificationTargets(cast(list[NotificationTarget], notifier.views() if notifier is not None else []))
+
+    @post(
+        "/api/notifications/test", "operator", tag="history", zh="发送测试通知", body_optional=True, errors=(404, 409)
+    )
+    def test(self, body: NameRequest) -> NotificationsTried:
+        """A test message to one target or all.
+
+        `{"name": "oncall"}`; without a name every target is tried.
+        """
+        notifier = self.services.notifier
+        if notifier is None:
             raise Conflict("this manager sends no notifications", "see docs/notifications.md", code="not_configured")
-        return {"results": self._notifier.test(name)}
+        return NotificationsTried(cast(list[Tried], notifier.test(body.name)))

@@ -1,87 +1,302 @@
-"""Batch operations over HTTP: preview, begin, look, cancel, retry (docs/protocol.md). Rules:
-fleet/operations/controller.py."""
+"""Commands to many workers: preview, begin, look, cancel, retry (fleet/operations/controller.py has the rules); and the
+purge of those that are gone for good (fleet/workers/purge.py)."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal, cast
 
-import bottle
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from procguard.agent_api import http_io
-from procguard.agent_api.interface import Access
+from procguard.agent_api.declaration import get, post, text, whole
+from procguard.agent_api.decode import Hints
+from procguard.agent_api.interface import Principal
 from procguard.fleet.model import clock
 from procguard.fleet.operations.controller import DEFAULT_CONCURRENCY, DEFAULT_TIMEOUT_S, MAX_ITEMS, OperationOptions
-from procguard.fleet.registry import Registry
 from procguard.fleet.workers import selectors
-from procguard.portal.api import requests
+from procguard.fleet.workers.purge import Purge
+from procguard.portal.api.resource import Moment, Reason, RequestBody, Resource, Services, Words
+from procguard.runtime.cooperative import give_way
+from remote_agent.protocol import messages
 
 MAX_BODY_BYTES = 2 * selectors.MAX_CHARS  # a selection made by hand names every id
-PREVIEW_HINTS = {name: ("", '{"command": "stop", "selector": "group=trainers"}') for name in ("command", "selector")}
-BEGIN_HINTS = {
-    "token": ("", "ask for a preview first: POST /api/operations/preview"),
-    "max_failures": ("bad_limit", 'e.g. 5, or "10%"'),
-}
+MAX_OPERATION_TIMEOUT_S = 3_600.0
+MIN_OPERATION_TIMEOUT_S = 5.0
+MIN_SILENT_S, MAX_SILENT_S = 60.0, 10 * 365 * 86_400.0
+_AS_PREVIEWED = ("", '{"command": "stop", "selector": "group=trainers"}')
+
+# ------------------------------------------------------------------------------------------------ what comes in
 
 
-class OperationsApi:
-    def __init__(self, registry: Registry, access: Access) -> None:
-        self._operations = registry.operations
-        self._access = access
+@dataclass(frozen=True)
+class ItemsQuery:
+    result: str = text("several, separated by commas")
+    offset: int = whole(0, 0, 10**9)
+    limit: int = whole(200, 1, MAX_ITEMS)
 
-    def mount(self, app: bottle.Bottle) -> None:
-        for method, path, handler in (
-            ("POST", "/api/operations/preview", self._preview),
-            ("POST", "/api/operations", self._begin),
-            ("GET", "/api/operations", self._list),
-            ("GET", "/api/operations/<operation_id>", self._show),
-            ("POST", "/api/operations/<operation_id>/cancel", self._cancel),
-            ("POST", "/api/operations/<operation_id>/retry", self._retry),
-        ):
-            app.route(path, method, http_io.answered(handler))
 
-    def _operator(self) -> str:
-        return self._access.admitted(bottle.request.environ).actor
+class PreviewRequest(RequestBody):
+    """{"command": "stop", "selector": "group=trainers", "q": ""}"""
 
-    def _preview(self) -> dict[str, Any]:
-        caller = self._access.admitted(bottle.request.environ)
-        asked = requests.read(requests.PreviewRequest, MAX_BODY_BYTES, PREVIEW_HINTS)
-        http_io.note_change(f"{asked.command} {asked.selector}")
-        answer: dict[str, Any] = self._operations.preview(
-            asked.command, asked.selector, caller.actor, clock.read(), asked.q, caller.identity
+    max_bytes: ClassVar[int | None] = MAX_BODY_BYTES
+    hints: ClassVar[Hints] = {"command": _AS_PREVIEWED, "selector": _AS_PREVIEWED}
+
+    command: Annotated[str, Field(json_schema_extra={"enum": list(messages.VERBS)})]
+    selector: str
+    q: Words = ""
+
+
+class OperationRequest(RequestBody):
+    """{"token": "p-…", "concurrency": 100, "max_failures": "10%", "reason": "new driver", "timeout_s": 120}"""
+
+    hints: ClassVar[Hints] = {
+        "token": ("", "ask for a preview first: POST /api/operations/preview"),
+        "max_failures": ("bad_limit", 'e.g. 5, or "10%"'),
+    }
+
+    token: Annotated[str, Field(min_length=1)]
+    concurrency: Annotated[int | None, Field(ge=1, le=MAX_ITEMS)] = DEFAULT_CONCURRENCY
+    max_failures: Annotated[int | str | None, Field(description='A count, or a share such as "10%".')] = None
+    reason: Reason = ""
+    timeout_s: Annotated[float | None, Field(ge=MIN_OPERATION_TIMEOUT_S, le=MAX_OPERATION_TIMEOUT_S)] = (
+        DEFAULT_TIMEOUT_S
+    )
+
+
+class RetryRequest(RequestBody):
+    """{"rest": true}: also what was never begun."""
+
+    rest: bool = False
+
+
+class PurgePreviewRequest(RequestBody):
+    """{"silent_s": 86400}: hosts not heard for so long"""
+
+    silent_s: Annotated[float, Field(ge=MIN_SILENT_S, le=MAX_SILENT_S)]
+
+
+class PurgeRequest(RequestBody):
+    """{"token": "g-…"}"""
+
+    hints: ClassVar[Hints] = {"token": ("", "ask for a preview first: POST /api/purge/preview")}
+
+    token: Annotated[str, Field(min_length=1, max_length=64)]
+
+
+# ------------------------------------------------------------------------------------------------ what is answered
+
+
+class StateSplit(TypedDict):
+    state: str
+    matching: int
+    acts: int
+
+
+class HostSplit(TypedDict):
+    host: str
+    matching: int
+    acts: int
+
+
+class PreviewCause(TypedDict):
+    cause: str
+    message: str
+    action: Literal["act", "pending", "skip"]
+    count: int
+    examples: list[str]
+
+
+class PreviewAnswer(TypedDict):
+    """What an operation would do to whom. `token` is null where nothing matches."""
+
+    token: str | None
+    expires_in_s: float
+    command: messages.Verb
+    selector: str
+    q: str
+    matching: int
+    acts: int
+    pending: int
+    skipped: int
+    by_state: list[StateSplit]
+    by_host: list[HostSplit]
+    hosts: int
+    causes: list[PreviewCause]
+
+
+class OperationCause(TypedDict):
+    result: str
+    cause: str | None
+    message: str
+    count: int
+    examples: list[str]
+
+
+class ItemAnswer(TypedDict):
+    worker_id: str
+    result: str
+    cause: str | None
+    message: str
+    command_id: str | None
+    ended_at: Moment
+
+
+class OperationAnswer(TypedDict):
+    operation_id: str
+    command: messages.Verb
+    selector: str
+    q: str
+    actor: str
+    reason: str
+    status: Literal["running", "cancelling", "halting", "done", "cancelled", "halted", "interrupted"]
+    created_at: Moment
+    ended_at: Moment
+    total: int
+    counts: dict[str, int]
+    causes: list[OperationCause]
+    concurrency: int
+    max_failures: str
+    timeout_s: float
+    retry_of: str | None
+    joined: int
+    left: int
+    note: str
+
+
+class OperationWithItems(OperationAnswer):
+    """`items` is the page that was asked for, of `items_total`."""
+
+    items: list[ItemAnswer]
+    items_total: int
+
+
+@dataclass(frozen=True)
+class OperationsAnswer:
+    operations: list[OperationAnswer]
+
+
+class PurgePreview(TypedDict):
+    """`workers`: the first hundred of them. `token`: null where nobody is gone."""
+
+    token: str | None
+    expires_in_s: float
+    count: int
+    workers: list[str]
+
+
+class PurgeRefusal(TypedDict):
+    worker_id: str
+    message: str
+    next: str
+
+
+class Purged(TypedDict):
+    """`refusals`: the first hundred."""
+
+    taken_out: int
+    refused: int
+    refusals: list[PurgeRefusal]
+
+
+# ------------------------------------------------------------------------------------------------ routes
+
+
+class PurgeApi(Resource):
+    def __init__(self, services: Services) -> None:
+        super().__init__(services)
+        self._purge = Purge(self.registry, give_way, clock.read())
+
+    @post("/api/purge/preview", "operator", tag="operations", zh="预览已消失的 worker", example={"silent_s": 60})
+    def preview(self, caller: Principal, body: PurgePreviewRequest) -> PurgePreview:
+        """Which workers are gone for good: undeclared and ended, or of hosts not heard for so long.
+
+        `{"silent_s": 86400}` → `{"token", "count", "workers"}`; how long a host is silent counts in this run of the
+        manager.
+        """
+        http_io.note_change(f"a look at what is gone for {body.silent_s:.0f} s")
+        return cast(PurgePreview, self._purge.preview(body.silent_s, caller.actor, clock.read(), caller.identity))
+
+    @post("/api/purge", "operator", tag="operations", zh="清除预览中的 worker", errors=(409,), example={"token": "g-0"})
+    def carry_out(self, caller: Principal, body: PurgeRequest) -> Purged:
+        """Take those of the preview out of the fleet.
+
+        `{"token"}` → `{"taken_out", "refused", "refusals"}`: each that may still run is refused.
+        """
+        done = self._purge.carry_out(body.token, caller.actor, clock.read(), caller.identity)
+        http_io.note_change(f"{done['taken_out']} workers taken out, {done['refused']} refused")
+        return cast(Purged, done)
+
+
+class OperationsApi(Resource):
+    @post(
+        "/api/operations/preview", "operator", tag="operations", zh="批量操作预览",
+        example={"command": "stop", "selector": "train-1"},
+    )  # fmt: skip
+    def preview(self, caller: Principal, body: PreviewRequest) -> PreviewAnswer:
+        """What a batch would do to whom, before it begins.
+
+        Counts, splits, what is left out, and a token ([below](#batch-operations)).
+        """
+        http_io.note_change(f"{body.command} {body.selector}")
+        found = self.registry.operations.preview(
+            body.command, body.selector, caller.actor, clock.read(), body.q, caller.identity
         )
-        return answer
+        return cast(PreviewAnswer, found)
 
-    def _begin(self) -> bottle.HTTPResponse:
-        caller = self._access.admitted(bottle.request.environ)
-        asked = requests.read(requests.OperationRequest, hints=BEGIN_HINTS)
+    @post(
+        "/api/operations", "operator", tag="operations", zh="开始已预览的批量操作", status=202, errors=(404, 409),
+        example={"token": "p-0"},
+    )  # fmt: skip
+    def begin(self, caller: Principal, body: OperationRequest) -> OperationAnswer:
+        """Begin what was previewed.
+
+        With the preview's token ([below](#batch-operations)).
+        """
         options = OperationOptions(
-            concurrency=DEFAULT_CONCURRENCY if asked.concurrency is None else asked.concurrency,
-            max_failures="" if asked.max_failures is None else str(asked.max_failures),
-            reason=asked.reason,
-            timeout_s=DEFAULT_TIMEOUT_S if asked.timeout_s is None else asked.timeout_s,
+            concurrency=DEFAULT_CONCURRENCY if body.concurrency is None else body.concurrency,
+            max_failures="" if body.max_failures is None else str(body.max_failures),
+            reason=body.reason,
+            timeout_s=DEFAULT_TIMEOUT_S if body.timeout_s is None else body.timeout_s,
         )
-        view = self._operations.begin(asked.token, caller.actor, clock.read(), options, caller.identity)
+        view = self.registry.operations.begin(body.token, caller.actor, clock.read(), options, caller.identity)
         http_io.note_change(f"{view['operation_id']}: {view['command']} of {view['total']} workers, {view['selector']}")
-        return http_io.json_response(view, 202)
+        return cast(OperationAnswer, view)
 
-    def _list(self) -> dict[str, Any]:
-        return {"operations": self._operations.views()}
+    @get("/api/operations", "viewer", tag="operations", zh="最近 50 个批量操作")
+    def operations(self) -> OperationsAnswer:
+        """The newest 50 batches."""
+        return OperationsAnswer(cast(list[OperationAnswer], self.registry.operations.views()))
 
-    def _show(self, operation_id: str) -> dict[str, Any]:
-        answer: dict[str, Any] = self._operations.view(
-            operation_id,
-            http_io.query_text("result"),
-            http_io.query_int("offset", 0, 0, 10**9),
-            http_io.query_int("limit", 200, 1, MAX_ITEMS),
-        )
-        return answer
+    @get("/api/operations/<operation_id>", "viewer", tag="operations", zh="一个批量操作及其条目", errors=(404,))
+    def operation(self, operation_id: str, query: ItemsQuery) -> OperationWithItems:
+        """One, with its items.
 
-    def _cancel(self, operation_id: str) -> dict[str, Any]:
-        answer: dict[str, Any] = self._operations.cancel(operation_id, self._operator(), clock.read())
-        return answer
+        `result=failed,expired`: only items that ended so.
+        """
+        found = self.registry.operations.view(operation_id, query.result, query.offset, query.limit)
+        return cast(OperationWithItems, found)
 
-    def _retry(self, operation_id: str) -> bottle.HTTPResponse:
-        actor = self._operator()
-        asked = requests.read_optional(requests.RetryRequest)
-        view = self._operations.retry(operation_id, actor, clock.read(), rest=asked.rest)
-        return http_io.json_response(view, 202)
+    @post(
+        "/api/operations/<operation_id>/cancel",
+        "operator",
+        tag="operations",
+        zh="取消尚未开始的部分",
+        errors=(404, 409),
+    )
+    def cancel(self, operation_id: str, caller: Principal) -> OperationAnswer:
+        """What has not begun is not begun."""
+        return cast(OperationAnswer, self.registry.operations.cancel(operation_id, caller.actor, clock.read()))
+
+    @post(
+        "/api/operations/<operation_id>/retry", "operator", tag="operations", zh="重试失败的条目", status=202,
+        body_optional=True, errors=(404, 409),
+    )  # fmt: skip
+    def retry(self, operation_id: str, caller: Principal, body: RetryRequest) -> OperationAnswer:
+        """The failed ones once more.
+
+        `{"rest": true}`: also what was never begun.
+        """
+        view = self.registry.operations.retry(operation_id, caller.actor, clock.read(), rest=body.rest)
+        return cast(OperationAnswer, view)

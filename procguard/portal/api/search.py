@@ -1,4 +1,4 @@
-"""GET /api/log-search: the agents look through their hosts' logs, and what they find is merged here as it comes.
+"""Search through logs: the agents look through their hosts' logs, and what they find is merged here as it comes.
 
 What no host holds any longer, the manager looks through itself (portal/logs/own_search.py): one part more, merged like
 the others. Owns the request that waits: its deadline, its bounds, when lines were written (which the manager knows
@@ -10,16 +10,22 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, cast
 
 import bottle
+from typing_extensions import TypedDict
 
-from procguard.agent_api import http_io
+from procguard.agent_api import declaration, http_io
+from procguard.agent_api.declaration import JSON, LINES, choice, flag, get, seconds, whole
 from procguard.agent_api.long_poll import HeldPoll
 from procguard.errors import UsageError
 from procguard.fleet.agents.log_search import OPEN, Part, Question, Search
 from procguard.fleet.model import clock
 from procguard.fleet.registry import Registry
+from procguard.portal.api.logs import DIALECT
+from procguard.portal.api.resource import Resource, caller_name
+from procguard.portal.api.workers import MAX_SELECT_CHARS
 from procguard.portal.logs import expression
 from procguard.portal.logs.matching import Matching
 from procguard.portal.logs.own_search import Find, OwnSearch
@@ -29,47 +35,93 @@ from remote_agent.protocol import messages
 
 DEFAULT_LINES, MAX_LINES = 500, 5000
 DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S = 10.0, 60.0
-MAX_PATTERN_CHARS = expression.MAX_CHARS
-MAX_SELECT_CHARS = 8_000  # a request line has 8,192; a longer one fits the body of a preview
 
-Line = dict[str, Any]
+JsonLine = dict[str, Any]  # a FoundLine
 
 
-class SearchApi:
-    def __init__(
-        self, registry: Registry, log_store: LogStore, matching: Matching, caller: Callable[[], str] = lambda: ""
-    ) -> None:
-        """`caller`: whose share of Matching's threads this request uses."""
-        self._caller = caller
-        self._registry = registry
-        self._store = log_store
-        self._matching = matching
+@dataclass(frozen=True)
+class SearchQuery:
+    text: str = declaration.text("as it stands; or", expression.MAX_CHARS)
+    regex: str = declaration.text(DIALECT, expression.MAX_CHARS)
+    ignore_case: bool = flag("upper and lower case are the same")
+    select: str = declaration.text("a selector: `group=trainers,state=failed`", MAX_SELECT_CHARS)
+    q: str = declaration.text("words that appear in the worker")
+    stream: str = choice("out", "err", says="which of both; left out: both")
+    since: str = declaration.text("`2h`, ISO 8601 or Unix seconds")
+    until: str = declaration.text("the same")
+    limit: int = whole(DEFAULT_LINES, 1, MAX_LINES, "so many of the newest lines")
+    timeout: float = seconds(DEFAULT_TIMEOUT_S, 1.0, MAX_TIMEOUT_S, "seconds each host may look, at most 60")
+    format: str = choice("json", "jsonl", default="json", says="`jsonl`: as the hosts answer")
 
-    def mount(self, app: bottle.Bottle) -> None:
-        app.route("/api/log-search", "GET", http_io.answered(self._search))
 
-    def _search(self) -> Any:
-        question, find = read_question(self._matching)
-        shape = http_io.query_text("format") or "json"
-        if shape not in ("json", "jsonl"):
-            raise UsageError(f"format={shape[:20]!r}: not known", "use format=json or format=jsonl")
-        select, words = http_io.query_text("select", MAX_SELECT_CHARS), http_io.query_text("q")
-        workers = self._registry.operations.matching(select, words)
+class FoundLine(TypedDict):
+    host: str
+    worker_id: str
+    attempt: int
+    stream: Literal["out", "err"]
+    offset: int
+    text: str
+    begin: int
+    end: int
+    at: float
+
+
+class HostSearched(TypedDict):
+    agent: str
+    host: str
+    status: Literal["asked", "done", "timeout", "failed", "no_answer", "away"]
+    reason: str
+    workers: int
+    found: int
+    bytes: int
+    elapsed_s: float
+
+
+class FoundAnswer(TypedDict):
+    """The newest lines first; `[begin, end)` of its text is what matched."""
+
+    search_id: str
+    hosts_asked: int
+    hosts_answered: int
+    hosts_open: int
+    workers: int
+    found: int
+    shown: int
+    bytes: int
+    complete: bool
+    elapsed_s: float
+    hosts: list[HostSearched]
+    lines: list[FoundLine]
+
+
+class SearchApi(Resource):
+    @get(
+        "/api/log-search", "viewer", tag="logs", zh="在所有主机上搜索日志", answers={200: FoundAnswer},
+        errors=(413, 429), media=(JSON, LINES), example_query="?regex=x&timeout=1",
+    )  # fmt: skip
+    def search(self, query: SearchQuery) -> FoundAnswer | bottle.HTTPResponse:
+        """The agents look through the logs on their hosts.
+
+        With `text` or `regex` ([below](#log-search)).
+        """
+        services, matching = self.services, self.services.matching
+        question, find = read_question(query, matching)
+        workers = self.registry.operations.matching(query.select, query.q)
         poll = HeldPoll("search", "", bottle.request.environ.get("procguard.socket"))
-        search = self._registry.searches.begin(question, workers, clock.read(), poll.wake)
-        own = OwnSearch(self._store, self._matching, search, find, self._caller())
-        running = RunningSearch(self._registry, self._store, search, poll, own)
+        search = self.registry.searches.begin(question, workers, clock.read(), poll.wake)
+        own = OwnSearch(services.log_store, matching, search, find, caller_name())
+        running = RunningSearch(self.registry, services.log_store, search, poll, own)
         try:
             own.begin()
         except BaseException:
             running.close()
             raise
-        if shape == "jsonl":
+        if query.format == "jsonl":
             bottle.request.environ["procguard.stream"] = True
             headers = {"Content-Type": "application/x-ndjson", "X-Accel-Buffering": "no"}
             return bottle.HTTPResponse(running, 200, headers)
         try:
-            return running.whole()
+            return cast(FoundAnswer, running.whole())
         finally:
             running.close()
 
@@ -122,7 +174,7 @@ class RunningSearch:
         else:
             self._poll.wait(left_s)
 
-    def _next(self) -> tuple[Part, list[Line]]:
+    def _next(self) -> tuple[Part, list[JsonLine]]:
         """The next part, and those of its lines that are among the newest so far."""
         part, matches = self._search.fresh.popleft()
         matches = self._own.heard(part, matches)
@@ -164,14 +216,14 @@ class Newest:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._heap: list[tuple[float, int, Line]] = []
+        self._heap: list[tuple[float, int, JsonLine]] = []
         self._places: set[tuple[Any, ...]] = set()
         self._count = 0
 
-    def __contains__(self, line: Line) -> bool:
+    def __contains__(self, line: JsonLine) -> bool:
         return _place(line) in self._places
 
-    def add(self, line: Line) -> bool:
+    def add(self, line: JsonLine) -> bool:
         """False where enough newer ones are here already."""
         self._count += 1
         entry = (line["at"], -self._count, line)
@@ -186,7 +238,7 @@ class Newest:
         self._places.add(_place(line))
         return True
 
-    def lines(self) -> list[Line]:
+    def lines(self) -> list[JsonLine]:
         """Newest first."""
         return [line for _, _, line in sorted(self._heap, key=lambda entry: (-entry[0], -entry[1]))]
 
@@ -194,37 +246,32 @@ class Newest:
         return len(self._heap)
 
 
-def _place(line: Line) -> tuple[Any, ...]:
+def _place(line: JsonLine) -> tuple[Any, ...]:
     """What makes it the same line, whoever found it."""
     return (line["worker_id"], line["attempt"], line["stream"], line["offset"])
 
 
-def read_question(matching: Matching) -> tuple[Question, Find]:
-    """What this request asks, and where a line of the manager's own logs matches it. Raises UsageError."""
-    text, regex = http_io.query_text("text", MAX_PATTERN_CHARS), http_io.query_text("regex", MAX_PATTERN_CHARS)
-    if bool(text) == bool(regex):
+def read_question(query: SearchQuery, matching: Matching) -> tuple[Question, Find]:
+    """What is asked, and where a line of the manager's own logs matches it. Raises UsageError."""
+    if bool(query.text) == bool(query.regex):
         raise UsageError("expected text= or regex=, and not both", "e.g. ?text=CUDA%20error&select=group=trainers")
-    ignore_case = http_io.query_flag("ignore_case")
-    pattern, find = text, _literally(text)
-    if regex or ignore_case:
-        if regex:
-            wanted = matching.read(regex, ignore_case)
+    pattern, find = query.text, _literally(query.text)
+    if query.regex or query.ignore_case:
+        if query.regex:
+            wanted = matching.read(query.regex, query.ignore_case)
         else:  # upper and lower case are the same on every host, whatever its Python thinks
-            wanted = expression.read(expression.literal(text), True, "text", expression.MAX_LITERAL_CHARS)
+            literal = expression.literal(query.text)
+            wanted = expression.read(literal, True, "text", expression.MAX_LITERAL_CHARS)
         pattern, find = wanted.for_hosts, wanted.place_in  # RE2 here; `re` in a process that may be killed there
-    stream = http_io.query_text("stream")
-    if stream not in ("", "out", "err"):
-        raise UsageError(f"stream={stream[:20]!r}: expected out or err", "leave it out for both")
     now_wall = clock.read().wall
-    since, until = http_io.query_text("since"), http_io.query_text("until")
     question = Question(
         pattern=pattern,
-        regex=pattern is not text,
-        stream=stream,
-        since=parse_since(since, now_wall) if since else None,
-        until=parse_since(until, now_wall, "until") if until else None,
-        max_lines=http_io.query_int("limit", DEFAULT_LINES, 1, MAX_LINES),
-        timeout_s=http_io.query_seconds("timeout", DEFAULT_TIMEOUT_S, 1.0, MAX_TIMEOUT_S),
+        regex=pattern is not query.text,
+        stream=query.stream,
+        since=parse_since(query.since, now_wall) if query.since else None,
+        until=parse_since(query.until, now_wall, "until") if query.until else None,
+        max_lines=query.limit,
+        timeout_s=query.timeout,
     )
     return question, find
 

@@ -13,10 +13,11 @@ import pwd
 import re
 import shlex
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 from procguard.admission.rate import BackOff, RateLimiter
 from procguard.agent_api import http_io
+from procguard.agent_api.declaration import Who
 from procguard.agent_api.interface import Principal
 from procguard.agent_api.sessions import AgentSessions
 from procguard.errors import Forbidden, LimitExceeded, Refused
@@ -48,9 +49,8 @@ FORWARDING_HEADERS = (
     "HTTP_FASTLY_CLIENT_IP",
 )
 
-# Who may call a route, as the table of routes says; viewer: operators too.
-Who = Literal["anyone", "agent", "agent or operator", "viewer", "operator", "viewer or metrics"]
-# Of these the gate tells apart the following; agents are looked at by agent_api/handlers.py.
+# Of those who may call a route (viewer: operators too) the gate tells apart the following; agents are looked at by
+# agent_api/handlers.py.
 _MAY = {
     "viewer": ("viewer", "operator"),
     "operator": ("operator",),

@@ -1,10 +1,10 @@
-"""The gate in front of every route: it holds to what the table of routes (portal/api/openapi/routes.py) says of who may
-call it.
+"""The gate in front of every route: it holds to what the route's declaration (agent_api/declaration.py) says of who
+may call it.
 
-A route without a row is an operator's only. What agents and launchers ask is looked at by agent_api/handlers.py,
-whichever way it comes; how a caller is recognised is access.py. Every change that somebody asked for is written down
-(audit.py). Whoever is let in is let in for as long as their token or session stands: the connection of an answer that
-is still being made or sent is cut when it ends (live_uses.py).
+A route without a declaration is an operator's only. What agents and launchers ask is looked at by
+agent_api/handlers.py, whichever way it comes; how a caller is recognised is access.py. Every change that somebody
+asked for is written down (audit.py). Whoever is let in is let in for as long as their token or session stands: the
+connection of an answer that is still being made or sent is cut when it ends (live_uses.py).
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from typing import Any
 import bottle
 
 from procguard.agent_api import http_io
+from procguard.agent_api.declaration import Who
 from procguard.errors import ProcGuardError
-from procguard.portal.auth.access import CALLER, Auth, Who
+from procguard.portal.auth.access import CALLER, Auth
 from procguard.portal.auth.audit import Audit
 
 _RESET = struct.pack("ii", 1, 0)  # linger for 0 s
@@ -34,14 +35,12 @@ class Gate:
     name = "gate"
     api = 2
 
-    def __init__(self, access: Auth, audit: Audit, who_may: Callable[[str, str], Who]) -> None:
-        """`who_may(method, rule)`: the table of routes."""
+    def __init__(self, access: Auth, audit: Audit) -> None:
         self._access = access
         self._audit = audit
-        self._who_may = who_may
 
     def apply(self, callback: Callable[..., Any], route: Any) -> Callable[..., Any]:
-        who = self._who_may(route.method, route.rule)
+        who: Who = route.config.get("who", "operator")
         if who in _NOT_OURS:
             return callback
         changes = route.method not in _SAFE

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from datetime import datetime, timezone
 
-from procguard.agent_api import http_io
-from procguard.agent_api.handlers import MAX_ATTEMPT
 from procguard.errors import UsageError
-from procguard.fleet.model import clock
-from procguard.portal.logs import expression as expressions
 from procguard.portal.logs.expression import Expression
 
 DEFAULT_LINES = 200
@@ -37,27 +32,6 @@ class LogQuery:
         self.since = since
         self.expression = expression
         self.as_json = as_json
-
-    @classmethod
-    def from_request(cls, read: Callable[[str], Expression] = expressions.read) -> LogQuery:
-        """The query of this request. `read` reads an expression. Raises UsageError."""
-        stream = http_io.query_text("stream") or None
-        if stream not in (None, "out", "err"):
-            raise UsageError(f"stream={stream!r}: expected out or err", "leave it out for both")
-        shape = http_io.query_text("format") or "text"
-        if shape not in ("text", "json"):
-            raise UsageError(f"format={shape!r}: expected text or json", "e.g. ?format=json")
-        attempt = http_io.query_int("attempt", -1, -1, MAX_ATTEMPT)
-        since_text = http_io.query_text("since")
-        regex = http_io.query_text("regex", expressions.MAX_CHARS)
-        return cls(
-            lines=http_io.query_int("tail", DEFAULT_LINES, 0, MAX_LINES),
-            attempt=attempt if attempt >= 0 else None,
-            stream=stream,
-            since=parse_since(since_text, clock.read().wall) if since_text else None,
-            expression=read(regex) if regex else None,
-            as_json=shape == "json",
-        )
 
 
 def parse_since(text: str, now_wall: float, name: str = "since") -> float:

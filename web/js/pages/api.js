@@ -76,6 +76,7 @@ function routeBox(route, schemas, responses) {
 function inside(operation, schemas, responses) {
   const caller = operation['x-who'].replaceAll(' ', '_');
   const parts = [h('p', {}, t('api.who', { who: t(`api.who_${caller}`) }))];
+  if (operation.description) parts.push(h('p', { lang: 'en' }, operation.description.replace(/\[([^\]]*)\]\([^)]*\)/g, '$1')));
   const parameters = operation.parameters || [];
   if (parameters.length) {
     parts.push(h('h3', {}, t('api.parameters')));

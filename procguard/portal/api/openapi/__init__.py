@@ -1,6 +1,5 @@
-"""The description of the HTTP interface, GET /api/openapi.json, built from the types that check requests.
+"""The description of the HTTP interface, GET /api/openapi.json, built from the declarations at the handlers.
 
-`routes.py` is the table of routes, `answers.py` the shapes of answers, `document.py` makes OpenAPI 3.1 of them. Knows
-neither sockets nor the registry. Tests compare it with the application: each route is in both, and every answer that a
-test receives has its declared shape.
+Knows neither sockets nor the registry. Tests compare it with the application: every answer that a test receives has its
+declared shape.
 """

@@ -1,23 +1,26 @@
-"""OpenAPI 3.1, made of the table of routes and the types in it. Pure; made once, for the first who asks."""
+"""OpenAPI 3.1, made of the declared routes and the types in them. Pure; made once, for the first who asks."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import inspect
 import json
 import re
 from collections.abc import Iterable
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 
 from procguard import __version__
-from procguard.portal.api.openapi.answers import manager
-from procguard.portal.api.openapi.routes import BYTES, JSON, ROUTES, Route
+from procguard.agent_api.declaration import BYTES, JSON, Route
+from procguard.portal.api.resource import all_routes
 from remote_agent.protocol import messages as protocol
 
 VERSION = "3.1.0"
 SCHEMAS = "#/components/schemas/"
 RESPONSES = "#/components/responses/"
+OURS = "procguard.portal.api."  # what is answered as a dataclass of these modules has all of its fields
 ERROR = {"$ref": f"{SCHEMAS}Error"}
 
 # What any request may meet, whatever its route: a query or body that is wrong, no right to it, a body that is too slow
@@ -53,7 +56,31 @@ PATH_PARAMETERS = {
     "worker_id": {"type": "string", "pattern": protocol.ID_PATTERN},
     "agent_id": {"type": "string", "pattern": protocol.AGENT_ID_PATTERN},
 }
+
+
+class ErrorDetail(BaseModel):
+    """`code` is a word for programs, `message` says what is wrong and where, `next` what to do now."""
+
+    code: str
+    message: str
+    next: str
+    request_id: str
+
+
+class Error(BaseModel):
+    """Every error, whatever its status."""
+
+    error: ErrorDetail
+    acked: int | None = None  # of a log_gap: the length that is stored
+
+
+_LINK = re.compile(r"\]\(([^):]+)\)")
 _SLOT = re.compile(r"<([a-z_]+)(:[a-z]+)?>")
+
+
+def _linked(link: re.Match[str]) -> str:
+    """Links are written as they stand in docs/protocol.md."""
+    return f"](docs/{'protocol.md' if link[1].startswith('#') else ''}{link[1]})"
 
 
 def path_of(rule: str) -> str:
@@ -64,9 +91,15 @@ def path_of(rule: str) -> str:
 @functools.cache
 def document() -> dict[str, Any]:
     """The whole description. Do not change it: all callers share it."""
-    names, schemas = _schemas(ROUTES)
+    return describe(all_routes())
+
+
+def describe(routes: Iterable[Route]) -> dict[str, Any]:
+    """These routes as an OpenAPI document."""
+    routes = tuple(routes)
+    names, schemas = _schemas(routes)
     paths: dict[str, dict[str, Any]] = {}
-    for route in ROUTES:
+    for route in routes:
         paths.setdefault(path_of(route.path), {})[route.method.lower()] = _operation(route, names)
     return {
         "openapi": VERSION,
@@ -79,7 +112,7 @@ def document() -> dict[str, Any]:
             "license": {"name": "MIT"},
         },
         "jsonSchemaDialect": "https://json-schema.org/draft/2020-12/schema",
-        "tags": [{"name": name} for name in dict.fromkeys(route.tag for route in ROUTES)],
+        "tags": [{"name": name} for name in dict.fromkeys(route.tag for route in routes)],
         "paths": paths,
         "components": {
             "schemas": schemas,
@@ -111,7 +144,8 @@ def _operation(route: Route, names: dict[Any, str]) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "operationId": _operation_id(route),
         "tags": [route.tag],
-        "summary": route.says,
+        "summary": route.summary,
+        **({"description": _LINK.sub(_linked, route.description)} if route.description else {}),
         "x-summary-zh": route.zh,
         "x-who": route.who,
         "security": SECURITY_OF[route.who],
@@ -121,7 +155,8 @@ def _operation(route: Route, names: dict[Any, str]) -> dict[str, Any]:
     if route.body is bytes:
         operation["requestBody"] = {"content": {BYTES: {"schema": {}}}}
     elif route.body is not None:
-        content = {JSON: {"schema": _ref(names, route.body)}}
+        example = {} if route.example is None else {"example": route.example}
+        content = {JSON: {"schema": _ref(names, route.body), **example}}
         operation["requestBody"] = {"content": content, "required": not route.body_optional}
     return operation
 
@@ -140,8 +175,8 @@ def _path_parameters(route: Route) -> list[dict[str, Any]]:
 
 def _query_parameters(route: Route) -> list[dict[str, Any]]:
     return [
-        {"name": one.name, "in": "query", "schema": one.schema, **({"description": one.says} if one.says else {})}
-        for one in route.query
+        {"name": name, "in": "query", "schema": one.schema, **({"description": one.says} if one.says else {})}
+        for name, one in route.parameters.items()
     ]
 
 
@@ -152,7 +187,7 @@ def _response(route: Route, status: int, names: dict[Any, str]) -> dict[str, Any
         media: {"schema": _ref(names, route.answers[status]) if media == JSON else {"type": "string"}}
         for media in route.media
     }
-    return {"description": route.says, "content": content}
+    return {"description": route.summary, "content": content}
 
 
 def _ref(names: dict[Any, str], kind: Any) -> dict[str, Any]:
@@ -161,11 +196,23 @@ def _ref(names: dict[Any, str], kind: Any) -> dict[str, Any]:
 
 def _schemas(routes: Iterable[Route]) -> tuple[dict[Any, str], dict[str, Any]]:
     """({type: its name}, {name: JSON Schema}) of all that the routes take and answer."""
-    kinds = dict.fromkeys([manager.Error, *(kind for route in routes for kind in _kinds(route))])
+    kinds = dict.fromkeys([Error, *(kind for route in routes for kind in _kinds(route))])
     adapters = [(kind, "validation", TypeAdapter(kind)) for kind in kinds]
     found, shared = TypeAdapter.json_schemas(adapters, ref_template=SCHEMAS + "{model}")  # type: ignore[arg-type]
     names = {kind: schema["$ref"].removeprefix(SCHEMAS) for (kind, _), schema in found.items()}
+    for kind, name in names.items():
+        says = _words_of(kind)
+        if says:
+            shared["$defs"][name].setdefault("description", says)
+        if dataclasses.is_dataclass(kind) and kind.__module__.startswith(OURS):
+            shared["$defs"][name]["required"] = [one.name for one in dataclasses.fields(kind)]
     return names, {name: schema for name, schema in sorted(shared["$defs"].items())}
+
+
+def _words_of(kind: Any) -> str:
+    """A dataclass's docstring, "" where it is the one that every dataclass has."""
+    doc = kind.__doc__ if dataclasses.is_dataclass(kind) else None
+    return "" if doc is None or doc.startswith(f"{kind.__name__}(") else inspect.cleandoc(doc)
 
 
 def _kinds(route: Route) -> list[Any]:

@@ -14,17 +14,16 @@ import pytest
 
 from procguard.config import schema as config
 from procguard.portal.api.openapi.document import document, path_of
-from procguard.portal.api.openapi.routes import PAGES, ROUTES
+from procguard.portal.api.resource import all_routes
 from procguard.portal.logs.store import LogStore
-from procguard.portal.web_monitor import WebMonitor
+from procguard.portal.web_monitor import PAGES, WebMonitor
 from remote_agent.protocol import messages
 from tests import api_truth
 from tests.server_process import RunningServer
 from tests.unit.fleet_world import World
-from tests.unit.portal.auth.test_access_table import ROWS
 
 ROOT = Path(__file__).parents[4]
-WHAT_TO_DO = "add a Route to procguard/portal/api/openapi/routes.py (CONTRIBUTING.md: How to add a route)"
+WHAT_TO_DO = "declare it at its handler (CONTRIBUTING.md: How to add a route)"
 
 
 @pytest.fixture(scope="module")
@@ -38,24 +37,18 @@ def test_every_route_of_the_application_is_described_and_the_other_way_round(tmp
     settings = config.load(None, [f"state.state_file={tmp_path}/state.yaml"])
     monitor = WebMonitor(settings, World(tmp_path).registry, LogStore(str(tmp_path / "logs")))
     served = {(route.method, route.rule) for route in monitor.app.routes}
-    described = {(route.method, route.path) for route in ROUTES}
+    described = {(route.method, route.path) for route in all_routes()}
     assert sorted(served - described - set(PAGES)) == [], f"not described: {WHAT_TO_DO}"
     assert sorted(described - served) == [], "described, but not served: take it out of the table"
 
 
-def test_every_route_says_in_the_table_of_access_who_may_call_it() -> None:
-    """Looked at here as well: whoever adds a route runs this file."""
-    missing = {f"{route.method} {route.path}" for route in ROUTES} - set(ROWS)
-    assert sorted(missing) == [], (
-        "a new route: say in ROWS of tests/unit/portal/auth/test_access_table.py who may call it"
-    )
-
-
 def test_each_route_is_described_once_and_in_both_languages() -> None:
-    keys = [(route.method, route.path) for route in ROUTES]
+    keys = [(route.method, route.path) for route in all_routes()]
     assert len(keys) == len(set(keys))
-    for route in ROUTES:
-        assert route.says and re.search(r"[\u4e00-\u9fff]", route.zh), f"{route.method} {route.path}: say it in Chinese"
+    for route in all_routes():
+        assert route.summary and re.search(r"[\u4e00-\u9fff]", route.zh), (
+            f"{route.method} {route.path}: say it in Chinese"
+        )
 
 
 def test_it_is_an_openapi_3_1_document_whose_references_lead_somewhere(server: RunningServer) -> None:
@@ -74,26 +67,29 @@ def test_it_is_an_openapi_3_1_document_whose_references_lead_somewhere(server: R
     assert len(ids) == len(set(ids))
 
 
-def _queried(tree: ast.AST) -> set[str]:
-    """The names that `http_io.query_…("name")` and `read…("name")` ask the query for."""
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
-            first = node.args[0]
-            if node.func.attr.startswith("query_") and isinstance(first, ast.Constant):
-                found.add(str(first.value))
-    return found
-
-
-def test_every_parameter_that_is_read_is_described_and_the_other_way_round() -> None:
-    read: set[str] = set()
+def test_the_query_is_read_only_as_it_is_declared() -> None:
+    """What a handler read by itself, no description would know of."""
+    found = []
     for folder in ("portal", "agent_api"):
         for path in (ROOT / "procguard" / folder).rglob("*.py"):
-            read |= _queried(ast.parse(path.read_text(encoding="utf-8")))
-    described = {parameter.name for route in ROUTES for parameter in route.query}
-    assert read - described == set(), "read from the query, but described for no route: add a Parameter to its Route"
-    by_variable = {"state", "host", "group", "agent", "worker", "kind", "cause", "actor", "operation", "since", "until"}
-    assert described - read - by_variable == set(), "described, but read nowhere"
+            if path.name in ("http_io.py", "declaration.py"):
+                continue
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Attribute) and (node.attr.startswith("query_") or node.attr == "getunicode"):
+                    found.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert found == []
+
+
+def test_every_declared_answer_and_body_is_described(server: RunningServer) -> None:
+    """No operation whose answer is only "an object", but the description of itself."""
+    bare = []
+    for path, operations in document()["paths"].items():
+        for method, operation in operations.items():
+            contents = [one.get("content", {}) for one in operation["responses"].values()]
+            contents.append(operation.get("requestBody", {}).get("content", {}))
+            schemas = [one["application/json"]["schema"] for one in contents if "application/json" in one]
+            bare += [f"{method} {path}" for schema in schemas if "$ref" not in schema]
+    assert bare == ["get /api/openapi.json"]
 
 
 def test_a_body_that_is_not_as_described_is_refused_naming_the_field(server: RunningServer) -> None:

@@ -1,0 +1,47 @@
+"""What agents are answered beside the messages of remote_agent.protocol: the types of small JSON objects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from typing_extensions import NotRequired, TypedDict
+
+from remote_agent.protocol.messages import ZmqOffer
+
+
+class SessionOffer(TypedDict):
+    """For requests that carry MACs in place of the secret (docs/protocol.md)."""
+
+    id: str
+    uid: int
+    machine: str
+    proof: str
+
+
+class Hello(TypedDict):
+    """`session` or, for a nonce of an earlier agent's, `proof`. `zmq`: where else the manager listens, told to agents
+    that it knows."""
+
+    fleet_id: str
+    version: str
+    protocol: int
+    proof: NotRequired[str | None]
+    session: NotRequired[SessionOffer | None]
+    zmq: NotRequired[ZmqOffer | None]
+
+
+class Acked(TypedDict):
+    """So many bytes of this stream are stored durably."""
+
+    acked: int
+
+
+class OfSearch(TypedDict):
+    search_id: str
+    status: str
+
+
+@dataclass(frozen=True)
+class OfAgent:
+    agent_id: str
+    status: str

@@ -1,0 +1,150 @@
+"""Agents as operators see them: approval of launchers, secrets, and forgetting those that are gone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal, cast
+
+import gevent
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from procguard import __version__
+from procguard.agent_api import http_io
+from procguard.agent_api.answers import OfAgent
+from procguard.agent_api.declaration import delete, flag, get, post, put
+from procguard.agent_api.decode import Hints
+from procguard.agent_api.interface import Principal
+from procguard.deploy.session import bundle
+from procguard.fleet.model import clock
+from procguard.portal.api.hosts import HostAnswer
+from procguard.portal.api.resource import RequestBody, Resource
+from remote_agent.protocol import messages
+
+MAX_ROTATIONS = 20_000
+_DIGEST_OF_MINE = messages.secret_sha256("mine")
+
+
+@dataclass(frozen=True)
+class ForgetAgentQuery:
+    undeployed: bool = flag("only if nothing was ever installed there")
+
+
+class FingerprintRequest(RequestBody):
+    """{"fingerprint": "3f2a-91bc-77d0"}: which of several launchers with one id is meant."""
+
+    fingerprint: str = ""
+
+
+class CredentialsRequest(RequestBody):
+    """{"secret_sha256": "9f86…"}: the digest of an agent's new secret, never the secret."""
+
+    hints: ClassVar[Hints] = {"secret_sha256": ("", "send 64 hexadecimal digits: the SHA-256 of the secret, not it")}
+
+    secret_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class RotationRequest(RequestBody):
+    """{"agents": ["gpu01", "launcher:worker1"]}"""
+
+    agents: Annotated[
+        list[Annotated[str, Field(pattern=messages.AGENT_ID_PATTERN)]], Field(min_length=1, max_length=MAX_ROTATIONS)
+    ]
+
+
+@dataclass(frozen=True)
+class Agents:
+    agents: list[HostAnswer]
+    server_time: str
+    version: str
+    releases: list[str]
+
+
+class RotationAsked(TypedDict):
+    status: Literal["asked", "unsupported", "unknown"]
+    message: str
+
+
+@dataclass(frozen=True)
+class RotationsAsked:
+    agents: dict[str, RotationAsked]
+
+
+class AgentsApi(Resource):
+    @get("/api/agents", "viewer", tag="hosts", zh="主机与手动启动器（含待审批）")
+    def agents(self) -> Agents:
+        """Hosts and launchers, those that wait for approval too.
+
+        With the manager's own `version` and `releases`: an agent whose `release` is none of them is of another one.
+        """
+        releases = gevent.get_hub().threadpool.apply(bundle.releases)  # packing takes a moment, the first time
+        agents, now = self.registry.agents(), clock.iso(clock.read().wall)
+        return Agents(cast(list[HostAnswer], agents), str(now), __version__, releases)
+
+    @post(
+        "/api/agents/<agent_id>/approve",
+        "operator",
+        tag="hosts",
+        zh="批准启动器",
+        body_optional=True,
+        errors=(404, 409),
+    )
+    def approve(self, agent_id: str, caller: Principal, body: FingerprintRequest) -> OfAgent:
+        """Let a waiting launcher in.
+
+        `{"fingerprint": "…"}` where several wait under one name.
+        """
+        self.registry.approve(agent_id, caller.actor, clock.read(), body.fingerprint)
+        return OfAgent(agent_id, "approved")
+
+    @post(
+        "/api/agents/<agent_id>/deny", "operator", tag="hosts", zh="拒绝启动器", body_optional=True, errors=(404, 409)
+    )
+    def deny(self, agent_id: str, caller: Principal, body: FingerprintRequest) -> OfAgent:
+        """Turn a waiting launcher away.
+
+        `{"fingerprint": "…"}` as for its approval.
+        """
+        self.registry.deny(agent_id, caller.actor, clock.read(), body.fingerprint)
+        return OfAgent(agent_id, "denied")
+
+    @put(
+        "/api/agents/<agent_id>/credentials", "operator", tag="hosts", zh="为 agent 设置新密钥（摘要）",
+        errors=(404, 409), example={"secret_sha256": _DIGEST_OF_MINE},
+    )  # fmt: skip
+    def credentials(self, agent_id: str, caller: Principal, body: CredentialsRequest) -> OfAgent:
+        """Give an agent a new secret, as its digest."""
+        self.registry.set_credentials(agent_id, body.secret_sha256, caller.actor, clock.read())
+        return OfAgent(agent_id, "set")
+
+    @post(
+        "/api/agents/rotate", "operator", tag="hosts", zh="轮换 agent 的密钥（运行中）", example={"agents": ["gpu01"]}
+    )
+    def rotate(self, caller: Principal, body: RotationRequest) -> RotationsAsked:
+        """Have agents make themselves new secrets while they run.
+
+        `{"agents": ["gpu01"]}` → `{"agents": {"gpu01": {"status": "asked", "message": ""}}}`.
+        """
+        http_io.note_change(f"{len(body.agents)} agents: {', '.join(body.agents[:20])}")
+        begun = self.registry.rotations.begin(body.agents, caller.actor, clock.read())
+        return RotationsAsked(cast(dict[str, RotationAsked], begun))
+
+    @post("/api/agents/<agent_id>/revoke", "operator", tag="hosts", zh="撤销 agent 的密钥", errors=(404,))
+    def revoke(self, agent_id: str, caller: Principal) -> OfAgent:
+        """Its secret was stolen: it is good for nothing from now on.
+
+        Nor are tokens of scope `agent:ID`; its workers run on. A deployment (of a launcher: an approval) gives it
+        another.
+        """
+        self.registry.revoke_credentials(agent_id, caller.actor, clock.read())
+        return OfAgent(agent_id, "revoked")
+
+    @delete("/api/agents/<agent_id>", "operator", tag="hosts", zh="删除已卸载的 agent", errors=(404, 409))
+    def forget(self, agent_id: str, caller: Principal, query: ForgetAgentQuery) -> OfAgent:
+        """Forget an agent that is gone.
+
+        With `undeployed=1` only where nothing was ever installed there.
+        """
+        forget = self.registry.retract_agent if query.undeployed else self.registry.forget_agent
+        forget(agent_id, caller.actor, clock.read())
+        return OfAgent(agent_id, "forgotten")

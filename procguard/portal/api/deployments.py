@@ -1,0 +1,94 @@
+"""Deployments: an inventory's hosts and workers, declared to the fleet (fleet/workers/deployment.py)."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import bottle
+from typing_extensions import TypedDict
+
+from procguard.agent_api import http_io
+from procguard.agent_api.declaration import post
+from procguard.agent_api.interface import Principal
+from procguard.fleet.model import clock
+from procguard.fleet.workers.deployment import DeploymentRequest
+from procguard.portal.api.resource import Moment, Resource
+
+MAX_DEPLOYED_OBJECTS = 5_000_000  # an operator may declare what the size allows
+
+
+class WorkerDeployed(TypedDict):
+    """`starts`: the attempt that the deployment leads to; null where it starts nothing."""
+
+    result: str
+    message: str
+    differences: list[str]
+    starts: int | None
+
+
+class HostDeployed(TypedDict):
+    agent_id: str
+    proof_key: str
+    secret_sha256: str
+    heard_at: Moment
+    workers: dict[str, WorkerDeployed]
+
+
+class HostAbsent(TypedDict):
+    """A host that the inventory named in an earlier deployment, and names no more. `guests`: workers that live there
+    and are declared elsewhere. `ssh`: how the manager reaches it."""
+
+    agent_id: str
+    ssh: dict[str, Any]
+    procguard_home: str
+    workers: dict[str, WorkerDeployed]
+    guests: list[str]
+
+
+class ManagerTls(TypedDict):
+    """What agents are to trust: certificates in PEM ("": those that their machines know), for whatever address."""
+
+    ca: str
+    any_name: bool
+
+
+class Deployed(TypedDict):
+    fleet_id: str
+    hosts: dict[str, HostDeployed]
+    absent: dict[str, HostAbsent]
+    of_other_inventories: dict[str, str]
+    manager_urls: list[str]
+    manager_configured: list[str]
+    tls: ManagerTls
+
+
+class DeploymentsApi(Resource):
+    @post(
+        "/api/deployments", "operator", tag="hosts", zh="声明主机与 worker（即 invoke deploy）", body=DeploymentRequest,
+        errors=(409,), example={"hosts": [{"host": "gpu07", "workers": []}], "prune": True},
+    )  # fmt: skip
+    def deploy(self, caller: Principal) -> Deployed:
+        """Declare hosts and their workers: what `invoke deploy` does.
+
+        Of a host also `spare` (true, false or a number), `labels` and `tunnel`. After `invoke state.rebuild` unknown
+        workers are answered 409 `records_needed` until the request says what runs where: `"found": {"gpu01":
+        [{"worker_id": "worker1", "alive": true}]}` for each host that was read; `"all_read": true` ends this.
+        """
+        environ = bottle.request.environ
+        request = http_io.read_object(environ, self.services.limits.deployment_size, MAX_DEPLOYED_OBJECTS)
+        http_io.note_change(_deployment(request))
+        reply = self.registry.deploy(request, caller.actor, clock.read())
+        pinned = self.services.pinned()
+        reply.setdefault("manager_urls", self.services.manager_urls())
+        reply.setdefault("manager_configured", list(self.services.manager_configured))
+        reply["tls"] = {"ca": pinned.ca, "any_name": pinned.any_name}
+        return cast(Deployed, reply)
+
+
+def _deployment(request: dict[str, Any]) -> str:
+    """ "2 hosts: gpu01, gpu02 (check)": what was asked for, before it is known to be right."""
+    hosts = request.get("hosts")
+    hosts = hosts if isinstance(hosts, list) else []
+    names = [str(host.get("host", "?"))[:64] for host in hosts[:20] if isinstance(host, dict)]
+    flags = [flag for flag in ("check", "prune") if request.get(flag) is True]
+    return f"{len(hosts)} hosts: {', '.join(names)}" + (f" ({', '.join(flags)})" if flags else "")

@@ -1,0 +1,290 @@
+"""Hosts: how they are, whether tasks may go there, and what the manager does there over SSH: a try, its agent's
+restart, upgrade and log, a tunnel.
+
+The rules are in fleet/workers/places.py and fleet/agents/maintenance.py, tunnels are the manager's
+(manager/tunnels.py). Agents and their secrets are in agents.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal, cast
+
+from pydantic import Field
+from typing_extensions import NotRequired, TypedDict
+
+from procguard.agent_api import http_io
+from procguard.agent_api.declaration import get, post, whole
+from procguard.agent_api.interface import Principal
+from procguard.errors import Conflict, NotFound
+from procguard.fleet.agents.maintenance import AgentCare, Wish
+from procguard.fleet.model import clock
+from procguard.portal.api.resource import MAX_REASON_CHARS, Moment, RequestBody, Resource
+from remote_agent.protocol import messages
+
+CHECK_SSH_DEADLINE_S = 30.0
+OPEN_TIMEOUT_S = 40.0  # of a tunnel: the first one logs in
+DEFAULT_LOG_BYTES, MAX_LOG_BYTES = 64 * 1024, 256 * 1024
+NO_HELPER = "this manager runs without its SSH helper"
+
+
+@dataclass(frozen=True)
+class AgentLogQuery:
+    bytes: int = whole(DEFAULT_LOG_BYTES, 1, MAX_LOG_BYTES)
+
+
+class ReasonRequest(RequestBody):
+    """{"reason": "fan is loud"}"""
+
+    reason: Annotated[str, Field(max_length=MAX_REASON_CHARS)] = ""
+
+
+# ------------------------------------------------------------------------------------------------ what is answered
+
+
+class Checked(TypedDict):
+    """Whether the manager itself can reach a host over SSH."""
+
+    ok: bool | None
+    reason: str
+    checked_at: NotRequired[Moment]
+
+
+class Cordon(TypedDict):
+    """No new tasks there by the manager's choice: who said so, when and why."""
+
+    reason: str
+    actor: str
+    at: Moment
+
+
+class HostRecovery(TypedDict):
+    """The open incident of a silent host."""
+
+    starts: int
+    outcome: str
+    reason: str
+
+
+class Failure(TypedDict):
+    """What went wrong on a host."""
+
+    at: Moment
+    kind: str
+    what: str
+
+
+class TunnelAnswer(TypedDict):
+    """A host's way to the manager through the manager's own SSH."""
+
+    state: Literal["opening", "up", "down"]
+    port: int
+    reason: NotRequired[str]
+    code: NotRequired[str]
+    since: NotRequired[Moment]
+
+
+class Rotation(TypedDict):
+    """A new secret was asked for: the agent has yet to make it (`asked`), or to use it (`taken`)."""
+
+    id: str
+    state: Literal["asked", "taken"]
+    at: Moment
+    actor: str
+
+
+class HostAnswer(TypedDict):
+    """A host, or a launcher started by hand; one that waits for approval has `fingerprint`."""
+
+    host: str
+    agent: str
+    kind: Literal["deployed", "launcher"]
+    agent_state: Literal["never", "connected", "suspect", "unreachable", "ended", "pending"]
+    last_seen: Moment
+    address: str
+    release: str
+    usage: messages.HostUsage | None
+    facts: messages.HostFacts | None
+    workers: int
+    recovery_ssh: Checked
+    reason: str
+    tunnel: NotRequired[TunnelAnswer | None]
+    agent_pid: NotRequired[int | None]
+    agent_started: NotRequired[Moment]
+    spare: NotRequired[bool | int]
+    labels: NotRequired[dict[str, str]]
+    undeclared: NotRequired[bool]  # the inventory that declared it names it no more
+    cordoned: NotRequired[Cordon | None]
+    recovery: NotRequired[HostRecovery | None]
+    failures: NotRequired[int]
+    last_failure: NotRequired[Failure | None]
+    fingerprint: NotRequired[str | None]
+    worker_id: NotRequired[str | None]
+    command: NotRequired[str | None]
+    channel: NotRequired[str]  # by which its last heartbeat came: http, zmq, mock
+    channel_trouble: NotRequired[str]  # why not zmq, though it is offered
+    disk_trouble: NotRequired[str]  # its disk refuses writes: space, inodes, quota, read_only, io
+    disk_path: NotRequired[str]  # which disk
+    rotation: NotRequired[Rotation | None]
+
+
+@dataclass(frozen=True)
+class HostsAnswer:
+    hosts: list[HostAnswer]
+    server_time: str
+
+
+@dataclass(frozen=True)
+class OfHost:
+    host: str
+    status: str
+
+
+@dataclass(frozen=True)
+class SshTried:
+    host: str
+    ok: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class CareBegun:
+    """`seq`: of the event that tells of the wish; the one that tells of its end comes later."""
+
+    host: str
+    seq: int
+    status: Literal["accepted"] = "accepted"
+
+
+class AgentLogAnswer(TypedDict):
+    """`bytes`: the whole file's; `text` is its end."""
+
+    host: str
+    text: str
+    path: str
+    bytes: int
+    running: bool
+    pid: int | None
+
+
+@dataclass(frozen=True)
+class TunnelOpened:
+    """`url`: what its agent is told, "" where the tunnel is not up."""
+
+    host: str
+    ok: bool
+    url: str
+    reason: str
+
+
+# ------------------------------------------------------------------------------------------------ routes
+
+
+class HostsApi(Resource):
+    @get("/api/hosts", "viewer", tag="hosts", zh="所有主机")
+    def hosts(self) -> HostsAnswer:
+        """The hosts.
+
+        Of each also `spare`, `labels`, `cordoned` (`{"reason", "actor", "at"}` or null), `failures`, `last_failure`,
+        `recovery` (`{"starts", "outcome", "reason"}` or null), `tunnel`: `{"state": "opening" | "up" | "down", "port",
+        "reason", "since"}` or null.
+        """
+        return HostsAnswer(cast(list[HostAnswer], self.registry.hosts()), _server_time())
+
+    @post(
+        "/api/hosts/<host>/cordon", "operator", tag="hosts", zh="禁止调度新任务到该主机", body_optional=True,
+        errors=(404, 409), example={"reason": "fan is loud"},
+    )  # fmt: skip
+    def cordon(self, host: str, caller: Principal, body: ReasonRequest) -> OfHost:
+        """No new tasks there by the manager's choice."""
+        http_io.note_change(body.reason)
+        self.registry.cordon(host, body.reason, caller.actor, clock.read())
+        return OfHost(host, "cordoned")
+
+    @post("/api/hosts/<host>/uncordon", "operator", tag="hosts", zh="恢复调度", errors=(404, 409))
+    def uncordon(self, host: str, caller: Principal) -> OfHost:
+        """New tasks may go there again."""
+        self.registry.uncordon(host, caller.actor, clock.read())
+        return OfHost(host, "uncordoned")
+
+    @post(
+        "/api/hosts/<host>/check-ssh", "operator", tag="hosts", zh="检查管理端能否通过 SSH 访问主机", errors=(404, 409)
+    )
+    def check_ssh(self, host: str) -> SshTried:
+        """Can the manager itself reach this host over SSH?"""
+        found = next((one for one in self.registry.agents_by_id.values() if one.host == host and one.ssh), None)
+        if found is None:
+            raise NotFound(f"no deployed host {host[:80]!r}", "list them: invoke status, or GET /api/hosts")
+        if found.ssh.get("local"):
+            ok, reason = True, "this machine: no SSH needed"
+        elif self.services.ssh is None:
+            raise Conflict(NO_HELPER, "restart the manager")
+        else:
+            result = self.services.ssh.check(host, found.ssh, CHECK_SSH_DEADLINE_S)
+            ok, reason = result.ok, result.reason
+        self.registry.set_recovery_ssh(host, ok, reason, clock.read())
+        return SshTried(host, ok, reason)
+
+    @post(
+        "/api/hosts/<host>/restart-agent", "operator", tag="hosts", status=202, errors=(404, 409),
+        zh="通过 SSH 重启该主机的 agent，worker 不受影响；结果见事件",
+    )  # fmt: skip
+    def restart_agent(self, host: str, caller: Principal) -> CareBegun:
+        """Have its agent restarted over SSH; its workers run on. What became of it is an event.
+
+        202 `{"host", "status": "accepted", "seq"}`; how it ended is an event after `seq`: `agent_restarted` or
+        `agent_restart_failed`. One at a time per host (409 `busy`).
+        """
+        return self._begin("restart", host, caller)
+
+    @post(
+        "/api/hosts/<host>/upgrade-agent", "operator", tag="hosts", status=202, errors=(404, 409),
+        zh="通过 SSH 把该主机的 agent 升级到管理端的版本，失联则回退；结果见事件",
+    )  # fmt: skip
+    def upgrade_agent(self, host: str, caller: Principal) -> CareBegun:
+        """Have its agent brought to the manager's release over SSH; unheard, it goes back. The result is an event.
+
+        As a restart; the event is `agent_upgraded` or `agent_upgrade_failed`.
+        """
+        return self._begin("upgrade", host, caller)
+
+    @get(
+        "/api/hosts/<host>/agent-log",
+        "operator",
+        tag="hosts",
+        zh="通过 SSH 读取 agent 自身日志的末尾",
+        errors=(404, 409),
+    )
+    def agent_log(self, host: str, query: AgentLogQuery) -> AgentLogAnswer:
+        """The end of its agent's own log, read over SSH.
+
+        `{"host", "text", "path", "bytes", "running", "pid"}`; 409 `no_way_in` with the command that reads it on the
+        host.
+        """
+        return cast(AgentLogAnswer, self._care.log(host, query.bytes))
+
+    @post("/api/hosts/<host>/tunnel", "operator", tag="hosts", zh="建立并等待该主机的隧道", errors=(404, 409))
+    def tunnel(self, host: str) -> TunnelOpened:
+        """Have its tunnel opened (procguard_tunnel), and wait until it is.
+
+        `{"host", "ok", "url", "reason"}`; `url` is what its agent is told.
+        """
+        if self.services.tunnels is None:
+            raise Conflict("this manager keeps no tunnels", "restart the manager")
+        known = self.services.tunnels.open(host, OPEN_TIMEOUT_S)
+        ok = known["state"] == "up"
+        reason = "" if ok else str(known.get("reason") or f"not open after {OPEN_TIMEOUT_S:.0f} s")
+        return TunnelOpened(host, ok, f"http://127.0.0.1:{known['port']}" if ok else "", reason)
+
+    @property
+    def _care(self) -> AgentCare:
+        if self.services.care is None:
+            raise Conflict(NO_HELPER, "restart the manager")
+        return self.services.care
+
+    def _begin(self, wish: Wish, host: str, caller: Principal) -> CareBegun:
+        return CareBegun(host, self._care.begin(wish, host, caller.actor))
+
+
+def _server_time() -> str:
+    return str(clock.iso(clock.read().wall))

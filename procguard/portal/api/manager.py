@@ -1,0 +1,87 @@
+"""The manager itself: whether it is alive and ready, its metrics, its CA, the description of its interface."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import bottle
+import gevent
+import gevent.lock
+
+from procguard.agent_api.declaration import TEXT, get
+from procguard.errors import NotFound
+from procguard.fleet.store.interface import NotDurable
+from procguard.portal.api.openapi import document
+from procguard.portal.api.resource import Resource, Services
+from procguard.portal.metrics.exposition import CONTENT_TYPE
+
+
+@dataclass(frozen=True)
+class Status:
+    status: str
+
+
+@dataclass(frozen=True)
+class Ready:
+    fleet_id: str
+    status: Literal["ready"] = "ready"
+
+
+@dataclass(frozen=True)
+class Ca:
+    """What agents are to trust: the certificate in PEM, for whatever address."""
+
+    ca: str
+    any_name: bool
+    fingerprint: str
+
+
+class ManagerApi(Resource):
+    def __init__(self, services: Services) -> None:
+        super().__init__(services)
+        self._describing = gevent.lock.BoundedSemaphore(1)
+
+    @get("/api/ca", "anyone", tag="manager", zh="管理端证书的 CA", errors=(404,))
+    def ca(self) -> Ca:
+        """The CA of its certificate: who knows the fingerprint checks it by that.
+
+        `{"ca": PEM, "any_name", "fingerprint": "sha256:…"}`; 404 where it names none.
+        """
+        pinned = self.services.pinned()
+        if not pinned.ca:
+            raise NotFound("this manager names no CA of its own", "its certificate is one that machines know, or none")
+        return Ca(pinned.ca, pinned.any_name, pinned.fingerprint)
+
+    @get("/healthz", "anyone", tag="manager", zh="存活检查")
+    def healthz(self) -> Status:
+        """It is alive."""
+        return Status("ok")
+
+    @get("/readyz", "anyone", tag="manager", zh="就绪检查", errors=(503,))
+    def readyz(self) -> Ready:
+        """It takes changes.
+
+        503 while its disk takes none: then every change is answered 503 `not_durable`, heartbeats go on.
+        """
+        if self.registry.unwritten:  # it was loaded before this object could be built
+            raise NotDurable(self.registry.unwritten, "free space or repair the disk; nothing else needs to be done")
+        return Ready(self.registry.fleet_id)
+
+    @get("/metrics", "viewer or metrics", tag="manager", zh="Prometheus 指标", answers={200: str}, media=(TEXT,))
+    def metrics(self) -> bottle.HTTPResponse:
+        """For Prometheus.
+
+        [Metrics](metrics.md).
+        """
+        return bottle.HTTPResponse(self.services.metrics.exposition(), 200, {"Content-Type": CONTENT_TYPE})
+
+    @get("/api/openapi.json", "anyone", tag="manager", zh="本接口说明", answers={200: dict[str, Any]})
+    def description(self) -> bottle.HTTPResponse:
+        """This description.
+
+        OpenAPI 3.1, made of the types that check what comes in. It says nothing about this fleet: anyone may read it.
+        """
+        with self._describing:  # made for the first who asks, beside the event loop
+            body = gevent.get_hub().threadpool.apply(document.document_bytes)
+        return bottle.HTTPResponse(body, 200, {"Content-Type": "application/json"})

@@ -1,0 +1,188 @@
+"""What every resource of the API is made of: its routes declared at their handlers, the types of what comes in, and the
+services that handlers work with.
+
+A module of this package that defines a `Resource` is found by itself (`all_resources`): adding one adds its routes,
+their rights, their description and their rows in the tests. Owns how a declared handler is called (who asks, then the
+path, then the query, then the body) and how its answer goes out; what is answered is each resource's.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Protocol
+
+import bottle
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from procguard.admission.rate import BackOff
+from procguard.agent_api import http_io
+from procguard.agent_api.declaration import TAGS, Route, read_query, routes_of
+from procguard.agent_api.decode import Hints, validated
+from procguard.agent_api.handlers import Desk, checked_worker_id
+from procguard.config.limits import WebLimits
+from procguard.deploy.install.helper_client import Result
+from procguard.fleet.agents.maintenance import AgentCare
+from procguard.fleet.registry import Registry
+from procguard.fleet.telemetry.timeseries import Measurements
+from procguard.portal import api
+from procguard.portal.auth.access import CALLER, Auth
+from procguard.portal.auth.audit import Audit
+from procguard.portal.auth.sessions import BrowserSessions
+from procguard.portal.live.hub import LiveHub
+from procguard.portal.logs.matching import Matching
+from procguard.portal.logs.store import LogStore
+from procguard.portal.metrics.exposition import Metrics
+from procguard.tls.certificates import Pinned
+
+MAX_NAME_CHARS = 100  # of a name in the path; longer ones are cut, and found nowhere
+MAX_REASON_CHARS = 500
+
+Moment = str | None  # ISO 8601 in UTC; null: never, or not yet
+
+
+class Ssh(Protocol):
+    """The manager's way to try SSH to a host, outside the event loop."""
+
+    def check(self, host: str, ssh: dict[str, Any], deadline_s: float) -> Result: ...
+
+
+class Opener(Protocol):
+    """Opens tunnels (manager/tunnels.py)."""
+
+    def open(self, host: str, timeout_s: float) -> dict[str, Any]:
+        """{"state", "port", "reason"}; raises NotFound, Conflict."""
+        ...
+
+
+class Notifications(Protocol):
+    """What is asked of procguard/notify."""
+
+    def views(self) -> list[dict[str, Any]]: ...
+
+    def test(self, name: str = "") -> list[dict[str, Any]]: ...
+
+
+@dataclass
+class Services:
+    """What resources work with. `ssh`, `notifier`, `tunnels`, `care`: None where this manager has none;
+    `manager_configured`: those of `manager_urls()` that agents keep whether or not they prove themselves now."""
+
+    registry: Registry
+    auth: Auth
+    audit: Audit
+    sessions: BrowserSessions
+    wrong_tokens: BackOff
+    limits: WebLimits
+    log_store: LogStore
+    matching: Matching
+    measurements: Measurements
+    metrics: Metrics
+    hub: LiveHub
+    manager_urls: Callable[[], list[str]]
+    manager_configured: Sequence[str]
+    pinned: Callable[[], Pinned]
+    ssh: Ssh | None = None
+    notifier: Notifications | None = None
+    tunnels: Opener | None = None
+    care: AgentCare | None = None
+
+
+class Resource:
+    """The routes of one kind of thing. A subclass declares each at its handler."""
+
+    for_pages: ClassVar[bool] = False  # served only together with the pages (web.enabled)
+
+    def __init__(self, services: Services) -> None:
+        self.services = services
+        self.registry = services.registry
+
+    def mount(self, app: bottle.Bottle) -> None:
+        for route in routes_of(type(self)):  # type: ignore[arg-type]
+            answer = http_io.answered(_calling(route, getattr(self, route.handler)))
+            app.route(route.path, route.method, answer, who=route.who)
+
+
+def _calling(route: Route, handler: Callable[..., Any]) -> Callable[..., Any]:
+    def call(**names: str) -> Any:
+        arguments: dict[str, Any] = {name: _checked(name, value) for name, value in names.items()}
+        if "caller" in route.filled_in:
+            arguments["caller"] = Auth.admitted(bottle.request.environ)
+        if "query" in route.filled_in:
+            arguments["query"] = read_query(route.query)
+        if "body" in route.filled_in:
+            arguments["body"] = read_body(route.body, optional=route.body_optional)
+        answer = handler(**arguments)
+        return answer if isinstance(answer, bottle.HTTPResponse) else http_io.json_response(answer, route.status)
+
+    return call
+
+
+def _checked(name: str, value: str) -> str:
+    return checked_worker_id(value) if name == "worker_id" else value[:MAX_NAME_CHARS]
+
+
+def caller_name() -> str:
+    """Whose share of the threads this request uses."""
+    return str(getattr(bottle.request.environ.get(CALLER), "actor", ""))
+
+
+# ------------------------------------------------------------------------------------------------ all of them
+
+
+@functools.cache
+def all_resources() -> tuple[type[Resource], ...]:
+    """Every resource of this package, by the names of their modules."""
+    found: list[type[Resource]] = []
+    for one in sorted(pkgutil.iter_modules(api.__path__), key=lambda one: one.name):
+        module = importlib.import_module(f"{api.__name__}.{one.name}")
+        found += [
+            kind
+            for kind in vars(module).values()
+            if isinstance(kind, type) and issubclass(kind, Resource) and kind.__module__ == module.__name__
+        ]
+    return tuple(kind for kind in found if kind is not Resource)
+
+
+def all_routes() -> tuple[Route, ...]:
+    """Every declared route, the agents' too, by its tag."""
+    found = [route for kind in (Desk, *all_resources()) for route in routes_of(kind)]
+    return tuple(sorted(found, key=lambda route: TAGS.index(route.tag)))
+
+
+# ------------------------------------------------------------------------------------------------ bodies
+
+
+def one_line(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("expected one line of printable text")
+    return text.strip()
+
+
+def _null_is_empty(value: Any) -> Any:
+    return "" if value is None else value
+
+
+Reason = Annotated[str, BeforeValidator(_null_is_empty), AfterValidator(one_line), Field(max_length=MAX_REASON_CHARS)]
+Words = Annotated[str, BeforeValidator(_null_is_empty), AfterValidator(one_line), Field(max_length=256)]
+
+
+class RequestBody(BaseModel):
+    """A body that operators may send: its type checks it. Strict: a number is no text, `"true"` is not true. Unknown
+    keys are ignored, so that a newer client can talk to an older manager. `max_bytes`: None for web.limits.body_size;
+    `hints`: what to do next where a field is wrong."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True, allow_inf_nan=False)
+
+    max_bytes: ClassVar[int | None] = None
+    hints: ClassVar[Hints] = {}
+
+
+def read_body(kind: Any, *, optional: bool = False) -> Any:
+    """The body of this request as a `kind`. Raises UsageError naming every field that is wrong."""
+    environ = bottle.request.environ
+    read = http_io.read_optional_object if optional else http_io.read_object
+    return validated(kind, read(environ, kind.max_bytes), kind.hints)

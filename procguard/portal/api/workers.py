@@ -1,0 +1,275 @@
+"""Workers: their list, one of them, commands to them and what became of these, moves to another host.
+
+Names who asks, checks what was sent, and hands it to the fleet. Logs are in logs.py, why a worker is as it is in
+history.py, its launcher's and agent's own routes in agent_api/handlers.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, cast
+
+import bottle
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from procguard.agent_api import http_io
+from procguard.agent_api.declaration import delete, get, post, several, text, whole
+from procguard.agent_api.decode import Hints
+from procguard.agent_api.handlers import checked_worker_id
+from procguard.agent_api.interface import Principal
+from procguard.errors import UsageError
+from procguard.fleet.model import clock
+from procguard.fleet.model.records import CommandRecord
+from procguard.fleet.workers import selectors
+from procguard.portal.api.resource import MAX_REASON_CHARS, Moment, Reason, RequestBody, Resource
+from remote_agent.protocol import messages
+
+MAX_PAGE = 100_000
+MAX_SELECT_CHARS = 8_000  # a request line has 8,192; a longer one fits the body of a preview
+SORTABLE = (
+    "worker_id",
+    "state",
+    "desired",
+    "host",
+    "agent",
+    "group",
+    "pid",
+    "attempt",
+    "restarts",
+    "restarts_total",
+    "last_seen",
+    "since",
+    "reason",
+)
+
+# ------------------------------------------------------------------------------------------------ what comes in
+
+
+@dataclass(frozen=True)
+class WorkersQuery:
+    select: str = text("a selector: `group=trainers,state=failed`", MAX_SELECT_CHARS)
+    state: tuple[str, ...] = several()
+    host: tuple[str, ...] = several()
+    group: tuple[str, ...] = several()
+    agent: tuple[str, ...] = several()
+    q: str = text("words that appear in it")
+    sort: str = text("a column; `-column`: the other way round")
+    offset: int = whole(0, 0, 10**9)
+    limit: int = whole(MAX_PAGE, 1, MAX_PAGE)
+
+
+@dataclass(frozen=True)
+class CommandsQuery:
+    worker: str = text("those of one worker")
+    limit: int = whole(50, 1, 1_000)
+
+
+class CommandRequest(RequestBody):
+    """{"command": "restart", "reason": "new driver"}"""
+
+    hints: ClassVar[Hints] = {"command": ("unknown_command", f"use one of: {', '.join(messages.VERBS)}")}
+
+    command: messages.Verb
+    reason: Reason = ""
+
+
+class MoveRequest(RequestBody):
+    """{"host": "gpu02"}"""
+
+    hints: ClassVar[Hints] = {"host": ("", 'say where to, e.g. {"host": "gpu02"}')}
+
+    host: Annotated[str, Field(min_length=1, max_length=MAX_REASON_CHARS)]
+
+
+# ------------------------------------------------------------------------------------------------ what is answered
+
+
+class Plight(TypedDict):
+    """Why a worker's task waits for another host, or goes nowhere."""
+
+    state: str
+    reason: str
+
+
+class GangOfWorker(TypedDict):
+    phase: str
+    rank: int | None
+    epoch: int
+    attempts: int
+    held: bool
+    reason: str
+
+
+class WorkerAnswer(TypedDict):
+    """One worker as the portal shows it. `state` is `unknown` while its agent is out of reach."""
+
+    worker_id: str
+    state: messages.State
+    last_known_state: messages.State
+    desired: messages.Desired
+    host: str
+    agent: str
+    pid: int | None
+    attempt: int
+    epoch: int
+    generation: int
+    current: bool
+    restarts: int
+    restarts_total: int
+    command: str
+    group: str
+    labels: dict[str, str]
+    last_seen: Moment
+    since: Moment
+    usage: messages.WorkerUsage | None
+    last_exit: messages.ExitRecord | None
+    health: messages.Health | None
+    suspect: str | None
+    reason: str
+    restart_pending: bool
+    undeclared: bool
+    next_start_in_s: float | None
+    home: str | None
+    moving_to: str | None
+    moves: int
+    recovery: Plight | None
+    gang: GangOfWorker | None
+
+
+@dataclass(frozen=True)
+class WorkersAnswer:
+    workers: list[WorkerAnswer]
+    total: int
+
+
+@dataclass(frozen=True)
+class OfWorker:
+    worker_id: str
+    status: str
+
+
+@dataclass(frozen=True)
+class Moving:
+    worker_id: str
+    host: str
+    status: Literal["moving"] = "moving"
+
+
+@dataclass(frozen=True)
+class Accepted:
+    command_id: str
+    worker_id: str
+    command: messages.Verb
+    status: Literal["accepted"] = "accepted"
+
+
+@dataclass
+class CommandView(CommandRecord):
+    """A command's whole life: who asked, when, why, and what became of it."""
+
+    accepted_at: Moment = None
+    finished_at: Moment = None
+
+
+@dataclass(frozen=True)
+class Commands:
+    commands: list[CommandView]
+
+
+# ------------------------------------------------------------------------------------------------ routes
+
+
+class WorkersApi(Resource):
+    @get("/api/remote-workers", "viewer", tag="workers", zh="所有 worker：筛选、排序、分页")
+    def workers(self, query: WorkersQuery) -> WorkersAnswer:
+        """The workers, filtered, sorted, a page at a time.
+
+        `{"workers": [...], "total": n}`; `select` is a [selector](operations.md#selectors).
+        """
+        selector = selectors.parse(query.select)
+        views = [view for view in self.registry.workers() if selector.matches(view) and _matches(view, query)]
+        page = _sorted(views, query.sort or "worker_id")[query.offset : query.offset + query.limit]
+        return WorkersAnswer(cast(list[WorkerAnswer], page), len(views))
+
+    @get("/api/remote-workers/<worker_id>", "viewer", tag="workers", zh="一个 worker", errors=(404,))
+    def worker(self, worker_id: str) -> WorkerAnswer:
+        """One worker.
+
+        `home`: where it belongs while it lives elsewhere, `moves`: how often it moved without having been healthy,
+        `moving_to`, `recovery`: `{"state", "reason"}` where its task waits for another host (`waiting`,
+        `not_proven_gone`, `no_spare`, `gave_up`, `by_hand`, `switched_off`).
+        """
+        return cast(WorkerAnswer, self.registry.worker(worker_id))
+
+    @post(
+        "/api/workers/<worker_id>/command", "operator", tag="workers", zh="启动、停止、重启或强制结束", status=202,
+        errors=(404, 409), example={"command": "stop", "reason": "new driver"},
+    )  # fmt: skip
+    def command(self, worker_id: str, caller: Principal, body: CommandRequest) -> Accepted:
+        """Start, stop, restart or kill it.
+
+        `{"command": "start" | "stop" | "restart" | "kill"}`, with a `"reason"` if you like → 202 `{"command_id",
+        "worker_id", "command", "status": "accepted"}`.
+        """
+        http_io.note_change(f"{body.command}: {body.reason}" if body.reason else body.command)
+        origin = f"{bottle.request.environ.get('REMOTE_ADDR', '?')}, {caller.via}"
+        record = self.registry.command(worker_id, body.command, caller.actor, clock.read(), body.reason, origin)
+        return Accepted(record.command_id, record.worker_id, record.command)
+
+    @post(
+        "/api/workers/<worker_id>/move", "operator", tag="workers", zh="迁移到另一台主机", status=202,
+        errors=(404, 409), example={"host": "gpu02"},
+    )  # fmt: skip
+    def move(self, worker_id: str, caller: Principal, body: MoveRequest) -> Moving:
+        """Stop it here and start it on another host.
+
+        `{"host": "gpu02"}`: stopped here, then started there; 202. The rules are in fleet/workers/places.py.
+        """
+        http_io.note_change(f"to {body.host}")
+        self.registry.move(worker_id, body.host, caller.actor, clock.read())
+        return Moving(worker_id, body.host)
+
+    @delete("/api/workers/<worker_id>", "operator", tag="workers", zh="删除已结束的 worker", errors=(404, 409))
+    def forget(self, worker_id: str, caller: Principal) -> OfWorker:
+        """Forget one that has ended."""
+        self.registry.forget(worker_id, caller.actor, clock.read())
+        return OfWorker(worker_id, "forgotten")
+
+    @get("/api/commands", "viewer", tag="workers", zh="最近的命令")
+    def commands(self, query: CommandsQuery) -> Commands:
+        """The newest commands.
+
+        `worker=ID`: those of one worker.
+        """
+        worker_id = checked_worker_id(query.worker) if query.worker else ""
+        return Commands(cast(list[CommandView], self.registry.commands(worker_id, query.limit)))
+
+    @get("/api/commands/<command_id>", "viewer", tag="workers", zh="命令的结果", errors=(404,))
+    def command_status(self, command_id: str) -> CommandView:
+        """What became of a command.
+
+        Who asked, when, why, and how far it is: `accepted`, `delivered`, `done`, `failed`, `expired`, with its message.
+        """
+        return cast(CommandView, self.registry.command_view(command_id))
+
+
+def _matches(view: dict[str, Any], query: WorkersQuery) -> bool:
+    for name in ("state", "host", "group", "agent"):
+        wanted = getattr(query, name)
+        if wanted and view.get(name) not in wanted:
+            return False
+    needle = query.q.lower()
+    texts = (view["worker_id"], view["host"], view["command"], view["group"], view["reason"])
+    return not needle or any(needle in str(text).lower() for text in texts)
+
+
+def _sorted(views: list[dict[str, Any]], field: str) -> list[dict[str, Any]]:
+    """`sort=host` or `sort=-restarts`; ties by id, what has no value last."""
+    name = field.removeprefix("-")
+    if name not in SORTABLE:
+        raise UsageError(f"sort={field[:40]!r}: not a column to sort by", f"use one of: {', '.join(SORTABLE)}")
+    views = sorted(views, key=lambda view: str(view["worker_id"]))
+    present = [view for view in views if view.get(name) is not None]
+    missing = [view for view in views if view.get(name) is None]
+    return sorted(present, key=lambda view: view[name], reverse=field.startswith("-")) + missing
