@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from typing import Optional
 
+from remote_agent.protocol.hints import Optional
 from remote_agent.system import paths
 
 

@@ -13,7 +13,6 @@ import selectors
 import signal
 import sys
 import time
-from typing import Any, Callable, Optional
 
 from remote_agent.agent.commands import CommandExecutor
 from remote_agent.agent.executor import HelperPool
@@ -25,6 +24,7 @@ from remote_agent.health.checks import Checks
 from remote_agent.logs.search import LogSearcher
 from remote_agent.logs.shipper import LogShipper
 from remote_agent.logs.watcher import ShippedWorker
+from remote_agent.protocol.hints import Any, Callable, Optional
 from remote_agent.protocol.messages import (
     AgentHeartbeat,
     AgentReply,

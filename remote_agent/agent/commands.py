@@ -10,10 +10,9 @@ counts. Times are seconds on CLOCK_BOOTTIME.
 
 from __future__ import annotations
 
-from typing import Any, Optional
-
 from remote_agent.agent.journal import AgentJournal
 from remote_agent.agent.worker import WorkerHandle
+from remote_agent.protocol.hints import Any, Optional
 from remote_agent.protocol.messages import Command, CommandResult
 from remote_agent.protocol.states import STOPPED
 

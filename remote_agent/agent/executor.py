@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from typing import Any, Callable, Optional
+
+from remote_agent.protocol.hints import Any, Callable, Optional
 
 MAX_THREADS = 4
 MAX_WAITING = 1000

@@ -16,8 +16,8 @@ import contextlib
 import json
 import os
 from collections import OrderedDict
-from typing import Any, Optional
 
+from remote_agent.protocol.hints import Any, Optional
 from remote_agent.protocol.messages import CommandResult
 from remote_agent.system import disk_space
 

@@ -12,9 +12,7 @@ import os
 import signal
 import sys
 import time
-from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any, Callable, Literal, Optional
 
 from remote_agent.agent import settings
 from remote_agent.agent.agent import Agent
@@ -23,7 +21,9 @@ from remote_agent.agent.settings import AgentLock, AgentLog, AgentSettings
 from remote_agent.agent.spec_file import shown
 from remote_agent.agent.worker import WorkerHandle, load_workers
 from remote_agent.protocol import messages, states
+from remote_agent.protocol.hints import Any, Callable, Literal, Optional
 from remote_agent.protocol.messages import Assignment, RegisterReply, WorkerReport, WorkerSpec
+from remote_agent.protocol.records import field, record
 from remote_agent.system import memory, paths
 from remote_agent.transport.client import Addresses, AgentCredentials, Connection, LinkDown, retry_delay_s
 from remote_agent.transport.tls import Trust, is_untrusted
@@ -46,7 +46,7 @@ class LauncherError(Exception):
         self.code = code
 
 
-@dataclass
+@record
 class LauncherOptions:
     worker_id: str
     manager_url: str

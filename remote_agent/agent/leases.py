@@ -6,8 +6,7 @@ the manager is told. Knows no process; only the agent's main loop touches it.
 
 from __future__ import annotations
 
-from typing import Any, Optional
-
+from remote_agent.protocol.hints import Any, Optional
 from remote_agent.protocol.messages import Assignment, Lease
 from remote_agent.protocol.states import SETTLED, STOPPED
 from remote_agent.runner.leases import WorkerLeases, boottime_ns, until_ns

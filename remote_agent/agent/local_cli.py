@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import Any, Optional
 
+from remote_agent.protocol.hints import Any, Optional
 from remote_agent.system import paths, state_files
 
 READ_BYTES = 64 * 1024

@@ -10,12 +10,12 @@ import json
 import os
 import re
 import socket
-from typing import Callable, Optional
 
 from remote_agent.agent.agent import Agent
 from remote_agent.agent.session import Registrar
 from remote_agent.agent.worker import WorkerHandle
 from remote_agent.protocol import messages, states
+from remote_agent.protocol.hints import Callable, Optional
 from remote_agent.protocol.messages import RegisterReply, Registration, WorkerSpec
 from remote_agent.runner.restart import needs_runner
 from remote_agent.transport.client import (

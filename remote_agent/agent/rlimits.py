@@ -5,8 +5,7 @@ Pure; the manager checks an inventory with it, the agent resolves with it, the r
 
 from __future__ import annotations
 
-from typing import Union
-
+from remote_agent.protocol.hints import Union
 from remote_agent.protocol.worker_spec import Limits
 
 UNLIMITED = -1

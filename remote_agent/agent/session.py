@@ -6,8 +6,7 @@ Driven by the agent's main loop, which calls `tick` and `outcome`; nothing here 
 
 from __future__ import annotations
 
-from typing import Any, Callable, Optional
-
+from remote_agent.protocol.hints import Any, Callable, Optional
 from remote_agent.protocol.messages import AgentReply, WireError, decode
 from remote_agent.transport.client import (
     Addresses,

@@ -6,9 +6,9 @@ import errno
 import fcntl
 import os
 import time
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Optional
 
+from remote_agent.protocol.hints import Any, Optional
+from remote_agent.protocol.records import field, names, record
 from remote_agent.system import paths
 from remote_agent.system.locks import is_still_at
 from remote_agent.transport.tls import Trust
@@ -21,7 +21,7 @@ class SettingsError(Exception):
     """agent.json can't be used, or another agent runs; the text says where and what to do."""
 
 
-@dataclass
+@record
 class AgentSettings:
     """agent.json; written by the installer (deployed) or the launcher. `manager_urls`: the first is in use."""
 
@@ -55,7 +55,7 @@ def load(agent_dir: str) -> AgentSettings:
         raise SettingsError(f"no agent.json in {agent_dir}; is this an agent's directory? `invoke deploy` makes one")
     if not isinstance(data, dict):
         raise SettingsError(f"{path} is not an object; deploy this host again")
-    known = {item.name for item in fields(AgentSettings)}
+    known = names(AgentSettings)
     try:
         settings = AgentSettings(**{key: value for key, value in data.items() if key in known})
     except TypeError as exc:
@@ -70,7 +70,7 @@ def load(agent_dir: str) -> AgentSettings:
 
 
 def save(agent_dir: str, settings: AgentSettings) -> None:
-    paths.write_json(paths.agent_file(agent_dir), asdict(settings), durable=True)
+    paths.write_json(paths.agent_file(agent_dir), vars(settings), durable=True)
 
 
 def keep_runtime_dir(agent_dir: str, settings: AgentSettings) -> None:

@@ -11,10 +11,10 @@ import os
 import pwd
 import shlex
 from collections.abc import Callable
-from typing import Any, Optional
 
 from remote_agent.agent import rlimits as limits_module
 from remote_agent.health import schedule
+from remote_agent.protocol.hints import Any, Optional
 from remote_agent.protocol.messages import Assignment, Hook, WorkerSpec, encode, launch_digest
 from remote_agent.system.paths import absolute
 

@@ -11,12 +11,11 @@ import json
 import os
 import signal
 import time
-from dataclasses import asdict
-from typing import Any, Optional
 
 from remote_agent.agent import spec_file as spec_module
 from remote_agent.agent.leases import LeaseHolder
 from remote_agent.health.schedule import HealthMonitor
+from remote_agent.protocol.hints import Any, Optional
 from remote_agent.protocol.messages import (
     Assignment,
     Command,
@@ -27,6 +26,7 @@ from remote_agent.protocol.messages import (
     WorkerReport,
     WorkerUsage,
     decode,
+    encode,
 )
 from remote_agent.protocol.states import ALIVE, BACKOFF, FAILED, RUNNING, SETTLED, STOPPED
 from remote_agent.runner import control
@@ -515,7 +515,7 @@ def remove_tree(directory: str) -> None:
 
 
 def stored_form(assignments: list[Assignment], rev: str) -> dict[str, Any]:
-    return {"v": 1, "rev": rev, "assignments": [asdict(one) for one in assignments]}
+    return {"v": 1, "rev": rev, "assignments": [encode(one) for one in assignments]}
 
 
 def _json_bytes(value: Any) -> bytes:

@@ -7,11 +7,11 @@ written down evidence.py's; a restart is the runner's. Main loop only; knows no 
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Callable, Mapping, Optional, Protocol
 
 from remote_agent.health.schedule import Due, Elsewhere, HealthMonitor, LogWatch, Result, timeout_of
-from remote_agent.protocol.messages import Assignment
+from remote_agent.protocol.hints import TYPE_CHECKING, Any, Callable, Mapping, Optional, Protocol
+from remote_agent.protocol.messages import Assignment, encode
+from remote_agent.protocol.records import record
 from remote_agent.protocol.states import RUNNING
 from remote_agent.protocol.worker_spec import HealthCheck
 from remote_agent.runner.control import RunnerLink
@@ -38,7 +38,7 @@ if TYPE_CHECKING:  # no agent need hold it in memory
         def link(self) -> Optional[RunnerLink]: ...
 
 
-@dataclass
+@record
 class _EvidenceGathering:
     attempt: int
     detail: str
@@ -182,7 +182,7 @@ def _check_elsewhere(python: str, facts: dict[str, Any], check: HealthCheck) -> 
     from remote_agent.health import errand  # seldom needed: it need not take up memory before
 
     try:
-        wanted = asdict(check)
+        wanted = encode(check)
         if check.type == "exec":
             wanted["argv"] = shlex.split(check.command)
             if not wanted["argv"]:

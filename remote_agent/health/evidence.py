@@ -11,9 +11,9 @@ import os
 import time
 from collections import deque, namedtuple
 from itertools import islice
-from typing import Callable
 
 from remote_agent.health import errand
+from remote_agent.protocol.hints import Callable
 from remote_agent.protocol.messages import GpuUsage
 from remote_agent.runner.restart import signal_number
 from remote_agent.system import paths, processes

@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import signal
 import time
-from dataclasses import dataclass, field
-from typing import Any, Callable, Optional
 
 from remote_agent.health.probes import probe
+from remote_agent.protocol.hints import Any, Callable, Optional
 from remote_agent.protocol.messages import Health
+from remote_agent.protocol.records import field, record
 from remote_agent.protocol.worker_spec import HealthCheck, WorkerSpec
 from remote_agent.runner.restart import duration_in_words, signal_number
 from remote_agent.system.bounded import Bounded, HangsError
@@ -26,7 +26,7 @@ MAX_GPUS = 64
 Result = tuple[Optional[bool], str]  # (healthy, what a person should know); None: it could not be found out
 
 
-@dataclass
+@record
 class Due:
     """One check to be run by a helper thread; `run` never raises and ends within the check's timeout_s (+ 1 s)."""
 
@@ -49,7 +49,7 @@ class HealthWatch:
         return max(0.0, now - self._since)
 
 
-@dataclass
+@record
 class LogWatch:
     """What a log_silence check needs of the worker: `mark()` changes with every output; `limit_s()` is what its own
     rhythm says (None: not known yet)."""
@@ -58,7 +58,7 @@ class LogWatch:
     limit_s: Callable[[], Optional[float]]
 
 
-@dataclass
+@record
 class Elsewhere:
     """Has things done for the worker by a process of its own, with the rights of the worker's user (errand.py).
 
@@ -72,7 +72,7 @@ class Elsewhere:
     stat: Callable[[str, float], Any]  # (mtime_ns, size, inode); raises OSError, also where there is no answer
 
 
-@dataclass
+@record
 class _Track:
     check: HealthCheck
     next_at: float

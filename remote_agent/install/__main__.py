@@ -15,13 +15,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional
-
-if TYPE_CHECKING:
-    import argparse
-
-    from remote_agent.install.project_sync.session import CodeSession
-    from remote_agent.tunnel.relay import Relay
 
 if "remote_agent" not in sys.modules:  # run as a file from a release: python -I leaves its directory out of sys.path
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__)))))
@@ -29,6 +22,13 @@ if "remote_agent" not in sys.modules:  # run as a file from a release: python -I
 from remote_agent.install import release
 from remote_agent.install.installer import Installer
 from remote_agent.install.release import InstallError
+from remote_agent.protocol.hints import TYPE_CHECKING, Any, Callable, Dict, List, Optional
+
+if TYPE_CHECKING:
+    import argparse
+
+    from remote_agent.install.project_sync.session import CodeSession
+    from remote_agent.tunnel.relay import Relay
 
 MAX_REQUEST_BYTES = 1024 * 1024
 MAX_BUNDLE_BYTES = 64 * 1024 * 1024

@@ -16,9 +16,9 @@ import glob
 import os
 import re
 import stat
-from typing import IO, Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 from remote_agent.install.release import InstallError
+from remote_agent.protocol.hints import IO, Any, Callable, Dict, Iterator, List, Optional, Tuple
 from remote_agent.system import owners
 
 PIECE_BYTES = 256 * 1024

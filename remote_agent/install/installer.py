@@ -14,12 +14,12 @@ import importlib.util
 import os
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List
 
 from remote_agent.install import process, release
 from remote_agent.install.keepalive import KeepAlive
 from remote_agent.install.release import InstallError
 from remote_agent.protocol import ids
+from remote_agent.protocol.hints import TYPE_CHECKING, Any, Callable, Dict, Iterator, List
 from remote_agent.system import paths
 from remote_agent.system.locks import lock_held
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import pwd
-from typing import Optional
 
 from remote_agent.protocol.digests import sha256_hex
+from remote_agent.protocol.hints import Optional
 
 CALL_TIMEOUT_S = 8.0
 SYSTEMD_RUNS = "/run/systemd/system"  # is there where systemd is this machine's init: sd_booted(3)

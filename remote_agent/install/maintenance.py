@@ -6,8 +6,8 @@ Uses the installer's own operations; runs on the host, sent with the session. Ne
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Callable, Dict
 
+from remote_agent.protocol.hints import TYPE_CHECKING, Any, Callable, Dict
 from remote_agent.system import paths
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ import os
 import signal
 import sys
 import time
-from typing import Any, Optional
 
 from remote_agent.install.release import InstallError
+from remote_agent.protocol.hints import Any, Optional
 from remote_agent.system import paths
 from remote_agent.system.locks import lock_held
 

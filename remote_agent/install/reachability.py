@@ -10,10 +10,10 @@ import json
 import socket
 import threading
 import time
-from typing import Any, Optional
 
 from remote_agent.protocol import session
 from remote_agent.protocol.digests import same
+from remote_agent.protocol.hints import Any, Optional
 from remote_agent.transport.http import HttpConnection, WireTrouble, quote, split_url
 from remote_agent.transport.tls import Trust, explain
 from remote_agent.tunnel import port_owner

@@ -8,10 +8,9 @@ restarted.
 
 from __future__ import annotations
 
-from typing import Any, Dict
-
 from remote_agent.install import reachability
 from remote_agent.install.installer import Installer
+from remote_agent.protocol.hints import Any, Dict
 from remote_agent.system import paths
 from remote_agent.transport.tls import Trust
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import time
-from typing import Optional
 
 from remote_agent.protocol.digests import sha256_hex
+from remote_agent.protocol.hints import Optional
 
 SPARE_BYTES = 32 * 1024 * 1024  # must remain free after unpacking
 MAX_UNPACKED_BYTES = 256 * 1024 * 1024

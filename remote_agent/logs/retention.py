@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass, field
-from typing import Any
 
+from remote_agent.protocol.hints import Any
+from remote_agent.protocol.records import field, record
 from remote_agent.system import paths
 
 BURST_BYTES = 64 * 1024 * 1024  # beyond keep_local, of what the manager is just taking
@@ -22,7 +22,7 @@ _PUNCH_BYTES = 4 * STEP_BYTES  # at once: a writer waits for the end of each
 PIECES = 1024  # with data in them, in one go
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class FileState:
     """`complete`: nothing more comes and the manager has it all. `current`: of the attempt that runs, or ran last.
     `wanted_from`: the manager is just taking the bytes from here on; `size` where it is away or has them."""
@@ -161,7 +161,7 @@ def next_data(descriptor: int, offset: int, size: int) -> int:
     return found
 
 
-@dataclass
+@record
 class Marks:
     """What the next agent must know of finished files ("3.out"): `complete` {file: size} are with the manager whole;
     `gone` {file: offset}: trimmed."""

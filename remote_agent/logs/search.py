@@ -13,8 +13,8 @@ import select
 import threading
 import time
 from collections import deque
-from typing import Any, Callable, Optional
 
+from remote_agent.protocol.hints import Any, Callable, Optional
 from remote_agent.protocol.messages import LogMatch, LogSearch, LogSearchResult, encode
 from remote_agent.transport.client import AgentCredentials, Connection, LinkDown
 from remote_agent.transport.http import quote

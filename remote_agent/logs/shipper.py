@@ -12,10 +12,10 @@ from __future__ import annotations
 import os
 import threading
 import time
-from typing import Any, Callable, Optional
 
 from remote_agent.logs import retention
 from remote_agent.logs.watcher import KEEP_ATTEMPTS, KEEP_LOCAL_BYTES, LogFile, LogFiles, ShippedWorker, WorkerLogs
+from remote_agent.protocol.hints import Any, Callable, Optional
 from remote_agent.protocol.messages import MAX_LOG_POST_BYTES
 from remote_agent.transport.client import Connection, LinkDown, Reply, retry_delay_s
 from remote_agent.transport.http import quote

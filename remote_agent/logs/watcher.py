@@ -12,12 +12,12 @@ import errno
 import os
 import threading
 import time
-from dataclasses import dataclass, field
-from typing import Any, Callable, Optional
 
 from remote_agent.logs import retention
 from remote_agent.logs.retention import FileState
 from remote_agent.logs.time_index import TimeIndex
+from remote_agent.protocol.hints import Any, Callable, Optional
+from remote_agent.protocol.records import field, record
 from remote_agent.system import disk_space, paths
 
 KEEP_LOCAL_BYTES = 256 * 1024 * 1024
@@ -44,7 +44,7 @@ BLOCK_BYTES = 4096
 KEEP_TAIL_BYTES = 256 * 1024  # of a running log, whatever the disk lacks
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class ShippedWorker:
     """What the main loop tells about a worker: `newest` is the highest attempt; `settled`: it doesn't run and nothing
     of it does; `report_drained` asks for a message once all its bytes are acknowledged."""
@@ -56,7 +56,7 @@ class ShippedWorker:
     settled: bool = False
 
 
-@dataclass
+@record
 class LogFile:
     """One log file. `acked` None: the manager was not asked yet. Bytes below `gone` are no longer on this disk."""
 
@@ -82,7 +82,7 @@ class LogFile:
         return not self.complete and (self.acked is None or self.acked < self.size)
 
 
-@dataclass
+@record
 class WorkerLogs:
     """One worker's files. `lock` is held by who changes them or reads bytes that could be punched meanwhile."""
 

@@ -6,7 +6,7 @@ hashlib's. Same bytes either way. Knows nothing of what is digested.
 
 from __future__ import annotations
 
-from typing import Any
+from remote_agent.protocol.hints import Any
 
 sha256: Any  # as hashlib.sha256
 try:

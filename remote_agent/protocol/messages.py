@@ -1,4 +1,4 @@
-"""Every message between agents and the manager, as dataclasses. The manager imports them from here.
+"""Every message between agents and the manager, as records (records.py). The manager imports them from here.
 
 Owns names, shapes and units; knows neither sockets nor files. Unknown keys are ignored and fields are only ever
 added, so that an agent and a manager of different releases understand each other. Times on this wire are seconds:
@@ -7,12 +7,10 @@ added, so that an agent and a manager of different releases understand each othe
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, Union
 
 from remote_agent.protocol.digests import hmac_sha256_hex, sha256_hex
+from remote_agent.protocol.hints import TYPE_CHECKING, Any, Literal, Union
 from remote_agent.protocol.ids import (
     AGENT_ID_PATTERN,
     ID_PATTERN,
@@ -23,6 +21,7 @@ from remote_agent.protocol.ids import (
     valid_agent_id,
     valid_id,
 )
+from remote_agent.protocol.records import field, names, record
 from remote_agent.protocol.worker_spec import (
     LATER_LAUNCH_FIELDS,
     LAUNCH_FIELDS,
@@ -76,7 +75,7 @@ def canonical_digest(value: Any) -> str:
 # ------------------------------------------------------------------------------------------- manager -> agent
 
 
-@dataclass
+@record
 class Assignment:
     """What one agent is to run. The list of all assignments of an agent is the whole truth; its digest is the `rev`.
 
@@ -103,7 +102,7 @@ class Assignment:
     grant: str = ""
 
 
-@dataclass
+@record
 class Lease:
     """{"worker_id": "worker1", "epoch": 1000003, "lease_s": 60.0}
 
@@ -117,7 +116,7 @@ class Lease:
     lease_s: float
 
 
-@dataclass
+@record
 class Command:
     """{"seq": 7, "command_id": "c-…", "worker_id": "worker1", "command": "restart", "attempt": 3, "ttl_s": 59.2}
 
@@ -135,7 +134,7 @@ class Command:
     generation: int = 0
 
 
-@dataclass
+@record
 class LogSearch:
     """{"search_id": "s-0f3a91bc", "pattern": "CUDA error", "regex": false, "workers": ["worker1"], "timeout_s": 10.0}
 
@@ -155,7 +154,7 @@ class LogSearch:
     timeout_s: float = 10.0
 
 
-@dataclass
+@record
 class AgentReply:
     """Answer to POST /api/agents/<id>/heartbeat and GET /api/agents/<id>/commands."""
 
@@ -177,7 +176,7 @@ class AgentReply:
 # ------------------------------------------------------------------------------------------- agent -> manager
 
 
-@dataclass
+@record
 class ExitRecord:
     """How one attempt ended. {"attempt": 3, "code": null, "signal": 9, "at": 1790000000.0, "duration_s": 11520.0}"""
 
@@ -195,7 +194,7 @@ class ExitRecord:
     left_names: list[str] = field(default_factory=list)  # of some of them: ["nginx"]
 
 
-@dataclass
+@record
 class WorkerUsage:
     """Of the whole process tree; CPU in percent of one core. None: not measured."""
 
@@ -214,13 +213,13 @@ class WorkerUsage:
     gpu_memory_bytes: Union[int, None] = None  # of its own processes
 
 
-@dataclass
+@record
 class Health:
     status: Literal["ok", "failing", "unknown"] = "unknown"
     detail: str = ""
 
 
-@dataclass
+@record
 class WorkerReport:
     """What the agent knows of one worker now."""
 
@@ -246,7 +245,7 @@ class WorkerReport:
     grant: str = ""  # Assignment.grant of `epoch`; "": the agent has none. A manager with an older state asks for it
 
 
-@dataclass
+@record
 class WorkerEvent:
     """One state change. `seq` rises strictly per worker for ever (it starts at the wall clock in ms)."""
 
@@ -261,14 +260,14 @@ class WorkerEvent:
     exit: Union[ExitRecord, None] = None
 
 
-@dataclass
+@record
 class CommandResult:
     command_id: str
     status: Literal["done", "failed", "expired"]
     message: str = ""
 
 
-@dataclass
+@record
 class HostFacts:
     hostname: str = ""
     os: str = ""
@@ -278,7 +277,7 @@ class HostFacts:
     memory_bytes: int = 0
 
 
-@dataclass
+@record
 class GpuProcess:
     """One process on a GPU. `worker_id` "": not of a worker of this agent."""
 
@@ -289,7 +288,7 @@ class GpuProcess:
     worker_id: str = ""
 
 
-@dataclass
+@record
 class GpuUsage:
     """One NVIDIA GPU; `index` in PCI order, as nvidia-smi numbers them. None: the driver does not say."""
 
@@ -307,7 +306,7 @@ class GpuUsage:
     trouble: str = ""  # why it cannot be read
 
 
-@dataclass
+@record
 class HostUsage:
     cpu_percent: float = 0.0
     load1: float = 0.0
@@ -321,7 +320,7 @@ class HostUsage:
     gpu_trouble: str = ""  # why the GPUs that should be here cannot be read
 
 
-@dataclass
+@record
 class AgentHeartbeat:
     """POST /api/agents/<id>/heartbeat: everything one host has to say, in one request. Sent every `interval_s`, and
     at once when a state changed."""
@@ -350,7 +349,7 @@ class AgentHeartbeat:
     disk_path: str = ""
 
 
-@dataclass
+@record
 class LogMatch:
     """One line that matched; `text` is what is shown of it, and [begin, end) what matched in there."""
 
@@ -364,7 +363,7 @@ class LogMatch:
     at: float = 0.0  # when it was written, as far as this host knows; 0: it does not
 
 
-@dataclass
+@record
 class LogSearchResult:
     """POST /api/agents/<id>/searches. {"search_id": "s-0f3a91bc", "status": "done", "lines": […]}"""
 
@@ -380,7 +379,7 @@ class LogSearchResult:
     held: Union[dict[str, dict[str, int]], None] = None
 
 
-@dataclass
+@record
 class Registration:
     """POST /api/workers/register. {"worker_id": "worker1", "command": "python train.py", "host": "gpu01"}
 
@@ -399,7 +398,7 @@ class Registration:
     epoch: int = 0  # the epoch it last ran under, 0 = never
 
 
-@dataclass
+@record
 class RegisterReply:
     """200 {"status": "registered", …} or 202 {"status": "pending", "fingerprint": "3f2a-91bc-77d0", …}"""
 
@@ -415,7 +414,7 @@ class RegisterReply:
     message: str = ""
 
 
-@dataclass
+@record
 class SecretRenewal:
     """POST /api/agents/<id>/secret, after a reply with `rotate`: the digest of the secret that the agent has made and
     stored. {"rotation": "r-0f3a91bc77d0", "secret_sha256": "9f86…"}. 409 no_rotation: it is not asked for any more."""
@@ -424,7 +423,7 @@ class SecretRenewal:
     secret_sha256: str
 
 
-@dataclass
+@record
 class WorkerHeartbeat:
     """POST /api/workers/<id>/heartbeat: the plain form, for a launcher in any language. {"state": "running"}"""
 
@@ -437,7 +436,7 @@ class WorkerHeartbeat:
     results: list[CommandResult] = field(default_factory=list)
 
 
-@dataclass
+@record
 class WorkerReply:
     """Answer to the plain heartbeat and to GET /api/workers/<id>/command. Commands are told once to a live launcher;
     it confirms by its state, or by `results`."""
@@ -449,7 +448,7 @@ class WorkerReply:
     commands: list[Command] = field(default_factory=list)
 
 
-@dataclass
+@record
 class ZmqOffer:
     """`zmq` in the answer to GET /api/hello: the manager's zmq channel. `proof` is `zmq_offer_proof` over it."""
 
@@ -475,7 +474,10 @@ def zmq_offer_proof(proof_key: str, agent_id: str, nonce: str, offer: ZmqOffer) 
 
 # --------------------------------------------------------------------------------------------------- (de)coding
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    T = TypeVar("T")
 
 # Fields that hold messages: how each is rebuilt from JSON. ("one", cls) or ("list", cls).
 _NESTED: dict[type, dict[str, tuple[str, type]]] = {
@@ -540,19 +542,19 @@ def decode(cls: type[T], data: Any) -> T:
         raise WireError(f"{cls.__name__}: expected an object, got {type(data).__name__}")
     nested = _NESTED.get(cls, {})
     values: dict[str, Any] = {}
-    for item in dataclasses.fields(cls):  # type: ignore[arg-type]
-        if item.name not in data:
+    for name in names(cls):
+        if name not in data:
             continue
-        value = data[item.name]
-        if value is not None and item.name in nested:
-            kind, inner = nested[item.name]
+        value = data[name]
+        if value is not None and name in nested:
+            kind, inner = nested[name]
             if kind == "one":
                 value = decode(inner, value)
             elif isinstance(value, list):
                 value = [decode(inner, one) for one in value]
             else:
-                raise WireError(f"{cls.__name__}.{item.name}: expected a list, got {type(value).__name__}")
-        values[item.name] = value
+                raise WireError(f"{cls.__name__}.{name}: expected a list, got {type(value).__name__}")
+        values[name] = value
     try:
         return cls(**values)
     except TypeError as exc:

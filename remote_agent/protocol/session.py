@@ -24,9 +24,10 @@ MAC: keyed BLAKE2b (RFC 7693) over the parts, joined with NUL. Both sides use th
 from __future__ import annotations
 
 import os
-from typing import Any, NamedTuple, Optional
 
 from remote_agent.protocol.digests import blake2b, same
+from remote_agent.protocol.hints import Any, Optional
+from remote_agent.protocol.records import record
 
 NONCE_PREFIX = "session."  # the manager answers such a nonce with a session alone
 SCHEME = "ProcGuard"  # Authorization: ProcGuard ID NUMBER BODY_DIGEST MAC
@@ -128,7 +129,8 @@ def machine_mark() -> str:
         return ""
 
 
-class Offer(NamedTuple):
+@record(frozen=True)
+class Offer:
     """`session` in the answer to hello. JSON: {"id": "…", "uid": 1000, "machine": "…", "proof": "…"}"""
 
     id: str

@@ -2,14 +2,13 @@
 
 The one place of these words: scripts/worker_schema.py turns the descriptions here into docs/worker.schema.json, and
 docs/worker.md shows each key with an example. Part of the wire (messages.py re-exports it): fields are only ever added.
-Depends on nothing; knows neither files nor processes.
+Knows neither files nor processes.
 """
-# ruff: noqa: RUF009 - key() is dataclasses.field with a description
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal, Union
+from remote_agent.protocol.hints import Any, Literal, Union
+from remote_agent.protocol.records import field, record
 
 
 def key(default: Any, about: str) -> Any:
@@ -22,7 +21,7 @@ def key(default: Any, about: str) -> Any:
     return field(default=default, metadata=metadata)
 
 
-@dataclass
+@record
 class RestartPolicy:
     """{"policy": "on-failure", "max_attempts": 3, "backoff_s": [0, 5, 30, 120, 300]}"""
 
@@ -43,7 +42,7 @@ class RestartPolicy:
     success_exit_codes: list[int] = key([0], "Exit codes that mean it finished well")
 
 
-@dataclass
+@record
 class HealthCheck:
     """{"type": "http", "url": "http://127.0.0.1:8000/", "interval_s": 10, "failures": 3, "action": "alert"}"""
 
@@ -64,7 +63,7 @@ class HealthCheck:
     action: Literal["alert", "restart"] = key("alert", "What failing leads to: it is shown, or the worker is restarted")
 
 
-@dataclass
+@record
 class Hook:
     """{"command": "rsync -a /data/ /scratch/", "timeout_s": 600}"""
 
@@ -72,7 +71,7 @@ class Hook:
     timeout_s: float = key(30.0, "Longer than this = failed; the hook's processes are ended")
 
 
-@dataclass
+@record
 class Limits:
     """{"nofile": 65536, "core": 0, "memory": "64G", "memory_max": "32G", "cpu_max": 4}"""
 
@@ -93,7 +92,7 @@ class Limits:
     )
 
 
-@dataclass
+@record
 class WorkerSpec:
     """One supervised command. {"command": "python train.py --epochs 100", "working_dir": "~/project", "env": {}}
 

@@ -7,7 +7,8 @@ calls fail at once. For what hangs so hard that even SIGKILL waits (a GPU driver
 from __future__ import annotations
 
 import threading
-from typing import Any, Callable
+
+from remote_agent.protocol.hints import Any, Callable
 
 
 class HangsError(Exception):

@@ -9,7 +9,8 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from typing import Optional
+
+from remote_agent.protocol.hints import Optional
 
 KEEP_SIZE = 0x01  # FALLOC_FL_KEEP_SIZE
 # Below this much nothing is left to work with: what is written next may fail.

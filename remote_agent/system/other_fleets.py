@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 from collections import namedtuple
-from typing import Any
 
+from remote_agent.protocol.hints import Any
 from remote_agent.protocol.ids import valid_id
 from remote_agent.system import paths
 from remote_agent.system.locks import lock_held

@@ -13,20 +13,24 @@ import contextlib
 import errno
 import os
 import stat
-from typing import Iterator, List, NamedTuple, Optional
+
+from remote_agent.protocol.hints import Iterator, List, Optional
+from remote_agent.protocol.records import record
 
 MAX_LINKS = 40
 _LOOK = getattr(os, "O_PATH", 0o10000000) | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-class Actor(NamedTuple):
+@record(frozen=True)
+class Actor:
     uid: int
     gid: int
     groups: "List[int]"
     name: str
 
 
-class Walk(NamedTuple):
+@record(frozen=True)
+class Walk:
     """`actor`: with whose rights; None: ours. `shared`: somebody else can replace a part of it. `fd`: what it leads to
     (O_PATH), to be closed; None where that does not exist."""
 

@@ -8,8 +8,8 @@ drivers nor runners: it is given what was read of the GPUs. Main loop only.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Callable, Mapping, Optional, Protocol
 
+from remote_agent.protocol.hints import TYPE_CHECKING, Callable, Mapping, Optional, Protocol
 from remote_agent.protocol.messages import Assignment, GpuProcess, GpuUsage
 from remote_agent.system import paths
 from remote_agent.telemetry.gpus import Reading

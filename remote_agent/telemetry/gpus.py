@@ -13,8 +13,8 @@ import pwd
 import select
 import time
 from collections import namedtuple
-from typing import Any, Optional
 
+from remote_agent.protocol.hints import Any, Optional
 from remote_agent.protocol.messages import GpuProcess, GpuUsage, WorkerUsage
 from remote_agent.telemetry import procfs
 

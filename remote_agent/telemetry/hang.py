@@ -8,8 +8,8 @@ one; output that has paused for much longer than this job ever did.
 from __future__ import annotations
 
 from collections import namedtuple
-from typing import Any, Optional
 
+from remote_agent.protocol.hints import Any, Optional
 from remote_agent.protocol.messages import GpuUsage
 from remote_agent.runner.restart import duration_in_words
 from remote_agent.telemetry.procfs import Proc

@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import pwd
 import sys
-from typing import Union
 
+from remote_agent.protocol.hints import Union
 from remote_agent.protocol.messages import HostFacts
 from remote_agent.telemetry import procfs
 from remote_agent.telemetry.procfs import ProcMeter, Sample

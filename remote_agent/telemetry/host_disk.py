@@ -6,8 +6,8 @@ Looks on a helper thread, for a file system may hang. Main loop only. Knows no w
 from __future__ import annotations
 
 import errno
-from typing import Any, Callable
 
+from remote_agent.protocol.hints import Any, Callable
 from remote_agent.system import disk_space
 
 LOOK_EVERY_S = 5.0

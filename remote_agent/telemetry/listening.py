@@ -8,8 +8,8 @@ as long as it lives, so it never counts as waiting.
 from __future__ import annotations
 
 import os
-from typing import Iterable
 
+from remote_agent.protocol.hints import Iterable
 from remote_agent.telemetry.procfs import Sample
 
 LOOK_EVERY_S = 30.0

@@ -11,8 +11,8 @@ import os
 import time
 from collections import namedtuple
 from itertools import islice
-from typing import Optional
 
+from remote_agent.protocol.hints import Optional
 from remote_agent.protocol.messages import HostUsage, WorkerUsage
 from remote_agent.system.bounded import Bounded, HangsError
 

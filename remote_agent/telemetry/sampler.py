@@ -7,8 +7,8 @@ only. Knows no manager.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Callable, Mapping, Optional, Protocol
 
+from remote_agent.protocol.hints import TYPE_CHECKING, Any, Callable, Mapping, Optional, Protocol
 from remote_agent.protocol.messages import GpuUsage, HostUsage, WorkerUsage
 from remote_agent.protocol.states import RUNNING
 from remote_agent.system import paths

@@ -7,13 +7,15 @@ which the agent knows its manager. Neither agent nor runners nor children are re
 from __future__ import annotations
 
 import os
-from typing import NamedTuple, Optional
 
+from remote_agent.protocol.hints import Optional
+from remote_agent.protocol.records import record
 from remote_agent.system import paths
 from remote_agent.transport.tls import Trust
 
 
-class NewAddresses(NamedTuple):
+@record(frozen=True)
+class NewAddresses:
     urls: list[str]
     trust: Trust
     tunnel_url: str

@@ -12,12 +12,12 @@ import os
 import queue
 import socket
 import threading
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
 from remote_agent.protocol import session
 from remote_agent.protocol.digests import same
+from remote_agent.protocol.hints import TYPE_CHECKING, Any, Callable, Optional, Union
 from remote_agent.protocol.messages import MAX_WAIT_S, ZmqOffer, secret_sha256
+from remote_agent.protocol.records import field, record
 from remote_agent.runner.leases import boottime_ns
 from remote_agent.transport.address_file import AddressFile
 from remote_agent.transport.http import HttpAnswer, HttpConnection, WireTrouble, quote, split_url
@@ -52,7 +52,7 @@ class UnknownToken(UnprovenManager):
     """The manager there knows no such enrolment token. It was not sent."""
 
 
-@dataclass
+@record
 class Reply:
     """An HTTP answer. `data` is the JSON object in it, {} where there is none. `asked_ns`: when the first byte of what
     it answers was about to be sent, on CLOCK_BOOTTIME; the answer was certainly made after that."""
@@ -94,7 +94,7 @@ def retry_delay_s(failures: int, refused: bool = False, rng: Callable[[], float]
     return max(0.02, bound * rng())
 
 
-@dataclass
+@record
 class AgentCredentials:
     """Who this agent is. `secret` and `proof_key` are "" for a launcher that isn't registered yet."""
 

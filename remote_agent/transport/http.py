@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import socket
 import time
-from typing import Any, NamedTuple, Optional
 
+from remote_agent.protocol.hints import Any, Optional
+from remote_agent.protocol.records import record
 from remote_agent.transport.tls import Trust
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -30,7 +31,8 @@ class PeerClosed(WireTrouble):
     """The connection ended before the answer was whole."""
 
 
-class Address(NamedTuple):
+@record(frozen=True)
+class Address:
     """A URL in parts; `path` with its query and without its fragment, `netloc` as the Host header wants it."""
 
     scheme: str
@@ -40,7 +42,8 @@ class Address(NamedTuple):
     path: str
 
 
-class HttpAnswer(NamedTuple):
+@record(frozen=True)
+class HttpAnswer:
     """`proof`: what the answer says to prove whose it is (protocol/session.py)."""
 
     status: int

@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from remote_agent.protocol import messages
 from remote_agent.protocol.digests import same
+from remote_agent.protocol.hints import TYPE_CHECKING, Any, Callable, Optional
 from remote_agent.protocol.messages import WireError, ZmqOffer
 
 if TYPE_CHECKING:

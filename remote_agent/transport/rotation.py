@@ -15,9 +15,9 @@ import contextlib
 import json
 import os
 import threading
-from typing import Any, Callable, Optional
 
 from remote_agent.protocol import messages
+from remote_agent.protocol.hints import Any, Callable, Optional
 from remote_agent.system import locks, paths
 from remote_agent.transport.client import AgentCredentials, Connection, LinkDown
 from remote_agent.transport.http import quote

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import socket
-from typing import Any, Optional
+
+from remote_agent.protocol.hints import Any, Optional
 
 FINGERPRINT_PREFIX = "sha256:"
 

@@ -14,8 +14,8 @@ import struct
 import sys
 import threading
 import time
-from typing import Any, Optional
 
+from remote_agent.protocol.hints import Any, Optional
 from remote_agent.protocol.messages import ZMQ_INLINE_BYTES, ZmqOffer
 
 PING_EVERY_MS, PONG_WITHIN_MS = 10_000, 5_000  # a busy manager is no dead one: its pongs are libzmq's own

@@ -16,7 +16,8 @@ import socket
 import struct
 import threading
 import time
-from typing import Any, Callable, Dict, Iterator, Optional, Tuple
+
+from remote_agent.protocol.hints import Any, Callable, Dict, Iterator, Optional, Tuple
 
 HEADER = struct.Struct(">IBH")
 OPEN, DATA, CLOSE, PING = 1, 2, 3, 4

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from typing import Iterator, Optional, Set
+
+from remote_agent.protocol.hints import Iterator, Optional, Set
 
 LISTENING, HALF_OPEN = "0A", "03"
 MAX_LINES = 200_000

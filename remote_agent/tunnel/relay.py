@@ -14,8 +14,8 @@ import os
 import signal
 import socket
 import time
-from typing import Callable
 
+from remote_agent.protocol.hints import Callable
 from remote_agent.tunnel.mux import Mux, MuxEnded, Wire
 
 FIRST_PORT, PORTS = 20000, 12000  # below what the kernel gives to outgoing connections

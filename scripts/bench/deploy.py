@@ -3,7 +3,8 @@
 The floor, in the same run: parallel `ssh`, tar over stdin, a link, a file, and two Pythons started on each host, as any
 agent must. Ours ends only when the manager has heard each agent after its connection closed, and includes the start of
 the command line. Both modes are measured: `--no-wait`, and the default, which ends once the workers have been up for
-their start_secs (1 s here; ssh waits for nothing). Ansible: the shipped playbook, as many forks, pipelining. Needs root
+their start_secs (1 s here; ssh waits for nothing). --processor: which processes spend the processor, in rounds of
+their own, for looking takes its part. Ansible: the shipped playbook, as many forks, pipelining. Needs root
 (network namespaces).
 """
 
@@ -19,7 +20,7 @@ import time
 from pathlib import Path
 
 from procguard.deploy.session import bundle
-from scripts.bench import common
+from scripts.bench import common, processor
 from tests.fleet import jobs
 from tests.fleet.hosts import Fleet, why_unavailable
 from tests.fleet.manager import Manager, Operator
@@ -30,6 +31,23 @@ FLOOR = (
     "echo '{}' > /root/floor/agent.json && python3 -c pass && python3 -c pass && "
     "(setsid sleep 5 >/dev/null 2>&1 </dev/null &)"
 )
+
+
+# Words of a command line -> whose process it is; the first that fits.
+KINDS = (
+    (("sshd",), "sshd"),
+    (("remote_agent/runner/__main__.py",), "runner"),
+    (("remote_agent", "run", "--dir"), "agent"),
+    (("sys.version_info",), "installer"),
+    (("invoke",), "operator"),
+    (("procguard.main",), "manager"),
+    (("procguard.deploy.install.helper",), "helper"),
+)
+
+
+def kind_of(words: list[str]) -> str:
+    line = " ".join(words)
+    return next((kind for marks, kind in KINDS if all(mark in line for mark in marks)), "")
 
 
 class Hosts:
@@ -80,6 +98,14 @@ class Hosts:
             raise SystemExit(f"bench deploy: invoke {task} failed\n{run.stdout[-3000:]}{run.stderr[-2000:]}")
         return took
 
+    def spending(self, *options: str) -> dict[str, float]:
+        """Processor seconds by kind of process of a whole deployment."""
+        with processor.Spending(kind_of) as spending:
+            self.invoke("deploy", *options)
+        spent = spending.by_kind()
+        spent.pop("", None)  # not of this deployment
+        return {kind: round(spent[kind], 2) for kind in sorted(spent, key=spent.__getitem__, reverse=True)}
+
     def ansible(self, folder: Path) -> float:
         environment = self._operator.environment | {
             "PROCGUARD_MANAGER_URL": self._operator.manager_url,
@@ -104,12 +130,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--hosts", type=int, default=16, help="how many (default 16)")
     parser.add_argument("--rounds", type=int, default=3, help="of floor, deploy, deploy again, undeploy (default 3)")
     parser.add_argument("--no-ansible", action="store_true", help="leave the playbook out; it takes minutes")
+    parser.add_argument("--processor", action="store_true", help="also which processes spend the processor")
     given = parser.parse_args(arguments)
     reason = why_unavailable()
     if reason:
         print(f"bench deploy: {reason}")
         return 1
     floors, firsts, agains, waits, wait_agains, playbook = [], [], [], [], [], None
+    spent: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory(prefix="pgb") as name, Fleet(given.hosts) as fleet:
         folder = Path(name)
         operator = Operator.with_keys(folder / "home", fleet.private_key, fleet.known_hosts)
@@ -130,6 +158,10 @@ def main(arguments: list[str]) -> int:
                     f"round {number + 1}: floor {floors[-1]:.2f} s, deploy --no-wait {firsts[-1]:.2f} s, "
                     f"again {agains[-1]:.2f} s; deploy {waits[-1]:.2f} s, again {wait_agains[-1]:.2f} s"
                 )
+            for _ in range(given.rounds if given.processor else 0):
+                spent.append(hosts.spending("--no-wait"))
+                print(f"processor seconds of deploy --no-wait, {sum(spent[-1].values()):.2f}: {spent[-1]}")
+                hosts.invoke("undeploy")
             if not given.no_ansible:
                 playbook = hosts.ansible(folder)
                 hosts.invoke("undeploy")
@@ -142,6 +174,7 @@ def main(arguments: list[str]) -> int:
             "deploy_wait_s": waits,
             "again_wait_s": wait_agains,
             "playbook_s": playbook,
+            "processor_s": spent,
         },
     )
     floor, first = statistics.median(floors), statistics.median(firsts)

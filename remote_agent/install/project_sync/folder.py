@@ -24,9 +24,9 @@ import shutil
 import stat
 import time
 import zlib
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 from remote_agent.install.release import InstallError, check_space, os_error
+from remote_agent.protocol.hints import Any, Callable, Dict, Iterator, List, Optional, Tuple
 from remote_agent.system import locks, owners, paths
 
 KEPT = ".procguard-sync"

@@ -19,12 +19,12 @@ import contextlib
 import json
 import shutil
 import zlib
-from typing import IO, Any, Callable, Dict, List, Optional
 
 from remote_agent.install.installer import Installer
 from remote_agent.install.project_sync.folder import BLOCK_BYTES, CodeFolder, checked
 from remote_agent.install.project_sync.users import users
 from remote_agent.install.release import InstallError
+from remote_agent.protocol.hints import IO, Any, Callable, Dict, List, Optional
 
 MAX_MANIFEST_BYTES = 64 * 1024 * 1024
 MAX_NAMED = 50  # names in an answer: for --diff

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import Any, Dict, List, Tuple
 
+from remote_agent.protocol.hints import Any, Dict, List, Tuple
 from remote_agent.protocol.ids import valid_id
 from remote_agent.system import paths, state_files
 from remote_agent.system.locks import lock_held

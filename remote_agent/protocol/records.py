@@ -1,0 +1,128 @@
+"""Dataclasses without the module `dataclasses`, which costs every start of an agent 25 ms of a processor and 1.5 MB: it
+loads `inspect`, `ast` and `dis`, and compiles three methods for each class.
+
+`@record` and `field` are to a class what `@dataclass` and `dataclasses.field` are, and to the type checker they are
+just these. `__init__` is compiled when the first of a class is made. Whoever asks `dataclasses` about a record (fields,
+replace, asdict, is_dataclass; pydantic) is answered as for a dataclass; only then that module is loaded. Left out is
+what nobody here uses: inheritance of fields, ordering, `__post_init__`. Knows nothing of what is in a record.
+"""
+
+from __future__ import annotations
+
+__all__ = ["field", "names", "record"]
+
+TYPE_CHECKING = False  # as typing.TYPE_CHECKING, which type checkers take it for
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, TypeVar
+
+    T = TypeVar("T", bound=type[Any])
+
+_MISSING: Any = object()  # no default; as an argument: make it
+
+
+class Field:
+    """What `field` says of one: a default, or what makes it for each record; whether repr shows it."""
+
+    __slots__ = ("default", "default_factory", "metadata", "repr")
+
+    def __init__(
+        self,
+        *,
+        default: Any = _MISSING,
+        default_factory: Any = _MISSING,
+        repr: bool = True,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        self.default = default
+        self.default_factory = default_factory
+        self.repr = repr
+        self.metadata = metadata
+
+
+def _record(cls: T | None = None, *, frozen: bool = False) -> Any:
+    """`frozen`: the type checker alone sees to it."""
+    if cls is None:
+        return _record
+    fields: dict[str, Field] = {}
+    for name in cls.__annotations__:
+        given = cls.__dict__.get(name, _MISSING)
+        fields[name] = one = given if isinstance(given, Field) else Field(default=given)
+        if one.default is not _MISSING:
+            setattr(cls, name, one.default)
+        elif given is not _MISSING:
+            delattr(cls, name)
+    cls.__record_fields__ = fields
+    methods = {"__init__": _first_init(cls), "__eq__": _same, "__repr__": _shown, "__hash__": None}
+    asked = ("__dataclass_fields__", "__dataclass_params__")
+    for name, value in {**methods, **{name: _AsDataclass(name) for name in asked}}.items():
+        setattr(cls, name, value)
+    return cls
+
+
+def names(cls: type[Any]) -> tuple[str, ...]:
+    """The fields of a record's class, in their order."""
+    return tuple(cls.__record_fields__)
+
+
+if TYPE_CHECKING:
+    from dataclasses import dataclass as record
+    from dataclasses import field
+else:
+    record, field = _record, Field
+
+
+def _first_init(cls: type[Any]) -> Callable[..., None]:
+    def __init__(self: Any, *arguments: Any, **named: Any) -> None:
+        made = _compiled_init(cls)
+        cls.__init__ = made
+        made(self, *arguments, **named)
+
+    return __init__
+
+
+def _compiled_init(cls: type[Any]) -> Callable[..., None]:
+    known: dict[str, Any] = {"_MISSING": _MISSING}
+    parameters, lines = ["self"], []
+    for name, one in cls.__record_fields__.items():
+        value, default = name, ""
+        if one.default_factory is not _MISSING:
+            known[f"_make_{name}"] = one.default_factory
+            value, default = f"_make_{name}() if {name} is _MISSING else {name}", "=_MISSING"
+        elif one.default is not _MISSING:
+            known[f"_default_{name}"] = one.default
+            default = f"=_default_{name}"
+        parameters.append(name + default)
+        lines.append(f"\n    self.{name} = {value}")
+    exec(f"def __init__({', '.join(parameters)}):{''.join(lines)}", known)  # noqa: S102 - names of a class of our own
+    made: Callable[..., None] = known["__init__"]
+    made.__qualname__ = f"{cls.__qualname__}.__init__"  # in the TypeError of wrong arguments
+    return made
+
+
+def _same(self: Any, other: object) -> Any:
+    return vars(self) == vars(other) if other.__class__ is self.__class__ else NotImplemented
+
+
+def _shown(self: Any) -> str:
+    fields = self.__record_fields__
+    told = ", ".join(f"{name}={getattr(self, name)!r}" for name, one in fields.items() if one.repr)
+    return f"{type(self).__qualname__}({told})"
+
+
+class _AsDataclass:
+    """What `dataclasses` looks for in a class: that of a true dataclass of the same fields, made when somebody asks."""
+
+    def __init__(self, asked: str) -> None:
+        self._asked = asked
+
+    def __get__(self, one: object, cls: type[Any]) -> Any:
+        import dataclasses
+
+        content: dict[str, Any] = {"__annotations__": cls.__annotations__, "__module__": cls.__module__}
+        for name, field in cls.__record_fields__.items():
+            said = {key: value for key in Field.__slots__ if (value := getattr(field, key)) is not _MISSING}
+            content[name] = dataclasses.field(**said)
+        twin: Any = dataclasses.dataclass(type(cls.__name__, (), content))
+        cls.__dataclass_fields__, cls.__dataclass_params__ = twin.__dataclass_fields__, twin.__dataclass_params__
+        return getattr(twin, self._asked)
