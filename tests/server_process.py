@@ -1,6 +1,6 @@
 """The portal's server as a process of its own, on a free port, for tests: pytest itself stays free of gevent.
 
-`python -m tests.server_process DIRECTORY [key=value…]` serves a real registry and log store in DIRECTORY and prints its
+`python -m tests.server_process DIRECTORY [key=value…]` serves a real fleet and log store in DIRECTORY and prints its
 port. `RunningServer` starts it, and speaks to it as agents and operators would.
 """
 
@@ -194,10 +194,10 @@ def main(arguments: list[str]) -> None:
     import gevent.event
 
     from procguard.config import schema as configuration
+    from procguard.fleet.fleet import Fleet
     from procguard.fleet.history.events import EventLog
     from procguard.fleet.model import clock
     from procguard.fleet.model.settings import FleetSettings
-    from procguard.fleet.registry import Registry
     from procguard.fleet.store import open_store
     from procguard.manager.loops import operations
     from procguard.portal.http import websocket
@@ -210,10 +210,10 @@ def main(arguments: list[str]) -> None:
     own_state = f"state.state_file={directory}/state.yaml"
     config = configuration.load(None, [own_state, "web.port=0", "web.host=127.0.0.1", *overrides])
     store = open_store(os.path.join(directory, "state.yaml"))
-    registry = Registry(store, EventLog(store), FleetSettings(), clock.read())
+    fleet = Fleet(store, EventLog(store), FleetSettings(), clock.read())
     web = WebMonitor(
         config,
-        registry,
+        fleet,
         LogStore(
             os.path.join(directory, "logs"),
             config.logs.keep_attempts,
@@ -227,7 +227,7 @@ def main(arguments: list[str]) -> None:
         _meter(os.path.join(directory, "meter.port"))
     if "bridge_port" in own:
         _bridge(web._channel, int(own["bridge_port"]))
-    gevent.spawn(operations.drive, registry.operations)
+    gevent.spawn(operations.drive, fleet.operations)
     with open(os.path.join(directory, "routes.json"), "w", encoding="utf-8") as file:
         json.dump(sorted({(route.method, route.rule) for route in web.app.routes}), file)
     print(web.port, flush=True)
@@ -235,7 +235,7 @@ def main(arguments: list[str]) -> None:
     gevent.signal_handler(signal.SIGTERM, ending.set)
     ending.wait()
     web.stop()
-    registry.close()
+    fleet.close()
 
 
 def _meter(path: str) -> None:

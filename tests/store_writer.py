@@ -85,15 +85,15 @@ def lost(acknowledged: set[int], found: Loaded) -> set[int]:
 
 
 def main(path: str) -> None:
+    from procguard.fleet.fleet import Fleet
     from procguard.fleet.history.events import EventLog
     from procguard.fleet.model import clock
     from procguard.fleet.model.settings import FleetSettings
-    from procguard.fleet.registry import Registry
     from procguard.fleet.store import open_store
 
     store = open_store(path)
     highest = max((int(key) for key in store.read().tables.get("numbers", {})), default=0)
-    registry = Registry(store, EventLog(store), FleetSettings(), clock.read())
+    fleet = Fleet(store, EventLog(store), FleetSettings(), clock.read())
     taking = threading.Lock()
 
     def tell(word: str, number: int) -> None:
@@ -116,10 +116,10 @@ def main(path: str) -> None:
     try:
         while True:
             for _ in range(SAVE_EVERY):
-                epoch = registry.next_epoch()
-                registry.commit()
+                epoch = fleet.state.next_epoch()
+                fleet.state.commit()
                 tell("epoch", epoch)
-            registry.save()
+            fleet.state.save()
     except BaseException as exc:
         print(exc, file=sys.stderr, flush=True)
         os._exit(1)

@@ -9,16 +9,16 @@ from procguard.agent_api.mock import MockChannel
 from procguard.config.limits import WebLimits
 from procguard.config.schema import Communication
 from procguard.errors import ConfigError
-from procguard.fleet.registry import Registry
+from procguard.fleet.fleet import Fleet
 
 
 def create(
-    communication: Communication, registry: Registry, desk: Desk, access: Access, limits: WebLimits, bodies: Bodies
+    communication: Communication, fleet: Fleet, desk: Desk, access: Access, limits: WebLimits, bodies: Bodies
 ) -> Channel:
     """The channel beside HTTP. Raises ConfigError where this machine can't have it."""
     own = communication.adapter_config
     if communication.adapter_type == "mock":
-        return MockChannel(registry, desk, access, own.mock_workers)
+        return MockChannel(fleet, desk, access, own.mock_workers)
     try:
         from procguard.agent_api.zmq.channel import ZmqChannel  # noqa: PLC0415 - 5 MB that only this channel needs
     except ImportError as exc:
@@ -27,6 +27,8 @@ def create(
             "install it: pip install 'procguard[zmq]'; or set adapter_type to mock: agents then speak HTTP",
         ) from exc
     channel = ZmqChannel(desk, access, own, limits, bodies)
-    registry.on_revoked(channel.revoke)
-    registry.rotations.on_taken.append(channel.revoke)  # connections that stand go on; the agent makes itself a new key
+    fleet.state.on_revoked(channel.revoke)
+    fleet.agents.rotations.on_taken.append(
+        channel.revoke
+    )  # connections that stand go on; the agent makes itself a new key
     return channel

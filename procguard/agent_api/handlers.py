@@ -1,7 +1,7 @@
 """What agents and launchers ask and are answered, whichever channel carries it: one implementation for all of them.
 
 Owns the routes of the agents' part of the API, the order of their checks (who asks, then how much, then what) and the
-requests that are held until there is news. Knows the registry's methods and who may ask (`Access`); of a channel only
+requests that are held until there is news. Knows the fleet's methods and who may ask (`Access`); of a channel only
 `Call`. The messages are remote_agent.protocol.messages's; docs/protocol.md shows each.
 """
 
@@ -29,8 +29,8 @@ from procguard.agent_api.sessions import AgentSessions
 from procguard.config.limits import WebLimits
 from procguard.errors import Conflict, LimitExceeded, ProcGuardError, Refused, UsageError
 from procguard.fleet.agents.addresses import address_group
+from procguard.fleet.fleet import Fleet
 from procguard.fleet.model import clock
-from procguard.fleet.registry import Registry
 from remote_agent.protocol import messages as protocol
 from remote_agent.protocol import session
 
@@ -160,11 +160,11 @@ class ShippedQuery:
 
 
 class Desk:
-    """Answers what agents ask. `start` takes the registry's wake-ups, `stop` ends what is held."""
+    """Answers what agents ask. `start` takes the fleet's wake-ups, `stop` ends what is held."""
 
     def __init__(
         self,
-        registry: Registry,
+        fleet: Fleet,
         access: Access,
         log_sink: LogSink,
         limits: WebLimits | None = None,
@@ -174,7 +174,7 @@ class Desk:
         """`sessions`: what HTTP agents are offered in hello; `why_not_here(call, url)`: why this manager gives no proof
         on that connection to who knows it by `url`, "" where it does."""
         self._limits = limits = limits or WebLimits()
-        self._registry = registry
+        self._fleet = fleet
         self._access = access
         self._logs = log_sink
         self._held = HeldPolls()
@@ -191,9 +191,9 @@ class Desk:
         self._offer = offer
 
     def start(self) -> None:
-        self._registry.on_wake(self._held.wake)
-        self._registry.on_revoked(self._held.end_agent)
-        self._registry.rotations.on_ended.append(self._held.end_agent)
+        self._fleet.state.on_wake(self._held.wake)
+        self._fleet.state.on_revoked(self._held.end_agent)
+        self._fleet.agents.rotations.on_ended.append(self._held.end_agent)
 
     def stop(self) -> None:
         """Answer every held request now; their agents come back to the next manager."""
@@ -224,7 +224,7 @@ class Desk:
         agent_id, nonce, url = asked.agent, asked.nonce, asked.to
         if "\0" in nonce or "\0" in url:
             raise UsageError("nonce, to: expected text without NUL", "see docs/protocol.md")
-        fleet_id = self._registry.fleet_id
+        fleet_id = self._fleet.state.fleet_id
         reply = {"fleet_id": fleet_id, "version": __version__, "protocol": protocol.PROTOCOL_VERSION}
         of_session = self._sessions is not None and nonce.startswith(session.NONCE_PREFIX)
         is_agent = protocol.valid_agent_id(agent_id)
@@ -237,7 +237,7 @@ class Desk:
             # Never beside a proof of the earlier kind: who stands between would leave out the session.
             reply["session"] = self._sessions.offer(agent_id, nonce, url)
         else:
-            key = self._registry.proof_key(agent_id)
+            key = self._fleet.state.proof_key(agent_id)
             reply["proof"] = protocol.manager_proof(key, fleet_id, agent_id, nonce)
         if is_agent:
             offer = self._zmq_offer(call, asked)
@@ -248,9 +248,9 @@ class Desk:
     def _zmq_offer(self, call: Call, asked: HelloQuery) -> protocol.ZmqOffer | None:
         """With the agent's own CURVE key in `curve`, which `mac` shows to be of who has the proof key."""
         agent_id, nonce, own = asked.agent, asked.nonce, asked.curve
-        if self._offer is None or not call.direct or agent_id not in self._registry.agents_by_id:
+        if self._offer is None or not call.direct or agent_id not in self._fleet.state.agents_by_id:
             return None
-        proof_key = self._registry.proof_key(agent_id)
+        proof_key = self._fleet.state.proof_key(agent_id)
         if own and not hmac.compare_digest(
             asked.mac.encode(),
             protocol.curve_key_proof(proof_key, agent_id, nonce, own).encode(),
@@ -272,7 +272,7 @@ class Desk:
         caller = call.identify(registration.secret_sha256)
         if caller.kind == "anonymous":
             self._limit_registrations(call.peer)
-        reply = self._registry.register(
+        reply = self._fleet.agents.enrolment.register(
             registration,
             actor=caller.actor,
             trusted=self._trusted_to_register(caller, registration.worker_id),
@@ -289,7 +289,7 @@ class Desk:
     def _trusted_to_register(self, caller: Principal, worker_id: str) -> bool:
         if caller.kind == "agent":
             own_id = protocol.LAUNCHER_PREFIX + worker_id  # a token made for a launcher that is still to come
-            return caller.agent_id == own_id or bool(self._registry.owns(caller.agent_id, worker_id))
+            return caller.agent_id == own_id or bool(self._fleet.agents.owns(caller.agent_id, worker_id))
         return caller.kind in ("operator", "enroll")
 
     def _limit_registrations(self, peer: str) -> None:
@@ -308,13 +308,13 @@ class Desk:
     )  # fmt: skip
     def worker_heartbeat(self, call: Call, worker_id: str) -> Answer:
         """A worker's heartbeat, the plain form."""
-        if worker_id not in self._registry.workers_by_id:  # those have valid ids
+        if worker_id not in self._fleet.state.workers_by_id:  # those have valid ids
             checked_worker_id(worker_id)
         self._access.check_worker_agent(call.identify(), worker_id, operator_too=True)
-        worker = self._registry.workers_by_id.get(worker_id)
+        worker = self._fleet.state.workers_by_id.get(worker_id)
         self._in_turn(worker.agent_id if worker is not None else "")
         beat = decode.read(protocol.WorkerHeartbeat, call.read(self._limits.body_size))
-        reply = self._registry.worker_heartbeat(worker_id, beat, clock.read(), call.channel)
+        reply = self._fleet.agents.heartbeats.take_plain(worker_id, beat, clock.read(), call.channel)
         known = self._written.get(worker_id)
         if known is None or known[0] is not reply:  # nearly all hear the very same again and again
             if len(self._written) > MAX_WRITTEN:
@@ -330,13 +330,13 @@ class Desk:
         """What the worker is to do: held until there is something new."""
         worker_id = checked_worker_id(worker_id)
         caller = self._access.check_worker_agent(call.identify(), worker_id, operator_too=True)
-        agent_id = self._registry.worker(worker_id)["agent"]
+        agent_id = self._fleet.state.worker(worker_id)["agent"]
         deadline = clock.read().monotonic + read_query(WaitQuery, call.query).wait
         poll = self._open(f"worker:{worker_id}", agent_id, call, caller)
         try:
             while not poll.ending:
                 now = clock.read()
-                reply = self._registry.worker_reply(worker_id, now)
+                reply = self._fleet.agents.replies.news_for_worker(worker_id, now)
                 if reply is not None:
                     return Answer(200, reply)
                 if not _wait(poll, deadline - now.monotonic):
@@ -347,7 +347,7 @@ class Desk:
         return self._nothing_new_for(worker_id)
 
     def _nothing_new_for(self, worker_id: str) -> Answer:
-        view = self._registry.worker(worker_id)
+        view = self._fleet.state.worker(worker_id)
         reply = protocol.WorkerReply(worker_id=worker_id, desired=view["desired"], epoch=view.get("epoch", 0))
         return Answer(200, reply)
 
@@ -361,7 +361,7 @@ class Desk:
         worker_id, caller = checked_worker_id(worker_id), call.identify()
         asked = read_query(ShippedQuery, call.query)
         attempt, stream, offset = asked.attempt, asked.stream, asked.offset
-        if caller.kind != "agent" or not self._registry.may_ship(caller.agent_id, worker_id, attempt):
+        if caller.kind != "agent" or not self._fleet.agents.may_ship(caller.agent_id, worker_id, attempt):
             self._access.check_worker_agent(caller, worker_id)
         at = clock.read().wall if asked.at is None else asked.at
         with self._log_turn(call.declared_bytes):
@@ -401,12 +401,12 @@ class Desk:
             raise UsageError(
                 f"the heartbeat of {beat.agent_id[:70]!r} was sent to {agent_id}", "send it to its own address"
             )
-        return Answer(200, self._registry.heartbeat(agent_id, beat, clock.read(), call.channel))
+        return Answer(200, self._fleet.agents.heartbeat(agent_id, beat, clock.read(), call.channel))
 
     def _in_turn(self, agent_id: str) -> None:
         """Delay heartbeats of an agent that changes more than its share, before the body is read. Raises
         LimitExceeded."""
-        wait_s = self._registry.wait_s(agent_id, clock.read().monotonic)
+        wait_s = self._fleet.agents.heartbeats.wait_s(agent_id, clock.read().monotonic)
         if wait_s <= 0:
             return
         if wait_s > LONGEST_TURN_S:
@@ -424,21 +424,21 @@ class Desk:
         caller = self._access.check_agent(call.identify(), agent_id)
         asked = read_query(PollQuery, call.query)
         deadline, rev = clock.read().monotonic + asked.wait, asked.rev
-        self._registry.poll_opened(agent_id, clock.read())
+        self._fleet.agents.heartbeats.poll_opened(agent_id, clock.read())
         poll = self._open(f"agent:{agent_id}", agent_id, call, caller)
         try:
             while not poll.ending:
                 now = clock.read()
-                reply = self._registry.agent_reply(agent_id, rev, asked.seq, now)
+                reply = self._fleet.agents.replies.news_for_agent(agent_id, rev, asked.seq, now)
                 if reply is not None:
                     return Answer(200, reply)
                 if not _wait(poll, deadline - now.monotonic):
                     break
         finally:
             self._held.close(poll)
-            self._registry.poll_closed(agent_id, clock.read(), peer_closed=poll.ending == "peer_closed")
+            self._fleet.agents.heartbeats.poll_closed(agent_id, clock.read(), peer_closed=poll.ending == "peer_closed")
         _refuse_revoked(poll)
-        return Answer(200, protocol.AgentReply(fleet_id=self._registry.fleet_id, assignments_rev=rev))
+        return Answer(200, protocol.AgentReply(fleet_id=self._fleet.state.fleet_id, assignments_rev=rev))
 
     @post(
         "/api/agents/<agent_id>/searches", "agent", tag="agents", zh="agent 的日志搜索结果",
@@ -451,7 +451,7 @@ class Desk:
         """
         self._access.check_agent(call.identify(), agent_id)
         result = decode.read(protocol.LogSearchResult, call.read(MAX_FOUND_BYTES), MAX_FOUND_BYTES)
-        self._registry.searches.take(agent_id, result)
+        self._fleet.log_searches.take(agent_id, result)
         return Answer(200, {"search_id": result.search_id, "status": "taken"})
 
     @post(
@@ -470,7 +470,7 @@ class Desk:
                 "a new secret is taken only in a session", "say hello for one (docs/protocol.md)", code="no_session"
             )
         renewal = decode.read(protocol.SecretRenewal, call.read(MAX_REGISTRATION_BYTES))
-        self._registry.rotations.take(agent_id, renewal, clock.read())
+        self._fleet.agents.rotations.take(agent_id, renewal, clock.read())
         return Answer(200, {"agent_id": agent_id, "status": "taken"})
 
     def _open(self, key: str, agent_id: str, call: Call, caller: Principal) -> HeldPoll:

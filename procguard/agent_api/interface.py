@@ -1,7 +1,7 @@
 """How agents reach the manager, behind one interface.
 
-A channel carries messages between agents and the registry; it never changes fleet state by itself. HTTP (`http.py`) is
-always there; `communication.adapter_type` adds a second one. Knows the registry's methods, not who may use them: access
+A channel carries messages between agents and the fleet; it never changes fleet state by itself. HTTP (`http.py`) is
+always there; `communication.adapter_type` adds a second one. Knows the fleet's methods, not who may use them: access
 is handed in by the portal.
 """
 

@@ -121,7 +121,7 @@ class HeldPolls:
                 del self._by_agent[poll.agent_id]
 
     def wake(self, agent_id: str) -> None:
-        """Something new for this agent. Called by the registry, synchronously: O(held requests of the agent)."""
+        """Something new for this agent. Called by the fleet, synchronously: O(held requests of the agent)."""
         for poll in self._by_agent.get(agent_id, ()):
             poll.wake()
 

@@ -24,8 +24,8 @@ from procguard.agent_api.handlers import Answer, Call, Desk
 from procguard.agent_api.interface import Access, Principal
 from procguard.agent_api.long_poll import HeldPoll
 from procguard.agent_api.routes import RouteTable, caller_by_secret, refusal
+from procguard.fleet.fleet import Fleet
 from procguard.fleet.model import clock
-from procguard.fleet.registry import Registry
 from remote_agent.protocol import messages
 
 ACTOR = "mock channel"
@@ -163,8 +163,8 @@ class MockChannel:
 
     name = "mock"
 
-    def __init__(self, registry: Registry, desk: Desk, access: Access, mock_workers: int = 0) -> None:
-        self._registry = registry
+    def __init__(self, fleet: Fleet, desk: Desk, access: Access, mock_workers: int = 0) -> None:
+        self._fleet = fleet
         self._access = access
         self._routes = RouteTable(desk.routes())
         self._count = mock_workers
@@ -189,7 +189,7 @@ class MockChannel:
     def start(self) -> None:
         if self._count == 0:
             return
-        self._registry.on_wake(self._wake)
+        self._fleet.state.on_wake(self._wake)
         for number in range(1, self._count + 1):
             self._register(f"mock-{number}")
         self._greenlet = gevent.spawn(self._loop)
@@ -201,7 +201,7 @@ class MockChannel:
 
     def _register(self, worker_id: str) -> None:
         # The same in each run: a restarted manager's mock workers are the ones it knows.
-        key = self._registry.proof_key(messages.LAUNCHER_PREFIX + worker_id)
+        key = self._fleet.state.proof_key(messages.LAUNCHER_PREFIX + worker_id)
         secret = hmac.new(key.encode(), b"procguard-mock", hashlib.sha256).hexdigest()
         registration = messages.Registration(
             worker_id=worker_id,
@@ -209,7 +209,9 @@ class MockChannel:
             host=f"mock-host-{worker_id}",
             secret_sha256=messages.secret_sha256(secret),
         )
-        reply = self._registry.register(registration, actor=ACTOR, trusted=True, peer=PEER, now=clock.read())
+        reply = self._fleet.agents.enrolment.register(
+            registration, actor=ACTOR, trusted=True, peer=PEER, now=clock.read()
+        )
         report = messages.WorkerReport(worker_id=worker_id, epoch=reply.epoch)
         self._workers[reply.agent_id] = SimulatedWorker(worker_id, reply.agent_id, report)
         self._connections[reply.agent_id] = self.connect(secret)
@@ -245,7 +247,7 @@ class MockChannel:
     def _heartbeat(self, worker: SimulatedWorker, wall: float) -> messages.AgentHeartbeat:
         return messages.AgentHeartbeat(
             agent_id=worker.agent_id,
-            fleet_id=self._registry.fleet_id,
+            fleet_id=self._fleet.state.fleet_id,
             release="mock",
             boot_id="mock",
             pid=os.getpid(),

@@ -1,8 +1,7 @@
 """The fleet's state: the tables, what is only observed, the change feed, and how changes become durable.
 
-Owns the dicts and the store behind them. Knows no rules and imports none: what may change them is in the parts
-(parts.py), registry.py (operators), fleet/agents/heartbeat.py (agents), fleet/workers/deployment.py and
-fleet/agents/enrolment.py, which all work through this one object.
+Owns the dicts and the store behind them. Knows no rules and imports none: what may change them is in the services
+(fleet.py), which all work through this one object.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 from procguard.errors import NotFound
@@ -49,7 +48,7 @@ class FleetState:
     def __init__(self, store: Store, events: EventLog, settings: FleetSettings) -> None:
         self.store = store
         self._changes: list[Change] = []
-        self._changed = 0  # changes ever made, and how many of them are known to be on disk
+        self.changed = 0  # changes ever made, and how many of them are known to be on disk
         self._durable = 0
         self.event_log = events
         self.settings = settings
@@ -77,11 +76,12 @@ class FleetState:
         self._recoveries: Callable[[], list[dict[str, Any]]] = list
         self.poll_lost_hooks: list[Callable[[str], None]] = []
         self.revoked_hooks: list[Callable[[str], None]] = []
+        self.more_tables: list[Callable[[], Tables]] = []  # of the services that keep their own
         events.on_event(lambda event: self.notify("events", str(event["seq"]), event))
 
     # ------------------------------------------------------------------------------------------ identity
 
-    def _restore(self, tables: Tables, now: Now) -> None:
+    def restore(self, tables: Tables, now: Now) -> None:
         """What the store knows; durable with the next commit."""
         fleet = tables.get("fleet", {}).get("fleet")
         if fleet is None:
@@ -109,7 +109,7 @@ class FleetState:
         for data in tables.get("commands", {}).values():
             self.outbox.restore(from_dict(CommandRecord, data), now)
 
-    def _imported(self) -> bool:
+    def imported(self) -> bool:
         """Whether this state came from elsewhere (invoke state import); asked once."""
         return bool(self._fleet.pop("imported", False))
 
@@ -211,6 +211,9 @@ class FleetState:
 
     def find_events(self, query: EventQuery, limit: int) -> list[dict[str, Any]]:
         return self.event_log.search(query, limit)
+
+    def own_workers(self, agent_id: str) -> Mapping[str, WorkerRecord]:
+        return self._workers_of.get(agent_id, {})
 
     def workers_of(self, agent_id: str) -> list[WorkerRecord]:
         return list(self._workers_of.get(agent_id, {}).values())
@@ -352,23 +355,9 @@ class FleetState:
             },
         )
 
-    def authenticate(self, secret_sha256: str) -> str | None:
+    def owner_of_secret(self, secret_sha256: str) -> str | None:
         """Whose secret this is, also one that was not used yet. Changes nothing."""
         return self.agent_by_secret.get(secret_sha256) or self.agent_by_new_secret.get(secret_sha256)
-
-    def set_credentials(self, agent_id: str, secret_sha256: str, actor: str, now: Now) -> None:
-        """Give an agent a new secret (its hash); the one before stops working, and what waits by it ends. Durable."""
-        agent = self.agent(agent_id)
-        replaced = agent.secret_sha256 not in ("", secret_sha256)
-        self.agent_by_secret.pop(agent.secret_sha256, None)
-        self.drop_new_secret(agent)
-        agent.secret_sha256 = secret_sha256
-        self.agent_by_secret[secret_sha256] = agent_id
-        self.put("agents", agent_id, agent)
-        self.event_log.add("credentials", now, host=agent.host, reason=f"new secret for {agent_id}", actor=actor)
-        for hook in self.revoked_hooks if replaced else ():
-            hook(agent_id)
-        self.commit()
 
     def drop_new_secret(self, agent: AgentRecord) -> None:
         """Its secret is replaced or ended in another way than by a rotation's last step; stored by the caller."""
@@ -419,13 +408,17 @@ class FleetState:
 
     # ------------------------------------------------------------------------------------------ durability
 
+    @property
+    def has_changes(self) -> bool:
+        return bool(self._changes)
+
     def touch(self, agent_id: str, *, wake: bool = True) -> None:
         """This agent's assignments or commands changed; call it after `put`."""
         seen = self.seen.get(agent_id)
         if seen is None:
             return
         seen.rev, seen.interval = "", None
-        seen.touched = self._changed
+        seen.touched = self.changed
         if wake:
             self.wake(agent_id)
 
@@ -500,14 +493,14 @@ class FleetState:
 
     def put(self, table: str, key: str, record: Any) -> None:
         self._changes.append((table, key, record if record is None or isinstance(record, dict) else to_dict(record)))
-        self._changed += 1
+        self.changed += 1
 
     def commit(self) -> None:
         """Everything changed so far is on disk when this returns. Raises NotDurable."""
         if self.displaced:
             raise NotDurable(self.unwritten, "the manager writes its state again by itself")
         changes, self._changes = self._changes, []
-        upto = self._changed
+        upto = self.changed
         try:
             self.store.commit(changes, self.event_log.take())
             self._durable = max(self._durable, upto)
@@ -556,7 +549,9 @@ class FleetState:
 
     def tables(self) -> Tables:
         """Every durable record as it is now."""
+        parts = [tables() for tables in self.more_tables]
         return {
+            **{name: table for part in parts for name, table in part.items()},
             "fleet": {"fleet": dict(self._fleet)},
             "agents": {agent.agent_id: to_dict(agent) for agent in self.agents_by_id.values()},
             "workers": {worker.worker_id: to_dict(worker) for worker in self.workers_by_id.values()},

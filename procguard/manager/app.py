@@ -1,4 +1,4 @@
-"""The manager's rooms wired together: state, registry, monitor, failure handler, SSH helper, logs, WebMonitor.
+"""The manager's rooms wired together: state, fleet, monitor, failure handler, SSH helper, logs, WebMonitor.
 
 Owns the order of starting and ending, and the one loop that ticks. Decides nothing itself.
 """
@@ -25,6 +25,7 @@ from procguard.deploy.install.helper_client import Result, SshHelper
 from procguard.deploy.tunnel.client import TunnelProcess
 from procguard.errors import ProcGuardError
 from procguard.fleet.agents.maintenance import AgentCare, Op
+from procguard.fleet.fleet import Fleet
 from procguard.fleet.history.events import Event, EventBounds, EventLog
 from procguard.fleet.model import clock
 from procguard.fleet.model.records import AgentRecord
@@ -32,7 +33,6 @@ from procguard.fleet.model.settings import FleetSettings
 from procguard.fleet.recovery.handler import FailureHandler
 from procguard.fleet.recovery.monitor import LOST_AFTER_S, SUSPECT_AFTER_S, ProcessMonitor
 from procguard.fleet.recovery.policy import Look
-from procguard.fleet.registry import Registry
 from procguard.fleet.store import open_store
 from procguard.fleet.store.interface import Fenced, NotDurable
 from procguard.fleet.telemetry.files import MeasurementFiles
@@ -102,14 +102,14 @@ class Manager:
         store = open_store(config.state.state_file, auto_save=config.state.auto_save, run_blocking=_in_thread_pool)
         events = EventLog(store, event_bounds(config))
         events.on_event(_log_event)
-        self.notifier = Notifier(config.notifications, lambda: self.registry.fleet_id, self._portal_url)
+        self.notifier = Notifier(config.notifications, lambda: self.fleet.state.fleet_id, self._portal_url)
         events.on_event(self.notifier.take)
-        self.registry = Registry(store, events, settings, now)
-        self.monitor = ProcessMonitor(self.registry, settings, now)
+        self.fleet = Fleet(store, events, settings, now)
+        self.monitor = ProcessMonitor(self.fleet, settings, now)
         self.ssh = SshHelper()
-        self.tunnels = Tunnels(self.registry, TunnelProcess)
+        self.tunnels = Tunnels(self.fleet, TunnelProcess)
         self.failures = FailureHandler(
-            self.registry,
+            self.fleet,
             monitor=self.monitor,
             settings=settings,
             look=self._look,
@@ -118,10 +118,10 @@ class Manager:
             manager_urls=self._manager_urls,
         )
         self.care = AgentCare(
-            self.registry, hands=self._care_for, spawn=gevent.spawn, pause=gevent.sleep, read_clock=clock.read
+            self.fleet, hands=self._care_for, spawn=gevent.spawn, pause=gevent.sleep, read_clock=clock.read
         )
-        self.registry.show_recoveries(self.failures.recoveries)
-        self.registry.on_poll_lost(self._tick_soon)
+        self.fleet.state.show_recoveries(self.failures.recoveries)
+        self.fleet.state.on_poll_lost(self._tick_soon)
         logs = LogStore(
             os.path.join(config.state_directory, "logs"),
             config.logs.keep_attempts,
@@ -132,7 +132,7 @@ class Manager:
         self.measurement_files = MeasurementFiles(measurements_path(config.state.state_file))
         self.web = WebMonitor(
             config,
-            self.registry,
+            self.fleet,
             logs,
             self.ssh,
             self.notifier,
@@ -153,7 +153,7 @@ class Manager:
 
         Returns the file's path, "" where there is nothing to do. It is revoked like any other.
         """
-        tokens, now = self.registry.tokens, clock.read()
+        tokens, now = self.fleet.tokens, clock.read()
         usable = [token for token in tokens.all() if token.scope == "operator" and not tokens.usable(token, now)]
         if self._config.web.trust_local or usable:
             return ""
@@ -180,8 +180,8 @@ class Manager:
             self._greet()
             loops: list[gevent.Greenlet[..., object]] = [
                 gevent.spawn(self._loop),
-                gevent.spawn(operations.drive, self.registry.operations),
-                gevent.spawn(measurements.drive, self.measurements, self.measurement_files, self.registry),
+                gevent.spawn(operations.drive, self.fleet.operations),
+                gevent.spawn(measurements.drive, self.measurements, self.measurement_files, self.fleet),
             ]
             monitoring = self._config.monitoring
             if monitoring.dead_man_url:
@@ -198,7 +198,7 @@ class Manager:
             self.notifier.stop()
             self.ssh.close()
             self.measurement_files.close()
-            self.registry.close()
+            self.fleet.close()
             self._lock.release()
         return 0
 
@@ -229,18 +229,20 @@ class Manager:
                     self._garbage.start()
                     self.failures.look_for_the_unheard(now)
                 self.failures.tick(now)
-                self.registry.gangs.tick(now)
-                self.registry.enrolment.expire(now)
+                self.fleet.gangs.tick(now)
+                self.fleet.agents.enrolment.expire(now)
                 self._probe_for_the_brake(now)
                 if not unheard_due:
                     self._garbage.look(now.monotonic)
                 if disk_refuses:
                     disk_refuses = False
-                    self.registry.event_log.add("durable_again", now, reason="the disk takes it again", actor="manager")
+                    self.fleet.state.event_log.add(
+                        "durable_again", now, reason="the disk takes it again", actor="manager"
+                    )
                 if now.monotonic - forgot_at > FORGET_EVERY_S:
                     forgot_at = now.monotonic
-                    self.registry.enrolment.forget_the_ended(now)
-                self.registry.save()
+                    self.fleet.agents.enrolment.forget_the_ended(now)
+                self.fleet.state.save()
                 refused = ""
             except Fenced as exc:  # whatever this one did from here on, nobody would keep
                 log.critical("%s", exc)
@@ -251,17 +253,17 @@ class Manager:
                 refused = str(exc)
                 if isinstance(exc, NotDurable) and not disk_refuses:  # told once; written when the disk takes it again
                     disk_refuses = True
-                    self.registry.event_log.add("not_durable", now, reason=exc.message, actor="manager")
+                    self.fleet.state.event_log.add("not_durable", now, reason=exc.message, actor="manager")
             except Exception:  # a mistake in one round must not end all supervision
                 log.exception("a monitoring round failed; the next one goes on")
             gevent.sleep(TICK_GAP_S)
 
     def _keep_state_in_place(self, now: clock.Now) -> None:
         """Raises ProcGuardError while the state's files are gone and could not be written again."""
-        if self.registry.displaced:
+        if self.fleet.state.displaced:
             self._lock.renew()
         try:
-            self.registry.keep_in_place(now)
+            self.fleet.state.keep_in_place(now)
         except ProcGuardError as exc:
             if exc.code == "another_state":
                 self._lock.let_go()
@@ -284,7 +286,7 @@ class Manager:
             agent.host,
             agent.ssh,
             home=agent.procguard_home,
-            fleet_id=self.registry.fleet_id,
+            fleet_id=self.fleet.state.fleet_id,
             replace_frozen=replace_frozen,
             manager=self.web.for_agents(local=bool(agent.ssh.get("local"))),
             deadline_s=SSH_DEADLINE_S,
@@ -301,7 +303,7 @@ class Manager:
             agent.host,
             agent.ssh,
             home=agent.procguard_home,
-            fleet_id=self.registry.fleet_id,
+            fleet_id=self.fleet.state.fleet_id,
             deadline_s=deadline_s,
             max_bytes=max_bytes,
         )
@@ -323,10 +325,10 @@ class Manager:
         token_file = self._first_token()
         if token_file:
             print(f"  token   {token_file} (web.trust_local is false; PROCGUARD_TOKEN takes it)", flush=True)
-        for note in (*self.registry.notes, *interpreter.known_holes()):
+        for note in (*self.fleet.notes, *interpreter.known_holes()):
             print(f"  note    {note}", flush=True)
             log.warning("%s", note)
-        log.info("running url=%s fleet=%s state=%s", self.web.url, self.registry.fleet_id, config.state.state_file)
+        log.info("running url=%s fleet=%s state=%s", self.web.url, self.fleet.state.fleet_id, config.state.state_file)
 
 
 class PrivateLog(logging.handlers.RotatingFileHandler):

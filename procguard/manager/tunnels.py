@@ -1,4 +1,4 @@
-"""Which hosts need a tunnel, and what is known of each: the registry's wishes carried to the tunnels' process and back.
+"""Which hosts need a tunnel, and what is known of each: the fleet's wishes carried to the tunnels' process and back.
 
 Owns the reconciling of both; decides nothing about hosts. All calls come from the manager's event loop.
 """
@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from procguard.errors import Conflict, NotFound
+from procguard.fleet.fleet import Fleet
 from procguard.fleet.model import clock
 from procguard.fleet.model.records import AgentRecord
-from procguard.fleet.registry import Registry
 from procguard.fleet.store.interface import NotDurable
 
 log = logging.getLogger(__name__)
@@ -36,10 +36,10 @@ class Process(Protocol):
 
 
 class Tunnels:
-    """`start` opens what the registry knows of (also after a restart of the manager) and follows its changes."""
+    """`start` opens what the fleet knows of (also after a restart of the manager) and follows its changes."""
 
-    def __init__(self, registry: Registry, process: Callable[[Callable[[Json], None]], Process]) -> None:
-        self._registry = registry
+    def __init__(self, fleet: Fleet, process: Callable[[Callable[[Json], None]], Process]) -> None:
+        self._fleet = fleet
         self._process = process(self._heard)
         self._to_port = 0
         self._kept: dict[str, Json] = {}  # agent -> what the process was told, without the port on the host
@@ -48,8 +48,8 @@ class Tunnels:
     def start(self, to_port: int) -> None:
         """`to_port`: where the manager listens for agents that come through a tunnel."""
         self._to_port = to_port
-        self._registry.on_change(self._changed, "hosts")
-        for agent_id in list(self._registry.agents_by_id):
+        self._fleet.state.on_change(self._changed, "hosts")
+        for agent_id in list(self._fleet.state.agents_by_id):
             self._reconcile(agent_id)
 
     def stop(self) -> None:
@@ -64,7 +64,7 @@ class Tunnels:
 
         Raises NotFound, and Conflict for a host that is not to have one.
         """
-        agent = self._registry.agents_by_id.get(host)
+        agent = self._fleet.state.agents_by_id.get(host)
         if agent is None or agent.kind != "deployed":
             raise NotFound(f"no deployed host {host[:80]!r}", "list them: invoke status, or GET /api/hosts")
         if not _wanted(agent):
@@ -73,7 +73,7 @@ class Tunnels:
         if self._state(host).get("code") == "port_taken":
             self._keep(agent, may_move=True)  # the one who asks tells the agent its new address
         elif self._state(host).get("state") == "down":
-            self._registry.seen[host].tunnel = {}
+            self._fleet.state.seen[host].tunnel = {}
             self._process.kick(host)  # told anew, also where the answer is the same
         deadline = clock.read().monotonic + timeout_s
         while self._state(host).get("state") != "up":
@@ -89,30 +89,30 @@ class Tunnels:
     # ------------------------------------------------------------------------------------------------ inside
 
     def _state(self, agent_id: str) -> Json:
-        seen = self._registry.seen.get(agent_id)
+        seen = self._fleet.state.seen.get(agent_id)
         return seen.tunnel if seen is not None else {}
 
     def _changed(self, _topic: str, agent_id: str, _view: dict[str, Any] | None) -> None:
         self._reconcile(agent_id)
 
     def _reconcile(self, agent_id: str) -> None:
-        agent = self._registry.agents_by_id.get(agent_id)
+        agent = self._fleet.state.agents_by_id.get(agent_id)
         wanted = agent is not None and _wanted(agent)
         if agent is not None and wanted and self._kept.get(agent_id) != _way(agent):
             self._keep(agent, may_move=False)
         elif not wanted and self._kept.pop(agent_id, None) is not None:
             self._process.drop(agent_id)
             if agent is not None:
-                self._registry.tunnel_dropped(agent_id)
+                self._fleet.agents.tunnel_dropped(agent_id)
 
     def _keep(self, agent: AgentRecord, may_move: bool) -> None:
         self._kept[agent.agent_id] = _way(agent)
-        self._registry.seen[agent.agent_id].tunnel = {}
+        self._fleet.state.seen[agent.agent_id].tunnel = {}
         self._process.keep(
             {
                 "agent_id": agent.agent_id,
                 **_way(agent),
-                "fleet_id": self._registry.fleet_id,
+                "fleet_id": self._fleet.state.fleet_id,
                 "port": agent.tunnel_port,
                 "may_move": may_move or not agent.tunnel_port,
                 "to": self._to_port,
@@ -128,7 +128,7 @@ class Tunnels:
             self._process.moved(agent_id, port)
         reason, code = str(news.get("reason") or ""), str(news.get("code") or "")
         try:
-            self._registry.tunnel_changed(agent_id, str(news.get("state")), port, reason, code, clock.read())
+            self._fleet.agents.tunnel_changed(agent_id, str(news.get("state")), port, reason, code, clock.read())
         except NotDurable as exc:  # its port is written with the next change that the disk takes
             log.error("%s", exc)
         self._news.setdefault(agent_id, threading.Event()).set()

@@ -28,8 +28,8 @@ from procguard.agent_api.sessions import AgentSessions
 from procguard.config.schema import Config
 from procguard.errors import ProcGuardError
 from procguard.fleet.agents.maintenance import AgentCare
+from procguard.fleet.fleet import Fleet
 from procguard.fleet.model import clock
-from procguard.fleet.registry import Registry
 from procguard.fleet.telemetry.timeseries import Measurements
 from procguard.portal.api.logs import LogsApi
 from procguard.portal.api.resource import Notifications, Opener, Services, Ssh, all_resources
@@ -68,7 +68,7 @@ class WebMonitor:
     def __init__(
         self,
         config: Config,
-        registry: Registry,
+        fleet: Fleet,
         log_store: LogStore,
         ssh: Ssh | None = None,
         notifier: Notifications | None = None,
@@ -83,25 +83,25 @@ class WebMonitor:
         limits = config.web.limits
         self._book = ConnectionBook(limits)
         self._bodies = Bodies(limits.bodies_in_memory, limits.unproven_bodies_in_memory)
-        self._registry = registry
+        self._fleet = fleet
         self._log_store = log_store
         self._web_directory = web_directory
         sessions, wrong_tokens = BrowserSessions(), BackOff()
-        agent_sessions = AgentSessions(registry.fleet_id, registry.session_key_of)
+        agent_sessions = AgentSessions(fleet.state.fleet_id, fleet.agents.secrets.session_key_of)
         self._auth = Auth(
-            registry, sessions, wrong_tokens, trust_local=config.web.trust_local, agent_sessions=agent_sessions
+            fleet, sessions, wrong_tokens, trust_local=config.web.trust_local, agent_sessions=agent_sessions
         )
-        self._audit = Audit(registry.store, config.web.keep_audit)
+        self._audit = Audit(fleet.state.store, config.web.keep_audit)
         self._arrivals = own_addresses.Arrivals(config.web.advertise, lambda: self.port)
-        self._desk = Desk(registry, self._auth, log_store, limits, agent_sessions, self._why_not_here)
+        self._desk = Desk(fleet, self._auth, log_store, limits, agent_sessions, self._why_not_here)
         self._http = HttpChannel(self._desk, self._auth)
         self._channel: Channel = factory.create(
-            config.communication, registry, self._desk, self._auth, limits, self._bodies
+            config.communication, fleet, self._desk, self._auth, limits, self._bodies
         )
         self._keeper = websocket.WebSocketKeeper() if keeper is None else keeper
-        self._live = LiveHub(registry, log_store)
+        self._live = LiveHub(fleet, log_store)
         self._metrics = Metrics(
-            registry,
+            fleet,
             log_store,
             {
                 "procguard_connections": ("Open connections", lambda: float(len(self._book))),
@@ -129,7 +129,7 @@ class WebMonitor:
             MetricsOptions(config.metrics.per_worker, config.metrics.cache),
         )
         services = Services(
-            registry,
+            fleet,
             self._auth,
             self._audit,
             sessions,
@@ -226,7 +226,7 @@ class WebMonitor:
         assert self._server is not None
         self._desk.start()
         self._http.start()
-        self._registry.on_change(self._retire_logs, "workers")
+        self._fleet.state.on_change(self._retire_logs, "workers")
         self._channel.start()
         if self._config.web.enabled:
             self._live.start()

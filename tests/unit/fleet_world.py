@@ -1,4 +1,4 @@
-"""A registry on a temporary store, and short ways to speak to it as agents and operators would."""
+"""A fleet on a temporary store, and short ways to speak to it as agents and operators would."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+from procguard.fleet.fleet import Fleet
 from procguard.fleet.history.events import EventLog
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.settings import FleetSettings
-from procguard.fleet.registry import Registry
 from procguard.fleet.store import open_store
 from remote_agent.protocol import messages
 
@@ -24,16 +24,16 @@ class World:
         self.now = Now(1_000.0, 1_790_000_000.0)
         self.settings = FleetSettings(**settings)
         self._seq = itertools.count(1_790_000_000_000)
-        self.registry = self.open()
+        self.fleet = self.open()
 
-    def open(self) -> Registry:
+    def open(self) -> Fleet:
         store = open_store(str(self.directory / "state.yaml"))
-        return Registry(store, EventLog(store), self.settings, self.now)
+        return Fleet(store, EventLog(store), self.settings, self.now)
 
     def restart(self) -> None:
         """The manager ends cleanly and starts again."""
-        self.registry.close()
-        self.registry = self.open()
+        self.fleet.close()
+        self.fleet = self.open()
 
     def pass_time(self, seconds: float) -> Now:
         self.now = Now(self.now.monotonic + seconds, self.now.wall + seconds)
@@ -52,15 +52,15 @@ class World:
             }
             for host, workers in hosts.items()
         ]
-        return self.registry.deploy({"hosts": declared, **options}, "tester", self.now)
+        return self.fleet.workers.deploy({"hosts": declared, **options}, "tester", self.now)
 
     def beat(self, agent_id: str, *reports: messages.WorkerReport, **values: Any) -> messages.AgentReply:
         values.setdefault("pid", 77)
         beat = messages.AgentHeartbeat(agent_id, workers=list(reports), **values)
-        return self.registry.heartbeat(agent_id, beat, self.now)
+        return self.fleet.agents.heartbeat(agent_id, beat, self.now)
 
     def report(self, worker_id: str, state: str = "running", **values: Any) -> messages.WorkerReport:
-        worker = self.registry.workers_by_id.get(worker_id)
+        worker = self.fleet.state.workers_by_id.get(worker_id)
         values.setdefault("generation", worker.generation if worker else 1)
         values.setdefault("epoch", worker.epoch if worker else 1)
         values.setdefault("attempt", 1)
@@ -73,9 +73,9 @@ class World:
         trusted, peer = values.pop("trusted", True), values.pop("peer", "127.0.0.1")
         values.setdefault("command", "python train.py")
         values.setdefault("host", "laptop")
-        return self.registry.register(
+        return self.fleet.agents.enrolment.register(
             messages.Registration(worker_id, **values), actor="tester", trusted=trusted, peer=peer, now=self.now
         )
 
     def kinds(self) -> list[str]:
-        return [event["kind"] for event in self.registry.events(limit=1_000)]
+        return [event["kind"] for event in self.fleet.state.events(limit=1_000)]

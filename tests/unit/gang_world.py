@@ -66,7 +66,7 @@ class Host:
                 return
             before = (self.rev, [(job.state, job.generation, job.epoch) for job in self.jobs.values()])
             sent = self.world.now.monotonic
-            self._take(self.world.registry.heartbeat(self.name, self.heartbeat(), self.world.now), sent)
+            self._take(self.world.fleet.agents.heartbeat(self.name, self.heartbeat(), self.world.now), sent)
             self.obey()
             if before == (self.rev, [(job.state, job.generation, job.epoch) for job in self.jobs.values()]):
                 return
@@ -198,11 +198,11 @@ class GangWorld(World):
 
     @property
     def gang(self) -> GangRecord:
-        return self.registry.gangs.records[GROUP]
+        return self.fleet.gangs.records[GROUP]
 
     def job(self, worker_id: str) -> Job:
         """As it is on the host that has it now."""
-        return self.hosts[self.registry.workers_by_id[worker_id].agent_id].jobs[worker_id]
+        return self.hosts[self.fleet.state.workers_by_id[worker_id].agent_id].jobs[worker_id]
 
     def go_on(self, seconds: float = 0.0, step_s: float = 1.0) -> None:
         """Time passes; everybody does what is due."""
@@ -213,7 +213,7 @@ class GangWorld(World):
                     host.obey()
                 host.talk()
             self.watch()
-            self.registry.gangs.tick(self.now)
+            self.fleet.gangs.tick(self.now)
             for host in self.hosts.values():
                 host.talk()
             if self.now.monotonic >= until:
@@ -223,26 +223,26 @@ class GangWorld(World):
     def watch(self) -> None:
         """What the monitor says of silent agents."""
         for name, host in self.hosts.items():
-            seen = self.registry.seen.get(name)
+            seen = self.fleet.state.seen.get(name)
             if seen is None or (host.on and host.connected):
                 continue
             silent_s = self.now.monotonic - (seen.last_seen if seen.last_seen is not None else self.now.monotonic)
             if seen.state == "connected" and silent_s > self.settings.heartbeat_timeout_s:
-                self.registry.mark_agent(name, "unreachable", "no heartbeat", self.now)
+                self.fleet.agents.mark(name, "unreachable", "no heartbeat", self.now)
 
     def running(self) -> list[str]:
         return sorted(life.worker_id for life in self.lives if life.ended is None)
 
     def give_to_spare(self, worker_id: str, name: str = "h4") -> bool:
         """What the failure handler does with the task of a lost host; False: it may not, yet."""
-        worker = self.registry.workers_by_id[worker_id]
-        if self.registry.seen[name].state != "connected" or worker.agent_id == name:
+        worker = self.fleet.state.workers_by_id[worker_id]
+        if self.fleet.state.seen[name].state != "connected" or worker.agent_id == name:
             return False
         try:
-            self.registry.places.reassign(worker, name, "its host is lost", self.now, actor="failure handler")
+            self.fleet.placement.reassign(worker, name, "its host is lost", self.now, actor="failure handler")
         except Conflict:
             return False
-        self.registry.commit()
+        self.fleet.state.commit()
         return True
 
     def epochs(self) -> set[int]:

@@ -12,8 +12,9 @@ from typing import Any
 from procguard.errors import Conflict, NotFound, Refused, UsageError
 from procguard.fleet.agents.token_scopes import AGENT_SCOPE, SCOPES, SCOPES_SHOWN, how_to_replace
 from procguard.fleet.model.clock import Now, iso
-from procguard.fleet.model.records import TokenRecord, from_dict
+from procguard.fleet.model.records import TokenRecord, from_dict, to_dict
 from procguard.fleet.state import FleetState
+from procguard.fleet.store.interface import Tables
 from remote_agent.protocol import messages, session
 
 MAX_TOKENS = 10_000
@@ -26,8 +27,8 @@ NOTE_USE_EVERY_S = 600.0  # the last use on disk is at most this much older than
 class Tokens:
     """The tokens of one fleet. Methods marked "durable" return when the change is on disk."""
 
-    def __init__(self, fleet: FleetState) -> None:
-        self._fleet = fleet
+    def __init__(self, state: FleetState) -> None:
+        self._state = state
         self._by_id: dict[str, TokenRecord] = {}
         self._by_hash: dict[str, TokenRecord] = {}
         self._by_mark: dict[str, TokenRecord] = {}  # of those for launchers
@@ -41,6 +42,9 @@ class Tokens:
     def restore(self, table: dict[str, dict[str, Any]]) -> None:
         for data in table.values():
             self._index(from_dict(TokenRecord, data))
+
+    def tables(self) -> Tables:
+        return {"tokens": {token.token_id: to_dict(token) for token in self.all()}}
 
     def all(self) -> list[TokenRecord]:
         return list(self._by_id.values())
@@ -67,10 +71,10 @@ class Tokens:
         token.expires_wall = now.wall + life_s if life_s is not None else None
         token.uses_left = uses
         self._index(token)
-        self._fleet.put("tokens", token.token_id, token)
+        self._state.put("tokens", token.token_id, token)
         until = f", until {iso(token.expires_wall)}" if token.expires_wall else ""
         self._event(f"token {token.token_id} ({scope}, {name or 'no name'}{until}) created", actor, now)
-        self._fleet.commit()
+        self._state.commit()
         return token
 
     def by_id(self, token_id: str) -> TokenRecord | None:
@@ -95,7 +99,7 @@ class Tokens:
         token.used_wall, token.used_from = now.wall, address
         if now.wall - self._stored_use.get(token.token_id, 0.0) >= NOTE_USE_EVERY_S:
             self._stored_use[token.token_id] = now.wall
-            self._fleet.put("tokens", token.token_id, token)
+            self._state.put("tokens", token.token_id, token)
 
     def spend(self, token_id: str, now: Now) -> None:
         """One launcher is let in by it; durable with the caller's commit. Raises Refused."""
@@ -105,7 +109,7 @@ class Tokens:
             raise Refused(f"this enrolment token {reason}", how_to_replace("enroll"), code="token_ended")
         if token.uses_left is not None:
             token.uses_left -= 1
-            self._fleet.put("tokens", token_id, token)
+            self._state.put("tokens", token_id, token)
 
     def revoke(self, token_id: str, actor: str, now: Now) -> None:
         """Durable."""
@@ -114,7 +118,7 @@ class Tokens:
             raise NotFound(f"no token {token_id!r}", "list them: invoke token")
         self._drop(token)
         self._event(f"token {token_id} ({token.scope}, {token.name or 'no name'}) revoked", actor, now)
-        self._fleet.commit()
+        self._state.commit()
 
     def revoke_agents(self, agent_id: str) -> int:
         """Every token made for this agent; durable with the caller's commit. Returns how many."""
@@ -133,7 +137,7 @@ class Tokens:
         agent_id = scope.removeprefix(AGENT_SCOPE)
         if not messages.valid_agent_id(agent_id):
             raise UsageError(f"{agent_id[:80]!r} is not an agent's id", "e.g. agent:gpu01, agent:launcher:worker1")
-        if agent_id not in self._fleet.agents_by_id and not agent_id.startswith(messages.LAUNCHER_PREFIX):
+        if agent_id not in self._state.agents_by_id and not agent_id.startswith(messages.LAUNCHER_PREFIX):
             raise NotFound(f"no agent {agent_id!r}", "list them: invoke agents", code="unknown_agent")
 
     def _index(self, token: TokenRecord) -> None:
@@ -147,7 +151,7 @@ class Tokens:
         self._by_hash.pop(token.sha256, None)
         self._by_mark.pop(session.token_mark(token.sha256), None)
         self._stored_use.pop(token.token_id, None)
-        self._fleet.put("tokens", token.token_id, None)
+        self._state.put("tokens", token.token_id, None)
         for hook in self._ended_hooks:
             hook(token)
 
@@ -157,4 +161,4 @@ class Tokens:
                 self._drop(token)
 
     def _event(self, reason: str, actor: str, now: Now) -> None:
-        self._fleet.event_log.add("token", now, reason=reason, actor=actor)
+        self._state.event_log.add("token", now, reason=reason, actor=actor)

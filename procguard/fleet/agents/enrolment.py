@@ -9,12 +9,16 @@ from collections import Counter
 from typing import Any
 
 from procguard.errors import Conflict, NotFound, Refused, UsageError
-from procguard.fleet import leases
 from procguard.fleet.agents.addresses import address_group
+from procguard.fleet.agents.credentials import Tokens
+from procguard.fleet.agents.secrets import AgentSecrets
+from procguard.fleet.gangs.controller import Gangs
+from procguard.fleet.leases import Leases, specified_anew
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import AgentRecord, PendingLauncher, WorkerRecord, settled
-from procguard.fleet.parts import FleetParts
+from procguard.fleet.state import FleetState
 from procguard.fleet.workers import views
+from procguard.fleet.workers.places import PlacementService
 from remote_agent.protocol import messages as protocol
 from remote_agent.protocol import states
 
@@ -24,8 +28,22 @@ PENDING_EXPIRES_S = 600.0  # since it asked last, which it does every few second
 
 
 class Enrolment:
-    def __init__(self, registry: FleetParts) -> None:
-        self._registry = registry
+    def __init__(
+        self,
+        state: FleetState,
+        *,
+        leases: Leases,
+        gangs: Gangs,
+        placement: PlacementService,
+        tokens: Tokens,
+        secrets: AgentSecrets,
+    ) -> None:
+        self._state = state
+        self._leases = leases
+        self._gangs = gangs
+        self._placement = placement
+        self._tokens = tokens
+        self._secrets = secrets
         self._pending: dict[str, PendingLauncher] = {}  # by secret_sha256
 
     def register(
@@ -51,14 +69,14 @@ class Enrolment:
                 code="bad_worker_id",
             )
         agent_id = protocol.LAUNCHER_PREFIX + worker_id
-        agent = self._registry.agents_by_id.get(agent_id)
+        agent = self._state.agents_by_id.get(agent_id)
         if agent is not None and agent.revoked_sha256 and agent.revoked_sha256 == registration.secret_sha256:
             raise Refused(
                 f"the secret of {agent_id} was revoked",
                 "make another and register with its hash",
                 code="secret_revoked",
             )
-        worker = self._registry.workers_by_id.get(worker_id)
+        worker = self._state.workers_by_id.get(worker_id)
         known = (
             agent is not None
             and worker is not None
@@ -75,18 +93,18 @@ class Enrolment:
         self._refuse_gang_member(registration)
         self._refuse_if_held_elsewhere(registration, agent, known, now)
         if enrolled_by and not known:
-            self._registry.tokens.spend(enrolled_by, now)  # the same launcher once more is let in anyhow
+            self._tokens.spend(enrolled_by, now)  # the same launcher once more is let in anyhow
         waited = self._pending.pop(registration.secret_sha256, None)
         if waited is not None:
-            self._registry.notify("hosts", self._item_id(waited), None)
+            self._state.notify("hosts", self._item_id(waited), None)
         worker = self._enrol(registration, agent_id, actor, peer, now)
-        self._registry.commit()
+        self._state.commit()
         return self._registered(worker, give_key=True)
 
     def _refuse_gang_member(self, registration: protocol.Registration) -> None:
         """Members of a gang are stopped and started by the manager alone; a launcher's user may end it at any time."""
         group = registration.spec.group if registration.spec is not None else ""
-        if group and self._registry.gangs.groups.policy(group).restart == "gang":
+        if group and self._gangs.groups.policy(group).restart == "gang":
             raise Conflict(
                 f"{registration.worker_id}: group {group} restarts as a gang: a hand-started launcher can't be a "
                 "member of it",
@@ -97,22 +115,22 @@ class Enrolment:
     def _refuse_if_held_elsewhere(
         self, registration: protocol.Registration, agent: AgentRecord | None, known: bool, now: Now
     ) -> None:
-        worker = self._registry.workers_by_id.get(registration.worker_id)
+        worker = self._state.workers_by_id.get(registration.worker_id)
         if worker is None or known:
             return
-        view = self._registry.worker(worker.worker_id)
+        view = self._state.worker(worker.worker_id)
         same_place = (
             agent is not None
             and worker.agent_id == agent.agent_id
             and worker.host == (registration.host or worker.host)
             and not agent.secret_sha256
         )
-        if same_place or self._registry.leases.surely_gone(worker.worker_id, now):
+        if same_place or self._leases.surely_gone(worker.worker_id, now):
             return
         # A launcher that was ended by its user has stopped its child: its last word is an end. A deployed agent's last
         # word of a worker that is to run is none: it may have been starting it when it fell silent.
-        by_hand = self._registry.agents_by_id[worker.agent_id].kind == "launcher"
-        last, seen = view["last_known_state"], self._registry.seen[worker.agent_id]
+        by_hand = self._state.agents_by_id[worker.agent_id].kind == "launcher"
+        last, seen = view["last_known_state"], self._state.seen[worker.agent_id]
         final = settled(last) and (by_hand or worker.desired != "running" or last in (states.EXITED, states.FAILED))
         if final and ((by_hand and view["state"] != "unknown") or not seen.polls_open):
             return  # it ended there before its agent went away: nothing can be running
@@ -140,14 +158,14 @@ class Enrolment:
                 f"if that is not yours, have it denied: invoke deny {agent_id}",
                 code="pending_elsewhere",
             )
-        if known is None and len(self._pending) >= self._registry.settings.pending_launchers:
+        if known is None and len(self._pending) >= self._state.settings.pending_launchers:
             self._make_room(peer)
         print_ = protocol.fingerprint(registration.secret_sha256)
         first = known.first_seen if known else now.wall
         pending = PendingLauncher(registration, agent_id, print_, peer, first, now.wall, now.monotonic)
         self._pending[registration.secret_sha256] = pending
         if known is None:
-            self._registry.event_log.add(
+            self._state.event_log.add(
                 "agent_pending",
                 now,
                 worker_id=registration.worker_id,
@@ -160,7 +178,7 @@ class Enrolment:
             status="pending",
             worker_id=registration.worker_id,
             agent_id=agent_id,
-            fleet_id=self._registry.fleet_id,
+            fleet_id=self._state.fleet_id,
             fingerprint=print_,
             message=f"waits for approval; on the manager: invoke agents approve {agent_id}",
         )
@@ -168,60 +186,60 @@ class Enrolment:
     def _enrol(
         self, registration: protocol.Registration, agent_id: str, actor: str, peer: str, now: Now
     ) -> WorkerRecord:
-        registry = self._registry
+        state = self._state
         spec = registration.spec or protocol.WorkerSpec(command=registration.command)
-        worker = registry.workers_by_id.get(registration.worker_id)
+        worker = state.workers_by_id.get(registration.worker_id)
         host = registration.host or (worker.host if worker else peer)
-        agent = registry.agents_by_id.get(agent_id)
+        agent = state.agents_by_id.get(agent_id)
         if agent is None:
             agent = AgentRecord(agent_id, host, "launcher", registration.secret_sha256)
-            registry.index_agent(agent)
-            registry.event_log.add("agent_enrolled", now, host=host, reason=f"{agent_id} may run", actor=actor)
+            state.index_agent(agent)
+            state.event_log.add("agent_enrolled", now, host=host, reason=f"{agent_id} may run", actor=actor)
         elif registration.secret_sha256 and agent.secret_sha256 != registration.secret_sha256:
-            registry.set_credentials(agent_id, registration.secret_sha256, actor, now)
+            self._secrets.set(agent_id, registration.secret_sha256, actor, now)
         if agent.host != host:
             agent.host = host
-            registry.index_agent(agent)
-        registry.seen[agent_id].address = peer
+            state.index_agent(agent)
+        state.seen[agent_id].address = peer
         if worker is None:
-            worker = WorkerRecord(registration.worker_id, agent_id, host, spec, epoch=registry.next_epoch())
+            worker = WorkerRecord(registration.worker_id, agent_id, host, spec, epoch=state.next_epoch())
             worker.attempt = registration.attempt
-            if registry.stopped_by:
+            if state.stopped_by:
                 worker.want("stopped", by="failure handler", cause="stop_all", now=now)
-            registry.event_log.add(
+            state.event_log.add(
                 "worker_registered", now, worker_id=worker.worker_id, host=host, reason=f"by {agent_id}", actor=actor
             )
         else:
             if worker.agent_id != agent_id or worker.host != host:
                 self._take_over(worker, agent_id, host, actor, now)
-            leases.specified_anew(worker, spec)
+            specified_anew(worker, spec)
             if registration.state in (states.EXITED, states.FAILED) and worker.desired == "running":
                 worker.generation += 1  # it had ended, and its launcher was started anew by hand: it is to run again
-        registry.index_worker(worker)
+        state.index_worker(worker)
         return worker
 
     def _take_over(self, worker: WorkerRecord, agent_id: str, host: str, actor: str, now: Now) -> None:
-        registry = self._registry
-        old = registry.agents_by_id.get(worker.agent_id)
+        state = self._state
+        old = state.agents_by_id.get(worker.agent_id)
         if old is not None and old.agent_id != agent_id:
-            registry.withdraw(old, worker)
+            state.withdraw(old, worker)
         reason = f"taken over from {worker.agent_id} on {worker.host}, where it had ended"
-        registry.places.hand_over(worker, agent_id, host)
-        registry.event_log.add("takeover", now, worker_id=worker.worker_id, host=host, reason=reason, actor=actor)
+        self._placement.hand_over(worker, agent_id, host)
+        state.event_log.add("takeover", now, worker_id=worker.worker_id, host=host, reason=reason, actor=actor)
 
     def _registered(self, worker: WorkerRecord, *, give_key: bool) -> protocol.RegisterReply:
-        registry = self._registry
-        agent = registry.agents_by_id[worker.agent_id]
+        state = self._state
+        agent = state.agents_by_id[worker.agent_id]
         if not agent.proof_key_given:
             agent.proof_key_given, give_key = True, True
         return protocol.RegisterReply(
             status="registered",
             worker_id=worker.worker_id,
             agent_id=worker.agent_id,
-            fleet_id=registry.fleet_id,
+            fleet_id=state.fleet_id,
             epoch=worker.epoch,
-            interval_s=registry.interval_s(agent.agent_id),
-            proof_key=registry.proof_key(worker.agent_id) if give_key else "",
+            interval_s=state.interval_s(agent.agent_id),
+            proof_key=state.proof_key(worker.agent_id) if give_key else "",
             message="registered",
         )
 
@@ -232,23 +250,23 @@ class Enrolment:
         self.expire(now)
         pending = self._the_pending(agent_id, fingerprint)
         self._refuse_gang_member(pending.registration)
-        self._refuse_if_held_elsewhere(pending.registration, self._registry.agents_by_id.get(agent_id), False, now)
+        self._refuse_if_held_elsewhere(pending.registration, self._state.agents_by_id.get(agent_id), False, now)
         self._pending.pop(pending.registration.secret_sha256)
-        self._registry.notify("hosts", self._item_id(pending), None)
+        self._state.notify("hosts", self._item_id(pending), None)
         self._enrol(pending.registration, agent_id, actor, pending.peer, now)
         # Handed out once with the next registration: the launcher has had no way to know it yet.
-        self._registry.agents_by_id[agent_id].proof_key_given = False
-        self._registry.commit()
+        self._state.agents_by_id[agent_id].proof_key_given = False
+        self._state.commit()
 
     def deny(self, agent_id: str, actor: str, now: Now, fingerprint: str = "") -> None:
         self.expire(now)
         pending = self._the_pending(agent_id, fingerprint)
         self._pending.pop(pending.registration.secret_sha256)
-        self._registry.event_log.add(
+        self._state.event_log.add(
             "agent_denied", now, host=pending.registration.host, reason=f"{agent_id} was denied", actor=actor
         )
-        self._registry.notify("hosts", self._item_id(pending), None)
-        self._registry.commit()
+        self._state.notify("hosts", self._item_id(pending), None)
+        self._state.commit()
 
     def views(self) -> list[dict[str, Any]]:
         return [views.pending_view(pending) for pending in self._pending.values()]
@@ -277,18 +295,18 @@ class Enrolment:
     def forget_the_ended(self, now: Now) -> None:
         """Launchers that their users ended leave the list by themselves, with their workers. Durable with the next
         commit."""
-        registry = self._registry
-        for agent in list(registry.agents_by_id.values()):
+        state = self._state
+        for agent in list(state.agents_by_id.values()):
             if agent.ended_wall and now.wall - agent.ended_wall > ENDED_KEPT_S:
-                for worker in registry.workers_of(agent.agent_id):
-                    registry.drop_worker(worker, now, "its launcher was ended a day ago", "manager")
+                for worker in state.workers_of(agent.agent_id):
+                    state.drop_worker(worker, now, "its launcher was ended a day ago", "manager")
 
     def expire(self, now: Now) -> None:
         """Launchers that ask no more wait no more."""
         for key, pending in list(self._pending.items()):
             if now.monotonic - pending.asked > PENDING_EXPIRES_S:
                 del self._pending[key]
-                self._registry.notify("hosts", self._item_id(pending), None)
+                self._state.notify("hosts", self._item_id(pending), None)
 
     def _make_room(self, peer: str) -> None:
         """The oldest of the address from which most wait gives way, unless that is the newcomer's own. Raises Conflict.
@@ -306,10 +324,10 @@ class Enrolment:
             key=lambda pending: pending.first_seen,
         )
         del self._pending[oldest.registration.secret_sha256]
-        self._registry.notify("hosts", self._item_id(oldest), None)
+        self._state.notify("hosts", self._item_id(oldest), None)
 
     def _notify(self, pending: PendingLauncher) -> None:
-        self._registry.notify("hosts", self._item_id(pending), views.pending_view(pending))
+        self._state.notify("hosts", self._item_id(pending), views.pending_view(pending))
 
     @staticmethod
     def _item_id(pending: PendingLauncher) -> str:

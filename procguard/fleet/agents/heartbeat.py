@@ -6,23 +6,22 @@ Owns the rules by which a report changes the state. A method marked "durable" re
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from procguard.fleet.agents import host_disks
+from procguard.fleet.agents.assignments import AssignmentBuilder
+from procguard.fleet.agents.replies import ReplyBuilder
+from procguard.fleet.gangs.controller import Gangs
 from procguard.fleet.history import causes
+from procguard.fleet.leases import Leases
 from procguard.fleet.model import epochs
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import (
     AgentObserved,
     AgentRecord,
-    ResolvedSpec,
-    WorkerObserved,
     WorkerRecord,
-    fenced,
     settled,
 )
-from procguard.fleet.parts import FleetParts
-from procguard.fleet.state import HIGHEST_GENERATION
+from procguard.fleet.state import HIGHEST_GENERATION, FleetState
 from procguard.fleet.store.interface import NotDurable
 from remote_agent.protocol import messages, states
 
@@ -34,19 +33,31 @@ RECORDS_OF_A_CHANGE = 50  # a heartbeat that changes more counts more than once
 HIGHEST_EVENT_SEQ = 2**48  # they begin at milliseconds since 1970; this is the year 10889
 
 
-class Intake(FleetParts):
-    # ------------------------------------------------------------------------------------------ agents' messages
+class HeartbeatProcessor:
+    def __init__(
+        self,
+        state: FleetState,
+        leases: Leases,
+        gangs: Gangs,
+        assignments: AssignmentBuilder,
+        replies: ReplyBuilder,
+    ) -> None:
+        self._state = state
+        self._leases = leases
+        self._gangs = gangs
+        self._assignments = assignments
+        self._replies = replies
 
-    def heartbeat(
+    def take(
         self, agent_id: str, beat: messages.AgentHeartbeat, now: Now, channel: str = "http"
     ) -> messages.AgentReply:
         """Take in one agent's whole report, which came by `channel`; durable for its events and results."""
-        agent = self.agent(agent_id)
-        seen = self.seen[agent_id]
+        agent = self._state.agent(agent_id)
+        seen = self._state.seen[agent_id]
         seen.channel = channel
-        told, changed = self.event_log.newest_seq, self._changed
+        told, changed = self._state.event_log.newest_seq, self._state.changed
         # Only the reports of the agent's own workers are kept. This bounds the memory that one agent takes.
-        own = self._workers_of.get(agent_id, {})
+        own = self._state.own_workers(agent_id)
         kept = [report for report in beat.workers if report.worker_id in own]
         if len(kept) != len(beat.workers) or beat.events or beat.results:
             seen.heartbeat = dataclasses.replace(beat, workers=kept, events=[], results=[])
@@ -64,34 +75,34 @@ class Intake(FleetParts):
             self._take_disk(agent, seen, beat, now)
         if agent.release != beat.release:
             agent.release = beat.release
-            self.put("agents", agent_id, agent)
+            self._state.put("agents", agent_id, agent)
         acked = self._take_events(agent, beat.events, now)
         for result in beat.results:
             self._take_result(result, now, agent_id)
         for report in beat.workers:
             self._take_report(agent, report, now)
         self._finish_removals(agent, beat, now)
-        self.gangs.step(now)  # before leases are granted: who is held by its gang gets none
-        if self._changed != changed:
-            self._charge(seen, self._changed - changed, now)
+        self._gangs.step(now)  # before leases are granted: who is held by its gang gets none
+        if self._state.changed != changed:
+            self._charge(seen, self._state.changed - changed, now)
         try:
             # With a disk that refuses, heartbeats are answered all the same: unanswered agents would take the manager
             # for dead, and leases would end. Whether the disk takes it again, the manager's own round finds out.
             # One that says nothing new waits for no disk: what others are having written is theirs to wait for.
-            if self._news_since(told) and not self.unwritten:
-                self.commit()
+            if self._news_since(told) and not self._state.unwritten:
+                self._state.commit()
         except NotDurable:
-            pass  # self.unwritten says why
-        self.notify_shown("hosts", agent_id, lambda: self.host_view(agent_id))
-        reply = self.agent_reply(agent_id, beat.assignments_rev, beat.commands_seq, now)
+            pass  # self._state.unwritten says why
+        self._state.notify_shown("hosts", agent_id, lambda: self._state.host_view(agent_id))
+        reply = self._replies.news_for_agent(agent_id, beat.assignments_rev, beat.commands_seq, now)
         if reply is None:
-            reply = self._reply_base(agent_id)
-        if not self.unwritten:
+            reply = self._replies.base(agent_id)
+        if not self._state.unwritten:
             reply.events_acked = acked
         if agent.rotation:
             reply.rotate = agent.rotation["id"]
         reply.beat = beat.beat
-        reply.leases = self.leases.grants(agent_id, now)  # last: nothing comes between granting and answering
+        reply.leases = self._leases.grants(agent_id, now)  # last: nothing comes between granting and answering
         return reply
 
     @staticmethod
@@ -101,119 +112,17 @@ class Intake(FleetParts):
 
     def wait_s(self, agent_id: str, monotonic: float) -> float:
         """Seconds until the next heartbeat of this agent is due to be taken, by the changes of those before it."""
-        seen = self.seen.get(agent_id)
+        seen = self._state.seen.get(agent_id)
         if seen is None or seen.paid_until <= monotonic:  # nearly always
             return 0.0
         return max(0.0, seen.paid_until - CHANGES_AT_ONCE_S - monotonic)
 
     def _news_since(self, told: int) -> bool:
         """Whether there is anything to make durable. `told`: the newest event before."""
-        return bool(self._changes) or self.event_log.newest_seq != told
-
-    def agent_reply(self, agent_id: str, rev: str, seq: int, now: Now) -> messages.AgentReply | None:
-        """What this agent does not have yet, durable before it is told. None when it has everything, or must wait."""
-        if self.unwritten or self.inquiry.open(now):
-            return None
-        try:
-            self.make_durable_for(agent_id)
-        except NotDurable:
-            return None
-        seen = self.seen[agent_id]
-        commands = self.outbox.undelivered(agent_id, seq, seen.session)
-        current = self.rev(agent_id)
-        searches = self.searches.for_agent(agent_id, now)
-        if not commands and not searches and rev == current:
-            return None
-        reply = self._reply_base(agent_id)
-        reply.searches = searches
-        if rev != current:
-            reply.assignments = self.assignments(agent_id)
-        for record in commands:
-            reply.commands.append(self.outbox.message(record, now))
-            self.outbox.delivered(record, seen.session)
-        return reply
-
-    def _reply_base(self, agent_id: str) -> messages.AgentReply:
-        return messages.AgentReply(
-            fleet_id=self.fleet_id,
-            interval_s=self.interval_s(agent_id),
-            assignments_rev=self.rev(agent_id),
-            keep_local_bytes=self.settings.keep_local_bytes,
-            keep_attempts=self.settings.keep_attempts,
-            log_gather_s=self.settings.log_gather_s(len(self.workers_by_id)),
-        )
-
-    def assignments(self, agent_id: str) -> list[messages.Assignment]:
-        """Everything this agent is to run, ordered by worker id, with the fleet's defaults filled in."""
-        own = [
-            messages.Assignment(
-                worker_id=worker.worker_id,
-                spec=self._resolved_once(worker),
-                desired=worker.told,
-                generation=worker.generation,
-                epoch=worker.epoch,
-                attempt_base=worker.attempt if not self._runs_here(worker) else 0,
-                lease_s=worker.spec.lease_s if fenced(worker) else None,
-                gang=worker.gang,
-                env=self.gangs.environment(worker),
-                grant=self.grant(worker.worker_id, worker.epoch, agent_id),
-            )
-            for worker in self.workers_of(agent_id)
-        ]
-        gone = [
-            messages.Assignment(worker_id, messages.WorkerSpec(command=data["command"]), "removed", data["generation"])
-            for worker_id, data in self.agents_by_id[agent_id].withdrawn.items()
-        ]
-        for assignment, data in zip(gone, self.agents_by_id[agent_id].withdrawn.values(), strict=True):
-            assignment.epoch = data["epoch"]
-        return sorted(own + gone, key=lambda one: one.worker_id)
-
-    def _runs_here(self, worker: WorkerRecord) -> bool:
-        """True once this worker's own agent has reported it: its local attempt numbers are then the truth, and the
-        assignment (and its digest) need not change with each attempt."""
-        report = self.worker_seen[worker.worker_id].report
-        return report is not None and report.attempt > 0
-
-    def _resolved_once(self, worker: WorkerRecord) -> messages.WorkerSpec:
-        """A worker's resolved specification, made once for each: specifications are replaced, never changed in place.
-
-        A stop of ten thousand workers asks for it thirty thousand times; copying took most of the manager's time then.
-        """
-        seen = self.worker_seen[worker.worker_id]
-        if seen.resolved is None or seen.resolved.declared is not worker.spec:
-            spec = self.resolved(worker.spec)
-            seen.resolved = ResolvedSpec(worker.spec, spec, messages.canonical_digest(messages.encode(spec)))
-        return seen.resolved.spec
-
-    def resolved(self, spec: messages.WorkerSpec) -> messages.WorkerSpec:
-        """The specification with the manager's recovery settings filled in. Shares with it what is the same in both."""
-        settings, own = self.settings, spec.restart
-        most = settings.max_recovery_attempts if own.max_attempts is None else own.max_attempts
-        usual = own.start_timeout_s == messages.RestartPolicy().start_timeout_s  # else it is the worker's own
-        start_timeout_s = settings.recovery_timeout_s if usual else own.start_timeout_s
-        restart = dataclasses.replace(own, max_attempts=most, start_timeout_s=start_timeout_s)
-        health = spec.health
-        if not settings.enable_auto_recovery:
-            restart.policy = "never"
-            health = [dataclasses.replace(check, action="alert") for check in health]
-        return dataclasses.replace(spec, restart=restart, health=health)
-
-    def rev(self, agent_id: str) -> str:
-        seen = self.seen[agent_id]
-        if not seen.rev:
-            seen.rev = messages.canonical_digest([self._told(one) for one in self.assignments(agent_id)])
-        return seen.rev
-
-    def _told(self, assignment: messages.Assignment) -> dict[str, Any]:
-        """An assignment for the digest of them all, where the digest of its specification stands for that."""
-        told = {one.name: getattr(assignment, one.name) for one in dataclasses.fields(assignment)}
-        seen = self.worker_seen.get(assignment.worker_id)
-        same = seen is not None and seen.resolved is not None and seen.resolved.spec is assignment.spec
-        told["spec"] = seen.resolved.digest if same else messages.encode(assignment.spec)  # type: ignore[union-attr]
-        return told
+        return self._state.has_changes or self._state.event_log.newest_seq != told
 
     def poll_opened(self, agent_id: str, now: Now) -> None:
-        agent, seen = self.agent(agent_id), self.seen[agent_id]
+        agent, seen = self._state.agent(agent_id), self._state.seen[agent_id]
         seen.polls_open += 1
         seen.poll_lost_at = None
         if seen.state in ("suspect", "connected"):
@@ -221,18 +130,18 @@ class Intake(FleetParts):
 
     def poll_closed(self, agent_id: str, now: Now, peer_closed: bool) -> None:
         """`peer_closed`: the agent's side ended the held request, which a living agent does not do."""
-        seen = self.seen.get(agent_id)
+        seen = self._state.seen.get(agent_id)
         if seen is None:
             return
         seen.polls_open = max(0, seen.polls_open - 1)
         if peer_closed and seen.polls_open == 0:
             seen.poll_lost_at = now.monotonic
-            for hook in self.poll_lost_hooks:
+            for hook in self._state.poll_lost_hooks:
                 hook(agent_id)
 
     def _room_for_events(self, agent: AgentRecord, now: Now) -> int:
         """How many events this agent may cause now."""
-        seen = self.seen[agent.agent_id]
+        seen = self._state.seen[agent.agent_id]
         if seen.events_at is None:
             seen.events_left = EVENTS_AT_ONCE
         else:
@@ -243,7 +152,7 @@ class Intake(FleetParts):
     def _may_tell_or_count(self, agent: AgentRecord, now: Now) -> bool:
         """Whether this agent may cause one more event, of a kind that is not sent again. Events that are left out are
         counted, and the next one reports their number."""
-        seen = self.seen[agent.agent_id]
+        seen = self._state.seen[agent.agent_id]
         if not self._room_for_events(agent, now):
             seen.events_left_out += 1
             return False
@@ -251,25 +160,25 @@ class Intake(FleetParts):
         if seen.events_left_out:
             count, seen.events_left_out = seen.events_left_out, 0
             reason = f"{agent.agent_id}: {count} changes were left out, at more than {EVENTS_PER_S:g} events a second"
-            self.event_log.add("warning", now, host=agent.host, reason=reason, source=agent.agent_id)
+            self._state.event_log.add("warning", now, host=agent.host, reason=reason, source=agent.agent_id)
         return True
 
     def _agent_started(self, agent: AgentRecord, beat: messages.AgentHeartbeat, now: Now) -> None:
         if not self._may_tell_or_count(agent, now):
             return
-        self.event_log.add(
+        self._state.event_log.add(
             "agent_started",
             now,
-            worker_id=self.worker_of_launcher(agent),
+            worker_id=self._state.worker_of_launcher(agent),
             host=agent.host,
             reason=f"{agent.agent_id}: agent process {beat.pid} reports {len(beat.workers)} worker(s), "
             f"release {beat.release or 'unknown'}",
             source=agent.agent_id,
         )
-        known = {worker.worker_id for worker in self.workers_of(agent.agent_id)}
+        known = {worker.worker_id for worker in self._state.workers_of(agent.agent_id)}
         strays = [r.worker_id for r in beat.workers if r.worker_id not in known and r.worker_id not in agent.withdrawn]
         if strays:
-            self.event_log.add(
+            self._state.event_log.add(
                 "warning",
                 now,
                 host=agent.host,
@@ -285,13 +194,13 @@ class Intake(FleetParts):
             return
         seen.state, seen.reason = "ended", "its launcher was ended (Ctrl-C or SIGTERM)"
         agent.ended_wall, agent.incident = now.wall, {}
-        self.put("agents", agent.agent_id, agent)
+        self._state.put("agents", agent.agent_id, agent)
         if self._may_tell_or_count(agent, now):
-            own = self.worker_of_launcher(agent)
-            self.event_log.add(
+            own = self._state.worker_of_launcher(agent)
+            self._state.event_log.add(
                 "agent_ended", now, worker_id=own, host=agent.host, reason=seen.reason, source=agent.agent_id
             )
-        self.notify_agent(agent.agent_id)
+        self._state.notify_agent(agent.agent_id)
 
     def _heard(self, agent: AgentRecord, seen: AgentObserved, now: Now) -> None:
         before, seen.state = seen.state, "connected"
@@ -299,15 +208,15 @@ class Intake(FleetParts):
         seen.reason = ""
         if agent.ended_wall:
             agent.ended_wall = 0.0
-            self.put("agents", agent.agent_id, agent)
+            self._state.put("agents", agent.agent_id, agent)
         if agent.incident:  # whatever was spent on its silence, it is over
             agent.incident = {}
-            self.put("agents", agent.agent_id, agent)
+            self._state.put("agents", agent.agent_id, agent)
         if before != "connected" and (before != "ended" or self._may_tell_or_count(agent, now)):
-            self.event_log.add(
+            self._state.event_log.add(
                 "agent_connected",
                 now,
-                worker_id=self.worker_of_launcher(agent),
+                worker_id=self._state.worker_of_launcher(agent),
                 host=agent.host,
                 before=before,
                 after="connected",
@@ -315,7 +224,7 @@ class Intake(FleetParts):
                 source=agent.agent_id,
             )
         if before != "connected":
-            self.notify_agent(agent.agent_id)
+            self._state.notify_agent(agent.agent_id)
 
     def _take_disk(self, agent: AgentRecord, seen: AgentObserved, beat: messages.AgentHeartbeat, now: Now) -> None:
         """Its disk refuses writes, or takes them again: one event for each."""
@@ -327,7 +236,7 @@ class Intake(FleetParts):
             kind, reason = "host_disk_full", host_disks.in_words(beat)
         else:
             kind, reason = "host_disk_ok", "its disk takes what is written again"
-        self.event_log.add(
+        self._state.event_log.add(
             kind,
             now,
             host=agent.host,
@@ -338,13 +247,11 @@ class Intake(FleetParts):
             source=agent.agent_id,
         )
 
-    # ------------------------------------------------------------------------------------------ worker reports
-
     def _take_report(self, agent: AgentRecord, report: messages.WorkerReport, now: Now) -> None:
-        worker = self.workers_by_id.get(report.worker_id)
+        worker = self._state.workers_by_id.get(report.worker_id)
         if worker is None:
-            if report.epoch >= self.first_epoch and self._is_granted(agent, report, now):
-                self.rise_above(report.epoch)
+            if report.epoch >= self._state.first_epoch and self._is_granted(agent, report, now):
+                self._state.rise_above(report.epoch)
             return
         if report.epoch > worker.epoch:
             self._take_claim(agent, worker, report, now)
@@ -353,26 +260,28 @@ class Intake(FleetParts):
         if report.epoch == worker.epoch and worker.generation < report.generation <= HIGHEST_GENERATION:
             # Told by a manager that was killed before it was durable, or lost with a file. What the agent has would be
             # taken for newer than all we say.
-            self.adopt(worker, agent, report.epoch, report.generation)
-        seen = self.worker_seen[worker.worker_id]
+            self._state.adopt(worker, agent, report.epoch, report.generation)
+        seen = self._state.worker_seen[worker.worker_id]
         before = seen.report
         seen.report, seen.last_seen = report, now.monotonic
-        self.fresh_reports.add(report.worker_id)
+        self._state.fresh_reports.add(report.worker_id)
         if report.attempt > 0 and (before is None or before.attempt == 0):
-            self.touch(agent.agent_id, wake=False)
+            self._state.touch(agent.agent_id, wake=False)
         self._remember_lease(worker, report)
         self._remember(worker, report)
-        for record in self.outbox.converged(report, now):
-            self.command_event(record, now)
+        for record in self._state.outbox.converged(report, now):
+            self._state.command_event(record, now)
         happened = before is None or _something_happened(before, report)
         if happened:
-            self.gangs.heard(worker)
-        if happened or (self.measures_matter(worker.worker_id) and before != report):
-            self.notify_shown("workers", worker.worker_id, lambda: self.worker_view(worker))
+            self._gangs.heard(worker)
+        if happened or (self._state.measures_matter(worker.worker_id) and before != report):
+            self._state.notify_shown("workers", worker.worker_id, lambda: self._state.worker_view(worker))
 
     def _is_granted(self, agent: AgentRecord, report: messages.WorkerReport, now: Now) -> bool:
         """Whether the report carries a valid grant for its worker and epoch."""
-        return epochs.believable(report.epoch, self.term, now.wall) and self.proves(agent.agent_id, report)
+        return epochs.believable(report.epoch, self._state.term, now.wall) and self._state.proves(
+            agent.agent_id, report
+        )
 
     def _take_claim(self, agent: AgentRecord, worker: WorkerRecord, report: messages.WorkerReport, now: Now) -> None:
         """An agent reports a worker under a higher epoch than the state knows. Either the state was restored and is
@@ -383,17 +292,17 @@ class Intake(FleetParts):
             contrary = self._held_by_its_owner(worker, agent, report.epoch)
             if not contrary:
                 self._say_state(agent, worker, f"{claim}. It has the grant for it: the state was older", now)
-                self.adopt(worker, agent, report.epoch, report.generation)
+                self._state.adopt(worker, agent, report.epoch, report.generation)
                 return
             self._refuse_claim(agent, worker, f"{claim}; {contrary}: nothing changes", now)
         elif worker.agent_id != agent.agent_id:
             self._refuse_claim(agent, worker, f"{claim}. It has no grant for it: nothing changes", now)
-        elif report.epoch < self.first_epoch and not worker.gang:
+        elif report.epoch < self._state.first_epoch and not worker.gang:
             # It is the owner's in any case. Epochs of this run are above all that were granted before, so the agent
             # accepts the next assignment. Nothing else follows from its report.
-            worker.epoch = self.next_epoch()
-            self.put("workers", worker.worker_id, worker)
-            self.touch(agent.agent_id)
+            worker.epoch = self._state.next_epoch()
+            self._state.put("workers", worker.worker_id, worker)
+            self._state.touch(agent.agent_id)
             self._say_state(
                 agent, worker, f"{claim}. It has no grant for it: it gets the new epoch {worker.epoch}", now
             )
@@ -405,15 +314,15 @@ class Intake(FleetParts):
     def _held_by_its_owner(self, worker: WorkerRecord, agent: AgentRecord, epoch: int) -> str:
         """Why a claim of another agent does not count: the owner is connected and runs the worker under the same or a
         higher epoch. "" if it counts."""
-        if worker.agent_id == agent.agent_id or self.seen[worker.agent_id].state != "connected":
+        if worker.agent_id == agent.agent_id or self._state.seen[worker.agent_id].state != "connected":
             return ""
-        report = self.worker_seen[worker.worker_id].report
+        report = self._state.worker_seen[worker.worker_id].report
         if report is None or settled(report.state) or report.epoch < epoch:
             return ""
         return f"{worker.agent_id} is connected and runs it at epoch {report.epoch}"
 
     def _say_state(self, agent: AgentRecord, worker: WorkerRecord, reason: str, now: Now) -> None:
-        self.event_log.add(
+        self._state.event_log.add(
             "state",
             now,
             worker_id=worker.worker_id,
@@ -425,10 +334,10 @@ class Intake(FleetParts):
 
     def _refuse_claim(self, agent: AgentRecord, worker: WorkerRecord, reason: str, now: Now) -> None:
         """One event for each worker: the agent repeats its claim with every heartbeat."""
-        refused = self.seen[agent.agent_id].refused_claims
+        refused = self._state.seen[agent.agent_id].refused_claims
         if worker.worker_id not in refused and len(refused) < MAX_REFUSED_CLAIMS:
             refused.add(worker.worker_id)
-            self.event_log.add(
+            self._state.event_log.add(
                 "warning", now, worker_id=worker.worker_id, host=agent.host, reason=reason, source=agent.agent_id
             )
 
@@ -438,7 +347,7 @@ class Intake(FleetParts):
         leased = report.lease_left_s is not None
         if report.epoch == worker.epoch and worker.leased != leased:
             worker.leased = leased
-            self.put("workers", worker.worker_id, worker)
+            self._state.put("workers", worker.worker_id, worker)
 
     def _remember(self, worker: WorkerRecord, report: messages.WorkerReport) -> None:
         """Keep durably what is shown while the agent is away."""
@@ -450,9 +359,9 @@ class Intake(FleetParts):
         )
         worker.last_state, worker.attempt = report.state, max(worker.attempt, report.attempt)
         worker.last_reason, worker.last_since = report.reason, report.since
-        self.put("workers", worker.worker_id, worker)
+        self._state.put("workers", worker.worker_id, worker)
         if failed_now and not worker.gang:  # a gang fails as a whole
-            for hook in self.failed_hooks:
+            for hook in self._state.failed_hooks:
                 hook(worker, Now(0.0, report.since))
 
     def _take_events(self, agent: AgentRecord, events: list[messages.WorkerEvent], now: Now) -> dict[str, int]:
@@ -466,7 +375,7 @@ class Intake(FleetParts):
         if room < min(EVENTS_TOGETHER, len(events)):
             room = 0  # acknowledging a few at a time would make the agent send the rest again at once, each time
         for event in events:
-            worker = self.workers_by_id.get(event.worker_id)
+            worker = self._state.workers_by_id.get(event.worker_id)
             own = worker is not None and worker.agent_id == agent.agent_id
             if worker is None or not own or not worker.event_seq < event.seq <= HIGHEST_EVENT_SEQ:
                 acked[event.worker_id] = max(acked.get(event.worker_id, 0), event.seq)
@@ -474,11 +383,11 @@ class Intake(FleetParts):
             if room <= 0:
                 break
             room -= 1
-            self.seen[agent.agent_id].events_left -= 1
+            self._state.seen[agent.agent_id].events_left -= 1
             acked[event.worker_id] = max(acked.get(event.worker_id, 0), event.seq)
             worker.event_seq = event.seq
             changed[event.worker_id] = worker
-            self.event_log.add(
+            self._state.event_log.add(
                 "worker_state",
                 now,
                 worker_id=worker.worker_id,
@@ -494,48 +403,50 @@ class Intake(FleetParts):
                 source=agent.agent_id,
             )
         for worker in changed.values():
-            self.put("workers", worker.worker_id, worker)
+            self._state.put("workers", worker.worker_id, worker)
         return acked
 
     def _take_result(self, result: messages.CommandResult, now: Now, agent_id: str, worker_id: str = "") -> None:
-        record = self.outbox.result(result, now, agent_id, worker_id)
+        record = self._state.outbox.result(result, now, agent_id, worker_id)
         if record is not None:
-            self.command_event(record, now)
+            self._state.command_event(record, now)
 
     def _finish_removals(self, agent: AgentRecord, beat: messages.AgentHeartbeat, now: Now) -> None:
         """A worker that was to be removed, and that the agent (having heard so) no longer has, is gone."""
-        if beat.assignments_rev != self.rev(agent.agent_id):
+        if beat.assignments_rev != self._assignments.rev(agent.agent_id):
             return
         present = {report.worker_id for report in beat.workers}
-        for worker in self.workers_of(agent.agent_id):
+        for worker in self._state.workers_of(agent.agent_id):
             if worker.desired == "removed" and worker.worker_id not in present:
-                self.drop_worker(worker, now, "removed from its host")
+                self._state.drop_worker(worker, now, "removed from its host")
         gone = [worker_id for worker_id in agent.withdrawn if worker_id not in present]
         for worker_id in gone:
             del agent.withdrawn[worker_id]
         if gone:
-            self.put("agents", agent.agent_id, agent)
-            self.touch(agent.agent_id)
+            self._state.put("agents", agent.agent_id, agent)
+            self._state.touch(agent.agent_id)
 
-    # ------------------------------------------------------------------------------------------ plain launchers
-
-    def worker_heartbeat(
+    def take_plain(
         self, worker_id: str, beat: messages.WorkerHeartbeat, now: Now, channel: str = "http"
     ) -> messages.WorkerReply:
         """The documented single-worker heartbeat: the same intake with one worker. Durable."""
-        worker = self.find(worker_id)
-        agent, seen = self.agents_by_id[worker.agent_id], self.seen[worker.agent_id]
-        told, changed, observed = self.event_log.newest_seq, self._changed, self.worker_seen[worker_id]
+        worker = self._state.find(worker_id)
+        agent, seen = self._state.agents_by_id[worker.agent_id], self._state.seen[worker.agent_id]
+        told, changed, observed = (
+            self._state.event_log.newest_seq,
+            self._state.changed,
+            self._state.worker_seen[worker_id],
+        )
         observed.plain = True
         seen.channel = channel
         self._heard(agent, seen, now)
         before = observed.report
         if before is not None and not self._news_since(told) and self._only_measured(worker, before, beat):
             before.usage, observed.last_seen = beat.usage, now.monotonic
-            self.fresh_reports.add(worker_id)
-            if self.measures_matter(worker_id):
-                self.notify_shown("workers", worker_id, lambda: self.worker_view(worker))
-            return self._usual_reply(worker, observed)
+            self._state.fresh_reports.add(worker_id)
+            if self._state.measures_matter(worker_id):
+                self._state.notify_shown("workers", worker_id, lambda: self._state.worker_view(worker))
+            return self._replies.usual_for_worker(worker, observed)
         for result in beat.results:
             self._take_result(result, now, agent.agent_id, worker_id)
         same = before is not None and before.state == beat.state
@@ -555,7 +466,7 @@ class Intake(FleetParts):
             usage=beat.usage,
         )
         if not same and self._may_tell_or_count(agent, now):
-            self.event_log.add(
+            self._state.event_log.add(
                 "worker_state",
                 now,
                 worker_id=worker_id,
@@ -570,11 +481,11 @@ class Intake(FleetParts):
                 source=agent.agent_id,
             )
         self._take_report(agent, report, now)
-        if self._changed != changed:
-            self._charge(seen, self._changed - changed, now)
+        if self._state.changed != changed:
+            self._charge(seen, self._state.changed - changed, now)
         if self._news_since(told):
-            self.commit()
-        return self.worker_reply(worker_id, now) or self._worker_reply_base(worker)
+            self._state.commit()
+        return self._replies.news_for_worker(worker_id, now) or self._replies.worker_base(worker)
 
     def _only_measured(
         self, worker: WorkerRecord, before: messages.WorkerReport, beat: messages.WorkerHeartbeat
@@ -589,37 +500,8 @@ class Intake(FleetParts):
             and before.epoch == worker.epoch
             and before.generation == worker.generation
             and not (beat.results or beat.last_exit or worker.leased)
-            and not self.outbox.waits_for(worker.worker_id)
+            and not self._state.outbox.waits_for(worker.worker_id)
         )
-
-    def worker_reply(self, worker_id: str, now: Now) -> messages.WorkerReply | None:
-        """What this plain launcher was not told yet; None when it was told everything."""
-        worker = self.find(worker_id)
-        if not self.outbox.waits_for(worker_id):
-            return None
-        session = (0, 0.0)
-        commands = [
-            record
-            for record in self.outbox.undelivered(worker.agent_id, 2**62, session)
-            if record.worker_id == worker_id
-        ]
-        if not commands:
-            return None
-        reply = self._worker_reply_base(worker)
-        for record in commands:
-            reply.commands.append(self.outbox.message(record, now))
-            self.outbox.delivered(record, session)
-        return reply
-
-    def _usual_reply(self, worker: WorkerRecord, observed: WorkerObserved) -> messages.WorkerReply:
-        """The one that says nothing new: the same object again as long as it is good, for then it is written once."""
-        told, interval_s = observed.told, self.interval_s(worker.agent_id)
-        if told is None or (told.desired, told.epoch, told.interval_s) != (worker.desired, worker.epoch, interval_s):
-            told = observed.told = self._worker_reply_base(worker)
-        return told
-
-    def _worker_reply_base(self, worker: WorkerRecord) -> messages.WorkerReply:
-        return messages.WorkerReply(worker.worker_id, worker.desired, worker.epoch, self.interval_s(worker.agent_id))
 
 
 def _something_happened(before: messages.WorkerReport, report: messages.WorkerReport) -> bool:

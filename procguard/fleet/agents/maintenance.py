@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 from procguard.errors import Conflict, NotFound
+from procguard.fleet.fleet import Fleet
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import AgentRecord
-from procguard.fleet.registry import Registry
 
 HEARD_WITHIN_S = 15.0
 POLL_S = 0.1
@@ -51,14 +51,14 @@ class Hands(Protocol):
 class AgentCare:
     def __init__(
         self,
-        registry: Registry,
+        fleet: Fleet,
         *,
         hands: Hands,
         spawn: Callable[[Callable[[], None]], Any],
         pause: Callable[[float], None],
         read_clock: Callable[[], Now],
     ) -> None:
-        self._registry = registry
+        self._fleet = fleet
         self._hands = hands
         self._spawn = spawn
         self._pause = pause
@@ -92,7 +92,7 @@ class AgentCare:
     # ---------------------------------------------------------------------------------------------- inside
 
     def _deployed(self, host: str) -> AgentRecord:
-        found = [agent for agent in self._registry.agents_by_id.values() if agent.host == host]
+        found = [agent for agent in self._fleet.state.agents_by_id.values() if agent.host == host]
         if not found:
             raise NotFound(f"no host {host[:80]!r}", "list them: invoke status, or GET /api/hosts")
         deployed = next((agent for agent in found if agent.kind == "deployed" and agent.ssh), None)
@@ -106,8 +106,8 @@ class AgentCare:
             before = self._life(agent)
             result = self._hands(wish, agent, DEADLINE_S[wish])
             now = self._read_clock()
-            if agent.agent_id in self._registry.agents_by_id:
-                self._registry.set_recovery_ssh(agent.host, result.ok, "" if result.ok else result.message, now)
+            if agent.agent_id in self._fleet.state.agents_by_id:
+                self._fleet.agents.set_recovery_ssh(agent.host, result.ok, "" if result.ok else result.message, now)
             if not result.ok or result.agent not in ("running", "started"):
                 self._tell(failed, agent.host, result.message, actor)
             elif result.agent == "running" or self._heard_anew(agent, before):
@@ -134,22 +134,22 @@ class AgentCare:
         """Whether another life of the agent was heard in time."""
         deadline = self._read_clock().monotonic + HEARD_WITHIN_S
         while self._read_clock().monotonic < deadline:
-            seen = self._registry.seen.get(agent.agent_id)
+            seen = self._fleet.state.seen.get(agent.agent_id)
             if seen is not None and seen.state == "connected" and self._life(agent) not in (None, before):
                 return True
             self._pause(POLL_S)
         return False
 
     def _life(self, agent: AgentRecord) -> object:
-        seen = self._registry.seen.get(agent.agent_id)
+        seen = self._fleet.state.seen.get(agent.agent_id)
         beat = seen.heartbeat if seen is not None else None
         return (beat.boot_id, beat.pid, beat.started_at) if beat is not None else None
 
     def _by_ssh(self, agent: AgentRecord) -> str:
         home = agent.procguard_home or "~/.procguard"
-        return f"read it there: tail -n 200 {home}/{self._registry.fleet_id}/{agent.host}/agent.log"
+        return f"read it there: tail -n 200 {home}/{self._fleet.state.fleet_id}/{agent.host}/agent.log"
 
     def _tell(self, kind: str, host: str, reason: str, actor: str) -> int:
-        event = self._registry.event_log.add(kind, self._read_clock(), host=host, reason=reason, actor=actor)
-        self._registry.commit()
+        event = self._fleet.state.event_log.add(kind, self._read_clock(), host=host, reason=reason, actor=actor)
+        self._fleet.state.commit()
         return int(event["seq"])

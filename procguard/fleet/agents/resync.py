@@ -13,7 +13,7 @@ from procguard.fleet.state import FleetState
 LASTS_TIMEOUTS = 3  # heartbeat_timeouts: as long as the monitor gives agents to return after a start
 
 
-class Inquiry:
+class StateResync:
     def __init__(self, state: FleetState) -> None:
         self._state = state
         self._until: float | None = None

@@ -1,6 +1,6 @@
 """Gangs in the fleet's state: which groups are gangs, what their members are told, and the steps of decider.py.
 
-One of the registry's parts: changes workers' `held`, `generation` and `epoch`, the gangs' own records, and on an
+One of the fleet's parts: changes workers' `held`, `generation` and `epoch`, the gangs' own records, and on an
 operator's word `desired` of all members. A change of several workers is one commit, and agents are told of it after
 that: a manager that dies in between goes on where the state says, and never starts anything twice. No I/O of its own.
 

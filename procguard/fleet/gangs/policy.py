@@ -1,7 +1,7 @@
 """Which groups there are: what is said of them, by whom, and who belongs to them.
 
 The configuration's word is stronger than an inventory's, which came with a deployment and is durable. One of the
-registry's parts; knows nothing of what a gang is doing.
+fleet's parts; knows nothing of what a gang is doing.
 """
 
 from __future__ import annotations

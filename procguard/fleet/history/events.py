@@ -1,6 +1,6 @@
 """The history of the fleet: every change with its reason, cause, evidence and who asked. Append-only, bounded, durable.
 
-Owns one log of the store's history, and its newest events in memory. Only the registry and what works through it
+Owns one log of the store's history, and its newest events in memory. Only the fleet and what works through it
 (deployment, enrolment, failure handler) writes here.
 """
 

@@ -1,7 +1,7 @@
 """Why a worker is in its state and what happened to it, in sentences. Pure: facts in, sentences out, no I/O.
 
 Built from structure (states, exit record, causes, lease, budget), never by reading the English reasons: what a runner,
-a check or SSH said as free text is quoted as evidence. `gather` collects the facts from the registry; `explain` says
+a check or SSH said as free text is quoted as evidence. `gather` collects the facts from the fleet; `explain` says
 them in a language of procguard/words. docs/protocol.md shows an answer.
 """
 
@@ -13,11 +13,11 @@ from datetime import datetime
 from typing import Any
 
 from procguard.fleet import leases
+from procguard.fleet.fleet import Fleet
 from procguard.fleet.history import causes, foreground
 from procguard.fleet.history.query import EventQuery
 from procguard.fleet.model import records
 from procguard.fleet.model.clock import Now
-from procguard.fleet.registry import Registry
 from procguard.i18n.words import Words
 
 TIMELINE_EVENTS = 15
@@ -63,13 +63,14 @@ class Explanation:
     timeline: list[dict[str, Any]] = field(default_factory=list)  # {"seq", "at", "kind", "cause", "text"}
 
 
-def gather(registry: Registry, worker_id: str, now: Now) -> Facts:
+def gather(fleet: Fleet, worker_id: str, now: Now) -> Facts:
     """Raises NotFound."""
-    worker = registry.find(worker_id)
-    report = registry.worker_seen[worker_id].report
-    view, host = registry.worker(worker_id), registry.host_view(worker.agent_id)
-    restart = registry.resolved(worker.spec).restart
+    worker = fleet.state.find(worker_id)
+    report = fleet.state.worker_seen[worker_id].report
+    view, host = fleet.state.worker(worker_id), fleet.state.host_view(worker.agent_id)
+    restart = fleet.agents.assignments.resolved(worker.spec).restart
     fenced = records.fenced(worker)
+    incidents = (one for one in fleet.state.recoveries() if one["agent"] == worker.agent_id)
     return Facts(
         now=now.wall,
         worker=view,
@@ -80,56 +81,54 @@ def gather(registry: Registry, worker_id: str, now: Now) -> Facts:
         allowed_restarts=restart.max_attempts or 0,
         restart_policy=restart.policy,
         healthy_after_s=restart.healthy_after_s,
-        auto_recovery=registry.settings.enable_auto_recovery,
+        auto_recovery=fleet.state.settings.enable_auto_recovery,
         hopeless=causes.hopeless(report.last_exit if report else None),
         in_hand=report is not None and report.generation == worker.generation,
         fenced=fenced,
         leased=worker.leased,
         lease_s=worker.spec.lease_s,
         lease_left_s=report.lease_left_s if report else None,
-        gone=registry.leases.judge(worker_id, now) if fenced and view["state"] == "unknown" else None,
-        incident=next(
-            (one for one in registry.recoveries() if one["agent"] == worker.agent_id and one["outcome"] == "open"), None
-        ),
+        gone=fleet.leases.judge(worker_id, now) if fenced and view["state"] == "unknown" else None,
+        incident=next((one for one in incidents if one["outcome"] == "open"), None),
         commands=tuple(
             {"command": record.command, "actor": record.actor, "at": record.accepted_wall}
-            for record in registry.outbox.open_of_agent(worker.agent_id)
+            for record in fleet.state.outbox.open_of_agent(worker.agent_id)
             if record.worker_id == worker_id
         ),
-        gang=_gang_of(registry, worker_id),
-        events=tuple(_story(registry, worker_id, worker.host if host["kind"] == "deployed" else "")),
+        gang=_gang_of(fleet, worker_id),
+        events=tuple(_story(fleet, worker_id, worker.host if host["kind"] == "deployed" else "")),
     )
 
 
-def _gang_of(registry: Registry, worker_id: str) -> dict[str, Any] | None:
-    worker = registry.find(worker_id)
+def _gang_of(fleet: Fleet, worker_id: str) -> dict[str, Any] | None:
+    worker = fleet.state.find(worker_id)
     group = worker.spec.group
-    record = registry.gangs.records.get(group) if worker.gang else None
+    record = fleet.gangs.records.get(group) if worker.gang else None
     if record is None:
         return None
-    allowed = registry.gangs.groups.policy(group).max_attempts
+    allowed = fleet.gangs.groups.policy(group).max_attempts
     return {
         "group": group,
-        "members": len(registry.gangs.groups.members(group)),
+        "members": len(fleet.gangs.groups.members(group)),
         "phase": record.phase,
         "attempts": record.attempts,
-        "allowed": registry.settings.max_recovery_attempts if allowed is None else allowed,
+        "allowed": fleet.state.settings.max_recovery_attempts if allowed is None else allowed,
         "incident": record.incident,
         "held": worker.held,
     }
 
 
-def _story(registry: Registry, worker_id: str, host: str) -> list[dict[str, Any]]:
+def _story(fleet: Fleet, worker_id: str, host: str) -> list[dict[str, Any]]:
     """Its own newest events and its host's between them; a failure is told once. `host` "": a launcher's worker, whose
     launcher's events are its own."""
-    found = registry.find_events(EventQuery(worker=(worker_id,)), TIMELINE_EVENTS)
+    found = fleet.state.find_events(EventQuery(worker=(worker_id,)), TIMELINE_EVENTS)
     own = [event for before, event in zip([None, *found], found, strict=False) if not _repeats(before, event)]
     first = own[0]["seq"] if len(found) == TIMELINE_EVENTS else 0  # what was before these is left out
     query = EventQuery(host=(host,), kind=HOST_KINDS, after=first)
-    around = registry.find_events(query, TIMELINE_EVENTS) if host else []
+    around = fleet.state.find_events(query, TIMELINE_EVENTS) if host else []
     others = [event for event in around if not event["worker_id"]]
-    if registry.find(worker_id).desired_cause == "stop_all":
-        others += registry.find_events(EventQuery(kind=("stop_all",)), 1)
+    if fleet.state.find(worker_id).desired_cause == "stop_all":
+        others += fleet.state.find_events(EventQuery(kind=("stop_all",)), 1)
     return sorted([*own, *others], key=lambda event: int(event["seq"]))[-TIMELINE_EVENTS:]
 
 

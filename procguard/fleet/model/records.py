@@ -1,4 +1,4 @@
-"""What the registry keeps: the durable records (what a restart of the manager must not lose) and, apart from them,
+"""What the fleet keeps: the durable records (what a restart of the manager must not lose) and, apart from them,
 what it only observes (rebuilt from the next heartbeats)."""
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class AgentObserved:
     poll_lost_at: float | None = None  # the held request was closed by the peer and none has returned
     session: tuple[int, float] = (0, 0.0)  # (pid, started_at) of the agent process
     heartbeat: messages.AgentHeartbeat | None = None
-    paid_until: float = 0.0  # monotonic: rises with the changes of its heartbeats (Intake.wait_s)
+    paid_until: float = 0.0  # monotonic: rises with the changes of its heartbeats (HeartbeatProcessor.wait_s)
     events_left: float = 0.0  # how many events it may cause at once (fleet/agents/heartbeat.py), as of `events_at`
     events_at: float | None = None  # monotonic
     events_left_out: int = 0  # since the last event that was kept

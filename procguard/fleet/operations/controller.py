@@ -1,6 +1,6 @@
 """Batch operations: a verb for all the workers that a selector means, with a preview, a pace, a limit and an end.
 
-Owns the previews and the operations, running and past. Works through the registry: each item is one command with its
+Owns the previews and the operations, running and past. Works through the state: each item is one command with its
 own visible life. Nothing is polled: the outbox and the workers' own changes tell what ended.
 
 After a restart of the manager an operation goes on where it was, if the manager was away for less than ten minutes;
@@ -23,10 +23,10 @@ from procguard.fleet.operations import model as rules
 from procguard.fleet.operations.confirmations import LASTS_S, Previews
 from procguard.fleet.operations.model import FailureLimit, Item, ItemVerdict, Operation
 from procguard.fleet.operations.preview import Split, mentions
-from procguard.fleet.parts import FleetParts
+from procguard.fleet.state import FleetState
 from procguard.fleet.store.interface import Tables
 from procguard.fleet.workers import selectors
-from procguard.fleet.workers.commands import WorkerCommands
+from procguard.fleet.workers.service import WorkerService
 from remote_agent.protocol import messages
 
 KEEP_OPERATIONS = 50
@@ -63,9 +63,9 @@ class OperationPreview:
 
 
 class Operations:
-    def __init__(self, registry: FleetParts, commands: WorkerCommands, tables: Tables, now: Now) -> None:
-        self._registry = registry
-        self._commands = commands
+    def __init__(self, state: FleetState, workers: WorkerService, tables: Tables, now: Now) -> None:
+        self._state = state
+        self._workers = workers
         self._operations: dict[str, Operation] = {}  # oldest first
         self._previews = Previews[OperationPreview]("p-", "look again at what matches")
         self._by_worker: dict[str, dict[str, int]] = {}  # worker -> operation -> index of its item that has not ended
@@ -74,9 +74,9 @@ class Operations:
         self._restored_at = now.monotonic
         self._wake: Callable[[], None] = lambda: None
         self._pause: Callable[[], None] = lambda: None
-        registry.on_change(self._worker_changed, "workers")
-        registry.awaited_workers = self._by_worker
-        registry.outbox.watch(self._command_changed)
+        state.on_change(self._worker_changed, "workers")
+        state.awaited_workers = self._by_worker
+        state.outbox.watch(self._command_changed)
         self._restore(tables, now)
 
     def on_wake(self, wake: Callable[[], None], pause: Callable[[], None]) -> None:
@@ -117,16 +117,16 @@ class Operations:
     def matching(self, selector: str, q: str) -> list[dict[str, Any]]:
         """The facts of the workers that are meant, by id. Others get their turns meanwhile."""
         read, words = selectors.parse(selector), q.lower().split()
-        registry, found = self._registry, []
+        state, found = self._state, []
         since = time.perf_counter()
-        for worker_id, worker in list(registry.workers_by_id.items()):
+        for worker_id, worker in list(state.workers_by_id.items()):
             if time.perf_counter() - since > SLICE_S:
                 self._pause()
                 since = time.perf_counter()
-            if registry.workers_by_id.get(worker_id) is not worker:
+            if state.workers_by_id.get(worker_id) is not worker:
                 continue  # gone during a pause
-            facts = registry.facts(worker)
-            if read.matches(facts) and (not words or mentions(registry.worker_view(worker), words)):
+            facts = state.facts(worker)
+            if read.matches(facts) and (not words or mentions(state.worker_view(worker), words)):
                 found.append(facts)
         return sorted(found, key=lambda facts: str(facts["worker_id"]))
 
@@ -173,7 +173,7 @@ class Operations:
             self._tell(operation, f"cancelled; {operation.summary()}", actor, now)
             self._end_if_over(operation, now)
             self._save(operation, now)
-            self._registry.commit()
+            self._state.commit()
             self._show(operation, now)
         return operation.view()
 
@@ -209,7 +209,7 @@ class Operations:
         self._forget_old()
         self._tell(operation, f"begun: {_what(operation)}", operation.actor, now)
         self._save(operation, now)
-        self._registry.commit()
+        self._state.commit()
         self._show(operation, now)
         self._wake()
         return operation.view()
@@ -261,7 +261,7 @@ class Operations:
                 self._save(operation, now, SAVE_CHUNKS)
                 more = more or bool(operation.dirty_chunks)
         if live:
-            self._registry.commit()
+            self._state.commit()
             for operation in live:
                 if operation.changed and (not operation.live or now.monotonic - operation.shown_at >= SHOW_EVERY_S):
                     self._show(operation, now)
@@ -278,18 +278,18 @@ class Operations:
         return begun
 
     def _begin_one(self, operation: Operation, index: int, now: Now) -> None:
-        registry, item = self._registry, operation.items[index]
-        worker = registry.workers_by_id.get(item.worker_id)
+        state, item = self._state, operation.items[index]
+        worker = state.workers_by_id.get(item.worker_id)
         if worker is None:
             operation.set(index, ItemVerdict("skipped", "gone"))
             return
-        facts = registry.facts(worker)
+        facts = state.facts(worker)
         planned = rules.plan(operation.command, facts["state"], facts["desired"])
         if planned.action == "skip":
             operation.set(index, ItemVerdict("skipped", planned.cause))
             return
         try:
-            record = self._commands.accept(
+            record = self._workers.accept(
                 item.worker_id, operation.command, operation.actor, now, operation.reason, operation.operation_id
             )
         except ProcGuardError as exc:
@@ -303,14 +303,14 @@ class Operations:
             pending = planned.action == "pending"
             operation.set(index, ItemVerdict("pending", "host_away") if pending else ItemVerdict("accepted"))
             self._watch(operation, index, now)
-        registry.notify("workers", worker.worker_id, registry.worker_view(worker))
+        state.notify("workers", worker.worker_id, state.worker_view(worker))
 
     def _watch(self, operation: Operation, index: int, now: Now) -> None:
         item = operation.items[index]
         self._by_worker.setdefault(item.worker_id, {})[operation.operation_id] = index
         self._by_command[item.command_id] = (operation.operation_id, index)
         if item.state != "pending":
-            worker = self._registry.workers_by_id.get(item.worker_id)
+            worker = self._state.workers_by_id.get(item.worker_id)
             grace_s = (
                 worker.spec.stop_grace_s if worker else 0.0
             )  # a patient job has its time, whatever the operation's
@@ -320,16 +320,16 @@ class Operations:
     def _worker_changed(self, _topic: str, worker_id: str, _view: dict[str, Any] | None) -> None:
         if worker_id not in self._by_worker:
             return
-        worker = self._registry.workers_by_id.get(worker_id)
+        worker = self._state.workers_by_id.get(worker_id)
         for operation_id, index in list(self._by_worker[worker_id].items()):
             operation = self._operations[operation_id]
             if worker is None:
                 self._settle(operation, index, ItemVerdict("skipped", "gone"))
                 continue
-            command = self._registry.outbox.get(operation.items[index].command_id)
+            command = self._state.outbox.get(operation.items[index].command_id)
             if command is not None and command.by_manager:
                 continue  # with a whole gang: what became of the command is what became of the item
-            report = self._registry.worker_seen[worker_id].report
+            report = self._state.worker_seen[worker_id].report
             verdict = rules.judge(operation.items[index], worker.desired, report)
             if verdict is not None:
                 self._settle(operation, index, verdict)
@@ -370,8 +370,8 @@ class Operations:
             if operation is None or index not in operation.in_flight:
                 continue
             item = operation.items[index]
-            worker = self._registry.workers_by_id.get(item.worker_id)
-            state = self._registry.facts(worker)["state"] if worker else "gone"
+            worker = self._state.workers_by_id.get(item.worker_id)
+            state = self._state.facts(worker)["state"] if worker else "gone"
             message = f"not done within {operation.timeout_s:g} s; it is {state}"
             if item.command in ("start", "stop"):
                 message += f", and stays wanted {'running' if item.command == 'start' else 'stopped'}"
@@ -395,7 +395,7 @@ class Operations:
     # ------------------------------------------------------------------------------------------ telling, keeping
 
     def _tell(self, operation: Operation, what: str, actor: str, now: Now) -> None:
-        self._registry.event_log.add(
+        self._state.event_log.add(
             "operation",
             now,
             reason=f"{operation.operation_id} {what}",
@@ -406,17 +406,17 @@ class Operations:
 
     def _show(self, operation: Operation, now: Now) -> None:
         operation.changed, operation.shown_at = False, now.monotonic
-        self._registry.notify("operations", operation.operation_id, operation.view())
+        self._state.notify("operations", operation.operation_id, operation.view())
 
     def _save(self, operation: Operation, now: Now, most: int | None = None) -> None:
         """Hand the changed chunks, at most so many, and the header to the next commit."""
         operation.stamp(now.wall)
         for number in sorted(operation.dirty_chunks)[:most]:
             operation.dirty_chunks.discard(number)
-            self._registry.put("operation_items", f"{operation.operation_id}/{number}", operation.stored_chunk(number))
+            self._state.put("operation_items", f"{operation.operation_id}/{number}", operation.stored_chunk(number))
         if not operation.dirty_chunks:  # the header last: what says that it has ended never precedes its items
             operation.saved_wall, operation.saved_at = now.wall, now.monotonic
-            self._registry.put("operations", operation.operation_id, operation.stored())
+            self._state.put("operations", operation.operation_id, operation.stored())
 
     def _forget_old(self) -> None:
         kept = 0
@@ -425,10 +425,10 @@ class Operations:
             if number and not operation.live and (number >= KEEP_OPERATIONS or kept > KEEP_ITEMS):
                 kept -= len(operation.items)
                 del self._operations[operation_id]
-                self._registry.put("operations", operation_id, None)
+                self._state.put("operations", operation_id, None)
                 for chunk in range(-(-len(operation.items) // rules.CHUNK)):
-                    self._registry.put("operation_items", f"{operation_id}/{chunk}", None)
-                self._registry.notify("operations", operation_id, None)
+                    self._state.put("operation_items", f"{operation_id}/{chunk}", None)
+                self._state.notify("operations", operation_id, None)
 
     def tables(self) -> Tables:
         operations = self._operations
@@ -462,7 +462,7 @@ class Operations:
             if item.state not in ("accepted", "delivered", "pending"):
                 continue
             mortal = item.command in ("restart", "kill")
-            if mortal and self._registry.outbox.get(item.command_id) is None:
+            if mortal and self._state.outbox.get(item.command_id) is None:
                 operation.set(index, ItemVerdict("expired", "manager_away"))
             else:
                 self._watch(operation, index, now)

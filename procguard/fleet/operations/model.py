@@ -1,4 +1,4 @@
-"""One batch operation: a verb, the workers it means, and what became of each. Pure rules and records, no registry.
+"""One batch operation: a verb, the workers it means, and what became of each. Pure rules and records, no fleet.
 
     waiting ──► accepted ──► delivered ──► done | failed | expired
        │            └── pending ──► done      its host is out of reach: wanted, and done when it returns

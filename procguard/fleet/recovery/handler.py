@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from procguard.fleet.fleet import Fleet
 from procguard.fleet.history import causes
 from procguard.fleet.model.clock import Now, iso
 from procguard.fleet.model.records import AgentRecord, WorkerRecord
@@ -18,7 +19,6 @@ from procguard.fleet.model.settings import FleetSettings
 from procguard.fleet.recovery.monitor import Finding, ProcessMonitor
 from procguard.fleet.recovery.policy import Incident, Look, RecoveryPolicy, decide
 from procguard.fleet.recovery.reassignment import Reassignment
-from procguard.fleet.registry import Registry
 
 KEEP_RECOVERIES = 200
 
@@ -34,7 +34,7 @@ class FailureHandler:
 
     def __init__(
         self,
-        registry: Registry,
+        fleet: Fleet,
         *,
         monitor: ProcessMonitor,
         settings: FleetSettings,
@@ -44,7 +44,7 @@ class FailureHandler:
         manager_urls: Callable[[], list[str]] = list,
     ) -> None:
         """`manager_urls`: where agents find this manager. Attempts of one that had other addresses do not count."""
-        self._registry = registry
+        self._fleet = fleet
         self._monitor = monitor
         self._settings = settings
         self._look = look
@@ -53,8 +53,8 @@ class FailureHandler:
         self._manager_urls = manager_urls
         self._open: dict[str, Incident] = {}
         self._closed: list[Incident] = []
-        self.tasks = Reassignment(registry, settings)
-        registry.on_worker_failed(self.worker_failed)
+        self.tasks = Reassignment(fleet, settings)
+        fleet.state.on_worker_failed(self.worker_failed)
 
     def tick(self, now: Now) -> None:
         """One round: the monitor's findings, every open incident, every task that has to change its host.
@@ -66,9 +66,9 @@ class FailureHandler:
         for incident in list(self._open.values()):
             self._advance(incident, now)
         self.tasks.tick(self._policy(now), self._agent_coming_s, now)
-        self._registry.places.moved(now)
-        for record in self._registry.outbox.expire(now):
-            self._registry.command_event(record, now)
+        self._fleet.placement.moved(now)
+        for record in self._fleet.state.outbox.expire(now):
+            self._fleet.state.command_event(record, now)
 
     def due_in_s(self, now: Now) -> float:
         """When the next round is needed at the latest, beside the interval: a lease that ends then."""
@@ -79,9 +79,9 @@ class FailureHandler:
 
     def look_for_the_unheard(self, now: Now) -> None:
         """After the start grace: agents that are known but were never heard in this run of the manager."""
-        for agent_id, seen in self._registry.seen.items():
+        for agent_id, seen in self._fleet.state.seen.items():
             if seen.state == "never":
-                self._registry.mark_agent(agent_id, "unreachable", "not heard since the manager started", now)
+                self._fleet.agents.mark(agent_id, "unreachable", "not heard since the manager started", now)
                 self._open_incident(agent_id, "not heard since the manager started", now)
                 self.tasks.host_lost(agent_id)
 
@@ -89,28 +89,28 @@ class FailureHandler:
 
     def _take(self, finding: Finding, now: Now) -> None:
         if finding.kind in ("suspect", "unreachable"):
-            self._registry.mark_agent(finding.subject, finding.kind, finding.reason, now)
+            self._fleet.agents.mark(finding.subject, finding.kind, finding.reason, now)
         if finding.kind in ("lost", "unreachable"):  # a mere suspicion is shown; nothing is done about it yet
             self._open_incident(finding.subject, finding.reason, now, connection_closed=finding.kind == "lost")
         if finding.kind == "unreachable":
             self._host_lost(finding, now)
         if finding.kind in ("worker_suspect", "worker_clear"):
             suspect = finding.reason if finding.kind == "worker_suspect" else ""
-            self._registry.set_worker_suspect(finding.subject, suspect, now)
+            self._fleet.workers.set_suspect(finding.subject, suspect, now)
         elif finding.kind in ("brake_on", "brake_off"):
-            self._registry.event_log.add(finding.kind, now, reason=finding.reason, actor="monitor")
+            self._fleet.state.event_log.add(finding.kind, now, reason=finding.reason, actor="monitor")
 
     def _host_lost(self, finding: Finding, now: Now) -> None:
         self.tasks.host_lost(finding.subject)
         if not self._monitor.braked and not self._monitor.in_grace(now):  # else it is hardly this host's fault
-            self._registry.places.note_failure(finding.subject, "agent_silent", finding.reason, now)
+            self._fleet.placement.note_failure(finding.subject, "agent_silent", finding.reason, now)
 
     def worker_failed(self, worker: WorkerRecord, now: Now) -> None:
         """A worker's budget is spent. Alert; with stop_all_on_failure stop the whole fleet, else perhaps a spare."""
         at = self._read_clock()
-        report = self._registry.worker_seen[worker.worker_id].report
+        report = self._fleet.state.worker_seen[worker.worker_id].report
         last_exit = report.last_exit if report else None
-        self._registry.event_log.add(
+        self._fleet.state.event_log.add(
             "worker_failed",
             at,
             worker_id=worker.worker_id,
@@ -122,11 +122,11 @@ class FailureHandler:
             evidence=causes.exit_evidence(last_exit),
             source=worker.agent_id,
         )
-        self._registry.places.note_failure(worker.agent_id, "worker_failed", worker.worker_id, at)
+        self._fleet.placement.note_failure(worker.agent_id, "worker_failed", worker.worker_id, at)
         self.tasks.failed(worker.worker_id)
         if self._settings.stop_all_on_failure:
             reason = f"recovery.stop_all_on_failure: {worker.worker_id} failed ({worker.last_reason})"
-            self._registry.stop_all(reason, at)
+            self._fleet.workers.stop_all(reason, at)
 
     # ------------------------------------------------------------------------------------------ incidents
 
@@ -134,7 +134,7 @@ class FailureHandler:
         if agent_id in self._open:
             self._step(self._open[agent_id], reason, now)
             return
-        agent, seen = self._registry.agents_by_id[agent_id], self._registry.seen[agent_id]
+        agent, seen = self._fleet.state.agents_by_id[agent_id], self._fleet.state.seen[agent_id]
         reachable_by_ssh = agent.kind == "deployed" and bool(agent.ssh)
         incident = Incident(agent_id, agent.host, now, reachable_by_ssh, connection_closed, last_heard=seen.last_seen)
         # What the manager before this one has spent on the same silence counts; heard in between, it would be gone.
@@ -146,7 +146,7 @@ class FailureHandler:
 
     def _close_returned(self, now: Now) -> None:
         for incident in list(self._open.values()):
-            seen = self._registry.seen.get(incident.agent_id)
+            seen = self._fleet.state.seen.get(incident.agent_id)
             if seen is None:
                 self._close(incident, "left", "it is no longer part of the fleet", now)
             elif seen.state == "connected":
@@ -157,7 +157,7 @@ class FailureHandler:
         if incident.looking or now.monotonic < incident.next_at:
             return
         decision = decide(incident, self._policy(now), now)
-        self._registry.note_agent(incident.agent_id, decision.reason)
+        self._fleet.agents.note(incident.agent_id, decision.reason)
         if decision.action == "give_up":
             self._close(incident, "gave_up", decision.reason, now)
         elif decision.action == "leave":
@@ -170,7 +170,7 @@ class FailureHandler:
 
     def _start_look(self, incident: Incident, replace_frozen: bool) -> None:
         incident.looking = True
-        agent = self._registry.agents_by_id[incident.agent_id]
+        agent = self._fleet.state.agents_by_id[incident.agent_id]
         self._spawn(lambda: self._look_and_note(incident, agent, replace_frozen))
 
     def _look_and_note(self, incident: Incident, agent: AgentRecord, replace_frozen: bool) -> None:
@@ -191,13 +191,13 @@ class FailureHandler:
         incident.next_at = now.monotonic + (0.0 if look.reached else jitter)
         if incident.agent_id in self._open:
             self._remember(incident)
-            self._registry.set_recovery_ssh(incident.host, look.reached, "" if look.reached else look.message, now)
+            self._fleet.agents.set_recovery_ssh(incident.host, look.reached, "" if look.reached else look.message, now)
             if first or look.reached:
                 self._step(
                     incident, f"SSH: {look.message}", now, {"ssh": {"reached": look.reached, "agent": look.agent}}
                 )
         if look.told:
-            self._registry.event_log.add(
+            self._fleet.state.event_log.add(
                 "agent_addresses",
                 now,
                 host=incident.host,
@@ -216,20 +216,20 @@ class FailureHandler:
 
     def _remember(self, incident: Incident, reason: str = "") -> None:
         """Attempts outlive the manager; a recovered agent has none."""
-        agent = self._registry.agents_by_id.get(incident.agent_id)
+        agent = self._fleet.state.agents_by_id.get(incident.agent_id)
         kept: dict[str, Any] = {"starts": incident.starts, "outcome": incident.outcome, "reason": reason}
         kept["manager_urls"] = sorted(self._manager_urls())
         kept = {} if incident.outcome == "recovered" or (incident.outcome == "open" and not incident.starts) else kept
         if agent is not None and agent.incident != kept:
             agent.incident = kept
-            self._registry.put("agents", agent.agent_id, agent)
+            self._fleet.state.put("agents", agent.agent_id, agent)
 
     def _step(self, incident: Incident, text: str, now: Now, evidence: dict[str, Any] | None = None) -> None:
         incident.steps.append({"at": iso(now.wall), "text": text})
         del incident.steps[:-50]
         if incident.ended:
             evidence = {"outcome": incident.outcome}
-        self._registry.event_log.add(
+        self._fleet.state.event_log.add(
             "recovery",
             now,
             host=incident.host,
@@ -245,7 +245,7 @@ class FailureHandler:
         self._remember(incident, reason)
         self._step(incident, reason, now)
         if outcome == "gave_up":
-            self._registry.event_log.add(
+            self._fleet.state.event_log.add(
                 "recovery_gave_up", now, host=incident.host, reason=reason, actor="failure handler", cause="agent_lost"
             )
         self._closed.append(incident)

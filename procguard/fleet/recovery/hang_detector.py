@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from procguard.fleet.fleet import Fleet
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import WorkerObserved
 from procguard.fleet.model.settings import FleetSettings
-from procguard.fleet.registry import Registry
 
 IDLE_FOR_S = 60.0
 FORGET_EVERY_S = 60.0
@@ -25,15 +25,15 @@ class Hang(NamedTuple):
 
 
 class Hangs:
-    def __init__(self, registry: Registry, settings: FleetSettings) -> None:
-        self._registry = registry
+    def __init__(self, fleet: Fleet, settings: FleetSettings) -> None:
+        self._fleet = fleet
         self._settings = settings
         self._idle_since: dict[str, float] = {}
         self._flagged: dict[str, str] = {}  # worker -> the signs it was flagged for, without their numbers
         self._forget_at = 0.0
 
     def tick(self, now: Now) -> list[Hang]:
-        fresh, self._registry.fresh_reports = self._registry.fresh_reports, set()
+        fresh, self._fleet.state.fresh_reports = self._fleet.state.fresh_reports, set()
         found = [hang for worker_id in fresh if (hang := self._look(worker_id, now)) is not None]
         if now.monotonic >= self._forget_at:
             self._forget_at = now.monotonic + FORGET_EVERY_S
@@ -44,7 +44,7 @@ class Hangs:
         self._idle_since = {worker_id: at + late_s for worker_id, at in self._idle_since.items()}
 
     def _look(self, worker_id: str, now: Now) -> Hang | None:
-        seen = self._registry.worker_seen.get(worker_id)
+        seen = self._fleet.state.worker_seen.get(worker_id)
         if seen is None or self._is_busy(worker_id, seen):
             return None
         evidence = "; ".join(filter(None, (self._host_evidence(worker_id), self._idle_evidence(worker_id, now))))
@@ -71,11 +71,11 @@ class Hangs:
 
     def _host_evidence(self, worker_id: str) -> str:
         """What its agent found: states of its processes, silence, a GPU that only spins."""
-        report = self._registry.worker_seen[worker_id].report
+        report = self._fleet.state.worker_seen[worker_id].report
         return report.suspect if report is not None and report.state == "running" else ""
 
     def _idle_evidence(self, worker_id: str, now: Now) -> str:
-        report = self._registry.worker_seen[worker_id].report
+        report = self._fleet.state.worker_seen[worker_id].report
         if report is None or report.state != "running" or report.usage is None:
             self._idle_since.pop(worker_id, None)
             return ""
@@ -84,7 +84,7 @@ class Hangs:
         if cpu >= settings.cpu_threshold_percent or report.idle_because or (health and health.status == "ok"):
             self._idle_since.pop(worker_id, None)
             return ""
-        beat = self._registry.seen[self._registry.workers_by_id[worker_id].agent_id].heartbeat
+        beat = self._fleet.state.seen[self._fleet.state.workers_by_id[worker_id].agent_id].heartbeat
         memory = beat.facts.memory_bytes if beat else 0
         share = 100.0 * report.usage.rss_bytes / memory if memory else 100.0
         if share >= settings.memory_threshold_percent:
@@ -100,6 +100,6 @@ class Hangs:
         )
 
     def _forget_the_removed(self) -> None:
-        present = self._registry.worker_seen
+        present = self._fleet.state.worker_seen
         self._flagged = {worker_id: signs for worker_id, signs in self._flagged.items() if worker_id in present}
         self._idle_since = {worker_id: at for worker_id, at in self._idle_since.items() if worker_id in present}

@@ -1,6 +1,6 @@
 """ProcessMonitor: who has fallen silent, and which worker looks hung. Suspects before it calls anything dead.
 
-`tick(now)` reads what the registry has seen and returns findings; it does no I/O. Its own memory is only what a finding
+`tick(now)` reads what the fleet has seen and returns findings; it does no I/O. Its own memory is only what a finding
 needs (who was called lost, the brake, since when a worker idles). Durations are told by the monotonic clock alone: a
 wall clock that jumps changes nothing here. When many fall silent together is circuit_breaker.py's, what a hang is
 hang_detector.py's.
@@ -11,12 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from procguard.fleet.fleet import Fleet
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import AgentObserved, AgentRecord
 from procguard.fleet.model.settings import FleetSettings
 from procguard.fleet.recovery.circuit_breaker import Brake
 from procguard.fleet.recovery.hang_detector import Hangs
-from procguard.fleet.registry import Registry
 
 SUSPECT_AFTER_S = 0.15  # a living agent re-opens its held request at once: until then nobody doubts
 LOST_AFTER_S = 0.5  # and by now it would be back: worth a look over SSH
@@ -35,13 +35,13 @@ class Finding:
 
 
 class ProcessMonitor:
-    def __init__(self, registry: Registry, settings: FleetSettings, started: Now) -> None:
-        self._registry = registry
+    def __init__(self, fleet: Fleet, settings: FleetSettings, started: Now) -> None:
+        self._fleet = fleet
         self._settings = settings
         self._last_tick = started.monotonic
         self._grace_until = started.monotonic + START_GRACE_TIMEOUTS * settings.heartbeat_timeout_s
         self._brake = Brake(settings.heartbeat_timeout_s)
-        self._hangs = Hangs(registry, settings)
+        self._hangs = Hangs(fleet, settings)
         self._lost: dict[str, float] = {}  # agent -> poll_lost_at of the loss that was told
 
     @property
@@ -72,7 +72,7 @@ class ProcessMonitor:
         self._grace_until += late_s
         self._brake.later(late_s)
         self._hangs.later(late_s)
-        for agent_id, seen in self._registry.seen.items():
+        for agent_id, seen in self._fleet.state.seen.items():
             if seen.last_seen is not None:  # never later than now: who was heard in the meantime is owed nothing
                 seen.last_seen = min(now.monotonic, seen.last_seen + late_s)
             if seen.poll_lost_at is not None:
@@ -86,7 +86,7 @@ class ProcessMonitor:
     def _agents(self, now: Now) -> list[Finding]:
         findings = []
         oldest = now.monotonic - self._settings.heartbeat_timeout_s  # who was heard since then is well
-        for agent_id, seen in self._registry.seen.items():
+        for agent_id, seen in self._fleet.state.seen.items():
             if seen.last_seen is None or seen.state not in ("connected", "suspect"):
                 continue
             if seen.last_seen < oldest:
@@ -109,7 +109,7 @@ class ProcessMonitor:
         if seen.state == "connected" and away_s >= SUSPECT_AFTER_S:
             findings.append(Finding("suspect", agent_id, "its connection closed and has not returned yet"))
         if away_s >= LOST_AFTER_S and self._lost.get(agent_id) != seen.poll_lost_at:
-            if len(self._lost) > len(self._registry.seen):  # of agents that are no longer part of the fleet
+            if len(self._lost) > len(self._fleet.state.seen):  # of agents that are no longer part of the fleet
                 self._lost.clear()
             self._lost[agent_id] = seen.poll_lost_at
             reason = f"its connection closed and has not returned within {LOST_AFTER_S:g} s"
@@ -119,12 +119,12 @@ class ProcessMonitor:
     # ------------------------------------------------------------------------------------------------ the brake
 
     def _judge_the_brake(self, now: Now) -> list[Finding]:
-        testable = self.braked and any(_has_ssh(agent) for agent in self._registry.agents_by_id.values())
-        turn = self._brake.tick(len(self._registry.seen), self._is_silent, testable, now)
+        testable = self.braked and any(_has_ssh(agent) for agent in self._fleet.state.agents_by_id.values())
+        turn = self._brake.tick(len(self._fleet.state.seen), self._is_silent, testable, now)
         return [] if turn is None else [Finding("brake_on" if turn.on else "brake_off", "", turn.reason)]
 
     def _is_silent(self, agent_id: str) -> bool:
-        seen = self._registry.seen.get(agent_id)
+        seen = self._fleet.state.seen.get(agent_id)
         return seen is not None and seen.state == "unreachable"
 
     def brake_probe(self, now: Now) -> AgentRecord | None:
@@ -132,10 +132,10 @@ class ProcessMonitor:
         Its outcome goes to `ssh_answered`."""
         if not self.braked:
             return None
-        agents = [agent for agent in self._registry.agents_by_id.values() if _has_ssh(agent)]
-        heard = [agent.agent_id for agent in agents if self._registry.seen[agent.agent_id].state == "connected"]
+        agents = [agent for agent in self._fleet.state.agents_by_id.values() if _has_ssh(agent)]
+        heard = [agent.agent_id for agent in agents if self._fleet.state.seen[agent.agent_id].state == "connected"]
         silent = [agent.agent_id for agent in agents if self._is_silent(agent.agent_id)]
-        return self._registry.agents_by_id.get(self._brake.probe(heard, silent, now))
+        return self._fleet.state.agents_by_id.get(self._brake.probe(heard, silent, now))
 
     def ssh_answered(self, reached: bool, message: str) -> None:
         self._brake.ssh_answered(reached, message)

@@ -15,13 +15,13 @@ from collections.abc import Callable
 from typing import Literal
 
 from procguard.errors import Conflict
+from procguard.fleet.fleet import Fleet
 from procguard.fleet.leases import LeaseVerdict
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import WorkerRecord
 from procguard.fleet.model.settings import FleetSettings
 from procguard.fleet.recovery import policy as recovery
 from procguard.fleet.recovery.policy import RecoveryPolicy, TaskCase, TaskDecision
-from procguard.fleet.registry import Registry
 from remote_agent.protocol import states
 
 NO_SPARE_AGAIN_S = 2.0  # a host that returns, a cordon that is lifted, a GPU that is free again: seen by then
@@ -34,15 +34,15 @@ AgentComing = Callable[[str, Now], float]
 
 
 class Reassignment:
-    def __init__(self, registry: Registry, settings: FleetSettings) -> None:
-        self._registry = registry
+    def __init__(self, fleet: Fleet, settings: FleetSettings) -> None:
+        self._fleet = fleet
         self._settings = settings
         self._cases: dict[str, Cause] = {}
         self._due: dict[str, float] = {}  # monotonic: when a case is to be looked at again
         self._healthy_since: dict[str, tuple[int, float]] = {}  # of moved workers: attempt, and since when it runs
         self._moved: set[str] = set()
         if settings.task_reassignment:
-            for worker in registry.workers_by_id.values():
+            for worker in fleet.state.workers_by_id.values():
                 if worker.last_state == states.FAILED and worker.desired == "running":
                     self.failed(worker.worker_id)
                 if worker.moves:
@@ -52,12 +52,12 @@ class Reassignment:
 
     def failed(self, worker_id: str) -> None:
         """A gang that has failed is its operator's: one member of it elsewhere would help nobody."""
-        worker = self._registry.workers_by_id.get(worker_id)
+        worker = self._fleet.state.workers_by_id.get(worker_id)
         if worker is not None and not worker.gang:
             self._open(worker_id, "failed")
 
     def host_lost(self, agent_id: str) -> None:
-        for worker in self._registry.workers_of(agent_id):
+        for worker in self._fleet.state.workers_of(agent_id):
             if self._cases.get(worker.worker_id) != "failed":
                 self._open(worker.worker_id, "host_lost")
 
@@ -74,7 +74,7 @@ class Reassignment:
 
     def tick(self, policy: RecoveryPolicy, agent_coming_s: AgentComing, now: Now) -> None:
         for worker_id, cause in list(self._cases.items()):
-            worker = self._registry.workers_by_id.get(worker_id)
+            worker = self._fleet.state.workers_by_id.get(worker_id)
             if worker is None:
                 self._close(worker_id)
             elif self._is_due(worker, cause, now):
@@ -83,7 +83,7 @@ class Reassignment:
 
     def _is_due(self, worker: WorkerRecord, cause: Cause, now: Now) -> bool:
         """In time, or because it is over: a worker that is back or stopped is never told to wait."""
-        plight = self._registry.worker_seen[worker.worker_id].plight
+        plight = self._fleet.state.worker_seen[worker.worker_id].plight
         over = self._well(worker, cause) or (bool(plight) and worker.desired != "running")
         return over or now.monotonic >= self._due[worker.worker_id]
 
@@ -94,7 +94,7 @@ class Reassignment:
             cause=cause,
             wanted=worker.desired == "running",
             well=self._well(worker, cause),
-            by_hand=self._registry.agent(worker.agent_id).kind == "launcher",
+            by_hand=self._fleet.state.agent(worker.agent_id).kind == "launcher",
             verdict=self._verdict(worker, now),
             moves=worker.moves,
             agent_coming_s=agent_coming_s(worker.agent_id, now) if cause == "host_lost" else 0.0,
@@ -105,13 +105,13 @@ class Reassignment:
         """A gang's member goes only once its gang is held: its new host must not start it alone."""
         if worker.gang and not worker.held:
             return LeaseVerdict(False, "its gang has not been stopped yet", wait_s=0.5)
-        return self._registry.leases.judge(worker.worker_id, now)
+        return self._fleet.leases.judge(worker.worker_id, now)
 
     def _well(self, worker: WorkerRecord, cause: Cause) -> bool:
         """Its host is back, or it was started anew: then its own host has it again."""
         if cause == "host_lost":
-            return self._registry.seen[worker.agent_id].state == "connected"
-        report = self._registry.worker_seen[worker.worker_id].report
+            return self._fleet.state.seen[worker.agent_id].state == "connected"
+        report = self._fleet.state.worker_seen[worker.worker_id].report
         if report is None or report.generation != worker.generation:
             return worker.last_state != states.FAILED
         return report.state != states.FAILED
@@ -130,13 +130,13 @@ class Reassignment:
             self._tell(worker, {"state": decision.state, "reason": decision.reason}, now)
 
     def _reassign(self, worker: WorkerRecord, why: str, cause: Cause, now: Now) -> None:
-        found = self._registry.places.choose(worker, now)
+        found = self._fleet.placement.choose(worker, now)
         self._due[worker.worker_id] = now.monotonic + NO_SPARE_AGAIN_S
         if not found.agent_id:
             self._tell(worker, {"state": "no_spare", "reason": f"{why}; {found.reason}"}, now)
             return
         try:
-            self._registry.places.reassign(
+            self._fleet.placement.reassign(
                 worker, found.agent_id, f"{why}; {found.reason}", now, actor="failure handler", counts=True
             )
         except Conflict as exc:  # something came between deciding and doing: the next look knows
@@ -151,14 +151,14 @@ class Reassignment:
 
     def _tell(self, worker: WorkerRecord, plight: dict[str, str], now: Now) -> None:
         """Show it; an event only where the state has changed, not each second of a wait."""
-        seen = self._registry.worker_seen[worker.worker_id]
+        seen = self._fleet.state.worker_seen[worker.worker_id]
         if seen.plight == plight:
             return
         news = plight.get("state", "") != seen.plight.get("state", "")
         seen.plight = plight
-        self._registry.notify("workers", worker.worker_id, self._registry.worker_view(worker))
+        self._fleet.state.notify("workers", worker.worker_id, self._fleet.state.worker_view(worker))
         if news and plight:
-            self._registry.event_log.add(
+            self._fleet.state.event_log.add(
                 ALERTS.get(plight["state"], "task_waiting"),
                 now,
                 worker_id=worker.worker_id,
@@ -173,13 +173,13 @@ class Reassignment:
     def _give_moves_back(self, now: Now) -> None:
         """Running for healthy_after_s, as this manager has seen it, gives a worker its moves back."""
         for worker_id in list(self._moved):
-            worker = self._registry.workers_by_id.get(worker_id)
+            worker = self._fleet.state.workers_by_id.get(worker_id)
             if worker is None or not worker.moves:
                 self._moved.discard(worker_id)
                 self._healthy_since.pop(worker_id, None)
                 continue
-            report = self._registry.worker_seen[worker_id].report
-            connected = self._registry.seen[worker.agent_id].state == "connected"
+            report = self._fleet.state.worker_seen[worker_id].report
+            connected = self._fleet.state.seen[worker.agent_id].state == "connected"
             if report is None or report.state != states.RUNNING or not connected:
                 self._healthy_since.pop(worker_id, None)
                 continue
@@ -188,4 +188,4 @@ class Reassignment:
                 self._healthy_since[worker_id] = (report.attempt, now.monotonic)
             elif now.monotonic - since >= worker.spec.restart.healthy_after_s:
                 worker.moves = 0
-                self._registry.put("workers", worker_id, worker)
+                self._fleet.state.put("workers", worker_id, worker)

@@ -5,7 +5,7 @@
 All series are sampled at the same moments, so a moment is one row with a value for each slot, and a worker is a slot:
 ten thousand workers are no objects but columns of two bytes a value (bfloat16: three digits are as much as a chart
 shows). The coarser ones hold means, of memory the highest: what matters before an out-of-memory kill is the peak.
-Reads the registry's records; knows no files (files.py) and no clock.
+Reads the fleet's records; knows no files (files.py) and no clock.
 """
 
 from __future__ import annotations
@@ -228,13 +228,13 @@ class Measurements:
     def __init__(self) -> None:
         self.tables = {kind: Table(kind) for kind in SERIES}
 
-    def sample(self, registry: FleetState, wall: float, rest: Callable[[], None]) -> list[tuple[str, Span, Row]]:
+    def sample(self, state: FleetState, wall: float, rest: Callable[[], None]) -> list[tuple[str, Span, Row]]:
         """Read what everybody reported last. Returns the rows that are complete, to be kept."""
         at = float(wall // SAMPLE_S * SAMPLE_S)
-        workers = self._read_workers(registry, rest)
+        workers = self._read_workers(state, rest)
         hosts: dict[str, Values] = {}
         gpus: dict[str, Values] = {}
-        for number, (agent_id, seen) in enumerate(list(registry.seen.items()), 1):
+        for number, (agent_id, seen) in enumerate(list(state.seen.items()), 1):
             if number % REST_EVERY == 0:
                 rest()
             usage = seen.heartbeat.usage if seen.heartbeat is not None and seen.state == "connected" else None
@@ -242,7 +242,7 @@ class Measurements:
             for gpu in usage.gpus if usage is not None else ():
                 gpus[f"{agent_id}/{gpu.index}"] = tuple(getattr(gpu, name) for name in SERIES["gpus"])
         for known in self.tables["gpus"].slots:  # of a host that is silent now: not measured, and not gone
-            if known not in gpus and known.rpartition("/")[0] in registry.seen:
+            if known not in gpus and known.rpartition("/")[0] in state.seen:
                 gpus[known] = (None,) * len(SERIES["gpus"])
         readings: dict[str, dict[str, Values]] = {"workers": workers, "hosts": hosts, "gpus": gpus}
         done = []
@@ -251,13 +251,13 @@ class Measurements:
         return done
 
     @staticmethod
-    def _read_workers(registry: FleetState, rest: Callable[[], None]) -> dict[str, Values]:
+    def _read_workers(state: FleetState, rest: Callable[[], None]) -> dict[str, Values]:
         found: dict[str, Values] = {}
-        silent = {agent_id for agent_id, seen in registry.seen.items() if seen.state != "connected"}
-        for number, worker in enumerate(list(registry.workers_by_id.values()), 1):
+        silent = {agent_id for agent_id, seen in state.seen.items() if seen.state != "connected"}
+        for number, worker in enumerate(list(state.workers_by_id.values()), 1):
             if number % REST_EVERY == 0:
                 rest()
-            seen = registry.worker_seen.get(worker.worker_id)
+            seen = state.worker_seen.get(worker.worker_id)
             usage = seen.report.usage if seen is not None and seen.report is not None else None
             if usage is None or worker.agent_id in silent:
                 found[worker.worker_id] = (None, None, None, None)

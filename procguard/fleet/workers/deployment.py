@@ -16,10 +16,12 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, TypeAd
 
 from procguard.config.groups import GroupPolicy
 from procguard.errors import Conflict, UsageError
-from procguard.fleet import leases
+from procguard.fleet.gangs.controller import Gangs
+from procguard.fleet.leases import Leases, specified_anew
 from procguard.fleet.model.clock import Now, iso
 from procguard.fleet.model.records import AgentRecord, WorkerRecord
-from procguard.fleet.parts import FleetParts
+from procguard.fleet.state import FleetState
+from procguard.fleet.workers.places import PlacementService
 from procguard.fleet.workers.spec_diff import differences
 from remote_agent.protocol import messages, states
 
@@ -77,8 +79,18 @@ _SPEC: TypeAdapter[messages.WorkerSpec] = TypeAdapter(messages.WorkerSpec)
 
 
 class Deployment:
-    def __init__(self, registry: FleetParts, request: dict[str, Any]) -> None:
-        self._registry = registry
+    def __init__(
+        self,
+        state: FleetState,
+        leases: Leases,
+        placement: PlacementService,
+        gangs: Gangs,
+        request: dict[str, Any],
+    ) -> None:
+        self._state = state
+        self._leases = leases
+        self._placement = placement
+        self._gangs = gangs
         self._differences: dict[str, list[str]] = {}  # of workers that are here already
         self._starts: dict[str, int] = {}  # the attempt that this deployment leads to, where it starts one
         try:
@@ -130,18 +142,18 @@ class Deployment:
         absent = self._absent()
         if not self._request.check:
             used = {spec.group for spec in self._specs.values() if spec.group}
-            self._registry.gangs.groups.declare(self._request.groups, used)
-            self._registry.gangs.reconcile(now)
-            if self._request.found is not None and self._request.all_read and self._registry.rebuilt:
-                self._registry.all_read()
+            self._gangs.groups.declare(self._request.groups, used)
+            self._gangs.reconcile(now)
+            if self._request.found is not None and self._request.all_read and self._state.rebuilt:
+                self._state.all_read()
             for worker in self._failed_gangs.values():
-                self._registry.gangs.begin_again(worker, actor, now)
-            self._registry.event_log.add(
+                self._gangs.begin_again(worker, actor, now)
+            self._state.event_log.add(
                 "deploy", now, reason=f"{len(hosts)} host(s), {len(self._specs)} worker(s) declared", actor=actor
             )
-            self._registry.commit()
+            self._state.commit()
         return {
-            "fleet_id": self._registry.fleet_id,
+            "fleet_id": self._state.fleet_id,
             "hosts": hosts,
             "absent": absent,
             "of_other_inventories": self._of_other_inventories(),
@@ -154,11 +166,11 @@ class Deployment:
         if named is None or named.hosts is None:
             return {}
         found: dict[str, dict[str, Any]] = {}
-        for agent in list(self._registry.agents_by_id.values()):
+        for agent in list(self._state.agents_by_id.values()):
             if agent.kind != "deployed" or agent.inventory != named.name or agent.host in named.hosts:
                 continue
             guests = {worker.worker_id for workers in self._away.values() for worker in workers}
-            living = [worker.worker_id for worker in self._registry.workers_of(agent.agent_id)]
+            living = [worker.worker_id for worker in self._state.workers_of(agent.agent_id)]
             found[agent.host] = {
                 "agent_id": agent.agent_id,
                 "ssh": agent.ssh,
@@ -168,7 +180,7 @@ class Deployment:
             }
             if not self._request.check and not agent.undeclared:
                 agent.undeclared = True
-                self._registry.index_agent(agent)
+                self._state.index_agent(agent)
         return found
 
     def _of_other_inventories(self) -> dict[str, str]:
@@ -176,7 +188,7 @@ class Deployment:
         named = self._request.inventory
         if named is None or named.hosts is None:
             return {}
-        agents = [one for one in self._registry.agents_by_id.values() if one.kind == "deployed"]
+        agents = [one for one in self._state.agents_by_id.values() if one.kind == "deployed"]
         others = [one for one in agents if one.inventory != named.name and one.host not in named.hosts]
         return {one.host: one.inventory for one in others[:OTHERS_NAMED]}
 
@@ -193,9 +205,9 @@ class Deployment:
 
     def _refuse_unread(self) -> None:
         """A rebuilt state knows no worker: whoever declares one says where it may be running."""
-        request, registry = self._request, self._registry
-        unknown = [worker_id for worker_id in self._specs if worker_id not in registry.workers_by_id]
-        if registry.rebuilt and unknown and request.found is None and not request.check:
+        request, state = self._request, self._state
+        unknown = [worker_id for worker_id in self._specs if worker_id not in state.workers_by_id]
+        if state.rebuilt and unknown and request.found is None and not request.check:
             raise Conflict(
                 f"this state was rebuilt: where {', '.join(unknown[:5])} may be running has to be read from the hosts",
                 "deploy with this release's invoke deploy, which reads it over SSH",
@@ -210,7 +222,7 @@ class Deployment:
     def _lent(self) -> dict[str, list[WorkerRecord]]:
         """The workers that live elsewhere for now, by the agent that is their home."""
         lent: dict[str, list[WorkerRecord]] = {}
-        for worker in self._registry.workers_by_id.values():
+        for worker in self._state.workers_by_id.values():
             if worker.home and worker.home != worker.agent_id:
                 lent.setdefault(worker.home, []).append(worker)
         return lent
@@ -229,39 +241,39 @@ class Deployment:
                     self._gave_up.setdefault(home, []).append(worker)
                 if not self._request.check:
                     worker.home = ""
-                    self._registry.store_worker(worker)
+                    self._state.store_worker(worker)
 
     def _host(self, declared: HostDeclared, actor: str, now: Now) -> dict[str, Any]:
-        registry, agent_id = self._registry, declared.host
-        agent = registry.agents_by_id.get(agent_id)
+        state, agent_id = self._state, declared.host
+        agent = state.agents_by_id.get(agent_id)
         if not self._request.check:
             if agent is None:
                 agent = AgentRecord(agent_id, declared.host, "deployed")
             inventory = self._request.inventory.name if self._request.inventory else agent.inventory
-            new = agent.agent_id not in registry.agents_by_id or agent.undeclared or agent.inventory != inventory
+            new = agent.agent_id not in state.agents_by_id or agent.undeclared or agent.inventory != inventory
             if new or _declared(agent) != _declared(declared):
                 agent.inventory, agent.undeclared = inventory, False
-                if agent.ssh != declared.ssh and agent_id in registry.seen:
-                    registry.seen[agent_id].recovery_ssh = {"ok": None, "reason": "not tried yet"}
+                if agent.ssh != declared.ssh and agent_id in state.seen:
+                    state.seen[agent_id].recovery_ssh = {"ok": None, "reason": "not tried yet"}
                 agent.ssh, agent.procguard_home = declared.ssh, declared.procguard_home
                 agent.spare, agent.labels, agent.tunnel = declared.spare, declared.labels, declared.tunnel
-                registry.index_agent(agent)
+                state.index_agent(agent)
         workers = {
             worker.worker_id: self._worker(worker.worker_id, agent_id, actor, now) for worker in declared.workers
         }
         workers.update(self._undeclared(agent_id))
-        seen = registry.seen.get(agent_id)
+        seen = state.seen.get(agent_id)
         return {
             "agent_id": agent_id,
-            "proof_key": registry.proof_key(agent_id),
+            "proof_key": state.proof_key(agent_id),
             "secret_sha256": agent.secret_sha256 if agent else "",
             "heard_at": iso(seen.last_seen_wall) if seen else None,
             "workers": self._told(workers),
         }
 
     def _worker(self, worker_id: str, agent_id: str, actor: str, now: Now) -> tuple[Result, str]:
-        registry, spec = self._registry, self._specs[worker_id]
-        worker = registry.workers_by_id.get(worker_id)
+        state, spec = self._state, self._specs[worker_id]
+        worker = state.workers_by_id.get(worker_id)
         if worker is None:
             return self._new(worker_id, agent_id, spec, now)
         if agent_id not in (worker.agent_id, worker.home):
@@ -270,14 +282,14 @@ class Deployment:
         self._differences[worker_id] = differences(worker.spec, spec)
         revived, corrected = worker.undeclared or worker.desired == "removed", ""
         if (changed or revived) and not self._request.check:
-            leases.specified_anew(worker, spec)
+            specified_anew(worker, spec)
             worker.undeclared = False
             if worker.desired == "removed":
                 worker.desired, worker.generation = "running", worker.generation + 1
                 self._will_start(worker)
             elif changed:
                 corrected = self._correct(worker, actor, now)
-            registry.store_worker(worker)
+            state.store_worker(worker)
         away = ""
         if worker.agent_id != agent_id:
             away = f"it lives on {worker.host} since it was reassigned; to bring it home: "
@@ -286,16 +298,16 @@ class Deployment:
             return "changed", "; ".join(filter(None, (away, corrected)))
         if not changed:
             return ("changed", away or "declared again") if revived else ("unchanged", away)
-        report = registry.worker_seen[worker_id].report
+        report = state.worker_seen[worker_id].report
         if report and report.launch_digest and report.launch_digest != messages.launch_digest(spec):
             return "changed", "restart pending: it runs on with the specification it was started with"
         return "changed", away
 
     def _new(self, worker_id: str, agent_id: str, spec: messages.WorkerSpec, now: Now) -> tuple[Result, str]:
-        registry, stopped_by, message = self._registry, "", ""
-        if registry.stopped_by:
-            stopped_by, message = "failure handler", f"stopped with all others: {registry.stopped_by}"
-        if registry.rebuilt and self._request.found is not None:
+        state, stopped_by, message = self._state, "", ""
+        if state.stopped_by:
+            stopped_by, message = "failure handler", f"stopped with all others: {state.stopped_by}"
+        if state.rebuilt and self._request.found is not None:
             places = self._where_found(worker_id)
             if places and agent_id not in places:
                 return "refused", (
@@ -308,30 +320,29 @@ class Deployment:
                 message = "no host that was read runs it: it is declared stopped; to start it: "
                 message += f"invoke start {worker_id}" + (f" (not read: {', '.join(unread[:10])})" if unread else "")
         if not self._request.check:
-            worker = WorkerRecord(worker_id, agent_id, agent_id, spec, epoch=registry.next_epoch())
+            worker = WorkerRecord(worker_id, agent_id, agent_id, spec, epoch=state.next_epoch())
             if stopped_by:
-                worker.want("stopped", by=stopped_by, cause="stop_all" if registry.stopped_by else "state", now=now)
-            registry.agents_by_id[agent_id].withdrawn.pop(worker_id, None)
-            registry.index_worker(worker)
+                worker.want("stopped", by=stopped_by, cause="stop_all" if state.stopped_by else "state", now=now)
+            state.agents_by_id[agent_id].withdrawn.pop(worker_id, None)
+            state.index_worker(worker)
             self._will_start(worker)
         return "new", message
 
     def _correct(self, worker: WorkerRecord, actor: str, now: Now) -> str:
         """A worker that failed, or waits for its next attempt, begins again with its corrected specification and a new
         budget. Of a failed gang that is all of it, once. What is told of it; "" where there was nothing to do."""
-        registry = self._registry
-        report = registry.worker_seen[worker.worker_id].report
-        state = report.state if report else worker.last_state
+        report = self._state.worker_seen[worker.worker_id].report
+        reported = report.state if report else worker.last_state
         if worker.desired != "running":
             return ""
         if worker.gang:
-            gang = registry.gangs.records.get(worker.spec.group)
+            gang = self._gangs.records.get(worker.spec.group)
             if gang is None or gang.phase != "failed":
                 return ""
             self._failed_gangs.setdefault(worker.spec.group, worker)
             self._will_start(worker)
             return "corrected: its gang begins again with a new budget"
-        if state not in (states.FAILED, states.BACKOFF):
+        if reported not in (states.FAILED, states.BACKOFF):
             return ""
         worker.generation, worker.moves = worker.generation + 1, 0
         self._will_start(worker)
@@ -339,42 +350,40 @@ class Deployment:
 
     def _will_start(self, worker: WorkerRecord) -> None:
         if worker.desired == "running":
-            report = self._registry.worker_seen[worker.worker_id].report
+            report = self._state.worker_seen[worker.worker_id].report
             self._starts[worker.worker_id] = max(worker.attempt, report.attempt if report else 0) + 1
 
     def _moved(
         self, worker: WorkerRecord, agent_id: str, spec: messages.WorkerSpec, actor: str, now: Now
     ) -> tuple[Result, str]:
-        registry = self._registry
-        view = registry.worker(worker.worker_id)
+        state = self._state
+        view = state.worker(worker.worker_id)
         if worker.moving.get("to") == agent_id:
             if not self._request.check:
-                leases.specified_anew(worker, spec)
+                specified_anew(worker, spec)
                 worker.undeclared, worker.moving = False, {**worker.moving, "settles": True}
-                registry.store_worker(worker)
+                state.store_worker(worker)
             return "unchanged", f"it is moving here from {worker.host}"
-        if not registry.leases.surely_gone(worker.worker_id, now):
+        if not self._leases.surely_gone(worker.worker_id, now):
             return "refused", (
                 f"it is {view['state']} on {worker.host}; stop it there first (invoke stop {worker.worker_id}), then "
                 f"deploy again; or bring it here: invoke move {worker.worker_id} {agent_id}"
             )
-        target = registry.agents_by_id.get(agent_id)
+        target = state.agents_by_id.get(agent_id)
         if target is not None and worker.worker_id in target.withdrawn:
             return "refused", f"{agent_id} has not confirmed yet that its earlier copy is gone; deploy again soon"
         if not self._request.check:
-            old = registry.agents_by_id.get(worker.agent_id)
+            old = state.agents_by_id.get(worker.agent_id)
             reason = f"moved here from {worker.host}, where it had ended"
             if old is not None and old.kind == "launcher":
-                registry.drop_agent(old.agent_id)
+                state.drop_agent(old.agent_id)
             elif old is not None:
-                registry.withdraw(old, worker)
-            registry.places.hand_over(worker, agent_id, agent_id)
+                state.withdraw(old, worker)
+            self._placement.hand_over(worker, agent_id, agent_id)
             worker.spec, worker.undeclared, worker.home, worker.moves = spec, False, "", 0
-            registry.store_worker(worker)
+            state.store_worker(worker)
             self._will_start(worker)
-            registry.event_log.add(
-                "takeover", now, worker_id=worker.worker_id, host=agent_id, reason=reason, actor=actor
-            )
+            state.event_log.add("takeover", now, worker_id=worker.worker_id, host=agent_id, reason=reason, actor=actor)
         return "moved", f"from {view['host']}"
 
     def _undeclared(self, agent_id: str) -> dict[str, tuple[Result, str]]:
@@ -390,7 +399,7 @@ class Deployment:
                 )
         guests = {worker.worker_id for workers in self._away.values() for worker in workers}
         deployed = {host.host for host in self._request.hosts}
-        for worker in self._registry.workers_of(agent_id):
+        for worker in self._state.workers_of(agent_id):
             if worker.worker_id in guests or worker.desired == "removed" or worker.moving:
                 continue
             elsewhere = self._declared_on.get(worker.worker_id)
@@ -408,7 +417,7 @@ class Deployment:
             worker.undeclared = True
             if self._request.prune:
                 worker.desired, worker.generation = "removed", worker.generation + 1
-            self._registry.store_worker(worker)
+            self._state.store_worker(worker)
         return found
 
 

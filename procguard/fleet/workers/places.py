@@ -21,7 +21,7 @@ from procguard.fleet.workers import failure_history, placement
 ATTEMPTS_UNHEARD = 10  # starts that a host may have made while nobody heard of them, within one lease of a minute
 
 
-class Places:
+class PlacementService:
     def __init__(self, state: FleetState, leases: Leases) -> None:
         self._state = state
         self._leases = leases

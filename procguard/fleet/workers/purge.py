@@ -1,7 +1,7 @@
 """Taking out of the fleet what is gone for good, all at once: first shown, then confirmed with the token of that.
 
 Gone are workers that nobody declares any more and that have ended, and those of hosts not heard for `silent_s`. Owns
-the previews; what may not be forgotten is refused by the registry, worker by worker, and never hides the others.
+the previews; what may not be forgotten is refused by the fleet, worker by worker, and never hides the others.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from procguard.errors import Conflict, NotFound, ProcGuardError
+from procguard.fleet.fleet import Fleet
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import WorkerRecord
 from procguard.fleet.operations.confirmations import LASTS_S, Previews
-from procguard.fleet.registry import Registry
 from remote_agent.protocol import states
 
 NAMED = 100  # of those that are shown, and of those that were refused
@@ -28,9 +28,9 @@ class PurgeNumbers:
 
 
 class Purge:
-    def __init__(self, registry: Registry, pause: Callable[[], None], began: Now) -> None:
+    def __init__(self, fleet: Fleet, pause: Callable[[], None], began: Now) -> None:
         """`pause()`: everybody else gets a turn. `began`: nobody's silence from before then is known."""
-        self._registry = registry
+        self._fleet = fleet
         self._pause = pause
         self._began = began
         self._previews = Previews[PurgeNumbers]("g-", "look again at what is gone")
@@ -39,7 +39,7 @@ class Purge:
         """Who is gone now. The token is this actor's, for five minutes, and means exactly these workers."""
         found = sorted(
             worker_id
-            for number, (worker_id, worker) in enumerate(list(self._registry.workers_by_id.items()), 1)
+            for number, (worker_id, worker) in enumerate(list(self._fleet.state.workers_by_id.items()), 1)
             if self._turn(number) and self._is_gone(worker, silent_s, now)
         )
         token = self._previews.issue(PurgeNumbers(silent_s, tuple(found)), owner or actor, now) if found else ""
@@ -53,19 +53,19 @@ class Purge:
         done = 0
         for number, worker_id in enumerate(preview.worker_ids, 1):
             try:
-                worker = self._registry.workers_by_id.get(worker_id)
+                worker = self._fleet.state.workers_by_id.get(worker_id)
                 if worker is None:
                     raise NotFound(f"{worker_id} is gone already", "nothing needs to be done")
                 if not self._is_gone(worker, preview.silent_s, now):
                     raise Conflict(f"{worker_id} is part of the fleet again", "leave it")
-                self._registry.take_out(worker_id, actor, now)
+                self._fleet.workers.take_out(worker_id, actor, now)
                 done += 1
             except ProcGuardError as exc:
                 refused.append({"worker_id": worker_id, "message": exc.message, "next": exc.next_step})
             if number % AT_ONCE == 0:
-                self._registry.commit()
+                self._fleet.state.commit()
                 self._pause()
-        self._registry.commit()
+        self._fleet.state.commit()
         return {"taken_out": done, "refused": len(refused), "refusals": refused[:NAMED]}
 
     def _turn(self, number: int) -> bool:
@@ -74,13 +74,13 @@ class Purge:
         return True
 
     def _is_gone(self, worker: WorkerRecord, silent_s: float, now: Now) -> bool:
-        if self._registry.workers_by_id.get(worker.worker_id) is not worker:
+        if self._fleet.state.workers_by_id.get(worker.worker_id) is not worker:
             return False  # taken out during a pause
-        state = self._registry.facts(worker)["state"]
+        state = self._fleet.state.facts(worker)["state"]
         if worker.undeclared and state in states.SETTLED:
             return True
         if state != states.UNKNOWN:
             return False
-        seen = self._registry.seen.get(worker.agent_id)
+        seen = self._fleet.state.seen.get(worker.agent_id)
         heard = seen.last_seen if seen is not None and seen.last_seen is not None else self._began.monotonic
         return now.monotonic - heard >= silent_s

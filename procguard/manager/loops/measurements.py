@@ -6,8 +6,8 @@ import logging
 
 import gevent
 
+from procguard.fleet.fleet import Fleet
 from procguard.fleet.model import clock
-from procguard.fleet.registry import Registry
 from procguard.fleet.telemetry.files import MeasurementFiles
 from procguard.fleet.telemetry.timeseries import SAMPLE_S, Measurements
 from procguard.runtime.cooperative import Pace
@@ -15,14 +15,14 @@ from procguard.runtime.cooperative import Pace
 log = logging.getLogger(__name__)
 
 
-def drive(measurements: Measurements, files: MeasurementFiles, registry: Registry) -> None:
+def drive(measurements: Measurements, files: MeasurementFiles, fleet: Fleet) -> None:
     """Never returns. What an earlier run left is read first, and both reading and writing happen in threads."""
     pool, rest = gevent.get_hub().threadpool, Pace()
     pool.apply(files.load, (measurements, clock.read().wall))
     while True:
         gevent.sleep(SAMPLE_S - clock.read().wall % SAMPLE_S)
         try:
-            done = measurements.sample(registry, clock.read().wall, rest)
+            done = measurements.sample(fleet.state, clock.read().wall, rest)
             slots = {kind: dict(measurements.tables[kind].slots) for kind in {kind for kind, _, _ in done}}
             pool.apply(files.append, (done, slots))
         except Exception:  # a mistake in one sample must not end all of them

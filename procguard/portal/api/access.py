@@ -153,7 +153,7 @@ class AccessApi(Resource):
         """
         http_io.note_change(f"scope {body.scope}, name {body.name}")
         token = new_token()
-        record = self.registry.tokens.add(
+        record = self.fleet.tokens.add(
             body.scope, body.name, secret_sha256(token), caller.actor, clock.read(), body.expires_in_s, body.uses
         )
         http_io.note_change(f"{record.token_id}, scope {body.scope}, name {body.name}")
@@ -165,12 +165,12 @@ class AccessApi(Resource):
 
         With `created_by`, `expires_at`, `uses_left`, `last_used_at`, `last_used_from`.
         """
-        return TokenList([_token_view(record) for record in self.registry.tokens.all()])
+        return TokenList([_token_view(record) for record in self.fleet.tokens.all()])
 
     @delete("/api/tokens/<token_id>", "operator", tag="access", zh="撤销令牌", errors=(404,))
     def revoke(self, token_id: str, caller: Principal) -> TokenRevoked:
         """Revoke a token."""
-        self.registry.tokens.revoke(token_id, caller.actor, clock.read())
+        self.fleet.tokens.revoke(token_id, caller.actor, clock.read())
         return TokenRevoked(token_id)
 
     # -------------------------------------------------------------------------------------------------- audit
@@ -215,13 +215,13 @@ class AccessApi(Resource):
             raise Refused("the request comes from another site's page", "log in on the portal's own page")
         asked: LoginRequest = read_body(LoginRequest)
         digest = secret_sha256(asked.token.strip())
-        record = self.registry.tokens.find(digest)
+        record = self.fleet.tokens.find(digest)
         if record is None or record.scope not in LOGIN_SCOPES:
             wait_s = self._wrong_tokens.wrong(address, now.monotonic)
             if wait_s > 0:
                 raise too_many_wrong_tokens(address, wait_s)
             raise Refused("this is no operator's or viewer's token", "make one: invoke token.create, on its machine")
-        ended = self.registry.tokens.usable(record, now)
+        ended = self.fleet.tokens.usable(record, now)
         if ended:
             raise Refused(f"this token {ended}", how_to_replace(record.scope))
         caller = Principal(
@@ -236,7 +236,7 @@ class AccessApi(Resource):
             next_step = f"wait {wait_s:.0f} s; sessions that are open go on"
             raise LimitExceeded.for_now(f"{caller.actor} logs in too often", next_step, wait_s, "too_often")
         self._wrong_tokens.succeeded(address)
-        self.registry.tokens.used(record, address, now)
+        self.fleet.tokens.used(record, address, now)
         return caller, digest
 
     @post("/api/logout", "anyone", tag="access", zh="退出登录", answers={200: Status})

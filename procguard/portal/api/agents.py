@@ -78,7 +78,7 @@ class AgentsApi(Resource):
         With the manager's own `version` and `releases`: an agent whose `release` is none of them is of another one.
         """
         releases = gevent.get_hub().threadpool.apply(bundle.releases)  # packing takes a moment, the first time
-        agents, now = self.registry.agents(), clock.iso(clock.read().wall)
+        agents, now = self.fleet.agents.views(), clock.iso(clock.read().wall)
         return Agents(cast(list[HostAnswer], agents), str(now), __version__, releases)
 
     @post(
@@ -94,7 +94,7 @@ class AgentsApi(Resource):
 
         `{"fingerprint": "…"}` where several wait under one name.
         """
-        self.registry.approve(agent_id, caller.actor, clock.read(), body.fingerprint)
+        self.fleet.agents.enrolment.approve(agent_id, caller.actor, clock.read(), body.fingerprint)
         return OfAgent(agent_id, "approved")
 
     @post(
@@ -105,7 +105,7 @@ class AgentsApi(Resource):
 
         `{"fingerprint": "…"}` as for its approval.
         """
-        self.registry.deny(agent_id, caller.actor, clock.read(), body.fingerprint)
+        self.fleet.agents.enrolment.deny(agent_id, caller.actor, clock.read(), body.fingerprint)
         return OfAgent(agent_id, "denied")
 
     @put(
@@ -114,7 +114,7 @@ class AgentsApi(Resource):
     )  # fmt: skip
     def credentials(self, agent_id: str, caller: Principal, body: CredentialsRequest) -> OfAgent:
         """Give an agent a new secret, as its digest."""
-        self.registry.set_credentials(agent_id, body.secret_sha256, caller.actor, clock.read())
+        self.fleet.agents.secrets.set(agent_id, body.secret_sha256, caller.actor, clock.read())
         return OfAgent(agent_id, "set")
 
     @post(
@@ -126,7 +126,7 @@ class AgentsApi(Resource):
         `{"agents": ["gpu01"]}` → `{"agents": {"gpu01": {"status": "asked", "message": ""}}}`.
         """
         http_io.note_change(f"{len(body.agents)} agents: {', '.join(body.agents[:20])}")
-        begun = self.registry.rotations.begin(body.agents, caller.actor, clock.read())
+        begun = self.fleet.agents.rotations.begin(body.agents, caller.actor, clock.read())
         return RotationsAsked(cast(dict[str, RotationAsked], begun))
 
     @post("/api/agents/<agent_id>/revoke", "operator", tag="hosts", zh="撤销 agent 的密钥", errors=(404,))
@@ -136,7 +136,7 @@ class AgentsApi(Resource):
         Nor are tokens of scope `agent:ID`; its workers run on. A deployment (of a launcher: an approval) gives it
         another.
         """
-        self.registry.revoke_credentials(agent_id, caller.actor, clock.read())
+        self.fleet.agents.secrets.revoke(agent_id, caller.actor, clock.read())
         return OfAgent(agent_id, "revoked")
 
     @delete("/api/agents/<agent_id>", "operator", tag="hosts", zh="删除已卸载的 agent", errors=(404, 409))
@@ -145,6 +145,6 @@ class AgentsApi(Resource):
 
         With `undeployed=1` only where nothing was ever installed there.
         """
-        forget = self.registry.retract_agent if query.undeployed else self.registry.forget_agent
+        forget = self.fleet.agents.retract if query.undeployed else self.fleet.agents.forget
         forget(agent_id, caller.actor, clock.read())
         return OfAgent(agent_id, "forgotten")

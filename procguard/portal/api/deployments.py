@@ -77,7 +77,7 @@ class DeploymentsApi(Resource):
         environ = bottle.request.environ
         request = http_io.read_object(environ, self.services.limits.deployment_size, MAX_DEPLOYED_OBJECTS)
         http_io.note_change(_deployment(request))
-        reply = self.registry.deploy(request, caller.actor, clock.read())
+        reply = self.fleet.workers.deploy(request, caller.actor, clock.read())
         pinned = self.services.pinned()
         reply.setdefault("manager_urls", self.services.manager_urls())
         reply.setdefault("manager_configured", list(self.services.manager_configured))

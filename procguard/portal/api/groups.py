@@ -56,4 +56,4 @@ class GroupsApi(Resource):
 
         Every group with its members and, of a [gang](groups.md), phase, epoch, attempts and last incident.
         """
-        return GroupsAnswer(cast(list[GroupAnswer], self.registry.gangs.views()))
+        return GroupsAnswer(cast(list[GroupAnswer], self.fleet.gangs.views()))

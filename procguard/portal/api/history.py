@@ -155,14 +155,14 @@ class HistoryApi(Resource):
         wanted = query.wanted(query.cause, query.operation)
         if query.format == "jsonl":
             headers = {"Content-Type": "application/x-ndjson", "X-Accel-Buffering": "no"}
-            return bottle.HTTPResponse(_lines(self.registry.event_log.stream(wanted)), 200, headers)
-        found = [with_last_words(event) for event in self.registry.find_events(wanted, query.limit)]
+            return bottle.HTTPResponse(_lines(self.fleet.state.event_log.stream(wanted)), 200, headers)
+        found = [with_last_words(event) for event in self.fleet.state.find_events(wanted, query.limit)]
         return EventsAnswer(cast(list[Event], found))
 
     @get("/api/recoveries", "viewer", tag="history", zh="主机失联事件")
     def recoveries(self) -> Recoveries:
         """Incidents of silent hosts with each step."""
-        return Recoveries(cast(list[IncidentAnswer], self.registry.recoveries()))
+        return Recoveries(cast(list[IncidentAnswer], self.fleet.state.recoveries()))
 
     @get("/api/workers/<worker_id>/explain", "viewer", tag="workers", zh="用文字解释它的现状", errors=(404,))
     def explain(self, worker_id: str, query: ExplainQuery) -> ExplanationAnswer:
@@ -172,7 +172,7 @@ class HistoryApi(Resource):
         """
         now = clock.read()
         language = words.pick(query.lang, bottle.request.environ.get("HTTP_ACCEPT_LANGUAGE"))
-        facts = explain.gather(self.registry, worker_id, now)
+        facts = explain.gather(self.fleet, worker_id, now)
         said = dataclasses.asdict(explain.explain(facts, language))
         said["next_steps"] = [hints.commands(step) for step in said["next_steps"]]
         of_it = {"worker_id": worker_id, "state": facts.worker["state"], "language": language}

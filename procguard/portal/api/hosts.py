@@ -189,7 +189,7 @@ class HostsApi(Resource):
         `recovery` (`{"starts", "outcome", "reason"}` or null), `tunnel`: `{"state": "opening" | "up" | "down", "port",
         "reason", "since"}` or null.
         """
-        return HostsAnswer(cast(list[HostAnswer], self.registry.hosts()), _server_time())
+        return HostsAnswer(cast(list[HostAnswer], self.fleet.state.hosts()), _server_time())
 
     @post(
         "/api/hosts/<host>/cordon", "operator", tag="hosts", zh="禁止调度新任务到该主机", body_optional=True,
@@ -198,13 +198,13 @@ class HostsApi(Resource):
     def cordon(self, host: str, caller: Principal, body: ReasonRequest) -> OfHost:
         """No new tasks there by the manager's choice."""
         http_io.note_change(body.reason)
-        self.registry.cordon(host, body.reason, caller.actor, clock.read())
+        self.fleet.placement.cordon(host, body.reason, caller.actor, clock.read())
         return OfHost(host, "cordoned")
 
     @post("/api/hosts/<host>/uncordon", "operator", tag="hosts", zh="恢复调度", errors=(404, 409))
     def uncordon(self, host: str, caller: Principal) -> OfHost:
         """New tasks may go there again."""
-        self.registry.uncordon(host, caller.actor, clock.read())
+        self.fleet.placement.uncordon(host, caller.actor, clock.read())
         return OfHost(host, "uncordoned")
 
     @post(
@@ -212,7 +212,7 @@ class HostsApi(Resource):
     )
     def check_ssh(self, host: str) -> SshTried:
         """Can the manager itself reach this host over SSH?"""
-        found = next((one for one in self.registry.agents_by_id.values() if one.host == host and one.ssh), None)
+        found = next((one for one in self.fleet.state.agents_by_id.values() if one.host == host and one.ssh), None)
         if found is None:
             raise NotFound(f"no deployed host {host[:80]!r}", "list them: invoke status, or GET /api/hosts")
         if found.ssh.get("local"):
@@ -222,7 +222,7 @@ class HostsApi(Resource):
         else:
             result = self.services.ssh.check(host, found.ssh, CHECK_SSH_DEADLINE_S)
             ok, reason = result.ok, result.reason
-        self.registry.set_recovery_ssh(host, ok, reason, clock.read())
+        self.fleet.agents.set_recovery_ssh(host, ok, reason, clock.read())
         return SshTried(host, ok, reason)
 
     @post(

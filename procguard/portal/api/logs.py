@@ -108,7 +108,7 @@ class LogsApi(Resource):
         without its end (yet) has `"partial": true`; when following, a later one of the same (`attempt`, `stream`,
         `offset`) replaces it.
         """
-        self.registry.find(worker_id)  # 404 for an unknown one
+        self.fleet.state.find(worker_id)  # 404 for an unknown one
         wanted = self._read(query)
         if query.download:
             return self._download(worker_id, wanted)

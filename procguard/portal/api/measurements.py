@@ -56,7 +56,7 @@ class MeasurementsApi(Resource):
 
         [Below](#measurements).
         """
-        self.registry.find(worker_id)  # 404 where there is none
+        self.fleet.state.find(worker_id)  # 404 where there is none
         span = _SPANS[query.span]
         read = self._read("workers", worker_id, span)
         return WorkerMeasurements(*read, worker_id, span.name, span.step_s, span.points)
@@ -67,7 +67,7 @@ class MeasurementsApi(Resource):
 
         By its agent's id.
         """
-        self.registry.agent(agent_id)
+        self.fleet.state.agent(agent_id)
         span = _SPANS[query.span]
         indexes = self.services.measurements.gpus_of(agent_id)
         gpus = [GpuMeasurements(*self._read("gpus", f"{agent_id}/{index}", span), index) for index in indexes]

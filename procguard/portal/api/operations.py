@@ -206,7 +206,7 @@ class Purged(TypedDict):
 class PurgeApi(Resource):
     def __init__(self, services: Services) -> None:
         super().__init__(services)
-        self._purge = Purge(self.registry, give_way, clock.read())
+        self._purge = Purge(self.fleet, give_way, clock.read())
 
     @post("/api/purge/preview", "operator", tag="operations", zh="预览已消失的 worker", example={"silent_s": 60})
     def preview(self, caller: Principal, body: PurgePreviewRequest) -> PurgePreview:
@@ -240,7 +240,7 @@ class OperationsApi(Resource):
         Counts, splits, what is left out, and a token ([below](#batch-operations)).
         """
         http_io.note_change(f"{body.command} {body.selector}")
-        found = self.registry.operations.preview(
+        found = self.fleet.operations.preview(
             body.command, body.selector, caller.actor, clock.read(), body.q, caller.identity
         )
         return cast(PreviewAnswer, found)
@@ -260,14 +260,14 @@ class OperationsApi(Resource):
             reason=body.reason,
             timeout_s=DEFAULT_TIMEOUT_S if body.timeout_s is None else body.timeout_s,
         )
-        view = self.registry.operations.begin(body.token, caller.actor, clock.read(), options, caller.identity)
+        view = self.fleet.operations.begin(body.token, caller.actor, clock.read(), options, caller.identity)
         http_io.note_change(f"{view['operation_id']}: {view['command']} of {view['total']} workers, {view['selector']}")
         return cast(OperationAnswer, view)
 
     @get("/api/operations", "viewer", tag="operations", zh="最近 50 个批量操作")
     def operations(self) -> OperationsAnswer:
         """The newest 50 batches."""
-        return OperationsAnswer(cast(list[OperationAnswer], self.registry.operations.views()))
+        return OperationsAnswer(cast(list[OperationAnswer], self.fleet.operations.views()))
 
     @get("/api/operations/<operation_id>", "viewer", tag="operations", zh="一个批量操作及其条目", errors=(404,))
     def operation(self, operation_id: str, query: ItemsQuery) -> OperationWithItems:
@@ -275,7 +275,7 @@ class OperationsApi(Resource):
 
         `result=failed,expired`: only items that ended so.
         """
-        found = self.registry.operations.view(operation_id, query.result, query.offset, query.limit)
+        found = self.fleet.operations.view(operation_id, query.result, query.offset, query.limit)
         return cast(OperationWithItems, found)
 
     @post(
@@ -287,7 +287,7 @@ class OperationsApi(Resource):
     )
     def cancel(self, operation_id: str, caller: Principal) -> OperationAnswer:
         """What has not begun is not begun."""
-        return cast(OperationAnswer, self.registry.operations.cancel(operation_id, caller.actor, clock.read()))
+        return cast(OperationAnswer, self.fleet.operations.cancel(operation_id, caller.actor, clock.read()))
 
     @post(
         "/api/operations/<operation_id>/retry", "operator", tag="operations", zh="重试失败的条目", status=202,
@@ -298,5 +298,5 @@ class OperationsApi(Resource):
 
         `{"rest": true}`: also what was never begun.
         """
-        view = self.registry.operations.retry(operation_id, caller.actor, clock.read(), rest=body.rest)
+        view = self.fleet.operations.retry(operation_id, caller.actor, clock.read(), rest=body.rest)
         return cast(OperationAnswer, view)

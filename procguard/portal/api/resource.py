@@ -26,7 +26,7 @@ from procguard.agent_api.handlers import Desk, checked_worker_id
 from procguard.config.limits import WebLimits
 from procguard.deploy.install.helper_client import Result
 from procguard.fleet.agents.maintenance import AgentCare
-from procguard.fleet.registry import Registry
+from procguard.fleet.fleet import Fleet
 from procguard.fleet.telemetry.timeseries import Measurements
 from procguard.portal import api
 from procguard.portal.auth.access import CALLER, Auth
@@ -71,7 +71,7 @@ class Services:
     """What resources work with. `ssh`, `notifier`, `tunnels`, `care`: None where this manager has none;
     `manager_configured`: those of `manager_urls()` that agents keep whether or not they prove themselves now."""
 
-    registry: Registry
+    fleet: Fleet
     auth: Auth
     audit: Audit
     sessions: BrowserSessions
@@ -98,7 +98,7 @@ class Resource:
 
     def __init__(self, services: Services) -> None:
         self.services = services
-        self.registry = services.registry
+        self.fleet = services.fleet
 
     def mount(self, app: bottle.Bottle) -> None:
         for route in routes_of(type(self)):  # type: ignore[arg-type]

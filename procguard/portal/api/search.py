@@ -21,8 +21,8 @@ from procguard.agent_api.declaration import JSON, LINES, choice, flag, get, seco
 from procguard.agent_api.long_poll import HeldPoll
 from procguard.errors import UsageError
 from procguard.fleet.agents.log_search import OPEN, Part, Question, Search
+from procguard.fleet.fleet import Fleet
 from procguard.fleet.model import clock
-from procguard.fleet.registry import Registry
 from procguard.portal.api.logs import DIALECT
 from procguard.portal.api.resource import Resource, caller_name
 from procguard.portal.api.workers import MAX_SELECT_CHARS
@@ -106,11 +106,11 @@ class SearchApi(Resource):
         """
         services, matching = self.services, self.services.matching
         question, find = read_question(query, matching)
-        workers = self.registry.operations.matching(query.select, query.q)
+        workers = self.fleet.operations.matching(query.select, query.q)
         poll = HeldPoll("search", "", bottle.request.environ.get("procguard.socket"))
-        search = self.registry.searches.begin(question, workers, clock.read(), poll.wake)
+        search = self.fleet.log_searches.begin(question, workers, clock.read(), poll.wake)
         own = OwnSearch(services.log_store, matching, search, find, caller_name())
-        running = RunningSearch(self.registry, services.log_store, search, poll, own)
+        running = RunningSearch(self.fleet, services.log_store, search, poll, own)
         try:
             own.begin()
         except BaseException:
@@ -129,8 +129,8 @@ class SearchApi(Resource):
 class RunningSearch:
     """A search as the file that bottle streams: each `read` waits for the next host; empty = the end."""
 
-    def __init__(self, registry: Registry, store: LogStore, search: Search, poll: HeldPoll, own: OwnSearch) -> None:
-        self._registry, self._store, self._search, self._poll, self._own = registry, store, search, poll, own
+    def __init__(self, fleet: Fleet, store: LogStore, search: Search, poll: HeldPoll, own: OwnSearch) -> None:
+        self._fleet, self._store, self._search, self._poll, self._own = fleet, store, search, poll, own
         self._newest = Newest(search.question.max_lines)
         self._begun = self._ended = False
 
@@ -165,7 +165,7 @@ class RunningSearch:
     def close(self) -> None:
         self._poll.release()
         self._own.end()
-        self._registry.searches.end(self._search)
+        self._fleet.log_searches.end(self._search)
 
     def _wait(self) -> None:
         left_s = self._search.ends_at - clock.read().monotonic

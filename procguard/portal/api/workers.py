@@ -188,7 +188,7 @@ class WorkersApi(Resource):
         `{"workers": [...], "total": n}`; `select` is a [selector](operations.md#selectors).
         """
         selector = selectors.parse(query.select)
-        views = [view for view in self.registry.workers() if selector.matches(view) and _matches(view, query)]
+        views = [view for view in self.fleet.state.workers() if selector.matches(view) and _matches(view, query)]
         page = _sorted(views, query.sort or "worker_id")[query.offset : query.offset + query.limit]
         return WorkersAnswer(cast(list[WorkerAnswer], page), len(views))
 
@@ -200,7 +200,7 @@ class WorkersApi(Resource):
         `moving_to`, `recovery`: `{"state", "reason"}` where its task waits for another host (`waiting`,
         `not_proven_gone`, `no_spare`, `gave_up`, `by_hand`, `switched_off`).
         """
-        return cast(WorkerAnswer, self.registry.worker(worker_id))
+        return cast(WorkerAnswer, self.fleet.state.worker(worker_id))
 
     @post(
         "/api/workers/<worker_id>/command", "operator", tag="workers", zh="启动、停止、重启或强制结束", status=202,
@@ -214,7 +214,7 @@ class WorkersApi(Resource):
         """
         http_io.note_change(f"{body.command}: {body.reason}" if body.reason else body.command)
         origin = f"{bottle.request.environ.get('REMOTE_ADDR', '?')}, {caller.via}"
-        record = self.registry.command(worker_id, body.command, caller.actor, clock.read(), body.reason, origin)
+        record = self.fleet.workers.command(worker_id, body.command, caller.actor, clock.read(), body.reason, origin)
         return Accepted(record.command_id, record.worker_id, record.command)
 
     @post(
@@ -227,13 +227,13 @@ class WorkersApi(Resource):
         `{"host": "gpu02"}`: stopped here, then started there; 202. The rules are in fleet/workers/places.py.
         """
         http_io.note_change(f"to {body.host}")
-        self.registry.move(worker_id, body.host, caller.actor, clock.read())
+        self.fleet.placement.move(worker_id, body.host, caller.actor, clock.read())
         return Moving(worker_id, body.host)
 
     @delete("/api/workers/<worker_id>", "operator", tag="workers", zh="删除已结束的 worker", errors=(404, 409))
     def forget(self, worker_id: str, caller: Principal) -> OfWorker:
         """Forget one that has ended."""
-        self.registry.forget(worker_id, caller.actor, clock.read())
+        self.fleet.workers.forget(worker_id, caller.actor, clock.read())
         return OfWorker(worker_id, "forgotten")
 
     @get("/api/commands", "viewer", tag="workers", zh="最近的命令")
@@ -243,7 +243,7 @@ class WorkersApi(Resource):
         `worker=ID`: those of one worker.
         """
         worker_id = checked_worker_id(query.worker) if query.worker else ""
-        return Commands(cast(list[CommandView], self.registry.commands(worker_id, query.limit)))
+        return Commands(cast(list[CommandView], self.fleet.state.commands(worker_id, query.limit)))
 
     @get("/api/commands/<command_id>", "viewer", tag="workers", zh="命令的结果", errors=(404,))
     def command_status(self, command_id: str) -> CommandView:
@@ -251,7 +251,7 @@ class WorkersApi(Resource):
 
         Who asked, when, why, and how far it is: `accepted`, `delivered`, `done`, `failed`, `expired`, with its message.
         """
-        return cast(CommandView, self.registry.command_view(command_id))
+        return cast(CommandView, self.fleet.state.command_view(command_id))
 
 
 def _matches(view: dict[str, Any], query: WorkersQuery) -> bool:

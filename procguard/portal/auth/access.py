@@ -23,9 +23,9 @@ from procguard.agent_api.sessions import AgentSessions
 from procguard.errors import Forbidden, LimitExceeded, Refused
 from procguard.fleet.agents.addresses import address_group
 from procguard.fleet.agents.token_scopes import AGENT_SCOPE, SCOPES, Scope, how_to_replace
+from procguard.fleet.fleet import Fleet
 from procguard.fleet.model import clock
 from procguard.fleet.model.records import TokenRecord
-from procguard.fleet.registry import Registry
 from procguard.portal.auth import local_client, peer_uid
 from procguard.portal.auth.audit import ASKS
 from procguard.portal.auth.live_uses import LiveUses
@@ -65,11 +65,11 @@ WhyForwarded = Callable[[peer_uid.Address, peer_uid.Address], str]
 
 
 class Auth:
-    """Implements procguard.agent_api.interface.Access over the registry's tokens and agents."""
+    """Implements procguard.agent_api.interface.Access over the fleet's tokens and agents."""
 
     def __init__(
         self,
-        registry: Registry,
+        fleet: Fleet,
         sessions: BrowserSessions,
         wrong_tokens: BackOff | None = None,
         trust_local: bool = True,
@@ -79,7 +79,7 @@ class Auth:
         listed_uid: OwnerUid | None = None,
         agent_sessions: AgentSessions | None = None,
     ) -> None:
-        self._registry = registry
+        self._fleet = fleet
         self._sessions = sessions
         self._wrong_tokens = BackOff() if wrong_tokens is None else wrong_tokens  # an empty one is false
         self._unknown_agents = RateLimiter(UNKNOWN_AGENTS_AT_ONCE, UNKNOWN_AGENTS_PER_S)
@@ -90,7 +90,7 @@ class Auth:
         self._why_forwarded = clients.why_forwarded if why_forwarded is None else why_forwarded
         self._listed_uid = clients.listed_uid if listed_uid is None else listed_uid
         self.uses = LiveUses(self._stands)
-        registry.tokens.on_ended(self._token_ended)
+        fleet.tokens.on_ended(self._token_ended)
         sessions.on_closed(self.uses.end_session)
         self._agent_sessions = agent_sessions
         self.ca_file = ""  # of the manager's own CA, where it speaks https by that
@@ -149,10 +149,10 @@ class Auth:
     def by_secret(self, secret_sha256: str, address: str = "") -> Principal | None:
         """Whose secret or token that is now; None for one that is unknown or was revoked. Raises Refused for a token
         that has ended. `address`: from where it was shown."""
-        agent_id = self._registry.authenticate_agent(secret_sha256)
+        agent_id = self._fleet.agents.secrets.authenticate(secret_sha256)
         if agent_id:
             return _agents_principal(agent_id)
-        tokens, now = self._registry.tokens, clock.read()
+        tokens, now = self._fleet.tokens, clock.read()
         token = tokens.find(secret_sha256)
         if token is None:
             return None
@@ -178,7 +178,7 @@ class Auth:
         self._sessions.close_token(token.sha256)
 
     def _stands(self, caller: Principal) -> bool:
-        now, tokens = clock.read(), self._registry.tokens
+        now, tokens = clock.read(), self._fleet.tokens
         token = tokens.by_id(caller.token_id)
         if token is None or tokens.usable(token, now):
             return False
@@ -223,7 +223,7 @@ class Auth:
         session = self._sessions.find(session_id, clock.read().monotonic)
         if session is None:
             return None
-        tokens = self._registry.tokens
+        tokens = self._fleet.tokens
         token = tokens.find(session.token_sha256)
         if token is None or tokens.usable(token, clock.read()):
             self._sessions.close(session_id)
@@ -315,7 +315,7 @@ class Auth:
 
     def check_worker_agent(self, caller: Principal, worker_id: str, operator_too: bool = False) -> Principal:
         """The agent that runs this worker (or, where allowed, an operator)."""
-        if caller.kind == "agent" and self._registry.owns(caller.agent_id, worker_id):
+        if caller.kind == "agent" and self._fleet.agents.owns(caller.agent_id, worker_id):
             return caller
         if operator_too and caller.kind == "operator":
             return caller

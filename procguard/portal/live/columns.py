@@ -2,15 +2,15 @@
 
 Ten thousand rows are read often, so nothing here builds a view (fleet/workers/views.py); what a row says is what a view
 would say, with times as Unix seconds. Columns change when something happened, measures all the time. Pure but for
-reading the registry's records.
+reading the fleet's records.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from procguard.fleet.fleet import Fleet
 from procguard.fleet.model.records import AgentRecord, PendingLauncher, WorkerRecord
-from procguard.fleet.registry import Registry
 from procguard.fleet.workers import views
 from remote_agent.protocol import messages
 
@@ -85,34 +85,34 @@ _WAITING_SHOWN_WITHIN_S = 2.0  # a countdown told anew with every heartbeat is t
 
 
 class WorkerColumns:
-    """Rows of the registry's workers, by id."""
+    """Rows of the fleet's workers, by id."""
 
     columns = WORKER_COLUMNS
     measures = WORKER_MEASURES
     key = "worker_id"
 
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
 
     def ids(self) -> list[str]:
-        return list(self._registry.workers_by_id)
+        return list(self._fleet.state.workers_by_id)
 
     def row(self, worker_id: str, before: Row | None, wall: float) -> Row | None:
         """None: there is no such worker. `before`: its row as it was told last."""
-        registry = self._registry
-        worker: WorkerRecord | None = registry.workers_by_id.get(worker_id)
-        seen = registry.worker_seen.get(worker_id)
-        agent = registry.seen.get(worker.agent_id) if worker is not None else None
+        fleet = self._fleet
+        worker: WorkerRecord | None = fleet.state.workers_by_id.get(worker_id)
+        seen = fleet.state.worker_seen.get(worker_id)
+        agent = fleet.state.seen.get(worker.agent_id) if worker is not None else None
         if worker is None or seen is None or agent is None:
             return None
         report, spec = seen.report, worker.spec
         reachable = agent.state in ("connected", "suspect")
         if worker.gang:  # its gang may say more of it than its runner can know
-            view = registry.worker_view(worker)
+            view = fleet.state.worker_view(worker)
             state, known, reason = view["state"], view["last_known_state"], view["reason"]
         else:
             state, known = views.observed_state(worker, seen, reachable)
-            reason = views.shown_reason(worker, seen, state, registry.agent_reason(worker.agent_id))
+            reason = views.shown_reason(worker, seen, state, fleet.state.agent_reason(worker.agent_id))
         starts_in_s = report.next_start_in_s if report else None
         starts_at = None if starts_in_s is None or state != "backoff" else round(wall + starts_in_s)
         told = before[_STARTS_AT] if before is not None else None
@@ -145,7 +145,7 @@ class WorkerColumns:
         )
 
     def measured(self, worker_id: str) -> Row | None:
-        seen = self._registry.worker_seen.get(worker_id)
+        seen = self._fleet.state.worker_seen.get(worker_id)
         usage: messages.WorkerUsage | None = seen.report.usage if seen is not None and seen.report else None
         if usage is None:
             return None
@@ -162,24 +162,24 @@ _STARTS_AT = WORKER_COLUMNS.index("next_start_at")
 
 
 class HostColumns:
-    """Rows of the registry's agents by their id, and of launchers that wait for approval."""
+    """Rows of the fleet's agents by their id, and of launchers that wait for approval."""
 
     columns = HOST_COLUMNS
     measures = HOST_MEASURES
     key = "agent"
 
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
 
     def ids(self) -> list[str]:
-        return [*self._registry.agents_by_id, *self._registry.enrolment.waiting()]
+        return [*self._fleet.state.agents_by_id, *self._fleet.agents.enrolment.waiting()]
 
     def row(self, item_id: str, before: Row | None, wall: float) -> Row | None:
-        registry = self._registry
-        agent: AgentRecord | None = registry.agents_by_id.get(item_id)
-        seen = registry.seen.get(item_id)
+        fleet = self._fleet
+        agent: AgentRecord | None = fleet.state.agents_by_id.get(item_id)
+        seen = fleet.state.seen.get(item_id)
         if agent is None or seen is None:
-            pending = registry.enrolment.waiting().get(item_id)
+            pending = fleet.agents.enrolment.waiting().get(item_id)
             return self._pending(pending) if pending is not None else None
         beat = seen.heartbeat
         usage, facts = (beat.usage, beat.facts) if beat else (None, None)
@@ -192,7 +192,7 @@ class HostColumns:
             views.shown_address(agent, seen),
             beat.release if beat else agent.release,
             seen.reason,
-            registry.worker_count(item_id),
+            fleet.state.worker_count(item_id),
             seen.recovery_ssh,
             views.tunnel(agent, seen),
             agent.spare,
@@ -212,9 +212,9 @@ class HostColumns:
         )
 
     def measured(self, item_id: str) -> Row | None:
-        seen = self._registry.seen.get(item_id)
+        seen = self._fleet.state.seen.get(item_id)
         if seen is None:
-            pending = self._registry.enrolment.waiting().get(item_id)
+            pending = self._fleet.agents.enrolment.waiting().get(item_id)
             return (round(pending.last_seen), *([None] * (len(HOST_MEASURES) - 1))) if pending is not None else None
         heard = None if not seen.last_seen_wall else round(seen.last_seen_wall)
         usage: messages.HostUsage | None = seen.heartbeat.usage if seen.heartbeat else None

@@ -3,7 +3,7 @@
 Protocol (docs/protocol.md): hello{proto, epoch}; client sub{topic, seq}; then snap{seq, items} and deltas{seq, prev,
 set, del} of absolute values. A client whose seq is still in the short history gets what it missed instead of a
 snapshot. Topics: workers, hosts, operations, events; one worker or host in full (worker:<id>, host:<agent>); the lists
-as rows:workers and rows:hosts (tables.py); logs:<worker_id>. Knows the registry's views and change feed, and
+as rows:workers and rows:hosts (tables.py); logs:<worker_id>. Knows the fleet's views and change feed, and
 connections; not who is connected where.
 """
 
@@ -20,7 +20,7 @@ import gevent.event
 
 from procguard.agent_api import http_io
 from procguard.errors import ProcGuardError
-from procguard.fleet.registry import Registry
+from procguard.fleet.fleet import Fleet
 from procguard.portal.http import frames
 from procguard.portal.live import columns
 from procguard.portal.live.logs import LogTopic
@@ -116,18 +116,18 @@ class Topic:
 class LiveHub:
     """Takes changes in (O(1) each) and sends them out from one greenlet."""
 
-    def __init__(self, registry: Registry, log_store: LogStore) -> None:
-        self._registry = registry
+    def __init__(self, fleet: Fleet, log_store: LogStore) -> None:
+        self._fleet = fleet
         self._log_store = log_store
         self._topics = {
-            "workers": Topic("workers", registry.workers, "worker_id"),
-            "hosts": Topic("hosts", registry.agents, "agent"),
-            "operations": Topic("operations", registry.operations.views, "operation_id"),
-            "events": Topic("events", lambda: registry.events(limit=SNAPSHOT_EVENTS), "seq"),
+            "workers": Topic("workers", fleet.state.workers, "worker_id"),
+            "hosts": Topic("hosts", fleet.agents.views, "agent"),
+            "operations": Topic("operations", fleet.operations.views, "operation_id"),
+            "events": Topic("events", lambda: fleet.state.events(limit=SNAPSHOT_EVENTS), "seq"),
         }
         self._rows = {
-            "workers": RowTopic("rows:workers", columns.WorkerColumns(registry), Pace(), give_way),
-            "hosts": RowTopic("rows:hosts", columns.HostColumns(registry), Pace(), give_way),
+            "workers": RowTopic("rows:workers", columns.WorkerColumns(fleet), Pace(), give_way),
+            "hosts": RowTopic("rows:hosts", columns.HostColumns(fleet), Pace(), give_way),
         }
         self._singles: dict[str, Topic] = {}  # worker:<id>, host:<agent>: while somebody looks at it
         self._log_topics: dict[str, LogTopic] = {}
@@ -135,8 +135,8 @@ class LiveHub:
         self._greenlet: Any = None
 
     def start(self) -> None:
-        self._registry.on_change(self._on_change)
-        self._registry.on_look(self._is_seen)
+        self._fleet.state.on_change(self._on_change)
+        self._fleet.state.on_look(self._is_seen)
         self._log_store.on_append(self._on_log)
         self._greenlet = gevent.spawn(self._loop)
 
@@ -145,7 +145,7 @@ class LiveHub:
             self._greenlet.kill()
 
     def hello(self) -> bytes:
-        return frame({"t": "hello", "proto": PROTO, "epoch": self._registry.instance_id})
+        return frame({"t": "hello", "proto": PROTO, "epoch": self._fleet.state.instance_id})
 
     # ------------------------------------------------------------------------------------------------ changes
 
@@ -161,7 +161,7 @@ class LiveHub:
         if view == {}:
             self._topics[topic].skip()
             if topic == "workers" and not seen and not self._singles:
-                self._registry.workers_unseen = True
+                self._fleet.state.workers_unseen = True
         else:
             self._topics[topic].change(item_id, view)
             seen = True
@@ -171,7 +171,7 @@ class LiveHub:
     def _view(self, topic: str, item_id: str) -> Any:
         """A worker or host in full; None when there is none."""
         try:
-            return self._registry.worker(item_id) if topic == "workers" else self._registry.host_view(item_id)
+            return self._fleet.state.worker(item_id) if topic == "workers" else self._fleet.state.host_view(item_id)
         except (ProcGuardError, KeyError):
             return None
 
@@ -205,13 +205,13 @@ class LiveHub:
 
     def snapshot(self, name: str) -> bytes | None:
         """The list of workers or hosts as JSON; None: there is no such list."""
-        self._registry.workers_unseen = False
+        self._fleet.state.workers_unseen = False
         rows = self._rows.get(name)
-        return rows.snapshot(self._registry.instance_id) if rows is not None else None
+        return rows.snapshot(self._fleet.state.instance_id) if rows is not None else None
 
     def subscribe(self, client: LiveClient, name: str, seq: int) -> str:
         """ "" or why not."""
-        self._registry.workers_unseen = False
+        self._fleet.state.workers_unseen = False
         topic = self._topics.get(name)
         if topic is not None:
             topic.subscribe(client, seq)
@@ -246,7 +246,7 @@ class LiveHub:
         if sum(1 for topic in self._log_topics.values() if client in topic.clients) >= MAX_LOG_TOPICS_PER_CLIENT:
             return f"at most {MAX_LOG_TOPICS_PER_CLIENT} logs at once"
         try:
-            self._registry.worker(worker_id)
+            self._fleet.state.worker(worker_id)
         except ProcGuardError as exc:
             return str(exc)
         topic = self._log_topics.setdefault(worker_id, LogTopic(worker_id))

@@ -14,8 +14,8 @@ from typing import Any
 import gevent.lock
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 
+from procguard.fleet.fleet import Fleet
 from procguard.fleet.model import clock
-from procguard.fleet.registry import Registry
 from procguard.portal.logs.store import LogStore
 from procguard.portal.metrics import fleet
 from procguard.portal.metrics.fleet import Family, label_set
@@ -39,13 +39,13 @@ class Metrics:
 
     def __init__(
         self,
-        registry: Registry,
+        of: Fleet,
         log_store: LogStore,
         gauges: dict[str, tuple[str, Callable[[], float]]],
         notifications: Callable[[], list[dict[str, Any]]] = list,
         options: MetricsOptions | None = None,
     ) -> None:
-        self._registry = registry
+        self._fleet = of
         self._log_store = log_store
         self._gauges = gauges
         self._notifications = notifications
@@ -59,7 +59,7 @@ class Metrics:
         ProcessCollector(registry=self._collectors)
         self._requests = RequestCounts()
         self.count = self._requests.count
-        registry.event_log.on_event(self._take)
+        of.state.event_log.on_event(self._take)
 
     def _take(self, event: dict[str, Any]) -> None:
         """Every event of the history. Kinds, causes and outcomes are words of the code: their number is bounded."""
@@ -83,7 +83,7 @@ class Metrics:
             if self._kept is None or now.monotonic - self._kept[0] > self._options.cache_s:
                 parts = []
                 per_worker = self._options.per_worker
-                for family in fleet.families(self._registry, now, per_worker=per_worker, rest=give_way):
+                for family in fleet.families(self._fleet, now, per_worker=per_worker, rest=give_way):
                     parts.append(family.text().encode())
                     if len(family.lines) > REST_LINES:
                         give_way()
@@ -118,7 +118,7 @@ class Metrics:
         yield _gauge(
             "procguard_recoveries_open",
             "Incidents of silent agents that go on",
-            sum(1 for one in self._registry.recoveries() if one["outcome"] == "open"),
+            sum(1 for one in self._fleet.state.recoveries() if one["outcome"] == "open"),
         )
         yield from self._requests.families()
         yield from self._of_notifications()

@@ -2,7 +2,7 @@
 
 Ten thousand workers are 150,000 lines: building a view and a sample object for each would hold the event loop up for
 seconds. Names and units follow Prometheus' conventions (docs/metrics.md lists each); what was not measured has no
-sample. Reads the registry; changes nothing.
+sample. Reads the fleet; changes nothing.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 from procguard import __version__
+from procguard.fleet.fleet import Fleet
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import KNOWN_STATES, WorkerObserved, WorkerRecord
-from procguard.fleet.registry import Registry
 from procguard.fleet.workers.views import observed_state
 from remote_agent.protocol import messages, states
 
@@ -93,16 +93,16 @@ def _ratio(percent: float | None) -> float | None:
     return None if percent is None else round(percent / _PERCENT, 6)
 
 
-def families(registry: Registry, now: Now, *, per_worker: bool, rest: Callable[[], None]) -> Iterator[Family]:
+def families(fleet: Fleet, now: Now, *, per_worker: bool, rest: Callable[[], None]) -> Iterator[Family]:
     """Every family of the fleet, whether it has samples or not. `rest` lets others run."""
     info = Family("procguard_build_info", "gauge", "The running manager")
-    info.add(label_set(version=__version__, fleet=registry.fleet_id), 1)
+    info.add(label_set(version=__version__, fleet=fleet.state.fleet_id), 1)
     yield info
-    yield from _workers(registry, per_worker=per_worker, rest=rest)
-    yield from _agents(registry, now, per_worker=per_worker, rest=rest)
+    yield from _workers(fleet, per_worker=per_worker, rest=rest)
+    yield from _agents(fleet, now, per_worker=per_worker, rest=rest)
 
 
-def _workers(registry: Registry, *, per_worker: bool, rest: Callable[[], None]) -> Iterable[Family]:
+def _workers(fleet: Fleet, *, per_worker: bool, rest: Callable[[], None]) -> Iterable[Family]:
     def gauge(name: str, text: str) -> Family:
         return Family(f"procguard_worker_{name}", "gauge", text)
 
@@ -114,13 +114,13 @@ def _workers(registry: Registry, *, per_worker: bool, rest: Callable[[], None]) 
     restarts = Family("procguard_worker_restarts_total", "counter", "Automatic restarts of the worker")
     usage = [(gauge(name, text), read) for name, text, read in _OF_USAGE]
     by_state: Counter[str] = Counter()
-    for number, worker in enumerate(list(registry.workers_by_id.values()), 1):
+    for number, worker in enumerate(list(fleet.state.workers_by_id.values()), 1):
         if number % REST_EVERY == 0:
             rest()
-        seen = registry.worker_seen.get(worker.worker_id)
+        seen = fleet.state.worker_seen.get(worker.worker_id)
         if seen is None:
             continue  # it was removed while others had their turn
-        state = _state_of(registry, worker, seen)
+        state = _state_of(fleet, worker, seen)
         by_state[state] += 1
         if not per_worker:
             continue
@@ -147,15 +147,15 @@ def _workers(registry: Registry, *, per_worker: bool, rest: Callable[[], None]) 
     return [counts, up, state_of, since, suspect, unhealthy, restarts, *(family for family, _ in usage)]
 
 
-def _state_of(registry: Registry, worker: WorkerRecord, seen: WorkerObserved) -> str:
+def _state_of(fleet: Fleet, worker: WorkerRecord, seen: WorkerObserved) -> str:
     """As the API shows it; a gang's member may be failed by its gang."""
     if worker.gang:
-        return str(registry.worker_view(worker)["state"])
-    reachable = registry.seen[worker.agent_id].state in KNOWN_STATES
+        return str(fleet.state.worker_view(worker)["state"])
+    reachable = fleet.state.seen[worker.agent_id].state in KNOWN_STATES
     return observed_state(worker, seen, reachable)[0]
 
 
-def _agents(registry: Registry, now: Now, *, per_worker: bool, rest: Callable[[], None]) -> Iterable[Family]:
+def _agents(fleet: Fleet, now: Now, *, per_worker: bool, rest: Callable[[], None]) -> Iterable[Family]:
     def gauge(name: str, text: str) -> Family:
         return Family(f"procguard_{name}", "gauge", text)
 
@@ -165,10 +165,10 @@ def _agents(registry: Registry, now: Now, *, per_worker: bool, rest: Callable[[]
     of_host = [(gauge(f"host_{name}", text), read) for name, text, read in _OF_HOST]
     of_gpu = [(gauge(f"gpu_{name}", text), read) for name, text, read in _OF_GPU]
     by_state: Counter[str] = Counter()
-    for number, agent in enumerate(list(registry.agents_by_id.values()), 1):
+    for number, agent in enumerate(list(fleet.state.agents_by_id.values()), 1):
         if number % (REST_EVERY // 5) == 0:  # eight GPUs each are as much as five workers
             rest()
-        seen = registry.seen.get(agent.agent_id)
+        seen = fleet.state.seen.get(agent.agent_id)
         if seen is None:
             continue
         by_state[seen.state] += 1
@@ -188,7 +188,7 @@ def _agents(registry: Registry, now: Now, *, per_worker: bool, rest: Callable[[]
         _measured(of_host, labels, seen.heartbeat.usage)
         for gpu in seen.heartbeat.usage.gpus:
             _measured(of_gpu, label_set(host=agent.host, gpu=str(gpu.index), worker=gpu.worker_id), gpu)
-    by_state["pending"] = sum(1 for view in registry.enrolment.views())
+    by_state["pending"] = sum(1 for view in fleet.agents.enrolment.views())
     counts = gauge("agents", "Agents by state")
     for state in AGENT_STATES:
         counts.add(label_set(state=state), by_state[state])

@@ -20,10 +20,10 @@ from procguard.cli.program import process
 from procguard.cli.program.command import CliCommand
 from procguard.config import schema
 from procguard.errors import ProcGuardError
+from procguard.fleet.fleet import Fleet
 from procguard.fleet.history.events import EventLog
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.settings import FleetSettings
-from procguard.fleet.registry import Registry
 from procguard.fleet.store import open_store
 from procguard.manager import daemon
 from tests.unit.store_rig import KINDS, loaded
@@ -31,9 +31,9 @@ from tests.unit.store_rig import KINDS, loaded
 WALL = 1_790_000_000.0
 
 
-def registry(path: Path | str, wall: float = WALL) -> Registry:
+def opened(path: Path | str, wall: float = WALL) -> Fleet:
     store = open_store(str(path))
-    return Registry(store, EventLog(store), FleetSettings(), Now(0.0, wall))
+    return Fleet(store, EventLog(store), FleetSettings(), Now(0.0, wall))
 
 
 @pytest.fixture(params=KINDS)
@@ -41,9 +41,11 @@ def state(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A fleet with one worker, 训练, and a manager that has ended."""
     path = tmp_path / "old" / f"fleet{request.param}"
     path.parent.mkdir()
-    fleet = registry(path)
+    fleet = opened(path)
     spec = {"command": "python 训练.py"}
-    fleet.deploy({"hosts": [{"host": "h1", "workers": [{"worker_id": "w1", "spec": spec}]}]}, "tester", Now(0.0, WALL))
+    fleet.workers.deploy(
+        {"hosts": [{"host": "h1", "workers": [{"worker_id": "w1", "spec": spec}]}]}, "tester", Now(0.0, WALL)
+    )
     fleet.close()
     return path
 
@@ -80,14 +82,14 @@ def test_a_migrated_fleet_is_the_same_fleet_with_higher_epochs_that_first_hears_
     assert run(cli_state.migrate, str(state), str(new)) == 0
     same_but_marked(new, state)
     before = loaded(state).tables["workers"]["w1"]["epoch"]
-    fleet = registry(new, WALL - 1e6)  # also where the clock was set back
-    assert fleet.fleet_id == loaded(state).tables["fleet"]["fleet"]["fleet_id"]
-    assert fleet.next_epoch() > before
-    assert fleet.inquiry.open(Now(0.0, WALL))
-    assert any(event["kind"] == "deploy" for event in fleet.events())
+    fleet = opened(new, WALL - 1e6)  # also where the clock was set back
+    assert fleet.state.fleet_id == loaded(state).tables["fleet"]["fleet"]["fleet_id"]
+    assert fleet.state.next_epoch() > before
+    assert fleet.resync.open(Now(0.0, WALL))
+    assert any(event["kind"] == "deploy" for event in fleet.state.events())
     fleet.close()
-    again = registry(new)
-    assert not again.inquiry.open(Now(0.0, WALL))
+    again = opened(new)
+    assert not again.resync.open(Now(0.0, WALL))
     again.close()
 
 
@@ -119,14 +121,14 @@ def test_while_a_manager_runs_on_it_nothing_is_touched(
 
 
 def test_a_backup_and_an_export_are_made_while_a_manager_writes(state: Path, tmp_path: Path) -> None:
-    fleet, new = registry(state), other(state)
+    fleet, new = opened(state), other(state)
     lock = daemon.lock_state(schema.load(None, [f"state.state_file={state}"]))
     try:
-        fleet.command("w1", "stop", "anna", Now(0.0, WALL))
+        fleet.workers.command("w1", "stop", "anna", Now(0.0, WALL))
         assert run(cli_state.backup, str(tmp_path / "b.db"), state=str(state)) == 0
         assert run(cli_state.backup, str(tmp_path / "b.db"), state=str(state)) == 1  # never over another
         assert run(cli_state.export, str(tmp_path / "x.jsonl"), state=str(state)) == 0
-        fleet.command("w1", "start", "anna", Now(0.0, WALL))
+        fleet.workers.command("w1", "start", "anna", Now(0.0, WALL))
     finally:
         lock.release()
     fleet.close()
@@ -135,39 +137,41 @@ def test_a_backup_and_an_export_are_made_while_a_manager_writes(state: Path, tmp
         assert run(cli_state.import_, str(tmp_path / file), state=str(new)) == 0
         found = loaded(new)
         assert found.tables["workers"]["w1"]["desired"] == "stopped" and found.tables["fleet"]["fleet"]["imported"]
-        kinds = [event["kind"] for event in registry(new).events()]
+        kinds = [event["kind"] for event in opened(new).events()]
         assert ("command" in kinds) is (file == "b.db")
         shutil.rmtree(new.parent)
 
 
 def test_a_backup_put_in_the_place_of_the_database_first_asks_the_agents(state: Path, tmp_path: Path) -> None:
-    fleet = registry(state)
+    fleet = opened(state)
     assert run(cli_state.backup, str(tmp_path / "b.db"), state=str(state)) == 0
     fleet.close()
     shutil.rmtree(state.parent)
     state.parent.mkdir(mode=0o700)
     shutil.copy(tmp_path / "b.db", state.with_suffix(".db"))
-    again = registry(state)
-    assert again.inquiry.open(Now(0.0, WALL)) and "w1" in again.workers_by_id
+    again = opened(state)
+    assert again.resync.open(Now(0.0, WALL)) and "w1" in again.state.workers_by_id
     again.close()
 
 
 def test_an_edited_snapshot_becomes_a_state_by_import(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = tmp_path / "old" / "fleet.yaml"
     state.parent.mkdir()
-    fleet = registry(state)
+    fleet = opened(state)
     spec = {"command": "python a.py"}
-    fleet.deploy({"hosts": [{"host": "h1", "workers": [{"worker_id": "w1", "spec": spec}]}]}, "tester", Now(0.0, WALL))
+    fleet.workers.deploy(
+        {"hosts": [{"host": "h1", "workers": [{"worker_id": "w1", "spec": spec}]}]}, "tester", Now(0.0, WALL)
+    )
     fleet.close()
     document = yaml.safe_load(state.read_text(encoding="utf-8"))
     document["tables"]["workers"]["w1"]["spec"]["command"] = "python b.py"
     state.write_text(yaml.safe_dump(document), encoding="utf-8")
     with pytest.raises(ProcGuardError, match=r"invoke state\.import"):
-        registry(state)
+        opened(state)
     new = tmp_path / "new" / "fleet.yaml"
     assert run(cli_state.import_, str(state), state=str(new)) == 0
-    again = registry(new)
-    assert again.find("w1").spec.command == "python b.py" and again.inquiry.open(Now(0.0, WALL))
+    again = opened(new)
+    assert again.state.find("w1").spec.command == "python b.py" and again.resync.open(Now(0.0, WALL))
     again.close()
     state.write_text("all: {hosts: {web-01: {}}}")
     assert run(cli_state.import_, str(state), state=str(tmp_path / "x" / "x.yaml")) == 1
@@ -221,8 +225,8 @@ def test_an_export_that_is_not_whole_is_refused_and_nothing_is_made(
 def test_a_state_for_a_fleet_that_lost_everything_has_its_name_and_asks_first(tmp_path: Path) -> None:
     path = tmp_path / "new.yaml"
     assert run(cli_state.rebuild, "f-0123456789", state=str(path)) == 0
-    fleet = registry(path)
-    assert fleet.fleet_id == "f-0123456789"
+    fleet = opened(path)
+    assert fleet.state.fleet_id == "f-0123456789"
     fleet.close()
     assert run(cli_state.rebuild, "../x", state=str(tmp_path / "other.yaml")) == 1
 

@@ -157,10 +157,10 @@ class History:
         self.manage()
 
     def manage(self) -> None:
-        self.monitor = ProcessMonitor(self.world.registry, self.world.settings, self.world.now)
+        self.monitor = ProcessMonitor(self.world.fleet, self.world.settings, self.world.now)
         self.unheard = True
         self.failures = FailureHandler(
-            self.world.registry,
+            self.world.fleet,
             monitor=self.monitor,
             settings=self.world.settings,
             look=lambda _agent, _replace: Look(False, "unknown", "timed out"),
@@ -185,7 +185,7 @@ class History:
             self.unheard = False
             self.failures.look_for_the_unheard(now)
         self.failures.tick(now)
-        self.world.registry.commit()
+        self.world.fleet.state.commit()
         self.check()
 
     def deliver(self, now: Now, *, all_of_it: bool = False) -> None:
@@ -194,7 +194,7 @@ class History:
                 sent_at, beat = host.outbound.pop(0)
                 if not host.is_heard:
                     continue
-                reply = self.world.registry.heartbeat(host.name, beat, now)
+                reply = self.world.fleet.agents.heartbeat(host.name, beat, now)
                 if host.on and host.hears:
                     host.inbound.append((sent_at, reply))
             while host.on and host.inbound and (all_of_it or self.dice.random() < 0.8):
@@ -217,7 +217,7 @@ class History:
             pass  # refused, and that is an answer
 
     def act(self, what: str, host: Host, worker_id: str) -> None:
-        registry, now = self.world.registry, self.world.now
+        fleet, now = self.world.fleet, self.world.now
         if what == "cut":
             host.power_cut()
         elif what == "on" and not host.on:
@@ -227,9 +227,9 @@ class History:
         elif what == "fail":
             host.fail(worker_id, now.monotonic)
         elif what in ("start", "stop"):
-            registry.command(worker_id, what, "anna", now)
+            fleet.workers.command(worker_id, what, "anna", now)
         elif what == "move":
-            registry.move(worker_id, host.name, "anna", now)
+            fleet.placement.move(worker_id, host.name, "anna", now)
         elif what == "lease":
             self.lease_s = self.dice.choice((4.0, 5.0, 9.0))
             self.deploy()
@@ -237,7 +237,7 @@ class History:
             self.world.restart()
             self.manage()
         elif what == "forget" and worker_id == "w1":
-            registry.forget(worker_id, "anna", now)
+            fleet.workers.forget(worker_id, "anna", now)
             self.deploy()
 
     def heal(self) -> None:
@@ -256,7 +256,7 @@ def test_never_two_instances_and_when_all_is_well_again_one(tmp_path: Path, seed
         history.second()
     history.heal()
     for worker_id in ("w1", "keep"):
-        history.world.registry.command(worker_id, "start", "anna", history.world.now)
+        history.world.fleet.workers.command(worker_id, "start", "anna", history.world.now)
     for _ in range(60):
         history.second(calm=True)
     running = {worker_id for host in history.hosts.values() for worker_id in host.children}

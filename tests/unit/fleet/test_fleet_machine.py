@@ -1,7 +1,7 @@
 """Any course of failures, by hypothesis: hosts cut off, rebooted, lost; agents and the manager killed; answers lost,
 late and doubled; operators commanding and deploying in between. Scenario 22 of the chaos suite.
 
-The real registry, leases, monitor, failure handler and store; the hosts are simulated_host.py. What must hold:
+The real fleet, leases, monitor, failure handler and store; the hosts are simulated_host.py. What must hold:
 
 1. never two live instances of a worker, and no epoch on two hosts (the witness sees every start);
 5. what was acknowledged is there after the manager was killed at any moment, also in the middle of a write;
@@ -30,6 +30,7 @@ from hypothesis.stateful import (
 )
 
 from procguard.errors import ProcGuardError
+from procguard.fleet.fleet import Fleet
 from procguard.fleet.history.events import EventLog
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import AgentRecord
@@ -37,7 +38,6 @@ from procguard.fleet.model.settings import FleetSettings
 from procguard.fleet.recovery.handler import FailureHandler
 from procguard.fleet.recovery.monitor import ProcessMonitor
 from procguard.fleet.recovery.policy import Look
-from procguard.fleet.registry import Registry
 from procguard.fleet.store import open_store
 from remote_agent.protocol import messages
 from tests.chaos import ChaosReport
@@ -84,10 +84,10 @@ class FleetMachine(RuleBasedStateMachine):
     def open_manager(self) -> None:
         path = f"{self.folder}/state.yaml"
         store = open_store(path, auto_save=False, run_blocking=self._write)
-        self.registry = Registry(store, EventLog(store), SETTINGS, self.now)
-        monitor = ProcessMonitor(self.registry, SETTINGS, self.now)
+        self.fleet = Fleet(store, EventLog(store), SETTINGS, self.now)
+        monitor = ProcessMonitor(self.fleet, SETTINGS, self.now)
         self.failures = FailureHandler(
-            self.registry,
+            self.fleet,
             monitor=monitor,
             settings=SETTINGS,
             look=self._look,
@@ -137,7 +137,7 @@ class FleetMachine(RuleBasedStateMachine):
             }
             for host in HOSTS
         ]
-        self.guarded(lambda: self.registry.deploy({"hosts": declared}, "tester", self.now))
+        self.guarded(lambda: self.fleet.workers.deploy({"hosts": declared}, "tester", self.now))
 
     # ------------------------------------------------------------------------------------------ what may happen
 
@@ -162,7 +162,7 @@ class FleetMachine(RuleBasedStateMachine):
         if not host.talks or host.cut or fate == "request lost":
             return
         beat, sent_at = host.heartbeat(), self.now.monotonic
-        reply = self.guarded(lambda: self.registry.heartbeat(name, beat, self.now))
+        reply = self.guarded(lambda: self.fleet.agents.heartbeat(name, beat, self.now))
         if reply is None or fate == "answer lost":
             return
         answer = (reply, sent_at, beat.results, False)
@@ -176,7 +176,7 @@ class FleetMachine(RuleBasedStateMachine):
         one = self.hosts[host]
         if one.talks and not one.cut:
             sent_at = self.now.monotonic
-            reply = self.guarded(lambda: self.registry.agent_reply(host, *one.known, self.now))
+            reply = self.guarded(lambda: self.fleet.agents.replies.news_for_agent(host, *one.known, self.now))
             if reply is not None and not lost:
                 one.take(reply, sent_at, [], held=True)
 
@@ -204,7 +204,7 @@ class FleetMachine(RuleBasedStateMachine):
 
     def _round(self) -> None:
         self.failures.tick(self.now)
-        self.registry.commit()
+        self.fleet.state.commit()
 
     @rule(host=hosts)
     def cable_is_cut(self, host: str) -> None:
@@ -253,7 +253,7 @@ class FleetMachine(RuleBasedStateMachine):
         # Where nothing is alive a restart is a start; of a stopped one it is what an operator wants.
         doubt = self.acknowledged[worker] | meant | ({"running"} if verb == "restart" else set())
         try:
-            record = self.guarded(lambda: self.registry.command(worker, verb, "tester", self.now))
+            record = self.guarded(lambda: self.fleet.workers.command(worker, verb, "tester", self.now))
         except ProcGuardError:
             return  # refused with a reason: nothing was acknowledged
         if record is None:
@@ -265,10 +265,10 @@ class FleetMachine(RuleBasedStateMachine):
 
     @rule(moved=st.sampled_from(["", "", *sorted(WORKERS)]))
     def operator_deploys(self, moved: str) -> None:
-        before = {name: self.registry.workers_by_id[name].agent_id for name in WORKERS}
+        before = {name: self.fleet.state.workers_by_id[name].agent_id for name in WORKERS}
         self.declare(moved)
         for name in WORKERS:  # one that had ended and moved is to run at its new place
-            if self.registry.workers_by_id[name].agent_id != before[name]:
+            if self.fleet.state.workers_by_id[name].agent_id != before[name]:
                 self.acknowledged[name] = self.acknowledged[name] | {"running"}
 
     # ------------------------------------------------------------------------------------------ what must hold
@@ -276,7 +276,7 @@ class FleetMachine(RuleBasedStateMachine):
     @invariant()
     def acknowledged_changes_hold(self) -> None:
         for name, allowed in self.acknowledged.items():
-            worker = self.registry.workers_by_id.get(name)
+            worker = self.fleet.state.workers_by_id.get(name)
             assert worker is not None, f"{name} was acknowledged and is gone"
             assert worker.desired in allowed, f"{name} is to be {worker.desired}; acknowledged was {allowed}"
 
@@ -302,7 +302,7 @@ class FleetMachine(RuleBasedStateMachine):
             self.tick(1.0)
             for name in HOSTS:
                 self.speak(name)
-        for name, worker in self.registry.workers_by_id.items():
+        for name, worker in self.fleet.state.workers_by_id.items():
             live = self.witness.live.get(name, set())
             slot = self.hosts[worker.agent_id].slots.get(name)
             if worker.desired == "running":
@@ -312,7 +312,10 @@ class FleetMachine(RuleBasedStateMachine):
                 assert live == set(), (name, worker, live)
             assert slot is None or slot.epoch == worker.epoch, (name, worker, slot)
         still_open = [
-            record for host in HOSTS for record in self.registry.outbox.open_of_agent(host) if record.command != "start"
+            record
+            for host in HOSTS
+            for record in self.fleet.state.outbox.open_of_agent(host)
+            if record.command != "start"
         ]
         assert still_open == []
 

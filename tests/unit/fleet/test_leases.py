@@ -29,11 +29,11 @@ def run(world: World, agent_id: str = "h1", state: str = "running", **values: An
 
 
 def gone(world: World) -> str:
-    return world.registry.leases.surely_gone("w1", world.now)
+    return world.fleet.leases.surely_gone("w1", world.now)
 
 
 def test_a_fenced_worker_is_granted_its_lease_in_each_answer_to_a_heartbeat(world: World) -> None:
-    epoch = world.registry.workers_by_id["w1"].epoch
+    epoch = world.fleet.state.workers_by_id["w1"].epoch
     for _ in range(2):
         assert run(world).leases == [messages.Lease("w1", epoch, 60.0)]
         world.pass_time(2.0)
@@ -47,14 +47,14 @@ def test_its_assignment_says_that_it_is_fenced_and_the_others_that_they_are_not(
 def test_a_held_request_grants_nothing(world: World) -> None:
     """Nobody knows when the agent sent it: the host could count from no moment of its own."""
     run(world)
-    reply = world.registry.agent_reply("h1", "", 0, world.now)
+    reply = world.fleet.agents.replies.news_for_agent("h1", "", 0, world.now)
     assert reply is not None
     assert reply.leases == []
 
 
 def test_what_is_to_be_stopped_is_granted_on_until_it_has_stopped(world: World) -> None:
     run(world)
-    world.registry.command("w1", "stop", "anna", world.now)
+    world.fleet.workers.command("w1", "stop", "anna", world.now)
     assert run(world, state="stopping").leases
     assert not run(world, state="stopped").leases
 
@@ -80,7 +80,7 @@ def test_each_renewal_counts_anew_also_one_whose_answer_was_lost(world: World) -
 def test_a_worker_that_keeps_running_is_never_gone_by_time_alone(world: World) -> None:
     world.beat("h1", world.report("plain"))
     world.pass_time(1e6)
-    verdict = world.registry.leases.judge("plain", world.now)
+    verdict = world.fleet.leases.judge("plain", world.now)
     assert not verdict.gone
     assert verdict.wait_s is None
     assert "keep" in verdict.reason
@@ -91,7 +91,7 @@ def test_a_host_that_never_spoke_of_a_lease_is_not_believed_to_hold_one(world: W
     run(world, lease_left_s=None)
     world.pass_time(1e6)
     assert gone(world) == ""
-    assert "confirmed" in world.registry.leases.judge("w1", world.now).reason
+    assert "confirmed" in world.fleet.leases.judge("w1", world.now).reason
 
 
 def test_a_fence_put_around_a_running_worker_counts_once_its_host_has_confirmed_it(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_stopped_is_an_end_only_where_it_is_to_be_stopped(world: World) -> None:
     """Waiting for a lease it is stopped too, and the next grant starts it."""
     run(world, state="stopped")
     assert gone(world) == ""
-    world.registry.command("w1", "stop", "anna", world.now)
+    world.fleet.workers.command("w1", "stop", "anna", world.now)
     assert gone(world) == ""  # the stop has not been heard of
     run(world, state="stopped")
     assert "stopped" in gone(world)
@@ -146,13 +146,13 @@ def test_stopped_is_an_end_only_where_it_is_to_be_stopped(world: World) -> None:
 
 def test_an_end_before_the_newest_start_is_none(world: World) -> None:
     run(world, state="failed")
-    world.registry.command("w1", "start", "anna", world.now)
+    world.fleet.workers.command("w1", "start", "anna", world.now)
     assert gone(world) == ""
 
 
 def test_the_last_word_of_an_agent_that_is_away_is_no_proof(world: World) -> None:
     run(world, state="failed")
-    world.registry.mark_agent("h1", "unreachable", "no heartbeat", world.now)
+    world.fleet.agents.mark("h1", "unreachable", "no heartbeat", world.now)
     assert gone(world) == ""
 
 
@@ -166,9 +166,9 @@ def test_no_second_agent_is_granted_a_lease_while_the_first_may_hold_one(world: 
     """Whoever hands a worker over too early: the lease is the last line."""
     run(world)
     world.deploy({"h2": {}})
-    worker, leases = world.registry.workers_by_id["w1"], world.registry.leases
+    worker, leases = world.fleet.state.workers_by_id["w1"], world.fleet.leases
     kept = leases._granted["w1"]
-    world.registry.places.hand_over(worker, "h2", "h2")
+    world.fleet.placement.hand_over(worker, "h2", "h2")
     leases._granted["w1"] = kept
     assert run(world, "h2").leases == []
     world.pass_time(CERTAIN_S + 1.0)
@@ -178,16 +178,16 @@ def test_no_second_agent_is_granted_a_lease_while_the_first_may_hold_one(world: 
 def test_after_an_orderly_hand_over_the_new_agent_is_granted_at_once_and_the_old_one_no_more(world: World) -> None:
     run(world, state="failed")
     world.deploy({"h2": {}})
-    worker = world.registry.workers_by_id["w1"]
-    world.registry.withdraw(world.registry.agents_by_id["h1"], worker)
-    world.registry.places.hand_over(worker, "h2", "h2")
+    worker = world.fleet.state.workers_by_id["w1"]
+    world.fleet.state.withdraw(world.fleet.state.agents_by_id["h1"], worker)
+    world.fleet.placement.hand_over(worker, "h2", "h2")
     assert [lease.epoch for lease in run(world, "h2").leases] == [worker.epoch]
     assert run(world, "h1").leases == []
 
 
 def test_without_any_record_of_a_grant_nothing_is_concluded(world: World) -> None:
     run(world)
-    world.registry.leases.ended("w1")
+    world.fleet.leases.ended("w1")
     world.pass_time(1e6)
     assert gone(world) == ""
 

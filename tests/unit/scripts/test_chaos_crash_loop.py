@@ -1,4 +1,4 @@
-"""A job that dies whenever it is started, for ten minutes of simulated time: the real registry's settings, the real
+"""A job that dies whenever it is started, for ten minutes of simulated time: the real fleet's settings, the real
 Supervisor and decider, a made-up child and clock."""
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def test_a_crash_loop_spends_its_restarts_and_no_more(
 ) -> None:
     world = World(tmp_path, max_recovery_attempts=max_recovery_attempts)
     world.deploy({"h1": {"w1": {"command": "crash"}}})
-    policy = messages.encode(world.registry.assignments("h1")[0].spec.restart)
+    policy = messages.encode(world.fleet.agents.assignments.of("h1")[0].spec.restart)
     most, shortest_s = 0, TEN_MINUTES_S
     for seed in chaos_report.rounds(short=20, long=1000):
         chance = random.Random(seed)

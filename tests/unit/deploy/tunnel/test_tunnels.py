@@ -62,7 +62,7 @@ class Rig:
         self.begin()
 
     def begin(self) -> None:
-        self.tunnels = Tunnels(self.world.registry, self._made)
+        self.tunnels = Tunnels(self.world.fleet, self._made)
         self.tunnels.start(40_000)
 
     def _made(self, on_news: Callable[[Json], None]) -> FakeProcess:
@@ -71,10 +71,10 @@ class Rig:
 
     def deploy(self, *hosts: Json) -> None:
         declared = [{"ssh": {"hostname": one["host"]}, "workers": [], **one} for one in hosts]
-        self.world.registry.deploy({"hosts": declared}, "tester", self.world.now)
+        self.world.fleet.workers.deploy({"hosts": declared}, "tester", self.world.now)
 
     def view(self, host: str) -> Json:
-        return dict(next(one for one in self.world.registry.hosts() if one["host"] == host))
+        return dict(next(one for one in self.world.fleet.state.hosts() if one["host"] == host))
 
     def told(self, what: str) -> list[Any]:
         return [value for name, value in self.process.said if name == what]
@@ -93,7 +93,7 @@ def test_only_hosts_that_ask_for_it_and_are_elsewhere_get_one(rig: Rig) -> None:
     )
     [wish] = rig.told("keep")
     assert (wish["agent_id"], wish["home"], wish["port"], wish["may_move"], wish["to"]) == ("h1", "/x", 0, True, 40_000)
-    assert wish["ssh"] == {"hostname": "h1"} and wish["fleet_id"] == rig.world.registry.fleet_id
+    assert wish["ssh"] == {"hostname": "h1"} and wish["fleet_id"] == rig.world.fleet.state.fleet_id
     assert rig.view("h1")["tunnel"] == {"state": "opening", "port": 0} and rig.view("h2")["tunnel"] is None
 
 
@@ -130,7 +130,7 @@ def test_another_way_to_the_host_opens_it_anew_and_no_wish_ends_it(rig: Rig) -> 
 
 def test_a_host_that_is_forgotten_has_none(rig: Rig) -> None:
     rig.deploy({"host": "h1", "tunnel": True})
-    rig.world.registry.forget_agent("h1", "tester", rig.world.now)
+    rig.world.fleet.agents.forget("h1", "tester", rig.world.now)
     assert rig.told("drop") == ["h1"]
     rig.process.tell({"agent_id": "h1", "state": "up", "port": 1})  # said before it heard of that
 
@@ -252,9 +252,9 @@ def test_the_managers_own_user_and_a_browsers_session_are_nobody_there(desk: Des
 
 
 def test_an_agents_secret_and_an_enrolment_token_count(desk: Desk) -> None:
-    registry, now = desk.world.registry, desk.world.now
+    fleet, now = desk.world.fleet, desk.world.now
     desk.world.deploy({"h1": {"w1": {"command": "x"}}})
-    registry.set_credentials("h1", secret_sha256("s3cret"), "tester", now)
+    fleet.agents.secrets.set("h1", secret_sha256("s3cret"), "tester", now)
     access = AgentsOnly(desk.auth)
     caller = access.identify(desk.request(HTTP_AUTHORIZATION="Bearer s3cret"))
     assert (caller.kind, caller.agent_id) == ("agent", "h1")
@@ -274,7 +274,7 @@ def test_an_operator_may_not_even_speak_for_a_worker_there(desk: Desk) -> None:
 
 
 def test_only_agents_routes_are_there(desk: Desk, tmp_path: Path) -> None:
-    agents = AgentsDesk(desk.world.registry, desk.auth, LogStore(str(tmp_path / "logs")))
+    agents = AgentsDesk(desk.world.fleet, desk.auth, LogStore(str(tmp_path / "logs")))
     app = application(agents, desk.auth, lambda _error: b"{}")
     assert {(route.method, route.rule) for route in app.routes} == {(one.method, one.path) for one in agents.routes()}
     assert all(

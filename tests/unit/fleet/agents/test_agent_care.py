@@ -29,7 +29,7 @@ class Room:
         self.begun: list[Callable[[], None]] = []
         self.returns = True  # another life of the agent is heard a moment later
         self.care = AgentCare(
-            self.world.registry,
+            self.world.fleet,
             hands=self.hand,
             spawn=self.begun.append,
             pause=self.pause,
@@ -49,7 +49,7 @@ class Room:
         for task in self.begun:
             task()
         self.begun.clear()
-        kinds = [one for one in self.world.registry.events(limit=100) if one["kind"].startswith("agent_")]
+        kinds = [one for one in self.world.fleet.state.events(limit=100) if one["kind"].startswith("agent_")]
         return [(one["kind"], one["reason"], one["actor"]) for one in kinds if one["actor"] == "olga"]
 
 
@@ -87,7 +87,7 @@ def test_a_restart_that_is_not_heard_is_told_and_nothing_is_rolled_back(room: Ro
 def test_a_host_out_of_reach_is_told_with_the_cause_and_shown(room: Room) -> None:
     room.care.begin("restart", "h1", "olga")
     assert room.work()[-1][:2] == ("agent_restart_failed", "h1: connection refused")
-    assert room.world.registry.seen["h1"].recovery_ssh["ok"] is False
+    assert room.world.fleet.state.seen["h1"].recovery_ssh["ok"] is False
 
 
 def test_an_agent_of_this_release_already_is_no_failure(room: Room) -> None:
@@ -111,7 +111,7 @@ def test_who_cannot_be_helped_over_ssh_is_refused_at_once(room: Room) -> None:
 def test_a_log_that_cannot_be_read_says_how_to_read_it(room: Room) -> None:
     with pytest.raises(Conflict, match="connection refused") as caught:
         room.care.log("h1", 1000)
-    fleet = room.world.registry.fleet_id
+    fleet = room.world.fleet.state.fleet_id
     assert caught.value.next_step == f"read it there: tail -n 200 ~/.procguard/{fleet}/h1/agent.log"
     whole = {"text": "a line\n", "path": "/p/agent.log", "bytes": 7, "running": False, "pid": None}
     room.answers["log"] = Result(True, "failed", "", {**whole, "ok": True})

@@ -23,7 +23,7 @@ def world(tmp_path: Path) -> World:
 
 def told(world: World) -> list[dict[str, Any]]:
     query = EventQuery(kind=("host_disk_full", "host_disk_ok"))
-    return [dict(event) for event in world.registry.find_events(query, 200)]
+    return [dict(event) for event in world.fleet.state.find_events(query, 200)]
 
 
 def test_a_full_disk_is_one_event_and_its_end_another(world: World) -> None:
@@ -33,17 +33,17 @@ def test_a_full_disk_is_one_event_and_its_end_another(world: World) -> None:
     (full,) = told(world)
     assert full["host"] == "gpu01" and full["cause"] == "disk"
     assert "no space is left on the disk that holds /data/procguard/f-1/gpu01: free some there" in full["reason"]
-    assert world.registry.host_view("gpu01")["disk_trouble"] == "space"
+    assert world.fleet.state.host_view("gpu01")["disk_trouble"] == "space"
     world.beat("gpu01")
     assert [one["kind"] for one in told(world)] == ["host_disk_full", "host_disk_ok"]
-    assert world.registry.host_view("gpu01")["disk_trouble"] == ""
+    assert world.fleet.state.host_view("gpu01")["disk_trouble"] == ""
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "of a newer agent"])
 def test_each_kind_has_its_words(world: World, kind: str) -> None:
     world.beat("gpu01", disk_trouble=kind, disk_path="/data")
     assert "/data" in told(world)[0]["reason"]
-    assert world.registry.host_view("gpu01")["disk_trouble"] == (kind if kind in KINDS else "io")
+    assert world.fleet.state.host_view("gpu01")["disk_trouble"] == (kind if kind in KINDS else "io")
 
 
 def test_an_agent_that_changes_its_mind_with_every_heartbeat_fills_no_history(world: World) -> None:

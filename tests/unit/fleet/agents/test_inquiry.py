@@ -16,15 +16,15 @@ def lost(tmp_path: Path) -> World:
     """w1 on h1, w2 on h2; then the database is lost, and the snapshot is what is left."""
     world = World(tmp_path)
     world.deploy({"h1": {"w1": {"command": "sleep 9"}}, "h2": {"w2": {"command": "sleep 9"}}})
-    world.registry.close()
+    world.fleet.close()
     (tmp_path / "state.db").unlink()
-    world.registry = world.open()
+    world.fleet = world.open()
     return world
 
 
 def test_no_assignment_is_handed_out_until_every_agent_was_heard(lost: World) -> None:
     assert lost.beat("h1", lost.report("w1")).assignments is None
-    assert lost.registry.agent_reply("h1", "", 0, lost.now) is None
+    assert lost.fleet.agents.replies.news_for_agent("h1", "", 0, lost.now) is None
     assert lost.beat("h2", lost.report("w2")).assignments is not None
     assert lost.beat("h1", lost.report("w1")).assignments is not None
 
@@ -33,17 +33,17 @@ def test_an_agent_that_never_returns_does_not_hold_it_up_for_ever(lost: World) -
     assert lost.beat("h1", lost.report("w1")).assignments is None
     lost.pass_time(3 * lost.settings.heartbeat_timeout_s + 1)
     assert lost.beat("h1", lost.report("w1")).assignments is not None
-    assert any("not heard: h2" in event["reason"] for event in lost.registry.events() if event["kind"] == "state")
+    assert any("not heard: h2" in event["reason"] for event in lost.fleet.state.events() if event["kind"] == "state")
 
 
 def test_a_worker_that_has_moved_in_the_lost_part_is_started_nowhere_else(lost: World) -> None:
-    epoch = lost.registry.workers_by_id["w1"].epoch + 1
+    epoch = lost.fleet.state.workers_by_id["w1"].epoch + 1
     assert lost.beat("h1").assignments is None
-    grant = lost.registry.grant("w1", epoch, "h2")  # as the manager that moved it gave it to h2
+    grant = lost.fleet.state.grant("w1", epoch, "h2")  # as the manager that moved it gave it to h2
     reply = lost.beat("h2", lost.report("w2"), lost.report("w1", epoch=epoch, grant=grant))
     assert [(one.worker_id, one.desired, one.epoch) for one in reply.assignments or []] == [
         ("w1", "running", epoch),
-        ("w2", "running", lost.registry.workers_by_id["w2"].epoch),
+        ("w2", "running", lost.fleet.state.workers_by_id["w2"].epoch),
     ]
     assert [(one.worker_id, one.desired) for one in lost.beat("h1").assignments or []] == [("w1", "removed")]
 
@@ -68,15 +68,15 @@ def test_with_a_disk_that_refuses_heartbeats_are_answered_and_nothing_new_is_han
     with monkeypatch.context() as patched:
         refusing(patched)
         with pytest.raises(NotDurable, match="No space left on device"):
-            world.registry.command("w1", "stop", "tester", world.now)
+            world.fleet.workers.command("w1", "stop", "tester", world.now)
         reply = world.beat("h1", world.report("w1"), assignments_rev=rev, events=[world.event("w1", "a", "b")])
         assert (reply.assignments, reply.commands, reply.events_acked) == (None, [], {})
         assert [lease.worker_id for lease in reply.leases] == ["w1"]
-        assert world.registry.agent_reply("h1", rev, 0, world.now) is None
-        assert "No space left" in world.registry.unwritten
-    world.registry.commit()  # the manager's own round
-    assert world.registry.unwritten == ""
+        assert world.fleet.agents.replies.news_for_agent("h1", rev, 0, world.now) is None
+        assert "No space left" in world.fleet.state.unwritten
+    world.fleet.state.commit()  # the manager's own round
+    assert world.fleet.state.unwritten == ""
     reply = world.beat("h1", world.report("w1"), assignments_rev=rev)
     assert [one.desired for one in reply.assignments or []] == ["stopped"]
     world.restart()
-    assert world.registry.workers_by_id["w1"].desired == "stopped"
+    assert world.fleet.state.workers_by_id["w1"].desired == "stopped"

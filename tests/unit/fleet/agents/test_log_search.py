@@ -282,19 +282,21 @@ def world(tmp_path: Path) -> World:
 
 
 def ask(world: World, wakes: list[str] | None = None, **asked: Any) -> searches.Search:
-    workers = world.registry.operations.matching("", "")
+    workers = world.fleet.operations.matching("", "")
     question = Question("needle", **asked)
-    return world.registry.searches.begin(question, workers, world.now, lambda: (wakes or []).append("woken"))
+    return world.fleet.log_searches.begin(question, workers, world.now, lambda: (wakes or []).append("woken"))
 
 
 def told(world: World, agent_id: str) -> list[str]:
-    reply = world.registry.agent_reply(agent_id, world.registry.rev(agent_id), 0, world.now)
+    reply = world.fleet.agents.replies.news_for_agent(
+        agent_id, world.fleet.agents.assignments.rev(agent_id), 0, world.now
+    )
     return [search.search_id for search in reply.searches] if reply is not None else []
 
 
 def test_each_host_is_told_once_and_who_cannot_be_asked_is_named_with_its_reason(world: World) -> None:
     woken: list[str] = []
-    world.registry.on_wake(woken.append)
+    world.fleet.state.on_wake(woken.append)
     search = ask(world)
     assert woken == ["h1", "h2"]
     assert {part.host: part.status for part, _ in search.fresh} == {"h3": "away", "h4": "away"}
@@ -312,19 +314,19 @@ def test_an_answer_counts_once_and_only_for_workers_that_were_asked_about(world:
     foreign = messages.LogMatch("w2", 1, "out", 0, "needle of another host")
     result = messages.LogSearchResult(search.search_id, lines=[own, foreign], found=2, bytes=100)
     for _ in range(2):
-        world.registry.searches.take("h1", result)
+        world.fleet.log_searches.take("h1", result)
     assert [(part.host, lines) for part, lines in search.fresh] == [("h1", [own])]
     assert search.open
     with pytest.raises(NotFound):
-        world.registry.searches.take("h4x", result)
-    world.registry.searches.end(search)
+        world.fleet.log_searches.take("h4x", result)
+    world.fleet.log_searches.end(search)
     with pytest.raises(NotFound):
-        world.registry.searches.take("h2", result)
+        world.fleet.log_searches.take("h2", result)
 
 
 def test_who_has_not_answered_in_time_is_named(world: World) -> None:
     search = ask(world, timeout_s=2.0)
-    world.registry.searches.take("h2", messages.LogSearchResult(search.search_id))
+    world.fleet.log_searches.take("h2", messages.LogSearchResult(search.search_id))
     search.give_up()
     assert {part.host: part.status for part, _ in search.fresh}["h1"] == "no_answer"
     assert not search.open
@@ -336,7 +338,7 @@ def test_so_many_searches_at_once_and_no_more(world: World) -> None:
     running = [ask(world) for _ in range(searches.MAX_AT_ONCE)]
     with pytest.raises(LimitExceeded):
         ask(world)
-    world.registry.searches.end(running[0])
+    world.fleet.log_searches.end(running[0])
     ask(world)
 
 

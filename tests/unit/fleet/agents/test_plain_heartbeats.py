@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from procguard.fleet.agents.heartbeat import Intake
+from procguard.fleet.agents.heartbeat import HeartbeatProcessor
 from remote_agent.protocol import messages
 from tests.unit.fleet_world import World
 
@@ -40,25 +40,25 @@ class Fleet:
         self.world = World(directory)
         self.world.register("w1", secret_sha256=messages.secret_sha256("w1"))
         self.shown: list[Any] = []
-        self.world.registry.on_change(lambda *told: self.shown.append(copy.deepcopy(told)), "workers", "hosts")
+        self.world.fleet.state.on_change(lambda *told: self.shown.append(copy.deepcopy(told)), "workers", "hosts")
 
     def do(self, step: Any) -> Any:
-        registry = self.world.registry
+        fleet = self.world.fleet
         if isinstance(step, str):
-            return registry.command("w1", step, "tester", self.world.now).command
+            return fleet.workers.command("w1", step, "tester", self.world.now).command
         if isinstance(step, float):
-            registry.seen[registry.workers_by_id["w1"].agent_id].state = "connected" if step < 1 else "suspect"
+            fleet.state.seen[fleet.state.workers_by_id["w1"].agent_id].state = "connected" if step < 1 else "suspect"
             return self.world.pass_time(step)
-        reply = registry.worker_heartbeat("w1", copy.deepcopy(step), self.world.now)
+        reply = fleet.agents.heartbeats.take_plain("w1", copy.deepcopy(step), self.world.now)
         for command in reply.commands:
             command.command_id = "any"
         return messages.encode(reply)
 
     def looks(self) -> Any:
-        registry = self.world.registry
-        events = [{**event, "evidence": None} for event in registry.events(limit=1_000)]
-        worker = {name: value for name, value in vars(registry.workers_by_id["w1"]).items() if name != "epoch"}
-        return registry.worker("w1") | {"epoch": 0}, events, worker
+        fleet = self.world.fleet
+        events = [{**event, "evidence": None} for event in fleet.state.events(limit=1_000)]
+        worker = {name: value for name, value in vars(fleet.state.workers_by_id["w1"]).items() if name != "epoch"}
+        return fleet.state.worker("w1") | {"epoch": 0}, events, worker
 
 
 @given(steps=st.lists(STEPS, min_size=1, max_size=12))
@@ -71,7 +71,7 @@ def test_the_short_way_gives_what_the_long_one_gives(
     for step in steps:
         told = short.do(step)
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(Intake, "_only_measured", lambda *_: False)
+            patched.setattr(HeartbeatProcessor, "_only_measured", lambda *_: False)
             expected = long.do(step)
         if isinstance(told, dict):
             told["epoch"] = expected["epoch"]
@@ -83,16 +83,16 @@ def test_it_is_the_way_that_most_heartbeats_take(tmp_path: Path, monkeypatch: py
     fleet = Fleet(tmp_path / "fleet")
     fleet.do(messages.WorkerHeartbeat(pid=10, attempt=1))
     long_way: list[str] = []
-    take_report = Intake._take_report
+    take_report = HeartbeatProcessor._take_report
 
     def counted(*given: Any) -> None:
         long_way.append("taken")
         take_report(*given)
 
-    monkeypatch.setattr(Intake, "_take_report", counted)
+    monkeypatch.setattr(HeartbeatProcessor, "_take_report", counted)
     for usage in USAGES:
         fleet.do(messages.WorkerHeartbeat(pid=10, attempt=1, usage=usage))
-        assert fleet.world.registry.worker("w1")["usage"] == (usage and messages.encode(usage))
+        assert fleet.world.fleet.state.worker("w1")["usage"] == (usage and messages.encode(usage))
     assert long_way == []
     fleet.do(messages.WorkerHeartbeat(pid=10, attempt=1, state="exited"))
     assert long_way == ["taken"]

@@ -47,18 +47,18 @@ def world(tmp_path: Path) -> World:
     one = World(tmp_path)
     one.deploy({"h1": {}, "h2": {}})
     for host in ("h1", "h2"):
-        one.registry.set_credentials(host, digest(f"{OLD} of {host}"), "tester", one.now)
+        one.fleet.agents.secrets.set(host, digest(f"{OLD} of {host}"), "tester", one.now)
         one.beat(host)
     return one
 
 
 def killed(world: World) -> None:
     """SIGKILL: nothing is closed or saved; the next manager has what was durable."""
-    world.registry = world.open()
+    world.fleet = world.open()
 
 
 def who(world: World, secret: str) -> str | None:
-    return world.registry.authenticate_agent(digest(secret))
+    return world.fleet.agents.secrets.authenticate(digest(secret))
 
 
 def asked(world: World) -> str:
@@ -66,7 +66,7 @@ def asked(world: World) -> str:
 
 
 def take(world: World, name: str, secret: str, agent: str = "h1") -> None:
-    world.registry.rotations.take(agent, messages.SecretRenewal(name, digest(secret)), world.now)
+    world.fleet.agents.rotations.take(agent, messages.SecretRenewal(name, digest(secret)), world.now)
 
 
 @pytest.mark.parametrize("restarts", [False, True])
@@ -78,7 +78,7 @@ def test_both_secrets_are_good_until_the_new_one_was_used(world: World, restarts
         if restarts:
             killed(world)
 
-    assert world.registry.rotations.begin(["h1"], "alice", world.now) == {"h1": {"status": "asked", "message": ""}}
+    assert world.fleet.agents.rotations.begin(["h1"], "alice", world.now) == {"h1": {"status": "asked", "message": ""}}
     step()
     name = asked(world)
     assert name.startswith("r-") and asked(world) == name and world.beat("h2").rotate == ""
@@ -93,13 +93,13 @@ def test_both_secrets_are_good_until_the_new_one_was_used(world: World, restarts
     assert who(world, new) == "h1" and who(world, old) is None
     step()
     assert who(world, new) == "h1" and who(world, old) is None and asked(world) == ""
-    told = [event for event in world.registry.events(limit=100) if event["kind"] == "credentials"]
+    told = [event for event in world.fleet.state.events(limit=100) if event["kind"] == "credentials"]
     assert any("has a new secret" in event["reason"] and event["actor"] == "alice" for event in told)
 
 
 def test_a_lost_new_secret_is_replaced_by_another(world: World) -> None:
     """The agent's disk was restored between the steps: it makes another one for the same rotation."""
-    world.registry.rotations.begin(["h1"], "alice", world.now)
+    world.fleet.agents.rotations.begin(["h1"], "alice", world.now)
     name = asked(world)
     take(world, name, "lost")
     take(world, name, "another")
@@ -108,19 +108,19 @@ def test_a_lost_new_secret_is_replaced_by_another(world: World) -> None:
 
 @pytest.mark.parametrize("how", ["deployed", "revoked", "forgotten"])
 def test_whatever_replaces_or_ends_a_secret_ends_the_rotation(world: World, how: str) -> None:
-    world.registry.rotations.begin(["h1"], "alice", world.now)
+    world.fleet.agents.rotations.begin(["h1"], "alice", world.now)
     name = asked(world)
     take(world, name, "new")
     if how == "deployed":
-        world.registry.set_credentials("h1", digest("deployed"), "alice", world.now)
+        world.fleet.agents.secrets.set("h1", digest("deployed"), "alice", world.now)
     elif how == "revoked":
-        world.registry.revoke_credentials("h1", "alice", world.now)
+        world.fleet.agents.secrets.revoke("h1", "alice", world.now)
     else:
-        world.registry.drop_agent("h1")
+        world.fleet.state.drop_agent("h1")
     for _ in range(2):
         assert who(world, "new") is None and who(world, f"{OLD} of h1") is None
         assert who(world, "deployed") == ("h1" if how == "deployed" else None)
-        world.registry.commit()
+        world.fleet.state.commit()
         killed(world)
     if how != "forgotten":
         with pytest.raises(Conflict, match="no new secret is asked for"):
@@ -131,9 +131,9 @@ def test_nobody_renews_a_secret_that_was_not_asked_for_or_is_in_use(world: World
     """A hostile agent can replace its own secret only when asked, and never claim another's."""
     with pytest.raises(Conflict, match="no new secret"):
         take(world, "r-guessed", "mine")
-    world.registry.rotations.begin(["h1"], "alice", world.now)
+    world.fleet.agents.rotations.begin(["h1"], "alice", world.now)
     name = asked(world)
-    world.registry.tokens.add("operator", "t", digest("a token"), "alice", world.now)
+    world.fleet.tokens.add("operator", "t", digest("a token"), "alice", world.now)
     for secret in (f"{OLD} of h2", f"{OLD} of h1", "a token"):
         with pytest.raises(Conflict):
             take(world, name, secret)
@@ -145,8 +145,8 @@ def test_nobody_renews_a_secret_that_was_not_asked_for_or_is_in_use(world: World
 def test_who_cannot_is_told_apart_from_who_is_away(world: World) -> None:
     world.register("w9", secret_sha256=digest("launcher"))
     world.deploy({"h3": {}, "h4": {}})
-    world.registry.set_credentials("h4", digest("four"), "tester", world.now)
-    found = world.registry.rotations.begin(["h1", "h3", "h4", "nobody", "launcher:w9"], "alice", world.now)
+    world.fleet.agents.secrets.set("h4", digest("four"), "tester", world.now)
+    found = world.fleet.agents.rotations.begin(["h1", "h3", "h4", "nobody", "launcher:w9"], "alice", world.now)
     assert {agent: one["status"] for agent, one in found.items()} == {
         "h1": "asked", "h3": "unsupported", "h4": "asked", "nobody": "unknown",
         "launcher:w9": "asked",

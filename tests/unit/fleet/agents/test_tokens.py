@@ -26,7 +26,7 @@ def world(tmp_path: Path) -> World:
 
 def enrol(world: World, worker_id: str, sha256: str, token_id: str) -> messages.RegisterReply:
     registration = messages.Registration(worker_id, command="true", host="laptop", secret_sha256=sha256)
-    return world.registry.register(
+    return world.fleet.agents.enrolment.register(
         registration, actor="token lab", trusted=True, peer="10.0.0.9", now=world.now, enrolled_by=token_id
     )
 
@@ -34,11 +34,11 @@ def enrol(world: World, worker_id: str, sha256: str, token_id: str) -> messages.
 @pytest.mark.parametrize("scope", ["", "admin", "agent", "agent:", "agent:../x", "OPERATOR", "operator "])
 def test_a_scope_that_does_not_exist_is_refused(world: World, scope: str) -> None:
     with pytest.raises(UsageError, match=r"scope|agent's id"):
-        world.registry.tokens.add(scope, "t", SECRET, "tester", world.now)
+        world.fleet.tokens.add(scope, "t", SECRET, "tester", world.now)
 
 
 def test_a_token_for_an_agent_names_one_that_is_here_or_a_launcher_to_come(world: World) -> None:
-    tokens = world.registry.tokens
+    tokens = world.fleet.tokens
     assert tokens.add("agent:h1", "t", SECRET, "tester", world.now).scope == "agent:h1"
     assert tokens.add("agent:launcher:later", "t", TWO, "tester", world.now).scope == "agent:launcher:later"
     with pytest.raises(NotFound):
@@ -46,86 +46,86 @@ def test_a_token_for_an_agent_names_one_that_is_here_or_a_launcher_to_come(world
 
 
 def test_a_token_ends_at_its_time_also_after_a_restart(world: World) -> None:
-    token = world.registry.tokens.add("viewer", "screen", SECRET, "tester", world.now, life_s=3600)
-    assert world.registry.tokens.usable(token, world.now) == ""
+    token = world.fleet.tokens.add("viewer", "screen", SECRET, "tester", world.now, life_s=3600)
+    assert world.fleet.tokens.usable(token, world.now) == ""
     world.restart()
-    found = world.registry.tokens.find(SECRET)
+    found = world.fleet.tokens.find(SECRET)
     assert found is not None and found.created_by == "tester"
-    assert world.registry.tokens.usable(found, world.pass_time(3599)) == ""
-    assert "expired at" in world.registry.tokens.usable(found, world.pass_time(2))
+    assert world.fleet.tokens.usable(found, world.pass_time(3599)) == ""
+    assert "expired at" in world.fleet.tokens.usable(found, world.pass_time(2))
 
 
 def test_the_last_use_is_remembered_and_written_now_and_then(world: World) -> None:
-    tokens = world.registry.tokens
+    tokens = world.fleet.tokens
     token = tokens.add("operator", "laptop", SECRET, "tester", world.now)
     tokens.used(token, "10.0.0.9", world.pass_time(NOTE_USE_EVERY_S + 1))
     seen = world.now.wall
     tokens.used(token, "10.0.0.10", world.pass_time(1))  # shown, but not written again yet
     assert (token.used_wall, token.used_from) == (world.now.wall, "10.0.0.10")
     world.restart()
-    found = world.registry.tokens.find(SECRET)
+    found = world.fleet.tokens.find(SECRET)
     assert found is not None and (found.used_wall, found.used_from) == (seen, "10.0.0.9")
 
 
 def test_an_enrolment_token_lets_in_so_many_launchers_and_the_same_one_again(world: World) -> None:
-    token = world.registry.tokens.add("enroll", "lab", "1" * 64, "tester", world.now, uses=2)
+    token = world.fleet.tokens.add("enroll", "lab", "1" * 64, "tester", world.now, uses=2)
     for worker_id, secret in (("a", SECRET), ("b", TWO), ("a", SECRET)):
         assert enrol(world, worker_id, secret, token.token_id).status == "registered"
     with pytest.raises(Refused, match="as many launchers"):
         enrol(world, "c", messages.secret_sha256("three"), token.token_id)
-    assert "c" not in world.registry.workers_by_id
+    assert "c" not in world.fleet.state.workers_by_id
     world.restart()
-    found = world.registry.tokens.find("1" * 64)
+    found = world.fleet.tokens.find("1" * 64)
     assert found is not None and found.uses_left == 0
 
 
 def test_only_enrolment_tokens_have_uses(world: World) -> None:
     with pytest.raises(UsageError):
-        world.registry.tokens.add("operator", "t", SECRET, "tester", world.now, uses=3)
+        world.fleet.tokens.add("operator", "t", SECRET, "tester", world.now, uses=3)
 
 
 def test_a_revoked_secret_and_the_agents_tokens_are_good_for_nothing_and_a_deployment_gives_another(
     world: World,
 ) -> None:
-    registry = world.registry
-    registry.set_credentials("h1", SECRET, "tester", world.now)
-    registry.tokens.add("agent:h1", "t", TWO, "tester", world.now)
-    key, ended = registry.proof_key("h1"), []
-    registry.on_revoked(ended.append)
-    registry.revoke_credentials("h1", "tester", world.now)
-    assert registry.authenticate_agent(SECRET) is None and registry.tokens.find(TWO) is None
-    assert registry.proof_key("h1") != key and ended == ["h1"]  # what was stolen names no manager either
-    assert registry.workers_by_id["w1"].desired == "running"
+    fleet = world.fleet
+    fleet.agents.secrets.set("h1", SECRET, "tester", world.now)
+    fleet.tokens.add("agent:h1", "t", TWO, "tester", world.now)
+    key, ended = fleet.state.proof_key("h1"), []
+    fleet.state.on_revoked(ended.append)
+    fleet.agents.secrets.revoke("h1", "tester", world.now)
+    assert fleet.agents.secrets.authenticate(SECRET) is None and fleet.tokens.find(TWO) is None
+    assert fleet.state.proof_key("h1") != key and ended == ["h1"]  # what was stolen names no manager either
+    assert fleet.state.workers_by_id["w1"].desired == "running"
     told = world.deploy({"h1": {"w1": {"command": "a"}}})["hosts"]["h1"]
-    assert told["secret_sha256"] == "" and told["proof_key"] == registry.proof_key("h1")
+    assert told["secret_sha256"] == "" and told["proof_key"] == fleet.state.proof_key("h1")
     world.restart()
-    assert world.registry.authenticate_agent(SECRET) is None
-    assert world.registry.proof_key("h1") == told["proof_key"]
+    assert world.fleet.agents.secrets.authenticate(SECRET) is None
+    assert world.fleet.state.proof_key("h1") == told["proof_key"]
 
 
 def test_a_launcher_whose_secret_was_revoked_must_make_another_and_wait(world: World) -> None:
-    registry = world.registry
+    fleet = world.fleet
     world.register("train", secret_sha256=SECRET)
-    registry.revoke_credentials("launcher:train", "tester", world.now)
+    fleet.agents.secrets.revoke("launcher:train", "tester", world.now)
     for trusted in (True, False):
         with pytest.raises(Refused) as refusal:
             world.register("train", secret_sha256=SECRET, trusted=trusted)
         assert refusal.value.code == "secret_revoked"
     assert world.register("train", secret_sha256=TWO, trusted=False).status == "pending"
-    registry.approve("launcher:train", "tester", world.now)
+    fleet.agents.enrolment.approve("launcher:train", "tester", world.now)
     assert world.register("train", secret_sha256=TWO, trusted=False).status == "registered"
-    assert registry.authenticate_agent(TWO) == "launcher:train"
+    assert fleet.agents.secrets.authenticate(TWO) == "launcher:train"
 
 
 def test_a_launcher_that_asks_no_more_waits_no_more_whatever_the_wall_clock_says(world: World) -> None:
     world.register("train", secret_sha256=SECRET, trusted=False, peer="10.9.9.9")
     jumped = world.now._replace(wall=world.now.wall + 10 * 366 * 86_400)
-    world.registry.enrolment.expire(jumped)
-    assert len(world.registry.enrolment.views()) == 1
-    world.registry.enrolment.expire(world.pass_time(enrolment.PENDING_EXPIRES_S + 1))
-    assert world.registry.enrolment.views() == []
+    world.fleet.agents.enrolment.expire(jumped)
+    assert len(world.fleet.agents.enrolment.views()) == 1
+    world.fleet.agents.enrolment.expire(world.pass_time(enrolment.PENDING_EXPIRES_S + 1))
+    assert world.fleet.agents.enrolment.views() == []
     with pytest.raises(NotFound):
-        world.registry.approve("launcher:train", "tester", world.now)
+        world.fleet.agents.enrolment.approve("launcher:train", "tester", world.now)
 
 
 # ------------------------------------------------------------------------------------------------------- back-off

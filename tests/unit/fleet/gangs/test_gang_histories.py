@@ -1,6 +1,6 @@
 """Whatever happens to a gang, in whatever order: never two epochs alive, never more than its budget, always an end.
 
-Hosts are made up (gang_world.py), registry, leases, store and the decisions are real. Time is the world's.
+Hosts are made up (gang_world.py), fleet, leases, store and the decisions are real. Time is the world's.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class GangHistory(RuleBasedStateMachine):
         try:
             self.all_is_well_again()
         finally:
-            self.world.registry.close()
+            self.world.fleet.close()
             self.directory.cleanup()
 
     def all_is_well_again(self) -> None:
@@ -99,7 +99,7 @@ class GangHistory(RuleBasedStateMachine):
 
     @rule(worker_id=MEMBERS)
     def a_spare_is_tried(self, worker_id: str) -> None:
-        if self.world.registry.seen[self.world.registry.workers_by_id[worker_id].agent_id].state == "unreachable":
+        if self.world.fleet.state.seen[self.world.fleet.state.workers_by_id[worker_id].agent_id].state == "unreachable":
             self.world.give_to_spare(worker_id)
 
     @rule(host=HOSTS)
@@ -113,25 +113,25 @@ class GangHistory(RuleBasedStateMachine):
         if one.on and one.connected:
             beat = one.heartbeat()
             self.late.append((host, beat))
-            self.world.registry.heartbeat(host, beat, self.world.now)
+            self.world.fleet.agents.heartbeat(host, beat, self.world.now)
 
     @precondition(lambda self: bool(self.late))
     @rule()
     def a_report_arrives_late(self) -> None:
         host, beat = self.late.pop(0)
         if beat.pid == self.world.hosts[host].boots:
-            self.world.registry.heartbeat(host, beat, self.world.now)
+            self.world.fleet.agents.heartbeat(host, beat, self.world.now)
 
     @rule(crash=st.booleans())
     def manager_restarts(self, crash: bool) -> None:
         if crash:
-            self.world.registry = self.world.open()
+            self.world.fleet = self.world.open()
         else:
             self.world.restart()
 
     @rule(worker_id=MEMBERS, verb=st.sampled_from(["start", "stop", "restart", "kill"]))
     def an_operator_acts(self, worker_id: str, verb: str) -> None:
-        self.world.registry.command(worker_id, verb, "ann", self.world.now)
+        self.world.fleet.workers.command(worker_id, verb, "ann", self.world.now)
 
     # ------------------------------------------------------------------------------------------ what always holds
 

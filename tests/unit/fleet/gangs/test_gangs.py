@@ -29,7 +29,7 @@ def world(tmp_path: Path) -> GangWorld:
 
 
 def states(world: GangWorld) -> set[str]:
-    return {view["state"] for view in world.registry.workers()}
+    return {view["state"] for view in world.fleet.state.workers()}
 
 
 def test_all_members_start_together_under_one_epoch_and_not_before_the_last_host_is_there(tmp_path: Path) -> None:
@@ -38,12 +38,12 @@ def test_all_members_start_together_under_one_epoch_and_not_before_the_last_host
     world.hosts["h3"].connected = False
     world.go_on(5)
     assert world.running() == []
-    assert "h3" in world.registry.gangs.views()[0]["reason"] or "w3" in world.registry.gangs.views()[0]["reason"]
+    assert "h3" in world.fleet.gangs.views()[0]["reason"] or "w3" in world.fleet.gangs.views()[0]["reason"]
     world.hosts["h3"].connected = True
     world.go_on(1)
     assert world.running() == ["w1", "w2", "w3"]
     assert world.epochs() == {world.gang.epoch}
-    assert [world.registry.worker(f"w{n}")["gang"]["rank"] for n in (1, 2, 3)] == [0, 1, 2]
+    assert [world.fleet.state.worker(f"w{n}")["gang"]["rank"] for n in (1, 2, 3)] == [0, 1, 2]
 
 
 def test_a_member_that_fails_stops_all_and_all_start_under_one_new_epoch(world: GangWorld) -> None:
@@ -55,7 +55,7 @@ def test_a_member_that_fails_stops_all_and_all_start_under_one_new_epoch(world: 
     assert world.gang.epoch > before
     assert world.mixed_s() == 0.0
     assert world.gang.attempts == 1
-    incident = world.registry.gangs.views()[0]["incident"]
+    incident = world.fleet.gangs.views()[0]["incident"]
     assert incident["member"] == "w2"
     assert "signal 9" in incident["reason"]
     assert incident["ended"]
@@ -68,7 +68,7 @@ def test_the_operators_word_stays_while_the_gang_holds_its_members(world: GangWo
     world.hosts["h2"].fails("w2")
     world.go_on(1)
     for worker_id in ("w1", "w2"):
-        view = world.registry.worker(worker_id)
+        view = world.fleet.state.worker(worker_id)
         assert view["desired"] == "running"
         assert view["gang"]["held"]
         assert "w2 on h2: killed by signal 9" in view["reason"]
@@ -131,7 +131,7 @@ def test_the_budget_ends_in_failed_and_names_the_first_member_and_how(world: Gan
     world.go_on(600)
     assert world.running() == []
     assert states(world) == {"failed"}
-    for view in world.registry.workers():
+    for view in world.fleet.state.workers():
         assert "w2 on h2: exit code 1 after 2 s" in view["reason"]
         assert "all 3 are used up" in view["reason"]
     assert world.gang.attempts == 3
@@ -262,22 +262,22 @@ def test_a_failure_after_another_member_has_finished_restarts_all(world: GangWor
 
 
 def command(world: GangWorld, worker_id: str, verb: str) -> str:
-    return world.registry.command(worker_id, verb, "ann", world.now).command_id
+    return world.fleet.workers.command(worker_id, verb, "ann", world.now).command_id
 
 
 def test_stopping_one_member_stops_the_gang_and_starting_one_starts_it(world: GangWorld) -> None:
     stopped = command(world, "w2", "stop")
     world.go_on(1)
     assert world.running() == []
-    assert {view["desired"] for view in world.registry.workers()} == {"stopped"}
+    assert {view["desired"] for view in world.fleet.state.workers()} == {"stopped"}
     assert states(world) == {"stopped"}
-    assert world.registry.command_view(stopped)["status"] == "done"
+    assert world.fleet.state.command_view(stopped)["status"] == "done"
     world.go_on(100)
     assert world.running() == []
     started = command(world, "w1", "start")
     world.go_on(1)
     assert world.running() == ["w1", "w2", "w3"]
-    assert world.registry.command_view(started)["status"] == "done"
+    assert world.fleet.state.command_view(started)["status"] == "done"
     assert world.mixed_s() == 0.0
 
 
@@ -288,7 +288,7 @@ def test_restarting_one_member_restarts_all_and_spends_nothing(world: GangWorld)
     assert world.running() == ["w1", "w2", "w3"]
     assert world.gang.epoch > before
     assert world.gang.attempts == 0
-    assert world.registry.command_view(asked)["status"] == "done"
+    assert world.fleet.state.command_view(asked)["status"] == "done"
 
 
 def test_a_batch_that_names_every_member_restarts_the_gang_once(world: GangWorld) -> None:
@@ -298,7 +298,7 @@ def test_a_batch_that_names_every_member_restarts_the_gang_once(world: GangWorld
     commands += [command(world, worker_id, "restart") for worker_id in ("w2", "w3")]
     world.go_on(2)
     assert world.gang.epoch == before + 1
-    assert {world.registry.command_view(one)["status"] for one in commands} == {"done"}
+    assert {world.fleet.state.command_view(one)["status"] for one in commands} == {"done"}
 
 
 @pytest.mark.parametrize("phase", ["running", "failed"])
@@ -309,7 +309,7 @@ def test_a_rolling_restart_of_a_group_restarts_its_gang_once_and_every_item_is_d
     if phase == "failed":
         world.hosts["h2"].fails("w2")
         world.go_on(1)
-    before, operations = world.gang.epoch, world.registry.operations
+    before, operations = world.gang.epoch, world.fleet.operations
     token = operations.preview("restart", f"group={GROUP}", "ann", world.now)["token"]
     begun = operations.begin(token, "ann", world.now, OperationOptions(concurrency=1))["operation_id"]
     for _ in range(12):
@@ -324,7 +324,7 @@ def test_a_rolling_restart_of_a_group_restarts_its_gang_once_and_every_item_is_d
 
 def test_killing_one_member_kills_all_and_they_stay_stopped(world: GangWorld) -> None:
     command(world, "w2", "kill")
-    replies = {name: world.registry.agent_reply(name, "", 0, world.now) for name in world.hosts}
+    replies = {name: world.fleet.agents.replies.news_for_agent(name, "", 0, world.now) for name in world.hosts}
     assert {one.command for reply in replies.values() if reply for one in reply.commands} == {"kill"}
     world.go_on(5)
     assert (world.running(), states(world)) == ([], {"stopped"})
@@ -340,7 +340,7 @@ def test_an_operators_start_of_a_failed_gang_gives_a_new_budget(tmp_path: Path) 
         asked = command(world, "w3", verb)
         world.go_on(1)
         assert world.running() == ["w1", "w2", "w3"]
-        assert world.registry.command_view(asked)["status"] == "done"
+        assert world.fleet.state.command_view(asked)["status"] == "done"
         world.hosts["h1"].fails("w1")
         world.go_on(2)
         assert states(world) == {"failed"}
@@ -382,7 +382,7 @@ def test_a_stop_during_a_restart_ends_in_stopped(world: GangWorld) -> None:
     world.hosts["h3"].connected = True
     world.go_on(100)
     assert (world.running(), world.gang.phase) == ([], "stopped")
-    assert world.registry.command_view(asked)["status"] == "failed"
+    assert world.fleet.state.command_view(asked)["status"] == "failed"
 
 
 # ------------------------------------------------------------------------------------------- manager restarts
@@ -420,7 +420,7 @@ def test_a_member_that_is_added_to_a_running_gang_joins_at_its_next_start(world:
     world.deploy({"h1": {"w1": world.spec(), "w4": world.spec()}})
     world.go_on(5)
     assert world.running() == ["w1", "w2", "w3"]
-    assert "next start" in world.registry.worker("w4")["reason"]
+    assert "next start" in world.fleet.state.worker("w4")["reason"]
     command(world, "w1", "restart")
     world.go_on(1)
     assert world.running() == ["w1", "w2", "w3", "w4"]
@@ -432,7 +432,7 @@ def test_a_member_that_is_removed_restarts_the_others_without_it_and_spends_noth
     world.go_on(1)
     assert world.running() == ["w1", "w2"]
     assert world.gang.attempts == 0
-    env = {one.worker_id: one.env for name in ("h1", "h2") for one in world.registry.assignments(name)}
+    env = {one.worker_id: one.env for name in ("h1", "h2") for one in world.fleet.agents.assignments.of(name)}
     assert env["w1"]["WORLD_SIZE"] == "2"
 
 
@@ -455,13 +455,13 @@ def test_what_an_inventory_says_of_groups_is_durable_and_the_configuration_is_st
     world = GangWorld(tmp_path, groups={"other": GroupPolicy(restart="gang", max_attempts=7)})
     world.declare(groups={GROUP: {"restart": "gang"}, "other": {"restart": "alone"}})
     world.restart()
-    groups = world.registry.gangs.groups
+    groups = world.fleet.gangs.groups
     assert groups.policy(GROUP).restart == "gang"
     assert groups.policy("other").max_attempts == 7
     assert (groups.said_by(GROUP), groups.said_by("other")) == ("inventory", "configuration")
     world.declare(groups={})
     assert groups.policy(GROUP).restart == "alone"
-    assert {view["gang"] for view in world.registry.workers() if view["gang"] is None} == {None}
+    assert {view["gang"] for view in world.fleet.state.workers() if view["gang"] is None} == {None}
 
 
 def test_a_group_of_which_nothing_is_said_is_only_a_name(tmp_path: Path) -> None:
@@ -469,8 +469,8 @@ def test_a_group_of_which_nothing_is_said_is_only_a_name(tmp_path: Path) -> None
     world.declare()
     world.go_on(1)
     assert world.running() == ["w1", "w2", "w3"]
-    assert world.registry.worker("w1")["gang"] is None
-    (view,) = world.registry.gangs.views()
+    assert world.fleet.state.worker("w1")["gang"] is None
+    (view,) = world.fleet.gangs.views()
     assert (view["group"], view["restart"], view["phase"]) == (GROUP, "alone", None)
 
 
@@ -490,7 +490,7 @@ def test_a_hand_started_launcher_can_be_no_member(world: GangWorld) -> None:
 
 
 def test_members_are_fenced_and_told_so_whatever_their_specification_says(world: GangWorld) -> None:
-    (told,) = world.registry.assignments("h1")
+    (told,) = world.fleet.agents.assignments.of("h1")
     assert (told.gang, told.lease_s, told.spec.on_partition) == (True, LEASE_S, "keep")
 
 
@@ -499,7 +499,7 @@ def test_members_are_fenced_and_told_so_whatever_their_specification_says(world:
 
 def test_ranks_stay_and_the_port_is_agreed_anew_for_each_start(world: GangWorld) -> None:
     def told() -> list[dict[str, str]]:
-        return [world.registry.assignments(name)[0].env for name in ("h1", "h2", "h3")]
+        return [world.fleet.agents.assignments.of(name)[0].env for name in ("h1", "h2", "h3")]
 
     first = told()
     world.hosts["h2"].fails("w2")
@@ -525,7 +525,7 @@ def test_ranks_stay_and_the_port_is_agreed_anew_for_each_start(world: GangWorld)
 def test_groups_are_served_with_members_in_the_order_of_their_ranks(world: GangWorld) -> None:
     world.hosts["h2"].fails("w2")
     world.go_on(1)
-    (view,) = world.registry.gangs.views()
+    (view,) = world.fleet.gangs.views()
     assert json.loads(json.dumps(view)) == view
     assert [(one["worker_id"], one["rank"]) for one in view["members"]] == [("w1", 0), ("w2", 1), ("w3", 2)]
     assert view["master"] == f"h1:{world.gang.master_port}"
@@ -540,7 +540,7 @@ def test_invoke_groups_shows_phase_attempts_and_ranks(
     world.go_on(1)
     world.deploy({"h1": {"w1": world.spec(), "solo": {"command": "a", "group": "others"}}})
     with fake_manager.running() as manager:
-        manager.routes["GET /api/groups"] = lambda body: (200, {"groups": world.registry.gangs.views()})
+        manager.routes["GET /api/groups"] = lambda body: (200, {"groups": world.fleet.gangs.views()})
         monkeypatch.setenv("PROCGUARD_MANAGER_URL", manager.url)
         monkeypatch.setenv("COLUMNS", "240")
         app.run(["groups"])
@@ -564,8 +564,8 @@ def test_a_spare_takes_a_lost_member_over_with_its_rank_once_it_is_surely_gone(w
     world.go_on(1)
     assert world.running() == ["w1", "w2", "w3"]
     assert world.hosts["h4"].jobs["w2"].life is not None
-    assert world.registry.worker("w2")["gang"]["rank"] == 1
-    (told,) = world.registry.assignments("h4")
+    assert world.fleet.state.worker("w2")["gang"]["rank"] == 1
+    (told,) = world.fleet.agents.assignments.of("h4")
     assert (told.env["RANK"], told.epoch) == ("1", world.gang.epoch)
     assert world.mixed_s() == 0.0
     world.hosts["h2"].power_on()

@@ -145,22 +145,22 @@ def test_the_cause_of_an_ending_is_told_from_its_exit_record(
     world = World(tmp_path)
     world.deploy({"h1": {"w1": {"command": "true"}}})
     world.beat("h1", world.report("w1", state="backoff"), events=[ended(world, **values)])
-    (event,) = world.registry.find_events(EventQuery(kind=("worker_state",)), 10)
+    (event,) = world.fleet.state.find_events(EventQuery(kind=("worker_state",)), 10)
     assert event["cause"] == cause and event["evidence"]["exit"]["attempt"] == 1
 
 
 def test_a_stop_is_caused_by_who_wanted_it(tmp_path: Path) -> None:
     world = World(tmp_path)
     world.deploy({"h1": {"w1": {"command": "true"}, "w2": {"command": "true"}}})
-    world.registry.command("w1", "stop", "anna", world.now, origin="192.0.2.7, token")
-    world.registry.stop_all("w9 failed", world.now)
+    world.fleet.workers.command("w1", "stop", "anna", world.now, origin="192.0.2.7, token")
+    world.fleet.workers.stop_all("w9 failed", world.now)
     world.beat("h1", events=[world.event(name, "stopping", "stopped") for name in ("w1", "w2")])
-    found = {e["worker_id"]: e for e in world.registry.find_events(EventQuery(kind=("worker_state",)), 10)}
+    found = {e["worker_id"]: e for e in world.fleet.state.find_events(EventQuery(kind=("worker_state",)), 10)}
     assert (found["w1"]["cause"], found["w2"]["cause"]) == ("operator", "stop_all")
-    (asked,) = world.registry.find_events(EventQuery(kind=("command",)), 10)
+    (asked,) = world.fleet.state.find_events(EventQuery(kind=("command",)), 10)
     assert asked["actor"] == "anna" and asked["evidence"]["from"] == "192.0.2.7, token"
     world.restart()
-    worker = world.registry.find("w2")
+    worker = world.fleet.state.find("w2")
     assert (worker.desired_by, worker.desired_cause, worker.desired_at) == (
         "failure handler",
         "stop_all",
@@ -174,14 +174,14 @@ def test_a_failed_worker_s_event_says_how_it_ended(tmp_path: Path) -> None:
     from procguard.fleet.recovery.policy import Look
 
     world = World(tmp_path)
-    monitor = ProcessMonitor(world.registry, world.settings, world.now)
+    monitor = ProcessMonitor(world.fleet, world.settings, world.now)
     FailureHandler(
-        world.registry, monitor=monitor, settings=world.settings, look=lambda _one, _replace: Look(True, "running", ""),
+        world.fleet, monitor=monitor, settings=world.settings, look=lambda _one, _replace: Look(True, "running", ""),
         spawn=lambda task: None, read_clock=lambda: world.now,
     )  # fmt: skip
     world.deploy({"h1": {"w1": {"command": "true"}}})
     world.beat("h1", world.report("w1", state="failed", last_exit=messages.ExitRecord(4, signal=9, oom=True)))
-    (event,) = world.registry.find_events(EventQuery(kind=("worker_failed",)), 10)
+    (event,) = world.fleet.state.find_events(EventQuery(kind=("worker_failed",)), 10)
     assert event["cause"] == "oom" and json.loads(json.dumps(event["evidence"]))["exit"]["signal"] == 9
 
 

@@ -45,27 +45,27 @@ def told(world: World, before: str, after: str, **record: Any) -> messages.Worke
     return event
 
 
-def fleet(tmp_path: Path, spec: dict[str, Any] | None = None, **settings: Any) -> World:
+def three_hosts(tmp_path: Path, spec: dict[str, Any] | None = None, **settings: Any) -> World:
     world = World(tmp_path, **settings)
     world.deploy({"gpu01": {"w1": {"command": "python train.py", **(spec or {})}}})
     return world
 
 
 def running(path: Path) -> World:
-    world = fleet(path)
+    world = three_hosts(path)
     ran_for(world, "running", 11_520, pid=7)
     return world
 
 
 def running_after_a_crash(path: Path) -> World:
-    world = fleet(path)
+    world = three_hosts(path)
     world.beat("gpu01", world.report("w1"), events=[told(world, "running", "starting", **KILLED)])
     ran_for(world, "running", 65, attempt=2, restarts=1, restarts_total=4, last_exit=exit_of(1, **KILLED))
     return world
 
 
 def backoff(path: Path) -> World:
-    world = fleet(path)
+    world = three_hosts(path)
     ended = {"code": 1, "duration_s": 42.0}
     world.beat("gpu01", world.report("w1"), events=[told(world, "running", "backoff", **ended)])
     last = exit_of(2, **ended)
@@ -74,16 +74,16 @@ def backoff(path: Path) -> World:
 
 
 def waiting_for_gpus(path: Path) -> World:
-    world = fleet(path, {"gpus": 4})
+    world = three_hosts(path, {"gpus": 4})
     ran_for(world, "backoff", 30, attempt=0, reason="waits for 4 GPUs: 0,1,2,3 are with w2")
     return world
 
 
 def failed(path: Path) -> World:
-    world = fleet(path)
+    world = three_hosts(path)
     events = [told(world, "running", "backoff", **OOM), told(world, "starting", "failed", **OOM)]
     world.beat("gpu01", world.report("w1"), events=events)
-    world.registry.event_log.add(
+    world.fleet.state.event_log.add(
         "worker_failed", world.now, reason="…", worker_id="w1", host="gpu01",
         evidence={"exit": messages.encode(exit_of(4, **OOM))}, cause="oom",
     )  # fmt: skip
@@ -92,26 +92,26 @@ def failed(path: Path) -> World:
 
 
 def failed_without_restarts(path: Path) -> World:
-    world = fleet(path, {"restart": {"policy": "never"}})
+    world = three_hosts(path, {"restart": {"policy": "never"}})
     ran_for(world, "failed", 5, last_exit=exit_of(1, code=127, duration_s=0.2))
     return world
 
 
 def failed_recovery_off(path: Path) -> World:
-    world = fleet(path, enable_auto_recovery=False)
+    world = three_hosts(path, enable_auto_recovery=False)
     ran_for(world, "failed", 5, last_exit=exit_of(1, code=3, duration_s=7.0))
     return world
 
 
 def never_got_running(path: Path) -> World:
-    world = fleet(path)
+    world = three_hosts(path)
     last = exit_of(4, cause="start_timeout", detail="working_dir /data/run does not exist")
     ran_for(world, "failed", 5, attempt=4, restarts=3, restarts_total=3, last_exit=last)
     return world
 
 
 def cannot_start(path: Path) -> World:
-    world = fleet(path)
+    world = three_hosts(path)
     missing = "command not found: pyton; correct it, or give its full path"
     record = {"cause": "not_started", "detail": missing, "reason": missing}
     world.beat("gpu01", world.report("w1"), events=[told(world, "starting", "failed", **record)])
@@ -121,7 +121,7 @@ def cannot_start(path: Path) -> World:
 
 def cannot_start_says_a_runner_of_before(path: Path) -> World:
     """It names no cause."""
-    world = fleet(path)
+    world = three_hosts(path)
     missing = "working_dir /data/run does not exist"
     world.beat("gpu01", world.report("w1"), events=[told(world, "starting", "failed", reason=missing)])
     ran_for(world, "failed", 5, attempt=1, reason=missing, last_exit=exit_of(1, reason=missing))
@@ -129,7 +129,7 @@ def cannot_start_says_a_runner_of_before(path: Path) -> World:
 
 
 def after_a_power_cut(path: Path) -> World:
-    world = fleet(path)
+    world = three_hosts(path)
     lost = exit_of(1, cause="lost", detail="the host went down while it ran")
     ran_for(world, "running", 20, attempt=2, restarts=1, restarts_total=1, last_exit=lost)
     return world
@@ -139,15 +139,15 @@ def two_launchers_on_one_host(path: Path) -> World:
     world = World(path)
     for worker_id in ("w1", "w2"):
         world.register(worker_id, host="laptop")
-        world.beat(world.registry.find(worker_id).agent_id, world.report(worker_id, since=world.now.wall))
+        world.beat(world.fleet.state.find(worker_id).agent_id, world.report(worker_id, since=world.now.wall))
     world.pass_time(30)
-    world.registry.mark_agent(world.registry.find("w2").agent_id, "unreachable", "no heartbeat for 30 s", world.now)
+    world.fleet.agents.mark(world.fleet.state.find("w2").agent_id, "unreachable", "no heartbeat for 30 s", world.now)
     return world
 
 
 def stopped_by_an_operator(path: Path) -> World:
     world = running(path)
-    world.registry.command("w1", "stop", "anna", world.now, origin="192.0.2.7, token")
+    world.fleet.workers.command("w1", "stop", "anna", world.now, origin="192.0.2.7, token")
     world.beat("gpu01", events=[told(world, "running", "stopping"), told(world, "stopping", "stopped", code=0)])
     ran_for(world, "stopped", 120, last_exit=exit_of(1, code=0, duration_s=11_520.0))
     return world
@@ -155,7 +155,7 @@ def stopped_by_an_operator(path: Path) -> World:
 
 def stopped_with_the_fleet(path: Path) -> World:
     world = running(path)
-    world.registry.stop_all("recovery.stop_all_on_failure: w9 failed (exit code 1)", world.now)
+    world.fleet.workers.stop_all("recovery.stop_all_on_failure: w9 failed (exit code 1)", world.now)
     world.beat("gpu01", events=[told(world, "stopping", "stopped", signal=15, duration_s=11_520.0)])
     ran_for(world, "stopped", 60, reason="stopped by an operator: killed by signal 15 (SIGTERM) after 3 h 12 min")
     return world
@@ -163,19 +163,19 @@ def stopped_with_the_fleet(path: Path) -> World:
 
 def a_stop_on_its_way(path: Path) -> World:
     world = running(path)
-    world.registry.command("w1", "stop", "anna", world.now)
+    world.fleet.workers.command("w1", "stop", "anna", world.now)
     world.pass_time(2)
     return world
 
 
 def finished(path: Path) -> World:
-    world = fleet(path)
+    world = three_hosts(path)
     ran_for(world, "exited", 90_000, last_exit=exit_of(1, code=0, duration_s=200_000.0))
     return world
 
 
 def went_into_the_background(path: Path) -> World:
-    world = fleet(path)
+    world = three_hosts(path)
     record: dict[str, Any] = {"code": 0, "duration_s": 0.2, "left": 3, "left_names": ["nginx"]}
     world.beat("gpu01", events=[told(world, "running", "exited", **record)])
     ran_for(world, "exited", 60, last_exit=exit_of(1, **record))
@@ -183,7 +183,7 @@ def went_into_the_background(path: Path) -> World:
 
 
 def disk_of_its_host_full(path: Path) -> World:
-    world = fleet(path)
+    world = three_hosts(path)
     world.pass_time(60)
     values: dict[str, Any] = {"disk_trouble": "space", "disk_path": "/home/alice/.procguard/f-1/gpu01"}
     report = world.report("w1", state="backoff", since=world.now.wall, reason="cannot start: No space left on device")
@@ -192,7 +192,7 @@ def disk_of_its_host_full(path: Path) -> World:
 
 
 def not_started_yet(path: Path) -> World:
-    return connected(fleet(path))
+    return connected(three_hosts(path))
 
 
 def connected(world: World) -> World:
@@ -202,32 +202,32 @@ def connected(world: World) -> World:
 
 
 def starting(path: Path) -> World:
-    world = fleet(path)
+    world = three_hosts(path)
     ran_for(world, "starting", 0.4, attempt=1)
     return world
 
 
 def stopping(path: Path) -> World:
     world = running(path)
-    world.registry.command("w1", "stop", "anna", world.now)
+    world.fleet.workers.command("w1", "stop", "anna", world.now)
     ran_for(world, "stopping", 3)
     return world
 
 
 def never_heard(path: Path) -> World:
-    return fleet(path)
+    return three_hosts(path)
 
 
 def cut_off(path: Path, spec: dict[str, Any] | None = None) -> World:
-    world = fleet(path, spec)
+    world = three_hosts(path, spec)
     ran_for(world, "running", 300, lease_left_s=50.0 if spec else None)
     world.pass_time(12)
-    world.registry.mark_agent("gpu01", "unreachable", "no heartbeat for 12 s", world.now)
-    world.registry.set_recovery_ssh("gpu01", False, "connection timed out", world.now)
+    world.fleet.agents.mark("gpu01", "unreachable", "no heartbeat for 12 s", world.now)
+    world.fleet.agents.set_recovery_ssh("gpu01", False, "connection timed out", world.now)
     opened = {"agent": "gpu01", "outcome": "open", "opened": "2026-09-21T14:18:32.000Z"}
     opened["steps"] = [{"text": "SSH: connection timed out"}]  # type: ignore[assignment]
-    world.registry.show_recoveries(lambda: [opened])
-    world.registry.event_log.add("recovery", world.now, host="gpu01", reason="SSH: connection timed out")
+    world.fleet.state.show_recoveries(lambda: [opened])
+    world.fleet.state.event_log.add("recovery", world.now, host="gpu01", reason="SSH: connection timed out")
     return world
 
 
@@ -237,13 +237,13 @@ def host_out_of_reach(path: Path) -> World:
 
 def tunnel_down(path: Path) -> World:
     """Its host has no other way to the manager; the tunnel broke before it was missed."""
-    world = fleet(path)
-    world.registry.agents_by_id["gpu01"].tunnel = True
-    world.registry.tunnel_changed("gpu01", "up", 23456, "", "", world.now)
+    world = three_hosts(path)
+    world.fleet.state.agents_by_id["gpu01"].tunnel = True
+    world.fleet.agents.tunnel_changed("gpu01", "up", 23456, "", "", world.now)
     ran_for(world, "running", 300)
     world.pass_time(12)
-    world.registry.tunnel_changed("gpu01", "down", 0, "gpu01: the tunnel broke", "connection_lost", world.now)
-    world.registry.mark_agent("gpu01", "unreachable", "no heartbeat for 12 s", world.now)
+    world.fleet.agents.tunnel_changed("gpu01", "down", 0, "gpu01: the tunnel broke", "connection_lost", world.now)
+    world.fleet.agents.mark("gpu01", "unreachable", "no heartbeat for 12 s", world.now)
     return world
 
 
@@ -260,28 +260,28 @@ def host_out_of_reach_lease_over(path: Path) -> World:
 def launcher_out_of_reach(path: Path) -> World:
     world = World(path)
     world.register("w1", host="laptop")
-    worker = world.registry.find("w1")
+    worker = world.fleet.state.find("w1")
     world.beat(worker.agent_id, world.report("w1", since=world.now.wall))
     world.pass_time(30)
-    world.registry.mark_agent(worker.agent_id, "unreachable", "no heartbeat for 30 s", world.now)
+    world.fleet.agents.mark(worker.agent_id, "unreachable", "no heartbeat for 30 s", world.now)
     return world
 
 
 def connection_closed(path: Path) -> World:
     world = running(path)
     world.pass_time(0.4)
-    world.registry.mark_agent("gpu01", "suspect", "its connection closed", world.now)
+    world.fleet.agents.mark("gpu01", "suspect", "its connection closed", world.now)
     return world
 
 
 def fenced(path: Path) -> World:
-    world = fleet(path, {"on_partition": "fence", "lease_s": 60.0})
+    world = three_hosts(path, {"on_partition": "fence", "lease_s": 60.0})
     ran_for(world, "running", 300, lease_left_s=58.7)
     return world
 
 
 def lease_ended(path: Path) -> World:
-    world = fleet(path, {"on_partition": "fence", "lease_s": 60.0})
+    world = three_hosts(path, {"on_partition": "fence", "lease_s": 60.0})
     events = [told(world, "running", "stopping"), told(world, "stopping", "stopped", signal=15, duration_s=300.0)]
     world.beat("gpu01", world.report("w1"), events=events)
     ran_for(world, "stopped", 8, last_exit=exit_of(1, signal=15, duration_s=300.0))
@@ -291,12 +291,12 @@ def lease_ended(path: Path) -> World:
 def looks_hung(path: Path) -> World:
     world = running(path)
     evidence = "no output for 31 min; it used to pause 4 s at most"
-    world.registry.set_worker_suspect("w1", evidence, world.now)
+    world.fleet.workers.set_suspect("w1", evidence, world.now)
     return world
 
 
 def unhealthy(path: Path) -> World:
-    world = fleet(path)
+    world = three_hosts(path)
     health = messages.Health("failing", "http://127.0.0.1:8000/ answered 500")
     last = exit_of(1, signal=15, cause="unhealthy", detail="the same", duration_s=90.0)
     ran_for(world, "running", 60, attempt=2, restarts=1, restarts_total=1, health=health, last_exit=last)
@@ -304,16 +304,16 @@ def unhealthy(path: Path) -> World:
 
 
 def restart_pending(path: Path) -> World:
-    world = fleet(path)
+    world = three_hosts(path)
     ran_for(world, "running", 60, launch_digest="older")
     world.deploy({"gpu01": {"w1": {"command": "python train.py --epochs 9", "group": "trainers"}}})
-    world.registry.find("w1").undeclared = True
+    world.fleet.state.find("w1").undeclared = True
     return world
 
 
 def moved(path: Path) -> World:
     world = running(path)
-    world.registry.event_log.add(
+    world.fleet.state.event_log.add(
         "reassigned", world.now, worker_id="w1", host="gpu01", reason="gpu09 is out of reach, its lease has ended"
     )
     world.pass_time(30)
@@ -323,7 +323,7 @@ def moved(path: Path) -> World:
 def being_moved(path: Path) -> World:
     world = running(path)
     world.deploy({"gpu01": {"w1": {"command": "python train.py"}}, "gpu02": {}})
-    worker = world.registry.find("w1")
+    worker = world.fleet.state.find("w1")
     worker.moving, worker.home = {"to": "gpu02", "run": True, "actor": "anna"}, "gpu07"
     return world
 
@@ -331,8 +331,8 @@ def being_moved(path: Path) -> World:
 def no_spare_fits(path: Path) -> World:
     world = cut_off(path, {"on_partition": "fence", "lease_s": 60.0})
     reason = "its host is lost; no spare fits: gpu02 (it is no spare (procguard_spare))"
-    world.registry.worker_seen["w1"].plight = {"state": "no_spare", "reason": reason}
-    world.registry.event_log.add("no_spare", world.now, reason=reason, worker_id="w1", host="gpu01")
+    world.fleet.state.worker_seen["w1"].plight = {"state": "no_spare", "reason": reason}
+    world.fleet.state.event_log.add("no_spare", world.now, reason=reason, worker_id="w1", host="gpu01")
     return world
 
 
@@ -358,7 +358,7 @@ SITUATIONS: dict[str, Callable[[Path], World]] = {
 
 def rendered(world: World) -> str:
     """Both languages, one below the other."""
-    facts = explain.gather(world.registry, "w1", world.now)
+    facts = explain.gather(world.fleet, "w1", world.now)
     parts = []
     for language in words.LANGUAGES:
         said = explain.explain(facts, language)
@@ -378,7 +378,7 @@ def test_a_situation_is_explained_in_both_languages(situation: str, tmp_path: Pa
 
 def test_a_stop_of_the_whole_fleet_is_no_operators_stop(tmp_path: Path) -> None:
     world = stopped_with_the_fleet(tmp_path)
-    reason = world.registry.worker("w1")["reason"]
+    reason = world.fleet.state.worker("w1")["reason"]
     assert reason.startswith("stopped with the whole fleet (recovery.stop_all_on_failure): killed by signal 15")
 
 
@@ -440,7 +440,7 @@ def test_durations_have_two_units_at_most(seconds: float, english: str, chinese:
 def test_a_gang_is_explained_as_one(tmp_path: Path) -> None:
     import dataclasses
 
-    facts = explain.gather(failed(tmp_path).registry, "w1", Now(2_000.0, 1_790_001_000.0))
+    facts = explain.gather(failed(tmp_path).fleet, "w1", Now(2_000.0, 1_790_001_000.0))
     gang = {"group": "trainers", "members": 8, "phase": "failed", "attempts": 3, "allowed": 3}
     gang["incident"] = {"member": "w7", "reason": "exit code 1"}
     said = explain.explain(dataclasses.replace(facts, gang=gang), "zh")
@@ -455,7 +455,7 @@ def test_a_member_of_a_failed_gang_is_explained_with_its_gang(tmp_path: Path) ->
     world.go_on(1)
     world.hosts["h1"].fails("w1")
     world.go_on(5)
-    said = explain.explain(explain.gather(world.registry, "w2", world.now), "en")
+    said = explain.explain(explain.gather(world.fleet, "w2", world.now), "en")
     texts = {one["text"] for one in said.sentences if one["topic"] == "gang"}
     assert said.headline.startswith("w2 failed on ")
     assert "The gang has failed: its restarts are used up." in texts
@@ -466,7 +466,7 @@ def test_a_member_of_a_failed_gang_is_explained_with_its_gang(tmp_path: Path) ->
 def test_a_lease_that_is_no_proof_leaves_the_doubt_standing(tmp_path: Path) -> None:
     import dataclasses
 
-    facts = explain.gather(host_out_of_reach_fenced(tmp_path).registry, "w1", Now(2_000.0, 1_790_001_000.0))
+    facts = explain.gather(host_out_of_reach_fenced(tmp_path).fleet, "w1", Now(2_000.0, 1_790_001_000.0))
     doubt = dataclasses.replace(facts, gone=LeaseVerdict(False, "not confirmed"))
     texts = [one["text"] for one in explain.explain(doubt, "en").sentences if one["topic"] == "fence"]
     assert texts == ["The job most likely runs on. Nothing is started elsewhere while that is in doubt."]

@@ -16,7 +16,7 @@ from procguard.fleet.operations.model import CHUNK, FailureLimit, plan
 from tests.unit.fleet_world import World
 
 
-class Fleet(World):
+class CommandedWorld(World):
     """Hosts h1, h2, … with workers that do what they are told, at once, when `obey` is called."""
 
     def __init__(self, directory: Path, hosts: int = 2, each: int = 3) -> None:
@@ -34,14 +34,14 @@ class Fleet(World):
 
     @property
     def operations(self) -> Operations:
-        return self.registry.operations
+        return self.fleet.operations
 
     def obey(self, *hosts: str) -> None:
         """Each host reports its workers as they are wanted now; those in `crashing` fail to start."""
         for host in hosts:
             reports = []
-            for worker in self.registry.workers_of(host):
-                report = self.registry.worker_seen[worker.worker_id].report
+            for worker in self.fleet.state.workers_of(host):
+                report = self.fleet.state.worker_seen[worker.worker_id].report
                 attempt = self.attempts.setdefault(worker.worker_id, 1)
                 new = report is None or report.generation < worker.generation
                 if report is not None and new and worker.desired == "running":
@@ -71,8 +71,8 @@ class Fleet(World):
 
 
 @pytest.fixture
-def fleet(tmp_path: Path) -> Fleet:
-    return Fleet(tmp_path)
+def world(tmp_path: Path) -> CommandedWorld:
+    return CommandedWorld(tmp_path)
 
 
 # ---------------------------------------------------------------------------------------------- who is meant, and how
@@ -105,227 +105,231 @@ def test_what_is_done_about_a_worker(verb: str, state: str, desired: str, expect
     assert tuple(plan(verb, state, desired)) == expected
 
 
-def test_a_preview_counts_splits_and_says_what_is_left_out(fleet: Fleet) -> None:
-    fleet.registry.command("w1-0", "stop", "tester", fleet.now)
-    fleet.obey("h1")
-    fleet.registry.mark_agent("h2", "unreachable", "no heartbeat", fleet.now)
-    seen = fleet.operations.preview("stop", "*", "tester", fleet.now)
+def test_a_preview_counts_splits_and_says_what_is_left_out(world: CommandedWorld) -> None:
+    world.fleet.workers.command("w1-0", "stop", "tester", world.now)
+    world.obey("h1")
+    world.fleet.agents.mark("h2", "unreachable", "no heartbeat", world.now)
+    seen = world.operations.preview("stop", "*", "tester", world.now)
     assert (seen["matching"], seen["acts"], seen["pending"], seen["skipped"]) == (6, 5, 3, 1)
     assert {"state": "unknown", "matching": 3, "acts": 3} in seen["by_state"]
     assert {"host": "h1", "matching": 3, "acts": 2} in seen["by_host"] and seen["hosts"] == 2
     assert {(one["cause"], one["count"]) for one in seen["causes"]} == {("host_away", 3), ("already_stopped", 1)}
-    skipped = fleet.operations.preview("kill", "host=h2", "tester", fleet.now)
+    skipped = world.operations.preview("kill", "host=h2", "tester", world.now)
     assert skipped["acts"] == 0 and skipped["causes"][0]["cause"] == "unreachable"
 
 
-def test_a_preview_changes_nothing_and_of_nobody_gives_no_token(fleet: Fleet) -> None:
-    assert fleet.operations.preview("stop", "host=nowhere", "tester", fleet.now)["token"] is None
-    fleet.operations.preview("stop", "*", "tester", fleet.now)
-    assert {worker.desired for worker in fleet.registry.workers_by_id.values()} == {"running"}
+def test_a_preview_changes_nothing_and_of_nobody_gives_no_token(world: CommandedWorld) -> None:
+    assert world.operations.preview("stop", "host=nowhere", "tester", world.now)["token"] is None
+    world.operations.preview("stop", "*", "tester", world.now)
+    assert {worker.desired for worker in world.fleet.state.workers_by_id.values()} == {"running"}
 
 
-def test_words_narrow_a_selection_as_the_portal_s_filter_does(fleet: Fleet) -> None:
-    assert fleet.operations.preview("stop", "*", "tester", fleet.now, q="W1-1 h1")["matching"] == 1
+def test_words_narrow_a_selection_as_the_portal_s_filter_does(world: CommandedWorld) -> None:
+    assert world.operations.preview("stop", "*", "tester", world.now, q="W1-1 h1")["matching"] == 1
 
 
 # ---------------------------------------------------------------------------------------------- the token
 
 
-def test_a_token_is_its_actor_s_once_and_for_five_minutes(fleet: Fleet) -> None:
-    token = fleet.operations.preview("stop", "*", "tester", fleet.now)["token"]
+def test_a_token_is_its_actor_s_once_and_for_five_minutes(world: CommandedWorld) -> None:
+    token = world.operations.preview("stop", "*", "tester", world.now)["token"]
     with pytest.raises(Conflict, match="somebody else"):
-        fleet.operations.begin(token, "other", fleet.now, OperationOptions())
-    fleet.operations.begin(token, "tester", fleet.now, OperationOptions())
+        world.operations.begin(token, "other", world.now, OperationOptions())
+    world.operations.begin(token, "tester", world.now, OperationOptions())
     with pytest.raises(Conflict, match="expired, or was used"):
-        fleet.operations.begin(token, "tester", fleet.now, OperationOptions())
-    late = fleet.operations.preview("stop", "*", "tester", fleet.now)["token"]
+        world.operations.begin(token, "tester", world.now, OperationOptions())
+    late = world.operations.preview("stop", "*", "tester", world.now)["token"]
     with pytest.raises(Conflict, match="expired"):
-        fleet.operations.begin(late, "tester", fleet.pass_time(301), OperationOptions())
+        world.operations.begin(late, "tester", world.pass_time(301), OperationOptions())
 
 
-def test_the_same_request_twice_at_once_begins_one_operation(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the first looks through the fleet the second has its turn."""
-    token = fleet.operations.preview("restart", "*", "tester", fleet.now)["token"]
+def test_the_same_request_twice_at_once_begins_one_operation(
+    world: CommandedWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the first looks through the world the second has its turn."""
+    token = world.operations.preview("restart", "*", "tester", world.now)["token"]
     refused: list[str] = []
 
     def second() -> None:
         try:
-            fleet.operations.begin(token, "tester", fleet.now, OperationOptions())
+            world.operations.begin(token, "tester", world.now, OperationOptions())
         except Conflict as exc:
             refused.append(exc.code)
 
     monkeypatch.setattr(module, "SLICE_S", 0.0)
-    fleet.operations.on_wake(lambda: None, second)
-    fleet.operations.begin(token, "tester", fleet.now, OperationOptions())
-    assert len(fleet.operations.views()) == 1 and set(refused) == {"preview_expired"}
+    world.operations.on_wake(lambda: None, second)
+    world.operations.begin(token, "tester", world.now, OperationOptions())
+    assert len(world.operations.views()) == 1 and set(refused) == {"preview_expired"}
 
 
-def test_who_looks_in_a_loop_drives_out_no_others_previews(fleet: Fleet) -> None:
-    token = fleet.operations.preview("stop", "*", "anna", fleet.now)["token"]
+def test_who_looks_in_a_loop_drives_out_no_others_previews(world: CommandedWorld) -> None:
+    token = world.operations.preview("stop", "*", "anna", world.now)["token"]
     for _ in range(3 * KEEP):
-        last = fleet.operations.preview("stop", "*", "script", fleet.now)["token"]
-    fleet.operations.begin(token, "anna", fleet.now, OperationOptions())
-    fleet.operations.begin(last, "script", fleet.now, OperationOptions())
-    assert {one["actor"] for one in fleet.operations.views()} == {"anna", "script"}
+        last = world.operations.preview("stop", "*", "script", world.now)["token"]
+    world.operations.begin(token, "anna", world.now, OperationOptions())
+    world.operations.begin(last, "script", world.now, OperationOptions())
+    assert {one["actor"] for one in world.operations.views()} == {"anna", "script"}
 
 
-def test_who_was_shown_is_who_is_meant_and_a_changed_selection_is_told(fleet: Fleet) -> None:
-    token = fleet.operations.preview("stop", "state=running", "tester", fleet.now)["token"]
-    fleet.registry.command("w1-0", "stop", "tester", fleet.now)
-    fleet.deploy({"h3": {"w3-0": {"command": "x"}}})
-    fleet.obey("h1", "h3")
-    view = fleet.operations.begin(token, "tester", fleet.now, OperationOptions())
+def test_who_was_shown_is_who_is_meant_and_a_changed_selection_is_told(world: CommandedWorld) -> None:
+    token = world.operations.preview("stop", "state=running", "tester", world.now)["token"]
+    world.fleet.workers.command("w1-0", "stop", "tester", world.now)
+    world.deploy({"h3": {"w3-0": {"command": "x"}}})
+    world.obey("h1", "h3")
+    view = world.operations.begin(token, "tester", world.now, OperationOptions())
     assert (view["total"], view["joined"], view["left"]) == (6, 1, 1)
-    fleet.advance()
-    assert fleet.registry.workers_by_id["w3-0"].desired == "running"
-    assert fleet.counts(view["operation_id"])["skipped"] == 1
+    world.advance()
+    assert world.fleet.state.workers_by_id["w3-0"].desired == "running"
+    assert world.counts(view["operation_id"])["skipped"] == 1
 
 
-def test_previews_are_bounded(fleet: Fleet) -> None:
-    tokens = [fleet.operations.preview("stop", "*", "tester", fleet.now)["token"] for _ in range(60)]
+def test_previews_are_bounded(world: CommandedWorld) -> None:
+    tokens = [world.operations.preview("stop", "*", "tester", world.now)["token"] for _ in range(60)]
     with pytest.raises(Conflict):
-        fleet.operations.begin(tokens[0], "tester", fleet.now, OperationOptions())
-    fleet.operations.begin(tokens[-1], "tester", fleet.now, OperationOptions())
+        world.operations.begin(tokens[0], "tester", world.now, OperationOptions())
+    world.operations.begin(tokens[-1], "tester", world.now, OperationOptions())
 
 
-def test_more_workers_than_one_operation_takes_are_refused(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_workers_than_one_operation_takes_are_refused(
+    world: CommandedWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "MAX_ITEMS", 5)
     with pytest.raises(LimitExceeded, match="6 workers match"):
-        fleet.operations.preview("stop", "*", "tester", fleet.now)
+        world.operations.preview("stop", "*", "tester", world.now)
 
 
 # ---------------------------------------------------------------------------------------------- going on
 
 
-def test_items_go_from_accepted_over_delivered_to_done(fleet: Fleet) -> None:
-    operation = fleet.begin("stop", "host=h1", reason="disk change")
-    assert fleet.counts(operation) == {"waiting": 3}
-    fleet.advance()
-    assert fleet.counts(operation) == {"accepted": 3}
-    fleet.beat("h1", *(fleet.report(f"w1-{number}", "stopping") for number in range(3)))
-    assert fleet.counts(operation) == {"delivered": 3}
-    fleet.obey("h1")
-    fleet.advance()
-    view = fleet.operations.view(operation)
+def test_items_go_from_accepted_over_delivered_to_done(world: CommandedWorld) -> None:
+    operation = world.begin("stop", "host=h1", reason="disk change")
+    assert world.counts(operation) == {"waiting": 3}
+    world.advance()
+    assert world.counts(operation) == {"accepted": 3}
+    world.beat("h1", *(world.report(f"w1-{number}", "stopping") for number in range(3)))
+    assert world.counts(operation) == {"delivered": 3}
+    world.obey("h1")
+    world.advance()
+    view = world.operations.view(operation)
     assert view["status"] == "done" and view["counts"] == {"done": 3}
     assert [item["worker_id"] for item in view["items"]] == ["w1-0", "w1-1", "w1-2"]
     assert view["items"][0]["ended_at"] == view["ended_at"]
-    command = fleet.registry.commands("w1-0")[0]
+    command = world.fleet.state.commands("w1-0")[0]
     assert (command["operation_id"], command["reason"], command["actor"]) == (operation, "disk change", "tester")
-    told = [event["reason"] for event in fleet.registry.events() if event["kind"] == "operation"]
+    told = [event["reason"] for event in world.fleet.state.events() if event["kind"] == "operation"]
     assert told == [f"{operation} begun: stop of 3 worker(s) (host=h1): disk change", f"{operation} done: 3 done"]
 
 
-def test_no_more_are_under_way_than_the_pace_allows(fleet: Fleet) -> None:
-    operation = fleet.begin("stop", concurrency=2)
-    fleet.advance()
-    assert fleet.counts(operation) == {"waiting": 4, "accepted": 2}
-    fleet.obey("h1")
-    fleet.advance()
-    assert fleet.counts(operation) == {"waiting": 2, "accepted": 2, "done": 2}
+def test_no_more_are_under_way_than_the_pace_allows(world: CommandedWorld) -> None:
+    operation = world.begin("stop", concurrency=2)
+    world.advance()
+    assert world.counts(operation) == {"waiting": 4, "accepted": 2}
+    world.obey("h1")
+    world.advance()
+    assert world.counts(operation) == {"waiting": 2, "accepted": 2, "done": 2}
     for _ in range(2):
-        fleet.obey("h1", "h2")
-        fleet.advance()
-    assert fleet.status(operation) == "done"
+        world.obey("h1", "h2")
+        world.advance()
+    assert world.status(operation) == "done"
 
 
 def test_a_chunk_at_a_time_is_begun_so_that_others_get_a_turn(tmp_path: Path) -> None:
-    fleet = Fleet(tmp_path, hosts=1, each=CHUNK + 20)
-    operation = fleet.begin("stop", concurrency=1_000)
-    assert fleet.operations.advance(fleet.now) is True
-    assert fleet.counts(operation)["accepted"] == CHUNK
-    assert fleet.operations.advance(fleet.now) is False
-    assert fleet.counts(operation) == {"accepted": CHUNK + 20}
+    world = CommandedWorld(tmp_path, hosts=1, each=CHUNK + 20)
+    operation = world.begin("stop", concurrency=1_000)
+    assert world.operations.advance(world.now) is True
+    assert world.counts(operation)["accepted"] == CHUNK
+    assert world.operations.advance(world.now) is False
+    assert world.counts(operation) == {"accepted": CHUNK + 20}
 
 
-def test_a_start_is_done_when_the_worker_runs_and_failed_when_it_crashes(fleet: Fleet) -> None:
+def test_a_start_is_done_when_the_worker_runs_and_failed_when_it_crashes(world: CommandedWorld) -> None:
     for number in range(3):
-        fleet.registry.command(f"w1-{number}", "stop", "tester", fleet.now)
-    fleet.obey("h1")
-    fleet.crashing = {"w1-2"}
-    operation = fleet.begin("start", "host=h1")
-    fleet.advance()
-    fleet.beat("h1", fleet.report("w1-0", "starting", attempt=2))
-    assert "done" not in fleet.counts(operation)
-    fleet.obey("h1")
-    fleet.advance()
-    assert fleet.counts(operation) == {"done": 2, "failed": 1}
-    (cause,) = fleet.operations.view(operation)["causes"]
+        world.fleet.workers.command(f"w1-{number}", "stop", "tester", world.now)
+    world.obey("h1")
+    world.crashing = {"w1-2"}
+    operation = world.begin("start", "host=h1")
+    world.advance()
+    world.beat("h1", world.report("w1-0", "starting", attempt=2))
+    assert "done" not in world.counts(operation)
+    world.obey("h1")
+    world.advance()
+    assert world.counts(operation) == {"done": 2, "failed": 1}
+    (cause,) = world.operations.view(operation)["causes"]
     assert (cause["result"], cause["message"], cause["examples"]) == ("failed", "exit code 3", ["w1-2"])
 
 
-def test_a_restart_is_done_when_a_later_attempt_runs(fleet: Fleet) -> None:
-    operation = fleet.begin("restart", "w1-0")
-    fleet.advance()
-    fleet.beat("h1", fleet.report("w1-0", "running", attempt=1))
-    fleet.beat("h1", fleet.report("w1-0", "starting", attempt=2))
-    assert fleet.counts(operation) == {"delivered": 1}
-    fleet.beat("h1", fleet.report("w1-0", "running", attempt=2))
-    fleet.advance()
-    assert fleet.status(operation) == "done" and fleet.counts(operation) == {"done": 1}
+def test_a_restart_is_done_when_a_later_attempt_runs(world: CommandedWorld) -> None:
+    operation = world.begin("restart", "w1-0")
+    world.advance()
+    world.beat("h1", world.report("w1-0", "running", attempt=1))
+    world.beat("h1", world.report("w1-0", "starting", attempt=2))
+    assert world.counts(operation) == {"delivered": 1}
+    world.beat("h1", world.report("w1-0", "running", attempt=2))
+    world.advance()
+    assert world.status(operation) == "done" and world.counts(operation) == {"done": 1}
 
 
-def test_a_restart_that_nobody_carries_out_expires_with_its_command(fleet: Fleet) -> None:
-    operation = fleet.begin("restart", "w1-0")
-    fleet.advance()
-    fleet.registry.outbox.expire(fleet.pass_time(61))
-    fleet.advance()
-    assert fleet.counts(operation) == {"expired": 1} and fleet.status(operation) == "done"
-    assert "not carried out within 60 s" in fleet.operations.view(operation)["items"][0]["message"]
+def test_a_restart_that_nobody_carries_out_expires_with_its_command(world: CommandedWorld) -> None:
+    operation = world.begin("restart", "w1-0")
+    world.advance()
+    world.fleet.state.outbox.expire(world.pass_time(61))
+    world.advance()
+    assert world.counts(operation) == {"expired": 1} and world.status(operation) == "done"
+    assert "not carried out within 60 s" in world.operations.view(operation)["items"][0]["message"]
 
 
-def test_an_item_that_takes_too_long_expires_and_stays_wanted(fleet: Fleet) -> None:
-    operation = fleet.begin("stop", "w1-0", timeout_s=60)
-    fleet.advance()
-    fleet.pass_time(59)
-    fleet.advance()
-    assert fleet.counts(operation) == {"accepted": 1}
-    fleet.pass_time(2)
-    fleet.advance()
-    (item,) = fleet.operations.view(operation)["items"]
+def test_an_item_that_takes_too_long_expires_and_stays_wanted(world: CommandedWorld) -> None:
+    operation = world.begin("stop", "w1-0", timeout_s=60)
+    world.advance()
+    world.pass_time(59)
+    world.advance()
+    assert world.counts(operation) == {"accepted": 1}
+    world.pass_time(2)
+    world.advance()
+    (item,) = world.operations.view(operation)["items"]
     assert item["result"] == "expired" and "it is running, and stays wanted stopped" in item["message"]
 
 
-def test_hosts_out_of_reach_hold_nobody_up(fleet: Fleet) -> None:
-    fleet.registry.mark_agent("h2", "unreachable", "no heartbeat", fleet.now)
-    operation = fleet.begin("stop", concurrency=1)
+def test_hosts_out_of_reach_hold_nobody_up(world: CommandedWorld) -> None:
+    world.fleet.agents.mark("h2", "unreachable", "no heartbeat", world.now)
+    operation = world.begin("stop", concurrency=1)
     for _ in range(4):
-        fleet.advance()
-        fleet.obey("h1")
-    fleet.advance()
-    assert fleet.status(operation) == "done" and fleet.counts(operation) == {"done": 3, "pending": 3}
-    assert fleet.registry.workers_by_id["w2-0"].desired == "stopped"
+        world.advance()
+        world.obey("h1")
+    world.advance()
+    assert world.status(operation) == "done" and world.counts(operation) == {"done": 3, "pending": 3}
+    assert world.fleet.state.workers_by_id["w2-0"].desired == "stopped"
 
 
-def test_a_pending_item_is_done_when_its_host_returns_in_time(fleet: Fleet) -> None:
-    fleet.registry.mark_agent("h2", "unreachable", "no heartbeat", fleet.now)
-    operation = fleet.begin("stop", concurrency=10)
-    fleet.advance()
-    fleet.obey("h2")
-    fleet.obey("h1")
-    fleet.advance()
-    assert fleet.counts(operation) == {"done": 6} and fleet.operations.view(operation)["causes"] == []
+def test_a_pending_item_is_done_when_its_host_returns_in_time(world: CommandedWorld) -> None:
+    world.fleet.agents.mark("h2", "unreachable", "no heartbeat", world.now)
+    operation = world.begin("stop", concurrency=10)
+    world.advance()
+    world.obey("h2")
+    world.obey("h1")
+    world.advance()
+    assert world.counts(operation) == {"done": 6} and world.operations.view(operation)["causes"] == []
 
 
-def test_a_later_command_overtakes(fleet: Fleet) -> None:
-    operation = fleet.begin("stop", "host=h1")
-    fleet.advance()
-    fleet.registry.command("w1-0", "start", "somebody", fleet.now)
-    fleet.obey("h1")
-    fleet.advance()
-    assert fleet.counts(operation) == {"done": 2, "skipped": 1}
-    assert fleet.operations.view(operation, result="skipped")["items"][0]["cause"] == "overtaken"
+def test_a_later_command_overtakes(world: CommandedWorld) -> None:
+    operation = world.begin("stop", "host=h1")
+    world.advance()
+    world.fleet.workers.command("w1-0", "start", "somebody", world.now)
+    world.obey("h1")
+    world.advance()
+    assert world.counts(operation) == {"done": 2, "skipped": 1}
+    assert world.operations.view(operation, result="skipped")["items"][0]["cause"] == "overtaken"
 
 
-def test_a_worker_that_leaves_the_fleet_is_not_waited_for(fleet: Fleet) -> None:
-    operation = fleet.begin("stop", "host=h1", concurrency=1)
-    fleet.advance()
+def test_a_worker_that_leaves_the_fleet_is_not_waited_for(world: CommandedWorld) -> None:
+    operation = world.begin("stop", "host=h1", concurrency=1)
+    world.advance()
     for worker_id in ("w1-0", "w1-1"):
-        fleet.registry.drop_worker(fleet.registry.find(worker_id), fleet.now, "forgotten")
-    fleet.advance()
-    fleet.obey("h1")
-    fleet.advance()
-    assert fleet.counts(operation) == {"done": 1, "skipped": 2} and fleet.status(operation) == "done"
+        world.fleet.state.drop_worker(world.fleet.state.find(worker_id), world.now, "forgotten")
+    world.advance()
+    world.obey("h1")
+    world.advance()
+    assert world.counts(operation) == {"done": 1, "skipped": 2} and world.status(operation) == "done"
 
 
 # ---------------------------------------------------------------------------------------------- the limit
@@ -342,130 +346,132 @@ def test_a_limit_that_is_none_is_refused(text: str) -> None:
         FailureLimit(text)
 
 
-def test_too_many_failures_halt_what_has_not_begun(fleet: Fleet) -> None:
+def test_too_many_failures_halt_what_has_not_begun(world: CommandedWorld) -> None:
     for host in ("h1", "h2"):
         for number in range(3):
-            fleet.registry.command(f"w{host[1:]}-{number}", "stop", "tester", fleet.now)
-    fleet.obey("h1", "h2")
-    fleet.crashing = {"w1-0", "w1-1", "w1-2"}
-    operation = fleet.begin("start", concurrency=1, max_failures="1")
+            world.fleet.workers.command(f"w{host[1:]}-{number}", "stop", "tester", world.now)
+    world.obey("h1", "h2")
+    world.crashing = {"w1-0", "w1-1", "w1-2"}
+    operation = world.begin("start", concurrency=1, max_failures="1")
     for _ in range(10):
-        fleet.advance()
-        fleet.obey("h1", "h2")
-    assert fleet.status(operation) == "halted"
-    assert fleet.counts(operation) == {"failed": 2, "cancelled": 4}
-    assert fleet.operations.view(operation)["note"] == "2 failed; at most 1 may"
-    assert fleet.registry.workers_by_id["w1-2"].desired == "stopped"
+        world.advance()
+        world.obey("h1", "h2")
+    assert world.status(operation) == "halted"
+    assert world.counts(operation) == {"failed": 2, "cancelled": 4}
+    assert world.operations.view(operation)["note"] == "2 failed; at most 1 may"
+    assert world.fleet.state.workers_by_id["w1-2"].desired == "stopped"
 
 
 # ---------------------------------------------------------------------------------------------- cancel, retry
 
 
-def test_what_has_not_begun_is_not_begun_after_a_cancel(fleet: Fleet) -> None:
-    operation = fleet.begin("stop", concurrency=2)
-    fleet.advance()
-    view = fleet.operations.cancel(operation, "somebody", fleet.now)
+def test_what_has_not_begun_is_not_begun_after_a_cancel(world: CommandedWorld) -> None:
+    operation = world.begin("stop", concurrency=2)
+    world.advance()
+    view = world.operations.cancel(operation, "somebody", world.now)
     assert view["status"] == "cancelling" and view["note"] == "cancelled by somebody"
-    fleet.obey("h1", "h2")
-    fleet.advance()
-    assert fleet.status(operation) == "cancelled" and fleet.counts(operation) == {"done": 2, "cancelled": 4}
-    assert fleet.registry.workers_by_id["w2-2"].desired == "running"
+    world.obey("h1", "h2")
+    world.advance()
+    assert world.status(operation) == "cancelled" and world.counts(operation) == {"done": 2, "cancelled": 4}
+    assert world.fleet.state.workers_by_id["w2-2"].desired == "running"
     with pytest.raises(Conflict, match="has ended already"):
-        fleet.operations.cancel(operation, "somebody", fleet.now)
+        world.operations.cancel(operation, "somebody", world.now)
 
 
-def test_the_failed_are_retried_as_an_operation_of_their_own(fleet: Fleet) -> None:
-    operation = fleet.begin("stop", "host=h1", concurrency=2, timeout_s=60)
-    fleet.advance()
+def test_the_failed_are_retried_as_an_operation_of_their_own(world: CommandedWorld) -> None:
+    operation = world.begin("stop", "host=h1", concurrency=2, timeout_s=60)
+    world.advance()
     with pytest.raises(Conflict, match="still running"):
-        fleet.operations.retry(operation, "tester", fleet.now)
-    fleet.operations.cancel(operation, "tester", fleet.now)
-    fleet.pass_time(61)
-    fleet.advance()
-    assert fleet.counts(operation) == {"expired": 2, "cancelled": 1}
-    again = fleet.operations.retry(operation, "tester", fleet.now)
+        world.operations.retry(operation, "tester", world.now)
+    world.operations.cancel(operation, "tester", world.now)
+    world.pass_time(61)
+    world.advance()
+    assert world.counts(operation) == {"expired": 2, "cancelled": 1}
+    again = world.operations.retry(operation, "tester", world.now)
     assert (again["total"], again["retry_of"], again["command"]) == (2, operation, "stop")
-    assert fleet.operations.retry(operation, "tester", fleet.now, rest=True)["total"] == 3
-    fleet.advance()
-    fleet.obey("h1")
-    fleet.advance()
-    assert fleet.status(again["operation_id"]) == "done"
+    assert world.operations.retry(operation, "tester", world.now, rest=True)["total"] == 3
+    world.advance()
+    world.obey("h1")
+    world.advance()
+    assert world.status(again["operation_id"]) == "done"
     with pytest.raises(Conflict, match="nothing of"):
-        fleet.operations.retry(again["operation_id"], "tester", fleet.now)
+        world.operations.retry(again["operation_id"], "tester", world.now)
 
 
-def test_only_so_many_run_at_once(fleet: Fleet) -> None:
+def test_only_so_many_run_at_once(world: CommandedWorld) -> None:
     for _ in range(module.MAX_RUNNING):
-        fleet.begin("stop", "w1-0")
+        world.begin("stop", "w1-0")
     with pytest.raises(Conflict, match="run already"):
-        fleet.begin("stop", "w1-0")
+        world.begin("stop", "w1-0")
 
 
-def test_old_operations_are_forgotten_in_the_store_too(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_operations_are_forgotten_in_the_store_too(world: CommandedWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "KEEP_OPERATIONS", 3)
     shown: list[tuple[str, bool]] = []
-    fleet.registry.on_change(lambda topic, item, view: shown.append((item, view is None)) if topic[0] == "o" else None)
-    first = fleet.begin("start", "w1-0")
-    fleet.advance()
+    world.fleet.state.on_change(
+        lambda topic, item, view: shown.append((item, view is None)) if topic[0] == "o" else None
+    )
+    first = world.begin("start", "w1-0")
+    world.advance()
     for _ in range(4):
-        fleet.begin("start", "w1-0")
-        fleet.advance()
-    assert len(fleet.operations.views()) == 3 and (first, True) in shown
+        world.begin("start", "w1-0")
+        world.advance()
+    assert len(world.operations.views()) == 3 and (first, True) in shown
     with pytest.raises(NotFound):
-        fleet.operations.view(first)
-    fleet.restart()
-    assert len(fleet.operations.views()) == 3
+        world.operations.view(first)
+    world.restart()
+    assert len(world.operations.views()) == 3
 
 
 # ---------------------------------------------------------------------------------------------- the manager ends
 
 
-def test_an_operation_goes_on_after_a_restart_of_the_manager(fleet: Fleet) -> None:
-    operation = fleet.begin("stop", concurrency=2, reason="why")
-    fleet.advance()
-    fleet.pass_time(2)
-    fleet.advance()
-    fleet.restart()
-    fleet.pass_time(30)
-    assert fleet.status(operation) == "running" and "went on" in fleet.operations.view(operation)["note"]
+def test_an_operation_goes_on_after_a_restart_of_the_manager(world: CommandedWorld) -> None:
+    operation = world.begin("stop", concurrency=2, reason="why")
+    world.advance()
+    world.pass_time(2)
+    world.advance()
+    world.restart()
+    world.pass_time(30)
+    assert world.status(operation) == "running" and "went on" in world.operations.view(operation)["note"]
     for _ in range(4):
-        fleet.obey("h1", "h2")
-        fleet.advance()
-    assert fleet.status(operation) == "done" and fleet.counts(operation) == {"done": 6}
+        world.obey("h1", "h2")
+        world.advance()
+    assert world.status(operation) == "done" and world.counts(operation) == {"done": 6}
 
 
-def test_after_a_long_absence_an_operation_ends_and_says_why(fleet: Fleet) -> None:
-    operation = fleet.begin("stop", concurrency=2)
-    fleet.advance()
-    fleet.pass_time(2)
-    fleet.advance()
-    fleet.registry.close()
-    fleet.pass_time(3_600)
-    fleet.registry = fleet.open()
-    view = fleet.operations.view(operation)
+def test_after_a_long_absence_an_operation_ends_and_says_why(world: CommandedWorld) -> None:
+    operation = world.begin("stop", concurrency=2)
+    world.advance()
+    world.pass_time(2)
+    world.advance()
+    world.fleet.close()
+    world.pass_time(3_600)
+    world.fleet = world.open()
+    view = world.operations.view(operation)
     assert view["status"] == "interrupted" and view["counts"] == {"expired": 2, "cancelled": 4}
     assert "the manager was away from" in view["note"]
-    assert fleet.registry.workers_by_id["w2-2"].desired == "running"
-    assert fleet.operations.retry(operation, "tester", fleet.now, rest=True)["total"] == 6
+    assert world.fleet.state.workers_by_id["w2-2"].desired == "running"
+    assert world.operations.retry(operation, "tester", world.now, rest=True)["total"] == 6
 
 
-def test_ended_operations_survive_with_their_items(fleet: Fleet) -> None:
-    operation = fleet.begin("stop", "host=h1")
-    fleet.advance()
-    fleet.obey("h1")
-    fleet.advance()
-    before = fleet.operations.view(operation)
-    fleet.restart()
-    assert fleet.operations.view(operation) == before
+def test_ended_operations_survive_with_their_items(world: CommandedWorld) -> None:
+    operation = world.begin("stop", "host=h1")
+    world.advance()
+    world.obey("h1")
+    world.advance()
+    before = world.operations.view(operation)
+    world.restart()
+    assert world.operations.view(operation) == before
 
 
-def test_items_are_paged_and_filtered_by_result(fleet: Fleet) -> None:
-    operation = fleet.begin("stop", concurrency=2)
-    fleet.advance()
-    page = fleet.operations.view(operation, "waiting,accepted", offset=1, limit=2)
+def test_items_are_paged_and_filtered_by_result(world: CommandedWorld) -> None:
+    operation = world.begin("stop", concurrency=2)
+    world.advance()
+    page = world.operations.view(operation, "waiting,accepted", offset=1, limit=2)
     assert page["items_total"] == 6 and [item["result"] for item in page["items"]] == ["accepted", "waiting"]
     with pytest.raises(UsageError, match="result='broken'"):
-        fleet.operations.view(operation, "broken")
+        world.operations.view(operation, "broken")
 
 
 @pytest.mark.slow
@@ -474,28 +480,28 @@ def test_what_is_stored_of_a_large_operation_is_shared_out_over_rounds(
 ) -> None:
     """One round must not write ten thousand results; the end is on disk only after all of them."""
     monkeypatch.setattr(rules, "CHUNK", 3)
-    fleet = Fleet(tmp_path, hosts=1, each=3 * (module.SAVE_CHUNKS + 2))
-    operation = fleet.begin("stop", concurrency=10_000)
-    fleet.advance()
-    fleet.obey("h1")
-    fleet.operations.advance(fleet.now)
-    assert fleet.status(operation) == "done"
-    fleet.registry.store.close()
-    half_stored = fleet.open()
+    world = CommandedWorld(tmp_path, hosts=1, each=3 * (module.SAVE_CHUNKS + 2))
+    operation = world.begin("stop", concurrency=10_000)
+    world.advance()
+    world.obey("h1")
+    world.operations.advance(world.now)
+    assert world.status(operation) == "done"
+    world.fleet.state.store.close()
+    half_stored = world.open()
     assert half_stored.operations.view(operation)["status"] == "running"
-    half_stored.store.close()
+    half_stored.state.store.close()
 
 
 def test_a_selection_gives_everybody_a_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SLICE_S", -1.0)
-    fleet = Fleet(tmp_path)
+    world = CommandedWorld(tmp_path)
     pauses: list[int] = []
 
     def pause() -> None:
         pauses.append(1)
-        if len(pauses) == 1:  # the fleet changes meanwhile
-            fleet.registry.drop_worker(fleet.registry.find("w2-2"), fleet.now, "forgotten")
+        if len(pauses) == 1:  # the world changes meanwhile
+            world.fleet.state.drop_worker(world.fleet.state.find("w2-2"), world.now, "forgotten")
 
-    fleet.operations.on_wake(lambda: None, pause)
-    assert fleet.operations.preview("stop", "*", "tester", fleet.now)["matching"] == 5
+    world.operations.on_wake(lambda: None, pause)
+    assert world.operations.preview("stop", "*", "tester", world.now)["matching"] == 5
     assert len(pauses) == 6

@@ -30,7 +30,7 @@ def ticks(monitor: ProcessMonitor, world: World, seconds: int) -> list[Finding]:
         for finding in monitor.tick(world.pass_time(1.0)):
             found.append(finding)
             if finding.kind in ("suspect", "unreachable"):
-                world.registry.mark_agent(finding.subject, finding.kind, finding.reason, world.now)
+                world.fleet.agents.mark(finding.subject, finding.kind, finding.reason, world.now)
     return found
 
 
@@ -40,7 +40,7 @@ def keep_alive(world: World, *agents: str) -> None:
 
 
 def test_a_host_is_unreachable_only_after_the_whole_timeout(world: World) -> None:
-    monitor = ProcessMonitor(world.registry, world.settings, world.now)
+    monitor = ProcessMonitor(world.fleet, world.settings, world.now)
     assert ticks(monitor, world, 9) == []
     keep_alive(world, "h2", "h3", "h4", "h5")
     assert [(f.kind, f.subject) for f in ticks(monitor, world, 2)] == [("unreachable", "h1")]
@@ -48,8 +48,8 @@ def test_a_host_is_unreachable_only_after_the_whole_timeout(world: World) -> Non
 
 def lose(world: World, agent_id: str, away_s: float = 0.0) -> None:
     """The agent's side closes its held request; `away_s` passes."""
-    world.registry.poll_opened(agent_id, world.now)
-    world.registry.poll_closed(agent_id, world.pass_time(0.1), peer_closed=True)
+    world.fleet.agents.heartbeats.poll_opened(agent_id, world.now)
+    world.fleet.agents.heartbeats.poll_closed(agent_id, world.pass_time(0.1), peer_closed=True)
     world.pass_time(away_s)
 
 
@@ -58,12 +58,12 @@ def findings(monitor: ProcessMonitor, world: World) -> list[tuple[str, str]]:
     found = monitor.tick(world.now)
     for finding in found:
         if finding.kind in ("suspect", "unreachable"):
-            world.registry.mark_agent(finding.subject, finding.kind, finding.reason, world.now)
+            world.fleet.agents.mark(finding.subject, finding.kind, finding.reason, world.now)
     return [(finding.kind, finding.subject) for finding in found]
 
 
 def test_a_lost_connection_is_suspected_at_once_called_lost_soon_and_forgotten_when_it_returns(world: World) -> None:
-    monitor = ProcessMonitor(world.registry, world.settings, world.now)
+    monitor = ProcessMonitor(world.fleet, world.settings, world.now)
     lose(world, "h1", away_s=0.14)
     assert findings(monitor, world) == []
     world.pass_time(0.02)
@@ -74,12 +74,12 @@ def test_a_lost_connection_is_suspected_at_once_called_lost_soon_and_forgotten_w
     assert findings(monitor, world) == [("lost", "h1")]
     assert findings(monitor, world) == []  # told once
     world.beat("h1")
-    assert world.registry.seen["h1"].state == "connected"
+    assert world.fleet.state.seen["h1"].state == "connected"
     assert monitor.tick(world.pass_time(0.2)) == []
 
 
 def test_each_loss_of_a_connection_is_told(world: World) -> None:
-    monitor = ProcessMonitor(world.registry, world.settings, world.now)
+    monitor = ProcessMonitor(world.fleet, world.settings, world.now)
     for _ in range(2):
         lose(world, "h1", away_s=0.6)
         assert findings(monitor, world) == [("suspect", "h1"), ("lost", "h1")]
@@ -87,28 +87,28 @@ def test_each_loss_of_a_connection_is_told(world: World) -> None:
 
 
 def test_a_suspected_host_s_workers_are_not_unknown_yet(world: World) -> None:
-    world.registry.mark_agent("h1", "suspect", "connection closed", world.now)
-    assert world.registry.worker("w1")["state"] == "running"
-    world.registry.mark_agent("h1", "unreachable", "silent", world.now)
-    assert world.registry.worker("w1")["state"] == "unknown"
+    world.fleet.agents.mark("h1", "suspect", "connection closed", world.now)
+    assert world.fleet.state.worker("w1")["state"] == "running"
+    world.fleet.agents.mark("h1", "unreachable", "silent", world.now)
+    assert world.fleet.state.worker("w1")["state"] == "unknown"
 
 
 def test_a_request_ended_by_the_manager_itself_is_no_sign(world: World) -> None:
-    monitor = ProcessMonitor(world.registry, world.settings, world.now)
-    world.registry.poll_opened("h1", world.now)
-    world.registry.poll_closed("h1", world.now, peer_closed=False)
+    monitor = ProcessMonitor(world.fleet, world.settings, world.now)
+    world.fleet.agents.heartbeats.poll_opened("h1", world.now)
+    world.fleet.agents.heartbeats.poll_closed("h1", world.now, peer_closed=False)
     assert monitor.tick(world.pass_time(1.0)) == []
 
 
 def test_when_the_manager_itself_was_late_everybody_gets_that_much_longer(world: World) -> None:
-    monitor = ProcessMonitor(world.registry, world.settings, world.now)
+    monitor = ProcessMonitor(world.fleet, world.settings, world.now)
     assert monitor.tick(world.pass_time(30.0)) == []  # frozen for 30 s: nobody is called dead for it
     assert ticks(monitor, world, 8) == []
     assert {f.subject for f in ticks(monitor, world, 3) if f.kind == "unreachable"} == {"h1", "h2", "h3", "h4", "h5"}
 
 
 def test_many_hosts_silent_at_once_pull_the_brake_and_their_return_releases_it(world: World) -> None:
-    monitor = ProcessMonitor(world.registry, world.settings, world.now)
+    monitor = ProcessMonitor(world.fleet, world.settings, world.now)
     found = ticks(monitor, world, 12)
     assert [f.kind for f in found].count("brake_on") == 1
     assert monitor.braked
@@ -119,7 +119,7 @@ def test_many_hosts_silent_at_once_pull_the_brake_and_their_return_releases_it(w
 
 def braked(world: World, *well: str, seconds: int) -> tuple[ProcessMonitor, list[Finding]]:
     """All but `well` fall silent; then `seconds` pass. Nothing is tried over SSH in between."""
-    monitor = ProcessMonitor(world.registry, world.settings, world.now)
+    monitor = ProcessMonitor(world.fleet, world.settings, world.now)
     found: list[Finding] = []
     for _ in range(12 + seconds):
         keep_alive(world, *well)
@@ -183,7 +183,7 @@ def test_when_the_manager_stood_still_the_brake_has_not_had_its_time(world: Worl
 
 
 def test_one_silent_host_pulls_no_brake(world: World) -> None:
-    monitor = ProcessMonitor(world.registry, world.settings, world.now)
+    monitor = ProcessMonitor(world.fleet, world.settings, world.now)
     ticks(monitor, world, 9)
     keep_alive(world, "h2", "h3", "h4", "h5")
     ticks(monitor, world, 2)
@@ -197,7 +197,7 @@ def idle_beat(world: World, cpu: float, **report: Any) -> None:
 
 
 def test_a_worker_below_both_thresholds_for_a_minute_is_suspect_and_nothing_more(world: World) -> None:
-    monitor = ProcessMonitor(world.registry, world.settings, world.now)
+    monitor = ProcessMonitor(world.fleet, world.settings, world.now)
     found: list[Finding] = []
     for _ in range(62):
         idle_beat(world, 0.0)
@@ -215,7 +215,7 @@ def test_a_worker_below_both_thresholds_for_a_minute_is_suspect_and_nothing_more
 def test_an_idle_worker_that_prints_or_waits_for_requests_or_is_healthy_is_not_suspect(
     world: World, sign: dict[str, Any]
 ) -> None:
-    monitor = ProcessMonitor(world.registry, world.settings, world.now)
+    monitor = ProcessMonitor(world.fleet, world.settings, world.now)
     for _ in range(70):
         idle_beat(world, 0.0, **sign)
         keep_alive(world, "h2", "h3", "h4", "h5")
@@ -230,7 +230,7 @@ def test_an_idle_worker_that_prints_or_waits_for_requests_or_is_healthy_is_not_s
 
 
 def test_a_busy_worker_is_never_suspect(world: World) -> None:
-    monitor = ProcessMonitor(world.registry, world.settings, world.now)
+    monitor = ProcessMonitor(world.fleet, world.settings, world.now)
     for _ in range(70):
         idle_beat(world, 3.0)
         keep_alive(world, "h2", "h3", "h4", "h5")
@@ -239,7 +239,7 @@ def test_a_busy_worker_is_never_suspect(world: World) -> None:
 
 def test_what_the_host_found_makes_a_worker_suspect_once_and_clears(world: World) -> None:
     """The numbers in the evidence change with every heartbeat; a new kind of sign is news."""
-    monitor = ProcessMonitor(world.registry, world.settings, world.now)
+    monitor = ProcessMonitor(world.fleet, world.settings, world.now)
 
     def say(suspect: str) -> list[Finding]:
         world.beat("h1", world.report("w1", suspect=suspect))
@@ -262,24 +262,24 @@ def test_a_wall_clock_that_jumps_ten_years_changes_nothing(world: World) -> None
     """The same history, told with a wall clock that jumps to and fro at every tick."""
     told = []
     for jump_s in (0.0, 3600.0, -3600.0, 10 * 365 * 86400.0, -10 * 365 * 86400.0):
-        registry, monitor = world.registry, ProcessMonitor(world.registry, world.settings, world.now)
+        fleet, monitor = world.fleet, ProcessMonitor(world.fleet, world.settings, world.now)
         kinds = []
         for second in range(40):
             world.now = Now(world.now.monotonic + 1.0, world.now.wall + (jump_s if second % 2 else -jump_s) + 1.0)
             keep_alive(world, "h2", "h3", "h4", "h5", *(["h1"] if not 8 <= second < 30 else []))
             if second == 8:
-                registry.poll_opened("h1", world.now)
-                registry.poll_closed("h1", world.now, peer_closed=True)
+                fleet.agents.heartbeats.poll_opened("h1", world.now)
+                fleet.agents.heartbeats.poll_closed("h1", world.now, peer_closed=True)
             for finding in monitor.tick(world.now):
                 kinds.append((second, finding.kind, finding.subject))
                 if finding.kind in ("suspect", "unreachable"):
-                    registry.mark_agent(finding.subject, finding.kind, finding.reason, world.now)
+                    fleet.agents.mark(finding.subject, finding.kind, finding.reason, world.now)
         told.append(kinds)
     assert told == [[(9, "suspect", "h1"), (9, "lost", "h1"), (19, "unreachable", "h1")]] * 5
 
 
 def test_a_late_manager_shifts_what_a_lost_connection_waits_for_too(world: World) -> None:
-    monitor = ProcessMonitor(world.registry, world.settings, world.now)
+    monitor = ProcessMonitor(world.fleet, world.settings, world.now)
     lose(world, "h1")
     world.pass_time(60.0)  # the manager was frozen just then: the agent may have come back unheard
     assert findings(monitor, world) == []
@@ -288,7 +288,7 @@ def test_a_late_manager_shifts_what_a_lost_connection_waits_for_too(world: World
 
 
 def test_who_was_heard_while_the_manager_was_late_is_owed_no_extra_time(world: World) -> None:
-    monitor = ProcessMonitor(world.registry, world.settings, world.now)
+    monitor = ProcessMonitor(world.fleet, world.settings, world.now)
     world.pass_time(120.0)
     keep_alive(world, "h1", "h2", "h3", "h4", "h5")
     assert monitor.tick(world.now) == []
@@ -297,29 +297,29 @@ def test_who_was_heard_while_the_manager_was_late_is_owed_no_extra_time(world: W
 
 
 def test_being_a_little_late_is_no_excuse(world: World) -> None:
-    monitor = ProcessMonitor(world.registry, world.settings, world.now)
+    monitor = ProcessMonitor(world.fleet, world.settings, world.now)
     for _ in range(4):
         assert monitor.tick(world.pass_time(2.4)) == []  # each tick 1.4 s late: less than a heartbeat
     assert {f.subject for f in monitor.tick(world.pass_time(2.4))} >= {"h1", "h2", "h3", "h4", "h5"}
 
 
 def test_after_a_start_there_is_grace_and_a_stall_lengthens_it(world: World) -> None:
-    monitor = ProcessMonitor(world.registry, world.settings, world.now)
+    monitor = ProcessMonitor(world.fleet, world.settings, world.now)
     assert monitor.in_grace(world.pass_time(29.0))
-    regular = ProcessMonitor(world.registry, world.settings, world.now)
+    regular = ProcessMonitor(world.fleet, world.settings, world.now)
     ticks(regular, world, 31)
     assert not regular.in_grace(world.now)
-    fresh = ProcessMonitor(world.registry, world.settings, world.now)
+    fresh = ProcessMonitor(world.fleet, world.settings, world.now)
     fresh.tick(world.pass_time(100.0))
     assert fresh.in_grace(world.pass_time(20.0))
 
 
 def test_a_removed_host_or_worker_is_no_finding(world: World) -> None:
-    monitor = ProcessMonitor(world.registry, world.settings, world.now)
+    monitor = ProcessMonitor(world.fleet, world.settings, world.now)
     lose(world, "h1", away_s=0.2)
     idle_beat(world, 0.0)
-    world.registry.drop_worker(world.registry.workers_by_id["w1"], world.now, "forgotten")
-    world.registry.drop_agent("h1")
+    world.fleet.state.drop_worker(world.fleet.state.workers_by_id["w1"], world.now, "forgotten")
+    world.fleet.state.drop_agent("h1")
     assert [f for f in ticks(monitor, world, 3) if f.subject in ("h1", "w1")] == []
 
 

@@ -62,10 +62,10 @@ def test_doubt_is_told_before_anything_else_is_weighed() -> None:
     assert decide_task(one, ON).state == "not_proven_gone"
 
 
-# ------------------------------------------------------------------------------------------------- in a fleet
+# ------------------------------------------------------------------------------------------------- in a ticking
 
 
-class Fleet:
+class TickingWorld:
     """A world that ticks: connected agents beat each second with what their workers do; SSH reaches nobody."""
 
     def __init__(self, directory: Path, **settings: Any) -> None:
@@ -76,9 +76,9 @@ class Fleet:
         self.failures = self.handler()
 
     def handler(self) -> FailureHandler:
-        self.monitor = ProcessMonitor(self.world.registry, self.world.settings, self.world.now)
+        self.monitor = ProcessMonitor(self.world.fleet, self.world.settings, self.world.now)
         return FailureHandler(
-            self.world.registry,
+            self.world.fleet,
             monitor=self.monitor,
             settings=self.world.settings,
             look=self._look,
@@ -99,269 +99,275 @@ class Fleet:
     def run(self, seconds: float) -> None:
         for _ in range(int(seconds)):
             now = self.world.pass_time(1.0)
-            for agent_id in self.world.registry.agents_by_id:
+            for agent_id in self.world.fleet.state.agents_by_id:
                 if agent_id not in self.silent:
                     self.beat(agent_id)
             if self._unheard and not self.monitor.in_grace(now):
                 self._unheard = False
                 self.failures.look_for_the_unheard(now)
             self.failures.tick(now)
-            self.world.registry.gangs.tick(now)
-            self.world.registry.commit()
+            self.world.fleet.gangs.tick(now)
+            self.world.fleet.state.commit()
 
     def beat(self, agent_id: str) -> None:
-        registry = self.world.registry
+        fleet = self.world.fleet
         reports = []
-        for worker in registry.workers_of(agent_id):
+        for worker in fleet.state.workers_of(agent_id):
             state = self.states.get(worker.worker_id, "running" if worker.told == "running" else "stopped")
             left = worker.spec.lease_s if records.fenced(worker) else None
             attempt = worker.attempt + (worker.attempt == 0)
             reports.append(self.world.report(worker.worker_id, state, lease_left_s=left, attempt=attempt))
-        rev = registry.rev(agent_id)
+        rev = fleet.agents.assignments.rev(agent_id)
         self.world.beat(agent_id, *reports, assignments_rev=rev)
 
     def worker(self, worker_id: str = "w1") -> WorkerRecord:
-        return self.world.registry.workers_by_id[worker_id]
+        return self.world.fleet.state.workers_by_id[worker_id]
 
     def view(self, worker_id: str = "w1") -> dict[str, Any]:
-        return self.world.registry.worker(worker_id)
+        return self.world.fleet.state.worker(worker_id)
 
 
 @pytest.fixture
-def fleet(tmp_path: Path) -> Fleet:
-    fleet = Fleet(tmp_path)
-    fleet.world.deploy({"h1": {"w1": FENCED}, "s1": {}, "s2": {}}, spares={"s1": True, "s2": True})
-    fleet.run(40.0)
-    return fleet
+def ticking(tmp_path: Path) -> TickingWorld:
+    ticking = TickingWorld(tmp_path)
+    ticking.world.deploy({"h1": {"w1": FENCED}, "s1": {}, "s2": {}}, spares={"s1": True, "s2": True})
+    ticking.run(40.0)
+    return ticking
 
 
-def test_a_fenced_task_of_a_lost_host_goes_to_a_spare_as_soon_as_it_is_surely_gone(fleet: Fleet) -> None:
-    epoch = fleet.worker().epoch
-    fleet.silent = {"h1"}
-    fleet.run(CERTAIN_S - 1.0)
-    assert fleet.worker().agent_id == "h1"
-    assert "lease" in fleet.view()["recovery"]["reason"]
-    fleet.run(3.0)
-    assert (fleet.worker().agent_id, fleet.view()["state"]) == ("s1", "running")
-    assert fleet.worker().epoch > epoch
-    assert {"task_waiting", "reassigned"} <= set(fleet.world.kinds())
+def test_a_fenced_task_of_a_lost_host_goes_to_a_spare_as_soon_as_it_is_surely_gone(ticking: TickingWorld) -> None:
+    epoch = ticking.worker().epoch
+    ticking.silent = {"h1"}
+    ticking.run(CERTAIN_S - 1.0)
+    assert ticking.worker().agent_id == "h1"
+    assert "lease" in ticking.view()["recovery"]["reason"]
+    ticking.run(3.0)
+    assert (ticking.worker().agent_id, ticking.view()["state"]) == ("s1", "running")
+    assert ticking.worker().epoch > epoch
+    assert {"task_waiting", "reassigned"} <= set(ticking.world.kinds())
 
 
-def test_the_next_round_is_due_when_the_lease_ends_not_at_the_next_interval(fleet: Fleet) -> None:
-    fleet.silent = {"h1"}
-    fleet.run(15.0)
-    assert 0.0 < fleet.failures.due_in_s(fleet.world.now) < CERTAIN_S
-    assert fleet.failures.due_in_s(Now(1e9, 0.0)) == 0.0
+def test_the_next_round_is_due_when_the_lease_ends_not_at_the_next_interval(ticking: TickingWorld) -> None:
+    ticking.silent = {"h1"}
+    ticking.run(15.0)
+    assert 0.0 < ticking.failures.due_in_s(ticking.world.now) < CERTAIN_S
+    assert ticking.failures.due_in_s(Now(1e9, 0.0)) == 0.0
 
 
 def test_a_kept_task_of_a_lost_host_waits_for_ever_and_says_why(tmp_path: Path) -> None:
-    fleet = Fleet(tmp_path)
-    fleet.world.deploy({"h1": {"w1": {"command": "crawl"}}, "s1": {}}, spares={"s1": True})
-    fleet.run(40.0)
-    fleet.silent = {"h1"}
-    fleet.run(300.0)
-    assert fleet.worker().agent_id == "h1"
-    assert fleet.view()["recovery"]["state"] == "not_proven_gone"
-    assert "keep" in fleet.view()["reason"]
-    assert fleet.world.kinds().count("task_waiting") == 1  # told once, not each second
+    ticking = TickingWorld(tmp_path)
+    ticking.world.deploy({"h1": {"w1": {"command": "crawl"}}, "s1": {}}, spares={"s1": True})
+    ticking.run(40.0)
+    ticking.silent = {"h1"}
+    ticking.run(300.0)
+    assert ticking.worker().agent_id == "h1"
+    assert ticking.view()["recovery"]["state"] == "not_proven_gone"
+    assert "keep" in ticking.view()["reason"]
+    assert ticking.world.kinds().count("task_waiting") == 1  # told once, not each second
 
 
-def test_the_host_that_returns_in_time_keeps_its_task(fleet: Fleet) -> None:
-    fleet.silent = {"h1"}
-    fleet.run(CERTAIN_S - 3.0)
-    fleet.silent = set()
-    fleet.run(60.0)
-    assert fleet.worker().agent_id == "h1"
-    assert fleet.view()["recovery"] is None
+def test_the_host_that_returns_in_time_keeps_its_task(ticking: TickingWorld) -> None:
+    ticking.silent = {"h1"}
+    ticking.run(CERTAIN_S - 3.0)
+    ticking.silent = set()
+    ticking.run(60.0)
+    assert ticking.worker().agent_id == "h1"
+    assert ticking.view()["recovery"] is None
 
 
-def test_the_host_that_returns_late_is_told_to_drop_its_copy(fleet: Fleet) -> None:
-    fleet.silent = {"h1"}
-    fleet.run(40.0)
-    reply = fleet.world.beat("h1", fleet.world.report("w1", epoch=1, lease_left_s=0.0), pid=99)
+def test_the_host_that_returns_late_is_told_to_drop_its_copy(ticking: TickingWorld) -> None:
+    ticking.silent = {"h1"}
+    ticking.run(40.0)
+    reply = ticking.world.beat("h1", ticking.world.report("w1", epoch=1, lease_left_s=0.0), pid=99)
     assert [one.desired for one in reply.assignments or []] == ["removed"]
-    fleet.silent = set()
-    fleet.run(5.0)
-    assert fleet.worker().agent_id == "s1"
-    assert fleet.world.registry.agents_by_id["h1"].withdrawn == {}
+    ticking.silent = set()
+    ticking.run(5.0)
+    assert ticking.worker().agent_id == "s1"
+    assert ticking.world.fleet.state.agents_by_id["h1"].withdrawn == {}
 
 
-def test_an_agent_found_by_ssh_is_waited_for_before_its_task_is_moved(fleet: Fleet) -> None:
+def test_an_agent_found_by_ssh_is_waited_for_before_its_task_is_moved(ticking: TickingWorld) -> None:
     """Only slow: its lease has ended, but it will be back in a moment, and the task with it."""
-    fleet.silent = {"h1"}
-    fleet.run(CERTAIN_S - 4.0)
-    fleet.look = Look(True, "started", "started")
-    fleet.run(20.0)
-    assert fleet.worker().agent_id == "h1"
-    assert "agent has just been started" in fleet.view()["recovery"]["reason"]
-    fleet.run(40.0)
-    assert fleet.worker().agent_id == "s1"
+    ticking.silent = {"h1"}
+    ticking.run(CERTAIN_S - 4.0)
+    ticking.look = Look(True, "started", "started")
+    ticking.run(20.0)
+    assert ticking.worker().agent_id == "h1"
+    assert "agent has just been started" in ticking.view()["recovery"]["reason"]
+    ticking.run(40.0)
+    assert ticking.worker().agent_id == "s1"
 
 
-def test_the_spare_dies_too(fleet: Fleet) -> None:
-    fleet.silent = {"h1"}
-    fleet.run(40.0)
-    assert fleet.worker().agent_id == "s1"
-    fleet.silent = {"h1", "s1"}
-    fleet.run(40.0)
-    assert (fleet.worker().agent_id, fleet.worker().moves) == ("s2", 2)
-    assert fleet.worker().home == "h1"
+def test_the_spare_dies_too(ticking: TickingWorld) -> None:
+    ticking.silent = {"h1"}
+    ticking.run(40.0)
+    assert ticking.worker().agent_id == "s1"
+    ticking.silent = {"h1", "s1"}
+    ticking.run(40.0)
+    assert (ticking.worker().agent_id, ticking.worker().moves) == ("s2", 2)
+    assert ticking.worker().home == "h1"
 
 
-def test_without_a_spare_it_waits_with_the_reason_and_goes_when_one_comes(fleet: Fleet) -> None:
-    fleet.world.registry.cordon("s1", "fan", "anna", fleet.world.now)
-    fleet.world.registry.cordon("s2", "disk", "anna", fleet.world.now)
-    fleet.silent = {"h1"}
-    fleet.run(60.0)
-    assert fleet.view()["recovery"]["state"] == "no_spare"
-    assert "s1: it is cordoned (fan)" in fleet.view()["reason"]
-    assert fleet.world.kinds().count("no_spare") == 1
-    fleet.world.registry.uncordon("s2", "anna", fleet.world.now)
-    fleet.run(5.0)
-    assert (fleet.worker().agent_id, fleet.view()["recovery"]) == ("s2", None)
+def test_without_a_spare_it_waits_with_the_reason_and_goes_when_one_comes(ticking: TickingWorld) -> None:
+    ticking.world.fleet.placement.cordon("s1", "fan", "anna", ticking.world.now)
+    ticking.world.fleet.placement.cordon("s2", "disk", "anna", ticking.world.now)
+    ticking.silent = {"h1"}
+    ticking.run(60.0)
+    assert ticking.view()["recovery"]["state"] == "no_spare"
+    assert "s1: it is cordoned (fan)" in ticking.view()["reason"]
+    assert ticking.world.kinds().count("no_spare") == 1
+    ticking.world.fleet.placement.uncordon("s2", "anna", ticking.world.now)
+    ticking.run(5.0)
+    assert (ticking.worker().agent_id, ticking.view()["recovery"]) == ("s2", None)
 
 
 def test_a_failed_worker_goes_to_a_spare_and_after_enough_moves_stays_failed_with_an_alert(tmp_path: Path) -> None:
     """Also one that is kept through partitions: its agent says that it has ended."""
-    fleet = Fleet(tmp_path, max_recovery_attempts=2)
-    fleet.world.deploy({"h1": {"w1": {"command": "x"}}, "s1": {}, "s2": {}}, spares={"s1": True, "s2": True})
-    fleet.run(5.0)
+    ticking = TickingWorld(tmp_path, max_recovery_attempts=2)
+    ticking.world.deploy({"h1": {"w1": {"command": "x"}}, "s1": {}, "s2": {}}, spares={"s1": True, "s2": True})
+    ticking.run(5.0)
     places = []
     for _ in range(4):
-        fleet.states["w1"] = "failed"
-        fleet.run(3.0)
-        fleet.states["w1"] = "running"
-        if not places or places[-1] != fleet.worker().agent_id:
-            places.append(fleet.worker().agent_id)
+        ticking.states["w1"] = "failed"
+        ticking.run(3.0)
+        ticking.states["w1"] = "running"
+        if not places or places[-1] != ticking.worker().agent_id:
+            places.append(ticking.worker().agent_id)
         if len(places) < 3:
-            fleet.run(3.0)
-    fleet.states["w1"] = "failed"
-    fleet.run(10.0)
-    assert fleet.worker().moves == 2
-    assert fleet.view()["recovery"]["state"] == "gave_up"
-    assert "task_gave_up" in fleet.world.kinds()
+            ticking.run(3.0)
+    ticking.states["w1"] = "failed"
+    ticking.run(10.0)
+    assert ticking.worker().moves == 2
+    assert ticking.view()["recovery"]["state"] == "gave_up"
+    assert "task_gave_up" in ticking.world.kinds()
 
 
-def test_health_gives_the_moves_back(fleet: Fleet) -> None:
-    fleet.silent = {"h1"}
-    fleet.run(40.0)
-    assert fleet.worker().moves == 1
-    fleet.run(620.0)
-    assert fleet.worker().moves == 0
+def test_health_gives_the_moves_back(ticking: TickingWorld) -> None:
+    ticking.silent = {"h1"}
+    ticking.run(40.0)
+    assert ticking.worker().moves == 1
+    ticking.run(620.0)
+    assert ticking.worker().moves == 0
 
 
 def test_a_worker_that_an_operator_starts_again_is_not_moved(tmp_path: Path) -> None:
-    fleet = Fleet(tmp_path)
-    fleet.world.deploy({"h1": {"w1": {"command": "x"}}, "s1": {}}, spares={"s1": True})
-    fleet.run(3.0)
-    fleet.world.beat("h1", fleet.world.report("w1", "failed"))
-    fleet.world.registry.command("w1", "start", "anna", fleet.world.now)
-    fleet.run(5.0)
-    assert (fleet.worker().agent_id, fleet.view()["recovery"]) == ("h1", None)
+    ticking = TickingWorld(tmp_path)
+    ticking.world.deploy({"h1": {"w1": {"command": "x"}}, "s1": {}}, spares={"s1": True})
+    ticking.run(3.0)
+    ticking.world.beat("h1", ticking.world.report("w1", "failed"))
+    ticking.world.fleet.workers.command("w1", "start", "anna", ticking.world.now)
+    ticking.run(5.0)
+    assert (ticking.worker().agent_id, ticking.view()["recovery"]) == ("h1", None)
 
 
-def test_a_task_of_a_lost_host_that_is_stopped_and_started_again_meanwhile_still_goes_to_a_spare(fleet: Fleet) -> None:
-    fleet.silent = {"h1"}
-    fleet.run(15.0)
-    fleet.world.registry.command("w1", "stop", "anna", fleet.world.now)
-    fleet.run(30.0)
-    assert (fleet.worker().agent_id, fleet.view()["recovery"]) == ("h1", None)
-    fleet.world.registry.command("w1", "start", "anna", fleet.world.now)
-    fleet.run(5.0)
-    assert fleet.worker().agent_id == "s1"
+def test_a_task_of_a_lost_host_that_is_stopped_and_started_again_meanwhile_still_goes_to_a_spare(
+    ticking: TickingWorld,
+) -> None:
+    ticking.silent = {"h1"}
+    ticking.run(15.0)
+    ticking.world.fleet.workers.command("w1", "stop", "anna", ticking.world.now)
+    ticking.run(30.0)
+    assert (ticking.worker().agent_id, ticking.view()["recovery"]) == ("h1", None)
+    ticking.world.fleet.workers.command("w1", "start", "anna", ticking.world.now)
+    ticking.run(5.0)
+    assert ticking.worker().agent_id == "s1"
 
 
 def test_stop_all_goes_before_reassignment(tmp_path: Path) -> None:
-    fleet = Fleet(tmp_path, stop_all_on_failure=True)
-    fleet.world.deploy({"h1": {"w1": {"command": "x"}}, "s1": {"w2": {"command": "x"}}}, spares={"s1": True})
-    fleet.run(3.0)
-    fleet.states["w1"] = "failed"
-    fleet.run(10.0)
-    assert fleet.worker().agent_id == "h1"
-    assert {fleet.worker(one).desired for one in ("w1", "w2")} == {"stopped"}
+    ticking = TickingWorld(tmp_path, stop_all_on_failure=True)
+    ticking.world.deploy({"h1": {"w1": {"command": "x"}}, "s1": {"w2": {"command": "x"}}}, spares={"s1": True})
+    ticking.run(3.0)
+    ticking.states["w1"] = "failed"
+    ticking.run(10.0)
+    assert ticking.worker().agent_id == "h1"
+    assert {ticking.worker(one).desired for one in ("w1", "w2")} == {"stopped"}
 
 
 def test_switched_off_nothing_is_moved_and_nothing_is_said(tmp_path: Path) -> None:
-    fleet = Fleet(tmp_path)
-    fleet.world.settings = FleetSettings(task_reassignment=False)
-    fleet.restart()
-    fleet.world.deploy({"h1": {"w1": FENCED}, "s1": {}}, spares={"s1": True})
-    fleet.run(40.0)
-    fleet.silent = {"h1"}
-    fleet.run(60.0)
-    assert (fleet.worker().agent_id, fleet.view()["recovery"]) == ("h1", None)
+    ticking = TickingWorld(tmp_path)
+    ticking.world.settings = FleetSettings(task_reassignment=False)
+    ticking.restart()
+    ticking.world.deploy({"h1": {"w1": FENCED}, "s1": {}}, spares={"s1": True})
+    ticking.run(40.0)
+    ticking.silent = {"h1"}
+    ticking.run(60.0)
+    assert (ticking.worker().agent_id, ticking.view()["recovery"]) == ("h1", None)
 
 
-def test_the_next_manager_goes_on_with_a_lost_host_after_its_own_grace_and_a_whole_lease(fleet: Fleet) -> None:
-    fleet.silent = {"h1"}
-    fleet.run(15.0)
-    fleet.restart()
-    fleet.run(CERTAIN_S - 1.0)
-    assert fleet.worker().agent_id == "h1"
-    fleet.run(12.0)
-    assert fleet.worker().agent_id == "s1"
+def test_the_next_manager_goes_on_with_a_lost_host_after_its_own_grace_and_a_whole_lease(ticking: TickingWorld) -> None:
+    ticking.silent = {"h1"}
+    ticking.run(15.0)
+    ticking.restart()
+    ticking.run(CERTAIN_S - 1.0)
+    assert ticking.worker().agent_id == "h1"
+    ticking.run(12.0)
+    assert ticking.worker().agent_id == "s1"
 
 
 def test_a_manager_that_dies_between_the_change_of_hands_and_its_delivery_has_done_both_or_nothing(
-    fleet: Fleet,
+    ticking: TickingWorld,
 ) -> None:
     """Epoch, owner and withdrawn right are one commit; the new owner hears nothing before it."""
-    fleet.silent = {"h1"}
-    fleet.run(CERTAIN_S - 1.0)
-    now = fleet.world.pass_time(2.0)
-    fleet.beat("s1")
-    fleet.failures.tick(now)  # … and dies before it commits
-    assert fleet.worker().agent_id == "s1"
-    dying = fleet.world.registry
-    on_disk = dying.store.read().tables
+    ticking.silent = {"h1"}
+    ticking.run(CERTAIN_S - 1.0)
+    now = ticking.world.pass_time(2.0)
+    ticking.beat("s1")
+    ticking.failures.tick(now)  # … and dies before it commits
+    assert ticking.worker().agent_id == "s1"
+    dying = ticking.world.fleet
+    on_disk = dying.state.store.read().tables
     assert (on_disk["workers"]["w1"]["agent_id"], on_disk["agents"]["h1"]["withdrawn"]) == ("h1", {})
-    reply = dying.agent_reply("s1", "", 0, now)  # what it tells is durable first
+    reply = dying.agents.replies.news_for_agent("s1", "", 0, now)  # what it tells is durable first
     assert reply is not None
     assert [one.worker_id for one in reply.assignments or []] == ["w1"]
     told = (reply.assignments or [])[0].epoch
-    fleet.world.registry = fleet.world.open()
-    assert (fleet.worker().agent_id, fleet.worker().epoch) == ("s1", told)
-    assert "w1" in fleet.world.registry.agents_by_id["h1"].withdrawn
+    ticking.world.fleet = ticking.world.open()
+    assert (ticking.worker().agent_id, ticking.worker().epoch) == ("s1", told)
+    assert "w1" in ticking.world.fleet.state.agents_by_id["h1"].withdrawn
 
 
 def test_a_gangs_lost_member_goes_to_a_spare_only_once_the_gang_is_held_and_all_start_under_one_epoch(
     tmp_path: Path,
 ) -> None:
-    fleet = Fleet(tmp_path, groups={"trainers": GroupPolicy(restart="gang")})
+    ticking = TickingWorld(tmp_path, groups={"trainers": GroupPolicy(restart="gang")})
     member = {**FENCED, "group": "trainers"}
-    fleet.world.deploy({"h1": {"w1": member}, "h2": {"w2": member}, "s1": {}}, spares={"s1": True})
-    fleet.run(40.0)
-    first = fleet.worker().epoch
-    assert fleet.worker("w2").epoch == first
+    ticking.world.deploy({"h1": {"w1": member}, "h2": {"w2": member}, "s1": {}}, spares={"s1": True})
+    ticking.run(40.0)
+    first = ticking.worker().epoch
+    assert ticking.worker("w2").epoch == first
     handed: list[bool] = []
-    fleet.world.registry.event_log.on_event(
-        lambda event: handed.append(fleet.worker("w1").held) if event["kind"] == "reassigned" else None
+    ticking.world.fleet.state.event_log.on_event(
+        lambda event: handed.append(ticking.worker("w1").held) if event["kind"] == "reassigned" else None
     )
-    fleet.silent = {"h1"}
-    fleet.run(CERTAIN_S + 15.0)
+    ticking.silent = {"h1"}
+    ticking.run(CERTAIN_S + 15.0)
     assert handed == [True]
-    assert fleet.worker().agent_id == "s1"
-    assert fleet.worker().epoch == fleet.worker("w2").epoch > first
-    assert (fleet.worker().held, fleet.view()["state"], fleet.view("w2")["state"]) == (False, "running", "running")
+    assert ticking.worker().agent_id == "s1"
+    assert ticking.worker().epoch == ticking.worker("w2").epoch > first
+    assert (ticking.worker().held, ticking.view()["state"], ticking.view("w2")["state"]) == (
+        False,
+        "running",
+        "running",
+    )
 
 
 def test_two_members_of_one_gang_go_to_two_spares(tmp_path: Path) -> None:
-    fleet = Fleet(tmp_path, groups={"trainers": GroupPolicy(restart="gang")})
+    ticking = TickingWorld(tmp_path, groups={"trainers": GroupPolicy(restart="gang")})
     member = {**FENCED, "group": "trainers"}
     busy = {"x1": {"command": "x"}, "x2": {"command": "x"}}  # s2 has more to do, and takes the second one all the same
     hosts = {"h1": {"w1": member}, "h2": {"w2": member}, "h3": {"w3": member}, "s1": {}, "s2": busy}
-    fleet.world.deploy(hosts, spares={"s1": True, "s2": True})
-    fleet.run(40.0)
-    fleet.silent = {"h1", "h2"}
-    fleet.run(CERTAIN_S + 15.0)
-    assert {fleet.worker("w1").agent_id, fleet.worker("w2").agent_id} == {"s1", "s2"}
+    ticking.world.deploy(hosts, spares={"s1": True, "s2": True})
+    ticking.run(40.0)
+    ticking.silent = {"h1", "h2"}
+    ticking.run(CERTAIN_S + 15.0)
+    assert {ticking.worker("w1").agent_id, ticking.worker("w2").agent_id} == {"s1", "s2"}
 
 
 def test_a_member_whose_gang_still_runs_is_given_to_nobody(tmp_path: Path) -> None:
-    fleet = Fleet(tmp_path, groups={"trainers": GroupPolicy(restart="gang")})
-    fleet.world.deploy({"h1": {"w1": {**FENCED, "group": "trainers"}}, "s1": {}}, spares={"s1": True})
-    fleet.run(10.0)
-    fleet.world.pass_time(1e4)
-    assert fleet.world.registry.leases.surely_gone("w1", fleet.world.now)
+    ticking = TickingWorld(tmp_path, groups={"trainers": GroupPolicy(restart="gang")})
+    ticking.world.deploy({"h1": {"w1": {**FENCED, "group": "trainers"}}, "s1": {}}, spares={"s1": True})
+    ticking.run(10.0)
+    ticking.world.pass_time(1e4)
+    assert ticking.world.fleet.leases.surely_gone("w1", ticking.world.now)
     with pytest.raises(Conflict, match="gang"):
-        fleet.world.registry.places.reassign(fleet.worker(), "s1", "too early", fleet.world.now, actor="tester")
+        ticking.world.fleet.placement.reassign(ticking.worker(), "s1", "too early", ticking.world.now, actor="tester")

@@ -118,15 +118,15 @@ def handler(
     world: World, ssh: Ssh, settings: FleetSettings | None = None, urls: list[str] | None = None
 ) -> FailureHandler:
     settings = settings or world.settings
-    monitor = ProcessMonitor(world.registry, settings, world.now)
+    monitor = ProcessMonitor(world.fleet, settings, world.now)
     while monitor.in_grace(world.now):  # heartbeats go on until the grace after the manager's start is over
         world.pass_time(1.0)
-        for agent_id, seen in world.registry.seen.items():
+        for agent_id, seen in world.fleet.state.seen.items():
             if seen.heartbeat is not None:
-                world.registry.heartbeat(agent_id, seen.heartbeat, world.now)
+                world.fleet.agents.heartbeat(agent_id, seen.heartbeat, world.now)
         monitor.tick(world.now)
     return FailureHandler(
-        world.registry,
+        world.fleet,
         monitor=monitor,
         settings=settings,
         look=ssh,
@@ -145,8 +145,8 @@ def world(tmp_path: Path) -> World:
 
 
 def lose_connection(world: World, agent_id: str = "h1") -> None:
-    world.registry.poll_opened(agent_id, world.now)
-    world.registry.poll_closed(agent_id, world.now, peer_closed=True)
+    world.fleet.agents.heartbeats.poll_opened(agent_id, world.now)
+    world.fleet.agents.heartbeats.poll_closed(agent_id, world.now, peer_closed=True)
     world.pass_time(0.6)
 
 
@@ -162,7 +162,7 @@ def test_a_killed_agent_is_started_over_ssh_and_the_incident_tells_it(world: Wor
     (recovery,) = failures.recoveries()
     assert (recovery["outcome"], recovery["starts"]) == ("recovered", 1)
     assert any("agent started" in step["text"] for step in recovery["steps"])
-    evidence = [event["evidence"] for event in world.registry.events() if event["kind"] == "recovery"]
+    evidence = [event["evidence"] for event in world.fleet.state.events() if event["kind"] == "recovery"]
     assert {"ssh": {"reached": True, "agent": "started"}} in evidence and {"outcome": "recovered"} in evidence
 
 
@@ -185,10 +185,10 @@ def test_a_dead_host_restarts_nothing_and_shows_unknown(world: World) -> None:
     failures = handler(world, ssh)
     for _ in range(40):
         failures.tick(world.pass_time(1.0))
-    view = world.registry.worker("w1")
+    view = world.fleet.state.worker("w1")
     assert view["state"] == "unknown"
     assert "timed out" in view["reason"]
-    assert world.registry.workers_by_id["w1"].agent_id == "h1"
+    assert world.fleet.state.workers_by_id["w1"].agent_id == "h1"
     assert len(ssh.looked) >= 3
     assert failures.recoveries()[0]["outcome"] == "open"
 
@@ -216,7 +216,7 @@ def test_stop_all_on_failure_stops_every_worker_of_the_fleet(tmp_path: Path) -> 
     world.beat("h2", world.report("w2"))
     handler(world, Ssh(Look(True, "started", "")))
     world.beat("h1", world.report("w1", "failed", reason="exit code 1"))
-    assert {worker.desired for worker in world.registry.workers_by_id.values()} == {"stopped"}
+    assert {worker.desired for worker in world.fleet.state.workers_by_id.values()} == {"stopped"}
     assert {"worker_failed", "stop_all"} <= set(world.kinds())
 
 
@@ -224,7 +224,7 @@ def test_without_stop_all_a_failed_worker_concerns_nobody_else(world: World) -> 
     world.deploy({"h1": {"w1": {"command": "sleep 9"}, "w2": {"command": "a"}}})
     handler(world, Ssh(Look(True, "started", "")))
     world.beat("h1", world.report("w1", "failed"), world.report("w2"))
-    assert world.registry.workers_by_id["w2"].desired == "running"
+    assert world.fleet.state.workers_by_id["w2"].desired == "running"
 
 
 def test_a_launcher_that_went_away_is_not_looked_for(world: World) -> None:
@@ -241,7 +241,7 @@ def test_a_launcher_that_went_away_is_not_looked_for(world: World) -> None:
 def test_what_agents_and_launchers_say_of_themselves_never_steers_ssh(world: World) -> None:
     """Host names and addresses they report are shown; the way to a host is the deployment's word alone."""
     declared = {"hostname": "10.0.0.7", "user": "ml", "port": 22}
-    world.registry.deploy({"hosts": [{"host": "h1", "ssh": declared, "workers": []}]}, "tester", world.now)
+    world.fleet.workers.deploy({"hosts": [{"host": "h1", "ssh": declared, "workers": []}]}, "tester", world.now)
     facts = messages.HostFacts("evil.example -oProxyCommand=id", "os", "3", "root", 1, 1)
     world.beat("h1", facts=facts)
     world.register("spy", host="h1", secret_sha256=SECRET, peer="203.0.113.9")  # a launcher that says it is h1
@@ -278,9 +278,9 @@ def test_giving_up_is_a_state_of_its_own_with_an_alert_and_outlives_the_manager(
         failures.tick(world.pass_time(1.0))
     assert "recovery_gave_up" in world.kinds()
     assert len(ssh.looked) == 3
-    world.registry.commit()
+    world.fleet.state.commit()
     world.restart()
-    assert world.registry.hosts()[0]["recovery"]["outcome"] == "gave_up"
+    assert world.fleet.state.hosts()[0]["recovery"]["outcome"] == "gave_up"
     failures = handler(world, ssh)
     failures.look_for_the_unheard(world.now)
     failures.tick(world.pass_time(1.0))
@@ -292,7 +292,7 @@ def test_an_agent_that_was_given_the_managers_new_addresses_is_an_event(world: W
     failures = handler(world, Ssh(Look(True, "running", "it only knew http://a", ("http://b", "http://c"))))
     lose_connection(world)
     failures.tick(world.now)
-    event = next(one for one in world.registry.event_log.find(EventQuery()) if one["kind"] == "agent_addresses")
+    event = next(one for one in world.fleet.state.event_log.find(EventQuery()) if one["kind"] == "agent_addresses")
     assert (event["host"], event["reason"], event["cause"]) == ("h1", "http://b, http://c", "agent_lost")
     assert "http://a" in failures.recoveries()[0]["steps"][-1]["text"]
 
@@ -313,13 +313,13 @@ def test_attempts_of_a_manager_with_other_addresses_do_not_count(world: World) -
         failures.tick(world.pass_time(1.0))
     assert len(ssh.looked) == 3
     for urls, looked in ((["http://a"], 3), (["http://b"], 4)):
-        world.registry.commit()
+        world.fleet.state.commit()
         world.restart()
         failures = handler(world, ssh, urls=urls)
         failures.look_for_the_unheard(world.now)
         failures.tick(world.pass_time(1.0))
         assert len(ssh.looked) == looked
-    assert set(world.registry.hosts()[0]["recovery"]) == {"starts", "outcome", "reason"}
+    assert set(world.fleet.state.hosts()[0]["recovery"]) == {"starts", "outcome", "reason"}
 
 
 def test_an_agent_that_is_heard_again_has_all_its_attempts_again(world: World) -> None:
@@ -327,7 +327,7 @@ def test_an_agent_that_is_heard_again_has_all_its_attempts_again(world: World) -
     for _ in range(400):
         failures.tick(world.pass_time(1.0))
     world.beat("h1", world.report("w1"), pid=99)
-    assert world.registry.agents_by_id["h1"].incident == {}
+    assert world.fleet.state.agents_by_id["h1"].incident == {}
 
 
 def test_a_lost_host_and_a_failed_worker_stand_in_their_hosts_ledger(world: World) -> None:
@@ -335,4 +335,4 @@ def test_a_lost_host_and_a_failed_worker_stand_in_their_hosts_ledger(world: Worl
     world.beat("h1", world.report("w1", "failed"))
     for _ in range(15):
         failures.tick(world.pass_time(1.0))
-    assert [one["kind"] for one in world.registry.agents_by_id["h1"].ledger] == ["worker_failed", "agent_silent"]
+    assert [one["kind"] for one in world.fleet.state.agents_by_id["h1"].ledger] == ["worker_failed", "agent_silent"]

@@ -16,10 +16,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from procguard.errors import ProcGuardError
+from procguard.fleet.fleet import Fleet
 from procguard.fleet.history.events import EventLog
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.settings import FleetSettings
-from procguard.fleet.registry import Registry
 from procguard.fleet.store import open_store
 from procguard.fleet.store.interface import NotDurable
 from tests.unit.store_rig import KINDS, changed, loaded, numbers, opened, put, refusing, saved
@@ -276,9 +276,9 @@ def test_an_end_on_a_full_disk_says_so_and_leaves_what_was_acknowledged(
 # ------------------------------------------------------------------------------------------ what the fleet makes of it
 
 
-def registry(path: Path, wall: float) -> Registry:
+def fleet_of(path: Path, wall: float) -> Fleet:
     store = open_store(str(path), auto_save=False)
-    return Registry(store, EventLog(store), FleetSettings(), Now(0.0, wall))
+    return Fleet(store, EventLog(store), FleetSettings(), Now(0.0, wall))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -290,10 +290,10 @@ def test_no_epoch_is_granted_twice_whatever_files_are_lost_in_between(tmp_path: 
     whole = ("",)
     for lost in [(), whole, (".db", ".db-wal"), (".yaml",), (".yaml", ".yaml.prev"), (), whole]:
         for _ in range(2):
-            fleet = registry(path, wall)
-            granted += [fleet.next_epoch() for _ in range(3)]
-            fleet.commit()
-            saved(fleet.store)  # type: ignore[arg-type]
+            fleet = fleet_of(path, wall)
+            granted += [fleet.state.next_epoch() for _ in range(3)]
+            fleet.state.commit()
+            saved(fleet.state.store)  # type: ignore[arg-type]
             fleet.close()
             wall += 20.0
         for name in os.listdir(tmp_path):
@@ -307,22 +307,25 @@ def test_no_epoch_is_granted_twice_whatever_files_are_lost_in_between(tmp_path: 
 def test_the_fleet_s_name_and_key_survive_every_pair_of_lost_files(tmp_path: Path) -> None:
     """Otherwise no agent would know its manager any more."""
     path = tmp_path / "s.yaml"
-    first = registry(path, 1_790_000_000.0)
+    first = fleet_of(path, 1_790_000_000.0)
     for n in range(3):
-        first.next_epoch()
-        first.commit()
-        saved(first.store)  # type: ignore[arg-type]
+        first.state.next_epoch()
+        first.state.commit()
+        saved(first.state.store)  # type: ignore[arg-type]
         first.close()
         if n < 2:
-            first = registry(path, 1_790_000_000.0)
+            first = fleet_of(path, 1_790_000_000.0)
     names = os.listdir(tmp_path)
     assert len(names) == 3
     for lost in itertools.combinations(names, 2):
         with a_copy(path) as copy:
             for name in lost:
                 (copy.parent / name).unlink()
-            again = registry(copy, 1_790_000_000.0)
-            assert (again.fleet_id, again.proof_key("h1")) == (first.fleet_id, first.proof_key("h1")), lost
+            again = fleet_of(copy, 1_790_000_000.0)
+            assert (again.state.fleet_id, again.state.proof_key("h1")) == (
+                first.state.fleet_id,
+                first.state.proof_key("h1"),
+            ), lost
             again.close()
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from procguard.errors import ProcGuardError
+from procguard.fleet.fleet import Fleet
 from procguard.fleet.history.events import EventLog
 from procguard.fleet.history.query import EventQuery
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.settings import FleetSettings
-from procguard.fleet.registry import Registry
 from procguard.fleet.store import legacy, open_store
 from procguard.portal.auth.audit import Audit
 from tests.unit.store_rig import loaded, opened
@@ -70,11 +70,11 @@ def test_the_fleet_goes_on_with_it(state: Path) -> None:
     store, _ = opened(state)
     store.close()
     store = open_store(str(state), auto_save=False)
-    fleet = Registry(store, EventLog(store), FleetSettings(), Now(0.0, 1_790_001_000.0))
+    fleet = Fleet(store, EventLog(store), FleetSettings(), Now(0.0, 1_790_001_000.0))
     tables = expected(state)["tables"]
-    assert fleet.fleet_id == tables["fleet"]["fleet"]["fleet_id"]
-    assert fleet.find("w1").spec.command == "python 训练.py --n 1"
-    assert fleet.next_epoch() > max(worker["epoch"] for worker in tables["workers"].values())
+    assert fleet.state.fleet_id == tables["fleet"]["fleet"]["fleet_id"]
+    assert fleet.state.find("w1").spec.command == "python 训练.py --n 1"
+    assert fleet.state.next_epoch() > max(worker["epoch"] for worker in tables["workers"].values())
     fleet.close()
 
 

@@ -197,14 +197,14 @@ def test_workers_hosts_and_gpus_are_read_from_their_reports(tmp_path: Path) -> N
     gpu = messages.GpuUsage(3, utilization_percent=80.0, memory_used_bytes=10_000, power_w=300.0)
     usage = messages.HostUsage(7.0, 1.5, 1000, 5, 9, gpus=[gpu])
     world.beat("h1", world.report("w1", usage=messages.WorkerUsage(12.0, 2048)), world.report("w2"), usage=usage)
-    measurements.sample(world.registry, world.now.wall, rest)
+    measurements.sample(world.fleet.state, world.now.wall, rest)
     assert values(measurements.tables["workers"], "w1", QUARTER) == [12.0]
     assert values(measurements.tables["workers"], "w2", QUARTER) == []
     assert values(measurements.tables["hosts"], "h1", QUARTER, "load1") == [1.5]
     assert measurements.gpus_of("h1") == [3]
     assert values(measurements.tables["gpus"], "h1/3", QUARTER, "power_w") == [300.0]
     # a host that is silent is not measured, and its past stays
-    world.registry.mark_agent("h1", "unreachable", "silent", world.now)
-    measurements.sample(world.registry, world.now.wall + SAMPLE_S, rest)
+    world.fleet.agents.mark("h1", "unreachable", "silent", world.now)
+    measurements.sample(world.fleet.state, world.now.wall + SAMPLE_S, rest)
     assert values(measurements.tables["workers"], "w1", QUARTER) == [12.0, None]
     assert values(measurements.tables["gpus"], "h1/3", QUARTER, "power_w") == [300.0, None]

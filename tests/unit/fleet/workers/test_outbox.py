@@ -22,60 +22,60 @@ def world(tmp_path: Path) -> World:
 
 
 def test_a_command_tells_who_asked_when_why_and_what_became_of_it(world: World) -> None:
-    record = world.registry.command("w1", "stop", "token laptop", world.now, "disk change")
+    record = world.fleet.workers.command("w1", "stop", "token laptop", world.now, "disk change")
     world.beat("h1", world.report("w1", "stopping"))
     world.pass_time(3.0)
     world.beat("h1", world.report("w1", "stopped", reason="exit code 0"))
-    view = world.registry.command_view(record.command_id)
+    view = world.fleet.state.command_view(record.command_id)
     assert (view["actor"], view["reason"], view["status"]) == ("token laptop", "disk change", "done")
     assert view["accepted_at"] < view["finished_at"]
-    told = [event["reason"] for event in world.registry.events(worker="w1") if event["kind"] == "command"]
+    told = [event["reason"] for event in world.fleet.state.events(worker="w1") if event["kind"] == "command"]
     assert told[0] == "stop accepted: disk change"
 
 
 def test_the_newest_commands_come_first_and_each_worker_has_its_own(world: World) -> None:
-    first = world.registry.command("w1", "stop", "tester", world.now)
-    other = world.registry.command("w2", "restart", "tester", world.now)
-    last = world.registry.command("w1", "start", "tester", world.now)
-    assert [one["command_id"] for one in world.registry.commands("w1")] == [last.command_id, first.command_id]
-    assert [one["status"] for one in world.registry.commands("w1")] == ["accepted", "done"]
-    assert world.registry.commands(limit=2)[1]["command_id"] == other.command_id
+    first = world.fleet.workers.command("w1", "stop", "tester", world.now)
+    other = world.fleet.workers.command("w2", "restart", "tester", world.now)
+    last = world.fleet.workers.command("w1", "start", "tester", world.now)
+    assert [one["command_id"] for one in world.fleet.state.commands("w1")] == [last.command_id, first.command_id]
+    assert [one["status"] for one in world.fleet.state.commands("w1")] == ["accepted", "done"]
+    assert world.fleet.state.commands(limit=2)[1]["command_id"] == other.command_id
 
 
 def test_watchers_hear_of_each_step(world: World) -> None:
     heard: list[tuple[str, str]] = []
-    world.registry.outbox.watch(lambda record: heard.append((record.worker_id, record.status)))
-    world.registry.command("w1", "restart", "tester", world.now)
+    world.fleet.state.outbox.watch(lambda record: heard.append((record.worker_id, record.status)))
+    world.fleet.workers.command("w1", "restart", "tester", world.now)
     world.beat("h1", world.report("w1"))
-    world.registry.outbox.expire(world.pass_time(61))
+    world.fleet.state.outbox.expire(world.pass_time(61))
     assert heard == [("w1", "delivered"), ("w1", "expired")]
 
 
 @pytest.mark.parametrize("jump_s", [3_600.0, -3_600.0, 3.2e8, -3.2e8])
 def test_a_jump_of_the_wall_clock_ends_no_command_and_keeps_none(world: World, jump_s: float) -> None:
     """Not at once after a leap forward, not for ten years after one back; its host is told the true time left."""
-    record = world.registry.command("w1", "restart", "tester", world.now)
+    record = world.fleet.workers.command("w1", "restart", "tester", world.now)
     world.now = Now(world.now.monotonic + 20.0, world.now.wall + 20.0 + jump_s)
-    assert world.registry.outbox.expire(world.now) == []
+    assert world.fleet.state.outbox.expire(world.now) == []
     (told,) = world.beat("h1", world.report("w1")).commands
     assert told.ttl_s == 40.0
-    assert world.registry.outbox.expire(world.pass_time(41.0)) == [record]
+    assert world.fleet.state.outbox.expire(world.pass_time(41.0)) == [record]
 
 
 @pytest.mark.parametrize(("away_s", "left_s"), [(15.0, 45.0), (-3.2e8, 60.0), (3.2e8, 0.0)])
 def test_a_new_manager_goes_on_counting_and_its_clock_can_only_shorten_a_life(
     world: World, away_s: float, left_s: float
 ) -> None:
-    world.registry.command("w1", "restart", "tester", world.now)
-    world.registry.close()
+    world.fleet.workers.command("w1", "restart", "tester", world.now)
+    world.fleet.close()
     world.now = Now(world.now.monotonic + 1.0, world.now.wall + away_s)
-    world.registry = world.open()
-    assert len(world.registry.outbox.expire(world.pass_time(left_s + 0.5))) == 1
+    world.fleet = world.open()
+    assert len(world.fleet.state.outbox.expire(world.pass_time(left_s + 0.5))) == 1
 
 
 def test_indexes_hold_open_commands_only(world: World) -> None:
-    outbox = world.registry.outbox
-    world.registry.command("w1", "kill", "tester", world.now)
+    outbox = world.fleet.state.outbox
+    world.fleet.workers.command("w1", "kill", "tester", world.now)
     assert [one.worker_id for one in outbox.open_of_agent("h1")] == ["w1"]
     assert list(outbox.open_of_agent("h2")) == []
     outbox.expire(world.pass_time(61))
@@ -84,7 +84,7 @@ def test_indexes_hold_open_commands_only(world: World) -> None:
 
 
 def test_finished_commands_are_kept_up_to_a_bound(world: World) -> None:
-    outbox = world.registry.outbox
+    outbox = world.fleet.state.outbox
     for number in range(KEEP_FINISHED + 10):
         record = CommandRecord(f"c-{number}", number, "w1", "h1", "stop", 1, 1, "tester", world.now.wall)
         outbox.finish(record, "done", "", world.now)

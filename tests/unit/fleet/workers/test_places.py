@@ -26,18 +26,18 @@ def world(tmp_path: Path) -> World:
 
 
 def worker(world: World) -> WorkerRecord:
-    return world.registry.workers_by_id["w1"]
+    return world.fleet.state.workers_by_id["w1"]
 
 
 def lose(world: World) -> None:
     world.pass_time(CERTAIN_S)
-    world.registry.mark_agent("h1", "unreachable", "no heartbeat", world.now)
+    world.fleet.agents.mark("h1", "unreachable", "no heartbeat", world.now)
     world.beat("s1")
 
 
 def reassign(world: World, target: str = "s1") -> None:
-    world.registry.places.reassign(worker(world), target, "its host is lost", world.now, actor="tester")
-    world.registry.commit()
+    world.fleet.placement.reassign(worker(world), target, "its host is lost", world.now, actor="tester")
+    world.fleet.state.commit()
 
 
 def test_a_task_is_not_given_away_while_its_instance_may_be_alive(world: World) -> None:
@@ -65,7 +65,7 @@ def test_the_old_agent_is_told_so_also_by_the_next_manager_and_until_it_confirms
     assert [one.desired for one in reply.assignments or []] == ["removed"]
     assert reply.leases == []
     world.beat("h1", pid=79, assignments_rev=reply.assignments_rev)
-    assert world.registry.agents_by_id["h1"].withdrawn == {}
+    assert world.fleet.state.agents_by_id["h1"].withdrawn == {}
 
 
 def test_attempts_that_nobody_heard_of_keep_their_names(world: World) -> None:
@@ -83,7 +83,7 @@ def test_it_does_not_go_back_to_a_host_that_may_still_have_its_old_copy(world: W
     world.beat("s1", world.report("w1", "failed", lease_left_s=0.0))
     with pytest.raises(Conflict, match="old copy"):
         reassign(world, "h1")
-    assert "still be running" in world.registry.places.choose(worker(world), world.now).rejected["h1"]
+    assert "still be running" in world.fleet.placement.choose(worker(world), world.now).rejected["h1"]
 
 
 def test_it_goes_back_once_that_is_confirmed(world: World) -> None:
@@ -103,35 +103,35 @@ def test_the_new_hosts_events_count_also_where_its_clock_is_behind(world: World)
     reassign(world)
     earlier = messages.WorkerEvent("w1", 5, 1.0, 20, "stopped", "starting", "first on the spare")
     world.beat("s1", world.report("w1", lease_left_s=50.0), events=[earlier])
-    assert any(one["reason"] == "first on the spare" for one in world.registry.events())
+    assert any(one["reason"] == "first on the spare" for one in world.fleet.state.events())
 
 
 def test_a_promised_gpu_is_no_longer_free(world: World) -> None:
     gpus = [messages.GpuUsage(0), messages.GpuUsage(1, worker_id="other"), messages.GpuUsage(2, trouble="lost")]
     world.beat("s1", usage=messages.HostUsage(gpus=gpus))
-    place = world.registry.places.place(world.registry.agents_by_id["s1"], world.now)
+    place = world.fleet.placement.place(world.fleet.state.agents_by_id["s1"], world.now)
     assert place.gpus_free == 1
     world.deploy({"s1": {"busy": {"command": "x", "gpus": 2}}}, spares={"s1": True})
-    assert world.registry.places.place(world.registry.agents_by_id["s1"], world.now).gpus_free == 0
+    assert world.fleet.placement.place(world.fleet.state.agents_by_id["s1"], world.now).gpus_free == 0
 
 
 # ------------------------------------------------------------------------------------------------------ cordons
 
 
 def test_a_cordon_is_durable_visible_and_lifted(world: World) -> None:
-    world.registry.cordon("s1", "fan is loud", "anna", world.now)
+    world.fleet.placement.cordon("s1", "fan is loud", "anna", world.now)
     world.restart()
     world.beat("s1")
-    view = next(one for one in world.registry.hosts() if one["host"] == "s1")
+    view = next(one for one in world.fleet.state.hosts() if one["host"] == "s1")
     assert (view["cordoned"]["reason"], view["cordoned"]["actor"]) == ("fan is loud", "anna")
-    assert "fan is loud" in world.registry.places.choose(worker(world), world.now).rejected["s1"]
-    world.registry.uncordon("s1", "anna", world.now)
-    assert world.registry.places.choose(worker(world), world.now).agent_id == "s1"
+    assert "fan is loud" in world.fleet.placement.choose(worker(world), world.now).rejected["s1"]
+    world.fleet.placement.uncordon("s1", "anna", world.now)
+    assert world.fleet.placement.choose(worker(world), world.now).agent_id == "s1"
 
 
 def test_a_cordon_of_a_host_that_is_not_there_is_an_error(world: World) -> None:
     with pytest.raises(NotFound):
-        world.registry.cordon("nowhere", "", "anna", world.now)
+        world.fleet.placement.cordon("nowhere", "", "anna", world.now)
 
 
 # ----------------------------------------------------------------------------------------------- deployments
@@ -139,9 +139,9 @@ def test_a_cordon_of_a_host_that_is_not_there_is_an_error(world: World) -> None:
 
 def test_spare_true_and_spare_1_are_not_the_same(world: World) -> None:
     world.deploy({"s1": {}}, spares={"s1": 1})
-    assert world.registry.places.place(world.registry.agents_by_id["s1"], world.now).carries_most == 1
+    assert world.fleet.placement.place(world.fleet.state.agents_by_id["s1"], world.now).carries_most == 1
     world.deploy({"s1": {}}, spares={"s1": True})
-    assert world.registry.places.place(world.registry.agents_by_id["s1"], world.now).carries_most is None
+    assert world.fleet.placement.place(world.fleet.state.agents_by_id["s1"], world.now).carries_most is None
 
 
 @pytest.mark.parametrize("spare", [-1, "many", 1.5])
@@ -182,9 +182,9 @@ def test_gone_from_the_whole_inventory_a_guest_is_pruned_where_it_lives(world: W
 
 def moved(world: World) -> None:
     """w1 moves from h1 to s1 by an operator's wish, and has arrived."""
-    world.registry.move("w1", "s1", "anna", world.now)
+    world.fleet.placement.move("w1", "s1", "anna", world.now)
     world.beat("h1", world.report("w1", "stopped", lease_left_s=0.0))
-    world.registry.places.moved(world.now)
+    world.fleet.placement.moved(world.now)
     world.beat("s1", world.report("w1", "running", lease_left_s=50.0))
 
 
@@ -207,8 +207,8 @@ def test_retiring_the_old_host_of_a_moved_worker_never_touches_it(world: World) 
     moved(world)
     before = (worker(world).agent_id, worker(world).epoch, worker(world).generation)
     world.deploy({"h1": {}}, prune=True)  # as undeploy does, before the inventory names it anywhere else
-    world.registry.mark_agent("h1", "unreachable", "uninstalled", world.now)
-    world.registry.forget_agent("h1", "anna", world.now)
+    world.fleet.agents.mark("h1", "unreachable", "uninstalled", world.now)
+    world.fleet.agents.forget("h1", "anna", world.now)
     again = world.deploy({"h1": {"w1": FENCED}})["hosts"]["h1"]["workers"]["w1"]
     assert again["result"] == "refused" and "invoke move w1 h1" in again["message"]
     world.beat("h1")  # the host is back, under its old name
@@ -218,20 +218,20 @@ def test_retiring_the_old_host_of_a_moved_worker_never_touches_it(world: World) 
 
 def test_a_host_that_is_forgotten_is_nobodys_home_any_more(world: World) -> None:
     moved(world)
-    world.registry.mark_agent("h1", "unreachable", "it is off", world.now)
-    world.registry.forget_agent("h1", "anna", world.now)
+    world.fleet.agents.mark("h1", "unreachable", "it is off", world.now)
+    world.fleet.agents.forget("h1", "anna", world.now)
     assert worker(world).home == ""
     world.restart()
     assert worker(world).home == ""
 
 
 def test_a_worker_on_its_way_is_not_pruned_where_it_leaves(world: World) -> None:
-    world.registry.move("w1", "s1", "anna", world.now)
+    world.fleet.placement.move("w1", "s1", "anna", world.now)
     answer = world.deploy({"h1": {}, "s1": {"w1": FENCED}}, prune=True)
     assert answer["hosts"]["h1"]["workers"] == {}
     assert answer["hosts"]["s1"]["workers"]["w1"]["result"] == "unchanged"
     world.beat("h1", world.report("w1", "stopped", lease_left_s=0.0))
-    world.registry.places.moved(world.now)
+    world.fleet.placement.moved(world.now)
     assert (worker(world).agent_id, worker(world).desired, worker(world).home) == ("s1", "running", "")
 
 
@@ -247,49 +247,49 @@ def test_declared_on_another_host_it_is_neither_undeclared_nor_pruned_where_it_r
 
 
 def test_a_move_stops_first_and_starts_there_once_it_has_stopped(world: World) -> None:
-    world.registry.move("w1", "s1", "anna", world.now)
-    world.registry.places.moved(world.now)
+    world.fleet.placement.move("w1", "s1", "anna", world.now)
+    world.fleet.placement.moved(world.now)
     assert (worker(world).agent_id, worker(world).desired) == ("h1", "stopped")
     world.restart()
     world.beat("s1")
     world.beat("h1", world.report("w1", "stopped", lease_left_s=0.0))
-    world.registry.places.moved(world.now)
+    world.fleet.placement.moved(world.now)
     assert (worker(world).agent_id, worker(world).desired, worker(world).home) == ("s1", "running", "h1")
 
 
 def test_a_start_calls_a_move_off(world: World) -> None:
-    world.registry.move("w1", "s1", "anna", world.now)
-    world.registry.command("w1", "start", "anna", world.now)
+    world.fleet.placement.move("w1", "s1", "anna", world.now)
+    world.fleet.workers.command("w1", "start", "anna", world.now)
     world.beat("h1", world.report("w1", "running", lease_left_s=50.0))
-    world.registry.places.moved(world.now)
+    world.fleet.placement.moved(world.now)
     assert (worker(world).agent_id, worker(world).moving) == ("h1", {})
 
 
 def test_a_worker_stopped_while_it_moves_arrives_stopped(world: World) -> None:
-    world.registry.move("w1", "s1", "anna", world.now)
-    world.registry.command("w1", "stop", "anna", world.now)
+    world.fleet.placement.move("w1", "s1", "anna", world.now)
+    world.fleet.workers.command("w1", "stop", "anna", world.now)
     world.beat("h1", world.report("w1", "stopped", lease_left_s=0.0))
-    world.registry.places.moved(world.now)
+    world.fleet.placement.moved(world.now)
     assert (worker(world).agent_id, worker(world).desired) == ("s1", "stopped")
 
 
 @pytest.mark.parametrize("target", ["h1", "nowhere"])
 def test_a_move_that_cannot_be_is_refused_at_once(world: World, target: str) -> None:
     with pytest.raises((Conflict, NotFound)):
-        world.registry.move("w1", target, "anna", world.now)
+        world.fleet.placement.move("w1", target, "anna", world.now)
 
 
 def test_a_move_to_a_cordoned_host_is_refused_with_the_reason(world: World) -> None:
-    world.registry.cordon("s1", "fan is loud", "anna", world.now)
+    world.fleet.placement.cordon("s1", "fan is loud", "anna", world.now)
     with pytest.raises(Conflict, match="fan is loud"):
-        world.registry.move("w1", "s1", "anna", world.now)
+        world.fleet.placement.move("w1", "s1", "anna", world.now)
 
 
 def test_a_worker_of_a_lost_host_is_not_forgotten_while_its_lease_may_run(world: World) -> None:
     """Forgotten and declared elsewhere, it would run twice."""
-    world.registry.mark_agent("h1", "unreachable", "no heartbeat", world.now)
+    world.fleet.agents.mark("h1", "unreachable", "no heartbeat", world.now)
     with pytest.raises(Conflict, match="lease"):
-        world.registry.forget("w1", "anna", world.now)
+        world.fleet.workers.forget("w1", "anna", world.now)
     world.pass_time(CERTAIN_S)
-    world.registry.forget("w1", "anna", world.now)
-    assert "w1" not in world.registry.workers_by_id
+    world.fleet.workers.forget("w1", "anna", world.now)
+    assert "w1" not in world.fleet.state.workers_by_id

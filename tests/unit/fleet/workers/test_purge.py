@@ -22,12 +22,12 @@ def world(tmp_path: Path) -> World:
     made.beat("h1", made.report("a-1"), made.report("undeclared-1", "exited"))
     made.deploy({"h1": {"a-1": spec}})
     for host in ("h2", "h3"):
-        made.registry.mark_agent(host, "unreachable", "silent", made.now)
+        made.fleet.agents.mark(host, "unreachable", "silent", made.now)
     return made
 
 
 def purge(world: World) -> Purge:
-    return Purge(world.registry, lambda: None, world.now)
+    return Purge(world.fleet, lambda: None, world.now)
 
 
 def test_gone_is_what_is_undeclared_and_ended_or_was_silent_long_enough(world: World) -> None:
@@ -52,7 +52,7 @@ def test_exactly_what_was_shown_is_taken_out_with_one_token_once(world: World) -
         (name, f"{name} is part of the fleet again") for name in ("b-1", "b-2")
     ]
     world.restart()  # durable
-    assert sorted(world.registry.workers_by_id) == ["a-1", "b-1", "b-2"]
+    assert sorted(world.fleet.state.workers_by_id) == ["a-1", "b-1", "b-2"]
     with pytest.raises(Conflict, match="expired, or was used"):
         one.carry_out(token, "olga", world.now)
 
@@ -62,7 +62,7 @@ def test_a_preview_of_nobody_has_no_token_and_an_old_one_is_worth_nothing(world:
     token = one.preview(3600.0, "olga", world.now)["token"]
     with pytest.raises(Conflict, match="expired"):
         one.carry_out(token, "olga", world.pass_time(301.0))
-    world.registry.forget("undeclared-1", "olga", world.now)
+    world.fleet.workers.forget("undeclared-1", "olga", world.now)
     assert one.preview(3600.0, "olga", world.now)["token"] is None
 
 

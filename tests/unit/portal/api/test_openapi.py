@@ -35,7 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 def test_every_route_of_the_application_is_described_and_the_other_way_round(tmp_path: Path) -> None:
     settings = config.load(None, [f"state.state_file={tmp_path}/state.yaml"])
-    monitor = WebMonitor(settings, World(tmp_path).registry, LogStore(str(tmp_path / "logs")))
+    monitor = WebMonitor(settings, World(tmp_path).fleet, LogStore(str(tmp_path / "logs")))
     served = {(route.method, route.rule) for route in monitor.app.routes}
     described = {(route.method, route.path) for route in all_routes()}
     assert sorted(served - described - set(PAGES)) == [], f"not described: {WHAT_TO_DO}"

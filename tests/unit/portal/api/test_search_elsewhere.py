@@ -236,7 +236,7 @@ def test_a_host_that_a_worker_left_is_asked_until_it_has_let_go_of_it(tmp_path: 
     world = World(tmp_path)
     world.deploy({"h2": {"w1": {"command": "sleep 9"}}, "h1": {}})
     world.beat("h1")
-    world.registry.command("w1", "stop", "tester", world.now)
+    world.fleet.workers.command("w1", "stop", "tester", world.now)
     world.beat("h2", world.report("w1", "stopped", attempt=3))
     world.deploy({"h1": {"w1": {"command": "sleep 9"}}, "h2": {}})
     world.restart()
@@ -250,15 +250,15 @@ def test_a_host_that_a_worker_left_is_asked_until_it_has_let_go_of_it(tmp_path: 
     assert search.parts["h2"].status == "asked"
     search.fresh.clear()
     own, foreign = (messages.LogMatch("w1", attempt, "out", 0, "needle") for attempt in (3, 4))
-    world.registry.searches.take("h2", messages.LogSearchResult(search.search_id, lines=[own, foreign], found=2))
+    world.fleet.log_searches.take("h2", messages.LogSearchResult(search.search_id, lines=[own, foreign], found=2))
     assert [lines for _, lines in search.fresh] == [[own]], "attempt 4 never ran there"
-    world.beat("h2", assignments_rev=world.registry.rev("h2"))
+    world.beat("h2", assignments_rev=world.fleet.agents.assignments.rev("h2"))
     assert list(begun(world).parts) == ["h1"]
 
 
 def begun(world: World) -> Search:
-    workers = world.registry.operations.matching("", "")
-    return world.registry.searches.begin(Question("needle"), workers, world.now, lambda: None)
+    workers = world.fleet.operations.matching("", "")
+    return world.fleet.log_searches.begin(Question("needle"), workers, world.now, lambda: None)
 
 
 # ------------------------------------------------------------------------------------------------- its bounds
@@ -273,8 +273,8 @@ class Own:
         if silent:
             world.beat("h2")
         self.store, self.matching, self.woken = LogStore(str(directory / "logs")), Matching(), 0
-        workers = world.registry.operations.matching("", "")
-        self.search = world.registry.searches.begin(Question("needle", **asked), workers, clock.read(), self._wake)
+        workers = world.fleet.operations.matching("", "")
+        self.search = world.fleet.log_searches.begin(Question("needle", **asked), workers, clock.read(), self._wake)
 
     def _wake(self) -> None:
         self.woken += 1

@@ -253,7 +253,7 @@ def test_the_audit_survives_a_restart_and_is_bounded(tmp_path: Path) -> None:
 def test_a_full_disk_keeps_neither_the_answer_nor_the_managers_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The change itself is not acknowledged then: the registry says so. The record follows when the disk takes it."""
+    """The change itself is not acknowledged then: the fleet says so. The record follows when the disk takes it."""
 
     def changed(status: int) -> None:
         audit.changed(environ(), Principal("operator", "me"), {}, status)

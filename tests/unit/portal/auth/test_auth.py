@@ -35,7 +35,7 @@ class FakeSocket:
 
 
 class Desk:
-    """An Auth over a real registry; `ask` builds the request of a local curl and changes what it is told to."""
+    """An Auth over a real fleet; `ask` builds the request of a local curl and changes what it is told to."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Desk:
         self.world = World(directory)
         self.sessions = BrowserSessions()
         self.auth = Auth(
-            self.world.registry,
+            self.world.fleet,
             self.sessions,
             own_uid=OWN_UID,
             owner_uid=lambda client, server: uid,
@@ -61,7 +61,7 @@ class Desk:
         )
 
     def token(self, scope: str = "operator") -> str:
-        self.world.registry.tokens.add(scope, "t", secret_sha256(f"pg-{scope}"), "test", self.world.now)
+        self.world.fleet.tokens.add(scope, "t", secret_sha256(f"pg-{scope}"), "test", self.world.now)
         return f"pg-{scope}"
 
     @staticmethod
@@ -184,8 +184,8 @@ def test_a_wrong_token_is_refused_even_where_none_is_needed(desk: Desk) -> None:
 def test_an_operators_token_works_from_anywhere_until_revoked(desk: Desk) -> None:
     request = desk.request(REMOTE_ADDR="192.0.2.7", HTTP_AUTHORIZATION=f"bearer {desk.token()}", HTTP_HOST="m:1")
     assert desk.auth.require_operator(request).kind == "operator"
-    registry = desk.world.registry
-    registry.tokens.revoke(registry.tokens.all()[0].token_id, "test", desk.world.now)
+    fleet = desk.world.fleet
+    fleet.tokens.revoke(fleet.tokens.all()[0].token_id, "test", desk.world.now)
     with pytest.raises(Refused):
         desk.auth.require_operator(request)
 
@@ -199,7 +199,7 @@ def test_an_enrolment_token_is_no_operators(desk: Desk) -> None:
 
 def test_an_agents_secret_is_good_for_its_own_workers_only(desk: Desk) -> None:
     desk.world.deploy({"h1": {"w1": {"command": "true"}}, "h2": {"w2": {"command": "true"}}})
-    desk.world.registry.set_credentials("h1", secret_sha256("one"), "test", desk.world.now)
+    desk.world.fleet.agents.secrets.set("h1", secret_sha256("one"), "test", desk.world.now)
     request = desk.request(HTTP_AUTHORIZATION="Bearer one", REMOTE_ADDR="10.0.0.9")
     assert desk.auth.check_agent(desk.auth.identify(request), "h1").agent_id == "h1"
     assert desk.auth.check_worker_agent(desk.auth.identify(request), "w1").agent_id == "h1"
@@ -242,7 +242,7 @@ def test_revoking_the_token_ends_the_session(desk: Desk) -> None:
 
     desk.token()
     session = desk.sessions.open(secret_sha256("pg-operator"), "me", "operator", time.monotonic())
-    desk.world.registry.tokens.revoke(desk.world.registry.tokens.all()[0].token_id, "test", desk.world.now)
+    desk.world.fleet.tokens.revoke(desk.world.fleet.tokens.all()[0].token_id, "test", desk.world.now)
     far = {"REMOTE_ADDR": "192.0.2.7", "HTTP_COOKIE": f"{COOKIE}={session.session_id}", "REQUEST_METHOD": "GET"}
     with pytest.raises(Refused):
         desk.auth.require_operator(desk.request(**far))
@@ -308,7 +308,7 @@ def test_a_busy_kernel_that_misses_a_connection_makes_nobody_a_stranger(
     with listening(family, host) as server, socket.create_connection(server.getsockname()[:2]) as client:
         accepted, _peer = server.accept()
         with accepted:
-            auth = Auth(world.registry, BrowserSessions())
+            auth = Auth(world.fleet, BrowserSessions())
             request = Desk.request(**{"REMOTE_ADDR": host, "procguard.socket": accepted})
             assert auth.identify(request).reason == ""
             client.close()

@@ -192,11 +192,11 @@ def test_an_operators_operations_are_begun_by_whom_they_were_shown_to(place: Pla
     assert (answer.status, answer.error_code) == (409, "not_your_preview")
 
 
-# ------------------------------------------------------------------------------------------------- the registry
+# ------------------------------------------------------------------------------------------------- the fleet
 
 
 class Uses:
-    """A registry whose callers stand until `fallen` names their token or session."""
+    """A fleet whose callers stand until `fallen` names their token or session."""
 
     def __init__(self) -> None:
         self.fallen: set[str] = set()

@@ -237,12 +237,12 @@ def test_a_worker_s_row_says_what_its_view_says(tmp_path: Path) -> None:
         world.report("w1", usage=usage, health=health, since=1_789_999_990.04, reason="runs", restarts_total=4),
         world.report("w2", state="backoff", next_start_in_s=30.0, reason="exit 1"),
     )
-    world.registry.set_worker_suspect("w1", "no CPU for 90 s", world.now)
-    source = WorkerColumns(world.registry)
+    world.fleet.workers.set_suspect("w1", "no CPU for 90 s", world.now)
+    source = WorkerColumns(world.fleet)
 
     def compare() -> None:
         for worker_id in ("w1", "w2", "w3"):
-            view = world.registry.worker(worker_id)
+            view = world.fleet.state.worker(worker_id)
             row = dict(zip(WORKER_COLUMNS, source.row(worker_id, None, world.now.wall) or (), strict=True))
             for name in (
                 "worker_id", "state", "last_known_state", "desired", "host", "agent", "group", "labels", "attempt",
@@ -254,7 +254,7 @@ def test_a_worker_s_row_says_what_its_view_says(tmp_path: Path) -> None:
     assert source.measured("w1") == (12.3, 5_370_000_000, 71, 999) and source.measured("w3") is None
     row = dict(zip(WORKER_COLUMNS, source.row("w2", None, world.now.wall) or (), strict=True))
     assert row["next_start_at"] == round(world.now.wall + 30)
-    world.registry.mark_agent("h1", "unreachable", "silent", world.now)
+    world.fleet.agents.mark("h1", "unreachable", "silent", world.now)
     compare()
     gone = dict(zip(WORKER_COLUMNS, source.row("w1", None, world.now.wall) or (), strict=True))
     assert gone["state"] == "unknown" and gone["last_seen"] == round(world.now.wall, 1)
@@ -264,7 +264,7 @@ def test_a_worker_s_row_says_what_its_view_says(tmp_path: Path) -> None:
 def test_a_countdown_told_again_with_each_heartbeat_is_no_change(tmp_path: Path) -> None:
     world = World(tmp_path)
     world.deploy({"h1": {"w1": {"command": "x"}}})
-    source = WorkerColumns(world.registry)
+    source = WorkerColumns(world.fleet)
     world.beat("h1", world.report("w1", state="backoff", next_start_in_s=30.0))
     first = source.row("w1", None, 1000.0)
     world.beat("h1", world.report("w1", state="backoff", next_start_in_s=28.4))
@@ -278,7 +278,7 @@ def test_hosts_and_launchers_that_wait_are_rows_of_one_list(tmp_path: Path) -> N
     idle = protocol.GpuUsage(1, utilization_percent=0.0, memory_used_bytes=0, memory_total_bytes=100)
     world.beat("h1", usage=protocol.HostUsage(7.04, 1.5, 1000, 1, 2, gpus=[gpu, idle]))
     waiting = world.register("w9", trusted=False, peer="192.0.2.7", secret_sha256=protocol.secret_sha256("x"))
-    source = HostColumns(world.registry)
+    source = HostColumns(world.fleet)
     rows = [dict(zip(HOST_COLUMNS, source.row(one, None, 0.0) or (), strict=True)) for one in source.ids()]
     host, launcher = rows
     assert (host["host"], host["agent_state"], host["workers"], host["gpus"]) == ("h1", "connected", 1, 2)

@@ -25,8 +25,8 @@ class Portal:
         self.world = World(directory)
         self.world.deploy({"h1": {"w1": {"command": "x"}}})
         self.world.register("plain", secret_sha256=protocol.secret_sha256("plain"))
-        self.registry = self.world.registry
-        self.hub = LiveHub(self.registry, SimpleNamespace(on_append=lambda _listener: None))
+        self.fleet = self.world.fleet
+        self.hub = LiveHub(self.fleet, SimpleNamespace(on_append=lambda _listener: None))
         self.hub.start()
 
     def agent_beats(self, cpu_percent: float) -> None:
@@ -34,7 +34,9 @@ class Portal:
 
     def launcher_beats(self, cpu_percent: float) -> None:
         usage = protocol.WorkerUsage(cpu_percent=cpu_percent)
-        self.registry.worker_heartbeat("plain", protocol.WorkerHeartbeat(pid=7, attempt=1, usage=usage), self.world.now)
+        self.fleet.agents.heartbeats.take_plain(
+            "plain", protocol.WorkerHeartbeat(pid=7, attempt=1, usage=usage), self.world.now
+        )
 
     def told(self, client: FakeClient, kind: str) -> list[Any]:
         gevent.sleep(2 * hub.COALESCE_S)
@@ -71,7 +73,7 @@ def test_who_comes_after_a_time_unseen_sees_the_newest_and_what_follows(
     told: list[Any] = []
     for percent in (1.0, 2.0, 3.0):
         beat(percent)
-    portal.registry.on_change(lambda *given: told.append(given), "workers")
+    portal.fleet.state.on_change(lambda *given: told.append(given), "workers")
     beat(4.0)
     assert told == []  # nobody looks, and that is known
     client = FakeClient()
@@ -116,9 +118,9 @@ def test_an_operation_hears_each_report_of_its_workers(portal: Portal) -> None:
     for percent in (1.0, 2.0):
         portal.agent_beats(percent)
     told: list[Any] = []
-    portal.registry.on_change(lambda _topic, item, _view: told.append(item), "workers")
+    portal.fleet.state.on_change(lambda _topic, item, _view: told.append(item), "workers")
     portal.agent_beats(3.0)
     assert told == []
-    portal.registry.awaited_workers = {"w1": {"op-1": 0}}
+    portal.fleet.state.awaited_workers = {"w1": {"op-1": 0}}
     portal.agent_beats(4.0)
     assert told == ["w1"]

@@ -32,7 +32,7 @@ def test_workers_and_agents_are_counted_by_state(tmp_path: Path) -> None:
     world.beat("h1", world.report("w1", restarts_total=4), world.report("w2", state="failed"))
     store = LogStore(str(tmp_path / "logs"), sync=lambda paths: None)
     store.append("w1", 1, "out", 0, b"12345", 1.0)
-    metrics = Metrics(world.registry, store, {"procguard_answer": ("The answer", lambda: 42.0)})
+    metrics = Metrics(world.fleet, store, {"procguard_answer": ("The answer", lambda: 42.0)})
     found = samples(metrics)
     assert found["procguard_workers", (("state", "running"),)] == 1
     assert found["procguard_workers", (("state", "unknown"),)] == 1
@@ -46,7 +46,7 @@ def test_workers_and_agents_are_counted_by_state(tmp_path: Path) -> None:
 
 
 def test_requests_are_counted_by_route_never_by_address(tmp_path: Path) -> None:
-    metrics = Metrics(World(tmp_path).registry, LogStore(str(tmp_path / "logs")), {})
+    metrics = Metrics(World(tmp_path).fleet, LogStore(str(tmp_path / "logs")), {})
     metrics.count("/api/remote-workers/<worker_id>", "GET", 200, 0.01)
     metrics.count("(none)", "BREW", 404, 0.01)
     found = samples(metrics)
@@ -58,7 +58,7 @@ def test_requests_are_counted_by_route_never_by_address(tmp_path: Path) -> None:
 def test_each_manager_has_a_registry_of_its_own(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        metrics = Metrics(World(tmp_path / name).registry, LogStore(str(tmp_path / name / "logs")), {})
+        metrics = Metrics(World(tmp_path / name).fleet, LogStore(str(tmp_path / name / "logs")), {})
         metrics.count("/api/hosts", "GET", 200, 0.01)
         labels = (("method", "GET"), ("route", "/api/hosts"), ("status", "200"))
         assert samples(metrics)["procguard_http_requests_total", labels] == 1
@@ -71,7 +71,7 @@ def test_usage_of_hosts_workers_and_gpus(tmp_path: Path) -> None:
     gpu = messages.GpuUsage(3, utilization_percent=97.0, power_w=412.5, worker_id="w1")
     usage = messages.WorkerUsage(cpu_percent=187.5, rss_bytes=10, gpus=[3], gpu_percent=97.0)
     world.beat("h1", world.report("w1", usage=usage), usage=messages.HostUsage(load1=2.5, gpus=[gpu]))
-    found = samples(Metrics(world.registry, LogStore(str(tmp_path / "logs")), {}))
+    found = samples(Metrics(world.fleet, LogStore(str(tmp_path / "logs")), {}))
     assert found["procguard_worker_cpu_usage_ratio", of("w1")] == 1.875
     assert found["procguard_worker_gpu_utilization_ratio", of("w1")] == 0.97
     assert found["procguard_worker_suspect", of("w1")] == 0
@@ -91,7 +91,7 @@ def full(tmp_path: Path, **options: Any) -> tuple[World, Metrics]:
     targets = [{"name": "chat", "type": "slack", **dict.fromkeys(NOTIFIED, 1)}]
     store = LogStore(str(tmp_path / "logs"), sync=lambda paths: None)
     gauges = {name: ("help", lambda: 1.0) for name in GAUGES}
-    made = Metrics(world.registry, store, gauges, lambda: targets, MetricsOptions(**options))
+    made = Metrics(world.fleet, store, gauges, lambda: targets, MetricsOptions(**options))
     world.deploy({"h1": {"w1": {"command": "true", "group": "trainers"}}})
     gpu = messages.GpuUsage(0, "u", "n", 97.0, 1, 2, 412.5, 500.0, 60.0, worker_id="w1")
     usage = messages.WorkerUsage(1.0, 1, 1, 1, 1, 1, 1, 1, 1.0, 1.0, [0], 97.0, 1)
@@ -99,8 +99,8 @@ def full(tmp_path: Path, **options: Any) -> tuple[World, Metrics]:
     last = messages.WorkerReport("w1", "running", 1, 1, 1, 7, 1_790_000_000.0, usage=usage)
     last.health = messages.Health("failing", "x")
     world.beat("h1", last, usage=host, facts=messages.HostFacts("h1", "linux", "3", "me", 8, 2**34))
-    world.registry.command("w1", "stop", "me", world.now)
-    world.registry.event_log.add("recovery", world.now, reason="heard", evidence={"outcome": "recovered"})
+    world.fleet.workers.command("w1", "stop", "me", world.now)
+    world.fleet.state.event_log.add("recovery", world.now, reason="heard", evidence={"outcome": "recovered"})
     made.count("/api/hosts", "GET", 200, 0.01)
     return world, made
 
@@ -133,7 +133,7 @@ def test_names_are_as_prometheus_asks(tmp_path: Path) -> None:
 
 def test_labels_are_escaped(tmp_path: Path) -> None:
     world, metrics = full(tmp_path)
-    world.registry.find("w1").spec.group = 'a"b\\c\nd'
+    world.fleet.state.find("w1").spec.group = 'a"b\\c\nd'
     found = samples(metrics)
     assert found["procguard_worker_up", of("w1", group='a"b\\c\nd')] == 1
 
@@ -161,7 +161,7 @@ def test_an_answer_is_kept_for_a_moment(tmp_path: Path) -> None:
     requests = ("procguard_commands_total", (("command", "start"), ("status", "accepted")))
     assert samples(metrics)[running] == 1
     world.beat("h1", world.report("w1", state="failed"))
-    world.registry.command("w1", "start", "me", world.now)
+    world.fleet.workers.command("w1", "start", "me", world.now)
     again = samples(metrics)
     assert again[running] == 1 and again[requests] == 1, "the fleet is kept, what the manager counts is not"
     (tmp_path / "other").mkdir()
@@ -175,7 +175,7 @@ def test_others_run_while_a_large_fleet_is_written(tmp_path: Path) -> None:
     rests: list[int] = []
     world = World(tmp_path)
     world.deploy({"h1": {f"w{number}": {"command": "true"} for number in range(1_000)}})
-    made = list(fleet.families(world.registry, world.now, per_worker=True, rest=lambda: rests.append(1)))
+    made = list(fleet.families(world.fleet, world.now, per_worker=True, rest=lambda: rests.append(1)))
     assert len(rests) >= 1_000 // fleet.REST_EVERY
     assert len(next(family for family in made if family.name == "procguard_worker_up").lines) == 1_000
 

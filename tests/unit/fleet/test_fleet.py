@@ -1,4 +1,4 @@
-"""What agents and operators notice of the registry: commands, reports, deployments, restarts of the manager."""
+"""What agents and operators notice of the fleet: commands, reports, deployments, restarts of the manager."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_an_agent_is_told_its_workers_once_and_again_only_when_they_change(world
     assert [one.worker_id for one in reply.assignments] == ["w1"]
     same = world.beat("h1", world.report("w1"), assignments_rev=reply.assignments_rev)
     assert same.assignments is None
-    world.registry.command("w1", "stop", "tester", world.now)
+    world.fleet.workers.command("w1", "stop", "tester", world.now)
     changed = world.beat("h1", world.report("w1"), assignments_rev=reply.assignments_rev)
     assert changed.assignments is not None
     assert changed.assignments[0].desired == "stopped"
@@ -37,7 +37,7 @@ def test_the_manager_s_recovery_settings_fill_what_a_worker_leaves_open(tmp_path
     world = World(tmp_path, max_recovery_attempts=7, recovery_timeout_s=12.0)
     own = {"command": "true", "restart": {"max_attempts": 2}}
     world.deploy({"h1": {"w1": {"command": "true"}, "w2": own}})
-    specs = {one.worker_id: one.spec for one in world.registry.assignments("h1")}
+    specs = {one.worker_id: one.spec for one in world.fleet.agents.assignments.of("h1")}
     assert (specs["w1"].restart.max_attempts, specs["w2"].restart.max_attempts) == (7, 2)
     assert specs["w1"].restart.start_timeout_s == 12.0
 
@@ -60,18 +60,18 @@ def test_agents_of_a_large_fleet_gather_what_their_workers_print(tmp_path: Path,
 def test_enable_auto_recovery_false_restarts_nothing_children_included(tmp_path: Path) -> None:
     world = World(tmp_path, enable_auto_recovery=False)
     world.deploy({"h1": {"w1": {"command": "true", "restart": {"policy": "always"}}}})
-    assert world.registry.assignments("h1")[0].spec.restart.policy == "never"
+    assert world.fleet.agents.assignments.of("h1")[0].spec.restart.policy == "never"
 
 
 def test_restart_means_the_attempt_that_is_alive_now(world: World) -> None:
     world.beat("h1", world.report("w1", attempt=4))
-    world.registry.command("w1", "restart", "tester", world.now)
+    world.fleet.workers.command("w1", "restart", "tester", world.now)
     reply = world.beat("h1", world.report("w1", attempt=4))
     assert [(one.command, one.attempt) for one in reply.commands] == [("restart", 4)]
 
 
 def test_a_delivered_command_is_not_told_twice_to_the_same_agent_process(world: World) -> None:
-    record = world.registry.command("w1", "restart", "tester", world.now)
+    record = world.fleet.workers.command("w1", "restart", "tester", world.now)
     first = world.beat("h1", world.report("w1"))
     assert [one.command_id for one in first.commands] == [record.command_id]
     assert world.beat("h1", world.report("w1"), commands_seq=first.commands[0].seq).commands == []
@@ -81,44 +81,44 @@ def test_a_delivered_command_is_not_told_twice_to_the_same_agent_process(world: 
 
 def test_restart_of_a_settled_worker_is_a_start(world: World) -> None:
     world.beat("h1", world.report("w1", "failed"))
-    before = world.registry.workers_by_id["w1"].generation
-    assert world.registry.command("w1", "restart", "tester", world.now).command == "start"
-    assert world.registry.workers_by_id["w1"].generation == before + 1
+    before = world.fleet.state.workers_by_id["w1"].generation
+    assert world.fleet.workers.command("w1", "restart", "tester", world.now).command == "start"
+    assert world.fleet.state.workers_by_id["w1"].generation == before + 1
 
 
 def test_a_restart_that_nobody_carries_out_expires_visibly(world: World) -> None:
-    record = world.registry.command("w1", "restart", "tester", world.now)
-    assert world.registry.outbox.expire(world.pass_time(59)) == []
-    assert [one.command_id for one in world.registry.outbox.expire(world.pass_time(2))] == [record.command_id]
-    assert world.registry.command_view(record.command_id)["status"] == "expired"
+    record = world.fleet.workers.command("w1", "restart", "tester", world.now)
+    assert world.fleet.state.outbox.expire(world.pass_time(59)) == []
+    assert [one.command_id for one in world.fleet.state.outbox.expire(world.pass_time(2))] == [record.command_id]
+    assert world.fleet.state.command_view(record.command_id)["status"] == "expired"
 
 
 def test_stop_is_done_when_the_worker_is_seen_stopped(world: World) -> None:
-    record = world.registry.command("w1", "stop", "tester", world.now)
+    record = world.fleet.workers.command("w1", "stop", "tester", world.now)
     world.beat("h1", world.report("w1", "stopping"))
-    assert world.registry.command_view(record.command_id)["status"] != "done"
+    assert world.fleet.state.command_view(record.command_id)["status"] != "done"
     world.beat("h1", world.report("w1", "stopped"))
-    assert world.registry.command_view(record.command_id)["status"] == "done"
+    assert world.fleet.state.command_view(record.command_id)["status"] == "done"
 
 
 def test_a_report_of_an_older_generation_does_not_finish_a_newer_stop(world: World) -> None:
     world.beat("h1", world.report("w1", "exited"))
-    world.registry.command("w1", "start", "tester", world.now)
-    record = world.registry.command("w1", "stop", "tester", world.now)
-    old = world.registry.workers_by_id["w1"].generation - 1
+    world.fleet.workers.command("w1", "start", "tester", world.now)
+    record = world.fleet.workers.command("w1", "stop", "tester", world.now)
+    old = world.fleet.state.workers_by_id["w1"].generation - 1
     world.beat("h1", world.report("w1", "exited", generation=old))
-    assert world.registry.command_view(record.command_id)["status"] != "done"
+    assert world.fleet.state.command_view(record.command_id)["status"] != "done"
 
 
 @pytest.mark.parametrize("verb", ["", "explode", "START"])
 def test_an_unknown_command_names_the_known_ones(world: World, verb: str) -> None:
     with pytest.raises(UsageError, match="start, stop, restart, kill"):
-        world.registry.command("w1", verb, "tester", world.now)
+        world.fleet.workers.command("w1", verb, "tester", world.now)
 
 
 def test_an_unknown_worker_is_not_found(world: World) -> None:
     with pytest.raises(NotFound, match="no worker 'w9'"):
-        world.registry.command("w9", "start", "tester", world.now)
+        world.fleet.workers.command("w9", "start", "tester", world.now)
 
 
 def test_worker_events_are_stored_once_however_often_they_arrive(world: World) -> None:
@@ -126,12 +126,12 @@ def test_worker_events_are_stored_once_however_often_they_arrive(world: World) -
     for _ in range(3):
         reply = world.beat("h1", world.report("w1"), events=[event])
         assert reply.events_acked == {"w1": event.seq}
-    assert [e["reason"] for e in world.registry.events(worker="w1") if e["kind"] == "worker_state"] == [event.reason]
+    assert [e["reason"] for e in world.fleet.state.events(worker="w1") if e["kind"] == "worker_state"] == [event.reason]
 
 
 def test_no_accepted_command_is_lost_by_a_restart_of_the_manager(world: World) -> None:
-    world.registry.command("w1", "restart", "tester", world.now)
-    world.registry.command("w1", "stop", "tester", world.now)
+    world.fleet.workers.command("w1", "restart", "tester", world.now)
+    world.fleet.workers.command("w1", "stop", "tester", world.now)
     world.restart()
     reply = world.beat("h1", world.report("w1"))
     assert sorted(one.command for one in reply.commands) == ["restart", "stop"]
@@ -140,57 +140,57 @@ def test_no_accepted_command_is_lost_by_a_restart_of_the_manager(world: World) -
 
 
 def test_a_manager_killed_without_goodbye_loses_nothing_it_acknowledged(world: World) -> None:
-    world.registry.command("w1", "stop", "tester", world.now)
+    world.fleet.workers.command("w1", "stop", "tester", world.now)
     again = world.open()  # the first one is simply abandoned, as by kill -9
-    assert again.workers_by_id["w1"].desired == "stopped"
-    assert again.fleet_id == world.registry.fleet_id
+    assert again.state.workers_by_id["w1"].desired == "stopped"
+    assert again.state.fleet_id == world.fleet.state.fleet_id
 
 
 def test_workers_show_their_last_known_state_until_their_agent_returns(world: World) -> None:
     world.restart()
-    view = world.registry.worker("w1")
+    view = world.fleet.state.worker("w1")
     assert (view["state"], view["last_known_state"]) == ("unknown", "running")
     world.beat("h1", world.report("w1"))
-    assert world.registry.worker("w1")["state"] == "running"
+    assert world.fleet.state.worker("w1")["state"] == "running"
 
 
 def test_an_agent_that_knows_a_higher_epoch_is_right_and_what_is_granted_next_is_higher(world: World) -> None:
     """The state was lost or restored. The instance runs on under its own epoch: nothing about it is new."""
-    old = world.registry.workers_by_id["w1"].epoch
-    grant = world.registry.grant("w1", old + 5_000_000, "h1")
+    old = world.fleet.state.workers_by_id["w1"].epoch
+    grant = world.fleet.state.grant("w1", old + 5_000_000, "h1")
     world.beat("h1", world.report("w1", epoch=old + 5_000_000, generation=9, grant=grant))
-    worker = world.registry.workers_by_id["w1"]
+    worker = world.fleet.state.workers_by_id["w1"]
     assert (worker.epoch, worker.generation) == (old + 5_000_000, 9)
-    assert world.registry.next_epoch() > old + 5_000_000
+    assert world.fleet.state.next_epoch() > old + 5_000_000
     world.restart()
-    assert world.registry.workers_by_id["w1"].epoch == old + 5_000_000
+    assert world.fleet.state.workers_by_id["w1"].epoch == old + 5_000_000
 
 
 def test_a_worker_that_another_agent_has_at_a_higher_epoch_is_that_agent_s(world: World) -> None:
     """The lost changes had moved it: two agents would run it if the state were believed."""
     world.deploy({"h2": {}})
-    epoch = world.registry.workers_by_id["w1"].epoch
-    world.beat("h2", world.report("w1", epoch=epoch + 7, grant=world.registry.grant("w1", epoch + 7, "h2")))
-    worker = world.registry.workers_by_id["w1"]
+    epoch = world.fleet.state.workers_by_id["w1"].epoch
+    world.beat("h2", world.report("w1", epoch=epoch + 7, grant=world.fleet.state.grant("w1", epoch + 7, "h2")))
+    worker = world.fleet.state.workers_by_id["w1"]
     assert (worker.agent_id, worker.host, worker.epoch) == ("h2", "h2", epoch + 7)
-    assert [(one.worker_id, one.desired) for one in world.registry.assignments("h1")] == [("w1", "removed")]
+    assert [(one.worker_id, one.desired) for one in world.fleet.agents.assignments.of("h1")] == [("w1", "removed")]
     world.beat("h1", world.report("w1", epoch=epoch))
-    assert world.registry.workers_by_id["w1"].agent_id == "h2"
+    assert world.fleet.state.workers_by_id["w1"].agent_id == "h2"
 
 
 def test_an_epoch_that_no_manager_can_have_granted_is_not_believed(world: World) -> None:
-    epoch = world.registry.workers_by_id["w1"].epoch
+    epoch = world.fleet.state.workers_by_id["w1"].epoch
     world.beat("h1", world.report("w1", epoch=2**60))
-    assert world.registry.workers_by_id["w1"].epoch == epoch
-    assert world.registry.next_epoch() < 2**53
+    assert world.fleet.state.workers_by_id["w1"].epoch == epoch
+    assert world.fleet.state.next_epoch() < 2**53
 
 
 def test_a_generation_the_state_has_lost_is_taken_from_the_agent(world: World) -> None:
     """Otherwise the agent would take all that the manager says for older than what it has, for ever."""
-    worker = world.registry.workers_by_id["w1"]
+    worker = world.fleet.state.workers_by_id["w1"]
     world.beat("h1", world.report("w1", "stopped", generation=worker.generation + 3))
-    assert world.registry.workers_by_id["w1"].generation >= worker.generation
-    command = world.registry.command("w1", "stop", "tester", world.now)
+    assert world.fleet.state.workers_by_id["w1"].generation >= worker.generation
+    command = world.fleet.workers.command("w1", "stop", "tester", world.now)
     assert command.generation == 5
 
 
@@ -199,23 +199,23 @@ def test_every_start_of_the_manager_grants_higher_epochs_whatever_the_clock_says
     for wall_s in (0.0, 60.0, -3600.0, 10.0):
         world.now = Now(world.now.monotonic, world.now.wall + wall_s)
         world.restart()
-        granted += [world.registry.next_epoch(), world.registry.next_epoch()]
-        world.registry.commit()
+        granted += [world.fleet.state.next_epoch(), world.fleet.state.next_epoch()]
+        world.fleet.state.commit()
     assert granted == sorted(set(granted))
 
 
 def test_a_term_that_is_used_up_goes_on_in_the_next(world: World) -> None:
-    world.registry._fleet["n"] = 999_997
-    granted = [world.registry.next_epoch() for _ in range(4)]
+    world.fleet.state._fleet["n"] = 999_997
+    granted = [world.fleet.state.next_epoch() for _ in range(4)]
     assert granted == sorted(set(granted))
-    world.registry.commit()
+    world.fleet.state.commit()
     world.restart()
-    assert world.registry.next_epoch() > granted[-1]
+    assert world.fleet.state.next_epoch() > granted[-1]
 
 
 def test_a_worker_unknown_to_the_state_is_warned_about_and_left_alone(world: World) -> None:
     reply = world.beat("h1", world.report("w1"), world.report("stray"), pid=78)
-    assert any("stray" in e["reason"] for e in world.registry.events() if e["kind"] == "warning")
+    assert any("stray" in e["reason"] for e in world.fleet.state.events() if e["kind"] == "warning")
     assert "stray" not in [one.worker_id for one in reply.assignments or []]
 
 
@@ -230,17 +230,17 @@ def test_a_second_deployment_of_the_same_changes_nothing(world: World) -> None:
 
 
 def test_a_changed_command_is_stored_and_shown_as_restart_pending(world: World) -> None:
-    digest = messages.launch_digest(world.registry.workers_by_id["w1"].spec)
+    digest = messages.launch_digest(world.fleet.state.workers_by_id["w1"].spec)
     world.beat("h1", world.report("w1", launch_digest=digest))
     answer = world.deploy({"h1": {"w1": {"command": "sleep 10"}}})
     assert answer["hosts"]["h1"]["workers"]["w1"]["result"] == "changed"
-    assert world.registry.worker("w1")["restart_pending"] is True
-    assert world.registry.workers_by_id["w1"].generation == 1
+    assert world.fleet.state.worker("w1")["restart_pending"] is True
+    assert world.fleet.state.workers_by_id["w1"].generation == 1
 
 
 def test_a_worker_gone_from_the_inventory_runs_on_as_undeclared_until_pruned(world: World) -> None:
     world.deploy({"h1": {}})
-    view = world.registry.worker("w1")
+    view = world.fleet.state.worker("w1")
     assert (view["undeclared"], view["desired"]) == (True, "running")
     world.deploy({"h1": {}}, prune=True)
     reply = world.beat("h1", world.report("w1"))
@@ -248,7 +248,7 @@ def test_a_worker_gone_from_the_inventory_runs_on_as_undeclared_until_pruned(wor
     assert reply.assignments[0].desired == "removed"
     world.beat("h1", assignments_rev=reply.assignments_rev)
     with pytest.raises(NotFound):
-        world.registry.worker("w1")
+        world.fleet.state.worker("w1")
 
 
 def test_a_worker_that_moved_is_refused_while_its_old_instance_lives(world: World) -> None:
@@ -256,30 +256,30 @@ def test_a_worker_that_moved_is_refused_while_its_old_instance_lives(world: Worl
     result = answer["hosts"]["h2"]["workers"]["w1"]
     assert result["result"] == "refused"
     assert "h1" in result["message"]
-    assert world.registry.workers_by_id["w1"].agent_id == "h1"
+    assert world.fleet.state.workers_by_id["w1"].agent_id == "h1"
 
 
 def test_a_worker_that_ended_moves_with_a_higher_epoch_and_its_old_host_drops_it(world: World) -> None:
-    world.registry.command("w1", "stop", "tester", world.now)
+    world.fleet.workers.command("w1", "stop", "tester", world.now)
     world.beat("h1", world.report("w1", "stopped"))
-    epoch = world.registry.workers_by_id["w1"].epoch
+    epoch = world.fleet.state.workers_by_id["w1"].epoch
     answer = world.deploy({"h2": {"w1": {"command": "sleep 9"}}})
     assert answer["hosts"]["h2"]["workers"]["w1"]["result"] == "moved"
-    assert world.registry.workers_by_id["w1"].epoch > epoch
-    assert [(one.worker_id, one.desired) for one in world.registry.assignments("h1")] == [("w1", "removed")]
-    assert [(one.worker_id, one.desired) for one in world.registry.assignments("h2")] == [("w1", "running")]
+    assert world.fleet.state.workers_by_id["w1"].epoch > epoch
+    assert [(one.worker_id, one.desired) for one in world.fleet.agents.assignments.of("h1")] == [("w1", "removed")]
+    assert [(one.worker_id, one.desired) for one in world.fleet.agents.assignments.of("h2")] == [("w1", "running")]
 
 
 @pytest.mark.parametrize("state", ["failed", "backoff"])
 def test_a_corrected_worker_begins_again_with_a_new_budget(world: World, state: str) -> None:
     world.beat("h1", world.report("w1", state, attempt=4, restarts=3))
-    before = world.registry.workers_by_id["w1"].generation
+    before = world.fleet.state.workers_by_id["w1"].generation
     same = world.deploy({"h1": {"w1": {"command": "sleep 9"}}})["hosts"]["h1"]["workers"]["w1"]
-    assert (same["result"], same["starts"], world.registry.worker("w1")["current"]) == ("unchanged", None, True)
+    assert (same["result"], same["starts"], world.fleet.state.worker("w1")["current"]) == ("unchanged", None, True)
     told = world.deploy({"h1": {"w1": {"command": "sleep 10"}}})["hosts"]["h1"]["workers"]["w1"]
     assert (told["result"], told["starts"]) == ("changed", 5) and "new budget" in told["message"]
-    assert world.registry.workers_by_id["w1"].generation == before + 1
-    assert world.registry.worker("w1")["current"] is False  # what is known of it answers the old generation
+    assert world.fleet.state.workers_by_id["w1"].generation == before + 1
+    assert world.fleet.state.worker("w1")["current"] is False  # what is known of it answers the old generation
     again = world.deploy({"h1": {"w1": {"command": "sleep 10"}}})["hosts"]["h1"]["workers"]["w1"]
     assert (again["result"], again["starts"]) == ("unchanged", None)
 
@@ -287,9 +287,9 @@ def test_a_corrected_worker_begins_again_with_a_new_budget(world: World, state: 
 @pytest.mark.parametrize("state", ["running", "exited", "stopped"])
 def test_a_changed_worker_that_did_not_fail_is_left_as_it_is(world: World, state: str) -> None:
     world.beat("h1", world.report("w1", state))
-    before = world.registry.workers_by_id["w1"].generation
+    before = world.fleet.state.workers_by_id["w1"].generation
     told = world.deploy({"h1": {"w1": {"command": "sleep 10"}}})["hosts"]["h1"]["workers"]["w1"]
-    assert told["starts"] is None and world.registry.workers_by_id["w1"].generation == before
+    assert told["starts"] is None and world.fleet.state.workers_by_id["w1"].generation == before
 
 
 # ------------------------------------------------------------------------------------ gone from the inventory
@@ -304,26 +304,26 @@ def test_a_host_deleted_from_its_inventory_is_told_marked_and_pruned(world: Worl
     world.deploy({"h1": {"w1": {"command": "a"}}, "h2": {"w2": {"command": "b"}}}, **of("prod", "h1", "h2"))
     world.beat("h1", world.report("w1"))
     looked = world.deploy({"h2": {"w2": {"command": "b"}}}, check=True, **of("prod", "h2"))
-    assert list(looked["absent"]) == ["h1"] and world.registry.worker("w1")["undeclared"] is False
+    assert list(looked["absent"]) == ["h1"] and world.fleet.state.worker("w1")["undeclared"] is False
     part = world.deploy({"h2": {"w2": {"command": "b"}}}, **of("prod"))  # --limit: nothing is known of the others
     assert part["absent"] == {}
     gone = world.deploy({"h2": {"w2": {"command": "b"}}}, **of("prod", "h2"))["absent"]["h1"]
     assert (gone["agent_id"], gone["ssh"], gone["guests"]) == ("h1", {"hostname": "h1"}, [])
-    assert gone["workers"]["w1"]["result"] == "undeclared" and world.registry.worker("w1")["undeclared"] is True
-    assert [host["undeclared"] for host in world.registry.hosts()] == [True, False]
+    assert gone["workers"]["w1"]["result"] == "undeclared" and world.fleet.state.worker("w1")["undeclared"] is True
+    assert [host["undeclared"] for host in world.fleet.state.hosts()] == [True, False]
     pruned = world.deploy({"h2": {"w2": {"command": "b"}}}, prune=True, **of("prod", "h2"))
     assert pruned["absent"]["h1"]["workers"]["w1"]["result"] == "removed"
-    assert world.registry.workers_by_id["w1"].desired == "removed"
+    assert world.fleet.state.workers_by_id["w1"].desired == "removed"
     world.deploy({"h1": {"w1": {"command": "a"}}, "h2": {}}, **of("prod", "h1", "h2"))  # and there it is again
-    assert world.registry.worker("w1")["undeclared"] is False
-    assert [host["undeclared"] for host in world.registry.hosts()] == [False, False]
+    assert world.fleet.state.worker("w1")["undeclared"] is False
+    assert [host["undeclared"] for host in world.fleet.state.hosts()] == [False, False]
 
 
 def test_the_hosts_of_another_inventory_are_left_alone(world: World) -> None:
     world.deploy({"h1": {"w1": {"command": "sleep 9"}}}, **of("prod", "h1"))
     answer = world.deploy({"l1": {}}, prune=True, **of("lab", "l1"))
     assert (answer["absent"], answer["of_other_inventories"]) == ({}, {"h1": "prod"})
-    assert world.registry.workers_by_id["w1"].desired == "running"
+    assert world.fleet.state.workers_by_id["w1"].desired == "running"
     unnamed = world.deploy({"l1": {}}, prune=True)  # hosts that no file names
     assert (unnamed["absent"], unnamed["of_other_inventories"]) == ({}, {})
 
@@ -333,7 +333,7 @@ def test_a_worker_that_the_inventory_declares_elsewhere_is_not_pruned_by_a_part_
     answer = world.deploy({"h1": {}}, prune=True, **of("prod", workers={"w1": "h2"}))
     told = answer["hosts"]["h1"]["workers"]["w1"]
     assert told["result"] == "elsewhere" and "invoke move w1 h2" in told["message"]
-    assert world.registry.workers_by_id["w1"].desired == "running"
+    assert world.fleet.state.workers_by_id["w1"].desired == "running"
 
 
 def test_a_renamed_host_does_not_end_what_was_declared_under_its_new_name(world: World) -> None:
@@ -341,54 +341,54 @@ def test_a_renamed_host_does_not_end_what_was_declared_under_its_new_name(world:
     answer = world.deploy({"h9": {"w1": {"command": "sleep 9"}}}, prune=True, **of("prod", "h9"))
     assert answer["absent"]["h1"]["workers"] == {}
     assert answer["hosts"]["h9"]["workers"]["w1"]["result"] == "refused"
-    assert world.registry.workers_by_id["w1"].desired == "running"
+    assert world.fleet.state.workers_by_id["w1"].desired == "running"
 
 
 def test_a_host_that_was_never_deployed_is_taken_back_with_its_workers(world: World) -> None:
     world.deploy({"h7": {"w7": {"command": "a"}}})
-    world.registry.retract_agent("h7", "tester", world.now)
-    assert "h7" not in world.registry.agents_by_id and "w7" not in world.registry.workers_by_id
+    world.fleet.agents.retract("h7", "tester", world.now)
+    assert "h7" not in world.fleet.state.agents_by_id and "w7" not in world.fleet.state.workers_by_id
     world.restart()
-    assert "h7" not in world.registry.agents_by_id
+    assert "h7" not in world.fleet.state.agents_by_id
 
 
 def test_a_host_that_was_deployed_is_never_taken_back(world: World) -> None:
     with pytest.raises(Conflict, match="deployed before"):
-        world.registry.retract_agent("h1", "tester", world.now)  # heard
+        world.fleet.agents.retract("h1", "tester", world.now)  # heard
     world.deploy({"h7": {"w7": {"command": "a"}}})
-    world.registry.set_credentials("h7", SECRET, "tester", world.now)  # its agent may be about to come
+    world.fleet.agents.secrets.set("h7", SECRET, "tester", world.now)  # its agent may be about to come
     with pytest.raises(Conflict, match="deployed before"):
-        world.registry.retract_agent("h7", "tester", world.now)
-    assert world.registry.workers_by_id["w7"].desired == "running"
+        world.fleet.agents.retract("h7", "tester", world.now)
+    assert world.fleet.state.workers_by_id["w7"].desired == "running"
 
 
 def test_a_worker_that_ran_elsewhere_is_not_lost_with_a_host_that_could_not_be_deployed(world: World) -> None:
-    world.registry.command("w1", "stop", "tester", world.now)
+    world.fleet.workers.command("w1", "stop", "tester", world.now)
     world.beat("h1", world.report("w1", "stopped", attempt=3))
     assert world.deploy({"h7": {"w1": {"command": "sleep 9"}}})["hosts"]["h7"]["workers"]["w1"]["result"] == "moved"
     with pytest.raises(Conflict, match="deployed before"):
-        world.registry.retract_agent("h7", "tester", world.now)
-    assert world.registry.workers_by_id["w1"].attempt == 3
+        world.fleet.agents.retract("h7", "tester", world.now)
+    assert world.fleet.state.workers_by_id["w1"].attempt == 3
 
 
 def test_an_operator_s_stop_survives_a_deployment(world: World) -> None:
-    world.registry.command("w1", "stop", "tester", world.now)
+    world.fleet.workers.command("w1", "stop", "tester", world.now)
     world.deploy({"h1": {"w1": {"command": "sleep 10"}}})
-    assert world.registry.workers_by_id["w1"].desired == "stopped"
+    assert world.fleet.state.workers_by_id["w1"].desired == "stopped"
 
 
 def test_a_worker_declared_twice_changes_nothing(world: World) -> None:
     with pytest.raises(UsageError, match="w5 is declared on h1 and on h2"):
         world.deploy({"h1": {"w5": {"command": "a"}}, "h2": {"w5": {"command": "a"}}})
-    assert "w5" not in world.registry.workers_by_id
+    assert "w5" not in world.fleet.state.workers_by_id
 
 
 def test_check_changes_nothing(world: World) -> None:
     answer = world.deploy({"h3": {"w7": {"command": "a"}}, "h1": {}}, check=True)
     assert answer["hosts"]["h3"]["workers"]["w7"]["result"] == "new"
-    assert "w7" not in world.registry.workers_by_id
-    assert "h3" not in world.registry.agents_by_id
-    assert world.registry.worker("w1")["undeclared"] is False
+    assert "w7" not in world.fleet.state.workers_by_id
+    assert "h3" not in world.fleet.state.agents_by_id
+    assert world.fleet.state.worker("w1")["undeclared"] is False
 
 
 # ---------------------------------------------------------------------------------------- hand-started launchers
@@ -397,16 +397,16 @@ def test_check_changes_nothing(world: World) -> None:
 def test_a_trusted_launcher_registers_at_once_and_may_use_its_secret(world: World) -> None:
     reply = world.register("train", secret_sha256=SECRET)
     assert (reply.status, reply.agent_id) == ("registered", "launcher:train")
-    assert world.registry.authenticate_agent(SECRET) == "launcher:train"
-    assert reply.proof_key == world.registry.proof_key("launcher:train")
+    assert world.fleet.agents.secrets.authenticate(SECRET) == "launcher:train"
+    assert reply.proof_key == world.fleet.state.proof_key("launcher:train")
 
 
 def test_a_launcher_from_elsewhere_waits_for_approval_and_changes_nothing_until_then(world: World) -> None:
     reply = world.register("train", secret_sha256=SECRET, trusted=False, peer="10.9.9.9")
     assert (reply.status, reply.fingerprint) == ("pending", messages.fingerprint(SECRET))
-    assert "train" not in world.registry.workers_by_id
-    assert world.registry.authenticate_agent(SECRET) is None
-    world.registry.approve("launcher:train", "tester", world.now)
+    assert "train" not in world.fleet.state.workers_by_id
+    assert world.fleet.agents.secrets.authenticate(SECRET) is None
+    world.fleet.agents.enrolment.approve("launcher:train", "tester", world.now)
     again = world.register("train", secret_sha256=SECRET, trusted=False, peer="10.9.9.9")
     assert (again.status, again.proof_key != "") == ("registered", True)
     # The key is handed out once: knowing the hash of the secret must not be enough to fetch it.
@@ -418,18 +418,18 @@ def test_knowing_a_launcher_s_hash_is_not_enough_to_change_its_command(world: Wo
     world.register("train", secret_sha256=SECRET)
     reply = world.register("train", secret_sha256=SECRET, trusted=False, command="rm -rf /", peer="10.6.6.6")
     assert reply.status == "registered"
-    assert world.registry.workers_by_id["train"].spec.command == "python train.py"
+    assert world.fleet.state.workers_by_id["train"].spec.command == "python train.py"
     changed = world.register("train", secret_sha256=SECRET, trusted=True, command="python train.py --lr 1")
     assert changed.status == "registered"
-    assert world.registry.workers_by_id["train"].spec.command == "python train.py --lr 1"
+    assert world.fleet.state.workers_by_id["train"].spec.command == "python train.py --lr 1"
 
 
 def test_nobody_else_can_replace_what_waits_for_approval(world: World) -> None:
     world.register("train", secret_sha256=SECRET, trusted=False, peer="10.9.9.9")
     with pytest.raises(Conflict, match=r"waits for approval from 10\.9\.9\.9"):
         world.register("train", secret_sha256=SECRET, trusted=False, command="rm -rf /", peer="10.6.6.6")
-    world.registry.approve("launcher:train", "tester", world.now)
-    assert world.registry.workers_by_id["train"].spec.command == "python train.py"
+    world.fleet.agents.enrolment.approve("launcher:train", "tester", world.now)
+    assert world.fleet.state.workers_by_id["train"].spec.command == "python train.py"
 
 
 def test_two_launchers_waiting_under_one_name_are_told_apart_by_fingerprint(world: World) -> None:
@@ -437,9 +437,9 @@ def test_two_launchers_waiting_under_one_name_are_told_apart_by_fingerprint(worl
     world.register("train", secret_sha256=SECRET, trusted=False)
     world.register("train", secret_sha256=other, trusted=False)
     with pytest.raises(Conflict, match=messages.fingerprint(other)):
-        world.registry.approve("launcher:train", "tester", world.now)
-    world.registry.approve("launcher:train", "tester", world.now, messages.fingerprint(other))
-    assert world.registry.authenticate_agent(other) == "launcher:train"
+        world.fleet.agents.enrolment.approve("launcher:train", "tester", world.now)
+    world.fleet.agents.enrolment.approve("launcher:train", "tester", world.now, messages.fingerprint(other))
+    assert world.fleet.agents.secrets.authenticate(other) == "launcher:train"
 
 
 def test_an_id_that_runs_elsewhere_is_refused_naming_the_holder(world: World) -> None:
@@ -448,19 +448,19 @@ def test_an_id_that_runs_elsewhere_is_refused_naming_the_holder(world: World) ->
 
 
 def test_an_id_of_a_silent_host_is_refused_too(world: World) -> None:
-    world.registry.mark_agent("h1", "unreachable", "no heartbeat", world.now)
+    world.fleet.agents.mark("h1", "unreachable", "no heartbeat", world.now)
     with pytest.raises(Conflict, match=r"unknown \(last known: running\)"):
         world.register("w1", secret_sha256=SECRET)
 
 
 def test_an_id_that_was_stopped_elsewhere_is_taken_over_with_a_higher_epoch(world: World) -> None:
-    world.registry.command("w1", "stop", "tester", world.now)
+    world.fleet.workers.command("w1", "stop", "tester", world.now)
     world.beat("h1", world.report("w1", "stopped"))
-    before = world.registry.workers_by_id["w1"].epoch
+    before = world.fleet.state.workers_by_id["w1"].epoch
     reply = world.register("w1", secret_sha256=SECRET)
     assert reply.status == "registered"
     assert reply.epoch > before
-    assert [(one.worker_id, one.desired) for one in world.registry.assignments("h1")] == [("w1", "removed")]
+    assert [(one.worker_id, one.desired) for one in world.fleet.agents.assignments.of("h1")] == [("w1", "removed")]
 
 
 def test_the_same_launcher_comes_back_to_its_running_worker(world: World) -> None:
@@ -479,15 +479,15 @@ def test_another_launcher_of_a_running_worker_is_refused(world: World) -> None:
 
 def test_a_launcher_in_any_language_gets_its_commands_with_the_plain_heartbeat(world: World) -> None:
     world.register("curl")
-    world.registry.worker_heartbeat("curl", messages.WorkerHeartbeat("running", pid=42), world.now)
-    assert world.registry.worker("curl")["state"] == "running"
-    world.registry.command("curl", "stop", "tester", world.now)
-    reply = world.registry.worker_heartbeat("curl", messages.WorkerHeartbeat("running", pid=42), world.now)
+    world.fleet.agents.heartbeats.take_plain("curl", messages.WorkerHeartbeat("running", pid=42), world.now)
+    assert world.fleet.state.worker("curl")["state"] == "running"
+    world.fleet.workers.command("curl", "stop", "tester", world.now)
+    reply = world.fleet.agents.heartbeats.take_plain("curl", messages.WorkerHeartbeat("running", pid=42), world.now)
     assert (reply.desired, [one.command for one in reply.commands]) == ("stopped", ["stop"])
-    again = world.registry.worker_heartbeat("curl", messages.WorkerHeartbeat("running", pid=42), world.now)
+    again = world.fleet.agents.heartbeats.take_plain("curl", messages.WorkerHeartbeat("running", pid=42), world.now)
     assert again.commands == []
-    world.registry.worker_heartbeat("curl", messages.WorkerHeartbeat("stopped"), world.now)
-    assert world.registry.worker("curl")["state"] == "stopped"
+    world.fleet.agents.heartbeats.take_plain("curl", messages.WorkerHeartbeat("stopped"), world.now)
+    assert world.fleet.state.worker("curl")["state"] == "stopped"
 
 
 # ------------------------------------------------------------------------------------------------- credentials
@@ -495,50 +495,50 @@ def test_a_launcher_in_any_language_gets_its_commands_with_the_plain_heartbeat(w
 
 def test_a_new_secret_ends_the_old_one(world: World) -> None:
     new = messages.secret_sha256("two")
-    world.registry.set_credentials("h1", SECRET, "tester", world.now)
-    world.registry.set_credentials("h1", new, "tester", world.now)
-    assert world.registry.authenticate_agent(SECRET) is None
-    assert world.registry.authenticate_agent(new) == "h1"
+    world.fleet.agents.secrets.set("h1", SECRET, "tester", world.now)
+    world.fleet.agents.secrets.set("h1", new, "tester", world.now)
+    assert world.fleet.agents.secrets.authenticate(SECRET) is None
+    assert world.fleet.agents.secrets.authenticate(new) == "h1"
 
 
 def test_tokens_survive_a_restart_and_end_when_revoked(world: World) -> None:
-    token = world.registry.tokens.add("operator", "laptop", SECRET, "tester", world.now)
+    token = world.fleet.tokens.add("operator", "laptop", SECRET, "tester", world.now)
     world.restart()
-    found = world.registry.tokens.find(SECRET)
+    found = world.fleet.tokens.find(SECRET)
     assert found is not None
     assert found.scope == "operator"
-    world.registry.tokens.revoke(token.token_id, "tester", world.now)
-    assert world.registry.tokens.find(SECRET) is None
+    world.fleet.tokens.revoke(token.token_id, "tester", world.now)
+    assert world.fleet.tokens.find(SECRET) is None
 
 
 def test_an_agent_speaks_only_for_its_own_workers(world: World) -> None:
     world.deploy({"h2": {"w2": {"command": "a"}}})
     world.beat("h2", world.report("w1", "failed"))
-    assert world.registry.worker("w1")["state"] == "running"
-    assert not world.registry.owns("h2", "w1")
-    assert world.registry.owns("h1", "w1")
+    assert world.fleet.state.worker("w1")["state"] == "running"
+    assert not world.fleet.agents.owns("h2", "w1")
+    assert world.fleet.agents.owns("h1", "w1")
 
 
 def test_after_stop_all_what_is_declared_is_declared_stopped_until_an_operator_starts_something(world: World) -> None:
     world.deploy({"h1": {"w1": {"command": "a"}}})
-    world.registry.stop_all("w1 failed", world.now)
-    world.registry.commit()
+    world.fleet.workers.stop_all("w1 failed", world.now)
+    world.fleet.state.commit()
     world.restart()
     told = world.deploy({"h1": {"w1": {"command": "a"}, "w2": {"command": "b"}}})["hosts"]["h1"]["workers"]["w2"]
     assert (told["result"], "w1 failed" in told["message"]) == ("new", True)
-    assert {one.desired for one in world.registry.workers_by_id.values()} == {"stopped"}
+    assert {one.desired for one in world.fleet.state.workers_by_id.values()} == {"stopped"}
     world.register("by-hand")
-    assert world.registry.workers_by_id["by-hand"].desired == "stopped"
-    world.registry.command("w1", "start", "anna", world.now)
+    assert world.fleet.state.workers_by_id["by-hand"].desired == "stopped"
+    world.fleet.workers.command("w1", "start", "anna", world.now)
     world.deploy({"h2": {"w3": {"command": "c"}}})
-    assert world.registry.workers_by_id["w3"].desired == "running"
-    assert world.registry.workers_by_id["w2"].desired == "stopped"
+    assert world.fleet.state.workers_by_id["w3"].desired == "running"
+    assert world.fleet.state.workers_by_id["w2"].desired == "stopped"
 
 
 def test_a_worker_that_failed_again_unseen_has_failed_again(world: World) -> None:
     """Between two heartbeats it was started and had failed: two failures, not one that goes on."""
     failed: list[str] = []
-    world.registry.on_worker_failed(lambda worker, _now: failed.append(worker.worker_id))
+    world.fleet.state.on_worker_failed(lambda worker, _now: failed.append(worker.worker_id))
     world.deploy({"h1": {"w1": {"command": "a"}}})
     world.beat("h1", world.report("w1", "failed", attempt=3))
     world.beat("h1", world.report("w1", "failed", attempt=3))
@@ -551,11 +551,11 @@ def test_a_worker_that_may_be_starting_on_a_silent_host_is_not_taken_over_by_han
     """Its last word was "stopped", but it was to run: its agent may have started it since."""
     world.deploy({"h1": {"w1": {"command": "a"}}})
     world.beat("h1", world.report("w1", "stopped"))
-    world.registry.mark_agent("h1", "unreachable", "no heartbeat", world.now)
+    world.fleet.agents.mark("h1", "unreachable", "no heartbeat", world.now)
     with pytest.raises(Conflict, match="held by h1"):
         world.register("w1", host="laptop")
     world.beat("h1", world.report("w1", "exited"))
-    world.registry.mark_agent("h1", "unreachable", "no heartbeat", world.now)
+    world.fleet.agents.mark("h1", "unreachable", "no heartbeat", world.now)
     assert world.register("w1", host="laptop").status == "registered"
 
 
@@ -573,8 +573,8 @@ def test_a_heartbeat_that_says_nothing_new_waits_for_no_disk(world: World, monke
     world.deploy({"h1": {"w1": {"command": "x"}}})
     world.beat("h1", world.report("w1"))
     commits = []
-    commit = world.registry.commit
-    monkeypatch.setattr(world.registry, "commit", lambda: (commits.append(1), commit())[1])
+    commit = world.fleet.state.commit
+    monkeypatch.setattr(world.fleet.state, "commit", lambda: (commits.append(1), commit())[1])
     world.pass_time(2.0)
     world.beat("h1", world.report("w1", usage=messages.WorkerUsage(cpu_percent=7.0)))
     assert commits == []
@@ -586,8 +586,8 @@ def test_views_of_what_every_heartbeat_changes_are_made_only_while_somebody_look
     world.deploy({"h1": {"w1": {"command": "x"}}})
     told: list[tuple[str, Any]] = []
     looking = False
-    world.registry.on_change(lambda topic, _item, view: told.append((topic, view)))
-    world.registry.on_look(lambda _topic: looking)
+    world.fleet.state.on_change(lambda topic, _item, view: told.append((topic, view)))
+    world.fleet.state.on_look(lambda _topic: looking)
     world.beat("h1", world.report("w1"))
     told.clear()
     world.beat("h1", world.report("w1", usage=messages.WorkerUsage(cpu_percent=7.0)))

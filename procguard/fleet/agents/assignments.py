@@ -1,0 +1,89 @@
+"""What an agent is to run: its workers' specifications with the fleet's defaults filled in, and the digest of them all.
+
+Reads the fleet's tables; the digest is kept until something of the agent changes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from procguard.fleet.gangs.controller import Gangs
+from procguard.fleet.model.records import ResolvedSpec, WorkerRecord, fenced
+from procguard.fleet.state import FleetState
+from remote_agent.protocol import messages
+
+
+class AssignmentBuilder:
+    def __init__(self, state: FleetState, gangs: Gangs) -> None:
+        self._state = state
+        self._gangs = gangs
+
+    def of(self, agent_id: str) -> list[messages.Assignment]:
+        """Everything this agent is to run, ordered by worker id, with the fleet's defaults filled in."""
+        own = [
+            messages.Assignment(
+                worker_id=worker.worker_id,
+                spec=self._resolved_once(worker),
+                desired=worker.told,
+                generation=worker.generation,
+                epoch=worker.epoch,
+                attempt_base=worker.attempt if not self._runs_here(worker) else 0,
+                lease_s=worker.spec.lease_s if fenced(worker) else None,
+                gang=worker.gang,
+                env=self._gangs.environment(worker),
+                grant=self._state.grant(worker.worker_id, worker.epoch, agent_id),
+            )
+            for worker in self._state.workers_of(agent_id)
+        ]
+        gone = [
+            messages.Assignment(worker_id, messages.WorkerSpec(command=data["command"]), "removed", data["generation"])
+            for worker_id, data in self._state.agents_by_id[agent_id].withdrawn.items()
+        ]
+        for assignment, data in zip(gone, self._state.agents_by_id[agent_id].withdrawn.values(), strict=True):
+            assignment.epoch = data["epoch"]
+        return sorted(own + gone, key=lambda one: one.worker_id)
+
+    def _runs_here(self, worker: WorkerRecord) -> bool:
+        """True once this worker's own agent has reported it: its local attempt numbers are then the truth, and the
+        assignment (and its digest) need not change with each attempt."""
+        report = self._state.worker_seen[worker.worker_id].report
+        return report is not None and report.attempt > 0
+
+    def _resolved_once(self, worker: WorkerRecord) -> messages.WorkerSpec:
+        """A worker's resolved specification, made once for each: specifications are replaced, never changed in place.
+
+        A stop of ten thousand workers asks for it thirty thousand times; copying took most of the manager's time then.
+        """
+        seen = self._state.worker_seen[worker.worker_id]
+        if seen.resolved is None or seen.resolved.declared is not worker.spec:
+            spec = self.resolved(worker.spec)
+            seen.resolved = ResolvedSpec(worker.spec, spec, messages.canonical_digest(messages.encode(spec)))
+        return seen.resolved.spec
+
+    def resolved(self, spec: messages.WorkerSpec) -> messages.WorkerSpec:
+        """The specification with the manager's recovery settings filled in. Shares with it what is the same in both."""
+        settings, own = self._state.settings, spec.restart
+        most = settings.max_recovery_attempts if own.max_attempts is None else own.max_attempts
+        usual = own.start_timeout_s == messages.RestartPolicy().start_timeout_s  # else it is the worker's own
+        start_timeout_s = settings.recovery_timeout_s if usual else own.start_timeout_s
+        restart = dataclasses.replace(own, max_attempts=most, start_timeout_s=start_timeout_s)
+        health = spec.health
+        if not settings.enable_auto_recovery:
+            restart.policy = "never"
+            health = [dataclasses.replace(check, action="alert") for check in health]
+        return dataclasses.replace(spec, restart=restart, health=health)
+
+    def rev(self, agent_id: str) -> str:
+        seen = self._state.seen[agent_id]
+        if not seen.rev:
+            seen.rev = messages.canonical_digest([self._told(one) for one in self.of(agent_id)])
+        return seen.rev
+
+    def _told(self, assignment: messages.Assignment) -> dict[str, Any]:
+        """An assignment for the digest of them all, where the digest of its specification stands for that."""
+        told = {one.name: getattr(assignment, one.name) for one in dataclasses.fields(assignment)}
+        seen = self._state.worker_seen.get(assignment.worker_id)
+        same = seen is not None and seen.resolved is not None and seen.resolved.spec is assignment.spec
+        told["spec"] = seen.resolved.digest if same else messages.encode(assignment.spec)  # type: ignore[union-attr]
+        return told

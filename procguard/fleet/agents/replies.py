@@ -1,0 +1,86 @@
+"""What agents and plain launchers are answered: what they do not have yet, durable before they are told."""
+
+from __future__ import annotations
+
+from procguard.fleet.agents.assignments import AssignmentBuilder
+from procguard.fleet.agents.log_search import LogSearches
+from procguard.fleet.agents.resync import StateResync
+from procguard.fleet.model.clock import Now
+from procguard.fleet.model.records import WorkerObserved, WorkerRecord
+from procguard.fleet.state import FleetState
+from procguard.fleet.store.interface import NotDurable
+from remote_agent.protocol import messages
+
+
+class ReplyBuilder:
+    def __init__(
+        self, state: FleetState, assignments: AssignmentBuilder, log_searches: LogSearches, resync: StateResync
+    ) -> None:
+        self._state = state
+        self._assignments = assignments
+        self._log_searches = log_searches
+        self._resync = resync
+
+    def news_for_agent(self, agent_id: str, rev: str, seq: int, now: Now) -> messages.AgentReply | None:
+        """What this agent does not have yet, durable before it is told. None when it has everything, or must wait."""
+        if self._state.unwritten or self._resync.open(now):
+            return None
+        try:
+            self._state.make_durable_for(agent_id)
+        except NotDurable:
+            return None
+        seen = self._state.seen[agent_id]
+        commands = self._state.outbox.undelivered(agent_id, seq, seen.session)
+        current = self._assignments.rev(agent_id)
+        searches = self._log_searches.for_agent(agent_id, now)
+        if not commands and not searches and rev == current:
+            return None
+        reply = self.base(agent_id)
+        reply.searches = searches
+        if rev != current:
+            reply.assignments = self._assignments.of(agent_id)
+        for record in commands:
+            reply.commands.append(self._state.outbox.message(record, now))
+            self._state.outbox.delivered(record, seen.session)
+        return reply
+
+    def base(self, agent_id: str) -> messages.AgentReply:
+        return messages.AgentReply(
+            fleet_id=self._state.fleet_id,
+            interval_s=self._state.interval_s(agent_id),
+            assignments_rev=self._assignments.rev(agent_id),
+            keep_local_bytes=self._state.settings.keep_local_bytes,
+            keep_attempts=self._state.settings.keep_attempts,
+            log_gather_s=self._state.settings.log_gather_s(len(self._state.workers_by_id)),
+        )
+
+    def news_for_worker(self, worker_id: str, now: Now) -> messages.WorkerReply | None:
+        """What this plain launcher was not told yet; None when it was told everything."""
+        worker = self._state.find(worker_id)
+        if not self._state.outbox.waits_for(worker_id):
+            return None
+        session = (0, 0.0)
+        commands = [
+            record
+            for record in self._state.outbox.undelivered(worker.agent_id, 2**62, session)
+            if record.worker_id == worker_id
+        ]
+        if not commands:
+            return None
+        reply = self.worker_base(worker)
+        for record in commands:
+            reply.commands.append(self._state.outbox.message(record, now))
+            self._state.outbox.delivered(record, session)
+        return reply
+
+    def usual_for_worker(self, worker: WorkerRecord, observed: WorkerObserved) -> messages.WorkerReply:
+        """The one that says nothing new: the same object again as long as it is good, for then it is written once."""
+        told, interval_s = observed.told, self._state.interval_s(worker.agent_id)
+        if told is None or (told.desired, told.epoch, told.interval_s) != (worker.desired, worker.epoch, interval_s):
+            told = observed.told = self.worker_base(worker)
+        return told
+
+    def worker_base(self, worker: WorkerRecord) -> messages.WorkerReply:
+        return messages.WorkerReply(
+            worker.worker_id, worker.desired, worker.epoch, self._state.interval_s(worker.agent_id)
+        )

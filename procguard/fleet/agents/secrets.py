@@ -1,0 +1,69 @@
+"""The agents' secrets: whose one is, giving a new one, taking a stolen one away. Rotations are rotation.py's.
+
+Only hashes are kept. Methods marked "durable" return when the change is on disk.
+"""
+
+from __future__ import annotations
+
+from procguard.fleet.agents.credentials import Tokens
+from procguard.fleet.agents.rotation import Rotations
+from procguard.fleet.model import clock
+from procguard.fleet.model.clock import Now
+from procguard.fleet.state import FleetState
+from remote_agent.protocol import session
+
+
+class AgentSecrets:
+    def __init__(self, state: FleetState, tokens: Tokens, rotations: Rotations) -> None:
+        self._state = state
+        self._tokens = tokens
+        self._rotations = rotations
+
+    def authenticate(self, secret_sha256: str) -> str | None:
+        """Whose secret this is. Durable where it is a new one, which ends the one before."""
+        found = self._state.agent_by_secret.get(secret_sha256)
+        if found is None and secret_sha256 in self._state.agent_by_new_secret:
+            found = self._rotations.first_use(secret_sha256, clock.read())
+        return found
+
+    def session_key_of(self, who: str) -> str:
+        """The key under which a session is proven: of an agent its proof key, of who brings a token ("token:MARK") the
+        token's digest; "" where there is none."""
+        if not who.startswith(session.TOKEN_PREFIX):
+            return self._state.proof_key(who)
+        token = self._tokens.by_mark(who.removeprefix(session.TOKEN_PREFIX))
+        return token.sha256 if token is not None else ""
+
+    def set(self, agent_id: str, secret_sha256: str, actor: str, now: Now) -> None:
+        """Give an agent a new secret (its hash); the one before stops working, and what waits by it ends. Durable."""
+        state, agent = self._state, self._state.agent(agent_id)
+        replaced = agent.secret_sha256 not in ("", secret_sha256)
+        state.agent_by_secret.pop(agent.secret_sha256, None)
+        state.drop_new_secret(agent)
+        agent.secret_sha256 = secret_sha256
+        state.agent_by_secret[secret_sha256] = agent_id
+        state.put("agents", agent_id, agent)
+        state.event_log.add("credentials", now, host=agent.host, reason=f"new secret for {agent_id}", actor=actor)
+        for hook in state.revoked_hooks if replaced else ():
+            hook(agent_id)
+        state.commit()
+
+    def revoke(self, agent_id: str, actor: str, now: Now) -> None:
+        """For a secret that was stolen: it is good for nothing from now on, and neither is the key by which a deployed
+        agent knows its manager. Its workers run on; a deployment (a launcher: an approval) gives it new ones. Durable.
+        """
+        state, agent = self._state, self._state.agent(agent_id)
+        state.agent_by_secret.pop(agent.secret_sha256, None)
+        state.drop_new_secret(agent)
+        agent.revoked_sha256, agent.secret_sha256 = agent.secret_sha256 or agent.revoked_sha256, ""
+        if agent.kind == "deployed":  # a launcher could not be told the new one
+            agent.key_generation += 1
+        for worker in state.workers_of(agent_id):  # whoever had the secret may have used up the numbers of its events
+            worker.event_seq = 0
+            state.put("workers", worker.worker_id, worker)
+        self._tokens.revoke_agents(agent_id)
+        state.put("agents", agent_id, agent)
+        state.event_log.add("credentials", now, host=agent.host, reason=f"secret of {agent_id} revoked", actor=actor)
+        for hook in state.revoked_hooks:
+            hook(agent_id)
+        state.commit()

@@ -1,0 +1,167 @@
+"""Agents: what they say and are told, what is known of them, how they join and leave the fleet.
+
+The service that the rest of the manager sees. Heartbeats are heartbeat.py's, replies replies.py's; who may join is
+enrolment.py's, secrets are secrets.py's and rotation.py's. A method marked "durable" returns when its change is on
+disk.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from procguard.errors import Conflict
+from procguard.fleet.agents.assignments import AssignmentBuilder
+from procguard.fleet.agents.credentials import Tokens
+from procguard.fleet.agents.enrolment import Enrolment
+from procguard.fleet.agents.heartbeat import HeartbeatProcessor
+from procguard.fleet.agents.log_search import LogSearches
+from procguard.fleet.agents.replies import ReplyBuilder
+from procguard.fleet.agents.resync import StateResync
+from procguard.fleet.agents.rotation import Rotations
+from procguard.fleet.agents.secrets import AgentSecrets
+from procguard.fleet.gangs.controller import Gangs
+from procguard.fleet.leases import Leases
+from procguard.fleet.model.clock import Now, iso
+from procguard.fleet.state import FleetState
+from procguard.fleet.workers.places import PlacementService
+from remote_agent.protocol import messages
+
+
+class AgentService:
+    def __init__(
+        self,
+        state: FleetState,
+        *,
+        leases: Leases,
+        gangs: Gangs,
+        placement: PlacementService,
+        tokens: Tokens,
+        resync: StateResync,
+        log_searches: LogSearches,
+    ) -> None:
+        self._state = state
+        self.assignments = AssignmentBuilder(state, gangs)
+        self.replies = ReplyBuilder(state, self.assignments, log_searches, resync)
+        self.heartbeats = HeartbeatProcessor(state, leases, gangs, self.assignments, self.replies)
+        self.rotations = Rotations(state, tokens)
+        self.secrets = AgentSecrets(state, tokens, self.rotations)
+        self.enrolment = Enrolment(
+            state, leases=leases, gangs=gangs, placement=placement, tokens=tokens, secrets=self.secrets
+        )
+
+    def heartbeat(
+        self, agent_id: str, beat: messages.AgentHeartbeat, now: Now, channel: str = "http"
+    ) -> messages.AgentReply:
+        """Take in one agent's whole report, which came by `channel`; durable for its events and results."""
+        return self.heartbeats.take(agent_id, beat, now, channel)
+
+    def views(self) -> list[dict[str, Any]]:
+        """Every agent, and the launchers that wait for approval."""
+        return self._state.hosts() + self.enrolment.views()
+
+    # ------------------------------------------------------------------------------------------ what is known of them
+
+    def mark(self, agent_id: str, state: str, reason: str, now: Now) -> None:
+        """The monitor's word on an agent: "suspect" or "unreachable" (its workers then show as unknown)."""
+        agent, seen = self._state.agents_by_id[agent_id], self._state.seen[agent_id]
+        if seen.state == state:
+            return
+        before, seen.state = seen.state, state  # type: ignore[assignment]
+        seen.reason = reason
+        own = self._state.worker_of_launcher(agent)
+        self._state.event_log.add(
+            f"agent_{state}",
+            now,
+            worker_id=own,
+            host=agent.host,
+            before=before,
+            after=state,
+            reason=reason,
+            source=agent_id,
+        )
+        self._state.notify_agent(agent_id)
+
+    def note(self, agent_id: str, reason: str) -> None:
+        """Say what is being done about an agent that is out of reach."""
+        if self._state.seen[agent_id].reason != reason:
+            self._state.seen[agent_id].reason = reason
+            self._state.notify_agent(agent_id)
+
+    def set_recovery_ssh(self, host: str, ok: bool, reason: str, now: Now) -> None:
+        for agent_id, agent in self._state.agents_by_id.items():
+            if agent.host == host and agent.kind == "deployed":
+                self._state.seen[agent_id].recovery_ssh = {"ok": ok, "reason": reason, "checked_at": iso(now.wall)}
+                self._state.notify("hosts", agent_id, self._state.host_view(agent_id))
+
+    def tunnel_changed(self, agent_id: str, state: str, port: int, reason: str, code: str, now: Now) -> None:
+        """What became of the tunnel to a host: "up" or "down". Its port is durable: the agent there knows it."""
+        agent, seen = self._state.agents_by_id[agent_id], self._state.seen[agent_id]
+        before = str(seen.tunnel.get("state", ""))
+        since = seen.tunnel["since"] if before == state else iso(now.wall)
+        seen.tunnel = {"state": state, "reason": reason, "code": code, "since": since}
+        if port and port != agent.tunnel_port:
+            agent.tunnel_port = port
+            self._state.put("agents", agent_id, agent)
+            self._state.commit()
+        if before != state:
+            told = reason or f"its agent reaches the manager through port {agent.tunnel_port} of its own machine"
+            self._state.event_log.add(
+                f"tunnel_{state}", now, host=agent.host, before=before, after=state, reason=told, actor="manager"
+            )
+        self._state.notify("hosts", agent_id, self._state.host_view(agent_id))
+
+    def tunnel_dropped(self, agent_id: str) -> None:
+        """No tunnel is wanted there any more."""
+        self._state.seen[agent_id].tunnel = {}
+
+    def owns(self, agent_id: str, worker_id: str) -> bool:
+        """Whether this agent may speak for this worker."""
+        worker = self._state.workers_by_id.get(worker_id)
+        return worker is not None and worker.agent_id == agent_id
+
+    def may_ship(self, agent_id: str, worker_id: str, attempt: int) -> bool:
+        """Whether this agent may bring log bytes of this attempt: of its own workers, and of one that was withdrawn
+        from it those up to the attempt with which it left."""
+        if self.owns(agent_id, worker_id):
+            return True
+        agent = self._state.agents_by_id.get(agent_id)
+        withdrawn = agent.withdrawn.get(worker_id) if agent is not None else None
+        if withdrawn is None:
+            return False
+        return worker_id not in self._state.workers_by_id or attempt <= int(withdrawn.get("attempts_to", -1))
+
+    # ------------------------------------------------------------------------------------------ leaving
+
+    def forget(self, agent_id: str, actor: str, now: Now) -> None:
+        """Drop an agent that was uninstalled, with whatever it still had; durable. Refused while it is connected."""
+        state, agent = self._state, self._state.agent(agent_id)
+        seen = state.seen[agent_id]
+        if seen.state == "connected" and seen.poll_lost_at is None:
+            raise Conflict(
+                f"{agent_id} is connected",
+                f"uninstall it first: invoke undeploy --limit {agent.host}",
+                code="connected",
+            )
+        for worker in state.workers_of(agent_id):
+            state.drop_worker(worker, now, "its agent was removed", actor)
+        for worker in state.workers_by_id.values():
+            if worker.home == agent_id:  # it lives elsewhere, and belongs there now
+                worker.home = ""
+                state.store_worker(worker)
+        state.drop_agent(agent_id)
+        state.event_log.add("agent_removed", now, host=agent.host, reason=f"{agent_id} was removed", actor=actor)
+        state.commit()
+
+    def retract(self, agent_id: str, actor: str, now: Now) -> None:
+        """Take back a host that was declared and never deployed: no agent was given a secret for it, and nothing ever
+        ran there. Durable. Raises Conflict where that is not so."""
+        state, agent = self._state, self._state.agent(agent_id)
+        workers = state.workers_of(agent_id)
+        touched = agent.secret_sha256 or agent.revoked_sha256 or agent.release or state.seen[agent_id].state != "never"
+        if agent.kind != "deployed" or touched or any(one.attempt or one.last_since or one.home for one in workers):
+            raise Conflict(f"{agent_id} has been deployed before", "invoke undeploy removes it", code="deployed")
+        for worker in workers:
+            state.drop_worker(worker, now, f"{agent.host} could not be deployed", actor)
+        state.drop_agent(agent_id)
+        state.event_log.add("agent_removed", now, host=agent.host, reason="it could not be deployed", actor=actor)
+        state.commit()

@@ -1,0 +1,62 @@
+"""The fleet of one manager: its state, and the services that change it. Everything else hands them messages and reads
+their views.
+
+Owns which service knows which other, and the order in which they are restored. Knows neither HTTP nor SSH, and no
+clock: `now` is passed in.
+"""
+
+from __future__ import annotations
+
+from procguard.fleet.agents.credentials import Tokens
+from procguard.fleet.agents.log_search import LogSearches
+from procguard.fleet.agents.resync import StateResync
+from procguard.fleet.agents.service import AgentService
+from procguard.fleet.gangs.controller import Gangs
+from procguard.fleet.history.events import EventLog
+from procguard.fleet.leases import Leases
+from procguard.fleet.model.clock import Now
+from procguard.fleet.model.settings import FleetSettings
+from procguard.fleet.operations.controller import Operations
+from procguard.fleet.state import FleetState
+from procguard.fleet.store.interface import Store
+from procguard.fleet.workers.places import PlacementService
+from procguard.fleet.workers.service import WorkerService
+
+
+class Fleet:
+    def __init__(self, store: Store, events: EventLog, settings: FleetSettings, now: Now) -> None:
+        self.state = state = FleetState(store, events, settings)
+        self.leases = Leases(state)
+        self.resync = StateResync(state)
+        self.placement = PlacementService(state, self.leases)
+        self.gangs = Gangs(state, self.leases)
+        self.tokens = Tokens(state)
+        self.log_searches = LogSearches(state)
+        self.agents = AgentService(
+            state,
+            leases=self.leases,
+            gangs=self.gangs,
+            placement=self.placement,
+            tokens=self.tokens,
+            resync=self.resync,
+            log_searches=self.log_searches,
+        )
+        self.workers = WorkerService(state, self.leases, self.placement, self.gangs)
+        loaded = store.load()
+        events.restore()
+        state.restore(loaded.tables, now)
+        self.gangs.restore(loaded.tables, now)
+        self.leases.restore(now)
+        self.tokens.restore(loaded.tables.get("tokens", {}))
+        self.operations = Operations(state, self.workers, loaded.tables, now)
+        state.more_tables += [self.tokens.tables, self.gangs.tables, self.operations.tables]
+        self.notes = loaded.notes
+        for note in loaded.notes:
+            state.event_log.add("state", now, reason=note, actor="manager")
+        # A state that came from elsewhere may be older than what runs, too.
+        if not loaded.intact or state.imported():
+            self.resync.begin(now)
+        state.commit()
+
+    def close(self) -> None:
+        self.state.close()

@@ -1,0 +1,146 @@
+"""Workers: declared, commanded and taken out of the fleet.
+
+Owns what an operator's command changes of what is wanted of a worker. Its way to the agent is command_queue.py's; the
+members of a gang are commanded together (fleet/gangs/controller.py). A method marked "durable" returns when its change
+is on disk.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from procguard.errors import Conflict, UsageError
+from procguard.fleet.gangs.controller import Asked, Gangs
+from procguard.fleet.leases import Leases
+from procguard.fleet.model.clock import Now
+from procguard.fleet.model.records import CommandRecord, settled
+from procguard.fleet.state import FleetState
+from procguard.fleet.workers.deployment import Deployment
+from procguard.fleet.workers.places import PlacementService
+from remote_agent.protocol import messages, states
+
+
+class WorkerService:
+    def __init__(self, state: FleetState, leases: Leases, placement: PlacementService, gangs: Gangs) -> None:
+        self._state = state
+        self._leases = leases
+        self._placement = placement
+        self._gangs = gangs
+
+    def deploy(self, request: dict[str, Any], actor: str, now: Now) -> dict[str, Any]:
+        """Declare hosts and their workers (deployment.py); durable."""
+        return Deployment(self._state, self._leases, self._placement, self._gangs, request).carry_out(actor, now)
+
+    def command(
+        self, worker_id: str, verb: str, actor: str, now: Now, reason: str = "", origin: str = ""
+    ) -> CommandRecord:
+        """Accept a start, stop, restart or kill; durable. start and stop converge, restart and kill mean the attempt
+        that is alive now. `origin`: from where it was asked, for the history."""
+        worker = self._state.find(worker_id)
+        record = self.accept(worker_id, verb, actor, now, reason, origin=origin)
+        self._state.commit()
+        self._state.notify("workers", worker_id, self._state.worker_view(worker))
+        return record
+
+    def accept(
+        self,
+        worker_id: str,
+        verb: str,
+        actor: str,
+        now: Now,
+        reason: str = "",
+        operation_id: str = "",
+        origin: str = "",
+    ) -> CommandRecord:
+        """A command that its caller makes durable and shows: an operation accepts a hundred with one commit."""
+        worker = self._state.find(worker_id)
+        if verb not in messages.VERBS:
+            raise UsageError(
+                f"unknown command {verb!r} for {worker_id}",
+                f"use one of {', '.join(messages.VERBS)}",
+                code="bad_command",
+            )
+        if worker.desired == "removed":
+            raise Conflict(f"{worker_id} is being removed", "deploy it again to use it", code="being_removed")
+        report = self._state.worker_seen[worker_id].report
+        state = report.state if report else worker.last_state
+        attempt = report.attempt if report else worker.attempt
+        if worker.gang:
+            asked = Asked(verb, attempt, actor, reason, operation_id, origin)  # type: ignore[arg-type]
+            record = self._gangs.accept(worker, asked, now)
+            if verb in ("start", "restart") and self._state.stopped_by:
+                self._state.hold_stopped("")
+            self._state.command_event(record, now)
+            return record
+        if verb == "restart" and (settled(state) or worker.desired == "stopped"):
+            verb = "start"  # nothing is alive to be restarted: a start is what was meant
+        if verb in ("start", "stop", "kill"):
+            worker.want("running" if verb == "start" else "stopped", by=actor, cause="operator", now=now)
+            worker.generation += 1
+            if worker.moving:  # a start calls the operator's move off; a stop lets it end stopped, there
+                worker.moving = {} if verb == "start" else {**worker.moving, "run": False}
+            self._state.put("workers", worker_id, worker)
+            if verb == "start" and self._state.stopped_by:
+                self._state.hold_stopped("")  # somebody has looked and wants work to go on
+        record = self._state.outbox.add(
+            worker,
+            verb,  # type: ignore[arg-type]
+            attempt,
+            actor,
+            now,
+            reason=reason,
+            operation_id=operation_id,
+            origin=origin,
+        )
+        if verb == "kill" and settled(state):
+            self._state.outbox.finish(record, "done", f"was {state} already; stays stopped", now)
+        self._state.command_event(record, now)
+        self._state.touch(worker.agent_id)
+        return record
+
+    def stop_all(self, reason: str, now: Now) -> int:
+        """recovery.stop_all_on_failure: every worker is stopped and stays so; what is declared from now on is declared
+        stopped, until an operator starts something. Returns how many that concerned. Durable with the next commit."""
+        count = 0
+        self._state.hold_stopped(reason)
+        for worker in self._state.workers_by_id.values():
+            if worker.desired == "running":
+                worker.want("stopped", by="failure handler", cause="stop_all", now=now)
+                worker.generation += 1
+                worker.moving = {**worker.moving, "run": False} if worker.moving else {}
+                self._state.store_worker(worker)
+                count += 1
+        self._state.event_log.add("stop_all", now, reason=reason, actor="failure handler")
+        return count
+
+    def set_suspect(self, worker_id: str, evidence: str, now: Now) -> None:
+        """The monitor's evidence that a worker looks hung; "" clears it. Alerts only."""
+        worker = self._state.workers_by_id[worker_id]
+        self._state.worker_seen[worker_id].suspect = evidence
+        kind, reason = ("worker_suspect", evidence) if evidence else ("worker_clear", "no longer suspect")
+        self._state.event_log.add(
+            kind, now, worker_id=worker_id, host=worker.host, reason=reason, actor="monitor", source=worker.agent_id
+        )
+        self._state.notify("workers", worker_id, self._state.worker_view(worker))
+
+    # ------------------------------------------------------------------------------------------ leaving
+
+    def forget(self, worker_id: str, actor: str, now: Now) -> None:
+        """Drop a worker that is settled or whose agent is gone; durable."""
+        self.take_out(worker_id, actor, now)
+        self._state.commit()
+
+    def take_out(self, worker_id: str, actor: str, now: Now) -> None:
+        """The same, durable with the next commit: a purge takes out a hundred with one."""
+        worker = self._state.find(worker_id)
+        view = self._state.worker(worker_id)
+        if view["state"] not in (*states.SETTLED, states.UNKNOWN):
+            raise Conflict(
+                f"{worker_id} is {view['state']} on {worker.host}", f"stop it first: invoke stop {worker_id}"
+            )
+        verdict = self._leases.judge(worker_id, now)
+        if not verdict.gone and verdict.wait_s is not None:
+            raise Conflict(
+                f"{worker_id} cannot be forgotten yet: {verdict.reason}", f"try again in {verdict.wait_s:.0f} s"
+            )
+        self._state.drop_worker(worker, now, "forgotten", actor)
