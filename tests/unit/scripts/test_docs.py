@@ -157,3 +157,18 @@ def test_each_test_that_the_threat_tables_name_exists() -> None:
     for path in (REPOSITORY / "tests").rglob("test_*.py"):
         marked |= set(re.findall(r"chaos\((\d+)\)", path.read_text(encoding="utf-8")))
     assert scenarios <= marked
+
+
+DECISIONS = sorted((REPOSITORY / "docs" / "decisions").glob("*.md"))
+STATUS = re.compile(
+    r"^Status: (accepted|superseded by \[decision \d+\]\(\S+\))(,| ·) \d{4}-\d\d-\d\d(\.|$)", re.MULTILINE
+)
+
+
+@pytest.mark.parametrize("path", DECISIONS, ids=lambda path: path.stem)
+def test_a_decision_says_its_status_context_decision_and_consequences(path: Path) -> None:
+    page = path.read_text(encoding="utf-8")
+    number, *_ = path.stem.split("-")
+    assert page.startswith(f"# {int(number)}. ")
+    assert STATUS.search(page), "its third line is Status: accepted · 2026-11-26"
+    assert re.findall(r"^## (.*)$", page, re.MULTILINE) == ["Context", "Decision", "Consequences"]
