@@ -138,15 +138,16 @@ class RunningServer:
 class RunningManager(RunningServer):
     """The manager itself, `python -m procguard.main`, with its monitor, its helper and the usual times."""
 
-    def __init__(self, directory: Path, *settings: str) -> None:
+    def __init__(self, directory: Path, *settings: str, port: int = 0) -> None:
+        """`port`: that of an earlier one on the same state."""
         self.directory = directory
         self.secure = False
         self._log_path = directory / "manager.out"
         named = (f"state.state_file={directory}/state.yaml", f"logging.file={directory}/manager.log", *settings)
         pairs = [word for setting in named for word in ("--set", setting)]
         for attempts_left in (2, 1, 0):
-            self.port = free_port()
-            with open(self._log_path, "wb") as log_file:
+            self.port = port or free_port()
+            with open(self._log_path, "ab") as log_file:
                 self.process = subprocess.Popen(
                     [sys.executable, "-m", "procguard.main", "--host", "127.0.0.1", "--port", str(self.port), *pairs],
                     cwd=directory,

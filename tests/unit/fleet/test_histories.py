@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -22,10 +20,10 @@ from hypothesis.stateful import (
 from remote_agent.protocol import states
 from remote_agent.runner import launch
 from remote_agent.runner.task import phases
-from tests.unit.simulated_worker import GRACE_S, KILL, Host
+from tests.sizes import LONG, examples
+from tests.unit.task_runner_rig import GRACE_S, KILL, TaskRunnerRig
 
-LONG = bool(os.environ.get("PROCGUARD_LONG_TESTS"))
-HISTORIES = 5_000 if LONG else 200
+HISTORIES = examples(200, 5_000)
 STEPS = 30
 POLICIES = st.fixed_dictionaries(
     {
@@ -50,7 +48,7 @@ class Histories(RuleBasedStateMachine):
         gang=st.sampled_from([False] * 3 + [True]),
     )
     def begin(self, policy: dict[str, object], hooks: tuple[str, ...], lease_s: float | None, gang: bool) -> None:
-        self.host = Host(policy, hooks, lease_s, gang)
+        self.host = TaskRunnerRig(policy, hooks, lease_s, gang)
         self.patches = self.host.in_place()
         self.patches.__enter__()
         self.host.converge()
@@ -217,14 +215,14 @@ def test_no_history_breaks_the_table_or_the_budget():
 
 @pytest.fixture
 def host():
-    made = Host({"max_attempts": 2, "backoff_s": [0.0, 30.0], "jitter": 0.0, "start_secs": 1.0})
+    made = TaskRunnerRig({"max_attempts": 2, "backoff_s": [0.0, 30.0], "jitter": 0.0, "start_secs": 1.0})
     with made.in_place():
         made.converge()
         yield made
 
 
 @pytest.mark.parametrize("jump_s", [-1e9, -86400.0, 86400.0, 1e9])
-def test_clock_jumps_change_nothing(host: Host, jump_s: float):
+def test_clock_jumps_change_nothing(host: TaskRunnerRig, jump_s: float):
     """Not when it is running, not how long it pauses, not what its budget is."""
     host.wall += jump_s
     host.pass_time(1.1)
@@ -243,7 +241,9 @@ def test_clock_jumps_change_nothing(host: Host, jump_s: float):
 
 
 @pytest.mark.parametrize("jump_s", [-1e9, 1e9])
-def test_a_pause_goes_on_under_the_next_runner_within_its_bounds_whatever_the_clock_did(host: Host, jump_s: float):
+def test_a_pause_goes_on_under_the_next_runner_within_its_bounds_whatever_the_clock_did(
+    host: TaskRunnerRig, jump_s: float
+):
     """next_start_at is wall time, the only clock two runners share: never later than twice the longest pause."""
     host.end_child(KILL)
     host.advance()
@@ -257,7 +257,7 @@ def test_a_pause_goes_on_under_the_next_runner_within_its_bounds_whatever_the_cl
     assert host.state["attempt"] == 3
 
 
-def test_a_stop_outlives_every_stubborn_process(host: Host):
+def test_a_stop_outlives_every_stubborn_process(host: TaskRunnerRig):
     """SIGKILL after the grace, for the child and for the daemon it left."""
     host.end_child(KILL)
     host.stubborn = True
@@ -274,7 +274,7 @@ def test_a_stop_outlives_every_stubborn_process(host: Host):
 
 
 @pytest.mark.parametrize("writes", [1, 2, 3])
-def test_a_runner_killed_at_the_first_start_leaves_nothing_to_a_later_stop(host: Host, writes: int):
+def test_a_runner_killed_at_the_first_start_leaves_nothing_to_a_later_stop(host: TaskRunnerRig, writes: int):
     """The child lives, but no file says so: state.json still calls the worker stopped."""
     host.order("stopped")
     host.pass_time(6.0)
@@ -288,7 +288,7 @@ def test_a_runner_killed_at_the_first_start_leaves_nothing_to_a_later_stop(host:
     assert not host.alive and host.state["state"] == "stopped" and host.runner is None
 
 
-def test_a_runner_killed_just_before_the_first_start_loses_no_start(host: Host):
+def test_a_runner_killed_just_before_the_first_start_loses_no_start(host: TaskRunnerRig):
     """It had noted the new generation already."""
     host.order("stopped")
     host.pass_time(6.0)
@@ -300,7 +300,7 @@ def test_a_runner_killed_just_before_the_first_start_loses_no_start(host: Host):
     assert host.torn == 1 and host.state["state"] == "running"
 
 
-def test_stop_and_start_during_a_sweep_end_in_a_start(host: Host):
+def test_stop_and_start_during_a_sweep_end_in_a_start(host: TaskRunnerRig):
     """The last word counts, also while the remains of a killed runner are being ended."""
     host.order("stopped")
     host.pass_time(6.0)
@@ -315,7 +315,7 @@ def test_stop_and_start_during_a_sweep_end_in_a_start(host: Host):
 
 
 @pytest.mark.parametrize("desired", ["stopped", "running"])
-def test_an_order_during_a_backoff_waits_for_what_a_killed_runner_left(host: Host, desired: str):
+def test_an_order_during_a_backoff_waits_for_what_a_killed_runner_left(host: TaskRunnerRig, desired: str):
     """A start that nobody saw, then an order: nothing is started or settled beside what still lives."""
     for _ in range(2):
         host.end_child(KILL)
@@ -332,7 +332,7 @@ def test_an_order_during_a_backoff_waits_for_what_a_killed_runner_left(host: Hos
 
 def test_what_a_dead_runner_left_beyond_its_lease_and_grace_is_given_no_more_time():
     """It may run elsewhere by now."""
-    host = Host({"max_attempts": 2}, lease_s=30.0)
+    host = TaskRunnerRig({"max_attempts": 2}, lease_s=30.0)
     with host.in_place():
         host.grant()
         host.converge()
@@ -350,7 +350,7 @@ def test_what_a_dead_runner_left_beyond_its_lease_and_grace_is_given_no_more_tim
         assert host.state["state"] == "running" and host.attempts == [1, 2]
 
 
-def test_what_comes_after_the_worker_has_settled_is_left_to_the_next_runner(host: Host):
+def test_what_comes_after_the_worker_has_settled_is_left_to_the_next_runner(host: TaskRunnerRig):
     """A start in the same breath as the stop: the leaving runner must not take note of it."""
     assert host.runner is not None
     host.end_child(0)

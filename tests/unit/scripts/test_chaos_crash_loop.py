@@ -11,7 +11,7 @@ import pytest
 from remote_agent.protocol import messages, states
 from tests.chaos import ChaosReport
 from tests.unit.fleet_world import World
-from tests.unit.simulated_worker import KILL, Host
+from tests.unit.task_runner_rig import KILL, TaskRunnerRig
 
 TEN_MINUTES_S = 600.0
 
@@ -27,7 +27,7 @@ def test_a_crash_loop_spends_its_restarts_and_no_more(
     most, shortest_s = 0, TEN_MINUTES_S
     for seed in chaos_report.rounds(short=20, long=1000):
         chance = random.Random(seed)
-        host = Host(policy)
+        host = TaskRunnerRig(policy)
         with host.in_place():
             end = host.now + TEN_MINUTES_S
             while host.now < end:

@@ -1,4 +1,4 @@
-"""A worker on a simulated host: the real TaskRunner, decider and table; processes, clocks and files are made up.
+"""A rig: one worker, the real TaskRunner, decider and table; the processes, clocks and files of its host are made up.
 
 Time passes only when a test says so, a runner can be killed between any two of its writes, and whoever starts a child
 while anything of the worker still lives, or a fenced one without a lease, is caught in the act.
@@ -46,7 +46,7 @@ class RunnerKilled(BaseException):
 class Record(WorkerFiles):
     """The worker's files as they are after each write; the runner may die before any of them."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: SupervisorRig) -> None:
         self.worker_dir = "/simulated"
         self.kept = True
         self._failed = {}
@@ -87,7 +87,7 @@ class Record(WorkerFiles):
         self.host.writing()
 
 
-class Host:
+class SupervisorRig:
     """`start_runner`, `advance`, `order…`: as an agent; `end_child`, `leave_behind`: as the job."""
 
     def __init__(
