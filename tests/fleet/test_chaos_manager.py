@@ -6,8 +6,6 @@ import http.client
 import json
 import random
 import statistics
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +16,7 @@ import pytest
 from tests.chaos import ChaosReport
 from tests.fleet import jobs, stamps
 from tests.fleet.chaos_world import HEARTBEAT_TIMEOUT_S, World, agent_journal
-from tests.waiting import wait_until
+from tests.waiting import kept_waiting_s, wait_until
 
 pytestmark = pytest.mark.fleet
 
@@ -83,13 +81,15 @@ def test_a_manager_killed_at_any_moment_keeps_what_it_acknowledged(world: World,
         time.sleep(random.uniform(0.05, 1.2))
         world.manager.kill()
         for sender in (*flips, again):
-            sender.join(15)
+            sender.join(60)
             assert not sender.is_alive()
             acknowledged += len(sender.acknowledged)
         restarts += [one["command_id"] for one in again.acknowledged]
         began = time.monotonic()
         world.manager.start()
-        ready_s.append(time.monotonic() - began)
+        took_s = time.monotonic() - began
+        assert world.manager.process is not None
+        ready_s.append(took_s - kept_waiting_s(world.manager.process.pid))
         for sender, name in zip(flips, FLIPPED):
             right = {DESIRED[verb] for verb in sender.in_doubt}
             right |= {DESIRED[sender.acknowledged[-1]["command"]]} if sender.acknowledged else {"running"}
@@ -109,21 +109,14 @@ def test_a_manager_killed_at_any_moment_keeps_what_it_acknowledged(world: World,
     rounds = len(ready_s)
     assert len(done) <= restarted <= len(done) + rounds, (done, attempts)
     assert stamps.overlap_ms(stamps.instances(world.stamps("again", *FLIPPED, *quiet))) == 0
-    # Other work on the machine delays single ones: of many the typical one counts, of three the best. Where it is so
-    # busy that the import alone takes most of the time, the manager's own part is what is judged.
+    # Without the time in which other work had the processors. The disk is shared too: of many the typical
+    # one counts, of three the best.
     typical = statistics.median if chaos_report.long else min
-    assert typical(ready_s) <= max(READY_WITHIN_S, 2 * import_s(world)), ready_s
+    assert typical(ready_s) <= READY_WITHIN_S, ready_s
     chaos_report(
         measured=f"0 of {acknowledged} acknowledged commands lost, 0 restarts of {len(quiet)} untouched children; "
         f"{rounds} kills; ready after {statistics.median(ready_s):.1f} s (worst {max(ready_s):.1f} s)"
     )
-
-
-def import_s(world: World) -> float:
-    """How long Python alone takes now to load the manager's modules."""
-    began = time.monotonic()
-    subprocess.run([sys.executable, "-c", "import procguard.manager.app"], env=world.operator.environment, check=True)
-    return time.monotonic() - began
 
 
 def outcomes(world: World, command_ids: list[str]) -> list[str]:

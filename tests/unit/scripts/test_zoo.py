@@ -18,7 +18,10 @@ from remote_agent.protocol import messages
 from tests.server_process import RunningServer
 from tests.zoo import ATTACKS, Attack, Attacker
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 0.5
+TRIES = 3  # a turn that is long by what it does is long each time; one that a busy machine made so is not
 MAX_TURN_MS = 60.0  # 20 are meant; several tests at once share this machine's cores and caches
 MAX_AGENTS_TURN_MS = 200.0  # of a known agent, whose largest honest heartbeat (10,000 events) takes half of it
 
@@ -64,15 +67,24 @@ def attacked(zoo: Zoo, attack: Attack, seconds: float) -> Iterator[Counter[str]]
 
 @pytest.mark.parametrize("name", list(ATTACKS))
 def test_nothing_that_one_peer_sends_holds_the_manager(zoo: Zoo, name: str) -> None:
-    attack, answered = ATTACKS[name], 0
+    attack = ATTACKS[name]
+    bound_ms = MAX_AGENTS_TURN_MS if attack.who == "agent" else MAX_TURN_MS
+    turns_ms: list[float] = []
+    while not turns_ms or turns_ms[-1] >= bound_ms:
+        assert len(turns_ms) < TRIES, turns_ms
+        turns_ms.append(longest_turn_ms(zoo, attack))
+
+
+def longest_turn_ms(zoo: Zoo, attack: Attack) -> float:
+    """Of the event loop while it is attacked and others ask."""
+    answered = 0
     zoo.server.longest_turn_ms()
     with attacked(zoo, attack, SECONDS) as counts:
         ends = time.monotonic() + SECONDS
         while time.monotonic() < ends or not answered:
-            assert zoo.server.ask("GET", "/healthz", timeout_s=5).status == 200
+            assert zoo.server.ask("GET", "/healthz", timeout_s=30).status == 200
             answered += 1
             time.sleep(0.02)
-    turn_ms = zoo.server.longest_turn_ms()
-    assert turn_ms < (MAX_AGENTS_TURN_MS if attack.who == "agent" else MAX_TURN_MS), counts
     assert counts["connections"] and (counts.get("sent") or not attack.block), counts
     assert not [told for told in counts if told.startswith("told_5")], counts
+    return zoo.server.longest_turn_ms()

@@ -335,6 +335,7 @@ def test_a_password_file_that_others_can_read_is_told_of_each_host_until_it_is_c
         helper.close()
 
 
+@pytest.mark.slow
 def test_passwords_and_passphrases_are_asked_for_on_a_terminal_and_never_shown(
     locked: Target, server: Server, home: Path, tmp_path: Path
 ) -> None:

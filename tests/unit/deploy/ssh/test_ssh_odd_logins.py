@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from procguard.deploy.session.connector import Connector
 from procguard.deploy.ssh import connection
 from procguard.errors import HostError, HostUnreachable
 from tests.unit.one_sshd import Server
+from tests.waiting import wait_until
 
 WHERE = {"fleet_id": "f", "host": "host1"}
 
@@ -35,10 +36,13 @@ def log_in(server: Server) -> Iterator[Any]:
     keys.write_text(own)
 
 
-def hello(server: Server, tmp_path: Path, within_s: float = 20) -> dict[str, Any]:
-    deadline = time.monotonic() + within_s
-    with Connector().session(server.target, deadline) as session:
-        return session.hello({**WHERE, "home": str(tmp_path)}, deadline)
+def hello(
+    server: Server, tmp_path: Path, within_s: float = 60, connected: Callable[[], object] = lambda: None
+) -> dict[str, Any]:
+    """`within_s`: of the answer, once the log-in has succeeded and `connected` is over, however long that took."""
+    with Connector().session(server.target, time.monotonic() + 60) as session:
+        connected()
+        return session.hello({**WHERE, "home": str(tmp_path)}, time.monotonic() + within_s)
 
 
 def test_start_up_files_that_print_without_a_newline_are_no_obstacle(
@@ -65,21 +69,24 @@ def test_a_log_in_without_a_shell_is_quoted(
     """nologin, ForceCommand, `exit` in .bashrc."""
     log_in(command)
     with pytest.raises(HostError) as caught:
-        hello(server, tmp_path, 6)
+        hello(server, tmp_path)
     told = str(caught.value)
     assert "host1: logged in, but" in told and quoted in told, told
     assert "ForceCommand" in told and f"ssh -p {server.target.port}" in told, told
 
 
+@pytest.mark.slow
 def test_a_log_in_that_waits_for_something_is_quoted_too(server: Server, log_in: Any, tmp_path: Path) -> None:
-    log_in("echo choose a menu entry:; sleep 20")
+    asked = tmp_path / "asked"
+    log_in(f"echo choose a menu entry:; touch {asked}; sleep 20")
     with pytest.raises(HostError) as caught:
-        hello(server, tmp_path, 2)
+        hello(server, tmp_path, 1, lambda: wait_until(asked.exists, 60, "the menu"))
     told = str(caught.value)
     assert caught.value.code == "timeout"
     assert "no answer from the installer in time; it printed “choose a menu entry:”" in told, told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("greeting", "what", "next_step"),
     [

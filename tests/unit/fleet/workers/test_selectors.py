@@ -113,10 +113,10 @@ MANY = [{"worker_id": f"{'a' * 40}-{number}", "host": "a" * 60, "labels": {"t": 
 def test_no_selector_takes_long_however_it_is_written(text: str) -> None:
     """A viewer's `select=` is read on the manager's event loop. Measured before: 80 s for 10,000 workers."""
     selector = selectors.parse(text)
-    began = time.perf_counter()
+    began = time.thread_time()
     for facts in MANY:
         selector.matches(facts)
-    assert time.perf_counter() - began < 1.5
+    assert time.thread_time() - began < 1.5
 
 
 @pytest.mark.parametrize(

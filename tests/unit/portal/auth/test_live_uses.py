@@ -16,7 +16,7 @@ from procguard.agent_api.interface import Principal
 from procguard.portal.auth.live_uses import SWEEP_EVERY_S, LiveUses
 from tests.raw_websocket import Frame, RawWebSocket
 from tests.server_process import RunningServer
-from tests.waiting import wait_until
+from tests.waiting import Stopwatch, wait_until
 
 AT_ONCE_S = 1.0
 BIG_LOG_BYTES = 24 * 1024 * 1024
@@ -104,9 +104,9 @@ def test_an_answer_that_is_still_coming_ends_with_the_right_to_it(place: Place, 
         else:
             # a reader that is quick enough would have had all of a download before its end is noticed
             time.sleep(max(0.0, made + 1.0 + SWEEP_EVERY_S + 0.2 - time.monotonic()))
-        ended = time.monotonic()
+        watch = Stopwatch(place.server.process.pid)
         size = stream.rest()
-        assert time.monotonic() - ended < AT_ONCE_S
+        assert watch.seconds < AT_ONCE_S
         assert size < BIG_LOG_BYTES // 4  # what was on its way
 
 
@@ -124,9 +124,9 @@ def test_a_live_feed_ends_with_the_right_to_it(place: Place, by: str) -> None:
             place.revoke(token_id)
         else:
             time.sleep(max(0.0, made + 2.0 - time.monotonic()))
-        ended = time.monotonic()
+        watch = Stopwatch(place.server.process.pid)
         assert _frame(feed).close_code == 4401
-        assert time.monotonic() - ended < AT_ONCE_S
+        assert watch.seconds < AT_ONCE_S
 
 
 def _frame(feed: RawWebSocket) -> Frame:
@@ -154,9 +154,9 @@ def test_a_held_request_ends_with_the_right_to_it(place: Place, by: str) -> None
             assert server.ask("POST", "/api/agents/beta/revoke").status == 200
         else:
             server.deploy("beta", "worker2", secret="of beta, the next")
-        ended = time.monotonic()
+        watch = Stopwatch(place.server.process.pid)
         assert stream.socket.recv(4096).startswith(b"HTTP/1.1 401")
-        assert time.monotonic() - ended < AT_ONCE_S
+        assert watch.seconds < AT_ONCE_S
 
 
 def test_who_revokes_their_own_token_reads_the_answer(place: Place) -> None:

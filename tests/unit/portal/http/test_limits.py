@@ -161,6 +161,7 @@ def test_where_all_places_are_taken_by_known_callers_the_next_one_is_refused() -
 # ------------------------------------------------------------------------------------------------------ connections
 
 
+@pytest.mark.slow
 def test_a_silent_stranger_is_told_why_it_goes_while_known_callers_stay(calm: RunningServer) -> None:
     with Peer(calm.port, get("/api/session")) as known, Peer(calm.port) as oldest:
         known.socket.settimeout(5)
@@ -175,6 +176,7 @@ def test_a_silent_stranger_is_told_why_it_goes_while_known_callers_stay(calm: Ru
             peer.socket.close()
 
 
+@pytest.mark.slow
 def test_strangers_are_not_waited_for_long(calm: RunningServer) -> None:
     began = time.monotonic()
     with Peer(calm.port) as silent, Peer(calm.port, b"GET / HTTP/1.1\r\nHost: loc") as dribbling:
@@ -212,6 +214,7 @@ def test_a_body_without_end_is_refused_at_the_cap(calm: RunningServer) -> None:
         assert sent < 32 * 2**20
 
 
+@pytest.mark.slow
 def test_a_slow_body_of_a_stranger_is_given_up(calm: RunningServer) -> None:
     head = b"POST /api/workers/register HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2000\r\n\r\n{"
     with Peer(calm.port, head) as peer:
@@ -312,6 +315,7 @@ def test_what_many_wait_for_counts_once_and_the_one_with_the_most_goes() -> None
     assert memory.bytes == 0
 
 
+@pytest.mark.slow
 def test_portals_that_read_nothing_are_closed_and_the_others_see_everything(calm: RunningServer) -> None:
     with_room = RawWebSocket(calm.port, receive_buffer=4096)
     stalled = [RawWebSocket(calm.port, receive_buffer=4096) for _ in range(4)]

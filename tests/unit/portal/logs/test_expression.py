@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from procguard.errors import UsageError
 from procguard.portal.logs import expression
+from tests.sizes import examples
 
 TEXTS = [
     "", "a", "A", "ab", "aab\tb", "CUDA error: out of memory", "loss=nan step=12", "k\u212aK", "s\u017fS",
@@ -124,7 +125,7 @@ PATTERNS = st.recursive(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(PATTERNS, st.lists(LETTERS, max_size=8).map("".join), st.booleans())
 def test_generated_expressions_are_found_in_the_same_texts(pattern, text, ignore_case):
     try:

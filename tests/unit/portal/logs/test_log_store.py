@@ -104,9 +104,9 @@ def test_regex_looks_further_back_than_the_last_lines(store: LogStore) -> None:
 
 @pytest.mark.parametrize("pattern", [r"(a+)+$", r"(a|a)*$", r"(.*a){20,}", r"(\w+\s?)*$", "a.*a.*a.*b"])
 def test_patterns_that_run_away_in_other_engines_are_quick(pattern: str) -> None:
-    began = time.perf_counter()
+    began = time.thread_time()
     line_filter(expression.read(pattern))(LogLine(1, "out", 0, 0.0, "a" * 16_000 + "!"))
-    assert time.perf_counter() - began < 1.0
+    assert time.thread_time() - began < 1.0
 
 
 def test_a_search_ends_in_time_and_says_so(store: LogStore, monkeypatch: pytest.MonkeyPatch) -> None:

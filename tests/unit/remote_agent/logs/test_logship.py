@@ -369,6 +369,7 @@ def test_a_manager_that_hangs_does_not_stop_the_watch(bench: Bench) -> None:
     assert bench.manager.log("w") == b""
 
 
+@pytest.mark.slow
 def test_told_to_gather_it_posts_seldom_and_all_of_it(tmp_path: Path, manager: FakeManager) -> None:
     """A worker that prints all the time: a post for each time it is told, not for each line."""
     bench = Bench(tmp_path, manager)

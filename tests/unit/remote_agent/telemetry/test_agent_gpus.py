@@ -18,6 +18,8 @@ from tests.fake_gpus import GIB, FakeGpus, gpu
 from tests.fake_manager import FakeManager
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 SAYS_GPUS = [
     sys.executable,
     "-c",
@@ -112,7 +114,6 @@ def test_a_restarted_agent_knows_what_it_had_handed_out(host: Host, manager: Fak
     assert manager.log("w1", "2.out") == b"0 PCI_BUS_ID\n"
 
 
-@pytest.mark.slow
 def test_use_by_a_worker_is_reported_as_the_worker_s(host: Host, manager: FakeManager, driver: FakeGpus) -> None:
     manager.assign("w1", SAYS_GPUS, gpus=1)
     host.start()
@@ -125,7 +126,6 @@ def test_use_by_a_worker_is_reported_as_the_worker_s(host: Host, manager: FakeMa
     assert (first["worker_id"], first["processes"][0]["worker_id"], second["worker_id"]) == ("w1", "w1", "")
 
 
-@pytest.mark.slow
 def test_a_hung_driver_does_not_hang_the_agent(host: Host, manager: FakeManager, driver: FakeGpus) -> None:
     """What needs no GPU starts and reports as ever."""
     driver.say("hang")
