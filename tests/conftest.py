@@ -3,6 +3,8 @@
 Continuous integration tries the same hypothesis examples each time; elsewhere hypothesis looks on, and what it finds
 becomes an @example. And a run takes back the control groups of runners that ended without a chance to remove theirs.
 
+In `invoke check` a test that costs seconds of processor time fails: there are thousands of them.
+
 A power cut takes a real machine's groups along; the test hosts share this machine's. A group in use is not empty, and
 the kernel refuses to remove it.
 """
@@ -10,6 +12,7 @@ the kernel refuses to remove it.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 from collections.abc import Generator
@@ -21,6 +24,7 @@ from hypothesis import settings
 from scripts.leftovers import control_groups
 from tests import chaos
 from tests.chaos import chaos_report  # noqa: F401 - known to pytest by being here
+from tests.sizes import QUICK
 
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
@@ -40,6 +44,11 @@ LONGEST += ["test_tunnel", "test_chaos_manager", "test_worker_launcher", "test_r
 LONGEST += ["test_log_kills", "test_code", "test_seed", "test_chaos_keep", "test_swarm", "test_inventory_parity"]
 LONGEST += ["test_zmq", "test_chaos_clock", "test_chaos_proxy", "test_channel_conformance", "test_agent_gpus"]
 
+# What one test may take of the processor in `invoke check`, with the processes it has waited for. The dearest takes a
+# third of it on a quiet machine, so that a busy one, which makes processor time longer too, fails nothing here.
+QUICK_TEST_CPU_S = 4.0
+
+gc.disable()  # while thousands of tests are collected: all of that stays
 _BEFORE = pytest.StashKey[set[str]]()
 
 
@@ -53,6 +62,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     for path in set(control_groups()) - session.config.stash.get(_BEFORE, set()):
         with contextlib.suppress(OSError):
             os.rmdir(path)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # each look for garbage would go through all of it again
+    gc.enable()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -84,10 +98,32 @@ def _must_not_skip(item: pytest.Item, report: Any) -> str:
     return f"{item.nodeid} was skipped under CI=true: {reason}"
 
 
+_BEGAN = pytest.StashKey[float]()
+
+
+def _cpu_s() -> float:
+    return sum(os.times()[:4])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    item.stash[_BEGAN] = _cpu_s()
+
+
+def _too_dear(item: pytest.Item, report: Any) -> str:
+    """Why it is no test for `invoke check`; "" elsewhere."""
+    if not QUICK or report.when != "call" or not report.passed:
+        return ""
+    took_s = _cpu_s() - item.stash[_BEGAN]
+    if took_s < QUICK_TEST_CPU_S:
+        return ""
+    return f"{item.nodeid} took {took_s:.1f} s of processor time: make it cheaper, or mark it slow"
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
     report = yield
-    trouble = _must_not_skip(item, report)
+    trouble = _must_not_skip(item, report) or _too_dear(item, report)
     if trouble:
         report.outcome, report.longrepr = "failed", trouble
     chaos.record(item, report)

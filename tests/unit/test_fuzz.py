@@ -10,7 +10,6 @@ import contextlib
 import copy
 import dataclasses
 import json
-import os
 import random
 import struct
 from collections.abc import Callable, Iterator
@@ -33,12 +32,13 @@ from remote_agent.protocol import messages
 from remote_agent.runner import control
 from tests import raw_websocket
 from tests.server_process import RunningServer
+from tests.sizes import examples
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 BOUNDED = settings(
-    max_examples=60 if os.environ.get("PROCGUARD_LONG_TESTS") is None else 5_000,
+    max_examples=examples(60, 5_000),
     deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
@@ -289,7 +289,7 @@ def frames(chance: random.Random) -> bytes:
 
 
 def test_any_frames_end_in_an_answer_or_a_close_and_harm_nobody(server: RunningServer) -> None:
-    count = 150 if os.environ.get("PROCGUARD_LONG_TESTS") is None else 5_000
+    count = examples(150, 5_000)
     for number in range(count):
         chance = random.Random(number)
         with raw_websocket.RawWebSocket(server.port, timeout_s=5) as client, contextlib.suppress(OSError):

@@ -358,6 +358,7 @@ def test_one_who_asks_a_lot_does_not_keep_another_waiting(world: World) -> None:
 # ----------------------------------------------------------------------------------------------- the manager ends
 
 
+@pytest.mark.slow
 def test_after_a_manager_was_killed_the_next_one_takes_the_same_secrets(world: World) -> None:
     """The last one here: it ends the manager of all the others."""
     secret = world.deploy("again", "again-w1")

@@ -227,6 +227,7 @@ def test_the_plain_form_works_for_one_worker(server: RunningServer) -> None:
     assert server.ask("GET", "/api/remote-workers/plain1").json["pid"] == 42
 
 
+@pytest.mark.slow
 def test_ending_the_manager_answers_held_requests(tmp_path: Path) -> None:
     server = RunningServer(tmp_path)
     try:
@@ -369,6 +370,7 @@ def test_answers_on_one_connection_come_without_delay(server: RunningServer) -> 
     assert sorted(took)[5] < 0.03
 
 
+@pytest.mark.slow
 def test_strangers_that_register_too_often_are_told_to_wait(tmp_path: Path) -> None:
     server = RunningServer(tmp_path)
     try:

@@ -18,6 +18,7 @@ from procguard.deploy.session.session import SUDO_ASKS, remote_command
 from procguard.deploy.ssh import connection as ssh
 from procguard.deploy.ssh.target import USER_NAME, Target
 from procguard.errors import HostError
+from tests.sizes import examples
 
 HOSTILE = [
     "a; touch broken",
@@ -34,7 +35,9 @@ HOSTILE = [
     "~",
 ]
 TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1, max_size=20)
-BOUNDED = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+BOUNDED = settings(
+    max_examples=examples(100), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 @pytest.fixture
@@ -53,7 +56,7 @@ def test_a_user_s_name_that_is_more_than_a_word_is_refused(user: str) -> None:
         remote_command(Target("gpu01", become_user=user))
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(15), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(user=st.from_regex(USER_NAME, fullmatch=True))
 @example(user="svc$")
 def test_a_user_s_name_reaches_sudo_as_it_is(fake_sudo: Path, user: str) -> None:

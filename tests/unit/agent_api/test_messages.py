@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from procguard.agent_api import decode, http_io
 from procguard.errors import UsageError
 from remote_agent.protocol import messages
+from tests.sizes import examples
 
 REPORT = {"worker_id": "w1", "state": "running", "pid": 7, "usage": {"cpu_percent": 1.5, "rss_bytes": 10}}
 BEAT: dict[str, Any] = {"agent_id": "h1", "at": 1.0, "workers": [REPORT], "facts": {"cpus": 4}}
@@ -71,7 +72,7 @@ VALUES = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from([*BEAT, "usage", "events", "results", "pid", "beat"]), VALUES))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_one_pass_gives_what_step_by_step_gives_whatever_comes(value: dict[str, Any]) -> None:
     body = json.dumps({"agent_id": "h1", **value}).encode()
     found, expected = (

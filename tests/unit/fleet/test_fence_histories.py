@@ -7,7 +7,6 @@ late, out of step, or never. The manager's side is the real one.
 
 from __future__ import annotations
 
-import os
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,11 +20,11 @@ from procguard.fleet.recovery.handler import FailureHandler
 from procguard.fleet.recovery.monitor import ProcessMonitor
 from procguard.fleet.recovery.policy import Look
 from remote_agent.protocol import messages
+from tests.sizes import LONG
 from tests.unit.fleet_world import World
 
 pytestmark = pytest.mark.slow
 
-LONG = os.environ.get("PROCGUARD_LONG_TESTS") == "1"
 HISTORIES, STEPS = (400, 600) if LONG else (4, 120)
 GRACE_S = 2.0
 

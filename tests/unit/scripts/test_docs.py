@@ -136,6 +136,7 @@ def test_pictures_are_those_of_the_script_and_each_is_shown() -> None:
 def test_every_environment_variable_is_documented() -> None:
     """Those that people set or find; the demo's and the tests' own are nobody's business."""
     private = {"PROCGUARD_CI_MARK", "PROCGUARD_DEMO_DATA", "PROCGUARD_DEMO_HTTP_PORT", "PROCGUARD_VARIABLES"}
+    private.add("PROCGUARD_QUICK_TESTS")  # tests/sizes.py
     private.add("PROCGUARD_SKIPPED")  # from the shell of a deployment to the session that it starts
     files = [
         path for folder in ("procguard", "remote_agent", "scripts") for path in (REPOSITORY / folder).rglob("*.??")

@@ -169,6 +169,7 @@ def test_the_short_forms_mean_what_they_say(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------- agents
 
 
+@pytest.mark.slow
 def test_an_agent_with_the_managers_ca_speaks_over_it_whatever_the_address_is_called(server: RunningServer) -> None:
     alias = "127.77.7.7"  # an address that no certificate names
     link = connection(server, Trust(ca_of(server), any_name=True), alias)
@@ -185,6 +186,7 @@ def test_an_agent_with_another_ca_sends_no_secret_and_says_why(server: RunningSe
             beat()(connection(server, trust))
 
 
+@pytest.mark.slow
 def test_a_certificate_of_another_name_is_refused_where_names_count(tmp_path: Path) -> None:
     issuer = authority.Authority(str(tmp_path / "ca"), NOW)
     cert, key = write_pair(tmp_path / "files", issuer, ["elsewhere.example"], NOW + timedelta(days=9))
@@ -296,6 +298,7 @@ def test_http_to_the_https_port_is_answered_with_one_clear_line(server: RunningS
         beat()(agent)
 
 
+@pytest.mark.slow
 def test_https_to_a_port_of_http_is_answered_with_one_clear_line(tmp_path: Path) -> None:
     running = RunningServer(tmp_path)
     try:
@@ -409,6 +412,7 @@ def address_seen(server: RunningServer, **headers: str) -> tuple[int, str, str]:
     return answer.status, said, answer.headers.get("Set-Cookie", "")
 
 
+@pytest.mark.slow
 def test_nobody_behind_a_trusted_proxy_is_the_local_operator(behind: RunningServer) -> None:
     for headers in ({}, {"X-Forwarded-For": "127.0.0.1"}, {"X-Forwarded-For": "192.0.2.7"}):
         answer = behind.ask("POST", "/api/tokens", {"scope": "operator", "name": "x"}, headers)

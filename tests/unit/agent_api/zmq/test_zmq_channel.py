@@ -26,6 +26,7 @@ from procguard.agent_api.zmq.channel import reachable_from
 from procguard.agent_api.zmq.keys import KEYS_PER_AGENT, Admissions, key_from_hex
 from remote_agent.protocol import messages
 from tests.server_process import ROOT, RunningServer
+from tests.sizes import examples
 from tests.unit.channel_links import World, ZmqLink, free_ports, offered
 from tests.waiting import wait_until
 
@@ -282,7 +283,7 @@ def test_who_asks_without_reading_answers_is_answered_a_bounded_number(world: Wo
     healthy(world)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(150), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_frame_makes_the_manager_fail(world: World, data: st.DataObject) -> None:
     values = st.recursive(
@@ -345,6 +346,7 @@ def test_bytes_that_are_no_zmtp_end_their_connection(world: World) -> None:
 # ------------------------------------------------------------------------------------------------------ the ports
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("taken", [0, 1])
 def test_a_port_that_is_taken_gives_one_clear_line(tmp_path: Path, taken: int) -> None:
     base = free_ports(3)
@@ -363,6 +365,7 @@ def test_a_port_that_is_taken_gives_one_clear_line(tmp_path: Path, taken: int) -
     assert str(base + taken) in done.stderr and "ss -ltnp" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_zmq_listens_on_two_ports_and_the_shipped_configuration_on_none_but_http(world: World, tmp_path: Path) -> None:
     def listening(server: RunningServer) -> set[int]:
         found = psutil.Process(server.process.pid).net_connections(kind="inet")
@@ -392,6 +395,7 @@ def descriptors(world: World) -> int:
     return len(os.listdir(f"/proc/{world.server.process.pid}/fd"))
 
 
+@pytest.mark.slow
 def test_strangers_that_say_nothing_do_not_fill_the_manager_with_connections(tmp_path: Path) -> None:
     """libzmq accepts without a limit, before any proof: whoever says nothing for longest goes, and members stay."""
     world = World("zmq", tmp_path, "web.limits.unproven_per_address=8")
@@ -419,6 +423,7 @@ def memory_mb(world: World) -> float:
     return int(next(line for line in lines if line.startswith("VmRSS:")).split()[1]) / 1024
 
 
+@pytest.mark.slow
 def test_addresses_without_end_fill_no_memory(world: World) -> None:
     """The table of routes kept 30 to 77 KB of each one, before the 401."""
     link = ZmqLink(world, "h1", "secret-of-h1")

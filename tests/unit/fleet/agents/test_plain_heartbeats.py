@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from procguard.fleet.agents.heartbeat import HeartbeatProcessor
 from remote_agent.protocol import messages
+from tests.sizes import examples
 from tests.unit.fleet_world import World
 
 USAGES = (None, messages.WorkerUsage(5.0, 1000), messages.WorkerUsage(7.5, 2000, gpus=[1]))
@@ -62,7 +63,7 @@ class Fleet:
 
 
 @given(steps=st.lists(STEPS, min_size=1, max_size=12))
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(80), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_short_way_gives_what_the_long_one_gives(
     steps: list[Any], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

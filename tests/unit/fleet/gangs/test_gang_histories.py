@@ -18,11 +18,12 @@ from procguard.config.groups import GroupPolicy
 from procguard.fleet.gangs import decider
 from procguard.fleet.gangs.decider import GangLimits, GangRecord, Mark, Member
 from remote_agent.protocol import messages
+from tests.sizes import examples
 from tests.unit.gang_world import GROUP, GangWorld, Host
 
 MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None  # a thousand commits: their fsyncs are tested elsewhere
 MAX_ATTEMPTS = 2
-HISTORIES = 300 if os.environ.get("PROCGUARD_LONG_TESTS") else 12
+HISTORIES = examples(12, 300)
 WORKERS = ("w1", "w2", "w3")
 MEMBERS = st.sampled_from(WORKERS)
 HOSTS = st.sampled_from(["h1", "h2", "h3", "h4"])
@@ -183,7 +184,7 @@ def members(count: int) -> st.SearchStrategy[list[Member]]:
 PHASES = st.sampled_from(["restarting", "running", "stopped", "failed", "finished"])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(
     phase=PHASES,
     known=members(3),

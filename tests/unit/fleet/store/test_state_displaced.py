@@ -169,6 +169,7 @@ def newest(manager: Manager, kind: str) -> list[dict[str, Any]]:
     return [event for event in manager.get("/api/events")["events"] if event["kind"] == kind]
 
 
+@pytest.mark.slow
 def test_a_manager_whose_state_folder_is_deleted_says_so_and_writes_it_again(manager: Manager) -> None:
     assert registered(manager, "w1") == 200
     data = manager.directory / "data"
@@ -188,6 +189,7 @@ def test_a_manager_whose_state_folder_is_deleted_says_so_and_writes_it_again(man
     assert {worker["worker_id"] for worker in manager.get("/api/remote-workers")["workers"]} == {"w1", "w2"}
 
 
+@pytest.mark.slow
 def test_a_second_manager_in_the_place_of_the_first_keeps_its_state(manager: Manager, tmp_path: Path) -> None:
     assert registered(manager, "w1") == 200
     os.kill(manager.process.pid, 19)  # type: ignore[union-attr]  # SIGSTOP: it notices nothing meanwhile
@@ -208,6 +210,7 @@ def test_a_second_manager_in_the_place_of_the_first_keeps_its_state(manager: Man
         os.kill(manager.process.pid, 18)  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_a_manager_whose_state_another_one_has_opened_refuses_and_ends(manager: Manager) -> None:
     """Only where its lock does not hold, on a network file system say."""
     assert registered(manager, "w1") == 200

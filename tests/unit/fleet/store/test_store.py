@@ -20,6 +20,7 @@ from procguard.errors import ProcGuardError
 from procguard.fleet.history.query import EventQuery
 from procguard.fleet.store import database, open_store, snapshot, sqlite
 from procguard.fleet.store.interface import Fenced, NotDurable
+from tests.sizes import examples
 from tests.unit.store_rig import KINDS, changed, loaded, numbers, opened, put, refusing, saved
 from tests.waiting import wait_until
 
@@ -452,7 +453,7 @@ STEPS = st.lists(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(steps=STEPS)
 def test_any_course_of_changes_snapshots_and_restarts_is_kept(
     kind: str, tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, str, int]]

@@ -22,6 +22,7 @@ from procguard.fleet.model.clock import Now
 from procguard.fleet.model.settings import FleetSettings
 from procguard.fleet.store import open_store
 from procguard.fleet.store.interface import NotDurable
+from tests.sizes import examples
 from tests.unit.store_rig import KINDS, changed, loaded, numbers, opened, put, refusing, saved
 
 WHOLE = {f"w{n}": n for n in range(8)}
@@ -191,7 +192,7 @@ def check_or_refused(path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(damage=DAMAGE)
 @example(damage=(0, 0.0, 255, 1))
 @example(damage=(1, 0.0, 1, 1))
@@ -213,7 +214,7 @@ def test_damage_anywhere_in_one_file_is_never_taken_for_the_truth(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(which=st.integers(0, 20), where=st.floats(0, 1, exclude_max=True))
 def test_a_file_cut_short_holds_nothing_that_was_not_committed(
     states: dict[str, Path], kind: str, which: int, where: float

@@ -214,6 +214,7 @@ def test_a_browser_logs_in_acts_and_logs_out(server: RunningServer) -> None:
     assert server.ask("GET", "/api/session", headers=browser).json["operator"] is False
 
 
+@pytest.mark.slow
 def test_guessing_tokens_is_locked(tmp_path: Path) -> None:
     server = RunningServer(tmp_path)
     try:
@@ -300,6 +301,7 @@ def test_since_takes_ages_times_and_unix_seconds() -> None:
 # -------------------------------------------------------------------------------------------------------------- serving
 
 
+@pytest.mark.slow
 def test_web_disabled_keeps_the_api_and_drops_the_portal(tmp_path: Path) -> None:
     server = RunningServer(tmp_path, "web.enabled=false")
     try:
@@ -310,6 +312,7 @@ def test_web_disabled_keeps_the_api_and_drops_the_portal(tmp_path: Path) -> None
         server.close()
 
 
+@pytest.mark.slow
 def test_trust_local_false_wants_a_token_from_everybody(tmp_path: Path) -> None:
     server = RunningServer(tmp_path, "web.trust_local=false")
     try:
@@ -333,6 +336,7 @@ def test_an_address_that_is_not_ours_is_one_clear_line(host: str) -> None:
     assert host in str(refusal.value)
 
 
+@pytest.mark.slow
 def test_the_mock_channel_follows_commands_like_a_launcher(tmp_path: Path) -> None:
     server = RunningServer(tmp_path, "communication.adapter_config.mock_workers=3")
 

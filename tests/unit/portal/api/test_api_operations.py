@@ -53,6 +53,7 @@ def counts(server: RunningServer, operation_id: str) -> dict[str, int]:
     return dict(server.ask("GET", f"/api/operations/{operation_id}").json["counts"])
 
 
+@pytest.mark.slow
 def test_an_operation_from_its_preview_to_its_end(server: RunningServer) -> None:
     seen = preview(server, selector="w*,!w3", q="sleep")
     assert (seen["matching"], seen["acts"], seen["skipped"]) == (2, 2, 0)
@@ -81,6 +82,7 @@ def test_an_operation_from_its_preview_to_its_end(server: RunningServer) -> None
     assert command["operation_id"] == operation["operation_id"]
 
 
+@pytest.mark.slow
 def test_cancel_and_retry(server: RunningServer) -> None:
     operation = begin(server, concurrency=1)["operation_id"]
     wait_until(lambda: "waiting" in counts(server, operation) and counts(server, operation)["waiting"] == 2)
@@ -135,6 +137,7 @@ def test_mistakes_are_answered_with_the_next_step(
     assert answer.json["error"]["next"]
 
 
+@pytest.mark.slow
 def test_a_limit_that_can_t_be_read_leaves_the_token_as_it_was(server: RunningServer) -> None:
     token = preview(server)["token"]
     assert server.ask("POST", "/api/operations", {"token": token, "max_failures": "many"}).error_code == "bad_limit"
@@ -178,6 +181,7 @@ def test_the_list_of_workers_takes_selectors_too(untouched: RunningServer) -> No
     assert [view["worker_id"] for view in answer["workers"]] == ["w1", "w3"]
 
 
+@pytest.mark.slow
 def test_progress_comes_live(server: RunningServer) -> None:
     with RawWebSocket(server.port) as client:
         assert client.message()["t"] == "hello"

@@ -26,6 +26,7 @@ NUMBERS = [sys.executable, "-u", "-c", "import itertools,time\nfor i in itertool
 SLEEP = ["sleep", "600"]
 
 
+@pytest.mark.slow
 def test_killed_agent_touches_no_child_and_no_line_is_lost_or_doubled(host: Host, manager: FakeManager) -> None:
     """Five kill -9 under a child that prints numbered lines: same pid, adopted each time, log exact."""
     manager.assign("w1", NUMBERS, stop_grace_s=1)

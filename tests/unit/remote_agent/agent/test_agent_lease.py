@@ -44,6 +44,7 @@ def test_fenced_worker_starts_with_its_first_lease_and_says_how_long_it_may_run(
     assert host.status("w1")["fenced"]
 
 
+@pytest.mark.slow
 def test_nothing_starts_while_the_manager_withholds_the_lease(host: Host, manager: FakeManager) -> None:
     manager.withheld.add("w1")
     manager.assign("w1", SLEEP, on_partition="fence")
@@ -147,6 +148,7 @@ def test_killed_runner_inside_a_lease_is_restarted_as_ever(host: Host, manager: 
     assert not alive(pid) and manager.report("w1")["restarts"] == 1
 
 
+@pytest.mark.slow
 def test_lease_that_answers_what_was_sent_before_the_end_is_worth_nothing(host: Host, manager: FakeManager) -> None:
     """The manager may hear of the end and give the right away: only a lease asked for after it starts anything."""
     manager.assign("w1", SLEEP, on_partition="fence", lease_s=60.0)
@@ -217,6 +219,7 @@ def test_fence_and_keep_by_redeploy(host: Host, manager: FakeManager) -> None:
     assert alive(pid)
 
 
+@pytest.mark.slow
 def test_reboot_starts_nothing_without_a_lease_of_this_boot(host: Host, manager: FakeManager) -> None:
     manager.assign("w1", SLEEP, on_partition="fence", lease_s=600.0)
     host.start()

@@ -16,6 +16,7 @@ import pytest
 from remote_agent.protocol.messages import RestartPolicy
 from tests.agent_host import ROOT, Host, running
 from tests.fake_manager import FakeManager
+from tests.sizes import LONG
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -103,7 +104,7 @@ def test_memory_does_not_grow_with_heartbeats_and_restarts(host: Host, manager: 
 
     The long form (PROCGUARD_LONG_TESTS=1): 10,000 heartbeats and 1,000 dead runners.
     """
-    rounds = 10_000 if os.environ.get("PROCGUARD_LONG_TESTS") else 120
+    rounds = 10_000 if LONG else 120
     policy = RestartPolicy(start_secs=0.05, backoff_s=[0.0], max_attempts=1_000_000)
     manager.interval_s = 0.2
     manager.assign("w1", ["sleep", "600"], restart=policy)

@@ -13,6 +13,7 @@ from tests.fake_manager import FakeManager
 from tests.waiting import wait_until
 
 
+@pytest.mark.slow
 def test_what_hooks_print_is_shipped_in_order_after_the_worker_s_end_too(host: Host, manager: FakeManager) -> None:
     manager.assign(
         "w1",

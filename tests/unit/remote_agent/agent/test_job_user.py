@@ -287,6 +287,7 @@ def test_http_and_tcp_checks_connect_as_the_worker_s_user(
         listener.close()
 
 
+@pytest.mark.slow
 def test_a_check_whose_process_the_job_ends_is_no_verdict(
     host: Host, manager: FakeManager, job_user: JobUser
 ) -> None:  # fmt: skip
@@ -329,6 +330,7 @@ def test_py_spy_of_the_job_s_path_runs_as_the_worker_s_user(
 # ---------------------------------------------------------------------------------------- what survives the job
 
 
+@pytest.mark.slow
 def test_agent_and_other_logs_go_on_while_a_job_makes_its_log_huge(
     host: Host, manager: FakeManager, job_user: JobUser
 ) -> None:  # fmt: skip

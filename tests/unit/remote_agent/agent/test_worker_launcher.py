@@ -111,6 +111,7 @@ def test_child_gets_the_callers_environment_and_directory(desk: Desk, manager: F
     assert not any("enrol-me" in one.path + one.authorization for one in manager.requests)
 
 
+@pytest.mark.slow
 def test_interrupt_stops_the_child_too_and_the_next_start_runs_it_again(desk: Desk, manager: FakeManager) -> None:
     """SIGINT: child gone, exit code 0; the manager saw it stop."""
     launcher = desk.start()
@@ -124,6 +125,7 @@ def test_interrupt_stops_the_child_too_and_the_next_start_runs_it_again(desk: De
     assert manager.beats[-1]["ends"] is False
 
 
+@pytest.mark.slow
 def test_hangup_detaches_and_the_next_launcher_adopts(desk: Desk, manager: FakeManager) -> None:
     """The terminal closes, the job lives; likewise after SIGKILL of the launcher."""
     launcher = desk.start()
@@ -141,6 +143,7 @@ def test_hangup_detaches_and_the_next_launcher_adopts(desk: Desk, manager: FakeM
         assert alive(pid)
 
 
+@pytest.mark.slow
 def test_second_launcher_and_another_command_are_refused(desk: Desk, manager: FakeManager) -> None:
     """One worker, one launcher, one command; --replace is the way to change it."""
     launcher = desk.start()
@@ -171,6 +174,7 @@ def test_id_held_elsewhere_is_refused_naming_the_holder(desk: Desk, manager: Fak
     assert manager.beats == []
 
 
+@pytest.mark.slow
 def test_pending_launcher_shows_its_fingerprint_and_runs_nothing_until_approved(
     desk: Desk, manager: FakeManager
 ) -> None:
@@ -189,6 +193,7 @@ def test_pending_launcher_shows_its_fingerprint_and_runs_nothing_until_approved(
     assert desk.ends(launcher)[0] == 0
 
 
+@pytest.mark.slow
 def test_without_a_manager_it_says_so_and_starts_what_it_had(desk: Desk, manager: FakeManager) -> None:
     """A known manager that is away: the same command starts; one that an operator stopped does not."""
     first = desk.start()
@@ -238,6 +243,7 @@ def test_exit_when_done_passes_the_childs_exit_code_on(
     assert manager.state("w1") in ("exited", "failed")
 
 
+@pytest.mark.slow
 def test_an_ended_worker_runs_again_when_its_launcher_is_started_anew(desk: Desk, manager: FakeManager) -> None:
     """That is what somebody who types the command again expects."""
     desk.ends(desk.start("true", "--exit-when-done"))
@@ -291,6 +297,7 @@ def test_all_mistakes_are_told_at_once(argv: list[str], told: list[str]) -> None
     assert all(text in str(caught.value) for text in told)
 
 
+@pytest.mark.slow
 def test_the_shell_script_runs_the_launcher(desk: Desk) -> None:
     """./start_worker.sh from any directory; a wrong call is one line."""
     env: dict[str, Any] = {**desk.env, "PYTHONPATH": "/nonexistent"}

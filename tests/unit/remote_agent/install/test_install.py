@@ -112,6 +112,7 @@ def other_release(line: str) -> bundle.Bundle:
     return bundle.Bundle(data, hashlib.sha256(data).hexdigest(), 100)
 
 
+@pytest.mark.slow
 def test_a_restart_replaces_an_agent_that_runs_and_starts_one_that_was_stopped(
     installer: Installer, manager: FakeManager
 ) -> None:
@@ -122,6 +123,7 @@ def test_a_restart_replaces_an_agent_that_runs_and_starts_one_that_was_stopped(
     assert installer.restart()["changes"] == ["started"] and installer.running()
 
 
+@pytest.mark.slow
 def test_an_upgrade_changes_the_release_and_nothing_else_and_goes_back_where_that_does_not_start(
     installer: Installer, manager: FakeManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,6 +152,7 @@ def test_the_end_of_the_agents_log_is_read_in_whole_lines(installer: Installer, 
     assert maintenance.log(installer, 18)["text"] == "\ufffd second\n训练\n"
 
 
+@pytest.mark.slow
 def test_ensure_replaces_a_frozen_agent_only_when_asked(installer: Installer, manager: FakeManager) -> None:
     first = put(installer, manager, secret="s3cret")
     os.kill(first["pid"], 19)
@@ -248,6 +251,7 @@ def test_uninstall_leaves_nothing(installer: Installer, manager: FakeManager) ->
     assert installer.uninstall()["changed"] is False
 
 
+@pytest.mark.slow
 def test_an_agents_end_and_upgrade_leave_the_child_alone_and_uninstall_stops_it(
     installer: Installer, manager: FakeManager
 ) -> None:
@@ -324,6 +328,7 @@ def test_installs_at_once_keep_the_secret_that_the_manager_was_told_last(
     assert len(told) == 4 and installer.config()["secret"] == told[-1]
 
 
+@pytest.mark.slow
 def test_a_deployment_that_ends_where_a_secret_is_asked_for_leaves_the_host_as_it_was(
     installer: Installer, manager: FakeManager
 ) -> None:

@@ -49,6 +49,7 @@ def by_systemd(one: Installer) -> None:
     assert process.await_running(config["runtime_dir"], one.dir)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("starter", [by_cron, by_systemd])
 def test_child_has_the_deployed_environment_whoever_starts_the_agent_later(
     starter: Callable[[Installer], None],

@@ -154,6 +154,7 @@ def test_a_runner_whose_end_no_disk_takes_stays_and_leaves_once_one_does(rig: Ri
         os.makedirs(kept)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["space", "inodes"])
 def test_start_waits_for_room_and_spends_nothing(rig: Rig, disk: Disk, what: str) -> None:
     """Its log cannot be made: nothing was started, so nothing has failed. With room it starts within seconds."""

@@ -15,10 +15,10 @@ import pytest
 
 from remote_agent.system import cgroup, processes
 from remote_agent.system.cgroup import WorkerGroup
+from tests.sizes import LONG
 from tests.unit.runner_rig import ROOT, Rig, make_rig, remove
 from tests.waiting import wait_until
 
-LONG = bool(os.environ.get("PROCGUARD_LONG_TESTS"))
 STOPS = 100 if LONG else 10
 REUSED_PIDS = 1_000 if LONG else 50
 SHELL_THAT_IGNORES = 'trap "" TERM INT HUP USR1; sleep {mark} & sleep {mark} & while :; do sleep {mark}; done'
@@ -126,6 +126,7 @@ def test_tree_of_a_killed_runner_is_swept_whatever_it_did_to_its_environment(
     assert not before & set(marked(mark))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remembers", ["mark", "agent"])
 def test_without_a_group_a_scrubbed_daemon_of_a_killed_runner_is_swept(rig: Rig, mark: str, remembers: str):
     """env -i, setsid, its parents dead: it carries the runner's mark; where it has put that off, the agent has seen it.
@@ -227,6 +228,7 @@ def test_a_group_of_another_name_is_never_touched(group: WorkerGroup):
 # ---------------------------------------------------------------------------------------------------- reused pids
 
 
+@pytest.mark.slow
 def test_reused_pids_are_never_signalled():
     """In a pid namespace of its own, where the kernel is told which pid comes next: strangers with our old pids."""
     if os.getuid() != 0 or not shutil.which("unshare"):
