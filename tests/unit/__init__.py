@@ -2,7 +2,7 @@
 
 A *rig* is the real thing in made-up surroundings:
 
-- `task_runner_rig.py`: a runner's TaskRunner; time, processes and files are made up, so that thousands of histories run.
+- `task_runner_rig.py`: a runner's TaskRunner; time, processes and files are made up, thousands of histories run.
 - `runner_rig.py`: a runner as a process with a real child, and this test as its agent.
 - `../agent_host.py`: an agent as a process, and `../fake_manager.py` for it to speak to.
 - `../server_process.py`: the portal's server, or the whole manager, as a process.

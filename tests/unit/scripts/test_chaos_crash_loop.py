@@ -1,5 +1,5 @@
 """A job that dies whenever it is started, for ten minutes of simulated time: the real fleet's settings, the real
-Supervisor and decider, a made-up child and clock."""
+TaskRunner and decider, a made-up child and clock."""
 
 from __future__ import annotations
 

@@ -13,14 +13,14 @@ import pytest
 
 from remote_agent.runner import launch
 from remote_agent.runner.task import phases, task
-from tests.unit.simulated_worker import GRACE_S, Host
+from tests.unit.task_runner_rig import GRACE_S, TaskRunnerRig
 
 POLICY: dict[str, object] = {"start_secs": 1.0, "backoff_s": [30.0], "max_attempts": 3, "jitter": 0.0}
 HOOKS = ("pre_start", "post_stop")
 FAILED, DONE = 1 << 8, 0
 
 
-class World(Host):
+class World(TaskRunnerRig):
     """A simulated host that notes every change of phase."""
 
     history: list[tuple[str, str]]

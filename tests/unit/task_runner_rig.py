@@ -46,7 +46,7 @@ class RunnerKilled(BaseException):
 class Record(WorkerFiles):
     """The worker's files as they are after each write; the runner may die before any of them."""
 
-    def __init__(self, host: SupervisorRig) -> None:
+    def __init__(self, host: TaskRunnerRig) -> None:
         self.worker_dir = "/simulated"
         self.kept = True
         self._failed = {}
@@ -87,7 +87,7 @@ class Record(WorkerFiles):
         self.host.writing()
 
 
-class SupervisorRig:
+class TaskRunnerRig:
     """`start_runner`, `advance`, `order…`: as an agent; `end_child`, `leave_behind`: as the job."""
 
     def __init__(
