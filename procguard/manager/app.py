@@ -47,6 +47,7 @@ from procguard.portal.logs.store import LogStore
 from procguard.portal.web_monitor import WebMonitor
 from procguard.runtime import interpreter
 from procguard.runtime.gc_policy import Collector
+from procguard.runtime.loop_lag import LoopWatchdog
 from remote_agent.protocol import messages
 
 FORGET_EVERY_S = 60.0
@@ -128,6 +129,7 @@ class Manager:
             keep_per_worker=config.logs.keep_per_worker,
             keep_in_all=config.logs.keep_in_all,
         )
+        self.watchdog = LoopWatchdog()
         self.measurements = Measurements()
         self.measurement_files = MeasurementFiles(measurements_path(config.state.state_file))
         self.web = WebMonitor(
@@ -139,6 +141,7 @@ class Manager:
             tunnels=self.tunnels,
             care=self.care,
             measurements=self.measurements,
+            lags=self.watchdog.lags,
         )
 
     def _manager_urls(self) -> list[str]:
@@ -187,6 +190,7 @@ class Manager:
             if monitoring.dead_man_url:
                 dead_man = DeadMan(monitoring.dead_man_url, monitoring.dead_man_interval, self._is_alive)
                 loops.append(gevent.spawn(dead_man.run))
+            self.watchdog.start()
             self._ending.wait()
             log.info("ending")
             gevent.killall(loops)
@@ -198,6 +202,7 @@ class Manager:
             self.notifier.stop()
             self.ssh.close()
             self.measurement_files.close()
+            self.watchdog.stop()
             self.fleet.close()
             self._lock.release()
         return 0

@@ -47,6 +47,7 @@ from procguard.portal.live.hub import LiveHub
 from procguard.portal.logs.matching import Matching
 from procguard.portal.logs.store import LogStore
 from procguard.portal.metrics.exposition import Metrics, MetricsOptions
+from procguard.runtime.loop_lag import LagHistogram
 from procguard.tls import certificates as tls
 
 log = logging.getLogger(__name__)
@@ -62,8 +63,7 @@ WEB_DIRECTORY = resources.path("web")
 
 class WebMonitor:
     """`ssh`: the manager's SSH helper, or None; `notifier`: who tells people, or None; `tunnels`: who opens them, or
-    None; `care`: who restarts and upgrades agents, or None; `run_blocking`: disk work, off the event loop. The rest is
-    for tests."""
+    None; `care`: who restarts and upgrades agents, or None; `lags`: of the event loop. The rest is for tests."""
 
     def __init__(
         self,
@@ -76,6 +76,7 @@ class WebMonitor:
         tunnels: Opener | None = None,
         care: AgentCare | None = None,
         measurements: Measurements | None = None,
+        lags: LagHistogram | None = None,
         web_directory: str = WEB_DIRECTORY,
         keeper: websocket.WebSocketKeeper | None = None,
     ) -> None:
@@ -127,6 +128,7 @@ class WebMonitor:
             },
             notifier.views if notifier is not None else list,
             MetricsOptions(config.metrics.per_worker, config.metrics.cache),
+            lags,
         )
         services = Services(
             fleet,

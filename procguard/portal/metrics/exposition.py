@@ -19,7 +19,8 @@ from procguard.fleet.model import clock
 from procguard.portal.logs.store import LogStore
 from procguard.portal.metrics import fleet
 from procguard.portal.metrics.fleet import Family, label_set
-from procguard.portal.metrics.request_counts import RequestCounts
+from procguard.portal.metrics.request_counts import RequestCounts, histogram
+from procguard.runtime import loop_lag
 from procguard.runtime.cooperative import give_way
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -35,7 +36,8 @@ class MetricsOptions:
 
 
 class Metrics:
-    """`gauges`: name -> (help, reader) of what other parts of the manager know; `notifications`: how targets fare."""
+    """`gauges`: name -> (help, reader) of what other parts of the manager know; `notifications`: how targets fare;
+    `lags`: of the event loop."""
 
     def __init__(
         self,
@@ -44,12 +46,14 @@ class Metrics:
         gauges: dict[str, tuple[str, Callable[[], float]]],
         notifications: Callable[[], list[dict[str, Any]]] = list,
         options: MetricsOptions | None = None,
+        lags: loop_lag.LagHistogram | None = None,
     ) -> None:
         self._fleet = of
         self._log_store = log_store
         self._gauges = gauges
         self._notifications = notifications
         self._options = options or MetricsOptions()
+        self._lags = lags or loop_lag.LagHistogram()
         self._kept: tuple[float, bytes] | None = None
         self._one_at_a_time = gevent.lock.Semaphore()
         self._events: Counter[tuple[str, str]] = Counter()
@@ -124,6 +128,9 @@ class Metrics:
         yield from self._of_notifications()
         for name, (text, read) in self._gauges.items():
             yield _gauge(name, text, read())
+        lags = Family("procguard_loop_lag_seconds", "histogram", "How late the event loop is")
+        lags.lines += histogram(lags.name, loop_lag.BOUNDS_S, self._lags.buckets, self._lags.sum_s)
+        yield lags
 
     def _of_notifications(self) -> Iterable[Family]:
         targets = self._notifications()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from procguard.portal.metrics.fleet import Family, label_set
 
@@ -47,14 +47,16 @@ class RequestCounts:
         times = Family(name, "histogram", "Time to answer; held requests excluded")
         for route, durations in sorted(self._durations.items()):
             if durations.timed:
-                times.lines += _histogram(name, route, durations)
+                times.lines += histogram(name, _BOUNDS_S, durations.buckets, durations.sum_s, route=route)
         yield times
 
 
-def _histogram(name: str, route: str, durations: _Durations) -> Iterable[str]:
+def histogram(name: str, bounds: Sequence[float], buckets: Sequence[int], sum_s: float, **labels: str) -> Iterable[str]:
+    """Its samples. `buckets`: how many lie within each bound and above the one before it; one more for the rest."""
     total = 0
-    for bound, number in zip((*_BOUNDS_S, "+Inf"), durations.buckets, strict=True):
+    for bound, number in zip((*bounds, "+Inf"), buckets, strict=True):
         total += number
-        yield f"{name}_bucket{label_set(route=route, le=str(bound))} {total}"
-    yield f"{name}_sum{label_set(route=route)} {durations.sum_s}"
-    yield f"{name}_count{label_set(route=route)} {total}"
+        yield f"{name}_bucket{label_set(**labels, le=str(bound))} {total}"
+    of = label_set(**labels) if labels else ""
+    yield f"{name}_sum{of} {sum_s}"
+    yield f"{name}_count{of} {total}"

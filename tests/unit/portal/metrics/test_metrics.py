@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from procguard.portal.logs.store import LogStore
 from procguard.portal.metrics import fleet
 from procguard.portal.metrics.exposition import Metrics, MetricsOptions
+from procguard.runtime.loop_lag import LagHistogram
 from remote_agent.protocol import messages
 from tests.unit.fleet_world import World
 
@@ -178,6 +179,18 @@ def test_others_run_while_a_large_fleet_is_written(tmp_path: Path) -> None:
     made = list(fleet.families(world.fleet, world.now, per_worker=True, rest=lambda: rests.append(1)))
     assert len(rests) >= 1_000 // fleet.REST_EVERY
     assert len(next(family for family in made if family.name == "procguard_worker_up").lines) == 1_000
+
+
+def test_how_late_the_event_loop_was(tmp_path: Path) -> None:
+    lags = LagHistogram()
+    metrics = Metrics(World(tmp_path).fleet, LogStore(str(tmp_path / "logs")), {}, lags=lags)
+    lags.add(0.0)
+    lags.add(0.015)
+    found = samples(metrics)
+    name = "procguard_loop_lag_seconds"
+    assert found[f"{name}_bucket", (("le", "0.005"),)] == 1
+    assert found[f"{name}_bucket", (("le", "0.025"),)] == found[f"{name}_bucket", (("le", "+Inf"),)] == 2
+    assert (found[f"{name}_count", ()], found[f"{name}_sum", ()]) == (2, 0.015)
 
 
 # ------------------------------------------------------------------------------------------------ Grafana

@@ -1,0 +1,146 @@
+"""How late the event loop is, and what held it. One loop serves everybody: what runs long in it delays every heartbeat.
+
+A timer measures the lag many times a second. A native thread looks at the loop's stack while the timer is overdue, so
+that a line in the log names the function that held the loop. Knows the interpreter and gevent, nothing of ours.
+
+gevent's own monitor thread does not serve: it traces each switch of a greenlet, several a request, and tells that the
+loop was blocked, but neither for how long nor how late it is otherwise.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from bisect import bisect_left
+from collections import Counter
+from types import FrameType
+from typing import Any
+
+import gevent
+from gevent.monkey import get_original
+
+log = logging.getLogger(__name__)
+
+PERIOD_S = 0.02  # of the timer
+HELD_S = 0.1  # a lag worth a line in the log
+LOOK_EVERY_S = 0.025  # at the stack, while the timer is overdue
+MOST_LOOKS = 400  # at one stall: 10 s
+LINE_EVERY_S = 10.0  # of the log; stalls in between are counted and told with the next
+MOST_OBSERVED = 500  # of one stall
+BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+
+_HERE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) + os.sep
+_OURS = (_HERE + "procguard" + os.sep, _HERE + "remote_agent" + os.sep)
+Place = tuple[str, str]  # what ran, and for whom
+
+
+class LagHistogram:
+    """Lags, as requests meet them: `buckets` counts those up to each of BOUNDS_S, and one more the longer ones."""
+
+    def __init__(self) -> None:
+        self.buckets = [0] * (len(BOUNDS_S) + 1)
+        self.sum_s = 0.0
+
+    def add(self, lag_s: float) -> None:
+        """A request that arrives during a stall waits for the rest of it: a stall counts once for each period of it."""
+        left_s = max(0.0, lag_s)
+        for _ in range(MOST_OBSERVED):
+            self.buckets[bisect_left(BOUNDS_S, left_s)] += 1
+            self.sum_s += left_s
+            left_s -= PERIOD_S
+            if left_s <= 0:
+                break
+
+
+class LoopWatchdog:
+    """Of the event loop in whose thread it is started. `lags` is exported by /metrics."""
+
+    def __init__(self) -> None:
+        self.lags = LagHistogram()
+        self._timer: Any = None
+        self._thread_id = 0
+        self._run = 0  # a thread of an earlier `start` ends
+        self._ticked_at = 0.0  # by perf_counter; the thread reads it
+        self._processor_s = 0.0
+        self._looks: list[Place] = []  # at the present stall; the thread appends
+        self._told_at = float("-inf")
+        self._untold, self._longest_untold_s = 0, 0.0
+
+    def start(self) -> None:
+        self._thread_id = get_original("_thread", "get_ident")()
+        self._ticked_at, self._processor_s = time.perf_counter(), time.thread_time()
+        self._timer = gevent.get_hub().loop.timer(PERIOD_S, PERIOD_S, ref=False)
+        self._timer.start(self._tick)
+        self._run += 1
+        get_original("_thread", "start_new_thread")(self._watch, (self._run,))
+
+    def stop(self) -> None:
+        self._run += 1
+        if self._timer is not None:
+            self._timer.stop()
+            self._timer.close()
+            self._timer = None
+
+    def _tick(self) -> None:
+        """In the hub."""
+        now, processor_s = time.perf_counter(), time.thread_time()
+        lag_s = now - self._ticked_at - PERIOD_S
+        self.lags.add(lag_s)
+        if self._looks or lag_s >= HELD_S:
+            looks, self._looks = self._looks, []
+            if lag_s >= HELD_S:
+                self._tell(lag_s, processor_s - self._processor_s, looks, now)
+        self._ticked_at, self._processor_s = now, processor_s
+
+    def _tell(self, lag_s: float, processor_s: float, looks: list[Place], now: float) -> None:
+        if now - self._told_at < LINE_EVERY_S:
+            self._untold += 1
+            self._longest_untold_s = max(self._longest_untold_s, lag_s)
+            return
+        self._told_at = now
+        (what, whose), seen = Counter(looks).most_common(1)[0] if looks else (("not seen", "not seen"), 0)
+        others = f" ({self._untold} more since the last line, {self._longest_untold_s:.2f} s at most)"
+        log.warning(
+            "event loop held seconds=%.2f processor_seconds=%.2f by=%s for=%s seen=%d/%d%s",
+            lag_s,
+            processor_s,
+            what,
+            whose,
+            seen,
+            len(looks),
+            others if self._untold else "",
+        )
+        self._untold, self._longest_untold_s = 0, 0.0
+
+    def _watch(self, run: int) -> None:
+        """In a native thread."""
+        sleep = get_original("time", "sleep")
+        while self._run == run:
+            sleep(LOOK_EVERY_S)
+            late = time.perf_counter() - self._ticked_at > HELD_S / 2 + PERIOD_S
+            if late and len(self._looks) < MOST_LOOKS:
+                frame = sys._current_frames().get(self._thread_id)
+                if frame is not None:
+                    self._looks.append(place_of(frame))
+
+
+def place_of(frame: FrameType | None) -> Place:
+    """The innermost function of ours (of anybody, where there is none), and the one for which it ran: the outermost of
+    its greenlet. As `name (file:line)`."""
+    innermost, ours, whose = frame, None, None
+    while frame is not None:
+        if frame.f_code.co_filename.startswith(_OURS):
+            ours = ours or frame
+            whose = frame
+        frame = frame.f_back
+    what = ours or innermost
+    return _words(what), _words(whose)
+
+
+def _words(frame: FrameType | None) -> str:
+    if frame is None:
+        return "the event loop"
+    name = frame.f_code.co_filename.removeprefix(_HERE)
+    return f"{frame.f_code.co_qualname} ({name}:{frame.f_lineno})"
