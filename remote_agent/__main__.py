@@ -77,6 +77,7 @@ def run_agent(agent_dir: str) -> int:
 
     memory.begin_small()
     from remote_agent.agent.agent import Agent
+    from remote_agent.agent.wiring import AgentParts
 
     try:
         settings = settings_module.load(agent_dir)
@@ -88,13 +89,8 @@ def run_agent(agent_dir: str) -> int:
     if holder is not None:
         return _fail(f"another agent of {agent_dir} runs already ({holder}); nothing was started")
     log = settings_module.AgentLog(paths.agent_log(agent_dir))
-    agent = Agent(
-        settings,
-        agent_dir,
-        log,
-        default_dir=os.path.expanduser("~"),
-        base_env=settings.base_env or dict(os.environ),
-    )
+    base_env = settings.base_env or dict(os.environ)
+    agent = Agent(AgentParts(settings, agent_dir, log, default_dir=os.path.expanduser("~"), base_env=base_env))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: agent.leave())
     signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -18,11 +18,12 @@ import os
 from collections import OrderedDict
 
 from remote_agent.protocol.hints import Any, Optional
-from remote_agent.protocol.messages import CommandResult
+from remote_agent.protocol.messages import CommandResult, WireError, WorkerEvent, decode
 from remote_agent.system import disk_space
 
 MAX_COMMANDS = 1000
 MAX_LINES = 5000
+MAX_TOLD = 500  # events of one worker that wait in memory
 AHEAD_BYTES = 256 * 1024  # set aside
 
 
@@ -178,3 +179,54 @@ class AgentJournal:
         self._lines, self._unwritten = len(records), []
         self._torn, self._allocated = False, 0
         self._open()
+
+
+class EventTail:
+    """Events beyond the acknowledged sequence number: of events.jsonl, which the runner may rewrite at any time, and
+    those that the runner told, which a full disk may keep from there."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._seen: Optional[tuple[int, int, int]] = None  # (inode, size, acked) with nothing pending
+        self._told: dict[int, WorkerEvent] = {}
+
+    def take(self, message: dict[str, Any]) -> None:
+        """An event as its runner told it."""
+        try:
+            event = decode(WorkerEvent, message)
+        except WireError:
+            return
+        self._told[event.seq] = event
+        for oldest in sorted(self._told)[:-MAX_TOLD]:
+            del self._told[oldest]
+        self._seen = None
+
+    def pending(self, acked: int, limit: int) -> list[WorkerEvent]:
+        for seq in [seq for seq in self._told if seq <= acked]:
+            del self._told[seq]
+        try:
+            found = os.stat(self._path)
+            mark = (found.st_ino, found.st_size, acked)
+        except OSError:
+            mark = (0, 0, acked)
+        if mark == self._seen:
+            return []
+        events = {**self._told, **{event.seq: event for event in self._read(acked)}}
+        if not events:
+            self._seen = mark
+        return [events[seq] for seq in sorted(events)[:limit]]
+
+    def _read(self, acked: int) -> list[WorkerEvent]:
+        events = []
+        try:
+            with open(self._path, "rb") as file:
+                for line in file:
+                    try:
+                        value = json.loads(line)
+                        if int(value["seq"]) > acked:
+                            events.append(decode(WorkerEvent, value))
+                    except (ValueError, KeyError, TypeError, WireError):
+                        continue  # torn, or still being written: read again when the file has grown
+        except OSError:
+            pass
+        return events

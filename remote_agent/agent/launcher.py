@@ -19,6 +19,7 @@ from remote_agent.agent.agent import Agent
 from remote_agent.agent.registration import LauncherRegistrar, host_name
 from remote_agent.agent.settings import AgentLock, AgentLog, AgentSettings
 from remote_agent.agent.spec_file import shown
+from remote_agent.agent.wiring import AgentParts
 from remote_agent.agent.worker import WorkerHandle, load_workers
 from remote_agent.protocol import messages, states
 from remote_agent.protocol.hints import Any, Callable, Literal, Optional
@@ -172,7 +173,7 @@ class Launcher:
             token=self._options.token,
         )
         registrar.may_start_offline = self._is_what_it_had(directory)
-        agent = self._agent = registrar.agent = Agent(
+        parts = AgentParts(
             own,
             directory,
             self._voice.log,
@@ -180,10 +181,13 @@ class Launcher:
             base_env=self._base_env,
             credentials=credentials,
             registrar=registrar,
+            on_secret=lambda secret: setattr(own, "secret", secret),  # stored already
+        )
+        agent = self._agent = registrar.agent = Agent(
+            parts,
             on_report=self._report,
             on_link=self._link,
             on_removed=lambda _: self._removed(),
-            on_secret=lambda secret: setattr(own, "secret", secret),  # stored already
         )
 
         def accepted(reply: RegisterReply) -> None:

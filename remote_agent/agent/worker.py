@@ -13,6 +13,7 @@ import signal
 import time
 
 from remote_agent.agent import spec_file as spec_module
+from remote_agent.agent.journal import EventTail
 from remote_agent.agent.leases import LeaseHolder
 from remote_agent.health.schedule import HealthMonitor
 from remote_agent.protocol.hints import Any, Optional
@@ -21,8 +22,6 @@ from remote_agent.protocol.messages import (
     Command,
     ExitRecord,
     Lease,
-    WireError,
-    WorkerEvent,
     WorkerReport,
     WorkerUsage,
     decode,
@@ -41,7 +40,6 @@ RUNNER_RETRY_S = (0.0, 0.0, 0.5, 2.0, 5.0, 15.0, 30.0)
 CONNECT_AGAIN_S = 0.1
 HEARTBEATS_IN_A_LEASE = 4
 MAX_SEEN = 1000  # processes that a new runner is told of
-MAX_TOLD = 500  # events of one worker that wait in memory
 STARTS_IN_VAIN = 3  # then a runner that can't be started makes the worker failed
 _NEXT_STEPS = {
     errno.ENOSPC: "; free some space there",
@@ -72,57 +70,6 @@ def longest_pause_s(assignments: list[Assignment]) -> float:
     """Between two heartbeats: one that is lost, and a slow one after it, end no lease."""
     leases = [one.lease_s for one in assignments if one.lease_s is not None and one.desired == "running"]
     return min(leases, default=float("inf")) / HEARTBEATS_IN_A_LEASE
-
-
-class EventTail:
-    """Events beyond the acknowledged sequence number: of events.jsonl, which the runner may rewrite at any time, and
-    those that the runner told, which a full disk may keep from there."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._seen: Optional[tuple[int, int, int]] = None  # (inode, size, acked) with nothing pending
-        self._told: dict[int, WorkerEvent] = {}
-
-    def take(self, message: dict[str, Any]) -> None:
-        """An event as its runner told it."""
-        try:
-            event = decode(WorkerEvent, message)
-        except WireError:
-            return
-        self._told[event.seq] = event
-        for oldest in sorted(self._told)[:-MAX_TOLD]:
-            del self._told[oldest]
-        self._seen = None
-
-    def pending(self, acked: int, limit: int) -> list[WorkerEvent]:
-        for seq in [seq for seq in self._told if seq <= acked]:
-            del self._told[seq]
-        try:
-            found = os.stat(self._path)
-            mark = (found.st_ino, found.st_size, acked)
-        except OSError:
-            mark = (0, 0, acked)
-        if mark == self._seen:
-            return []
-        events = {**self._told, **{event.seq: event for event in self._read(acked)}}
-        if not events:
-            self._seen = mark
-        return [events[seq] for seq in sorted(events)[:limit]]
-
-    def _read(self, acked: int) -> list[WorkerEvent]:
-        events = []
-        try:
-            with open(self._path, "rb") as file:
-                for line in file:
-                    try:
-                        value = json.loads(line)
-                        if int(value["seq"]) > acked:
-                            events.append(decode(WorkerEvent, value))
-                    except (ValueError, KeyError, TypeError, WireError):
-                        continue  # torn, or still being written: read again when the file has grown
-        except OSError:
-            pass
-        return events
 
 
 class WorkerHandle:

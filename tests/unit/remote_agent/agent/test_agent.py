@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from remote_agent.agent import settings
-from remote_agent.agent.worker import EventTail, runner_needed, supersedes
+from remote_agent.agent.journal import EventTail
+from remote_agent.agent.worker import runner_needed, supersedes
 from remote_agent.protocol.messages import Assignment, HealthCheck, RestartPolicy, WorkerSpec
 from remote_agent.system import locks, paths
 from tests.agent_host import ROOT, Host, alive, running

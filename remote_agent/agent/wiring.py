@@ -1,0 +1,163 @@
+"""Makes the parts of an agent and joins them. Once, at its start; what happens then is agent.py's.
+
+Owns which part gets which other one. Starts nothing: no thread, no process, no connection.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+
+from remote_agent.agent.assignments import AssignedWorkers
+from remote_agent.agent.commands import CommandExecutor
+from remote_agent.agent.executor import HelperPool
+from remote_agent.agent.journal import AgentJournal
+from remote_agent.agent.session import ManagerSession, Registrar
+from remote_agent.agent.settings import AgentLog, AgentSettings
+from remote_agent.health.checks import Checks
+from remote_agent.logs.search import LogSearcher
+from remote_agent.logs.shipper import LogShipper
+from remote_agent.protocol.hints import Any, Callable, Optional
+from remote_agent.protocol.messages import AgentReply
+from remote_agent.system import paths
+from remote_agent.system.free_port import FreePort
+from remote_agent.telemetry.gpu_allocator import GpuAllocator
+from remote_agent.telemetry.host_disk import HostDisk
+from remote_agent.telemetry.sampler import Measuring
+from remote_agent.transport.address_file import AddressFile
+from remote_agent.transport.client import Addresses, AgentCredentials, Connection
+from remote_agent.transport.negotiation import Channels
+from remote_agent.transport.rotation import SecretRotation
+
+
+class Inbox:
+    """What other threads and signal handlers hand to the main loop. `fileno` is readable while something waits."""
+
+    def __init__(self) -> None:
+        self._waiting: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
+        self._readable, self.writable = os.pipe()
+        for descriptor in (self._readable, self.writable):
+            os.set_blocking(descriptor, False)
+
+    def fileno(self) -> int:
+        return self._readable
+
+    def post(self, tag: Any, value: Any) -> None:
+        """From any thread."""
+        self._waiting.put((tag, value))
+        try:
+            os.write(self.writable, b".")
+        except (BlockingIOError, OSError):
+            pass  # full: it is awake already
+
+    def clear(self) -> None:
+        """The wake-up has been noticed."""
+        try:
+            while os.read(self._readable, 4096):
+                pass
+        except (BlockingIOError, OSError):
+            pass
+
+    def take(self) -> Optional[tuple[Any, Any]]:
+        """(tag, value), oldest first; None: nothing waits."""
+        try:
+            return self._waiting.get_nowait()
+        except queue.Empty:
+            return None
+
+
+class AgentParts:
+    """`default_dir`: where workers without a working_dir run. `base_env`: what their environment starts from.
+    `on_secret`: told of another secret, which is about to be stored, from another thread."""
+
+    def __init__(
+        self,
+        settings: AgentSettings,
+        agent_dir: str,
+        log: AgentLog,
+        *,
+        default_dir: str,
+        base_env: dict[str, str],
+        credentials: Optional[AgentCredentials] = None,
+        registrar: Optional[Registrar] = None,
+        on_secret: Optional[Callable[[str], None]] = None,
+    ) -> None:
+        self.settings, self.log, self.registrar = settings, log, registrar
+        self.python = settings.python or sys.executable
+        self.inbox = Inbox()
+        self.journal = AgentJournal(paths.journal_file(agent_dir))
+        self.commands = CommandExecutor(self.journal)
+        self.port = FreePort()
+        self.assigned = AssignedWorkers(agent_dir, settings.runtime_dir, log, default_dir, base_env, self.port)
+        self._credentials = credentials or AgentCredentials(
+            settings.agent_id, settings.fleet_id, settings.secret, settings.proof_key
+        )
+        self._addresses = Addresses(
+            settings.manager_urls,
+            settings.trust(),
+            settings.tunnel_url,
+            file=AddressFile(agent_dir, settings.agent_id, settings.proof_key) if registrar is None else None,
+        )
+        post = self.inbox.post
+        self.channels = Channels(lambda text: post("channel", text))
+        self.shipper = LogShipper(Connection(self._addresses, self._credentials, self.channels, logs=True), post)
+        self.searcher = LogSearcher(self._credentials, self.python, self._connection)
+        self.rotation = SecretRotation(
+            agent_dir,
+            self._credentials,
+            self._connection,
+            replacing=on_secret or (lambda _: None),
+            replaced=self._secret_replaced,
+            say=log.say,
+        )
+        self.helpers = HelperPool(post)
+        self.disk = HostDisk(agent_dir, self.helpers.submit)
+        self.measuring = Measuring(agent_dir, self.python, self.helpers.submit)
+        self.checks = Checks(
+            self.measuring,
+            self.helpers.submit,
+            log.say,
+            lambda: post("checked", None),
+            python=self.python,
+            base_env=base_env,
+        )
+        self.gpus = GpuAllocator(agent_dir, self.measuring, base_env)
+        self.gpus.adopt(self.assigned.workers)
+
+    def session(
+        self,
+        build: Callable[[], dict[str, Any]],
+        take: Callable[[AgentReply, int], None],
+        link_changed: Callable[[str], None],
+    ) -> ManagerSession:
+        """With the manager; see ManagerSession for the callbacks."""
+        return ManagerSession(
+            self._credentials,
+            self._addresses,
+            self.inbox.post,
+            build=build,
+            take=take,
+            cursor=lambda: (self.assigned.rev, self.commands.seq),
+            link_changed=link_changed,
+            registrar=self.registrar,
+            channels=self.channels,
+        )
+
+    def end(self) -> None:
+        """All that runs beside the main loop."""
+        self.shipper.end()
+        self.searcher.end()
+        self.rotation.end()
+        self.helpers.end()
+        self.measuring.end()
+        self.assigned.close()
+        self.journal.close()
+
+    def _connection(self) -> Connection:
+        return Connection(self._addresses, self._credentials, self.channels)
+
+    def _secret_replaced(self) -> None:
+        """From the rotation's thread."""
+        self.channels.renew_key()
+        self.inbox.post("secret", None)
