@@ -30,6 +30,7 @@ class Probe:
         self._identity = (agent_id, fleet_id, proof_key)
         self._trust = trust or Trust()
         self._answers: dict[str, str] = {}  # url -> "" when proven, else why not; each thread writes its own key
+        self._answered = threading.Event()  # there is another answer
         self.failures: dict[str, str] = {}
         self.proven: list[str] = []
 
@@ -39,10 +40,11 @@ class Probe:
         for thread in threads:
             thread.start()
         deadline = time.monotonic() + timeout_s + 0.5
-        while time.monotonic() < deadline and len(self._answers) < len(urls):
+        while (left_s := deadline - time.monotonic()) > 0 and len(self._answers) < len(urls):
+            self._answered.wait(left_s)
+            self._answered.clear()
             if "" in self._answers.values():
                 deadline = min(deadline, time.monotonic() + GRACE_S)
-            time.sleep(0.005)
         answers = dict(self._answers)
         self.failures = {url: answers.get(url, "no answer") for url in urls if answers.get(url, "no answer")}
         self.proven = [url for url in urls if answers.get(url) == ""]
@@ -53,6 +55,7 @@ class Probe:
             self._answers[url] = self._why_not(url, timeout_s)
         except (OSError, ValueError, WireTrouble) as exc:
             self._answers[url] = cause(exc)
+        self._answered.set()
 
     def _why_not(self, url: str, timeout_s: float) -> str:
         """ "" where the fleet's manager answers at `url`. Raises OSError, ValueError or WireTrouble."""
