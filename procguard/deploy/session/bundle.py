@@ -59,6 +59,7 @@ os._exit(code)
 _IMPORT = re.compile(r"^\s*from (remote_agent[\w.]*) import (\([^)]*\)|.+)$", re.MULTILINE)
 
 MAGIC = importlib.util.MAGIC_NUMBER.hex()
+_ROOT = Path(remote_agent.__file__).parent.parent
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -95,7 +96,7 @@ def installer_sources() -> dict[str, str]:
 
 
 def _file_of(module: str) -> Path:
-    return Path(remote_agent.__file__).parent.parent / f"{module.replace('.', '/')}.py"
+    return _ROOT / f"{module.replace('.', '/')}.py"
 
 
 def _packages(modules: Iterable[str]) -> set[str]:
@@ -106,8 +107,7 @@ def _packages(modules: Iterable[str]) -> set[str]:
 
 def _release_files() -> dict[str, Path]:
     """Name in a release -> file, of every module."""
-    root = Path(remote_agent.__file__).parent.parent
-    return {str(path.relative_to(root)): path for path in sorted((root / "remote_agent").rglob("*.py"))}
+    return {str(path.relative_to(_ROOT)): path for path in sorted((_ROOT / "remote_agent").rglob("*.py"))}
 
 
 @dataclass(frozen=True)
@@ -152,17 +152,19 @@ def byte_code() -> bytes:
     """
     made = {}
     for name, path in _release_files().items():
-        made[name] = (importlib.util.source_hash(path.read_bytes()), _code(path, name))
+        made[name] = (importlib.util.source_hash(path.read_bytes()), _code(name))
     return zlib.compress(marshal.dumps(made, 2), 1)
 
 
-def _code(path: Path, filename: str) -> bytes:
-    """The module's byte code, which tracebacks take for `filename`. Python's own cache has it as a rule: a fifth of the
-    time that compiling takes, and every host waits for it."""
+@_once
+def _code(name: str) -> bytes:
+    """The byte code of a file of the release, which tracebacks call by this name. Python's own cache has it as a rule:
+    a fifth of the time that compiling takes, and every host waits for it."""
+    path = _ROOT / name
     module = f"remote_agent.{path.stem}"
     code = SourceFileLoader(module, str(path)).get_code(module)
     assert code is not None, path
-    return marshal.dumps(_renamed(code, filename))
+    return marshal.dumps(_renamed(code, name))
 
 
 def _renamed(code: CodeType, filename: str) -> CodeType:
@@ -204,7 +206,7 @@ def bootstrap() -> bytes:
     sources = dict.fromkeys(packages, b"")
     codes = {name: marshal.dumps(compile("", name, "exec")) for name in packages}
     for name, source in installer_sources().items():
-        sources[name], codes[name] = source.encode(), _code(_file_of(name), name)
+        sources[name], codes[name] = source.encode(), _code(str(_file_of(name).relative_to(_ROOT)))
     packed = [{name: zlib.compress(data) for name, data in one.items()} for one in (sources, codes)]
     modules = marshal.dumps((importlib.util.MAGIC_NUMBER, *packed), 2)
     boot = _BOOT.encode()

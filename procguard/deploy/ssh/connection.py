@@ -19,7 +19,7 @@ from typing import Any
 import fabric
 import paramiko
 
-from procguard.deploy.ssh import keys
+from procguard.deploy.ssh import keys, trusted
 from procguard.deploy.ssh.credentials import PASSPHRASE, SSH_PASSWORD, LoginCredentials
 from procguard.deploy.ssh.deadline import remaining_s
 from procguard.deploy.ssh.target import HOST_NAME, Target, bad_name
@@ -94,9 +94,7 @@ class StrictConnection(fabric.Connection):  # type: ignore[misc]
             gateway=_gateway(self, target, config, timeout_s, credentials),
         )
         self.client.set_missing_host_key_policy(_RefuseUnknown())
-        for path in known_hosts_files(target, self.ssh_config):
-            with contextlib.suppress(OSError):
-                self.client.load_system_host_keys(path)
+        trusted.give(self.client, self.host, int(self.port), known_hosts_files(target, self.ssh_config))
 
     def get_gateway(self) -> None:
         """Jump hosts are made by `_gateway`, strict like the rest; Fabric's own would trust any key."""

@@ -1,0 +1,41 @@
+"""The host keys that known_hosts files vouch for, each file read once for all connections of this process.
+
+paramiko reads a file in a time that grows with the square of its lines, and would do it for every connection. Knows
+nothing of what is done with a key that is not there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterable, Mapping
+
+import paramiko
+
+SSH_PORT = 22
+
+_lock = threading.Lock()
+_files: dict[str, tuple[tuple[int, ...], paramiko.HostKeys]] = {}  # path -> which version of it, what it says
+
+
+def give(client: paramiko.SSHClient, host: str, port: int, paths: Iterable[str]) -> None:
+    """Let `client` trust the keys that the files have for `host`; of two of one kind the first. Files that are not
+    there are left out."""
+    name = host if port == SSH_PORT else f"[{host}]:{port}"
+    known = client.get_host_keys()
+    for path in paths:
+        with contextlib.suppress(OSError):
+            found: Mapping[str, paramiko.PKey] = _read(path).lookup(name) or {}
+            for kind in found:
+                if kind not in (known.lookup(name) or {}):
+                    known.add(name, kind, found[kind])
+
+
+def _read(path: str) -> paramiko.HostKeys:
+    status = os.stat(path)
+    version = (status.st_ino, status.st_size, status.st_mtime_ns)
+    with _lock:
+        if path not in _files or _files[path][0] != version:
+            _files[path] = (version, paramiko.HostKeys(path))
+        return _files[path][1]
