@@ -8,6 +8,7 @@ must pin every package with hashes and name no address; no locked version may be
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import re
@@ -15,10 +16,12 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
+KNOWN = ROOT / "build" / "bandit.json"  # digest of a file -> what bandit found in it
 CHECKED = ["procguard", "remote_agent", "scripts", "tasks.py"]
 
 # The first release without a hole that somebody published: package -> (version, what it was). What concerns
@@ -62,14 +65,12 @@ def main() -> int:
 
 def bandit(exceptions: dict[str, str]) -> list[str]:
     """`exceptions`: {"path:test": reason}; one that nothing needs any more is a finding itself."""
-    words = [sys.executable, "-m", "bandit", "--quiet", "--recursive", "--configfile", "pyproject.toml"]
-    done = subprocess.run([*words, "--format", "json", *CHECKED], cwd=ROOT, capture_output=True, text=True, check=False)
     try:
-        report = json.loads(done.stdout)
-    except ValueError:
-        return [f"bandit did not run: {(done.stderr or done.stdout).strip()[-500:]}"]
-    found, used = [f"bandit: {error['filename']}: {error['reason']}" for error in report["errors"]], set()
-    for one in report["results"]:
+        results = _bandit_results()
+    except ValueError as exc:
+        return [str(exc)]
+    found, used = [], set()
+    for one in results:
         key = f"{one['filename'].removeprefix('./')}:{one['test_id']}"
         used.add(key)
         if key not in exceptions:
@@ -80,6 +81,50 @@ def bandit(exceptions: dict[str, str]) -> list[str]:
             )
     unused = sorted(set(exceptions) - used)
     return found + [f"pyproject.toml: [tool.procguard.bandit] {key}: nothing needs it" for key in unused]
+
+
+def _bandit_results() -> list[dict[str, Any]]:
+    """What it finds in every file: it looks at those alone that have changed since it last did. Raises ValueError."""
+    digests = {path: _digest(path) for path in _checked_files()}
+    try:
+        known = json.loads(KNOWN.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    results = {digest: known[digest] for digest in digests.values() if digest in known}
+    changed = [path for path, digest in digests.items() if digest not in results]
+    if changed:
+        words = [sys.executable, "-m", "bandit", "--quiet", "--configfile", "pyproject.toml", "--format", "json"]
+        done = subprocess.run([*words, *changed], cwd=ROOT, capture_output=True, text=True, check=False)
+        try:
+            report = json.loads(done.stdout)
+        except ValueError:
+            raise ValueError(f"bandit did not run: {(done.stderr or done.stdout).strip()[-500:]}") from None
+        if report["errors"]:
+            raise ValueError("\n".join(f"bandit: {one['filename']}: {one['reason']}" for one in report["errors"]))
+        for path in changed:
+            results[digests[path]] = [one for one in report["results"] if one["filename"].removeprefix("./") == path]
+        KNOWN.parent.mkdir(exist_ok=True)
+        KNOWN.with_suffix(".new").write_text(json.dumps(results), encoding="utf-8")
+        KNOWN.with_suffix(".new").replace(KNOWN)
+    return [one for path in digests for one in results[digests[path]]]
+
+
+def _checked_files() -> list[str]:
+    paths = [
+        path for name in CHECKED for path in ([ROOT / name] if name.endswith(".py") else (ROOT / name).rglob("*.py"))
+    ]
+    return sorted(str(path.relative_to(ROOT)) for path in paths)
+
+
+def _digest(path: str) -> str:
+    """Of all that decides what bandit says of this file."""
+    told = (
+        importlib.metadata.version("bandit"),
+        sys.version,
+        (ROOT / "pyproject.toml").read_text(encoding="utf-8"),
+        path,
+    )
+    return hashlib.sha256("\0".join(told).encode() + b"\0" + (ROOT / path).read_bytes()).hexdigest()
 
 
 def lock_mistakes(name: str, text: str) -> list[str]:
