@@ -25,6 +25,7 @@ from typing import Any
 
 from remote_agent.protocol import messages
 from tests import api_truth
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -180,12 +181,6 @@ class RunningManager(RunningServer):
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def main(arguments: list[str]) -> None:

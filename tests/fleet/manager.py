@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import ssl
 import subprocess
 import sys
@@ -21,17 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from tests.fleet.hosts import REPOSITORY
+from tests.ports import free_port
 from tests.waiting import wait_until
 
 # The kernel ends what is started with this when the tests die: no fixture runs after a SIGKILL.
 END_WITH_US = ("setpriv", "--pdeathsig", "KILL")
 CONFIG = REPOSITORY / "configs" / "procguard_config.yaml"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("0.0.0.0", 0))
-        return int(probe.getsockname()[1])
 
 
 def own_environment(home: Path) -> dict[str, str]:

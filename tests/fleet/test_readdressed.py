@@ -14,7 +14,8 @@ import pytest
 from tests.fleet import jobs
 from tests.fleet.conftest import require_fleet
 from tests.fleet.hosts import Fleet, FleetHost
-from tests.fleet.manager import Manager, Operator, free_port
+from tests.fleet.manager import Manager, Operator
+from tests.ports import free_port
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.fleet

@@ -19,7 +19,8 @@ import psutil
 import pytest
 
 from tests.fleet.hosts import REPOSITORY
-from tests.fleet.manager import END_WITH_US, free_port, own_environment, remove_runtime_dirs
+from tests.fleet.manager import END_WITH_US, own_environment, remove_runtime_dirs
+from tests.ports import free_port
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(shutil.which("curl") is None and os.environ.get("CI") != "true", reason="needs curl")

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from tests.fleet.jobs import COUNT, write_inventory
-from tests.fleet.manager import Manager, Operator, free_port
+from tests.fleet.manager import Manager, Operator
 from tests.fleet.user_sshd import UserSshd, find_sshd
+from tests.ports import free_port
 
 pytestmark = pytest.mark.skipif(find_sshd() is None and os.environ.get("CI") != "true", reason="needs sshd")
 

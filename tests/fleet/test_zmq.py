@@ -15,7 +15,7 @@ import zmq
 from tests.fleet import jobs
 from tests.fleet.chaos_world import World
 from tests.fleet.hosts import Fleet, FleetHost
-from tests.fleet.manager import free_port
+from tests.ports import free_port
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.fleet

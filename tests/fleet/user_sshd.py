@@ -13,7 +13,8 @@ import subprocess
 from pathlib import Path
 
 from tests.fleet.disk import write_key
-from tests.fleet.manager import END_WITH_US, free_port
+from tests.fleet.manager import END_WITH_US
+from tests.ports import free_port
 from tests.waiting import wait_until
 
 CONFIG = """\

@@ -9,7 +9,6 @@ import base64
 import http.client
 import json
 import os
-import random
 import socket
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +17,7 @@ import zmq
 from zmq.utils import z85
 
 from remote_agent.protocol import messages
+from tests.ports import free_ports
 from tests.server_process import RunningServer
 
 CHANNELS = ("http", "zmq", "mock")
@@ -33,20 +33,6 @@ class Link(Protocol):
         ...
 
     def close(self) -> None: ...
-
-
-def free_ports(count: int = 1) -> int:
-    """The first of `count` ports in a row that nobody has now. Below those that the kernel hands out for connections:
-    one that tries again and again to reach a port that is closed may end up connected with itself, on that port."""
-    while True:
-        first = random.randrange(20_000, 32_000)
-        try:
-            for port in range(first, first + count):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return first
 
 
 class World:

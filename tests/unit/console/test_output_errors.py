@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fleet.manager import free_port, own_environment
+from tests.fleet.manager import own_environment
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[3]
 

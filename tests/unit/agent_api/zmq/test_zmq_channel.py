@@ -25,9 +25,10 @@ from zmq.utils import z85
 from procguard.agent_api.zmq.channel import reachable_from
 from procguard.agent_api.zmq.keys import KEYS_PER_AGENT, Admissions, key_from_hex
 from remote_agent.protocol import messages
+from tests.ports import free_ports
 from tests.server_process import ROOT, RunningServer
 from tests.sizes import examples
-from tests.unit.channel_links import World, ZmqLink, free_ports, offered
+from tests.unit.channel_links import World, ZmqLink, offered
 from tests.waiting import wait_until
 
 HELLO = {"id": 1, "method": "GET", "path": "/api/hello"}

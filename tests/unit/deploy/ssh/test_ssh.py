@@ -25,7 +25,8 @@ from procguard.deploy.session.session import REMOTE_COMMAND, HostSession
 from procguard.deploy.ssh import connection as ssh
 from procguard.deploy.ssh.target import Target, from_dict, parse_ssh_args, to_dict
 from procguard.errors import HostError, HostUnreachable
-from tests.unit.one_sshd import Server, free_port
+from tests.ports import free_port
+from tests.unit.one_sshd import Server
 from tests.waiting import wait_until
 
 

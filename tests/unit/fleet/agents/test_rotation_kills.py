@@ -21,8 +21,8 @@ from remote_agent.agent import settings
 from remote_agent.protocol import messages
 from remote_agent.system import paths
 from tests.agent_host import end_runners
+from tests.ports import free_ports
 from tests.server_process import ROOT, RunningManager
-from tests.unit.channel_links import free_ports
 from tests.waiting import wait_until
 
 OLD = "the-first-secret"

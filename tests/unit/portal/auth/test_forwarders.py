@@ -20,9 +20,10 @@ from procguard.portal.auth import local_client, peer_uid
 from tests.chaos import ChaosReport
 from tests.forwarder import forwarder
 from tests.other_user import NOBODY, OtherUser, other_user
+from tests.ports import free_port
 from tests.server_process import ROOT, RunningServer
 from tests.unit.one_sshd import Server as Sshd
-from tests.unit.one_sshd import free_port, server
+from tests.unit.one_sshd import server
 from tests.waiting import wait_until
 
 sshd = server  # the fixture, under a name that says which

@@ -20,6 +20,7 @@ from remote_agent.health import errand
 from remote_agent.health.schedule import Elsewhere, HealthMonitor, LogWatch, run_check
 from remote_agent.protocol.messages import HealthCheck
 from remote_agent.system import paths, processes
+from tests.ports import free_port
 from tests.waiting import Stopwatch, wait_until
 
 
@@ -39,12 +40,6 @@ def web() -> Iterator[str]:
     yield f"http://127.0.0.1:{server.server_address[1]}"
     server.shutdown()
     server.server_close()
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def test_http_check_takes_2xx_and_3xx_as_healthy(web: str) -> None:

@@ -20,8 +20,9 @@ from remote_agent.system import paths
 from remote_agent.transport import zmq as zmq_wire
 from remote_agent.transport.client import Addresses, AgentCredentials, Connection, LinkDown, heartbeat, poll
 from remote_agent.transport.negotiation import AGAIN_LAST_S, Channels
+from tests.ports import free_ports
 from tests.server_process import ROOT
-from tests.unit.channel_links import World, free_ports
+from tests.unit.channel_links import World
 from tests.waiting import Stopwatch, wait_until
 
 
