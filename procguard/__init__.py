@@ -1,3 +1,3 @@
 """The managing machine: deploys agents, supervises the fleet, serves the portal."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

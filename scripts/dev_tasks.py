@@ -1,11 +1,11 @@
-"""The developer's tasks: check, test, lock, demo. tasks.py adds them to the operator's.
+"""The developer's tasks: check, test, lock, release. tasks.py adds them to the operator's.
 
     invoke check        format, lint, types, imports, security, the agent's Python 3.9, unit tests; under two minutes
     invoke test         ./run_tests.sh
     invoke lock         requirements/*.lock from pyproject.toml
-    invoke demo         ./start_manager.sh --demo
     invoke swarm        scripts/swarm: simulated agents against the manager on this machine
     invoke bench NAME   scripts/bench/NAME.py: ProcGuard beside its anchor, a table and build/bench/NAME.json
+    invoke release      wheel, sdist, SBOM and hashes into dist/
     invoke chaos        the long forms of docs/reliability.md's scenarios, a table and build/chaos/NN.json
 
 Also runs by itself, for run_tests.sh:   python scripts/dev_tasks.py static|check|lock
@@ -191,10 +191,11 @@ def lock(_context: Context) -> None:
     _exit_unless_zero(run_lock())
 
 
-@task  # type: ignore[untyped-decorator]
-def demo(_context: Context) -> None:
-    """Manager, this machine as a host, three example workers; Ctrl-C ends them all. Example: invoke demo"""
-    os.execv(sys.executable, [sys.executable, "-m", "procguard.main", "--demo"])  # noqa: S606
+@task(help={"tag": "what the release is called, e.g. v0.2.0; checked"})  # type: ignore[untyped-decorator]
+def release(_context: Context, tag: str = "") -> None:
+    """Wheel, sdist, SBOM (CycloneDX), hashes and notes, into dist/. Example: invoke release --tag v0.2.0"""
+    words = [sys.executable, os.path.join("scripts", "release.py"), *(["--tag", tag] if tag else [])]
+    _exit_unless_zero(subprocess.run(words, cwd=ROOT, check=False).returncode)
 
 
 def benches() -> dict[str, str]:
@@ -288,7 +289,7 @@ def swarm(
     os.execv(sys.executable, [sys.executable, "-m", "scripts.swarm", *words])  # noqa: S606
 
 
-namespace = Collection(check, test, lock, demo, swarm, bench, chaos)
+namespace = Collection(check, test, lock, release, swarm, bench, chaos)
 
 
 def main() -> int:
