@@ -9,14 +9,14 @@ from procguard.cli.program.command import OUTPUT, OutputOptions, operator_task
 from procguard.console.terminal import say
 
 if TYPE_CHECKING:
-    from procguard.client.api import ManagerClient
+    from procguard.client.client import Client
 
 
-def connect() -> ManagerClient:
+def connect() -> Client:
     """The manager that the environment, `--context` or the current context names; else the one on this machine."""
-    from procguard.client import api  # most of what a command's start takes
+    from procguard.client import client  # most of what a command's start takes
 
-    return api.from_environment()
+    return client.from_environment()
 
 
 @operator_task(name="list", default=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import codecs
 import os
 import sys
-import time
 from datetime import datetime
 from typing import Any
 
@@ -58,7 +57,7 @@ def events(
     from procguard.cli.output.listing import is_coloured, say_painted
     from procguard.console import grid, tables
 
-    manager, after = connect(), 0
+    manager = connect()
     query: dict[str, Any] = {"worker": worker, "host": host, "kind": kind, "cause": cause, "actor": actor, "q": text}
     query |= {"operation": operation, "since": since, "until": until}
     if json_ and not limit and not follow:
@@ -68,21 +67,16 @@ def events(
         sys.stdout.flush()
         return
     limit = limit or (MOST_EVENTS_SHOWN if since else EVENTS_SHOWN)
-    while True:
-        for event in manager.events(**query, limit=limit, after=after or None):
-            after = max(after, int(event["seq"]))
-            if json_:
-                say_json(event, indent=None)
-            else:
-                text = tables.event_line(event)
-                width = grid.terminal_width(sys.stdout)
-                if is_coloured() and (width is None or grid.width_of(text) <= width):
-                    say_painted(tables.event_line(event, colour=True))
-                else:
-                    say_wrapped(text)
-        if not follow:
-            return
-        time.sleep(0.5)
+    for event in manager.iterate_events(follow=follow, limit=limit, **query):
+        if json_:
+            say_json(event, indent=None)
+            continue
+        text = tables.event_line(event)
+        width = grid.terminal_width(sys.stdout)
+        if is_coloured() and (width is None or grid.width_of(text) <= width):
+            say_painted(tables.event_line(event, colour=True))
+        else:
+            say_wrapped(text)
 
 
 @operator_task(

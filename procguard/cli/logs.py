@@ -14,7 +14,7 @@ from procguard.console import grid, terminal
 from procguard.errors import NotFound, ProcGuardError, UsageError
 
 if TYPE_CHECKING:
-    from procguard.client.api import ManagerClient
+    from procguard.client.client import Client
 
 MOST_FOLLOWED = 100  # each is a connection and a thread
 NAME_COLOURS = ("cyan", "yellow", "green", "magenta", "blue")
@@ -58,7 +58,7 @@ def logs(
         _one(manager, names[0], query, follow, raw)
 
 
-def _chosen(manager: ManagerClient, words: list[str]) -> list[str]:
+def _chosen(manager: Client, words: list[str]) -> list[str]:
     """Ids in full are taken as they are; the rest is asked for. In the order given, each once."""
     from procguard.fleet.workers.selectors import is_one_id
 
@@ -71,7 +71,7 @@ def _chosen(manager: ManagerClient, words: list[str]) -> list[str]:
     return list(names)
 
 
-def _one(manager: ManagerClient, worker: str, query: dict[str, Any], follow: bool, raw: bool) -> None:
+def _one(manager: Client, worker: str, query: dict[str, Any], follow: bool, raw: bool) -> None:
     out = terminal.raw(sys.stdout)
     pieces = manager.follow_logs(worker, **query) if follow else manager.log_pieces(worker, **query)
     if raw or not out.isatty():
@@ -89,7 +89,7 @@ def _one(manager: ManagerClient, worker: str, query: dict[str, Any], follow: boo
         out.flush()
 
 
-def _several(manager: ManagerClient, names: list[str], query: dict[str, Any], follow: bool) -> None:
+def _several(manager: Client, names: list[str], query: dict[str, Any], follow: bool) -> None:
     if len(names) > MOST_FOLLOWED:
         raise UsageError(
             f"{len(names)} logs at once: at most {MOST_FOLLOWED}", "narrow the selector, or: invoke search"
@@ -106,23 +106,22 @@ def _several(manager: ManagerClient, names: list[str], query: dict[str, Any], fo
         out.flush()
 
 
-def _tails(manager: ManagerClient, names: list[str], query: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    found = []
+def _tails(manager: Client, names: list[str], query: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    found: list[tuple[float, str, str]] = []
     for name in names:
-        for number, line in enumerate(manager.log_lines(name, **query)):
-            found.append((float(line.get("at") or 0.0), name, number, str(line["text"])))
+        found += [(line["at"], name, line["text"]) for line in manager.iterate_logs(name, **query)]
     found.sort(key=lambda one: one[0])  # stable: a worker's own lines stay in their order where times are equal
-    yield from ((name, text) for _, name, _, text in found)
+    yield from ((name, text) for _, name, text in found)
 
 
-def _followed(manager: ManagerClient, names: list[str], query: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _followed(manager: Client, names: list[str], query: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """As they come. One thread a log; what can't be shown as fast waits at the manager."""
     waiting: queue.Queue[tuple[str, str] | ProcGuardError] = queue.Queue(QUEUED_LINES)
 
     def follow(name: str) -> None:
         try:
-            for line in manager.follow_log_lines(name, **query):
-                waiting.put((name, str(line["text"])))
+            for line in manager.iterate_logs(name, follow=True, **query):
+                waiting.put((name, line["text"]))
             waiting.put((name, "[procguard: this log is no longer followed]"))
         except ProcGuardError as exc:
             waiting.put(exc)

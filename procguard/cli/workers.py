@@ -160,7 +160,7 @@ def wait(selector: str, for_: str = "running", timeout: float = 300.0) -> None:
 
     if for_ not in waiting.STATES:
         raise UsageError(f"--for {for_} is not known", f"one of: {', '.join(waiting.STATES)}")
-    outcome = waiting.wait(connect(), selector, for_, timeout)
+    outcome = connect().wait(selector, for_, timeout)
     if outcome.missing:
         named = ", ".join(f"{name} ({state})" for name, state in list(outcome.missing.items())[:8])
         more = len(outcome.missing) - 8

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import socket
 import urllib.parse
 from collections.abc import Iterator
 from typing import Any
 
-from procguard.client import contexts, discovery
+from procguard.client import discovery
 from procguard.errors import (
     Conflict,
     ManagerUnreachable,
@@ -32,23 +31,6 @@ MAX_REPLY_BYTES = 256 * 1024 * 1024
 _BY_STATUS: dict[int, type[ProcGuardError]] = {401: Refused, 403: Refused, 404: NotFound, 409: Conflict}
 
 Json = dict[str, Any]
-
-
-def from_environment(environ: dict[str, str] | None = None) -> ManagerClient:
-    """The manager of PROCGUARD_CONTEXT (`--context`), of PROCGUARD_MANAGER_URL, of the current context, else the one on
-    this machine; with PROCGUARD_TOKEN.
-
-    Of https: PROCGUARD_CA is a file of certificates to trust; a manager of this user on this machine says itself.
-    """
-    values = dict(os.environ) if environ is None else environ
-    url, name = values.get("PROCGUARD_MANAGER_URL") or "", values.get("PROCGUARD_CONTEXT") or ""
-    context = contexts.load().chosen(name) if name or not url else None
-    if context is not None:
-        ca = os.path.expanduser(context.ca) or values.get("PROCGUARD_CA", "")
-        return ManagerClient(context.url, context.token() or values.get("PROCGUARD_TOKEN", ""), ca)
-    known = discovery.find(url or DEFAULT_URL)
-    url = url or (known.url if known is not None else DEFAULT_URL)
-    return ManagerClient(url, values.get("PROCGUARD_TOKEN", ""), values.get("PROCGUARD_CA", ""))
 
 
 class ManagerClient:

@@ -5,6 +5,7 @@ Turns views of the manager's interface into columns of a grid; knows no HTTP. St
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
 
@@ -225,7 +226,7 @@ def _ago(moment: Any, now: datetime) -> str:
     return f"{passed} ago" if passed else ""
 
 
-def event_line(event: View, colour: bool = False) -> str:
+def event_line(event: Mapping[str, Any], colour: bool = False) -> str:
     where = " ".join(str(event[name]) for name in ("worker_id", "host") if event.get(name))
     change = f" {event['before']} → {event['after']}" if event.get("before") and event.get("after") else ""
     head = painted(Cell(line(event["at"]), "dim"), colour)

@@ -25,7 +25,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from procguard.client import api
+from procguard.client import client
 from procguard.console import terminal
 from procguard.deploy.install.deployer import VERIFY_TIMEOUT_S, WORKER_CHANGES, Deployer, DeployOptions, would_change
 from procguard.deploy.install.rollout import HostResult
@@ -55,7 +55,7 @@ def begin(path: str, directory: Path, action: str, check: bool, prune: bool) -> 
     hosts = model.load(path).select("")
     if action == "undeploy":
         hosts = [model.Host(host.name, host.target, home=host.home, tunnel=host.tunnel) for host in hosts]
-    reply = api.from_environment().deploy(_deployer(options).request(hosts))
+    reply = client.from_environment().deploy(_deployer(options).request(hosts))
     _remove_left_over(directory.parent)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     directory.chmod(0o700)
@@ -117,7 +117,7 @@ def code(name: str, directory: Path) -> Json:
 
 def verify(name: str, directory: Path) -> Json:
     _, mine = _begun(name, directory)
-    manager = api.from_environment()
+    manager = client.from_environment()
     Heard(manager).wait_for(mine["agent_id"], time.monotonic() + VERIFY_TIMEOUT_S)
     return {"heard": True, "recovery_ssh": manager.check_ssh(name)}
 
@@ -156,7 +156,7 @@ def _bundle_name(made: bundle.Bundle) -> str:
 
 
 def _deployer(options: DeployOptions) -> Deployer:
-    return Deployer(api.from_environment(), Connector(), _Silent(), options)
+    return Deployer(client.from_environment(), Connector(), _Silent(), options)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from procguard.client.api import ManagerClient, error_of, from_environment
+from procguard.client.api import ManagerClient, error_of
+from procguard.client.client import from_environment
 from procguard.errors import Conflict, ManagerUnreachable, NotFound, ProcGuardError, Refused
 from tests import fake_manager
 from tests.fake_manager import FakeManager

@@ -21,7 +21,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 from procguard.client import discovery
-from procguard.client.api import ManagerClient, from_environment
+from procguard.client.api import ManagerClient
+from procguard.client.client import from_environment
 from procguard.config import schema
 from procguard.config.schema import Tls
 from procguard.errors import ConfigError, ManagerUnreachable, ProcGuardError, UsageError

@@ -1,0 +1,158 @@
+"""What a manager answers, field by field: plain dictionaries, as JSON has them, with types for readers and checkers.
+
+Moments are ISO 8601 in UTC, `…_s` seconds, `…_bytes` bytes. A manager of a later release may send further keys; one of
+an earlier release leaves newer ones out. tests/unit/client/test_types.py holds these to the manager's own declarations.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypedDict
+
+State = Literal["stopped", "starting", "running", "stopping", "backoff", "exited", "failed", "unknown"]
+Verb = Literal["start", "stop", "restart", "kill"]
+
+
+class WorkerInfo(TypedDict):
+    """One supervised command. `state`: as its host reports it; `desired`: as the inventory or an operator wants it."""
+
+    worker_id: str
+    state: State
+    last_known_state: State
+    desired: Literal["running", "stopped"]
+    host: str
+    agent: str
+    pid: int | None
+    attempt: int
+    epoch: int
+    generation: int
+    current: bool
+    restarts: int
+    restarts_total: int
+    command: str
+    group: str
+    labels: dict[str, str]
+    last_seen: str | None
+    since: str | None
+    usage: dict[str, Any] | None
+    last_exit: dict[str, Any] | None
+    health: dict[str, Any] | None
+    suspect: str | None
+    reason: str
+    restart_pending: bool
+    undeclared: bool
+    next_start_in_s: float | None
+    home: str | None
+    moving_to: str | None
+    moves: int
+    recovery: dict[str, Any] | None
+    gang: dict[str, Any] | None
+
+
+class HostInfo(TypedDict):
+    """A machine of the inventory with its agent, or a launcher."""
+
+    host: str
+    agent: str
+    kind: Literal["deployed", "launcher"]
+    agent_state: Literal["never", "connected", "suspect", "unreachable", "ended", "pending"]
+    last_seen: str | None
+    address: str
+    release: str
+    usage: dict[str, Any] | None
+    facts: dict[str, Any] | None
+    workers: int
+    recovery_ssh: dict[str, Any]
+    reason: str
+    tunnel: dict[str, Any] | None
+    agent_pid: int | None
+    agent_started: str | None
+    spare: bool | int
+    labels: dict[str, str]
+    undeclared: bool
+    cordoned: dict[str, Any] | None
+    recovery: dict[str, Any] | None
+    failures: int
+    last_failure: dict[str, Any] | None
+    fingerprint: str | None
+    worker_id: str | None
+    command: str | None
+    channel: str
+    channel_trouble: str
+    disk_trouble: str
+    disk_path: str
+    rotation: dict[str, Any] | None
+
+
+class EventInfo(TypedDict):
+    """Something that happened. `seq` rises; `cause` is a stable word for programs."""
+
+    seq: int
+    at: str | None
+    kind: str
+    worker_id: str | None
+    host: str | None
+    before: str | None
+    after: str | None
+    reason: str
+    actor: str | None
+    attempt: int | None
+    cause: str | None
+    evidence: Any
+    logs: str | None
+
+
+class LogLineInfo(TypedDict):
+    """(attempt, stream, offset) identifies it for ever. `at`: Unix time of its host; 0.0 where nobody knows."""
+
+    attempt: int
+    stream: Literal["out", "err"]
+    offset: int
+    end: int
+    at: float
+    text: str
+
+
+class CommandInfo(TypedDict):
+    """The manager will see to it, whether or not the host is in reach now."""
+
+    command_id: str
+    worker_id: str
+    command: Verb
+    status: Literal["accepted"]
+
+
+class ExplanationInfo(TypedDict):
+    """Why a worker is as it is, in sentences for people."""
+
+    worker_id: str
+    state: str
+    language: Literal["en", "zh"]
+    at: str | None
+    headline: str
+    sentences: list[dict[str, Any]]
+    next_steps: list[str]
+    timeline: list[dict[str, Any]]
+
+
+class OperationInfo(TypedDict):
+    """One command for many workers. `counts`: by result, e.g. {"done": 40, "failed": 2}."""
+
+    operation_id: str
+    command: Verb
+    selector: str
+    q: str
+    actor: str
+    reason: str
+    status: Literal["running", "cancelling", "halting", "done", "cancelled", "halted", "interrupted"]
+    created_at: str | None
+    ended_at: str | None
+    total: int
+    counts: dict[str, int]
+    causes: list[dict[str, Any]]
+    concurrency: int
+    max_failures: str
+    timeout_s: float
+    retry_of: str | None
+    joined: int
+    left: int
+    note: str
