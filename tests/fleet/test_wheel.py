@@ -51,11 +51,12 @@ class Account:
     def _words(self, *words: str) -> list[str]:
         hide = 'for one in "$0" "$1"; do mount -t tmpfs none "$one" || exit; done; shift; exec "$@"'
         become = ("setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "--no-new-privs")
-        places = (str(REPOSITORY), sys.prefix)
+        places = (os.path.realpath(sys.prefix), str(REPOSITORY))
         return [*END_WITH_US, "unshare", "-m", "sh", "-c", hide, *places, *become, *words]
 
     def _environment(self, more: dict[str, str]) -> dict[str, str]:
         made = {"HOME": str(self.home), "PATH": f"{self.base}/venv/bin:/usr/bin:/bin:/usr/sbin", "LANG": "C.UTF-8"}
+        made |= {"ANSIBLE_HOME": str(self.base / "ansible-home"), "ANSIBLE_REMOTE_TMP": str(self.base / "ansible-tmp")}
         made |= {"UV_CACHE_DIR": str(self.base / "cache"), "ANSIBLE_NOCOLOR": "1", "ANSIBLE_LOCALHOST_WARNING": "0"}
         kept = {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "UV_INDEX", "SSL_CERT"))}
         if "PROCGUARD_CI_MARK" in os.environ:
