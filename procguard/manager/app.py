@@ -46,6 +46,7 @@ from procguard.portal.api.access import new_token
 from procguard.portal.logs.store import LogStore
 from procguard.portal.web_monitor import WebMonitor
 from procguard.runtime import interpreter
+from procguard.runtime.cooperative import Pace
 from procguard.runtime.gc_policy import Collector
 from procguard.runtime.loop_lag import LoopWatchdog
 from remote_agent.protocol import messages
@@ -117,6 +118,7 @@ class Manager:
             spawn=gevent.spawn,
             read_clock=clock.read,
             manager_urls=self._manager_urls,
+            rest=Pace(),
         )
         self.care = AgentCare(
             self.fleet, hands=self._care_for, spawn=gevent.spawn, pause=gevent.sleep, read_clock=clock.read
@@ -344,6 +346,10 @@ class PrivateLog(logging.handlers.RotatingFileHandler):
         for number in range(1, self.backupCount + 1):
             with contextlib.suppress(OSError):
                 os.chmod(f"{self.baseFilename}.{number}", 0o600)
+
+    def shouldRollover(self, record: logging.LogRecord) -> bool:
+        """By what is written: logging's own asks the file system for each record, and formats it a second time."""
+        return self.stream is not None and self.stream.tell() >= self.maxBytes
 
     def _open(self) -> Any:
         name, mode = self.baseFilename, self.mode

@@ -5,6 +5,7 @@ Reads the fleet's tables; the digest is kept until something of the agent change
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -65,14 +66,15 @@ class AssignmentBuilder:
         """The specification with the manager's recovery settings filled in. Shares with it what is the same in both."""
         settings, own = self._state.settings, spec.restart
         most = settings.max_recovery_attempts if own.max_attempts is None else own.max_attempts
-        usual = own.start_timeout_s == messages.RestartPolicy().start_timeout_s  # else it is the worker's own
+        usual = own.start_timeout_s == messages.RestartPolicy.start_timeout_s  # else it is the worker's own
         start_timeout_s = settings.recovery_timeout_s if usual else own.start_timeout_s
-        restart = dataclasses.replace(own, max_attempts=most, start_timeout_s=start_timeout_s)
-        health = spec.health
+        resolved, restart = copy.copy(spec), copy.copy(own)  # not dataclasses.replace, which takes ten times as long
+        restart.max_attempts, restart.start_timeout_s = most, start_timeout_s
+        resolved.restart = restart
         if not settings.enable_auto_recovery:
             restart.policy = "never"
-            health = [dataclasses.replace(check, action="alert") for check in health]
-        return dataclasses.replace(spec, restart=restart, health=health)
+            resolved.health = [dataclasses.replace(check, action="alert") for check in spec.health]
+        return resolved
 
     def rev(self, agent_id: str) -> str:
         seen = self._state.seen[agent_id]
@@ -82,7 +84,7 @@ class AssignmentBuilder:
 
     def _told(self, assignment: messages.Assignment) -> dict[str, Any]:
         """An assignment for the digest of them all, where the digest of its specification stands for that."""
-        told = {one.name: getattr(assignment, one.name) for one in dataclasses.fields(assignment)}
+        told = dict(vars(assignment))
         seen = self._state.worker_seen.get(assignment.worker_id)
         same = seen is not None and seen.resolved is not None and seen.resolved.spec is assignment.spec
         told["spec"] = seen.resolved.digest if same else messages.encode(assignment.spec)  # type: ignore[union-attr]

@@ -21,6 +21,7 @@ from procguard.fleet.recovery.policy import Incident, Look, RecoveryPolicy, deci
 from procguard.fleet.recovery.reassignment import Reassignment
 
 KEEP_RECOVERIES = 200
+URLS_KEPT_S = 1.0
 
 
 class Looker(Protocol):
@@ -42,8 +43,10 @@ class FailureHandler:
         spawn: Callable[[Callable[[], None]], Any],
         read_clock: Callable[[], Now],
         manager_urls: Callable[[], list[str]] = list,
+        rest: Callable[[], None] = lambda: None,
     ) -> None:
-        """`manager_urls`: where agents find this manager. Attempts of one that had other addresses do not count."""
+        """`manager_urls`: where agents find this manager. Attempts of one that had other addresses do not count.
+        `rest()`: lets others run where it is time to; thousands of agents may be lost, or return, at once."""
         self._fleet = fleet
         self._monitor = monitor
         self._settings = settings
@@ -51,6 +54,8 @@ class FailureHandler:
         self._spawn = spawn
         self._read_clock = read_clock
         self._manager_urls = manager_urls
+        self._rest = rest
+        self._urls: tuple[float, list[str]] = (float("-inf"), [])  # monotonic: when they were asked for
         self._open: dict[str, Incident] = {}
         self._closed: list[Incident] = []
         self.tasks = Reassignment(fleet, settings)
@@ -64,7 +69,9 @@ class FailureHandler:
         for finding in self._monitor.tick(now):
             self._take(finding, now)
         for incident in list(self._open.values()):
-            self._advance(incident, now)
+            self._rest()
+            if not self._has_returned(incident):  # while others ran; the next round closes it
+                self._advance(incident, now)
         self.tasks.tick(self._policy(now), self._agent_coming_s, now)
         self._fleet.placement.moved(now)
         for record in self._fleet.state.outbox.expire(now):
@@ -79,8 +86,10 @@ class FailureHandler:
 
     def look_for_the_unheard(self, now: Now) -> None:
         """After the start grace: agents that are known but were never heard in this run of the manager."""
-        for agent_id, seen in self._fleet.state.seen.items():
-            if seen.state == "never":
+        for agent_id in list(self._fleet.state.seen):
+            self._rest()
+            seen = self._fleet.state.seen.get(agent_id)
+            if seen is not None and seen.state == "never":  # not heard while others ran
                 self._fleet.agents.mark(agent_id, "unreachable", "not heard since the manager started", now)
                 self._open_incident(agent_id, "not heard since the manager started", now)
                 self.tasks.host_lost(agent_id)
@@ -138,20 +147,27 @@ class FailureHandler:
         reachable_by_ssh = agent.kind == "deployed" and bool(agent.ssh)
         incident = Incident(agent_id, agent.host, now, reachable_by_ssh, connection_closed, last_heard=seen.last_seen)
         # What the manager before this one has spent on the same silence counts; heard in between, it would be gone.
-        urls = sorted(self._manager_urls())
+        urls = self._urls_at(now)
         counts = seen.last_seen is None and agent.incident.get("manager_urls", urls) == urls
         incident.starts = int(agent.incident.get("starts", 0)) if counts else 0
         self._open[agent_id] = incident
         self._step(incident, reason, now)
 
     def _close_returned(self, now: Now) -> None:
-        for incident in list(self._open.values()):
-            seen = self._fleet.state.seen.get(incident.agent_id)
-            if seen is None:
-                self._close(incident, "left", "it is no longer part of the fleet", now)
-            elif seen.state == "connected":
-                lost_s = now.monotonic - incident.opened.monotonic
-                self._close(incident, "recovered", f"heard again after {lost_s:.1f} s", now)
+        # Until there is none: whoever returns while others run is closed before the monitor looks, too.
+        while returned := [incident for incident in self._open.values() if self._has_returned(incident)]:
+            for incident in returned:
+                self._rest()
+                if incident.agent_id not in self._fleet.state.seen:
+                    self._close(incident, "left", "it is no longer part of the fleet", now)
+                else:
+                    lost_s = now.monotonic - incident.opened.monotonic
+                    self._close(incident, "recovered", f"heard again after {lost_s:.1f} s", now)
+
+    def _has_returned(self, incident: Incident) -> bool:
+        """It was heard, or has left the fleet."""
+        seen = self._fleet.state.seen.get(incident.agent_id)
+        return seen is None or seen.state == "connected"
 
     def _advance(self, incident: Incident, now: Now) -> None:
         if incident.looking or now.monotonic < incident.next_at:
@@ -190,7 +206,7 @@ class FailureHandler:
         jitter = random.uniform(0.0, 0.25)  # noqa: S311 - spreads the looks, guards nothing
         incident.next_at = now.monotonic + (0.0 if look.reached else jitter)
         if incident.agent_id in self._open:
-            self._remember(incident)
+            self._remember(incident, now)
             self._fleet.agents.set_recovery_ssh(incident.host, look.reached, "" if look.reached else look.message, now)
             if first or look.reached:
                 self._step(
@@ -214,11 +230,17 @@ class FailureHandler:
             return 0.0
         return max(0.0, incident.last_look_at + self._settings.recovery_timeout_s - now.monotonic)
 
-    def _remember(self, incident: Incident, reason: str = "") -> None:
+    def _urls_at(self, now: Now) -> list[str]:
+        """Asked for once a second: the kernel is, and thousands of incidents may begin at once."""
+        if now.monotonic - self._urls[0] > URLS_KEPT_S:
+            self._urls = now.monotonic, sorted(self._manager_urls())
+        return self._urls[1]
+
+    def _remember(self, incident: Incident, now: Now, reason: str = "") -> None:
         """Attempts outlive the manager; a recovered agent has none."""
         agent = self._fleet.state.agents_by_id.get(incident.agent_id)
         kept: dict[str, Any] = {"starts": incident.starts, "outcome": incident.outcome, "reason": reason}
-        kept["manager_urls"] = sorted(self._manager_urls())
+        kept["manager_urls"] = self._urls_at(now)
         kept = {} if incident.outcome == "recovered" or (incident.outcome == "open" and not incident.starts) else kept
         if agent is not None and agent.incident != kept:
             agent.incident = kept
@@ -242,7 +264,7 @@ class FailureHandler:
     def _close(self, incident: Incident, outcome: str, reason: str, now: Now) -> None:
         self._open.pop(incident.agent_id, None)
         incident.outcome, incident.ended = outcome, now  # type: ignore[assignment]
-        self._remember(incident, reason)
+        self._remember(incident, now, reason)
         self._step(incident, reason, now)
         if outcome == "gave_up":
             self._fleet.state.event_log.add(

@@ -19,7 +19,7 @@ import logging
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any, NamedTuple
 
 import gevent
@@ -152,7 +152,7 @@ class LocalClients:
             if not pids:
                 return _UNSEEN
             self._remember(owner.inode, pids)
-            return _why(pids, owner.uid, seen, server)
+            return _why(pids, owner.uid, seen, server, self._holders)
         except OSError as exc:
             return f"the connection's process cannot be known ({exc.strerror or exc})"
 
@@ -205,13 +205,18 @@ class _Seen:
         return found
 
 
-def _why(pids: tuple[int, ...], uid: int, seen: _Seen, server: Address) -> str:
+def _why(pids: tuple[int, ...], uid: int, seen: _Seen, server: Address, lead_here: Container[int] = frozenset()) -> str:
+    """`lead_here`: sockets known to be connections to the manager. Who has no other serves nobody, and the machine's
+    table of sockets, which may have tens of thousands of rows, need not be read. No number is used twice in a while:
+    the kernel counts them up."""
     own: set[int] = set()
     for pid in pids:
         name = name_of(pid)
         if name in FORWARDERS:
             return f"the connection is {name}'s (process {pid}), which passes on what others ask"
-        own |= seen.sockets_of(pid)
+        own |= {inode for inode in seen.sockets_of(pid) if inode not in lead_here}
+    if not own:
+        return ""
     table = seen.connections(server)
     listening = {one.local for one in table if one.listens}
     ephemeral = _ephemeral_ports()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import signal
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from procguard.manager.app import PrivateLog
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[3]
@@ -125,3 +127,25 @@ def test_nobody_else_can_read_what_a_manager_writes_whatever_the_umask_is(tmp_pa
     open_ = {str(path): oct(mode) for path, mode in found.items() if mode & 0o077 and path.name not in public}
     assert not open_
     assert all(not stat.S_IMODE(path.parent.stat().st_mode) & 0o077 for path in found)
+
+
+def test_the_log_is_bounded_and_each_record_formatted_once(tmp_path: Path) -> None:
+    formatted: list[str] = []
+
+    class Formatter(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            formatted.append(record.getMessage())
+            return formatted[-1]
+
+    handler = PrivateLog(tmp_path / "log", maxBytes=1_000, backupCount=2)
+    handler.setFormatter(Formatter())
+    log = logging.Logger("tried")
+    log.addHandler(handler)
+    for number in range(100):
+        log.info("%s", f"{number:02d}" + 47 * "x")
+    handler.close()
+    assert len(formatted) == 100
+    files = [tmp_path / name for name in ("log", "log.1", "log.2")]
+    assert sorted(tmp_path.iterdir()) == files
+    assert all(file.stat().st_size <= 1_050 for file in files)
+    assert "".join(file.read_text() for file in reversed(files)).splitlines() == formatted[-60:]

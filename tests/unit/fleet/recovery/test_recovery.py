@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -336,3 +337,68 @@ def test_a_lost_host_and_a_failed_worker_stand_in_their_hosts_ledger(world: Worl
     for _ in range(15):
         failures.tick(world.pass_time(1.0))
     assert [one["kind"] for one in world.fleet.state.agents_by_id["h1"].ledger] == ["worker_failed", "agent_silent"]
+
+
+# ------------------------------------------------------------------------------------------------ thousands at once
+
+
+def crowd(tmp_path: Path, rest: Callable[[World], None], urls: Callable[[], list[str]]) -> tuple[World, FailureHandler]:
+    """50 hosts of which a manager that has just started has heard nothing. `rest(world)`: what others do meanwhile."""
+    world = World(tmp_path)
+    world.deploy({f"h{number}": {f"w{number}": {"command": "sleep 9"}} for number in range(50)})
+    world.fleet.state.commit()
+    world.restart()
+    monitor = ProcessMonitor(world.fleet, world.settings, world.now)
+    while monitor.in_grace(world.now):
+        monitor.tick(world.pass_time(1.0))
+    never = Ssh(*[Look(False, "unknown", "refused")] * 1000)
+    failures = FailureHandler(
+        world.fleet, monitor=monitor, settings=world.settings, look=never, spawn=lambda task: task(),
+        read_clock=lambda: world.now, manager_urls=urls, rest=lambda: rest(world),
+    )  # fmt: skip
+    return world, failures
+
+
+def test_who_is_heard_while_the_unheard_are_looked_for_is_not_one_of_them(tmp_path: Path) -> None:
+    heard: list[str] = []
+
+    def rest(world: World) -> None:
+        if not heard:
+            heard.append("h49")
+            world.beat("h49", world.report("w49"))
+
+    world, failures = crowd(tmp_path, rest, list)
+    failures.look_for_the_unheard(world.now)
+    found = world.fleet.state.seen
+    assert [agent_id for agent_id, seen in found.items() if seen.state != "unreachable"] == ["h49"]
+
+
+def test_others_have_their_turn_between_thousands_that_are_lost_and_return(tmp_path: Path) -> None:
+    rests, asked = [], []
+    world, failures = crowd(tmp_path, lambda _world: rests.append(1), lambda: asked.append(1) or ["http://a"])
+    failures.look_for_the_unheard(world.now)
+    assert (len(rests), len(asked)) == (50, 1), "its own addresses are asked for once, not for each"
+    failures.tick(world.now)
+    assert len(rests) == 100
+    for number in range(50):
+        world.beat(f"h{number}", world.report(f"w{number}"))
+    failures.tick(world.pass_time(1.0))
+    assert len(rests) == 150
+    assert {one["outcome"] for one in failures.recoveries()} == {"recovered"}
+
+
+def test_who_returns_while_others_run_is_closed_before_the_monitor_looks(tmp_path: Path) -> None:
+    """Else its next loss would be a step of the incident before."""
+    late = ["h7"]
+
+    def rest(world: World) -> None:
+        if returning and late:
+            world.beat(late.pop(), world.report("w7"))
+
+    returning: list[int] = []
+    world, failures = crowd(tmp_path, rest, list)
+    failures.look_for_the_unheard(world.now)
+    world.beat("h3", world.report("w3"))
+    returning.append(1)
+    failures.tick(world.now)
+    assert {one["agent"] for one in failures.recoveries() if one["outcome"] == "recovered"} == {"h3", "h7"}

@@ -274,6 +274,39 @@ def test_the_managers_own_connections_are_left_out_of_the_list() -> None:
         assert listener.getsockname()[1] not in ports and another.getsockname()[1] in ports
 
 
+CONNECTS = """
+import socket, sys
+kept = [socket.create_connection(("127.0.0.1", int(sys.argv[1]))) for _ in range(2)]
+for line in sys.stdin:
+    kept.append(socket.create_server(("127.0.0.1", 0)))
+    print(flush=True)
+"""
+
+
+def test_who_has_no_socket_but_those_that_lead_here_costs_no_look_at_all_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tables: list[object] = []
+    list_all = peer_uid.connections
+    monkeypatch.setattr(peer_uid, "connections", lambda server: (tables.append(server), list_all(server))[1])
+    clients = local_client.LocalClients()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        command = [sys.executable, "-c", CONNECTS, str(listener.getsockname()[1])]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            assert process.stdin is not None and process.stdout is not None
+            (first, peer), (second, another) = listener.accept(), listener.accept()
+            with first, second:
+                for one in (peer, another, peer, another):
+                    assert clients.why_forwarded(one, listener.getsockname()) == ""
+                assert len(tables) == 1, "the first look did not know yet that the second connection leads here"
+                process.stdin.write(b"listen\n")
+                process.stdin.flush()
+                process.stdout.readline()
+                assert clients.why_forwarded(peer, listener.getsockname()) == ""
+                assert len(tables) == 2, "it has a socket of another kind now"
+            process.stdin.close()
+
+
 def test_those_who_ask_at_once_are_answered_by_one_look_that_begins_after_they_asked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
