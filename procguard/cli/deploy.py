@@ -19,24 +19,42 @@ if TYPE_CHECKING:
     from procguard.deploy.ssh.credentials import LoginCredentials
 
 JSON_RESULT = "machine-readable result on stdout"
-HOSTS_TEXT = "the inventory, as Ansible reads it, e.g. inventory/prod.yaml"
 WAIT_HELP = {
     "wait": "wait so many seconds for started workers (else until their start_secs are over, at most 15 s)",
     "no_wait": "do not wait for started workers",
 }
+HOSTS_TEXT = "the inventory, as Ansible reads it, e.g. inventory/prod.yaml; several: the later ones count more"
+VAULT_TEXT = (
+    "a private file with the password of Ansible Vault, or a program that prints it (else ANSIBLE_VAULT_PASSWORD_FILE)"
+)
 FORKS, FORKS_TEXT = 32, "how many hosts at once"
 
 
 @dataclass(frozen=True)
-class HostsOptions(OptionGroup):
+class InventoryOptions(OptionGroup):
+    """What is read."""
+
+    hosts: tuple[str, ...] = option((), HOSTS_TEXT, "i")
+    vault_password_file: str = option("", VAULT_TEXT)
+
+    def loaded(self, action: str) -> Inventory:
+        """All of it. Raises UsageError, and what reading an inventory raises."""
+        from procguard.deploy.inventory import model
+
+        if not self.hosts:
+            raise UsageError("no inventory was named", f"invoke {action} --hosts inventory/prod.yaml")
+        return model.load(self.hosts, self.vault_password_file)
+
+
+@dataclass(frozen=True)
+class HostsOptions(InventoryOptions):
     """Which hosts."""
 
-    hosts: str = option("", HOSTS_TEXT, "i")
     limit: str = option("", "only these hosts or groups, as in Ansible: gpu*,!gpu03")
 
     def chosen(self, action: str) -> list[Host]:
-        """Raises UsageError, and what reading an inventory raises."""
-        return _loaded(self.hosts, action).select(self.limit)
+        """Raises as `loaded` does."""
+        return self.loaded(action).select(self.limit)
 
 
 @dataclass(frozen=True)
@@ -76,7 +94,6 @@ class RolloutOptions(OptionGroup):
     def over(self, action: str, hosts: list[Host], login: LoginOptions, **more: Any) -> None:
         """Do `action`, a method of the Deployer, on these hosts; `more`: further options of it (deployer.Options)."""
         from procguard.cli.output import deployment
-        from procguard.console.styled import styled
         from procguard.deploy.install.deployer import Deployer, DeployOptions
         from procguard.deploy.install.rollout import RolloutPlan
         from procguard.deploy.session.connector import Connector
@@ -84,8 +101,7 @@ class RolloutOptions(OptionGroup):
         plan = RolloutPlan(_forks(self.forks), self.serial, self.max_fail)
         options = DeployOptions(plan, check=self.check, diff=self.diff, **more)
         out = deployment.console(stderr=self.json_)
-        for warning in dict.fromkeys(warning for host in hosts for warning in host.warnings):
-            out.print(styled("[yellow]note: {}[/]", warning))
+        _say_notes(hosts, out)
         progress = deployment.Progress(out, len(hosts))
         connector = Connector(login.credentials(hosts, progress.ask))
         with progress:
@@ -101,7 +117,7 @@ class RolloutOptions(OptionGroup):
             raise failure
 
 
-HOSTS, ROLLOUT, LOGIN = HostsOptions(), RolloutOptions(), LoginOptions()
+INVENTORY, HOSTS, ROLLOUT, LOGIN = InventoryOptions(), HostsOptions(), RolloutOptions(), LoginOptions()
 
 
 @operator_task(
@@ -138,9 +154,15 @@ def deploy(
     from procguard.deploy.session import bundle
 
     bundle.begin()
-    limit, found = patience(wait, no_wait), _loaded(among.hosts, "deploy")
+    limit, found = patience(wait, no_wait), among.loaded("deploy")
+    if found.incomplete and prune:
+        _say_notes(found)
+        raise UsageError(
+            "--prune: parts of the inventory could not be read, and what is missing in it need not be gone",
+            "correct them (invoke deploy without --prune goes on without them)",
+        )
     named: dict[str, Any] = {}
-    if found.identity:
+    if found.identity and not found.incomplete:
         declared = {worker.worker_id: host.name for host in found.hosts.values() for worker in host.workers}
         hosts = None if among.limit else list(found.hosts)
         named = {"name": found.identity, "hosts": hosts, "workers": declared}
@@ -221,19 +243,21 @@ def trust(among: HostsOptions = HOSTS, yes: bool = False, login: LoginOptions = 
         raise PartlyFailed(f"{bad} of {len(chosen)} hosts showed no key that can be trusted", "the lines above say why")
 
 
-@operator_task(("host",), help={"host": "its name in the inventory", "hosts": HOSTS_TEXT})
-def doctor(host: str, hosts: str = "", login: LoginOptions = LOGIN) -> None:
+@operator_task(("host",), help={"host": "its name in the inventory"})
+def doctor(host: str, inventory: InventoryOptions = INVENTORY, login: LoginOptions = LOGIN) -> None:
     """Find out why a host does not do as it should. Example: invoke doctor gpu01 --hosts inventory/prod.yaml
 
     From its name to the manager hearing its agent, each step with its cause and what to do. Changes nothing.
     """
     from procguard.cli.output import deployment
     from procguard.deploy.install.doctor import Doctor
+    from procguard.deploy.inventory.names import fleet_id
     from procguard.deploy.session.connector import Connector
 
-    found = _loaded(hosts, "doctor").hosts
+    loaded = inventory.loaded("doctor")
+    found, host = loaded.hosts, fleet_id(host)
     if host not in found:
-        raise UsageError(f"{hosts} has no host {host}", f"hosts: {', '.join(list(found)[:8])}")
+        raise UsageError(f"{loaded.path} has no host {host}", f"hosts: {', '.join(list(found)[:8])}")
     out, bad = deployment.console(), 0
     connector = Connector(login.credentials([found[host]]))
     for step in Doctor(connect(), connector).examine(found[host]):
@@ -248,7 +272,6 @@ def doctor(host: str, hosts: str = "", login: LoginOptions = LOGIN) -> None:
     help={
         "pattern": "which hosts, as in --limit: gpu*,!gpu03; or an inventory, for all of it",
         "path": "a file, folder or pattern there: ~/project/out/*.csv, in quotes",
-        "hosts": HOSTS_TEXT,
         "to": "the folder here; each host has its own in it",
         "max_size": "at most so much from each host: 500M, 2G",
         "max_files": "at most so many files from each host",
@@ -259,7 +282,7 @@ def doctor(host: str, hosts: str = "", login: LoginOptions = LOGIN) -> None:
 def fetch(
     pattern: str,
     path: str,
-    hosts: str = "",
+    inventory: InventoryOptions = INVENTORY,
     to: str = "fetched",
     max_size: str = "1G",
     max_files: int = 10_000,
@@ -278,9 +301,11 @@ def fetch(
     from procguard.deploy.install.fetch import Fetcher, Wanted
     from procguard.deploy.session.connector import Connector
 
-    if not hosts and os.path.exists(pattern):
-        hosts, pattern = pattern, ""
-    chosen = HostsOptions(hosts, pattern).chosen(f"fetch {pattern or 'HOSTS'} {path}")
+    if not inventory.hosts and os.path.exists(pattern):
+        inventory, pattern = replace(inventory, hosts=(pattern,)), ""
+    chosen = HostsOptions(inventory.hosts, inventory.vault_password_file, pattern).chosen(
+        f"fetch {pattern or 'HOSTS'} {path}"
+    )
     wanted = Wanted(path, _bytes(max_size), max_files)
     out = deployment.console(stderr=json_)
     connector = Connector(login.credentials(chosen))
@@ -302,12 +327,15 @@ def _bytes(text: str) -> int:
     return int(found[1]) << {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}[found[2].upper()]
 
 
-def _loaded(path: str, action: str) -> Inventory:
-    from procguard.deploy.inventory import model
+def _say_notes(hosts: Inventory | list[Host], out: Any = None) -> None:
+    """What reading the inventory has to remark, each thing once."""
+    from procguard.cli.output import deployment
+    from procguard.console.styled import styled
 
-    if not path:
-        raise UsageError("no inventory was named", f"invoke {action} --hosts inventory/prod.yaml")
-    return model.load(path)
+    out = out or deployment.console(stderr=True)
+    each = hosts if isinstance(hosts, list) else hosts.hosts.values()
+    for warning in dict.fromkeys(warning for host in each for warning in host.warnings):
+        out.print(styled("[yellow]note: {}[/]", warning))
 
 
 def _forks(number: int) -> int:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 
 from procguard import hints
+from procguard.cli.deploy import INVENTORY, InventoryOptions
 from procguard.cli.program.command import operator_task
 from procguard.console.terminal import say
 from procguard.errors import PartlyFailed, ProcGuardError, UsageError
@@ -106,22 +108,25 @@ def init(hosts: list[str], folder: str = ".") -> None:
     say(f"  {hints.program('deploy')} --hosts {paths[INVENTORY_NAME]}")
 
 
-@operator_task(
-    help={"hosts": "an inventory, as Ansible reads it", "config": "a configuration of the manager"},
-)
-def validate(hosts: str = "", config: str = "") -> None:
+@operator_task(help={"config": "a configuration of the manager"})
+def validate(inventory: InventoryOptions = INVENTORY, config: str = "") -> None:
     """Read an inventory, a configuration or both; say every mistake. Example: invoke validate --hosts inventory.yaml
 
     Asks no host and no manager, changes nothing. Exit code 1 where something is wrong.
     """
-    if not hosts and not config:
+    if not inventory.hosts and not config:
         raise UsageError("nothing to read was named", "invoke validate --hosts inventory.yaml --config procguard.yaml")
     wrong: list[ProcGuardError] = []
-    for read, path in ((_read_inventory, hosts), (_read_config, config)):
-        if not path:
+    named = " and ".join(inventory.hosts)
+    readings: list[tuple[str, Callable[[], str]]] = [
+        (named, lambda: _read_inventory(inventory)),
+        (config, lambda: _read_config(config)),
+    ]
+    for what, read in readings:
+        if not what:
             continue
         try:
-            say(f"{path}: {read(path)}")
+            say(f"{what}: {read()}")
         except PartlyFailed:
             raise
         except ProcGuardError as exc:
@@ -132,10 +137,8 @@ def validate(hosts: str = "", config: str = "") -> None:
         raise wrong[0]
 
 
-def _read_inventory(path: str) -> str:
-    from procguard.deploy.inventory import model
-
-    found = model.load(path)
+def _read_inventory(inventory: InventoryOptions) -> str:
+    found = inventory.loaded("validate")
     workers = sum(len(host.workers) for host in found.hosts.values())
     warnings = dict.fromkeys(text for host in found.hosts.values() for text in host.warnings)
     for warning in warnings:

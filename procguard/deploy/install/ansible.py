@@ -1,6 +1,6 @@
 """What the playbooks need on the controller: the same deployment, its bytes carried by Ansible.
 
-    python -m procguard.deploy.install.ansible begin --hosts INVENTORY --dir DIR --action deploy|undeploy|ask [--check]
+    python -m procguard.deploy.install.ansible begin --hosts INVENTORY… --dir DIR --action deploy|undeploy|ask [--check]
                                                              tells the manager (ask: only asks it); fills DIR (0700)
     … plan    --host NAME --dir DIR     `install.pyz status` on stdin -> what would change, and which bundle it takes
     … request --host NAME --dir DIR     the same on stdin -> the request for `install.pyz install`
@@ -30,7 +30,7 @@ from procguard.console import terminal
 from procguard.deploy.install.deployer import VERIFY_TIMEOUT_S, WORKER_CHANGES, Deployer, DeployOptions, would_change
 from procguard.deploy.install.rollout import HostResult
 from procguard.deploy.install.verify import Heard
-from procguard.deploy.inventory import model
+from procguard.deploy.inventory import model, names
 from procguard.deploy.session import bundle
 from procguard.deploy.session.connector import Connector
 from procguard.deploy.sync.source import Sources
@@ -49,10 +49,15 @@ class _Silent:
         """Ansible shows the result."""
 
 
-def begin(path: str, directory: Path, action: str, check: bool, prune: bool) -> Json:
+def begin(paths: list[str], directory: Path, action: str, check: bool, prune: bool) -> Json:
     """Tell the manager, and write what the hosts need: install.pyz, the bundle, deployment.json."""
     options = DeployOptions(prune=prune or action == "undeploy", check=check or action == "ask")
-    hosts = model.load(path).select("")
+    found = model.load(paths)
+    if options.prune and found.incomplete and action == "deploy":
+        raise UsageError(
+            "parts of the inventory could not be read: prune would stop what is only missing", "correct it"
+        )
+    hosts = found.select("")
     if action == "undeploy":
         hosts = [model.Host(host.name, host.target, home=host.home, tunnel=host.tunnel) for host in hosts]
     reply = client.from_environment().deploy(_deployer(options).request(hosts))
@@ -65,7 +70,8 @@ def begin(path: str, directory: Path, action: str, check: bool, prune: bool) -> 
         (directory / _bundle_name(release)).write_bytes(release.data)
     fd = os.open(directory / "deployment.json", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(fd, "w", encoding="utf-8") as out:
-        json.dump({"inventory": os.path.abspath(path), "reply": reply}, out)
+        inventory = [os.path.abspath(path) if os.path.exists(path) else path for path in paths]
+        json.dump({"inventory": inventory, "reply": reply}, out)
     return {"fleet_id": reply["fleet_id"], "hosts": sorted(reply["hosts"])}
 
 
@@ -138,7 +144,9 @@ def _begun(name: str, directory: Path) -> tuple[Json, Json]:
     """What `begin` wrote, and this host's part of the manager's answer."""
     begun = json.loads((directory / "deployment.json").read_text("utf-8"))
     if name not in begun["reply"]["hosts"]:
-        raise UsageError(f"{name} is not in {begun['inventory']}", "run the playbook with the inventory it deploys")
+        raise UsageError(
+            f"{name} is not in {' and '.join(begun['inventory'])}", "run the playbook with the inventory it deploys"
+        )
     return begun, begun["reply"]["hosts"][name]
 
 
@@ -164,13 +172,14 @@ def main(argv: list[str] | None = None) -> int:
         prog="procguard.deploy.install.ansible", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("step", choices=["begin", "plan", "request", "code", "verify", "removal", "forget"])
-    parser.add_argument("--hosts", default="", help="begin: the inventory")
+    parser.add_argument("--hosts", nargs="+", default=[], help="begin: the inventory, or several")
     parser.add_argument("--action", choices=["deploy", "undeploy", "ask"], default="deploy", help="begin: for what")
     parser.add_argument("--check", action="store_true", help="begin: change nothing")
     parser.add_argument("--prune", action="store_true", help="begin: stop workers gone from the inventory")
     parser.add_argument("--host", default="", help="all others: one host's name")
     parser.add_argument("--dir", required=True, type=Path, help="a private directory of this run")
     given = parser.parse_args(argv)
+    given.host = names.fleet_id(given.host) if given.host else ""
     try:
         if given.step == "begin":
             answer = begin(given.hosts, given.dir, given.action, given.check, given.prune)

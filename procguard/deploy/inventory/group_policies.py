@@ -14,7 +14,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from procguard.config.groups import GroupPolicy
-from procguard.deploy.inventory.templates import Renderer, TemplateMistake
+from procguard.deploy.inventory.templates.functions import TemplateMistake
+from procguard.deploy.inventory.templates.renderer import Renderer
 from procguard.deploy.inventory.workers import DeclaredWorker, place
 
 VARIABLE = "procguard_groups"

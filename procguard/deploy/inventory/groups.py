@@ -7,23 +7,21 @@ host_vars/*. A later value replaces an earlier one; mappings don't merge. Nothin
 
 from __future__ import annotations
 
-import re
-import string
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from procguard.deploy.inventory import positions
+from procguard.deploy.inventory import names, positions
+from procguard.deploy.inventory.positions import Tell
+from procguard.deploy.inventory.vault import Vault
 from procguard.errors import InventoryError
-from remote_agent.protocol import messages
 
-MAX_HOSTS = 10_000
 EXTENSIONS = ("", ".yml", ".yaml", ".json")  # of files in group_vars/ and host_vars/
 ALL, UNGROUPED = "all", "ungrouped"
 PRIORITY = "ansible_group_priority"
-
-Tell = Callable[[str, str, str], None]  # where, what, what to do
 
 
 @dataclass
@@ -38,18 +36,38 @@ class Group:
 
 
 class Groups:
-    """`tell` takes a mistake with its place; reading goes on, so that all are reported together."""
+    """`tell` takes a mistake with its place, `warn` what is no more than that; reading goes on, so that all are
+    reported together. `incomplete`: something that could not be read was left out, with a warning."""
 
-    def __init__(self, source: Path, tell: Tell) -> None:
-        self.source = source
-        self.tell = tell
+    def __init__(self, sources: Sequence[str], tell: Tell, warn: Tell, vault: Vault) -> None:
+        self.tell, self.warn, self.vault = tell, warn, vault
+        self.incomplete = False
+        self.directories = list(dict.fromkeys(directory_of(one) for one in sources))
+        self.file: Path | None = None  # that is being read
+        self.directory = self.directories[0]  # of the source that is being read
         self.by_name: dict[str, Group] = {ALL: Group(ALL), UNGROUPED: Group(UNGROUPED)}
         self.host_variables: dict[str, dict[str, Any]] = {}
+        self._origins: dict[str, tuple[Path, Path | None]] = {}
         self._members: dict[str, list[str]] = {}
         self._groups_of: dict[str, list[Group]] = {}
         self._files: dict[Path, Any] = {}
         self._group_places: dict[tuple[str, str], str] = {}  # (group, variable) -> where it stands
         self._said: dict[str, list[tuple[dict[str, Any], str]]] = {}  # host -> variables as they were read, and where
+
+    @contextmanager
+    def forgiving(self) -> Iterator[None]:
+        """One of several sources: its mistakes are warnings, and what it can't say is left out."""
+        strict, self.tell = self.tell, self._leave_out
+        try:
+            yield
+        except InventoryError as exc:
+            self._leave_out(exc.message, "", exc.next_step)
+        finally:
+            self.tell = strict
+
+    def _leave_out(self, where: str, what: str, next_step: str) -> None:
+        self.incomplete = True
+        self.warn(where, f"{what} (left out)" if what else "left out", next_step)
 
     # ------------------------------------------------------------------------------------------- filled by readers
 
@@ -73,23 +91,18 @@ class Groups:
 
     def add_hosts(self, group: str, pattern: str, variables: dict[str, Any], where: str) -> None:
         """`pattern`: a name or a range, with or without `:port`."""
-        bare, port = split_port(pattern)
-        if re.fullmatch(
-            r"\[[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*\]|[0-9A-Fa-f.]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*", bare
-        ):
-            self.tell(where, f"{bare} is an IPv6 address", "use a plain name and set ansible_host to the address")
-            return
+        bare, port = names.split_port(pattern)
         try:
-            names = list(expand_range(bare))
+            found = [bare] if names.is_ipv6(bare) else list(names.expand_range(bare))
+            for name in found:
+                names.check(name)
         except ValueError as exc:
-            self.tell(where, f"{pattern}: {exc}", "ranges are written like gpu[01:16] or [a:f]")
+            self.tell(where, f"{pattern}: {exc}", "a name, an address, or a range like gpu[01:16] or [a:f]")
             return
-        for name in names:
-            if not messages.valid_id(name):
-                self.tell(where, f"{name!r} can't name a host", "use a plain name and set ansible_host to its address")
-                continue
+        for name in found:
             if name not in self.host_variables:
                 self.host_variables[name] = {"ansible_port": port} if port else {}
+                self._origins[name] = (self.directory, self.file)
             self.host_variables[name].update(variables)
             if variables:
                 self._said.setdefault(name, []).append((variables, where))
@@ -108,8 +121,8 @@ class Groups:
                 self.by_name[ALL].children.append(group.name)
         for group in self.by_name.values():
             group.depth = self._depth(group.name, ())
-        grouped = {host for name, group in self.by_name.items() if name != ALL for host in group.hosts}
-        grouped -= set(self.by_name[UNGROUPED].hosts)
+        named = [group for name, group in self.by_name.items() if name not in (ALL, UNGROUPED)]
+        grouped = {host for group in named for host in group.hosts}
         ungrouped = [host for host in self.host_variables if host not in grouped]
         self.by_name[UNGROUPED].hosts = ungrouped
         self._members = {name: self._hosts_below(name) for name in self.by_name}
@@ -120,7 +133,7 @@ class Groups:
     def _depth(self, name: str, below: tuple[str, ...]) -> int:
         if name in below:
             circle = " -> ".join((*below, name))
-            raise InventoryError(f"{self.source}: groups contain each other: {circle}", "remove one of the children")
+            raise InventoryError(f"groups contain each other: {circle}", "remove one of the children")
         parents = self.by_name[name].parents
         return 1 + max(self._depth(parent, (*below, name)) for parent in parents) if parents else 0
 
@@ -164,27 +177,51 @@ class Groups:
         return next(filter(None, own + of_groups), "")
 
     def _place_in(self, folder: str, name: str, variable: str) -> str:
-        files = [self._files.get(path) for path in _variable_files(self.directory / folder, name)]
+        files = [self._files.get(path) for path in self._variable_files(folder, name)]
         found = [data for data in files if isinstance(data, positions.Map) and variable in data]
         return found[-1].where(variable) if found else ""
 
-    @property
-    def directory(self) -> Path:
-        """Where group_vars/ and host_vars/ are looked for."""
-        return self.source if self.source.is_dir() else self.source.parent
+    def origin(self, host: str) -> tuple[Path, Path]:
+        """(the folder of the source that named it first, the file there)"""
+        directory, file = self._origins[host]
+        return directory.absolute(), (file or directory).absolute()
 
     def _variables_in(self, folder: str, name: str) -> dict[str, Any]:
         """The variables of group_vars/<name> or host_vars/<name>: a file, or a folder of files in order."""
         merged: dict[str, Any] = {}
-        for path in _variable_files(self.directory / folder, name):
+        for path in self._variable_files(folder, name):
             if path not in self._files:
-                self._files[path] = positions.load(path)
+                self._files[path] = self._loaded(path)
             data = self._files[path]
             if isinstance(data, dict):
                 merged.update(data)
             elif data is not None:
                 raise InventoryError(f"{path} must hold a mapping of variables", "write name: value")
         return merged
+
+    def _loaded(self, path: Path) -> Any:
+        try:
+            return positions.load(path, self.vault, self.warn)
+        except positions.EncryptedFile as exc:  # no mistake as long as nobody needs it
+            self.warn(str(path), "is encrypted, its variables are not known", exc.next_step)
+            return None
+
+    def _variable_files(self, folder: str, name: str) -> Iterator[Path]:
+        for directory in self.directories:
+            yield from _variable_files(directory / folder, name)
+
+
+def directory_of(source: str) -> Path:
+    """Where group_vars/ and host_vars/ of a source are looked for."""
+    path = Path(source)
+    if is_list(source):
+        return Path(".")
+    return path if path.is_dir() else path.parent
+
+
+def is_list(source: str) -> bool:
+    """`host1,host2`: no file, but names."""
+    return "," in source and not os.path.exists(source)
 
 
 def _place(variables: dict[str, Any], where: str, variable: str) -> str:
@@ -202,45 +239,3 @@ def _variable_files(folder: Path, name: str) -> list[Path]:
             inside = (one for one in path.rglob("*") if one.is_file() and one.suffix in EXTENSIONS)
             return sorted(one for one in inside if not one.name.startswith(".") and not one.name.endswith("~"))
     return []
-
-
-# ------------------------------------------------------------------------------------------------------- host names
-
-
-def expand_range(pattern: str) -> Iterator[str]:
-    """gpu[01:16].lan -> gpu01.lan …, [a:f], [0:10:2]; several ranges multiply. Raises ValueError."""
-    before, bracket, rest = pattern.partition("[")
-    if not bracket:
-        yield pattern
-        return
-    inside, closed, after = rest.partition("]")
-    bounds = inside.split(":")
-    if not closed or len(bounds) not in (2, 3) or not bounds[1]:
-        raise ValueError(f"bad range [{inside}]")
-    step = int(bounds[2]) if len(bounds) == 3 and bounds[2].isdigit() else 1
-    for middle in _sequence(bounds[0] or "0", bounds[1], max(1, step)):
-        for end in expand_range(after):
-            yield before + middle + end
-
-
-def _sequence(first: str, last: str, step: int) -> list[str]:
-    if first.isdigit() and last.isdigit():
-        if len(first) > 1 and first.startswith("0") and len(first) != len(last):
-            raise ValueError(f"both ends of [{first}:{last}] need the same number of digits")
-        width = len(first) if first.startswith("0") else 0
-        numbers = range(int(first), int(last) + 1, step)
-        if not 0 < len(numbers) <= MAX_HOSTS:
-            raise ValueError(f"[{first}:{last}] names {len(numbers)} hosts")
-        return [str(number).zfill(width) for number in numbers]
-    letters = string.ascii_letters
-    if first in letters and last in letters and letters.index(first) <= letters.index(last):
-        return list(letters[letters.index(first) : letters.index(last) + 1 : step])
-    raise ValueError(f"bad range [{first}:{last}]")
-
-
-def split_port(pattern: str) -> tuple[str, int]:
-    """host:port, but not the colon of a range."""
-    found = re.fullmatch(r"(.+):(\d+)", pattern)
-    if found and found[1].count("[") == found[1].count("]"):
-        return found[1], int(found[2])
-    return pattern, 0

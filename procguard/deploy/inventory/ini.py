@@ -20,7 +20,6 @@ from typing import Any
 
 from procguard.deploy.inventory import positions
 from procguard.deploy.inventory.groups import UNGROUPED, Groups
-from procguard.errors import InventoryError
 
 _SECTION = re.compile(r"\[([^:\]\s]+)(?::(\w+))?\]\s*(?:#.*)?")
 _GROUP_NAME = re.compile(r"([^:\]\s]+)\s*(?:#.*)?")
@@ -28,11 +27,7 @@ _GROUP_NAME = re.compile(r"([^:\]\s]+)\s*(?:#.*)?")
 
 def read(path: Path, groups: Groups) -> None:
     """Raises InventoryError where the file can't be read; mistakes in it are told to `groups`."""
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as exc:
-        raise InventoryError(f"{path} can't be read: {exc}", "is it an inventory, in UTF-8?") from exc
-    _IniReader(path, groups).read(lines)
+    _IniReader(path, groups).read(positions.read_text(path).removeprefix("\ufeff").splitlines())
 
 
 class _IniReader:
@@ -67,7 +62,7 @@ class _IniReader:
                 self._child(group, line)
         for name, where, by in self._used:
             if name not in self._declared:
-                self._groups.tell(where, f"{by} an undefined group", f"add [{name}] with its hosts")
+                self._groups.warn(where, f"{by} an undefined group", f"add [{name}] with its hosts")
 
     def _begin(self, group: str, kind: str) -> None:
         self._groups.add_group(group)

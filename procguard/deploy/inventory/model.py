@@ -1,7 +1,8 @@
 """What an inventory means for ProcGuard: each host, how to reach it and what it runs.
 
 Its form is inventory_source's, groups and the precedence of variables inventory_groups'. Opens no connection. All
-mistakes are reported together, each with file and line where they are known.
+mistakes are reported together, each with file and line where they are known. Where there are templates, what they make
+of the hosts is worked out in a process with bounds (templates/contained.py).
 """
 
 from __future__ import annotations
@@ -10,14 +11,18 @@ import fnmatch
 import os
 import re
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from procguard.config.groups import GroupPolicy
-from procguard.deploy.inventory import code, group_policies
+from procguard.deploy.inventory import code, group_policies, names
 from procguard.deploy.inventory import source as inventory_source
 from procguard.deploy.inventory.groups import ALL, UNGROUPED, Groups
-from procguard.deploy.inventory.templates import Renderer, TemplateMistake
+from procguard.deploy.inventory.templates import contained
+from procguard.deploy.inventory.templates.functions import TemplateMistake
+from procguard.deploy.inventory.templates.renderer import HostVars, Renderer, is_template
+from procguard.deploy.inventory.vault import Encrypted, Vault
 from procguard.deploy.inventory.workers import VARIABLE, DeclaredWorker, SpecReader
 from procguard.deploy.ssh.credentials import HostSecrets
 from procguard.deploy.ssh.target import USER_NAME, Target, parse_ssh_args
@@ -63,19 +68,29 @@ class Host:
     secrets: HostSecrets = field(default_factory=HostSecrets, repr=False)
     syncs: tuple[code.Sync, ...] = ()  # procguard_sync: the code to bring before the workers start
     gone: bool = False  # not in the inventory any more
+    inventory_name: str = ""  # as it is written there; `name` is the fleet's id
 
 
 @dataclass(frozen=True)
 class Inventory:
-    path: str
+    """`sources`: what was read; `hosts`, `groups`: by ids of the fleet. `incomplete`: parts of it could not be read and
+    were left out, with a warning: what is missing in it need not be gone."""
+
+    sources: tuple[str, ...]
     hosts: dict[str, Host]
     groups: dict[str, list[str]] = field(default_factory=dict)
+    incomplete: bool = False
+
+    @property
+    def path(self) -> str:
+        return " and ".join(self.sources)
 
     @property
     def identity(self) -> str:
         """By which a later deployment knows it again: "head:/home/ml/inventory/prod.yaml"; "" for hosts named on the
         command line."""
-        return f"{socket.gethostname()}:{os.path.realpath(self.path)}" if os.path.exists(self.path) else ""
+        paths = [os.path.realpath(one) for one in self.sources if os.path.exists(one)]
+        return f"{socket.gethostname()}:{','.join(paths)}" if len(paths) == len(self.sources) else ""
 
     def select(self, limit: str) -> list[Host]:
         """The hosts that `--limit` names, in inventory order. Patterns as in Ansible: names, globs, groups, `!`, `&`.
@@ -85,7 +100,8 @@ class Inventory:
         if not limit:
             return list(self.hosts.values())
         chosen: set[str] | None = None
-        parts = [part.strip() for part in re.split(r"[,:]", limit) if part.strip()]
+        known = {*self.hosts, *(host.inventory_name for host in self.hosts.values())}
+        parts = [limit] if limit in known else [part.strip() for part in re.split(r"[,:]", limit) if part.strip()]
         parts.sort(key=lambda part: part[0] in "!&")  # as Ansible: first what adds, then what takes away
         for part in parts:
             names = self._match(part.lstrip("!&"))
@@ -100,7 +116,11 @@ class Inventory:
         return [host for name, host in self.hosts.items() if name in chosen]
 
     def _match(self, pattern: str) -> set[str]:
-        found = {name for name in self.hosts if fnmatch.fnmatchcase(name, pattern)}
+        found = {
+            name
+            for name, host in self.hosts.items()
+            if fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(host.inventory_name, pattern)
+        }
         for group, members in self.groups.items():
             if fnmatch.fnmatchcase(group, pattern):
                 found.update(members)
@@ -109,57 +129,78 @@ class Inventory:
         return found
 
 
-def load(path: str | os.PathLike[str]) -> Inventory:
-    """Read and check an inventory as a whole: a file (YAML, INI, executable), a folder of these, or `host1,host2`.
+def load(
+    source: str | os.PathLike[str] | Sequence[str], vault_password_file: str = "", within_bounds: bool = True
+) -> Inventory:
+    """Read and check an inventory as a whole: a file (YAML, INI, executable), a folder of these, or `host1,host2`; of
+    several, the later ones count more. `within_bounds`: templates have so much time and memory.
 
-    Raises InventoryError with every mistake found.
+    Raises InventoryError with every mistake found, UsageError where the vault's password can't be read.
     """
-    return _InventoryReader(os.fspath(path)).read()
+    sources = (os.fspath(source),) if isinstance(source, (str, os.PathLike)) else tuple(source)
+    return _InventoryReader(sources, Vault(vault_password_file)).read(within_bounds)
 
 
 class _InventoryReader:
-    def __init__(self, source: str) -> None:
-        self._source = source
+    def __init__(self, sources: tuple[str, ...], vault: Vault) -> None:
+        self._sources = sources
+        self._source = " and ".join(sources)
+        self._vault = vault
+        self._bounds: contained.Bounds | None = None
         self._mistakes: list[str] = []
+        self._warnings: dict[str, None] = {}
         self._hosts: dict[str, tuple[str, Groups]] = {}  # what stands for a place where only the host is known
+        self._renderers: dict[str, Renderer] = {}
 
-    def read(self) -> Inventory:
-        groups = inventory_source.read(self._source, self._tell)
+    def read(self, within_bounds: bool) -> Inventory:
+        groups = inventory_source.read(self._sources, self._tell, self._warn, self._vault)
         self._raise_mistakes()
-        members = groups.members()
-        hosts = {name: self._host(name, groups) for name in groups.host_variables}
-        self._refuse_duplicates(hosts)
+        if not groups.host_variables:
+            raise InventoryError(f"{self._source} names no host", "add one below all: hosts:")
+        variables = {name: self._variables(name, groups) for name in groups.host_variables}
+        if within_bounds and _has_templates(list(variables.values())):
+            return contained.run(lambda bounds: self._meant(groups, variables, bounds))
+        return self._meant(groups, variables, None)
+
+    def _meant(
+        self, groups: Groups, variables: dict[str, dict[str, Any]], bounds: contained.Bounds | None
+    ) -> Inventory:
+        peers = HostVars(variables, lambda name: self._renderers[name])
+        for name, own in variables.items():
+            base = str(groups.origin(name)[0])
+            self._renderers[name] = Renderer(own, peers, base, self._vault, bounds)
+        found = {name: self._host(name, variables[name], groups) for name in variables}
+        self._refuse_duplicates(found)
         policies = group_policies.merged(
-            ((name, host.policies) for name, host in hosts.items()), self._tell, self._source
+            ((name, host.policies) for name, host in found.items()), self._tell, self._source
         )
         self._raise_mistakes()
-        hosts = {name: _in_groups(host, policies) for name, host in hosts.items()}
-        if not hosts:
-            raise InventoryError(f"{self._source} names no host", "add one below all: hosts:")
-        return Inventory(self._source, hosts, members)
+        hosts = {host.name: _in_groups(host, policies) for host in found.values()}
+        members = {group: [names.fleet_id(name) for name in below] for group, below in groups.members().items()}
+        return Inventory(self._sources, hosts, members, groups.incomplete)
 
     # ------------------------------------------------------------------------------------------------ hosts
 
-    def _variables(self, host: str, groups: Groups) -> tuple[dict[str, Any], list[str]]:
-        """All variables of a host by precedence, Ansible's own about it among them, and the names of its groups."""
+    def _variables(self, host: str, groups: Groups) -> dict[str, Any]:
+        """All variables of a host by precedence, Ansible's own about it among them."""
         merged = groups.variables(host)
-        names = sorted(group.name for group in groups.groups_of(host) if group.name != ALL)
+        _, file = groups.origin(host)
         merged.update(
             inventory_hostname=host,
             inventory_hostname_short=host.partition(".")[0],
-            group_names=names,
+            group_names=sorted(group.name for group in groups.groups_of(host) if group.name != ALL),
             groups=groups.members(),
-            inventory_dir=str(groups.directory.absolute()),
-            inventory_file=str(groups.source.absolute()),
+            inventory_dir=str(file if file.is_dir() else file.parent),
+            inventory_file=str(file),
         )
-        return merged, [name for name in names if name != UNGROUPED]
+        return merged
 
-    def _host(self, name: str, inventory: Groups) -> Host:
-        variables, groups = self._variables(name, inventory)
-        renderer = Renderer(variables)
+    def _host(self, name: str, variables: dict[str, Any], inventory: Groups) -> Host:
+        renderer = self._renderers[name]
+        groups = [group for group in variables["group_names"] if group != UNGROUPED]
         where = f"{self._source}: host {name}"
         self._hosts[where] = (name, inventory)
-        warnings: list[str] = []
+        warnings = list(self._warnings)
         values: dict[str, Any] = {}
         for variable in variables:
             if variable.startswith("procguard_") and variable not in PROCGUARD_VARIABLES:
@@ -182,7 +223,7 @@ class _InventoryReader:
         if tunnel and target.local:
             warnings.append(f"{name}: procguard_tunnel means nothing on this machine: its agent needs no way")
         return Host(
-            name,
+            names.fleet_id(name),
             target,
             tuple(workers),
             home=str(values.get("procguard_home") or ""),
@@ -195,7 +236,8 @@ class _InventoryReader:
             policies=policies,
             tunnel=tunnel,
             secrets=_secrets(values),
-            syncs=code.read(values.get(code.VARIABLE), str(inventory.directory.absolute()), where, self._tell),
+            syncs=code.read(values.get(code.VARIABLE), str(inventory.origin(name)[0]), where, self._tell),
+            inventory_name=name,
         )
 
     def _target(self, name: str, values: dict[str, Any], where: str, warnings: list[str]) -> Target:
@@ -219,9 +261,14 @@ class _InventoryReader:
             _first(values, "ansible_ssh_private_key_file", "ansible_private_key_file") or fields.get("key_filename", "")
         )
         python = str(values.get("ansible_python_interpreter") or "")
+        own = names.fleet_id(name)
         target = Target(
-            name,
-            hostname=str(_first(values, "ansible_host", "ansible_ssh_host") or fields.get("hostname", "")),
+            own,
+            hostname=str(
+                _first(values, "ansible_host", "ansible_ssh_host")
+                or fields.get("hostname", "")
+                or (names.address(name) if own != name else "")
+            ),
             port=int(port),
             user=str(_first(values, "ansible_user", "ansible_ssh_user") or fields.get("user", "")),
             key_filename=os.path.abspath(os.path.expanduser(key)) if key else "",
@@ -309,9 +356,12 @@ class _InventoryReader:
             name, groups = self._hosts[where]
             place = groups.place_of(name, variable[0])
             where = f"{place}: host {name}" if place else where
-        mistake = f"{where}: {what}; {next_step}"
+        mistake = self._vault.hide(f"{where}: {what}; {next_step}")
         if mistake not in self._mistakes:  # a group's mistake shows at each of its hosts
             self._mistakes.append(mistake)
+
+    def _warn(self, where: str, what: str, next_step: str) -> None:
+        self._warnings[self._vault.hide(f"{where}: {what}; {next_step}")] = None
 
     def _raise_mistakes(self) -> None:
         if not self._mistakes:
@@ -319,6 +369,19 @@ class _InventoryReader:
         more = len(self._mistakes) - MAX_MISTAKES
         lines = self._mistakes[:MAX_MISTAKES] + ([f"… and {more} more"] if more > 0 else [])
         raise InventoryError("\n".join(lines))
+
+
+def _has_templates(value: Any, seen: set[int] | None = None) -> bool:
+    """Whether anything in it may be rendered; each part is looked at once, however often it is named."""
+    seen = set() if seen is None else seen
+    if isinstance(value, str):
+        return is_template(value)
+    if isinstance(value, Encrypted):
+        return True
+    if not isinstance(value, (dict, list)) or id(value) in seen:
+        return False
+    seen.add(id(value))
+    return any(_has_templates(one, seen) for one in ([*value, *value.values()] if isinstance(value, dict) else value))
 
 
 def _word(value: Any) -> str:

@@ -5,13 +5,17 @@ Knows YAML only; raises InventoryError.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from procguard.config.loader import UNREADABLE, problem
+from procguard.deploy.inventory.vault import MARK, VARIABLE, Encrypted, Vault, VaultMistake
 from procguard.errors import InventoryError
+
+Tell = Callable[[str, str, str], None]  # where, what, what to do
 
 
 class Map(dict[Any, Any]):
@@ -31,8 +35,20 @@ class Map(dict[Any, Any]):
         return result
 
 
+class Unsafe(str):
+    """Text of `!unsafe`: no template, whatever stands in it."""
+
+    __slots__ = ()
+
+
+class EncryptedFile(InventoryError):
+    """All of it is encrypted, and there is no password."""
+
+
 class _InventoryLoader(yaml.SafeLoader):
     file = ""
+    vault: Vault
+    warn: Tell
 
 
 def _construct_map(loader: _InventoryLoader, node: yaml.MappingNode) -> Any:
@@ -49,8 +65,10 @@ def _construct_map(loader: _InventoryLoader, node: yaml.MappingNode) -> Any:
             raise InventoryError(f"{loader.file}:{line}: a key must be plain text", "quote it if it begins with {{")
         if key in result.key_lines and id(key_node) in own and key in written:
             first = result.key_lines[key]
-            raise InventoryError(
-                f"{loader.file}:{line}: {key} stands twice (first in line {first})", "remove one of them"
+            loader.warn(
+                f"{loader.file}:{line}",
+                f"{key} stands twice (first in line {first})",
+                "the last one counts; remove one",
             )
         if id(key_node) in own:
             written.add(key)
@@ -58,31 +76,62 @@ def _construct_map(loader: _InventoryLoader, node: yaml.MappingNode) -> Any:
         result[key] = loader.construct_object(value_node, deep=True)
 
 
-def _refuse_vault(loader: _InventoryLoader, node: yaml.Node) -> Any:
-    line = node.start_mark.line + 1
-    raise InventoryError(
-        f"{loader.file}:{line}: vault-encrypted values can't be read here", "keep secrets out of the inventory"
-    )
+def _encrypted(loader: _InventoryLoader, node: yaml.Node) -> Encrypted:
+    return Encrypted(str(node.value), loader.vault, f"{loader.file}:{node.start_mark.line + 1}")
 
 
 _InventoryLoader.add_constructor("tag:yaml.org,2002:map", _construct_map)
-_InventoryLoader.add_constructor("!vault", _refuse_vault)
-_InventoryLoader.add_constructor("!unsafe", lambda loader, node: str(node.value))
+_InventoryLoader.add_constructor("!vault", _encrypted)
+_InventoryLoader.add_constructor("!vault-encrypted", _encrypted)
+_InventoryLoader.add_constructor("!unsafe", lambda loader, node: Unsafe(node.value))
 
 
-def load(path: Path) -> Any:
-    """The parsed file. Raises InventoryError: missing, not UTF-8, not YAML (with its line), key given twice."""
+class _SecretLoader(_InventoryLoader):
+    """Of a file that was encrypted: each text in it is a secret."""
+
+
+def _secret(loader: _SecretLoader, node: yaml.ScalarNode) -> Encrypted:
+    return Encrypted(str(node.value), loader.vault, f"{loader.file}:{node.start_mark.line + 1}", plain=True)
+
+
+def _secret_map(loader: _SecretLoader, node: yaml.MappingNode) -> Any:
+    for key_node, _ in node.value:  # names are none
+        if key_node.tag == "tag:yaml.org,2002:str":
+            key_node.tag = "tag:procguard,name"
+    yield from _construct_map(loader, node)
+
+
+_SecretLoader.add_constructor("tag:yaml.org,2002:str", _secret)
+_SecretLoader.add_constructor("tag:yaml.org,2002:map", _secret_map)
+_SecretLoader.add_constructor("tag:procguard,name", lambda loader, node: str(node.value))
+
+
+def load(path: Path, vault: Vault, warn: Tell) -> Any:
+    """The parsed file; a key that stands twice is told to `warn`. Raises InventoryError: missing, not UTF-8, not YAML
+    (with its line), encrypted by another password; EncryptedFile where there is none."""
+    text, kind = read_text(path), _InventoryLoader
+    if text.startswith(MARK):
+        if not vault.opens:
+            raise EncryptedFile(f"{path} is encrypted", f"name its password: --vault-password-file FILE, or {VARIABLE}")
+        try:
+            text, kind = vault.decrypt(text), _SecretLoader
+        except VaultMistake as exc:
+            raise InventoryError(f"{path}: {exc}", "is it the right --vault-password-file?") from exc
     try:
-        text = path.read_text("utf-8")
-    except FileNotFoundError as exc:
-        raise InventoryError(f"there is no file {path}", "name an inventory: --hosts inventory/prod.yaml") from exc
-    except (OSError, UnicodeDecodeError) as exc:
-        raise InventoryError(f"{path} can't be read: {exc}", "is it a YAML file?") from exc
-    try:
-        loader = _InventoryLoader(text)
-        loader.file = str(path)
+        loader = kind(text.removeprefix("\ufeff"))
+        loader.file, loader.vault, loader.warn = str(path), vault, warn
         return loader.get_single_data()
     except UNREADABLE as exc:
         mark = getattr(exc, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise InventoryError(f"{where}: not valid YAML: {problem(exc)}", "correct that line") from exc
+
+
+def read_text(path: Path) -> str:
+    """Raises InventoryError."""
+    try:
+        return path.read_text("utf-8")
+    except FileNotFoundError as exc:
+        raise InventoryError(f"there is no file {path}", "name an inventory: --hosts inventory/prod.yaml") from exc
+    except (OSError, UnicodeDecodeError) as exc:
+        raise InventoryError(f"{path} can't be read: {exc}", "is it an inventory, in UTF-8?") from exc

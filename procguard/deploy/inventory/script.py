@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from procguard.deploy.inventory.groups import ALL, Groups
+from procguard.deploy.inventory.groups import Groups
 from procguard.errors import InventoryError
 
 TIMEOUT_S = 120.0
@@ -24,9 +24,7 @@ def read(path: Path, groups: Groups) -> None:
     for name, body in answer.items():
         _take_group(groups, str(name), body, path)
     for host, values in (meta.get("hostvars") or {}).items() if isinstance(meta, dict) else ():
-        if isinstance(values, dict) and host not in groups.host_variables:
-            groups.add_hosts(ALL, str(host), {}, str(path))
-        if isinstance(values, dict):
+        if isinstance(values, dict):  # of a host that no group has, they are nobody's
             groups.host_variables.get(str(host), {}).update(values)
     if meta is None:
         for host, variables in groups.host_variables.items():

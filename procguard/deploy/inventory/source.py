@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from procguard.deploy.inventory import ini, script
+from procguard.deploy.inventory import ini, positions, script
 from procguard.deploy.inventory import yaml as inventory_yaml
-from procguard.deploy.inventory.groups import ALL, Groups, Tell
+from procguard.deploy.inventory.groups import ALL, Groups, directory_of, is_list
+from procguard.deploy.inventory.positions import Tell
+from procguard.deploy.inventory.vault import Vault
 from procguard.errors import InventoryError
 
 # What Ansible passes over in a folder of inventories.
@@ -21,21 +24,32 @@ _IGNORED = re.compile(
 _PROGRAMS = (b"#!", b"\x7fELF")
 
 
-def read(source: str | os.PathLike[str], tell: Tell) -> Groups:
-    """Everything that `--hosts` names. Raises InventoryError; smaller mistakes go to `tell`."""
-    text = os.fspath(source)
-    if "," in text and not os.path.exists(text):
-        groups = Groups(Path("."), tell)
-        for name in filter(None, (one.strip() for one in text.split(","))):
-            groups.add_hosts(ALL, name, {}, "--hosts")
-    else:
-        groups = Groups(Path(text), tell)
-        _read(Path(text), groups)
+def read(sources: Sequence[str], tell: Tell, warn: Tell, vault: Vault) -> Groups:
+    """Everything that `--hosts` names, the later ones over the earlier. Raises InventoryError; smaller mistakes go to
+    `tell`. Where there are several files, one that can't be read is left out, with a warning."""
+    left_out: list[tuple[str, str, str]] = []
+
+    def noted(*one: str) -> None:
+        left_out.append(one)  # type: ignore[arg-type]
+        warn(*one)
+
+    groups = Groups(sources, tell, noted, vault)
+    for source in sources:
+        groups.directory = directory_of(source)
+        if is_list(source):
+            groups.file = None
+            for name in filter(None, (one.strip() for one in source.split(","))):
+                groups.add_hosts(ALL, name, {}, "--hosts")
+        else:
+            _read(Path(source), groups, forgiving=len(sources) > 1)
+    if groups.incomplete and not groups.host_variables:
+        for where, what, next_step in left_out:
+            tell(where, what, next_step)
     groups.finish()
     return groups
 
 
-def _read(path: Path, groups: Groups) -> None:
+def _read(path: Path, groups: Groups, forgiving: bool) -> None:
     if path.is_dir():
         found = [one for one in sorted(path.iterdir()) if not _IGNORED.search(one.name)]
         if not found:
@@ -43,14 +57,38 @@ def _read(path: Path, groups: Groups) -> None:
                 f"{path} holds no inventory", "put one there, e.g. hosts.yaml; see inventory/prod.yaml"
             )
         for one in found:
-            _read(one, groups)
+            _read(one, groups, forgiving=True)
         return
+    groups.file = path
+    if not forgiving:
+        _read_file(path, groups)
+        return
+    with groups.forgiving():
+        _read_file(path, groups)
+
+
+def _read_file(path: Path, groups: Groups) -> None:
     beginning = _beginning(path)
     if os.access(path, os.X_OK) and beginning.startswith(_PROGRAMS):
         script.read(path, groups)
     elif _is_yaml(path, beginning):
-        inventory_yaml.read(path, groups)
+        _read_yaml(path, groups)
     else:
+        ini.read(path, groups)
+
+
+def _read_yaml(path: Path, groups: Groups) -> None:
+    """INI in a file that ends in .yml is read as INI, as by Ansible; else it is YAML whose mistakes count."""
+    try:
+        inventory_yaml.read(path, groups)
+    except positions.EncryptedFile:
+        raise
+    except InventoryError:
+        mistakes: list[str] = []
+        trial = Groups([str(path)], lambda *one: mistakes.append(one[1]), lambda *_: None, groups.vault)
+        ini.read(path, trial)
+        if mistakes or not trial.host_variables:
+            raise
         ini.read(path, groups)
 
 

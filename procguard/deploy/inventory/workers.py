@@ -17,7 +17,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from procguard.deploy.inventory import command_words
 from procguard.deploy.inventory.positions import Map
-from procguard.deploy.inventory.templates import Renderer, TemplateMistake
+from procguard.deploy.inventory.templates.functions import TemplateMistake
+from procguard.deploy.inventory.templates.renderer import Renderer
+from procguard.deploy.inventory.vault import Encrypted
 from remote_agent.agent.spec_file import mistakes_in
 from remote_agent.protocol import messages
 
@@ -49,7 +51,7 @@ class SpecReader:
         self._tell = tell
 
     def read(self, declared: Any) -> list[DeclaredWorker]:
-        if isinstance(declared, str):
+        if isinstance(declared, (str, Encrypted)):
             declared = self._render(declared, self._where)
         if declared is None:
             return []
@@ -66,6 +68,8 @@ class SpecReader:
 
     def _copies(self, raw_id: Any, raw: Any, where: str) -> list[DeclaredWorker]:
         """One worker, or with `replicas: N` so many, each rendered with its `index` from 0 on."""
+        if isinstance(raw, Encrypted):
+            raw = self._render(raw, where)
         if not isinstance(raw, dict) or "replicas" not in raw:
             worker = self._worker(raw_id, raw, where, self._renderer)
             return [worker] if worker else []

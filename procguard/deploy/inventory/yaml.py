@@ -14,7 +14,7 @@ KEYS = ("hosts", "vars", "children")
 
 def read(path: Path, groups: Groups) -> None:
     """Raises InventoryError where nothing can be read; smaller mistakes are told to `groups`."""
-    data = positions.load(path)
+    data = positions.load(path, groups.vault, groups.warn)
     if not isinstance(data, positions.Map) or not data:
         raise InventoryError(f"{path} holds no inventory", "it begins with `all:`; see inventory/prod.yaml")
     if "plugin" in data:

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from procguard.deploy.inventory import groups
 from procguard.deploy.inventory import model as inventory
+from procguard.deploy.inventory import names as host_names
 from procguard.errors import InventoryError
+from remote_agent.protocol import messages
 
 WORKER = "procguard_workers: [{id: 'w-{{ inventory_hostname }}', command: run}]"
 
@@ -47,13 +48,13 @@ def variable(tmp_path: Path, text: str, **files: str) -> str:
     ],
 )
 def test_host_ranges_expand(pattern: str, names: list[str]) -> None:
-    assert list(groups.expand_range(pattern)) == names
+    assert list(host_names.expand_range(pattern)) == names
 
 
 @pytest.mark.parametrize("pattern", ["n[1:", "n[01:100]", "n[5:1]", "n[x:1]", "n[1]"])
 def test_bad_ranges_are_refused(pattern: str) -> None:
     with pytest.raises(ValueError, match=r"range|digits|names"):
-        list(groups.expand_range(pattern))
+        list(host_names.expand_range(pattern))
 
 
 def test_connection_variables_reach_the_target(tmp_path: Path) -> None:
@@ -201,7 +202,6 @@ def test_wrong_workers_are_told(tmp_path: Path, worker: str, expected: str) -> N
         ("all:\n  hosts:\n   h1:\n  h2: [", ":4: not valid YAML"),
         ("all: {host: {h1: }}", "unknown key host in group all"),
         ("all: {hosts: [h1]}", "must be a mapping"),
-        ("all:\n  hosts:\n    h1:\n    h1:\n", "inventory.yaml:4: h1 stands twice (first in line 3)"),
         ("a: {children: {b: {children: {a: }}}}", "contain each other"),
         ("all: {hosts: {'../x': }}", "can't name a host"),
         ("all: {hosts: {h1: {ansible_port: many}}}", "is no port"),
@@ -344,7 +344,7 @@ def test_an_ssh_option_that_is_not_followed_is_told(tmp_path: Path) -> None:
     assert "bindaddress=10.0.0.9 of ansible_ssh_extra_args is not followed" in warning
 
 
-def test_a_key_of_ones_own_overrides_what_a_merge_key_brings_and_none_may_stand_twice(tmp_path: Path) -> None:
+def test_a_key_of_ones_own_overrides_what_a_merge_key_brings_and_the_last_of_two_counts(tmp_path: Path) -> None:
     text = """
 all:
   vars: &base {ansible_user: base}
@@ -353,13 +353,32 @@ all:
 """
     assert variable(tmp_path, text) == "own"
     text = text.replace("ansible_user: own", "ansible_user: own, ansible_user: again")
-    assert "inventory.yaml:5: ansible_user stands twice" in mistake(tmp_path, text)
+    host = load(tmp_path, text).hosts["h1"]
+    assert host.target.user == "again"
+    assert any("inventory.yaml:5: ansible_user stands twice (first in line 5)" in one for one in host.warnings)
 
 
-@pytest.mark.parametrize("name", ["fe80::1", "[fe80::1]:22", "[2001:db8::7]"])
-def test_an_ipv6_address_for_a_name_is_told_what_to_do(tmp_path: Path, name: str) -> None:
-    said = mistake(tmp_path, f'all:\n  hosts:\n    "{name}":\n')
-    assert "inventory.yaml:3" in said and "set ansible_host to" in said
+@pytest.mark.parametrize(
+    ("name", "address", "port"),
+    [
+        ("fe80::1", "fe80::1", 0),
+        ("[fe80::1]:22", "fe80::1", 22),
+        ("bücher.example", "xn--bcher-kva.example", 0),
+        ("x" * 60 + ".a.long.name.example", "x" * 60 + ".a.long.name.example", 0),
+        ("_leading", "_leading", 0),
+    ],
+)
+def test_a_host_whose_name_is_no_id_gets_one_and_is_reached_by_its_name(
+    tmp_path: Path, name: str, address: str, port: int
+) -> None:
+    found = load(tmp_path, f'g:\n  hosts:\n    "{name}": {{ansible_user: "{{{{ inventory_hostname }}}}"}}\n')
+    [(own, host)] = found.hosts.items()
+    assert messages.valid_id(own) and own == host.name == host.target.host
+    assert (host.target.address, host.target.port) == (address, port)
+    assert host.target.user == host.inventory_name == host_names.split_port(name)[0]
+    assert found.groups["g"] == [own]
+    assert found.select(host.inventory_name) == found.select(own) == found.select("g") == [host]
+    assert host_names.fleet_id(own) == own  # what commands name either way is the same
 
 
 @pytest.mark.parametrize(

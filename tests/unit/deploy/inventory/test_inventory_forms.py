@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from procguard.cli import deploy
 from procguard.deploy.inventory import model as inventory
-from procguard.errors import InventoryError
+from procguard.errors import InventoryError, UsageError
 
 
 def mistake(path: Path) -> str:
@@ -47,10 +48,9 @@ def test_all_mistakes_of_an_ini_inventory_are_told_with_their_lines(tmp_path: Pa
         2: "port is no variable",
         3: "No closing quotation",
         5: "no equals sign",
-        6: "[gone:vars]",
         8: "[web:kids]",
+        12: "[a b] is no section",
     }
-    expected |= {11: "[top:children] names nobody", 12: "[a b] is no section"}
     for line, words in expected.items():
         assert any(f"hosts.ini:{line}:" in one and words in one for one in told), (line, told)
     assert len(told) == len(expected)
@@ -98,6 +98,52 @@ def test_hosts_may_be_named_instead_of_a_file(tmp_path: Path, monkeypatch: pytes
 def test_every_variable_of_procguard_is_documented(variable: str) -> None:
     page = Path(__file__).parents[4] / "docs" / "inventory.md"
     assert f"| `{variable}` |" in page.read_text(encoding="utf-8")
+
+
+def test_an_undefined_group_is_a_warning(tmp_path: Path) -> None:
+    text = "[web]\nw1\n[gone:vars]\na=1\n[top:children]\nnobody\nweb\n"
+    host = inventory.load(written(tmp_path, "hosts.ini", text)).hosts["w1"]
+    assert host.groups == ("top", "web")
+    for words in ("hosts.ini:3: [gone:vars] is for an undefined", "hosts.ini:6: [top:children] names nobody"):
+        assert any(words in one for one in host.warnings)
+
+
+@pytest.mark.parametrize("bad", ["a: [unclosed\n", "[g]\nh9 a='x\n", "#!/bin/sh\nexit 3\n", ""])
+def test_a_file_of_a_folder_that_cannot_be_read_is_left_out_with_a_warning(tmp_path: Path, bad: str) -> None:
+    for name, text in (("10", "h1\n"), ("20.yml" if not bad.startswith("#!") else "20", bad), ("30", "[g]\nh2\n")):
+        written(tmp_path, name, text, 0o755 if text.startswith("#!") else 0o644)
+    found = inventory.load(tmp_path)
+    assert list(found.hosts) == ["h1", "h2"] and found.incomplete
+    assert all(any("20" in one and "left out" in one for one in host.warnings) for host in found.hosts.values())
+    assert len(inventory.load([str(tmp_path / "10"), str(tmp_path / "30")]).hosts) == 2
+
+
+def test_a_folder_of_which_nothing_can_be_read_is_an_error(tmp_path: Path) -> None:
+    written(tmp_path, "10.yml", "a: [unclosed\n")
+    written(tmp_path, "20.yml", "plugin: amazon.aws.aws_ec2\n")
+    told = mistake(tmp_path)
+    assert "10.yml:2: not valid YAML" in told and "20.yml:1" in told
+
+
+def test_what_is_missing_in_an_inventory_that_could_not_be_read_is_never_pruned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "inv").mkdir()
+    written(tmp_path / "inv", "10", "h1\n")
+    written(tmp_path / "inv", "20.yml", "a: [unclosed\n")
+    with pytest.raises(UsageError, match="need not be gone"):
+        deploy.deploy.run({"hosts": [str(tmp_path / "inv")], "prune": True})
+    assert "20.yml:2: not valid YAML" in capsys.readouterr().err.replace("\n", "")
+
+
+def test_several_inventories_are_one_and_each_has_its_own_folder(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        written(tmp_path / folder, "hosts", f"[g]\n{folder}1 ansible_user='{{{{ inventory_dir | basename }}}}'\n")
+    found = inventory.load([str(tmp_path / "a/hosts"), str(tmp_path / "b/hosts"), "c1,"])
+    assert {name: host.target.user for name, host in found.hosts.items()} == {"a1": "a", "b1": "b", "c1": ""}
+    assert found.groups["g"] == ["a1", "b1"] and found.identity == ""
+    assert inventory.load([str(tmp_path / "a/hosts"), str(tmp_path / "b/hosts")]).identity.endswith("/b/hosts")
 
 
 def test_an_empty_folder_and_a_missing_file_are_named(tmp_path: Path) -> None:
