@@ -6,6 +6,7 @@
     invoke swarm        scripts/swarm: simulated agents against the manager on this machine
     invoke bench NAME   scripts/bench/NAME.py: ProcGuard beside its anchor, a table and build/bench/NAME.json
     invoke release      wheel, sdist, SBOM and hashes into dist/
+    invoke fuzz         scripts/fuzz: coverage-guided, 60 s for each target; seeds and findings in tests/corpus
     invoke chaos        the long forms of docs/reliability.md's scenarios, a table and build/chaos/NN.json
 
 Also runs by itself, for run_tests.sh:   python scripts/dev_tasks.py static|check|lock
@@ -243,6 +244,20 @@ def chaos(_context: Context, only: str = "", rounds: int = 0, short: bool = Fals
     """The chaos suite's scenarios in their long forms, as root. Example: invoke chaos --only "2 4" --rounds 20"""
     words = [*only.replace(",", " ").split(), f"--rounds={rounds}", *(["--short"] if short else [])]
     _exit_unless_zero(subprocess.run([sys.executable, "-m", "scripts.chaos", *words], cwd=ROOT, check=False).returncode)
+
+
+@task(
+    help={
+        "only": "names of targets; default: all",
+        "seconds": "for each target",
+        "keep": "a folder for what is learnt, for the next run",
+    }
+)  # type: ignore[untyped-decorator]
+def fuzz(_context: Context, only: str = "", seconds: int = 60, keep: str = "") -> None:
+    """Fuzz what reads the bytes of others, guided by coverage. Example: invoke fuzz --only "http mux" --seconds 600"""
+    names = only.replace(",", " ").split()
+    words = [f"--seconds={seconds}", *([f"--keep={keep}"] if keep else []), *(["--only", *names] if names else [])]
+    _exit_unless_zero(subprocess.run([sys.executable, "-m", "scripts.fuzz", *words], cwd=ROOT, check=False).returncode)
 
 
 @task(  # type: ignore[untyped-decorator]

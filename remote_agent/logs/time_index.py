@@ -14,6 +14,7 @@ from array import array
 from remote_agent.system import paths
 
 POINT = struct.Struct("<Qd")
+MAX_OFFSET = 1 << 62  # no log is as large: what says so is no point
 MAX_POINTS = 8192  # beyond, those that lie close together become one: 8 hours of waiting are known to 8 s
 WRITE_WAITING_S = 1.0  # a point whose bytes wait for the manager is on disk within this time
 WRITE_SHIPPED_S = 10.0  # so often it is written down that somebody watched
@@ -152,7 +153,7 @@ class TimeIndex:
             return
         whole = len(data) // POINT.size * POINT.size
         for end, at in POINT.iter_unpack(data[:whole]):
-            if end <= self.last or not 0 < at < 1e11:
+            if not self.last < end < MAX_OFFSET or not 0 < at < 1e11:
                 break
             self._ends.append(end)
             self._times.append(at)

@@ -218,13 +218,13 @@ class TimesOf:
 
 
 def read_gaps(path: str, file_size: int) -> list[tuple[int, int, float]]:
-    """(start, end, wall time) of each gap, rising, none beyond the file's end."""
+    """(start, end, wall time) of each gap, rising, none beyond the file's end. Lines that a power cut has torn, or
+    filled with zeros, are left out."""
     try:
-        with open(path, encoding="ascii") as file:
-            rows = [line.split() for line in file]
+        with open(path, "rb") as file:
+            gaps = sorted(gap for line in file if (gap := _gap(line)) is not None)
     except FileNotFoundError:
         return []
-    gaps = sorted((int(row[0]), int(row[1]), float(row[2])) for row in rows if len(row) == 3)
     merged: list[tuple[int, int, float]] = []
     for start, end, at in gaps:
         if end > file_size or start >= end:
@@ -234,6 +234,14 @@ def read_gaps(path: str, file_size: int) -> list[tuple[int, int, float]]:
             continue
         merged.append((start, end, at))
     return merged
+
+
+def _gap(line: bytes) -> tuple[int, int, float] | None:
+    try:
+        start, end, at = line.split()
+        return int(start), int(end), float(at)
+    except ValueError:
+        return None
 
 
 def newest_first(files: list[StreamFile], budget: ScanBudget) -> Iterator[LogLine]:

@@ -1,0 +1,136 @@
+"""`python -m scripts.fuzz [--only NAME…] [--seconds N] [--keep DIR]`: fuzzes one target after the other.
+
+Each runs in a process of its own, with atheris (libFuzzer for Python), from the seeds in tests/corpus/. What it learns
+stays in DIR, by default a folder that is gone afterwards. Bytes that break a target are shown, written to
+build/fuzz/<target>-<digest>, and the exit code is 1. At the end a table: inputs tried, new ones kept, lines covered.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from scripts.fuzz import targets
+
+ROOT = Path(__file__).parents[2]
+FOUND = ROOT / "build" / "fuzz"
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="invoke fuzz", description=(__doc__ or "").split("\n\n", maxsplit=1)[0])
+    parser.add_argument("--only", nargs="*", default=[], choices=list(targets.TARGETS), metavar="NAME")
+    parser.add_argument("--seconds", type=int, default=60, help="for each target")
+    parser.add_argument("--keep", default="", help="a folder for what is learnt, for the next run")
+    parser.add_argument("--one", default="", help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    if given.one:
+        fuzz(given.one, given.seconds, Path(given.keep))
+        return 0
+    FOUND.mkdir(parents=True, exist_ok=True)
+    broken = 0
+    print(f"{'target':10} {'inputs':>9} {'corpus':>7} {'lines covered':>22}")
+    for name in given.only or targets.TARGETS:
+        with tempfile.TemporaryDirectory(prefix="pgfuzz-") as scratch:
+            learnt = (Path(given.keep) if given.keep else Path(scratch)) / name
+            learnt.mkdir(parents=True, exist_ok=True)
+            broken += not _one(name, given.seconds, learnt)
+    return 1 if broken else 0
+
+
+def _one(name: str, seconds: int, learnt: Path) -> bool:
+    command = [sys.executable, "-m", "scripts.fuzz", "--one", name, "--seconds", str(seconds), "--keep", str(learnt)]
+    done = subprocess.run(
+        command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, errors="replace", timeout=seconds * 2 + 300, check=False,
+    )  # fmt: skip
+    tried = re.search(r"stat::number_of_executed_units: (\d+)", done.stdout)
+    hit, lines = covered(name, [path.read_bytes() for path in learnt.iterdir()] + targets.seeds(name))
+    print(
+        f"{name:10} {tried[1] if tried else '?':>9} {len(list(learnt.iterdir())):>7} "
+        f"{hit:>8} of {lines} ({100 * hit / max(1, lines):.0f} %)",
+        flush=True,
+    )
+    if done.returncode:
+        print(done.stdout[-4000:])
+        print(f"{name}: BROKEN; the bytes are in {FOUND}; put them into tests/corpus/{name}/ and mend what they break")
+    return not done.returncode
+
+
+def fuzz(name: str, seconds: int, learnt: Path) -> None:
+    """In the process that does nothing else; ends it."""
+    import atheris
+
+    target = targets.TARGETS[name]
+    with atheris.instrument_imports(include=["procguard", "remote_agent"]):
+        for module in target.modules:
+            importlib.import_module(module)
+        run = targets.checked(target.make())
+    words = [
+        "fuzz", f"-max_total_time={seconds}", f"-max_len={targets.MAX_BYTES}", "-print_final_stats=1", "-timeout=20",
+        "-rss_limit_mb=4096", f"-artifact_prefix={FOUND}/{name}-", str(learnt), str(targets.CORPUS / name),
+    ]  # fmt: skip
+    atheris.Setup(words, run)
+    atheris.Fuzz()
+
+
+def covered(name: str, inputs: list[bytes]) -> tuple[int, int]:
+    """(lines that these inputs reach, lines in all) of the functions of the target's modules."""
+    target = targets.TARGETS[name]
+    run = target.make()
+    codes: set[types.CodeType] = set()
+    for module, names in target.modules.items():
+        of_module = _codes(importlib.import_module(module))
+        codes |= {one for one in of_module if not names or one.co_name in names.split()}
+    hit: set[tuple[types.CodeType, int]] = set()
+
+    def in_function(frame: Any, event: str, _argument: Any) -> Any:
+        if event == "line":
+            hit.add((frame.f_code, frame.f_lineno))
+        return in_function
+
+    def called(frame: Any, _event: str, _argument: Any) -> Any:
+        return in_function if frame.f_code in codes else None
+
+    _traced(called, run, inputs)
+    every = {(code, line) for code in codes for _, _, line in code.co_lines() if line and line != code.co_firstlineno}
+    return len(hit & every), len(every)
+
+
+def _traced(trace: Any, run: Callable[[bytes], None], inputs: list[bytes]) -> None:
+    threading.settrace(trace)
+    sys.settrace(trace)
+    try:
+        for data in inputs:
+            try:
+                run(data)
+            except Exception:  # noqa: S112 -- a finding, which was told already
+                continue
+    finally:
+        sys.settrace(None)
+        threading.settrace(None)  # type: ignore[arg-type]
+
+
+def _codes(module: types.ModuleType) -> set[types.CodeType]:
+    """Of every function that the module's file defines."""
+    assert module.__file__ is not None
+    whole = compile(Path(module.__file__).read_text("utf-8"), module.__file__, "exec")
+    found: set[types.CodeType] = set()
+    left = [whole]
+    while left:
+        inner = [one for one in left.pop().co_consts if isinstance(one, types.CodeType)]
+        found |= {one for one in inner if one.co_flags & 0x2}  # CO_NEWLOCALS: no class body
+        left += inner
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,51 @@
+"""What fuzzing begins with and has found is run again on each target, and some more: `invoke fuzz` does it for as long
+as it is told, guided by coverage."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import time
+
+import pytest
+
+from scripts.fuzz import targets
+
+MUTATED_S = 0.5 if os.environ.get("PROCGUARD_LONG_TESTS") is None else 30.0
+
+
+def mutated(chance: random.Random, seeds: list[bytes]) -> bytes:
+    """One seed with some bytes changed, lost, doubled, or taken from another."""
+    data = bytearray(chance.choice(seeds))
+    for _ in range(chance.randrange(1, 5)):
+        at = chance.randrange(len(data) + 1)
+        other = chance.choice(seeds)
+        begin = chance.randrange(len(other) + 1)
+        piece = chance.choice(
+            (chance.randbytes(3), other[begin : begin + 8], bytes(data[at : at + 9]) * 2, b"\xff" * 8)
+        )
+        data[at : at + chance.randrange(9)] = piece
+    return bytes(data[: targets.MAX_BYTES])
+
+
+@pytest.mark.parametrize("name", targets.TARGETS)
+def test_what_was_found_once_breaks_nothing_now(name: str) -> None:
+    run = targets.checked(targets.TARGETS[name].make())
+    seeds = targets.seeds(name)
+    assert seeds
+    for data in [*seeds, b""]:
+        run(data)
+    ends, chance = time.process_time() + MUTATED_S, random.Random(name)
+    while time.process_time() < ends:
+        run(mutated(chance, seeds))
+
+
+def test_a_target_is_fuzzed_and_says_how_much_of_it_was_reached() -> None:
+    pytest.importorskip("atheris")
+    command = [sys.executable, "-m", "scripts.fuzz", "--only", "websocket", "--seconds", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    line = done.stdout.splitlines()[-1].split()
+    assert line[0] == "websocket" and int(line[1]) > 100 and int(line[-2].lstrip("(")) > 60
