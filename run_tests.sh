@@ -18,6 +18,9 @@ needed=(
     'pypy3|pypy3|running the agent on a Python 3.9'
     'curl|curl|the documented curl lines'
     'rsync|rsync|bringing code the quick way'
+    'podman|podman|workers in containers'
+    'conmon|conmon|workers in containers'
+    'runc|runc|workers in containers'
 )
 
 # The tests use the engine alone (a third of the processor time); where Debian's package is not to be had, the browser.

@@ -29,6 +29,7 @@ _TABLES = (
     ("restart", messages.RestartPolicy, "restart."),
     ("health", messages.HealthCheck, "health."),
     ("limits", messages.Limits, "limits."),
+    ("container", messages.ContainerSpec, "container."),
     ("pre_start and post_stop", messages.Hook, "pre_start."),
 )
 
@@ -62,6 +63,7 @@ def _allow_short_forms(properties: dict[str, Any]) -> None:
         ("restart", {"enum": ["always", "on-failure", "never"]}),
         ("health", {"$ref": "#/$defs/HealthCheck"}),
         ("setup", {"type": "string"}),
+        ("container", {"type": "string"}),
         ("pre_start", {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/Hook"}]}),
         ("post_stop", {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/Hook"}]}),
     ):
@@ -93,7 +95,7 @@ def _kind(annotation: Any) -> str:
         "bool": "true, false", "dict[str, str": "mapping", "int, str": "number or text",
         "list[float": "list of numbers",
         "list[int": "list of numbers", "list[HealthCheck": "list, see below", "list[Hook": "list, see below",
-        "RestartPolicy": "mapping, see below", "Limits": "mapping, see below",
+        "RestartPolicy": "mapping, see below", "Limits": "mapping, see below", "ContainerSpec": "mapping, see below",
     }  # fmt: skip
     return words.get(text) or ", ".join(f"`{word.strip()}`" for word in text.replace("'", "").split(","))
 

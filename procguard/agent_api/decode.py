@@ -304,6 +304,12 @@ def _check_start(spec: protocol.WorkerSpec, mistakes: list[str], where: str) -> 
     _longest(mistakes, where + "user", spec.user, MAX_NAME_CHARS)
     _most(mistakes, where + "setup", spec.setup, MAX_SETUP_LINES)
     _longest(mistakes, where + "setup", "".join(spec.setup), MAX_COMMAND_CHARS)
+    if spec.container is not None:
+        words = [spec.container.image, spec.container.network, spec.container.user, spec.container.shm_size]
+        for name, listed in (("mounts", spec.container.mounts), ("options", spec.container.options)):
+            _most(mistakes, f"{where}container.{name}", listed, MAX_SETUP_LINES)
+            words += listed
+        _longest(mistakes, where + "container", "".join(words), MAX_COMMAND_CHARS)
     for name in ("pre_start", "post_stop"):
         hooks: list[protocol.Hook] = getattr(spec, name)
         _most(mistakes, where + name, hooks, MAX_HOOKS)

@@ -19,6 +19,25 @@ from remote_agent.protocol.messages import Assignment, Hook, WorkerSpec, encode,
 from remote_agent.system.paths import absolute
 
 LONGEST_HOOK_S = 7 * 86400.0
+NO_LEASE = (
+    "a container outlives a runner that is killed, so its end by a lease cannot be promised yet; "
+    "use on_partition: keep, and no gang"
+)
+ULIMITS = {"memory": "as", "cpu_s": "cpu"}  # podman's names, where they are others
+_OUTPUT = "output goes unbroken into the worker's log"
+# What names, keeps or hides a container is what the promise of one instance stands on.
+OWN_OPTIONS = {
+    "--name": "it is named after fleet and worker", "--replace": "it always is", "--detach": "it always is",
+    "--rm": "it is removed after its end", "--restart": "write restart: beside container",
+    "--log-driver": _OUTPUT, "--log-opt": _OUTPUT, "--tty": f"podman refuses a tty where {_OUTPUT}",
+    "--interactive": "there is no input", "--attach": "nobody is attached", "--pidfile": "it reads them",
+    "--conmon-pidfile": "it reads them", "--cidfile": "it finds it by its name", "--pod": "a worker is one container",
+    "--pid": "its processes are ended with their namespace", "--env": "write env: beside container",
+    "--env-file": "write env_file: beside container", "--env-host": "write env: beside container",
+    "--workdir": "write working_dir: beside container", "--pull": "write pull: below container",
+    "--sig-proxy": "signals are sent to the job itself", "--detach-keys": "nobody is attached",
+    "--preserve-fds": "nothing is handed over", "--rootfs": "write image: below container",
+}  # fmt: skip
 
 
 def resolve(assignment: Assignment, default_dir: str) -> dict[str, Any]:
@@ -28,6 +47,8 @@ def resolve(assignment: Assignment, default_dir: str) -> dict[str, Any]:
     `error`: why it cannot be run at all ("" if it can). `start`: only where the specification says more than a command.
     """
     spec = assignment.spec
+    if spec.container is not None:
+        return _in_container(assignment, default_dir)
     argv, error = command_words(spec)
     run_as: Optional[dict[str, Any]] = None
     try:
@@ -47,6 +68,77 @@ def resolve(assignment: Assignment, default_dir: str) -> dict[str, Any]:
     if start:
         content["start"] = start
     return content
+
+
+def _in_container(assignment: Assignment, default_dir: str) -> dict[str, Any]:
+    """`resolve` for a worker with a container: `argv` stays empty, so that a runner which knows none refuses it, and
+    `start.container` holds what runner/task/container.py makes podman's words of."""
+    spec, container = assignment.spec, assignment.spec.container
+    assert container is not None
+    words, error = command_words(spec) if spec.command else ([], "")
+    cwd = working_directory(spec.working_dir, default_dir)
+    try:
+        start = beyond_the_command(spec, cwd)
+    except ValueError as exc:
+        error, start = error or str(exc), {}
+    error = error or "; ".join(container_mistakes(spec))
+    if assignment.lease_s is not None and not error:
+        error = f"container: {NO_LEASE}"
+    options = [f"--network={container.network or 'host'}"]
+    options += [f"--volume={absolute(mount, cwd)}" for mount in container.mounts]
+    options += [f"--volume={cwd}:{cwd}", f"--workdir={cwd}"] if spec.working_dir else []
+    options += [f"--user={container.user}"] if container.user else []
+    options += [f"--shm-size={container.shm_size}"] if container.shm_size else []
+    options += [f"--umask={spec.umask}"] if spec.umask else []
+    for name, _constant, value in start.pop("rlimits", []):
+        options.append(f"--ulimit={ULIMITS.get(name, name)}={value}:{value}")
+    limits = start.pop("group_limits", {})
+    options += [f"--memory={int(limits['memory_max'])}"] if "memory_max" in limits else []
+    options += [f"--cpus={limits['cpu_max']:g}"] if "cpu_max" in limits else []
+    start.pop("umask", None)
+    start["container"] = {
+        "image": container.image,
+        "command": words,
+        "options": [*options, *container.options],
+        "pull": container.pull,
+        "worker": assignment.worker_id,
+    }
+    content = encode(assignment)
+    content.update(argv=[], cwd=cwd, launch_digest=launch_digest(spec), error=error, start=start)
+    return content
+
+
+def container_mistakes(spec: WorkerSpec) -> list[str]:
+    """What is wrong with `container` on whatever host."""
+    container = spec.container
+    if container is None:
+        return []
+    found = []
+    if not container.image.strip() or container.image.startswith("-"):
+        found.append(
+            f"container.image {container.image!r}: expected the name of an image, like docker.io/library/nginx"
+        )
+    for name in ("venv", "conda", "setup", "user"):
+        if getattr(spec, name):
+            hint = "container.user is the user inside" if name == "user" else "it belongs into the image"
+            found.append(f"{name} has no meaning beside container: {hint}")
+    if spec.stderr == "separate":
+        found.append("stderr: separate is not supported beside container")
+    if spec.on_partition == "fence":
+        found.append(f"on_partition: fence beside container: {NO_LEASE}")
+    for mount in container.mounts:
+        parts = mount.split(":")
+        if len(parts) not in (2, 3) or not all(parts) or not parts[1].startswith("/"):
+            found.append(f"container.mounts {mount!r}: expected HOST:CONTAINER or HOST:CONTAINER:ro")
+    for option in container.options:
+        name = option.partition("=")[0]
+        if not option.startswith("--") or any(letter.isspace() for letter in name):
+            found.append(f"container.options {option!r}: expected one word each, like --ipc=host")
+        elif name in OWN_OPTIONS:
+            found.append(f"container.options: {name} is the runner's own; {OWN_OPTIONS[name]}")
+    if "\0" in "".join([container.image, container.network, container.user, container.shm_size, *container.options]):
+        found.append("container: a NUL character cannot be part of it")
+    return found
 
 
 def command_words(spec: WorkerSpec) -> tuple[list[str], str]:
@@ -108,7 +200,7 @@ def mistakes_in(spec: WorkerSpec) -> list[str]:
     texts += [spec.env_file] if isinstance(spec.env_file, str) else spec.env_file
     if any("\0" in text for text in texts):
         found.append("env_file, venv, conda, setup, user: a NUL character cannot be part of them")
-    return found + schedule.mistakes(spec)
+    return found + container_mistakes(spec) + schedule.mistakes(spec)
 
 
 def hook_words(hook: Hook, kind: str) -> dict[str, Any]:

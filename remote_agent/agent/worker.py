@@ -259,7 +259,11 @@ class WorkerHandle:
     def _write(self, assignment: Assignment, default_dir: str, base_env: dict[str, str]) -> None:
         content = spec_module.resolve(assignment, default_dir)
         content["grant"] = self._grant[1]
-        content["spec"]["env"].update(gpu_allocator.environment(self.gpus))
+        container = content.get("start", {}).get("container")
+        if container:  # it sees those alone, and numbers them from 0
+            container["options"] += [f"--device=nvidia.com/gpu={index}" for index in self.gpus]
+        else:
+            content["spec"]["env"].update(gpu_allocator.environment(self.gpus))
         run_as = content.get("start", {}).get("run_as")
         self.cwd, self.home = content["cwd"], run_as["home"] if run_as else ""
         self.other_user = bool(run_as) and run_as["uid"] != os.geteuid()

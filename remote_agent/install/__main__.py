@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 
 if "remote_agent" not in sys.modules:  # run as a file from a release: python -I leaves its directory out of sys.path
@@ -44,7 +45,8 @@ class InstallerSession:
     """The installer over one SSH channel. Requests are JSON lines; answers too, each after LINE_MARK.
 
     -> {"op": "hello", "fleet_id": "f-1", "host": "gpu01", "home": ""}       <- {"hello": {status…}}; with
-       "workers": true also {"workers": [{"worker_id": "w1", "alive": true}]}
+       "workers": true also {"workers": [{"worker_id": "w1", "alive": true}]}; with "podman": true also its version, "":
+       it is not there
     -> {"op": "install", "release": "…", …}            <- {"report": {…}}, or before it, each where it is the case:
                                                        <- {"need": "bundle"}
     -> {"bytes": 81234, "code": 40000}, then the bytes, then those of the byte code, where this Python reads the
@@ -92,7 +94,8 @@ class InstallerSession:
         if request["op"] == "hello":
             installer.refuse_what_another_runs(request)  # only --check names workers here
             runs = {"workers": installer.workers()} if request.get("workers") else {}
-            return {"hello": {**installer.status(), **runs}}
+            podman = {"podman": _podman_version()} if request.get("podman") else {}
+            return {"hello": {**installer.status(), **runs, **podman}}
         if request["op"] == "install":
             report = installer.install(request, self._receive_bundle, self._receive_code, self._receive_secret)
             return {"report": report}
@@ -268,6 +271,15 @@ def main(argv: "Optional[List[str]]" = None) -> int:
     report = answer(lambda: _run(arguments))
     print(json.dumps(report, indent=2, sort_keys=True))
     return 0 if report.get("ok") else 1
+
+
+def _podman_version() -> str:
+    """As it says itself, like 4.3.1; "" where there is none, or none that answers."""
+    try:
+        done = subprocess.run(["podman", "--version"], capture_output=True, timeout=10.0, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.decode("utf-8", "replace").strip().rpartition(" ")[2][:40] if done.returncode == 0 else ""
 
 
 if __name__ == "__main__":

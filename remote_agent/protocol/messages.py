@@ -25,6 +25,7 @@ from remote_agent.protocol.records import field, names, record
 from remote_agent.protocol.worker_spec import (
     LATER_LAUNCH_FIELDS,
     LAUNCH_FIELDS,
+    ContainerSpec,
     HealthCheck,
     Hook,
     Limits,
@@ -34,8 +35,8 @@ from remote_agent.protocol.worker_spec import (
 
 # What a worker is and what ids are belongs to the wire as well, and is found here beside the rest.
 __all__ = [
-    "AGENT_ID_PATTERN", "ID_PATTERN", "HealthCheck", "Hook", "Limits", "RestartPolicy", "WorkerSpec", "directory_name",
-    "fingerprint", "manager_proof", "secret_sha256", "valid_agent_id", "valid_id",
+    "AGENT_ID_PATTERN", "ID_PATTERN", "ContainerSpec", "HealthCheck", "Hook", "Limits", "RestartPolicy", "WorkerSpec",
+    "directory_name", "fingerprint", "manager_proof", "secret_sha256", "valid_agent_id", "valid_id",
 ]  # fmt: skip
 
 PROTOCOL_VERSION = 1
@@ -485,6 +486,7 @@ _NESTED: dict[type, dict[str, tuple[str, type]]] = {
         "restart": ("one", RestartPolicy),
         "health": ("list", HealthCheck),
         "limits": ("one", Limits),
+        "container": ("one", ContainerSpec),
         "pre_start": ("list", Hook),
         "post_stop": ("list", Hook),
     },

@@ -93,6 +93,24 @@ class Limits:
 
 
 @record
+class ContainerSpec:
+    """{"image": "docker.io/pytorch/pytorch:2.4.0", "mounts": ["/data:/data:ro"], "shm_size": "16g"}"""
+
+    image: str = key("", "The image, as podman run takes it")
+    mounts: list[str] = key(
+        [], "Directories of the host: /data:/data or /data:/data:ro; working_dir is mounted by itself, at its own path"
+    )
+    gpus: int = key(0, "The same as gpus beside container: so many are handed out, and passed by CDI")
+    network: str = key("host", "As podman's --network: host, none, or the name of a network")
+    user: str = key("", "The user inside the container: a name, a uid or uid:gid; unset: the image's")
+    shm_size: str = key("", "Size of /dev/shm, like 16g; unset: podman's 64m")
+    options: list[str] = key([], "More options of podman run, each in one word: --ipc=host")
+    pull: Literal["missing", "always", "never"] = key(
+        "missing", "When the image is fetched at a start; log-ins to registries are the host's (podman login)"
+    )
+
+
+@record
 class WorkerSpec:
     """One supervised command. {"command": "python train.py --epochs 100", "working_dir": "~/project", "env": {}}
 
@@ -146,6 +164,9 @@ class WorkerSpec:
         "lease ends, so that it may be started elsewhere",
     )
     lease_s: float = key(60.0, "on_partition: fence: it runs on for so long without word from the manager")
+    container: Union[ContainerSpec, None] = key(
+        None, "Run the command in a container, by podman; without a command the image's own is run"
+    )
     requires: dict[str, str] = key(dict, "Labels a spare host must have to take this worker over (procguard_labels)")
 
 
@@ -153,5 +174,5 @@ class WorkerSpec:
 LAUNCH_FIELDS = ("command", "working_dir", "env", "shell", "stderr")
 # Added later: they count only where they are used, or an upgrade would call every running child outdated.
 LATER_LAUNCH_FIELDS = (
-    "gpus", "env_file", "venv", "conda", "setup", "user", "umask", "limits", "pre_start",
+    "gpus", "env_file", "venv", "conda", "setup", "user", "umask", "limits", "pre_start", "container",
 )  # fmt: skip

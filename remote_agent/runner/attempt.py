@@ -43,6 +43,7 @@ class Attempt:
         self.detail = ""
         self.hooks = list(hooks or [])  # pre_start: the first of them runs now, the command is still to come
         self.hook_until = 0.0
+        self.first_pid = 0  # of a container: its pid 1; `pid` is what is waited for
         self.start_deadline = self.ready_at = self.healthy_at = 0.0  # see `expect`; healthy_at: once it runs
         self.exec_fd = -1
         self.go_on(launch, now)
@@ -62,6 +63,23 @@ class Attempt:
         self.executed = self.exec_fd < 0
         found = processes.read_process(self.pid)  # not reaped yet, so still there even if it has died
         self.pid_start = found.start if found else 0
+
+    def adopt(self, keeper: int, first: int, start: int) -> None:
+        """The command of this attempt was started by somebody else, and is below this process: `first` (its start time;
+        0: it has ended) below `keeper`, which ends with its exit code and is waited for."""
+        self.pid, self.first_pid, self.pid_start = keeper, first, start
+        self._forget_exec()
+        self.executed = True
+
+    def goes_on(self) -> bool:
+        """`pid` has ended: whether the adopted process lives without it. It is a child of this process then."""
+        if not self.first_pid or self.pid == self.first_pid:
+            return False
+        found = processes.read_process(self.first_pid)
+        if found is None or found.start != self.pid_start or found.ppid != os.getpid():
+            return False
+        self.pid = self.first_pid
+        return True
 
     def expect(self, policy: RestartRules, now: float) -> None:
         """What was just started is to be ready in time."""
@@ -103,8 +121,11 @@ class Attempt:
         self.look_at_exec()
         self._forget_exec()  # it may have died before exec without a word
         signal = os.WTERMSIG(wait_status) if os.WIFSIGNALED(wait_status) else None
+        code = os.WEXITSTATUS(wait_status)
+        if signal is None and self.first_pid not in (0, self.pid) and 128 < code < 128 + 65:
+            signal = code - 128  # conmon's way of saying so
         return Ending(
-            code=None if signal is not None or self.failure else os.WEXITSTATUS(wait_status),
+            code=None if signal is not None or self.failure else code,
             signal=signal,
             ran_s=now - self.started,
             was_running=was_running,

@@ -24,6 +24,10 @@ class PostStop:
         self._word = -1
 
     @property
+    def _kind(self) -> str:
+        return str(self._current.get("kind") or "post_stop")
+
+    @property
     def runs(self) -> bool:
         return self.pid != 0
 
@@ -34,7 +38,7 @@ class PostStop:
             try:
                 self.pid, self._word = child.start(self._launch(self._current))
             except (child.NotStarted, OSError) as exc:
-                self.problems.append(f"post_stop could not run: {exc}")
+                self.problems.append(f"{self._kind} could not run: {exc}")
                 continue
             self.until = now + timeout_s(self._current)
             return False
@@ -45,7 +49,7 @@ class PostStop:
         if self._word >= 0:
             os.close(self._word)
         if wait_status != 0 and self.problems[-1:] != [self._overdue()]:
-            self.problems.append(failure("post_stop", self._current, wait_status))
+            self.problems.append(failure(self._kind, self._current, wait_status))
 
     def out_of_time(self) -> None:
         """It is being ended because its time is up."""
@@ -54,16 +58,17 @@ class PostStop:
 
     def out_of_lease(self) -> None:
         """The worker's lease and grace are over: nothing of it may run."""
-        left, self._left = self._left, []
+        left = [hook for hook in self._left if not hook.get("always")]
+        self.give_up()
         if left or self.pid:
             self.problems.append("post_stop had no time left after the end of its lease")
 
     def give_up(self) -> None:
-        """No more of them: somebody wants an end at once."""
-        self._left.clear()
+        """No more of them: somebody wants an end at once. What removes a container is none of the worker's."""
+        self._left = [hook for hook in self._left if hook.get("always")]
 
     def _overdue(self) -> str:
-        return overdue("post_stop", self._current)
+        return overdue(self._kind, self._current)
 
 
 def timeout_s(hook: Hook) -> float:

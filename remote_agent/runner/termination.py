@@ -19,9 +19,15 @@ UNKILLABLE_AFTER_S = 5.0
 
 class ProcessTreeTerminator:
     def __init__(
-        self, find: Callable[[], list[Identity]], is_empty: Callable[[], bool], kill_group: Callable[[], None]
+        self,
+        find: Callable[[], list[Identity]],
+        is_empty: Callable[[], bool],
+        kill_group: Callable[[], None],
+        to_ask: Callable[[], list[Identity]] | None = None,
     ) -> None:
+        """`to_ask`: those that get the stop signal, where that is not for everybody who is found."""
         self._find = find
+        self._to_ask = to_ask or find
         self._is_empty = is_empty
         self._kill_group = kill_group
         self.kill_at: float | None = None
@@ -38,7 +44,7 @@ class ProcessTreeTerminator:
         self.killed = False
         self.kill_at = now + grace_s
         self._pause_s = FIRST_LOOK_S
-        members = self._find()
+        members = self._to_ask()
         self.reached = processes.signal_all(members, stop_signal)
         processes.signal_all(members, signal.SIGCONT)
         self.due = now + min(self._pause_s, grace_s)

@@ -22,6 +22,7 @@ from procguard.client.coming_up import Patience, Started
 from procguard.deploy.install.looks import Looks
 from procguard.deploy.install.rollout import HostResult, Json, Listener, Rollout, RolloutPlan, errors_of
 from procguard.deploy.install.verify import POLL_S, Heard, known_recovery
+from procguard.deploy.inventory import containers
 from procguard.deploy.inventory.model import Host
 from procguard.deploy.session import bundle
 from procguard.deploy.session.session import Sessions
@@ -296,7 +297,10 @@ class Deployer:
         checked = {"worker_ids": [worker.worker_id for worker in host.workers]} if self._options.check else {}
         if self._options.another_fleet:
             checked = {}
+        checked = {**checked, **containers.asked_of(host)}
         with self._code.session(host, {**where, **checked}, deadline) as (session, found):
+            if problem := containers.problem(host, found):
+                result.notes.append(f"{problem}; {containers.NEXT}")
             wanted, taken = host.target.python, str(found.get("python", ""))
             if wanted.startswith("/") and taken and taken != wanted:
                 result.notes.append(f"ansible_python_interpreter {wanted} is older than Python 3.9: {taken} is used")

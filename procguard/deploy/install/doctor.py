@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from procguard.client.api import ManagerClient
 from procguard.deploy.install.deployer import manager_candidates, port_of, trust_request
+from procguard.deploy.inventory import containers
 from procguard.deploy.inventory.model import Host
 from procguard.deploy.session import bundle
 from procguard.deploy.session.session import HostSession, Sessions, skipped_in_words
@@ -63,8 +64,12 @@ class Doctor:
                 yield DoctorStep("login", "ok", host.target.describe())
                 asked = time.time()
                 where = {"fleet_id": declared.get("fleet_id") or "f-none", "host": host.name, "home": host.home}
-                found = session.hello(where, deadline)
+                found = session.hello({**where, **containers.asked_of(host)}, deadline)
                 yield from _on_the_host(found, (asked + time.time()) / 2)
+                if containers.asked_of(host):
+                    problem = containers.problem(host, found)
+                    detail = problem or f"version {found.get('podman')}"
+                    yield DoctorStep("podman", "bad" if problem else "ok", detail, containers.NEXT if problem else "")
                 yield from _other_fleets(session.perform("others", where, deadline), where["fleet_id"], host)
                 if tunnel:
                     yield _tunnel_step(tunnel)

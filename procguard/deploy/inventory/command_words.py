@@ -32,6 +32,24 @@ def mistakes(spec: WorkerSpec) -> list[str]:
     return found
 
 
+def engine_started(spec: WorkerSpec) -> str:
+    """A note where the command is `docker run` or `podman run`: its processes are not the worker's. "" = it is not."""
+    try:
+        words = list(spec.command) if isinstance(spec.command, list) else shlex.split(spec.command, comments=True)
+    except ValueError:
+        return ""
+    while words and (_ASSIGNMENT.match(words[0]) or words[0] in ("sudo", "exec", "env", "nohup")):
+        words.pop(0)
+    engine = words[0].rpartition("/")[2] if words else ""
+    if engine not in ("docker", "podman") or not any(word in ("run", "start") for word in words[1:4]):
+        return ""
+    image = next((word for word in words[2:] if not word.startswith("-") and ("/" in word or ":" in word)), "IMAGE")
+    return (
+        f"its command starts a container by {engine}, whose processes ProcGuard does not own: a second copy can "
+        f"start beside it; write container: {{image: {image}}}, and as command what is to run in it"
+    )
+
+
 def _in_command(spec: WorkerSpec) -> Iterator[str]:
     command = spec.command
     if isinstance(command, list):

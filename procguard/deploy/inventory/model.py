@@ -213,7 +213,9 @@ class _InventoryReader:
                 values[variable] = renderer.get(variable)
             except TemplateMistake as exc:
                 self._tell(where, f"{variable}: {exc}", "correct the template or define the variable")
-        workers = SpecReader(renderer, where, self._tell).read(variables.get(VARIABLE))
+        specs = SpecReader(renderer, where, self._tell)
+        workers = specs.read(variables.get(VARIABLE))
+        warnings += [f"{name}: {note}" for note in specs.notes]
         policies = group_policies.read(variables.get(group_policies.VARIABLE), renderer, where, self._tell)
         service = str(values.get("procguard_service") or "auto")
         if service not in SERVICES:

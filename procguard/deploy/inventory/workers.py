@@ -27,7 +27,8 @@ VARIABLE = "procguard_workers"
 MAX_REPLICAS = 10_000
 _ADAPTER: TypeAdapter[messages.WorkerSpec] = TypeAdapter(messages.WorkerSpec)
 _KEYS = {cls: [item.name for item in dataclasses.fields(cls)] for cls in (
-    messages.WorkerSpec, messages.RestartPolicy, messages.HealthCheck, messages.Hook, messages.Limits
+    messages.WorkerSpec, messages.RestartPolicy, messages.HealthCheck, messages.Hook, messages.Limits,
+    messages.ContainerSpec,
 )}  # fmt: skip
 SIGNALS = ("TERM", "INT", "QUIT", "HUP", "USR1", "USR2", "KILL")
 
@@ -49,6 +50,7 @@ class SpecReader:
         self._renderer = renderer
         self._where = where
         self._tell = tell
+        self.notes: list[str] = []  # what works, and is hardly meant
 
     def read(self, declared: Any) -> list[DeclaredWorker]:
         if isinstance(declared, (str, Encrypted)):
@@ -132,7 +134,7 @@ class SpecReader:
                 got = reprlib.repr(error["input"])
                 self._tell(where, f"worker {worker_id}: {path}: {error['msg']}, got {got}", "correct the value")
             return None
-        if not full["command"]:
+        if not full["command"] and checked.container is None:
             self._tell(where, f"worker {worker_id} has no command", 'add one: command: "python train.py"')
             return None
         if str(full["stop_signal"]).upper().removeprefix("SIG") not in SIGNALS:
@@ -140,7 +142,14 @@ class SpecReader:
                 where, f"worker {worker_id}: stop_signal {full['stop_signal']!r}", f"one of {', '.join(SIGNALS)}"
             )
             return None
+        if checked.container is not None and checked.container.gpus:
+            if checked.gpus not in (0, checked.container.gpus):
+                self._tell(where, f"worker {worker_id}: gpus and container.gpus differ", "write one of them")
+                return None
+            checked.gpus = full["gpus"] = checked.container.gpus
         mistakes = mistakes_in(checked) + command_words.mistakes(checked)
+        if note := command_words.engine_started(checked):
+            self.notes.append(f"worker {worker_id}: {note}")
         for mistake in mistakes:
             self._tell(where, f"worker {worker_id}: {mistake}", "see docs/worker.md")
         return None if mistakes else DeclaredWorker(worker_id, full, where, spec.get("on_partition") == "keep")
@@ -155,6 +164,8 @@ class SpecReader:
                 well = self._check_keys(check, _KEYS[messages.HealthCheck], where, "health.") and well
         if isinstance(raw.get("limits"), dict):
             well = self._check_keys(raw["limits"], _KEYS[messages.Limits], where, "limits.") and well
+        if isinstance(raw.get("container"), dict):
+            well = self._check_keys(raw["container"], _KEYS[messages.ContainerSpec], where, "container.") and well
         for name in ("pre_start", "post_stop"):
             hooks = raw.get(name)
             for hook in hooks if isinstance(hooks, list) else [hooks]:
@@ -203,6 +214,8 @@ def _plain(spec: dict[str, Any]) -> dict[str, Any]:
         spec["health"] = [spec["health"]]
     if isinstance(spec.get("setup"), str):
         spec["setup"] = [spec["setup"]]
+    if isinstance(spec.get("container"), str):
+        spec["container"] = {"image": spec["container"]}
     for name in ("pre_start", "post_stop"):
         if isinstance(spec.get(name), (str, dict)):
             spec[name] = [spec[name]]

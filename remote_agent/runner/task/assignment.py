@@ -53,6 +53,12 @@ class TaskAssignment:
         """What belongs to a start besides the command; empty for most."""
         return _object(self.values.get("start"))
 
+    @property
+    def container(self) -> dict[str, object] | None:
+        """None: the command runs as it is."""
+        found = self.start.get("container")
+        return found if isinstance(found, dict) else None
+
     def hooks(self, kind: str) -> list[Hook]:
         """`kind`: "pre_start" or "post_stop"."""
         found = self.start.get(kind)

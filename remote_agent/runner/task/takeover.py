@@ -47,6 +47,7 @@ def begin(
         str(values["cgroup"]),
         Identity(pid, whole(former, "pid_start"), boot) if pid else None,
         [Identity(*one, boot) for one in seen],
+        assignment.container is not None,
     )
     task.own(tree)
     values["cgroup"] = tree.group

@@ -64,8 +64,10 @@ class WorkerTask:
     def own(self, tree: WorkerProcesses) -> None:
         """These processes are the worker's."""
         self.processes = tree
-        self.terminator = ProcessTreeTerminator(tree.members, self.collect, tree.kill_group)
-        self.sweeper = ProcessTreeTerminator(tree.left_behind, lambda: not tree.left_behind(), tree.kill_group)
+        self.terminator = ProcessTreeTerminator(tree.members, self.collect, tree.kill_group, tree.to_ask)
+        self.sweeper = ProcessTreeTerminator(
+            tree.left_behind, lambda: not tree.left_behind(), tree.kill_group, tree.left_behind_to_ask
+        )
 
     def sweep_first(self, now: float) -> int:
         """End what a former runner left before anything else; returns how many processes were reached."""

@@ -145,6 +145,8 @@ class TaskRunner:
             return
         attempt, wait_status = task.attempt, task.wait_status
         task.wait_status = None
+        if attempt.goes_on():
+            return
         if attempt.hook and self._go_on_after_hook(attempt, wait_status, now):
             return
         task.attempt = None
@@ -248,7 +250,7 @@ class TaskRunner:
         attempt.expect(task.policy, now)
         if not attempt.hook:
             task.enter(phases.STARTING)
-        task.state.values.update(pid=attempt.pid, pid_start=attempt.pid_start)
+        task.state.values.update(pid=attempt.first_pid or attempt.pid, pid_start=attempt.pid_start)
         task.state.publish()
         return True
 
@@ -264,7 +266,9 @@ class TaskRunner:
         if attempt.executed and now >= attempt.ready_at:
             attempt.healthy_at = now + task.policy.healthy_after_s
             task.enter(phases.RUNNING)
-            task.become(states.RUNNING, f"running (pid {attempt.pid})" + task.processes.not_enforced)
+            task.become(
+                states.RUNNING, f"running (pid {attempt.first_pid or attempt.pid})" + task.processes.not_enforced
+            )
         elif now >= attempt.start_deadline and not attempt.failure:
             task.take_down(now, "start_timeout", attempt.why_not_started(task.policy))
         return False

@@ -22,6 +22,7 @@ from remote_agent.system.processes import Identity
 TYPE_CHECKING = False  # as typing's, which a runner does without
 if TYPE_CHECKING:
     from remote_agent.runner import hooks
+    from remote_agent.runner.task.container import Job
 
 # Why a start did not come about: only a person can help; the host's disk takes no log; trying again may help.
 HOPELESS, NO_ROOM, AGAIN = "hopeless", "no_room", "again"
@@ -38,7 +39,8 @@ class StartFailed(Exception):
 
 class WorkerProcesses:
     """`cookie`: in the environment of everything that is started. `group`: where a former runner had its control group.
-    `former`: the process it had started, in this boot. `seen`: what the agent saw below that runner."""
+    `former`: the process it had started, in this boot; `in_container`: the first one of a container. `seen`: what the
+    agent saw below that runner."""
 
     def __init__(
         self,
@@ -47,6 +49,7 @@ class WorkerProcesses:
         group: str = "",
         former: Identity | None = None,
         seen: Iterable[Identity] = (),
+        in_container: bool = False,
     ) -> None:
         self.not_enforced = ""  # the limits that this host can't keep, for the reason of the state
         self.dies_with_runner = False  # what is started: the worker is fenced
@@ -55,6 +58,9 @@ class WorkerProcesses:
         self._former, self._seen = former, list(seen)
         self._group_limits: dict[str, float | None] = {}  # in force, or tried
         self._ooms = OomCounter()
+        self._job: Job | None = None  # of a container that runs below this runner
+        self._in_container = in_container
+        self._died: dict[int, int] | None = None  # while a container is started: its conmon may be among them
 
     @property
     def group(self) -> str:
@@ -64,8 +70,13 @@ class WorkerProcesses:
 
     def start(self, assignment: TaskAssignment, number: int, now: float) -> Attempt:
         """The first process of attempt `number`: a pre_start hook, or the command. Raises StartFailed."""
-        before = assignment.hooks("pre_start")
+        before, self._job = assignment.hooks("pre_start"), None
         try:
+            if assignment.container is not None:
+                from remote_agent.runner.task import container
+
+                before = [*before, *container.steps(assignment.container, number)]
+                self._died = {}
             launch = self._build(assignment, number, before[0] if before else None)
             self._group.join()
             self._limit_group(assignment)
@@ -79,6 +90,13 @@ class WorkerProcesses:
     def start_next(self, assignment: TaskAssignment, attempt: Attempt, now: float) -> bool:
         """After a pre_start hook: the next one, or the command. False: it failed, and `attempt` says why."""
         attempt.hooks.pop(0)
+        if not attempt.hooks and assignment.container is not None:
+            from remote_agent.runner.task import container
+
+            self._job = container.adopt(attempt, self._record.worker_dir)
+            # It may have ended already: then that is told by the next `collect`.
+            self._died = {pid: status for pid, status in (self._died or {}).items() if pid == attempt.pid}
+            return self._job is not None
         try:
             attempt.go_on(self._build(assignment, attempt.number, attempt.hook), now)
         except child.NotStarted as exc:
@@ -91,17 +109,21 @@ class WorkerProcesses:
     def hook_overdue(hook: Hook) -> str:
         from remote_agent.runner import hooks
 
-        return hooks.overdue("pre_start", hook)
+        return hooks.overdue(str(hook.get("kind") or "pre_start"), hook)
 
     @staticmethod
     def hook_failure(hook: Hook, wait_status: int) -> str:
         from remote_agent.runner import hooks
 
-        return hooks.failure("pre_start", hook, wait_status)
+        return hooks.failure(str(hook.get("kind") or "pre_start"), hook, wait_status)
 
     def post_stop(self, assignment: TaskAssignment, number: int, ending: Ending) -> hooks.PostStop | None:
         """What is to be run after attempt `number`; None: nothing."""
         wanted = assignment.hooks("post_stop")
+        if assignment.container is not None:
+            from remote_agent.runner.task import container
+
+            wanted = [container.remove_step(assignment.container), *wanted]
         if not wanted or not number:
             return None
         from remote_agent.runner import hooks
@@ -117,6 +139,10 @@ class WorkerProcesses:
     def _build(self, assignment: TaskAssignment, number: int, hook: Hook | None = None) -> child.Launch:
         record = self._record
         base_env = record.read_base_env()
+        if hook and hook.get("kind"):
+            from remote_agent.runner.task import container
+
+            return container.build(hook, assignment, base_env, number, self._cookie, record.worker_dir)
         launch = build_launch(assignment.values, base_env, number, self._cookie, record.worker_dir, hook)
         launch.dies_with_runner = self.dies_with_runner
         return launch
@@ -138,6 +164,8 @@ class WorkerProcesses:
         """(pid -> wait status of every child that has died, adopted ones too; whether no child is left). Then the tree
         is gone, for a subreaper's orphans become its children before it hears of their parent's death."""
         dead: dict[int, int] = {}
+        if self._died and self._job:
+            dead, self._died = self._died, None
         while True:
             try:
                 pid, wait_status = os.waitpid(-1, os.WNOHANG)
@@ -146,10 +174,29 @@ class WorkerProcesses:
             if pid == 0:
                 return dead, False
             dead[pid] = wait_status
+            if self._died is not None and not self._job:
+                self._died[pid] = wait_status
 
     def members(self) -> list[Identity]:
         """Everything that lives below this runner."""
         return processes.members_below(os.getpid())
+
+    def to_ask(self) -> list[Identity]:
+        """Those of them that a stop signal is for."""
+        job = self._job
+        if job is None:
+            return self.members()
+        from remote_agent.runner.task import container
+
+        return container.members_of(job.first) or self.members()
+
+    def left_behind_to_ask(self) -> list[Identity]:
+        """Likewise of what lives of former runners."""
+        if self._former is None or not self._in_container:
+            return self.left_behind()
+        from remote_agent.runner.task import container
+
+        return container.members_of(self._former) or self.left_behind()
 
     def left_behind(self) -> list[Identity]:
         """What lives of former runners."""

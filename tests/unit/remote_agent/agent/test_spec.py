@@ -12,6 +12,7 @@ from remote_agent.agent import rlimits as limits
 from remote_agent.agent import spec_file
 from remote_agent.protocol.messages import (
     Assignment,
+    ContainerSpec,
     HealthCheck,
     Hook,
     Limits,
@@ -22,7 +23,7 @@ from remote_agent.protocol.messages import (
 
 FULL = {
     "env_file": "x", "venv": "x", "conda": "x", "setup": ["x"], "user": "root", "umask": "027",
-    "limits": Limits(nofile=9), "pre_start": [Hook("x")], "gpus": 1,
+    "limits": Limits(nofile=9), "pre_start": [Hook("x")], "gpus": 1, "container": ContainerSpec("x"),
 }  # fmt: skip
 
 
