@@ -13,6 +13,8 @@ from procguard.cli.program.command import OUTPUT, OutputOptions, operator_task
 from procguard.console.grid import say_wrapped
 from procguard.console.terminal import say
 from procguard.errors import PartlyFailed, UsageError
+from procguard.fleet.shapes.hosts import HOST
+from procguard.fleet.shapes.workers import WORKER
 
 View = dict[str, Any]
 SELECT_TEXT = "only these workers: id, glob, or group=trainers,state=running"
@@ -32,7 +34,7 @@ def ps(select: str = "", output: OutputOptions = OUTPUT) -> None:
     manager = connect()
     views, answer = manager.workers(select=select), manager.hosts()
     whole = {"workers": views, "hosts": answer["hosts"]}
-    listed(views, tables.workers(_now()), output, "worker_id", whole=whole)
+    listed(views, tables.workers(_now(), WORKER), output, "worker_id", whole=whole)
     if output.form in ("table", "wide"):
         say_painted(tables.summary(views, answer["hosts"], is_coloured()))
 
@@ -45,7 +47,7 @@ def hosts(output: OutputOptions = OUTPUT) -> None:
 
     views = connect().hosts()["hosts"]
     empty = "no hosts yet: procguard deploy --hosts inventory/prod.yaml"
-    listed(views, tables.hosts(_now()), output, "host", empty=empty)
+    listed(views, tables.hosts(_now(), HOST), output, "host", empty=empty)
 
 
 @operator_task()
@@ -119,7 +121,7 @@ def _top(views: list[View], host_views: list[View], sort: str, size: Any) -> lis
     now, colour = _now(), size is not None and grid.coloured()
     head = f"{now.astimezone():%H:%M:%S}  {tables.summary(views, host_views, colour)}"
     width = size.columns if size else None
-    return [head, "", *grid.render(tables.workers(now), sorted(views, key=key), width, colour=colour)]
+    return [head, "", *grid.render(tables.workers(now, WORKER), sorted(views, key=key), width, colour=colour)]
 
 
 @operator_task(("worker",), help={"worker": "the worker's id", "lang": "en or zh, for the reasons"})

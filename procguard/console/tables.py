@@ -5,16 +5,19 @@ Turns views of the manager's interface into columns of a grid; knows no HTTP. St
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
 from procguard.console.grid import Cell, Column, painted
 from procguard.console.terminal import line
+from procguard.fields import ShownField
 from procguard.hints import program
 
 View = dict[str, Any]
 Columns = tuple[Column[View], ...]
+Fields = Sequence[ShownField[Any]]
 # Blue to orange, never red against green: read by glyph and word first.
 STATES = {
     "running": ("●", "blue"),
@@ -48,21 +51,46 @@ def state_cell(state: object, states: dict[str, tuple[str, str]] = STATES, after
     return Cell(f"{glyph} {state}", colour, after)
 
 
-def workers(now: datetime) -> Columns:
-    return (
-        Column("WORKER", lambda view: view["worker_id"], long=True),
-        Column("STATE", lambda view: _state_of_worker(view, now), long=True),
-        Column("HOST", lambda view: view.get("host"), 1, long=True),
-        Column("GROUP", lambda view: view.get("group"), 9, wide=True),
-        Column("ATTEMPT", lambda view: view.get("attempt") or "", 9, wide=True),
-        Column("PID", lambda view: view.get("pid") or "", 7),
-        Column("RESTARTS", lambda view: view.get("restarts_total") or view.get("restarts") or 0, 3),
-        Column("CPU", lambda view: _of_usage(view, "cpu_percent", "{:.0f} %".format), 6),
-        Column("MEMORY", lambda view: _of_usage(view, "rss_bytes", size), 5),
-        Column("GPU", lambda view: _gpus_of_worker(view.get("usage") or {}), 4),
-        Column("SINCE", lambda view: age(view.get("since"), now), 2),
-        Column("WHY", lambda view: "; ".join(_remarks(view)), 1, long=True),
+def workers(now: datetime, fields: Fields) -> Columns:
+    """`fields`: of a worker (fleet/shapes), in their order. What they say together has a cell of its own here."""
+    return _columns(
+        fields,
+        now,
+        {
+            "state": lambda view: _state_of_worker(view, now),
+            "attempt": lambda view: view.get("attempt") or "",
+            "restarts_total": lambda view: view.get("restarts_total") or view.get("restarts") or 0,
+            "gpu_percent": lambda view: _gpus_of_worker(view.get("usage") or {}),
+            "reason": lambda view: "; ".join(_remarks(view)),
+        },
     )
+
+
+def _columns(fields: Fields, now: datetime, own: dict[str, Callable[[View], object]]) -> Columns:
+    found = []
+    for one in fields:
+        if one.label is None or one.printed is None:
+            continue
+        title = one.printed.title or one.label.en.upper()
+        cell = own.get(one.name) or functools.partial(_cell, one, now)
+        found.append(Column(title, cell, one.printed.rank, one.printed.wide, one.printed.long))
+    return tuple(found)
+
+
+def _cell(field: ShownField[Any], now: datetime, view: View) -> str:
+    """A field's value in its unit; "" where it is not known."""
+    value = ((view.get(field.part_of) or {}) if field.part_of else view).get(field.name)
+    if value is None:
+        return ""
+    if field.unit == "moment":
+        return age(value, now)
+    if field.unit == "percent":
+        return f"{value:.0f} %"
+    if field.unit in ("bytes", "bytes_per_s"):
+        return size(int(value)) + ("/s" if field.unit == "bytes_per_s" else "")
+    if field.unit == "labels":
+        return ",".join(f"{name}={what}" for name, what in value.items())
+    return str(value)
 
 
 def _state_of_worker(view: View, now: datetime) -> Cell:
@@ -110,20 +138,23 @@ def _remarks(view: View) -> list[str]:
     return remarks
 
 
-def hosts(now: datetime) -> Columns:
-    return (
-        Column("HOST", lambda view: view["host"], long=True),
-        Column("AGENT", lambda view: state_cell(view.get("agent_state"), AGENT_STATES)),
-        Column("ROLE", _role, 4, long=True),
-        Column("WORKERS", lambda view: view.get("workers", 0), 1),
-        Column("CPU", lambda view: _of_usage(view, "cpu_percent", "{:.0f} %".format), 5),
-        Column("LOAD", lambda view: _of_usage(view, "load1", "{:.2f}".format), 6),
-        Column("GPUS", lambda view: _gpus_of_host(view.get("usage") or {}), 3),
-        Column("LAST SEEN", lambda view: age(view.get("last_seen"), now), 2),
-        Column("SSH RECOVERY", _recovery, 3, long=True),
-        Column("RELEASE", lambda view: str(view.get("release") or "")[:8], 7),
-        Column("WHY", lambda view: "; ".join(filter(None, (view.get("reason"), _disk(view)))), 1, long=True),
+def hosts(now: datetime, fields: Fields) -> Columns:
+    """`fields`: of a host, as for workers. Its role is made of several of them."""
+    role = Column("ROLE", _role, 4, long=True)
+    columns = _columns(
+        fields,
+        now,
+        {
+            "agent_state": lambda view: state_cell(view.get("agent_state"), AGENT_STATES),
+            "workers": lambda view: view.get("workers", 0),
+            "load1": lambda view: _of_usage(view, "load1", "{:.2f}".format),
+            "gpu_percent": lambda view: _gpus_of_host(view.get("usage") or {}),
+            "recovery_ssh": _recovery,
+            "release": lambda view: str(view.get("release") or "")[:8],
+            "reason": lambda view: "; ".join(filter(None, (view.get("reason"), _disk(view)))),
+        },
     )
+    return (*columns[:2], role, *columns[2:])
 
 
 def _recovery(view: View) -> str:

@@ -34,6 +34,8 @@ from procguard.fleet.model.records import (
     worker_from_dict,
 )
 from procguard.fleet.model.settings import FleetSettings
+from procguard.fleet.shapes import views as shapes
+from procguard.fleet.shapes.sources import HostSource, WorkerSource
 from procguard.fleet.store.interface import Change, NotDurable, Store, Tables
 from procguard.fleet.workers import views
 from procguard.fleet.workers.command_queue import Outbox
@@ -246,12 +248,14 @@ class FleetState:
         return agent
 
     def worker_view(self, worker: WorkerRecord) -> dict[str, Any]:
-        seen = self.seen[worker.agent_id]
-        reachable = seen.state in KNOWN_STATES
-        reason = self.agent_reason(worker.agent_id)
-        view = views.worker_view(worker, self.worker_seen[worker.worker_id], reachable, reason, seen.last_seen_wall)
-        gang = self.gang_records.get(worker.spec.group) if worker.gang else None
-        return gang_views.applied(gang_views.of_member(gang, worker) if gang is not None else None, view)
+        return shapes.worker_view(self.worker_source(worker))
+
+    def worker_source(self, worker: WorkerRecord, wall: float = 0.0) -> WorkerSource:
+        """What its fields are read from (fleet/shapes); `wall`: Unix seconds, for the moment of its next start."""
+        record = self.gang_records.get(worker.spec.group) if worker.gang else None
+        gang = gang_views.of_member(record, worker) if record is not None else None
+        agent, reason = self.seen[worker.agent_id], self.agent_reason(worker.agent_id)
+        return WorkerSource(worker, self.worker_seen[worker.worker_id], agent, reason, gang, wall)
 
     def agent_reason(self, agent_id: str) -> str:
         """Why this agent is as it is."""
@@ -285,7 +289,10 @@ class FleetState:
         }
 
     def host_view(self, agent_id: str) -> dict[str, Any]:
-        return views.host_view(self.agents_by_id[agent_id], self.seen[agent_id], self.worker_count(agent_id))
+        return shapes.host_view(self.host_source(agent_id))
+
+    def host_source(self, agent_id: str) -> HostSource:
+        return HostSource(self.agents_by_id[agent_id], self.seen[agent_id], self.worker_count(agent_id))
 
     # ------------------------------------------------------------------------------------------ change feed
 

@@ -3,30 +3,32 @@
  * few milliseconds and sorted in some ten; the order by name is kept between changes. Pure.
  */
 
+import { fieldsOf, valueOf } from './fields.js';
 import { facetMatches, matches } from './filters.js';
 import { STATES } from './status.js';
 import { naturalKey } from './rows.js';
 import { toMs } from './format.js';
 
-const usage = (worker, name) => (worker.usage && worker.usage[name] !== null ? worker.usage[name] : -1);
-
-/** Numbers or texts to sort by; ties are in the order of names. `measured`: changes with every second. */
-export const ORDERS = {
+const FIXED = {
   worker: { of: null },
   state: { of: (worker) => STATES.indexOf(worker.state) },
-  host: { of: (worker) => naturalKey(worker.host) },
-  group: { of: (worker) => naturalKey(worker.group) },
-  attempt: { of: (worker) => worker.attempt },
-  restarts: { of: (worker) => worker.restarts_total },
-  since: { of: (worker) => -(toMs(worker.since) ?? 0) },
-  cpu: { of: (worker) => usage(worker, 'cpu_percent'), measured: true },
-  rss: { of: (worker) => usage(worker, 'rss_bytes'), measured: true },
-  gpu: { of: (worker) => usage(worker, 'gpu_percent'), measured: true },
-  gpu_memory: { of: (worker) => usage(worker, 'gpu_memory_bytes'), measured: true },
 };
 
+/** {of: numbers or texts to sort by; ties are in the order of names. `measured`: changes with every second}; null: not by this. */
+export function orderOf(name) {
+  if (FIXED[name]) return FIXED[name];
+  const field = fieldsOf('workers').columns.get(name);
+  if (!field || !field.sortable) return null;
+  return { of: (worker) => sortedBy(valueOf(worker, field), field.unit), measured: field.live === 'measure' };
+}
+
+function sortedBy(value, unit) {
+  if (unit === 'moment') return -(toMs(value) ?? 0);
+  return typeof value === 'number' ? value : unit ? -1 : naturalKey(value);
+}
+
 export function readSort(text) {
-  return ORDERS[(text || '').replace(/^-/, '')] ? text : 'worker';
+  return orderOf((text || '').replace(/^-/, '')) ? text : 'worker';
 }
 
 export class FleetList {
@@ -43,7 +45,7 @@ export class FleetList {
 
   /** True where `shown` or `counts` may have changed. `filters` from filters.js, `sort` as the address says it. */
   update(filters, sort) {
-    const order = ORDERS[sort.replace(/^-/, '')];
+    const order = orderOf(sort.replace(/^-/, ''));
     const { table } = this;
     const known = `${table.version} ${order.measured ? table.measured : ''} ${sort}`;
     if (known === this.known && filters === this.filters) return false;

@@ -3,6 +3,7 @@
 import { get, onLoggedOut, post, setCsrf } from './api.js';
 import { errorBox, notifyError } from './dialogs.js';
 import { h, paced } from './dom.js';
+import { loadFields } from './fields.js';
 import { chooseLanguage, initialLanguage, loadLanguage, t } from './i18n.js';
 import { openHelp, openJump } from './jump.js';
 import { Live } from './live.js';
@@ -68,14 +69,20 @@ class App {
   }
 
   async start() {
-    const asked = get('/api/session', { quiet401: true });
+    const asked = this.ask();
     asked.catch(() => {}); // `enter` looks at what came of it
     await loadLanguage(initialLanguage());
     await this.enter(asked);
   }
 
-  /** Asks who we are; the manager may be down, then says so and offers another try. */
-  async enter(asked = get('/api/session', { quiet401: true })) {
+  /** Who we are; and what the lists are made of, which every page needs. */
+  async ask() {
+    const [session] = await Promise.all([get('/api/session', { quiet401: true }), loadFields()]);
+    return session;
+  }
+
+  /** The manager may be down: then says so and offers another try. */
+  async enter(asked = this.ask()) {
     try {
       const session = await asked;
       if (session.role) this.showApp(session);

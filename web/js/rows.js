@@ -1,9 +1,12 @@
 /**
- * A live list of workers or hosts: rows in slots, as the live protocol tells them in columns (procguard/portal/live/tables.py). Pure.
+ * A live list of workers or hosts: rows in slots, as the live protocol tells them in columns (procguard/portal/live/tables.py). Pure but
+ * for the names of its fields.
  *
  * Each row is one object that is kept and changed in place, so that ten thousand of them cost little and a day of frames adds
  * nothing. `version` counts changes of what rows are and say, `measured` those of what is measured.
  */
+
+import { fieldsOf } from './fields.js';
 
 export class RowTable {
   /** `keyOf(row)`; `blank()` makes an empty row, always of the same shape; `measure(row, name, value)` takes one measured value. */
@@ -95,20 +98,6 @@ function plain(column) {
   return Array.isArray(column) ? column : column.at.map((place) => column.of[place]);
 }
 
-const WORKER_MEASURES = ['cpu_percent', 'rss_bytes', 'gpu_percent', 'gpu_memory_bytes'];
-const WORKER_ROW = [
-  'worker_id', 'state', 'last_known_state', 'desired', 'host', 'agent', 'group', 'labels', 'attempt', 'restarts', 'restarts_total', 'command', 'since', 'reason',
-  'suspect', 'health', 'restart_pending', 'undeclared', 'last_seen', 'next_start_at', 'gpus',
-]; // prettier-ignore
-const HOST_MEASURES = [
-  'last_seen', 'cpu_percent', 'load1', 'memory_used_bytes', 'disk_free_bytes', 'disk_total_bytes', 'network_received_bytes_per_s', 'network_sent_bytes_per_s',
-  'gpu_percent', 'gpu_memory_used_bytes', 'gpu_memory_total_bytes', 'gpus_used',
-]; // prettier-ignore
-const HOST_ROW = [
-  'agent', 'host', 'kind', 'agent_state', 'address', 'release', 'reason', 'workers', 'recovery_ssh', 'tunnel', 'spare', 'labels', 'cordoned', 'recovery', 'failures', 'disk_trouble',
-  'last_failure', 'cpus', 'memory_bytes', 'gpus', 'gpu_trouble', 'agent_started', 'fingerprint', 'worker_id', 'command',
-]; // prettier-ignore
-
 function blankRow(names) {
   const row = {};
   for (const name of names) row[name] = null;
@@ -122,8 +111,8 @@ function blankRow(names) {
 export function workerTable() {
   return new RowTable({
     keyOf: (row) => row.worker_id,
-    blank: () => blankRow(WORKER_ROW),
-    measure: (row, name, value) => takeMeasure(row, name, value, WORKER_MEASURES),
+    blank: () => blankRow(fieldsOf('workers').rows),
+    measure: (row, name, value) => takeMeasure(row, name, value, fieldsOf('workers').measures),
     cleared: (row) => {
       row.searched = null;
       row.sortKey = row.sortKey || naturalKey(row.worker_id);
@@ -137,10 +126,10 @@ export function hostTable() {
   return new RowTable({
     // one row per agent; a launcher that waits for approval is named with its fingerprint, for two may claim one name
     keyOf: (row) => (row.agent_state === 'pending' ? `${row.agent} ${row.fingerprint}` : row.agent),
-    blank: () => ({ ...blankRow(HOST_ROW), last_seen: null }),
+    blank: () => ({ ...blankRow(fieldsOf('hosts').rows), last_seen: null }),
     measure: (row, name, value) => {
       if (name === 'last_seen') row.last_seen = value;
-      else takeMeasure(row, name, value, HOST_MEASURES);
+      else takeMeasure(row, name, value, fieldsOf('hosts').measures);
     },
     cleared: (row) => {
       row.searched = null;
@@ -148,8 +137,6 @@ export function hostTable() {
     },
   });
 }
-
-export const MEASURES = { workers: WORKER_MEASURES, hosts: HOST_MEASURES };
 
 /** `usage` is null while nothing of it is measured. */
 function takeMeasure(row, name, value, names) {

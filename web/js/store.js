@@ -3,7 +3,8 @@
  * Nothing is ever cleared because a connection broke: a page shows what it last knew until newer truth arrives.
  */
 
-import { MEASURES, hostTable, workerTable } from './rows.js';
+import { fieldsOf } from './fields.js';
+import { hostTable, workerTable } from './rows.js';
 
 const MAX_EVENTS = 2000;
 
@@ -45,7 +46,7 @@ export class Store {
     } else if (frame.t === 'rows') {
       table.change(frame);
     } else {
-      table.measures(frame, MEASURES[topic]);
+      table.measures(frame, fieldsOf(topic).measures);
     }
     this.changed(topic);
   }

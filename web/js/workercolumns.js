@@ -2,6 +2,7 @@
 
 import { actionButtons } from './actions.js';
 import { h, setAttr, setText } from './dom.js';
+import { fieldsOf, labelOf, valueOf } from './fields.js';
 import { formatBytes, formatMoment, formatPercent, formatSince } from './format.js';
 import { formatNumber, t } from './i18n.js';
 import { commandText, reasonText } from './pages/parts.js';
@@ -12,31 +13,53 @@ import { recall, remember } from './storage.js';
 import { textCell } from './table.js';
 
 const STORED = 'columns.workers';
-const DEFAULT = ['host', 'attempt', 'restarts', 'cpu', 'rss', 'gpu', 'since', 'reason'];
 
 const usage = (worker, name) => (worker.usage ? worker.usage[name] : null);
 
-/** Columns that may be chosen. `narrow`: the width on a smaller screen; without one the column is left out there. */
-const CHOICE = {
-  host: { width: 'minmax(104px, .8fr)', narrow: 'minmax(60px, 1fr)', sortable: true, make: textCell((worker) => worker.host || t('none'), { title: (worker) => worker.host }) },
-  group: { width: 'minmax(70px, .6fr)', sortable: true, make: textCell((worker) => worker.group || t('none'), { title: (worker) => worker.group || null }) },
-  labels: { width: 'minmax(90px, .9fr)', make: textCell(labelsText, { title: labelsText }) },
-  attempt: { width: '52px', sortable: true, make: textCell((worker) => (worker.attempt ? String(worker.attempt) : t('none'))) },
-  restarts: { width: '60px', narrow: '60px', sortable: true, make: restartsCell },
-  cpu: { width: '62px', narrow: '54px', sortable: true, make: textCell((worker) => formatPercent(usage(worker, 'cpu_percent'))) },
-  rss: { width: '76px', narrow: '66px', sortable: true, make: textCell((worker) => formatBytes(usage(worker, 'rss_bytes'))) },
-  gpu: { width: '84px', sortable: true, make: textCell(gpuText) },
-  gpu_memory: { width: '92px', sortable: true, make: textCell((worker) => formatBytes(usage(worker, 'gpu_memory_bytes'))) },
-  since: { width: '92px', narrow: '84px', sortable: true, make: textCell((worker) => formatSince(worker.since), { title: (worker) => formatMoment(worker.since) }) },
-  command: { width: 'minmax(120px, 1.4fr)', make: textCell((worker) => commandText(worker.command), { selector: 'code', title: (worker) => commandText(worker.command) }) },
-  reason: { width: 'minmax(110px, 1.4fr)', narrow: '', make: textCell(reasonText, { title: reasonText }) },
+/** Cells of columns that say more than their field's value. */
+const OWN = {
+  command: textCell((worker) => commandText(worker.command), { selector: 'code', title: (worker) => commandText(worker.command) }),
+  gpu: textCell(gpuText),
+  reason: textCell(reasonText, { title: reasonText }),
+  restarts: restartsCell,
 };
-export const CHOICE_NAMES = Object.keys(CHOICE);
+const BY_UNIT = {
+  bytes: formatBytes,
+  bytes_per_s: (value) => (value === null || value === undefined ? t('none') : `${formatBytes(value)}/s`),
+  count: (value) => (value ? formatNumber(value) : t('none')),
+  labels: labelsText,
+  moment: formatSince,
+  percent: formatPercent,
+};
+
+/** A field's value, in its unit; what is cut off is in its title. */
+function cellOf(field) {
+  const text = (worker) => {
+    const value = valueOf(worker, field);
+    return BY_UNIT[field.unit] ? BY_UNIT[field.unit](value) : plainText(value);
+  };
+  if (field.unit === 'moment') return textCell(text, { title: (worker) => formatMoment(valueOf(worker, field)) });
+  return textCell(text, field.unit && field.unit !== 'labels' ? {} : { title: (worker) => valueOf(worker, field) && text(worker) });
+}
+
+function plainText(value) {
+  return value === null || value === undefined || value === '' || value === false ? t('none') : String(value);
+}
+
+/** The keys of the columns that may be chosen, in their order. */
+export function choiceNames() {
+  return [...fieldsOf('workers').columns.keys()];
+}
+
+function usualNames() {
+  return choiceNames().filter((name) => fieldsOf('workers').columns.get(name).column.usual);
+}
 
 /** The chosen ones: of the address, else remembered, else the usual. */
 export function readColumns(text) {
-  const wanted = (text || recall(STORED) || '').split(',').filter((name) => CHOICE[name]);
-  return wanted.length ? CHOICE_NAMES.filter((name) => wanted.includes(name)) : DEFAULT;
+  const wanted = (text || recall(STORED) || '').split(',');
+  const chosen = choiceNames().filter((name) => wanted.includes(name));
+  return chosen.length ? chosen : usualNames();
 }
 
 export function rememberColumns(names) {
@@ -44,11 +67,11 @@ export function rememberColumns(names) {
 }
 
 export function isUsual(names) {
-  return names.join() === CHOICE_NAMES.filter((name) => DEFAULT.includes(name)).join();
+  return names.join() === usualNames().join();
 }
 
 export function columnLabel(name) {
-  return t(`workers.${name}`);
+  return labelOf(fieldsOf('workers').columns.get(name));
 }
 
 /** Everything a grid needs: the fixed columns round the chosen ones. */
@@ -57,14 +80,21 @@ export function gridColumns(names, { everything, pickCell }) {
     { name: 'select', label: t('batch.pick'), width: '16px', narrow: '16px', head: everything, make: pickCell },
     { name: 'state', label: t('workers.state'), width: '128px', narrow: '118px', sortable: true, make: stateChip },
     { name: 'worker', label: t('workers.worker'), width: 'minmax(130px, 1.2fr)', narrow: 'minmax(80px, 1.4fr)', sortable: true, make: workerCell },
-    ...names.map((name) => ({ name, label: columnLabel(name), ...CHOICE[name] })),
+    ...names.map(chosenColumn),
     { name: 'actions', label: t('workers.actions'), width: '120px', narrow: '116px', make: () => actionButtons() },
   ];
   return mayAct() ? columns : columns.filter(({ name }) => name !== 'select' && name !== 'actions');
 }
 
-function labelsText(worker) {
-  return Object.entries(worker.labels || {}).map(([name, value]) => `${name}=${value}`).join(' ');
+/** `narrow`: the width on a smaller screen; without one the column is left out there. */
+function chosenColumn(name) {
+  const field = fieldsOf('workers').columns.get(name);
+  const { width, narrow } = field.column;
+  return { name, label: labelOf(field), width, narrow: narrow === null ? undefined : narrow, sortable: field.sortable, make: OWN[name] || cellOf(field) };
+}
+
+function labelsText(labels) {
+  return Object.entries(labels || {}).map(([name, value]) => `${name}=${value}`).join(' ');
 }
 
 /** "0,1 · 97 %": which GPUs and how busy they are. */

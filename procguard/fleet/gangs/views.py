@@ -24,22 +24,22 @@ def of_member(gang: GangRecord, worker: WorkerRecord) -> dict[str, Any]:
     }
 
 
-def applied(gang: dict[str, Any] | None, view: dict[str, Any]) -> dict[str, Any]:
-    """A worker's view with its gang: what a member's runner can't know is said here.
+def applied(gang: dict[str, Any], desired: str, state: str, known: str, reason: str) -> tuple[str, str, str]:
+    """(state, last known state, reason) of a worker with its gang: what a member's runner can't know is said here.
 
     Members of a failed gang are failed, however each of them ended; one that is held says for whom it waits.
     """
-    view["gang"] = gang
-    if gang is None or not gang["held"] or not settled(view["last_known_state"]) or view["desired"] != "running":
-        return view
+    if not gang["held"] or not settled(known) or desired != "running":
+        return state, known, reason
+    unknown = state == states.UNKNOWN
     if gang["phase"] == "failed":
-        view["last_known_state"] = states.FAILED
-        if view["state"] != states.UNKNOWN:
-            view["state"], view["reason"] = states.FAILED, f"its gang has failed: {gang['reason']}"
-    elif gang["phase"] in ("restarting", "running") and view["state"] != states.UNKNOWN:
+        known = states.FAILED
+        if not unknown:
+            state, reason = states.FAILED, f"its gang has failed: {gang['reason']}"
+    elif gang["phase"] in ("restarting", "running") and not unknown:
         why = gang["reason"] if gang["phase"] == "restarting" else "it joins at the next start of all"
-        view["reason"] = f"held by its gang: {why}"
-    return view
+        reason = f"held by its gang: {why}"
+    return state, known, reason
 
 
 def of_group(

@@ -1,11 +1,10 @@
-"""What the API shows of workers and hosts. Pure: records in, JSON-ready dicts out."""
+"""What follows from the records of workers and hosts, for what is shown of them (fleet/shapes). Pure."""
 
 from __future__ import annotations
 
 import shlex
 from typing import Any
 
-from procguard.fleet.agents import host_disks
 from procguard.fleet.history import causes
 from procguard.fleet.model.clock import iso
 from procguard.fleet.model.records import (
@@ -35,47 +34,6 @@ def declared_digest(worker: WorkerRecord, seen: WorkerObserved) -> str:
     if seen.launch_digest is None or seen.launch_digest[0] is not worker.spec:
         seen.launch_digest = (worker.spec, messages.launch_digest(worker.spec))
     return seen.launch_digest[1]
-
-
-def worker_view(
-    worker: WorkerRecord, seen: WorkerObserved, agent_reachable: bool, agent_reason: str, last_seen_wall: float | None
-) -> dict[str, Any]:
-    report = seen.report
-    state, known = observed_state(worker, seen, agent_reachable)
-    running_digest = report.launch_digest if report else ""
-    return {
-        "worker_id": worker.worker_id,
-        "state": state,
-        "last_known_state": known,
-        "desired": worker.desired,
-        "host": worker.host,
-        "agent": worker.agent_id,
-        "pid": report.pid if report else None,
-        "attempt": max(worker.attempt, report.attempt if report else 0),
-        "epoch": worker.epoch,
-        "generation": worker.generation,
-        # Whether what its host reports is of what was asked last.
-        "current": report is not None and report.generation >= worker.generation and report.epoch == worker.epoch,
-        "restarts": report.restarts if report else 0,
-        "restarts_total": report.restarts_total if report else 0,
-        "command": command_text(worker.spec.command),
-        "group": worker.spec.group,
-        "labels": worker.spec.labels,
-        "last_seen": iso(last_seen_wall),
-        "since": iso(report.since if report else worker.last_since),
-        "usage": messages.encode(report.usage) if report and report.usage else None,
-        "last_exit": messages.encode(report.last_exit) if report and report.last_exit else None,
-        "health": messages.encode(report.health) if report and report.health else None,
-        "suspect": suspicion(seen),
-        "reason": shown_reason(worker, seen, state, agent_reason),
-        "restart_pending": bool(running_digest) and running_digest != declared_digest(worker, seen),
-        "undeclared": worker.undeclared,
-        "next_start_in_s": report.next_start_in_s if report else None,
-        "home": worker.home or None,
-        "moving_to": worker.moving.get("to"),
-        "moves": worker.moves,
-        "recovery": seen.plight or None,
-    }
 
 
 def shown_reason(worker: WorkerRecord, seen: WorkerObserved, state: str, agent_reason: str) -> str:
@@ -116,39 +74,6 @@ def rotation(agent: AgentRecord) -> dict[str, Any] | None:
     if not agent.rotation:
         return None
     return {**agent.rotation, "at": iso(agent.rotation["at"]), "state": "taken" if agent.next_sha256 else "asked"}
-
-
-def host_view(agent: AgentRecord, seen: AgentObserved, workers: int) -> dict[str, Any]:
-    beat = seen.heartbeat
-    return {
-        "host": agent.host,
-        "agent": agent.agent_id,
-        "kind": agent.kind,
-        "agent_state": seen.state,
-        "last_seen": iso(seen.last_seen_wall),
-        "address": shown_address(agent, seen),
-        "release": beat.release if beat else agent.release,
-        "usage": messages.encode(beat.usage) if beat and beat.usage else None,
-        "facts": messages.encode(beat.facts) if beat else None,
-        "agent_pid": beat.pid if beat else None,
-        "agent_started": iso(beat.started_at) if beat else None,
-        "workers": workers,
-        "channel": seen.channel,
-        "channel_trouble": beat.channel_trouble if beat else "",
-        "disk_trouble": host_disks.trouble_of(beat),
-        "disk_path": beat.disk_path if beat else "",
-        "recovery_ssh": seen.recovery_ssh,
-        "tunnel": tunnel(agent, seen),
-        "reason": seen.reason,
-        "spare": agent.spare,
-        "labels": agent.labels,
-        "undeclared": agent.undeclared,
-        "cordoned": agent.cordon or None,
-        "recovery": {key: value for key, value in agent.incident.items() if key != "manager_urls"} or None,
-        "rotation": rotation(agent),
-        "failures": len(agent.ledger),
-        "last_failure": {**agent.ledger[-1], "at": iso(agent.ledger[-1]["at"])} if agent.ledger else None,
-    }
 
 
 def pending_view(pending: PendingLauncher) -> dict[str, Any]:

@@ -79,7 +79,7 @@ class AgentsApi(Resource):
         """
         releases = gevent.get_hub().threadpool.apply(bundle.releases)  # packing takes a moment, the first time
         agents, now = self.fleet.agents.views(), clock.iso(clock.read().wall)
-        return Agents(cast(list[HostAnswer], agents), str(now), __version__, releases)
+        return Agents(agents, str(now), __version__, releases)
 
     @post(
         "/api/agents/<agent_id>/approve",

@@ -8,11 +8,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import quote
 
 import bottle
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from procguard import hints
 from procguard.agent_api import http_io
@@ -20,7 +20,9 @@ from procguard.agent_api.declaration import JSON, LINES, choice, get, several, t
 from procguard.fleet.history import explain
 from procguard.fleet.history.query import EventQuery
 from procguard.fleet.model import clock
+from procguard.fleet.shapes.events import EVENT
 from procguard.i18n import words
+from procguard.portal.api.openapi.types import answer_type
 from procguard.portal.api.resource import Moment, Resource
 from procguard.portal.logs.query import parse_since
 from remote_agent.protocol import states
@@ -75,20 +77,10 @@ class ExplainQuery:
 # ------------------------------------------------------------------------------------------------ what is answered
 
 
-class Event(TypedDict):
-    seq: int
-    at: Moment
-    kind: str
-    worker_id: str | None
-    host: str | None
-    before: str | None
-    after: str | None
-    reason: str
-    actor: str | None
-    attempt: int | None
-    cause: NotRequired[str | None]
-    evidence: NotRequired[dict[str, Any] | str | None]
-    logs: NotRequired[str | None]
+if TYPE_CHECKING:
+    Event = dict[str, Any]
+else:
+    Event = answer_type("Event", "What happened, and why.", EVENT, globals())
 
 
 @dataclass(frozen=True)
@@ -157,7 +149,7 @@ class HistoryApi(Resource):
             headers = {"Content-Type": "application/x-ndjson", "X-Accel-Buffering": "no"}
             return bottle.HTTPResponse(_lines(self.fleet.state.event_log.stream(wanted)), 200, headers)
         found = [with_last_words(event) for event in self.fleet.state.find_events(wanted, query.limit)]
-        return EventsAnswer(cast(list[Event], found))
+        return EventsAnswer(found)
 
     @get("/api/recoveries", "viewer", tag="history", zh="主机失联事件")
     def recoveries(self) -> Recoveries:

@@ -8,7 +8,7 @@ The rules are in fleet/workers/places.py and fleet/agents/maintenance.py, tunnel
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import Field
 from typing_extensions import NotRequired, TypedDict
@@ -19,8 +19,9 @@ from procguard.agent_api.interface import Principal
 from procguard.errors import Conflict, NotFound
 from procguard.fleet.agents.maintenance import AgentCare, Wish
 from procguard.fleet.model import clock
+from procguard.fleet.shapes.hosts import HOST, OF_PENDING
+from procguard.portal.api.openapi.types import answer_type
 from procguard.portal.api.resource import MAX_REASON_CHARS, Moment, RequestBody, Resource
-from remote_agent.protocol import messages
 
 CHECK_SSH_DEADLINE_S = 30.0
 OPEN_TIMEOUT_S = 40.0  # of a tunnel: the first one logs in
@@ -93,39 +94,11 @@ class Rotation(TypedDict):
     actor: str
 
 
-class HostAnswer(TypedDict):
-    """A host, or a launcher started by hand; one that waits for approval has `fingerprint`."""
-
-    host: str
-    agent: str
-    kind: Literal["deployed", "launcher"]
-    agent_state: Literal["never", "connected", "suspect", "unreachable", "ended", "pending"]
-    last_seen: Moment
-    address: str
-    release: str
-    usage: messages.HostUsage | None
-    facts: messages.HostFacts | None
-    workers: int
-    recovery_ssh: Checked
-    reason: str
-    tunnel: NotRequired[TunnelAnswer | None]
-    agent_pid: NotRequired[int | None]
-    agent_started: NotRequired[Moment]
-    spare: NotRequired[bool | int]
-    labels: NotRequired[dict[str, str]]
-    undeclared: NotRequired[bool]  # the inventory that declared it names it no more
-    cordoned: NotRequired[Cordon | None]
-    recovery: NotRequired[HostRecovery | None]
-    failures: NotRequired[int]
-    last_failure: NotRequired[Failure | None]
-    fingerprint: NotRequired[str | None]
-    worker_id: NotRequired[str | None]
-    command: NotRequired[str | None]
-    channel: NotRequired[str]  # by which its last heartbeat came: http, zmq, mock
-    channel_trouble: NotRequired[str]  # why not zmq, though it is offered
-    disk_trouble: NotRequired[str]  # its disk refuses writes: space, inodes, quota, read_only, io
-    disk_path: NotRequired[str]  # which disk
-    rotation: NotRequired[Rotation | None]
+if TYPE_CHECKING:
+    HostAnswer = dict[str, Any]
+else:
+    _WORDS = "A host, or a launcher started by hand; one that waits for approval has `fingerprint`."
+    HostAnswer = answer_type("HostAnswer", _WORDS, HOST, globals(), also=OF_PENDING)
 
 
 @dataclass(frozen=True)
@@ -189,7 +162,7 @@ class HostsApi(Resource):
         `recovery` (`{"starts", "outcome", "reason"}` or null), `tunnel`: `{"state": "opening" | "up" | "down", "port",
         "reason", "since"}` or null.
         """
-        return HostsAnswer(cast(list[HostAnswer], self.fleet.state.hosts()), _server_time())
+        return HostsAnswer(self.fleet.state.hosts(), _server_time())
 
     @post(
         "/api/hosts/<host>/cordon", "operator", tag="hosts", zh="禁止调度新任务到该主机", body_optional=True,

@@ -1,16 +1,21 @@
-"""The lists' snapshots, compressed, for the live protocol to go on from."""
+"""The lists' snapshots, compressed, for the live protocol to go on from; and what the fields in them are."""
 
 from __future__ import annotations
 
 import gzip
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import bottle
 import gevent
+from typing_extensions import TypedDict
 
 from procguard.agent_api.declaration import get
 from procguard.errors import NotFound
+from procguard.fields import ShownField
+from procguard.fleet.shapes.events import EVENT
+from procguard.fleet.shapes.hosts import HOST
+from procguard.fleet.shapes.workers import WORKER
 from procguard.portal.api.resource import Resource
 
 LEVEL = 6
@@ -27,6 +32,66 @@ class LiveRows:
     key: str
     slots: list[int]
     columns: dict[str, Any]
+
+
+class LabelAnswer(TypedDict):
+    en: str
+    zh: str
+
+
+class ColumnAnswer(TypedDict):
+    """`key`: its name in the page's address; `narrow`: null where a small screen has no room for it."""
+
+    key: str
+    width: str
+    narrow: str | None
+    usual: bool
+
+
+class FieldAnswer(TypedDict):
+    """`part_of`: the object of an answer that it is in; `live`: how the live feed tells it, "" where it does not."""
+
+    name: str
+    unit: str
+    part_of: str
+    live: Literal["row", "measure", ""]
+    sortable: bool
+    label: LabelAnswer | None
+    column: ColumnAnswer | None
+    says: str
+
+
+@dataclass(frozen=True)
+class FieldsAnswer:
+    workers: list[FieldAnswer]
+    hosts: list[FieldAnswer]
+    events: list[FieldAnswer]
+
+
+class FieldsApi(Resource):
+    @get("/api/fields", "anyone", tag="manager", zh="worker、主机与事件的字段")
+    def fields(self) -> FieldsAnswer:
+        """The fields of a worker, a host and an event: units, labels, columns.
+
+        The portal's columns are made of it. It says nothing about this fleet: anyone may read it.
+        """
+        return FieldsAnswer(*([_field(one) for one in fields] for fields in (WORKER, HOST, EVENT)))
+
+
+def _field(one: ShownField[Any]) -> FieldAnswer:
+    column, key = one.column, one.chosen_as
+    return {
+        "name": one.name,
+        "unit": one.unit,
+        "part_of": one.part_of,
+        "live": one.fed,
+        "sortable": one.sortable or one.unit in ("percent", "bytes", "bytes_per_s"),
+        "label": {"en": one.label.en, "zh": one.label.zh} if one.label else None,
+        "column": {"key": key, "width": column.width, "narrow": column.narrow, "usual": column.usual}
+        if key and column
+        else None,
+        "says": one.says,
+    }
 
 
 class LiveApi(Resource):

@@ -7,7 +7,7 @@ history.py, its launcher's and agent's own routes in agent_api/handlers.py.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 import bottle
 from pydantic import Field
@@ -21,27 +21,15 @@ from procguard.agent_api.interface import Principal
 from procguard.errors import UsageError
 from procguard.fleet.model import clock
 from procguard.fleet.model.records import CommandRecord
+from procguard.fleet.shapes.workers import WORKER
 from procguard.fleet.workers import selectors
+from procguard.portal.api.openapi.types import answer_type
 from procguard.portal.api.resource import MAX_REASON_CHARS, Moment, Reason, RequestBody, Resource
 from remote_agent.protocol import messages
 
 MAX_PAGE = 100_000
 MAX_SELECT_CHARS = 8_000  # a request line has 8,192; a longer one fits the body of a preview
-SORTABLE = (
-    "worker_id",
-    "state",
-    "desired",
-    "host",
-    "agent",
-    "group",
-    "pid",
-    "attempt",
-    "restarts",
-    "restarts_total",
-    "last_seen",
-    "since",
-    "reason",
-)
+SORTABLE = tuple(one.name for one in WORKER if one.sortable)
 
 # ------------------------------------------------------------------------------------------------ what comes in
 
@@ -101,40 +89,10 @@ class GangOfWorker(TypedDict):
     reason: str
 
 
-class WorkerAnswer(TypedDict):
-    """One worker as the portal shows it. `state` is `unknown` while its agent is out of reach."""
-
-    worker_id: str
-    state: messages.State
-    last_known_state: messages.State
-    desired: messages.Desired
-    host: str
-    agent: str
-    pid: int | None
-    attempt: int
-    epoch: int
-    generation: int
-    current: bool
-    restarts: int
-    restarts_total: int
-    command: str
-    group: str
-    labels: dict[str, str]
-    last_seen: Moment
-    since: Moment
-    usage: messages.WorkerUsage | None
-    last_exit: messages.ExitRecord | None
-    health: messages.Health | None
-    suspect: str | None
-    reason: str
-    restart_pending: bool
-    undeclared: bool
-    next_start_in_s: float | None
-    home: str | None
-    moving_to: str | None
-    moves: int
-    recovery: Plight | None
-    gang: GangOfWorker | None
+if TYPE_CHECKING:
+    WorkerAnswer = dict[str, Any]
+else:
+    WorkerAnswer = answer_type("WorkerAnswer", "One worker as everything shows it.", WORKER, globals())
 
 
 @dataclass(frozen=True)
@@ -190,7 +148,7 @@ class WorkersApi(Resource):
         selector = selectors.parse(query.select)
         views = [view for view in self.fleet.state.workers() if selector.matches(view) and _matches(view, query)]
         page = _sorted(views, query.sort or "worker_id")[query.offset : query.offset + query.limit]
-        return WorkersAnswer(cast(list[WorkerAnswer], page), len(views))
+        return WorkersAnswer(page, len(views))
 
     @get("/api/remote-workers/<worker_id>", "viewer", tag="workers", zh="一个 worker", errors=(404,))
     def worker(self, worker_id: str) -> WorkerAnswer:
@@ -200,7 +158,7 @@ class WorkersApi(Resource):
         `moving_to`, `recovery`: `{"state", "reason"}` where its task waits for another host (`waiting`,
         `not_proven_gone`, `no_spare`, `gave_up`, `by_hand`, `switched_off`).
         """
-        return cast(WorkerAnswer, self.fleet.state.worker(worker_id))
+        return self.fleet.state.worker(worker_id)
 
     @post(
         "/api/workers/<worker_id>/command", "operator", tag="workers", zh="启动、停止、重启或强制结束", status=202,

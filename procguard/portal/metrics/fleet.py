@@ -16,6 +16,9 @@ from procguard import __version__
 from procguard.fleet.fleet import Fleet
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import KNOWN_STATES, WorkerObserved, WorkerRecord
+from procguard.fleet.shapes import views as shapes
+from procguard.fleet.shapes.hosts import HOST
+from procguard.fleet.shapes.workers import WORKER
 from procguard.fleet.workers.views import observed_state
 from remote_agent.protocol import messages, states
 
@@ -54,32 +57,11 @@ def _escaped(value: str) -> str:
     return value
 
 
-Usage = messages.WorkerUsage
 _PERCENT = 100.0
 
 # name, help, what of the usage
-_OF_USAGE: tuple[tuple[str, str, Callable[[Usage], float | None]], ...] = (
-    ("cpu_usage_ratio", "CPU of the process tree; 1 is one core busy", lambda u: _ratio(u.cpu_percent)),
-    ("resident_memory_bytes", "Memory of the process tree (RSS)", lambda u: u.rss_bytes),
-    ("proportional_memory_bytes", "Memory of the tree with shared pages divided (PSS)", lambda u: u.pss_bytes),
-    ("processes", "Processes of the tree", lambda u: u.processes),
-    ("threads", "Threads of the tree", lambda u: u.threads),
-    ("open_fds", "Open file descriptors of the tree", lambda u: u.fds),
-    ("read_bytes_per_second", "Bytes read from storage", lambda u: u.read_bytes_per_s),
-    ("written_bytes_per_second", "Bytes written to storage", lambda u: u.written_bytes_per_s),
-    ("gpu_utilization_ratio", "Mean utilisation of its GPUs", lambda u: _ratio(u.gpu_percent)),
-    ("gpu_memory_bytes", "GPU memory of its own processes", lambda u: u.gpu_memory_bytes),
-)
-_OF_HOST: tuple[tuple[str, str, Callable[[messages.HostUsage], float | None]], ...] = (
-    ("cpu_usage_ratio", "CPU of the host; 1 is all cores busy", lambda u: _ratio(u.cpu_percent)),
-    ("load1", "Load average over a minute", lambda u: u.load1),
-    ("memory_used_bytes", "Memory in use", lambda u: u.memory_used_bytes),
-    ("swap_used_bytes", "Swap in use", lambda u: u.swap_used_bytes),
-    ("disk_free_bytes", "Free space where the agent keeps its files", lambda u: u.disk_free_bytes),
-    ("disk_bytes", "Size of that file system", lambda u: u.disk_total_bytes),
-    ("network_received_bytes_per_second", "Bytes received", lambda u: u.network_received_bytes_per_s),
-    ("network_sent_bytes_per_second", "Bytes sent", lambda u: u.network_sent_bytes_per_s),
-)
+_OF_USAGE = shapes.metrics_of(WORKER)
+_OF_HOST = shapes.metrics_of(HOST)
 _OF_GPU: tuple[tuple[str, str, Callable[[messages.GpuUsage], float | None]], ...] = (
     ("utilization_ratio", "Utilisation as the driver counts it", lambda g: _ratio(g.utilization_percent)),
     ("memory_used_bytes", "GPU memory in use", lambda g: g.memory_used_bytes),

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from procguard.console import grid, tables
+from procguard.fleet.shapes.hosts import HOST
+from procguard.fleet.shapes.workers import WORKER
 
 NOW = datetime(2026, 11, 30, tzinfo=timezone.utc)
 
@@ -21,8 +23,8 @@ def exited(**exit_record: Any) -> dict[str, Any]:
 
 
 def test_a_command_that_went_into_the_background_is_not_ticked_off() -> None:
-    assert "✓ exited" in shown(tables.workers(NOW), exited())
-    assert "! exited" in shown(tables.workers(NOW), exited(left=2, left_names=["nginx"]))
+    assert "✓ exited" in shown(tables.workers(NOW, WORKER), exited())
+    assert "! exited" in shown(tables.workers(NOW, WORKER), exited(left=2, left_names=["nginx"]))
 
 
 @pytest.mark.parametrize(
@@ -36,5 +38,5 @@ def test_a_command_that_went_into_the_background_is_not_ticked_off() -> None:
 )
 def test_a_host_whose_disk_refuses_writes_says_so(trouble: str, words: str) -> None:
     host = {"host": "h1", "agent_state": "connected", "disk_trouble": trouble, "disk_path": "/data"}
-    text = shown(tables.hosts(NOW), host)
+    text = shown(tables.hosts(NOW, HOST), host)
     assert words in text and (bool(words) == ("/data" in text))

@@ -2,6 +2,7 @@
 
 import { commandBox, emptyBox } from '../dialogs.js';
 import { debounced, h, setAttr, setClass, setText, show } from '../dom.js';
+import { fieldsOf, labelOf } from '../fields.js';
 import { compareNames, formatAge, formatBytes, formatMoment, formatPercent } from '../format.js';
 import { Grid } from '../grid.js';
 import { formatNumber, t } from '../i18n.js';
@@ -130,20 +131,27 @@ function agentFacet(state, onToggle) {
   return facet;
 }
 
+/** How the cells of its columns are made, in the order in which they stand. */
+const CELLS = {
+  agent: stateCell,
+  host: nameCell,
+  seen: textCell((host) => formatAge(host.last_seen), { title: (host) => formatMoment(host.last_seen) }),
+  workers: workersCell,
+  load: textCell(loadText, { title: (host) => (host.cpus ? t('hosts.cpus', { n: host.cpus }) : null) }),
+  cpu: textCell((host) => formatPercent(usage(host, 'cpu_percent'))),
+  memory: textCell(memoryText, { title: memoryText }),
+  gpus: textCell(gpuText, { title: gpuTitle }),
+  disk: textCell((host) => formatBytes(usage(host, 'disk_free_bytes'))),
+  ssh: sshCell,
+  reason: textCell(reasonText, { title: reasonText }),
+};
+
 function columns() {
-  return [
-    { name: 'agent', label: t('hosts.agent'), width: '146px', narrow: '132px', sortable: true, make: stateCell },
-    { name: 'host', label: t('hosts.host'), width: 'minmax(120px, 1.3fr)', narrow: 'minmax(90px, 1.3fr)', sortable: true, make: nameCell },
-    { name: 'seen', label: t('hosts.seen'), width: '96px', narrow: '92px', sortable: true, make: textCell((host) => formatAge(host.last_seen), { title: (host) => formatMoment(host.last_seen) }) },
-    { name: 'workers', label: t('hosts.workers'), width: '66px', narrow: '64px', sortable: true, make: workersCell },
-    { name: 'load', label: t('hosts.load'), width: '52px', sortable: true, make: textCell(loadText, { title: (host) => (host.cpus ? t('hosts.cpus', { n: host.cpus }) : null) }) },
-    { name: 'cpu', label: t('hosts.cpu'), width: '56px', narrow: '54px', sortable: true, make: textCell((host) => formatPercent(usage(host, 'cpu_percent'))) },
-    { name: 'memory', label: t('hosts.memory'), width: '116px', sortable: true, make: textCell(memoryText, { title: memoryText }) },
-    { name: 'gpus', label: t('hosts.gpus'), width: '92px', sortable: true, make: textCell(gpuText, { title: gpuTitle }) },
-    { name: 'disk', label: t('hosts.disk_column'), width: '82px', sortable: true, make: textCell((host) => formatBytes(usage(host, 'disk_free_bytes'))) },
-    { name: 'ssh', label: t('hosts.ssh_column'), width: '108px', make: sshCell },
-    { name: 'reason', label: t('workers.reason'), width: 'minmax(110px, 1.6fr)', narrow: '', make: textCell(reasonText, { title: reasonText }) },
-  ];
+  return Object.entries(CELLS).map(([name, make]) => {
+    const field = fieldsOf('hosts').columns.get(name);
+    const { width, narrow } = field.column;
+    return { name, label: labelOf(field), width, narrow: narrow === null ? undefined : narrow, sortable: Boolean(ORDERS[name]), make };
+  });
 }
 
 function loadText(host) {

@@ -15,7 +15,7 @@ import { purgeButton } from '../purge.js';
 import { go, link, replaceQuery } from '../router.js';
 import { Selection } from '../selection.js';
 import { GLYPHS, STATES, stateName } from '../status.js';
-import { CHOICE_NAMES, columnLabel, gridColumns, isUsual, readColumns, rememberColumns } from '../workercolumns.js';
+import { choiceNames, columnLabel, gridColumns, isUsual, readColumns, rememberColumns } from '../workercolumns.js';
 import { MAX_WORKERS } from './logs.js';
 import { pageHead } from './parts.js';
 
@@ -226,10 +226,10 @@ function stateFacet(state, onChoose) {
 }
 
 function columnChooser(chosen, onChoose) {
-  const boxes = CHOICE_NAMES.map((name) => {
+  const boxes = choiceNames().map((name) => {
     const box = h('input', { type: 'checkbox', value: name });
     box.addEventListener('change', () => {
-      const next = CHOICE_NAMES.filter((one) => (one === name ? box.checked : chosen().includes(one)));
+      const next = choiceNames().filter((one) => (one === name ? box.checked : chosen().includes(one)));
       if (next.length) onChoose(next);
       else box.checked = true; // a table without columns tells nothing
     });

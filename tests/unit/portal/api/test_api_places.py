@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
-from procguard.console import tables
+from procguard.console import grid, tables
+from procguard.fleet.shapes.hosts import HOST
 from remote_agent.protocol import messages
 from tests import fake_manager
 from tests.server_process import RunningServer
@@ -95,10 +94,8 @@ def test_the_tasks_say_what_they_did_and_what_was_refused() -> None:
         assert "Traceback" not in refused.stderr
 
 
-def test_hosts_show_what_they_may_be_used_for(tmp_path: Path) -> None:
+def test_hosts_show_what_they_may_be_used_for() -> None:
     view = {"host": "a", "agent": "a", "agent_state": "connected", "spare": 2, "failures": 1}
-    with open(tmp_path / "table", "w", encoding="utf-8") as file:
-        Console(file=file, width=300).print(
-            tables.hosts([{**view, "cordoned": {"reason": "fan"}}], datetime.now(timezone.utc))
-        )
-    assert "spare for 2, cordoned (fan), 1 failure" in (tmp_path / "table").read_text(encoding="utf-8")
+    columns = tables.hosts(datetime.now(timezone.utc), HOST)
+    [_, line] = grid.render(columns, [{**view, "cordoned": {"reason": "fan"}}], None)
+    assert "spare for 2, cordoned (fan), 1 failure" in line

@@ -7,7 +7,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from procguard.portal.live.columns import HOST_COLUMNS, WORKER_COLUMNS, HostColumns, WorkerColumns
+from procguard.portal.live.columns import HostColumns, WorkerColumns
 from procguard.portal.live.tables import HISTORY_FRAMES, RowTopic, column_text, differences
 from remote_agent.protocol import messages as protocol
 from tests.unit.fleet_world import World
@@ -243,7 +243,7 @@ def test_a_worker_s_row_says_what_its_view_says(tmp_path: Path) -> None:
     def compare() -> None:
         for worker_id in ("w1", "w2", "w3"):
             view = world.fleet.state.worker(worker_id)
-            row = dict(zip(WORKER_COLUMNS, source.row(worker_id, None, world.now.wall) or (), strict=True))
+            row = dict(zip(WorkerColumns.columns, source.row(worker_id, None, world.now.wall) or (), strict=True))
             for name in (
                 "worker_id", "state", "last_known_state", "desired", "host", "agent", "group", "labels", "attempt",
                 "restarts", "restarts_total", "command", "reason", "suspect", "restart_pending", "undeclared",
@@ -252,11 +252,11 @@ def test_a_worker_s_row_says_what_its_view_says(tmp_path: Path) -> None:
 
     compare()
     assert source.measured("w1") == (12.3, 5_370_000_000, 71, 999) and source.measured("w3") is None
-    row = dict(zip(WORKER_COLUMNS, source.row("w2", None, world.now.wall) or (), strict=True))
+    row = dict(zip(WorkerColumns.columns, source.row("w2", None, world.now.wall) or (), strict=True))
     assert row["next_start_at"] == round(world.now.wall + 30)
     world.fleet.agents.mark("h1", "unreachable", "silent", world.now)
     compare()
-    gone = dict(zip(WORKER_COLUMNS, source.row("w1", None, world.now.wall) or (), strict=True))
+    gone = dict(zip(WorkerColumns.columns, source.row("w1", None, world.now.wall) or (), strict=True))
     assert gone["state"] == "unknown" and gone["last_seen"] == round(world.now.wall, 1)
     assert source.row("no-such", None, 0.0) is None
 
@@ -279,11 +279,33 @@ def test_hosts_and_launchers_that_wait_are_rows_of_one_list(tmp_path: Path) -> N
     world.beat("h1", usage=protocol.HostUsage(7.04, 1.5, 1000, 1, 2, gpus=[gpu, idle]))
     waiting = world.register("w9", trusted=False, peer="192.0.2.7", secret_sha256=protocol.secret_sha256("x"))
     source = HostColumns(world.fleet)
-    rows = [dict(zip(HOST_COLUMNS, source.row(one, None, 0.0) or (), strict=True)) for one in source.ids()]
+    rows = [dict(zip(HostColumns.columns, source.row(one, None, 0.0) or (), strict=True)) for one in source.ids()]
     host, launcher = rows
     assert (host["host"], host["agent_state"], host["workers"], host["gpus"]) == ("h1", "connected", 1, 2)
     assert host["labels"] == {"gpu": "h100"}
     assert (launcher["agent_state"], launcher["worker_id"]) == ("pending", "w9")
     assert launcher["fingerprint"] == waiting.fingerprint
-    measured = source.measured("h1")
-    assert measured is not None and measured[1:4] == (7.0, 1.5, 1000) and measured[-4:] == (40, 10, 200, 1)
+    measured = dict(zip(HostColumns.measures, source.measured("h1") or (), strict=True))
+    assert (measured["cpu_percent"], measured["load1"], measured["memory_used_bytes"]) == (7.0, 1.5, 1000)
+    gpus = ("gpu_percent", "gpu_memory_used_bytes", "gpu_memory_total_bytes", "gpus_used")
+    assert [measured[name] for name in gpus] == [40, 10, 200, 1]
+
+
+def test_an_ended_launchers_worker_is_listed_as_the_api_shows_it(tmp_path: Path) -> None:
+    """The list called it unknown while the API said that it had stopped."""
+    world = World(tmp_path)
+    world.deploy({"h1": {"w1": {"command": "x"}}})
+    world.beat("h1", world.report("w1", state="stopped", reason="stopped by its user"))
+    world.fleet.state.seen["h1"].state = "ended"
+    row = dict(zip(WorkerColumns.columns, WorkerColumns(world.fleet).row("w1", None, 0.0) or (), strict=True))
+    assert (row["state"], row["reason"]) == ("stopped", "stopped by its user")
+    assert row["state"] == world.fleet.state.worker("w1")["state"]
+
+
+def test_the_list_of_hosts_tells_that_a_disk_refuses_writes(tmp_path: Path) -> None:
+    """The page showed it, and no row ever said it."""
+    world = World(tmp_path)
+    world.deploy({"h1": {"w1": {"command": "x"}}})
+    world.beat("h1", disk_trouble="space", disk_path="/data")
+    row = dict(zip(HostColumns.columns, HostColumns(world.fleet).row("h1", None, 0.0) or (), strict=True))
+    assert row["disk_trouble"] == "space"

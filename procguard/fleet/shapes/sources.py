@@ -1,0 +1,119 @@
+"""What the fields of a worker and of a host are read from: its records, and what follows from several of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from procguard.fleet.agents import host_disks
+from procguard.fleet.gangs import views as gang_views
+from procguard.fleet.model.clock import iso
+from procguard.fleet.model.records import KNOWN_STATES, AgentObserved, AgentRecord, WorkerObserved, WorkerRecord
+from procguard.fleet.workers import views
+from remote_agent.protocol import messages, states
+
+
+class WorkerSource:
+    """A worker as it is known now. `gang`: its part in its gang, None where it has none. `wall`: Unix seconds."""
+
+    __slots__ = (
+        "gang", "known", "last_seen_wall", "reachable", "reason", "report", "seen", "state", "usage", "wall", "worker",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        worker: WorkerRecord,
+        seen: WorkerObserved,
+        agent: AgentObserved,
+        agent_reason: str,
+        gang: dict[str, Any] | None = None,
+        wall: float = 0.0,
+    ) -> None:
+        self.worker = worker
+        self.seen = seen
+        self.report = report = seen.report
+        self.usage = report.usage if report is not None else None
+        self.reachable = agent.state in KNOWN_STATES
+        self.last_seen_wall = agent.last_seen_wall
+        self.gang = gang
+        self.wall = wall
+        self.known: str = report.state if report is not None else worker.last_state
+        self.state: str = self.known if self.reachable else states.UNKNOWN
+        self.reason = views.shown_reason(worker, seen, self.state, agent_reason)
+        if gang is not None:
+            said = gang_views.applied(gang, worker.desired, self.state, self.known, self.reason)
+            self.state, self.known, self.reason = said
+
+    def encoded(self, name: str) -> Any:
+        """This part of its report as JSON values."""
+        value = getattr(self.report, name) if self.report is not None else None
+        return None if value is None else messages.encode(value)
+
+    @property
+    def is_current(self) -> bool:
+        report, worker = self.report, self.worker
+        return report is not None and report.generation >= worker.generation and report.epoch == worker.epoch
+
+    @property
+    def restart_pending(self) -> bool:
+        running = self.report.launch_digest if self.report else ""
+        return bool(running) and running != views.declared_digest(self.worker, self.seen)
+
+    @property
+    def suspicion(self) -> str | None:
+        return views.suspicion(self.seen)
+
+    @property
+    def command(self) -> str:
+        return views.command_text(self.worker.spec.command)
+
+    @property
+    def next_start_at(self) -> int | None:
+        in_s = self.report.next_start_in_s if self.report else None
+        return None if in_s is None or self.state != "backoff" else round(self.wall + in_s)
+
+
+class HostSource:
+    """A host and its agent as they are known now. `workers`: how many live there."""
+
+    __slots__ = ("agent", "beat", "facts", "seen", "usage", "workers")
+
+    def __init__(self, agent: AgentRecord, seen: AgentObserved, workers: int) -> None:
+        self.agent = agent
+        self.seen = seen
+        self.workers = workers
+        self.beat = beat = seen.heartbeat
+        self.usage = beat.usage if beat is not None else None
+        self.facts = beat.facts if beat is not None else None
+
+    def encoded(self, name: str) -> Any:
+        value = getattr(self, name)
+        return None if value is None else messages.encode(value)
+
+    @property
+    def release(self) -> str:
+        return self.beat.release if self.beat else self.agent.release
+
+    @property
+    def address(self) -> str:
+        return str(views.shown_address(self.agent, self.seen))
+
+    @property
+    def disk_trouble(self) -> str:
+        return host_disks.trouble_of(self.beat)
+
+    @property
+    def tunnel(self) -> dict[str, Any] | None:
+        return views.tunnel(self.agent, self.seen)
+
+    @property
+    def rotation(self) -> dict[str, Any] | None:
+        return views.rotation(self.agent)
+
+    @property
+    def recovery(self) -> dict[str, Any] | None:
+        return {key: value for key, value in self.agent.incident.items() if key != "manager_urls"} or None
+
+    @property
+    def last_failure(self) -> dict[str, Any] | None:
+        ledger = self.agent.ledger
+        return {**ledger[-1], "at": iso(ledger[-1]["at"])} if ledger else None

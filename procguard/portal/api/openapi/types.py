@@ -1,0 +1,38 @@
+"""The types of answers that are listed as fields (fleet/shapes), for the description of the interface."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field as Described
+from typing_extensions import NotRequired, TypedDict
+
+from procguard.fields import ShownField
+from remote_agent.protocol import messages
+
+_KNOWN = {"Any": Any, "Literal": Literal, "Moment": str | None, "messages": messages}
+
+
+def answer_type(
+    name: str, words: str, fields: Sequence[ShownField[Any]], names: dict[str, Any], also: Sequence[str] = ()
+) -> Any:
+    """A TypedDict of these fields. `names`: of the module whose types they name; `also`: those outside the API's own
+    that some answers have."""
+    annotations: dict[str, Any] = {}
+    for one in fields:
+        if one.part_of or not (one.api or one.name in also):
+            continue
+        kind = _resolved(one.type, names)
+        kind = Annotated[kind, Described(description=one.says)] if one.says else kind
+        annotations[one.name] = NotRequired[kind] if one.optional or one.name in also else kind
+    made: Any = TypedDict(name, annotations)  # type: ignore[misc]
+    made.__doc__ = words
+    made.__module__ = names["__name__"]
+    return made
+
+
+def _resolved(text: str, names: dict[str, Any]) -> Any:
+    holder = type("Holder", (), {"__annotations__": {"it": text}})
+    return typing.get_type_hints(holder, {**_KNOWN, **names})["it"]

@@ -1,0 +1,36 @@
+/**
+ * The fields of workers, hosts and events, as the manager lists them (GET /api/fields): what the live lists hold, and which columns
+ * there are. Asked for once, before the first page.
+ */
+
+import { get } from './api.js';
+import { currentLanguage } from './i18n.js';
+
+const NONE = { rows: [], measures: [], columns: new Map() };
+let lists = {};
+
+export async function loadFields() {
+  const told = await get('/api/fields', { quiet401: true });
+  lists = Object.fromEntries(Object.entries(told).map(([name, fields]) => [name, listOf(fields)]));
+}
+
+/** {rows, measures: names in the live list, columns: fields that a page may show, by the key of their column}. */
+export function fieldsOf(name) {
+  return lists[name] || NONE;
+}
+
+export function labelOf(field) {
+  return currentLanguage() === 'zh-CN' ? field.label.zh : field.label.en;
+}
+
+/** What a row of the list says of it; undefined or null: nothing. */
+export function valueOf(row, field) {
+  if (!field.part_of) return row[field.name];
+  return row[field.part_of] ? row[field.part_of][field.name] : null;
+}
+
+function listOf(fields) {
+  const names = (live) => fields.filter((field) => field.live === live).map((field) => field.name);
+  const columns = fields.filter((field) => field.column);
+  return { rows: names('row'), measures: names('measure'), columns: new Map(columns.map((field) => [field.column.key, field])) };
+}
