@@ -1,4 +1,4 @@
-"""Which processes spend the processor while something is measured: every process of this machine is looked at often.
+"""Which of this process's descendants spend the processor while something is measured: each is looked at often.
 
 What the last look before its end did not see of a process is lost: a few ms of it, under load less.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from types import TracebackType
 
@@ -22,11 +22,12 @@ class Spending:
         self._before: dict[int, float] = {}
         self._spent: dict[int, float] = {}
         self._kinds: dict[int, str] = {}
+        self._descends: dict[int, bool] = {os.getpid(): True}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Spending:
-        self._before = {pid: spent_s(pid) for pid in processes()}
+        self._before = {pid: spent_s(pid) for pid in self._mine()}
         self._thread.start()
         return self
 
@@ -38,7 +39,7 @@ class Spending:
         self._look()
 
     def by_kind(self) -> dict[str, float]:
-        totals: Counter[str] = Counter()
+        totals: defaultdict[str, float] = defaultdict(float)
         for pid, seconds in self._spent.items():
             totals[self._kinds[pid]] += seconds - self._before.get(pid, 0.0)
         return dict(totals)
@@ -48,15 +49,30 @@ class Spending:
             self._look()
 
     def _look(self) -> None:
-        for pid in processes():
+        for pid in self._mine():
             seconds = spent_s(pid)
             if seconds > self._spent.get(pid, self._before.get(pid, 0.0)):
                 self._spent[pid] = seconds
                 self._kinds[pid] = self._kind(command_line(pid)) or self._kinds.get(pid, "")
 
+    def _mine(self) -> list[int]:
+        found = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+        return [pid for pid in found if pid != os.getpid() and self._is_mine(pid)]
 
-def processes() -> list[int]:
-    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    def _is_mine(self, pid: int) -> bool:
+        if pid not in self._descends:
+            above = parent(pid)
+            self._descends[pid] = above > 0 and self._is_mine(above)
+        return self._descends[pid]
+
+
+def parent(pid: int) -> int:
+    """0 where there is none, or it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b") ")[2].split()[1])
+    except (OSError, IndexError):
+        return 0
 
 
 def spent_s(pid: int) -> float:
