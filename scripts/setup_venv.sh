@@ -58,6 +58,7 @@ procguard_find_python() {
 # Debian and Ubuntu ship Python without the module that makes environments.
 procguard_need_ensurepip() { # $1 interpreter
     local package
+    [ -z "$procguard_uv" ] || return 0 # it needs neither module
     "$1" -I -c 'import ensurepip, venv' >/dev/null 2>&1 && return
     package="python$("$1" -I -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv"
     command -v apt-get >/dev/null 2>&1 ||
@@ -76,12 +77,34 @@ procguard_make_venv() {
         procguard_fail "no Python 3.11 or newer found${PROCGUARD_PYTHON:+ at PROCGUARD_PYTHON=$PROCGUARD_PYTHON}; install one (Debian 12, Ubuntu 24.04: sudo apt-get install python3 python3-venv), or name it: PROCGUARD_PYTHON=/path/to/python3 $0"
     procguard_need_ensurepip "$base"
     version=$("$base" -I -c 'import platform; print(platform.python_version())')
-    procguard_say "making $procguard_venv with Python $version ($base); once, takes about half a minute"
+    procguard_say "making $procguard_venv with Python $version ($base); once"
     if [ -e "$procguard_venv" ] && [ ! -e "$procguard_venv/pyvenv.cfg" ] && [ -n "$(ls -A "$procguard_venv")" ]; then
         procguard_fail "$procguard_venv exists and is no virtual environment; move it away and run this again"
     fi
-    "$base" -I -m venv --clear "$procguard_venv" ||
-        procguard_fail "could not make $procguard_venv with $base; see the lines above"
+    if [ -n "$procguard_uv" ]; then
+        "$procguard_uv" venv --quiet --clear --no-project --no-config --python "$base" "$procguard_venv"
+    else
+        "$base" -I -m venv --clear "$procguard_venv"
+    fi || procguard_fail "could not make $procguard_venv with $base; see the lines above"
+}
+
+# uv, where it is there, takes seconds where pip takes most of a minute; both take exactly what the lock pins.
+procguard_install() { # $1 runtime|dev
+    if [ -n "$procguard_uv" ]; then
+        "$procguard_uv" pip install --quiet --no-config --python "$procguard_venv/bin/python" --no-deps --require-hashes \
+            -r "$procguard_root/requirements/$1.lock"
+    else
+        PIP_USER=0 "$procguard_venv/bin/python" -I -m pip install --disable-pip-version-check --no-input --quiet --no-deps \
+            --require-hashes -r "$procguard_root/requirements/$1.lock"
+    fi
+}
+
+procguard_can_install() {
+    if [ -n "$procguard_uv" ]; then
+        "$procguard_venv/bin/python" -I -c '' >/dev/null 2>&1
+    else
+        "$procguard_venv/bin/python" -I -m pip --version >/dev/null 2>&1
+    fi
 }
 
 # Under the lock: make .venv where it is missing, broken or moved, then install what the lock file pins.
@@ -95,14 +118,13 @@ procguard_update_venv() { # $1 runtime|dev
     if [ -n "$had_place" ] && [ "$had_place" != "$procguard_root" ]; then
         procguard_say "this checkout was at $had_place before; .venv has to be made anew"
         procguard_make_venv
-    elif ! "$procguard_venv/bin/python" -I -m pip --version >/dev/null 2>&1; then
+    elif ! procguard_can_install; then
         procguard_make_venv
     fi
     rm -f "$procguard_venv"/procguard-*.stamp
     procguard_say "installing what requirements/$kind.lock pins (hashes checked)"
     log=$(mktemp "${TMPDIR:-/tmp}/procguard-pip.XXXXXX")
-    if ! PIP_USER=0 "$procguard_venv/bin/python" -I -m pip install --disable-pip-version-check --no-input --quiet --no-deps \
-        --require-hashes -r "$procguard_root/requirements/$kind.lock" >"$log" 2>&1; then
+    if ! procguard_install "$kind" >"$log" 2>&1; then
         cat "$log" >&2
         rm -f "$log"
         procguard_fail "could not install requirements/$kind.lock; is the package index reachable (pip's settings, proxy)? Then run this again"
@@ -136,4 +158,6 @@ procguard_setup_venv() { # $1 runtime|dev
 
 procguard_root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 procguard_venv="$procguard_root/.venv"
+# PROCGUARD_UV names it, or is empty where pip is to be used all the same.
+procguard_uv=${PROCGUARD_UV-$(command -v uv || true)}
 procguard_setup_venv "${1:?setup_venv.sh: runtime or dev}"

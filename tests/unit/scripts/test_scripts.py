@@ -48,7 +48,11 @@ def checkout(tmp_path: Path) -> Path:
 
 def environment(root: Path, **more: str) -> dict[str, str]:
     base = root.parents[1]
-    return os.environ | {"CALLS": str(base / "calls"), "PROCGUARD_PYTHON": str(base / "python3")} | more
+    return (
+        os.environ
+        | {"CALLS": str(base / "calls"), "PROCGUARD_PYTHON": str(base / "python3"), "PROCGUARD_UV": ""}
+        | more
+    )
 
 
 def run(root: Path, *words: str, script: str = "start_manager.sh", **more: str) -> subprocess.CompletedProcess[str]:
@@ -109,6 +113,24 @@ def test_works_through_a_symbolic_link(checkout: Path, tmp_path: Path) -> None:
     done = subprocess.run([str(tmp_path / "link"), "--status"], env=environment(checkout), check=False, timeout=30)
     assert done.returncode == 0
     assert calls(checkout) == ["python [-P] [-m] [procguard.main] [--status]"]
+
+
+def test_uv_is_used_where_it_is_there(checkout: Path, tmp_path: Path) -> None:
+    """It installs the same lock with the same hashes, and needs no ensurepip."""
+    uv = tmp_path / "uv"
+    uv.write_text(
+        '#!/bin/bash\nprintf "uv" >>"$CALLS"; printf " [%s]" "$@" >>"$CALLS"; echo >>"$CALLS"\n'
+        'if [ "$1" = venv ]; then mkdir -p "${!#}/bin" "${!#}/site"; touch "${!#}/pyvenv.cfg"\n'
+        'cp "$PROCGUARD_PYTHON" "${!#}/bin/python"; fi\n'
+    )
+    uv.chmod(0o755)
+    done = run(checkout, "--status", PROCGUARD_UV=str(uv))
+    assert done.returncode == 0, done.stderr
+    made = calls(checkout)
+    assert not any("[-m] [pip]" in line or "[-m] [venv]" in line for line in made)
+    (install,) = [line for line in made if line.startswith("uv [pip] [install]")]
+    assert "[--require-hashes]" in install and f"[{checkout}/requirements/runtime.lock]" in install
+    assert made[-1] == "python [-P] [-m] [procguard.main] [--status]"
 
 
 def test_changed_lock_is_installed_into_the_same_environment(checkout: Path) -> None:
