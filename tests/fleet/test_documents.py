@@ -1,0 +1,116 @@
+"""Every command of tutorial and how-tos, typed in their order on two real hosts, in both forms."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from procguard import hints
+from tests.fleet.conftest import require_fleet
+from tests.fleet.hosts import REPOSITORY, Fleet
+from tests.fleet.manager import Operator, free_port
+from tests.waiting import wait_until
+
+pytestmark = [pytest.mark.fleet, pytest.mark.timeout(600)]
+
+
+def blocks(page: str, kind: str = "bash") -> list[str]:
+    text = (REPOSITORY / "docs" / page).read_text(encoding="utf-8")
+    return re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL)
+
+
+def commands(page: str) -> list[str]:
+    return [line for block in blocks(page) for line in block.splitlines() if line.strip()]
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Iterator[Fleet]:
+    require_fleet()
+    with Fleet(2) as hosts:
+        yield hosts
+
+
+class Reader:
+    """Somebody with a folder of their own who types what a page says. Their hosts have other names than the page's."""
+
+    def __init__(self, folder: Path, fleet: Fleet, form: str) -> None:
+        self.folder = folder / "work"
+        self.folder.mkdir()
+        self._form = form
+        self._port = free_port()
+        self._operator = Operator.with_keys(folder / "home", fleet.private_key, fleet.known_hosts)
+        self._names = {f"gpu0{number + 1}": host.address for number, host in enumerate(fleet.hosts)}
+        programs = folder / "bin"
+        programs.mkdir()
+        for name, module in (("procguard", "procguard"), ("invoke", "invoke")):
+            (programs / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" -m {module} "$@"\n')
+            (programs / name).chmod(0o755)
+        self._path = f"{programs}:{os.environ['PATH']}"
+        if form == "invoke":  # invoke looks for tasks.py where it is typed; the script lies beside it in a checkout
+            (self.folder / "tasks.py").symlink_to(REPOSITORY / "tasks.py")
+            (self.folder / "start_manager.sh").write_text(f'exec "{sys.executable}" -P -m procguard.main "$@"\n')
+            (self.folder / "start_manager.sh").chmod(0o755)
+
+    def types(self, line: str) -> str:
+        line = hints.commands(line) if self._form == "invoke" else line
+        for name, address in self._names.items():
+            line = line.replace(f"ml@{name}", f"root@{address}")
+            line = re.sub(rf"\b{name}\b", "host-" + address.replace(".", "-"), line)
+        line = line.replace("localhost:5000", f"127.0.0.1:{self._port}")
+        line += " --yes" if " trust " in line else ""
+        done = subprocess.run(
+            ["bash", "-c", line], cwd=self.folder, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            env=self._operator.environment
+            | {"PATH": self._path, "PROCGUARD_MANAGER_URL": f"http://127.0.0.1:{self._port}"},
+            timeout=120, check=False,
+        )  # fmt: skip
+        print(f"$ {line}\n{done.stdout}{done.stderr}")
+        assert done.returncode == 0, f"{line}: exit code {done.returncode}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def after(self, line: str) -> None:
+        """What the page has a person do between two commands, and what this machine needs."""
+        if line.startswith("procguard init "):
+            config = self.folder / "procguard.yaml"
+            config.write_text(config.read_text().replace("port: 5000", f"port: {self._port}"))
+        if line == "procguard deploy --hosts inventory.yaml":
+            wait_until(lambda: "20" in self.types("procguard logs 'hello-*'"), 30, "the first lines in the logs")
+
+    def replaces_the_worker(self, block: str) -> None:
+        path = self.folder / "inventory.yaml"
+        head, _, rest = path.read_text().partition("    procguard_workers:\n")
+        path.write_text(head + block + "  hosts:\n" + rest.partition("  hosts:\n")[2])
+
+
+@pytest.mark.parametrize("form", ["procguard", "invoke"])
+def test_what_the_pages_say_works(fleet: Fleet, tmp_path: Path, form: str) -> None:
+    reader = Reader(tmp_path, fleet, form)
+    (own_worker,) = blocks("tutorial.md", "yaml")
+    for line in commands("tutorial.md"):
+        if "--check --diff" in line:
+            for other in commands("howto.md"):
+                reader.types(other)
+            reader.replaces_the_worker(own_worker)
+            said = reader.types(line)
+            assert "train-" in said
+            continue
+        said = reader.types(line)
+        if line.startswith("procguard ps"):
+            assert said.count("● running") == 2
+        reader.after(line)
+    assert all(host.processes("remote_agent") == [] for host in fleet.hosts)
+    shutil.rmtree(reader.folder)
+
+
+@pytest.mark.parametrize("page", ["tutorial", "howto"])
+def test_both_languages_show_the_same_commands(page: str) -> None:
+    assert commands(f"{page}.md") == commands(f"{page}.zh-CN.md")
+    assert blocks(f"{page}.md", "yaml") == blocks(f"{page}.zh-CN.md", "yaml")
+    assert len(commands(f"{page}.md")) > 10
