@@ -194,7 +194,7 @@ class Groups:
                 self._files[path] = self._loaded(path)
             data = self._files[path]
             if isinstance(data, dict):
-                merged.update(data)
+                merged.update({str(name): value for name, value in data.items()})
             elif data is not None:
                 raise InventoryError(f"{path} must hold a mapping of variables", "write name: value")
         return merged

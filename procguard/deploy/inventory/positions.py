@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from procguard.config.loader import UNREADABLE, problem
+from procguard.config.loader import UNREADABLE, check_depth, problem
 from procguard.deploy.inventory.vault import MARK, VARIABLE, Encrypted, Vault, VaultMistake
 from procguard.errors import InventoryError
 
@@ -118,6 +118,7 @@ def load(path: Path, vault: Vault, warn: Tell) -> Any:
         except VaultMistake as exc:
             raise InventoryError(f"{path}: {exc}", "is it the right --vault-password-file?") from exc
     try:
+        check_depth(text)
         loader = kind(text.removeprefix("\ufeff"))
         loader.file, loader.vault, loader.warn = str(path), vault, warn
         return loader.get_single_data()

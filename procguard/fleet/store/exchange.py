@@ -115,7 +115,9 @@ def read_changed(path: str) -> Tables:
         for records in tables.values():
             for record in records.values():
                 json.dumps(dict(record))
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as exc:
+    except (
+        yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError,
+    ) as exc:  # fmt: skip
         problem = " ".join(str(exc).split())[:200]
         raise UsageError(
             f"{path}: not a snapshot of a state ({problem})", "name one that a manager has written"

@@ -136,11 +136,11 @@ def _fields(lines: list[bytes]) -> dict[str, str]:
                 continue  # the empty line
             raise BadHead("a header without a colon")
         name = _NAMES.get(raw_name) or _name(raw_name)
-        if not name:
-            continue
         value = raw_value.strip(b" \t")
         if _BAD_IN_VALUE.search(value):
             raise BadHead(f"the value of {raw_name[:40].decode('latin-1')} holds a control character")
+        if not name:
+            continue
         text = value.decode("latin-1")
         if name in found:
             if name in _ONCE:

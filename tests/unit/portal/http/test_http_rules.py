@@ -104,6 +104,7 @@ FIELDS = {
     "9110-5.5 NUL in a value": (get(b"X-A: a\0b"), 400, ENDS),
     "9110-5.5 CR in a value": (get(b"X-A: a\rX-B: b"), 400, ENDS),
     "9110-5.5 LF in a value": (get(b"X-A: a\nX-B: b"), 400, ENDS),
+    "9110-5.5 LF in a value of a field that is left out": (get(b"X_A: a\nX-B: b"), 400, ENDS),
     "9110-5.5 CR before CRLF": (get(b"X-A: a\r"), 400, ENDS),
     "9110-5.5 another control character": (get(b"X-A: a\x01b"), 400, ENDS),
     "9110-5.5 bytes beyond ASCII": (get(b"X-A: \xc3\xa9"), 200, GOES_ON),
