@@ -18,6 +18,7 @@ class PostStop:
         self.pid = 0  # of the hook that runs
         self.until = 0.0  # its time is up then
         self.problems: list[str] = []
+        self.done: list[str] = []  # kinds of those that ended well
         self._left = list(hooks)
         self._launch = launch
         self._current: Hook = {}
@@ -48,7 +49,9 @@ class PostStop:
         self.pid = 0
         if self._word >= 0:
             os.close(self._word)
-        if wait_status != 0 and self.problems[-1:] != [self._overdue()]:
+        if wait_status == 0:
+            self.done.append(self._kind)
+        elif self.problems[-1:] != [self._overdue()]:
             self.problems.append(failure(self._kind, self._current, wait_status))
 
     def out_of_time(self) -> None:

@@ -41,22 +41,7 @@ class PodmanHost:
         return done.stdout.decode().strip()
 
     def import_image(self) -> None:
-        root = self.directory / "image"
-        for folder in ("tmp", "proc", "sys", "dev", "etc", "run", "root"):
-            (root / folder).mkdir(parents=True)
-        for name in PROGRAMS:
-            found = shutil.which(name)
-            if found is None:
-                continue
-            subprocess.run(["cp", "-L", "--parents", found, str(root)], check=True)
-            listed = subprocess.run(["ldd", found], capture_output=True, text=True, check=False).stdout
-            for word in listed.split():
-                if word.startswith("/") and os.path.exists(word):
-                    subprocess.run(["cp", "-L", "--parents", word, str(root)], check=True)
-        if not (root / "bin").exists():
-            (root / "bin").symlink_to("usr/bin")
-        packed = subprocess.run(["tar", "-C", str(root), "-c", "."], capture_output=True, check=True).stdout
-        self.podman("import", "-", IMAGE, data=packed)
+        self.podman("import", "-", IMAGE, data=shell_image(self.directory / "image"))
 
     def names(self) -> list[str]:
         """Of all containers, running or not."""
@@ -75,6 +60,24 @@ class PodmanHost:
     def close(self) -> None:
         self.remove_all()
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def shell_image(root: Path) -> bytes:
+    """A root directory with this machine's shell and PROGRAMS, gathered in `root`, as a tar file."""
+    for folder in ("tmp", "proc", "sys", "dev", "etc", "run", "root"):
+        (root / folder).mkdir(parents=True)
+    for name in PROGRAMS:
+        found = shutil.which(name)
+        if found is None:
+            continue
+        subprocess.run(["cp", "-L", "--parents", found, str(root)], check=True)
+        listed = subprocess.run(["ldd", found], capture_output=True, text=True, check=False).stdout
+        for word in listed.split():
+            if word.startswith("/") and os.path.exists(word):
+                subprocess.run(["cp", "-L", "--parents", word, str(root)], check=True)
+    if not (root / "bin").exists():
+        (root / "bin").symlink_to("usr/bin")
+    return subprocess.run(["tar", "-C", str(root), "-c", "."], capture_output=True, check=True).stdout
 
 
 def usable() -> bool:

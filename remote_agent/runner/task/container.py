@@ -54,10 +54,10 @@ for n in 1 2 3 4 5; do podman rm --force --ignore --time=0 "$1" && exit 0; sleep
 exit 1"""
 
 
-def steps(container: dict[str, object], number: int) -> list[Hook]:
-    """Before the command of attempt `number`, in this order."""
+def steps(container: dict[str, object], number: int, removed: bool) -> list[Hook]:
+    """Before the command of attempt `number`, in this order. `removed`: that of the attempt before it is gone."""
     run = run_step(container)
-    return [run] if number <= 1 else [remove_step(container), run]
+    return [run] if number <= 1 or removed else [remove_step(container), run]
 
 
 def build(

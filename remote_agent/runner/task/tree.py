@@ -60,6 +60,7 @@ class WorkerProcesses:
         self._ooms = OomCounter()
         self._job: Job | None = None  # of a container that runs below this runner
         self._in_container = in_container
+        self._post_stop: hooks.PostStop | None = None  # after the last attempt
         self._died: dict[int, int] | None = None  # while a container is started: its conmon may be among them
 
     @property
@@ -75,7 +76,8 @@ class WorkerProcesses:
             if assignment.container is not None:
                 from remote_agent.runner.task import container
 
-                before = [*before, *container.steps(assignment.container, number)]
+                removed = self._post_stop is not None and container.REMOVE in self._post_stop.done
+                before = [*before, *container.steps(assignment.container, number, removed)]
                 self._died = {}
             launch = self._build(assignment, number, before[0] if before else None)
             self._group.join()
@@ -134,7 +136,8 @@ class WorkerProcesses:
             built.env["PROCGUARD_EXIT_SIGNAL"] = "" if ending.signal is None else str(ending.signal)
             return built
 
-        return hooks.PostStop(wanted, launch)
+        self._post_stop = hooks.PostStop(wanted, launch)
+        return self._post_stop
 
     def _build(self, assignment: TaskAssignment, number: int, hook: Hook | None = None) -> child.Launch:
         record = self._record
