@@ -83,11 +83,17 @@ def merged(each: Iterable[tuple[str, Policies]], tell: Tell, where: str) -> Poli
 
 def remarks(host: str, workers: Iterable[DeclaredWorker], policies: Policies) -> list[str]:
     """What is told to people, and is no mistake."""
+    members = [worker for worker in workers if _policy_of(worker, policies) == "gang"]
     return [
         f"{host}: worker {worker.worker_id} says on_partition: keep, but its group {worker.spec['group']} restarts "
         "as a gang: it is fenced"
-        for worker in workers
-        if worker.keeps and _policy_of(worker, policies) == "gang"
+        for worker in members
+        if worker.keeps
+    ] + [
+        f"{host}: worker {worker.worker_id} has a container, and its group {worker.spec['group']} restarts as a gang: "
+        "it will not start, for a container's end by a lease cannot be promised yet"
+        for worker in members
+        if worker.spec.get("container")
     ]
 
 

@@ -71,7 +71,7 @@ class WorkerProcesses:
 
     def start(self, assignment: TaskAssignment, number: int, now: float) -> Attempt:
         """The first process of attempt `number`: a pre_start hook, or the command. Raises StartFailed."""
-        before, self._job = assignment.hooks("pre_start"), None
+        before, self._job, self._died = assignment.hooks("pre_start"), None, None
         try:
             if assignment.container is not None:
                 from remote_agent.runner.task import container

@@ -67,3 +67,13 @@ def test_other_commands_are_not(command: str) -> None:
 def test_the_note_is_told_where_the_inventory_is_read(tmp_path: Path) -> None:
     host = load(tmp_path, "          command: docker run nginx:1\n")
     assert any("starts a container by docker" in warning for warning in host.warnings)
+
+
+def test_a_member_of_a_gang_with_a_container_is_noted_before_it_is_deployed(tmp_path: Path) -> None:
+    path = tmp_path / "hosts.yaml"
+    path.write_text(
+        "all:\n  vars:\n    procguard_groups: {train: {restart: gang}}\n  hosts:\n    gpu01:\n"
+        "      procguard_workers:\n        - {id: w1, group: train, container: img}\n"
+    )
+    host = model.load(str(path)).hosts["gpu01"]
+    assert any("has a container, and its group train restarts as a gang" in warning for warning in host.warnings)

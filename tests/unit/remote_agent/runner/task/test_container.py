@@ -88,6 +88,14 @@ def test_its_output_is_in_the_log_byte_for_byte_and_its_exit_code_counts(rig: Bo
     rig.nothing_left()
 
 
+def test_a_job_that_ends_at_once_is_told_by_its_exit_code(rig: Boxed) -> None:
+    """conmon may have ended before podman has: its exit code is not lost."""
+    rig.box("exit 3", restart={"max_attempts": 2, "backoff_s": [0.0]}).run()
+    state = rig.until("failed", timeout_s=40.0)
+    assert (state["attempt"], state["last_exit"]["code"]) == (3, 3)
+    rig.nothing_left()
+
+
 def test_a_stop_reaches_the_job_once_and_leaves_nothing(rig: Boxed) -> None:
     rig.box('trap "echo term; sleep 0.3; exit 0" TERM; echo up; while :; do sleep 0.05; done').run()
     state = rig.until("running")
