@@ -116,10 +116,10 @@ def main(path: str) -> None:
     try:
         while True:
             for _ in range(SAVE_EVERY):
-                epoch = fleet.state.next_epoch()
-                fleet.state.commit()
+                with fleet.state.transaction(clock.read()) as tx:
+                    epoch = fleet.state.next_epoch(tx)
                 tell("epoch", epoch)
-            fleet.state.save()
+            fleet.state.durability.save()
     except BaseException as exc:
         print(exc, file=sys.stderr, flush=True)
         os._exit(1)

@@ -27,8 +27,6 @@ def create(
             "install it: pip install 'procguard[zmq]'; or set adapter_type to mock: agents then speak HTTP",
         ) from exc
     channel = ZmqChannel(desk, access, own, limits, bodies)
-    fleet.state.on_revoked(channel.revoke)
-    fleet.agents.rotations.on_taken.append(
-        channel.revoke
-    )  # connections that stand go on; the agent makes itself a new key
+    fleet.state.bus.revoked.subscribe(channel.revoke)
+    fleet.state.bus.secret_taken.subscribe(channel.revoke)  # connections that stand go on; it makes itself a new key
     return channel

@@ -191,9 +191,10 @@ class Desk:
         self._offer = offer
 
     def start(self) -> None:
-        self._fleet.state.on_wake(self._held.wake)
-        self._fleet.state.on_revoked(self._held.end_agent)
-        self._fleet.agents.rotations.on_ended.append(self._held.end_agent)
+        bus = self._fleet.state.bus
+        bus.news.subscribe(self._held.wake)
+        bus.revoked.subscribe(self._held.end_agent)
+        bus.secret_replaced.subscribe(self._held.end_agent)
 
     def stop(self) -> None:
         """Answer every held request now; their agents come back to the next manager."""

@@ -299,13 +299,16 @@ def error_response(exc: ProcGuardError, request_id: str) -> bottle.HTTPResponse:
     return response
 
 
-def note_change(what: str) -> None:
-    """Say in a few words what this request changes, for the audit; no secret."""
-    bottle.request.environ["procguard.change"] = what[:MAX_NOTE_CHARS]
+def note_change(what: str, *, final: bool = True) -> None:
+    """Say in a few words what this request changes, for the audit; no secret. `final` False: once it is done there is
+    more to say, so the audit waits for that (else it is durable with the change)."""
+    environ = bottle.request.environ
+    environ["procguard.change"], environ["procguard.change_final"] = what[:MAX_NOTE_CHARS], final
 
 
-def noted_change(environ: dict[str, Any]) -> str:
-    return str(environ.get("procguard.change", ""))
+def noted_change(environ: dict[str, Any]) -> tuple[str, bool]:
+    """(what it changes, whether that is all)."""
+    return str(environ.get("procguard.change", "")), bool(environ.get("procguard.change_final", True))
 
 
 def request_id() -> str:

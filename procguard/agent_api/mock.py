@@ -189,7 +189,7 @@ class MockChannel:
     def start(self) -> None:
         if self._count == 0:
             return
-        self._fleet.state.on_wake(self._wake)
+        self._fleet.state.bus.news.subscribe(self._wake)
         for number in range(1, self._count + 1):
             self._register(f"mock-{number}")
         self._greenlet = gevent.spawn(self._loop)

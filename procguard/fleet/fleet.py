@@ -11,6 +11,7 @@ from procguard.fleet.agents.credentials import Tokens
 from procguard.fleet.agents.log_search import LogSearches
 from procguard.fleet.agents.resync import StateResync
 from procguard.fleet.agents.service import AgentService
+from procguard.fleet.changes import ChangeBus
 from procguard.fleet.gangs.controller import Gangs
 from procguard.fleet.history.events import EventLog
 from procguard.fleet.leases import Leases
@@ -24,8 +25,11 @@ from procguard.fleet.workers.service import WorkerService
 
 
 class Fleet:
-    def __init__(self, store: Store, events: EventLog, settings: FleetSettings, now: Now) -> None:
-        self.state = state = FleetState(store, events, settings)
+    def __init__(
+        self, store: Store, events: EventLog, settings: FleetSettings, now: Now, bus: ChangeBus | None = None
+    ) -> None:
+        """`bus`: with those who are to hear of the start, too."""
+        self.state = state = FleetState(store, events, settings, bus or ChangeBus())
         self.leases = Leases(state)
         self.resync = StateResync(state)
         self.placement = PlacementService(state, self.leases)
@@ -45,18 +49,21 @@ class Fleet:
         loaded = store.load()
         events.restore()
         state.restore(loaded.tables, now)
-        self.gangs.restore(loaded.tables, now)
-        self.leases.restore(now)
         self.tokens.restore(loaded.tables.get("tokens", {}))
+        self.gangs.groups.restore(loaded.tables.get("groups", {}))
+        self.leases.restore(now)
         self.operations = Operations(state, self.workers, loaded.tables, now)
-        state.more_tables += [self.tokens.tables, self.gangs.tables, self.operations.tables]
+        state.more_tables += [self.gangs.groups.tables, self.operations.tables]
         self.notes = loaded.notes
-        for note in loaded.notes:
-            state.event_log.add("state", now, reason=note, actor="manager")
+        with state.transaction(now, "manager") as tx:
+            imported = state.begin_term(tx)
+            self.gangs.reconcile(tx)
+            for note in loaded.notes:
+                tx.event("state", reason=note)
         # A state that came from elsewhere may be older than what runs, too.
-        if not loaded.intact or state.imported():
+        if not loaded.intact or imported:
             self.resync.begin(now)
-        state.commit()
 
     def close(self) -> None:
-        self.state.close()
+        """Everything is durable when this returns."""
+        self.state.durability.close()

@@ -140,7 +140,7 @@ def _longest_s(spec: messages.WorkerSpec) -> float:
     return spec.lease_s + spec.stop_grace_s
 
 
-def specified_anew(worker: WorkerRecord, spec: messages.WorkerSpec) -> None:
+def replace_spec(worker: WorkerRecord, spec: messages.WorkerSpec) -> None:
     """Give the worker another specification. Its host may go by the one before until it has heard of it: a longer lease
     or grace goes on counting, and an instance that was fenced a moment ago is proven so anew."""
     if fenced(worker) and (worker.gang or spec.on_partition == "fence"):

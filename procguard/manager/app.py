@@ -25,6 +25,7 @@ from procguard.deploy.install.helper_client import Result, SshHelper
 from procguard.deploy.tunnel.client import TunnelProcess
 from procguard.errors import ProcGuardError
 from procguard.fleet.agents.maintenance import AgentCare, Op
+from procguard.fleet.changes import ChangeBus
 from procguard.fleet.fleet import Fleet
 from procguard.fleet.history.events import Event, EventBounds, EventLog
 from procguard.fleet.model import clock
@@ -103,10 +104,11 @@ class Manager:
         self._garbage.start()  # else a large state is looked through again and again while it is read
         store = open_store(config.state.state_file, auto_save=config.state.auto_save, run_blocking=_in_thread_pool)
         events = EventLog(store, event_bounds(config))
-        events.on_event(_log_event)
+        bus = ChangeBus()
+        bus.events.subscribe(_log_event)
         self.notifier = Notifier(config.notifications, lambda: self.fleet.state.fleet_id, self._portal_url)
-        events.on_event(self.notifier.take)
-        self.fleet = Fleet(store, events, settings, now)
+        bus.events.subscribe(self.notifier.take)
+        self.fleet = Fleet(store, events, settings, now, bus)
         self.monitor = ProcessMonitor(self.fleet, settings, now)
         self.ssh = SshHelper()
         self.tunnels = Tunnels(self.fleet, TunnelProcess)
@@ -123,8 +125,7 @@ class Manager:
         self.care = AgentCare(
             self.fleet, hands=self._care_for, spawn=gevent.spawn, pause=gevent.sleep, read_clock=clock.read
         )
-        self.fleet.state.show_recoveries(self.failures.recoveries)
-        self.fleet.state.on_poll_lost(self._tick_soon)
+        bus.poll_lost.subscribe(self._tick_soon)
         logs = LogStore(
             os.path.join(config.state_directory, "logs"),
             config.logs.keep_attempts,
@@ -238,18 +239,17 @@ class Manager:
                 self.failures.tick(now)
                 self.fleet.gangs.tick(now)
                 self.fleet.agents.enrolment.expire(now)
+                self.fleet.state.durability.commit()
                 self._probe_for_the_brake(now)
                 if not unheard_due:
                     self._garbage.look(now.monotonic)
                 if disk_refuses:
                     disk_refuses = False
-                    self.fleet.state.event_log.add(
-                        "durable_again", now, reason="the disk takes it again", actor="manager"
-                    )
+                    self._tell("durable_again", "the disk takes it again", now)
                 if now.monotonic - forgot_at > FORGET_EVERY_S:
                     forgot_at = now.monotonic
                     self.fleet.agents.enrolment.forget_the_ended(now)
-                self.fleet.state.save()
+                self.fleet.state.durability.save()
                 refused = ""
             except Fenced as exc:  # whatever this one did from here on, nobody would keep
                 log.critical("%s", exc)
@@ -260,14 +260,18 @@ class Manager:
                 refused = str(exc)
                 if isinstance(exc, NotDurable) and not disk_refuses:  # told once; written when the disk takes it again
                     disk_refuses = True
-                    self.fleet.state.event_log.add("not_durable", now, reason=exc.message, actor="manager")
+                    self._tell("not_durable", exc.message, now)
             except Exception:  # a mistake in one round must not end all supervision
                 log.exception("a monitoring round failed; the next one goes on")
             gevent.sleep(TICK_GAP_S)
 
+    def _tell(self, kind: str, reason: str, now: clock.Now) -> None:
+        with self.fleet.state.transaction(now, "manager", wait="nothing") as tx:
+            tx.event(kind, reason=reason)
+
     def _keep_state_in_place(self, now: clock.Now) -> None:
         """Raises ProcGuardError while the state's files are gone and could not be written again."""
-        if self.fleet.state.displaced:
+        if self.fleet.state.durability.displaced:
             self._lock.renew()
         try:
             self.fleet.state.keep_in_place(now)

@@ -13,8 +13,9 @@ from typing import Any, Protocol
 from procguard.errors import Conflict, NotFound
 from procguard.fleet.fleet import Fleet
 from procguard.fleet.model import clock
-from procguard.fleet.model.records import AgentRecord
+from procguard.fleet.model.records import AgentRecord, TunnelStatus
 from procguard.fleet.store.interface import NotDurable
+from remote_agent.protocol import messages
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class Tunnels:
     def start(self, to_port: int) -> None:
         """`to_port`: where the manager listens for agents that come through a tunnel."""
         self._to_port = to_port
-        self._fleet.state.on_change(self._changed, "hosts")
+        self._fleet.state.bus.hosts.subscribe(self._reconcile)
         for agent_id in list(self._fleet.state.agents_by_id):
             self._reconcile(agent_id)
 
@@ -70,30 +71,31 @@ class Tunnels:
         if not _wanted(agent):
             raise Conflict(f"{host} is to have no tunnel", "set procguard_tunnel: true in its inventory, then deploy")
         self._reconcile(host)
-        if self._state(host).get("code") == "port_taken":
+        status = self._status(host)
+        if status is not None and status.code == "port_taken":
             self._keep(agent, may_move=True)  # the one who asks tells the agent its new address
-        elif self._state(host).get("state") == "down":
-            self._fleet.state.seen[host].tunnel = {}
+        elif status is not None and status.state == "down":
+            self._fleet.agents.tunnel_dropped(host)
             self._process.kick(host)  # told anew, also where the answer is the same
         deadline = clock.read().monotonic + timeout_s
-        while self._state(host).get("state") != "up":
+        while (status := self._status(host)) is None or status.state != "up":
             left_s = deadline - clock.read().monotonic
             news = self._news.setdefault(host, threading.Event())
             if left_s <= 0 or not news.wait(left_s):
                 break
             news.clear()
-            if self._state(host).get("state") == "down":
+            status = self._status(host)
+            if status is not None and status.state == "down":
                 break  # the process tries again; who deploys is told why it did not work now
-        return {"state": "opening", **self._state(host), "port": agent.tunnel_port}
+        status = self._status(host)
+        known = messages.encode(status) if status is not None else {"state": "opening"}
+        return {**known, "port": agent.tunnel_port}
 
     # ------------------------------------------------------------------------------------------------ inside
 
-    def _state(self, agent_id: str) -> Json:
+    def _status(self, agent_id: str) -> TunnelStatus | None:
         seen = self._fleet.state.seen.get(agent_id)
-        return seen.tunnel if seen is not None else {}
-
-    def _changed(self, _topic: str, agent_id: str, _view: dict[str, Any] | None) -> None:
-        self._reconcile(agent_id)
+        return seen.tunnel if seen is not None else None
 
     def _reconcile(self, agent_id: str) -> None:
         agent = self._fleet.state.agents_by_id.get(agent_id)
@@ -107,7 +109,7 @@ class Tunnels:
 
     def _keep(self, agent: AgentRecord, may_move: bool) -> None:
         self._kept[agent.agent_id] = _way(agent)
-        self._fleet.state.seen[agent.agent_id].tunnel = {}
+        self._fleet.agents.tunnel_dropped(agent.agent_id)
         self._process.keep(
             {
                 "agent_id": agent.agent_id,

@@ -93,6 +93,7 @@ class WebMonitor:
             fleet, sessions, wrong_tokens, trust_local=config.web.trust_local, agent_sessions=agent_sessions
         )
         self._audit = Audit(fleet.state.store, config.web.keep_audit)
+        fleet.state.durability.lines = self._audit.take
         self._arrivals = own_addresses.Arrivals(config.web.advertise, lambda: self.port)
         self._desk = Desk(fleet, self._auth, log_store, limits, agent_sessions, self._why_not_here)
         self._http = HttpChannel(self._desk, self._auth)
@@ -228,7 +229,7 @@ class WebMonitor:
         assert self._server is not None
         self._desk.start()
         self._http.start()
-        self._fleet.state.on_change(self._retire_logs, "workers")
+        self._fleet.state.bus.workers.subscribe(self._retire_logs)
         self._channel.start()
         if self._config.web.enabled:
             self._live.start()
@@ -306,8 +307,8 @@ class WebMonitor:
             except ProcGuardError as exc:
                 log.error("%s", exc)
 
-    def _retire_logs(self, _topic: str, worker_id: str, view: dict[str, Any] | None) -> None:
-        if view is None:
+    def _retire_logs(self, worker_id: str) -> None:
+        if worker_id not in self._fleet.state.workers_by_id:
             self._log_store.retire(worker_id)
 
     # --------------------------------------------------------------------------------------------------- building

@@ -9,8 +9,11 @@ from typing import Any
 from procguard.fleet.fleet import Fleet
 from procguard.fleet.history.events import EventLog
 from procguard.fleet.model.clock import Now
+from procguard.fleet.model.records import CommandRecord
 from procguard.fleet.model.settings import FleetSettings
+from procguard.fleet.recovery.monitor import Finding, ProcessMonitor
 from procguard.fleet.store import open_store
+from procguard.fleet.transaction import Transaction
 from remote_agent.protocol import messages
 
 SECRET = messages.secret_sha256("one")
@@ -34,6 +37,30 @@ class World:
         """The manager ends cleanly and starts again."""
         self.fleet.close()
         self.fleet = self.open()
+
+    def changing(self, actor: str = "tester") -> Transaction:
+        return self.fleet.state.transaction(self.now, actor)
+
+    def tell(self, kind: str, **about: Any) -> None:
+        """An event, as some part of the manager adds it."""
+        with self.changing("") as tx:
+            tx.event(kind, **about)
+
+    def next_epoch(self) -> int:
+        with self.changing() as tx:
+            return self.fleet.state.next_epoch(tx)
+
+    def expire_commands(self) -> list[CommandRecord]:
+        with self.changing("") as tx:
+            return self.fleet.state.command_queue.expire(tx)
+
+    def watched(self, monitor: ProcessMonitor, seconds: float = 0.0) -> list[Finding]:
+        """One round of the monitor, as the failure handler makes it, after so much time."""
+        now = self.pass_time(seconds)
+        late = monitor.lateness(now)
+        if late is not None:
+            self.fleet.agents.excuse(late.late_s, late.gap_s, now)
+        return monitor.tick(now)
 
     def pass_time(self, seconds: float) -> Now:
         self.now = Now(self.now.monotonic + seconds, self.now.wall + seconds)

@@ -239,10 +239,10 @@ class GangWorld(World):
         if self.fleet.state.seen[name].state != "connected" or worker.agent_id == name:
             return False
         try:
-            self.fleet.placement.reassign(worker, name, "its host is lost", self.now, actor="failure handler")
+            with self.changing("failure handler") as tx:
+                self.fleet.placement.reassign(tx, worker, name, "its host is lost", actor="failure handler")
         except Conflict:
             return False
-        self.fleet.state.commit()
         return True
 
     def epochs(self) -> set[int]:

@@ -38,11 +38,11 @@ class AssignmentBuilder:
             for worker in self._state.workers_of(agent_id)
         ]
         gone = [
-            messages.Assignment(worker_id, messages.WorkerSpec(command=data["command"]), "removed", data["generation"])
-            for worker_id, data in self._state.agents_by_id[agent_id].withdrawn.items()
+            messages.Assignment(worker_id, messages.WorkerSpec(command=one.command), "removed", one.generation)
+            for worker_id, one in self._state.agents_by_id[agent_id].withdrawn.items()
         ]
-        for assignment, data in zip(gone, self._state.agents_by_id[agent_id].withdrawn.values(), strict=True):
-            assignment.epoch = data["epoch"]
+        for assignment, withdrawal in zip(gone, self._state.agents_by_id[agent_id].withdrawn.values(), strict=True):
+            assignment.epoch = withdrawal.epoch
         return sorted(own + gone, key=lambda one: one.worker_id)
 
     def _runs_here(self, worker: WorkerRecord) -> bool:

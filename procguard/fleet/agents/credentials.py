@@ -12,9 +12,10 @@ from typing import Any
 from procguard.errors import Conflict, NotFound, Refused, UsageError
 from procguard.fleet.agents.token_scopes import AGENT_SCOPE, SCOPES, SCOPES_SHOWN, how_to_replace
 from procguard.fleet.model.clock import Now, iso
-from procguard.fleet.model.records import TokenRecord, from_dict, to_dict
+from procguard.fleet.model.records import TokenRecord
 from procguard.fleet.state import FleetState
-from procguard.fleet.store.interface import Tables
+from procguard.fleet.tables import RecordTable
+from procguard.fleet.transaction import Transaction
 from remote_agent.protocol import messages, session
 
 MAX_TOKENS = 10_000
@@ -29,25 +30,17 @@ class Tokens:
 
     def __init__(self, state: FleetState) -> None:
         self._state = state
-        self._by_id: dict[str, TokenRecord] = {}
+        self._table = RecordTable[TokenRecord]("tokens", self._index, self._unindex)
         self._by_hash: dict[str, TokenRecord] = {}
         self._by_mark: dict[str, TokenRecord] = {}  # of those for launchers
-        self._stored_use: dict[str, float] = {}
-        self._ended_hooks: list[Callable[[TokenRecord], None]] = []
-
-    def on_ended(self, hook: Callable[[TokenRecord], None]) -> None:
-        """`hook(token)`: it was revoked; what was opened with it ends now."""
-        self._ended_hooks.append(hook)
+        self._last_uses: dict[str, tuple[float, str]] = {}  # in this run of the manager: wall time, from where
+        state.add_table(self._table)
 
     def restore(self, table: dict[str, dict[str, Any]]) -> None:
-        for data in table.values():
-            self._index(from_dict(TokenRecord, data))
-
-    def tables(self) -> Tables:
-        return {"tokens": {token.token_id: to_dict(token) for token in self.all()}}
+        self._table.restore(TokenRecord.restored(data) for data in table.values())
 
     def all(self) -> list[TokenRecord]:
-        return list(self._by_id.values())
+        return list(self._table.rows.values())
 
     def add(
         self,
@@ -64,21 +57,20 @@ class Tokens:
         self._check_scope(scope)
         if uses is not None and scope != "enroll":
             raise UsageError(f"uses: a token of scope {scope} has none", "only enrolment tokens (enroll) are used up")
-        self._drop_ended(now)
-        if len(self._by_id) >= MAX_TOKENS:
+        self._drop_ended(actor, now)
+        if len(self._table.rows) >= MAX_TOKENS:
             raise Conflict(f"there are {MAX_TOKENS} tokens already", "revoke some: invoke token, invoke token.revoke")
         token = TokenRecord("t-" + secrets.token_hex(4), name, scope, sha256, now.wall, created_by=actor)
         token.expires_wall = now.wall + life_s if life_s is not None else None
         token.uses_left = uses
-        self._index(token)
-        self._state.put("tokens", token.token_id, token)
         until = f", until {iso(token.expires_wall)}" if token.expires_wall else ""
-        self._event(f"token {token.token_id} ({scope}, {name or 'no name'}{until}) created", actor, now)
-        self._state.commit()
+        with self._state.transaction(now, actor) as tx:
+            tx.add(token)
+            tx.event("token", reason=f"token {token.token_id} ({scope}, {name or 'no name'}{until}) created")
         return token
 
     def by_id(self, token_id: str) -> TokenRecord | None:
-        return self._by_id.get(token_id)
+        return self._table.rows.get(token_id)
 
     def find(self, sha256: str) -> TokenRecord | None:
         """By the hash of its text; also one that has ended (`usable` says so)."""
@@ -95,36 +87,40 @@ class Tokens:
         return "has let in as many launchers as it was made for" if token.uses_left == 0 else ""
 
     def used(self, token: TokenRecord, address: str, now: Now) -> None:
-        """Remember when and from where; written with some later change."""
-        token.used_wall, token.used_from = now.wall, address
-        if now.wall - self._stored_use.get(token.token_id, 0.0) >= NOTE_USE_EVERY_S:
-            self._stored_use[token.token_id] = now.wall
-            self._state.put("tokens", token.token_id, token)
+        """Remember when and from where; now and then written, with some later change."""
+        self._last_uses[token.token_id] = (now.wall, address)
+        if now.wall - (token.used_wall or 0.0) >= NOTE_USE_EVERY_S:
+            with self._state.transaction(now, wait="nothing") as tx:
+                tx.edit(token)
+                token.used_wall, token.used_from = now.wall, address
 
-    def spend(self, token_id: str, now: Now) -> None:
-        """One launcher is let in by it; durable with the caller's commit. Raises Refused."""
-        token = self._by_id.get(token_id)
-        reason = "was revoked" if token is None else self.usable(token, now)
+    def last_use(self, token: TokenRecord) -> tuple[float | None, str]:
+        """(wall time, from where)."""
+        return self._last_uses.get(token.token_id, (token.used_wall, token.used_from))
+
+    def spend(self, tx: Transaction, token_id: str) -> None:
+        """One launcher is let in by it. Raises Refused."""
+        token = self._table.rows.get(token_id)
+        reason = "was revoked" if token is None else self.usable(token, tx.now)
         if token is None or reason:
             raise Refused(f"this enrolment token {reason}", how_to_replace("enroll"), code="token_ended")
         if token.uses_left is not None:
-            token.uses_left -= 1
-            self._state.put("tokens", token_id, token)
+            tx.edit(token).uses_left = token.uses_left - 1
 
     def revoke(self, token_id: str, actor: str, now: Now) -> None:
         """Durable."""
-        token = self._by_id.get(token_id)
+        token = self._table.rows.get(token_id)
         if token is None:
             raise NotFound(f"no token {token_id!r}", "list them: invoke token")
-        self._drop(token)
-        self._event(f"token {token_id} ({token.scope}, {token.name or 'no name'}) revoked", actor, now)
-        self._state.commit()
+        with self._state.transaction(now, actor) as tx:
+            self._drop(tx, token)
+            tx.event("token", reason=f"token {token_id} ({token.scope}, {token.name or 'no name'}) revoked")
 
-    def revoke_agents(self, agent_id: str) -> int:
-        """Every token made for this agent; durable with the caller's commit. Returns how many."""
-        found = [token for token in self._by_id.values() if token.scope == AGENT_SCOPE + agent_id]
+    def revoke_agents(self, tx: Transaction, agent_id: str) -> int:
+        """Every token made for this agent. Returns how many."""
+        found = [token for token in self.all() if token.scope == AGENT_SCOPE + agent_id]
         for token in found:
-            self._drop(token)
+            self._drop(tx, token)
         return len(found)
 
     # -------------------------------------------------------------------------------------------------- inside
@@ -141,24 +137,22 @@ class Tokens:
             raise NotFound(f"no agent {agent_id!r}", "list them: invoke agents", code="unknown_agent")
 
     def _index(self, token: TokenRecord) -> None:
-        self._by_id[token.token_id] = token
         self._by_hash[token.sha256] = token
         if token.scope == "enroll" or token.scope.startswith(AGENT_SCOPE):
             self._by_mark[session.token_mark(token.sha256)] = token
 
-    def _drop(self, token: TokenRecord) -> None:
-        self._by_id.pop(token.token_id, None)
+    def _unindex(self, token: TokenRecord) -> Callable[[], object]:
         self._by_hash.pop(token.sha256, None)
+        self._last_uses.pop(token.token_id, None)
         self._by_mark.pop(session.token_mark(token.sha256), None)
-        self._stored_use.pop(token.token_id, None)
-        self._state.put("tokens", token.token_id, None)
-        for hook in self._ended_hooks:
-            hook(token)
+        return lambda: self._index(token)
 
-    def _drop_ended(self, now: Now) -> None:
-        for token in self.all():
-            if token.expires_wall is not None and now.wall > token.expires_wall + KEEP_ENDED_S:
-                self._drop(token)
+    def _drop(self, tx: Transaction, token: TokenRecord) -> None:
+        tx.remove(token)
+        tx.once_over(lambda: self._state.bus.token_ended(token))
 
-    def _event(self, reason: str, actor: str, now: Now) -> None:
-        self._state.event_log.add("token", now, reason=reason, actor=actor)
+    def _drop_ended(self, actor: str, now: Now) -> None:
+        with self._state.transaction(now, actor, wait="nothing") as tx:
+            for token in self.all():
+                if token.expires_wall is not None and now.wall > token.expires_wall + KEEP_ENDED_S:
+                    self._drop(tx, token)

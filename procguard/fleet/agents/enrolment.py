@@ -13,11 +13,12 @@ from procguard.fleet.agents.addresses import address_group
 from procguard.fleet.agents.credentials import Tokens
 from procguard.fleet.agents.secrets import AgentSecrets
 from procguard.fleet.gangs.controller import Gangs
-from procguard.fleet.leases import Leases, specified_anew
+from procguard.fleet.leases import Leases, replace_spec
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import AgentRecord, PendingLauncher, WorkerRecord, settled
 from procguard.fleet.state import FleetState
-from procguard.fleet.workers import views
+from procguard.fleet.transaction import Transaction
+from procguard.fleet.workers import ownership, views
 from procguard.fleet.workers.places import PlacementService
 from remote_agent.protocol import messages as protocol
 from remote_agent.protocol import states
@@ -88,18 +89,16 @@ class Enrolment:
             # The hash is no secret: it shows who is meant, and changes nothing. Changes need the secret itself. Whether
             # the id is held elsewhere is not for strangers: the operator who approves learns it.
             if known and worker is not None:
-                return self._registered(worker, give_key=False)
+                return self._registered(worker, now, give_key=False)
             return self._keep_pending(registration, agent_id, peer, now)
         self._refuse_gang_member(registration)
         self._refuse_if_held_elsewhere(registration, agent, known, now)
-        if enrolled_by and not known:
-            self._tokens.spend(enrolled_by, now)  # the same launcher once more is let in anyhow
-        waited = self._pending.pop(registration.secret_sha256, None)
-        if waited is not None:
-            self._state.notify("hosts", self._item_id(waited), None)
-        worker = self._enrol(registration, agent_id, actor, peer, now)
-        self._state.commit()
-        return self._registered(worker, give_key=True)
+        with self._state.transaction(now, actor) as tx:
+            if enrolled_by and not known:
+                self._tokens.spend(tx, enrolled_by)  # the same launcher once more is let in anyhow
+            worker = self._enrol(tx, registration, agent_id, peer)
+        self._waits_no_more(registration.secret_sha256)
+        return self._registered(worker, now, give_key=True)
 
     def _refuse_gang_member(self, registration: protocol.Registration) -> None:
         """Members of a gang are stopped and started by the manager alone; a launcher's user may end it at any time."""
@@ -165,14 +164,14 @@ class Enrolment:
         pending = PendingLauncher(registration, agent_id, print_, peer, first, now.wall, now.monotonic)
         self._pending[registration.secret_sha256] = pending
         if known is None:
-            self._state.event_log.add(
-                "agent_pending",
-                now,
-                worker_id=registration.worker_id,
-                host=registration.host,
-                reason=f"{agent_id} from {peer} waits for approval, fingerprint {print_}",
-                source=STRANGERS,
-            )
+            with self._state.transaction(now, wait="nothing") as tx:
+                tx.event(
+                    "agent_pending",
+                    worker_id=registration.worker_id,
+                    host=registration.host,
+                    reason=f"{agent_id} from {peer} waits for approval, fingerprint {print_}",
+                    source=STRANGERS,
+                )
         self._notify(pending)
         return protocol.RegisterReply(
             status="pending",
@@ -183,9 +182,7 @@ class Enrolment:
             message=f"waits for approval; on the manager: invoke agents approve {agent_id}",
         )
 
-    def _enrol(
-        self, registration: protocol.Registration, agent_id: str, actor: str, peer: str, now: Now
-    ) -> WorkerRecord:
+    def _enrol(self, tx: Transaction, registration: protocol.Registration, agent_id: str, peer: str) -> WorkerRecord:
         state = self._state
         spec = registration.spec or protocol.WorkerSpec(command=registration.command)
         worker = state.workers_by_id.get(registration.worker_id)
@@ -193,45 +190,42 @@ class Enrolment:
         agent = state.agents_by_id.get(agent_id)
         if agent is None:
             agent = AgentRecord(agent_id, host, "launcher", registration.secret_sha256)
-            state.index_agent(agent)
-            state.event_log.add("agent_enrolled", now, host=host, reason=f"{agent_id} may run", actor=actor)
+            tx.add(agent)
+            tx.event("agent_enrolled", host=host, reason=f"{agent_id} may run")
         elif registration.secret_sha256 and agent.secret_sha256 != registration.secret_sha256:
-            self._secrets.set(agent_id, registration.secret_sha256, actor, now)
+            self._secrets.replace(tx, agent, registration.secret_sha256)
         if agent.host != host:
-            agent.host = host
-            state.index_agent(agent)
+            tx.edit(agent).host = host
         state.seen[agent_id].address = peer
         if worker is None:
-            worker = WorkerRecord(registration.worker_id, agent_id, host, spec, epoch=state.next_epoch())
+            worker = WorkerRecord(registration.worker_id, agent_id, host, spec, epoch=state.next_epoch(tx))
             worker.attempt = registration.attempt
             if state.stopped_by:
-                worker.want("stopped", by="failure handler", cause="stop_all", now=now)
-            state.event_log.add(
-                "worker_registered", now, worker_id=worker.worker_id, host=host, reason=f"by {agent_id}", actor=actor
-            )
-        else:
-            if worker.agent_id != agent_id or worker.host != host:
-                self._take_over(worker, agent_id, host, actor, now)
-            specified_anew(worker, spec)
-            if registration.state in (states.EXITED, states.FAILED) and worker.desired == "running":
-                worker.generation += 1  # it had ended, and its launcher was started anew by hand: it is to run again
-        state.index_worker(worker)
+                worker.set_desired("stopped", by="failure handler", cause="stop_all", now=tx.now)
+            tx.add(worker)
+            tx.event("worker_registered", worker_id=worker.worker_id, host=host, reason=f"by {agent_id}")
+            return worker
+        if worker.agent_id != agent_id or worker.host != host:
+            self._take_over(tx, worker, agent_id, host)
+        replace_spec(tx.edit(worker), spec)
+        if registration.state in (states.EXITED, states.FAILED) and worker.desired == "running":
+            worker.generation += 1  # it had ended, and its launcher was started anew by hand: it is to run again
         return worker
 
-    def _take_over(self, worker: WorkerRecord, agent_id: str, host: str, actor: str, now: Now) -> None:
-        state = self._state
-        old = state.agents_by_id.get(worker.agent_id)
+    def _take_over(self, tx: Transaction, worker: WorkerRecord, agent_id: str, host: str) -> None:
+        old = self._state.agents_by_id.get(worker.agent_id)
         if old is not None and old.agent_id != agent_id:
-            state.withdraw(old, worker)
+            ownership.withdraw(self._state, tx, old, worker)
         reason = f"taken over from {worker.agent_id} on {worker.host}, where it had ended"
-        self._placement.hand_over(worker, agent_id, host)
-        state.event_log.add("takeover", now, worker_id=worker.worker_id, host=host, reason=reason, actor=actor)
+        self._placement.transfer(tx, worker, agent_id, host)
+        tx.event("takeover", worker_id=worker.worker_id, host=host, reason=reason)
 
-    def _registered(self, worker: WorkerRecord, *, give_key: bool) -> protocol.RegisterReply:
+    def _registered(self, worker: WorkerRecord, now: Now, *, give_key: bool) -> protocol.RegisterReply:
         state = self._state
         agent = state.agents_by_id[worker.agent_id]
         if not agent.proof_key_given:
-            agent.proof_key_given, give_key = True, True
+            with state.transaction(now) as tx:  # durable first: it is handed out once
+                tx.edit(agent).proof_key_given = give_key = True
         return protocol.RegisterReply(
             status="registered",
             worker_id=worker.worker_id,
@@ -251,25 +245,30 @@ class Enrolment:
         pending = self._the_pending(agent_id, fingerprint)
         self._refuse_gang_member(pending.registration)
         self._refuse_if_held_elsewhere(pending.registration, self._state.agents_by_id.get(agent_id), False, now)
-        self._pending.pop(pending.registration.secret_sha256)
-        self._state.notify("hosts", self._item_id(pending), None)
-        self._enrol(pending.registration, agent_id, actor, pending.peer, now)
-        # Handed out once with the next registration: the launcher has had no way to know it yet.
-        self._state.agents_by_id[agent_id].proof_key_given = False
-        self._state.commit()
+        with self._state.transaction(now, actor) as tx:
+            worker = self._enrol(tx, pending.registration, agent_id, pending.peer)
+            # Handed out once with the next registration: the launcher has had no way to know it yet.
+            tx.edit(self._state.agents_by_id[worker.agent_id]).proof_key_given = False
+        self._waits_no_more(pending.registration.secret_sha256)
 
     def deny(self, agent_id: str, actor: str, now: Now, fingerprint: str = "") -> None:
         self.expire(now)
         pending = self._the_pending(agent_id, fingerprint)
-        self._pending.pop(pending.registration.secret_sha256)
-        self._state.event_log.add(
-            "agent_denied", now, host=pending.registration.host, reason=f"{agent_id} was denied", actor=actor
-        )
-        self._state.notify("hosts", self._item_id(pending), None)
-        self._state.commit()
+        self._waits_no_more(pending.registration.secret_sha256)
+        with self._state.transaction(now, actor) as tx:
+            tx.event("agent_denied", host=pending.registration.host, reason=f"{agent_id} was denied")
+
+    def _waits_no_more(self, key: str) -> None:
+        pending = self._pending.pop(key, None)
+        if pending is not None:
+            self._state.bus.hosts(self._item_id(pending))
 
     def views(self) -> list[dict[str, Any]]:
         return [views.pending_view(pending) for pending in self._pending.values()]
+
+    def view(self, item_id: str) -> dict[str, Any] | None:
+        pending = self.waiting().get(item_id)
+        return None if pending is None else views.pending_view(pending)
 
     def waiting(self) -> dict[str, PendingLauncher]:
         """Who waits, by the name under which the change feed tells of it."""
@@ -295,18 +294,17 @@ class Enrolment:
     def forget_the_ended(self, now: Now) -> None:
         """Launchers that their users ended leave the list by themselves, with their workers. Durable with the next
         commit."""
-        state = self._state
-        for agent in list(state.agents_by_id.values()):
+        for agent in list(self._state.agents_by_id.values()):
             if agent.ended_wall and now.wall - agent.ended_wall > ENDED_KEPT_S:
-                for worker in state.workers_of(agent.agent_id):
-                    state.drop_worker(worker, now, "its launcher was ended a day ago", "manager")
+                with self._state.transaction(now, "manager", wait="nothing") as tx:
+                    for worker in self._state.workers_of(agent.agent_id):
+                        ownership.drop_worker(self._state, tx, worker, "its launcher was ended a day ago")
 
     def expire(self, now: Now) -> None:
         """Launchers that ask no more wait no more."""
         for key, pending in list(self._pending.items()):
             if now.monotonic - pending.asked > PENDING_EXPIRES_S:
-                del self._pending[key]
-                self._state.notify("hosts", self._item_id(pending), None)
+                self._waits_no_more(key)
 
     def _make_room(self, peer: str) -> None:
         """The oldest of the address from which most wait gives way, unless that is the newcomer's own. Raises Conflict.
@@ -323,11 +321,10 @@ class Enrolment:
             (pending for pending in self._pending.values() if address_group(pending.peer) == crowd),
             key=lambda pending: pending.first_seen,
         )
-        del self._pending[oldest.registration.secret_sha256]
-        self._state.notify("hosts", self._item_id(oldest), None)
+        self._waits_no_more(oldest.registration.secret_sha256)
 
     def _notify(self, pending: PendingLauncher) -> None:
-        self._state.notify("hosts", self._item_id(pending), views.pending_view(pending))
+        self._state.bus.hosts(self._item_id(pending))
 
     @staticmethod
     def _item_id(pending: PendingLauncher) -> str:

@@ -21,8 +21,9 @@ from procguard.fleet.model.records import (
     WorkerRecord,
     settled,
 )
-from procguard.fleet.state import HIGHEST_GENERATION, FleetState
-from procguard.fleet.store.interface import NotDurable
+from procguard.fleet.state import FleetState
+from procguard.fleet.transaction import Transaction
+from procguard.fleet.workers import ownership
 from remote_agent.protocol import messages, states
 
 MAX_REFUSED_CLAIMS = 100  # of one agent that become events, in one run of the manager
@@ -55,9 +56,31 @@ class HeartbeatProcessor:
         agent = self._state.agent(agent_id)
         seen = self._state.seen[agent_id]
         seen.channel = channel
-        told, changed = self._state.event_log.newest_seq, self._state.changed
+        with self._state.transaction(now, wait="tried") as tx:
+            acked = self._take(tx, agent, seen, beat)
+            if tx.size:
+                self._charge(seen, tx.size, now)
+            # With a disk that refuses, heartbeats are answered all the same: unanswered agents would take the manager
+            # for dead, and leases would end. Whether the disk takes it again, the manager's own round finds out.
+            # One that says nothing new waits for no disk: what others are having written is theirs to wait for.
+        self._state.bus.hosts(agent_id)
+        reply = self._replies.news_for_agent(agent_id, beat.assignments_rev, beat.commands_seq, now)
+        if reply is None:
+            reply = self._replies.base(agent_id)
+        if not self._state.durability.unwritten:
+            reply.events_acked = acked
+        if agent.rotation is not None:
+            reply.rotate = agent.rotation.id
+        reply.beat = beat.beat
+        reply.leases = self._leases.grants(agent_id, now)  # last: nothing comes between granting and answering
+        return reply
+
+    def _take(
+        self, tx: Transaction, agent: AgentRecord, seen: AgentObserved, beat: messages.AgentHeartbeat
+    ) -> dict[str, int]:
+        """Returns the events that are acknowledged, by worker, once they are durable."""
         # Only the reports of the agent's own workers are kept. This bounds the memory that one agent takes.
-        own = self._state.own_workers(agent_id)
+        own = self._state.own_workers(agent.agent_id)
         kept = [report for report in beat.workers if report.worker_id in own]
         if len(kept) != len(beat.workers) or beat.events or beat.results:
             seen.heartbeat = dataclasses.replace(beat, workers=kept, events=[], results=[])
@@ -66,44 +89,23 @@ class HeartbeatProcessor:
         session = (beat.pid, beat.started_at)
         if session != seen.session:
             seen.session = session
-            self._agent_started(agent, beat, now)
+            self._agent_started(tx, agent, beat)
         if beat.ends and agent.kind == "launcher":
-            self._launcher_ends(agent, seen, now)
+            self._launcher_ends(tx, agent, seen)
         else:
-            self._heard(agent, seen, now)
+            self._heard(tx, agent, seen)
         if host_disks.trouble_of(beat) != seen.disk_trouble:
-            self._take_disk(agent, seen, beat, now)
+            self._take_disk(tx, agent, seen, beat)
         if agent.release != beat.release:
-            agent.release = beat.release
-            self._state.put("agents", agent_id, agent)
-        acked = self._take_events(agent, beat.events, now)
+            tx.edit(agent).release = beat.release
+        acked = self._take_events(tx, agent, beat.events)
         for result in beat.results:
-            self._take_result(result, now, agent_id)
+            self._take_result(tx, result, agent.agent_id)
         for report in beat.workers:
-            self._take_report(agent, report, now)
-        self._finish_removals(agent, beat, now)
-        self._gangs.step(now)  # before leases are granted: who is held by its gang gets none
-        if self._state.changed != changed:
-            self._charge(seen, self._state.changed - changed, now)
-        try:
-            # With a disk that refuses, heartbeats are answered all the same: unanswered agents would take the manager
-            # for dead, and leases would end. Whether the disk takes it again, the manager's own round finds out.
-            # One that says nothing new waits for no disk: what others are having written is theirs to wait for.
-            if self._news_since(told) and not self._state.unwritten:
-                self._state.commit()
-        except NotDurable:
-            pass  # self._state.unwritten says why
-        self._state.notify_shown("hosts", agent_id, lambda: self._state.host_view(agent_id))
-        reply = self._replies.news_for_agent(agent_id, beat.assignments_rev, beat.commands_seq, now)
-        if reply is None:
-            reply = self._replies.base(agent_id)
-        if not self._state.unwritten:
-            reply.events_acked = acked
-        if agent.rotation:
-            reply.rotate = agent.rotation["id"]
-        reply.beat = beat.beat
-        reply.leases = self._leases.grants(agent_id, now)  # last: nothing comes between granting and answering
-        return reply
+            self._take_report(tx, agent, report)
+        self._finish_removals(tx, agent, beat)
+        self._gangs.step(tx)  # before leases are granted: who is held by its gang gets none
+        return acked
 
     @staticmethod
     def _charge(seen: AgentObserved, records: int, now: Now) -> None:
@@ -117,16 +119,13 @@ class HeartbeatProcessor:
             return 0.0
         return max(0.0, seen.paid_until - CHANGES_AT_ONCE_S - monotonic)
 
-    def _news_since(self, told: int) -> bool:
-        """Whether there is anything to make durable. `told`: the newest event before."""
-        return self._state.has_changes or self._state.event_log.newest_seq != told
-
     def poll_opened(self, agent_id: str, now: Now) -> None:
         agent, seen = self._state.agent(agent_id), self._state.seen[agent_id]
         seen.polls_open += 1
         seen.poll_lost_at = None
         if seen.state in ("suspect", "connected"):
-            self._heard(agent, seen, now)
+            with self._state.transaction(now, wait="nothing") as tx:
+                self._heard(tx, agent, seen)
 
     def poll_closed(self, agent_id: str, now: Now, peer_closed: bool) -> None:
         """`peer_closed`: the agent's side ended the held request, which a living agent does not do."""
@@ -136,8 +135,7 @@ class HeartbeatProcessor:
         seen.polls_open = max(0, seen.polls_open - 1)
         if peer_closed and seen.polls_open == 0:
             seen.poll_lost_at = now.monotonic
-            for hook in self._state.poll_lost_hooks:
-                hook(agent_id)
+            self._state.bus.poll_lost(agent_id)
 
     def _room_for_events(self, agent: AgentRecord, now: Now) -> int:
         """How many events this agent may cause now."""
@@ -149,26 +147,25 @@ class HeartbeatProcessor:
         seen.events_at = now.monotonic
         return int(seen.events_left)
 
-    def _may_tell_or_count(self, agent: AgentRecord, now: Now) -> bool:
+    def _may_tell_or_count(self, tx: Transaction, agent: AgentRecord) -> bool:
         """Whether this agent may cause one more event, of a kind that is not sent again. Events that are left out are
         counted, and the next one reports their number."""
         seen = self._state.seen[agent.agent_id]
-        if not self._room_for_events(agent, now):
+        if not self._room_for_events(agent, tx.now):
             seen.events_left_out += 1
             return False
         seen.events_left -= 1
         if seen.events_left_out:
             count, seen.events_left_out = seen.events_left_out, 0
             reason = f"{agent.agent_id}: {count} changes were left out, at more than {EVENTS_PER_S:g} events a second"
-            self._state.event_log.add("warning", now, host=agent.host, reason=reason, source=agent.agent_id)
+            tx.event("warning", host=agent.host, reason=reason, source=agent.agent_id)
         return True
 
-    def _agent_started(self, agent: AgentRecord, beat: messages.AgentHeartbeat, now: Now) -> None:
-        if not self._may_tell_or_count(agent, now):
+    def _agent_started(self, tx: Transaction, agent: AgentRecord, beat: messages.AgentHeartbeat) -> None:
+        if not self._may_tell_or_count(tx, agent):
             return
-        self._state.event_log.add(
+        tx.event(
             "agent_started",
-            now,
             worker_id=self._state.worker_of_launcher(agent),
             host=agent.host,
             reason=f"{agent.agent_id}: agent process {beat.pid} reports {len(beat.workers)} worker(s), "
@@ -178,44 +175,38 @@ class HeartbeatProcessor:
         known = {worker.worker_id for worker in self._state.workers_of(agent.agent_id)}
         strays = [r.worker_id for r in beat.workers if r.worker_id not in known and r.worker_id not in agent.withdrawn]
         if strays:
-            self._state.event_log.add(
+            tx.event(
                 "warning",
-                now,
                 host=agent.host,
                 reason=f"{agent.agent_id} knows workers that this manager's state does not: {', '.join(strays[:10])}; "
                 "they run on untouched. Is this the right state file? Deploy the inventory again to declare them",
                 source=agent.agent_id,
             )
 
-    def _launcher_ends(self, agent: AgentRecord, seen: AgentObserved, now: Now) -> None:
+    def _launcher_ends(self, tx: Transaction, agent: AgentRecord, seen: AgentObserved) -> None:
         """Its user ended it, and its worker had stopped before: its silence from now on is no failure."""
-        seen.last_seen, seen.last_seen_wall = now.monotonic, now.wall
+        seen.last_seen, seen.last_seen_wall = tx.now.monotonic, tx.now.wall
         if seen.state == "ended":
             return
         seen.state, seen.reason = "ended", "its launcher was ended (Ctrl-C or SIGTERM)"
-        agent.ended_wall, agent.incident = now.wall, {}
-        self._state.put("agents", agent.agent_id, agent)
-        if self._may_tell_or_count(agent, now):
+        tx.edit(agent)
+        agent.ended_wall, agent.incident = tx.now.wall, None
+        if self._may_tell_or_count(tx, agent):
             own = self._state.worker_of_launcher(agent)
-            self._state.event_log.add(
-                "agent_ended", now, worker_id=own, host=agent.host, reason=seen.reason, source=agent.agent_id
-            )
-        self._state.notify_agent(agent.agent_id)
+            tx.event("agent_ended", worker_id=own, host=agent.host, reason=seen.reason, source=agent.agent_id)
+        self._state.show_agent(tx, agent.agent_id)
 
-    def _heard(self, agent: AgentRecord, seen: AgentObserved, now: Now) -> None:
+    def _heard(self, tx: Transaction, agent: AgentRecord, seen: AgentObserved) -> None:
         before, seen.state = seen.state, "connected"
-        seen.last_seen, seen.last_seen_wall = now.monotonic, now.wall
+        seen.last_seen, seen.last_seen_wall = tx.now.monotonic, tx.now.wall
         seen.reason = ""
         if agent.ended_wall:
-            agent.ended_wall = 0.0
-            self._state.put("agents", agent.agent_id, agent)
-        if agent.incident:  # whatever was spent on its silence, it is over
-            agent.incident = {}
-            self._state.put("agents", agent.agent_id, agent)
-        if before != "connected" and (before != "ended" or self._may_tell_or_count(agent, now)):
-            self._state.event_log.add(
+            tx.edit(agent).ended_wall = 0.0
+        if agent.incident is not None:  # whatever was spent on its silence, it is over
+            tx.edit(agent).incident = None
+        if before != "connected" and (before != "ended" or self._may_tell_or_count(tx, agent)):
+            tx.event(
                 "agent_connected",
-                now,
                 worker_id=self._state.worker_of_launcher(agent),
                 host=agent.host,
                 before=before,
@@ -224,21 +215,22 @@ class HeartbeatProcessor:
                 source=agent.agent_id,
             )
         if before != "connected":
-            self._state.notify_agent(agent.agent_id)
+            self._state.show_agent(tx, agent.agent_id)
 
-    def _take_disk(self, agent: AgentRecord, seen: AgentObserved, beat: messages.AgentHeartbeat, now: Now) -> None:
+    def _take_disk(
+        self, tx: Transaction, agent: AgentRecord, seen: AgentObserved, beat: messages.AgentHeartbeat
+    ) -> None:
         """Its disk refuses writes, or takes them again: one event for each."""
-        if seen.disk_told_at is not None and now.monotonic - seen.disk_told_at < host_disks.EVENT_EVERY_S:
+        if seen.disk_told_at is not None and tx.now.monotonic - seen.disk_told_at < host_disks.EVENT_EVERY_S:
             return  # said by one of the next heartbeats
         before, seen.disk_trouble = seen.disk_trouble, host_disks.trouble_of(beat)
-        seen.disk_told_at = now.monotonic
+        seen.disk_told_at = tx.now.monotonic
         if seen.disk_trouble:
             kind, reason = "host_disk_full", host_disks.in_words(beat)
         else:
             kind, reason = "host_disk_ok", "its disk takes what is written again"
-        self._state.event_log.add(
+        tx.event(
             kind,
-            now,
             host=agent.host,
             before=before,
             after=seen.disk_trouble,
@@ -247,35 +239,36 @@ class HeartbeatProcessor:
             source=agent.agent_id,
         )
 
-    def _take_report(self, agent: AgentRecord, report: messages.WorkerReport, now: Now) -> None:
+    def _take_report(self, tx: Transaction, agent: AgentRecord, report: messages.WorkerReport) -> None:
         worker = self._state.workers_by_id.get(report.worker_id)
         if worker is None:
-            if report.epoch >= self._state.first_epoch and self._is_granted(agent, report, now):
-                self._state.rise_above(report.epoch)
+            if report.epoch >= self._state.first_epoch and self._is_granted(agent, report, tx.now):
+                self._state.rise_above(tx, report.epoch)
             return
         if report.epoch > worker.epoch:
-            self._take_claim(agent, worker, report, now)
+            self._take_claim(tx, agent, worker, report)
         if worker.agent_id != agent.agent_id:
             return
-        if report.epoch == worker.epoch and worker.generation < report.generation <= HIGHEST_GENERATION:
+        if report.epoch == worker.epoch and worker.generation < report.generation <= ownership.HIGHEST_GENERATION:
             # Told by a manager that was killed before it was durable, or lost with a file. What the agent has would be
             # taken for newer than all we say.
-            self._state.adopt(worker, agent, report.epoch, report.generation)
+            ownership.adopt(self._state, tx, worker, agent, report.epoch, report.generation)
         seen = self._state.worker_seen[worker.worker_id]
         before = seen.report
-        seen.report, seen.last_seen = report, now.monotonic
+        seen.report, seen.last_seen = report, tx.now.monotonic
         self._state.fresh_reports.add(report.worker_id)
         if report.attempt > 0 and (before is None or before.attempt == 0):
-            self._state.touch(agent.agent_id, wake=False)
-        self._remember_lease(worker, report)
-        self._remember(worker, report)
-        for record in self._state.outbox.converged(report, now):
-            self._state.command_event(record, now)
+            seen_agent = self._state.seen[agent.agent_id]
+            seen_agent.rev, seen_agent.interval = "", None  # its attempts are its own from now on
+        self._remember_lease(tx, worker, report)
+        self._remember(tx, worker, report)
+        for record in self._state.command_queue.converged(tx, report):
+            self._state.command_event(tx, record)
         happened = before is None or _something_happened(before, report)
         if happened:
             self._gangs.heard(worker)
-        if happened or (self._state.measures_matter(worker.worker_id) and before != report):
-            self._state.notify_shown("workers", worker.worker_id, lambda: self._state.worker_view(worker))
+        if happened or (self._state.bus.measures_matter(worker.worker_id) and before != report):
+            tx.show("workers", worker.worker_id)
 
     def _is_granted(self, agent: AgentRecord, report: messages.WorkerReport, now: Now) -> bool:
         """Whether the report carries a valid grant for its worker and epoch."""
@@ -283,33 +276,31 @@ class HeartbeatProcessor:
             agent.agent_id, report
         )
 
-    def _take_claim(self, agent: AgentRecord, worker: WorkerRecord, report: messages.WorkerReport, now: Now) -> None:
+    def _take_claim(
+        self, tx: Transaction, agent: AgentRecord, worker: WorkerRecord, report: messages.WorkerReport
+    ) -> None:
         """An agent reports a worker under a higher epoch than the state knows. Either the state was restored and is
         older than what runs, or the agent lies. So the worker changes its owner only with a valid grant."""
         known = f"known is {worker.epoch} on {worker.host}"
         claim = f"{agent.agent_id} has it at epoch {report.epoch}; {known}"
-        if self._is_granted(agent, report, now):
+        if self._is_granted(agent, report, tx.now):
             contrary = self._held_by_its_owner(worker, agent, report.epoch)
             if not contrary:
-                self._say_state(agent, worker, f"{claim}. It has the grant for it: the state was older", now)
-                self._state.adopt(worker, agent, report.epoch, report.generation)
+                self._say_state(tx, agent, worker, f"{claim}. It has the grant for it: the state was older")
+                ownership.adopt(self._state, tx, worker, agent, report.epoch, report.generation)
                 return
-            self._refuse_claim(agent, worker, f"{claim}; {contrary}: nothing changes", now)
+            self._refuse_claim(tx, agent, worker, f"{claim}; {contrary}: nothing changes")
         elif worker.agent_id != agent.agent_id:
-            self._refuse_claim(agent, worker, f"{claim}. It has no grant for it: nothing changes", now)
+            self._refuse_claim(tx, agent, worker, f"{claim}. It has no grant for it: nothing changes")
         elif report.epoch < self._state.first_epoch and not worker.gang:
             # It is the owner's in any case. Epochs of this run are above all that were granted before, so the agent
             # accepts the next assignment. Nothing else follows from its report.
-            worker.epoch = self._state.next_epoch()
-            self._state.put("workers", worker.worker_id, worker)
-            self._state.touch(agent.agent_id)
-            self._say_state(
-                agent, worker, f"{claim}. It has no grant for it: it gets the new epoch {worker.epoch}", now
-            )
+            tx.edit(worker).epoch = self._state.next_epoch(tx)
+            self._say_state(tx, agent, worker, f"{claim}. It has no grant for it: it gets the new epoch {worker.epoch}")
         else:
             what = f"{claim}. It has no grant for it, so its host may ignore assignments"
             next_step = f": restart the gang (invoke restart {worker.worker_id})" if worker.gang else ""
-            self._refuse_claim(agent, worker, what + next_step, now)
+            self._refuse_claim(tx, agent, worker, what + next_step)
 
     def _held_by_its_owner(self, worker: WorkerRecord, agent: AgentRecord, epoch: int) -> str:
         """Why a claim of another agent does not count: the owner is connected and runs the worker under the same or a
@@ -321,10 +312,9 @@ class HeartbeatProcessor:
             return ""
         return f"{worker.agent_id} is connected and runs it at epoch {report.epoch}"
 
-    def _say_state(self, agent: AgentRecord, worker: WorkerRecord, reason: str, now: Now) -> None:
-        self._state.event_log.add(
+    def _say_state(self, tx: Transaction, agent: AgentRecord, worker: WorkerRecord, reason: str) -> None:
+        tx.event(
             "state",
-            now,
             worker_id=worker.worker_id,
             host=agent.host,
             reason=reason,
@@ -332,24 +322,21 @@ class HeartbeatProcessor:
             source=agent.agent_id,
         )
 
-    def _refuse_claim(self, agent: AgentRecord, worker: WorkerRecord, reason: str, now: Now) -> None:
+    def _refuse_claim(self, tx: Transaction, agent: AgentRecord, worker: WorkerRecord, reason: str) -> None:
         """One event for each worker: the agent repeats its claim with every heartbeat."""
         refused = self._state.seen[agent.agent_id].refused_claims
         if worker.worker_id not in refused and len(refused) < MAX_REFUSED_CLAIMS:
             refused.add(worker.worker_id)
-            self._state.event_log.add(
-                "warning", now, worker_id=worker.worker_id, host=agent.host, reason=reason, source=agent.agent_id
-            )
+            tx.event("warning", worker_id=worker.worker_id, host=agent.host, reason=reason, source=agent.agent_id)
 
-    def _remember_lease(self, worker: WorkerRecord, report: messages.WorkerReport) -> None:
+    def _remember_lease(self, tx: Transaction, worker: WorkerRecord, report: messages.WorkerReport) -> None:
         """Whether this instance lives by a lease; durable, because a manager that starts while the host is cut off has
         nobody to ask."""
         leased = report.lease_left_s is not None
         if report.epoch == worker.epoch and worker.leased != leased:
-            worker.leased = leased
-            self._state.put("workers", worker.worker_id, worker)
+            tx.edit(worker).leased = leased
 
-    def _remember(self, worker: WorkerRecord, report: messages.WorkerReport) -> None:
+    def _remember(self, tx: Transaction, worker: WorkerRecord, report: messages.WorkerReport) -> None:
         """Keep durably what is shown while the agent is away."""
         if (worker.last_state, worker.attempt) == (report.state, report.attempt):
             return
@@ -357,21 +344,19 @@ class HeartbeatProcessor:
         failed_now = report.state == states.FAILED and (
             worker.last_state != states.FAILED or report.attempt > worker.attempt
         )
+        tx.edit(worker)
         worker.last_state, worker.attempt = report.state, max(worker.attempt, report.attempt)
         worker.last_reason, worker.last_since = report.reason, report.since
-        self._state.put("workers", worker.worker_id, worker)
         if failed_now and not worker.gang:  # a gang fails as a whole
-            for hook in self._state.failed_hooks:
-                hook(worker, Now(0.0, report.since))
+            self._state.failing(tx, worker)
 
-    def _take_events(self, agent: AgentRecord, events: list[messages.WorkerEvent], now: Now) -> dict[str, int]:
+    def _take_events(self, tx: Transaction, agent: AgentRecord, events: list[messages.WorkerEvent]) -> dict[str, int]:
         """Add the changes of the agent's own workers to the history. Returns what is acknowledged. Events beyond its
         share are not, so the agent sends them again. Events of other workers are acknowledged and otherwise ignored."""
         acked: dict[str, int] = {}
         if not events:
             return acked
-        changed: dict[str, WorkerRecord] = {}
-        room = self._room_for_events(agent, now)
+        room = self._room_for_events(agent, tx.now)
         if room < min(EVENTS_TOGETHER, len(events)):
             room = 0  # acknowledging a few at a time would make the agent send the rest again at once, each time
         for event in events:
@@ -385,11 +370,9 @@ class HeartbeatProcessor:
             room -= 1
             self._state.seen[agent.agent_id].events_left -= 1
             acked[event.worker_id] = max(acked.get(event.worker_id, 0), event.seq)
-            worker.event_seq = event.seq
-            changed[event.worker_id] = worker
-            self._state.event_log.add(
+            tx.edit(worker).event_seq = event.seq
+            tx.event(
                 "worker_state",
-                now,
                 worker_id=worker.worker_id,
                 host=worker.host,
                 before=event.before,
@@ -402,29 +385,24 @@ class HeartbeatProcessor:
                 evidence=causes.exit_evidence(event.exit),
                 source=agent.agent_id,
             )
-        for worker in changed.values():
-            self._state.put("workers", worker.worker_id, worker)
         return acked
 
-    def _take_result(self, result: messages.CommandResult, now: Now, agent_id: str, worker_id: str = "") -> None:
-        record = self._state.outbox.result(result, now, agent_id, worker_id)
+    def _take_result(self, tx: Transaction, result: messages.CommandResult, agent_id: str, worker_id: str = "") -> None:
+        record = self._state.command_queue.result(tx, result, agent_id, worker_id)
         if record is not None:
-            self._state.command_event(record, now)
+            self._state.command_event(tx, record)
 
-    def _finish_removals(self, agent: AgentRecord, beat: messages.AgentHeartbeat, now: Now) -> None:
+    def _finish_removals(self, tx: Transaction, agent: AgentRecord, beat: messages.AgentHeartbeat) -> None:
         """A worker that was to be removed, and that the agent (having heard so) no longer has, is gone."""
         if beat.assignments_rev != self._assignments.rev(agent.agent_id):
             return
         present = {report.worker_id for report in beat.workers}
         for worker in self._state.workers_of(agent.agent_id):
             if worker.desired == "removed" and worker.worker_id not in present:
-                self._state.drop_worker(worker, now, "removed from its host")
-        gone = [worker_id for worker_id in agent.withdrawn if worker_id not in present]
-        for worker_id in gone:
-            del agent.withdrawn[worker_id]
-        if gone:
-            self._state.put("agents", agent.agent_id, agent)
-            self._state.touch(agent.agent_id)
+                ownership.drop_worker(self._state, tx, worker, "removed from its host")
+        if not present.issuperset(agent.withdrawn):
+            kept = {worker_id: one for worker_id, one in agent.withdrawn.items() if worker_id in present}
+            tx.edit(agent).withdrawn = kept
 
     def take_plain(
         self, worker_id: str, beat: messages.WorkerHeartbeat, now: Now, channel: str = "http"
@@ -432,23 +410,34 @@ class HeartbeatProcessor:
         """The documented single-worker heartbeat: the same intake with one worker. Durable."""
         worker = self._state.find(worker_id)
         agent, seen = self._state.agents_by_id[worker.agent_id], self._state.seen[worker.agent_id]
-        told, changed, observed = (
-            self._state.event_log.newest_seq,
-            self._state.changed,
-            self._state.worker_seen[worker_id],
-        )
+        observed = self._state.worker_seen[worker_id]
         observed.plain = True
         seen.channel = channel
-        self._heard(agent, seen, now)
-        before = observed.report
-        if before is not None and not self._news_since(told) and self._only_measured(worker, before, beat):
-            before.usage, observed.last_seen = beat.usage, now.monotonic
-            self._state.fresh_reports.add(worker_id)
-            if self._state.measures_matter(worker_id):
-                self._state.notify_shown("workers", worker_id, lambda: self._state.worker_view(worker))
-            return self._replies.usual_for_worker(worker, observed)
+        with self._state.transaction(now) as tx:
+            self._heard(tx, agent, seen)
+            before = observed.report
+            if before is not None and not tx.has_news and self._only_measured(worker, before, beat):
+                before.usage, observed.last_seen = beat.usage, now.monotonic
+                self._state.fresh_reports.add(worker_id)
+                if self._state.bus.measures_matter(worker_id):
+                    tx.show("workers", worker_id)
+                return self._replies.usual_for_worker(worker, observed)
+            self._take_plain_report(tx, agent, worker, beat, before)
+            if tx.size:
+                self._charge(seen, tx.size, now)
+        return self._replies.news_for_worker(worker_id, now) or self._replies.worker_base(worker)
+
+    def _take_plain_report(
+        self,
+        tx: Transaction,
+        agent: AgentRecord,
+        worker: WorkerRecord,
+        beat: messages.WorkerHeartbeat,
+        before: messages.WorkerReport | None,
+    ) -> None:
+        worker_id = worker.worker_id
         for result in beat.results:
-            self._take_result(result, now, agent.agent_id, worker_id)
+            self._take_result(tx, result, agent.agent_id, worker_id)
         same = before is not None and before.state == beat.state
         attempt = beat.attempt if beat.attempt is not None else worker.attempt
         if beat.attempt is None and beat.pid and (before is None or before.pid != beat.pid):
@@ -460,15 +449,14 @@ class HeartbeatProcessor:
             epoch=worker.epoch,
             attempt=attempt,
             pid=beat.pid,
-            since=before.since if same and before is not None else now.wall,
+            since=before.since if same and before is not None else tx.now.wall,
             reason=beat.reason,
             last_exit=beat.last_exit or (before.last_exit if before else None),
             usage=beat.usage,
         )
-        if not same and self._may_tell_or_count(agent, now):
-            self._state.event_log.add(
+        if not same and self._may_tell_or_count(tx, agent):
+            tx.event(
                 "worker_state",
-                now,
                 worker_id=worker_id,
                 host=worker.host,
                 before=before.state if before else worker.last_state,
@@ -480,12 +468,7 @@ class HeartbeatProcessor:
                 evidence=causes.exit_evidence(beat.last_exit),
                 source=agent.agent_id,
             )
-        self._take_report(agent, report, now)
-        if self._state.changed != changed:
-            self._charge(seen, self._state.changed - changed, now)
-        if self._news_since(told):
-            self._state.commit()
-        return self._replies.news_for_worker(worker_id, now) or self._replies.worker_base(worker)
+        self._take_report(tx, agent, report)
 
     def _only_measured(
         self, worker: WorkerRecord, before: messages.WorkerReport, beat: messages.WorkerHeartbeat
@@ -500,7 +483,7 @@ class HeartbeatProcessor:
             and before.epoch == worker.epoch
             and before.generation == worker.generation
             and not (beat.results or beat.last_exit or worker.leased)
-            and not self._state.outbox.waits_for(worker.worker_id)
+            and not self._state.command_queue.waits_for(worker.worker_id)
         )
 
 

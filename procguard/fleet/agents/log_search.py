@@ -152,7 +152,7 @@ class LogSearches:
         self._searches[search.search_id] = search
         for part in parts.values():
             if part.status in OPEN:
-                self._state.wake(part.agent_id)
+                self._state.bus.news(part.agent_id)
         return search
 
     def _former(self, moved: dict[str, int]) -> dict[str, dict[str, int]]:
@@ -160,7 +160,7 @@ class LogSearches:
         found: dict[str, dict[str, int]] = {}
         for agent_id, agent in self._state.agents_by_id.items() if moved else ():
             for worker_id in agent.withdrawn.keys() & moved.keys():
-                last = int(agent.withdrawn[worker_id].get("attempts_to", -1))
+                last = agent.withdrawn[worker_id].attempts_to
                 if last >= 0:
                     found.setdefault(agent_id, {})[worker_id] = last
         return found

@@ -150,6 +150,6 @@ class AgentCare:
         return f"read it there: tail -n 200 {home}/{self._fleet.state.fleet_id}/{agent.host}/agent.log"
 
     def _tell(self, kind: str, host: str, reason: str, actor: str) -> int:
-        event = self._fleet.state.event_log.add(kind, self._read_clock(), host=host, reason=reason, actor=actor)
-        self._fleet.state.commit()
-        return int(event["seq"])
+        with self._fleet.state.transaction(self._read_clock(), actor) as tx:
+            tx.event(kind, host=host, reason=reason)
+        return self._fleet.state.event_log.newest_seq

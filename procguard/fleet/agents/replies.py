@@ -23,14 +23,14 @@ class ReplyBuilder:
 
     def news_for_agent(self, agent_id: str, rev: str, seq: int, now: Now) -> messages.AgentReply | None:
         """What this agent does not have yet, durable before it is told. None when it has everything, or must wait."""
-        if self._state.unwritten or self._resync.open(now):
+        if self._state.durability.unwritten or self._resync.open(now):
             return None
         try:
             self._state.make_durable_for(agent_id)
         except NotDurable:
             return None
         seen = self._state.seen[agent_id]
-        commands = self._state.outbox.undelivered(agent_id, seq, seen.session)
+        commands = self._state.command_queue.undelivered(agent_id, seq, seen.session)
         current = self._assignments.rev(agent_id)
         searches = self._log_searches.for_agent(agent_id, now)
         if not commands and not searches and rev == current:
@@ -40,8 +40,8 @@ class ReplyBuilder:
         if rev != current:
             reply.assignments = self._assignments.of(agent_id)
         for record in commands:
-            reply.commands.append(self._state.outbox.message(record, now))
-            self._state.outbox.delivered(record, seen.session)
+            reply.commands.append(self._state.command_queue.message(record, now))
+            self._state.command_queue.delivered(record, seen.session)
         return reply
 
     def base(self, agent_id: str) -> messages.AgentReply:
@@ -57,20 +57,20 @@ class ReplyBuilder:
     def news_for_worker(self, worker_id: str, now: Now) -> messages.WorkerReply | None:
         """What this plain launcher was not told yet; None when it was told everything."""
         worker = self._state.find(worker_id)
-        if not self._state.outbox.waits_for(worker_id):
+        if not self._state.command_queue.waits_for(worker_id):
             return None
         session = (0, 0.0)
         commands = [
             record
-            for record in self._state.outbox.undelivered(worker.agent_id, 2**62, session)
+            for record in self._state.command_queue.undelivered(worker.agent_id, 2**62, session)
             if record.worker_id == worker_id
         ]
         if not commands:
             return None
         reply = self.worker_base(worker)
         for record in commands:
-            reply.commands.append(self._state.outbox.message(record, now))
-            self._state.outbox.delivered(record, session)
+            reply.commands.append(self._state.command_queue.message(record, now))
+            self._state.command_queue.delivered(record, session)
         return reply
 
     def usual_for_worker(self, worker: WorkerRecord, observed: WorkerObserved) -> messages.WorkerReply:

@@ -30,9 +30,8 @@ class StateResync:
             return True
         self._until = None
         told = f"; not heard: {', '.join(sorted(unheard)[:10])}" if unheard else ""
-        self._state.event_log.add(
-            "state", now, reason=f"what the agents know has been taken into the state{told}", actor="manager"
-        )
-        for agent_id in list(self._state.seen):
-            self._state.touch(agent_id)
+        with self._state.transaction(now, "manager", wait="nothing") as tx:
+            tx.event("state", reason=f"what the agents know has been taken into the state{told}")
+            for agent_id in self._state.seen:
+                tx.wake(agent_id)
         return False

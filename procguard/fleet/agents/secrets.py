@@ -9,7 +9,9 @@ from procguard.fleet.agents.credentials import Tokens
 from procguard.fleet.agents.rotation import Rotations
 from procguard.fleet.model import clock
 from procguard.fleet.model.clock import Now
+from procguard.fleet.model.records import AgentRecord
 from procguard.fleet.state import FleetState
+from procguard.fleet.transaction import Transaction
 from remote_agent.protocol import session
 
 
@@ -36,34 +38,31 @@ class AgentSecrets:
 
     def set(self, agent_id: str, secret_sha256: str, actor: str, now: Now) -> None:
         """Give an agent a new secret (its hash); the one before stops working, and what waits by it ends. Durable."""
-        state, agent = self._state, self._state.agent(agent_id)
-        replaced = agent.secret_sha256 not in ("", secret_sha256)
-        state.agent_by_secret.pop(agent.secret_sha256, None)
-        state.drop_new_secret(agent)
-        agent.secret_sha256 = secret_sha256
-        state.agent_by_secret[secret_sha256] = agent_id
-        state.put("agents", agent_id, agent)
-        state.event_log.add("credentials", now, host=agent.host, reason=f"new secret for {agent_id}", actor=actor)
-        for hook in state.revoked_hooks if replaced else ():
-            hook(agent_id)
-        state.commit()
+        agent = self._state.agent(agent_id)
+        with self._state.transaction(now, actor) as tx:
+            self.replace(tx, agent, secret_sha256)
+
+    def replace(self, tx: Transaction, agent: AgentRecord, secret_sha256: str) -> None:
+        agent_id, replaced = agent.agent_id, agent.secret_sha256 not in ("", secret_sha256)
+        self._state.set_secrets(tx, agent, secret_sha256=secret_sha256)
+        agent.rotation = None
+        tx.event("credentials", host=agent.host, reason=f"new secret for {agent_id}")
+        if replaced:
+            tx.once_over(lambda: self._state.bus.revoked(agent_id))
 
     def revoke(self, agent_id: str, actor: str, now: Now) -> None:
         """For a secret that was stolen: it is good for nothing from now on, and neither is the key by which a deployed
         agent knows its manager. Its workers run on; a deployment (a launcher: an approval) gives it new ones. Durable.
         """
-        state, agent = self._state, self._state.agent(agent_id)
-        state.agent_by_secret.pop(agent.secret_sha256, None)
-        state.drop_new_secret(agent)
-        agent.revoked_sha256, agent.secret_sha256 = agent.secret_sha256 or agent.revoked_sha256, ""
-        if agent.kind == "deployed":  # a launcher could not be told the new one
-            agent.key_generation += 1
-        for worker in state.workers_of(agent_id):  # whoever had the secret may have used up the numbers of its events
-            worker.event_seq = 0
-            state.put("workers", worker.worker_id, worker)
-        self._tokens.revoke_agents(agent_id)
-        state.put("agents", agent_id, agent)
-        state.event_log.add("credentials", now, host=agent.host, reason=f"secret of {agent_id} revoked", actor=actor)
-        for hook in state.revoked_hooks:
-            hook(agent_id)
-        state.commit()
+        agent = self._state.agent(agent_id)
+        with self._state.transaction(now, actor) as tx:
+            revoked = agent.secret_sha256 or agent.revoked_sha256
+            self._state.set_secrets(tx, agent, secret_sha256="")
+            agent.revoked_sha256, agent.rotation = revoked, None
+            if agent.kind == "deployed":  # a launcher could not be told the new one
+                agent.key_generation += 1
+            for worker in self._state.workers_of(agent_id):  # who had it may have used up the numbers of its events
+                tx.edit(worker).event_seq = 0
+            self._tokens.revoke_agents(tx, agent_id)
+            tx.event("credentials", host=agent.host, reason=f"secret of {agent_id} revoked")
+            tx.once_over(lambda: self._state.bus.revoked(agent_id))

@@ -22,7 +22,9 @@ from procguard.fleet.agents.secrets import AgentSecrets
 from procguard.fleet.gangs.controller import Gangs
 from procguard.fleet.leases import Leases
 from procguard.fleet.model.clock import Now, iso
+from procguard.fleet.model.records import RecoverySsh, TunnelStatus
 from procguard.fleet.state import FleetState
+from procguard.fleet.workers import ownership
 from procguard.fleet.workers.places import PlacementService
 from remote_agent.protocol import messages
 
@@ -59,6 +61,12 @@ class AgentService:
         """Every agent, and the launchers that wait for approval."""
         return self._state.hosts() + self.enrolment.views()
 
+    def view(self, item_id: str) -> dict[str, Any] | None:
+        """One of them, by its agent's id or the item of a waiting launcher; None where there is none."""
+        if item_id in self._state.agents_by_id:
+            return self._state.host_view(item_id)
+        return self.enrolment.view(item_id)
+
     # ------------------------------------------------------------------------------------------ what is known of them
 
     def mark(self, agent_id: str, state: str, reason: str, now: Now) -> None:
@@ -68,51 +76,57 @@ class AgentService:
             return
         before, seen.state = seen.state, state  # type: ignore[assignment]
         seen.reason = reason
-        own = self._state.worker_of_launcher(agent)
-        self._state.event_log.add(
-            f"agent_{state}",
-            now,
-            worker_id=own,
-            host=agent.host,
-            before=before,
-            after=state,
-            reason=reason,
-            source=agent_id,
-        )
-        self._state.notify_agent(agent_id)
+        with self._state.transaction(now, wait="nothing") as tx:
+            tx.event(
+                f"agent_{state}",
+                worker_id=self._state.worker_of_launcher(agent),
+                host=agent.host,
+                before=before,
+                after=state,
+                reason=reason,
+                source=agent_id,
+            )
+            self._state.show_agent(tx, agent_id)
 
-    def note(self, agent_id: str, reason: str) -> None:
+    def note(self, agent_id: str, reason: str, now: Now) -> None:
         """Say what is being done about an agent that is out of reach."""
         if self._state.seen[agent_id].reason != reason:
             self._state.seen[agent_id].reason = reason
-            self._state.notify_agent(agent_id)
+            with self._state.transaction(now, wait="nothing") as tx:
+                self._state.show_agent(tx, agent_id)
+
+    def excuse(self, late_s: float, gap_s: float, now: Now) -> None:
+        """The manager itself was late: every silence since `gap_s` ago may have been its own, and counts for less."""
+        for seen in self._state.seen.values():
+            if seen.last_seen is not None:  # never later than now: who was heard in the meantime is owed nothing
+                seen.last_seen = min(now.monotonic, seen.last_seen + late_s)
+            if seen.poll_lost_at is not None:
+                seen.poll_lost_at = min(now.monotonic, seen.poll_lost_at + gap_s)
 
     def set_recovery_ssh(self, host: str, ok: bool, reason: str, now: Now) -> None:
         for agent_id, agent in self._state.agents_by_id.items():
             if agent.host == host and agent.kind == "deployed":
-                self._state.seen[agent_id].recovery_ssh = {"ok": ok, "reason": reason, "checked_at": iso(now.wall)}
-                self._state.notify("hosts", agent_id, self._state.host_view(agent_id))
+                self._state.seen[agent_id].recovery_ssh = RecoverySsh(ok, reason, iso(now.wall))
+                self._state.bus.hosts(agent_id)
 
     def tunnel_changed(self, agent_id: str, state: str, port: int, reason: str, code: str, now: Now) -> None:
         """What became of the tunnel to a host: "up" or "down". Its port is durable: the agent there knows it."""
         agent, seen = self._state.agents_by_id[agent_id], self._state.seen[agent_id]
-        before = str(seen.tunnel.get("state", ""))
-        since = seen.tunnel["since"] if before == state else iso(now.wall)
-        seen.tunnel = {"state": state, "reason": reason, "code": code, "since": since}
-        if port and port != agent.tunnel_port:
-            agent.tunnel_port = port
-            self._state.put("agents", agent_id, agent)
-            self._state.commit()
-        if before != state:
-            told = reason or f"its agent reaches the manager through port {agent.tunnel_port} of its own machine"
-            self._state.event_log.add(
-                f"tunnel_{state}", now, host=agent.host, before=before, after=state, reason=told, actor="manager"
-            )
-        self._state.notify("hosts", agent_id, self._state.host_view(agent_id))
+        before = seen.tunnel.state if seen.tunnel is not None else ""
+        since = seen.tunnel.since if seen.tunnel is not None and before == state else iso(now.wall)
+        seen.tunnel = TunnelStatus(state, reason, code, since)
+        new_port = bool(port) and port != agent.tunnel_port
+        with self._state.transaction(now, "manager", wait="durable" if new_port else "nothing") as tx:
+            if new_port:
+                tx.edit(agent).tunnel_port = port
+            if before != state:
+                told = reason or f"its agent reaches the manager through port {agent.tunnel_port} of its own machine"
+                tx.event(f"tunnel_{state}", host=agent.host, before=before, after=state, reason=told)
+            tx.show("hosts", agent_id)
 
     def tunnel_dropped(self, agent_id: str) -> None:
         """No tunnel is wanted there any more."""
-        self._state.seen[agent_id].tunnel = {}
+        self._state.seen[agent_id].tunnel = None
 
     def owns(self, agent_id: str, worker_id: str) -> bool:
         """Whether this agent may speak for this worker."""
@@ -128,7 +142,7 @@ class AgentService:
         withdrawn = agent.withdrawn.get(worker_id) if agent is not None else None
         if withdrawn is None:
             return False
-        return worker_id not in self._state.workers_by_id or attempt <= int(withdrawn.get("attempts_to", -1))
+        return worker_id not in self._state.workers_by_id or attempt <= withdrawn.attempts_to
 
     # ------------------------------------------------------------------------------------------ leaving
 
@@ -142,15 +156,14 @@ class AgentService:
                 f"uninstall it first: invoke undeploy --limit {agent.host}",
                 code="connected",
             )
-        for worker in state.workers_of(agent_id):
-            state.drop_worker(worker, now, "its agent was removed", actor)
-        for worker in state.workers_by_id.values():
-            if worker.home == agent_id:  # it lives elsewhere, and belongs there now
-                worker.home = ""
-                state.store_worker(worker)
-        state.drop_agent(agent_id)
-        state.event_log.add("agent_removed", now, host=agent.host, reason=f"{agent_id} was removed", actor=actor)
-        state.commit()
+        with state.transaction(now, actor) as tx:
+            for worker in state.workers_of(agent_id):
+                ownership.drop_worker(state, tx, worker, "its agent was removed")
+            for worker in state.workers_by_id.values():
+                if worker.home == agent_id:  # it lives elsewhere, and belongs there now
+                    tx.edit(worker).home = ""
+            ownership.drop_agent(tx, agent)
+            tx.event("agent_removed", host=agent.host, reason=f"{agent_id} was removed")
 
     def retract(self, agent_id: str, actor: str, now: Now) -> None:
         """Take back a host that was declared and never deployed: no agent was given a secret for it, and nothing ever
@@ -160,8 +173,8 @@ class AgentService:
         touched = agent.secret_sha256 or agent.revoked_sha256 or agent.release or state.seen[agent_id].state != "never"
         if agent.kind != "deployed" or touched or any(one.attempt or one.last_since or one.home for one in workers):
             raise Conflict(f"{agent_id} has been deployed before", "invoke undeploy removes it", code="deployed")
-        for worker in workers:
-            state.drop_worker(worker, now, f"{agent.host} could not be deployed", actor)
-        state.drop_agent(agent_id)
-        state.event_log.add("agent_removed", now, host=agent.host, reason="it could not be deployed", actor=actor)
-        state.commit()
+        with state.transaction(now, actor) as tx:
+            for worker in workers:
+                ownership.drop_worker(state, tx, worker, f"{agent.host} could not be deployed")
+            ownership.drop_agent(tx, agent)
+            tx.event("agent_removed", host=agent.host, reason="it could not be deployed")

@@ -10,6 +10,7 @@ that a member whose lease ended is held before anything lets it start again. `ti
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -18,18 +19,19 @@ from typing import Any, NamedTuple
 from procguard.config.groups import GroupPolicy
 from procguard.fleet.gangs import decider, rendezvous
 from procguard.fleet.gangs import views as gang_views
-from procguard.fleet.gangs.decider import GangLimits, GangRecord, GangStep, Mark, Member
+from procguard.fleet.gangs.decider import GangFailure, GangLimits, GangRecord, GangStep, Mark, Member
 from procguard.fleet.gangs.policy import FleetGroups, by_hand
 from procguard.fleet.leases import Leases
 from procguard.fleet.model.clock import Now
-from procguard.fleet.model.records import CommandRecord, WorkerRecord, settled, to_dict
+from procguard.fleet.model.records import CommandRecord, WorkerRecord, settled
 from procguard.fleet.state import FleetState
-from procguard.fleet.store.interface import Tables
+from procguard.fleet.transaction import Transaction
 from remote_agent.protocol import messages, states
 from remote_agent.runner.restart import DEFAULT_BACKOFF_S
 
 STEPS_AT_ONCE = 4  # form, hold, launch: more in a row would be a circle
 CLOCKS_AGREE_S = 0.05  # two hosts' clocks, as heartbeats show them, are not compared more finely
+ACTOR = "gang keeper"
 RESTARTED_JUST_NOW_S = 3.0  # a batch names each member: their gang is restarted once
 
 
@@ -38,7 +40,6 @@ class Asked(NamedTuple):
 
     verb: messages.Verb
     attempt: int  # the member's, when it was asked
-    actor: str
     reason: str = ""
     operation_id: str = ""
     origin: str = ""
@@ -49,7 +50,7 @@ class Gangs:
         self._state = state
         self._leases = leases
         self.groups = FleetGroups(state)
-        self.records = state.gang_records
+        self.records: Mapping[str, GangRecord] = state.gang_records
         self._restarting_since: dict[str, float] = {}  # monotonic; counts anew in a new manager
         self._healthy_since: dict[str, float] = {}
         self._asked: dict[str, str] = {}  # operators' restarts under way: group -> their batch, "" for none
@@ -58,16 +59,7 @@ class Gangs:
 
     # ------------------------------------------------------------------------------------------ which are gangs
 
-    def restore(self, tables: Mapping[str, Mapping[str, Any]], now: Now) -> None:
-        self.groups.restore(tables.get("groups", {}))
-        for name, data in tables.get("gangs", {}).items():
-            self.records[name] = decider.from_dict(data)
-        self.reconcile(now)
-
-    def tables(self) -> Tables:
-        return {"gangs": {name: to_dict(gang) for name, gang in self.records.items()}, **self.groups.tables()}
-
-    def reconcile(self, now: Now) -> None:
+    def reconcile(self, tx: Transaction) -> None:
         """After a change of workers or groups: gangs begin and end, members join and leave. Touches no child: who runs
         runs on, and who joins a gang that runs is held until its next start."""
         names = {
@@ -76,47 +68,45 @@ class Gangs:
             if policy.restart == "gang" and self.groups.members(name)
         }
         for name in names - set(self.records):
-            self._begin(name, now)
+            self._begin(tx, name)
         for name in set(self.records) - names:
-            del self.records[name]
-            self._state.put("gangs", name, None)
+            tx.remove(self.records[name])
         for worker in self._state.workers_by_id.values():
             if by_hand(worker):
                 continue
             gang = self.records.get(worker.spec.group) if worker.spec.group else None
             if gang is None and worker.gang:
-                self._leave(worker)
+                self._leave(tx, worker)
             elif gang is not None:
-                self._join(worker, gang)
+                self._join(tx, worker, gang)
         self._to_look_at.update(self.records)
 
-    def _begin(self, name: str, now: Now) -> None:
+    def _begin(self, tx: Transaction, name: str) -> None:
         workers = self.groups.members(name)
-        known = [self._member(worker, now, judge=False) for worker in workers]
-        gang = decider.begin(name, known, {worker.worker_id: worker.epoch for worker in workers}, now.wall)
-        self.records[name] = gang
-        self._event("gang_begun", gang, gang.reason, now)
-        self._put(gang)
+        known = [self._member(worker, tx.now, judge=False) for worker in workers]
+        gang = decider.begin(name, known, {worker.worker_id: worker.epoch for worker in workers}, tx.now.wall)
+        tx.add(gang)
+        self._event(tx, "gang_begun", gang, gang.reason)
 
-    def _join(self, worker: WorkerRecord, gang: GangRecord) -> None:
+    def _join(self, tx: Transaction, worker: WorkerRecord, gang: GangRecord) -> None:
         mark = gang.members.get(worker.worker_id)
         alive = worker.last_state in (*states.ALIVE, states.BACKOFF) and worker.desired == "running"
         if mark is None and alive and not worker.gang and gang.phase == "running":
-            mark = gang.members[worker.worker_id] = Mark(-1, worker.epoch, max(0, worker.attempt - 1))
-            self._put(gang)
+            mark = Mark(-1, worker.epoch, max(0, worker.attempt - 1))
+            tx.edit(gang).members = {**gang.members, worker.worker_id: mark}
         held = gang.phase != "running" or mark is None
         if not worker.gang or worker.held != held:
+            tx.edit(worker)
             worker.gang, worker.held = True, held
-            self._store(worker)
 
-    def _leave(self, worker: WorkerRecord) -> None:
+    def _leave(self, tx: Transaction, worker: WorkerRecord) -> None:
+        tx.edit(worker)
         worker.gang = False
         if worker.spec.on_partition != "fence":
             worker.leased, worker.lease_bound_s = False, 0.0
         if worker.held:
             worker.held = False
             worker.generation += 1
-        self._store(worker)
 
     # ------------------------------------------------------------------------------------------ what follows
 
@@ -126,30 +116,29 @@ class Gangs:
             self._to_look_at.add(worker.spec.group)
 
     def tick(self, now: Now) -> None:
-        """Look at every gang; durable, and told to the agents."""
+        """Look at every gang; durable."""
         self._to_look_at.update(self.records)
-        self.step(now)
-        self._state.commit()
+        with self._state.transaction(now, ACTOR) as tx:
+            self.step(tx)
 
-    def step(self, now: Now) -> None:
-        """Decide for the gangs of which something was heard. The caller commits."""
+    def step(self, tx: Transaction) -> None:
+        """Decide for the gangs of which something was heard."""
         while self._to_look_at:
             name = self._to_look_at.pop()
             for _ in range(STEPS_AT_ONCE):
                 gang = self.records.get(name)
-                if gang is None or not self._one_step(gang, now):
+                if gang is None or not self._one_step(tx, gang):
                     break
 
-    def _one_step(self, gang: GangRecord, now: Now) -> bool:
+    def _one_step(self, tx: Transaction, gang: GangRecord) -> bool:
         """True: another step may follow at once."""
-        workers = self.groups.members(gang.group)
+        workers, now = self.groups.members(gang.group), tx.now
         if not workers:
-            del self.records[gang.group]
-            self._state.put("gangs", gang.group, None)
+            tx.remove(gang)
             return False
         known = [self._member(worker, now, judge=gang.phase != "running") for worker in workers]
-        self._note_attempts(gang, known)
-        self._correct_culprit(gang, workers)
+        self._note_attempts(tx, gang, known)
+        self._correct_culprit(tx, gang, workers)
         policy = self.groups.policy(gang.group)
         settings = self._state.settings
         spend = settings.max_recovery_attempts if policy.max_attempts is None else policy.max_attempts
@@ -162,8 +151,8 @@ class Gangs:
             healthy_s=self._healthy_s(gang, known, now),
             roll=random.random(),  # noqa: S311 - spreads the restarts, guards nothing
         )
-        self._carry_out(step, gang, workers, known, now)
-        self._finish_commands(gang, known, now)
+        self._carry_out(tx, step, gang, workers, known)
+        self._finish_commands(tx, gang, known)
         return step.action not in ("keep", "wait")
 
     def _member(self, worker: WorkerRecord, now: Now, *, judge: bool) -> Member:
@@ -190,22 +179,22 @@ class Gangs:
             return 0.0
         return seen.last_seen_wall - seen.heartbeat.at
 
-    def _correct_culprit(self, gang: GangRecord, workers: list[WorkerRecord]) -> None:
+    def _correct_culprit(self, tx: Transaction, gang: GangRecord, workers: list[WorkerRecord]) -> None:
         """A crash of a peer is often reported before the crash, or the lost host, that caused it: the member whose
         failure came first is the culprit, also where that is learned later."""
-        incident = gang.incident
-        if not incident.get("failure") or incident.get("ended"):
+        incident = gang.troubled
+        if incident is None or not incident.failure:
             return
-        failures = [failure for worker in workers if (failure := self._failure_before(worker, gang, incident["at"]))]
-        own = next((at for at, member, _ in failures if member == incident["member"]), incident["at"])
+        failures = [failure for worker in workers if (failure := self._failure_before(worker, gang, incident.at))]
+        own = next((at for at, member, _ in failures if member == incident.member), incident.at)
         at, member, how = min(failures, default=(own, "", ""))
-        if not member or member == incident["member"] or own - at < CLOCKS_AGREE_S:
+        if not member or member == incident.member or own - at < CLOCKS_AGREE_S:
             return
-        reason = incident["reason"].replace(incident["failure"], how, 1)
-        gang.incident = {**incident, "member": member, "reason": reason, "failure": how}
-        gang.reason = gang.reason.replace(incident["reason"], reason, 1)
-        self._put(gang)
-        self._show(workers)
+        reason = incident.reason.replace(incident.failure, how, 1)
+        tx.edit(gang)
+        gang.incident = dataclasses.replace(incident, member=member, reason=reason, failure=how)
+        gang.reason = gang.reason.replace(incident.reason, reason, 1)
+        self._show(tx, workers)
 
     def _failure_before(self, worker: WorkerRecord, gang: GangRecord, limit: float) -> tuple[float, str, str] | None:
         """(when, member, how) it failed in this launch, by itself and before `limit`; manager's wall clock."""
@@ -233,13 +222,14 @@ class Gangs:
         )
         return ended or bool(self._leases.surely_gone(worker.worker_id, now))
 
-    def _note_attempts(self, gang: GangRecord, known: list[Member]) -> None:
+    @staticmethod
+    def _note_attempts(tx: Transaction, gang: GangRecord, known: list[Member]) -> None:
         for member in known if gang.phase == "running" else ():
             mark = gang.members.get(member.worker_id)
             started = member.current and member.state in states.ALIVE
             if mark is not None and started and not mark.attempt and member.attempt > mark.attempt_base:
-                mark.attempt = member.attempt
-                self._put(gang)
+                mark = dataclasses.replace(mark, attempt=member.attempt)
+                tx.edit(gang).members = {**gang.members, member.worker_id: mark}
 
     def _healthy_s(self, gang: GangRecord, known: list[Member], now: Now) -> float:
         well = gang.phase == "running" and all(
@@ -255,53 +245,51 @@ class Gangs:
     # ------------------------------------------------------------------------------------------ the steps
 
     def _carry_out(
-        self, step: GangStep, gang: GangRecord, workers: list[WorkerRecord], known: list[Member], now: Now
+        self, tx: Transaction, step: GangStep, gang: GangRecord, workers: list[WorkerRecord], known: list[Member]
     ) -> None:
         if step.action == "keep":
             return
         if step.action == "wait":
             if gang.reason != step.reason and not gang.reason.endswith(f"; {step.reason}"):
-                cause = gang.incident.get("reason", "") if not gang.incident.get("ended") else ""
-                gang.reason = f"{cause}; {step.reason}" if cause else step.reason
-                self._show(workers)
+                cause = gang.troubled.reason if gang.troubled is not None else ""
+                tx.edit(gang).reason = f"{cause}; {step.reason}" if cause else step.reason
+                self._show(tx, workers)
             return
+        tx.edit(gang)
         gang.attempts, gang.reason = step.attempts, step.reason
         if step.action == "launch":
-            self._launch(gang, workers, known, now)
+            self._launch(tx, gang, workers, known)
         elif step.action in ("hold", "fail"):
-            self._incident(step, gang, workers, now)
+            self._fall(tx, step, gang, workers)
         elif step.action == "stop":
             gang.reason = _stopped_by(workers)
-            self._become(gang, "stopped", now)
-            self._hold(workers)
-            self._event("gang_stopped", gang, gang.reason, now)
+            self._become(tx, gang, "stopped")
+            self._hold(tx, workers)
+            self._event(tx, "gang_stopped", gang, gang.reason)
         elif step.action == "form":
-            self._form(gang, step.reason, now)
+            self._form(tx, gang, step.reason)
         elif step.action == "finish":
-            self._become(gang, "finished", now)
+            self._become(tx, gang, "finished")
             for worker in workers:
-                worker.held = True  # its end is final: no new generation, nothing to stop
-                self._store(worker)
-            self._event("gang_finished", gang, step.reason, now)
+                tx.edit(worker).held = True  # its end is final: no new generation, nothing to stop
+            self._event(tx, "gang_finished", gang, step.reason)
         elif step.action == "give_back":
-            self._event("gang_healthy", gang, step.reason, now)
-        self._put(gang)
-        self._show(workers)
+            self._event(tx, "gang_healthy", gang, step.reason)
+        self._show(tx, workers)
 
-    def _incident(self, step: GangStep, gang: GangRecord, workers: list[WorkerRecord], now: Now) -> None:
+    def _fall(self, tx: Transaction, step: GangStep, gang: GangRecord, workers: list[WorkerRecord]) -> None:
         failed = step.action == "fail"
-        gang.incident = {"member": step.culprit, "reason": step.reason, "at": now.wall, "ended": 0.0}
-        gang.incident["failure"] = step.failure
+        gang.incident = GangFailure(step.culprit, step.reason, tx.now.wall, failure=step.failure)
         gang.delay_s = step.delay_s
-        self._become(gang, "failed" if failed else "restarting", now)
-        self._hold(workers)
-        self._event("gang_failed" if failed else "gang_incident", gang, step.reason, now, step.culprit)
+        self._become(tx, gang, "failed" if failed else "restarting")
+        self._hold(tx, workers)
+        self._event(tx, "gang_failed" if failed else "gang_incident", gang, step.reason, step.culprit)
         culprit = self._state.workers_by_id.get(step.culprit)
-        for hook in self._state.failed_hooks if failed and culprit is not None else ():
-            hook(culprit, now)  # type: ignore[arg-type]
+        if failed and culprit is not None:
+            self._state.failing(tx, culprit)
 
-    def _launch(self, gang: GangRecord, workers: list[WorkerRecord], known: list[Member], now: Now) -> None:
-        epoch, policy = self._state.next_epoch(), self.groups.policy(gang.group)
+    def _launch(self, tx: Transaction, gang: GangRecord, workers: list[WorkerRecord], known: list[Member]) -> None:
+        epoch, policy = self._state.next_epoch(tx), self.groups.policy(gang.group)
         places = [self._place(worker) for worker in workers]
         gang.master_addr = rendezvous.master_address(places, policy.master_addr)
         taken = {one.master_port for one in self.records.values() if one is not gang and one.phase == "running"}
@@ -312,30 +300,30 @@ class Gangs:
             worker.worker_id: Mark(rank, epoch, attempts[worker.worker_id]) for rank, worker in enumerate(workers)
         }
         for worker in workers:
+            tx.edit(worker)
             worker.epoch, worker.held = epoch, False
             worker.generation = self._above(worker)
-            self._store(worker)
         gang.epoch, gang.delay_s = epoch, 0.0
-        if gang.incident and not gang.incident.get("ended"):
-            gang.incident["ended"] = now.wall
+        if gang.troubled is not None:
+            gang.incident = dataclasses.replace(gang.troubled, ended=tx.now.wall)
         gang.reason = f"all {len(workers)} members started together, epoch {epoch}"
         if gang.group in self._asked:
-            self._restarted[gang.group] = (now.monotonic, self._asked.pop(gang.group))
-        self._become(gang, "running", now)
-        self._event("gang_started", gang, gang.reason, now)
+            self._restarted[gang.group] = (tx.now.monotonic, self._asked.pop(gang.group))
+        self._become(tx, gang, "running")
+        self._event(tx, "gang_started", gang, gang.reason)
 
-    def _form(self, gang: GangRecord, reason: str, now: Now) -> None:
-        gang.attempts, gang.delay_s, gang.incident = 0, 0.0, {}
-        self._become(gang, "restarting", now)
-        self._hold(self.groups.members(gang.group))
-        self._event("gang_forming", gang, reason, now)
+    def _form(self, tx: Transaction, gang: GangRecord, reason: str) -> None:
+        tx.edit(gang)
+        gang.attempts, gang.delay_s, gang.incident = 0, 0.0, None
+        self._become(tx, gang, "restarting")
+        self._hold(tx, self.groups.members(gang.group))
+        self._event(tx, "gang_forming", gang, reason)
 
-    def _hold(self, workers: list[WorkerRecord]) -> None:
+    def _hold(self, tx: Transaction, workers: list[WorkerRecord]) -> None:
         """Keep all of them from running. A new generation, so that what they report answers this and nothing older."""
         for worker in workers:
-            worker.held = True
+            tx.edit(worker).held = True
             worker.generation = self._above(worker)
-            self._store(worker)
 
     def _above(self, worker: WorkerRecord) -> int:
         report = self._state.worker_seen[worker.worker_id].report
@@ -372,25 +360,24 @@ class Gangs:
 
     # ------------------------------------------------------------------------------------------ operators' acts
 
-    def accept(self, worker: WorkerRecord, asked: Asked, now: Now) -> CommandRecord:
-        """An operator's word to one member is meant for its gang. The caller commits."""
+    def accept(self, tx: Transaction, worker: WorkerRecord, asked: Asked) -> CommandRecord:
+        """An operator's word to one member is meant for its gang."""
         gang, workers = self.records[worker.spec.group], self.groups.members(worker.spec.group)
         if asked.verb in ("stop", "kill"):
-            record = self._stop(worker, workers, asked, now)
+            record = self._stop(tx, worker, workers, asked)
         else:
-            record = self._add(worker, asked, now, by_manager=True)
-            self._start(gang, worker, workers, asked, now)
+            record = self._add(tx, worker, asked, by_manager=True)
+            self._start(tx, gang, worker, workers, asked)
         self._to_look_at.add(gang.group)
-        self.step(now)
+        self.step(tx)
         return record
 
-    def _add(self, worker: WorkerRecord, asked: Asked, now: Now, *, by_manager: bool = False) -> CommandRecord:
-        return self._state.outbox.add(
+    def _add(self, tx: Transaction, worker: WorkerRecord, asked: Asked, *, by_manager: bool = False) -> CommandRecord:
+        return self._state.command_queue.add(
+            tx,
             worker,
             asked.verb,
             asked.attempt,
-            asked.actor,
-            now,
             reason=asked.reason,
             operation_id=asked.operation_id,
             origin=asked.origin,
@@ -398,81 +385,75 @@ class Gangs:
         )
 
     def _start(
-        self, gang: GangRecord, worker: WorkerRecord, workers: list[WorkerRecord], asked: Asked, now: Now
+        self, tx: Transaction, gang: GangRecord, worker: WorkerRecord, workers: list[WorkerRecord], asked: Asked
     ) -> None:
         for one in workers:
             if one.desired != "running":
-                one.want("running", by=asked.actor, cause="operator", now=now)
-                self._store(one)
+                tx.edit(one).set_desired("running", by=tx.actor, cause="operator", now=tx.now)
         restarted_at, batch = self._restarted.get(gang.group, (-math.inf, ""))
-        just_now = now.monotonic - restarted_at < RESTARTED_JUST_NOW_S or (batch and batch == asked.operation_id)
-        why = f"{asked.verb}ed by {asked.actor}, with {worker.worker_id}"
-        if gang.phase == "restarting":
-            gang.delay_s, gang.attempts = (
-                0.0,
-                gang.attempts if asked.verb == "restart" else 0,
-            )  # no pause for an operator
+        just_now = tx.now.monotonic - restarted_at < RESTARTED_JUST_NOW_S or (batch and batch == asked.operation_id)
+        why = f"{asked.verb}ed by {tx.actor}, with {worker.worker_id}"
+        tx.edit(gang)
+        if gang.phase == "restarting":  # no pause for an operator
+            gang.delay_s, gang.attempts = 0.0, gang.attempts if asked.verb == "restart" else 0
         elif gang.phase != "running":
             gang.reason = why
-            self._form(gang, why, now)
+            self._form(tx, gang, why)
         elif asked.verb == "restart" and not just_now:
-            gang.reason, gang.delay_s, gang.incident = why, 0.0, {}
-            self._become(gang, "restarting", now)
-            self._hold(workers)
-            self._event("gang_restart", gang, why, now, worker.worker_id, asked.actor)
+            gang.reason, gang.delay_s, gang.incident = why, 0.0, None
+            self._become(tx, gang, "restarting")
+            self._hold(tx, workers)
+            self._event(tx, "gang_restart", gang, why, worker.worker_id, tx.actor)
         if gang.phase == "restarting":
             self._asked[gang.group] = asked.operation_id
-        self._put(gang)
-        self._show(workers)
+        self._show(tx, workers)
 
-    def begin_again(self, worker: WorkerRecord, actor: str, now: Now) -> None:
-        """A failed gang of which a member was corrected. The caller commits."""
+    def begin_again(self, tx: Transaction, worker: WorkerRecord) -> None:
+        """A failed gang of which a member was corrected."""
         gang = self.records.get(worker.spec.group)
         if gang is not None and gang.phase == "failed":
-            gang.reason = f"{worker.worker_id} was corrected by {actor}"
-            self._form(gang, gang.reason, now)
-            self._put(gang)
+            tx.edit(gang).reason = f"{worker.worker_id} was corrected by {tx.actor}"
+            self._form(tx, gang, gang.reason)
             self._to_look_at.add(gang.group)
-            self.step(now)
+            self.step(tx)
 
-    def _stop(self, worker: WorkerRecord, workers: list[WorkerRecord], asked: Asked, now: Now) -> CommandRecord:
-        alive = [one for one in workers if not settled(self._member(one, now, judge=False).state)]
+    def _stop(self, tx: Transaction, worker: WorkerRecord, workers: list[WorkerRecord], asked: Asked) -> CommandRecord:
+        alive = [one for one in workers if not settled(self._member(one, tx.now, judge=False).state)]
         for one in workers:
-            one.want("stopped", by=asked.actor, cause="operator", now=now)
-            one.moving = {**one.moving, "run": False} if one.moving else {}
+            tx.edit(one).set_desired("stopped", by=tx.actor, cause="operator", now=tx.now)
+            one.stop_moving_on()
             one.generation = self._above(one)
-            self._store(one)
-        record = self._add(worker, asked, now)
+        record = self._add(tx, worker, asked)
         if asked.verb == "kill":
             for one in alive:
                 if one is not worker:
-                    attempt = self._member(one, now, judge=False).attempt
+                    attempt = self._member(one, tx.now, judge=False).attempt
                     why = f"with {worker.worker_id}, of its gang"
-                    self._add(one, asked._replace(attempt=attempt, reason=why, operation_id=""), now)
+                    self._add(tx, one, asked._replace(attempt=attempt, reason=why, operation_id=""))
             if worker not in alive:
-                self._state.outbox.finish(record, "done", "it had ended already; its gang stays stopped", now)
+                self._state.command_queue.finish(tx, record, "done", "it had ended already; its gang stays stopped")
         return record
 
-    def _finish_commands(self, gang: GangRecord, known: list[Member], now: Now) -> None:
+    def _finish_commands(self, tx: Transaction, gang: GangRecord, known: list[Member]) -> None:
         """The starts and restarts that the manager carries out itself."""
-        outbox = self._state.outbox
+        queue = self._state.command_queue
         for member in known:
-            for record in outbox.by_manager(member.worker_id):
+            for record in queue.by_manager(member.worker_id):
                 mark = gang.members.get(member.worker_id)
                 if gang.phase in ("failed", "stopped"):
-                    outbox.finish(record, "failed", gang.reason, now)
+                    queue.finish(tx, record, "failed", gang.reason)
                 elif (
                     gang.phase == "running"
                     and mark is not None
                     and member.current
                     and member.attempt > mark.attempt_base
                 ):
-                    outbox.finish(record, "done", f"attempt {member.attempt}, with all of its gang", now)
+                    queue.finish(tx, record, "done", f"attempt {member.attempt}, with all of its gang")
                 elif gang.phase == "finished":
-                    outbox.finish(record, "done", gang.reason, now)
+                    queue.finish(tx, record, "done", gang.reason)
                 else:
                     continue
-                self._state.command_event(record, now)
+                self._state.command_event(tx, record)
 
     # ------------------------------------------------------------------------------------------ what is shown
 
@@ -496,31 +477,23 @@ class Gangs:
 
     # ------------------------------------------------------------------------------------------ small things
 
-    def _become(self, gang: GangRecord, phase: decider.Phase, now: Now) -> None:
-        gang.phase, gang.since = phase, now.wall
+    def _become(self, tx: Transaction, gang: GangRecord, phase: decider.Phase) -> None:
+        gang.phase, gang.since = phase, tx.now.wall
         if phase == "restarting":
-            self._restarting_since[gang.group] = now.monotonic
+            self._restarting_since[gang.group] = tx.now.monotonic
         self._healthy_since.pop(gang.group, None)
 
-    def _put(self, gang: GangRecord) -> None:
-        self._state.put("gangs", gang.group, gang)
-
-    def _store(self, worker: WorkerRecord) -> None:
-        """Durable with the next commit; its agent hears of it after that."""
-        self._state.put("workers", worker.worker_id, worker)
-        self._state.touch_once_durable(worker.agent_id)
-
-    def _show(self, workers: list[WorkerRecord]) -> None:
+    @staticmethod
+    def _show(tx: Transaction, workers: list[WorkerRecord]) -> None:
         for worker in workers:
-            self._state.notify("workers", worker.worker_id, self._state.worker_view(worker))
+            tx.show("workers", worker.worker_id)
 
     def _event(
-        self, kind: str, gang: GangRecord, reason: str, now: Now, worker_id: str = "", actor: str = "gang keeper"
+        self, tx: Transaction, kind: str, gang: GangRecord, reason: str, worker_id: str = "", actor: str = ACTOR
     ) -> None:
         worker = self._state.workers_by_id.get(worker_id)
-        self._state.event_log.add(
+        tx.event(
             kind,
-            now,
             worker_id=worker_id,
             host=worker.host if worker else "",
             after=gang.phase,

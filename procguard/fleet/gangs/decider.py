@@ -17,10 +17,11 @@ when of every member it is sure that nothing of it is left.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
+from procguard.fleet.model.records import Record, nested
 from remote_agent.protocol import states
 from remote_agent.runner.restart import DEFAULT_BACKOFF_S, duration_in_words, in_words
 
@@ -32,7 +33,7 @@ Phase = Literal["restarting", "running", "stopped", "failed", "finished"]
 Action = Literal["keep", "wait", "form", "hold", "launch", "fail", "finish", "stop", "give_back"]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Mark:
     """What the gang's launch fixed for one member. `attempt`: the one that was started under it, 0 = none heard yet."""
 
@@ -42,21 +43,45 @@ class Mark:
     attempt: int = 0
 
 
+@dataclass(frozen=True)
+class GangFailure:
+    """Why it is, or was last, restarted; times are wall times. `failure`: the part of `reason` that says how `member`
+    failed."""
+
+    member: str = ""
+    reason: str = ""
+    at: float = 0.0
+    ended: float = 0.0  # 0: it goes on
+    failure: str = ""
+
+
 @dataclass
-class GangRecord:
+class GangRecord(Record):
     """One gang; durable. `members` are those of the last launch: who came later joins at the next."""
+
+    TABLE, KEY = "gangs", "group"
+    NESTED: ClassVar[Mapping[str, type[Any]]] = {"incident": GangFailure}
 
     group: str
     phase: Phase = "restarting"
     epoch: int = 0  # of the last launch; 0: none yet
     attempts: int = 0  # restarts spent of the budget
-    members: dict[str, Mark] = field(default_factory=dict)
+    members: Mapping[str, Mark] = field(default_factory=dict)
     master_addr: str = ""
     master_port: int = 0
     reason: str = ""  # why it is as it is
     delay_s: float = 0.0  # restarting: not before so long after `since`
     since: float = 0.0  # wall time of the phase
-    incident: dict[str, Any] = field(default_factory=dict)  # the last one: {"member", "reason", "at", "ended"}
+    incident: GangFailure | None = None  # the last one
+
+    @classmethod
+    def _revive(cls, values: dict[str, Any]) -> None:
+        values["members"] = {key: nested(Mark, one) for key, one in values["members"].items()}
+
+    @property
+    def troubled(self) -> GangFailure | None:
+        """The incident that goes on."""
+        return self.incident if self.incident is not None and not self.incident.ended else None
 
 
 class Member(NamedTuple):
@@ -216,9 +241,10 @@ def begin(group: str, members: Sequence[Member], epochs_of: dict[str, int], now_
     ran = [member for member in members if member.attempt > 0]
     if any(member.state in (*states.ALIVE, states.BACKOFF) for member in ran):
         gang.phase, gang.reason = "running", "runs as it was started; one epoch for all comes with its next restart"
-        for rank, member in enumerate(ran):
-            worker_id = member.worker_id
-            gang.members[worker_id] = Mark(rank, epochs_of[worker_id], max(0, member.attempt - 1))
+        gang.members = {
+            member.worker_id: Mark(rank, epochs_of[member.worker_id], max(0, member.attempt - 1))
+            for rank, member in enumerate(ran)
+        }
     elif ran and all(member.state == states.EXITED for member in ran):
         gang.phase, gang.reason = "finished", "all had finished before the group became a gang"
     elif any(member.state == states.FAILED for member in ran):
@@ -227,13 +253,3 @@ def begin(group: str, members: Sequence[Member], epochs_of: dict[str, int], now_
     else:
         gang.reason = "a new gang: all members start together"
     return gang
-
-
-def from_dict(data: dict[str, Any]) -> GangRecord:
-    """A stored record; keys of a later release are ignored."""
-    known = {name: value for name, value in data.items() if name in GangRecord.__dataclass_fields__}
-    marks = {
-        worker_id: Mark(**{name: value for name, value in mark.items() if name in Mark.__dataclass_fields__})
-        for worker_id, mark in (known.pop("members", None) or {}).items()
-    }
-    return GangRecord(**known, members=marks)

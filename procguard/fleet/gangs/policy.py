@@ -14,6 +14,7 @@ from procguard.fleet.gangs import rendezvous
 from procguard.fleet.model.records import WorkerRecord
 from procguard.fleet.state import FleetState
 from procguard.fleet.store.interface import Tables
+from procguard.fleet.transaction import Transaction
 from remote_agent.protocol import messages
 
 
@@ -42,16 +43,23 @@ class FleetGroups:
             return "configuration"
         return "inventory" if group in self._declared else ""
 
-    def declare(self, told: Mapping[str, GroupPolicy], used: set[str]) -> None:
+    def declare(self, tx: Transaction, told: Mapping[str, GroupPolicy], used: set[str]) -> None:
         """What a deployment says of groups. `used`: the groups of its workers; of these, what it no longer says
         anything about is an ordinary group again."""
         for name in used - set(told):
-            if self._declared.pop(name, None) is not None:
-                self._state.put("groups", name, None)
+            if name in self._declared:
+                self._declare(tx, name, None)
         for name, policy in told.items():
             if self._declared.get(name) != policy:
-                self._declared[name] = policy
-                self._state.put("groups", name, policy.model_dump())
+                self._declare(tx, name, policy)
+
+    def _declare(self, tx: Transaction, name: str, policy: GroupPolicy | None) -> None:
+        before = self._declared
+        self._declared = {other: one for other, one in before.items() if other != name}
+        if policy is not None:
+            self._declared[name] = policy
+        tx.undo(lambda: setattr(self, "_declared", before))
+        tx.put("groups", name, None if policy is None else policy.model_dump())
 
     def members(self, group: str) -> list[WorkerRecord]:
         """Those who may be members of a gang, in the order of their ranks."""

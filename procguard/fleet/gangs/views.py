@@ -70,15 +70,10 @@ def of_group(
 
 def _incident(gang: GangRecord) -> dict[str, Any] | None:
     """The last one. `ended` null: it goes on."""
-    if not gang.incident:
-        return None
     found = gang.incident
-    return {
-        "member": found.get("member", ""),
-        "reason": found.get("reason", ""),
-        "at": iso(found.get("at")),
-        "ended": iso(found.get("ended")),
-    }
+    if found is None:
+        return None
+    return {"member": found.member, "reason": found.reason, "at": iso(found.at), "ended": iso(found.ended)}
 
 
 def _member(view: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -165,7 +165,7 @@ class EventLog:
         self._budgets: OrderedDict[str, _Budget] = OrderedDict()
         self._newest = _Newest(self._bounds.keep)
         self._unwritten: list[Line] = []
-        self._listeners: list[Callable[[Event], None]] = []
+        self._untold: list[Event] = []
         store.keep_history(log, self._bounds.disk_bytes)
 
     def restore(self) -> None:
@@ -173,9 +173,6 @@ class EventLog:
         for event in self._store.find(self._name, EventQuery(), self._bounds.keep):
             self._newest.add(event, event.get("host") or "")  # a deployed agent is named after its host
         self._numbers.last = max(self._numbers.last, next(reversed(self._newest.by_seq), 0))
-
-    def on_event(self, listener: Callable[[Event], None]) -> None:
-        self._listeners.append(listener)
 
     def add(
         self,
@@ -217,8 +214,7 @@ class EventLog:
         self._newest.add(event, source)
         if self._may_write(event, source, now):
             self._unwritten.append((self._name, event))
-        for listener in self._listeners:
-            listener(event)
+        self._untold.append(event)
         return event
 
     def _may_write(self, event: Event, source: str, now: Now) -> bool:
@@ -254,6 +250,11 @@ class EventLog:
     @property
     def newest_seq(self) -> int:
         return self._numbers.last
+
+    def untold(self) -> list[Event]:
+        """Those that were added since this was asked last."""
+        told, self._untold = self._untold, []
+        return told
 
     def take(self) -> list[Line]:
         """What is not handed to the store yet: for the caller's own commit."""

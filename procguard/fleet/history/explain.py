@@ -19,6 +19,7 @@ from procguard.fleet.history.query import EventQuery
 from procguard.fleet.model import records
 from procguard.fleet.model.clock import Now
 from procguard.i18n.words import Words
+from remote_agent.protocol import messages
 
 TIMELINE_EVENTS = 15
 # Of the host rather than of one worker, but part of each of its workers' stories.
@@ -92,7 +93,7 @@ def gather(fleet: Fleet, worker_id: str, now: Now) -> Facts:
         incident=next((one for one in incidents if one["outcome"] == "open"), None),
         commands=tuple(
             {"command": record.command, "actor": record.actor, "at": record.accepted_wall}
-            for record in fleet.state.outbox.open_of_agent(worker.agent_id)
+            for record in fleet.state.command_queue.open_of_agent(worker.agent_id)
             if record.worker_id == worker_id
         ),
         gang=_gang_of(fleet, worker_id),
@@ -113,7 +114,7 @@ def _gang_of(fleet: Fleet, worker_id: str) -> dict[str, Any] | None:
         "phase": record.phase,
         "attempts": record.attempts,
         "allowed": fleet.state.settings.max_recovery_attempts if allowed is None else allowed,
-        "incident": record.incident,
+        "incident": messages.encode(record.incident) if record.incident is not None else {},
         "held": worker.held,
     }
 

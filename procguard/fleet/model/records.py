@@ -4,8 +4,9 @@ what it only observes (rebuilt from the next heartbeats)."""
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.epochs import EPOCHS_PER_TERM
@@ -14,15 +15,221 @@ from remote_agent.protocol import messages, states
 if TYPE_CHECKING:  # its group policies need pydantic, which costs every command 0.2 s to import
     from procguard.fleet.model.settings import FleetSettings
 
+T = TypeVar("T")
+
 # ended: a hand-started launcher whose user ended it, after its worker had stopped. Nothing is expected of it.
 AgentState = Literal["never", "connected", "suspect", "unreachable", "ended"]
 KNOWN_STATES: tuple[AgentState, ...] = ("connected", "suspect", "ended")  # what it reported last is still so
 CommandStatus = Literal["accepted", "delivered", "done", "failed", "expired"]
 
 
+class Record:
+    """What is kept durably. Once it is in its table, a transaction alone may change it (fleet/transaction.py).
+
+    Its values are never changed in place: whoever changes a container puts another in its place.
+    """
+
+    __slots__ = ("_writer",)  # unset: in no table; None: in its table; else: the transaction that changes it
+
+    TABLE: ClassVar[str]
+    KEY: ClassVar[str]  # the field that names it in its table
+    SHOWN_IN: ClassVar[Literal["workers", "hosts", ""]] = ""  # where its changes are published
+    UNSHOWN: ClassVar[frozenset[str]] = frozenset()  # fields that no view shows
+    # Fields that hold a record of their own, or a mapping of such; stored as {} where there is none.
+    NESTED: ClassVar[Mapping[str, type[Any]]] = {}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if getattr(self, "_writer", self) is None:
+            raise AttributeError(f"{type(self).__name__}.{name} is changed outside a transaction")
+        object.__setattr__(self, name, value)
+
+    @property
+    def key(self) -> str:
+        return str(getattr(self, self.KEY))
+
+    def stored(self) -> dict[str, Any]:
+        body = messages.encode(self)
+        for name in self.NESTED:
+            body[name] = body[name] or {}
+        return body
+
+    @classmethod
+    def restored(cls, data: Mapping[str, Any]) -> Self:
+        """As it was stored; fields that are not known any more are left out."""
+        record = cls.__new__(cls)
+        values = vars(record)
+        for name, default, factory in _fields_of(cls):
+            values[name] = data[name] if name in data else default if factory is None else factory()
+        for name, kind in cls.NESTED.items():
+            values[name] = nested(kind, values[name]) if values[name] else None
+        cls._revive(values)
+        return record
+
+    @classmethod
+    def _revive(cls, values: dict[str, Any]) -> None:
+        """Make what the plain values of other fields stand for."""
+
+    # ------------------------------------------------------------------------------------------ for transactions
+
+    @property
+    def opened_by(self) -> object | None:
+        """Who may change it; itself where it is in no table."""
+        return getattr(self, "_writer", self)
+
+    def open_for(self, writer: object) -> None:
+        object.__setattr__(self, "_writer", writer)
+
+    def close(self) -> None:
+        object.__setattr__(self, "_writer", None)
+
+    def close_with(self, before: Mapping[str, Any]) -> None:
+        vars(self).update(before)
+        self.close()
+
+    def leave(self) -> None:
+        """It is in no table any more."""
+        object.__delattr__(self, "_writer")
+
+
+_FIELDS: dict[type[Any], tuple[tuple[str, Any, Any], ...]] = {}
+
+
+def _fields_of(cls: type[Any]) -> tuple[tuple[str, Any, Any], ...]:
+    """(name, default, its factory or None)."""
+    found = _FIELDS.get(cls)
+    if found is None:
+        missing = dataclasses.MISSING
+        found = _FIELDS[cls] = tuple(
+            (one.name, one.default, None if one.default_factory is missing else one.default_factory)
+            for one in dataclasses.fields(cls)
+        )
+    return found
+
+
+def nested(kind: type[T], data: Mapping[str, Any]) -> T:
+    """A record within a record, of its plain values; those that are not known any more are left out."""
+    return kind(**{name: data[name] for name, _, _ in _fields_of(kind) if name in data})
+
+
 @dataclass
-class AgentRecord:
+class FleetRecord(Record):
+    """The fleet as a whole: who it is, and what it has granted. `n`: epochs granted in this term."""
+
+    TABLE, KEY = "fleet", "name"
+
+    fleet_id: str
+    fleet_key: str
+    term: int = 0
+    n: int = 0
+    stopped_by: str = ""
+    rebuilt: bool = False  # made anew for a fleet that runs, and not every host has been read since
+
+    @property
+    def name(self) -> str:
+        return "fleet"
+
+
+@dataclass(frozen=True)
+class Withdrawal:
+    """A worker that went to another agent, as its last one is told to drop it. `attempts_to`: the last attempt whose
+    log this agent may still bring; -1 for a worker that is gone: another of its name begins with attempts of its own.
+    """
+
+    command: str | list[str]
+    generation: int
+    epoch: int
+    attempts_to: int = -1
+
+
+@dataclass(frozen=True)
+class HostCordon:
+    """No new tasks there by the manager's choice; `at` as in ISO 8601."""
+
+    reason: str
+    actor: str = ""
+    at: str | None = None
+
+
+@dataclass(frozen=True)
+class HostFailure:
+    """One entry of a host's failure history; `at`: Unix seconds."""
+
+    at: float
+    kind: Literal["agent_silent", "worker_failed"]
+    what: str = ""
+
+
+@dataclass(frozen=True)
+class PendingRotation:
+    """A new secret is asked for (fleet/agents/rotation.py); `at`: Unix seconds."""
+
+    id: str
+    at: float = 0.0
+    actor: str = ""
+
+
+@dataclass(frozen=True)
+class SpentRecovery:
+    """What was spent on an agent's silence, for the next manager. `manager_urls`: where agents found this one."""
+
+    starts: int = 0
+    outcome: str = "open"
+    reason: str = ""
+    manager_urls: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
+class Move:
+    """An operator's move: to this agent, and whether it is to run there. `settles`: the inventory declares it there."""
+
+    to: str
+    run: bool = False
+    actor: str = ""
+    settles: bool = False
+
+
+@dataclass(frozen=True)
+class TunnelStatus:
+    """What is known of the tunnel to a host; `since` as in ISO 8601."""
+
+    state: str
+    reason: str = ""
+    code: str = ""
+    since: str | None = None
+
+
+@dataclass(frozen=True)
+class RecoverySsh:
+    """Whether SSH for recovery works; None: not tried yet."""
+
+    ok: bool | None = None
+    reason: str = "not tried yet"
+    checked_at: str | None = None
+
+    def view(self) -> dict[str, Any]:
+        shown: dict[str, Any] = {"ok": self.ok, "reason": self.reason}
+        return {**shown, "checked_at": self.checked_at} if self.checked_at else shown
+
+
+@dataclass(frozen=True)
+class RecoveryStatus:
+    """Why a task waits for another host, or goes nowhere."""
+
+    state: str
+    reason: str
+
+
+@dataclass
+class AgentRecord(Record):
     """One agent: deployed (named after its host) or a hand-started launcher."""
+
+    TABLE, KEY, SHOWN_IN = "agents", "agent_id", "hosts"
+    UNSHOWN = frozenset({"withdrawn", "key_generation", "revoked_sha256", "secret_sha256", "ended_wall"})
+    NESTED: ClassVar[Mapping[str, type[Any]]] = {
+        "cordon": HostCordon,
+        "rotation": PendingRotation,
+        "incident": SpentRecovery,
+    }
 
     agent_id: str
     host: str
@@ -33,7 +240,7 @@ class AgentRecord:
     release: str = ""
     ended_wall: float = 0.0  # when a launcher's user ended it; 0: it runs, or was lost
     # Workers that went to another agent: this one is told to drop them until it confirms.
-    withdrawn: dict[str, dict[str, Any]] = field(default_factory=dict)
+    withdrawn: Mapping[str, Withdrawal] = field(default_factory=dict)
     proof_key_given: bool = True
     # Rises when its credentials are revoked: the key by which it knows its manager is another one from then on.
     key_generation: int = 0
@@ -41,19 +248,20 @@ class AgentRecord:
     tunnel: bool = False  # procguard_tunnel: it may reach the manager through the manager's own SSH
     tunnel_port: int = 0  # of its own machine, where such a tunnel begins; 0 = none was opened yet
     spare: bool | int = False  # procguard_spare: may carry tasks of other hosts; a number: at most so many
-    labels: dict[str, str] = field(
-        default_factory=dict
-    )  # procguard_labels: what a worker's `requires` is compared with
+    # procguard_labels: what a worker's `requires` is compared with
+    labels: Mapping[str, str] = field(default_factory=dict)
     inventory: str = ""  # which inventory declared it last, e.g. "head:/home/ml/inventory/prod.yaml"; "": none is known
     undeclared: bool = False  # that inventory names it no more
-    cordon: dict[str, Any] = field(default_factory=dict)  # {"reason", "actor", "at"}: no new tasks; {} = none
-    ledger: list[dict[str, Any]] = field(default_factory=list)  # fleet/workers/failure_history.py
-    # A new secret was asked for (fleet/agents/rotation.py): {"id", "at", "actor"}; {} = not. `next_sha256`: of the new
-    # one, until it is used.
-    rotation: dict[str, Any] = field(default_factory=dict)
-    next_sha256: str = ""
-    # The open incident, for the next manager: {"starts", "outcome", "reason", "manager_urls"}; {} = none.
-    incident: dict[str, Any] = field(default_factory=dict)
+    cordon: HostCordon | None = None
+    ledger: Sequence[HostFailure] = ()  # fleet/workers/failure_history.py
+    rotation: PendingRotation | None = None
+    next_sha256: str = ""  # of the new secret, until it is used
+    incident: SpentRecovery | None = None
+
+    @classmethod
+    def _revive(cls, values: dict[str, Any]) -> None:
+        values["withdrawn"] = {key: nested(Withdrawal, one) for key, one in values["withdrawn"].items()}
+        values["ledger"] = tuple(nested(HostFailure, one) for one in values["ledger"])
 
 
 @dataclass
@@ -77,8 +285,8 @@ class AgentObserved:
         None  # by which settings, among how many agents: seconds between beats
     )
     touched: int = 0  # the count of changes at the last one of its own (FleetState.make_durable_for)
-    recovery_ssh: dict[str, Any] = field(default_factory=lambda: {"ok": None, "reason": "not tried yet"})
-    tunnel: dict[str, Any] = field(default_factory=dict)  # {"state", "reason", "code", "since"}; {} = nothing known
+    recovery_ssh: RecoverySsh = RecoverySsh()
+    tunnel: TunnelStatus | None = None  # None: nothing known
     address: str = ""
     reason: str = ""
     channel: str = ""  # by which its last heartbeat came: http, zmq, mock
@@ -87,7 +295,15 @@ class AgentObserved:
 
 
 @dataclass
-class WorkerRecord:
+class WorkerRecord(Record):
+    TABLE, KEY, SHOWN_IN = "workers", "worker_id", "workers"
+    UNSHOWN = frozenset({"event_seq", "leased", "lease_bound_s", "attempts_before"})
+    NESTED: ClassVar[Mapping[str, type[Any]]] = {"moving": Move}
+    # What its agent is told of it (agents/assignments.py).
+    ASSIGNED: ClassVar[frozenset[str]] = frozenset(
+        {"agent_id", "spec", "desired", "generation", "epoch", "gang", "held"}
+    )
+
     worker_id: str
     agent_id: str
     host: str
@@ -112,7 +328,7 @@ class WorkerRecord:
     attempts_before: int = 0  # the last attempt that an earlier host may have run; 0: it never changed its host
     home: str = ""  # the agent its inventory declares it on, while it lives on another
     moves: int = 0  # times it was reassigned without having been healthy since
-    moving: dict[str, Any] = field(default_factory=dict)  # {"to": agent, "run": bool}: an operator's move
+    moving: Move | None = None
     # The last that was durably heard; shown while the agent is out of reach.
     attempt: int = 0
     event_seq: int = 0
@@ -120,9 +336,18 @@ class WorkerRecord:
     last_reason: str = ""
     last_since: float = 0.0
 
-    def want(self, desired: messages.Desired, *, by: str, cause: str, now: Now) -> None:
-        """Change what is desired, and remember whose wish it is. The caller raises the generation and stores it."""
+    def set_desired(self, desired: messages.Desired, *, by: str, cause: str, now: Now) -> None:
+        """Change what is desired, and remember whose wish it is. The caller raises the generation."""
         self.desired, self.desired_by, self.desired_at, self.desired_cause = desired, by, now.wall, cause
+
+    @classmethod
+    def _revive(cls, values: dict[str, Any]) -> None:
+        values["spec"] = messages.decode(messages.WorkerSpec, values["spec"] or {})
+
+    def stop_moving_on(self) -> None:
+        """An operator's move, if there is one, ends with it stopped."""
+        if self.moving is not None:
+            self.moving = dataclasses.replace(self.moving, run=False)
 
     @property
     def told(self) -> messages.Desired:
@@ -144,16 +369,17 @@ class WorkerObserved:
     # The plain heartbeat's launchers hold no agent conversation; commands go out with their next reply.
     plain: bool = False
     last_seen: float | None = None
-    launch_digest: tuple[messages.WorkerSpec, str] | None = None  # of the record's spec, as long as it is that one
-    plight: dict[str, str] = field(default_factory=dict)  # why its task waits or goes nowhere: {"state", "reason"}
+    recovery_status: RecoveryStatus | None = None
     resolved: ResolvedSpec | None = None  # good as long as the record's spec is the one it was made of
     suspect: str = ""  # evidence of a hang; never acted upon by itself
     told: messages.WorkerReply | None = None  # to a plain heartbeat that said nothing new
 
 
 @dataclass
-class CommandRecord:
+class CommandRecord(Record):
     """One operator's command and its visible life: accepted -> delivered -> done | failed | expired."""
+
+    TABLE, KEY = "commands", "command_id"
 
     command_id: str
     seq: int
@@ -178,7 +404,9 @@ class CommandRecord:
 
 
 @dataclass
-class TokenRecord:
+class TokenRecord(Record):
+    TABLE, KEY = "tokens", "token_id"
+
     token_id: str
     name: str
     scope: str  # token_scopes.SCOPES, or "agent:" and an agent's id
@@ -202,22 +430,6 @@ class PendingLauncher:
     first_seen: float
     last_seen: float
     asked: float  # monotonic, when it asked last
-
-
-def to_dict(record: Any) -> dict[str, Any]:
-    return messages.encode(record)
-
-
-def worker_from_dict(data: dict[str, Any]) -> WorkerRecord:
-    known = {item.name for item in dataclasses.fields(WorkerRecord)}
-    values = {name: value for name, value in data.items() if name in known}
-    values["spec"] = messages.decode(messages.WorkerSpec, data.get("spec") or {})
-    return WorkerRecord(**values)
-
-
-def from_dict(cls: type[Any], data: dict[str, Any]) -> Any:
-    known = {item.name for item in dataclasses.fields(cls)}
-    return cls(**{name: value for name, value in data.items() if name in known})
 
 
 def settled(state: str) -> bool:

@@ -25,10 +25,12 @@ from procguard.fleet.operations.model import FailureLimit, Item, ItemVerdict, Op
 from procguard.fleet.operations.preview import Split, mentions
 from procguard.fleet.state import FleetState
 from procguard.fleet.store.interface import Tables
+from procguard.fleet.transaction import Transaction
 from procguard.fleet.workers import selectors
 from procguard.fleet.workers.service import WorkerService
 from remote_agent.protocol import messages
 
+ACTOR = "manager"
 KEEP_OPERATIONS = 50
 KEEP_ITEMS = 30_000  # of ended operations together; the newest is kept whatever its size
 MAX_ITEMS = 20_000
@@ -74,9 +76,9 @@ class Operations:
         self._restored_at = now.monotonic
         self._wake: Callable[[], None] = lambda: None
         self._pause: Callable[[], None] = lambda: None
-        state.on_change(self._worker_changed, "workers")
-        state.awaited_workers = self._by_worker
-        state.outbox.watch(self._command_changed)
+        state.bus.workers.subscribe(self._worker_changed)
+        state.bus.commands.subscribe(self._command_changed)
+        state.bus.awaited_workers = self._by_worker
         self._restore(tables, now)
 
     def on_wake(self, wake: Callable[[], None], pause: Callable[[], None]) -> None:
@@ -170,11 +172,11 @@ class Operations:
             operation.status = "cancelling"
             operation.note = f"cancelled by {actor}"
             operation.drop_the_rest("cancelled")
-            self._tell(operation, f"cancelled; {operation.summary()}", actor, now)
-            self._end_if_over(operation, now)
-            self._save(operation, now)
-            self._state.commit()
-            self._show(operation, now)
+            with self._state.transaction(now, actor) as tx:
+                self._tell(tx, operation, f"cancelled; {operation.summary()}", actor)
+                self._end_if_over(tx, operation)
+                self._save(tx, operation)
+                self._show(tx, operation)
         return operation.view()
 
     def _check_room(self) -> None:
@@ -205,12 +207,13 @@ class Operations:
         )
 
     def _admit(self, operation: Operation, now: Now) -> dict[str, Any]:
-        self._operations[operation.operation_id] = operation
-        self._forget_old()
-        self._tell(operation, f"begun: {_what(operation)}", operation.actor, now)
-        self._save(operation, now)
-        self._state.commit()
-        self._show(operation, now)
+        with self._state.transaction(now, operation.actor) as tx:
+            self._operations[operation.operation_id] = operation
+            tx.undo(lambda: self._operations.pop(operation.operation_id))
+            self._forget_old(tx)
+            self._tell(tx, operation, f"begun: {_what(operation)}", operation.actor)
+            self._save(tx, operation)
+            self._show(tx, operation)
         self._wake()
         return operation.view()
 
@@ -246,38 +249,40 @@ class Operations:
         live = [one for one in self._operations.values() if one.live or one.dirty_chunks]
         self._expire(now)
         more = False
-        for operation in live:
-            begun = self._begin_some(operation, now)
-            more = more or begun == rules.CHUNK
-            if operation.status == "running" and operation.limit_exceeded():
-                operation.status = "halting"
-                operation.note = f"{operation.bad} failed; at most {operation.max_failures} may"
-                operation.drop_the_rest("halted")
-                self._tell(operation, f"halted: {operation.note}; {operation.summary()}", "manager", now)
-            operation.stamp(now.wall)
-            self._end_if_over(operation, now)
-            due = SAVE_EVERY_S if operation.dirty_chunks else GO_ON_WITHIN_S / 10
-            if not operation.live or now.monotonic - operation.saved_at >= due:
-                self._save(operation, now, SAVE_CHUNKS)
-                more = more or bool(operation.dirty_chunks)
         if live:
-            self._state.commit()
-            for operation in live:
-                if operation.changed and (not operation.live or now.monotonic - operation.shown_at >= SHOW_EVERY_S):
-                    self._show(operation, now)
+            with self._state.transaction(now, ACTOR) as tx:
+                for operation in live:
+                    more = self._advance_one(tx, operation) or more
         return more
 
-    def _begin_some(self, operation: Operation, now: Now) -> int:
+    def _advance_one(self, tx: Transaction, operation: Operation) -> bool:
+        more = self._begin_some(tx, operation) == rules.CHUNK
+        if operation.status == "running" and operation.limit_exceeded():
+            operation.status = "halting"
+            operation.note = f"{operation.bad} failed; at most {operation.max_failures} may"
+            operation.drop_the_rest("halted")
+            self._tell(tx, operation, f"halted: {operation.note}; {operation.summary()}", ACTOR)
+        operation.stamp(tx.now.wall)
+        self._end_if_over(tx, operation)
+        due = SAVE_EVERY_S if operation.dirty_chunks else GO_ON_WITHIN_S / 10
+        if not operation.live or tx.now.monotonic - operation.saved_at >= due:
+            self._save(tx, operation, SAVE_CHUNKS)
+            more = more or bool(operation.dirty_chunks)
+        if operation.changed and (not operation.live or tx.now.monotonic - operation.shown_at >= SHOW_EVERY_S):
+            self._show(tx, operation)
+        return more
+
+    def _begin_some(self, tx: Transaction, operation: Operation) -> int:
         """Up to a chunk of items, as far as the pace allows. Skipped ones take nobody's place."""
         begun = 0
         while begun < rules.CHUNK and operation.may_begin() > 0 and not operation.limit_exceeded():
             index = operation.next_index
             operation.next_index += 1
             begun += 1
-            self._begin_one(operation, index, now)
+            self._begin_one(tx, operation, index)
         return begun
 
-    def _begin_one(self, operation: Operation, index: int, now: Now) -> None:
+    def _begin_one(self, tx: Transaction, operation: Operation, index: int) -> None:
         state, item = self._state, operation.items[index]
         worker = state.workers_by_id.get(item.worker_id)
         if worker is None:
@@ -289,9 +294,10 @@ class Operations:
             operation.set(index, ItemVerdict("skipped", planned.cause))
             return
         try:
-            record = self._workers.accept(
-                item.worker_id, operation.command, operation.actor, now, operation.reason, operation.operation_id
-            )
+            with tx.acting_as(operation.actor):
+                record = self._workers.accept(
+                    tx, item.worker_id, operation.command, operation.reason, operation.operation_id
+                )
         except ProcGuardError as exc:
             operation.set(index, ItemVerdict("failed", "", exc.message))
             return
@@ -302,8 +308,7 @@ class Operations:
         else:
             pending = planned.action == "pending"
             operation.set(index, ItemVerdict("pending", "host_away") if pending else ItemVerdict("accepted"))
-            self._watch(operation, index, now)
-        state.notify("workers", worker.worker_id, state.worker_view(worker))
+            self._watch(operation, index, tx.now)
 
     def _watch(self, operation: Operation, index: int, now: Now) -> None:
         item = operation.items[index]
@@ -317,7 +322,7 @@ class Operations:
             deadline = now.monotonic + max(operation.timeout_s, grace_s + 30.0)
             heapq.heappush(self._deadlines, (deadline, operation.operation_id, index))
 
-    def _worker_changed(self, _topic: str, worker_id: str, _view: dict[str, Any] | None) -> None:
+    def _worker_changed(self, worker_id: str) -> None:
         if worker_id not in self._by_worker:
             return
         worker = self._state.workers_by_id.get(worker_id)
@@ -326,7 +331,7 @@ class Operations:
             if worker is None:
                 self._settle(operation, index, ItemVerdict("skipped", "gone"))
                 continue
-            command = self._state.outbox.get(operation.items[index].command_id)
+            command = self._state.command_queue.get(operation.items[index].command_id)
             if command is not None and command.by_manager:
                 continue  # with a whole gang: what became of the command is what became of the item
             report = self._state.worker_seen[worker_id].report
@@ -340,7 +345,7 @@ class Operations:
             return
         operation, index = self._operations[place[0]], place[1]
         item = operation.items[index]
-        if record.status == "delivered" and item.state == "accepted":
+        if self._state.command_queue.status(record) == "delivered" and item.state == "accepted":
             operation.set(index, ItemVerdict("delivered"))
         elif record.status in ("failed", "expired"):
             self._settle(operation, index, ItemVerdict(record.status, "", record.message))
@@ -377,14 +382,14 @@ class Operations:
                 message += f", and stays wanted {'running' if item.command == 'start' else 'stopped'}"
             self._settle(operation, index, ItemVerdict("expired", "timeout", message))
 
-    def _end_if_over(self, operation: Operation, now: Now) -> None:
+    def _end_if_over(self, tx: Transaction, operation: Operation) -> None:
         if operation.in_flight or operation.next_index < len(operation.items) or not operation.live:
             return
         ends: dict[str, rules.Status] = {"cancelling": "cancelled", "halting": "halted"}
         operation.status = ends.get(operation.status, "done")
-        operation.ended_wall = now.wall
+        operation.ended_wall = tx.now.wall
         self._close(operation)
-        self._tell(operation, f"{operation.status}: {operation.summary()}", "manager", now)
+        self._tell(tx, operation, f"{operation.status}: {operation.summary()}", ACTOR)
 
     def _close(self, operation: Operation) -> None:
         for index, item in enumerate(operation.items):
@@ -394,41 +399,48 @@ class Operations:
 
     # ------------------------------------------------------------------------------------------ telling, keeping
 
-    def _tell(self, operation: Operation, what: str, actor: str, now: Now) -> None:
-        self._state.event_log.add(
+    @staticmethod
+    def _tell(tx: Transaction, operation: Operation, what: str, actor: str) -> None:
+        tx.event(
             "operation",
-            now,
             reason=f"{operation.operation_id} {what}",
             actor=actor,
             cause="operator",
             evidence={"operation_id": operation.operation_id},
         )
 
-    def _show(self, operation: Operation, now: Now) -> None:
-        operation.changed, operation.shown_at = False, now.monotonic
-        self._state.notify("operations", operation.operation_id, operation.view())
+    @staticmethod
+    def _show(tx: Transaction, operation: Operation) -> None:
+        operation.changed, operation.shown_at = False, tx.now.monotonic
+        tx.show("operations", operation.operation_id)
 
-    def _save(self, operation: Operation, now: Now, most: int | None = None) -> None:
-        """Hand the changed chunks, at most so many, and the header to the next commit."""
-        operation.stamp(now.wall)
+    @staticmethod
+    def _save(tx: Transaction, operation: Operation, most: int | None = None) -> None:
+        """Keep the changed chunks, at most so many, and the header."""
+        operation.stamp(tx.now.wall)
         for number in sorted(operation.dirty_chunks)[:most]:
             operation.dirty_chunks.discard(number)
-            self._state.put("operation_items", f"{operation.operation_id}/{number}", operation.stored_chunk(number))
+            tx.put("operation_items", f"{operation.operation_id}/{number}", operation.stored_chunk(number))
         if not operation.dirty_chunks:  # the header last: what says that it has ended never precedes its items
-            operation.saved_wall, operation.saved_at = now.wall, now.monotonic
-            self._state.put("operations", operation.operation_id, operation.stored())
+            operation.saved_wall, operation.saved_at = tx.now.wall, tx.now.monotonic
+            tx.put("operations", operation.operation_id, operation.stored())
 
-    def _forget_old(self) -> None:
+    def _forget_old(self, tx: Transaction) -> None:
         kept = 0
         for number, (operation_id, operation) in enumerate(reversed(list(self._operations.items()))):
             kept += len(operation.items)
             if number and not operation.live and (number >= KEEP_OPERATIONS or kept > KEEP_ITEMS):
                 kept -= len(operation.items)
                 del self._operations[operation_id]
-                self._state.put("operations", operation_id, None)
+                tx.put("operations", operation_id, None)
                 for chunk in range(-(-len(operation.items) // rules.CHUNK)):
-                    self._state.put("operation_items", f"{operation_id}/{chunk}", None)
-                self._state.notify("operations", operation_id, None)
+                    tx.put("operation_items", f"{operation_id}/{chunk}", None)
+                tx.show("operations", operation_id)
+
+    def find(self, operation_id: str) -> dict[str, Any] | None:
+        """One operation as the list shows it; None where there is none."""
+        operation = self._operations.get(operation_id)
+        return None if operation is None else operation.view()
 
     def tables(self) -> Tables:
         operations = self._operations
@@ -462,7 +474,7 @@ class Operations:
             if item.state not in ("accepted", "delivered", "pending"):
                 continue
             mortal = item.command in ("restart", "kill")
-            if mortal and self._state.outbox.get(item.command_id) is None:
+            if mortal and self._state.command_queue.get(item.command_id) is None:
                 operation.set(index, ItemVerdict("expired", "manager_away"))
             else:
                 self._watch(operation, index, now)
@@ -473,8 +485,9 @@ class Operations:
         operation.drop_the_rest("manager_away")
         operation.status, operation.ended_wall = "interrupted", now.wall
         operation.note = f"the manager was away from {iso(operation.saved_wall)} to {iso(now.wall)}"
-        self._tell(operation, f"interrupted: {operation.note}; {operation.summary()}", "manager", now)
-        self._save(operation, now)
+        with self._state.transaction(now, ACTOR, wait="nothing") as tx:
+            self._tell(tx, operation, f"interrupted: {operation.note}; {operation.summary()}", ACTOR)
+            self._save(tx, operation)
 
 
 def _what(operation: Operation) -> str:

@@ -14,12 +14,14 @@ from typing import Any, Protocol
 from procguard.fleet.fleet import Fleet
 from procguard.fleet.history import causes
 from procguard.fleet.model.clock import Now, iso
-from procguard.fleet.model.records import AgentRecord, WorkerRecord
+from procguard.fleet.model.records import AgentRecord, SpentRecovery, WorkerRecord
 from procguard.fleet.model.settings import FleetSettings
 from procguard.fleet.recovery.monitor import Finding, ProcessMonitor
 from procguard.fleet.recovery.policy import Incident, Look, RecoveryPolicy, decide
 from procguard.fleet.recovery.reassignment import Reassignment
+from procguard.fleet.transaction import Transaction
 
+ACTOR = "failure handler"
 KEEP_RECOVERIES = 200
 URLS_KEPT_S = 1.0
 
@@ -59,12 +61,16 @@ class FailureHandler:
         self._open: dict[str, Incident] = {}
         self._closed: list[Incident] = []
         self.tasks = Reassignment(fleet, settings)
-        fleet.state.on_worker_failed(self.worker_failed)
+        fleet.state.failing.subscribe(self.worker_failed)
+        fleet.state.show_recoveries(self.recoveries)
 
     def tick(self, now: Now) -> None:
         """One round: the monitor's findings, every open incident, every task that has to change its host.
 
         Called each interval, at once after a lost connection, and after `due_in_s`."""
+        late = self._monitor.lateness(now)
+        if late is not None:
+            self._fleet.agents.excuse(late.late_s, late.gap_s, now)
         self._close_returned(now)  # before the findings: an agent heard and lost again since then is a new incident
         for finding in self._monitor.tick(now):
             self._take(finding, now)
@@ -74,8 +80,13 @@ class FailureHandler:
                 self._advance(incident, now)
         self.tasks.tick(self._policy(now), self._agent_coming_s, now)
         self._fleet.placement.moved(now)
-        for record in self._fleet.state.outbox.expire(now):
-            self._fleet.state.command_event(record, now)
+        with self._later(now) as tx:
+            for record in self._fleet.state.command_queue.expire(tx):
+                self._fleet.state.command_event(tx, record)
+
+    def _later(self, now: Now) -> Transaction:
+        """Durable with the next commit: a round that finds a thousand hosts lost is one."""
+        return self._fleet.state.transaction(now, ACTOR, wait="nothing")
 
     def due_in_s(self, now: Now) -> float:
         """When the next round is needed at the latest, beside the interval: a lease that ends then."""
@@ -107,21 +118,21 @@ class FailureHandler:
             suspect = finding.reason if finding.kind == "worker_suspect" else ""
             self._fleet.workers.set_suspect(finding.subject, suspect, now)
         elif finding.kind in ("brake_on", "brake_off"):
-            self._fleet.state.event_log.add(finding.kind, now, reason=finding.reason, actor="monitor")
+            with self._later(now) as tx:
+                tx.event(finding.kind, reason=finding.reason, actor="monitor")
 
     def _host_lost(self, finding: Finding, now: Now) -> None:
         self.tasks.host_lost(finding.subject)
         if not self._monitor.braked and not self._monitor.in_grace(now):  # else it is hardly this host's fault
-            self._fleet.placement.note_failure(finding.subject, "agent_silent", finding.reason, now)
+            with self._later(now) as tx:
+                self._fleet.placement.note_failure(tx, finding.subject, "agent_silent", finding.reason)
 
-    def worker_failed(self, worker: WorkerRecord, now: Now) -> None:
+    def worker_failed(self, tx: Transaction, worker: WorkerRecord) -> None:
         """A worker's budget is spent. Alert; with stop_all_on_failure stop the whole fleet, else perhaps a spare."""
-        at = self._read_clock()
         report = self._fleet.state.worker_seen[worker.worker_id].report
         last_exit = report.last_exit if report else None
-        self._fleet.state.event_log.add(
+        tx.event(
             "worker_failed",
-            at,
             worker_id=worker.worker_id,
             host=worker.host,
             reason=worker.last_reason,
@@ -131,11 +142,11 @@ class FailureHandler:
             evidence=causes.exit_evidence(last_exit),
             source=worker.agent_id,
         )
-        self._fleet.placement.note_failure(worker.agent_id, "worker_failed", worker.worker_id, at)
-        self.tasks.failed(worker.worker_id)
+        self._fleet.placement.note_failure(tx, worker.agent_id, "worker_failed", worker.worker_id)
+        tx.once_over(lambda: self.tasks.failed(worker.worker_id))
         if self._settings.stop_all_on_failure:
             reason = f"recovery.stop_all_on_failure: {worker.worker_id} failed ({worker.last_reason})"
-            self._fleet.workers.stop_all(reason, at)
+            self._fleet.workers.stop_all(tx, reason)
 
     # ------------------------------------------------------------------------------------------ incidents
 
@@ -148,8 +159,9 @@ class FailureHandler:
         incident = Incident(agent_id, agent.host, now, reachable_by_ssh, connection_closed, last_heard=seen.last_seen)
         # What the manager before this one has spent on the same silence counts; heard in between, it would be gone.
         urls = self._urls_at(now)
-        counts = seen.last_seen is None and agent.incident.get("manager_urls", urls) == urls
-        incident.starts = int(agent.incident.get("starts", 0)) if counts else 0
+        spent = agent.incident or SpentRecovery()
+        counts = seen.last_seen is None and list(spent.manager_urls or urls) == urls
+        incident.starts = spent.starts if counts else 0
         self._open[agent_id] = incident
         self._step(incident, reason, now)
 
@@ -173,7 +185,7 @@ class FailureHandler:
         if incident.looking or now.monotonic < incident.next_at:
             return
         decision = decide(incident, self._policy(now), now)
-        self._fleet.agents.note(incident.agent_id, decision.reason)
+        self._fleet.agents.note(incident.agent_id, decision.reason, now)
         if decision.action == "give_up":
             self._close(incident, "gave_up", decision.reason, now)
         elif decision.action == "leave":
@@ -213,14 +225,13 @@ class FailureHandler:
                     incident, f"SSH: {look.message}", now, {"ssh": {"reached": look.reached, "agent": look.agent}}
                 )
         if look.told:
-            self._fleet.state.event_log.add(
-                "agent_addresses",
-                now,
-                host=incident.host,
-                reason=", ".join(look.told),
-                actor="failure handler",
-                source=incident.agent_id,
-            )
+            with self._later(now) as tx:
+                tx.event(
+                    "agent_addresses",
+                    host=incident.host,
+                    reason=", ".join(look.told),
+                    source=incident.agent_id,
+                )
 
     def _agent_coming_s(self, agent_id: str, now: Now) -> float:
         """So long its agent, found or started over SSH, still has to be heard. The first start is waited for; where it
@@ -239,27 +250,20 @@ class FailureHandler:
     def _remember(self, incident: Incident, now: Now, reason: str = "") -> None:
         """Attempts outlive the manager; a recovered agent has none."""
         agent = self._fleet.state.agents_by_id.get(incident.agent_id)
-        kept: dict[str, Any] = {"starts": incident.starts, "outcome": incident.outcome, "reason": reason}
-        kept["manager_urls"] = self._urls_at(now)
-        kept = {} if incident.outcome == "recovered" or (incident.outcome == "open" and not incident.starts) else kept
+        kept = None
+        if incident.outcome != "recovered" and (incident.outcome != "open" or incident.starts):
+            kept = SpentRecovery(incident.starts, incident.outcome, reason, self._urls_at(now))
         if agent is not None and agent.incident != kept:
-            agent.incident = kept
-            self._fleet.state.put("agents", agent.agent_id, agent)
+            with self._later(now) as tx:
+                tx.edit(agent).incident = kept
 
     def _step(self, incident: Incident, text: str, now: Now, evidence: dict[str, Any] | None = None) -> None:
         incident.steps.append({"at": iso(now.wall), "text": text})
         del incident.steps[:-50]
         if incident.ended:
             evidence = {"outcome": incident.outcome}
-        self._fleet.state.event_log.add(
-            "recovery",
-            now,
-            host=incident.host,
-            reason=text,
-            actor="failure handler",
-            evidence=evidence,
-            source=incident.agent_id,
-        )
+        with self._later(now) as tx:
+            tx.event("recovery", host=incident.host, reason=text, evidence=evidence, source=incident.agent_id)
 
     def _close(self, incident: Incident, outcome: str, reason: str, now: Now) -> None:
         self._open.pop(incident.agent_id, None)
@@ -267,9 +271,8 @@ class FailureHandler:
         self._remember(incident, now, reason)
         self._step(incident, reason, now)
         if outcome == "gave_up":
-            self._fleet.state.event_log.add(
-                "recovery_gave_up", now, host=incident.host, reason=reason, actor="failure handler", cause="agent_lost"
-            )
+            with self._later(now) as tx:
+                tx.event("recovery_gave_up", host=incident.host, reason=reason, cause="agent_lost")
         self._closed.append(incident)
         del self._closed[:-KEEP_RECOVERIES]
 

@@ -1,15 +1,15 @@
 """ProcessMonitor: who has fallen silent, and which worker looks hung. Suspects before it calls anything dead.
 
-`tick(now)` reads what the fleet has seen and returns findings; it does no I/O. Its own memory is only what a finding
-needs (who was called lost, the brake, since when a worker idles). Durations are told by the monotonic clock alone: a
-wall clock that jumps changes nothing here. When many fall silent together is circuit_breaker.py's, what a hang is
-hang_detector.py's.
+`tick(now)` reads what the fleet has seen and returns findings; it does no I/O and changes nothing. Its own memory is
+only what a finding needs (who was called lost, the brake, since when a worker idles). Durations are told by the
+monotonic clock alone: a wall clock that jumps changes nothing here. When many fall silent together is
+circuit_breaker.py's, what a hang is hang_detector.py's.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from procguard.fleet.fleet import Fleet
 from procguard.fleet.model.clock import Now
@@ -34,6 +34,13 @@ class Finding:
     reason: str
 
 
+class Lateness(NamedTuple):
+    """`gap_s`: since the round before."""
+
+    late_s: float
+    gap_s: float
+
+
 class ProcessMonitor:
     def __init__(self, fleet: Fleet, settings: FleetSettings, started: Now) -> None:
         self._fleet = fleet
@@ -53,7 +60,6 @@ class ProcessMonitor:
         return now.monotonic < self._grace_until
 
     def tick(self, now: Now) -> list[Finding]:
-        self._allow_for_own_lateness(now)
         findings = self._agents(now)
         findings += self._judge_the_brake(now)
         if self._settings.zombie_detection:
@@ -62,24 +68,19 @@ class ProcessMonitor:
                 findings.append(Finding(kind, worker_id, evidence or "no longer suspect"))
         return findings
 
-    def _allow_for_own_lateness(self, now: Now) -> None:
-        """When this process was late, everybody gets that much longer: the silence may have been its own."""
+    def lateness(self, now: Now) -> Lateness | None:
+        """How late this process is with its round, which comes after this: where it is, everybody is given that much
+        longer (Agents.excuse), for the silence may have been its own."""
         gap_s = now.monotonic - self._last_tick
         late_s = gap_s - self._settings.tick_s
         self._last_tick = now.monotonic
         if late_s <= self._settings.heartbeat_interval_s:
-            return
+            return None
         self._grace_until += late_s
         self._brake.later(late_s)
         self._hangs.later(late_s)
-        for agent_id, seen in self._fleet.state.seen.items():
-            if seen.last_seen is not None:  # never later than now: who was heard in the meantime is owed nothing
-                seen.last_seen = min(now.monotonic, seen.last_seen + late_s)
-            if seen.poll_lost_at is not None:
-                told = self._lost.get(agent_id) == seen.poll_lost_at
-                seen.poll_lost_at = min(now.monotonic, seen.poll_lost_at + gap_s)
-                if told:
-                    self._lost[agent_id] = seen.poll_lost_at
+        self._lost = {agent_id: min(now.monotonic, at + gap_s) for agent_id, at in self._lost.items()}
+        return Lateness(late_s, gap_s)
 
     # ------------------------------------------------------------------------------------------------ agents
 

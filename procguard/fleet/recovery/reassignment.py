@@ -18,15 +18,17 @@ from procguard.errors import Conflict
 from procguard.fleet.fleet import Fleet
 from procguard.fleet.leases import LeaseVerdict
 from procguard.fleet.model.clock import Now
-from procguard.fleet.model.records import WorkerRecord
+from procguard.fleet.model.records import RecoveryStatus, WorkerRecord
 from procguard.fleet.model.settings import FleetSettings
 from procguard.fleet.recovery import policy as recovery
 from procguard.fleet.recovery.policy import RecoveryPolicy, TaskCase, TaskDecision
+from procguard.fleet.transaction import Transaction
 from remote_agent.protocol import states
 
 NO_SPARE_AGAIN_S = 2.0  # a host that returns, a cordon that is lifted, a GPU that is free again: seen by then
 NOT_WANTED_AGAIN_S = 1.0
 NEVER_S = 1e9
+ACTOR = "failure handler"
 ALERTS = {"gave_up": "task_gave_up", "no_spare": "no_spare"}
 
 Cause = Literal["failed", "host_lost"]
@@ -83,8 +85,8 @@ class Reassignment:
 
     def _is_due(self, worker: WorkerRecord, cause: Cause, now: Now) -> bool:
         """In time, or because it is over: a worker that is back or stopped is never told to wait."""
-        plight = self._fleet.state.worker_seen[worker.worker_id].plight
-        over = self._well(worker, cause) or (bool(plight) and worker.desired != "running")
+        status = self._fleet.state.worker_seen[worker.worker_id].recovery_status
+        over = self._well(worker, cause) or (status is not None and worker.desired != "running")
         return over or now.monotonic >= self._due[worker.worker_id]
 
     def _decide(
@@ -122,25 +124,25 @@ class Reassignment:
                 self._close(worker.worker_id)
             else:  # stopped by an operator, its host still lost: it may be started again
                 self._due[worker.worker_id] = now.monotonic + NOT_WANTED_AGAIN_S
-            self._tell(worker, {}, now)
+            self._tell(worker, None, now)
         elif decision.action == "reassign":
             self._reassign(worker, decision.reason, cause, now)
         else:
             self._due[worker.worker_id] = now.monotonic + (decision.delay_s if decision.action == "wait" else 1.0)
-            self._tell(worker, {"state": decision.state, "reason": decision.reason}, now)
+            self._tell(worker, RecoveryStatus(decision.state, decision.reason), now)
 
     def _reassign(self, worker: WorkerRecord, why: str, cause: Cause, now: Now) -> None:
         found = self._fleet.placement.choose(worker, now)
         self._due[worker.worker_id] = now.monotonic + NO_SPARE_AGAIN_S
         if not found.agent_id:
-            self._tell(worker, {"state": "no_spare", "reason": f"{why}; {found.reason}"}, now)
+            self._tell(worker, RecoveryStatus("no_spare", f"{why}; {found.reason}"), now)
             return
         try:
-            self._fleet.placement.reassign(
-                worker, found.agent_id, f"{why}; {found.reason}", now, actor="failure handler", counts=True
-            )
+            with self._later(now) as tx:
+                reason = f"{why}; {found.reason}"
+                self._fleet.placement.reassign(tx, worker, found.agent_id, reason, actor=ACTOR, counts=True)
         except Conflict as exc:  # something came between deciding and doing: the next look knows
-            self._tell(worker, {"state": "waiting", "reason": str(exc)}, now)
+            self._tell(worker, RecoveryStatus("waiting", str(exc)), now)
             return
         self._close(worker.worker_id)
         self._moved.add(worker.worker_id)
@@ -149,24 +151,25 @@ class Reassignment:
         self._cases.pop(worker_id, None)
         self._due.pop(worker_id, None)
 
-    def _tell(self, worker: WorkerRecord, plight: dict[str, str], now: Now) -> None:
+    def _tell(self, worker: WorkerRecord, status: RecoveryStatus | None, now: Now) -> None:
         """Show it; an event only where the state has changed, not each second of a wait."""
         seen = self._fleet.state.worker_seen[worker.worker_id]
-        if seen.plight == plight:
+        before, seen.recovery_status = seen.recovery_status, status
+        if before == status:
             return
-        news = plight.get("state", "") != seen.plight.get("state", "")
-        seen.plight = plight
-        self._fleet.state.notify("workers", worker.worker_id, self._fleet.state.worker_view(worker))
-        if news and plight:
-            self._fleet.state.event_log.add(
-                ALERTS.get(plight["state"], "task_waiting"),
-                now,
-                worker_id=worker.worker_id,
-                host=worker.host,
-                reason=plight["reason"],
-                actor="failure handler",
-                cause="reassigned",
-            )
+        with self._later(now) as tx:
+            tx.show("workers", worker.worker_id)
+            if status is not None and (before is None or before.state != status.state):
+                tx.event(
+                    ALERTS.get(status.state, "task_waiting"),
+                    worker_id=worker.worker_id,
+                    host=worker.host,
+                    reason=status.reason,
+                    cause="reassigned",
+                )
+
+    def _later(self, now: Now) -> Transaction:
+        return self._fleet.state.transaction(now, ACTOR, wait="nothing")
 
     # ------------------------------------------------------------------------------------------ health
 
@@ -187,5 +190,5 @@ class Reassignment:
             if attempt != report.attempt:
                 self._healthy_since[worker_id] = (report.attempt, now.monotonic)
             elif now.monotonic - since >= worker.spec.restart.healthy_after_s:
-                worker.moves = 0
-                self._fleet.state.put("workers", worker_id, worker)
+                with self._later(now) as tx:
+                    tx.edit(worker).moves = 0

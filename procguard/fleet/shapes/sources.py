@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from procguard.fleet.agents import host_disks
 from procguard.fleet.gangs import views as gang_views
-from procguard.fleet.model.clock import iso
 from procguard.fleet.model.records import KNOWN_STATES, AgentObserved, AgentRecord, WorkerObserved, WorkerRecord
 from procguard.fleet.workers import views
 from remote_agent.protocol import messages, states
@@ -16,7 +16,8 @@ class WorkerSource:
     """A worker as it is known now. `gang`: its part in its gang, None where it has none. `wall`: Unix seconds."""
 
     __slots__ = (
-        "gang", "known", "last_seen_wall", "reachable", "reason", "report", "seen", "state", "usage", "wall", "worker",
+        "declared_digest", "gang", "known", "last_seen_wall", "reachable", "reason", "report", "seen", "state", "usage",
+        "wall", "worker",
     )  # fmt: skip
 
     def __init__(
@@ -25,9 +26,11 @@ class WorkerSource:
         seen: WorkerObserved,
         agent: AgentObserved,
         agent_reason: str,
-        gang: dict[str, Any] | None = None,
+        gang: dict[str, Any] | None,
+        declared_digest: Callable[[WorkerRecord], str],
         wall: float = 0.0,
     ) -> None:
+        """`declared_digest(worker)`: the launch digest of what is declared."""
         self.worker = worker
         self.seen = seen
         self.report = report = seen.report
@@ -35,6 +38,7 @@ class WorkerSource:
         self.reachable = agent.state in KNOWN_STATES
         self.last_seen_wall = agent.last_seen_wall
         self.gang = gang
+        self.declared_digest = declared_digest
         self.wall = wall
         self.known: str = report.state if report is not None else worker.last_state
         self.state: str = self.known if self.reachable else states.UNKNOWN
@@ -54,9 +58,17 @@ class WorkerSource:
         return report is not None and report.generation >= worker.generation and report.epoch == worker.epoch
 
     @property
+    def moving_to(self) -> str | None:
+        return self.worker.moving.to if self.worker.moving is not None else None
+
+    @property
+    def recovery(self) -> dict[str, Any] | None:
+        return views.plain(self.seen.recovery_status)
+
+    @property
     def restart_pending(self) -> bool:
         running = self.report.launch_digest if self.report else ""
-        return bool(running) and running != views.declared_digest(self.worker, self.seen)
+        return bool(running) and running != self.declared_digest(self.worker)
 
     @property
     def suspicion(self) -> str | None:
@@ -111,9 +123,21 @@ class HostSource:
 
     @property
     def recovery(self) -> dict[str, Any] | None:
-        return {key: value for key, value in self.agent.incident.items() if key != "manager_urls"} or None
+        return views.recovery(self.agent)
 
     @property
     def last_failure(self) -> dict[str, Any] | None:
-        ledger = self.agent.ledger
-        return {**ledger[-1], "at": iso(ledger[-1]["at"])} if ledger else None
+        return views.last_failure(self.agent)
+
+    @property
+    def newest_failure(self) -> dict[str, Any] | None:
+        """As `last_failure`, with its time in Unix seconds."""
+        return views.plain(self.agent.ledger[-1]) if self.agent.ledger else None
+
+    @property
+    def cordoned(self) -> dict[str, Any] | None:
+        return views.plain(self.agent.cordon)
+
+    @property
+    def recovery_ssh(self) -> dict[str, Any]:
+        return self.seen.recovery_ssh.view()

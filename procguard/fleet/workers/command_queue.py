@@ -4,55 +4,51 @@ Owns the command records and their order. start and stop need no delivery of the
 assignments); they are kept here so that their life can be seen. restart and kill act at most once, on one attempt.
 
 Ten thousand commands may be open at once and every heartbeat asks for its own: whatever is asked often has an index.
+That a command was delivered is only observed: a new manager delivers it once more.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
+from procguard.fleet.changes import ChangeBus
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import CommandRecord, CommandStatus, WorkerRecord
+from procguard.fleet.tables import RecordTable
+from procguard.fleet.transaction import Transaction
 from remote_agent.protocol import messages, states
 
 LIFETIME_S = 60.0
 KEEP_FINISHED = 5_000
 
-Watcher = Callable[[CommandRecord], None]
 
-
-class Outbox:
-    """`changed(record)` is told of every change, to store it."""
-
-    def __init__(self, changed: Callable[[CommandRecord], None]) -> None:
-        self._changed = changed
-        self._open: dict[str, CommandRecord] = {}
+class CommandQueue:
+    def __init__(self, bus: ChangeBus) -> None:
+        self._bus = bus
+        self.table = RecordTable[CommandRecord]("commands", self._index, self._unindex)  # open ones
         self._of_agent: dict[str, dict[str, CommandRecord]] = {}  # open ones only
         self._of_worker: dict[str, dict[str, CommandRecord]] = {}  # open ones only
         self._deadlines: dict[str, float] = {}  # open restarts and kills, oldest first: when they expire, monotonic
         self._finished: dict[str, CommandRecord] = {}
         self._delivered_to: dict[str, tuple[int, float]] = {}  # command_id -> session of the agent that has it
-        self._watchers: list[Watcher] = []
         self._seq = 0
 
-    def watch(self, watcher: Watcher) -> None:
-        """`watcher(record)` after each step of a command's life but its first."""
-        self._watchers.append(watcher)
-
-    def restore(self, record: CommandRecord, now: Now) -> None:
+    def restore(self, records: Iterable[CommandRecord], now: Now) -> None:
         """At the manager's start. How long it was away only the wall clock can tell; what it tells is bounded."""
-        if record.open:
-            age_s = min(max(0.0, now.wall - record.accepted_wall), LIFETIME_S)
-            self._index(record, now.monotonic + LIFETIME_S - age_s)
-        self._seq = max(self._seq, record.seq)
+        for record in records:
+            if record.open:
+                age_s = min(max(0.0, now.wall - record.accepted_wall), LIFETIME_S)
+                self._expires(record, now.monotonic + LIFETIME_S - age_s)
+                self.table.restore([record])
+            self._seq = max(self._seq, record.seq)
 
     def add(
         self,
+        tx: Transaction,
         worker: WorkerRecord,
         verb: messages.Verb,
         attempt: int,
-        actor: str,
-        now: Now,
         *,
         reason: str = "",
         operation_id: str = "",
@@ -60,7 +56,7 @@ class Outbox:
         by_manager: bool = False,
     ) -> CommandRecord:
         # The wall clock in ms keeps seq rising across a manager that lost its state.
-        self._seq = max(self._seq + 1, int(now.wall * 1000))
+        self._seq = max(self._seq + 1, int(tx.now.wall * 1000))
         record = CommandRecord(
             command_id="c-" + secrets.token_hex(6),
             seq=self._seq,
@@ -69,53 +65,67 @@ class Outbox:
             command=verb,
             attempt=attempt,
             generation=worker.generation,
-            actor=actor,
-            accepted_wall=now.wall,
+            actor=tx.actor,
+            accepted_wall=tx.now.wall,
             reason=reason,
             operation_id=operation_id,
             origin=origin,
             by_manager=by_manager,
         )
         if verb in ("start", "stop"):
-            for other in list(self._of_worker.get(worker.worker_id, {}).values()):
+            for other in self.open_of_worker(worker.worker_id):
                 if other.command in ("start", "stop"):
-                    self.finish(other, "done", f"replaced by a later {verb}", now)
-        self._index(record, now.monotonic + LIFETIME_S)
-        self._changed(record)
+                    self.finish(tx, other, "done", f"replaced by a later {verb}")
+        self._expires(record, tx.now.monotonic + LIFETIME_S)
+        tx.add(record)
         return record
 
-    def _index(self, record: CommandRecord, deadline: float) -> None:
-        self._open[record.command_id] = record
-        self._of_agent.setdefault(record.agent_id, {})[record.command_id] = record
-        self._of_worker.setdefault(record.worker_id, {})[record.command_id] = record
+    def _expires(self, record: CommandRecord, deadline: float) -> None:
         if record.command in ("restart", "kill") and not record.by_manager:
             self._deadlines[record.command_id] = deadline
 
-    def _unindex(self, record: CommandRecord) -> None:
-        self._open.pop(record.command_id, None)
-        self._deadlines.pop(record.command_id, None)
+    def _index(self, record: CommandRecord) -> None:
+        self._of_agent.setdefault(record.agent_id, {})[record.command_id] = record
+        self._of_worker.setdefault(record.worker_id, {})[record.command_id] = record
+
+    def _unindex(self, record: CommandRecord) -> Callable[[], object]:
+        command_id = record.command_id
+        deadline, session = self._deadlines.pop(command_id, None), self._delivered_to.pop(command_id, None)
         for index, key in ((self._of_agent, record.agent_id), (self._of_worker, record.worker_id)):
-            found = index.get(key)
-            if found is not None:
-                found.pop(record.command_id, None)
-                if not found:
-                    del index[key]
+            found = index[key]
+            del found[command_id]
+            if not found:
+                del index[key]
+
+        def back() -> None:
+            self._index(record)
+            if deadline is not None:
+                self._deadlines[command_id] = deadline
+            if session is not None:
+                self._delivered_to[command_id] = session
+
+        return back
 
     def get(self, command_id: str) -> CommandRecord | None:
-        return self._open.get(command_id) or self._finished.get(command_id)
+        return self.table.rows.get(command_id) or self._finished.get(command_id)
+
+    def status(self, record: CommandRecord) -> CommandStatus:
+        """As people are told it."""
+        delivered = record.status == "accepted" and record.command_id in self._delivered_to
+        return "delivered" if delivered else record.status
 
     def recent(self, worker_id: str = "", limit: int = 50) -> list[CommandRecord]:
         """The newest commands, of one worker or of all, newest first: open ones, and finished ones as far as kept."""
-        held = self._of_worker.get(worker_id, {}) if worker_id else self._open
+        held = self._of_worker.get(worker_id, {}) if worker_id else self.table.rows
         finished = (one for one in self._finished.values() if not worker_id or one.worker_id == worker_id)
         return sorted([*held.values(), *finished], key=lambda record: -record.seq)[:limit]
 
+    def open_of_worker(self, worker_id: str) -> list[CommandRecord]:
+        return list(self._of_worker.get(worker_id, {}).values())
+
     def by_manager(self, worker_id: str) -> list[CommandRecord]:
         """Open commands for this worker that the manager carries out itself."""
-        return [record for record in self._of_worker.get(worker_id, {}).values() if record.by_manager]
-
-    def all_open(self) -> list[CommandRecord]:
-        return [record for of_agent in self._of_agent.values() for record in of_agent.values()]
+        return [record for record in self.open_of_worker(worker_id) if record.by_manager]
 
     def open_of_agent(self, agent_id: str) -> Iterator[CommandRecord]:
         return iter(list(self._of_agent.get(agent_id, {}).values()))
@@ -133,62 +143,58 @@ class Outbox:
         return sorted(found, key=lambda record: record.seq)
 
     def delivered(self, record: CommandRecord, session: tuple[int, float]) -> None:
+        new = record.command_id not in self._delivered_to
         self._delivered_to[record.command_id] = session
-        if record.status == "accepted":
-            record.status = "delivered"
-            self._tell(record)
+        if new:
+            self._bus.commands(record)
 
-    def finish(self, record: CommandRecord, status: CommandStatus, message: str, now: Now) -> None:
-        record.status, record.message, record.finished_wall = status, message, now.wall
-        self._unindex(record)
-        self._delivered_to.pop(record.command_id, None)
+    def finish(self, tx: Transaction, record: CommandRecord, status: CommandStatus, message: str) -> None:
+        tx.edit(record)
+        record.status, record.message, record.finished_wall = status, message, tx.now.wall
+        tx.remove(record)
         self._finished[record.command_id] = record
+        tx.undo(lambda: self._finished.pop(record.command_id))
         while len(self._finished) > KEEP_FINISHED:
             self._finished.pop(next(iter(self._finished)))
-        self._changed(record)
-        self._tell(record)
-
-    def _tell(self, record: CommandRecord) -> None:
-        for watcher in self._watchers:
-            watcher(record)
+        tx.once_over(lambda: self._bus.commands(record))
 
     def result(
-        self, result: messages.CommandResult, now: Now, agent_id: str, worker_id: str = ""
+        self, tx: Transaction, result: messages.CommandResult, agent_id: str, worker_id: str = ""
     ) -> CommandRecord | None:
         """Take an agent's word on a command that it was sent (`worker_id`: who speaks for that worker alone); None if
         it is not its own, or was finished already."""
-        record = self._open.get(result.command_id)
+        record = self.table.rows.get(result.command_id)
         if record is None or record.agent_id != agent_id or worker_id not in ("", record.worker_id):
             return None
         if record.by_manager:
             return None
-        self.finish(record, result.status, result.message, now)
+        self.finish(tx, record, result.status, result.message)
         return record
 
     def waits_for(self, worker_id: str) -> bool:
         """Whether a command to this worker is not finished."""
         return worker_id in self._of_worker
 
-    def converged(self, report: messages.WorkerReport, now: Now) -> list[CommandRecord]:
+    def converged(self, tx: Transaction, report: messages.WorkerReport) -> list[CommandRecord]:
         """Finish the start and stop commands that this report shows to be done."""
         done: list[CommandRecord] = []
         if report.worker_id not in self._of_worker:  # as nearly always
             return done
-        for record in list(self._of_worker[report.worker_id].values()):
+        for record in self.open_of_worker(report.worker_id):
             if report.generation < record.generation or record.by_manager:
                 continue
             stopped = record.command == "stop" and report.state in states.SETTLED
             started = record.command == "start" and report.state not in (states.STOPPED, states.STOPPING)
             if stopped or started:
-                self.finish(record, "done", report.reason, now)
+                self.finish(tx, record, "done", report.reason)
                 done.append(record)
         return done
 
-    def expire(self, now: Now) -> list[CommandRecord]:
+    def expire(self, tx: Transaction) -> list[CommandRecord]:
         """End the restarts and kills that nobody carried out in time. start and stop never expire: they converge."""
-        late = [self._open[command_id] for command_id, deadline in self._deadlines.items() if now.monotonic > deadline]
+        late = [self.table.rows[one] for one, deadline in self._deadlines.items() if tx.now.monotonic > deadline]
         for record in late:
-            self.finish(record, "expired", f"not carried out within {LIFETIME_S:.0f} s; nothing was done", now)
+            self.finish(tx, record, "expired", f"not carried out within {LIFETIME_S:.0f} s; nothing was done")
         return late
 
     def message(self, record: CommandRecord, now: Now) -> messages.Command:

@@ -10,6 +10,7 @@ undeploying a host never touches an instance on another host.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, TypeAdapter, ValidationError
@@ -17,10 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, TypeAd
 from procguard.config.groups import GroupPolicy
 from procguard.errors import Conflict, UsageError
 from procguard.fleet.gangs.controller import Gangs
-from procguard.fleet.leases import Leases, specified_anew
+from procguard.fleet.leases import Leases, replace_spec
 from procguard.fleet.model.clock import Now, iso
-from procguard.fleet.model.records import AgentRecord, WorkerRecord
+from procguard.fleet.model.records import AgentRecord, RecoverySsh, WorkerRecord
 from procguard.fleet.state import FleetState
+from procguard.fleet.transaction import Transaction
+from procguard.fleet.workers import ownership
 from procguard.fleet.workers.places import PlacementService
 from procguard.fleet.workers.spec_diff import differences
 from remote_agent.protocol import messages, states
@@ -135,31 +138,36 @@ class Deployment:
 
     def carry_out(self, actor: str, now: Now) -> dict[str, Any]:
         """Do it (or, with `check`, only say what would happen). Durable."""
+        self._now = now
         self._refuse_unread()
         self._away = self._lent()
-        self._settle_homes()
-        hosts = {host.host: self._host(host, actor, now) for host in self._request.hosts}
-        absent = self._absent()
-        if not self._request.check:
+        if self._request.check:
+            return self._declare(None)
+        with self._state.transaction(now, actor) as tx:
+            answer = self._declare(tx)
             used = {spec.group for spec in self._specs.values() if spec.group}
-            self._gangs.groups.declare(self._request.groups, used)
-            self._gangs.reconcile(now)
+            self._state.workers_version += 1  # groups may have other members
+            self._gangs.groups.declare(tx, self._request.groups, used)
+            self._gangs.reconcile(tx)
             if self._request.found is not None and self._request.all_read and self._state.rebuilt:
-                self._state.all_read()
+                self._state.all_read(tx)
             for worker in self._failed_gangs.values():
-                self._gangs.begin_again(worker, actor, now)
-            self._state.event_log.add(
-                "deploy", now, reason=f"{len(hosts)} host(s), {len(self._specs)} worker(s) declared", actor=actor
-            )
-            self._state.commit()
+                self._gangs.begin_again(tx, worker)
+            hosts = len(self._request.hosts)
+            tx.event("deploy", reason=f"{hosts} host(s), {len(self._specs)} worker(s) declared")
+        return answer
+
+    def _declare(self, tx: Transaction | None) -> dict[str, Any]:
+        """`tx` None: only say what would happen."""
+        self._settle_homes(tx)
         return {
             "fleet_id": self._state.fleet_id,
-            "hosts": hosts,
-            "absent": absent,
+            "hosts": {host.host: self._host(tx, host) for host in self._request.hosts},
+            "absent": self._absent(tx),
             "of_other_inventories": self._of_other_inventories(),
         }
 
-    def _absent(self) -> dict[str, dict[str, Any]]:
+    def _absent(self, tx: Transaction | None) -> dict[str, dict[str, Any]]:
         """The hosts that this inventory named before and names no more: their workers are undeclared, or pruned. The
         hosts of another inventory are none of this one's business."""
         named = self._request.inventory
@@ -175,12 +183,11 @@ class Deployment:
                 "agent_id": agent.agent_id,
                 "ssh": agent.ssh,
                 "procguard_home": agent.procguard_home,
-                "workers": self._told(self._undeclared(agent.agent_id)),
+                "workers": self._told(self._undeclared(tx, agent.agent_id)),
                 "guests": sorted(guests.intersection(living)),
             }
-            if not self._request.check and not agent.undeclared:
-                agent.undeclared = True
-                self._state.index_agent(agent)
+            if tx is not None and not agent.undeclared:
+                tx.edit(agent).undeclared = True
         return found
 
     def _of_other_inventories(self) -> dict[str, str]:
@@ -227,7 +234,7 @@ class Deployment:
                 lent.setdefault(worker.home, []).append(worker)
         return lent
 
-    def _settle_homes(self) -> None:
+    def _settle_homes(self, tx: Transaction | None) -> None:
         """Of the workers that live away from home: a host that declares one it runs is its home, and a host that no
         longer declares one is none. What lives elsewhere is not touched."""
         named = {host.host for host in self._request.hosts}
@@ -239,29 +246,28 @@ class Deployment:
                 workers.remove(worker)
                 if home in named:
                     self._gave_up.setdefault(home, []).append(worker)
-                if not self._request.check:
-                    worker.home = ""
-                    self._state.store_worker(worker)
+                if tx is not None:
+                    tx.edit(worker).home = ""
 
-    def _host(self, declared: HostDeclared, actor: str, now: Now) -> dict[str, Any]:
+    def _host(self, tx: Transaction | None, declared: HostDeclared) -> dict[str, Any]:
         state, agent_id = self._state, declared.host
         agent = state.agents_by_id.get(agent_id)
-        if not self._request.check:
+        if tx is not None:
             if agent is None:
                 agent = AgentRecord(agent_id, declared.host, "deployed")
             inventory = self._request.inventory.name if self._request.inventory else agent.inventory
             new = agent.agent_id not in state.agents_by_id or agent.undeclared or agent.inventory != inventory
             if new or _declared(agent) != _declared(declared):
+                tx.edit(agent)
                 agent.inventory, agent.undeclared = inventory, False
                 if agent.ssh != declared.ssh and agent_id in state.seen:
-                    state.seen[agent_id].recovery_ssh = {"ok": None, "reason": "not tried yet"}
+                    state.seen[agent_id].recovery_ssh = RecoverySsh()
                 agent.ssh, agent.procguard_home = declared.ssh, declared.procguard_home
                 agent.spare, agent.labels, agent.tunnel = declared.spare, declared.labels, declared.tunnel
-                state.index_agent(agent)
-        workers = {
-            worker.worker_id: self._worker(worker.worker_id, agent_id, actor, now) for worker in declared.workers
-        }
-        workers.update(self._undeclared(agent_id))
+                if agent_id not in state.agents_by_id:
+                    tx.add(agent)
+        workers = {worker.worker_id: self._worker(tx, worker.worker_id, agent_id) for worker in declared.workers}
+        workers.update(self._undeclared(tx, agent_id))
         seen = state.seen.get(agent_id)
         return {
             "agent_id": agent_id,
@@ -271,25 +277,24 @@ class Deployment:
             "workers": self._told(workers),
         }
 
-    def _worker(self, worker_id: str, agent_id: str, actor: str, now: Now) -> tuple[Result, str]:
+    def _worker(self, tx: Transaction | None, worker_id: str, agent_id: str) -> tuple[Result, str]:
         state, spec = self._state, self._specs[worker_id]
         worker = state.workers_by_id.get(worker_id)
         if worker is None:
-            return self._new(worker_id, agent_id, spec, now)
+            return self._new(tx, worker_id, agent_id, spec)
         if agent_id not in (worker.agent_id, worker.home):
-            return self._moved(worker, agent_id, spec, actor, now)
+            return self._moved(tx, worker, agent_id, spec)
         changed = worker.spec != spec
         self._differences[worker_id] = differences(worker.spec, spec)
         revived, corrected = worker.undeclared or worker.desired == "removed", ""
-        if (changed or revived) and not self._request.check:
-            specified_anew(worker, spec)
+        if (changed or revived) and tx is not None:
+            replace_spec(tx.edit(worker), spec)
             worker.undeclared = False
             if worker.desired == "removed":
                 worker.desired, worker.generation = "running", worker.generation + 1
                 self._will_start(worker)
             elif changed:
-                corrected = self._correct(worker, actor, now)
-            state.store_worker(worker)
+                corrected = self._correct(worker)
         away = ""
         if worker.agent_id != agent_id:
             away = f"it lives on {worker.host} since it was reassigned; to bring it home: "
@@ -303,7 +308,9 @@ class Deployment:
             return "changed", "restart pending: it runs on with the specification it was started with"
         return "changed", away
 
-    def _new(self, worker_id: str, agent_id: str, spec: messages.WorkerSpec, now: Now) -> tuple[Result, str]:
+    def _new(
+        self, tx: Transaction | None, worker_id: str, agent_id: str, spec: messages.WorkerSpec
+    ) -> tuple[Result, str]:
         state, stopped_by, message = self._state, "", ""
         if state.stopped_by:
             stopped_by, message = "failure handler", f"stopped with all others: {state.stopped_by}"
@@ -319,16 +326,17 @@ class Deployment:
                 stopped_by = "state.rebuild"
                 message = "no host that was read runs it: it is declared stopped; to start it: "
                 message += f"invoke start {worker_id}" + (f" (not read: {', '.join(unread[:10])})" if unread else "")
-        if not self._request.check:
-            worker = WorkerRecord(worker_id, agent_id, agent_id, spec, epoch=state.next_epoch())
+        if tx is not None:
+            worker = WorkerRecord(worker_id, agent_id, agent_id, spec, epoch=state.next_epoch(tx))
             if stopped_by:
-                worker.want("stopped", by=stopped_by, cause="stop_all" if state.stopped_by else "state", now=now)
-            state.agents_by_id[agent_id].withdrawn.pop(worker_id, None)
-            state.index_worker(worker)
+                cause = "stop_all" if state.stopped_by else "state"
+                worker.set_desired("stopped", by=stopped_by, cause=cause, now=tx.now)
+            ownership.confirm(tx, state.agents_by_id[agent_id], worker_id)
+            tx.add(worker)
             self._will_start(worker)
         return "new", message
 
-    def _correct(self, worker: WorkerRecord, actor: str, now: Now) -> str:
+    def _correct(self, worker: WorkerRecord) -> str:
         """A worker that failed, or waits for its next attempt, begins again with its corrected specification and a new
         budget. Of a failed gang that is all of it, once. What is told of it; "" where there was nothing to do."""
         report = self._state.worker_seen[worker.worker_id].report
@@ -354,17 +362,16 @@ class Deployment:
             self._starts[worker.worker_id] = max(worker.attempt, report.attempt if report else 0) + 1
 
     def _moved(
-        self, worker: WorkerRecord, agent_id: str, spec: messages.WorkerSpec, actor: str, now: Now
+        self, tx: Transaction | None, worker: WorkerRecord, agent_id: str, spec: messages.WorkerSpec
     ) -> tuple[Result, str]:
         state = self._state
         view = state.worker(worker.worker_id)
-        if worker.moving.get("to") == agent_id:
-            if not self._request.check:
-                specified_anew(worker, spec)
-                worker.undeclared, worker.moving = False, {**worker.moving, "settles": True}
-                state.store_worker(worker)
+        if worker.moving is not None and worker.moving.to == agent_id:
+            if tx is not None:
+                replace_spec(tx.edit(worker), spec)
+                worker.undeclared, worker.moving = False, dataclasses.replace(worker.moving, settles=True)
             return "unchanged", f"it is moving here from {worker.host}"
-        if not self._leases.surely_gone(worker.worker_id, now):
+        if not self._leases.surely_gone(worker.worker_id, self._now):
             return "refused", (
                 f"it is {view['state']} on {worker.host}; stop it there first (invoke stop {worker.worker_id}), then "
                 f"deploy again; or bring it here: invoke move {worker.worker_id} {agent_id}"
@@ -372,21 +379,20 @@ class Deployment:
         target = state.agents_by_id.get(agent_id)
         if target is not None and worker.worker_id in target.withdrawn:
             return "refused", f"{agent_id} has not confirmed yet that its earlier copy is gone; deploy again soon"
-        if not self._request.check:
+        if tx is not None:
             old = state.agents_by_id.get(worker.agent_id)
             reason = f"moved here from {worker.host}, where it had ended"
             if old is not None and old.kind == "launcher":
-                state.drop_agent(old.agent_id)
+                ownership.drop_agent(tx, old)
             elif old is not None:
-                state.withdraw(old, worker)
-            self._placement.hand_over(worker, agent_id, agent_id)
+                ownership.withdraw(state, tx, old, worker)
+            self._placement.transfer(tx, worker, agent_id, agent_id)
             worker.spec, worker.undeclared, worker.home, worker.moves = spec, False, "", 0
-            state.store_worker(worker)
             self._will_start(worker)
-            state.event_log.add("takeover", now, worker_id=worker.worker_id, host=agent_id, reason=reason, actor=actor)
+            tx.event("takeover", worker_id=worker.worker_id, host=agent_id, reason=reason)
         return "moved", f"from {view['host']}"
 
-    def _undeclared(self, agent_id: str) -> dict[str, tuple[Result, str]]:
+    def _undeclared(self, tx: Transaction | None, agent_id: str) -> dict[str, tuple[Result, str]]:
         """Workers that live here and that the inventory no longer names. Guests whose home declares them are no
         business of this host's, nor are those that the inventory names elsewhere or that are leaving."""
         found: dict[str, tuple[Result, str]] = {}
@@ -400,7 +406,7 @@ class Deployment:
         guests = {worker.worker_id for workers in self._away.values() for worker in workers}
         deployed = {host.host for host in self._request.hosts}
         for worker in self._state.workers_of(agent_id):
-            if worker.worker_id in guests or worker.desired == "removed" or worker.moving:
+            if worker.worker_id in guests or worker.desired == "removed" or worker.moving is not None:
                 continue
             elsewhere = self._declared_on.get(worker.worker_id)
             if elsewhere is not None:
@@ -412,12 +418,11 @@ class Deployment:
                 found[worker.worker_id] = ("removed", "not in the inventory; stopped and removed")
             else:
                 found[worker.worker_id] = ("undeclared", "not in the inventory; it runs on (--prune stops it)")
-            if self._request.check:
+            if tx is None:
                 continue
-            worker.undeclared = True
+            tx.edit(worker).undeclared = True
             if self._request.prune:
                 worker.desired, worker.generation = "removed", worker.generation + 1
-            self._state.store_worker(worker)
         return found
 
 

@@ -1,16 +1,18 @@
 """A host's reputation: a short ledger of what went wrong there, which fades with time.
 
-Pure. The ledger is a list of plain entries (`{"at", "kind", "what"}`), so that it can be stored as it is with the
-agent's record. It orders spares and is shown; it never keeps a host out by itself: that is what cordon is for.
+Pure. It is stored with the agent's record. It orders spares and is shown; it never keeps a host out by itself: that is
+what cordon is for.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
+
+from procguard.fleet.model.records import HostFailure
 
 Kind = Literal["agent_silent", "worker_failed"]
-Ledger = list[dict[str, Any]]
 
 KEEP = 50
 HALF_LIFE_S = 24 * 3600.0  # after a day an entry counts half
@@ -18,15 +20,15 @@ HALF_LIFE_S = 24 * 3600.0  # after a day an entry counts half
 WEIGHT: dict[str, float] = {"agent_silent": 2.0, "worker_failed": 1.0}
 
 
-def noted(ledger: Ledger, kind: Kind, what: str, wall: float) -> Ledger:
+def noted(ledger: Sequence[HostFailure], kind: Kind, what: str, wall: float) -> Sequence[HostFailure]:
     """The ledger with one more entry; the oldest beyond KEEP are dropped."""
-    return [*ledger, {"at": wall, "kind": kind, "what": what[:200]}][-KEEP:]
+    return (*ledger, HostFailure(wall, kind, what[:200]))[-KEEP:]
 
 
-def standing(ledger: Ledger, wall: float) -> float:
+def standing(ledger: Sequence[HostFailure], wall: float) -> float:
     """0 is spotless; each entry adds its weight, halved for every day of its age. A clock set back ages nothing."""
     total = 0.0
     for entry in ledger:
-        age_s = max(0.0, wall - float(entry["at"]))
-        total += WEIGHT.get(str(entry.get("kind")), 1.0) * math.exp2(-age_s / HALF_LIFE_S)
+        age_s = max(0.0, wall - entry.at)
+        total += WEIGHT.get(entry.kind, 1.0) * math.exp2(-age_s / HALF_LIFE_S)
     return total

@@ -6,7 +6,7 @@ the task waits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 NAMED_REASONS = 5  # in one sentence; the rest is counted
@@ -35,7 +35,7 @@ class Place:
     home: bool = False  # its inventory declares the task here: it needs to be no spare and no label to have it back
     carries: int = 0
     carries_most: int | None = None
-    labels: dict[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
     gpus_free: int | None = 0  # None: it does not say
     standing: float = 0.0  # its reputation: 0 is spotless, more is worse
     workers: int = 0

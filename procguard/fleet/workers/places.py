@@ -14,9 +14,10 @@ import dataclasses
 from procguard.errors import Conflict, NotFound
 from procguard.fleet.leases import Leases
 from procguard.fleet.model.clock import Now, iso
-from procguard.fleet.model.records import AgentRecord, WorkerRecord
+from procguard.fleet.model.records import AgentRecord, HostCordon, Move, WorkerRecord
 from procguard.fleet.state import FleetState
-from procguard.fleet.workers import failure_history, placement
+from procguard.fleet.transaction import Transaction
+from procguard.fleet.workers import failure_history, ownership, placement
 
 ATTEMPTS_UNHEARD = 10  # starts that a host may have made while nobody heard of them, within one lease of a minute
 
@@ -63,7 +64,7 @@ class PlacementService:
             host=agent.host,
             deployed=agent.kind == "deployed",
             connected=seen.state == "connected" and seen.poll_lost_at is None,
-            cordoned=str(agent.cordon.get("reason", "")) if agent.cordon else "",
+            cordoned=agent.cordon.reason if agent.cordon is not None else "",
             spare=bool(agent.spare),
             carries=sum(1 for worker in workers if worker.home not in ("", agent.agent_id)),
             carries_most=int(agent.spare) if limited else None,
@@ -85,26 +86,25 @@ class PlacementService:
 
     # ------------------------------------------------------------------------------------------ changing hands
 
-    def hand_over(self, worker: WorkerRecord, agent_id: str, host: str) -> None:
+    def transfer(self, tx: Transaction, worker: WorkerRecord, agent_id: str, host: str) -> None:
         """Give a worker whose old instance is surely gone to another agent: with a new epoch, to be started there."""
-        self._state.place_on(worker, agent_id, host)
+        ownership.transfer(self._state, tx, worker, agent_id, host)
         self._leases.ended(worker.worker_id)
 
     def reassign(
         self,
+        tx: Transaction,
         worker: WorkerRecord,
         agent_id: str,
         reason: str,
-        now: Now,
         *,
         actor: str,
         run: bool = True,
         counts: bool = False,
     ) -> None:
         """Give the task to `agent_id` under a new epoch; its last agent finds its right withdrawn. Raises Conflict
-        where its instance may still be alive, there or on the new host. Durable with the next commit. `counts`: against
-        max_recovery_attempts."""
-        verdict = self._leases.judge(worker.worker_id, now)
+        where its instance may still be alive, there or on the new host. `counts`: against max_recovery_attempts."""
+        verdict = self._leases.judge(worker.worker_id, tx.now)
         target = self._state.agents_by_id[agent_id]
         if not verdict.gone:
             raise Conflict(f"{worker.worker_id} cannot go to {target.host}: {verdict.reason}", "wait, or stop it first")
@@ -116,22 +116,21 @@ class PlacementService:
             )
         old = self._state.agents_by_id.get(worker.agent_id)
         before = worker.host
+        tx.edit(worker)
         if verdict.by_time:
             # Its host may have restarted it unheard. Attempts name logs for ever: the new host begins above them.
             worker.attempt += ATTEMPTS_UNHEARD + int(worker.spec.lease_s / 60)
         if old is not None:
-            self._state.withdraw(old, worker)
+            ownership.withdraw(self._state, tx, old, worker)
         worker.moves += counts
         worker.home = worker.home or worker.agent_id
-        self.hand_over(worker, agent_id, target.host)
+        self.transfer(tx, worker, agent_id, target.host)
         if not run:
-            worker.want("stopped", by=actor, cause="operator", now=now)
+            worker.set_desired("stopped", by=actor, cause="operator", now=tx.now)
         if worker.home == agent_id:
             worker.home = ""
-        self._state.store_worker(worker)
-        self._state.event_log.add(
+        tx.event(
             "reassigned",
-            now,
             worker_id=worker.worker_id,
             host=target.host,
             before=before,
@@ -147,24 +146,15 @@ class PlacementService:
         with it in each round, also in the next manager."""
         worker, target = self._state.find(worker_id), self._deployed(host)
         self._refuse_move(worker, target, now)
-        if worker.desired == "running":
-            worker.want("stopped", by=actor, cause="operator", now=now)
-            worker.generation += 1
-            run = True
-        else:
-            run = bool(worker.moving.get("run"))
-        worker.moving = {"to": target.agent_id, "run": run, "actor": actor}
-        self._state.store_worker(worker)
-        self._state.event_log.add(
-            "move",
-            now,
-            worker_id=worker_id,
-            host=worker.host,
-            reason=f"to {host}, as soon as it has stopped here",
-            actor=actor,
-            cause="operator",
-        )
-        self._state.commit()
+        with self._state.transaction(now, actor) as tx:
+            tx.edit(worker)
+            run = worker.desired == "running" or (worker.moving is not None and worker.moving.run)
+            if worker.desired == "running":
+                worker.set_desired("stopped", by=actor, cause="operator", now=now)
+                worker.generation += 1
+            worker.moving = Move(target.agent_id, run, actor)
+            where = f"to {host}, as soon as it has stopped here"
+            tx.event("move", worker_id=worker_id, host=worker.host, reason=where, cause="operator")
 
     def _refuse_move(self, worker: WorkerRecord, target: AgentRecord, now: Now) -> None:
         who, where = worker.worker_id, target.host
@@ -187,53 +177,44 @@ class PlacementService:
             )
 
     def moved(self, now: Now) -> None:
-        """Go on with the operators' moves: whoever has stopped goes to its new host."""
-        for worker in self._state.workers_by_id.values():
-            if not worker.moving or not self._leases.surely_gone(worker.worker_id, now):
+        """Go on with the operators' moves: whoever has stopped goes to its new host. Durable with the next commit."""
+        for worker in [one for one in self._state.workers_by_id.values() if one.moving is not None]:
+            move = worker.moving
+            if move is None or not self._leases.surely_gone(worker.worker_id, now):
                 continue
             if worker.gang and not worker.held:
                 continue  # its gang is about to stop
-            target = self._state.agents_by_id.get(str(worker.moving["to"]))
-            if target is None:
-                worker.moving = {}
-                self._state.store_worker(worker)
-            elif worker.worker_id not in target.withdrawn:
-                run, actor = bool(worker.moving.get("run")), str(worker.moving.get("actor", ""))
-                settles = bool(worker.moving.get("settles"))  # the inventory declares it there by now
-                self.reassign(worker, target.agent_id, "moved by an operator", now, actor=actor, run=run)
-                if settles:
-                    worker.home = ""
-                    self._state.store_worker(worker)
+            target = self._state.agents_by_id.get(move.to)
+            with self._state.transaction(now, move.actor, wait="nothing") as tx:
+                if target is None:
+                    tx.edit(worker).moving = None
+                elif worker.worker_id not in target.withdrawn:
+                    self.reassign(tx, worker, move.to, "moved by an operator", actor=move.actor, run=move.run)
+                    if move.settles:  # the inventory declares it there by now
+                        worker.home = ""
 
     # ------------------------------------------------------------------------------------------ cordons
 
     def cordon(self, host: str, reason: str, actor: str, now: Now) -> None:
         """No new tasks are placed there by the manager; what runs there runs on. Durable."""
         agent = self._deployed(host)
-        agent.cordon = {"reason": reason or "cordoned", "actor": actor, "at": iso(now.wall)}
-        self._changed(agent)
-        self._state.event_log.add("host_cordoned", now, host=host, reason=str(agent.cordon["reason"]), actor=actor)
-        self._state.commit()
+        with self._state.transaction(now, actor) as tx:
+            tx.edit(agent).cordon = HostCordon(reason or "cordoned", actor, iso(now.wall))
+            tx.event("host_cordoned", host=host, reason=reason or "cordoned")
 
     def uncordon(self, host: str, actor: str, now: Now) -> None:
         """Tasks may be placed there again. Durable."""
         agent = self._deployed(host)
-        if agent.cordon:
-            agent.cordon = {}
-            self._changed(agent)
-            self._state.event_log.add("host_uncordoned", now, host=host, reason="tasks may be placed here", actor=actor)
-            self._state.commit()
+        if agent.cordon is not None:
+            with self._state.transaction(now, actor) as tx:
+                tx.edit(agent).cordon = None
+                tx.event("host_uncordoned", host=host, reason="tasks may be placed here")
 
-    def note_failure(self, agent_id: str, kind: failure_history.Kind, what: str, now: Now) -> None:
-        """Into the host's ledger; durable with the next commit."""
+    def note_failure(self, tx: Transaction, agent_id: str, kind: failure_history.Kind, what: str) -> None:
+        """Into the host's failure history."""
         agent = self._state.agents_by_id.get(agent_id)
         if agent is not None:
-            agent.ledger = failure_history.noted(agent.ledger, kind, what, now.wall)
-            self._changed(agent)
-
-    def _changed(self, agent: AgentRecord) -> None:
-        self._state.put("agents", agent.agent_id, agent)
-        self._state.notify("hosts", agent.agent_id, self._state.host_view(agent.agent_id))
+            tx.edit(agent).ledger = failure_history.noted(agent.ledger, kind, what, tx.now.wall)
 
     def _deployed(self, host: str) -> AgentRecord:
         agent = self._state.agents_by_id.get(host)

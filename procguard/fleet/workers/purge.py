@@ -15,6 +15,7 @@ from procguard.fleet.fleet import Fleet
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import WorkerRecord
 from procguard.fleet.operations.confirmations import LASTS_S, Previews
+from procguard.fleet.transaction import Transaction
 from remote_agent.protocol import states
 
 NAMED = 100  # of those that are shown, and of those that were refused
@@ -50,23 +51,24 @@ class Purge:
         preview = self._previews.find(token, owner or actor, now)
         self._previews.use_up(token)
         refused: list[dict[str, str]] = []
-        done = 0
-        for number, worker_id in enumerate(preview.worker_ids, 1):
-            try:
-                worker = self._fleet.state.workers_by_id.get(worker_id)
-                if worker is None:
-                    raise NotFound(f"{worker_id} is gone already", "nothing needs to be done")
-                if not self._is_gone(worker, preview.silent_s, now):
-                    raise Conflict(f"{worker_id} is part of the fleet again", "leave it")
-                self._fleet.workers.take_out(worker_id, actor, now)
-                done += 1
-            except ProcGuardError as exc:
-                refused.append({"worker_id": worker_id, "message": exc.message, "next": exc.next_step})
-            if number % AT_ONCE == 0:
-                self._fleet.state.commit()
-                self._pause()
-        self._fleet.state.commit()
+        for begin in range(0, len(preview.worker_ids), AT_ONCE):
+            with self._fleet.state.transaction(now, actor) as tx:
+                for worker_id in preview.worker_ids[begin : begin + AT_ONCE]:
+                    try:
+                        self._take_out(tx, worker_id, preview.silent_s)
+                    except ProcGuardError as exc:
+                        refused.append({"worker_id": worker_id, "message": exc.message, "next": exc.next_step})
+            self._pause()
+        done = len(preview.worker_ids) - len(refused)
         return {"taken_out": done, "refused": len(refused), "refusals": refused[:NAMED]}
+
+    def _take_out(self, tx: Transaction, worker_id: str, silent_s: float) -> None:
+        worker = self._fleet.state.workers_by_id.get(worker_id)
+        if worker is None:
+            raise NotFound(f"{worker_id} is gone already", "nothing needs to be done")
+        if not self._is_gone(worker, silent_s, tx.now):
+            raise Conflict(f"{worker_id} is part of the fleet again", "leave it")
+        self._fleet.workers.take_out(tx, worker_id)
 
     def _turn(self, number: int) -> bool:
         if number % AT_ONCE == 0:

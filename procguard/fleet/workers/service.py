@@ -15,6 +15,8 @@ from procguard.fleet.leases import Leases
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import CommandRecord, settled
 from procguard.fleet.state import FleetState
+from procguard.fleet.transaction import Transaction
+from procguard.fleet.workers import ownership
 from procguard.fleet.workers.deployment import Deployment
 from procguard.fleet.workers.places import PlacementService
 from remote_agent.protocol import messages, states
@@ -36,23 +38,19 @@ class WorkerService:
     ) -> CommandRecord:
         """Accept a start, stop, restart or kill; durable. start and stop converge, restart and kill mean the attempt
         that is alive now. `origin`: from where it was asked, for the history."""
-        worker = self._state.find(worker_id)
-        record = self.accept(worker_id, verb, actor, now, reason, origin=origin)
-        self._state.commit()
-        self._state.notify("workers", worker_id, self._state.worker_view(worker))
-        return record
+        with self._state.transaction(now, actor) as tx:
+            return self.accept(tx, worker_id, verb, reason, origin=origin)
 
     def accept(
         self,
+        tx: Transaction,
         worker_id: str,
         verb: str,
-        actor: str,
-        now: Now,
         reason: str = "",
         operation_id: str = "",
         origin: str = "",
     ) -> CommandRecord:
-        """A command that its caller makes durable and shows: an operation accepts a hundred with one commit."""
+        """The same within a transaction: an operation accepts a hundred with one commit."""
         worker = self._state.find(worker_id)
         if verb not in messages.VERBS:
             raise UsageError(
@@ -65,52 +63,52 @@ class WorkerService:
         report = self._state.worker_seen[worker_id].report
         state = report.state if report else worker.last_state
         attempt = report.attempt if report else worker.attempt
+        tx.show("workers", worker_id)
         if worker.gang:
-            asked = Asked(verb, attempt, actor, reason, operation_id, origin)  # type: ignore[arg-type]
-            record = self._gangs.accept(worker, asked, now)
+            asked = Asked(verb, attempt, reason, operation_id, origin)  # type: ignore[arg-type]
+            record = self._gangs.accept(tx, worker, asked)
             if verb in ("start", "restart") and self._state.stopped_by:
-                self._state.hold_stopped("")
-            self._state.command_event(record, now)
+                self._state.hold_stopped(tx, "")
+            self._state.command_event(tx, record)
             return record
         if verb == "restart" and (settled(state) or worker.desired == "stopped"):
             verb = "start"  # nothing is alive to be restarted: a start is what was meant
         if verb in ("start", "stop", "kill"):
-            worker.want("running" if verb == "start" else "stopped", by=actor, cause="operator", now=now)
+            desired: messages.Desired = "running" if verb == "start" else "stopped"
+            tx.edit(worker).set_desired(desired, by=tx.actor, cause="operator", now=tx.now)
             worker.generation += 1
-            if worker.moving:  # a start calls the operator's move off; a stop lets it end stopped, there
-                worker.moving = {} if verb == "start" else {**worker.moving, "run": False}
-            self._state.put("workers", worker_id, worker)
-            if verb == "start" and self._state.stopped_by:
-                self._state.hold_stopped("")  # somebody has looked and wants work to go on
-        record = self._state.outbox.add(
+            if verb == "start":  # calls the operator's move off; a stop lets it end stopped, there
+                worker.moving = None
+                if self._state.stopped_by:
+                    self._state.hold_stopped(tx, "")  # somebody has looked and wants work to go on
+            else:
+                worker.stop_moving_on()
+        record = self._state.command_queue.add(
+            tx,
             worker,
             verb,  # type: ignore[arg-type]
             attempt,
-            actor,
-            now,
             reason=reason,
             operation_id=operation_id,
             origin=origin,
         )
         if verb == "kill" and settled(state):
-            self._state.outbox.finish(record, "done", f"was {state} already; stays stopped", now)
-        self._state.command_event(record, now)
-        self._state.touch(worker.agent_id)
+            self._state.command_queue.finish(tx, record, "done", f"was {state} already; stays stopped")
+        self._state.command_event(tx, record)
         return record
 
-    def stop_all(self, reason: str, now: Now) -> int:
+    def stop_all(self, tx: Transaction, reason: str) -> int:
         """recovery.stop_all_on_failure: every worker is stopped and stays so; what is declared from now on is declared
-        stopped, until an operator starts something. Returns how many that concerned. Durable with the next commit."""
+        stopped, until an operator starts something. Returns how many that concerned."""
         count = 0
-        self._state.hold_stopped(reason)
+        self._state.hold_stopped(tx, reason)
         for worker in self._state.workers_by_id.values():
             if worker.desired == "running":
-                worker.want("stopped", by="failure handler", cause="stop_all", now=now)
+                tx.edit(worker).set_desired("stopped", by="failure handler", cause="stop_all", now=tx.now)
                 worker.generation += 1
-                worker.moving = {**worker.moving, "run": False} if worker.moving else {}
-                self._state.store_worker(worker)
+                worker.stop_moving_on()
                 count += 1
-        self._state.event_log.add("stop_all", now, reason=reason, actor="failure handler")
+        tx.event("stop_all", reason=reason, actor="failure handler")
         return count
 
     def set_suspect(self, worker_id: str, evidence: str, now: Now) -> None:
@@ -118,29 +116,28 @@ class WorkerService:
         worker = self._state.workers_by_id[worker_id]
         self._state.worker_seen[worker_id].suspect = evidence
         kind, reason = ("worker_suspect", evidence) if evidence else ("worker_clear", "no longer suspect")
-        self._state.event_log.add(
-            kind, now, worker_id=worker_id, host=worker.host, reason=reason, actor="monitor", source=worker.agent_id
-        )
-        self._state.notify("workers", worker_id, self._state.worker_view(worker))
+        with self._state.transaction(now, "monitor", wait="nothing") as tx:
+            tx.event(kind, worker_id=worker_id, host=worker.host, reason=reason, source=worker.agent_id)
+            tx.show("workers", worker_id)
 
     # ------------------------------------------------------------------------------------------ leaving
 
     def forget(self, worker_id: str, actor: str, now: Now) -> None:
         """Drop a worker that is settled or whose agent is gone; durable."""
-        self.take_out(worker_id, actor, now)
-        self._state.commit()
+        with self._state.transaction(now, actor) as tx:
+            self.take_out(tx, worker_id)
 
-    def take_out(self, worker_id: str, actor: str, now: Now) -> None:
-        """The same, durable with the next commit: a purge takes out a hundred with one."""
+    def take_out(self, tx: Transaction, worker_id: str) -> None:
+        """The same within a transaction: a purge takes out a hundred with one commit."""
         worker = self._state.find(worker_id)
         view = self._state.worker(worker_id)
         if view["state"] not in (*states.SETTLED, states.UNKNOWN):
             raise Conflict(
                 f"{worker_id} is {view['state']} on {worker.host}", f"stop it first: invoke stop {worker_id}"
             )
-        verdict = self._leases.judge(worker_id, now)
+        verdict = self._leases.judge(worker_id, tx.now)
         if not verdict.gone and verdict.wait_s is not None:
             raise Conflict(
                 f"{worker_id} cannot be forgotten yet: {verdict.reason}", f"try again in {verdict.wait_s:.0f} s"
             )
-        self._state.drop_worker(worker, now, "forgotten", actor)
+        ownership.drop_worker(self._state, tx, worker, "forgotten", forgotten=True)

@@ -11,10 +11,10 @@ from procguard.fleet.model.records import (
     AgentObserved,
     AgentRecord,
     CommandRecord,
+    CommandStatus,
     PendingLauncher,
     WorkerObserved,
     WorkerRecord,
-    to_dict,
 )
 from remote_agent.protocol import messages
 
@@ -29,20 +29,13 @@ def observed_state(worker: WorkerRecord, seen: WorkerObserved, agent_reachable: 
     return (known if agent_reachable else "unknown"), known
 
 
-def declared_digest(worker: WorkerRecord, seen: WorkerObserved) -> str:
-    """The launch digest of what is declared; specifications are replaced, never changed in place."""
-    if seen.launch_digest is None or seen.launch_digest[0] is not worker.spec:
-        seen.launch_digest = (worker.spec, messages.launch_digest(worker.spec))
-    return seen.launch_digest[1]
-
-
 def shown_reason(worker: WorkerRecord, seen: WorkerObserved, state: str, agent_reason: str) -> str:
     """Why it is as it is; `agent_reason` is said where its agent is out of reach."""
     reason = causes.true_reason(seen.report.reason if seen.report else worker.last_reason, worker)
     if state == "unknown":
         reason = agent_reason or "the agent is out of reach"
-    plight = seen.plight.get("reason")
-    return "; ".join(filter(None, (reason, plight))) if plight else reason
+    waits = seen.recovery_status
+    return "; ".join(filter(None, (reason, waits.reason))) if waits is not None else reason
 
 
 def suspicion(seen: WorkerObserved) -> str | None:
@@ -52,10 +45,11 @@ def suspicion(seen: WorkerObserved) -> str | None:
     return (seen.report.suspect if seen.report else "") or seen.suspect
 
 
-def command_view(record: CommandRecord) -> dict[str, Any]:
+def command_view(record: CommandRecord, status: CommandStatus) -> dict[str, Any]:
     """A command's whole life: who asked, when, why, and what became of it."""
     return {
-        **to_dict(record),
+        **messages.encode(record),
+        "status": status,
         "accepted_at": iso(record.accepted_wall),
         "finished_at": iso(record.finished_wall),
     }
@@ -66,14 +60,30 @@ def shown_address(agent: AgentRecord, seen: AgentObserved) -> str:
 
 
 def tunnel(agent: AgentRecord, seen: AgentObserved) -> dict[str, Any] | None:
-    return {"state": "opening", **seen.tunnel, "port": agent.tunnel_port} if agent.tunnel else None
+    if not agent.tunnel:
+        return None
+    return {**(messages.encode(seen.tunnel) if seen.tunnel else {"state": "opening"}), "port": agent.tunnel_port}
 
 
 def rotation(agent: AgentRecord) -> dict[str, Any] | None:
     """{"id", "state": "asked" or "taken", "at", "actor"}; None: no new secret is asked for."""
-    if not agent.rotation:
+    if agent.rotation is None:
         return None
-    return {**agent.rotation, "at": iso(agent.rotation["at"]), "state": "taken" if agent.next_sha256 else "asked"}
+    asked = messages.encode(agent.rotation)
+    return {**asked, "at": iso(agent.rotation.at), "state": "taken" if agent.next_sha256 else "asked"}
+
+
+def recovery(agent: AgentRecord) -> dict[str, Any] | None:
+    spent = agent.incident
+    return {"starts": spent.starts, "outcome": spent.outcome, "reason": spent.reason} if spent is not None else None
+
+
+def last_failure(agent: AgentRecord) -> dict[str, Any] | None:
+    return {**messages.encode(agent.ledger[-1]), "at": iso(agent.ledger[-1].at)} if agent.ledger else None
+
+
+def plain(value: Any) -> dict[str, Any] | None:
+    return None if value is None else messages.encode(value)
 
 
 def pending_view(pending: PendingLauncher) -> dict[str, Any]:

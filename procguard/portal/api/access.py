@@ -15,7 +15,7 @@ from procguard.agent_api.declaration import delete, get, post
 from procguard.agent_api.decode import Hints
 from procguard.agent_api.interface import Principal
 from procguard.errors import LimitExceeded, ProcGuardError, Refused
-from procguard.fleet.agents.credentials import MAX_LIFE_S, MAX_USES
+from procguard.fleet.agents.credentials import MAX_LIFE_S, MAX_USES, Tokens
 from procguard.fleet.agents.token_scopes import AGENT_SCOPE, SCOPES, SCOPES_SHOWN, how_to_replace
 from procguard.fleet.model import clock
 from procguard.fleet.model.records import TokenRecord
@@ -151,13 +151,13 @@ class AccessApi(Resource):
         `{"scope": "operator" | "viewer" | "enroll" | "metrics" | "agent:ID", "name", "expires_in_s", "uses"}`; `uses`:
         so many launchers an `enroll` token lets in.
         """
-        http_io.note_change(f"scope {body.scope}, name {body.name}")
+        http_io.note_change(f"scope {body.scope}, name {body.name}", final=False)
         token = new_token()
         record = self.fleet.tokens.add(
             body.scope, body.name, secret_sha256(token), caller.actor, clock.read(), body.expires_in_s, body.uses
         )
         http_io.note_change(f"{record.token_id}, scope {body.scope}, name {body.name}")
-        return NewToken(**vars(_token_view(record)), token=token)
+        return NewToken(**vars(_token_view(self.fleet.tokens, record)), token=token)
 
     @get("/api/tokens", "operator", tag="access", zh="令牌列表")
     def tokens(self) -> TokenList:
@@ -165,7 +165,7 @@ class AccessApi(Resource):
 
         With `created_by`, `expires_at`, `uses_left`, `last_used_at`, `last_used_from`.
         """
-        return TokenList([_token_view(record) for record in self.fleet.tokens.all()])
+        return TokenList([_token_view(self.fleet.tokens, record) for record in self.fleet.tokens.all()])
 
     @delete("/api/tokens/<token_id>", "operator", tag="access", zh="撤销令牌", errors=(404,))
     def revoke(self, token_id: str, caller: Principal) -> TokenRevoked:
@@ -274,7 +274,8 @@ def new_token() -> str:
     return TOKEN_PREFIX + secrets.token_urlsafe(32)
 
 
-def _token_view(record: TokenRecord) -> Token:
+def _token_view(tokens: Tokens, record: TokenRecord) -> Token:
+    used_wall, used_from = tokens.last_use(record)
     return Token(
         token_id=record.token_id,
         name=record.name,
@@ -283,8 +284,8 @@ def _token_view(record: TokenRecord) -> Token:
         created_by=record.created_by,
         expires_at=clock.iso(record.expires_wall),
         uses_left=record.uses_left,
-        last_used_at=clock.iso(record.used_wall),
-        last_used_from=record.used_from,
+        last_used_at=clock.iso(used_wall),
+        last_used_from=used_from,
     )
 
 

@@ -64,8 +64,10 @@ class ManagerApi(Resource):
 
         503 while its disk takes none: then every change is answered 503 `not_durable`, heartbeats go on.
         """
-        if self.fleet.state.unwritten:  # it was loaded before this object could be built
-            raise NotDurable(self.fleet.state.unwritten, "free space or repair the disk; nothing else needs to be done")
+        if self.fleet.state.durability.unwritten:  # it was loaded before this object could be built
+            raise NotDurable(
+                self.fleet.state.durability.unwritten, "free space or repair the disk; nothing else needs to be done"
+            )
         return Ready(self.fleet.state.fleet_id)
 
     @get("/metrics", "viewer or metrics", tag="manager", zh="Prometheus 指标", answers={200: str}, media=(TEXT,))

@@ -224,6 +224,7 @@ class PurgeApi(Resource):
 
         `{"token"}` → `{"taken_out", "refused", "refusals"}`: each that may still run is refused.
         """
+        http_io.note_change("", final=False)
         done = self._purge.carry_out(body.token, caller.actor, clock.read(), caller.identity)
         http_io.note_change(f"{done['taken_out']} workers taken out, {done['refused']} refused")
         return cast(Purged, done)
@@ -254,6 +255,7 @@ class OperationsApi(Resource):
 
         With the preview's token ([below](#batch-operations)).
         """
+        http_io.note_change("", final=False)
         options = OperationOptions(
             concurrency=DEFAULT_CONCURRENCY if body.concurrency is None else body.concurrency,
             max_failures="" if body.max_failures is None else str(body.max_failures),

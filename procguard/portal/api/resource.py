@@ -103,7 +103,7 @@ class Resource:
     def mount(self, app: bottle.Bottle) -> None:
         for route in routes_of(type(self)):  # type: ignore[arg-type]
             answer = http_io.answered(_calling(route, getattr(self, route.handler)))
-            app.route(route.path, route.method, answer, who=route.who)
+            app.route(route.path, route.method, answer, who=route.who, status=route.status)
 
 
 def _calling(route: Route, handler: Callable[..., Any]) -> Callable[..., Any]:

@@ -90,7 +90,7 @@ class Auth:
         self._why_forwarded = clients.why_forwarded if why_forwarded is None else why_forwarded
         self._listed_uid = clients.listed_uid if listed_uid is None else listed_uid
         self.uses = LiveUses(self._stands)
-        fleet.tokens.on_ended(self._token_ended)
+        fleet.state.bus.token_ended.subscribe(self._token_ended)
         sessions.on_closed(self.uses.end_session)
         self._agent_sessions = agent_sessions
         self.ca_file = ""  # of the manager's own CA, where it speaks https by that

@@ -2,13 +2,17 @@
 
 Owns three logs of the store's history (changes, log-ins, refusals), which are read as one. Each has a share of its own,
 in memory and on disk, so that neither log-ins nor refusals drive changes out. All changes are written; of one token's
-log-ins and one caller's refusals only so many, and the rest is counted. Reads nothing but requests.
+log-ins and one caller's refusals only so many, and the rest is counted. A change and its record are one commit, where
+it is known by then what it changes; a record of its own follows where the answer was another. Reads nothing but
+requests.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from procguard.admission.rate import Sparing
@@ -18,7 +22,7 @@ from procguard.errors import ProcGuardError
 from procguard.fleet.history.events import EventBounds, EventLog, Numbers
 from procguard.fleet.history.query import EventQuery
 from procguard.fleet.model import clock
-from procguard.fleet.store.interface import Fenced, NotDurable, Store
+from procguard.fleet.store.interface import Fenced, Line, NotDurable, Store
 
 REFUSALS_AT_ONCE, REFUSALS_PER_S = 60, 1 / 60  # of one known caller; of all strangers together
 LOGINS_AT_ONCE, LOGINS_PER_S = 30, 30 / 3600  # of one token
@@ -40,6 +44,17 @@ _SHARES = (_Share("audit", 5_000, 0.5), _Share("audit-logins", 2_000, 0.25), _Sh
 _CHANGES, _LOGINS, _REFUSED = range(len(_SHARES))
 
 
+@dataclass
+class _Change:
+    """A request under way. `written`: what the commit of its change said of it, (status, words)."""
+
+    environ: dict[str, Any]
+    caller: Principal
+    names: Mapping[str, str]
+    status: int  # with which it is answered where nothing goes wrong
+    written: tuple[int, str] | None = None
+
+
 class Audit:
     def __init__(self, store: Store, max_bytes: int) -> None:
         """Of a store that was loaded."""
@@ -50,20 +65,44 @@ class Audit:
         ]
         for log in self._logs:
             log.restore()
+        # Of whoever runs now: each request has a greenlet or thread of its own.
+        self._under_way: ContextVar[_Change | None] = ContextVar("change", default=None)
         self._refusals = Sparing(REFUSALS_AT_ONCE, REFUSALS_PER_S)
         self._logins = Sparing(LOGINS_AT_ONCE, LOGINS_PER_S)
 
-    def changed(self, environ: dict[str, Any], caller: Principal, names: Mapping[str, str], status: int) -> None:
-        """A request that was let in, answered with `status`. `names`: what its address names (worker_id, host, …)."""
-        self._add(
-            _CHANGES,
-            "change",
-            environ,
-            status,
-            caller,
-            worker_id=names.get("worker_id", "")[:64],
-            host=(names.get("host") or names.get("agent_id") or "")[:100],
-        )
+    def begin(self, environ: dict[str, Any], caller: Principal, names: Mapping[str, str], status: int) -> None:
+        """A request was let in that may change something. `names`: what its address names (worker_id, host, …);
+        `status`: with which it is answered where nothing goes wrong. Until `end`, what it commits carries its record.
+        """
+        self._under_way.set(_Change(environ, caller, names, status))
+
+    def take(self) -> list[Line]:
+        """The record of the request under way here, for the commit of its change; [] where there is none, or it is not
+        known yet what it changes."""
+        change = self._under_way.get()
+        if change is None or change.written is not None:
+            return []
+        said, final = http_io.noted_change(change.environ)
+        if not final:
+            return []
+        change.written = (change.status, said)
+        self._note(change, change.status, said)
+        return self._logs[_CHANGES].take()
+
+    def end(self, status: int) -> None:
+        """It was answered with `status`."""
+        change = self._under_way.get()
+        self._under_way.set(None)
+        if change is not None:
+            said, _ = http_io.noted_change(change.environ)
+            if change.written != (status, said):
+                self._note(change, status, said)
+                self._flush(_CHANGES)
+
+    def _note(self, change: _Change, status: int, said: str) -> None:
+        names = change.names
+        worker_id, host = names.get("worker_id", "")[:64], (names.get("host") or names.get("agent_id") or "")[:100]
+        self._add(_CHANGES, "change", change.environ, status, change.caller, said, worker_id, host)
 
     def refused(self, environ: dict[str, Any], exc: ProcGuardError) -> None:
         """A change or a log-in that was not let in."""
@@ -71,7 +110,8 @@ class Audit:
         more = self._refusals.untold(caller.identity if caller is not None else "", clock.read().monotonic)
         if more is not None:
             what = exc.message + (f" (and {more} more refusals before this one)" if more else "")
-            self._add(_REFUSED, "refused", environ, exc.http_status, caller, what=what)
+            self._add(_REFUSED, "refused", environ, exc.http_status, caller, what)
+            self._flush(_REFUSED)
 
     def logged_in(self, environ: dict[str, Any], caller: Principal) -> None:
         self._add_login("login", environ, caller)
@@ -83,7 +123,8 @@ class Audit:
         more = self._logins.untold(caller.token_id, clock.read().monotonic)
         if more is not None:
             what = f"and {more} more log-ins and log-outs of this token before this one" if more else ""
-            self._add(_LOGINS, kind, environ, 200, caller, what=what)
+            self._add(_LOGINS, kind, environ, 200, caller, what)
+            self._flush(_LOGINS)
 
     def find(self, query: EventQuery, limit: int) -> list[Record]:
         """The newest `limit` records that match, oldest first."""
@@ -108,12 +149,10 @@ class Audit:
     ) -> None:
         path = environ.get("bottle.raw_path") or environ.get("PATH_INFO", "")
         request = f"{environ.get('REQUEST_METHOD', '?')} {path[:MAX_PATH_CHARS]}"
-        said = what or http_io.noted_change(environ)
-        log = self._logs[share]
-        log.add(
+        self._logs[share].add(
             kind,
             clock.read(),
-            reason=f"{request}: {said}" if said else request,
+            reason=f"{request}: {what}" if what else request,
             actor=caller.actor if caller is not None else "",
             worker_id=worker_id,
             host=host,
@@ -125,5 +164,7 @@ class Audit:
                 "request_id": environ.get("procguard.request_id", ""),
             },
         )
+
+    def _flush(self, share: int) -> None:
         with contextlib.suppress(NotDurable, Fenced):  # told elsewhere: the change itself was not acknowledged, either
-            log.flush()
+            self._logs[share].flush()

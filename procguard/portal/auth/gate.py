@@ -54,9 +54,15 @@ class Gate:
                     self._audit.refused(environ, exc)
                 return http_io.error_response(exc, http_io.request_id())
             environ[http_io.CLOSE_USE] = self._access.hold(caller, functools.partial(_cut, environ))
-            result = callback(**arguments)
-            if changes:
-                self._audit.changed(environ, caller, arguments, getattr(result, "status_code", 200))
+            if not changes:
+                return callback(**arguments)
+            status = 500
+            self._audit.begin(environ, caller, arguments, route.config.get("status", 200))
+            try:
+                result = callback(**arguments)
+                status = getattr(result, "status_code", 200)
+            finally:
+                self._audit.end(status)
             return result
 
         return gated

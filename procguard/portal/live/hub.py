@@ -9,6 +9,7 @@ connections; not who is connected where.
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections import deque
@@ -135,8 +136,10 @@ class LiveHub:
         self._greenlet: Any = None
 
     def start(self) -> None:
-        self._fleet.state.on_change(self._on_change)
-        self._fleet.state.on_look(self._is_seen)
+        bus = self._fleet.state.bus
+        for name, signal in bus.topics.items():
+            signal.subscribe(functools.partial(self._on_change, name))
+        bus.events.subscribe(self._on_event)
         self._log_store.on_append(self._on_log)
         self._greenlet = gevent.spawn(self._loop)
 
@@ -149,30 +152,39 @@ class LiveHub:
 
     # ------------------------------------------------------------------------------------------------ changes
 
-    def _on_change(self, topic: str, item_id: str, view: Any) -> None:
-        """`view` {}: somebody would have to make it first."""
-        rows = self._rows.get(topic)
+    def _on_change(self, topic: str, item_id: str) -> None:
+        """A view is made only where somebody sees it."""
+        rows, whole = self._rows.get(topic), self._topics[topic]
         seen = rows is not None and rows.touch(item_id)
-        if self._singles and rows is not None:
-            single = self._singles.get(f"{topic[:-1]}:{item_id}")
-            if single is not None:
-                single.change(item_id, view if view is None else self._view(topic, item_id))
-                seen = True
-        if view == {}:
-            self._topics[topic].skip()
-            if topic == "workers" and not seen and not self._singles:
-                self._fleet.state.workers_unseen = True
-        else:
-            self._topics[topic].change(item_id, view)
+        single = self._singles.get(f"{topic[:-1]}:{item_id}") if self._singles else None
+        listed = self._is_seen(topic)
+        view = self._view(topic, item_id) if single is not None or listed else None
+        if single is not None:
+            single.change(item_id, view)
             seen = True
+        if listed:
+            whole.change(item_id, view)
+            seen = True
+        else:
+            whole.skip()
+            if topic == "workers" and not seen and not self._singles:
+                self._fleet.state.bus.measures_unseen = True
         if seen:
             self._signal.set()
 
+    def _on_event(self, event: dict[str, Any]) -> None:
+        self._topics["events"].change(str(event["seq"]), event)
+        self._signal.set()
+
     def _view(self, topic: str, item_id: str) -> Any:
-        """A worker or host in full; None when there is none."""
+        """A worker, host or operation in full; None when there is none."""
         try:
-            return self._fleet.state.worker(item_id) if topic == "workers" else self._fleet.state.host_view(item_id)
-        except (ProcGuardError, KeyError):
+            if topic == "workers":
+                return self._fleet.state.worker(item_id)
+            if topic == "operations":
+                return self._fleet.operations.find(item_id)
+            return self._fleet.agents.view(item_id)
+        except ProcGuardError:
             return None
 
     def _is_seen(self, name: str) -> bool:
@@ -205,13 +217,13 @@ class LiveHub:
 
     def snapshot(self, name: str) -> bytes | None:
         """The list of workers or hosts as JSON; None: there is no such list."""
-        self._fleet.state.workers_unseen = False
+        self._fleet.state.bus.measures_unseen = False
         rows = self._rows.get(name)
         return rows.snapshot(self._fleet.state.instance_id) if rows is not None else None
 
     def subscribe(self, client: LiveClient, name: str, seq: int) -> str:
         """ "" or why not."""
-        self._fleet.state.workers_unseen = False
+        self._fleet.state.bus.measures_unseen = False
         topic = self._topics.get(name)
         if topic is not None:
             topic.subscribe(client, seq)

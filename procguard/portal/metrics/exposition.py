@@ -63,7 +63,7 @@ class Metrics:
         ProcessCollector(registry=self._collectors)
         self._requests = RequestCounts()
         self.count = self._requests.count
-        of.state.event_log.on_event(self._take)
+        of.state.bus.events.subscribe(self._take)
 
     def _take(self, event: dict[str, Any]) -> None:
         """Every event of the history. Kinds, causes and outcomes are words of the code: their number is bounded."""

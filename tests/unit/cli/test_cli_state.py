@@ -84,7 +84,8 @@ def test_a_migrated_fleet_is_the_same_fleet_with_higher_epochs_that_first_hears_
     before = loaded(state).tables["workers"]["w1"]["epoch"]
     fleet = opened(new, WALL - 1e6)  # also where the clock was set back
     assert fleet.state.fleet_id == loaded(state).tables["fleet"]["fleet"]["fleet_id"]
-    assert fleet.state.next_epoch() > before
+    with fleet.state.transaction(Now(0.0, WALL - 1e6)) as tx:
+        assert fleet.state.next_epoch(tx) > before
     assert fleet.resync.open(Now(0.0, WALL))
     assert any(event["kind"] == "deploy" for event in fleet.state.events())
     fleet.close()
@@ -137,7 +138,7 @@ def test_a_backup_and_an_export_are_made_while_a_manager_writes(state: Path, tmp
         assert run(cli_state.import_, str(tmp_path / file), state=str(new)) == 0
         found = loaded(new)
         assert found.tables["workers"]["w1"]["desired"] == "stopped" and found.tables["fleet"]["fleet"]["imported"]
-        kinds = [event["kind"] for event in opened(new).events()]
+        kinds = [event["kind"] for event in opened(new).state.events()]
         assert ("command" in kinds) is (file == "b.db")
         shutil.rmtree(new.parent)
 

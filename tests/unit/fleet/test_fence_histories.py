@@ -184,7 +184,7 @@ class History:
             self.unheard = False
             self.failures.look_for_the_unheard(now)
         self.failures.tick(now)
-        self.world.fleet.state.commit()
+        self.world.fleet.state.durability.commit()
         self.check()
 
     def deliver(self, now: Now, *, all_of_it: bool = False) -> None:

@@ -88,8 +88,10 @@ def test_restart_of_a_settled_worker_is_a_start(world: World) -> None:
 
 def test_a_restart_that_nobody_carries_out_expires_visibly(world: World) -> None:
     record = world.fleet.workers.command("w1", "restart", "tester", world.now)
-    assert world.fleet.state.outbox.expire(world.pass_time(59)) == []
-    assert [one.command_id for one in world.fleet.state.outbox.expire(world.pass_time(2))] == [record.command_id]
+    world.pass_time(59)
+    assert world.expire_commands() == []
+    world.pass_time(2)
+    assert [one.command_id for one in world.expire_commands()] == [record.command_id]
     assert world.fleet.state.command_view(record.command_id)["status"] == "expired"
 
 
@@ -161,7 +163,7 @@ def test_an_agent_that_knows_a_higher_epoch_is_right_and_what_is_granted_next_is
     world.beat("h1", world.report("w1", epoch=old + 5_000_000, generation=9, grant=grant))
     worker = world.fleet.state.workers_by_id["w1"]
     assert (worker.epoch, worker.generation) == (old + 5_000_000, 9)
-    assert world.fleet.state.next_epoch() > old + 5_000_000
+    assert world.next_epoch() > old + 5_000_000
     world.restart()
     assert world.fleet.state.workers_by_id["w1"].epoch == old + 5_000_000
 
@@ -182,7 +184,7 @@ def test_an_epoch_that_no_manager_can_have_granted_is_not_believed(world: World)
     epoch = world.fleet.state.workers_by_id["w1"].epoch
     world.beat("h1", world.report("w1", epoch=2**60))
     assert world.fleet.state.workers_by_id["w1"].epoch == epoch
-    assert world.fleet.state.next_epoch() < 2**53
+    assert world.next_epoch() < 2**53
 
 
 def test_a_generation_the_state_has_lost_is_taken_from_the_agent(world: World) -> None:
@@ -199,18 +201,19 @@ def test_every_start_of_the_manager_grants_higher_epochs_whatever_the_clock_says
     for wall_s in (0.0, 60.0, -3600.0, 10.0):
         world.now = Now(world.now.monotonic, world.now.wall + wall_s)
         world.restart()
-        granted += [world.fleet.state.next_epoch(), world.fleet.state.next_epoch()]
-        world.fleet.state.commit()
+        granted += [world.next_epoch(), world.next_epoch()]
+        world.fleet.state.durability.commit()
     assert granted == sorted(set(granted))
 
 
 def test_a_term_that_is_used_up_goes_on_in_the_next(world: World) -> None:
-    world.fleet.state._fleet["n"] = 999_997
-    granted = [world.fleet.state.next_epoch() for _ in range(4)]
+    with world.changing() as tx:
+        tx.edit(world.fleet.state._fleet).n = 999_997
+    granted = [world.next_epoch() for _ in range(4)]
     assert granted == sorted(set(granted))
-    world.fleet.state.commit()
+    world.fleet.state.durability.commit()
     world.restart()
-    assert world.fleet.state.next_epoch() > granted[-1]
+    assert world.next_epoch() > granted[-1]
 
 
 def test_a_worker_unknown_to_the_state_is_warned_about_and_left_alone(world: World) -> None:
@@ -413,6 +416,15 @@ def test_a_launcher_from_elsewhere_waits_for_approval_and_changes_nothing_until_
     assert world.register("train", secret_sha256=SECRET, trusted=False).proof_key == ""
 
 
+def test_an_approved_launcher_gets_its_key_once_also_from_the_next_manager(world: World) -> None:
+    world.register("train", secret_sha256=SECRET, trusted=False, peer="10.9.9.9")
+    world.fleet.agents.enrolment.approve("launcher:train", "tester", world.now)
+    world.restart()
+    assert world.register("train", secret_sha256=SECRET, trusted=False, peer="10.9.9.9").proof_key != ""
+    world.fleet = world.open()  # as after kill -9
+    assert world.register("train", secret_sha256=SECRET, trusted=False).proof_key == ""
+
+
 def test_knowing_a_launcher_s_hash_is_not_enough_to_change_its_command(world: World) -> None:
     """The hash travels in the open; whoever saw it could otherwise have the launcher run anything."""
     world.register("train", secret_sha256=SECRET)
@@ -521,8 +533,9 @@ def test_an_agent_speaks_only_for_its_own_workers(world: World) -> None:
 
 def test_after_stop_all_what_is_declared_is_declared_stopped_until_an_operator_starts_something(world: World) -> None:
     world.deploy({"h1": {"w1": {"command": "a"}}})
-    world.fleet.workers.stop_all("w1 failed", world.now)
-    world.fleet.state.commit()
+    with world.changing() as tx:
+        world.fleet.workers.stop_all(tx, "w1 failed")
+    world.fleet.state.durability.commit()
     world.restart()
     told = world.deploy({"h1": {"w1": {"command": "a"}, "w2": {"command": "b"}}})["hosts"]["h1"]["workers"]["w2"]
     assert (told["result"], "w1 failed" in told["message"]) == ("new", True)
@@ -538,7 +551,7 @@ def test_after_stop_all_what_is_declared_is_declared_stopped_until_an_operator_s
 def test_a_worker_that_failed_again_unseen_has_failed_again(world: World) -> None:
     """Between two heartbeats it was started and had failed: two failures, not one that goes on."""
     failed: list[str] = []
-    world.fleet.state.on_worker_failed(lambda worker, _now: failed.append(worker.worker_id))
+    world.fleet.state.failing.subscribe(lambda _tx, worker: failed.append(worker.worker_id))
     world.deploy({"h1": {"w1": {"command": "a"}}})
     world.beat("h1", world.report("w1", "failed", attempt=3))
     world.beat("h1", world.report("w1", "failed", attempt=3))
@@ -573,27 +586,10 @@ def test_a_heartbeat_that_says_nothing_new_waits_for_no_disk(world: World, monke
     world.deploy({"h1": {"w1": {"command": "x"}}})
     world.beat("h1", world.report("w1"))
     commits = []
-    commit = world.fleet.state.commit
-    monkeypatch.setattr(world.fleet.state, "commit", lambda: (commits.append(1), commit())[1])
+    commit = world.fleet.state.durability.commit
+    monkeypatch.setattr(world.fleet.state.durability, "commit", lambda: (commits.append(1), commit())[1])
     world.pass_time(2.0)
     world.beat("h1", world.report("w1", usage=messages.WorkerUsage(cpu_percent=7.0)))
     assert commits == []
     world.beat("h1", world.report("w1", attempt=2), events=[world.event("w1", "running", "starting")])
     assert commits == [1]
-
-
-def test_views_of_what_every_heartbeat_changes_are_made_only_while_somebody_looks(world: World) -> None:
-    world.deploy({"h1": {"w1": {"command": "x"}}})
-    told: list[tuple[str, Any]] = []
-    looking = False
-    world.fleet.state.on_change(lambda topic, _item, view: told.append((topic, view)))
-    world.fleet.state.on_look(lambda _topic: looking)
-    world.beat("h1", world.report("w1"))
-    told.clear()
-    world.beat("h1", world.report("w1", usage=messages.WorkerUsage(cpu_percent=7.0)))
-    assert told == [("workers", {}), ("hosts", {})]
-    looking = True
-    told.clear()
-    world.beat("h1", world.report("w1", usage=messages.WorkerUsage(cpu_percent=8.0)))
-    assert [topic for topic, _ in told] == ["workers", "hosts"]
-    assert told[0][1]["usage"]["cpu_percent"] == 8.0

@@ -204,7 +204,7 @@ class FleetMachine(RuleBasedStateMachine):
 
     def _round(self) -> None:
         self.failures.tick(self.now)
-        self.fleet.state.commit()
+        self.fleet.state.durability.commit()
 
     @rule(host=hosts)
     def cable_is_cut(self, host: str) -> None:
@@ -314,7 +314,7 @@ class FleetMachine(RuleBasedStateMachine):
         still_open = [
             record
             for host in HOSTS
-            for record in self.fleet.state.outbox.open_of_agent(host)
+            for record in self.fleet.state.command_queue.open_of_agent(host)
             if record.command != "start"
         ]
         assert still_open == []

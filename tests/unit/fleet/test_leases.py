@@ -9,6 +9,7 @@ import pytest
 
 from procguard.config.groups import GroupPolicy
 from procguard.fleet.leases import GONE_MARGIN_S
+from procguard.fleet.workers import ownership
 from remote_agent.protocol import messages
 from tests.unit.fleet_world import World
 
@@ -168,7 +169,8 @@ def test_no_second_agent_is_granted_a_lease_while_the_first_may_hold_one(world: 
     world.deploy({"h2": {}})
     worker, leases = world.fleet.state.workers_by_id["w1"], world.fleet.leases
     kept = leases._granted["w1"]
-    world.fleet.placement.hand_over(worker, "h2", "h2")
+    with world.changing() as tx:
+        world.fleet.placement.transfer(tx, worker, "h2", "h2")
     leases._granted["w1"] = kept
     assert run(world, "h2").leases == []
     world.pass_time(CERTAIN_S + 1.0)
@@ -179,8 +181,10 @@ def test_after_an_orderly_hand_over_the_new_agent_is_granted_at_once_and_the_old
     run(world, state="failed")
     world.deploy({"h2": {}})
     worker = world.fleet.state.workers_by_id["w1"]
-    world.fleet.state.withdraw(world.fleet.state.agents_by_id["h1"], worker)
-    world.fleet.placement.hand_over(worker, "h2", "h2")
+    with world.changing() as tx:
+        ownership.withdraw(world.fleet.state, tx, world.fleet.state.agents_by_id["h1"], worker)
+    with world.changing() as tx:
+        world.fleet.placement.transfer(tx, worker, "h2", "h2")
     assert [lease.epoch for lease in run(world, "h2").leases] == [worker.epoch]
     assert run(world, "h1").leases == []
 

@@ -19,7 +19,6 @@ import pytest
 from procguard.config import schema
 from procguard.config.notifications import ALERT_CLASSES, AlertTarget
 from procguard.errors import ConfigError
-from procguard.fleet.history.events import EventLog
 from procguard.fleet.model.clock import Now
 from procguard.notify import alerts, formats, transport
 from procguard.notify.alerts import Gathering, Message
@@ -27,7 +26,7 @@ from procguard.notify.formats import Outcome
 from procguard.notify.notifier import Notifier
 from tests import sinks
 from tests.sinks import HttpSink, Reply
-from tests.unit.store_rig import opened
+from tests.unit.fleet_world import World
 
 NOW = Now(100.0, 1_790_000_000.5)
 HIDDEN = "https://hooks.example.org/services/T000/B000/TheSecretPath"
@@ -370,9 +369,9 @@ def test_a_slow_target_delays_no_other(sink: HttpSink) -> None:
 def test_the_history_tells_the_notifier(tmp_path: Path) -> None:
     endpoint = Endpoint()
     one = notifier(endpoint, quick())
-    history = EventLog(opened(tmp_path / "s.db")[0])
-    history.on_event(one.take)
-    history.add("brake_on", NOW, reason="5 of 9 hosts fell silent", actor="monitor")
+    world = World(tmp_path)
+    world.fleet.state.bus.events.subscribe(one.take)
+    world.tell("brake_on", reason="5 of 9 hosts fell silent", actor="monitor")
     until(lambda: endpoint.messages)
     one.stop()
     assert endpoint.messages[0].title == "Recovery of hosts is frozen"

@@ -87,7 +87,7 @@ def test_a_restart_that_is_not_heard_is_told_and_nothing_is_rolled_back(room: Ro
 def test_a_host_out_of_reach_is_told_with_the_cause_and_shown(room: Room) -> None:
     room.care.begin("restart", "h1", "olga")
     assert room.work()[-1][:2] == ("agent_restart_failed", "h1: connection refused")
-    assert room.world.fleet.state.seen["h1"].recovery_ssh["ok"] is False
+    assert room.world.fleet.state.seen["h1"].recovery_ssh.ok is False
 
 
 def test_an_agent_of_this_release_already_is_no_failure(room: Room) -> None:

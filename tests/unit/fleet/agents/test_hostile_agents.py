@@ -14,7 +14,6 @@ from procguard.fleet.history.events import EventBounds, EventLog
 from procguard.fleet.history.query import EventQuery
 from procguard.fleet.model import epochs
 from procguard.fleet.model.clock import Now
-from procguard.fleet.model.records import to_dict
 from remote_agent.protocol import messages
 from tests.unit.fleet_world import SECRET, World
 from tests.unit.store_rig import opened
@@ -35,7 +34,7 @@ def world(tmp_path: Path) -> World:
 def victim(world: World) -> tuple[dict[str, Any], dict[str, Any], int]:
     """All that must not change: the record, what is shown of it, and the fleet's term."""
     view = {key: value for key, value in world.fleet.state.worker("w1").items() if key != "last_seen"}
-    return to_dict(world.fleet.state.workers_by_id["w1"]), view, world.fleet.state.term
+    return world.fleet.state.workers_by_id["w1"].stored(), view, world.fleet.state.term
 
 
 # ------------------------------------------------------------------------------------------------ claims
@@ -113,13 +112,13 @@ def test_a_grant_survives_a_kill_of_the_manager_and_is_good_for_an_older_state(t
     world = World(tmp_path)
     world.deploy({"h1": {"w1": {"command": "sleep 9"}}, "h2": {}})
     world.beat("h1", world.report("w1", "stopped"))
-    world.fleet.state.save()
+    world.fleet.state.durability.save()
     older = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     world.fleet.workers.command("w1", "stop", "tester", world.now)
     world.beat("h1", world.report("w1", "stopped"))
     world.fleet.placement.move("w1", "h2", "tester", world.now) if world.beat("h2") else None
     world.fleet.placement.moved(world.now)
-    world.fleet.state.commit()
+    world.fleet.state.durability.commit()
     [told] = world.beat("h2").assignments or []
     world.fleet = world.open()  # killed: nothing was closed
     assert world.fleet.state.grant("w1", told.epoch, "h2") == told.grant
@@ -134,7 +133,7 @@ def test_a_grant_survives_a_kill_of_the_manager_and_is_good_for_an_older_state(t
     world.beat("h2", world.report("w1", epoch=told.epoch, grant=told.grant))
     worker = world.fleet.state.workers_by_id["w1"]
     assert (worker.agent_id, worker.epoch) == ("h2", told.epoch)
-    assert world.fleet.state.next_epoch() > told.epoch
+    assert world.next_epoch() > told.epoch
     assert [(one.worker_id, one.desired) for one in world.beat("h1").assignments or []] == [("w1", "removed")]
 
 
@@ -274,7 +273,8 @@ def test_one_address_can_t_keep_others_from_waiting_for_approval(tmp_path: Path)
 
 def test_one_agent_s_events_push_out_its_own_and_nobody_else_s(world: World) -> None:
     """Who has most gives way with its own; and it is told when its share of the disk is full."""
-    mine = world.fleet.state.event_log.add("worker_state", world.now, reason="mine", worker_id="w1", source="h1")
+    world.tell("worker_state", reason="mine", worker_id="w1", source="h1")
+    mine = world.fleet.state.events()[-1]
     for number in range(60):
         world.pass_time(30)
         events = [

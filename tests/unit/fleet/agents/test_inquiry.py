@@ -73,9 +73,9 @@ def test_with_a_disk_that_refuses_heartbeats_are_answered_and_nothing_new_is_han
         assert (reply.assignments, reply.commands, reply.events_acked) == (None, [], {})
         assert [lease.worker_id for lease in reply.leases] == ["w1"]
         assert world.fleet.agents.replies.news_for_agent("h1", rev, 0, world.now) is None
-        assert "No space left" in world.fleet.state.unwritten
-    world.fleet.state.commit()  # the manager's own round
-    assert world.fleet.state.unwritten == ""
+        assert "No space left" in world.fleet.state.durability.unwritten
+    world.fleet.state.durability.commit()  # the manager's own round
+    assert world.fleet.state.durability.unwritten == ""
     reply = world.beat("h1", world.report("w1"), assignments_rev=rev)
     assert [one.desired for one in reply.assignments or []] == ["stopped"]
     world.restart()

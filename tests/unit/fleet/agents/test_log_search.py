@@ -296,7 +296,7 @@ def told(world: World, agent_id: str) -> list[str]:
 
 def test_each_host_is_told_once_and_who_cannot_be_asked_is_named_with_its_reason(world: World) -> None:
     woken: list[str] = []
-    world.fleet.state.on_wake(woken.append)
+    world.fleet.state.bus.news.subscribe(woken.append)
     search = ask(world)
     assert woken == ["h1", "h2"]
     assert {part.host: part.status for part, _ in search.fresh} == {"h3": "away", "h4": "away"}

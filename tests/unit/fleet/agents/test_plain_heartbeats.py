@@ -40,8 +40,6 @@ class Fleet:
         directory.mkdir()
         self.world = World(directory)
         self.world.register("w1", secret_sha256=messages.secret_sha256("w1"))
-        self.shown: list[Any] = []
-        self.world.fleet.state.on_change(lambda *told: self.shown.append(copy.deepcopy(told)), "workers", "hosts")
 
     def do(self, step: Any) -> Any:
         fleet = self.world.fleet

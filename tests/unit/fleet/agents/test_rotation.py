@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from procguard.errors import Conflict
+from procguard.fleet.workers import ownership
 from remote_agent.protocol import messages
 from tests.unit.fleet_world import World
 
@@ -93,11 +94,12 @@ def test_whatever_replaces_or_ends_a_secret_ends_the_rotation(world: World, how:
     elif how == "revoked":
         world.fleet.agents.secrets.revoke("h1", "alice", world.now)
     else:
-        world.fleet.state.drop_agent("h1")
+        with world.changing() as tx:
+            ownership.drop_agent(tx, world.fleet.state.agents_by_id["h1"])
     for _ in range(2):
         assert who(world, "new") is None and who(world, f"{OLD} of h1") is None
         assert who(world, "deployed") == ("h1" if how == "deployed" else None)
-        world.fleet.state.commit()
+        world.fleet.state.durability.commit()
         killed(world)
     if how != "forgotten":
         with pytest.raises(Conflict, match="no new secret is asked for"):

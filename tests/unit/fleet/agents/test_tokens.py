@@ -61,10 +61,10 @@ def test_the_last_use_is_remembered_and_written_now_and_then(world: World) -> No
     tokens.used(token, "10.0.0.9", world.pass_time(NOTE_USE_EVERY_S + 1))
     seen = world.now.wall
     tokens.used(token, "10.0.0.10", world.pass_time(1))  # shown, but not written again yet
-    assert (token.used_wall, token.used_from) == (world.now.wall, "10.0.0.10")
+    assert tokens.last_use(token) == (world.now.wall, "10.0.0.10")
     world.restart()
     found = world.fleet.tokens.find(SECRET)
-    assert found is not None and (found.used_wall, found.used_from) == (seen, "10.0.0.9")
+    assert found is not None and world.fleet.tokens.last_use(found) == (seen, "10.0.0.9")
 
 
 def test_an_enrolment_token_lets_in_so_many_launchers_and_the_same_one_again(world: World) -> None:
@@ -91,7 +91,7 @@ def test_a_revoked_secret_and_the_agents_tokens_are_good_for_nothing_and_a_deplo
     fleet.agents.secrets.set("h1", SECRET, "tester", world.now)
     fleet.tokens.add("agent:h1", "t", TWO, "tester", world.now)
     key, ended = fleet.state.proof_key("h1"), []
-    fleet.state.on_revoked(ended.append)
+    fleet.state.bus.revoked.subscribe(ended.append)
     fleet.agents.secrets.revoke("h1", "tester", world.now)
     assert fleet.agents.secrets.authenticate(SECRET) is None and fleet.tokens.find(TWO) is None
     assert fleet.state.proof_key("h1") != key and ended == ["h1"]  # what was stolen names no manager either

@@ -101,7 +101,7 @@ def test_a_host_that_comes_back_after_a_power_cut_does_not_start_its_member_alon
     assert world.mixed_s() == 0.0
     attempts = {worker_id: world.job(worker_id).attempt for worker_id in ("w1", "w2", "w3")}
     assert attempts == {"w1": 2, "w2": 2, "w3": 2}
-    assert "went down" in world.gang.incident["reason"]
+    assert "went down" in world.gang.incident.reason
 
 
 def test_a_member_whose_lease_ended_is_not_started_again_alone(world: GangWorld) -> None:
@@ -196,12 +196,12 @@ def test_the_member_that_failed_first_is_the_culprit_also_where_its_report_comes
     world.pass_time(0.3)
     world.hosts["h1"].fails("w1", "exit code 1 after 5 s: connection closed by peer")
     world.hosts["h1"].talk()
-    assert world.gang.incident["member"] == "w1"
+    assert world.gang.incident.member == "w1"
 
     world.hosts["h2"].talk()
 
-    assert (world.gang.incident["member"], world.gang.phase) == ("w2", "restarting")
-    reason = world.gang.incident["reason"]
+    assert (world.gang.incident.member, world.gang.phase) == ("w2", "restarting")
+    reason = world.gang.incident.reason
     assert reason.startswith("w2 on h2: killed by signal 9 (SIGKILL) after 5 s; restart 1 of 3 of the gang")
 
 
@@ -209,7 +209,7 @@ def test_members_that_were_stopped_because_of_the_incident_are_not_its_culprits(
     world.hosts["h2"].fails("w2")
     world.go_on(3)
     assert world.running() == ["w1", "w2", "w3"]
-    assert world.gang.incident["member"] == "w2"
+    assert world.gang.incident.member == "w2"
 
 
 def test_a_host_that_was_lost_before_its_peers_failed_is_the_culprit(world: GangWorld) -> None:
@@ -217,12 +217,12 @@ def test_a_host_that_was_lost_before_its_peers_failed_is_the_culprit(world: Gang
     world.pass_time(1)
     world.hosts["h1"].fails("w1", "exit code 1 after 5 s: NCCL timeout")
     world.hosts["h1"].talk()
-    assert world.gang.incident["member"] == "w1"
+    assert world.gang.incident.member == "w1"
 
     world.go_on(15)
 
-    assert world.gang.incident["member"] == "w3"
-    assert "its host h3 is out of reach" in world.gang.incident["reason"]
+    assert world.gang.incident.member == "w3"
+    assert "its host h3 is out of reach" in world.gang.incident.reason
 
 
 def test_without_automatic_recovery_a_failed_member_ends_the_gang(tmp_path: Path) -> None:
@@ -397,7 +397,7 @@ def test_a_manager_that_restarts_in_the_middle_of_an_incident_goes_on_and_starts
     world.restart()
     world.go_on(3)
     assert world.running() == ["w3"]
-    assert world.gang.incident["member"] == "w2"
+    assert world.gang.incident.member == "w2"
     world.hosts["h3"].connected = True
     world.go_on(1)
     assert world.running() == ["w1", "w2", "w3"]

@@ -153,7 +153,8 @@ def test_a_stop_is_caused_by_who_wanted_it(tmp_path: Path) -> None:
     world = World(tmp_path)
     world.deploy({"h1": {"w1": {"command": "true"}, "w2": {"command": "true"}}})
     world.fleet.workers.command("w1", "stop", "anna", world.now, origin="192.0.2.7, token")
-    world.fleet.workers.stop_all("w9 failed", world.now)
+    with world.changing() as tx:
+        world.fleet.workers.stop_all(tx, "w9 failed")
     world.beat("h1", events=[world.event(name, "stopping", "stopped") for name in ("w1", "w2")])
     found = {e["worker_id"]: e for e in world.fleet.state.find_events(EventQuery(kind=("worker_state",)), 10)}
     assert (found["w1"]["cause"], found["w2"]["cause"]) == ("operator", "stop_all")
@@ -194,7 +195,7 @@ def test_every_kind_of_event_has_its_words() -> None:
     root = Path(__file__).parents[4]
     code = "\n".join(path.read_text(encoding="utf-8") for path in (root / "procguard" / "fleet").rglob("*.py"))
     code += (root / "procguard" / "manager" / "app.py").read_text(encoding="utf-8")
-    kinds = set(re.findall(r'(?:event_log\.add|_event)\(\s*"([a-z_]+)"', code))
+    kinds = set(re.findall(r'(?:tx\.event|self\._tell|_event)\(\s*(?:tx, )?"([a-z_]+)"', code))
     assert len(kinds) > 25
     of_the_audit = {"credentials", "deploy", "token"}  # whose English reason is all there is
     told_otherwise = {"command", "worker_failed", "worker_state"}

@@ -17,6 +17,7 @@ from procguard.config.groups import GroupPolicy
 from procguard.fleet.history import explain
 from procguard.fleet.leases import LeaseVerdict
 from procguard.fleet.model.clock import Now
+from procguard.fleet.model.records import Move, RecoveryStatus
 from procguard.i18n import en, words, zh
 from remote_agent.protocol import messages
 from tests.unit.fleet_world import World
@@ -83,8 +84,7 @@ def failed(path: Path) -> World:
     world = three_hosts(path)
     events = [told(world, "running", "backoff", **OOM), told(world, "starting", "failed", **OOM)]
     world.beat("gpu01", world.report("w1"), events=events)
-    world.fleet.state.event_log.add(
-        "worker_failed", world.now, reason="…", worker_id="w1", host="gpu01",
+    world.tell("worker_failed", reason="…", worker_id="w1", host="gpu01",
         evidence={"exit": messages.encode(exit_of(4, **OOM))}, cause="oom",
     )  # fmt: skip
     ran_for(world, "failed", 600, attempt=4, restarts=3, restarts_total=3, last_exit=exit_of(4, **OOM))
@@ -155,7 +155,8 @@ def stopped_by_an_operator(path: Path) -> World:
 
 def stopped_with_the_fleet(path: Path) -> World:
     world = running(path)
-    world.fleet.workers.stop_all("recovery.stop_all_on_failure: w9 failed (exit code 1)", world.now)
+    with world.changing() as tx:
+        world.fleet.workers.stop_all(tx, "recovery.stop_all_on_failure: w9 failed (exit code 1)")
     world.beat("gpu01", events=[told(world, "stopping", "stopped", signal=15, duration_s=11_520.0)])
     ran_for(world, "stopped", 60, reason="stopped by an operator: killed by signal 15 (SIGTERM) after 3 h 12 min")
     return world
@@ -227,7 +228,7 @@ def cut_off(path: Path, spec: dict[str, Any] | None = None) -> World:
     opened = {"agent": "gpu01", "outcome": "open", "opened": "2026-09-21T14:18:32.000Z"}
     opened["steps"] = [{"text": "SSH: connection timed out"}]  # type: ignore[assignment]
     world.fleet.state.show_recoveries(lambda: [opened])
-    world.fleet.state.event_log.add("recovery", world.now, host="gpu01", reason="SSH: connection timed out")
+    world.tell("recovery", host="gpu01", reason="SSH: connection timed out")
     return world
 
 
@@ -238,7 +239,8 @@ def host_out_of_reach(path: Path) -> World:
 def tunnel_down(path: Path) -> World:
     """Its host has no other way to the manager; the tunnel broke before it was missed."""
     world = three_hosts(path)
-    world.fleet.state.agents_by_id["gpu01"].tunnel = True
+    with world.changing() as tx:
+        tx.edit(world.fleet.state.agents_by_id["gpu01"]).tunnel = True
     world.fleet.agents.tunnel_changed("gpu01", "up", 23456, "", "", world.now)
     ran_for(world, "running", 300)
     world.pass_time(12)
@@ -307,15 +309,14 @@ def restart_pending(path: Path) -> World:
     world = three_hosts(path)
     ran_for(world, "running", 60, launch_digest="older")
     world.deploy({"gpu01": {"w1": {"command": "python train.py --epochs 9", "group": "trainers"}}})
-    world.fleet.state.find("w1").undeclared = True
+    with world.changing() as tx:
+        tx.edit(world.fleet.state.find("w1")).undeclared = True
     return world
 
 
 def moved(path: Path) -> World:
     world = running(path)
-    world.fleet.state.event_log.add(
-        "reassigned", world.now, worker_id="w1", host="gpu01", reason="gpu09 is out of reach, its lease has ended"
-    )
+    world.tell("reassigned", worker_id="w1", host="gpu01", reason="gpu09 is out of reach, its lease has ended")
     world.pass_time(30)
     return world
 
@@ -324,15 +325,17 @@ def being_moved(path: Path) -> World:
     world = running(path)
     world.deploy({"gpu01": {"w1": {"command": "python train.py"}}, "gpu02": {}})
     worker = world.fleet.state.find("w1")
-    worker.moving, worker.home = {"to": "gpu02", "run": True, "actor": "anna"}, "gpu07"
+    with world.changing() as tx:
+        tx.edit(worker)
+        worker.moving, worker.home = Move("gpu02", True, "anna"), "gpu07"
     return world
 
 
 def no_spare_fits(path: Path) -> World:
     world = cut_off(path, {"on_partition": "fence", "lease_s": 60.0})
     reason = "its host is lost; no spare fits: gpu02 (it is no spare (procguard_spare))"
-    world.fleet.state.worker_seen["w1"].plight = {"state": "no_spare", "reason": reason}
-    world.fleet.state.event_log.add("no_spare", world.now, reason=reason, worker_id="w1", host="gpu01")
+    world.fleet.state.worker_seen["w1"].recovery_status = RecoveryStatus("no_spare", reason)
+    world.tell("no_spare", reason=reason, worker_id="w1", host="gpu01")
     return world
 
 

@@ -13,6 +13,7 @@ from procguard.fleet.operations import model as rules
 from procguard.fleet.operations.confirmations import KEEP
 from procguard.fleet.operations.controller import OperationOptions, Operations
 from procguard.fleet.operations.model import CHUNK, FailureLimit, plan
+from procguard.fleet.workers import ownership
 from tests.unit.fleet_world import World
 
 
@@ -272,7 +273,8 @@ def test_a_restart_is_done_when_a_later_attempt_runs(world: CommandedWorld) -> N
 def test_a_restart_that_nobody_carries_out_expires_with_its_command(world: CommandedWorld) -> None:
     operation = world.begin("restart", "w1-0")
     world.advance()
-    world.fleet.state.outbox.expire(world.pass_time(61))
+    world.pass_time(61)
+    world.expire_commands()
     world.advance()
     assert world.counts(operation) == {"expired": 1} and world.status(operation) == "done"
     assert "not carried out within 60 s" in world.operations.view(operation)["items"][0]["message"]
@@ -325,7 +327,8 @@ def test_a_worker_that_leaves_the_fleet_is_not_waited_for(world: CommandedWorld)
     operation = world.begin("stop", "host=h1", concurrency=1)
     world.advance()
     for worker_id in ("w1-0", "w1-1"):
-        world.fleet.state.drop_worker(world.fleet.state.find(worker_id), world.now, "forgotten")
+        with world.changing() as tx:
+            ownership.drop_worker(world.fleet.state, tx, world.fleet.state.find(worker_id), "forgotten", forgotten=True)
     world.advance()
     world.obey("h1")
     world.advance()
@@ -408,9 +411,8 @@ def test_only_so_many_run_at_once(world: CommandedWorld) -> None:
 def test_old_operations_are_forgotten_in_the_store_too(world: CommandedWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "KEEP_OPERATIONS", 3)
     shown: list[tuple[str, bool]] = []
-    world.fleet.state.on_change(
-        lambda topic, item, view: shown.append((item, view is None)) if topic[0] == "o" else None
-    )
+    operations = world.operations
+    world.fleet.state.bus.operations.subscribe(lambda item: shown.append((item, operations.find(item) is None)))
     first = world.begin("start", "w1-0")
     world.advance()
     for _ in range(4):
@@ -500,7 +502,10 @@ def test_a_selection_gives_everybody_a_turn(tmp_path: Path, monkeypatch: pytest.
     def pause() -> None:
         pauses.append(1)
         if len(pauses) == 1:  # the world changes meanwhile
-            world.fleet.state.drop_worker(world.fleet.state.find("w2-2"), world.now, "forgotten")
+            with world.changing() as tx:
+                ownership.drop_worker(
+                    world.fleet.state, tx, world.fleet.state.find("w2-2"), "forgotten", forgotten=True
+                )
 
     world.operations.on_wake(lambda: None, pause)
     assert world.operations.preview("stop", "*", "tester", world.now)["matching"] == 5

@@ -10,6 +10,7 @@ import pytest
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.settings import FleetSettings
 from procguard.fleet.recovery.monitor import Finding, ProcessMonitor
+from procguard.fleet.workers import ownership
 from remote_agent.protocol import messages
 from tests.unit.fleet_world import World
 
@@ -27,7 +28,7 @@ def ticks(monitor: ProcessMonitor, world: World, seconds: int) -> list[Finding]:
     """Regular ticks, as the loop makes them; findings are applied as the failure handler does."""
     found: list[Finding] = []
     for _ in range(seconds):
-        for finding in monitor.tick(world.pass_time(1.0)):
+        for finding in world.watched(monitor, 1.0):
             found.append(finding)
             if finding.kind in ("suspect", "unreachable"):
                 world.fleet.agents.mark(finding.subject, finding.kind, finding.reason, world.now)
@@ -55,7 +56,7 @@ def lose(world: World, agent_id: str, away_s: float = 0.0) -> None:
 
 def findings(monitor: ProcessMonitor, world: World) -> list[tuple[str, str]]:
     """One tick now, its findings applied as the failure handler does."""
-    found = monitor.tick(world.now)
+    found = world.watched(monitor)
     for finding in found:
         if finding.kind in ("suspect", "unreachable"):
             world.fleet.agents.mark(finding.subject, finding.kind, finding.reason, world.now)
@@ -75,7 +76,7 @@ def test_a_lost_connection_is_suspected_at_once_called_lost_soon_and_forgotten_w
     assert findings(monitor, world) == []  # told once
     world.beat("h1")
     assert world.fleet.state.seen["h1"].state == "connected"
-    assert monitor.tick(world.pass_time(0.2)) == []
+    assert world.watched(monitor, 0.2) == []
 
 
 def test_each_loss_of_a_connection_is_told(world: World) -> None:
@@ -97,12 +98,12 @@ def test_a_request_ended_by_the_manager_itself_is_no_sign(world: World) -> None:
     monitor = ProcessMonitor(world.fleet, world.settings, world.now)
     world.fleet.agents.heartbeats.poll_opened("h1", world.now)
     world.fleet.agents.heartbeats.poll_closed("h1", world.now, peer_closed=False)
-    assert monitor.tick(world.pass_time(1.0)) == []
+    assert world.watched(monitor, 1.0) == []
 
 
 def test_when_the_manager_itself_was_late_everybody_gets_that_much_longer(world: World) -> None:
     monitor = ProcessMonitor(world.fleet, world.settings, world.now)
-    assert monitor.tick(world.pass_time(30.0)) == []  # frozen for 30 s: nobody is called dead for it
+    assert world.watched(monitor, 30.0) == []  # frozen for 30 s: nobody is called dead for it
     assert ticks(monitor, world, 8) == []
     assert {f.subject for f in ticks(monitor, world, 3) if f.kind == "unreachable"} == {"h1", "h2", "h3", "h4", "h5"}
 
@@ -172,7 +173,7 @@ def test_where_no_host_could_be_tried_the_brake_ends_after_five_minutes(tmp_path
 
 def test_when_the_manager_stood_still_the_brake_has_not_had_its_time(world: World) -> None:
     monitor, _ = braked(world, "h5", seconds=100)
-    monitor.tick(world.pass_time(400.0))
+    world.watched(monitor, 400.0)
     assert monitor.braked
     keep_alive(world, "h5")
     assert monitor.brake_probe(world.now) is None
@@ -202,10 +203,10 @@ def test_a_worker_below_both_thresholds_for_a_minute_is_suspect_and_nothing_more
     for _ in range(62):
         idle_beat(world, 0.0)
         keep_alive(world, "h2", "h3", "h4", "h5")
-        found += monitor.tick(world.pass_time(1.0))
+        found += world.watched(monitor, 1.0)
     assert [(f.kind, f.subject) for f in found] == [("worker_suspect", "w1")]
     idle_beat(world, 50.0)
-    assert [f.kind for f in monitor.tick(world.pass_time(1.0))] == ["worker_clear"]
+    assert [f.kind for f in world.watched(monitor, 1.0)] == ["worker_clear"]
 
 
 @pytest.mark.parametrize(
@@ -219,11 +220,11 @@ def test_an_idle_worker_that_prints_or_waits_for_requests_or_is_healthy_is_not_s
     for _ in range(70):
         idle_beat(world, 0.0, **sign)
         keep_alive(world, "h2", "h3", "h4", "h5")
-        assert monitor.tick(world.pass_time(1.0)) == []
+        assert world.watched(monitor, 1.0) == []
     for _ in range(62):
         idle_beat(world, 0.0)
         keep_alive(world, "h2", "h3", "h4", "h5")
-        found = monitor.tick(world.pass_time(1.0))
+        found = world.watched(monitor, 1.0)
         if found:
             break
     assert [one.kind for one in found] == ["worker_suspect"]
@@ -234,7 +235,7 @@ def test_a_busy_worker_is_never_suspect(world: World) -> None:
     for _ in range(70):
         idle_beat(world, 3.0)
         keep_alive(world, "h2", "h3", "h4", "h5")
-        assert monitor.tick(world.pass_time(1.0)) == []
+        assert world.watched(monitor, 1.0) == []
 
 
 def test_what_the_host_found_makes_a_worker_suspect_once_and_clears(world: World) -> None:
@@ -244,7 +245,7 @@ def test_what_the_host_found_makes_a_worker_suspect_once_and_clears(world: World
     def say(suspect: str) -> list[Finding]:
         world.beat("h1", world.report("w1", suspect=suspect))
         keep_alive(world, "h2", "h3", "h4", "h5")
-        return monitor.tick(world.pass_time(1.0))
+        return world.watched(monitor, 1.0)
 
     found = say("no output for 61 s")
     assert [(f.kind, f.subject, f.reason) for f in found] == [("worker_suspect", "w1", "no output for 61 s")]
@@ -270,7 +271,7 @@ def test_a_wall_clock_that_jumps_ten_years_changes_nothing(world: World) -> None
             if second == 8:
                 fleet.agents.heartbeats.poll_opened("h1", world.now)
                 fleet.agents.heartbeats.poll_closed("h1", world.now, peer_closed=True)
-            for finding in monitor.tick(world.now):
+            for finding in world.watched(monitor):
                 kinds.append((second, finding.kind, finding.subject))
                 if finding.kind in ("suspect", "unreachable"):
                     fleet.agents.mark(finding.subject, finding.kind, finding.reason, world.now)
@@ -291,7 +292,7 @@ def test_who_was_heard_while_the_manager_was_late_is_owed_no_extra_time(world: W
     monitor = ProcessMonitor(world.fleet, world.settings, world.now)
     world.pass_time(120.0)
     keep_alive(world, "h1", "h2", "h3", "h4", "h5")
-    assert monitor.tick(world.now) == []
+    assert world.watched(monitor) == []
     assert ticks(monitor, world, 10) == []
     assert [f.kind for f in ticks(monitor, world, 1)].count("unreachable") == 5
 
@@ -299,8 +300,8 @@ def test_who_was_heard_while_the_manager_was_late_is_owed_no_extra_time(world: W
 def test_being_a_little_late_is_no_excuse(world: World) -> None:
     monitor = ProcessMonitor(world.fleet, world.settings, world.now)
     for _ in range(4):
-        assert monitor.tick(world.pass_time(2.4)) == []  # each tick 1.4 s late: less than a heartbeat
-    assert {f.subject for f in monitor.tick(world.pass_time(2.4))} >= {"h1", "h2", "h3", "h4", "h5"}
+        assert world.watched(monitor, 2.4) == []  # each tick 1.4 s late: less than a heartbeat
+    assert {f.subject for f in world.watched(monitor, 2.4)} >= {"h1", "h2", "h3", "h4", "h5"}
 
 
 def test_after_a_start_there_is_grace_and_a_stall_lengthens_it(world: World) -> None:
@@ -310,7 +311,7 @@ def test_after_a_start_there_is_grace_and_a_stall_lengthens_it(world: World) -> 
     ticks(regular, world, 31)
     assert not regular.in_grace(world.now)
     fresh = ProcessMonitor(world.fleet, world.settings, world.now)
-    fresh.tick(world.pass_time(100.0))
+    world.watched(fresh, 100.0)
     assert fresh.in_grace(world.pass_time(20.0))
 
 
@@ -318,8 +319,9 @@ def test_a_removed_host_or_worker_is_no_finding(world: World) -> None:
     monitor = ProcessMonitor(world.fleet, world.settings, world.now)
     lose(world, "h1", away_s=0.2)
     idle_beat(world, 0.0)
-    world.fleet.state.drop_worker(world.fleet.state.workers_by_id["w1"], world.now, "forgotten")
-    world.fleet.state.drop_agent("h1")
+    with world.changing() as tx:
+        ownership.drop_worker(world.fleet.state, tx, world.fleet.state.workers_by_id["w1"], "forgotten", forgotten=True)
+        ownership.drop_agent(tx, world.fleet.state.agents_by_id["h1"])
     assert [f for f in ticks(monitor, world, 3) if f.subject in ("h1", "w1")] == []
 
 

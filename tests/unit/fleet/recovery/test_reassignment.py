@@ -107,7 +107,7 @@ class TickingWorld:
                 self.failures.look_for_the_unheard(now)
             self.failures.tick(now)
             self.world.fleet.gangs.tick(now)
-            self.world.fleet.state.commit()
+            self.world.fleet.state.durability.commit()
 
     def beat(self, agent_id: str) -> None:
         fleet = self.world.fleet
@@ -336,7 +336,7 @@ def test_a_gangs_lost_member_goes_to_a_spare_only_once_the_gang_is_held_and_all_
     first = ticking.worker().epoch
     assert ticking.worker("w2").epoch == first
     handed: list[bool] = []
-    ticking.world.fleet.state.event_log.on_event(
+    ticking.world.fleet.state.bus.events.subscribe(
         lambda event: handed.append(ticking.worker("w1").held) if event["kind"] == "reassigned" else None
     )
     ticking.silent = {"h1"}
@@ -370,4 +370,5 @@ def test_a_member_whose_gang_still_runs_is_given_to_nobody(tmp_path: Path) -> No
     ticking.world.pass_time(1e4)
     assert ticking.world.fleet.leases.surely_gone("w1", ticking.world.now)
     with pytest.raises(Conflict, match="gang"):
-        ticking.world.fleet.placement.reassign(ticking.worker(), "s1", "too early", ticking.world.now, actor="tester")
+        with ticking.world.changing() as tx:
+            ticking.world.fleet.placement.reassign(tx, ticking.worker(), "s1", "too early", actor="tester")

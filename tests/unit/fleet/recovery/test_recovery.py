@@ -125,7 +125,7 @@ def handler(
         for agent_id, seen in world.fleet.state.seen.items():
             if seen.heartbeat is not None:
                 world.fleet.agents.heartbeat(agent_id, seen.heartbeat, world.now)
-        monitor.tick(world.now)
+        world.watched(monitor)
     return FailureHandler(
         world.fleet,
         monitor=monitor,
@@ -279,7 +279,7 @@ def test_giving_up_is_a_state_of_its_own_with_an_alert_and_outlives_the_manager(
         failures.tick(world.pass_time(1.0))
     assert "recovery_gave_up" in world.kinds()
     assert len(ssh.looked) == 3
-    world.fleet.state.commit()
+    world.fleet.state.durability.commit()
     world.restart()
     assert world.fleet.state.hosts()[0]["recovery"]["outcome"] == "gave_up"
     failures = handler(world, ssh)
@@ -314,7 +314,7 @@ def test_attempts_of_a_manager_with_other_addresses_do_not_count(world: World) -
         failures.tick(world.pass_time(1.0))
     assert len(ssh.looked) == 3
     for urls, looked in ((["http://a"], 3), (["http://b"], 4)):
-        world.fleet.state.commit()
+        world.fleet.state.durability.commit()
         world.restart()
         failures = handler(world, ssh, urls=urls)
         failures.look_for_the_unheard(world.now)
@@ -328,7 +328,7 @@ def test_an_agent_that_is_heard_again_has_all_its_attempts_again(world: World) -
     for _ in range(400):
         failures.tick(world.pass_time(1.0))
     world.beat("h1", world.report("w1"), pid=99)
-    assert world.fleet.state.agents_by_id["h1"].incident == {}
+    assert world.fleet.state.agents_by_id["h1"].incident is None
 
 
 def test_a_lost_host_and_a_failed_worker_stand_in_their_hosts_ledger(world: World) -> None:
@@ -336,7 +336,7 @@ def test_a_lost_host_and_a_failed_worker_stand_in_their_hosts_ledger(world: Worl
     world.beat("h1", world.report("w1", "failed"))
     for _ in range(15):
         failures.tick(world.pass_time(1.0))
-    assert [one["kind"] for one in world.fleet.state.agents_by_id["h1"].ledger] == ["worker_failed", "agent_silent"]
+    assert [one.kind for one in world.fleet.state.agents_by_id["h1"].ledger] == ["worker_failed", "agent_silent"]
 
 
 # ------------------------------------------------------------------------------------------------ thousands at once
@@ -346,11 +346,11 @@ def crowd(tmp_path: Path, rest: Callable[[World], None], urls: Callable[[], list
     """50 hosts of which a manager that has just started has heard nothing. `rest(world)`: what others do meanwhile."""
     world = World(tmp_path)
     world.deploy({f"h{number}": {f"w{number}": {"command": "sleep 9"}} for number in range(50)})
-    world.fleet.state.commit()
+    world.fleet.state.durability.commit()
     world.restart()
     monitor = ProcessMonitor(world.fleet, world.settings, world.now)
     while monitor.in_grace(world.now):
-        monitor.tick(world.pass_time(1.0))
+        world.watched(monitor, 1.0)
     never = Ssh(*[Look(False, "unknown", "refused")] * 1000)
     failures = FailureHandler(
         world.fleet, monitor=monitor, settings=world.settings, look=never, spawn=lambda task: task(),

@@ -277,6 +277,11 @@ def test_an_end_on_a_full_disk_says_so_and_leaves_what_was_acknowledged(
 # ------------------------------------------------------------------------------------------ what the fleet makes of it
 
 
+def next_epoch(fleet: Fleet) -> int:
+    with fleet.state.transaction(Now(0.0, 1_790_000_000.0)) as tx:
+        return fleet.state.next_epoch(tx)
+
+
 def fleet_of(path: Path, wall: float) -> Fleet:
     store = open_store(str(path), auto_save=False)
     return Fleet(store, EventLog(store), FleetSettings(), Now(0.0, wall))
@@ -292,8 +297,8 @@ def test_no_epoch_is_granted_twice_whatever_files_are_lost_in_between(tmp_path: 
     for lost in [(), whole, (".db", ".db-wal"), (".yaml",), (".yaml", ".yaml.prev"), (), whole]:
         for _ in range(2):
             fleet = fleet_of(path, wall)
-            granted += [fleet.state.next_epoch() for _ in range(3)]
-            fleet.state.commit()
+            granted += [next_epoch(fleet) for _ in range(3)]
+            fleet.state.durability.commit()
             saved(fleet.state.store)  # type: ignore[arg-type]
             fleet.close()
             wall += 20.0
@@ -310,8 +315,8 @@ def test_the_fleet_s_name_and_key_survive_every_pair_of_lost_files(tmp_path: Pat
     path = tmp_path / "s.yaml"
     first = fleet_of(path, 1_790_000_000.0)
     for n in range(3):
-        first.state.next_epoch()
-        first.state.commit()
+        next_epoch(first)
+        first.state.durability.commit()
         saved(first.state.store)  # type: ignore[arg-type]
         first.close()
         if n < 2:

@@ -74,7 +74,8 @@ def test_the_fleet_goes_on_with_it(state: Path) -> None:
     tables = expected(state)["tables"]
     assert fleet.state.fleet_id == tables["fleet"]["fleet"]["fleet_id"]
     assert fleet.state.find("w1").spec.command == "python 训练.py --n 1"
-    assert fleet.state.next_epoch() > max(worker["epoch"] for worker in tables["workers"].values())
+    with fleet.state.transaction(Now(0.0, 1_790_001_000.0)) as tx:
+        assert fleet.state.next_epoch(tx) > max(worker["epoch"] for worker in tables["workers"].values())
     fleet.close()
 
 

@@ -44,10 +44,12 @@ def test_the_newest_commands_come_first_and_each_worker_has_its_own(world: World
 
 def test_watchers_hear_of_each_step(world: World) -> None:
     heard: list[tuple[str, str]] = []
-    world.fleet.state.outbox.watch(lambda record: heard.append((record.worker_id, record.status)))
+    queue = world.fleet.state.command_queue
+    world.fleet.state.bus.commands.subscribe(lambda record: heard.append((record.worker_id, queue.status(record))))
     world.fleet.workers.command("w1", "restart", "tester", world.now)
     world.beat("h1", world.report("w1"))
-    world.fleet.state.outbox.expire(world.pass_time(61))
+    world.pass_time(61)
+    world.expire_commands()
     assert heard == [("w1", "delivered"), ("w1", "expired")]
 
 
@@ -56,10 +58,11 @@ def test_a_jump_of_the_wall_clock_ends_no_command_and_keeps_none(world: World, j
     """Not at once after a leap forward, not for ten years after one back; its host is told the true time left."""
     record = world.fleet.workers.command("w1", "restart", "tester", world.now)
     world.now = Now(world.now.monotonic + 20.0, world.now.wall + 20.0 + jump_s)
-    assert world.fleet.state.outbox.expire(world.now) == []
+    assert world.expire_commands() == []
     (told,) = world.beat("h1", world.report("w1")).commands
     assert told.ttl_s == 40.0
-    assert world.fleet.state.outbox.expire(world.pass_time(41.0)) == [record]
+    world.pass_time(41.0)
+    assert world.expire_commands() == [record]
 
 
 @pytest.mark.parametrize(("away_s", "left_s"), [(15.0, 45.0), (-3.2e8, 60.0), (3.2e8, 0.0)])
@@ -70,22 +73,25 @@ def test_a_new_manager_goes_on_counting_and_its_clock_can_only_shorten_a_life(
     world.fleet.close()
     world.now = Now(world.now.monotonic + 1.0, world.now.wall + away_s)
     world.fleet = world.open()
-    assert len(world.fleet.state.outbox.expire(world.pass_time(left_s + 0.5))) == 1
+    world.pass_time(left_s + 0.5)
+    assert len(world.expire_commands()) == 1
 
 
 def test_indexes_hold_open_commands_only(world: World) -> None:
-    outbox = world.fleet.state.outbox
+    outbox = world.fleet.state.command_queue
     world.fleet.workers.command("w1", "kill", "tester", world.now)
     assert [one.worker_id for one in outbox.open_of_agent("h1")] == ["w1"]
     assert list(outbox.open_of_agent("h2")) == []
-    outbox.expire(world.pass_time(61))
+    world.pass_time(61)
+    world.expire_commands()
     assert list(outbox.open_of_agent("h1")) == []
     assert outbox.expire(world.pass_time(61)) == []
 
 
 def test_finished_commands_are_kept_up_to_a_bound(world: World) -> None:
-    outbox = world.fleet.state.outbox
+    outbox = world.fleet.state.command_queue
     for number in range(KEEP_FINISHED + 10):
-        record = CommandRecord(f"c-{number}", number, "w1", "h1", "stop", 1, 1, "tester", world.now.wall)
-        outbox.finish(record, "done", "", world.now)
+        with world.changing() as tx:
+            record = CommandRecord(f"c-{number}", number, "w1", "h1", "stop", 1, 1, "tester", world.now.wall)
+            outbox.finish(tx, record, "done", "")
     assert outbox.get("c-9") is None and outbox.get("c-10") is not None

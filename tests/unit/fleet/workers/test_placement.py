@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
+from procguard.fleet.model.records import HostFailure
 from procguard.fleet.workers import failure_history
 from procguard.fleet.workers.placement import Place, Task, choose
 
@@ -92,9 +94,9 @@ def test_a_failure_fades_and_a_lost_host_weighs_more_than_a_failed_worker() -> N
 
 
 def test_the_ledger_is_bounded_and_a_clock_set_back_breaks_nothing() -> None:
-    ledger: failure_history.Ledger = []
+    ledger: Sequence[HostFailure] = ()
     for number in range(200):
         ledger = failure_history.noted(ledger, "worker_failed", f"w{number}", float(number))
     assert len(ledger) == failure_history.KEEP
-    assert ledger[-1]["what"] == "w199"
+    assert ledger[-1].what == "w199"
     assert failure_history.standing(ledger, -1e9) == pytest.approx(failure_history.KEEP)

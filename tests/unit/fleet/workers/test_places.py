@@ -36,8 +36,8 @@ def lose(world: World) -> None:
 
 
 def reassign(world: World, target: str = "s1") -> None:
-    world.fleet.placement.reassign(worker(world), target, "its host is lost", world.now, actor="tester")
-    world.fleet.state.commit()
+    with world.changing() as tx:
+        world.fleet.placement.reassign(tx, worker(world), target, "its host is lost", actor="tester")
 
 
 def test_a_task_is_not_given_away_while_its_instance_may_be_alive(world: World) -> None:
@@ -262,7 +262,7 @@ def test_a_start_calls_a_move_off(world: World) -> None:
     world.fleet.workers.command("w1", "start", "anna", world.now)
     world.beat("h1", world.report("w1", "running", lease_left_s=50.0))
     world.fleet.placement.moved(world.now)
-    assert (worker(world).agent_id, worker(world).moving) == ("h1", {})
+    assert (worker(world).agent_id, worker(world).moving) == ("h1", None)
 
 
 def test_a_worker_stopped_while_it_moves_arrives_stopped(world: World) -> None:

@@ -20,6 +20,7 @@ from procguard.portal.auth.audit import ASKS, LOGINS_AT_ONCE, REFUSALS_AT_ONCE, 
 from remote_agent.protocol import messages
 from tests.server_process import RunningServer
 from tests.unit import store_rig
+from tests.unit.fleet_world import World
 from tests.waiting import wait_until
 
 FAR = {"X-Forwarded-For": "192.0.2.7"}
@@ -31,6 +32,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     running.deploy("alpha", "worker1")
     yield running
     running.close()
+
+
+def changed(audit: Audit, asked: dict[str, Any], caller: Principal, names: dict[str, str], status: int) -> None:
+    audit.begin(asked, caller, names, status)
+    audit.end(status)
 
 
 def trail(server: RunningServer, **query: Any) -> list[dict[str, Any]]:
@@ -171,7 +177,7 @@ def environ(path: str = "/api/x") -> dict[str, Any]:
 
 def test_refusals_cannot_drive_changes_out(tmp_path: Path) -> None:
     audit = opened(tmp_path)
-    audit.changed(environ(), Principal("operator", "me", via="local"), {"worker_id": "w1"}, 202)
+    changed(audit, environ(), Principal("operator", "me", via="local"), {"worker_id": "w1"}, 202)
     for _ in range(5_000):
         audit.refused(environ(), Refused("no"))
     records = audit.find(EventQuery(), 10_000)
@@ -189,7 +195,7 @@ def test_neither_log_ins_nor_refusals_of_many_drive_changes_out_of_memory_or_dis
     monkeypatch.setattr(audit_module, "_SHARES", tuple(one._replace(kept=one.kept // 10) for one in shares))
     audit = opened(tmp_path, 40_000)
     for number in range(20):
-        audit.changed(environ(f"/api/{number}"), Principal("operator", "me", via="local"), {}, 202)
+        changed(audit, environ(f"/api/{number}"), Principal("operator", "me", via="local"), {}, 202)
     for number in range(10):  # more than memory and disk hold of either
         viewer = Principal("viewer", "token screen", via="session", token_id=f"t-{number}")
         for _ in range(LOGINS_AT_ONCE):
@@ -248,7 +254,7 @@ def test_one_token_logs_in_only_so_often_and_others_as_they_like(tmp_path: Path)
 def test_the_audit_survives_a_restart_and_is_bounded(tmp_path: Path) -> None:
     audit = opened(tmp_path, 40_000)
     for number in range(200):
-        audit.changed(environ(f"/api/{number}"), Principal("operator", "me"), {}, 200)
+        changed(audit, environ(f"/api/{number}"), Principal("operator", "me"), {}, 200)
     again = opened(tmp_path, 40_000)
     assert again.find(EventQuery(), 1)[0]["reason"] == "POST /api/199"
     kept = again.find(EventQuery(), 1_000)
@@ -261,17 +267,14 @@ def test_a_full_disk_keeps_neither_the_answer_nor_the_managers_end(
 ) -> None:
     """The change itself is not acknowledged then: the fleet says so. The record follows when the disk takes it."""
 
-    def changed(status: int) -> None:
-        audit.changed(environ(), Principal("operator", "me"), {}, status)
-
     audit = opened(tmp_path)
     with monkeypatch.context() as while_full:
         store_rig.refusing(while_full)
-        changed(503)
-    changed(202)
+        changed(audit, environ(), Principal("operator", "me"), {}, 503)
+    changed(audit, environ(), Principal("operator", "me"), {}, 202)
     with monkeypatch.context() as while_full:
         store_rig.refusing(while_full)
-        changed(503)
+        changed(audit, environ(), Principal("operator", "me"), {}, 503)
         audit.close()
     again = opened(tmp_path)
     assert [record["after"] for record in again.find(EventQuery(), 10)] == ["503", "202"]
@@ -289,3 +292,44 @@ def test_hashes_of_secrets_are_what_is_kept(server: RunningServer) -> None:
     kept = "".join(one.read_text(errors="replace") for one in server.directory.iterdir() if one.is_file())
     assert messages.secret_sha256(token) in kept
     assert token not in kept and secret not in kept
+
+
+def test_a_change_and_its_record_are_one_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(tmp_path)
+    world.deploy({"h1": {"w1": {"command": "x"}}})
+    store = world.fleet.state.store
+    audit = Audit(store, 2**20)
+    world.fleet.state.durability.lines = audit.take
+    commits: list[list[str]] = []
+    commit = store.commit
+
+    def counted(changes: Any, history: Any = ()) -> None:
+        commits.append([log for log, _ in history])
+        commit(changes, history)
+
+    monkeypatch.setattr(store, "commit", counted)
+    asked = environ("/api/workers/w1/command")
+    audit.begin(asked, Principal("operator", "me"), {"worker_id": "w1"}, 202)
+    world.fleet.workers.command("w1", "stop", "me", world.now)
+    audit.end(202)
+    assert commits == [["events", "audit"]]
+    world.fleet.workers.command("w1", "start", "me", world.now)  # by nobody's request
+    assert commits[1:] == [["events"]]
+    audit.begin(asked, Principal("operator", "me"), {"worker_id": "w1"}, 202)
+    audit.end(409)  # refused before anything was changed
+    assert commits[2:] == [["audit"]]
+    assert [record["after"] for record in audit.find(EventQuery(), 10)] == ["202", "409"]
+
+
+def test_a_change_whose_words_come_later_is_recorded_with_them(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    audit = Audit(world.fleet.state.store, 2**20)
+    world.fleet.state.durability.lines = audit.take
+    asked = environ("/api/tokens")
+    asked.update({"procguard.change": "scope viewer", "procguard.change_final": False})
+    audit.begin(asked, Principal("operator", "me"), {}, 201)
+    world.tell("token", reason="created")
+    asked.update({"procguard.change": "t-1, scope viewer", "procguard.change_final": True})
+    audit.end(201)
+    [record] = audit.find(EventQuery(), 10)
+    assert "t-1" in record["reason"]

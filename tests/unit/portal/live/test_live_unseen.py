@@ -73,7 +73,7 @@ def test_who_comes_after_a_time_unseen_sees_the_newest_and_what_follows(
     told: list[Any] = []
     for percent in (1.0, 2.0, 3.0):
         beat(percent)
-    portal.fleet.state.on_change(lambda *given: told.append(given), "workers")
+    portal.fleet.state.bus.workers.subscribe(told.append)
     beat(4.0)
     assert told == []  # nobody looks, and that is known
     client = FakeClient()
@@ -118,9 +118,9 @@ def test_an_operation_hears_each_report_of_its_workers(portal: Portal) -> None:
     for percent in (1.0, 2.0):
         portal.agent_beats(percent)
     told: list[Any] = []
-    portal.fleet.state.on_change(lambda _topic, item, _view: told.append(item), "workers")
+    portal.fleet.state.bus.workers.subscribe(told.append)
     portal.agent_beats(3.0)
     assert told == []
-    portal.fleet.state.awaited_workers = {"w1": {"op-1": 0}}
+    portal.fleet.state.bus.awaited_workers = {"w1": {"op-1": 0}}
     portal.agent_beats(4.0)
     assert told == ["w1"]

@@ -101,7 +101,7 @@ def full(tmp_path: Path, **options: Any) -> tuple[World, Metrics]:
     last.health = messages.Health("failing", "x")
     world.beat("h1", last, usage=host, facts=messages.HostFacts("h1", "linux", "3", "me", 8, 2**34))
     world.fleet.workers.command("w1", "stop", "me", world.now)
-    world.fleet.state.event_log.add("recovery", world.now, reason="heard", evidence={"outcome": "recovered"})
+    world.tell("recovery", reason="heard", evidence={"outcome": "recovered"})
     made.count("/api/hosts", "GET", 200, 0.01)
     return world, made
 

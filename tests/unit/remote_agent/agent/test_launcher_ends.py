@@ -31,7 +31,7 @@ def test_its_silence_is_expected_and_its_worker_stays_stopped(world: World) -> N
     monitor = ProcessMonitor(world.fleet, world.settings, world.now)
     world.fleet.agents.heartbeats.poll_closed(AGENT, world.now, True)
 
-    found = [finding for _ in range(60) for finding in monitor.tick(world.pass_time(1.0))]
+    found = [finding for _ in range(60) for finding in world.watched(monitor, 1.0)]
 
     assert found == []
     assert (agent_state(world), world.fleet.state.worker("w1")["state"]) == ("ended", "stopped")
@@ -48,7 +48,7 @@ def test_started_again_it_is_watched_again(world: World) -> None:
     monitor = ProcessMonitor(world.fleet, world.settings, world.now)
     world.beat(AGENT, world.report("w1", attempt=2))
     assert agent_state(world) == "connected"
-    found = [finding.kind for _ in range(12) for finding in monitor.tick(world.pass_time(1.0))]
+    found = [finding.kind for _ in range(12) for finding in world.watched(monitor, 1.0)]
     assert "unreachable" in found
 
 

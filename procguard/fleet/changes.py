@@ -1,0 +1,58 @@
+"""Who is told of changes: the one bus from the fleet's state to whoever follows it.
+
+Owns the list of what can be heard. What is told has happened: of a transaction's changes nobody hears before they are
+durable, or the disk has refused them (they hold in memory all the same). Knows nobody who listens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec
+
+from procguard.fleet.model.records import CommandRecord, TokenRecord
+
+if TYPE_CHECKING:  # it publishes here
+    pass
+
+P = ParamSpec("P")
+
+
+class Signal(Generic[P]):
+    """Something that happens; `signal(…)` tells everybody who has subscribed, in that order."""
+
+    __slots__ = ("_subscribers",)
+
+    def __init__(self) -> None:
+        self._subscribers: list[Callable[P, object]] = []
+
+    def subscribe(self, subscriber: Callable[P, object]) -> None:
+        self._subscribers.append(subscriber)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> None:
+        for subscriber in self._subscribers:
+            subscriber(*args, **kwargs)
+
+
+class ChangeBus:
+    """Every signal says of what kind its argument is. An agent's id is its host's item."""
+
+    def __init__(self) -> None:
+        self.workers = Signal[[str]]()  # a worker's id: its view has changed, or it is gone
+        self.hosts = Signal[[str]]()  # an agent's id, or a waiting launcher's item
+        self.operations = Signal[[str]]()
+        self.topics = {"workers": self.workers, "hosts": self.hosts, "operations": self.operations}
+        self.events = Signal[[dict[str, Any]]]()
+        self.commands = Signal[[CommandRecord]]()  # after each step of a command's life but its first
+        self.news = Signal[[str]]()  # an agent's id: its held request has something to answer
+        self.poll_lost = Signal[[str]]()  # an agent's side closed its held request; a living one opens another at once
+        self.revoked = Signal[[str]]()  # an agent's id: nothing that it has asked may be answered any more
+        self.secret_taken = Signal[[str]]()  # an agent's id: it has stored a new secret
+        self.secret_replaced = Signal[[str]]()  # an agent's id: the secret before its new one has ended
+        self.token_ended = Signal[[TokenRecord]]()  # revoked; what was opened with it ends now
+        # Nobody sees what is measured of workers; who looks again sets it back. Each report of the awaited matters.
+        self.measures_unseen = False
+        self.awaited_workers: Container[str] = ()
+
+    def measures_matter(self, worker_id: str) -> bool:
+        """Whether anybody wants to know of a report that differs from the one before in measurements alone."""
+        return not self.measures_unseen or worker_id in self.awaited_workers

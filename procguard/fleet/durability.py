@@ -1,0 +1,84 @@
+"""How changes become durable: handed to the store with their events, and what is known of the disk.
+
+Owns the numbers of changes made and of changes known to be on disk. Knows the store, no tables and no rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from procguard.fleet.history.events import EventLog
+from procguard.fleet.store.interface import Change, Line, NotDurable, Store, Tables
+
+DISPLACED = "the state's files were deleted, moved away or made read-only while the manager runs"
+
+
+class Durability:
+    def __init__(self, store: Store, events: EventLog) -> None:
+        self._store = store
+        self._events = events
+        self._waiting: list[Change] = []  # not handed to the store yet
+        self.made = 0  # changes ever made, and how many of them are known to be on disk
+        self._durable = 0
+        self.displaced = False  # the store's files are not where they should be
+        self.unwritten = ""  # why the newest changes are not on disk; nothing that is not there is handed out
+        self.written_again: Callable[[], None] = lambda: None  # after a refusal: all is on disk
+        self.lines: Callable[[], list[Line]] = list  # what else belongs to the commit of whoever commits now
+
+    def hand_in(self, changes: Iterable[Change]) -> int:
+        """Durable with the next commit. Returns the number of the last change."""
+        before = len(self._waiting)
+        self._waiting += changes
+        self.made += len(self._waiting) - before
+        return self.made
+
+    def commit(self) -> None:
+        """Everything handed in so far is on disk when this returns, with its events. Raises NotDurable, Fenced."""
+        if self.displaced:
+            raise NotDurable(self.unwritten, "the manager writes its state again by itself")
+        changes, self._waiting = self._waiting, []
+        upto = self.made
+        try:
+            self._store.commit(changes, [*self._events.take(), *self.lines()])
+            self._durable = max(self._durable, upto)
+        except NotDurable as exc:
+            self.unwritten = exc.message
+            raise
+        if self.unwritten:
+            self.unwritten = ""
+            self.written_again()
+
+    def wait_for(self, number: int) -> bool:
+        """Whether the change of this number was on disk; if not, it is when this returns. Raises NotDurable."""
+        if number <= self._durable:
+            return True
+        self.commit()
+        return False
+
+    def keep_in_place(self, tables: Callable[[], Tables]) -> str:
+        """Notice that the state's files were deleted, moved away or made read-only: from then on nothing is
+        acknowledged (NotDurable).
+
+        A later call goes on where they are back, or writes everything again from memory, and returns what it found;
+        "" where nothing was amiss.
+        """
+        in_place = self._store.in_place()
+        if in_place and not self.displaced:
+            return ""
+        if not self.displaced:
+            self.displaced, self.unwritten = True, DISPLACED
+            raise NotDurable(self.unwritten, "the manager writes them again by itself; if it can't, its log says why")
+        if not in_place:
+            self._store.write_again(tables())
+        self.displaced = False
+        self.commit()
+        return "they are back" if in_place else "they were written again from memory"
+
+    def save(self) -> None:
+        self._store.save()
+
+    def close(self) -> None:
+        try:
+            self.commit()
+        finally:
+            self._store.close()

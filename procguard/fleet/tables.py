@@ -1,0 +1,51 @@
+"""The tables of the fleet's state: durable records by their keys, with the indexes over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, Generic, TypeVar
+
+from procguard.fleet.model.records import Record
+
+R = TypeVar("R", bound=Record)
+
+
+class RecordTable(Generic[R]):
+    """Rows by their keys. `index` and `unindex` keep what else finds them."""
+
+    def __init__(
+        self,
+        name: str,
+        index: Callable[[R], object] = lambda _: None,
+        unindex: Callable[[R], Callable[[], object]] = lambda _: lambda: None,
+    ) -> None:
+        """`unindex(record)` returns what takes it back."""
+        self.name = name
+        self._rows: dict[str, R] = {}
+        self.rows: Mapping[str, R] = MappingProxyType(self._rows)
+        self._index = index
+        self._unindex = unindex
+
+    def insert(self, record: R) -> None:
+        self._rows[record.key] = record
+        self._index(record)
+
+    def delete(self, record: R) -> Callable[[], None]:
+        """Returns what takes it back."""
+        del self._rows[record.key]
+        back = self._unindex(record)
+
+        def undo() -> None:
+            self._rows[record.key] = record
+            back()
+
+        return undo
+
+    def restore(self, records: Iterable[R]) -> None:
+        for record in records:
+            self.insert(record)
+            record.close()
+
+    def stored(self) -> dict[str, dict[str, Any]]:
+        return {key: record.stored() for key, record in self._rows.items()}
