@@ -19,18 +19,20 @@ import sys
 import time
 from collections import Counter
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from procguard.errors import ProcGuardError
-from scripts.bench import common
-from scripts.bench.heartbeats import bare_request_us
+from scripts.bench import common, paced
+from scripts.bench.heartbeats import bare_request_us, bare_server
 from scripts.bench.portal_client import PortalClient
+from scripts.bench.quota import SLOW_TO, Quota, slowed
 from scripts.bench.server import CROWD, Manager, ask, cores, fitting
 from scripts.swarm import Behaviour, Swarm
 
 HEARTBEAT_TIMEOUT_S = 10.0  # the manager's default
 GOAL_CPU_PERCENT, GOAL_RESIDENT_MB, GOAL_P99_MS = 70.0, 1024.0, 50.0
 BARE_THEN_US = 106.0  # a bare request of pywsgi on the machine for which the goal of CPU was set
+GOAL_BESIDE_BARE, BARE_FOR_S = 5.0, 20.0
 GOAL_NOTICED_S = HEARTBEAT_TIMEOUT_S + 2.0
 GOAL_SWARM_PERCENT = 90.0
 UP_WITHIN_S = 300.0
@@ -50,6 +52,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--workers-per-agent", type=int, default=1)
     parser.add_argument("--for", dest="for_s", type=float, default=180.0, help="seconds of churn (default 180)")
     parser.add_argument("--no-portal", action="store_true", help="nobody looks")
+    parser.add_argument("--slow-to", type=float, default=0.0, metavar="US", help=SLOW_TO)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the configuration")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the manager and the swarm end with this program
@@ -57,21 +60,55 @@ def main(arguments: list[str]) -> int:
     report = common.Report("fleet")
     server_core, load_core = cores()
     manager = Manager(folder, [*CROWD, *options.set], server_core)
+    quota = None
     try:
         bare_us = bare_request_us(folder, server_core, load_core)
+        quota = manager.quota = slowed(bare_us, options.slow_to)
         manager.start()
-        _measure(report, options, manager, load_core, bare_us)
+        beside = _measure(report, options, manager, load_core, bare_us)
+        manager.end()
+        _beside_bare(report, folder, beside, quota, (server_core, load_core))
     except ProcGuardError as exc:
         sys.exit(f"bench: {exc}")
     finally:
         manager.end()
+        if quota is not None:
+            quota.close()
         shutil.rmtree(folder, ignore_errors=True)
     return report.finish()
 
 
+def _beside_bare(
+    report: common.Report, folder: str, beside: Beside, quota: Quota | None, cores: tuple[int, int]
+) -> None:
+    """Bare pywsgi at the same rate over as many connections, with the same share of the processor."""
+    server = bare_server(folder, cores[0])
+    server.quota = quota
+    server.start()
+    try:
+        paced.run(server.port, beside.agents, beside.per_s, 3.0, cores[1])  # everybody has connected once
+        bare = paced.run(server.port, beside.agents, beside.per_s, BARE_FOR_S, cores[1])
+    finally:
+        server.end()
+    report.raw["bare"] = vars(bare)
+    note = quota.why_not if quota is not None else ""
+    report.add(
+        "p99 beside bare pywsgi at the same rate", beside.p99_ms, "ms", anchor=bare.p99_ms, anchor_name="bare pywsgi",
+        goal=GOAL_BESIDE_BARE, note=note or (f"with {quota.share:.0%} of a core" if quota is not None else ""),
+    )  # fmt: skip
+
+
+class Beside(NamedTuple):
+    """What bare pywsgi is to be asked, and what it is compared with."""
+
+    agents: int
+    per_s: float
+    p99_ms: float
+
+
 def _measure(
     report: common.Report, options: argparse.Namespace, manager: Manager, load_core: int, bare_us: float
-) -> None:
+) -> Beside:
     agents, fewer = fitting(options.agents)
     os.sched_setaffinity(0, {load_core})  # the swarm inherits it
     behaviour = Behaviour(crashes_per_s=CRASHES_PER_S)
@@ -129,6 +166,7 @@ def _measure(
     report.add("swarm's CPU, of its one core", swarm_share, "%", goal=GOAL_SWARM_PERCENT)
     report.add("… for a heartbeat", 1e6 * (after.cpu_s - before.cpu_s) / max(1, beats), "µs")
     report.add("swarm late itself at worst", 1000 * after.worst_lag_s, "ms", note="its own part of the delays")
+    return Beside(agents, beats / took_s, 1000 * delays[int(0.99 * len(delays))])
 
 
 def _delays(swarm: Swarm, since: float) -> list[float]:

@@ -115,7 +115,7 @@ def _measure(folder: str, options: argparse.Namespace) -> common.Report:
         manager.start()
         plain = plain_requests(manager)
         subjects = [
-            Subject("bare", _bare(folder, server_core), plain),
+            Subject("bare", bare_server(folder, server_core), plain),
             Subject("plain", manager, plain),
             Subject("agents", manager, agent_requests(manager)),
         ]
@@ -166,14 +166,14 @@ def _raw(one: Subject) -> list[dict[str, Any]]:
 # ------------------------------------------------------------------------------------------------------ anchors
 
 
-def _bare(folder: str, core: int) -> Server:
+def bare_server(folder: str, core: int) -> Server:
     port = free_port()
     return Server("bare pywsgi", [sys.executable, "-c", BARE, str(port)], port, os.path.join(folder, "bare"), core)
 
 
 def bare_request_us(folder: str, server_core: int, load_core: int, seconds: float = 4.0) -> float:
     """What a request costs that nobody looks at, now and on this core: how fast the machine is today."""
-    server = _bare(folder, server_core)
+    server = bare_server(folder, server_core)
     body = json.dumps({"state": "running", "pid": 1})
     head = f"POST / HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     server.start()

@@ -100,7 +100,7 @@ def _seconds(number: str, unit: str) -> float:
     return float(number) * {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}[unit]
 
 
-class _Client:
+class KeptConnection:
     """One connection."""
 
     def __init__(self, port: int) -> None:
@@ -133,7 +133,7 @@ def _drive(requests: list[bytes], port: int, seconds: float) -> Answered:
     clients = {}
     turn = 0
     for _ in range(CONNECTIONS):
-        client = _Client(port)
+        client = KeptConnection(port)
         clients[client.sock.fileno()] = client
         poll.register(client.sock, select.EPOLLIN)
     began = time.perf_counter()

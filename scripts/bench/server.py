@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 
 from scripts.bench import common
+from scripts.bench.quota import Quota
 
 READY_WITHIN_S = 60.0
 ENDS_WITHIN_S = 20.0
@@ -59,6 +60,8 @@ def free_port() -> int:
 class Server:
     """A process that serves HTTP on 127.0.0.1:`port`. `output`: a file that what it says goes to."""
 
+    quota: Quota | None = None  # of the processor; set before `start`
+
     def __init__(self, name: str, words: Sequence[str], port: int, output: str, core: int | None = None) -> None:
         self.name, self.port = name, port
         self.url = f"http://127.0.0.1:{port}"
@@ -76,6 +79,8 @@ class Server:
         began = time.monotonic()
         with open(self._output, "ab") as output:
             self._process = subprocess.Popen(self._words, cwd=common.ROOT, stdout=output, stderr=output)
+        if self.quota is not None:
+            self.quota.add(self._process.pid)
         while time.monotonic() - began < READY_WITHIN_S and self._process.poll() is None:
             try:
                 socket.create_connection(("127.0.0.1", self.port), 1.0).close()
