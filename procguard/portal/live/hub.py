@@ -52,6 +52,11 @@ class LiveClient(Protocol):
     def offer_frame(self, frame: bytes) -> bool: ...
 
 
+def _in_thread(work: Callable[..., bytes], arguments: tuple[Any, ...]) -> bytes:
+    done: bytes = gevent.get_hub().threadpool.apply(work, arguments)
+    return done
+
+
 def frame(message: dict[str, Any]) -> bytes:
     return frames.encode(frames.TEXT, http_io.dumps(message))
 
@@ -127,8 +132,8 @@ class LiveHub:
             "events": Topic("events", lambda: fleet.state.events(limit=SNAPSHOT_EVENTS), "seq"),
         }
         self._rows = {
-            "workers": RowTopic("rows:workers", columns.WorkerColumns(fleet), Pace(), give_way),
-            "hosts": RowTopic("rows:hosts", columns.HostColumns(fleet), Pace(), give_way),
+            "workers": RowTopic("rows:workers", columns.WorkerColumns(fleet), Pace(), give_way, _in_thread),
+            "hosts": RowTopic("rows:hosts", columns.HostColumns(fleet), Pace(), give_way, _in_thread),
         }
         self._singles: dict[str, Topic] = {}  # worker:<id>, host:<agent>: while somebody looks at it
         self._log_topics: dict[str, LogTopic] = {}

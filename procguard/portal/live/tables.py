@@ -27,7 +27,8 @@ from procguard.portal.http import frames
 
 HISTORY_FRAMES = 256
 SEEN_FOR_S = 30.0  # after the last client, or a snapshot: so long changes are still collected
-COMPRESSED_FROM_BYTES = 1024
+COMPRESSED_FROM_BYTES, COMPRESSION = 1024, 5
+ASIDE_FROM_BYTES = 32 * 1024  # deflated in about a millisecond
 REST_EVERY = 50  # rows; less than a millisecond
 DISTINCT_SHARE = 0.5  # a column with more distinct values than this is told as it is
 
@@ -56,19 +57,22 @@ class RowSource(Protocol):
     def measured(self, item_id: str) -> Row | None: ...
 
 
-def encode(message: dict[str, Any]) -> bytes:
-    """A text frame; what is large becomes a binary one, the same JSON deflated (zlib)."""
-    text = http_io.dumps(message)
-    if len(text) < COMPRESSED_FROM_BYTES:
-        return frames.encode(frames.TEXT, text)
-    return frames.encode(frames.BINARY, zlib.compress(text, 5))
+def _here(work: Callable[..., bytes], arguments: tuple[Any, ...]) -> bytes:
+    return work(*arguments)
 
 
 class RowTopic:
-    """`name` is what clients subscribe to; `rest()` lets others run where it is time to, `wait()` in any case."""
+    """`name` is what clients subscribe to; `rest()` lets others run where it is time to, `wait()` in any case;
+    `aside(work, arguments)` runs what needs no interpreter while others run. A text frame with columns becomes a binary
+    one where it is large: the same JSON deflated (zlib)."""
 
     def __init__(
-        self, name: str, source: RowSource, rest: Callable[[], None], wait: Callable[[], None] | None = None
+        self,
+        name: str,
+        source: RowSource,
+        rest: Callable[[], None],
+        wait: Callable[[], None] | None = None,
+        aside: Callable[[Callable[..., bytes], tuple[Any, ...]], bytes] = _here,
     ) -> None:
         self.name = name
         self.seq = 1
@@ -76,6 +80,7 @@ class RowTopic:
         self._source = source
         self._rest = rest
         self._wait = wait or rest
+        self._aside = aside
         self._slots: dict[str, int] = {}
         self._rows: list[Row | None] = []
         self._measured: list[Row | None] = []
@@ -174,23 +179,14 @@ class RowTopic:
         if not gone and not changed:
             return
         slots = sorted(changed)
-        names = self._source.columns
-        if any(changed[slot] is None for slot in slots):
-            wanted = list(range(len(names)))
-        else:
-            wanted = [at for at in range(len(names)) if any(self._cell(s, at) != changed[s][at] for s in slots)]  # type: ignore[index]
-        columns = {names[at]: [self._cell(slot, at) for slot in slots] for at in wanted}
-        frame = encode(
-            {
-                "t": "rows",
-                "topic": self.name,
-                "seq": self.seq + 1,
-                "prev": self.seq,
-                "gone": sorted(gone),
-                "slots": differences(slots),
-                "columns": columns,
-            }
-        )
+        whole = any(changed[slot] is None for slot in slots)
+        columns: dict[str, list[Any]] = {}
+        for at, name in enumerate(self._source.columns):
+            self._rest()
+            if whole or any(self._cell(slot, at) != changed[slot][at] for slot in slots):  # type: ignore[index]
+                columns[name] = [self._cell(slot, at) for slot in slots]
+        message = {"t": "rows", "topic": self.name, "seq": self.seq + 1, "prev": self.seq, "gone": sorted(gone)}
+        frame = self._encode(message, slots, columns)
         self.seq += 1
         self._history.append((self.seq, frame))
         for client in list(self.clients):
@@ -218,11 +214,27 @@ class RowTopic:
 
     def _measures(self, slots: list[int]) -> bytes:
         empty = (None,) * len(self._source.measures)
-        values = [self._measured[slot] or empty for slot in slots]
-        columns = {name: [one[at] for one in values] for at, name in enumerate(self._source.measures)}
-        columns = {name: column for name, column in columns.items() if any(one is not None for one in column)}
-        message = {"t": "measures", "topic": self.name, "seq": self.seq, "slots": differences(slots)}
-        return encode({**message, "columns": columns})
+        values = [self._measured[slot] or empty for slot in slots]  # as they are now: others run from here on
+        message = {"t": "measures", "topic": self.name, "seq": self.seq}
+        columns: dict[str, list[Any]] = {}
+        for at, name in enumerate(self._source.measures):
+            self._rest()
+            column = [one[at] for one in values]
+            if any(one is not None for one in column):
+                columns[name] = column
+        return self._encode(message, slots, columns)
+
+    def _encode(self, message: dict[str, Any], slots: list[int], columns: dict[str, list[Any]]) -> bytes:
+        """With rests, and deflated aside where there is much of it."""
+        parts = [http_io.dumps({**message, "slots": differences(slots)})[:-1], b',"columns":{']
+        for number, (name, values) in enumerate(columns.items()):
+            self._rest()
+            parts += [b"," if number else b"", http_io.dumps(name), b":", http_io.dumps(values)]
+        text = b"".join([*parts, b"}}"])
+        if len(text) < COMPRESSED_FROM_BYTES:
+            return frames.encode(frames.TEXT, text)
+        aside = self._aside if len(text) >= ASIDE_FROM_BYTES else _here
+        return frames.encode(frames.BINARY, aside(zlib.compress, (text, COMPRESSION)))
 
     # ---------------------------------------------------------------------------------------------- subscribers
 
@@ -232,7 +244,8 @@ class RowTopic:
         missed = [encoded for number, encoded in self._history if number > seq]
         if self._stale or not (seq == self.seq or (0 < seq < self.seq and len(missed) == self.seq - seq)):
             self._seen_until = time.monotonic() + SEEN_FOR_S
-            client.send_frame(encode({"t": "gap", "topic": self.name, "seq": self.seq}))
+            gap = {"t": "gap", "topic": self.name, "seq": self.seq}
+            client.send_frame(frames.encode(frames.TEXT, http_io.dumps(gap)))
             self.clients.discard(client)
             return
         for encoded in missed:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from procguard.portal.live.columns import HostColumns, WorkerColumns
-from procguard.portal.live.tables import HISTORY_FRAMES, RowTopic, column_text, differences
+from procguard.portal.live.tables import HISTORY_FRAMES, REST_EVERY, RowTopic, column_text, differences
 from remote_agent.protocol import messages as protocol
 from tests.unit.fleet_world import World
 
@@ -309,3 +309,38 @@ def test_the_list_of_hosts_tells_that_a_disk_refuses_writes(tmp_path: Path) -> N
     world.beat("h1", disk_trouble="space", disk_path="/data")
     row = dict(zip(HostColumns.columns, HostColumns(world.fleet).row("h1", None, 0.0) or (), strict=True))
     assert row["disk_trouble"] == "space"
+
+
+def test_others_run_while_thousands_of_rows_are_told_and_what_is_told_is_of_one_moment() -> None:
+    shelf, rests, aside = Shelf(5_000), [], []
+
+    def rest() -> None:
+        rests.append(1)
+        if meanwhile:
+            shelf.topic._measured[0] = (999,)
+
+    def deflate(work: Any, arguments: Any) -> bytes:
+        aside.append(len(arguments[0]))
+        return work(*arguments)
+
+    meanwhile = False
+    shelf.topic = RowTopic("rows:test", shelf, rest, aside=deflate)
+    client = FakeClient()
+    shelf.topic.subscribe(client, json.loads(shelf.topic.snapshot("e"))["seq"])
+    shelf.topic.flush_measures()  # it is no newcomer any more
+    for number in range(5_000):
+        shelf.rows[f"w{number}"], shelf.load[f"w{number}"] = f"state {number % 7}", number * 1_000
+        shelf.topic.touch(f"w{number}")
+    client.frames.clear()
+    aside.clear()
+    rests.clear()
+    shelf.topic.flush()
+    assert len(rests) > 5_000 // REST_EVERY + len(shelf.columns)
+    rests.clear()
+    meanwhile = True
+    shelf.topic.flush_measures()
+    assert len(rests) >= 2
+    assert len(aside) == 2, "what is large is not deflated on the loop"
+    rows, measures = client.messages
+    assert rows["columns"] == {"state": [f"state {number % 7}" for number in range(5_000)]}
+    assert measures["columns"]["load"][:3] == [0, 1_000, 2_000]
