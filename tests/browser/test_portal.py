@@ -215,7 +215,8 @@ def test_an_empty_fleet_says_what_to_type(empty_house: House, visitor: Visitor) 
     """The first thing a new user sees is the command that gets them further."""
     empty_house.start_manager()
     page = visitor.open(f"{empty_house.url}/")
-    expect(page.get_by_text("invoke deploy --hosts inventory/prod.yaml")).to_be_visible()
+    expect(page.get_by_text("invoke init ml@gpu01 ml@gpu02")).to_be_visible()
+    expect(page.get_by_text("invoke deploy --hosts inventory.yaml")).to_be_visible()
     expect(page.get_by_text(f"--manager-url {empty_house.url}")).to_be_visible()
     assert violations(page) == ""
 

@@ -253,12 +253,16 @@ function hostProblem() {
 }
 
 function emptyFleet() {
-  const url = location.origin;
+  const own = ['localhost', '127.0.0.1', '[::1]'].includes(location.hostname);
   return emptyBox(
     t('overview.empty'),
+    h('p', {}, t('overview.empty_init')),
+    commandBox('invoke init ml@gpu01 ml@gpu02'),
     h('p', {}, t('overview.empty_deploy')),
-    commandBox('invoke deploy --hosts inventory/prod.yaml'),
+    commandBox('invoke deploy --hosts inventory.yaml'),
     h('p', {}, t('overview.empty_launcher')),
-    commandBox(`./start_worker.sh --worker-id worker1 --manager-url ${url} --command "python train.py"`),
+    commandBox(`./start_worker.sh --worker-id worker1 --manager-url ${location.origin} --command "python train.py"`),
+    own ? h('p.hint', {}, t('overview.empty_address', { host: location.hostname })) : null,
+    h('p.hint', {}, t('overview.empty_next')),
   );
 }
