@@ -9,6 +9,8 @@ what nobody here uses: inheritance of fields, ordering, `__post_init__`. Knows n
 
 from __future__ import annotations
 
+from remote_agent.protocol import hints
+
 __all__ = ["field", "names", "record"]
 
 TYPE_CHECKING = False  # as typing.TYPE_CHECKING, which type checkers take it for
@@ -119,6 +121,7 @@ class _AsDataclass:
     def __get__(self, one: object, cls: type[Any]) -> Any:
         import dataclasses
 
+        hints.evaluate()  # whoever asks may read the annotations next
         content: dict[str, Any] = {"__annotations__": cls.__annotations__, "__module__": cls.__module__}
         for name, field in cls.__record_fields__.items():
             said = {key: value for key in Field.__slots__ if (value := getattr(field, key)) is not _MISSING}

@@ -122,3 +122,20 @@ print([one for one in {heavy!r} if one in sys.modules])
     command = [sys.executable, "-I", "-S", "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"
+
+
+def test_pydantic_reads_messages_that_were_loaded_before_typing():
+    code = f"""
+import sys; sys.path.insert(0, {ROOT!r})
+from remote_agent.protocol import messages
+assert "typing" not in sys.modules
+sys.path[1:1] = {sys.path!r}
+from pydantic import TypeAdapter
+beat = TypeAdapter(messages.AgentHeartbeat).validate_python({{"agent_id": "a", "workers": [{{"worker_id": "w"}}]}})
+print(beat.workers[0].state, messages.State, messages.Desired)
+TypeAdapter(messages.WorkerReport).validate_python({{"worker_id": "w", "state": "dancing"}})
+"""
+    command = [sys.executable, "-I", "-S", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert "Input should be 'stopped', 'starting', 'running'" in done.stderr, done.stderr[-2000:]
+    assert done.stdout.startswith("stopped typing.Literal['stopped', 'starting', 'running',"), done.stdout
