@@ -5,9 +5,9 @@ Knows paths and processes, nothing of what a runner does with them.
 
 from __future__ import annotations
 
+import _socket
 import fcntl
 import os
-import socket
 import time
 
 from remote_agent.runner.control import EXIT_ALREADY_RUNNING
@@ -64,13 +64,13 @@ def refuse_second(worker_dir: str, runtime_dir: str = "", patience_s: float = LO
         time.sleep(0.02)
 
 
-def listen(path: str) -> socket.socket:
+def listen(path: str) -> _socket.socket:
     """The control socket. Only the holder of the lock may call this: it replaces what lies there."""
     try:
         os.unlink(path)
     except FileNotFoundError:
         pass
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
     try:
         before = os.umask(0o177)
         try:

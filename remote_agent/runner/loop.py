@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import _socket
 import os
 import select
 import signal
-import socket
 import sys
 import time
 from collections.abc import Iterable
@@ -39,7 +39,7 @@ class Runner:
         worker_dir: str,
         runtime_dir: str,
         lock: int,
-        listener: socket.socket,
+        listener: _socket.socket,
         lease: tuple[int, int] = (0, 0),
         wanted: dict[str, object] | None = None,
         seen: Iterable[tuple[int, int]] = (),
@@ -116,7 +116,8 @@ class Runner:
 
     def _accept(self) -> None:
         try:
-            peer, _ = self._listener.accept()
+            descriptor, _ = self._listener._accept()  # type: ignore[attr-defined]
+            peer = _socket.socket(fileno=descriptor)
         except OSError:
             return
         if len(self._connections) >= MAX_CONNECTIONS or not is_ours(peer):
