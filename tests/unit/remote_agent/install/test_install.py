@@ -67,7 +67,7 @@ def request(manager: FakeManager, one: bundle.Bundle, **changes: Any) -> dict[st
 
 def put(installer: Installer, manager: FakeManager, **changes: Any) -> dict[str, Any]:
     one = bundle.build()
-    return installer.install(request(manager, one, **changes), lambda: one.data)
+    return installer.install(request(manager, one, **changes), lambda: one.data, bundle.byte_code)
 
 
 def no_bundle() -> bytes:
