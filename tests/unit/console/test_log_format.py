@@ -62,6 +62,7 @@ def test_a_greenlet_that_fails_is_a_record(capfd: pytest.CaptureFixture[str]) ->
     assert len(records) == 1 and records[0].exc_info and capfd.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_a_stranger_forges_no_line_of_the_managers_log(tmp_path: Path) -> None:
     """The host name of an unknown launcher, a path and a header; what an agent says of its worker."""
     manager = RunningManager(tmp_path)

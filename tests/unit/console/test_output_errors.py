@@ -27,6 +27,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("free_kib", [0, 4])
 @pytest.mark.parametrize("ending", ["yaml", "db"])
 def test_a_manager_that_starts_on_a_full_disk_says_so_in_one_line(small_disk: Path, ending: str, free_kib: int) -> None:

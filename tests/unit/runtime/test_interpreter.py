@@ -26,6 +26,7 @@ def test_each_hole_is_looked_for_in_the_library_itself(monkeypatch: pytest.Monke
     assert interpreter.known_holes() == []
 
 
+@pytest.mark.slow
 def test_the_manager_says_so_at_its_start(tmp_path: Path) -> None:
     manager = RunningManager(tmp_path)
     manager.close()

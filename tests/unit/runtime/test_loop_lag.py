@@ -124,6 +124,7 @@ def test_it_ends(watchdog: LoopWatchdog) -> None:
     assert sum(watchdog.lags.buckets) == before
 
 
+@pytest.mark.slow
 def test_the_manager_tells_of_a_stall(tmp_path: Path) -> None:
     """Injected from outside: a process that is stopped uses no processor time, which the line says too."""
     manager = RunningManager(tmp_path)

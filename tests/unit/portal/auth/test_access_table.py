@@ -171,7 +171,7 @@ class Place:
         forwarding = ("X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Forwarded", "Via", "X-Real-IP")
         return [
             *(Caller(f"forwarded ({name})", {name: "127.0.0.1"}) for name in forwarding),
-            *(Caller(f"foreign Host {host}", {"Host": host}) for host in (f"evil.example:{self.server.port}", "", "[")),
+            Caller("foreign Host", {"Host": f"evil.example:{self.server.port}"}),  # what is none: test_http_rules.py
             Caller("a rebound name", {"Host": f"localhost.evil.example:{self.server.port}"}),
             Caller("foreign Origin", {"Origin": "http://evil.example"}),
             Caller("Origin null", {"Origin": "null"}),
@@ -303,6 +303,7 @@ def test_no_route_is_declared_more_open_than_the_rule() -> None:
     assert wrong == {}
 
 
+@pytest.mark.slow
 @pytest.mark.chaos(7)
 def test_every_route_refuses_whoever_has_no_business_there(place: Place, chaos_report: ChaosReport) -> None:
     server, before = place.server, state_of(place.server)
@@ -517,6 +518,7 @@ def test_the_documented_curl_lines_are_served_as_they_stand(place: Place) -> Non
         assert done.stdout in ("200", "202"), f"{line}: {done.stdout}"
 
 
+@pytest.mark.slow
 def test_who_may_act_is_served_everywhere(place: Place) -> None:
     """Passed the gate means: answered by the route itself, be it with 400, 404 or 409."""
     served = 0

@@ -96,6 +96,7 @@ def nobody(port: int) -> Iterator[OtherUser]:
 # ------------------------------------------------------------------------------------------------- who is refused
 
 
+@pytest.mark.slow
 @pytest.mark.chaos(25)
 @needs_root
 def test_who_comes_through_a_forwarder_is_no_operator(
@@ -139,6 +140,7 @@ def test_who_comes_through_a_forwarder_is_no_operator(
     )
 
 
+@pytest.mark.slow
 def test_the_answer_says_which_process_and_what_to_do(manager: RunningServer, sshd: Sshd) -> None:
     with tunnel(sshd, "-L", manager.port) as through:
         status, said = ask(through, manager.port)
@@ -146,6 +148,7 @@ def test_the_answer_says_which_process_and_what_to_do(manager: RunningServer, ss
     assert "/api/tokens" in said and "Authorization: Bearer TOKEN" in said
 
 
+@pytest.mark.slow
 def test_through_a_tunnel_a_token_opens_what_it_opens_everywhere(manager: RunningServer, sshd: Sshd) -> None:
     token = manager.ask("POST", "/api/tokens", {"scope": "operator", "name": "laptop"}).json["token"]
     with tunnel(sshd, "-L", manager.port) as through:
@@ -159,12 +162,14 @@ def test_through_a_tunnel_a_token_opens_what_it_opens_everywhere(manager: Runnin
 # -------------------------------------------------------------------------------------------------- who is served
 
 
+@pytest.mark.slow
 def test_a_program_of_the_same_user_may_stand_in_between(manager: RunningServer) -> None:
     """Who is at its other end is the manager's user on its own machine."""
     with forwarder(manager.port) as through:
         assert ask(through, manager.port)[0] == 200
 
 
+@pytest.mark.slow
 def test_a_program_that_serves_itself_and_its_user_may_ask(manager: RunningServer) -> None:
     """As the kernel of a notebook does, which has accepted connections of the notebook's server."""
     code = (
@@ -231,6 +236,7 @@ def said(port: int) -> str:
         return one.recv(999).decode()
 
 
+@pytest.mark.slow
 @needs_root
 def test_another_users_manager_cannot_see_its_sshd_and_refuses_what_it_cannot_see(sshd: Sshd) -> None:
     """sshd shuts its processes to their own user: what nobody can be seen to hold is taken for a forward."""
@@ -245,6 +251,7 @@ def test_another_users_manager_cannot_see_its_sshd_and_refuses_what_it_cannot_se
             assert done.stdout.strip() == "its own"
 
 
+@pytest.mark.slow
 @needs_root
 def test_root_is_root_also_where_the_manager_is_not(sshd: Sshd) -> None:
     with looking_as(NOBODY) as port:

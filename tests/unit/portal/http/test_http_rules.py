@@ -89,6 +89,7 @@ FIELDS = {
     "9112-3.2 a port that is no number": (get(host=b"Host: localhost:x"), 400, ENDS),
     "9110-4.2.1 Host empty": (get(host=b"Host:"), 400, ENDS),
     "9110-4.2.1 a port alone": (get(host=b"Host: :5000"), 400, ENDS),
+    "9112-3.2 Host: IPv6 that does not end": (get(host=b"Host: ["), 400, ENDS),
     "9112-3.2 Host: IPv6": (get(host=b"Host: [::1]:5000"), 200, GOES_ON),
     "9112-3.2 Host: a port that is empty": (get(host=b"Host: localhost:"), 200, GOES_ON),
     "9110-5.6.3 white space around a value": (get(host=b"Host: \t localhost \t"), 200, GOES_ON),
