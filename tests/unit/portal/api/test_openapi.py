@@ -155,3 +155,41 @@ def test_an_answer_with_a_field_that_nobody_described_is_noticed() -> None:
         api_truth.check("GET", "/readyz", 200, "application/json", json.dumps({**good, "secret": "x"}).encode())
     with pytest.raises(api_truth.Untrue, match="409"):
         api_truth.check("GET", "/readyz", 409, "application/json", b"{}")
+
+
+def _shape(path: str) -> str:
+    """A path with each name in it as *, without its query."""
+    return re.sub(r"<[^>]+>|\$\{[^}]*\}+|\{[^}]*\}", "*", path).partition("?")[0]
+
+
+def _asked_by_client() -> set[str]:
+    """The addresses that procguard/client asks, as its f-strings say them."""
+    found = set()
+    for path in (ROOT / "procguard" / "client").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = [str(one.value) if isinstance(one, ast.Constant) else "*" for one in node.values]
+                found.add("".join(parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.add(node.value)
+    return {_shape(one) for one in found if re.match(r"/api/\S+$", one)}
+
+
+def _asked_by_pages() -> set[str]:
+    found = set()
+    for path in (ROOT / "web" / "js").rglob("*.js"):
+        found |= set(re.findall(r"['`](/api/[^'`\s]+)['`]", path.read_text(encoding="utf-8")))
+    return {_shape(one) for one in found}
+
+
+def test_what_the_client_and_the_pages_ask_for_is_declared() -> None:
+    declared = {_shape(route.path) for route in all_routes()}
+
+    def is_declared(asked: str) -> bool:
+        pattern = re.compile(re.escape(asked).replace(r"\*", "[^/]+"))
+        begun = asked.endswith("/")  # put together in two steps
+        return any(pattern.match(one) if begun else pattern.fullmatch(one) for one in declared)
+
+    asked = _asked_by_client() | _asked_by_pages()
+    assert len(asked) > 30
+    assert {one for one in asked if not is_declared(one)} == set()
