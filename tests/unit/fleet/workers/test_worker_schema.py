@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from procguard.deploy.inventory.templates import Renderer
+from procguard.deploy.inventory.templates.renderer import Renderer
 from procguard.deploy.inventory.workers import SpecReader
 from remote_agent.protocol import messages
 
