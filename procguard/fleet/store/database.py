@@ -392,8 +392,11 @@ def held_from(loaded: Loaded) -> HeldRows:
     return HeldRows(bodies, intact=loaded.intact, notes=list(loaded.notes))
 
 
+_ENCODER = json.JSONEncoder(separators=(",", ":"))  # json.dumps would make one for each record
+
+
 def encode(record: Any) -> str:
-    return json.dumps(record, separators=(",", ":"))
+    return _ENCODER.encode(record)
 
 
 def digest_of(key: Key, body: str) -> int:

@@ -129,8 +129,9 @@ class SqliteStore:
         if problem != "is missing" or any(os.path.exists(self.database + ending) for ending in ("-wal", "-journal")):
             raise ProcGuardError(
                 f"state.state_file: {self.database} is not a whole state of ProcGuard: it {problem}",
-                "restore a backup (invoke state.import BACKUP --state NEW), or move it and what belongs to it away to "
-                "begin anew; docs/operations.md, The state",
+                "restore a backup (invoke state.import BACKUP --state NEW); without one, move it and what belongs to "
+                "it away, then invoke state.rebuild FLEET_ID (a folder's name in ~/.procguard on a host), which takes "
+                "over what runs: a new state would start it a second time; docs/operations.md, The state",
                 code="bad_state_file",
             )
         return HeldRows(line=secrets.token_hex(8))

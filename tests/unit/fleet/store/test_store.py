@@ -378,7 +378,9 @@ def test_an_older_state_is_migrated_after_a_copy_was_made(path: Path, monkeypatc
 def test_a_file_that_is_no_state_is_refused_and_left_alone(path: Path, content: bytes) -> None:
     place = path.with_suffix(".db")
     place.write_bytes(content)
-    with pytest.raises(ProcGuardError, match=r"is not a whole state of ProcGuard: .*; restore a backup"):
+    with pytest.raises(
+        ProcGuardError, match=r"is not a whole state of ProcGuard: .*; restore a backup.*state\.rebuild"
+    ):
         open_store(str(path)).load()
     assert place.read_bytes() == content
 
