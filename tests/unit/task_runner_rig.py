@@ -20,6 +20,7 @@ from remote_agent.runner import attempt, restart
 from remote_agent.runner import launch as child
 from remote_agent.runner.record import WorkerFiles
 from remote_agent.runner.task import operations, takeover
+from remote_agent.runner.task.assignment import ASKED, RESTART
 from remote_agent.runner.task.task_runner import TaskRunner
 from remote_agent.system import paths, processes
 from remote_agent.system.cgroup import WorkerGroup
@@ -27,6 +28,7 @@ from remote_agent.system.processes import Identity, Process
 
 TERM, KILL, CONT = 15, 9, 18
 GRACE_S = 5.0
+AGENT_START_S, BOOT_S = 0.1, 1.0
 ANEW = "started anew by the manager, under a new epoch"
 OPERATORS_STARTS = ("started", "started by an operator", "restarted by an operator", ANEW)  # the budget is not theirs
 
@@ -97,6 +99,7 @@ class TaskRunnerRig:
         `lease_s`: it is fenced."""
         self.boot = "first boot"
         self.granted = LeaseHolder()  # the agent's
+        self.agent_since = 0.0
         self.grants: list[Grant] = []  # all that the manager ever answered, in this boot
         self.settled_at = 0.0  # when all that ran had ended, for the last time
         self.always_fenced = lease_s is not None
@@ -237,13 +240,17 @@ class TaskRunnerRig:
         ended = event["exit"]
         if ended is not None and float(ended["duration_s"]) >= self.policy.healthy_after_s:
             self.automatic = 0
-        if after == states.STARTING and start == "started":
-            self.automatic = 0  # it had been stopped, or the host went down
+        if (before, after) == (states.STOPPED, states.STARTING) and self.spec["lease_s"] is None:
+            self.automatic = 0  # a stop without any lease came to its end: by a person, or a shutdown
         if after == states.STARTING and self.spec["gang"]:
             generation = int(str(self.runner.task.state.values["generation"])) if self.runner else 0
             asked = start in OPERATORS_STARTS[2:] or generation not in self.launched
             assert asked or self.torn, "a member of a gang restarted alone"
             self.launched.append(generation)
+        if after == states.STOPPING and reason == ASKED[RESTART] and self.runner:
+            # Whichever runner starts it after that, it was asked for.
+            generation = int(str(self.runner.task.state.values["generation"]))
+            self.launched = [one for one in self.launched if one != generation]
         # An attempt of policy "always" that ended well while it ran is no recovery: it spends nothing.
         why = str(self.events[-1]["reason"]) if before == states.BACKOFF and self.events else reason
         if after == states.STARTING and start not in OPERATORS_STARTS and "policy always" not in why:
@@ -302,8 +309,10 @@ class TaskRunnerRig:
             del self.alive[pid]  # by the kernel
         self.dead.clear()  # init collects them
 
-    def agent_dies(self) -> None:
-        """The next one knows what the files say."""
+    def agent_dies(self, back_after_s: float = AGENT_START_S) -> None:
+        """The next one knows what the files say, and hears no answer to what the former one asked."""
+        self.pass_time(back_after_s, agent=False)
+        self.agent_since = self.now
         self.granted = LeaseHolder()
         self.granted.heed(self.state)
 
@@ -312,7 +321,7 @@ class TaskRunnerRig:
         self.alive.clear()
         self.boot += "'"
         self.grants.clear()
-        self.agent_dies()
+        self.agent_dies(BOOT_S)
 
     # ---------------------------------------------------------------------------------------------- as the manager
 
@@ -321,6 +330,8 @@ class TaskRunnerRig:
         if self.spec["lease_s"] is None:
             return
         lease_s, asked = float(str(self.spec["lease_s"])), self.now - took_s
+        if asked < self.agent_since:
+            return  # who asked for it is gone, and its connections with it
         epoch = int(str(self.spec["epoch"])) if epoch is None else epoch
         self.grants.append(Grant(asked, epoch, asked + lease_s))
         until_ns = self.granted.take(Lease("w", epoch, lease_s), int(asked * 1e9))
@@ -356,11 +367,12 @@ class TaskRunnerRig:
 
     # ------------------------------------------------------------------------------------------------------- time
 
-    def pass_time(self, seconds: float) -> None:
-        """Step by step through every deadline on the way, as the runner's loop does."""
+    def pass_time(self, seconds: float, *, agent: bool = True) -> None:
+        """Step by step through every deadline on the way, as the runner's loop does. `agent`: one looks as often."""
         end = self.now + seconds
         for _ in range(100):
-            self.converge()
+            if agent:
+                self.converge()
             due = min(end, max(self.now, self.runner.next_deadline())) if self.runner else end
             self.wall += due - self.now
             self.now = due

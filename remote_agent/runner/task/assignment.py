@@ -12,13 +12,14 @@ NOT_TO_RUN = ("stopped", "removed")
 
 Hook = dict[str, object]  # {"argv", "shown", "timeout_s"}, as agent/spec_file.py resolved it
 
-# What follows the end of the process tree. The last four leave the worker stopped.
-START, RESTART, ANEW = "start", "restart", "anew"
+# What follows the end of the process tree: a start (AFRESH: it is to run, whatever the stop was for), or it is stopped.
+START, RESTART, ANEW, AFRESH = STARTS = "start", "restart", "anew", "afresh"
 STOP, KILL, TERMINATE, FENCE = "stop", "kill", "terminate", "fence"
 ASKED = {
     START: "started by an operator",
     RESTART: "restarted by an operator",
     ANEW: "started anew by the manager, under a new epoch",
+    AFRESH: "started",
     STOP: "stopped by an operator",
     KILL: "killed by an operator",
     TERMINATE: "the runner was asked to end by SIGTERM",

@@ -154,9 +154,8 @@ def _command(runner: TaskRunner, verb: str, attempt: int, command_id: str, now: 
     elif state == states.BACKOFF and verb == RESTART and not task.lease.open(now):
         result(command_id, "failed", AWAITS_LEASE)
     elif state == states.BACKOFF:
-        # Out of its pause. This gives no budget back, whatever follows.
-        action = restart.RESTART if verb == RESTART else restart.STOP
-        task.schedule(action, ASKED[verb], now, whole(values, "restarts"))
+        # Out of its pause.
+        task.schedule(restart.RESTART if verb == RESTART else restart.STOP, ASKED[verb], now)
         runner.advance(now)
         waits = f": {values['reason']}" if verb == RESTART and task.lacks_room else ""
         result(command_id, "failed" if waits else "done", f"attempt {values['attempt']} is {values['state']}{waits}")

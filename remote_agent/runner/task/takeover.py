@@ -14,7 +14,7 @@ from remote_agent.runner import restart
 from remote_agent.runner.restart import Ending
 from remote_agent.runner.state import whole
 from remote_agent.runner.task import phases
-from remote_agent.runner.task.assignment import ASKED, START, STOP, TaskAssignment
+from remote_agent.runner.task.assignment import AFRESH, ASKED, START, STOP, TaskAssignment
 from remote_agent.runner.task.task import WorkerTask
 from remote_agent.runner.task.task_runner import TaskRunner
 from remote_agent.runner.task.tree import WorkerProcesses
@@ -83,9 +83,11 @@ def _note_what_follows(runner: TaskRunner, former: dict[str, object], ending: En
     state = str(values["state"])
     what = restart.take_over(task.assignment.values, former, state)
     if what == restart.START_AFRESH:
-        # Ends of leases and reboots between its attempts give no budget back: none of them is somebody's decision.
-        keeps = task.lease.lease_s is not None and not afresh
-        task.schedule(restart.RESTART, "started", now, whole(values, "restarts") if keeps else 0)
+        # Ends of leases and reboots between its attempts give no budget back: none of them is somebody's decision. A
+        # stop that came to its end without any lease is: Ctrl-C in its launcher, or a shutdown.
+        if task.lease.lease_s is None:
+            values["restarts"] = 0
+        task.schedule(restart.RESTART, ASKED[AFRESH], now)
     elif what == restart.BY_POLICY:
         task.decide(ending, now)
     elif what == restart.GO_ON:
@@ -96,7 +98,7 @@ def _note_what_follows(runner: TaskRunner, former: dict[str, object], ending: En
         if task.phase == phases.DECIDING:
             runner.finish()
     elif state == states.STOPPING:
-        task.asked = START if what == restart.END_THEN_START else STOP
+        task.asked = STOP if what == restart.END_STOPPED else START if afresh else AFRESH
     elif state == states.BACKOFF:
         task.schedule(restart.STOP, ASKED[STOP], now)
     else:

@@ -132,9 +132,9 @@ class WorkerTask:
             self.begin_ending(now)
             self.state.say(f"{detail or cause}; ending it")
 
-    def schedule(self, action: str, reason: str, now: float, restarts: int = 0) -> None:
-        """To be followed as soon as nothing lives; `restarts`: of the budget, spent after it."""
-        self.scheduled = Decision(action, 0.0, restarts, reason), now, False
+    def schedule(self, action: str, reason: str, now: float) -> None:
+        """To be followed as soon as nothing lives. Neither spends of the budget nor gives any of it back."""
+        self.scheduled = Decision(action, 0.0, whole(self.state.values, "restarts"), reason), now, False
 
     def decide(self, ending: Ending, now: float) -> None:
         """To be followed as soon as nothing lives: what the policy says."""

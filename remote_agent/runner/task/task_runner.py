@@ -21,7 +21,7 @@ from remote_agent.runner.record import WorkerFiles
 from remote_agent.runner.restart import Decision, Ending
 from remote_agent.runner.state import whole
 from remote_agent.runner.task import phases
-from remote_agent.runner.task.assignment import ANEW, ASKED, FENCE, KILL, RESTART, START, STOP, TERMINATE
+from remote_agent.runner.task.assignment import ASKED, FENCE, KILL, STARTS, STOP, TERMINATE
 from remote_agent.runner.task.task import WorkerTask
 from remote_agent.runner.task.tree import HOPELESS, NO_ROOM, StartFailed
 from remote_agent.system import processes
@@ -158,7 +158,7 @@ class TaskRunner:
         if values["state"] == states.STOPPING:
             return
         if attempt.failure:
-            task.schedule(restart.FAIL, attempt.failure, now, whole(values, "restarts"))
+            task.schedule(restart.FAIL, attempt.failure, now)
         else:
             task.decide(ending, now)
 
@@ -336,9 +336,7 @@ class TaskRunner:
         task = self.task
         what, command_id = task.asked or STOP, task.command_id
         task.asked = task.command_id = ""
-        if what in (START, RESTART, ANEW):
-            if what != RESTART:
-                task.state.values["restarts"] = 0
+        if what in STARTS:
             self._start(now, ASKED[what])
             if task.settled:
                 task.state.result(command_id, "failed", AWAITS_LEASE)
@@ -385,7 +383,7 @@ class TaskRunner:
         record.sync()
         if failure and failure.kind == HOPELESS:
             task.state.note_exit(number, Ending(cause="not_started", detail=str(failure)), str(failure))
-            task.schedule(restart.FAIL, str(failure), now, whole(values, "restarts"))
+            task.schedule(restart.FAIL, str(failure), now)
         elif failure:
             ending = Ending(cause="start_timeout", detail=str(failure))
             task.state.note_exit(number, ending)
