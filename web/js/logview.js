@@ -65,7 +65,7 @@ export class LogView {
     this.streamPick = h('select.input', { 'aria-label': t('logs.stream'), on: { change: () => this.choose({ stream: this.streamPick.value }) } });
     for (const stream of ['', 'out', 'err']) this.streamPick.append(h('option', { value: stream, selected: stream === chosen.stream }, t(`logs.stream_${stream || 'both'}`)));
     this.grep = h('input.input.log-grep', { type: 'search', 'aria-label': t('logs.grep'), placeholder: t('logs.grep_hint'), value: chosen.grep, spellcheck: 'false', autocomplete: 'off', data: { jump: '' } });
-    const typed = debounced(() => this.chooseGrep({}), 150);
+    const typed = debounced(() => this.takeTyped(), 150);
     this.grep.addEventListener('input', typed);
     this.grep.addEventListener('keydown', (event) => this.grepKey(event));
     this.onlyButton = h('button.button', { type: 'button', 'aria-pressed': 'false', title: t('logs.only_title'), on: { click: () => this.chooseGrep({ only: !this.chosen.only }) } }, t('logs.only'));
@@ -272,6 +272,11 @@ export class LogView {
     this.draw();
   }
 
+  /** Once: what Enter has used already does not move the reader again. */
+  takeTyped() {
+    if (this.grep.value !== this.chosen.grep) this.chooseGrep({});
+  }
+
   readGrep() {
     const { pattern, error } = readPattern(this.chosen.grep);
     this.pattern = pattern;
@@ -286,7 +291,7 @@ export class LogView {
   grepKey(event) {
     if (event.key === 'Enter') {
       event.preventDefault();
-      if (this.grep.value !== this.chosen.grep) this.chooseGrep({});
+      this.takeTyped();
       this.jump(event.shiftKey ? 1 : -1);
     } else if (event.key === 'Escape' && this.grep.value) {
       event.preventDefault();
