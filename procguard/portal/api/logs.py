@@ -13,7 +13,7 @@ from typing_extensions import NotRequired, TypedDict
 from procguard.admission.memory import ByteBudget
 from procguard.agent_api.declaration import JSON, LINES, TEXT, choice, flag, get, text, whole
 from procguard.agent_api.handlers import MAX_ATTEMPT
-from procguard.errors import LimitExceeded
+from procguard.errors import LimitExceeded, UsageError
 from procguard.fleet.model import clock
 from procguard.portal.api.resource import Resource, Services, caller_name
 from procguard.portal.logs import around, expression
@@ -126,7 +126,11 @@ class LogsApi(Resource):
         """`at`: the address of a line, or a moment: the lines around it."""
         place = around.LogAddress.parse(query.at)
         if place is None:
-            moment = parse_since(query.at, clock.read().wall, "at")
+            try:
+                moment = parse_since(query.at, clock.read().wall, "at")
+            except UsageError as exc:
+                example = "e.g. 3.out.73014 (attempt, stream, offset), 10m, 2026-11-23T22:00:00Z, or Unix seconds"
+                raise UsageError(f"at={query.at!r}: neither the address of a line nor a time", example) from exc
             place = self.store.beside(around.address_at, self.store, worker_id, moment)
         found = (
             around.NOTHING

@@ -19,7 +19,7 @@ from procguard.portal.logs.store import LogStore
 DEFAULT_LINES = 200  # to each side
 MAX_LINES = 5_000
 MAX_FORWARD_BYTES = 16 * 1024 * 1024  # read to find where the lines behind a place end
-_ADDRESS = re.compile(r"^([0-9]{1,9})\.(out|err)\.([0-9]{1,15})$")
+_ADDRESS = re.compile(r"([0-9]{1,9})\.(out|err)\.([0-9]{1,15})")
 _BLOCK_BYTES = 64 * 1024
 
 
@@ -34,7 +34,7 @@ class LogAddress:
     @classmethod
     def parse(cls, text: str) -> LogAddress | None:
         """`3.out.73014`; None where it is no address."""
-        found = _ADDRESS.match(text)
+        found = _ADDRESS.fullmatch(text)
         return cls(int(found[1]), found[2], int(found[3])) if found else None
 
 

@@ -259,6 +259,7 @@ def test_the_lines_around_an_address_or_a_time_are_shown(server: RunningServer) 
     assert [line["text"] for line in answer["lines"]] == ["line 099", "line 100", "line 101", "line 102"]
     assert answer["target"]["offset"] == 900
     assert server.ask("GET", f"{path}?at=8.out.900&before=0&after=0").body == b"line 100\n"
+    assert "3.out.73014" in server.ask("GET", f"{path}?at=3.out").json["error"]["next"]
     gone = server.ask("GET", f"{path}?at=8.out.900000&format=json").json
     assert gone["lines"] == [] and gone["target"] is None and 8 in gone["attempts"]
     assert server.ask("GET", f"{path}?at=2020-01-01T00:00:00Z&format=json").json["target"] is None

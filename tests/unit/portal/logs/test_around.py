@@ -42,6 +42,7 @@ def texts(store: LogStore, place: LogAddress, before: int, after: int) -> tuple[
         ("3.out.73014", LogAddress(3, "out", 73014)),
         ("1.err.0", LogAddress(1, "err", 0)),
         ("3.log.1", None),
+        ("3.out.1\n", None),
         ("3.out.", None),
         ("-1.out.4", None),
         ("2026-11-23T22:00:00Z", None),
