@@ -7,6 +7,7 @@ its index, as a process that was killed leaves it, says how much of it was durab
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -26,6 +27,7 @@ from procguard.fleet.store.snapshot import free_name, sync_directory
 
 APPLICATION_ID = 0x50475354
 BUSY_TIMEOUT_S = 5.0  # another program has the database locked
+OPEN_LOCK_BYTE = 128  # of the log's index: each connection holds a shared lock on it (UNIX_SHM_DMS of os_unix.c)
 CHECKPOINT_PAGES = 10_000  # of a write-ahead log: whoever commits then copies it into the database
 NETWORK = (
     "nfs",
@@ -155,7 +157,8 @@ def on_network(path: str) -> bool:
 def reading(path: str) -> Iterator[sqlite3.Connection]:
     """A database as it is at this moment, also while a manager writes to it. Changes nothing. Raises OSError.
 
-    Where the write-ahead log lacks what its index says was durable, SQLite writes the index anew; that is taken back.
+    Where the write-ahead log lacks what its index says was durable, SQLite rebuilds the index. That is undone unless
+    another process has the database open: a manager's log also gets shorter each time it starts over.
     """
     index, claimed = _index(path), _durable_frames(path)
     is_wal = _is_wal(path)
@@ -171,8 +174,16 @@ def reading(path: str) -> Iterator[sqlite3.Connection]:
         raise os_error(exc) from exc
     finally:
         if claimed and (_durable_frames(path) or 0) < claimed:
-            with suppress(OSError), open(path + "-shm", "r+b") as file:
-                file.write(index)
+            _restore_index(path, index, claimed)
+
+
+def _restore_index(path: str, index: bytes, claimed: int) -> None:
+    """Put back the index that says `claimed` frames were durable. Changes nothing while a connection is open."""
+    with suppress(OSError), open(path + "-shm", "r+b") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, OPEN_LOCK_BYTE)
+        if (_frames_by(file.read(96), _log_header(path)) or 0) < claimed:
+            file.seek(0)
+            file.write(index)
 
 
 def _is_wal(path: str) -> bool:
@@ -229,9 +240,16 @@ def _index(path: str) -> bytes:
 
 def _durable_frames(path: str) -> int | None:
     """How many frames of the write-ahead log were durable, by its index (https://sqlite.org/walformat.html)."""
-    log, header = b"", _index(path)
+    return _frames_by(_index(path), _log_header(path))
+
+
+def _log_header(path: str) -> bytes:
     with suppress(OSError), open(path + "-wal", "rb") as wal:
-        log = wal.read(32)
+        return wal.read(32)
+    return b""
+
+
+def _frames_by(header: bytes, log: bytes) -> int | None:
     if len(header) < 96 or header[:48] != header[48:]:
         return None  # there is none, or it was being written
     frames: int = struct.unpack("=I", header[16:20])[0]
@@ -306,7 +324,7 @@ def create(path: str, held: HeldRows, history: Iterator[Row]) -> None:
 def migrate(path: str, connection: sqlite3.Connection) -> None:
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version < len(MIGRATIONS):
-        backup(path, free_name(f"{path}.v{version}"))
+        _copy(connection, free_name(f"{path}.v{version}"))
         run_migrations(connection, version)
 
 
@@ -317,14 +335,19 @@ def run_migrations(connection: sqlite3.Connection, version: int, upto: int | Non
 
 def backup(path: str, target: str) -> None:
     """A whole copy of a database, also while a manager writes to it. Raises OSError, also where `target` exists."""
+    with reading(path) as source:
+        _copy(source, target)
+
+
+def _copy(source: sqlite3.Connection, target: str) -> None:
     os.close(os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     try:
-        with reading(path) as source, closing(sqlite3.connect(target, isolation_level=None)) as copy:
+        with closing(sqlite3.connect(target, isolation_level=None)) as copy:
             copy.execute("PRAGMA synchronous = FULL")
             source.backup(copy)
-    except OSError:
+    except sqlite3.Error as exc:
         os.unlink(target)
-        raise
+        raise os_error(exc) from exc
     sync_directory(target)
 
 
