@@ -5,7 +5,6 @@ Same input, same bytes, same SHA-256, on every machine and day. Knows neither ho
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import gzip
 import hashlib
@@ -25,6 +24,7 @@ from types import CodeType
 from typing import Any, TypeVar
 
 import remote_agent
+from procguard.deploy.session.ahead import Ahead
 
 # Read as `exec(code)` by the boot line of `channel.REMOTE_COMMAND`, with `i` = the rest of stdin. Where this Python
 # reads the manager's byte code nothing is compiled: that is most of what a session costs a host. Each module is packed
@@ -60,6 +60,7 @@ _IMPORT = re.compile(r"^\s*from (remote_agent[\w.]*) import (\([^)]*\)|.+)$", re
 
 MAGIC = importlib.util.MAGIC_NUMBER.hex()
 _ROOT = Path(remote_agent.__file__).parent.parent
+_ahead: Ahead | None = None
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -122,21 +123,24 @@ class Bundle:
 @_once
 def build() -> Bundle:
     """The release, the same for every host."""
+    data, unpacked_bytes = _made_ahead("build") or _packed()
+    return Bundle(data, hashlib.sha256(data).hexdigest(), unpacked_bytes)
+
+
+def _packed() -> tuple[bytes, int]:
     files = {name: path.read_bytes() for name, path in _release_files().items()}
-    data = pack(files)
-    return Bundle(data, hashlib.sha256(data).hexdigest(), sum(map(len, files.values())))
+    return pack(files), sum(map(len, files.values()))
 
 
 def begin() -> None:
-    """Make what every host will be sent, while the caller goes on: most of it is packing, beside the interpreter."""
+    """Make what every host is sent in a process beside this one, while the caller imports and reads the inventory."""
+    global _ahead
+    _ahead = Ahead(lambda: {"bootstrap": bootstrap(), "byte_code": byte_code(), "build": _packed()})
 
-    def make() -> None:
-        with contextlib.suppress(Exception):  # who asks for what could not be made hears why
-            bootstrap()
-            build()
-            byte_code()
 
-    threading.Thread(target=make, name="bundle", daemon=True).start()
+def _made_ahead(name: str) -> Any:
+    made = _ahead.value() if _ahead is not None else None
+    return made[name] if made else None
 
 
 def releases() -> list[str]:
@@ -150,6 +154,8 @@ def byte_code() -> bytes:
 
     Not part of the bundle: the bundle is the same whatever Python the manager has.
     """
+    if found := _made_ahead("byte_code"):
+        return bytes(found)
     made = {}
     for name, path in _release_files().items():
         made[name] = (importlib.util.source_hash(path.read_bytes()), _code(name))
@@ -202,6 +208,8 @@ def installer_zip() -> bytes:
 def bootstrap() -> bytes:
     """The bytes that turn a bare `python3` on a host into `remote_agent.install session`: sources, and byte code beside
     them."""
+    if found := _made_ahead("bootstrap"):
+        return bytes(found)
     packages = _packages(installer_sources())
     sources = dict.fromkeys(packages, b"")
     codes = {name: marshal.dumps(compile("", name, "exec")) for name in packages}
