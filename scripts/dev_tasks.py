@@ -120,7 +120,7 @@ def _foreign_imports_of(path: str, own: str) -> list[str]:
     return found
 
 
-FOR_A_CHECKOUT = ["--extra", "zmq"]  # all that configs/procguard_config.yaml may say works there
+FOR_A_CHECKOUT = ["--extra", "zmq", "--extra", "postgres"]  # all that configs/procguard_config.yaml may say works there
 
 
 def run_lock() -> int:

@@ -14,6 +14,7 @@ from procguard.fleet.agents.service import AgentService
 from procguard.fleet.changes import ChangeBus
 from procguard.fleet.gangs.controller import Gangs
 from procguard.fleet.history.events import EventLog
+from procguard.fleet.leadership import Leadership
 from procguard.fleet.leases import Leases
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.settings import FleetSettings
@@ -26,10 +27,17 @@ from procguard.fleet.workers.service import WorkerService
 
 class Fleet:
     def __init__(
-        self, store: Store, events: EventLog, settings: FleetSettings, now: Now, bus: ChangeBus | None = None
+        self,
+        store: Store,
+        events: EventLog,
+        settings: FleetSettings,
+        now: Now,
+        bus: ChangeBus | None = None,
+        leadership: Leadership | None = None,
     ) -> None:
-        """`bus`: with those who are to hear of the start, too."""
+        """`bus`: with those who are to hear of the start, too; `leadership`: of one among several managers."""
         self.state = state = FleetState(store, events, settings, bus or ChangeBus())
+        state.leadership = leadership or state.leadership
         self.leases = Leases(state)
         self.resync = StateResync(state)
         self.placement = PlacementService(state, self.leases)

@@ -41,6 +41,7 @@ class LeaseVerdict(NamedTuple):
 class _Granted(NamedTuple):
     agent_id: str
     gone_at: float  # monotonic; with the stop grace and every margin
+    grace_s: float = 0.0  # part of it: an earlier leader without its database may have renewed the lease for so long
 
 
 class Leases:
@@ -50,20 +51,40 @@ class Leases:
 
     def restore(self, now: Now) -> None:
         """At the manager's start: what its predecessor granted is not known, so all of it is assumed."""
+        leadership = self._state.leadership
+        grace_s = 0.0 if leadership.orderly else leadership.grace_s
         for worker in self._state.workers_by_id.values():
             if fenced(worker):
-                self._note(worker, now, max(_longest_s(worker.spec), worker.lease_bound_s))
+                self._note(worker, now, max(_longest_s(worker.spec), worker.lease_bound_s), grace_s)
+
+    def acknowledged(self, agent_id: str) -> None:
+        """This agent knows the term of this leader, so no earlier one renews its leases any more."""
+        for worker in self._state.workers_of(agent_id):
+            granted = self._granted.get(worker.worker_id)
+            if granted is not None and granted.grace_s and granted.agent_id == agent_id:
+                self._granted[worker.worker_id] = _Granted(agent_id, granted.gone_at - granted.grace_s)
 
     # ------------------------------------------------------------------------------------------ granting
 
     def grants(self, agent_id: str, now: Now) -> list[messages.Lease]:
         """The leases that the answer to this agent's heartbeat carries. What is returned is granted."""
-        found = []
+        found: list[messages.Lease] = []
+        leadership = self._state.leadership
+        if not leadership.may_renew():
+            return found
+        only_renew = not leadership.may_direct()
         for worker in self._state.workers_of(agent_id):
+            if only_renew and not self._holds(worker, now):
+                continue
             if fenced(worker) and self._may_run(worker) and not self._held_elsewhere(worker, now):
                 self._note(worker, now, _longest_s(worker.spec))
                 found.append(messages.Lease(worker.worker_id, worker.epoch, worker.spec.lease_s))
         return found
+
+    def _holds(self, worker: WorkerRecord, now: Now) -> bool:
+        """Whether this worker's agent was granted its lease here, and may still hold it."""
+        granted = self._granted.get(worker.worker_id)
+        return granted is not None and granted.agent_id == worker.agent_id and now.monotonic <= granted.gone_at
 
     def _may_run(self, worker: WorkerRecord) -> bool:
         """A child that is to be stopped is granted on too: it is stopped in order, not by the end of its lease."""
@@ -76,13 +97,14 @@ class Leases:
         granted = self._granted.get(worker.worker_id)
         return granted is not None and granted.agent_id != worker.agent_id and now.monotonic <= granted.gone_at
 
-    def _note(self, worker: WorkerRecord, now: Now, longest_s: float) -> None:
+    def _note(self, worker: WorkerRecord, now: Now, longest_s: float, grace_s: float = 0.0) -> None:
         """Never shortens what was granted before: the host may go by an earlier specification with a longer lease."""
-        gone_at = now.monotonic + longest_s * (1 + CLOCK_DRIFT) + GONE_MARGIN_S
+        gone_at = now.monotonic + (longest_s + grace_s) * (1 + CLOCK_DRIFT) + GONE_MARGIN_S
         before = self._granted.get(worker.worker_id)
         if before is not None:
-            gone_at = max(gone_at, before.gone_at)
-        self._granted[worker.worker_id] = _Granted(worker.agent_id, gone_at)
+            grace_s = max(grace_s, before.grace_s)
+            gone_at = max(gone_at + before.grace_s, before.gone_at)
+        self._granted[worker.worker_id] = _Granted(worker.agent_id, gone_at, grace_s)
 
     def ended(self, worker_id: str) -> None:
         """The instance is surely gone and its right went to another agent: nothing is left of what was granted."""

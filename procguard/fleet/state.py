@@ -20,6 +20,7 @@ from procguard.fleet.gangs import views as gang_views
 from procguard.fleet.gangs.decider import GangRecord
 from procguard.fleet.history.events import EventLog
 from procguard.fleet.history.query import EventQuery
+from procguard.fleet.leadership import Leadership, SoleManager
 from procguard.fleet.model import epochs
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.epochs import EPOCHS_PER_TERM, next_term, term_above
@@ -53,6 +54,7 @@ class FleetState:
         self.durability.written_again = self._written_again
         self.settings = settings
         self.bus = bus
+        self.leadership: Leadership = SoleManager()
         self.instance_id = secrets.token_hex(6)  # the live protocol's epoch: a new one for each run of the manager
         self._agents = RecordTable[AgentRecord]("agents", self._index_agent, self._unindex_agent)
         self._workers = RecordTable[WorkerRecord]("workers", self._index_worker, self._unindex_worker)

@@ -12,6 +12,7 @@ from procguard.fleet.agents.assignments import AssignmentBuilder
 from procguard.fleet.agents.replies import ReplyBuilder
 from procguard.fleet.gangs.controller import Gangs
 from procguard.fleet.history import causes
+from procguard.fleet.leadership import NotLeading
 from procguard.fleet.leases import Leases
 from procguard.fleet.model import epochs
 from procguard.fleet.model.clock import Now
@@ -64,6 +65,7 @@ class HeartbeatProcessor:
             # for dead, and leases would end. Whether the disk takes it again, the manager's own round finds out.
             # One that says nothing new waits for no disk: what others are having written is theirs to wait for.
         self._state.bus.hosts(agent_id)
+        self._refuse_unless_leading(self._state.leadership.may_renew())
         reply = self._replies.news_for_agent(agent_id, beat.assignments_rev, beat.commands_seq, now)
         if reply is None:
             reply = self._replies.base(agent_id)
@@ -421,11 +423,18 @@ class HeartbeatProcessor:
                 self._state.fresh_reports.add(worker_id)
                 if self._state.bus.measures_matter(worker_id):
                     tx.show("workers", worker_id)
+                self._refuse_unless_leading(self._state.leadership.may_direct())
                 return self._replies.usual_for_worker(worker, observed)
             self._take_plain_report(tx, agent, worker, beat, before)
             if tx.size:
                 self._charge(seen, tx.size, now)
+        self._refuse_unless_leading(self._state.leadership.may_direct())
         return self._replies.news_for_worker(worker_id, now) or self._replies.worker_base(worker)
+
+    def _refuse_unless_leading(self, allowed: bool) -> None:
+        """What was reported is known here whoever leads; the agent goes on to the next manager. Raises NotLeading."""
+        if not allowed:
+            raise NotLeading(self._state.leadership)
 
     def _take_plain_report(
         self,

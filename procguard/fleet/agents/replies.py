@@ -29,6 +29,8 @@ class ReplyBuilder:
             self._state.make_durable_for(agent_id)
         except NotDurable:
             return None
+        if not self._state.leadership.may_direct():
+            return None
         seen = self._state.seen[agent_id]
         commands = self._state.command_queue.undelivered(agent_id, seq, seen.session)
         current = self._assignments.rev(agent_id)
@@ -57,7 +59,7 @@ class ReplyBuilder:
     def news_for_worker(self, worker_id: str, now: Now) -> messages.WorkerReply | None:
         """What this plain launcher was not told yet; None when it was told everything."""
         worker = self._state.find(worker_id)
-        if not self._state.command_queue.waits_for(worker_id):
+        if not self._state.command_queue.waits_for(worker_id) or not self._state.leadership.may_direct():
             return None
         session = (0, 0.0)
         commands = [

@@ -1,0 +1,69 @@
+"""Whether this manager leads the fleet, as far as the fleet's services need to know.
+
+One manager alone always leads (`SoleManager`). With several managers on one database, manager/seat.py implements
+`Leadership`. Assignments, commands and leases leave only while it allows them; every commit is checked by the database
+itself (store/postgresql.py). Knows no database and no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from procguard.errors import ProcGuardError
+
+HTTP_MISDIRECTED = 421
+
+
+class Leadership(Protocol):
+    @property
+    def term(self) -> int:
+        """The leader's term; it only rises. 0: one manager alone, which has none."""
+
+    @property
+    def grace_s(self) -> float:
+        """How long after its last contact with the database an earlier leader may have renewed leases
+        (`state.database_grace_s`)."""
+
+    @property
+    def orderly(self) -> bool:
+        """Whether the leader before this one handed over: it had stopped answering by then."""
+
+    def may_direct(self) -> bool:
+        """Whether assignments and commands may leave at this moment."""
+
+    def may_renew(self) -> bool:
+        """Whether leases may be renewed, each to the agent that holds it. True wherever `may_direct` is."""
+
+    def manager_urls(self) -> Sequence[str]:
+        """Where agents find the managers, the leader first. Empty: one manager alone."""
+
+
+class SoleManager:
+    """One manager with a state of its own."""
+
+    term = 0
+    grace_s = 0.0
+    orderly = True
+
+    def may_direct(self) -> bool:
+        return True
+
+    def may_renew(self) -> bool:
+        return True
+
+    def manager_urls(self) -> Sequence[str]:
+        return ()
+
+
+class NotLeading(ProcGuardError):
+    """This manager does not lead. The body of the answer carries `managers` and `term`, so that agents go on to the
+    next URL."""
+
+    http_status = HTTP_MISDIRECTED
+    default_code = "not_leading"
+
+    def __init__(self, leadership: Leadership) -> None:
+        urls = list(leadership.manager_urls())
+        super().__init__("this manager does not lead the fleet", f"ask the leader: {urls[0]}" if urls else "try again")
+        self.extra: dict[str, Any] = {"managers": urls, "term": leadership.term}
