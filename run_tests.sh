@@ -18,6 +18,7 @@ needed=(
     'pypy3|pypy3|running the agent on a Python 3.9'
     'curl|curl|the documented curl lines'
     'rsync|rsync|bringing code the quick way'
+    'postgresql|postgresql|the store of several managers'
     'podman|podman|workers in containers'
     'conmon|conmon|workers in containers'
     'runc|runc|workers in containers'
@@ -36,6 +37,7 @@ has() {
     case $1 in
     sshd) [ -x /usr/sbin/sshd ] || command -v sshd >/dev/null ;;
     chromium) has_browser ;;
+    postgresql) compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null ;;
     noto-cjk) compgen -G '/usr/share/fonts/opentype/noto/NotoSansCJK*' >/dev/null || { command -v fc-list >/dev/null && fc-list | grep -qi 'cjk'; } ;;
     *) command -v "$1" >/dev/null ;;
     esac

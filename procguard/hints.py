@@ -16,13 +16,28 @@ from procguard import resources
 # The operator's commands; tests/unit/test_hints.py compares them with the command line's own.
 COMMANDS = (
     *("agents", "approve", "audit", "completion", "context", "cordon", "demo", "deny", "deploy", "describe", "doctor"),
-    *("events", "explain", "fetch", "forget", "groups", "hosts", "init", "kill", "logs", "manager", "move", "notify"),
-    *("operations", "playbooks", "ps", "restart", "rollback", "search", "start", "state", "status", "stop", "token"),
+    *("events", "explain", "fetch", "forget", "groups", "hosts", "init", "kill", "logs", "manager", "managers"),
+    *(
+        "move",
+        "notify",
+        "operations",
+        "playbooks",
+        "ps",
+        "restart",
+        "rollback",
+        "search",
+        "start",
+        "state",
+        "status",
+        "stop",
+        "token",
+    ),
     *("top", "trust", "uncordon", "undeploy", "upgrade", "validate", "version", "wait", "worker"),
 )
 GROUPS = {
     "agents": ("approve", "deny", "list", "revoke", "rotate"),
     "context": ("add", "list", "remove", "use"),
+    "managers": ("list", "promote"),
     "notify": ("list", "test"),
     "operations": ("cancel", "list", "retry", "show"),
     "state": ("backup", "export", "import", "migrate", "rebuild", "show"),

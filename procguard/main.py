@@ -99,6 +99,12 @@ def run(argv: Sequence[str]) -> int:
     lock = daemon.lock_state(settings)
     from procguard.manager import app
 
+    if settings.state.database:
+        from procguard.manager import several
+
+        app.set_up_logging(settings)
+        return several.serve(settings, lock, argv)
+
     app.set_up_logging(settings)
     return app.Manager(settings, lock).run()
 

@@ -48,6 +48,7 @@ TOPICS: dict[str, dict[str, tuple[str, ...]]] = {
 GROUPS = {
     "agents": ("access", "AGENTS", "agents and launchers, their releases and secrets"),
     "context": ("contexts", "CONTEXT", "which manager the commands talk to"),
+    "managers": ("managers", "MANAGERS", "several managers on one database: who leads; promote"),
     "notify": ("history", "NOTIFY", "where alerts go"),
     "operations": ("operations", "OPERATIONS", "commands for many workers: list, show, cancel, retry"),
     "state": ("state", "STATE", "the manager's own state: show, backup, export, import, migrate, rebuild"),

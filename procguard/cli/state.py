@@ -141,14 +141,28 @@ def import_(file: str, state: str = "") -> None:
     _written(settings, tables)
 
 
-@operator_task(("source", "target"), name="migrate", help={"source": "the state as it is", "target": "the new one"})
-def migrate(source: str, target: str) -> None:
+@operator_task(
+    ("source", "target"),
+    name="migrate",
+    help={
+        "source": "the state as it is: a state file, or postgresql://…",
+        "target": "the new one, of either kind",
+        "password_file": "a file with the database's password; else PGPASSFILE, ~/.pgpass or PGPASSWORD",
+    },
+)
+def migrate(source: str, target: str, password_file: str = "") -> None:
     """A state, with its history, in another place or of the other kind; the old one stays.
 
-    Example: invoke state.migrate data/procguard_state.yaml other/procguard_state.db
+    Example: invoke state.migrate data/procguard_state.yaml postgresql://procguard@db1/procguard
+
+    Stop the manager first, start it on the new state afterwards: agents and workers run on meanwhile.
     """
+    from procguard.config.types import is_postgres_url
     from procguard.fleet.store import database_of, exchange
 
+    if is_postgres_url(source) or is_postgres_url(target):
+        _migrate_database(source, target, password_file)
+        return
     old, new = _settings(source, ""), _settings(target, "")
     if source != target and database_of(old.state.state_file) == database_of(new.state.state_file):
         raise UsageError(
@@ -163,6 +177,55 @@ def migrate(source: str, target: str) -> None:
         history = exchange.read_history(old.state.state_file)
         exchange.write_new(new.state.state_file, loaded.tables, history)
     _written(new, loaded.tables)
+
+
+def _migrate_database(source: str, target: str, password_file: str) -> None:
+    from procguard.config.types import is_postgres_url
+    from procguard.fleet.store import exchange, postgresql
+    from procguard.fleet.store.postgres_link import DatabasePlace
+
+    places = {
+        text: DatabasePlace(_checked_url(text), password_file) for text in (source, target) if is_postgres_url(text)
+    }
+    with contextlib.ExitStack() as stack:
+        for text in (source, target):
+            if text not in places:
+                stack.enter_context(_stopped(_settings(text, "")))
+            elif leader := postgresql.leader_of(places[text]):
+                raise Conflict(
+                    f"manager {leader} runs on {places[text]}",
+                    "stop every manager of this database first (the workers run on), then repeat this",
+                    code="already_running",
+                )
+        if source in places:
+            tables, history = (
+                postgresql.PostgresqlStore(places[source]).read().tables,
+                postgresql.history_of(places[source]),
+            )
+            if not tables:
+                raise UsageError(f"there is no state in {places[source]}", "name the database of the managers")
+        else:
+            old = _settings(source, "").state.state_file
+            loaded = exchange.read(old)
+            _tell(loaded.notes)
+            tables, history = loaded.tables, list(exchange.read_history(old))
+        if target in places:
+            exchange.write_database(places[target], tables, history)
+            say(f"{places[target]}: {sum(len(records) for records in tables.values())} records")
+            say("  put it into the configuration: state.database, with state.database_password_file")
+        else:
+            new = _settings(target, "")
+            exchange.write_new(new.state.state_file, tables, history)
+            _written(new, tables)
+
+
+def _checked_url(text: str) -> str:
+    from procguard.config.types import postgres_url_problem
+
+    problem = postgres_url_problem(text)
+    if problem:  # what was given may hold a password: it is not repeated
+        raise UsageError(f"the database's address: expected {problem}", "name the file with --password-file")
+    return text
 
 
 @operator_task(("fleet",), name="rebuild", help={"fleet": "its id, f-…: the folder's name on every host", **WHERE})

@@ -94,6 +94,13 @@ class ManagerClient:
         """{"agents": [HostView…], "version", "releases"}; a manager of an earlier release says nothing of itself."""
         return self.call("GET", "/api/agents")
 
+    def managers(self) -> Json:
+        """{"leader", "term", "since", "database", "replication", "warnings", "managers": […]}"""
+        return self.call("GET", "/api/managers")
+
+    def promote_manager(self, name: str) -> Json:
+        return self.call("POST", "/api/managers/promote", {"name": name})
+
     def decide(self, agent_id: str, verb: str, fingerprint: str = "") -> Json:
         """`verb`: approve or deny."""
         body = {"fingerprint": fingerprint} if fingerprint else {}

@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from procguard.config import loader
 
 Model = type[BaseModel]
+SECRET = {"secret": True}  # json_schema_extra of a value that is not repeated in a complaint
 
 _PLAIN = {
     "bool": "true or false",
@@ -43,7 +44,10 @@ class Mistakes:
 
     def add(self, dotted: str, value: Any, expected: str, *, secret: bool = False) -> None:
         shown = "" if secret else f"{loader.shown(value)}: "
-        self.lines.append(f"{self._where(dotted)}: {shown}expected {expected}")
+        where = self._where(dotted)
+        if secret and where.startswith("--set "):  # which repeats the value
+            where = f"--set {dotted}"
+        self.lines.append(f"{where}: {shown}expected {expected}")
 
     def add_validation(self, exc: ValidationError) -> None:
         for error in exc.errors(include_url=False):
@@ -67,7 +71,10 @@ class Mistakes:
             hint = "expected one of " + ", ".join(siblings)
         else:
             hint = f"{section} is no section"
-        self.lines.append(f"{self._where('.'.join(names))}: unknown key; {hint}")
+        where = self._where(".".join(names))
+        if where.startswith("--set ") and "://" in where:  # a URL with a password, under a key that is misspelt
+            where = f"{where.partition('=')[0]}: {'.'.join(names)}"
+        self.lines.append(f"{where}: unknown key; {hint}")
 
     def _expected(self, error: Mapping[str, Any], names: Sequence[str]) -> str:
         kind, context = error["type"], error.get("ctx", {})
@@ -98,6 +105,8 @@ class Mistakes:
         """Whether what stands there, or in it, may be a password: it is not repeated in a complaint."""
         model = self._model_at(names[:-1])
         info = model.model_fields.get(names[-1]) if model is not None and names else None
+        if info is not None and info.json_schema_extra == SECRET:
+            return True
         inside = self._model_at(names) or (each_of(info) if info is not None else None)
         kinds = [info.annotation] if info is not None else []
         kinds += [one.annotation for one in inside.model_fields.values()] if inside is not None else []

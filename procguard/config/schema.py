@@ -11,6 +11,7 @@ import dataclasses
 import ipaddress
 import logging
 import os
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 from urllib.parse import urlsplit
@@ -23,7 +24,7 @@ from procguard.config.errors import Mistakes
 from procguard.config.groups import GroupPolicy
 from procguard.config.limits import WebLimits
 from procguard.config.notifications import EventSettings, MetricSettings, Targets
-from procguard.config.types import STRICT, size_in_bytes
+from procguard.config.types import STRICT, postgres_url_problem, size_in_bytes
 from procguard.errors import ConfigError
 
 # ------------------------------------------------------------------------------------------------- kinds of value
@@ -38,6 +39,19 @@ def _absolute_path(text: str) -> str:
 def _state_path(text: str) -> str:
     if not text.endswith((".yaml", ".yml", ".db", ".sqlite")):
         raise ValueError("a path that ends in .yaml (readable) or in .db (SQLite)")
+    return text
+
+
+def _database_url(text: str) -> str:
+    problem = postgres_url_problem(text) if text else ""
+    if problem:
+        raise ValueError(problem)
+    return text
+
+
+def _manager_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._-]{0,64}", text):
+        raise ValueError("up to 64 letters, digits, dots, dashes and underscores")
     return text
 
 
@@ -133,6 +147,35 @@ class State(_Section):
             "is created. A "
             "manager that is started without a configuration file keeps its state in ~/.local/share/procguard."
         ),
+    )
+    database: Annotated[str, AfterValidator(_database_url)] = Field(
+        default="",
+        description=(
+            "A PostgreSQL database that several managers share, in place of the SQLite database: "
+            "`postgresql://procguard@db1,db2/procguard?target_session_attrs=read-write`. One manager leads, the others "
+            "stand by. No password stands in it. `state_file` still says where this manager keeps its lock, logs and "
+            "certificates. See docs/several_managers.md."
+        ),
+        json_schema_extra=dict(errors.SECRET),
+    )
+    database_password_file: Annotated[str, AfterValidator(_path_or_nothing)] = Field(
+        default="",
+        description=(
+            "A file whose first line is the password for `database`, read for each connection. Empty: libpq's own ways "
+            "(PGPASSFILE, ~/.pgpass, PGPASSWORD, a client certificate)."
+        ),
+    )
+    database_grace_s: Annotated[float, Field(ge=0, le=300)] = Field(
+        default=0.0,
+        description=(
+            "For so many seconds after its last contact with `database` a leader goes on renewing the leases of fenced "
+            "workers, each to the host that holds it. It lets gangs survive a failover of the database; in return a "
+            "worker whose host and leader die together is reassigned that much later."
+        ),
+    )
+    manager_name: Annotated[str, AfterValidator(_manager_name)] = Field(
+        default="",
+        description="This manager's name among several, another one for each. Empty: the name of its machine.",
     )
     auto_save: bool = Field(
         default=True,

@@ -30,3 +30,23 @@ def size_in_bytes(value: Any) -> Any:
     if found is None or found[2].upper() not in _SIZE_UNITS:
         raise ValueError('a size in bytes, or with its unit: "256 MiB"')
     return int(found[1]) * _SIZE_UNITS[found[2].upper()]
+
+
+POSTGRES_SCHEMES = ("postgresql://", "postgres://")
+
+
+def is_postgres_url(text: str) -> bool:
+    return text.startswith(POSTGRES_SCHEMES)
+
+
+def postgres_url_problem(url: str) -> str:
+    """What is expected in its place; "" where it may be `state.database`. Repeats nothing of the URL: a password in it
+    would be shown by `ps`, in the configuration and in messages."""
+    if not is_postgres_url(url):
+        return "a URL that begins with postgresql://"
+    rest = url.partition("://")[2]
+    if ":" in rest.rpartition("@")[0] or re.search(r"[?&](password|passfile|sslpassword)=", rest, re.IGNORECASE):
+        return "a URL without a password: put that into a file and name it in state.database_password_file"
+    if any(letter.isspace() for letter in url) or not url.isprintable():
+        return "a URL without spaces"
+    return ""

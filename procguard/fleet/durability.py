@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterable
 from procguard.fleet.history.events import EventLog
 from procguard.fleet.store.interface import Change, Line, NotDurable, Store, Tables
 
-DISPLACED = "the state's files were deleted, moved away or made read-only while the manager runs"
-
 
 class Durability:
     def __init__(self, store: Store, events: EventLog) -> None:
@@ -66,7 +64,7 @@ class Durability:
         if in_place and not self.displaced:
             return ""
         if not self.displaced:
-            self.displaced, self.unwritten = True, DISPLACED
+            self.displaced, self.unwritten = True, self._store.displaced_reason
             raise NotDurable(self.unwritten, "the manager writes them again by itself; if it can't, its log says why")
         if not in_place:
             self._store.write_again(tables())

@@ -61,7 +61,7 @@ class NotLeading(ProcGuardError):
     next URL."""
 
     http_status = HTTP_MISDIRECTED
-    default_code = "not_leading"
+    default_code = "standby"
 
     def __init__(self, leadership: Leadership) -> None:
         urls = list(leadership.manager_urls())

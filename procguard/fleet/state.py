@@ -6,7 +6,6 @@ by transactions (transaction.py) alone.
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import secrets
 from collections.abc import Callable, Mapping
@@ -128,10 +127,8 @@ class FleetState:
 
     def proof_key(self, agent_id: str) -> str:
         """The key by which this one agent recognises its manager; it lets no agent pose as the manager to another."""
-        key = self._fleet.fleet_key.encode()
         agent = self.agents_by_id.get(agent_id)
-        anew = f"\0{agent.key_generation}" if agent is not None and agent.key_generation else ""
-        return hmac.new(key, b"procguard-agent\0" + (agent_id + anew).encode(), hashlib.sha256).hexdigest()
+        return epochs.proof_key_of(self._fleet.fleet_key, agent_id, agent.key_generation if agent is not None else 0)
 
     @property
     def stopped_by(self) -> str:
@@ -451,8 +448,7 @@ class FleetState:
         how = self.durability.keep_in_place(self.tables)
         if how:
             with self.transaction(now, "manager", wait="nothing") as tx:
-                what = "the state's files were deleted, moved away or made read-only"
-                tx.event("state", reason=f"{what}; {how}")
+                tx.event("state", reason=f"{self.store.displaced_reason}; {how}")
         return bool(how)
 
     def tables(self) -> Tables:

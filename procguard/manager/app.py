@@ -35,12 +35,13 @@ from procguard.fleet.recovery.handler import FailureHandler
 from procguard.fleet.recovery.monitor import LOST_AFTER_S, SUSPECT_AFTER_S, ProcessMonitor
 from procguard.fleet.recovery.policy import Look
 from procguard.fleet.store import open_store
-from procguard.fleet.store.interface import Fenced, NotDurable
+from procguard.fleet.store.interface import Fenced, NotDurable, Store
 from procguard.fleet.telemetry.files import MeasurementFiles
 from procguard.fleet.telemetry.timeseries import Measurements
-from procguard.manager import daemon
+from procguard.manager import daemon, ssh_checks
 from procguard.manager.liveness import DeadMan
 from procguard.manager.loops import measurements, operations
+from procguard.manager.peers import ManagerPeers
 from procguard.manager.tunnels import Tunnels
 from procguard.notify.notifier import Notifier
 from procguard.portal.api.access import new_token
@@ -90,10 +91,12 @@ def measurements_path(state_file: str) -> str:
 
 
 class Manager:
-    """One running manager. `run` returns when it was told to end; `lock` is the right to this state."""
+    """One running manager. `run` returns when it was told to end; `lock` is the right to this state; `peers`: what it
+    knows of the others where it is one of several."""
 
-    def __init__(self, config: Config, lock: daemon.StateLock) -> None:
+    def __init__(self, config: Config, lock: daemon.StateLock, peers: ManagerPeers | None = None) -> None:
         self._config = config
+        self._peers = peers
         self._lock = lock
         self._ending = gevent.event.Event()
         self._tick_now = gevent.event.Event()
@@ -102,13 +105,17 @@ class Manager:
         settings = fleet_settings(config)
         self._garbage = Collector()
         self._garbage.start()  # else a large state is looked through again and again while it is read
-        store = open_store(config.state.state_file, auto_save=config.state.auto_save, run_blocking=_in_thread_pool)
+        store: Store
+        if peers is not None:
+            store = peers.store
+        else:
+            store = open_store(config.state.state_file, auto_save=config.state.auto_save, run_blocking=_in_thread_pool)
         events = EventLog(store, event_bounds(config))
         bus = ChangeBus()
         bus.events.subscribe(_log_event)
         self.notifier = Notifier(config.notifications, lambda: self.fleet.state.fleet_id, self._portal_url)
         bus.events.subscribe(self.notifier.take)
-        self.fleet = Fleet(store, events, settings, now, bus)
+        self.fleet = Fleet(store, events, settings, now, bus, peers.seat if peers is not None else None)
         self.monitor = ProcessMonitor(self.fleet, settings, now)
         self.ssh = SshHelper()
         self.tunnels = Tunnels(self.fleet, TunnelProcess)
@@ -145,6 +152,8 @@ class Manager:
             care=self.care,
             measurements=self.measurements,
             lags=self.watchdog.lags,
+            managers=peers,
+            listener=peers.listener if peers is not None else None,
         )
 
     def _manager_urls(self) -> list[str]:
@@ -193,6 +202,8 @@ class Manager:
             if monitoring.dead_man_url:
                 dead_man = DeadMan(monitoring.dead_man_url, monitoring.dead_man_interval, self._is_alive)
                 loops.append(gevent.spawn(dead_man.run))
+            if self._peers is not None:
+                loops += [gevent.spawn(self._end_with_the_term, self._peers), gevent.spawn(self._check_ssh)]
             self.watchdog.start()
             self._ending.wait()
             log.info("ending")
@@ -209,6 +220,19 @@ class Manager:
             self.fleet.close()
             self._lock.release()
         return 0
+
+    def _end_with_the_term(self, peers: ManagerPeers) -> None:
+        gevent.wait([peers.seat.fenced, peers.handed_over], count=1)
+        self._ending.set()
+
+    def _check_ssh(self) -> None:
+        """After a takeover: whether recovery over SSH works from this manager is known before it is needed."""
+        agents = [agent for agent in self.fleet.state.agents_by_id.values() if agent.kind == "deployed"]
+
+        def told(host: str, ok: bool, reason: str) -> None:
+            self.fleet.agents.set_recovery_ssh(host, ok, reason, clock.read())
+
+        ssh_checks.check_all(self.ssh, [(agent.host, agent.ssh) for agent in agents], told)
 
     def _tick_soon(self, _agent_id: str) -> None:
         """A lost connection is judged as soon as it may be, not at the next interval."""
@@ -228,6 +252,8 @@ class Manager:
             due_s = max(TICK_GAP_S, self.failures.due_in_s(clock.read()))
             self._tick_now.wait(min(self._config.monitoring.interval, due_s))
             self._tick_now.clear()
+            if not self.fleet.state.leadership.may_direct():  # without its database, or not the leader any more
+                continue
             now = clock.read()
             self._round_at = now.monotonic
             try:
@@ -253,6 +279,8 @@ class Manager:
                 refused = ""
             except Fenced as exc:  # whatever this one did from here on, nobody would keep
                 log.critical("%s", exc)
+                if self._peers is not None:
+                    self._peers.seat.fenced.set()
                 self._ending.set()
             except ProcGuardError as exc:  # the disk refused; the next round tries again
                 if str(exc) != refused:
@@ -327,7 +355,10 @@ class Manager:
         if config.communication.adapter_type == "zmq":
             own = config.communication.adapter_config
             print(f"  zmq     {own.host}, ports {own.port_base} and {own.port_base + 1}", flush=True)
-        print(f"  state   {config.state.state_file}", flush=True)
+        print(f"  state   {self.fleet.state.store.path}", flush=True)
+        if self._peers is not None:
+            seat = self._peers.seat
+            print(f"  leads   as {seat.name}, term {seat.term}", flush=True)
         print(f"  log     {config.logging.file}", flush=True)
         if self.web.ca_file:
             print(f"  CA      {self.web.ca_file} ({self.web.pinned().fingerprint})", flush=True)

@@ -32,7 +32,7 @@ from procguard.fleet.fleet import Fleet
 from procguard.fleet.model import clock
 from procguard.fleet.telemetry.timeseries import Measurements
 from procguard.portal.api.logs import LogsApi
-from procguard.portal.api.resource import Notifications, Opener, Services, Ssh, all_resources
+from procguard.portal.api.resource import ManagersDesk, Notifications, Opener, Services, Ssh, all_resources
 from procguard.portal.auth.access import Auth
 from procguard.portal.auth.audit import Audit
 from procguard.portal.auth.gate import Gate
@@ -79,7 +79,10 @@ class WebMonitor:
         lags: LagHistogram | None = None,
         web_directory: str = WEB_DIRECTORY,
         keeper: websocket.WebSocketKeeper | None = None,
+        managers: ManagersDesk | None = None,
+        listener: Any = None,
     ) -> None:
+        """`managers`: where this is one of several; `listener`: a socket that listens already."""
         self._config = config
         limits = config.web.limits
         self._book = ConnectionBook(limits)
@@ -87,6 +90,7 @@ class WebMonitor:
         self._fleet = fleet
         self._log_store = log_store
         self._web_directory = web_directory
+        self._listener = listener
         sessions, wrong_tokens = BrowserSessions(), BackOff()
         agent_sessions = AgentSessions(fleet.state.fleet_id, fleet.agents.secrets.session_key_of)
         self._auth = Auth(
@@ -150,6 +154,7 @@ class WebMonitor:
             notifier=notifier,
             tunnels=tunnels,
             care=care,
+            managers=managers,
         )
         self._resources = [kind(services) for kind in all_resources()]
         self._logs_api = next(one for one in self._resources if isinstance(one, LogsApi))
@@ -200,7 +205,7 @@ class WebMonitor:
         self._book.most = min(limits.connections, sockets.allow_many_connections())
         self._certificates = tls.open_certificates(self._config, self._names(), _utc_now())
         self._auth.ca_file = self.ca_file
-        listener = sockets.listen(self._config.web.host, self._config.web.port)
+        listener = self._listener or sockets.listen(self._config.web.host, self._config.web.port)
         guard = (
             LiveEndpoint(self._live, self._auth, self._keeper, limits.websocket_clients)
             if self._config.web.enabled
@@ -272,10 +277,8 @@ class WebMonitor:
     def manager_urls(self) -> list[str]:
         """Where agents may find this manager: `web.advertise` first, then this machine's own addresses. The latter are
         candidates: a deployment keeps those that prove to lead here from its host."""
-        host = self._config.web.host
-        addresses = own_addresses.offered() if host in ("0.0.0.0", "::", "") else [host]
-        own = [f"{self._scheme}://{f'[{one}]' if ':' in one else one}:{self.port}" for one in addresses]
-        return list(dict.fromkeys([*self._config.web.advertise, *own]))
+        web = self._config.web
+        return own_addresses.manager_urls(web.advertise, self._scheme, web.host, self.port)
 
     def for_agents(self, *, local: bool) -> dict[str, Any]:
         """What an agent gets of this manager over SSH, as in a deployment's request; `local`: one of this machine."""

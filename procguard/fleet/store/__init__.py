@@ -7,6 +7,8 @@
     group_commit.py    many callers, one write
     legacy.py          reads the format before
     exchange.py        exports and imports
+    postgresql.py      the store that several managers share, and the copy that a standby keeps
+    leader_row.py      who leads, and who else is there; postgres_schema.py: tables; postgres_link.py: connections
 
 Knows records as JSON only, never what they mean. Start reading at interface.py.
 """

@@ -388,7 +388,9 @@ def condition(log: str, query: EventQuery) -> tuple[str, list[Any]]:
     for word in query.words:
         if word.isascii() and word.isalnum():  # as it stands in JSON; the rest is for `matches`
             where, values = [*where, "body LIKE ?"], [*values, f"%{word}%"]
-    return " AND ".join(where), values
+    return " AND ".join(where), [
+        one.encode(errors="replace").decode() if isinstance(one, str) else one for one in values
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------- encoding

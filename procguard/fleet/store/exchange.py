@@ -19,8 +19,9 @@ from typing import Any
 
 from procguard.errors import Conflict, ProcGuardError, UsageError
 from procguard.fleet.model.clock import iso
-from procguard.fleet.store import YAML_ENDINGS, database, database_of, legacy, open_store
+from procguard.fleet.store import YAML_ENDINGS, database, database_of, legacy, open_store, postgresql
 from procguard.fleet.store.interface import Line, Loaded, Tables, apply
+from procguard.fleet.store.postgres_link import DatabasePlace
 
 VERSION = 1
 
@@ -134,14 +135,28 @@ def write_new(path: str, tables: Tables, history: Iterable[Line] = ()) -> None:
     present = files_of(path)
     if present:
         raise Conflict(f"{present[0]} exists; nothing was written", "name another place, or move it away first")
-    fleet = tables.get("fleet", {}).get("fleet")
-    if not isinstance(fleet, dict) or not isinstance(fleet.get("term"), int):
-        raise ProcGuardError("it does not say whose state it is (no record fleet/fleet)", "export it anew")
-    # It may be older than what runs: the first start on it hears the agents before it tells them anything.
-    tables = {**tables, "fleet": {"fleet": {**fleet, "imported": True}}}
+    fleet = _fleet_of(tables)
+    tables = _marked(tables, fleet)
     store = open_store(path)
     store.load()
     store.commit(
         [(table, key, record) for table, records in tables.items() for key, record in records.items()], list(history)
     )
     store.close()
+
+
+def write_database(place: DatabasePlace, tables: Tables, history: Iterable[Line] = ()) -> None:
+    """The same in a PostgreSQL database that holds none. Raises Conflict where it does."""
+    postgresql.write_new(place, _marked(tables, _fleet_of(tables)), history)
+
+
+def _fleet_of(tables: Tables) -> dict[str, Any]:
+    fleet = tables.get("fleet", {}).get("fleet")
+    if not isinstance(fleet, dict) or not isinstance(fleet.get("term"), int):
+        raise ProcGuardError("it does not say whose state it is (no record fleet/fleet)", "export it anew")
+    return fleet
+
+
+def _marked(tables: Tables, fleet: dict[str, Any]) -> Tables:
+    """It may be older than what runs: the first start on it hears the agents before it tells them anything."""
+    return {**tables, "fleet": {"fleet": {**fleet, "imported": True}}}

@@ -53,6 +53,9 @@ class Loaded:
 
 
 class Store(Protocol):
+    path: str  # where it is, for people
+    displaced_reason: str  # what it means that it is not in place
+
     def load(self) -> Loaded:
         """Read everything back and begin a new term; called once, before the first commit."""
 

@@ -51,6 +51,8 @@ class _Commit(NamedTuple):
 class SqliteStore:
     """`readable`: the YAML snapshot's path, "" for none. `auto_save` False writes none, but reads the one it finds."""
 
+    displaced_reason = "the state's files were deleted, moved away or made read-only while the manager runs"
+
     def __init__(
         self, database: str, readable: str = "", *, auto_save: bool = True, run_blocking: RunBlocking = run_here
     ) -> None:

@@ -66,9 +66,19 @@ class Notifications(Protocol):
     def test(self, name: str = "") -> list[dict[str, Any]]: ...
 
 
+class ManagersDesk(Protocol):
+    """What is asked of the seat among several managers (manager/several.py)."""
+
+    def view(self) -> dict[str, Any]:
+        """Who leads, who stands by, and how the database is replicated."""
+
+    def promote(self, name: str) -> None:
+        """Hand over to this manager. Raises ProcGuardError where that cannot be."""
+
+
 @dataclass
 class Services:
-    """What resources work with. `ssh`, `notifier`, `tunnels`, `care`: None where this manager has none;
+    """What resources work with. `ssh`, `notifier`, `tunnels`, `care`, `managers`: None where this manager has none;
     `manager_configured`: those of `manager_urls()` that agents keep whether or not they prove themselves now."""
 
     fleet: Fleet
@@ -89,6 +99,7 @@ class Services:
     notifier: Notifications | None = None
     tunnels: Opener | None = None
     care: AgentCare | None = None
+    managers: ManagersDesk | None = None
 
 
 class Resource:

@@ -35,6 +35,14 @@ def offered(net: str = NET, routes: str = ROUTES) -> list[str]:
     return _of({name: known for name, known in interfaces.items() if name in way_out or not is_inner(name, net)})
 
 
+def manager_urls(advertised: Iterable[str], scheme: str, host: str, port: int) -> list[str]:
+    """Where agents may find a manager that listens on `host`: what is configured first, then this machine's own
+    addresses. The latter are candidates: a deployment keeps those that prove to lead here from its host."""
+    addresses = offered() if host in ("0.0.0.0", "::", "") else [host]
+    own = [f"{scheme}://{f'[{one}]' if ':' in one else one}:{port}" for one in addresses]
+    return list(dict.fromkeys([*advertised, *own]))
+
+
 def is_inner(name: str, net: str = NET) -> bool:
     """Whether an interface is a bridge without any port that leads out of this machine."""
     ports = os.path.join(net, name, "brif")

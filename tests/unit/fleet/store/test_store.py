@@ -1,4 +1,4 @@
-"""Every store keeps what it acknowledged: the same tests on all of them."""
+"""SQLite's store and its readable snapshot; what every store keeps to is test_store_conformance.py's."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,8 @@ from hypothesis import strategies as st
 from procguard.errors import ProcGuardError
 from procguard.fleet.history.query import EventQuery
 from procguard.fleet.store import database, open_store, snapshot, sqlite
-from procguard.fleet.store.interface import Fenced, NotDurable
 from tests.sizes import examples
-from tests.unit.store_rig import KINDS, changed, loaded, numbers, opened, put, refusing, saved
+from tests.unit.store_rig import KINDS, changed, loaded, numbers, opened, put, saved
 from tests.waiting import wait_until
 
 
@@ -42,30 +40,6 @@ def copied(path: Path, to: str) -> Path:
         if name.startswith(path.stem):
             shutil.copy(path.parent / name, folder / name)
     return folder / path.name
-
-
-def test_a_new_state_is_empty_and_intact(path: Path) -> None:
-    store, found = opened(path)
-    assert (found.tables, found.intact, found.notes) == ({}, True, [])
-    store.close()
-
-
-def test_what_was_committed_is_there_after_an_abandoned_run(path: Path) -> None:
-    store, _ = opened(path)
-    put(store, w1=1, w2=2)
-    store.commit([("workers", "w1", {"n": 3}), ("workers", "w2", None)])
-    found = loaded(copied(path, "died"))
-    assert (numbers(found), found.intact, found.notes) == ({"w1": 3}, True, [])
-    store.close()
-
-
-def test_what_was_committed_is_there_after_an_orderly_end(path: Path) -> None:
-    store, _ = opened(path)
-    put(store, w1=1)
-    store.close()
-    again, found = opened(path)
-    assert (numbers(found), found.intact) == ({"w1": 1}, True)
-    again.close()
 
 
 def test_later_changes_win_whatever_lies_between_them(path: Path) -> None:
@@ -132,86 +106,11 @@ def test_reading_changes_nothing(path: Path) -> None:
     assert {name: (path.parent / name).read_bytes() for name in os.listdir(path.parent)} == before
 
 
-def test_many_committers_share_their_syncs_and_each_returns_durable(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store, _ = opened(path)
-    writes, real = [], sqlite._execute
-    monkeypatch.setattr(
-        sqlite,
-        "_execute",
-        lambda *values: (writes.append(1), time.sleep(0.01), real(*values)),  # type: ignore[func-returns-value]
-    )
-    wrong: list[Any] = []
-
-    def commit(n: int) -> None:
-        put(store, **{f"w{n}": n})
-        if numbers(loaded(path)).get(f"w{n}") != n:
-            wrong.append(n)
-
-    threads = [threading.Thread(target=commit, args=(n,)) for n in range(24)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert wrong == []
-    assert len(writes) < 24
-    store.close()
-    assert numbers(loaded(path)) == {f"w{n}": n for n in range(24)}
-
-
-def test_whoever_opened_the_state_last_fences_the_one_before(path: Path) -> None:
-    """A lock that does not hold, on a network file system say: the older one can't write over the newer one."""
-    first, _ = opened(path)
-    put(first, w1=1)
-    second, _ = opened(path)
-    put(second, w1=2)
-    for _ in range(2):
-        with pytest.raises(Fenced, match="another manager has opened this state"):
-            put(first, w1=3)
-    put(second, w2=2)
-    assert numbers(loaded(path)) == {"w1": 2, "w2": 2}
-    second.close()
-
-
 # ------------------------------------------------------------------------------------------------------ the history
 
 
 def event(seq: int, **values: Any) -> tuple[str, dict[str, Any]]:
     return "events", {"seq": seq, "at": f"2026-11-24T00:00:{seq:02}.000Z", "kind": "x", "reason": f"r{seq}", **values}
-
-
-def test_events_are_durable_with_the_change_that_they_tell_of(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store, _ = opened(path)
-    store.commit([("workers", "w1", {"n": 1})], [event(1)])
-    with monkeypatch.context() as patched:
-        refusing(patched)
-        with pytest.raises(NotDurable):
-            store.commit([("workers", "w1", {"n": 2})], [event(2)])
-    died, _ = opened(copied(path, "died"))
-    assert [one["seq"] for one in died.find("events", EventQuery(), 10)] == [1]
-    died.close()
-    store.commit([], [event(3)])
-    assert [one["seq"] for one in store.find("events", EventQuery(), 10)] == [1, 2, 3]
-    assert store.find("audit", EventQuery(), 10) == []
-    store.close()
-
-
-def test_the_history_is_read_forwards_and_backwards_in_pieces(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite, "PAGE", 7)
-    store, _ = opened(path)
-    store.commit([], [event(seq, worker_id=f"w{seq % 2}", reason="odd" if seq % 2 else "Ü") for seq in range(1, 51)])
-
-    def seqs(query: EventQuery, limit: int, after: int | None = None) -> list[int]:
-        return [one["seq"] for one in store.find("events", query, limit, after=after)]
-
-    assert seqs(EventQuery(), 9) == list(range(42, 51))
-    assert seqs(EventQuery(), 9, after=0) == list(range(1, 10))
-    assert seqs(EventQuery(worker=("w1",)), 3) == [45, 47, 49]
-    assert seqs(EventQuery(text="ODD"), 100) == list(range(1, 51, 2))
-    assert seqs(EventQuery(text="ü"), 2, after=10) == [12, 14]
-    assert seqs(EventQuery(after=48), 100) == [49, 50]
-    store.close()
 
 
 @pytest.mark.parametrize("field", ["worker", "host", "operation"])

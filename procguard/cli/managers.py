@@ -1,0 +1,82 @@
+"""The operator's tasks about several managers on one database: who leads, and handing over.
+
+Registered by app.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from procguard import hints
+from procguard.cli.contexts import connect
+from procguard.cli.program.command import OUTPUT, OutputOptions, operator_task
+from procguard.console.grid import Cell, Column
+from procguard.console.terminal import say
+
+View = dict[str, Any]
+_CLOCK_SHOWN_S = 0.5
+
+
+@operator_task(name="list", default=True)
+def managers_list(output: OutputOptions = OUTPUT) -> None:
+    """Who leads, who stands by, and what endangers a takeover. Example: invoke managers
+
+    Also how the database is replicated, whether recovery over SSH works from each manager, and by how much clocks
+    differ.
+    """
+    from procguard.cli.output.listing import listed
+
+    answer = connect().managers()
+    views = list(answer["managers"])
+    one = "one manager, with a state of its own; several share a database (docs/several_managers.md)"
+    listed(views, _columns(), output, "name", whole=answer, empty=one)
+    if output.form in ("table", "wide") and views:
+        say(f"database {answer['database']}: {answer['replication'] or 'unknown'}; term {answer['term']}")
+        for warning in answer["warnings"]:
+            say(hints.commands(f"warning: {warning}"))
+
+
+@operator_task(("name",), name="promote", help={"name": "the standby that is to lead, as `invoke managers` shows it"})
+def managers_promote(name: str) -> None:
+    """Hand over to a standby, for example before this machine is shut down. Example: invoke managers.promote manager2
+
+    It leads within a second; the manager that led stands by from then on. No worker is touched.
+    """
+    connect().promote_manager(name)
+    say(hints.commands(f"{name}: takes over now; invoke managers shows when it leads"))
+
+
+def _columns() -> tuple[Column[View], ...]:
+    return (
+        Column("NAME", lambda view: view["name"], long=True),
+        Column("ROLE", _role),
+        Column("SEEN", lambda view: f"{view['seen_s']:.0f} s ago", 2),
+        Column("BEHIND", lambda view: "" if view["role"] == "leader" else f"{view['behind']} commits", 3),
+        Column("SSH RECOVERY", _ssh, 1, long=True),
+        Column("CLOCK", _clock, 4),
+        Column("VERSION", lambda view: view["version"], 5),
+        Column("ADDRESS", lambda view: ", ".join(view["urls"][:2]), 1, long=True),
+    )
+
+
+def _role(view: View) -> Cell | str:
+    role = str(view["role"])
+    return Cell(role, {"leader": "green", "away": "red"}.get(role, ""))
+
+
+def _ssh(view: View) -> str:
+    ssh = view.get("ssh")
+    if not ssh:
+        return "not tried yet" if view["role"] == "standby" else ""
+    if not ssh["failed"]:
+        return f"yes ({ssh['ok']} hosts)"
+    reasons = "; ".join(f"{host}: {reason}" for host, reason in list(ssh["reasons"].items())[:1])
+    return f"no to {ssh['failed']} of {ssh['ok'] + ssh['failed']} hosts ({reasons})"
+
+
+def _clock(view: View) -> str:
+    by = float(view["clock_s"])
+    return "" if abs(by) < _CLOCK_SHOWN_S else f"{by:+.1f} s"
+
+
+MANAGERS = (managers_list, managers_promote)

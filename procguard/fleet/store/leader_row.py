@@ -1,0 +1,165 @@
+"""The leader's row and the other managers' rows in the shared database: each function is one short transaction.
+
+A standby that saw (term, beat) unchanged for long enough takes the row by compare-and-swap; no wall clock is compared.
+When to take it, and how long a leader may trust it, is manager/seat.py's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from procguard import __version__
+from procguard.fleet.store.postgres_link import Connection
+from procguard.fleet.store.postgres_schema import CELL
+
+_COLUMNS = "term, beat, commits, purged, holder, successor, orderly, grace_s, since, identity"
+_BEGIN_WALL = 1_767_225_600  # 2026-01-01T00:00:00Z
+FORGOTTEN_AFTER = "1 day"  # a manager that was not seen for so long is no longer listed
+
+
+class LeaderRow(NamedTuple):
+    term: int
+    beat: int
+    commits: int
+    purged: int
+    holder: str
+    successor: str
+    orderly: bool
+    grace_s: float
+    since: Any  # datetime
+    identity: str
+
+    @property
+    def is_new(self) -> bool:
+        """Nobody has ever led."""
+        return self.term == 0
+
+
+class OtherManager(NamedTuple):
+    name: str
+    seen_s: float  # ago, by the database's clock
+    seen_wall: float  # that moment by the database's clock, Unix seconds
+    urls: list[str]
+    about: dict[str, Any]
+
+
+def read(connection: Connection) -> LeaderRow:
+    row = connection.execute(f"SELECT {_COLUMNS} FROM leader WHERE cell = %s", (CELL,)).fetchone()  # noqa: S608
+    if row is None:
+        connection.execute(
+            "INSERT INTO leader VALUES (%s, 0, 0, 0, 0, '', '', true, 0, now(), '', %s) ON CONFLICT DO NOTHING",
+            (CELL, __version__),
+        )
+        return read(connection)
+    return LeaderRow(*row)
+
+
+class Taken(NamedTuple):
+    """`before`: the row as it was; `term`: the new one."""
+
+    before: LeaderRow
+    term: int
+
+
+def take(connection: Connection, name: str, grace_s: float, seen: LeaderRow | None = None) -> Taken | None:
+    """Begin a new term held by `name`. `seen`: only where term and beat are still these; None where they are not. The
+    caller runs it in a transaction.
+
+    A term is never lower than the seconds since 2026 (as an epoch's, fleet/model/epochs.py): agents refuse a lower one
+    than they have seen, also after the fleet moved to a new database.
+    """
+    row = LeaderRow(
+        *connection.execute(f"SELECT {_COLUMNS} FROM leader WHERE cell = %s FOR UPDATE", (CELL,)).fetchone()  # noqa: S608
+    )
+    if seen is not None and (row.term, row.beat) != (seen.term, seen.beat):
+        return None
+    term = connection.execute(
+        "UPDATE leader SET term = greatest(term + 1, floor(extract(epoch FROM clock_timestamp()))::bigint - %s), "
+        "beat = beat + 1, holder = %s, successor = '', orderly = %s, grace_s = %s, since = now(), identity = %s, "
+        "release = %s WHERE cell = %s RETURNING term",
+        (_BEGIN_WALL, name, row.holder == "", grace_s, identity(connection), __version__, CELL),
+    ).fetchone()[0]
+    return Taken(row, int(term))
+
+
+def beat(connection: Connection, term: int) -> int | None:
+    """The number of the last commit; None where this term has ended."""
+    row = connection.execute(
+        "UPDATE leader SET beat = beat + 1 WHERE cell = %s AND term = %s RETURNING commits", (CELL, term)
+    ).fetchone()
+    return None if row is None else int(row[0])
+
+
+def release(connection: Connection, term: int, successor: str = "") -> None:
+    """The orderly end of a term: whoever is named, or whoever is first, follows at once."""
+    connection.execute(
+        "UPDATE leader SET holder = '', successor = %s, beat = beat + 1 WHERE cell = %s AND term = %s",
+        (successor, CELL, term),
+    )
+
+
+def identity(connection: Connection) -> str:
+    """Of the server's history: another one after a failover or a restore, when commits may be missing."""
+    timeline = connection.execute("SELECT left(pg_walfile_name(pg_current_wal_lsn()), 8)").fetchone()[0]
+    allowed = connection.execute("SELECT has_function_privilege('pg_control_system()', 'EXECUTE')").fetchone()[0]
+    system = connection.execute("SELECT system_identifier FROM pg_control_system()").fetchone()[0] if allowed else ""
+    return f"{system}/{timeline}"
+
+
+def register(connection: Connection, name: str, process: str, urls: Sequence[str], about: dict[str, Any]) -> str:
+    """Note that this manager is there; returns the process that was noted last under this name and is not this one,
+    where it was seen within the last 3 s, "" otherwise."""
+    row = connection.execute(
+        "SELECT process FROM managers WHERE name = %s AND process <> %s AND seen > clock_timestamp() - interval '3 s'",
+        (name, process),
+    ).fetchone()
+    connection.execute(
+        "INSERT INTO managers VALUES (%s, %s, clock_timestamp(), %s, %s) ON CONFLICT (name) DO UPDATE SET "
+        "process = excluded.process, seen = excluded.seen, urls = excluded.urls, about = excluded.about",
+        (name, process, json.dumps(list(urls)), json.dumps(about)),
+    )
+    return str(row[0]) if row is not None else ""
+
+
+def leave(connection: Connection, name: str, process: str) -> None:
+    connection.execute("DELETE FROM managers WHERE name = %s AND process = %s", (name, process))
+
+
+def managers(connection: Connection) -> list[OtherManager]:
+    """All that were there lately, by name."""
+    rows = connection.execute(
+        "SELECT name, extract(epoch FROM clock_timestamp() - seen)::float8, extract(epoch FROM seen)::float8, urls, "
+        "about FROM managers "
+        "WHERE seen > clock_timestamp() - %s::interval ORDER BY name",
+        (FORGOTTEN_AFTER,),
+    ).fetchall()
+    return [OtherManager(name, ago, wall, json.loads(urls), json.loads(about)) for name, ago, wall, urls, about in rows]
+
+
+class Replication(NamedTuple):
+    replicas: int
+    synchronous_names: str  # synchronous_standby_names
+    commit: str  # synchronous_commit
+
+
+def replication(connection: Connection) -> Replication:
+    """How the database is replicated, as far as a user without further rights may know."""
+    row = connection.execute(
+        "SELECT (SELECT count(*) FROM pg_stat_replication), current_setting('synchronous_standby_names'), "
+        "current_setting('synchronous_commit')"
+    ).fetchone()
+    return Replication(*row)
+
+
+def shared(connection: Connection, name: str) -> str | None:
+    """One of the texts that all managers share (a CA, host keys)."""
+    row = connection.execute("SELECT body FROM shared WHERE name = %s", (name,)).fetchone()
+    return None if row is None else str(row[0])
+
+
+def share(connection: Connection, name: str, body: str, *, replace: bool = True) -> None:
+    """Keep a text for all managers; `replace` False: only where there is none yet."""
+    then = "UPDATE SET body = excluded.body" if replace else "NOTHING"
+    connection.execute(f"INSERT INTO shared VALUES (%s, %s) ON CONFLICT (name) DO {then}", (name, body))  # noqa: S608

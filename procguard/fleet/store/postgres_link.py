@@ -1,0 +1,222 @@
+"""Connections to the PostgreSQL database that several managers share, and calls that end in bounded time.
+
+Owns how `state.database` is read: a URL without a password, which comes from a file, PGPASSFILE or PGPASSWORD. Nothing
+here shows one. Knows no tables. psycopg is imported with the first connection: one manager alone never loads it.
+
+A server that is stopped (SIGSTOP) still acknowledges TCP, so keepalives and the server's own timeouts do not end a
+call: in a process that gevent has patched, `gevent.Timeout` ends it. A connection whose call was cut is closed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from procguard.errors import ProcGuardError
+from procguard.fleet.store.interface import NotDurable
+
+if TYPE_CHECKING:
+    import psycopg
+
+CONNECT_TIMEOUT_S = 2.0  # for each host of the connection string
+CALL_TIMEOUT_S = 3.0
+LOAD_TIMEOUT_S = 60.0  # reading or writing the whole state
+MAX_PASSWORD_BYTES = 4096
+_EXTRA = "install it: pip install 'procguard[postgres]'"
+
+R = TypeVar("R")
+Connection = Any  # psycopg.Connection[tuple[Any, ...]], which is not imported here
+
+
+@dataclass(frozen=True)
+class DatabasePlace:
+    """Where the database is. `password_file`: its first line is the password, read for every connection; "": libpq's
+    own ways (PGPASSFILE, ~/.pgpass, PGPASSWORD, certificates)."""
+
+    url: str
+    password_file: str = ""
+
+    def __str__(self) -> str:
+        return self.url.partition("?")[0]
+
+    def password(self) -> str | None:
+        """Raises ProcGuardError where its file cannot be read."""
+        if not self.password_file:
+            return None
+        try:
+            with open(self.password_file, encoding="utf-8") as file:
+                found = file.read(MAX_PASSWORD_BYTES).partition("\n")[0].rstrip("\r")
+        except (OSError, UnicodeDecodeError) as exc:
+            raise ProcGuardError(
+                f"state.database_password_file: cannot read {self.password_file} "
+                f"({getattr(exc, 'strerror', None) or 'not text'})",
+                "let the manager's user read it: one line, the password",
+            ) from exc
+        return found or None
+
+
+class DatabaseUnreachable(NotDurable):
+    """No connection, or no answer in time."""
+
+    default_code = "database_unreachable"
+
+    def __init__(self, place: DatabasePlace, problem: str) -> None:
+        super().__init__(
+            f"database {place}: {problem}; changes are not acknowledged",
+            "the manager tries again by itself; look at the database server",
+        )
+
+
+class _TimedOut(BaseException):
+    """A call took too long. Not an Exception: nothing on the way may take it for an answer."""
+
+
+class DatabaseLink:
+    """One connection, opened when it is needed and again after each failure. One caller at a time."""
+
+    def __init__(self, place: DatabasePlace, purpose: str) -> None:
+        self.place = place
+        self._purpose = purpose
+        self._connection: psycopg.Connection[tuple[Any, ...]] | None = None
+        self._ready: Callable[[Connection], None] = lambda _connection: None
+
+    def on_connect(self, ready: Callable[[Connection], None]) -> None:
+        """`ready(connection)` runs with each new connection."""
+        self._ready = ready
+
+    def call(self, task: Callable[[Connection], R], timeout_s: float = CALL_TIMEOUT_S) -> R:
+        """`task(connection)` in autocommit mode; returns what it returns within `timeout_s`.
+
+        Raises OSError where there is no connection or no answer, and where the database refuses. Whether what was
+        asked took effect is then unknown.
+        """
+        psycopg = driver()
+        try:
+            with bounded(timeout_s):
+                if self._connection is None or self._connection.closed:
+                    self._connection = self._connect()
+                    self._ready(self._connection)
+                return task(self._connection)
+        except _TimedOut as exc:
+            self.close()
+            raise OSError(errno.ETIMEDOUT, f"no answer within {timeout_s:g} s") from exc
+        except psycopg.Error as exc:
+            if isinstance(exc, (psycopg.OperationalError, psycopg.InterfaceError)):
+                self.close()
+            raise OSError(errno.EIO, words_of(exc)) from exc
+        except BaseException:  # a killed greenlet in mid-call: what comes back on it would answer another call
+            self.close()
+            raise
+
+    def transaction(self, task: Callable[[Connection], R], timeout_s: float = CALL_TIMEOUT_S) -> R:
+        """The same in one transaction."""
+
+        def whole(connection: Connection) -> R:
+            with connection.transaction():
+                return task(connection)
+
+        return self.call(whole, timeout_s)
+
+    def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(Exception):
+                connection.close()
+
+    def _connect(self) -> psycopg.Connection[tuple[Any, ...]]:
+        connection: psycopg.Connection[tuple[Any, ...]] = driver().connect(**self._options(), autocommit=True)
+        # In the session, not as startup options: connection poolers refuse those.
+        connection.execute(
+            "SELECT set_config('statement_timeout', %s, false), set_config('lock_timeout', %s, false), "
+            "set_config('idle_in_transaction_session_timeout', %s, false), "
+            "set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' "
+            "ELSE current_setting('synchronous_commit') END, false), set_config('search_path', 'procguard', false)",
+            (f"{LOAD_TIMEOUT_S * 1000:.0f}", f"{CALL_TIMEOUT_S * 1000:.0f}", f"{CALL_TIMEOUT_S * 1000:.0f}"),
+        )
+        return connection
+
+    def _options(self) -> dict[str, Any]:
+        from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415 - only where there is a database
+
+        psycopg = driver()
+        try:
+            given = dict(conninfo_to_dict(self.place.url))
+        except psycopg.Error:
+            raise ProcGuardError(
+                "state.database: not a connection URL of PostgreSQL",
+                "e.g. postgresql://procguard@db1,db2/procguard?target_session_attrs=read-write",
+            ) from None  # its words would repeat what was given
+        options = {
+            "target_session_attrs": "read-write",
+            "connect_timeout": f"{CONNECT_TIMEOUT_S:.0f}",
+            "keepalives_idle": "1",
+            "keepalives_interval": "1",
+            "keepalives_count": "2",
+            "tcp_user_timeout": "3000",
+            "application_name": f"procguard {self._purpose}",
+            **{name: value for name, value in given.items() if value is not None},
+        }
+        password = self.place.password()
+        if password is not None:
+            options["password"] = password
+        if "host" in options and "hostaddr" not in options:
+            options.update(_resolved(str(options["host"]), str(options.get("port", ""))))
+        return options
+
+
+def _resolved(hosts: str, ports: str) -> dict[str, str]:
+    """Addresses for `hosts`, looked up here: libpq's own look-up would hold up the event loop. A host whose name is
+    not known is left out where another is."""
+    names, numbers = hosts.split(","), ports.split(",") if ports else []
+    found: list[tuple[str, str, str]] = []
+    for position, name in enumerate(names):
+        port = numbers[position] if len(numbers) == len(names) else (numbers[0] if numbers else "")
+        if name.startswith("/") or not name:
+            found.append((name, "", port))
+            continue
+        with contextlib.suppress(OSError, UnicodeError):
+            address = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0]
+            found.append((name, str(address), port))
+    if not found:
+        raise OSError(errno.EHOSTUNREACH, f"the name of the database's host is not known ({hosts})")
+    joined = [",".join(part) for part in zip(*found, strict=True)]
+    options = {"host": joined[0], "hostaddr": joined[1], "port": joined[2]}
+    return {name: value for name, value in options.items() if value.strip(",")}
+
+
+def driver() -> Any:
+    """psycopg. Raises ProcGuardError where it is not installed."""
+    try:
+        import psycopg  # noqa: PLC0415 - 60 ms and 12 MB that one manager alone does not need
+    except ImportError as exc:
+        raise ProcGuardError("state.database needs psycopg, which is not installed", _EXTRA) from exc
+    return psycopg
+
+
+@contextlib.contextmanager
+def bounded(seconds: float) -> Iterator[None]:
+    """Raises _TimedOut within. In a process without gevent's patches the server's own timeouts have to do."""
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is None or not monkey.is_module_patched("select"):
+        yield
+        return
+    import gevent  # noqa: PLC0415 - it is there already
+
+    with gevent.Timeout(seconds, _TimedOut()):
+        yield
+
+
+def words_of(exc: Exception) -> str:
+    """The server's or the driver's reason on one line; neither repeats a password."""
+    text = " ".join(str(exc).split()) or type(exc).__name__
+    return text[:300]
+
+
+def name_of_this_machine() -> str:
+    return socket.gethostname() or os.uname().nodename

@@ -1,0 +1,121 @@
+"""What the manager that leads knows of the others: who they are, whether each could take over, and handing over.
+
+Owns the words of `procguard managers`. Which one leads is seat.py's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gevent.event
+
+from procguard.errors import Conflict, NotFound
+from procguard.fleet.model.clock import iso
+from procguard.fleet.store import leader_row
+from procguard.fleet.store.leader_row import OtherManager, Replication
+from procguard.fleet.store.postgresql import PostgresqlStore
+from procguard.manager.seat import BEAT_S, TAKEOVER_S, Seat
+
+AWAY_S = 3 * BEAT_S  # not seen for so long: it is not there
+CLOCK_OFF_S = 5.0  # by so much clocks of managers may differ before it is worth a warning
+
+
+class ManagerPeers:
+    """What a manager that leads knows of the others. `listener`: the socket on which it stood by, None where it led at
+    once. Implements portal.api.resource.ManagersDesk."""
+
+    def __init__(self, seat: Seat, store: PostgresqlStore, listener: Any = None) -> None:
+        self.seat = seat
+        self.store = store
+        self.listener = listener
+        self.handed_over = gevent.event.Event()
+        self.successor = ""
+        seat.acknowledged = lambda: store.acknowledged
+        seat.on_beat = store.compare
+
+    def view(self) -> dict[str, Any]:
+        seat, row = self.seat, self.seat.row
+        found = [self._view_of(one) for one in seat.others]
+        replication, warnings = "", list[str]()
+        try:
+            replication, warnings = in_words(seat.ask(leader_row.replication))
+        except OSError as exc:
+            warnings = [f"the database does not answer: {exc.strerror}"]
+        return {
+            "leader": seat.leader,
+            "term": seat.term,
+            "since": iso(row.since.timestamp()) if row is not None and row.holder == seat.name else "",
+            "database": str(seat.place),
+            "replication": replication,
+            "warnings": [*warnings, *self._clock_warnings(), *_ssh_warnings(found), *_alone(found)],
+            "managers": found,
+        }
+
+    def _view_of(self, one: OtherManager) -> dict[str, Any]:
+        leads = one.name == self.seat.leader
+        behind = 0 if leads else max(0, self.store.acknowledged - int(one.about.get("commits", 0)))
+        return {
+            "name": one.name,
+            "role": "leader" if leads else "standby" if one.seen_s < AWAY_S else "away",
+            "urls": list(one.urls),
+            "version": str(one.about.get("version", "")),
+            "seen_s": round(one.seen_s, 1),
+            "behind": behind,
+            "clock_s": round(float(one.about.get("wall", one.seen_wall)) - one.seen_wall, 2),
+            "ssh": one.about.get("ssh"),
+        }
+
+    def _clock_warnings(self) -> list[str]:
+        off = {one.name: float(one.about.get("wall", one.seen_wall)) - one.seen_wall for one in self.seat.others}
+        return [
+            f"the clock of {name} is {abs(by):.0f} s {'ahead of' if by > 0 else 'behind'} the database's: set it (NTP)"
+            for name, by in off.items()
+            if abs(by) > CLOCK_OFF_S
+        ]
+
+    def promote(self, name: str) -> None:
+        known = {one.name: one for one in self.seat.others}
+        if name not in known:
+            raise NotFound(f"no manager {name!r}", f"there are: {', '.join(sorted(known))}", code="unknown_manager")
+        if name == self.seat.name:
+            raise Conflict(f"{name} leads already", "nothing has to be done", code="leads_already")
+        if known[name].seen_s > TAKEOVER_S:
+            raise Conflict(
+                f"{name} was last seen {known[name].seen_s:.0f} s ago", "start it first, or name another", code="away"
+            )
+        self.successor = name
+        self.handed_over.set()
+
+
+def in_words(found: Replication) -> tuple[str, list[str]]:
+    """(what is so, what endangers commits at a failover of the database)"""
+    if found.commit in ("off", "local"):
+        return "commits do not wait for a replica", [
+            f"synchronous_commit is {found.commit}: a failover of the database may lose acknowledged changes"
+        ]
+    if found.synchronous_names:
+        said = f"synchronous ({found.synchronous_names}), {found.replicas} connected"
+        if not found.replicas:
+            return said, ["no replica is connected: changes wait until one is"]
+        return said, []
+    if not found.replicas:
+        return "no replica", ["the database has no replica: when its machine is lost, so is the fleet's state"]
+    return f"asynchronous, {found.replicas} connected", [
+        "the replicas of the database are asynchronous: a failover may lose the last acknowledged changes; "
+        "set synchronous_standby_names"
+    ]
+
+
+def _ssh_warnings(found: list[dict[str, Any]]) -> list[str]:
+    return [
+        f"{one['name']}: recovery over SSH does not work to {one['ssh']['failed']} hosts "
+        f"({'; '.join(f'{host}: {reason}' for host, reason in list(one['ssh']['reasons'].items())[:2])})"
+        for one in found
+        if one["role"] != "away" and one["ssh"] and one["ssh"]["failed"]
+    ]
+
+
+def _alone(found: list[dict[str, Any]]) -> list[str]:
+    if any(one["role"] == "standby" for one in found):
+        return []
+    return ["no standby: when this manager is lost, nobody takes over"]

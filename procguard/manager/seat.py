@@ -1,0 +1,249 @@
+"""The leader's seat: which of several managers leads, and how long it may trust that.
+
+The leader adds one to `beat` in its row of the database every second, and trusts itself until 2.5 s after it *sent* the
+last one that succeeded, by CLOCK_BOOTTIME: a machine or process that slept finds its trust gone. A standby that saw
+(term, beat) unchanged for 3 s by its own monotonic clock takes the row by compare-and-swap. No two clocks are compared.
+
+    standby --(beat unchanged for 3 s, or handed over)--> leader --(term has ended)--> fenced: the process ends
+                                                            |
+                                                            +--(handed over: stop, promote)--> standby, or the end
+
+Trust only limits what leaves this process. That an earlier leader changes nothing, the database sees to
+(fleet/store/postgresql.py). Owns the row and this manager's own entry; knows neither the fleet nor HTTP.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gevent
+import gevent.event
+
+from procguard import __version__
+from procguard.fleet.store import leader_row, postgres_schema
+from procguard.fleet.store.leader_row import LeaderRow, OtherManager, Taken
+from procguard.fleet.store.postgres_link import LOAD_TIMEOUT_S, Connection, DatabaseLink, DatabasePlace
+from procguard.fleet.store.postgresql import WarmCopy
+
+BEAT_S = 1.0
+BEAT_AGAIN_S = 0.2  # after one that failed
+BEAT_TIMEOUT_S = 1.5
+TRUST_S = 2.5
+TAKEOVER_S = 3.0
+LOOK_S = 0.1  # a standby reads the leader's row so often
+FOLLOW_S = 0.5  # and what has changed at most so often
+REGISTER_S = 1.0
+LOOK_LATE_S = 1.0  # a look that took longer says nothing about the time before it
+MAX_URLS = 16  # in replies
+MAX_URLS_EACH = 4
+HOLD_BACK_S = 1.0  # one that has led just now and handed over lets others go first
+
+log = logging.getLogger(__name__)
+
+
+def boottime() -> float:
+    """Seconds since boot, sleep included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Seat:
+    """This manager's relation to the leader's row. `urls`: where this manager is found; `about`: what it says of itself
+    to the others. Implements fleet.leadership.Leadership."""
+
+    def __init__(
+        self,
+        place: DatabasePlace,
+        name: str,
+        grace_s: float = 0.0,
+        *,
+        urls: Callable[[], Sequence[str]] = list,
+        about: Callable[[], dict[str, Any]] = dict,
+    ) -> None:
+        self.name = name
+        self.place = place
+        self.process = secrets.token_hex(8)
+        self.urls, self.about = urls, about
+        self.own_grace_s = grace_s
+        self.others: list[OtherManager] = []  # all that are registered, this one included
+        self.row: LeaderRow | None = None  # as it was read last
+        self.unreachable = ""  # why the database did not answer the last call
+        self.fenced = gevent.event.Event()
+        self.on_beat: Callable[[int, int], object] = lambda _commits, _before: None
+        self.acknowledged: Callable[[], int] = lambda: 0
+        self.warm = WarmCopy()
+        self._link = DatabaseLink(place, "seat")
+        self._taken: Taken | None = None
+        self._beat_sent = float("-inf")  # boottime
+        self._unchanged: tuple[tuple[int, int], float] | None = None  # (term, beat), since when it was seen
+        self._looked_at = 0.0
+        self._followed = self._registered = float("-inf")
+        self._free_since: float | None = None
+        self._twin = ""
+        self.released = False
+
+    # ------------------------------------------------------------------------------------------ Leadership
+
+    @property
+    def term(self) -> int:
+        return self._taken.term if self._taken is not None else self.row.term if self.row is not None else 0
+
+    @property
+    def grace_s(self) -> float:
+        """Of the leader before this one."""
+        return self._taken.before.grace_s if self._taken is not None else 0.0
+
+    @property
+    def orderly(self) -> bool:
+        return self._taken is not None and not self._taken.before.holder
+
+    def may_direct(self) -> bool:
+        return boottime() < self._beat_sent + TRUST_S and not self.fenced.is_set()
+
+    def may_renew(self) -> bool:
+        return boottime() < self._beat_sent + max(TRUST_S, self.own_grace_s) and not self.fenced.is_set()
+
+    def manager_urls(self) -> list[str]:
+        leader = self.leader
+        ordered = sorted(self.others, key=lambda one: (one.name != leader, one.seen_s > TAKEOVER_S, one.name))
+        return list(dict.fromkeys(url for one in ordered for url in one.urls[:MAX_URLS_EACH]))[:MAX_URLS]
+
+    @property
+    def leader(self) -> str:
+        """Its name; "" where nobody leads."""
+        if self._taken is not None:
+            return self.name
+        return self.row.holder if self.row is not None else ""
+
+    @property
+    def taken(self) -> Taken | None:
+        return self._taken
+
+    # ------------------------------------------------------------------------------------------ standing by
+
+    def prepare(self) -> None:
+        """The database is there and has its tables when this returns. Raises OSError, ProcGuardError."""
+        self._link.call(postgres_schema.migrate, LOAD_TIMEOUT_S)
+
+    def look(self) -> bool:
+        """One look of a standby, which keeps `warm` up to date; True once this manager leads. Raises nothing of the
+        database: it is `unreachable` then."""
+        began = time.monotonic()
+        try:
+            self.row = row = self._link.call(leader_row.read)
+            if began >= self._registered + REGISTER_S:
+                self._registered = began
+                self._link.call(self._register)
+            if row.commits != self.warm.upto and began >= self._followed + FOLLOW_S:
+                self._followed = began
+                self._link.transaction(self.warm.follow, LOAD_TIMEOUT_S)
+            due = self._is_due(row, began)
+            won = due and self._take(row)
+        except OSError as exc:
+            if not self.unreachable:
+                log.warning("the database does not answer place=%s problem=%s", self.place, exc.strerror)
+            self.unreachable = exc.strerror or str(exc)
+            self._unchanged = self._free_since = None  # the leader had no database either, for all that is known
+            return False
+        if self.unreachable:
+            log.info("the database answers again place=%s", self.place)
+        self.unreachable = ""
+        return won
+
+    def wait_s(self) -> float:
+        """Until the next look."""
+        if self._unchanged is None:
+            return LOOK_S
+        return min(LOOK_S, max(0.005, self._unchanged[1] + TAKEOVER_S - time.monotonic()))
+
+    def _is_due(self, row: LeaderRow, began: float) -> bool:
+        """`began`: when the look began that has read `row`."""
+        now, beat = time.monotonic(), (row.term, row.beat)
+        if now - began > LOOK_LATE_S or self._unchanged is None or self._unchanged[0] != beat:
+            self._unchanged = (beat, now)
+        if not row.holder:  # nobody leads, by somebody's word
+            self._free_since = now if self._free_since is None else self._free_since
+            return row.successor in ("", self.name) or now - self._free_since >= TAKEOVER_S
+        self._free_since = None
+        return began - self._unchanged[1] >= TAKEOVER_S
+
+    def _take(self, row: LeaderRow) -> bool:
+        sent = boottime()
+        taken = self._link.transaction(lambda it: leader_row.take(it, self.name, self.own_grace_s, row))
+        if taken is None:
+            self._unchanged = None
+            return False
+        self._taken, self._beat_sent = taken, sent
+        self.row = self._link.call(leader_row.read)
+        log.info("leads term=%d after=%s orderly=%s", taken.term, row.holder or "nobody", self.orderly)
+        return True
+
+    def _register(self, connection: Connection) -> None:
+        about = {"version": __version__, "wall": time.time(), "commits": self.warm.upto, **self.about()}
+        twin = leader_row.register(connection, self.name, self.process, self.urls(), about)
+        if twin and twin != self._twin:
+            log.error(
+                "two managers have the name %s: give each its own state.manager_name, else neither is told apart",
+                self.name,
+            )
+        self._twin = twin
+        self.others = leader_row.managers(connection)
+
+    # ------------------------------------------------------------------------------------------ leading
+
+    def beat_forever(self) -> None:
+        """Until the term ends (`fenced`), or it is killed."""
+        while not self.fenced.is_set():
+            gevent.sleep(BEAT_S if self.beat_once() else BEAT_AGAIN_S)
+
+    def beat_once(self) -> bool:
+        """Whether the database took it."""
+        assert self._taken is not None
+        sent, before = boottime(), self.acknowledged()
+        try:
+            commits = self._link.call(lambda it: leader_row.beat(it, self.term), BEAT_TIMEOUT_S)
+            if commits is None:
+                log.critical("fenced: term %d has ended, another manager leads", self.term)
+                self.fenced.set()
+                return True
+            self._beat_sent = sent
+            self.unreachable = ""
+            self.on_beat(commits, before)
+            self._link.call(self._register, BEAT_TIMEOUT_S)
+        except OSError as exc:
+            if not self.unreachable:
+                log.error("the database does not answer place=%s problem=%s", self.place, exc.strerror)
+            self.unreachable = exc.strerror or str(exc)
+            return False
+        return True
+
+    def release(self, successor: str = "") -> None:
+        """The orderly end of this term; everything is durable by then, and nothing is answered any more."""
+        if self._taken is None or self.fenced.is_set() or self.released:
+            return
+        self.released = True
+        self._beat_sent = float("-inf")
+        try:
+            self._link.call(lambda it: leader_row.release(it, self.term, successor))
+        except OSError as exc:
+            log.warning("could not hand over, another manager leads in %.0f s: %s", TAKEOVER_S, exc.strerror)
+
+    def close(self, *, leave: bool = True) -> None:
+        """`leave`: this manager is not there any more."""
+        if leave:
+            try:
+                self._link.call(lambda it: leader_row.leave(it, self.name, self.process), BEAT_TIMEOUT_S)
+            except OSError:
+                log.info("the database does not answer; this manager stays listed for a day")
+        self._link.close()
+
+    def ask(self, task: Callable[[Connection], Any]) -> Any:
+        """A look into the database beside the beats, on a connection of its own. Raises OSError."""
+        link = DatabaseLink(self.place, "report")
+        try:
+            return link.call(task)
+        finally:
+            link.close()

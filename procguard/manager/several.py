@@ -1,0 +1,172 @@
+"""One of several managers: it stands by until it leads, and leads until it hands over, is fenced, or is ended.
+
+    serve ── stands by (standby.py) ── leads (app.py) ──┬── 0  ended by a signal: handed over to whoever is first
+                                                        ├── 4  fenced: another manager leads
+                                                        └── the same process from its beginning: handed over (promote)
+
+Owns the order of these, what the managers tell each other, and what they show of themselves. Which one leads is
+seat.py's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+import gevent
+import gevent.event
+
+from procguard import __version__
+from procguard.config.schema import Config
+from procguard.deploy.install.helper_client import SshHelper
+from procguard.errors import ProcGuardError
+from procguard.fleet.store.interface import Fenced
+from procguard.fleet.store.postgres_link import Connection, DatabasePlace, DatabaseUnreachable, name_of_this_machine
+from procguard.fleet.store.postgresql import PostgresqlStore
+from procguard.manager import daemon, shared_files
+from procguard.manager.app import Manager
+from procguard.manager.peers import ManagerPeers
+from procguard.manager.seat import Seat
+from procguard.manager.ssh_checks import StandbyChecks
+from procguard.manager.standby import StandbyServer
+
+EXIT_FENCED = 4
+SYNC_EVERY_S = 30.0
+
+log = logging.getLogger(__name__)
+
+
+def place_of(config: Config) -> DatabasePlace:
+    return DatabasePlace(config.state.database, config.state.database_password_file)
+
+
+def serve(config: Config, lock: daemon.StateLock, argv: Sequence[str]) -> int:
+    """Until it is ended. Raises ProcGuardError where it cannot begin."""
+    name = config.state.manager_name or name_of_this_machine()
+    seat = Seat(place_of(config), name, config.state.database_grace_s)
+    ending = gevent.event.Event()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        gevent.signal_handler(number, ending.set)
+    try:
+        seat.prepare()
+        if config.web.tls.mode == "auto":
+            _share_ca(seat, config)
+    except OSError as exc:
+        raise DatabaseUnreachable(seat.place, exc.strerror or str(exc)) from exc
+    listener = _stand_by(config, lock, seat, ending)
+    if listener is None:
+        seat.close()
+        lock.release()
+        return 0
+    return _lead(config, lock, seat, listener, argv)
+
+
+def _stand_by(config: Config, lock: daemon.StateLock, seat: Seat, ending: gevent.event.Event) -> Any:
+    """Returns the listening socket once this manager leads; None where it was ended before."""
+    server = StandbyServer(config, seat)
+    checks, keys = StandbyChecks(SshHelper(), seat.warm), shared_files.HostKeys()
+    seat.urls, seat.about = lambda: server.urls, lambda: {"ssh": checks.view()}
+    url = daemon.address(config) if config.web.port else f"{daemon.address(config).rpartition(':')[0]}:{server.port}"
+    said, synced = "", float("-inf")
+    checking = gevent.spawn(checks.run)
+    try:
+        won = seat.look()
+        if not won:
+            server.start()
+            lock.announce(url)
+        while not won and not ending.is_set():
+            leader = seat.leader or (
+                "nobody leads" if not seat.unreachable else "unknown: the database does not answer"
+            )
+            if leader != said:
+                said = leader
+                _say(f"ProcGuard {__version__} stands by (pid {os.getpid()}, manager {seat.name}); leader: {leader}")
+            if time.monotonic() - synced > SYNC_EVERY_S and not seat.unreachable:
+                synced = time.monotonic()
+                _sync(seat, keys)
+            ending.wait(seat.wait_s())
+            won = not ending.is_set() and seat.look()
+    finally:
+        checking.kill()
+        checks.close()
+        server.stop()
+    if not won:
+        server.listener.close()
+        return None
+    return server.listener
+
+
+def _sync(seat: Seat, keys: shared_files.HostKeys) -> None:
+    try:
+        seat.ask(keys.sync)
+    except OSError as exc:
+        log.warning("host keys were not shared: %s", exc.strerror or exc)
+
+
+def _lead(config: Config, lock: daemon.StateLock, seat: Seat, listener: Any, argv: Sequence[str]) -> int:
+    assert seat.taken is not None
+    beats = gevent.spawn(seat.beat_forever)
+    store = PostgresqlStore(seat.place, seat.name)
+    store.took(seat.taken, seat.warm)
+    peers = ManagerPeers(seat, store, listener)
+    manager = Manager(config, lock, peers)
+    seat.urls = manager.web.manager_urls
+    keys = shared_files.HostKeys()
+    syncing = gevent.spawn(_sync_forever, seat, keys)
+    try:
+        manager.run()
+    except Fenced:
+        seat.fenced.set()
+    finally:
+        gevent.killall([beats, syncing])
+        seat.release(peers.successor)
+        seat.close(leave=not peers.handed_over.is_set())
+    if seat.fenced.is_set():
+        raise _FencedEnd(seat.name)
+    if peers.handed_over.is_set():
+        _say(f"handed over to {peers.successor}; this manager stands by from now on")
+        command = [*daemon.module_command("procguard.main"), *argv]
+        os.execv(command[0], command)  # noqa: S606 - the same program, from its beginning
+    return 0
+
+
+def _sync_forever(seat: Seat, keys: shared_files.HostKeys) -> None:
+    while True:
+        gevent.sleep(SYNC_EVERY_S)
+        if seat.may_direct():
+            _sync(seat, keys)
+
+
+def _share_ca(seat: Seat, config: Config) -> None:
+    """The CA of `web.tls: auto` is one for all managers, made by whoever is first."""
+    from procguard.tls.authority import Authority  # noqa: PLC0415 - 10 MB that others do not need
+
+    directory = os.path.join(config.state_directory, "tls")
+
+    def sync(connection: Connection) -> None:
+        shared_files.sync_ca(connection, directory)
+        Authority(directory, datetime.now(timezone.utc))
+        shared_files.sync_ca(connection, directory)
+
+    seat.ask(sync)
+
+
+class _FencedEnd(ProcGuardError):
+    exit_code = EXIT_FENCED
+    default_code = "fenced"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"manager {name} was fenced: another manager leads; no change was lost",
+            "this process ends, its service starts it again as a standby; started by hand: start it again",
+        )
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201 - what a manager says at its start and end goes to its terminal
+    log.info("%s", text)

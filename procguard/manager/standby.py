@@ -1,0 +1,133 @@
+"""What a manager answers while it stands by: that it is alive, who leads, and nothing else.
+
+    /healthz                    200
+    /readyz                     503 standby
+    GET of a page or the API    307 to the leader
+    anything else               421 standby, with the managers' URLs, the leader's first; /api/hello with a proof of it
+
+Never a proxy: a request that it passed on would arrive at the leader as one of the manager's own user. Keeps no state
+but what the seat has read. Knows no fleet; agents' routes are named by agent_api.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable
+from datetime import datetime, timezone
+from typing import Any
+from urllib.parse import parse_qs, quote
+
+from procguard.agent_api import http_io
+from procguard.agent_api.declaration import routes_of
+from procguard.agent_api.handlers import Desk
+from procguard.config.schema import Config
+from procguard.fleet.leadership import NotLeading
+from procguard.fleet.model.epochs import proof_key_of
+from procguard.fleet.store.database import Key
+from procguard.manager.seat import Seat
+from procguard.portal.http import own_addresses, sockets
+from procguard.portal.http import server as http_server
+from procguard.portal.http.middleware import Edge
+from procguard.tls import certificates as tls
+from remote_agent.protocol import leadership as wire
+
+log = logging.getLogger(__name__)
+
+STOP_GRACE_S = 1.0
+MAX_QUERY_CHARS = 4_000
+_HELLO = "/api/hello"
+_QUERY_SAFE = "/:@!$&'()*+,;=~?%"
+_JSON = [("Content-Type", "application/json")]
+
+
+class StandbyServer:
+    """Listens on web.port until `stop`, which leaves the listening socket to the manager that begins to lead."""
+
+    def __init__(self, config: Config, seat: Seat) -> None:
+        self._config = config
+        self._seat = seat
+        agents = {(one.method, one.path) for one in routes_of(Desk)}
+        self._agents_gets = [path.partition("<")[0::2] for method, path in agents if method == "GET"]
+        self.listener = sockets.listen(config.web.host, config.web.port)
+        self.port = int(self.listener.getsockname()[1])
+        scheme = "http" if config.web.tls.mode == "off" else "https"
+        self.urls = own_addresses.manager_urls(config.web.advertise, scheme, config.web.host, self.port)
+        names = tls.names_for(own_addresses.all_own(), config.web.advertise, config.web.host)
+        self._certificates = tls.open_certificates(config, names, datetime.now(timezone.utc))
+        self._server = http_server.Server(
+            self.listener.dup(),
+            Edge(self.answer, _count_nothing),
+            limits=config.web.limits,
+            tls=self._certificates.context if self._certificates is not None else None,
+        )
+
+    def start(self) -> None:
+        self._server.start()
+
+    def stop(self) -> None:
+        """Accept nothing more; who waits in the listening socket is answered by the leader that this becomes."""
+        self._server.stop_accepting()
+        self._server.stop(timeout=STOP_GRACE_S)
+
+    # ------------------------------------------------------------------------------------------ answering
+
+    def answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        method, path = environ.get("REQUEST_METHOD", ""), environ.get("PATH_INFO", "")
+        if path == "/healthz":
+            return _sent(start_response, "200 OK", {"status": "ok"})
+        refusal = NotLeading(self._seat)
+        body = http_io.refusal_body(refusal, environ.get("procguard.request_id", ""))
+        if path == "/readyz":
+            return _sent(start_response, "503 Service Unavailable", body)
+        urls = self._seat.manager_urls() if self._seat.leader else []
+        if method in ("GET", "HEAD") and urls and not self._is_agents(path) and path != "/ws":
+            where = urls[0] + _target(environ)
+            return _sent(start_response, "307 Temporary Redirect", body, [("Location", where)])
+        if path == _HELLO:
+            body |= self._proof(environ, body)
+        return _sent(start_response, "421 Misdirected Request", body)
+
+    def _is_agents(self, path: str) -> bool:
+        return any(
+            path.startswith(head) and (not tail or path.endswith(tail.partition(">")[2]))
+            for head, tail in self._agents_gets
+        )
+
+    def _proof(self, environ: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
+        """By which an agent knows that this is a manager of its fleet, so that it believes the list."""
+        asked = parse_qs(environ.get("QUERY_STRING", "")[:MAX_QUERY_CHARS])
+        agent_id, nonce, to = (asked.get(name, [""])[0] for name in ("agent", "nonce", "to"))
+        key = self.proof_key(agent_id)
+        if not key or not nonce:
+            return {}
+        return {"proof": wire.standby_proof(key, agent_id, nonce, to, body["term"], body["managers"])}
+
+    def proof_key(self, agent_id: str) -> str:
+        """As the leader has it (fleet/state.py); "" where this agent is not known."""
+        fleet, agent = self._record(("fleet", "fleet")), self._record(("agents", agent_id))
+        if fleet is None or agent is None:
+            return ""
+        return proof_key_of(str(fleet["fleet_key"]), agent_id, int(agent.get("key_generation") or 0))
+
+    def _record(self, key: Key) -> dict[str, Any] | None:
+        body = self._seat.warm.bodies.get(key)
+        return None if body is None else dict(json.loads(body))
+
+
+def _sent(
+    start_response: Callable[..., Any], status: str, body: dict[str, Any], headers: list[tuple[str, str]] | None = None
+) -> list[bytes]:
+    start_response(status, [*_JSON, *(headers or [])])
+    return [http_io.dumps(body)]
+
+
+def _target(environ: dict[str, Any]) -> str:
+    """The path and query of the request, quoted."""
+    path = quote(environ.get("PATH_INFO", "").encode("latin-1", "replace"), safe="/:@!$&'()*+,;=~")
+    query = environ.get("QUERY_STRING", "")
+    return f"/{path.lstrip('/')}" + (f"?{quote(query, safe=_QUERY_SAFE)}" if query else "")
+
+
+def _count_nothing(_route: str, _method: str, _status: int, _seconds: float) -> None:
+    """Requests to a standby are in nobody's metrics."""

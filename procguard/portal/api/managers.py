@@ -1,0 +1,95 @@
+"""Several managers on one database: who leads, who stands by, and handing over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from procguard.agent_api import http_io
+from procguard.agent_api.declaration import get, post
+from procguard.errors import Conflict
+from procguard.portal.api.resource import RequestBody, Resource
+
+ONE = "this manager is alone"
+ONE_NEXT = "several managers share a database: state.database, docs/several_managers.md"
+
+
+@dataclass(frozen=True)
+class SshChecks:
+    """From this manager: to how many hosts SSH works, and why not to the others (the first five)."""
+
+    ok: int = 0
+    failed: int = 0
+    reasons: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OneManager:
+    """`seen_s`: seconds since it was seen in the database; `behind`: how many commits a standby has not read yet;
+    `clock_s`: by how much its clock is ahead of the database's."""
+
+    name: str
+    role: Literal["leader", "standby", "away"]
+    urls: list[str]
+    version: str = ""
+    seen_s: float = 0.0
+    behind: int = 0
+    clock_s: float = 0.0
+    ssh: SshChecks | None = None
+
+
+@dataclass(frozen=True)
+class Managers:
+    """`managers`: empty where one manager is alone. `warnings`: what endangers a takeover, in words."""
+
+    leader: str = ""
+    term: int = 0
+    since: str = ""
+    database: str = ""
+    replication: str = ""
+    warnings: list[str] = field(default_factory=list)
+    managers: list[OneManager] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Promoted:
+    leader: str
+    status: Literal["handing over"] = "handing over"
+
+
+class PromoteBody(RequestBody):
+    name: Annotated[str, Field(min_length=1, max_length=64, description="the standby that is to lead")]
+
+
+class ManagersApi(Resource):
+    @get("/api/managers", "viewer", tag="manager", zh="多个管理端：谁在领导")
+    def managers(self) -> Managers:
+        """Who leads, who stands by, and how the shared database is replicated."""
+        desk = self.services.managers
+        return managers_of(desk.view()) if desk is not None else Managers()
+
+    @post(
+        "/api/managers/promote", "operator", tag="manager", zh="把领导权交给另一个管理端", body=PromoteBody,
+        errors=(404, 409), example={"name": "manager2"},
+    )  # fmt: skip
+    def promote(self, body: PromoteBody) -> Promoted:
+        """Hand over to a standby, which leads within a second.
+
+        This manager stands by afterwards. No worker is touched.
+        """
+        desk = self.services.managers
+        if desk is None:
+            raise Conflict(ONE, ONE_NEXT, code="one_manager")
+        http_io.note_change(f"hands over to {body.name}")
+        desk.promote(body.name)
+        return Promoted(body.name)
+
+
+def managers_of(view: dict[str, Any]) -> Managers:
+    """The typed answer of what the seat says."""
+    found = [
+        OneManager(**{**one, "ssh": SshChecks(**one["ssh"]) if one.get("ssh") else None}) for one in view["managers"]
+    ]
+    return Managers(**{**view, "managers": found})
