@@ -116,6 +116,7 @@ class Manager:
         self.notifier = Notifier(config.notifications, lambda: self.fleet.state.fleet_id, self._portal_url)
         bus.events.subscribe(self.notifier.take)
         self.fleet = Fleet(store, events, settings, now, bus, peers.seat if peers is not None else None)
+        self.fleet.state.more_tables.append(self.notifier.tables)
         self.monitor = ProcessMonitor(self.fleet, settings, now)
         self.ssh = SshHelper()
         self.tunnels = Tunnels(self.fleet, TunnelProcess)
@@ -188,6 +189,9 @@ class Manager:
         try:
             self.web.start()
             self.tunnels.start(self.web.agents_port)
+            self.notifier.resume(
+                self.fleet.kept_tables["notifier"], self.fleet.state.events(limit=1_000), clock.read().wall
+            )
             self.notifier.start()
             self._lock.announce(self.web.url)
             if self.web.ca_file:
@@ -265,6 +269,7 @@ class Manager:
                 self.failures.tick(now)
                 self.fleet.gangs.tick(now)
                 self.fleet.agents.enrolment.expire(now)
+                self._keep_cursors(now)
                 self.fleet.state.durability.commit()
                 self._probe_for_the_brake(now)
                 if not unheard_due:
@@ -292,6 +297,14 @@ class Manager:
             except Exception:  # a mistake in one round must not end all supervision
                 log.exception("a monitoring round failed; the next one goes on")
             gevent.sleep(TICK_GAP_S)
+
+    def _keep_cursors(self, now: clock.Now) -> None:
+        """An alert that was not sent yet is sent by the next run of the manager, or by the next leader."""
+        moved = self.notifier.moved()
+        if moved:
+            with self.fleet.state.transaction(now, "manager", wait="nothing") as tx:
+                for name, record in moved.items():
+                    tx.put("notifier", name, dict(record))
 
     def _tell(self, kind: str, reason: str, now: clock.Now) -> None:
         with self.fleet.state.transaction(now, "manager", wait="nothing") as tx:

@@ -71,11 +71,13 @@ class AlertGroup:
     first_at: str = ""
     last_at: str = ""
     count: int = 0
+    first_seq: int = 0
     events: list[Event] = field(default_factory=list)  # the newest
     names: dict[str, None] = field(default_factory=dict)  # subjects, in the order they came
 
     def add(self, event: Event) -> None:
         self.first_at = self.first_at or str(event["at"])
+        self.first_seq = self.first_seq or int(event.get("seq") or 0)
         self.last_at = str(event["at"])
         self.count += 1
         self.events = [*self.events, event][-SAMPLES:]
@@ -97,6 +99,12 @@ class Gathering:
     @property
     def queued(self) -> int:
         return sum(group.count for group in self._groups.values())
+
+    @property
+    def oldest_seq(self) -> int | None:
+        """Of the events that this target is still to be told; None where there is none."""
+        silent = (int(event.get("seq") or 0) for _, event in self._silent.values())
+        return min((*(group.first_seq for group in self._groups.values()), *silent), default=None)
 
     @property
     def waiting(self) -> bool:
@@ -172,6 +180,7 @@ class Message:
     link: str = ""
     undelivered: int = 0  # alerts before this one that this target never got
     test: bool = False
+    message_id: str = ""  # the same where it is sent again, by whichever manager
 
     @property
     def text(self) -> str:
@@ -193,7 +202,7 @@ def compose(group: AlertGroup, target: AlertTarget, fleet_id: str, link: str, un
         lines.append(words.say("alert.undelivered", n=undelivered))
     return Message(
         group.alert, group.severity, title, lines, words.language, group.count, group.first_at, group.last_at,
-        group.events, fleet_id, link, undelivered,
+        group.events, fleet_id, link, undelivered, message_id=f"{fleet_id}-{group.alert}-{group.first_seq}",
     )  # fmt: skip
 
 
@@ -215,6 +224,7 @@ def payload(message: Message) -> dict[str, Any]:
     """The generic JSON, documented in docs/notifications.md. Fields are only ever added."""
     return {
         "version": 1,
+        "id": message.message_id,
         "alert": message.alert,
         "severity": message.severity,
         "title": message.title,

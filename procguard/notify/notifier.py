@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,8 @@ class _Loop:
         self.gathering = Gathering(target)
         self.counts = Counts()
         self.sending = 0  # alerts in the message under way
+        self.sending_seq: int | None = None  # the first of them
+        self.taken_seq = 0  # the last event that was looked at
         self.retry_at: float | None = None  # monotonic
         self._notifier = notifier
         self._undelivered = 0
@@ -60,7 +62,14 @@ class _Loop:
 
     def take(self, event: Event, now: float) -> None:
         self.gathering.take(event, now)
+        self.taken_seq = max(self.taken_seq, int(event.get("seq") or 0))
         self._wake.set()
+
+    @property
+    def cursor(self) -> int:
+        """Every alert up to this event was delivered, or given up."""
+        waiting = [seq for seq in (self.gathering.oldest_seq, self.sending_seq) if seq is not None]
+        return min((self.taken_seq, *(seq - 1 for seq in waiting)))
 
     def run(self) -> None:
         while True:
@@ -79,7 +88,7 @@ class _Loop:
             return
         gevent.sleep(self.target.group_wait)
         while (group := self.gathering.pop()) is not None:
-            self.sending = group.count
+            self.sending, self.sending_seq = group.count, group.first_seq
             try:
                 self._deliver(
                     alerts.compose(
@@ -87,7 +96,7 @@ class _Loop:
                     )
                 )
             finally:
-                self.sending = 0
+                self.sending, self.sending_seq = 0, None
         gevent.sleep(self.target.min_interval)
 
     def _deliver(self, message: Message) -> None:
@@ -163,6 +172,33 @@ class Notifier:
         self.send = send
         self.retry_for_s = retry_for_s
         self._loops = {target.name: _Loop(self, target) for target in targets}
+        self._first_seq = 0  # of the events of this run of the manager
+        self._kept: dict[str, int] = {}
+
+    def resume(self, kept: Mapping[str, Mapping[str, Any]], events: Sequence[Event], wall: float) -> None:
+        """Take what an earlier run of the manager, or an earlier leader, had not delivered: of `events`, the newest of
+        the history, those behind each target's cursor that are not too old to be told."""
+        self._kept = {name: int(kept[name]["seq"]) for name in self._loops if name in kept}
+        since, now = iso(wall - self.retry_for_s) or "", clock.read().monotonic
+        for name in set(self._loops) - set(self._kept):  # a new target begins with what is to come
+            self._loops[name].taken_seq = max((event["seq"] for event in events), default=0)
+        for name, cursor in self._kept.items():
+            loop = self._loops[name]
+            loop.taken_seq = max(loop.taken_seq, cursor)
+            for event in events:
+                if cursor < event["seq"] and event["at"] >= since and not 0 < self._first_seq <= event["seq"]:
+                    loop.take(event, now)
+
+    def tables(self) -> dict[str, dict[str, dict[str, int]]]:
+        """As the store keeps the cursors."""
+        return {"notifier": {name: {"seq": loop.cursor} for name, loop in self._loops.items()}}
+
+    def moved(self) -> dict[str, dict[str, int]]:
+        """The cursors that have changed since this was asked last, for the store."""
+        cursors = {name: loop.cursor for name, loop in self._loops.items()}
+        found = {name: {"seq": seq} for name, seq in cursors.items() if seq != self._kept.get(name)}
+        self._kept = cursors
+        return found
 
     def start(self) -> None:
         for loop in self._loops.values():
@@ -177,6 +213,7 @@ class Notifier:
     def take(self, event: Event) -> None:
         """Every event of the history. O(targets), no I/O."""
         now = clock.read().monotonic
+        self._first_seq = self._first_seq or int(event.get("seq") or 0)
         for loop in self._loops.values():
             loop.take(event, now)
 

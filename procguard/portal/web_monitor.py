@@ -92,6 +92,8 @@ class WebMonitor:
         self._web_directory = web_directory
         self._listener = listener
         sessions, wrong_tokens = BrowserSessions(), BackOff()
+        if managers is not None:
+            _keep_sessions(sessions, fleet)
         agent_sessions = AgentSessions(fleet.state.fleet_id, fleet.agents.secrets.session_key_of)
         self._auth = Auth(
             fleet, sessions, wrong_tokens, trust_local=config.web.trust_local, agent_sessions=agent_sessions
@@ -348,6 +350,13 @@ class WebMonitor:
         found = bottle.static_file(path, root=self._web_directory)
         found.set_header("Cache-Control", "no-cache")  # always asked again, answered by 304 where it is the same
         return found
+
+
+def _keep_sessions(sessions: BrowserSessions, fleet: Fleet) -> None:
+    """In the database that several managers share; durable with the next commit, which a log-in's audit makes."""
+    sessions.restore(fleet.kept_tables.get("sessions", {}), clock.read().monotonic)
+    sessions.keep_by(lambda digest, record: fleet.state.durability.hand_in([("sessions", digest, record)]))
+    fleet.state.more_tables.append(lambda: {"sessions": sessions.kept()})
 
 
 def _modules(web_directory: str) -> list[str]:

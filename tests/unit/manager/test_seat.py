@@ -272,7 +272,9 @@ def test_of_several_hosts_the_one_that_takes_changes_is_used(server: Postgres) -
         store.load()
         store.commit([("workers", "w1", {"n": 1})])
         wait_until(lambda: standby.sql("SELECT to_regclass('procguard.records')", name), 30, "the table is replicated")
-        wait_until(lambda: standby.sql("SELECT id FROM procguard.records", name) == "w1", 30, "the record is replicated")
+        wait_until(
+            lambda: standby.sql("SELECT id FROM procguard.records", name) == "w1", 30, "the record is replicated"
+        )
         store.close()
 
 

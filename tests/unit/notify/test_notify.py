@@ -19,7 +19,7 @@ import pytest
 from procguard.config import schema
 from procguard.config.notifications import ALERT_CLASSES, AlertTarget
 from procguard.errors import ConfigError
-from procguard.fleet.model.clock import Now
+from procguard.fleet.model.clock import Now, iso
 from procguard.notify import alerts, formats, transport
 from procguard.notify.alerts import Gathering, Message
 from procguard.notify.formats import Outcome
@@ -466,3 +466,39 @@ def test_the_documented_examples_are_read_as_they_stand(tmp_path: Path, monkeypa
         path.write_text(block, encoding="utf-8")
         kinds |= {one.type for one in schema.load(str(path)).notifications}
     assert kinds == {"webhook", "slack", "feishu", "dingtalk", "wecom", "email"}
+
+
+# ------------------------------------------------------------------------------------------------ after a takeover
+
+
+def test_what_was_not_delivered_is_sent_by_the_next_manager_and_what_was_delivered_is_not() -> None:
+    def notifier(answer: Outcome, got: list[Message]) -> Notifier:
+        def send(_target: AlertTarget, message: Message, _now: Now) -> Outcome:
+            got.append(message)
+            return answer
+
+        return Notifier([target(group_wait=0.0)], lambda: "f-1", lambda: "", send=send, retry_for_s=900.0)
+
+    def run(one: Notifier, got: list[Message]) -> None:
+        one.start()
+        with gevent.Timeout(10):
+            while not got:
+                gevent.sleep(0.01)
+        gevent.sleep(0.05)
+        one.stop()
+
+    history = [event("worker_failed", f"w{seq}", seq=seq, at=iso(NOW.wall + seq)) for seq in (1, 2, 3)]
+    first_got, second_got = list[Message](), list[Message]()
+    first = notifier(Outcome(True, "200", False), first_got)
+    first.resume({}, history[:1], NOW.wall)  # what was before is not told
+    first.take(history[1])
+    run(first, first_got)
+    kept = first.moved()
+    first.take(history[2])  # never sent: the manager dies
+    assert first.moved() == {}, "what waits moves no cursor"
+    assert [one.message_id for one in first_got] == ["f-1-failed-2"]
+    second = notifier(Outcome(True, "200", False), second_got)
+    second.resume(kept, history, NOW.wall + 10)
+    run(second, second_got)
+    assert [one.message_id for one in second_got] == ["f-1-failed-3"]
+    assert second.tables() == {"notifier": {"oncall": {"seq": 3}}}

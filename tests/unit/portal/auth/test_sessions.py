@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 from procguard.portal.auth.sessions import (
     MAX_LIFE_S,
     MAX_SESSIONS,
@@ -47,3 +50,26 @@ def test_every_end_of_a_session_is_told_once() -> None:
     assert ended == [gone.handle, revoked.handle, old.handle]
     assert sessions.find(stays.session_id, SESSION_TTL_S + 1) is stays
     assert sessions.find(stays.session_id, MAX_LIFE_S) is None
+
+
+def test_another_manager_takes_over_the_sessions_from_hashes_of_their_ids() -> None:
+    records: dict[str, Any] = {}
+
+    def keep(digest: str, record: dict[str, Any] | None) -> None:
+        records.update({digest: record}) if record is not None else records.pop(digest)
+
+    first = BrowserSessions()
+    first.keep_by(keep)
+    stays, ended, revoked = (first.open(f"t{number}", "token laptop", "operator", 0.0) for number in range(3))
+    first.close(ended.session_id)
+    first.close_token("t2")
+    assert first.kept() == records
+    assert stays.session_id not in str(records) and stays.csrf not in str(records)
+    second = BrowserSessions()
+    second.restore(json.loads(json.dumps(records)), 5_000.0)
+    found = second.find(stays.session_id, 5_001.0)
+    assert found is not None
+    assert (found.csrf, found.scope, found.name, found.handle) == (stays.csrf, "operator", "token laptop", stays.handle)
+    assert len(second) == 1
+    assert second.find(ended.session_id, 5_001.0) is None and second.find(revoked.session_id, 5_001.0) is None
+    assert second.find(stays.session_id, 5_000.0 + MAX_LIFE_S + 1) is None
