@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from typing import TextIO
+from typing import Literal, TextIO
 from urllib.parse import urlsplit
 
 from procguard import hints
@@ -32,6 +32,7 @@ EXIT_NOT_RUNNING = 3
 READY_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 30.0
 POLL_S = 0.02
+MAX_READY_BYTES = 10_000
 ANYWHERE = ("0.0.0.0", "::", "")  # listening everywhere: reachable as localhost
 
 
@@ -239,8 +240,10 @@ def _await_ready(config: Config, child: subprocess.Popen[bytes], log_path: str, 
             _say(_since(log_path, begin), sys.stderr)
             return 1
         running = find(config)
-        if running is not None and running.pid == child.pid and is_ready(running.url or address(config)):
-            _say(f"manager running at {running.url or address(config)} (pid {child.pid})")
+        found = readiness(running.url or address(config)) if running is not None and running.pid == child.pid else ""
+        if running is not None and found:
+            what = "stands by" if found == "standby" else "running"
+            _say(f"manager {what} at {running.url or address(config)} (pid {child.pid})")
             _say(f"  log {config.logging.file}   state {config.state.state_file}")
             _say(f"  stop: {stop_line(config)}")
             child.returncode = 0  # it goes on without us: no warning about a child still running
@@ -259,7 +262,7 @@ def status(config: Config) -> int:
         _say(f"not running (state {config.state_directory})")
         return EXIT_NOT_RUNNING
     url = running.url or address(config)
-    ready = "ready" if is_ready(url) else "not answering yet"
+    ready = {"ready": "ready", "standby": "stands by"}.get(readiness(url), "not answering yet")
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(running.started_at))
     _say(f"running: pid {running.pid} since {since}, {url}, {ready} (state {config.state_directory})")
     return 0
@@ -317,7 +320,13 @@ def address(config: Config) -> str:
 
 
 def is_ready(url: str, timeout_s: float = 2.0) -> bool:
-    """GET /readyz answers 200. Asks the address itself: a proxy of the environment is not in the way."""
+    """GET /readyz answers 200."""
+    return readiness(url, timeout_s) == "ready"
+
+
+def readiness(url: str, timeout_s: float = 2.0) -> Literal["ready", "standby", ""]:
+    """What GET /readyz says: 200, or 503 of one of several managers that stands by. Asks the address itself: a proxy of
+    the environment is not in the way."""
     parts = urlsplit(url)
     where = (parts.hostname or "localhost", parts.port or (443 if parts.scheme == "https" else 80))
     if parts.scheme == "https":  # nothing is told there, and its answer is only shown
@@ -330,9 +339,13 @@ def is_ready(url: str, timeout_s: float = 2.0) -> bool:
         connection = http.client.HTTPConnection(*where, timeout=timeout_s)
     try:
         connection.request("GET", "/readyz")
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
+        response = connection.getresponse()
+        if response.status == 200:
+            return "ready"
+        body = response.read(MAX_READY_BYTES)
+        return "standby" if response.status == 503 and json.loads(body)["error"]["code"] == "standby" else ""
+    except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
+        return ""
     finally:
         connection.close()
 
