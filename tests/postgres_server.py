@@ -124,6 +124,12 @@ class Postgres:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
 
+    def signal_receiver(self, number: int) -> None:
+        """To the process that receives the primary's log: a replica whose receiver is stopped lags."""
+        pid = self.sql("SELECT pid FROM pg_stat_wal_receiver")
+        if pid:
+            os.kill(int(pid), number)
+
     def url(self, database: str = "postgres", user: str = "procguard") -> str:
         return f"postgresql://{user}@127.0.0.1:{self.port}/{database}"
 
@@ -143,6 +149,7 @@ class Postgres:
         return name
 
     def promote(self) -> None:
+        wait_until(self.ready, 60, "the replica answers", 0.05)
         self.sql("SELECT pg_promote(true, 30)")
 
 

@@ -77,6 +77,10 @@ class _TimedOut(BaseException):
     """A call took too long. Not an Exception: nothing on the way may take it for an answer."""
 
 
+class _Closed(OSError):
+    """The connection is gone, or could not be opened."""
+
+
 class DatabaseLink:
     """One connection, opened when it is needed and again after each failure. One caller at a time."""
 
@@ -93,9 +97,19 @@ class DatabaseLink:
     def call(self, task: Callable[[Connection], R], timeout_s: float = CALL_TIMEOUT_S) -> R:
         """`task(connection)` in autocommit mode; returns what it returns within `timeout_s`.
 
-        Raises OSError where there is no connection or no answer, and where the database refuses. Whether what was
-        asked took effect is then unknown.
+        A connection that turns out to be closed (the server was restarted) is opened again and `task` runs once more:
+        it has to have the same effect twice as once. Raises OSError where there is no connection or no answer, and
+        where the database refuses. Whether what was asked took effect is then unknown.
         """
+        was_open = self._connection is not None and not self._connection.closed
+        try:
+            return self._call(task, timeout_s)
+        except _Closed as exc:
+            if was_open:
+                return self._call(task, timeout_s)
+            raise OSError(errno.EIO, exc.strerror) from exc
+
+    def _call(self, task: Callable[[Connection], R], timeout_s: float) -> R:
         psycopg = driver()
         try:
             with bounded(timeout_s):
@@ -109,6 +123,7 @@ class DatabaseLink:
         except psycopg.Error as exc:
             if isinstance(exc, (psycopg.OperationalError, psycopg.InterfaceError)):
                 self.close()
+                raise _Closed(errno.EIO, words_of(exc)) from exc
             raise OSError(errno.EIO, words_of(exc)) from exc
         except BaseException:  # a killed greenlet in mid-call: what comes back on it would answer another call
             self.close()

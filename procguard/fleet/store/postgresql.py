@@ -48,6 +48,11 @@ class _Submitted(NamedTuple):
     history: list[Row]
 
 
+class HistoryUnreadable(ProcGuardError):
+    http_status = 503
+    default_code = "database_unreachable"
+
+
 class WarmCopy:
     """Every record as the database has it, followed by reading what changed since."""
 
@@ -249,7 +254,7 @@ class PostgresqlStore:
         try:
             found = self._reader.call(lambda connection: connection.execute(chosen, given).fetchall())
         except OSError as exc:
-            raise ProcGuardError(
+            raise HistoryUnreadable(
                 f"database {self.path}: cannot read the history ({exc.strerror})", "repeat it; look at the database"
             ) from exc
         return [json.loads(body) for (body,) in found]
