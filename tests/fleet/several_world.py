@@ -11,7 +11,8 @@ import http.client
 import json
 import os
 import signal
-import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -20,12 +21,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.fleet.manager import Manager, own_environment
-from tests.ports import free_port
+from tests.fleet.hosts import REPOSITORY
+from tests.fleet.manager import END_WITH_US, Manager, own_environment
 from tests.postgres_server import Postgres
 from tests.waiting import wait_until
 
-TAKEOVER_WITHIN_S = 3.1
 SERVING_WITHIN_S = 5.0
 EXIT_FENCED = 4
 REQUEST_TIMEOUT_S = 2.0
@@ -37,56 +37,36 @@ class NoRedirects(urllib.request.HTTPRedirectHandler):
 
 
 class Relay:
-    """A TCP relay on loopback. While it is cut, bytes are taken and go nowhere: nobody is told."""
+    """A TCP relay on loopback, as a process of its own: this one, which asks the managers as their user, accepts no
+    connection. While it is cut, bytes are taken and go nowhere: nobody is told."""
 
     def __init__(self, target: int) -> None:
-        self._target = target
-        self.is_cut = threading.Event()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = int(self._listener.getsockname()[1])
-        self._open: list[socket.socket] = []
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._process = subprocess.Popen(
+            [*END_WITH_US, sys.executable, "-m", "tests.fleet.cut_relay", str(target)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=REPOSITORY,
+        )
+        assert self._process.stdout is not None
+        self.port = int(self._process.stdout.readline())
 
     def cut(self) -> None:
-        self.is_cut.set()
+        self._say("cut")
 
     def restore(self) -> None:
         """New connections work; those that were cut have lost bytes, so they end."""
-        self.is_cut.clear()
-        self._end()
+        self._say("restore")
 
     def close(self) -> None:
-        self._listener.close()
-        self._end()
+        self._process.kill()
+        self._process.communicate()
 
-    def _end(self) -> None:
-        ended, self._open = self._open, []
-        for one in ended:
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                here, _ = self._listener.accept()
-                try:
-                    there = socket.create_connection(("127.0.0.1", self._target), 5)
-                except OSError:
-                    here.close()
-                    continue
-                there.settimeout(None)
-                self._open += [here, there]
-                for source, sink in ((here, there), (there, here)):
-                    threading.Thread(target=self._carry, args=(source, sink), daemon=True).start()
-
-    def _carry(self, source: socket.socket, sink: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                if not self.is_cut.is_set():
-                    sink.sendall(data)
-        for one in (source, sink):
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
+    def _say(self, word: str) -> None:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(word + "\n")
+        self._process.stdin.flush()
+        assert self._process.stdout.readline() == word + "\n"
 
 
 class OneOfSeveral(Manager):
@@ -250,7 +230,3 @@ def declaring(world: SeveralManagers, prefix: str = "h") -> Iterator[Declarer]:
 def workers_of(leader: Manager) -> dict[str, int]:
     """Every worker that it knows, with its epoch."""
     return {one["worker_id"]: int(one["epoch"]) for one in leader.get("/api/remote-workers")["workers"]}
-
-
-def unused_port() -> int:
-    return free_port()
