@@ -5,7 +5,6 @@ A check opens a connection and starts nothing. Knows agents as records of the wa
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -93,9 +92,7 @@ class StandbyChecks:
 def deployed_hosts(warm: WarmCopy) -> list[Host]:
     """Each host once, by name."""
     found: dict[str, dict[str, Any]] = {}
-    for (kind, _), body in warm.bodies.items():
-        if kind == "agents":
-            agent = json.loads(body)
-            if agent.get("kind", "deployed") == "deployed":
-                found.setdefault(str(agent["host"]), dict(agent.get("ssh") or {}))
+    for agent in warm.tables.get("agents", {}).values():
+        if agent.get("kind", "deployed") == "deployed":
+            found.setdefault(str(agent["host"]), dict(agent.get("ssh") or {}))
     return sorted(found.items())

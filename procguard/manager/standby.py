@@ -11,7 +11,6 @@ but what the seat has read. Knows no fleet; agents' routes are named by agent_ap
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
@@ -24,7 +23,6 @@ from procguard.agent_api.handlers import Desk
 from procguard.config.schema import Config
 from procguard.fleet.leadership import NotLeading
 from procguard.fleet.model.epochs import proof_key_of
-from procguard.fleet.store.database import Key
 from procguard.manager.seat import Seat
 from procguard.portal.http import own_addresses, sockets
 from procguard.portal.http import server as http_server
@@ -105,14 +103,11 @@ class StandbyServer:
 
     def proof_key(self, agent_id: str) -> str:
         """As the leader has it (fleet/state.py); "" where this agent is not known."""
-        fleet, agent = self._record(("fleet", "fleet")), self._record(("agents", agent_id))
+        warm = self._seat.warm
+        fleet, agent = warm.record("fleet", "fleet"), warm.record("agents", agent_id)
         if fleet is None or agent is None:
             return ""
         return proof_key_of(str(fleet["fleet_key"]), agent_id, int(agent.get("key_generation") or 0))
-
-    def _record(self, key: Key) -> dict[str, Any] | None:
-        body = self._seat.warm.bodies.get(key)
-        return None if body is None else dict(json.loads(body))
 
 
 def _sent(

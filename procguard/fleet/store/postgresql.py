@@ -54,10 +54,11 @@ class HistoryUnreadable(ProcGuardError):
 
 
 class WarmCopy:
-    """Every record as the database has it, followed by reading what changed since."""
+    """Every record as the database has it, followed by reading what changed since. Records are parsed as they come: a
+    takeover of thousands of agents has no time for it."""
 
     def __init__(self) -> None:
-        self.bodies: dict[Key, str] = {}
+        self.tables: Tables = {}
         self.upto = -1  # the commit that it is as new as; -1: nothing was read yet
 
     def follow(self, connection: Connection) -> LeaderRow:
@@ -65,24 +66,17 @@ class WarmCopy:
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         leader = leader_row.read(connection)
         if self.upto < leader.purged or self.upto > leader.commits:  # too far behind, or another database now
-            self.bodies.clear()
+            self.tables.clear()
             self.upto = -1
         if self.upto == leader.commits:
             return leader
         found = connection.execute("SELECT kind, id, body FROM records WHERE changed > %s", (self.upto,)).fetchall()
-        for kind, key, body in found:
-            if body is None:
-                self.bodies.pop((kind, key), None)
-            else:
-                self.bodies[kind, key] = body
+        apply(self.tables, [(kind, key, None if body is None else json.loads(body)) for kind, key, body in found])
         self.upto = leader.commits
         return leader
 
-    def tables(self) -> Tables:
-        tables: Tables = {}
-        records = json.loads(f"[{','.join(self.bodies.values())}]")
-        apply(tables, [(kind, key, one) for (kind, key), one in zip(self.bodies, records, strict=True)])
-        return tables
+    def record(self, kind: str, key: str) -> dict[str, Any] | None:
+        return self.tables.get(kind, {}).get(key)
 
 
 class PostgresqlStore:
@@ -123,7 +117,7 @@ class PostgresqlStore:
         except OSError as exc:
             raise _cannot_use(self.path, exc) from exc
         self.term, self.acknowledged = term, leader.commits
-        loaded = Loaded(self._warm.tables())
+        loaded = Loaded(_without_empty(self._warm.tables))
         self._warm = WarmCopy()
         was = before.identity
         if was and was != identity:
@@ -154,7 +148,7 @@ class PostgresqlStore:
                 self._reader.transaction(warm.follow, LOAD_TIMEOUT_S)
         except OSError as exc:
             raise _cannot_use(self.path, exc) from exc
-        return Loaded(warm.tables())
+        return Loaded(_without_empty(warm.tables))
 
     # ------------------------------------------------------------------------------------------ committing
 
@@ -326,6 +320,11 @@ class PostgresqlStore:
         finally:
             self._writer.close()
             self._reader.close()
+
+
+def _without_empty(tables: Tables) -> Tables:
+    """Of a kind whose records were all deleted nothing is left."""
+    return {kind: records for kind, records in tables.items() if records}
 
 
 def write_new(place: DatabasePlace, tables: Tables, history: Iterable[Line]) -> None:
