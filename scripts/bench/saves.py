@@ -1,7 +1,8 @@
 """invoke bench saves: a manager under thousands of simulated agents. What a heartbeat costs it, how soon a command is
-durable, and what writing the state does to the answers meanwhile.
+durable, and what writing the state does to the answers meanwhile. Then the same on PostgreSQL, where it is installed.
 
-Anchors in the same run: a bare fdatasync in the state's folder, and GET /healthz over the same kind of connection.
+Anchors in the same run: a bare fdatasync in the state's folder, and GET /healthz over the same kind of connection; of
+PostgreSQL, on a private server of this machine, the figures of SQLite.
 """
 
 from __future__ import annotations
@@ -23,10 +24,16 @@ from procguard.errors import ProcGuardError
 from scripts.bench import common
 from scripts.bench.server import Manager, ask
 from scripts.swarm import Swarm
+from tests import postgres_server
 
 GOAL_DELAY_MS = 50.0
 GOAL_DURABLE_MS = 1.5
+GOAL_POSTGRESQL, GOAL_HEARTBEATS = 2.0, 0.95  # of SQLite's: until durable, and heartbeats answered
 SAVER = "procguard.fleet.store"  # in the command line of the process that writes the snapshot
+HEARTBEATS, CPU = "heartbeats answered", "manager's CPU for a heartbeat, all else included"
+DELAY, POST = "delay of a heartbeat's reply, median", "a command's POST to its 202, median"
+DURABLE = "… beyond a bare request: so long until durable"
+COMPARED = (HEARTBEATS, CPU, DELAY, POST, DURABLE)
 
 
 def main(arguments: list[str]) -> int:
@@ -40,20 +47,47 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="of the manager's configuration"
     )
+    parser.add_argument("--sqlite-only", action="store_true", help="leave PostgreSQL out")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the manager and the swarm end with this program
     folder = common.short_folder()
     report = common.Report("saves")
-    manager = Manager(folder, options.set)
-    manager.start()
     try:
-        _measure(report, options, manager, folder)
+        _run(report, options, os.path.join(folder, "sqlite"), [])
+        if not options.sqlite_only and postgres_server.programs():
+            beside = common.Report("postgresql")
+            with postgres_server.cluster() as server:
+                place = [f"state.database={server.url(server.database())}"]
+                place.append(f"state.database_password_file={server.password}")
+                _run(beside, options, os.path.join(folder, "postgresql"), place)
+            _compare(report, beside)
     except ProcGuardError as exc:
         sys.exit(f"bench: {exc}")
     finally:
-        manager.end()
         shutil.rmtree(folder, ignore_errors=True)
     return report.finish()
+
+
+def _run(report: common.Report, options: argparse.Namespace, folder: str, settings: list[str]) -> None:
+    os.mkdir(folder)
+    manager = Manager(folder, [*settings, *options.set])
+    manager.start()
+    try:
+        _measure(report, options, manager, folder)
+    finally:
+        manager.end()
+
+
+def _compare(report: common.Report, beside: common.Report) -> None:
+    """Add PostgreSQL's figures, each with SQLite's of the same run as its anchor."""
+    sqlite = {one.name: one.value for one in report.figures}
+    goals = {DURABLE: (GOAL_POSTGRESQL, False), HEARTBEATS: (GOAL_HEARTBEATS, True)}
+    report.raw["postgresql"] = beside.raw
+    for one in beside.figures:
+        if one.value is not None and sqlite.get(one.name) and one.name in COMPARED:
+            goal, at_least = goals.get(one.name, (None, False))
+            more = {"anchor": sqlite[one.name], "anchor_name": "SQLite", "goal": goal, "at_least": at_least}
+            report.add(f"PostgreSQL: {one.name}", one.value, one.unit, **more)
 
 
 def _measure(report: common.Report, options: argparse.Namespace, manager: Manager, folder: str) -> None:
@@ -86,19 +120,19 @@ def _measure(report: common.Report, options: argparse.Namespace, manager: Manage
     }
     report.add("hosts declared, with their secrets", agents / swarm.declared_in_s, "/s")
     report.add("agents up with all workers running", agents / up_s, "/s")
-    report.add("heartbeats answered", beats / took_s, "/s")
-    report.add("manager's CPU for a heartbeat, all else included", 1e6 * cpu_s / max(1, beats), "µs")
+    report.add(HEARTBEATS, beats / took_s, "/s")
+    report.add(CPU, 1e6 * cpu_s / max(1, beats), "µs")
     report.add("manager's CPU for 1,000 agents, of one core", 100 * cpu_s / took_s / agents * 1000, "%")
     report.add("manager's memory for 1,000 agents", (full_mb - empty_mb) / agents * 1000, "MB")
     report.add("swarm's CPU for a heartbeat", 1e6 * (after.cpu_s - before.cpu_s) / max(1, beats), "µs")
     report.add("swarm late itself at worst", 1000 * after.worst_lag_s, "ms", note="its own part of the delays")
     values = sorted(delay for _, delay in pairs)
-    report.add("delay of a heartbeat's reply, median", 1000 * statistics.median(values), "ms")
+    report.add(DELAY, 1000 * statistics.median(values), "ms")
     report.add("… p99", 1000 * values[int(0.99 * len(values))], "ms")
     _saves(report, pairs, watch.saves)
     post, ask, sync = (1000 * statistics.median(one) for one in (posts, asks, syncs))
-    report.add("a command's POST to its 202, median", post, "ms", anchor=ask, anchor_name="GET /healthz")
-    report.add("… beyond a bare request: so long until durable", post - ask, "ms", goal=GOAL_DURABLE_MS)
+    report.add(POST, post, "ms", anchor=ask, anchor_name="GET /healthz")
+    report.add(DURABLE, post - ask, "ms", goal=GOAL_DURABLE_MS)
     report.add("… bare fdatasync of one line, median", sync, "ms")
 
 
