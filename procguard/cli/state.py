@@ -23,7 +23,8 @@ from procguard.errors import Conflict, UsageError
 
 if TYPE_CHECKING:  # the configuration's types cost every task 0.2 s to import
     from procguard.config.schema import Config
-    from procguard.fleet.store.interface import Line, Tables
+    from procguard.fleet.store.interface import Line, Loaded, Tables
+    from procguard.fleet.store.postgres_link import DatabasePlace
 
 WHERE = {"state": "the state file", "config": "the manager's configuration file"}
 
@@ -35,6 +36,9 @@ def show(state: str = "", config: str = "", json_: bool = False) -> None:
     from procguard.manager import daemon
 
     settings = _settings(state, config)
+    if settings.state.database:
+        _show_database(settings, json_)
+        return
     path = settings.state.state_file
     files = exchange.files_of(path)
     running = daemon.find(settings)
@@ -73,7 +77,10 @@ def backup(file: str, state: str = "", config: str = "") -> None:
     """
     from procguard.fleet.store import database, database_of
 
-    source = database_of(_settings(state, config).state.state_file)
+    settings = _settings(state, config)
+    if settings.state.database:
+        raise UsageError("the state is in PostgreSQL", "back it up with pg_dump, or: invoke state.export FILE")
+    source = database_of(settings.state.state_file)
     try:
         database.backup(source, os.path.abspath(file))
     except OSError as exc:
@@ -93,7 +100,7 @@ def export(file: str, state: str = "", config: str = "") -> None:
     from procguard.fleet.store import exchange
 
     settings = _settings(state, config)
-    loaded = exchange.read(settings.state.state_file)
+    loaded = _read_database(settings) if settings.state.database else exchange.read(settings.state.state_file)
     _tell(loaded.notes)
     lines = exchange.exported(loaded.tables, time.time())
     if file == "-":
@@ -108,7 +115,7 @@ def export(file: str, state: str = "", config: str = "") -> None:
         out.flush()
         os.fsync(out.fileno())
     count = sum(len(records) for records in loaded.tables.values())
-    say(f"{file}: {count} records of {settings.state.state_file}")
+    say(f"{file}: {count} records of {settings.state.database.partition('?')[0] or settings.state.state_file}")
 
 
 @operator_task(
@@ -179,6 +186,36 @@ def migrate(source: str, target: str, password_file: str = "") -> None:
     _written(new, loaded.tables)
 
 
+def _place(settings: Config) -> DatabasePlace:
+    from procguard.fleet.store.postgres_link import DatabasePlace
+
+    return DatabasePlace(settings.state.database, settings.state.database_password_file)
+
+
+def _read_database(settings: Config) -> Loaded:
+    from procguard.fleet.store.postgresql import PostgresqlStore
+
+    loaded = PostgresqlStore(_place(settings)).read()
+    if not loaded.tables:
+        raise UsageError(f"there is no state in {_place(settings)}", "the first manager that starts on it makes it")
+    return loaded
+
+
+def _show_database(settings: Config, json_: bool) -> None:
+    from procguard.fleet.store import postgresql
+
+    place = _place(settings)
+    tables, leader = postgresql.PostgresqlStore(place).read().tables, postgresql.leader_of(place)
+    count = sum(len(records) for records in tables.values())
+    if json_:
+        say_json(
+            {"database": str(place), "format": "postgresql", "exists": bool(tables), "records": count, "leader": leader}
+        )
+        return
+    say(f"{place}" if tables else f"{place}: no state yet (the first start of a manager makes it)")
+    say(f"  PostgreSQL, {count} records; leader: {leader or 'none'}")
+
+
 def _migrate_database(source: str, target: str, password_file: str) -> None:
     from procguard.config.types import is_postgres_url
     from procguard.fleet.store import exchange, postgresql
@@ -198,12 +235,10 @@ def _migrate_database(source: str, target: str, password_file: str) -> None:
                     code="already_running",
                 )
         if source in places:
-            tables, history = (
-                postgresql.PostgresqlStore(places[source]).read().tables,
-                postgresql.history_of(places[source]),
-            )
+            tables = postgresql.PostgresqlStore(places[source]).read().tables
             if not tables:
                 raise UsageError(f"there is no state in {places[source]}", "name the database of the managers")
+            history = postgresql.history_of(places[source])
         else:
             old = _settings(source, "").state.state_file
             loaded = exchange.read(old)
