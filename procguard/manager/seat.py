@@ -83,6 +83,8 @@ class Seat:
         self._followed = self._registered = float("-inf")
         self._free_since: float | None = None
         self._twin = ""
+        self._edition = 0  # of `others`
+        self._urls: tuple[tuple[str, int], list[str]] = (("", -1), [])
         self.released = False
 
     # ------------------------------------------------------------------------------------------ Leadership
@@ -107,6 +109,13 @@ class Seat:
         return boottime() < self._beat_sent + max(TRUST_S, self.own_grace_s) and not self.fenced.is_set()
 
     def manager_urls(self) -> list[str]:
+        """Asked for each reply to an agent: made anew only with another leader or another list of managers."""
+        made_of = (self.leader, self._edition)
+        if self._urls[0] != made_of:
+            self._urls = (made_of, self._joined_urls())
+        return self._urls[1]
+
+    def _joined_urls(self) -> list[str]:
         leader = self.leader
         ordered = sorted(self.others, key=lambda one: (one.name != leader, one.seen_s > TAKEOVER_S, one.name))
         return list(dict.fromkeys(url for one in ordered for url in one.urls[:MAX_URLS_EACH]))[:MAX_URLS]
@@ -191,6 +200,7 @@ class Seat:
             )
         self._twin = twin
         self.others = leader_row.managers(connection)
+        self._edition += 1
 
     # ------------------------------------------------------------------------------------------ leading
 
