@@ -14,14 +14,16 @@ Trust only limits what leaves this process. That an earlier leader changes nothi
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gevent
 import gevent.event
+from gevent import monkey
 
 from procguard import __version__
 from procguard.fleet.store import leader_row, postgres_schema
@@ -43,6 +45,7 @@ MAX_URLS_EACH = 4
 HOLD_BACK_S = 1.0  # one that has led just now and handed over lets others go first
 
 log = logging.getLogger(__name__)
+_sleep = monkey.get_original("time", "sleep")  # of the native thread, not of its greenlets
 
 
 def boottime() -> float:
@@ -208,6 +211,27 @@ class Seat:
         """Until the term ends (`fenced`), or it is killed."""
         while not self.fenced.is_set():
             gevent.sleep(BEAT_S if self.beat_once() else BEAT_AGAIN_S)
+
+    @contextlib.contextmanager
+    def beating_beside(self) -> Iterator[None]:
+        """For what holds the event loop for seconds, as reading a large state does: beats go on in a native thread, or
+        another standby would take over meanwhile. Not for longer: a leader whose loop hangs must not go on leading."""
+        over: list[bool] = []
+
+        def beat() -> None:
+            next_at = 0.0
+            while not over and not self.fenced.is_set():
+                if time.monotonic() >= next_at:
+                    next_at = time.monotonic() + (BEAT_S if self.beat_once() else BEAT_AGAIN_S)
+                _sleep(0.02)
+            self._link.close()  # what follows has a connection of its own thread
+
+        beating = gevent.get_hub().threadpool.spawn(beat)
+        try:
+            yield
+        finally:
+            over.append(True)
+            beating.get()
 
     def beat_once(self) -> bool:
         """Whether the database took it."""

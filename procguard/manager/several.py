@@ -110,11 +110,12 @@ def _sync(seat: Seat, keys: shared_files.HostKeys) -> None:
 
 def _lead(config: Config, lock: daemon.StateLock, seat: Seat, listener: Any, argv: Sequence[str]) -> int:
     assert seat.taken is not None
-    beats = gevent.spawn(seat.beat_forever)
     store = PostgresqlStore(seat.place, seat.name)
     store.took(seat.taken, seat.warm)
     peers = ManagerPeers(seat, store, listener)
-    manager = Manager(config, lock, peers)
+    with seat.beating_beside():
+        manager = Manager(config, lock, peers)
+    beats = gevent.spawn(seat.beat_forever)
     seat.urls = manager.web.manager_urls
     keys = shared_files.HostKeys()
     syncing = gevent.spawn(_sync_forever, seat, keys)

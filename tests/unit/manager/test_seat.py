@@ -85,6 +85,20 @@ def test_a_standby_waits_while_the_beat_changes_and_leads_once_it_does_not(seat_
     assert not m2.orderly
 
 
+def test_beats_go_on_while_the_event_loop_is_held(seat_of: dict[str, Seat], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by a state of ten thousand agents that is read."""
+    monkeypatch.setattr(seats, "BEAT_S", TAKEOVER_S / 4)
+    m1, m2 = seat_of["m1"], seat_of["m2"]
+    m2.look()
+    with m1.beating_beside():
+        ends = time.monotonic() + 3 * TAKEOVER_S
+        while time.monotonic() < ends:  # no greenlet has a turn
+            assert not m2.look()
+            sum(range(20_000))
+    assert m1.may_direct()
+    assert m1.beat_once()
+
+
 def test_a_former_leader_is_fenced_and_nothing_that_it_commits_counts(seat_of: dict[str, Seat]) -> None:
     m1, m2 = seat_of["m1"], seat_of["m2"]
     old = store_of(m1)
