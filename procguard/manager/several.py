@@ -36,13 +36,17 @@ from procguard.manager.ssh_checks import StandbyChecks
 from procguard.manager.standby import StandbyServer
 
 EXIT_FENCED = 4
+PASSWORD_VARIABLE = "PGPASSWORD"  # noqa: S105 - the name of it
 SYNC_EVERY_S = 30.0
 
 log = logging.getLogger(__name__)
 
 
 def place_of(config: Config) -> DatabasePlace:
-    return DatabasePlace(config.state.database, config.state.database_password_file)
+    """PGPASSWORD is taken out of the environment: programs that this manager starts, and jobs of agents on its machine,
+    would have it in theirs."""
+    given = os.environ.pop(PASSWORD_VARIABLE, "")
+    return DatabasePlace(config.state.database, config.state.database_password_file, given)
 
 
 def serve(config: Config, lock: daemon.StateLock, argv: Sequence[str]) -> int:
@@ -132,7 +136,8 @@ def _lead(config: Config, lock: daemon.StateLock, seat: Seat, listener: Any, arg
     if peers.handed_over.is_set():
         _say(f"handed over to {peers.successor}; this manager stands by from now on")
         command = [*daemon.module_command("procguard.main"), *argv]
-        os.execv(command[0], command)  # noqa: S606 - the same program, from its beginning
+        password = {PASSWORD_VARIABLE: seat.place.given} if seat.place.given else {}
+        os.execve(command[0], command, {**os.environ, **password})  # noqa: S606 - the same program, from its beginning
     return 0
 
 

@@ -15,7 +15,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from procguard.errors import ProcGuardError
@@ -36,11 +36,12 @@ Connection = Any  # psycopg.Connection[tuple[Any, ...]], which is not imported h
 
 @dataclass(frozen=True)
 class DatabasePlace:
-    """Where the database is. `password_file`: its first line is the password, read for every connection; "": libpq's
-    own ways (PGPASSFILE, ~/.pgpass, PGPASSWORD, certificates)."""
+    """Where the database is. `password_file`: its first line is the password, read for every connection; "": `given`,
+    or libpq's own ways (PGPASSFILE, ~/.pgpass, PGPASSWORD, certificates)."""
 
     url: str
     password_file: str = ""
+    given: str = field(default="", repr=False)
 
     def __str__(self) -> str:
         return self.url.partition("?")[0]
@@ -48,7 +49,7 @@ class DatabasePlace:
     def password(self) -> str | None:
         """Raises ProcGuardError where its file cannot be read."""
         if not self.password_file:
-            return None
+            return self.given or None
         try:
             with open(self.password_file, encoding="utf-8") as file:
                 found = file.read(MAX_PASSWORD_BYTES).partition("\n")[0].rstrip("\r")

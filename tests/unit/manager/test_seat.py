@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from procguard.config import schema
 from procguard.errors import ProcGuardError
 from procguard.fleet.store import leader_row, postgresql
 from procguard.fleet.store.interface import Fenced, NotDurable
 from procguard.fleet.store.postgres_link import DatabaseLink, DatabasePlace
 from procguard.fleet.store.postgresql import PostgresqlStore, WarmCopy
 from procguard.manager import seat as seats
+from procguard.manager import several
 from procguard.manager.peers import in_words
 from procguard.manager.seat import Seat
 from tests import postgres_server
@@ -274,6 +276,19 @@ def test_the_password_may_come_from_the_environment(place: DatabasePlace, monkey
     monkeypatch.setenv("PGPASSWORD", PASSWORD)
     store = PostgresqlStore(DatabasePlace(place.url))
     assert store.load().tables == {}
+    store.close()
+
+
+def test_a_manager_takes_the_password_out_of_its_environment(
+    place: DatabasePlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jobs of an agent that it starts on its own machine would read it there."""
+    monkeypatch.setenv("PGPASSWORD", PASSWORD)
+    found = several.place_of(schema.load(None, [f"state.database={place.url}"]))
+    assert "PGPASSWORD" not in os.environ
+    assert PASSWORD not in f"{found!r} {found}"
+    store = PostgresqlStore(found)
+    store.load()
     store.close()
 
 
