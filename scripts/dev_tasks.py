@@ -304,7 +304,7 @@ def swarm(
     os.execv(sys.executable, [sys.executable, "-m", "scripts.swarm", *words])  # noqa: S606
 
 
-namespace = Collection(check, test, lock, release, swarm, bench, chaos)
+namespace = Collection(check, test, lock, release, swarm, bench, fuzz, chaos)
 
 
 def main() -> int:

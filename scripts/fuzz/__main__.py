@@ -31,23 +31,26 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seconds", type=int, default=60, help="for each target")
     parser.add_argument("--keep", default="", help="a folder for what is learnt, for the next run")
     parser.add_argument("--one", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--scratch", default=targets.MEMORY, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.one:
+        targets.MEMORY = given.scratch  # libFuzzer ends the process without a word
         fuzz(given.one, given.seconds, Path(given.keep))
         return 0
     FOUND.mkdir(parents=True, exist_ok=True)
     broken = 0
     print(f"{'target':10} {'inputs':>9} {'corpus':>7} {'lines covered':>22}")
     for name in given.only or targets.TARGETS:
-        with tempfile.TemporaryDirectory(prefix="pgfuzz-") as scratch:
+        with tempfile.TemporaryDirectory(prefix="pgfuzz-", dir=targets.MEMORY) as scratch:
             learnt = (Path(given.keep) if given.keep else Path(scratch)) / name
             learnt.mkdir(parents=True, exist_ok=True)
-            broken += not _one(name, given.seconds, learnt)
+            broken += not _one(name, given.seconds, learnt, scratch)
     return 1 if broken else 0
 
 
-def _one(name: str, seconds: int, learnt: Path) -> bool:
+def _one(name: str, seconds: int, learnt: Path, scratch: str) -> bool:
     command = [sys.executable, "-m", "scripts.fuzz", "--one", name, "--seconds", str(seconds), "--keep", str(learnt)]
+    command += ["--scratch", scratch]
     done = subprocess.run(
         command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, errors="replace", timeout=seconds * 2 + 300, check=False,

@@ -7,6 +7,7 @@ Nothing here opens a connection or starts a process.
 
 from __future__ import annotations
 
+import atexit
 import gzip
 import io
 import json
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 CORPUS = Path(__file__).parents[2] / "tests" / "corpus"
 MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: S108 -- files that need no disk
@@ -47,6 +49,13 @@ class Pieces:
 
     def sendall(self, data: bytes) -> None:
         self.sent += data
+
+
+def scratch() -> str:
+    """A folder until this process ends."""
+    folder = tempfile.mkdtemp(prefix="pgfuzz-", dir=MEMORY)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def cut(data: bytes, width: int) -> list[bytes]:
@@ -234,7 +243,7 @@ def times() -> Callable[[bytes], None]:
     from procguard.portal.logs.index import LogIndex, runs_of
     from remote_agent.logs.time_index import MAX_POINTS, TimeIndex
 
-    folder = tempfile.mkdtemp(prefix="pgf", dir=MEMORY)
+    folder = scratch()
     log = os.path.join(folder, "1.log")
 
     def run(data: bytes) -> None:
@@ -308,14 +317,20 @@ def mux() -> Callable[[bytes], None]:
 
 def inventory() -> Callable[[bytes], None]:
     """An inventory file, YAML or INI by its first byte: read, or refused with its mistakes."""
-    from procguard.deploy.inventory import model
+    from procguard.deploy.inventory import groups, model, names
     from procguard.errors import InventoryError
 
-    folder = Path(tempfile.mkdtemp(prefix="pgf", dir=MEMORY))
-    names = ("a.yaml", "b.ini", "c", "group_vars/all.yml")
+    folder = Path(scratch())
+    places = ("a.yaml", "b.ini", "c", "group_vars/all.yml")
+
+    def load(source: Path) -> None:
+        """With its bounds made small: how long a large inventory takes is no finding."""
+        with mock.patch.object(names, "MAX_HOSTS", 100), mock.patch.object(groups, "MOST_HOSTS", 300):
+            found = model.load(source, within_bounds=False)
+            assert 0 < len(found.hosts) <= 300 and found.select("all")
 
     def run(data: bytes) -> None:
-        path = folder / names[data[0] % len(names) if data else 0]
+        path = folder / places[data[0] % len(places) if data else 0]
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(data[1:])
         source = path
@@ -323,8 +338,7 @@ def inventory() -> Callable[[bytes], None]:
             source = folder / "d.ini"
             source.write_text("h1 ansible_host=10.0.0.1\n[g]\nh[1:2]\n")
         try:
-            found = model.load(source, within_bounds=False)
-            assert found.hosts and found.select("all")
+            load(source)
         except InventoryError as exc:
             assert str(exc).strip()
         finally:
@@ -337,7 +351,7 @@ def release() -> Callable[[bytes], None]:
     """A release as it comes to a host: nothing outside its folder, nothing but files and folders in it."""
     from remote_agent.install import release as unpacking
 
-    folder = tempfile.mkdtemp(prefix="pgf", dir=MEMORY)
+    folder = scratch()
     target = os.path.join(folder, "inner")
 
     def run(data: bytes) -> None:

@@ -20,6 +20,7 @@ from procguard.deploy.inventory.vault import Vault
 from procguard.errors import InventoryError
 
 EXTENSIONS = ("", ".yml", ".yaml", ".json")  # of files in group_vars/ and host_vars/
+MOST_HOSTS = 100_000  # of one inventory
 ALL, UNGROUPED = "all", "ungrouped"
 PRIORITY = "ansible_group_priority"
 
@@ -28,7 +29,7 @@ PRIORITY = "ansible_group_priority"
 class Group:
     name: str
     variables: dict[str, Any] = field(default_factory=dict)
-    hosts: list[str] = field(default_factory=list)
+    hosts: dict[str, None] = field(default_factory=dict)  # in the order in which they were named
     children: list[str] = field(default_factory=list)
     parents: list[str] = field(default_factory=list)
     depth: int = 0
@@ -51,6 +52,8 @@ class Groups:
         self._members: dict[str, list[str]] = {}
         self._groups_of: dict[str, list[Group]] = {}
         self._files: dict[Path, Any] = {}
+        self._paths: dict[tuple[str, str], list[Path]] = {}  # (group_vars or host_vars, name) -> its files
+        self._folders: dict[str, list[Path]] = {}  # group_vars or host_vars -> where there is one
         self._group_places: dict[tuple[str, str], str] = {}  # (group, variable) -> where it stands
         self._said: dict[str, list[tuple[dict[str, Any], str]]] = {}  # host -> variables as they were read, and where
 
@@ -106,9 +109,11 @@ class Groups:
             self.host_variables[name].update(variables)
             if variables:
                 self._said.setdefault(name, []).append((variables, where))
-            hosts = self.add_group(group).hosts
-            if name not in hosts:
-                hosts.append(name)
+            self.add_group(group).hosts[name] = None
+        if len(self.host_variables) > MOST_HOSTS:
+            raise InventoryError(
+                f"{where}: the inventory names more than {MOST_HOSTS} hosts", "correct the ranges, or split it"
+            )
 
     def finish(self) -> None:
         """Everything was read: work out who is whose parent. Raises InventoryError for groups in a circle."""
@@ -123,8 +128,8 @@ class Groups:
             group.depth = self._depth(group.name, ())
         named = [group for name, group in self.by_name.items() if name not in (ALL, UNGROUPED)]
         grouped = {host for group in named for host in group.hosts}
-        ungrouped = [host for host in self.host_variables if host not in grouped]
-        self.by_name[UNGROUPED].hosts = ungrouped
+        ungrouped = (host for host in self.host_variables if host not in grouped)
+        self.by_name[UNGROUPED].hosts = dict.fromkeys(ungrouped)
         self._members = {name: self._hosts_below(name) for name in self.by_name}
         for group in sorted(self.by_name.values(), key=lambda group: (group.depth, group.priority, group.name)):
             for host in self._members[group.name]:
@@ -140,7 +145,7 @@ class Groups:
     def _hosts_below(self, name: str) -> list[str]:
         if name == ALL:
             return list(self.host_variables)
-        found = dict.fromkeys(self.by_name[name].hosts)
+        found = dict(self.by_name[name].hosts)
         for child in self.by_name[name].children:
             found.update(dict.fromkeys(self._hosts_below(child)))
         return list(found)
@@ -206,9 +211,17 @@ class Groups:
             self.warn(str(path), "is encrypted, its variables are not known", exc.next_step)
             return None
 
-    def _variable_files(self, folder: str, name: str) -> Iterator[Path]:
-        for directory in self.directories:
-            yield from _variable_files(directory / folder, name)
+    def _variable_files(self, folder: str, name: str) -> list[Path]:
+        """Looked for once: a group's are asked for by each of its hosts."""
+        found = self._paths.get((folder, name))
+        if found is None:
+            places = self._folders.get(folder)
+            if places is None:
+                places = [one for one in (directory / folder for directory in self.directories) if one.is_dir()]
+                self._folders[folder] = places
+            found = [path for place in places for path in _variable_files(place, name)]
+            self._paths[folder, name] = found
+        return found
 
 
 def directory_of(source: str) -> Path:

@@ -66,6 +66,13 @@ def address(name: str) -> str:
 
 def expand_range(pattern: str) -> Iterator[str]:
     """gpu[01:16].lan -> gpu01.lan …, [a:f], [0:10:2]; several ranges multiply. Raises ValueError."""
+    for count, name in enumerate(_expanded(pattern)):
+        if count >= MAX_HOSTS:
+            raise ValueError(f"these ranges name more than {MAX_HOSTS} hosts")
+        yield name
+
+
+def _expanded(pattern: str) -> Iterator[str]:
     before, bracket, rest = pattern.partition("[")
     if not bracket:
         yield pattern
@@ -76,7 +83,7 @@ def expand_range(pattern: str) -> Iterator[str]:
         raise ValueError(f"bad range [{inside}]")
     step = int(bounds[2]) if len(bounds) == 3 and bounds[2].isdigit() else 1
     for middle in _sequence(bounds[0] or "0", bounds[1], max(1, step)):
-        for end in expand_range(after):
+        for end in _expanded(after):
             yield before + middle + end
 
 

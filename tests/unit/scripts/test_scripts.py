@@ -288,3 +288,21 @@ def test_bench_lists_what_can_be_measured() -> None:
     for name in names:  # each can be started by that name
         text = (REPOSITORY / "scripts" / "bench" / f"{name}.py").read_text()
         assert "def main(arguments" in text and "sys.exit(main(sys.argv[1:]))" in text  # one once did nothing, and well
+
+
+def test_every_task_that_is_written_can_be_called() -> None:
+    import dev_tasks
+    from invoke import Task
+
+    written = {one.name.replace("_", "-") for one in vars(dev_tasks).values() if isinstance(one, Task)}
+    assert written == set(dev_tasks.namespace.task_names)
+
+
+def test_what_runs_on_pypy_is_there() -> None:
+    from scripts import pypy
+
+    for name in [*pypy.files(), *(f"tests/unit/{one}" for one in pypy.CPYTHON_ONLY)]:
+        file, _, test = name.partition("::")
+        assert (
+            f"def {test}(" in (REPOSITORY / file).read_text(encoding="utf-8") if test else (REPOSITORY / file).exists()
+        )

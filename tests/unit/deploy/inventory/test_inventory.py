@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from procguard.deploy.inventory import groups
 from procguard.deploy.inventory import model as inventory
 from procguard.deploy.inventory import names as host_names
 from procguard.errors import InventoryError
@@ -55,6 +56,33 @@ def test_host_ranges_expand(pattern: str, names: list[str]) -> None:
 def test_bad_ranges_are_refused(pattern: str) -> None:
     with pytest.raises(ValueError, match=r"range|digits|names"):
         list(host_names.expand_range(pattern))
+
+
+def test_ranges_that_multiply_without_end_are_one_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A comma left out makes two ranges one: 100 million hosts."""
+    path = tmp_path / "i.ini"
+    path.write_text("gpu[1:9999][1:9999]\n")
+    with pytest.raises(InventoryError, match=r"i\.ini:1: .*these ranges name more than 10000 hosts"):
+        inventory.load(path)
+    monkeypatch.setattr(groups, "MOST_HOSTS", 50)
+    path.write_text("a[1:40]\nb[1:10]\n")
+    assert len(inventory.load(path, within_bounds=False).hosts) == 50
+    path.write_text("a[1:40]\nb[1:10]\n[g]\nc1\n")
+    with pytest.raises(InventoryError, match=r"i\.ini:4: the inventory names more than 50 hosts"):
+        inventory.load(path, within_bounds=False)
+
+
+def test_files_of_variables_are_looked_for_once_a_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """10,000 hosts asked for those of their groups 10,000 times: seconds."""
+    (tmp_path / "group_vars").mkdir()
+    (tmp_path / "group_vars" / "all.yml").write_text("ansible_port: 23\n")
+    path = tmp_path / "i.ini"
+    path.write_text("n[1:200]\n")
+    looked: list[str] = []
+    is_file = Path.is_file
+    monkeypatch.setattr(Path, "is_file", lambda self: (looked.append(self.name), is_file(self))[1])
+    assert {host.target.port for host in inventory.load(path, within_bounds=False).hosts.values()} == {23}
+    assert looked.count("all.yml") == 1 and len(looked) < 20
 
 
 def test_connection_variables_reach_the_target(tmp_path: Path) -> None:
