@@ -17,19 +17,27 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 VENV = os.path.join(ROOT, ".venv-pypy")
 LOCK = os.path.join(ROOT, "requirements", "pypy.lock")
 
-FILES = (
-    "agent", "agent_gpus", "agent_lease", "by_hand", "commands", "control", "env_file", "evidence", "free_port",
-    "gang_member", "gpu_allocator", "gpus", "health", "http_wire", "journal", "lease", "link", "log_disk",
-    "log_times", "logship", "paths", "process_tree", "restart", "runner", "runner_lives", "runner_spec", "suspicion",
-    "transitions", "tree_endings", "usage", "worker",
-)  # fmt: skip
+# Folder of tests/unit -> test files, by name.
+FILES = {
+    "fleet/gangs": "gang_member",
+    "fleet/store": "journal",
+    "fleet/workers": "transitions",
+    "remote_agent/agent": "agent agent_lease by_hand commands worker",
+    "remote_agent/health": "evidence health",
+    "remote_agent/logs": "log_disk log_times logship",
+    "remote_agent/runner": "control env_file lease restart runner runner_lives runner_spec tree_endings",
+    "remote_agent/system": "free_port paths process_tree",
+    "remote_agent/telemetry": "agent_gpus gpu_allocator gpus suspicion usage",
+    "remote_agent/transport": "http_wire link",
+}
 CPYTHON_ONLY = (
-    "test_paths.py::test_the_runner_needs_no_heavy_module",
-    "test_runner_spec.py::test_runner_stays_small_whatever_the_specification_says",
-    "test_lease.py::test_runner_of_a_fenced_worker_is_as_small_as_any",
-    "test_usage.py::test_memory_shared_by_a_fork_is_counted_once_in_pss",
-    "test_evidence.py::test_it_tells_of_every_thread_the_last_lines_and_the_gpus",  # its jobs are named "python"
-    "test_evidence.py::test_py_spy_of_the_job_s_path_is_asked_and_ended_in_time",
+    "remote_agent/system/test_paths.py::test_the_runner_needs_no_heavy_module",
+    "remote_agent/runner/test_runner_spec.py::test_runner_stays_small_whatever_the_specification_says",
+    "remote_agent/runner/test_lease.py::test_runner_of_a_fenced_worker_is_as_small_as_any",
+    "remote_agent/telemetry/test_usage.py::test_memory_shared_by_a_fork_is_counted_once_in_pss",
+    # Its jobs are named "python".
+    "remote_agent/health/test_evidence.py::test_it_tells_of_every_thread_the_last_lines_and_the_gpus",
+    "remote_agent/health/test_evidence.py::test_py_spy_of_the_job_s_path_is_asked_and_ended_in_time",
 )
 
 
@@ -42,10 +50,13 @@ def main(arguments: list[str]) -> int:
         subprocess.run([pypy, "-m", "venv", "--clear", VENV], check=True)
         install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--require-hashes"]
         subprocess.run([*install, "-r", LOCK], check=True)
-    files = [os.path.join("tests", "unit", f"test_{name}.py") for name in FILES]
     left_out = [f"--deselect=tests/unit/{one}" for one in CPYTHON_ONLY]
-    words = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *left_out, *files, *arguments]
+    words = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *left_out, *files(), *arguments]
     return subprocess.run(words, cwd=ROOT, check=False).returncode
+
+
+def files() -> list[str]:
+    return [f"tests/unit/{folder}/test_{name}.py" for folder, names in FILES.items() for name in names.split()]
 
 
 def _has_pytest(python: str) -> bool:
