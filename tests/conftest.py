@@ -22,7 +22,7 @@ import pytest
 from hypothesis import settings
 
 from scripts.leftovers import control_groups
-from tests import chaos
+from tests import chaos, forked
 from tests.chaos import chaos_report  # noqa: F401 - known to pytest by being here
 from tests.sizes import QUICK
 
@@ -57,6 +57,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    forked.close()
     if hasattr(session.config, "workerinput"):
         return  # one of several processes side by side: the first of them does it when all are done
     for path in set(control_groups()) - session.config.stash.get(_BEFORE, set()):
@@ -65,7 +66,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_collection_finish() -> None:
-    gc.freeze()  # each look for garbage would go through all of it again
+    if hasattr(gc, "freeze"):  # not in PyPy
+        gc.freeze()  # each look for garbage would go through all of it again
     gc.enable()
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from remote_agent.protocol import messages
-from tests import api_truth
+from tests import api_truth, forked
 from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,15 +51,17 @@ class RunningServer:
     def __init__(self, directory: Path, *options: str, env: dict[str, str] | None = None) -> None:
         self.directory = directory
         self._log_path = directory / "server.log"
+        environment = {**os.environ, **(env or {})}
+        words = [str(directory), *options]
+        self.process: Any
         with open(self._log_path, "ab") as log_file:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.server_process", str(directory), *options],
-                cwd=ROOT,
-                stdout=subprocess.PIPE,
-                stderr=log_file,
-                env={**os.environ, **(env or {})},
-            )
-        assert self.process.stdout is not None
+            if ROOT == forked.ROOT and forked.can_run(environment):
+                self.process = forked.start(words, environment, log_file.fileno())
+            else:
+                command = [sys.executable, "-m", "tests.server_process", *words]
+                self.process = subprocess.Popen(
+                    command, cwd=ROOT, stdout=subprocess.PIPE, stderr=log_file, env=environment
+                )
         line = self.process.stdout.readline()
         assert line, f"the server did not start: {self.log()}"
         self.port = int(line)
@@ -85,7 +87,6 @@ class RunningServer:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        assert self.process.stdout is not None
         self.process.stdout.close()
 
     def ask(
@@ -181,6 +182,14 @@ class RunningManager(RunningServer):
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+def imports() -> None:
+    """What `main` imports, for who forks it."""
+    import importlib
+
+    for name in ("gevent.event", "gevent.server", "procguard.manager.loops.operations", "procguard.portal.web_monitor"):
+        importlib.import_module(name)
 
 
 def main(arguments: list[str]) -> None:

@@ -1,0 +1,223 @@
+"""The tests' server processes without the second that each of them takes to import the manager: forked from one that
+has.
+
+`start` asks the fork server, `python -m tests.forked`, for a process that runs `tests.server_process.main`. Each
+process of pytest has its own fork server, from the first use to the end of the session. It has no threads and no event
+loop, so that what is forked from it begins as a new interpreter would; it waits for its children, so that their
+processor time counts as that of the tests.
+"""
+
+from __future__ import annotations
+
+if __name__ == "__main__":  # before anything else is imported, as procguard.main does
+    from gevent import monkey
+
+    monkey.patch_all()
+
+import array
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+ROOT = Path(__file__).resolve().parent.parent
+LARGEST = 1 << 20  # of a request: the environment, most of all
+AT_START = dict(os.environ)  # of the session, before any test has changed it
+OF_THE_INTERPRETER = ("PYTHON", "GEVENT", "LC_", "LANG")  # variables that are read while Python starts
+
+
+def can_run(environment: Mapping[str, str]) -> bool:
+    """Whether a fork is what a new process with this environment would be."""
+
+    def read_at_start(variables: Mapping[str, str]) -> dict[str, str]:
+        return {name: value for name, value in variables.items() if name.startswith(OF_THE_INTERPRETER)}
+
+    return read_at_start(environment) == read_at_start(AT_START)
+
+
+class Process:
+    """As much of subprocess.Popen as the tests use."""
+
+    def __init__(self, report: int, stdout: IO[bytes]) -> None:
+        self._report = os.fdopen(report, "rb", buffering=0)
+        self.stdout = stdout
+        self.returncode: int | None = None
+        line = self._report.readline()
+        assert line, "the fork server made no process"
+        self.pid = int(line)
+
+    def poll(self) -> int | None:
+        return self._ended(0)
+
+    def wait(self, timeout: float | None = None) -> int:
+        code = self._ended(timeout)
+        if code is None:
+            raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0.0)
+        return code
+
+    def _ended(self, timeout_s: float | None) -> int | None:
+        if self.returncode is None and select.select([self._report], [], [], timeout_s)[0]:
+            self.returncode = int(self._report.readline() or -signal.SIGKILL)
+            self._report.close()
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+class _ForkServer:
+    def __init__(self) -> None:
+        self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            command = [sys.executable, "-m", "tests.forked", str(theirs.fileno())]
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=AT_START, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
+            )
+
+    def start(self, arguments: list[str], environment: Mapping[str, str], stderr: int) -> Process:
+        out, child_out = os.pipe()
+        report, child_report = os.pipe()
+        request = json.dumps({"arguments": arguments, "environment": dict(environment)}).encode()
+        try:
+            socket.send_fds(self._ours, [request], [child_out, stderr, child_report])
+        finally:
+            os.close(child_out)
+            os.close(child_report)
+        return Process(report, os.fdopen(out, "rb"))
+
+    def close(self) -> None:
+        self._ours.close()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:  # a test has left its server behind
+            self.process.kill()
+            self.process.wait()
+
+
+_lock = threading.Lock()
+_servers: dict[int, _ForkServer] = {}  # of this process; a fork of it has its own
+
+
+def start(arguments: list[str], environment: Mapping[str, str], stderr: int) -> Process:
+    """`stderr`: an open file of the new process's."""
+    with _lock:
+        server = _servers.get(os.getpid())
+        if server is None:
+            server = _servers[os.getpid()] = _ForkServer()
+        return server.start(arguments, environment, stderr)
+
+
+def close() -> None:
+    """The session ends."""
+    server = _servers.pop(os.getpid(), None)
+    if server is not None:
+        server.close()
+
+
+# ------------------------------------------------------------------------------------------- in the fork server
+
+
+def serve(number: int) -> None:
+    import _socket
+    import gc
+
+    from gevent import monkey
+    from gevent._hub_local import get_hub_if_exists
+
+    from tests import server_process
+
+    server_process.imports()
+    assert threading.active_count() == 1 and get_hub_if_exists() is None, "a fork would lack what runs here"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.collect()
+    gc.freeze()
+    fork, waitpid = monkey.get_original("os", ["fork", "waitpid"])
+    asked = _socket.socket(fileno=number)  # not gevent's: there is no event loop
+    while True:
+        request, given = _received(asked)
+        if not request:
+            break
+        if not fork():
+            asked.close()
+            _watch(json.loads(request), given, fork, waitpid)
+        for one in given:
+            os.close(one)
+        with contextlib.suppress(ChildProcessError):
+            while waitpid(-1, os.WNOHANG)[0]:
+                pass
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            waitpid(-1, 0)
+
+
+def _received(asked: Any) -> tuple[bytes, list[int]]:
+    fds = array.array("i")
+    data, ancillary, _flags, _address = asked.recvmsg(LARGEST, socket.CMSG_LEN(3 * fds.itemsize))
+    for _level, _kind, sent in ancillary:
+        fds.frombytes(sent)
+    return data, list(fds)
+
+
+def _watch(request: dict[str, Any], given: list[int], fork: Any, waitpid: Any) -> None:
+    """In a process of its own, for each that is asked for: says its pid and how it ended. Does not return."""
+    out, err, report = given
+    pid = fork()
+    if not pid:
+        os.close(report)
+        os._exit(_run(request, out, err))
+    for one in (out, err, 1, 2):  # whoever reads what it prints waits for its end, not for ours
+        os.close(one)
+    with contextlib.suppress(OSError):  # nobody listens any more
+        os.write(report, b"%d\n" % pid)
+    code = os.waitstatus_to_exitcode(waitpid(pid, 0)[1])
+    with contextlib.suppress(OSError):
+        os.write(report, b"%d\n" % code)
+    os._exit(0)
+
+
+def _run(request: dict[str, Any], out: int, err: int) -> int:
+    import atexit
+    import traceback
+
+    from tests import server_process
+
+    for given, usual in ((out, 1), (err, 2)):
+        os.dup2(given, usual)
+        os.close(given)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    time.tzset()
+    code = 1
+    try:
+        server_process.main(request["arguments"])
+        code = 0
+    except SystemExit as exc:
+        code = exc.code if isinstance(exc.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    with contextlib.suppress(Exception):
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+    return code
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]))

@@ -1,0 +1,42 @@
+"""Servers of tests come from a fork server: they start, end and fail as processes of their own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests import forked
+from tests.server_process import RunningServer
+from tests.waiting import wait_until
+
+
+def test_a_server_that_is_killed_says_how_it_ended_and_others_go_on(tmp_path: Path) -> None:
+    first, second = (tmp_path / name for name in ("first", "second"))
+    first.mkdir()
+    second.mkdir()
+    killed, other = RunningServer(first), RunningServer(second)
+    assert killed.process.poll() is None
+    with pytest.raises(subprocess.TimeoutExpired):
+        killed.process.wait(0.01)
+    killed.process.kill()
+    assert killed.process.wait(10) == -signal.SIGKILL == killed.process.poll()
+    killed.process.kill()  # as often as one likes: the pid is not used again
+    assert other.ask("GET", "/readyz").status == 200
+    other.close()
+    assert other.process.returncode == 0
+    wait_until(lambda: not os.path.exists(f"/proc/{other.process.pid}"), 10, "nothing of it is left")
+
+
+def test_what_keeps_a_server_from_starting_is_said(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match=r"did not start: [\s\S]*web\.nonsense"):
+        RunningServer(tmp_path, "web.nonsense=1")
+
+
+def test_an_interpreter_that_would_start_otherwise_is_not_forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert forked.can_run({**os.environ, "HOME": "/elsewhere"})
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    assert not forked.can_run(os.environ)
