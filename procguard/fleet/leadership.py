@@ -22,12 +22,8 @@ class Leadership(Protocol):
 
     @property
     def grace_s(self) -> float:
-        """How long after its last contact with the database an earlier leader may have renewed leases
-        (`state.database_grace_s`)."""
-
-    @property
-    def orderly(self) -> bool:
-        """Whether the leader before this one handed over: it had stopped answering by then."""
+        """For how long from its start an earlier leader, without its database, may go on renewing leases
+        (`state.database_grace_s` of that one). 0: all of them handed over, or have none."""
 
     def may_direct(self) -> bool:
         """Whether assignments and commands may leave at this moment."""
@@ -44,7 +40,6 @@ class SoleManager:
 
     term = 0
     grace_s = 0.0
-    orderly = True
 
     def may_direct(self) -> bool:
         return True

@@ -41,7 +41,6 @@ class LeaseVerdict(NamedTuple):
 class _Granted(NamedTuple):
     agent_id: str
     gone_at: float  # monotonic; with the stop grace and every margin
-    grace_s: float = 0.0  # part of it: an earlier leader without its database may have renewed the lease for so long
 
 
 class Leases:
@@ -50,19 +49,12 @@ class Leases:
         self._granted: dict[str, _Granted] = {}
 
     def restore(self, now: Now) -> None:
-        """At the manager's start: what its predecessor granted is not known, so all of it is assumed."""
-        leadership = self._state.leadership
-        grace_s = 0.0 if leadership.orderly else leadership.grace_s
+        """At the manager's start: what its predecessor granted is not known, so all of it is assumed. One that lost its
+        database without a word may have renewed leases for its grace."""
+        grace_s = self._state.leadership.grace_s
         for worker in self._state.workers_by_id.values():
             if fenced(worker):
-                self._note(worker, now, max(_longest_s(worker.spec), worker.lease_bound_s), grace_s)
-
-    def acknowledged(self, agent_id: str) -> None:
-        """This agent knows the term of this leader, so no earlier one renews its leases any more."""
-        for worker in self._state.workers_of(agent_id):
-            granted = self._granted.get(worker.worker_id)
-            if granted is not None and granted.grace_s and granted.agent_id == agent_id:
-                self._granted[worker.worker_id] = _Granted(agent_id, granted.gone_at - granted.grace_s)
+                self._note(worker, now, grace_s + max(_longest_s(worker.spec), worker.lease_bound_s))
 
     # ------------------------------------------------------------------------------------------ granting
 
@@ -97,14 +89,13 @@ class Leases:
         granted = self._granted.get(worker.worker_id)
         return granted is not None and granted.agent_id != worker.agent_id and now.monotonic <= granted.gone_at
 
-    def _note(self, worker: WorkerRecord, now: Now, longest_s: float, grace_s: float = 0.0) -> None:
+    def _note(self, worker: WorkerRecord, now: Now, longest_s: float) -> None:
         """Never shortens what was granted before: the host may go by an earlier specification with a longer lease."""
-        gone_at = now.monotonic + (longest_s + grace_s) * (1 + CLOCK_DRIFT) + GONE_MARGIN_S
+        gone_at = now.monotonic + longest_s * (1 + CLOCK_DRIFT) + GONE_MARGIN_S
         before = self._granted.get(worker.worker_id)
         if before is not None:
-            grace_s = max(grace_s, before.grace_s)
-            gone_at = max(gone_at + before.grace_s, before.gone_at)
-        self._granted[worker.worker_id] = _Granted(worker.agent_id, gone_at, grace_s)
+            gone_at = max(gone_at, before.gone_at)
+        self._granted[worker.worker_id] = _Granted(worker.agent_id, gone_at)
 
     def ended(self, worker_id: str) -> None:
         """The instance is surely gone and its right went to another agent: nothing is left of what was granted."""

@@ -81,6 +81,7 @@ class Seat:
         self._link = DatabaseLink(place, "seat")
         self._taken: Taken | None = None
         self._beat_sent = float("-inf")  # boottime
+        self._led_since = 0.0  # boottime
         self._unchanged: tuple[tuple[int, int], float] | None = None  # (term, beat), since when it was seen
         self._looked_at = 0.0
         self._followed = self._registered = float("-inf")
@@ -98,12 +99,7 @@ class Seat:
 
     @property
     def grace_s(self) -> float:
-        """Of the leader before this one."""
-        return self._taken.before.grace_s if self._taken is not None else 0.0
-
-    @property
-    def orderly(self) -> bool:
-        return self._taken is not None and not self._taken.before.holder
+        return self._taken.carried_s if self._taken is not None else 0.0
 
     def may_direct(self) -> bool:
         return boottime() < self._beat_sent + TRUST_S and not self.fenced.is_set()
@@ -188,9 +184,9 @@ class Seat:
         if taken is None:
             self._unchanged = None
             return False
-        self._taken, self._beat_sent = taken, sent
+        self._taken, self._beat_sent, self._led_since = taken, sent, sent
         self.row = self._link.call(leader_row.read)
-        log.info("leads term=%d after=%s orderly=%s", taken.term, row.holder or "nobody", self.orderly)
+        log.info("leads term=%d after=%s", taken.term, row.holder or "one that handed over")
         return True
 
     def _register(self, connection: Connection) -> None:
@@ -261,7 +257,8 @@ class Seat:
         self.released = True
         self._beat_sent = float("-inf")
         try:
-            self._link.call(lambda it: leader_row.release(it, self.term, successor))
+            led_s = boottime() - self._led_since
+            self._link.call(lambda it: leader_row.release(it, self.term, successor, led_s))
         except OSError as exc:
             log.warning("could not hand over, another manager leads in %.0f s: %s", TAKEOVER_S, exc.strerror)
 

@@ -14,7 +14,7 @@ from procguard import __version__
 from procguard.fleet.store.postgres_link import Connection
 from procguard.fleet.store.postgres_schema import CELL
 
-_COLUMNS = "term, beat, commits, purged, holder, successor, orderly, grace_s, since, identity"
+_COLUMNS = "term, beat, commits, purged, holder, successor, grace_s, carried_s, since, identity"
 _BEGIN_WALL = 1_767_225_600  # 2026-01-01T00:00:00Z
 FORGOTTEN_AFTER = "1 day"  # a manager that was not seen for so long is no longer listed
 
@@ -26,8 +26,8 @@ class LeaderRow(NamedTuple):
     purged: int
     holder: str
     successor: str
-    orderly: bool
     grace_s: float
+    carried_s: float
     since: Any  # datetime
     identity: str
 
@@ -49,7 +49,7 @@ def read(connection: Connection) -> LeaderRow:
     row = connection.execute(f"SELECT {_COLUMNS} FROM leader WHERE cell = %s", (CELL,)).fetchone()  # noqa: S608
     if row is None:
         connection.execute(
-            "INSERT INTO leader VALUES (%s, 0, 0, 0, 0, '', '', true, 0, now(), '', %s) ON CONFLICT DO NOTHING",
+            "INSERT INTO leader VALUES (%s, 0, 0, 0, 0, '', '', 0, 0, now(), '', %s) ON CONFLICT DO NOTHING",
             (CELL, __version__),
         )
         return read(connection)
@@ -57,10 +57,12 @@ def read(connection: Connection) -> LeaderRow:
 
 
 class Taken(NamedTuple):
-    """`before`: the row as it was; `term`: the new one."""
+    """`before`: the row as it was; `term`: the new one; `carried_s`: for how long from now an earlier leader, that has
+    lost its database, may renew leases."""
 
     before: LeaderRow
     term: int
+    carried_s: float
 
 
 def take(connection: Connection, name: str, grace_s: float, seen: LeaderRow | None = None) -> Taken | None:
@@ -75,13 +77,14 @@ def take(connection: Connection, name: str, grace_s: float, seen: LeaderRow | No
     )
     if seen is not None and (row.term, row.beat) != (seen.term, seen.beat):
         return None
+    carried_s = max(row.grace_s, row.carried_s) if row.holder else row.carried_s  # who hands over renews no more
     term = connection.execute(
         "UPDATE leader SET term = greatest(term + 1, floor(extract(epoch FROM clock_timestamp()))::bigint - %s), "
-        "beat = beat + 1, holder = %s, successor = '', orderly = %s, grace_s = %s, since = now(), identity = %s, "
+        "beat = beat + 1, holder = %s, successor = '', grace_s = %s, carried_s = %s, since = now(), identity = %s, "
         "release = %s WHERE cell = %s RETURNING term",
-        (_BEGIN_WALL, name, row.holder == "", grace_s, identity(connection), __version__, CELL),
+        (_BEGIN_WALL, name, grace_s, carried_s, identity(connection), __version__, CELL),
     ).fetchone()[0]
-    return Taken(row, int(term))
+    return Taken(row, int(term), carried_s)
 
 
 def beat(connection: Connection, term: int) -> int | None:
@@ -92,11 +95,12 @@ def beat(connection: Connection, term: int) -> int | None:
     return None if row is None else int(row[0])
 
 
-def release(connection: Connection, term: int, successor: str = "") -> None:
-    """The orderly end of a term: whoever is named, or whoever is first, follows at once."""
+def release(connection: Connection, term: int, successor: str = "", led_s: float = 0.0) -> None:
+    """The orderly end of a term that lasted `led_s`: whoever is named, or whoever is first, follows at once."""
     connection.execute(
-        "UPDATE leader SET holder = '', successor = %s, beat = beat + 1 WHERE cell = %s AND term = %s",
-        (successor, CELL, term),
+        "UPDATE leader SET holder = '', successor = %s, beat = beat + 1, "
+        "carried_s = CASE WHEN carried_s < %s THEN 0 ELSE carried_s END WHERE cell = %s AND term = %s",
+        (successor, led_s, CELL, term),
     )
 
 

@@ -26,8 +26,8 @@ CREATE TABLE leader (
     purged bigint NOT NULL,        -- deletions up to this commit are no longer listed in `records`
     holder text NOT NULL,          -- the leader's name; '' after an orderly hand-over
     successor text NOT NULL,       -- who alone may follow at once after a hand-over; '' = whoever is first
-    orderly boolean NOT NULL,      -- the leader before this one had handed over
-    grace_s double precision NOT NULL,  -- how long past its last beat this leader may renew leases
+    grace_s double precision NOT NULL,    -- how long past its last beat this leader may renew leases
+    carried_s double precision NOT NULL,  -- for how long from its takeover leaders before it may do so
     since timestamptz NOT NULL,
     identity text NOT NULL,        -- system identifier and timeline of the server that the last leader wrote to
     release text NOT NULL

@@ -109,7 +109,7 @@ class PostgresqlStore:
     def load(self) -> Loaded:
         try:
             self._writer.call(postgres_schema.migrate, LOAD_TIMEOUT_S)
-            before, term = self._taken or self._writer.transaction(self._take)
+            before, term, _ = self._taken or self._writer.transaction(self._take)
             leader = self._writer.transaction(self._warm.follow, LOAD_TIMEOUT_S)
             identity = self._writer.call(leader_row.identity)
             sizes = f"SELECT log, sum(length(body) + {ROW_BYTES})::bigint FROM history GROUP BY log"  # noqa: S608
