@@ -180,6 +180,9 @@ class Byzantine:
             return self.make(kind, depth + 1)  # type: ignore[arg-type]
         if kind is bool:
             return self._random.random() < 0.5
+        if kind is Any:  # of a reason's parameters
+            nested = {"code": self._word(), "params": {self._word(): self._text()}}
+            return self._random.choice([self._word(), self._text(), 0, -1.5, None, [self._text()], nested, [[nested]]])
         return self._scalar(kind, name)
 
     def _scalar(self, kind: Any, name: str) -> Any:

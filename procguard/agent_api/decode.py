@@ -197,16 +197,19 @@ def _check_heartbeat(beat: protocol.AgentHeartbeat, mistakes: list[str]) -> None
             _within(mistakes, "workers.attempt", report.attempt, MAX_REPORTED_ATTEMPT)
         if report.suspect:
             _cut(report, "suspect", MAX_REASON_CHARS)
+        protocol.with_reasons(report)
         if report.last_exit is not None:
             _check_exit(mistakes, "workers.last_exit", report.last_exit)
         if report.usage is not None:
             del report.usage.gpus[MAX_GPUS:]
         if report.health is not None:
             _longest(mistakes, "workers.health.detail", report.health.detail, MAX_REASON_CHARS)
+            protocol.with_reasons(report.health)
     for event in beat.events:
         _id(mistakes, "events", event.worker_id)
         _longest(mistakes, "events.reason", event.reason, MAX_REASON_CHARS)
         _within(mistakes, "events.attempt", event.attempt, MAX_REPORTED_ATTEMPT)
+        protocol.with_reasons(event)
         if event.exit is not None:
             _check_exit(mistakes, "events.exit", event.exit)
     _check_results(beat.results, mistakes)
@@ -219,6 +222,7 @@ def _check_exit(mistakes: list[str], where: str, record: protocol.ExitRecord) ->
     _most(mistakes, f"{where}.left_names", record.left_names, MAX_LEFT_NAMES)
     for name in record.left_names:
         _longest(mistakes, f"{where}.left_names", name, MAX_NAME_CHARS)
+    protocol.with_reasons(record)
 
 
 def _check_gpus(mistakes: list[str], usage: protocol.HostUsage) -> None:
@@ -237,6 +241,7 @@ def _check_gpus(mistakes: list[str], usage: protocol.HostUsage) -> None:
 
 def _check_found(result: protocol.LogSearchResult, mistakes: list[str]) -> None:
     _longest(mistakes, "reason", result.reason, MAX_REASON_CHARS)
+    protocol.with_reasons(result)
     _most(mistakes, "lines", result.lines, MAX_FOUND_LINES)
     if sum(map(len, (result.held or {}).values())) > MAX_HELD_FILES:
         mistakes.append(f"held: more than {MAX_HELD_FILES} files")
@@ -255,6 +260,7 @@ def _check_results(results: list[protocol.CommandResult], mistakes: list[str]) -
     for result in results:
         _longest(mistakes, "results.command_id", result.command_id, MAX_NAME_CHARS)
         _longest(mistakes, "results.message", result.message, MAX_REASON_CHARS)
+        protocol.with_reasons(result)
 
 
 def _check_registration(registration: protocol.Registration, mistakes: list[str]) -> None:

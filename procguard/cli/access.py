@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 
 from procguard import hints
 from procguard.cli.contexts import connect
+from procguard.cli.output.language import chosen
 from procguard.cli.program.command import ANSWER, OUTPUT, AnswerOptions, OutputOptions, operator_task
 from procguard.console.terminal import say, say_json
 from procguard.errors import UsageError
@@ -42,7 +43,7 @@ def agents_list(skew: bool = False, output: OutputOptions = OUTPUT) -> None:
     views = [{**view, "skew": tables.skew(view, releases)} for view in answer["agents"]]
     if skew:
         views = [view for view in views if view["skew"] == "other"]
-    listed(views, tables.agents(datetime.now(timezone.utc)), output, "agent")
+    listed(views, tables.agents(datetime.now(timezone.utc), chosen(output.lang)), output, "agent")
     if output.form in ("table", "wide"):
         say(hints.commands(tables.releases(answer["agents"], releases, str(answer.get("version") or ""))))
 

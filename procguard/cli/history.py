@@ -6,18 +6,17 @@ Registered by app.py, which says what all tasks have in common.
 from __future__ import annotations
 
 import codecs
-import os
 import sys
 from datetime import datetime
 from typing import Any
 
 from procguard import hints
 from procguard.cli.contexts import connect
+from procguard.cli.output.language import chosen
 from procguard.cli.program.command import OUTPUT, OutputOptions, operator_task
 from procguard.console.grid import say_wrapped
 from procguard.console.terminal import json_escaped, say, say_json
-from procguard.errors import PartlyFailed, UsageError
-from procguard.i18n import words
+from procguard.errors import PartlyFailed
 
 EVENTS_SHOWN = 50
 MOST_EVENTS_SHOWN = 10_000
@@ -37,6 +36,7 @@ MOST_EVENTS_SHOWN = 10_000
         "limit": "how many of the newest (0: 50, or all within --since)",
         "follow": "go on as they come, until Ctrl-C",
         "json_": "one JSON object a line; all that is kept on disk, unless --limit says how many",
+        "lang": "en or zh (default: LC_ALL, LC_MESSAGES, LANG)",
     }
 )
 def events(
@@ -52,11 +52,13 @@ def events(
     limit: int = 0,
     follow: bool = False,
     json_: bool = False,
+    lang: str = "",
 ) -> None:
     """What happened, newest last, each with its reason. Example: invoke events --since 2h --kind worker_failed"""
     from procguard.cli.output.listing import is_coloured, say_painted
     from procguard.console import grid, tables
 
+    words = chosen(lang)
     manager = connect()
     query: dict[str, Any] = {"worker": worker, "host": host, "kind": kind, "cause": cause, "actor": actor, "q": text}
     query |= {"operation": operation, "since": since, "until": until}
@@ -71,10 +73,10 @@ def events(
         if json_:
             say_json(event, indent=None)
             continue
-        text = tables.event_line(event)
+        text = tables.event_line(event, words=words)
         width = grid.terminal_width(sys.stdout)
         if is_coloured() and (width is None or grid.width_of(text) <= width):
-            say_painted(tables.event_line(event, colour=True))
+            say_painted(tables.event_line(event, colour=True, words=words))
         else:
             say_wrapped(text)
 
@@ -148,8 +150,8 @@ def search(
 )
 def explain(worker: str, lang: str = "", json_: bool = False) -> None:
     """Why a worker is in its state and what happened to it, in sentences. Example: invoke explain worker1 --lang zh"""
-    language = _language(lang)
-    said = connect().explain(worker, language)
+    text = chosen(lang)
+    said = connect().explain(worker, text.language)
     if json_:
         say_json(said)
         return
@@ -158,7 +160,6 @@ def explain(worker: str, lang: str = "", json_: bool = False) -> None:
         say_wrapped(f"  {sentence['text']}")
     for step in said["next_steps"]:
         say_wrapped(hints.commands(f"→ {step}"))
-    text = words.Words(language)
     say()
     say(text.say("timeline" if said["timeline"] else "timeline_none"))
     for moment in said["timeline"]:
@@ -196,12 +197,6 @@ def notify_test(name: str = "all") -> None:
     failed = [one for one in results if not one["ok"]]
     if failed:
         raise PartlyFailed(f"{len(failed)} of {len(results)} targets did not take the test message", "see above")
-
-
-def _language(wish: str) -> str:
-    if wish and wish.lower().split("-")[0].split("_")[0] not in words.LANGUAGES:
-        raise UsageError(f"--lang {wish}: not a language of ProcGuard's", f"one of: {', '.join(words.LANGUAGES)}")
-    return words.pick(wish, *(os.environ.get(name) for name in ("LC_ALL", "LC_MESSAGES", "LANG")))
 
 
 def _local_time(moment: str) -> str:

@@ -7,6 +7,7 @@ followed, and its failures are told by cause. The rules are the manager's (fleet
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import sys
 import time
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from procguard import hints
 from procguard.cli.contexts import connect
+from procguard.cli.output.language import chosen
 from procguard.cli.program.command import (
     ANSWER,
     OUTPUT,
@@ -210,16 +212,21 @@ def operations_list(output: OutputOptions = OUTPUT) -> None:
     from procguard.cli.output import operations
     from procguard.cli.output.listing import listed
 
-    columns = operations.listing(datetime.now(timezone.utc))
+    columns = operations.listing(datetime.now(timezone.utc), chosen(output.lang))
     listed(connect().operations(), columns, output, "operation_id", empty="no operations yet")
 
 
 @operator_task(
     ("operation_id",),
     name="show",
-    help={**ID_HELP, "result": "only these items, e.g. failed,expired", "json_": "as JSON, with every item"},
+    help={
+        **ID_HELP,
+        "result": "only these items, e.g. failed,expired",
+        "json_": "as JSON, with every item",
+        "lang": "en or zh (default: LC_ALL, LC_MESSAGES, LANG)",
+    },
 )
-def operations_show(operation_id: str, result: str = "", json_: bool = False) -> None:
+def operations_show(operation_id: str, result: str = "", json_: bool = False, lang: str = "") -> None:
     """One operation, its failures by cause, its workers. Example: invoke operations.show o-7f3a91bc --result failed"""
     from procguard.cli.output import listing, operations
     from procguard.console import grid
@@ -229,8 +236,11 @@ def operations_show(operation_id: str, result: str = "", json_: bool = False) ->
     if json_:
         say_json(view)
         return
-    listing.say_styled(operations.summary(view))
-    grid.show(operations.items(), view["items"])
+    words = chosen(lang)
+    view = words.translated(view)
+    listing.say_styled(operations.summary(view, words))
+    heads = [dataclasses.replace(one, title=words.head(one.title)) for one in operations.items(words)]
+    grid.show(heads, view["items"])
     if view["items_total"] > limit:
         say(
             hints.commands(

@@ -28,37 +28,42 @@ def ps(select: str = "", output: OutputOptions = OUTPUT) -> None:
 
     `status` is the same command.
     """
+    from procguard.cli.output.language import chosen
     from procguard.cli.output.listing import is_coloured, listed, say_painted
     from procguard.console import tables
 
     manager = connect()
     views, answer = manager.workers(select=select), manager.hosts()
     whole = {"workers": views, "hosts": answer["hosts"]}
-    listed(views, tables.workers(_now(), WORKER), output, "worker_id", whole=whole)
+    words = chosen(output.lang)
+    listed(views, tables.workers(_now(), WORKER, words), output, "worker_id", whole=whole)
     if output.form in ("table", "wide"):
-        say_painted(tables.summary(views, answer["hosts"], is_coloured()))
+        say_painted(tables.summary(views, answer["hosts"], is_coloured(), words))
 
 
 @operator_task()
 def hosts(output: OutputOptions = OUTPUT) -> None:
     """Hosts: agent, load, last heartbeat, whether recovery over SSH works. Example: invoke hosts"""
+    from procguard.cli.output.language import chosen
     from procguard.cli.output.listing import listed
     from procguard.console import tables
 
     views = connect().hosts()["hosts"]
     empty = "no hosts yet: procguard deploy --hosts inventory/prod.yaml"
-    listed(views, tables.hosts(_now(), HOST), output, "host", empty=empty)
+    listed(views, tables.hosts(_now(), HOST, chosen(output.lang)), output, "host", empty=empty)
 
 
 @operator_task()
 def groups(output: OutputOptions = OUTPUT) -> None:
     """Groups: members, phase, epoch, attempts, last incident. Example: invoke groups"""
     from procguard.cli.output import groups as shown
+    from procguard.cli.output.language import chosen
     from procguard.cli.output.listing import listed
 
     views = connect().groups()
     empty = "no groups: a worker names its own with `group: NAME` (docs/groups.md)"
-    rows = views if output.form == "name" else shown.rows(views, _now())
+    words = chosen(output.lang)
+    rows = views if output.form == "name" else shown.rows(words.translated(views), _now(), words)
     listed(rows, shown.COLUMNS, output, "group", whole=views, empty=empty)
 
 
@@ -124,10 +129,11 @@ def _top(views: list[View], host_views: list[View], sort: str, size: Any) -> lis
     return [head, "", *grid.render(tables.workers(now, WORKER), sorted(views, key=key), width, colour=colour)]
 
 
-@operator_task(("worker",), help={"worker": "the worker's id", "lang": "en or zh, for the reasons"})
-def describe(worker: str, lang: str = "", output: OutputOptions = OUTPUT) -> None:
+@operator_task(("worker",), help={"worker": "the worker's id"})
+def describe(worker: str, output: OutputOptions = OUTPUT) -> None:
     """All that is known of one worker, with its reasons and events. Example: invoke describe worker1"""
     from procguard.cli.output import description
+    from procguard.cli.output.language import chosen
     from procguard.cli.output.listing import say_yaml
     from procguard.console.terminal import say_json
 
@@ -138,9 +144,10 @@ def describe(worker: str, lang: str = "", output: OutputOptions = OUTPUT) -> Non
     elif output.form == "name":
         say(view["worker_id"])
     else:
-        explained = manager.explain(worker, lang)
+        words = chosen(output.lang)
+        explained = manager.explain(worker, words.language)
         events = manager.events(worker=worker, limit=description.EVENTS)
-        for line in description.lines(view, explained, events, _now()):
+        for line in description.lines(words.translated(view), explained, events, _now(), words):
             say_wrapped(line)
 
 

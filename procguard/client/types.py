@@ -37,7 +37,11 @@ class WorkerInfo(TypedDict):
     last_exit: dict[str, Any] | None
     health: dict[str, Any] | None
     suspect: str | None
+    suspect_code: str
+    suspect_params: dict[str, Any]
     reason: str
+    reason_code: str
+    reason_params: dict[str, Any]
     restart_pending: bool
     undeclared: bool
     next_start_in_s: float | None
@@ -63,6 +67,8 @@ class HostInfo(TypedDict):
     workers: int
     recovery_ssh: dict[str, Any]
     reason: str
+    reason_code: str
+    reason_params: dict[str, Any]
     tunnel: dict[str, Any] | None
     agent_pid: int | None
     agent_started: str | None
@@ -94,6 +100,8 @@ class EventInfo(TypedDict):
     before: str | None
     after: str | None
     reason: str
+    reason_code: str
+    reason_params: dict[str, Any]
     actor: str | None
     attempt: int | None
     cause: str | None
@@ -156,3 +164,5 @@ class OperationInfo(TypedDict):
     joined: int
     left: int
     note: str
+    note_code: str
+    note_params: dict[str, Any]

@@ -14,10 +14,12 @@ from procguard.console.grid import Cell, Column, painted
 from procguard.console.terminal import line
 from procguard.fields import ShownField
 from procguard.hints import program
+from procguard.i18n.words import Words
 
 View = dict[str, Any]
 Columns = tuple[Column[View], ...]
 Fields = Sequence[ShownField[Any]]
+ENGLISH = Words("en")
 # Blue to orange, never red against green: read by glyph and word first.
 STATES = {
     "running": ("●", "blue"),
@@ -46,44 +48,45 @@ def _left(view: View) -> bool:
     return view["state"] == "exited" and bool((view.get("last_exit") or {}).get("left"))
 
 
-def state_cell(state: object, states: dict[str, tuple[str, str]] = STATES, after: str = "") -> Cell:
+def state_cell(state: object, states: dict[str, tuple[str, str]] = STATES, after: str = "", word: str = "") -> Cell:
     glyph, colour = states.get(str(state), ("?", "magenta"))
-    return Cell(f"{glyph} {state}", colour, after)
+    return Cell(f"{glyph} {word or state}", colour, after)
 
 
-def workers(now: datetime, fields: Fields) -> Columns:
+def workers(now: datetime, fields: Fields, words: Words = ENGLISH) -> Columns:
     """`fields`: of a worker (fleet/shapes), in their order. What they say together has a cell of its own here."""
     return _columns(
         fields,
         now,
+        words,
         {
-            "state": lambda view: _state_of_worker(view, now),
+            "state": lambda view: _state_of_worker(view, now, words),
             "attempt": lambda view: view.get("attempt") or "",
             "restarts_total": lambda view: view.get("restarts_total") or view.get("restarts") or 0,
             "gpu_percent": lambda view: _gpus_of_worker(view.get("usage") or {}),
-            "reason": lambda view: "; ".join(_remarks(view)),
+            "reason": lambda view: words.joined(_remarks(view, words)),
         },
     )
 
 
-def _columns(fields: Fields, now: datetime, own: dict[str, Callable[[View], object]]) -> Columns:
+def _columns(fields: Fields, now: datetime, words: Words, own: dict[str, Callable[[View], object]]) -> Columns:
     found = []
     for one in fields:
         if one.label is None or one.printed is None:
             continue
-        title = one.printed.title or one.label.en.upper()
-        cell = own.get(one.name) or functools.partial(_cell, one, now)
+        title = one.label.zh if words.language == "zh" else one.printed.title or one.label.en.upper()
+        cell = own.get(one.name) or functools.partial(_cell, one, now, words)
         found.append(Column(title, cell, one.printed.rank, one.printed.wide, one.printed.long))
     return tuple(found)
 
 
-def _cell(field: ShownField[Any], now: datetime, view: View) -> str:
+def _cell(field: ShownField[Any], now: datetime, words: Words, view: View) -> str:
     """A field's value in its unit; "" where it is not known."""
     value = ((view.get(field.part_of) or {}) if field.part_of else view).get(field.name)
     if value is None:
         return ""
     if field.unit == "moment":
-        return age(value, now)
+        return age(value, now, words)
     if field.unit == "percent":
         return f"{value:.0f} %"
     if field.unit in ("bytes", "bytes_per_s"):
@@ -93,12 +96,14 @@ def _cell(field: ShownField[Any], now: datetime, view: View) -> str:
     return str(value)
 
 
-def _state_of_worker(view: View, now: datetime) -> Cell:
+def _state_of_worker(view: View, now: datetime, words: Words) -> Cell:
     was = ""
     if view["state"] == "unknown" and view.get("last_known_state"):
-        seen = age(view.get("last_seen"), now)
-        was = f" (was {view['last_known_state']}, seen {seen} ago)" if seen else " (never seen)"
-    return state_cell(view["state"], INTO_BACKGROUND if _left(view) else STATES, was)
+        seen, known = age(view.get("last_seen"), now, words), words.named("state", view["last_known_state"])
+        was = words.say("cli.was", state=known, d=seen) if seen else words.say("cli.never_seen")
+    return state_cell(
+        view["state"], INTO_BACKGROUND if _left(view) else STATES, was, words.named("state", view["state"])
+    )
 
 
 def _of_usage(view: View, name: str, shown: Any) -> str:
@@ -114,80 +119,91 @@ def _gpus_of_worker(usage: View) -> str:
     return ",".join(map(str, usage["gpus"])) + ("" if busy is None else f": {busy:.0f} %")
 
 
-def _gpus_of_host(usage: View) -> str:
+def _gpus_of_host(usage: View, words: Words = ENGLISH) -> str:
     """ "2 of 8 in use": by whomever."""
     gpus = usage.get("gpus") or []
     if not gpus:
-        return "unreadable" if usage.get("gpu_trouble") else ""
+        return words.say("cli.gpus_unreadable") if usage.get("gpu_trouble") else ""
     used = sum(1 for gpu in gpus if gpu.get("worker_id") or gpu.get("processes"))
-    return f"{used} of {len(gpus)} in use"
+    return words.say("cli.gpus_in_use", used=used, n=len(gpus))
 
 
-def _remarks(view: View) -> list[str]:
+def _remarks(view: View, words: Words) -> list[str]:
     said = str(view.get("reason") or "")
-    remarks = [said] if said and said != f"running (pid {view.get('pid')})" else []  # both have columns
+    usual = view.get("reason_code") == "run.running" and not (view.get("reason_params") or {}).get("also")
+    remarks = [said] if said and not usual and said != f"running (pid {view.get('pid')})" else []  # both have columns
     if view.get("restart_pending"):
-        remarks.append("restart pending: its specification has changed")
+        remarks.append(words.say("cli.restart_pending"))
     if view.get("undeclared"):
-        remarks.append("undeclared: no longer in the inventory")
+        remarks.append(words.say("cli.undeclared"))
     if view.get("suspect"):
-        remarks.append(f"suspect: {view['suspect']}")
+        remarks.append(words.say("cli.suspect", why=view["suspect"]))
     health = view.get("health") or {}
     if health.get("status") == "failing":
-        remarks.append(f"unhealthy: {health.get('detail') or ''}")
+        remarks.append(words.say("cli.unhealthy", why=health.get("detail") or ""))
     return remarks
 
 
-def hosts(now: datetime, fields: Fields) -> Columns:
+def hosts(now: datetime, fields: Fields, words: Words = ENGLISH) -> Columns:
     """`fields`: of a host, as for workers. Its role is made of several of them."""
-    role = Column("ROLE", _role, 4, long=True)
+    role: Column[View] = Column("ROLE", lambda view: _role(view, words), 4, long=True)
     columns = _columns(
         fields,
         now,
+        words,
         {
-            "agent_state": lambda view: state_cell(view.get("agent_state"), AGENT_STATES),
+            "agent_state": lambda view: _agent_state(view, words),
             "workers": lambda view: view.get("workers", 0),
             "load1": lambda view: _of_usage(view, "load1", "{:.2f}".format),
-            "gpu_percent": lambda view: _gpus_of_host(view.get("usage") or {}),
-            "recovery_ssh": _recovery,
+            "gpu_percent": lambda view: _gpus_of_host(view.get("usage") or {}, words),
+            "recovery_ssh": lambda view: _recovery(view, words),
             "release": lambda view: str(view.get("release") or "")[:8],
-            "reason": lambda view: "; ".join(filter(None, (view.get("reason"), _disk(view)))),
+            "reason": lambda view: words.joined([one for one in (view.get("reason"), _disk(view, words)) if one]),
         },
     )
     return (*columns[:2], role, *columns[2:])
 
 
-def _recovery(view: View) -> str:
+def _agent_state(view: View, words: Words) -> Cell:
+    state = view.get("agent_state")
+    return state_cell(state, AGENT_STATES, word=words.named("agent_state", state))
+
+
+def _recovery(view: View, words: Words) -> str:
     """Whether the manager can bring the agent back over SSH."""
     found = view.get("recovery_ssh") or {}
     if found.get("ok") is None:
-        return "not checked"
-    return "yes" if found["ok"] else f"no ({found.get('reason') or 'unknown'})"
+        return words.say("cli.not_checked")
+    why = found.get("reason") or words.say("cli.why_unknown")
+    return words.say("cli.yes") if found["ok"] else words.say("cli.no", why=why)
 
 
-def _disk(view: View) -> str:
+def _disk(view: View, words: Words) -> str:
     """Its disk refuses writes; "" where it takes them."""
-    shown = {"space": "disk full", "inodes": "no inodes left", "quota": "quota used up", "read_only": "read-only disk"}
     trouble = str(view.get("disk_trouble") or "")
     path = view.get("disk_path") or "procguard_home"
-    return f"{shown.get(trouble, 'disk errors')} ({path}): nothing new starts" if trouble else ""
+    if not trouble:
+        return ""
+    key = f"cli.disk_{trouble}"
+    return words.say("cli.nothing_new", what=words.say(key if words.has(key) else "cli.disk_io"), path=path)
 
 
-def _role(view: View) -> str:
+def _role(view: View, words: Words) -> str:
     """ "tunnel, spare, cordoned (fan is loud), 2 failures": how it is reached, may it take tasks over, and what speaks
     against it."""
     spare, cordoned, failures = view.get("spare"), view.get("cordoned"), view.get("failures")
-    words = ["not in the inventory any more"] if view.get("undeclared") else []
+    said = [words.say("cli.not_in_inventory")] if view.get("undeclared") else []
     tunnel = view.get("tunnel")
     if tunnel:
-        words.append("tunnel" if tunnel["state"] == "up" else f"tunnel {tunnel['state']}")
+        key = "cli.tunnel" if tunnel["state"] == "up" else f"cli.tunnel_{tunnel['state']}"
+        said.append(words.say(key) if words.has(key) else str(tunnel["state"]))
     if spare:
-        words.append("spare" if spare is True else f"spare for {spare}")
+        said.append(words.say("cli.spare") if spare is True else words.say("cli.spare_for", n=spare))
     if cordoned:
-        words.append(f"cordoned ({cordoned['reason']})")
+        said.append(words.say("cli.cordoned", why=cordoned["reason"]))
     if failures:
-        words.append(f"{failures} failure{'s' if failures > 1 else ''}")
-    return ", ".join(words)
+        said.append(words.say("cli.failures", n=failures))
+    return words.say("comma").join(said)
 
 
 def skew(view: View, releases: list[str]) -> str:
@@ -209,27 +225,29 @@ def releases(views: list[View], own: list[str], version: str) -> str:
     return f"{head}: {same} agents of its release, {len(others)} of another ({names}): invoke upgrade --hosts …"
 
 
-def agents(now: datetime) -> Columns:
+def agents(now: datetime, words: Words = ENGLISH) -> Columns:
     return (
         Column("AGENT", lambda view: view.get("agent") or view.get("agent_id"), long=True),
-        Column("STATE", lambda view: state_cell(view.get("agent_state"), AGENT_STATES)),
+        Column("STATE", lambda view: _agent_state(view, words)),
         Column("KIND", lambda view: view.get("kind"), 4),
         Column("HOST", lambda view: view.get("host"), 3, long=True),
         Column("FINGERPRINT", lambda view: view.get("fingerprint"), 6),
         Column("RELEASE", lambda view: str(view.get("release") or "")[:8], 5),
         Column("SKEW", lambda view: Cell("other", "yellow") if view.get("skew") == "other" else "", 2),
         Column("CHANNEL", lambda view: view.get("channel"), 7),
-        Column("LAST SEEN", lambda view: age(view.get("last_seen"), now), 2),
-        Column("WHAT", _what_of_agent, 1, long=True),
+        Column("LAST SEEN", lambda view: age(view.get("last_seen"), now, words), 2),
+        Column("WHAT", lambda view: _what_of_agent(view, words), 1, long=True),
     )
 
 
-def _what_of_agent(view: View) -> str:
+def _what_of_agent(view: View, words: Words) -> str:
     what = str(view.get("reason") or view.get("channel_trouble") or "")
     if view.get("agent_state") == "pending":
-        what = f"wants to run: {view.get('command', '')} — {program('agents approve')} {view.get('agent')}"
+        how = f"{program('agents approve')} {view.get('agent')}"
+        what = words.say("cli.wants_to_run", command=view.get("command", ""), how=how)
     if view.get("rotation"):
-        what = f"new secret {view['rotation'].get('state')}" + (f"; {what}" if what else "")
+        state = words.named("secret", view["rotation"].get("state"))
+        what = words.joined([words.say("cli.new_secret", state=state), *([what] if what else [])])
     return what
 
 
@@ -257,28 +275,42 @@ def _ago(moment: Any, now: datetime) -> str:
     return f"{passed} ago" if passed else ""
 
 
-def event_line(event: Mapping[str, Any], colour: bool = False) -> str:
+def event_line(event: Mapping[str, Any], colour: bool = False, words: Words = ENGLISH) -> str:
+    event = words.translated(dict(event))
     where = " ".join(str(event[name]) for name in ("worker_id", "host") if event.get(name))
-    change = f" {event['before']} → {event['after']}" if event.get("before") and event.get("after") else ""
+    change = (
+        f" {_changed(event['before'], words)} → {_changed(event['after'], words)}"
+        if event.get("before") and event.get("after")
+        else ""
+    )
     head = painted(Cell(line(event["at"]), "dim"), colour)
     text = f"{head} {line(event['kind'])} {line(where)}{line(change)}: {line(event.get('reason') or '')}"
-    return text + (painted(Cell(f" (by {line(event['actor'])})", "dim"), colour) if event.get("actor") else "")
+    return text + (
+        painted(Cell(words.say("cli.by", actor=line(event["actor"])), "dim"), colour) if event.get("actor") else ""
+    )
 
 
-def summary(worker_views: list[View], host_views: list[View], colour: bool = False) -> str:
+def _changed(state: object, words: Words) -> str:
+    word = words.named("state", state)
+    return word if word != state else words.named("agent_state", state)
+
+
+def summary(worker_views: list[View], host_views: list[View], colour: bool = False, words: Words = ENGLISH) -> str:
     """workers: ● 3 running  ✖ 1 failed   agents: ● 2 connected"""
 
-    def counted(values: list[str], states: dict[str, tuple[str, str]]) -> str:
+    def counted(values: list[str], states: dict[str, tuple[str, str]], kind: str) -> str:
         names = [name for name in states if name in values]
-        shown = (Cell(f"{states[name][0]} {values.count(name)} {name}", states[name][1]) for name in names)
-        return "  ".join(painted(one, colour) for one in shown) or "none"
+        shown = (
+            Cell(f"{states[name][0]} {values.count(name)} {words.named(kind, name)}", states[name][1]) for name in names
+        )
+        return "  ".join(painted(one, colour) for one in shown) or words.say("cli.none")
 
-    of_workers = counted([str(view["state"]) for view in worker_views], STATES)
-    of_hosts = counted([str(view.get("agent_state")) for view in host_views], AGENT_STATES)
-    return f"workers: {of_workers}    agents: {of_hosts}"
+    of_workers = counted([str(view["state"]) for view in worker_views], STATES, "state")
+    of_hosts = counted([str(view.get("agent_state")) for view in host_views], AGENT_STATES, "agent_state")
+    return f"{words.say('cli.workers')}: {of_workers}    {words.say('cli.agents')}: {of_hosts}"
 
 
-def age(moment: Any, now: datetime) -> str:
+def age(moment: Any, now: datetime, words: Words = ENGLISH) -> str:
     """ "3 h 12 min" since an ISO time or a Unix time; "" when there is none."""
     if not moment:
         return ""
@@ -292,8 +324,9 @@ def age(moment: Any, now: datetime) -> str:
     seconds = max(0, int((now - then).total_seconds()))
     for unit_s, unit, smaller_s, smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
         if seconds >= unit_s:
-            return f"{seconds // unit_s} {unit} {seconds % unit_s // smaller_s} {smaller}"
-    return f"{seconds} s"
+            larger = words.say(f"unit.{unit}", n=seconds // unit_s)
+            return f"{larger} {words.say(f'unit.{smaller}', n=seconds % unit_s // smaller_s)}"
+    return words.say("unit.s", n=seconds)
 
 
 def size(count: int) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 
 from procguard.fleet.history.events import EventLog
 from procguard.fleet.store.interface import Change, Line, NotDurable, Store, Tables
+from procguard.i18n.reasons import because
 
 
 class Durability:
@@ -70,7 +71,7 @@ class Durability:
             self._store.write_again(tables())
         self.displaced = False
         self.commit()
-        return "they are back" if in_place else "they were written again from memory"
+        return because("state.files_back") if in_place else because("state.files_written")
 
     def save(self) -> None:
         self._store.save()

@@ -23,6 +23,7 @@ from procguard.fleet.state import FleetState
 from procguard.fleet.store.interface import Store
 from procguard.fleet.workers.places import PlacementService
 from procguard.fleet.workers.service import WorkerService
+from procguard.i18n.reasons import reason_of
 
 
 class Fleet:
@@ -69,7 +70,7 @@ class Fleet:
             imported = state.begin_term(tx)
             self.gangs.reconcile(tx)
             for note in loaded.notes:
-                tx.event("state", reason=note)
+                tx.event("state", reason=reason_of(note))
         # A state that came from elsewhere may be older than what runs, too.
         if not loaded.intact or imported:
             self.resync.begin(now)

@@ -22,6 +22,7 @@ from typing import NamedTuple
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import WorkerRecord, fenced, settled
 from procguard.fleet.state import FleetState
+from procguard.i18n.reasons import NONE, Reason, because
 from remote_agent.protocol import messages, states
 
 GONE_MARGIN_S = 2.0  # from a lease's end and the stop grace to certainty: scheduling, SIGKILL taking its effect
@@ -33,7 +34,7 @@ class LeaseVerdict(NamedTuple):
     can have outlived its lease."""
 
     gone: bool
-    reason: str
+    reason: Reason
     wait_s: float | None = None
     by_time: bool = False
 
@@ -103,10 +104,10 @@ class Leases:
 
     # ------------------------------------------------------------------------------------------ judging
 
-    def surely_gone(self, worker_id: str, now: Now) -> str:
+    def surely_gone(self, worker_id: str, now: Now) -> Reason:
         """Why no instance of this worker can be running anywhere; "" while there is any doubt."""
         verdict = self.judge(worker_id, now)
-        return verdict.reason if verdict.gone else ""
+        return verdict.reason if verdict.gone else NONE
 
     def judge(self, worker_id: str, now: Now) -> LeaseVerdict:
         """Whether the instance is surely gone, or what speaks against it and for how long."""
@@ -115,20 +116,18 @@ class Leases:
         if ended:
             return LeaseVerdict(True, ended)
         if not fenced(worker):
-            return LeaseVerdict(False, f"on_partition is keep: it may be running on {worker.host}")
+            return LeaseVerdict(False, because("lease.keep", host=worker.host))
         if not worker.leased:
-            return LeaseVerdict(False, f"{worker.host} has not confirmed that it runs it by a lease")
+            return LeaseVerdict(False, because("lease.unconfirmed", host=worker.host))
         granted = self._granted.get(worker_id)
         if granted is None:  # what is leased was granted, or restored as if: this is no state to conclude from
-            return LeaseVerdict(False, f"it is not known until when it may be running on {worker.host}")
+            return LeaseVerdict(False, because("lease.not_known", host=worker.host))
         wait_s = granted.gone_at - now.monotonic
         if wait_s >= 0:
-            return LeaseVerdict(
-                False, f"its lease and stop grace on {worker.host} may last another {wait_s:.0f} s", wait_s
-            )
-        return LeaseVerdict(True, f"its lease and stop grace on {worker.host} have ended", by_time=True)
+            return LeaseVerdict(False, because("lease.may_last", host=worker.host, wait_s=wait_s), wait_s)
+        return LeaseVerdict(True, because("lease.over", host=worker.host), by_time=True)
 
-    def _reported_ended(self, worker: WorkerRecord) -> str:
+    def _reported_ended(self, worker: WorkerRecord) -> Reason:
         """What its agent, connected and in its newest heartbeat, says of the current right to run: that it is over.
 
         `stopped` is final only where it is to be stopped: one that is to run may be starting at this moment. `exited`
@@ -136,16 +135,16 @@ class Leases:
         """
         seen, here = self._state.seen.get(worker.agent_id), self._state.worker_seen[worker.worker_id]
         if seen is None or seen.state != "connected":
-            return ""
+            return NONE
         if here.plain:  # a launcher in any language: it speaks for its one worker
             report = here.report
         else:  # what an earlier process of this agent said does not count
             named = seen.heartbeat.workers if seen.heartbeat else ()
             report = next((one for one in named if one.worker_id == worker.worker_id), None)
         if report is None or report.epoch != worker.epoch or report.generation != worker.generation:
-            return ""
+            return NONE
         final = states.SETTLED if worker.told != "running" else (states.EXITED, states.FAILED)
-        return f"{worker.host} reports it {report.state}" if report.state in final else ""
+        return because("lease.reported", host=worker.host, state=report.state) if report.state in final else NONE
 
 
 def _longest_s(spec: messages.WorkerSpec) -> float:

@@ -42,6 +42,7 @@ from procguard.fleet.tables import RecordTable
 from procguard.fleet.transaction import Transaction, Wait
 from procguard.fleet.workers import views
 from procguard.fleet.workers.command_queue import CommandQueue
+from procguard.i18n.reasons import NONE, Reason, because
 from remote_agent.protocol import messages
 
 
@@ -136,7 +137,7 @@ class FleetState:
         something, what is declared anew is declared stopped."""
         return self._fleet.stopped_by
 
-    def hold_stopped(self, tx: Transaction, reason: str) -> None:
+    def hold_stopped(self, tx: Transaction, reason: Reason) -> None:
         """Set or, with "", lift it."""
         tx.edit(self._fleet).stopped_by = reason
 
@@ -269,12 +270,10 @@ class FleetState:
             known = self._digests[worker.worker_id] = (worker.spec, messages.launch_digest(worker.spec))
         return known[1]
 
-    def agent_reason(self, agent_id: str) -> str:
+    def agent_reason(self, agent_id: str) -> Reason:
         """Why this agent is as it is."""
         seen = self.seen[agent_id]
-        return seen.reason or (
-            "its agent has not been heard since the manager started" if seen.state == "never" else ""
-        )
+        return seen.reason or (because("agent.never") if seen.state == "never" else NONE)
 
     def worker_of_launcher(self, agent: AgentRecord) -> str:
         """The one worker that a hand-started launcher runs; "" for an agent. Several launchers may share a host: what
@@ -315,14 +314,15 @@ class FleetState:
     def command_event(self, tx: Transaction, record: CommandRecord) -> None:
         """What has become of a command, for the history."""
         worker = self.workers_by_id.get(record.worker_id)
-        words = record.reason if record.status == "accepted" else record.message
+        why = record.reason if record.status == "accepted" else record.message
+        what = {"verb": record.command, "status": record.status}
         origin = {"from": record.origin} if record.origin else {}
         tx.event(
             "command",
             worker_id=record.worker_id,
             host=worker.host if worker else "",
             after=record.status,
-            reason=f"{record.command} {record.status}" + (f": {words}" if words else ""),
+            reason=because("command.status_why", why=why, **what) if why else because("command.status", **what),
             actor=record.actor,
             attempt=record.attempt,
             evidence={"command_id": record.command_id, "command": record.command, **origin},
@@ -448,7 +448,8 @@ class FleetState:
         how = self.durability.keep_in_place(self.tables)
         if how:
             with self.transaction(now, "manager", wait="nothing") as tx:
-                tx.event("state", reason=f"{self.store.displaced_reason}; {how}")
+                displaced = because("state.displaced", why=self.store.displaced_reason, how=how)
+                tx.event("state", reason=displaced)
         return bool(how)
 
     def tables(self) -> Tables:

@@ -1,7 +1,7 @@
 """Sentences for people, in English and Chinese: durations, endings, events. Pure; knows texts, decides nothing.
 
-The texts of each language are in a module of its own (en.py, zh.py) with the same keys and the same {values}. What a
-runner or SSH wrote as free text is never translated: it is quoted as evidence beside a sentence built from facts.
+The texts of each language are in a module of its own (en.py, zh.py) with the same keys and the same {values}; reasons
+are rendered by reasons.py. What a job or a tool wrote as free text is never translated: it is quoted as evidence.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from procguard.i18n import en, zh
+from procguard.i18n import en, reasons, zh
 from remote_agent.runner.restart import signal_name
 
 LANGUAGES: tuple[str, ...] = ("en", "zh")
@@ -57,6 +57,10 @@ class Words:
             text = one if values["n"] == 1 else other
         return text.format(**values)
 
+    def translated(self, value: Any) -> Any:
+        """What the API shows, with each reason and actor in this language."""
+        return value if self.language == "en" else reasons.translated(value, self.language)
+
     def joined(self, sentences: list[str]) -> str:
         return self._texts["joint"].join(sentences)
 
@@ -65,6 +69,21 @@ class Words:
         text = self._texts["comma"].join(names[:most])
         more = len(names) - most
         return self.say("and_more", names=text, n=more) if more > 0 else text
+
+    def reason(self, shown: Mapping[str, Any], name: str = "reason") -> str:
+        """The reason NAME of what the API shows."""
+        return reasons.written(shown, self.language, name)
+
+    def actor(self, name: str) -> str:
+        return reasons.actor(name, self.language)
+
+    def named(self, kind: str, name: object) -> str:
+        """The word for one of ours: agent_state.connected; English names are those of the API."""
+        return str(name) if self.language == "en" else self._texts.get(f"{kind}.{name}", str(name))
+
+    def head(self, title: str) -> str:
+        """Of a column or a line of facts."""
+        return self._texts.get(f"column.{title}", title)
 
     def state(self, state: str) -> str:
         return self._texts.get(f"state.{state}", state)
@@ -101,11 +120,11 @@ class Words:
 
     def _ending(self, record: Mapping[str, Any]) -> str:
         after = self.duration(float(record.get("duration_s") or 0.0))
-        detail, cause = str(record.get("detail") or ""), record.get("cause")
+        detail, cause = reasons.written(record, self.language, "detail"), record.get("cause")
         if cause == "start_timeout" and float(record.get("duration_s") or 0.0) < 0.05:
             cause = "not_started"
         if not cause and record.get("code") is None and record.get("signal") is None:  # of a runner that names no cause
-            cause, detail = "not_started", str(record.get("reason") or "")
+            cause, detail = "not_started", reasons.written(record, self.language)
         if cause == "lost" and not record.get("duration_s"):
             cause = "lost_unseen"
         if cause in ("not_started", "unhealthy", "start_timeout", "lost", "lost_unseen"):
@@ -125,8 +144,8 @@ class Words:
 
     def event(self, event: Mapping[str, Any]) -> str:
         """One event as a sentence without its subject's name. What has no words of its own keeps the manager's."""
-        kind, reason = str(event.get("kind")), str(event.get("reason") or "")
-        values = {"reason": reason, "actor": event.get("actor") or "?", "host": event.get("host") or "?"}
+        kind, reason = str(event.get("kind")), reasons.written(event, self.language)
+        values = {"reason": reason, "actor": self.actor(event.get("actor") or "?"), "host": event.get("host") or "?"}
         values |= {"worker": event.get("worker_id") or "?", "attempt": event.get("attempt") or 0}
         if kind == "worker_state":
             return self._change(event, values)

@@ -38,6 +38,7 @@ from procguard.fleet.store import open_store
 from procguard.fleet.store.interface import Fenced, NotDurable, Store
 from procguard.fleet.telemetry.files import MeasurementFiles
 from procguard.fleet.telemetry.timeseries import Measurements
+from procguard.i18n.reasons import Reason, because
 from procguard.manager import daemon, ssh_checks
 from procguard.manager.liveness import DeadMan
 from procguard.manager.loops import measurements, operations
@@ -233,7 +234,7 @@ class Manager:
         """After a takeover: whether recovery over SSH works from this manager is known before it is needed."""
         agents = [agent for agent in self.fleet.state.agents_by_id.values() if agent.kind == "deployed"]
 
-        def told(host: str, ok: bool, reason: str) -> None:
+        def told(host: str, ok: bool, reason: Reason) -> None:
             self.fleet.agents.set_recovery_ssh(host, ok, reason, clock.read())
 
         ssh_checks.check_all(self.ssh, [(agent.host, agent.ssh) for agent in agents], told)
@@ -276,7 +277,7 @@ class Manager:
                     self._garbage.look(now.monotonic)
                 if disk_refuses:
                     disk_refuses = False
-                    self._tell("durable_again", "the disk takes it again", now)
+                    self._tell("durable_again", because("state.durable_again"), now)
                 if now.monotonic - forgot_at > FORGET_EVERY_S:
                     forgot_at = now.monotonic
                     self.fleet.agents.enrolment.forget_the_ended(now)
@@ -293,7 +294,7 @@ class Manager:
                 refused = str(exc)
                 if isinstance(exc, NotDurable) and not disk_refuses:  # told once; written when the disk takes it again
                     disk_refuses = True
-                    self._tell("not_durable", exc.message, now)
+                    self._tell("not_durable", because("state.not_durable", error=exc.message), now)
             except Exception:  # a mistake in one round must not end all supervision
                 log.exception("a monitoring round failed; the next one goes on")
             gevent.sleep(TICK_GAP_S)
@@ -306,7 +307,7 @@ class Manager:
                 for name, record in moved.items():
                     tx.put("notifier", name, dict(record))
 
-    def _tell(self, kind: str, reason: str, now: clock.Now) -> None:
+    def _tell(self, kind: str, reason: Reason, now: clock.Now) -> None:
         with self.fleet.state.transaction(now, "manager", wait="nothing") as tx:
             tx.event(kind, reason=reason)
 
@@ -329,7 +330,7 @@ class Manager:
 
         def probe() -> None:
             result = self.ssh.check(agent.host, agent.ssh, SSH_DEADLINE_S)
-            self.monitor.ssh_answered(result.ok, f"{agent.host}: {result.message}")
+            self.monitor.ssh_answered(result.ok, because("ssh.probe", host=agent.host, why=result.message))
 
         gevent.spawn(probe)
 

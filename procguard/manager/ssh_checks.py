@@ -14,6 +14,7 @@ import gevent.pool
 
 from procguard.deploy.install.helper_client import SshHelper
 from procguard.fleet.store.postgresql import WarmCopy
+from procguard.i18n.reasons import Reason
 
 CHECK_EVERY_S = 600.0
 FIRST_AFTER_S = 10.0
@@ -25,7 +26,7 @@ SHOWN = 5
 log = logging.getLogger(__name__)
 
 Host = tuple[str, dict[str, Any]]  # name and SSH settings
-Told = Callable[[str, bool, str], None]  # (host, whether it works, why not)
+Told = Callable[[str, bool, Reason], None]  # (host, whether it works, why not)
 
 
 def check_all(helper: SshHelper, hosts: Iterable[Host], told: Told) -> None:

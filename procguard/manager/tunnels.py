@@ -15,7 +15,7 @@ from procguard.fleet.fleet import Fleet
 from procguard.fleet.model import clock
 from procguard.fleet.model.records import AgentRecord, TunnelStatus
 from procguard.fleet.store.interface import NotDurable
-from remote_agent.protocol import messages
+from remote_agent.protocol import messages, reasons
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ class Tunnels:
         port = int(news.get("port") or 0)
         if port:
             self._process.moved(agent_id, port)
-        reason, code = str(news.get("reason") or ""), str(news.get("code") or "")
+        reason, code = reasons.read(news), str(news.get("code") or "")
         try:
             self._fleet.agents.tunnel_changed(agent_id, str(news.get("state")), port, reason, code, clock.read())
         except NotDurable as exc:  # its port is written with the next change that the disk takes

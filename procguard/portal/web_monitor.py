@@ -5,6 +5,8 @@ Wires; decides nothing. `web.enabled: false` leaves out the pages and /ws and ke
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import re
@@ -31,6 +33,7 @@ from procguard.fleet.agents.maintenance import AgentCare
 from procguard.fleet.fleet import Fleet
 from procguard.fleet.model import clock
 from procguard.fleet.telemetry.timeseries import Measurements
+from procguard.i18n.reasons import for_portal
 from procguard.portal.api.logs import LogsApi
 from procguard.portal.api.resource import ManagersDesk, Notifications, Opener, Services, Ssh, all_resources
 from procguard.portal.auth.access import Auth
@@ -57,6 +60,7 @@ STOP_GRACE_S = 2.0  # for requests in flight when the manager stops
 # Served beside the API, but no part of the interface for programs. The WebSocket looks for itself who may read it
 # (portal/live/endpoint.py).
 PAGES = (("GET", "/"), ("GET", "/static/<path:path>"), ("GET", "/ws"))
+LOCALES = {"locales/en.json": "en", "locales/zh-CN.json": "zh"}
 _MODULES_HERE = re.compile(r"<!-- modules:.*?-->")
 WEB_DIRECTORY = resources.path("web")
 
@@ -347,9 +351,22 @@ class WebMonitor:
         """A file of web/; bottle keeps the path inside that directory."""
         if any(part.startswith(".") for part in path.split("/")):
             return bottle.HTTPError(404)
+        language = LOCALES.get(path)
+        if language is not None:
+            return self._locale(path, language)
         found = bottle.static_file(path, root=self._web_directory)
         found.set_header("Cache-Control", "no-cache")  # always asked again, answered by 304 where it is the same
         return found
+
+    def _locale(self, path: str, language: str) -> bottle.HTTPResponse:
+        """The portal's own texts and the sentences of all reasons: those are i18n's, for every reader of them."""
+        with open(os.path.join(self._web_directory, path), encoding="utf-8") as file:
+            body = http_io.dumps({**json.loads(file.read()), **for_portal(language)})
+        tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+        headers = {"Content-Type": "application/json", "Cache-Control": "no-cache", "ETag": tag}
+        if tag in (bottle.request.get_header("If-None-Match") or ""):
+            return bottle.HTTPResponse(b"", 304, headers)
+        return bottle.HTTPResponse(body, 200, headers)
 
 
 def _keep_sessions(sessions: BrowserSessions, fleet: Fleet) -> None:

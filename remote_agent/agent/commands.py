@@ -12,8 +12,10 @@ from __future__ import annotations
 
 from remote_agent.agent.journal import AgentJournal
 from remote_agent.agent.worker import WorkerHandle
+from remote_agent.protocol import reasons
 from remote_agent.protocol.hints import Any, Optional
 from remote_agent.protocol.messages import Command, CommandResult
+from remote_agent.protocol.reasons import NONE, Reason, because
 from remote_agent.protocol.states import STOPPED
 
 MAX_RESULTS = 500
@@ -55,14 +57,14 @@ class CommandExecutor:
         if worker.waiting.pop(command_id, None) is not None or open_since_before:
             status = str(message.get("status"))
             status = status if status in ("done", "expired") else "failed"
-            self._end(command_id, status, str(message.get("message", "")))
+            self._end(command_id, status, reasons.read(message, "message"))
 
     def runner_gone(self, worker: WorkerHandle) -> None:
         """The runner ended before it answered: what became of its worker tells how it went."""
         waiting, worker.waiting = worker.waiting, {}
         for command_id, command in waiting.items():
             over = worker.attempt > command.attempt or (command.command == "kill" and worker.state == STOPPED)
-            self._end(command_id, "done" if over else "failed", "" if over else "its runner ended before it answered")
+            self._end(command_id, "done" if over else "failed", NONE if over else because("command.runner_ended"))
 
     def results(self) -> list[CommandResult]:
         """For the heartbeat that leaves now."""
@@ -82,7 +84,7 @@ class CommandExecutor:
 
     def _receive_one(self, command: Command, worker: Optional[WorkerHandle], now: float, expires: float) -> None:
         if worker is None and not self._journal.acted(command.command_id):
-            self._refuse(command.command_id, "failed", f"no worker {command.worker_id} on this host")
+            self._refuse(command.command_id, "failed", because("command.no_worker", worker=command.worker_id))
         elif worker is not None:
             self._act(command, worker, expires, now)
 
@@ -91,12 +93,12 @@ class CommandExecutor:
         if self._journal.acted(command.command_id):
             self._repeat(command, worker, ready)
         elif now >= expires:
-            self._refuse(command.command_id, "expired", "too late; nothing was done")
+            self._refuse(command.command_id, "expired", because("command.late"))
         elif worker.attempt > command.attempt:
             self._refuse(
                 command.command_id,
                 "failed",
-                f"meant attempt {command.attempt}, which is over (now: attempt {worker.attempt}); nothing was done",
+                because("command.attempt_over", meant=command.attempt, attempt=worker.attempt),
             )
         elif not ready or worker.attempt < command.attempt:
             self._postpone(command, worker, expires)  # its runner is starting, or being adopted
@@ -105,10 +107,11 @@ class CommandExecutor:
             worker.waiting[command.command_id] = command
             order = worker.link.restart if command.command == "restart" else worker.link.kill
             order(command.attempt, command.command_id, int(expires * 1e9))
+        elif command.command == "kill":
+            self._refuse(command.command_id, "done", because("command.was_already", state=worker.state))
         else:
-            done = command.command == "kill"
-            text = f"was {worker.state} already" if done else f"{worker.worker_id} is {worker.state}; start it instead"
-            self._refuse(command.command_id, "done" if done else "failed", text)
+            why = because("command.start_instead", worker=worker.worker_id, state=worker.state)
+            self._refuse(command.command_id, "failed", why)
 
     def _postpone(self, command: Command, worker: WorkerHandle, expires: float) -> None:
         if all(one.command_id != command.command_id for one, _ in worker.postponed):
@@ -126,13 +129,13 @@ class CommandExecutor:
             self._postpone(command, worker, float("inf"))  # its runner may still tell how it went
         else:
             over = worker.attempt > command.attempt or (command.command == "kill" and worker.state == STOPPED)
-            self._end(command.command_id, "done" if over else "failed", "the agent died while it acted on this")
+            self._end(command.command_id, "done" if over else "failed", because("command.agent_died"))
 
-    def _refuse(self, command_id: str, status: str, message: str) -> None:
+    def _refuse(self, command_id: str, status: str, message: Reason) -> None:
         self._journal.begin(command_id)
         self._end(command_id, status, message)
 
-    def _end(self, command_id: str, status: str, message: str) -> None:
+    def _end(self, command_id: str, status: str, message: Reason) -> None:
         result = CommandResult(command_id, status, message)  # type: ignore[arg-type]
         self._journal.end(result)
         self._results[command_id] = result

@@ -17,6 +17,7 @@ import json
 import os
 from collections import OrderedDict
 
+from remote_agent.protocol import reasons
 from remote_agent.protocol.hints import Any, Optional
 from remote_agent.protocol.messages import CommandResult, WireError, WorkerEvent, decode
 from remote_agent.system import disk_space
@@ -102,7 +103,9 @@ class AgentJournal:
             if kind == "begin":
                 self._remember(record["id"], None)
             elif kind == "end":
-                self._remember(record["id"], CommandResult(record["id"], record["status"], record["message"]))
+                self._remember(
+                    record["id"], CommandResult(record["id"], record["status"], reasons.read(record, "message"))
+                )
             elif kind == "ack":
                 self._acked[record["w"]] = max(int(record["s"]), self.acked(record["w"]))
             elif kind == "forget":

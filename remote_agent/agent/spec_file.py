@@ -16,6 +16,8 @@ from remote_agent.agent import rlimits as limits_module
 from remote_agent.health import schedule
 from remote_agent.protocol.hints import Any, Optional
 from remote_agent.protocol.messages import Assignment, Hook, WorkerSpec, encode, launch_digest
+from remote_agent.protocol.reasons import because, of_exception
+from remote_agent.protocol.reasons import fields as reason_fields
 from remote_agent.system.paths import absolute
 
 LONGEST_HOOK_S = 7 * 86400.0
@@ -54,15 +56,16 @@ def resolve(assignment: Assignment, default_dir: str) -> dict[str, Any]:
     try:
         run_as = user(spec.user)
     except ValueError as exc:
-        error = error or str(exc)
+        error = error or of_exception(exc)
     home = run_as["home"] if run_as else ""
     cwd = working_directory(spec.working_dir, home or default_dir, home)
     content = encode(assignment)
-    content.update(argv=argv, cwd=cwd, launch_digest=launch_digest(spec), error=error)
+    content.update(argv=argv, cwd=cwd, launch_digest=launch_digest(spec))
     try:
         start = beyond_the_command(spec, cwd, home)
     except ValueError as exc:
-        content["error"], start = error or str(exc), {}
+        error, start = error or of_exception(exc), {}
+    content.update(reason_fields("error", error) if error else {"error": ""})
     if run_as:
         start["run_as"] = run_as
     if start:
@@ -220,12 +223,12 @@ def user(name: str) -> Optional[dict[str, Any]]:
     try:
         found = pwd.getpwnam(name)
     except KeyError:
-        raise ValueError(f"user {name} does not exist on this host") from None
+        raise ValueError(because("start.no_user", user=name)) from None
     if os.geteuid() != 0:
         if found.pw_uid == os.geteuid():
             return None
         own = pwd.getpwuid(os.geteuid()).pw_name
-        raise ValueError(f"cannot run as user {name}: the agent runs as {own}, and only root may become somebody else")
+        raise ValueError(because("start.other_user", user=name, own=own))
     return {
         "name": name,
         "uid": found.pw_uid,

@@ -16,6 +16,7 @@ from remote_agent.agent import spec_file as spec_module
 from remote_agent.agent.journal import EventTail
 from remote_agent.agent.leases import LeaseHolder
 from remote_agent.health.schedule import HealthMonitor
+from remote_agent.protocol import reasons
 from remote_agent.protocol.hints import Any, Optional
 from remote_agent.protocol.messages import (
     Assignment,
@@ -27,6 +28,7 @@ from remote_agent.protocol.messages import (
     decode,
     encode,
 )
+from remote_agent.protocol.reasons import NONE, Reason, because
 from remote_agent.protocol.states import ALIVE, BACKOFF, FAILED, RUNNING, SETTLED, STOPPED
 from remote_agent.runner import control
 from remote_agent.runner.leases import AWAITS_LEASE
@@ -42,10 +44,10 @@ HEARTBEATS_IN_A_LEASE = 4
 MAX_SEEN = 1000  # processes that a new runner is told of
 STARTS_IN_VAIN = 3  # then a runner that can't be started makes the worker failed
 _NEXT_STEPS = {
-    errno.ENOSPC: "; free some space there",
-    errno.EDQUOT: "; the user's quota is used up: free some space there",
-    errno.EROFS: "; mount it writable, or set procguard_home in the inventory to another place",
-    errno.EACCES: "; make it writable for this user, or set procguard_home in the inventory to another place",
+    errno.ENOSPC: because("run.write_space"),
+    errno.EDQUOT: because("run.write_quota"),
+    errno.EROFS: because("run.write_read_only"),
+    errno.EACCES: because("run.write_forbidden"),
 }
 
 
@@ -81,17 +83,17 @@ class WorkerHandle:
         self.link: Optional[control.RunnerLink] = None
         self.health = HealthMonitor(worker_id)
         self.usage: Optional[WorkerUsage] = None
-        self.suspect = ""  # evidence of a hang, from the latest measurement
+        self.suspect: Reason = NONE  # evidence of a hang, from the latest measurement
         self.idle_because = ""  # and why idleness is none
         self.gpus: list[int] = []  # handed to it
-        self.gpu_wait = ""  # for which GPUs it waits before it is started
+        self.gpu_wait: Reason = NONE  # for which GPUs it waits before it is started
         self.cwd = self.home = ""  # where it runs; its user's home, "" for ours
         self.other_user = False  # it runs as a user that we are not
         self.leases = LeaseHolder()  # what it holds of leases, where it is fenced
         self._grant = (0, "")  # the newest Assignment.grant that is known, with its epoch
         self.events = EventTail(paths.events_file(directory))
-        self.trouble = ""  # why its runner can't be started, for a person
-        self.unwritten = ""  # why its files can't be written
+        self.trouble: Reason = NONE  # why its runner can't be started, for a person
+        self.unwritten: Reason = NONE  # why its files can't be written
         self.heard = False  # the connected runner has said how things are
         self.waiting: dict[str, Command] = {}  # sent to the runner, no result yet
         self.postponed: list[tuple[Command, float]] = []  # (command, expires monotonic) until the runner is there
@@ -116,19 +118,18 @@ class WorkerHandle:
         return int(self.status.get("attempt") or 0)
 
     @property
-    def reason(self) -> str:
+    def reason(self) -> Reason:
         """Why it is as it is, and what keeps the agent or the runner from doing their work."""
         if self.gpu_wait and self.idle:
             return self.gpu_wait
-        parts = (
-            self.status.get("reason"),
+        own = reasons.read(self.status)
+        return own.then(
             self.gpu_wait,
             self.trouble,
             self.unwritten,
-            self.status.get("problem"),
-            AWAITS_LEASE if self._awaits_lease() and AWAITS_LEASE not in str(self.status.get("reason")) else "",
+            reasons.read(self.status, "problem"),
+            AWAITS_LEASE if self._awaits_lease() and AWAITS_LEASE not in own else NONE,
         )
-        return "; ".join(str(part) for part in parts if part)
 
     @property
     def settled(self) -> bool:
@@ -187,7 +188,7 @@ class WorkerHandle:
             since=float(status.get("since") or 0.0),
             restarts=int(status.get("restarts") or 0),
             restarts_total=int(status.get("restarts_total") or 0),
-            reason="the host went down while it ran" if went_down else self._why_died() if died else self.reason,
+            reason=because("exit.host_down") if went_down else self._why_died() if died else self.reason,
             launch_digest=str(status.get("launch_digest") or ""),
             next_start_in_s=max(0.0, float(waits_until) - time.time()) if waits_until else None,
             last_exit=decode(ExitRecord, last_exit) if isinstance(last_exit, dict) else None,
@@ -206,9 +207,8 @@ class WorkerHandle:
         pid, start = self.status.get("pid") or 0, self.status.get("pid_start") or 0
         return not is_alive(Identity(pid, start, self.status.get("boot_id")))
 
-    def _why_died(self) -> str:
-        hindrance = self.trouble or self.unwritten
-        return "its runner and its process have ended, and nobody saw how" + (f"; {hindrance}" if hindrance else "")
+    def _why_died(self) -> Reason:
+        return because("exit.runner_gone").then(self.trouble or self.unwritten)
 
     def _cannot_start(self) -> bool:
         """It is to run, but no runner can be given what it needs. The agent tries on: it may mend itself."""
@@ -244,12 +244,11 @@ class WorkerHandle:
             self._grant = (assignment.epoch, assignment.grant)
         try:
             self._write(assignment, default_dir, base_env)
-            self.unwritten = ""
+            self.unwritten = NONE
         except OSError as exc:
             self.tell_runner()
-            self.unwritten = (
-                f"cannot write {self.directory}: {exc.strerror or exc}{_NEXT_STEPS.get(exc.errno or 0, '')}"
-            )
+            refused = because("run.cannot_write", path=self.directory, error=exc.strerror or str(exc))
+            self.unwritten = refused.then(_NEXT_STEPS.get(exc.errno or 0, NONE))
 
     def assign_again(self, default_dir: str, base_env: dict[str, str]) -> None:
         """Write the runner's files anew: they could not be written, or its GPUs are others."""
@@ -403,7 +402,7 @@ class WorkerHandle:
                     start_new_session=True,
                 )
         except OSError as exc:
-            self.trouble = f"its runner cannot be started: {exc.strerror or exc}; see agent.log on the host"
+            self.trouble = because("run.runner_error", error=exc.strerror or str(exc))
 
     def _started(self) -> bool:
         """Whether the process that was to become the runner has ended; then it listens, or said why not."""
@@ -413,9 +412,14 @@ class WorkerHandle:
         self._starting = None
         self._next_connect = 0.0
         if code in (control.EXIT_STARTED, control.EXIT_ALREADY_RUNNING):
-            self.trouble = ""
+            self.trouble = NONE
         else:
-            self.trouble = f"its runner cannot be started (exit {code}): {self._error_text()}"
+            said = self._error_text()
+            self.trouble = (
+                because("run.runner_exit", code=code, detail=said)
+                if said
+                else because("run.runner_exit_silent", code=code)
+            )
         return True
 
     def _open_errors(self) -> Any:
@@ -432,8 +436,8 @@ class WorkerHandle:
             with open(self._error_file(), "rb") as file:
                 lines = file.read(65536).decode("utf-8", "replace").strip().splitlines()
         except OSError:
-            return "no reason given"
-        return lines[-1][:300] if lines else "no reason given"
+            return ""
+        return lines[-1][:300] if lines else ""
 
 
 def load_workers(agent_dir: str, runtime_dir: str) -> dict[str, WorkerHandle]:

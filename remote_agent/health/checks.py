@@ -11,6 +11,7 @@ import os
 from remote_agent.health.schedule import Due, Elsewhere, HealthMonitor, LogWatch, Result, timeout_of
 from remote_agent.protocol.hints import TYPE_CHECKING, Any, Callable, Mapping, Optional, Protocol
 from remote_agent.protocol.messages import Assignment, encode
+from remote_agent.protocol.reasons import Reason, because, reason_of
 from remote_agent.protocol.records import record
 from remote_agent.protocol.states import RUNNING
 from remote_agent.protocol.worker_spec import HealthCheck
@@ -41,7 +42,7 @@ if TYPE_CHECKING:  # no agent need hold it in memory
 @record
 class _EvidenceGathering:
     attempt: int
-    detail: str
+    detail: Reason
     until: float  # monotonic
 
 
@@ -70,14 +71,14 @@ class Checks:
             return
         gathering = self._gathering.get(worker.worker_id)
         if gathering is not None and now >= gathering.until:
-            self._end(worker, gathering, f"no evidence: gathering it took longer than {EVIDENCE_PATIENCE_S:.0f} s")
+            self._end(worker, gathering, because("evidence.slow", limit_s=EVIDENCE_PATIENCE_S))
         assert worker.assignment is not None
         directory, attempt = worker.directory, worker.attempt
         log = LogWatch(lambda: log_mark(directory, attempt), lambda: self._measuring.silence_limit_s(worker))
         worker.health.running(attempt, checks, now, elsewhere=self._elsewhere(worker), log=log)
         for due in worker.health.due(now):
             if not self._submit(due, due.run):
-                worker.health.result(due, True, "not checked: too many checks wait", now)
+                worker.health.result(due, True, because("health.too_many"), now)
 
     def _elsewhere(self, worker: CheckedWorker) -> Elsewhere:
         """For the attempt that runs: its checks are made with its user's rights, in its specification's environment."""
@@ -111,16 +112,17 @@ class Checks:
         if isinstance(tag, tuple) and tag[0] == "evidence":
             worker, gathering = workers.get(tag[1]), self._gathering.get(tag[1])
             if worker is not None and gathering is not None and gathering.attempt == tag[2]:
-                words = f"no evidence: {value}"
-                if not isinstance(value, Exception):
-                    words = f"evidence: {value.path} on the host: {value.summary}"
-                self._end(worker, gathering, words)
+                if isinstance(value, Exception):
+                    why = because("evidence.failed", error=str(value))
+                else:
+                    why = because("evidence.found", path=value.path, what=value.summary)
+                self._end(worker, gathering, why)
             return True
         return False
 
     def _take_result(self, worker: CheckedWorker, due: Due, value: Any, now: float) -> None:
         before = worker.health.verdict()
-        healthy, detail = value if isinstance(value, tuple) else (False, str(value))
+        healthy, detail = value if isinstance(value, tuple) else (False, reason_of(str(value)))
         restart = worker.health.result(due, healthy, detail, now)
         after = worker.health.verdict()
         if after is None or before is None or (before.status == after.status and not restart):
@@ -129,13 +131,13 @@ class Checks:
         self._changed()
         if worker.link is None:
             return
-        worker.link.health(after.status, after.detail, False)
+        worker.link.health(after.status, reason_of(after.detail), False)
         if restart and worker.worker_id not in self._gathering:
-            self._gather(worker, after.detail, now)
+            self._gather(worker, reason_of(after.detail), now)
 
     # ------------------------------------------------------------------------------------------------- evidence
 
-    def _gather(self, worker: CheckedWorker, detail: str, now: float) -> None:
+    def _gather(self, worker: CheckedWorker, detail: Reason, now: float) -> None:
         """Before the runner ends it: what was it doing?"""
         assert worker.assignment is not None
         gathering = self._gathering[worker.worker_id] = _EvidenceGathering(
@@ -156,17 +158,17 @@ class Checks:
             "python": self._python,
         }
         if not self._submit(("evidence", worker.worker_id, worker.attempt), lambda: _collect(facts)):
-            self._end(worker, gathering, "no evidence: too much else waits")
+            self._end(worker, gathering, because("evidence.busy"))
 
-    def _end(self, worker: CheckedWorker, gathering: _EvidenceGathering, words: str) -> None:
+    def _end(self, worker: CheckedWorker, gathering: _EvidenceGathering, found: Reason) -> None:
         """Now have it ended, unless it has recovered or ended by itself meanwhile."""
         del self._gathering[worker.worker_id]
         verdict = worker.health.verdict()
-        self._say("evidence", worker=worker.worker_id, attempt=gathering.attempt, is_now=words)
+        self._say("evidence", worker=worker.worker_id, attempt=gathering.attempt, is_now=found)
         if worker.link is None or worker.attempt != gathering.attempt or worker.state != RUNNING:
             return
         if verdict is not None and verdict.status == "failing":
-            worker.link.health("failing", f"{gathering.detail}; {words}", True)
+            worker.link.health("failing", gathering.detail.then(found), True)
 
 
 def _collect(facts: dict[str, Any]) -> Any:
@@ -186,13 +188,13 @@ def _check_elsewhere(python: str, facts: dict[str, Any], check: HealthCheck) -> 
         if check.type == "exec":
             wanted["argv"] = shlex.split(check.command)
             if not wanted["argv"]:
-                return False, "exec check without a command"
+                return False, because("health.no_command")
         healthy, detail = errand.run(python, {**facts, "check": wanted, "timeout_s": timeout_of(check)})
-        return bool(healthy), str(detail)
+        return bool(healthy), reason_of(str(detail) if not isinstance(detail, Reason) else detail)
     except errand.Failed as exc:
-        return None, f"not checked: {exc}"
+        return None, because("health.not_checked", error=str(exc))
     except Exception as exc:  # whatever a check meets, it is a failed check
-        return False, f"{check.type} check: {exc}"
+        return False, because("health.error", check=check.type, error=str(exc))
 
 
 def _stat_elsewhere(python: str, facts: dict[str, Any], path: str, timeout_s: float) -> Any:

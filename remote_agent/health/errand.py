@@ -5,7 +5,7 @@ worker, becomes the worker's user, and only then touches anything that a job can
 it, whatever it did to its process group and session: this process is its subreaper.
 
 In: {"worker_dir": "…", "attempt": 3, "pid": 1234, "pid_start": 5678, "timeout_s": 3.0} and one of
-    {"check": {"type": "exec", "command": "…", "argv": […]}}, or another check's fields   -> [healthy, detail]
+    {"check": {"type": "exec", "command": "…", "argv": […]}}, or another check's fields   -> [healthy, reason]
     {"stat": "/path"}                                -> [mtime_ns, size, inode], or its error as text
     {"output": ["py-spy", …], "folders": "PATH", "max_bytes": n}                          -> what it prints
 """
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 if __name__ == "__main__":  # -I leaves the script's directory out of the path; this is the release's
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+
+from remote_agent.protocol import reasons
+from remote_agent.protocol.reasons import because
 
 SCRIPT = os.path.abspath(__file__)
 STARTS_WITHIN_S = 10.0  # on a busy machine
@@ -59,7 +62,10 @@ def run(python: str, request: "dict[str, Any]") -> "Any":
     try:
         limit_s = float(request["timeout_s"]) + STARTS_WITHIN_S + ENDS_WITHIN_S
         said, _ = process.communicate(json.dumps(request).encode(), limit_s)
-        return json.loads(said)
+        answer = json.loads(said)
+        if isinstance(answer, list) and len(answer) == 2 and isinstance(answer[1], dict):
+            answer[1] = reasons.read(answer[1])
+        return answer
     except subprocess.TimeoutExpired:
         raise Failed("the process that does it for the worker's user does not answer; was it stopped?") from None
     except ValueError:
@@ -95,6 +101,8 @@ def main() -> int:
         answer = task(request, worker)
     finally:
         end_descendants()
+    if isinstance(answer, tuple):  # of a check
+        answer = [answer[0], reasons.fields("reason", answer[1])]
     sys.stdout.write(json.dumps(answer))
     sys.stdout.flush()
     return 0
@@ -131,7 +139,7 @@ def _probe(request: "dict[str, Any]", _worker: "_Worker") -> "Any":
     try:
         return probes.probe(SimpleNamespace(**request["check"]), request["timeout_s"])
     except Exception as exc:  # whatever a check meets, it is a failed check
-        return False, f"{type(exc).__name__}: {exc}"
+        return False, reasons.Reason(f"{type(exc).__name__}: {exc}")
 
 
 class _Worker:
@@ -165,20 +173,20 @@ class _Worker:
             launch = child.Launch(list(check["argv"]), str(self._spec.get("cwd") or "/"), environment, os.devnull)
             pid, word = child.start(launch)
         except (child.NotStarted, OSError) as exc:
-            return False, f"`{command}` cannot be run: {exc}"
+            return False, because("health.command_not_run", command=command, why=reasons.of_exception(exc))
         while True:
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
                 break
             if time.monotonic() > deadline:
-                return False, f"`{command}` took longer than {timeout_s:g} s"
+                return False, because("health.command_slow", command=command, limit_s=timeout_s)
             time.sleep(0.005)
         outcome = child.word(word, launch) if word >= 0 else None
         if outcome is not None and outcome[0] != child.EXECUTED:
-            return False, f"`{command}` cannot be run: {outcome[1]}"
+            return False, because("health.command_not_run", command=command, why=outcome[1])
         if os.WIFSIGNALED(status):
-            return False, f"`{command}` was killed by signal {os.WTERMSIG(status)}"
-        return os.WEXITSTATUS(status) == 0, f"`{command}` ended with {os.WEXITSTATUS(status)}"
+            return False, because("health.command_signal", command=command, signal=os.WTERMSIG(status))
+        return os.WEXITSTATUS(status) == 0, because("health.command", command=command, code=os.WEXITSTATUS(status))
 
     def _environment(self) -> "dict[str, str]":
         """As a hook's: the specification's, without its setup lines. Those are not run again under a living job; what

@@ -15,6 +15,7 @@ from itertools import islice
 from remote_agent.health import errand
 from remote_agent.protocol.hints import Callable
 from remote_agent.protocol.messages import GpuUsage
+from remote_agent.protocol.reasons import Reason, because
 from remote_agent.runner.restart import signal_number
 from remote_agent.system import paths, processes
 from remote_agent.system.bounded import Bounded, HangsError
@@ -235,17 +236,20 @@ def _log_tail(directory: str, attempt: int) -> list[str]:
     return lines
 
 
-def _summary(tree: list[procfs.Proc], last: list[str]) -> str:
+def _summary(tree: list[procfs.Proc], last: list[str]) -> Reason:
     """One line for the event's reason."""
     if not tree:
-        return "no process of it is left"
+        return because("evidence.no_process")
     main = tree[0]
     where = _first_line(f"/proc/{main.pid}/wchan")
-    waits = f" in {where}" if where not in ("?", "0") else ""
-    said = next((line.strip() for line in reversed(last) if line.strip()), "")
-    tail = f"; last line: {said}" if said else ""
-    others = f" and {len(tree) - 1} more" if len(tree) > 1 else ""
-    return f"process {main.pid} ({main.name}, state {main.state}{waits}){others}{tail}"[:SUMMARY_CHARS]
+    who = {"pid": main.pid, "name": main.name, "state": main.state}
+    waits = where not in ("?", "0")
+    process = because("evidence.process_in", place=where, **who) if waits else because("evidence.process", **who)
+    said = next((line.strip() for line in reversed(last) if line.strip()), "")[:SUMMARY_CHARS]
+    return process.then(
+        because("evidence.others", n=len(tree) - 1) if len(tree) > 1 else None,
+        because("evidence.last_line", text=said) if said else None,
+    )
 
 
 def _write(scene: Scene, text: str) -> str:

@@ -9,29 +9,31 @@ from __future__ import annotations
 import socket
 import time
 
+from remote_agent.protocol.reasons import Reason, because
 
-def probe(check: object, timeout_s: float) -> "tuple[bool, str]":
+
+def probe(check: object, timeout_s: float) -> "tuple[bool, Reason]":
     """(healthy, what a person should know). Raises whatever it meets; ends within about `timeout_s`."""
     if getattr(check, "type", "") == "tcp":
         return _tcp(int(getattr(check, "port", 0)), timeout_s)
     return _http(str(getattr(check, "url", "")), timeout_s)
 
 
-def _tcp(port: int, timeout_s: float) -> "tuple[bool, str]":
+def _tcp(port: int, timeout_s: float) -> "tuple[bool, Reason]":
     try:
         with socket.create_connection(("127.0.0.1", port), timeout_s):
-            return True, f"port {port} accepts"
+            return True, because("health.port_accepts", port=port)
     except OSError as exc:
-        return False, f"port {port}: {exc.strerror or exc}"
+        return False, because("health.port", port=port, error=exc.strerror or str(exc))
 
 
-def _http(url: str, timeout_s: float) -> "tuple[bool, str]":
+def _http(url: str, timeout_s: float) -> "tuple[bool, Reason]":
     """Any status from 200 to 399 is healthy. Reads the status line only, under one deadline for the whole exchange."""
     from urllib.parse import urlsplit
 
     parts = urlsplit(url)
     if parts.scheme != "http" or not parts.hostname:
-        return False, f"{url}: only http:// addresses can be checked"
+        return False, because("health.scheme", url=url)
     deadline = time.monotonic() + timeout_s
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     try:
@@ -46,12 +48,12 @@ def _http(url: str, timeout_s: float) -> "tuple[bool, str]":
                     break
                 head += data
     except OSError as exc:
-        return False, f"{url}: {exc.strerror or exc}"
+        return False, because("health.url", url=url, error=exc.strerror or str(exc))
     words = head.split(b"\n", 1)[0].split()
     if len(words) < 2 or not words[0].startswith(b"HTTP/") or not words[1].isdigit():
-        return False, f"{url}: no HTTP answer within {timeout_s:g} s"
+        return False, because("health.no_answer", url=url, limit_s=timeout_s)
     status = int(words[1])
-    return 200 <= status < 400, f"{url}: HTTP {status}"
+    return 200 <= status < 400, because("health.http", url=url, status=status)
 
 
 def load() -> None:

@@ -13,9 +13,10 @@ import time
 from remote_agent.health.probes import probe
 from remote_agent.protocol.hints import Any, Callable, Optional
 from remote_agent.protocol.messages import Health
+from remote_agent.protocol.reasons import NONE, Reason, because
 from remote_agent.protocol.records import field, record
 from remote_agent.protocol.worker_spec import HealthCheck, WorkerSpec
-from remote_agent.runner.restart import duration_in_words, signal_number
+from remote_agent.runner.restart import signal_number
 from remote_agent.system.bounded import Bounded, HangsError
 from remote_agent.system.paths import absolute
 
@@ -23,7 +24,8 @@ DETAIL_CHARS = 300
 MIN_INTERVAL_S = 0.5
 HEARTBEAT_AGE_S = 60.0
 MAX_GPUS = 64
-Result = tuple[Optional[bool], str]  # (healthy, what a person should know); None: it could not be found out
+MAX_TOLD = 5  # checks that passed, in one detail
+Result = tuple[Optional[bool], Reason]  # (healthy, what a person should know); None: it could not be found out
 
 
 @record
@@ -80,7 +82,7 @@ class _Track:
     failures: int = 0
     passed: bool = False
     busy: bool = False
-    detail: str = ""
+    detail: Reason = NONE
     bounded: Bounded = field(default_factory=Bounded)
 
 
@@ -127,7 +129,7 @@ class HealthMonitor:
         times = [track.next_at for track in self._tracks if not track.busy]
         return min(times) if times else None
 
-    def result(self, due: Due, healthy: Optional[bool], detail: str, now: float) -> bool:
+    def result(self, due: Due, healthy: Optional[bool], detail: Reason, now: float) -> bool:
         """Returns whether the worker has just become failing under a check whose action is restart.
 
         `healthy` None changes nothing: a host too busy to look is no evidence against the job."""
@@ -138,7 +140,7 @@ class HealthMonitor:
         track.next_at = now + max(MIN_INTERVAL_S, track.check.interval_s)
         if healthy is None:
             return False
-        track.detail = detail[:DETAIL_CHARS]
+        track.detail = detail if len(detail) <= DETAIL_CHARS else Reason(detail[:DETAIL_CHARS])
         if healthy:
             track.failures, track.passed = 0, True
             return False
@@ -151,11 +153,11 @@ class HealthMonitor:
             return None
         for track in self._tracks:
             if track.failures >= max(1, track.check.failures):
-                times = f"{track.failures} times in a row"
-                return Health("failing", f"{track.check.type} check failed {times}: {track.detail}"[:DETAIL_CHARS])
+                what = {"check": track.check.type, "times": track.failures, "why": track.detail}
+                return Health("failing", because("health.failed", **what))
         if all(track.passed for track in self._tracks):
-            return Health("ok", "; ".join(track.detail for track in self._tracks)[:DETAIL_CHARS])
-        return Health("unknown", "not checked yet")
+            return Health("ok", NONE.then(*(track.detail for track in self._tracks[:MAX_TOLD])))
+        return Health("unknown", because("health.not_yet"))
 
     def _runnable(self, track: _Track) -> Callable[[], Result]:
         check, elsewhere, log = track.check, self._elsewhere, self._log
@@ -189,14 +191,14 @@ def mistakes(spec: WorkerSpec) -> list[str]:
 
 def _log_silence(check: HealthCheck, watch: HealthWatch, log: Optional[LogWatch], now: float) -> Result:
     if log is None:
-        return True, "no log to watch"
+        return True, because("health.no_log")
     age_s = watch.age_s(log.mark(), now)
     limit_s = check.max_age_s if check.max_age_s is not None else log.limit_s()
     if limit_s is None:
-        return True, f"output {duration_in_words(age_s)} ago; its rhythm is not known yet"
+        return True, because("health.output_unknown", age_s=age_s)
     if age_s > limit_s:
-        return False, f"no output for {duration_in_words(age_s)} (allowed: {duration_in_words(limit_s)})"
-    return True, f"output {duration_in_words(age_s)} ago"
+        return False, because("health.silent", age_s=age_s, limit_s=limit_s)
+    return True, because("health.output", age_s=age_s)
 
 
 def _heartbeat_file(check: HealthCheck, track: _Track, elsewhere: Optional[Elsewhere]) -> Result:
@@ -211,17 +213,16 @@ def _heartbeat_file(check: HealthCheck, track: _Track, elsewhere: Optional[Elsew
             found = track.bounded.call("stat", lambda: os.stat(path), timeout_s)
             mark = (found.st_mtime_ns, found.st_size, found.st_ino)
     except HangsError as exc:
-        return False, f"{path}: its file system hangs: {exc}"
+        return False, because("health.file_hangs", path=path, error=str(exc))
     except OSError as exc:
-        mark, missing = None, f" ({exc.strerror})"
+        mark, missing = None, because("health.file_error", path=path, error=exc.strerror or str(exc))
     else:
-        missing = ""
+        missing = NONE
     age_s = track.watch.age_s(mark, time.monotonic())
     limit_s = HEARTBEAT_AGE_S if check.max_age_s is None else check.max_age_s
     if age_s > limit_s:
-        unchanged = f"{path} unchanged for {duration_in_words(age_s)}{missing}"
-        return False, f"{unchanged} (allowed: {duration_in_words(limit_s)})"
-    return True, f"{path} changed {duration_in_words(age_s)} ago{missing}"
+        return False, because("health.file_unchanged", path=path, age_s=age_s, limit_s=limit_s).then(missing)
+    return True, because("health.file_changed", path=path, age_s=age_s).then(missing)
 
 
 def run_check(check: HealthCheck) -> Result:
@@ -229,7 +230,7 @@ def run_check(check: HealthCheck) -> Result:
     try:
         return probe(check, timeout_of(check))
     except Exception as exc:  # whatever a check meets, it is a failed check
-        return False, f"{type(exc).__name__}: {exc}"
+        return False, Reason(f"{type(exc).__name__}: {exc}")
 
 
 def timeout_of(check: HealthCheck) -> float:

@@ -16,6 +16,7 @@ from collections import deque
 
 from remote_agent.protocol.hints import Any, Callable, Optional
 from remote_agent.protocol.messages import LogMatch, LogSearch, LogSearchResult, encode
+from remote_agent.protocol.reasons import because
 from remote_agent.transport.client import AgentCredentials, Connection, LinkDown
 from remote_agent.transport.http import quote
 
@@ -27,7 +28,6 @@ MAX_LINES = 5000
 MAX_ANSWER_CHARS = 512 * 1024  # of the lines of one answer
 MAX_OUTPUT_BYTES = 8 * 1024 * 1024
 GRACE_S = 2.0  # for the process to begin, and to say by itself that its time is up
-TOO_LONG = "the expression took too long on this host"
 IDLE_S = 20.0  # then thread and connection go
 TRIES = 3
 
@@ -203,10 +203,9 @@ class _Hearing:
         if self._error:
             made.status = "failed"
         elif self._skipped:
-            lines = "a line" if self._skipped == 1 else f"{self._skipped} lines"
-            made.status, made.reason = "failed", f"{TOO_LONG}: {lines} passed over; what is found in others is here"
+            made.status, made.reason = "failed", because("search.too_long", n=self._skipped)
         elif self._done is not True:
-            made.status, made.reason = "timeout", "not all of its logs were looked through in time"
+            made.status, made.reason = "timeout", because("search.late")
         room = MAX_ANSWER_CHARS
         for line in sorted(self._lines, key=lambda one: -one.at)[: self._search.max_lines]:
             room -= len(line.text) + 100

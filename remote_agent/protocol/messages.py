@@ -21,6 +21,8 @@ from remote_agent.protocol.ids import (
     valid_agent_id,
     valid_id,
 )
+from remote_agent.protocol.reasons import Reason, accepted
+from remote_agent.protocol.reasons import fields as reason_fields
 from remote_agent.protocol.records import field, names, record
 from remote_agent.protocol.worker_spec import (
     LATER_LAUNCH_FIELDS,
@@ -193,6 +195,10 @@ class ExitRecord:
     # Processes that were still there when the command had ended, and were ended: it had put them into the background.
     left: int = 0
     left_names: list[str] = field(default_factory=list)  # of some of them: ["nginx"]
+    reason_code: str = ""
+    reason_params: dict[str, Any] = field(default_factory=dict)
+    detail_code: str = ""
+    detail_params: dict[str, Any] = field(default_factory=dict)
 
 
 @record
@@ -218,6 +224,8 @@ class WorkerUsage:
 class Health:
     status: Literal["ok", "failing", "unknown"] = "unknown"
     detail: str = ""
+    detail_code: str = ""
+    detail_params: dict[str, Any] = field(default_factory=dict)
 
 
 @record
@@ -244,6 +252,10 @@ class WorkerReport:
     # Why an idle CPU is no sign of a hang: "output" (it printed lately), "listening" (a server without a connection).
     idle_because: str = ""
     grant: str = ""  # Assignment.grant of `epoch`; "": the agent has none. A manager with an older state asks for it
+    reason_code: str = ""
+    reason_params: dict[str, Any] = field(default_factory=dict)
+    suspect_code: str = ""
+    suspect_params: dict[str, Any] = field(default_factory=dict)
 
 
 @record
@@ -259,6 +271,8 @@ class WorkerEvent:
     reason: str
     # with after == backoff/exited/failed/stopped: how the attempt ended
     exit: Union[ExitRecord, None] = None
+    reason_code: str = ""
+    reason_params: dict[str, Any] = field(default_factory=dict)
 
 
 @record
@@ -266,6 +280,8 @@ class CommandResult:
     command_id: str
     status: Literal["done", "failed", "expired"]
     message: str = ""
+    message_code: str = ""
+    message_params: dict[str, Any] = field(default_factory=dict)
 
 
 @record
@@ -378,6 +394,8 @@ class LogSearchResult:
     # {worker: {"3.out": offset of the first byte that is still on this host}}: what else the manager has, it searches
     # itself. None: not said.
     held: Union[dict[str, dict[str, int]], None] = None
+    reason_code: str = ""
+    reason_params: dict[str, Any] = field(default_factory=dict)
 
 
 @record
@@ -519,9 +537,26 @@ _NESTED: dict[type, dict[str, tuple[str, type]]] = {
 }
 
 
+# The texts that are reasons (reasons.py): beside NAME stand NAME_code and NAME_params, where there is a code.
+_REASONS: dict[type, tuple[str, ...]] = {
+    ExitRecord: ("reason", "detail"),
+    Health: ("detail",),
+    WorkerReport: ("reason", "suspect"),
+    WorkerEvent: ("reason",),
+    CommandResult: ("message",),
+    LogSearchResult: ("reason",),
+}
+_BESIDE_REASONS = frozenset(name + end for of in _REASONS.values() for name in of for end in ("_code", "_params"))
+
+
 def encode(message: Any) -> dict[str, Any]:
-    """A message as JSON-ready values: what dataclasses.asdict gives, without its deep copies (a tenth of the time)."""
-    return {name: _plain(value) for name, value in vars(message).items()}
+    """A message as JSON-ready values: what dataclasses.asdict gives, without its deep copies (a tenth of the time). The
+    code and the parameters of a reason stand beside its text."""
+    values = _plain_items(vars(message).items())
+    for name in _BESIDE_REASONS & values.keys():
+        if not values[name]:
+            del values[name]
+    return values
 
 
 def _plain(value: Any) -> Any:
@@ -530,8 +565,33 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(one) for one in value]
     if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
+        return _plain_items(value.items())
     return encode(value)
+
+
+def _plain_items(items: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, value in items:
+        if type(value) is Reason:
+            values.update(reason_fields(name, value))
+        elif name not in values:
+            values[name] = _plain(value)
+    return values
+
+
+def encode_dict(values: dict[str, Any]) -> dict[str, Any]:
+    """An object made by hand, likewise."""
+    return _plain_items(values.items())
+
+
+def with_reasons(message: T) -> T:
+    """The same message, whose texts with a code have become reasons. What an agent sends is bounded by that."""
+    for name in _REASONS.get(type(message), ()):
+        code = getattr(message, f"{name}_code")
+        if code:
+            made = accepted(getattr(message, name), code, getattr(message, f"{name}_params"))
+            vars(message).update({name: made, f"{name}_code": made.code, f"{name}_params": made.params})
+    return message
 
 
 def decode(cls: type[T], data: Any) -> T:
@@ -558,6 +618,6 @@ def decode(cls: type[T], data: Any) -> T:
                 raise WireError(f"{cls.__name__}.{name}: expected a list, got {type(value).__name__}")
         values[name] = value
     try:
-        return cls(**values)
+        return with_reasons(cls(**values))
     except TypeError as exc:
         raise WireError(f"{cls.__name__}: {exc}") from exc

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import time
 
+from remote_agent.protocol import reasons
+from remote_agent.protocol.reasons import Reason, because, reason_of
 from remote_agent.runner import launch as child
 from remote_agent.runner.restart import Ending, RestartRules
 from remote_agent.system import paths, processes
@@ -86,15 +88,15 @@ class Attempt:
         self.start_deadline = now + policy.start_timeout_s
         self.ready_at = now + policy.start_secs  # later where the exec is still to come
 
-    def why_not_started(self, policy: RestartRules) -> str:
+    def why_not_started(self, policy: RestartRules) -> Reason:
         """At its deadline."""
         if self.detail:
-            return self.detail
+            return reason_of(self.detail)
         if not self.executed and self.launch.setup is not None:
-            return f"its setup lines are not done; restart.start_timeout_s is {policy.start_timeout_s:g} s"
+            return because("start.setup_slow", limit_s=policy.start_timeout_s)
         if not self.executed:
-            return "still before exec: is its working directory on a file system that hangs?"
-        return f"start_secs is {policy.start_secs:g} s"
+            return because("start.before_exec")
+        return because("start.too_short", limit_s=policy.start_secs)
 
     def look_at_exec(self) -> None:
         """Learn whether the exec came about, if that is known by now. Never blocks."""
@@ -150,7 +152,8 @@ def build_launch(
     """
     argv = (hook or assignment).get("argv")
     if assignment.get("error") or not isinstance(argv, list) or not argv or not argv[0]:
-        raise child.NotStarted(str(assignment.get("error") or f"{paths.spec_file(worker_dir)} names no command"))
+        error = reasons.read(assignment, "error")
+        raise child.NotStarted(error or because("start.no_command", path=paths.spec_file(worker_dir)))
     spec, start = assignment["spec"], assignment.get("start")
     assert isinstance(spec, dict)
     cwd = str(assignment.get("cwd") or "")

@@ -21,6 +21,9 @@ import os
 import sys
 from collections.abc import Iterable
 
+from remote_agent.protocol import reasons
+from remote_agent.protocol.reasons import Reason
+
 PROTOCOL_VERSION = 1
 SO_PEERCRED = getattr(_socket, "SO_PEERCRED", 17)  # the kernel's number; PyPy has no name for it
 MAX_LINE_BYTES = 1024 * 1024
@@ -192,6 +195,6 @@ class RunnerLink(JsonConnection):
     def kill(self, attempt: int, command_id: str, until_ns: int = 0) -> None:
         self.send({"op": "kill", "attempt": attempt, "id": command_id, "until_ns": until_ns})
 
-    def health(self, status: str, detail: str, restart: bool) -> None:
+    def health(self, status: str, detail: Reason, restart: bool) -> None:
         """`restart`: the policy wants the attempt ended because of this; otherwise it is only shown."""
-        self.send({"op": "health", "status": status, "detail": detail, "restart": restart})
+        self.send({"op": "health", "status": status, **reasons.fields("detail", detail), "restart": restart})

@@ -11,6 +11,7 @@ import json
 import os
 import stat
 
+from remote_agent.protocol.reasons import because
 from remote_agent.runner.launch import REPORT_FD, NotStarted, check_directory
 
 MAX_ENV_FILE_BYTES = 1024 * 1024
@@ -68,12 +69,12 @@ def compose_as(
         try:
             return list(compose(base, start, own, cwd, as_far_as_there))
         except NotStarted as exc:
-            raise ValueError(str(exc)) from exc
+            raise ValueError(*exc.args) from exc
 
     try:
         found = identity.ask(run_as, question)
     except ValueError as exc:
-        raise NotStarted(str(exc)) from None
+        raise NotStarted(*exc.args) from None
     assert isinstance(found, list)
     return found[0], found[1]
 
@@ -88,18 +89,18 @@ def read_env_file(path: str) -> dict[str, str]:
         with open(descriptor, "rb") as file:
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode):
-                raise NotStarted(f"env_file {path} is not a file")
+                raise NotStarted(because("start.env_file_kind", path=path))
             if found.st_size > MAX_ENV_FILE_BYTES:
-                raise NotStarted(f"env_file {path} is larger than {MAX_ENV_FILE_BYTES} bytes")
+                raise NotStarted(because("start.env_file_size", path=path, limit=MAX_ENV_FILE_BYTES))
             text = file.read(MAX_ENV_FILE_BYTES).decode("utf-8", "surrogateescape")
     except FileNotFoundError:
-        raise NotStarted(f"env_file does not exist: {path}") from None
+        raise NotStarted(because("start.env_file_missing", path=path)) from None
     except OSError as exc:
-        raise NotStarted(f"env_file {path} cannot be read: {exc.strerror}") from exc
+        raise NotStarted(because("start.env_file_unreadable", path=path, error=exc.strerror or str(exc))) from exc
     try:
         return parse_env(text)
     except ValueError as exc:
-        raise NotStarted(f"env_file {path}:{exc}") from None
+        raise NotStarted(because("start.env_file_line", path=path, detail=str(exc))) from None
 
 
 def parse_env(text: str) -> dict[str, str]:
@@ -188,11 +189,9 @@ def enter_venv(env: dict[str, str], venv: str) -> None:
     python = os.path.join(venv, "bin", "python")
     if not os.access(python, os.X_OK):
         if os.path.islink(python):
-            raise NotStarted(
-                f"venv {venv}: its python {os.path.realpath(python)} is gone; make it anew: python3 -m venv --clear …"
-            )
-        what = "has no bin/python" if os.path.isdir(venv) else "does not exist"
-        raise NotStarted(f"venv {venv} {what}; make it: python3 -m venv {venv}")
+            raise NotStarted(because("start.venv_python", path=venv, python=os.path.realpath(python)))
+        code = "start.venv_no_python" if os.path.isdir(venv) else "start.venv_missing"
+        raise NotStarted(because(code, path=venv))
     _first_in_path(env, os.path.join(venv, "bin"), env.get("VIRTUAL_ENV", ""))
     env["VIRTUAL_ENV"] = venv
     env.pop("PYTHONHOME", None)
@@ -202,8 +201,9 @@ def enter_conda(env: dict[str, str], name: str) -> list[str]:
     """What `conda activate` does, without starting conda; returns the activation scripts the environment brings."""
     prefix, looked_in = find_conda(env, name)
     if not prefix:
-        where = f"looked in {', '.join(looked_in)}" if looked_in else "no conda in CONDA_EXE, the home, /opt or PATH"
-        raise NotStarted(f"conda environment not found: {name} ({where}); create it there, or name it by its path")
+        if looked_in:
+            raise NotStarted(because("start.conda_missing", name=name, places=looked_in[:10]))
+        raise NotStarted(because("start.no_conda", name=name))
     _first_in_path(env, os.path.join(prefix, "bin"), env.get("CONDA_PREFIX", ""))
     env.update(_conda_variables(prefix))
     env["CONDA_PREFIX"] = prefix

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+from remote_agent.protocol import reasons
+from remote_agent.protocol.reasons import Reason, because, of_exception
 from remote_agent.runner import launch as child
 from remote_agent.runner.task.assignment import Hook
 
@@ -39,7 +41,7 @@ class PostStop:
             try:
                 self.pid, self._word = child.start(self._launch(self._current))
             except (child.NotStarted, OSError) as exc:
-                self.problems.append(f"{self._kind} could not run: {exc}")
+                self.problems.append(because("hook.not_run", hook=self._kind, why=of_exception(exc)))
                 continue
             self.until = now + timeout_s(self._current)
             return False
@@ -64,13 +66,13 @@ class PostStop:
         left = [hook for hook in self._left if not hook.get("always")]
         self.give_up()
         if left or self.pid:
-            self.problems.append("post_stop had no time left after the end of its lease")
+            self.problems.append(because("hook.no_lease"))
 
     def give_up(self) -> None:
         """No more of them: somebody wants an end at once. What removes a container is none of the worker's."""
         self._left = [hook for hook in self._left if hook.get("always")]
 
-    def _overdue(self) -> str:
+    def _overdue(self) -> Reason:
         return overdue(self._kind, self._current)
 
 
@@ -78,14 +80,13 @@ def timeout_s(hook: Hook) -> float:
     return float(str(hook.get("timeout_s") or 0))
 
 
-def failure(kind: str, hook: Hook, wait_status: int) -> str:
+def failure(kind: str, hook: Hook, wait_status: int) -> Reason:
     """'pre_start failed with exit code 3: rsync -a /data /scratch'"""
+    command = reasons.read(hook, "shown")
     if os.WIFSIGNALED(wait_status):
-        how = f"was killed by signal {os.WTERMSIG(wait_status)}"
-    else:
-        how = f"failed with exit code {os.WEXITSTATUS(wait_status)}"
-    return f"{kind} {how}: {hook.get('shown')}"
+        return because("hook.signal", hook=kind, signal=os.WTERMSIG(wait_status), command=command)
+    return because("hook.code", hook=kind, code=os.WEXITSTATUS(wait_status), command=command)
 
 
-def overdue(kind: str, hook: Hook) -> str:
-    return f"{kind} took longer than {timeout_s(hook):g} s: {hook.get('shown')}"
+def overdue(kind: str, hook: Hook) -> Reason:
+    return because("hook.overdue", hook=kind, limit_s=timeout_s(hook), command=reasons.read(hook, "shown"))

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import signal
 import stat
 
+from remote_agent.protocol import reasons
+from remote_agent.protocol.reasons import NONE, Reason, because
 from remote_agent.system import processes
 
 OOM_SCORE_FILE = "/proc/self/oom_score_adj"
@@ -55,7 +58,7 @@ class Launch:
 
 
 class NotStarted(Exception):
-    """Only a person can help: the text says what is wrong with command, directory or environment."""
+    """Only a person can help: a reason says what is wrong with command, directory or environment."""
 
 
 def start(launch: Launch) -> tuple[int, int]:
@@ -177,13 +180,19 @@ def _become(launch: Launch, streams: list[int], report: int, runner: int) -> Non
         os.execve(locate(launch), launch.argv, launch.env)  # noqa: S606 - a list, never a shell line
     except OSError as exc:
         # In words here, as the user that it is by now: the runner may read files that are not this user's.
-        text = explain(stage, exc.errno or 0, _name(exc), launch)
-        os.write(report, f"not {text}".encode(errors="replace")[:MAX_FAILURE_BYTES])
+        _report(report, explain(stage, exc.errno or 0, _name(exc), launch))
     except BaseException as exc:  # after a fork nothing may escape into the runner's own code
-        text = explain(stage, 0, str(exc), launch)
-        os.write(report, f"not {text}".encode(errors="replace")[:MAX_FAILURE_BYTES])
+        _report(report, explain(stage, 0, str(exc), launch, reasons.of_exception(exc)))
     finally:
         os._exit(EXIT_NOT_STARTED)
+
+
+def _report(descriptor: int, why: Reason) -> None:
+    data = f"not {json.dumps(why.plain())}".encode(errors="replace")
+    os.write(
+        descriptor,
+        data if len(data) <= MAX_FAILURE_BYTES else f"not {why}".encode(errors="replace")[:MAX_FAILURE_BYTES],
+    )
 
 
 def _limit(launch: Launch) -> None:
@@ -201,7 +210,7 @@ def _limit(launch: Launch) -> None:
         except (ValueError, OSError) as exc:
             highest = resource.getrlimit(kind)[1]
             shown = "unlimited" if wanted < 0 else wanted
-            raise ValueError(f"limits.{name} {shown}: this user may have at most {highest} here") from exc
+            raise ValueError(because("start.limit", name=str(name), value=shown, highest=highest)) from exc
 
 
 def _become_user(launch: Launch) -> None:
@@ -275,20 +284,20 @@ def search_path(env: dict[str, str]) -> list[str]:
 # ---------------------------------------------------------------------------------------------- in words
 
 
-def word(descriptor: int, launch: Launch) -> tuple[str, str] | None:
+def word(descriptor: int, launch: Launch) -> tuple[str, Reason] | None:
     """What the child said on its way to the exec; None = no word yet.
 
-    (EXECUTED, ""): the command has taken over. (HOPELESS, a sentence): only a person can help. (FAILED, a sentence): a
-    line before the command failed, and trying again may help.
+    (EXECUTED, ""): the command has taken over. (HOPELESS, why): only a person can help. (FAILED, why): a line before
+    the command failed, and trying again may help.
     """
     try:
         data = os.read(descriptor, MAX_FAILURE_BYTES)
     except BlockingIOError:
         return None
     if not data:
-        return (EXECUTED, "") if launch.setup is None else (FAILED, "its setup ended before the command was started")
+        return (EXECUTED, NONE) if launch.setup is None else (FAILED, because("start.setup_ended"))
     if data == b"ok":
-        return EXECUTED, ""
+        return EXECUTED, NONE
     # A shell with lines of the worker's may have written anything here.
     stage, _, rest = data.decode(errors="replace").replace("\0", "").partition(" ")
     if stage == "path":
@@ -297,23 +306,35 @@ def word(descriptor: int, launch: Launch) -> tuple[str, str] | None:
         code, _, number = rest.partition(" ")
         return FAILED, explain_line(code, number, launch)
     if stage == "not":
-        return HOPELESS, rest
-    return HOPELESS, f"the child could not be set up: {rest[:200]}"
+        return HOPELESS, _reported(rest)
+    return HOPELESS, because("start.not_set_up", detail=rest[:200])
 
 
-def _explain_missing(path: str, launch: Launch) -> str:
+def _reported(text: str) -> Reason:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return Reason(text)
+    if not isinstance(value, dict):
+        return Reason(text)
+    accepted = reasons.accepted("", value.get("code"), value.get("params"))
+    return reasons.because_of(accepted.code, accepted.params) if accepted else Reason(text)
+
+
+def _explain_missing(path: str, launch: Launch) -> Reason:
     """The shell before the command did not find it in the PATH that its lines had made."""
     if launch.run_as:
         from remote_agent.system import identity
 
         try:
-            return str(identity.ask(launch.run_as, lambda: _look_for(path, launch)))
+            found = identity.ask(launch.run_as, lambda: reasons.fields("reason", _look_for(path, launch)))
+            return reasons.read(found if isinstance(found, dict) else {})
         except (ValueError, OSError):
-            return f"command not found: {launch.command[0]} (looked in PATH={path})"
+            return because("start.not_in_path", command=launch.command[0], path=path[:1000])
     return _look_for(path, launch)
 
 
-def _look_for(path: str, launch: Launch) -> str:
+def _look_for(path: str, launch: Launch) -> Reason:
     wanted = Launch(launch.command, launch.cwd, {**launch.env, "PATH": path}, "")
     try:
         locate(wanted)
@@ -323,24 +344,24 @@ def _look_for(path: str, launch: Launch) -> str:
     return explain("exec", number, launch.command[0], wanted)
 
 
-def explain_line(code: str, number: str, launch: Launch) -> str:
+def explain_line(code: str, number: str, launch: Launch) -> Reason:
     """Line `number` of its setup ended the shell with exit code `code`; 0: an activation script of its conda."""
     lines = launch.setup or []
     if not number.isdecimal() or not 0 < int(number) <= len(lines):
-        return f"the activation of its conda environment failed with exit code {code[:20]}"
+        return because("start.conda_failed", code=code[:20])
     line = lines[int(number) - 1].strip().split("\n")[0]
-    return f"setup line {number} failed with exit code {code}: {line[:200]}"
+    return because("start.setup_failed", line=int(number), code=code[:20], text=line[:200])
 
 
-def explain(stage: str, number: int, detail: str, launch: Launch) -> str:
+def explain(stage: str, number: int, detail: str, launch: Launch, why: Reason = NONE) -> Reason:
     """`detail`: the file that was looked at (stage exec), or what went wrong (stage setup)."""
     if stage == "cwd":
         return _explain_cwd(number, launch.cwd)
     if stage == "exec":
         return _explain_exec(number, detail, launch)
     if stage == "user" and launch.run_as:
-        return f"cannot become user {launch.run_as.get('name')}: {os.strerror(number)}; does the agent run as root?"
-    return f"the child could not be set up: {detail or os.strerror(number)}"
+        return because("start.user", user=str(launch.run_as.get("name")), error=os.strerror(number))
+    return because("start.not_set_up", detail=why or detail or os.strerror(number))
 
 
 def check_directory(cwd: str) -> None:
@@ -352,34 +373,34 @@ def check_directory(cwd: str) -> None:
         raise NotStarted(_explain_cwd(exc.errno or 0, cwd)) from exc
 
 
-def _explain_cwd(number: int, cwd: str) -> str:
+def _explain_cwd(number: int, cwd: str) -> Reason:
     if number == errno.ENOENT:
-        return f"working directory does not exist: {cwd}"
+        return because("start.cwd_missing", path=cwd)
     if number == errno.ENOTDIR:
-        return f"working directory is not a directory: {cwd}"
+        return because("start.cwd_no_directory", path=cwd)
     if number == errno.EACCES:
-        return f"no right to enter the working directory: {cwd}"
-    return f"cannot enter the working directory {cwd}: {os.strerror(number)}"
+        return because("start.cwd_forbidden", path=cwd)
+    return because("start.cwd_error", path=cwd, error=os.strerror(number))
 
 
-def _explain_exec(number: int, found: str, launch: Launch) -> str:
+def _explain_exec(number: int, found: str, launch: Launch) -> Reason:
     command = launch.argv[0]
     path = os.path.join(launch.cwd, found or command)
     if number == errno.ENOENT and os.path.exists(path) and "/" in (found or command):
-        return f"the interpreter in the first line of {path} does not exist: {_first_line(path)}"
+        return because("start.no_interpreter", path=path, line=_first_line(path))
     if number == errno.ENOENT and "/" not in command:
-        return f"command not found: {command} (looked in PATH={':'.join(search_path(launch.env))})"
+        return because("start.not_in_path", command=command, path=":".join(search_path(launch.env))[:1000])
     if number in (errno.ENOENT, errno.ENOTDIR):
-        return f"command not found: {path}"
+        return because("start.not_found", path=path)
     if number == errno.EACCES and os.path.isdir(path):
-        return f"the command is a directory: {path}"
+        return because("start.is_directory", path=path)
     if number == errno.EACCES:
-        return f"{path} may not be executed; chmod +x {path}"
+        return because("start.not_executable", path=path)
     if number == errno.ENOEXEC:
-        return f"{path} is no program: it needs a first line like #!/bin/sh, or a binary for this machine"
+        return because("start.no_program", path=path)
     if number == errno.E2BIG:
-        return f"arguments and environment are too long for {command}"
-    return f"cannot execute {command}: {os.strerror(number)}"
+        return because("start.too_long", command=command[:200])
+    return because("start.exec_error", command=command[:200], error=os.strerror(number))
 
 
 def _first_line(path: str) -> str:

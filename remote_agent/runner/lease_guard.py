@@ -7,7 +7,7 @@ clock, no process; task/task_runner.py does what follows. Seconds are those of a
 
 from __future__ import annotations
 
-from remote_agent.runner import restart
+from remote_agent.protocol.reasons import Reason, because
 from remote_agent.runner.leases import WorkerLeases
 
 NEVER = float("inf")
@@ -82,6 +82,5 @@ class LeaseGuard:
         gone_at = self.gone_at(grace_s)
         return gone_at if gone_at > now else NEVER
 
-    def in_words(self) -> str:
-        length = restart.duration_in_words(self.lease_s or 0.0)
-        return f"its lease ended: no renewal from the manager for {length}; stopped so that it may run elsewhere"
+    def why_ended(self) -> Reason:
+        return because("lease.ended", lease_s=self.lease_s or 0.0)

@@ -11,11 +11,13 @@ from __future__ import annotations
 import ctypes
 import time
 
+from remote_agent.protocol.reasons import because
+
 # Goes on while the machine sleeps, and no clock setting changes it.
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 TFD_NONBLOCK, TFD_CLOEXEC, TFD_TIMER_ABSTIME = 0o4000, 0o2000000, 1
 LONGEST_LEASE_S = 366 * 86400.0
-AWAITS_LEASE = "it waits for a lease from the manager"
+AWAITS_LEASE = because("lease.awaits")
 
 
 def boottime_ns() -> int:

@@ -12,6 +12,7 @@ import json
 import os
 import time
 
+from remote_agent.protocol.reasons import NONE, Reason, because
 from remote_agent.system import paths, state_files
 
 COMPACT_ABOVE_LINES = 1000
@@ -24,7 +25,7 @@ class WorkerFiles:
         self.worker_dir = worker_dir
         self.kept = True  # the last state can be read by whoever comes next
         self._runtime_dir = runtime_dir
-        self._failed: dict[str, str] = {}  # file -> why its last write failed
+        self._failed: dict[str, Reason] = {}  # file -> why its last write failed
         self._unwritten_exits: dict[str, dict[str, object]] = {}
         self._in_runtime = bool(runtime_dir) and os.path.exists(paths.runtime_state(runtime_dir, worker_dir))
         self._unwritten_events: list[bytes] = []
@@ -36,9 +37,9 @@ class WorkerFiles:
         self._seq = last_seq
 
     @property
-    def problem(self) -> str:
+    def problem(self) -> Reason:
         """Why something is not on the disk; "" = all is."""
-        return next(iter(self._failed.values()), "")
+        return next(iter(self._failed.values()), NONE)
 
     # --------------------------------------------------------------------------------------------- reading
 
@@ -47,7 +48,7 @@ class WorkerFiles:
         try:
             state = state_files.read(self.worker_dir, self._runtime_dir)
         except (ValueError, OSError) as exc:
-            self._failed[paths.state_file(self.worker_dir)] = str(exc)
+            self._failed[paths.state_file(self.worker_dir)] = because("run.state_unreadable", error=str(exc))
             return {}
         if state is None:
             return {}
@@ -148,7 +149,7 @@ class WorkerFiles:
             finally:
                 os.close(descriptor)
         except OSError as exc:
-            self._failed[path] = f"cannot write {path}: {exc.strerror or exc}"
+            self._failed[path] = because("run.cannot_write", path=path, error=exc.strerror or str(exc))
             return
         self._failed.pop(path, None)
         self._events += len(self._unwritten_events)
@@ -170,7 +171,7 @@ class WorkerFiles:
         try:
             paths.write_json(path, value)
         except OSError as exc:
-            self._failed[path] = f"cannot write {path}: {exc.strerror or exc}"
+            self._failed[path] = because("run.cannot_write", path=path, error=exc.strerror or str(exc))
             return False
         self._failed.pop(path, None)
         self._unsynced.append(path)
@@ -185,7 +186,7 @@ class WorkerFiles:
             for directory in {os.path.dirname(path) for path in files}:
                 paths.sync_directory(directory)
         except OSError as exc:
-            self._failed["sync"] = str(exc)
+            self._failed["sync"] = because("run.cannot_sync", error=str(exc))
         else:
             self._failed.pop("sync", None)
         state_files.make_reserve(self.worker_dir)

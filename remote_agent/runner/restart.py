@@ -1,7 +1,7 @@
 """Decides what follows when an attempt has ended: restart (and when), finished, or failed. Pure: no clock, no files.
 
 The runner hands over how the attempt ended, how many automatic restarts are spent and the worker's policy, and gets a
-decision with a reason a person can read. Plain classes, because the runner must stay small.
+decision with its reason. Plain classes, because the runner must stay small.
 
 - policy "on-failure" restarts what failed, "always" also what finished well, "never" nothing at all.
 - The first restart of a budget is immediate, then the delays of `backoff_s` (the last one repeats), each ± jitter.
@@ -14,6 +14,8 @@ decision with a reason a person can read. Plain classes, because the runner must
 from __future__ import annotations
 
 from collections import namedtuple
+
+from remote_agent.protocol.reasons import Reason, because, reason_of
 
 RESTART = "restart"
 FINISH = "finish"
@@ -78,35 +80,33 @@ def decide(ending: Ending, restarts: int, policy: RestartRules, roll: float = 0.
     restarts = restarts_left_standing(restarts, ending.ran_s, policy)
     why = describe(ending)
     if policy.gang and not succeeded(ending, policy):
-        return Decision(FAIL, 0.0, restarts, f"{why}; a member of a gang never restarts alone")
+        return Decision(FAIL, 0.0, restarts, why.then(because("restart.gang")))
     if succeeded(ending, policy):
         return _after_success(ending, restarts, policy, roll, why)
     if policy.policy == "never":
-        return Decision(FAIL, 0.0, restarts, f"{why}; restarts are off")
+        return Decision(FAIL, 0.0, restarts, why.then(because("restart.off")))
     return _again(restarts, policy, roll, why)
 
 
-def _after_success(ending: Ending, restarts: int, policy: RestartRules, roll: float, why: str) -> Decision:
+def _after_success(ending: Ending, restarts: int, policy: RestartRules, roll: float, why: Reason) -> Decision:
     if policy.policy != "always" or policy.gang:
-        return Decision(FINISH, 0.0, restarts, f"finished: {why}")
+        return Decision(FINISH, 0.0, restarts, because("exit.finished", why=why))
     if not ending.was_running:
         return _again(restarts, policy, roll, why)
     pause_s = policy.backoff_s[min(1, len(policy.backoff_s) - 1)]
     delay_s = 0.0 if ending.ran_s >= pause_s else pause_s
-    return Decision(RESTART, delay_s, restarts, f"{why}; policy always: next start {in_words(delay_s)}")
+    return Decision(RESTART, delay_s, restarts, why.then(because("restart.always", delay_s=delay_s)))
 
 
-def _again(restarts: int, policy: RestartRules, roll: float, why: str) -> Decision:
+def _again(restarts: int, policy: RestartRules, roll: float, why: Reason) -> Decision:
     if policy.max_attempts <= 0:
-        return Decision(FAIL, 0.0, restarts, f"{why}; no restarts allowed (max_attempts 0)")
+        return Decision(FAIL, 0.0, restarts, why.then(because("restart.none")))
     if restarts >= policy.max_attempts:
-        spent = "the one restart is" if policy.max_attempts == 1 else f"all {policy.max_attempts} restarts are"
-        return Decision(FAIL, 0.0, restarts, f"{why}; {spent} used up")
+        return Decision(FAIL, 0.0, restarts, why.then(because("restart.spent", n=policy.max_attempts)))
     step_s = policy.backoff_s[min(restarts, len(policy.backoff_s) - 1)]
     delay_s = step_s * (1.0 + policy.jitter * (2.0 * roll - 1.0))
-    return Decision(
-        RESTART, delay_s, restarts + 1, f"{why}; restart {restarts + 1} of {policy.max_attempts} {in_words(delay_s)}"
-    )
+    then = because("restart.next", k=restarts + 1, n=policy.max_attempts, delay_s=delay_s)
+    return Decision(RESTART, delay_s, restarts + 1, why.then(then))
 
 
 def restarts_left_standing(restarts: int, ran_s: float, policy: RestartRules) -> int:
@@ -165,60 +165,38 @@ def succeeded(ending: Ending, policy: RestartRules) -> bool:
     return not ending.cause and ending.code is not None and ending.code in policy.success_exit_codes
 
 
-# ---------------------------------------------------------------------------------------------- words for people
+# -------------------------------------------------------------------------------------------------------- reasons
 
 
-def describe(ending: Ending) -> str:
+def describe(ending: Ending) -> Reason:
     """'killed by signal 9 (SIGKILL) after 3 h 12 min'"""
-    after = f"after {duration_in_words(ending.ran_s)}"
+    ran_s, why = ending.ran_s, ending.detail
     if ending.cause == "lost":
-        return ending.detail or "its end was not seen"
+        return reason_of(why) if why else because("exit.unseen")
     if ending.cause == "taken":
-        return f"{ending.detail} ({after})"
+        return because("exit.taken", why=why, ran_s=ran_s)
     if ending.cause == "not_started":
-        return ending.detail
+        return reason_of(why)
     if ending.cause == "start_timeout":
-        return f"not running {after}: {ending.detail}" if ending.detail else f"not running {after}"
+        return (
+            because("exit.not_running_why", why=why, ran_s=ran_s) if why else because("exit.not_running", ran_s=ran_s)
+        )
     if ending.cause == "unhealthy":
-        return f"unhealthy {after}: {ending.detail}" if ending.detail else f"unhealthy {after}"
+        return because("exit.unhealthy_why", why=why, ran_s=ran_s) if why else because("exit.unhealthy", ran_s=ran_s)
     if ending.signal is not None:
         name = signal_name(ending.signal)
         if ending.oom:
-            return f"killed by the kernel for want of memory (signal {ending.signal}, {name}) {after}"
-        return f"killed by signal {ending.signal} ({name}) {after}"
+            return because("exit.oom", signal=ending.signal, name=name, ran_s=ran_s)
+        return because("exit.signal", signal=ending.signal, name=name, ran_s=ran_s)
     if ending.code is None:
-        return f"ended {after}"
-    return f"exit code {ending.code} {after}"
+        return because("exit.ended", ran_s=ran_s)
+    return because("exit.code", code=ending.code, ran_s=ran_s)
 
 
-def left_in_words(count: int, names: list[str], ending: Ending) -> str:
+def describe_left(count: int, names: list[str], ending: Ending) -> Reason:
     """For the reason, after a command that put processes into the background: they are ended, and what to do."""
-    named = f" ({', '.join(names)})" if names else ""
-    text = f"; it left {count} process{'es' if count > 1 else ''} in the background{named}, ended now"
-    if ending.code != 0:
-        return text
-    return f"{text}: a worker has to stay in the foreground, so start it without its daemon option, nohup, & or tmux"
-
-
-def in_words(delay_s: float) -> str:
-    return "now" if delay_s < 0.05 else f"in {duration_in_words(delay_s)}"
-
-
-def duration_in_words(seconds: float) -> str:
-    """Two units at most, rounded down as the portal does: '0.2 s', '42 s', '5 min', '3 h 12 min', '9 d 4 h'."""
-    if seconds < 10:
-        return f"{max(seconds, 0.0):.1f}".rstrip("0").rstrip(".") + " s"
-    if seconds < 60:
-        return f"{int(seconds)} s"
-    minutes = int(seconds // 60)
-    if minutes < 10 and seconds % 60 >= 1:
-        return f"{minutes} min {int(seconds % 60)} s"
-    if minutes < 60:
-        return f"{minutes} min"
-    hours = minutes // 60
-    if hours < 48:
-        return f"{hours} h {minutes % 60} min" if minutes % 60 else f"{hours} h"
-    return f"{hours // 24} d {hours % 24} h" if hours % 24 else f"{hours // 24} d"
+    left = because("exit.left_named", n=count, names=names) if names else because("exit.left", n=count)
+    return left.then(because("exit.foreground")) if ending.code == 0 else left
 
 
 # The names as Linux numbers them on every machine we run on (x86, ARM, RISC-V, POWER).

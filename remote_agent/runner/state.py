@@ -10,7 +10,9 @@ import os
 import time
 from collections.abc import Callable
 
-from remote_agent.protocol import states
+from remote_agent.protocol import reasons, states
+from remote_agent.protocol.reasons import Reason
+from remote_agent.protocol.reasons import fields as reason_fields
 from remote_agent.runner import restart
 from remote_agent.runner.record import WorkerFiles
 from remote_agent.runner.restart import Ending
@@ -37,6 +39,8 @@ class WorkerState:
             "restarts": 0,
             "restarts_total": 0,
             "reason": "",
+            "reason_code": "",
+            "reason_params": {},
             "last_exit": None,
             "event_seq": 0,
             "writes": 0,  # of this state, by all runners: which copy of two is the newer one
@@ -70,7 +74,7 @@ class WorkerState:
             attempt=max([whole(former, "attempt"), *paths.attempts_on_disk(self.record.worker_dir)]),
         )
 
-    def become(self, state: str, reason: str, ended: bool = False) -> None:
+    def become(self, state: str, reason: Reason, ended: bool = False) -> None:
         """Change the state. `ended`: the event carries how the last attempt ended."""
         before = str(self.values["state"])
         states.check(before, state)
@@ -83,19 +87,27 @@ class WorkerState:
             "attempt": self.values["attempt"],
             "before": before,
             "after": state,
-            "reason": reason,
+            **reason_fields("reason", reason),
             "exit": self.values["last_exit"] if ended else None,
         }
-        self.values.update(state=state, reason=reason, since=at, event_seq=event["seq"])
+        self.values.update(state=state, since=at, event_seq=event["seq"])
+        self.note_reason(reason)
         self.record.append_event(event)
         self._tell({"type": "event", **event})
         self.publish()
 
-    def say(self, reason: str) -> None:
+    def say(self, reason: Reason) -> None:
         """A new reason within the same state."""
         if self.values["reason"] != reason:
-            self.values["reason"] = reason
+            self.note_reason(reason)
             self.publish()
+
+    def note_reason(self, reason: Reason) -> None:
+        self.values.update(reason_fields("reason", reason))
+
+    @property
+    def reason(self) -> Reason:
+        return reasons.read(self.values)
 
     def publish(self) -> None:
         self.write()
@@ -116,13 +128,14 @@ class WorkerState:
 
     def message(self) -> dict[str, object]:
         """state.json as a message; `problem` says what keeps it from being written, "" = nothing."""
-        return {"type": "status", **self.values, "problem": self.record.problem}
+        return {"type": "status", **self.values, **reason_fields("problem", self.record.problem)}
 
-    def result(self, command_id: str, status: str, message: str) -> None:
+    def result(self, command_id: str, status: str, message: Reason) -> None:
         """Answer a command, if there was one."""
         if not command_id:
             return
-        result: dict[str, object] = {"type": "result", "id": command_id, "status": status, "message": message}
+        answer = reason_fields("message", message)
+        result: dict[str, object] = {"type": "result", "id": command_id, "status": status, **answer}
         self.results = [*self.results, result][-KEEP_RESULTS:]
         self._tell(result)
 
@@ -135,9 +148,9 @@ class WorkerState:
             "oom": ending.oom,
             "at": time.time(),
             "duration_s": round(ending.ran_s, 3),
-            "reason": failure or restart.describe(ending),
+            **reason_fields("reason", failure or restart.describe(ending)),
             "cause": ending.cause,
-            "detail": ending.detail[:300],
+            **reason_fields("detail", ending.detail),
         }
         self.values["last_exit"] = record
         self._unwritten_exits.append(record)

@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import os
 
+from remote_agent.protocol.reasons import NONE, Reason, because
+
 CPU_PERIOD_US = 100_000
 
 
-def enforce(path: str, limits: dict[str, float | None]) -> str:
+def enforce(path: str, limits: dict[str, float | None]) -> Reason:
     """Limit the group at `path` ("" = there is none); None lifts a limit. Returns what is not enforced and why."""
     problems = []
     for name, controller, file, value in wanted(limits):
         if not path:
-            problem = "this user can make no control group (cgroup v2) here"
+            problem: str = because("limit.no_group")
         else:
             problem = _hand_down(os.path.dirname(path), controller) or _write(os.path.join(path, file), value)
         if problem and value[:3] != "max":
-            problems.append(f"limits.{name} is not enforced: {problem}")
-    return "; ".join(problems)
+            problems.append(because("limit.not_enforced", name=name, why=problem))
+    return NONE.then(*problems)
 
 
 def wanted(limits: dict[str, float | None]) -> list[tuple[str, str, str, str]]:
@@ -44,9 +46,9 @@ def _hand_down(parent: str, controller: str) -> str:
     if controller in _words(control):
         return ""
     if controller not in _words(os.path.join(parent, "cgroup.controllers")):
-        return f"the {controller} controller of cgroup v2 is not available in {parent}"
+        return because("limit.no_controller", controller=controller, path=parent)
     problem = _write(control, f"+{controller}")
-    return f"{parent} does not hand the {controller} controller down ({problem})" if problem else ""
+    return because("limit.not_handed_down", path=parent, controller=controller, error=problem) if problem else ""
 
 
 def _words(path: str) -> list[str]:

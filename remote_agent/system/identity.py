@@ -16,6 +16,7 @@ import signal
 import time
 from collections.abc import Callable
 
+from remote_agent.protocol import reasons
 from remote_agent.system import processes
 
 ANSWER_S = 5.0  # a question whose answer hangs (a file system of the user's own making) is given up
@@ -81,7 +82,7 @@ def ask(run_as: dict[str, object], question: Callable[[], object], timeout_s: fl
     except ValueError:
         raise OSError(errno.EIO, f"its files could not be read as {who}: the reading process was ended") from None
     if kind == "wrong":
-        raise ValueError(value)
+        raise ValueError(reasons.read(value))
     if kind != "is":
         raise OSError(errno.EIO, f"its files could not be read as {who}: {value}")
     return value
@@ -106,7 +107,7 @@ def _answer(run_as: dict[str, object], question: Callable[[], object], writable:
         try:
             answer = ["is", question()]
         except ValueError as exc:
-            answer = ["wrong", str(exc)]
+            answer = ["wrong", reasons.fields("reason", reasons.of_exception(exc))]
         data = memoryview(json.dumps(answer).encode())
         while data:
             data = data[os.write(3, data) :]

@@ -12,6 +12,7 @@ from collections import namedtuple
 
 from remote_agent.protocol.hints import Any
 from remote_agent.protocol.ids import valid_id
+from remote_agent.protocol.reasons import NONE, Reason, because
 from remote_agent.system import paths
 from remote_agent.system.locks import lock_held
 
@@ -50,16 +51,18 @@ def doubled(agent_directory: str, worker_ids: "list[str]") -> "list[tuple[Other,
     return [(other, sorted(ids - mine)) for other, ids in others if ids - mine]
 
 
-def forbids(worker_directory: str, worker_id: str) -> str:
+def forbids(worker_directory: str, worker_id: str) -> Reason:
     """Why this worker of a deployed agent may not be started now; "" where it may."""
     directory = os.path.dirname(os.path.dirname(worker_directory))
     config = _config(directory)
     if config.get("kind") != "deployed" or config.get("another_fleet"):
-        return ""
+        return NONE
     for other, _ in doubled(directory, [worker_id]):
         if not other.insists:
-            return f"it already runs here in another fleet: {in_words(other)}; stop it there, or deploy --another-fleet"
-    return ""
+            if other.manager:
+                return because("start.another_fleet_of", fleet=other.fleet_id, manager=other.manager)
+            return because("start.another_fleet", fleet=other.fleet_id)
+    return NONE
 
 
 def in_words(other: Other) -> str:

@@ -114,7 +114,9 @@ def _fitting(state: State) -> bytes:
     last = state.get("last_exit")
     if isinstance(last, dict):
         last = {key: value[:_SHORT] if isinstance(value, str) else value for key, value in last.items()}
-    short = {**state, "reason": str(state.get("reason"))[:_SHORT], "last_exit": last}
+        last = {**last, "reason_code": "", "reason_params": {}, "detail_code": "", "detail_params": {}}
+    cut = {"reason": str(state.get("reason"))[:_SHORT], "reason_code": "", "reason_params": {}}
+    short = {**state, **cut, "last_exit": last}
     data = json.dumps(short, separators=(",", ":")).encode()
     if len(data) > SLOT_BYTES - _HEADER_BYTES:
         data = json.dumps({**short, "last_exit": None}, separators=(",", ":")).encode()

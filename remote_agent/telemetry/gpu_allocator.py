@@ -11,6 +11,7 @@ import os
 
 from remote_agent.protocol.hints import TYPE_CHECKING, Callable, Mapping, Optional, Protocol
 from remote_agent.protocol.messages import Assignment, GpuProcess, GpuUsage
+from remote_agent.protocol.reasons import NONE, Reason, because
 from remote_agent.system import paths
 from remote_agent.telemetry.gpus import Reading
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:  # no agent need hold it in memory
 
         worker_id: str
         gpus: list[int]
-        gpu_wait: str
+        gpu_wait: Reason
         assignment: Optional[Assignment]
 
         @property
@@ -68,13 +69,13 @@ class GpuAllocator:
         wanted = worker.assignment.spec.gpus if worker.assignment is not None else 0
         held = self.of(worker.worker_id)
         if wanted <= 0 and not held:
-            worker.gpu_wait = ""
+            worker.gpu_wait = NONE
             self._waiting.discard(worker.worker_id)
             return self._note(worker)
         try:
             worker.gpu_wait = self._settle(worker, wanted, len(held))
         except OSError as exc:
-            worker.gpu_wait = f"its GPUs cannot be recorded: {exc.strerror or exc}"
+            worker.gpu_wait = because("gpu.not_recorded", error=exc.strerror or str(exc))
         if worker.gpu_wait:
             self._waiting.add(worker.worker_id)
         else:
@@ -88,19 +89,19 @@ class GpuAllocator:
         except OSError:
             pass  # nobody else is kept from them for long: the next change writes it
 
-    def _settle(self, worker: GpuWorker, wanted: int, held: int) -> str:
+    def _settle(self, worker: GpuWorker, wanted: int, held: int) -> Reason:
         starts = worker.needs_runner()
         if worker.idle and not starts:
             self.release(worker.worker_id)
-            return ""
+            return NONE
         if held == wanted or worker.assignment is None:
-            return ""
+            return NONE
         if not worker.idle and wanted < held:
-            return ""  # the running attempt may use them all: given back when it is settled
+            return NONE  # the running attempt may use them all: given back when it is settled
         environment = {**self._base_env, **worker.assignment.spec.env}
         waits = self.take(worker.worker_id, wanted, self._measuring.reading, allowed_by(environment))
         if waits and not worker.idle:
-            return f"{waits}; it goes on with the {held} it has" if held else f"its next start {waits}"
+            return waits.then(because("gpu.goes_on", held=held)) if held else because("gpu.next_start", why=waits)
         return waits
 
     def _note(self, worker: GpuWorker) -> bool:
@@ -114,14 +115,14 @@ class GpuAllocator:
     def of(self, worker_id: str) -> list[int]:
         return self.held.get(worker_id, [])
 
-    def take(self, worker_id: str, wanted: int, reading: Optional[Reading], allowed: Optional[list[int]]) -> str:
+    def take(self, worker_id: str, wanted: int, reading: Optional[Reading], allowed: Optional[list[int]]) -> Reason:
         """Make it `wanted` GPUs in all, those it has first. Returns "" or for what it waits. Raises OSError."""
         chosen, reason = choose(worker_id, wanted, reading, self.held, allowed)
         if chosen is None:
             return reason
         if chosen != self.of(worker_id):
             self._store({**self.held, worker_id: chosen})
-        return ""
+        return NONE
 
     def release(self, worker_id: str) -> bool:
         """Returns whether it had any. Raises OSError."""
@@ -141,46 +142,52 @@ class GpuAllocator:
 
 def choose(
     worker_id: str, wanted: int, reading: Optional[Reading], held: dict[str, list[int]], allowed: Optional[list[int]]
-) -> tuple[Optional[list[int]], str]:
+) -> tuple[Optional[list[int]], Reason]:
     """(the GPUs, "") or (None, why it has to wait). Pure. `allowed` None: any. `reading` None: none made yet."""
     own = held.get(worker_id, [])
     if len(own) >= wanted:
-        return own[:wanted], ""
-    need = f"waits for {wanted} GPU{'s' if wanted > 1 else ''}"
+        return own[:wanted], NONE
     if reading is None:
-        return None, f"{need}: reading the host's GPUs"
+        return None, _waits(wanted, because("gpu.reading"))
     if not reading.present:
-        return None, f"{need}: no NVIDIA driver on this host"
+        return None, _waits(wanted, because("gpu.no_driver"))
     if not reading.gpus:
-        return None, f"{need}: the GPUs cannot be read: {reading.trouble or 'the driver names none'}"
+        none = because("gpu.unreadable", error=reading.trouble) if reading.trouble else because("gpu.none_named")
+        return None, _waits(wanted, none)
     usable = [gpu for gpu in reading.gpus if allowed is None or gpu.index in allowed]
     if len(usable) < wanted:
-        limit = "" if allowed is None else f" that {CUDA_DEVICES} allows"
-        return None, f"{need}: this host has {len(usable)}{limit}"
-    free, busy = [], []
+        code = "gpu.too_few" if allowed is None else "gpu.too_few_allowed"
+        return None, _waits(wanted, because(code, has=len(usable)))
+    free: list[int] = []
+    busy: list[Reason] = []
     for gpu in usable:
-        why = "" if gpu.index in own else _occupied(gpu, worker_id, held)
+        why = NONE if gpu.index in own else _occupied(gpu, worker_id, held)
         if why:
             busy.append(why)
         elif gpu.index not in own:
             free.append(gpu.index)
     if len(own) + len(free) < wanted:
-        return None, f"{need}: {'; '.join(busy)}"
-    return sorted(own + free[: wanted - len(own)]), ""
+        return None, _waits(wanted, *busy)
+    return sorted(own + free[: wanted - len(own)]), NONE
 
 
-def _occupied(gpu: GpuUsage, worker_id: str, held: dict[str, list[int]]) -> str:
+def _waits(wanted: int, *why: Reason) -> Reason:
+    return because("gpu.waits", n=wanted, why=list(why[:8]))
+
+
+def _occupied(gpu: GpuUsage, worker_id: str, held: dict[str, list[int]]) -> Reason:
     """Who has this GPU, in words; "" = free."""
     for other, indexes in held.items():
         if other != worker_id and gpu.index in indexes:
-            return f"GPU {gpu.index} is handed to {other}"
+            return because("gpu.handed", index=gpu.index, worker=other)
     if gpu.trouble:
-        return f"GPU {gpu.index} cannot be used: {gpu.trouble}"
+        return because("gpu.trouble", index=gpu.index, error=gpu.trouble)
     users = [_named(process) for process in gpu.processes if process.worker_id != worker_id and _still_there(process)]
     if not users:
-        return ""
-    more = f" and {len(users) - 2} more" if len(users) > 2 else ""
-    return f"GPU {gpu.index} is used by {', '.join(users[:2])}{more}"
+        return NONE
+    if len(users) > 2:
+        return because("gpu.used_more", index=gpu.index, users=users[:2], more=len(users) - 2)
+    return because("gpu.used", index=gpu.index, users=users)
 
 
 def _named(process: GpuProcess) -> str:

@@ -11,7 +11,7 @@ from collections import namedtuple
 
 from remote_agent.protocol.hints import Any, Optional
 from remote_agent.protocol.messages import GpuUsage
-from remote_agent.runner.restart import duration_in_words
+from remote_agent.protocol.reasons import NONE, Reason, because
 from remote_agent.telemetry.procfs import Proc
 
 ZOMBIE_AFTER_S = 30.0
@@ -72,7 +72,7 @@ class Suspicion:
     def __init__(self, rhythm: Optional[Rhythm] = None) -> None:
         self.rhythm = rhythm or Rhythm()
         self.silent_s = 0.0
-        self.evidence = ""
+        self.evidence: Reason = NONE
         self.idle_because = ""  # why an idle CPU is no sign of a hang: "output" (it prints), "listening" (see waiting)
         self._attempt = 0
         self._cases: dict[tuple[int, int, str], _Case] = {}
@@ -80,7 +80,7 @@ class Suspicion:
 
     def observe(
         self, attempt: int, tree: list[Proc], log_mark: Any, gpus: list[GpuUsage], now: float, waiting: bool = False
-    ) -> str:
+    ) -> Reason:
         """`tree`: every process; `gpus`: those it uses; `waiting`: it listens and nobody
         is connected (telemetry/listening.py), so neither silence nor idleness means anything. Returns the evidence or
         ""."""
@@ -93,17 +93,16 @@ class Suspicion:
         printed = self.rhythm.writes > 0 and self.silent_s < SILENCE_AT_LEAST_S
         self.idle_because = "output" if printed else "listening" if waiting else ""
         if limit_s is not None and self.silent_s > limit_s and not waiting:
-            longest = duration_in_words(self.rhythm.longest_s)
-            found.append(f"no output for {duration_in_words(self.silent_s)}; its longest pause before was {longest}")
-        self.evidence = "; ".join(found)
+            found.append(because("hang.silent", silent_s=self.silent_s, longest_s=self.rhythm.longest_s))
+        self.evidence = NONE.then(*found)
         return self.evidence
 
     def stopped(self) -> None:
-        self._attempt, self.evidence, self.idle_because = 0, "", ""
+        self._attempt, self.evidence, self.idle_because = 0, NONE, ""
 
-    def _processes(self, tree: list[Proc], now: float) -> list[str]:
+    def _processes(self, tree: list[Proc], now: float) -> list[Reason]:
         cases: dict[tuple[int, int, str], _Case] = {}
-        signs: dict[str, list[str]] = {"Z": [], "T": [], "t": [], "D": []}
+        signs: dict[str, list[Reason]] = {"Z": [], "T": [], "t": [], "D": []}
         for process in tree:
             if process.state not in signs:
                 continue
@@ -120,10 +119,10 @@ class Suspicion:
         for some in signs.values():
             found += some[:MAX_NAMED]
             if len(some) > MAX_NAMED:
-                found.append(f"and {len(some) - MAX_NAMED} more like it")
+                found.append(because("hang.more", n=len(some) - MAX_NAMED))
         return found
 
-    def _busy_at_idle_power(self, gpus: list[GpuUsage], now: float) -> list[str]:
+    def _busy_at_idle_power(self, gpus: list[GpuUsage], now: float) -> list[Reason]:
         found = []
         for gpu in gpus:
             sign = self._gpus.setdefault(gpu.index, _GpuHistory()).look(gpu, now)
@@ -140,11 +139,11 @@ class _GpuHistory:
         self._readings = 0
         self._since: Optional[float] = None
 
-    def look(self, gpu: GpuUsage, now: float) -> str:
+    def look(self, gpu: GpuUsage, now: float) -> Reason:
         power_w, limit_w = gpu.power_w, gpu.power_limit_w
         if not limit_w or power_w is None or (gpu.utilization_percent or 0.0) < GPU_BUSY_PERCENT:
             self._since = None
-            return ""
+            return NONE
         known = self._readings >= GPU_KNOWN_AFTER
         if known:
             low, patience_s = power_w < GPU_FALL * self._usual_w and power_w <= GPU_LOW * limit_w, GPU_AFTER_S
@@ -154,30 +153,34 @@ class _GpuHistory:
             self._since = None
             self._readings += 1
             self._usual_w += (power_w - self._usual_w) / min(self._readings, 100)
-            return ""
+            return NONE
         if self._since is None:
             self._since = now
         if now - self._since < patience_s:
-            return ""
-        usual = f"; it drew {self._usual_w:.0f} W before" if known else ""
+            return NONE
+        facts = {
+            "index": gpu.index,
+            "percent": round(gpu.utilization_percent or 0.0),
+            "power_w": round(power_w),
+            "limit_w": round(limit_w),
+            "for_s": now - self._since,
+        }
         return (
-            f"GPU {gpu.index} has been {gpu.utilization_percent:.0f} % busy at only {power_w:.0f} of {limit_w:.0f} W "
-            f"for {duration_in_words(now - self._since)}{usual}: often a collective that waits for another rank"
+            because("hang.gpu_fell", usual_w=round(self._usual_w), **facts) if known else because("hang.gpu", **facts)
         )
 
 
-def _sign(process: Proc, for_s: float) -> str:
-    name, lasting = f"process {process.pid} ({process.name})", duration_in_words(for_s)
+def _sign(process: Proc, for_s: float) -> Reason:
+    who = {"pid": process.pid, "name": process.name, "for_s": for_s}
     if process.state == "Z" and for_s >= ZOMBIE_AFTER_S:
-        return f"{name} has been a zombie for {lasting}: its parent {process.ppid} does not collect it"
+        return because("hang.zombie", parent=process.ppid, **who)
     if process.state == "T" and for_s >= STOPPED_AFTER_S:
-        return f"{name} has been stopped by a signal for {lasting}; kill -CONT {process.pid} lets it go on"
+        return because("hang.stopped", **who)
     if process.state == "t" and for_s >= STOPPED_AFTER_S:
-        return f"{name} has been held by a debugger for {lasting}"
+        return because("hang.debugged", **who)
     if process.state == "D" and for_s >= KERNEL_AFTER_S:
-        where = "a disk, a network file system or a device"
-        return f"{name} has not moved for {lasting}: it waits in the kernel (state D) for {where}"
-    return ""
+        return because("hang.kernel", **who)
+    return NONE
 
 
 def _number(value: Any) -> float:

@@ -10,6 +10,7 @@ import os
 
 from remote_agent.protocol.hints import TYPE_CHECKING, Any, Callable, Mapping, Optional, Protocol
 from remote_agent.protocol.messages import GpuUsage, HostUsage, WorkerUsage
+from remote_agent.protocol.reasons import NONE, Reason
 from remote_agent.protocol.states import RUNNING
 from remote_agent.system import paths
 from remote_agent.telemetry.gpus import NO_GPUS, GpuReader, Reading, attribute, driver_shows, fill_usage
@@ -38,7 +39,7 @@ if TYPE_CHECKING:  # no agent need hold it in memory
         gpus: list[int]
         usage: Optional[WorkerUsage]
         tree: list[tuple[int, int]]
-        suspect: str
+        suspect: Reason
         idle_because: str
 
         @property
@@ -155,12 +156,12 @@ class Measuring:
             self._next_remember = now + REMEMBER_EVERY_S
             self._remember(workers)
 
-    def _suspicion_of(self, worker: MeasuredWorker, sample: Sample, mark: Any, waiting: bool, now: float) -> str:
+    def _suspicion_of(self, worker: MeasuredWorker, sample: Sample, mark: Any, waiting: bool, now: float) -> Reason:
         suspicion = self._suspicion(worker)
         if worker.state != RUNNING or worker.worker_id not in sample.trees or mark is None or mark[0] != worker.attempt:
             if worker.state != RUNNING:
                 suspicion.stopped()
-            return ""
+            return NONE
         gpus = self.gpus_of(worker.worker_id)
         return suspicion.observe(worker.attempt, sample.trees[worker.worker_id], mark, gpus, now, waiting)
 

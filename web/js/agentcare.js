@@ -4,6 +4,7 @@ import { get, post } from './api.js';
 import { commandBox, confirmAction, errorBox, notify, notifyError } from './dialogs.js';
 import { fill, h, setText, show } from './dom.js';
 import { formatBytes, formatClock } from './format.js';
+import { reasonOf } from './reasons.js';
 import { t } from './i18n.js';
 import { acts, mayAct } from './rights.js';
 
@@ -77,8 +78,8 @@ export function agentPanel(store) {
       const end = store.events.find((event) => event.seq > seq && event.host === name && ENDS[wish].includes(event.kind));
       if (end) {
         waiting = null;
-        if (end.kind === ENDS[wish][0]) notify(t(`care.${wish}_done`, { host: name, what: end.reason }));
-        else notifyError({ code: end.kind, status: 409, message: end.reason }, t(`care.${wish}_failed`, { host: name }));
+        if (end.kind === ENDS[wish][0]) notify(t(`care.${wish}_done`, { host: name, what: reasonOf(end) }));
+        else notifyError({ code: end.kind, status: 409, message: reasonOf(end) }, t(`care.${wish}_failed`, { host: name }));
       }
     }
     setText(progress, waiting ? t(`care.${waiting.wish}_under_way`) : '');

@@ -3,6 +3,7 @@
  * the manager. Pure.
  */
 
+import { reasonOf } from './reasons.js';
 import { conditionText, isCondition, parseSelector, selectorMatches } from './selector.js';
 
 /** What values can be chosen of, each with `of(worker)`: the values a worker has. */
@@ -86,7 +87,7 @@ function labelName(pair) {
 /** Made once for each worker, and again when its row changed. */
 function searchedText(worker) {
   if (worker.searched === null || worker.searched === undefined) {
-    worker.searched = [worker.worker_id, worker.host, worker.group, worker.reason, worker.command, ...FIELDS.label(worker)].join('\n').toLowerCase();
+    worker.searched = [worker.worker_id, worker.host, worker.group, reasonOf(worker), worker.command, ...FIELDS.label(worker)].join('\n').toLowerCase();
   }
   return worker.searched;
 }

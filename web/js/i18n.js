@@ -58,6 +58,11 @@ export function hasText(key) {
   return Object.hasOwn(texts, key);
 }
 
+/** The text of `key` as it is written. */
+export function template(key) {
+  return hasText(key) ? texts[key] : key;
+}
+
 /** The text of `key` with {name} filled in. "one form|other form" is chosen by `values.n`. */
 export function t(key, values = {}) {
   let text = hasText(key) ? texts[key] : key;

@@ -1,6 +1,7 @@
 /** How batch operations look: their status, their progress, what became of each worker, and why. */
 
 import { h, keyed, setAttr, setClass, setText } from './dom.js';
+import { reasonOf } from './reasons.js';
 import { formatNumber, hasText, t } from './i18n.js';
 import { link } from './router.js';
 
@@ -30,8 +31,8 @@ export function operationTitle(operation) {
 }
 
 /** The text of a cause that the manager named; else what it, or the worker, said. */
-export function causeText({ cause, message }) {
-  return cause && hasText(`cause.${cause}`) ? t(`cause.${cause}`) : message || t('operations.no_reason');
+export function causeText(one) {
+  return reasonOf(one, 'message') || t('operations.no_reason');
 }
 
 export function statusChip() {

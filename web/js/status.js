@@ -2,6 +2,7 @@
 
 import { h, setAttr, setClass, setText } from './dom.js';
 import { ageS, formatDuration, formatSince, serverNowMs } from './format.js';
+import { reasonOf } from './reasons.js';
 import { t } from './i18n.js';
 
 /** In the order of attention: what needs a person comes first. */
@@ -107,7 +108,7 @@ function endInWords(exit) {
   if (exit.oom) return t('exit.oom', { d });
   if (exit.signal) return t('exit.signal', { number: String(exit.signal), name: signalName(exit.signal), d });
   if (exit.code === 0) return t('exit.zero', { d });
-  if (exit.code === null || exit.code === undefined) return exit.reason || t('exit.unclear');
+  if (exit.code === null || exit.code === undefined) return reasonOf(exit) || t('exit.unclear');
   const known = { 126: 'exit.code_126', 127: 'exit.code_127', 137: 'exit.code_137', 143: 'exit.code_143' }[exit.code];
   const text = t('exit.code', { code: String(exit.code), d });
   return known ? t('exit.with_hint', { text, hint: t(known) }) : text;

@@ -7,51 +7,59 @@ from datetime import datetime
 from typing import Any
 
 from procguard.console import tables
+from procguard.console.grid import width_of
 from procguard.hints import commands
+from procguard.i18n.words import Words
 
 View = dict[str, Any]
 EVENTS = 10
 
 
-def lines(view: View, explained: View, events: Sequence[View], now: datetime) -> Iterator[str]:
+def lines(view: View, explained: View, events: Sequence[View], now: datetime, words: Words) -> Iterator[str]:
     """`explained`: of GET /api/workers/ID/explain; `events`: the newest ones, newest last."""
-    yield from _facts("", _about(view, now))
-    yield from _facts("Usage", _usage(view))
-    yield from _facts("Last exit", _last_exit(view))
+    yield from _facts("", _about(view, now, words), words)
+    yield from _facts(words.say("cli.usage"), _usage(view), words)
+    yield from _facts(words.say("cli.last_exit"), _last_exit(view, words), words)
     yield ""
-    yield "Why"
+    yield words.say("cli.why")
     for sentence in explained["sentences"]:
         yield f"  {sentence['text']}"
     for step in explained["next_steps"]:
         yield f"  → {commands(step)}"
     yield ""
-    yield "Events" if events else "Events: none"
+    yield words.say("cli.events" if events else "cli.no_events")
     for event in events:
-        yield f"  {tables.event_line(event)}"
+        yield f"  {tables.event_line(event, words=words)}"
 
 
-def _about(view: View, now: datetime) -> list[tuple[str, Any]]:
+def _about(view: View, now: datetime, words: Words) -> list[tuple[str, Any]]:
     gang = view.get("gang") or {}
-    since = tables.age(view.get("since"), now)
+    since = tables.age(view.get("since"), now, words)
+    state = words.named("state", view["state"])
     return [
         ("Worker", view["worker_id"]),
-        ("State", f"{view['state']}{f', for {since}' if since else ''}"),
-        ("Desired", view.get("desired")),
+        ("State", words.say("cli.since", state=state, d=since) if since else state),
+        ("Desired", words.named("state", view.get("desired"))),
         ("Reason", view.get("reason")),
         ("Host", view.get("host")),
         ("Agent", view.get("agent")),
         ("PID", view.get("pid")),
         ("Attempt", view.get("attempt")),
-        ("Restarts", f"{view.get('restarts', 0)} counted, {view.get('restarts_total', 0)} in all"),
-        ("Next start", f"in {view['next_start_in_s']:.0f} s" if view.get("next_start_in_s") is not None else None),
+        ("Restarts", words.say("cli.restarts", counted=view.get("restarts", 0), total=view.get("restarts_total", 0))),
+        (
+            "Next start",
+            words.say("cli.next_start", d=words.duration(view["next_start_in_s"]))
+            if view.get("next_start_in_s") is not None
+            else None,
+        ),
         ("Command", view.get("command")),
         ("Group", view.get("group")),
-        ("Gang", f"{gang['phase']}, rank {gang['rank']}, epoch {gang['epoch']}" if gang else None),
+        ("Gang", words.say("cli.gang", **{**gang, "phase": words.named("phase", gang["phase"])}) if gang else None),
         ("Labels", ", ".join(f"{name}={value}" for name, value in sorted((view.get("labels") or {}).items()))),
         ("Health", (view.get("health") or {}).get("status")),
         ("Suspect", view.get("suspect")),
-        ("Restart pending", "its specification has changed" if view.get("restart_pending") else None),
-        ("Undeclared", "no longer in the inventory" if view.get("undeclared") else None),
+        ("Restart pending", words.say("cli.restart_pending") if view.get("restart_pending") else None),
+        ("Undeclared", words.say("cli.undeclared") if view.get("undeclared") else None),
     ]
 
 
@@ -64,7 +72,7 @@ def _usage(view: View) -> list[tuple[str, Any]]:
     ]
 
 
-def _last_exit(view: View) -> list[tuple[str, Any]]:
+def _last_exit(view: View, words: Words) -> list[tuple[str, Any]]:
     last = view.get("last_exit") or {}
     at = last.get("at")
     return [
@@ -72,21 +80,21 @@ def _last_exit(view: View) -> list[tuple[str, Any]]:
         ("Reason", last.get("reason")),
         ("Exit code", last.get("code")),
         ("Signal", last.get("signal")),
-        ("Out of memory", "yes" if last.get("oom") else None),
-        ("Ran", f"{last['duration_s']:.0f} s" if last.get("duration_s") is not None else None),
+        ("Out of memory", words.say("cli.yes") if last.get("oom") else None),
+        ("Ran", words.duration(last["duration_s"]) if last.get("duration_s") is not None else None),
         ("When", datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M:%S") if at else None),
         ("Left behind", last.get("left") or None),
     ]
 
 
-def _facts(title: str, facts: Sequence[tuple[str, Any]]) -> Iterator[str]:
-    shown = [(name, value) for name, value in facts if value not in (None, "")]
+def _facts(title: str, facts: Sequence[tuple[str, Any]], words: Words) -> Iterator[str]:
+    shown = [(words.head(name), value) for name, value in facts if value not in (None, "")]
     if not shown:
         return
     if title:
         yield ""
         yield title
     indent = "  " if title else ""
-    width = max(len(name) for name, _ in shown) + 1
+    width = max(width_of(name) for name, _ in shown) + 1
     for name, value in shown:
-        yield f"{indent}{name + ':':<{width}}  {value}"
+        yield f"{indent}{name}:{' ' * (width - 1 - width_of(name))}  {value}"

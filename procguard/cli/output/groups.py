@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from datetime import datetime
 
 from procguard.console.grid import Column
-from procguard.console.tables import STATES, Columns, View, age, state_cell
+from procguard.console.tables import ENGLISH, STATES, Columns, View, age, state_cell
+from procguard.i18n.words import Words
 
 PHASES = {
     "running": STATES["running"],
@@ -30,20 +31,22 @@ COLUMNS: Columns = tuple(
 )
 
 
-def rows(views: Iterable[View], now: datetime) -> list[View]:
+def rows(views: Iterable[View], now: datetime, words: Words = ENGLISH) -> list[View]:
     made: list[View] = []
     for view in views:
         name, members = str(view["group"]), view["members"]
         if view["phase"] is None:
-            made.append({"GROUP": name, "STATE": f"{len(members)} workers", "WHY": "each restarts by its own policy"})
+            made.append(
+                {"GROUP": name, "STATE": words.say("cli.n_workers", n=len(members)), "WHY": words.say("cli.own_policy")}
+            )
             continue
         made.append(
             {
                 "GROUP": name,
-                "STATE": state_cell(view["phase"], PHASES),
+                "STATE": state_cell(view["phase"], PHASES, word=words.named("phase", view["phase"])),
                 "EPOCH": view["epoch"],
-                "ATTEMPTS": f"{view['attempts']} of {view['max_attempts']}",
-                "SINCE": age(view["since"], now),
+                "ATTEMPTS": words.say("cli.of", k=view["attempts"], n=view["max_attempts"]),
+                "SINCE": age(view["since"], now, words),
                 "WHY": view["reason"],
             }
         )
@@ -51,7 +54,7 @@ def rows(views: Iterable[View], now: datetime) -> list[View]:
             made.append(
                 {
                     "GROUP": f"  {member['worker_id']}",
-                    "STATE": state_cell(member["state"]),
+                    "STATE": state_cell(member["state"], word=words.named("state", member["state"])),
                     "HOST": member["host"],
                     "RANK": member["rank"],
                     "EPOCH": member["epoch"],

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from typing import Any
 
+from procguard.cli.output.language import chosen
 from procguard.cli.program.command import OutputOptions
 from procguard.console import grid, terminal
 from procguard.console.grid import Column
@@ -36,7 +38,9 @@ def listed(
     elif not views and empty:
         say(commands(empty))
     else:
-        grid.show(columns, views, everything=form == "wide")
+        words = chosen(output.lang)
+        heads = [dataclasses.replace(one, title=words.head(one.title)) for one in columns]
+        grid.show(heads, words.translated(list(views)), everything=form == "wide")
 
 
 def say_yaml(value: Any) -> None:

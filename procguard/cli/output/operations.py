@@ -10,6 +10,7 @@ from rich.text import Text
 from procguard.console import tables
 from procguard.console.grid import Column
 from procguard.console.styled import joined, styled
+from procguard.i18n.words import Words
 
 View = dict[str, Any]
 RESULTS = {
@@ -64,46 +65,56 @@ def progress(view: View) -> Text:
     return styled("{} {}/{} · {}", view["command"], view["total"] - open_, view["total"], _counts(counts))
 
 
-def summary(view: View) -> Text:
+def summary(view: View, words: Words = tables.ENGLISH) -> Text:
     glyph, colour = STATUSES.get(view["status"], ("?", "magenta"))
-    head = (glyph, view["status"], view["operation_id"], view["command"], _counts(view["counts"]))
+    status, command = words.named("opstate", view["status"]), words.named("verb", view["command"])
+    head = (glyph, status, view["operation_id"], command, _counts(view["counts"], words))
     lines = [styled(f"[{colour}]{{}} {{}}[/] {{}} {{}}: {{}}", *head)]
     if view["joined"]:
-        lines.append(styled("  {} that match were not in the preview and are left alone", view["joined"]))
+        lines.append(styled("{}", words.say("cli.left_alone", n=view["joined"])))
     if view.get("note"):
         lines.append(styled("  {}", view["note"]))
     for cause in view["causes"]:
         glyph, colour = RESULTS.get(cause["result"], ("?", "magenta"))
-        what = cause["message"] or cause["cause"] or "no reason was given"
-        shown = (glyph, cause["count"], cause["result"], what, _examples(cause))
+        what = cause["message"] or cause["cause"] or words.say("cli.no_reason")
+        shown = (glyph, cause["count"], words.named("result", cause["result"]), what, _examples(cause))
         lines.append(styled(f"  [{colour}]{{}} {{}} {{}}[/]: {{}} ({{}})", *shown))
     return joined(lines, "\n")
 
 
-def items() -> tables.Columns:
+def items(words: Words = tables.ENGLISH) -> tables.Columns:
     return (
         Column("WORKER", lambda view: view["worker_id"], long=True),
-        Column("RESULT", lambda view: tables.state_cell(view["result"], RESULTS)),
+        Column(
+            "RESULT",
+            lambda view: tables.state_cell(view["result"], RESULTS, word=words.named("result", view["result"])),
+        ),
         Column("WHY", lambda view: view["message"], 1, long=True),
     )
 
 
-def listing(now: datetime) -> tables.Columns:
+def listing(now: datetime, words: Words = tables.ENGLISH) -> tables.Columns:
     return (
         Column("OPERATION", lambda view: view["operation_id"]),
-        Column("STATUS", lambda view: tables.state_cell(view["status"], STATUSES)),
-        Column("COMMAND", lambda view: view["command"]),
+        Column(
+            "STATUS",
+            lambda view: tables.state_cell(view["status"], STATUSES, word=words.named("opstate", view["status"])),
+        ),
+        Column("COMMAND", lambda view: words.named("verb", view["command"])),
         Column("SELECTOR", lambda view: view["selector"] or "*", 2, long=True),
-        Column("RESULT", lambda view: _counts(view["counts"]).plain, 1, long=True),
-        Column("BEGUN", lambda view: f"{tables.age(view['created_at'], now)} ago", 3),
+        Column("RESULT", lambda view: _counts(view["counts"], words).plain, 1, long=True),
+        Column("BEGUN", lambda view: words.say("cli.ago", d=tables.age(view["created_at"], now, words)), 3),
         Column("BY", lambda view: view["actor"], 4, long=True),
         Column("WHY", lambda view: view["reason"], 5, long=True),
     )
 
 
-def _counts(counts: dict[str, int]) -> Text:
+def _counts(counts: dict[str, int], words: Words = tables.ENGLISH) -> Text:
     shown = [name for name in RESULTS if counts.get(name)]
-    parts = (styled(f"[{RESULTS[name][1]}]{{}} {{}} {{}}[/]", RESULTS[name][0], counts[name], name) for name in shown)
+    parts = (
+        styled(f"[{RESULTS[name][1]}]{{}} {{}} {{}}[/]", RESULTS[name][0], counts[name], words.named("result", name))
+        for name in shown
+    )
     return joined(parts, "  ")
 
 

@@ -49,6 +49,7 @@ class OutputOptions(OptionGroup):
 
     output: str = option("table", f"one of {', '.join(OUTPUTS)}", "o", OUTPUTS)
     json_: bool = option(False, JSON_TEXT)
+    lang: str = option("", "en or zh (default: LC_ALL, LC_MESSAGES, LANG)")
 
     @property
     def form(self) -> str:

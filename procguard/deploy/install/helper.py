@@ -28,9 +28,12 @@ from typing import Any
 from procguard.deploy.session import bundle
 from procguard.deploy.session.connector import Connector
 from procguard.deploy.session.session import HostSession
+from procguard.deploy.ssh.failures import why
 from procguard.deploy.ssh.pool import MAX_STUCK, NoTurn, Turns, jump_host
 from procguard.deploy.ssh.target import from_dict
 from procguard.errors import HostError, HostUnreachable, ProcGuardError
+from procguard.i18n.reasons import NONE, Reason, because, reason_of
+from remote_agent.protocol.messages import encode_dict as expanded
 
 MAX_DEADLINE_S = 30.0
 MAX_UPGRADE_S = 120.0  # with a bundle on its way
@@ -56,7 +59,7 @@ class Helper:
         longest_s = MAX_UPGRADE_S if request.get("op") == "upgrade" else MAX_DEADLINE_S
         deadline_s = min(longest_s, float(request.get("deadline_s") or longest_s))
         once = _Once(lambda answer: self._say({"id": request.get("id"), **answer}))
-        late = f"{request.get('host')}: no answer over SSH within {deadline_s:.0f} s"
+        late = because("ssh.late", host=str(request.get("host")), limit_s=deadline_s)
         timer = threading.Timer(
             deadline_s + ANSWER_MARGIN_S, once.say, [{"ok": False, "agent": "unknown", "message": late}]
         )
@@ -72,7 +75,7 @@ class Helper:
             with self._turns.turn(through, deadline):
                 once.say(self._answer(request, deadline))
         except NoTurn as exc:
-            message = f"{request.get('host')}: it had no turn within its time ({exc}); it is tried again"
+            message = because("ssh.no_turn", host=str(request.get("host")), error=str(exc))
             once.say({"ok": False, "agent": "unknown", "message": message})
         finally:
             timer.cancel()
@@ -81,12 +84,12 @@ class Helper:
         try:
             return self._do(request, deadline)
         except HostUnreachable as exc:
-            return {"ok": False, "agent": "unknown", "message": str(exc)}
+            return {"ok": False, "agent": "unknown", "message": why(exc, str(request.get("host")))}
         except HostError as exc:
             agent = "absent" if exc.code == "not_installed" else "failed"
             if exc.code in NO_WAY_IN or request.get("op") == "check":
-                return {"ok": False, "agent": "unknown", "message": str(exc)}
-            return {"ok": True, "agent": agent, "message": str(exc)}
+                return {"ok": False, "agent": "unknown", "message": why(exc, str(request.get("host")))}
+            return {"ok": True, "agent": agent, "message": why(exc, str(request.get("host")))}
         except ProcGuardError as exc:  # of this side: an unreadable file with a password
             return {"ok": False, "agent": "unknown", "message": f"{request.get('host')}: {exc}"}
         except Exception as exc:
@@ -98,7 +101,7 @@ class Helper:
         target = from_dict(host, request.get("ssh") or {})
         if request.get("op") == "check":
             self._connector.check(target, deadline)
-            return {"ok": True, "agent": "unknown", "message": "reached"}
+            return {"ok": True, "agent": "unknown", "message": because("ssh.reached")}
         if request.get("op") in ("restart", "upgrade", "rollback", "log"):
             with self._connector.session(target, deadline) as session:
                 return care(session, request, where, deadline)
@@ -106,21 +109,25 @@ class Helper:
             wish = {"replace_frozen": bool(request.get("replace_frozen")), "manager": request.get("manager") or {}}
             report = session.perform("ensure", {**where, **wish}, deadline)
         if report.get("frozen"):
-            message = f"the agent is stopped by a signal or a debugger (pid {report.get('pid')})"
+            message = because("ssh.agent_frozen", pid=report.get("pid"))
             return {"ok": True, "agent": "frozen", "message": message}
         if report.get("running"):
             started = "started" in (report.get("changes") or [])
             addresses = report.get("addresses") or {}
-            message = _told(report, started) + _of_addresses(host, addresses)[:MAX_TEXT]
+            message = _told(report, started).then(_of_addresses(host, addresses))
             agent = "started" if started else "running"
             told = [str(url)[:MAX_URL] for url in (addresses.get("told") or [])[:MAX_URLS]]
             found = {"told": told, "unreached": bool(addresses.get("unreached"))} if addresses else {}
             return {"ok": True, "agent": agent, "message": message, "addresses": found}
-        return {"ok": True, "agent": "failed", "message": str(report.get("reason") or "the agent does not run")}
+        return {
+            "ok": True,
+            "agent": "failed",
+            "message": reason_of(str(report.get("reason") or "")) or because("ssh.agent_not_running"),
+        }
 
     def _say(self, message: Json) -> None:
         with self._out_lock:
-            self._out.write(json.dumps(message).encode() + b"\n")
+            self._out.write(json.dumps(expanded(message)).encode() + b"\n")
             self._out.flush()
 
     @property
@@ -155,44 +162,41 @@ def care(session: HostSession, request: Json, where: Json, deadline: float) -> J
         report = session.perform(op, where, deadline)
         if op == "restart":
             return {"ok": True, "agent": "started", "message": _told(report, True)}
-        return {"ok": True, "agent": "started", "message": f"back to release {report.get('release')}"}
+        return {"ok": True, "agent": "started", "message": because("ssh.back_to", release=str(report.get("release")))}
     found = session.hello(where, deadline)
     release = bundle.build()
     if not found.get("installed"):
-        return {"ok": True, "agent": "absent", "message": "no agent is installed there; deploy it: invoke deploy"}
+        return {"ok": True, "agent": "absent", "message": because("ssh.no_agent")}
     before, wanted = found.get("release"), release.sha256[:16]
     asked = {**where, "release": release.sha256, "unpacked_bytes": release.unpacked_bytes}
     code = bundle.byte_code if found.get("magic") == bundle.MAGIC else bytes
     report = session.install(asked, release.data, deadline, code, "upgrade")
     if not report.get("changes"):
-        return {"ok": True, "agent": "running", "message": f"it has this release already ({wanted})"}
-    return {"ok": True, "agent": "started", "message": f"release {before} → {wanted}, {_told(report, True)}"}
+        return {"ok": True, "agent": "running", "message": because("ssh.same_release", release=wanted)}
+    upgraded = because("ssh.upgraded", before=str(before), release=wanted)
+    return {"ok": True, "agent": "started", "message": upgraded.then(_told(report, True))}
 
 
-def _told(report: Json, started: bool) -> str:
-    return (
-        f"the agent was started (pid {report.get('pid')})" if started else f"the agent runs (pid {report.get('pid')})"
-    )
+def _told(report: Json, started: bool) -> Reason:
+    pid = report.get("pid")
+    return because("ssh.agent_started", pid=pid) if started else because("ssh.agent_runs", pid=pid)
 
 
-def _of_addresses(host: str, addresses: Json) -> str:
+def _of_addresses(host: str, addresses: Json) -> Reason:
     """What was found of the agent's addresses, and done about them."""
     if addresses.get("told"):
-        before = ", ".join(addresses.get("before") or []) or "no address"
-        return f"; it only knew {before}; it now has this manager's address {', '.join(addresses['told'])}"
+        before = list(addresses.get("before") or [])[:MAX_URLS] or because("ssh.no_address")
+        return because("ssh.readdressed", before=before, now=list(addresses["told"])[:MAX_URLS])
     if not addresses.get("unreached"):
-        return ""
-    tried = "; ".join(f"{url}: {why}" for url, why in addresses["unreached"].items())
+        return NONE
+    tried = [
+        because("ssh.tried", url=str(url)[:MAX_URL], error=str(error)[:MAX_URL])
+        for url, error in list(addresses["unreached"].items())[:MAX_URLS]
+    ]
+    unreached = because("ssh.unreached", host=host, tried=tried)
     if addresses.get("fixed"):
-        next_step = f"the inventory sets this address: correct procguard_manager_url of {host} and deploy it again"
-    elif addresses.get("tunnel"):
-        next_step = "it has a tunnel, which the manager opens again"
-    else:
-        next_step = (
-            "open the manager's port for this host, or set web.advertise (an address that leads to the manager) or "
-            "web.host (the address that it listens on); where its key or CA is another one, deploy the host again"
-        )
-    return f"; from {host} no address leads to this manager ({tried}); {next_step}"
+        return unreached.then(because("ssh.fix_inventory", host=host))
+    return unreached.then(because("ssh.fix_tunnel") if addresses.get("tunnel") else because("ssh.fix_manager"))
 
 
 def main() -> int:

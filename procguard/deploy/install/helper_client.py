@@ -16,6 +16,8 @@ import time
 from typing import Any, Literal, NamedTuple
 
 from procguard import resources
+from procguard.i18n.reasons import NONE, Reason, because
+from remote_agent.protocol import reasons
 
 ONCE = ("restart", "rollback")  # asked twice they would be done twice
 MARGIN_S = 3.0  # beyond the request's deadline: for the helper's start
@@ -27,13 +29,13 @@ class Result(NamedTuple):
 
     ok: bool
     agent: AgentSeen
-    message: str
+    message: Reason
     log: dict[str, Any] = {}  # noqa: RUF012 - of `agent_log` alone, and never changed
     addresses: dict[str, Any] = {}  # noqa: RUF012 - of `ensure_agent` alone, and never changed
 
     @property
-    def reason(self) -> str:
-        return "" if self.ok else self.message
+    def reason(self) -> Reason:
+        return NONE if self.ok else self.message
 
 
 class _Waiting:
@@ -104,7 +106,7 @@ class SshHelper:
             except (OSError, subprocess.TimeoutExpired):
                 process.kill()
                 process.wait()
-        self._fail_all("the manager ends")
+        self._fail_all(because("ssh.manager_ends"))
 
     # ---------------------------------------------------------------------------------------------- inside
 
@@ -116,7 +118,7 @@ class SshHelper:
             answer = self._ask_once(request, deadline - time.monotonic())
         agent, log = answer.get("agent", "unknown"), answer.get("log") or {}
         addresses = answer.get("addresses") or {}
-        return Result(bool(answer.get("ok")), agent, str(answer.get("message", "")), log, addresses)
+        return Result(bool(answer.get("ok")), agent, reasons.read(answer, "message"), log, addresses)
 
     def _ask_once(self, request: dict[str, Any], deadline_s: float) -> dict[str, Any]:
         number = next(self._numbers)
@@ -124,17 +126,17 @@ class SshHelper:
         try:
             with self._lock:
                 if self._closed:
-                    return {"message": "the SSH helper is closed"}
+                    return {"message": because("ssh.helper_closed")}
                 process = self._running()
                 waiting = self._waiting[number] = _Waiting(process)
                 process.stdin.write(line)
                 process.stdin.flush()
             waiting.done.wait(deadline_s + MARGIN_S)
         except (OSError, ValueError) as exc:
-            return {"message": f"the SSH helper can't be used: {exc}", "died": True}
+            return {"message": because("ssh.helper_broken", error=str(exc)), "died": True}
         finally:
             self._waiting.pop(number, None)
-        return waiting.answer or {"message": f"{request['host']}: the SSH helper gave no answer in time"}
+        return waiting.answer or {"message": because("ssh.helper_silent", host=request["host"])}
 
     def _running(self) -> Any:
         """The helper's process, started when there is none or it died. Call with the lock held."""
@@ -163,9 +165,9 @@ class SshHelper:
             process.kill()
         process.stdout.close()
         process.wait()
-        self._fail_all("the SSH helper ended; the next look starts it again", process)
+        self._fail_all(because("ssh.helper_ended"), process)
 
-    def _fail_all(self, why: str, process: Any = None) -> None:
+    def _fail_all(self, why: Reason, process: Any = None) -> None:
         """Answer those who wait for `process` (None: for any): nobody waits out a deadline for a dead helper."""
         for waiting in list(self._waiting.values()):
             if process is None or waiting.process is process:

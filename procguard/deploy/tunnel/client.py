@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from procguard import resources
+from procguard.i18n.reasons import because
 
 START_AGAIN_S = 1.0
 
@@ -109,7 +110,7 @@ class TunnelProcess:
             mine = self._process is process
             agents = list(self._wishes) if mine and not self._closed else []
         for agent_id in agents:
-            reason = "the process that keeps the tunnels ended; it is started again"
+            reason = because("tunnel.process_ended")
             self._on_news({"agent_id": agent_id, "state": "down", "reason": reason, "code": "process"})
         time.sleep(START_AGAIN_S)
         with self._lock:

@@ -25,8 +25,11 @@ from typing import Any
 
 from procguard.deploy.session.connector import Connector
 from procguard.deploy.session.session import HostSession
+from procguard.deploy.ssh.failures import why
 from procguard.deploy.ssh.target import Target, from_dict
 from procguard.errors import ProcGuardError
+from procguard.i18n.reasons import Reason, because, reason_of
+from remote_agent.protocol.reasons import fields as reason_fields
 from remote_agent.tunnel.mux import Mux, MuxEnded, StreamBuffer
 
 CONNECT_S = 30.0
@@ -87,10 +90,10 @@ class Tunnel(threading.Thread):
             if self._dropped:
                 return
             failures = 1 if up_at and time.monotonic() - up_at > GOOD_AFTER_S else failures + 1
-            self._tell({"state": "down", "reason": reason, "code": code})
+            self._tell({"state": "down", **reason_fields("reason", reason), "code": code})
             self._hurry.wait(retry_delay_s(failures))
 
-    def _carry(self) -> tuple[float, str, str]:
+    def _carry(self) -> tuple[float, Reason, str]:
         """One connection's life. Returns (since when it was up, 0.0 = never; why it ended; a code for programs)."""
         up_at = 0.0
         deadline = time.monotonic() + CONNECT_S
@@ -106,13 +109,13 @@ class Tunnel(threading.Thread):
                 up_at = time.monotonic()
                 self._tell({"state": "up", "port": self._port})
                 Mux(wire, connect=self._dial, store=self._store).run(lambda: not self._dropped, unread)
-                return up_at, "it was given up", "dropped"
+                return up_at, because("tunnel.given_up"), "dropped"
         except ProcGuardError as exc:
-            return up_at, str(exc), exc.code
+            return up_at, why(exc, self.agent_id), exc.code
         except (MuxEnded, OSError) as exc:
-            return up_at, f"{self.agent_id}: the tunnel broke ({exc})", "connection_lost"
+            return up_at, because("tunnel.broke", host=self.agent_id, error=str(exc)), "connection_lost"
         except Exception as exc:  # a bug in one tunnel must not end it for ever
-            return up_at, f"{self.agent_id}: {type(exc).__name__}: {exc}", "internal"
+            return up_at, reason_of(f"{self.agent_id}: {type(exc).__name__}: {exc}"), "internal"
         finally:
             if waiting:
                 self._gate.release()

@@ -16,6 +16,7 @@ from procguard.fleet.model.records import TokenRecord
 from procguard.fleet.state import FleetState
 from procguard.fleet.tables import RecordTable
 from procguard.fleet.transaction import Transaction
+from procguard.i18n.reasons import because
 from remote_agent.protocol import messages, session
 
 MAX_TOKENS = 10_000
@@ -63,10 +64,12 @@ class Tokens:
         token = TokenRecord("t-" + secrets.token_hex(4), name, scope, sha256, now.wall, created_by=actor)
         token.expires_wall = now.wall + life_s if life_s is not None else None
         token.uses_left = uses
-        until = f", until {iso(token.expires_wall)}" if token.expires_wall else ""
+        created = because("token.created", token=token.token_id, scope=scope, name=name or because("token.no_name"))
+        if token.expires_wall:
+            created = created.then(because("token.until", until=iso(token.expires_wall)))
         with self._state.transaction(now, actor) as tx:
             tx.add(token)
-            tx.event("token", reason=f"token {token.token_id} ({scope}, {name or 'no name'}{until}) created")
+            tx.event("token", reason=created)
         return token
 
     def by_id(self, token_id: str) -> TokenRecord | None:
@@ -114,7 +117,8 @@ class Tokens:
             raise NotFound(f"no token {token_id!r}", "list them: invoke token")
         with self._state.transaction(now, actor) as tx:
             self._drop(tx, token)
-            tx.event("token", reason=f"token {token_id} ({token.scope}, {token.name or 'no name'}) revoked")
+            named = token.name or because("token.no_name")
+            tx.event("token", reason=because("token.revoked", token=token_id, scope=token.scope, name=named))
 
     def revoke_agents(self, tx: Transaction, agent_id: str) -> int:
         """Every token made for this agent. Returns how many."""

@@ -20,6 +20,7 @@ from procguard.fleet.state import FleetState
 from procguard.fleet.transaction import Transaction
 from procguard.fleet.workers import ownership, views
 from procguard.fleet.workers.places import PlacementService
+from procguard.i18n.reasons import because
 from remote_agent.protocol import messages as protocol
 from remote_agent.protocol import states
 
@@ -169,7 +170,7 @@ class Enrolment:
                     "agent_pending",
                     worker_id=registration.worker_id,
                     host=registration.host,
-                    reason=f"{agent_id} from {peer} waits for approval, fingerprint {print_}",
+                    reason=because("agent.waits_for_approval", agent=agent_id, peer=peer, fingerprint=print_),
                     source=STRANGERS,
                 )
         self._notify(pending)
@@ -191,7 +192,7 @@ class Enrolment:
         if agent is None:
             agent = AgentRecord(agent_id, host, "launcher", registration.secret_sha256)
             tx.add(agent)
-            tx.event("agent_enrolled", host=host, reason=f"{agent_id} may run")
+            tx.event("agent_enrolled", host=host, reason=because("agent.may_run", agent=agent_id))
         elif registration.secret_sha256 and agent.secret_sha256 != registration.secret_sha256:
             self._secrets.replace(tx, agent, registration.secret_sha256)
         if agent.host != host:
@@ -203,7 +204,12 @@ class Enrolment:
             if state.stopped_by:
                 worker.set_desired("stopped", by="failure handler", cause="stop_all", now=tx.now)
             tx.add(worker)
-            tx.event("worker_registered", worker_id=worker.worker_id, host=host, reason=f"by {agent_id}")
+            tx.event(
+                "worker_registered",
+                worker_id=worker.worker_id,
+                host=host,
+                reason=because("worker.registered", agent=agent_id),
+            )
             return worker
         if worker.agent_id != agent_id or worker.host != host:
             self._take_over(tx, worker, agent_id, host)
@@ -216,7 +222,7 @@ class Enrolment:
         old = self._state.agents_by_id.get(worker.agent_id)
         if old is not None and old.agent_id != agent_id:
             ownership.withdraw(self._state, tx, old, worker)
-        reason = f"taken over from {worker.agent_id} on {worker.host}, where it had ended"
+        reason = because("task.taken_over", agent=worker.agent_id, host=worker.host)
         self._placement.transfer(tx, worker, agent_id, host)
         tx.event("takeover", worker_id=worker.worker_id, host=host, reason=reason)
 
@@ -256,7 +262,7 @@ class Enrolment:
         pending = self._the_pending(agent_id, fingerprint)
         self._waits_no_more(pending.registration.secret_sha256)
         with self._state.transaction(now, actor) as tx:
-            tx.event("agent_denied", host=pending.registration.host, reason=f"{agent_id} was denied")
+            tx.event("agent_denied", host=pending.registration.host, reason=because("agent.denied", agent=agent_id))
 
     def _waits_no_more(self, key: str) -> None:
         pending = self._pending.pop(key, None)
@@ -298,7 +304,7 @@ class Enrolment:
             if agent.ended_wall and now.wall - agent.ended_wall > ENDED_KEPT_S:
                 with self._state.transaction(now, "manager", wait="nothing") as tx:
                     for worker in self._state.workers_of(agent.agent_id):
-                        ownership.drop_worker(self._state, tx, worker, "its launcher was ended a day ago")
+                        ownership.drop_worker(self._state, tx, worker, because("worker.launcher_ended"))
 
     def expire(self, now: Now) -> None:
         """Launchers that ask no more wait no more."""

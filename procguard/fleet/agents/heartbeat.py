@@ -25,6 +25,7 @@ from procguard.fleet.model.records import (
 from procguard.fleet.state import FleetState
 from procguard.fleet.transaction import Transaction
 from procguard.fleet.workers import ownership
+from procguard.i18n.reasons import NONE, Reason, because, reason_of
 from remote_agent.protocol import messages, states
 
 MAX_REFUSED_CLAIMS = 100  # of one agent that become events, in one run of the manager
@@ -159,19 +160,21 @@ class HeartbeatProcessor:
         seen.events_left -= 1
         if seen.events_left_out:
             count, seen.events_left_out = seen.events_left_out, 0
-            reason = f"{agent.agent_id}: {count} changes were left out, at more than {EVENTS_PER_S:g} events a second"
+            reason = because("agent.events_left_out", agent=agent.agent_id, n=count, limit=EVENTS_PER_S)
             tx.event("warning", host=agent.host, reason=reason, source=agent.agent_id)
         return True
 
     def _agent_started(self, tx: Transaction, agent: AgentRecord, beat: messages.AgentHeartbeat) -> None:
         if not self._may_tell_or_count(tx, agent):
             return
+        process = {"agent": agent.agent_id, "pid": beat.pid, "n": len(beat.workers)}
         tx.event(
             "agent_started",
             worker_id=self._state.worker_of_launcher(agent),
             host=agent.host,
-            reason=f"{agent.agent_id}: agent process {beat.pid} reports {len(beat.workers)} worker(s), "
-            f"release {beat.release or 'unknown'}",
+            reason=because("agent.started", release=beat.release, **process)
+            if beat.release
+            else because("agent.started_no_release", **process),
             source=agent.agent_id,
         )
         known = {worker.worker_id for worker in self._state.workers_of(agent.agent_id)}
@@ -180,8 +183,7 @@ class HeartbeatProcessor:
             tx.event(
                 "warning",
                 host=agent.host,
-                reason=f"{agent.agent_id} knows workers that this manager's state does not: {', '.join(strays[:10])}; "
-                "they run on untouched. Is this the right state file? Deploy the inventory again to declare them",
+                reason=because("agent.strays", agent=agent.agent_id, workers=strays[:100]),
                 source=agent.agent_id,
             )
 
@@ -190,7 +192,7 @@ class HeartbeatProcessor:
         seen.last_seen, seen.last_seen_wall = tx.now.monotonic, tx.now.wall
         if seen.state == "ended":
             return
-        seen.state, seen.reason = "ended", "its launcher was ended (Ctrl-C or SIGTERM)"
+        seen.state, seen.reason = "ended", because("agent.launcher_ended")
         tx.edit(agent)
         agent.ended_wall, agent.incident = tx.now.wall, None
         if self._may_tell_or_count(tx, agent):
@@ -201,7 +203,7 @@ class HeartbeatProcessor:
     def _heard(self, tx: Transaction, agent: AgentRecord, seen: AgentObserved) -> None:
         before, seen.state = seen.state, "connected"
         seen.last_seen, seen.last_seen_wall = tx.now.monotonic, tx.now.wall
-        seen.reason = ""
+        seen.reason = NONE
         if agent.ended_wall:
             tx.edit(agent).ended_wall = 0.0
         if agent.incident is not None:  # whatever was spent on its silence, it is over
@@ -213,7 +215,7 @@ class HeartbeatProcessor:
                 host=agent.host,
                 before=before,
                 after="connected",
-                reason="heard from its agent",
+                reason=because("agent.connected"),
                 source=agent.agent_id,
             )
         if before != "connected":
@@ -228,9 +230,9 @@ class HeartbeatProcessor:
         before, seen.disk_trouble = seen.disk_trouble, host_disks.trouble_of(beat)
         seen.disk_told_at = tx.now.monotonic
         if seen.disk_trouble:
-            kind, reason = "host_disk_full", host_disks.in_words(beat)
+            kind, reason = "host_disk_full", host_disks.why(beat)
         else:
-            kind, reason = "host_disk_ok", "its disk takes what is written again"
+            kind, reason = "host_disk_ok", because("host.disk_ok")
         tx.event(
             kind,
             host=agent.host,
@@ -283,38 +285,40 @@ class HeartbeatProcessor:
     ) -> None:
         """An agent reports a worker under a higher epoch than the state knows. Either the state was restored and is
         older than what runs, or the agent lies. So the worker changes its owner only with a valid grant."""
-        known = f"known is {worker.epoch} on {worker.host}"
-        claim = f"{agent.agent_id} has it at epoch {report.epoch}; {known}"
+        claim = {"agent": agent.agent_id, "epoch": report.epoch, "known": worker.epoch, "host": worker.host}
         if self._is_granted(agent, report, tx.now):
-            contrary = self._held_by_its_owner(worker, agent, report.epoch)
-            if not contrary:
-                self._say_state(tx, agent, worker, f"{claim}. It has the grant for it: the state was older")
+            running = self._held_by_its_owner(worker, agent, report.epoch)
+            if running is None:
+                self._say_state(tx, agent, worker, because("state.claim_adopted", **claim))
                 ownership.adopt(self._state, tx, worker, agent, report.epoch, report.generation)
                 return
-            self._refuse_claim(tx, agent, worker, f"{claim}; {contrary}: nothing changes")
+            contrary = because("state.claim_contrary", owner=worker.agent_id, running=running, **claim)
+            self._refuse_claim(tx, agent, worker, contrary)
         elif worker.agent_id != agent.agent_id:
-            self._refuse_claim(tx, agent, worker, f"{claim}. It has no grant for it: nothing changes")
+            self._refuse_claim(tx, agent, worker, because("state.claim_refused", **claim))
         elif report.epoch < self._state.first_epoch and not worker.gang:
             # It is the owner's in any case. Epochs of this run are above all that were granted before, so the agent
             # accepts the next assignment. Nothing else follows from its report.
             tx.edit(worker).epoch = self._state.next_epoch(tx)
-            self._say_state(tx, agent, worker, f"{claim}. It has no grant for it: it gets the new epoch {worker.epoch}")
+            self._say_state(tx, agent, worker, because("state.claim_new_epoch", new=worker.epoch, **claim))
         else:
-            what = f"{claim}. It has no grant for it, so its host may ignore assignments"
-            next_step = f": restart the gang (invoke restart {worker.worker_id})" if worker.gang else ""
-            self._refuse_claim(tx, agent, worker, what + next_step)
+            if worker.gang:
+                why = because("state.claim_gang", worker=worker.worker_id, **claim)
+            else:
+                why = because("state.claim_ignores", **claim)
+            self._refuse_claim(tx, agent, worker, why)
 
-    def _held_by_its_owner(self, worker: WorkerRecord, agent: AgentRecord, epoch: int) -> str:
-        """Why a claim of another agent does not count: the owner is connected and runs the worker under the same or a
-        higher epoch. "" if it counts."""
+    def _held_by_its_owner(self, worker: WorkerRecord, agent: AgentRecord, epoch: int) -> int | None:
+        """The epoch for which a claim of another agent does not count: the owner is connected and runs the worker
+        under the same or a higher one. None: it counts."""
         if worker.agent_id == agent.agent_id or self._state.seen[worker.agent_id].state != "connected":
-            return ""
+            return None
         report = self._state.worker_seen[worker.worker_id].report
         if report is None or settled(report.state) or report.epoch < epoch:
-            return ""
-        return f"{worker.agent_id} is connected and runs it at epoch {report.epoch}"
+            return None
+        return report.epoch
 
-    def _say_state(self, tx: Transaction, agent: AgentRecord, worker: WorkerRecord, reason: str) -> None:
+    def _say_state(self, tx: Transaction, agent: AgentRecord, worker: WorkerRecord, reason: Reason) -> None:
         tx.event(
             "state",
             worker_id=worker.worker_id,
@@ -324,7 +328,7 @@ class HeartbeatProcessor:
             source=agent.agent_id,
         )
 
-    def _refuse_claim(self, tx: Transaction, agent: AgentRecord, worker: WorkerRecord, reason: str) -> None:
+    def _refuse_claim(self, tx: Transaction, agent: AgentRecord, worker: WorkerRecord, reason: Reason) -> None:
         """One event for each worker: the agent repeats its claim with every heartbeat."""
         refused = self._state.seen[agent.agent_id].refused_claims
         if worker.worker_id not in refused and len(refused) < MAX_REFUSED_CLAIMS:
@@ -348,7 +352,7 @@ class HeartbeatProcessor:
         )
         tx.edit(worker)
         worker.last_state, worker.attempt = report.state, max(worker.attempt, report.attempt)
-        worker.last_reason, worker.last_since = report.reason, report.since
+        worker.last_reason, worker.last_since = reason_of(report.reason), report.since
         if failed_now and not worker.gang:  # a gang fails as a whole
             self._state.failing(tx, worker)
 
@@ -379,7 +383,7 @@ class HeartbeatProcessor:
                 host=worker.host,
                 before=event.before,
                 after=event.after,
-                reason=causes.true_reason(event.reason, worker),
+                reason=causes.true_reason(reason_of(event.reason), worker),
                 attempt=event.attempt,
                 at=event.at,
                 actor="runner",
@@ -401,7 +405,7 @@ class HeartbeatProcessor:
         present = {report.worker_id for report in beat.workers}
         for worker in self._state.workers_of(agent.agent_id):
             if worker.desired == "removed" and worker.worker_id not in present:
-                ownership.drop_worker(self._state, tx, worker, "removed from its host")
+                ownership.drop_worker(self._state, tx, worker, because("worker.removed"))
         if not present.issuperset(agent.withdrawn):
             kept = {worker_id: one for worker_id, one in agent.withdrawn.items() if worker_id in present}
             tx.edit(agent).withdrawn = kept
@@ -470,7 +474,7 @@ class HeartbeatProcessor:
                 host=worker.host,
                 before=before.state if before else worker.last_state,
                 after=beat.state,
-                reason=beat.reason or "reported by its launcher",
+                reason=reason_of(beat.reason) or because("worker.launcher_said"),
                 attempt=attempt,
                 actor="launcher",
                 cause=causes.of_exit(beat.last_exit),

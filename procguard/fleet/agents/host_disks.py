@@ -7,18 +7,11 @@ from __future__ import annotations
 
 from procguard.fleet.history.events import EventLog
 from procguard.fleet.history.query import EventQuery
+from procguard.i18n.reasons import Reason, because
 from remote_agent.protocol import messages
 
 KINDS = ("space", "inodes", "quota", "read_only", "io")
 EVENT_EVERY_S = 10.0  # of one host: an agent that changes its mind faster is told of less often
-_WHAT = {
-    "space": "no space is left on the disk that holds {path}: free some there (df -h {path})",
-    "inodes": "no inodes are left on the disk that holds {path}: delete some files there (df -i {path})",
-    "quota": "the quota of the agent's user is used up on the disk that holds {path}: free some space there (quota)",
-    "read_only": "the disk that holds {path} is read-only: mount it writable (mount -o remount,rw)",
-    "io": "the disk that holds {path} returns errors: look at it (dmesg)",
-}
-MEANWHILE = "until then nothing new starts there; what runs runs on, and stop and kill act"
 
 
 def trouble_of(beat: messages.AgentHeartbeat | None) -> str:
@@ -28,8 +21,10 @@ def trouble_of(beat: messages.AgentHeartbeat | None) -> str:
     return beat.disk_trouble if beat.disk_trouble in KINDS else "io"
 
 
-def in_words(beat: messages.AgentHeartbeat) -> str:
-    return f"{_WHAT[trouble_of(beat)].format(path=beat.disk_path or 'procguard_home')}; {MEANWHILE}"
+def why(beat: messages.AgentHeartbeat) -> Reason:
+    return because(f"disk.{trouble_of(beat)}", path=beat.disk_path or "procguard_home").then(
+        because("host.disk_meanwhile")
+    )
 
 
 def as_told(history: EventLog) -> dict[str, str]:

@@ -17,7 +17,9 @@ from typing import Any, Literal
 from procguard.errors import LimitExceeded, NotFound
 from procguard.fleet.model.clock import Now
 from procguard.fleet.state import FleetState
+from procguard.i18n.reasons import NONE, Reason, because, reason_of
 from remote_agent.protocol import messages
+from remote_agent.protocol.reasons import fields as reason_fields
 
 MAX_AT_ONCE = 4
 TELL_AGAIN_S = 3.0  # an answer that was lost on its way to the agent
@@ -25,7 +27,7 @@ ANSWER_GRACE_S = 5.0  # beyond the time the agents have to look: for their answe
 
 Status = Literal["asked", "done", "timeout", "failed", "no_answer", "away"]
 OPEN: tuple[Status, ...] = ("asked",)
-WHY_SILENT = "it did not answer in time"
+WHY_SILENT = because("search.silent")
 ANY_ATTEMPT = 2**62
 MANAGER = "manager"  # the name of the manager's own part, where a host's stands
 
@@ -44,7 +46,7 @@ class Part:
     former: dict[str, int] = field(default_factory=dict)
     held: dict[str, dict[str, int]] | None = None
     status: Status = "asked"
-    reason: str = ""
+    reason: Reason = NONE
     found: int = 0
     bytes: int = 0
     elapsed_s: float = 0.0
@@ -55,7 +57,7 @@ class Part:
             "agent": self.agent_id,
             "host": self.host,
             "status": self.status,
-            "reason": self.reason,
+            **reason_fields("reason", self.reason),
             "workers": len(self.worker_ids),
             "found": self.found,
             "bytes": self.bytes,
@@ -169,10 +171,9 @@ class LogSearches:
         seen = self._state.seen[agent_id]
         part = Part(agent_id, self._state.agents_by_id[agent_id].host, worker_ids + sorted(former), former)
         if seen.state not in ("connected", "suspect") or seen.heartbeat is None:
-            part.status, part.reason = "away", seen.reason or "its agent is out of reach"
+            part.status, part.reason = "away", seen.reason or because("agent.away")
         if part.status not in OPEN and former:
-            names = ", ".join(sorted(former)[:3]) + (", …" if len(former) > 3 else "")
-            part.reason += f"; {names} ran there before: lines that did not reach the manager may be left there"
+            part.reason = part.reason.then(because("search.ran_there", workers=sorted(former)[:100]))
         return part
 
     def end(self, search: Search) -> None:
@@ -215,7 +216,7 @@ class LogSearches:
             raise NotFound(f"nobody waits for search {result.search_id[:40]!r}", "nothing needs to be done")
         if part.status not in OPEN:
             return  # told twice
-        part.status, part.reason = result.status, result.reason[:500]
+        part.status, part.reason = result.status, reason_of(result.reason)
         part.found, part.bytes, part.elapsed_s = result.found, result.bytes, result.elapsed_s
         part.held = result.held
         own = dict.fromkeys(part.worker_ids, ANY_ATTEMPT) | part.former

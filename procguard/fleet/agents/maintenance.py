@@ -14,6 +14,7 @@ from procguard.errors import Conflict, NotFound
 from procguard.fleet.fleet import Fleet
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import AgentRecord
+from procguard.i18n.reasons import NONE, Reason, because, reason_of
 
 HEARD_WITHIN_S = 15.0
 POLL_S = 0.1
@@ -36,7 +37,7 @@ class MaintenanceAnswer(Protocol):
     def agent(self) -> str: ...
 
     @property
-    def message(self) -> str: ...
+    def message(self) -> Reason: ...
 
     @property
     def log(self) -> dict[str, Any]: ...
@@ -71,7 +72,7 @@ class AgentCare:
         if host in self._busy:
             raise Conflict(f"{host}: {self._busy[host]} of its agent is under way", "wait for its event", code="busy")
         self._busy[host] = wish
-        asked = "a restart of its agent was asked for" if wish == "restart" else "an upgrade of its agent was asked for"
+        asked = because("care.restart") if wish == "restart" else because("care.upgrade")
         try:
             seq = self._tell("agent_care", host, asked, actor)
             self._spawn(lambda: self._carry_out(wish, agent, actor))
@@ -107,27 +108,26 @@ class AgentCare:
             result = self._hands(wish, agent, DEADLINE_S[wish])
             now = self._read_clock()
             if agent.agent_id in self._fleet.state.agents_by_id:
-                self._fleet.agents.set_recovery_ssh(agent.host, result.ok, "" if result.ok else result.message, now)
+                self._fleet.agents.set_recovery_ssh(agent.host, result.ok, NONE if result.ok else result.message, now)
             if not result.ok or result.agent not in ("running", "started"):
                 self._tell(failed, agent.host, result.message, actor)
             elif result.agent == "running" or self._heard_anew(agent, before):
                 self._tell(done, agent.host, result.message, actor)
             else:
-                self._tell(
-                    failed, agent.host, f"{result.message}; but it is not heard{self._undone(wish, agent)}", actor
-                )
+                silent = reason_of(result.message).then(because("care.not_heard"), self._undone(wish, agent))
+                self._tell(failed, agent.host, silent, actor)
         except Exception as exc:  # whatever it was, the wish has an end that is told
-            self._tell(failed, agent.host, f"{type(exc).__name__}: {exc}", actor)
+            self._tell(failed, agent.host, reason_of(f"{type(exc).__name__}: {exc}"), actor)
         finally:
             self._busy.pop(agent.host, None)
 
-    def _undone(self, wish: Wish, agent: AgentRecord) -> str:
+    def _undone(self, wish: Wish, agent: AgentRecord) -> Reason:
         """An upgrade that is not heard is taken back, as a deployment does."""
         if wish != "upgrade":
-            return ""
+            return NONE
         back = self._hands("rollback", agent, DEADLINE_S["rollback"])
         return (
-            f"; {back.message}" if back.ok and back.agent == "started" else f"; going back failed too: {back.message}"
+            back.message if back.ok and back.agent == "started" else because("care.going_back_failed", why=back.message)
         )
 
     def _heard_anew(self, agent: AgentRecord, before: object) -> bool:
@@ -149,7 +149,7 @@ class AgentCare:
         home = agent.procguard_home or "~/.procguard"
         return f"read it there: tail -n 200 {home}/{self._fleet.state.fleet_id}/{agent.host}/agent.log"
 
-    def _tell(self, kind: str, host: str, reason: str, actor: str) -> int:
+    def _tell(self, kind: str, host: str, reason: Reason, actor: str) -> int:
         with self._fleet.state.transaction(self._read_clock(), actor) as tx:
             tx.event(kind, host=host, reason=reason)
         return self._fleet.state.event_log.newest_seq

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from procguard.fleet.model.clock import Now
 from procguard.fleet.state import FleetState
+from procguard.i18n.reasons import because
 
 LASTS_TIMEOUTS = 3  # heartbeat_timeouts: as long as the monitor gives agents to return after a start
 
@@ -29,9 +30,9 @@ class StateResync:
         if unheard and now.monotonic < self._until:
             return True
         self._until = None
-        told = f"; not heard: {', '.join(sorted(unheard)[:10])}" if unheard else ""
+        told = because("state.resynced_without", agents=sorted(unheard)[:100]) if unheard else because("state.resynced")
         with self._state.transaction(now, "manager", wait="nothing") as tx:
-            tx.event("state", reason=f"what the agents know has been taken into the state{told}")
+            tx.event("state", reason=told)
             for agent_id in self._state.seen:
                 tx.wake(agent_id)
         return False

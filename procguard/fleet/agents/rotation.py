@@ -19,6 +19,7 @@ from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import AgentRecord, PendingRotation
 from procguard.fleet.state import FleetState
 from procguard.fleet.transaction import Transaction
+from procguard.i18n.reasons import because
 from remote_agent.protocol import messages
 
 
@@ -34,7 +35,7 @@ class Rotations:
             found = {agent_id: self._begin(tx, agent_id) for agent_id in dict.fromkeys(agent_ids)}
             asked = [agent_id for agent_id, outcome in found.items() if outcome["status"] == "asked"]
             if asked:
-                tx.event("credentials", reason=f"new secrets asked for: {_shown(asked)}")
+                tx.event("credentials", reason=because("secret.asked", agents=asked[:100]))
         return found
 
     def _begin(self, tx: Transaction, agent_id: str) -> dict[str, str]:
@@ -82,12 +83,7 @@ class Rotations:
         with self._state.transaction(now, agent.rotation.actor if agent.rotation is not None else "") as tx:
             self._state.set_secrets(tx, agent, secret_sha256=sha256)
             agent.rotation = None
-            what = f"{agent.agent_id} has a new secret; the one before has ended"
+            what = because("secret.replaced", agent=agent.agent_id)
             tx.event("credentials", host=agent.host, reason=what)
         self._state.bus.secret_replaced(agent.agent_id)
         return agent.agent_id
-
-
-def _shown(agent_ids: list[str]) -> str:
-    more = f" and {len(agent_ids) - 20} more" if len(agent_ids) > 20 else ""
-    return ", ".join(agent_ids[:20]) + more

@@ -12,6 +12,7 @@ from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import AgentRecord
 from procguard.fleet.state import FleetState
 from procguard.fleet.transaction import Transaction
+from procguard.i18n.reasons import because
 from remote_agent.protocol import session
 
 
@@ -46,7 +47,7 @@ class AgentSecrets:
         agent_id, replaced = agent.agent_id, agent.secret_sha256 not in ("", secret_sha256)
         self._state.set_secrets(tx, agent, secret_sha256=secret_sha256)
         agent.rotation = None
-        tx.event("credentials", host=agent.host, reason=f"new secret for {agent_id}")
+        tx.event("credentials", host=agent.host, reason=because("secret.new", agent=agent_id))
         if replaced:
             tx.once_over(lambda: self._state.bus.revoked(agent_id))
 
@@ -64,5 +65,5 @@ class AgentSecrets:
             for worker in self._state.workers_of(agent_id):  # who had it may have used up the numbers of its events
                 tx.edit(worker).event_seq = 0
             self._tokens.revoke_agents(tx, agent_id)
-            tx.event("credentials", host=agent.host, reason=f"secret of {agent_id} revoked")
+            tx.event("credentials", host=agent.host, reason=because("secret.revoked", agent=agent_id))
             tx.once_over(lambda: self._state.bus.revoked(agent_id))

@@ -26,6 +26,7 @@ from procguard.fleet.model.records import RecoverySsh, TunnelStatus
 from procguard.fleet.state import FleetState
 from procguard.fleet.workers import ownership
 from procguard.fleet.workers.places import PlacementService
+from procguard.i18n.reasons import Reason, because, reason_of
 from remote_agent.protocol import messages
 
 
@@ -69,13 +70,13 @@ class AgentService:
 
     # ------------------------------------------------------------------------------------------ what is known of them
 
-    def mark(self, agent_id: str, state: str, reason: str, now: Now) -> None:
+    def mark(self, agent_id: str, state: str, reason: Reason, now: Now) -> None:
         """The monitor's word on an agent: "suspect" or "unreachable" (its workers then show as unknown)."""
         agent, seen = self._state.agents_by_id[agent_id], self._state.seen[agent_id]
         if seen.state == state:
             return
         before, seen.state = seen.state, state  # type: ignore[assignment]
-        seen.reason = reason
+        seen.reason = reason_of(reason)
         with self._state.transaction(now, wait="nothing") as tx:
             tx.event(
                 f"agent_{state}",
@@ -88,10 +89,10 @@ class AgentService:
             )
             self._state.show_agent(tx, agent_id)
 
-    def note(self, agent_id: str, reason: str, now: Now) -> None:
+    def note(self, agent_id: str, reason: Reason, now: Now) -> None:
         """Say what is being done about an agent that is out of reach."""
         if self._state.seen[agent_id].reason != reason:
-            self._state.seen[agent_id].reason = reason
+            self._state.seen[agent_id].reason = reason_of(reason)
             with self._state.transaction(now, wait="nothing") as tx:
                 self._state.show_agent(tx, agent_id)
 
@@ -103,13 +104,13 @@ class AgentService:
             if seen.poll_lost_at is not None:
                 seen.poll_lost_at = min(now.monotonic, seen.poll_lost_at + gap_s)
 
-    def set_recovery_ssh(self, host: str, ok: bool, reason: str, now: Now) -> None:
+    def set_recovery_ssh(self, host: str, ok: bool, reason: Reason, now: Now) -> None:
         for agent_id, agent in self._state.agents_by_id.items():
             if agent.host == host and agent.kind == "deployed":
-                self._state.seen[agent_id].recovery_ssh = RecoverySsh(ok, reason, iso(now.wall))
+                self._state.seen[agent_id].recovery_ssh = RecoverySsh(ok, reason_of(reason), iso(now.wall))
                 self._state.bus.hosts(agent_id)
 
-    def tunnel_changed(self, agent_id: str, state: str, port: int, reason: str, code: str, now: Now) -> None:
+    def tunnel_changed(self, agent_id: str, state: str, port: int, reason: Reason, code: str, now: Now) -> None:
         """What became of the tunnel to a host: "up" or "down". Its port is durable: the agent there knows it."""
         agent, seen = self._state.agents_by_id[agent_id], self._state.seen[agent_id]
         before = seen.tunnel.state if seen.tunnel is not None else ""
@@ -120,7 +121,7 @@ class AgentService:
             if new_port:
                 tx.edit(agent).tunnel_port = port
             if before != state:
-                told = reason or f"its agent reaches the manager through port {agent.tunnel_port} of its own machine"
+                told = reason or because("tunnel.up", port=agent.tunnel_port)
                 tx.event(f"tunnel_{state}", host=agent.host, before=before, after=state, reason=told)
             tx.show("hosts", agent_id)
 
@@ -158,12 +159,12 @@ class AgentService:
             )
         with state.transaction(now, actor) as tx:
             for worker in state.workers_of(agent_id):
-                ownership.drop_worker(state, tx, worker, "its agent was removed")
+                ownership.drop_worker(state, tx, worker, because("worker.agent_removed"))
             for worker in state.workers_by_id.values():
                 if worker.home == agent_id:  # it lives elsewhere, and belongs there now
                     tx.edit(worker).home = ""
             ownership.drop_agent(tx, agent)
-            tx.event("agent_removed", host=agent.host, reason=f"{agent_id} was removed")
+            tx.event("agent_removed", host=agent.host, reason=because("agent.removed", agent=agent_id))
 
     def retract(self, agent_id: str, actor: str, now: Now) -> None:
         """Take back a host that was declared and never deployed: no agent was given a secret for it, and nothing ever
@@ -175,6 +176,6 @@ class AgentService:
             raise Conflict(f"{agent_id} has been deployed before", "invoke undeploy removes it", code="deployed")
         with state.transaction(now, actor) as tx:
             for worker in workers:
-                ownership.drop_worker(state, tx, worker, f"{agent.host} could not be deployed")
+                ownership.drop_worker(state, tx, worker, because("worker.not_deployed", host=agent.host))
             ownership.drop_agent(tx, agent)
-            tx.event("agent_removed", host=agent.host, reason="it could not be deployed")
+            tx.event("agent_removed", host=agent.host, reason=because("agent.not_deployed"))

@@ -26,6 +26,7 @@ from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import CommandRecord, WorkerRecord, settled
 from procguard.fleet.state import FleetState
 from procguard.fleet.transaction import Transaction
+from procguard.i18n.reasons import NONE, Reason, because, reason_of, with_head
 from remote_agent.protocol import messages, states
 from remote_agent.runner.restart import DEFAULT_BACKOFF_S
 
@@ -165,7 +166,7 @@ class Gangs:
             current=report is not None and report.generation >= worker.generation,
             attempt=max(worker.attempt, report.attempt if report else 0),
             since=(report.since if report else worker.last_since) + self._clock_offset_s(worker.agent_id),
-            reason=report.reason if report else worker.last_reason,
+            reason=reason_of(report.reason) if report else worker.last_reason,
             epoch=worker.epoch,
             gone=(judge or lost) and self._gone(worker, report, now),
             ready=agent.state == "connected",
@@ -187,29 +188,30 @@ class Gangs:
             return
         failures = [failure for worker in workers if (failure := self._failure_before(worker, gang, incident.at))]
         own = next((at for at, member, _ in failures if member == incident.member), incident.at)
-        at, member, how = min(failures, default=(own, "", ""))
+        at, member, how = min(failures, default=(own, "", NONE))
         if not member or member == incident.member or own - at < CLOCKS_AGREE_S:
             return
-        reason = incident.reason.replace(incident.failure, how, 1)
         tx.edit(gang)
-        gang.incident = dataclasses.replace(incident, member=member, reason=reason, failure=how)
-        gang.reason = gang.reason.replace(incident.reason, reason, 1)
+        gang.incident = dataclasses.replace(
+            incident, member=member, reason=with_head(incident.reason, how), failure=how
+        )
+        gang.reason = with_head(gang.reason, how)
         self._show(tx, workers)
 
-    def _failure_before(self, worker: WorkerRecord, gang: GangRecord, limit: float) -> tuple[float, str, str] | None:
+    def _failure_before(self, worker: WorkerRecord, gang: GangRecord, limit: float) -> tuple[float, str, Reason] | None:
         """(when, member, how) it failed in this launch, by itself and before `limit`; manager's wall clock."""
         mark, seen = gang.members.get(worker.worker_id), self._state.seen[worker.agent_id]
         report = self._state.worker_seen[worker.worker_id].report
         if mark is None:
             return None
         if seen.state == "unreachable" and seen.last_seen_wall is not None and seen.last_seen_wall < limit:
-            how = f"{worker.worker_id} on {worker.host}: its host {worker.host} is out of reach"
-            return seen.last_seen_wall, worker.worker_id, how
+            how = because("gang.host_silent", host=worker.host)
+            return seen.last_seen_wall, worker.worker_id, _culprit(worker, how)
         record = report.last_exit if report is not None else None
         if record is None or record.code == 0 or record.attempt <= mark.attempt_base:
             return None
         at = record.at + self._clock_offset_s(worker.agent_id)
-        return (at, worker.worker_id, f"{worker.worker_id} on {worker.host}: {record.reason}") if at < limit else None
+        return (at, worker.worker_id, _culprit(worker, reason_of(record.reason))) if at < limit else None
 
     def _gone(self, worker: WorkerRecord, report: messages.WorkerReport | None, now: Now) -> bool:
         """Surely ended: also where a host said so, in answer to what is in force now, before it went out of reach.
@@ -250,9 +252,9 @@ class Gangs:
         if step.action == "keep":
             return
         if step.action == "wait":
-            if gang.reason != step.reason and not gang.reason.endswith(f"; {step.reason}"):
-                cause = gang.troubled.reason if gang.troubled is not None else ""
-                tx.edit(gang).reason = f"{cause}; {step.reason}" if cause else step.reason
+            waits = (gang.troubled.reason if gang.troubled is not None else NONE).then(step.reason)
+            if gang.reason not in (step.reason, waits):
+                tx.edit(gang).reason = waits
                 self._show(tx, workers)
             return
         tx.edit(gang)
@@ -306,13 +308,13 @@ class Gangs:
         gang.epoch, gang.delay_s = epoch, 0.0
         if gang.troubled is not None:
             gang.incident = dataclasses.replace(gang.troubled, ended=tx.now.wall)
-        gang.reason = f"all {len(workers)} members started together, epoch {epoch}"
+        gang.reason = because("gang.started", n=len(workers), epoch=epoch)
         if gang.group in self._asked:
             self._restarted[gang.group] = (tx.now.monotonic, self._asked.pop(gang.group))
         self._become(tx, gang, "running")
         self._event(tx, "gang_started", gang, gang.reason)
 
-    def _form(self, tx: Transaction, gang: GangRecord, reason: str) -> None:
+    def _form(self, tx: Transaction, gang: GangRecord, reason: Reason) -> None:
         tx.edit(gang)
         gang.attempts, gang.delay_s, gang.incident = 0, 0.0, None
         self._become(tx, gang, "restarting")
@@ -392,7 +394,10 @@ class Gangs:
                 tx.edit(one).set_desired("running", by=tx.actor, cause="operator", now=tx.now)
         restarted_at, batch = self._restarted.get(gang.group, (-math.inf, ""))
         just_now = tx.now.monotonic - restarted_at < RESTARTED_JUST_NOW_S or (batch and batch == asked.operation_id)
-        why = f"{asked.verb}ed by {tx.actor}, with {worker.worker_id}"
+        if asked.verb == "restart":
+            why = because("gang.restart_asked", actor=tx.actor, member=worker.worker_id)
+        else:
+            why = because("gang.start_asked", actor=tx.actor, member=worker.worker_id)
         tx.edit(gang)
         if gang.phase == "restarting":  # no pause for an operator
             gang.delay_s, gang.attempts = 0.0, gang.attempts if asked.verb == "restart" else 0
@@ -412,7 +417,7 @@ class Gangs:
         """A failed gang of which a member was corrected."""
         gang = self.records.get(worker.spec.group)
         if gang is not None and gang.phase == "failed":
-            tx.edit(gang).reason = f"{worker.worker_id} was corrected by {tx.actor}"
+            tx.edit(gang).reason = because("gang.corrected", member=worker.worker_id, actor=tx.actor)
             self._form(tx, gang, gang.reason)
             self._to_look_at.add(gang.group)
             self.step(tx)
@@ -428,10 +433,10 @@ class Gangs:
             for one in alive:
                 if one is not worker:
                     attempt = self._member(one, tx.now, judge=False).attempt
-                    why = f"with {worker.worker_id}, of its gang"
+                    why = because("gang.with_member", member=worker.worker_id)
                     self._add(tx, one, asked._replace(attempt=attempt, reason=why, operation_id=""))
             if worker not in alive:
-                self._state.command_queue.finish(tx, record, "done", "it had ended already; its gang stays stopped")
+                self._state.command_queue.finish(tx, record, "done", because("gang.ended_already"))
         return record
 
     def _finish_commands(self, tx: Transaction, gang: GangRecord, known: list[Member]) -> None:
@@ -448,7 +453,7 @@ class Gangs:
                     and member.current
                     and member.attempt > mark.attempt_base
                 ):
-                    queue.finish(tx, record, "done", f"attempt {member.attempt}, with all of its gang")
+                    queue.finish(tx, record, "done", because("gang.attempt", attempt=member.attempt))
                 elif gang.phase == "finished":
                     queue.finish(tx, record, "done", gang.reason)
                 else:
@@ -489,7 +494,7 @@ class Gangs:
             tx.show("workers", worker.worker_id)
 
     def _event(
-        self, tx: Transaction, kind: str, gang: GangRecord, reason: str, worker_id: str = "", actor: str = ACTOR
+        self, tx: Transaction, kind: str, gang: GangRecord, reason: Reason, worker_id: str = "", actor: str = ACTOR
     ) -> None:
         worker = self._state.workers_by_id.get(worker_id)
         tx.event(
@@ -497,17 +502,21 @@ class Gangs:
             worker_id=worker_id,
             host=worker.host if worker else "",
             after=gang.phase,
-            reason=f"{gang.group}: {reason}",
+            reason=because("gang.of", group=gang.group, why=reason),
             actor=actor,
             cause="gang",
         )
 
 
-def _stopped_by(workers: list[WorkerRecord]) -> str:
+def _culprit(worker: WorkerRecord, why: Reason) -> Reason:
+    return because("gang.culprit", member=worker.worker_id, host=worker.host, why=why)
+
+
+def _stopped_by(workers: list[WorkerRecord]) -> Reason:
     first = next(worker for worker in workers if worker.desired != "running")
-    return f"{first.worker_id} is to be stopped: all of its gang are" + (
-        f" ({first.desired_by})" if first.desired_by else ""
-    )
+    if first.desired_by:
+        return because("gang.member_stopped_by", member=first.worker_id, actor=first.desired_by)
+    return because("gang.member_stopped", member=first.worker_id)
 
 
 def _pauses(policy: GroupPolicy, workers: list[WorkerRecord]) -> Sequence[float]:

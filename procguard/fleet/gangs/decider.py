@@ -22,12 +22,12 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from procguard.fleet.model.records import Record, nested
+from procguard.i18n.reasons import NONE, Reason, because
 from remote_agent.protocol import states
-from remote_agent.runner.restart import DEFAULT_BACKOFF_S, duration_in_words, in_words
+from remote_agent.runner.restart import DEFAULT_BACKOFF_S
 
 JITTER = 0.25
 HEALTHY_AFTER_S = 600.0
-NAMED_AT_MOST = 5  # members in one reason
 
 Phase = Literal["restarting", "running", "stopped", "failed", "finished"]
 Action = Literal["keep", "wait", "form", "hold", "launch", "fail", "finish", "stop", "give_back"]
@@ -45,14 +45,14 @@ class Mark:
 
 @dataclass(frozen=True)
 class GangFailure:
-    """Why it is, or was last, restarted; times are wall times. `failure`: the part of `reason` that says how `member`
+    """Why it is, or was last, restarted; times are wall times. `failure`: the first part of `reason`, how `member`
     failed."""
 
     member: str = ""
-    reason: str = ""
+    reason: Reason = NONE
     at: float = 0.0
     ended: float = 0.0  # 0: it goes on
-    failure: str = ""
+    failure: Reason = NONE
 
 
 @dataclass
@@ -69,7 +69,7 @@ class GangRecord(Record):
     members: Mapping[str, Mark] = field(default_factory=dict)
     master_addr: str = ""
     master_port: int = 0
-    reason: str = ""  # why it is as it is
+    reason: Reason = NONE  # why it is as it is
     delay_s: float = 0.0  # restarting: not before so long after `since`
     since: float = 0.0  # wall time of the phase
     incident: GangFailure | None = None  # the last one
@@ -93,7 +93,7 @@ class Member(NamedTuple):
     current: bool  # the report answers what is in force now (generation)
     attempt: int
     since: float  # wall time of its state, by the manager's clock
-    reason: str
+    reason: Reason
     epoch: int  # the right that its record has
     gone: bool  # surely nothing of it is left: settled, or fenced
     ready: bool  # its agent is connected: it can be started
@@ -110,9 +110,9 @@ class GangLimits(NamedTuple):
 
 class GangStep(NamedTuple):
     action: Action
-    reason: str = ""
+    reason: Reason = NONE
     culprit: str = ""  # hold, fail: the member that failed first
-    failure: str = ""  # hold, fail: the part of `reason` that says how
+    failure: Reason = NONE  # hold, fail: the first part of `reason`, how it failed
     attempts: int = 0  # spent after this step
     delay_s: float = 0.0  # hold: the launch comes no earlier
 
@@ -136,10 +136,10 @@ def decide(
         return (
             _keep(gang)
             if gang.phase == "stopped"
-            else GangStep("stop", "stopped by an operator", attempts=gang.attempts)
+            else GangStep("stop", because("gang.stopped"), attempts=gang.attempts)
         )
     if gang.phase == "stopped":
-        return GangStep("form", "started by an operator")
+        return GangStep("form", because("gang.started_by"))
     if gang.phase == "running":
         return _watch(gang, members, limits, healthy_s, roll)
     if gang.phase == "restarting":
@@ -155,57 +155,57 @@ def _watch(gang: GangRecord, members: Sequence[Member], limits: GangLimits, heal
     present = {member.worker_id for member in members}
     left = sorted(set(gang.members) - present)
     if left:
-        reason = f"{_named(left)} left the group: the others start anew, without {_it(left)}"
-        return GangStep("hold", reason, left[0], attempts=gang.attempts)
+        return GangStep("hold", because("gang.left", n=len(left), members=left), left[0], attempts=gang.attempts)
     launched = [member for member in members if member.worker_id in gang.members]
     broken = [(member, how) for member in launched if (how := broke(member, gang.members[member.worker_id]))]
     if broken:
         first, how = min(broken, key=lambda one: one[0].since)
         return _incident(gang, first, how, limits, roll)
     if launched and all(_finished(member) for member in launched):
-        return GangStep("finish", f"all {len(launched)} members have finished", attempts=gang.attempts)
+        return GangStep("finish", because("gang.finished", n=len(launched)), attempts=gang.attempts)
     if gang.attempts and healthy_s >= HEALTHY_AFTER_S:
-        return GangStep("give_back", f"healthy for {duration_in_words(HEALTHY_AFTER_S)}: its attempts are given back")
+        return GangStep("give_back", because("gang.healthy", healthy_s=HEALTHY_AFTER_S))
     return _keep(gang)
 
 
-def broke(member: Member, mark: Mark) -> str:
+def broke(member: Member, mark: Mark) -> Reason:
     """How this member of a running gang has failed it, "" while it has not. A host out of reach is no failure before
     its lease has surely ended: the job may go on there."""
     if member.epoch != mark.epoch:
-        return f"it was given to {member.host} under another epoch"
+        return because("gang.given", host=member.host)
     if _finished(member):
-        return ""
+        return NONE
     if member.lost and member.gone:
-        return f"its host {member.host} is out of reach, and its lease there has ended"
+        return because("gang.host_lost", host=member.host)
     if not member.current:
-        return ""  # it has not heard of this launch yet
+        return NONE  # it has not heard of this launch yet
     if member.state == states.FAILED:
-        return member.reason or "it failed"
+        return member.reason or because("gang.member_failed")
     if member.attempt <= mark.attempt_base:
-        return ""  # not started yet: it waits for its lease, or for GPUs
+        return NONE  # not started yet: it waits for its lease, or for GPUs
     if member.state in (states.STOPPED, states.BACKOFF):
-        return member.reason or f"it is {member.state}"
+        return member.reason or because("gang.member_is", state=member.state)
     if mark.attempt and member.attempt != mark.attempt:
-        return f"it started again alone, as attempt {member.attempt}"
-    return ""
+        return because("gang.alone", attempt=member.attempt)
+    return NONE
 
 
 def _finished(member: Member) -> bool:
     return member.current and member.state == states.EXITED
 
 
-def _incident(gang: GangRecord, first: Member, how: str, limits: GangLimits, roll: float) -> GangStep:
-    what = f"{first.worker_id} on {first.host}: {how}"
+def _incident(gang: GangRecord, first: Member, how: Reason, limits: GangLimits, roll: float) -> GangStep:
+    what = because("gang.culprit", member=first.worker_id, host=first.host, why=how)
     if not limits.auto:
-        reason = f"{what}; recovery.enable_auto_recovery is false, so the gang is not restarted"
+        reason = what.then(because("gang.auto_off"))
         return GangStep("fail", reason, first.worker_id, what, gang.attempts)
     if gang.attempts >= limits.max_attempts:
-        used = "no restarts are allowed" if limits.max_attempts == 0 else f"all {limits.max_attempts} are used up"
-        return GangStep("fail", f"{what}; of its restarts {used}", first.worker_id, what, gang.attempts)
+        most = limits.max_attempts
+        spent = because("gang.none_allowed") if most == 0 else because("gang.spent", n=most)
+        return GangStep("fail", what.then(spent), first.worker_id, what, gang.attempts)
     pause_s = limits.backoff_s[min(gang.attempts, len(limits.backoff_s) - 1)] * (1.0 + JITTER * (2.0 * roll - 1.0))
     attempts = gang.attempts + 1
-    reason = f"{what}; restart {attempts} of {limits.max_attempts} of the gang {in_words(pause_s)}"
+    reason = what.then(because("gang.restart", k=attempts, n=limits.max_attempts, delay_s=pause_s))
     return GangStep("hold", reason, first.worker_id, what, attempts, pause_s)
 
 
@@ -213,23 +213,14 @@ def _gather(gang: GangRecord, members: Sequence[Member], waited_s: float) -> Gan
     """Held: until all are surely gone, their hosts are there and the pause is over."""
     alive = [member.worker_id for member in members if not member.gone]
     if alive:
-        return GangStep("wait", f"waits until {_named(alive)} {'has' if len(alive) == 1 else 'have'} surely ended")
+        return GangStep("wait", because("gang.wait_ended", n=len(alive), members=alive))
     away = sorted({member.host for member in members if not member.ready})
     if away:
-        return GangStep("wait", f"waits for {'host' if len(away) == 1 else 'hosts'} {_named(away)}")
+        return GangStep("wait", because("gang.wait_hosts", n=len(away), hosts=away))
     left_s = gang.delay_s - waited_s
     if left_s > 0:
-        return GangStep("wait", f"starts again {in_words(gang.delay_s)} after the failure")
-    return GangStep("launch", f"all {len(members)} members start together", attempts=gang.attempts)
-
-
-def _named(names: Sequence[str]) -> str:
-    more = len(names) - NAMED_AT_MOST
-    return ", ".join(names[:NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
-
-
-def _it(names: Sequence[str]) -> str:
-    return "it" if len(names) == 1 else "them"
+        return GangStep("wait", because("gang.wait_pause", delay_s=gang.delay_s))
+    return GangStep("launch", because("gang.start_together", n=len(members)), attempts=gang.attempts)
 
 
 # ------------------------------------------------------------------------------------------------ a gang's beginning
@@ -240,16 +231,16 @@ def begin(group: str, members: Sequence[Member], epochs_of: dict[str, int], now_
     gang = GangRecord(group, since=now_wall)
     ran = [member for member in members if member.attempt > 0]
     if any(member.state in (*states.ALIVE, states.BACKOFF) for member in ran):
-        gang.phase, gang.reason = "running", "runs as it was started; one epoch for all comes with its next restart"
+        gang.phase, gang.reason = "running", because("gang.begun_running")
         gang.members = {
             member.worker_id: Mark(rank, epochs_of[member.worker_id], max(0, member.attempt - 1))
             for rank, member in enumerate(ran)
         }
     elif ran and all(member.state == states.EXITED for member in ran):
-        gang.phase, gang.reason = "finished", "all had finished before the group became a gang"
+        gang.phase, gang.reason = "finished", because("gang.begun_finished")
     elif any(member.state == states.FAILED for member in ran):
         failed = next(member for member in ran if member.state == states.FAILED)
-        gang.phase, gang.reason = "failed", f"{failed.worker_id} had failed before the group became a gang"
+        gang.phase, gang.reason = "failed", because("gang.begun_failed", member=failed.worker_id)
     else:
-        gang.reason = "a new gang: all members start together"
+        gang.reason = because("gang.begun_new")
     return gang

@@ -8,7 +8,9 @@ from procguard.config.groups import GroupPolicy
 from procguard.fleet.gangs.decider import GangRecord
 from procguard.fleet.model.clock import iso
 from procguard.fleet.model.records import WorkerRecord, settled
+from procguard.i18n.reasons import NONE, Reason, because
 from remote_agent.protocol import states
+from remote_agent.protocol.reasons import fields as reason_fields
 
 
 def of_member(gang: GangRecord, worker: WorkerRecord) -> dict[str, Any]:
@@ -20,11 +22,12 @@ def of_member(gang: GangRecord, worker: WorkerRecord) -> dict[str, Any]:
         "epoch": gang.epoch,
         "attempts": gang.attempts,
         "held": worker.held,
+        **reason_fields("reason", gang.reason),
         "reason": gang.reason,
     }
 
 
-def applied(gang: dict[str, Any], desired: str, state: str, known: str, reason: str) -> tuple[str, str, str]:
+def applied(gang: dict[str, Any], desired: str, state: str, known: str, reason: Reason) -> tuple[str, str, Reason]:
     """(state, last known state, reason) of a worker with its gang: what a member's runner can't know is said here.
 
     Members of a failed gang are failed, however each of them ended; one that is held says for whom it waits.
@@ -35,10 +38,10 @@ def applied(gang: dict[str, Any], desired: str, state: str, known: str, reason: 
     if gang["phase"] == "failed":
         known = states.FAILED
         if not unknown:
-            state, reason = states.FAILED, f"its gang has failed: {gang['reason']}"
+            state, reason = states.FAILED, because("gang.has_failed", why=gang["reason"])
     elif gang["phase"] in ("restarting", "running") and not unknown:
-        why = gang["reason"] if gang["phase"] == "restarting" else "it joins at the next start of all"
-        reason = f"held by its gang: {why}"
+        why = gang["reason"] if gang["phase"] == "restarting" else because("gang.joins")
+        reason = because("gang.held", why=why)
     return state, known, reason
 
 
@@ -62,7 +65,7 @@ def of_group(
         "max_attempts": (max_attempts if policy.max_attempts is None else policy.max_attempts) if gang else None,
         "master": f"{gang.master_addr}:{gang.master_port}" if gang and gang.master_addr else None,
         "since": iso(gang.since) if gang else None,
-        "reason": gang.reason if gang else "",
+        **reason_fields("reason", gang.reason if gang else NONE),
         "incident": _incident(gang) if gang else None,
         "members": sorted((_member(view) for view in members), key=_by_rank),
     }
@@ -73,7 +76,12 @@ def _incident(gang: GangRecord) -> dict[str, Any] | None:
     found = gang.incident
     if found is None:
         return None
-    return {"member": found.member, "reason": found.reason, "at": iso(found.at), "ended": iso(found.ended)}
+    return {
+        "member": found.member,
+        **reason_fields("reason", found.reason),
+        "at": iso(found.at),
+        "ended": iso(found.ended),
+    }
 
 
 def _member(view: dict[str, Any]) -> dict[str, Any]:
@@ -84,7 +92,7 @@ def _member(view: dict[str, Any]) -> dict[str, Any]:
         "rank": view["gang"]["rank"] if view["gang"] else None,
         "epoch": view["epoch"],
         "attempt": view["attempt"],
-        "reason": view["reason"],
+        **{name: view[name] for name in ("reason", "reason_code", "reason_params")},
     }
 
 

@@ -16,11 +16,14 @@ from __future__ import annotations
 from typing import Any
 
 from procguard.fleet.model.records import WorkerRecord
+from procguard.i18n.reasons import Reason, because, with_head
 from remote_agent.protocol import messages, states
+from remote_agent.protocol.reasons import TEXT
 
 # What the runner says where the exit status alone would mislead (remote_agent/runner/restart.py, Ending.cause).
 _OF_RUNNER = {"unhealthy": "health", "start_timeout": "start_timeout", "lost": "lost", "not_started": "not_started"}
-BY_OPERATOR = "stopped by an operator"  # what runners say of every stop: they are not told who asked
+SAID_BEFORE = "stopped by an operator"
+BY_OPERATOR = "asked.stop"  # what runners say of every stop: they are not told who asked
 
 
 def of_exit(record: messages.ExitRecord | None) -> str:
@@ -40,14 +43,16 @@ def hopeless(record: messages.ExitRecord | None) -> bool:
     return of_exit(record) == "not_started"
 
 
-def true_reason(reason: str, worker: WorkerRecord) -> str:
+def true_reason(reason: Reason, worker: WorkerRecord) -> Reason:
     """A runner's reason, where the manager knows better who stopped the worker."""
-    if not reason.startswith(BY_OPERATOR):
+    if reason.code == TEXT and reason.startswith(SAID_BEFORE):  # of a runner that knew no codes
+        reason = because(BY_OPERATOR).then(reason.removeprefix(SAID_BEFORE).lstrip(":; "))
+    if reason.code != BY_OPERATOR:
         return reason
     if worker.desired != "running" and worker.desired_cause == "stop_all":
-        return "stopped with the whole fleet (recovery.stop_all_on_failure)" + reason.removeprefix(BY_OPERATOR)
+        return with_head(reason, because("worker.stop_all"))
     if worker.desired == "running" and worker.held:
-        return "stopped together with its gang" + reason.removeprefix(BY_OPERATOR)
+        return with_head(reason, because("worker.gang_stopped"))
     return reason
 
 

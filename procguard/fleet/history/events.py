@@ -15,6 +15,8 @@ from typing import Any
 from procguard.fleet.history.query import EventQuery
 from procguard.fleet.model.clock import Now, iso
 from procguard.fleet.store.interface import EVENTS, Line, Store
+from procguard.i18n.reasons import because
+from remote_agent.protocol.reasons import fields as reason_fields
 
 DAY_S = 86_400.0
 DISK_SHARES = 8  # one source writes an eighth of the bytes on disk in a day
@@ -25,7 +27,8 @@ MAX_REASON_CHARS = 4_000
 MAX_EVIDENCE_CHARS = 8_000
 PIECE = 200  # events of an export that are read at once: about 2 ms
 
-# {"seq","at","kind","worker_id","host","before","after","reason","actor","attempt","cause","evidence"}; events of older
+# {"seq","at","kind","worker_id","host","before","after","reason","reason_code","reason_params","actor","attempt",
+# "cause","evidence"}; events of older
 # releases have neither cause nor evidence
 Event = dict[str, Any]
 
@@ -205,7 +208,7 @@ class EventLog:
             "host": host or None,
             "before": before or None,
             "after": after or None,
-            "reason": reason[:MAX_REASON_CHARS],
+            **_reason_fields(reason),
             "actor": actor or None,
             "attempt": attempt,
             "cause": cause or CAUSE_OF_KIND.get(kind),
@@ -229,7 +232,8 @@ class EventLog:
                 self._budgets.popitem(last=False)
         budget.disk_bytes = min(per_day, budget.disk_bytes + (now.monotonic - budget.at) * per_day / DAY_S)
         budget.at = now.monotonic
-        size = LINE_BYTES + len(event["reason"]) + len(str(event["evidence"] or ""))
+        said = len(event["reason"]) + len(str(event["reason_params"]))
+        size = LINE_BYTES + said + len(str(event["evidence"] or ""))
         if size <= budget.disk_bytes:
             budget.disk_bytes -= size
             budget.told = False
@@ -241,8 +245,7 @@ class EventLog:
                 "warning",
                 now,
                 host=event["host"] or "",
-                reason=f"{source} has filled its share of the history on disk ({per_day / 2**20:.0f} MiB a day); what "
-                "it reports beyond that is shown here and not kept",
+                reason=because("history.share_full", source=source, mib=round(per_day / 2**20)),
                 actor="manager",
             )
         return False
@@ -298,6 +301,10 @@ class EventLog:
                 if told > last:
                     return
                 yield event
+
+
+def _reason_fields(text: str) -> dict[str, Any]:
+    return reason_fields("reason", text if len(text) <= MAX_REASON_CHARS else text[:MAX_REASON_CHARS])
 
 
 def _bounded(evidence: dict[str, Any] | str | None) -> dict[str, Any] | str | None:

@@ -199,7 +199,7 @@ def _left_running(facts: Facts) -> bool:
 def _countdown(facts: Facts, words: Words) -> str:
     left_s, used = facts.worker["next_start_in_s"], facts.worker["restarts"]
     if left_s is None:
-        return words.say("why.waits", detail=facts.worker["reason"])
+        return words.say("why.waits", detail=words.reason(facts.worker))
     if used == 0:
         return words.say("why.restart_in_open", d=words.duration(left_s))
     if left_s < 0.05:
@@ -248,7 +248,7 @@ def _desired(facts: Facts, words: Words) -> list[str]:
         return [words.say(f"desired.{desired}_declared")]
     key = f"desired.{desired}_{facts.desired_cause}"
     ago = words.ago(facts.desired_at, facts.now)
-    return [words.say(key if words.has(key) else f"desired.{desired}", actor=facts.desired_by, ago=ago)]
+    return [words.say(key if words.has(key) else f"desired.{desired}", actor=words.actor(facts.desired_by), ago=ago)]
 
 
 def _host(facts: Facts, words: Words) -> list[str]:
@@ -262,17 +262,17 @@ def _host(facts: Facts, words: Words) -> list[str]:
         return said
     tunnel = host.get("tunnel") or {}
     if tunnel.get("state") == "down":
-        said.append(words.say("host.tunnel_down", reason=tunnel.get("reason") or "?"))
+        said.append(words.say("host.tunnel_down", reason=words.reason(tunnel) or "?"))
     ssh = host.get("recovery_ssh") or {}
     if host["kind"] == "launcher":
         said.append(words.say("host.by_hand"))
     elif ssh.get("ok") is False:
-        said.append(words.say("host.ssh_failed", host=name, reason=ssh.get("reason") or "?"))
+        said.append(words.say("host.ssh_failed", host=name, reason=words.reason(ssh) or "?"))
     elif ssh.get("ok"):
         said.append(words.say("host.ssh_ok", host=name))
     if facts.incident:
         lasted = words.duration(facts.now - _unix(facts.incident["opened"]))
-        step = facts.incident["steps"][-1]["text"] if facts.incident["steps"] else "?"
+        step = words.reason(facts.incident["steps"][-1], "text") if facts.incident["steps"] else "?"
         said.append(words.say("host.recovering", d=lasted, step=step))
     if not facts.fenced:
         said.append(words.say("unknown.keep"))
@@ -313,7 +313,7 @@ def _gang(facts: Facts, words: Words) -> list[str]:
         said.append(words.say(f"gang.{gang['phase']}"))
     incident = gang.get("incident") or {}
     if incident.get("member"):
-        said.append(words.say("gang.culprit", member=incident["member"], reason=incident.get("reason") or "?"))
+        said.append(words.say("gang.culprit", member=incident["member"], reason=words.reason(incident) or "?"))
     if gang.get("attempts"):
         said.append(words.say("gang.budget", used=gang["attempts"], allowed=gang["allowed"]))
     return said
@@ -327,13 +327,13 @@ def _moved(facts: Facts, words: Words) -> list[str]:
     plight = worker["recovery"] or {}
     if plight:
         key = f"moved.{plight['state']}"
-        said.append(words.say(key if words.has(key) else "moved.waiting", reason=plight["reason"]))
+        said.append(words.say(key if words.has(key) else "moved.waiting", reason=words.reason(plight)))
     if worker["home"]:
         said.append(words.say("moved.home", host=worker["home"]))
     moved = [event for event in facts.events if event["kind"] in ("reassigned", "takeover") and event["worker_id"]]
     if moved:
         ago = words.ago(_unix(moved[-1]["at"]), facts.now)
-        said.append(words.say("reassigned", host=moved[-1]["host"], ago=ago, reason=moved[-1]["reason"]))
+        said.append(words.say("reassigned", host=moved[-1]["host"], ago=ago, reason=words.reason(moved[-1])))
     return said
 
 
@@ -342,7 +342,7 @@ def _pending(facts: Facts, words: Words) -> list[str]:
         words.say(
             "pending.command",
             verb=words.say(f"verb.{one['command']}"),
-            actor=one["actor"],
+            actor=words.actor(one["actor"]),
             ago=words.ago(one["at"], facts.now),
         )
         for one in facts.commands
@@ -358,9 +358,9 @@ def _signs(facts: Facts, words: Words) -> list[str]:
     health = facts.worker["health"] or {}
     said = []
     if facts.worker["suspect"]:
-        said.append(words.say("suspect", evidence=facts.worker["suspect"]))
+        said.append(words.say("suspect", evidence=words.reason(facts.worker, "suspect")))
     if health.get("status") == "failing":
-        said.append(words.say("health.failing", detail=health.get("detail") or "?"))
+        said.append(words.say("health.failing", detail=words.reason(health, "detail") or "?"))
     return said
 
 

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, Type
 
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.epochs import EPOCHS_PER_TERM
-from remote_agent.protocol import messages, states
+from procguard.i18n.reasons import NONE, Reason, because
+from remote_agent.protocol import messages, reasons, states
+from remote_agent.protocol.reasons import fields as reason_fields
 
 if TYPE_CHECKING:  # its group policies need pydantic, which costs every command 0.2 s to import
     from procguard.fleet.model.settings import FleetSettings
 
 T = TypeVar("T")
+NOT_TRIED = because("ssh.not_tried")
 
 # ended: a hand-started launcher whose user ended it, after its worker had stopped. Nothing is expected of it.
 AgentState = Literal["never", "connected", "suspect", "unreachable", "ended"]
@@ -58,8 +61,11 @@ class Record:
         """As it was stored; fields that are not known any more are left out."""
         record = cls.__new__(cls)
         values = vars(record)
-        for name, default, factory in _fields_of(cls):
-            values[name] = data[name] if name in data else default if factory is None else factory()
+        for name, default, factory, is_reason in _fields_of(cls):
+            if is_reason and name in data:
+                values[name] = reasons.read(data, name)  # a sentence of an older version is one of code `text`
+            else:
+                values[name] = data[name] if name in data else default if factory is None else factory()
         for name, kind in cls.NESTED.items():
             values[name] = nested(kind, values[name]) if values[name] else None
         cls._revive(values)
@@ -91,16 +97,21 @@ class Record:
         object.__delattr__(self, "_writer")
 
 
-_FIELDS: dict[type[Any], tuple[tuple[str, Any, Any], ...]] = {}
+_FIELDS: dict[type[Any], tuple[tuple[str, Any, Any, bool], ...]] = {}
 
 
-def _fields_of(cls: type[Any]) -> tuple[tuple[str, Any, Any], ...]:
-    """(name, default, its factory or None)."""
+def _fields_of(cls: type[Any]) -> tuple[tuple[str, Any, Any, bool], ...]:
+    """(name, default, its factory or None, whether it is a reason)."""
     found = _FIELDS.get(cls)
     if found is None:
         missing = dataclasses.MISSING
         found = _FIELDS[cls] = tuple(
-            (one.name, one.default, None if one.default_factory is missing else one.default_factory)
+            (
+                one.name,
+                one.default,
+                None if one.default_factory is missing else one.default_factory,
+                one.type == "Reason",
+            )
             for one in dataclasses.fields(cls)
         )
     return found
@@ -108,7 +119,13 @@ def _fields_of(cls: type[Any]) -> tuple[tuple[str, Any, Any], ...]:
 
 def nested(kind: type[T], data: Mapping[str, Any]) -> T:
     """A record within a record, of its plain values; those that are not known any more are left out."""
-    return kind(**{name: data[name] for name, _, _ in _fields_of(kind) if name in data})
+    return kind(
+        **{
+            name: reasons.read(data, name) if is_reason else data[name]
+            for name, _, _, is_reason in _fields_of(kind)
+            if name in data
+        }
+    )
 
 
 @dataclass
@@ -121,7 +138,7 @@ class FleetRecord(Record):
     fleet_key: str
     term: int = 0
     n: int = 0
-    stopped_by: str = ""
+    stopped_by: Reason = NONE
     rebuilt: bool = False  # made anew for a fleet that runs, and not every host has been read since
 
     @property
@@ -145,7 +162,7 @@ class Withdrawal:
 class HostCordon:
     """No new tasks there by the manager's choice; `at` as in ISO 8601."""
 
-    reason: str
+    reason: Reason
     actor: str = ""
     at: str | None = None
 
@@ -156,7 +173,7 @@ class HostFailure:
 
     at: float
     kind: Literal["agent_silent", "worker_failed"]
-    what: str = ""
+    what: Reason = NONE
 
 
 @dataclass(frozen=True)
@@ -174,7 +191,7 @@ class SpentRecovery:
 
     starts: int = 0
     outcome: str = "open"
-    reason: str = ""
+    reason: Reason = NONE
     manager_urls: Sequence[str] | None = None
 
 
@@ -193,7 +210,7 @@ class TunnelStatus:
     """What is known of the tunnel to a host; `since` as in ISO 8601."""
 
     state: str
-    reason: str = ""
+    reason: Reason = NONE
     code: str = ""
     since: str | None = None
 
@@ -203,11 +220,11 @@ class RecoverySsh:
     """Whether SSH for recovery works; None: not tried yet."""
 
     ok: bool | None = None
-    reason: str = "not tried yet"
+    reason: Reason = NOT_TRIED
     checked_at: str | None = None
 
     def view(self) -> dict[str, Any]:
-        shown: dict[str, Any] = {"ok": self.ok, "reason": self.reason}
+        shown: dict[str, Any] = {"ok": self.ok, **reason_fields("reason", self.reason)}
         return {**shown, "checked_at": self.checked_at} if self.checked_at else shown
 
 
@@ -216,7 +233,7 @@ class RecoveryStatus:
     """Why a task waits for another host, or goes nowhere."""
 
     state: str
-    reason: str
+    reason: Reason
 
 
 @dataclass
@@ -288,7 +305,7 @@ class AgentObserved:
     recovery_ssh: RecoverySsh = RecoverySsh()
     tunnel: TunnelStatus | None = None  # None: nothing known
     address: str = ""
-    reason: str = ""
+    reason: Reason = NONE
     channel: str = ""  # by which its last heartbeat came: http, zmq, mock
     disk_trouble: str = ""  # as the history has it; see host_disks
     disk_told_at: float | None = None
@@ -333,7 +350,7 @@ class WorkerRecord(Record):
     attempt: int = 0
     event_seq: int = 0
     last_state: messages.State = "stopped"
-    last_reason: str = ""
+    last_reason: Reason = NONE
     last_since: float = 0.0
 
     def set_desired(self, desired: messages.Desired, *, by: str, cause: str, now: Now) -> None:
@@ -371,7 +388,7 @@ class WorkerObserved:
     last_seen: float | None = None
     recovery_status: RecoveryStatus | None = None
     resolved: ResolvedSpec | None = None  # good as long as the record's spec is the one it was made of
-    suspect: str = ""  # evidence of a hang; never acted upon by itself
+    suspect: Reason = NONE  # evidence of a hang; never acted upon by itself
     told: messages.WorkerReply | None = None  # to a plain heartbeat that said nothing new
 
 
@@ -391,7 +408,7 @@ class CommandRecord(Record):
     actor: str
     accepted_wall: float
     status: CommandStatus = "accepted"
-    message: str = ""
+    message: Reason = NONE
     reason: str = ""  # why it was asked, in the operator's words
     operation_id: str = ""  # the batch it belongs to
     origin: str = ""  # from where it was asked: "127.0.0.1, local"

@@ -28,6 +28,7 @@ from procguard.fleet.store.interface import Tables
 from procguard.fleet.transaction import Transaction
 from procguard.fleet.workers import selectors
 from procguard.fleet.workers.service import WorkerService
+from procguard.i18n.reasons import Reason, because, reason_of
 from remote_agent.protocol import messages
 
 ACTOR = "manager"
@@ -170,10 +171,11 @@ class Operations:
             raise Conflict(f"{operation_id} has ended already", "see its items", code="has_ended")
         if operation.status == "running":
             operation.status = "cancelling"
-            operation.note = f"cancelled by {actor}"
+            operation.note = because("operation.cancelled_by", actor=actor)
             operation.drop_the_rest("cancelled")
             with self._state.transaction(now, actor) as tx:
-                self._tell(tx, operation, f"cancelled; {operation.summary()}", actor)
+                what = {"operation": operation.operation_id, "counts": operation.summary()}
+                self._tell(tx, operation, because("operation.cancelling", **what), actor)
                 self._end_if_over(tx, operation)
                 self._save(tx, operation)
                 self._show(tx, operation)
@@ -211,7 +213,7 @@ class Operations:
             self._operations[operation.operation_id] = operation
             tx.undo(lambda: self._operations.pop(operation.operation_id))
             self._forget_old(tx)
-            self._tell(tx, operation, f"begun: {_what(operation)}", operation.actor)
+            self._tell(tx, operation, _begun(operation), operation.actor)
             self._save(tx, operation)
             self._show(tx, operation)
         self._wake()
@@ -259,9 +261,9 @@ class Operations:
         more = self._begin_some(tx, operation) == rules.CHUNK
         if operation.status == "running" and operation.limit_exceeded():
             operation.status = "halting"
-            operation.note = f"{operation.bad} failed; at most {operation.max_failures} may"
+            operation.note = because("operation.failures", failed=operation.bad, most=operation.max_failures)
             operation.drop_the_rest("halted")
-            self._tell(tx, operation, f"halted: {operation.note}; {operation.summary()}", ACTOR)
+            self._tell(tx, operation, _with_note("operation.halted", operation), ACTOR)
         operation.stamp(tx.now.wall)
         self._end_if_over(tx, operation)
         due = SAVE_EVERY_S if operation.dirty_chunks else GO_ON_WITHIN_S / 10
@@ -299,7 +301,7 @@ class Operations:
                     tx, item.worker_id, operation.command, operation.reason, operation.operation_id
                 )
         except ProcGuardError as exc:
-            operation.set(index, ItemVerdict("failed", "", exc.message))
+            operation.set(index, ItemVerdict("failed", "", reason_of(exc.message)))
             return
         item.command, item.command_id = record.command, record.command_id
         item.generation, item.attempt = record.generation, record.attempt
@@ -349,7 +351,7 @@ class Operations:
             operation.set(index, ItemVerdict("delivered"))
         elif record.status in ("failed", "expired"):
             self._settle(operation, index, ItemVerdict(record.status, "", record.message))
-        elif record.status == "done" and record.message.startswith("replaced by"):
+        elif record.status == "done" and record.message.code == "command.replaced":
             self._settle(operation, index, ItemVerdict("skipped", "overtaken"))
         elif record.status == "done" and record.by_manager:
             self._settle(operation, index, ItemVerdict("done", message=record.message))
@@ -377,9 +379,13 @@ class Operations:
             item = operation.items[index]
             worker = self._state.workers_by_id.get(item.worker_id)
             state = self._state.facts(worker)["state"] if worker else "gone"
-            message = f"not done within {operation.timeout_s:g} s; it is {state}"
-            if item.command in ("start", "stop"):
-                message += f", and stays wanted {'running' if item.command == 'start' else 'stopped'}"
+            late = {"limit_s": operation.timeout_s, "state": state}
+            if item.command == "start":
+                message = because("operation.late_running", **late)
+            elif item.command == "stop":
+                message = because("operation.late_stopped", **late)
+            else:
+                message = because("operation.late", **late)
             self._settle(operation, index, ItemVerdict("expired", "timeout", message))
 
     def _end_if_over(self, tx: Transaction, operation: Operation) -> None:
@@ -389,7 +395,8 @@ class Operations:
         operation.status = ends.get(operation.status, "done")
         operation.ended_wall = tx.now.wall
         self._close(operation)
-        self._tell(tx, operation, f"{operation.status}: {operation.summary()}", ACTOR)
+        what = {"operation": operation.operation_id, "status": operation.status, "counts": operation.summary()}
+        self._tell(tx, operation, because("operation.ended", **what), ACTOR)
 
     def _close(self, operation: Operation) -> None:
         for index, item in enumerate(operation.items):
@@ -400,10 +407,10 @@ class Operations:
     # ------------------------------------------------------------------------------------------ telling, keeping
 
     @staticmethod
-    def _tell(tx: Transaction, operation: Operation, what: str, actor: str) -> None:
+    def _tell(tx: Transaction, operation: Operation, what: Reason, actor: str) -> None:
         tx.event(
             "operation",
-            reason=f"{operation.operation_id} {what}",
+            reason=what,
             actor=actor,
             cause="operator",
             evidence={"operation_id": operation.operation_id},
@@ -469,7 +476,7 @@ class Operations:
                 self._interrupt(operation, now)
 
     def _go_on(self, operation: Operation, now: Now) -> None:
-        operation.note = operation.note or f"went on after the manager restarted at {iso(now.wall)}"
+        operation.note = operation.note or because("operation.went_on", at=iso(now.wall))
         for index, item in enumerate(operation.items):
             if item.state not in ("accepted", "delivered", "pending"):
                 continue
@@ -484,15 +491,29 @@ class Operations:
             operation.set(index, ItemVerdict("expired", "manager_away"))
         operation.drop_the_rest("manager_away")
         operation.status, operation.ended_wall = "interrupted", now.wall
-        operation.note = f"the manager was away from {iso(operation.saved_wall)} to {iso(now.wall)}"
+        operation.note = because("operation.manager_away", since=iso(operation.saved_wall), until=iso(now.wall))
         with self._state.transaction(now, ACTOR, wait="nothing") as tx:
-            self._tell(tx, operation, f"interrupted: {operation.note}; {operation.summary()}", ACTOR)
+            self._tell(tx, operation, _with_note("operation.interrupted", operation), ACTOR)
             self._save(tx, operation)
 
 
-def _what(operation: Operation) -> str:
-    """ "stop of 12 workers (group=trainers): disk change"."""
-    which = operation.selector if len(operation.selector) <= 120 else "a selection"
-    text = f"{operation.command} of {len(operation.items)} worker(s) ({which or 'all'}"
-    text += f", {operation.q!r})" if operation.q else ")"
-    return text + (f": {operation.reason}" if operation.reason else "")
+def _with_note(code: str, operation: Operation) -> Reason:
+    what = {"operation": operation.operation_id, "why": operation.note, "counts": operation.summary()}
+    return because(code, **what)
+
+
+def _begun(operation: Operation) -> Reason:
+    """ "o-1 begun: stop of 12 workers (group=trainers); disk change" """
+    which: str = operation.selector or because("operation.all")
+    if len(operation.selector) > 120:
+        which = because("operation.selection")
+    if operation.q:
+        which = f"{which}, {operation.q!r}"
+    begun = because(
+        "operation.begun",
+        operation=operation.operation_id,
+        verb=operation.command,
+        n=len(operation.items),
+        selector=which,
+    )
+    return begun.then(reason_of(operation.reason))

@@ -19,7 +19,9 @@ from typing import Any, Literal, NamedTuple
 
 from procguard.errors import UsageError
 from procguard.fleet.model.clock import iso
-from remote_agent.protocol import messages, states
+from procguard.i18n.reasons import NONE, Reason, because, reason_of
+from remote_agent.protocol import messages, reasons, states
+from remote_agent.protocol.reasons import fields as reason_fields
 
 ItemState = Literal["waiting", "accepted", "delivered", "pending", "done", "failed", "expired", "skipped", "cancelled"]
 Status = Literal["running", "cancelling", "halting", "done", "cancelled", "halted", "interrupted"]
@@ -32,22 +34,11 @@ KEEP_CAUSES = 50
 EXAMPLES = 5
 MAX_MESSAGE_CHARS = 300
 
-# What stands behind an item's result, as a word for programs; a text for people goes with it.
-CAUSES = {
-    "already_running": "runs already, or is about to",
-    "already_stopped": "is stopped already",
-    "already_wanted": "its host is out of reach, and it is wanted so already",
-    "being_removed": "is being removed",
-    "stopped_by_operator": "was stopped by an operator; start it instead",
-    "unreachable": "its host is out of reach: nothing alive could be reached in time",
-    "host_away": "its host is out of reach; done when it returns",
-    "gone": "is no longer part of the fleet",
-    "overtaken": "a later command wants something else",
-    "timeout": "not seen done in time",
-    "manager_away": "the manager was away meanwhile",
-    "cancelled": "the operation was cancelled before its turn",
-    "halted": "too many others failed before its turn",
-}
+# What stands behind an item's result, as a word for programs; its text is the reason of code cause.WORD.
+CAUSES = (
+    "already_running", "already_stopped", "already_wanted", "being_removed", "stopped_by_operator", "unreachable",
+    "host_away", "gone", "overtaken", "timeout", "manager_away", "cancelled", "halted",
+)  # fmt: skip
 
 
 class OperationPlan(NamedTuple):
@@ -60,7 +51,7 @@ class OperationPlan(NamedTuple):
 class ItemVerdict(NamedTuple):
     state: ItemState
     cause: str = ""
-    message: str = ""
+    message: Reason = NONE
 
 
 def plan(verb: str, state: str, desired: str) -> OperationPlan:
@@ -86,7 +77,7 @@ class Item:
     worker_id: str
     state: ItemState = "waiting"
     cause: str = ""
-    message: str = ""
+    message: Reason = NONE
     command: str = ""  # what was accepted: restarting a worker that is not alive is a start
     command_id: str = ""
     generation: int = 0  # of the worker, once the command was accepted
@@ -97,24 +88,44 @@ class Item:
         """As small as can be: an item that waits is its id."""
         if self.state == "waiting":
             return self.worker_id
-        return [getattr(self, name) for name in _STORED]
+        return [_stored(getattr(self, name)) for name in _STORED]
 
     @classmethod
     def restored(cls, data: Any) -> Item:
-        return cls(data) if isinstance(data, str) else cls(*data)
+        if isinstance(data, str):
+            return cls(data)
+        item = cls(*data)
+        said: Any = item.message
+        item.message = reasons.read(said, "message") if isinstance(said, dict) else reason_of(str(said))
+        return item
 
     def view(self) -> dict[str, Any]:
         return {
             "worker_id": self.worker_id,
             "result": self.state,
             "cause": self.cause or None,
-            "message": self.message or CAUSES.get(self.cause, ""),
+            **reason_fields("message", self.message or _cause(self.cause)),
             "command_id": self.command_id or None,
             "ended_at": iso(self.ended_wall),
         }
 
 
 _STORED = tuple(Item.__slots__)
+
+
+def _stored(value: Any) -> Any:
+    return reason_fields("message", value) if isinstance(value, Reason) and value else value
+
+
+def _kind_of(message: Reason) -> str:
+    """What items are counted together by: the codes; the words of a free text, whose numbers differ by process."""
+    if message.code == reasons.TEXT:
+        return re.sub(r"\d+", "#", message)
+    return " ".join([message.code, *(one["code"] for one in reasons.also_of(message.params))])
+
+
+def _cause(cause: str) -> Reason:
+    return because(f"cause.{cause}") if cause in CAUSES else NONE
 
 
 def judge(item: Item, desired: str, report: messages.WorkerReport | None) -> ItemVerdict | None:
@@ -127,16 +138,16 @@ def judge(item: Item, desired: str, report: messages.WorkerReport | None) -> Ite
     if report is None or report.generation < item.generation:
         return None
     if item.command in ("stop", "kill"):
-        return ItemVerdict("done", message=report.reason) if report.state in states.SETTLED else None
+        return ItemVerdict("done", message=reason_of(report.reason)) if report.state in states.SETTLED else None
     if item.command == "restart" and report.attempt <= item.attempt:
         return None
     if report.state == states.RUNNING:
-        return ItemVerdict("done", message=report.reason)
+        return ItemVerdict("done", message=reason_of(report.reason))
     if report.state == states.EXITED:
-        return ItemVerdict("done", message=report.reason or "ran to its end")
+        return ItemVerdict("done", message=reason_of(report.reason) or because("operation.ran_to_end"))
     crashed = report.state == states.BACKOFF and report.attempt > item.attempt
     if report.state == states.FAILED or crashed:
-        return ItemVerdict("failed", message=report.reason or f"is {report.state}")
+        return ItemVerdict("failed", message=reason_of(report.reason) or because("operation.is", state=report.state))
     return None
 
 
@@ -176,7 +187,7 @@ class Operation:
     status: Status = "running"
     ended_wall: float = 0.0
     saved_wall: float = 0.0
-    note: str = ""
+    note: Reason = NONE
     joined: int = 0  # matched when it was begun, but were not in the preview: not acted on
     left: int = 0  # were in the preview and matched no longer: acted on all the same
 
@@ -223,7 +234,7 @@ class Operation:
         self._count_cause(item, -1)
         self.counts[item.state] -= 1
         item.state, item.cause = verdict.state, verdict.cause
-        item.message = verdict.message[:MAX_MESSAGE_CHARS]
+        item.message = verdict.message
         self.counts[item.state] += 1
         self._count_cause(item, 1)
         if item.state in ("accepted", "delivered"):
@@ -254,12 +265,12 @@ class Operation:
         if item.state in ("waiting", "accepted", "delivered", "done"):
             return
         # The same cause told of two processes differs in its numbers only.
-        key = (item.state, item.cause or re.sub(r"\d+", "#", item.message))
+        key = (item.state, item.cause or _kind_of(item.message))
         if key not in self.causes and len(self.causes) >= KEEP_CAUSES:
             key = (item.state, "other")
-        message = item.message or CAUSES.get(item.cause, "")
+        said = reason_fields("message", item.message or _cause(item.cause))
         entry = self.causes.setdefault(
-            key, {"result": item.state, "cause": item.cause or None, "message": message, "count": 0, "examples": []}
+            key, {"result": item.state, "cause": item.cause or None, **said, "count": 0, "examples": []}
         )
         entry["count"] += step
         if step > 0 and len(entry["examples"]) < EXAMPLES:
@@ -287,17 +298,18 @@ class Operation:
             "retry_of": self.retry_of or None,
             "joined": self.joined,
             "left": self.left,
-            "note": self.note,
+            **reason_fields("note", self.note),
         }
 
-    def summary(self) -> str:
-        """ "9 done, 2 failed"."""
-        return ", ".join(f"{self.counts[state]} {state}" for state in ITEM_STATES if self.counts[state])
+    def summary(self) -> list[str]:
+        """["9 done", "2 failed"]."""
+        return [f"{self.counts[state]} {state}" for state in ITEM_STATES if self.counts[state]]
 
     # ------------------------------------------------------------------------------------------ for the store
 
     def stored(self) -> dict[str, Any]:
-        return {"items": len(self.items), **{name: getattr(self, name) for name in _HEADER}}
+        header = {name: getattr(self, name) for name in _HEADER}
+        return {"items": len(self.items), **header, **reason_fields("note", self.note)}
 
     def stored_chunk(self, number: int) -> dict[str, Any]:
         part = self.items[number * CHUNK : (number + 1) * CHUNK]
@@ -307,7 +319,8 @@ class Operation:
     @classmethod
     def restored(cls, data: dict[str, Any], chunks: list[dict[str, Any]]) -> Operation:
         items = [Item.restored(one) for chunk in chunks for one in json.loads(chunk["items"])]
-        return cls(items=items, **{name: data[name] for name in _HEADER if name in data})
+        header = {name: data[name] for name in _HEADER if name in data}
+        return cls(items=items, **{**header, "note": reasons.read(data, "note")})
 
 
 _HEADER = (

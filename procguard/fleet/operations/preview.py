@@ -6,6 +6,8 @@ from collections import Counter
 from typing import Any
 
 from procguard.fleet.operations import model as rules
+from procguard.i18n.reasons import because, written
+from remote_agent.protocol.reasons import fields as reason_fields
 
 HOSTS_SHOWN = 20
 
@@ -30,8 +32,8 @@ class Split:
         if planned.cause:
             entry = self._causes.setdefault(
                 planned.cause,
-                {"cause": planned.cause, "message": rules.CAUSES[planned.cause], "action": planned.action, "count": 0}
-                | {"examples": []},
+                {"cause": planned.cause, **reason_fields("message", because(f"cause.{planned.cause}"))}
+                | {"action": planned.action, "count": 0, "examples": []},
             )
             entry["count"] += 1
             if len(entry["examples"]) < rules.EXAMPLES:
@@ -53,6 +55,14 @@ class Split:
 def mentions(view: dict[str, Any], words: list[str]) -> bool:
     """Whether a worker has all these words somewhere: what the portal's filter and `q=` mean."""
     labels = [f"{name}={value}" for name, value in (view["labels"] or {}).items()]
-    parts = (view["worker_id"], view["host"], view["group"], view["reason"], view["command"], *labels)
+    parts = (
+        view["worker_id"],
+        view["host"],
+        view["group"],
+        view["reason"],
+        written(view, "zh"),
+        view["command"],
+        *labels,
+    )
     text = "\n".join(map(str, parts)).lower()
     return all(word in text for word in words)

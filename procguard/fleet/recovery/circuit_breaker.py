@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from procguard.fleet.model.clock import Now
+from procguard.i18n.reasons import NONE, Reason, because
 
 MIN_HOSTS = 3
 SHARE = 0.2
@@ -23,7 +24,7 @@ class Turn(NamedTuple):
     """The brake changed: `on` or off, or it stays on longer than it should (`on` again, with why)."""
 
     on: bool
-    reason: str
+    reason: Reason
 
 
 class Brake:
@@ -36,7 +37,7 @@ class Brake:
         self._probed_at = 0.0
         self._probes = 0
         self._works = False  # SSH, to a host that is not silent
-        self._trouble = ""  # why the newest try failed
+        self._trouble: Reason = NONE  # why the newest try failed
         self._said_so = False
 
     @property
@@ -59,16 +60,16 @@ class Brake:
             return self._pull(limit, fleet_size, now)
         silent = sum(1 for agent_id in {agent_id for _, agent_id in self._fell_silent} if is_silent(agent_id))
         if silent < limit:
-            return self._release(f"{silent} of them are still silent")
+            return self._release(because("breaker.few_silent", n=silent))
         if now.monotonic - self._since < LASTS_S:
             return None
         if self._works:
-            return self._release(f"{silent} hosts are still silent, but SSH to others works: the silence is theirs")
+            return self._release(because("breaker.ssh_works", n=silent))
         if not testable:
-            return self._release(f"{silent} hosts are still silent, and there is none that SSH could be tried on")
+            return self._release(because("breaker.no_test", n=silent))
         if self._trouble and not self._said_so:
             self._said_so = True
-            return Turn(True, f"recovery of hosts stays frozen: SSH to other hosts does not work ({self._trouble})")
+            return Turn(True, because("breaker.stays", why=self._trouble))
         return None
 
     def _pull(self, limit: float, fleet_size: int, now: Now) -> Turn | None:
@@ -77,18 +78,16 @@ class Brake:
         silent = len({agent_id for _, agent_id in self._fell_silent})
         if silent < limit:
             return None
-        self._since, self._works, self._trouble, self._said_so = now.monotonic, False, "", False
+        self._since, self._works, self._trouble, self._said_so = now.monotonic, False, NONE, False
         return Turn(
             True,
-            f"{silent} of {fleet_size} hosts fell silent within {self._window_s:g} s: more likely the network or this "
-            f"manager than the hosts. Recovery of hosts is frozen until they are back; after {LASTS_S / 60:g} min, "
-            "until SSH to other hosts works",
+            because("breaker.silent", silent=silent, hosts=fleet_size, window_s=self._window_s, limit_s=LASTS_S),
         )
 
-    def _release(self, reason: str) -> Turn:
+    def _release(self, reason: Reason) -> Turn:
         self._since = None
         self._fell_silent.clear()
-        return Turn(False, f"{reason}; recovery of hosts goes on")
+        return Turn(False, reason)
 
     # --------------------------------------------------------------------------------------------- is it us or them?
 
@@ -103,6 +102,6 @@ class Brake:
         self._probed_at, self._probes = now.monotonic, self._probes + 1
         return candidates[self._probes % len(candidates)]
 
-    def ssh_answered(self, reached: bool, message: str) -> None:
+    def ssh_answered(self, reached: bool, message: Reason) -> None:
         self._works = self._works or reached
-        self._trouble = "" if reached else message
+        self._trouble = NONE if reached else message

@@ -20,6 +20,8 @@ from procguard.fleet.recovery.monitor import Finding, ProcessMonitor
 from procguard.fleet.recovery.policy import Incident, Look, RecoveryPolicy, decide
 from procguard.fleet.recovery.reassignment import Reassignment
 from procguard.fleet.transaction import Transaction
+from procguard.i18n.reasons import NONE, Reason, because, reason_of
+from remote_agent.protocol.reasons import fields as reason_fields
 
 ACTOR = "failure handler"
 KEEP_RECOVERIES = 200
@@ -101,8 +103,8 @@ class FailureHandler:
             self._rest()
             seen = self._fleet.state.seen.get(agent_id)
             if seen is not None and seen.state == "never":  # not heard while others ran
-                self._fleet.agents.mark(agent_id, "unreachable", "not heard since the manager started", now)
-                self._open_incident(agent_id, "not heard since the manager started", now)
+                self._fleet.agents.mark(agent_id, "unreachable", because("agent.unheard"), now)
+                self._open_incident(agent_id, because("agent.unheard"), now)
                 self.tasks.host_lost(agent_id)
 
     # ------------------------------------------------------------------------------------------ findings
@@ -115,7 +117,7 @@ class FailureHandler:
         if finding.kind == "unreachable":
             self._host_lost(finding, now)
         if finding.kind in ("worker_suspect", "worker_clear"):
-            suspect = finding.reason if finding.kind == "worker_suspect" else ""
+            suspect = finding.reason if finding.kind == "worker_suspect" else NONE
             self._fleet.workers.set_suspect(finding.subject, suspect, now)
         elif finding.kind in ("brake_on", "brake_off"):
             with self._later(now) as tx:
@@ -142,15 +144,15 @@ class FailureHandler:
             evidence=causes.exit_evidence(last_exit),
             source=worker.agent_id,
         )
-        self._fleet.placement.note_failure(tx, worker.agent_id, "worker_failed", worker.worker_id)
+        self._fleet.placement.note_failure(tx, worker.agent_id, "worker_failed", reason_of(worker.worker_id))
         tx.once_over(lambda: self.tasks.failed(worker.worker_id))
         if self._settings.stop_all_on_failure:
-            reason = f"recovery.stop_all_on_failure: {worker.worker_id} failed ({worker.last_reason})"
+            reason = because("fleet.stopped", worker=worker.worker_id, why=worker.last_reason)
             self._fleet.workers.stop_all(tx, reason)
 
     # ------------------------------------------------------------------------------------------ incidents
 
-    def _open_incident(self, agent_id: str, reason: str, now: Now, *, connection_closed: bool = False) -> None:
+    def _open_incident(self, agent_id: str, reason: Reason, now: Now, *, connection_closed: bool = False) -> None:
         if agent_id in self._open:
             self._step(self._open[agent_id], reason, now)
             return
@@ -171,10 +173,10 @@ class FailureHandler:
             for incident in returned:
                 self._rest()
                 if incident.agent_id not in self._fleet.state.seen:
-                    self._close(incident, "left", "it is no longer part of the fleet", now)
+                    self._close(incident, "left", because("recovery.left_fleet"), now)
                 else:
                     lost_s = now.monotonic - incident.opened.monotonic
-                    self._close(incident, "recovered", f"heard again after {lost_s:.1f} s", now)
+                    self._close(incident, "recovered", because("recovery.heard", lost_s=lost_s), now)
 
     def _has_returned(self, incident: Incident) -> bool:
         """It was heard, or has left the fleet."""
@@ -205,7 +207,7 @@ class FailureHandler:
         try:
             look = self._look(agent, replace_frozen)
         except Exception as exc:  # a failed look is an answer too: the incident goes on
-            look = Look(False, "unknown", f"{type(exc).__name__}: {exc}")
+            look = Look(False, "unknown", reason_of(f"{type(exc).__name__}: {exc}"))
         now = self._read_clock()
         incident.looking = False
         first = incident.last_look is None or incident.last_look.message != look.message
@@ -219,17 +221,18 @@ class FailureHandler:
         incident.next_at = now.monotonic + (0.0 if look.reached else jitter)
         if incident.agent_id in self._open:
             self._remember(incident, now)
-            self._fleet.agents.set_recovery_ssh(incident.host, look.reached, "" if look.reached else look.message, now)
+            self._fleet.agents.set_recovery_ssh(
+                incident.host, look.reached, NONE if look.reached else look.message, now
+            )
             if first or look.reached:
-                self._step(
-                    incident, f"SSH: {look.message}", now, {"ssh": {"reached": look.reached, "agent": look.agent}}
-                )
+                evidence = {"ssh": {"reached": look.reached, "agent": look.agent}}
+                self._step(incident, because("recovery.ssh", why=look.message), now, evidence)
         if look.told:
             with self._later(now) as tx:
                 tx.event(
                     "agent_addresses",
                     host=incident.host,
-                    reason=", ".join(look.told),
+                    reason=because("agent.addresses", urls=list(look.told)),
                     source=incident.agent_id,
                 )
 
@@ -247,7 +250,7 @@ class FailureHandler:
             self._urls = now.monotonic, sorted(self._manager_urls())
         return self._urls[1]
 
-    def _remember(self, incident: Incident, now: Now, reason: str = "") -> None:
+    def _remember(self, incident: Incident, now: Now, reason: Reason = NONE) -> None:
         """Attempts outlive the manager; a recovered agent has none."""
         agent = self._fleet.state.agents_by_id.get(incident.agent_id)
         kept = None
@@ -257,15 +260,15 @@ class FailureHandler:
             with self._later(now) as tx:
                 tx.edit(agent).incident = kept
 
-    def _step(self, incident: Incident, text: str, now: Now, evidence: dict[str, Any] | None = None) -> None:
-        incident.steps.append({"at": iso(now.wall), "text": text})
+    def _step(self, incident: Incident, text: Reason, now: Now, evidence: dict[str, Any] | None = None) -> None:
+        incident.steps.append({"at": iso(now.wall), **reason_fields("text", text)})
         del incident.steps[:-50]
         if incident.ended:
             evidence = {"outcome": incident.outcome}
         with self._later(now) as tx:
             tx.event("recovery", host=incident.host, reason=text, evidence=evidence, source=incident.agent_id)
 
-    def _close(self, incident: Incident, outcome: str, reason: str, now: Now) -> None:
+    def _close(self, incident: Incident, outcome: str, reason: Reason, now: Now) -> None:
         self._open.pop(incident.agent_id, None)
         incident.outcome, incident.ended = outcome, now  # type: ignore[assignment]
         self._remember(incident, now, reason)

@@ -13,6 +13,7 @@ from procguard.fleet.fleet import Fleet
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import WorkerObserved
 from procguard.fleet.model.settings import FleetSettings
+from procguard.i18n.reasons import NONE, Reason, because, reason_of
 
 IDLE_FOR_S = 60.0
 FORGET_EVERY_S = 60.0
@@ -21,7 +22,7 @@ _NUMBERS = re.compile(r"[0-9.]+")
 
 class Hang(NamedTuple):
     worker_id: str
-    evidence: str  # "": no longer suspect
+    evidence: Reason  # "": no longer suspect
 
 
 class Hangs:
@@ -47,7 +48,7 @@ class Hangs:
         seen = self._fleet.state.worker_seen.get(worker_id)
         if seen is None or self._is_busy(worker_id, seen):
             return None
-        evidence = "; ".join(filter(None, (self._host_evidence(worker_id), self._idle_evidence(worker_id, now))))
+        evidence = self._host_evidence(worker_id).then(self._idle_evidence(worker_id, now))
         if evidence:
             signs = _NUMBERS.sub("", evidence)
             if self._flagged.get(worker_id) == signs:
@@ -56,7 +57,7 @@ class Hangs:
             return Hang(worker_id, evidence)
         if worker_id in self._flagged or seen.suspect:
             self._flagged.pop(worker_id, None)
-            return Hang(worker_id, "")
+            return Hang(worker_id, NONE)
         return None
 
     def _is_busy(self, worker_id: str, seen: WorkerObserved) -> bool:
@@ -69,34 +70,37 @@ class Hangs:
         self._idle_since.pop(worker_id, None)
         return True
 
-    def _host_evidence(self, worker_id: str) -> str:
+    def _host_evidence(self, worker_id: str) -> Reason:
         """What its agent found: states of its processes, silence, a GPU that only spins."""
         report = self._fleet.state.worker_seen[worker_id].report
-        return report.suspect if report is not None and report.state == "running" else ""
+        return reason_of(report.suspect) if report is not None and report.state == "running" else NONE
 
-    def _idle_evidence(self, worker_id: str, now: Now) -> str:
+    def _idle_evidence(self, worker_id: str, now: Now) -> Reason:
         report = self._fleet.state.worker_seen[worker_id].report
         if report is None or report.state != "running" or report.usage is None:
             self._idle_since.pop(worker_id, None)
-            return ""
+            return NONE
         settings, cpu = self._settings, report.usage.cpu_percent
         health = report.health
         if cpu >= settings.cpu_threshold_percent or report.idle_because or (health and health.status == "ok"):
             self._idle_since.pop(worker_id, None)
-            return ""
+            return NONE
         beat = self._fleet.state.seen[self._fleet.state.workers_by_id[worker_id].agent_id].heartbeat
         memory = beat.facts.memory_bytes if beat else 0
         share = 100.0 * report.usage.rss_bytes / memory if memory else 100.0
         if share >= settings.memory_threshold_percent:
             self._idle_since.pop(worker_id, None)
-            return ""
+            return NONE
         idle_s = now.monotonic - self._idle_since.setdefault(worker_id, now.monotonic)
         if idle_s < IDLE_FOR_S:
-            return ""
-        return (
-            f"CPU {cpu:.2f} % and memory {share:.3f} % have both been below their thresholds "
-            f"({settings.cpu_threshold_percent:g} %, {settings.memory_threshold_percent:g} %) for over "
-            f"{IDLE_FOR_S:.0f} s"
+            return NONE
+        return because(
+            "worker.idle",
+            cpu_percent=f"{cpu:.2f}",
+            memory_percent=f"{share:.3f}",
+            cpu_limit=settings.cpu_threshold_percent,
+            memory_limit=settings.memory_threshold_percent,
+            for_s=IDLE_FOR_S,
         )
 
     def _forget_the_removed(self) -> None:

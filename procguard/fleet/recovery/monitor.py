@@ -17,6 +17,7 @@ from procguard.fleet.model.records import AgentObserved, AgentRecord
 from procguard.fleet.model.settings import FleetSettings
 from procguard.fleet.recovery.circuit_breaker import Brake
 from procguard.fleet.recovery.hang_detector import Hangs
+from procguard.i18n.reasons import Reason, because
 
 SUSPECT_AFTER_S = 0.15  # a living agent re-opens its held request at once: until then nobody doubts
 LOST_AFTER_S = 0.5  # and by now it would be back: worth a look over SSH
@@ -31,7 +32,7 @@ FindingKind = Literal["suspect", "lost", "unreachable", "worker_suspect", "worke
 class Finding:
     kind: FindingKind
     subject: str  # an agent id, a worker id, or "" for the fleet
-    reason: str
+    reason: Reason
 
 
 class Lateness(NamedTuple):
@@ -65,7 +66,7 @@ class ProcessMonitor:
         if self._settings.zombie_detection:
             for worker_id, evidence in self._hangs.tick(now):
                 kind: FindingKind = "worker_suspect" if evidence else "worker_clear"
-                findings.append(Finding(kind, worker_id, evidence or "no longer suspect"))
+                findings.append(Finding(kind, worker_id, evidence or because("worker.clear")))
         return findings
 
     def lateness(self, now: Now) -> Lateness | None:
@@ -91,10 +92,8 @@ class ProcessMonitor:
             if seen.last_seen is None or seen.state not in ("connected", "suspect"):
                 continue
             if seen.last_seen < oldest:
-                reason = (
-                    f"no heartbeat for {now.monotonic - seen.last_seen:.1f} s "
-                    f"(heartbeat_timeout {self._settings.heartbeat_timeout_s:g} s)"
-                )
+                silent_s = now.monotonic - seen.last_seen
+                reason = because("agent.no_heartbeat", silent_s=silent_s, timeout_s=self._settings.heartbeat_timeout_s)
                 findings.append(Finding("unreachable", agent_id, reason))
                 self._brake.fell_silent(agent_id, now)
             elif seen.poll_lost_at is not None:
@@ -108,12 +107,12 @@ class ProcessMonitor:
             return []
         findings, away_s = [], now.monotonic - seen.poll_lost_at
         if seen.state == "connected" and away_s >= SUSPECT_AFTER_S:
-            findings.append(Finding("suspect", agent_id, "its connection closed and has not returned yet"))
+            findings.append(Finding("suspect", agent_id, because("agent.connection_closed")))
         if away_s >= LOST_AFTER_S and self._lost.get(agent_id) != seen.poll_lost_at:
             if len(self._lost) > len(self._fleet.state.seen):  # of agents that are no longer part of the fleet
                 self._lost.clear()
             self._lost[agent_id] = seen.poll_lost_at
-            reason = f"its connection closed and has not returned within {LOST_AFTER_S:g} s"
+            reason = because("agent.connection_lost", limit_s=LOST_AFTER_S)
             findings.append(Finding("lost", agent_id, reason))
         return findings
 
@@ -138,7 +137,7 @@ class ProcessMonitor:
         silent = [agent.agent_id for agent in agents if self._is_silent(agent.agent_id)]
         return self._fleet.state.agents_by_id.get(self._brake.probe(heard, silent, now))
 
-    def ssh_answered(self, reached: bool, message: str) -> None:
+    def ssh_answered(self, reached: bool, message: Reason) -> None:
         self._brake.ssh_answered(reached, message)
 
 

@@ -39,6 +39,7 @@ from typing import Any, Literal, NamedTuple
 from procguard.fleet.leases import LeaseVerdict
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.settings import FleetSettings
+from procguard.i18n.reasons import NONE, Reason, because
 
 LOOK_AGAIN_S = (2.0, 4.0, 8.0, 15.0)  # host out of reach: the last one repeats
 START_AGAIN_S = (0.0, 5.0, 30.0, 120.0, 300.0)  # agent started, but never heard: the last one repeats
@@ -61,7 +62,7 @@ class Look(NamedTuple):
 
     reached: bool
     agent: Literal["running", "started", "absent", "frozen", "failed", "unknown"]
-    message: str
+    message: Reason
     told: tuple[str, ...] = ()
     no_way: bool = False
 
@@ -92,7 +93,7 @@ class Decision(NamedTuple):
 
     action: Literal["look", "wait", "give_up", "leave"]
     delay_s: float  # look or wait: not before this time has passed
-    reason: str
+    reason: Reason
     replace_frozen: bool = False
 
 
@@ -102,23 +103,23 @@ class Decision(NamedTuple):
 def started_by_hand(incident: Incident, policy: RecoveryPolicy, now: Now) -> Decision | None:
     if incident.reachable_by_ssh:
         return None
-    return Decision("leave", 0.0, "started by hand: only its user can start it again; its worker runs on")
+    return Decision("leave", 0.0, because("recovery.by_hand"))
 
 
 def switched_off(incident: Incident, policy: RecoveryPolicy, now: Now) -> Decision | None:
     if policy.settings.enable_auto_recovery:
         return None
-    return Decision("leave", 0.0, "recovery.enable_auto_recovery is false: nothing is started")
+    return Decision("leave", 0.0, because("recovery.off"))
 
 
 def manager_just_started(incident: Incident, policy: RecoveryPolicy, now: Now) -> Decision | None:
     if not policy.in_grace or incident.connection_closed:
         return None
-    return Decision("wait", 1.0, "the manager has just started: its agent is given time to return")
+    return Decision("wait", 1.0, because("recovery.manager_started"))
 
 
 def brake_is_on(incident: Incident, policy: RecoveryPolicy, now: Now) -> Decision | None:
-    return Decision("wait", 5.0, "recovery is frozen: many hosts fell silent at once") if policy.braked else None
+    return Decision("wait", 5.0, because("recovery.frozen")) if policy.braked else None
 
 
 def attempts_are_spent(incident: Incident, policy: RecoveryPolicy, now: Now) -> Decision | None:
@@ -128,22 +129,21 @@ def attempts_are_spent(incident: Incident, policy: RecoveryPolicy, now: Now) -> 
     by_predecessor = look is None and incident.starts > 0
     if incident.starts < most or not (waited or by_predecessor) or _out_of_reach(incident):
         return None
-    reason = f"not heard after {incident.starts} start(s) over SSH (max_recovery_attempts); "
-    reason += look.message if look is not None and look.no_way else "see agent.log on the host"
-    return Decision("give_up", 0.0, reason)
+    next_step = look.message if look is not None and look.no_way else because("recovery.see_log")
+    return Decision("give_up", 0.0, because("recovery.spent", n=incident.starts).then(next_step))
 
 
 def not_looked_yet(incident: Incident, policy: RecoveryPolicy, now: Now) -> Decision | None:
     if incident.last_look is not None:
         return None
-    return Decision("look", 0.0, "looking over SSH", _silent_for_long(incident, policy, now))
+    return Decision("look", 0.0, because("recovery.looking"), _silent_for_long(incident, policy, now))
 
 
 def host_out_of_reach(incident: Incident, policy: RecoveryPolicy, now: Now) -> Decision | None:
     if not _out_of_reach(incident) or incident.last_look is None:
         return None
     delay_s = LOOK_AGAIN_S[min(incident.looks, len(LOOK_AGAIN_S)) - 1]
-    reason = f"out of reach over SSH too ({incident.last_look.message})"
+    reason = because("recovery.no_ssh", why=incident.last_look.message)
     left_s = max(0.0, delay_s - _since_look_s(incident, now))
     return Decision("look", left_s, reason, _silent_for_long(incident, policy, now))
 
@@ -154,20 +154,20 @@ def agent_is_frozen(incident: Incident, policy: RecoveryPolicy, now: Now) -> Dec
         return None
     silent_s = now.monotonic - (incident.last_heard or 0.0)
     left_s = max(0.0, policy.settings.heartbeat_timeout_s - silent_s)
-    return Decision("look", left_s, "its agent is stopped by a signal; replaced if it stays so", replace_frozen=True)
+    return Decision("look", left_s, because("recovery.agent_frozen"), replace_frozen=True)
 
 
 def waiting_to_hear(incident: Incident, policy: RecoveryPolicy, now: Now) -> Decision | None:
     left_s = policy.settings.recovery_timeout_s - _since_look_s(incident, now)
     if incident.last_look is None or left_s <= 0:
         return None
-    return Decision("wait", left_s, f"agent {incident.last_look.agent}; waiting to hear from it")
+    return Decision("wait", left_s, because("recovery.waiting", agent=incident.last_look.agent))
 
 
 def not_heard_after_all(incident: Incident, policy: RecoveryPolicy, now: Now) -> Decision | None:
     assert incident.last_look is not None
     delay_s = START_AGAIN_S[min(incident.starts, len(START_AGAIN_S) - 1)]
-    reason = f"agent {incident.last_look.agent}, but not heard; looking again"
+    reason = because("recovery.looking_again", agent=incident.last_look.agent)
     return Decision("look", max(0.0, delay_s - _since_look_s(incident, now)), reason, replace_frozen=True)
 
 
@@ -225,28 +225,28 @@ class TaskDecision(NamedTuple):
     action: Literal["drop", "leave", "wait", "give_up", "reassign"]
     state: str
     delay_s: float
-    reason: str
+    reason: Reason
 
 
 def nothing_to_do(case: TaskCase, policy: RecoveryPolicy) -> TaskDecision | None:
-    return TaskDecision("drop", "", 0.0, "") if case.well or not case.wanted else None
+    return TaskDecision("drop", "", 0.0, NONE) if case.well or not case.wanted else None
 
 
 def hand_started_task(case: TaskCase, policy: RecoveryPolicy) -> TaskDecision | None:
     if not case.by_hand:
         return None
-    return TaskDecision("leave", "by_hand", 0.0, "not reassigned: it was started by hand, with its user's environment")
+    return TaskDecision("leave", "by_hand", 0.0, because("task.by_hand"))
 
 
 def held_back(case: TaskCase, policy: RecoveryPolicy) -> TaskDecision | None:
     if not policy.settings.enable_auto_recovery:
-        return TaskDecision("leave", "switched_off", 0.0, "not reassigned: recovery.enable_auto_recovery is false")
+        return TaskDecision("leave", "switched_off", 0.0, because("task.off"))
     if case.cause == "failed":
         return None  # its agent said so itself: neither the manager's start nor a broken network explains that
     if policy.in_grace:
-        return TaskDecision("wait", "waiting", 1.0, "not reassigned yet: the manager has just started")
+        return TaskDecision("wait", "waiting", 1.0, because("task.manager_started"))
     if policy.braked:
-        return TaskDecision("wait", "waiting", 1.0, "not reassigned yet: many hosts fell silent at once")
+        return TaskDecision("wait", "waiting", 1.0, because("task.frozen"))
     return None
 
 
@@ -254,28 +254,24 @@ def may_be_alive(case: TaskCase, policy: RecoveryPolicy) -> TaskDecision | None:
     if case.verdict.gone:
         return None
     if case.verdict.wait_s is None:
-        return TaskDecision("wait", "not_proven_gone", 1.0, f"not reassigned: {case.verdict.reason}")
-    return TaskDecision("wait", "waiting", case.verdict.wait_s, f"not reassigned yet: {case.verdict.reason}")
+        return TaskDecision("wait", "not_proven_gone", 1.0, because("task.alive", why=case.verdict.reason))
+    return TaskDecision("wait", "waiting", case.verdict.wait_s, because("task.alive_still", why=case.verdict.reason))
 
 
 def agent_is_coming(case: TaskCase, policy: RecoveryPolicy) -> TaskDecision | None:
     if case.agent_coming_s <= 0:
         return None
-    return TaskDecision("wait", "waiting", case.agent_coming_s, "not reassigned yet: its agent has just been started")
+    return TaskDecision("wait", "waiting", case.agent_coming_s, because("task.agent_coming"))
 
 
 def moves_are_spent(case: TaskCase, policy: RecoveryPolicy) -> TaskDecision | None:
     if case.moves < policy.settings.max_recovery_attempts:
         return None
-    reason = (
-        f"not reassigned any more: {case.moves} time(s) without having been healthy since (max_recovery_attempts); "
-        "correct it, then start it"
-    )
-    return TaskDecision("give_up", "gave_up", 0.0, reason)
+    return TaskDecision("give_up", "gave_up", 0.0, because("task.moves_spent", n=case.moves))
 
 
 def surely_gone(case: TaskCase, policy: RecoveryPolicy) -> TaskDecision | None:
-    why = "it failed on its host" if case.cause == "failed" else "its host is lost"
+    why = because("task.failed") if case.cause == "failed" else because("task.host_lost")
     return TaskDecision("reassign", "", 0.0, why)
 
 

@@ -23,6 +23,7 @@ from procguard.fleet.model.settings import FleetSettings
 from procguard.fleet.recovery import policy as recovery
 from procguard.fleet.recovery.policy import RecoveryPolicy, TaskCase, TaskDecision
 from procguard.fleet.transaction import Transaction
+from procguard.i18n.reasons import Reason, because, reason_of
 from remote_agent.protocol import states
 
 NO_SPARE_AGAIN_S = 2.0  # a host that returns, a cordon that is lifted, a GPU that is free again: seen by then
@@ -106,7 +107,7 @@ class Reassignment:
     def _verdict(self, worker: WorkerRecord, now: Now) -> LeaseVerdict:
         """A gang's member goes only once its gang is held: its new host must not start it alone."""
         if worker.gang and not worker.held:
-            return LeaseVerdict(False, "its gang has not been stopped yet", wait_s=0.5)
+            return LeaseVerdict(False, because("lease.gang_runs"), wait_s=0.5)
         return self._fleet.leases.judge(worker.worker_id, now)
 
     def _well(self, worker: WorkerRecord, cause: Cause) -> bool:
@@ -131,18 +132,18 @@ class Reassignment:
             self._due[worker.worker_id] = now.monotonic + (decision.delay_s if decision.action == "wait" else 1.0)
             self._tell(worker, RecoveryStatus(decision.state, decision.reason), now)
 
-    def _reassign(self, worker: WorkerRecord, why: str, cause: Cause, now: Now) -> None:
+    def _reassign(self, worker: WorkerRecord, why: Reason, cause: Cause, now: Now) -> None:
         found = self._fleet.placement.choose(worker, now)
         self._due[worker.worker_id] = now.monotonic + NO_SPARE_AGAIN_S
         if not found.agent_id:
-            self._tell(worker, RecoveryStatus("no_spare", f"{why}; {found.reason}"), now)
+            self._tell(worker, RecoveryStatus("no_spare", why.then(found.reason)), now)
             return
         try:
             with self._later(now) as tx:
-                reason = f"{why}; {found.reason}"
+                reason = why.then(found.reason)
                 self._fleet.placement.reassign(tx, worker, found.agent_id, reason, actor=ACTOR, counts=True)
         except Conflict as exc:  # something came between deciding and doing: the next look knows
-            self._tell(worker, RecoveryStatus("waiting", str(exc)), now)
+            self._tell(worker, RecoveryStatus("waiting", reason_of(exc.message)), now)
             return
         self._close(worker.worker_id)
         self._moved.add(worker.worker_id)

@@ -22,6 +22,8 @@ EVENT: tuple[ShownField[Any], ...] = (
     _field("before", "str | None", "The state before"),
     _field("after", "str | None", "The state after"),
     _field("reason", "str", "For people", Label("Reason", "原因")),
+    _field("reason_code", "str", "The reason for programs (docs/protocol.md, Reasons)", optional=True),
+    _field("reason_params", "dict[str, Any]", "Of the reason's text", optional=True),
     _field("actor", "str | None", "Who did it or asked for it", Label("By", "由")),
     _field("attempt", "int | None", "Of the worker"),
     _field("cause", "str | None", "For programs (docs/protocol.md, Events)", optional=True),

@@ -112,7 +112,10 @@ HOST: tuple[ShownField[Any], ...] = (
     Of("fingerprint", "str | None", lambda h: "", "Of a launcher that waits for approval", api=False, live="row"),
     Of("worker_id", "str | None", lambda h: "", "The launcher's worker", api=False, live="row"),
     Of("command", "str | None", lambda h: "", "What the launcher wants to run", api=False, live="row"),
+    Of("reason_code", "str", "seen.reason.code", "The reason for programs (docs/protocol.md, Reasons)"),
+    Of("reason_params", "dict[str, Any]", "seen.reason.params", "Of the reason's text"),
     Of("reason", "str", "seen.reason", "Why its agent is as it is", Label("Reason", "原因"),
+       live_read=lambda h: h.seen.reason.plain(),
        column=PageColumn("reason", "minmax(110px, 1.6fr)", "", usual=True),
        printed=Printed("WHY", 1, wide=False, long=True)),
 )  # fmt: skip

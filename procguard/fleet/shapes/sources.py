@@ -9,6 +9,7 @@ from procguard.fleet.agents import host_disks
 from procguard.fleet.gangs import views as gang_views
 from procguard.fleet.model.records import KNOWN_STATES, AgentObserved, AgentRecord, WorkerObserved, WorkerRecord
 from procguard.fleet.workers import views
+from procguard.i18n.reasons import Reason, reason_of
 from remote_agent.protocol import messages, states
 
 
@@ -25,7 +26,7 @@ class WorkerSource:
         worker: WorkerRecord,
         seen: WorkerObserved,
         agent: AgentObserved,
-        agent_reason: str,
+        agent_reason: Reason,
         gang: dict[str, Any] | None,
         declared_digest: Callable[[WorkerRecord], str],
         wall: float = 0.0,
@@ -71,8 +72,14 @@ class WorkerSource:
         return bool(running) and running != self.declared_digest(self.worker)
 
     @property
-    def suspicion(self) -> str | None:
+    def suspicion(self) -> Reason | None:
         return views.suspicion(self.seen)
+
+    @property
+    def health(self) -> list[Any] | None:
+        """[status, what its checks say], for the live feed."""
+        health = self.report.health if self.report is not None else None
+        return None if health is None else [health.status, reason_of(health.detail).plain()]
 
     @property
     def command(self) -> str:

@@ -24,6 +24,7 @@ from procguard.errors import ProcGuardError
 from procguard.fleet.history.query import EventQuery, operation_of
 from procguard.fleet.store.interface import Line, Loaded, Tables, apply
 from procguard.fleet.store.snapshot import free_name, sync_directory
+from procguard.i18n.reasons import because
 
 APPLICATION_ID = 0x50475354
 BUSY_TIMEOUT_S = 5.0  # another program has the database locked
@@ -222,13 +223,13 @@ def examined(path: str) -> HeldRows | None:
         raise Damaged("its records are not those that were written")
     held = HeldRows(bodies, digests, line, term, commits, shown, rewrite=not sound)
     if not sound:
-        held.notes.append(f"{path}: damaged, but all records are whole; of the history something may be missing")
+        held.notes.append(because("state.half_damaged", path=path))
     if in_use and not had_log and _is_wal(path):
         held.intact = False
-        held.notes.append(f"{path}-wal: missing; what was changed last may be lost, so every agent is asked first")
+        held.notes.append(because("state.log_missing", path=f"{path}-wal"))
     elif claimed is not None and (frames or 0) < claimed:
         held.intact = False
-        held.notes.append(f"{path}-wal: damaged; what was changed last is lost, so every agent is asked first")
+        held.notes.append(because("state.log_damaged", path=f"{path}-wal"))
     return held
 
 

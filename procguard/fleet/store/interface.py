@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from procguard.errors import ProcGuardError
 from procguard.fleet.history.query import EventQuery
+from procguard.i18n.reasons import Reason
 
 Record = dict[str, Any]
 Tables = dict[str, dict[str, Record]]
@@ -54,7 +55,7 @@ class Loaded:
 
 class Store(Protocol):
     path: str  # where it is, for people
-    displaced_reason: str  # what it means that it is not in place
+    displaced_reason: Reason  # what it means that it is not in place
 
     def load(self) -> Loaded:
         """Read everything back and begin a new term; called once, before the first commit."""

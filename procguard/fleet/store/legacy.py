@@ -24,6 +24,7 @@ from typing import Any
 from procguard.errors import ProcGuardError
 from procguard.fleet.store import snapshot
 from procguard.fleet.store.interface import EVENTS, Loaded, Tables, apply
+from procguard.i18n.reasons import because
 
 LOGS = {"events": EVENTS, "audit": "audit", "audit-logins": "audit-logins", "audit-refused": "audit-refused"}
 
@@ -80,7 +81,7 @@ def begin_migration(path: str, database: str) -> Migration | None:
         shutil.copy2(name, target)
         os.chmod(os.path.join(target, os.path.basename(name)), 0o600)
     snapshot.sync_directory(os.path.join(target, "any"))
-    loaded.notes.append(f"the state was migrated from an earlier format; a copy of it is in {target}")
+    loaded.notes.append(because("state.migrated", path=target))
     return Migration(loaded, path)
 
 
@@ -109,7 +110,7 @@ def read(path: str) -> Loaded:
         except FileNotFoundError:
             continue
         except (OSError, ValueError, KeyError, TypeError, AttributeError, sqlite3.Error) as exc:
-            notes.append(f"{candidate}: damaged ({' '.join(str(exc).split())[:200]})")
+            notes.append(because("state.file_damaged", path=candidate, error=" ".join(str(exc).split())[:200]))
             continue
         loaded, last = _replayed(path, tables, commit, segment)
         if best is None or (loaded.intact, last) > best[:2]:
@@ -143,15 +144,15 @@ def _replayed(path: str, tables: Tables, commit: int, segment: int) -> tuple[Loa
                 following = int(line["next"])
             elif line[0] > last or (len(line) == 3 and line[0] == last):
                 if line[0] > last + (len(line) == 2):
-                    lost(f"{name}: commits from {last + 1} on are missing")
+                    lost(because("state.segment_missing", path=name, commit=last + 1))
                 apply(tables, [tuple(change) for change in line[1]])
                 last = line[0]
         if torn:
-            loaded.notes.append(f"{name}: its end is torn (never acknowledged); dropped")
+            loaded.notes.append(because("state.segment_torn", path=name))
         if damaged:
-            lost(f"{name}: damaged; what stood in the damaged lines may be lost")
+            lost(because("state.segment_damaged", path=name))
     if not segments or (following is not None and following not in segments):
-        lost(f"{path}: its newest journal segment is missing; what it held is lost")
+        lost(because("state.newest_segment_missing", path=path))
     return loaded, last
 
 

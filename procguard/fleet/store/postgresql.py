@@ -30,6 +30,7 @@ from procguard.fleet.store.postgres_link import (
     DatabaseUnreachable,
     name_of_this_machine,
 )
+from procguard.i18n.reasons import because
 
 PAGE = 1_000  # events read at once
 ROW_BYTES = 200  # of an event, beside its JSON: columns and indexes
@@ -40,7 +41,7 @@ PRESENT_S = 5.0  # a manager that was seen within this time is there
 LISTED_COMMITS = 100_000  # for so many commits a deletion stays listed, for standbys that are behind
 _COMMIT = "SELECT commit_changes(" + ", ".join(["%s"] * 16) + ")"
 _INSERT = "INSERT INTO records SELECT * FROM unnest(%s::text[], %s::text[], %s::text[], %s::bigint[])"
-_LOST = "the database lost its last commits (a failover to a server that lacked them, or a restore)"
+_LOST = because("state.commits_lost")
 
 
 class _Submitted(NamedTuple):
@@ -122,10 +123,7 @@ class PostgresqlStore:
         was = before.identity
         if was and was != identity:
             loaded.intact = False
-            loaded.notes.append(
-                f"{self.path}: another history of the database (system/timeline {was} before, {identity} now): it was "
-                "restored, or another server took over; the last changes may be lost, so every agent is asked first"
-            )
+            loaded.notes.append(because("state.other_history", path=self.path, before=str(was), now=str(identity)))
         return loaded
 
     def _take(self, connection: Connection) -> Taken:

@@ -30,6 +30,7 @@ from procguard.fleet.store.database import Damaged, HeldRows, IsCorrupt, IsFence
 from procguard.fleet.store.group_commit import GroupCommit
 from procguard.fleet.store.interface import Change, Fenced, Line, Loaded, NotDurable, RunBlocking, Tables, run_here
 from procguard.fleet.store.snapshot import AT_ONCE, GENTLE, SavingProcess, Snapshot, sync_directory
+from procguard.i18n.reasons import because
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class _Commit(NamedTuple):
 class SqliteStore:
     """`readable`: the YAML snapshot's path, "" for none. `auto_save` False writes none, but reads the one it finds."""
 
-    displaced_reason = "the state's files were deleted, moved away or made read-only while the manager runs"
+    displaced_reason = because("state.files_gone")
 
     def __init__(
         self, database: str, readable: str = "", *, auto_save: bool = True, run_blocking: RunBlocking = run_here
@@ -126,7 +127,11 @@ class SqliteStore:
         if shown is not None:
             held = files.held_from(Loaded(shown.tables))
             held.line, held.commits, held.snapshot, held.intact = shown.database, shown.commit, shown.commit, False
-            held.notes.append(f"{self.database} {problem}; the snapshot is used, and every agent is asked first")
+            if problem == "is missing":
+                held.notes.append(because("state.from_snapshot", path=self.database))
+            else:
+                error = problem.partition("(")[2].removesuffix(")")
+                held.notes.append(because("state.from_snapshot_damaged", path=self.database, error=error))
             return held
         if problem != "is missing" or any(os.path.exists(self.database + ending) for ending in ("-wal", "-journal")):
             raise ProcGuardError(

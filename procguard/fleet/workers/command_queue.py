@@ -17,6 +17,7 @@ from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import CommandRecord, CommandStatus, WorkerRecord
 from procguard.fleet.tables import RecordTable
 from procguard.fleet.transaction import Transaction
+from procguard.i18n.reasons import Reason, because, reason_of
 from remote_agent.protocol import messages, states
 
 LIFETIME_S = 60.0
@@ -75,7 +76,7 @@ class CommandQueue:
         if verb in ("start", "stop"):
             for other in self.open_of_worker(worker.worker_id):
                 if other.command in ("start", "stop"):
-                    self.finish(tx, other, "done", f"replaced by a later {verb}")
+                    self.finish(tx, other, "done", because("command.replaced", verb=verb))
         self._expires(record, tx.now.monotonic + LIFETIME_S)
         tx.add(record)
         return record
@@ -148,7 +149,7 @@ class CommandQueue:
         if new:
             self._bus.commands(record)
 
-    def finish(self, tx: Transaction, record: CommandRecord, status: CommandStatus, message: str) -> None:
+    def finish(self, tx: Transaction, record: CommandRecord, status: CommandStatus, message: Reason) -> None:
         tx.edit(record)
         record.status, record.message, record.finished_wall = status, message, tx.now.wall
         tx.remove(record)
@@ -168,7 +169,7 @@ class CommandQueue:
             return None
         if record.by_manager:
             return None
-        self.finish(tx, record, result.status, result.message)
+        self.finish(tx, record, result.status, reason_of(result.message))
         return record
 
     def waits_for(self, worker_id: str) -> bool:
@@ -186,7 +187,7 @@ class CommandQueue:
             stopped = record.command == "stop" and report.state in states.SETTLED
             started = record.command == "start" and report.state not in (states.STOPPED, states.STOPPING)
             if stopped or started:
-                self.finish(tx, record, "done", report.reason)
+                self.finish(tx, record, "done", reason_of(report.reason))
                 done.append(record)
         return done
 
@@ -194,7 +195,7 @@ class CommandQueue:
         """End the restarts and kills that nobody carried out in time. start and stop never expire: they converge."""
         late = [self.table.rows[one] for one, deadline in self._deadlines.items() if tx.now.monotonic > deadline]
         for record in late:
-            self.finish(tx, record, "expired", f"not carried out within {LIFETIME_S:.0f} s; nothing was done")
+            self.finish(tx, record, "expired", because("command.expired", limit_s=LIFETIME_S))
         return late
 
     def message(self, record: CommandRecord, now: Now) -> messages.Command:

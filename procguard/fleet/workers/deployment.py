@@ -26,6 +26,7 @@ from procguard.fleet.transaction import Transaction
 from procguard.fleet.workers import ownership
 from procguard.fleet.workers.places import PlacementService
 from procguard.fleet.workers.spec_diff import differences
+from procguard.i18n.reasons import because
 from remote_agent.protocol import messages, states
 
 Result = Literal["new", "unchanged", "changed", "refused", "undeclared", "removed", "moved", "elsewhere"]
@@ -154,7 +155,7 @@ class Deployment:
             for worker in self._failed_gangs.values():
                 self._gangs.begin_again(tx, worker)
             hosts = len(self._request.hosts)
-            tx.event("deploy", reason=f"{hosts} host(s), {len(self._specs)} worker(s) declared")
+            tx.event("deploy", reason=because("deploy.declared", hosts=hosts, workers=len(self._specs)))
         return answer
 
     def _declare(self, tx: Transaction | None) -> dict[str, Any]:
@@ -381,7 +382,7 @@ class Deployment:
             return "refused", f"{agent_id} has not confirmed yet that its earlier copy is gone; deploy again soon"
         if tx is not None:
             old = state.agents_by_id.get(worker.agent_id)
-            reason = f"moved here from {worker.host}, where it had ended"
+            reason = because("task.moved_home", host=worker.host)
             if old is not None and old.kind == "launcher":
                 ownership.drop_agent(tx, old)
             elif old is not None:

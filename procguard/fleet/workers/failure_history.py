@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from procguard.fleet.model.records import HostFailure
+from procguard.i18n.reasons import Reason
 
 Kind = Literal["agent_silent", "worker_failed"]
 
@@ -20,9 +21,9 @@ HALF_LIFE_S = 24 * 3600.0  # after a day an entry counts half
 WEIGHT: dict[str, float] = {"agent_silent": 2.0, "worker_failed": 1.0}
 
 
-def noted(ledger: Sequence[HostFailure], kind: Kind, what: str, wall: float) -> Sequence[HostFailure]:
+def noted(ledger: Sequence[HostFailure], kind: Kind, what: Reason, wall: float) -> Sequence[HostFailure]:
     """The ledger with one more entry; the oldest beyond KEEP are dropped."""
-    return (*ledger, HostFailure(wall, kind, what[:200]))[-KEEP:]
+    return (*ledger, HostFailure(wall, kind, what))[-KEEP:]
 
 
 def standing(ledger: Sequence[HostFailure], wall: float) -> float:

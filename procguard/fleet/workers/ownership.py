@@ -9,6 +9,7 @@ from __future__ import annotations
 from procguard.fleet.model.records import AgentRecord, Withdrawal, WorkerRecord
 from procguard.fleet.state import FleetState
 from procguard.fleet.transaction import Transaction
+from procguard.i18n.reasons import Reason, because
 
 HIGHEST_GENERATION = 2**31  # that a report may raise a worker's to: it rises by one with each start or stop
 
@@ -23,7 +24,7 @@ def transfer(state: FleetState, tx: Transaction, worker: WorkerRecord, agent_id:
     worker.leased, worker.lease_bound_s = False, 0.0  # it has not run there yet
     worker.event_seq = 0  # the new host's clock, from which its numbers begin, may be behind the old one's
     worker.moving = None
-    worker.last_state, worker.last_reason = "stopped", f"given to {host}, not heard of from there yet"
+    worker.last_state, worker.last_reason = "stopped", because("task.given", host=host)
 
 
 def adopt(
@@ -58,7 +59,7 @@ def confirm(tx: Transaction, agent: AgentRecord, worker_id: str) -> None:
 
 
 def drop_worker(
-    state: FleetState, tx: Transaction, worker: WorkerRecord, reason: str, *, forgotten: bool = False
+    state: FleetState, tx: Transaction, worker: WorkerRecord, reason: Reason, *, forgotten: bool = False
 ) -> None:
     """Out of the fleet. `forgotten`: its agent may have it still, and is told to drop it."""
     tx.remove(worker)

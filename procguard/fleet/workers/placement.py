@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from procguard.i18n.reasons import NONE, Reason, because
+
 NAMED_REASONS = 5  # in one sentence; the rest is counted
+NEVER_SPARES = ("place.no_spare", "place.launcher")  # hosts that were never meant as spares
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Place:
     host: str
     deployed: bool = True  # False: a launcher started by hand, which runs its own worker and nothing else
     connected: bool = True
-    cordoned: str = ""  # why; "" = not cordoned
+    cordoned: Reason = NONE  # why; "" = not cordoned
     spare: bool = True
     home: bool = False  # its inventory declares the task here: it needs to be no spare and no label to have it back
     carries: int = 0
@@ -45,14 +48,14 @@ class Place:
 @dataclass(frozen=True)
 class Placement:
     agent_id: str  # "" = no place
-    reason: str
-    rejected: dict[str, str]  # host -> why not
+    reason: Reason
+    rejected: dict[str, Reason]  # host -> why not
 
 
 def choose(task: Task, places: Iterable[Place]) -> Placement:
     """The fitting spare with the fewest members of the task's gang, then of the best reputation, then with the fewest
     workers, then by name."""
-    rejected: dict[str, str] = {}
+    rejected: dict[str, Reason] = {}
     fitting: list[Place] = []
     for place in places:
         why = against(task, place)
@@ -63,42 +66,45 @@ def choose(task: Task, places: Iterable[Place]) -> Placement:
     if not fitting:
         return Placement("", _nowhere(rejected), rejected)
     best = min(fitting, key=lambda place: (place.same_gang, round(place.standing, 1), place.workers, place.host))
-    why = "the only spare that fits" if len(fitting) == 1 else f"the best of {len(fitting)} spares that fit"
-    return Placement(best.agent_id, f"{best.host} is {why}", rejected)
+    if len(fitting) == 1:
+        return Placement(best.agent_id, because("place.only", host=best.host), rejected)
+    return Placement(best.agent_id, because("place.best", host=best.host, n=len(fitting)), rejected)
 
 
-def against(task: Task, place: Place) -> str:
+def against(task: Task, place: Place) -> Reason:
     """Why this task may not go there; "" if it may. The first obstacle is told."""
     missing = [f"{name}={value}" for name, value in task.requires.items() if place.labels.get(name) != value]
     missing = [] if place.home else missing
     obstacles = (
-        (not place.deployed, "a hand-started launcher runs only its own worker"),
-        (not place.spare and not place.home, "it is no spare (procguard_spare)"),
-        (not place.connected, "it is not connected"),
-        (bool(place.cordoned), f"it is cordoned ({place.cordoned})"),
-        (place.agent_id in task.avoid, "the task has just failed there, or may still be running there"),
-        (bool(missing), f"it lacks {', '.join(missing)} (procguard_labels)"),
+        (not place.deployed, because("place.launcher")),
+        (not place.spare and not place.home, because("place.no_spare")),
+        (not place.connected, because("place.not_connected")),
+        (bool(place.cordoned), because("place.cordoned", why=place.cordoned)),
+        (place.agent_id in task.avoid, because("place.avoided")),
+        (bool(missing), because("place.labels", labels=missing)),
         (
             place.carries_most is not None and place.carries >= place.carries_most and not place.home,
-            f"it carries {place.carries} of at most {place.carries_most} tasks of other hosts",
+            because("place.full", carries=place.carries, most=place.carries_most),
         ),
         (
             task.gpus > 0 and place.gpus_free is None,
-            f"it does not say how many of its GPUs are free, {task.gpus} needed",
+            because("place.gpus_unknown", needed=task.gpus),
         ),
         (
             place.gpus_free is not None and task.gpus > place.gpus_free,
-            f"{place.gpus_free} of its GPUs are free, {task.gpus} needed",
+            because("place.gpus", free=place.gpus_free, needed=task.gpus),
         ),
     )
-    return next((why for obstacle, why in obstacles if obstacle), "")
+    return next((why for obstacle, why in obstacles if obstacle), NONE)
 
 
-def _nowhere(rejected: dict[str, str]) -> str:
+def _nowhere(rejected: dict[str, Reason]) -> Reason:
     """One sentence. Hosts that were never meant as spares are not named one by one."""
-    spares = {host: why for host, why in rejected.items() if "procguard_spare" not in why and "launcher" not in why}
+    spares = {host: why for host, why in rejected.items() if why.code not in NEVER_SPARES}
     if not spares:
-        return "no host is a spare: set procguard_spare in the inventory and deploy"
-    named = [f"{host}: {why}" for host, why in sorted(spares.items())[:NAMED_REASONS]]
+        return because("place.no_spares")
+    named = [because("place.obstacle", host=host, why=why) for host, why in sorted(spares.items())[:NAMED_REASONS]]
     more = len(spares) - len(named)
-    return "no spare fits: " + "; ".join(named) + (f"; and {more} more" if more > 0 else "")
+    if more > 0:
+        return because("place.none_fits_more", obstacles=named, more=more)
+    return because("place.none_fits", obstacles=named)

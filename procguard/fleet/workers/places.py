@@ -18,6 +18,7 @@ from procguard.fleet.model.records import AgentRecord, HostCordon, Move, WorkerR
 from procguard.fleet.state import FleetState
 from procguard.fleet.transaction import Transaction
 from procguard.fleet.workers import failure_history, ownership, placement
+from procguard.i18n.reasons import NONE, Reason, because, reason_of
 
 ATTEMPTS_UNHEARD = 10  # starts that a host may have made while nobody heard of them, within one lease of a minute
 
@@ -64,7 +65,7 @@ class PlacementService:
             host=agent.host,
             deployed=agent.kind == "deployed",
             connected=seen.state == "connected" and seen.poll_lost_at is None,
-            cordoned=agent.cordon.reason if agent.cordon is not None else "",
+            cordoned=agent.cordon.reason if agent.cordon is not None else NONE,
             spare=bool(agent.spare),
             carries=sum(1 for worker in workers if worker.home not in ("", agent.agent_id)),
             carries_most=int(agent.spare) if limited else None,
@@ -96,7 +97,7 @@ class PlacementService:
         tx: Transaction,
         worker: WorkerRecord,
         agent_id: str,
-        reason: str,
+        reason: Reason,
         *,
         actor: str,
         run: bool = True,
@@ -135,7 +136,7 @@ class PlacementService:
             host=target.host,
             before=before,
             after=target.host,
-            reason=f"{reason}; {verdict.reason}",
+            reason=reason_of(reason).then(verdict.reason),
             actor=actor,
         )
 
@@ -153,7 +154,7 @@ class PlacementService:
                 worker.set_desired("stopped", by=actor, cause="operator", now=now)
                 worker.generation += 1
             worker.moving = Move(target.agent_id, run, actor)
-            where = f"to {host}, as soon as it has stopped here"
+            where = because("task.move", host=host)
             tx.event("move", worker_id=worker_id, host=worker.host, reason=where, cause="operator")
 
     def _refuse_move(self, worker: WorkerRecord, target: AgentRecord, now: Now) -> None:
@@ -189,7 +190,7 @@ class PlacementService:
                 if target is None:
                     tx.edit(worker).moving = None
                 elif worker.worker_id not in target.withdrawn:
-                    self.reassign(tx, worker, move.to, "moved by an operator", actor=move.actor, run=move.run)
+                    self.reassign(tx, worker, move.to, because("task.moved"), actor=move.actor, run=move.run)
                     if move.settles:  # the inventory declares it there by now
                         worker.home = ""
 
@@ -199,8 +200,9 @@ class PlacementService:
         """No new tasks are placed there by the manager; what runs there runs on. Durable."""
         agent = self._deployed(host)
         with self._state.transaction(now, actor) as tx:
-            tx.edit(agent).cordon = HostCordon(reason or "cordoned", actor, iso(now.wall))
-            tx.event("host_cordoned", host=host, reason=reason or "cordoned")
+            why = reason_of(reason) or because("host.cordoned")
+            tx.edit(agent).cordon = HostCordon(why, actor, iso(now.wall))
+            tx.event("host_cordoned", host=host, reason=why)
 
     def uncordon(self, host: str, actor: str, now: Now) -> None:
         """Tasks may be placed there again. Durable."""
@@ -208,9 +210,9 @@ class PlacementService:
         if agent.cordon is not None:
             with self._state.transaction(now, actor) as tx:
                 tx.edit(agent).cordon = None
-                tx.event("host_uncordoned", host=host, reason="tasks may be placed here")
+                tx.event("host_uncordoned", host=host, reason=because("host.uncordoned"))
 
-    def note_failure(self, tx: Transaction, agent_id: str, kind: failure_history.Kind, what: str) -> None:
+    def note_failure(self, tx: Transaction, agent_id: str, kind: failure_history.Kind, what: Reason) -> None:
         """Into the host's failure history."""
         agent = self._state.agents_by_id.get(agent_id)
         if agent is not None:

@@ -19,6 +19,7 @@ from procguard.fleet.transaction import Transaction
 from procguard.fleet.workers import ownership
 from procguard.fleet.workers.deployment import Deployment
 from procguard.fleet.workers.places import PlacementService
+from procguard.i18n.reasons import NONE, Reason, because
 from remote_agent.protocol import messages, states
 
 
@@ -68,7 +69,7 @@ class WorkerService:
             asked = Asked(verb, attempt, reason, operation_id, origin)  # type: ignore[arg-type]
             record = self._gangs.accept(tx, worker, asked)
             if verb in ("start", "restart") and self._state.stopped_by:
-                self._state.hold_stopped(tx, "")
+                self._state.hold_stopped(tx, NONE)
             self._state.command_event(tx, record)
             return record
         if verb == "restart" and (settled(state) or worker.desired == "stopped"):
@@ -80,7 +81,7 @@ class WorkerService:
             if verb == "start":  # calls the operator's move off; a stop lets it end stopped, there
                 worker.moving = None
                 if self._state.stopped_by:
-                    self._state.hold_stopped(tx, "")  # somebody has looked and wants work to go on
+                    self._state.hold_stopped(tx, NONE)  # somebody has looked and wants work to go on
             else:
                 worker.stop_moving_on()
         record = self._state.command_queue.add(
@@ -93,11 +94,11 @@ class WorkerService:
             origin=origin,
         )
         if verb == "kill" and settled(state):
-            self._state.command_queue.finish(tx, record, "done", f"was {state} already; stays stopped")
+            self._state.command_queue.finish(tx, record, "done", because("command.stays_stopped", state=state))
         self._state.command_event(tx, record)
         return record
 
-    def stop_all(self, tx: Transaction, reason: str) -> int:
+    def stop_all(self, tx: Transaction, reason: Reason) -> int:
         """recovery.stop_all_on_failure: every worker is stopped and stays so; what is declared from now on is declared
         stopped, until an operator starts something. Returns how many that concerned."""
         count = 0
@@ -111,11 +112,11 @@ class WorkerService:
         tx.event("stop_all", reason=reason, actor="failure handler")
         return count
 
-    def set_suspect(self, worker_id: str, evidence: str, now: Now) -> None:
+    def set_suspect(self, worker_id: str, evidence: Reason, now: Now) -> None:
         """The monitor's evidence that a worker looks hung; "" clears it. Alerts only."""
         worker = self._state.workers_by_id[worker_id]
         self._state.worker_seen[worker_id].suspect = evidence
-        kind, reason = ("worker_suspect", evidence) if evidence else ("worker_clear", "no longer suspect")
+        kind, reason = ("worker_suspect", evidence) if evidence else ("worker_clear", because("worker.clear"))
         with self._state.transaction(now, "monitor", wait="nothing") as tx:
             tx.event(kind, worker_id=worker_id, host=worker.host, reason=reason, source=worker.agent_id)
             tx.show("workers", worker_id)
@@ -140,4 +141,4 @@ class WorkerService:
             raise Conflict(
                 f"{worker_id} cannot be forgotten yet: {verdict.reason}", f"try again in {verdict.wait_s:.0f} s"
             )
-        ownership.drop_worker(self._state, tx, worker, "forgotten", forgotten=True)
+        ownership.drop_worker(self._state, tx, worker, because("worker.forgotten"), forgotten=True)

@@ -16,7 +16,9 @@ from procguard.fleet.model.records import (
     WorkerObserved,
     WorkerRecord,
 )
+from procguard.i18n.reasons import Reason, because, reason_of
 from remote_agent.protocol import messages
+from remote_agent.protocol.reasons import fields as reason_fields
 
 
 def command_text(command: str | list[str]) -> str:
@@ -29,20 +31,20 @@ def observed_state(worker: WorkerRecord, seen: WorkerObserved, agent_reachable: 
     return (known if agent_reachable else "unknown"), known
 
 
-def shown_reason(worker: WorkerRecord, seen: WorkerObserved, state: str, agent_reason: str) -> str:
+def shown_reason(worker: WorkerRecord, seen: WorkerObserved, state: str, agent_reason: Reason) -> Reason:
     """Why it is as it is; `agent_reason` is said where its agent is out of reach."""
-    reason = causes.true_reason(seen.report.reason if seen.report else worker.last_reason, worker)
+    reason = causes.true_reason(reason_of(seen.report.reason) if seen.report else worker.last_reason, worker)
     if state == "unknown":
-        reason = agent_reason or "the agent is out of reach"
+        reason = agent_reason or because("agent.out_of_reach")
     waits = seen.recovery_status
-    return "; ".join(filter(None, (reason, waits.reason))) if waits is not None else reason
+    return reason_of(reason).then(waits.reason) if waits is not None else reason
 
 
-def suspicion(seen: WorkerObserved) -> str | None:
+def suspicion(seen: WorkerObserved) -> Reason | None:
     """The evidence with its newest numbers, once the monitor has called the worker suspect."""
     if not seen.suspect:
         return None
-    return (seen.report.suspect if seen.report else "") or seen.suspect
+    return reason_of((seen.report.suspect if seen.report else "") or seen.suspect)
 
 
 def command_view(record: CommandRecord, status: CommandStatus) -> dict[str, Any]:
@@ -75,7 +77,11 @@ def rotation(agent: AgentRecord) -> dict[str, Any] | None:
 
 def recovery(agent: AgentRecord) -> dict[str, Any] | None:
     spent = agent.incident
-    return {"starts": spent.starts, "outcome": spent.outcome, "reason": spent.reason} if spent is not None else None
+    return (
+        {"starts": spent.starts, "outcome": spent.outcome, **reason_fields("reason", spent.reason)}
+        if spent is not None
+        else None
+    )
 
 
 def last_failure(agent: AgentRecord) -> dict[str, Any] | None:
@@ -101,6 +107,6 @@ def pending_view(pending: PendingLauncher) -> dict[str, Any]:
         "usage": None,
         "facts": None,
         "workers": 0,
-        "recovery_ssh": {"ok": False, "reason": "hand-started launcher"},
-        "reason": f"waits for approval: invoke agents approve {pending.agent_id}",
+        "recovery_ssh": {"ok": False, **reason_fields("reason", because("agent.by_hand"))},
+        **reason_fields("reason", because("agent.how_to_approve", agent=pending.agent_id)),
     }

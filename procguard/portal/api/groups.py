@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from typing_extensions import TypedDict
 
@@ -19,11 +19,15 @@ class MemberAnswer(TypedDict):
     epoch: int
     attempt: int
     reason: str
+    reason_code: str
+    reason_params: dict[str, Any]
 
 
 class GangIncident(TypedDict):
     member: str
     reason: str
+    reason_code: str
+    reason_params: dict[str, Any]
     at: Moment
     ended: Moment
 
@@ -40,6 +44,8 @@ class GroupAnswer(TypedDict):
     master: str | None
     since: Moment
     reason: str
+    reason_code: str
+    reason_params: dict[str, Any]
     incident: GangIncident | None
     members: list[MemberAnswer]
 

@@ -115,6 +115,8 @@ class ExplanationAnswer(TypedDict):
 class StepAnswer(TypedDict):
     at: Moment
     text: str
+    text_code: str
+    text_params: dict[str, Any]
 
 
 class IncidentAnswer(TypedDict):

@@ -20,8 +20,11 @@ from procguard.errors import Conflict, NotFound
 from procguard.fleet.agents.maintenance import AgentCare, Wish
 from procguard.fleet.model import clock
 from procguard.fleet.shapes.hosts import HOST, OF_PENDING
+from procguard.i18n.reasons import NONE, because
 from procguard.portal.api.openapi.types import answer_type
 from procguard.portal.api.resource import MAX_REASON_CHARS, Moment, RequestBody, Resource
+from remote_agent.protocol import reasons
+from remote_agent.protocol.reasons import values as reason_values
 
 CHECK_SSH_DEADLINE_S = 30.0
 OPEN_TIMEOUT_S = 40.0  # of a tunnel: the first one logs in
@@ -48,6 +51,8 @@ class Checked(TypedDict):
 
     ok: bool | None
     reason: str
+    reason_code: str
+    reason_params: dict[str, Any]
     checked_at: NotRequired[Moment]
 
 
@@ -55,6 +60,8 @@ class Cordon(TypedDict):
     """No new tasks there by the manager's choice: who said so, when and why."""
 
     reason: str
+    reason_code: str
+    reason_params: dict[str, Any]
     actor: str
     at: Moment
 
@@ -65,6 +72,8 @@ class HostRecovery(TypedDict):
     starts: int
     outcome: str
     reason: str
+    reason_code: str
+    reason_params: dict[str, Any]
 
 
 class Failure(TypedDict):
@@ -73,6 +82,8 @@ class Failure(TypedDict):
     at: Moment
     kind: str
     what: str
+    what_code: str
+    what_params: dict[str, Any]
 
 
 class TunnelAnswer(TypedDict):
@@ -81,6 +92,8 @@ class TunnelAnswer(TypedDict):
     state: Literal["opening", "up", "down"]
     port: int
     reason: NotRequired[str]
+    reason_code: NotRequired[str]
+    reason_params: NotRequired[dict[str, Any]]
     code: NotRequired[str]
     since: NotRequired[Moment]
 
@@ -118,6 +131,8 @@ class SshTried:
     host: str
     ok: bool
     reason: str
+    reason_code: str
+    reason_params: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -148,6 +163,8 @@ class TunnelOpened:
     ok: bool
     url: str
     reason: str
+    reason_code: str
+    reason_params: dict[str, Any]
 
 
 # ------------------------------------------------------------------------------------------------ routes
@@ -189,14 +206,14 @@ class HostsApi(Resource):
         if found is None:
             raise NotFound(f"no deployed host {host[:80]!r}", "list them: invoke status, or GET /api/hosts")
         if found.ssh.get("local"):
-            ok, reason = True, "this machine: no SSH needed"
+            ok, reason = True, because("ssh.local")
         elif self.services.ssh is None:
             raise Conflict(NO_HELPER, "restart the manager")
         else:
             result = self.services.ssh.check(host, found.ssh, CHECK_SSH_DEADLINE_S)
             ok, reason = result.ok, result.reason
         self.fleet.agents.set_recovery_ssh(host, ok, reason, clock.read())
-        return SshTried(host, ok, reason)
+        return SshTried(host, ok, *reason_values(reason))
 
     @post(
         "/api/hosts/<host>/restart-agent", "operator", tag="hosts", status=202, errors=(404, 409),
@@ -246,8 +263,9 @@ class HostsApi(Resource):
             raise Conflict("this manager keeps no tunnels", "restart the manager")
         known = self.services.tunnels.open(host, OPEN_TIMEOUT_S)
         ok = known["state"] == "up"
-        reason = "" if ok else str(known.get("reason") or f"not open after {OPEN_TIMEOUT_S:.0f} s")
-        return TunnelOpened(host, ok, f"http://127.0.0.1:{known['port']}" if ok else "", reason)
+        reason = NONE if ok else reasons.read(known) or because("tunnel.not_open", limit_s=OPEN_TIMEOUT_S)
+        url = f"http://127.0.0.1:{known['port']}" if ok else ""
+        return TunnelOpened(host, ok, url, *reason_values(reason))
 
     @property
     def _care(self) -> AgentCare:

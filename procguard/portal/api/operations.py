@@ -4,7 +4,7 @@ purge of those that are gone for good (fleet/workers/purge.py)."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import Field
 from typing_extensions import TypedDict
@@ -103,6 +103,8 @@ class HostSplit(TypedDict):
 class PreviewCause(TypedDict):
     cause: str
     message: str
+    message_code: str
+    message_params: dict[str, Any]
     action: Literal["act", "pending", "skip"]
     count: int
     examples: list[str]
@@ -130,6 +132,8 @@ class OperationCause(TypedDict):
     result: str
     cause: str | None
     message: str
+    message_code: str
+    message_params: dict[str, Any]
     count: int
     examples: list[str]
 
@@ -139,6 +143,8 @@ class ItemAnswer(TypedDict):
     result: str
     cause: str | None
     message: str
+    message_code: str
+    message_params: dict[str, Any]
     command_id: str | None
     ended_at: Moment
 
@@ -163,6 +169,8 @@ class OperationAnswer(TypedDict):
     joined: int
     left: int
     note: str
+    note_code: str
+    note_params: dict[str, Any]
 
 
 class OperationWithItems(OperationAnswer):

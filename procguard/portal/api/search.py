@@ -71,6 +71,8 @@ class HostSearched(TypedDict):
     host: str
     status: Literal["asked", "done", "timeout", "failed", "no_answer", "away"]
     reason: str
+    reason_code: str
+    reason_params: dict[str, Any]
     workers: int
     found: int
     bytes: int

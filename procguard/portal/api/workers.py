@@ -23,6 +23,7 @@ from procguard.fleet.model import clock
 from procguard.fleet.model.records import CommandRecord
 from procguard.fleet.shapes.workers import WORKER
 from procguard.fleet.workers import selectors
+from procguard.i18n.reasons import written
 from procguard.portal.api.openapi.types import answer_type
 from procguard.portal.api.resource import MAX_REASON_CHARS, Moment, Reason, RequestBody, Resource
 from remote_agent.protocol import messages
@@ -78,6 +79,8 @@ class Plight(TypedDict):
 
     state: str
     reason: str
+    reason_code: str
+    reason_params: dict[str, Any]
 
 
 class GangOfWorker(TypedDict):
@@ -87,6 +90,8 @@ class GangOfWorker(TypedDict):
     attempts: int
     held: bool
     reason: str
+    reason_code: str
+    reason_params: dict[str, Any]
 
 
 if TYPE_CHECKING:
@@ -218,7 +223,8 @@ def _matches(view: dict[str, Any], query: WorkersQuery) -> bool:
         if wanted and view.get(name) not in wanted:
             return False
     needle = query.q.lower()
-    texts = (view["worker_id"], view["host"], view["command"], view["group"], view["reason"])
+    why = (view["reason"], written(view, "zh"))
+    texts = (view["worker_id"], view["host"], view["command"], view["group"], *why)
     return not needle or any(needle in str(text).lower() for text in texts)
 
 

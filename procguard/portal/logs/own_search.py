@@ -18,6 +18,7 @@ import gevent.event
 from procguard.errors import LimitExceeded
 from procguard.fleet.agents.log_search import ANSWER_GRACE_S, OPEN, Part, Search
 from procguard.fleet.model import clock
+from procguard.i18n.reasons import NONE, Reason, because, reason_of
 from procguard.portal.logs.matching import Matching
 from procguard.portal.logs.reader import MAX_SCAN_BYTES, LogLine, ScanBudget
 from procguard.portal.logs.store import STEP_S, LogStore
@@ -29,8 +30,7 @@ Wanted = dict[tuple[int, str], "int | None"]  # (attempt, stream): up to which o
 
 TURN_LINES = 512  # of one worker, before the next has its turn
 MAX_OPEN = 16  # workers that are read at once: each has some files open
-LATE = "not all logs were looked through in time: a host answered late"
-NARROWER = "narrow it down, e.g. with since or select"
+LATE = because("search.host_late")
 
 
 class OwnSearch:
@@ -48,7 +48,7 @@ class OwnSearch:
         self._todo: deque[tuple[str, Wanted]] = deque()
         self._lines: list[tuple[float, int, LogMatch]] = []  # a heap: the newest
         self._found = 0
-        self._problem: tuple[str, str] = ("", "")  # status, reason
+        self._problem: tuple[str, Reason] = ("", NONE)
 
     def begin(self) -> None:
         """What is known before any host has answered."""
@@ -158,7 +158,7 @@ class OwnSearch:
             try:
                 self._matching.scan(self._caller, self._look())
             except LimitExceeded as exc:
-                self._problem = ("failed", exc.message)
+                self._problem = ("failed", reason_of(exc.message))
         if part.status not in OPEN:
             return  # given up
         status, part.reason = self._problem
@@ -182,16 +182,16 @@ class OwnSearch:
                 if self._ended:
                     return
                 if self._budget.left <= 0:
-                    self._problem = ("timeout", f"only {MAX_SCAN_BYTES / 1e6:.0f} MB were looked through; {NARROWER}")
+                    self._problem = ("timeout", because("search.too_much", mb=round(MAX_SCAN_BYTES / 1e6)))
                 elif clock.read().monotonic > self._deadline:
-                    self._problem = ("timeout", f"not all logs were looked through in time; {NARROWER}")
+                    self._problem = ("timeout", because("search.own_late"))
                 if self._problem[0]:
                     return
                 if time.monotonic() > step_ends:
                     yield
                     step_ends = time.monotonic() + STEP_S
         except OSError as exc:
-            self._problem = ("failed", f"its log files can't be read: {exc.strerror or exc}")
+            self._problem = ("failed", because("search.unreadable", error=exc.strerror or str(exc)))
 
     def _worker(self, worker_id: str, wanted: Wanted) -> Iterator[None]:
         question, found = self._search.question, 0

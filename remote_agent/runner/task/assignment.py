@@ -3,6 +3,7 @@ whoever wants a start or an end, with the words for the reason of the state that
 
 from __future__ import annotations
 
+from remote_agent.protocol.reasons import because
 from remote_agent.runner import restart
 from remote_agent.runner.restart import RestartRules
 from remote_agent.runner.state import whole
@@ -15,16 +16,7 @@ Hook = dict[str, object]  # {"argv", "shown", "timeout_s"}, as agent/spec_file.p
 # What follows the end of the process tree: a start (AFRESH: it is to run, whatever the stop was for), or it is stopped.
 START, RESTART, ANEW, AFRESH = STARTS = "start", "restart", "anew", "afresh"
 STOP, KILL, TERMINATE, FENCE = "stop", "kill", "terminate", "fence"
-ASKED = {
-    START: "started by an operator",
-    RESTART: "restarted by an operator",
-    ANEW: "started anew by the manager, under a new epoch",
-    AFRESH: "started",
-    STOP: "stopped by an operator",
-    KILL: "killed by an operator",
-    TERMINATE: "the runner was asked to end by SIGTERM",
-    FENCE: "its lease ended",
-}
+ASKED = {what: because(f"asked.{what}") for what in (*STARTS, STOP, KILL, TERMINATE, FENCE)}
 
 
 class TaskAssignment:

@@ -15,6 +15,8 @@ from __future__ import annotations
 import os
 import zlib
 
+from remote_agent.protocol import reasons
+from remote_agent.protocol.reasons import because
 from remote_agent.runner import environment
 from remote_agent.runner import launch as child
 from remote_agent.runner.attempt import Attempt
@@ -38,14 +40,14 @@ def name_of(worker_dir: str) -> str:
 
 def run_step(container: dict[str, object]) -> Hook:
     pulls = container.get("pull") != "never"
-    shown = f"image {container.get('image')}; what podman said is in the log"
-    return {"kind": RUN, "argv": ["podman"], "shown": shown, "timeout_s": PULL_S if pulls else RUN_S}
+    shown = reasons.fields("shown", because("hook.podman_run", image=str(container.get("image"))))
+    return {"kind": RUN, "argv": ["podman"], **shown, "timeout_s": PULL_S if pulls else RUN_S}
 
 
 def remove_step(container: dict[str, object]) -> Hook:
     """Also after a kill: what podman knows of a container whose conmon was killed keeps its mounts."""
-    shown = "what podman said is in container.err beside the worker's attempts on the host"
-    return {"kind": REMOVE, "argv": ["podman"], "shown": shown, "timeout_s": REMOVE_S, "always": True}
+    shown = reasons.fields("shown", because("hook.podman_remove"))
+    return {"kind": REMOVE, "argv": ["podman"], **shown, "timeout_s": REMOVE_S, "always": True}
 
 
 # podman refuses the first time where conmon was killed: only then it notes that the container has ended.
@@ -73,7 +75,7 @@ def build(
         _unlink(errors)
         return child.Launch(["/bin/sh", "-c", _REMOVE, "sh", name_of(worker_dir)], "", env, errors)
     if assignment.values.get("error"):
-        raise child.NotStarted(str(assignment.values["error"]))
+        raise child.NotStarted(reasons.read(assignment.values, "error"))
     _forget(worker_dir)
     _write_env(assignment, number, f"{cookie}-{number}", worker_dir)
     argv = ["podman", "run", "--detach", "--replace", f"--name={name_of(worker_dir)}", "--log-driver=passthrough"]
@@ -107,7 +109,7 @@ def _write_env(assignment: TaskAssignment, number: int, cookie: str, worker_dir:
     env[processes.COOKIE_VARIABLE] = cookie
     for name, value in env.items():
         if "\n" in value or "\r" in value:
-            raise child.NotStarted(f"env {name}: a variable with a line end cannot be handed to a container")
+            raise child.NotStarted(because("start.container_env", name=name))
     text = "".join(f"{name}={value}\n" for name, value in env.items())
     paths.write_atomic(_env_file(worker_dir), text.encode("utf-8", "surrogateescape"))
 
@@ -127,7 +129,7 @@ def adopt(attempt: Attempt, worker_dir: str) -> Job | None:
     """podman has ended well: its container is the attempt's from now on. None: `attempt` says why it is not."""
     conmon, first = _read_pid(_conmon_file(worker_dir)), _read_pid(_pid_file(worker_dir))
     if not conmon or not first:
-        attempt.cause, attempt.detail = "start_timeout", "podman named no process of the container"
+        attempt.cause, attempt.detail = "start_timeout", because("start.container_pids")
         return None
     found = processes.read_process(first)
     start = found.start if found is not None and found.ppid in (conmon, os.getpid()) else 0

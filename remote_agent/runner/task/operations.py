@@ -9,7 +9,8 @@ lease. A gang's member fails instead: what becomes of it is the manager's to say
 
 from __future__ import annotations
 
-from remote_agent.protocol import states
+from remote_agent.protocol import reasons, states
+from remote_agent.protocol.reasons import NONE, because
 from remote_agent.runner import restart
 from remote_agent.runner.leases import AWAITS_LEASE
 from remote_agent.runner.state import whole
@@ -47,7 +48,7 @@ def operate(runner: TaskRunner, message: dict[str, object], now: float) -> None:
     elif operation in (RESTART, KILL):
         _receive(runner, message, now)
     elif operation == "health" and message.get("restart") and task.phase == phases.RUNNING:
-        task.take_down(now, "unhealthy", str(message.get("detail", "")))
+        task.take_down(now, "unhealthy", reasons.read(message, "detail"))
     runner.advance(now)
 
 
@@ -79,7 +80,7 @@ def _operate_settled(runner: TaskRunner, message: dict[str, object], now: float)
             task.state.publish()
     elif verb in (RESTART, KILL):
         status = "done" if verb == KILL else "failed"
-        task.state.result(str(message.get("id", "")), status, f"it is {values['state']} already")
+        task.state.result(str(message.get("id", "")), status, because("command.already", state=values["state"]))
     runner.advance(now)
 
 
@@ -101,7 +102,7 @@ def _assign(task: WorkerTask, message: dict[str, object], now: float) -> None:
         assignment = TaskAssignment(task.state.record.read_spec())
     except (ValueError, OSError) as exc:
         if not stops(message):
-            task.state.say(f"the changed specification is unusable and ignored: {exc}")
+            task.state.say(because("run.spec_unusable", detail=str(exc)))
             return
     assignment = assignment.overruled(message)
     known, epoch, state = whole(values, "generation"), whole(values, "epoch"), values["state"]
@@ -128,7 +129,7 @@ def _assign(task: WorkerTask, message: dict[str, object], now: float) -> None:
             task.request(ANEW)
             task.enforce(now)
     elif state == states.BACKOFF and task.policy.gang:
-        task.schedule(restart.STOP, "a member of a gang never restarts alone", now)
+        task.schedule(restart.STOP, because("restart.gang"), now)
     task.state.publish()
 
 
@@ -136,7 +137,7 @@ def _receive(runner: TaskRunner, message: dict[str, object], now: float) -> None
     """A command, unless it waited in the socket for longer than it was good for."""
     verb, command_id, until_ns = str(message.get("op")), str(message.get("id", "")), whole(message, "until_ns")
     if until_ns and now * 1e9 > until_ns:
-        runner.task.state.result(command_id, "expired", "too late; nothing was done")
+        runner.task.state.result(command_id, "expired", because("command.late"))
     else:
         _command(runner, verb, whole(message, "attempt"), command_id, now)
 
@@ -146,21 +147,22 @@ def _command(runner: TaskRunner, verb: str, attempt: int, command_id: str, now: 
     values, result = task.state.values, task.state.result
     state, current = values["state"], values["attempt"]
     if attempt != current:
-        result(command_id, "failed", f"meant attempt {attempt}, but attempt {current} is {state}")
+        result(command_id, "failed", because("command.other_attempt", meant=attempt, attempt=current, state=state))
     elif verb == RESTART and state == states.STOPPING:
-        result(command_id, "failed", "it is being stopped or restarted already")
+        result(command_id, "failed", because("command.under_way"))
     elif state == states.BACKOFF and task.phase != phases.BACKOFF:
-        result(command_id, "failed", "what a killed runner left is still being ended; try again")
+        result(command_id, "failed", because("command.sweeping"))
     elif state == states.BACKOFF and verb == RESTART and not task.lease.open(now):
         result(command_id, "failed", AWAITS_LEASE)
     elif state == states.BACKOFF:
         # Out of its pause.
         task.schedule(restart.RESTART if verb == RESTART else restart.STOP, ASKED[verb], now)
         runner.advance(now)
-        waits = f": {values['reason']}" if verb == RESTART and task.lacks_room else ""
-        result(command_id, "failed" if waits else "done", f"attempt {values['attempt']} is {values['state']}{waits}")
+        waits = task.state.reason if verb == RESTART and task.lacks_room else NONE
+        message = because("command.attempt_is", attempt=values["attempt"], state=values["state"])
+        result(command_id, "failed" if waits else "done", message.then(waits))
     elif state in states.ALIVE:
         task.request(verb, command_id)
         task.enforce(now)
     else:
-        result(command_id, "failed", f"it is {state}: nothing to {verb}")
+        result(command_id, "failed", because("command.nothing_to", state=state, verb=verb))

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable
 
 from remote_agent.protocol import states
+from remote_agent.protocol.reasons import because
 from remote_agent.runner import restart
 from remote_agent.runner.restart import Ending
 from remote_agent.runner.state import whole
@@ -119,9 +120,9 @@ def _lost_ending(task: WorkerTask, former: dict[str, object], same_boot: bool, r
             ran_s=float(str(known.get("duration_s") or 0)),
             was_running=former.get("state") == states.RUNNING,
         )
-    detail = "the host went down while it ran" if not same_boot else "its runner was killed"
+    detail = because("exit.runner_killed") if same_boot else because("exit.host_down")
     if reached:
-        detail += f"; {reached} left-over process{'es' if reached > 1 else ''} ended"
+        detail = detail.then(because("exit.swept", n=reached))
     ending = Ending(cause="lost", detail=detail, was_running=True)
     task.state.note_exit(number, ending)
     return ending

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 
 from remote_agent.protocol import states
+from remote_agent.protocol.reasons import NONE, Reason, because
 from remote_agent.runner import restart
 from remote_agent.runner.attempt import Attempt
 from remote_agent.runner.lease_guard import LeaseGuard
@@ -46,7 +47,7 @@ class WorkerTask:
         self.no_children = True
         self.ending: Ending | None = None  # of the last attempt, until it was told
         self.post_stop: hooks.PostStop | None = None  # what is to run, or runs, after an attempt
-        self.remarks = ""  # what its hooks have to say
+        self.remarks: Reason = NONE  # what its hooks have to say
         self.own(WorkerProcesses(record, ""))
 
     @property
@@ -109,7 +110,7 @@ class WorkerTask:
     def request(self, what: str, command_id: str = "") -> None:
         """Begin to stop, or change what follows a stop that is under way; `enforce` puts it into effect."""
         if self.command_id:
-            self.state.result(self.command_id, "failed", f"overtaken: {self.why(what)}")
+            self.state.result(self.command_id, "failed", because("command.overtaken", why=self.why(what)))
         self.asked, self.command_id, self.scheduled = what, command_id, None
         self.state.values["held"] = what in (STOP, KILL)
         if self.state.values["state"] in (states.STARTING, states.RUNNING):
@@ -130,9 +131,9 @@ class WorkerTask:
         if self.attempt and self.phase in phases.WITH_ATTEMPT:
             self.attempt.cause, self.attempt.detail = cause, detail
             self.begin_ending(now)
-            self.state.say(f"{detail or cause}; ending it")
+            self.state.say(because("run.ending", why=detail or cause))
 
-    def schedule(self, action: str, reason: str, now: float) -> None:
+    def schedule(self, action: str, reason: Reason, now: float) -> None:
         """To be followed as soon as nothing lives. Neither spends of the budget nor gives any of it back."""
         self.scheduled = Decision(action, 0.0, whole(self.state.values, "restarts"), reason), now, False
 
@@ -142,11 +143,12 @@ class WorkerTask:
         decision = restart.decide(ending, whole(self.state.values, "restarts"), self.policy, roll)
         self.scheduled = decision, now + decision.delay_s, True
 
-    def decided(self) -> str:
-        return str(self.scheduled[0].reason if self.scheduled else self.state.values["reason"])
+    def decided(self) -> Reason:
+        reason: Reason = self.scheduled[0].reason if self.scheduled else self.state.reason
+        return reason
 
-    def why(self, what: str) -> str:
-        return self.lease.in_words() if what == FENCE else ASKED[what]
+    def why(self, what: str) -> Reason:
+        return self.lease.why_ended() if what == FENCE else ASKED[what]
 
     # -------------------------------------------------------------------------------------------------------- ending it
 
@@ -170,7 +172,7 @@ class WorkerTask:
         phases.check(self.phase, phase)
         self.phase = phase
 
-    def become(self, state: str, reason: str) -> None:
+    def become(self, state: str, reason: Reason) -> None:
         self.state.become(state, reason, ended=self.ending is not None)
         if state != states.STOPPING:  # the ending is told now; a stop tells it at its end
             self.ending = None

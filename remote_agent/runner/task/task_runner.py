@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 
 from remote_agent.protocol import states
+from remote_agent.protocol.reasons import NONE, Reason, because, reason_of
 from remote_agent.runner import restart
 from remote_agent.runner.attempt import Attempt, now_s
 from remote_agent.runner.leases import AWAITS_LEASE
@@ -30,7 +31,7 @@ HOUSEKEEPING_S = 60.0
 WRITE_AGAIN_S = 1.0  # what a disk refused
 # A start that the host's disk is in the way of is nobody's failure: it waits, and is tried so often.
 ROOM_AGAIN_S = 2.0
-NO_ROOM_NEXT = "; free some space on the host: then it starts by itself, and no restart is spent"
+NO_ROOM_NEXT = because("run.no_room")
 
 
 class TaskRunner:
@@ -124,7 +125,7 @@ class TaskRunner:
             return
         if task.attempt and task.state.values["state"] in (states.STARTING, states.RUNNING):
             if task.policy.gang:
-                task.take_down(now, "taken", task.lease.in_words())
+                task.take_down(now, "taken", task.lease.why_ended())
             else:
                 task.request(FENCE)
                 task.enforce(now)
@@ -158,7 +159,7 @@ class TaskRunner:
         if values["state"] == states.STOPPING:
             return
         if attempt.failure:
-            task.schedule(restart.FAIL, attempt.failure, now)
+            task.schedule(restart.FAIL, reason_of(attempt.failure), now)
         else:
             task.decide(ending, now)
 
@@ -169,9 +170,7 @@ class TaskRunner:
             return self._leave_tree()
         if task.terminator.stuck(now):
             pids = ", ".join(str(member.pid) for member in task.processes.members())
-            task.state.say(
-                f"process {pids} does not die of SIGKILL: it waits in the kernel, often for a disk or a device"
-            )
+            task.state.say(because("run.stuck", pids=pids))
         if task.attempt:
             task.attempt.look_at_exec()
         return False
@@ -196,9 +195,9 @@ class TaskRunner:
         if task.scheduled and task.ending and count:
             decision, not_before, counted = task.scheduled
             task.state.note_left(count, names)
-            said = restart.left_in_words(count, names, task.ending)
-            task.scheduled = decision._replace(reason=decision.reason + said), not_before, counted
-        task.state.say(f"{task.decided()}; ending what it left behind first")
+            left = restart.describe_left(count, names, task.ending)
+            task.scheduled = decision._replace(reason=decision.reason.then(left)), not_before, counted
+        task.state.say(task.decided().then(because("run.ending_left")))
 
     def _run_post_stop(self, now: float) -> bool:
         """One step of the hooks after an attempt."""
@@ -212,12 +211,12 @@ class TaskRunner:
         elif not task.no_children:
             self._end_leftovers(now)
         elif after.step(now):
-            task.remarks = "".join(f"; {problem}" for problem in after.problems)
+            task.remarks = NONE.then(*after.problems)
             task.post_stop = None
             task.enter(phases.DECIDING)
             return True
         else:
-            task.state.say(f"{task.decided()}; post_stop runs")
+            task.state.say(task.decided().then(because("run.post_stop")))
         return False
 
     # ---------------------------------------------------------------------------------------------- while it lives
@@ -243,7 +242,7 @@ class TaskRunner:
             attempt.cause, attempt.detail = "start_timeout", task.processes.hook_failure(attempt.hook, wait_status)
             return False
         if task.lease.ended(now):
-            attempt.cause, attempt.detail = "taken", task.lease.in_words()
+            attempt.cause, attempt.detail = "taken", task.lease.why_ended()
             return False
         if not task.processes.start_next(task.assignment, attempt, now):
             return False
@@ -266,9 +265,8 @@ class TaskRunner:
         if attempt.executed and now >= attempt.ready_at:
             attempt.healthy_at = now + task.policy.healthy_after_s
             task.enter(phases.RUNNING)
-            task.become(
-                states.RUNNING, f"running (pid {attempt.first_pid or attempt.pid})" + task.processes.not_enforced
-            )
+            running = because("run.running", pid=attempt.first_pid or attempt.pid)
+            task.become(states.RUNNING, running.then(task.processes.not_enforced))
         elif now >= attempt.start_deadline and not attempt.failure:
             task.take_down(now, "start_timeout", attempt.why_not_started(task.policy))
         return False
@@ -297,9 +295,9 @@ class TaskRunner:
         elif state == states.BACKOFF and now < task.next_start:
             task.enter(phases.BACKOFF)
         elif state == states.BACKOFF and task.lacks_room:
-            self._start(now, "started: the host's disk takes its files again")
+            self._start(now, because("run.disk_again"))
         elif state == states.BACKOFF:
-            self._start(now, f"restart {task.state.values['restarts']} of {task.policy.max_attempts}, after its pause")
+            self._start(now, because("restart.now", k=whole(task.state.values, "restarts"), n=task.policy.max_attempts))
         else:
             self.finish()
         return False  # also where a start failed: what others ask comes before the next one
@@ -314,7 +312,7 @@ class TaskRunner:
     def _follow(self, decision: Decision, not_before: float, counted: bool, now: float) -> None:
         task = self.task
         task.state.values["restarts"] = decision.restarts
-        reason, task.remarks = decision.reason + task.remarks, ""
+        reason, task.remarks = decision.reason.then(task.remarks), NONE
         if decision.action == restart.FINISH:
             self._settle(states.EXITED, reason)
         elif decision.action == restart.FAIL:
@@ -341,20 +339,20 @@ class TaskRunner:
             if task.settled:
                 task.state.result(command_id, "failed", AWAITS_LEASE)
             elif task.lacks_room:
-                task.state.result(command_id, "failed", f"it is stopped; {task.state.values['reason']}")
+                task.state.result(command_id, "failed", because("command.stopped").then(task.state.reason))
             else:
-                task.state.result(command_id, "done", f"attempt {task.state.values['attempt']} started")
+                task.state.result(command_id, "done", because("command.started", attempt=task.state.values["attempt"]))
             return
         reason = task.why(what)
         if task.terminator.killed and what != KILL:
-            reason += f"; it did not end within {restart.duration_in_words(task.assignment.grace_s)}"
+            reason = reason.then(because("run.outlasted", grace_s=task.assignment.grace_s))
         if task.ending:
-            reason += f": {restart.describe(task.ending)}"
-        reason, task.remarks = reason + task.remarks, ""
+            reason = reason.then(restart.describe(task.ending))
+        reason, task.remarks = reason.then(task.remarks), NONE
         self._settle(states.STOPPED, reason, held=what in (STOP, KILL))
         task.state.result(command_id, "done", reason)
 
-    def _start(self, now: float, reason: str) -> None:
+    def _start(self, now: float, reason: Reason) -> None:
         """The next attempt. The process comes first, the paperwork after it."""
         task = self.task
         if not task.lease.open(now):
@@ -375,41 +373,42 @@ class TaskRunner:
             task.enter(phases.PREPARING if attempt.hook else phases.STARTING)
         except StartFailed as exc:
             if exc.kind == NO_ROOM and not task.policy.gang:
-                self._wait_for_room(now, reason, str(exc))
+                self._wait_for_room(now, reason, exc.why)
                 return
             failure = exc
         task.lacks_room = task.terminator.killed = False
         task.become(states.STARTING, reason)
         record.sync()
         if failure and failure.kind == HOPELESS:
-            task.state.note_exit(number, Ending(cause="not_started", detail=str(failure)), str(failure))
-            task.schedule(restart.FAIL, str(failure), now)
+            task.state.note_exit(number, Ending(cause="not_started", detail=failure.why), failure.why)
+            task.schedule(restart.FAIL, failure.why, now)
         elif failure:
-            ending = Ending(cause="start_timeout", detail=str(failure))
+            ending = Ending(cause="start_timeout", detail=failure.why)
             task.state.note_exit(number, ending)
             task.decide(ending, now)
 
-    def _wait_for_room(self, now: float, reason: str, problem: str) -> None:
+    def _wait_for_room(self, now: float, reason: Reason, problem: Reason) -> None:
         """Nothing was started: the host's disk refuses its log, or to note the start, which could then come twice."""
         task = self.task
         task.enter(phases.BACKOFF)
+        waits = problem.then(NO_ROOM_NEXT)
         if task.state.values["state"] != states.BACKOFF:
             if task.state.values["state"] != states.STARTING:
                 task.become(states.STARTING, reason)
-            task.become(states.BACKOFF, f"{problem}{NO_ROOM_NEXT}")
+            task.become(states.BACKOFF, waits)
         else:
-            task.state.say(f"{problem}{NO_ROOM_NEXT}")
+            task.state.say(waits)
         task.lacks_room = True
         task.next_start = now + ROOM_AGAIN_S
         task.state.values["next_start_at"] = time.time() + ROOM_AGAIN_S
 
-    def _stay_down(self, reason: str) -> None:
+    def _stay_down(self, reason: Reason) -> None:
         """It was to start, but holds no lease: whoever starts runners starts it again once there is one."""
         task = self.task
         state = task.state.values["state"]
         if state == states.BACKOFF:
-            reason = str(task.state.values["reason"])  # why it paused says more than that the pause is over
-        reason = f"{reason}; {AWAITS_LEASE}"
+            reason = task.state.reason  # why it paused says more than that the pause is over
+        reason = reason.then(AWAITS_LEASE)
         if state in (states.STARTING, states.RUNNING):
             task.become(states.STOPPING, reason)  # its tree is gone already
         if state not in states.SETTLED:
@@ -419,7 +418,8 @@ class TaskRunner:
             task.state.values["held"] = False
         else:  # exited, failed: as if the generation that wants the start had not been heard of yet
             task.state.values["generation"] = whole(task.state.values, "generation") - 1
-        task.state.values.update(reason=reason, in_hand=True)  # so that the end is written below
+        task.state.note_reason(reason)
+        task.state.values["in_hand"] = True  # so that the end is written below
         self.finish()
 
     def finish(self) -> None:
@@ -431,7 +431,7 @@ class TaskRunner:
             task.state.values["in_hand"] = False
             task.state.publish()
 
-    def _settle(self, state: str, reason: str, held: bool = False) -> None:
+    def _settle(self, state: str, reason: Reason, held: bool = False) -> None:
         task = self.task
         task.state.values.update(held=held, next_start_at=None, in_hand=False)
         task.give_lease_back()

@@ -9,6 +9,8 @@ import errno
 import os
 from collections.abc import Iterable
 
+from remote_agent.protocol import reasons
+from remote_agent.protocol.reasons import NONE, Reason, because
 from remote_agent.runner import launch as child
 from remote_agent.runner.attempt import Attempt, build_launch
 from remote_agent.runner.record import WorkerFiles
@@ -30,11 +32,11 @@ NO_ROOM_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 class StartFailed(Exception):
-    """`kind`: HOPELESS, NO_ROOM or AGAIN; the text is for people."""
+    """`kind`: HOPELESS, NO_ROOM or AGAIN."""
 
-    def __init__(self, kind: str, text: str) -> None:
-        super().__init__(text)
-        self.kind = kind
+    def __init__(self, kind: str, why: Reason) -> None:
+        super().__init__(why)
+        self.kind, self.why = kind, why
 
 
 class WorkerProcesses:
@@ -51,7 +53,7 @@ class WorkerProcesses:
         seen: Iterable[Identity] = (),
         in_container: bool = False,
     ) -> None:
-        self.not_enforced = ""  # the limits that this host can't keep, for the reason of the state
+        self.not_enforced: Reason = NONE  # the limits that this host can't keep, for the reason of the state
         self.dies_with_runner = False  # what is started: the worker is fenced
         self._record, self._cookie = record, cookie
         self._group = WorkerGroup(cookie, group)
@@ -84,10 +86,9 @@ class WorkerProcesses:
             self._limit_group(assignment)
             return Attempt(number, launch, str(assignment.values.get("launch_digest", "")), now, self._ooms, before)
         except child.NotStarted as exc:
-            raise StartFailed(HOPELESS, str(exc)) from exc
+            raise StartFailed(HOPELESS, reasons.of_exception(exc)) from exc
         except OSError as exc:
-            text = f"cannot start: {exc.strerror}" + (f": {exc.filename}" if exc.filename else "")
-            raise StartFailed(NO_ROOM if exc.errno in NO_ROOM_ERRORS else AGAIN, text) from exc
+            raise StartFailed(NO_ROOM if exc.errno in NO_ROOM_ERRORS else AGAIN, _why_failed(exc)) from exc
 
     def start_next(self, assignment: TaskAssignment, attempt: Attempt, now: float) -> bool:
         """After a pre_start hook: the next one, or the command. False: it failed, and `attempt` says why."""
@@ -102,19 +103,19 @@ class WorkerProcesses:
         try:
             attempt.go_on(self._build(assignment, attempt.number, attempt.hook), now)
         except child.NotStarted as exc:
-            attempt.failure = str(exc)
+            attempt.failure = reasons.of_exception(exc)
         except OSError as exc:
-            attempt.cause, attempt.detail = "start_timeout", f"cannot start: {exc}"
+            attempt.cause, attempt.detail = "start_timeout", _why_failed(exc)
         return not attempt.failure and not attempt.cause
 
     @staticmethod
-    def hook_overdue(hook: Hook) -> str:
+    def hook_overdue(hook: Hook) -> Reason:
         from remote_agent.runner import hooks
 
         return hooks.overdue(str(hook.get("kind") or "pre_start"), hook)
 
     @staticmethod
-    def hook_failure(hook: Hook, wait_status: int) -> str:
+    def hook_failure(hook: Hook, wait_status: int) -> Reason:
         from remote_agent.runner import hooks
 
         return hooks.failure(str(hook.get("kind") or "pre_start"), hook, wait_status)
@@ -159,7 +160,7 @@ class WorkerProcesses:
         limits = dict(wanted) if isinstance(wanted, dict) else {}
         problem = group_limits.enforce(self._group.path, {**dict.fromkeys(self._group_limits), **limits})
         self._group_limits = limits
-        self.not_enforced = f"; {problem}" if problem else ""
+        self.not_enforced = problem
 
     # ------------------------------------------------------------------------------------------ finding, ending
 
@@ -215,3 +216,9 @@ class WorkerProcesses:
     def note_ooms(self, attempt: Attempt) -> None:
         """An OOM kill is the attempt's only if it happened lately."""
         attempt.ooms_before = self._ooms.read()
+
+
+def _why_failed(exc: OSError) -> Reason:
+    if exc.filename:
+        return because("start.failed_file", error=exc.strerror or str(exc), path=str(exc.filename))
+    return because("start.failed", error=exc.strerror or str(exc))

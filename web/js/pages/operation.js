@@ -6,6 +6,7 @@ import { fill, h, setAttr, setText, show } from '../dom.js';
 import { formatClock, formatMoment } from '../format.js';
 import { formatNumber, t } from '../i18n.js';
 import { RESULTS, badCount, causeList, causeText, countsText, endedCount, isLive, meant, operationTitle, progressBar, resultChip, resultGlyph, statusChip } from '../operations.js';
+import { actorName, reasonOf } from '../reasons.js';
 import { acts } from '../rights.js';
 import { go, link, replaceQuery } from '../router.js';
 import { Table, textCell } from '../table.js';
@@ -80,10 +81,10 @@ export function operationPage({ store, id, query }) {
   }
 
   function updateFacts(operation) {
-    const note = [operation.note, operation.joined ? t('operations.joined', { n: operation.joined }) : '', operation.left ? t('operations.left', { n: operation.left }) : ''];
+    const note = [reasonOf(operation, 'note'), operation.joined ? t('operations.joined', { n: operation.joined }) : '', operation.left ? t('operations.left', { n: operation.left }) : ''];
     const values = {
       selector: meant(operation),
-      actor: operation.actor,
+      actor: actorName(operation.actor),
       reason: operation.reason,
       begun: formatMoment(operation.created_at),
       lasted: lasted(operation),
@@ -222,7 +223,7 @@ function columns() {
   return [
     { name: 'result', label: t('operations.result'), make: resultChip },
     { name: 'worker', label: t('workers.worker'), make: workerCell },
-    { name: 'why', label: t('workers.reason'), make: textCell((item) => (item.cause || item.message ? causeText(item) : '')) },
+    { name: 'why', label: t('workers.reason'), make: textCell((item) => (item.message ? causeText(item) : '')) },
     { name: 'ended', label: t('operations.ended'), make: textCell((item) => (item.ended_at ? formatClock(item.ended_at) : ''), { title: (item) => formatMoment(item.ended_at) }) },
   ];
 }

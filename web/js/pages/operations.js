@@ -5,6 +5,7 @@ import { h, setAttr, setText, show } from '../dom.js';
 import { ageS, formatAge, formatDuration, formatMoment, toMs } from '../format.js';
 import { t } from '../i18n.js';
 import { countsText, isLive, meant, operationTitle, progressBar, statusChip } from '../operations.js';
+import { actorName } from '../reasons.js';
 import { link } from '../router.js';
 import { Table, textCell } from '../table.js';
 import { pageHead } from './parts.js';
@@ -42,7 +43,7 @@ function columns() {
     { name: 'what', label: t('operations.what'), make: whatCell },
     { name: 'progress', label: t('operations.result'), make: progressCell },
     { name: 'when', label: t('operations.when'), make: textCell((one) => formatAge(one.created_at), { title: (one) => formatMoment(one.created_at) }) },
-    { name: 'actor', label: t('events.actor'), make: textCell((one) => one.actor) },
+    { name: 'actor', label: t('events.actor'), make: textCell((one) => actorName(one.actor)) },
     { name: 'reason', label: t('operations.reason'), make: textCell((one) => one.reason, { title: (one) => one.reason }) },
   ];
 }

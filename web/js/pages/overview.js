@@ -6,6 +6,7 @@ import { h, keyed, setAttr, setClass, setText, show } from '../dom.js';
 import { compareNames, formatBytes, formatPercent, formatSince } from '../format.js';
 import { formatNumber, t } from '../i18n.js';
 import { isLive, operationTitle } from '../operations.js';
+import { reasonOf } from '../reasons.js';
 import { link } from '../router.js';
 import { GLYPHS, STATES, agentChip, isProblem, stateChip, stateName } from '../status.js';
 import { newestFirst, progressCell } from './operations.js';
@@ -244,7 +245,7 @@ function hostProblem() {
     setText(name, host.host);
     setAttr(name, 'href', link('host', host.agent));
     setText(where, t('overview.host_silent', { d: formatSince(host.last_seen) }));
-    setText(reason, host.reason);
+    setText(reason, reasonOf(host));
     setText(lost, t('overview.lost_workers', { glyph: GLYPHS.unknown, n }));
     setAttr(lost, 'href', link('workers', '', { state: 'unknown', host: host.host }));
     show(lost, n > 0);

@@ -5,6 +5,7 @@ import { confirmAction, notify, notifyError } from '../dialogs.js';
 import { h, keyed, setAttr, setText, show } from '../dom.js';
 import { formatAge, formatClock, formatMoment } from '../format.js';
 import { hasText, t } from '../i18n.js';
+import { actorName, reasonOf } from '../reasons.js';
 import { acts } from '../rights.js';
 import { link } from '../router.js';
 import { GLYPHS, stateName } from '../status.js';
@@ -36,8 +37,8 @@ export function pickList(label, allLabel, onPick) {
 
 /** Why a worker is as it is; what worries most comes first. */
 export function reasonText(worker) {
-  if (worker.health && worker.health.status === 'failing') return t('worker.health_failing', { detail: worker.health.detail });
-  return worker.suspect || worker.reason || '';
+  if (worker.health && worker.health.status === 'failing') return t('worker.health_failing', { detail: reasonOf(worker.health, 'detail') });
+  return reasonOf(worker, 'suspect') || reasonOf(worker);
 }
 
 export function kindName(kind) {
@@ -69,9 +70,9 @@ function eventItem(event, withWorker) {
   if (event.after) what.classList.add(`text-${event.after}`);
   const who = withWorker && event.worker_id ? h('a', { href: link('worker', event.worker_id) }, event.worker_id) : null;
   const where = withWorker && !event.worker_id && event.host ? h('span', {}, event.host) : null;
-  const reason = event.reason ? h('span.event-reason', {}, event.reason) : null;
+  const reason = event.reason ? h('span.event-reason', {}, reasonOf(event)) : null;
   // the runner reports each change of state; who is worth a word here is anybody else
-  const actor = event.actor && event.actor !== 'runner' ? h('span.event-actor', {}, t('events.by', { actor: event.actor })) : null;
+  const actor = event.actor && event.actor !== 'runner' ? h('span.event-actor', {}, t('events.by', { actor: actorName(event.actor) })) : null;
   const item = h('li', {}, age, h('div', {}, h('div.event-line', {}, who, where, what, actor), reason));
   item.update = () => setText(age, formatClock(event.at));
   return item;

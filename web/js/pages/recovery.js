@@ -7,6 +7,7 @@ import { compareNames, formatClock, formatDuration, formatMoment, serverNowMs, t
 import { EventHistory, RANGES, rangePick, rangeStart, widenButton } from '../history.js';
 import { t } from '../i18n.js';
 import { lastWords } from '../lastwords.js';
+import { reasonOf, restOfReason } from '../reasons.js';
 import { link, replaceQuery } from '../router.js';
 import { exitInWords, nextStartS, stateChip } from '../status.js';
 import { timeStrip } from '../strip.js';
@@ -172,7 +173,7 @@ function restartItem(event) {
       {},
       h('div.event-line', {}, name, where, attempt, change),
       exit ? h('p.restart-exit', {}, exitInWords(exit)) : null,
-      restOfReason(event, exit) ? h('p.event-reason', { lang: 'en' }, restOfReason(event, exit)) : null,
+      besides(event, exit) ? h('p.event-reason', {}, besides(event, exit)) : null,
       evidenceBox(event, exit),
       exit && event.worker_id ? lastWords(event.worker_id, exit.attempt) : null,
     ),
@@ -182,10 +183,8 @@ function restartItem(event) {
 }
 
 /** The reason begins with how the attempt ended; that is said already, in words, where the exit record is at hand. */
-function restOfReason(event, exit) {
-  const reason = event.reason || '';
-  if (!exit || !exit.reason || !reason.startsWith(exit.reason)) return reason;
-  return reason.slice(exit.reason.length).replace(/^[\s;,]+/, '');
+function besides(event, exit) {
+  return exit && event.reason_code && exit.reason_code === event.reason_code ? restOfReason(event) : reasonOf(event);
 }
 
 /** What the manager knows besides the exit record, as it came. */
@@ -236,11 +235,11 @@ function incidentItem(first) {
 
 function stepItem() {
   const at = h('time.event-time');
-  const text = h('span', { lang: 'en' });
+  const text = h('span');
   const item = h('li', {}, at, text);
   item.update = (step) => {
     setText(at, formatClock(step.at));
-    setText(text, step.text);
+    setText(text, reasonOf(step, 'text'));
   };
   return item;
 }

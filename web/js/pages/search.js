@@ -5,6 +5,7 @@ import { stream } from '../api.js';
 import { emptyBox, errorBox } from '../dialogs.js';
 import { fill, framed, h, keyed, setAttr, setText, show } from '../dom.js';
 import { formatBytes, formatClock, formatDuration, formatMoment } from '../format.js';
+import { reasonOf } from '../reasons.js';
 import { t } from '../i18n.js';
 import { link, replaceQuery } from '../router.js';
 import { logTabs, pageHead } from './parts.js';
@@ -161,7 +162,7 @@ export function searchPage({ query }) {
 const shown = (text) => pieces(text).map((piece) => piece.text);
 
 function silentItem(part) {
-  const item = h('li', {}, h('span.glyph', { 'aria-hidden': 'true' }, STATUS_GLYPHS[part.status] || '?'), ' ', h('strong', {}, part.host), ' ', t(`search.status_${part.status}`), ' ', h('span.muted', { lang: 'en' }, part.reason));
+  const item = h('li', {}, h('span.glyph', { 'aria-hidden': 'true' }, STATUS_GLYPHS[part.status] || '?'), ' ', h('strong', {}, part.host), ' ', t(`search.status_${part.status}`), ' ', h('span.muted', {}, reasonOf(part)));
   item.update = () => {};
   return item;
 }

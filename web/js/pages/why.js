@@ -3,6 +3,7 @@
 import { get, workerPath } from '../api.js';
 import { errorBox } from '../dialogs.js';
 import { debounced, fill, h, keyed, setText, show } from '../dom.js';
+import { reasonOf } from '../reasons.js';
 import { currentLanguage, t } from '../i18n.js';
 
 const SETTLE_MS = 400; // a burst of changes is one question
@@ -41,8 +42,8 @@ export function whyPanel(id) {
 
   /** Asks again only when what the sentences are made of has changed. */
   node.update = (worker, host) => {
-    const parts = [worker.state, worker.desired, worker.attempt, worker.restarts, worker.restart_pending, worker.undeclared, worker.suspect];
-    parts.push(worker.health && worker.health.status, worker.last_exit && worker.last_exit.attempt, host && host.agent_state, host && host.reason);
+    const parts = [worker.state, worker.desired, worker.attempt, worker.restarts, worker.restart_pending, worker.undeclared, reasonOf(worker, 'suspect')];
+    parts.push(worker.health && worker.health.status, worker.last_exit && worker.last_exit.attempt, host && host.agent_state, host && reasonOf(host));
     const now = JSON.stringify(parts);
     if (now === asked) return;
     asked = now;

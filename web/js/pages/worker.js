@@ -10,6 +10,7 @@ import { LogView } from '../logview.js';
 import { link } from '../router.js';
 import { exitInWords, nextStartS, stateChip, stateName } from '../status.js';
 import { actionButtons } from '../actions.js';
+import { reasonOf } from '../reasons.js';
 import { tabbed } from '../tabs.js';
 import { commandText, eventList, pageHead } from './parts.js';
 import { whyPanel } from './why.js';
@@ -18,7 +19,7 @@ import { marksText } from '../workercolumns.js';
 const EVENTS_SHOWN = 50;
 
 const FACTS = [
-  ['reason', (w) => w.reason],
+  ['reason', (w) => reasonOf(w)],
   ['host', null],
   ['since', (w) => formatSince(w.since), (w) => formatMoment(w.since)],
   ['attempt', (w) => (w.attempt ? t('worker.attempt_restarts', { attempt: String(w.attempt), restarts: w.restarts || 0, all: w.restarts_total || 0 }) : '')],
@@ -26,10 +27,10 @@ const FACTS = [
   ['usage', usageText],
   ['io', ioText],
   ['gpus', gpuText],
-  ['health', (w) => (w.health ? t(`worker.health_${w.health.status}`, { detail: w.health.detail || '' }) : '')],
-  ['suspect', (w) => w.suspect],
+  ['health', (w) => (w.health ? t(`worker.health_${w.health.status}`, { detail: reasonOf(w.health, 'detail') }) : '')],
+  ['suspect', (w) => reasonOf(w, 'suspect')],
   ['last_exit', (w) => exitInWords(w.last_exit), (w) => (w.last_exit && w.last_exit.at ? formatMoment(w.last_exit.at) : null)],
-  ['gang', gangText, (w) => (w.gang ? w.gang.reason : null)],
+  ['gang', gangText, (w) => (w.gang ? reasonOf(w.gang) : null)],
   ['labels', (w) => Object.entries(w.labels || {}).map(([name, value]) => `${name}=${value}`).join(' ')],
   ['pid', (w) => (w.pid ? String(w.pid) : '')],
   ['agent', (w) => w.agent],

@@ -382,7 +382,7 @@ def test_a_situation_is_explained_in_both_languages(situation: str, tmp_path: Pa
 def test_a_stop_of_the_whole_fleet_is_no_operators_stop(tmp_path: Path) -> None:
     world = stopped_with_the_fleet(tmp_path)
     reason = world.fleet.state.worker("w1")["reason"]
-    assert reason.startswith("stopped with the whole fleet (recovery.stop_all_on_failure): killed by signal 15")
+    assert reason.startswith("stopped with the whole fleet (recovery.stop_all_on_failure); killed by signal 15")
 
 
 def test_no_golden_file_is_left_over() -> None:

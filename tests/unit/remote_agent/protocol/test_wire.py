@@ -28,6 +28,10 @@ PEOPLES_OWN_KEYS = (
     "events_acked",
     "log_offsets",
     "held",
+    "reason_params",
+    "detail_params",
+    "message_params",
+    "suspect_params",
 )  # dictionaries where no key is unknown
 RETIRED = {"agent_heartbeat": {"knows"}}  # keys that nobody sends or reads any more; messages with them are understood
 FILES = sorted(GOLDEN.glob("*.json"))

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from remote_agent.protocol import reasons
 from remote_agent.runner import restart
 from remote_agent.runner.restart import FAIL, FINISH, RESTART, Ending, RestartRules, decide
 
@@ -115,7 +116,7 @@ def test_reasons_read_like_sentences():
 )  # fmt: skip
 def test_durations_in_words(seconds, words):
     """Two units at most, and never '60 s'."""
-    assert restart.duration_in_words(seconds) == words
+    assert reasons.duration_in_words(seconds) == words
 
 
 @pytest.mark.parametrize(("name", "number"), [("TERM", 15), ("SIGINT", 2), ("usr1", 10), ("9", 9), ("nonsense", 15)])

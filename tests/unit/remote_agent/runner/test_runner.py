@@ -336,7 +336,7 @@ def test_command_that_goes_into_the_background_is_finished_and_says_what_was_end
     rig.shell(f"{how} exit 0", stop_grace_s=1).run()
     reason = rig.until("exited")["reason"]
     assert reason.startswith("finished: exit code 0 after ")
-    assert "it left 1 process in the background (sleep), ended now: a worker has to stay in the foreground" in reason
+    assert "it left 1 process in the background (sleep), ended now; a worker has to stay in the foreground" in reason
     assert (rig.exit_record(1)["left"], rig.exit_record(1)["left_names"]) == (1, ["sleep"])
     assert rig.survivors() == []
 

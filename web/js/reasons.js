@@ -1,0 +1,81 @@
+/**
+ * Reasons: a code with parameters becomes a sentence in the page's language. The manager adds the templates to each locale (procguard/i18n/
+ * reason_texts.py); remote_agent/protocol/reasons.py says what a template may hold. What parameters say is text, never markup.
+ */
+
+import { formatDuration } from './format.js';
+import { currentLanguage, formatNumber, hasText, template } from './i18n.js';
+
+const DEEPEST = 8;
+const WORDS = ['state', 'verb', 'status', 'agent', 'opstatus'];
+
+/** The text NAME of what the manager shows: a plain text, {code, params}, or a text with NAME_code and NAME_params beside it. */
+export function reasonOf(shown, name = 'reason') {
+  if (!shown) return '';
+  const value = shown[name];
+  if (isReason(value)) return value.code ? rendered(value) : '';
+  const code = shown[`${name}_code`];
+  if (!code || !hasText(`reason.${code}`)) return code && value === code ? unknown(code, shown[`${name}_params`] || {}, 0) : value || '';
+  return rendered({ code, params: shown[`${name}_params`] || {} });
+}
+
+/** What follows the first of several reasons: where that one is shown by other means. */
+export function restOfReason(shown) {
+  const also = ((shown && shown.reason_params) || {}).also;
+  return Array.isArray(also) ? also.filter(isReason).map((one) => rendered(one)).join(template('word.joint')) : '';
+}
+
+/** Whoever acts: of the manager's own parts by name, a person as it is. */
+export function actorName(name) {
+  return name ? word('actor', name) : '';
+}
+
+function rendered({ code, params }, depth = 0) {
+  const text = hasText(`reason.${code}`) ? filled(template(`reason.${code}`), params, depth) : unknown(code, params, depth);
+  const also = Array.isArray(params.also) && depth < DEEPEST ? params.also.filter(isReason) : [];
+  return [text, ...also.map((one) => rendered(one, depth + 1))].join(template('word.joint'));
+}
+
+function filled(text, params, depth) {
+  const forms = text.split('|');
+  const chosen = forms.length > 1 && params.n !== 1 ? forms[1] : forms[0];
+  return chosen.replace(/\{(\w+)(?::(\w+))?\}/g, (whole, name, form) => (Object.hasOwn(params, name) ? shown(form, params[name], depth) : whole));
+}
+
+function unknown(code, params, depth) {
+  const parts = Object.keys(params).filter((name) => name !== 'also').map((name) => `${name}=${shown('', params[name], depth)}`);
+  return parts.length ? `${code} (${parts.join(', ')})` : code;
+}
+
+function shown(form, value, depth) {
+  if (isReason(value)) return depth < DEEPEST ? rendered(value, depth + 1) : '…';
+  if (Array.isArray(value)) {
+    const items = value.map((one) => shown(form === 'counts' ? form : '', one, depth));
+    if (form === 'joined') return items.join(template('word.joint'));
+    const names = items.slice(0, 10).join(template('word.comma'));
+    return items.length > 10 ? template('word.and_more').replace('{names}', () => names).replace('{n}', String(items.length - 10)) : names;
+  }
+  if (typeof value === 'number') {
+    if (form === 'duration') return formatDuration(value);
+    if (form === 'in') return value < 0.05 ? template('word.now') : template('word.in').replace('{d}', () => formatDuration(value));
+    return Number.isInteger(value) ? String(value) : formatNumber(value, 3);
+  }
+  const text = String(value);
+  if (form === 'state' && currentLanguage() === 'en') return text; // as the API and the command line name it
+  if (WORDS.includes(form)) return word(form, text);
+  if (form === 'actor') return actorName(text);
+  if (form === 'counts') {
+    const [number, ...state] = text.split(' ');
+    return template('word.count').replace('{n}', number).replace('{what}', () => word('result', state.join(' ')));
+  }
+  return text;
+}
+
+function word(kind, name) {
+  const key = `word.${kind}.${name}`;
+  return hasText(key) ? template(key) : name;
+}
+
+function isReason(value) {
+  return Boolean(value) && typeof value === 'object' && typeof value.code === 'string' && Boolean(value.params) && typeof value.params === 'object';
+}
