@@ -47,7 +47,6 @@ STANDARD_LIBRARY = sys.stdlib_module_names | {"_sha2"}
 # this is to be quick on: some wait for a process or a socket. Each of them imports everything, so not more.
 QUICK_TESTS = [
     sys.executable, "-m", "pytest", "-q", "tests/unit", "-m", "not slow", "-n", "3", "--dist=loadfile",
-    "-p", "no:schemathesis",
 ]  # fmt: skip
 
 # What `check` runs before the unit tests: name -> command.

@@ -1,7 +1,7 @@
 """The tests' server processes without the second that each of them takes to import the manager: forked from one that
 has.
 
-`start` asks the fork server, `python -m tests.forked`, for a process that runs `tests.server_process.main`. Each
+`start` asks the fork server, `python -m tests.forked`, for a process that runs `main` of one of `PROGRAMS`. Each
 process of pytest has its own fork server, from the first use to the end of the session. It has no threads and no event
 loop, so that what is forked from it begins as a new interpreter would; it waits for its children, so that their
 processor time counts as that of the tests.
@@ -16,6 +16,7 @@ if __name__ == "__main__":  # before anything else is imported, as procguard.mai
 
 import array
 import contextlib
+import importlib
 import json
 import os
 import select
@@ -31,6 +32,8 @@ from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parent.parent
 LARGEST = 1 << 20  # of a request: the environment, most of all
+PROGRAMS = ("tests.server_process", "procguard.main")
+IMPORTED = ("gevent.event", "gevent.server", "procguard.manager.app", *PROGRAMS)
 AT_START = dict(os.environ)  # of the session, before any test has changed it
 OF_THE_INTERPRETER = ("PYTHON", "GEVENT", "LC_", "LANG")  # variables that are read while Python starts
 
@@ -47,7 +50,7 @@ def can_run(environment: Mapping[str, str]) -> bool:
 class Process:
     """As much of subprocess.Popen as the tests use."""
 
-    def __init__(self, report: int, stdout: IO[bytes]) -> None:
+    def __init__(self, report: int, stdout: IO[bytes] | None) -> None:
         self._report = os.fdopen(report, "rb", buffering=0)
         self.stdout = stdout
         self.returncode: int | None = None
@@ -91,16 +94,15 @@ class _ForkServer:
                 command, cwd=ROOT, env=AT_START, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
             )
 
-    def start(self, arguments: list[str], environment: Mapping[str, str], stderr: int) -> Process:
-        out, child_out = os.pipe()
+    def start(self, request: dict[str, Any], stderr: int, stdout: int | None) -> Process:
+        ours, child_out = os.pipe() if stdout is None else (None, os.dup(stdout))
         report, child_report = os.pipe()
-        request = json.dumps({"arguments": arguments, "environment": dict(environment)}).encode()
         try:
-            socket.send_fds(self._ours, [request], [child_out, stderr, child_report])
+            socket.send_fds(self._ours, [json.dumps(request).encode()], [child_out, stderr, child_report])
         finally:
             os.close(child_out)
             os.close(child_report)
-        return Process(report, os.fdopen(out, "rb"))
+        return Process(report, None if ours is None else os.fdopen(ours, "rb"))
 
     def close(self) -> None:
         self._ours.close()
@@ -115,13 +117,16 @@ _lock = threading.Lock()
 _servers: dict[int, _ForkServer] = {}  # of this process; a fork of it has its own
 
 
-def start(arguments: list[str], environment: Mapping[str, str], stderr: int) -> Process:
-    """`stderr`: an open file of the new process's."""
+def start(
+    program: str, words: list[str], environment: Mapping[str, str], folder: Path, stderr: int, stdout: int | None
+) -> Process:
+    """`stderr` and `stdout`: open files; stdout is a pipe where it is None."""
+    request = {"program": program, "words": words, "environment": dict(environment), "folder": str(folder)}
     with _lock:
         server = _servers.get(os.getpid())
         if server is None:
             server = _servers[os.getpid()] = _ForkServer()
-        return server.start(arguments, environment, stderr)
+        return server.start(request, stderr, stdout)
 
 
 def close() -> None:
@@ -141,9 +146,8 @@ def serve(number: int) -> None:
     from gevent import monkey
     from gevent._hub_local import get_hub_if_exists
 
-    from tests import server_process
-
-    server_process.imports()
+    for name in IMPORTED:
+        importlib.import_module(name)
     assert threading.active_count() == 1 and get_hub_if_exists() is None, "a fork would lack what runs here"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.collect()
@@ -196,8 +200,6 @@ def _run(request: dict[str, Any], out: int, err: int) -> int:
     import atexit
     import traceback
 
-    from tests import server_process
-
     for given, usual in ((out, 1), (err, 2)):
         os.dup2(given, usual)
         os.close(given)
@@ -205,10 +207,11 @@ def _run(request: dict[str, Any], out: int, err: int) -> int:
     os.environ.clear()
     os.environ.update(request["environment"])
     time.tzset()
+    os.chdir(request["folder"])
+    sys.argv = [request["program"], *request["words"]]
     code = 1
     try:
-        server_process.main(request["arguments"])
-        code = 0
+        code = importlib.import_module(request["program"]).main(request["words"]) or 0
     except SystemExit as exc:
         code = exc.code if isinstance(exc.code, int) else 1
     except BaseException:

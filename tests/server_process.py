@@ -45,6 +45,20 @@ class Answer:
         return str(self.json["error"]["code"])
 
 
+def _started(
+    program: str, words: list[str], environment: dict[str, str], folder: Path, stderr: int, stdout: int | None = None
+) -> Any:
+    """Forked, where that is the same as a new interpreter. `stdout`: None for a pipe."""
+    if ROOT == forked.ROOT and forked.can_run(environment):
+        return forked.start(program, words, environment, folder, stderr, stdout)
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), environment.get("PYTHONPATH"))))
+    return subprocess.Popen(
+        [sys.executable, "-m", program, *words],
+        cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE if stdout is None else stdout, stderr=stderr,
+        env=environment,
+    )  # fmt: skip
+
+
 class RunningServer:
     """`ask` is a request of this machine's own user: an operator, unless told otherwise."""
 
@@ -52,16 +66,9 @@ class RunningServer:
         self.directory = directory
         self._log_path = directory / "server.log"
         environment = {**os.environ, **(env or {})}
-        words = [str(directory), *options]
-        self.process: Any
         with open(self._log_path, "ab") as log_file:
-            if ROOT == forked.ROOT and forked.can_run(environment):
-                self.process = forked.start(words, environment, log_file.fileno())
-            else:
-                command = [sys.executable, "-m", "tests.server_process", *words]
-                self.process = subprocess.Popen(
-                    command, cwd=ROOT, stdout=subprocess.PIPE, stderr=log_file, env=environment
-                )
+            words = [str(directory), *options]
+            self.process = _started("tests.server_process", words, environment, ROOT, log_file.fileno())
         line = self.process.stdout.readline()
         assert line, f"the server did not start: {self.log()}"
         self.port = int(line)
@@ -150,14 +157,9 @@ class RunningManager(RunningServer):
         for attempts_left in (2, 1, 0):
             self.port = port or free_port()
             with open(self._log_path, "ab") as log_file:
-                self.process = subprocess.Popen(
-                    [sys.executable, "-m", "procguard.main", "--host", "127.0.0.1", "--port", str(self.port), *pairs],
-                    cwd=directory,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log_file,
-                    stderr=subprocess.STDOUT,
-                    env={**os.environ, "PYTHONPATH": str(ROOT)},
-                )
+                words = ["--host", "127.0.0.1", "--port", str(self.port), *pairs]
+                output = log_file.fileno()
+                self.process = _started("procguard.main", words, dict(os.environ), directory, output, output)
             try:
                 if self._ready() or not attempts_left:  # somebody else may have taken the port meanwhile
                     break
@@ -182,14 +184,6 @@ class RunningManager(RunningServer):
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-
-
-def imports() -> None:
-    """What `main` imports, for who forks it."""
-    import importlib
-
-    for name in ("gevent.event", "gevent.server", "procguard.manager.loops.operations", "procguard.portal.web_monitor"):
-        importlib.import_module(name)
 
 
 def main(arguments: list[str]) -> None:

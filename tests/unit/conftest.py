@@ -1,6 +1,21 @@
-"""Fixtures that several unit tests share; a file that needs other ones of these names defines its own."""
+"""Fixtures that several unit tests share; a file that needs other ones of these names defines its own. A test whose
+fixtures start an agent, a launcher, an SSH server or podman is `slow`."""
+
+import pytest
 
 from tests.agent_host import host, manager  # noqa: F401 - known to pytest by being here
 from tests.unit.one_sshd import server  # noqa: F401
 from tests.unit.podman_host import podman_host  # noqa: F401
 from tests.unit.runner_rig import rig  # noqa: F401
+
+SLOW = {"agent_host.host", "test_worker_launcher.desk", "one_sshd.server", "podman_host.podman_host"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before what `-m` leaves out is left out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        found = getattr(item, "_fixtureinfo", None)
+        for name, made in found.name2fixturedefs.items() if found is not None else ():
+            if f"{made[-1].func.__module__.rpartition('.')[2]}.{name}" in SLOW:
+                item.add_marker(pytest.mark.slow)
+                break

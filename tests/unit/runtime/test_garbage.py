@@ -19,7 +19,9 @@ class Circle:
 
 
 @pytest.fixture
-def collector() -> Iterator[Collector]:
+def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
+    """The million objects of the test session stay frozen, here and after: each look would go through all of them."""
+    monkeypatch.setattr(gc, "unfreeze", lambda: None)
     made = Collector()
     made.start()
     yield made

@@ -15,12 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
-import schemathesis
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.errors import Unsatisfiable
-from schemathesis.generation import GenerationMode
-from schemathesis.specs.openapi import checks
 
 from procguard.portal.api.openapi.document import document
 from remote_agent.protocol import messages
@@ -31,20 +27,29 @@ from tests.server_process import RunningServer
 MOCK_WORKERS = 20
 CASES_LONG = 10_000
 CASES_SHORT = 90
-AS_DESCRIBED = [
-    checks.status_code_conformance,
-    checks.content_type_conformance,
-    checks.response_schema_conformance,
-    checks.response_headers_conformance,
-]
+
+
+def as_described() -> list[Any]:
+    """schemathesis is imported here and not above: it takes a second, and every process collects this file."""
+    from schemathesis.specs.openapi import checks
+
+    return [
+        checks.status_code_conformance,
+        checks.content_type_conformance,
+        checks.response_schema_conformance,
+        checks.response_headers_conformance,
+    ]
 
 
 class Asker:
     """Sends cases and holds each answer to the description."""
 
     def __init__(self, server: RunningServer, secret: str) -> None:
+        import requests
+
         self._server = server
         self._secret = secret
+        self._checks = as_described()
         self._session = requests.Session()
         self._session.trust_env = False
         self._random = random.Random(23)
@@ -63,7 +68,7 @@ class Asker:
         self.count += 1
         self.statuses[response.status_code] += 1
         assert response.status_code < 500, f"{case.as_curl_command()}: {response.status_code} {response.text[:500]}"
-        case.validate_response(response, checks=AS_DESCRIBED)
+        case.validate_response(response, checks=self._checks)
         kind = response.headers.get("content-type", [""])[0]
         target = response.request.path_url
         api_truth.check(case.method, target, response.status_code, kind, response.content)
@@ -87,6 +92,9 @@ class Asker:
 
 def strategies() -> list[tuple[str, Callable[[], Any]]]:
     """For each operation its good requests, and its wrong ones where there is anything to get wrong."""
+    import schemathesis
+    from schemathesis.generation import GenerationMode
+
     schema = schemathesis.openapi.from_dict(document())
     found = []
     wrong = GenerationMode.NEGATIVE

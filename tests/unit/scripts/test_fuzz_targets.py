@@ -3,7 +3,6 @@ as it is told, guided by coverage."""
 
 from __future__ import annotations
 
-import os
 import random
 import subprocess
 import sys
@@ -12,8 +11,9 @@ import time
 import pytest
 
 from scripts.fuzz import targets
+from tests.sizes import examples
 
-MUTATED_S = 0.5 if os.environ.get("PROCGUARD_LONG_TESTS") is None else 30.0
+MUTATED_S = examples(500, 30_000) / 1000
 
 
 def mutated(chance: random.Random, seeds: list[bytes]) -> bytes:
@@ -42,6 +42,7 @@ def test_what_was_found_once_breaks_nothing_now(name: str) -> None:
         run(mutated(chance, seeds))
 
 
+@pytest.mark.slow
 def test_a_target_is_fuzzed_and_says_how_much_of_it_was_reached() -> None:
     pytest.importorskip("atheris")
     command = [sys.executable, "-m", "scripts.fuzz", "--only", "websocket", "--seconds", "1"]
