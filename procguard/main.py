@@ -6,15 +6,19 @@ The same as ./start_manager.sh and `invoke manager`. Exit codes: 0 well, 1 the c
 from __future__ import annotations
 
 if __name__ == "__main__":  # before anything else is imported, and never in a process that merely imports us
+    import gc
     import sys
+    from importlib.util import find_spec
 
-    try:
-        from gevent import monkey
-    except ModuleNotFoundError:
+    gc.disable()  # imports leave no garbage; the manager collects by a rule of its own (runtime/gc_policy.py)
+    if find_spec("gevent") is None:
         from procguard.manager.bootstrap import hand_over
 
         hand_over("start_manager.sh", sys.argv[1:], "gevent")
-    monkey.patch_all()
+    if "--demo" not in sys.argv:  # which only starts and watches other programs
+        from gevent import monkey
+
+        monkey.patch_all()
 
 import argparse
 import errno
@@ -23,10 +27,8 @@ import sys
 from collections.abc import Sequence
 
 from procguard import __version__, hints
-from procguard.config import schema, state_places
 from procguard.console.terminal import cleaned, say_block
 from procguard.errors import ProcGuardError
-from procguard.manager import daemon
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 EPILOG = """\
@@ -76,6 +78,9 @@ def run(argv: Sequence[str]) -> int:
         from procguard.manager import demo
 
         return demo.run(arguments.port, arguments.host)
+    from procguard.config import schema, state_places
+    from procguard.manager import daemon
+
     given = arguments.set if arguments.config is not None else state_places.without_configuration(arguments.set)
     settings = schema.load(arguments.config, given, arguments.host, arguments.port)
     if arguments.status:

@@ -84,18 +84,19 @@ procguard_make_venv() {
     if [ -n "$procguard_uv" ]; then
         "$procguard_uv" venv --quiet --clear --no-project --no-config --python "$base" "$procguard_venv"
     else
-        "$base" -I -m venv --clear "$procguard_venv"
+        "$base" -I -m venv --clear --without-pip "$procguard_venv"
     fi || procguard_fail "could not make $procguard_venv with $base; see the lines above"
 }
 
-# uv, where it is there, takes seconds where pip takes most of a minute; both take exactly what the lock pins.
+# uv, where it is there, takes seconds where pip takes most of a minute; both take exactly what the lock pins. Neither
+# compiles: of these packages a start imports a fifth, and compiles that by itself.
 procguard_install() { # $1 runtime|dev
     if [ -n "$procguard_uv" ]; then
         "$procguard_uv" pip install --quiet --no-config --python "$procguard_venv/bin/python" --no-deps --require-hashes \
             -r "$procguard_root/requirements/$1.lock"
     else
-        PIP_USER=0 "$procguard_venv/bin/python" -I -m pip install --disable-pip-version-check --no-input --quiet --no-deps \
-            --require-hashes -r "$procguard_root/requirements/$1.lock"
+        PIP_USER=0 "$procguard_venv/bin/python" -I "$procguard_root/scripts/bundled_pip.py" install --disable-pip-version-check \
+            --no-input --quiet --no-compile --no-deps --require-hashes -r "$procguard_root/requirements/$1.lock"
     fi
 }
 
@@ -103,7 +104,7 @@ procguard_can_install() {
     if [ -n "$procguard_uv" ]; then
         "$procguard_venv/bin/python" -I -c '' >/dev/null 2>&1
     else
-        "$procguard_venv/bin/python" -I -m pip --version >/dev/null 2>&1
+        "$procguard_venv/bin/python" -I -c 'import ensurepip' >/dev/null 2>&1
     fi
 }
 

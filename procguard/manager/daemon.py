@@ -19,14 +19,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from typing import Literal, TextIO
+from typing import TYPE_CHECKING, Literal, TextIO
 from urllib.parse import urlsplit
 
 from procguard import hints
 from procguard.config import state_places
-from procguard.config.schema import Config
 from procguard.errors import Conflict, ProcGuardError
 from remote_agent.system import processes
+
+if TYPE_CHECKING:  # the demo reads no configuration, and it takes longer to import than everything else here
+    from procguard.config.schema import Config
 
 EXIT_NOT_RUNNING = 3
 READY_TIMEOUT_S = 30.0
@@ -314,9 +316,13 @@ def module_command(module: str) -> list[str]:
 
 def address(config: Config) -> str:
     """Where a manager with this configuration is reached from this machine."""
-    host = "localhost" if config.web.host in ANYWHERE else config.web.host
-    scheme = "http" if config.web.tls.mode == "off" else "https"
-    return f"{scheme}://[{host}]:{config.web.port}" if ":" in host else f"{scheme}://{host}:{config.web.port}"
+    return local_url("http" if config.web.tls.mode == "off" else "https", config.web.host, config.web.port)
+
+
+def local_url(scheme: str, host: str, port: int) -> str:
+    """The address from this machine of a server that listens on `host`."""
+    host = "localhost" if host in ANYWHERE else host
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def is_ready(url: str, timeout_s: float = 2.0) -> bool:

@@ -22,8 +22,6 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 from procguard import resources
-from procguard.client.api import ManagerClient
-from procguard.config import schema
 from procguard.errors import Conflict, ProcGuardError
 from procguard.manager import daemon
 
@@ -88,7 +86,9 @@ class Demo:
     def __init__(self, folder: str, host: str, port: int | None, ending: DemoEnding) -> None:
         self._folder = folder
         self._home = os.path.join(folder, "home")
+        self._state = os.path.join(folder, "state")
         self._host = host
+        self._url = ""
         self._wanted_port = port
         self._ending = ending
         self._manager: subprocess.Popen[bytes] | None = None
@@ -113,11 +113,11 @@ class Demo:
     def _start(self) -> bool:
         """Manager, then deployment, then all workers running. False when told to end meanwhile, or something failed."""
         port = choose_port(self._host, self._wanted_port)
-        self._settings = schema.load(None, self._overrides(), self._host, port)
-        environment = self._environment(daemon.address(self._settings))
-        os.makedirs(self._settings.state_directory, mode=0o700, exist_ok=True)
+        self._url = daemon.local_url("http", self._host, port)
+        environment = self._environment()
+        os.makedirs(self._state, mode=0o700, exist_ok=True)
         _say("starting the manager …")
-        self._start_manager(environment)
+        self._start_manager(environment, port)
         self._prepare_deployment(environment)
         if not self._wait(self._manager_ready, READY_TIMEOUT_S):
             return self._failed("the manager does not answer", self._manager_output())
@@ -126,27 +126,27 @@ class Demo:
 
     def _overrides(self) -> list[str]:
         paths = {
-            "state.state_file": os.path.join(self._folder, "state", "fleet.yaml"),
-            "logging.file": os.path.join(self._folder, "state", "procguard.log"),
+            "state.state_file": os.path.join(self._state, "fleet.yaml"),
+            "logging.file": os.path.join(self._state, "procguard.log"),
         }
         return [f"{key}={json.dumps(path)}" for key, path in paths.items()]  # quoted: a path may mean something in YAML
 
-    def _environment(self, url: str) -> dict[str, str]:
+    def _environment(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("PROCGUARD_")}
         if "PROCGUARD_CI_MARK" in os.environ:  # by it a test run finds what it left behind
             kept["PROCGUARD_CI_MARK"] = os.environ["PROCGUARD_CI_MARK"]
         return kept | {
             "PROCGUARD_HOME": self._home,
-            "PROCGUARD_MANAGER_URL": url,
+            "PROCGUARD_MANAGER_URL": self._url,
             "PROCGUARD_DEMO_DATA": os.path.join(self._folder, "data"),
             "PROCGUARD_DEMO_HTTP_PORT": str(free_port("127.0.0.1")),
         }
 
-    def _start_manager(self, environment: dict[str, str]) -> None:
+    def _start_manager(self, environment: dict[str, str], port: int) -> None:
         words = daemon.module_command("procguard.main")
         for override in self._overrides():
             words += ["--set", override]
-        words += ["--host", self._host, "--port", str(self._settings.web.port)]
+        words += ["--host", self._host, "--port", str(port)]
         with open(self._output_path(), "ab", opener=daemon.private) as output:
             # A session of its own: Ctrl-C reaches only this process, which ends things in the right order.
             self._manager = subprocess.Popen(
@@ -158,7 +158,7 @@ class Demo:
             raise ProcGuardError(
                 f"the demo's manager ended with exit code {self._manager.returncode}: {self._manager_output()}"
             )
-        return daemon.is_ready(daemon.address(self._settings))
+        return daemon.is_ready(self._url)
 
     def _prepare_deployment(self, environment: dict[str, str]) -> None:
         """The deployer as a process that has imported everything and waits for a word: it does so while the manager
@@ -186,7 +186,9 @@ class Demo:
         )
 
     def _await_workers(self) -> bool:
-        self._client = ManagerClient(daemon.address(self._settings))
+        from procguard.client.api import ManagerClient  # noqa: PLC0415 - the manager starts before it is loaded
+
+        self._client = ManagerClient(self._url)
         if not self._wait(lambda: all(one["state"] == "running" for one in self._workers()), RUNNING_TIMEOUT_S):
             states = "\n".join(f"{one['worker_id']}: {one['state']} ({one['reason']})" for one in self._workers())
             return self._failed("not all example workers are running", states)
@@ -201,12 +203,11 @@ class Demo:
         ]
 
     def _greet(self) -> None:
-        url = daemon.address(self._settings)
-        _say(f"\nProcGuard demo: {url}\n")
+        _say(f"\nProcGuard demo: {self._url}\n")
         for one in self._workers():
             _say(f"  {one['worker_id']:11} {one['state']:8} pid {one['pid']:<8} {WHAT_THEY_DO[one['worker_id']]}")
         _say(f"\nTry: kill -9 {self._workers()[0]['pid']}   and watch it come back in the portal")
-        _say(f"     curl {url}/api/remote-workers/train-tiny/logs")
+        _say(f"     curl {self._url}/api/remote-workers/train-tiny/logs")
         _say("Ctrl-C ends everything and removes it.")
 
     def _watch(self) -> bool:
@@ -220,7 +221,7 @@ class Demo:
     # ------------------------------------------------------------------------------------------------ ending
 
     def _left_from_before(self) -> bool:
-        return os.path.isdir(self._home) or os.path.isdir(os.path.join(self._folder, "state"))
+        return os.path.isdir(self._home) or os.path.isdir(self._state)
 
     def _end(self) -> bool:
         """The manager first, or it would bring the agent back; then each agent with its workers; then the folder."""
@@ -245,6 +246,8 @@ class Demo:
                 manager.kill()
                 manager.wait()
             return True
+        from procguard.config import schema  # noqa: PLC0415 - the one way that needs it, and it takes 0.2 s
+
         settings = schema.load(None, self._overrides())
         with contextlib.redirect_stdout(None):
             return daemon.find(settings) is None or daemon.stop(settings) == 0
@@ -275,7 +278,7 @@ class Demo:
         return False
 
     def _output_path(self) -> str:
-        return os.path.join(self._settings.state_directory, "manager.out")
+        return os.path.join(self._state, "manager.out")
 
     def _manager_output(self) -> str:
         return _tail(self._output_path())

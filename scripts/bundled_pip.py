@@ -1,0 +1,28 @@
+"""`python -I scripts/bundled_pip.py install …`: the pip that comes with this Python, run without installing it.
+
+Installing it into a virtual environment takes a third of the time that it then needs for the packages of runtime.lock.
+Standard library only; setup_venv.sh starts it.
+"""
+
+from __future__ import annotations
+
+import ensurepip
+import glob
+import os
+import runpy
+import sys
+
+
+def wheel() -> str:
+    """Debian keeps it elsewhere than Python itself does."""
+    places = [getattr(ensurepip, "_WHEEL_PKG_DIR", None), os.path.join(os.path.dirname(ensurepip.__file__), "_bundled")]
+    found = [path for place in places if place for path in glob.glob(os.path.join(place, "pip-*.whl"))]
+    if not found:
+        sys.exit(f"{sys.executable} has the module ensurepip, but no pip in it")
+    return found[0]
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, wheel())
+    sys.argv[0] = "pip"
+    runpy.run_module("pip", run_name="__main__", alter_sys=True)
