@@ -9,6 +9,7 @@ import argparse
 import os
 import shlex
 import sys
+from collections.abc import Mapping
 
 from procguard import hints
 from procguard.console import terminal
@@ -26,37 +27,38 @@ EPILOG = """WORKER_ID, MANAGER_URL, COMMAND and WORKING_DIR from the environment
 Ctrl-C stops the worker and the launcher. Closing the terminal leaves the worker running; the next start adopts it."""
 
 
-def parse(argv: list[str], environ: dict[str, str], cwd: str) -> LauncherOptions:
-    """Arguments, then the environment. Raises UsageError naming everything that is missing or wrong."""
-    parser = argparse.ArgumentParser(
+def parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
+    """`environ`: where the values come from that are not given."""
+    made = argparse.ArgumentParser(
         prog=hints.commands("start_worker.sh"), description="Run one worker by hand.", epilog=EPILOG
     )
-    parser.add_argument("--worker-id", default=environ.get("WORKER_ID", ""), help="unique in the whole fleet")
-    parser.add_argument("--manager-url", default=environ.get("MANAGER_URL", ""), help="e.g. http://10.0.0.5:5000")
-    parser.add_argument("--command", default=environ.get("COMMAND", ""), help='e.g. "python train.py --epochs 100"')
-    parser.add_argument("--working-dir", default=environ.get("WORKING_DIR", ""), help="default: the current directory")
-    parser.add_argument("--env", action="append", default=[], metavar="K=V", help="for the worker; may be repeated")
-    parser.add_argument(
-        "--env-file", action="append", default=[], metavar="FILE", help="of NAME=VALUE lines; repeatable"
-    )
-    parser.add_argument("--venv", default="", metavar="DIR", help="run in this Python virtual environment")
-    parser.add_argument("--conda", default="", metavar="ENV", help="run in this conda environment (name or path)")
-    parser.add_argument(
+    made.add_argument("--worker-id", default=environ.get("WORKER_ID", ""), help="unique in the whole fleet")
+    made.add_argument("--manager-url", default=environ.get("MANAGER_URL", ""), help="e.g. http://10.0.0.5:5000")
+    made.add_argument("--command", default=environ.get("COMMAND", ""), help='e.g. "python train.py --epochs 100"')
+    made.add_argument("--working-dir", default=environ.get("WORKING_DIR", ""), help="default: the current directory")
+    made.add_argument("--env", action="append", default=[], metavar="K=V", help="for the worker; may be repeated")
+    made.add_argument("--env-file", action="append", default=[], metavar="FILE", help="of NAME=VALUE lines; repeatable")
+    made.add_argument("--venv", default="", metavar="DIR", help="run in this Python virtual environment")
+    made.add_argument("--conda", default="", metavar="ENV", help="run in this conda environment (name or path)")
+    made.add_argument(
         "--on-partition",
         choices=("keep", "fence"),
         default="keep",
         help="while the manager is out of reach: run on (keep), or stop so that it may run elsewhere (fence)",
     )
-    parser.add_argument("--shell", action="store_true", help="hand the command to /bin/sh (pipes, &&)")
-    parser.add_argument(
-        "--token", default=environ.get(TOKEN_VARIABLE, ""), help=f"enrolment token; or {TOKEN_VARIABLE}"
-    )
-    parser.add_argument(
+    made.add_argument("--shell", action="store_true", help="hand the command to /bin/sh (pipes, &&)")
+    made.add_argument("--token", default=environ.get(TOKEN_VARIABLE, ""), help=f"enrolment token; or {TOKEN_VARIABLE}")
+    made.add_argument(
         "--ca", default="", metavar="FILE|sha256:…", help="of an https manager: its CA's certificate, or fingerprint"
     )
-    parser.add_argument("--replace", action="store_true", help="stop another command that runs under this id")
-    parser.add_argument("--exit-when-done", action="store_true", help="end with the worker's exit code when it ends")
-    given = parser.parse_args(argv)
+    made.add_argument("--replace", action="store_true", help="stop another command that runs under this id")
+    made.add_argument("--exit-when-done", action="store_true", help="end with the worker's exit code when it ends")
+    return made
+
+
+def parse(argv: list[str], environ: dict[str, str], cwd: str) -> LauncherOptions:
+    """Arguments, then the environment. Raises UsageError naming everything that is missing or wrong."""
+    given = parser(environ).parse_args(argv)
     env, wrong = _environment(given.env)
     wrong = _missing(given) + wrong
     spec = WorkerSpec(command=given.command, shell=given.shell)

@@ -2,6 +2,8 @@
 
     invoke check        format, lint, types, imports, security, the agent's Python 3.9, unit tests; under two minutes
     invoke test         ./run_tests.sh
+    invoke docs         the generated pages: configuration, worker, routes, commands
+    invoke freeze       tests/golden/frozen: what the next release promises; docs first
     invoke lock         requirements/*.lock from pyproject.toml
     invoke swarm        scripts/swarm: simulated agents against the manager on this machine
     invoke bench NAME   scripts/bench/NAME.py: ProcGuard beside its anchor, a table and build/bench/NAME.json
@@ -303,7 +305,21 @@ def swarm(
     os.execv(sys.executable, [sys.executable, "-m", "scripts.swarm", *words])  # noqa: S606
 
 
-namespace = Collection(check, test, lock, release, swarm, bench, fuzz, chaos)
+@task  # type: ignore[untyped-decorator]
+def docs(_context: Context) -> None:
+    """Write the generated parts of docs/: configuration, worker, routes, commands. Example: invoke docs"""
+    for name in ("config_docs", "worker_schema", "route_docs", "cli_docs"):
+        subprocess.run([sys.executable, os.path.join("scripts", f"{name}.py")], cwd=ROOT, check=True)
+
+
+@task(docs)  # type: ignore[untyped-decorator]
+def freeze(_context: Context) -> None:
+    """Write what this version promises to keep; once it is tagged, it stays. Example: invoke freeze"""
+    done = subprocess.run([sys.executable, os.path.join("scripts", "frozen.py")], cwd=ROOT, check=False)
+    _exit_unless_zero(done.returncode)
+
+
+namespace = Collection(check, test, docs, freeze, lock, release, swarm, bench, fuzz, chaos)
 
 
 def main() -> int:

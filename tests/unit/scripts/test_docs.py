@@ -27,6 +27,7 @@ PAGES = [
     "docs/metrics.md",
     "docs/product.md",
     "docs/product.zh-CN.md",
+    "docs/cli.md",
     "docs/client.md",
     "docs/howto.md",
     "docs/howto.zh-CN.md",
@@ -57,6 +58,13 @@ def test_every_configuration_key_is_documented_as_it_is() -> None:
     assert config_docs.with_tables(text("docs/configuration.md")) == text("docs/configuration.md")
     for key in schema.keys():  # noqa: SIM118 - a function, not a mapping's
         assert f"| `{key.path}` |" in text("docs/configuration.md")
+
+
+def test_every_command_is_documented_as_it_is() -> None:
+    """Run `invoke docs` after a change of a command's declaration."""
+    from scripts import cli_docs
+
+    assert cli_docs.page() == text("docs/cli.md")
 
 
 def test_both_readmes_show_the_same_commands_and_inventory() -> None:

@@ -22,9 +22,9 @@ FAKE_PYTHON = r"""#!/bin/bash
 printf '%s' "python" >>"$CALLS"; printf ' [%s]' "$@" >>"$CALLS"; echo >>"$CALLS"
 case "$*" in
 *"platform.python_version"*) echo 3.12.9 ;;
-*"-m venv --clear "*) target="${!#}"; rm -rf "$target"; mkdir -p "$target/bin" "$target/site"
+*"-m venv --clear --without-pip "*) target="${!#}"; rm -rf "$target"; mkdir -p "$target/bin" "$target/site"
     touch "$target/pyvenv.cfg"; cp "$0" "$target/bin/python" ;;
-*"-m pip install"*) sleep "${PIP_SECONDS:-0}"; if [ -n "${PIP_FAILS:-}" ]; then echo "no such index"; exit 1; fi ;;
+*"_pip.py install"*) sleep "${PIP_SECONDS:-0}"; if [ -n "${PIP_FAILS:-}" ]; then echo "no such index"; exit 1; fi ;;
 *"sysconfig"*) echo "$(dirname "$(dirname "$0")")/site" ;;
 esac
 exit 0
