@@ -1,15 +1,17 @@
-"""The tests' server processes without the second that each of them takes to import the manager: forked from one that
-has.
+"""The tests' managers and commands without the time that each of them takes to import what it needs: forked from a
+process that has.
 
-`start` asks the fork server, `python -m tests.forked`, for a process that runs `main` of one of `PROGRAMS`. Each
-process of pytest has its own fork server, from the first use to the end of the session. It has no threads and no event
-loop, so that what is forked from it begins as a new interpreter would; it waits for its children, so that their
-processor time counts as that of the tests.
+`start` and `run` ask a fork server, `python -m tests.forked NAME`, for a process that runs `main` of a program. Each
+process of pytest has its own fork servers, from their first use to the end of the session. They have no threads and no
+event loop, so that what is forked from them begins as a new interpreter would; they wait for their children, so that
+their processor time counts as that of the tests.
 """
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before anything else is imported, as procguard.main does
+import sys
+
+if __name__ == "__main__" and sys.argv[1] == "manager":  # before anything else is imported, as procguard.main does
     from gevent import monkey
 
     monkey.patch_all()
@@ -23,7 +25,7 @@ import select
 import signal
 import socket
 import subprocess
-import sys
+import tempfile
 import threading
 import time
 from collections.abc import Mapping
@@ -32,8 +34,11 @@ from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parent.parent
 LARGEST = 1 << 20  # of a request: the environment, most of all
-PROGRAMS = ("tests.server_process", "procguard.main")
-IMPORTED = ("gevent.event", "gevent.server", "procguard.manager.app", *PROGRAMS)
+COMMAND = "procguard.cli.app"
+IMPORTED = {  # by each fork server
+    "manager": ("gevent.event", "gevent.server", "procguard.manager.app", "procguard.main", "tests.server_process"),
+    "command": (COMMAND, "procguard.cli.operations", "procguard.cli.workers", "procguard.client.api", "yaml"),
+}
 AT_START = dict(os.environ)  # of the session, before any test has changed it
 OF_THE_INTERPRETER = ("PYTHON", "GEVENT", "LC_", "LANG")  # variables that are read while Python starts
 
@@ -42,7 +47,8 @@ def can_run(environment: Mapping[str, str]) -> bool:
     """Whether a fork is what a new process with this environment would be."""
 
     def read_at_start(variables: Mapping[str, str]) -> dict[str, str]:
-        return {name: value for name, value in variables.items() if name.startswith(OF_THE_INTERPRETER)}
+        found = {name: value for name, value in variables.items() if name.startswith(OF_THE_INTERPRETER)}
+        return {name: value for name, value in found.items() if (name, value) != ("PYTHONPATH", str(ROOT))}
 
     return read_at_start(environment) == read_at_start(AT_START)
 
@@ -86,19 +92,19 @@ class Process:
 
 
 class _ForkServer:
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            command = [sys.executable, "-m", "tests.forked", str(theirs.fileno())]
+            command = [sys.executable, "-m", "tests.forked", name, str(theirs.fileno())]
             self.process = subprocess.Popen(
                 command, cwd=ROOT, env=AT_START, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
             )
 
-    def start(self, request: dict[str, Any], stderr: int, stdout: int | None) -> Process:
+    def start(self, request: dict[str, Any], stdin: int, stdout: int | None, stderr: int) -> Process:
         ours, child_out = os.pipe() if stdout is None else (None, os.dup(stdout))
         report, child_report = os.pipe()
         try:
-            socket.send_fds(self._ours, [json.dumps(request).encode()], [child_out, stderr, child_report])
+            socket.send_fds(self._ours, [json.dumps(request).encode()], [stdin, child_out, stderr, child_report])
         finally:
             os.close(child_out)
             os.close(child_report)
@@ -114,45 +120,76 @@ class _ForkServer:
 
 
 _lock = threading.Lock()
-_servers: dict[int, _ForkServer] = {}  # of this process; a fork of it has its own
+_servers: dict[tuple[int, str], _ForkServer] = {}  # by the pid of who has it: a fork of this process has its own
 
 
 def start(
     program: str, words: list[str], environment: Mapping[str, str], folder: Path, stderr: int, stdout: int | None
 ) -> Process:
-    """`stderr` and `stdout`: open files; stdout is a pipe where it is None."""
+    """A manager. `stderr` and `stdout`: open files; stdout is a pipe where it is None."""
+    with open(os.devnull, "rb") as nothing:
+        return _start("manager", (program, words, environment, folder), nothing.fileno(), stdout, stderr)
+
+
+def run(
+    words: list[str], environment: Mapping[str, str], *, stdin: int | None = None, timeout_s: float = 30.0
+) -> subprocess.CompletedProcess[str]:
+    """`procguard WORDS`, as subprocess.run does it with text that is captured."""
+    if not can_run(environment):
+        argv = [sys.executable, "-m", "procguard", *words]
+        return subprocess.run(
+            argv, env=environment, cwd=ROOT, stdin=stdin, capture_output=True, text=True, timeout=timeout_s, check=False
+        )
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err, open(os.devnull, "rb") as nothing:
+        given = nothing.fileno() if stdin is None else stdin
+        process = _start("command", (COMMAND, words, environment, ROOT), given, out.fileno(), err.fileno())
+        try:
+            process.wait(timeout_s)
+        finally:
+            process.kill()
+        out.seek(0)
+        err.seek(0)
+        return subprocess.CompletedProcess(words, process.wait(), out.read(), err.read())
+
+
+def _start(
+    name: str, what: tuple[str, list[str], Mapping[str, str], Path], stdin: int, stdout: int | None, stderr: int
+) -> Process:
+    program, words, environment, folder = what
     request = {"program": program, "words": words, "environment": dict(environment), "folder": str(folder)}
     with _lock:
-        server = _servers.get(os.getpid())
+        server = _servers.get((os.getpid(), name))
         if server is None:
-            server = _servers[os.getpid()] = _ForkServer()
-        return server.start(request, stderr, stdout)
+            server = _servers[os.getpid(), name] = _ForkServer(name)
+        return server.start(request, stdin, stdout, stderr)
 
 
 def close() -> None:
     """The session ends."""
-    server = _servers.pop(os.getpid(), None)
-    if server is not None:
-        server.close()
+    for key in [key for key in _servers if key[0] == os.getpid()]:
+        _servers.pop(key).close()
 
 
 # ------------------------------------------------------------------------------------------- in the fork server
 
 
-def serve(number: int) -> None:
+def serve(name: str, number: int) -> None:
     import _socket
     import gc
 
-    from gevent import monkey
-    from gevent._hub_local import get_hub_if_exists
+    for module in IMPORTED[name]:
+        importlib.import_module(module)
+    fork, waitpid = os.fork, os.waitpid
+    if name == "manager":
+        from gevent import monkey
+        from gevent._hub_local import get_hub_if_exists
 
-    for name in IMPORTED:
-        importlib.import_module(name)
-    assert threading.active_count() == 1 and get_hub_if_exists() is None, "a fork would lack what runs here"
+        fork, waitpid = monkey.get_original("os", ["fork", "waitpid"])
+        assert get_hub_if_exists() is None, "a fork would have its event loop"
+    assert threading.active_count() == 1, "a fork would lack its threads"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.collect()
     gc.freeze()
-    fork, waitpid = monkey.get_original("os", ["fork", "waitpid"])
     asked = _socket.socket(fileno=number)  # not gevent's: there is no event loop
     while True:
         request, given = _received(asked)
@@ -173,7 +210,7 @@ def serve(number: int) -> None:
 
 def _received(asked: Any) -> tuple[bytes, list[int]]:
     fds = array.array("i")
-    data, ancillary, _flags, _address = asked.recvmsg(LARGEST, socket.CMSG_LEN(3 * fds.itemsize))
+    data, ancillary, _flags, _address = asked.recvmsg(LARGEST, socket.CMSG_LEN(4 * fds.itemsize))
     for _level, _kind, sent in ancillary:
         fds.frombytes(sent)
     return data, list(fds)
@@ -181,12 +218,12 @@ def _received(asked: Any) -> tuple[bytes, list[int]]:
 
 def _watch(request: dict[str, Any], given: list[int], fork: Any, waitpid: Any) -> None:
     """In a process of its own, for each that is asked for: says its pid and how it ended. Does not return."""
-    out, err, report = given
+    *streams, report = given
     pid = fork()
     if not pid:
         os.close(report)
-        os._exit(_run(request, out, err))
-    for one in (out, err, 1, 2):  # whoever reads what it prints waits for its end, not for ours
+        os._exit(_run(request, streams))
+    for one in (*streams, 0, 1, 2):  # whoever reads what it prints waits for its end, not for ours
         os.close(one)
     with contextlib.suppress(OSError):  # nobody listens any more
         os.write(report, b"%d\n" % pid)
@@ -196,11 +233,10 @@ def _watch(request: dict[str, Any], given: list[int], fork: Any, waitpid: Any) -
     os._exit(0)
 
 
-def _run(request: dict[str, Any], out: int, err: int) -> int:
+def _run(request: dict[str, Any], streams: list[int]) -> int:
     import atexit
-    import traceback
 
-    for given, usual in ((out, 1), (err, 2)):
+    for usual, given in enumerate(streams):
         os.dup2(given, usual)
         os.close(given)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -211,16 +247,20 @@ def _run(request: dict[str, Any], out: int, err: int) -> int:
     sys.argv = [request["program"], *request["words"]]
     code = 1
     try:
-        code = importlib.import_module(request["program"]).main(request["words"]) or 0
+        main = importlib.import_module(request["program"]).main
+        code = (main() if request["program"] == COMMAND else main(request["words"])) or 0
     except SystemExit as exc:
-        code = exc.code if isinstance(exc.code, int) else 1
+        code = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
+        if isinstance(exc.code, str):
+            print(exc.code, file=sys.stderr)
     except BaseException:
-        traceback.print_exc()
+        sys.excepthook(*sys.exc_info())
     with contextlib.suppress(Exception):
         atexit._run_exitfuncs()
         sys.stdout.flush()
+        sys.stderr.flush()
     return code
 
 
 if __name__ == "__main__":
-    serve(int(sys.argv[1]))
+    serve(sys.argv[1], int(sys.argv[2]))

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import os
 import pty
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests import fake_manager
+from tests import fake_manager, forked
 from tests.fake_manager import FakeManager
-from tests.unit.cli.test_cli import ROOT, run
+from tests.unit.cli.test_cli import run
 
 CAUSE = {"result": "failed", "cause": None, "message": "exit code 3", "count": 2, "examples": ["w7", "w9"]}
 
@@ -155,9 +153,8 @@ def test_the_number_is_typed_at_a_terminal(fleet: Fleet, typed: str, code: int, 
     own, terminal = pty.openpty()
     try:
         os.write(own, typed.encode() + b"\n")
-        env = {**os.environ, "PROCGUARD_MANAGER_URL": fleet.manager.url, "PYTHONPATH": str(ROOT)}
-        argv = [sys.executable, "-m", "procguard", "kill", "*"]
-        done = subprocess.run(argv, env=env, stdin=terminal, capture_output=True, text=True, timeout=30, check=False)
+        env = {**os.environ, "PROCGUARD_MANAGER_URL": fleet.manager.url}
+        done = forked.run(["kill", "*"], env, stdin=terminal)
     finally:
         os.close(own)
         os.close(terminal)
