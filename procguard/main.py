@@ -12,9 +12,9 @@ if __name__ == "__main__":  # before anything else is imported, and never in a p
 
     gc.disable()  # imports leave no garbage; the manager collects by a rule of its own (runtime/gc_policy.py)
     if find_spec("gevent") is None:
-        from procguard.manager.bootstrap import hand_over
+        from procguard.manager.bootstrap import exec_script
 
-        hand_over("start_manager.sh", sys.argv[1:], "gevent")
+        exec_script("start_manager.sh", sys.argv[1:], "gevent")
     if "--demo" not in sys.argv:  # which only starts and watches other programs
         from gevent import monkey
 
@@ -78,10 +78,10 @@ def run(argv: Sequence[str]) -> int:
         from procguard.manager import demo
 
         return demo.run(arguments.port, arguments.host)
-    from procguard.config import schema, state_places
+    from procguard.config import schema, state_paths
     from procguard.manager import daemon
 
-    given = arguments.set if arguments.config is not None else state_places.without_configuration(arguments.set)
+    given = arguments.set if arguments.config is not None else state_paths.without_configuration(arguments.set)
     settings = schema.load(arguments.config, given, arguments.host, arguments.port)
     if arguments.status:
         return daemon.status(settings)
@@ -92,11 +92,11 @@ def run(argv: Sequence[str]) -> int:
 
         words = [word for word in argv if word != "--install-service"]
         if arguments.config is None:  # the service's environment may name another place
-            places = [value for value in given if value not in arguments.set]
-            words = [word for value in places for word in ("--set", value)] + words
+            state_options = [value for value in given if value not in arguments.set]
+            words = [word for value in state_options for word in ("--set", value)] + words
         print(service.remove(settings) if arguments.remove_service else service.install(settings, words))
         return 0
-    note = state_places.note_of_another(settings.state.state_file)
+    note = state_paths.note_of_another(settings.state.state_file)
     if note:
         print(note, file=sys.stderr, flush=True)
     if arguments.daemon:

@@ -15,8 +15,11 @@ import sys
 
 def wheel() -> str:
     """Debian keeps it elsewhere than Python itself does."""
-    places = [getattr(ensurepip, "_WHEEL_PKG_DIR", None), os.path.join(os.path.dirname(ensurepip.__file__), "_bundled")]
-    found = [path for place in places if place for path in glob.glob(os.path.join(place, "pip-*.whl"))]
+    locations = [
+        getattr(ensurepip, "_WHEEL_PKG_DIR", None),
+        os.path.join(os.path.dirname(ensurepip.__file__), "_bundled"),
+    ]
+    found = [path for place in locations if place for path in glob.glob(os.path.join(place, "pip-*.whl"))]
     if not found:
         sys.exit(f"{sys.executable} has the module ensurepip, but no pip in it")
     return found[0]

@@ -74,15 +74,15 @@ def table(known: dict[int, Scenario], numbers: list[int], results: list[dict[str
     for number in numbers:
         for one in [one for one in results if one["scenario"] == number] or [None]:
             if one is None:
-                verdict, rounds, measured = "NOT RUN", "", "no test of it ran"
+                result, rounds, measured = "NOT RUN", "", "no test of it ran"
             else:
-                verdict = {"passed": "ok", "skipped": "skipped"}.get(one["outcome"], "FAILED")
+                result = {"passed": "ok", "skipped": "skipped"}.get(one["outcome"], "FAILED")
                 rounds = f"{one['rounds']} round{'s' if one['rounds'] != 1 else ''}, {one['took_s']:.0f} s"
                 measured = one["measured"] or one["trouble"]
             lines.append(
-                f"{number:>3}  {verdict:8} {known[number].title}  ({rounds})"
+                f"{number:>3}  {result:8} {known[number].title}  ({rounds})"
                 if rounds
-                else f"{number:>3}  {verdict:8} {known[number].title}"
+                else f"{number:>3}  {result:8} {known[number].title}"
             )
             lines += textwrap.wrap(f"measured: {measured}", 110, initial_indent=" " * 14, subsequent_indent=" " * 24)
             passes = f"passes:   {known[number].passes}"

@@ -67,7 +67,7 @@ def file_name(shot: Shot, theme: str, locale: str) -> str:
     return f"{shot.name}{'-dark' if theme == 'dark' else ''}{'.zh-CN' if locale == 'zh-CN' else ''}.png"
 
 
-def looks(shot: Shot) -> list[tuple[str, str]]:
+def themes(shot: Shot) -> list[tuple[str, str]]:
     """(theme, locale) of each of its pictures."""
     return [("light", "en"), ("dark", "en"), *([("light", "zh-CN")] if shot.chinese else [])]
 
@@ -213,7 +213,7 @@ def _wait(reached: Callable[[], bool], timeout_s: float, what: str) -> None:
 
 def _take(browser: Browser, url: str, shot: Shot, folder: str) -> None:
     """All pictures of one page. Exits where the page complains or a picture is too large to keep."""
-    for theme, locale in looks(shot):
+    for theme, locale in themes(shot):
         context = browser.new_context(
             locale=locale,
             color_scheme="dark" if theme == "dark" else "light",

@@ -118,13 +118,13 @@ def _checked_files() -> list[str]:
 
 def _digest(path: str) -> str:
     """Of all that decides what bandit says of this file."""
-    told = (
+    reported = (
         importlib.metadata.version("bandit"),
         sys.version,
         (ROOT / "pyproject.toml").read_text(encoding="utf-8"),
         path,
     )
-    return hashlib.sha256("\0".join(told).encode() + b"\0" + (ROOT / path).read_bytes()).hexdigest()
+    return hashlib.sha256("\0".join(reported).encode() + b"\0" + (ROOT / path).read_bytes()).hexdigest()
 
 
 def lock_mistakes(name: str, text: str) -> list[str]:

@@ -37,7 +37,7 @@ for _number, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
         signal.signal(_number, _usual)
 
 # Files are shared out among processes in this order, and a run ends when its last file does.
-LONGEST = ["test_axe", "test_portal", "test_look", "test_operations", "test_logs"]
+LONGEST = ["test_axe", "test_portal", "test_appearance", "test_operations", "test_logs"]
 LONGEST += ["test_playbooks", "test_agent_lease", "test_lease", "test_deploy", "test_tls", "test_reassignment"]
 LONGEST += ["test_chaos_fence", "test_gangs", "test_upgrade", "test_agent_memory", "test_recovery", "test_trust_doctor"]
 LONGEST += ["test_tunnel", "test_chaos_manager", "test_worker_launcher", "test_reach", "test_chaos_disk"]

@@ -57,7 +57,7 @@ class FakeManager:
         self.fleet_id = fleet_id
         self.knows_all = knows_all
         self.routes: dict[str, Route] = {}
-        self.heard: list[str] = []  # agent ids, one per heartbeat
+        self.received: list[str] = []  # agent ids, one per heartbeat
         self.proof_keys: dict[str, str] = {}
         self.secrets: dict[str, str] = {}
         self.assignments: dict[str, Assignment] = {}
@@ -114,7 +114,7 @@ class FakeManager:
             self.changed.notify_all()
         return self.assignments[worker_id]
 
-    def want(self, worker_id: str, desired: str) -> None:
+    def set_desired(self, worker_id: str, desired: str) -> None:
         """An operator's start or stop."""
         with self.changed:
             one = self.assignments[worker_id]
@@ -383,7 +383,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             answer(status, said)
         elif words[3] == "heartbeat":
-            manager.heard.append(words[2])
+            manager.received.append(words[2])
             answer(200, manager.heartbeat(value))
         else:
             answer(200, manager.poll(query.get("rev", ""), int(query["seq"]), float(query["wait"])))

@@ -26,13 +26,13 @@ class OtherUser:
         self._process = process
 
     def ask(self, method: str, target: str, headers: dict[str, str], body: str | None = None) -> int:
-        return int(self._tell(json.dumps([method, target, headers, body])))
+        return int(self._ask(json.dumps([method, target, headers, body])))
 
     def vanish(self, requests: list[tuple[str, str, dict[str, str], str | None]]) -> int:
         """Returns how many were sent."""
-        return int(self._tell("vanish " + json.dumps(requests)))
+        return int(self._ask("vanish " + json.dumps(requests)))
 
-    def _tell(self, line: str) -> str:
+    def _ask(self, line: str) -> str:
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(line + "\n")
         self._process.stdin.flush()

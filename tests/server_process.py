@@ -219,7 +219,7 @@ def main(arguments: list[str]) -> None:
             keep_per_worker=config.logs.keep_per_worker,
             keep_in_all=config.logs.keep_in_all,
         ),
-        keeper=websocket.WebSocketKeeper(float(own.get("ping_s", 15)), float(own.get("reap_s", 45))),
+        keeper=websocket.PingReaper(float(own.get("ping_s", 15)), float(own.get("reap_s", 45))),
     )
     web.start()
     if "meter" in own:
@@ -250,14 +250,14 @@ def _meter(path: str) -> None:
         now = time.thread_time()
         longest, since = max(longest, now - since), now
 
-    def tell(sock: Any, _address: Any) -> None:
+    def hello(sock: Any, _address: Any) -> None:
         nonlocal longest
         sock.sendall(b"%.3f" % (1000 * longest))
         longest = 0.0
 
     watcher = gevent.get_hub().loop.check()
     watcher.start(turned)
-    server = gevent.server.StreamServer(("127.0.0.1", 0), tell)
+    server = gevent.server.StreamServer(("127.0.0.1", 0), hello)
     server.start()
     with open(path, "w", encoding="utf-8") as file:
         file.write(str(server.server_port))

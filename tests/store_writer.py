@@ -96,7 +96,7 @@ def main(path: str) -> None:
     fleet = Fleet(store, EventLog(store), FleetSettings(), clock.read())
     taking = threading.Lock()
 
-    def tell(word: str, number: int) -> None:
+    def acknowledge(word: str, number: int) -> None:
         os.write(1, f"{word} {number} {time.monotonic_ns()}\n".encode())
 
     def commit_for_ever() -> None:
@@ -107,7 +107,7 @@ def main(path: str) -> None:
                     highest += 1
                     number = highest
                 store.commit([("numbers", str(number), {"n": number, "text": "x" * (number % 300)})])
-                tell("change", number)
+                acknowledge("change", number)
         except BaseException:
             os._exit(1)  # nothing is written any more, as after a SIGKILL
 
@@ -118,7 +118,7 @@ def main(path: str) -> None:
             for _ in range(SAVE_EVERY):
                 with fleet.state.transaction(clock.read()) as tx:
                     epoch = fleet.state.next_epoch(tx)
-                tell("epoch", epoch)
+                acknowledge("epoch", epoch)
             fleet.state.durability.save()
     except BaseException as exc:
         print(exc, file=sys.stderr, flush=True)

@@ -215,14 +215,14 @@ class Attacker:
                 sock = socket.create_connection(("127.0.0.1", self.port), timeout=5)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 held.append(sock)
-                self._converse(sock)
+                self._serve_connection(sock)
             while len(held) > (32 if self.attack.name == "viewer_follows" else 0):
                 held.pop(0).close()
         for sock in held:
             sock.close()
         return self.counts
 
-    def _converse(self, sock: socket.socket) -> None:
+    def _serve_connection(self, sock: socket.socket) -> None:
         sock.sendall(self.opening)
         if self.attack.upgrades:
             sock.recv(65536)

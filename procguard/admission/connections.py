@@ -32,7 +32,7 @@ def _nothing() -> None:
 TIME_TO_SPEAK_S = 1.0
 HARD = 4
 UNSHARED_WORK = 40  # a new connection's: the request by which an agent proves itself waits for no stranger
-LOOKS_PER_TIMEOUT = 15  # a wait ends at most this fraction of its time late
+CHECKS_PER_TIMEOUT = 15  # a wait ends at most this fraction of its time late
 REST_EVERY = 2_000  # connections looked at in one go: well under a millisecond
 
 
@@ -82,13 +82,13 @@ class Unproven(Generic[Connection]):
                 del self._of_address[address]
 
 
-class Ticket:
+class ConnectionHandle:
     """One connection of HTTP. `caller` is set by its first identified request; `evicted`: it was told to go; `share`:
     what it may do in one turn of the event loop, together with the caller's others or with all strangers."""
 
     __slots__ = ("_book", "_unshared_work", "caller", "cut", "evicted", "share")
 
-    def __init__(self, book: ConnectionBook, cut: Cut) -> None:
+    def __init__(self, book: ConnectionLimiter, cut: Cut) -> None:
         self._book = book
         self.cut = cut
         self.caller = ""
@@ -116,14 +116,14 @@ class Ticket:
 class _Caller:
     """Whose connections these are, and what they may do together."""
 
-    __slots__ = ("share", "tickets")
+    __slots__ = ("handles", "share")
 
     def __init__(self, share: Share) -> None:
         self.share = share
-        self.tickets: dict[Ticket, None] = {}  # oldest first
+        self.handles: dict[ConnectionHandle, None] = {}  # oldest first
 
 
-class ConnectionBook:
+class ConnectionLimiter:
     """All connections of HTTP of a manager, over all its listeners."""
 
     def __init__(self, limits: WebLimits, most: int | None = None) -> None:
@@ -131,7 +131,7 @@ class ConnectionBook:
         self._limits = limits
         self.most = limits.connections if most is None else min(most, limits.connections)
         self._all = 0
-        self._unproven: Unproven[Ticket] = Unproven(
+        self._unproven: Unproven[ConnectionHandle] = Unproven(
             limits.unproven_connections, limits.unproven_per_address, TIME_TO_SPEAK_S
         )
         self._callers: dict[str, _Caller] = {}  # who has proven connections
@@ -145,53 +145,53 @@ class ConnectionBook:
     def unproven_count(self) -> int:
         return len(self._unproven)
 
-    def admit(self, address: str, cut: Cut, now: float) -> Ticket | None:
+    def admit(self, address: str, cut: Cut, now: float) -> ConnectionHandle | None:
         """A new connection; None when there is no room even after a stranger was sent away."""
         if self._all >= self.most:
             self._evict(self._unproven.oldest, "connections")  # its place is free once it has ended
             self.refused["connections"] += 1
             return None
-        ticket = Ticket(self, cut)
+        handle = ConnectionHandle(self, cut)
         self._all += 1
-        for another, limit in self._unproven.add(ticket, address, now):
+        for another, limit in self._unproven.add(handle, address, now):
             self._evict(another, limit)
-        return ticket
+        return handle
 
-    def proven(self, ticket: Ticket, caller: str, agent: bool) -> None:
-        if ticket.evicted:
+    def proven(self, handle: ConnectionHandle, caller: str, agent: bool) -> None:
+        if handle.evicted:
             return
         known = self._callers.get(caller)
         if known is None:
             known = self._callers[caller] = _Caller(Share(self.strangers_share))
-            if ticket.caller:
-                known.share.go_on_from(ticket.share)
-        self._forget(ticket)
-        ticket.caller, ticket.share = caller, known.share
-        known.tickets[ticket] = None
-        if agent and len(known.tickets) > self._limits.connections_per_agent:
-            self._evict(next(iter(known.tickets)), "connections_per_agent")
+            if handle.caller:
+                known.share.go_on_from(handle.share)
+        self._forget(handle)
+        handle.caller, handle.share = caller, known.share
+        known.handles[handle] = None
+        if agent and len(known.handles) > self._limits.connections_per_agent:
+            self._evict(next(iter(known.handles)), "connections_per_agent")
 
-    def left(self, ticket: Ticket) -> None:
+    def left(self, handle: ConnectionHandle) -> None:
         self._all -= 1
-        self._forget(ticket)
+        self._forget(handle)
 
-    def _evict(self, ticket: Ticket | None, limit: str) -> None:
-        if ticket is not None:
-            ticket.evicted = True
-            self._forget(ticket)
+    def _evict(self, handle: ConnectionHandle | None, limit: str) -> None:
+        if handle is not None:
+            handle.evicted = True
+            self._forget(handle)
             self.refused[limit] += 1
-            ticket.cut()
+            handle.cut()
 
-    def _forget(self, ticket: Ticket) -> None:
+    def _forget(self, handle: ConnectionHandle) -> None:
         """Out of every order; it still counts until it has left."""
-        if not ticket.caller:
-            self._unproven.remove(ticket)
+        if not handle.caller:
+            self._unproven.remove(handle)
             return
-        own = self._callers.get(ticket.caller)
+        own = self._callers.get(handle.caller)
         if own is not None:
-            own.tickets.pop(ticket, None)
-            if not own.tickets:
-                del self._callers[ticket.caller]
+            own.handles.pop(handle, None)
+            if not own.handles:
+                del self._callers[handle.caller]
 
 
 class Waiting(Protocol):
@@ -215,7 +215,7 @@ class IdleTimeouts:
     """
 
     def __init__(self, shortest_s: float) -> None:
-        self._look_every_s = shortest_s / LOOKS_PER_TIMEOUT
+        self._check_interval_s = shortest_s / CHECKS_PER_TIMEOUT
         self._connections: set[Waiting] = set()
         self._greenlet: Any = None
 
@@ -237,7 +237,7 @@ class IdleTimeouts:
 
     def _loop(self) -> None:
         while True:
-            gevent.sleep(self._look_every_s)
+            gevent.sleep(self._check_interval_s)
             for number, connection in enumerate(list(self._connections), 1):
                 since = connection.waits_since
                 if since and time.monotonic() - since > connection.idle_timeout_s:

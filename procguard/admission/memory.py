@@ -16,7 +16,7 @@ from procguard.errors import LimitExceeded
 
 SMALL_BYTES = 64 * 1024  # what a live heartbeat or log line has: it never waits behind backlogs
 SMALL_STRANGER_BYTES = 4 * 1024
-TURN_S = 8.0
+WAIT_S = 8.0
 ONE_OF = 4  # a caller's part of the known callers' share
 
 
@@ -101,13 +101,13 @@ class Bodies:
             yield
             return
         if not caller:
-            with self._strangers.room(size_bytes, TURN_S, self.CROWD):
+            with self._strangers.room(size_bytes, WAIT_S, self.CROWD):
                 yield
             return
         with (
             self._own_share(caller) as own,
-            own.room(min(size_bytes, self._one_bytes), TURN_S, self.CROWD),
-            self._known.room(size_bytes, TURN_S, self.CROWD),
+            own.room(min(size_bytes, self._one_bytes), WAIT_S, self.CROWD),
+            self._known.room(size_bytes, WAIT_S, self.CROWD),
         ):
             yield
 

@@ -38,20 +38,20 @@ class RateLimiter:
         return 0.0 if allowed else (1.0 - level) / self._per_s
 
 
-class Sparing:
+class RecordLimiter:
     """How many records of what one caller causes are written; the others are counted and told with the next that is."""
 
     def __init__(self, at_once: int, per_s: float) -> None:
         self._rate = RateLimiter(at_once, per_s)
-        self._untold: OrderedDict[str, int] = OrderedDict()
+        self._suppressed: OrderedDict[str, int] = OrderedDict()
 
-    def untold(self, key: str, now_monotonic: float) -> int | None:
+    def suppressed(self, key: str, now_monotonic: float) -> int | None:
         """None: not this one; else how many were not written since the last that was."""
         if self._rate.wait_s(key, now_monotonic) <= 0:
-            return self._untold.pop(key, 0)
-        self._untold[key] = self._untold.pop(key, 0) + 1
-        if len(self._untold) > MAX_KEYS:
-            self._untold.popitem(last=False)
+            return self._suppressed.pop(key, 0)
+        self._suppressed[key] = self._suppressed.pop(key, 0) + 1
+        if len(self._suppressed) > MAX_KEYS:
+            self._suppressed.popitem(last=False)
         return None
 
 

@@ -17,7 +17,7 @@ from gevent.hub import Waiter
 
 SLICE_WORK = 100  # of one connection, before the next one of the same caller has its turn: about 1 ms
 SLICE_S = 0.001
-TURN_SLICES = 4  # of one caller in one turn of the loop
+SLICES_PER_TURN = 4  # of one caller in one turn of the loop
 BYTES_PER_WORK = 8 * 1024  # to receive, copy or send them
 
 
@@ -95,8 +95,8 @@ class Share:
         self._timer = None
         assert self._waiting is not None
         self._watch.since = time.perf_counter()
-        ends = self._watch.since + TURN_SLICES * SLICE_S
-        for _ in range(min(TURN_SLICES, len(self._waiting))):
+        ends = self._watch.since + SLICES_PER_TURN * SLICE_S
+        for _ in range(min(SLICES_PER_TURN, len(self._waiting))):
             waiter = self._waiting.popleft()
             self._turn, self._left, self._left_s = self._loop.iteration, SLICE_WORK, SLICE_S
             waiter.switch(None)

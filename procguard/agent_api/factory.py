@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from procguard.admission.memory import Bodies
-from procguard.agent_api.handlers import Desk
+from procguard.agent_api.handlers import AgentApi
 from procguard.agent_api.interface import Access, Channel
 from procguard.agent_api.mock import MockChannel
 from procguard.config.limits import WebLimits
@@ -13,12 +13,12 @@ from procguard.fleet.fleet import Fleet
 
 
 def create(
-    communication: Communication, fleet: Fleet, desk: Desk, access: Access, limits: WebLimits, bodies: Bodies
+    communication: Communication, fleet: Fleet, agent_api: AgentApi, access: Access, limits: WebLimits, bodies: Bodies
 ) -> Channel:
     """The channel beside HTTP. Raises ConfigError where this machine can't have it."""
     own = communication.adapter_config
     if communication.adapter_type == "mock":
-        return MockChannel(fleet, desk, access, own.mock_workers)
+        return MockChannel(fleet, agent_api, access, own.mock_workers)
     try:
         from procguard.agent_api.zmq.channel import ZmqChannel  # noqa: PLC0415 - 5 MB that only this channel needs
     except ImportError as exc:
@@ -26,7 +26,7 @@ def create(
             f"communication.adapter_type: zmq needs pyzmq, which cannot be loaded here ({exc})",
             "install it: pip install 'procguard[zmq]'; or set adapter_type to mock: agents then speak HTTP",
         ) from exc
-    channel = ZmqChannel(desk, access, own, limits, bodies)
+    channel = ZmqChannel(agent_api, access, own, limits, bodies)
     fleet.state.bus.revoked.subscribe(channel.revoke)
     fleet.state.bus.secret_taken.subscribe(channel.revoke)  # connections that stand go on; it makes itself a new key
     return channel

@@ -24,7 +24,7 @@ from procguard.admission.rate import RateLimiter
 from procguard.agent_api import answers, decode
 from procguard.agent_api.declaration import Who, choice, flag, get, post, read_query, routes_of, seconds, text, whole
 from procguard.agent_api.interface import Access, LogSink, Principal
-from procguard.agent_api.long_poll import HeldPoll, HeldPolls
+from procguard.agent_api.long_poll import LongPoll, LongPolls
 from procguard.agent_api.sessions import AgentSessions
 from procguard.config.limits import WebLimits
 from procguard.errors import Conflict, LimitExceeded, ProcGuardError, Refused, UsageError
@@ -107,7 +107,7 @@ class Call:
         """The whole body. Raises LimitExceeded beyond `max_bytes`."""
         raise NotImplementedError
 
-    def held(self, poll: HeldPoll) -> None:
+    def held(self, poll: LongPoll) -> None:
         """The request waits now; the channel may end it (`poll.end`) when its connection closes."""
 
 
@@ -159,7 +159,7 @@ class ShippedQuery:
     times: str = text("from which byte on another time holds: `512:250,9000:1250`", MAX_TIMES_CHARS)
 
 
-class Desk:
+class AgentApi:
     """Answers what agents ask. `start` takes the fleet's wake-ups, `stop` ends what is held."""
 
     def __init__(
@@ -177,7 +177,7 @@ class Desk:
         self._fleet = fleet
         self._access = access
         self._logs = log_sink
-        self._held = HeldPolls()
+        self._held = LongPolls()
         self._log_budget = ByteBudget(MAX_LOG_BYTES_AT_ONCE)
         self._register_rate = RateLimiter(limits.registrations_at_once, limits.registrations_per_second)
         self._offer: Offer | None = None
@@ -207,7 +207,7 @@ class Desk:
     def routes(self) -> list[AgentRoute]:
         return [
             AgentRoute(one.method, one.path, getattr(self, one.handler), _name_in(one.path), one.who, one.often)
-            for one in routes_of(Desk)
+            for one in routes_of(AgentApi)
         ]
 
     # -------------------------------------------------------------------------------------------- first contact
@@ -474,14 +474,14 @@ class Desk:
         self._fleet.agents.rotations.take(agent_id, renewal, clock.read())
         return Answer(200, {"agent_id": agent_id, "status": "taken"})
 
-    def _open(self, key: str, agent_id: str, call: Call, caller: Principal) -> HeldPoll:
+    def _open(self, key: str, agent_id: str, call: Call, caller: Principal) -> LongPoll:
         poll = self._held.open(key, agent_id, call.sock)
         poll.close_use = self._access.hold(caller, functools.partial(poll.end, "revoked"))
         call.held(poll)
         return poll
 
 
-def _refuse_revoked(poll: HeldPoll) -> None:
+def _refuse_revoked(poll: LongPoll) -> None:
     if poll.ending == "revoked":
         raise Refused("this secret was revoked while its request waited", "deploy the host again (invoke deploy)")
 
@@ -523,7 +523,7 @@ def _times(text: str, at: float, length: int) -> list[tuple[int, float]]:
     return found
 
 
-def _wait(poll: HeldPoll, left_s: float) -> bool:
+def _wait(poll: LongPoll, left_s: float) -> bool:
     """False when the time is up."""
     if left_s <= 0:
         return False

@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl
 import bottle
 
 from procguard.agent_api import decode, http_io
-from procguard.agent_api.handlers import AgentRoute, Answer, Call, Desk
+from procguard.agent_api.handlers import AgentApi, AgentRoute, Answer, Call
 from procguard.agent_api.interface import Access, Principal
 from procguard.agent_api.sessions import SIGNED, Signed
 from procguard.errors import UsageError
@@ -24,8 +24,8 @@ class HttpChannel:
 
     name = "http"
 
-    def __init__(self, desk: Desk, access: Access, direct: bool = True) -> None:
-        self._desk = desk
+    def __init__(self, agent_api: AgentApi, access: Access, direct: bool = True) -> None:
+        self._agent_api = agent_api
         self._access = access
         self._direct = direct
 
@@ -36,7 +36,7 @@ class HttpChannel:
         """Ended by the server as well."""
 
     def mount(self, app: bottle.Bottle) -> None:
-        for route in self._desk.routes():
+        for route in self._agent_api.routes():
             answer = _signed(http_io.answered(functools.partial(self._answer, route)))
             app.route(route.path, route.method, answer, who=route.who)
 
@@ -45,7 +45,7 @@ class HttpChannel:
         `answer(environ, id)` may raise ProcGuardError; the id is "" where the path has none."""
         return [
             (route.method, route.path, functools.partial(self._answer_shortly, route))
-            for route in self._desk.routes()
+            for route in self._agent_api.routes()
             if route.often
         ]
 

@@ -27,10 +27,10 @@ log = logging.getLogger(__name__)
 READ_BYTES = 1024 * 1024
 BODY_IS_HERE = "procguard.body_is_here"  # in the environment: the whole body has arrived
 MAX_NOTE_CHARS = 500  # of what the audit says about a change
-# In a request's environ: what it may take (Limits), whose connection it came on (a Ticket), the memory for bodies
-# (Bodies). Without them, as in tests, the defaults hold.
+# In a request's environ: its limits (Limits), its connection (ConnectionHandle) and the memory for bodies (Bodies).
+# Without them, as in tests, the defaults hold.
 PROXIED = "procguard.proxied"  # the peer is a proxy that is believed (portal/http/proxies.py)
-LIMITS, TICKET, BODIES = "procguard.limits", "procguard.ticket", "procguard.bodies"
+LIMITS, CONNECTION_HANDLE, BODIES = "procguard.limits", "procguard.connection_handle", "procguard.bodies"
 CLOSE_USE = "procguard.close_use"  # called when the answer has left (portal/auth/live_uses.py)
 _DEFAULTS = WebLimits()
 
@@ -44,7 +44,7 @@ _ALIKE = bytes.maketrans(b"123456789E", b"000000000e")
 _LONG = b"0" * 200  # with an exponent of two digits, 1e308 is not out of reach of fewer
 _BEFORE_A_NUMBER = b":,[ \t\r\n"
 _LOOK_BACK = 2 * len(_LONG)  # from an exponent to the begin of its number
-_MAX_LOOKS = 1_000
+_MAX_CHECKS = 1_000
 _VALUES_AT_ONCE = 1_000  # looked at, before others may have their turn
 
 
@@ -70,9 +70,13 @@ def read_body(environ: dict[str, Any], max_bytes: int | None = None) -> bytes:
     size = int(declared) if declared else max_bytes if "HTTP_TRANSFER_ENCODING" in environ else 0
     if size > max_bytes:
         raise too_large(max_bytes)
-    ticket, bodies = environ.get(TICKET), environ.get(BODIES)
-    caller = ticket.caller if ticket is not None else ""
-    timeout_s = limits.body_timeout if caller or ticket is None else min(limits.body_timeout, limits.unproven_timeout)
+    connection_handle, bodies = environ.get(CONNECTION_HANDLE), environ.get(BODIES)
+    caller = connection_handle.caller if connection_handle is not None else ""
+    timeout_s = (
+        limits.body_timeout
+        if caller or connection_handle is None
+        else min(limits.body_timeout, limits.unproven_timeout)
+    )
     if bodies is None:
         return _read_in_time(environ, max_bytes, timeout_s)
     with bodies.turn(size, caller):
@@ -155,13 +159,13 @@ def may_overflow(body: bytes) -> bool:
     alike = body.translate(_ALIKE)
     if b"0e" not in alike:
         return False
-    looks = 0
+    checks = 0
     for shape in (b"0e000", b"0e+000"):
         at = alike.find(shape)
         while at >= 0:
-            looks += 1
+            checks += 1
             before = alike[max(0, at + 1 - _LOOK_BACK) : at + 1].rstrip(b"0.-")[-1:]
-            if before in _BEFORE_A_NUMBER or looks > _MAX_LOOKS:  # also where nothing stands before it
+            if before in _BEFORE_A_NUMBER or checks > _MAX_CHECKS:  # also where nothing stands before it
                 return True
             at = alike.find(shape, at + 1)
     return False
@@ -198,11 +202,11 @@ def _json_type(value: Any) -> str:
 
 
 def _finite(value: Any) -> bool:
-    pending, pace, looked = [value], Pace(), 0
+    pending, pace, checked = [value], Pace(), 0
     while pending:
         item = pending.pop()
-        looked += 1
-        if looked % _VALUES_AT_ONCE == 0:
+        checked += 1
+        if checked % _VALUES_AT_ONCE == 0:
             pace()
         if isinstance(item, float) and not math.isfinite(item):
             return False
@@ -280,8 +284,8 @@ def json_response(value: Any, status: int = 200) -> bottle.HTTPResponse:
 
 
 def error_body(code: str, message: str, next_step: str, request_id: str) -> dict[str, Any]:
-    told = {"code": code, "message": hints.commands(message), "next": hints.commands(next_step)}
-    return {"error": {**told, "request_id": request_id}}
+    error = {"code": code, "message": hints.commands(message), "next": hints.commands(next_step)}
+    return {"error": {**error, "request_id": request_id}}
 
 
 def refusal_body(exc: ProcGuardError, request_id: str) -> dict[str, Any]:

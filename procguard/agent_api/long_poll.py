@@ -17,14 +17,14 @@ Ending = Literal["", "peer_closed", "superseded", "stopping", "revoked"]
 _READABLE = 1  # libev's EV_READ
 _PEEK = 2  # MSG_PEEK
 _TCP_CLOSE, _TCP_CLOSE_WAIT = 7, 8  # of the kernel's enum
-FIRST_LOOK_S, LOOK_EVERY_S = 0.1, 1.0
+FIRST_POLL_S, POLL_INTERVAL_S = 0.1, 1.0
 
 
 def _no_use() -> None:
     """It was opened by no right that could be revoked."""
 
 
-class HeldPoll:
+class LongPoll:
     """One held request. `ending` is empty while it may go on."""
 
     def __init__(self, key: str, agent_id: str, sock: Any | None) -> None:
@@ -72,10 +72,10 @@ class HeldPoll:
             self.end("peer_closed")
         self.release()  # level-triggered: it would fire for ever
         if not closed:
-            self._watcher = gevent.get_hub().loop.timer(FIRST_LOOK_S, LOOK_EVERY_S)
-            self._watcher.start(self._look_for_its_end)
+            self._watcher = gevent.get_hub().loop.timer(FIRST_POLL_S, POLL_INTERVAL_S)
+            self._watcher.start(self._check_for_close)
 
-    def _look_for_its_end(self) -> None:
+    def _check_for_close(self) -> None:
         """What comes after unread bytes, asked of the kernel."""
         try:
             state = self._plain_socket().getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
@@ -90,26 +90,26 @@ class HeldPoll:
         return getattr(self._socket, "_sock", self._socket)
 
 
-class HeldPolls:
+class LongPolls:
     """All held requests. The newest of a key supersedes the older one, which returns at once."""
 
     def __init__(self) -> None:
-        self._current: dict[str, HeldPoll] = {}
-        self._by_agent: dict[str, set[HeldPoll]] = {}
+        self._current: dict[str, LongPoll] = {}
+        self._by_agent: dict[str, set[LongPoll]] = {}
         self._stopping = False
 
-    def open(self, key: str, agent_id: str, sock: Any | None) -> HeldPoll:
+    def open(self, key: str, agent_id: str, sock: Any | None) -> LongPoll:
         older = self._current.get(key)
         if older is not None:
             older.end("superseded")
-        poll = HeldPoll(key, agent_id, sock)
+        poll = LongPoll(key, agent_id, sock)
         self._current[key] = poll
         self._by_agent.setdefault(agent_id, set()).add(poll)
         if self._stopping:
             poll.end("stopping")
         return poll
 
-    def close(self, poll: HeldPoll) -> None:
+    def close(self, poll: LongPoll) -> None:
         poll.release()
         poll.close_use()
         if self._current.get(poll.key) is poll:

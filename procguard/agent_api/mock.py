@@ -20,9 +20,9 @@ import gevent
 import gevent.event
 
 from procguard.agent_api import http_io
-from procguard.agent_api.handlers import Answer, Call, Desk
+from procguard.agent_api.handlers import AgentApi, Answer, Call
 from procguard.agent_api.interface import Access, Principal
-from procguard.agent_api.long_poll import HeldPoll
+from procguard.agent_api.long_poll import LongPoll
 from procguard.agent_api.routes import RouteTable, caller_by_secret, refusal
 from procguard.fleet.fleet import Fleet
 from procguard.fleet.model import clock
@@ -117,7 +117,7 @@ class MockConnection:
         self._routes = routes
         self._access = access
         self._secret_sha256 = messages.secret_sha256(secret) if secret else ""
-        self._polls: set[HeldPoll] = set()
+        self._polls: set[LongPoll] = set()
         self.closed = False
 
     def request(self, method: str, path: str, body: bytes = b"") -> Answer:
@@ -140,7 +140,7 @@ class MockCall(Call):
     channel = "mock"
 
     def __init__(
-        self, query: Mapping[str, str], body: bytes, access: Access, secret_sha256: str, polls: set[HeldPoll]
+        self, query: Mapping[str, str], body: bytes, access: Access, secret_sha256: str, polls: set[LongPoll]
     ) -> None:
         super().__init__(query, PEER, len(body))
         self._body, self._access, self._secret_sha256, self._polls = body, access, secret_sha256, polls
@@ -153,7 +153,7 @@ class MockCall(Call):
             raise http_io.too_large(max_bytes)
         return self._body
 
-    def held(self, poll: HeldPoll) -> None:
+    def held(self, poll: LongPoll) -> None:
         self._polls.difference_update([one for one in self._polls if one.ending])
         self._polls.add(poll)
 
@@ -163,10 +163,10 @@ class MockChannel:
 
     name = "mock"
 
-    def __init__(self, fleet: Fleet, desk: Desk, access: Access, mock_workers: int = 0) -> None:
+    def __init__(self, fleet: Fleet, agent_api: AgentApi, access: Access, mock_workers: int = 0) -> None:
         self._fleet = fleet
         self._access = access
-        self._routes = RouteTable(desk.routes())
+        self._routes = RouteTable(agent_api.routes())
         self._count = mock_workers
         self._workers: dict[str, SimulatedWorker] = {}
         self._connections: dict[str, MockConnection] = {}

@@ -28,12 +28,12 @@ TOPICS: dict[str, dict[str, tuple[str, ...]]] = {
         "deploy": ("deploy", "upgrade", "rollback", "undeploy", "trust", "doctor", "fetch"),
         "here": ("playbooks",),
         "workers": ("hosts",),
-        "places": ("cordon", "uncordon"),
+        "scheduling": ("cordon", "uncordon"),
     },
     "Workers": {
         "workers": ("ps", "top", "describe", "groups", "wait"),
         "operations": ("start", "stop", "restart", "kill"),
-        "places": ("move",),
+        "scheduling": ("move",),
         "forget": ("forget",),
     },
     "What happened": {

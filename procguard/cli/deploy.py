@@ -150,11 +150,11 @@ def deploy(
     A release whose agent does not start, or sends no heartbeat, is rolled back on that host. Exit code 2 where a host
     failed, or a worker that is to run is failed or in backoff.
     """
-    from procguard.client.coming_up import patience
+    from procguard.client.coming_up import wait_limit
     from procguard.deploy.session import bundle
 
     bundle.begin()
-    limit, found = patience(wait, no_wait), among.loaded("deploy")
+    limit, found = wait_limit(wait, no_wait), among.loaded("deploy")
     if found.incomplete and prune:
         _say_notes(found)
         raise UsageError(
@@ -175,7 +175,7 @@ def deploy(
         sync_running=sync_running,
         rotate_secrets=rotate_secrets,
         limited=bool(among.limit),
-        patience=limit,
+        wait_limit=limit,
         another_fleet=another_fleet,
         inventory=named,
     )
@@ -262,7 +262,7 @@ def doctor(host: str, inventory: InventoryOptions = INVENTORY, login: LoginOptio
     connector = Connector(login.credentials([found[host]]))
     for step in Doctor(connect(), connector).examine(found[host]):
         deployment.step(out, step)
-        bad += step.verdict == "bad"
+        bad += step.status == "bad"
     if bad:
         raise PartlyFailed(f"{host}: {bad} step(s) failed", "the lines above say what to do")
 

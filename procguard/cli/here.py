@@ -96,19 +96,19 @@ def playbooks(folder: str) -> None:
         with open(path, encoding="utf-8") as file:
             text = file.read()
         with open(path, "w", encoding="utf-8") as file:
-            file.write(_with_places(text))
+            file.write(_with_values(text))
     except OSError as exc:
         raise UsageError(f"{exc.filename or target}: {exc.strerror}", "name a folder that you may write") from exc
     say(f"{folder}: written; ansible-playbook -i inventory/prod.yaml {os.path.join(folder, 'deploy.yaml')}")
 
 
-def _with_places(text: str) -> str:
-    places = {"procguard_controller": sys.executable, "procguard_import_from": resources.import_root()}
+def _with_values(text: str) -> str:
+    values = {"procguard_controller": sys.executable, "procguard_import_from": resources.import_root()}
     lines = text.splitlines()
     for number, line in enumerate(lines):
         name = line.partition(":")[0]
-        if name in places:
-            lines[number] = f"{name}: {json.dumps(places[name])}"  # a JSON string is one of YAML's, too
+        if name in values:
+            lines[number] = f"{name}: {json.dumps(values[name])}"  # a JSON string is one of YAML's, too
     return "\n".join(lines) + "\n"
 
 

@@ -32,11 +32,11 @@ from procguard.errors import NotFound, PartlyFailed, UsageError
 
 if TYPE_CHECKING:
     from procguard.client.api import ManagerClient
-    from procguard.client.coming_up import Patience
+    from procguard.client.coming_up import WaitLimit
 
 CONFIRM_ABOVE = 20  # stop or kill of more workers than this asks for the number
 LIVE = ("running", "cancelling", "halting")
-LOOK_EVERY_S = 0.3
+POLL_INTERVAL_S = 0.3
 MAX_ITEMS_SHOWN = 40
 
 TARGET_HELP = {
@@ -105,7 +105,7 @@ def _act(verb: str, target: str, batch: BatchOptions, answer: AnswerOptions, wai
     from procguard.fleet.workers import selectors
 
     request = batch.request()
-    manager, limit = connect(), coming_up.patience(wait, answer.no_wait)
+    manager, limit = connect(), coming_up.wait_limit(wait, answer.no_wait)
     if selectors.is_one_id(target):
         _one(manager, verb, target, batch.reason, answer.json_, limit)
         return
@@ -121,10 +121,10 @@ def _act(verb: str, target: str, batch: BatchOptions, answer: AnswerOptions, wai
     _follow(manager, manager.begin_operation({"token": preview["token"], **request}), answer)
 
 
-def _one(manager: ManagerClient, verb: str, worker_id: str, reason: str, as_json: bool, limit: Patience) -> None:
+def _one(manager: ManagerClient, verb: str, worker_id: str, reason: str, as_json: bool, limit: WaitLimit) -> None:
     from procguard.client import coming_up
 
-    waits = verb in ("start", "restart") and limit != coming_up.NOT_AT_ALL
+    waits = verb in ("start", "restart") and limit != coming_up.NO_WAIT
     try:
         before = manager.worker(worker_id) if waits else {}
         answer = manager.command(worker_id, verb, reason)
@@ -163,8 +163,8 @@ def _follow(manager: ManagerClient, view: dict[str, Any], answer: AnswerOptions)
 
     operation_id, out = view["operation_id"], deployment.console(stderr=answer.json_)
     if answer.no_wait:
-        look = hints.commands(f"{operation_id}: begun; look: invoke operations.show {operation_id}")
-        say_json(view) if answer.json_ else say(look)
+        hint = hints.commands(f"{operation_id}: begun; look: invoke operations.show {operation_id}")
+        say_json(view) if answer.json_ else say(hint)
         return
     status = out.status("") if out.is_terminal else None
     try:
@@ -173,7 +173,7 @@ def _follow(manager: ManagerClient, view: dict[str, Any], answer: AnswerOptions)
         while view["status"] in LIVE:
             if status:
                 status.update(operations.progress(view))
-            time.sleep(LOOK_EVERY_S)
+            time.sleep(POLL_INTERVAL_S)
             view = manager.operation(operation_id, limit=1)
     except KeyboardInterrupt:
         if status:

@@ -15,7 +15,7 @@ from procguard.console.terminal import say, say_json
 from procguard.errors import NotFound, PartlyFailed, UsageError
 from procguard.fleet.workers import selectors
 
-LOOK_EVERY_S = 0.5
+POLL_INTERVAL_S = 0.5
 MOST_NAMED = 20
 
 View = dict[str, Any]
@@ -91,7 +91,7 @@ def _followed(manager: ManagerClient, found: dict[str, Any], timeout_s: float, q
             here = any(found[agent][1] != "away; done when it returns" for agent in waiting)
             if not here or time.monotonic() > deadline:
                 break
-            time.sleep(LOOK_EVERY_S)
+            time.sleep(POLL_INTERVAL_S)
     except KeyboardInterrupt:
         say(hints.commands("the rotation goes on; see invoke agents"), err=True)
         raise

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from procguard import hints
 from procguard.cli.program.command import operator_task
-from procguard.config import state_places
+from procguard.config import state_paths
 from procguard.console.terminal import json_escaped, say, say_json
 from procguard.errors import Conflict, UsageError
 
@@ -101,7 +101,7 @@ def export(file: str, state: str = "", config: str = "") -> None:
 
     settings = _settings(state, config)
     loaded = _read_database(settings) if settings.state.database else exchange.read(settings.state.state_file)
-    _tell(loaded.notes)
+    _print_notes(loaded.notes)
     lines = exchange.exported(loaded.tables, time.time())
     if file == "-":
         sys.stdout.writelines(map(json_escaped, lines))
@@ -180,7 +180,7 @@ def migrate(source: str, target: str, password_file: str = "") -> None:
         for directory in sorted({one.state_directory: one for one in (old, new)}.items()):
             stack.enter_context(_stopped(directory[1]))
         loaded = exchange.read(old.state.state_file)
-        _tell(loaded.notes)
+        _print_notes(loaded.notes)
         history = exchange.read_history(old.state.state_file)
         exchange.write_new(new.state.state_file, loaded.tables, history)
     _written(new, loaded.tables)
@@ -221,32 +221,32 @@ def _migrate_database(source: str, target: str, password_file: str) -> None:
     from procguard.fleet.store import exchange, postgresql
     from procguard.fleet.store.postgres_link import DatabasePlace
 
-    places = {
+    databases = {
         text: DatabasePlace(_checked_url(text), password_file) for text in (source, target) if is_postgres_url(text)
     }
     with contextlib.ExitStack() as stack:
         for text in (source, target):
-            if text not in places:
+            if text not in databases:
                 stack.enter_context(_stopped(_settings(text, "")))
-            elif leader := postgresql.leader_of(places[text]):
+            elif leader := postgresql.leader_of(databases[text]):
                 raise Conflict(
-                    f"manager {leader} runs on {places[text]}",
+                    f"manager {leader} runs on {databases[text]}",
                     "stop every manager of this database first (the workers run on), then repeat this",
                     code="already_running",
                 )
-        if source in places:
-            tables = postgresql.PostgresqlStore(places[source]).read().tables
+        if source in databases:
+            tables = postgresql.PostgresqlStore(databases[source]).read().tables
             if not tables:
-                raise UsageError(f"there is no state in {places[source]}", "name the database of the managers")
-            history = postgresql.history_of(places[source])
+                raise UsageError(f"there is no state in {databases[source]}", "name the database of the managers")
+            history = postgresql.history_of(databases[source])
         else:
             old = _settings(source, "").state.state_file
             loaded = exchange.read(old)
-            _tell(loaded.notes)
+            _print_notes(loaded.notes)
             tables, history = loaded.tables, list(exchange.read_history(old))
-        if target in places:
-            exchange.write_database(places[target], tables, history)
-            say(f"{places[target]}: {sum(len(records) for records in tables.values())} records")
+        if target in databases:
+            exchange.write_database(databases[target], tables, history)
+            say(f"{databases[target]}: {sum(len(records) for records in tables.values())} records")
             say("  put it into the configuration: state.database, with state.database_password_file")
         else:
             new = _settings(target, "")
@@ -289,7 +289,7 @@ def _settings(state: str, config: str) -> Config:
 
     if state:
         return load(config or None, [f"state.state_file={json.dumps(state)}"])
-    return load(config or None, [] if config else state_places.without_configuration())
+    return load(config or None, [] if config else state_paths.without_configuration())
 
 
 @contextlib.contextmanager
@@ -311,7 +311,7 @@ def _stopped(settings: Config) -> Iterator[None]:
         lock.release()
 
 
-def _tell(notes: list[str]) -> None:
+def _print_notes(notes: list[str]) -> None:
     for note in notes:
         say(f"note: {note}", err=True)
 

@@ -19,7 +19,7 @@ from procguard.fleet.shapes.workers import WORKER
 View = dict[str, Any]
 SELECT_TEXT = "only these workers: id, glob, or group=trainers,state=running"
 SORTS = ("cpu", "memory", "restarts", "state", "name")
-LOOK_EVERY_S = 0.5
+POLL_INTERVAL_S = 0.5
 
 
 @operator_task(help={"select": SELECT_TEXT})
@@ -86,7 +86,7 @@ def top(select: str = "", sort: str = "cpu", every: float = 1.0, count: int = 0)
         raise UsageError(f"--sort {sort} is not known", f"one of: {', '.join(SORTS)}")
     if every < 0.2:
         raise UsageError(f"--every {every:g}: at least 0.2 seconds", "leave it out for 1")
-    manager, looks = connect(), 0
+    manager, rounds = connect(), 0
     is_terminal = sys.stdout.isatty()
     live = Live(console=console(), screen=True, auto_refresh=False) if is_terminal else None
     if live:
@@ -100,8 +100,8 @@ def top(select: str = "", sort: str = "cpu", every: float = 1.0, count: int = 0)
             else:
                 for line in lines:
                     say(line)
-            looks += 1
-            if looks == count:
+            rounds += 1
+            if rounds == count:
                 return
             time.sleep(every)
     finally:

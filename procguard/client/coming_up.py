@@ -31,7 +31,7 @@ View = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Patience:
+class WaitLimit:
     """How long to wait. `seconds` None: until each has been up for its start_secs, at most LONGEST_S."""
 
     seconds: float | None = None
@@ -41,7 +41,7 @@ class Patience:
         return LONGEST_S if self.seconds is None else self.seconds
 
 
-NOT_AT_ALL = Patience(0.0)
+NO_WAIT = WaitLimit(0.0)
 
 
 @dataclass(frozen=True)
@@ -53,17 +53,17 @@ class Started:
     stop_s: float = 0.0
 
 
-def patience(wait: str, no_wait: bool) -> Patience:
+def wait_limit(wait: str, no_wait: bool) -> WaitLimit:
     """From --wait S and --no-wait."""
     if no_wait and wait:
         raise UsageError("--wait and --no-wait were both given", "leave one of them out")
     if no_wait:
-        return NOT_AT_ALL
+        return NO_WAIT
     if not wait:
-        return Patience()
+        return WaitLimit()
     if not re.fullmatch(r"\d{1,6}(\.\d*)?", wait):
         raise UsageError(f"--wait {wait}: expected seconds", "e.g. --wait 60, or --no-wait")
-    return Patience(float(wait))
+    return WaitLimit(float(wait))
 
 
 def is_held(view: View) -> bool:
@@ -77,7 +77,7 @@ def is_bad(view: View) -> bool:
     return view.get("desired") == "running" and view.get("state") in BAD and not is_held(view)
 
 
-def is_decided(view: View, one: Started, seen_for_s: float, limit: Patience) -> bool:
+def is_decided(view: View, one: Started, seen_for_s: float, limit: WaitLimit) -> bool:
     """Whether there is nothing more to wait for. `seen_for_s`: since its view first answered what was asked."""
     if view.get("desired") != "running" or (is_held(view) and view["gang"].get("phase") != "restarting"):
         return True
@@ -104,7 +104,7 @@ def answers(view: View, one: Started) -> bool:
 class Watcher:
     """Looks at the workers of some hosts; threads share one request."""
 
-    def __init__(self, client: ManagerClient, limit: Patience) -> None:
+    def __init__(self, client: ManagerClient, limit: WaitLimit) -> None:
         self._client = client
         self.limit = limit
         self._lock = threading.Lock()
@@ -154,7 +154,7 @@ class Watcher:
 
     def complaints(self, bad: Iterable[View]) -> dict[str, str]:
         """What to tell of each: "in backoff: exit code 1 after 0.1 s; restart 1 of 3 in 5 s: ValueError: no data"."""
-        told, deadline = {}, time.monotonic() + LOG_TIMEOUT_S
+        lines, deadline = {}, time.monotonic() + LOG_TIMEOUT_S
         for number, view in enumerate(bad):
             line = self._error_line(view, deadline) if number < MAX_LOGS else ""
             words = [
@@ -162,8 +162,8 @@ class Watcher:
                 str(view.get("reason") or ""),
                 line,
             ]
-            told[str(view["worker_id"])] = printable(": ".join(word for word in words if word))
-        return told
+            lines[str(view["worker_id"])] = printable(": ".join(word for word in words if word))
+        return lines
 
     def _error_line(self, view: View, deadline: float) -> str:
         """The first line of error that its last attempt printed; "" where it never ran or printed nothing."""
@@ -216,7 +216,7 @@ UP = (states.RUNNING, states.STARTING)
 DEFAULT_GRACE_S = 10.0
 
 
-def follow(client: ManagerClient, before: View, verb: str, command_id: str, limit: Patience) -> tuple[View, str]:
+def follow(client: ManagerClient, before: View, verb: str, command_id: str, limit: WaitLimit) -> tuple[View, str]:
     """What became of a worker by one start or restart: its view, and what is wrong ("": nothing). `before`: its view
     before the command. Waits until it is decided or the time is over, and never for a host that is out of reach."""
     known = int(before.get("attempt") or 0)

@@ -47,8 +47,8 @@ def find(url: str) -> Known | None:
     for directory in _directories():
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, paths.UnsafeDirectory):
             paths.ensure_private_dir(directory, make=False)
-            told: Any = paths.read_json(_file(directory, parts.port or 443))
-            return Known(str(told["url"]), str(told["ca_file"]), bool(told["any_name"]))
+            lines: Any = paths.read_json(_file(directory, parts.port or 443))
+            return Known(str(lines["url"]), str(lines["ca_file"]), bool(lines["any_name"]))
     return None
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from procguard.client.api import ManagerClient
 
 STATES = (states.RUNNING, states.EXITED, states.STOPPED, states.FAILED)
-LOOK_EVERY_S = 0.5
+POLL_INTERVAL_S = 0.5
 # Where a worker stays until a person acts: no waiting helps.
 SETTLED = {
     states.RUNNING: (states.FAILED, states.STOPPED, states.EXITED),
@@ -51,4 +51,4 @@ def wait(client: ManagerClient, selector: str, state: str, timeout_s: float) -> 
         ]
         if not missing or len(stuck) == len(missing) or time.monotonic() >= deadline:
             return WaitOutcome(len(mine), missing)
-        time.sleep(min(LOOK_EVERY_S, max(deadline - time.monotonic(), 0.01)))
+        time.sleep(min(POLL_INTERVAL_S, max(deadline - time.monotonic(), 0.01)))

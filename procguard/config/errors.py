@@ -35,11 +35,11 @@ _BOUNDS = {
 
 
 class Mistakes:
-    """Collects every mistake of one reading. `places` says where a dotted key came from (file:line, or "--set …")."""
+    """Collects every mistake of one reading. `positions`: where each dotted key came from (file:line, or "--set …")."""
 
     def __init__(self, root: Model) -> None:
         self._root = root
-        self.places: dict[str, str] = {}
+        self.positions: dict[str, str] = {}
         self.lines: list[str] = []
 
     def add(self, dotted: str, value: Any, expected: str, *, secret: bool = False) -> None:
@@ -116,8 +116,8 @@ class Mistakes:
         """Such as "file:12: web.port" or "--set web.port=x: web.port"; the bare key where its place is not known."""
         probe = dotted
         while probe:
-            if probe in self.places:
-                return f"{self.places[probe]}: {dotted}"
+            if probe in self.positions:
+                return f"{self.positions[probe]}: {dotted}"
             probe = probe.rpartition(".")[0]
         return dotted
 

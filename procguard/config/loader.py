@@ -58,19 +58,19 @@ def read(path: str) -> tuple[Any, dict[str, str]]:
     Raises ConfigError when the file is missing, unreadable or not YAML.
     """
     text = _text(path)
-    places: dict[str, str] = {}
+    positions: dict[str, str] = {}
     try:
         check_depth(text)
         loader = _ConfigLoader(text)
         root = loader.get_single_node()
         data = loader.construct_document(root) if root is not None else None
         if root is not None:
-            _note_places(root, "", path, places)
+            _note_positions(root, "", path, positions)
     except UNREADABLE as exc:
         mark = getattr(exc, "problem_mark", None)
         place = f"{path}:{mark.line + 1}" if mark is not None else path
         raise ConfigError(f"{place}: not valid YAML: {problem(exc)}", "correct this line") from exc
-    return data, places
+    return data, positions
 
 
 def scalar(text: str) -> Any:
@@ -111,9 +111,9 @@ def _text(path: str) -> str:
         raise ConfigError(f"cannot read configuration file {path}: {reason}", "check its path and rights") from exc
 
 
-def _note_places(node: yaml.Node, prefix: str, path: str, places: dict[str, str]) -> None:
+def _note_positions(node: yaml.Node, prefix: str, path: str, positions: dict[str, str]) -> None:
     if isinstance(node, yaml.MappingNode):
         for key_node, value_node in node.value:
             dotted = f"{prefix}{key_node.value}"
-            places[dotted] = f"{path}:{key_node.start_mark.line + 1}"
-            _note_places(value_node, f"{dotted}.", path, places)
+            positions[dotted] = f"{path}:{key_node.start_mark.line + 1}"
+            _note_positions(value_node, f"{dotted}.", path, positions)

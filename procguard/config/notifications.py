@@ -24,7 +24,7 @@ ALERT_CLASSES = (
     "host_unreachable",
     "recovery_gave_up",
     "host_disk",
-    "brake",
+    "circuit_breaker",
     "stop_all",
     "reassigned",
     "no_spare",

@@ -526,7 +526,7 @@ def load(
     for key, value in (("host", host), ("port", port)):
         if value is not None:
             _put(values, ["web", key], value)
-            mistakes.places[f"web.{key}"] = f"--{key}"
+            mistakes.positions[f"web.{key}"] = f"--{key}"
     config = _validated(values, path or "", mistakes)
     if config is None or mistakes.lines:
         raise _error(path, mistakes.lines)
@@ -534,7 +534,7 @@ def load(
 
 
 def _file_values(path: str, mistakes: Mistakes) -> dict[str, Any]:
-    data, mistakes.places = loader.read(path)
+    data, mistakes.positions = loader.read(path)
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -592,7 +592,7 @@ def _apply_override(values: dict[str, Any], text: str, mistakes: Mistakes) -> No
     model: type[BaseModel] | None = Config
     for position, name in enumerate(names, start=1):
         if model is None or name not in errors.known_names(model):
-            mistakes.places[".".join(names[:position])] = f"--set {text}"
+            mistakes.positions[".".join(names[:position])] = f"--set {text}"
             mistakes.unknown_key(names[:position])
             return
         model = errors.section_of(model.model_fields[name])
@@ -606,7 +606,7 @@ def _apply_override(values: dict[str, Any], text: str, mistakes: Mistakes) -> No
     except ValueError as exc:
         mistakes.lines.append(f"--set {text}: the value is not valid YAML: {exc}")
         return
-    mistakes.places[dotted] = f"--set {text}"
+    mistakes.positions[dotted] = f"--set {text}"
     _put(values, [*names, short] if short and not isinstance(value, dict) else names, value)
 
 

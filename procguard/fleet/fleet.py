@@ -21,7 +21,7 @@ from procguard.fleet.model.settings import FleetSettings
 from procguard.fleet.operations.controller import Operations
 from procguard.fleet.state import FleetState
 from procguard.fleet.store.interface import Store
-from procguard.fleet.workers.places import PlacementService
+from procguard.fleet.workers.placement_service import PlacementService
 from procguard.fleet.workers.service import WorkerService
 from procguard.i18n.reasons import reason_of
 

@@ -12,7 +12,7 @@ Two copies of one job are worse than none. What this module keeps, so that there
    manager before it granted, it granted before.
 4. A lease proves something only where the host has said that it holds the instance by it (`WorkerRecord.leased`):
    an agent or a runner of an earlier release, or one that has not heard of the fence yet, just runs on.
-5. What is not proven is not gone: `surely_gone` answers "" in every doubt.
+5. What is not proven is not gone: `is_confirmed_stopped` answers "" in every doubt.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ GONE_MARGIN_S = 2.0  # from a lease's end and the stop grace to certainty: sched
 CLOCK_DRIFT = 0.001  # two clocks that NTP slews apart, each by at most 500 ppm; counts for leases of hours
 
 
-class LeaseVerdict(NamedTuple):
+class InstanceStatus(NamedTuple):
     """`wait_s`: so long until time alone makes it certain; None: it never will. `by_time`: nobody said so, but nothing
     can have outlived its lease."""
 
@@ -39,7 +39,7 @@ class LeaseVerdict(NamedTuple):
     by_time: bool = False
 
 
-class _Granted(NamedTuple):
+class _GrantedLease(NamedTuple):
     agent_id: str
     gone_at: float  # monotonic; with the stop grace and every margin
 
@@ -47,7 +47,7 @@ class _Granted(NamedTuple):
 class Leases:
     def __init__(self, state: FleetState) -> None:
         self._state = state
-        self._granted: dict[str, _Granted] = {}
+        self._granted: dict[str, _GrantedLease] = {}
 
     def restore(self, now: Now) -> None:
         """At the manager's start: what its predecessor granted is not known, so all of it is assumed. One that lost its
@@ -81,9 +81,9 @@ class Leases:
 
     def _may_run(self, worker: WorkerRecord) -> bool:
         """A child that is to be stopped is granted on too: it is stopped in order, not by the end of its lease."""
-        if worker.told == "running":
+        if worker.assigned_state == "running":
             return True
-        report = self._state.worker_seen[worker.worker_id].report
+        report = self._state.worker_status[worker.worker_id].report
         return report is not None and not settled(report.state)
 
     def _held_elsewhere(self, worker: WorkerRecord, now: Now) -> bool:
@@ -96,7 +96,7 @@ class Leases:
         before = self._granted.get(worker.worker_id)
         if before is not None:
             gone_at = max(gone_at, before.gone_at)
-        self._granted[worker.worker_id] = _Granted(worker.agent_id, gone_at)
+        self._granted[worker.worker_id] = _GrantedLease(worker.agent_id, gone_at)
 
     def ended(self, worker_id: str) -> None:
         """The instance is surely gone and its right went to another agent: nothing is left of what was granted."""
@@ -104,28 +104,28 @@ class Leases:
 
     # ------------------------------------------------------------------------------------------ judging
 
-    def surely_gone(self, worker_id: str, now: Now) -> Reason:
+    def is_confirmed_stopped(self, worker_id: str, now: Now) -> Reason:
         """Why no instance of this worker can be running anywhere; "" while there is any doubt."""
-        verdict = self.judge(worker_id, now)
-        return verdict.reason if verdict.gone else NONE
+        instance = self.judge(worker_id, now)
+        return instance.reason if instance.gone else NONE
 
-    def judge(self, worker_id: str, now: Now) -> LeaseVerdict:
+    def judge(self, worker_id: str, now: Now) -> InstanceStatus:
         """Whether the instance is surely gone, or what speaks against it and for how long."""
         worker = self._state.workers_by_id[worker_id]
         ended = self._reported_ended(worker)
         if ended:
-            return LeaseVerdict(True, ended)
+            return InstanceStatus(True, ended)
         if not fenced(worker):
-            return LeaseVerdict(False, because("lease.keep", host=worker.host))
+            return InstanceStatus(False, because("lease.keep", host=worker.host))
         if not worker.leased:
-            return LeaseVerdict(False, because("lease.unconfirmed", host=worker.host))
+            return InstanceStatus(False, because("lease.unconfirmed", host=worker.host))
         granted = self._granted.get(worker_id)
         if granted is None:  # what is leased was granted, or restored as if: this is no state to conclude from
-            return LeaseVerdict(False, because("lease.not_known", host=worker.host))
+            return InstanceStatus(False, because("lease.not_known", host=worker.host))
         wait_s = granted.gone_at - now.monotonic
         if wait_s >= 0:
-            return LeaseVerdict(False, because("lease.may_last", host=worker.host, wait_s=wait_s), wait_s)
-        return LeaseVerdict(True, because("lease.over", host=worker.host), by_time=True)
+            return InstanceStatus(False, because("lease.may_last", host=worker.host, wait_s=wait_s), wait_s)
+        return InstanceStatus(True, because("lease.over", host=worker.host), by_time=True)
 
     def _reported_ended(self, worker: WorkerRecord) -> Reason:
         """What its agent, connected and in its newest heartbeat, says of the current right to run: that it is over.
@@ -133,17 +133,17 @@ class Leases:
         `stopped` is final only where it is to be stopped: one that is to run may be starting at this moment. `exited`
         and `failed` are final for their generation: only a new one starts such a worker again.
         """
-        seen, here = self._state.seen.get(worker.agent_id), self._state.worker_seen[worker.worker_id]
-        if seen is None or seen.state != "connected":
+        observed, here = self._state.agent_status.get(worker.agent_id), self._state.worker_status[worker.worker_id]
+        if observed is None or observed.state != "connected":
             return NONE
         if here.plain:  # a launcher in any language: it speaks for its one worker
             report = here.report
         else:  # what an earlier process of this agent said does not count
-            named = seen.heartbeat.workers if seen.heartbeat else ()
+            named = observed.heartbeat.workers if observed.heartbeat else ()
             report = next((one for one in named if one.worker_id == worker.worker_id), None)
         if report is None or report.epoch != worker.epoch or report.generation != worker.generation:
             return NONE
-        final = states.SETTLED if worker.told != "running" else (states.EXITED, states.FAILED)
+        final = states.SETTLED if worker.assigned_state != "running" else (states.EXITED, states.FAILED)
         return because("lease.reported", host=worker.host, state=report.state) if report.state in final else NONE
 
 

@@ -70,8 +70,8 @@ class FleetState:
         self.workers_by_id = self._workers.rows
         self.gang_records = self._gangs.rows  # by group
         self.more_tables: list[Callable[[], Tables]] = []  # of the services that keep other than records
-        self.seen: dict[str, AgentObserved] = {}
-        self.worker_seen: dict[str, WorkerObserved] = {}
+        self.agent_status: dict[str, AgentObserved] = {}
+        self.worker_status: dict[str, WorkerObserved] = {}
         self.fresh_reports: set[str] = set()  # workers reported since the monitor looked last; the monitor empties it
         self.agent_by_secret: dict[str, str] = {}
         self.agent_by_new_secret: dict[str, str] = {}  # by the digests of secrets that were not used yet
@@ -99,12 +99,12 @@ class FleetState:
         self._imported = bool(found.get("imported"))
         self._fleets.restore([FleetRecord.restored(found)])
         self._agents.restore(AgentRecord.restored(data) for data in tables.get("agents", {}).values())
-        told = host_disks.as_told(self.event_log)
+        reported = host_disks.last_reported(self.event_log)
         for agent in self.agents_by_id.values():
-            seen = self.seen[agent.agent_id]
-            seen.disk_trouble = told.get(agent.host, "")
+            observed = self.agent_status[agent.agent_id]
+            observed.disk_trouble = reported.get(agent.host, "")
             if agent.ended_wall:
-                seen.state, seen.last_seen_wall = "ended", agent.ended_wall
+                observed.state, observed.last_seen_wall = "ended", agent.ended_wall
         self._workers.restore(WorkerRecord.restored(data) for data in tables.get("workers", {}).values())
         self._gangs.restore(GangRecord.restored(data) for data in tables.get("gangs", {}).values())
         self.command_queue.restore((CommandRecord.restored(data) for data in tables.get("commands", {}).values()), now)
@@ -228,14 +228,14 @@ class FleetState:
 
     def interval_s(self, agent_id: str) -> float:
         """How often this agent is to send heartbeats: as the fleet's size allows, and thrice within its leases."""
-        seen, agents = self.seen[agent_id], len(self.agents_by_id)
-        if seen.interval is None or seen.interval[0] is not self.settings or seen.interval[1] != agents:
+        observed, agents = self.agent_status[agent_id], len(self.agents_by_id)
+        if observed.interval is None or observed.interval[0] is not self.settings or observed.interval[1] != agents:
             shortest_s = self.settings.interval_for(agents)
             for worker in self._workers_of.get(agent_id, {}).values():
                 if fenced(worker):
                     shortest_s = min(shortest_s, worker.spec.lease_s / 3)
-            seen.interval = (self.settings, agents, max(0.2, shortest_s))
-        return seen.interval[2]
+            observed.interval = (self.settings, agents, max(0.2, shortest_s))
+        return observed.interval[2]
 
     def find(self, worker_id: str) -> WorkerRecord:
         worker = self.workers_by_id.get(worker_id)
@@ -260,8 +260,8 @@ class FleetState:
         """What its fields are read from (fleet/shapes); `wall`: Unix seconds, for the moment of its next start."""
         record = self.gang_records.get(worker.spec.group) if worker.gang else None
         gang = gang_views.of_member(record, worker) if record is not None else None
-        agent, reason = self.seen[worker.agent_id], self.agent_reason(worker.agent_id)
-        return WorkerSource(worker, self.worker_seen[worker.worker_id], agent, reason, gang, self.launch_digest, wall)
+        agent, reason = self.agent_status[worker.agent_id], self.agent_reason(worker.agent_id)
+        return WorkerSource(worker, self.worker_status[worker.worker_id], agent, reason, gang, self.launch_digest, wall)
 
     def launch_digest(self, worker: WorkerRecord) -> str:
         """Of what is declared, made once for each specification: they are replaced, never changed in place."""
@@ -272,8 +272,8 @@ class FleetState:
 
     def agent_reason(self, agent_id: str) -> Reason:
         """Why this agent is as it is."""
-        seen = self.seen[agent_id]
-        return seen.reason or (because("agent.never") if seen.state == "never" else NONE)
+        observed = self.agent_status[agent_id]
+        return observed.reason or (because("agent.never") if observed.state == "never" else NONE)
 
     def worker_of_launcher(self, agent: AgentRecord) -> str:
         """The one worker that a hand-started launcher runs; "" for an agent. Several launchers may share a host: what
@@ -285,9 +285,9 @@ class FleetState:
 
     def facts(self, worker: WorkerRecord) -> dict[str, Any]:
         """What selectors ask about: a hundredth of a view, for ten thousand workers at once."""
-        agent = self.seen[worker.agent_id].state
+        agent = self.agent_status[worker.agent_id].state
         state, _ = views.observed_state(
-            worker, self.worker_seen[worker.worker_id], agent_reachable=agent in KNOWN_STATES
+            worker, self.worker_status[worker.worker_id], agent_reachable=agent in KNOWN_STATES
         )
         return {
             "worker_id": worker.worker_id,
@@ -303,7 +303,7 @@ class FleetState:
         return shapes.host_view(self.host_source(agent_id))
 
     def host_source(self, agent_id: str) -> HostSource:
-        return HostSource(self.agents_by_id[agent_id], self.seen[agent_id], self.worker_count(agent_id))
+        return HostSource(self.agents_by_id[agent_id], self.agent_status[agent_id], self.worker_count(agent_id))
 
     def show_agent(self, tx: Transaction, agent_id: str) -> None:
         """What is known of this agent has changed, and so its workers' views."""
@@ -331,19 +331,19 @@ class FleetState:
     # ------------------------------------------------------------------------------------------ indexes
 
     def _index_agent(self, agent: AgentRecord) -> None:
-        self.seen.setdefault(agent.agent_id, AgentObserved())
+        self.agent_status.setdefault(agent.agent_id, AgentObserved())
         if agent.secret_sha256:
             self.agent_by_secret[agent.secret_sha256] = agent.agent_id
         if agent.next_sha256:
             self.agent_by_new_secret[agent.next_sha256] = agent.agent_id
 
     def _unindex_agent(self, agent: AgentRecord) -> Callable[[], object]:
-        seen = self.seen.pop(agent.agent_id)
+        observed = self.agent_status.pop(agent.agent_id)
         self.agent_by_secret.pop(agent.secret_sha256, None)
         self.agent_by_new_secret.pop(agent.next_sha256, None)
 
         def back() -> None:
-            self.seen[agent.agent_id] = seen
+            self.agent_status[agent.agent_id] = observed
             self._index_agent(agent)
 
         return back
@@ -372,33 +372,33 @@ class FleetState:
 
     def _index_worker(self, worker: WorkerRecord) -> None:
         self._workers_of.setdefault(worker.agent_id, {})[worker.worker_id] = worker
-        self.worker_seen.setdefault(worker.worker_id, WorkerObserved())
+        self.worker_status.setdefault(worker.worker_id, WorkerObserved())
         self.workers_version += 1
 
     def _unindex_worker(self, worker: WorkerRecord) -> Callable[[], object]:
-        seen = self.worker_seen.pop(worker.worker_id)
+        observed = self.worker_status.pop(worker.worker_id)
         self._workers_of.get(worker.agent_id, {}).pop(worker.worker_id, None)
         self._digests.pop(worker.worker_id, None)
         self.workers_version += 1
 
         def back() -> None:
-            self.worker_seen[worker.worker_id] = seen
+            self.worker_status[worker.worker_id] = observed
             self._index_worker(worker)
 
         return back
 
     def give_to(self, tx: Transaction, worker: WorkerRecord, agent_id: str, host: str) -> None:
         """The tables' half of a change of hands; what it means is said by who calls it."""
-        before, seen = worker.agent_id, self.worker_seen[worker.worker_id]
+        before, observed = worker.agent_id, self.worker_status[worker.worker_id]
         tx.edit(worker)
         self._place(worker, agent_id)
         worker.host = host
-        report, status = seen.report, seen.recovery_status
-        seen.report = seen.recovery_status = None
+        report, status = observed.report, observed.recovery_status
+        observed.report = observed.recovery_status = None
 
         def back() -> None:
             self._place(worker, before)
-            seen.report, seen.recovery_status = report, status
+            observed.report, observed.recovery_status = report, status
 
         tx.undo(back)
 
@@ -428,19 +428,21 @@ class FleetState:
 
     def reassigned(self, agent_id: str, number: int) -> None:
         """What this agent is told has changed; it hears of it once the change of this number is durable."""
-        seen = self.seen.get(agent_id)
-        if seen is not None:
-            seen.rev, seen.interval, seen.touched = "", None, number
+        observed = self.agent_status.get(agent_id)
+        if observed is not None:
+            observed.rev, observed.interval, observed.last_change = "", None, number
 
     def make_durable_for(self, agent_id: str) -> None:
         """Nothing that this agent is told next can be lost: an epoch it hears of is never granted again, whatever
         happens to the manager. Costs nothing where nothing of its own is new."""
-        while (seen := self.seen.get(agent_id)) is not None and not self.durability.wait_for(seen.touched):
+        while (observed := self.agent_status.get(agent_id)) is not None and not self.durability.wait_for(
+            observed.last_change
+        ):
             pass
 
     def _written_again(self) -> None:
-        for agent_id in list(self.seen):
-            self.reassigned(agent_id, self.seen[agent_id].touched)
+        for agent_id in list(self.agent_status):
+            self.reassigned(agent_id, self.agent_status[agent_id].last_change)
             self.bus.news(agent_id)
 
     def keep_in_place(self, now: Now) -> bool:

@@ -200,7 +200,7 @@ class Transaction:
             for agent_id in concerned:
                 state.reassigned(agent_id, number)
         refused = self._refused() if changes or self._events else None
-        for event in state.event_log.untold():
+        for event in state.event_log.take_unpublished():
             bus.events(event)
         for topic, item_id in self._shown:
             bus.topics[topic](item_id)

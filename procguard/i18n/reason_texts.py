@@ -33,7 +33,7 @@ MANAGER: dict[str, tuple[str, str]] = {
     "agent.addresses": ("{urls}", "{urls}"),
     "care.restart": ("a restart of its agent was asked for", "要求重启其 Agent"),
     "care.upgrade": ("an upgrade of its agent was asked for", "要求升级其 Agent"),
-    "care.not_heard": ("but it is not heard", "但没有收到它的心跳"),
+    "care.no_heartbeat": ("but it is not heard", "但没有收到它的心跳"),
     "care.going_back_failed": ("going back failed too: {why}", "回退也失败了：{why}"),
     "tunnel.up": ("its agent reaches the manager through port {port} of its own machine", "Agent 经本机端口 {port} 连接管理端"),
     "tunnel.given_up": ("it was given up", "已放弃"),

@@ -18,19 +18,19 @@ _TEXTS: dict[str, dict[str, str]] = {"en": en.TEXTS, "zh": zh.TEXTS}
 _UNITS = (("unit.d", 86_400), ("unit.h", 3_600), ("unit.min", 60), ("unit.s", 1))
 
 
-def pick(*wishes: str | None) -> str:
+def pick(*preferences: str | None) -> str:
     """The first wish that is one of our languages: "zh", "zh_CN.UTF-8", or a browser's "de, zh-CN;q=0.8". Else "en"."""
-    for wish in wishes:
-        for one in _by_preference(wish or ""):
+    for preference in preferences:
+        for one in _by_preference(preference or ""):
             base = re.split(r"[-_.@]", one.strip().lower())[0]
             if base in LANGUAGES:
                 return base
     return "en"
 
 
-def _by_preference(wish: str) -> list[str]:
+def _by_preference(preference: str) -> list[str]:
     rated = []
-    for part in wish.split(",")[:20]:
+    for part in preference.split(",")[:20]:
         name, _, quality = part.partition(";q=")
         try:
             rated.append((-float(quality or 1), name))

@@ -24,7 +24,7 @@ from procguard.console import log_format
 from procguard.deploy.install.helper_client import Result, SshHelper
 from procguard.deploy.tunnel.client import TunnelProcess
 from procguard.errors import ProcGuardError
-from procguard.fleet.agents.maintenance import AgentCare, Op
+from procguard.fleet.agents.maintenance import AgentMaintenance, Op
 from procguard.fleet.changes import ChangeBus
 from procguard.fleet.fleet import Fleet
 from procguard.fleet.history.events import Event, EventBounds, EventLog
@@ -33,7 +33,7 @@ from procguard.fleet.model.records import AgentRecord
 from procguard.fleet.model.settings import FleetSettings
 from procguard.fleet.recovery.handler import FailureHandler
 from procguard.fleet.recovery.monitor import LOST_AFTER_S, SUSPECT_AFTER_S, ProcessMonitor
-from procguard.fleet.recovery.policy import Look
+from procguard.fleet.recovery.policy import SshProbe
 from procguard.fleet.store import open_store
 from procguard.fleet.store.interface import Fenced, NotDurable, Store
 from procguard.fleet.telemetry.files import MeasurementFiles
@@ -50,7 +50,7 @@ from procguard.portal.logs.store import LogStore
 from procguard.portal.web_monitor import WebMonitor
 from procguard.runtime import interpreter
 from procguard.runtime.cooperative import Pace
-from procguard.runtime.gc_policy import Collector
+from procguard.runtime.gc_policy import GcScheduler
 from procguard.runtime.loop_lag import LoopWatchdog
 from remote_agent.protocol import messages
 
@@ -104,8 +104,8 @@ class Manager:
         self._round_at = clock.read().monotonic
         now = clock.read()
         settings = fleet_settings(config)
-        self._garbage = Collector()
-        self._garbage.start()  # else a large state is looked through again and again while it is read
+        self._gc = GcScheduler()
+        self._gc.start()  # else a large state is looked through again and again while it is read
         store: Store
         if peers is not None:
             store = peers.store
@@ -125,14 +125,14 @@ class Manager:
             self.fleet,
             monitor=self.monitor,
             settings=settings,
-            look=self._look,
+            probe=self._probe,
             spawn=gevent.spawn,
             read_clock=clock.read,
             manager_urls=self._manager_urls,
             rest=Pace(),
         )
-        self.care = AgentCare(
-            self.fleet, hands=self._care_for, spawn=gevent.spawn, pause=gevent.sleep, read_clock=clock.read
+        self.maintenance = AgentMaintenance(
+            self.fleet, run_ssh=self._maintain_agent, spawn=gevent.spawn, pause=gevent.sleep, read_clock=clock.read
         )
         bus.poll_lost.subscribe(self._tick_soon)
         logs = LogStore(
@@ -151,7 +151,7 @@ class Manager:
             self.ssh,
             self.notifier,
             tunnels=self.tunnels,
-            care=self.care,
+            maintenance=self.maintenance,
             measurements=self.measurements,
             lags=self.watchdog.lags,
             managers=peers,
@@ -186,7 +186,7 @@ class Manager:
         """Serve until a signal ends it. The address is printed once it answers."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             gevent.signal_handler(number, self._ending.set)
-        self._garbage.start()  # looked for once the fleet has returned
+        self._gc.start()  # looked for once the fleet has returned
         try:
             self.web.start()
             self.tunnels.start(self.web.agents_port)
@@ -197,7 +197,7 @@ class Manager:
             self._lock.announce(self.web.url)
             if self.web.ca_file:
                 discovery.announce(self.web.port, self.web.url, self.web.ca_file)
-            self._greet()
+            self._print_summary()
             loops: list[gevent.Greenlet[..., object]] = [
                 gevent.spawn(self._loop),
                 gevent.spawn(operations.drive, self.fleet.operations),
@@ -234,10 +234,10 @@ class Manager:
         """After a takeover: whether recovery over SSH works from this manager is known before it is needed."""
         agents = [agent for agent in self.fleet.state.agents_by_id.values() if agent.kind == "deployed"]
 
-        def told(host: str, ok: bool, reason: Reason) -> None:
+        def report(host: str, ok: bool, reason: Reason) -> None:
             self.fleet.agents.set_recovery_ssh(host, ok, reason, clock.read())
 
-        ssh_checks.check_all(self.ssh, [(agent.host, agent.ssh) for agent in agents], told)
+        ssh_checks.check_all(self.ssh, [(agent.host, agent.ssh) for agent in agents], report)
 
     def _tick_soon(self, _agent_id: str) -> None:
         """A lost connection is judged as soon as it may be, not at the next interval."""
@@ -249,7 +249,7 @@ class Manager:
         return clock.read().monotonic - self._round_at < ROUND_LATE_S + self._config.monitoring.interval
 
     def _loop(self) -> None:
-        unheard_due = True
+        silent_agents_due = True
         disk_refuses = False
         forgot_at = clock.read().monotonic
         refused = ""
@@ -263,21 +263,21 @@ class Manager:
             self._round_at = now.monotonic
             try:
                 self._keep_state_in_place(now)
-                if unheard_due and not self.monitor.in_grace(now):
-                    unheard_due = False
-                    self._garbage.start()
-                    self.failures.look_for_the_unheard(now)
+                if silent_agents_due and not self.monitor.in_grace(now):
+                    silent_agents_due = False
+                    self._gc.start()
+                    self.failures.open_incidents_for_silent_agents(now)
                 self.failures.tick(now)
                 self.fleet.gangs.tick(now)
                 self.fleet.agents.enrolment.expire(now)
                 self._keep_cursors(now)
                 self.fleet.state.durability.commit()
-                self._probe_for_the_brake(now)
-                if not unheard_due:
-                    self._garbage.look(now.monotonic)
+                self._run_breaker_probe(now)
+                if not silent_agents_due:
+                    self._gc.collect_if_due(now.monotonic)
                 if disk_refuses:
                     disk_refuses = False
-                    self._tell("durable_again", because("state.durable_again"), now)
+                    self._emit_event("durable_again", because("state.durable_again"), now)
                 if now.monotonic - forgot_at > FORGET_EVERY_S:
                     forgot_at = now.monotonic
                     self.fleet.agents.enrolment.forget_the_ended(now)
@@ -294,7 +294,7 @@ class Manager:
                 refused = str(exc)
                 if isinstance(exc, NotDurable) and not disk_refuses:  # told once; written when the disk takes it again
                     disk_refuses = True
-                    self._tell("not_durable", because("state.not_durable", error=exc.message), now)
+                    self._emit_event("not_durable", because("state.not_durable", error=exc.message), now)
             except Exception:  # a mistake in one round must not end all supervision
                 log.exception("a monitoring round failed; the next one goes on")
             gevent.sleep(TICK_GAP_S)
@@ -307,7 +307,7 @@ class Manager:
                 for name, record in moved.items():
                     tx.put("notifier", name, dict(record))
 
-    def _tell(self, kind: str, reason: Reason, now: clock.Now) -> None:
+    def _emit_event(self, kind: str, reason: Reason, now: clock.Now) -> None:
         with self.fleet.state.transaction(now, "manager", wait="nothing") as tx:
             tx.event(kind, reason=reason)
 
@@ -322,9 +322,9 @@ class Manager:
                 self._lock.let_go()
             raise
 
-    def _probe_for_the_brake(self, now: clock.Now) -> None:
+    def _run_breaker_probe(self, now: clock.Now) -> None:
         """While the brake is on: does SSH to other hosts work? It is only tried; nothing is started."""
-        agent = self.monitor.brake_probe(now)
+        agent = self.monitor.breaker_probe(now)
         if agent is None:
             return
 
@@ -334,7 +334,7 @@ class Manager:
 
         gevent.spawn(probe)
 
-    def _look(self, agent: AgentRecord, replace_frozen: bool) -> Look:
+    def _probe(self, agent: AgentRecord, replace_frozen: bool) -> SshProbe:
         result = self.ssh.ensure_agent(
             agent.host,
             agent.ssh,
@@ -347,11 +347,11 @@ class Manager:
         if result.ok:
             self.tunnels.kick(agent.agent_id)
         addresses = result.addresses
-        told, no_way = tuple(addresses.get("told") or ()), bool(addresses.get("unreached"))
-        return Look(result.ok, result.agent, result.message, told, no_way)
+        new_addresses, no_way = tuple(addresses.get("new") or ()), bool(addresses.get("unreached"))
+        return SshProbe(result.ok, result.agent, result.message, new_addresses, no_way)
 
-    def _care_for(self, op: Op, agent: AgentRecord, deadline_s: float, max_bytes: int = 0) -> Result:
-        return self.ssh.care(
+    def _maintain_agent(self, op: Op, agent: AgentRecord, deadline_s: float, max_bytes: int = 0) -> Result:
+        return self.ssh.maintain(
             op,
             agent.host,
             agent.ssh,
@@ -361,7 +361,7 @@ class Manager:
             max_bytes=max_bytes,
         )
 
-    def _greet(self) -> None:
+    def _print_summary(self) -> None:
         config = self._config
         print(f"ProcGuard {__version__} is running (pid {os.getpid()}); Ctrl-C ends it, the workers run on", flush=True)
         what = "portal" if config.web.enabled else "API   "

@@ -13,7 +13,7 @@ from typing import NoReturn
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
-def hand_over(script: str, argv: Sequence[str], missing: str) -> NoReturn:
+def exec_script(script: str, argv: Sequence[str], missing: str) -> NoReturn:
     """Become `./<script> argv…`, which sets .venv up where it is missing. Exits with a line where that can't help."""
     path = os.path.join(ROOT, script)
     in_own_venv = os.path.realpath(sys.prefix) == os.path.realpath(os.path.join(ROOT, ".venv"))

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Literal, TextIO
 from urllib.parse import urlsplit
 
 from procguard import hints
-from procguard.config import state_places
+from procguard.config import state_paths
 from procguard.errors import Conflict, ProcGuardError
 from remote_agent.system import processes
 
@@ -299,7 +299,7 @@ def stop(config: Config) -> int:
 def stop_line(config: Config) -> str:
     """What ends the manager of this state, typed in whatever directory."""
     words = ["./start_manager.sh", "--stop"]
-    if config.state.state_file != state_places.well_known():
+    if config.state.state_file != state_paths.well_known():
         words += ["--set", f"state.state_file={config.state.state_file}"]
     return hints.commands(shlex.join(words))
 

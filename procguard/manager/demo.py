@@ -52,7 +52,9 @@ WHAT_THEY_DO = {
 def run(args_port: int | None, args_host: str | None) -> int:
     """Run the demo until Ctrl-C. 0: it ran and everything ended; 1: something did not start or did not end."""
     ending = DemoEnding()
-    before = {number: signal.signal(number, ending.tell) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {
+        number: signal.signal(number, ending.request_stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
     try:
         with _own_folder(default_folder()) as folder:
             return Demo(folder, args_host or "127.0.0.1", args_port, ending).run()
@@ -70,14 +72,14 @@ class DemoEnding:
     """Whether a signal told us to end. A plain flag: a handler that takes a lock can meet the one it interrupted."""
 
     def __init__(self) -> None:
-        self.told = False
+        self.requested = False
 
-    def tell(self, *_signal: object) -> None:
-        self.told = True
+    def request_stop(self, *_signal: object) -> None:
+        self.requested = True
 
     def wait(self, timeout_s: float) -> bool:
         time.sleep(timeout_s)
-        return self.told
+        return self.requested
 
 
 class Demo:
@@ -192,7 +194,7 @@ class Demo:
         if not self._wait(lambda: all(one["state"] == "running" for one in self._workers()), RUNNING_TIMEOUT_S):
             states = "\n".join(f"{one['worker_id']}: {one['state']} ({one['reason']})" for one in self._workers())
             return self._failed("not all example workers are running", states)
-        self._greet()
+        self._print_summary()
         return True
 
     def _workers(self) -> list[dict[str, Any]]:
@@ -202,7 +204,7 @@ class Demo:
             known.get(name, {"worker_id": name, "state": "unknown", "reason": "not heard yet"}) for name in WHAT_THEY_DO
         ]
 
-    def _greet(self) -> None:
+    def _print_summary(self) -> None:
         _say(f"\nProcGuard demo: {self._url}\n")
         for one in self._workers():
             _say(f"  {one['worker_id']:11} {one['state']:8} pid {one['pid']:<8} {WHAT_THEY_DO[one['worker_id']]}")
@@ -270,10 +272,10 @@ class Demo:
         while not reached():
             if time.monotonic() > deadline or self._ending.wait(0.05):
                 return False
-        return not self._ending.told
+        return not self._ending.requested
 
     def _failed(self, what: str, details: str) -> bool:
-        if not self._ending.told:  # told to end in the middle of starting is no failure to explain
+        if not self._ending.requested:  # told to end in the middle of starting is no failure to explain
             _say(f"procguard: {what}\n{details.rstrip()}", sys.stderr)
         return False
 

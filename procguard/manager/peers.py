@@ -22,7 +22,7 @@ CLOCK_OFF_S = 5.0  # by so much clocks of managers may differ before it is worth
 
 class ManagerPeers:
     """What a manager that leads knows of the others. `listener`: the socket on which it stood by, None where it led at
-    once. Implements portal.api.resource.ManagersDesk."""
+    once. Implements portal.api.resource.ManagersService."""
 
     def __init__(self, seat: Seat, store: PostgresqlStore, listener: Any = None) -> None:
         self.seat = seat

@@ -39,7 +39,7 @@ TAKEOVER_S = 3.0
 LOOK_S = 0.1  # a standby reads the leader's row so often
 FOLLOW_S = 0.5  # and what has changed at most so often
 REGISTER_S = 1.0
-LOOK_LATE_S = 1.0  # a look that took longer says nothing about the time before it
+POLL_LATE_S = 1.0  # a look that took longer says nothing about the time before it
 MAX_URLS = 16  # in replies
 MAX_URLS_EACH = 4
 HOLD_BACK_S = 1.0  # one that has led just now and handed over lets others go first
@@ -136,7 +136,7 @@ class Seat:
         """The database is there and has its tables when this returns. Raises OSError, ProcGuardError."""
         self._link.call(postgres_schema.migrate, LOAD_TIMEOUT_S)
 
-    def look(self) -> bool:
+    def poll(self) -> bool:
         """One look of a standby, which keeps `warm` up to date; True once this manager leads. Raises nothing of the
         database: it is `unreachable` then."""
         began = time.monotonic()
@@ -170,7 +170,7 @@ class Seat:
     def _is_due(self, row: LeaderRow, began: float) -> bool:
         """`began`: when the look began that has read `row`."""
         now, beat = time.monotonic(), (row.term, row.beat)
-        if now - began > LOOK_LATE_S or self._unchanged is None or self._unchanged[0] != beat:
+        if now - began > POLL_LATE_S or self._unchanged is None or self._unchanged[0] != beat:
             self._unchanged = (beat, now)
         if not row.holder:  # nobody leads, by somebody's word
             self._free_since = now if self._free_since is None else self._free_since

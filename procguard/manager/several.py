@@ -79,7 +79,7 @@ def _stand_by(config: Config, lock: daemon.StateLock, seat: Seat, ending: gevent
     said, synced = "", float("-inf")
     checking = gevent.spawn(checks.run)
     try:
-        won = seat.look()
+        won = seat.poll()
         if not won:
             server.start()
             lock.announce(url)
@@ -94,7 +94,7 @@ def _stand_by(config: Config, lock: daemon.StateLock, seat: Seat, ending: gevent
                 synced = time.monotonic()
                 _sync(seat, keys)
             ending.wait(seat.wait_s())
-            won = not ending.is_set() and seat.look()
+            won = not ending.is_set() and seat.poll()
     finally:
         checking.kill()
         checks.close()

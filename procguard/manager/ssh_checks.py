@@ -26,16 +26,16 @@ SHOWN = 5
 log = logging.getLogger(__name__)
 
 Host = tuple[str, dict[str, Any]]  # name and SSH settings
-Told = Callable[[str, bool, Reason], None]  # (host, whether it works, why not)
+ReportResult = Callable[[str, bool, Reason], None]  # (host, whether it works, why not)
 
 
-def check_all(helper: SshHelper, hosts: Iterable[Host], told: Told) -> None:
+def check_all(helper: SshHelper, hosts: Iterable[Host], report: ReportResult) -> None:
     """Try each host, a few at once."""
 
     def check(host: Host) -> None:
         name, ssh = host
         result = helper.check(name, ssh, DEADLINE_S)
-        told(name, result.ok, result.reason)
+        report(name, result.ok, result.reason)
 
     pool = gevent.pool.Pool(AT_ONCE)
     for _ in pool.imap_unordered(check, hosts):

@@ -19,14 +19,14 @@ from urllib.parse import parse_qs, quote
 
 from procguard.agent_api import http_io
 from procguard.agent_api.declaration import routes_of
-from procguard.agent_api.handlers import Desk
+from procguard.agent_api.handlers import AgentApi
 from procguard.config.schema import Config
 from procguard.fleet.leadership import NotLeading
 from procguard.fleet.model.epochs import proof_key_of
 from procguard.manager.seat import Seat
 from procguard.portal.http import own_addresses, sockets
 from procguard.portal.http import server as http_server
-from procguard.portal.http.middleware import Edge
+from procguard.portal.http.middleware import RequestMiddleware
 from procguard.tls import certificates as tls
 from remote_agent.protocol import leadership as wire
 
@@ -45,7 +45,7 @@ class StandbyServer:
     def __init__(self, config: Config, seat: Seat) -> None:
         self._config = config
         self._seat = seat
-        agents = {(one.method, one.path) for one in routes_of(Desk)}
+        agents = {(one.method, one.path) for one in routes_of(AgentApi)}
         self._agents_gets = [path.partition("<")[0::2] for method, path in agents if method == "GET"]
         self.listener = sockets.listen(config.web.host, config.web.port)
         self.port = int(self.listener.getsockname()[1])
@@ -55,7 +55,7 @@ class StandbyServer:
         self._certificates = tls.open_certificates(config, names, datetime.now(timezone.utc))
         self._server = http_server.Server(
             self.listener.dup(),
-            Edge(self.answer, _count_nothing),
+            RequestMiddleware(self.answer, _count_nothing),
             limits=config.web.limits,
             tls=self._certificates.context if self._certificates is not None else None,
         )

@@ -25,7 +25,7 @@ Json = dict[str, Any]
 class Process(Protocol):
     """What `deploy.tunnel_client.TunnelProcess` is; tests put a fake here."""
 
-    def keep(self, wish: Json) -> None: ...
+    def keep(self, spec: Json) -> None: ...
 
     def drop(self, agent_id: str) -> None: ...
 
@@ -41,7 +41,7 @@ class Tunnels:
 
     def __init__(self, fleet: Fleet, process: Callable[[Callable[[Json], None]], Process]) -> None:
         self._fleet = fleet
-        self._process = process(self._heard)
+        self._process = process(self._verifier)
         self._to_port = 0
         self._kept: dict[str, Json] = {}  # agent -> what the process was told, without the port on the host
         self._news: dict[str, threading.Event] = {}  # for those who wait for a tunnel
@@ -94,8 +94,8 @@ class Tunnels:
     # ------------------------------------------------------------------------------------------------ inside
 
     def _status(self, agent_id: str) -> TunnelStatus | None:
-        seen = self._fleet.state.seen.get(agent_id)
-        return seen.tunnel if seen is not None else None
+        observed = self._fleet.state.agent_status.get(agent_id)
+        return observed.tunnel if observed is not None else None
 
     def _reconcile(self, agent_id: str) -> None:
         agent = self._fleet.state.agents_by_id.get(agent_id)
@@ -121,7 +121,7 @@ class Tunnels:
             }
         )
 
-    def _heard(self, news: Json) -> None:
+    def _verifier(self, news: Json) -> None:
         agent_id = str(news.get("agent_id"))
         if agent_id not in self._kept:
             return

@@ -33,8 +33,8 @@ ALERT_OF_KIND: dict[str, tuple[str, Severity]] = {
     "host_disk_full": ("host_disk", "critical"),
     "host_disk_ok": ("host_disk", "info"),
     "task_gave_up": ("no_spare", "critical"),
-    "brake_on": ("brake", "critical"),
-    "brake_off": ("brake", "info"),
+    "circuit_breaker_open": ("circuit_breaker", "critical"),
+    "circuit_breaker_closed": ("circuit_breaker", "info"),
     "stop_all": ("stop_all", "critical"),
     "reassigned": ("reassigned", "warning"),
     "no_spare": ("no_spare", "critical"),
@@ -91,9 +91,9 @@ class Gathering:
     def __init__(self, target: AlertTarget) -> None:
         self._target = target
         self._groups: dict[tuple[str, Severity], AlertGroup] = {}
-        self._told: OrderedDict[tuple[str, str], float] = OrderedDict()  # (kind, subject) -> when
+        self._sent_at: OrderedDict[tuple[str, str], float] = OrderedDict()  # (kind, subject) -> when
         self._silent: dict[str, tuple[float, Event]] = {}  # host -> since when, its event: not told yet
-        self._told_silent: set[str] = set()  # hosts whose silence was told: their return is told too
+        self._reported_silent: set[str] = set()  # hosts whose silence was told: their return is told too
         self.deduplicated = 0
 
     @property
@@ -118,8 +118,8 @@ class Gathering:
             self._silent[host] = (now, event)
         elif kind == "agent_connected" and not self._listens_to(kind):
             self._silent.pop(host, None)
-            if host in self._told_silent:
-                self._told_silent.discard(host)
+            if host in self._reported_silent:
+                self._reported_silent.discard(host)
                 self._add(event)
         else:
             self._take_once(event, now)
@@ -131,14 +131,14 @@ class Gathering:
     def _take_once(self, event: Event, now: float) -> None:
         key = (str(event["kind"]), subject_of(event))
         if classified(event)[1] != "info":
-            told = self._told.get(key)
-            if told is not None and now - told < self._target.dedup:
+            sent_at = self._sent_at.get(key)
+            if sent_at is not None and now - sent_at < self._target.dedup:
                 self.deduplicated += 1
                 return
-            self._told[key] = now
-            self._told.move_to_end(key)
-            if len(self._told) > REMEMBERED:
-                self._told.popitem(last=False)
+            self._sent_at[key] = now
+            self._sent_at.move_to_end(key)
+            if len(self._sent_at) > REMEMBERED:
+                self._sent_at.popitem(last=False)
         self._add(event)
 
     def _add(self, event: Event) -> None:
@@ -151,7 +151,7 @@ class Gathering:
         for host, (since, event) in list(self._silent.items()):
             if now - since >= after:
                 del self._silent[host]
-                self._told_silent.add(host)
+                self._reported_silent.add(host)
                 self._take_once(event, now)
         return min((since + after for since, _ in self._silent.values()), default=None)
 

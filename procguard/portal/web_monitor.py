@@ -19,31 +19,31 @@ import gevent
 import gevent.event
 
 from procguard import hints, resources
-from procguard.admission.connections import ConnectionBook
+from procguard.admission.connections import ConnectionLimiter
 from procguard.admission.memory import Bodies
 from procguard.admission.rate import BackOff
 from procguard.agent_api import factory, http_io
-from procguard.agent_api.handlers import Call, Desk
+from procguard.agent_api.handlers import AgentApi, Call
 from procguard.agent_api.http import HttpChannel
 from procguard.agent_api.interface import Channel
 from procguard.agent_api.sessions import AgentSessions
 from procguard.config.schema import Config
 from procguard.errors import ProcGuardError
-from procguard.fleet.agents.maintenance import AgentCare
+from procguard.fleet.agents.maintenance import AgentMaintenance
 from procguard.fleet.fleet import Fleet
 from procguard.fleet.model import clock
 from procguard.fleet.telemetry.timeseries import Measurements
 from procguard.i18n.reasons import for_portal
 from procguard.portal.api.logs import LogsApi
-from procguard.portal.api.resource import ManagersDesk, Notifications, Opener, Services, Ssh, all_resources
+from procguard.portal.api.resource import ManagersService, Notifications, Opener, Services, Ssh, all_resources
 from procguard.portal.auth.access import Auth
 from procguard.portal.auth.audit import Audit
 from procguard.portal.auth.gate import Gate
 from procguard.portal.auth.sessions import BrowserSessions
 from procguard.portal.http import agents_listener, own_addresses, sockets, websocket
 from procguard.portal.http import server as http_server
-from procguard.portal.http.fast_path import Express
-from procguard.portal.http.middleware import Edge
+from procguard.portal.http.fast_path import FastPath
+from procguard.portal.http.middleware import RequestMiddleware
 from procguard.portal.http.proxies import TrustedProxies
 from procguard.portal.live.endpoint import LiveEndpoint
 from procguard.portal.live.hub import LiveHub
@@ -67,7 +67,7 @@ WEB_DIRECTORY = resources.path("web")
 
 class WebMonitor:
     """`ssh`: the manager's SSH helper, or None; `notifier`: who tells people, or None; `tunnels`: who opens them, or
-    None; `care`: who restarts and upgrades agents, or None; `lags`: of the event loop. The rest is for tests."""
+    None; `maintenance`: who restarts and upgrades agents, or None; `lags`: of the event loop. The rest is for tests."""
 
     def __init__(
         self,
@@ -78,18 +78,18 @@ class WebMonitor:
         notifier: Notifications | None = None,
         *,
         tunnels: Opener | None = None,
-        care: AgentCare | None = None,
+        maintenance: AgentMaintenance | None = None,
         measurements: Measurements | None = None,
         lags: LagHistogram | None = None,
         web_directory: str = WEB_DIRECTORY,
-        keeper: websocket.WebSocketKeeper | None = None,
-        managers: ManagersDesk | None = None,
+        keeper: websocket.PingReaper | None = None,
+        managers: ManagersService | None = None,
         listener: Any = None,
     ) -> None:
         """`managers`: where this is one of several; `listener`: a socket that listens already."""
         self._config = config
         limits = config.web.limits
-        self._book = ConnectionBook(limits)
+        self._book = ConnectionLimiter(limits)
         self._bodies = Bodies(limits.bodies_in_memory, limits.unproven_bodies_in_memory)
         self._fleet = fleet
         self._log_store = log_store
@@ -105,12 +105,12 @@ class WebMonitor:
         self._audit = Audit(fleet.state.store, config.web.keep_audit)
         fleet.state.durability.lines = self._audit.take
         self._arrivals = own_addresses.Arrivals(config.web.advertise, lambda: self.port)
-        self._desk = Desk(fleet, self._auth, log_store, limits, agent_sessions, self._why_not_here)
-        self._http = HttpChannel(self._desk, self._auth)
+        self._agent_api = AgentApi(fleet, self._auth, log_store, limits, agent_sessions, self._why_not_here)
+        self._http = HttpChannel(self._agent_api, self._auth)
         self._channel: Channel = factory.create(
-            config.communication, fleet, self._desk, self._auth, limits, self._bodies
+            config.communication, fleet, self._agent_api, self._auth, limits, self._bodies
         )
-        self._keeper = websocket.WebSocketKeeper() if keeper is None else keeper
+        self._keeper = websocket.PingReaper() if keeper is None else keeper
         self._live = LiveHub(fleet, log_store)
         self._metrics = Metrics(
             fleet,
@@ -127,7 +127,7 @@ class WebMonitor:
                 ),
                 "procguard_websocket_clients": ("Open portal connections", lambda: float(len(self._keeper))),
                 "procguard_log_followers": ("Logs being followed", lambda: float(self._logs_api.follower_count)),
-                "procguard_held_requests": ("Agents' requests held open", lambda: float(self._desk.held_count)),
+                "procguard_held_requests": ("Agents' requests held open", lambda: float(self._agent_api.held_count)),
                 "procguard_channel_connections": (
                     "Connections of the channel beside HTTP",
                     lambda: float(self._channel.connection_count),
@@ -159,7 +159,7 @@ class WebMonitor:
             ssh=ssh,
             notifier=notifier,
             tunnels=tunnels,
-            care=care,
+            maintenance=maintenance,
             managers=managers,
         )
         self._resources = [kind(services) for kind in all_resources()]
@@ -217,13 +217,13 @@ class WebMonitor:
             if self._config.web.enabled
             else None
         )
-        express = Express(self._http.frequent(), self._metrics.count)
-        edge = Edge(self.app, self._metrics.count)
+        fast_path = FastPath(self._http.frequent(), self._metrics.count)
+        middleware = RequestMiddleware(self.app, self._metrics.count)
         self._server = http_server.Server(
             listener,
-            edge,
+            middleware,
             guard,
-            express,
+            fast_path,
             limits,
             self._book,
             self._bodies,
@@ -231,14 +231,14 @@ class WebMonitor:
             tls=self._certificates.context if self._certificates is not None else None,
         )
         self._agents_server = agents_listener.server(
-            self._desk, self._auth, _error_as_json, self._metrics.count, limits
+            self._agent_api, self._auth, _error_as_json, self._metrics.count, limits
         )
 
     def start(self) -> None:
         """Serve from now on, without waiting."""
         self.bind()
         assert self._server is not None
-        self._desk.start()
+        self._agent_api.start()
         self._http.start()
         self._fleet.state.bus.workers.subscribe(self._retire_logs)
         self._channel.start()
@@ -268,7 +268,7 @@ class WebMonitor:
         for server in (self._server, self._agents_server):
             server.stop_accepting()
         self._http.stop()
-        self._desk.stop()
+        self._agent_api.stop()
         self._logs_api.stop()
         self._keeper.stop()
         self._auth.uses.stop()

@@ -9,7 +9,7 @@ import gevent
 SLICE_S = 0.008
 
 
-def give_way() -> None:
+def yield_to_hub() -> None:
     """Let everybody else have a turn: sockets and timers too. `gevent.sleep(0)` gives them none before it has come back
     fifty times (tests/unit/runtime/test_pace.py)."""
     hub = gevent.get_hub()
@@ -28,5 +28,5 @@ class Pace:
 
     def __call__(self) -> None:
         if time.perf_counter() - self._since > SLICE_S:
-            give_way()
+            yield_to_hub()
             self._since = time.perf_counter()

@@ -20,9 +20,9 @@ REST = 50  # times as long as the last look took
 LONG_S = 0.25  # a look that is worth a line in the log
 
 
-class Collector:
-    """`start`, again once much has come that stays; `look` every now and then, from the event loop: it costs next to
-    nothing while nothing is due."""
+class GcScheduler:
+    """Call `start` again after much was allocated that stays, and `collect_if_due` from the event loop: it costs next
+    to nothing while nothing is due."""
 
     def __init__(self) -> None:
         self._kept = 0  # objects after the last look
@@ -40,7 +40,7 @@ class Collector:
         """Objects more than after the last look, about."""
         return gc.get_count()[0]
 
-    def look(self, now: float) -> bool:
+    def collect_if_due(self, now: float) -> bool:
         """`now`: monotonic. Whether it was time to."""
         if now < self._not_before or self.new < max(LEAST_NEW, GROWN_BY * self._kept):
             return False

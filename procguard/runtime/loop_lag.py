@@ -27,15 +27,15 @@ PERIOD_S = (
     0.05  # of the timer; with 0.02, and looks each 0.025 s, it was a twentieth of a small manager's processor time
 )
 HELD_S = 0.1  # a lag worth a line in the log
-LOOK_EVERY_S = 0.05  # at the stack, while the timer is overdue
-MOST_LOOKS = 200  # at one stall: 10 s
+POLL_INTERVAL_S = 0.05  # at the stack, while the timer is overdue
+MAX_SAMPLES = 200  # at one stall: 10 s
 LINE_EVERY_S = 10.0  # of the log; stalls in between are counted and told with the next
 MOST_OBSERVED = 500  # of one stall
 BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
 _HERE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) + os.sep
 _OURS = (_HERE + "procguard" + os.sep, _HERE + "remote_agent" + os.sep)
-Place = tuple[str, str]  # what ran, and for whom
+CodeLocation = tuple[str, str]  # what ran, and for whom
 
 
 class LagHistogram:
@@ -66,9 +66,9 @@ class LoopWatchdog:
         self._run = 0  # a thread of an earlier `start` ends
         self._ticked_at = 0.0  # by perf_counter; the thread reads it
         self._processor_s = 0.0
-        self._looks: list[Place] = []  # at the present stall; the thread appends
-        self._told_at = float("-inf")
-        self._untold, self._longest_untold_s = 0, 0.0
+        self._samples: list[CodeLocation] = []  # at the present stall; the thread appends
+        self._logged_at = float("-inf")
+        self._suppressed, self._longest_suppressed_s = 0, 0.0
 
     def start(self) -> None:
         self._thread_id = get_original("_thread", "get_ident")()
@@ -90,20 +90,20 @@ class LoopWatchdog:
         now, processor_s = time.perf_counter(), time.thread_time()
         lag_s = now - self._ticked_at - PERIOD_S
         self.lags.add(lag_s)
-        if self._looks or lag_s >= HELD_S:
-            looks, self._looks = self._looks, []
+        if self._samples or lag_s >= HELD_S:
+            samples, self._samples = self._samples, []
             if lag_s >= HELD_S:
-                self._tell(lag_s, processor_s - self._processor_s, looks, now)
+                self._log_stall(lag_s, processor_s - self._processor_s, samples, now)
         self._ticked_at, self._processor_s = now, processor_s
 
-    def _tell(self, lag_s: float, processor_s: float, looks: list[Place], now: float) -> None:
-        if now - self._told_at < LINE_EVERY_S:
-            self._untold += 1
-            self._longest_untold_s = max(self._longest_untold_s, lag_s)
+    def _log_stall(self, lag_s: float, processor_s: float, samples: list[CodeLocation], now: float) -> None:
+        if now - self._logged_at < LINE_EVERY_S:
+            self._suppressed += 1
+            self._longest_suppressed_s = max(self._longest_suppressed_s, lag_s)
             return
-        self._told_at = now
-        (what, whose), seen = Counter(looks).most_common(1)[0] if looks else (("not seen", "not seen"), 0)
-        others = f" ({self._untold} more since the last line, {self._longest_untold_s:.2f} s at most)"
+        self._logged_at = now
+        (what, whose), seen = Counter(samples).most_common(1)[0] if samples else (("not seen", "not seen"), 0)
+        others = f" ({self._suppressed} more since the last line, {self._longest_suppressed_s:.2f} s at most)"
         log.warning(
             "event loop held seconds=%.2f processor_seconds=%.2f by=%s for=%s seen=%d/%d%s",
             lag_s,
@@ -111,24 +111,24 @@ class LoopWatchdog:
             what,
             whose,
             seen,
-            len(looks),
-            others if self._untold else "",
+            len(samples),
+            others if self._suppressed else "",
         )
-        self._untold, self._longest_untold_s = 0, 0.0
+        self._suppressed, self._longest_suppressed_s = 0, 0.0
 
     def _watch(self, run: int) -> None:
         """In a native thread."""
         sleep = get_original("time", "sleep")
         while self._run == run:
-            sleep(LOOK_EVERY_S)
+            sleep(POLL_INTERVAL_S)
             late = time.perf_counter() - self._ticked_at > HELD_S / 2 + PERIOD_S
-            if late and len(self._looks) < MOST_LOOKS:
+            if late and len(self._samples) < MAX_SAMPLES:
                 frame = sys._current_frames().get(self._thread_id)
                 if frame is not None:
-                    self._looks.append(place_of(frame))
+                    self._samples.append(place_of(frame))
 
 
-def place_of(frame: FrameType | None) -> Place:
+def place_of(frame: FrameType | None) -> CodeLocation:
     """The innermost function of ours (of anybody, where there is none), and the one for which it ran: the outermost of
     its greenlet. As `name (file:line)`."""
     innermost, ours, whose = frame, None, None

@@ -43,12 +43,12 @@ def _by_fingerprint(url: str, wanted: str) -> Trust:
     connection = Connection(Addresses([url], Trust(verify=False)), AgentCredentials(""))
     answer = connection.anonymous("GET", "/api/ca")
     connection.disconnect()
-    told = answer.data.get("ca")
+    offered_ca = answer.data.get("ca")
     try:
-        found = fingerprint(told) if isinstance(told, str) else ""
+        found = fingerprint(offered_ca) if isinstance(offered_ca, str) else ""
     except ValueError:
         found = ""
     if found != wanted:
         shown = f"has another CA: {found}" if found else "names no CA"
         raise ProcGuardError(f"{url} {shown}", HOW, code="untrusted")
-    return Trust(str(told), any_name=True)
+    return Trust(str(offered_ca), any_name=True)

@@ -42,7 +42,7 @@ class Agent:
     ) -> None:
         self._parts, self._settings, self._log = parts, parts.settings, parts.log
         self._on_report, self._on_link, self._on_removed = on_report, on_link, on_removed
-        self._told: dict[str, tuple[Any, ...]] = {}
+        self._shipped_keys: dict[str, tuple[Any, ...]] = {}
         self._started_at = time.time()
         self._boot_id = _boot_id()
         self._facts = host_facts()
@@ -124,7 +124,7 @@ class Agent:
                 self._commands.send_postponed(worker, boottime_ns() / 1e9)
             self._checks.tick(worker, now)
             self._finish_removal(worker, now)
-            self._tell(worker)
+            self._send_to_runner(worker)
         self._write_again(now)
         self._disk.tick(now, self._behind())
         if self._commands.take_news():
@@ -164,7 +164,7 @@ class Agent:
         self._log.say("runner adopted", worker=worker.worker_id, attempt=worker.attempt, state=worker.state)
         worker.send_lease()
         if worker.assignment is not None:
-            worker.tell_runner()  # whatever changed while it had no agent
+            worker.send_to_runner()  # whatever changed while it had no agent
 
     def _hear_runner(self, worker: WorkerHandle, mask: int) -> None:
         link = worker.link
@@ -237,8 +237,8 @@ class Agent:
             return
         if worker.settled_since is None:
             worker.settled_since, worker.drained = now, False
-        told = worker.drained and not worker.events.pending(self._journal.acked(worker.worker_id), 1)
-        if told or (self.link.up and now - worker.settled_since > REMOVE_ANYWAY_S):
+        acknowledged = worker.drained and not worker.events.pending(self._journal.acked(worker.worker_id), 1)
+        if acknowledged or (self.link.up and now - worker.settled_since > REMOVE_ANYWAY_S):
             self._log.say("worker removed", worker=worker.worker_id, log_shipped=worker.drained)
             self._journal.forget(worker.worker_id)
             self._gpus.forget(worker.worker_id)
@@ -294,15 +294,15 @@ class Agent:
         if self._log.changed("manager", trouble) and self._on_link is not None:
             self._on_link(trouble)
 
-    def _tell(self, worker: WorkerHandle) -> None:
+    def _send_to_runner(self, worker: WorkerHandle) -> None:
         if self._on_report is None:
             return
         about_to_start = not self.may_start or worker.needs_runner()  # or not known yet
         if worker.state in SETTLED and about_to_start and not self._leaving and not worker.gpu_wait:
             return
         key = (worker.state, worker.attempt, worker.status.get("pid"), worker.reason)
-        if self._told.get(worker.worker_id) != key:
-            self._told[worker.worker_id] = key
+        if self._shipped_keys.get(worker.worker_id) != key:
+            self._shipped_keys[worker.worker_id] = key
             self._on_report(worker.report())
 
     def _update_shipper(self) -> None:
@@ -348,10 +348,10 @@ class Agent:
             self._leave_by = now + (LAST_WORDS_S if self.link.up else 0.0)
             self._last_words_from = self.link.beats_answered
             self.link.changed(now)
-        told = self.link.beats_answered >= self._last_words_from + 2 and all(
+        acknowledged = self.link.beats_answered >= self._last_words_from + 2 and all(
             worker.drained for worker in self.workers.values()
         )
-        return told or now > self._leave_by
+        return acknowledged or now > self._leave_by
 
 
 def _boot_id() -> str:

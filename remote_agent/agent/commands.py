@@ -44,7 +44,7 @@ class CommandExecutor:
 
     def send_postponed(self, worker: WorkerHandle, now: float) -> None:
         """Commands that waited for the worker's runner."""
-        if worker.link is not None and not worker.heard:
+        if worker.link is not None and not worker.reported:
             return
         waiting, worker.postponed = worker.postponed, []
         for command, expires in waiting:
@@ -89,7 +89,7 @@ class CommandExecutor:
             self._act(command, worker, expires, now)
 
     def _act(self, command: Command, worker: WorkerHandle, expires: float, now: float) -> None:
-        ready = worker.heard if worker.link is not None else worker.settled
+        ready = worker.reported if worker.link is not None else worker.settled
         if self._journal.acted(command.command_id):
             self._repeat(command, worker, ready)
         elif now >= expires:

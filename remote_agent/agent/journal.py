@@ -24,7 +24,7 @@ from remote_agent.system import disk_space
 
 MAX_COMMANDS = 1000
 MAX_LINES = 5000
-MAX_TOLD = 500  # events of one worker that wait in memory
+MAX_PENDING_EVENTS = 500  # events of one worker that wait in memory
 AHEAD_BYTES = 256 * 1024  # set aside
 
 
@@ -191,7 +191,7 @@ class EventTail:
     def __init__(self, path: str) -> None:
         self._path = path
         self._seen: Optional[tuple[int, int, int]] = None  # (inode, size, acked) with nothing pending
-        self._told: dict[int, WorkerEvent] = {}
+        self._pending: dict[int, WorkerEvent] = {}
 
     def take(self, message: dict[str, Any]) -> None:
         """An event as its runner told it."""
@@ -199,14 +199,14 @@ class EventTail:
             event = decode(WorkerEvent, message)
         except WireError:
             return
-        self._told[event.seq] = event
-        for oldest in sorted(self._told)[:-MAX_TOLD]:
-            del self._told[oldest]
+        self._pending[event.seq] = event
+        for oldest in sorted(self._pending)[:-MAX_PENDING_EVENTS]:
+            del self._pending[oldest]
         self._seen = None
 
     def pending(self, acked: int, limit: int) -> list[WorkerEvent]:
-        for seq in [seq for seq in self._told if seq <= acked]:
-            del self._told[seq]
+        for seq in [seq for seq in self._pending if seq <= acked]:
+            del self._pending[seq]
         try:
             found = os.stat(self._path)
             mark = (found.st_ino, found.st_size, acked)
@@ -214,7 +214,7 @@ class EventTail:
             mark = (0, 0, acked)
         if mark == self._seen:
             return []
-        events = {**self._told, **{event.seq: event for event in self._read(acked)}}
+        events = {**self._pending, **{event.seq: event for event in self._read(acked)}}
         if not events:
             self._seen = mark
         return [events[seq] for seq in sorted(events)[:limit]]

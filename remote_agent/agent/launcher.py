@@ -80,7 +80,7 @@ class LauncherOptions:
 # ------------------------------------------------------------------------------------------------- what is shown
 
 
-class Voice:
+class LauncherOutput:
     """Short lines on the terminal and in logs/launcher-<worker_id>.log of the directory it was started in."""
 
     def __init__(self, worker_id: str, cwd: str, say: Say) -> None:
@@ -127,7 +127,7 @@ class Launcher:
         self._options = options
         self._cwd = cwd
         self._base_env = {name: value for name, value in environ.items() if name != TOKEN_VARIABLE}
-        self._voice = Voice(options.worker_id, cwd, say)
+        self._output = LauncherOutput(options.worker_id, cwd, say)
         self._trust_for = trust_for
         self._home = paths.procguard_home()
         self._agent: Optional[Agent] = None
@@ -169,14 +169,14 @@ class Launcher:
             self._options.spec(),
             credentials=credentials,
             url=self._options.manager_url,
-            say=self._voice.say,
+            say=self._output.say,
             token=self._options.token,
         )
         registrar.may_start_offline = self._is_what_it_had(directory)
         parts = AgentParts(
             own,
             directory,
-            self._voice.log,
+            self._output.log,
             default_dir=self._options.working_dir,
             base_env=self._base_env,
             credentials=credentials,
@@ -209,7 +209,7 @@ class Launcher:
             left = self._left_running()
             raise LauncherError(registrar.refused, left, code="refused") if left else LauncherError(registrar.refused)
         if self._interrupted == "now":
-            self._voice.say(f"detached; {self._left_running() or 'nothing runs'}")
+            self._output.say(f"detached; {self._left_running() or 'nothing runs'}")
         return self._exit_code
 
     # ------------------------------------------------------------------------------------- before the agent runs
@@ -234,7 +234,7 @@ class Launcher:
                     raise LauncherError(str(exc), code=UNTRUSTED) from exc
                 if url in remembered:
                     return remembered[url]  # the agent goes on asking
-                self._voice.say(f"manager {url} not reachable ({exc}); trying on")
+                self._output.say(f"manager {url} not reachable ({exc}); trying on")
             failures += 1
             self._wait(min(5.0, retry_delay_s(failures)))
         return ""
@@ -298,7 +298,7 @@ class Launcher:
             what += ", with another working directory or environment"
         if not self._options.replace:
             raise LauncherError(f"{self._options.worker_id} is {what}", "stop it first or --replace")
-        self._voice.say(f"{what}; stopping it (--replace)")
+        self._output.say(f"{what}; stopping it (--replace)")
         _stop(worker)
 
     def _is_what_it_had(self, directory: str) -> bool:
@@ -313,9 +313,9 @@ class Launcher:
         if not report.attempt and not report.reason:
             return
         if self._interrupted == "stopped" and report.state in states.SETTLED:
-            self._voice.say(f"{report.state}; the launcher ends")
+            self._output.say(f"{report.state}; the launcher ends")
             return
-        self._voice.say(describe(report))
+        self._output.say(describe(report))
         if self._options.exit_when_done and report.state in (states.EXITED, states.FAILED) and self._agent is not None:
             last = report.last_exit
             self._exit_code = 1 if last is None else last.code if last.code is not None else 128 + (last.signal or 0)
@@ -323,10 +323,10 @@ class Launcher:
 
     def _link(self, trouble: str) -> None:
         then = "is stopped when its lease ends" if self._options.on_partition == "fence" else "runs on"
-        self._voice.say(f"manager out of reach ({trouble}); the worker {then}" if trouble else "the manager answers")
+        self._output.say(f"manager out of reach ({trouble}); the worker {then}" if trouble else "the manager answers")
 
     def _removed(self) -> None:
-        self._voice.say("removed by the manager; the launcher ends")
+        self._output.say("removed by the manager; the launcher ends")
         if self._agent is not None:
             self._agent.leave("stopped")
 
@@ -364,7 +364,7 @@ def _stop(worker: WorkerHandle) -> None:
             worker.lost_runner(time.monotonic())
         else:
             worker.receive()
-            if worker.heard and not asked:
+            if worker.reported and not asked:
                 worker.terminate_runner()
                 asked = True
         if time.monotonic() > deadline:

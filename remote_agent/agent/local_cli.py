@@ -14,7 +14,7 @@ from remote_agent.system import paths, state_files
 
 READ_BYTES = 64 * 1024
 LINE_BYTES = 512  # how much of a log is read for each line asked for
-LOOK_EVERY_S = 0.1
+POLL_INTERVAL_S = 0.1
 
 
 class Trouble(Exception):
@@ -168,7 +168,7 @@ def _print_log(directory: str, number: int, stream: str, lines: int, follow: boo
                 continue
             if newest and newest[0] > number and os.path.exists(paths.log_file(directory, newest[0], stream)):
                 return
-            time.sleep(LOOK_EVERY_S)
+            time.sleep(POLL_INTERVAL_S)
 
 
 # ------------------------------------------------------------------------------------------------------- words

@@ -160,12 +160,12 @@ class LauncherRegistrar(Registrar):
             host=host_name(),
             spec=self._spec,
             secret_sha256=messages.secret_sha256(self._credentials.secret),
-            state=self._told_state(worker),  # type: ignore[arg-type]
+            state=self._reported_state(worker),  # type: ignore[arg-type]
             attempt=worker.attempt if worker is not None and alive else 0,
             epoch=int(worker.status.get("epoch") or 0) if worker is not None else 0,
         )
 
-    def _told_state(self, worker: Optional[WorkerHandle]) -> str:
+    def _reported_state(self, worker: Optional[WorkerHandle]) -> str:
         """ "exited" says: it had ended, and somebody started the launcher anew: it is to run again."""
         if worker is None or not worker.status:
             return states.STOPPED

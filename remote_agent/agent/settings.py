@@ -14,7 +14,7 @@ from remote_agent.system.locks import is_still_at
 from remote_agent.transport.tls import Trust
 
 LOG_BYTES = 5 * 1024 * 1024
-LOCK_PATIENCE_S = 1.0  # somebody who only looks whether an agent runs holds the lock for an instant
+LOCK_TIMEOUT_S = 1.0  # somebody who only looks whether an agent runs holds the lock for an instant
 
 
 class SettingsError(Exception):
@@ -114,7 +114,7 @@ class AgentLock:
     def take(self) -> Optional[str]:
         """None when taken, else what is known of the holder ("pid 1234")."""
         path = paths.agent_lock(self._runtime_dir)
-        deadline = time.monotonic() + LOCK_PATIENCE_S
+        deadline = time.monotonic() + LOCK_TIMEOUT_S
         while True:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:

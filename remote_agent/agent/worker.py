@@ -94,7 +94,7 @@ class WorkerHandle:
         self.events = EventTail(paths.events_file(directory))
         self.trouble: Reason = NONE  # why its runner can't be started, for a person
         self.unwritten: Reason = NONE  # why its files can't be written
-        self.heard = False  # the connected runner has said how things are
+        self.reported = False  # the connected runner has said how things are
         self.waiting: dict[str, Command] = {}  # sent to the runner, no result yet
         self.postponed: list[tuple[Command, float]] = []  # (command, expires monotonic) until the runner is there
         self.drained = False  # desired removed: everything of its log is at the manager
@@ -169,7 +169,7 @@ class WorkerHandle:
             # Nothing runs, as is wanted: an answer to this assignment, also where none was ever started.
             generation, epoch = max(generation, assignment.generation), max(epoch, assignment.epoch)
         # state.json of an earlier boot: nothing of it lives, and the runner that will say so is yet to start.
-        went_down = not self.heard and self.state in ALIVE and status.get("boot_id") != boot_id()
+        went_down = not self.reported and self.state in ALIVE and status.get("boot_id") != boot_id()
         died = not went_down and self._died_unseen()
         awaits_gpus = bool(self.gpu_wait) and self.idle
         state = BACKOFF if went_down or died or awaits_gpus else self.state
@@ -193,7 +193,7 @@ class WorkerHandle:
             next_start_in_s=max(0.0, float(waits_until) - time.time()) if waits_until else None,
             last_exit=decode(ExitRecord, last_exit) if isinstance(last_exit, dict) else None,
             usage=self.usage if self.state == RUNNING else None,
-            health=self.health.verdict(),
+            health=self.health.current(),
             suspect=self.suspect if self.state == RUNNING else "",
             idle_because=self.idle_because if self.state == RUNNING else "",
             lease_left_s=self.leases.left_s(assignment, status, went_down or self.state in SETTLED),
@@ -202,7 +202,7 @@ class WorkerHandle:
 
     def _died_unseen(self) -> bool:
         """Recorded as alive, but its process and its runner have ended, and no runner is on its way."""
-        if self.heard or self.state not in ALIVE or not self.idle:
+        if self.reported or self.state not in ALIVE or not self.idle:
             return False
         pid, start = self.status.get("pid") or 0, self.status.get("pid_start") or 0
         return not is_alive(Identity(pid, start, self.status.get("boot_id")))
@@ -246,7 +246,7 @@ class WorkerHandle:
             self._write(assignment, default_dir, base_env)
             self.unwritten = NONE
         except OSError as exc:
-            self.tell_runner()
+            self.send_to_runner()
             refused = because("run.cannot_write", path=self.directory, error=exc.strerror or str(exc))
             self.unwritten = refused.then(_NEXT_STEPS.get(exc.errno or 0, NONE))
 
@@ -272,9 +272,9 @@ class WorkerHandle:
         changed = _write_if_other(paths.spec_file(self.directory), _json_bytes(content))
         if changed:
             self._starts_in_vain, self._next_start = 0, 0.0
-            self.tell_runner()
+            self.send_to_runner()
 
-    def tell_runner(self) -> None:
+    def send_to_runner(self) -> None:
         if self.link is not None and self.assignment is not None:
             self.link.assign(self.assignment.desired, self.assignment.generation, self.assignment.epoch)
 
@@ -289,7 +289,7 @@ class WorkerHandle:
             self.link = control.RunnerLink.connect(paths.runner_socket(self._runtime_dir, self.directory))
         except (OSError, ValueError):
             return False
-        self._said_bye = self.heard = False
+        self._said_bye = self.reported = False
         return True
 
     def converge(self, now: float, python: str, release_dir: str, may_start: bool) -> bool:
@@ -337,7 +337,7 @@ class WorkerHandle:
             kind = message.pop("type", "")
             if kind == "status":
                 self.status = message
-                changed = self.heard = True
+                changed = self.reported = True
                 self.leases.heed(message)
                 if message.get("state") == RUNNING:
                     self._starts_in_vain = 0
@@ -355,7 +355,7 @@ class WorkerHandle:
         assert self.link is not None
         self.link.close()
         self.link = None
-        self.heard = False
+        self.reported = False
         self.read_status()
         self._next_connect = now
         if self._said_bye:
@@ -368,7 +368,7 @@ class WorkerHandle:
         """Have the runner stop its child and end; the worker is then stopped, but not held: whoever starts runners next
         starts it again."""
         pid = self.status.get("runner_pid")
-        if self.link is not None and not self.link.closed and self.heard and isinstance(pid, int) and pid > 1:
+        if self.link is not None and not self.link.closed and self.reported and isinstance(pid, int) and pid > 1:
             os.kill(pid, signal.SIGTERM)  # it holds the other end of an open connection: it is no other process
 
     def _start(self, now: float, python: str, release_dir: str) -> None:

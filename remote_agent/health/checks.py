@@ -18,7 +18,7 @@ from remote_agent.protocol.worker_spec import HealthCheck
 from remote_agent.runner.control import RunnerLink
 from remote_agent.telemetry.sampler import Measuring, log_mark
 
-EVIDENCE_PATIENCE_S = 30.0  # evidence.py ends by itself before; a host that hangs must not keep the job hung
+EVIDENCE_TIMEOUT_S = 30.0  # evidence.py ends by itself before; a host that hangs must not keep the job hung
 
 Submit = Callable[[Any, Callable[[], Any]], bool]
 
@@ -71,7 +71,7 @@ class Checks:
             return
         gathering = self._gathering.get(worker.worker_id)
         if gathering is not None and now >= gathering.until:
-            self._end(worker, gathering, because("evidence.slow", limit_s=EVIDENCE_PATIENCE_S))
+            self._end(worker, gathering, because("evidence.slow", limit_s=EVIDENCE_TIMEOUT_S))
         assert worker.assignment is not None
         directory, attempt = worker.directory, worker.attempt
         log = LogWatch(lambda: log_mark(directory, attempt), lambda: self._measuring.silence_limit_s(worker))
@@ -121,10 +121,10 @@ class Checks:
         return False
 
     def _take_result(self, worker: CheckedWorker, due: Due, value: Any, now: float) -> None:
-        before = worker.health.verdict()
+        before = worker.health.current()
         healthy, detail = value if isinstance(value, tuple) else (False, reason_of(str(value)))
         restart = worker.health.result(due, healthy, detail, now)
-        after = worker.health.verdict()
+        after = worker.health.current()
         if after is None or before is None or (before.status == after.status and not restart):
             return
         self._say("health changed", worker=worker.worker_id, status=after.status, detail=after.detail)
@@ -141,7 +141,7 @@ class Checks:
         """Before the runner ends it: what was it doing?"""
         assert worker.assignment is not None
         gathering = self._gathering[worker.worker_id] = _EvidenceGathering(
-            worker.attempt, detail, now + EVIDENCE_PATIENCE_S
+            worker.attempt, detail, now + EVIDENCE_TIMEOUT_S
         )
         spec, status = worker.assignment.spec, worker.status
         facts = {
@@ -163,11 +163,11 @@ class Checks:
     def _end(self, worker: CheckedWorker, gathering: _EvidenceGathering, found: Reason) -> None:
         """Now have it ended, unless it has recovered or ended by itself meanwhile."""
         del self._gathering[worker.worker_id]
-        verdict = worker.health.verdict()
+        health = worker.health.current()
         self._say("evidence", worker=worker.worker_id, attempt=gathering.attempt, is_now=found)
         if worker.link is None or worker.attempt != gathering.attempt or worker.state != RUNNING:
             return
-        if verdict is not None and verdict.status == "failing":
+        if health is not None and health.status == "failing":
             worker.link.health("failing", gathering.detail.then(found), True)
 
 
@@ -181,7 +181,7 @@ def _check_elsewhere(python: str, facts: dict[str, Any], check: HealthCheck) -> 
     """By a process of its own. Never raises."""
     import shlex
 
-    from remote_agent.health import errand  # seldom needed: it need not take up memory before
+    from remote_agent.health import user_process  # seldom needed: it need not take up memory before
 
     try:
         wanted = encode(check)
@@ -189,20 +189,20 @@ def _check_elsewhere(python: str, facts: dict[str, Any], check: HealthCheck) -> 
             wanted["argv"] = shlex.split(check.command)
             if not wanted["argv"]:
                 return False, because("health.no_command")
-        healthy, detail = errand.run(python, {**facts, "check": wanted, "timeout_s": timeout_of(check)})
+        healthy, detail = user_process.run(python, {**facts, "check": wanted, "timeout_s": timeout_of(check)})
         return bool(healthy), reason_of(str(detail) if not isinstance(detail, Reason) else detail)
-    except errand.Failed as exc:
+    except user_process.Failed as exc:
         return None, because("health.not_checked", error=str(exc))
     except Exception as exc:  # whatever a check meets, it is a failed check
         return False, because("health.error", check=check.type, error=str(exc))
 
 
 def _stat_elsewhere(python: str, facts: dict[str, Any], path: str, timeout_s: float) -> Any:
-    from remote_agent.health import errand
+    from remote_agent.health import user_process
 
     try:
-        found = errand.run(python, {**facts, "stat": path, "timeout_s": timeout_s})
-    except errand.Failed as exc:
+        found = user_process.run(python, {**facts, "stat": path, "timeout_s": timeout_s})
+    except user_process.Failed as exc:
         raise OSError(0, str(exc)) from exc
     if isinstance(found, str):
         raise OSError(0, found)

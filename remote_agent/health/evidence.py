@@ -12,7 +12,7 @@ import time
 from collections import deque, namedtuple
 from itertools import islice
 
-from remote_agent.health import errand
+from remote_agent.health import user_process
 from remote_agent.protocol.hints import Callable
 from remote_agent.protocol.messages import GpuUsage
 from remote_agent.protocol.reasons import Reason, because
@@ -76,7 +76,7 @@ def collect(scene: Scene) -> Evidence:
     bounded = Bounded()
     pages.add("processes", "\n".join(map(_line, tree[:MAX_PROCESSES])) or "none")
     for process in tree[:MAX_PROCESSES]:
-        pages.add(f"process {process.pid} ({process.name})", _within(bounded, deadline, process.pid, _look))
+        pages.add(f"process {process.pid} ({process.name})", _within(bounded, deadline, process.pid, _examine))
     if scene.gpus:
         pages.add("GPUs", "\n".join(map(_gpu_line, scene.gpus)))
     _python_stacks(pages, tree, scene, deadline)
@@ -91,12 +91,12 @@ def collect(scene: Scene) -> Evidence:
     return Evidence(_write(scene, pages.text()), _summary(tree, last))
 
 
-def _within(bounded: Bounded, deadline: float, pid: int, look: Callable[[int], str]) -> str:
+def _within(bounded: Bounded, deadline: float, pid: int, check: Callable[[int], str]) -> str:
     left_s = min(PROCESS_S, deadline - time.monotonic())
     if left_s <= 0:
         return "not looked at: no time left"
     try:
-        return str(bounded.call(f"look {pid}", lambda: look(pid), left_s))
+        return str(bounded.call(f"look {pid}", lambda: check(pid), left_s))
     except HangsError as exc:
         return f"cannot be looked at: {exc}"
 
@@ -105,7 +105,7 @@ def _line(process: procfs.Proc) -> str:
     return f"pid {process.pid} parent {process.ppid} state {process.state} threads {process.threads} {process.name}"
 
 
-def _look(pid: int) -> str:
+def _examine(pid: int) -> str:
     """What /proc says of one process. wchan, status and stack come first: reading cmdline may wait for the process."""
     parts = []
     for thread in _threads(pid):
@@ -175,8 +175,8 @@ def _python_stacks(pages: _Pages, tree: list[procfs.Proc], scene: Scene, deadlin
             "max_bytes": PY_SPY_BYTES,
         }
         try:
-            said = str(errand.run(scene.python, request))
-        except (errand.Failed, OSError) as exc:
+            said = str(user_process.run(scene.python, request))
+        except (user_process.Failed, OSError) as exc:
             said = str(exc)
         if not said:
             return  # there is none

@@ -1,7 +1,7 @@
 """Health checks of running workers (http, tcp, exec, log_silence, heartbeat_file), bounded in time, off the main loop.
 
 Owns when a check is due, how it is made and what its results add up to. Knows neither the manager nor the runners:
-the agent's loop asks for due checks, lets its helper threads run them, hands the results back and acts on `verdict`.
+the agent's loop asks for due checks, lets its helper threads run them, hands the results back and acts on `health`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DETAIL_CHARS = 300
 MIN_INTERVAL_S = 0.5
 HEARTBEAT_AGE_S = 60.0
 MAX_GPUS = 64
-MAX_TOLD = 5  # checks that passed, in one detail
+MAX_PENDING_EVENTS = 5  # checks that passed, in one detail
 Result = tuple[Optional[bool], Reason]  # (healthy, what a person should know); None: it could not be found out
 
 
@@ -147,7 +147,7 @@ class HealthMonitor:
         track.failures += 1
         return track.failures == max(1, track.check.failures) and track.check.action == "restart"
 
-    def verdict(self) -> Optional[Health]:
+    def current(self) -> Optional[Health]:
         """None: no checks configured, or nothing runs."""
         if not self._tracks:
             return None
@@ -156,7 +156,7 @@ class HealthMonitor:
                 what = {"check": track.check.type, "times": track.failures, "why": track.detail}
                 return Health("failing", because("health.failed", **what))
         if all(track.passed for track in self._tracks):
-            return Health("ok", NONE.then(*(track.detail for track in self._tracks[:MAX_TOLD])))
+            return Health("ok", NONE.then(*(track.detail for track in self._tracks[:MAX_PENDING_EVENTS])))
         return Health("unknown", because("health.not_yet"))
 
     def _runnable(self, track: _Track) -> Callable[[], Result]:

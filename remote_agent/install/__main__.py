@@ -63,7 +63,7 @@ class InstallerSession:
     (tunnel/mux.py)
     -> {"op": "ensure", "manager": {"manager_urls": […], …}}: starts the agent unless it runs; where it runs and none of
        its addresses leads to the manager, it gets those that do, see readdress.py
-                                                       <- {"report": {…, "addresses": {"told": […], "before": […]}}}
+                                                       <- {"report": {…, "addresses": {"new": […], "before": […]}}}
     -> {"op": "ensure" | "start" | "restart" | "stop" | "status" | "rollback" | "uninstall", …}
     <- {"error": {"code", "message", "next"}} at any time; end of input ends it.
     """
@@ -100,7 +100,7 @@ class InstallerSession:
             report = installer.install(request, self._receive_bundle, self._receive_code, self._receive_secret)
             return {"report": report}
         if request["op"] in ("upgrade", "log"):
-            return {"report": self._care(request, installer)}
+            return {"report": self._maintain(request, installer)}
         if request["op"] == "others":
             return {"report": installer.others()}
         if request["op"] == "reach":
@@ -111,7 +111,7 @@ class InstallerSession:
             return {"report": self._open_relay(request, installer)}
         report = perform(installer, request["op"], bool(request.get("replace_frozen")))
         if request["op"] == "ensure" and request.get("manager") and report.get("running") and not report.get("frozen"):
-            report = {**report, **self._hand_over(request["manager"], installer)}
+            report = {**report, **self._update_addresses(request["manager"], installer)}
         return {"report": report}
 
     def _open_relay(self, request: Json, installer: Installer) -> Json:
@@ -125,12 +125,12 @@ class InstallerSession:
         return {"ok": True, "port": self._relay.port}
 
     @staticmethod
-    def _hand_over(manager: Json, installer: Installer) -> Json:
+    def _update_addresses(manager: Json, installer: Installer) -> Json:
         from remote_agent.install import readdress
 
-        return {"addresses": readdress.hand_over(installer, manager)}
+        return {"addresses": readdress.update_addresses(installer, manager)}
 
-    def _care(self, request: Json, installer: Installer) -> Json:
+    def _maintain(self, request: Json, installer: Installer) -> Json:
         from remote_agent.install import maintenance
 
         if request["op"] == "log":

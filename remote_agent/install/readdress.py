@@ -17,11 +17,11 @@ from remote_agent.transport.tls import Trust
 Json = Dict[str, Any]
 
 
-def hand_over(installer: Installer, manager: Json) -> Json:
+def update_addresses(installer: Installer, manager: Json) -> Json:
     """Give the agent here the addresses of `manager`, where none of its own leads to its manager.
 
     `manager` is part of a deployment's request: {"manager_urls", "manager_configured", "manager_port", "manager_ca",
-    "manager_any_name"}. Returns {"told": [its new addresses], "before": […]}; {"unreached": {address: why it failed}}
+    "manager_any_name"}. Returns {"new": [its new addresses], "before": […]}; {"unreached": {address: why it failed}}
     where none works, with "fixed": the address that the inventory sets, or "tunnel": true where it has a tunnel; {}
     where the agent's own addresses work.
     """
@@ -44,11 +44,11 @@ def hand_over(installer: Installer, manager: Json) -> Json:
     if found is None:
         return {"unreached": {**own.failures, **probe.failures}, "tunnel": bool(tunnel_url)}
     urls, tried = installer.chosen(found, candidates, probe.proven, given)
-    told = {**config, "manager_urls": urls, "manager_tried": tried}
+    config_now = {**config, "manager_urls": urls, "manager_tried": tried}
     if trust.ca:
-        told.update(manager_ca=trust.ca, manager_any_name=trust.any_name)
+        config_now.update(manager_ca=trust.ca, manager_any_name=trust.any_name)
     with installer.locked():
         if installer.config() != config:
             return {}  # a deployment has changed it meanwhile
-        paths.write_json(paths.agent_file(installer.dir), told, durable=True)
-    return {"told": urls, "before": known}
+        paths.write_json(paths.agent_file(installer.dir), config_now, durable=True)
+    return {"new": urls, "before": known}

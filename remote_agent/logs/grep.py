@@ -210,12 +210,12 @@ class GrepSearch:
                     if not_after < self._since:
                         return  # and what comes next is older still
                     if not_before <= self._until:
-                        self._look_at(file, offset, piece)
+                        self._search_piece(file, offset, piece)
                 if self._lines_of.get(file.worker, 0) >= self._max_lines:
                     return
                 yield None
 
-    def _look_at(self, file: File, offset: int, piece: bytes) -> None:
+    def _search_piece(self, file: File, offset: int, piece: bytes) -> None:
         for start, line in self._candidates(piece):
             found, text = self._match(line)
             if self.skipped and time.monotonic() > self._deadline:
@@ -335,7 +335,7 @@ def _idle_disk_class() -> None:
         pass
 
 
-class Speaker:
+class ResultWriter:
     """Writes JSON lines, at most MAX_SAID_BYTES of them."""
 
     def __init__(self, descriptor: int) -> None:
@@ -355,7 +355,7 @@ class Speaker:
 def main() -> int:
     request = json.loads(sys.stdin.buffer.read())
     be_humble(float(request.get("timeout_s", 10.0)))
-    say = Speaker(1)
+    say = ResultWriter(1)
     try:
         search = GrepSearch(request, say)
     except (re.error, ValueError, RecursionError, OverflowError) as exc:

@@ -53,13 +53,13 @@ class LogSearcher:
             if search.search_id in self._seen:
                 continue  # told twice
             self._seen.append(search.search_id)
-            places = [[one, place] for one in search.workers for place in [directory_of(one)] if place is not None]
+            directories = [[one, place] for one in search.workers for place in [directory_of(one)] if place is not None]
             with self._lock:
                 if self._open >= MAX_WAITING:
                     continue  # the manager says that this host did not answer
                 self._open += 1
                 start, self._running = not self._running, True
-            self._jobs.put((search, places))
+            self._jobs.put((search, directories))
             if start:
                 threading.Thread(target=self._run, name="procguard-search", daemon=True).start()
 
@@ -75,7 +75,7 @@ class LogSearcher:
     def _run(self) -> None:
         while not self._ending.is_set():
             try:
-                search, places = self._jobs.get(timeout=IDLE_S)
+                search, directories = self._jobs.get(timeout=IDLE_S)
             except queue.Empty:
                 with self._lock:
                     if self._open:
@@ -85,7 +85,7 @@ class LogSearcher:
             if search is None:
                 break
             try:
-                self._answer(look(self._python, search, places, self._ending))
+                self._answer(run_search(self._python, search, directories, self._ending))
             except Exception as exc:  # a bug here must not end the thread with searches still open
                 self._answer(LogSearchResult(search.search_id, "failed", f"{type(exc).__name__}: {exc}"))
             with self._lock:
@@ -97,39 +97,41 @@ class LogSearcher:
     def _answer(self, result: LogSearchResult) -> None:
         path = f"/api/agents/{quote(self._credentials.agent_id)}/searches"
         body = json.dumps(encode(result), separators=(",", ":")).encode()
-        for turn in range(TRIES):
+        for try_number in range(TRIES):
             if self._connection is None:
                 self._connection = self._connect()
             try:
                 self._connection.request("POST", path, body)
                 return  # taken, or nobody waits for it any more
             except LinkDown:
-                if self._ending.wait(0.5 * (turn + 1)):
+                if self._ending.wait(0.5 * (try_number + 1)):
                     return
 
 
 # ------------------------------------------------------------------------------------------------- one search
 
 
-def look(python: str, search: LogSearch, places: list[list[str]], ending: threading.Event) -> LogSearchResult:
+def run_search(
+    python: str, search: LogSearch, directories: list[list[str]], ending: threading.Event
+) -> LogSearchResult:
     """Have a process of its own look, and take what it has found by the deadline."""
     import subprocess
 
-    from remote_agent.health import errand  # seldom needed: it need not take up memory before
+    from remote_agent.health import user_process  # seldom needed: it need not take up memory before
 
     began = time.monotonic()
     timeout_s = min(MAX_TIMEOUT_S, max(0.1, search.timeout_s))
     request = {
         **encode(search),
-        "workers": places,
+        "workers": directories,
         "timeout_s": timeout_s,
         "max_lines": min(MAX_LINES, search.max_lines),
     }
-    process = errand.start(python, GREP)
-    hearing = _Hearing(search)
+    process = user_process.start(python, GREP)
+    reader = _OutputReader(search)
     try:
         deadline = began + timeout_s + GRACE_S
-        _talk(process, json.dumps(request).encode(), hearing, deadline, ending)
+        _talk(process, json.dumps(request).encode(), reader, deadline, ending)
     finally:
         if process.poll() is None:
             process.kill()
@@ -140,10 +142,10 @@ def look(python: str, search: LogSearch, places: list[list[str]], ending: thread
             process.wait(GRACE_S)
         except subprocess.TimeoutExpired:
             pass  # in the kernel, on a disk that hangs; init gets it
-    return hearing.result(round(time.monotonic() - began, 3))
+    return reader.result(round(time.monotonic() - began, 3))
 
 
-def _talk(process: Any, request: bytes, hearing: _Hearing, deadline: float, ending: threading.Event) -> None:
+def _talk(process: Any, request: bytes, reader: _OutputReader, deadline: float, ending: threading.Event) -> None:
     """Write the request, read what is said, never beyond the deadline."""
     writing, reading = process.stdin.fileno(), process.stdout.fileno()
     os.set_blocking(writing, False)
@@ -163,19 +165,19 @@ def _talk(process: Any, request: bytes, hearing: _Hearing, deadline: float, endi
                 process.stdin.close()
         if readable:
             data = os.read(reading, 65536)
-            if not data or not hearing.take(data):
+            if not data or not reader.take(data):
                 return
 
 
-class _Hearing:
+class _OutputReader:
     """What the process says, line by line, as far as it has come."""
 
     def __init__(self, search: LogSearch) -> None:
         self._search = search
         self._line = b""
-        self._bytes_heard = 0
+        self._bytes_read = 0
         self._lines: list[LogMatch] = []
-        self._found = self._looked = 0
+        self._found = self._searched_bytes = 0
         self._done: Optional[bool] = None
         self._error = ""
         self._skipped = 0
@@ -183,7 +185,7 @@ class _Hearing:
 
     def take(self, data: bytes) -> bool:
         """False: enough."""
-        self._bytes_heard += len(data)
+        self._bytes_read += len(data)
         *whole, self._line = (self._line + data).split(b"\n")
         for line in whole:
             said = json.loads(line)
@@ -191,12 +193,15 @@ class _Hearing:
                 worker, attempt, stream, offset, at, text, begin, end = said
                 self._lines.append(LogMatch(worker, attempt, stream, offset, text, begin, end, round(at, 3)))
             else:
-                self._looked, self._found = said.get("bytes", self._looked), said.get("found", self._found)
+                self._searched_bytes, self._found = (
+                    said.get("bytes", self._searched_bytes),
+                    said.get("found", self._found),
+                )
                 self._done = said.get("done", self._done)
                 self._error = said.get("error", self._error)
                 self._skipped = said.get("skipped", self._skipped)
                 self._held = said.get("held", self._held)
-        return self._bytes_heard < MAX_OUTPUT_BYTES
+        return self._bytes_read < MAX_OUTPUT_BYTES
 
     def result(self, elapsed_s: float) -> LogSearchResult:
         made = LogSearchResult(self._search.search_id, "done", self._error, elapsed_s=elapsed_s)
@@ -212,5 +217,5 @@ class _Hearing:
             if room < 0:
                 break
             made.lines.append(line)
-        made.found, made.bytes, made.held = max(self._found, len(self._lines)), self._looked, self._held
+        made.found, made.bytes, made.held = max(self._found, len(self._lines)), self._searched_bytes, self._held
         return made

@@ -90,7 +90,7 @@ class LogShipper(threading.Thread):
     def _watch(self) -> None:
         while not self._ending.is_set():
             try:
-                if self.files.look(time.monotonic()):
+                if self.files.scan(time.monotonic()):
                     self._waiting.set()
             except Exception as exc:  # a bug here must not end the watch for all workers
                 self._deliver("log_trouble", f"{type(exc).__name__}: {exc}")
@@ -135,12 +135,12 @@ class LogShipper(threading.Thread):
                 moved = self._ship_worker(worker, now) or moved
             except OSError as exc:
                 worker.blocked_until = now + 1.0
-                self._deliver("log_trouble", f"{worker.told.worker_id}: cannot read its log: {exc.strerror or exc}")
+                self._deliver("log_trouble", f"{worker.shipped.worker_id}: cannot read its log: {exc.strerror or exc}")
         return moved
 
     def _ship_worker(self, worker: WorkerLogs, now: float) -> bool:
         with worker.lock:
-            told, listed = worker.told, worker.listed
+            shipped, listed = worker.shipped, worker.listed
             waiting = [file for file in worker.in_order() if file.waiting]
         moved = False
         for file in waiting[:MAX_FILES]:
@@ -149,11 +149,11 @@ class LogShipper(threading.Thread):
             if now < worker.blocked_until or (moved and not small):
                 break
         if moved:
-            worker.drained_told = False
+            worker.drained_sent = False
             return True
-        if told.report_drained and not worker.drained_told and not waiting and listed:
-            worker.drained_told = True
-            self._deliver("drained", told.worker_id)
+        if shipped.report_drained and not worker.drained_sent and not waiting and listed:
+            worker.drained_sent = True
+            self._deliver("drained", shipped.worker_id)
         return False
 
     def _ship_file(self, worker: WorkerLogs, file: LogFile, now: float) -> bool:
@@ -197,7 +197,7 @@ class LogShipper(threading.Thread):
     ) -> Reply:
         at = round(runs[0][1] or self._wall(), 3)
         path = (
-            f"/api/workers/{quote(worker.told.worker_id)}/logs?attempt={file.attempt}&stream={file.stream}"
+            f"/api/workers/{quote(worker.shipped.worker_id)}/logs?attempt={file.attempt}&stream={file.stream}"
             f"&offset={offset}&at={at:.3f}{'&gap=1' if gap else ''}"
         )
         if len(runs) > 1:
@@ -218,7 +218,7 @@ class LogShipper(threading.Thread):
             self._max_chunk_bytes = max(MIN_CHUNK_BYTES, min(self._max_chunk_bytes, max(length, 1)) // 2)
             return True
         if (reply.status >= 500 and reply.status != STORAGE_FAILED) or reply.status == 429:
-            raise LinkDown(f"logs of {worker.told.worker_id}: {reply.why}")
+            raise LinkDown(f"logs of {worker.shipped.worker_id}: {reply.why}")
         worker.blocked_until = now + REFUSED_AGAIN_S
-        self._deliver("log_trouble", f"{worker.told.worker_id}: the manager does not take its log: {reply.why}")
+        self._deliver("log_trouble", f"{worker.shipped.worker_id}: the manager does not take its log: {reply.why}")
         return False

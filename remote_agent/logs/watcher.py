@@ -23,17 +23,17 @@ from remote_agent.system import disk_space, paths
 KEEP_LOCAL_BYTES = 256 * 1024 * 1024
 KEEP_ATTEMPTS = 10
 MIN_KEEP_BYTES = 1024 * 1024
-LOOK_EVERY_S = 0.1
+POLL_INTERVAL_S = 0.1
 QUIET_S = 2.0  # a finished attempt's file unchanged for this long is complete
 AWAY_S = 3.0  # nothing acknowledged for this long: the manager is away, what waits may be dropped
 AGAIN_S = 5.0  # after a disk refused something
-QUIET_LOOK_EVERY_S = 0.2  # at one that says nothing: what it says next is still seen within 0.3 s; settled: 1 s
+QUIET_POLL_INTERVAL_S = 0.2  # at one that says nothing: what it says next is still seen within 0.3 s; settled: 1 s
 BOUNDS_EVERY_S = 2.0
 # A crash loop of weeks leaves thousands of files; the sender waits for the lock that each look holds.
-ENDED_LOOK_EVERY_S = 5.0
+ENDED_POLL_INTERVAL_S = 5.0
 FILES_A_SECOND = 2000  # for the bounds of a worker that prints
 MAX_REMOVED = 200  # attempts, in one look
-ROOM_LOOK_EVERY_S = 1.0
+ROOM_POLL_INTERVAL_S = 1.0
 # Set aside in the log of what runs: what it prints in AHEAD_S, within these bounds.
 AHEAD_S = 2.0
 MIN_AHEAD_BYTES = 1024 * 1024
@@ -71,7 +71,7 @@ class LogFile:
     complete: bool = False  # no more bytes come, and the manager has them all
     reserved: int = 0  # up to this offset the file's blocks are its own, also beyond its end
     grew_bytes_per_s: float = 0.0
-    look_again_at: float = 0.0  # monotonic: of an ended attempt whose bytes still wait for the manager
+    next_check_at: float = 0.0  # monotonic: of an ended attempt whose bytes still wait for the manager
 
     @property
     def key(self) -> str:
@@ -86,17 +86,17 @@ class LogFile:
 class WorkerLogs:
     """One worker's files. `lock` is held by who changes them or reads bytes that could be punched meanwhile."""
 
-    told: ShippedWorker
+    shipped: ShippedWorker
     lock: threading.Lock = field(default_factory=threading.Lock)
     files: dict[str, LogFile] = field(default_factory=dict)
     listed: bool = False
     listed_mtime_ns: int = -1
-    look_again_at: float = 0.0  # monotonic
+    next_check_at: float = 0.0  # monotonic
     bounds_at: float = 0.0  # monotonic
     taken_at: float = -1.0  # monotonic: when the manager last took bytes
     blocked_until: float = 0.0  # monotonic: the manager refused this worker's bytes
     marks_changed: bool = False
-    drained_told: bool = False
+    drained_sent: bool = False
     trouble: str = ""  # the last that was said
     quiet: bool = False  # nothing came for QUIET_S, and nothing waits
 
@@ -105,7 +105,7 @@ class WorkerLogs:
 
 
 class LogFiles:
-    """`update` with the table of workers whenever it changes, `look` every `pause_s`. `say(kind, text)` gets
+    """`update` with the table of workers whenever it changes, `scan` every `pause_s`. `say(kind, text)` gets
     ("log_trouble", …) and ("log_note", …)."""
 
     def __init__(
@@ -120,21 +120,21 @@ class LogFiles:
         self._wall = wall
         self._keep_bytes = keep_local_bytes
         self._keep_attempts = keep_attempts
-        self._told: tuple[ShippedWorker, ...] = ()
+        self._shipped: tuple[ShippedWorker, ...] = ()
         self._workers: dict[str, WorkerLogs] = {}
         self._can_punch = True
         self._can_reserve = True
         self._low = False  # the disk has next to nothing left
         self._room_at = 0.0  # monotonic: of the next look at the disk
-        self.pause_s = LOOK_EVERY_S  # until the next `look`: longer while nobody says anything
+        self.pause_s = POLL_INTERVAL_S  # until the next `scan`: longer while nobody says anything
 
     # ------------------------------------------------------------------------------- called by the main loop
 
     def update(self, workers: list[ShippedWorker]) -> bool:
         """True if the table changed."""
-        told = tuple(workers)
-        changed = told != self._told
-        self._told = told
+        shipped = tuple(workers)
+        changed = shipped != self._shipped
+        self._shipped = shipped
         return changed
 
     def keep(self, keep_bytes: Optional[int], keep_attempts: Optional[int]) -> None:
@@ -157,32 +157,32 @@ class LogFiles:
                     return True
         return False
 
-    def look(self, now: float) -> bool:
+    def scan(self, now: float) -> bool:
         """Look at every file that may have changed. True if bytes wait for the manager."""
-        told = {one.worker_id: one for one in self._told}
-        for worker_id in [one for one in self._workers if one not in told]:
+        shipped = {one.worker_id: one for one in self._shipped}
+        for worker_id in [one for one in self._workers if one not in shipped]:
             del self._workers[worker_id]
         waiting = False
         if now >= self._room_at:
-            self._room_at = now + ROOM_LOOK_EVERY_S
-            self._low = _is_low(self._told)
-        for worker_id, one in told.items():
+            self._room_at = now + ROOM_POLL_INTERVAL_S
+            self._low = _is_low(self._shipped)
+        for worker_id, one in shipped.items():
             worker = self._workers.setdefault(worker_id, WorkerLogs(one))
             try:
                 with worker.lock:
-                    if worker.told is not one:
-                        worker.told, worker.look_again_at, worker.drained_told = one, 0.0, False
-                    if now >= worker.look_again_at and not self._as_before(worker, now):
-                        self._look_at(worker, now)
+                    if worker.shipped is not one:
+                        worker.shipped, worker.next_check_at, worker.drained_sent = one, 0.0, False
+                    if now >= worker.next_check_at and not self._as_before(worker, now):
+                        self._scan_worker(worker, now)
                     waiting = waiting or any(file.waiting for file in worker.files.values())
             except OSError as exc:
-                worker.look_again_at = now + AGAIN_S
+                worker.next_check_at = now + AGAIN_S
                 trouble = f"{worker_id}: its log files: {exc.strerror or exc}"
                 if trouble != worker.trouble:
                     worker.trouble = trouble
                     self._say("log_trouble", trouble)
         lively = any(not one.quiet for one in self._workers.values())
-        self.pause_s = LOOK_EVERY_S if lively else QUIET_LOOK_EVERY_S
+        self.pause_s = POLL_INTERVAL_S if lively else QUIET_POLL_INTERVAL_S
         return waiting
 
     @staticmethod
@@ -191,17 +191,17 @@ class LogFiles:
         if not worker.quiet or now >= worker.bounds_at:
             return False
         try:
-            if os.stat(paths.attempts_dir(worker.told.directory)).st_mtime_ns != worker.listed_mtime_ns:
+            if os.stat(paths.attempts_dir(worker.shipped.directory)).st_mtime_ns != worker.listed_mtime_ns:
                 return False
             for file in worker.files.values():
                 if not file.complete and os.stat(file.path).st_size != file.size:
                     return False
         except FileNotFoundError:
             return False
-        worker.look_again_at = now + QUIET_LOOK_EVERY_S - 0.01
+        worker.next_check_at = now + QUIET_POLL_INTERVAL_S - 0.01
         return True
 
-    def _look_at(self, worker: WorkerLogs, now: float) -> None:
+    def _scan_worker(self, worker: WorkerLogs, now: float) -> None:
         self._list(worker)
         if worker.taken_at < 0:
             worker.taken_at = now  # a new agent: the manager is given a moment
@@ -209,14 +209,14 @@ class LogFiles:
         for file in list(worker.files.values()):
             if file.complete:
                 continue
-            if now < file.look_again_at:
+            if now < file.next_check_at:
                 self._finish(worker, file, now)
             else:
                 grown = self._measure(worker, file, now) or grown
                 self._keep_room(worker, file, now)
                 self._finish(worker, file, now)
                 if self._ended(worker, file, now):
-                    file.look_again_at = now + ENDED_LOOK_EVERY_S
+                    file.next_check_at = now + ENDED_POLL_INTERVAL_S
         many_s = min(BOUNDS_EVERY_S, len(worker.files) / FILES_A_SECOND)
         if now >= worker.bounds_at or (grown and now >= worker.bounds_at - BOUNDS_EVERY_S + many_s):
             worker.bounds_at = now + BOUNDS_EVERY_S
@@ -226,11 +226,11 @@ class LogFiles:
         open_files = [one for one in worker.files.values() if not one.complete]
         worker.quiet = not grown and all(now - one.changed_at > QUIET_S and not one.waiting for one in open_files)
         if not grown and all(now - one.changed_at > QUIET_S for one in open_files):
-            worker.look_again_at = now + (1.0 if worker.told.settled else QUIET_LOOK_EVERY_S - 0.01)
+            worker.next_check_at = now + (1.0 if worker.shipped.settled else QUIET_POLL_INTERVAL_S - 0.01)
 
     def _list(self, worker: WorkerLogs) -> None:
         """Look for new files, only when the directory has changed."""
-        directory = paths.attempts_dir(worker.told.directory)
+        directory = paths.attempts_dir(worker.shipped.directory)
         worker.listed = True
         try:
             mtime_ns = os.stat(directory).st_mtime_ns
@@ -239,7 +239,7 @@ class LogFiles:
         if mtime_ns == worker.listed_mtime_ns:
             return
         first = worker.listed_mtime_ns == -1
-        marks = retention.read_marks(worker.told.directory) if first else retention.Marks()
+        marks = retention.read_marks(worker.shipped.directory) if first else retention.Marks()
         for name in os.listdir(directory):
             stem, _, suffix = name.partition(".")
             if not stem.isdigit() or suffix not in ("log", "err"):
@@ -277,13 +277,13 @@ class LogFiles:
             if not file.waiting:
                 worker.taken_at = now  # what waits begins to wait now
             if file.changed_at >= 0:
-                file.grew_bytes_per_s = (size - file.size) / max(now - file.changed_at, LOOK_EVERY_S / 2)
+                file.grew_bytes_per_s = (size - file.size) / max(now - file.changed_at, POLL_INTERVAL_S / 2)
             file.size = size
             file.changed_at = now
             file.index.saw(size, self._wall())
         if file.acked is not None:
             file.index.forget_before(file.acked)
-        if file.waiting or not worker.told.report_drained:  # else its directory may be on its way out
+        if file.waiting or not worker.shipped.report_drained:  # else its directory may be on its way out
             try:
                 file.index.write(self._wall(), waiting=file.waiting)
             except OSError:
@@ -293,14 +293,14 @@ class LogFiles:
     @staticmethod
     def _ended(worker: WorkerLogs, file: LogFile, now: float) -> bool:
         """Whether this attempt gets no more bytes."""
-        over = file.attempt < worker.told.newest or worker.told.settled
+        over = file.attempt < worker.shipped.newest or worker.shipped.settled
         return over and (file.complete or (0 <= file.changed_at <= now - QUIET_S))
 
     def _finish(self, worker: WorkerLogs, file: LogFile, now: float) -> None:
         """An attempt that is not the newest gets no more bytes: once the manager has them, it is left alone."""
         if file.changed_at < 0:
             file.changed_at = now
-        if file.waiting or file.complete or file.attempt >= worker.told.newest:
+        if file.waiting or file.complete or file.attempt >= worker.shipped.newest:
             return
         if self._ended(worker, file, now):
             file.complete = True
@@ -313,7 +313,7 @@ class LogFiles:
         worker.marks_changed = False
         files = worker.files.values()
         retention.write_marks(
-            worker.told.directory,
+            worker.shipped.directory,
             retention.Marks(
                 {one.key: one.size for one in files if one.complete}, {one.key: one.gone for one in files if one.gone}
             ),
@@ -322,7 +322,7 @@ class LogFiles:
     # -------------------------------------------------------------------------------------- the disk's bounds
 
     def _keep_bounds(self, worker: WorkerLogs, now: float) -> None:
-        newest, away = worker.told.newest, now - worker.taken_at > AWAY_S
+        newest, away = worker.shipped.newest, now - worker.taken_at > AWAY_S
         keep_bytes, keep_attempts = self._keep_bytes, self._keep_attempts
         if self._low:  # what the manager has is not kept here twice; what it lacks is kept as before
             keep_bytes, keep_attempts, away = 0, 1, False
@@ -355,7 +355,7 @@ class LogFiles:
             file.index.remove()
             del worker.files[file.key]
         for attempt in attempts:
-            retention.unlink(paths.exit_file(worker.told.directory, attempt))
+            retention.unlink(paths.exit_file(worker.shipped.directory, attempt))
         worker.marks_changed = True
 
     def _cut(self, worker: WorkerLogs, file: LogFile, end: int, now: float) -> None:
@@ -385,7 +385,7 @@ class LogFiles:
             if file.reserved > file.size:
                 self._give_room_back(file)
             return
-        if not self._can_reserve or worker.told.settled or file.attempt < worker.told.newest:
+        if not self._can_reserve or worker.shipped.settled or file.attempt < worker.shipped.newest:
             return
         most = min(MAX_AHEAD_BYTES, self._keep_bytes // 8)
         ahead = int(max(MIN_AHEAD_BYTES, min(most, file.grew_bytes_per_s * AHEAD_S)))

@@ -486,8 +486,8 @@ def curve_key_proof(proof_key: str, agent_id: str, nonce: str, curve_key: str) -
 
 def zmq_offer_proof(proof_key: str, agent_id: str, nonce: str, offer: ZmqOffer) -> str:
     """That an offer is the fleet's manager's own: nobody between can put another key or port in its place."""
-    told = (str(offer.port), str(offer.logs_port), offer.curve_key, str(offer.timeout_ms))
-    message = "\0".join(("procguard-zmq-offer", agent_id, nonce, *told)).encode()
+    parts = (str(offer.port), str(offer.logs_port), offer.curve_key, str(offer.timeout_ms))
+    message = "\0".join(("procguard-zmq-offer", agent_id, nonce, *parts)).encode()
     return hmac_sha256_hex(proof_key.encode(), message)
 
 

@@ -108,8 +108,8 @@ def _same(self: Any, other: object) -> Any:
 
 def _shown(self: Any) -> str:
     fields = self.__record_fields__
-    told = ", ".join(f"{name}={getattr(self, name)!r}" for name, one in fields.items() if one.repr)
-    return f"{type(self).__qualname__}({told})"
+    shown = ", ".join(f"{name}={getattr(self, name)!r}" for name, one in fields.items() if one.repr)
+    return f"{type(self).__qualname__}({shown})"
 
 
 class _AsDataclass:

@@ -98,7 +98,7 @@ class Attempt:
             return because("start.before_exec")
         return because("start.too_short", limit_s=policy.start_secs)
 
-    def look_at_exec(self) -> None:
+    def check_exec(self) -> None:
         """Learn whether the exec came about, if that is known by now. Never blocks."""
         if self.exec_fd < 0:
             return
@@ -120,7 +120,7 @@ class Attempt:
 
     def ended(self, wait_status: int, now: float, was_running: bool) -> Ending:
         """How it ended, after its wait status was collected."""
-        self.look_at_exec()
+        self.check_exec()
         self._forget_exec()  # it may have died before exec without a word
         signal = os.WTERMSIG(wait_status) if os.WIFSIGNALED(wait_status) else None
         code = os.WEXITSTATUS(wait_status)

@@ -199,10 +199,10 @@ def enter_venv(env: dict[str, str], venv: str) -> None:
 
 def enter_conda(env: dict[str, str], name: str) -> list[str]:
     """What `conda activate` does, without starting conda; returns the activation scripts the environment brings."""
-    prefix, looked_in = find_conda(env, name)
+    prefix, searched = find_conda(env, name)
     if not prefix:
-        if looked_in:
-            raise NotStarted(because("start.conda_missing", name=name, places=looked_in[:10]))
+        if searched:
+            raise NotStarted(because("start.conda_missing", name=name, places=searched[:10]))
         raise NotStarted(because("start.no_conda", name=name))
     _first_in_path(env, os.path.join(prefix, "bin"), env.get("CONDA_PREFIX", ""))
     env.update(_conda_variables(prefix))
@@ -220,19 +220,19 @@ def find_conda(env: dict[str, str], name: str) -> tuple[str, list[str]]:
     """(prefix or "", where it was looked for). `name`: of the environment, or its absolute path."""
     if "/" in name:
         return (name if _is_conda(name) else "", [name])
-    looked_in = []
+    searched = []
     for root in _conda_roots(env):
         if name == "base" and _is_conda(root):
             return root, []
         directory = os.path.join(root, "envs")
         if os.path.isdir(directory):
-            looked_in.append(directory)
+            searched.append(directory)
             if _is_conda(os.path.join(directory, name)):
                 return os.path.join(directory, name), []
     for prefix in _registered(env):
         if os.path.basename(prefix) == name and _is_conda(prefix):
             return prefix, []
-    return "", looked_in
+    return "", searched
 
 
 def _is_conda(prefix: str) -> bool:

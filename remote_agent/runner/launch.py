@@ -327,14 +327,14 @@ def _explain_missing(path: str, launch: Launch) -> Reason:
         from remote_agent.system import identity
 
         try:
-            found = identity.ask(launch.run_as, lambda: reasons.fields("reason", _look_for(path, launch)))
+            found = identity.ask(launch.run_as, lambda: reasons.fields("reason", _search(path, launch)))
             return reasons.read(found if isinstance(found, dict) else {})
         except (ValueError, OSError):
             return because("start.not_in_path", command=launch.command[0], path=path[:1000])
-    return _look_for(path, launch)
+    return _search(path, launch)
 
 
-def _look_for(path: str, launch: Launch) -> Reason:
+def _search(path: str, launch: Launch) -> Reason:
     wanted = Launch(launch.command, launch.cwd, {**launch.env, "PATH": path}, "")
     try:
         locate(wanted)

@@ -15,7 +15,7 @@ from remote_agent.system import paths, processes, state_files
 from remote_agent.system.locks import is_still_at
 from remote_agent.system.processes import Identity
 
-LOCK_PATIENCE_S = 2.0  # a runner that is just ending gives its lock back within this time
+LOCK_TIMEOUT_S = 2.0  # a runner that is just ending gives its lock back within this time
 
 
 class CannotStart(Exception):
@@ -26,9 +26,9 @@ class CannotStart(Exception):
         self.code = code
 
 
-def take_lock(path: str, patience_s: float = LOCK_PATIENCE_S) -> int:
+def take_lock(path: str, timeout_s: float = LOCK_TIMEOUT_S) -> int:
     """The descriptor that holds the lock. Raises CannotStart where another runner keeps it."""
-    deadline = time.monotonic() + patience_s
+    deadline = time.monotonic() + timeout_s
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, paths.PRIVATE_FILE)
         try:
@@ -43,9 +43,9 @@ def take_lock(path: str, patience_s: float = LOCK_PATIENCE_S) -> int:
         time.sleep(0.02)
 
 
-def refuse_second(worker_dir: str, runtime_dir: str = "", patience_s: float = LOCK_PATIENCE_S) -> None:
+def refuse_second(worker_dir: str, runtime_dir: str = "", timeout_s: float = LOCK_TIMEOUT_S) -> None:
     """A lock file can vanish (a cleaned /tmp); the runner that state.json names, if alive, still has the worker."""
-    deadline = time.monotonic() + patience_s
+    deadline = time.monotonic() + timeout_s
     while True:
         try:
             state = state_files.read(worker_dir, runtime_dir)

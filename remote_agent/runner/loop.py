@@ -50,7 +50,7 @@ class Runner:
         self._lock = lock
         self._listener = listener
         self._connections: dict[int, JsonConnection] = {}
-        self._runner = TaskRunner(WorkerFiles(worker_dir, runtime_dir), self._tell)
+        self._runner = TaskRunner(WorkerFiles(worker_dir, runtime_dir), self._send)
         self._former = lease, wanted, seen
         self._alarm = Alarm()
         self._runtime_check_at = now_s() + RUNTIME_CHECK_S
@@ -83,7 +83,7 @@ class Runner:
             if now >= self._runtime_check_at:
                 self._check_runtime(now)
         runner.close()
-        self._tell({"type": "bye"})
+        self._send({"type": "bye"})
 
     def _wait(self) -> list[int]:
         """Sleep until something happens or is due; the descriptors that are ready."""
@@ -112,7 +112,7 @@ class Runner:
         elif descriptor == self._listener.fileno():
             self._accept()
         elif descriptor in self._connections:
-            self._converse(descriptor, self._connections[descriptor])
+            self._serve_connection(descriptor, self._connections[descriptor])
 
     def _accept(self) -> None:
         try:
@@ -125,7 +125,7 @@ class Runner:
             return
         self._connections[peer.fileno()] = JsonConnection(peer)
 
-    def _converse(self, descriptor: int, connection: JsonConnection) -> None:
+    def _serve_connection(self, descriptor: int, connection: JsonConnection) -> None:
         connection.flush()
         messages = connection.receive()
         # Where this process was frozen, leases wait behind what is judged by them.
@@ -142,7 +142,7 @@ class Runner:
         if connection.closed:
             self._drop(descriptor)
 
-    def _tell(self, message: dict[str, object]) -> None:
+    def _send(self, message: dict[str, object]) -> None:
         for descriptor, connection in list(self._connections.items()):
             connection.send(message)
             if connection.closed:

@@ -77,7 +77,7 @@ class Ending:
 
 def decide(ending: Ending, restarts: int, policy: RestartRules, roll: float = 0.5) -> Decision:
     """What follows `ending` after `restarts` automatic restarts. `roll` in [0, 1) places the delay in its jitter."""
-    restarts = restarts_left_standing(restarts, ending.ran_s, policy)
+    restarts = remaining_restarts(restarts, ending.ran_s, policy)
     why = describe(ending)
     if policy.gang and not succeeded(ending, policy):
         return Decision(FAIL, 0.0, restarts, why.then(because("restart.gang")))
@@ -109,7 +109,7 @@ def _again(restarts: int, policy: RestartRules, roll: float, why: Reason) -> Dec
     return Decision(RESTART, delay_s, restarts + 1, why.then(then))
 
 
-def restarts_left_standing(restarts: int, ran_s: float, policy: RestartRules) -> int:
+def remaining_restarts(restarts: int, ran_s: float, policy: RestartRules) -> int:
     """The spent budget once an attempt has run `ran_s`: long enough gives all of it back."""
     return 0 if ran_s >= policy.healthy_after_s else restarts
 

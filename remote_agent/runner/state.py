@@ -23,11 +23,11 @@ KEEP_RESULTS = 20
 
 
 class WorkerState:
-    def __init__(self, record: WorkerFiles, tell: Callable[[dict[str, object]], None]) -> None:
+    def __init__(self, record: WorkerFiles, send: Callable[[dict[str, object]], None]) -> None:
         self.record = record
         self._unwritten_exits: list[dict[str, object]] = []
         self.results: list[dict[str, object]] = []  # the last answers to commands, for an agent that comes back
-        self._tell = tell
+        self._send = send
         self.values: dict[str, object] = {
             "v": STATE_VERSION,
             "worker_id": "",
@@ -93,7 +93,7 @@ class WorkerState:
         self.values.update(state=state, since=at, event_seq=event["seq"])
         self.note_reason(reason)
         self.record.append_event(event)
-        self._tell({"type": "event", **event})
+        self._send({"type": "event", **event})
         self.publish()
 
     def say(self, reason: Reason) -> None:
@@ -111,7 +111,7 @@ class WorkerState:
 
     def publish(self) -> None:
         self.write()
-        self._tell(self.message())
+        self._send(self.message())
 
     def write(self) -> None:
         self._write_exits()
@@ -124,7 +124,7 @@ class WorkerState:
         self.write()
         if not self.record.problem:
             self.record.sync()
-            self._tell(self.message())
+            self._send(self.message())
 
     def message(self) -> dict[str, object]:
         """state.json as a message; `problem` says what keeps it from being written, "" = nothing."""
@@ -137,7 +137,7 @@ class WorkerState:
         answer = reason_fields("message", message)
         result: dict[str, object] = {"type": "result", "id": command_id, "status": status, **answer}
         self.results = [*self.results, result][-KEEP_RESULTS:]
-        self._tell(result)
+        self._send(result)
 
     def note_exit(self, number: int, ending: Ending, failure: str = "") -> None:
         """How attempt `number` ended. Written before anybody is told, but not before the next child has started."""

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from remote_agent.system import processes
 from remote_agent.system.processes import Identity
 
-FIRST_LOOK_S = 0.01
-LONGEST_LOOK_S = 0.5
+FIRST_POLL_S = 0.01
+LONGEST_POLL_INTERVAL_S = 0.5
 UNKILLABLE_AFTER_S = 5.0
 
 
@@ -35,7 +35,7 @@ class ProcessTreeTerminator:
         self.active = False
         self.reached = 0  # processes that got the first signal
         self.killed = False  # SIGKILL was needed, or asked for
-        self._pause_s = FIRST_LOOK_S
+        self._pause_s = FIRST_POLL_S
         self._kill_began = 0.0
 
     def begin(self, now: float, stop_signal: int, grace_s: float) -> None:
@@ -43,7 +43,7 @@ class ProcessTreeTerminator:
         self.active = True
         self.killed = False
         self.kill_at = now + grace_s
-        self._pause_s = FIRST_LOOK_S
+        self._pause_s = FIRST_POLL_S
         members = self._to_ask()
         self.reached = processes.signal_all(members, stop_signal)
         processes.signal_all(members, signal.SIGCONT)
@@ -74,22 +74,22 @@ class ProcessTreeTerminator:
         if self.kill_at is not None and now >= self.kill_at:
             self._kill(now)
         elif self.due is not None and now >= self.due:
-            self._look_again(now)
+            self._schedule_check(now)
         return False
 
     def _kill(self, now: float) -> None:
         if not self.killed:
             self.killed = True
             self._kill_began = now
-            self._pause_s = FIRST_LOOK_S
+            self._pause_s = FIRST_POLL_S
         self._kill_group()
         # What is in no group may fork while we look: repeat until is_empty, ever more slowly where something can't die.
         processes.signal_all(self._find(), signal.SIGKILL)
-        self._look_again(now)
+        self._schedule_check(now)
         self.kill_at = self.due
 
-    def _look_again(self, now: float) -> None:
-        self._pause_s = min(self._pause_s * 1.5, LONGEST_LOOK_S)
+    def _schedule_check(self, now: float) -> None:
+        self._pause_s = min(self._pause_s * 1.5, LONGEST_POLL_INTERVAL_S)
         self.due = now + self._pause_s
         if self.kill_at is not None and not self.killed:
             self.due = min(self.due, self.kill_at)

@@ -20,14 +20,14 @@ def own_group() -> str:
     """The directory of the v2 group this process is in; "" where there is none we could see."""
     try:
         with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as file:
-            places = [line.rstrip("\n")[3:] for line in file if line.startswith("0::")]
+            paths_found = [line.rstrip("\n")[3:] for line in file if line.startswith("0::")]
     except OSError:
         return ""
-    if not places or "/.." in places[0]:
+    if not paths_found or "/.." in paths_found[0]:
         return ""
     for mount in MOUNTS:
         if os.path.exists(os.path.join(mount, "cgroup.controllers")):
-            return os.path.normpath(mount + places[0])
+            return os.path.normpath(mount + paths_found[0])
     return ""
 
 

@@ -31,7 +31,7 @@ def found(home: str, fleet_id: str) -> "list[Other]":
             directory = os.path.join(home, fleet, host)
             launchers = os.path.join(directory, "launchers")
             for one in (directory, *(os.path.join(launchers, name) for name in _names(launchers))):
-                other = _look(fleet, host, one)
+                other = _read_worker(fleet, host, one)
                 if other is not None and (other.agent_runs or other.workers):
                     others.append(other)
     return others
@@ -46,7 +46,7 @@ def doubled(agent_directory: str, worker_ids: "list[str]") -> "list[tuple[Other,
     others = [(other, set(worker_ids).intersection(other.workers)) for other in found(home, fleet_id)]
     if not any(ids for _, ids in others):
         return []
-    own = _look(fleet_id, "", agent_directory)
+    own = _read_worker(fleet_id, "", agent_directory)
     mine = set(own.workers) if own is not None else set()
     return [(other, sorted(ids - mine)) for other, ids in others if ids - mine]
 
@@ -78,7 +78,7 @@ def _config(directory: str) -> "dict[str, Any]":
     return config if isinstance(config, dict) else {}
 
 
-def _look(fleet_id: str, host: str, directory: str) -> "Other | None":
+def _read_worker(fleet_id: str, host: str, directory: str) -> "Other | None":
     config = _config(directory)
     runtime_dir = config.get("runtime_dir")
     if not isinstance(runtime_dir, str) or not runtime_dir:

@@ -18,7 +18,7 @@ from remote_agent.protocol.hints import Iterator, List, Optional
 from remote_agent.protocol.records import record
 
 MAX_LINKS = 40
-_LOOK = getattr(os, "O_PATH", 0o10000000) | os.O_NOFOLLOW | os.O_CLOEXEC
+_PATH_ONLY = getattr(os, "O_PATH", 0o10000000) | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @record(frozen=True)
@@ -41,7 +41,7 @@ class Walk:
 
 def walk(path: str) -> Walk:
     """Follow an absolute path, part by part. Raises OSError, but for a part that does not exist."""
-    folder: "Optional[int]" = os.open("/", _LOOK)
+    folder: "Optional[int]" = os.open("/", _PATH_ONLY)
     actor: "Optional[Actor]" = None
     shared, links, root = False, 0, os.geteuid() == 0
     parts: "List[str]" = path.split("/")[::-1]
@@ -73,7 +73,7 @@ def walk(path: str) -> Walk:
                 parts += target.split("/")[::-1]
                 if not target.startswith("/"):
                     continue
-                found = os.open("/", _LOOK)
+                found = os.open("/", _PATH_ONLY)
             os.close(folder)
             folder = found
         return Walk(actor, shared, folder)
@@ -86,11 +86,11 @@ def walk(path: str) -> Walk:
 def _step(folder: int, part: str) -> int:
     """As a folder where it is one: that has the system mount what it mounts on demand."""
     try:
-        return os.open(part, _LOOK | os.O_DIRECTORY, dir_fd=folder)
+        return os.open(part, _PATH_ONLY | os.O_DIRECTORY, dir_fd=folder)
     except OSError as exc:
         if exc.errno not in (errno.ENOTDIR, errno.ELOOP):
             raise
-        return os.open(part, _LOOK, dir_fd=folder)
+        return os.open(part, _PATH_ONLY, dir_fd=folder)
 
 
 def _of_outside(uid: int) -> bool:

@@ -22,7 +22,7 @@ READ_TIMEOUT_S = 10.0
 FIRST_READ_TIMEOUT_S = 30.0  # without persistence mode the driver initialises every GPU first
 AGAIN_AFTER_FAILURE_S = 60.0
 MAX_ANSWER_BYTES = 1024 * 1024
-SURELY_USED_BYTES = 1 << 30  # an idle GPU's driver itself takes up to some 600 MB
+CERTAINLY_USED_BYTES = 1 << 30  # an idle GPU's driver itself takes up to some 600 MB
 DRIVER_SIGNS = ("/dev/nvidiactl", "/dev/nvidia0", "/proc/driver/nvidia/version", "/dev/dxg")
 HELPER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "nvml_helper.py")
 
@@ -151,7 +151,7 @@ def attribute(
         visible = [_describe(process, workers) for process in gpu.processes]
         foreign = bool(visible) and not any(visible)
         minor = reading.minors.get(gpu.index)
-        if minor is not None and (foreign or (silent and (gpu.memory_used_bytes or 0) >= SURELY_USED_BYTES)):
+        if minor is not None and (foreign or (silent and (gpu.memory_used_bytes or 0) >= CERTAINLY_USED_BYTES)):
             candidates = {
                 key: tree for key, tree in trees.items() if gpu.index in ((held or {}).get(key) or [gpu.index])
             }

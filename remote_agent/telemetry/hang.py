@@ -42,7 +42,7 @@ class Rhythm:
         self._mark: Any = None
         self._since = 0.0
 
-    def look(self, mark: Any, now: float) -> float:
+    def observe_mark(self, mark: Any, now: float) -> float:
         """`mark` changes with every output. Returns for how long it has not."""
         if mark != self._mark:
             if self._mark is not None:
@@ -88,7 +88,7 @@ class Suspicion:
             self._attempt, self._cases, self._gpus = attempt, {}, {}
             self.rhythm.begin(now)
         found = self._processes(tree, now) + self._busy_at_idle_power(gpus, now)
-        self.silent_s = self.rhythm.look(log_mark, now)
+        self.silent_s = self.rhythm.observe_mark(log_mark, now)
         limit_s = self.rhythm.limit_s
         printed = self.rhythm.writes > 0 and self.silent_s < SILENCE_AT_LEAST_S
         self.idle_because = "output" if printed else "listening" if waiting else ""
@@ -125,7 +125,7 @@ class Suspicion:
     def _busy_at_idle_power(self, gpus: list[GpuUsage], now: float) -> list[Reason]:
         found = []
         for gpu in gpus:
-            sign = self._gpus.setdefault(gpu.index, _GpuHistory()).look(gpu, now)
+            sign = self._gpus.setdefault(gpu.index, _GpuHistory()).observe_mark(gpu, now)
             if sign:
                 found.append(sign)
         return found
@@ -139,16 +139,16 @@ class _GpuHistory:
         self._readings = 0
         self._since: Optional[float] = None
 
-    def look(self, gpu: GpuUsage, now: float) -> Reason:
+    def observe_mark(self, gpu: GpuUsage, now: float) -> Reason:
         power_w, limit_w = gpu.power_w, gpu.power_limit_w
         if not limit_w or power_w is None or (gpu.utilization_percent or 0.0) < GPU_BUSY_PERCENT:
             self._since = None
             return NONE
         known = self._readings >= GPU_KNOWN_AFTER
         if known:
-            low, patience_s = power_w < GPU_FALL * self._usual_w and power_w <= GPU_LOW * limit_w, GPU_AFTER_S
+            low, threshold_s = power_w < GPU_FALL * self._usual_w and power_w <= GPU_LOW * limit_w, GPU_AFTER_S
         else:
-            low, patience_s = power_w <= GPU_NEVER_BUSY_LOW * limit_w, GPU_NEVER_BUSY_AFTER_S
+            low, threshold_s = power_w <= GPU_NEVER_BUSY_LOW * limit_w, GPU_NEVER_BUSY_AFTER_S
         if not low:
             self._since = None
             self._readings += 1
@@ -156,7 +156,7 @@ class _GpuHistory:
             return NONE
         if self._since is None:
             self._since = now
-        if now - self._since < patience_s:
+        if now - self._since < threshold_s:
             return NONE
         facts = {
             "index": gpu.index,

@@ -10,8 +10,8 @@ import errno
 from remote_agent.protocol.hints import Any, Callable
 from remote_agent.system import disk_space
 
-LOOK_EVERY_S = 5.0
-LOOK_AGAIN_S = 2.0  # while it refuses writes, or is suspected to
+POLL_INTERVAL_S = 5.0
+RECHECK_S = 2.0  # while it refuses writes, or is suspected to
 KINDS = {errno.EDQUOT: "quota", errno.EROFS: "read_only", errno.EIO: "io"}
 
 
@@ -20,21 +20,21 @@ class HostDisk:
         self.directory = directory
         self.trouble = ""  # "space", "inodes", "quota", "read_only", "io"; "" = it takes what is written
         self._submit = submit
-        self._looked = -LOOK_EVERY_S  # monotonic
+        self._probed_at = -POLL_INTERVAL_S  # monotonic
         self._busy = False
         self._well = 0
 
     def next_at(self) -> float:
         """When `tick` is to be called at the latest."""
-        return float("inf") if self._busy else self._looked + (LOOK_AGAIN_S if self.trouble else LOOK_EVERY_S)
+        return float("inf") if self._busy else self._probed_at + (RECHECK_S if self.trouble else POLL_INTERVAL_S)
 
     def tick(self, now: float, suspected: bool) -> None:
         """`suspected`: something could not be written lately."""
         thorough = suspected or bool(self.trouble)
-        if self._busy or now < self._looked + (LOOK_AGAIN_S if thorough else LOOK_EVERY_S):
+        if self._busy or now < self._probed_at + (RECHECK_S if thorough else POLL_INTERVAL_S):
             return
-        self._looked = now
-        self._busy = self._submit("disk", lambda: look(self.directory, thorough))
+        self._probed_at = now
+        self._busy = self._submit("disk", lambda: probe(self.directory, thorough))
 
     def take(self, found: Any) -> bool:
         """Returns whether it is another now than before. Well again only when seen so twice."""
@@ -48,7 +48,7 @@ class HostDisk:
         return True
 
 
-def look(directory: str, thorough: bool) -> str:
+def probe(directory: str, thorough: bool) -> str:
     """A word of KINDS, "space" or "inodes"; "" where a small file can be made. It is tried where room is low."""
     try:
         if not thorough and not disk_space.is_low(directory):

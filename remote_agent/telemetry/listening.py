@@ -12,7 +12,7 @@ import os
 from remote_agent.protocol.hints import Iterable
 from remote_agent.telemetry.procfs import Sample
 
-LOOK_EVERY_S = 30.0
+POLL_INTERVAL_S = 30.0
 IDLE_PERCENT = 1.0  # of one core; above it nobody asks
 MAX_PROCESSES, MAX_FDS, MAX_TABLE_BYTES = 64, 1024, 4 * 1024 * 1024
 _LISTEN, _ESTABLISHED = b"0A", b"01"
@@ -20,12 +20,12 @@ _UNIX_LISTENS = 0x10000
 
 
 class Listening:
-    """`look` at the idle trees of one sample; each at most every LOOK_EVERY_S."""
+    """`probe` at the idle trees of one sample; each at most every POLL_INTERVAL_S."""
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[float, bool]] = {}  # worker -> when (monotonic), and the answer
 
-    def look(self, sample: Sample, now: float) -> set[str]:
+    def probe(self, sample: Sample, now: float) -> set[str]:
         """The workers that wait for connections. `sample`: proc_usage.Sample."""
         known = self._known
         self._known = {}
@@ -33,7 +33,7 @@ class Listening:
             if usage is None or usage.cpu_percent >= IDLE_PERCENT:
                 continue
             found = known.get(worker_id)
-            if found is None or now - found[0] >= LOOK_EVERY_S:
+            if found is None or now - found[0] >= POLL_INTERVAL_S:
                 found = (now, waits_for_connections([process.pid for process in sample.trees.get(worker_id, ())]))
             self._known[worker_id] = found
         return {worker_id for worker_id, (_, waits) in self._known.items() if waits}

@@ -22,7 +22,7 @@ from remote_agent.telemetry.procfs import Proc, Sample
 USAGE_EVERY_S = 5.0
 GPUS_EVERY_S = 5.0
 GPUS_AWAITED_EVERY_S = 1.0  # while a worker waits for one
-LOOK_FOR_DRIVER_S = 60.0
+DRIVER_POLL_INTERVAL_S = 60.0
 REMEMBER_EVERY_S = 60.0
 
 Submit = Callable[[Any, Callable[[], Any]], bool]
@@ -89,7 +89,7 @@ class Measuring:
 
     def tick(self, workers: Mapping[str, MeasuredWorker], now: float, interval_s: float, gpus_awaited: bool) -> None:
         if now >= self._next_driver:
-            self._next_driver = now + LOOK_FOR_DRIVER_S
+            self._next_driver = now + DRIVER_POLL_INTERVAL_S
             if self._reader is None and driver_shows():
                 self._reader = GpuReader(self._python)
             elif self._reader is None:
@@ -116,7 +116,7 @@ class Measuring:
     ) -> tuple[Sample, dict[str, Any], set[str]]:
         """On a helper thread."""
         sample = self._meter.sample(runners)
-        return sample, log_marks(attempts), self._listening.look(sample, now)
+        return sample, log_marks(attempts), self._listening.probe(sample, now)
 
     # ------------------------------------------------------------------------------------------------ the results
 

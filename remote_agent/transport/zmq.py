@@ -57,7 +57,7 @@ def _import() -> Any:
     except ImportError:
         pass
     known = list(sys.path)
-    sys.path += [path for path in _places() if os.path.isdir(os.path.join(path, "zmq"))]
+    sys.path += [path for path in _package_paths() if os.path.isdir(os.path.join(path, "zmq"))]
     try:
         import zmq
 
@@ -66,7 +66,7 @@ def _import() -> Any:
         sys.path[:] = known
 
 
-def _places() -> "list[str]":
+def _package_paths() -> "list[str]":
     """A virtual environment's own packages first (Debian's `site` knows them only while it runs in one)."""
     import site
 
@@ -96,7 +96,7 @@ class ZmqWire:
         self._where = f"tcp://{f'[{host}]' if ':' in host else host}:{port}"
         self._timeout_s = offer.timeout_ms / 1000.0
         self._number = 0
-        self._told_secret = False
+        self._sent_secret = False
         self._interrupted = False
         self._lock = threading.Lock()
         self._wake_r, self._wake_w = os.pipe()
@@ -149,10 +149,10 @@ class ZmqWire:
         self, method: str, target: str, secret: str, body: Optional[bytes], *, timeout_s: float
     ) -> "tuple[int, bytes]":
         """One request and its answer: status and body. Raises ZmqTrouble (ZmqTimeout)."""
-        status, answer = self._exchange(method, target, "" if self._told_secret else secret, body, timeout_s)
-        if status == 401 and self._told_secret:  # the manager has forgotten what this connection has shown
+        status, answer = self._exchange(method, target, "" if self._sent_secret else secret, body, timeout_s)
+        if status == 401 and self._sent_secret:  # the manager has forgotten what this connection has shown
             status, answer = self._exchange(method, target, secret, body, timeout_s)
-        self._told_secret = status != 401
+        self._sent_secret = status != 401
         return status, answer
 
     def interrupt(self) -> None:

@@ -139,7 +139,7 @@ class Mux:
         self._next = 0
         self._out = bytearray()  # for the stream
         self._selector = selectors.DefaultSelector()
-        self._heard_at = self._said_at = clock()
+        self._received_at = self._sent_at = clock()
 
     @property
     def connections(self) -> int:
@@ -173,8 +173,8 @@ class Mux:
 
     def _step(self) -> None:
         self._watch_writing()
-        can_tell = self._wire.write_fileno() >= 0
-        for key, ready in self._selector.select(RETRY_S if self._out and not can_tell else STEP_S):
+        can_watch = self._wire.write_fileno() >= 0
+        for key, ready in self._selector.select(RETRY_S if self._out and not can_watch else STEP_S):
             if key.fileobj is self._wire:
                 self._take(self._wire.read())
             elif key.fileobj is self._accept:
@@ -182,9 +182,9 @@ class Mux:
             elif key.data is not None:
                 self._serve(key.data, ready)
         now = self._clock()
-        if now - self._heard_at > SILENT_S:
+        if now - self._received_at > SILENT_S:
             raise MuxEnded(f"nothing was heard for {SILENT_S:.0f} s")
-        if now - self._said_at > PING_S:
+        if now - self._sent_at > PING_S:
             self._send(0, PING)
         self._flush()
 
@@ -210,7 +210,7 @@ class Mux:
 
     def _take(self, data: bytes) -> None:
         if data:
-            self._heard_at = self._clock()
+            self._received_at = self._clock()
         for number, kind, payload in self._frames.feed(data):
             end = self._ends.get(number)
             if kind == OPEN and self._connect is not None:
@@ -222,7 +222,7 @@ class Mux:
             elif kind == CLOSE and end is not None:
                 end.closing = True
                 if not end.waiting:
-                    self._drop(number, tell=False)
+                    self._drop(number, notify=False)
 
     def _count(self, size: int) -> None:
         self._waiting_bytes += size
@@ -236,7 +236,7 @@ class Mux:
             most = max(self._ends, key=lambda number: len(self._ends[number].waiting))
             if not self._ends[most].waiting:
                 return
-            self._drop(most, tell=True)
+            self._drop(most, notify=True)
 
     def _may_open(self) -> bool:
         now = self._clock()
@@ -250,7 +250,7 @@ class Mux:
     def _open(self, number: int) -> None:
         assert self._connect is not None
         if number in self._ends:
-            self._drop(number, tell=False)  # the other end has forgotten the earlier one
+            self._drop(number, notify=False)  # the other end has forgotten the earlier one
         try:
             if not self._may_open():
                 raise OSError("too many connections")
@@ -286,33 +286,33 @@ class Mux:
                     del end.waiting[:sent]
                     self._count(-sent)
                 if end.closing and not end.waiting:
-                    self._drop(number, tell=False)
+                    self._drop(number, notify=False)
                     return
             if ready & selectors.EVENT_READ:
                 data = end.sock.recv(PIECE_BYTES)
                 if not data:
-                    self._drop(number, tell=not end.closing)
+                    self._drop(number, notify=not end.closing)
                     return
                 self._send(number, DATA, data)
         except BlockingIOError:
             return
         except OSError:
-            self._drop(number, tell=not end.closing)
+            self._drop(number, notify=not end.closing)
 
-    def _drop(self, number: int, tell: bool) -> None:
+    def _drop(self, number: int, notify: bool) -> None:
         end = self._ends.pop(number)
         self._count(-len(end.waiting))
         if end.sock.fileno() in self._selector.get_map():
             self._selector.unregister(end.sock)
         end.sock.close()
-        if tell:
+        if notify:
             self._send(number, CLOSE)
 
     def _send(self, number: int, kind: int, data: bytes = b"") -> None:
         if len(self._out) > MAX_OUT_BYTES:
             raise MuxEnded("the other end asks and does not read")
         self._out += frame(number, kind, data)
-        self._said_at = self._clock()
+        self._sent_at = self._clock()
 
     def _flush(self) -> None:
         while self._out:

@@ -45,11 +45,13 @@ def main(arguments: list[str]) -> int:
         host.until_running()
         for _ in range(kills):
             host.kill_agent()
-            heard = len(manager.beats)
+            received = len(manager.beats)
             began = time.monotonic()
             host.start()
             wait_until(
-                lambda heard=heard: _tells_of_a_running_child(manager, heard), 10, "the new agent's first report"
+                lambda received=received: _reports_a_running_child(manager, received),
+                10,
+                "the new agent's first report",
             )
             adopted_s.append(time.monotonic() - began)
             pids.add(host.status("w0")["pid"])
@@ -71,8 +73,8 @@ def main(arguments: list[str]) -> int:
     return report.finish()
 
 
-def _tells_of_a_running_child(manager: FakeManager, heard: int) -> bool:
-    beats = manager.beats[heard:]
+def _reports_a_running_child(manager: FakeManager, received: int) -> bool:
+    beats = manager.beats[received:]
     return any(one.get("state") == "running" and one.get("pid") for beat in beats for one in beat.get("workers", ()))
 
 

@@ -101,9 +101,9 @@ def _measure(folder: Path, options: argparse.Namespace) -> common.Report:
                 began = time.monotonic_ns()
                 ask(connection, "POST", f"/api/workers/{WORKER}/command", {"command": "restart"})
                 accepted_ms.append((time.monotonic_ns() - began) / 1e6)
-                told = pipe.line()
-                assert told[0] == b"15", told
-                clicks_ms.append((told[1] - began) / 1e6)
+                reported = pipe.line()
+                assert reported[0] == b"15", reported
+                clicks_ms.append((reported[1] - began) / 1e6)
                 assert pipe.line()[0] == b"ready"
                 time.sleep(PAUSE_S)
             after = swarm.summary()

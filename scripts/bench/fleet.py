@@ -43,7 +43,7 @@ BREAKS_EVERY_S = 10.0  # so often the connections of BREAKS agents break
 BREAKS = 5
 COMMANDS_PER_S = 2.0
 AWAY_KINDS = ("agent_suspect", "agent_unreachable")
-FALSE_KINDS = (*AWAY_KINDS, "recovery", "brake_on")
+FALSE_KINDS = (*AWAY_KINDS, "recovery", "circuit_breaker_open")
 
 
 def main(arguments: list[str]) -> int:
@@ -133,13 +133,13 @@ def _measure(
         page = (portal.counts() if portal is not None else Counter()) - page_before
         delays = _delays(swarm, began)
         away = _events(manager, newest, FALSE_KINDS)
-        wrong = [one for one in away if one["host"] not in churn.touched]
+        wrong = [one for one in away if one["host"] not in churn.changed]
         noticed, wrong_then = _one_percent(swarm, manager, churn)
         closed = portal.closed if portal is not None else ""
     beats = after.beats_answered - before.beats_answered
     report.raw = {
         "interval_s": agents * took_s / max(1, beats), "load": os.getloadavg(), "noticed_s": noticed,
-        "wrong": [*wrong, *wrong_then][:20], "touched": len(churn.touched), "commands": churn.commands,
+        "wrong": [*wrong, *wrong_then][:20], "touched": len(churn.changed), "commands": churn.commands,
         "page": page, "page_closed": closed,
     }  # fmt: skip
     report.add("heartbeats answered", beats / took_s, "/s", note=fewer)
@@ -176,14 +176,14 @@ def _delays(swarm: Swarm, since: float) -> list[float]:
 
 
 class Churn:
-    """What happens to the fleet meanwhile. `touched`: the hosts of which it may be said that they were away."""
+    """What happens to the fleet meanwhile. `changed`: the hosts of which it may be said that they were away."""
 
     def __init__(self, swarm: Swarm, port: int) -> None:
         self._swarm = swarm
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         self._chance = random.Random(9)
         self._returning: list[tuple[float, list[str]]] = []
-        self.touched: set[str] = set()
+        self.changed: set[str] = set()
         self.commands = 0
 
     def run(self, for_s: float) -> None:
@@ -193,13 +193,13 @@ class Churn:
             if killed < (now - began) * KILLED_PER_S and now < began + for_s - 2 * AWAY_S:
                 killed += 1
                 gone = self._swarm.kill(1)
-                self.touched.update(gone)
+                self.changed.update(gone)
                 self._returning.append((now + AWAY_S, gone))
             while self._returning and self._returning[0][0] <= now:
                 self._swarm.bring_back(self._returning.pop(0)[1])
             if broken < (now - began) / BREAKS_EVERY_S:
                 broken += 1
-                self.touched.update(self._swarm.storm(BREAKS))
+                self.changed.update(self._swarm.storm(BREAKS))
             if commanded < (now - began) * COMMANDS_PER_S:
                 commanded += 1
                 self._command()
@@ -247,7 +247,7 @@ def _one_percent(swarm: Swarm, manager: Manager, churn: Churn) -> tuple[dict[str
                 at = datetime.fromisoformat(event["at"]).timestamp()
                 noticed.setdefault(event["host"], max(0.0, at - began))
     noticed.update({one: float("inf") for one in gone if one not in noticed})
-    others = [one for one in _events(manager, newest, FALSE_KINDS) if one["host"] not in {*gone, *churn.touched}]
+    others = [one for one in _events(manager, newest, FALSE_KINDS) if one["host"] not in {*gone, *churn.changed}]
     return noticed, others
 
 

@@ -150,7 +150,7 @@ def main(arguments: list[str]) -> int:
     )  # fmt: skip
     report.add("GET /healthz meanwhile, 99th percentile", statistics.median(slow_ms), "ms", goal=100.0)
     report.add("processor time of both per GB", statistics.median(cpu), "s/GB")
-    report.raw["look_every_s"] = watcher.LOOK_EVERY_S
+    report.raw["look_every_s"] = watcher.POLL_INTERVAL_S
     return report.finish()
 
 

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from types import TracebackType
 
-LOOK_EVERY_S = 0.03
+POLL_INTERVAL_S = 0.03
 
 
 class Spending:
@@ -36,7 +36,7 @@ class Spending:
     ) -> None:
         self._over.set()
         self._thread.join()
-        self._look()
+        self._sample()
 
     def by_kind(self) -> dict[str, float]:
         totals: defaultdict[str, float] = defaultdict(float)
@@ -45,10 +45,10 @@ class Spending:
         return dict(totals)
 
     def _run(self) -> None:
-        while not self._over.wait(LOOK_EVERY_S):
-            self._look()
+        while not self._over.wait(POLL_INTERVAL_S):
+            self._sample()
 
-    def _look(self) -> None:
+    def _sample(self) -> None:
         for pid in self._mine():
             seconds = spent_s(pid)
             if seconds > self._spent.get(pid, self._before.get(pid, 0.0)):

@@ -28,7 +28,7 @@ GOAL_CPU_BESIDE_BARE = 1000 / 135  # 1 ms of processor time where a bare request
 UP_WITHIN_S = 300.0
 BACK_WITHIN_S = 120.0
 WATCH_S = 40.0  # after all are back: past the manager's start grace, when the unheard would be looked for
-TROUBLE = "agent_suspect,agent_unreachable,recovery,recovery_gave_up,brake_on"
+TROUBLE = "agent_suspect,agent_unreachable,recovery,recovery_gave_up,circuit_breaker_open"
 
 
 def main(arguments: list[str]) -> int:

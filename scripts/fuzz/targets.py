@@ -321,7 +321,7 @@ def inventory() -> Callable[[bytes], None]:
     from procguard.errors import InventoryError
 
     folder = Path(scratch())
-    places = ("a.yaml", "b.ini", "c", "group_vars/all.yml")
+    locations = ("a.yaml", "b.ini", "c", "group_vars/all.yml")
 
     def load(source: Path) -> None:
         """With its bounds made small: how long a large inventory takes is no finding."""
@@ -330,7 +330,7 @@ def inventory() -> Callable[[bytes], None]:
             assert 0 < len(found.hosts) <= 300 and found.select("all")
 
     def run(data: bytes) -> None:
-        path = folder / places[data[0] % len(places) if data else 0]
+        path = folder / locations[data[0] % len(locations) if data else 0]
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(data[1:])
         source = path

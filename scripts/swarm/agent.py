@@ -35,7 +35,7 @@ MAX_EVENTS = 500  # in one heartbeat, as the real agent
 COMMAND_LIFETIME_S = 60.0  # what a fresh command's ttl_s says: its age is what is missing
 LOG_POST_BYTES = 64 * 1024
 LOG_EVERY_S = 0.5
-LOG_LOOK_S = 0.1  # as often a real agent looks what its workers have printed
+LOG_POLL_S = 0.1  # as often a real agent looks what its workers have printed
 BOOT_ID = "5ca1ab1e-0000-4000-8000-000000000001"
 
 Job = Callable[[Any], Any]
@@ -185,7 +185,7 @@ class SimulatedAgent:
         self._log_worker: SimulatedWorker | None = None
         self._log_sent = 0.0
         self._log_not_before = 0.0
-        self._log_gather_s = LOG_LOOK_S
+        self._log_gather_s = LOG_POLL_S
         self._log_served: set[str] = set()
         self._new_process()
 
@@ -196,7 +196,7 @@ class SimulatedAgent:
         self._rev, self._seq = "", 0
         self._results: dict[str, messages.CommandResult] = {}
         self._sent_results: list[str] = []
-        self._orders: dict[str, tuple[messages.Command, float]] = {}  # starts and stops: id -> (command, accepted)
+        self._queue: dict[str, tuple[messages.Command, float]] = {}  # starts and stops: id -> (command, accepted)
         self._beat_sent = 0.0
         self._callers: list[WireCaller] = []
         self._search = self._make_caller("search")
@@ -293,7 +293,7 @@ class SimulatedAgent:
             if worker.changed:
                 worker.changed = False
                 self._link.changed(now)
-        if self._orders:
+        if self._queue:
             self._count_obeyed(now)
         self._link.tick(now)
         due = min([self._link.next_at(), *(worker.next_at() for worker in self.workers.values())])
@@ -373,7 +373,7 @@ class SimulatedAgent:
             if worker_id in self.workers:
                 self.workers[worker_id].acked(seq)
         if reply.log_gather_s is not None:
-            self._log_gather_s = max(LOG_LOOK_S, reply.log_gather_s)
+            self._log_gather_s = max(LOG_POLL_S, reply.log_gather_s)
         for command in sorted(reply.commands, key=lambda one: one.seq):
             self._obey(command, now)
         if reply.assignments is not None:
@@ -384,7 +384,7 @@ class SimulatedAgent:
             if lease.worker_id in self.workers:
                 self.workers[lease.worker_id].grant(lease, self._beat_sent)
         for search in reply.searches:
-            self._look(search)
+            self._search_logs(search)
 
     def _apply(self, assignments: list[messages.Assignment], now: float) -> None:
         for assignment in assignments:
@@ -404,7 +404,7 @@ class SimulatedAgent:
         self.tally.command_came(now - accepted)
         worker = self.workers.get(command.worker_id)
         if command.command in ("start", "stop"):
-            self._orders[command.command_id] = (command, accepted)
+            self._queue[command.command_id] = (command, accepted)
             return
         if command.command_id in self._results:
             return
@@ -419,7 +419,7 @@ class SimulatedAgent:
         self._link.changed(now)
 
     def _count_obeyed(self, now: float) -> None:
-        for command_id, (command, accepted) in list(self._orders.items()):
+        for command_id, (command, accepted) in list(self._queue.items()):
             worker = self.workers.get(command.worker_id)
             reached = worker is None or (
                 worker.report.generation >= command.generation
@@ -431,10 +431,10 @@ class SimulatedAgent:
             )
             superseded = worker is not None and worker.report.generation > command.generation
             if reached or superseded:
-                del self._orders[command_id]
+                del self._queue[command_id]
                 self.tally.command_ended("done", now - accepted)
 
-    def _look(self, search: messages.LogSearch) -> None:
+    def _search_logs(self, search: messages.LogSearch) -> None:
         """A search answered at once, as if each worker's log were its newest line; one at a time."""
         if self._search.busy:
             return

@@ -179,11 +179,11 @@ class Wire:
         """Told from the loop, as every other failure: never in the middle of `send`."""
         sock = self._sock
 
-        def tell() -> None:
+        def notify() -> None:
             if self._sock is sock:
                 self.fail(why)
 
-        self._loop.call_at(0.0, tell)
+        self._loop.call_at(0.0, notify)
 
     def on_io(self, events: int) -> None:
         assert self._sock is not None

@@ -132,7 +132,7 @@ class Swarm:
             ]
             answer = self._client.deploy({"hosts": hosts})
             self._fleet_id = answer["fleet_id"]
-            self._keys.update({host: told["proof_key"] for host, told in answer["hosts"].items()})
+            self._keys.update({host: reported["proof_key"] for host, reported in answer["hosts"].items()})
         self._at_once(lambda one: self._client.set_credentials(one, messages.secret_sha256(self._secrets[one])))
         self.declared_in_s = time.monotonic() - began
 
@@ -227,9 +227,9 @@ class Swarm:
         if action in WORKER_ACTIONS:
             of = {worker_id: agent_id for agent_id, ids in self.workers.items() for worker_id in ids}
             chosen = self._choose(list(of), some)
-            told = [(of[worker_id], worker_id) for worker_id in chosen]
+            reported = [(of[worker_id], worker_id) for worker_id in chosen]
             for part in self._parts:
-                part.tell(do=action, ids=[pair for pair in told if self._part_of[pair[0]] is part])
+                part.send(do=action, ids=[pair for pair in reported if self._part_of[pair[0]] is part])
             return chosen
         if action not in AGENT_ACTIONS:
             raise UsageError(f"swarm: unknown action {action[:40]!r}", ", ".join(AGENT_ACTIONS + WORKER_ACTIONS))
@@ -240,7 +240,7 @@ class Swarm:
         elif action != "storm":
             self.away.update(chosen)
         for part in self._parts:
-            part.tell(do=action, ids=[one for one in chosen if self._part_of[one] is part])
+            part.send(do=action, ids=[one for one in chosen if self._part_of[one] is part])
         return chosen
 
     def _choose(self, candidates: list[str], some: Some) -> list[str]:
@@ -319,7 +319,7 @@ class _Part:
             )
         self.pid = self._process.pid
         self._latest: dict[str, Any] | None = None
-        self._told = threading.Event()
+        self._notified = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -327,17 +327,17 @@ class _Part:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             self._latest = json.loads(line)
-            self._told.set()
-        self._told.set()
+            self._notified.set()
+        self._notified.set()
 
     def latest(self) -> dict[str, Any]:
-        self._told.wait(30.0)
+        self._notified.wait(30.0)
         if self._latest is None or self._process.poll() is not None:
             with open(self._errors, encoding="utf-8", errors="replace") as file:
                 raise ProcGuardError(f"swarm: process {self.pid} has ended: {file.read()[-2000:].strip()}")
         return self._latest
 
-    def tell(self, **order: Any) -> None:
+    def send(self, **order: Any) -> None:
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # `latest` says that it has died
             self._process.stdin.write(json.dumps(order).encode() + b"\n")
@@ -345,7 +345,7 @@ class _Part:
 
     def samples(self) -> dict[str, list[float]]:
         path = os.path.join(self._folder, f"samples{self._index}.json")
-        self.tell(do="samples", path=path)
+        self.send(do="samples", path=path)
         deadline = time.monotonic() + 30
         while not os.path.exists(path):
             self.latest()

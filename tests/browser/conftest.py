@@ -77,7 +77,7 @@ class Program:
 
 
 @dataclass
-class House:
+class ManagerRig:
     """One manager on a state of its own, and launchers that report to it."""
 
     directory: Path
@@ -152,9 +152,9 @@ class House:
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ManagerRig]:
     """A manager with one running worker, shared by the tests of a module."""
-    made = House(tmp_path_factory.mktemp("house"))
+    made = ManagerRig(tmp_path_factory.mktemp("house"))
     try:
         made.start_manager()
         made.start_worker("worker1")
@@ -164,9 +164,9 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
 
 
 @pytest.fixture
-def empty_house(tmp_path: Path) -> Iterator[House]:
+def empty_rig(tmp_path: Path) -> Iterator[ManagerRig]:
     """A manager's state of its own, not started yet."""
-    made = House(tmp_path)
+    made = ManagerRig(tmp_path)
     try:
         yield made
     finally:

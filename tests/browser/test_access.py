@@ -8,37 +8,39 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.browser.axe import violations
-from tests.browser.conftest import House, Visitor
+from tests.browser.conftest import ManagerRig, Visitor
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
 ACTING = re.compile("^(Start|Stop|Restart|Kill|Approve|Deny|Check|Cordon|Purge)( |$)")
 
 
-def test_over_https_the_page_is_live_acts_and_keeps_its_session_to_https(empty_house: House, visitor: Visitor) -> None:
+def test_over_https_the_page_is_live_acts_and_keeps_its_session_to_https(
+    empty_rig: ManagerRig, visitor: Visitor
+) -> None:
     """The launcher finds the CA of this machine's manager; the browser's WebSocket is one of wss."""
-    empty_house.start_manager("web.tls=auto")
-    empty_house.start_worker("worker1")
-    token = empty_house.ask("POST", "/api/tokens", {"scope": "operator", "name": "browser"})["token"]
-    page = visitor.open(f"{empty_house.url}/#/worker/worker1")
+    empty_rig.start_manager("web.tls=auto")
+    empty_rig.start_worker("worker1")
+    token = empty_rig.ask("POST", "/api/tokens", {"scope": "operator", "name": "browser"})["token"]
+    page = visitor.open(f"{empty_rig.url}/#/worker/worker1")
     expect(page.locator(".badge.is-live")).to_be_visible()
     expect(page.locator(".log-line").first).to_be_visible()
-    assert page.context.request.post(f"{empty_house.url}/api/login", data={"token": token}).ok
+    assert page.context.request.post(f"{empty_rig.url}/api/login", data={"token": token}).ok
     [cookie] = page.context.cookies()
     assert cookie["secure"] and cookie["httpOnly"] and cookie["sameSite"] == "Strict"
     page.reload()
     page.get_by_role("button", name="Restart", exact=True).click()
     page.get_by_role("dialog").get_by_role("button", name="Restart").click()
-    wait_until(lambda: empty_house.worker("worker1").get("attempt") == 2, 20, "restarted by a click over https")
+    wait_until(lambda: empty_rig.worker("worker1").get("attempt") == 2, 20, "restarted by a click over https")
     expect(page.locator(".log-line").filter(has_text="attempt begins").last).to_be_visible()
 
 
-def test_a_viewer_sees_all_and_is_offered_nothing_to_change(house: House, visitor: Visitor) -> None:
-    token = house.ask("POST", "/api/tokens", {"scope": "viewer", "name": "wall screen"})["token"]
+def test_a_viewer_sees_all_and_is_offered_nothing_to_change(rig: ManagerRig, visitor: Visitor) -> None:
+    token = rig.ask("POST", "/api/tokens", {"scope": "viewer", "name": "wall screen"})["token"]
     pending = {"worker_id": "stranger", "command": "id", "host": "far", "secret_sha256": "0" * 64}
-    assert house.ask("POST", "/api/workers/register", pending, X_Forwarded_For="192.0.2.7")["status"] == "pending"
-    page = visitor.open(f"{house.url}/")
-    answer = page.context.request.post(f"{house.url}/api/login", data={"token": token})
+    assert rig.ask("POST", "/api/workers/register", pending, X_Forwarded_For="192.0.2.7")["status"] == "pending"
+    page = visitor.open(f"{rig.url}/")
+    answer = page.context.request.post(f"{rig.url}/api/login", data={"token": token})
     assert answer.ok  # its cookie is the page's from now on
     for address, seen in (
         ("#/overview", ".tile"),
@@ -48,7 +50,7 @@ def test_a_viewer_sees_all_and_is_offered_nothing_to_change(house: House, visito
         ("#/host/launcher:worker1", ".host-workers li"),
         ("#/operations", "h1"),
     ):
-        page.goto(f"{house.url}/{address}")
+        page.goto(f"{rig.url}/{address}")
         page.reload()
         expect(page.locator(seen).first).to_be_visible()
         expect(page.locator(".badge.is-live")).to_be_visible()
@@ -62,17 +64,17 @@ def test_a_viewer_sees_all_and_is_offered_nothing_to_change(house: House, visito
     page.set_viewport_size({"width": 360, "height": 740})
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     page.get_by_role("button", name="Log out").click()
-    page.goto(f"{house.url}/#/worker/worker1")  # on the manager's own machine: its user again, who may act
+    page.goto(f"{rig.url}/#/worker/worker1")  # on the manager's own machine: its user again, who may act
     page.reload()
     expect(page.get_by_role("button", name=re.compile("^Restart")).first).to_be_visible()
 
 
 def test_a_module_that_did_not_come_is_fetched_again_and_if_that_fails_the_page_says_so(
-    house: House, visitor: Visitor
+    rig: ManagerRig, visitor: Visitor
 ) -> None:
     page = visitor.open("about:blank")
     page.route("**/js/store.js", lambda route: route.abort("failed"), times=1)
-    page.goto(f"{house.url}/#/overview")
+    page.goto(f"{rig.url}/#/overview")
     expect(page.locator(".badge.is-live")).to_be_visible()
     page.route("**/js/store.js", lambda route: route.abort("failed"))
     page.reload()

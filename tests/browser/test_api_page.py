@@ -8,13 +8,13 @@ import pytest
 from playwright.sync_api import expect
 
 from procguard.portal.api.resource import all_routes
-from tests.browser.conftest import House, Visitor
+from tests.browser.conftest import ManagerRig, Visitor
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(120)]
 
 
-def test_every_route_is_there_with_who_may_what_it_takes_and_answers(house: House, visitor: Visitor) -> None:
-    page = visitor.open(f"{house.url}/#/api")
+def test_every_route_is_there_with_who_may_what_it_takes_and_answers(rig: ManagerRig, visitor: Visitor) -> None:
+    page = visitor.open(f"{rig.url}/#/api")
     expect(page.locator(".api-route")).to_have_count(len(all_routes()))
     page.get_by_role("searchbox").fill("restart command")
     route = page.locator(".api-route:visible")

@@ -14,7 +14,7 @@ import pytest
 from playwright.sync_api import expect
 
 from scripts.swarm import Behaviour, Swarm, default_spec
-from tests.browser.conftest import House, Visitor
+from tests.browser.conftest import ManagerRig, Visitor
 from tests.browser.test_portal import settled
 
 pytestmark = pytest.mark.browser
@@ -27,8 +27,8 @@ def spec(host: int, number: int) -> dict[str, Any]:
 
 
 @contextmanager
-def fleet(directory: Path, hosts: int, each: int, planted: list[str]) -> Iterator[House]:
-    made = House(directory)
+def fleet(directory: Path, hosts: int, each: int, planted: list[str]) -> Iterator[ManagerRig]:
+    made = ManagerRig(directory)
     try:
         made.start_manager()
         behaviour = Behaviour(deaf_once=tuple(planted), usage_every_s=5.0)
@@ -42,8 +42,8 @@ def fleet(directory: Path, hosts: int, each: int, planted: list[str]) -> Iterato
 def end_nine_tenths(verb: str, hosts: int, each: int, planted: list[str], directory: Path, visitor: Visitor) -> None:
     action, everybody = verb.capitalize(), hosts * each
     wanted = everybody * 9 // 10
-    with fleet(directory, hosts, each, planted) as house:
-        page = visitor.open(f"{house.url}/#/workers?label=spared%3Dno")
+    with fleet(directory, hosts, each, planted) as rig:
+        page = visitor.open(f"{rig.url}/#/workers?label=spared%3Dno")
         settled(page)
         expect(page.locator(".page-head .count")).to_contain_text(f"{wanted:,} of {everybody:,}", timeout=60_000)
         page.get_by_label("Select all that match").click()
@@ -62,7 +62,7 @@ def end_nine_tenths(verb: str, hosts: int, each: int, planted: list[str], direct
         expect(chip).to_have_text(re.compile("partly failed"), timeout=900_000)
         expect(page.locator(".operation-done")).to_contain_text(f"{wanted:,} of {wanted:,}")
 
-        states = {one["worker_id"]: one["state"] for one in house.ask("GET", "/api/remote-workers")["workers"]}
+        states = {one["worker_id"]: one["state"] for one in rig.ask("GET", "/api/remote-workers")["workers"]}
         ended = {worker_id for worker_id, state in states.items() if state == "stopped"}
         assert len(ended) == wanted - len(planted) and not ended & set(planted)
         assert (
@@ -79,7 +79,7 @@ def end_nine_tenths(verb: str, hosts: int, each: int, planted: list[str], direct
         expect(page.locator("h1")).to_have_text(f"{action}: {len(planted)} workers")
         expect(page.locator(".fact-retry_of a")).to_be_visible()
         expect(chip).to_have_text(re.compile("done"), timeout=60_000)
-        stopped = house.ask("GET", "/api/remote-workers?state=stopped&limit=1")
+        stopped = rig.ask("GET", "/api/remote-workers?state=stopped&limit=1")
         assert stopped["total"] == wanted
         page.close()  # before its manager ends
 

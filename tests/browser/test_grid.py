@@ -13,7 +13,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from scripts.swarm import Swarm
-from tests.browser.conftest import House, Visitor
+from tests.browser.conftest import ManagerRig, Visitor
 from tests.browser.test_portal import settled
 from tests.waiting import wait_until
 
@@ -24,8 +24,8 @@ ALL = HOSTS * EACH
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[House, Swarm]]:
-    made = House(tmp_path_factory.mktemp("grid"))
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ManagerRig, Swarm]]:
+    made = ManagerRig(tmp_path_factory.mktemp("grid"))
     try:
         made.start_manager()
         with Swarm(made.url, HOSTS, EACH, seed=3, prefix="gpu") as swarm:
@@ -35,7 +35,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[House, Swa
         made.end()
 
 
-def workers_page(fleet: tuple[House, Swarm], visitor: Visitor, query: str = "", **options: Any) -> Page:
+def workers_page(fleet: tuple[ManagerRig, Swarm], visitor: Visitor, query: str = "", **options: Any) -> Page:
     page = visitor.open(f"{fleet[0].url}/#/workers{query}", **options)
     settled(page)
     expect(page.locator(".page-head .count")).to_contain_text(str(ALL))
@@ -47,7 +47,7 @@ def active(page: Page) -> str:
     return str(page.evaluate("() => document.activeElement.closest('.table-row')?.querySelector('a')?.textContent"))
 
 
-def test_only_rows_in_sight_exist_and_all_are_counted(fleet: tuple[House, Swarm], visitor: Visitor) -> None:
+def test_only_rows_in_sight_exist_and_all_are_counted(fleet: tuple[ManagerRig, Swarm], visitor: Visitor) -> None:
     page = workers_page(fleet, visitor)
     grid = page.get_by_role("grid", name="Workers")
     expect(grid).to_have_attribute("aria-rowcount", str(ALL + 1))
@@ -58,14 +58,14 @@ def test_only_rows_in_sight_exist_and_all_are_counted(fleet: tuple[House, Swarm]
     expect(last).to_have_attribute("aria-rowindex", str(ALL + 1))
 
 
-def test_scrolling_moves_the_rows_there_are_and_makes_none(fleet: tuple[House, Swarm], visitor: Visitor) -> None:
+def test_scrolling_moves_the_rows_there_are_and_makes_none(fleet: tuple[ManagerRig, Swarm], visitor: Visitor) -> None:
     """Making rows costs several times what filling them costs: scrolling would stutter. In the document they stand as
     on the screen, for who has it read aloud, though not while it moves."""
     page = workers_page(fleet, visitor)
     grid = page.get_by_role("grid", name="Workers")
-    places = """node => [...node.querySelectorAll('.table-body .table-row')].filter((row) => !row.hidden)
+    locations = """node => [...node.querySelectorAll('.table-body .table-row')].filter((row) => !row.hidden)
       .map((row) => Number(row.getAttribute('aria-rowindex')))"""
-    wait_until(lambda: len(set(grid.evaluate(places))) > 20, 5, "the list is drawn")
+    wait_until(lambda: len(set(grid.evaluate(locations))) > 20, 5, "the list is drawn")
     made = """node => {
       let made = 0;
       window.watched = new MutationObserver((changes) => { for (const one of changes) made += one.addedNodes.length; });
@@ -80,10 +80,12 @@ def test_scrolling_moves_the_rows_there_are_and_makes_none(fleet: tuple[House, S
     }"""
     assert grid.evaluate(made) <= 1  # one for the row that has the keyboard's place, above
     expect(grid.get_by_role("link", name="gpu-00009-w13")).to_be_visible()
-    wait_until(lambda: (found := grid.evaluate(places)) == sorted(found), 5, "the document has the order of the screen")
+    wait_until(
+        lambda: (found := grid.evaluate(locations)) == sorted(found), 5, "the document has the order of the screen"
+    )
 
 
-def test_the_keyboard_reaches_every_row_and_every_control(fleet: tuple[House, Swarm], visitor: Visitor) -> None:
+def test_the_keyboard_reaches_every_row_and_every_control(fleet: tuple[ManagerRig, Swarm], visitor: Visitor) -> None:
     """One stop for Tab; inside, rows and controls by arrows, the ends and pages by their keys, Enter opens."""
     page = workers_page(fleet, visitor)
     page.get_by_role("grid").locator(".table-head button").last.focus()
@@ -113,7 +115,7 @@ def test_the_keyboard_reaches_every_row_and_every_control(fleet: tuple[House, Sw
     expect(page.locator("h1")).to_have_text("gpu-00000-w1")
 
 
-def test_ranges_and_all_are_picked_with_keys(fleet: tuple[House, Swarm], visitor: Visitor) -> None:
+def test_ranges_and_all_are_picked_with_keys(fleet: tuple[ManagerRig, Swarm], visitor: Visitor) -> None:
     page = workers_page(fleet, visitor)
     page.locator(".table-body .table-row").first.focus()
     bar = page.locator(".batch-bar")
@@ -132,22 +134,24 @@ def test_ranges_and_all_are_picked_with_keys(fleet: tuple[House, Swarm], visitor
     expect(bar).to_be_hidden()
 
 
-def test_the_focus_follows_the_worker_not_the_row(fleet: tuple[House, Swarm], visitor: Visitor) -> None:
+def test_the_focus_follows_the_worker_not_the_row(fleet: tuple[ManagerRig, Swarm], visitor: Visitor) -> None:
     """Sorted by state, a worker that fails jumps to the top while somebody is on it; a slip of a row would act on
     another worker."""
-    house, _ = fleet
+    rig, _ = fleet
     page = workers_page(fleet, visitor, "?sort=state")
     row = page.locator(".table-body .table-row", has_text="gpu-00001-w3")
     row.get_by_role("button", name="Restart").focus()
     place = row.get_attribute("aria-rowindex")
-    house.ask("POST", "/api/workers/gpu-00001-w3/command", {"command": "stop"})
+    rig.ask("POST", "/api/workers/gpu-00001-w3/command", {"command": "stop"})
     wait_until(lambda: row.get_attribute("aria-rowindex") != place, 15, "the row has moved")
     assert active(page) == "gpu-00001-w3"
-    house.ask("POST", "/api/workers/gpu-00001-w3/command", {"command": "start"})
-    wait_until(lambda: house.worker("gpu-00001-w3")["state"] == "running", 15, "running again")
+    rig.ask("POST", "/api/workers/gpu-00001-w3/command", {"command": "start"})
+    wait_until(lambda: rig.worker("gpu-00001-w3")["state"] == "running", 15, "running again")
 
 
-def test_values_are_included_and_excluded_and_live_in_the_address(fleet: tuple[House, Swarm], visitor: Visitor) -> None:
+def test_values_are_included_and_excluded_and_live_in_the_address(
+    fleet: tuple[ManagerRig, Swarm], visitor: Visitor
+) -> None:
     page = workers_page(fleet, visitor)
     count = page.locator(".page-head .count")
     page.locator(".popover-button", has_text="Host").click()
@@ -172,7 +176,7 @@ def test_values_are_included_and_excluded_and_live_in_the_address(fleet: tuple[H
     expect(again.locator(".page-head .count")).to_contain_text(f"{ALL} of {ALL}")
 
 
-def test_a_state_is_shown_alone_then_left_out_then_neither(fleet: tuple[House, Swarm], visitor: Visitor) -> None:
+def test_a_state_is_shown_alone_then_left_out_then_neither(fleet: tuple[ManagerRig, Swarm], visitor: Visitor) -> None:
     page = workers_page(fleet, visitor)
     running = page.locator(".facets [data-state=running]")
     running.click()
@@ -184,7 +188,7 @@ def test_a_state_is_shown_alone_then_left_out_then_neither(fleet: tuple[House, S
     expect(page.locator(".page-head .count")).to_contain_text(f"{ALL} of {ALL}")
 
 
-def test_what_is_acted_on_is_what_the_filters_show(fleet: tuple[House, Swarm], visitor: Visitor) -> None:
+def test_what_is_acted_on_is_what_the_filters_show(fleet: tuple[ManagerRig, Swarm], visitor: Visitor) -> None:
     """The manager is asked by a selector: it must mean the same as the page's own filters."""
     page = workers_page(fleet, visitor, "?host=!gpu-00003&label=part%3D1,part%3D2&group=!group1")
     shown = int(re.findall(r"\d+", page.locator(".page-head .count").inner_text())[0])
@@ -194,7 +198,7 @@ def test_what_is_acted_on_is_what_the_filters_show(fleet: tuple[House, Swarm], v
     expect(page.get_by_role("dialog")).to_contain_text(f"Restart {shown} workers?")
 
 
-def test_columns_are_chosen_and_remembered(fleet: tuple[House, Swarm], visitor: Visitor) -> None:
+def test_columns_are_chosen_and_remembered(fleet: tuple[ManagerRig, Swarm], visitor: Visitor) -> None:
     page = workers_page(fleet, visitor)
     page.get_by_role("button", name="Columns").click()
     page.get_by_label("Labels").check()
@@ -208,7 +212,7 @@ def test_columns_are_chosen_and_remembered(fleet: tuple[House, Swarm], visitor: 
     expect(page.get_by_role("columnheader", name="Labels")).to_be_visible()
 
 
-def test_anything_is_reached_by_typing_its_name(fleet: tuple[House, Swarm], visitor: Visitor) -> None:
+def test_anything_is_reached_by_typing_its_name(fleet: tuple[ManagerRig, Swarm], visitor: Visitor) -> None:
     page = workers_page(fleet, visitor)
     page.keyboard.press("Control+k")
     page.keyboard.type("00007-w3")
@@ -226,15 +230,15 @@ def test_anything_is_reached_by_typing_its_name(fleet: tuple[House, Swarm], visi
     expect(page.locator("h1")).to_have_text("Hosts")
 
 
-def test_who_was_never_heard_is_not_gone_so_soon(fleet: tuple[House, Swarm], visitor: Visitor) -> None:
+def test_an_agent_never_seen_is_not_gone_so_soon(fleet: tuple[ManagerRig, Swarm], visitor: Visitor) -> None:
     """Nobody declares them any more, but their host may be one that has run them since before this manager's start."""
-    house, _ = fleet
+    rig, _ = fleet
     olds = [{"worker_id": f"old-{number}", "spec": {"command": "x"}} for number in range(3)]
     declared: dict[str, Any] = {"hosts": [{"host": "old", "ssh": {}, "workers": olds}]}
-    house.ask("POST", "/api/deployments", declared)
+    rig.ask("POST", "/api/deployments", declared)
     declared["hosts"][0]["workers"] = []
-    house.ask("POST", "/api/deployments", declared)
-    page = visitor.open(f"{house.url}/#/workers?host=old")
+    rig.ask("POST", "/api/deployments", declared)
+    page = visitor.open(f"{rig.url}/#/workers?host=old")
     settled(page)
     expect(page.locator(".page-head .count")).to_contain_text(f"3 of {ALL + 3}")
     page.get_by_role("button", name=re.compile("3 gone")).click()
@@ -243,5 +247,5 @@ def test_who_was_never_heard_is_not_gone_so_soon(fleet: tuple[House, Swarm], vis
     expect(dialog.get_by_role("button", name="Take out 0")).to_be_disabled()
     dialog.get_by_role("button", name="Cancel").click()
     for old in olds:
-        house.ask("DELETE", f"/api/workers/{old['worker_id']}")
+        rig.ask("DELETE", f"/api/workers/{old['worker_id']}")
     expect(page.locator(".page-head .count")).to_contain_text(f"0 of {ALL}")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import House, Program, Visitor
+from tests.browser.conftest import ManagerRig, Program, Visitor
 from tests.browser.test_portal import settled
 from tests.waiting import wait_until
 
@@ -44,21 +44,21 @@ time.sleep(600)
 """
 
 
-def run_job(house: House, worker_id: str, code: str) -> None:
-    job = house.directory / f"{worker_id}.py"
+def run_job(rig: ManagerRig, worker_id: str, code: str) -> None:
+    job = rig.directory / f"{worker_id}.py"
     job.write_text(code, encoding="utf-8")
     launcher = Program.start(
-        "procguard.worker_launcher", "--worker-id", worker_id, "--manager-url", house.url,
+        "procguard.worker_launcher", "--worker-id", worker_id, "--manager-url", rig.url,
         "--command", f"{sys.executable} {job}",
-        directory=house.directory, name=worker_id, PROCGUARD_HOME=str(house.directory / "home"),
+        directory=rig.directory, name=worker_id, PROCGUARD_HOME=str(rig.directory / "home"),
     )  # fmt: skip
-    house.launchers.append(launcher)
+    rig.launchers.append(launcher)
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ManagerRig]:
     """Two workers that print all the time, one that fails and fails, and one whose output is hostile."""
-    made = House(tmp_path_factory.mktemp("logs"))
+    made = ManagerRig(tmp_path_factory.mktemp("logs"))
     try:
         made.start_manager("recovery.max_recovery_attempts=1")
         run_job(made, "crawler", FAILS)
@@ -72,8 +72,8 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         made.end()
 
 
-def tail(house: House, worker_id: str) -> str:
-    lines = house.ask("GET", f"/api/remote-workers/{worker_id}/logs?tail=1&format=json")["lines"]
+def tail(rig: ManagerRig, worker_id: str) -> str:
+    lines = rig.ask("GET", f"/api/remote-workers/{worker_id}/logs?tail=1&format=json")["lines"]
     return "".join(str(line["text"]) for line in lines)
 
 
@@ -89,9 +89,9 @@ def rows(page: Page) -> list[list[str]]:
     return found
 
 
-def test_two_logs_are_one_in_the_order_of_their_times(house: House, visitor: Visitor) -> None:
+def test_two_logs_are_one_in_the_order_of_their_times(rig: ManagerRig, visitor: Visitor) -> None:
     """A job that spans hosts reads as one story; each line says whose it is, and its stream's order is kept."""
-    page = visitor.open(f"{house.url}/#/logs?w=worker1,worker2")
+    page = visitor.open(f"{rig.url}/#/logs?w=worker1,worker2")
     wait_until(lambda: {row[1] for row in rows(page)} >= {"worker1", "worker2"}, 30, "lines of both")
     shown = rows(page)
     for worker in ("worker1", "worker2"):
@@ -101,9 +101,9 @@ def test_two_logs_are_one_in_the_order_of_their_times(house: House, visitor: Vis
     wait_until(lambda: newest not in rows(page)[-3:], 15, "it goes on by itself")
 
 
-def test_workers_are_added_by_a_glob_and_removed_and_the_address_says_which(house: House, visitor: Visitor) -> None:
+def test_workers_are_added_by_a_glob_and_removed_and_the_address_says_which(rig: ManagerRig, visitor: Visitor) -> None:
     """By the keyboard alone; a link to the page shows the same workers, filters and all."""
-    page = visitor.open(f"{house.url}/#/logs")
+    page = visitor.open(f"{rig.url}/#/logs")
     settled(page)
     expect(page.get_by_text("Choose workers to read their logs together")).to_be_visible()
     field = page.get_by_role("combobox", name="Add workers")
@@ -128,8 +128,8 @@ def test_workers_are_added_by_a_glob_and_removed_and_the_address_says_which(hous
     assert [row for row in rows(again) if not re.fullmatch(r"line \d*7", row[2])] == []
 
 
-def test_the_logs_of_picked_workers_are_one_click_away(house: House, visitor: Visitor) -> None:
-    page = visitor.open(f"{house.url}/#/workers?q=worker")
+def test_the_logs_of_picked_workers_are_one_click_away(rig: ManagerRig, visitor: Visitor) -> None:
+    page = visitor.open(f"{rig.url}/#/workers?q=worker")
     for worker in ("worker1", "worker2"):
         page.get_by_role("checkbox", name=worker).check()
     page.get_by_role("group", name="What to do with the selected workers").get_by_role("button", name="Logs").click()
@@ -137,9 +137,9 @@ def test_the_logs_of_picked_workers_are_one_click_away(house: House, visitor: Vi
 
 
 def test_a_regular_expression_highlights_or_filters_and_enter_goes_from_match_to_match(
-    house: House, visitor: Visitor
+    rig: ManagerRig, visitor: Visitor
 ) -> None:
-    page = visitor.open(f"{house.url}/#/worker/worker1")
+    page = visitor.open(f"{rig.url}/#/worker/worker1")
     find = page.get_by_label("Find in these lines")
     find.fill("complaint")
     expect(page.locator(".log-count")).to_have_text(re.compile(r"^\d+ of [\d,]+ lines match$"))
@@ -161,9 +161,9 @@ def test_a_regular_expression_highlights_or_filters_and_enter_goes_from_match_to
     expect(page.locator(".log-count")).to_have_text(re.compile(r"^[\d,]+ lines$"))
 
 
-def test_output_that_is_not_kind_shows_as_text(house: House, visitor: Visitor) -> None:
+def test_output_that_is_not_kind_shows_as_text(rig: ManagerRig, visitor: Visitor) -> None:
     """Markup, escape sequences, links, marks that turn text round, no text at all, 19 MB on one line."""
-    page = visitor.open(f"{house.url}/#/worker/hostile")
+    page = visitor.open(f"{rig.url}/#/worker/hostile")
     text = page.locator(".log-line .log-text")
     expect(text.filter(has_text="after it all")).to_be_visible()
     assert [shown for shown in text.all_inner_texts() if not shown.startswith("long ")] == [
@@ -182,7 +182,7 @@ def test_output_that_is_not_kind_shows_as_text(house: House, visitor: Visitor) -
     expect(whole).to_contain_text("bytes more]")
     page.keyboard.press("Escape")
 
-    page.goto(f"{house.url}/#/search?find=x&select=hostile")
+    page.goto(f"{rig.url}/#/search?find=x&select=hostile")
     expect(page.locator(".found").first).to_be_visible()
     expect(page.locator(".found").last).to_contain_text("<img src=x onerror='window.hacked=1'>")
     assert page.locator(".found-line :is(img, script, b, a)").count() == 0
@@ -190,19 +190,19 @@ def test_output_that_is_not_kind_shows_as_text(house: House, visitor: Visitor) -
     assert page.title() == "Search logs · ProcGuard"
 
 
-def test_what_strangers_say_of_themselves_shows_as_text(house: House, visitor: Visitor) -> None:
+def test_what_strangers_say_of_themselves_shows_as_text(rig: ManagerRig, visitor: Visitor) -> None:
     """A launcher that nobody has approved chooses its command, and the manager takes no id that is not one."""
-    page = visitor.open(f"{house.url}/#/hosts")
+    page = visitor.open(f"{rig.url}/#/hosts")
     settled(page)
     asking = {"worker_id": "stranger", "command": "<img src=x onerror=window.hacked=1>\u202e", "host": "gpu9"}
     secret = "ab" * 32
-    house.ask("POST", "/api/workers/register", {**asking, "secret_sha256": secret}, X_Forwarded_For="192.0.2.9")
+    rig.ask("POST", "/api/workers/register", {**asking, "secret_sha256": secret}, X_Forwarded_For="192.0.2.9")
     item = page.get_by_role("listitem").filter(has_text="stranger")
     expect(item).to_contain_text("<img src=x onerror=window.hacked=1>")
     item.get_by_role("button", name="Deny stranger").click()
     page.get_by_role("dialog").get_by_role("button", name="Deny").click()
     expect(item).to_have_count(0)
-    page.goto(f"{house.url}/#/worker/<img src=x onerror=window.hacked=1>")
+    page.goto(f"{rig.url}/#/worker/<img src=x onerror=window.hacked=1>")
     expect(page.locator(".empty-title").first).to_contain_text("<img")
     assert page.evaluate("window.hacked") is None
     page.wait_for_load_state("networkidle")
@@ -210,9 +210,9 @@ def test_what_strangers_say_of_themselves_shows_as_text(house: House, visitor: V
     visitor.forgive("40")  # there is no such worker
 
 
-def test_a_search_on_all_hosts_shows_what_was_found_and_leads_to_the_log(house: House, visitor: Visitor) -> None:
+def test_a_search_on_all_hosts_shows_what_was_found_and_leads_to_the_log(rig: ManagerRig, visitor: Visitor) -> None:
     """Typed, answered as the hosts answer, each line with its time and whose it is; one click further is the log."""
-    page = visitor.open(f"{house.url}/#/search")
+    page = visitor.open(f"{rig.url}/#/search")
     settled(page)
     field = page.get_by_label("What to look for")
     expect(field).to_be_focused()
@@ -254,8 +254,8 @@ document.addEventListener('copy', () => { window.copied = String(document.active
 
 
 @pytest.mark.parametrize("clipboard", [KEEP_COPIES, NO_CLIPBOARD], ids=["https", "http"])
-def test_a_found_line_opens_in_its_place_and_has_a_link(house: House, visitor: Visitor, clipboard: str) -> None:
-    page = visitor.open(f"{house.url}/#/search?find=page+30&select=crawler&exact=1")
+def test_a_found_line_opens_in_its_place_and_has_a_link(rig: ManagerRig, visitor: Visitor, clipboard: str) -> None:
+    page = visitor.open(f"{rig.url}/#/search?find=page+30&select=crawler&exact=1")
     page.add_init_script(clipboard)
     page.locator(".found").first.get_by_role("link").click()
     current = page.locator(".log-line.is-current")
@@ -290,8 +290,8 @@ def test_a_found_line_opens_in_its_place_and_has_a_link(house: House, visitor: V
     assert "at=" not in page.url
 
 
-def test_a_line_that_is_not_here_and_a_time_say_what_they_lead_to(house: House, visitor: Visitor) -> None:
-    page = visitor.open(f"{house.url}/#/logs?w=crawler&at=1.out.99999999")
+def test_a_line_that_is_not_here_and_a_time_say_what_they_lead_to(rig: ManagerRig, visitor: Visitor) -> None:
+    page = visitor.open(f"{rig.url}/#/logs?w=crawler&at=1.out.99999999")
     expect(page.locator(".log-empty")).to_contain_text("The manager does not have this line")
     page.get_by_role("button", name="Follow").click()
     expect(page.locator(".log-text").first).to_be_visible()
@@ -300,8 +300,8 @@ def test_a_line_that_is_not_here_and_a_time_say_what_they_lead_to(house: House, 
     expect(page.locator(".log-line.is-current")).to_be_visible()
 
 
-def test_what_was_brought_back_is_told_with_its_reason_and_its_last_lines(house: House, visitor: Visitor) -> None:
-    page = visitor.open(f"{house.url}/#/recovery")
+def test_an_automatic_restart_shows_its_reason_and_last_lines(rig: ManagerRig, visitor: Visitor) -> None:
+    page = visitor.open(f"{rig.url}/#/recovery")
     settled(page)
     newest = page.locator(".restart-list > li").first
     expect(newest).to_contain_text("crawler")
@@ -316,7 +316,7 @@ def test_what_was_brought_back_is_told_with_its_reason_and_its_last_lines(house:
     expect(words.last).to_be_in_viewport()  # a box that scrolls begins at its end
     expect(words.last.locator(".ansi-red")).to_have_text("ConnectionResetError")
 
-    page.goto(f"{house.url}/#/recovery/worker1")
+    page.goto(f"{rig.url}/#/recovery/worker1")
     expect(page.get_by_text(re.compile("No restarts since"))).to_be_visible()
     expect(page.locator(".why-headline")).to_contain_text("worker1")
     page.get_by_role("button", name="Look at the last 7 days").click()
@@ -324,14 +324,14 @@ def test_what_was_brought_back_is_told_with_its_reason_and_its_last_lines(house:
     assert page.url.endswith("#/recovery/worker1?range=7d")
 
 
-def test_events_of_a_range_are_exported_as_they_are_filtered(house: House, visitor: Visitor, tmp_path: Any) -> None:
-    page = visitor.open(f"{house.url}/#/events?kind=worker_failed")
+def test_events_of_a_range_are_exported_as_they_are_filtered(rig: ManagerRig, visitor: Visitor, tmp_path: Any) -> None:
+    page = visitor.open(f"{rig.url}/#/events?kind=worker_failed")
     expect(page.locator(".events-table .table-body .table-row")).to_have_count(1)
     with page.expect_download() as waiting:
         page.get_by_role("link", name="JSON lines").click()
     waiting.value.save_as(tmp_path / "events.jsonl")
-    told = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
-    assert [(event["kind"], event["worker_id"]) for event in told] == [("worker_failed", "crawler")]
+    reported = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert [(event["kind"], event["worker_id"]) for event in reported] == [("worker_failed", "crawler")]
     page.get_by_role("searchbox").fill("nothing-like-it")
     page.get_by_label("Range of time").select_option("1h")
     page.get_by_role("button", name="Look at the last 24 hours").click()
@@ -351,8 +351,8 @@ CONTROLS = """() => {
 @pytest.mark.parametrize(
     "address", ["logs?w=worker1", "search?find=page%2059", "recovery", "recovery/crawler", "events"]
 )
-def test_every_control_of_a_page_is_reached_by_tab(house: House, visitor: Visitor, address: str) -> None:
-    page = visitor.open(f"{house.url}/#/{address}")
+def test_every_control_of_a_page_is_reached_by_tab(rig: ManagerRig, visitor: Visitor, address: str) -> None:
+    page = visitor.open(f"{rig.url}/#/{address}")
     settled(page)
     page.wait_for_load_state("networkidle")
     if address.startswith("logs"):
@@ -368,9 +368,9 @@ def test_every_control_of_a_page_is_reached_by_tab(house: House, visitor: Visito
     assert [one for number, one in enumerate(controls) if number not in reached] == []
 
 
-def test_a_log_that_lost_its_oldest_attempts_says_so(house: House, visitor: Visitor) -> None:
+def test_a_log_that_lost_its_oldest_attempts_says_so(rig: ManagerRig, visitor: Visitor) -> None:
     """Rotated: said where the lines would have stood."""
-    page = visitor.open(f"{house.url}/#/overview")
+    page = visitor.open(f"{rig.url}/#/overview")
     shown = page.evaluate("""async () => {
       const { LogModel } = await import('/static/js/logmodel.js');
       const { LogSource } = await import('/static/js/logsource.js');
@@ -432,14 +432,14 @@ def line(at: float, offset: int, text: str, **more: Any) -> dict[str, Any]:
         ),
     ],
 )
-def test_the_merged_model(house: House, visitor: Visitor, steps: list[Any], lines: list[str]) -> None:
-    page = visitor.open(f"{house.url}/#/overview")
+def test_the_merged_model(rig: ManagerRig, visitor: Visitor, steps: list[Any], lines: list[str]) -> None:
+    page = visitor.open(f"{rig.url}/#/overview")
     assert page.evaluate(MERGE, steps) == lines
 
 
-def test_the_ring_holds_fifty_thousand_lines_and_32_megabytes(house: House, visitor: Visitor) -> None:
+def test_the_ring_holds_fifty_thousand_lines_and_32_megabytes(rig: ManagerRig, visitor: Visitor) -> None:
     """More than that would be an eleven-gigabyte tab one day."""
-    page = visitor.open(f"{house.url}/#/overview")
+    page = visitor.open(f"{rig.url}/#/overview")
     found = page.evaluate("""async () => {
       const { LogModel } = await import('/static/js/logmodel.js');
       const feed = (model, lines, text) => {
@@ -457,9 +457,9 @@ def test_the_ring_holds_fifty_thousand_lines_and_32_megabytes(house: House, visi
     assert found[1][2] <= 32 * 1024 * 1024 and found[1][0] > 8_000
 
 
-def test_an_expression_that_is_too_slow_for_the_page_is_given_up_and_said_so(house: House, visitor: Visitor) -> None:
+def test_an_expression_that_is_too_slow_for_the_page_is_given_up_and_said_so(rig: ManagerRig, visitor: Visitor) -> None:
     """It holds up its author's page alone, and only once."""
-    page = visitor.open(f"{house.url}/#/logs?w=worker1")
+    page = visitor.open(f"{rig.url}/#/logs?w=worker1")
     settled(page)
     wait_until(lambda: len(rows(page)) > 3, 30, "its lines")
     page.evaluate("""() => {

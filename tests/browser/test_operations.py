@@ -13,7 +13,7 @@ from playwright.sync_api import Page, Route, expect
 
 from scripts.swarm import Behaviour, Swarm
 from tests.browser.axe import violations
-from tests.browser.conftest import House, Visitor
+from tests.browser.conftest import ManagerRig, Visitor
 from tests.browser.test_portal import TOO_WIDE, settled
 from tests.waiting import wait_until
 
@@ -24,8 +24,8 @@ ALL = HOSTS * EACH
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    made = House(tmp_path_factory.mktemp("operations"))
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ManagerRig]:
+    made = ManagerRig(tmp_path_factory.mktemp("operations"))
     try:
         made.start_manager()
         with Swarm(made.url, HOSTS, EACH, seed=3, behaviour=Behaviour(refuse=0.1), prefix="gpu") as swarm:
@@ -35,18 +35,18 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         made.end()
 
 
-def workers_page(fleet: House, visitor: Visitor, **options: object) -> Page:
+def workers_page(fleet: ManagerRig, visitor: Visitor, **options: object) -> Page:
     page = visitor.open(f"{fleet.url}/#/workers", **options)  # type: ignore[arg-type]
     settled(page)
     expect(page.locator(".page-head .count")).to_contain_text(str(ALL))
     return page
 
 
-def wanted(fleet: House) -> list[str]:
+def wanted(fleet: ManagerRig) -> list[str]:
     return [view["desired"] for view in fleet.ask("GET", "/api/remote-workers")["workers"]]
 
 
-def test_a_range_is_picked_with_shift_and_all_that_match_with_one_box(fleet: House, visitor: Visitor) -> None:
+def test_a_range_is_picked_with_shift_and_all_that_match_with_one_box(fleet: ManagerRig, visitor: Visitor) -> None:
     page = workers_page(fleet, visitor)
     boxes = page.locator(".table-body .pick")
     boxes.nth(1).click()
@@ -68,7 +68,7 @@ def test_a_range_is_picked_with_shift_and_all_that_match_with_one_box(fleet: Hou
     page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
 
 
-def test_stopping_many_asks_for_the_number_and_cancel_is_the_default(fleet: House, visitor: Visitor) -> None:
+def test_stopping_many_asks_for_the_number_and_cancel_is_the_default(fleet: ManagerRig, visitor: Visitor) -> None:
     page = workers_page(fleet, visitor)
     page.get_by_label("Select all that match").click()
     page.locator(".batch-bar").get_by_role("button", name="Stop").click()
@@ -86,7 +86,7 @@ def test_stopping_many_asks_for_the_number_and_cancel_is_the_default(fleet: Hous
     assert set(wanted(fleet)) == {"running"}
 
 
-def test_a_restart_is_followed_to_its_causes_and_its_failures_are_retried(fleet: House, visitor: Visitor) -> None:
+def test_a_restart_is_followed_to_its_causes_and_its_failures_are_retried(fleet: ManagerRig, visitor: Visitor) -> None:
     page = workers_page(fleet, visitor)
     page.get_by_label("Select all that match").click()
     page.locator(".batch-bar").get_by_role("button", name="Restart").click()
@@ -114,7 +114,7 @@ def test_a_restart_is_followed_to_its_causes_and_its_failures_are_retried(fleet:
     expect(page.locator(".operations-table")).to_contain_text("new data set")
 
 
-def test_a_filter_chosen_while_results_load_is_applied(fleet: House, visitor: Visitor) -> None:
+def test_a_filter_chosen_while_results_load_is_applied(fleet: ManagerRig, visitor: Visitor) -> None:
     preview = fleet.ask("POST", "/api/operations/preview", {"command": "restart", "selector": "*"})
     begun = fleet.ask("POST", "/api/operations", {"token": preview["token"], "concurrency": 50})
     path = f"/api/operations/{begun['operation_id']}"
@@ -135,7 +135,7 @@ def test_a_filter_chosen_while_results_load_is_applied(fleet: House, visitor: Vi
     expect(page.locator(".items-table .table-body .table-row")).to_have_count(failed)
 
 
-def test_what_has_not_begun_is_cancelled_by_a_click(fleet: House, visitor: Visitor) -> None:
+def test_what_has_not_begun_is_cancelled_by_a_click(fleet: ManagerRig, visitor: Visitor) -> None:
     page = workers_page(fleet, visitor)
     page.get_by_label("Select all that match").click()
     page.locator(".batch-bar").get_by_role("button", name="Restart").click()
@@ -155,7 +155,7 @@ IMPATIENT = """(() => {
 })()"""
 
 
-def test_a_batch_that_takes_long_to_begin_is_waited_for(fleet: House, visitor: Visitor) -> None:
+def test_a_batch_that_takes_long_to_begin_is_waited_for(fleet: ManagerRig, visitor: Visitor) -> None:
     """Nine thousand workers on a busy machine: longer than the 15 s after which other requests are given up."""
     page = workers_page(fleet, visitor)
     page.add_init_script(IMPATIENT)
@@ -174,17 +174,17 @@ def test_a_batch_that_takes_long_to_begin_is_waited_for(fleet: House, visitor: V
     expect(page.get_by_role("dialog")).to_have_count(0)
 
 
-def test_what_is_gone_is_taken_out_by_one_confirmed_request(empty_house: House, visitor: Visitor) -> None:
+def test_what_is_gone_is_taken_out_by_one_confirmed_request(empty_rig: ManagerRig, visitor: Visitor) -> None:
     """Nobody declares them any more, and they have ended: 24 workers, so that the number is asked for."""
-    empty_house.start_manager()
-    with Swarm(empty_house.url, 1, 24, seed=3, prefix="old", keep=True) as swarm:
+    empty_rig.start_manager()
+    with Swarm(empty_rig.url, 1, 24, seed=3, prefix="old", keep=True) as swarm:
         swarm.wait_running(60)
         [host] = swarm.agent_ids
         declared = [{"host": host, "ssh": {"hostname": host}, "workers": []}]
-        empty_house.ask("POST", "/api/deployments", {"hosts": declared})
-        token = empty_house.ask("POST", "/api/operations/preview", {"command": "stop", "selector": "*"})["token"]
-        empty_house.ask("POST", "/api/operations", {"token": token})
-        page = visitor.open(f"{empty_house.url}/#/workers")
+        empty_rig.ask("POST", "/api/deployments", {"hosts": declared})
+        token = empty_rig.ask("POST", "/api/operations/preview", {"command": "stop", "selector": "*"})["token"]
+        empty_rig.ask("POST", "/api/operations", {"token": token})
+        page = visitor.open(f"{empty_rig.url}/#/workers")
         page.get_by_role("button", name="24 gone").click(timeout=30_000)
         dialog = page.get_by_role("dialog")
         go = dialog.get_by_role("button", name="Take out 24")
@@ -195,11 +195,11 @@ def test_what_is_gone_is_taken_out_by_one_confirmed_request(empty_house: House, 
         dialog.get_by_label("Type 24 to confirm").fill("24")
         go.click()
         expect(page.locator(".notice")).to_contain_text("24 workers taken out")
-        assert [one for one in asked if "/api/" in one] == [f"POST {empty_house.url}/api/purge"]
-        assert empty_house.ask("GET", "/api/remote-workers")["total"] == 0
+        assert [one for one in asked if "/api/" in one] == [f"POST {empty_rig.url}/api/purge"]
+        assert empty_rig.ask("GET", "/api/remote-workers")["total"] == 0
 
 
-def test_it_goes_with_the_keyboard_alone(fleet: House, visitor: Visitor) -> None:
+def test_it_goes_with_the_keyboard_alone(fleet: ManagerRig, visitor: Visitor) -> None:
     page = workers_page(fleet, visitor)
     first = page.locator(".table-body .pick").first
     first.focus()
@@ -215,8 +215,10 @@ def test_it_goes_with_the_keyboard_alone(fleet: House, visitor: Visitor) -> None
 
 
 @pytest.mark.parametrize(("locale", "theme"), [("en", "light"), ("zh-CN", "dark")])
-def test_axe_finds_nothing_and_nothing_is_too_wide(fleet: House, visitor: Visitor, locale: str, theme: str) -> None:
-    """The list while some are picked, and the question; test_look.py has the operations' own pages."""
+def test_axe_finds_nothing_and_nothing_is_too_wide(
+    fleet: ManagerRig, visitor: Visitor, locale: str, theme: str
+) -> None:
+    """The list while some are picked, and the question; test_appearance.py has the operations' own pages."""
     for width in (1440, 390):
         page = workers_page(fleet, visitor, locale=locale, theme=theme, width=width)
         page.locator(".table-body .pick").first.click()

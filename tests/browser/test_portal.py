@@ -13,7 +13,7 @@ import pytest
 from playwright.sync_api import Page, Route, expect
 
 from tests.browser.axe import violations
-from tests.browser.conftest import House, Visitor
+from tests.browser.conftest import ManagerRig, Visitor
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
@@ -36,15 +36,15 @@ def log_lines(page: Page) -> list[str]:
 
 @pytest.mark.parametrize("locale", ["en", "zh-CN"])
 def test_a_click_on_restart_shows_the_next_attempt_and_its_log_without_reload(
-    house: House, visitor: Visitor, locale: str
+    rig: ManagerRig, visitor: Visitor, locale: str
 ) -> None:
     """The main job seen from the browser: running, restarted by a click, running again, and its output."""
     words = WORDS[locale]
-    page = visitor.open(f"{house.url}/#/workers", locale=locale)
+    page = visitor.open(f"{rig.url}/#/workers", locale=locale)
     row = page.get_by_role("row").filter(has_text="worker1")
     expect(row.locator(".chip")).to_have_text(re.compile(words["running"]))
     page.evaluate("window.stillTheSamePage = true")
-    before = house.worker("worker1")["attempt"]
+    before = rig.worker("worker1")["attempt"]
 
     row.get_by_role("button", name=f"{words['restart']} worker1").click()
     page.get_by_role("dialog").get_by_role("button", name=words["restart"]).click()
@@ -55,13 +55,13 @@ def test_a_click_on_restart_shows_the_next_attempt_and_its_log_without_reload(
     expect(page.locator("h1")).to_have_text("worker1")
     wait_until(lambda: any(re.fullmatch(r"line \d+", line) for line in log_lines(page)), 15, "lines of the log")
     assert page.evaluate("window.stillTheSamePage") is True
-    assert house.worker("worker1")["attempt"] == before + 1
+    assert rig.worker("worker1")["attempt"] == before + 1
 
 
-def test_the_log_moves_on_by_itself_and_shows_output_as_text(house: House, visitor: Visitor) -> None:
+def test_the_log_moves_on_by_itself_and_shows_output_as_text(rig: ManagerRig, visitor: Visitor) -> None:
     """Live lines come without a click; a worker's markup and escapes are text; a progress bar is its last state."""
-    page = visitor.open(f"{house.url}/#/worker/worker1")
-    page.get_by_label("Attempt").select_option(str(house.worker("worker1")["attempt"]))
+    page = visitor.open(f"{rig.url}/#/worker/worker1")
+    page.get_by_label("Attempt").select_option(str(rig.worker("worker1")["attempt"]))
     wait_until(lambda: log_lines(page)[-1:] != [], 15, "lines of the log")
     newest = last_number(page)
     wait_until(lambda: last_number(page) > newest + 20, 15, "newer lines")
@@ -77,25 +77,25 @@ def last_number(page: Page) -> int:
     return max((int(line.split()[1]) for line in log_lines(page) if line.startswith("line ")), default=0)
 
 
-def test_last_heard_follows_the_agent_though_its_worker_does_not_change(house: House, visitor: Visitor) -> None:
+def test_last_seen_follows_the_agent_though_its_worker_does_not_change(rig: ManagerRig, visitor: Visitor) -> None:
     """A stopped worker stays as it is for hours; its agent is heard all the while."""
-    house.ask("POST", "/api/workers/worker1/command", {"command": "stop"})
+    rig.ask("POST", "/api/workers/worker1/command", {"command": "stop"})
     try:
-        wait_until(lambda: house.worker("worker1")["state"] == "stopped", 15, "stopped")
-        page = visitor.open(f"{house.url}/#/worker/worker1")
+        wait_until(lambda: rig.worker("worker1")["state"] == "stopped", 15, "stopped")
+        page = visitor.open(f"{rig.url}/#/worker/worker1")
         expect(page.locator(".page-head .chip.is-stopped")).to_be_visible()
         seen = page.locator(".fact-seen span")
         for what in ("when it was heard", "a later sign of it", "one later still"):
             before = seen.get_attribute("title")
             wait_until(lambda before=before: seen.get_attribute("title") not in (None, "", before), 20, what)
     finally:
-        house.ask("POST", "/api/workers/worker1/command", {"command": "start"})
-        wait_until(lambda: house.worker("worker1")["state"] == "running", 15, "running again")
+        rig.ask("POST", "/api/workers/worker1/command", {"command": "start"})
+        wait_until(lambda: rig.worker("worker1")["state"] == "running", 15, "running again")
 
 
-def test_scrolling_up_pauses_the_log_and_says_how_much_is_new(house: House, visitor: Visitor) -> None:
+def test_scrolling_up_pauses_the_log_and_says_how_much_is_new(rig: ManagerRig, visitor: Visitor) -> None:
     """A reader is not dragged along, cannot miss that the log is paused, and returns with one click."""
-    page = visitor.open(f"{house.url}/#/worker/worker1")
+    page = visitor.open(f"{rig.url}/#/worker/worker1")
     wait_until(lambda: last_number(page) > 60, 30, "more lines than fit")
     page.locator(".log-scroll").hover()
     page.mouse.wheel(0, -400)
@@ -108,10 +108,10 @@ def test_scrolling_up_pauses_the_log_and_says_how_much_is_new(house: House, visi
     expect(paused).to_be_hidden()
 
 
-def test_every_line_of_an_attempt_is_there_once(house: House, visitor: Visitor) -> None:
+def test_every_line_of_an_attempt_is_there_once(rig: ManagerRig, visitor: Visitor) -> None:
     """Stored lines and live pieces meet without a gap and without doubles, on both streams."""
-    page = visitor.open(f"{house.url}/#/worker/worker1")
-    page.get_by_label("Attempt").select_option(str(house.worker("worker1")["attempt"]))
+    page = visitor.open(f"{rig.url}/#/worker/worker1")
+    page.get_by_label("Attempt").select_option(str(rig.worker("worker1")["attempt"]))
     wait_until(lambda: last_number(page) > 40, 30, "lines")
     assert_every_line_once(page)
 
@@ -120,15 +120,15 @@ def assert_every_line_once(page: Page) -> set[str]:
     """Returns the texts of all that is shown."""
     texts: set[str] = set()
     page.get_by_role("button", name="Follow").click()  # pause: what is read stays where it is
-    places: dict[int, set[str]] = {}
+    locations: dict[int, set[str]] = {}
     scroller = page.locator(".log-scroll")
     for top in range(0, int(scroller.evaluate("node => node.scrollHeight")), 300):
         for place, text in scroller.evaluate(LINES_AT, top):
             texts.add(text)
             if found := re.fullmatch(r"line (\d+)", text):
-                places.setdefault(int(found[1]), set()).add(place)
-    assert sorted(places) == list(range(1, max(places) + 1))
-    assert [number for number, where in places.items() if len(where) > 1] == []
+                locations.setdefault(int(found[1]), set()).add(place)
+    assert sorted(locations) == list(range(1, max(locations) + 1))
+    assert [number for number, where in locations.items() if len(where) > 1] == []
     return texts
 
 
@@ -142,11 +142,11 @@ LINES_AT = """async (scroller, top) => {
 }"""
 
 
-def test_stop_asks_first_and_cancel_changes_nothing(house: House, visitor: Visitor) -> None:
+def test_stop_asks_first_and_cancel_changes_nothing(rig: ManagerRig, visitor: Visitor) -> None:
     """A job of weeks is one slip away: the question names worker and host, and Cancel has the focus."""
-    page = visitor.open(f"{house.url}/#/worker/worker1")
+    page = visitor.open(f"{rig.url}/#/worker/worker1")
     settled(page)
-    before = house.worker("worker1")
+    before = rig.worker("worker1")
     page.get_by_role("button", name="Stop").click()
     dialog = page.get_by_role("dialog")
     expect(dialog.get_by_role("heading")).to_have_text("Stop worker1?")
@@ -154,13 +154,13 @@ def test_stop_asks_first_and_cancel_changes_nothing(house: House, visitor: Visit
     expect(dialog.get_by_role("button", name="Cancel")).to_be_focused()
     page.keyboard.press("Enter")
     expect(dialog).to_be_hidden()
-    after = house.worker("worker1")
+    after = rig.worker("worker1")
     assert (after["state"], after["desired"], after["pid"]) == ("running", "running", before["pid"])
 
 
-def test_stopped_and_started_again_from_the_page(house: House, visitor: Visitor) -> None:
+def test_stopped_and_started_again_from_the_page(rig: ManagerRig, visitor: Visitor) -> None:
     """Stop and start converge; the page offers exactly what makes sense in each state."""
-    page = visitor.open(f"{house.url}/#/worker/worker1")
+    page = visitor.open(f"{rig.url}/#/worker/worker1")
     settled(page)
     page.get_by_role("button", name="Stop").click()
     page.get_by_role("dialog").get_by_role("button", name="Stop").click()
@@ -171,9 +171,9 @@ def test_stopped_and_started_again_from_the_page(house: House, visitor: Visitor)
     expect(page.get_by_role("button", name="Start", exact=True)).to_be_disabled()
 
 
-def test_filters_live_in_the_address(house: House, visitor: Visitor) -> None:
+def test_filters_live_in_the_address(rig: ManagerRig, visitor: Visitor) -> None:
     """A filtered view can be sent to a colleague; what matches nothing says so and how to get out."""
-    page = visitor.open(f"{house.url}/#/workers?state=failed&q=train")
+    page = visitor.open(f"{rig.url}/#/workers?state=failed&q=train")
     expect(page.get_by_text("0 of 1 match")).to_be_visible()
     page.get_by_role("button", name="Clear filters").first.click()
     expect(page.get_by_role("link", name="worker1")).to_be_visible()
@@ -184,22 +184,22 @@ def test_filters_live_in_the_address(house: House, visitor: Visitor) -> None:
     expect(page.get_by_text("0 of 1 match")).to_be_visible()
 
 
-def test_the_language_can_be_changed_and_stays(house: House, visitor: Visitor) -> None:
+def test_the_language_can_be_changed_and_stays(rig: ManagerRig, visitor: Visitor) -> None:
     """?lang wins over the browser's wish; the switch wins over both, and is remembered."""
-    page = visitor.open(f"{house.url}/?lang=zh-CN#/overview", locale="en-GB")
+    page = visitor.open(f"{rig.url}/?lang=zh-CN#/overview", locale="en-GB")
     expect(page.locator("h1")).to_have_text("总览")
     assert page.evaluate("document.documentElement.lang") == "zh-CN"
     page.get_by_label("语言").select_option("en")
     expect(page.locator("h1")).to_have_text("Overview")
-    page.goto(f"{house.url}/#/overview")
+    page.goto(f"{rig.url}/#/overview")
     expect(page.locator("h1")).to_have_text("Overview")
 
 
 @pytest.mark.parametrize(("locale", "words"), [("en", "has been running on"), ("zh-CN", "上运行")])
 def test_the_worker_s_page_says_why_in_its_own_language(
-    house: House, visitor: Visitor, locale: str, words: str
+    rig: ManagerRig, visitor: Visitor, locale: str, words: str
 ) -> None:
-    page = visitor.open(house.url + "/#/worker/worker1", locale=locale)
+    page = visitor.open(rig.url + "/#/worker/worker1", locale=locale)
     why = page.locator("section.why")
     expect(why.locator(".why-headline")).to_contain_text(words)
     expect(why.locator(".why-list li").first).not_to_be_empty()
@@ -211,34 +211,34 @@ TOO_WIDE = """() => {
 }"""
 
 
-def test_an_empty_fleet_says_what_to_type(empty_house: House, visitor: Visitor) -> None:
+def test_an_empty_fleet_says_what_to_type(empty_rig: ManagerRig, visitor: Visitor) -> None:
     """The first thing a new user sees is the command that gets them further."""
-    empty_house.start_manager()
-    page = visitor.open(f"{empty_house.url}/")
+    empty_rig.start_manager()
+    page = visitor.open(f"{empty_rig.url}/")
     expect(page.get_by_text("invoke init ml@gpu01 ml@gpu02")).to_be_visible()
     expect(page.get_by_text("invoke deploy --hosts inventory.yaml")).to_be_visible()
-    expect(page.get_by_text(f"--manager-url {empty_house.url}")).to_be_visible()
+    expect(page.get_by_text(f"--manager-url {empty_rig.url}")).to_be_visible()
     assert violations(page) == ""
 
 
 def test_data_stay_while_the_manager_is_away_and_are_live_again_when_it_returns(
-    empty_house: House, visitor: Visitor
+    empty_rig: ManagerRig, visitor: Visitor
 ) -> None:
     """A restart of the manager under an open page: nothing goes blank, the badge says how old, no reload is needed."""
-    empty_house.start_manager()
-    empty_house.start_worker("worker1")
-    page = visitor.open(f"{empty_house.url}/#/workers")
+    empty_rig.start_manager()
+    empty_rig.start_worker("worker1")
+    page = visitor.open(f"{empty_rig.url}/#/workers")
     settled(page)
     row = page.get_by_role("row").filter(has_text="worker1")
     expect(row).to_be_visible()
     page.evaluate("window.stillTheSamePage = true")
 
-    assert empty_house.manager is not None
-    empty_house.manager.end(signal.SIGKILL)
+    assert empty_rig.manager is not None
+    empty_rig.manager.end(signal.SIGKILL)
     expect(page.locator(".badge.is-reconnecting")).to_contain_text("stale")
     expect(row).to_be_visible()
 
-    empty_house.start_manager()
+    empty_rig.start_manager()
     returned = time.monotonic()
     expect(page.locator(".badge.is-live")).to_be_visible()
     assert time.monotonic() - returned < 3.0
@@ -248,20 +248,20 @@ def test_data_stay_while_the_manager_is_away_and_are_live_again_when_it_returns(
     visitor.forgive("/ws' failed")
 
 
-def test_the_log_goes_on_across_a_restart_of_the_manager(empty_house: House, visitor: Visitor) -> None:
+def test_the_log_goes_on_across_a_restart_of_the_manager(empty_rig: ManagerRig, visitor: Visitor) -> None:
     """What the worker wrote meanwhile is there when the manager is back: no line lost, none twice, no reload."""
-    empty_house.start_manager()
-    empty_house.start_worker("worker1")
-    page = visitor.open(f"{empty_house.url}/#/worker/worker1")
+    empty_rig.start_manager()
+    empty_rig.start_worker("worker1")
+    page = visitor.open(f"{empty_rig.url}/#/worker/worker1")
     wait_until(lambda: last_number(page) > 10, 30, "lines")
-    assert empty_house.manager is not None
-    empty_house.manager.end(signal.SIGKILL)
+    assert empty_rig.manager is not None
+    empty_rig.manager.end(signal.SIGKILL)
     expect(page.locator(".badge.is-reconnecting")).to_be_visible()
     kept = last_number(page)
     assert kept > 10
     lost = page.locator(".log-line.is-marker", has_text="connection lost at")
     expect(lost).to_be_visible()
-    empty_house.start_manager()
+    empty_rig.start_manager()
     returned = time.monotonic()
     wait_until(lambda: last_number(page) > kept, 10, "newer lines")
     assert time.monotonic() - returned < 3.0
@@ -273,9 +273,9 @@ def test_the_log_goes_on_across_a_restart_of_the_manager(empty_house: House, vis
     visitor.forgive("/ws' failed")
 
 
-def test_a_load_that_fails_leaves_no_hole_in_the_log(house: House, visitor: Visitor) -> None:
+def test_a_load_that_fails_leaves_no_hole_in_the_log(rig: ManagerRig, visitor: Visitor) -> None:
     """Pieces that come live wait for the stored lines before them, which are asked for again."""
-    page = visitor.open(f"{house.url}/#/worker/worker1")
+    page = visitor.open(f"{rig.url}/#/worker/worker1")
     wait_until(lambda: last_number(page) > 0, 30, "lines")
     refused: list[str] = []
 
@@ -287,15 +287,15 @@ def test_a_load_that_fails_leaves_no_hole_in_the_log(house: House, visitor: Visi
             route.continue_()
 
     page.route("**/api/remote-workers/worker1/logs?*", refuse_twice)
-    page.get_by_label("Attempt").select_option(str(house.worker("worker1")["attempt"]))
+    page.get_by_label("Attempt").select_option(str(rig.worker("worker1")["attempt"]))
     wait_until(lambda: last_number(page) > 40 and len(refused) == 2, 30, "lines after two failures")
     assert_every_line_once(page)
     visitor.forgive("ERR_CONNECTION_RESET")
 
 
-def test_the_log_can_be_downloaded(house: House, visitor: Visitor, tmp_path: Path) -> None:
+def test_the_log_can_be_downloaded(rig: ManagerRig, visitor: Visitor, tmp_path: Path) -> None:
     """The whole attempt as a file, byte for byte as the worker wrote it."""
-    page = visitor.open(f"{house.url}/#/worker/worker1")
+    page = visitor.open(f"{rig.url}/#/worker/worker1")
     settled(page)
     with page.expect_download() as waiting:
         page.get_by_role("link", name="Download").click()
@@ -306,15 +306,15 @@ def test_the_log_can_be_downloaded(house: House, visitor: Visitor, tmp_path: Pat
     assert b"\rloading 100%\n" in text
 
 
-def test_from_elsewhere_one_logs_in_with_a_token(empty_house: House, visitor: Visitor) -> None:
+def test_from_elsewhere_one_logs_in_with_a_token(empty_rig: ManagerRig, visitor: Visitor) -> None:
     """Without the rights of the manager's user: a token is asked for, a wrong one refused in words, log-out ends it."""
-    empty_house.start_manager()
-    token: dict[str, Any] = empty_house.ask("POST", "/api/tokens", {"scope": "operator", "name": "browser"})
-    assert empty_house.manager is not None
-    empty_house.manager.end()
-    empty_house.start_manager("web.trust_local=false")
+    empty_rig.start_manager()
+    token: dict[str, Any] = empty_rig.ask("POST", "/api/tokens", {"scope": "operator", "name": "browser"})
+    assert empty_rig.manager is not None
+    empty_rig.manager.end()
+    empty_rig.start_manager("web.trust_local=false")
 
-    page = visitor.open(f"{empty_house.url}/")
+    page = visitor.open(f"{empty_rig.url}/")
     field = page.get_by_label("Token")
     expect(field).to_be_focused()
     assert violations(page) == ""
@@ -332,10 +332,10 @@ def test_from_elsewhere_one_logs_in_with_a_token(empty_house: House, visitor: Vi
     expect(field).to_be_visible()
 
 
-def test_too_many_wrong_tokens_lock_the_page_for_a_time_that_it_shows(empty_house: House, visitor: Visitor) -> None:
+def test_too_many_wrong_tokens_lock_the_page_for_a_time_that_it_shows(empty_rig: ManagerRig, visitor: Visitor) -> None:
     """Why, and for how long. A manager that is away is said so, and noticed when it is back."""
-    empty_house.start_manager("web.trust_local=false")
-    page = visitor.open(f"{empty_house.url}/")
+    empty_rig.start_manager("web.trust_local=false")
+    page = visitor.open(f"{empty_rig.url}/")
     page.clock.install()
     field, button = page.get_by_label("Token"), page.get_by_role("button", name="Log in")
     waiting = page.get_by_role("timer")
@@ -352,7 +352,7 @@ def test_too_many_wrong_tokens_lock_the_page_for_a_time_that_it_shows(empty_hous
             assert violations(page) == "", f"{where}, {theme}"
 
     for locale, title in (("zh-CN", "登录"), ("en", "Log in")):
-        page.goto(f"{empty_house.url}/?lang={locale}")
+        page.goto(f"{empty_rig.url}/?lang={locale}")
         expect(page.locator("h1")).to_have_text(title)
         check(locale)
     wait_until(try_wrong, 30, "it is locked")
@@ -365,26 +365,26 @@ def test_too_many_wrong_tokens_lock_the_page_for_a_time_that_it_shows(empty_hous
     expect(waiting).to_be_hidden()
     expect(page.get_by_role("alert")).to_have_count(0)
 
-    assert empty_house.manager is not None
-    empty_house.manager.end(signal.SIGKILL)
+    assert empty_rig.manager is not None
+    empty_rig.manager.end(signal.SIGKILL)
     button.click()
     expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
     expect(waiting).to_contain_text("As soon as it is back")
-    empty_house.start_manager("web.trust_local=false")
+    empty_rig.start_manager("web.trust_local=false")
     expect(page.get_by_role("alert")).to_have_count(0)
     for expected in ("401", "429", "ERR_CONNECTION_REFUSED", "ERR_CONNECTION_RESET", "/ws' failed"):
         visitor.forgive(expected)
 
 
-def test_a_waiting_launcher_is_shown_with_its_fingerprint_and_approved(empty_house: House, visitor: Visitor) -> None:
+def test_a_waiting_launcher_is_shown_with_its_fingerprint_and_approved(empty_rig: ManagerRig, visitor: Visitor) -> None:
     """Hand-started elsewhere: the page shows who asks and the fingerprint to compare; one click lets it run."""
-    empty_house.start_manager()
-    page = visitor.open(f"{empty_house.url}/#/hosts")
+    empty_rig.start_manager()
+    page = visitor.open(f"{empty_rig.url}/#/hosts")
     settled(page)
     secret = hashlib.sha256(b"a launcher's own").hexdigest()
     request = {"worker_id": "worker9", "command": "python train.py", "host": "gpu9", "secret_sha256": secret}
     # a request that was forwarded does not come from this machine, whatever its address says
-    answer = empty_house.ask("POST", "/api/workers/register", request, X_Forwarded_For="192.0.2.7")
+    answer = empty_rig.ask("POST", "/api/workers/register", request, X_Forwarded_For="192.0.2.7")
     assert answer["status"] == "pending"
 
     asking = page.get_by_role("listitem").filter(has_text="worker9")
@@ -396,7 +396,7 @@ def test_a_waiting_launcher_is_shown_with_its_fingerprint_and_approved(empty_hou
     expect(dialog).to_contain_text(answer["fingerprint"])
     dialog.get_by_role("button", name="Approve").click()
     expect(asking).to_have_count(0)
-    again = empty_house.ask("POST", "/api/workers/register", request, X_Forwarded_For="192.0.2.7")
+    again = empty_rig.ask("POST", "/api/workers/register", request, X_Forwarded_For="192.0.2.7")
     assert again["status"] == "registered"
 
 
@@ -467,7 +467,7 @@ def piece(offset: int, text: str, **more: object) -> dict[str, object]:
         ),
     ],
 )
-def test_the_log_model(house: House, visitor: Visitor, steps: list[Any], lines: list[str]) -> None:
+def test_the_log_model(rig: ManagerRig, visitor: Visitor, steps: list[Any], lines: list[str]) -> None:
     """Every byte once, in its place, whatever order store and live tell it in."""
-    page = visitor.open(f"{house.url}/#/overview")
+    page = visitor.open(f"{rig.url}/#/overview")
     assert page.evaluate(LOG_MODEL, steps)["lines"] == lines

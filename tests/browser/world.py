@@ -12,23 +12,23 @@ from typing import NamedTuple
 from playwright.sync_api import Page, expect
 
 from scripts.swarm import Behaviour, Swarm
-from tests.browser.conftest import House
-from tests.browser.places import Place
+from tests.browser.conftest import ManagerRig
+from tests.browser.pages import PortalPage
 from tests.browser.test_portal import settled
 from tests.waiting import wait_until
 
 
 class World(NamedTuple):
-    house: House
+    rig: ManagerRig
     names: dict[str, str]
 
-    def address(self, place: Place) -> str:
-        return f"{self.house.url}/{place.address.format(**self.names)}"
+    def address(self, place: PortalPage) -> str:
+        return f"{self.rig.url}/{place.address.format(**self.names)}"
 
 
 @contextlib.contextmanager
 def small_world(directory: Path) -> Iterator[World]:
-    made = House(directory)
+    made = ManagerRig(directory)
     try:
         made.start_manager()
         made.start_worker("worker1")
@@ -45,17 +45,17 @@ def small_world(directory: Path) -> Iterator[World]:
         made.end()
 
 
-def _operation(house: House) -> str:
+def _operation(rig: ManagerRig) -> str:
     """One that has ended and failed in part, with its cause."""
-    token = house.ask("POST", "/api/operations/preview", {"command": "restart", "selector": "gpu-*"})["token"]
-    begun = house.ask("POST", "/api/operations", {"token": token, "reason": "a new data set"})
+    token = rig.ask("POST", "/api/operations/preview", {"command": "restart", "selector": "gpu-*"})["token"]
+    begun = rig.ask("POST", "/api/operations", {"token": token, "reason": "a new data set"})
     name = str(begun["operation_id"])
     ended = ("done", "partly")
-    wait_until(lambda: house.ask("GET", f"/api/operations/{name}")["status"] in ended, 60, "the operation has ended")
+    wait_until(lambda: rig.ask("GET", f"/api/operations/{name}")["status"] in ended, 60, "the operation has ended")
     return name
 
 
-def visit(page: Page, world: World, place: Place) -> None:
+def visit(page: Page, world: World, place: PortalPage) -> None:
     page.goto(world.address(place))
     settled(page)
     expect(page.locator(place.ready).first).to_be_visible()

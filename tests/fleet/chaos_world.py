@@ -102,7 +102,7 @@ class World:
     def events(self, query: str = "limit=200") -> list[dict[str, Any]]:
         return list(self.manager.get(f"/api/events?{query}")["events"])
 
-    def told(self, worker_id: str) -> str:
+    def reported(self, worker_id: str) -> str:
         """What the manager says of a worker and lately did, for a failed test."""
         view = self.manager.worker(worker_id)
         known = {name: view.get(name) for name in ("host", "state", "desired", "epoch", "attempt", "reason")}

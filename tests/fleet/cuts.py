@@ -27,7 +27,7 @@ def cut(host: FleetHost, direction: Direction = "both") -> None:
         ip("neigh", "replace", host.address, "lladdr", NOBODY, "nud", "permanent", "dev", host.fleet.bridge)
 
 
-def mend(host: FleetHost) -> None:
+def restore(host: FleetHost) -> None:
     """Both directions work again; does nothing where they did."""
     with contextlib.suppress(subprocess.CalledProcessError):
         ip("neigh", "del", host.address, "dev", host.fleet.bridge)
@@ -42,7 +42,7 @@ def partitioned(host: FleetHost, direction: Direction = "both") -> Iterator[None
     try:
         yield
     finally:
-        mend(host)
+        restore(host)
 
 
 def slow_link(host: FleetHost, kbit_per_s: int) -> None:

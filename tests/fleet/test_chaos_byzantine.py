@@ -92,7 +92,7 @@ class Fleet:
             stamps.stamping("fenced", on_partition="fence", lease_s=6, **marked),
             stamps.stamping("left", **marked),
         ]
-        with self.heard("evil0", gone):
+        with self.received("evil0", gone):
             self.world.deploy({self.host.name: workers})
         self.declare("quiet", "quiet1")
         self.quiet_command = self.manager.command("quiet1", "stop")["command_id"]
@@ -158,7 +158,7 @@ class Fleet:
         assert attacker.statuses == {200: 1}
 
     @contextlib.contextmanager
-    def heard(self, agent_id: str, report: protocol.WorkerReport) -> Iterator[None]:
+    def received(self, agent_id: str, report: protocol.WorkerReport) -> Iterator[None]:
         """Its heartbeats go on meanwhile."""
         over = threading.Event()
 
@@ -223,7 +223,7 @@ def test_no_message_of_a_hostile_agent_or_launcher_has_an_effect_on_another(
             messages = LONG // 10 if chaos_report.long else SHORT
             fleet.attack(messages)
             sent += messages
-            watch.look()
+            watch.check()
             after = fleet.snapshot()
             assert after == before, {key: (before[key], after[key]) for key in before if before[key] != after[key]}
             assert [failure for one in fleet.attackers for failure in one.failures] == []

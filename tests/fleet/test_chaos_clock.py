@@ -63,9 +63,9 @@ def test_clock_jumps_change_nothing_but_what_is_displayed(
             watched_s = HEARTBEAT_TIMEOUT_S + 1 if chaos_report.long else 0.5
             assert_displayed(world, jump_s if where != "hosts" else 0, jump_s if where != "manager" else 0)
             old = stamps.only_child(node1, "told")
-            told = world.manager.command("told", "restart")["command_id"]
+            reported = world.manager.command("told", "restart")["command_id"]
             what = f"a restart after {jump_s:g} s on {where}"
-            world.until(partial(done, world, told), what, 20)
+            world.until(partial(done, world, reported), what, 20)
             world.until(partial(replaced, node1, old), "the new child", 20)
             restarts += 1
             world.stays(lambda: alive(world, same), watched_s)
@@ -122,13 +122,13 @@ def test_a_restart_that_nobody_carries_out_expires_in_its_own_time_whatever_the_
     lifetime_s = 60.0
     node1.freeze()
     try:
-        told = world.manager.command("told", "restart")["command_id"]
+        reported = world.manager.command("told", "restart")["command_id"]
         began = time.monotonic()
         clock.set(HOUR)
-        world.stays(lambda: command(world, told) in ("accepted", "delivered"), 3)
+        world.stays(lambda: command(world, reported) in ("accepted", "delivered"), 3)
         clock.set(-10 * YEAR)
         if chaos_report.long:
-            took.append(world.until(lambda: command(world, told) == "expired", "expired", 90) + 3)
+            took.append(world.until(lambda: command(world, reported) == "expired", "expired", 90) + 3)
             assert lifetime_s - 1 < time.monotonic() - began < lifetime_s + 20
     finally:
         clock.set(0)

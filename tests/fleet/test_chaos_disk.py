@@ -137,8 +137,8 @@ class Trouble:
         """All of a dozen: a small one may still fit into the blocks that the files have."""
         wait_until(lambda: all(self.change() == 503 for _ in range(12)), 60, "changes are refused", every_s=0.0)
 
-    def live_through(self, mend: Callable[[], object]) -> float:
-        """While the disk refuses, the rest goes on. Returns how long after `mend` changes were taken again."""
+    def live_through(self, restore: Callable[[], object]) -> float:
+        """While the disk refuses, the rest goes on. Returns how long after `restore` changes were taken again."""
         for _ in range(5):
             assert self.change() == 503
             assert self.beat()["assignments"] is None
@@ -147,7 +147,7 @@ class Trouble:
         assert status == 503
         assert b"cannot write the state" in body
         assert self.manager.request("GET", "/healthz")[0] == 200
-        mend()
+        restore()
         began = time.monotonic()
         wait_until(lambda: self.manager.request("GET", "/readyz")[0] == 200, RECOVERS_WITHIN_S, "ready again")
         took_s = time.monotonic() - began

@@ -78,7 +78,7 @@ class Pair:
         try:
             instance = wait_until(lambda: self.first_after(other, since_ns), 90, what, every_s=0.05)
         except AssertionError as exc:
-            raise AssertionError(f"{exc}; {self.world.told(self.task)}") from None
+            raise AssertionError(f"{exc}; {self.world.reported(self.task)}") from None
         assert instance is not None
         self.replaced_s.append((instance.ns[0] - since_ns) / 1e9)
 
@@ -102,7 +102,7 @@ class Scenario:
     def ran(self) -> list[Instance]:
         return [one for pair in self.pairs for one in pair.ran()]
 
-    def told(self) -> str:
+    def reported(self) -> str:
         """In words; the bound is checked here."""
         took_s = [one for pair in self.pairs for one in pair.replaced_s]
         assert max(took_s) <= REPLACED_WITHIN_S, took_s
@@ -178,7 +178,7 @@ def test_a_host_that_is_cut_off_or_dead_is_replaced_without_overlap(world: World
         scenario.round(number, lambda pair: cut_off(pair, "both"), lose_power)
     overlap_ms = stamps.overlap_ms(scenario.ran())
     assert overlap_ms == 0, scenario.ran()
-    chaos_report(measured=f"overlap {overlap_ms:.0f} ms; {scenario.told()}: cables pulled, power cuts")
+    chaos_report(measured=f"overlap {overlap_ms:.0f} ms; {scenario.reported()}: cables pulled, power cuts")
 
 
 @pytest.mark.chaos(8)
@@ -189,7 +189,7 @@ def test_a_network_that_works_in_one_direction_only_doubles_nothing(world: World
         scenario.round(number, lambda pair: cut_off(pair, "to manager"), lambda pair: cut_off(pair, "from manager"))
     overlap_ms = stamps.overlap_ms(scenario.ran())
     assert overlap_ms == 0, scenario.ran()
-    chaos_report(measured=f"overlap {overlap_ms:.0f} ms each way; {scenario.told()}")
+    chaos_report(measured=f"overlap {overlap_ms:.0f} ms each way; {scenario.reported()}")
 
 
 @pytest.mark.chaos(9)
@@ -207,5 +207,5 @@ def test_what_was_frozen_wakes_up_to_a_right_that_it_no_longer_has(world: World,
     copies = f"{len(thaws.stale_ms)} stale copies ran on, for at most {max(thaws.stale_ms, default=0):.0f} ms"
     chaos_report(
         measured=f"agents: 0 stale commands ran, overlap 0 ms; whole hosts: {copies} (stop grace {GRACE_S:g} s), "
-        f"overlap {overlap_ms:.0f} ms; {scenario.told()}"
+        f"overlap {overlap_ms:.0f} ms; {scenario.reported()}"
     )

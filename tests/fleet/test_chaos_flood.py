@@ -52,7 +52,7 @@ class Watch:
                 size += path.stat().st_blocks * 512 if path.is_file() else 0
         return size
 
-    def look(self) -> None:
+    def sample(self) -> None:
         self.more_memory = max(self.more_memory, self._memory() - self._before[0])
         self.more_disk = max(self.more_disk, self._disk() - self._before[1])
 
@@ -63,7 +63,7 @@ def watched(watch: Watch) -> Iterator[None]:
 
     def loop() -> None:
         while not ended.wait(0.1):
-            watch.look()
+            watch.sample()
 
     thread = threading.Thread(target=loop)
     thread.start()
@@ -92,7 +92,7 @@ def gauge(manager: Manager, name: str) -> float:
 def test_agents_notice_nothing_of_a_flood(tmp_path: Path, chaos_report: ChaosReport) -> None:
     seconds, wanted = LONG if chaos_report.long else SHORT
     memory, disk, worst, normal_after, beats = [], [], [], [], 0
-    told: Counter[str] = Counter()
+    reported: Counter[str] = Counter()
     with Manager(tmp_path, own_environment(tmp_path), ["web.host=127.0.0.1"]) as manager:
         with Swarm(manager.url, agents=AGENTS, workers_per_agent=4, seed=20) as swarm:
             swarm.wait_running(60)
@@ -103,9 +103,11 @@ def test_agents_notice_nothing_of_a_flood(tmp_path: Path, chaos_report: ChaosRep
                 began = time.monotonic()
                 watch = Watch(manager.process.pid, tmp_path)
                 with watched(watch):
-                    told += flood(manager.port, seconds, wanted)
+                    reported += flood(manager.port, seconds, wanted)
                 ended = time.monotonic()
-                wait_until(lambda few=few: usual(manager, few), NORMAL_WITHIN_S, f"as usual after {dict(told)}", 0.2)
+                wait_until(
+                    lambda few=few: usual(manager, few), NORMAL_WITHIN_S, f"as usual after {dict(reported)}", 0.2
+                )
                 normal_after.append(time.monotonic() - ended)
                 during = [delay for sent, delay in samples(swarm) if began <= sent <= ended]
                 assert len(during) >= 0.8 * AGENTS * (ended - began) / ON_TIME_S, "heartbeats are missing"
@@ -120,14 +122,14 @@ def test_agents_notice_nothing_of_a_flood(tmp_path: Path, chaos_report: ChaosRep
     assert "Traceback" not in manager.console()
     assert max(worst) <= ON_TIME_S, worst
     assert max(memory) < MORE_MEMORY and max(disk) < MORE_DISK, (memory, disk)
-    refused = told["ids_401"] + told["ids_429"]
-    assert told["ids_404"] and refused and told["websockets_101"] and told["slow_connections"]
-    asked = sum(told[name] for name in told if name.startswith("ids_"))
+    refused = reported["ids_401"] + reported["ids_429"]
+    assert reported["ids_404"] and refused and reported["websockets_101"] and reported["slow_connections"]
+    asked = sum(reported[name] for name in reported if name.startswith("ids_"))
     chaos_report(
         f"all {beats} heartbeats on time, the slowest answered after {1000 * max(worst):.0f} ms; memory +"
         f"{max(memory) >> 20} MB, disk +{max(disk) >> 20} MB; as usual {max(normal_after):.1f} s after. It was sent "
-        f"{told['endless_bytes'] / 2**30:.1f} GB of bodies without end and {asked:,} unknown ids, by "
-        f"{told['websockets_101']} portals that read nothing and {told['slow_connections']:,} slow connections"
+        f"{reported['endless_bytes'] / 2**30:.1f} GB of bodies without end and {asked:,} unknown ids, by "
+        f"{reported['websockets_101']} portals that read nothing and {reported['slow_connections']:,} slow connections"
     )
 
 

@@ -66,14 +66,14 @@ def test_hosts_that_share_a_home_run_only_their_own_workers(world: World, chaos_
         settled(world)
         assert only_its_own(world)
         assert {name: stamps.only_child(node2, name) for name in OWN["node2"]} == untouched
-    places = {host.name: runtime_dirs(host) for host in world.fleet.hosts}
+    locations = {host.name: runtime_dirs(host) for host in world.fleet.hosts}
     for host in world.fleet.hosts:
-        assert places[host.name], places
-        for place in places[host.name]:
+        assert locations[host.name], locations
+        for place in locations[host.name]:
             # Of another file system than the home, and nothing of it on the other host.
             assert host.path(place).stat().st_dev != host.path("/root").stat().st_dev
             other = node2 if host is node1 else node1
-            assert place in places[other.name] or not other.path(place).exists()
+            assert place in locations[other.name] or not other.path(place).exists()
     found = stamps.instances(world.stamps(*OWN["node1"], *OWN["node2"]))
     assert {(one.host, one.worker) for one in found} == {(host, name) for host, names in OWN.items() for name in names}
     assert stamps.overlap_ms(found) == 0

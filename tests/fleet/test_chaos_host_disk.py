@@ -131,7 +131,7 @@ class Round:
         ]
         world.deploy({self.host.name: specs}, more={self.host.name: {"procguard_home": HOME}})
         (self.child,) = alive(self.host, self.prints)
-        self.told = kinds(world, "host_disk_full")
+        self.reported = kinds(world, "host_disk_full")
 
     def end(self, worker_id: str, verb: str) -> float:
         """Seconds until it was so."""
@@ -147,8 +147,10 @@ class Round:
             self.host.path(f"/var/tmp/{name}.end").write_text(str(code))
         self.manager.wait_worker(self.once, "exited", 15)
 
-    def is_told(self) -> None:
-        wait_until(lambda: kinds(self.world, "host_disk_full") == self.told + 1, 10, "the manager knows of the disk")
+    def is_reported(self) -> None:
+        wait_until(
+            lambda: kinds(self.world, "host_disk_full") == self.reported + 1, 10, "the manager knows of the disk"
+        )
         assert self.manager.host(self.host.name)["disk_trouble"] == self.what
 
     def nothing_is_undone(self) -> None:
@@ -160,7 +162,7 @@ class Round:
         self.world.wait_connected(self.host.name)
         assert starts(self.host, self.once) == starts(self.host, self.kills) == 1
         assert self.manager.worker(self.budget)["state"] in ("backoff", "failed")
-        assert alive(self.host, self.prints) == [self.child], self.world.told(self.prints)
+        assert alive(self.host, self.prints) == [self.child], self.world.reported(self.prints)
         views = self.manager.get("/api/remote-workers")["workers"]
         assert [one["worker_id"] for one in views if one["state"] == "running"] == [self.prints]
 
@@ -177,7 +179,7 @@ class Round:
         self.manager.wait_worker(self.budget, "failed", 30)
         assert starts(self.host, self.budget) == 4
         assert starts(self.host, self.once) == starts(self.host, self.kills) == 1
-        assert kinds(self.world, "host_disk_full") == self.told + 1
+        assert kinds(self.world, "host_disk_full") == self.reported + 1
         assert alive(self.host, self.prints) == [self.child]
         lost = marked_losses(self.manager.log_text(self.prints), self.prints)
         for name in (self.prints, self.stops):
@@ -199,7 +201,7 @@ def test_a_full_disk_of_a_host_undoes_nothing_and_starts_nothing_twice(
             stop_s = max(stop_s, one.end(one.stops, "stop"))
             kill_s = max(kill_s, one.end(one.kills, "kill"))
             one.let_end()
-            one.is_told()
+            one.is_reported()
             one.nothing_is_undone()
         recovered_s = max(recovered_s, one.recover())
         lost += one.judge()

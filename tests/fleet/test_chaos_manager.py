@@ -150,7 +150,7 @@ def test_children_outlive_a_manager_that_is_away_and_nobody_is_started_when_it_r
     before = {name: stamps.only_child(host, name) for name, host in hosts.items()}
     agents = {host.name: jobs.agents(host) for host in world.fleet.hosts}
     for _round in chaos_report.rounds(short=1, long=1):
-        looks = sum(logged_in(host.console()) for host in world.fleet.hosts)
+        checks = sum(logged_in(host.console()) for host in world.fleet.hosts)
         world.manager.kill()
         world.stays(lambda: all(child.is_alive() for child in before.values()), down_s)
         world.manager.start()
@@ -161,9 +161,9 @@ def test_children_outlive_a_manager_that_is_away_and_nobody_is_started_when_it_r
         assert {name: stamps.only_child(host, name) for name, host in hosts.items()} == before
         # The same processes: it may have looked at an agent that takes longer to return, and left it alone.
         assert {host.name: jobs.agents(host) for host in world.fleet.hosts} == agents
-        looks = sum(logged_in(host.console()) for host in world.fleet.hosts) - looks
+        checks = sum(logged_in(host.console()) for host in world.fleet.hosts) - checks
     chaos_report(
-        measured=f"0 of {len(before)} children killed in {down_s} s; 0 agents started ({looks} looks over SSH)"
+        measured=f"0 of {len(before)} children killed in {down_s} s; 0 agents started ({checks} looks over SSH)"
     )
 
 

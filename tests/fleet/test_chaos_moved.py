@@ -93,10 +93,10 @@ def test_retiring_the_old_host_of_a_moved_worker_never_touches_the_job(world: Wo
         for act in acts:
             act()
             done += 1
-            assert stamps.only_child(world.host(new), WORKER) == job, f"{act.__name__}: {world.told(WORKER)}"
+            assert stamps.only_child(world.host(new), WORKER) == job, f"{act.__name__}: {world.reported(WORKER)}"
             view = world.settled(WORKER)
             known = (view["host"], view["desired"], view["undeclared"], view["restarts_total"])
-            assert known == (new, "running", False, 0), f"{act.__name__}: {world.told(WORKER)}"
+            assert known == (new, "running", False, 0), f"{act.__name__}: {world.reported(WORKER)}"
     found = stamps.instances(world.stamps(WORKER))
     assert stamps.overlap_ms(found) == 0, found
     chaos_report(measured=f"same process after {done} retirements of its old host; overlap 0 ms")

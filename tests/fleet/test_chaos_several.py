@@ -204,11 +204,11 @@ def test_a_failover_of_the_database_loses_nothing_synchronously_and_is_noticed_o
                 if kind == "synchronous":
                     check(world, leader, declarer)
                 else:
-                    told = [one["reason"] for one in leader.get("/api/events?limit=1000&kind=state")["events"]]
-                    assert any("lost its last commits" in one or "another history" in one for one in told), told
+                    reported = [one["reason"] for one in leader.get("/api/events?limit=1000&kind=state")["events"]]
+                    assert any("lost its last commits" in one or "another history" in one for one in reported), reported
                     known = workers_of(leader)
                     if any(
-                        "lost its last commits" in one for one in told
+                        "lost its last commits" in one for one in reported
                     ):  # the leader survived: it had them in memory
                         assert [name for name in declarer.acknowledged if name not in known] == []
                     assert len(set(known.values())) == len(known)

@@ -49,8 +49,8 @@ def test_five_hundred_agents_come_back_spread_out_and_none_is_called_dead(
                 ratio, took_s = peak_to_mean(returns(swarm, began))
                 ratios.append(ratio)
                 took.append(took_s)
-                heard = swarm.summary().beats_answered + 2 * AGENTS
-                swarm.wait(lambda now, heard=heard: now.beats_answered >= heard, 90, "heartbeats go on")
+                received = swarm.summary().beats_answered + 2 * AGENTS
+                swarm.wait(lambda now, received=received: now.beats_answered >= received, 90, "heartbeats go on")
                 hosts = manager.get("/api/hosts")["hosts"]
                 dead += [one["host"] for one in hosts if one["agent_state"] != "connected"]
                 events = manager.get("/api/events?limit=5000")["events"]

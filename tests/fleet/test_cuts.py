@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.fleet.conftest import require_fleet
-from tests.fleet.cuts import Direction, mend, partitioned, slow_link
+from tests.fleet.cuts import Direction, partitioned, restore, slow_link
 from tests.fleet.hosts import Fleet, FleetHost
 from tests.waiting import wait_until
 
@@ -68,7 +68,7 @@ def test_a_cut_stops_its_own_direction_for_this_host_only(
         assert (reaches_host(cut_off), reaches_manager(cut_off)) == (to_host, to_manager)
         assert reaches_host(other) and reaches_manager(other)
     wait_until(lambda: reaches_host(cut_off) and reaches_manager(cut_off), 10, "both ways again")
-    mend(cut_off)  # where nothing is broken it does nothing
+    restore(cut_off)  # where nothing is broken it does nothing
 
 
 def test_a_slow_link_lets_no_more_through_than_it_says(fleet: Fleet) -> None:

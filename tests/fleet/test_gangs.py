@@ -83,12 +83,12 @@ def gang_host(world: World, member: str) -> str:
 def test_members_start_together_ranked_as_a_person_counts_and_find_rank_0(world: World) -> None:
     view = together(world)
     assert [one["worker_id"] for one in view["members"]] == list(MEMBERS)
-    told = [environment_of(world, member) for member in MEMBERS]
-    assert [env["RANK"] for env in told] == [env["NODE_RANK"] for env in told] == ["0", "1", "2"]
-    assert {env["WORLD_SIZE"] for env in told} == {"3"}
-    assert {env["MASTER_ADDR"] for env in told} == {world.fleet[0].address}
-    assert {env["PROCGUARD_EPOCH"] for env in told} == {str(view["epoch"])}
-    (port,) = {int(env["MASTER_PORT"]) for env in told}
+    reported = [environment_of(world, member) for member in MEMBERS]
+    assert [env["RANK"] for env in reported] == [env["NODE_RANK"] for env in reported] == ["0", "1", "2"]
+    assert {env["WORLD_SIZE"] for env in reported} == {"3"}
+    assert {env["MASTER_ADDR"] for env in reported} == {world.fleet[0].address}
+    assert {env["PROCGUARD_EPOCH"] for env in reported} == {str(view["epoch"])}
+    (port,) = {int(env["MASTER_PORT"]) for env in reported}
     assert 1024 < port < 65536
     assert_never_mixed(world)
 

@@ -96,7 +96,7 @@ def test_it_runs_nothing_until_approved_and_then_runs_here(scene: Scene, approve
     wait_until(lambda: len(jobs.numbers(scene.manager.log_text("by-hand"), "by-hand")) > 10, 15, "its log")
 
 
-def test_the_same_id_from_another_host_waits_and_whoever_approves_it_is_told_the_holder(
+def test_the_same_id_from_another_host_waits_and_whoever_approves_it_sees_the_holder(
     scene: Scene, approved: Launcher
 ) -> None:
     """A stranger is not told where the worker runs."""

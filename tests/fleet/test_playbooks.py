@@ -132,7 +132,7 @@ def test_what_ansible_brought_is_what_invoke_brings(world: World) -> None:
     assert {one["code"][0]["status"] for one in answer["hosts"].values()} == {"same"}
 
 
-def test_upgrade_rollback_and_restart_touch_no_child(world: World) -> None:
+def test_upgrade_rollback_and_restart_leave_every_child_alone(world: World) -> None:
     before = world.pids()
     newer = release(world.folder / "newer", "agent/agent.py", "\nNEWER = True\n")
     recap, text = world.play("upgrade", checkout=newer)

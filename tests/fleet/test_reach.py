@@ -113,10 +113,10 @@ class Watcher(threading.Thread):
             self.rounds += 1
             for entry in Path("/proc").iterdir():
                 if entry.name.isdigit():
-                    self._look(entry)
+                    self._check(entry)
             self.ended.wait(0.02)  # a core is left to the others
 
-    def _look(self, entry: Path) -> None:
+    def _check(self, entry: Path) -> None:
         try:
             argv = (entry / "cmdline").read_bytes()
             environ = (entry / "environ").read_bytes()

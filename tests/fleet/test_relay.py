@@ -24,7 +24,7 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.fleet
 
 WORKER = "relayed"
-HEARD = "/tmp/heard"
+RECEIVED = "/tmp/heard"
 RELAY = REPOSITORY / "tests" / "relay_in_between.py"
 
 
@@ -48,14 +48,14 @@ class World:
         program.write_text(RELAY.read_text())
         program.chmod(0o644)
         self.host.run(
-            f"python3 -I -S /tmp/relay.py {self.bridge_address} {port} {self.fleet.manager_address} {port} {HEARD} "
+            f"python3 -I -S /tmp/relay.py {self.bridge_address} {port} {self.fleet.manager_address} {port} {RECEIVED} "
             "> /tmp/relay.out 2>&1 < /dev/null & "
             "for i in $(seq 100); do grep -q listening /tmp/relay.out && exit 0; sleep 0.05; done; exit 1",
             user="alice",
         )
 
-    def heard(self) -> str:
-        return self.host.run(f"cat {HEARD} 2>/dev/null || true").stdout
+    def received(self) -> str:
+        return self.host.run(f"cat {RECEIVED} 2>/dev/null || true").stdout
 
     def config(self) -> dict[str, object]:
         found = self.host.run("cat /root/.procguard/*/node1/agent.json").stdout
@@ -100,9 +100,9 @@ def world(tmp_path: Path, *, advertised: bool) -> Iterator[World]:
 
 def assert_nothing_was_given_away(one: World) -> None:
     secret = str(one.config()["secret"])
-    heard = one.heard()
-    assert "Bearer" not in heard and secret not in heard
-    assert "Authorization" not in heard, heard[:2000]
+    received = one.received()
+    assert "Bearer" not in received and secret not in received
+    assert "Authorization" not in received, received[:2000]
 
 
 @pytest.mark.parametrize("advertised", [False, True])
@@ -124,11 +124,11 @@ def test_a_local_user_who_relays_gets_no_word_of_the_agent(tmp_path: Path, adver
         # An agent of an earlier deployment has it first, and the manager is restarted.
         wanted = json.dumps(one.config() | {"manager_urls": [bad, *[url for url in urls if url != bad]]})
         one.host.run(f"cat > $(ls /root/.procguard/*/node1/agent.json) <<'END'\n{wanted}\nEND")
-        one.host.run(f": > {HEARD}")
+        one.host.run(f": > {RECEIVED}")
         [agent] = jobs.agents(one.host)
         one.host.kill(agent)  # the manager starts it again over SSH
         wait_until(lambda: [found.pid for found in jobs.agents(one.host)] not in ([], [agent.pid]), 30, "its next life")
-        wait_until(lambda: "/api/hello" in one.heard(), 30, "an agent that tries the relay")
+        wait_until(lambda: "/api/hello" in one.received(), 30, "an agent that tries the relay")
         one.manager.stop()
         one.manager.start()
         wait_until(

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.fleet
 WORKER = "count-tls"
 
 
-class Place:
+class TlsRig:
     def __init__(self, fleet: Fleet, manager: Manager, operator: Operator, inventory: Path) -> None:
         self.host, self.manager, self.operator, self.inventory = fleet.hosts[0], manager, operator, inventory
 
@@ -40,7 +40,7 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsRig]:
     require_fleet()
     with Fleet(1) as fleet:
         jobs.plant(fleet)
@@ -50,45 +50,45 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
             operator.manager_url = manager.url
             hosts = {fleet.hosts[0].name: jobs.host_variables(fleet.hosts[0], [jobs.counting(WORKER)])}
             inventory = jobs.write_inventory(tmp_path_factory.mktemp("inventory") / "prod.yaml", hosts)
-            yield Place(fleet, manager, operator, inventory)
+            yield TlsRig(fleet, manager, operator, inventory)
 
 
 def child(host: FleetHost) -> int:
     return jobs.only_child(host, WORKER).pid
 
 
-def test_a_host_is_deployed_over_https_and_pinned_to_the_managers_ca(place: Place) -> None:
+def test_a_host_is_deployed_over_https_and_pinned_to_the_managers_ca(rig: TlsRig) -> None:
     """The command line finds the CA of this machine's manager by itself; the agent got it over SSH."""
-    place.deploy()
-    place.manager.wait_worker(WORKER, "running")
-    assert "BEGIN CERTIFICATE" in place.settings() and "https://10.77" in place.settings()
-    wait_until(lambda: f"{WORKER} line 5" in place.manager.log_text(WORKER), 20, "its log comes over https")
-    assert "curl --cacert" in place.manager.console() and "sha256:" in place.manager.console()
-    pid = child(place.host)
-    place.deploy()  # again: nothing changes
-    assert child(place.host) == pid
+    rig.deploy()
+    rig.manager.wait_worker(WORKER, "running")
+    assert "BEGIN CERTIFICATE" in rig.settings() and "https://10.77" in rig.settings()
+    wait_until(lambda: f"{WORKER} line 5" in rig.manager.log_text(WORKER), 20, "its log comes over https")
+    assert "curl --cacert" in rig.manager.console() and "sha256:" in rig.manager.console()
+    pid = child(rig.host)
+    rig.deploy()  # again: nothing changes
+    assert child(rig.host) == pid
 
 
-def test_a_stolen_secret_is_revoked_and_a_deployment_rotates_it_under_the_running_job(place: Place) -> None:
-    pid, stolen = child(place.host), place.settings()
-    run = place.operator.invoke("agents.revoke", place.host.name)
+def test_a_stolen_secret_is_revoked_and_a_deployment_rotates_it_under_the_running_job(rig: TlsRig) -> None:
+    pid, stolen = child(rig.host), rig.settings()
+    run = rig.operator.invoke("agents.revoke", rig.host.name)
     assert run.returncode == 0 and "workers run on" in run.stdout, run.stdout + run.stderr
-    wait_until(lambda: not place.is_connected(), 15, "the agent is let in no more")
-    assert child(place.host) == pid
-    place.deploy()
-    wait_until(place.is_connected, 15, "the agent is back with another secret")
+    wait_until(lambda: not rig.is_connected(), 15, "the agent is let in no more")
+    assert child(rig.host) == pid
+    rig.deploy()
+    wait_until(rig.is_connected, 15, "the agent is back with another secret")
     secret_of = lambda text: text.partition('"secret":"')[2].partition('"')[0]  # noqa: E731
-    assert secret_of(place.settings()) != secret_of(stolen) != ""
-    assert child(place.host) == pid
+    assert secret_of(rig.settings()) != secret_of(stolen) != ""
+    assert child(rig.host) == pid
 
 
-def test_a_manager_with_another_ca_is_not_believed_until_a_deployment_brings_it(place: Place) -> None:
-    pid = child(place.host)
-    place.manager.stop()
-    shutil.rmtree(next(place.manager.directory.glob("**/tls")))
-    place.manager.start()
-    wait_until(lambda: "certificate cannot be trusted" in place.log(), 60, "the agent says why it does not answer")
-    assert not place.is_connected() and child(place.host) == pid
-    place.deploy()
-    wait_until(place.is_connected, 15, "the agent believes the new CA")
-    assert child(place.host) == pid
+def test_a_manager_with_another_ca_is_not_believed_until_a_deployment_brings_it(rig: TlsRig) -> None:
+    pid = child(rig.host)
+    rig.manager.stop()
+    shutil.rmtree(next(rig.manager.directory.glob("**/tls")))
+    rig.manager.start()
+    wait_until(lambda: "certificate cannot be trusted" in rig.log(), 60, "the agent says why it does not answer")
+    assert not rig.is_connected() and child(rig.host) == pid
+    rig.deploy()
+    wait_until(rig.is_connected, 15, "the agent believes the new CA")
+    assert child(rig.host) == pid

@@ -84,7 +84,7 @@ def test_a_torch_job_on_three_hosts_goes_on_from_its_checkpoint_after_a_power_cu
     began = time.monotonic()
     declare(world, "train", {"restart": "gang", "rendezvous": "torch"}, dict.fromkeys(HOSTS, spec))
     host = world.fleet[0]
-    wait_told(world, lambda: step_of(world) >= EVERY * 5, 150, "some checkpoints")
+    wait_or_report(world, lambda: step_of(world) >= EVERY * 5, 150, "some checkpoints")
     print(f"\ndeploy to step {step_of(world)}: {time.monotonic() - began:.1f} s")
     cut_at = time.monotonic()
     before = step_of(world)
@@ -92,7 +92,7 @@ def test_a_torch_job_on_three_hosts_goes_on_from_its_checkpoint_after_a_power_cu
     assert checkpoint_of(host).exists()
     time.sleep(2)  # a machine takes a while to come back
     host.power_on()
-    resumed = wait_told(world, lambda: began_at(world), 200, "a resumed start")
+    resumed = wait_or_report(world, lambda: began_at(world), 200, "a resumed start")
     print(f"power cut at step {before}: resumed at step {resumed} after {time.monotonic() - cut_at:.1f} s")
     assert EVERY * 5 <= resumed <= before + 3 * EVERY
     for name in HOSTS:
@@ -107,7 +107,7 @@ def test_a_torch_job_on_three_hosts_goes_on_from_its_checkpoint_after_a_power_cu
     assert losses[-1] < losses[0] / 3, losses
 
 
-def wait_told(world: World, predicate: Callable[[], int], timeout_s: float, what: str) -> int:
+def wait_or_report(world: World, predicate: Callable[[], int], timeout_s: float, what: str) -> int:
     """As wait_until; a failure shows what the job and its gang said."""
     try:
         return wait_until(predicate, timeout_s, what, every_s=0.2)

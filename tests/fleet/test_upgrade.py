@@ -82,7 +82,7 @@ def assert_no_line_lost_or_doubled(deployed: Deployed) -> None:
         assert written == list(range(written[0], written[0] + len(written))), worker
 
 
-def test_upgrade_and_rollback_touch_no_child_and_lose_no_line(deployed: Deployed) -> None:
+def test_upgrade_and_rollback_leave_every_child_alone_and_lose_no_line(deployed: Deployed) -> None:
     upgrade_and_rollback(deployed)
 
 
@@ -93,8 +93,8 @@ def upgrade_and_rollback(deployed: Deployed) -> None:
 
     run = deployed.invoke("upgrade", newer, "--canary", "node3")
     assert run.returncode == 0, run.stdout + run.stderr
-    told = [line.split()[1] for line in run.stdout.splitlines() if "upgraded" in line]
-    assert told[0] == "node3" and sorted(told) == sorted(names)
+    reported = [line.split()[1] for line in run.stdout.splitlines() if "upgraded" in line]
+    assert reported[0] == "node3" and sorted(reported) == sorted(names)
     assert deployed.pids() == before
     new = deployed.releases()
     assert len(set(new.values())) == 1 and not set(new.values()) & set(old.values())
@@ -113,11 +113,11 @@ def test_from_the_portal_one_agent_is_upgraded_restarted_and_its_log_read(deploy
     assert run.returncode == 0, run.stdout + run.stderr
     assert deployed.releases()["node2"] != own["node2"]
 
-    def ask(wish: str, told: str) -> str:
-        status, body = manager.request("POST", f"/api/hosts/node2/{wish}-agent")
+    def ask(action: str, reported: str) -> str:
+        status, body = manager.request("POST", f"/api/hosts/node2/{action}-agent")
         assert status == 202, body
-        events = f"/api/events?host=node2&kind={told}&after={json.loads(body)['seq']}"
-        return str(wait_until(lambda: manager.get(events)["events"], 30, f"the {wish}")[-1]["reason"])
+        events = f"/api/events?host=node2&kind={reported}&after={json.loads(body)['seq']}"
+        return str(wait_until(lambda: manager.get(events)["events"], 30, f"the {action}")[-1]["reason"])
 
     assert ask("upgrade", "agent_upgraded").startswith("release ")
     assert deployed.releases() == own and deployed.pids() == before

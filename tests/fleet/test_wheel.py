@@ -51,8 +51,8 @@ class Account:
     def _words(self, *words: str) -> list[str]:
         hide = 'for one in "$0" "$1"; do mount -t tmpfs none "$one" || exit; done; shift; exec "$@"'
         become = ("setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "--no-new-privs")
-        places = (os.path.realpath(sys.prefix), str(REPOSITORY))
-        return [*END_WITH_US, "unshare", "-m", "sh", "-c", hide, *places, *become, *words]
+        locations = (os.path.realpath(sys.prefix), str(REPOSITORY))
+        return [*END_WITH_US, "unshare", "-m", "sh", "-c", hide, *locations, *become, *words]
 
     def _environment(self, more: dict[str, str]) -> dict[str, str]:
         made = {"HOME": str(self.home), "PATH": f"{self.base}/venv/bin:/usr/bin:/bin:/usr/sbin", "LANG": "C.UTF-8"}
@@ -157,8 +157,8 @@ def test_the_lean_install_has_nothing_for_tests_and_nothing_optional(account: Ac
     found = account.run(str(account.base / "uv"), "pip", "list", "-q", "--python", str(account.base / "venv"))
     names = {line.split()[0] for line in found.splitlines()[2:]}
     assert "procguard" in names and names.isdisjoint(LEFT_OUT), names
-    told = account.run("procguard", "version")
-    assert f"installed in {account.base}/venv/lib" in told
+    reported = account.run("procguard", "version")
+    assert f"installed in {account.base}/venv/lib" in reported
     assert "check" not in account.run("procguard", "--help")
 
 

@@ -26,7 +26,7 @@ def test_a_stopped_process_is_reported_as_suspect_and_left_alone(host: Host, man
     wait_until(lambda: manager.report("w1").get("suspect") == "", 20, "clear")
 
 
-def test_a_job_that_falls_silent_is_suspect_after_a_minute_and_clear_when_it_speaks(
+def test_a_job_that_falls_silent_is_suspect_after_a_minute_and_clear_when_it_prints(
     host: Host, manager: FakeManager, tmp_path: Path
 ) -> None:
     """Nothing was configured: its own rhythm says it."""

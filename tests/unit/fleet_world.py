@@ -41,7 +41,7 @@ class World:
     def changing(self, actor: str = "tester") -> Transaction:
         return self.fleet.state.transaction(self.now, actor)
 
-    def tell(self, kind: str, **about: Any) -> None:
+    def emit(self, kind: str, **about: Any) -> None:
         """An event, as some part of the manager adds it."""
         with self.changing("") as tx:
             tx.event(kind, **about)

@@ -223,7 +223,7 @@ class GangWorld(World):
     def watch(self) -> None:
         """What the monitor says of silent agents."""
         for name, host in self.hosts.items():
-            seen = self.fleet.state.seen.get(name)
+            seen = self.fleet.state.agent_status.get(name)
             if seen is None or (host.on and host.connected):
                 continue
             silent_s = self.now.monotonic - (seen.last_seen if seen.last_seen is not None else self.now.monotonic)
@@ -236,7 +236,7 @@ class GangWorld(World):
     def give_to_spare(self, worker_id: str, name: str = "h4") -> bool:
         """What the failure handler does with the task of a lost host; False: it may not, yet."""
         worker = self.fleet.state.workers_by_id[worker_id]
-        if self.fleet.state.seen[name].state != "connected" or worker.agent_id == name:
+        if self.fleet.state.agent_status[name].state != "connected" or worker.agent_id == name:
             return False
         try:
             with self.changing("failure handler") as tx:

@@ -114,10 +114,10 @@ class Rig:
 
         def reached() -> dict[str, Any] | None:
             self.pump()
-            told = self.status
+            reported = self.status
             if self.link is None or self.link.closed:
-                told = self.state()
-            return told if told.get("state") == state and attempt in (0, told["attempt"]) else None
+                reported = self.state()
+            return reported if reported.get("state") == state and attempt in (0, reported["attempt"]) else None
 
         return wait_until(reached, timeout_s, f"{state}, attempt {attempt or 'any'}; last: {self.status}")
 

@@ -34,7 +34,7 @@ class Witness:
 
 
 @dataclass
-class Slot:
+class SimulatedInstance:
     """One worker on one host."""
 
     state: messages.State = "stopped"
@@ -50,7 +50,7 @@ class SimulatedHost:
     def __init__(self, name: str, witness: Witness, now: float) -> None:
         self.name = name
         self.up, self.agent_alive, self.cut = True, True, False
-        self.slots: dict[str, Slot] = {}
+        self.slots: dict[str, SimulatedInstance] = {}
         self._witness = witness
         self._now = now
         self._pid = 100
@@ -133,11 +133,11 @@ class SimulatedHost:
         return self._rev, self._seq
 
     def take(
-        self, reply: messages.AgentReply, sent_at: float, told: list[messages.CommandResult], *, held: bool
+        self, reply: messages.AgentReply, sent_at: float, reported: list[messages.CommandResult], *, held: bool
     ) -> None:
         """An answer, perhaps late or for the second time, to what was sent at `sent_at`. `held`: of a held request."""
         if not held:
-            for result in told:
+            for result in reported:
                 self._results.pop(result.command_id, None)
         for lease in reply.leases:
             slot = self.slots.get(lease.worker_id)
@@ -184,7 +184,7 @@ class SimulatedHost:
             if slot is None:
                 if one.desired == "removed":
                     continue
-                slot = self.slots[one.worker_id] = Slot()
+                slot = self.slots[one.worker_id] = SimulatedInstance()
             old = slot.assignment
             if old is None or (one.epoch, one.generation) >= (old.epoch, old.generation):
                 slot.assignment = one
@@ -194,10 +194,10 @@ class SimulatedHost:
 
     # ------------------------------------------------------------------------------------------ its runners
 
-    def _fenced(self, slot: Slot) -> bool:
+    def _fenced(self, slot: SimulatedInstance) -> bool:
         return slot.assignment is not None and slot.assignment.lease_s is not None
 
-    def _has_right(self, slot: Slot) -> bool:
+    def _has_right(self, slot: SimulatedInstance) -> bool:
         assert slot.assignment is not None
         return slot.lease is not None and slot.lease[0] == slot.assignment.epoch and slot.lease[1] > self._now
 
@@ -229,16 +229,16 @@ class SimulatedHost:
                 if not self._fenced(slot) or self._has_right(slot):
                     self._start(worker_id, slot, wanted)
 
-    def _lease_is_over(self, slot: Slot) -> bool:
+    def _lease_is_over(self, slot: SimulatedInstance) -> bool:
         if not self._fenced(slot) or slot.lease is None:
             return False
         return slot.lease[0] < slot.epoch or slot.lease[1] <= self._now
 
-    def _start(self, worker_id: str, slot: Slot, wanted: messages.Assignment) -> None:
+    def _start(self, worker_id: str, slot: SimulatedInstance, wanted: messages.Assignment) -> None:
         slot.attempt = max(slot.attempt, wanted.attempt_base) + 1
         slot.state, slot.dies_at = "running", None
         self._witness.started(worker_id, self.name, wanted.epoch)
 
-    def _end(self, worker_id: str, slot: Slot, state: messages.State) -> None:
+    def _end(self, worker_id: str, slot: SimulatedInstance, state: messages.State) -> None:
         slot.state, slot.dies_at = state, None
         self._witness.ended(worker_id, self.name)

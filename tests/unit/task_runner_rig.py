@@ -29,8 +29,13 @@ from remote_agent.system.processes import Identity, Process
 TERM, KILL, CONT = 15, 9, 18
 GRACE_S = 5.0
 AGENT_START_S, BOOT_S = 0.1, 1.0
-ANEW = "started anew by the manager, under a new epoch"
-OPERATORS_STARTS = ("started", "started by an operator", "restarted by an operator", ANEW)  # the budget is not theirs
+NEW_EPOCH = "started anew by the manager, under a new epoch"
+OPERATORS_STARTS = (
+    "started",
+    "started by an operator",
+    "restarted by an operator",
+    NEW_EPOCH,
+)  # the budget is not theirs
 
 
 class Grant(NamedTuple):
@@ -344,7 +349,7 @@ class TaskRunnerRig:
         self.spec = {**self.spec, "lease_s": lease_s}
         self.operate({"op": "assign"})
 
-    def start_anew(self, with_a_lease: bool) -> None:
+    def restart_under_new_epoch(self, with_a_lease: bool) -> None:
         """A new instance on this same host: a higher epoch and generation."""
         epoch = int(str(self.spec["epoch"])) + 1
         self.spec = {**self.spec, "epoch": epoch}

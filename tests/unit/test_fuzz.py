@@ -55,11 +55,11 @@ ANYTHING = st.recursive(
 )
 
 
-def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+def locations(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     yield path
     children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in children:
-        yield from places(inner, (*path, key))
+        yield from locations(inner, (*path, key))
 
 
 def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
@@ -77,7 +77,7 @@ def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
 def strange_documents(draw: Any, text: str) -> str:
     """A document of YAML with one part replaced, or one part more."""
     value = yaml.safe_load(text)
-    path = draw(st.sampled_from(list(places(value))))
+    path = draw(st.sampled_from(list(locations(value))))
     new = draw(ANYTHING)
     with contextlib.suppress(Exception):
         return str(yaml.dump(replaced(value, path, new), allow_unicode=True))
@@ -155,7 +155,7 @@ for golden in sorted((ROOT / "tests/wire/v1").glob("*.json")):
 @given(data=st.data())
 def test_any_message_is_understood_or_refused_by_manager_and_agent(data: st.DataObject) -> None:
     cls, value = data.draw(st.sampled_from(MESSAGES))
-    path = data.draw(st.sampled_from(list(places(value))))
+    path = data.draw(st.sampled_from(list(locations(value))))
     with contextlib.suppress(TypeError, ValueError, UnicodeEncodeError):
         body = json.dumps(replaced(value, path, data.draw(ANYTHING))).encode()
         only(UsageError, lambda: http_io.dumps(messages.encode(decode.read(cls, body))))

@@ -16,11 +16,11 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("procguard", "remote_agent")
 # What is handed around most; beside them, whatever is named like a class of several words (log_store: LogStore).
 SERVICES = {
-    "access", "adapter", "agent", "audit", "auth", "care", "channel", "channels", "communication", "config",
-    "connector", "deployer", "desk", "fleet", "gangs", "gpu", "gpus", "groups", "inquiry", "journal", "leases",
-    "limits", "monitor", "notifier", "operations", "outbox", "outcome", "peer", "places", "portal",
-    "previews", "purge", "registry", "relay", "reply", "rotations", "sample", "searches", "seen", "server", "session",
-    "sessions", "settings", "ssh", "state", "store", "tokens", "tree", "tunnels", "usage", "wish", "worker",
+    "access", "adapter", "agent", "audit", "auth", "channel", "channels", "communication", "config",
+    "connector", "deployer", "fleet", "gangs", "gpu", "gpus", "groups", "journal", "leases",
+    "limits", "monitor", "notifier", "operations", "outcome", "peer", "placement", "portal",
+    "previews", "purge", "registry", "relay", "reply", "rotations", "sample", "searches", "server", "session",
+    "sessions", "settings", "ssh", "state", "store", "tokens", "tree", "tunnels", "usage", "maintenance", "worker",
 }  # fmt: skip
 
 Graph = dict[str, set[str]]

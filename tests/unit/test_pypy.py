@@ -74,7 +74,7 @@ def test_agent_and_runner_start_watch_restart_and_stop_a_child(pypy_host: Host, 
     pypy_host.start()
     assert running(manager, "job") == second and manager.report("job")["attempt"] == 2
 
-    manager.want("job", "stopped")
+    manager.set_desired("job", "stopped")
     wait_until(lambda: manager.state("job") == "stopped", 20, "stopped")
     assert not alive(second)
     assert {event["after"] for event in manager.events} >= {"starting", "running", "stopped"}

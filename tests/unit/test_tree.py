@@ -62,11 +62,11 @@ def test_no_package_of_remote_agent_imports_anything() -> None:
 
 
 def test_no_two_classes_have_one_name() -> None:
-    places = defaultdict(list)
+    locations = defaultdict(list)
     for path in FILES:
         for name in re.findall(r"^ *class (\w+)[(:]", path.read_text(encoding="utf-8"), re.MULTILINE):
-            places[name].append(shown(path))
-    assert {name: where for name, where in places.items() if len(where) > 1} == {}
+            locations[name].append(shown(path))
+    assert {name: where for name, where in locations.items() if len(where) > 1} == {}
 
 
 def test_every_package_is_in_an_import_contract() -> None:

@@ -25,26 +25,26 @@ export function printable(text) {
   return plain(text.includes('\u001b') ? text.replace(ESCAPES, '') : text);
 }
 
-/** [{text, look}…]: the pieces of a line and their class names. */
+/** [{text, style}…]: the pieces of a line and their class names. */
 export function pieces(text) {
-  if (!text.includes('\u001b')) return [{ text: plain(text), look: '' }];
+  if (!text.includes('\u001b')) return [{ text: plain(text), style: '' }];
   const found = [];
   const style = {};
   let from = 0;
   for (const match of text.matchAll(ESCAPES)) {
     add(found, text.slice(from, match.index), style);
     from = match.index + match[0].length;
-    if (match[2] === 'm') turn(style, match[1]);
+    if (match[2] === 'm') applyCodes(style, match[1]);
   }
   add(found, text.slice(from), style);
   return found;
 }
 
 function add(found, text, style) {
-  if (text) found.push({ text: plain(text), look: lookOf(style) });
+  if (text) found.push({ text: plain(text), style: styleClasses(style) });
 }
 
-function lookOf({ bold, dim, italic, underline, inverse, colour, ground }) {
+function styleClasses({ bold, dim, italic, underline, inverse, colour, ground }) {
   const names = [bold && 'ansi-bold', dim && 'ansi-dim', italic && 'ansi-italic', underline && 'ansi-underline'];
   const hue = inverse ? ground || colour || 'white' : colour;
   const back = inverse ? colour || 'white' : ground;
@@ -55,7 +55,7 @@ function lookOf({ bold, dim, italic, underline, inverse, colour, ground }) {
 }
 
 /** "1;31" and the like. */
-function turn(style, codes) {
+function applyCodes(style, codes) {
   const numbers = (codes || '0').split(/[;:]/).map((one) => Number(one) || 0);
   for (let index = 0; index < numbers.length; index += 1) {
     const code = numbers[index];

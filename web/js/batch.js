@@ -20,7 +20,7 @@ const COMMAND_CHARS = 160;
 export async function batch({ verb, selector, q, visible, onBegun }) {
   let preview = null;
   try {
-    preview = await look(verb, selector, q);
+    preview = await requestPreview(verb, selector, q);
   } catch (error) {
     notifyError(error, t('batch.failed', { action: t(`action.${verb}`) }), () => batch({ verb, selector, q, visible, onBegun }));
     return;
@@ -29,15 +29,15 @@ export async function batch({ verb, selector, q, visible, onBegun }) {
   else new BatchDialog({ verb, selector, q, visible, onBegun }, preview).open();
 }
 
-const look = (command, selector, q) => post('/api/operations/preview', { command, selector, q }, FOR_THOUSANDS);
+const requestPreview = (command, selector, q) => post('/api/operations/preview', { command, selector, q }, FOR_THOUSANDS);
 
 class BatchDialog {
-  constructor(wish, preview) {
-    this.wish = wish;
+  constructor(request, preview) {
+    this.request = request;
     this.body = h('div.batch-body');
     this.error = h('div');
     this.cancel = h('button.button', { type: 'button', on: { click: () => this.dialog.close() } }, t('cancel'));
-    this.go = h(wish.verb === 'start' || wish.verb === 'restart' ? 'button.button.primary' : 'button.button.danger', { type: 'submit' });
+    this.go = h(request.verb === 'start' || request.verb === 'restart' ? 'button.button.primary' : 'button.button.danger', { type: 'submit' });
     this.title = h('h2', { id: 'batch-title' });
     const form = h('form', { method: 'dialog', novalidate: true }, this.title, this.body, this.error, h('div.dialog-buttons', {}, this.cancel, this.go));
     form.addEventListener('submit', (event) => {
@@ -61,7 +61,7 @@ class BatchDialog {
 
   fillIn(preview) {
     this.preview = preview;
-    const { verb } = this.wish;
+    const { verb } = this.request;
     const action = t(`action.${verb}`);
     setText(this.title, t('batch.title', { action, n: preview.acts }));
     setText(this.go, t('batch.go', { action, n: preview.acts }));
@@ -70,7 +70,7 @@ class BatchDialog {
     causes.update(preview.causes);
     fill(
       this.body,
-      h('p.batch-numbers', {}, t('batch.numbers', { n: preview.matching, visible: this.wish.visible })),
+      h('p.batch-numbers', {}, t('batch.numbers', { n: preview.matching, visible: this.request.visible })),
       h('p', {}, t(`batch.means_${verb}`)),
       h('div.batch-split', {}, this.states(preview), this.hosts(preview)),
       preview.causes.length ? causes : null,
@@ -131,23 +131,23 @@ class BatchDialog {
       };
       const operation = await post('/api/operations', wanted, FOR_THOUSANDS);
       this.dialog.close();
-      this.wish.onBegun();
+      this.request.onBegun();
       go('operation', operation.operation_id);
     } catch (error) {
-      fill(this.error, errorBox(error, ['preview_expired', 'not_your_preview'].includes(error.code) ? () => this.lookAgain() : null));
+      fill(this.error, errorBox(error, ['preview_expired', 'not_your_preview'].includes(error.code) ? () => this.previewAgain() : null));
     } finally {
       this.busy = false;
       this.check();
     }
   }
 
-  async lookAgain() {
+  async previewAgain() {
     fill(this.error);
     this.typed.value = '';
     try {
-      this.fillIn(await look(this.wish.verb, this.wish.selector, this.wish.q));
+      this.fillIn(await requestPreview(this.request.verb, this.request.selector, this.request.q));
     } catch (error) {
-      fill(this.error, errorBox(error, () => this.lookAgain()));
+      fill(this.error, errorBox(error, () => this.previewAgain()));
     }
   }
 }

@@ -164,10 +164,10 @@ class ChartPanel {
   /** The newest first: a column for each line, a row for each moment. */
   drawTable(drawn) {
     const columns = drawn.flatMap(([kind, lines]) => lines.map((line) => ({ ...line, kind, head: lines.length > 1 ? `${t(`chart.${kind.name}`)} ${line.label}` : t(`chart.${kind.name}`) })));
-    const places = columns.map((column) => new Map(column.at.map((at, place) => [at, place])));
+    const indexes = columns.map((column) => new Map(column.at.map((at, place) => [at, place])));
     const moments = [...new Set(columns.flatMap((column) => column.at))].sort((a, b) => b - a);
     const cell = (column, number, at) => {
-      const place = places[number].get(at);
+      const place = indexes[number].get(at);
       const value = place === undefined ? null : column.values[place];
       return h('td', {}, value === null ? t('none') : column.kind.format(value));
     };

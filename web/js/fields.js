@@ -10,8 +10,8 @@ const NONE = { rows: [], measures: [], columns: new Map() };
 let lists = {};
 
 export async function loadFields() {
-  const told = await get('/api/fields', { quiet401: true });
-  lists = Object.fromEntries(Object.entries(told).map(([name, fields]) => [name, listOf(fields)]));
+  const declared = await get('/api/fields', { quiet401: true });
+  lists = Object.fromEntries(Object.entries(declared).map(([name, fields]) => [name, listOf(fields)]));
 }
 
 /** {rows, measures: names in the live list, columns: fields that a page may show, by the key of their column}. */

@@ -12,15 +12,15 @@ let numbers = []; // by digits: what writes a number; making one takes a hundred
 
 /** The language to start with: ?lang, then the stored choice, then what the browser prefers, then English. */
 export function pickLanguage(query, stored, preferred) {
-  for (const wish of [query, stored, ...preferred]) {
-    const found = wish && matchLanguage(wish);
+  for (const preference of [query, stored, ...preferred]) {
+    const found = preference && matchLanguage(preference);
     if (found) return found;
   }
   return 'en';
 }
 
-function matchLanguage(wish) {
-  const base = wish.toLowerCase().split(/[-_]/)[0];
+function matchLanguage(preference) {
+  const base = preference.toLowerCase().split(/[-_]/)[0];
   return LANGUAGES.find((one) => one.toLowerCase().split('-')[0] === base);
 }
 

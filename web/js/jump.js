@@ -4,7 +4,7 @@ import { fill, h, setAttr, show } from './dom.js';
 import { t } from './i18n.js';
 import { link } from './router.js';
 
-const PLACES = ['overview', 'workers', 'hosts', 'logs', 'operations', 'recovery', 'events', 'api'];
+const PAGES = ['overview', 'workers', 'hosts', 'logs', 'operations', 'recovery', 'events', 'api'];
 const FOUND = 12;
 
 /** Opens the box; `store` knows the names. */
@@ -75,7 +75,7 @@ export function search(store, text) {
     if (words.every((word) => low.includes(word))) found.push({ name, kind, href, first: words.length > 0 && low.startsWith(words[0]) });
     return found.length < FOUND * 8;
   };
-  for (const page of PLACES) add(t(`nav.${page}`), t('jump.page'), link(page));
+  for (const page of PAGES) add(t(`nav.${page}`), t('jump.page'), link(page));
   if (words.length) {
     for (const host of store.agents()) if (!add(host.agent, t('jump.host'), link('host', host.agent))) break;
     for (const id of store.workers.keys()) if (!add(id, t('jump.worker'), link('worker', id))) break;

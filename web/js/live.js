@@ -140,7 +140,7 @@ export class Live {
   receive(frame) {
     this.lastFrameMs = Date.now();
     if (frame.t === 'hello') {
-      this.greet(frame.epoch);
+      this.onHello(frame.epoch);
       return;
     }
     const topic = this.topics.get(frame.topic);
@@ -163,7 +163,7 @@ export class Live {
     topic.handler(frame);
   }
 
-  greet(epoch) {
+  onHello(epoch) {
     for (const topic of this.topics.values()) if (epoch !== (topic.fetch ? topic.epoch : this.lastEpoch)) topic.seq = 0;
     this.lastEpoch = epoch;
     this.epoch = epoch;
@@ -183,8 +183,8 @@ export class Live {
     }
     // A refused handshake shows as 1006 like any other failure: asking who we are tells the two apart.
     if (this.failures === 1) this.onRefused();
-    const patience = RETRY_MS[Math.min(this.failures, RETRY_MS.length - 1)];
-    const delay = code === CLOSE_OVERFLOW ? patience + RESYNC_SPREAD_MS * Math.random() : patience;
+    const retryMs = RETRY_MS[Math.min(this.failures, RETRY_MS.length - 1)];
+    const delay = code === CLOSE_OVERFLOW ? retryMs + RESYNC_SPREAD_MS * Math.random() : retryMs;
     this.failures += 1;
     this.timer = setTimeout(() => this.connect(), delay * (0.7 + 0.6 * Math.random()));
   }

@@ -10,12 +10,12 @@ export const MAX_SHOWN_CHARS = 16 * 1024; // a longer line is cut, with "show al
 const MAX_MARKS = 200; // in one line
 
 /**
- * The element of a line; `.update({line, index, look})`. `look`: {height, who(worker) -> class or null, pattern, version,
+ * The element of a line; `.update({line, index, view})`. `view`: {height, who(worker) -> class or null, pattern, version,
  * current, linkTo(line) -> address, onLink(line)} as the view has it now.
  */
 export function lineNode() {
   const time = h('time');
-  let told = null; // {line, look} as last updated
+  let lastUpdate = null; // {line, view} as last updated
   const at = h('a.log-at', { tabindex: '-1', on: { click: (event) => clicked(event) } }, time); // not in the tab order: thousands
   const who = h('span.log-who');
   const text = h('span.log-text');
@@ -23,19 +23,19 @@ export function lineNode() {
   let shown = {};
 
   function clicked(event) {
-    if (event.metaKey || event.ctrlKey || !told || told.line.marker) return;
+    if (event.metaKey || event.ctrlKey || !lastUpdate || lastUpdate.line.marker) return;
     event.preventDefault();
-    told.look.onLink(told.line);
+    lastUpdate.view.onLink(lastUpdate.line);
   }
 
-  node.update = ({ line, index, look }) => {
-    told = { line, look };
-    node.style.transform = `translateY(${index * look.height}px)`;
-    const now = { text: line.marker ? markerText(line) : line.text, version: look.version, current: look.current === line };
+  node.update = ({ line, index, view }) => {
+    lastUpdate = { line, view };
+    node.style.transform = `translateY(${index * view.height}px)`;
+    const now = { text: line.marker ? markerText(line) : line.text, version: view.version, current: view.current === line };
     if (now.text === shown.text && now.version === shown.version && now.current === shown.current) return;
     shown = now;
     setClass(node, classOf(line, now.current));
-    const hue = line.worker ? look.who(line.worker) : null;
+    const hue = line.worker ? view.who(line.worker) : null;
     setClass(who, hue ? `log-who ${hue}` : 'log-who');
     setText(who, hue ? line.worker : '');
     setAttr(who, 'title', hue ? line.worker : null);
@@ -46,9 +46,9 @@ export function lineNode() {
       return;
     }
     setText(time, line.at ? formatClock(line.at) : '');
-    setAttr(at, 'href', look.linkTo(line));
+    setAttr(at, 'href', view.linkTo(line));
     setAttr(at, 'title', t('logs.link_title', { at: line.at ? formatMoment(line.at) : '–' }));
-    fill(text, lineContent(line, look.pattern));
+    fill(text, lineContent(line, view.pattern));
   };
   return node;
 }
@@ -69,27 +69,27 @@ function lineContent(line, pattern) {
 /** The pieces of a line as nodes, with what `pattern` (a global RegExp, or null) matches in <mark>. */
 export function marked(parts, pattern) {
   const spans = pattern ? matches(parts.map((part) => part.text).join(''), pattern) : [];
-  if (!spans.length && parts.length === 1 && !parts[0].look) return [parts[0].text];
+  if (!spans.length && parts.length === 1 && !parts[0].style) return [parts[0].text];
   const nodes = [];
   let offset = 0;
-  for (const { text, look } of parts) {
+  for (const { text, style } of parts) {
     let from = 0;
     for (const [begin, end] of spans) {
       const first = Math.max(0, begin - offset);
       const last = Math.min(text.length, end - offset);
       if (first >= last) continue;
-      nodes.push(piece(text.slice(from, first), look), h('mark', {}, piece(text.slice(first, last), look)));
+      nodes.push(piece(text.slice(from, first), style), h('mark', {}, piece(text.slice(first, last), style)));
       from = last;
     }
-    nodes.push(piece(text.slice(from), look));
+    nodes.push(piece(text.slice(from), style));
     offset += text.length;
   }
   return nodes;
 }
 
-function piece(text, look) {
+function piece(text, style) {
   if (!text) return null;
-  return look ? h(`span.${look.replaceAll(' ', '.')}`, {}, text) : text;
+  return style ? h(`span.${style.replaceAll(' ', '.')}`, {}, text) : text;
 }
 
 function matches(text, pattern) {

@@ -37,7 +37,7 @@ export class LogModel {
     this.ends = new Map(); // key -> offset after the last byte taken
     this.open = new Map(); // key -> the line that has no end yet
     this.attempts = new Map(); // worker -> its newest attempt seen
-    this.orders = new Map(); // key -> the time of its last line: a stream keeps its own order, whatever its clock says
+    this.lastTimes = new Map(); // key -> the time of its last line: a stream keeps its own order, whatever its clock says
     this.batch = null; // lines that are put in their places together
   }
 
@@ -45,7 +45,7 @@ export class LogModel {
   forget(worker) {
     this.lines = this.lines.filter((line) => line.worker !== worker);
     this.bytes = this.lines.reduce((sum, line) => sum + sizeOf(line), 0);
-    for (const map of [this.ends, this.open, this.orders]) {
+    for (const map of [this.ends, this.open, this.lastTimes]) {
       for (const key of map.keys()) if (key.startsWith(`${worker} `)) map.delete(key);
     }
     this.attempts.delete(worker);
@@ -185,9 +185,9 @@ export class LogModel {
   }
 
   push(line, key, at) {
-    line.order = Math.max(at || 0, this.orders.get(key) || 0);
+    line.order = Math.max(at || 0, this.lastTimes.get(key) || 0);
     line.id = this.made += 1;
-    this.orders.set(key, line.order);
+    this.lastTimes.set(key, line.order);
     this.bytes += sizeOf(line);
     if (this.batch) this.batch.push(line);
     else this.place(line);

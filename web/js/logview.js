@@ -199,7 +199,7 @@ export class LogView {
   choose(changes) {
     this.take({ at: '', ...changes });
     this.linkDownload();
-    this.loadAnew();
+    this.reloadFromStart();
   }
 
   /** As the address says now. */
@@ -210,17 +210,17 @@ export class LogView {
     this.streamPick.value = stream;
     if (this.grep.value !== grep) this.grep.value = grep;
     this.readGrep();
-    if (other) this.loadAnew();
+    if (other) this.reloadFromStart();
     this.draw();
   }
 
   loadOlder() {
     if (this.place()) this.reach = REACHES[1];
     else this.tail = TAILS[1];
-    this.loadAnew();
+    this.reloadFromStart();
   }
 
-  loadAnew() {
+  reloadFromStart() {
     this.model.clear();
     this.lost = null;
     this.current = null;
@@ -451,9 +451,9 @@ export class LogView {
     this.lastTop = this.scroller.scrollTop;
     const first = Math.max(0, Math.floor(this.scroller.scrollTop / height) - OVERSCAN);
     const last = Math.min(lines.length, first + Math.ceil(this.scroller.clientHeight / height) + 2 * OVERSCAN);
-    const look = { height, pattern: this.pattern, version: this.version, current: this.current, who: (worker) => (this.merged ? this.hues.get(worker) : null), linkTo: (line) => this.linkTo(line), onLink: (line) => this.copyLink(line) };
+    const view = { height, pattern: this.pattern, version: this.version, current: this.current, who: (worker) => (this.merged ? this.hues.get(worker) : null), linkTo: (line) => this.linkTo(line), onLink: (line) => this.copyLink(line) };
     const visible = [];
-    for (let index = first; index < last; index += 1) visible.push({ line: lines[index], index, look });
+    for (let index = first; index < last; index += 1) visible.push({ line: lines[index], index, view });
     keyed(this.space, visible, (entry) => entry.line.id, lineNode);
     this.renderState(matching);
     for (const source of this.sources.values()) source.credit();

@@ -40,10 +40,10 @@ export function statusChip() {
   const word = h('span.word');
   const chip = h('span.chip', {}, glyph, word);
   chip.update = (operation) => {
-    const look = operation.status === 'done' && badCount(operation) > 0 ? 'partly' : operation.status;
-    setClass(chip, `chip op-${look}`);
-    setText(glyph, look === 'partly' ? '✖' : STATUS_GLYPHS[operation.status] || '?');
-    setText(word, t(`opstatus.${look}`));
+    const variant = operation.status === 'done' && badCount(operation) > 0 ? 'partly' : operation.status;
+    setClass(chip, `chip op-${variant}`);
+    setText(glyph, variant === 'partly' ? '✖' : STATUS_GLYPHS[operation.status] || '?');
+    setText(word, t(`opstatus.${variant}`));
   };
   return chip;
 }

@@ -25,13 +25,13 @@ function isGone(worker, silentS) {
 export function purgeButton(store) {
   const button = acts(h('button.button.subtle.small', { type: 'button', hidden: true }));
   let version = -1;
-  let looked = 0;
+  let checkedAt = 0;
   button.addEventListener('click', () => new PurgeDialog().open());
   button.update = () => {
     const { version: now } = store.tables.workers;
-    if (now === version && Date.now() - looked < 10000) return;
+    if (now === version && Date.now() - checkedAt < 10000) return;
     version = now;
-    looked = Date.now();
+    checkedAt = Date.now();
     let n = 0;
     for (const worker of store.workers.values()) if (isGone(worker, CHOICES_S[0])) n += 1;
     setText(button, t('purge.open', { n }));
@@ -45,7 +45,7 @@ class PurgeDialog {
     this.numbers = h('p.batch-numbers', { role: 'status' });
     this.names = h('p.muted');
     this.failures = h('ul.purge-failures');
-    this.age = h('select.input', { id: 'purge-age', on: { change: () => this.look() } }, CHOICES_S.map((s) => h('option', { value: s, selected: s === CHOICES_S[1] }, formatDuration(s, 1))));
+    this.age = h('select.input', { id: 'purge-age', on: { change: () => this.refresh() } }, CHOICES_S.map((s) => h('option', { value: s, selected: s === CHOICES_S[1] }, formatDuration(s, 1))));
     this.typed = h('input.input', { id: 'purge-typed', type: 'text', inputmode: 'numeric', autocomplete: 'off', on: { input: () => this.check() } });
     this.question = h('div.field.batch-question', { hidden: true }, h('label', { for: 'purge-typed' }), this.typed);
     this.cancel = h('button.button', { type: 'button', on: { click: () => this.dialog.close() } }, t('cancel'));
@@ -73,12 +73,12 @@ class PurgeDialog {
   open() {
     document.body.append(this.dialog);
     this.dialog.showModal();
-    this.look();
+    this.refresh();
     this.cancel.focus();
   }
 
   /** Asks the manager who is gone now; what it shows is what its token stands for. */
-  async look() {
+  async refresh() {
     const age = this.age.value;
     this.preview = null;
     this.typed.value = '';
@@ -90,7 +90,7 @@ class PurgeDialog {
       if (this.age.value === age) this.showPreview(preview);
     } catch (error) {
       setText(this.numbers, '');
-      fill(this.failures, h('li', {}, errorBox(error, () => this.look())));
+      fill(this.failures, h('li', {}, errorBox(error, () => this.refresh())));
     }
   }
 
@@ -117,16 +117,16 @@ class PurgeDialog {
     this.busy = true;
     this.check();
     try {
-      this.told(await post('/api/purge', { token: this.preview.token }, FOR_THOUSANDS));
+      this.report(await post('/api/purge', { token: this.preview.token }, FOR_THOUSANDS));
     } catch (error) {
-      fill(this.failures, h('li', {}, errorBox(error, () => this.look())));
+      fill(this.failures, h('li', {}, errorBox(error, () => this.refresh())));
     } finally {
       this.busy = false;
     }
   }
 
   /** What came of it; who was refused, and why. */
-  told({ taken_out: done, refused, refusals }) {
+  report({ taken_out: done, refused, refusals }) {
     notify(t('purge.done', { n: done }));
     if (!refused) {
       this.dialog.close();

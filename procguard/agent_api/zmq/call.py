@@ -16,7 +16,7 @@ from procguard.admission.memory import Bodies
 from procguard.agent_api import http_io
 from procguard.agent_api.handlers import Call
 from procguard.agent_api.interface import Access, Principal
-from procguard.agent_api.long_poll import HeldPoll
+from procguard.agent_api.long_poll import LongPoll
 from procguard.agent_api.routes import caller_by_secret
 from procguard.agent_api.zmq.port import Peer
 from procguard.errors import Forbidden, UsageError
@@ -102,7 +102,7 @@ class ZmqCall(Call):
             raise UsageError("the body is not as large as announced", "send it again", code="body_incomplete")
         return body
 
-    def held(self, poll: HeldPoll) -> None:
+    def held(self, poll: LongPoll) -> None:
         session = self._peer.session
         session.polls = {one for one in session.polls if not one.ending}
         session.polls.add(poll)

@@ -25,17 +25,17 @@ from procguard.admission.connections import Unproven
 from procguard.admission.memory import Bodies
 from procguard.admission.rate import RateLimiter
 from procguard.agent_api import decode, http_io
-from procguard.agent_api.handlers import Desk
+from procguard.agent_api.handlers import AgentApi
 from procguard.agent_api.interface import Access
 from procguard.agent_api.routes import FoundRoute, RouteTable, refusal
 from procguard.agent_api.zmq.call import Rules, ZmqCall, end_session
-from procguard.agent_api.zmq.keys import Admissions, Doorkeeper, key_from_hex
-from procguard.agent_api.zmq.port import LOOK_EVERY_S, Peer, Received, RouterPort
+from procguard.agent_api.zmq.keys import CurveKeyStore, ZapAuthenticator, key_from_hex
+from procguard.agent_api.zmq.port import POLL_INTERVAL_S, Peer, Received, RouterPort
 from procguard.config.limits import WebLimits
 from procguard.config.schema import AdapterConfig
 from procguard.errors import LimitExceeded, NotFound, ProcGuardError, UsageError
 from procguard.fleet.model import clock
-from procguard.runtime.cooperative import give_way
+from procguard.runtime.cooperative import yield_to_hub
 from remote_agent.protocol import messages as protocol
 
 log = logging.getLogger(__name__)
@@ -58,15 +58,17 @@ class ZmqChannel:
 
     name = "zmq"
 
-    def __init__(self, desk: Desk, access: Access, adapter: AdapterConfig, limits: WebLimits, bodies: Bodies) -> None:
+    def __init__(
+        self, agent_api: AgentApi, access: Access, adapter: AdapterConfig, limits: WebLimits, bodies: Bodies
+    ) -> None:
         """`adapter`: communication.adapter_config; `bodies`: the memory for larger ones, shared with HTTP."""
         self._host, self._port_base, self._timeout_ms = adapter.host, adapter.port_base, adapter.timeout
         self._limits = limits
         self._rules = Rules(access, bodies, limits.body_timeout)
-        self._routes = RouteTable(desk.routes())
-        self._admissions = Admissions()
+        self._routes = RouteTable(agent_api.routes())
+        self._key_store = CurveKeyStore()
         self._context: Any = None
-        self._doorkeeper: Doorkeeper | None = None
+        self._authenticator: ZapAuthenticator | None = None
         self._door_watchers: list[Any] = []
         self._ports: list[RouterPort] = []
         self._inbox: deque[Received] = deque()
@@ -75,7 +77,7 @@ class ZmqChannel:
         self._arrivals = RateLimiter(limits.connections_per_agent, ARRIVALS_PER_S)
         self._called = False  # the hub is about to `_go_on`
         self._idle: list[Any] = []  # greenlets
-        desk.offer_by(self.offer)
+        agent_api.offer_by(self.offer)
 
     # ------------------------------------------------------------------------------------------- start and end
 
@@ -84,14 +86,14 @@ class ZmqChannel:
         self._context = zmq.Context()
         # libzmq's thread does not cut in on ours where both share a core: answers leave many at a time.
         self._context.set(zmq.THREAD_SCHED_POLICY, os.SCHED_BATCH)
-        self._doorkeeper = Doorkeeper(self._context, self._admissions, self._has_room_for)
+        self._authenticator = ZapAuthenticator(self._context, self._key_store, self._has_room_for)
         try:
             sizes = {REQUESTS: self._limits.heartbeat_size, LOGS: protocol.MAX_LOG_POST_BYTES}
             unproven: Unproven[int] = Unproven(self._limits.unproven_connections, self._limits.unproven_per_address)
             for number, (name, max_bytes) in enumerate(sizes.items()):
                 port = RouterPort(
                     self._context,
-                    self._admissions,
+                    self._key_store,
                     max_frame_bytes=max_bytes,
                     on_messages=self._arrived,
                     on_closed=end_session,
@@ -105,12 +107,12 @@ class ZmqChannel:
             self.stop()
             raise
         loop = gevent.get_hub().loop
-        door = loop.io(self._doorkeeper.socket.getsockopt(zmq.FD), 1)
-        timer = loop.timer(LOOK_EVERY_S, LOOK_EVERY_S)
+        door = loop.io(self._authenticator.socket.getsockopt(zmq.FD), 1)
+        timer = loop.timer(POLL_INTERVAL_S, POLL_INTERVAL_S)
         self._door_watchers = [door, timer]
         for watcher in self._door_watchers:
-            watcher.start(self._doorkeeper.answer_all)
-        self._doorkeeper.answer_all()
+            watcher.start(self._authenticator.answer_all)
+        self._authenticator.answer_all()
         for port in self._ports:
             port.start()
         log.info("listening zmq host=%s ports=%d,%d", self._host, self._port_base, self._port_base + 1)
@@ -123,8 +125,8 @@ class ZmqChannel:
         for watcher in self._door_watchers:
             watcher.stop()
             watcher.close()
-        if self._doorkeeper is not None:
-            self._doorkeeper.close()
+        if self._authenticator is not None:
+            self._authenticator.close()
         idle, self._idle = self._idle, []
         gevent.killall(idle)
         context, self._context = self._context, None
@@ -136,7 +138,7 @@ class ZmqChannel:
 
     @property
     def refused_count(self) -> int:
-        refused = self._doorkeeper.refused if self._doorkeeper is not None else 0
+        refused = self._authenticator.refused if self._authenticator is not None else 0
         return refused + sum(port.cut for port in self._ports)
 
     def offer(self, agent_id: str, key: str, peer: str) -> protocol.ZmqOffer | None:
@@ -147,14 +149,14 @@ class ZmqChannel:
             own = key_from_hex(key)
             if own is None:
                 raise UsageError("curve: expected a CURVE key as 64 hexadecimal digits", "see docs/protocol.md")
-            self._admissions.admit(agent_id, own)
+            self._key_store.admit(agent_id, own)
         return protocol.ZmqOffer(
-            self._port_base, self._port_base + 1, self._admissions.public_key.hex(), self._timeout_ms
+            self._port_base, self._port_base + 1, self._key_store.public_key.hex(), self._timeout_ms
         )
 
     def revoke(self, agent_id: str) -> None:
         """Connections that stand are answered 401 from now on; new ones are not let in."""
-        self._admissions.revoke(agent_id)
+        self._key_store.revoke(agent_id)
 
     def _has_room_for(self, agent_id: str) -> bool:
         """Whether it may have one connection more. Those that have said nothing yet are not known: their rate is
@@ -216,7 +218,7 @@ class ZmqChannel:
                 if answered >= TURN:
                     answered = 0
                     self._flush()
-                    give_way()
+                    yield_to_hub()
         finally:
             self._begun -= 1
         self._flush()

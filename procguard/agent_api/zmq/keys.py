@@ -22,7 +22,7 @@ ZAP_ADDRESS = "inproc://zeromq.zap.01"  # where libzmq asks (RFC 27)
 ZAP_DOMAIN = b"procguard"
 
 
-class Admissions:
+class CurveKeyStore:
     def __init__(self) -> None:
         public, secret = zmq.curve_keypair()
         self.public_key: bytes = z85.decode(public)
@@ -63,12 +63,12 @@ def key_from_hex(text: str) -> bytes | None:
     return key if len(key) == KEY_BYTES and any(key) else None
 
 
-class Doorkeeper:
+class ZapAuthenticator:
     """Answers libzmq's question for each new connection (ZAP): may this key come in, and has its agent not too many
     already? `refused` counts the others."""
 
-    def __init__(self, context: Any, admissions: Admissions, has_room_for: Callable[[str], bool]) -> None:
-        self._admissions = admissions
+    def __init__(self, context: Any, key_store: CurveKeyStore, has_room_for: Callable[[str], bool]) -> None:
+        self._key_store = key_store
         self._has_room_for = has_room_for
         self.refused = 0
         self.socket = context.socket(zmq.REP)
@@ -85,7 +85,7 @@ class Doorkeeper:
         version, request_id = question[0], question[1] if len(question) > 1 else b""
         agent_id = None
         if len(question) == 7 and question[2] == ZAP_DOMAIN and question[5] == b"CURVE":
-            agent_id = self._admissions.agent_of(question[6])
+            agent_id = self._key_store.agent_of(question[6])
         if agent_id is None or not self._has_room_for(agent_id):
             self.refused += 1
             return [version, request_id, b"400", b"not admitted", b"", b""]

@@ -24,7 +24,7 @@ import zmq
 import zmq.backend
 
 from procguard.admission.connections import Unproven
-from procguard.agent_api.zmq.keys import ZAP_DOMAIN, Admissions
+from procguard.agent_api.zmq.keys import ZAP_DOMAIN, CurveKeyStore
 from procguard.agent_api.zmq.session import ZmqSession
 from procguard.errors import ProcGuardError
 
@@ -38,7 +38,7 @@ ENVELOPE_BYTES = 256  # what CURVE adds to a frame
 HANDSHAKE_MS = 5_000
 KEEPALIVE_S, DEAD_AFTER_MS = 10, 30_000  # a peer that vanished without a word is noticed by the kernel
 BACKLOG = 1024
-LOOK_EVERY_S = 0.25  # at the sockets, also without a signal: theirs is edge-triggered
+POLL_INTERVAL_S = 0.25  # at the sockets, also without a signal: theirs is edge-triggered
 _MONITOR_EVENT = struct.Struct("=hi")
 _ACCEPTED = int(zmq.EVENT_ACCEPTED)
 
@@ -69,14 +69,14 @@ Received = tuple[Peer, "bytes | None"]
 
 class RouterPort:
     """`on_messages([(peer, message)…])` (None: it had more than one frame) and `on_closed(peer)` are called in the hub:
-    they must not wait. `room()`: how many messages may be taken now; who says none calls `look` when that has changed.
-    `unproven`: connections that have said nothing yet, by descriptor: libzmq accepts without a limit, before any
-    proof. `name`: what the port is for."""
+    they must not wait. `room()`: how many messages may be taken now; who says none calls `read_sockets` when that has
+    changed. `unproven`: connections that have sent nothing yet, by descriptor: libzmq accepts without a limit, before
+    any proof. `name`: what the port is for."""
 
     def __init__(
         self,
         context: Any,
-        admissions: Admissions,
+        key_store: CurveKeyStore,
         *,
         max_frame_bytes: int,
         on_messages: Callable[[list[Received]], None],
@@ -110,7 +110,7 @@ class RouterPort:
             (zmq.TCP_KEEPALIVE_INTVL, KEEPALIVE_S),
             (zmq.TCP_MAXRT, DEAD_AFTER_MS),
             (zmq.CURVE_SERVER, 1),
-            (zmq.CURVE_SECRETKEY, admissions.secret_key),
+            (zmq.CURVE_SECRETKEY, key_store.secret_key),
             (zmq.ZAP_DOMAIN, ZAP_DOMAIN),
         ):
             self._socket.setsockopt(option, value)
@@ -128,13 +128,13 @@ class RouterPort:
 
     def start(self) -> None:
         loop = gevent.get_hub().loop
-        for watched, look in ((self._socket, self._signalled), (self._monitor, self._look_at_monitor)):
+        for watched, read_sockets in ((self._socket, self._signalled), (self._monitor, self._read_monitor)):
             watcher = loop.io(watched.getsockopt(zmq.FD), 1)
-            watcher.start(look)
-            timer = loop.timer(LOOK_EVERY_S, LOOK_EVERY_S)
-            timer.start(look)
+            watcher.start(read_sockets)
+            timer = loop.timer(POLL_INTERVAL_S, POLL_INTERVAL_S)
+            timer.start(read_sockets)
             self._watchers += [watcher, timer]
-            look()
+            read_sockets()
 
     def close(self) -> None:
         for watcher in self._watchers:
@@ -159,9 +159,9 @@ class RouterPort:
         the same core it goes first, or it would be stopped after that one."""
         if self._came >= MANY:
             os.sched_yield()
-        self.look()
+        self.read_sockets()
 
-    def look(self) -> None:
+    def read_sockets(self) -> None:
         """Take in what has come: never waits."""
         most = min(self._room(), MESSAGES_AT_ONCE) if self._watchers else 0
         if most <= 0 or not _get(self._socket, _EVENTS) & _POLLIN:
@@ -170,7 +170,7 @@ class RouterPort:
         try:
             self._receive(received, most)
             if most == MESSAGES_AT_ONCE:
-                gevent.get_hub().loop.run_callback(self.look)  # the others first
+                gevent.get_hub().loop.run_callback(self.read_sockets)  # the others first
         except zmq.Again:
             pass  # that was all
         except zmq.ZMQError as exc:
@@ -196,7 +196,7 @@ class RouterPort:
             received.append((peer, message))
 
     def _new_peer(self, routing_id: bytes, frame: Any) -> Peer:
-        self._look_at_monitor()  # its descriptor may have been another's until a moment ago
+        self._read_monitor()  # its descriptor may have been another's until a moment ago
         peer = Peer(
             self, routing_id, int(frame.get(zmq.SRCFD)), str(frame.get("User-Id")), str(frame.get("Peer-Address"))
         )
@@ -209,7 +209,7 @@ class RouterPort:
         self._by_descriptor[peer.descriptor] = peer
         return peer
 
-    def _look_at_monitor(self) -> None:
+    def _read_monitor(self) -> None:
         while _get(self._monitor, _EVENTS) & _POLLIN:
             event, *_ = self._monitor.recv_multipart(zmq.NOBLOCK)
             kind, descriptor = _MONITOR_EVENT.unpack(event)
@@ -279,7 +279,7 @@ class RouterPort:
                 elif exc.errno not in (zmq.ENOTSOCK, zmq.ETERM):  # closed: the manager ends
                     raise
         if unsent:
-            self.look()  # sending may have swallowed the socket's signal
+            self.read_sockets()  # sending may have swallowed the socket's signal
 
 
 def _cannot_listen(host: str, port: int, exc: Any) -> ProcGuardError:

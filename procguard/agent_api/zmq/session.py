@@ -6,7 +6,7 @@ from typing import Any
 
 import gevent.event
 
-from procguard.agent_api.long_poll import HeldPoll
+from procguard.agent_api.long_poll import LongPoll
 from procguard.agent_api.routes import FoundRoute
 
 _USUAL_START = b'{"id":'
@@ -26,7 +26,7 @@ class ZmqSession:
         self.unanswered = 0
         self.usual: FoundRoute | None = None
         self.usual_end = _NO_HEADERS_END
-        self.polls: set[HeldPoll] = set()
+        self.polls: set[LongPoll] = set()
         self.awaited: dict[
             int, gevent.event.AsyncResult[bytes | None]
         ] = {}  # request id -> its body, asked for by status 100

@@ -102,9 +102,9 @@ def recap(out: Console, results: list[HostResult], diff: bool = False) -> None:
             words.append(_recovery(result.recovery_ssh))
         counts = Counter(str(one.get("result")) for one in result.workers.values())
         down = Counter(str(one.get("state")) for one in result.workers.values() if one.get("trouble"))
-        told = [styled("{} {}", count, name) for name, count in sorted(counts.items())]
-        told += [styled("[red]{} {}[/]", count, name) for name, count in sorted(down.items())]
-        words.append(styled("workers: {}", joined(told, ", ") if told else "none"))
+        lines = [styled("{} {}", count, name) for name, count in sorted(counts.items())]
+        lines += [styled("[red]{} {}[/]", count, name) for name, count in sorted(down.items())]
+        words.append(styled("workers: {}", joined(lines, ", ") if lines else "none"))
         out.print(styled("{}  {}", f"{result.host:<{width}}", joined(words, "   ")))
         for change in result.changes:
             if change.startswith("restarted "):  # these came after the host's own line
@@ -207,8 +207,8 @@ MARKS = {"ok": "[green]✓[/]", "warn": "[yellow]![/]", "bad": "[red]✗[/]"}
 
 def step(out: Console, found: DoctorStep) -> None:
     """One step of the doctor's."""
-    out.print(styled(f"{MARKS[found.verdict]} {{:<20}} {{}}", found.name, found.detail))
-    if found.verdict != "ok" and found.next_step:
+    out.print(styled(f"{MARKS[found.status]} {{:<20}} {{}}", found.name, found.detail))
+    if found.status != "ok" and found.next_step:
         out.print(styled("[dim]{}→ {}[/]", " " * 23, found.next_step))
 
 

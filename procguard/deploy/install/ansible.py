@@ -29,7 +29,7 @@ from procguard.client import client
 from procguard.console import terminal
 from procguard.deploy.install.deployer import VERIFY_TIMEOUT_S, WORKER_CHANGES, Deployer, DeployOptions, would_change
 from procguard.deploy.install.rollout import HostResult
-from procguard.deploy.install.verify import Heard
+from procguard.deploy.install.verify import AgentVerifier
 from procguard.deploy.inventory import model, names
 from procguard.deploy.session import bundle
 from procguard.deploy.session.connector import Connector
@@ -80,9 +80,9 @@ def plan(name: str, directory: Path, found: Json) -> Json:
     _, mine = _begun(name, directory)
     release = bundle.build()
     differs = [one["result"] + " " + worker for worker, one in mine.get("workers", {}).items()]
-    told = [text for text in differs if text.split()[0] in WORKER_CHANGES]
+    worker_changes = [text for text in differs if text.split()[0] in WORKER_CHANGES]
     return {
-        "changes": told + would_change(found, release, mine),
+        "changes": worker_changes + would_change(found, release, mine),
         "bundle": _bundle_name(release),
         "send_bundle": found.get("release") != release.sha256[:16],
     }
@@ -124,8 +124,8 @@ def code(name: str, directory: Path) -> Json:
 def verify(name: str, directory: Path) -> Json:
     _, mine = _begun(name, directory)
     manager = client.from_environment()
-    Heard(manager).wait_for(mine["agent_id"], time.monotonic() + VERIFY_TIMEOUT_S)
-    return {"heard": True, "recovery_ssh": manager.check_ssh(name)}
+    AgentVerifier(manager).wait_for(mine["agent_id"], time.monotonic() + VERIFY_TIMEOUT_S)
+    return {"connected": True, "recovery_ssh": manager.check_ssh(name)}
 
 
 def removal(name: str, directory: Path) -> Json:

@@ -18,17 +18,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from procguard.client.api import ManagerClient
-from procguard.client.coming_up import Patience, Started
-from procguard.deploy.install.looks import Looks
+from procguard.client.coming_up import Started, WaitLimit
+from procguard.deploy.install.readiness import WorkerReadiness
 from procguard.deploy.install.rollout import HostResult, Json, Listener, Rollout, RolloutPlan, errors_of
-from procguard.deploy.install.verify import POLL_S, Heard, known_recovery
+from procguard.deploy.install.verify import POLL_S, AgentVerifier, known_recovery
 from procguard.deploy.inventory import containers
 from procguard.deploy.inventory.model import Host
 from procguard.deploy.session import bundle
 from procguard.deploy.session.session import Sessions
 from procguard.deploy.ssh.target import from_dict, to_dict
 from procguard.deploy.sync.transfer import CodeSync
-from procguard.deploy.sync.wave import CodeWave
+from procguard.deploy.sync.wave import SyncWave
 from procguard.errors import Conflict, HostError, NotFound, ProcGuardError
 from remote_agent.protocol.messages import secret_sha256
 
@@ -42,7 +42,7 @@ WORKER_CHANGES = ("new", "changed", "removed", "moved")
 class DeployOptions:
     """`check`: only say what would change. `diff`: with each changed worker, what changed in it. `sync_running`: bring
     code also into folders in which workers run. `rotate_secrets`: give each agent another secret. `limited`: these are
-    not all hosts of the inventory. `patience`: how long to wait for the workers that were started; None: what becomes
+    not all hosts of the inventory. `wait_limit`: how long to wait for the workers that were started; None: what becomes
     of them is not asked. `another_fleet`: also where another fleet's agent runs a worker of the same id."""
 
     plan: RolloutPlan = field(default_factory=RolloutPlan)
@@ -53,7 +53,7 @@ class DeployOptions:
     sync_running: bool = False
     rotate_secrets: bool = False
     limited: bool = False
-    patience: Patience | None = None
+    wait_limit: WaitLimit | None = None
     another_fleet: bool = False
     inventory: Json = field(default_factory=dict)  # of which this is a deployment: fleet.deployment.InventoryNamed
 
@@ -64,23 +64,25 @@ class Deployer:
         self._sessions = sessions
         self._listener = listener
         self._options = options
-        self._heard = Heard(client)
+        self._verifier = AgentVerifier(client)
         self._fleet_id = ""
         self.absent: dict[str, Json] = {}  # hosts gone from the inventory that are still deployed
         self.of_other_inventories: dict[str, str] = {}
         self._specs: dict[str, Json] = {}  # of all that is declared
         self._rollout = Rollout(options.plan, listener)
         self._hosts: list[Host] = []
-        self._told = 0  # of these hosts, how many the manager was told of
+        self._reported = 0  # of these hosts, how many the manager was told of
         self._found: dict[str, Any] | None = None  # what runs where, once it had to be read
-        self._looks = Looks(client, options.patience) if options.patience and not options.check else None
-        self._code = CodeWave(
+        self._readiness = (
+            WorkerReadiness(client, options.wait_limit) if options.wait_limit and not options.check else None
+        )
+        self._code = SyncWave(
             sessions, listener.stage, CodeSync(check=options.check, under_running=options.sync_running)
         )
 
     def deploy(self, hosts: list[Host]) -> list[HostResult]:
         """Deploy to `hosts`; one result each, in their order. Raises only what concerns all: manager, inventory."""
-        self._hosts, self._told = hosts, 0
+        self._hosts, self._reported = hosts, 0
         self._code.read(hosts)
         self._specs = {worker.worker_id: worker.spec for host in hosts for worker in host.workers}
         if self._options.plan.serial:
@@ -107,10 +109,10 @@ class Deployer:
         return self._options.restart_changed and not self._options.check
 
     def _settle(self, results: list[HostResult]) -> None:
-        if self._looks and results:
+        if self._readiness and results:
             for result in results:
                 self._listener.stage(result.host, "workers")
-            self._looks.settle(results)
+            self._readiness.settle(results)
 
     def _halts(self, result: HostResult) -> bool:
         """A changed worker that does not come up ends the roll-out of --restart-changed there."""
@@ -157,7 +159,7 @@ class Deployer:
             wave = [host for host in wave if not self._code.failed(host.name)]
             if not wave:
                 return asked
-        self._told += len(wave)
+        self._reported += len(wave)
         try:
             return self._noted(self._client.deploy(self.request(wave)))
         except Conflict as exc:
@@ -165,7 +167,7 @@ class Deployer:
                 raise
         if self._found is None:
             self._found = self._read_records(self._hosts)
-        last = self._told == len(self._hosts) == len(self._found)
+        last = self._reported == len(self._hosts) == len(self._found)
         records = {"found": self._found, "all_read": last and not self._options.limited}
         return self._noted(self._client.deploy({**self.request(wave), **records}))
 
@@ -241,8 +243,8 @@ class Deployer:
         return not plan.max_fail or plan.too_many(failed, len(results))
 
     def _views(self) -> dict[str, Json]:
-        if self._looks:
-            return self._looks.views()
+        if self._readiness:
+            return self._readiness.views()
         return {str(view["worker_id"]): view for view in self._client.workers()}
 
     def _pending(self, result: HostResult, views: dict[str, Json]) -> list[Json]:
@@ -258,7 +260,7 @@ class Deployer:
             self._client.command(worker_id, "restart")
             result.changes.append(f"restarted {worker_id}")
             result.status = "changed"
-            if self._looks:
+            if self._readiness:
                 attempt = int(view.get("attempt") or 0) + 1
                 result.started[worker_id] = self._expected(worker_id, attempt, restarted=True)
 
@@ -317,13 +319,13 @@ class Deployer:
         result.changes += [str(change) for change in result.report.get("changes", [])]
         # One that ran already when we came owes nothing to our connection: that it is connected is enough.
         untouched = not result.report.get("changes")
-        deadline, since = time.monotonic() + VERIFY_TIMEOUT_S, None if untouched else self._heard.now()
+        deadline, since = time.monotonic() + VERIFY_TIMEOUT_S, None if untouched else self._verifier.now()
         if not untouched:  # meanwhile the agent makes itself heard
             self._listener.stage(host.name, "recovery")
             result.recovery_ssh = self._check_recovery(host)
         self._listener.stage(host.name, "verify")
         try:
-            seen = self._heard.wait_for(mine["agent_id"], deadline, since, connected_is_enough=untouched)
+            seen = self._verifier.wait_for(mine["agent_id"], deadline, since, connected_is_enough=untouched)
         except HostError as exc:
             if "upgraded" in result.report.get("changes", []):
                 raise self._gone_back(host, where, mine["agent_id"], exc) from exc
@@ -340,7 +342,7 @@ class Deployer:
         """Which workers are to come up now; of the others what they are is said at once."""
         if self._restarts and self._options.plan.serial:
             self._restart(result, self._views())
-        if self._looks is None:
+        if self._readiness is None:
             return
         for worker_id, one in result.workers.items():
             if one.get("starts") or (one["result"] == "new" and "starts" not in one):
@@ -348,7 +350,7 @@ class Deployer:
             elif "installed" in result.report.get("changes", []) and one["result"] in ("unchanged", "changed"):
                 result.started.setdefault(worker_id, self._expected(worker_id, 0))  # declared by a deploy that failed
         if not result.started:
-            self._looks.look([result])
+            self._readiness.check([result])
 
     def _gone_back(self, host: Host, where: Json, agent_id: str, why: HostError) -> HostError:
         """The upgraded agent is not heard: back to the release before. What to tell of it."""
@@ -364,7 +366,7 @@ class Deployer:
         deadline = time.monotonic() + HOST_TIMEOUT_S
         with self._sessions.session(host.target, deadline) as session:
             report = session.perform("rollback", where, deadline)
-        self._heard.wait_for(agent_id, time.monotonic() + VERIFY_TIMEOUT_S)
+        self._verifier.wait_for(agent_id, time.monotonic() + VERIFY_TIMEOUT_S)
         return str(report.get("release", ""))
 
     def _rollback_host(self, host: Host, reply: Json, result: HostResult) -> None:
@@ -381,7 +383,7 @@ class Deployer:
 
     def _check_rollback(self, host: Host, reply: Json, result: HostResult) -> None:
         result.workers = self._as_they_are(reply["hosts"][host.name]["agent_id"])
-        found = self._look(host, reply)
+        found = self._describe(host, reply)
         if not found.get("installed"):
             raise HostError(
                 f"{host.name}: no agent is installed", "deploy it: invoke deploy --hosts …", code="not_installed"
@@ -394,10 +396,10 @@ class Deployer:
     def _check_undeploy(self, host: Host, reply: Json, result: HostResult) -> None:
         self._note_removed(host, reply, result)
         result.changes += [f"would stop and remove {name}" for name in result.workers]
-        if self._look(host, reply).get("installed"):
+        if self._describe(host, reply).get("installed"):
             result.changes.append("would remove the agent")
 
-    def _look(self, host: Host, reply: Json) -> Json:
+    def _describe(self, host: Host, reply: Json) -> Json:
         """What the host says of itself."""
         where = {"fleet_id": reply["fleet_id"], "host": host.name, "home": host.home}
         deadline = time.monotonic() + HOST_TIMEOUT_S
@@ -464,8 +466,8 @@ class Deployer:
     def _refuse(host: Host, result: HostResult) -> None:
         refused = {name: one.get("message", "") for name, one in result.workers.items() if one["result"] == "refused"}
         if refused:
-            told = "; ".join(f"worker {name}: {message}" for name, message in refused.items())
-            raise HostError(f"{host.name}: not placed here: {told}", "", code="refused")
+            configured = "; ".join(f"worker {name}: {message}" for name, message in refused.items())
+            raise HostError(f"{host.name}: not placed here: {configured}", "", code="refused")
 
     def _undeploy_host(self, host: Host, reply: Json, result: HostResult) -> None:
         agent_id = reply["hosts"][host.name]["agent_id"]
@@ -526,7 +528,7 @@ class Deployer:
             time.sleep(POLL_S)
 
 
-def manager_candidates(host: Host, client_url: str, told: list[str]) -> list[str]:
+def manager_candidates(host: Host, client_url: str, configured: list[str]) -> list[str]:
     """Addresses to be probed from the host, the likeliest first. One in the inventory is the only one."""
     if host.manager_url:
         return [host.manager_url]
@@ -535,7 +537,7 @@ def manager_candidates(host: Host, client_url: str, told: list[str]) -> list[str
     candidates = [f"{own.scheme}://127.0.0.1:{port_of(client_url)}"] if host.target.local and loopback else []
     if not loopback:
         candidates.append(client_url)
-    return list(dict.fromkeys(candidates + [url.rstrip("/") for url in told]))
+    return list(dict.fromkeys(candidates + [url.rstrip("/") for url in configured]))
 
 
 def trust_request(reply: Json) -> Json:

@@ -27,7 +27,7 @@ HOST_DEADLINE_S = 45.0
 CLOCK_OFF_S = 2.0
 LITTLE_SPACE_BYTES = 256 * 1024 * 1024
 
-Verdict = Literal["ok", "warn", "bad"]
+StepStatus = Literal["ok", "warn", "bad"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class DoctorStep:
     """`next_step` says what to do where the verdict is not ok."""
 
     name: str
-    verdict: Verdict
+    status: StepStatus
     detail: str
     next_step: str = ""
 
@@ -53,7 +53,7 @@ class Doctor:
         if not host.target.local:
             reached = True
             for step in _network(host.target):
-                reached = reached and step.verdict != "bad"
+                reached = reached and step.status != "bad"
                 yield step
             if not reached:
                 return
@@ -78,7 +78,7 @@ class Doctor:
         except ProcGuardError as exc:
             yield DoctorStep("installer" if connected else "login", "bad", exc.message, exc.next_step)
             return
-        yield from self._heard(host, declared)
+        yield from self._verifier(host, declared)
 
     # ----------------------------------------------------------------------------------------------- the manager
 
@@ -144,7 +144,7 @@ class Doctor:
             "open the manager's port for this host, set procguard_manager_url, or procguard_tunnel: true",
         )  # fmt: skip
 
-    def _heard(self, host: Host, declared: dict[str, Any]) -> Iterator[DoctorStep]:
+    def _verifier(self, host: Host, declared: dict[str, Any]) -> Iterator[DoctorStep]:
         if not declared:
             return
         try:
@@ -158,8 +158,8 @@ class Doctor:
                 return
             connected = view.get("agent_state") == "connected"
             age = _age(answer.get("server_time"), view.get("last_seen"))
-            heard = f"last heard {age:.1f} s ago" if age is not None else "never heard"
-            detail = f"{view.get('agent_state')}, {heard}" + (f": {view['reason']}" if view.get("reason") else "")
+            last_seen = f"last heard {age:.1f} s ago" if age is not None else "never heard"
+            detail = f"{view.get('agent_state')}, {last_seen}" + (f": {view['reason']}" if view.get("reason") else "")
             yield DoctorStep(
                 "heartbeat", "ok" if connected else "bad", detail,
                 "" if connected else "see agent.log in its directory on the host",
@@ -217,8 +217,8 @@ def _network(target: Target) -> Iterator[DoctorStep]:
         yield DoctorStep("port", "ok", f"{target.port or 22} accepts connections ({took_ms:.0f} ms)")
     except OSError as exc:
         cause = "no answer" if isinstance(exc, TimeoutError) else exc.strerror or str(exc)
-        verdict: Verdict = "bad" if target.port else "warn"  # ~/.ssh/config may name another port
-        yield DoctorStep("port", verdict, f"{target.port or 22}: {cause}", "is the host on, and sshd listening there?")
+        status: StepStatus = "bad" if target.port else "warn"  # ~/.ssh/config may name another port
+        yield DoctorStep("port", status, f"{target.port or 22}: {cause}", "is the host on, and sshd listening there?")
 
 
 def _on_the_host(found: dict[str, Any], now: float) -> Iterator[DoctorStep]:

@@ -79,8 +79,8 @@ class Fetcher:
         """The files that the host could not read."""
         end, unread = time.monotonic() + FETCH_TIMEOUT_S, []
         for _ in range(files):
-            told = session.answer(min(end, time.monotonic() + PAUSE_S))["file"]
-            target = place(into, str(told["name"]))
+            header = session.answer(min(end, time.monotonic() + PAUSE_S))["file"]
+            target = place(into, str(header["name"]))
             with _new_file(target) as new:
                 while True:
                     size = session.take_number(min(end, time.monotonic() + PAUSE_S))
@@ -91,9 +91,9 @@ class Fetcher:
                         raise HostError(f"{target.name}: more arrives than was announced", "fetch it again")
                     new.write(session.take(size, min(end, time.monotonic() + PAUSE_S)))
                 if size < 0:
-                    unread.append(str(told["name"]))
+                    unread.append(str(header["name"]))
                 else:
-                    new.keep(float(told["mtime"]))
+                    new.keep(float(header["mtime"]))
                     report["files"] += 1
         return unread
 

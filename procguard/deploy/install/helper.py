@@ -7,7 +7,7 @@ JSON lines on stdin and stdout; the end of stdin ends the process. A host that h
     <- {"id": 7, "ok": true, "agent": "started", "message": "the agent was started"}
 
 "ensure" takes "manager", too: the addresses for an agent that runs and reaches its manager at none of its own; the
-answer then has "addresses": {"told": [those that it got], "unreached": no address works}
+answer then has "addresses": {"new": [those that it got], "unreached": no address works}
 (remote_agent/install/readdress.py).
 
 `ok`: the host was reached. op "check" opens a connection, logs in and closes it; "ensure" starts the agent unless it
@@ -29,7 +29,7 @@ from procguard.deploy.session import bundle
 from procguard.deploy.session.connector import Connector
 from procguard.deploy.session.session import HostSession
 from procguard.deploy.ssh.failures import why
-from procguard.deploy.ssh.pool import MAX_STUCK, NoTurn, Turns, jump_host
+from procguard.deploy.ssh.pool import MAX_STUCK, ConnectionPool, PoolExhausted, jump_host
 from procguard.deploy.ssh.target import from_dict
 from procguard.errors import HostError, HostUnreachable, ProcGuardError
 from procguard.i18n.reasons import NONE, Reason, because, reason_of
@@ -48,11 +48,11 @@ Json = dict[str, Any]
 class Helper:
     """Answers requests, each in a thread of its own; pool.py says how many are at work at once."""
 
-    def __init__(self, connector: Connector, out: Any, turns: Turns | None = None) -> None:
+    def __init__(self, connector: Connector, out: Any, pool: ConnectionPool | None = None) -> None:
         self._connector = connector
         self._out = out
         self._out_lock = threading.Lock()
-        self._turns = turns or Turns()
+        self._pool = pool or ConnectionPool()
 
     def take(self, request: Json) -> None:
         """Start on `request`; its answer comes by its deadline, whatever the host does."""
@@ -72,9 +72,9 @@ class Helper:
         try:
             ssh = request.get("ssh") or {}
             through = jump_host(str(ssh.get("proxy_jump") or ""), str(ssh.get("proxy_command") or ""))
-            with self._turns.turn(through, deadline):
+            with self._pool.connection(through, deadline):
                 once.say(self._answer(request, deadline))
-        except NoTurn as exc:
+        except PoolExhausted as exc:
             message = because("ssh.no_turn", host=str(request.get("host")), error=str(exc))
             once.say({"ok": False, "agent": "unknown", "message": message})
         finally:
@@ -104,20 +104,20 @@ class Helper:
             return {"ok": True, "agent": "unknown", "message": because("ssh.reached")}
         if request.get("op") in ("restart", "upgrade", "rollback", "log"):
             with self._connector.session(target, deadline) as session:
-                return care(session, request, where, deadline)
+                return maintain(session, request, where, deadline)
         with self._connector.session(target, deadline) as session:
-            wish = {"replace_frozen": bool(request.get("replace_frozen")), "manager": request.get("manager") or {}}
-            report = session.perform("ensure", {**where, **wish}, deadline)
+            options = {"replace_frozen": bool(request.get("replace_frozen")), "manager": request.get("manager") or {}}
+            report = session.perform("ensure", {**where, **options}, deadline)
         if report.get("frozen"):
             message = because("ssh.agent_frozen", pid=report.get("pid"))
             return {"ok": True, "agent": "frozen", "message": message}
         if report.get("running"):
             started = "started" in (report.get("changes") or [])
             addresses = report.get("addresses") or {}
-            message = _told(report, started).then(_of_addresses(host, addresses))
+            message = _described(report, started).then(_of_addresses(host, addresses))
             agent = "started" if started else "running"
-            told = [str(url)[:MAX_URL] for url in (addresses.get("told") or [])[:MAX_URLS]]
-            found = {"told": told, "unreached": bool(addresses.get("unreached"))} if addresses else {}
+            new_addresses = [str(url)[:MAX_URL] for url in (addresses.get("new") or [])[:MAX_URLS]]
+            found = {"new": new_addresses, "unreached": bool(addresses.get("unreached"))} if addresses else {}
             return {"ok": True, "agent": agent, "message": message, "addresses": found}
         return {
             "ok": True,
@@ -133,7 +133,7 @@ class Helper:
     @property
     def worn_out(self) -> bool:
         """Too much hangs beyond its deadline (a name server, a proxy command): another process does better."""
-        return self._turns.stuck >= MAX_STUCK
+        return self._pool.stuck >= MAX_STUCK
 
 
 class _Once:
@@ -152,7 +152,7 @@ class _Once:
         self._say(answer)
 
 
-def care(session: HostSession, request: Json, where: Json, deadline: float) -> Json:
+def maintain(session: HostSession, request: Json, where: Json, deadline: float) -> Json:
     """One of an operator's wishes for an agent."""
     op = request["op"]
     if op == "log":
@@ -161,7 +161,7 @@ def care(session: HostSession, request: Json, where: Json, deadline: float) -> J
     if op != "upgrade":
         report = session.perform(op, where, deadline)
         if op == "restart":
-            return {"ok": True, "agent": "started", "message": _told(report, True)}
+            return {"ok": True, "agent": "started", "message": _described(report, True)}
         return {"ok": True, "agent": "started", "message": because("ssh.back_to", release=str(report.get("release")))}
     found = session.hello(where, deadline)
     release = bundle.build()
@@ -174,19 +174,19 @@ def care(session: HostSession, request: Json, where: Json, deadline: float) -> J
     if not report.get("changes"):
         return {"ok": True, "agent": "running", "message": because("ssh.same_release", release=wanted)}
     upgraded = because("ssh.upgraded", before=str(before), release=wanted)
-    return {"ok": True, "agent": "started", "message": upgraded.then(_told(report, True))}
+    return {"ok": True, "agent": "started", "message": upgraded.then(_described(report, True))}
 
 
-def _told(report: Json, started: bool) -> Reason:
+def _described(report: Json, started: bool) -> Reason:
     pid = report.get("pid")
     return because("ssh.agent_started", pid=pid) if started else because("ssh.agent_runs", pid=pid)
 
 
 def _of_addresses(host: str, addresses: Json) -> Reason:
     """What was found of the agent's addresses, and done about them."""
-    if addresses.get("told"):
+    if addresses.get("new"):
         before = list(addresses.get("before") or [])[:MAX_URLS] or because("ssh.no_address")
-        return because("ssh.readdressed", before=before, now=list(addresses["told"])[:MAX_URLS])
+        return because("ssh.readdressed", before=before, now=list(addresses["new"])[:MAX_URLS])
     if not addresses.get("unreached"):
         return NONE
     tried = [

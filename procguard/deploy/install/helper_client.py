@@ -79,7 +79,7 @@ class SshHelper:
         request = {"op": "ensure", **where, "replace_frozen": replace_frozen, "manager": manager or {}}
         return self._ask(request, deadline_s)
 
-    def care(
+    def maintain(
         self,
         op: Literal["restart", "upgrade", "rollback", "log"],
         host: str,

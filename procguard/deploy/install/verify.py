@@ -21,7 +21,7 @@ RECHECK_S = 900.0  # on a host where nothing changed, that the manager can reach
 Json = dict[str, Any]
 
 
-class Heard:
+class AgentVerifier:
     """Tells when the manager has heard an agent after a moment; one poll of /api/hosts serves all who wait."""
 
     def __init__(self, client: ManagerClient) -> None:
@@ -53,7 +53,7 @@ class Heard:
                 raise HostError(
                     f"{agent_id}: the agent runs, but the manager has not heard it since SSH ended ({when})",
                     "see agent.log in its directory there; does the host end a user's processes at log-out?",
-                    code="not_heard",
+                    code="no_heartbeat",
                 )
             time.sleep(self._pause_s)
 

@@ -13,7 +13,7 @@ from typing import Any
 VARIABLE = "procguard_sync"
 KEYS = ("src", "dest", "exclude")
 
-Tell = Callable[[str, str, str], None]
+ReportMistake = Callable[[str, str, str], None]
 
 
 @dataclass(frozen=True)
@@ -25,30 +25,30 @@ class Sync:
     exclude: tuple[str, ...] = ()
 
 
-def read(value: Any, base: str, where: str, tell: Tell) -> tuple[Sync, ...]:
+def read(value: Any, base: str, where: str, report: ReportMistake) -> tuple[Sync, ...]:
     """The rendered variable of one host. A relative `src` is relative to `base`, the inventory's folder."""
     if value in (None, "", []):
         return ()
     found = []
     for entry in value if isinstance(value, list) else [value]:
         if not isinstance(entry, dict) or not entry.get("src"):
-            tell(where, f"{VARIABLE}: {entry!r} is no mapping with src", "e.g. {src: ~/project, dest: ~/project}")
+            report(where, f"{VARIABLE}: {entry!r} is no mapping with src", "e.g. {src: ~/project, dest: ~/project}")
             continue
         unknown = [str(key) for key in entry if key not in KEYS]
         if unknown:
-            tell(where, f"{VARIABLE}: unknown key {', '.join(unknown)}", f"known: {', '.join(KEYS)}")
+            report(where, f"{VARIABLE}: unknown key {', '.join(unknown)}", f"known: {', '.join(KEYS)}")
             continue
         exclude = entry.get("exclude") or []
         patterns = [exclude] if isinstance(exclude, str) else exclude
         if not isinstance(patterns, list) or not all(isinstance(one, str) and one.strip("/") for one in patterns):
-            tell(where, f"{VARIABLE}: exclude: {exclude!r}", "a list of patterns, e.g. ['*.ckpt', data/]")
+            report(where, f"{VARIABLE}: exclude: {exclude!r}", "a list of patterns, e.g. ['*.ckpt', data/]")
             continue
         src = os.path.normpath(os.path.join(base, os.path.expanduser(str(entry["src"]))))
         dest = str(entry.get("dest") or f"~/{os.path.basename(src)}").rstrip("/")
         if not dest.startswith(("/", "~/")) or ".." in dest.split("/"):
-            tell(where, f"{VARIABLE}: dest: {dest!r}", "an absolute path on the host, or one that begins with ~/")
+            report(where, f"{VARIABLE}: dest: {dest!r}", "an absolute path on the host, or one that begins with ~/")
             continue
         found.append(Sync(src, dest, tuple(patterns)))
     for dest in {one.dest for one in found if sum(other.dest == one.dest for other in found) > 1}:
-        tell(where, f"{VARIABLE}: two entries go to {dest}", "give each a dest of its own")
+        report(where, f"{VARIABLE}: two entries go to {dest}", "give each a dest of its own")
     return tuple(found)

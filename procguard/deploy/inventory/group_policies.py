@@ -21,54 +21,54 @@ from procguard.deploy.inventory.workers import DeclaredWorker, place
 VARIABLE = "procguard_groups"
 KNOWN = tuple(GroupPolicy.model_fields)
 
-Tell = Callable[[str, str, str], None]
+ReportMistake = Callable[[str, str, str], None]
 Policies = dict[str, GroupPolicy]
 
 
-def read(declared: Any, renderer: Renderer, where: str, tell: Tell) -> Policies:
+def read(declared: Any, renderer: Renderer, where: str, report: ReportMistake) -> Policies:
     """The groups of one host's variable. Mistakes go to `tell(where, what, next)` and reading goes on."""
     if declared is None:
         return {}
     if not isinstance(declared, dict):
-        tell(
+        report(
             where, f"{VARIABLE} must be a mapping group: {{…}}", "write: procguard_groups: {trainers: {restart: gang}}"
         )
         return {}
     found: Policies = {}
     for name, raw in declared.items():
         here = place(declared, name, where)
-        policy = _policy(str(name), raw, renderer, here, tell)
+        policy = _policy(str(name), raw, renderer, here, report)
         if policy is not None:
             found[str(name)] = policy
     return found
 
 
-def _policy(name: str, raw: Any, renderer: Renderer, where: str, tell: Tell) -> GroupPolicy | None:
+def _policy(name: str, raw: Any, renderer: Renderer, where: str, report: ReportMistake) -> GroupPolicy | None:
     if not isinstance(raw, dict):
-        tell(where, f"group {name} must be a mapping", f"write: {name}: {{restart: gang}}")
+        report(where, f"group {name} must be a mapping", f"write: {name}: {{restart: gang}}")
         return None
     unknown = [key for key in raw if key not in KNOWN]
     for key in unknown:
         near = difflib.get_close_matches(str(key), KNOWN, 1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(KNOWN)}"
-        tell(place(raw, key, where), f"unknown key {key} of group {name}", hint)
+        report(place(raw, key, where), f"unknown key {key} of group {name}", hint)
     if unknown:
         return None
     try:
         return GroupPolicy.model_validate(renderer.render(dict(raw)))
     except TemplateMistake as exc:
-        tell(where, f"group {name}: {exc}", "correct the template or define the variable")
+        report(where, f"group {name}: {exc}", "correct the template or define the variable")
     except ValidationError as exc:
         for error in exc.errors():
             path = ".".join(str(part) for part in error["loc"])
             what = str(error["ctx"]["error"]) if error["type"] == "value_error" else error["msg"]
             got = f", got {reprlib.repr(error['input'])}" if path else ""
             line = place(raw, error["loc"][0], where) if path else where
-            tell(line, f"group {name}: {path + ': ' if path else ''}{what}{got}", "see docs/groups.md")
+            report(line, f"group {name}: {path + ': ' if path else ''}{what}{got}", "see docs/groups.md")
     return None
 
 
-def merged(each: Iterable[tuple[str, Policies]], tell: Tell, where: str) -> Policies:
+def merged(each: Iterable[tuple[str, Policies]], report: ReportMistake, where: str) -> Policies:
     """What all hosts say together; two that contradict each other are a mistake."""
     found: Policies = {}
     first: dict[str, str] = {}
@@ -76,7 +76,7 @@ def merged(each: Iterable[tuple[str, Policies]], tell: Tell, where: str) -> Poli
         for name, policy in policies.items():
             if found.setdefault(name, policy) != policy:
                 what = f"{VARIABLE}: {host} says other things of group {name} than {first[name]}"
-                tell(where, what, "say it once, in the vars of all")
+                report(where, what, "say it once, in the vars of all")
             first.setdefault(name, host)
     return found
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from procguard.deploy.inventory import names, positions
-from procguard.deploy.inventory.positions import Tell
+from procguard.deploy.inventory.positions import ReportMistake
 from procguard.deploy.inventory.vault import Vault
 from procguard.errors import InventoryError
 
@@ -37,11 +37,11 @@ class Group:
 
 
 class Groups:
-    """`tell` takes a mistake with its place, `warn` what is no more than that; reading goes on, so that all are
+    """`report` takes a mistake with its place, `warn` what is no more than that; reading goes on, so that all are
     reported together. `incomplete`: something that could not be read was left out, with a warning."""
 
-    def __init__(self, sources: Sequence[str], tell: Tell, warn: Tell, vault: Vault) -> None:
-        self.tell, self.warn, self.vault = tell, warn, vault
+    def __init__(self, sources: Sequence[str], report: ReportMistake, warn: ReportMistake, vault: Vault) -> None:
+        self.report, self.warn, self.vault = report, warn, vault
         self.incomplete = False
         self.directories = list(dict.fromkeys(directory_of(one) for one in sources))
         self.file: Path | None = None  # that is being read
@@ -54,19 +54,19 @@ class Groups:
         self._files: dict[Path, Any] = {}
         self._paths: dict[tuple[str, str], list[Path]] = {}  # (group_vars or host_vars, name) -> its files
         self._folders: dict[str, list[Path]] = {}  # group_vars or host_vars -> where there is one
-        self._group_places: dict[tuple[str, str], str] = {}  # (group, variable) -> where it stands
+        self._group_positions: dict[tuple[str, str], str] = {}  # (group, variable) -> where it stands
         self._said: dict[str, list[tuple[dict[str, Any], str]]] = {}  # host -> variables as they were read, and where
 
     @contextmanager
     def forgiving(self) -> Iterator[None]:
         """One of several sources: its mistakes are warnings, and what it can't say is left out."""
-        strict, self.tell = self.tell, self._leave_out
+        strict, self.report = self.report, self._leave_out
         try:
             yield
         except InventoryError as exc:
             self._leave_out(exc.message, "", exc.next_step)
         finally:
-            self.tell = strict
+            self.report = strict
 
     def _leave_out(self, where: str, what: str, next_step: str) -> None:
         self.incomplete = True
@@ -86,11 +86,11 @@ class Groups:
     def set_variable(self, group: str, name: str, value: Any, where: str) -> None:
         if name != PRIORITY:
             self.by_name[group].variables[name] = value
-            self._group_places[group, name] = where
+            self._group_positions[group, name] = where
         elif str(value).lstrip("-").isdigit():
             self.by_name[group].priority = int(value)
         else:
-            self.tell(where, f"{PRIORITY} of {group}: {value!r} is no number", "write e.g. 10")
+            self.report(where, f"{PRIORITY} of {group}: {value!r} is no number", "write e.g. 10")
 
     def add_hosts(self, group: str, pattern: str, variables: dict[str, Any], where: str) -> None:
         """`pattern`: a name or a range, with or without `:port`."""
@@ -100,7 +100,7 @@ class Groups:
             for name in found:
                 names.check(name)
         except ValueError as exc:
-            self.tell(where, f"{pattern}: {exc}", "a name, an address, or a range like gpu[01:16] or [a:f]")
+            self.report(where, f"{pattern}: {exc}", "a name, an address, or a range like gpu[01:16] or [a:f]")
             return
         for name in found:
             if name not in self.host_variables:
@@ -178,7 +178,7 @@ class Groups:
         own = [self._place_in("host_vars", host, variable)]
         own += [_place(variables, where, variable) for variables, where in reversed(self._said.get(host, []))]
         of_groups = [self._place_in("group_vars", group.name, variable) for group in groups]
-        of_groups += [self._group_places.get((group.name, variable), "") for group in groups]
+        of_groups += [self._group_positions.get((group.name, variable), "") for group in groups]
         return next(filter(None, own + of_groups), "")
 
     def _place_in(self, folder: str, name: str, variable: str) -> str:
@@ -215,11 +215,11 @@ class Groups:
         """Looked for once: a group's are asked for by each of its hosts."""
         found = self._paths.get((folder, name))
         if found is None:
-            places = self._folders.get(folder)
-            if places is None:
-                places = [one for one in (directory / folder for directory in self.directories) if one.is_dir()]
-                self._folders[folder] = places
-            found = [path for place in places for path in _variable_files(place, name)]
+            folders = self._folders.get(folder)
+            if folders is None:
+                folders = [one for one in (directory / folder for directory in self.directories) if one.is_dir()]
+                self._folders[folder] = folders
+            found = [path for place in folders for path in _variable_files(place, name)]
             self._paths[folder, name] = found
         return found
 

@@ -153,7 +153,7 @@ class _InventoryReader:
         self._renderers: dict[str, Renderer] = {}
 
     def read(self, within_bounds: bool) -> Inventory:
-        groups = inventory_source.read(self._sources, self._tell, self._warn, self._vault)
+        groups = inventory_source.read(self._sources, self._report, self._warn, self._vault)
         self._raise_mistakes()
         if not groups.host_variables:
             raise InventoryError(f"{self._source} names no host", "add one below all: hosts:")
@@ -172,7 +172,7 @@ class _InventoryReader:
         found = {name: self._host(name, variables[name], groups) for name in variables}
         self._refuse_duplicates(found)
         policies = group_policies.merged(
-            ((name, host.policies) for name, host in found.items()), self._tell, self._source
+            ((name, host.policies) for name, host in found.items()), self._report, self._source
         )
         self._raise_mistakes()
         hosts = {host.name: _in_groups(host, policies) for host in found.values()}
@@ -212,14 +212,14 @@ class _InventoryReader:
             try:
                 values[variable] = renderer.get(variable)
             except TemplateMistake as exc:
-                self._tell(where, f"{variable}: {exc}", "correct the template or define the variable")
-        specs = SpecReader(renderer, where, self._tell)
+                self._report(where, f"{variable}: {exc}", "correct the template or define the variable")
+        specs = SpecReader(renderer, where, self._report)
         workers = specs.read(variables.get(VARIABLE))
         warnings += [f"{name}: {note}" for note in specs.notes]
-        policies = group_policies.read(variables.get(group_policies.VARIABLE), renderer, where, self._tell)
+        policies = group_policies.read(variables.get(group_policies.VARIABLE), renderer, where, self._report)
         service = str(values.get("procguard_service") or "auto")
         if service not in SERVICES:
-            self._tell(where, f"procguard_service: {service!r} is not known", f"one of {', '.join(SERVICES)}")
+            self._report(where, f"procguard_service: {service!r} is not known", f"one of {', '.join(SERVICES)}")
         target = self._target(name, values, where, warnings)
         tunnel = self._truth("procguard_tunnel", values.get("procguard_tunnel"), where)
         if tunnel and target.local:
@@ -238,7 +238,7 @@ class _InventoryReader:
             policies=policies,
             tunnel=tunnel,
             secrets=_secrets(values),
-            syncs=code.read(values.get(code.VARIABLE), str(inventory.origin(name)[0]), where, self._tell),
+            syncs=code.read(values.get(code.VARIABLE), str(inventory.origin(name)[0]), where, self._report),
             inventory_name=name,
         )
 
@@ -248,7 +248,7 @@ class _InventoryReader:
             try:
                 more, ignored = parse_ssh_args(str(values.get(variable) or ""))
             except ValueError as exc:
-                self._tell(where, f"{variable}: {exc}", "quote it as for a shell")
+                self._report(where, f"{variable}: {exc}", "quote it as for a shell")
                 continue
             fields.update(more)
             for option in ignored:
@@ -257,7 +257,7 @@ class _InventoryReader:
                 warnings.append(f"{name}: {option} of {variable} is not followed: {why}")
         port = _first(values, "ansible_port", "ansible_ssh_port") or fields.get("port") or 0
         if not str(port).isdigit() or not 0 <= int(port) < 65536:
-            self._tell(where, f"ansible_port: {port!r} is no port", "a number from 1 to 65535")
+            self._report(where, f"ansible_port: {port!r} is no port", "a number from 1 to 65535")
             port = 0
         key = str(
             _first(values, "ansible_ssh_private_key_file", "ansible_private_key_file") or fields.get("key_filename", "")
@@ -288,13 +288,13 @@ class _InventoryReader:
                 target.check_names()
         except HostUnreachable as exc:
             key = exc.next_step.removeprefix("correct ")
-            self._tell(where, f"{key}: {exc.message.removeprefix(f'{name}: ')}", "letters, digits and . - _ : alone")
+            self._report(where, f"{key}: {exc.message.removeprefix(f'{name}: ')}", "letters, digits and . - _ : alone")
         return target
 
     def _connection(self, value: Any, where: str) -> str:
         given = str(value or "ssh").removeprefix("ansible.builtin.").removeprefix("ansible.netcommon.")
         if given not in CONNECTIONS:
-            self._tell(
+            self._report(
                 where, f"ansible_connection: {value} leads to no agent", "ssh or local; others are not supported"
             )
         return given
@@ -305,16 +305,16 @@ class _InventoryReader:
             return ""
         method = str(_first(values, "ansible_become_method") or "sudo").removeprefix("ansible.builtin.")
         if method != "sudo":
-            self._tell(where, f"ansible_become_method: {method} is not supported", "sudo is; or log in as that user")
+            self._report(where, f"ansible_become_method: {method} is not supported", "sudo is; or log in as that user")
         user = str(_first(values, "ansible_become_user", "ansible_sudo_user") or "root")
         if not USER_NAME.fullmatch(user):
-            self._tell(where, f"ansible_become_user: {user!r} names no user", "e.g. root")
+            self._report(where, f"ansible_become_user: {user!r} names no user", "e.g. root")
         return user
 
     def _truth(self, variable: str, value: Any, where: str) -> bool:
         text = str(value if value is not None else "").strip().lower()
         if text not in TRUTHS:
-            self._tell(where, f"{variable}: {value!r} is neither true nor false", "write true or false")
+            self._report(where, f"{variable}: {value!r} is neither true nor false", "write true or false")
         return TRUTHS.get(text, False)
 
     def _spare(self, value: Any, where: str) -> bool | int:
@@ -325,14 +325,14 @@ class _InventoryReader:
         if text in ("true", "yes", "on"):
             return True
         if text not in ("", "false", "no", "off"):
-            self._tell(where, f"procguard_spare: {value!r} is neither true, false nor a number", "e.g. true, or 2")
+            self._report(where, f"procguard_spare: {value!r} is neither true, false nor a number", "e.g. true, or 2")
         return False
 
     def _labels(self, value: Any, where: str) -> dict[str, str]:
         if value in (None, ""):
             return {}
         if not isinstance(value, dict) or any(isinstance(one, (dict, list)) for one in value.values()):
-            self._tell(where, "procguard_labels must be a mapping of words", "e.g. {gpu: a100, rack: r3}")
+            self._report(where, "procguard_labels must be a mapping of words", "e.g. {gpu: a100, rack: r3}")
             return {}
         return {str(name): _word(one) for name, one in value.items()}
 
@@ -346,13 +346,13 @@ class _InventoryReader:
                     first[worker.worker_id] = (host.name, worker.where)
                     continue
                 other, where = first[worker.worker_id]
-                self._tell(
+                self._report(
                     worker.where,
                     f"worker {worker.worker_id} is declared on {other} and on {host.name}" + f" (first: {where})",
                     f'ids are unique in the fleet; write id: "{worker.worker_id}-{{{{ inventory_hostname }}}}"',
                 )
 
-    def _tell(self, where: str, what: str, next_step: str) -> None:
+    def _report(self, where: str, what: str, next_step: str) -> None:
         variable = re.match(r"\w+", what)
         if where in self._hosts and variable is not None:
             name, groups = self._hosts[where]

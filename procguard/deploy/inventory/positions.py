@@ -15,7 +15,7 @@ from procguard.config.loader import UNREADABLE, check_depth, problem
 from procguard.deploy.inventory.vault import MARK, VARIABLE, Encrypted, Vault, VaultMistake
 from procguard.errors import InventoryError
 
-Tell = Callable[[str, str, str], None]  # where, what, what to do
+ReportMistake = Callable[[str, str, str], None]  # where, what, what to do
 
 
 class Map(dict[Any, Any]):
@@ -48,7 +48,7 @@ class EncryptedFile(InventoryError):
 class _InventoryLoader(yaml.SafeLoader):
     file = ""
     vault: Vault
-    warn: Tell
+    warn: ReportMistake
 
 
 def _construct_map(loader: _InventoryLoader, node: yaml.MappingNode) -> Any:
@@ -106,7 +106,7 @@ _SecretLoader.add_constructor("tag:yaml.org,2002:map", _secret_map)
 _SecretLoader.add_constructor("tag:procguard,name", lambda loader, node: str(node.value))
 
 
-def load(path: Path, vault: Vault, warn: Tell) -> Any:
+def load(path: Path, vault: Vault, warn: ReportMistake) -> Any:
     """The parsed file; a key that stands twice is told to `warn`. Raises InventoryError: missing, not UTF-8, not YAML
     (with its line), encrypted by another password; EncryptedFile where there is none."""
     text, kind = read_text(path), _InventoryLoader

@@ -13,7 +13,7 @@ from pathlib import Path
 from procguard.deploy.inventory import ini, positions, script
 from procguard.deploy.inventory import yaml as inventory_yaml
 from procguard.deploy.inventory.groups import ALL, Groups, directory_of, is_list
-from procguard.deploy.inventory.positions import Tell
+from procguard.deploy.inventory.positions import ReportMistake
 from procguard.deploy.inventory.vault import Vault
 from procguard.errors import InventoryError
 
@@ -24,16 +24,16 @@ _IGNORED = re.compile(
 _PROGRAMS = (b"#!", b"\x7fELF")
 
 
-def read(sources: Sequence[str], tell: Tell, warn: Tell, vault: Vault) -> Groups:
+def read(sources: Sequence[str], report: ReportMistake, warn: ReportMistake, vault: Vault) -> Groups:
     """Everything that `--hosts` names, the later ones over the earlier. Raises InventoryError; smaller mistakes go to
-    `tell`. Where there are several files, one that can't be read is left out, with a warning."""
+    `report`. Where there are several files, one that can't be read is left out, with a warning."""
     left_out: list[tuple[str, str, str]] = []
 
     def noted(*one: str) -> None:
         left_out.append(one)  # type: ignore[arg-type]
         warn(*one)
 
-    groups = Groups(sources, tell, noted, vault)
+    groups = Groups(sources, report, noted, vault)
     for source in sources:
         groups.directory = directory_of(source)
         if is_list(source):
@@ -44,7 +44,7 @@ def read(sources: Sequence[str], tell: Tell, warn: Tell, vault: Vault) -> Groups
             _read(Path(source), groups, forgiving=len(sources) > 1)
     if groups.incomplete and not groups.host_variables:
         for where, what, next_step in left_out:
-            tell(where, what, next_step)
+            report(where, what, next_step)
     groups.finish()
     return groups
 

@@ -46,10 +46,10 @@ class DeclaredWorker:
 class SpecReader:
     """Collects the workers of one host; mistakes go to `tell(where, what, next)` and reading goes on."""
 
-    def __init__(self, renderer: Renderer, where: str, tell: Callable[[str, str, str], None]) -> None:
+    def __init__(self, renderer: Renderer, where: str, report: Callable[[str, str, str], None]) -> None:
         self._renderer = renderer
         self._where = where
-        self._tell = tell
+        self._report = report
         self.notes: list[str] = []  # what works, and is hardly meant
 
     def read(self, declared: Any) -> list[DeclaredWorker]:
@@ -62,7 +62,7 @@ class SpecReader:
         elif isinstance(declared, list):
             entries = [self._entry(spec) for spec in declared]
         else:
-            self._tell(
+            self._report(
                 self._where, f"{VARIABLE} must be a list of workers or a mapping id: worker", "see inventory/prod.yaml"
             )
             return []
@@ -77,7 +77,7 @@ class SpecReader:
             return [worker] if worker else []
         count = self._render(raw["replicas"], where)
         if isinstance(count, bool) or not str(count).isdigit() or int(count) > MAX_REPLICAS:
-            self._tell(
+            self._report(
                 place(raw, "replicas", where), f"replicas: {count!r}", f"a number of copies, 0 to {MAX_REPLICAS}"
             )
             return []
@@ -98,7 +98,7 @@ class SpecReader:
         if isinstance(raw, (str, list)) and raw_id is not None:
             raw = {"command": raw}  # id: command, the short form
         if not isinstance(raw, dict):
-            self._tell(
+            self._report(
                 where, "a worker must be a mapping with at least id and command", "write: - {id: w1, command: …}"
             )
             return None
@@ -108,10 +108,10 @@ class SpecReader:
             worker_id = str(renderer.render(raw_id)) if raw_id is not None else ""
             spec = renderer.render({key: value for key, value in raw.items() if key not in ("id", "worker_id")})
         except TemplateMistake as exc:
-            self._tell(where, str(exc), "correct the template or define the variable")
+            self._report(where, str(exc), "correct the template or define the variable")
             return None
         if not messages.valid_id(worker_id):
-            self._tell(
+            self._report(
                 where,
                 f"{worker_id!r} is no worker id",
                 "1 to 64 of A-Z a-z 0-9 _ . -, beginning with a letter or digit",
@@ -121,7 +121,7 @@ class SpecReader:
 
     def _checked(self, worker_id: str, spec: dict[str, Any], where: str) -> DeclaredWorker | None:
         if isinstance(spec.get("umask"), int):
-            self._tell(
+            self._report(
                 where, f"worker {worker_id}: umask must be in quotes", 'write: umask: "027" (YAML reads 027 as 23)'
             )
             return None
@@ -132,26 +132,26 @@ class SpecReader:
             for error in exc.errors():
                 path = ".".join(str(part) for part in error["loc"] if not _is_branch(part))
                 got = reprlib.repr(error["input"])
-                self._tell(where, f"worker {worker_id}: {path}: {error['msg']}, got {got}", "correct the value")
+                self._report(where, f"worker {worker_id}: {path}: {error['msg']}, got {got}", "correct the value")
             return None
         if not full["command"] and checked.container is None:
-            self._tell(where, f"worker {worker_id} has no command", 'add one: command: "python train.py"')
+            self._report(where, f"worker {worker_id} has no command", 'add one: command: "python train.py"')
             return None
         if str(full["stop_signal"]).upper().removeprefix("SIG") not in SIGNALS:
-            self._tell(
+            self._report(
                 where, f"worker {worker_id}: stop_signal {full['stop_signal']!r}", f"one of {', '.join(SIGNALS)}"
             )
             return None
         if checked.container is not None and checked.container.gpus:
             if checked.gpus not in (0, checked.container.gpus):
-                self._tell(where, f"worker {worker_id}: gpus and container.gpus differ", "write one of them")
+                self._report(where, f"worker {worker_id}: gpus and container.gpus differ", "write one of them")
                 return None
             checked.gpus = full["gpus"] = checked.container.gpus
         mistakes = mistakes_in(checked) + command_words.mistakes(checked)
         if note := command_words.engine_started(checked):
             self.notes.append(f"worker {worker_id}: {note}")
         for mistake in mistakes:
-            self._tell(where, f"worker {worker_id}: {mistake}", "see docs/worker.md")
+            self._report(where, f"worker {worker_id}: {mistake}", "see docs/worker.md")
         return None if mistakes else DeclaredWorker(worker_id, full, where, spec.get("on_partition") == "keep")
 
     def _known_keys(self, raw: dict[str, Any], where: str) -> bool:
@@ -178,14 +178,14 @@ class SpecReader:
         for key in unknown:
             near = difflib.get_close_matches(str(key), known, 1)
             next_step = f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(sorted(known))}"
-            self._tell(place(raw, key, where), f"unknown key {prefix}{key}", next_step)
+            self._report(place(raw, key, where), f"unknown key {prefix}{key}", next_step)
         return not unknown
 
     def _render(self, value: Any, where: str) -> Any:
         try:
             return self._renderer.render(value)
         except TemplateMistake as exc:
-            self._tell(where, str(exc), "correct the template or define the variable")
+            self._report(where, str(exc), "correct the template or define the variable")
             return None
 
 

@@ -31,17 +31,17 @@ def _take_group(groups: Groups, name: str, body: Any, where: str) -> None:
     if body is None:
         return
     if not isinstance(body, dict):
-        groups.tell(where, f"group {name} must be a mapping", "with hosts, vars and children")
+        groups.report(where, f"group {name} must be a mapping", "with hosts, vars and children")
         return
     for key in body:
         if key not in KEYS:
-            groups.tell(_where(body, key, where), f"unknown key {key} in group {name}", f"known: {', '.join(KEYS)}")
+            groups.report(_where(body, key, where), f"unknown key {key} in group {name}", f"known: {', '.join(KEYS)}")
     variables = body.get("vars") or {}
     if isinstance(variables, dict):
         for variable, value in variables.items():
             groups.set_variable(name, str(variable), value, _where(variables, variable, where))
     else:
-        groups.tell(_where(body, "vars", where), f"vars of {name} must be a mapping", "write name: value")
+        groups.report(_where(body, "vars", where), f"vars of {name} must be a mapping", "write name: value")
     _take_hosts(groups, name, body.get("hosts"), _where(body, "hosts", where))
     _take_children(groups, name, body.get("children"), _where(body, "children", where))
 
@@ -50,7 +50,7 @@ def _take_children(groups: Groups, parent: str, children: Any, where: str) -> No
     if isinstance(children, str):
         children = {children: None}
     if children is not None and not isinstance(children, dict):
-        groups.tell(where, f"children of {parent} must be a mapping", "write name: or name: {hosts: …}")
+        groups.report(where, f"children of {parent} must be a mapping", "write name: or name: {hosts: …}")
         return
     for child, body in (children or {}).items():
         groups.add_child(parent, str(child))
@@ -61,14 +61,14 @@ def _take_hosts(groups: Groups, group: str, hosts: Any, where: str) -> None:
     if isinstance(hosts, str):
         hosts = {hosts: None}
     if hosts is not None and not isinstance(hosts, dict):
-        groups.tell(where, f"hosts of {group} must be a mapping", "end each host with a colon")
+        groups.report(where, f"hosts of {group} must be a mapping", "end each host with a colon")
         return
     for pattern, variables in (hosts or {}).items():
         place = _where(hosts, pattern, where)
         if isinstance(variables, dict) or variables is None:
             groups.add_hosts(group, str(pattern), variables or {}, place)
         else:
-            groups.tell(place, f"variables of {pattern} must be a mapping", "write name: value")
+            groups.report(place, f"variables of {pattern} must be a mapping", "write name: value")
 
 
 def _where(mapping: Any, key: Any, otherwise: str) -> str:

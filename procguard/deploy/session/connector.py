@@ -15,7 +15,7 @@ from procguard.deploy.session import bundle
 from procguard.deploy.session.local import LocalPipe
 from procguard.deploy.session.session import HostSession, Pipe, become, remote_command
 from procguard.deploy.ssh.credentials import LoginCredentials
-from procguard.deploy.ssh.pool import NoTurn, Turns, jump_host
+from procguard.deploy.ssh.pool import ConnectionPool, PoolExhausted, jump_host
 from procguard.deploy.ssh.target import Target
 from procguard.errors import HostUnreachable, UsageError
 from remote_agent.tunnel.mux import Wire
@@ -37,7 +37,7 @@ class Connector:
         self._given = credentials
         self._lock = threading.Lock()
         self._configs: dict[str, fabric.Config] = {}
-        self._turns = Turns()
+        self._pool = ConnectionPool()
 
     @property
     def _credentials(self) -> LoginCredentials:
@@ -80,7 +80,7 @@ class Connector:
             session.open(deadline)
             begin(session)
             assert isinstance(pipe, ssh.SshPipe), f"{target.host} is this machine"
-            yield ssh.SshWire(pipe), session.hand_over()
+            yield ssh.SshWire(pipe), session.detach()
 
     @contextlib.contextmanager
     def _pipe(self, target: Target, deadline: float) -> Iterator[tuple[Pipe, Beside | None]]:
@@ -116,9 +116,9 @@ class Connector:
         if not through:
             return ssh.connect(target, config, deadline, credentials=self._credentials)
         try:
-            with self._turns.turn(through, deadline):
+            with self._pool.connection(through, deadline):
                 return ssh.connect(target, config, deadline, credentials=self._credentials)
-        except NoTurn as exc:
+        except PoolExhausted as exc:
             what = f"{target.host}: its jump host had no room for it in time ({exc})"
             raise HostUnreachable(what, "try again, or with fewer --forks", code="timeout") from exc
 

@@ -213,7 +213,7 @@ class HostSession:
         """The next line that the host sends unasked."""
         return self._answer(deadline)
 
-    def hand_over(self) -> bytes:
+    def detach(self) -> bytes:
         """What was read of the pipe beyond the last answer; from now on the pipe is somebody else's."""
         unread, self._unread = self._unread, b""
         return unread

@@ -17,7 +17,7 @@ PER_JUMP_HOST = 8
 MAX_STUCK = 64  # threads beyond their deadline: then the process had better start anew
 
 
-class NoTurn(Exception):
+class PoolExhausted(Exception):
     """The deadline came first. `ahead`: how many connections were being tried."""
 
     def __init__(self, ahead: int) -> None:
@@ -25,7 +25,7 @@ class NoTurn(Exception):
         self.ahead = ahead
 
 
-class Turns:
+class ConnectionPool:
     def __init__(self, most: int = ALL, per_jump_host: int = PER_JUMP_HOST) -> None:
         self._most = most
         self._per_jump_host = per_jump_host
@@ -42,8 +42,8 @@ class Turns:
             return len(self._stuck)
 
     @contextmanager
-    def turn(self, jump_host: str, deadline: float) -> Iterator[None]:
-        """One connection's time, until `deadline` (monotonic) at the latest. Raises NoTurn."""
+    def connection(self, jump_host: str, deadline: float) -> Iterator[None]:
+        """One connection's time, until `deadline` (monotonic) at the latest. Raises PoolExhausted."""
         number = self._take(jump_host, deadline)
         try:
             yield
@@ -63,7 +63,7 @@ class Turns:
                     return self._next
                 now = time.monotonic()
                 if now >= deadline:
-                    raise NoTurn(len(self._taken))
+                    raise PoolExhausted(len(self._taken))
                 next_end = min(until for _, until in self._taken.values())
                 self._free.wait(max(0.01, min(deadline, next_end) - now))
 

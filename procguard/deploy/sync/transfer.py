@@ -68,14 +68,14 @@ class CodeSync:
             return Brought(sync.dest, "same", "nothing to do", users=users)
         packed = zlib.compress(json.dumps(source.manifest, separators=(",", ":")).encode(), 3)
         held = bool(users) and not self._under_running
-        look = {"op": "code_plan", **where, "check": self._check or held, "bytes": len(packed)}
-        plan = self._ask(session, look, [packed])["plan"]
+        plan_request = {"op": "code_plan", **where, "check": self._check or held, "bytes": len(packed)}
+        plan = self._ask(session, plan_request, [packed])["plan"]
         names = _names(plan)
         if not names:  # the record alone was missing
-            if not look["check"]:
+            if not plan_request["check"]:
                 self._finish(session, where)
             return Brought(sync.dest, "same", "nothing to do", users=users)
-        text = _told(plan, source)
+        text = _described(plan, source)
         if held:
             return Brought(sync.dest, "in_use", f"out of date ({text}), {', '.join(users)} run there", names, users)
         if self._check:
@@ -122,7 +122,7 @@ def _names(plan: Json) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _told(plan: Json, source: CodeSource) -> str:
+def _described(plan: Json, source: CodeSource) -> str:
     """ "3 files new, 1 changed, 2 removed, 1.2 MB", in the words of the recap."""
     words = [f"{plan[kind]} {word}" for kind, word in (("new", "new"), ("changed", "changed"), ("gone", "removed"))
              if plan[kind]]  # fmt: skip

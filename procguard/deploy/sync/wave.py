@@ -33,7 +33,7 @@ class _Visit:
     closing: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
 
-class CodeWave:
+class SyncWave:
     """`with wave: wave.bring(hosts, …)`, then `session(host, …)` for each."""
 
     def __init__(self, sessions: Sessions, stage: Callable[[str, str], None], code: CodeSync) -> None:
@@ -43,7 +43,7 @@ class CodeWave:
         self._code = code
         self._visits: dict[str, _Visit] = {}  # each thread writes its own host's
 
-    def __enter__(self) -> CodeWave:
+    def __enter__(self) -> SyncWave:
         return self
 
     def __exit__(

@@ -30,35 +30,35 @@ class TunnelProcess:
         self._on_news = on_news
         self._command = command or [sys.executable, "-m", "procguard.deploy.tunnel.process"]
         self._lock = threading.Lock()
-        self._wishes: dict[str, Json] = {}
+        self._specs: dict[str, Json] = {}
         self._process: Any = None
         self._closed = False
 
-    def keep(self, wish: Json) -> None:
+    def keep(self, spec: Json) -> None:
         """Have a tunnel to `wish["agent_id"]`, in place of one that was wanted otherwise."""
         with self._lock:
-            self._wishes[wish["agent_id"]] = wish
+            self._specs[spec["agent_id"]] = spec
             if self._process is None:
                 self._start()
             else:
-                self._send([{"op": "keep", **wish}])
+                self._send([{"op": "keep", **spec}])
 
     def drop(self, agent_id: str) -> None:
         with self._lock:
-            if self._wishes.pop(agent_id, None) is not None:
+            if self._specs.pop(agent_id, None) is not None:
                 self._send([{"op": "drop", "agent_id": agent_id}])
 
     def kick(self, agent_id: str) -> None:
         """The host has just been reached: a tunnel that is down is tried at once."""
         with self._lock:
-            if agent_id in self._wishes:
+            if agent_id in self._specs:
                 self._send([{"op": "kick", "agent_id": agent_id}])
 
     def moved(self, agent_id: str, port: int) -> None:
         """The port on the host is known now; the next process is told to take the same."""
         with self._lock:
-            if agent_id in self._wishes:
-                self._wishes[agent_id].update(port=port, may_move=False)
+            if agent_id in self._specs:
+                self._specs[agent_id].update(port=port, may_move=False)
 
     def close(self) -> None:
         with self._lock:
@@ -86,7 +86,7 @@ class TunnelProcess:
             start_new_session=True,  # Ctrl-C at the manager's terminal is the manager's to answer
         )
         threading.Thread(target=self._read, args=(self._process,), daemon=True).start()
-        self._send([{"op": "keep", **wish} for wish in self._wishes.values()])
+        self._send([{"op": "keep", **spec} for spec in self._specs.values()])
 
     def _send(self, requests: list[Json]) -> None:
         """Call with the lock held. A process that has died is told by the next one's start."""
@@ -108,7 +108,7 @@ class TunnelProcess:
         process.wait()
         with self._lock:
             mine = self._process is process
-            agents = list(self._wishes) if mine and not self._closed else []
+            agents = list(self._specs) if mine and not self._closed else []
         for agent_id in agents:
             reason = because("tunnel.process_ended")
             self._on_news({"agent_id": agent_id, "state": "down", "reason": reason, "code": "process"})
@@ -116,5 +116,5 @@ class TunnelProcess:
         with self._lock:
             if mine and not self._closed and self._process is process:
                 self._process = None
-                if self._wishes:
+                if self._specs:
                     self._start()

@@ -53,17 +53,17 @@ class Tunnel(threading.Thread):
 
     def __init__(
         self,
-        wish: Json,
+        spec: Json,
         connector: Connector,
         gate: threading.Semaphore,
         say: Callable[[Json], None],
         store: StreamBuffer | None = None,
     ) -> None:
-        self.agent_id = str(wish["agent_id"])
+        self.agent_id = str(spec["agent_id"])
         super().__init__(name=f"tunnel-{self.agent_id}", daemon=True)
-        self._wish = wish
-        self._target: Target = from_dict(self.agent_id, wish.get("ssh") or {})
-        self._port = int(wish.get("port") or 0)
+        self._spec = spec
+        self._target: Target = from_dict(self.agent_id, spec.get("ssh") or {})
+        self._port = int(spec.get("port") or 0)
         self._connector = connector
         self._gate = gate
         self._say = say
@@ -90,7 +90,7 @@ class Tunnel(threading.Thread):
             if self._dropped:
                 return
             failures = 1 if up_at and time.monotonic() - up_at > GOOD_AFTER_S else failures + 1
-            self._tell({"state": "down", **reason_fields("reason", reason), "code": code})
+            self._send_status({"state": "down", **reason_fields("reason", reason), "code": code})
             self._hurry.wait(retry_delay_s(failures))
 
     def _carry(self) -> tuple[float, Reason, str]:
@@ -107,7 +107,7 @@ class Tunnel(threading.Thread):
                 self._gate.release()
                 waiting = False
                 up_at = time.monotonic()
-                self._tell({"state": "up", "port": self._port})
+                self._send_status({"state": "up", "port": self._port})
                 Mux(wire, connect=self._dial, store=self._store).run(lambda: not self._dropped, unread)
                 return up_at, because("tunnel.given_up"), "dropped"
         except ProcGuardError as exc:
@@ -121,20 +121,20 @@ class Tunnel(threading.Thread):
                 self._gate.release()
 
     def _begin(self, session: HostSession, deadline: float) -> None:
-        where = {"fleet_id": str(self._wish.get("fleet_id", "")), "host": self.agent_id}
-        where["home"] = str(self._wish.get("home") or "")
-        asked = {"port": self._port, "may_move": bool(self._wish.get("may_move"))}
+        where = {"fleet_id": str(self._spec.get("fleet_id", "")), "host": self.agent_id}
+        where["home"] = str(self._spec.get("home") or "")
+        asked = {"port": self._port, "may_move": bool(self._spec.get("may_move"))}
         self._port = int(session.perform("relay", {**where, **asked}, deadline)["port"])
-        self._wish["may_move"] = False  # from now on the agent knows this one
+        self._spec["may_move"] = False  # from now on the agent knows this one
 
     def _dial(self) -> socket.socket:
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.connect_ex(("127.0.0.1", int(self._wish["to"])))
+        sock.connect_ex(("127.0.0.1", int(self._spec["to"])))
         return sock
 
-    def _tell(self, news: Json) -> None:
+    def _send_status(self, news: Json) -> None:
         if news != self._said:
             self._said = news
             self._say({"agent_id": self.agent_id, **news})

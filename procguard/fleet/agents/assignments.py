@@ -26,7 +26,7 @@ class AssignmentBuilder:
             messages.Assignment(
                 worker_id=worker.worker_id,
                 spec=self._resolved_once(worker),
-                desired=worker.told,
+                desired=worker.assigned_state,
                 generation=worker.generation,
                 epoch=worker.epoch,
                 attempt_base=worker.attempt if not self._runs_here(worker) else 0,
@@ -48,7 +48,7 @@ class AssignmentBuilder:
     def _runs_here(self, worker: WorkerRecord) -> bool:
         """True once this worker's own agent has reported it: its local attempt numbers are then the truth, and the
         assignment (and its digest) need not change with each attempt."""
-        report = self._state.worker_seen[worker.worker_id].report
+        report = self._state.worker_status[worker.worker_id].report
         return report is not None and report.attempt > 0
 
     def _resolved_once(self, worker: WorkerRecord) -> messages.WorkerSpec:
@@ -56,11 +56,11 @@ class AssignmentBuilder:
 
         A stop of ten thousand workers asks for it thirty thousand times; copying took most of the manager's time then.
         """
-        seen = self._state.worker_seen[worker.worker_id]
-        if seen.resolved is None or seen.resolved.declared is not worker.spec:
+        observed = self._state.worker_status[worker.worker_id]
+        if observed.resolved is None or observed.resolved.declared is not worker.spec:
             spec = self.resolved(worker.spec)
-            seen.resolved = ResolvedSpec(worker.spec, spec, messages.canonical_digest(messages.encode(spec)))
-        return seen.resolved.spec
+            observed.resolved = ResolvedSpec(worker.spec, spec, messages.canonical_digest(messages.encode(spec)))
+        return observed.resolved.spec
 
     def resolved(self, spec: messages.WorkerSpec) -> messages.WorkerSpec:
         """The specification with the manager's recovery settings filled in. Shares with it what is the same in both."""
@@ -77,15 +77,15 @@ class AssignmentBuilder:
         return resolved
 
     def rev(self, agent_id: str) -> str:
-        seen = self._state.seen[agent_id]
-        if not seen.rev:
-            seen.rev = messages.canonical_digest([self._told(one) for one in self.of(agent_id)])
-        return seen.rev
+        observed = self._state.agent_status[agent_id]
+        if not observed.rev:
+            observed.rev = messages.canonical_digest([self._comparable(one) for one in self.of(agent_id)])
+        return observed.rev
 
-    def _told(self, assignment: messages.Assignment) -> dict[str, Any]:
+    def _comparable(self, assignment: messages.Assignment) -> dict[str, Any]:
         """An assignment for the digest of them all, where the digest of its specification stands for that."""
-        told = dict(vars(assignment))
-        seen = self._state.worker_seen.get(assignment.worker_id)
-        same = seen is not None and seen.resolved is not None and seen.resolved.spec is assignment.spec
-        told["spec"] = seen.resolved.digest if same else messages.encode(assignment.spec)  # type: ignore[union-attr]
-        return told
+        comparable = dict(vars(assignment))
+        observed = self._state.worker_status.get(assignment.worker_id)
+        same = observed is not None and observed.resolved is not None and observed.resolved.spec is assignment.spec
+        comparable["spec"] = observed.resolved.digest if same else messages.encode(assignment.spec)  # type: ignore[union-attr]
+        return comparable

@@ -19,7 +19,7 @@ from procguard.fleet.model.records import AgentRecord, PendingLauncher, WorkerRe
 from procguard.fleet.state import FleetState
 from procguard.fleet.transaction import Transaction
 from procguard.fleet.workers import ownership, views
-from procguard.fleet.workers.places import PlacementService
+from procguard.fleet.workers.placement_service import PlacementService
 from procguard.i18n.reasons import because
 from remote_agent.protocol import messages as protocol
 from remote_agent.protocol import states
@@ -125,14 +125,14 @@ class Enrolment:
             and worker.host == (registration.host or worker.host)
             and not agent.secret_sha256
         )
-        if same_place or self._leases.surely_gone(worker.worker_id, now):
+        if same_place or self._leases.is_confirmed_stopped(worker.worker_id, now):
             return
         # A launcher that was ended by its user has stopped its child: its last word is an end. A deployed agent's last
         # word of a worker that is to run is none: it may have been starting it when it fell silent.
         by_hand = self._state.agents_by_id[worker.agent_id].kind == "launcher"
-        last, seen = view["last_known_state"], self._state.seen[worker.agent_id]
+        last, observed = view["last_known_state"], self._state.agent_status[worker.agent_id]
         final = settled(last) and (by_hand or worker.desired != "running" or last in (states.EXITED, states.FAILED))
-        if final and ((by_hand and view["state"] != "unknown") or not seen.polls_open):
+        if final and ((by_hand and view["state"] != "unknown") or not observed.polls_open):
             return  # it ended there before its agent went away: nothing can be running
         raise Conflict(
             f"{worker.worker_id} is held by {worker.agent_id} on host {worker.host}, where it is {view['state']}"
@@ -197,7 +197,7 @@ class Enrolment:
             self._secrets.replace(tx, agent, registration.secret_sha256)
         if agent.host != host:
             tx.edit(agent).host = host
-        state.seen[agent_id].address = peer
+        state.agent_status[agent_id].address = peer
         if worker is None:
             worker = WorkerRecord(registration.worker_id, agent_id, host, spec, epoch=state.next_epoch(tx))
             worker.attempt = registration.attempt

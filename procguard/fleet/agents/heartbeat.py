@@ -56,12 +56,12 @@ class HeartbeatProcessor:
     ) -> messages.AgentReply:
         """Take in one agent's whole report, which came by `channel`; durable for its events and results."""
         agent = self._state.agent(agent_id)
-        seen = self._state.seen[agent_id]
-        seen.channel = channel
+        observed = self._state.agent_status[agent_id]
+        observed.channel = channel
         with self._state.transaction(now, wait="tried") as tx:
-            acked = self._take(tx, agent, seen, beat)
+            acked = self._take(tx, agent, observed, beat)
             if tx.size:
-                self._charge(seen, tx.size, now)
+                self._charge(observed, tx.size, now)
             # With a disk that refuses, heartbeats are answered all the same: unanswered agents would take the manager
             # for dead, and leases would end. Whether the disk takes it again, the manager's own round finds out.
             # One that says nothing new waits for no disk: what others are having written is theirs to wait for.
@@ -79,26 +79,26 @@ class HeartbeatProcessor:
         return reply
 
     def _take(
-        self, tx: Transaction, agent: AgentRecord, seen: AgentObserved, beat: messages.AgentHeartbeat
+        self, tx: Transaction, agent: AgentRecord, observed: AgentObserved, beat: messages.AgentHeartbeat
     ) -> dict[str, int]:
         """Returns the events that are acknowledged, by worker, once they are durable."""
         # Only the reports of the agent's own workers are kept. This bounds the memory that one agent takes.
         own = self._state.own_workers(agent.agent_id)
         kept = [report for report in beat.workers if report.worker_id in own]
         if len(kept) != len(beat.workers) or beat.events or beat.results:
-            seen.heartbeat = dataclasses.replace(beat, workers=kept, events=[], results=[])
+            observed.heartbeat = dataclasses.replace(beat, workers=kept, events=[], results=[])
         else:
-            seen.heartbeat = beat
+            observed.heartbeat = beat
         session = (beat.pid, beat.started_at)
-        if session != seen.session:
-            seen.session = session
+        if session != observed.session:
+            observed.session = session
             self._agent_started(tx, agent, beat)
         if beat.ends and agent.kind == "launcher":
-            self._launcher_ends(tx, agent, seen)
+            self._launcher_ends(tx, agent, observed)
         else:
-            self._heard(tx, agent, seen)
-        if host_disks.trouble_of(beat) != seen.disk_trouble:
-            self._take_disk(tx, agent, seen, beat)
+            self._mark_connected(tx, agent, observed)
+        if host_disks.trouble_of(beat) != observed.disk_trouble:
+            self._take_disk(tx, agent, observed, beat)
         if agent.release != beat.release:
             tx.edit(agent).release = beat.release
         acked = self._take_events(tx, agent, beat.events)
@@ -111,61 +111,63 @@ class HeartbeatProcessor:
         return acked
 
     @staticmethod
-    def _charge(seen: AgentObserved, records: int, now: Now) -> None:
+    def _charge(observed: AgentObserved, records: int, now: Now) -> None:
         cost = 1 + records // RECORDS_OF_A_CHANGE
-        seen.paid_until = max(seen.paid_until, now.monotonic) + cost / CHANGES_PER_S
+        observed.paid_until = max(observed.paid_until, now.monotonic) + cost / CHANGES_PER_S
 
     def wait_s(self, agent_id: str, monotonic: float) -> float:
         """Seconds until the next heartbeat of this agent is due to be taken, by the changes of those before it."""
-        seen = self._state.seen.get(agent_id)
-        if seen is None or seen.paid_until <= monotonic:  # nearly always
+        observed = self._state.agent_status.get(agent_id)
+        if observed is None or observed.paid_until <= monotonic:  # nearly always
             return 0.0
-        return max(0.0, seen.paid_until - CHANGES_AT_ONCE_S - monotonic)
+        return max(0.0, observed.paid_until - CHANGES_AT_ONCE_S - monotonic)
 
     def poll_opened(self, agent_id: str, now: Now) -> None:
-        agent, seen = self._state.agent(agent_id), self._state.seen[agent_id]
-        seen.polls_open += 1
-        seen.poll_lost_at = None
-        if seen.state in ("suspect", "connected"):
+        agent, observed = self._state.agent(agent_id), self._state.agent_status[agent_id]
+        observed.polls_open += 1
+        observed.poll_lost_at = None
+        if observed.state in ("suspect", "connected"):
             with self._state.transaction(now, wait="nothing") as tx:
-                self._heard(tx, agent, seen)
+                self._mark_connected(tx, agent, observed)
 
     def poll_closed(self, agent_id: str, now: Now, peer_closed: bool) -> None:
         """`peer_closed`: the agent's side ended the held request, which a living agent does not do."""
-        seen = self._state.seen.get(agent_id)
-        if seen is None:
+        observed = self._state.agent_status.get(agent_id)
+        if observed is None:
             return
-        seen.polls_open = max(0, seen.polls_open - 1)
-        if peer_closed and seen.polls_open == 0:
-            seen.poll_lost_at = now.monotonic
+        observed.polls_open = max(0, observed.polls_open - 1)
+        if peer_closed and observed.polls_open == 0:
+            observed.poll_lost_at = now.monotonic
             self._state.bus.poll_lost(agent_id)
 
     def _room_for_events(self, agent: AgentRecord, now: Now) -> int:
         """How many events this agent may cause now."""
-        seen = self._state.seen[agent.agent_id]
-        if seen.events_at is None:
-            seen.events_left = EVENTS_AT_ONCE
+        observed = self._state.agent_status[agent.agent_id]
+        if observed.events_at is None:
+            observed.events_left = EVENTS_AT_ONCE
         else:
-            seen.events_left = min(EVENTS_AT_ONCE, seen.events_left + (now.monotonic - seen.events_at) * EVENTS_PER_S)
-        seen.events_at = now.monotonic
-        return int(seen.events_left)
+            observed.events_left = min(
+                EVENTS_AT_ONCE, observed.events_left + (now.monotonic - observed.events_at) * EVENTS_PER_S
+            )
+        observed.events_at = now.monotonic
+        return int(observed.events_left)
 
-    def _may_tell_or_count(self, tx: Transaction, agent: AgentRecord) -> bool:
+    def _may_emit_or_count(self, tx: Transaction, agent: AgentRecord) -> bool:
         """Whether this agent may cause one more event, of a kind that is not sent again. Events that are left out are
         counted, and the next one reports their number."""
-        seen = self._state.seen[agent.agent_id]
+        observed = self._state.agent_status[agent.agent_id]
         if not self._room_for_events(agent, tx.now):
-            seen.events_left_out += 1
+            observed.events_left_out += 1
             return False
-        seen.events_left -= 1
-        if seen.events_left_out:
-            count, seen.events_left_out = seen.events_left_out, 0
+        observed.events_left -= 1
+        if observed.events_left_out:
+            count, observed.events_left_out = observed.events_left_out, 0
             reason = because("agent.events_left_out", agent=agent.agent_id, n=count, limit=EVENTS_PER_S)
             tx.event("warning", host=agent.host, reason=reason, source=agent.agent_id)
         return True
 
     def _agent_started(self, tx: Transaction, agent: AgentRecord, beat: messages.AgentHeartbeat) -> None:
-        if not self._may_tell_or_count(tx, agent):
+        if not self._may_emit_or_count(tx, agent):
             return
         process = {"agent": agent.agent_id, "pid": beat.pid, "n": len(beat.workers)}
         tx.event(
@@ -187,28 +189,28 @@ class HeartbeatProcessor:
                 source=agent.agent_id,
             )
 
-    def _launcher_ends(self, tx: Transaction, agent: AgentRecord, seen: AgentObserved) -> None:
+    def _launcher_ends(self, tx: Transaction, agent: AgentRecord, observed: AgentObserved) -> None:
         """Its user ended it, and its worker had stopped before: its silence from now on is no failure."""
-        seen.last_seen, seen.last_seen_wall = tx.now.monotonic, tx.now.wall
-        if seen.state == "ended":
+        observed.last_seen, observed.last_seen_wall = tx.now.monotonic, tx.now.wall
+        if observed.state == "ended":
             return
-        seen.state, seen.reason = "ended", because("agent.launcher_ended")
+        observed.state, observed.reason = "ended", because("agent.launcher_ended")
         tx.edit(agent)
         agent.ended_wall, agent.incident = tx.now.wall, None
-        if self._may_tell_or_count(tx, agent):
+        if self._may_emit_or_count(tx, agent):
             own = self._state.worker_of_launcher(agent)
-            tx.event("agent_ended", worker_id=own, host=agent.host, reason=seen.reason, source=agent.agent_id)
+            tx.event("agent_ended", worker_id=own, host=agent.host, reason=observed.reason, source=agent.agent_id)
         self._state.show_agent(tx, agent.agent_id)
 
-    def _heard(self, tx: Transaction, agent: AgentRecord, seen: AgentObserved) -> None:
-        before, seen.state = seen.state, "connected"
-        seen.last_seen, seen.last_seen_wall = tx.now.monotonic, tx.now.wall
-        seen.reason = NONE
+    def _mark_connected(self, tx: Transaction, agent: AgentRecord, observed: AgentObserved) -> None:
+        before, observed.state = observed.state, "connected"
+        observed.last_seen, observed.last_seen_wall = tx.now.monotonic, tx.now.wall
+        observed.reason = NONE
         if agent.ended_wall:
             tx.edit(agent).ended_wall = 0.0
         if agent.incident is not None:  # whatever was spent on its silence, it is over
             tx.edit(agent).incident = None
-        if before != "connected" and (before != "ended" or self._may_tell_or_count(tx, agent)):
+        if before != "connected" and (before != "ended" or self._may_emit_or_count(tx, agent)):
             tx.event(
                 "agent_connected",
                 worker_id=self._state.worker_of_launcher(agent),
@@ -222,14 +224,17 @@ class HeartbeatProcessor:
             self._state.show_agent(tx, agent.agent_id)
 
     def _take_disk(
-        self, tx: Transaction, agent: AgentRecord, seen: AgentObserved, beat: messages.AgentHeartbeat
+        self, tx: Transaction, agent: AgentRecord, observed: AgentObserved, beat: messages.AgentHeartbeat
     ) -> None:
         """Its disk refuses writes, or takes them again: one event for each."""
-        if seen.disk_told_at is not None and tx.now.monotonic - seen.disk_told_at < host_disks.EVENT_EVERY_S:
+        if (
+            observed.disk_reported_at is not None
+            and tx.now.monotonic - observed.disk_reported_at < host_disks.EVENT_EVERY_S
+        ):
             return  # said by one of the next heartbeats
-        before, seen.disk_trouble = seen.disk_trouble, host_disks.trouble_of(beat)
-        seen.disk_told_at = tx.now.monotonic
-        if seen.disk_trouble:
+        before, observed.disk_trouble = observed.disk_trouble, host_disks.trouble_of(beat)
+        observed.disk_reported_at = tx.now.monotonic
+        if observed.disk_trouble:
             kind, reason = "host_disk_full", host_disks.why(beat)
         else:
             kind, reason = "host_disk_ok", because("host.disk_ok")
@@ -237,16 +242,16 @@ class HeartbeatProcessor:
             kind,
             host=agent.host,
             before=before,
-            after=seen.disk_trouble,
+            after=observed.disk_trouble,
             reason=reason,
-            evidence={"trouble": seen.disk_trouble or before, "path": beat.disk_path},
+            evidence={"trouble": observed.disk_trouble or before, "path": beat.disk_path},
             source=agent.agent_id,
         )
 
     def _take_report(self, tx: Transaction, agent: AgentRecord, report: messages.WorkerReport) -> None:
         worker = self._state.workers_by_id.get(report.worker_id)
         if worker is None:
-            if report.epoch >= self._state.first_epoch and self._is_granted(agent, report, tx.now):
+            if report.epoch >= self._state.first_epoch and self._has_grant(agent, report, tx.now):
                 self._state.rise_above(tx, report.epoch)
             return
         if report.epoch > worker.epoch:
@@ -257,12 +262,12 @@ class HeartbeatProcessor:
             # Told by a manager that was killed before it was durable, or lost with a file. What the agent has would be
             # taken for newer than all we say.
             ownership.adopt(self._state, tx, worker, agent, report.epoch, report.generation)
-        seen = self._state.worker_seen[worker.worker_id]
-        before = seen.report
-        seen.report, seen.last_seen = report, tx.now.monotonic
+        observed = self._state.worker_status[worker.worker_id]
+        before = observed.report
+        observed.report, observed.last_seen = report, tx.now.monotonic
         self._state.fresh_reports.add(report.worker_id)
         if report.attempt > 0 and (before is None or before.attempt == 0):
-            seen_agent = self._state.seen[agent.agent_id]
+            seen_agent = self._state.agent_status[agent.agent_id]
             seen_agent.rev, seen_agent.interval = "", None  # its attempts are its own from now on
         self._remember_lease(tx, worker, report)
         self._remember(tx, worker, report)
@@ -270,11 +275,11 @@ class HeartbeatProcessor:
             self._state.command_event(tx, record)
         happened = before is None or _something_happened(before, report)
         if happened:
-            self._gangs.heard(worker)
+            self._gangs.worker_reported(worker)
         if happened or (self._state.bus.measures_matter(worker.worker_id) and before != report):
             tx.show("workers", worker.worker_id)
 
-    def _is_granted(self, agent: AgentRecord, report: messages.WorkerReport, now: Now) -> bool:
+    def _has_grant(self, agent: AgentRecord, report: messages.WorkerReport, now: Now) -> bool:
         """Whether the report carries a valid grant for its worker and epoch."""
         return epochs.believable(report.epoch, self._state.term, now.wall) and self._state.proves(
             agent.agent_id, report
@@ -286,7 +291,7 @@ class HeartbeatProcessor:
         """An agent reports a worker under a higher epoch than the state knows. Either the state was restored and is
         older than what runs, or the agent lies. So the worker changes its owner only with a valid grant."""
         claim = {"agent": agent.agent_id, "epoch": report.epoch, "known": worker.epoch, "host": worker.host}
-        if self._is_granted(agent, report, tx.now):
+        if self._has_grant(agent, report, tx.now):
             running = self._held_by_its_owner(worker, agent, report.epoch)
             if running is None:
                 self._say_state(tx, agent, worker, because("state.claim_adopted", **claim))
@@ -311,9 +316,9 @@ class HeartbeatProcessor:
     def _held_by_its_owner(self, worker: WorkerRecord, agent: AgentRecord, epoch: int) -> int | None:
         """The epoch for which a claim of another agent does not count: the owner is connected and runs the worker
         under the same or a higher one. None: it counts."""
-        if worker.agent_id == agent.agent_id or self._state.seen[worker.agent_id].state != "connected":
+        if worker.agent_id == agent.agent_id or self._state.agent_status[worker.agent_id].state != "connected":
             return None
-        report = self._state.worker_seen[worker.worker_id].report
+        report = self._state.worker_status[worker.worker_id].report
         if report is None or settled(report.state) or report.epoch < epoch:
             return None
         return report.epoch
@@ -330,7 +335,7 @@ class HeartbeatProcessor:
 
     def _refuse_claim(self, tx: Transaction, agent: AgentRecord, worker: WorkerRecord, reason: Reason) -> None:
         """One event for each worker: the agent repeats its claim with every heartbeat."""
-        refused = self._state.seen[agent.agent_id].refused_claims
+        refused = self._state.agent_status[agent.agent_id].refused_claims
         if worker.worker_id not in refused and len(refused) < MAX_REFUSED_CLAIMS:
             refused.add(worker.worker_id)
             tx.event("warning", worker_id=worker.worker_id, host=agent.host, reason=reason, source=agent.agent_id)
@@ -374,7 +379,7 @@ class HeartbeatProcessor:
             if room <= 0:
                 break
             room -= 1
-            self._state.seen[agent.agent_id].events_left -= 1
+            self._state.agent_status[agent.agent_id].events_left -= 1
             acked[event.worker_id] = max(acked.get(event.worker_id, 0), event.seq)
             tx.edit(worker).event_seq = event.seq
             tx.event(
@@ -415,23 +420,23 @@ class HeartbeatProcessor:
     ) -> messages.WorkerReply:
         """The documented single-worker heartbeat: the same intake with one worker. Durable."""
         worker = self._state.find(worker_id)
-        agent, seen = self._state.agents_by_id[worker.agent_id], self._state.seen[worker.agent_id]
-        observed = self._state.worker_seen[worker_id]
-        observed.plain = True
-        seen.channel = channel
+        agent, observed = self._state.agents_by_id[worker.agent_id], self._state.agent_status[worker.agent_id]
+        worker_status = self._state.worker_status[worker_id]
+        worker_status.plain = True
+        observed.channel = channel
         with self._state.transaction(now) as tx:
-            self._heard(tx, agent, seen)
-            before = observed.report
+            self._mark_connected(tx, agent, observed)
+            before = worker_status.report
             if before is not None and not tx.has_news and self._only_measured(worker, before, beat):
-                before.usage, observed.last_seen = beat.usage, now.monotonic
+                before.usage, worker_status.last_seen = beat.usage, now.monotonic
                 self._state.fresh_reports.add(worker_id)
                 if self._state.bus.measures_matter(worker_id):
                     tx.show("workers", worker_id)
                 self._refuse_unless_leading(self._state.leadership.may_direct())
-                return self._replies.usual_for_worker(worker, observed)
+                return self._replies.usual_for_worker(worker, worker_status)
             self._take_plain_report(tx, agent, worker, beat, before)
             if tx.size:
-                self._charge(seen, tx.size, now)
+                self._charge(observed, tx.size, now)
         self._refuse_unless_leading(self._state.leadership.may_direct())
         return self._replies.news_for_worker(worker_id, now) or self._replies.worker_base(worker)
 
@@ -467,7 +472,7 @@ class HeartbeatProcessor:
             last_exit=beat.last_exit or (before.last_exit if before else None),
             usage=beat.usage,
         )
-        if not same and self._may_tell_or_count(tx, agent):
+        if not same and self._may_emit_or_count(tx, agent):
             tx.event(
                 "worker_state",
                 worker_id=worker_id,

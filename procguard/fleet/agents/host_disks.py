@@ -27,7 +27,7 @@ def why(beat: messages.AgentHeartbeat) -> Reason:
     )
 
 
-def as_told(history: EventLog) -> dict[str, str]:
+def last_reported(history: EventLog) -> dict[str, str]:
     """host -> what of its disk was told last, also by an earlier run of the manager: nothing is told twice."""
     found = history.find(EventQuery(kind=("host_disk_full", "host_disk_ok")), limit=100_000)
     return {event["host"]: event["after"] or "" for event in found}

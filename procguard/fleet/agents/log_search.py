@@ -22,7 +22,7 @@ from remote_agent.protocol import messages
 from remote_agent.protocol.reasons import fields as reason_fields
 
 MAX_AT_ONCE = 4
-TELL_AGAIN_S = 3.0  # an answer that was lost on its way to the agent
+RESEND_S = 3.0  # an answer that was lost on its way to the agent
 ANSWER_GRACE_S = 5.0  # beyond the time the agents have to look: for their answers to come
 
 Status = Literal["asked", "done", "timeout", "failed", "no_answer", "away"]
@@ -50,7 +50,7 @@ class Part:
     found: int = 0
     bytes: int = 0
     elapsed_s: float = 0.0
-    told_at: float | None = None  # monotonic
+    sent_at: float | None = None  # monotonic
 
     def view(self) -> dict[str, Any]:
         return {
@@ -168,10 +168,10 @@ class LogSearches:
         return found
 
     def _part(self, agent_id: str, worker_ids: list[str], former: dict[str, int]) -> Part:
-        seen = self._state.seen[agent_id]
+        observed = self._state.agent_status[agent_id]
         part = Part(agent_id, self._state.agents_by_id[agent_id].host, worker_ids + sorted(former), former)
-        if seen.state not in ("connected", "suspect") or seen.heartbeat is None:
-            part.status, part.reason = "away", seen.reason or because("agent.away")
+        if observed.state not in ("connected", "suspect") or observed.heartbeat is None:
+            part.status, part.reason = "away", observed.reason or because("agent.away")
         if part.status not in OPEN and former:
             part.reason = part.reason.then(because("search.ran_there", workers=sorted(former)[:100]))
         return part
@@ -181,18 +181,18 @@ class LogSearches:
 
     def for_agent(self, agent_id: str, now: Now) -> list[messages.LogSearch]:
         """What this agent is to be told now: each search once, and again where its answer may not have arrived."""
-        told = []
+        requests = []
         for search in self._searches.values():
             part = search.parts.get(agent_id)
             if part is None or part.status not in OPEN:
                 continue
-            if part.told_at is not None and now.monotonic - part.told_at < TELL_AGAIN_S:
+            if part.sent_at is not None and now.monotonic - part.sent_at < RESEND_S:
                 continue
-            part.told_at = now.monotonic
+            part.sent_at = now.monotonic
             asked = search.question
             left_s = min(asked.timeout_s, search.ends_at - ANSWER_GRACE_S / 2 - now.monotonic)
             if left_s > 0:
-                told.append(
+                requests.append(
                     messages.LogSearch(
                         search.search_id,
                         asked.pattern,
@@ -206,7 +206,7 @@ class LogSearches:
                         round(left_s, 3),
                     )
                 )
-        return told
+        return requests
 
     def take(self, agent_id: str, result: messages.LogSearchResult) -> None:
         """An agent's answer; only of workers that it was asked about. Raises NotFound when nobody waits for it."""

@@ -1,7 +1,7 @@
 """What an operator has done about one agent from afar: a restart, this manager's release, a look at its log.
 
 Owns which host is being worked on (one wish at a time each), the events that tell of it, and the way back: an upgraded
-agent that is not heard goes back to the release before. It is handed `hands` (SSH, in another process), `spawn` and
+agent that is not heard goes back to the release before. It is handed `run_ssh` (SSH, in another process), `spawn` and
 `pause`, and knows neither SSH nor HTTP. Workers are not touched: their runners are taken over by the next agent.
 """
 
@@ -16,14 +16,14 @@ from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import AgentRecord
 from procguard.i18n.reasons import NONE, Reason, because, reason_of
 
-HEARD_WITHIN_S = 15.0
+HEARTBEAT_TIMEOUT_S = 15.0
 POLL_S = 0.1
 LOG_DEADLINE_S = 12.0
 DEADLINE_S = {"restart": 30.0, "upgrade": 120.0, "rollback": 30.0}
 WORDS = {"restart": ("agent_restarted", "agent_restart_failed"), "upgrade": ("agent_upgraded", "agent_upgrade_failed")}
 BY_HAND = "it was started by hand: only its user can do that, on that machine"
 
-Wish = Literal["restart", "upgrade"]
+MaintenanceAction = Literal["restart", "upgrade"]
 Op = Literal["restart", "upgrade", "rollback", "log"]
 
 
@@ -43,39 +43,39 @@ class MaintenanceAnswer(Protocol):
     def log(self) -> dict[str, Any]: ...
 
 
-class Hands(Protocol):
+class SshMaintenance(Protocol):
     """SSH to a host."""
 
     def __call__(self, op: Op, agent: AgentRecord, deadline_s: float, max_bytes: int = 0) -> MaintenanceAnswer: ...
 
 
-class AgentCare:
+class AgentMaintenance:
     def __init__(
         self,
         fleet: Fleet,
         *,
-        hands: Hands,
+        run_ssh: SshMaintenance,
         spawn: Callable[[Callable[[], None]], Any],
         pause: Callable[[float], None],
         read_clock: Callable[[], Now],
     ) -> None:
         self._fleet = fleet
-        self._hands = hands
+        self._run_ssh = run_ssh
         self._spawn = spawn
         self._pause = pause
         self._read_clock = read_clock
         self._busy: dict[str, str] = {}  # host -> what is being done there
 
-    def begin(self, wish: Wish, host: str, actor: str) -> int:
+    def begin(self, action: MaintenanceAction, host: str, actor: str) -> int:
         """Has it done; what became of it is an event with a higher number than this one. Raises NotFound, Conflict."""
         agent = self._deployed(host)
         if host in self._busy:
             raise Conflict(f"{host}: {self._busy[host]} of its agent is under way", "wait for its event", code="busy")
-        self._busy[host] = wish
-        asked = because("care.restart") if wish == "restart" else because("care.upgrade")
+        self._busy[host] = action
+        asked = because("care.restart") if action == "restart" else because("care.upgrade")
         try:
-            seq = self._tell("agent_care", host, asked, actor)
-            self._spawn(lambda: self._carry_out(wish, agent, actor))
+            seq = self._emit_event("agent_maintenance", host, asked, actor)
+            self._spawn(lambda: self._carry_out(action, agent, actor))
         except BaseException:  # the disk refused
             del self._busy[host]
             raise
@@ -84,7 +84,7 @@ class AgentCare:
     def log(self, host: str, max_bytes: int) -> dict[str, Any]:
         """The end of the agent's own log, as it is on the host now. Raises NotFound, Conflict."""
         agent = self._deployed(host)
-        result = self._hands("log", agent, LOG_DEADLINE_S, max_bytes)
+        result = self._run_ssh("log", agent, LOG_DEADLINE_S, max_bytes)
         if not result.ok or not result.log:
             raise Conflict(result.message, self._by_ssh(agent), code="no_way_in")
         keys = ("text", "path", "bytes", "running", "pid")
@@ -101,55 +101,55 @@ class AgentCare:
             raise Conflict(f"{host}: {BY_HAND}", "deploy an agent there: invoke deploy", code="by_hand")
         return deployed
 
-    def _carry_out(self, wish: Wish, agent: AgentRecord, actor: str) -> None:
-        done, failed = WORDS[wish]
+    def _carry_out(self, action: MaintenanceAction, agent: AgentRecord, actor: str) -> None:
+        done, failed = WORDS[action]
         try:
             before = self._life(agent)
-            result = self._hands(wish, agent, DEADLINE_S[wish])
+            result = self._run_ssh(action, agent, DEADLINE_S[action])
             now = self._read_clock()
             if agent.agent_id in self._fleet.state.agents_by_id:
                 self._fleet.agents.set_recovery_ssh(agent.host, result.ok, NONE if result.ok else result.message, now)
             if not result.ok or result.agent not in ("running", "started"):
-                self._tell(failed, agent.host, result.message, actor)
-            elif result.agent == "running" or self._heard_anew(agent, before):
-                self._tell(done, agent.host, result.message, actor)
+                self._emit_event(failed, agent.host, result.message, actor)
+            elif result.agent == "running" or self._reconnected(agent, before):
+                self._emit_event(done, agent.host, result.message, actor)
             else:
-                silent = reason_of(result.message).then(because("care.not_heard"), self._undone(wish, agent))
-                self._tell(failed, agent.host, silent, actor)
+                silent = reason_of(result.message).then(because("care.no_heartbeat"), self._undone(action, agent))
+                self._emit_event(failed, agent.host, silent, actor)
         except Exception as exc:  # whatever it was, the wish has an end that is told
-            self._tell(failed, agent.host, reason_of(f"{type(exc).__name__}: {exc}"), actor)
+            self._emit_event(failed, agent.host, reason_of(f"{type(exc).__name__}: {exc}"), actor)
         finally:
             self._busy.pop(agent.host, None)
 
-    def _undone(self, wish: Wish, agent: AgentRecord) -> Reason:
+    def _undone(self, action: MaintenanceAction, agent: AgentRecord) -> Reason:
         """An upgrade that is not heard is taken back, as a deployment does."""
-        if wish != "upgrade":
+        if action != "upgrade":
             return NONE
-        back = self._hands("rollback", agent, DEADLINE_S["rollback"])
+        back = self._run_ssh("rollback", agent, DEADLINE_S["rollback"])
         return (
             back.message if back.ok and back.agent == "started" else because("care.going_back_failed", why=back.message)
         )
 
-    def _heard_anew(self, agent: AgentRecord, before: object) -> bool:
+    def _reconnected(self, agent: AgentRecord, before: object) -> bool:
         """Whether another life of the agent was heard in time."""
-        deadline = self._read_clock().monotonic + HEARD_WITHIN_S
+        deadline = self._read_clock().monotonic + HEARTBEAT_TIMEOUT_S
         while self._read_clock().monotonic < deadline:
-            seen = self._fleet.state.seen.get(agent.agent_id)
-            if seen is not None and seen.state == "connected" and self._life(agent) not in (None, before):
+            observed = self._fleet.state.agent_status.get(agent.agent_id)
+            if observed is not None and observed.state == "connected" and self._life(agent) not in (None, before):
                 return True
             self._pause(POLL_S)
         return False
 
     def _life(self, agent: AgentRecord) -> object:
-        seen = self._fleet.state.seen.get(agent.agent_id)
-        beat = seen.heartbeat if seen is not None else None
+        observed = self._fleet.state.agent_status.get(agent.agent_id)
+        beat = observed.heartbeat if observed is not None else None
         return (beat.boot_id, beat.pid, beat.started_at) if beat is not None else None
 
     def _by_ssh(self, agent: AgentRecord) -> str:
         home = agent.procguard_home or "~/.procguard"
         return f"read it there: tail -n 200 {home}/{self._fleet.state.fleet_id}/{agent.host}/agent.log"
 
-    def _tell(self, kind: str, host: str, reason: Reason, actor: str) -> int:
+    def _emit_event(self, kind: str, host: str, reason: Reason, actor: str) -> int:
         with self._fleet.state.transaction(self._read_clock(), actor) as tx:
             tx.event(kind, host=host, reason=reason)
         return self._fleet.state.event_log.newest_seq

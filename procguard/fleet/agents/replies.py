@@ -31,8 +31,8 @@ class ReplyBuilder:
             return None
         if not self._state.leadership.may_direct():
             return None
-        seen = self._state.seen[agent_id]
-        commands = self._state.command_queue.undelivered(agent_id, seq, seen.session)
+        observed = self._state.agent_status[agent_id]
+        commands = self._state.command_queue.undelivered(agent_id, seq, observed.session)
         current = self._assignments.rev(agent_id)
         searches = self._log_searches.for_agent(agent_id, now)
         if not commands and not searches and rev == current:
@@ -43,7 +43,7 @@ class ReplyBuilder:
             reply.assignments = self._assignments.of(agent_id)
         for record in commands:
             reply.commands.append(self._state.command_queue.message(record, now))
-            self._state.command_queue.delivered(record, seen.session)
+            self._state.command_queue.delivered(record, observed.session)
         return reply
 
     def base(self, agent_id: str) -> messages.AgentReply:
@@ -77,10 +77,10 @@ class ReplyBuilder:
 
     def usual_for_worker(self, worker: WorkerRecord, observed: WorkerObserved) -> messages.WorkerReply:
         """The one that says nothing new: the same object again as long as it is good, for then it is written once."""
-        told, interval_s = observed.told, self._state.interval_s(worker.agent_id)
-        if told is None or (told.desired, told.epoch, told.interval_s) != (worker.desired, worker.epoch, interval_s):
-            told = observed.told = self.worker_base(worker)
-        return told
+        sent, interval_s = observed.last_reply, self._state.interval_s(worker.agent_id)
+        if sent is None or (sent.desired, sent.epoch, sent.interval_s) != (worker.desired, worker.epoch, interval_s):
+            sent = observed.last_reply = self.worker_base(worker)
+        return sent
 
     def worker_base(self, worker: WorkerRecord) -> messages.WorkerReply:
         return messages.WorkerReply(

@@ -26,13 +26,15 @@ class StateResync:
         """Whether what the state says of the workers may be older than what runs."""
         if self._until is None:
             return False
-        unheard = [agent_id for agent_id, seen in self._state.seen.items() if seen.heartbeat is None]
-        if unheard and now.monotonic < self._until:
+        silent = [agent_id for agent_id, observed in self._state.agent_status.items() if observed.heartbeat is None]
+        if silent and now.monotonic < self._until:
             return True
         self._until = None
-        told = because("state.resynced_without", agents=sorted(unheard)[:100]) if unheard else because("state.resynced")
+        missing = (
+            because("state.resynced_without", agents=sorted(silent)[:100]) if silent else because("state.resynced")
+        )
         with self._state.transaction(now, "manager", wait="nothing") as tx:
-            tx.event("state", reason=told)
-            for agent_id in self._state.seen:
+            tx.event("state", reason=missing)
+            for agent_id in self._state.agent_status:
                 tx.wake(agent_id)
         return False

@@ -47,15 +47,15 @@ class Rotations:
             return {"status": "unsupported", "message": why_not}
         if agent.rotation is None:
             tx.edit(agent).rotation = PendingRotation("r-" + secrets.token_hex(6), tx.now.wall, tx.actor)
-        away = self._state.seen[agent_id].state != "connected"
+        away = self._state.agent_status[agent_id].state != "connected"
         return {"status": "asked", "message": "away; done when it returns" if away else ""}
 
     def _unsupported(self, agent: AgentRecord) -> str:
         if not agent.secret_sha256:
             again = "approve it again" if agent.kind == "launcher" else "deploy it"
             return f"it has no secret (revoked, or never deployed); {again}"
-        seen = self._state.seen[agent.agent_id]
-        if seen.heartbeat is None and seen.state == "connected":
+        observed = self._state.agent_status[agent.agent_id]
+        if observed.heartbeat is None and observed.state == "connected":
             return "a launcher that sends plain heartbeats has its own secret or token; replace it there"
         return ""
 

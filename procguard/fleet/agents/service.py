@@ -25,7 +25,7 @@ from procguard.fleet.model.clock import Now, iso
 from procguard.fleet.model.records import RecoverySsh, TunnelStatus
 from procguard.fleet.state import FleetState
 from procguard.fleet.workers import ownership
-from procguard.fleet.workers.places import PlacementService
+from procguard.fleet.workers.placement_service import PlacementService
 from procguard.i18n.reasons import Reason, because, reason_of
 from remote_agent.protocol import messages
 
@@ -72,11 +72,11 @@ class AgentService:
 
     def mark(self, agent_id: str, state: str, reason: Reason, now: Now) -> None:
         """The monitor's word on an agent: "suspect" or "unreachable" (its workers then show as unknown)."""
-        agent, seen = self._state.agents_by_id[agent_id], self._state.seen[agent_id]
-        if seen.state == state:
+        agent, observed = self._state.agents_by_id[agent_id], self._state.agent_status[agent_id]
+        if observed.state == state:
             return
-        before, seen.state = seen.state, state  # type: ignore[assignment]
-        seen.reason = reason_of(reason)
+        before, observed.state = observed.state, state  # type: ignore[assignment]
+        observed.reason = reason_of(reason)
         with self._state.transaction(now, wait="nothing") as tx:
             tx.event(
                 f"agent_{state}",
@@ -91,43 +91,43 @@ class AgentService:
 
     def note(self, agent_id: str, reason: Reason, now: Now) -> None:
         """Say what is being done about an agent that is out of reach."""
-        if self._state.seen[agent_id].reason != reason:
-            self._state.seen[agent_id].reason = reason_of(reason)
+        if self._state.agent_status[agent_id].reason != reason:
+            self._state.agent_status[agent_id].reason = reason_of(reason)
             with self._state.transaction(now, wait="nothing") as tx:
                 self._state.show_agent(tx, agent_id)
 
     def excuse(self, late_s: float, gap_s: float, now: Now) -> None:
         """The manager itself was late: every silence since `gap_s` ago may have been its own, and counts for less."""
-        for seen in self._state.seen.values():
-            if seen.last_seen is not None:  # never later than now: who was heard in the meantime is owed nothing
-                seen.last_seen = min(now.monotonic, seen.last_seen + late_s)
-            if seen.poll_lost_at is not None:
-                seen.poll_lost_at = min(now.monotonic, seen.poll_lost_at + gap_s)
+        for observed in self._state.agent_status.values():
+            if observed.last_seen is not None:  # never later than now: who was heard in the meantime is owed nothing
+                observed.last_seen = min(now.monotonic, observed.last_seen + late_s)
+            if observed.poll_lost_at is not None:
+                observed.poll_lost_at = min(now.monotonic, observed.poll_lost_at + gap_s)
 
     def set_recovery_ssh(self, host: str, ok: bool, reason: Reason, now: Now) -> None:
         for agent_id, agent in self._state.agents_by_id.items():
             if agent.host == host and agent.kind == "deployed":
-                self._state.seen[agent_id].recovery_ssh = RecoverySsh(ok, reason_of(reason), iso(now.wall))
+                self._state.agent_status[agent_id].recovery_ssh = RecoverySsh(ok, reason_of(reason), iso(now.wall))
                 self._state.bus.hosts(agent_id)
 
     def tunnel_changed(self, agent_id: str, state: str, port: int, reason: Reason, code: str, now: Now) -> None:
         """What became of the tunnel to a host: "up" or "down". Its port is durable: the agent there knows it."""
-        agent, seen = self._state.agents_by_id[agent_id], self._state.seen[agent_id]
-        before = seen.tunnel.state if seen.tunnel is not None else ""
-        since = seen.tunnel.since if seen.tunnel is not None and before == state else iso(now.wall)
-        seen.tunnel = TunnelStatus(state, reason, code, since)
+        agent, observed = self._state.agents_by_id[agent_id], self._state.agent_status[agent_id]
+        before = observed.tunnel.state if observed.tunnel is not None else ""
+        since = observed.tunnel.since if observed.tunnel is not None and before == state else iso(now.wall)
+        observed.tunnel = TunnelStatus(state, reason, code, since)
         new_port = bool(port) and port != agent.tunnel_port
         with self._state.transaction(now, "manager", wait="durable" if new_port else "nothing") as tx:
             if new_port:
                 tx.edit(agent).tunnel_port = port
             if before != state:
-                told = reason or because("tunnel.up", port=agent.tunnel_port)
-                tx.event(f"tunnel_{state}", host=agent.host, before=before, after=state, reason=told)
+                text = reason or because("tunnel.up", port=agent.tunnel_port)
+                tx.event(f"tunnel_{state}", host=agent.host, before=before, after=state, reason=text)
             tx.show("hosts", agent_id)
 
     def tunnel_dropped(self, agent_id: str) -> None:
         """No tunnel is wanted there any more."""
-        self._state.seen[agent_id].tunnel = None
+        self._state.agent_status[agent_id].tunnel = None
 
     def owns(self, agent_id: str, worker_id: str) -> bool:
         """Whether this agent may speak for this worker."""
@@ -150,8 +150,8 @@ class AgentService:
     def forget(self, agent_id: str, actor: str, now: Now) -> None:
         """Drop an agent that was uninstalled, with whatever it still had; durable. Refused while it is connected."""
         state, agent = self._state, self._state.agent(agent_id)
-        seen = state.seen[agent_id]
-        if seen.state == "connected" and seen.poll_lost_at is None:
+        observed = state.agent_status[agent_id]
+        if observed.state == "connected" and observed.poll_lost_at is None:
             raise Conflict(
                 f"{agent_id} is connected",
                 f"uninstall it first: invoke undeploy --limit {agent.host}",
@@ -171,8 +171,13 @@ class AgentService:
         ran there. Durable. Raises Conflict where that is not so."""
         state, agent = self._state, self._state.agent(agent_id)
         workers = state.workers_of(agent_id)
-        touched = agent.secret_sha256 or agent.revoked_sha256 or agent.release or state.seen[agent_id].state != "never"
-        if agent.kind != "deployed" or touched or any(one.attempt or one.last_since or one.home for one in workers):
+        in_use = (
+            agent.secret_sha256
+            or agent.revoked_sha256
+            or agent.release
+            or state.agent_status[agent_id].state != "never"
+        )
+        if agent.kind != "deployed" or in_use or any(one.attempt or one.last_since or one.home for one in workers):
             raise Conflict(f"{agent_id} has been deployed before", "invoke undeploy removes it", code="deployed")
         with state.transaction(now, actor) as tx:
             for worker in workers:

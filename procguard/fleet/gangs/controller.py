@@ -56,7 +56,7 @@ class Gangs:
         self._healthy_since: dict[str, float] = {}
         self._asked: dict[str, str] = {}  # operators' restarts under way: group -> their batch, "" for none
         self._restarted: dict[str, tuple[float, str]] = {}  # carried out: when (monotonic), their batch
-        self._to_look_at: set[str] = set()
+        self._to_check: set[str] = set()
 
     # ------------------------------------------------------------------------------------------ which are gangs
 
@@ -80,7 +80,7 @@ class Gangs:
                 self._leave(tx, worker)
             elif gang is not None:
                 self._join(tx, worker, gang)
-        self._to_look_at.update(self.records)
+        self._to_check.update(self.records)
 
     def _begin(self, tx: Transaction, name: str) -> None:
         workers = self.groups.members(name)
@@ -111,21 +111,21 @@ class Gangs:
 
     # ------------------------------------------------------------------------------------------ what follows
 
-    def heard(self, worker: WorkerRecord) -> None:
+    def worker_reported(self, worker: WorkerRecord) -> None:
         """Something of this worker has changed."""
         if worker.gang and worker.spec.group in self.records:
-            self._to_look_at.add(worker.spec.group)
+            self._to_check.add(worker.spec.group)
 
     def tick(self, now: Now) -> None:
         """Look at every gang; durable."""
-        self._to_look_at.update(self.records)
+        self._to_check.update(self.records)
         with self._state.transaction(now, ACTOR) as tx:
             self.step(tx)
 
     def step(self, tx: Transaction) -> None:
         """Decide for the gangs of which something was heard."""
-        while self._to_look_at:
-            name = self._to_look_at.pop()
+        while self._to_check:
+            name = self._to_check.pop()
             for _ in range(STEPS_AT_ONCE):
                 gang = self.records.get(name)
                 if gang is None or not self._one_step(tx, gang):
@@ -157,7 +157,7 @@ class Gangs:
         return step.action not in ("keep", "wait")
 
     def _member(self, worker: WorkerRecord, now: Now, *, judge: bool) -> Member:
-        report, agent = self._state.worker_seen[worker.worker_id].report, self._state.seen[worker.agent_id]
+        report, agent = self._state.worker_status[worker.worker_id].report, self._state.agent_status[worker.agent_id]
         lost = agent.state in ("unreachable", "never")
         return Member(
             worker_id=worker.worker_id,
@@ -175,10 +175,10 @@ class Gangs:
 
     def _clock_offset_s(self, agent_id: str) -> float:
         """What is to be added to this host's wall clock to get the manager's."""
-        seen = self._state.seen[agent_id]
-        if seen.heartbeat is None or not seen.heartbeat.at or seen.last_seen_wall is None:
+        observed = self._state.agent_status[agent_id]
+        if observed.heartbeat is None or not observed.heartbeat.at or observed.last_seen_wall is None:
             return 0.0
-        return seen.last_seen_wall - seen.heartbeat.at
+        return observed.last_seen_wall - observed.heartbeat.at
 
     def _correct_culprit(self, tx: Transaction, gang: GangRecord, workers: list[WorkerRecord]) -> None:
         """A crash of a peer is often reported before the crash, or the lost host, that caused it: the member whose
@@ -200,13 +200,13 @@ class Gangs:
 
     def _failure_before(self, worker: WorkerRecord, gang: GangRecord, limit: float) -> tuple[float, str, Reason] | None:
         """(when, member, how) it failed in this launch, by itself and before `limit`; manager's wall clock."""
-        mark, seen = gang.members.get(worker.worker_id), self._state.seen[worker.agent_id]
-        report = self._state.worker_seen[worker.worker_id].report
+        mark, observed = gang.members.get(worker.worker_id), self._state.agent_status[worker.agent_id]
+        report = self._state.worker_status[worker.worker_id].report
         if mark is None:
             return None
-        if seen.state == "unreachable" and seen.last_seen_wall is not None and seen.last_seen_wall < limit:
+        if observed.state == "unreachable" and observed.last_seen_wall is not None and observed.last_seen_wall < limit:
             how = because("gang.host_silent", host=worker.host)
-            return seen.last_seen_wall, worker.worker_id, _culprit(worker, how)
+            return observed.last_seen_wall, worker.worker_id, _culprit(worker, how)
         record = report.last_exit if report is not None else None
         if record is None or record.code == 0 or record.attempt <= mark.attempt_base:
             return None
@@ -218,11 +218,11 @@ class Gangs:
         Held, it starts nothing until it hears of another generation."""
         ended = (
             report is not None
-            and worker.told == "stopped"
+            and worker.assigned_state == "stopped"
             and settled(report.state)
             and (report.generation, report.epoch) == (worker.generation, worker.epoch)
         )
-        return ended or bool(self._leases.surely_gone(worker.worker_id, now))
+        return ended or bool(self._leases.is_confirmed_stopped(worker.worker_id, now))
 
     @staticmethod
     def _note_attempts(tx: Transaction, gang: GangRecord, known: list[Member]) -> None:
@@ -292,10 +292,10 @@ class Gangs:
 
     def _launch(self, tx: Transaction, gang: GangRecord, workers: list[WorkerRecord], known: list[Member]) -> None:
         epoch, policy = self._state.next_epoch(tx), self.groups.policy(gang.group)
-        places = [self._place(worker) for worker in workers]
-        gang.master_addr = rendezvous.master_address(places, policy.master_addr)
+        addresses = [self._address(worker) for worker in workers]
+        gang.master_addr = rendezvous.master_address(addresses, policy.master_addr)
         taken = {one.master_port for one in self.records.values() if one is not gang and one.phase == "running"}
-        first = places[0] if places[0].free_port not in taken else places[0]._replace(free_port=0)
+        first = addresses[0] if addresses[0].free_port not in taken else addresses[0]._replace(free_port=0)
         gang.master_port = rendezvous.master_port(first, epoch, policy.master_port)
         attempts = {member.worker_id: member.attempt for member in known}
         gang.members = {
@@ -328,18 +328,18 @@ class Gangs:
             worker.generation = self._above(worker)
 
     def _above(self, worker: WorkerRecord) -> int:
-        report = self._state.worker_seen[worker.worker_id].report
+        report = self._state.worker_status[worker.worker_id].report
         return max(worker.generation, report.generation if report else 0) + 1
 
-    def _place(self, worker: WorkerRecord) -> rendezvous.MemberPlace:
-        agent, seen = self._state.agents_by_id[worker.agent_id], self._state.seen[worker.agent_id]
-        beat, local = seen.heartbeat, bool(agent.ssh.get("local"))
+    def _address(self, worker: WorkerRecord) -> rendezvous.MemberAddress:
+        agent, observed = self._state.agents_by_id[worker.agent_id], self._state.agent_status[worker.agent_id]
+        beat, local = observed.heartbeat, bool(agent.ssh.get("local"))
         named = beat.facts.hostname if local and beat is not None else ""
-        return rendezvous.MemberPlace(
+        return rendezvous.MemberAddress(
             local=local,
             ssh_hostname=str(agent.ssh.get("hostname") or ""),
             host=named or agent.host,
-            peer=seen.address,
+            peer=observed.address,
             free_port=beat.free_port if beat is not None else 0,
         )
 
@@ -370,7 +370,7 @@ class Gangs:
         else:
             record = self._add(tx, worker, asked, by_manager=True)
             self._start(tx, gang, worker, workers, asked)
-        self._to_look_at.add(gang.group)
+        self._to_check.add(gang.group)
         self.step(tx)
         return record
 
@@ -419,7 +419,7 @@ class Gangs:
         if gang is not None and gang.phase == "failed":
             tx.edit(gang).reason = because("gang.corrected", member=worker.worker_id, actor=tx.actor)
             self._form(tx, gang, gang.reason)
-            self._to_look_at.add(gang.group)
+            self._to_check.add(gang.group)
             self.step(tx)
 
     def _stop(self, tx: Transaction, worker: WorkerRecord, workers: list[WorkerRecord], asked: Asked) -> CommandRecord:

@@ -43,13 +43,13 @@ class FleetGroups:
             return "configuration"
         return "inventory" if group in self._declared else ""
 
-    def declare(self, tx: Transaction, told: Mapping[str, GroupPolicy], used: set[str]) -> None:
+    def declare(self, tx: Transaction, declared: Mapping[str, GroupPolicy], used: set[str]) -> None:
         """What a deployment says of groups. `used`: the groups of its workers; of these, what it no longer says
         anything about is an ordinary group again."""
-        for name in used - set(told):
+        for name in used - set(declared):
             if name in self._declared:
                 self._declare(tx, name, None)
-        for name, policy in told.items():
+        for name, policy in declared.items():
             if self._declared.get(name) != policy:
                 self._declare(tx, name, policy)
 
@@ -65,10 +65,10 @@ class FleetGroups:
         """Those who may be members of a gang, in the order of their ranks."""
         if self._members_version != self._state.workers_version:
             self._members_version = self._state.workers_version
-            self._members = self._sorted_anew()
+            self._members = self._by_group()
         return self._members.get(group, [])
 
-    def _sorted_anew(self) -> dict[str, list[WorkerRecord]]:
+    def _by_group(self) -> dict[str, list[WorkerRecord]]:
         found: dict[str, list[WorkerRecord]] = {}
         for worker in self._state.workers_by_id.values():
             if worker.spec.group and worker.desired != "removed" and not by_hand(worker):

@@ -17,7 +17,7 @@ FIRST_PORT, PORTS = 20_000, 10_000
 LOOPBACK = "127.0.0.1"
 
 
-class MemberPlace(NamedTuple):
+class MemberAddress(NamedTuple):
     """Where a member runs, as far as others may reach it."""
 
     local: bool  # the manager's own machine, reached without SSH
@@ -38,20 +38,20 @@ def _counted(worker_id: str) -> tuple[list[tuple[int, str]], str]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in parts], worker_id
 
 
-def master_address(places: list[MemberPlace], chosen: str = "") -> str:
+def master_address(addresses: list[MemberAddress], chosen: str = "") -> str:
     """Where rank 0 (the first place) can be reached by all others; `chosen` is the group's own word on it."""
     if chosen:
         return chosen
-    if all(place.local for place in places):
+    if all(place.local for place in addresses):
         return LOOPBACK
-    first = places[0]
+    first = addresses[0]
     if not first.local:
         return first.ssh_hostname or first.host
     reachable = first.peer and not first.peer.startswith("127.") and first.peer != "::1"
     return first.peer if reachable else first.host
 
 
-def master_port(first: MemberPlace, epoch: int, chosen: int = 0) -> int:
+def master_port(first: MemberAddress, epoch: int, chosen: int = 0) -> int:
     return chosen or first.free_port or FIRST_PORT + epoch % PORTS
 
 
@@ -63,10 +63,10 @@ def environment(
     RANK and LOCAL_RANK are those of the member's own process; torchrun, which starts `nproc_per_node` of them, tells
     each of these its own, and takes what it needs itself from the variables that begin with PET_.
     """
-    told = {"PROCGUARD_GROUP": group, "PROCGUARD_RANK": str(rank), "PROCGUARD_WORLD_SIZE": str(members)}
+    variables = {"PROCGUARD_GROUP": group, "PROCGUARD_RANK": str(rank), "PROCGUARD_WORLD_SIZE": str(members)}
     if kind != "torch":
-        return told
-    return told | {
+        return variables
+    return variables | {
         "NODE_RANK": str(rank),
         "GROUP_RANK": str(rank),
         "GROUP_WORLD_SIZE": str(members),

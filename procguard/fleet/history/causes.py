@@ -5,7 +5,7 @@
     background                             finished, but left processes running that were ended
     health start_timeout lost              ended by its checks; never ran; nobody saw its end
     operator stop_all fence gang           who or what wanted it so
-    agent_lost reassigned brake suspicion  what the manager concluded
+    agent_lost reassigned circuit_breaker suspicion  what the manager concluded
     state                                  of the manager's own memory
 
 docs/protocol.md lists them for readers. Words are added, never renamed.

@@ -42,7 +42,7 @@ CAUSE_OF_KIND = {
     "agent_enrolled": "operator",
     "agent_denied": "operator",
     "agent_removed": "operator",
-    "agent_care": "operator",
+    "agent_maintenance": "operator",
     "agent_restarted": "operator",
     "agent_restart_failed": "operator",
     "agent_upgraded": "operator",
@@ -57,8 +57,8 @@ CAUSE_OF_KIND = {
     "agent_addresses": "agent_lost",
     "worker_suspect": "suspicion",
     "worker_clear": "suspicion",
-    "brake_on": "brake",
-    "brake_off": "brake",
+    "circuit_breaker_open": "circuit_breaker",
+    "circuit_breaker_closed": "circuit_breaker",
     "state": "state",
     "not_durable": "state",
     "durable_again": "state",
@@ -95,7 +95,7 @@ class _Budget:
     def __init__(self, disk_bytes: float, now: Now) -> None:
         self.disk_bytes = disk_bytes
         self.at = now.monotonic
-        self.told = False  # that it writes no more today
+        self.reported = False  # that it writes no more today
 
 
 class _Newest:
@@ -168,7 +168,7 @@ class EventLog:
         self._budgets: OrderedDict[str, _Budget] = OrderedDict()
         self._newest = _Newest(self._bounds.keep)
         self._unwritten: list[Line] = []
-        self._untold: list[Event] = []
+        self._unpublished: list[Event] = []
         store.keep_history(log, self._bounds.disk_bytes)
 
     def restore(self) -> None:
@@ -217,7 +217,7 @@ class EventLog:
         self._newest.add(event, source)
         if self._may_write(event, source, now):
             self._unwritten.append((self._name, event))
-        self._untold.append(event)
+        self._unpublished.append(event)
         return event
 
     def _may_write(self, event: Event, source: str, now: Now) -> bool:
@@ -236,11 +236,11 @@ class EventLog:
         size = LINE_BYTES + said + len(str(event["evidence"] or ""))
         if size <= budget.disk_bytes:
             budget.disk_bytes -= size
-            budget.told = False
+            budget.reported = False
             return True
         self.left_out += 1
-        if not budget.told:
-            budget.told = True
+        if not budget.reported:
+            budget.reported = True
             self.add(
                 "warning",
                 now,
@@ -254,10 +254,10 @@ class EventLog:
     def newest_seq(self) -> int:
         return self._numbers.last
 
-    def untold(self) -> list[Event]:
+    def take_unpublished(self) -> list[Event]:
         """Those that were added since this was asked last."""
-        told, self._untold = self._untold, []
-        return told
+        reported, self._unpublished = self._unpublished, []
+        return reported
 
     def take(self) -> list[Line]:
         """What is not handed to the store yet: for the caller's own commit."""
@@ -294,11 +294,11 @@ class EventLog:
     def stream(self, query: EventQuery) -> Iterator[Event]:
         """Every event on disk that matches, oldest first, read as it is asked for. What was added since is not told."""
         self.flush()
-        last, told = self._numbers.last, 0
-        while piece := self._store.find(self._name, query, PIECE, after=told):
+        last, reported = self._numbers.last, 0
+        while piece := self._store.find(self._name, query, PIECE, after=reported):
             for event in piece:
-                told = event["seq"]
-                if told > last:
+                reported = event["seq"]
+                if reported > last:
                     return
                 yield event
 

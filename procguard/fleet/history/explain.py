@@ -49,7 +49,7 @@ class Facts:
     leased: bool = False  # the host has confirmed that it runs by a lease
     lease_s: float = 0.0
     lease_left_s: float | None = None
-    gone: leases.LeaseVerdict | None = None  # of a fenced worker whose agent is out of reach
+    gone: leases.InstanceStatus | None = None  # of a fenced worker whose agent is out of reach
     incident: dict[str, Any] | None = None  # the open recovery of its agent
     gang: dict[str, Any] | None = None
     commands: tuple[dict[str, Any], ...] = ()  # still open: {"command", "actor", "at"}
@@ -67,7 +67,7 @@ class Explanation:
 def gather(fleet: Fleet, worker_id: str, now: Now) -> Facts:
     """Raises NotFound."""
     worker = fleet.state.find(worker_id)
-    report = fleet.state.worker_seen[worker_id].report
+    report = fleet.state.worker_status[worker_id].report
     view, host = fleet.state.worker(worker_id), fleet.state.host_view(worker.agent_id)
     restart = fleet.agents.assignments.resolved(worker.spec).restart
     fenced = records.fenced(worker)
@@ -253,11 +253,14 @@ def _desired(facts: Facts, words: Words) -> list[str]:
 
 def _host(facts: Facts, words: Words) -> list[str]:
     host = facts.host
-    state, name, seen = host["agent_state"], host["host"], _unix(host["last_seen"])
+    state, name, observed = host["agent_state"], host["host"], _unix(host["last_seen"])
     disk = _disk(facts, words) if state == "connected" else []
     if state == "connected" and facts.worker["state"] == "running":
         return disk  # nothing else is wrong there
-    said = [*disk, words.say(f"host.{state}" if seen else "host.never", host=name, ago=words.ago(seen, facts.now))]
+    said = [
+        *disk,
+        words.say(f"host.{state}" if observed else "host.never", host=name, ago=words.ago(observed, facts.now)),
+    ]
     if state not in ("unreachable", "never"):
         return said
     tunnel = host.get("tunnel") or {}
@@ -324,10 +327,10 @@ def _moved(facts: Facts, words: Words) -> list[str]:
     worker, said = facts.worker, []
     if worker["moving_to"]:
         said.append(words.say("moved.to", host=worker["moving_to"]))
-    plight = worker["recovery"] or {}
-    if plight:
-        key = f"moved.{plight['state']}"
-        said.append(words.say(key if words.has(key) else "moved.waiting", reason=words.reason(plight)))
+    recovery_status = worker["recovery"] or {}
+    if recovery_status:
+        key = f"moved.{recovery_status['state']}"
+        said.append(words.say(key if words.has(key) else "moved.waiting", reason=words.reason(recovery_status)))
     if worker["home"]:
         said.append(words.say("moved.home", host=worker["home"]))
     moved = [event for event in facts.events if event["kind"] in ("reassigned", "takeover") and event["worker_id"]]

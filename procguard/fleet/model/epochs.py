@@ -38,8 +38,8 @@ def grant(fleet_key: str, worker_id: str, epoch: int, agent_id: str) -> str:
 
 def proof_key_of(fleet_key: str, agent_id: str, generation: int = 0) -> str:
     """The key by which this one agent recognises its manager; `generation` rises when the key is replaced."""
-    anew = f"\0{generation}" if generation else ""
-    return hmac.new(fleet_key.encode(), b"procguard-agent\0" + (agent_id + anew).encode(), hashlib.sha256).hexdigest()
+    suffix = f"\0{generation}" if generation else ""
+    return hmac.new(fleet_key.encode(), b"procguard-agent\0" + (agent_id + suffix).encode(), hashlib.sha256).hexdigest()
 
 
 def term_above(epoch: int) -> int:

@@ -270,7 +270,7 @@ class AgentRecord(Record):
     inventory: str = ""  # which inventory declared it last, e.g. "head:/home/ml/inventory/prod.yaml"; "": none is known
     undeclared: bool = False  # that inventory names it no more
     cordon: HostCordon | None = None
-    ledger: Sequence[HostFailure] = ()  # fleet/workers/failure_history.py
+    failures: Sequence[HostFailure] = ()  # fleet/workers/failure_history.py
     rotation: PendingRotation | None = None
     next_sha256: str = ""  # of the new secret, until it is used
     incident: SpentRecovery | None = None
@@ -278,7 +278,7 @@ class AgentRecord(Record):
     @classmethod
     def _revive(cls, values: dict[str, Any]) -> None:
         values["withdrawn"] = {key: nested(Withdrawal, one) for key, one in values["withdrawn"].items()}
-        values["ledger"] = tuple(nested(HostFailure, one) for one in values["ledger"])
+        values["failures"] = tuple(nested(HostFailure, one) for one in values["failures"])
 
 
 @dataclass
@@ -301,14 +301,14 @@ class AgentObserved:
     interval: tuple[FleetSettings, int, float] | None = (
         None  # by which settings, among how many agents: seconds between beats
     )
-    touched: int = 0  # the count of changes at the last one of its own (FleetState.make_durable_for)
+    last_change: int = 0  # the count of changes at the last one of its own (FleetState.make_durable_for)
     recovery_ssh: RecoverySsh = RecoverySsh()
     tunnel: TunnelStatus | None = None  # None: nothing known
     address: str = ""
     reason: Reason = NONE
     channel: str = ""  # by which its last heartbeat came: http, zmq, mock
     disk_trouble: str = ""  # as the history has it; see host_disks
-    disk_told_at: float | None = None
+    disk_reported_at: float | None = None
 
 
 @dataclass
@@ -367,7 +367,7 @@ class WorkerRecord(Record):
             self.moving = dataclasses.replace(self.moving, run=False)
 
     @property
-    def told(self) -> messages.Desired:
+    def assigned_state(self) -> messages.Desired:
         """What its agent is told to make of it."""
         return "stopped" if self.held and self.desired == "running" else self.desired
 
@@ -389,7 +389,7 @@ class WorkerObserved:
     recovery_status: RecoveryStatus | None = None
     resolved: ResolvedSpec | None = None  # good as long as the record's spec is the one it was made of
     suspect: Reason = NONE  # evidence of a hang; never acted upon by itself
-    told: messages.WorkerReply | None = None  # to a plain heartbeat that said nothing new
+    last_reply: messages.WorkerReply | None = None  # to a plain heartbeat that said nothing new
 
 
 @dataclass

@@ -22,10 +22,10 @@ class _Kept(NamedTuple):
 
 
 class Previews(Generic[T]):
-    """`prefix` begins the tokens; `look_again`: what to do where one has expired."""
+    """`prefix` begins the tokens; `next_step`: what to do where one has expired."""
 
-    def __init__(self, prefix: str, look_again: str) -> None:
-        self._prefix, self._look_again = prefix, look_again
+    def __init__(self, prefix: str, next_step: str) -> None:
+        self._prefix, self._next_step = prefix, next_step
         self._shown: OrderedDict[str, tuple[_Kept, T]] = OrderedDict()  # oldest first
 
     def issue(self, shown: T, actor: str, now: Now) -> str:
@@ -47,7 +47,7 @@ class Previews(Generic[T]):
         """Raises Conflict for a token that has expired, was used, or is somebody else's."""
         found = self._shown.get(token)
         if found is None or found[0].expires <= now.monotonic:
-            raise Conflict("this preview has expired, or was used", self._look_again, code="preview_expired")
+            raise Conflict("this preview has expired, or was used", self._next_step, code="preview_expired")
         if found[0].actor != actor:
             raise Conflict("this preview was shown to somebody else", "ask for one yourself", code="not_your_preview")
         return found[1]

@@ -21,7 +21,7 @@ from procguard.fleet.model.clock import Now, iso
 from procguard.fleet.model.records import CommandRecord
 from procguard.fleet.operations import model as rules
 from procguard.fleet.operations.confirmations import LASTS_S, Previews
-from procguard.fleet.operations.model import FailureLimit, Item, ItemVerdict, Operation
+from procguard.fleet.operations.model import FailureLimit, Item, ItemOutcome, Operation
 from procguard.fleet.operations.preview import Split, mentions
 from procguard.fleet.state import FleetState
 from procguard.fleet.store.interface import Tables
@@ -175,7 +175,7 @@ class Operations:
             operation.drop_the_rest("cancelled")
             with self._state.transaction(now, actor) as tx:
                 what = {"operation": operation.operation_id, "counts": operation.summary()}
-                self._tell(tx, operation, because("operation.cancelling", **what), actor)
+                self._emit_event(tx, operation, because("operation.cancelling", **what), actor)
                 self._end_if_over(tx, operation)
                 self._save(tx, operation)
                 self._show(tx, operation)
@@ -213,7 +213,7 @@ class Operations:
             self._operations[operation.operation_id] = operation
             tx.undo(lambda: self._operations.pop(operation.operation_id))
             self._forget_old(tx)
-            self._tell(tx, operation, _begun(operation), operation.actor)
+            self._emit_event(tx, operation, _begun(operation), operation.actor)
             self._save(tx, operation)
             self._show(tx, operation)
         self._wake()
@@ -263,7 +263,7 @@ class Operations:
             operation.status = "halting"
             operation.note = because("operation.failures", failed=operation.bad, most=operation.max_failures)
             operation.drop_the_rest("halted")
-            self._tell(tx, operation, _with_note("operation.halted", operation), ACTOR)
+            self._emit_event(tx, operation, _with_note("operation.halted", operation), ACTOR)
         operation.stamp(tx.now.wall)
         self._end_if_over(tx, operation)
         due = SAVE_EVERY_S if operation.dirty_chunks else GO_ON_WITHIN_S / 10
@@ -288,12 +288,12 @@ class Operations:
         state, item = self._state, operation.items[index]
         worker = state.workers_by_id.get(item.worker_id)
         if worker is None:
-            operation.set(index, ItemVerdict("skipped", "gone"))
+            operation.set(index, ItemOutcome("skipped", "gone"))
             return
         facts = state.facts(worker)
         planned = rules.plan(operation.command, facts["state"], facts["desired"])
         if planned.action == "skip":
-            operation.set(index, ItemVerdict("skipped", planned.cause))
+            operation.set(index, ItemOutcome("skipped", planned.cause))
             return
         try:
             with tx.acting_as(operation.actor):
@@ -301,15 +301,15 @@ class Operations:
                     tx, item.worker_id, operation.command, operation.reason, operation.operation_id
                 )
         except ProcGuardError as exc:
-            operation.set(index, ItemVerdict("failed", "", reason_of(exc.message)))
+            operation.set(index, ItemOutcome("failed", "", reason_of(exc.message)))
             return
         item.command, item.command_id = record.command, record.command_id
         item.generation, item.attempt = record.generation, record.attempt
         if not record.open:
-            operation.set(index, ItemVerdict("done", message=record.message))
+            operation.set(index, ItemOutcome("done", message=record.message))
         else:
             pending = planned.action == "pending"
-            operation.set(index, ItemVerdict("pending", "host_away") if pending else ItemVerdict("accepted"))
+            operation.set(index, ItemOutcome("pending", "host_away") if pending else ItemOutcome("accepted"))
             self._watch(operation, index, tx.now)
 
     def _watch(self, operation: Operation, index: int, now: Now) -> None:
@@ -331,15 +331,15 @@ class Operations:
         for operation_id, index in list(self._by_worker[worker_id].items()):
             operation = self._operations[operation_id]
             if worker is None:
-                self._settle(operation, index, ItemVerdict("skipped", "gone"))
+                self._settle(operation, index, ItemOutcome("skipped", "gone"))
                 continue
             command = self._state.command_queue.get(operation.items[index].command_id)
             if command is not None and command.by_manager:
                 continue  # with a whole gang: what became of the command is what became of the item
-            report = self._state.worker_seen[worker_id].report
-            verdict = rules.judge(operation.items[index], worker.desired, report)
-            if verdict is not None:
-                self._settle(operation, index, verdict)
+            report = self._state.worker_status[worker_id].report
+            outcome = rules.judge(operation.items[index], worker.desired, report)
+            if outcome is not None:
+                self._settle(operation, index, outcome)
 
     def _command_changed(self, record: CommandRecord) -> None:
         place = self._by_command.get(record.command_id)
@@ -348,17 +348,17 @@ class Operations:
         operation, index = self._operations[place[0]], place[1]
         item = operation.items[index]
         if self._state.command_queue.status(record) == "delivered" and item.state == "accepted":
-            operation.set(index, ItemVerdict("delivered"))
+            operation.set(index, ItemOutcome("delivered"))
         elif record.status in ("failed", "expired"):
-            self._settle(operation, index, ItemVerdict(record.status, "", record.message))
+            self._settle(operation, index, ItemOutcome(record.status, "", record.message))
         elif record.status == "done" and record.message.code == "command.replaced":
-            self._settle(operation, index, ItemVerdict("skipped", "overtaken"))
+            self._settle(operation, index, ItemOutcome("skipped", "overtaken"))
         elif record.status == "done" and record.by_manager:
-            self._settle(operation, index, ItemVerdict("done", message=record.message))
+            self._settle(operation, index, ItemOutcome("done", message=record.message))
 
-    def _settle(self, operation: Operation, index: int, verdict: ItemVerdict) -> None:
+    def _settle(self, operation: Operation, index: int, outcome: ItemOutcome) -> None:
         """An item has ended. The next may begin."""
-        operation.set(index, verdict)
+        operation.set(index, outcome)
         self._unwatch(operation, index)
         self._wake()
 
@@ -386,7 +386,7 @@ class Operations:
                 message = because("operation.late_stopped", **late)
             else:
                 message = because("operation.late", **late)
-            self._settle(operation, index, ItemVerdict("expired", "timeout", message))
+            self._settle(operation, index, ItemOutcome("expired", "timeout", message))
 
     def _end_if_over(self, tx: Transaction, operation: Operation) -> None:
         if operation.in_flight or operation.next_index < len(operation.items) or not operation.live:
@@ -396,7 +396,7 @@ class Operations:
         operation.ended_wall = tx.now.wall
         self._close(operation)
         what = {"operation": operation.operation_id, "status": operation.status, "counts": operation.summary()}
-        self._tell(tx, operation, because("operation.ended", **what), ACTOR)
+        self._emit_event(tx, operation, because("operation.ended", **what), ACTOR)
 
     def _close(self, operation: Operation) -> None:
         for index, item in enumerate(operation.items):
@@ -407,7 +407,7 @@ class Operations:
     # ------------------------------------------------------------------------------------------ telling, keeping
 
     @staticmethod
-    def _tell(tx: Transaction, operation: Operation, what: Reason, actor: str) -> None:
+    def _emit_event(tx: Transaction, operation: Operation, what: Reason, actor: str) -> None:
         tx.event(
             "operation",
             reason=what,
@@ -482,18 +482,18 @@ class Operations:
                 continue
             mortal = item.command in ("restart", "kill")
             if mortal and self._state.command_queue.get(item.command_id) is None:
-                operation.set(index, ItemVerdict("expired", "manager_away"))
+                operation.set(index, ItemOutcome("expired", "manager_away"))
             else:
                 self._watch(operation, index, now)
 
     def _interrupt(self, operation: Operation, now: Now) -> None:
         for index in list(operation.in_flight):
-            operation.set(index, ItemVerdict("expired", "manager_away"))
+            operation.set(index, ItemOutcome("expired", "manager_away"))
         operation.drop_the_rest("manager_away")
         operation.status, operation.ended_wall = "interrupted", now.wall
         operation.note = because("operation.manager_away", since=iso(operation.saved_wall), until=iso(now.wall))
         with self._state.transaction(now, ACTOR, wait="nothing") as tx:
-            self._tell(tx, operation, _with_note("operation.interrupted", operation), ACTOR)
+            self._emit_event(tx, operation, _with_note("operation.interrupted", operation), ACTOR)
             self._save(tx, operation)
 
 

@@ -48,7 +48,7 @@ class OperationPlan(NamedTuple):
     cause: str = ""
 
 
-class ItemVerdict(NamedTuple):
+class ItemOutcome(NamedTuple):
     state: ItemState
     cause: str = ""
     message: Reason = NONE
@@ -128,26 +128,26 @@ def _cause(cause: str) -> Reason:
     return because(f"cause.{cause}") if cause in CAUSES else NONE
 
 
-def judge(item: Item, desired: str, report: messages.WorkerReport | None) -> ItemVerdict | None:
+def judge(item: Item, desired: str, report: messages.WorkerReport | None) -> ItemOutcome | None:
     """What a worker's report says of an item that was accepted; None while it says nothing yet.
 
     A start is done when the worker runs, not when it was tried: a rolling restart is to stop at a job that crashes.
     """
     if desired != ("stopped" if item.command in ("stop", "kill") else "running"):
-        return ItemVerdict("skipped", "overtaken")
+        return ItemOutcome("skipped", "overtaken")
     if report is None or report.generation < item.generation:
         return None
     if item.command in ("stop", "kill"):
-        return ItemVerdict("done", message=reason_of(report.reason)) if report.state in states.SETTLED else None
+        return ItemOutcome("done", message=reason_of(report.reason)) if report.state in states.SETTLED else None
     if item.command == "restart" and report.attempt <= item.attempt:
         return None
     if report.state == states.RUNNING:
-        return ItemVerdict("done", message=reason_of(report.reason))
+        return ItemOutcome("done", message=reason_of(report.reason))
     if report.state == states.EXITED:
-        return ItemVerdict("done", message=reason_of(report.reason) or because("operation.ran_to_end"))
+        return ItemOutcome("done", message=reason_of(report.reason) or because("operation.ran_to_end"))
     crashed = report.state == states.BACKOFF and report.attempt > item.attempt
     if report.state == states.FAILED or crashed:
-        return ItemVerdict("failed", message=reason_of(report.reason) or because("operation.is", state=report.state))
+        return ItemOutcome("failed", message=reason_of(report.reason) or because("operation.is", state=report.state))
     return None
 
 
@@ -228,13 +228,13 @@ class Operation:
             return 0
         return min(self.concurrency - len(self.in_flight), len(self.items) - self.next_index)
 
-    def set(self, index: int, verdict: ItemVerdict) -> None:
+    def set(self, index: int, outcome: ItemOutcome) -> None:
         """The one place where an item changes its state. When it ended is noted by the next `stamp`."""
         item = self.items[index]
         self._count_cause(item, -1)
         self.counts[item.state] -= 1
-        item.state, item.cause = verdict.state, verdict.cause
-        item.message = verdict.message
+        item.state, item.cause = outcome.state, outcome.cause
+        item.message = outcome.message
         self.counts[item.state] += 1
         self._count_cause(item, 1)
         if item.state in ("accepted", "delivered"):
@@ -256,7 +256,7 @@ class Operation:
     def drop_the_rest(self, cause: str) -> None:
         """What has not begun is not begun any more."""
         for index in range(self.next_index, len(self.items)):
-            self.set(index, ItemVerdict("cancelled", cause))
+            self.set(index, ItemOutcome("cancelled", cause))
         self.next_index = len(self.items)
 
     # ------------------------------------------------------------------------------------------ for people

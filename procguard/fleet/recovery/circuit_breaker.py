@@ -20,14 +20,14 @@ LASTS_S = 300.0
 PROBE_EVERY_S = 15.0
 
 
-class Turn(NamedTuple):
+class BreakerChange(NamedTuple):
     """The brake changed: `on` or off, or it stays on longer than it should (`on` again, with why)."""
 
     on: bool
     reason: Reason
 
 
-class Brake:
+class RecoveryCircuitBreaker:
     """`window_s`: heartbeat_timeout. All times are monotonic seconds."""
 
     def __init__(self, window_s: float) -> None:
@@ -53,7 +53,7 @@ class Brake:
         if self._since is not None:
             self._since += late_s
 
-    def tick(self, fleet_size: int, is_silent: Callable[[str], bool], testable: bool, now: Now) -> Turn | None:
+    def tick(self, fleet_size: int, is_silent: Callable[[str], bool], testable: bool, now: Now) -> BreakerChange | None:
         """`testable`: there is a host that SSH could be tried on."""
         limit = max(MIN_HOSTS, SHARE * fleet_size)
         if self._since is None:
@@ -69,25 +69,25 @@ class Brake:
             return self._release(because("breaker.no_test", n=silent))
         if self._trouble and not self._said_so:
             self._said_so = True
-            return Turn(True, because("breaker.stays", why=self._trouble))
+            return BreakerChange(True, because("breaker.stays", why=self._trouble))
         return None
 
-    def _pull(self, limit: float, fleet_size: int, now: Now) -> Turn | None:
+    def _pull(self, limit: float, fleet_size: int, now: Now) -> BreakerChange | None:
         while self._fell_silent and now.monotonic - self._fell_silent[0][0] > self._window_s:
             self._fell_silent.popleft()
         silent = len({agent_id for _, agent_id in self._fell_silent})
         if silent < limit:
             return None
         self._since, self._works, self._trouble, self._said_so = now.monotonic, False, NONE, False
-        return Turn(
+        return BreakerChange(
             True,
             because("breaker.silent", silent=silent, hosts=fleet_size, window_s=self._window_s, limit_s=LASTS_S),
         )
 
-    def _release(self, reason: Reason) -> Turn:
+    def _release(self, reason: Reason) -> BreakerChange:
         self._since = None
         self._fell_silent.clear()
-        return Turn(False, reason)
+        return BreakerChange(False, reason)
 
     # --------------------------------------------------------------------------------------------- is it us or them?
 

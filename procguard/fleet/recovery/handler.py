@@ -1,7 +1,7 @@
 """FailureHandler: carries out what the table in policy.py decides, each step an event.
 
 Owns the open incidents of silent agents (their attempts are durable with the agent's record); the tasks that may
-have to change their host are reassignment.py's. It is handed `look` (SSH, in another process) and `spawn`, and knows
+have to change their host are reassignment.py's. It is handed `probe` (SSH, in another process) and `spawn`, and knows
 neither.
 """
 
@@ -17,7 +17,7 @@ from procguard.fleet.model.clock import Now, iso
 from procguard.fleet.model.records import AgentRecord, SpentRecovery, WorkerRecord
 from procguard.fleet.model.settings import FleetSettings
 from procguard.fleet.recovery.monitor import Finding, ProcessMonitor
-from procguard.fleet.recovery.policy import Incident, Look, RecoveryPolicy, decide
+from procguard.fleet.recovery.policy import Incident, RecoveryPolicy, SshProbe, decide
 from procguard.fleet.recovery.reassignment import Reassignment
 from procguard.fleet.transaction import Transaction
 from procguard.i18n.reasons import NONE, Reason, because, reason_of
@@ -28,14 +28,14 @@ KEEP_RECOVERIES = 200
 URLS_KEPT_S = 1.0
 
 
-class Looker(Protocol):
-    def __call__(self, agent: AgentRecord, replace_frozen: bool) -> Look:
+class SshProber(Protocol):
+    def __call__(self, agent: AgentRecord, replace_frozen: bool) -> SshProbe:
         """Connect over SSH and start the agent where it is absent; where it is frozen, only if it is to be replaced."""
         ...
 
 
 class FailureHandler:
-    """`look` may take long and runs under `spawn`."""
+    """`probe` may take long and runs under `spawn`."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class FailureHandler:
         *,
         monitor: ProcessMonitor,
         settings: FleetSettings,
-        look: Looker,
+        probe: SshProber,
         spawn: Callable[[Callable[[], None]], Any],
         read_clock: Callable[[], Now],
         manager_urls: Callable[[], list[str]] = list,
@@ -54,7 +54,7 @@ class FailureHandler:
         self._fleet = fleet
         self._monitor = monitor
         self._settings = settings
-        self._look = look
+        self._probe = probe
         self._spawn = spawn
         self._read_clock = read_clock
         self._manager_urls = manager_urls
@@ -95,14 +95,14 @@ class FailureHandler:
         return self.tasks.due_in_s(now)
 
     def _policy(self, now: Now) -> RecoveryPolicy:
-        return RecoveryPolicy(self._settings, self._monitor.braked, self._monitor.in_grace(now))
+        return RecoveryPolicy(self._settings, self._monitor.circuit_open, self._monitor.in_grace(now))
 
-    def look_for_the_unheard(self, now: Now) -> None:
+    def open_incidents_for_silent_agents(self, now: Now) -> None:
         """After the start grace: agents that are known but were never heard in this run of the manager."""
-        for agent_id in list(self._fleet.state.seen):
+        for agent_id in list(self._fleet.state.agent_status):
             self._rest()
-            seen = self._fleet.state.seen.get(agent_id)
-            if seen is not None and seen.state == "never":  # not heard while others ran
+            observed = self._fleet.state.agent_status.get(agent_id)
+            if observed is not None and observed.state == "never":  # not heard while others ran
                 self._fleet.agents.mark(agent_id, "unreachable", because("agent.unheard"), now)
                 self._open_incident(agent_id, because("agent.unheard"), now)
                 self.tasks.host_lost(agent_id)
@@ -119,19 +119,19 @@ class FailureHandler:
         if finding.kind in ("worker_suspect", "worker_clear"):
             suspect = finding.reason if finding.kind == "worker_suspect" else NONE
             self._fleet.workers.set_suspect(finding.subject, suspect, now)
-        elif finding.kind in ("brake_on", "brake_off"):
+        elif finding.kind in ("circuit_breaker_open", "circuit_breaker_closed"):
             with self._later(now) as tx:
                 tx.event(finding.kind, reason=finding.reason, actor="monitor")
 
     def _host_lost(self, finding: Finding, now: Now) -> None:
         self.tasks.host_lost(finding.subject)
-        if not self._monitor.braked and not self._monitor.in_grace(now):  # else it is hardly this host's fault
+        if not self._monitor.circuit_open and not self._monitor.in_grace(now):  # else it is hardly this host's fault
             with self._later(now) as tx:
                 self._fleet.placement.note_failure(tx, finding.subject, "agent_silent", finding.reason)
 
     def worker_failed(self, tx: Transaction, worker: WorkerRecord) -> None:
         """A worker's budget is spent. Alert; with stop_all_on_failure stop the whole fleet, else perhaps a spare."""
-        report = self._fleet.state.worker_seen[worker.worker_id].report
+        report = self._fleet.state.worker_status[worker.worker_id].report
         last_exit = report.last_exit if report else None
         tx.event(
             "worker_failed",
@@ -156,13 +156,15 @@ class FailureHandler:
         if agent_id in self._open:
             self._step(self._open[agent_id], reason, now)
             return
-        agent, seen = self._fleet.state.agents_by_id[agent_id], self._fleet.state.seen[agent_id]
+        agent, observed = self._fleet.state.agents_by_id[agent_id], self._fleet.state.agent_status[agent_id]
         reachable_by_ssh = agent.kind == "deployed" and bool(agent.ssh)
-        incident = Incident(agent_id, agent.host, now, reachable_by_ssh, connection_closed, last_heard=seen.last_seen)
+        incident = Incident(
+            agent_id, agent.host, now, reachable_by_ssh, connection_closed, last_heartbeat=observed.last_seen
+        )
         # What the manager before this one has spent on the same silence counts; heard in between, it would be gone.
         urls = self._urls_at(now)
         spent = agent.incident or SpentRecovery()
-        counts = seen.last_seen is None and list(spent.manager_urls or urls) == urls
+        counts = observed.last_seen is None and list(spent.manager_urls or urls) == urls
         incident.starts = spent.starts if counts else 0
         self._open[agent_id] = incident
         self._step(incident, reason, now)
@@ -172,7 +174,7 @@ class FailureHandler:
         while returned := [incident for incident in self._open.values() if self._has_returned(incident)]:
             for incident in returned:
                 self._rest()
-                if incident.agent_id not in self._fleet.state.seen:
+                if incident.agent_id not in self._fleet.state.agent_status:
                     self._close(incident, "left", because("recovery.left_fleet"), now)
                 else:
                     lost_s = now.monotonic - incident.opened.monotonic
@@ -180,11 +182,11 @@ class FailureHandler:
 
     def _has_returned(self, incident: Incident) -> bool:
         """It was heard, or has left the fleet."""
-        seen = self._fleet.state.seen.get(incident.agent_id)
-        return seen is None or seen.state == "connected"
+        observed = self._fleet.state.agent_status.get(incident.agent_id)
+        return observed is None or observed.state == "connected"
 
     def _advance(self, incident: Incident, now: Now) -> None:
-        if incident.looking or now.monotonic < incident.next_at:
+        if incident.probing or now.monotonic < incident.next_at:
             return
         decision = decide(incident, self._policy(now), now)
         self._fleet.agents.note(incident.agent_id, decision.reason, now)
@@ -196,43 +198,43 @@ class FailureHandler:
             # Never asleep for long: a return, the brake or the grace may change the decision.
             incident.next_at = now.monotonic + min(decision.delay_s, 1.0)
         else:
-            self._start_look(incident, decision.replace_frozen)
+            self._start_probe(incident, decision.replace_frozen)
 
-    def _start_look(self, incident: Incident, replace_frozen: bool) -> None:
-        incident.looking = True
+    def _start_probe(self, incident: Incident, replace_frozen: bool) -> None:
+        incident.probing = True
         agent = self._fleet.state.agents_by_id[incident.agent_id]
-        self._spawn(lambda: self._look_and_note(incident, agent, replace_frozen))
+        self._spawn(lambda: self._probe_and_record(incident, agent, replace_frozen))
 
-    def _look_and_note(self, incident: Incident, agent: AgentRecord, replace_frozen: bool) -> None:
+    def _probe_and_record(self, incident: Incident, agent: AgentRecord, replace_frozen: bool) -> None:
         try:
-            look = self._look(agent, replace_frozen)
+            probe = self._probe(agent, replace_frozen)
         except Exception as exc:  # a failed look is an answer too: the incident goes on
-            look = Look(False, "unknown", reason_of(f"{type(exc).__name__}: {exc}"))
+            probe = SshProbe(False, "unknown", reason_of(f"{type(exc).__name__}: {exc}"))
         now = self._read_clock()
-        incident.looking = False
-        first = incident.last_look is None or incident.last_look.message != look.message
-        incident.last_look, incident.last_look_at = look, now.monotonic
-        if not look.reached:
-            incident.looks += 1
+        incident.probing = False
+        first = incident.last_probe is None or incident.last_probe.message != probe.message
+        incident.last_probe, incident.last_probe_at = probe, now.monotonic
+        if not probe.reached:
+            incident.failed_probes += 1
         else:
-            incident.looks = 0
-            incident.starts += look.agent != "frozen"
+            incident.failed_probes = 0
+            incident.starts += probe.agent != "frozen"
         jitter = random.uniform(0.0, 0.25)  # noqa: S311 - spreads the looks, guards nothing
-        incident.next_at = now.monotonic + (0.0 if look.reached else jitter)
+        incident.next_at = now.monotonic + (0.0 if probe.reached else jitter)
         if incident.agent_id in self._open:
             self._remember(incident, now)
             self._fleet.agents.set_recovery_ssh(
-                incident.host, look.reached, NONE if look.reached else look.message, now
+                incident.host, probe.reached, NONE if probe.reached else probe.message, now
             )
-            if first or look.reached:
-                evidence = {"ssh": {"reached": look.reached, "agent": look.agent}}
-                self._step(incident, because("recovery.ssh", why=look.message), now, evidence)
-        if look.told:
+            if first or probe.reached:
+                evidence = {"ssh": {"reached": probe.reached, "agent": probe.agent}}
+                self._step(incident, because("recovery.ssh", why=probe.message), now, evidence)
+        if probe.new_addresses:
             with self._later(now) as tx:
                 tx.event(
                     "agent_addresses",
                     host=incident.host,
-                    reason=because("agent.addresses", urls=list(look.told)),
+                    reason=because("agent.addresses", urls=list(probe.new_addresses)),
                     source=incident.agent_id,
                 )
 
@@ -240,9 +242,9 @@ class FailureHandler:
         """So long its agent, found or started over SSH, still has to be heard. The first start is waited for; where it
         did not help, the next one will hardly."""
         incident = self._open.get(agent_id)
-        if incident is None or incident.last_look is None or incident.starts != 1:
+        if incident is None or incident.last_probe is None or incident.starts != 1:
             return 0.0
-        return max(0.0, incident.last_look_at + self._settings.recovery_timeout_s - now.monotonic)
+        return max(0.0, incident.last_probe_at + self._settings.recovery_timeout_s - now.monotonic)
 
     def _urls_at(self, now: Now) -> list[str]:
         """Asked for once a second: the kernel is, and thousands of incidents may begin at once."""

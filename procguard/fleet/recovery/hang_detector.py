@@ -35,7 +35,7 @@ class Hangs:
 
     def tick(self, now: Now) -> list[Hang]:
         fresh, self._fleet.state.fresh_reports = self._fleet.state.fresh_reports, set()
-        found = [hang for worker_id in fresh if (hang := self._look(worker_id, now)) is not None]
+        found = [hang for worker_id in fresh if (hang := self._probe(worker_id, now)) is not None]
         if now.monotonic >= self._forget_at:
             self._forget_at = now.monotonic + FORGET_EVERY_S
             self._forget_the_removed()
@@ -44,9 +44,9 @@ class Hangs:
     def later(self, late_s: float) -> None:
         self._idle_since = {worker_id: at + late_s for worker_id, at in self._idle_since.items()}
 
-    def _look(self, worker_id: str, now: Now) -> Hang | None:
-        seen = self._fleet.state.worker_seen.get(worker_id)
-        if seen is None or self._is_busy(worker_id, seen):
+    def _probe(self, worker_id: str, now: Now) -> Hang | None:
+        observed = self._fleet.state.worker_status.get(worker_id)
+        if observed is None or self._is_busy(worker_id, observed):
             return None
         evidence = self._host_evidence(worker_id).then(self._idle_evidence(worker_id, now))
         if evidence:
@@ -55,15 +55,15 @@ class Hangs:
                 return None
             self._flagged[worker_id] = signs
             return Hang(worker_id, evidence)
-        if worker_id in self._flagged or seen.suspect:
+        if worker_id in self._flagged or observed.suspect:
             self._flagged.pop(worker_id, None)
             return Hang(worker_id, NONE)
         return None
 
-    def _is_busy(self, worker_id: str, seen: WorkerObserved) -> bool:
+    def _is_busy(self, worker_id: str, observed: WorkerObserved) -> bool:
         """The short way for nearly everybody, nearly always: it works, and nobody suspects it."""
-        report = seen.report
-        if report is None or report.usage is None or report.suspect or seen.suspect or worker_id in self._flagged:
+        report = observed.report
+        if report is None or report.usage is None or report.suspect or observed.suspect or worker_id in self._flagged:
             return False
         if report.usage.cpu_percent < self._settings.cpu_threshold_percent:
             return False
@@ -72,11 +72,11 @@ class Hangs:
 
     def _host_evidence(self, worker_id: str) -> Reason:
         """What its agent found: states of its processes, silence, a GPU that only spins."""
-        report = self._fleet.state.worker_seen[worker_id].report
+        report = self._fleet.state.worker_status[worker_id].report
         return reason_of(report.suspect) if report is not None and report.state == "running" else NONE
 
     def _idle_evidence(self, worker_id: str, now: Now) -> Reason:
-        report = self._fleet.state.worker_seen[worker_id].report
+        report = self._fleet.state.worker_status[worker_id].report
         if report is None or report.state != "running" or report.usage is None:
             self._idle_since.pop(worker_id, None)
             return NONE
@@ -85,7 +85,7 @@ class Hangs:
         if cpu >= settings.cpu_threshold_percent or report.idle_because or (health and health.status == "ok"):
             self._idle_since.pop(worker_id, None)
             return NONE
-        beat = self._fleet.state.seen[self._fleet.state.workers_by_id[worker_id].agent_id].heartbeat
+        beat = self._fleet.state.agent_status[self._fleet.state.workers_by_id[worker_id].agent_id].heartbeat
         memory = beat.facts.memory_bytes if beat else 0
         share = 100.0 * report.usage.rss_bytes / memory if memory else 100.0
         if share >= settings.memory_threshold_percent:
@@ -104,6 +104,6 @@ class Hangs:
         )
 
     def _forget_the_removed(self) -> None:
-        present = self._fleet.state.worker_seen
+        present = self._fleet.state.worker_status
         self._flagged = {worker_id: signs for worker_id, signs in self._flagged.items() if worker_id in present}
         self._idle_since = {worker_id: at for worker_id, at in self._idle_since.items() if worker_id in present}

@@ -15,7 +15,7 @@ from procguard.fleet.fleet import Fleet
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import AgentObserved, AgentRecord
 from procguard.fleet.model.settings import FleetSettings
-from procguard.fleet.recovery.circuit_breaker import Brake
+from procguard.fleet.recovery.circuit_breaker import RecoveryCircuitBreaker
 from procguard.fleet.recovery.hang_detector import Hangs
 from procguard.i18n.reasons import Reason, because
 
@@ -25,7 +25,9 @@ START_GRACE_TIMEOUTS = 3
 
 # suspect: doubt, shown and nothing more. lost: its connection closed and stayed away; worth a look. unreachable: silent
 # for the whole timeout; its workers are unknown.
-FindingKind = Literal["suspect", "lost", "unreachable", "worker_suspect", "worker_clear", "brake_on", "brake_off"]
+FindingKind = Literal[
+    "suspect", "lost", "unreachable", "worker_suspect", "worker_clear", "circuit_breaker_open", "circuit_breaker_closed"
+]
 
 
 @dataclass(frozen=True)
@@ -48,13 +50,13 @@ class ProcessMonitor:
         self._settings = settings
         self._last_tick = started.monotonic
         self._grace_until = started.monotonic + START_GRACE_TIMEOUTS * settings.heartbeat_timeout_s
-        self._brake = Brake(settings.heartbeat_timeout_s)
+        self._circuit_breaker = RecoveryCircuitBreaker(settings.heartbeat_timeout_s)
         self._hangs = Hangs(fleet, settings)
         self._lost: dict[str, float] = {}  # agent -> poll_lost_at of the loss that was told
 
     @property
-    def braked(self) -> bool:
-        return self._brake.on
+    def circuit_open(self) -> bool:
+        return self._circuit_breaker.on
 
     def in_grace(self, now: Now) -> bool:
         """After a start of the manager no host is recovered until its agent had time to return."""
@@ -62,7 +64,7 @@ class ProcessMonitor:
 
     def tick(self, now: Now) -> list[Finding]:
         findings = self._agents(now)
-        findings += self._judge_the_brake(now)
+        findings += self._check_circuit_breaker(now)
         if self._settings.zombie_detection:
             for worker_id, evidence in self._hangs.tick(now):
                 kind: FindingKind = "worker_suspect" if evidence else "worker_clear"
@@ -78,7 +80,7 @@ class ProcessMonitor:
         if late_s <= self._settings.heartbeat_interval_s:
             return None
         self._grace_until += late_s
-        self._brake.later(late_s)
+        self._circuit_breaker.later(late_s)
         self._hangs.later(late_s)
         self._lost = {agent_id: min(now.monotonic, at + gap_s) for agent_id, at in self._lost.items()}
         return Lateness(late_s, gap_s)
@@ -88,57 +90,63 @@ class ProcessMonitor:
     def _agents(self, now: Now) -> list[Finding]:
         findings = []
         oldest = now.monotonic - self._settings.heartbeat_timeout_s  # who was heard since then is well
-        for agent_id, seen in self._fleet.state.seen.items():
-            if seen.last_seen is None or seen.state not in ("connected", "suspect"):
+        for agent_id, observed in self._fleet.state.agent_status.items():
+            if observed.last_seen is None or observed.state not in ("connected", "suspect"):
                 continue
-            if seen.last_seen < oldest:
-                silent_s = now.monotonic - seen.last_seen
+            if observed.last_seen < oldest:
+                silent_s = now.monotonic - observed.last_seen
                 reason = because("agent.no_heartbeat", silent_s=silent_s, timeout_s=self._settings.heartbeat_timeout_s)
                 findings.append(Finding("unreachable", agent_id, reason))
-                self._brake.fell_silent(agent_id, now)
-            elif seen.poll_lost_at is not None:
-                findings += self._connection(agent_id, seen, now)
+                self._circuit_breaker.fell_silent(agent_id, now)
+            elif observed.poll_lost_at is not None:
+                findings += self._connection(agent_id, observed, now)
         return findings
 
-    def _connection(self, agent_id: str, seen: AgentObserved, now: Now) -> list[Finding]:
+    def _connection(self, agent_id: str, observed: AgentObserved, now: Now) -> list[Finding]:
         """What a held request that its agent's side closed says: an early hint, and only until the agent is heard."""
-        assert seen.poll_lost_at is not None and seen.last_seen is not None
-        if seen.last_seen > seen.poll_lost_at:
+        assert observed.poll_lost_at is not None and observed.last_seen is not None
+        if observed.last_seen > observed.poll_lost_at:
             return []
-        findings, away_s = [], now.monotonic - seen.poll_lost_at
-        if seen.state == "connected" and away_s >= SUSPECT_AFTER_S:
+        findings, away_s = [], now.monotonic - observed.poll_lost_at
+        if observed.state == "connected" and away_s >= SUSPECT_AFTER_S:
             findings.append(Finding("suspect", agent_id, because("agent.connection_closed")))
-        if away_s >= LOST_AFTER_S and self._lost.get(agent_id) != seen.poll_lost_at:
-            if len(self._lost) > len(self._fleet.state.seen):  # of agents that are no longer part of the fleet
+        if away_s >= LOST_AFTER_S and self._lost.get(agent_id) != observed.poll_lost_at:
+            if len(self._lost) > len(self._fleet.state.agent_status):  # of agents that are no longer part of the fleet
                 self._lost.clear()
-            self._lost[agent_id] = seen.poll_lost_at
+            self._lost[agent_id] = observed.poll_lost_at
             reason = because("agent.connection_lost", limit_s=LOST_AFTER_S)
             findings.append(Finding("lost", agent_id, reason))
         return findings
 
     # ------------------------------------------------------------------------------------------------ the brake
 
-    def _judge_the_brake(self, now: Now) -> list[Finding]:
-        testable = self.braked and any(_has_ssh(agent) for agent in self._fleet.state.agents_by_id.values())
-        turn = self._brake.tick(len(self._fleet.state.seen), self._is_silent, testable, now)
-        return [] if turn is None else [Finding("brake_on" if turn.on else "brake_off", "", turn.reason)]
+    def _check_circuit_breaker(self, now: Now) -> list[Finding]:
+        testable = self.circuit_open and any(_has_ssh(agent) for agent in self._fleet.state.agents_by_id.values())
+        change = self._circuit_breaker.tick(len(self._fleet.state.agent_status), self._is_silent, testable, now)
+        return (
+            []
+            if change is None
+            else [Finding("circuit_breaker_open" if change.on else "circuit_breaker_closed", "", change.reason)]
+        )
 
     def _is_silent(self, agent_id: str) -> bool:
-        seen = self._fleet.state.seen.get(agent_id)
-        return seen is not None and seen.state == "unreachable"
+        observed = self._fleet.state.agent_status.get(agent_id)
+        return observed is not None and observed.state == "unreachable"
 
-    def brake_probe(self, now: Now) -> AgentRecord | None:
+    def breaker_probe(self, now: Now) -> AgentRecord | None:
         """The host on which SSH is to be tried now, to learn whether the silence is the hosts' or ours; mostly None.
         Its outcome goes to `ssh_answered`."""
-        if not self.braked:
+        if not self.circuit_open:
             return None
         agents = [agent for agent in self._fleet.state.agents_by_id.values() if _has_ssh(agent)]
-        heard = [agent.agent_id for agent in agents if self._fleet.state.seen[agent.agent_id].state == "connected"]
+        last_heartbeat = [
+            agent.agent_id for agent in agents if self._fleet.state.agent_status[agent.agent_id].state == "connected"
+        ]
         silent = [agent.agent_id for agent in agents if self._is_silent(agent.agent_id)]
-        return self._fleet.state.agents_by_id.get(self._brake.probe(heard, silent, now))
+        return self._fleet.state.agents_by_id.get(self._circuit_breaker.probe(last_heartbeat, silent, now))
 
     def ssh_answered(self, reached: bool, message: Reason) -> None:
-        self._brake.ssh_answered(reached, message)
+        self._circuit_breaker.ssh_answered(reached, message)
 
 
 def _has_ssh(agent: AgentRecord) -> bool:

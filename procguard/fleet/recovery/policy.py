@@ -6,15 +6,15 @@
       a hand-started launcher is gone           started_by_hand         nobody can start it but its user: say so
       recovery is switched off                  switched_off            nothing is started
       the manager has just started              manager_just_started    wait: agents get heartbeat_timeout x 3
-      many hosts fell silent at once            brake_is_on             wait until the monitor lets go
+      many hosts fell silent at once            circuit_breaker_is_open             wait until the monitor lets go
       starts were spent in vain                 attempts_are_spent      give up, with an alert; heard again, it is over
-      the agent died, its host lives            not_looked_yet          look over SSH at once, start it if it is absent
+      the agent died, its host lives            not_probed_yet          look over SSH at once, start it if it is absent
       the host is unreachable, or no SSH        host_out_of_reach       look again, for ever; its workers show unknown
       the agent is frozen (SIGSTOP, debugger)   agent_is_frozen         replace it once silent for heartbeat_timeout
-      it was started, or runs (where none of    waiting_to_hear         recovery_timeout to be heard
+      it was started, or runs (where none of    waiting_for_heartbeat         recovery_timeout to be heard
         its addresses works, the look gave it
         the manager's present ones)
-      and yet it is not heard                   not_heard_after_all     look again, later each time
+      and yet it is not heard                   no_heartbeat_after_start     look again, later each time
 
     a task whose worker failed, or whose host is lost (`decide_task`), where recovery.task_reassignment is true
       it is not wanted any more, or is well     nothing_to_do           forget it
@@ -24,7 +24,7 @@
         fence: until its lease surely ended)
       its agent was started a moment ago        agent_is_coming         wait for it: the cheapest way back
       it was moved too often without health     moves_are_spent         give up, with an alert
-      it is surely gone                         surely_gone             a spare takes it, with a new epoch
+      it is surely gone                         is_confirmed_stopped             a spare takes it, with a new epoch
 
 Elsewhere: a child's exits are its runner's (runner/restart.py); zombies and hangs its agent's; a gang's members their
 gang's (fleet/gangs/decider.py); the brake and the allowance for a late manager the monitor's (monitor.py).
@@ -36,34 +36,34 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from procguard.fleet.leases import LeaseVerdict
+from procguard.fleet.leases import InstanceStatus
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.settings import FleetSettings
 from procguard.i18n.reasons import NONE, Reason, because
 
-LOOK_AGAIN_S = (2.0, 4.0, 8.0, 15.0)  # host out of reach: the last one repeats
+PROBE_RETRY_S = (2.0, 4.0, 8.0, 15.0)  # host out of reach: the last one repeats
 START_AGAIN_S = (0.0, 5.0, 30.0, 120.0, 300.0)  # agent started, but never heard: the last one repeats
 
 
 @dataclass(frozen=True)
 class RecoveryPolicy:
-    """What holds for all incidents at this moment. `braked`, `in_grace`: the monitor's word."""
+    """What holds for all incidents at this moment. `circuit_open`, `in_grace`: the monitor's word."""
 
     settings: FleetSettings
-    braked: bool = False
+    circuit_open: bool = False
     in_grace: bool = False
 
 
-class Look(NamedTuple):
+class SshProbe(NamedTuple):
     """What SSH found on a host. `reached` False: no connection, so nothing is known about the agent.
 
-    `told`: the manager's addresses that the agent got, because none of its own led here. `no_way`: there was none to
-    give, for no address of the manager works from that host; the message says which were tried."""
+    `new_addresses`: manager addresses written to the agent because none of its own worked. `no_way`: no manager address
+    works from that host; the message lists those that were tried."""
 
     reached: bool
     agent: Literal["running", "started", "absent", "frozen", "failed", "unknown"]
     message: Reason
-    told: tuple[str, ...] = ()
+    new_addresses: tuple[str, ...] = ()
     no_way: bool = False
 
 
@@ -76,13 +76,13 @@ class Incident:
     opened: Now
     reachable_by_ssh: bool  # False for hand-started launchers
     connection_closed: bool = False  # it was heard and its end closed: no silence that the manager's own start explains
-    last_heard: float | None = None  # None: not in this run of the manager
-    looks: int = 0  # in a row that reached nothing
+    last_heartbeat: float | None = None  # None: not in this run of the manager
+    failed_probes: int = 0  # in a row that reached nothing
     starts: int = 0  # that were not followed by a heartbeat: what max_recovery_attempts counts; durable
-    last_look: Look | None = None
-    last_look_at: float = 0.0
+    last_probe: SshProbe | None = None
+    last_probe_at: float = 0.0
     next_at: float = 0.0
-    looking: bool = False
+    probing: bool = False
     outcome: Literal["open", "recovered", "gave_up", "left"] = "open"
     ended: Now | None = None
     steps: list[dict[str, Any]] = field(default_factory=list)
@@ -91,7 +91,7 @@ class Incident:
 class Decision(NamedTuple):
     """`replace_frozen`: a look may also end an agent that is stopped by a signal, and start another."""
 
-    action: Literal["look", "wait", "give_up", "leave"]
+    action: Literal["probe", "wait", "give_up", "leave"]
     delay_s: float  # look or wait: not before this time has passed
     reason: Reason
     replace_frozen: bool = False
@@ -118,70 +118,70 @@ def manager_just_started(incident: Incident, policy: RecoveryPolicy, now: Now) -
     return Decision("wait", 1.0, because("recovery.manager_started"))
 
 
-def brake_is_on(incident: Incident, policy: RecoveryPolicy, now: Now) -> Decision | None:
-    return Decision("wait", 5.0, because("recovery.frozen")) if policy.braked else None
+def circuit_breaker_is_open(incident: Incident, policy: RecoveryPolicy, now: Now) -> Decision | None:
+    return Decision("wait", 5.0, because("recovery.frozen")) if policy.circuit_open else None
 
 
 def attempts_are_spent(incident: Incident, policy: RecoveryPolicy, now: Now) -> Decision | None:
     """Also where the manager before this one spent them: it has not looked yet, and need not."""
-    most, look = policy.settings.max_recovery_attempts, incident.last_look
-    waited = look is not None and _since_look_s(incident, now) >= policy.settings.recovery_timeout_s
-    by_predecessor = look is None and incident.starts > 0
+    most, probe = policy.settings.max_recovery_attempts, incident.last_probe
+    waited = probe is not None and _since_probe_s(incident, now) >= policy.settings.recovery_timeout_s
+    by_predecessor = probe is None and incident.starts > 0
     if incident.starts < most or not (waited or by_predecessor) or _out_of_reach(incident):
         return None
-    next_step = look.message if look is not None and look.no_way else because("recovery.see_log")
+    next_step = probe.message if probe is not None and probe.no_way else because("recovery.see_log")
     return Decision("give_up", 0.0, because("recovery.spent", n=incident.starts).then(next_step))
 
 
-def not_looked_yet(incident: Incident, policy: RecoveryPolicy, now: Now) -> Decision | None:
-    if incident.last_look is not None:
+def not_probed_yet(incident: Incident, policy: RecoveryPolicy, now: Now) -> Decision | None:
+    if incident.last_probe is not None:
         return None
-    return Decision("look", 0.0, because("recovery.looking"), _silent_for_long(incident, policy, now))
+    return Decision("probe", 0.0, because("recovery.looking"), _silent_for_long(incident, policy, now))
 
 
 def host_out_of_reach(incident: Incident, policy: RecoveryPolicy, now: Now) -> Decision | None:
-    if not _out_of_reach(incident) or incident.last_look is None:
+    if not _out_of_reach(incident) or incident.last_probe is None:
         return None
-    delay_s = LOOK_AGAIN_S[min(incident.looks, len(LOOK_AGAIN_S)) - 1]
-    reason = because("recovery.no_ssh", why=incident.last_look.message)
-    left_s = max(0.0, delay_s - _since_look_s(incident, now))
-    return Decision("look", left_s, reason, _silent_for_long(incident, policy, now))
+    delay_s = PROBE_RETRY_S[min(incident.failed_probes, len(PROBE_RETRY_S)) - 1]
+    reason = because("recovery.no_ssh", why=incident.last_probe.message)
+    left_s = max(0.0, delay_s - _since_probe_s(incident, now))
+    return Decision("probe", left_s, reason, _silent_for_long(incident, policy, now))
 
 
 def agent_is_frozen(incident: Incident, policy: RecoveryPolicy, now: Now) -> Decision | None:
     """A debugger or SIGSTOP holds it: for a moment that is somebody's business, after heartbeat_timeout ours."""
-    if incident.last_look is None or incident.last_look.agent != "frozen":
+    if incident.last_probe is None or incident.last_probe.agent != "frozen":
         return None
-    silent_s = now.monotonic - (incident.last_heard or 0.0)
+    silent_s = now.monotonic - (incident.last_heartbeat or 0.0)
     left_s = max(0.0, policy.settings.heartbeat_timeout_s - silent_s)
-    return Decision("look", left_s, because("recovery.agent_frozen"), replace_frozen=True)
+    return Decision("probe", left_s, because("recovery.agent_frozen"), replace_frozen=True)
 
 
-def waiting_to_hear(incident: Incident, policy: RecoveryPolicy, now: Now) -> Decision | None:
-    left_s = policy.settings.recovery_timeout_s - _since_look_s(incident, now)
-    if incident.last_look is None or left_s <= 0:
+def waiting_for_heartbeat(incident: Incident, policy: RecoveryPolicy, now: Now) -> Decision | None:
+    left_s = policy.settings.recovery_timeout_s - _since_probe_s(incident, now)
+    if incident.last_probe is None or left_s <= 0:
         return None
-    return Decision("wait", left_s, because("recovery.waiting", agent=incident.last_look.agent))
+    return Decision("wait", left_s, because("recovery.waiting", agent=incident.last_probe.agent))
 
 
-def not_heard_after_all(incident: Incident, policy: RecoveryPolicy, now: Now) -> Decision | None:
-    assert incident.last_look is not None
+def no_heartbeat_after_start(incident: Incident, policy: RecoveryPolicy, now: Now) -> Decision | None:
+    assert incident.last_probe is not None
     delay_s = START_AGAIN_S[min(incident.starts, len(START_AGAIN_S) - 1)]
-    reason = because("recovery.looking_again", agent=incident.last_look.agent)
-    return Decision("look", max(0.0, delay_s - _since_look_s(incident, now)), reason, replace_frozen=True)
+    reason = because("recovery.looking_again", agent=incident.last_probe.agent)
+    return Decision("probe", max(0.0, delay_s - _since_probe_s(incident, now)), reason, replace_frozen=True)
 
 
 SILENT_AGENT: tuple[Callable[[Incident, RecoveryPolicy, Now], Decision | None], ...] = (
     started_by_hand,
     switched_off,
     manager_just_started,
-    brake_is_on,
+    circuit_breaker_is_open,
     attempts_are_spent,
-    not_looked_yet,
+    not_probed_yet,
     host_out_of_reach,
     agent_is_frozen,
-    waiting_to_hear,
-    not_heard_after_all,
+    waiting_for_heartbeat,
+    no_heartbeat_after_start,
 )
 
 
@@ -191,16 +191,16 @@ def decide(incident: Incident, policy: RecoveryPolicy, now: Now) -> Decision:
 
 
 def _out_of_reach(incident: Incident) -> bool:
-    return incident.last_look is not None and not incident.last_look.reached
+    return incident.last_probe is not None and not incident.last_probe.reached
 
 
-def _since_look_s(incident: Incident, now: Now) -> float:
-    return now.monotonic - incident.last_look_at
+def _since_probe_s(incident: Incident, now: Now) -> float:
+    return now.monotonic - incident.last_probe_at
 
 
 def _silent_for_long(incident: Incident, policy: RecoveryPolicy, now: Now) -> bool:
-    heard = incident.last_heard
-    return heard is None or now.monotonic - heard > policy.settings.heartbeat_timeout_s
+    last_heartbeat = incident.last_heartbeat
+    return last_heartbeat is None or now.monotonic - last_heartbeat > policy.settings.heartbeat_timeout_s
 
 
 # ------------------------------------------------------------------------------------------------------ a task
@@ -214,7 +214,7 @@ class TaskCase:
     wanted: bool  # it is to run
     well: bool  # it has been started anew, or its host is back
     by_hand: bool
-    verdict: LeaseVerdict  # whether its instance is surely gone
+    instance: InstanceStatus  # whether its instance is surely gone
     moves: int  # reassignments without health since
     agent_coming_s: float = 0.0  # its agent was started over SSH and has so long left to be heard
 
@@ -245,17 +245,17 @@ def held_back(case: TaskCase, policy: RecoveryPolicy) -> TaskDecision | None:
         return None  # its agent said so itself: neither the manager's start nor a broken network explains that
     if policy.in_grace:
         return TaskDecision("wait", "waiting", 1.0, because("task.manager_started"))
-    if policy.braked:
+    if policy.circuit_open:
         return TaskDecision("wait", "waiting", 1.0, because("task.frozen"))
     return None
 
 
 def may_be_alive(case: TaskCase, policy: RecoveryPolicy) -> TaskDecision | None:
-    if case.verdict.gone:
+    if case.instance.gone:
         return None
-    if case.verdict.wait_s is None:
-        return TaskDecision("wait", "not_proven_gone", 1.0, because("task.alive", why=case.verdict.reason))
-    return TaskDecision("wait", "waiting", case.verdict.wait_s, because("task.alive_still", why=case.verdict.reason))
+    if case.instance.wait_s is None:
+        return TaskDecision("wait", "not_proven_gone", 1.0, because("task.alive", why=case.instance.reason))
+    return TaskDecision("wait", "waiting", case.instance.wait_s, because("task.alive_still", why=case.instance.reason))
 
 
 def agent_is_coming(case: TaskCase, policy: RecoveryPolicy) -> TaskDecision | None:
@@ -270,7 +270,7 @@ def moves_are_spent(case: TaskCase, policy: RecoveryPolicy) -> TaskDecision | No
     return TaskDecision("give_up", "gave_up", 0.0, because("task.moves_spent", n=case.moves))
 
 
-def surely_gone(case: TaskCase, policy: RecoveryPolicy) -> TaskDecision | None:
+def is_confirmed_stopped(case: TaskCase, policy: RecoveryPolicy) -> TaskDecision | None:
     why = because("task.failed") if case.cause == "failed" else because("task.host_lost")
     return TaskDecision("reassign", "", 0.0, why)
 
@@ -282,7 +282,7 @@ TASK: tuple[Callable[[TaskCase, RecoveryPolicy], TaskDecision | None], ...] = (
     may_be_alive,
     agent_is_coming,
     moves_are_spent,
-    surely_gone,
+    is_confirmed_stopped,
 )
 
 

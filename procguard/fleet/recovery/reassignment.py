@@ -16,7 +16,7 @@ from typing import Literal
 
 from procguard.errors import Conflict
 from procguard.fleet.fleet import Fleet
-from procguard.fleet.leases import LeaseVerdict
+from procguard.fleet.leases import InstanceStatus
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import RecoveryStatus, WorkerRecord
 from procguard.fleet.model.settings import FleetSettings
@@ -86,7 +86,7 @@ class Reassignment:
 
     def _is_due(self, worker: WorkerRecord, cause: Cause, now: Now) -> bool:
         """In time, or because it is over: a worker that is back or stopped is never told to wait."""
-        status = self._fleet.state.worker_seen[worker.worker_id].recovery_status
+        status = self._fleet.state.worker_status[worker.worker_id].recovery_status
         over = self._well(worker, cause) or (status is not None and worker.desired != "running")
         return over or now.monotonic >= self._due[worker.worker_id]
 
@@ -98,23 +98,23 @@ class Reassignment:
             wanted=worker.desired == "running",
             well=self._well(worker, cause),
             by_hand=self._fleet.state.agent(worker.agent_id).kind == "launcher",
-            verdict=self._verdict(worker, now),
+            instance=self._instance(worker, now),
             moves=worker.moves,
             agent_coming_s=agent_coming_s(worker.agent_id, now) if cause == "host_lost" else 0.0,
         )
         return recovery.decide_task(case, policy)
 
-    def _verdict(self, worker: WorkerRecord, now: Now) -> LeaseVerdict:
+    def _instance(self, worker: WorkerRecord, now: Now) -> InstanceStatus:
         """A gang's member goes only once its gang is held: its new host must not start it alone."""
         if worker.gang and not worker.held:
-            return LeaseVerdict(False, because("lease.gang_runs"), wait_s=0.5)
+            return InstanceStatus(False, because("lease.gang_runs"), wait_s=0.5)
         return self._fleet.leases.judge(worker.worker_id, now)
 
     def _well(self, worker: WorkerRecord, cause: Cause) -> bool:
         """Its host is back, or it was started anew: then its own host has it again."""
         if cause == "host_lost":
-            return self._fleet.state.seen[worker.agent_id].state == "connected"
-        report = self._fleet.state.worker_seen[worker.worker_id].report
+            return self._fleet.state.agent_status[worker.agent_id].state == "connected"
+        report = self._fleet.state.worker_status[worker.worker_id].report
         if report is None or report.generation != worker.generation:
             return worker.last_state != states.FAILED
         return report.state != states.FAILED
@@ -125,25 +125,25 @@ class Reassignment:
                 self._close(worker.worker_id)
             else:  # stopped by an operator, its host still lost: it may be started again
                 self._due[worker.worker_id] = now.monotonic + NOT_WANTED_AGAIN_S
-            self._tell(worker, None, now)
+            self._emit_event(worker, None, now)
         elif decision.action == "reassign":
             self._reassign(worker, decision.reason, cause, now)
         else:
             self._due[worker.worker_id] = now.monotonic + (decision.delay_s if decision.action == "wait" else 1.0)
-            self._tell(worker, RecoveryStatus(decision.state, decision.reason), now)
+            self._emit_event(worker, RecoveryStatus(decision.state, decision.reason), now)
 
     def _reassign(self, worker: WorkerRecord, why: Reason, cause: Cause, now: Now) -> None:
         found = self._fleet.placement.choose(worker, now)
         self._due[worker.worker_id] = now.monotonic + NO_SPARE_AGAIN_S
         if not found.agent_id:
-            self._tell(worker, RecoveryStatus("no_spare", why.then(found.reason)), now)
+            self._emit_event(worker, RecoveryStatus("no_spare", why.then(found.reason)), now)
             return
         try:
             with self._later(now) as tx:
                 reason = why.then(found.reason)
                 self._fleet.placement.reassign(tx, worker, found.agent_id, reason, actor=ACTOR, counts=True)
         except Conflict as exc:  # something came between deciding and doing: the next look knows
-            self._tell(worker, RecoveryStatus("waiting", reason_of(exc.message)), now)
+            self._emit_event(worker, RecoveryStatus("waiting", reason_of(exc.message)), now)
             return
         self._close(worker.worker_id)
         self._moved.add(worker.worker_id)
@@ -152,10 +152,10 @@ class Reassignment:
         self._cases.pop(worker_id, None)
         self._due.pop(worker_id, None)
 
-    def _tell(self, worker: WorkerRecord, status: RecoveryStatus | None, now: Now) -> None:
+    def _emit_event(self, worker: WorkerRecord, status: RecoveryStatus | None, now: Now) -> None:
         """Show it; an event only where the state has changed, not each second of a wait."""
-        seen = self._fleet.state.worker_seen[worker.worker_id]
-        before, seen.recovery_status = seen.recovery_status, status
+        observed = self._fleet.state.worker_status[worker.worker_id]
+        before, observed.recovery_status = observed.recovery_status, status
         if before == status:
             return
         with self._later(now) as tx:
@@ -182,8 +182,8 @@ class Reassignment:
                 self._moved.discard(worker_id)
                 self._healthy_since.pop(worker_id, None)
                 continue
-            report = self._fleet.state.worker_seen[worker_id].report
-            connected = self._fleet.state.seen[worker.agent_id].state == "connected"
+            report = self._fleet.state.worker_status[worker_id].report
+            connected = self._fleet.state.agent_status[worker.agent_id].state == "connected"
             if report is None or report.state != states.RUNNING or not connected:
                 self._healthy_since.pop(worker_id, None)
                 continue

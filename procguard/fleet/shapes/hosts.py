@@ -106,7 +106,7 @@ HOST: tuple[ShownField[Any], ...] = (
     Of("recovery", "HostRecovery | None", "recovery", "The open incident of a silent host", optional=True,
        live="row"),
     Of("rotation", "Rotation | None", "rotation", "A new secret was asked for", optional=True),
-    Of("failures", "int", lambda h: len(h.agent.ledger), "That count in placement", optional=True, live="row"),
+    Of("failures", "int", lambda h: len(h.agent.failures), "That count in placement", optional=True, live="row"),
     Of("last_failure", "Failure | None", "last_failure", optional=True, live="row",
        live_read=lambda h: h.newest_failure),
     Of("fingerprint", "str | None", lambda h: "", "Of a launcher that waits for approval", api=False, live="row"),

@@ -24,7 +24,7 @@ class WorkerSource:
     def __init__(
         self,
         worker: WorkerRecord,
-        seen: WorkerObserved,
+        observed: WorkerObserved,
         agent: AgentObserved,
         agent_reason: Reason,
         gang: dict[str, Any] | None,
@@ -33,8 +33,8 @@ class WorkerSource:
     ) -> None:
         """`declared_digest(worker)`: the launch digest of what is declared."""
         self.worker = worker
-        self.seen = seen
-        self.report = report = seen.report
+        self.seen = observed
+        self.report = report = observed.report
         self.usage = report.usage if report is not None else None
         self.reachable = agent.state in KNOWN_STATES
         self.last_seen_wall = agent.last_seen_wall
@@ -43,7 +43,7 @@ class WorkerSource:
         self.wall = wall
         self.known: str = report.state if report is not None else worker.last_state
         self.state: str = self.known if self.reachable else states.UNKNOWN
-        self.reason = views.shown_reason(worker, seen, self.state, agent_reason)
+        self.reason = views.shown_reason(worker, observed, self.state, agent_reason)
         if gang is not None:
             said = gang_views.applied(gang, worker.desired, self.state, self.known, self.reason)
             self.state, self.known, self.reason = said
@@ -96,11 +96,11 @@ class HostSource:
 
     __slots__ = ("agent", "beat", "facts", "seen", "usage", "workers")
 
-    def __init__(self, agent: AgentRecord, seen: AgentObserved, workers: int) -> None:
+    def __init__(self, agent: AgentRecord, observed: AgentObserved, workers: int) -> None:
         self.agent = agent
-        self.seen = seen
+        self.seen = observed
         self.workers = workers
-        self.beat = beat = seen.heartbeat
+        self.beat = beat = observed.heartbeat
         self.usage = beat.usage if beat is not None else None
         self.facts = beat.facts if beat is not None else None
 
@@ -139,7 +139,7 @@ class HostSource:
     @property
     def newest_failure(self) -> dict[str, Any] | None:
         """As `last_failure`, with its time in Unix seconds."""
-        return views.plain(self.agent.ledger[-1]) if self.agent.ledger else None
+        return views.plain(self.agent.failures[-1]) if self.agent.failures else None
 
     @property
     def cordoned(self) -> dict[str, Any] | None:

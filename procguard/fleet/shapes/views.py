@@ -78,7 +78,7 @@ def _shown(field: ShownField[Any], value: str) -> str:
     return f"iso({value})" if field.unit == "moment" else value
 
 
-def _told(field: ShownField[Any], value: str) -> str:
+def _live_value(field: ShownField[Any], value: str) -> str:
     """Moments to a tenth of a second, sizes to three digits."""
     if field.unit == "moment" and field.fed == "row":
         return f"round({value} or 0.0, 1) or None"
@@ -116,10 +116,10 @@ def feed_of(fields: Sequence[ShownField[Any]]) -> Feed:
     of_usage = [one for one in fields if one.fed == "measure" and one.part_of]
     return Feed(
         tuple(one.name for one in rows),
-        _read_all(rows, _told, live=True),
+        _read_all(rows, _live_value, live=True),
         tuple(one.name for one in (*own, *of_usage)),
-        _read_all(own, _told, live=True),
-        _read_all(of_usage, _told, live=True),
+        _read_all(own, _live_value, live=True),
+        _read_all(of_usage, _live_value, live=True),
         len(of_usage),
     )
 

@@ -88,7 +88,7 @@ WORKER: tuple[ShownField[Any], ...] = (
     Of("home", "str | None", lambda w: w.worker.home or None, "Where it belongs while it lives elsewhere"),
     Of("moving_to", "str | None", "moving_to", "The agent it is being moved to"),
     Of("moves", "int", "worker.moves", "How often it moved without having been healthy"),
-    Of("recovery", "Plight | None", "recovery", "Why its task waits for another host"),
+    Of("recovery", "WorkerRecoveryStatus | None", "recovery", "Why its task waits for another host"),
     Of("gang", "GangOfWorker | None", "gang", "Null: it is no member of a gang"),
     Of("since", "Moment", lambda w: w.report.since if w.report else w.worker.last_since, "When it entered its state",
        Label("Since", "持续"), "moment", column=PageColumn(width="92px", narrow="84px", usual=True),

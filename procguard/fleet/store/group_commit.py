@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 from procguard.fleet.store.interface import RunBlocking
 
-LOOK_AGAIN_S = 5.0  # a waiter does, whatever happens to whoever was to wake it
+RECHECK_S = 5.0  # a waiter does, whatever happens to whoever was to wake it
 Item = TypeVar("Item")
 
 
@@ -82,7 +82,7 @@ class GroupCommit(Generic[Item]):
             waiter = _Waiter(mine)
             self._waiters.append(waiter)
         try:
-            waiter.woken.acquire(timeout=LOOK_AGAIN_S)
+            waiter.woken.acquire(timeout=RECHECK_S)
         except BaseException:  # ended while it waited: if it was its turn to lead, it is the next one's
             with self._lock:
                 self._forget(waiter)

@@ -65,7 +65,7 @@ class Taken(NamedTuple):
     carried_s: float
 
 
-def take(connection: Connection, name: str, grace_s: float, seen: LeaderRow | None = None) -> Taken | None:
+def take(connection: Connection, name: str, grace_s: float, observed: LeaderRow | None = None) -> Taken | None:
     """Begin a new term held by `name`. `seen`: only where term and beat are still these; None where they are not. The
     caller runs it in a transaction.
 
@@ -75,7 +75,7 @@ def take(connection: Connection, name: str, grace_s: float, seen: LeaderRow | No
     row = LeaderRow(
         *connection.execute(f"SELECT {_COLUMNS} FROM leader WHERE cell = %s FOR UPDATE", (CELL,)).fetchone()  # noqa: S608
     )
-    if seen is not None and (row.term, row.beat) != (seen.term, seen.beat):
+    if observed is not None and (row.term, row.beat) != (observed.term, observed.beat):
         return None
     carried_s = max(row.grace_s, row.carried_s) if row.holder else row.carried_s  # who hands over renews no more
     term = connection.execute(

@@ -135,14 +135,14 @@ class PostgresqlStore:
     def read(self) -> Loaded:
         warm = WarmCopy()
 
-        def look(connection: Connection) -> bool:
+        def check(connection: Connection) -> bool:
             if not postgres_schema.exists(connection):
                 return False
             postgres_schema.check_version(connection)
             return True
 
         try:
-            if self._reader.call(look):
+            if self._reader.call(check):
                 self._reader.transaction(warm.follow, LOAD_TIMEOUT_S)
         except OSError as exc:
             raise _cannot_use(self.path, exc) from exc
@@ -360,7 +360,7 @@ def leader_of(place: DatabasePlace) -> str:
     """The manager that leads on this database and was there just now; "" where none does."""
     link = DatabaseLink(place, "look")
 
-    def look(connection: Connection) -> str:
+    def check(connection: Connection) -> str:
         if not postgres_schema.exists(connection):
             return ""
         holder = leader_row.read(connection).holder
@@ -368,7 +368,7 @@ def leader_of(place: DatabasePlace) -> str:
         return holder if any(one.name == holder for one in near) else next((one.name for one in near), "")
 
     try:
-        return link.call(look)
+        return link.call(check)
     except OSError as exc:
         raise _cannot_use(str(place), exc) from exc
     finally:

@@ -70,7 +70,7 @@ class SqliteStore:
         self._bytes: dict[str, int] = {}
         self._writer: sqlite3.Connection | None = None
         self._reader: sqlite3.Connection | None = None
-        self._places: list[tuple[str, os.stat_result]] = []
+        self._file_stats: list[tuple[str, os.stat_result]] = []
         self._corrupt = self._fenced = False
         self._saver = SavingProcess()
         self._unsaved = True  # records were changed since the last snapshot was begun
@@ -84,13 +84,13 @@ class SqliteStore:
             migrated = legacy.begin_migration(self.path, self.database)
             if migrated is not None:
                 rows = (files.row_of(*line) for line in migrated.history())
-                self._write_anew(files.held_from(migrated.loaded), rows, keep=False)
+                self._rewrite_database(files.held_from(migrated.loaded), rows, keep=False)
                 migrated.finish()
             held = self._find()
             if migrated is not None:
                 held.intact, held.notes = migrated.loaded.intact, migrated.loaded.notes
             if held.rewrite:
-                self._write_anew(held, files.history_of(self.database))
+                self._rewrite_database(held, files.history_of(self.database))
             self._open(held)
         except (OSError, sqlite3.Error) as exc:
             raise _cannot_use(self.path, exc) from exc
@@ -170,7 +170,7 @@ class SqliteStore:
         sizes = "SELECT log, sum(length(body) + ?) FROM history GROUP BY log"
         self._bytes = dict(writer.execute(sizes, (ROW_BYTES,)))
         present = [name for name in (self.database, self.database + "-wal") if os.path.exists(name)]
-        self._places = [(name, os.stat(name)) for name in present]
+        self._file_stats = [(name, os.stat(name)) for name in present]
 
     # ------------------------------------------------------------------------------------------ committing
 
@@ -257,22 +257,24 @@ class SqliteStore:
 
     def find(self, log: str, query: EventQuery, limit: int, *, after: int | None = None) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
-        edge, page = after, list[dict[str, Any]]()
+        boundary, page = after, list[dict[str, Any]]()
         while len(found) < limit:
             count = PAGE if query.text else min(PAGE, limit - len(found))
-            page = self._page(log, query, edge, count, after is None)
+            page = self._page(log, query, boundary, count, after is None)
             found += [event for event in page if query.matches(event)]
             if len(page) < count:
                 break
-            edge = page[-1]["seq"]
+            boundary = page[-1]["seq"]
         del found[limit:]
         return found[::-1] if after is None else found
 
-    def _page(self, log: str, query: EventQuery, edge: int | None, count: int, newest: bool) -> list[dict[str, Any]]:
-        """`newest`: newest first, before `edge`; else oldest first, after it."""
+    def _page(
+        self, log: str, query: EventQuery, boundary: int | None, count: int, newest: bool
+    ) -> list[dict[str, Any]]:
+        """`newest`: newest first, before `boundary`; else oldest first, after it."""
         where, values = files.condition(log, query)
-        if edge is not None:
-            where, values = where + f" AND seq {'<' if newest else '>'} ?", [*values, edge]
+        if boundary is not None:
+            where, values = where + f" AND seq {'<' if newest else '>'} ?", [*values, boundary]
         order = "DESC" if newest else "ASC"
         chosen = f"SELECT body FROM history WHERE {where} ORDER BY seq {order} LIMIT {count}"  # noqa: S608
         text: list[str] = []
@@ -301,7 +303,7 @@ class SqliteStore:
         if self._corrupt:
             return OSError(errno.ESTALE, _GONE)
         try:
-            if not all(os.path.samestat(os.stat(name), was) for name, was in self._places):
+            if not all(os.path.samestat(os.stat(name), was) for name, was in self._file_stats):
                 return OSError(errno.ESTALE, _GONE)
         except FileNotFoundError:
             return OSError(errno.ESTALE, _GONE)
@@ -322,7 +324,7 @@ class SqliteStore:
             os.makedirs(folder, mode=0o700, exist_ok=True)
             fresh = files.held_from(Loaded(tables))
             fresh.line, fresh.commits, fresh.term, fresh.snapshot = held.line, held.commits, held.term, 0
-            self._write_anew(fresh, files.rows_of(kept))
+            self._rewrite_database(fresh, files.rows_of(kept))
             try:
                 for one in (self._reader, kept):
                     if one is not None:
@@ -359,7 +361,7 @@ class SqliteStore:
                     code="another_state",
                 )
 
-    def _write_anew(self, held: HeldRows, history: Iterator[Row], *, keep: bool = True) -> None:
+    def _rewrite_database(self, held: HeldRows, history: Iterator[Row], *, keep: bool = True) -> None:
         """A whole database takes the place of what is left of one, which is set aside. Raises OSError."""
         held.line = held.line or secrets.token_hex(8)
         fresh = self.database + ".new"

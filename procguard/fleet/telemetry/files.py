@@ -26,14 +26,14 @@ MAX_RECORD_BYTES = 64 * 1024 * 1024
 
 
 class _Series:
-    """The files of one kind and span. `told`: the slots that the newest file knows."""
+    """The files of one kind and span. `written_slots`: the slots that the newest file knows."""
 
     def __init__(self, folder: str, kind: str, span: Span) -> None:
         self.folder, self.kind, self.span = folder, kind, span
         self.number = 0
         self.rows_of: dict[int, int] = {}  # file's number -> rows in it
         self.file: BinaryIO | None = None
-        self.told: dict[str, int] = {}
+        self.written_slots: dict[str, int] = {}
 
     def path(self, number: int) -> str:
         return os.path.join(self.folder, f"{self.kind}-{self.span.name}-{number:06d}.seg")
@@ -42,12 +42,14 @@ class _Series:
         if self.file is None or self.rows_of[self.number] >= self.span.points:
             self._begin()
         assert self.file is not None
-        if slots != self.told:
+        if slots != self.written_slots:
             # every slot that has another owner now; None: nobody
-            changed: dict[int, str | None] = {slot: None for one, slot in self.told.items() if slots.get(one) != slot}
-            changed.update({slot: one for one, slot in slots.items() if self.told.get(one) != slot})
+            changed: dict[int, str | None] = {
+                slot: None for one, slot in self.written_slots.items() if slots.get(one) != slot
+            }
+            changed.update({slot: one for one, slot in slots.items() if self.written_slots.get(one) != slot})
             self._write(_SLOTS, row.at, json.dumps(list(changed.items())).encode())
-            self.told = dict(slots)
+            self.written_slots = dict(slots)
         parts = [b"" if one is None else bytes(one) for one in row.columns]
         self._write(_ROW, row.at, struct.pack(f"<{len(parts)}I", *map(len, parts)) + b"".join(parts))
         self.file.flush()
@@ -58,7 +60,7 @@ class _Series:
         self.close()
         self.number += 1
         self.file = os.fdopen(os.open(self.path(self.number), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
-        self.rows_of[self.number], self.told = 0, {}
+        self.rows_of[self.number], self.written_slots = 0, {}
         newer = 0
         for number in sorted(self.rows_of, reverse=True):
             if newer >= self.span.points:
@@ -138,7 +140,7 @@ class MeasurementFiles:
                 slots = {owner: slot for slot, owner in owners.items()}
                 table.adopt(slots, {name: rows for name, (_, rows, _) in found.items()})
         except (OSError, ValueError, struct.error) as exc:
-            self._tell(f"the history of measurements cannot be read: {exc}")
+            self._warn_once(f"the history of measurements cannot be read: {exc}")
 
     def append(self, done: list[tuple[str, Span, Row]], slots: dict[str, dict[str, int]]) -> None:
         """Keep these rows; `slots` of each kind as they are now."""
@@ -149,9 +151,9 @@ class MeasurementFiles:
         except OSError as exc:
             for series in self._series.values():
                 series.close()  # a torn record ends what is read of a file: go on in another
-            self._tell(f"the history of measurements is not written: {exc}")
+            self._warn_once(f"the history of measurements is not written: {exc}")
 
-    def _tell(self, trouble: str) -> None:
+    def _warn_once(self, trouble: str) -> None:
         """Once for each trouble: it is history, and nothing waits for it."""
         if trouble != self._trouble:
             log.warning("%s", trouble)

@@ -234,15 +234,17 @@ class Measurements:
         workers = self._read_workers(state, rest)
         hosts: dict[str, Values] = {}
         gpus: dict[str, Values] = {}
-        for number, (agent_id, seen) in enumerate(list(state.seen.items()), 1):
+        for number, (agent_id, observed) in enumerate(list(state.agent_status.items()), 1):
             if number % REST_EVERY == 0:
                 rest()
-            usage = seen.heartbeat.usage if seen.heartbeat is not None and seen.state == "connected" else None
+            usage = (
+                observed.heartbeat.usage if observed.heartbeat is not None and observed.state == "connected" else None
+            )
             hosts[agent_id] = tuple(getattr(usage, name, None) for name in SERIES["hosts"])
             for gpu in usage.gpus if usage is not None else ():
                 gpus[f"{agent_id}/{gpu.index}"] = tuple(getattr(gpu, name) for name in SERIES["gpus"])
         for known in self.tables["gpus"].slots:  # of a host that is silent now: not measured, and not gone
-            if known not in gpus and known.rpartition("/")[0] in state.seen:
+            if known not in gpus and known.rpartition("/")[0] in state.agent_status:
                 gpus[known] = (None,) * len(SERIES["gpus"])
         readings: dict[str, dict[str, Values]] = {"workers": workers, "hosts": hosts, "gpus": gpus}
         done = []
@@ -253,12 +255,12 @@ class Measurements:
     @staticmethod
     def _read_workers(state: FleetState, rest: Callable[[], None]) -> dict[str, Values]:
         found: dict[str, Values] = {}
-        silent = {agent_id for agent_id, seen in state.seen.items() if seen.state != "connected"}
+        silent = {agent_id for agent_id, observed in state.agent_status.items() if observed.state != "connected"}
         for number, worker in enumerate(list(state.workers_by_id.values()), 1):
             if number % REST_EVERY == 0:
                 rest()
-            seen = state.worker_seen.get(worker.worker_id)
-            usage = seen.report.usage if seen is not None and seen.report is not None else None
+            observed = state.worker_status.get(worker.worker_id)
+            usage = observed.report.usage if observed is not None and observed.report is not None else None
             if usage is None or worker.agent_id in silent:
                 found[worker.worker_id] = (None, None, None, None)
             else:

@@ -24,7 +24,7 @@ from procguard.fleet.model.records import AgentRecord, RecoverySsh, WorkerRecord
 from procguard.fleet.state import FleetState
 from procguard.fleet.transaction import Transaction
 from procguard.fleet.workers import ownership
-from procguard.fleet.workers.places import PlacementService
+from procguard.fleet.workers.placement_service import PlacementService
 from procguard.fleet.workers.spec_diff import differences
 from procguard.i18n.reasons import because
 from remote_agent.protocol import messages, states
@@ -141,7 +141,7 @@ class Deployment:
         """Do it (or, with `check`, only say what would happen). Durable."""
         self._now = now
         self._refuse_unread()
-        self._away = self._lent()
+        self._away = self._relocated_workers()
         if self._request.check:
             return self._declare(None)
         with self._state.transaction(now, actor) as tx:
@@ -184,7 +184,7 @@ class Deployment:
                 "agent_id": agent.agent_id,
                 "ssh": agent.ssh,
                 "procguard_home": agent.procguard_home,
-                "workers": self._told(self._undeclared(tx, agent.agent_id)),
+                "workers": self._worker_results(self._undeclared(tx, agent.agent_id)),
                 "guests": sorted(guests.intersection(living)),
             }
             if tx is not None and not agent.undeclared:
@@ -200,7 +200,7 @@ class Deployment:
         others = [one for one in agents if one.inventory != named.name and one.host not in named.hosts]
         return {one.host: one.inventory for one in others[:OTHERS_NAMED]}
 
-    def _told(self, workers: dict[str, tuple[Result, str]]) -> dict[str, dict[str, Any]]:
+    def _worker_results(self, workers: dict[str, tuple[Result, str]]) -> dict[str, dict[str, Any]]:
         return {
             wid: {
                 "result": result,
@@ -227,13 +227,13 @@ class Deployment:
         found = self._request.found or {}
         return [host for host, workers in found.items() if any(w.alive and w.worker_id == worker_id for w in workers)]
 
-    def _lent(self) -> dict[str, list[WorkerRecord]]:
+    def _relocated_workers(self) -> dict[str, list[WorkerRecord]]:
         """The workers that live elsewhere for now, by the agent that is their home."""
-        lent: dict[str, list[WorkerRecord]] = {}
+        relocated: dict[str, list[WorkerRecord]] = {}
         for worker in self._state.workers_by_id.values():
             if worker.home and worker.home != worker.agent_id:
-                lent.setdefault(worker.home, []).append(worker)
-        return lent
+                relocated.setdefault(worker.home, []).append(worker)
+        return relocated
 
     def _settle_homes(self, tx: Transaction | None) -> None:
         """Of the workers that live away from home: a host that declares one it runs is its home, and a host that no
@@ -261,21 +261,21 @@ class Deployment:
             if new or _declared(agent) != _declared(declared):
                 tx.edit(agent)
                 agent.inventory, agent.undeclared = inventory, False
-                if agent.ssh != declared.ssh and agent_id in state.seen:
-                    state.seen[agent_id].recovery_ssh = RecoverySsh()
+                if agent.ssh != declared.ssh and agent_id in state.agent_status:
+                    state.agent_status[agent_id].recovery_ssh = RecoverySsh()
                 agent.ssh, agent.procguard_home = declared.ssh, declared.procguard_home
                 agent.spare, agent.labels, agent.tunnel = declared.spare, declared.labels, declared.tunnel
                 if agent_id not in state.agents_by_id:
                     tx.add(agent)
         workers = {worker.worker_id: self._worker(tx, worker.worker_id, agent_id) for worker in declared.workers}
         workers.update(self._undeclared(tx, agent_id))
-        seen = state.seen.get(agent_id)
+        observed = state.agent_status.get(agent_id)
         return {
             "agent_id": agent_id,
             "proof_key": state.proof_key(agent_id),
             "secret_sha256": agent.secret_sha256 if agent else "",
-            "heard_at": iso(seen.last_seen_wall) if seen else None,
-            "workers": self._told(workers),
+            "last_heartbeat_at": iso(observed.last_seen_wall) if observed else None,
+            "workers": self._worker_results(workers),
         }
 
     def _worker(self, tx: Transaction | None, worker_id: str, agent_id: str) -> tuple[Result, str]:
@@ -304,7 +304,7 @@ class Deployment:
             return "changed", "; ".join(filter(None, (away, corrected)))
         if not changed:
             return ("changed", away or "declared again") if revived else ("unchanged", away)
-        report = state.worker_seen[worker_id].report
+        report = state.worker_status[worker_id].report
         if report and report.launch_digest and report.launch_digest != messages.launch_digest(spec):
             return "changed", "restart pending: it runs on with the specification it was started with"
         return "changed", away
@@ -316,13 +316,13 @@ class Deployment:
         if state.stopped_by:
             stopped_by, message = "failure handler", f"stopped with all others: {state.stopped_by}"
         if state.rebuilt and self._request.found is not None:
-            places = self._where_found(worker_id)
-            if places and agent_id not in places:
+            agent_ids = self._where_found(worker_id)
+            if agent_ids and agent_id not in agent_ids:
                 return "refused", (
-                    f"it runs on {', '.join(places)}, as was read there: stop it there, or declare it on "
-                    f"{places[0]} and deploy that"
+                    f"it runs on {', '.join(agent_ids)}, as was read there: stop it there, or declare it on "
+                    f"{agent_ids[0]} and deploy that"
                 )
-            if not places:
+            if not agent_ids:
                 unread = [host.host for host in self._request.hosts if host.host not in self._request.found]
                 stopped_by = "state.rebuild"
                 message = "no host that was read runs it: it is declared stopped; to start it: "
@@ -340,7 +340,7 @@ class Deployment:
     def _correct(self, worker: WorkerRecord) -> str:
         """A worker that failed, or waits for its next attempt, begins again with its corrected specification and a new
         budget. Of a failed gang that is all of it, once. What is told of it; "" where there was nothing to do."""
-        report = self._state.worker_seen[worker.worker_id].report
+        report = self._state.worker_status[worker.worker_id].report
         reported = report.state if report else worker.last_state
         if worker.desired != "running":
             return ""
@@ -359,7 +359,7 @@ class Deployment:
 
     def _will_start(self, worker: WorkerRecord) -> None:
         if worker.desired == "running":
-            report = self._state.worker_seen[worker.worker_id].report
+            report = self._state.worker_status[worker.worker_id].report
             self._starts[worker.worker_id] = max(worker.attempt, report.attempt if report else 0) + 1
 
     def _moved(
@@ -372,7 +372,7 @@ class Deployment:
                 replace_spec(tx.edit(worker), spec)
                 worker.undeclared, worker.moving = False, dataclasses.replace(worker.moving, settles=True)
             return "unchanged", f"it is moving here from {worker.host}"
-        if not self._leases.surely_gone(worker.worker_id, self._now):
+        if not self._leases.is_confirmed_stopped(worker.worker_id, self._now):
             return "refused", (
                 f"it is {view['state']} on {worker.host}; stop it there first (invoke stop {worker.worker_id}), then "
                 f"deploy again; or bring it here: invoke move {worker.worker_id} {agent_id}"

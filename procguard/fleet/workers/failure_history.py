@@ -21,15 +21,15 @@ HALF_LIFE_S = 24 * 3600.0  # after a day an entry counts half
 WEIGHT: dict[str, float] = {"agent_silent": 2.0, "worker_failed": 1.0}
 
 
-def noted(ledger: Sequence[HostFailure], kind: Kind, what: Reason, wall: float) -> Sequence[HostFailure]:
+def noted(failures: Sequence[HostFailure], kind: Kind, what: Reason, wall: float) -> Sequence[HostFailure]:
     """The ledger with one more entry; the oldest beyond KEEP are dropped."""
-    return (*ledger, HostFailure(wall, kind, what))[-KEEP:]
+    return (*failures, HostFailure(wall, kind, what))[-KEEP:]
 
 
-def standing(ledger: Sequence[HostFailure], wall: float) -> float:
+def score(failures: Sequence[HostFailure], wall: float) -> float:
     """0 is spotless; each entry adds its weight, halved for every day of its age. A clock set back ages nothing."""
     total = 0.0
-    for entry in ledger:
+    for entry in failures:
         age_s = max(0.0, wall - entry.at)
         total += WEIGHT.get(entry.kind, 1.0) * math.exp2(-age_s / HALF_LIFE_S)
     return total

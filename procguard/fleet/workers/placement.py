@@ -26,7 +26,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Place:
+class Candidate:
     """One host as it is now. `carries`: tasks of other hosts that it has already; `carries_most` None: no bound."""
 
     agent_id: str
@@ -40,7 +40,7 @@ class Place:
     carries_most: int | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     gpus_free: int | None = 0  # None: it does not say
-    standing: float = 0.0  # its reputation: 0 is spotless, more is worse
+    score: float = 0.0  # its reputation: 0 is spotless, more is worse
     workers: int = 0
     same_gang: int = 0  # members of the task's gang that it runs already: one host's loss should cost one of them
 
@@ -52,47 +52,50 @@ class Placement:
     rejected: dict[str, Reason]  # host -> why not
 
 
-def choose(task: Task, places: Iterable[Place]) -> Placement:
+def choose(task: Task, candidates: Iterable[Candidate]) -> Placement:
     """The fitting spare with the fewest members of the task's gang, then of the best reputation, then with the fewest
     workers, then by name."""
     rejected: dict[str, Reason] = {}
-    fitting: list[Place] = []
-    for place in places:
-        why = against(task, place)
+    fitting: list[Candidate] = []
+    for candidate in candidates:
+        why = against(task, candidate)
         if why:
-            rejected[place.host] = why
+            rejected[candidate.host] = why
         else:
-            fitting.append(place)
+            fitting.append(candidate)
     if not fitting:
         return Placement("", _nowhere(rejected), rejected)
-    best = min(fitting, key=lambda place: (place.same_gang, round(place.standing, 1), place.workers, place.host))
+    best = min(
+        fitting,
+        key=lambda candidate: (candidate.same_gang, round(candidate.score, 1), candidate.workers, candidate.host),
+    )
     if len(fitting) == 1:
         return Placement(best.agent_id, because("place.only", host=best.host), rejected)
     return Placement(best.agent_id, because("place.best", host=best.host, n=len(fitting)), rejected)
 
 
-def against(task: Task, place: Place) -> Reason:
+def against(task: Task, candidate: Candidate) -> Reason:
     """Why this task may not go there; "" if it may. The first obstacle is told."""
-    missing = [f"{name}={value}" for name, value in task.requires.items() if place.labels.get(name) != value]
-    missing = [] if place.home else missing
+    missing = [f"{name}={value}" for name, value in task.requires.items() if candidate.labels.get(name) != value]
+    missing = [] if candidate.home else missing
     obstacles = (
-        (not place.deployed, because("place.launcher")),
-        (not place.spare and not place.home, because("place.no_spare")),
-        (not place.connected, because("place.not_connected")),
-        (bool(place.cordoned), because("place.cordoned", why=place.cordoned)),
-        (place.agent_id in task.avoid, because("place.avoided")),
+        (not candidate.deployed, because("place.launcher")),
+        (not candidate.spare and not candidate.home, because("place.no_spare")),
+        (not candidate.connected, because("place.not_connected")),
+        (bool(candidate.cordoned), because("place.cordoned", why=candidate.cordoned)),
+        (candidate.agent_id in task.avoid, because("place.avoided")),
         (bool(missing), because("place.labels", labels=missing)),
         (
-            place.carries_most is not None and place.carries >= place.carries_most and not place.home,
-            because("place.full", carries=place.carries, most=place.carries_most),
+            candidate.carries_most is not None and candidate.carries >= candidate.carries_most and not candidate.home,
+            because("place.full", carries=candidate.carries, most=candidate.carries_most),
         ),
         (
-            task.gpus > 0 and place.gpus_free is None,
+            task.gpus > 0 and candidate.gpus_free is None,
             because("place.gpus_unknown", needed=task.gpus),
         ),
         (
-            place.gpus_free is not None and task.gpus > place.gpus_free,
-            because("place.gpus", free=place.gpus_free, needed=task.gpus),
+            candidate.gpus_free is not None and task.gpus > candidate.gpus_free,
+            because("place.gpus", free=candidate.gpus_free, needed=task.gpus),
         ),
     )
     return next((why for obstacle, why in obstacles if obstacle), NONE)

@@ -41,7 +41,7 @@ class Purge:
         found = sorted(
             worker_id
             for number, (worker_id, worker) in enumerate(list(self._fleet.state.workers_by_id.items()), 1)
-            if self._turn(number) and self._is_gone(worker, silent_s, now)
+            if self._rest(number) and self._is_gone(worker, silent_s, now)
         )
         token = self._previews.issue(PurgeNumbers(silent_s, tuple(found)), owner or actor, now) if found else ""
         return {"token": token or None, "expires_in_s": LASTS_S, "count": len(found), "workers": found[:NAMED]}
@@ -70,7 +70,7 @@ class Purge:
             raise Conflict(f"{worker_id} is part of the fleet again", "leave it")
         self._fleet.workers.take_out(tx, worker_id)
 
-    def _turn(self, number: int) -> bool:
+    def _rest(self, number: int) -> bool:
         if number % AT_ONCE == 0:
             self._pause()
         return True
@@ -83,6 +83,8 @@ class Purge:
             return True
         if state != states.UNKNOWN:
             return False
-        seen = self._fleet.state.seen.get(worker.agent_id)
-        heard = seen.last_seen if seen is not None and seen.last_seen is not None else self._began.monotonic
-        return now.monotonic - heard >= silent_s
+        observed = self._fleet.state.agent_status.get(worker.agent_id)
+        last_seen = (
+            observed.last_seen if observed is not None and observed.last_seen is not None else self._began.monotonic
+        )
+        return now.monotonic - last_seen >= silent_s

@@ -18,7 +18,7 @@ from procguard.fleet.state import FleetState
 from procguard.fleet.transaction import Transaction
 from procguard.fleet.workers import ownership
 from procguard.fleet.workers.deployment import Deployment
-from procguard.fleet.workers.places import PlacementService
+from procguard.fleet.workers.placement_service import PlacementService
 from procguard.i18n.reasons import NONE, Reason, because
 from remote_agent.protocol import messages, states
 
@@ -61,7 +61,7 @@ class WorkerService:
             )
         if worker.desired == "removed":
             raise Conflict(f"{worker_id} is being removed", "deploy it again to use it", code="being_removed")
-        report = self._state.worker_seen[worker_id].report
+        report = self._state.worker_status[worker_id].report
         state = report.state if report else worker.last_state
         attempt = report.attempt if report else worker.attempt
         tx.show("workers", worker_id)
@@ -115,7 +115,7 @@ class WorkerService:
     def set_suspect(self, worker_id: str, evidence: Reason, now: Now) -> None:
         """The monitor's evidence that a worker looks hung; "" clears it. Alerts only."""
         worker = self._state.workers_by_id[worker_id]
-        self._state.worker_seen[worker_id].suspect = evidence
+        self._state.worker_status[worker_id].suspect = evidence
         kind, reason = ("worker_suspect", evidence) if evidence else ("worker_clear", because("worker.clear"))
         with self._state.transaction(now, "monitor", wait="nothing") as tx:
             tx.event(kind, worker_id=worker_id, host=worker.host, reason=reason, source=worker.agent_id)
@@ -136,9 +136,9 @@ class WorkerService:
             raise Conflict(
                 f"{worker_id} is {view['state']} on {worker.host}", f"stop it first: invoke stop {worker_id}"
             )
-        verdict = self._leases.judge(worker_id, tx.now)
-        if not verdict.gone and verdict.wait_s is not None:
+        outcome = self._leases.judge(worker_id, tx.now)
+        if not outcome.gone and outcome.wait_s is not None:
             raise Conflict(
-                f"{worker_id} cannot be forgotten yet: {verdict.reason}", f"try again in {verdict.wait_s:.0f} s"
+                f"{worker_id} cannot be forgotten yet: {outcome.reason}", f"try again in {outcome.wait_s:.0f} s"
             )
         ownership.drop_worker(self._state, tx, worker, because("worker.forgotten"), forgotten=True)

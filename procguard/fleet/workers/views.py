@@ -25,26 +25,26 @@ def command_text(command: str | list[str]) -> str:
     return command if isinstance(command, str) else shlex.join(command)
 
 
-def observed_state(worker: WorkerRecord, seen: WorkerObserved, agent_reachable: bool) -> tuple[str, str]:
+def observed_state(worker: WorkerRecord, observed: WorkerObserved, agent_reachable: bool) -> tuple[str, str]:
     """(state, last known state): the state is "unknown" while the agent is out of reach."""
-    known = seen.report.state if seen.report else worker.last_state
+    known = observed.report.state if observed.report else worker.last_state
     return (known if agent_reachable else "unknown"), known
 
 
-def shown_reason(worker: WorkerRecord, seen: WorkerObserved, state: str, agent_reason: Reason) -> Reason:
+def shown_reason(worker: WorkerRecord, observed: WorkerObserved, state: str, agent_reason: Reason) -> Reason:
     """Why it is as it is; `agent_reason` is said where its agent is out of reach."""
-    reason = causes.true_reason(reason_of(seen.report.reason) if seen.report else worker.last_reason, worker)
+    reason = causes.true_reason(reason_of(observed.report.reason) if observed.report else worker.last_reason, worker)
     if state == "unknown":
         reason = agent_reason or because("agent.out_of_reach")
-    waits = seen.recovery_status
+    waits = observed.recovery_status
     return reason_of(reason).then(waits.reason) if waits is not None else reason
 
 
-def suspicion(seen: WorkerObserved) -> Reason | None:
+def suspicion(observed: WorkerObserved) -> Reason | None:
     """The evidence with its newest numbers, once the monitor has called the worker suspect."""
-    if not seen.suspect:
+    if not observed.suspect:
         return None
-    return reason_of((seen.report.suspect if seen.report else "") or seen.suspect)
+    return reason_of((observed.report.suspect if observed.report else "") or observed.suspect)
 
 
 def command_view(record: CommandRecord, status: CommandStatus) -> dict[str, Any]:
@@ -57,14 +57,17 @@ def command_view(record: CommandRecord, status: CommandStatus) -> dict[str, Any]
     }
 
 
-def shown_address(agent: AgentRecord, seen: AgentObserved) -> str:
-    return "local" if agent.ssh.get("local") else agent.ssh.get("hostname", "") or seen.address
+def shown_address(agent: AgentRecord, observed: AgentObserved) -> str:
+    return "local" if agent.ssh.get("local") else agent.ssh.get("hostname", "") or observed.address
 
 
-def tunnel(agent: AgentRecord, seen: AgentObserved) -> dict[str, Any] | None:
+def tunnel(agent: AgentRecord, observed: AgentObserved) -> dict[str, Any] | None:
     if not agent.tunnel:
         return None
-    return {**(messages.encode(seen.tunnel) if seen.tunnel else {"state": "opening"}), "port": agent.tunnel_port}
+    return {
+        **(messages.encode(observed.tunnel) if observed.tunnel else {"state": "opening"}),
+        "port": agent.tunnel_port,
+    }
 
 
 def rotation(agent: AgentRecord) -> dict[str, Any] | None:
@@ -85,7 +88,7 @@ def recovery(agent: AgentRecord) -> dict[str, Any] | None:
 
 
 def last_failure(agent: AgentRecord) -> dict[str, Any] | None:
-    return {**messages.encode(agent.ledger[-1]), "at": iso(agent.ledger[-1].at)} if agent.ledger else None
+    return {**messages.encode(agent.failures[-1]), "at": iso(agent.failures[-1].at)} if agent.failures else None
 
 
 def plain(value: Any) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ import gevent.event
 from procguard.errors import ProcGuardError
 from procguard.fleet.model import clock
 from procguard.fleet.operations.controller import Operations
-from procguard.runtime.cooperative import give_way
+from procguard.runtime.cooperative import yield_to_hub
 
 ROUND_S = 1.0
 COALESCE_S = 0.02  # what ends within this time makes room together: one commit for many
@@ -21,13 +21,13 @@ log = logging.getLogger(__name__)
 def drive(operations: Operations) -> None:
     """Runs until it is killed."""
     wake = gevent.event.Event()
-    operations.on_wake(wake.set, give_way)
+    operations.on_wake(wake.set, yield_to_hub)
     while True:
         wake.wait(ROUND_S)
         wake.clear()
         try:
             while operations.advance(clock.read()):
-                give_way()  # between two chunks everybody else gets a turn
+                yield_to_hub()  # between two chunks everybody else gets a turn
         except ProcGuardError as exc:  # the disk refused; the next round tries again
             log.error("%s", exc)
         except Exception:  # a mistake in one round must not end all operations

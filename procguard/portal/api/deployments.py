@@ -30,7 +30,7 @@ class HostDeployed(TypedDict):
     agent_id: str
     proof_key: str
     secret_sha256: str
-    heard_at: Moment
+    last_heartbeat_at: Moment
     workers: dict[str, WorkerDeployed]
 
 

@@ -1,7 +1,7 @@
 """Hosts: how they are, whether tasks may go there, and what the manager does there over SSH: a try, its agent's
 restart, upgrade and log, a tunnel.
 
-The rules are in fleet/workers/places.py and fleet/agents/maintenance.py, tunnels are the manager's
+The rules are in fleet/workers/placement_service.py and fleet/agents/maintenance.py, tunnels are the manager's
 (manager/tunnels.py). Agents and their secrets are in agents.py.
 """
 
@@ -17,7 +17,7 @@ from procguard.agent_api import http_io
 from procguard.agent_api.declaration import get, post, whole
 from procguard.agent_api.interface import Principal
 from procguard.errors import Conflict, NotFound
-from procguard.fleet.agents.maintenance import AgentCare, Wish
+from procguard.fleet.agents.maintenance import AgentMaintenance, MaintenanceAction
 from procguard.fleet.model import clock
 from procguard.fleet.shapes.hosts import HOST, OF_PENDING
 from procguard.i18n.reasons import NONE, because
@@ -136,7 +136,7 @@ class SshTried:
 
 
 @dataclass(frozen=True)
-class CareBegun:
+class MaintenanceStarted:
     """`seq`: of the event that tells of the wish; the one that tells of its end comes later."""
 
     host: str
@@ -219,7 +219,7 @@ class HostsApi(Resource):
         "/api/hosts/<host>/restart-agent", "operator", tag="hosts", status=202, errors=(404, 409),
         zh="通过 SSH 重启该主机的 agent，worker 不受影响；结果见事件",
     )  # fmt: skip
-    def restart_agent(self, host: str, caller: Principal) -> CareBegun:
+    def restart_agent(self, host: str, caller: Principal) -> MaintenanceStarted:
         """Have its agent restarted over SSH; its workers run on. What became of it is an event.
 
         202 `{"host", "status": "accepted", "seq"}`; how it ended is an event after `seq`: `agent_restarted` or
@@ -231,7 +231,7 @@ class HostsApi(Resource):
         "/api/hosts/<host>/upgrade-agent", "operator", tag="hosts", status=202, errors=(404, 409),
         zh="通过 SSH 把该主机的 agent 升级到管理端的版本，失联则回退；结果见事件",
     )  # fmt: skip
-    def upgrade_agent(self, host: str, caller: Principal) -> CareBegun:
+    def upgrade_agent(self, host: str, caller: Principal) -> MaintenanceStarted:
         """Have its agent brought to the manager's release over SSH; unheard, it goes back. The result is an event.
 
         As a restart; the event is `agent_upgraded` or `agent_upgrade_failed`.
@@ -251,7 +251,7 @@ class HostsApi(Resource):
         `{"host", "text", "path", "bytes", "running", "pid"}`; 409 `no_way_in` with the command that reads it on the
         host.
         """
-        return cast(AgentLogAnswer, self._care.log(host, query.bytes))
+        return cast(AgentLogAnswer, self._maintenance.log(host, query.bytes))
 
     @post("/api/hosts/<host>/tunnel", "operator", tag="hosts", zh="建立并等待该主机的隧道", errors=(404, 409))
     def tunnel(self, host: str) -> TunnelOpened:
@@ -268,13 +268,13 @@ class HostsApi(Resource):
         return TunnelOpened(host, ok, url, *reason_values(reason))
 
     @property
-    def _care(self) -> AgentCare:
-        if self.services.care is None:
+    def _maintenance(self) -> AgentMaintenance:
+        if self.services.maintenance is None:
             raise Conflict(NO_HELPER, "restart the manager")
-        return self.services.care
+        return self.services.maintenance
 
-    def _begin(self, wish: Wish, host: str, caller: Principal) -> CareBegun:
-        return CareBegun(host, self._care.begin(wish, host, caller.actor))
+    def _begin(self, action: MaintenanceAction, host: str, caller: Principal) -> MaintenanceStarted:
+        return MaintenanceStarted(host, self._maintenance.begin(action, host, caller.actor))
 
 
 def _server_time() -> str:

@@ -54,7 +54,7 @@ class Line(TypedDict):
 
 
 @dataclass(frozen=True)
-class LogPlace:
+class LogPosition:
     attempt: int
     offset: int
 
@@ -66,7 +66,7 @@ class Lines:
 
     worker_id: str
     lines: list[Line]
-    next: LogPlace | None
+    next: LogPosition | None
     attempts: list[int]
     target: Line | None = None
 
@@ -119,7 +119,7 @@ class LogsApi(Resource):
         lines = self.read_tail(worker_id, wanted, caller_name())
         if not wanted.as_json:
             return _as_text(lines)
-        end = LogPlace(lines[-1].attempt, lines[-1].end) if lines else None
+        end = LogPosition(lines[-1].attempt, lines[-1].end) if lines else None
         return Lines(worker_id, _as_json(lines), end, self.store.attempts(worker_id))
 
     def _excerpt(self, worker_id: str, query: LogsQuery, *, as_json: bool) -> Lines | bottle.HTTPResponse:

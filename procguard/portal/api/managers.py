@@ -67,8 +67,8 @@ class ManagersApi(Resource):
     @get("/api/managers", "viewer", tag="manager", zh="多个管理端：谁在领导")
     def managers(self) -> Managers:
         """Who leads, who stands by, and how the shared database is replicated."""
-        desk = self.services.managers
-        return managers_of(desk.view()) if desk is not None else Managers()
+        agent_api = self.services.managers
+        return managers_of(agent_api.view()) if agent_api is not None else Managers()
 
     @post(
         "/api/managers/promote", "operator", tag="manager", zh="把领导权交给另一个管理端", body=PromoteBody,
@@ -79,11 +79,11 @@ class ManagersApi(Resource):
 
         This manager stands by afterwards. No worker is touched.
         """
-        desk = self.services.managers
-        if desk is None:
+        agent_api = self.services.managers
+        if agent_api is None:
             raise Conflict(ONE, ONE_NEXT, code="one_manager")
         http_io.note_change(f"hands over to {body.name}")
-        desk.promote(body.name)
+        agent_api.promote(body.name)
         return Promoted(body.name)
 
 

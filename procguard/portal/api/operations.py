@@ -18,7 +18,7 @@ from procguard.fleet.operations.controller import DEFAULT_CONCURRENCY, DEFAULT_T
 from procguard.fleet.workers import selectors
 from procguard.fleet.workers.purge import Purge
 from procguard.portal.api.resource import Moment, Reason, RequestBody, Resource, Services, Words
-from procguard.runtime.cooperative import give_way
+from procguard.runtime.cooperative import yield_to_hub
 from remote_agent.protocol import messages
 
 MAX_BODY_BYTES = 2 * selectors.MAX_CHARS  # a selection made by hand names every id
@@ -214,7 +214,7 @@ class Purged(TypedDict):
 class PurgeApi(Resource):
     def __init__(self, services: Services) -> None:
         super().__init__(services)
-        self._purge = Purge(self.fleet, give_way, clock.read())
+        self._purge = Purge(self.fleet, yield_to_hub, clock.read())
 
     @post("/api/purge/preview", "operator", tag="operations", zh="预览已消失的 worker", example={"silent_s": 60})
     def preview(self, caller: Principal, body: PurgePreviewRequest) -> PurgePreview:

@@ -22,10 +22,10 @@ from procguard.admission.rate import BackOff
 from procguard.agent_api import http_io
 from procguard.agent_api.declaration import TAGS, Route, read_query, routes_of
 from procguard.agent_api.decode import Hints, validated
-from procguard.agent_api.handlers import Desk, checked_worker_id
+from procguard.agent_api.handlers import AgentApi, checked_worker_id
 from procguard.config.limits import WebLimits
 from procguard.deploy.install.helper_client import Result
-from procguard.fleet.agents.maintenance import AgentCare
+from procguard.fleet.agents.maintenance import AgentMaintenance
 from procguard.fleet.fleet import Fleet
 from procguard.fleet.telemetry.timeseries import Measurements
 from procguard.portal import api
@@ -66,7 +66,7 @@ class Notifications(Protocol):
     def test(self, name: str = "") -> list[dict[str, Any]]: ...
 
 
-class ManagersDesk(Protocol):
+class ManagersService(Protocol):
     """What is asked of the seat among several managers (manager/several.py)."""
 
     def view(self) -> dict[str, Any]:
@@ -78,7 +78,7 @@ class ManagersDesk(Protocol):
 
 @dataclass
 class Services:
-    """What resources work with. `ssh`, `notifier`, `tunnels`, `care`, `managers`: None where this manager has none;
+    """Dependencies of resources. `ssh`, `notifier`, `tunnels`, `maintenance`, `managers`: None where there is none;
     `manager_configured`: those of `manager_urls()` that agents keep whether or not they prove themselves now."""
 
     fleet: Fleet
@@ -98,8 +98,8 @@ class Services:
     ssh: Ssh | None = None
     notifier: Notifications | None = None
     tunnels: Opener | None = None
-    care: AgentCare | None = None
-    managers: ManagersDesk | None = None
+    maintenance: AgentMaintenance | None = None
+    managers: ManagersService | None = None
 
 
 class Resource:
@@ -160,7 +160,7 @@ def all_resources() -> tuple[type[Resource], ...]:
 
 def all_routes() -> tuple[Route, ...]:
     """Every declared route, the agents' too, by its tag."""
-    found = [route for kind in (Desk, *all_resources()) for route in routes_of(kind)]
+    found = [route for kind in (AgentApi, *all_resources()) for route in routes_of(kind)]
     return tuple(sorted(found, key=lambda route: TAGS.index(route.tag)))
 
 

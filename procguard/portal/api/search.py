@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 
 from procguard.agent_api import declaration, http_io
 from procguard.agent_api.declaration import JSON, LINES, choice, flag, get, seconds, whole
-from procguard.agent_api.long_poll import HeldPoll
+from procguard.agent_api.long_poll import LongPoll
 from procguard.errors import UsageError
 from procguard.fleet.agents.log_search import OPEN, Part, Question, Search
 from procguard.fleet.fleet import Fleet
@@ -109,7 +109,7 @@ class SearchApi(Resource):
         services, matching = self.services, self.services.matching
         question, find = read_question(query, matching)
         workers = self.fleet.operations.matching(query.select, query.q)
-        poll = HeldPoll("search", "", bottle.request.environ.get("procguard.socket"))
+        poll = LongPoll("search", "", bottle.request.environ.get("procguard.socket"))
         search = self.fleet.log_searches.begin(question, workers, clock.read(), poll.wake)
         own = OwnSearch(services.log_store, matching, search, find, caller_name())
         running = RunningSearch(self.fleet, services.log_store, search, poll, own)
@@ -131,7 +131,7 @@ class SearchApi(Resource):
 class RunningSearch:
     """A search as the file that bottle streams: each `read` waits for the next host; empty = the end."""
 
-    def __init__(self, fleet: Fleet, store: LogStore, search: Search, poll: HeldPoll, own: OwnSearch) -> None:
+    def __init__(self, fleet: Fleet, store: LogStore, search: Search, poll: LongPoll, own: OwnSearch) -> None:
         self._fleet, self._store, self._search, self._poll, self._own = fleet, store, search, poll, own
         self._newest = Newest(search.question.max_lines)
         self._begun = self._ended = False
@@ -179,7 +179,7 @@ class RunningSearch:
     def _next(self) -> tuple[Part, list[JsonLine]]:
         """The next part, and those of its lines that are among the newest so far."""
         part, matches = self._search.fresh.popleft()
-        matches = self._own.heard(part, matches)
+        matches = self._own.merge(part, matches)
         question = self._search.question
         written = self._store.written(matches) if matches else []
         kept = []
@@ -219,11 +219,11 @@ class Newest:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._heap: list[tuple[float, int, JsonLine]] = []
-        self._places: set[tuple[Any, ...]] = set()
+        self._positions: set[tuple[Any, ...]] = set()
         self._count = 0
 
     def __contains__(self, line: JsonLine) -> bool:
-        return _place(line) in self._places
+        return _position(line) in self._positions
 
     def add(self, line: JsonLine) -> bool:
         """False where enough newer ones are here already."""
@@ -231,13 +231,13 @@ class Newest:
         entry = (line["at"], -self._count, line)
         if len(self._heap) < self._limit:
             heapq.heappush(self._heap, entry)
-            self._places.add(_place(line))
+            self._positions.add(_position(line))
             return True
         gone = heapq.heappushpop(self._heap, entry)
         if gone is entry:
             return False
-        self._places.discard(_place(gone[2]))
-        self._places.add(_place(line))
+        self._positions.discard(_position(gone[2]))
+        self._positions.add(_position(line))
         return True
 
     def lines(self) -> list[JsonLine]:
@@ -248,7 +248,7 @@ class Newest:
         return len(self._heap)
 
 
-def _place(line: JsonLine) -> tuple[Any, ...]:
+def _position(line: JsonLine) -> tuple[Any, ...]:
     """What makes it the same line, whoever found it."""
     return (line["worker_id"], line["attempt"], line["stream"], line["offset"])
 

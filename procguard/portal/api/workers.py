@@ -74,7 +74,7 @@ class MoveRequest(RequestBody):
 # ------------------------------------------------------------------------------------------------ what is answered
 
 
-class Plight(TypedDict):
+class WorkerRecoveryStatus(TypedDict):
     """Why a worker's task waits for another host, or goes nowhere."""
 
     state: str
@@ -187,7 +187,7 @@ class WorkersApi(Resource):
     def move(self, worker_id: str, caller: Principal, body: MoveRequest) -> Moving:
         """Stop it here and start it on another host.
 
-        `{"host": "gpu02"}`: stopped here, then started there; 202. The rules are in fleet/workers/places.py.
+        `{"host": "gpu02"}`: stopped here, then started there; 202. The rules are in fleet/workers/placement_service.py.
         """
         http_io.note_change(f"to {body.host}")
         self.fleet.placement.move(worker_id, body.host, caller.actor, clock.read())

@@ -104,9 +104,9 @@ class Auth:
         the route is one of theirs.
         """
         caller = self._identified(environ, own_secret_sha256, of_agents)
-        ticket = environ.get(http_io.TICKET)
-        if ticket is not None and caller.kind != "anonymous":
-            ticket.prove(caller.actor, caller.kind == "agent")
+        connection_handle = environ.get(http_io.CONNECTION_HANDLE)
+        if connection_handle is not None and caller.kind != "anonymous":
+            connection_handle.prove(caller.actor, caller.kind == "agent")
         return caller
 
     def _identified(self, environ: dict[str, Any], own_secret_sha256: str, of_agents: bool) -> Principal:

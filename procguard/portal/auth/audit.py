@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from procguard.admission.rate import Sparing
+from procguard.admission.rate import RecordLimiter
 from procguard.agent_api import http_io
 from procguard.agent_api.interface import Principal
 from procguard.errors import ProcGuardError
@@ -67,8 +67,8 @@ class Audit:
             log.restore()
         # Of whoever runs now: each request has a greenlet or thread of its own.
         self._under_way: ContextVar[_Change | None] = ContextVar("change", default=None)
-        self._refusals = Sparing(REFUSALS_AT_ONCE, REFUSALS_PER_S)
-        self._logins = Sparing(LOGINS_AT_ONCE, LOGINS_PER_S)
+        self._refusals = RecordLimiter(REFUSALS_AT_ONCE, REFUSALS_PER_S)
+        self._logins = RecordLimiter(LOGINS_AT_ONCE, LOGINS_PER_S)
 
     def begin(self, environ: dict[str, Any], caller: Principal, names: Mapping[str, str], status: int) -> None:
         """A request was let in that may change something. `names`: what its address names (worker_id, host, …);
@@ -107,7 +107,7 @@ class Audit:
     def refused(self, environ: dict[str, Any], exc: ProcGuardError) -> None:
         """A change or a log-in that was not let in."""
         caller: Principal | None = environ.get(ASKS)
-        more = self._refusals.untold(caller.identity if caller is not None else "", clock.read().monotonic)
+        more = self._refusals.suppressed(caller.identity if caller is not None else "", clock.read().monotonic)
         if more is not None:
             what = exc.message + (f" (and {more} more refusals before this one)" if more else "")
             self._add(_REFUSED, "refused", environ, exc.http_status, caller, what)
@@ -120,7 +120,7 @@ class Audit:
         self._add_login("logout", environ, caller)
 
     def _add_login(self, kind: str, environ: dict[str, Any], caller: Principal) -> None:
-        more = self._logins.untold(caller.token_id, clock.read().monotonic)
+        more = self._logins.suppressed(caller.token_id, clock.read().monotonic)
         if more is not None:
             what = f"and {more} more log-ins and log-outs of this token before this one" if more else ""
             self._add(_LOGINS, kind, environ, 200, caller, what)

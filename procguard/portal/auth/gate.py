@@ -70,9 +70,9 @@ class Gate:
 
 def _cut(environ: dict[str, Any]) -> None:
     """End the connection; what the kernel has not sent yet is thrown away."""
-    ticket, sock = environ.get(http_io.TICKET), environ.get("procguard.socket")
-    if ticket is None or sock is None:
+    connection_handle, sock = environ.get(http_io.CONNECTION_HANDLE), environ.get("procguard.socket")
+    if connection_handle is None or sock is None:
         return
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-    ticket.cut()
+    connection_handle.cut()

@@ -16,7 +16,7 @@ from typing import Any
 import gevent
 
 from procguard.agent_api.interface import Principal
-from procguard.runtime.cooperative import give_way
+from procguard.runtime.cooperative import yield_to_hub
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ class LiveUses:
         """End what has expired. Nobody is told of that moment, so it is looked for."""
         for number, right in enumerate(list(self._by_right), 1):
             if number % REST_EVERY == 0:
-                give_way()
+                yield_to_hub()
             use = next(iter(self._by_right.get(right, ())), None)
             if use is not None and not self._stands(use.caller):
                 self._end(right)

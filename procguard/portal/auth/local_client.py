@@ -126,7 +126,7 @@ class LocalClients:
                 questions, self._asked = self._asked[:TOGETHER], self._asked[TOGETHER:]
                 began = time.monotonic()
                 try:
-                    answers = gevent.get_hub().threadpool.apply(self._look, ([one[:2] for one in questions],))
+                    answers = gevent.get_hub().threadpool.apply(self._examine, ([one[:2] for one in questions],))
                 except Exception as exc:
                     log.exception("local connections cannot be looked at")
                     answers = [f"the connection's process cannot be known ({type(exc).__name__})"] * len(questions)
@@ -137,7 +137,7 @@ class LocalClients:
         finally:
             self._greenlet = None
 
-    def _look(self, ends: list[tuple[Address, Address]]) -> list[str]:
+    def _examine(self, ends: list[tuple[Address, Address]]) -> list[str]:
         seen = _Seen()
         return [self._why(client, server, seen) for client, server in ends]
 

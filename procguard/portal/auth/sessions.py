@@ -69,8 +69,10 @@ class BrowserSessions:
             role: Role = "operator" if one["scope"] == "operator" else "viewer"
             if 0 < left_s <= MAX_LIFE_S and len(self._sessions) < 2 * MAX_SESSIONS:
                 ends = (now + SESSION_TTL_S, now + left_s)
-                told = (str(one["token_sha256"]), str(one["name"]), role)
-                self._insert(BrowserSession("", digest, "", *told, *ends, str(one["handle"]), float(one["ends_wall"])))
+                identity = (str(one["token_sha256"]), str(one["name"]), role)
+                self._insert(
+                    BrowserSession("", digest, "", *identity, *ends, str(one["handle"]), float(one["ends_wall"]))
+                )
 
     def __len__(self) -> int:
         return len(self._sessions)

@@ -11,15 +11,15 @@ from typing import Any
 
 import bottle
 
-from procguard.agent_api.handlers import Desk
+from procguard.agent_api.handlers import AgentApi
 from procguard.agent_api.http import HttpChannel
 from procguard.agent_api.interface import Access, Principal
 from procguard.agent_api.sessions import SIGNED
 from procguard.config.limits import WebLimits
 from procguard.portal.http import server as http_server
 from procguard.portal.http import sockets
-from procguard.portal.http.fast_path import Counter, Express
-from procguard.portal.http.middleware import Edge
+from procguard.portal.http.fast_path import Counter, FastPath
+from procguard.portal.http.middleware import RequestMiddleware
 
 NOT_HERE = "this address is for agents only"
 # Nothing of these makes anybody an operator here; without them the rules for agents are the same as everywhere.
@@ -60,26 +60,32 @@ class AgentsOnly:
         return self._access.check_worker_agent(caller, worker_id)
 
 
-def application(desk: Desk, access: Access, errors_as_json: Callable[[bottle.HTTPError], bytes]) -> bottle.Bottle:
+def application(
+    agent_api: AgentApi, access: Access, errors_as_json: Callable[[bottle.HTTPError], bytes]
+) -> bottle.Bottle:
     """Agents' routes alone; anything else is not there."""
     app = bottle.Bottle()
     app.default_error_handler = errors_as_json
-    HttpChannel(desk, AgentsOnly(access), direct=False).mount(app)
+    HttpChannel(agent_api, AgentsOnly(access), direct=False).mount(app)
     return app
 
 
 def server(
-    desk: Desk, access: Access, errors_as_json: Callable[[bottle.HTTPError], bytes], count: Counter, limits: WebLimits
+    agent_api: AgentApi,
+    access: Access,
+    errors_as_json: Callable[[bottle.HTTPError], bytes],
+    count: Counter,
+    limits: WebLimits,
 ) -> http_server.Server:
     """Listening on a free port of the loopback. Raises ProcGuardError where there is none.
 
     Its connections are in a book of their own: all come from 127.0.0.1, and a host that opens too many must not push
     out the operator's.
     """
-    frequent = HttpChannel(desk, AgentsOnly(access), direct=False).frequent()
+    frequent = HttpChannel(agent_api, AgentsOnly(access), direct=False).frequent()
     return http_server.Server(
         sockets.listen("127.0.0.1", 0),
-        Edge(application(desk, access, errors_as_json), count),
-        express=Express(frequent, count),
+        RequestMiddleware(application(agent_api, access, errors_as_json), count),
+        fast_path=FastPath(frequent, count),
         limits=limits,
     )

@@ -40,7 +40,7 @@ class FoundFastPath(NamedTuple):
     subject: str  # whose id stands in the address
 
 
-class Express:
+class FastPath:
     """`routes`: (method, rule, handler), rules as bottle writes them: /api/<kind>/<id>/<what>, or without an id."""
 
     def __init__(self, routes: Iterable[tuple[str, str, Handler]], count: Counter) -> None:

@@ -36,7 +36,7 @@ StartResponse = Callable[..., Any]
 Counter = Callable[[str, str, int, float], None]  # (route, method, status, seconds)
 
 
-class Edge:
+class RequestMiddleware:
     def __init__(self, app: Callable[[dict[str, Any], StartResponse], Iterable[bytes]], count: Counter) -> None:
         self._app = app
         self._count = count

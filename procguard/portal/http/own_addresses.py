@@ -19,7 +19,7 @@ import psutil
 
 NET = "/sys/class/net"
 ROUTES = "/proc/net/route"
-LOOK_AGAIN_S = 5.0
+RECHECK_S = 5.0
 _GATEWAY = 0x2  # RTF_GATEWAY
 
 
@@ -100,7 +100,7 @@ class Arrivals:
         self._configured = {url.rstrip("/") for url in configured}
         self._port = port
         self._own: frozenset[str] = frozenset()
-        self._looked = float("-inf")
+        self._refreshed_at = float("-inf")
 
     def why_not(self, url: str, peer: str, arrived_at: str, direct: bool) -> str:
         """`arrived_at`: this side's address of the connection, "" where a proxy that is believed stands in front;
@@ -128,8 +128,8 @@ class Arrivals:
 
     def _known(self) -> frozenset[str]:
         now = time.monotonic()
-        if now - self._looked > LOOK_AGAIN_S:
-            self._own, self._looked = frozenset(all_own()), now
+        if now - self._refreshed_at > RECHECK_S:
+            self._own, self._refreshed_at = frozenset(all_own()), now
         return self._own
 
 

@@ -24,16 +24,16 @@ import gevent
 import gevent.pool
 from gevent import pywsgi
 
-from procguard.admission.connections import ConnectionBook, IdleTimeouts, Ticket
+from procguard.admission.connections import ConnectionHandle, ConnectionLimiter, IdleTimeouts
 from procguard.admission.memory import Bodies, SendMemory
-from procguard.admission.rate import Sparing
+from procguard.admission.rate import RecordLimiter
 from procguard.admission.turns import work_of
 from procguard.agent_api import http_io
 from procguard.config.limits import WebLimits
 from procguard.portal.http import parser, websocket
 from procguard.portal.http.body import Body
 from procguard.portal.http.buffer import SocketReader
-from procguard.portal.http.fast_path import Express
+from procguard.portal.http.fast_path import FastPath
 from procguard.portal.http.middleware import SECURITY_HEADERS
 from procguard.portal.http.proxies import TrustedProxies
 
@@ -55,14 +55,14 @@ class _HeadersTimeout(gevent.Timeout):
     pass
 
 
-class _SparingLog:
+class _ThrottledLog:
     """What peers can cause is not said more often than anybody could read it; what was left out is counted."""
 
     def __init__(self) -> None:
-        self._sparing = Sparing(LOG_LINES_AT_ONCE, LOG_LINES_PER_S)
+        self._throttled_log = RecordLimiter(LOG_LINES_AT_ONCE, LOG_LINES_PER_S)
 
     def say(self, text: str, *values: Any) -> None:
-        left_out = self._sparing.untold("", time.monotonic())
+        left_out = self._throttled_log.suppressed("", time.monotonic())
         if left_out is None:
             return
         log.info(text + (" (%d more left out)" if left_out else ""), *values, *([left_out] if left_out else ()))
@@ -81,16 +81,16 @@ class ConnectionHandler(websocket.UpgradeHandler):
     def __init__(self, sock: Any, address: Any, server: Server, rfile: Any = None) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        self._ticket: Ticket = server.ticket_of(address)
-        self._ticket.cut = self._make_room
+        self._connection_handle: ConnectionHandle = server.connection_handle_of(address)
+        self._connection_handle.cut = self._make_room
         self._serving = False
-        super().__init__(sock, address, server, rfile or SocketReader(sock, self._ticket.spend))
+        super().__init__(sock, address, server, rfile or SocketReader(sock, self._connection_handle.spend))
 
     @property
     def idle_timeout_s(self) -> float:
         """How long its peer may keep it waiting."""
         limits: WebLimits = self.server.limits
-        return limits.idle_timeout if self._ticket.caller else limits.unproven_timeout
+        return limits.idle_timeout if self._connection_handle.caller else limits.unproven_timeout
 
     def handle(self) -> None:
         self.server.idle_timeouts.add(self)
@@ -122,7 +122,7 @@ class ConnectionHandler(websocket.UpgradeHandler):
         self.response_length = 0
         try:
             raw = self._read_head()
-            if self._ticket.evicted:
+            if self._connection_handle.evicted:
                 return self._raw_error(503, "too_many_connections", "too many connections", "try later, with a token")
             if raw is None:
                 return None
@@ -146,7 +146,9 @@ class ConnectionHandler(websocket.UpgradeHandler):
         if self.close_connection or self.rfile.closed:
             return None
         self._forget()
-        self._ticket.spend(REQUEST_WORK)  # whose next request is here already waits until others had their turn
+        self._connection_handle.spend(
+            REQUEST_WORK
+        )  # whose next request is here already waits until others had their turn
         return True
 
     def _forget(self) -> None:
@@ -212,18 +214,18 @@ class ConnectionHandler(websocket.UpgradeHandler):
         environ["wsgi.input_terminated"] = True
         environ["procguard.socket"] = self.socket
         self.server.proxies.apply(environ)
-        environ[http_io.TICKET] = self._ticket
+        environ[http_io.CONNECTION_HANDLE] = self._connection_handle
         environ[http_io.BODY_IS_HERE] = not head.chunked and (length or 0) <= self.rfile.ready_bytes
         return environ
 
     def run_application(self) -> None:
-        express = self.server.express
-        found = express.find(self.command, self.path.partition("?")[0]) if express is not None else None
+        fast_path = self.server.fast_path
+        found = fast_path.find(self.command, self.path.partition("?")[0]) if fast_path is not None else None
         if found is None or self.request_version == "HTTP/1.0":
             super().run_application()
             return
         self.headers_sent, self.code = True, 200
-        self._sendall(express.answer(found, self.environ))
+        self._sendall(fast_path.answer(found, self.environ))
 
     # ------------------------------------------------------------------------------------------------- answers
 
@@ -248,7 +250,7 @@ class ConnectionHandler(websocket.UpgradeHandler):
         if sent < len(data):
             super()._sendall(data[sent:])
         self.waits_since = 0.0
-        self._ticket.spend(work_of(len(data)))
+        self._connection_handle.spend(work_of(len(data)))
 
     def _sent_at_once(self, data: bytes) -> int:
         """How many bytes the kernel took at the first try: nearly always all of a small answer, without the system call
@@ -272,7 +274,7 @@ class ConnectionHandler(websocket.UpgradeHandler):
                 read_bytes = 0
                 while read_bytes < LINGER_BYTES and (data := self.socket.recv(65536)):
                     read_bytes += len(data)
-                    self._ticket.spend(work_of(len(data)))
+                    self._connection_handle.spend(work_of(len(data)))
         except (OSError, gevent.Timeout):
             pass
 
@@ -285,7 +287,7 @@ class ConnectionHandler(websocket.UpgradeHandler):
         self._linger()
 
     def _refuse(self, problem: parser.BadHead) -> tuple[str, bytes]:
-        self.server.sparing_log.say("bad request peer=%s error=%s", self.client_address[0], str(problem)[:200])
+        self.server.throttled_log.say("bad request peer=%s error=%s", self.client_address[0], str(problem)[:200])
         if isinstance(problem, parser.UnknownCoding):
             return self._raw_error(501, "unknown_coding", str(problem), "send the body in chunks, or with its length")
         if not isinstance(problem, parser.TooLarge):
@@ -307,7 +309,7 @@ class ConnectionHandler(websocket.UpgradeHandler):
 
     def log_error(self, msg: str, *args: Any) -> None:
         said = (msg % args if args else msg)[:500]
-        self.server.sparing_log.say("connection error peer=%s %s", self.client_address, said)
+        self.server.throttled_log.say("connection error peer=%s %s", self.client_address, said)
 
     def _log_error(self, t: Any, v: Any, tb: Any) -> None:
         if not issubclass(t, gevent.GreenletExit):
@@ -358,9 +360,9 @@ class Server(pywsgi.WSGIServer):
         listener: Any,
         application: Any,
         websocket_guard: websocket.Guard | None = None,
-        express: Express | None = None,
+        fast_path: FastPath | None = None,
         limits: WebLimits | None = None,
-        book: ConnectionBook | None = None,
+        book: ConnectionLimiter | None = None,
         bodies: Bodies | None = None,
         proxies: TrustedProxies | None = None,
         tls: ssl.SSLContext | None = None,
@@ -369,15 +371,15 @@ class Server(pywsgi.WSGIServer):
         self.proxies = proxies or TrustedProxies(())
         self._tls = tls
         self.limits = limits or WebLimits()
-        self.book = ConnectionBook(self.limits) if book is None else book  # an empty one is false, and counts
+        self.book = ConnectionLimiter(self.limits) if book is None else book  # an empty one is false, and counts
         self.send_memory = SendMemory(self.limits.websocket_memory)
-        self.sparing_log = _SparingLog()
+        self.throttled_log = _ThrottledLog()
         # By the peer's address, the newest of it: a port is used again before its last connection has ended here.
-        self._tickets: dict[Any, Ticket] = {}
-        self._tickets_of: dict[int, Ticket] = {}  # by the identity of the socket, of all that have not ended
+        self._handles: dict[Any, ConnectionHandle] = {}
+        self._handles_of: dict[int, ConnectionHandle] = {}  # by the identity of the socket, of all that have not ended
         bodies = bodies or Bodies(self.limits.bodies_in_memory, self.limits.unproven_bodies_in_memory)
         self.idle_timeouts = IdleTimeouts(min(self.limits.idle_timeout, self.limits.unproven_timeout))
-        self.express = express
+        self.fast_path = fast_path
         secured: dict[str, Any] = {"ssl_context": tls} if tls is not None else {}
         super().__init__(
             listener,
@@ -394,8 +396,8 @@ class Server(pywsgi.WSGIServer):
             **secured,
         )
 
-    def ticket_of(self, address: Any) -> Ticket:
-        return self._tickets[address]
+    def connection_handle_of(self, address: Any) -> ConnectionHandle:
+        return self._handles[address]
 
     def do_handle(self, sock: Any, address: Any) -> None:
         descriptor = sock.fileno()
@@ -406,18 +408,18 @@ class Server(pywsgi.WSGIServer):
             ):  # it has ended by itself; whoever is let in now has nothing to do with it
                 shut_down(descriptor, socket.SHUT_RDWR)
 
-        ticket = self.book.admit(str(address[0]), cut, time.monotonic())
-        if ticket is None:
+        connection_handle = self.book.admit(str(address[0]), cut, time.monotonic())
+        if connection_handle is None:
             self._refuse(sock)
             return
-        self._tickets[address] = self._tickets_of[id(sock)] = ticket
+        self._handles[address] = self._handles_of[id(sock)] = connection_handle
         super().do_handle(sock, address)
 
     def do_close(self, sock: Any, address: Any) -> None:
-        ticket = self._tickets_of.pop(id(sock))
-        if self._tickets.get(address) is ticket:
-            del self._tickets[address]
-        ticket.leave()
+        connection_handle = self._handles_of.pop(id(sock))
+        if self._handles.get(address) is connection_handle:
+            del self._handles[address]
+        connection_handle.leave()
         super().do_close(sock, address)
 
     def wrap_socket_and_handle(self, client_socket: Any, address: Any) -> None:
@@ -430,7 +432,7 @@ class Server(pywsgi.WSGIServer):
             assert self._tls is not None
             secured = self._tls.wrap_socket(client_socket, server_side=True)
         except OSError as exc:  # a peer that does not know our CA says so here, too
-            self.sparing_log.say("no TLS handshake peer=%s error=%s", address[0], str(exc)[:200])
+            self.throttled_log.say("no TLS handshake peer=%s error=%s", address[0], str(exc)[:200])
             return
         try:
             secured.settimeout(None)

@@ -108,8 +108,8 @@ class WebSocketConnection:
         self._close_sent = False
         self.close_code: int | None = None  # ours, once decided
         self.peer_close_code: int | None = None
-        self.last_heard = time.monotonic()
-        self.last_pinged = self.last_heard
+        self.last_received = time.monotonic()
+        self.last_pinged = self.last_received
         self._writer = gevent.spawn(self._write_loop)
         self._closer: Any = None
 
@@ -245,7 +245,7 @@ class WebSocketConnection:
         while True:
             frame = frames.read(self._rfile, MAX_MESSAGE_BYTES - len(message))
             self._rfile.spend(1)
-            self.last_heard = time.monotonic()
+            self.last_received = time.monotonic()
             if frame.opcode == CLOSE:
                 self._answer_close(frame.payload)
                 return None
@@ -276,7 +276,7 @@ class WebSocketConnection:
         self.close(frames.closing_code(payload))
 
 
-class WebSocketKeeper:
+class PingReaper:
     """Pings every client and ends those that answer nothing any more. One greenlet for all."""
 
     def __init__(self, ping_every_s: float = PING_EVERY_S, reap_after_s: float = REAP_AFTER_S) -> None:
@@ -306,15 +306,15 @@ class WebSocketKeeper:
     def _loop(self) -> None:
         while True:
             gevent.sleep(min(1.0, self._ping_every_s / 3))
-            self._look()
+            self._ping_or_close()
 
-    def _look(self) -> None:
+    def _ping_or_close(self) -> None:
         for number, connection in enumerate(list(self._clients), 1):
             if number % REST_EVERY == 0:
                 gevent.sleep(0.001)
             now = time.monotonic()
-            if now - connection.last_heard > self._reap_after_s:
-                log.info("websocket client reaped silent_s=%.0f", now - connection.last_heard)
+            if now - connection.last_received > self._reap_after_s:
+                log.info("websocket client reaped silent_s=%.0f", now - connection.last_received)
                 connection.shut_down()
             elif now - connection.last_pinged >= self._ping_every_s:
                 connection.ping(now)

@@ -35,17 +35,17 @@ class WorkerColumns:
         """None: there is no such worker. `before`: its row as it was told last."""
         state = self._fleet.state
         worker = state.workers_by_id.get(worker_id)
-        if worker is None or worker_id not in state.worker_seen or worker.agent_id not in state.seen:
+        if worker is None or worker_id not in state.worker_status or worker.agent_id not in state.agent_status:
             return None
         source = state.worker_source(worker, wall)
         row = WORKER_FEED.row(source)
-        starts_at, told = row[_STARTS_AT], before[_STARTS_AT] if before is not None else None
-        if starts_at is not None and told is not None and abs(told - starts_at) <= WAITING_SHOWN_WITHIN_S:
-            row[_STARTS_AT] = told
+        starts_at, shown = row[_STARTS_AT], before[_STARTS_AT] if before is not None else None
+        if starts_at is not None and shown is not None and abs(shown - starts_at) <= WAITING_SHOWN_WITHIN_S:
+            row[_STARTS_AT] = shown
         return tuple(row)
 
     def measured(self, worker_id: str) -> Row | None:
-        seen = self._fleet.state.worker_seen.get(worker_id)
+        seen = self._fleet.state.worker_status.get(worker_id)
         usage = seen.report.usage if seen is not None and seen.report else None
         return None if usage is None else shapes.measured(WORKER_FEED, None, usage)
 
@@ -65,7 +65,7 @@ class HostColumns:
 
     def row(self, item_id: str, before: Row | None, wall: float) -> Row | None:
         state = self._fleet.state
-        if item_id not in state.agents_by_id or item_id not in state.seen:
+        if item_id not in state.agents_by_id or item_id not in state.agent_status:
             pending = self._fleet.agents.enrolment.waiting().get(item_id)
             return self._pending(pending) if pending is not None else None
         source = state.host_source(item_id)
@@ -73,7 +73,7 @@ class HostColumns:
 
     def measured(self, item_id: str) -> Row | None:
         state = self._fleet.state
-        if item_id not in state.agents_by_id or item_id not in state.seen:
+        if item_id not in state.agents_by_id or item_id not in state.agent_status:
             pending = self._fleet.agents.enrolment.waiting().get(item_id)
             if pending is None:
                 return None

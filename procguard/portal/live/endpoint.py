@@ -20,9 +20,7 @@ class LiveEndpoint:
 
     path = "/ws"
 
-    def __init__(
-        self, hub: LiveHub, access: auth.Auth, keeper: websocket.WebSocketKeeper, max_clients: int = 1_000
-    ) -> None:
+    def __init__(self, hub: LiveHub, access: auth.Auth, keeper: websocket.PingReaper, max_clients: int = 1_000) -> None:
         self._hub = hub
         self._access = access
         self._keeper = keeper

@@ -27,7 +27,7 @@ from procguard.portal.live import columns
 from procguard.portal.live.logs import LogTopic
 from procguard.portal.live.tables import RowTopic
 from procguard.portal.logs.store import LogStore
-from procguard.runtime.cooperative import Pace, give_way
+from procguard.runtime.cooperative import Pace, yield_to_hub
 from remote_agent.protocol import messages
 
 log = logging.getLogger(__name__)
@@ -132,8 +132,8 @@ class LiveHub:
             "events": Topic("events", lambda: fleet.state.events(limit=SNAPSHOT_EVENTS), "seq"),
         }
         self._rows = {
-            "workers": RowTopic("rows:workers", columns.WorkerColumns(fleet), Pace(), give_way, _in_thread),
-            "hosts": RowTopic("rows:hosts", columns.HostColumns(fleet), Pace(), give_way, _in_thread),
+            "workers": RowTopic("rows:workers", columns.WorkerColumns(fleet), Pace(), yield_to_hub, _in_thread),
+            "hosts": RowTopic("rows:hosts", columns.HostColumns(fleet), Pace(), yield_to_hub, _in_thread),
         }
         self._singles: dict[str, Topic] = {}  # worker:<id>, host:<agent>: while somebody looks at it
         self._log_topics: dict[str, LogTopic] = {}
@@ -160,7 +160,7 @@ class LiveHub:
     def _on_change(self, topic: str, item_id: str) -> None:
         """A view is made only where somebody sees it."""
         rows, whole = self._rows.get(topic), self._topics[topic]
-        seen = rows is not None and rows.touch(item_id)
+        seen = rows is not None and rows.mark_changed(item_id)
         single = self._singles.get(f"{topic[:-1]}:{item_id}") if self._singles else None
         listed = self._is_seen(topic)
         view = self._view(topic, item_id) if single is not None or listed else None

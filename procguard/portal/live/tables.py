@@ -110,7 +110,7 @@ class RowTopic:
         """Whether somebody who has just come waits for measures."""
         return bool(self._new)
 
-    def touch(self, item_id: str) -> bool:
+    def mark_changed(self, item_id: str) -> bool:
         """This item may have changed; whether anybody sees it. Costs next to nothing."""
         if self.seen:
             self._dirty.add(item_id)
@@ -128,7 +128,7 @@ class RowTopic:
             return
         self._building = True
         try:
-            self._tell(*self._take(dirty))
+            self._publish_changes(*self._take(dirty))
         finally:
             self._building = False
 
@@ -175,7 +175,7 @@ class RowTopic:
         self._moved.discard(slot)
         self._free.append(slot)
 
-    def _tell(self, gone: list[int], changed: dict[int, Row | None]) -> None:
+    def _publish_changes(self, gone: list[int], changed: dict[int, Row | None]) -> None:
         if not gone and not changed:
             return
         slots = sorted(changed)
@@ -298,10 +298,10 @@ def column_text(values: list[Any]) -> bytes:
     """A column as JSON: its values, or {"of": distinct values, "at": an index for each} where that is shorter."""
     texts = [one if isinstance(one, (str, int, type(None))) else json.dumps(one, sort_keys=True) for one in values]
     index: dict[Any, int] = {}
-    places = [index.setdefault((type(text), text), len(index)) for text in texts]
+    indexes = [index.setdefault((type(text), text), len(index)) for text in texts]
     if len(index) > len(values) * DISTINCT_SHARE:
         return http_io.dumps(values)
     distinct: list[Any] = [None] * len(index)
-    for place, value in zip(places, values, strict=True):
+    for place, value in zip(indexes, values, strict=True):
         distinct[place] = value
-    return http_io.dumps({"of": distinct, "at": places})
+    return http_io.dumps({"of": distinct, "at": indexes})

@@ -14,7 +14,7 @@ from typing import Any
 
 from procguard.admission.memory import ByteBudget
 from procguard.agent_api import http_io
-from procguard.agent_api.long_poll import HeldPoll
+from procguard.agent_api.long_poll import LongPoll
 from procguard.portal.logs.matching import Matching
 from procguard.portal.logs.query import LogQuery
 from procguard.portal.logs.reader import LogLine
@@ -40,7 +40,7 @@ class Follower:
         self._matching = matching or Matching()
         self._held = held or contextlib.ExitStack()
         self.worker_id = worker_id
-        self.poll = HeldPoll(f"follow:{worker_id}", "", sock)
+        self.poll = LongPoll(f"follow:{worker_id}", "", sock)
         self._query = query
         self._runs: deque[tuple[int, str, int, bytes, float]] = deque()
         self._held_bytes = 0

@@ -38,8 +38,8 @@ class LogIndex:
         noted: list[tuple[int, float]] = []
         records: list[bytes] = []
         indexed = last
-        for offset, told in runs:
-            at = told if last is None or not 0 < last - told < ROUGHLY_S else last
+        for offset, written_at in runs:
+            at = written_at if last is None or not 0 < last - written_at < ROUGHLY_S else last
             last = at
             noted.append((offset, at))
             if size + len(records) * INDEX_RECORD.size >= MAX_INDEX_BYTES:

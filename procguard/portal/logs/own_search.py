@@ -34,12 +34,12 @@ LATE = because("search.host_late")
 
 
 class OwnSearch:
-    """`begin`, then `heard` with each host's answer, `end` at last. The part joins the search once there is something
+    """`begin`, then `merge` with each host's answer, `end` at last. The part joins the search once there is something
     to look through. `find`: where a line matches."""
 
     def __init__(self, store: LogStore, matching: Matching, search: Search, find: Find, caller: str) -> None:
         self._store, self._matching, self._search, self._find, self._caller = store, matching, search, find, caller
-        self._unheard = set(search.parts)
+        self._pending = set(search.parts)
         self._part: Part | None = None
         self._more = gevent.event.Event()
         self._ended = False
@@ -55,24 +55,24 @@ class OwnSearch:
         self._add(self._store.beside(self._of_earlier_hosts))
         for part in list(self._search.parts.values()):
             if part.agent_id and part.status not in OPEN:
-                self.heard(part, [])
+                self.merge(part, [])
 
-    def heard(self, part: Part, matches: list[LogMatch]) -> list[LogMatch]:
+    def merge(self, part: Part, matches: list[LogMatch]) -> list[LogMatch]:
         """A part has its answer; those of its lines that are not the manager's to tell."""
         if not part.agent_id:
             return matches
-        if part.agent_id in self._unheard:
+        if part.agent_id in self._pending:
             if part.status != "no_answer":
                 self._add(self._store.beside(self._not_on, part, matches))
-            self._unheard.discard(part.agent_id)
+            self._pending.discard(part.agent_id)
             self._more.set()
-        doubtful = [match for match in matches if self._may_tell(part, match)]
+        doubtful = [match for match in matches if self._may_reveal(part, match)]
         part.held = None  # as large as its agent likes
         if not doubtful:
             return matches
-        told = {id(match) for match in self._store.beside(self._stored, doubtful)}
-        part.found -= len(told)
-        return [match for match in matches if id(match) not in told]
+        duplicates = {id(match) for match in self._store.beside(self._stored, doubtful)}
+        part.found -= len(duplicates)
+        return [match for match in matches if id(match) not in duplicates]
 
     def end(self) -> None:
         self._ended = True
@@ -112,7 +112,7 @@ class OwnSearch:
             found.append((worker_id, wanted))
         return found
 
-    def _may_tell(self, part: Part, match: LogMatch) -> bool:
+    def _may_reveal(self, part: Part, match: LogMatch) -> bool:
         """Where the manager's word counts more than the host's: attempts that ran elsewhere before, and the line that
         begins where the host's log was cut, perhaps in its middle."""
         first = ((part.held or {}).get(match.worker_id) or {}).get(f"{match.attempt}.{match.stream}", 0)
@@ -129,9 +129,9 @@ class OwnSearch:
             )
         ]
 
-    def _add(self, places: list[tuple[str, Wanted]]) -> None:
-        places = [(worker_id, wanted) for worker_id, wanted in places if wanted]
-        if not places or self._ended:
+    def _add(self, pairs: list[tuple[str, Wanted]]) -> None:
+        pairs = [(worker_id, wanted) for worker_id, wanted in pairs if wanted]
+        if not pairs or self._ended:
             return
         if self._part is not None and self._part.status not in OPEN:
             if self._part.status == "done":  # this host has answered after its time
@@ -141,22 +141,22 @@ class OwnSearch:
             self._part = self._search.add_manager()
             gevent.spawn(self._run, self._part)
         known = set(self._part.worker_ids)
-        self._part.worker_ids += [worker_id for worker_id, _ in places if worker_id not in known]
-        self._todo.extend(places)
+        self._part.worker_ids += [worker_id for worker_id, _ in pairs if worker_id not in known]
+        self._todo.extend(pairs)
         self._more.set()
 
     # ------------------------------------------------------------------------------------------------------ looking
 
     def _run(self, part: Part) -> None:
         began = time.monotonic()
-        while not self._ended and not self._problem[0] and (self._todo or self._unheard):
+        while not self._ended and not self._problem[0] and (self._todo or self._pending):
             self._more.clear()
             if not self._todo:
                 if not self._more.wait(max(0.0, self._deadline - clock.read().monotonic)):
                     break  # what has been found is not to be lost for a host that does not answer
                 continue
             try:
-                self._matching.scan(self._caller, self._look())
+                self._matching.scan(self._caller, self._search_all())
             except LimitExceeded as exc:
                 self._problem = ("failed", reason_of(exc.message))
         if part.status not in OPEN:
@@ -168,17 +168,17 @@ class OwnSearch:
         newest_first = sorted(self._lines, key=lambda entry: (-entry[0], -entry[1]))
         self._search.finish(part, [match for _, _, match in newest_first])
 
-    def _look(self) -> Generator[None, None, None]:
+    def _search_all(self) -> Generator[None, None, None]:
         """In Matching's thread, in steps: some lines of each worker in turn."""
-        turns: deque[Iterator[None]] = deque()
+        round_robin: deque[Iterator[None]] = deque()
         step_ends = time.monotonic() + STEP_S
         try:
-            while self._todo or turns:
-                while self._todo and len(turns) < MAX_OPEN:
-                    turns.append(self._worker(*self._todo.popleft()))
-                steps = turns.popleft()
+            while self._todo or round_robin:
+                while self._todo and len(round_robin) < MAX_OPEN:
+                    round_robin.append(self._worker(*self._todo.popleft()))
+                steps = round_robin.popleft()
                 if next(steps, self) is not self:
-                    turns.append(steps)
+                    round_robin.append(steps)
                 if self._ended:
                     return
                 if self._budget.left <= 0:

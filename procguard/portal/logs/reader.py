@@ -198,10 +198,10 @@ class TimesOf:
 
     def at(self, offset: int) -> float:
         if offset not in self._holds:
-            self._look_up(offset)
+            self._find(offset)
         return self._answer
 
-    def _look_up(self, offset: int) -> None:
+    def _find(self, offset: int) -> None:
         low = bisect_right(range(self._records), offset, key=lambda number: self._record(number)[0])
         begin, self._answer = self._record(low - 1) if low else (0, 0.0)
         end = self._record(low)[0] if low < self._records else offset + 1

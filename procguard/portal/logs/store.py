@@ -43,7 +43,7 @@ from remote_agent.system import paths
 DISK_THREADS = 4
 READ_THREADS = 2
 MAX_GAPS_BYTES = 4 * 1024 * 1024  # of one stream: some 100,000 gaps
-LOOKS = 16  # at the disk, while as much as a bound is written
+CHECKS = 16  # at the disk, while as much as a bound is written
 WRITE_HERE_BYTES = 64 * 1024  # up to here the event loop writes by itself: handing it over would take longer
 STEP_S = 0.1
 P = ParamSpec("P")
@@ -105,9 +105,9 @@ class LogStore:
         self._keep_attempts = keep_attempts
         self._keep_per_worker = keep_per_worker
         self._keep_in_all = keep_in_all
-        self._since_look: Counter[str] = Counter()  # bytes written of each worker since its disk was looked at
+        self._since_check: Counter[str] = Counter()  # bytes written of each worker since its disk was looked at
         self._full: set[str] = set()
-        self._all_since_look = 2**60  # at the start: it is not known what is there
+        self._all_since_check = 2**60  # at the start: it is not known what is there
         self._sync_files = sync
         self._in_thread = in_thread or DiskThreads()
         self._readers = gevent.threadpool.ThreadPool(READ_THREADS)
@@ -147,7 +147,7 @@ class LogStore:
             return offset + len(data)  # this attempt's logs were dropped long ago; the sender need not keep them
         if worker_id in self._full:
             self._keep_one_bounded(worker_id, at)
-        with self._turn(base):
+        with self._exclusive(base):
             changed = [base + ".log"]
             if self._prepare(base):
                 changed.append(os.path.dirname(base))
@@ -171,7 +171,7 @@ class LogStore:
                 finally:
                     if written < len(fresh):
                         self._index.doubt(base + ".idx")
-                self._tell(worker_id, attempt, stream, fresh[:written], runs)
+                self._notify_followers(worker_id, attempt, stream, fresh[:written], runs)
                 self.bytes_stored += written
                 stored += written
             self._in_thread(self._sync_files, changed)
@@ -182,13 +182,13 @@ class LogStore:
 
     def _keep_bounds(self, worker_id: str, written: int, at: float) -> None:
         """Looks at the disk after a sixteenth of a worker's bound, or of the bound of all, was written."""
-        self._since_look[worker_id] += written
-        self._all_since_look += written
-        if self._since_look[worker_id] * LOOKS >= self._keep_per_worker:
-            del self._since_look[worker_id]
+        self._since_check[worker_id] += written
+        self._all_since_check += written
+        if self._since_check[worker_id] * CHECKS >= self._keep_per_worker:
+            del self._since_check[worker_id]
             self._keep_one_bounded(worker_id, at)
-        if self._all_since_look * LOOKS >= self._keep_in_all:
-            self._all_since_look = 0
+        if self._all_since_check * CHECKS >= self._keep_in_all:
+            self._all_since_check = 0
             self._keep_all_bounded(at)
 
     def _keep_one_bounded(self, worker_id: str, at: float) -> None:
@@ -219,14 +219,14 @@ class LogStore:
         for one in streams:
             base = os.path.join(folder, f"{one.attempt}.{one.stream}")
             if one.attempt < cut.floor:
-                with self._turn(base):
+                with self._exclusive(base):
                     self._in_thread(self._remove_stream, base)
                 self.bytes_dropped += one.held
             elif (one.attempt, one.stream) in cut.heads:
                 self._drop_head(base, cut.heads[(one.attempt, one.stream)], at)
 
     def _drop_head(self, base: str, end: int, at: float) -> None:
-        with self._turn(base):
+        with self._exclusive(base):
             _append_all(base + ".gaps", f"0 {end} {at:.3f}\n".encode())
             before = os.stat(base + ".log").st_blocks
             problem = self._in_thread(log_disk.punch_hole, base + ".log", 0, end)
@@ -237,7 +237,7 @@ class LogStore:
             )
 
     @contextlib.contextmanager
-    def _turn(self, base: str) -> Iterator[None]:
+    def _exclusive(self, base: str) -> Iterator[None]:
         """One writer of a stream at a time: the same bytes may arrive twice at once."""
         lock, wanted = self._writing.get(base) or (gevent.lock.BoundedSemaphore(), 0)
         self._writing[base] = (lock, wanted + 1)
@@ -267,7 +267,9 @@ class LogStore:
         os.truncate(base + ".log", end)
         self.bytes_lost += end - start
 
-    def _tell(self, worker_id: str, attempt: int, stream: str, data: memoryview, runs: list[tuple[int, float]]) -> None:
+    def _notify_followers(
+        self, worker_id: str, attempt: int, stream: str, data: memoryview, runs: list[tuple[int, float]]
+    ) -> None:
         """`data` begins at the first run's offset."""
         if not self._hooks:
             return

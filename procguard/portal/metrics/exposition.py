@@ -21,7 +21,7 @@ from procguard.portal.metrics import fleet
 from procguard.portal.metrics.fleet import Family, label_set
 from procguard.portal.metrics.request_counts import RequestCounts, histogram
 from procguard.runtime import loop_lag
-from procguard.runtime.cooperative import give_way
+from procguard.runtime.cooperative import yield_to_hub
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 REST_LINES = 500  # a family of more is worth a rest
@@ -87,10 +87,10 @@ class Metrics:
             if self._kept is None or now.monotonic - self._kept[0] > self._options.cache_s:
                 parts = []
                 per_worker = self._options.per_worker
-                for family in fleet.families(self._fleet, now, per_worker=per_worker, rest=give_way):
+                for family in fleet.families(self._fleet, now, per_worker=per_worker, rest=yield_to_hub):
                     parts.append(family.text().encode())
                     if len(family.lines) > REST_LINES:
-                        give_way()
+                        yield_to_hub()
                 self._kept = (now.monotonic, b"".join(parts))
             return self._kept[1]
 

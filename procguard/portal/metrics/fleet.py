@@ -99,18 +99,18 @@ def _workers(fleet: Fleet, *, per_worker: bool, rest: Callable[[], None]) -> Ite
     for number, worker in enumerate(list(fleet.state.workers_by_id.values()), 1):
         if number % REST_EVERY == 0:
             rest()
-        seen = fleet.state.worker_seen.get(worker.worker_id)
-        if seen is None:
+        observed = fleet.state.worker_status.get(worker.worker_id)
+        if observed is None:
             continue  # it was removed while others had their turn
-        state = _state_of(fleet, worker, seen)
+        state = _state_of(fleet, worker, observed)
         by_state[state] += 1
         if not per_worker:
             continue
-        report = seen.report
+        report = observed.report
         labels = label_set(worker=worker.worker_id, host=worker.host, group=worker.spec.group)
         up.add(labels, 1 if state == states.RUNNING else 0)
         state_of.add(f'{labels[:-1]},state="{state}"}}', 1)
-        suspect.add(labels, 1 if seen.suspect else 0)
+        suspect.add(labels, 1 if observed.suspect else 0)
         if worker.last_since or report:
             since.add(labels, report.since if report else worker.last_since)
         if report is None:
@@ -129,12 +129,12 @@ def _workers(fleet: Fleet, *, per_worker: bool, rest: Callable[[], None]) -> Ite
     return [counts, up, state_of, since, suspect, unhealthy, restarts, *(family for family, _ in usage)]
 
 
-def _state_of(fleet: Fleet, worker: WorkerRecord, seen: WorkerObserved) -> str:
+def _state_of(fleet: Fleet, worker: WorkerRecord, observed: WorkerObserved) -> str:
     """As the API shows it; a gang's member may be failed by its gang."""
     if worker.gang:
         return str(fleet.state.worker_view(worker)["state"])
-    reachable = fleet.state.seen[worker.agent_id].state in KNOWN_STATES
-    return observed_state(worker, seen, reachable)[0]
+    reachable = fleet.state.agent_status[worker.agent_id].state in KNOWN_STATES
+    return observed_state(worker, observed, reachable)[0]
 
 
 def _agents(fleet: Fleet, now: Now, *, per_worker: bool, rest: Callable[[], None]) -> Iterable[Family]:
@@ -150,25 +150,25 @@ def _agents(fleet: Fleet, now: Now, *, per_worker: bool, rest: Callable[[], None
     for number, agent in enumerate(list(fleet.state.agents_by_id.values()), 1):
         if number % (REST_EVERY // 5) == 0:  # eight GPUs each are as much as five workers
             rest()
-        seen = fleet.state.seen.get(agent.agent_id)
-        if seen is None:
+        observed = fleet.state.agent_status.get(agent.agent_id)
+        if observed is None:
             continue
-        by_state[seen.state] += 1
+        by_state[observed.state] += 1
         if agent.kind != "deployed" and not per_worker:
             continue  # a hand-started launcher is a worker's own
         labels = label_set(agent=agent.agent_id, host=agent.host)
-        up.add(labels, 1 if seen.state == "connected" else 0)
-        if seen.last_seen is not None:
-            age.add(labels, round(max(0.0, now.monotonic - seen.last_seen), 3))
-        if agent.kind != "deployed" or seen.heartbeat is None:
+        up.add(labels, 1 if observed.state == "connected" else 0)
+        if observed.last_seen is not None:
+            age.add(labels, round(max(0.0, now.monotonic - observed.last_seen), 3))
+        if agent.kind != "deployed" or observed.heartbeat is None:
             continue  # a launcher's host would be counted again for each of its workers
         labels = label_set(host=agent.host)
-        cpus.add(labels, seen.heartbeat.facts.cpus)
-        memory.add(labels, seen.heartbeat.facts.memory_bytes)
-        if seen.heartbeat.usage is None:
+        cpus.add(labels, observed.heartbeat.facts.cpus)
+        memory.add(labels, observed.heartbeat.facts.memory_bytes)
+        if observed.heartbeat.usage is None:
             continue
-        _measured(of_host, labels, seen.heartbeat.usage)
-        for gpu in seen.heartbeat.usage.gpus:
+        _measured(of_host, labels, observed.heartbeat.usage)
+        for gpu in observed.heartbeat.usage.gpus:
             _measured(of_gpu, label_set(host=agent.host, gpu=str(gpu.index), worker=gpu.worker_id), gpu)
     by_state["pending"] = sum(1 for view in fleet.agents.enrolment.views())
     counts = gauge("agents", "Agents by state")

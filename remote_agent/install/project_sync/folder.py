@@ -205,7 +205,7 @@ class CodeFolder:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """One at a time, also over a folder that hosts share. What an earlier one left half done is removed."""
-        self._hand_over()
+        self._chown()
         with owners.acting_as(self.actor):
             fd = self._lock_file()
         try:
@@ -242,7 +242,7 @@ class CodeFolder:
             with contextlib.suppress(OSError):
                 os.rename(self.incoming, f"{self.incoming}.{time.time_ns()}")
 
-    def _hand_over(self) -> None:
+    def _chown(self) -> None:
         """Of code that was brought as root, before the folder was given to its user, the folders become that user's, so
         that files in them can be replaced. Those alone that everybody may look into, by descriptor, through no link."""
         if self.actor is None:

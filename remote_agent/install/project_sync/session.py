@@ -46,7 +46,7 @@ class CodeSession:
         if op == "code":
             self._end()
             self._folder, self._installer = CodeFolder(str(request["dest"]), installer.home), installer
-            return {"code": self._look(str(request["digest"]))}
+            return {"code": self._describe(str(request["digest"]))}
         if op == "code_end":
             return self._end()
         if self._folder is None:
@@ -61,7 +61,7 @@ class CodeSession:
             raise InstallError("bad_request", f"unknown operation: {op}", "deploy again")
         return steps[op](request, self._folder)
 
-    def _look(self, digest: str) -> Json:
+    def _describe(self, digest: str) -> Json:
         assert self._folder is not None
         return {
             "path": self._folder.path,
@@ -91,11 +91,11 @@ class CodeSession:
         if not request.get("check") and self._plan["needed"]:
             folder.make_room(self._plan["bytes"])
         number = {name: at for at, name in enumerate(sorted(self._manifest["files"]))}
-        told: Json = {"needed": [number[name] for name in self._plan["needed"]], "bytes": self._plan["bytes"]}
+        summary: Json = {"needed": [number[name] for name in self._plan["needed"]], "bytes": self._plan["bytes"]}
         for kind in ("new", "changed", "gone"):
-            told[kind] = len(self._plan[kind])
-            told[f"{kind}_names"] = sorted(self._plan[kind])[:MAX_NAMED]
-        return {"plan": told}
+            summary[kind] = len(self._plan[kind])
+            summary[f"{kind}_names"] = sorted(self._plan[kind])[:MAX_NAMED]
+        return {"plan": summary}
 
     def _received(self, request: Json, folder: CodeFolder) -> Json:
         left = int(request["bytes"])

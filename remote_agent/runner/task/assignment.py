@@ -14,7 +14,7 @@ NOT_TO_RUN = ("stopped", "removed")
 Hook = dict[str, object]  # {"argv", "shown", "timeout_s"}, as agent/spec_file.py resolved it
 
 # What follows the end of the process tree: a start (AFRESH: it is to run, whatever the stop was for), or it is stopped.
-START, RESTART, ANEW, AFRESH = STARTS = "start", "restart", "anew", "afresh"
+START, RESTART, NEW_EPOCH, AFRESH = STARTS = "start", "restart", "new_epoch", "afresh"
 STOP, KILL, TERMINATE, FENCE = "stop", "kill", "terminate", "fence"
 ASKED = {what: because(f"asked.{what}") for what in (*STARTS, STOP, KILL, TERMINATE, FENCE)}
 
@@ -30,12 +30,12 @@ class TaskAssignment:
         self.wanted = values.get("desired") == "running"
         self.gang = bool(values.get("gang"))
 
-    def overruled(self, wish: dict[str, object]) -> TaskAssignment:
-        """The same with `wish`, a newer "desired" that it does not run. What is to run, only the file says."""
-        newer = (whole(wish, "epoch"), whole(wish, "generation")) > (self.epoch, self.generation)
-        if not newer or not stops(wish):
+    def overruled(self, request: dict[str, object]) -> TaskAssignment:
+        """The same with `request`, a newer "desired" that it does not run. What is to run, only the file says."""
+        newer = (whole(request, "epoch"), whole(request, "generation")) > (self.epoch, self.generation)
+        if not newer or not stops(request):
             return self
-        return TaskAssignment({**self.values, **{key: wish[key] for key in ("desired", "generation", "epoch")}})
+        return TaskAssignment({**self.values, **{key: request[key] for key in ("desired", "generation", "epoch")}})
 
     @property
     def spec(self) -> dict[str, object]:
@@ -75,8 +75,8 @@ class TaskAssignment:
         return float(grace) if isinstance(grace, (int, float)) and grace >= 0 else DEFAULT_GRACE_S
 
 
-def stops(wish: dict[str, object]) -> bool:
-    return wish.get("desired") in NOT_TO_RUN
+def stops(request: dict[str, object]) -> bool:
+    return request.get("desired") in NOT_TO_RUN
 
 
 def _object(value: object) -> dict[str, object]:

@@ -16,9 +16,9 @@ from remote_agent.runner.leases import AWAITS_LEASE
 from remote_agent.runner.state import whole
 from remote_agent.runner.task import phases
 from remote_agent.runner.task.assignment import (
-    ANEW,
     ASKED,
     KILL,
+    NEW_EPOCH,
     RESTART,
     START,
     STOP,
@@ -126,7 +126,7 @@ def _assign(task: WorkerTask, message: dict[str, object], now: float) -> None:
             task.request(START)
         elif assignment.epoch > epoch and (task.lease.lease_s is not None or task.policy.gang):
             # What runs belongs to an epoch that is over: the manager started the worker anew.
-            task.request(ANEW)
+            task.request(NEW_EPOCH)
             task.enforce(now)
     elif state == states.BACKOFF and task.policy.gang:
         task.schedule(restart.STOP, because("restart.gang"), now)

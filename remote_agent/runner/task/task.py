@@ -2,7 +2,7 @@
 
 The state (protocol/states.py) and the phase (phases.py) change by `become` and `enter` alone, checked against their
 tables. task_runner.py does what is due, takeover.py notes what a former runner left, operations.py what others ask;
-none of them changes either but by this. Knows no sockets: `tell` takes messages.
+none of them changes either but by this. Knows no sockets: `send` takes messages.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 class WorkerTask:
     """NEW until takeover.begin has found out what there is."""
 
-    def __init__(self, record: WorkerFiles, tell: Callable[[dict[str, object]], None]) -> None:
-        self.state = WorkerState(record, tell)
+    def __init__(self, record: WorkerFiles, send: Callable[[dict[str, object]], None]) -> None:
+        self.state = WorkerState(record, send)
         self.phase = phases.NEW
         self.assignment = TaskAssignment({})
         self.policy = RestartRules()

@@ -35,10 +35,10 @@ NO_ROOM_NEXT = because("run.no_room")
 
 
 class TaskRunner:
-    """`tell` takes what the agents are told."""
+    """`send` takes what the agents are told."""
 
-    def __init__(self, record: WorkerFiles, tell: Callable[[dict[str, object]], None]) -> None:
-        self.task = WorkerTask(record, tell)
+    def __init__(self, record: WorkerFiles, send: Callable[[dict[str, object]], None]) -> None:
+        self.task = WorkerTask(record, send)
         self._housekeeping_at = now_s() + HOUSEKEEPING_S
         self._write_again_at = 0.0
         self._steps: dict[str, Callable[[float], bool]] = {
@@ -172,7 +172,7 @@ class TaskRunner:
             pids = ", ".join(str(member.pid) for member in task.processes.members())
             task.state.say(because("run.stuck", pids=pids))
         if task.attempt:
-            task.attempt.look_at_exec()
+            task.attempt.check_exec()
         return False
 
     def _leave_tree(self) -> bool:
@@ -226,7 +226,7 @@ class TaskRunner:
         attempt = task.attempt
         if attempt is None:
             return self._ended_by_itself(now)
-        attempt.look_at_exec()
+        attempt.check_exec()
         if attempt.hook and now >= attempt.hook_until:
             task.take_down(now, "start_timeout", task.processes.hook_overdue(attempt.hook))
         return False
@@ -235,7 +235,7 @@ class TaskRunner:
         """A pre_start hook has ended: the next one or the command follows. False: the attempt is over."""
         task = self.task
         assert attempt.hook
-        attempt.look_at_exec()
+        attempt.check_exec()
         if task.state.values["state"] != states.STARTING or attempt.cause or attempt.failure:
             return False
         if wait_status != 0:
@@ -259,7 +259,7 @@ class TaskRunner:
         if attempt is None:
             return self._ended_by_itself(now)
         if attempt.exec_fd >= 0:
-            attempt.look_at_exec()
+            attempt.check_exec()
             if attempt.executed:
                 attempt.ready_at = now + task.policy.start_secs
         if attempt.executed and now >= attempt.ready_at:

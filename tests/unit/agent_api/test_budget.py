@@ -40,7 +40,7 @@ def test_who_does_not_fit_waits_for_who_was_first() -> None:
     assert budget.left_bytes == 10
 
 
-def test_who_waits_too_long_is_told_and_makes_way() -> None:
+def test_who_waits_too_long_is_reported_and_makes_way() -> None:
     budget = ByteBudget(10)
     first, second, third = Sender(budget, 8), Sender(budget, 8, timeout_s=0.02), Sender(budget, 2)
     second.greenlet.join(2)
@@ -51,11 +51,11 @@ def test_who_waits_too_long_is_told_and_makes_way() -> None:
     assert budget.left_bytes == 10
 
 
-@pytest.mark.parametrize("already_its_turn", [False, True])
-def test_a_request_that_is_ended_while_it_waits_leaves_nothing_behind(already_its_turn: bool) -> None:
+@pytest.mark.parametrize("already_granted", [False, True])
+def test_a_request_that_is_ended_while_it_waits_leaves_nothing_behind(already_granted: bool) -> None:
     budget = ByteBudget(10)
     first, second, third = Sender(budget, 8), Sender(budget, 8), Sender(budget, 8)
-    if already_its_turn:
+    if already_granted:
         first.done.set()
         gevent.sleep(0)
     second.greenlet.kill()

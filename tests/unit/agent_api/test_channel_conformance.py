@@ -95,7 +95,7 @@ def test_a_heartbeat_is_answered_and_says_by_which_channel_it_came(world: World)
     assert world.server.ask("GET", "/api/remote-workers/hb-w1").json["state"] == "running"
 
 
-def test_a_registered_launcher_registers_again_and_hears_its_log_offsets(world: World) -> None:
+def test_a_registered_launcher_registers_again_and_gets_its_log_offsets(world: World) -> None:
     secret = "launcher-of-reg1"
     body = {"worker_id": "reg1", "command": "sleep 9", "host": "here", "secret_sha256": messages.secret_sha256(secret)}
     first = world.server.ask("POST", "/api/workers/register", body).json
@@ -110,7 +110,7 @@ def test_a_registered_launcher_registers_again_and_hears_its_log_offsets(world: 
     assert link.ask("POST", "/api/workers/register", stolen)[0] == 202
 
 
-def test_the_plain_form_tells_each_command_once(world: World) -> None:
+def test_the_plain_form_reports_each_command_once(world: World) -> None:
     secret = world.deploy("plain", "plain-w1")
     link = world.link("plain", secret)
     path = "/api/workers/plain-w1"
@@ -203,7 +203,7 @@ def test_log_bytes_are_acknowledged_by_length_and_stored_once(world: World) -> N
         assert (status, refused["error"]["code"]) == (400, "bad_request"), wrong
 
 
-def test_a_backlog_tells_when_its_bytes_were_written(world: World) -> None:
+def test_a_backlog_reports_when_its_bytes_were_written(world: World) -> None:
     link = world.link("times", world.deploy("times", "times-w1"), logs=True)
     path = "/api/workers/times-w1/logs?attempt=1&offset=0&at=1000&times=4:60000,8:3600500,99:1"
     assert link.ask("POST", path, b"one\ntwo\nthree\n") == (200, {"acked": 14})

@@ -257,11 +257,11 @@ def test_log_bytes_are_acknowledged_by_length(server: RunningServer) -> None:
     assert server.ask("POST", "/api/workers/logw1/logs?offset=-1", b"x", secret=secret).status == 400
 
 
-def test_a_backlog_tells_when_its_bytes_were_written(server: RunningServer) -> None:
+def test_a_backlog_reports_when_its_bytes_were_written(server: RunningServer) -> None:
     secret = server.deploy("log3", "logw3")
     path = "/api/workers/logw3/logs?attempt=1&offset=0&at=1000"
-    told = server.ask("POST", f"{path}&times=4:60000,8:3600500,99:1", b"one\ntwo\nthree\n", secret=secret)
-    assert told.json == {"acked": 14}
+    reported = server.ask("POST", f"{path}&times=4:60000,8:3600500,99:1", b"one\ntwo\nthree\n", secret=secret)
+    assert reported.json == {"acked": 14}
     lines = server.ask("GET", "/api/remote-workers/logw3/logs?format=json&since=1050").json["lines"]
     assert [(line["text"], line["at"]) for line in lines] == [("two", 1060.0), ("three", 4600.5)]
     for wrong in ("4", "4:x", "8:1,4:2", "0:1", "4:1,,8:2", "-4:1"):
@@ -371,7 +371,7 @@ def test_answers_on_one_connection_come_without_delay(server: RunningServer) -> 
 
 
 @pytest.mark.slow
-def test_strangers_that_register_too_often_are_told_to_wait(tmp_path: Path) -> None:
+def test_strangers_that_register_too_often_must_wait(tmp_path: Path) -> None:
     server = RunningServer(tmp_path)
     try:
         body = {"worker_id": "w", "command": "true", "secret_sha256": "0" * 64}

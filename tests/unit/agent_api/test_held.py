@@ -7,7 +7,7 @@ import time
 import gevent
 import gevent.socket
 
-from procguard.agent_api.long_poll import HeldPoll, HeldPolls
+from procguard.agent_api.long_poll import LongPoll, LongPolls
 from tests.waiting import Stopwatch
 
 
@@ -16,14 +16,14 @@ def pair() -> tuple[gevent.socket.socket, gevent.socket.socket]:
     return ours, theirs
 
 
-def waiting(poll: HeldPoll, timeout_s: float = 5.0) -> gevent.Greenlet:
+def waiting(poll: LongPoll, timeout_s: float = 5.0) -> gevent.Greenlet:
     greenlet = gevent.spawn(poll.wait, timeout_s)
     gevent.sleep(0)
     return greenlet
 
 
 def test_a_peers_close_is_noticed_within_milliseconds() -> None:
-    polls, took = HeldPolls(), []
+    polls, took = LongPolls(), []
     for _ in range(5):
         ours, theirs = pair()
         poll = polls.open("agent:h1", "h1", ours)
@@ -41,7 +41,7 @@ def test_a_peers_close_is_noticed_within_milliseconds() -> None:
 
 def test_bytes_of_a_next_request_are_left_alone() -> None:
     ours, theirs = pair()
-    polls = HeldPolls()
+    polls = LongPolls()
     poll = polls.open("agent:h1", "h1", ours)
     greenlet = waiting(poll, 0.05)
     theirs.send(b"GET /next")
@@ -54,7 +54,7 @@ def test_bytes_of_a_next_request_are_left_alone() -> None:
 
 
 def test_news_wakes_every_request_of_the_agent_and_nobody_elses() -> None:
-    polls = HeldPolls()
+    polls = LongPolls()
     mine = [polls.open("agent:h1", "h1", None), polls.open("worker:w1", "h1", None)]
     other = polls.open("agent:h2", "h2", None)
     greenlets = [waiting(poll) for poll in mine]
@@ -67,7 +67,7 @@ def test_news_wakes_every_request_of_the_agent_and_nobody_elses() -> None:
 
 
 def test_a_wake_up_before_the_wait_is_not_lost() -> None:
-    polls = HeldPolls()
+    polls = LongPolls()
     poll = polls.open("agent:h1", "h1", None)
     polls.wake("h1")
     watch = Stopwatch()
@@ -76,7 +76,7 @@ def test_a_wake_up_before_the_wait_is_not_lost() -> None:
 
 
 def test_the_newer_request_ends_the_older_and_outlives_its_close() -> None:
-    polls = HeldPolls()
+    polls = LongPolls()
     older = polls.open("agent:h1", "h1", None)
     newer = polls.open("agent:h1", "h1", None)
     assert (older.ending, newer.ending) == ("superseded", "")

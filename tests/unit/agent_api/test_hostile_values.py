@@ -76,15 +76,15 @@ def test_a_user_s_name_reaches_sudo_as_it_is(fake_sudo: Path, user: str) -> None
 @example(host="'; touch broken; '", user="$(id)")
 def test_a_proxy_command_has_each_value_as_one_word(host: str, user: str) -> None:
     connection = type("Connection", (), {"host": host, "port": 2222, "user": user})()
-    told = ssh._filled("nc -x proxy %h %p --user=%r --name %n 100%%", Target("gpu01"), connection)  # type: ignore[arg-type]
-    assert shlex.split(told.replace("%%", "%")) == [
+    reported = ssh._filled("nc -x proxy %h %p --user=%r --name %n 100%%", Target("gpu01"), connection)  # type: ignore[arg-type]
+    assert shlex.split(reported.replace("%%", "%")) == [
         word for word in ("nc", "-x", "proxy", host.replace("%%", "%"), "2222", f"--user={user}".replace("%%", "%"))
     ] + ["--name", "gpu01", "100%"]
 
 
 @BOUNDED
 @given(address=TEXT, user=TEXT, key=TEXT, jump=TEXT)
-def test_the_line_a_person_is_told_to_type_is_what_it_says(address: str, user: str, key: str, jump: str) -> None:
+def test_the_suggested_command_is_what_it_says(address: str, user: str, key: str, jump: str) -> None:
     line = ssh.ssh_command(Target("gpu01", address, 22, user, key_filename=key, proxy_jump=jump))
     assert shlex.split(line) == ["ssh", "-p", "22", "-i", key, "-J", jump, f"{user}@{address}"]
 

@@ -115,7 +115,7 @@ def test_a_number_without_bounds_is_refused_where_it_is_read(number: str) -> Non
         (b'{"digest": "3e123", "other": "ab3e123", "uuid": "0e12-3e456-9e999"}', False),
     ],
 )
-def test_numbers_beyond_all_bounds_are_looked_for_where_numbers_stand(body: bytes, may: bool) -> None:
+def test_numbers_beyond_all_bounds_are_sought_where_numbers_stand(body: bytes, may: bool) -> None:
     assert http_io.may_overflow(body) is may
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from procguard.admission.connections import ConnectionBook
+from procguard.admission.connections import ConnectionLimiter
 from procguard.admission.rate import RateLimiter
-from procguard.agent_api.handlers import Desk
+from procguard.agent_api.handlers import AgentApi
 from procguard.config.limits import WebLimits
 from procguard.errors import LimitExceeded
 
@@ -30,13 +30,13 @@ def test_floods_of_addresses_are_bounded() -> None:
 def test_an_ipv6_network_of_one_machine_is_one_address_to_every_limit() -> None:
     """Whoever has one address of a /64 has all of them: 2^64 buckets, or places, are none."""
     limits = WebLimits(registrations_at_once=3, unproven_per_address=4)
-    desk = Desk(None, None, None, limits)  # type: ignore[arg-type]
+    agent_api = AgentApi(None, None, None, limits)  # type: ignore[arg-type]
     for number in range(3):
-        desk._limit_registrations(f"2001:db8::{number:x}")
+        agent_api._limit_registrations(f"2001:db8::{number:x}")
     with pytest.raises(LimitExceeded):
-        desk._limit_registrations("2001:db8::ffff")
-    desk._limit_registrations("2001:db8:0:1::1")
-    book = ConnectionBook(limits)
+        agent_api._limit_registrations("2001:db8::ffff")
+    agent_api._limit_registrations("2001:db8:0:1::1")
+    book = ConnectionLimiter(limits)
     cut: list[int] = []
     for number in range(40):
         book.admit(f"2001:db8::{number:x}", lambda number=number: cut.append(number), number * 10.0)  # type: ignore[misc]

@@ -100,7 +100,7 @@ def test_deploy_without_an_inventory_says_how_to_call_it(manager: FakeManager) -
     assert done.returncode == 1 and "--hosts inventory/prod.yaml" in done.stderr
 
 
-def test_a_wrong_inventory_is_told_before_the_manager_is_asked(manager: FakeManager, tmp_path: Path) -> None:
+def test_a_wrong_inventory_is_reported_before_the_manager_is_asked(manager: FakeManager, tmp_path: Path) -> None:
     path = tmp_path / "i.yaml"
     path.write_text("all: {hosts: {a: , b: }, vars: {procguard_workers: [{id: same, command: x}]}}")
     done = run(manager.url, "deploy", "--hosts", str(path))
@@ -151,7 +151,7 @@ def test_a_token_may_end_by_its_time_or_its_uses(manager: FakeManager) -> None:
     assert len(asked) == 1
 
 
-def test_a_stolen_secret_is_revoked_and_told_what_gives_another(manager: FakeManager) -> None:
+def test_a_stolen_secret_is_revoked_and_the_reply_says_how_to_get_another(manager: FakeManager) -> None:
     manager.routes["POST /api/agents/gpu01/revoke"] = lambda body: (200, {"agent_id": "gpu01", "status": "revoked"})
     done = run(manager.url, "agents", "revoke", "gpu01")
     assert done.returncode == 0 and "invoke deploy --hosts … --limit gpu01" in done.stdout, done.stderr
@@ -171,7 +171,7 @@ def test_the_audit_is_one_line_a_change(manager: FakeManager) -> None:
     assert "401 somebody from" in second
 
 
-def test_a_viewers_token_is_told_that_it_may_look_only(manager: FakeManager) -> None:
+def test_a_viewers_token_shows_as_read_only(manager: FakeManager) -> None:
     refusal = {"code": "viewer", "message": "token x is a viewer's: it may look, not act", "next": "an operator's can"}
     manager.routes["POST /api/workers/api/command"] = lambda body: (403, {"error": refusal})
     done = run(manager.url, "stop", "api")
@@ -205,7 +205,7 @@ def test_every_command_has_help_with_an_example_that_it_understands() -> None:
 
 @pytest.mark.parametrize("module", ["procguard", "invoke"])
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "reported"),
     [
         (["pss"], "unknown command pss; did you mean ps"),
         (["token", "creat"], "token: unknown command creat; did you mean create?"),
@@ -214,12 +214,12 @@ def test_every_command_has_help_with_an_example_that_it_understands() -> None:
         (["ps", "extra"], "ps: unknown argument extra"),
     ],
 )
-def test_a_mistyped_word_is_told_the_nearest(module: str, words: list[str], told: str) -> None:
+def test_a_mistyped_word_suggests_the_nearest(module: str, words: list[str], reported: str) -> None:
     done = run("http://127.0.0.1:9", *words, module=module)
-    assert done.returncode == 1 and told in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.returncode == 1 and reported in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
 
 
-def test_a_developers_task_that_does_not_exist_is_told_the_nearest() -> None:
+def test_a_developers_task_that_does_not_exist_suggests_the_nearest() -> None:
     done = run("http://127.0.0.1:9", "chekc", module="invoke")
     assert done.returncode == 1 and "unknown command chekc; did you mean check" in done.stderr, done.stderr
 
@@ -261,7 +261,7 @@ def test_events_pass_their_filters_on_and_export_what_is_on_disk(manager: FakeMa
     assert manager.asked("GET", "/api/events")[-1][1] == "/api/events?since=2h&format=jsonl"
 
 
-def test_explain_speaks_the_language_of_the_terminal(manager: FakeManager, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_explain_uses_the_language_of_the_terminal(manager: FakeManager, monkeypatch: pytest.MonkeyPatch) -> None:
     said = {"headline": "w1 …", "sentences": [{"topic": "why", "text": "because"}], "next_steps": ["do this"]}
     said["timeline"] = [{"at": "2026-01-01T00:00:00.000Z", "text": "it began"}]
     manager.routes["GET /api/workers/w1/explain"] = lambda body: (200, said)

@@ -72,6 +72,6 @@ def test_what_is_forgotten(fleet: tuple[FakeManager, list[str]], words: tuple[st
 
 def test_a_refusal_says_what_to_do(fleet: tuple[FakeManager, list[str]], capsys: pytest.CaptureFixture[str]) -> None:
     forget("busy")
-    assert "busy on gpu1" in (told := capsys.readouterr().err) and "invoke forget busy --yes" in told
+    assert "busy on gpu1" in (reported := capsys.readouterr().err) and "invoke forget busy --yes" in reported
     forget("gpu2", "--agent")
     assert "gpu2 is connected; uninstall it first" in capsys.readouterr().err

@@ -25,10 +25,10 @@ class Fleet:
         self.matching = 3
         self.acts = 3
         self.end: dict[str, Any] = {"status": "done", "counts": {"done": 3}, "causes": []}
-        self.looks = 0
+        self.checks = 0
         manager.routes["POST /api/operations/preview"] = self._preview
         manager.routes["POST /api/operations"] = lambda body: (202, self._view())
-        manager.routes["GET /api/operations/o-1"] = self._look
+        manager.routes["GET /api/operations/o-1"] = self._check
         manager.routes["POST /api/operations/o-1/retry"] = lambda body: (202, self._view())
         manager.routes["POST /api/operations/o-1/cancel"] = lambda body: (
             200,
@@ -72,9 +72,9 @@ class Fleet:
         }
         return {**view, **more}
 
-    def _look(self, _body: Any) -> tuple[int, Any]:
-        self.looks += 1
-        return 200, self._view(**(self.end if self.looks > 1 else {}))
+    def _check(self, _body: Any) -> tuple[int, Any]:
+        self.checks += 1
+        return 200, self._view(**(self.end if self.checks > 1 else {}))
 
     def begun(self) -> list[dict[str, Any]]:
         return [body for _, path, body, _ in self.manager.asked("POST", "/") if path == "/api/operations"]
@@ -105,7 +105,7 @@ def test_several_are_shown_first_and_followed_to_the_end(fleet: Fleet) -> None:
     assert fleet.begun() == [{"token": "p-1", "concurrency": 2, "max_failures": "10%", "reason": "disk change"}]
 
 
-def test_failures_are_told_by_cause_with_exit_code_2(fleet: Fleet) -> None:
+def test_failures_are_reported_by_cause_with_exit_code_2(fleet: Fleet) -> None:
     fleet.end = {"status": "done", "counts": {"done": 1, "failed": 2}, "causes": [CAUSE]}
     done = run(fleet.manager.url, "restart", "w*")
     assert done.returncode == 2
@@ -165,7 +165,7 @@ def test_the_number_is_typed_at_a_terminal(fleet: Fleet, typed: str, code: int, 
 @pytest.mark.slow
 def test_no_wait_returns_at_once_and_json_is_json(fleet: Fleet) -> None:
     done = run(fleet.manager.url, "stop", "w*", "--no-wait")
-    assert done.returncode == 0 and "o-1: begun; look: invoke operations.show o-1" in done.stdout and fleet.looks == 0
+    assert done.returncode == 0 and "o-1: begun; look: invoke operations.show o-1" in done.stdout and fleet.checks == 0
     parsed = json.loads(run(fleet.manager.url, "stop", "w*", "--json").stdout)
     assert parsed["status"] == "done" and parsed["items"]
 
@@ -180,6 +180,6 @@ def test_operations_are_listed_shown_cancelled_and_retried(fleet: Fleet) -> None
     assert fleet.manager.asked("POST", "/api/operations/o-1/retry")[0][2] == {"rest": True}
 
 
-def test_a_wrong_pace_is_told_before_anything_is_asked(fleet: Fleet) -> None:
+def test_a_wrong_pace_is_reported_before_anything_is_asked(fleet: Fleet) -> None:
     done = run(fleet.manager.url, "stop", "w*", "--concurrency=-1")
     assert done.returncode == 1 and "at least one at once" in done.stderr and fleet.manager.requests == []

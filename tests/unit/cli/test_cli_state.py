@@ -77,7 +77,7 @@ def test_an_export_imported_into_the_other_kind_is_the_same_state(state: Path, t
     )
 
 
-def test_a_migrated_fleet_is_the_same_fleet_with_higher_epochs_that_first_hears_its_agents(state: Path) -> None:
+def test_a_migrated_fleet_is_the_same_fleet_with_higher_epochs_that_first_resyncs(state: Path) -> None:
     new = other(state)
     assert run(cli_state.migrate, str(state), str(new)) == 0
     same_but_marked(new, state)
@@ -187,7 +187,7 @@ def test_migrating_between_two_names_of_one_database_is_refused(
     assert f"nothing has to be migrated: put state.state_file={target}" in capsys.readouterr().err
 
 
-def test_a_look_says_where_what_and_how_large(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_probe_says_where_what_and_how_large(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(cli_state.show, state=str(state), json_=True) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["state_file"], facts["exists"], facts["manager_pid"]) == (str(state), True, None)

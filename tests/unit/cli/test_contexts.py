@@ -73,7 +73,7 @@ def test_mistakes_are_one_line_each(manager: FakeManager, tmp_path: Path, capsys
     token = tmp_path / "token"
     token.write_text("s3cret")
     token.chmod(0o644)
-    for words, told in (
+    for words, reported in (
         (("context", "add", "lab"), "no address was given"),
         (("context", "add", "../x", "--url", manager.url), "expected letters"),
         (("context", "add", "lab", "--url", "gpu-head"), "not a manager's address"),
@@ -82,7 +82,7 @@ def test_mistakes_are_one_line_each(manager: FakeManager, tmp_path: Path, capsys
     ):
         assert run(*words) in (1, 3), words
         said = capsys.readouterr().err
-        assert told in said and len(said.splitlines()) == 1, said
+        assert reported in said and len(said.splitlines()) == 1, said
     for text in ("contexts: [", "- a", "contexts: {lab: {url: 5}}", "contexts: {lab: {url: x, token: y}}"):
         Path(contexts.path()).parent.mkdir(parents=True, exist_ok=True)
         Path(contexts.path()).write_text(text)

@@ -47,7 +47,7 @@ def test_lines_of_several_come_in_the_order_of_their_times(
     assert all("tail=5" in path for _, path, *_ in manager.asked("GET", "/api/remote-workers/train-1/logs"))
 
 
-def test_a_worker_that_does_not_exist_is_told(manager: FakeManager, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_worker_that_does_not_exist_is_reported(manager: FakeManager, capsys: pytest.CaptureFixture[str]) -> None:
     manager.routes["GET /api/remote-workers"] = lambda body: (200, {"workers": [], "total": 0})
     assert run("logs", "nothing-*") == 1
     assert "no worker matches nothing-*" in capsys.readouterr().err

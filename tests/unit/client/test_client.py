@@ -35,7 +35,7 @@ def test_json_errors_become_their_kind(status: int, kind: type[ProcGuardError]) 
     assert type(error) is kind and (error.message, error.next_step, error.code) == ("m", "n", "c")
 
 
-def test_an_answer_that_is_no_json_error_is_still_told() -> None:
+def test_an_answer_that_is_no_json_error_is_still_reported() -> None:
     assert "HTTP 502" in str(error_of(502, b"<html>"))
 
 

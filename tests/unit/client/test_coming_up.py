@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from procguard.client import coming_up
-from procguard.client.coming_up import NOT_AT_ALL, Patience, Started, Watcher, error_line, is_bad, is_decided
+from procguard.client.coming_up import NO_WAIT, Started, WaitLimit, Watcher, error_line, is_bad, is_decided
 from procguard.errors import UsageError
 
-USUAL, LONG = Patience(), Patience(30.0)
+USUAL, LONG = WaitLimit(), WaitLimit(30.0)
 
 
 def view(state: str, **values: Any) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def view(state: str, **values: Any) -> dict[str, Any]:
     ],
 )
 def test_when_there_is_nothing_more_to_wait_for(
-    seen: dict[str, Any], for_s: float, limit: Patience, decided: bool
+    seen: dict[str, Any], for_s: float, limit: WaitLimit, decided: bool
 ) -> None:
     assert is_decided(seen, Started(attempt=1), for_s, limit) is decided
 
@@ -91,14 +91,14 @@ def test_the_line_that_says_what_went_wrong(text: str, line: str) -> None:
 @pytest.mark.parametrize("wait", ["-1", "soon", "1e9", "nan"])
 def test_a_wait_that_is_no_time_is_refused(wait: str) -> None:
     with pytest.raises(UsageError, match="--wait"):
-        coming_up.patience(wait, False)
+        coming_up.wait_limit(wait, False)
 
 
 def test_wait_and_no_wait() -> None:
-    assert coming_up.patience("2.5", False) == Patience(2.5)
-    assert coming_up.patience("", True) == NOT_AT_ALL and coming_up.patience("", False) == Patience()
+    assert coming_up.wait_limit("2.5", False) == WaitLimit(2.5)
+    assert coming_up.wait_limit("", True) == NO_WAIT and coming_up.wait_limit("", False) == WaitLimit()
     with pytest.raises(UsageError, match="both"):
-        coming_up.patience("3", True)
+        coming_up.wait_limit("3", True)
 
 
 class Manager:
@@ -122,7 +122,7 @@ class Manager:
         return {"status": "delivered", "message": ""}
 
 
-def watcher(manager: Any, limit: Patience = USUAL) -> Watcher:
+def watcher(manager: Any, limit: WaitLimit = USUAL) -> Watcher:
     return Watcher(manager, limit)
 
 
@@ -133,19 +133,19 @@ def test_it_waits_until_the_worker_runs_and_no_longer() -> None:
     assert manager.asked == 3 and time.monotonic() - began < 5
 
 
-def test_without_waiting_it_looks_once() -> None:
+def test_without_waiting_it_checks_once() -> None:
     manager = Manager(view("starting"))
-    assert watcher(manager, NOT_AT_ALL).wait({"w": Started(1, stop_s=60.0)})["w"]["state"] == "starting"
+    assert watcher(manager, NO_WAIT).wait({"w": Started(1, stop_s=60.0)})["w"]["state"] == "starting"
     assert manager.asked == 1
 
 
 def test_a_worker_that_never_shows_ends_with_the_time() -> None:
     began = time.monotonic()
-    watcher(Manager(view("starting")), Patience(0.3)).wait({"w": Started(1)})
+    watcher(Manager(view("starting")), WaitLimit(0.3)).wait({"w": Started(1)})
     assert 0.3 <= time.monotonic() - began < 5
 
 
-def test_a_start_that_ends_in_backoff_is_told_with_its_line_of_error() -> None:
+def test_a_start_that_ends_in_backoff_is_reported_with_its_line_of_error() -> None:
     ended = view("backoff", attempt=5, reason="exit code 1", next_start_in_s=5.0, last_exit={"attempt": 5, "code": 1})
     manager: Any = Manager(view("failed", attempt=4), ended, log="KeyError: 'x'\n")
     found, trouble = coming_up.follow(manager, view("failed", attempt=4), "start", "c-1", USUAL)

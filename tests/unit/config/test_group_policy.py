@@ -61,10 +61,10 @@ def test_the_configuration_says_which_groups_are_gangs(tmp_path: Path) -> None:
         ("gang", 2, "a section with keys: restart, rendezvous"),
     ],
 )
-def test_a_mistake_in_the_configuration_is_told_with_its_line(tmp_path: Path, text: str, line: int, words: str) -> None:
+def test_a_mistake_in_the_configuration_names_its_line(tmp_path: Path, text: str, line: int, words: str) -> None:
     path = written(tmp_path, f"groups:\n  trainers: {text}\n")
-    told = config_mistake(path)
-    assert f"{path}:{line}: groups.trainers" in told and words in told
+    reported = config_mistake(path)
+    assert f"{path}:{line}: groups.trainers" in reported and words in reported
 
 
 def test_an_inventory_says_it_for_all_its_hosts_and_warns_who_asks_to_be_kept(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_an_inventory_says_it_for_all_its_hosts_and_warns_who_asks_to_be_kept(tm
         ("h1: {", "h1: {procguard_groups: {trainers: {restart: alone}}, ", "h2 says other things of group trainers"),
     ],
 )
-def test_a_mistake_in_an_inventory_is_told_with_its_line(tmp_path: Path, before: str, after: str, words: str) -> None:
+def test_a_mistake_in_an_inventory_names_its_line(tmp_path: Path, before: str, after: str, words: str) -> None:
     assert words in inventory_mistake(tmp_path, before, after)
 
 

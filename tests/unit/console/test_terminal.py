@@ -28,7 +28,7 @@ from procguard.deploy.ssh.known_hosts import ShownKey
 from procguard.deploy.sync.transfer import Brought
 from procguard.errors import HostUnreachable
 from procguard.portal.api.openapi.document import document
-from remote_agent.agent.launcher import Voice
+from remote_agent.agent.launcher import LauncherOutput
 from tests import fake_manager
 from tests.fake_manager import FakeManager
 
@@ -330,11 +330,11 @@ def test_the_manager_s_own_start_and_the_launcher_s_messages_are_clean_too(
     with pytest.MonkeyPatch.context() as patch:
         check(shown(lambda: main.main(["--config", str(config), "--status"]), patch), evil=False)
     with pytest.MonkeyPatch.context() as patch:
-        voice = Voice("w1", str(tmp_path), worker_launcher.say)
-        check(shown(lambda: voice.say(f"the manager refuses: {HOSTILE}"), patch))
+        launcher_output = LauncherOutput("w1", str(tmp_path), worker_launcher.say)
+        check(shown(lambda: launcher_output.say(f"the manager refuses: {HOSTILE}"), patch))
 
 
-def test_what_is_printed_without_care_is_clean_in_a_task() -> None:
+def test_what_is_printed_unescaped_is_clean_in_a_task() -> None:
     """A forgotten call: print() in a task, and the traceback of a bug."""
     with pytest.MonkeyPatch.context() as patch:
 

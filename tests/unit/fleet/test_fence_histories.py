@@ -18,7 +18,7 @@ from procguard.errors import ProcGuardError
 from procguard.fleet.model.clock import Now
 from procguard.fleet.recovery.handler import FailureHandler
 from procguard.fleet.recovery.monitor import ProcessMonitor
-from procguard.fleet.recovery.policy import Look
+from procguard.fleet.recovery.policy import SshProbe
 from remote_agent.protocol import messages
 from tests.sizes import LONG
 from tests.unit.fleet_world import World
@@ -45,7 +45,7 @@ class Host:
     name: str
     on: bool = True
     hears: bool = True  # from the manager
-    is_heard: bool = True
+    is_received: bool = True
     rev: str = ""
     assigned: dict[str, messages.Assignment] = field(default_factory=dict)
     ended: dict[str, tuple[str, int, int]] = field(default_factory=dict)  # worker -> state, generation, attempt
@@ -110,10 +110,10 @@ class Host:
         """Its agent and its runners, at this moment."""
         for worker_id, child in list(self.children.items()):
             one = self.assigned[worker_id]
-            told = one.desired != "running" or one.epoch > child.epoch
+            reported = one.desired != "running" or one.epoch > child.epoch
             lease_over = child.fenced and now >= self.leases.get((worker_id, child.epoch), 0.0)
-            child.fenced = child.fenced or (one.lease_s is not None and not told)
-            if child.ends_at is None and (told or lease_over):
+            child.fenced = child.fenced or (one.lease_s is not None and not reported)
+            if child.ends_at is None and (reported or lease_over):
                 child.ends_at = (self.leases[worker_id, child.epoch] if lease_over else now) + GRACE_S
             if child.ends_at is not None and now >= child.ends_at:
                 self._end(worker_id, "stopped", now)
@@ -151,18 +151,18 @@ class History:
         self.world = World(directory, task_reassignment=True, heartbeat_timeout_s=3.0, max_recovery_attempts=1000)
         self.hosts = {name: Host(name) for name in ("h1", "h2", "h3", "h4")}
         self.lease_s = 5.0
-        self.told: list[str] = []
+        self.reported: list[str] = []
         self.deploy()
         self.manage()
 
     def manage(self) -> None:
         self.monitor = ProcessMonitor(self.world.fleet, self.world.settings, self.world.now)
-        self.unheard = True
+        self.silent = True
         self.failures = FailureHandler(
             self.world.fleet,
             monitor=self.monitor,
             settings=self.world.settings,
-            look=lambda _agent, _replace: Look(False, "unknown", "timed out"),
+            probe=lambda _agent, _replace: SshProbe(False, "unknown", "timed out"),
             spawn=lambda task: task(),
             read_clock=lambda: self.world.now,
         )
@@ -180,9 +180,9 @@ class History:
                 host.step(now.monotonic)
                 host.beat(now.monotonic)
         self.deliver(now, all_of_it=calm)
-        if self.unheard and not self.monitor.in_grace(now):
-            self.unheard = False
-            self.failures.look_for_the_unheard(now)
+        if self.silent and not self.monitor.in_grace(now):
+            self.silent = False
+            self.failures.open_incidents_for_silent_agents(now)
         self.failures.tick(now)
         self.world.fleet.state.durability.commit()
         self.check()
@@ -191,7 +191,7 @@ class History:
         for host in self.hosts.values():
             while host.outbound and (all_of_it or self.dice.random() < 0.8):
                 sent_at, beat = host.outbound.pop(0)
-                if not host.is_heard:
+                if not host.is_received:
                     continue
                 reply = self.world.fleet.agents.heartbeat(host.name, beat, now)
                 if host.on and host.hears:
@@ -202,14 +202,14 @@ class History:
     def check(self) -> None:
         for worker_id in ("w1", "keep"):
             at = [host.name for host in self.hosts.values() if worker_id in host.children]
-            assert len(at) <= 1, f"{worker_id} runs on {at}; {self.told[-12:]}"
+            assert len(at) <= 1, f"{worker_id} runs on {at}; {self.reported[-12:]}"
 
     def something(self) -> None:
         host = self.dice.choice(list(self.hosts.values()))
         worker_id = self.dice.choice(("w1", "w1", "keep"))
         what = self.dice.choice(("cut", "on", "deaf", "mute", "heal", "heal", "fail", "start", "stop", "move", "lease",
                                  "manager", "forget"))  # fmt: skip
-        self.told.append(f"{self.world.now.monotonic:.0f} {what} {host.name} {worker_id}")
+        self.reported.append(f"{self.world.now.monotonic:.0f} {what} {host.name} {worker_id}")
         try:
             self.act(what, host, worker_id)
         except ProcGuardError:
@@ -222,7 +222,7 @@ class History:
         elif what == "on" and not host.on:
             host.power_on()
         elif what in ("deaf", "mute", "heal"):
-            host.hears, host.is_heard = what != "deaf", what != "mute"
+            host.hears, host.is_received = what != "deaf", what != "mute"
         elif what == "fail":
             host.fail(worker_id, now.monotonic)
         elif what in ("start", "stop"):
@@ -241,7 +241,7 @@ class History:
 
     def heal(self) -> None:
         for host in self.hosts.values():
-            host.hears = host.is_heard = True
+            host.hears = host.is_received = True
             if not host.on:
                 host.power_on()
 
@@ -259,4 +259,4 @@ def test_never_two_instances_and_when_all_is_well_again_one(tmp_path: Path, seed
     for _ in range(60):
         history.second(calm=True)
     running = {worker_id for host in history.hosts.values() for worker_id in host.children}
-    assert running == {"w1", "keep"}, history.told[-12:]
+    assert running == {"w1", "keep"}, history.reported[-12:]

@@ -21,7 +21,7 @@ def world(tmp_path: Path) -> World:
     return world
 
 
-def test_an_agent_is_told_its_workers_once_and_again_only_when_they_change(world: World) -> None:
+def test_an_agent_receives_its_workers_once_and_again_only_when_they_change(world: World) -> None:
     reply = world.beat("h1", world.report("w1"))
     assert reply.assignments is not None
     assert [one.worker_id for one in reply.assignments] == ["w1"]
@@ -42,7 +42,7 @@ def test_the_manager_s_recovery_settings_fill_what_a_worker_leaves_open(tmp_path
     assert specs["w1"].restart.start_timeout_s == 12.0
 
 
-def test_agents_are_told_how_much_of_a_shipped_log_stays_with_them(tmp_path: Path) -> None:
+def test_agents_receive_how_much_of_a_shipped_log_stays_with_them(tmp_path: Path) -> None:
     world = World(tmp_path, keep_local_bytes=2**21, keep_attempts=7)
     world.deploy({"h1": {}})
     reply = world.beat("h1")
@@ -70,7 +70,7 @@ def test_restart_means_the_attempt_that_is_alive_now(world: World) -> None:
     assert [(one.command, one.attempt) for one in reply.commands] == [("restart", 4)]
 
 
-def test_a_delivered_command_is_not_told_twice_to_the_same_agent_process(world: World) -> None:
+def test_a_delivered_command_is_not_sent_twice_to_the_same_agent_process(world: World) -> None:
     record = world.fleet.workers.command("w1", "restart", "tester", world.now)
     first = world.beat("h1", world.report("w1"))
     assert [one.command_id for one in first.commands] == [record.command_id]
@@ -279,8 +279,8 @@ def test_a_corrected_worker_begins_again_with_a_new_budget(world: World, state: 
     before = world.fleet.state.workers_by_id["w1"].generation
     same = world.deploy({"h1": {"w1": {"command": "sleep 9"}}})["hosts"]["h1"]["workers"]["w1"]
     assert (same["result"], same["starts"], world.fleet.state.worker("w1")["current"]) == ("unchanged", None, True)
-    told = world.deploy({"h1": {"w1": {"command": "sleep 10"}}})["hosts"]["h1"]["workers"]["w1"]
-    assert (told["result"], told["starts"]) == ("changed", 5) and "new budget" in told["message"]
+    reported = world.deploy({"h1": {"w1": {"command": "sleep 10"}}})["hosts"]["h1"]["workers"]["w1"]
+    assert (reported["result"], reported["starts"]) == ("changed", 5) and "new budget" in reported["message"]
     assert world.fleet.state.workers_by_id["w1"].generation == before + 1
     assert world.fleet.state.worker("w1")["current"] is False  # what is known of it answers the old generation
     again = world.deploy({"h1": {"w1": {"command": "sleep 10"}}})["hosts"]["h1"]["workers"]["w1"]
@@ -291,8 +291,8 @@ def test_a_corrected_worker_begins_again_with_a_new_budget(world: World, state: 
 def test_a_changed_worker_that_did_not_fail_is_left_as_it_is(world: World, state: str) -> None:
     world.beat("h1", world.report("w1", state))
     before = world.fleet.state.workers_by_id["w1"].generation
-    told = world.deploy({"h1": {"w1": {"command": "sleep 10"}}})["hosts"]["h1"]["workers"]["w1"]
-    assert told["starts"] is None and world.fleet.state.workers_by_id["w1"].generation == before
+    reported = world.deploy({"h1": {"w1": {"command": "sleep 10"}}})["hosts"]["h1"]["workers"]["w1"]
+    assert reported["starts"] is None and world.fleet.state.workers_by_id["w1"].generation == before
 
 
 # ------------------------------------------------------------------------------------ gone from the inventory
@@ -302,12 +302,12 @@ def of(name: str, *hosts: str, workers: dict[str, str] | None = None) -> dict[st
     return {"inventory": {"name": name, "hosts": list(hosts) or None, "workers": workers or {}}}
 
 
-def test_a_host_deleted_from_its_inventory_is_told_marked_and_pruned(world: World) -> None:
+def test_a_host_deleted_from_its_inventory_is_reported_marked_and_pruned(world: World) -> None:
     """h1 with w1, h2 with w2; then the inventory names h2 only."""
     world.deploy({"h1": {"w1": {"command": "a"}}, "h2": {"w2": {"command": "b"}}}, **of("prod", "h1", "h2"))
     world.beat("h1", world.report("w1"))
-    looked = world.deploy({"h2": {"w2": {"command": "b"}}}, check=True, **of("prod", "h2"))
-    assert list(looked["absent"]) == ["h1"] and world.fleet.state.worker("w1")["undeclared"] is False
+    probed = world.deploy({"h2": {"w2": {"command": "b"}}}, check=True, **of("prod", "h2"))
+    assert list(probed["absent"]) == ["h1"] and world.fleet.state.worker("w1")["undeclared"] is False
     part = world.deploy({"h2": {"w2": {"command": "b"}}}, **of("prod"))  # --limit: nothing is known of the others
     assert part["absent"] == {}
     gone = world.deploy({"h2": {"w2": {"command": "b"}}}, **of("prod", "h2"))["absent"]["h1"]
@@ -334,8 +334,8 @@ def test_the_hosts_of_another_inventory_are_left_alone(world: World) -> None:
 def test_a_worker_that_the_inventory_declares_elsewhere_is_not_pruned_by_a_part_of_it(world: World) -> None:
     """A wave of --serial, or --limit: the request names only some of the hosts."""
     answer = world.deploy({"h1": {}}, prune=True, **of("prod", workers={"w1": "h2"}))
-    told = answer["hosts"]["h1"]["workers"]["w1"]
-    assert told["result"] == "elsewhere" and "invoke move w1 h2" in told["message"]
+    reported = answer["hosts"]["h1"]["workers"]["w1"]
+    assert reported["result"] == "elsewhere" and "invoke move w1 h2" in reported["message"]
     assert world.fleet.state.workers_by_id["w1"].desired == "running"
 
 
@@ -444,7 +444,7 @@ def test_nobody_else_can_replace_what_waits_for_approval(world: World) -> None:
     assert world.fleet.state.workers_by_id["train"].spec.command == "python train.py"
 
 
-def test_two_launchers_waiting_under_one_name_are_told_apart_by_fingerprint(world: World) -> None:
+def test_two_launchers_waiting_under_one_name_are_distinguished_by_fingerprint(world: World) -> None:
     other = messages.secret_sha256("two")
     world.register("train", secret_sha256=SECRET, trusted=False)
     world.register("train", secret_sha256=other, trusted=False)
@@ -523,7 +523,7 @@ def test_tokens_survive_a_restart_and_end_when_revoked(world: World) -> None:
     assert world.fleet.tokens.find(SECRET) is None
 
 
-def test_an_agent_speaks_only_for_its_own_workers(world: World) -> None:
+def test_an_agent_reports_only_its_own_workers(world: World) -> None:
     world.deploy({"h2": {"w2": {"command": "a"}}})
     world.beat("h2", world.report("w1", "failed"))
     assert world.fleet.state.worker("w1")["state"] == "running"
@@ -537,8 +537,8 @@ def test_after_stop_all_what_is_declared_is_declared_stopped_until_an_operator_s
         world.fleet.workers.stop_all(tx, "w1 failed")
     world.fleet.state.durability.commit()
     world.restart()
-    told = world.deploy({"h1": {"w1": {"command": "a"}, "w2": {"command": "b"}}})["hosts"]["h1"]["workers"]["w2"]
-    assert (told["result"], "w1 failed" in told["message"]) == ("new", True)
+    reported = world.deploy({"h1": {"w1": {"command": "a"}, "w2": {"command": "b"}}})["hosts"]["h1"]["workers"]["w2"]
+    assert (reported["result"], "w1 failed" in reported["message"]) == ("new", True)
     assert {one.desired for one in world.fleet.state.workers_by_id.values()} == {"stopped"}
     world.register("by-hand")
     assert world.fleet.state.workers_by_id["by-hand"].desired == "stopped"

@@ -37,7 +37,7 @@ from procguard.fleet.model.records import AgentRecord
 from procguard.fleet.model.settings import FleetSettings
 from procguard.fleet.recovery.handler import FailureHandler
 from procguard.fleet.recovery.monitor import ProcessMonitor
-from procguard.fleet.recovery.policy import Look
+from procguard.fleet.recovery.policy import SshProbe
 from procguard.fleet.store import open_store
 from remote_agent.protocol import messages
 from tests.chaos import ChaosReport
@@ -90,7 +90,7 @@ class FleetMachine(RuleBasedStateMachine):
             self.fleet,
             monitor=monitor,
             settings=SETTINGS,
-            look=self._look,
+            probe=self._probe,
             spawn=lambda task: task(),
             read_clock=lambda: self.now,
         )
@@ -111,19 +111,19 @@ class FleetMachine(RuleBasedStateMachine):
             self.open_manager()
             return None
 
-    def _look(self, agent: AgentRecord) -> Look:
+    def _probe(self, agent: AgentRecord) -> SshProbe:
         host = self.hosts[agent.host]
         if not host.up or host.cut:
-            return Look(False, "unknown", "no route to host")
+            return SshProbe(False, "unknown", "no route to host")
         found = "running" if host.agent_alive else "started"
         host.start_agent()
-        return Look(True, found, f"agent {found}")  # type: ignore[arg-type]
+        return SshProbe(True, found, f"agent {found}")  # type: ignore[arg-type]
 
     def declare(self, moved: str = "") -> None:
         """Everything, as the inventory has it; `moved`: this worker stands on another host there."""
-        places = {name: place for name, (place, _) in WORKERS.items()}
+        locations = {name: place for name, (place, _) in WORKERS.items()}
         if moved:
-            places[moved] = "h2" if places[moved] == "h1" else "h1"
+            locations[moved] = "h2" if locations[moved] == "h1" else "h1"
         declared = [
             {
                 "host": host,
@@ -132,7 +132,7 @@ class FleetMachine(RuleBasedStateMachine):
                 "workers": [
                     {"worker_id": name, "spec": {"command": "x", "stop_grace_s": GRACE_S, **spec}}
                     for name, (_, spec) in WORKERS.items()
-                    if places[name] == host
+                    if locations[name] == host
                 ],
             }
             for host in HOSTS
@@ -184,8 +184,8 @@ class FleetMachine(RuleBasedStateMachine):
     def late_answer_arrives(self, host: str, again: bool) -> None:
         answer = self.late.get(host) if again else self.late.pop(host, None)
         if answer is not None and self.hosts[host].talks:
-            reply, sent_at, told, held = answer
-            self.hosts[host].take(reply, sent_at, told, held=held)
+            reply, sent_at, reported, held = answer
+            self.hosts[host].take(reply, sent_at, reported, held=held)
 
     @rule(seconds=st.sampled_from([0.5, 2.0, 7.0, 15.0, 30.0]), all_speak=st.booleans())
     def time_passes(self, seconds: float, all_speak: bool) -> None:

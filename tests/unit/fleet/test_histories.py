@@ -76,8 +76,8 @@ class Histories(RuleBasedStateMachine):
         self.host.grant(epoch=max(0, int(str(self.host.spec["epoch"])) - lower))
 
     @rule(with_a_lease=st.booleans())
-    def manager_starts_it_anew(self, with_a_lease: bool) -> None:
-        self.host.start_anew(with_a_lease)
+    def manager_restarts_it(self, with_a_lease: bool) -> None:
+        self.host.restart_under_new_epoch(with_a_lease)
 
     @rule(lease_s=st.sampled_from([None, 30.0]))
     def fenced_or_kept_by_redeployment(self, lease_s: float | None) -> None:

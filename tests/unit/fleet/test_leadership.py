@@ -90,7 +90,7 @@ def test_one_that_does_not_lead_notes_the_heartbeat_and_sends_the_agent_on(world
         world.beat("h1", running(world))
     assert refused.value.http_status == 421
     assert refused.value.extra == {"managers": list(URLS), "term": 7}
-    assert world.fleet.state.seen["h1"].last_seen == world.now.monotonic
+    assert world.fleet.state.agent_status["h1"].last_seen == world.now.monotonic
 
 
 @pytest.mark.parametrize("grace_s", [0.0, 30.0])
@@ -101,6 +101,6 @@ def test_after_a_takeover_leases_count_longer_by_the_grace_of_an_earlier_leader(
     world.fleet.state.leadership = ScriptedLeadership(grace_s)
     leases.restore(world.now)
     world.pass_time(CERTAIN_S + grace_s - 1.0)
-    assert leases.surely_gone("w1", world.now) == ""
+    assert leases.is_confirmed_stopped("w1", world.now) == ""
     world.pass_time(1.5)
-    assert "lease" in leases.surely_gone("w1", world.now)
+    assert "lease" in leases.is_confirmed_stopped("w1", world.now)

@@ -30,7 +30,7 @@ def run(world: World, agent_id: str = "h1", state: str = "running", **values: An
 
 
 def gone(world: World) -> str:
-    return world.fleet.leases.surely_gone("w1", world.now)
+    return world.fleet.leases.is_confirmed_stopped("w1", world.now)
 
 
 def test_a_fenced_worker_is_granted_its_lease_in_each_answer_to_a_heartbeat(world: World) -> None:
@@ -68,7 +68,7 @@ def test_the_instance_is_gone_after_lease_grace_and_margin_and_not_before(world:
     assert "lease" in gone(world)
 
 
-def test_each_renewal_counts_anew_also_one_whose_answer_was_lost(world: World) -> None:
+def test_each_renewal_counts_again_also_one_whose_answer_was_lost(world: World) -> None:
     run(world)
     world.pass_time(CERTAIN_S - 1.0)
     run(world)  # its answer may never arrive: what was granted is granted
@@ -81,10 +81,10 @@ def test_each_renewal_counts_anew_also_one_whose_answer_was_lost(world: World) -
 def test_a_worker_that_keeps_running_is_never_gone_by_time_alone(world: World) -> None:
     world.beat("h1", world.report("plain"))
     world.pass_time(1e6)
-    verdict = world.fleet.leases.judge("plain", world.now)
-    assert not verdict.gone
-    assert verdict.wait_s is None
-    assert "keep" in verdict.reason
+    instance = world.fleet.leases.judge("plain", world.now)
+    assert not instance.gone
+    assert instance.wait_s is None
+    assert "keep" in instance.reason
 
 
 def test_a_host_that_never_spoke_of_a_lease_is_not_believed_to_hold_one(world: World) -> None:
@@ -177,7 +177,7 @@ def test_no_second_agent_is_granted_a_lease_while_the_first_may_hold_one(world: 
     assert run(world, "h2").leases
 
 
-def test_after_an_orderly_hand_over_the_new_agent_is_granted_at_once_and_the_old_one_no_more(world: World) -> None:
+def test_after_an_orderly_transfer_the_new_agent_is_granted_at_once_and_the_old_one_no_more(world: World) -> None:
     run(world, state="failed")
     world.deploy({"h2": {}})
     worker = world.fleet.state.workers_by_id["w1"]
@@ -196,14 +196,14 @@ def test_without_any_record_of_a_grant_nothing_is_concluded(world: World) -> Non
     assert gone(world) == ""
 
 
-def test_a_gangs_member_speaks_thrice_within_its_lease_too(tmp_path: Path) -> None:
+def test_a_gangs_member_reports_three_times_within_its_lease_too(tmp_path: Path) -> None:
     """It is fenced whatever its on_partition says."""
     world = World(tmp_path, groups={"g": GroupPolicy(restart="gang")})
     world.deploy({"h1": {"w1": {"command": "x", "group": "g", "lease_s": 3.0}}})
     assert world.beat("h1").interval_s == 1.0
 
 
-def test_how_often_an_agent_speaks_follows_its_leases_and_the_fleets_size(world: World) -> None:
+def test_how_often_an_agent_reports_follows_its_leases_and_the_fleets_size(world: World) -> None:
     leased = {"command": "x", "on_partition": "fence", "lease_s": 1.5}
     world.deploy({"h1": {"w1": {"command": "x"}}})
     usual_s = world.beat("h1").interval_s

@@ -46,7 +46,12 @@ class Commits:
 
 def everything(state: FleetState) -> Any:
     """All that is kept and found by an index, and all that was told."""
-    indexes = (state.agent_by_secret, state.agent_by_new_secret, sorted(state.seen), sorted(state.worker_seen))
+    indexes = (
+        state.agent_by_secret,
+        state.agent_by_new_secret,
+        sorted(state.agent_status),
+        sorted(state.worker_status),
+    )
     own = {agent_id: sorted(state.own_workers(agent_id)) for agent_id in state.agents_by_id}
     queue = state.command_queue
     open_commands = {one: [c.command_id for c in queue.open_of_worker(one)] for one in state.workers_by_id}
@@ -70,13 +75,13 @@ def test_what_did_not_change_is_not_written(world: World, monkeypatch: pytest.Mo
     assert commits.made == []
 
 
-def test_an_exception_takes_everything_back_and_tells_nobody(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exception_takes_everything_back_and_notifies_nobody(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     state, commits = world.fleet.state, Commits(world, monkeypatch)
     open_one = world.fleet.workers.command("w2", "restart", "tester", world.now)
     commits.made.clear()
-    told: list[Any] = []
+    reported: list[Any] = []
     for signal in (state.bus.workers, state.bus.hosts, state.bus.events, state.bus.news, state.bus.commands):
-        signal.subscribe(told.append)
+        signal.subscribe(reported.append)
     before = everything(state)
 
     class Interrupted(Exception):
@@ -96,7 +101,7 @@ def test_an_exception_takes_everything_back_and_tells_nobody(world: World, monke
         assert everything(state) != before
         raise Interrupted
     assert everything(state) == before
-    assert (told, commits.made) == ([], [])
+    assert (reported, commits.made) == ([], [])
     world.fleet.workers.command("w1", "stop", "tester", world.now)  # and all goes on
     assert world.fleet.state.worker("w1")["desired"] == "stopped"
 
@@ -141,17 +146,17 @@ def test_where_the_disk_refuses_the_change_holds_is_shown_and_is_written_with_th
     with pytest.raises(NotDurable):
         world.fleet.workers.command("w1", "stop", "tester", world.now)
     assert (state.find("w1").desired, shown) == ("stopped", ["w1"])
-    told = world.beat("h1", world.report("w1", "running", generation=1))
-    assert told.assignments is None and told.commands == []  # nothing that could be lost is handed out
+    reported = world.beat("h1", world.report("w1", "running", generation=1))
+    assert reported.assignments is None and reported.commands == []  # nothing that could be lost is handed out
     commits.refuse = False
     state.durability.commit()
-    told = world.beat("h1", world.report("w1", "running", generation=1))
-    assert [one.desired for one in told.assignments or []] == ["stopped", "running"]
+    reported = world.beat("h1", world.report("w1", "running", generation=1))
+    assert [one.desired for one in reported.assignments or []] == ["stopped", "running"]
 
 
-def test_no_agent_is_told_of_a_change_whose_commit_is_under_way(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_agent_gets_a_change_whose_commit_is_under_way(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its assignments may be made anew for another reason while the change waits for the disk."""
-    state, told = world.fleet.state, []
+    state, reported = world.fleet.state, []
     commit, nested = state.durability.commit, []
 
     def asked_meanwhile() -> None:
@@ -160,15 +165,15 @@ def test_no_agent_is_told_of_a_change_whose_commit_is_under_way(world: World, mo
             waited = []
             with monkeypatch.context() as inner:
                 inner.setattr(state, "make_durable_for", waited.append)
-                told.append(world.fleet.agents.replies.news_for_agent("h1", "an older one", 0, world.now))
+                reported.append(world.fleet.agents.replies.news_for_agent("h1", "an older one", 0, world.now))
             assert waited == ["h1"]
-            assert state.seen["h1"].touched == state.durability.made  # so that it would have waited
+            assert state.agent_status["h1"].last_change == state.durability.made  # so that it would have waited
         commit()
 
     monkeypatch.setattr(state.durability, "commit", asked_meanwhile)
     with world.changing() as tx:
         tx.edit(state.find("w1")).epoch = state.next_epoch(tx)
-    assert len(told) == 1
+    assert len(reported) == 1
 
 
 def test_who_decides_or_shows_changes_nothing(world: World) -> None:
@@ -179,18 +184,18 @@ def test_who_decides_or_shows_changes_nothing(world: World) -> None:
     fleet.agents.heartbeats.poll_closed("h1", world.now, peer_closed=True)
     now = world.pass_time(60.0)
 
-    def looks() -> Any:
-        observed = (state.seen, {key: vars(one) for key, one in state.worker_seen.items()})
+    def failed_probes() -> Any:
+        observed = (state.agent_status, {key: vars(one) for key, one in state.worker_status.items()})
         return everything(state), copy.deepcopy(observed)
 
-    before = looks()
+    before = failed_probes()
     assert monitor.tick(now)
     for worker in state.workers_by_id.values():
         fleet.leases.judge(worker.worker_id, now)
         fleet.placement.choose(worker, now)
         state.facts(worker)
     state.workers(), fleet.agents.views(), fleet.gangs.views(), fleet.operations.views(), state.commands()
-    assert looks() == before
+    assert failed_probes() == before
 
 
 def test_a_command_that_was_delivered_is_delivered_again_by_the_next_manager(world: World) -> None:

@@ -102,7 +102,7 @@ def watcher() -> Iterator[tuple[type[Watcher], str]]:
     server.server_close()
 
 
-def test_the_switch_asks_its_address_and_tells_once_when_nobody_answers(
+def test_the_switch_asks_its_address_and_reports_once_when_nobody_answers(
     watcher: tuple[type[Watcher], str], caplog: pytest.LogCaptureFixture
 ) -> None:
     handler, url = watcher
@@ -113,8 +113,8 @@ def test_the_switch_asks_its_address_and_tells_once_when_nobody_answers(
         assert not switch.ping() and not switch.ping()
         handler.status = 200
         assert switch.ping()
-    told = [record.getMessage() for record in caplog.records]
-    assert len(told) == 2 and "does not answer (HTTP 500)" in told[0] and "answers again" in told[1]
+    reported = [record.getMessage() for record in caplog.records]
+    assert len(reported) == 2 and "does not answer (HTTP 500)" in reported[0] and "answers again" in reported[1]
     assert "secret-uuid" not in caplog.text
 
 

@@ -20,7 +20,7 @@ KEY = "k" * 64
 URLS = ["http://10.0.0.6:5000", "http://10.0.0.5:5000"]
 
 
-class StandingBy(Seat):
+class StandbySeat(Seat):
     """A seat whose row and neighbours are given."""
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class StandingBy(Seat):
 
 @pytest.fixture
 def standby() -> Iterator[StandbyServer]:
-    server = StandbyServer(schema.load(None, ["web.host=127.0.0.1", "web.port=0"]), StandingBy())
+    server = StandbyServer(schema.load(None, ["web.host=127.0.0.1", "web.port=0"]), StandbySeat())
     yield server
     server.stop()
     server.listener.close()

@@ -61,7 +61,7 @@ def message(kind: str = "webhook", count: int = 1, **values: Any) -> Message:
 
 
 @pytest.mark.parametrize(
-    ("asked", "kind", "told"),
+    ("asked", "kind", "expected"),
     [
         (["alerts"], "worker_failed", True),
         (["alerts"], "worker_state", False),
@@ -69,14 +69,14 @@ def message(kind: str = "webhook", count: int = 1, **values: Any) -> Message:
         (["failed"], "stop_all", False),
         (["suspect"], "worker_clear", True),
         (["worker_state"], "worker_state", True),
-        (["brake", "stop_all"], "stop_all", True),
+        (["circuit_breaker", "stop_all"], "stop_all", True),
         (["all"], "token", True),
     ],
 )
-def test_a_target_is_told_what_it_asked_for(asked: list[str], kind: str, told: bool) -> None:
+def test_a_target_receives_what_it_asked_for(asked: list[str], kind: str, expected: bool) -> None:
     gathering = Gathering(target(events=asked))
     gathering.take(event(kind, "w1"), 0.0)
-    assert gathering.waiting is told
+    assert gathering.waiting is expected
 
 
 def test_every_alert_has_its_words_in_both_languages() -> None:
@@ -105,10 +105,10 @@ def test_a_million_alerts_for_a_dead_endpoint_cost_no_memory() -> None:
     assert gathering.queued == 20_000
     group = gathering.pop()
     assert group is not None and len(group.events) == alerts.SAMPLES and len(group.names) == alerts.NAMES
-    assert len(gathering._told) <= alerts.REMEMBERED
+    assert len(gathering._sent_at) <= alerts.REMEMBERED
 
 
-def test_the_same_alert_is_told_once_within_the_window() -> None:
+def test_the_same_alert_is_reported_once_within_the_window() -> None:
     gathering = Gathering(target(dedup=300))
     for now in (0.0, 10.0, 299.0):
         gathering.take(failed(), now)
@@ -118,7 +118,7 @@ def test_the_same_alert_is_told_once_within_the_window() -> None:
     assert gathering.queued == 3
 
 
-def test_a_host_is_told_only_when_it_stays_out_of_reach_and_then_its_return_too() -> None:
+def test_a_host_is_reported_only_when_it_stays_out_of_reach_and_then_its_return_too() -> None:
     gathering = Gathering(target(unreachable_after=60))
     gathering.take(event("agent_unreachable"), 0.0)
     assert gathering.ripen(10.0) == 60.0 and not gathering.waiting
@@ -132,7 +132,7 @@ def test_a_host_is_told_only_when_it_stays_out_of_reach_and_then_its_return_too(
     assert second is not None and (second.alert, second.severity) == ("host_unreachable", "info")
 
 
-def test_messages_speak_the_target_s_language() -> None:
+def test_messages_use_the_target_s_language() -> None:
     said = message(count=2, language="zh")
     assert said.title == "2 个 Worker 失败：w1、w2"
     assert said.lines[0] == "w1（gpu01）：任务运行 9 分钟后因内存不足被内核终止（OOM）；不再重启，判定为失败"
@@ -238,13 +238,13 @@ def test_a_webhook_is_posted_and_its_answer_read(sink: HttpSink) -> None:
     assert sink.posted[0].path == "/hook?key=1" and sink.posted[0].json["title"] == "1 worker failed: w1"
 
 
-def test_a_redirect_is_told_and_not_followed(sink: HttpSink) -> None:
+def test_a_redirect_is_reported_and_not_followed(sink: HttpSink) -> None:
     sink.reply = Reply(302, b"", {"Location": sink.url + "/elsewhere"})
     outcome = transport.send(target(url=sink.url), message(), NOW)
     assert not outcome.ok and "302" in outcome.answer and len(sink.posted) == 1
 
 
-def test_what_cannot_be_reached_is_an_outcome_and_no_secret_is_told(sink: HttpSink) -> None:
+def test_what_cannot_be_reached_is_an_outcome_and_no_secret_is_reported(sink: HttpSink) -> None:
     refused = transport.send(target(url="http://127.0.0.1:1/services/TheSecretPath"), message(), NOW)
     assert refused == Outcome(False, "connection refused", retry=True)
     sink.reply = Reply(400, b"no such hook /services/TheSecretPath signed s3cret")
@@ -366,12 +366,12 @@ def test_a_slow_target_delays_no_other(sink: HttpSink) -> None:
     assert (slow["sent"], slow["queued"], swift["sent"]) == (0, 1, 1)
 
 
-def test_the_history_tells_the_notifier(tmp_path: Path) -> None:
+def test_the_history_notifies(tmp_path: Path) -> None:
     endpoint = Endpoint()
     one = notifier(endpoint, quick())
     world = World(tmp_path)
     world.fleet.state.bus.events.subscribe(one.take)
-    world.tell("brake_on", reason="5 of 9 hosts fell silent", actor="monitor")
+    world.emit("circuit_breaker_open", reason="5 of 9 hosts fell silent", actor="monitor")
     until(lambda: endpoint.messages)
     one.stop()
     assert endpoint.messages[0].title == "Recovery of hosts is frozen"
@@ -440,9 +440,9 @@ def test_secrets_come_from_environment_and_files_and_are_never_shown(
         ),
     ],
 )
-def test_mistakes_are_told_without_the_secret(tmp_path: Path, entry: str, complaint: str) -> None:
-    told = mistakes(tmp_path, f"notifications:\n  - {entry}\n")
-    assert complaint in told and "TheSecretPath" not in told, told
+def test_mistakes_are_reported_without_the_secret(tmp_path: Path, entry: str, complaint: str) -> None:
+    sent_at = mistakes(tmp_path, f"notifications:\n  - {entry}\n")
+    assert complaint in sent_at and "TheSecretPath" not in sent_at, sent_at
 
 
 def test_every_key_of_a_target_is_documented() -> None:

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from procguard.admission.connections import ConnectionBook
+from procguard.admission.connections import ConnectionLimiter
 from procguard.config.limits import WebLimits
-from procguard.runtime.gc_policy import LEAST_NEW, Collector
+from procguard.runtime.gc_policy import LEAST_NEW, GcScheduler
 
 
 class Circle:
@@ -19,57 +19,57 @@ class Circle:
 
 
 @pytest.fixture
-def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
+def scheduler(monkeypatch: pytest.MonkeyPatch) -> Iterator[GcScheduler]:
     """The million objects of the test session stay frozen, here and after: each look would go through all of them."""
     monkeypatch.setattr(gc, "unfreeze", lambda: None)
-    made = Collector()
+    made = GcScheduler()
     made.start()
     yield made
     gc.enable()
 
 
-def test_nothing_is_looked_through_while_little_is_new(collector: Collector) -> None:
+def test_nothing_is_looked_through_while_little_is_new(scheduler: GcScheduler) -> None:
     gone = weakref.ref(Circle())
     for _ in range(3 * LEAST_NEW):
         _ = [[]]  # comes and goes, as heartbeats do
-    assert not collector.look(1.0)
+    assert not scheduler.collect_if_due(1.0)
     assert gone() is not None
 
 
-def test_circles_are_freed_before_they_fill_the_memory_and_the_next_look_waits(collector: Collector) -> None:
+def test_circles_are_freed_before_they_fill_the_memory_and_the_next_look_waits(scheduler: GcScheduler) -> None:
     gone = weakref.ref(Circle())
     objects = len(gc.get_objects())
     for _ in range(LEAST_NEW + objects):
         Circle()
-    assert collector.look(1.0)
+    assert scheduler.collect_if_due(1.0)
     assert gone() is None
     for _ in range(LEAST_NEW + objects):
         Circle()
-    assert not collector.look(1.0), "it had just looked"
-    assert collector.look(3600.0)
+    assert not scheduler.collect_if_due(1.0), "it had just looked"
+    assert scheduler.collect_if_due(3600.0)
 
 
-def test_what_was_there_when_it_was_told_to_start_is_no_reason_to_look(collector: Collector) -> None:
+def test_what_was_there_when_it_was_started_is_no_reason_to_check(scheduler: GcScheduler) -> None:
     kept = [[number] for number in range(2 * LEAST_NEW + len(gc.get_objects()))]
-    collector.start()
-    assert not collector.look(1.0)
+    scheduler.start()
+    assert not scheduler.collect_if_due(1.0)
     del kept
 
 
 def test_a_connection_that_ended_leaves_no_circle() -> None:
     class Connection:
-        def __init__(self, book: ConnectionBook) -> None:
-            self.ticket = book.admit("127.0.0.1", lambda: None, 0.0)
-            assert self.ticket is not None
-            self.ticket.cut = self.end
+        def __init__(self, book: ConnectionLimiter) -> None:
+            self.handle = book.admit("127.0.0.1", lambda: None, 0.0)
+            assert self.handle is not None
+            self.handle.cut = self.end
 
         def end(self) -> None: ...
 
     gc.disable()
     try:
-        connection = Connection(ConnectionBook(WebLimits()))
+        connection = Connection(ConnectionLimiter(WebLimits()))
         gone = weakref.ref(connection)
-        connection.ticket.leave()  # type: ignore[union-attr]
+        connection.handle.leave()  # type: ignore[union-attr]
         del connection
         assert gone() is None
     finally:

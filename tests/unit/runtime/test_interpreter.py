@@ -12,7 +12,7 @@ from procguard.runtime import interpreter
 from tests.server_process import RunningManager
 
 
-def test_each_hole_is_looked_for_in_the_library_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_hole_is_sought_in_the_library_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(http.cookies, "_unquote_sub", raising=False)
     monkeypatch.setattr(tarfile.TarInfo, "_block", lambda _self, count: count)
     both = interpreter.known_holes()

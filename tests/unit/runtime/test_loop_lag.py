@@ -52,15 +52,15 @@ def test_a_stall_is_measured_and_its_function_named(watchdog: LoopWatchdog, capl
     with caplog.at_level(logging.WARNING, loop_lag.__name__):
         stall(0.4)
     assert longer_than(watchdog.lags, 0.25) > 0
-    told = lines(caplog)[0]
+    reported = lines(caplog)[0]
     assert re.fullmatch(
         r"event loop held seconds=\d\.\d\d processor_seconds=\d\.\d\d by=\S*hold_the_loop \(tests\S+\.py:\d+\)"
         r" for=the event loop seen=\d+/\d+",
-        told,
+        reported,
     )
 
 
-def test_many_stalls_are_one_line_and_the_next_tells_how_many(
+def test_many_stalls_are_one_line_and_the_next_reports_how_many(
     watchdog: LoopWatchdog, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop_lag, "LINE_EVERY_S", 3600.0)
@@ -74,7 +74,7 @@ def test_many_stalls_are_one_line_and_the_next_tells_how_many(
     assert more is not None and int(more[1]) >= 3
 
 
-def test_a_short_stall_is_measured_and_not_told(
+def test_a_short_stall_is_measured_and_not_reported(
     watchdog: LoopWatchdog, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop_lag, "HELD_S", 5.0)  # whatever else this machine does meanwhile
@@ -97,24 +97,24 @@ def test_a_stall_counts_for_everybody_who_would_have_waited() -> None:
     assert sum(lags.buckets) == 98 + 20 + loop_lag.MOST_OBSERVED
 
 
-def test_what_is_not_ours_is_told_as_the_call_of_ours_that_led_there() -> None:
-    def called_by_ours() -> loop_lag.Place:
+def test_what_is_not_ours_is_reported_as_the_call_of_ours_that_led_there() -> None:
+    def called_by_ours() -> loop_lag.CodeLocation:
         return place_of(sys._getframe())
 
     what, whose = place_of(None), called_by_ours()
     assert what == ("the event loop", "the event loop")
     assert "called_by_ours (" in whose[0] and whose[1] == "the event loop", "a test is not the product"
     histogram = LagHistogram()
-    places: list[loop_lag.Place] = []
+    locations: list[loop_lag.CodeLocation] = []
 
     class Looks(list[int]):
         def __setitem__(self, key: object, value: object) -> None:
-            places.append(place_of(sys._getframe()))
+            locations.append(place_of(sys._getframe()))
 
     histogram.buckets = Looks(histogram.buckets)
     histogram.add(0.0)
-    assert places[0][0].startswith("LagHistogram.add (procguard/runtime/loop_lag.py:")
-    assert places[0][1] == places[0][0]
+    assert locations[0][0].startswith("LagHistogram.add (procguard/runtime/loop_lag.py:")
+    assert locations[0][1] == locations[0][0]
 
 
 def test_it_ends(watchdog: LoopWatchdog) -> None:
@@ -125,7 +125,7 @@ def test_it_ends(watchdog: LoopWatchdog) -> None:
 
 
 @pytest.mark.slow
-def test_the_manager_tells_of_a_stall(tmp_path: Path) -> None:
+def test_the_manager_reports_a_stall(tmp_path: Path) -> None:
     """Injected from outside: a process that is stopped uses no processor time, which the line says too."""
     manager = RunningManager(tmp_path)
     try:

@@ -9,7 +9,7 @@ import gevent
 import gevent.socket
 import pytest
 
-from procguard.runtime.cooperative import SLICE_S, Pace, give_way
+from procguard.runtime.cooperative import SLICE_S, Pace, yield_to_hub
 
 PIECES = 30
 
@@ -38,12 +38,12 @@ def busy(pace: Pace) -> None:
     pace()
 
 
-@pytest.mark.parametrize("kind", ["give_way", "pace"])
-def test_what_came_on_a_socket_is_read_within_two_turns(kind: str) -> None:
+@pytest.mark.parametrize("kind", ["yield_to_hub", "pace"])
+def test_what_came_on_a_socket_is_read_within_two_iterations(kind: str) -> None:
     pace = Pace()
-    assert pieces_until_served(give_way if kind == "give_way" else lambda: busy(pace)) <= 2
+    assert pieces_until_served(yield_to_hub if kind == "yield_to_hub" else lambda: busy(pace)) <= 2
 
 
 def test_sleep_0_would_not_do() -> None:
-    """Why there is give_way: should gevent ever change this, it can go."""
+    """Why there is yield_to_hub: should gevent ever change this, it can go."""
     assert pieces_until_served(lambda: gevent.sleep(0)) == PIECES

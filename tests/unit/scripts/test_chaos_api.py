@@ -129,8 +129,8 @@ def test_every_answer_is_as_described_and_none_is_a_server_s_fault(tmp_path: Pat
         assert "Traceback" not in server.log()
         assert server.ask("GET", "/readyz").status == 200
         server.beat("alpha", secret, messages.WorkerReport("worker1", state="running", attempt=1, pid=7))
-        told = ", ".join(f"{status}: {count}" for status, count in sorted(asker.statuses.items()))
-        chaos_report(measured=f"{asker.count} requests over {len(makers)} forms, all as described; answers {told}")
+        reported = ", ".join(f"{status}: {count}" for status, count in sorted(asker.statuses.items()))
+        chaos_report(measured=f"{asker.count} requests over {len(makers)} forms, all as described; answers {reported}")
     finally:
         server.close()
 

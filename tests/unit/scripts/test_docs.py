@@ -133,7 +133,7 @@ def test_pictures_are_those_of_the_script_and_each_is_shown() -> None:
     """Run `python -m scripts.screenshots` after a change of what a page looks like."""
     from scripts import screenshots
 
-    taken = {screenshots.file_name(shot, *look) for shot in screenshots.SHOTS for look in screenshots.looks(shot)}
+    taken = {screenshots.file_name(shot, *theme) for shot in screenshots.SHOTS for theme in screenshots.themes(shot)}
     files = {path.name: path for path in (REPOSITORY / "docs" / "pictures").iterdir()}
     assert set(files) == taken
     shown: set[Path] = set()

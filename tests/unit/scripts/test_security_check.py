@@ -52,12 +52,12 @@ def test_every_exception_of_bandit_says_why() -> None:
     assert all("#" in line for line in skips.splitlines() if line.strip().startswith('"B'))
 
 
-def test_bandit_looks_again_only_at_what_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    looked: list[list[str]] = []
+def test_bandit_checks_again_only_what_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[list[str]] = []
     run = subprocess.run
 
     def counted(words: list[str], **options: Any) -> Any:
-        looked.append([word for word in words if word.endswith(".py")])
+        checked.append([word for word in words if word.endswith(".py")])
         return run(words, **options)
 
     monkeypatch.setattr(subprocess, "run", counted)
@@ -67,12 +67,12 @@ def test_bandit_looks_again_only_at_what_has_changed(tmp_path: Path, monkeypatch
     (tmp_path / "code").mkdir()
     (tmp_path / "code/one.py").write_text("import pickle\n")
     (tmp_path / "code/two.py").write_text("import json\n")
-    [told] = security_check.bandit({})
-    assert "code/one.py:1: B403" in told
-    assert security_check.bandit({}) == [told] and security_check.bandit({"code/one.py:B403": "it is right"}) == []
+    [reported] = security_check.bandit({})
+    assert "code/one.py:1: B403" in reported
+    assert security_check.bandit({}) == [reported] and security_check.bandit({"code/one.py:B403": "it is right"}) == []
     (tmp_path / "code/two.py").write_text("import marshal, pickle\n")
     assert len(security_check.bandit({})) == 2
-    assert looked == [["code/one.py", "code/two.py"], ["code/two.py"]]
+    assert checked == [["code/one.py", "code/two.py"], ["code/two.py"]]
 
 
 def test_a_licence_is_read_wherever_a_package_says_it() -> None:

@@ -41,12 +41,12 @@ def view(server: RunningServer, worker_id: str) -> dict[str, Any]:
 def order(server: RunningServer, worker_id: str, verb: str) -> dict[str, Any]:
     answer = server.ask("POST", f"/api/workers/{worker_id}/command", {"command": verb})
     assert answer.status == 202, answer.body
-    told: dict[str, Any] = answer.json
-    return told
+    reported: dict[str, Any] = answer.json
+    return reported
 
 
-def outcome(server: RunningServer, told: dict[str, Any]) -> str:
-    return str(server.ask("GET", f"/api/commands/{told['command_id']}").json["status"])
+def outcome(server: RunningServer, reported: dict[str, Any]) -> str:
+    return str(server.ask("GET", f"/api/commands/{reported['command_id']}").json["status"])
 
 
 @pytest.mark.slow
@@ -56,8 +56,8 @@ def test_it_comes_up_obeys_and_leaves_nothing_behind(server: RunningServer) -> N
         assert view(server, "obeys-00002-w1")["state"] == "running"
         stopped, restarted = order(server, "obeys-00000-w0", "stop"), order(server, "obeys-00001-w0", "restart")
         killed = order(server, "obeys-00001-w1", "kill")
-        for told in (stopped, restarted, killed):
-            wait_until(lambda told=told: outcome(server, told) == "done", 10, "the command is done")
+        for reported in (stopped, restarted, killed):
+            wait_until(lambda reported=reported: outcome(server, reported) == "done", 10, "the command is done")
         wait_until(lambda: view(server, "obeys-00001-w0")["state"] == "running", 10, "running again")
         assert view(server, "obeys-00001-w0")["attempt"] == 2
         wait_until(lambda: view(server, "obeys-00000-w0")["state"] == "stopped", 10, "stopped")
@@ -109,8 +109,8 @@ def test_planted_failures_are_answered_as_such(server: RunningServer) -> None:
     behaviour = Behaviour(refuse=1.0)
     with swarm_of(server, prefix="refuse", agents=1, workers=1, behaviour=behaviour) as swarm:
         swarm.wait_running(20)
-        told = order(server, "refuse-00000-w0", "restart")
-        wait_until(lambda: outcome(server, told) == "failed", 10, "refused")
+        reported = order(server, "refuse-00000-w0", "restart")
+        wait_until(lambda: outcome(server, reported) == "failed", 10, "refused")
 
 
 @pytest.mark.parametrize("url", ["http://192.0.2.1:5000", "https://localhost:5000", "localhost:5000", "http://[::]:80"])
@@ -120,7 +120,7 @@ def test_only_a_manager_on_this_machine_is_flooded(url: str) -> None:
 
 
 @pytest.mark.slow
-def test_told_to_end_it_takes_its_hosts_out_again(server: RunningServer) -> None:
+def test_on_termination_it_takes_its_hosts_out_again(server: RunningServer) -> None:
     words = ["--manager-url", f"http://127.0.0.1:{server.port}", "--agents=3", "--prefix=ended", "--for=1h"]
     running = subprocess.Popen([sys.executable, "-m", "scripts.swarm", *words], cwd=ROOT, stdout=subprocess.DEVNULL)
     try:

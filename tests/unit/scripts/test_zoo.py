@@ -86,5 +86,5 @@ def longest_turn_ms(zoo: Zoo, attack: Attack) -> float:
             answered += 1
             time.sleep(0.02)
     assert counts["connections"] and (counts.get("sent") or not attack.block), counts
-    assert not [told for told in counts if told.startswith("told_5")], counts
+    assert not [reported for reported in counts if reported.startswith("told_5")], counts
     return zoo.server.longest_turn_ms()

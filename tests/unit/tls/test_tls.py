@@ -56,8 +56,8 @@ def url_of(server: RunningServer, host: str = "127.0.0.1") -> str:
 
 
 def connection(server: RunningServer, trust: Trust, host: str = "127.0.0.1") -> Connection:
-    told = server.ask("POST", "/api/deployments", {"hosts": [{"host": "h1"}], "check": True}).json
-    credentials = AgentCredentials("h1", told["fleet_id"], "one", told["hosts"]["h1"]["proof_key"])
+    reported = server.ask("POST", "/api/deployments", {"hosts": [{"host": "h1"}], "check": True}).json
+    credentials = AgentCredentials("h1", reported["fleet_id"], "one", reported["hosts"]["h1"]["proof_key"])
     return Connection(Addresses([url_of(server, host)], trust), credentials)
 
 
@@ -122,7 +122,7 @@ def test_a_new_address_of_the_manager_makes_another_certificate_and_one_less_doe
     assert not made.refresh(NOW)
 
 
-def test_near_the_cas_own_end_the_certificate_is_not_made_anew_each_time(tmp_path: Path) -> None:
+def test_near_the_cas_own_end_the_certificate_is_not_recreated_each_time(tmp_path: Path) -> None:
     late = NOW + authority.CA_LIFE - timedelta(days=100)
     made = certificates.OwnCa(Tls(mode="auto"), ["localhost"], NOW, str(tmp_path))
     assert made.refresh(late) and not made.refresh(late + timedelta(days=1))
@@ -130,7 +130,7 @@ def test_near_the_cas_own_end_the_certificate_is_not_made_anew_each_time(tmp_pat
         made.refresh(late + timedelta(days=200))
 
 
-def test_a_damaged_ca_is_told_with_what_to_do(tmp_path: Path) -> None:
+def test_a_damaged_ca_is_reported_with_what_to_do(tmp_path: Path) -> None:
     certificates.OwnCa(Tls(mode="auto"), ["localhost"], NOW, str(tmp_path))
     (tmp_path / "ca.key").write_text("nonsense")
     with pytest.raises(ProcGuardError, match="backup"):
@@ -153,7 +153,7 @@ def test_files_that_were_replaced_serve_from_then_on_and_bad_ones_do_not(tmp_pat
 @pytest.mark.parametrize(
     "setting", ["web.tls=maybe", "web.tls.cert=/x", "web.tls.mode=files", "web.trusted_proxies=[x]"]
 )
-def test_what_makes_no_sense_is_told(setting: str) -> None:
+def test_what_makes_no_sense_is_reported(setting: str) -> None:
     with pytest.raises(ConfigError, match=setting.partition("=")[0].rpartition(".")[0]):
         schema.load(None, [setting])
 
@@ -171,7 +171,7 @@ def test_the_short_forms_mean_what_they_say(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_agent_with_the_managers_ca_speaks_over_it_whatever_the_address_is_called(server: RunningServer) -> None:
+def test_an_agent_with_the_managers_ca_connects_over_it_whatever_the_address_is_called(server: RunningServer) -> None:
     alias = "127.77.7.7"  # an address that no certificate names
     link = connection(server, Trust(ca_of(server), any_name=True), alias)
     assert beat()(link).ok
@@ -194,10 +194,10 @@ def test_a_certificate_of_another_name_is_refused_where_names_count(tmp_path: Pa
     running = RunningServer(tmp_path, f"web.tls={{cert: {cert}, key: {key}, ca: {tmp_path}/ca/ca.pem}}")
     try:
         running.deploy("h1", "w1", secret="one")
-        told = running.ask("POST", "/api/deployments", {"hosts": [{"host": "h1"}], "check": True}).json["tls"]
-        assert told == {"ca": issuer.ca_pem, "any_name": False}
+        reported = running.ask("POST", "/api/deployments", {"hosts": [{"host": "h1"}], "check": True}).json["tls"]
+        assert reported == {"ca": issuer.ca_pem, "any_name": False}
         with pytest.raises(LinkDown, match="Hostname mismatch"):
-            beat()(connection(running, Trust(told["ca"], told["any_name"]), "localhost"))
+            beat()(connection(running, Trust(reported["ca"], reported["any_name"]), "localhost"))
     finally:
         running.close()
 
@@ -420,7 +420,7 @@ def test_nobody_behind_a_trusted_proxy_is_the_local_operator(behind: RunningServ
         assert answer.status == 401, headers
 
 
-def test_wrong_tokens_wait_by_the_clients_address_that_the_proxy_tells(behind: RunningServer) -> None:
+def test_wrong_tokens_wait_by_the_clients_address_that_the_proxy_reports(behind: RunningServer) -> None:
     for _ in range(8):
         status, said, _ = address_seen(behind, X_Forwarded_For="203.0.113.9, 10.1.2.3")
     assert status == 429 and "203.0.113.9" in said
@@ -436,7 +436,7 @@ def test_an_untrusted_peer_is_not_believed(server: RunningServer) -> None:
     assert status == 429 and "203.0.113.77" not in said
 
 
-def test_what_the_proxy_speaks_outside_is_what_counts(tmp_path: Path) -> None:
+def test_what_the_proxy_serves_outside_is_what_counts(tmp_path: Path) -> None:
     from procguard.portal.http.proxies import PROXIED, TrustedProxies
 
     proxies = TrustedProxies(["10.0.0.2", "fd00::/8"])

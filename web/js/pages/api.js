@@ -22,8 +22,8 @@ export function apiPage() {
 
   async function load() {
     try {
-      const told = await get('/api/openapi.json');
-      routes = routesOf(told);
+      const spec = await get('/api/openapi.json');
+      routes = routesOf(spec);
       fill(list, sections(routes));
       filter();
     } catch (error) {
@@ -45,15 +45,15 @@ export function apiPage() {
   return { node, title: t('nav.api'), topics: [], update() {} };
 }
 
-function routesOf(told) {
-  const schemas = told.components.schemas;
+function routesOf(spec) {
+  const schemas = spec.components.schemas;
   const found = [];
-  for (const [path, methods] of Object.entries(told.paths)) {
+  for (const [path, methods] of Object.entries(spec.paths)) {
     for (const [method, operation] of Object.entries(methods)) {
       const says = currentLanguage() === 'zh-CN' ? operation['x-summary-zh'] || operation.summary : operation.summary;
       const route = { method: method.toUpperCase(), path, says, operation, tag: operation.tags[0] };
       route.text = `${route.method} ${path} ${operation.summary} ${operation['x-summary-zh']}`.toLowerCase();
-      route.node = routeBox(route, schemas, told.components.responses);
+      route.node = routeBox(route, schemas, spec.components.responses);
       found.push(route);
     }
   }

@@ -13,7 +13,7 @@ import { Table, textCell } from '../table.js';
 import { kindName, pageHead, pickList, transition } from './parts.js';
 
 const STEP = 200; // rows drawn at first, and with each "show more"
-const BAD_KINDS = ['worker_failed', 'agent_unreachable', 'agent_suspect', 'warning', 'recovery_gave_up', 'task_gave_up', 'no_spare', 'gang_failed', 'brake_on', 'stop_all', 'not_durable', 'host_disk_full', 'agent_restart_failed', 'agent_upgrade_failed'];
+const BAD_KINDS = ['worker_failed', 'agent_unreachable', 'agent_suspect', 'warning', 'recovery_gave_up', 'task_gave_up', 'no_spare', 'gang_failed', 'circuit_breaker_open', 'stop_all', 'not_durable', 'host_disk_full', 'agent_restart_failed', 'agent_upgrade_failed'];
 
 export function eventsPage({ store, query }) {
   let limit = STEP;

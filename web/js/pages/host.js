@@ -1,6 +1,6 @@
 /** One host: its agent and how to get in when that is silent, how loaded the machine is, its GPUs and whose they are, its workers. */
 
-import { agentLogPanel, agentPanel } from '../agentcare.js';
+import { agentLogPanel, agentPanel } from '../agentmaintenance.js';
 import { get, post } from '../api.js';
 import { hostCharts } from '../chartpanel.js';
 import { confirmAction, emptyBox, errorBox, notify, notifyError } from '../dialogs.js';

@@ -15,7 +15,7 @@ import { pageHead, pendingLaunchers } from './parts.js';
 const ORDER = ['unreachable', 'suspect', 'never', 'ended', 'connected'];
 const usage = (host, name) => (host.usage ? host.usage[name] : null);
 
-const ORDERS = {
+const SORTS = {
   agent: { of: (host) => ORDER.indexOf(host.agent_state) },
   host: { of: null },
   seen: { of: (host) => -(host.last_seen ?? 0), measured: true },
@@ -67,7 +67,7 @@ export function hostsPage({ store, query }) {
   function update() {
     pending.update();
     const table = store.tables.hosts;
-    const order = ORDERS[chosen.sort.replace(/^-/, '')];
+    const order = SORTS[chosen.sort.replace(/^-/, '')];
     const now = JSON.stringify([table.version, order.measured ? table.measured : 0, chosen]);
     if (now === known) {
       grid.refresh();
@@ -103,7 +103,7 @@ export function hostsPage({ store, query }) {
 function readQuery(query) {
   const sort = query.get('sort') || '';
   const agent = query.get('agent') || '';
-  return { q: query.get('q') || '', agent: ORDER.includes(agent) ? agent : '', sort: ORDERS[sort.replace(/^-/, '')] ? sort : 'agent' };
+  return { q: query.get('q') || '', agent: ORDER.includes(agent) ? agent : '', sort: SORTS[sort.replace(/^-/, '')] ? sort : 'agent' };
 }
 
 function matches(host, words) {
@@ -114,7 +114,7 @@ function matches(host, words) {
 }
 
 function sorted(hosts, sort) {
-  const { of } = ORDERS[sort.replace(/^-/, '')];
+  const { of } = SORTS[sort.replace(/^-/, '')];
   const sign = sort.startsWith('-') ? -1 : 1;
   const byName = (a, b) => (a.sortKey < b.sortKey ? -1 : a.sortKey > b.sortKey ? 1 : compareNames(a.agent, b.agent));
   return hosts.sort((a, b) => (of ? sign * (of(a) - of(b)) || byName(a, b) : sign * byName(a, b)));
@@ -151,7 +151,7 @@ function columns() {
   return Object.entries(CELLS).map(([name, make]) => {
     const field = fieldsOf('hosts').columns.get(name);
     const { width, narrow } = field.column;
-    return { name, label: labelOf(field), width, narrow: narrow === null ? undefined : narrow, sortable: Boolean(ORDERS[name]), make };
+    return { name, label: labelOf(field), width, narrow: narrow === null ? undefined : narrow, sortable: Boolean(SORTS[name]), make };
   });
 }
 

@@ -7,7 +7,7 @@ import { fill, h, setText } from '../dom.js';
 import { formatDuration } from '../format.js';
 import { t } from '../i18n.js';
 
-const LOOK_AGAIN_MS = 2000; // for a manager that is away
+const RETRY_MS = 2000; // for a manager that is away
 
 /** `refusal`: what GET /api/session said of this browser, if it was asked. `onDone(session)` once a token was accepted. */
 export function loginPage(refusal, onDone) {
@@ -47,13 +47,13 @@ export function loginPage(refusal, onDone) {
   }
 
   /** The manager is away: the page says so, and notices when it is back. */
-  async function lookAgain() {
+  async function retry() {
     try {
       await get('/healthz', { quiet401: true });
       fill(problem);
       setText(wait, '');
     } catch {
-      if (form.isConnected) timer = setTimeout(lookAgain, LOOK_AGAIN_MS);
+      if (form.isConnected) timer = setTimeout(retry, RETRY_MS);
     }
   }
 
@@ -77,7 +77,7 @@ export function loginPage(refusal, onDone) {
       if (error.retryAfterS) lock(error);
       if (!error.status) {
         setText(wait, t('login.away'));
-        timer = setTimeout(lookAgain, LOOK_AGAIN_MS);
+        timer = setTimeout(retry, RETRY_MS);
       }
     }
   }

@@ -65,8 +65,8 @@ export function overviewPage({ store }) {
 
   function updateProblems(workers, hosts) {
     const silent = hosts.filter((host) => SILENT.includes(host.agent_state));
-    const told = new Set(silent.map((host) => host.agent)); // what is unknown for their sake is said once, with them
-    const of = (worker) => worker.state === 'unknown' && told.has(worker.agent);
+    const unreachable = new Set(silent.map((host) => host.agent)); // what is unknown for their sake is said once, with them
+    const of = (worker) => worker.state === 'unknown' && unreachable.has(worker.agent);
     const lost = new Map();
     for (const worker of workers) if (of(worker)) lost.set(worker.agent, (lost.get(worker.agent) || 0) + 1);
     const found = [
@@ -121,7 +121,7 @@ function byAttention(a, b) {
   return STATES.indexOf(a.state) - STATES.indexOf(b.state) || compareNames(a.worker_id, b.worker_id);
 }
 
-const RECOVERY_KINDS = ['recovery', 'agent_addresses', 'recovery_gave_up', 'takeover', 'reassigned', 'no_spare', 'task_waiting', 'task_gave_up', 'stop_all', 'brake_on', 'brake_off', 'worker_failed'];
+const RECOVERY_KINDS = ['recovery', 'agent_addresses', 'recovery_gave_up', 'takeover', 'reassigned', 'no_spare', 'task_waiting', 'task_gave_up', 'stop_all', 'circuit_breaker_open', 'circuit_breaker_closed', 'worker_failed'];
 
 /** What ProcGuard did, or gave up, on its own: an operator's start or stop is none of it. */
 export function isRecovery(event) {

@@ -18,7 +18,7 @@ import { whyPanel } from './why.js';
 const SHOWN = 100;
 const REFRESH_MS = 5000; // of the hosts that are looked for
 /** Why something had to be brought back, in the manager's words for programs. */
-const CAUSES = ['exit_code', 'signal', 'oom', 'health', 'start_timeout', 'not_started', 'lost', 'stop_all', 'fence', 'gang', 'agent_lost', 'reassigned', 'brake', 'suspicion'];
+const CAUSES = ['exit_code', 'signal', 'oom', 'health', 'start_timeout', 'not_started', 'lost', 'stop_all', 'fence', 'gang', 'agent_lost', 'reassigned', 'circuit_breaker', 'suspicion'];
 
 export function recoveryPage({ store, id, query }) {
   let chosen = { worker: id, ...readQuery(query) };
@@ -146,8 +146,8 @@ function isRestart(event) {
 
 /** A failure is told as a change of state and as a failure: one of them is enough. */
 function onceEach(events) {
-  const told = new Set(events.filter((event) => event.after === 'failed').map((event) => `${event.worker_id} ${event.attempt}`));
-  return events.filter((event) => event.kind !== 'worker_failed' || !told.has(`${event.worker_id} ${event.attempt}`));
+  const reported = new Set(events.filter((event) => event.after === 'failed').map((event) => `${event.worker_id} ${event.attempt}`));
+  return events.filter((event) => event.kind !== 'worker_failed' || !reported.has(`${event.worker_id} ${event.attempt}`));
 }
 
 function readQuery(query) {

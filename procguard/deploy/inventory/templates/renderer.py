@@ -49,7 +49,7 @@ class Renderer:
 
     @functools.cached_property
     def _environment(self) -> jinja2.Environment:
-        return _environment(self._lookup, self._look_up)
+        return _environment(self._lookup, self._lookup_plugin)
 
     def having(self, **more: Any) -> Renderer:
         """One with further variables, over those of the same name."""
@@ -140,7 +140,7 @@ class Renderer:
         except jinja2.TemplateSyntaxError:  # several, or one that its template will say better
             return None
 
-    def _look_up(self, plugin: str, *names: Any, **options: Any) -> Any:
+    def _lookup_plugin(self, plugin: str, *names: Any, **options: Any) -> Any:
         """lookup(…): only what has no effect; the other plugins of Ansible run programs and ask networks."""
         kind = str(plugin).removeprefix("ansible.builtin.")
         if kind == "env":
@@ -247,7 +247,7 @@ def _plain(value: Any) -> Any:
     return plain(value)
 
 
-def _environment(lookup: Any, look_up: Any) -> jinja2.Environment:
+def _environment(lookup: Any, lookup_plugin: Any) -> jinja2.Environment:
     import jinja2.runtime  # noqa: PLC0415
     import jinja2.sandbox  # noqa: PLC0415
     import jinja2.utils  # noqa: PLC0415
@@ -278,6 +278,6 @@ def _environment(lookup: Any, look_up: Any) -> jinja2.Environment:
     for prefix in ("ansible.builtin.", "ansible.utils."):
         environment.filters.update({prefix + name: one for name, one in functions.FILTERS.items()})
         environment.tests.update({prefix + name: one for name, one in functions.TESTS.items()})
-    environment.globals["lookup"] = look_up
-    environment.globals["query"] = environment.globals["q"] = functools.partial(look_up, wantlist=True)
+    environment.globals["lookup"] = lookup_plugin
+    environment.globals["query"] = environment.globals["q"] = functools.partial(lookup_plugin, wantlist=True)
     return environment

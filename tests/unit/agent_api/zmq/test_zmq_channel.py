@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from zmq.utils import z85
 
 from procguard.agent_api.zmq.channel import reachable_from
-from procguard.agent_api.zmq.keys import KEYS_PER_AGENT, Admissions, key_from_hex
+from procguard.agent_api.zmq.keys import KEYS_PER_AGENT, CurveKeyStore, key_from_hex
 from remote_agent.protocol import messages
 from tests.ports import free_ports
 from tests.server_process import ROOT, RunningServer
@@ -108,7 +108,7 @@ def test_another_agents_secret_is_refused_on_ones_own_connection(world: World) -
     assert (status, refused["error"]["code"]) == (403, "forbidden")
 
 
-def test_a_socket_that_names_itself_is_not_heard(world: World) -> None:
+def test_a_socket_that_names_itself_is_ignored(world: World) -> None:
     """Its name could be that of another connection, with the secret that one has shown."""
     offer_key = zmq.curve_keypair()
     offer = offered(world, "h1", z85.decode(offer_key[0]).hex())
@@ -126,20 +126,20 @@ def test_a_socket_that_names_itself_is_not_heard(world: World) -> None:
 
 
 def test_the_newest_keys_of_an_agent_are_admitted() -> None:
-    admissions = Admissions()
+    key_store = CurveKeyStore()
     keys = [bytes([number]) * 32 for number in range(1, KEYS_PER_AGENT + 2)]
     for key in keys:
-        admissions.admit("h1", key)
-        admissions.admit("h1", key)
-    assert admissions.agent_of(keys[0]) is None
-    assert all(admissions.agent_of(key) == "h1" for key in keys[1:])
-    admissions.admit("h2", keys[1])
-    assert admissions.agent_of(keys[1]) == "h2"
-    admissions.revoke("h1")
-    assert [admissions.agent_of(key) for key in keys[2:]] == [None] * (len(keys) - 2)
-    assert admissions.agent_of(keys[1]) == "h2"
-    admissions.admit("h1", keys[2])
-    assert admissions.agent_of(keys[2]) == "h1"
+        key_store.admit("h1", key)
+        key_store.admit("h1", key)
+    assert key_store.agent_of(keys[0]) is None
+    assert all(key_store.agent_of(key) == "h1" for key in keys[1:])
+    key_store.admit("h2", keys[1])
+    assert key_store.agent_of(keys[1]) == "h2"
+    key_store.revoke("h1")
+    assert [key_store.agent_of(key) for key in keys[2:]] == [None] * (len(keys) - 2)
+    assert key_store.agent_of(keys[1]) == "h2"
+    key_store.admit("h1", keys[2])
+    assert key_store.agent_of(keys[2]) == "h1"
     assert key_from_hex("00" * 32) is None and key_from_hex("ab") is None and key_from_hex("é" * 64) is None
 
 
@@ -179,7 +179,7 @@ def test_an_agent_opens_only_as_many_connections_as_it_may(tmp_path: Path) -> No
         world.close()
 
 
-def test_what_is_no_request_is_told_so(world: World) -> None:
+def test_what_is_no_request_is_reported_so(world: World) -> None:
     link = ZmqLink(world, "h1", "secret-of-h1")
     for header, code in (
         (b"", "bad_json"),

@@ -15,10 +15,10 @@ import pytest
 from rich.console import Console
 
 from procguard.cli.output import deployment
-from procguard.client.coming_up import Patience
+from procguard.client.coming_up import WaitLimit
 from procguard.deploy.install.deployer import Deployer, DeployOptions, manager_candidates
 from procguard.deploy.install.rollout import HostResult, RolloutPlan
-from procguard.deploy.install.verify import Heard, known_recovery
+from procguard.deploy.install.verify import AgentVerifier, known_recovery
 from procguard.deploy.inventory.model import Host, load
 from procguard.deploy.session import bundle
 from procguard.deploy.ssh.target import Target
@@ -314,7 +314,7 @@ def test_a_started_worker_that_fails_fails_its_host_alone() -> None:
     client = with_workers("new", "a", "b")
     client.views["w-b"].update(state="failed", reason="command not found: trian")
     listener = Recorder()
-    results = deployer(client, FakeHosts(), listener, patience=Patience()).deploy(hosts("a", "b"))
+    results = deployer(client, FakeHosts(), listener, wait_limit=WaitLimit()).deploy(hosts("a", "b"))
     assert [result.status for result in results] == ["changed", "failed"]
     assert "worker w-b is failed: command not found: trian" in str(results[1].error)
     assert sorted(listener.finished) == ["a", "b"]
@@ -326,13 +326,13 @@ def test_a_started_worker_that_fails_fails_its_host_alone() -> None:
     assert deployment.as_json(results)["hosts"]["b"]["workers"]["w-b"]["state"] == "failed"
 
 
-def test_an_unchanged_worker_that_failed_is_told_without_waiting() -> None:
+def test_an_unchanged_worker_that_failed_is_reported_without_waiting() -> None:
     client = with_workers("unchanged", "a", "b", starts=None)
     client.views["w-a"].update(state="backoff", attempt=7, current=True)
     client.views["w-b"].update(state="starting")
     machines = FakeHosts()
     deployer(client, machines).deploy(hosts("a", "b"))  # installed before
-    results = deployer(client, machines, patience=Patience(60.0)).deploy(hosts("a", "b"))
+    results = deployer(client, machines, wait_limit=WaitLimit(60.0)).deploy(hosts("a", "b"))
     assert [result.status for result in results] == ["failed", "ok"]
 
 
@@ -340,7 +340,7 @@ def test_an_unchanged_worker_that_failed_is_told_without_waiting() -> None:
 def test_what_stands_still_for_another_reason_is_no_failure(state: str) -> None:
     client = with_workers("new", "a")
     client.views["w-a"].update(state=state)
-    (result,) = deployer(client, FakeHosts(), patience=Patience(0.1)).deploy(hosts("a"))
+    (result,) = deployer(client, FakeHosts(), wait_limit=WaitLimit(0.1)).deploy(hosts("a"))
     assert result.status == "changed" and result.workers["w-a"]["state"] == state
 
 
@@ -366,7 +366,7 @@ def test_a_changed_worker_that_stays_down_ends_the_roll_out(
 ) -> None:
     client = with_workers("changed", "a", "b", "c", starts=None, restart_pending=True)
     client.broken = {"w-a", "w-b", "w-c"}
-    one = deployer(client, FakeHosts(), patience=Patience(), restart_changed=True, **options)
+    one = deployer(client, FakeHosts(), wait_limit=WaitLimit(), restart_changed=True, **options)
     results = one.deploy(hosts("a", "b", "c"))
     assert [entry[1] for entry in client.log if entry[0] == "restart"] == restarted
     assert [result.status for result in results] == statuses
@@ -377,7 +377,7 @@ def test_one_that_failed_before_and_does_so_again_ends_it_before_any_restart() -
     client = with_workers("changed", "a", "b", starts=None, restart_pending=True)
     client.worker_results["b"]["w-b"]["starts"] = 3
     client.views["w-b"].update(state="failed", attempt=3, restart_pending=False)
-    one = deployer(client, FakeHosts(), patience=Patience(), restart_changed=True)
+    one = deployer(client, FakeHosts(), wait_limit=WaitLimit(), restart_changed=True)
     assert [result.status for result in one.deploy(hosts("a", "b"))] == ["skipped", "failed"]
     assert not [entry for entry in client.log if entry[0] == "restart"]
 
@@ -386,14 +386,14 @@ def test_an_unchanged_worker_that_is_down_holds_up_no_restarts() -> None:
     client = with_workers("changed", "a", starts=None, restart_pending=True)
     client.secrets["b"], client.worker_results["b"] = "", {"x": {"result": "unchanged", "message": "", "starts": None}}
     client.views["x"] = running("x", "b", state="failed")
-    one = deployer(client, FakeHosts(), patience=Patience(), restart_changed=True)
+    one = deployer(client, FakeHosts(), wait_limit=WaitLimit(), restart_changed=True)
     assert [result.status for result in one.deploy(hosts("a", "b"))] == ["changed", "failed"]
     assert [entry[1] for entry in client.log if entry[0] == "restart"] == ["w-a"]
 
 
 def test_changed_workers_that_come_up_are_restarted_on_all_hosts() -> None:
     client = with_workers("changed", "a", "b", "c", starts=None, restart_pending=True)
-    one = deployer(client, FakeHosts(), patience=Patience(), restart_changed=True)
+    one = deployer(client, FakeHosts(), wait_limit=WaitLimit(), restart_changed=True)
     results = one.deploy(hosts("a", "b", "c"))
     assert [entry[1] for entry in client.log if entry[0] == "restart"] == ["w-a", "w-b", "w-c"]
     assert [result.status for result in results] == ["changed"] * 3
@@ -441,7 +441,7 @@ def test_a_host_gone_from_the_inventory_is_undeployed_by_prune() -> None:
     assert ("forget", "old") in client.log and old.workers["w1"]["result"] == "removed"
 
 
-def test_without_prune_it_is_only_told_and_with_check_nothing_happens() -> None:
+def test_without_prune_it_is_only_reported_and_with_check_nothing_happens() -> None:
     client, machines = FakeClient(["a"]), FakeHosts()
     client.absent = {"old": {**gone(), "workers": {"w1": {"result": "undeclared", "message": ""}}}}
     one = deployer(client, machines)
@@ -487,26 +487,26 @@ def test_undeploy_of_a_host_with_guests_is_refused_and_touches_nothing(check: bo
     assert all(entry[1]["check"] for entry in client.log if entry[0] == "deploy")  # its own workers run on, too
 
 
-def test_rollback_tells_its_workers_as_they_are() -> None:
+def test_rollback_reports_its_workers_as_they_are() -> None:
     client, machines = FakeClient(["a"]), FakeHosts()
     client.views = {"w": {"worker_id": "w", "agent": "a", "state": "running", "home": None}}
     (result,) = deployer(client, machines).rollback(hosts("a"))
     assert result.workers == {"w": {"result": "running", "message": ""}}
 
 
-def test_an_agent_never_heard_after_the_connection_closed_is_an_error() -> None:
+def test_an_agent_that_never_reconnects_is_an_error() -> None:
     client = FakeClient(["a"])
     client.silent = {"a"}
     with pytest.raises(HostError, match="never heard"):
-        Heard(client).wait_for("a", 0.0)  # type: ignore[arg-type]
+        AgentVerifier(client).wait_for("a", 0.0)  # type: ignore[arg-type]
 
 
-def test_hearing_it_before_we_closed_is_not_enough() -> None:
+def test_a_heartbeat_before_the_close_is_not_enough() -> None:
     client = FakeClient(["a"])
     fixed = {"hosts": [{"agent": "a", "last_seen": "2026-01-01T00:00:00Z"}], "server_time": "2026-01-01T00:00:01Z"}
     client.hosts = lambda: fixed  # type: ignore[method-assign]
     with pytest.raises(HostError, match="not heard it since"):
-        Heard(client).wait_for("a", 0.0)  # type: ignore[arg-type]
+        AgentVerifier(client).wait_for("a", 0.0)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -534,7 +534,7 @@ def test_the_request_is_what_the_inventory_says_and_json(tmp_path: Path) -> None
     assert machines.requests["h1"]["release"] == bundle.build().sha256
 
 
-def test_the_recap_tells_recovery_and_totals() -> None:
+def test_the_recap_reports_recovery_and_totals() -> None:
     client, machines = FakeClient(["a", "b"]), FakeHosts()
     results = deployer(client, machines).deploy(hosts("a", "b"))
     out = Console(file=StringIO(), width=200)
@@ -561,14 +561,14 @@ def test_that_the_manager_reached_a_host_lately_is_believed_where_nothing_change
     assert known_recovery(seen) == ({"ok": True, "reason": ""} if believed else {})
 
 
-def test_after_a_rebuild_the_hosts_are_read_once_and_the_manager_is_told_what_runs_where() -> None:
+def test_after_a_rebuild_the_hosts_are_read_once_and_the_manager_learns_what_runs_where() -> None:
     """One that can't be read is left out; then the manager is not told that all were."""
     client, machines = FakeClient(["a", "b", "c"]), FakeHosts()
-    told: list[dict[str, Any]] = []
+    reported: list[dict[str, Any]] = []
 
     def deploy(request: dict[str, Any], answer: Any = client.deploy) -> dict[str, Any]:
         if not request["check"]:
-            told.append(request)
+            reported.append(request)
             if "found" not in request:
                 raise Conflict("this state was rebuilt", code="records_needed")
         return dict(answer(request))
@@ -581,14 +581,14 @@ def test_after_a_rebuild_the_hosts_are_read_once_and_the_manager_is_told_what_ru
     machines.errors["c"] = HostUnreachable("c: no route")
     deployer(client, machines, plan=RolloutPlan(serial="2")).deploy(hosts("a", "b", "c"))
     read = {"a": [{"worker_id": "w", "alive": True}], "b": []}
-    assert [(one.get("found"), one.get("all_read")) for one in told] == [
+    assert [(one.get("found"), one.get("all_read")) for one in reported] == [
         (None, None), (read, False), (None, None), (read, False),
     ]  # fmt: skip
-    told.clear()
+    reported.clear()
     del machines.errors["c"]
     for name in "abc":
         machines.installed[name] = {"installed": False, "secret_sha256": "", "release": "", "workers": []}
     deployer(client, machines, plan=RolloutPlan(serial="2")).deploy(hosts("a", "b", "c"))
-    assert [one["all_read"] for one in told if "found" in one] == [False, True]
+    assert [one["all_read"] for one in reported if "found" in one] == [False, True]
     deployer(client, machines, limited=True).deploy(hosts("a", "b", "c"))
-    assert told[-1]["all_read"] is False
+    assert reported[-1]["all_read"] is False

@@ -43,7 +43,7 @@ def test_what_can_t_be_read_is_said_before_anything_is_done(plan: RolloutPlan) -
 def run(
     plan: RolloutPlan, sick: dict[str, ProcGuardError], count: int = 10
 ) -> tuple[list[HostResult], list[str], list[int]]:
-    touched: list[str] = []
+    last_change: list[str] = []
     waves: list[int] = []
 
     def prepare(wave: list[Host]) -> dict[str, Any]:
@@ -51,16 +51,16 @@ def run(
         return {}
 
     def action(host: Host, _prepared: dict[str, Any], _result: HostResult) -> None:
-        touched.append(host.name)
+        last_change.append(host.name)
         if host.name in sick:
             raise sick[host.name]
 
-    return Rollout(plan, Recorder()).run(hosts(*(f"h{n}" for n in range(count))), prepare, action), touched, waves
+    return Rollout(plan, Recorder()).run(hosts(*(f"h{n}" for n in range(count))), prepare, action), last_change, waves
 
 
 def test_a_sick_canary_leaves_the_other_hosts_untouched_and_undeclared() -> None:
-    results, touched, waves = run(RolloutPlan(serial="1,100%", max_fail="0"), {"h0": HostError("h0: not heard")})
-    assert touched == ["h0"] and waves == [1]
+    results, last_change, waves = run(RolloutPlan(serial="1,100%", max_fail="0"), {"h0": HostError("h0: not heard")})
+    assert last_change == ["h0"] and waves == [1]
     assert [result.status for result in results] == ["failed"] + ["skipped"] * 9
     assert "1 of 1 hosts before it failed" in str(results[1].error)
     assert "10 of 10" in deployment.failure(results).message  # type: ignore[union-attr]
@@ -68,8 +68,8 @@ def test_a_sick_canary_leaves_the_other_hosts_untouched_and_undeclared() -> None
 
 def test_failures_within_the_limit_do_not_end_it() -> None:
     sick: dict[str, ProcGuardError] = {"h1": HostUnreachable("h1: off"), "h4": HostError("h4: full")}
-    results, touched, _ = run(RolloutPlan(serial="2", max_fail="1"), sick)
-    assert sorted(touched) == [f"h{n}" for n in range(6)]  # the second failure came in the third wave
+    results, last_change, _ = run(RolloutPlan(serial="2", max_fail="1"), sick)
+    assert sorted(last_change) == [f"h{n}" for n in range(6)]  # the second failure came in the third wave
     assert [result.status for result in results][6:] == ["skipped"] * 4
     assert len(run(RolloutPlan(serial="2", max_fail="20%"), sick)[1]) == 10
     assert len(run(RolloutPlan(serial="2"), sick)[1]) == 10
@@ -122,7 +122,7 @@ class Upgraded(FakeHosts):
         return Wrapped()
 
 
-def test_an_upgraded_agent_that_is_not_heard_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_upgraded_agent_that_does_not_reconnect_is_rolled_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("procguard.deploy.install.deployer.VERIFY_TIMEOUT_S", 0.3)
     client = FakeClient(["a"])
     client.silent = {"a"}

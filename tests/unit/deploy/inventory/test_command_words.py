@@ -105,7 +105,7 @@ def test_whatever_is_handed_to_a_shell_closes_its_quotes(spec: WorkerSpec, key: 
     assert mistakes(spec)[0].startswith(f"{key}: ")
 
 
-def test_an_inventory_tells_it_with_its_line(tmp_path: Path) -> None:
+def test_an_inventory_reports_it_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "i.yaml"
     path.write_text("all:\n  hosts:\n    h1:\n      procguard_workers:\n        - id: w\n          command: a && b\n")
     with pytest.raises(InventoryError, match=r"i\.yaml:\d+: worker w: command: && means something to a shell only"):

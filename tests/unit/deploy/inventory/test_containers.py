@@ -34,7 +34,7 @@ def test_a_container_is_declared_by_its_image_or_by_its_keys(tmp_path: Path) -> 
         ("          container: {image: x}\n          on_partition: fence\n", "on_partition: fence beside container"),
     ],
 )
-def test_mistakes_in_a_container_are_told(tmp_path: Path, worker: str, said: str) -> None:
+def test_mistakes_in_a_container_are_reported(tmp_path: Path, worker: str, said: str) -> None:
     with pytest.raises(InventoryError, match=said):
         load(tmp_path, worker)
 
@@ -64,7 +64,7 @@ def test_other_commands_are_not(command: str) -> None:
     assert engine_started(WorkerSpec(command)) == ""
 
 
-def test_the_note_is_told_where_the_inventory_is_read(tmp_path: Path) -> None:
+def test_the_note_is_reported_where_the_inventory_is_read(tmp_path: Path) -> None:
     host = load(tmp_path, "          command: docker run nginx:1\n")
     assert any("starts a container by docker" in warning for warning in host.warnings)
 

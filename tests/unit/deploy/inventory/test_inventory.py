@@ -78,11 +78,11 @@ def test_files_of_variables_are_looked_for_once_a_group(tmp_path: Path, monkeypa
     (tmp_path / "group_vars" / "all.yml").write_text("ansible_port: 23\n")
     path = tmp_path / "i.ini"
     path.write_text("n[1:200]\n")
-    looked: list[str] = []
+    checked: list[str] = []
     is_file = Path.is_file
-    monkeypatch.setattr(Path, "is_file", lambda self: (looked.append(self.name), is_file(self))[1])
+    monkeypatch.setattr(Path, "is_file", lambda self: (checked.append(self.name), is_file(self))[1])
     assert {host.target.port for host in inventory.load(path, within_bounds=False).hosts.values()} == {23}
-    assert looked.count("all.yml") == 1 and len(looked) < 20
+    assert checked.count("all.yml") == 1 and len(checked) < 20
 
 
 def test_connection_variables_reach_the_target(tmp_path: Path) -> None:
@@ -180,11 +180,11 @@ all:
 
 def test_duplicate_ids_name_both_hosts_and_the_way_out(tmp_path: Path) -> None:
     text = "all: {hosts: {h1: , h2: }, vars: {procguard_workers: [{id: train, command: x}]}}"
-    told = mistake(tmp_path, text)
-    assert "worker train is declared on h1 and on h2" in told and "train-{{ inventory_hostname }}" in told
+    reported = mistake(tmp_path, text)
+    assert "worker train is declared on h1 and on h2" in reported and "train-{{ inventory_hostname }}" in reported
 
 
-def test_unknown_keys_are_told_with_line_and_near_key(tmp_path: Path) -> None:
+def test_unknown_keys_are_reported_with_line_and_near_key(tmp_path: Path) -> None:
     text = """all:
   hosts:
     h1:
@@ -195,9 +195,9 @@ def test_unknown_keys_are_told_with_line_and_near_key(tmp_path: Path) -> None:
           command: y
           restart: {polcy: always}
 """
-    told = mistake(tmp_path, text)
-    assert "inventory.yaml:6: unknown key comand; did you mean command?" in told
-    assert "inventory.yaml:9: unknown key restart.polcy; did you mean restart.policy?" in told
+    reported = mistake(tmp_path, text)
+    assert "inventory.yaml:6: unknown key comand; did you mean command?" in reported
+    assert "inventory.yaml:9: unknown key restart.polcy; did you mean restart.policy?" in reported
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_unknown_keys_are_told_with_line_and_near_key(tmp_path: Path) -> None:
         ("just text", "must be a mapping"),
     ],
 )
-def test_wrong_workers_are_told(tmp_path: Path, worker: str, expected: str) -> None:
+def test_wrong_workers_are_reported(tmp_path: Path, worker: str, expected: str) -> None:
     assert expected in mistake(tmp_path, f"all: {{hosts: {{h1: {{procguard_workers: [{worker}]}}}}}}")
 
 
@@ -237,7 +237,7 @@ def test_wrong_workers_are_told(tmp_path: Path, worker: str, expected: str) -> N
         ("all: {hosts: {h1: {ansible_user: !vault abc}}}", "vault"),
     ],
 )
-def test_wrong_inventories_are_told(tmp_path: Path, text: str, expected: str) -> None:
+def test_wrong_inventories_are_reported(tmp_path: Path, text: str, expected: str) -> None:
     assert expected in mistake(tmp_path, text)
 
 
@@ -290,7 +290,7 @@ def test_a_spare_is_declared_by_true_or_by_a_number(tmp_path: Path, written: str
 
 
 @pytest.mark.parametrize("written", ["procguard_spare: maybe", "procguard_spare: -1", "procguard_labels: a100"])
-def test_a_wrong_spare_or_label_is_told_with_its_host(tmp_path: Path, written: str) -> None:
+def test_a_wrong_spare_or_label_is_reported_with_its_host(tmp_path: Path, written: str) -> None:
     (tmp_path / "inv.yaml").write_text(f"all:\n  hosts:\n    s1:\n      {written}\n")
     with pytest.raises(InventoryError, match="host s1: procguard_"):
         inventory.load(tmp_path / "inv.yaml")
@@ -313,7 +313,7 @@ all:
     assert workers["crawl-2"]["command"] == "crawl --part 2/3" and workers["crawl-2"]["env"] == {"PORT": "8002"}
 
 
-def test_replicas_must_be_a_number_and_mistakes_in_them_are_told_once(tmp_path: Path) -> None:
+def test_replicas_must_be_a_number_and_mistakes_in_them_are_reported_once(tmp_path: Path) -> None:
     line = "all: {hosts: {h1: {procguard_workers: [{id: w, replicas: %s, command: run%s}]}}}"
     assert "replicas: 'many'" in mistake(tmp_path, line % ("many", ""))
     assert "replicas: 99999" in mistake(tmp_path, line % ("99999", ""))
@@ -333,7 +333,7 @@ all:
     assert [host.target.become_user for host in hosts.values()] == ["root", "builder", ""]
 
 
-def test_secrets_stay_out_of_what_the_manager_is_told_and_of_what_is_shown(
+def test_secrets_stay_out_of_what_the_manager_receives_and_of_what_is_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("THE_PASSWORD", "hunter2")
@@ -366,7 +366,7 @@ def test_ways_that_lead_nowhere_are_mistakes(tmp_path: Path, variables: str, sai
     )
 
 
-def test_an_ssh_option_that_is_not_followed_is_told(tmp_path: Path) -> None:
+def test_an_ssh_option_that_is_not_followed_is_reported(tmp_path: Path) -> None:
     text = "all: {hosts: {h1: {ansible_ssh_extra_args: -o BindAddress=10.0.0.9 -o ControlMaster=auto}}}"
     [warning] = load(tmp_path, text).hosts["h1"].warnings
     assert "bindaddress=10.0.0.9 of ansible_ssh_extra_args is not followed" in warning
@@ -418,13 +418,13 @@ def test_a_host_whose_name_is_no_id_gets_one_and_is_reached_by_its_name(
         ("g: {hosts: {h1: {ansible_port: 22}}}\n", {"host_vars__h1.yml": "ansible_port: many\n"}, "h1.yml:1: host h1"),
     ],
 )
-def test_a_variable_that_is_wrong_is_told_with_the_line_that_set_it(
+def test_a_variable_that_is_wrong_is_reported_with_the_line_that_set_it(
     tmp_path: Path, text: str, files: dict[str, str], place: str
 ) -> None:
     assert f"{place}: ansible_port: 'many' is no port" in mistake(tmp_path, text, **files)
 
 
-def test_a_wrong_variable_of_an_ini_inventory_is_told_with_its_line(tmp_path: Path) -> None:
+def test_a_wrong_variable_of_an_ini_inventory_is_reported_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "hosts"
     path.write_text("# hosts\n[g]\nh1 procguard_service=upstart\n[g:vars]\nansible_become=perhaps\n")
     with pytest.raises(InventoryError) as caught:

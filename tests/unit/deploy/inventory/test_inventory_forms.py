@@ -38,12 +38,12 @@ def test_workers_may_stand_in_one_line_of_an_ini_inventory(tmp_path: Path) -> No
     assert inventory.load(path).hosts["h1"].workers[0].spec["command"] == "sleep 9"
 
 
-def test_all_mistakes_of_an_ini_inventory_are_told_with_their_lines(tmp_path: Path) -> None:
+def test_all_mistakes_of_an_ini_inventory_are_reported_with_their_lines(tmp_path: Path) -> None:
     lines = (
         "[web]", "w1 port", "w2 a='x", "[web:vars]", "no equals sign", "[gone:vars]", "a=1", "[web:kids]", "x",
         "[top:children]", "nobody", "[a b]",
     )  # fmt: skip
-    told = mistake(written(tmp_path, "hosts.ini", "\n".join(lines))).splitlines()
+    reported = mistake(written(tmp_path, "hosts.ini", "\n".join(lines))).splitlines()
     expected = {
         2: "port is no variable",
         3: "No closing quotation",
@@ -52,18 +52,18 @@ def test_all_mistakes_of_an_ini_inventory_are_told_with_their_lines(tmp_path: Pa
         12: "[a b] is no section",
     }
     for line, words in expected.items():
-        assert any(f"hosts.ini:{line}:" in one and words in one for one in told), (line, told)
-    assert len(told) == len(expected)
+        assert any(f"hosts.ini:{line}:" in one and words in one for one in reported), (line, reported)
+    assert len(reported) == len(expected)
 
 
 def test_yaml_read_as_ini_says_how_to_name_it(tmp_path: Path) -> None:
-    told = mistake(written(tmp_path, "hosts.ini", "all:\n  hosts:\n"))
-    assert "hosts.ini:1: all: is no host" in told and "end in .yaml" in told
+    reported = mistake(written(tmp_path, "hosts.ini", "all:\n  hosts:\n"))
+    assert "hosts.ini:1: all: is no host" in reported and "end in .yaml" in reported
 
 
 def test_the_settings_of_a_plugin_are_no_inventory(tmp_path: Path) -> None:
-    told = mistake(written(tmp_path, "aws.yaml", "plugin: amazon.aws.aws_ec2\n"))
-    assert "aws.yaml:1" in told and "ansible-inventory -i" in told
+    reported = mistake(written(tmp_path, "aws.yaml", "plugin: amazon.aws.aws_ec2\n"))
+    assert "aws.yaml:1" in reported and "ansible-inventory -i" in reported
 
 
 @pytest.mark.parametrize(
@@ -76,9 +76,9 @@ def test_the_settings_of_a_plugin_are_no_inventory(tmp_path: Path) -> None:
         ('#!/bin/sh\necho \'{"g": {"hosts": "h1"}}\'\n', "hosts of g must be a list"),
     ],
 )
-def test_a_script_that_gives_no_inventory_is_told_in_a_line(tmp_path: Path, script: str, words: str) -> None:
-    told = mistake(written(tmp_path, "dynamic", script, 0o755))
-    assert words in told and "dynamic" in told and "Traceback" not in told
+def test_a_script_that_gives_no_inventory_is_reported_in_a_line(tmp_path: Path, script: str, words: str) -> None:
+    reported = mistake(written(tmp_path, "dynamic", script, 0o755))
+    assert words in reported and "dynamic" in reported and "Traceback" not in reported
 
 
 def test_a_script_that_may_not_be_executed_is_not_run(tmp_path: Path) -> None:
@@ -121,8 +121,8 @@ def test_a_file_of_a_folder_that_cannot_be_read_is_left_out_with_a_warning(tmp_p
 def test_a_folder_of_which_nothing_can_be_read_is_an_error(tmp_path: Path) -> None:
     written(tmp_path, "10.yml", "a: [unclosed\n")
     written(tmp_path, "20.yml", "plugin: amazon.aws.aws_ec2\n")
-    told = mistake(tmp_path)
-    assert "10.yml:2: not valid YAML" in told and "20.yml:1" in told
+    reported = mistake(tmp_path)
+    assert "10.yml:2: not valid YAML" in reported and "20.yml:1" in reported
 
 
 def test_what_is_missing_in_an_inventory_that_could_not_be_read_is_never_pruned(

@@ -191,7 +191,7 @@ def test_a_jump_host_that_refuses_us_is_named_as_such(server: Server, tmp_path: 
     assert "login as nobody-there was refused" in error.message
 
 
-def test_a_target_that_its_jump_host_cannot_reach_is_told_as_that(server: Server, tmp_path: Path) -> None:
+def test_a_target_that_its_jump_host_cannot_reach_is_reported_as_that(server: Server, tmp_path: Path) -> None:
     there = server.target
     way = f"{there.user}@127.0.0.1:{there.port}"
     error = failure(replace(there, hostname="127.0.0.1", port=1, proxy_jump=way), with_key(there, tmp_path))
@@ -247,9 +247,7 @@ def sudo_that(wants: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Targ
 
 
 @pytest.mark.parametrize("wants", ["", "right", "ri ght'\"\\n$x"])
-def test_sudo_is_told_its_password_only_when_it_asks(
-    wants: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sudo_gets_its_password_only_when_it_asks(wants: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = sudo_that(wants.replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$"), tmp_path, monkeypatch)
     deadline = time.monotonic() + 20
     with Connector(LoginCredentials(become_password=wants or "unused", environ={})).session(
@@ -262,7 +260,7 @@ def test_sudo_is_told_its_password_only_when_it_asks(
 @pytest.mark.parametrize(
     ("given", "said"), [("", "asks for a password"), ("wrong", "refused the password")]
 )  # fmt: skip
-def test_a_password_that_sudo_refuses_is_tried_once_and_told(
+def test_a_password_that_sudo_refuses_is_tried_once_and_reported(
     given: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = sudo_that("right", tmp_path, monkeypatch)
@@ -276,7 +274,7 @@ def test_a_password_that_sudo_refuses_is_tried_once_and_told(
     assert time.monotonic() < deadline - 10
 
 
-def test_what_sudo_says_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_sudo_says_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = replace(sudo_that("", tmp_path, monkeypatch), become_user="stranger")
     with pytest.raises(HostError, match=r"sudo to stranger failed .*unknown user stranger"):
         pipe = LocalPipe("here", remote_command(target))
@@ -290,7 +288,7 @@ def test_what_sudo_says_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 # ------------------------------------------------------------------------------------------------ words of an inventory
 
 
-def test_what_ssh_is_told_in_an_inventory_is_followed_or_named() -> None:
+def test_what_an_inventory_sets_for_ssh_is_followed_or_named() -> None:
     fields, ignored = parse_ssh_args(
         "-F ~/conf -o IdentitiesOnly=yes -o ControlMaster=auto -o ControlPersist=60s -o ServerAliveInterval=5 -4 "
         '-o ProxyCommand="ssh -W %h:%p -q me@bastion" -o StrictHostKeyChecking=yes -o BindAddress=10.0.0.1 -D 1080'
@@ -309,14 +307,14 @@ def test_a_sudo_that_wants_a_password_is_no_way_in_for_the_managers_own_ssh(
     helper = SshHelper()
     try:
         checked = helper.check("here", to_dict(target), 10.0)
-        looked = helper.ensure_agent("here", to_dict(target), fleet_id="f", deadline_s=10.0)
+        ensured = helper.ensure_agent("here", to_dict(target), fleet_id="f", deadline_s=10.0)
     finally:
         helper.close()
-    for result in (checked, looked):
+    for result in (checked, ensured):
         assert (result.ok, result.agent) == (False, "unknown") and "asks for a password" in result.reason
 
 
-def test_a_password_file_that_others_can_read_is_told_of_each_host_until_it_is_corrected(
+def test_a_password_file_that_others_can_read_is_reported_of_each_host_until_it_is_corrected(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The manager was started with it: its SSH helper goes on, and so does every other way to log in afterwards."""

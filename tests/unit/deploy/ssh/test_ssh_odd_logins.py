@@ -70,9 +70,9 @@ def test_a_log_in_without_a_shell_is_quoted(
     log_in(command)
     with pytest.raises(HostError) as caught:
         hello(server, tmp_path)
-    told = str(caught.value)
-    assert "host1: logged in, but" in told and quoted in told, told
-    assert "ForceCommand" in told and f"ssh -p {server.target.port}" in told, told
+    reported = str(caught.value)
+    assert "host1: logged in, but" in reported and quoted in reported, reported
+    assert "ForceCommand" in reported and f"ssh -p {server.target.port}" in reported, reported
 
 
 @pytest.mark.slow
@@ -81,9 +81,9 @@ def test_a_log_in_that_waits_for_something_is_quoted_too(server: Server, log_in:
     log_in(f"echo choose a menu entry:; touch {asked}; sleep 20")
     with pytest.raises(HostError) as caught:
         hello(server, tmp_path, 1, lambda: wait_until(asked.exists, 60, "the menu"))
-    told = str(caught.value)
+    reported = str(caught.value)
     assert caught.value.code == "timeout"
-    assert "no answer from the installer in time; it printed “choose a menu entry:”" in told, told
+    assert "no answer from the installer in time; it printed “choose a menu entry:”" in reported, reported
 
 
 @pytest.mark.slow

@@ -293,7 +293,7 @@ def test_the_inventory_says_what_goes_where(tmp_path: Path) -> None:
         ("[{src: a, dest: ~/x}, {src: b, dest: ~/x}]", "two entries go to ~/x"),
     ],
 )
-def test_mistakes_are_told_before_any_connection(tmp_path: Path, value: str, said: str) -> None:
+def test_mistakes_are_reported_before_any_connection(tmp_path: Path, value: str, said: str) -> None:
     path = tmp_path / "i.yaml"
     path.write_text(f"all: {{hosts: {{a: {{procguard_sync: {value}}}}}}}")
     with pytest.raises(InventoryError, match=said):
@@ -339,8 +339,8 @@ def test_a_file_that_somebody_else_brought_is_taken_as_the_session_takes_it(
         return dict(json.loads(done.stdout))
 
     archive = str(tmp_path / folder["archive"])
-    look = code()
-    assert (look["same"], look["wanted"], look["users"]) == (False, False, ["train-1"])
+    described = code()
+    assert (described["same"], described["wanted"], described["users"]) == (False, False, ["train-1"])
     assert code("--archive", archive)["changed"] is False
     assert Path(sync.dest, "train.py").read_text() == "print(1)\n"
     assert code("--archive", archive, "--under-running")["changed"] is True

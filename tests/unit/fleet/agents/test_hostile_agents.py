@@ -42,7 +42,7 @@ def victim(world: World) -> tuple[dict[str, Any], dict[str, Any], int]:
 
 @pytest.mark.parametrize("epoch", [1, HIGHEST, 2**53, 2**63 - 1])
 @pytest.mark.parametrize("grant", ["", "0" * 32, "\u00e9", "x" * 200])
-def test_a_claim_that_nobody_granted_changes_nothing(world: World, epoch: int, grant: str) -> None:
+def test_a_claim_without_a_grant_changes_nothing(world: World, epoch: int, grant: str) -> None:
     before = victim(world)
     reply = world.beat("h2", world.report("w2"), world.report("w1", epoch=epoch, generation=2**40, grant=grant))
     assert victim(world) == before
@@ -93,7 +93,7 @@ def test_an_agent_raises_not_even_its_own_worker_s_epoch(world: World) -> None:
     assert (world.fleet.state.workers_by_id["w2"].epoch, world.fleet.state.term) == (own, term)
 
 
-def test_an_agent_that_has_no_grants_is_granted_anew_what_is_its_own(tmp_path: Path) -> None:
+def test_an_agent_that_has_no_grants_is_granted_again_what_is_its_own(tmp_path: Path) -> None:
     """A state that was restored, and an agent of an earlier release: it obeys its manager again, once."""
     world = World(tmp_path)
     world.deploy({"h1": {"w1": {"command": "sleep 9"}}})
@@ -119,9 +119,9 @@ def test_a_grant_survives_a_kill_of_the_manager_and_is_good_for_an_older_state(t
     world.fleet.placement.move("w1", "h2", "tester", world.now) if world.beat("h2") else None
     world.fleet.placement.moved(world.now)
     world.fleet.state.durability.commit()
-    [told] = world.beat("h2").assignments or []
+    [reported] = world.beat("h2").assignments or []
     world.fleet = world.open()  # killed: nothing was closed
-    assert world.fleet.state.grant("w1", told.epoch, "h2") == told.grant
+    assert world.fleet.state.grant("w1", reported.epoch, "h2") == reported.grant
     world.fleet.close()
     for path in tmp_path.iterdir():
         if path.is_file():
@@ -130,10 +130,10 @@ def test_a_grant_survives_a_kill_of_the_manager_and_is_good_for_an_older_state(t
         (tmp_path / name).write_bytes(data)
     world.fleet = world.open()
     assert world.fleet.state.workers_by_id["w1"].agent_id == "h1"
-    world.beat("h2", world.report("w1", epoch=told.epoch, grant=told.grant))
+    world.beat("h2", world.report("w1", epoch=reported.epoch, grant=reported.grant))
     worker = world.fleet.state.workers_by_id["w1"]
-    assert (worker.agent_id, worker.epoch) == ("h2", told.epoch)
-    assert world.next_epoch() > told.epoch
+    assert (worker.agent_id, worker.epoch) == ("h2", reported.epoch)
+    assert world.next_epoch() > reported.epoch
     assert [(one.worker_id, one.desired) for one in world.beat("h1").assignments or []] == [("w1", "removed")]
 
 
@@ -218,7 +218,7 @@ def moved(tmp_path: Path) -> World:
     return world
 
 
-def test_who_had_a_worker_speaks_for_it_no_more(moved: World) -> None:
+def test_who_had_a_worker_reports_it_no_more(moved: World) -> None:
     assert "w1" in moved.fleet.state.agents_by_id["h2"].withdrawn
     assert not moved.fleet.agents.owns("h2", "w1")
     assert moved.fleet.agents.owns("h1", "w1")
@@ -273,7 +273,7 @@ def test_one_address_can_t_keep_others_from_waiting_for_approval(tmp_path: Path)
 
 def test_one_agent_s_events_push_out_its_own_and_nobody_else_s(world: World) -> None:
     """Who has most gives way with its own; and it is told when its share of the disk is full."""
-    world.tell("worker_state", reason="mine", worker_id="w1", source="h1")
+    world.emit("worker_state", reason="mine", worker_id="w1", source="h1")
     mine = world.fleet.state.events()[-1]
     for number in range(60):
         world.pass_time(30)
@@ -346,7 +346,7 @@ def test_heartbeats_that_change_much_wait_and_those_that_say_nothing_new_do_not(
 def test_nothing_of_a_heartbeat_is_kept_but_the_agent_s_own(world: World) -> None:
     strays = [messages.WorkerReport(f"s{number}", reason="x" * 4_000) for number in range(1_000)]
     world.beat("h2", world.report("w2"), *strays, world.report("w1"))
-    heartbeat = world.fleet.state.seen["h2"].heartbeat
+    heartbeat = world.fleet.state.agent_status["h2"].heartbeat
     assert heartbeat is not None and [one.worker_id for one in heartbeat.workers] == ["w2"]
 
 

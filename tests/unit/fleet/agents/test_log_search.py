@@ -21,7 +21,7 @@ from procguard.fleet.agents import log_search as searches
 from procguard.fleet.agents.log_search import Question
 from remote_agent.logs import grep
 from remote_agent.logs import search as log_search
-from remote_agent.logs.search import LogSearcher, look
+from remote_agent.logs.search import LogSearcher, run_search
 from remote_agent.protocol import messages
 from remote_agent.transport.client import AgentCredentials, LinkDown, Reply
 from scripts.swarm import Swarm
@@ -49,11 +49,11 @@ class Logs:
             os.utime(path, (at, at))
         return path
 
-    def look(self, pattern: str, **asked: Any) -> messages.LogSearchResult:
+    def find(self, pattern: str, **asked: Any) -> messages.LogSearchResult:
         workers = sorted(os.listdir(self._directory))
         search = messages.LogSearch("s-1", pattern, workers=workers, **asked)
-        places = [[one, str(self._directory / one)] for one in workers]
-        return look(sys.executable, search, places, threading.Event())
+        directories = [[one, str(self._directory / one)] for one in workers]
+        return run_search(sys.executable, search, directories, threading.Event())
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_the_newest_lines_come_first_from_the_newest_attempt_on(logs: Logs) -> N
     logs.write("w1", 9, b"error 1\nfine\nerror 2\n", at=1000.0)
     logs.write("w1", 10, b"error 3\nerror 4, cut off", at=2000.0)
     logs.write("w1", 10, b"error of the other stream\n", stream="err", at=1500.0)
-    result = logs.look("error [0-9]")
+    result = logs.find("error [0-9]")
     assert texts(result) == ["error 4, cut off", "error 3", "error 2", "error 1"]
     assert [(line.attempt, line.stream, line.offset) for line in result.lines] == [
         (10, "out", 8), (10, "out", 0), (9, "out", 13), (9, "out", 0),
@@ -78,7 +78,7 @@ def test_the_newest_lines_come_first_from_the_newest_attempt_on(logs: Logs) -> N
     first = result.lines[0]
     assert first.text[first.begin : first.end] == "error 4"
     assert (result.status, result.found, result.bytes) == ("done", 4, 71)
-    assert texts(logs.look("error", stream="err")) == ["error of the other stream"]
+    assert texts(logs.find("error", stream="err")) == ["error of the other stream"]
 
 
 @pytest.mark.parametrize(
@@ -106,13 +106,13 @@ def test_what_matches(logs: Logs, pattern: str, asked: dict[str, Any], found: li
         "训练开始\nloading 50%\rloading 100%\na \x1b[1;31mred\x1b[0m alert\n\nstep 1\nstep 2 loss=nan (bad)\n"
         "step 3 bad BAD\n".encode(),
     )
-    assert texts(logs.look(pattern, **asked)) == found
+    assert texts(logs.find(pattern, **asked)) == found
 
 
 def test_bytes_that_are_no_text_and_lines_without_end_are_searched_all_the_same(logs: Logs) -> None:
     """A 19 MB line, invalid UTF-8: the line is found by its beginning, and shown in part."""
     logs.write("w1", 1, b"before\n\xff\xfe needle \xc3\n" + b"needle " + b"x" * 19_000_000 + b"\nafter needle\n")
-    result = logs.look("needle", regex=False)
+    result = logs.find("needle", regex=False)
     assert [text[:12] for text in texts(result)] == ["after needle", "needle xxxxx", "\ufffd\ufffd needle \ufffd"]
     assert all(len(text) <= 1010 for text in texts(result))
     assert [line.text[line.begin : line.end] for line in result.lines] == ["needle"] * 3
@@ -120,7 +120,7 @@ def test_bytes_that_are_no_text_and_lines_without_end_are_searched_all_the_same(
 
 def test_a_match_far_inside_a_long_line_is_shown_with_what_stands_around_it(logs: Logs) -> None:
     logs.write("w1", 1, b"x" * 5000 + b"needle" + b"y" * 5000 + b"\n")
-    line = logs.look("needle", regex=False).lines[0]
+    line = logs.find("needle", regex=False).lines[0]
     assert line.text[line.begin : line.end] == "needle"
     assert line.text.startswith("…xxx") and line.text.endswith("yyy…") and len(line.text) == 1002
 
@@ -128,20 +128,20 @@ def test_a_match_far_inside_a_long_line_is_shown_with_what_stands_around_it(logs
 def test_every_line_is_found_once_across_the_blocks_in_which_files_are_read(logs: Logs) -> None:
     """3 MB of numbered lines, read a mebibyte at a time."""
     logs.write("w1", 1, b"".join(b"line %d\n" % number for number in range(250_000)))
-    result = logs.look(r"line \d*77777$", max_lines=5000)
+    result = logs.find(r"line \d*77777$", max_lines=5000)
     assert texts(result) == ["line 177777", "line 77777"]
-    assert logs.look("line ", regex=False, max_lines=10).found == 10, "enough is enough"
+    assert logs.find("line ", regex=False, max_lines=10).found == 10, "enough is enough"
 
 
-def test_only_what_may_lie_in_the_time_asked_for_is_told(logs: Logs) -> None:
+def test_only_what_may_lie_in_the_time_asked_for_is_reported(logs: Logs) -> None:
     """By the time index beside a log; what was written before the last look at it has that look's time."""
     path = logs.write("w1", 1, b"one\ntwo\nthree\n", at=3000.0)
     points = ((4, 1000.0), (8, 2000.0), (14, 3000.0))
     Path(f"{path}.idx").write_bytes(b"".join(log_search_point(*point) for point in points))
     logs.write("w2", 1, b"one of another time\n", at=500.0)
-    assert [line.at for line in logs.look("one|two|three").lines] == [3000.0, 2000.0, 1000.0, 500.0]
-    assert texts(logs.look("one|two|three", since=1500.0)) == ["three", "two"]
-    assert texts(logs.look("one|two|three", since=600.0, until=900.0)) == ["one"], "written between 0 and 1000"
+    assert [line.at for line in logs.find("one|two|three").lines] == [3000.0, 2000.0, 1000.0, 500.0]
+    assert texts(logs.find("one|two|three", since=1500.0)) == ["three", "two"]
+    assert texts(logs.find("one|two|three", since=600.0, until=900.0)) == ["one"], "written between 0 and 1000"
 
 
 def log_search_point(end: int, at: float) -> bytes:
@@ -154,7 +154,7 @@ def log_search_point(end: int, at: float) -> bytes:
 def test_an_expression_that_runs_away_on_a_line_passes_it_over_and_says_so(logs: Logs, pattern: str) -> None:
     """The rest of the log is looked through, and what is found there counts."""
     logs.write("w1", 1, b"aaab\n" + b"a" * 1500 + b"!\n" + b"aaa aaab\n" + b"aaaa\n")
-    result = logs.look(pattern, timeout_s=8.0)
+    result = logs.find(pattern, timeout_s=8.0)
     assert result.status == "failed" and result.elapsed_s < 8.0
     assert result.reason.startswith("the expression took too long on this host: 1 line passed over")
     assert result.lines and not any(len(line) > 100 for line in texts(result))
@@ -163,7 +163,7 @@ def test_an_expression_that_runs_away_on_a_line_passes_it_over_and_says_so(logs:
 def test_many_lines_that_an_expression_runs_away_on_end_at_the_deadline(logs: Logs) -> None:
     logs.write("w1", 1, (b"a" * 60 + b"!\n") * 1000)
     began = time.monotonic()
-    result = logs.look(RUNS_AWAY, timeout_s=1.0)
+    result = logs.find(RUNS_AWAY, timeout_s=1.0)
     assert result.status in ("failed", "timeout") and result.reason
     assert time.monotonic() - began < 5.0
     assert not [one for one in processes() if "logs/grep.py" in one]
@@ -186,7 +186,7 @@ def processes() -> list[str]:
 def test_an_expression_that_this_python_does_not_take_is_said_so(logs: Logs) -> None:
     """The manager's Python may be newer than the host's."""
     logs.write("w1", 1, b"a\n")
-    result = logs.look("(a")
+    result = logs.find("(a")
     assert result.status == "failed"
     assert "does not take it" in result.reason
 
@@ -207,8 +207,8 @@ def test_one_loud_worker_does_not_starve_the_others(tmp_path: Path, monkeypatch:
         return usual(line)
 
     monkeypatch.setattr(search, "_match", slowly)
-    places = [[one, str(tmp_path / one)] for one in ("loud", "quiet")]
-    assert not search.run(grep.files_of(places, "", float("-inf"))), "all of it was looked at in time"
+    directories = [[one, str(tmp_path / one)] for one in ("loud", "quiet")]
+    assert not search.run(grep.files_of(directories, "", float("-inf"))), "all of it was looked at in time"
     assert [one[5] for one in said if isinstance(one, list)] == ["needle"]
 
 
@@ -232,7 +232,7 @@ class Answers:
     close = disconnect
 
 
-def test_a_search_told_twice_is_answered_once_and_lost_answers_are_sent_again(logs: Logs, tmp_path: Path) -> None:
+def test_a_search_sent_twice_is_answered_once_and_lost_answers_are_sent_again(logs: Logs, tmp_path: Path) -> None:
     logs.write("w1", 1, b"needle\n")
     answers = Answers()
     answers.failures = 1
@@ -259,7 +259,7 @@ def test_more_searches_than_it_can_do_are_left_out(tmp_path: Path, monkeypatch: 
         held.wait(10)
         return messages.LogSearchResult(search.search_id)
 
-    monkeypatch.setattr(log_search, "look", slow)
+    monkeypatch.setattr(log_search, "run_search", slow)
     answers = Answers()
     searcher = LogSearcher(AgentCredentials("h1"), sys.executable, lambda: answers)  # type: ignore[arg-type,return-value]
     searcher.take([messages.LogSearch(f"s-{n}", "x") for n in range(50)], lambda _: None)
@@ -287,24 +287,24 @@ def ask(world: World, wakes: list[str] | None = None, **asked: Any) -> searches.
     return world.fleet.log_searches.begin(question, workers, world.now, lambda: (wakes or []).append("woken"))
 
 
-def told(world: World, agent_id: str) -> list[str]:
+def reported(world: World, agent_id: str) -> list[str]:
     reply = world.fleet.agents.replies.news_for_agent(
         agent_id, world.fleet.agents.assignments.rev(agent_id), 0, world.now
     )
     return [search.search_id for search in reply.searches] if reply is not None else []
 
 
-def test_each_host_is_told_once_and_who_cannot_be_asked_is_named_with_its_reason(world: World) -> None:
+def test_each_host_is_reported_once_and_who_cannot_be_asked_is_named_with_its_reason(world: World) -> None:
     woken: list[str] = []
     world.fleet.state.bus.news.subscribe(woken.append)
     search = ask(world)
     assert woken == ["h1", "h2"]
     assert {part.host: part.status for part, _ in search.fresh} == {"h3": "away", "h4": "away"}
-    assert told(world, "h1") == [search.search_id]
-    assert told(world, "h1") == []
-    assert told(world, "h3") == []
-    world.pass_time(searches.TELL_AGAIN_S + 0.1)
-    assert told(world, "h1") == [search.search_id], "the answer that told it may have been lost"
+    assert reported(world, "h1") == [search.search_id]
+    assert reported(world, "h1") == []
+    assert reported(world, "h3") == []
+    world.pass_time(searches.RESEND_S + 0.1)
+    assert reported(world, "h1") == [search.search_id], "the answer that told it may have been lost"
 
 
 def test_an_answer_counts_once_and_only_for_workers_that_were_asked_about(world: World) -> None:
@@ -331,7 +331,7 @@ def test_who_has_not_answered_in_time_is_named(world: World) -> None:
     assert {part.host: part.status for part, _ in search.fresh}["h1"] == "no_answer"
     assert not search.open
     world.pass_time(search.ends_at - world.now.monotonic + 1)
-    assert told(world, "h1") == []
+    assert reported(world, "h1") == []
 
 
 def test_so_many_searches_at_once_and_no_more(world: World) -> None:

@@ -46,14 +46,16 @@ class Fleet:
         if isinstance(step, str):
             return fleet.workers.command("w1", step, "tester", self.world.now).command
         if isinstance(step, float):
-            fleet.state.seen[fleet.state.workers_by_id["w1"].agent_id].state = "connected" if step < 1 else "suspect"
+            fleet.state.agent_status[fleet.state.workers_by_id["w1"].agent_id].state = (
+                "connected" if step < 1 else "suspect"
+            )
             return self.world.pass_time(step)
         reply = fleet.agents.heartbeats.take_plain("w1", copy.deepcopy(step), self.world.now)
         for command in reply.commands:
             command.command_id = "any"
         return messages.encode(reply)
 
-    def looks(self) -> Any:
+    def failed_probes(self) -> Any:
         fleet = self.world.fleet
         events = [{**event, "evidence": None} for event in fleet.state.events(limit=1_000)]
         worker = {name: value for name, value in vars(fleet.state.workers_by_id["w1"]).items() if name != "epoch"}
@@ -68,14 +70,14 @@ def test_the_short_way_gives_what_the_long_one_gives(
     directory = tmp_path_factory.mktemp("fleets")
     short, long = Fleet(directory / "short"), Fleet(directory / "long")
     for step in steps:
-        told = short.do(step)
+        reported = short.do(step)
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(HeartbeatProcessor, "_only_measured", lambda *_: False)
             expected = long.do(step)
-        if isinstance(told, dict):
-            told["epoch"] = expected["epoch"]
-        assert told == expected
-        assert short.looks() == long.looks()
+        if isinstance(reported, dict):
+            reported["epoch"] = expected["epoch"]
+        assert reported == expected
+        assert short.failed_probes() == long.failed_probes()
 
 
 def test_it_is_the_way_that_most_heartbeats_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

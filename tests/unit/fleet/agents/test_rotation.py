@@ -71,8 +71,8 @@ def test_both_secrets_are_good_until_the_new_one_was_used(world: World, restarts
     assert who(world, new) == "h1" and who(world, old) is None
     step()
     assert who(world, new) == "h1" and who(world, old) is None and asked(world) == ""
-    told = [event for event in world.fleet.state.events(limit=100) if event["kind"] == "credentials"]
-    assert any("has a new secret" in event["reason"] and event["actor"] == "alice" for event in told)
+    reported = [event for event in world.fleet.state.events(limit=100) if event["kind"] == "credentials"]
+    assert any("has a new secret" in event["reason"] and event["actor"] == "alice" for event in reported)
 
 
 def test_a_lost_new_secret_is_replaced_by_another(world: World) -> None:
@@ -121,7 +121,7 @@ def test_nobody_renews_a_secret_that_was_not_asked_for_or_is_in_use(world: World
     assert who(world, f"{OLD} of h2") == "h2"
 
 
-def test_who_cannot_is_told_apart_from_who_is_away(world: World) -> None:
+def test_who_cannot_differs_from_who_is_away(world: World) -> None:
     world.register("w9", secret_sha256=digest("launcher"))
     world.deploy({"h3": {}, "h4": {}})
     world.fleet.agents.secrets.set("h4", digest("four"), "tester", world.now)

@@ -111,8 +111,8 @@ def test_invoke_agents_rotate(tmp_path: Path) -> None:
             first = one.secret()
             everybody = invoke(url, "agents.rotate", "*", "--limit", "!gpu02", "--json")
             assert everybody.returncode == 2 and "1 of 2 agents have no new secret: cpu01" in everybody.stderr
-            told = json.loads(everybody.stdout)["agents"]
-            assert told["gpu01"]["status"] == "rotated" and told["cpu01"]["status"] == "asked"
+            reported = json.loads(everybody.stdout)["agents"]
+            assert reported["gpu01"]["status"] == "rotated" and reported["cpu01"]["status"] == "asked"
             assert one.secret() != first
             listed = invoke(url, "agents").stdout
             assert "new secret asked" in listed

@@ -96,11 +96,11 @@ def test_a_revoked_secret_and_the_agents_tokens_are_good_for_nothing_and_a_deplo
     assert fleet.agents.secrets.authenticate(SECRET) is None and fleet.tokens.find(TWO) is None
     assert fleet.state.proof_key("h1") != key and ended == ["h1"]  # what was stolen names no manager either
     assert fleet.state.workers_by_id["w1"].desired == "running"
-    told = world.deploy({"h1": {"w1": {"command": "a"}}})["hosts"]["h1"]
-    assert told["secret_sha256"] == "" and told["proof_key"] == fleet.state.proof_key("h1")
+    reported = world.deploy({"h1": {"w1": {"command": "a"}}})["hosts"]["h1"]
+    assert reported["secret_sha256"] == "" and reported["proof_key"] == fleet.state.proof_key("h1")
     world.restart()
     assert world.fleet.agents.secrets.authenticate(SECRET) is None
-    assert world.fleet.state.proof_key("h1") == told["proof_key"]
+    assert world.fleet.state.proof_key("h1") == reported["proof_key"]
 
 
 def test_a_launcher_whose_secret_was_revoked_must_make_another_and_wait(world: World) -> None:

@@ -100,7 +100,10 @@ class GangHistory(RuleBasedStateMachine):
 
     @rule(worker_id=MEMBERS)
     def a_spare_is_tried(self, worker_id: str) -> None:
-        if self.world.fleet.state.seen[self.world.fleet.state.workers_by_id[worker_id].agent_id].state == "unreachable":
+        if (
+            self.world.fleet.state.agent_status[self.world.fleet.state.workers_by_id[worker_id].agent_id].state
+            == "unreachable"
+        ):
             self.world.give_to_spare(worker_id)
 
     @rule(host=HOSTS)

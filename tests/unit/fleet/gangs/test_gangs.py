@@ -75,7 +75,7 @@ def test_the_operators_word_stays_while_the_gang_holds_its_members(world: GangWo
     assert world.running() == ["w3"]  # cut off: it lives by its lease
 
 
-def test_a_member_that_is_cut_off_runs_until_its_lease_ends_and_nothing_starts_before_it_is_surely_gone(
+def test_a_member_that_is_cut_off_runs_until_its_lease_ends_and_nothing_starts_before_it_is_confirmed_stopped(
     world: GangWorld,
 ) -> None:
     world.hosts["h3"].connected = False
@@ -489,22 +489,22 @@ def test_a_hand_started_launcher_can_be_no_member(world: GangWorld) -> None:
         world.register("mine", spec=messages.WorkerSpec(command="train", group=GROUP), secret_sha256=SECRET)
 
 
-def test_members_are_fenced_and_told_so_whatever_their_specification_says(world: GangWorld) -> None:
-    (told,) = world.fleet.agents.assignments.of("h1")
-    assert (told.gang, told.lease_s, told.spec.on_partition) == (True, LEASE_S, "keep")
+def test_members_are_fenced_whatever_their_specification_says(world: GangWorld) -> None:
+    (variables,) = world.fleet.agents.assignments.of("h1")
+    assert (variables.gang, variables.lease_s, variables.spec.on_partition) == (True, LEASE_S, "keep")
 
 
 # ------------------------------------------------------------------------------------------------- rendezvous
 
 
-def test_ranks_stay_and_the_port_is_agreed_anew_for_each_start(world: GangWorld) -> None:
-    def told() -> list[dict[str, str]]:
+def test_ranks_stay_and_the_port_is_agreed_again_for_each_start(world: GangWorld) -> None:
+    def variables() -> list[dict[str, str]]:
         return [world.fleet.agents.assignments.of(name)[0].env for name in ("h1", "h2", "h3")]
 
-    first = told()
+    first = variables()
     world.hosts["h2"].fails("w2")
     world.go_on(1)
-    second = told()
+    second = variables()
     for before, after in zip(first, second, strict=True):
         assert {**before, "MASTER_PORT": "", "PET_MASTER_PORT": ""} == {
             **after,
@@ -516,7 +516,7 @@ def test_ranks_stay_and_the_port_is_agreed_anew_for_each_start(world: GangWorld)
     assert {one["MASTER_ADDR"] for one in second} == {"h1"}
     world.restart()
     world.go_on(1)
-    assert told() == second
+    assert variables() == second
 
 
 # ------------------------------------------------------------------------------------------------- what is shown
@@ -552,7 +552,7 @@ def test_invoke_groups_shows_phase_attempts_and_ranks(
         assert json.loads(capsys.readouterr().out)[-1]["group"] == GROUP
 
 
-def test_a_spare_takes_a_lost_member_over_with_its_rank_once_it_is_surely_gone(world: GangWorld) -> None:
+def test_a_spare_takes_a_lost_member_over_with_its_rank_once_it_is_confirmed_stopped(world: GangWorld) -> None:
     world.add_spare()
     world.go_on(1)
     world.hosts["h2"].power_cut()
@@ -565,8 +565,8 @@ def test_a_spare_takes_a_lost_member_over_with_its_rank_once_it_is_surely_gone(w
     assert world.running() == ["w1", "w2", "w3"]
     assert world.hosts["h4"].jobs["w2"].life is not None
     assert world.fleet.state.worker("w2")["gang"]["rank"] == 1
-    (told,) = world.fleet.agents.assignments.of("h4")
-    assert (told.env["RANK"], told.epoch) == ("1", world.gang.epoch)
+    (variables,) = world.fleet.agents.assignments.of("h4")
+    assert (variables.env["RANK"], variables.epoch) == ("1", world.gang.epoch)
     assert world.mixed_s() == 0.0
     world.hosts["h2"].power_on()
     world.go_on(30)

@@ -102,7 +102,7 @@ def test_what_is_beyond_a_source_s_share_is_found_as_long_as_it_is_in_memory(tmp
     assert len(list(log.stream(EventQuery(host=("h1",))))) == 21 - log.left_out
 
 
-def test_an_export_tells_nothing_that_came_after_it_began(tmp_path: Path) -> None:
+def test_an_export_contains_nothing_that_came_after_it_began(tmp_path: Path) -> None:
     log = opened(tmp_path)
     for number in range(300):
         log.add("warning", NOW, reason=f"number {number}")
@@ -139,7 +139,7 @@ def ended(world: World, **values: Any) -> messages.WorkerEvent:
         ({"reason": "command not found: pyton"}, "not_started"),  # of a runner that names no cause
     ],
 )
-def test_the_cause_of_an_ending_is_told_from_its_exit_record(
+def test_the_cause_of_an_ending_is_reported_from_its_exit_record(
     tmp_path: Path, values: dict[str, Any], cause: str
 ) -> None:
     world = World(tmp_path)
@@ -172,12 +172,13 @@ def test_a_stop_is_caused_by_who_wanted_it(tmp_path: Path) -> None:
 def test_a_failed_worker_s_event_says_how_it_ended(tmp_path: Path) -> None:
     from procguard.fleet.recovery.handler import FailureHandler
     from procguard.fleet.recovery.monitor import ProcessMonitor
-    from procguard.fleet.recovery.policy import Look
+    from procguard.fleet.recovery.policy import SshProbe
 
     world = World(tmp_path)
     monitor = ProcessMonitor(world.fleet, world.settings, world.now)
     FailureHandler(
-        world.fleet, monitor=monitor, settings=world.settings, look=lambda _one, _replace: Look(True, "running", ""),
+        world.fleet, monitor=monitor, settings=world.settings,
+        probe=lambda _one, _replace: SshProbe(True, "running", ""),
         spawn=lambda task: None, read_clock=lambda: world.now,
     )  # fmt: skip
     world.deploy({"h1": {"w1": {"command": "true"}}})
@@ -198,14 +199,14 @@ def test_every_kind_of_event_has_its_words() -> None:
     kinds = set(re.findall(r'(?:tx\.event|self\._tell|_event)\(\s*(?:tx, )?"([a-z_]+)"', code))
     assert len(kinds) > 25
     of_the_audit = {"credentials", "deploy", "token"}  # whose English reason is all there is
-    told_otherwise = {"command", "worker_failed", "worker_state"}
+    reported_otherwise = {"command", "worker_failed", "worker_state"}
     for name in ("en", "zh-CN"):
         shown = json.loads((root / "web" / "locales" / f"{name}.json").read_text(encoding="utf-8"))
         assert {kind for kind in kinds if f"event.{kind}" not in shown} == set()
     for language in LANGUAGES:
         words = Words(language)
         silent = {kind for kind in kinds if not words.has(f"event.{kind}")}
-        assert silent - of_the_audit - told_otherwise == set()
+        assert silent - of_the_audit - reported_otherwise == set()
 
 
 def test_a_fleet_of_thousands_leaves_room_for_what_the_manager_says(tmp_path: Path) -> None:

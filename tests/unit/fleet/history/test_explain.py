@@ -15,7 +15,7 @@ import pytest
 
 from procguard.config.groups import GroupPolicy
 from procguard.fleet.history import explain
-from procguard.fleet.leases import LeaseVerdict
+from procguard.fleet.leases import InstanceStatus
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import Move, RecoveryStatus
 from procguard.i18n import en, words, zh
@@ -40,7 +40,7 @@ def exit_of(attempt: int, **values: Any) -> messages.ExitRecord:
     return messages.ExitRecord(attempt, at=1_790_000_000.0, **values)
 
 
-def told(world: World, before: str, after: str, **record: Any) -> messages.WorkerEvent:
+def reported(world: World, before: str, after: str, **record: Any) -> messages.WorkerEvent:
     event = world.event("w1", before, after)
     event.exit = exit_of(1, **record) if record else None
     return event
@@ -60,7 +60,7 @@ def running(path: Path) -> World:
 
 def running_after_a_crash(path: Path) -> World:
     world = three_hosts(path)
-    world.beat("gpu01", world.report("w1"), events=[told(world, "running", "starting", **KILLED)])
+    world.beat("gpu01", world.report("w1"), events=[reported(world, "running", "starting", **KILLED)])
     ran_for(world, "running", 65, attempt=2, restarts=1, restarts_total=4, last_exit=exit_of(1, **KILLED))
     return world
 
@@ -68,7 +68,7 @@ def running_after_a_crash(path: Path) -> World:
 def backoff(path: Path) -> World:
     world = three_hosts(path)
     ended = {"code": 1, "duration_s": 42.0}
-    world.beat("gpu01", world.report("w1"), events=[told(world, "running", "backoff", **ended)])
+    world.beat("gpu01", world.report("w1"), events=[reported(world, "running", "backoff", **ended)])
     last = exit_of(2, **ended)
     ran_for(world, "backoff", 1, attempt=2, restarts=2, restarts_total=2, next_start_in_s=4.6, last_exit=last)
     return world
@@ -82,9 +82,9 @@ def waiting_for_gpus(path: Path) -> World:
 
 def failed(path: Path) -> World:
     world = three_hosts(path)
-    events = [told(world, "running", "backoff", **OOM), told(world, "starting", "failed", **OOM)]
+    events = [reported(world, "running", "backoff", **OOM), reported(world, "starting", "failed", **OOM)]
     world.beat("gpu01", world.report("w1"), events=events)
-    world.tell("worker_failed", reason="…", worker_id="w1", host="gpu01",
+    world.emit("worker_failed", reason="…", worker_id="w1", host="gpu01",
         evidence={"exit": messages.encode(exit_of(4, **OOM))}, cause="oom",
     )  # fmt: skip
     ran_for(world, "failed", 600, attempt=4, restarts=3, restarts_total=3, last_exit=exit_of(4, **OOM))
@@ -114,7 +114,7 @@ def cannot_start(path: Path) -> World:
     world = three_hosts(path)
     missing = "command not found: pyton; correct it, or give its full path"
     record = {"cause": "not_started", "detail": missing, "reason": missing}
-    world.beat("gpu01", world.report("w1"), events=[told(world, "starting", "failed", **record)])
+    world.beat("gpu01", world.report("w1"), events=[reported(world, "starting", "failed", **record)])
     ran_for(world, "failed", 5, attempt=1, reason=missing, last_exit=exit_of(1, **record))
     return world
 
@@ -123,7 +123,7 @@ def cannot_start_says_a_runner_of_before(path: Path) -> World:
     """It names no cause."""
     world = three_hosts(path)
     missing = "working_dir /data/run does not exist"
-    world.beat("gpu01", world.report("w1"), events=[told(world, "starting", "failed", reason=missing)])
+    world.beat("gpu01", world.report("w1"), events=[reported(world, "starting", "failed", reason=missing)])
     ran_for(world, "failed", 5, attempt=1, reason=missing, last_exit=exit_of(1, reason=missing))
     return world
 
@@ -148,7 +148,7 @@ def two_launchers_on_one_host(path: Path) -> World:
 def stopped_by_an_operator(path: Path) -> World:
     world = running(path)
     world.fleet.workers.command("w1", "stop", "anna", world.now, origin="192.0.2.7, token")
-    world.beat("gpu01", events=[told(world, "running", "stopping"), told(world, "stopping", "stopped", code=0)])
+    world.beat("gpu01", events=[reported(world, "running", "stopping"), reported(world, "stopping", "stopped", code=0)])
     ran_for(world, "stopped", 120, last_exit=exit_of(1, code=0, duration_s=11_520.0))
     return world
 
@@ -157,7 +157,7 @@ def stopped_with_the_fleet(path: Path) -> World:
     world = running(path)
     with world.changing() as tx:
         world.fleet.workers.stop_all(tx, "recovery.stop_all_on_failure: w9 failed (exit code 1)")
-    world.beat("gpu01", events=[told(world, "stopping", "stopped", signal=15, duration_s=11_520.0)])
+    world.beat("gpu01", events=[reported(world, "stopping", "stopped", signal=15, duration_s=11_520.0)])
     ran_for(world, "stopped", 60, reason="stopped by an operator: killed by signal 15 (SIGTERM) after 3 h 12 min")
     return world
 
@@ -178,7 +178,7 @@ def finished(path: Path) -> World:
 def went_into_the_background(path: Path) -> World:
     world = three_hosts(path)
     record: dict[str, Any] = {"code": 0, "duration_s": 0.2, "left": 3, "left_names": ["nginx"]}
-    world.beat("gpu01", events=[told(world, "running", "exited", **record)])
+    world.beat("gpu01", events=[reported(world, "running", "exited", **record)])
     ran_for(world, "exited", 60, last_exit=exit_of(1, **record))
     return world
 
@@ -215,7 +215,7 @@ def stopping(path: Path) -> World:
     return world
 
 
-def never_heard(path: Path) -> World:
+def never_connected(path: Path) -> World:
     return three_hosts(path)
 
 
@@ -228,7 +228,7 @@ def cut_off(path: Path, spec: dict[str, Any] | None = None) -> World:
     opened = {"agent": "gpu01", "outcome": "open", "opened": "2026-09-21T14:18:32.000Z"}
     opened["steps"] = [{"text": "SSH: connection timed out"}]  # type: ignore[assignment]
     world.fleet.state.show_recoveries(lambda: [opened])
-    world.tell("recovery", host="gpu01", reason="SSH: connection timed out")
+    world.emit("recovery", host="gpu01", reason="SSH: connection timed out")
     return world
 
 
@@ -284,13 +284,16 @@ def fenced(path: Path) -> World:
 
 def lease_ended(path: Path) -> World:
     world = three_hosts(path, {"on_partition": "fence", "lease_s": 60.0})
-    events = [told(world, "running", "stopping"), told(world, "stopping", "stopped", signal=15, duration_s=300.0)]
+    events = [
+        reported(world, "running", "stopping"),
+        reported(world, "stopping", "stopped", signal=15, duration_s=300.0),
+    ]
     world.beat("gpu01", world.report("w1"), events=events)
     ran_for(world, "stopped", 8, last_exit=exit_of(1, signal=15, duration_s=300.0))
     return world
 
 
-def looks_hung(path: Path) -> World:
+def hung(path: Path) -> World:
     world = running(path)
     evidence = "no output for 31 min; it used to pause 4 s at most"
     world.fleet.workers.set_suspect("w1", evidence, world.now)
@@ -316,7 +319,7 @@ def restart_pending(path: Path) -> World:
 
 def moved(path: Path) -> World:
     world = running(path)
-    world.tell("reassigned", worker_id="w1", host="gpu01", reason="gpu09 is out of reach, its lease has ended")
+    world.emit("reassigned", worker_id="w1", host="gpu01", reason="gpu09 is out of reach, its lease has ended")
     world.pass_time(30)
     return world
 
@@ -334,8 +337,8 @@ def being_moved(path: Path) -> World:
 def no_spare_fits(path: Path) -> World:
     world = cut_off(path, {"on_partition": "fence", "lease_s": 60.0})
     reason = "its host is lost; no spare fits: gpu02 (it is no spare (procguard_spare))"
-    world.fleet.state.worker_seen["w1"].recovery_status = RecoveryStatus("no_spare", reason)
-    world.tell("no_spare", reason=reason, worker_id="w1", host="gpu01")
+    world.fleet.state.worker_status["w1"].recovery_status = RecoveryStatus("no_spare", reason)
+    world.emit("no_spare", reason=reason, worker_id="w1", host="gpu01")
     return world
 
 
@@ -351,9 +354,9 @@ SITUATIONS: dict[str, Callable[[Path], World]] = {
         running, running_after_a_crash, backoff, waiting_for_gpus, failed, failed_without_restarts,
         failed_recovery_off, never_got_running, stopped_by_an_operator, stopped_with_the_fleet, a_stop_on_its_way,
         cannot_start, cannot_start_says_a_runner_of_before, after_a_power_cut, two_launchers_on_one_host,
-        finished, not_started_yet, starting, stopping, never_heard, host_out_of_reach, host_out_of_reach_fenced,
+        finished, not_started_yet, starting, stopping, never_connected, host_out_of_reach, host_out_of_reach_fenced,
         tunnel_down, host_out_of_reach_lease_over, launcher_out_of_reach, connection_closed, fenced, lease_ended,
-        looks_hung, went_into_the_background, disk_of_its_host_full,
+        hung, went_into_the_background, disk_of_its_host_full,
         unhealthy, restart_pending, moved, being_moved, no_spare_fits, being_removed,
     )
 }  # fmt: skip
@@ -419,7 +422,7 @@ def test_chinese_sentences_use_chinese_punctuation() -> None:
         ((None, "C", ""), "en"),
     ],
 )
-def test_the_language_is_the_first_wish_that_we_speak(wishes: tuple[str | None, ...], language: str) -> None:
+def test_the_language_is_the_first_supported_preference(wishes: tuple[str | None, ...], language: str) -> None:
     assert words.pick(*wishes) == language
 
 
@@ -466,11 +469,11 @@ def test_a_member_of_a_failed_gang_is_explained_with_its_gang(tmp_path: Path) ->
     assert not any("It may be restarted" in one["text"] for one in said.sentences)
 
 
-def test_a_lease_that_is_no_proof_leaves_the_doubt_standing(tmp_path: Path) -> None:
+def test_a_lease_that_is_no_proof_resolves_no_doubt(tmp_path: Path) -> None:
     import dataclasses
 
     facts = explain.gather(host_out_of_reach_fenced(tmp_path).fleet, "w1", Now(2_000.0, 1_790_001_000.0))
-    doubt = dataclasses.replace(facts, gone=LeaseVerdict(False, "not confirmed"))
+    doubt = dataclasses.replace(facts, gone=InstanceStatus(False, "not confirmed"))
     texts = [one["text"] for one in explain.explain(doubt, "en").sentences if one["topic"] == "fence"]
     assert texts == ["The job most likely runs on. Nothing is started elsewhere while that is in doubt."]
 

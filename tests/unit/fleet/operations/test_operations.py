@@ -42,7 +42,7 @@ class CommandedWorld(World):
         for host in hosts:
             reports = []
             for worker in self.fleet.state.workers_of(host):
-                report = self.fleet.state.worker_seen[worker.worker_id].report
+                report = self.fleet.state.worker_status[worker.worker_id].report
                 attempt = self.attempts.setdefault(worker.worker_id, 1)
                 new = report is None or report.generation < worker.generation
                 if report is not None and new and worker.desired == "running":
@@ -163,7 +163,7 @@ def test_the_same_request_twice_at_once_begins_one_operation(
     assert len(world.operations.views()) == 1 and set(refused) == {"preview_expired"}
 
 
-def test_who_looks_in_a_loop_drives_out_no_others_previews(world: CommandedWorld) -> None:
+def test_previewing_in_a_loop_drives_out_no_others_previews(world: CommandedWorld) -> None:
     token = world.operations.preview("stop", "*", "anna", world.now)["token"]
     for _ in range(3 * KEEP):
         last = world.operations.preview("stop", "*", "script", world.now)["token"]
@@ -172,7 +172,7 @@ def test_who_looks_in_a_loop_drives_out_no_others_previews(world: CommandedWorld
     assert {one["actor"] for one in world.operations.views()} == {"anna", "script"}
 
 
-def test_who_was_shown_is_who_is_meant_and_a_changed_selection_is_told(world: CommandedWorld) -> None:
+def test_who_was_shown_is_who_is_meant_and_a_changed_selection_is_reported(world: CommandedWorld) -> None:
     token = world.operations.preview("stop", "state=running", "tester", world.now)["token"]
     world.fleet.workers.command("w1-0", "stop", "tester", world.now)
     world.deploy({"h3": {"w3-0": {"command": "x"}}})
@@ -217,8 +217,8 @@ def test_items_go_from_accepted_over_delivered_to_done(world: CommandedWorld) ->
     assert view["items"][0]["ended_at"] == view["ended_at"]
     command = world.fleet.state.commands("w1-0")[0]
     assert (command["operation_id"], command["reason"], command["actor"]) == (operation, "disk change", "tester")
-    told = [event["reason"] for event in world.fleet.state.events() if event["kind"] == "operation"]
-    assert told == [f"{operation} begun: stop of 3 worker(s) (host=h1): disk change", f"{operation} done: 3 done"]
+    reported = [event["reason"] for event in world.fleet.state.events() if event["kind"] == "operation"]
+    assert reported == [f"{operation} begun: stop of 3 worker(s) (host=h1): disk change", f"{operation} done: 3 done"]
 
 
 def test_no_more_are_under_way_than_the_pace_allows(world: CommandedWorld) -> None:

@@ -75,11 +75,11 @@ def test_a_lost_connection_is_suspected_at_once_called_lost_soon_and_forgotten_w
     assert findings(monitor, world) == [("lost", "h1")]
     assert findings(monitor, world) == []  # told once
     world.beat("h1")
-    assert world.fleet.state.seen["h1"].state == "connected"
+    assert world.fleet.state.agent_status["h1"].state == "connected"
     assert world.watched(monitor, 0.2) == []
 
 
-def test_each_loss_of_a_connection_is_told(world: World) -> None:
+def test_each_loss_of_a_connection_is_reported(world: World) -> None:
     monitor = ProcessMonitor(world.fleet, world.settings, world.now)
     for _ in range(2):
         lose(world, "h1", away_s=0.6)
@@ -108,87 +108,89 @@ def test_when_the_manager_itself_was_late_everybody_gets_that_much_longer(world:
     assert {f.subject for f in ticks(monitor, world, 3) if f.kind == "unreachable"} == {"h1", "h2", "h3", "h4", "h5"}
 
 
-def test_many_hosts_silent_at_once_pull_the_brake_and_their_return_releases_it(world: World) -> None:
+def test_many_hosts_silent_at_once_open_the_breaker_and_their_return_closes_it(world: World) -> None:
     monitor = ProcessMonitor(world.fleet, world.settings, world.now)
     found = ticks(monitor, world, 12)
-    assert [f.kind for f in found].count("brake_on") == 1
-    assert monitor.braked
+    assert [f.kind for f in found].count("circuit_breaker_open") == 1
+    assert monitor.circuit_open
     keep_alive(world, "h1", "h2", "h3", "h4", "h5")
-    assert [f.kind for f in ticks(monitor, world, 1)] == ["brake_off"]
-    assert not monitor.braked
+    assert [f.kind for f in ticks(monitor, world, 1)] == ["circuit_breaker_closed"]
+    assert not monitor.circuit_open
 
 
-def braked(world: World, *well: str, seconds: int) -> tuple[ProcessMonitor, list[Finding]]:
+def circuit_open(world: World, *well: str, seconds: int) -> tuple[ProcessMonitor, list[Finding]]:
     """All but `well` fall silent; then `seconds` pass. Nothing is tried over SSH in between."""
     monitor = ProcessMonitor(world.fleet, world.settings, world.now)
     found: list[Finding] = []
     for _ in range(12 + seconds):
         keep_alive(world, *well)
         found += ticks(monitor, world, 1)
-    assert monitor.braked
+    assert monitor.circuit_open
     return monitor, found
 
 
-def test_before_five_minutes_are_over_nothing_is_tried_and_the_brake_holds(world: World) -> None:
-    monitor, _ = braked(world, "h5", seconds=290)
-    assert monitor.brake_probe(world.now) is None
+def test_before_five_minutes_are_over_nothing_is_tried_and_the_breaker_stays_open(world: World) -> None:
+    monitor, _ = circuit_open(world, "h5", seconds=290)
+    assert monitor.breaker_probe(world.now) is None
 
 
-def test_after_five_minutes_ssh_that_works_to_a_living_host_releases_the_brake(world: World) -> None:
-    monitor, _ = braked(world, "h4", "h5", seconds=302)
-    tried = monitor.brake_probe(world.now)
+def test_after_five_minutes_working_ssh_to_a_living_host_closes_the_breaker(world: World) -> None:
+    monitor, _ = circuit_open(world, "h4", "h5", seconds=302)
+    tried = monitor.breaker_probe(world.now)
     assert tried is not None and tried.host in ("h4", "h5")
     monitor.ssh_answered(True, "")
-    off = [finding for finding in ticks(monitor, world, 1) if finding.kind == "brake_off"]
+    off = [finding for finding in ticks(monitor, world, 1) if finding.kind == "circuit_breaker_closed"]
     assert "SSH to others works" in off[0].reason
-    assert not monitor.braked
+    assert not monitor.circuit_open
 
 
-def test_while_ssh_works_to_nobody_the_brake_holds_says_so_once_and_tries_others_in_turn(world: World) -> None:
-    monitor, found = braked(world, seconds=302)
+def test_while_ssh_fails_everywhere_the_breaker_stays_open_and_probes_in_rotation(
+    world: World,
+) -> None:
+    monitor, found = circuit_open(world, seconds=302)
     tried = set()
     for _ in range(120):
-        agent = monitor.brake_probe(world.now)
+        agent = monitor.breaker_probe(world.now)
         if agent is not None:
             tried.add(agent.host)
             monitor.ssh_answered(False, f"{agent.host}: timed out")
         found += ticks(monitor, world, 1)
     assert tried == {"h1", "h2", "h3", "h4", "h5"}  # every 15 s another
-    assert monitor.braked
-    reasons = [finding.reason for finding in found if finding.kind == "brake_on"]
+    assert monitor.circuit_open
+    reasons = [finding.reason for finding in found if finding.kind == "circuit_breaker_open"]
     assert len(reasons) == 2
     assert "SSH to other hosts does not work" in reasons[1] and "timed out" in reasons[1]
     keep_alive(world, "h1", "h2", "h3")
-    assert [f.kind for f in ticks(monitor, world, 1)] == ["brake_off"]
+    assert [f.kind for f in ticks(monitor, world, 1)] == ["circuit_breaker_closed"]
 
 
-def test_where_no_host_could_be_tried_the_brake_ends_after_five_minutes(tmp_path: Path) -> None:
+def test_where_no_host_could_be_tried_the_breaker_closes_after_five_minutes(tmp_path: Path) -> None:
     world = World(tmp_path, heartbeat_timeout_s=10.0)
     for n in range(1, 6):
         world.register(f"w{n}")
         world.beat(f"launcher:w{n}")
-    monitor, _ = braked(world, seconds=295)
-    assert [f.kind for f in ticks(monitor, world, 10)] == ["brake_off"]
+    monitor, _ = circuit_open(world, seconds=295)
+    assert [f.kind for f in ticks(monitor, world, 10)] == ["circuit_breaker_closed"]
 
 
-def test_when_the_manager_stood_still_the_brake_has_not_had_its_time(world: World) -> None:
-    monitor, _ = braked(world, "h5", seconds=100)
+def test_when_the_manager_stood_still_the_breaker_timeout_has_not_elapsed(world: World) -> None:
+    monitor, _ = circuit_open(world, "h5", seconds=100)
     world.watched(monitor, 400.0)
-    assert monitor.braked
+    assert monitor.circuit_open
     keep_alive(world, "h5")
-    assert monitor.brake_probe(world.now) is None
+    assert monitor.breaker_probe(world.now) is None
     for _ in range(200):
         keep_alive(world, "h5")
         ticks(monitor, world, 1)
-    assert monitor.brake_probe(world.now) is not None
+    assert monitor.breaker_probe(world.now) is not None
 
 
-def test_one_silent_host_pulls_no_brake(world: World) -> None:
+def test_one_silent_host_opens_no_breaker(world: World) -> None:
     monitor = ProcessMonitor(world.fleet, world.settings, world.now)
     ticks(monitor, world, 9)
     keep_alive(world, "h2", "h3", "h4", "h5")
     ticks(monitor, world, 2)
-    assert not monitor.braked
+    assert not monitor.circuit_open
 
 
 def idle_beat(world: World, cpu: float, **report: Any) -> None:
@@ -261,7 +263,7 @@ def test_what_the_host_found_makes_a_worker_suspect_once_and_clears(world: World
 
 def test_a_wall_clock_that_jumps_ten_years_changes_nothing(world: World) -> None:
     """The same history, told with a wall clock that jumps to and fro at every tick."""
-    told = []
+    reported = []
     for jump_s in (0.0, 3600.0, -3600.0, 10 * 365 * 86400.0, -10 * 365 * 86400.0):
         fleet, monitor = world.fleet, ProcessMonitor(world.fleet, world.settings, world.now)
         kinds = []
@@ -275,8 +277,8 @@ def test_a_wall_clock_that_jumps_ten_years_changes_nothing(world: World) -> None
                 kinds.append((second, finding.kind, finding.subject))
                 if finding.kind in ("suspect", "unreachable"):
                     fleet.agents.mark(finding.subject, finding.kind, finding.reason, world.now)
-        told.append(kinds)
-    assert told == [[(9, "suspect", "h1"), (9, "lost", "h1"), (19, "unreachable", "h1")]] * 5
+        reported.append(kinds)
+    assert reported == [[(9, "suspect", "h1"), (9, "lost", "h1"), (19, "unreachable", "h1")]] * 5
 
 
 def test_a_late_manager_shifts_what_a_lost_connection_waits_for_too(world: World) -> None:
@@ -288,7 +290,7 @@ def test_a_late_manager_shifts_what_a_lost_connection_waits_for_too(world: World
     assert findings(monitor, world) == [("suspect", "h1"), ("lost", "h1")]
 
 
-def test_who_was_heard_while_the_manager_was_late_is_owed_no_extra_time(world: World) -> None:
+def test_an_agent_that_reported_while_the_manager_was_late_is_owed_no_extra_time(world: World) -> None:
     monitor = ProcessMonitor(world.fleet, world.settings, world.now)
     world.pass_time(120.0)
     keep_alive(world, "h1", "h2", "h3", "h4", "h5")
@@ -325,7 +327,7 @@ def test_a_removed_host_or_worker_is_no_finding(world: World) -> None:
     assert [f for f in ticks(monitor, world, 3) if f.subject in ("h1", "w1")] == []
 
 
-def test_a_large_fleet_speaks_less_often_but_thrice_within_every_timeout() -> None:
+def test_a_large_fleet_reports_less_often_but_thrice_within_every_timeout() -> None:
     settings = FleetSettings(heartbeat_timeout_s=30.0)
     assert [settings.interval_for(agents) for agents in (1, 1000, 3000, 4000, 10_000)] == [6.0, 6.0, 6.0, 8.0, 10.0]
     quick = FleetSettings(heartbeat_timeout_s=1.0)
@@ -333,7 +335,7 @@ def test_a_large_fleet_speaks_less_often_but_thrice_within_every_timeout() -> No
     assert quick.interval_for(10_000) == pytest.approx(1 / 3)
 
 
-def test_an_agent_is_told_the_interval_of_the_fleet_and_of_its_shortest_lease(world: World) -> None:
+def test_an_agent_receives_the_interval_of_the_fleet_and_of_its_shortest_lease(world: World) -> None:
     assert world.beat("h1", world.report("w1")).interval_s == 2.0
     world.deploy({"h2": {"w2": {"command": "x", "on_partition": "fence", "lease_s": 3.0}}})
     assert world.beat("h2", world.report("w2")).interval_s == 1.0

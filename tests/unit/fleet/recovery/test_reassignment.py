@@ -9,20 +9,20 @@ import pytest
 
 from procguard.config.groups import GroupPolicy
 from procguard.errors import Conflict
-from procguard.fleet.leases import LeaseVerdict
+from procguard.fleet.leases import InstanceStatus
 from procguard.fleet.model import records
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.records import AgentRecord, WorkerRecord
 from procguard.fleet.model.settings import FleetSettings
 from procguard.fleet.recovery.handler import FailureHandler
 from procguard.fleet.recovery.monitor import ProcessMonitor
-from procguard.fleet.recovery.policy import Look, RecoveryPolicy, TaskCase, decide_task
+from procguard.fleet.recovery.policy import RecoveryPolicy, SshProbe, TaskCase, decide_task
 from tests.unit.fleet_world import World
 
 FENCED: dict[str, Any] = {"command": "train", "on_partition": "fence", "lease_s": 20.0, "stop_grace_s": 5.0}
 CERTAIN_S = 20.0 + 5.0 + 2.1
 ON = RecoveryPolicy(FleetSettings(task_reassignment=True, max_recovery_attempts=3))
-GONE = LeaseVerdict(True, "its lease has ended", by_time=True)
+GONE = InstanceStatus(True, "its lease has ended", by_time=True)
 
 
 # -------------------------------------------------------------------------------------------------- the table
@@ -30,7 +30,7 @@ GONE = LeaseVerdict(True, "its lease has ended", by_time=True)
 
 def case(**values: Any) -> TaskCase:
     usual: dict[str, Any] = {"cause": "host_lost", "wanted": True, "well": False, "by_hand": False}
-    return TaskCase(**{**usual, "verdict": GONE, "moves": 0, **values})
+    return TaskCase(**{**usual, "instance": GONE, "moves": 0, **values})
 
 
 @pytest.mark.parametrize(
@@ -42,11 +42,11 @@ def case(**values: Any) -> TaskCase:
         (case(well=True), ON, "drop", ""),
         (case(by_hand=True), ON, "leave", "by_hand"),
         (case(), RecoveryPolicy(FleetSettings(enable_auto_recovery=False)), "leave", "switched_off"),
-        (case(), RecoveryPolicy(ON.settings, braked=True), "wait", "waiting"),
+        (case(), RecoveryPolicy(ON.settings, circuit_open=True), "wait", "waiting"),
         (case(), RecoveryPolicy(ON.settings, in_grace=True), "wait", "waiting"),
-        (case(cause="failed"), RecoveryPolicy(ON.settings, braked=True, in_grace=True), "reassign", ""),
-        (case(verdict=LeaseVerdict(False, "keep")), ON, "wait", "not_proven_gone"),
-        (case(verdict=LeaseVerdict(False, "its lease", 12.0)), ON, "wait", "waiting"),
+        (case(cause="failed"), RecoveryPolicy(ON.settings, circuit_open=True, in_grace=True), "reassign", ""),
+        (case(instance=InstanceStatus(False, "keep")), ON, "wait", "not_proven_gone"),
+        (case(instance=InstanceStatus(False, "its lease", 12.0)), ON, "wait", "waiting"),
         (case(agent_coming_s=9.0), ON, "wait", "waiting"),
         (case(moves=3), ON, "give_up", "gave_up"),
     ],
@@ -56,9 +56,9 @@ def test_each_row_of_the_table(one: TaskCase, policy: RecoveryPolicy, action: st
     assert (decision.action, decision.state) == (action, state)
 
 
-def test_doubt_is_told_before_anything_else_is_weighed() -> None:
+def test_doubt_is_reported_before_anything_else_is_weighed() -> None:
     """Two copies are worse than none: no setting leads past it."""
-    one = case(verdict=LeaseVerdict(False, "keep"), moves=9, agent_coming_s=9.0)
+    one = case(instance=InstanceStatus(False, "keep"), moves=9, agent_coming_s=9.0)
     assert decide_task(one, ON).state == "not_proven_gone"
 
 
@@ -72,7 +72,7 @@ class TickingWorld:
         self.world = World(directory, task_reassignment=True, **settings)
         self.silent: set[str] = set()
         self.states: dict[str, str] = {}  # worker -> what its host reports; "running" by default
-        self.look = Look(False, "unknown", "timed out")
+        self.probe = SshProbe(False, "unknown", "timed out")
         self.failures = self.handler()
 
     def handler(self) -> FailureHandler:
@@ -81,20 +81,20 @@ class TickingWorld:
             self.world.fleet,
             monitor=self.monitor,
             settings=self.world.settings,
-            look=self._look,
+            probe=self._probe,
             spawn=lambda task: task(),
             read_clock=lambda: self.world.now,
         )
 
-    def _look(self, agent: AgentRecord, replace_frozen: bool) -> Look:
-        return self.look
+    def _probe(self, agent: AgentRecord, replace_frozen: bool) -> SshProbe:
+        return self.probe
 
     def restart(self) -> None:
         self.world.restart()
         self.failures = self.handler()
-        self._unheard = True
+        self._silent = True
 
-    _unheard = True
+    _silent = True
 
     def run(self, seconds: float) -> None:
         for _ in range(int(seconds)):
@@ -102,9 +102,9 @@ class TickingWorld:
             for agent_id in self.world.fleet.state.agents_by_id:
                 if agent_id not in self.silent:
                     self.beat(agent_id)
-            if self._unheard and not self.monitor.in_grace(now):
-                self._unheard = False
-                self.failures.look_for_the_unheard(now)
+            if self._silent and not self.monitor.in_grace(now):
+                self._silent = False
+                self.failures.open_incidents_for_silent_agents(now)
             self.failures.tick(now)
             self.world.fleet.gangs.tick(now)
             self.world.fleet.state.durability.commit()
@@ -113,7 +113,7 @@ class TickingWorld:
         fleet = self.world.fleet
         reports = []
         for worker in fleet.state.workers_of(agent_id):
-            state = self.states.get(worker.worker_id, "running" if worker.told == "running" else "stopped")
+            state = self.states.get(worker.worker_id, "running" if worker.assigned_state == "running" else "stopped")
             left = worker.spec.lease_s if records.fenced(worker) else None
             attempt = worker.attempt + (worker.attempt == 0)
             reports.append(self.world.report(worker.worker_id, state, lease_left_s=left, attempt=attempt))
@@ -135,7 +135,7 @@ def ticking(tmp_path: Path) -> TickingWorld:
     return ticking
 
 
-def test_a_fenced_task_of_a_lost_host_goes_to_a_spare_as_soon_as_it_is_surely_gone(ticking: TickingWorld) -> None:
+def test_a_fenced_task_of_a_lost_host_goes_to_a_spare_as_soon_as_it_is_confirmed_stopped(ticking: TickingWorld) -> None:
     epoch = ticking.worker().epoch
     ticking.silent = {"h1"}
     ticking.run(CERTAIN_S - 1.0)
@@ -175,7 +175,7 @@ def test_the_host_that_returns_in_time_keeps_its_task(ticking: TickingWorld) -> 
     assert ticking.view()["recovery"] is None
 
 
-def test_the_host_that_returns_late_is_told_to_drop_its_copy(ticking: TickingWorld) -> None:
+def test_the_host_that_returns_late_receives_its_removal(ticking: TickingWorld) -> None:
     ticking.silent = {"h1"}
     ticking.run(40.0)
     reply = ticking.world.beat("h1", ticking.world.report("w1", epoch=1, lease_left_s=0.0), pid=99)
@@ -190,7 +190,7 @@ def test_an_agent_found_by_ssh_is_waited_for_before_its_task_is_moved(ticking: T
     """Only slow: its lease has ended, but it will be back in a moment, and the task with it."""
     ticking.silent = {"h1"}
     ticking.run(CERTAIN_S - 4.0)
-    ticking.look = Look(True, "started", "started")
+    ticking.probe = SshProbe(True, "started", "started")
     ticking.run(20.0)
     assert ticking.worker().agent_id == "h1"
     assert "agent has just been started" in ticking.view()["recovery"]["reason"]
@@ -226,14 +226,14 @@ def test_a_failed_worker_goes_to_a_spare_and_after_enough_moves_stays_failed_wit
     ticking = TickingWorld(tmp_path, max_recovery_attempts=2)
     ticking.world.deploy({"h1": {"w1": {"command": "x"}}, "s1": {}, "s2": {}}, spares={"s1": True, "s2": True})
     ticking.run(5.0)
-    places = []
+    locations = []
     for _ in range(4):
         ticking.states["w1"] = "failed"
         ticking.run(3.0)
         ticking.states["w1"] = "running"
-        if not places or places[-1] != ticking.worker().agent_id:
-            places.append(ticking.worker().agent_id)
-        if len(places) < 3:
+        if not locations or locations[-1] != ticking.worker().agent_id:
+            locations.append(ticking.worker().agent_id)
+        if len(locations) < 3:
             ticking.run(3.0)
     ticking.states["w1"] = "failed"
     ticking.run(10.0)
@@ -320,9 +320,9 @@ def test_a_manager_that_dies_between_the_change_of_hands_and_its_delivery_has_do
     reply = dying.agents.replies.news_for_agent("s1", "", 0, now)  # what it tells is durable first
     assert reply is not None
     assert [one.worker_id for one in reply.assignments or []] == ["w1"]
-    told = (reply.assignments or [])[0].epoch
+    assigned_state = (reply.assignments or [])[0].epoch
     ticking.world.fleet = ticking.world.open()
-    assert (ticking.worker().agent_id, ticking.worker().epoch) == ("s1", told)
+    assert (ticking.worker().agent_id, ticking.worker().epoch) == ("s1", assigned_state)
     assert "w1" in ticking.world.fleet.state.agents_by_id["h1"].withdrawn
 
 
@@ -368,7 +368,7 @@ def test_a_member_whose_gang_still_runs_is_given_to_nobody(tmp_path: Path) -> No
     ticking.world.deploy({"h1": {"w1": {**FENCED, "group": "trainers"}}, "s1": {}}, spares={"s1": True})
     ticking.run(10.0)
     ticking.world.pass_time(1e4)
-    assert ticking.world.fleet.leases.surely_gone("w1", ticking.world.now)
+    assert ticking.world.fleet.leases.is_confirmed_stopped("w1", ticking.world.now)
     with pytest.raises(Conflict, match="gang"):
         with ticking.world.changing() as tx:
             ticking.world.fleet.placement.reassign(tx, ticking.worker(), "s1", "too early", actor="tester")

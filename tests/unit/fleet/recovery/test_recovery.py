@@ -14,7 +14,7 @@ from procguard.fleet.model.settings import FleetSettings
 from procguard.fleet.recovery import policy as recovery
 from procguard.fleet.recovery.handler import FailureHandler
 from procguard.fleet.recovery.monitor import ProcessMonitor
-from procguard.fleet.recovery.policy import Incident, Look, RecoveryPolicy, decide
+from procguard.fleet.recovery.policy import Incident, RecoveryPolicy, SshProbe, decide
 from remote_agent.protocol import messages
 from tests.unit.fleet_world import SECRET, World
 
@@ -29,12 +29,14 @@ def incident(**values: object) -> Incident:
     return made
 
 
-def decided(one: Incident, settings: FleetSettings = SETTINGS, *, braked: bool = False, grace: bool = False) -> str:
-    return decide(one, RecoveryPolicy(settings, braked, grace), NOW).action
+def decided(
+    one: Incident, settings: FleetSettings = SETTINGS, *, circuit_open: bool = False, grace: bool = False
+) -> str:
+    return decide(one, RecoveryPolicy(settings, circuit_open, grace), NOW).action
 
 
-def test_a_silent_agent_is_looked_for_over_ssh_at_once() -> None:
-    assert decide(incident(), RecoveryPolicy(SETTINGS), NOW)[:2] == ("look", 0.0)
+def test_a_silent_agent_is_probed_over_ssh_at_once() -> None:
+    assert decide(incident(), RecoveryPolicy(SETTINGS), NOW)[:2] == ("probe", 0.0)
 
 
 def test_a_hand_started_launcher_is_left_to_its_user() -> None:
@@ -45,31 +47,31 @@ def test_enable_auto_recovery_false_starts_nothing() -> None:
     assert decided(incident(), FleetSettings(enable_auto_recovery=False)) == "leave"
 
 
-@pytest.mark.parametrize(("braked", "grace"), [(True, False), (False, True)])
-def test_the_brake_and_the_grace_after_a_start_hold_it_back(braked: bool, grace: bool) -> None:
-    assert decided(incident(), braked=braked, grace=grace) == "wait"
+@pytest.mark.parametrize(("circuit_open", "grace"), [(True, False), (False, True)])
+def test_the_breaker_and_the_grace_after_a_start_hold_it_back(circuit_open: bool, grace: bool) -> None:
+    assert decided(incident(), circuit_open=circuit_open, grace=grace) == "wait"
 
 
 def test_an_agent_whose_connection_closed_needs_no_grace() -> None:
     """It was heard since the start of the manager: that start explains nothing."""
-    assert decided(incident(connection_closed=True), grace=True) == "look"
-    assert decided(incident(connection_closed=True), braked=True) == "wait"
+    assert decided(incident(connection_closed=True), grace=True) == "probe"
+    assert decided(incident(connection_closed=True), circuit_open=True) == "wait"
 
 
-def test_a_host_out_of_reach_is_looked_for_again_however_long_it_takes() -> None:
-    gone = incident(last_look=Look(False, "unknown", "timed out"), looks=1_000, last_look_at=99.0)
+def test_a_host_out_of_reach_is_probed_again_however_long_it_takes() -> None:
+    gone = incident(last_probe=SshProbe(False, "unknown", "timed out"), failed_probes=1_000, last_probe_at=99.0)
     decision = decide(gone, RecoveryPolicy(SETTINGS), NOW)
-    assert (decision.action, decision.delay_s) == ("look", 14.0)
+    assert (decision.action, decision.delay_s) == ("probe", 14.0)
 
 
-def test_a_started_agent_has_recovery_timeout_to_be_heard() -> None:
-    started = incident(last_look=Look(True, "started", "started"), starts=1, last_look_at=80.0)
+def test_a_started_agent_has_recovery_timeout_to_reconnect() -> None:
+    started = incident(last_probe=SshProbe(True, "started", "started"), starts=1, last_probe_at=80.0)
     decision = decide(started, RecoveryPolicy(SETTINGS), NOW)
     assert (decision.action, decision.delay_s) == ("wait", 10.0)
 
 
 def test_attempts_end_after_max_recovery_attempts_with_a_reason() -> None:
-    spent = incident(last_look=Look(True, "started", "started"), starts=3, last_look_at=50.0)
+    spent = incident(last_probe=SshProbe(True, "started", "started"), starts=3, last_probe_at=50.0)
     decision = decide(spent, RecoveryPolicy(SETTINGS), NOW)
     assert decision.action == "give_up"
     assert "max_recovery_attempts" in decision.reason
@@ -77,40 +79,40 @@ def test_attempts_end_after_max_recovery_attempts_with_a_reason() -> None:
 
 def test_the_table_in_the_docstring_names_every_row_in_order() -> None:
     for rows in (recovery.SILENT_AGENT, recovery.TASK):
-        places = [(recovery.__doc__ or "").index(f" {row.__name__} ") for row in rows]
-        assert places == sorted(places)
+        locations = [(recovery.__doc__ or "").index(f" {row.__name__} ") for row in rows]
+        assert locations == sorted(locations)
 
 
-def test_attempts_of_the_manager_before_count_without_another_look() -> None:
+def test_attempts_of_the_manager_before_count_without_another_probe() -> None:
     decision = decide(incident(starts=3), RecoveryPolicy(SETTINGS), NOW)
-    assert (decision.action, "3 start(s)" in decision.reason) == ("give_up", True)
+    assert (decision.action, "3 starts" in decision.reason) == ("give_up", True)
 
 
-def test_a_look_replaces_a_frozen_agent_only_after_heartbeat_timeout() -> None:
+def test_a_probe_replaces_a_frozen_agent_only_after_heartbeat_timeout() -> None:
     """A debugger that holds it for a moment is somebody's business."""
-    assert decide(incident(last_heard=95.0), RecoveryPolicy(SETTINGS), NOW).replace_frozen is False
-    assert decide(incident(last_heard=85.0), RecoveryPolicy(SETTINGS), NOW).replace_frozen is True
+    assert decide(incident(last_heartbeat=95.0), RecoveryPolicy(SETTINGS), NOW).replace_frozen is False
+    assert decide(incident(last_heartbeat=85.0), RecoveryPolicy(SETTINGS), NOW).replace_frozen is True
     assert (
         decide(incident(), RecoveryPolicy(SETTINGS), NOW).replace_frozen is True
     )  # not heard in this run of the manager
 
 
-def test_an_agent_found_frozen_is_looked_at_again_when_its_time_is_over() -> None:
-    frozen = incident(last_heard=95.0, last_look=Look(True, "frozen", "stopped"), last_look_at=99.5)
+def test_an_agent_found_frozen_is_probed_again_when_its_time_is_over() -> None:
+    frozen = incident(last_heartbeat=95.0, last_probe=SshProbe(True, "frozen", "stopped"), last_probe_at=99.5)
     decision = decide(frozen, RecoveryPolicy(SETTINGS), NOW)
-    assert (decision.action, decision.delay_s, decision.replace_frozen) == ("look", 5.0, True)
+    assert (decision.action, decision.delay_s, decision.replace_frozen) == ("probe", 5.0, True)
 
 
 class Ssh:
     """What SSH would find, scripted; remembers who was looked for."""
 
-    def __init__(self, *answers: Look) -> None:
+    def __init__(self, *answers: SshProbe) -> None:
         self.answers = list(answers)
-        self.looked: list[str] = []
+        self.probed: list[str] = []
         self.replaced: list[bool] = []
 
-    def __call__(self, agent: AgentRecord, replace_frozen: bool) -> Look:
-        self.looked.append(agent.agent_id)
+    def __call__(self, agent: AgentRecord, replace_frozen: bool) -> SshProbe:
+        self.probed.append(agent.agent_id)
         self.replaced.append(replace_frozen)
         return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
 
@@ -122,7 +124,7 @@ def handler(
     monitor = ProcessMonitor(world.fleet, settings, world.now)
     while monitor.in_grace(world.now):  # heartbeats go on until the grace after the manager's start is over
         world.pass_time(1.0)
-        for agent_id, seen in world.fleet.state.seen.items():
+        for agent_id, seen in world.fleet.state.agent_status.items():
             if seen.heartbeat is not None:
                 world.fleet.agents.heartbeat(agent_id, seen.heartbeat, world.now)
         world.watched(monitor)
@@ -130,7 +132,7 @@ def handler(
         world.fleet,
         monitor=monitor,
         settings=settings,
-        look=ssh,
+        probe=ssh,
         spawn=lambda task: task(),
         read_clock=lambda: world.now,
         manager_urls=lambda: urls or [],
@@ -151,12 +153,12 @@ def lose_connection(world: World, agent_id: str = "h1") -> None:
     world.pass_time(0.6)
 
 
-def test_a_killed_agent_is_started_over_ssh_and_the_incident_tells_it(world: World) -> None:
-    ssh = Ssh(Look(True, "started", "agent started"))
+def test_a_killed_agent_is_started_over_ssh_and_the_incident_reports_it(world: World) -> None:
+    ssh = Ssh(SshProbe(True, "started", "agent started"))
     failures = handler(world, ssh)
     lose_connection(world)
     failures.tick(world.now)
-    assert ssh.looked == ["h1"]
+    assert ssh.probed == ["h1"]
     world.pass_time(1.0)
     world.beat("h1", world.report("w1"), pid=99)
     failures.tick(world.now)
@@ -167,9 +169,9 @@ def test_a_killed_agent_is_started_over_ssh_and_the_incident_tells_it(world: Wor
     assert {"ssh": {"reached": True, "agent": "started"}} in evidence and {"outcome": "recovered"} in evidence
 
 
-def test_an_agent_killed_again_between_two_rounds_is_looked_for_at_once(world: World) -> None:
+def test_an_agent_killed_again_between_two_rounds_is_probed_at_once(world: World) -> None:
     """It was heard for less than a round: the first incident is over all the same, and its wait is not the second's."""
-    ssh = Ssh(Look(True, "started", "agent started"))
+    ssh = Ssh(SshProbe(True, "started", "agent started"))
     failures = handler(world, ssh)
     lose_connection(world)
     failures.tick(world.now)
@@ -177,12 +179,12 @@ def test_an_agent_killed_again_between_two_rounds_is_looked_for_at_once(world: W
     world.beat("h1", world.report("w1"), pid=99)
     lose_connection(world)
     failures.tick(world.now)
-    assert ssh.looked == ["h1", "h1"]
+    assert ssh.probed == ["h1", "h1"]
     assert [one["outcome"] for one in failures.recoveries()] == ["open", "recovered"]
 
 
 def test_a_dead_host_restarts_nothing_and_shows_unknown(world: World) -> None:
-    ssh = Ssh(Look(False, "unknown", "h1: cannot connect (timed out)"))
+    ssh = Ssh(SshProbe(False, "unknown", "h1: cannot connect (timed out)"))
     failures = handler(world, ssh)
     for _ in range(40):
         failures.tick(world.pass_time(1.0))
@@ -190,24 +192,24 @@ def test_a_dead_host_restarts_nothing_and_shows_unknown(world: World) -> None:
     assert view["state"] == "unknown"
     assert "timed out" in view["reason"]
     assert world.fleet.state.workers_by_id["w1"].agent_id == "h1"
-    assert len(ssh.looked) >= 3
+    assert len(ssh.probed) >= 3
     assert failures.recoveries()[0]["outcome"] == "open"
 
 
-def test_a_look_that_breaks_is_an_answer_too(world: World) -> None:
+def test_a_probe_that_fails_is_an_answer_too(world: World) -> None:
     class Broken(Ssh):
-        def __call__(self, agent: AgentRecord, replace_frozen: bool) -> Look:
+        def __call__(self, agent: AgentRecord, replace_frozen: bool) -> SshProbe:
             super().__call__(agent, replace_frozen)
             raise RuntimeError("helper died")
 
-    ssh = Broken(Look(True, "started", ""))
+    ssh = Broken(SshProbe(True, "started", ""))
     failures = handler(world, ssh)
     lose_connection(world)
     failures.tick(world.now)
     assert any("helper died" in step["text"] for step in failures.recoveries()[0]["steps"])
     for _ in range(5):
         failures.tick(world.pass_time(1.0))
-    assert len(ssh.looked) >= 2
+    assert len(ssh.probed) >= 2
 
 
 def test_stop_all_on_failure_stops_every_worker_of_the_fleet(tmp_path: Path) -> None:
@@ -215,7 +217,7 @@ def test_stop_all_on_failure_stops_every_worker_of_the_fleet(tmp_path: Path) -> 
     world.deploy({"h1": {"w1": {"command": "a"}}, "h2": {"w2": {"command": "a"}}})
     world.beat("h1", world.report("w1"))
     world.beat("h2", world.report("w2"))
-    handler(world, Ssh(Look(True, "started", "")))
+    handler(world, Ssh(SshProbe(True, "started", "")))
     world.beat("h1", world.report("w1", "failed", reason="exit code 1"))
     assert {worker.desired for worker in world.fleet.state.workers_by_id.values()} == {"stopped"}
     assert {"worker_failed", "stop_all"} <= set(world.kinds())
@@ -223,19 +225,19 @@ def test_stop_all_on_failure_stops_every_worker_of_the_fleet(tmp_path: Path) -> 
 
 def test_without_stop_all_a_failed_worker_concerns_nobody_else(world: World) -> None:
     world.deploy({"h1": {"w1": {"command": "sleep 9"}, "w2": {"command": "a"}}})
-    handler(world, Ssh(Look(True, "started", "")))
+    handler(world, Ssh(SshProbe(True, "started", "")))
     world.beat("h1", world.report("w1", "failed"), world.report("w2"))
     assert world.fleet.state.workers_by_id["w2"].desired == "running"
 
 
-def test_a_launcher_that_went_away_is_not_looked_for(world: World) -> None:
+def test_a_launcher_that_went_away_is_not_probed(world: World) -> None:
     world.register("train", secret_sha256=SECRET)
     world.beat("launcher:train", world.report("train"))
-    ssh = Ssh(Look(True, "started", ""))
+    ssh = Ssh(SshProbe(True, "started", ""))
     failures = handler(world, ssh)
     lose_connection(world, "launcher:train")
     failures.tick(world.now)
-    assert ssh.looked == []
+    assert ssh.probed == []
     assert failures.recoveries()[0]["outcome"] == "left"
 
 
@@ -250,11 +252,11 @@ def test_what_agents_and_launchers_say_of_themselves_never_steers_ssh(world: Wor
     asked: list[AgentRecord] = []
 
     class Watched(Ssh):
-        def __call__(self, agent: AgentRecord, replace_frozen: bool) -> Look:
+        def __call__(self, agent: AgentRecord, replace_frozen: bool) -> SshProbe:
             asked.append(agent)
             return super().__call__(agent, replace_frozen)
 
-    failures = handler(world, Watched(Look(True, "started", "")))
+    failures = handler(world, Watched(SshProbe(True, "started", "")))
     for agent_id in ("h1", "launcher:spy"):
         lose_connection(world, agent_id)
     failures.tick(world.now)
@@ -262,7 +264,7 @@ def test_what_agents_and_launchers_say_of_themselves_never_steers_ssh(world: Wor
 
 
 def test_a_frozen_agent_is_left_alone_at_first_and_counts_as_no_attempt(world: World) -> None:
-    ssh = Ssh(Look(True, "frozen", "stopped by a signal"), Look(True, "started", "replaced"))
+    ssh = Ssh(SshProbe(True, "frozen", "stopped by a signal"), SshProbe(True, "started", "replaced"))
     failures = handler(world, ssh)
     lose_connection(world)
     failures.tick(world.now)
@@ -273,24 +275,24 @@ def test_a_frozen_agent_is_left_alone_at_first_and_counts_as_no_attempt(world: W
 
 
 def test_giving_up_is_a_state_of_its_own_with_an_alert_and_outlives_the_manager(world: World) -> None:
-    ssh = Ssh(Look(True, "started", "started"))
+    ssh = Ssh(SshProbe(True, "started", "started"))
     failures = handler(world, ssh)
     for _ in range(400):
         failures.tick(world.pass_time(1.0))
     assert "recovery_gave_up" in world.kinds()
-    assert len(ssh.looked) == 3
+    assert len(ssh.probed) == 3
     world.fleet.state.durability.commit()
     world.restart()
     assert world.fleet.state.hosts()[0]["recovery"]["outcome"] == "gave_up"
     failures = handler(world, ssh)
-    failures.look_for_the_unheard(world.now)
+    failures.open_incidents_for_silent_agents(world.now)
     failures.tick(world.pass_time(1.0))
-    assert len(ssh.looked) == 3
+    assert len(ssh.probed) == 3
     assert failures.recoveries()[0]["outcome"] == "gave_up"
 
 
 def test_an_agent_that_was_given_the_managers_new_addresses_is_an_event(world: World) -> None:
-    failures = handler(world, Ssh(Look(True, "running", "it only knew http://a", ("http://b", "http://c"))))
+    failures = handler(world, Ssh(SshProbe(True, "running", "it only knew http://a", ("http://b", "http://c"))))
     lose_connection(world)
     failures.tick(world.now)
     event = next(one for one in world.fleet.state.event_log.find(EventQuery()) if one["kind"] == "agent_addresses")
@@ -299,7 +301,7 @@ def test_an_agent_that_was_given_the_managers_new_addresses_is_an_event(world: W
 
 
 def test_giving_up_says_that_no_address_works_from_the_host(world: World) -> None:
-    failures = handler(world, Ssh(Look(True, "running", "no address leads here (http://a: refused)", no_way=True)))
+    failures = handler(world, Ssh(SshProbe(True, "running", "no address leads here (http://a: refused)", no_way=True)))
     for _ in range(400):
         failures.tick(world.pass_time(1.0))
     last = failures.recoveries()[0]
@@ -308,35 +310,35 @@ def test_giving_up_says_that_no_address_works_from_the_host(world: World) -> Non
 
 def test_attempts_of_a_manager_with_other_addresses_do_not_count(world: World) -> None:
     """It was corrected since: what it spent in vain says nothing about it now."""
-    ssh = Ssh(Look(True, "running", "no address leads here", no_way=True))
+    ssh = Ssh(SshProbe(True, "running", "no address leads here", no_way=True))
     failures = handler(world, ssh, urls=["http://a"])
     for _ in range(400):
         failures.tick(world.pass_time(1.0))
-    assert len(ssh.looked) == 3
-    for urls, looked in ((["http://a"], 3), (["http://b"], 4)):
+    assert len(ssh.probed) == 3
+    for urls, probed in ((["http://a"], 3), (["http://b"], 4)):
         world.fleet.state.durability.commit()
         world.restart()
         failures = handler(world, ssh, urls=urls)
-        failures.look_for_the_unheard(world.now)
+        failures.open_incidents_for_silent_agents(world.now)
         failures.tick(world.pass_time(1.0))
-        assert len(ssh.looked) == looked
+        assert len(ssh.probed) == probed
     assert set(world.fleet.state.hosts()[0]["recovery"]) == {"starts", "outcome", "reason"}
 
 
-def test_an_agent_that_is_heard_again_has_all_its_attempts_again(world: World) -> None:
-    failures = handler(world, Ssh(Look(True, "started", "started")))
+def test_an_agent_that_reconnects_has_all_its_attempts_again(world: World) -> None:
+    failures = handler(world, Ssh(SshProbe(True, "started", "started")))
     for _ in range(400):
         failures.tick(world.pass_time(1.0))
     world.beat("h1", world.report("w1"), pid=99)
     assert world.fleet.state.agents_by_id["h1"].incident is None
 
 
-def test_a_lost_host_and_a_failed_worker_stand_in_their_hosts_ledger(world: World) -> None:
-    failures = handler(world, Ssh(Look(False, "unknown", "timed out")))
+def test_a_lost_host_and_a_failed_worker_are_in_the_failure_history(world: World) -> None:
+    failures = handler(world, Ssh(SshProbe(False, "unknown", "timed out")))
     world.beat("h1", world.report("w1", "failed"))
     for _ in range(15):
         failures.tick(world.pass_time(1.0))
-    assert [one.kind for one in world.fleet.state.agents_by_id["h1"].ledger] == ["worker_failed", "agent_silent"]
+    assert [one.kind for one in world.fleet.state.agents_by_id["h1"].failures] == ["worker_failed", "agent_silent"]
 
 
 # ------------------------------------------------------------------------------------------------ thousands at once
@@ -351,32 +353,32 @@ def crowd(tmp_path: Path, rest: Callable[[World], None], urls: Callable[[], list
     monitor = ProcessMonitor(world.fleet, world.settings, world.now)
     while monitor.in_grace(world.now):
         world.watched(monitor, 1.0)
-    never = Ssh(*[Look(False, "unknown", "refused")] * 1000)
+    never = Ssh(*[SshProbe(False, "unknown", "refused")] * 1000)
     failures = FailureHandler(
-        world.fleet, monitor=monitor, settings=world.settings, look=never, spawn=lambda task: task(),
+        world.fleet, monitor=monitor, settings=world.settings, probe=never, spawn=lambda task: task(),
         read_clock=lambda: world.now, manager_urls=urls, rest=lambda: rest(world),
     )  # fmt: skip
     return world, failures
 
 
-def test_who_is_heard_while_the_unheard_are_looked_for_is_not_one_of_them(tmp_path: Path) -> None:
-    heard: list[str] = []
+def test_an_agent_that_reports_during_the_scan_gets_no_incident(tmp_path: Path) -> None:
+    last_heartbeat: list[str] = []
 
     def rest(world: World) -> None:
-        if not heard:
-            heard.append("h49")
+        if not last_heartbeat:
+            last_heartbeat.append("h49")
             world.beat("h49", world.report("w49"))
 
     world, failures = crowd(tmp_path, rest, list)
-    failures.look_for_the_unheard(world.now)
-    found = world.fleet.state.seen
+    failures.open_incidents_for_silent_agents(world.now)
+    found = world.fleet.state.agent_status
     assert [agent_id for agent_id, seen in found.items() if seen.state != "unreachable"] == ["h49"]
 
 
 def test_others_have_their_turn_between_thousands_that_are_lost_and_return(tmp_path: Path) -> None:
     rests, asked = [], []
     world, failures = crowd(tmp_path, lambda _world: rests.append(1), lambda: asked.append(1) or ["http://a"])
-    failures.look_for_the_unheard(world.now)
+    failures.open_incidents_for_silent_agents(world.now)
     assert (len(rests), len(asked)) == (50, 1), "its own addresses are asked for once, not for each"
     failures.tick(world.now)
     assert len(rests) == 100
@@ -387,7 +389,7 @@ def test_others_have_their_turn_between_thousands_that_are_lost_and_return(tmp_p
     assert {one["outcome"] for one in failures.recoveries()} == {"recovered"}
 
 
-def test_who_returns_while_others_run_is_closed_before_the_monitor_looks(tmp_path: Path) -> None:
+def test_who_returns_while_others_run_is_closed_before_the_monitor_runs(tmp_path: Path) -> None:
     """Else its next loss would be a step of the incident before."""
     late = ["h7"]
 
@@ -397,7 +399,7 @@ def test_who_returns_while_others_run_is_closed_before_the_monitor_looks(tmp_pat
 
     returning: list[int] = []
     world, failures = crowd(tmp_path, rest, list)
-    failures.look_for_the_unheard(world.now)
+    failures.open_incidents_for_silent_agents(world.now)
     world.beat("h3", world.report("w3"))
     returning.append(1)
     failures.tick(world.now)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from procguard.fleet.store.group_commit import LOOK_AGAIN_S, GroupCommit
+from procguard.fleet.store.group_commit import RECHECK_S, GroupCommit
 from procguard.fleet.store.interface import run_here
 from tests.waiting import wait_until
 
@@ -70,7 +70,7 @@ def test_nobody_waits_longer_than_for_two_writes() -> None:
     may_go.set()
     for thread in threads:
         thread.join(10)
-    assert time.monotonic() - began < LOOK_AGAIN_S  # they were woken, and did not just look again
+    assert time.monotonic() - began < RECHECK_S  # they were woken, and did not just look again
     assert sorted(log.numbers) == list(range(41)) and len(log.written) <= 3 and len(alone) == 1
 
 

@@ -208,11 +208,11 @@ def test_many_committers_share_their_writes_and_each_returns_durable(
     kind: Kind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, _ = kind.opened()
-    writes, wrong, looking = kind.slowly(monkeypatch), list[int](), threading.Lock()
+    writes, wrong, probing = kind.slowly(monkeypatch), list[int](), threading.Lock()
 
     def commit(n: int) -> None:
         put(store, **{f"w{n}": n})
-        with looking:
+        with probing:
             if numbers(kind.died()).get(f"w{n}") != n:
                 wrong.append(n)
 

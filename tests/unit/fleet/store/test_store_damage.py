@@ -85,7 +85,7 @@ def check(path: Path, *, last_may_be_cut: bool = False) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_lost_file_and_every_lost_pair_is_survived_and_told(states: dict[str, Path], kind: str) -> None:
+def test_every_lost_file_and_every_lost_pair_is_survived_and_reported(states: dict[str, Path], kind: str) -> None:
     """Of a readable state all but the loss of everything; of a database alone, what it has."""
     names = files(states[kind])
     assert len(names) == (4 if kind == ".yaml" else 2)
@@ -126,7 +126,7 @@ def test_a_write_ahead_log_that_was_cut_is_noticed_by_its_index(states: dict[str
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 4096, b"SQLite format 3\0" + b"\xff" * 9000])
-def test_a_database_that_is_garbage_falls_back_to_the_snapshot_and_is_kept_for_a_look(
+def test_a_database_that_is_garbage_falls_back_to_the_snapshot_and_is_kept_for_inspection(
     states: dict[str, Path], content: bytes
 ) -> None:
     with a_copy(states[".yaml"]) as path:

@@ -129,8 +129,8 @@ def test_a_restart_keeps_all_spans_and_whose_they_are(tmp_path: Path) -> None:
     files, after = reopened(tmp_path / "m", at)
     for worker_id in ("w1", "w2", "w3"):
         for span in SPANS:
-            told = after.tables["workers"].read(worker_id, span, 0.0)
-            assert told == before.tables["workers"].read(worker_id, span, 0.0), span.name
+            reported = after.tables["workers"].read(worker_id, span, 0.0)
+            assert reported == before.tables["workers"].read(worker_id, span, 0.0), span.name
     keep(files, after, 3, at + 60, "w1", "w2", "w3")
     moments = after.tables["workers"].read("w1", QUARTER, 0.0)
     assert moments is not None and moments[0][-4:] == [at, at + 60, at + 70, at + 80], "the gap stays a gap"

@@ -10,18 +10,18 @@ import pytest
 
 from procguard.fleet.model.records import HostFailure
 from procguard.fleet.workers import failure_history
-from procguard.fleet.workers.placement import Place, Task, choose
+from procguard.fleet.workers.placement import Candidate, Task, choose
 
 TASK = Task("w1", requires={"gpu": "a100"}, gpus=2)
-FITS = Place("s1", "s1", labels={"gpu": "a100"}, gpus_free=2)
+FITS = Candidate("s1", "s1", labels={"gpu": "a100"}, gpus_free=2)
 DAY_S = 24 * 3600.0
 
 
-def but(**changes: Any) -> Place:
+def but(**changes: Any) -> Candidate:
     return dataclasses.replace(FITS, **changes)
 
 
-def named(name: str, **changes: Any) -> Place:
+def named(name: str, **changes: Any) -> Candidate:
     return but(agent_id=name, host=name, **changes)
 
 
@@ -30,7 +30,7 @@ def test_the_one_spare_that_fits_is_chosen() -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "word"),
+    ("candidate", "word"),
     [
         (but(deployed=False), "launcher"),
         (but(spare=False), "procguard_spare"),
@@ -42,8 +42,8 @@ def test_the_one_spare_that_fits_is_chosen() -> None:
         (but(gpus_free=None), "does not say"),
     ],
 )
-def test_a_host_that_may_not_is_never_chosen_for_want_of_a_better_one(place: Place, word: str) -> None:
-    found = choose(TASK, [place])
+def test_an_unsuitable_host_is_never_chosen(candidate: Candidate, word: str) -> None:
+    found = choose(TASK, [candidate])
     assert found.agent_id == ""
     assert word in found.rejected["s1"]
 
@@ -64,8 +64,8 @@ def test_a_task_without_gpus_goes_where_nothing_is_known_of_gpus() -> None:
     assert choose(Task("w1"), [but(gpus_free=None)]).agent_id == "s1"
 
 
-def test_a_better_reputation_goes_before_fewer_workers_and_these_before_the_name() -> None:
-    good, bad = named("z", standing=0.0, workers=9), named("a", standing=2.0, workers=0)
+def test_the_failure_score_goes_before_fewer_workers_and_these_before_the_name() -> None:
+    good, bad = named("z", score=0.0, workers=9), named("a", score=2.0, workers=0)
     assert choose(TASK, [bad, good]).agent_id == "z"
     assert choose(TASK, [named("a", workers=3), named("z", workers=1)]).agent_id == "z"
     assert choose(TASK, [named("z"), named("a")]).agent_id == "a"
@@ -76,8 +76,8 @@ def test_no_spare_at_all_says_how_to_declare_one() -> None:
 
 
 def test_the_reason_names_each_spare_but_not_every_ordinary_host() -> None:
-    places = [named(f"n{number}", spare=False) for number in range(50)] + [named("s1", cordoned="fan")]
-    assert choose(TASK, places).reason == "no spare fits: s1: it is cordoned (fan)"
+    candidates = [named(f"n{number}", spare=False) for number in range(50)] + [named("s1", cordoned="fan")]
+    assert choose(TASK, candidates).reason == "no spare fits: s1: it is cordoned (fan)"
 
 
 def test_many_rejected_spares_are_counted_not_listed() -> None:
@@ -88,15 +88,15 @@ def test_many_rejected_spares_are_counted_not_listed() -> None:
 def test_a_failure_fades_and_a_lost_host_weighs_more_than_a_failed_worker() -> None:
     lost = failure_history.noted([], "agent_silent", "gone", 0.0)
     failed = failure_history.noted([], "worker_failed", "w1", 0.0)
-    assert failure_history.standing(lost, 0.0) > failure_history.standing(failed, 0.0) > 0.0
-    assert failure_history.standing(failed, DAY_S) == pytest.approx(failure_history.standing(failed, 0.0) / 2)
-    assert failure_history.standing([], 0.0) == 0.0
+    assert failure_history.score(lost, 0.0) > failure_history.score(failed, 0.0) > 0.0
+    assert failure_history.score(failed, DAY_S) == pytest.approx(failure_history.score(failed, 0.0) / 2)
+    assert failure_history.score([], 0.0) == 0.0
 
 
-def test_the_ledger_is_bounded_and_a_clock_set_back_breaks_nothing() -> None:
-    ledger: Sequence[HostFailure] = ()
+def test_the_failure_history_is_bounded_and_a_clock_set_back_breaks_nothing() -> None:
+    failures: Sequence[HostFailure] = ()
     for number in range(200):
-        ledger = failure_history.noted(ledger, "worker_failed", f"w{number}", float(number))
-    assert len(ledger) == failure_history.KEEP
-    assert ledger[-1].what == "w199"
-    assert failure_history.standing(ledger, -1e9) == pytest.approx(failure_history.KEEP)
+        failures = failure_history.noted(failures, "worker_failed", f"w{number}", float(number))
+    assert len(failures) == failure_history.KEEP
+    assert failures[-1].what == "w199"
+    assert failure_history.score(failures, -1e9) == pytest.approx(failure_history.KEEP)

@@ -79,20 +79,20 @@ def test_nothing_that_matches_is_not_found() -> None:
         ("!", "a value is missing"),
     ],
 )
-def test_a_mistake_is_told_with_its_part(target: str, complaint: str) -> None:
+def test_a_mistake_is_reported_with_its_part(target: str, complaint: str) -> None:
     with pytest.raises(UsageError) as caught:
         selectors.parse(target)
     assert complaint in caught.value.message and "write e.g." in caught.value.next_step
 
 
-def test_ten_thousand_ids_are_looked_up_not_searched() -> None:
+def test_ten_thousand_ids_are_found_not_searched() -> None:
     """A selection made by hand in the portal is a list of ids: one set, not ten thousand patterns."""
     selector = selectors.parse("|".join(f"w{number}" for number in range(10_000)))
     assert selector.matches({"worker_id": "w9999"}) and not selector.matches({"worker_id": "w10000"})
 
 
 @pytest.mark.parametrize(("text", "one"), [("train-1", True), ("train-*", False), ("a,b", False), ("!a", False)])
-def test_an_id_in_full_is_told_from_a_selector(text: str, one: bool) -> None:
+def test_an_id_in_full_differs_from_a_selector(text: str, one: bool) -> None:
     assert selectors.is_one_id(text) is one
 
 

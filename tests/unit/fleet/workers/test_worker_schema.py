@@ -58,7 +58,7 @@ def test_the_page_s_example_is_taken_by_the_inventory() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "reported"),
     [
         ("env_fil", ".env", "unknown key env_fil; did you mean env_file?"),
         ("limits", {"memory_mx": 1}, "unknown key limits.memory_mx; did you mean limits.memory_max?"),
@@ -71,9 +71,9 @@ def test_the_page_s_example_is_taken_by_the_inventory() -> None:
         ("post_stop", {"command": "x", "timeout_s": 0}, "post_stop: timeout_s 0.0: expected seconds above 0"),
     ],
 )
-def test_wrong_values_and_near_keys_are_named(key: str, value: Any, told: str) -> None:
+def test_wrong_values_and_near_keys_are_named(key: str, value: Any, reported: str) -> None:
     workers, mistakes = read([{"id": "w1", "command": "x", key: value}])
-    assert workers == [] and len(mistakes) == 1 and told in mistakes[0]
+    assert workers == [] and len(mistakes) == 1 and reported in mistakes[0]
 
 
 def test_setup_may_be_a_block_of_text() -> None:

@@ -188,9 +188,9 @@ def test_progress_comes_live(server: RunningServer) -> None:
         client.say({"t": "sub", "topic": "operations", "seq": 0})
         assert client.message()["items"] == []
         operation = begin(server)["operation_id"]
-        heard: list[dict[str, int]] = []
-        while not heard or "accepted" not in heard[-1]:
+        received: list[dict[str, int]] = []
+        while not received or "accepted" not in received[-1]:
             frame = client.message()
             assert frame["t"] == "delta" and frame["set"][0]["operation_id"] == operation
-            heard.append(frame["set"][0]["counts"])
-        assert heard[0] == {"waiting": 3}
+            received.append(frame["set"][0]["counts"])
+        assert received[0] == {"waiting": 3}

@@ -98,9 +98,9 @@ def test_a_new_field_is_in_the_api_openapi_the_live_feed_and_the_portals_columns
     _, live = answer(server, "/api/live/workers")
     assert live["columns"]["exit_count"] == [42]
     _, fields = answer(server, "/api/fields")
-    [told] = [one for one in fields["workers"] if one["name"] == "exit_count"]
-    assert told["label"] == {"en": "Exits", "zh": "退出"} and told["column"]["key"] == "exit_count"
-    assert told["live"] == "row"
+    [reported] = [one for one in fields["workers"] if one["name"] == "exit_count"]
+    assert reported["label"] == {"en": "Exits", "zh": "退出"} and reported["column"]["key"] == "exit_count"
+    assert reported["live"] == "row"
 
 
 def test_a_new_field_is_in_the_commands_wide_table(copy: Path, server: RunningServer) -> None:
@@ -126,9 +126,9 @@ def test_a_new_route_is_served_guarded_and_described_by_one_file(copy: Path, ser
 
 def test_a_new_route_is_in_the_documents_table_and_tried_by_the_access_test(copy: Path) -> None:
     code = (
-        "from tests.unit.portal.auth.test_access_table import ROWS, by_rule, LOOK; "
+        "from tests.unit.portal.auth.test_access_table import ROWS, by_rule, READ; "
         "from procguard.portal.api.resource import all_routes; "
-        "assert ROWS['GET /api/uptime'].who == by_rule('GET /api/uptime') == LOOK; "
+        "assert ROWS['GET /api/uptime'].who == by_rule('GET /api/uptime') == READ; "
         "print([one.summary for one in all_routes() if one.path == '/api/uptime'])"
     )
     environ = {**os.environ, "PYTHONPATH": str(copy)}

@@ -54,16 +54,16 @@ def test_each_route_is_described_once_and_in_both_languages() -> None:
 def test_it_is_an_openapi_3_1_document_whose_references_lead_somewhere(server: RunningServer) -> None:
     answer = server.ask("GET", "/api/openapi.json", headers={"X-Forwarded-For": "192.0.2.7"})
     assert (answer.status, answer.headers["Content-Type"]) == (200, "application/json")
-    told = answer.json
-    assert told == json.loads(json.dumps(document())) and told["openapi"].startswith("3.1")
-    for reference in set(re.findall(r'"\$ref": "([^"]+)"', json.dumps(told))):
-        found = told
+    reported = answer.json
+    assert reported == json.loads(json.dumps(document())) and reported["openapi"].startswith("3.1")
+    for reference in set(re.findall(r'"\$ref": "([^"]+)"', json.dumps(reported))):
+        found = reported
         for name in reference.removeprefix("#/").split("/"):
             found = found[name]
         assert found, reference
-    for schema in told["components"]["schemas"].values():
+    for schema in reported["components"]["schemas"].values():
         jsonschema_rs.meta.validate({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema})
-    ids = [operation["operationId"] for path in told["paths"].values() for operation in path.values()]
+    ids = [operation["operationId"] for path in reported["paths"].values() for operation in path.values()]
     assert len(ids) == len(set(ids))
 
 

@@ -20,7 +20,7 @@ from procguard.portal.logs import own_search
 from procguard.portal.logs.matching import Matching
 from procguard.portal.logs.own_search import OwnSearch
 from procguard.portal.logs.store import LogStore
-from remote_agent.logs.search import look
+from remote_agent.logs.search import run_search
 from remote_agent.protocol import messages
 from tests.server_process import Answer, RunningServer
 from tests.unit.fleet_world import World
@@ -70,7 +70,7 @@ class Host:
             reply = self.server.ask("GET", f"{path}/commands?wait=0.5&rev={rev}&seq=0", secret=self.secret).json
             rev = reply["assignments_rev"]
             for search in reply["searches"]:
-                answer = messages.encode(self.look(messages.decode(messages.LogSearch, search))) | self.forged
+                answer = messages.encode(self.run_search(messages.decode(messages.LogSearch, search))) | self.forged
                 self.server.ask("POST", f"{path}/searches", answer, secret=self.secret)
 
     def off(self) -> None:
@@ -82,9 +82,9 @@ class Host:
         with self._lock:
             return self.server.beat(self.name, self.secret, *self.reports)
 
-    def look(self, search: messages.LogSearch) -> messages.LogSearchResult:
-        places = [[one, str(self.directory / one)] for one in search.workers if (self.directory / one).is_dir()]
-        return look(sys.executable, search, places, threading.Event())
+    def run_search(self, search: messages.LogSearch) -> messages.LogSearchResult:
+        directories = [[one, str(self.directory / one)] for one in search.workers if (self.directory / one).is_dir()]
+        return run_search(sys.executable, search, directories, threading.Event())
 
     def write(self, worker: str, attempt: int, text: str, shipped: int = -1) -> None:
         """The worker's output, here and, as far as it was shipped, at the manager."""
@@ -279,7 +279,7 @@ class Own:
     def _wake(self) -> None:
         self.woken += 1
 
-    def look(self) -> tuple[Any, list[messages.LogMatch]]:
+    def run_search(self) -> tuple[Any, list[messages.LogMatch]]:
         find = lambda text: (0, 1) if "needle" in text else None  # noqa: E731
         own = OwnSearch(self.store, self.matching, self.search, find, "tester")
         own.begin()
@@ -291,7 +291,7 @@ def test_the_manager_s_part_ends_after_its_bytes_and_says_so(tmp_path: Path, mon
     monkeypatch.setattr(own_search, "MAX_SCAN_BYTES", 100_000)
     own = Own(tmp_path)
     own.store.append("w1", 1, "out", 0, b"hay\n" * 100_000 + b"needle\n", AT)
-    part, lines = own.look()
+    part, lines = own.run_search()
     assert part.status == "timeout" and "narrow it down" in part.reason
     assert len(lines) == 1 and part.bytes <= 200_000
 
@@ -299,13 +299,13 @@ def test_the_manager_s_part_ends_after_its_bytes_and_says_so(tmp_path: Path, mon
 def test_the_manager_s_part_ends_when_its_time_is_over(tmp_path: Path) -> None:
     own = Own(tmp_path, timeout_s=-2.5)
     own.store.append("w1", 1, "out", 0, b"hay\n" * 100_000, AT)
-    assert own.look()[0].status == "timeout"
+    assert own.run_search()[0].status == "timeout"
 
 
 def test_what_the_manager_has_found_is_not_lost_for_a_host_that_does_not_answer(tmp_path: Path) -> None:
     own = Own(tmp_path, silent=True, timeout_s=-2.0)
     own.store.append("w1", 1, "out", 0, b"needle\n", AT)
-    part, lines = own.look()
+    part, lines = own.run_search()
     assert own.search.parts["h2"].status == "asked" and own.woken
     assert (part.status, [line.text for line in lines]) == ("done", ["needle"])
 
@@ -318,5 +318,5 @@ def test_one_search_too_many_of_a_caller_is_said_in_its_answer(tmp_path: Path, m
         raise LimitExceeded("2 of your own searches are under way already", "wait", status=429)
 
     monkeypatch.setattr(own.matching, "scan", busy)
-    part, lines = own.look()
+    part, lines = own.run_search()
     assert (part.status, lines) == ("failed", []) and "under way" in part.reason

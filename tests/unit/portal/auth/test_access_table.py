@@ -34,7 +34,7 @@ from tests.raw_websocket import Frame, RawWebSocket
 from tests.server_process import RunningServer
 from tests.waiting import wait_until
 
-ANYONE, LOOK, SCRAPE, ACT, AGENT, AGENT_OR_ACT = "anyone", "look", "scrape", "act", "agent", "agent or act"
+ANYONE, READ, SCRAPE, ACT, AGENT, AGENT_OR_ACT = "anyone", "look", "scrape", "act", "agent", "agent or act"
 ENROL = "enrol"  # who may not is kept waiting for approval (202) where others are refused
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "PROPFIND")
 SAFE = ("GET", "HEAD")
@@ -53,7 +53,7 @@ class Row:
 
 KINDS = {
     "anyone": ANYONE,
-    "viewer": LOOK,
+    "viewer": READ,
     "viewer or metrics": SCRAPE,
     "operator": ACT,
     "agent": AGENT,
@@ -86,7 +86,7 @@ def by_rule(name: str) -> str:
         return ANYONE
     if name in READ_BY_METRICS_TOO:
         return SCRAPE
-    return LOOK if name.startswith("GET ") and name not in READ_BY_OPERATORS_ONLY else ACT
+    return READ if name.startswith("GET ") and name not in READ_BY_OPERATORS_ONLY else ACT
 
 
 def row_of(route: Route) -> Row:
@@ -127,7 +127,7 @@ def bearer(text: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {text}"}
 
 
-class Place:
+class Location:
     """A manager with two hosts and a worker on each, and everything that callers show."""
 
     def __init__(self, directory: Path) -> None:
@@ -166,7 +166,7 @@ class Place:
         operators_browser = {"Cookie": operator_cookie, "X-ProcGuard-CSRF": operator_csrf, "Host": "m.example"}
         viewers_browser = {"Cookie": viewer_cookie, "X-ProcGuard-CSRF": viewer_csrf, "Host": "m.example"}
         far = "X-Forwarded-For"  # what is forwarded is nobody's local request
-        look, act = frozenset({LOOK, SCRAPE}), frozenset({LOOK, SCRAPE, ACT, AGENT_OR_ACT, ENROL})
+        reads, act = frozenset({READ, SCRAPE}), frozenset({READ, SCRAPE, ACT, AGENT_OR_ACT, ENROL})
         own = frozenset({AGENT, AGENT_OR_ACT})
         forwarding = ("X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Forwarded", "Via", "X-Real-IP")
         return [
@@ -187,9 +187,9 @@ class Place:
             Caller("other agent's secret", bearer(self.secrets["h2"])),
             Caller("own agent's secret", bearer(self.secrets["h1"]), own),
             Caller("token of the agent", self.token("agent:h1"), own),
-            Caller("viewer", self.token("viewer"), look),
-            Caller("viewer from elsewhere", {**self.token("viewer"), "Host": "m.example", far: "192.0.2.7"}, look),
-            Caller("viewer's browser", viewers_browser, look),
+            Caller("viewer", self.token("viewer"), reads),
+            Caller("viewer from elsewhere", {**self.token("viewer"), "Host": "m.example", far: "192.0.2.7"}, reads),
+            Caller("viewer's browser", viewers_browser, reads),
             Caller("browser without CSRF", {"Cookie": operator_cookie, "Host": "m.example"}, act, safe_only=True),
             Caller("browser on a foreign page", {"Cookie": operator_cookie, "Origin": "http://evil.example"}),
             Caller("forged cookie", {"Cookie": "procguard_session=x", "Host": "m.example"}),
@@ -200,8 +200,8 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    made = Place(tmp_path_factory.mktemp("manager"))
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Location]:
+    made = Location(tmp_path_factory.mktemp("manager"))
     yield made
     made.server.close()
 
@@ -253,7 +253,7 @@ class Wire:
         self._http.close()
 
 
-def requests_of(place: Place) -> Iterator[tuple[str, str, str, Row]]:
+def requests_of(place: Location) -> Iterator[tuple[str, str, str, Row]]:
     """(method, rule, target, row): every route, HEAD where there is GET, destructive ones last."""
     routes = place.server.routes()
     for method, rule in sorted(routes, key=lambda one: (one[0] not in SAFE, one[0] == "DELETE", "revoke" in one[1])):
@@ -287,7 +287,7 @@ def state_of(server: RunningServer) -> Any:
 # ----------------------------------------------------------------------------------------------------- the table
 
 
-def test_what_is_served_is_what_is_declared(place: Place) -> None:
+def test_what_is_served_is_what_is_declared(place: Location) -> None:
     served = {f"{method} {rule}" for method, rule in place.server.routes()}
     assert sorted(served - set(ROWS)) == [], "served without a declaration (an operator's only)"
     assert sorted(set(ROWS) - served) == [], "declared, but not served"
@@ -305,7 +305,7 @@ def test_no_route_is_declared_more_open_than_the_rule() -> None:
 
 @pytest.mark.slow
 @pytest.mark.chaos(7)
-def test_every_route_refuses_whoever_has_no_business_there(place: Place, chaos_report: ChaosReport) -> None:
+def test_every_route_refuses_whoever_has_no_business_there(place: Location, chaos_report: ChaosReport) -> None:
     server, before = place.server, state_of(place.server)
     asked = refused = served = 0
     wrong: list[str] = []
@@ -344,7 +344,7 @@ def test_every_route_refuses_whoever_has_no_business_there(place: Place, chaos_r
     )
 
 
-def test_other_methods_do_nothing_for_anybody(place: Place) -> None:
+def test_other_methods_do_nothing_for_anybody(place: Location) -> None:
     """Also for who may act: what is no route is none with another verb either (a fix once forgot DELETE)."""
     known = set(place.server.routes())
     before, wire = state_of(place.server)[:3], Wire(place.server.port)
@@ -388,7 +388,7 @@ def test_without_trust_in_local_users_nobody_is_served_without_a_token(tmp_path:
         (bearer("pg-wrong"), 4401),
     ],
 )
-def test_the_live_feed_is_closed_to_them_too(place: Place, headers: dict[str, str], code: int) -> None:
+def test_the_live_feed_is_closed_to_them_too(place: Location, headers: dict[str, str], code: int) -> None:
     socket_ = RawWebSocket(place.server.port, headers)
     try:
         if code == 403:
@@ -405,7 +405,7 @@ def _frame(client: RawWebSocket) -> Frame:
     return frame
 
 
-def test_viewers_see_the_live_feed(place: Place) -> None:
+def test_viewers_see_the_live_feed(place: Location) -> None:
     socket_ = RawWebSocket(place.server.port, {**place.token("viewer"), "Host": "m.example"})
     try:
         assert _frame(socket_).json["t"] == "hello"
@@ -413,7 +413,7 @@ def test_viewers_see_the_live_feed(place: Place) -> None:
         socket_.close()
 
 
-def test_a_foreign_page_learns_nothing_about_the_session(place: Place) -> None:
+def test_a_foreign_page_learns_nothing_about_the_session(place: Location) -> None:
     for headers in ({"Host": "evil.example"}, {"X-Forwarded-For": "127.0.0.1"}, {"Sec-Fetch-Site": "cross-site"}):
         answer = place.server.ask("GET", "/api/session", headers=headers)
         assert (answer.status, answer.json["operator"], answer.json["role"]) == (200, False, None)
@@ -444,7 +444,9 @@ def closing(port: int) -> int:
 
 
 @pytest.mark.chaos(25)
-def test_another_user_of_the_machine_is_refused_also_when_it_has_gone(place: Place, chaos_report: ChaosReport) -> None:
+def test_another_user_of_the_machine_is_refused_also_when_it_has_gone(
+    place: Location, chaos_report: ChaosReport
+) -> None:
     """A connection that was closed before it was accepted is shown by the kernel as uid 0: it must not pass as root."""
     server, before = place.server, state_of(place.server)
     headers = {"Host": f"localhost:{server.port}", "Content-Type": "application/json"}
@@ -509,7 +511,7 @@ def curl_lines(port: int) -> list[str]:
 
 
 @pytest.mark.skipif(shutil.which("curl") is None and os.environ.get("CI") != "true", reason="needs curl")
-def test_the_documented_curl_lines_are_served_as_they_stand(place: Place) -> None:
+def test_the_documented_curl_lines_are_served_as_they_stand(place: Location) -> None:
     lines = curl_lines(place.server.port)
     assert len(lines) >= 9
     for line in lines:
@@ -519,11 +521,11 @@ def test_the_documented_curl_lines_are_served_as_they_stand(place: Place) -> Non
 
 
 @pytest.mark.slow
-def test_who_may_act_is_served_everywhere(place: Place) -> None:
+def test_who_may_act_is_served_everywhere(place: Location) -> None:
     """Passed the gate means: answered by the route itself, be it with 400, 404 or 409."""
     served = 0
     for caller in place.callers():
-        if not caller.may - {SCRAPE, LOOK}:
+        if not caller.may - {SCRAPE, READ}:
             continue
         wire = Wire(place.server.port)
         for method, _, target, row in requests_of(place):

@@ -108,7 +108,7 @@ def test_a_token_for_launchers_opens_no_browser_session(server: RunningServer) -
     assert server.ask("POST", "/api/login", {"token": make_token(server, "enroll")["token"]}, FAR).status == 401
 
 
-def test_an_expired_token_is_told_so(server: RunningServer) -> None:
+def test_an_expired_token_is_reported_so(server: RunningServer) -> None:
     made = make_token(server, "operator", expires_in_s=1)
     assert made["expires_at"]
 
@@ -153,7 +153,7 @@ def test_an_agents_secret_is_revoked_and_its_held_request_ends(server: RunningSe
     assert server.ask("POST", "/api/agents/nosuch/revoke").status == 404
 
 
-def test_a_token_made_for_a_launcher_lets_it_in_and_speaks_for_it(server: RunningServer) -> None:
+def test_a_token_made_for_a_launcher_admits_it_and_reports_for_it(server: RunningServer) -> None:
     token = make_token(server, "agent:launcher:curled")["token"]
     registration = {"worker_id": "curled", "command": "sleep 9", "host": "elsewhere"}
     answer = server.ask("POST", "/api/workers/register", registration, FAR, secret=token)
@@ -328,7 +328,7 @@ def test_a_change_whose_words_come_later_is_recorded_with_them(tmp_path: Path) -
     asked = environ("/api/tokens")
     asked.update({"procguard.change": "scope viewer", "procguard.change_final": False})
     audit.begin(asked, Principal("operator", "me"), {}, 201)
-    world.tell("token", reason="created")
+    world.emit("token", reason="created")
     asked.update({"procguard.change": "t-1, scope viewer", "procguard.change_final": True})
     audit.end(201)
     [record] = audit.find(EventQuery(), 10)

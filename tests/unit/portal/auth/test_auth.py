@@ -34,7 +34,7 @@ class FakeSocket:
         return ("127.0.0.1", 5_000)
 
 
-class Desk:
+class AccessRig:
     """An Auth over a real fleet; `ask` builds the request of a local curl and changes what it is told to."""
 
     def __init__(
@@ -79,8 +79,8 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Desk:
-    return Desk(tmp_path)
+def rig(tmp_path: Path) -> AccessRig:
+    return AccessRig(tmp_path)
 
 
 # ---------------------------------------------------------------------------------- the operator without a token
@@ -89,13 +89,13 @@ def desk(tmp_path: Path) -> Desk:
 @pytest.mark.parametrize(
     "host", ["localhost", "localhost:5000", "127.0.0.1:5000", "[::1]:5000", "[::1]", "LocalHost:1"]
 )
-def test_the_managers_user_on_its_machine_is_operator(desk: Desk, host: str) -> None:
-    caller = desk.auth.require_operator(desk.request(HTTP_HOST=host))
+def test_the_managers_user_on_its_machine_is_operator(rig: AccessRig, host: str) -> None:
+    caller = rig.auth.require_operator(rig.request(HTTP_HOST=host))
     assert (caller.kind, caller.via) == ("operator", "local")
 
 
 def test_root_is_operator_too(tmp_path: Path) -> None:
-    assert Desk(tmp_path, uid=0).auth.require_operator(Desk.request()).kind == "operator"
+    assert AccessRig(tmp_path, uid=0).auth.require_operator(AccessRig.request()).kind == "operator"
 
 
 @pytest.mark.parametrize(
@@ -123,51 +123,51 @@ def test_root_is_operator_too(tmp_path: Path) -> None:
         {"procguard.socket": None},
     ],
 )
-def test_anything_that_smells_of_another_asker_needs_a_token(desk: Desk, change: dict[str, Any]) -> None:
+def test_anything_that_smells_of_another_asker_needs_a_token(rig: AccessRig, change: dict[str, Any]) -> None:
     with pytest.raises(Refused) as refusal:
-        desk.auth.require_operator(desk.request(**change))
+        rig.auth.require_operator(rig.request(**change))
     assert refusal.value.http_status == 401
 
 
-def test_a_page_of_the_portal_itself_is_let_in(desk: Desk) -> None:
+def test_a_page_of_the_portal_itself_is_let_in(rig: AccessRig) -> None:
     same = {"HTTP_ORIGIN": "http://localhost:5000", "HTTP_SEC_FETCH_SITE": "same-origin"}
-    assert desk.auth.require_operator(desk.request(**same)).kind == "operator"
+    assert rig.auth.require_operator(rig.request(**same)).kind == "operator"
 
 
 @pytest.mark.parametrize("uid", [None, 4321])
 def test_another_or_unknown_owner_of_the_connection_is_refused(tmp_path: Path, uid: int | None) -> None:
     with pytest.raises(Refused):
-        Desk(tmp_path, uid=uid).auth.require_operator(Desk.request())
+        AccessRig(tmp_path, uid=uid).auth.require_operator(AccessRig.request())
 
 
 @pytest.mark.parametrize(("listed", "let_in"), [(OWN_UID, True), (0, True), (4321, False)])
 def test_a_connection_that_the_kernels_quick_answer_missed_is_whose_the_list_says(
     tmp_path: Path, listed: int, let_in: bool
 ) -> None:
-    auth = Desk(tmp_path, uid=None, listed_uid=listed).auth
-    assert (auth.identify(Desk.request()).kind == "operator") is let_in
+    auth = AccessRig(tmp_path, uid=None, listed_uid=listed).auth
+    assert (auth.identify(AccessRig.request()).kind == "operator") is let_in
 
 
-def test_trust_local_false_turns_it_off(tmp_path: Path) -> None:
-    desk = Desk(tmp_path, trust_local=False)
+def test_trust_local_false_disables_it(tmp_path: Path) -> None:
+    rig = AccessRig(tmp_path, trust_local=False)
     with pytest.raises(Refused):
-        desk.auth.require_operator(desk.request())
-    assert desk.auth.require_operator(desk.request(HTTP_AUTHORIZATION=f"Bearer {desk.token()}")).via == "token"
+        rig.auth.require_operator(rig.request())
+    assert rig.auth.require_operator(rig.request(HTTP_AUTHORIZATION=f"Bearer {rig.token()}")).via == "token"
 
 
-def test_the_401_prints_the_lines_to_type(desk: Desk) -> None:
+def test_the_401_prints_the_lines_to_type(rig: AccessRig) -> None:
     with pytest.raises(Refused) as refusal:
-        desk.auth.require_operator(desk.request(HTTP_HOST="10.0.0.5:5000", REMOTE_ADDR="10.0.0.9"))
+        rig.auth.require_operator(rig.request(HTTP_HOST="10.0.0.5:5000", REMOTE_ADDR="10.0.0.9"))
     assert "curl -X POST http://localhost:5000/api/tokens" in refusal.value.next_step
     assert (
         "curl -H 'Authorization: Bearer TOKEN' http://10.0.0.5:5000/api/workers/w1/command" in refusal.value.next_step
     )
 
 
-def test_a_hostile_host_or_path_cannot_put_words_into_that_line(desk: Desk) -> None:
-    request = desk.request(HTTP_HOST="$(reboot)", REMOTE_ADDR="10.0.0.9", **{"bottle.raw_path": "/a;reboot'"})
+def test_a_hostile_host_or_path_cannot_put_words_into_that_line(rig: AccessRig) -> None:
+    request = rig.request(HTTP_HOST="$(reboot)", REMOTE_ADDR="10.0.0.9", **{"bottle.raw_path": "/a;reboot'"})
     with pytest.raises(Refused) as refusal:
-        desk.auth.require_operator(request)
+        rig.auth.require_operator(request)
     assert "$(reboot)" not in refusal.value.next_step
     assert "'http://localhost:5000/a;reboot'\"'\"''" in refusal.value.next_step
 
@@ -175,77 +175,77 @@ def test_a_hostile_host_or_path_cannot_put_words_into_that_line(desk: Desk) -> N
 # --------------------------------------------------------------------------------------------------- tokens, agents
 
 
-def test_a_wrong_token_is_refused_even_where_none_is_needed(desk: Desk) -> None:
+def test_a_wrong_token_is_refused_even_where_none_is_needed(rig: AccessRig) -> None:
     for header in ("Bearer wrong", "Basic Zm9vOmJhcg==", "Bearer", "Bearer " + "x" * 600):
         with pytest.raises(Refused):
-            desk.auth.require_operator(desk.request(HTTP_AUTHORIZATION=header))
+            rig.auth.require_operator(rig.request(HTTP_AUTHORIZATION=header))
 
 
-def test_an_operators_token_works_from_anywhere_until_revoked(desk: Desk) -> None:
-    request = desk.request(REMOTE_ADDR="192.0.2.7", HTTP_AUTHORIZATION=f"bearer {desk.token()}", HTTP_HOST="m:1")
-    assert desk.auth.require_operator(request).kind == "operator"
-    fleet = desk.world.fleet
-    fleet.tokens.revoke(fleet.tokens.all()[0].token_id, "test", desk.world.now)
+def test_an_operators_token_works_from_anywhere_until_revoked(rig: AccessRig) -> None:
+    request = rig.request(REMOTE_ADDR="192.0.2.7", HTTP_AUTHORIZATION=f"bearer {rig.token()}", HTTP_HOST="m:1")
+    assert rig.auth.require_operator(request).kind == "operator"
+    fleet = rig.world.fleet
+    fleet.tokens.revoke(fleet.tokens.all()[0].token_id, "test", rig.world.now)
     with pytest.raises(Refused):
-        desk.auth.require_operator(request)
+        rig.auth.require_operator(request)
 
 
-def test_an_enrolment_token_is_no_operators(desk: Desk) -> None:
-    request = desk.request(HTTP_AUTHORIZATION=f"Bearer {desk.token('enroll')}")
-    assert desk.auth.identify(request).kind == "enroll"
+def test_an_enrolment_token_is_no_operators(rig: AccessRig) -> None:
+    request = rig.request(HTTP_AUTHORIZATION=f"Bearer {rig.token('enroll')}")
+    assert rig.auth.identify(request).kind == "enroll"
     with pytest.raises(Forbidden):
-        desk.auth.require_operator(request)
+        rig.auth.require_operator(request)
 
 
-def test_an_agents_secret_is_good_for_its_own_workers_only(desk: Desk) -> None:
-    desk.world.deploy({"h1": {"w1": {"command": "true"}}, "h2": {"w2": {"command": "true"}}})
-    desk.world.fleet.agents.secrets.set("h1", secret_sha256("one"), "test", desk.world.now)
-    request = desk.request(HTTP_AUTHORIZATION="Bearer one", REMOTE_ADDR="10.0.0.9")
-    assert desk.auth.check_agent(desk.auth.identify(request), "h1").agent_id == "h1"
-    assert desk.auth.check_worker_agent(desk.auth.identify(request), "w1").agent_id == "h1"
+def test_an_agents_secret_is_good_for_its_own_workers_only(rig: AccessRig) -> None:
+    rig.world.deploy({"h1": {"w1": {"command": "true"}}, "h2": {"w2": {"command": "true"}}})
+    rig.world.fleet.agents.secrets.set("h1", secret_sha256("one"), "test", rig.world.now)
+    request = rig.request(HTTP_AUTHORIZATION="Bearer one", REMOTE_ADDR="10.0.0.9")
+    assert rig.auth.check_agent(rig.auth.identify(request), "h1").agent_id == "h1"
+    assert rig.auth.check_worker_agent(rig.auth.identify(request), "w1").agent_id == "h1"
     for attempt in (
-        lambda: desk.auth.check_agent(desk.auth.identify(request), "h2"),
-        lambda: desk.auth.check_worker_agent(desk.auth.identify(request), "w2"),
-        lambda: desk.auth.check_worker_agent(desk.auth.identify(request), "no-such", operator_too=True),
-        lambda: desk.auth.require_operator(request),
+        lambda: rig.auth.check_agent(rig.auth.identify(request), "h2"),
+        lambda: rig.auth.check_worker_agent(rig.auth.identify(request), "w2"),
+        lambda: rig.auth.check_worker_agent(rig.auth.identify(request), "no-such", operator_too=True),
+        lambda: rig.auth.require_operator(request),
     ):
         with pytest.raises(Forbidden):
             attempt()
 
 
-def test_a_launcher_may_show_its_own_secret_before_it_is_known(desk: Desk) -> None:
-    request = desk.request(HTTP_AUTHORIZATION="Bearer mine", REMOTE_ADDR="10.0.0.9")
-    assert desk.auth.identify(request, secret_sha256("mine")).kind == "anonymous"
+def test_a_launcher_may_show_its_own_secret_before_it_is_known(rig: AccessRig) -> None:
+    request = rig.request(HTTP_AUTHORIZATION="Bearer mine", REMOTE_ADDR="10.0.0.9")
+    assert rig.auth.identify(request, secret_sha256("mine")).kind == "anonymous"
     with pytest.raises(Refused):
-        desk.auth.identify(request, secret_sha256("another"))
+        rig.auth.identify(request, secret_sha256("another"))
 
 
 # ---------------------------------------------------------------------------------------------------------- browsers
 
 
-def test_a_browser_session_acts_with_its_csrf_header_only(desk: Desk) -> None:
-    desk.token()
+def test_a_browser_session_acts_with_its_csrf_header_only(rig: AccessRig) -> None:
+    rig.token()
     import time
 
-    session = desk.sessions.open(secret_sha256("pg-operator"), "me", "operator", time.monotonic())
+    session = rig.sessions.open(secret_sha256("pg-operator"), "me", "operator", time.monotonic())
     far = {"REMOTE_ADDR": "192.0.2.7", "HTTP_HOST": "m:5000", "HTTP_COOKIE": f"{COOKIE}={session.session_id}"}
     with pytest.raises(Forbidden):
-        desk.auth.require_operator(desk.request(**far))
-    assert desk.auth.require_operator(desk.request(**far, REQUEST_METHOD="GET")).via == "session"
-    assert desk.auth.require_operator(desk.request(**far, **{CSRF_HEADER: session.csrf})).via == "session"
+        rig.auth.require_operator(rig.request(**far))
+    assert rig.auth.require_operator(rig.request(**far, REQUEST_METHOD="GET")).via == "session"
+    assert rig.auth.require_operator(rig.request(**far, **{CSRF_HEADER: session.csrf})).via == "session"
     with pytest.raises(Forbidden):
-        desk.auth.require_operator(desk.request(**far, **{CSRF_HEADER: session.csrf}, HTTP_ORIGIN="http://evil"))
+        rig.auth.require_operator(rig.request(**far, **{CSRF_HEADER: session.csrf}, HTTP_ORIGIN="http://evil"))
 
 
-def test_revoking_the_token_ends_the_session(desk: Desk) -> None:
+def test_revoking_the_token_ends_the_session(rig: AccessRig) -> None:
     import time
 
-    desk.token()
-    session = desk.sessions.open(secret_sha256("pg-operator"), "me", "operator", time.monotonic())
-    desk.world.fleet.tokens.revoke(desk.world.fleet.tokens.all()[0].token_id, "test", desk.world.now)
+    rig.token()
+    session = rig.sessions.open(secret_sha256("pg-operator"), "me", "operator", time.monotonic())
+    rig.world.fleet.tokens.revoke(rig.world.fleet.tokens.all()[0].token_id, "test", rig.world.now)
     far = {"REMOTE_ADDR": "192.0.2.7", "HTTP_COOKIE": f"{COOKIE}={session.session_id}", "REQUEST_METHOD": "GET"}
     with pytest.raises(Refused):
-        desk.auth.require_operator(desk.request(**far))
+        rig.auth.require_operator(rig.request(**far))
 
 
 def test_wrong_tokens_lock_the_address_longer_each_time() -> None:
@@ -309,13 +309,13 @@ def test_a_busy_kernel_that_misses_a_connection_makes_nobody_a_stranger(
         accepted, _peer = server.accept()
         with accepted:
             auth = Auth(world.fleet, BrowserSessions())
-            request = Desk.request(**{"REMOTE_ADDR": host, "procguard.socket": accepted})
+            request = AccessRig.request(**{"REMOTE_ADDR": host, "procguard.socket": accepted})
             assert auth.identify(request).reason == ""
             client.close()
             assert "owner cannot be known" in auth.identify(request).reason
 
 
-def test_the_list_tells_a_dual_stack_servers_connection_and_its_neighbours_apart() -> None:
+def test_the_list_distinguishes_a_dual_stack_servers_connection_and_its_neighbours() -> None:
     with listening() as server, socket.create_connection(server.getsockname()) as client:
         ends, port = client.getsockname(), server.getsockname()[1]
         found = peer_uid.listed_owner((f"::ffff:{ends[0]}", ends[1]), ("::ffff:127.0.0.1", port))

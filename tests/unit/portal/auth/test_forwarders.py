@@ -191,7 +191,7 @@ def test_a_program_that_serves_itself_and_its_user_may_ask(manager: RunningServe
 
 # ------------------------------------------------------------------------------ a manager that is not root's
 
-LOOK = """
+PROBE = """
 import os, socket, sys
 from procguard.portal.auth.local_client import LocalClients
 clients, listener = LocalClients(), socket.create_server(("127.0.0.1", 0))
@@ -209,7 +209,7 @@ while True:
     connection.sendall((clients.why_forwarded(peer, connection.getsockname()) or "its own").encode())
     connection.close()
 """
-TELL = """
+REPORT = """
 import socket, sys
 one = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
 one.send(b"?")
@@ -218,9 +218,9 @@ print(one.recv(999).decode())
 
 
 @contextlib.contextmanager
-def looking_as(uid: int) -> Iterator[int]:
+def probing_as(uid: int) -> Iterator[int]:
     """A program of this user that says of each connection what it thinks of it."""
-    process = subprocess.Popen([sys.executable, "-c", LOOK, str(uid)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", PROBE, str(uid)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
         yield int(process.stdout.readline())
@@ -241,12 +241,12 @@ def said(port: int) -> str:
 def test_another_users_manager_cannot_see_its_sshd_and_refuses_what_it_cannot_see(sshd: Sshd) -> None:
     """sshd shuts its processes to their own user: what nobody can be seen to hold is taken for a forward."""
     uid = pwd.getpwnam(OTHER).pw_uid
-    with looking_as(uid) as port:
+    with probing_as(uid) as port:
         with tunnel(sshd, "-L", port, user=OTHER) as through:
             assert "cannot be seen" in said(through)
         python = shutil.which("python3", path="/usr/bin:/usr/local/bin")
         if python is not None:  # one that this user may run
-            line = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", python, "-c", TELL, str(port)]
+            line = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", python, "-c", REPORT, str(port)]
             done = subprocess.run(line, capture_output=True, text=True, timeout=20, check=True, cwd="/")
             assert done.stdout.strip() == "its own"
 
@@ -254,24 +254,24 @@ def test_another_users_manager_cannot_see_its_sshd_and_refuses_what_it_cannot_se
 @pytest.mark.slow
 @needs_root
 def test_root_is_root_also_where_the_manager_is_not(sshd: Sshd) -> None:
-    with looking_as(NOBODY) as port:
+    with probing_as(NOBODY) as port:
         assert said(port) == "its own"
 
 
 # ------------------------------------------------------------------------------------------------- what it costs
 
 
-def test_a_kept_connection_is_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    looks: list[int] = []
+def test_a_kept_connection_is_sought_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
     find = local_client.holders
-    monkeypatch.setattr(local_client, "holders", lambda inode, *more: (looks.append(inode), find(inode, *more))[1])
+    monkeypatch.setattr(local_client, "holders", lambda inode, *more: (calls.append(inode), find(inode, *more))[1])
     clients = local_client.LocalClients()
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as near:
         far, peer = listener.accept()
         with far:
             for _ in range(3):
                 assert clients.why_forwarded(peer, far.getsockname()) == ""
-    assert len(looks) == 1, near
+    assert len(calls) == 1, near
     assert clients.why_forwarded(peer, ("127.0.0.1", 1)) != ""
 
 
@@ -290,7 +290,7 @@ for line in sys.stdin:
 """
 
 
-def test_who_has_no_socket_but_those_that_lead_here_costs_no_look_at_all_others(
+def test_who_has_no_socket_but_those_that_lead_here_costs_no_scan_at_all_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tables: list[object] = []
@@ -314,7 +314,7 @@ def test_who_has_no_socket_but_those_that_lead_here_costs_no_look_at_all_others(
             process.stdin.close()
 
 
-def test_those_who_ask_at_once_are_answered_by_one_look_that_begins_after_they_asked(
+def test_those_who_ask_at_once_are_answered_by_one_scan_that_begins_after_they_asked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tables: list[object] = []

@@ -22,7 +22,7 @@ AT_ONCE_S = 1.0
 BIG_LOG_BYTES = 24 * 1024 * 1024
 
 
-class Place:
+class Location:
     def __init__(self, directory: Path) -> None:
         self.server = RunningServer(directory)
         self.secret = self.server.deploy("alpha", "worker1")
@@ -49,8 +49,8 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    made = Place(tmp_path_factory.mktemp("live"))
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Location]:
+    made = Location(tmp_path_factory.mktemp("live"))
     yield made
     made.server.close()
 
@@ -90,7 +90,7 @@ STREAMS = {
 
 @pytest.mark.parametrize("what", STREAMS)
 @pytest.mark.parametrize("by", ["token revoked", "token expired", "log-out"])
-def test_an_answer_that_is_still_coming_ends_with_the_right_to_it(place: Place, what: str, by: str) -> None:
+def test_an_answer_that_is_still_coming_ends_with_the_right_to_it(place: Location, what: str, by: str) -> None:
     token_id, token = place.token(**({"expires_in_s": 1} if by == "token expired" else {}))
     made = time.monotonic()
     browser = place.log_in(token) if by == "log-out" else {}
@@ -111,7 +111,7 @@ def test_an_answer_that_is_still_coming_ends_with_the_right_to_it(place: Place, 
 
 
 @pytest.mark.parametrize("by", ["token revoked", "token expired", "session's token revoked", "log-out"])
-def test_a_live_feed_ends_with_the_right_to_it(place: Place, by: str) -> None:
+def test_a_live_feed_ends_with_the_right_to_it(place: Location, by: str) -> None:
     token_id, token = place.token(**({"expires_in_s": 2} if by == "token expired" else {}))
     made = time.monotonic()
     browser = place.log_in(token) if "session" in by or by == "log-out" else {}
@@ -136,7 +136,7 @@ def _frame(feed: RawWebSocket) -> Frame:
 
 
 @pytest.mark.parametrize("by", ["agent's token revoked", "agents.revoke", "another secret", "operator's token revoked"])
-def test_a_held_request_ends_with_the_right_to_it(place: Place, by: str) -> None:
+def test_a_held_request_ends_with_the_right_to_it(place: Location, by: str) -> None:
     server = place.server
     secret = server.deploy("beta", "worker2", secret="of beta")
     rev = server.beat("beta", secret)["assignments_rev"]
@@ -159,13 +159,13 @@ def test_a_held_request_ends_with_the_right_to_it(place: Place, by: str) -> None
         assert watch.seconds < AT_ONCE_S
 
 
-def test_who_revokes_their_own_token_reads_the_answer(place: Place) -> None:
+def test_who_revokes_their_own_token_reads_the_answer(place: Location) -> None:
     token_id, token = place.token("operator")
     answer = place.server.ask("DELETE", f"/api/tokens/{token_id}", headers={"Host": "m:1"}, secret=token)
     assert (answer.status, answer.json["status"]) == (200, "revoked")
 
 
-def test_what_others_opened_goes_on(place: Place) -> None:
+def test_what_others_opened_goes_on(place: Location) -> None:
     token_id, _ = place.token()
     _, other = place.token()
     stream = Stream(place.server.port, STREAMS["a followed log"], {"Authorization": f"Bearer {other}"})
@@ -182,7 +182,7 @@ def test_what_others_opened_goes_on(place: Place) -> None:
             seen += data
 
 
-def test_an_operators_operations_are_begun_by_whom_they_were_shown_to(place: Place) -> None:
+def test_an_operators_operations_are_begun_by_whom_they_were_shown_to(place: Location) -> None:
     """Two tokens of one name are two people."""
     _, first = place.token("operator")
     _, second = place.token("operator")

@@ -37,7 +37,7 @@ def test_many_tokens_of_a_role_share_what_it_has_and_the_fullest_gives() -> None
     assert len(sessions) == 1 + MAX_SESSIONS
 
 
-def test_every_end_of_a_session_is_told_once() -> None:
+def test_every_end_of_a_session_is_reported_once() -> None:
     ended: list[str] = []
     sessions = BrowserSessions()
     sessions.on_closed(ended.append)

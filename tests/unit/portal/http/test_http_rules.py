@@ -297,7 +297,7 @@ def test_many_requests_at_once_are_answered_in_their_order(server: RunningServer
 @pytest.mark.parametrize(
     ("version", "expected"), [(b"1.1", [100, 400]), (b"1.0", [400])], ids=["HTTP/1.1", "HTTP/1.0 is told nothing"]
 )
-def test_who_waits_to_be_told_to_go_on_is_told(server: RunningServer, version: bytes, expected: list[int]) -> None:
+def test_expect_100_continue_is_answered(server: RunningServer, version: bytes, expected: list[int]) -> None:
     """RFC 9110, 10.1.1: 100 before the body is read, never to HTTP/1.0."""
     asked = post(b"Expect: 100-continue", b"Content-Length: 2", b"Connection: close", body=b"[]")
     assert [one[0] for one in answers(server, asked.replace(b"HTTP/1.1", b"HTTP/" + version), False)] == expected

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 from gevent import pywsgi
 
-from procguard.admission.connections import ConnectionBook, Ticket
+from procguard.admission.connections import ConnectionHandle, ConnectionLimiter
 from procguard.admission.memory import Bodies, SendMemory
 from procguard.config.limits import WebLimits
 from procguard.errors import LimitExceeded
@@ -91,67 +91,71 @@ def get(path: str, *lines: str) -> bytes:
 # -------------------------------------------------------------------------------------------------- the book alone
 
 
-def tickets(book: ConnectionBook, address: str, count: int, cut: list[Ticket], now: float = 0.0) -> list[Ticket]:
+def handles(
+    book: ConnectionLimiter, address: str, count: int, cut: list[ConnectionHandle], now: float = 0.0
+) -> list[ConnectionHandle]:
     made = []
     for _ in range(count):
-        ticket = book.admit(address, lambda: None, now)
-        assert ticket is not None
-        ticket.cut = lambda ticket=ticket: cut.append(ticket)  # type: ignore[misc]
-        made.append(ticket)
+        connection_handle = book.admit(address, lambda: None, now)
+        assert connection_handle is not None
+        connection_handle.cut = lambda connection_handle=connection_handle: cut.append(connection_handle)  # type: ignore[misc]
+        made.append(connection_handle)
     return made
 
 
 def test_of_too_many_strangers_the_longest_silent_one_goes() -> None:
-    book, cut = ConnectionBook(WebLimits(unproven_connections=8, unproven_per_address=4)), []
-    first = tickets(book, "192.0.2.1", 4, cut)
-    others = [ticket for number in range(2, 6) for ticket in tickets(book, f"192.0.2.{number}", 1, cut)]
+    book, cut = ConnectionLimiter(WebLimits(unproven_connections=8, unproven_per_address=4)), []
+    first = handles(book, "192.0.2.1", 4, cut)
+    others = [
+        connection_handle for number in range(2, 6) for connection_handle in handles(book, f"192.0.2.{number}", 1, cut)
+    ]
     assert cut == []
-    tickets(book, "192.0.2.1", 1, cut, now=2.0)  # a fifth from one address
+    handles(book, "192.0.2.1", 1, cut, now=2.0)  # a fifth from one address
     assert cut == [first[0]]
-    tickets(book, "192.0.2.9", 1, cut, now=2.0)  # a ninth in all
+    handles(book, "192.0.2.9", 1, cut, now=2.0)  # a ninth in all
     assert cut == [first[0], first[1]] and others[0] not in cut
-    assert all(ticket.evicted for ticket in cut)
+    assert all(connection_handle.evicted for connection_handle in cut)
 
 
 def test_a_thousand_known_agents_behind_one_address_are_no_crowd() -> None:
-    book, cut = ConnectionBook(WebLimits()), []
+    book, cut = ConnectionLimiter(WebLimits()), []
     for number in range(1000):
-        for ticket in tickets(book, "192.0.2.1", 2, cut):
-            ticket.prove(f"agent{number}", True)
+        for connection_handle in handles(book, "192.0.2.1", 2, cut):
+            connection_handle.prove(f"agent{number}", True)
     assert (len(book), book.unproven_count, cut) == (2000, 0, [])
-    strangers = tickets(book, "192.0.2.1", 600, cut)
-    strangers += tickets(book, "192.0.2.1", 1, cut, now=5.0)
+    strangers = handles(book, "192.0.2.1", 600, cut)
+    strangers += handles(book, "192.0.2.1", 1, cut, now=5.0)
     assert set(cut) <= set(strangers) and len(cut) == 601 - WebLimits().unproven_per_address
 
 
-def test_nobody_is_sent_away_who_had_no_time_to_speak_but_a_flood_has_an_end() -> None:
+def test_nobody_is_sent_away_who_had_no_time_to_send_but_a_flood_has_an_end() -> None:
     """After a restart a thousand agents of one NAT stand at the door in the same moment."""
-    book, cut = ConnectionBook(WebLimits(unproven_per_address=100, unproven_connections=1000)), []
-    tickets(book, "192.0.2.1", 400, cut, now=1.0)
+    book, cut = ConnectionLimiter(WebLimits(unproven_per_address=100, unproven_connections=1000)), []
+    handles(book, "192.0.2.1", 400, cut, now=1.0)
     assert cut == []
-    tickets(book, "192.0.2.1", 10, cut, now=1.5)
+    handles(book, "192.0.2.1", 10, cut, now=1.5)
     assert len(cut) == 10
 
 
 def test_an_agent_that_opens_ever_more_loses_its_oldest_and_nobody_else_s() -> None:
-    book, cut = ConnectionBook(WebLimits(connections_per_agent=4)), []
-    other = tickets(book, "192.0.2.1", 1, cut)[0]
+    book, cut = ConnectionLimiter(WebLimits(connections_per_agent=4)), []
+    other = handles(book, "192.0.2.1", 1, cut)[0]
     other.prove("b", True)
-    own = tickets(book, "192.0.2.1", 6, cut)
-    for ticket in own:
-        ticket.prove("a", True)
+    own = handles(book, "192.0.2.1", 6, cut)
+    for connection_handle in own:
+        connection_handle.prove("a", True)
     assert cut == own[:2]
-    for ticket in own:
-        ticket.leave()
+    for connection_handle in own:
+        connection_handle.leave()
     other.leave()
     assert len(book) == 0
 
 
-def test_where_all_places_are_taken_by_known_callers_the_next_one_is_refused() -> None:
-    book, cut = ConnectionBook(WebLimits(), most=3), []
-    known = tickets(book, "192.0.2.1", 3, cut)
-    for ticket in known:
-        ticket.prove("operator", False)
+def test_where_all_slots_are_taken_by_known_callers_the_next_one_is_refused() -> None:
+    book, cut = ConnectionLimiter(WebLimits(), most=3), []
+    known = handles(book, "192.0.2.1", 3, cut)
+    for connection_handle in known:
+        connection_handle.prove("operator", False)
     assert book.admit("192.0.2.2", lambda: None, 9.0) is None and cut == []
     known[0].leave()
     assert book.admit("192.0.2.2", lambda: None, 9.0) is not None
@@ -162,7 +166,7 @@ def test_where_all_places_are_taken_by_known_callers_the_next_one_is_refused() -
 
 
 @pytest.mark.slow
-def test_a_silent_stranger_is_told_why_it_goes_while_known_callers_stay(calm: RunningServer) -> None:
+def test_a_silent_stranger_gets_the_reason_while_known_callers_stay(calm: RunningServer) -> None:
     with Peer(calm.port, get("/api/session")) as known, Peer(calm.port) as oldest:
         known.socket.settimeout(5)
         assert b"200" in known.socket.recv(65536)
@@ -264,8 +268,8 @@ def test_one_caller_s_large_bodies_do_not_take_the_room_of_others() -> None:
     assert bodies._by_caller == {}
 
 
-def test_where_there_is_no_room_in_time_the_sender_is_told_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("procguard.admission.memory.TURN_S", 0.05)
+def test_without_room_in_time_the_sender_gets_retry_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("procguard.admission.memory.WAIT_S", 0.05)
     bodies = Bodies(known_bytes=1_000_000, strangers_bytes=100_000)
     with bodies.turn(90_000, ""), pytest.raises(LimitExceeded, match="large bodies") as refused:
         with bodies.turn(20_000, ""):
@@ -359,16 +363,16 @@ def test_a_port_that_is_used_again_before_its_last_connection_has_ended_here_is_
     monkeypatch.setattr(pywsgi.WSGIServer, "do_handle", lambda *_: None)
     monkeypatch.setattr(pywsgi.WSGIServer, "do_close", lambda *_: None)
     server = http_server.Server.__new__(http_server.Server)
-    server.book, server._tickets, server._tickets_of = ConnectionBook(WebLimits()), {}, {}
+    server.book, server._handles, server._handles_of = ConnectionLimiter(WebLimits()), {}, {}
     address = ("127.0.0.1", 4242)
     with socket.socket() as first, socket.socket() as second:
         server.do_handle(first, address)
         server.do_handle(second, address)
-        newest = server.ticket_of(address)
+        newest = server.connection_handle_of(address)
         server.do_close(first, address)
-        assert len(server.book) == 1 and server.ticket_of(address) is newest
+        assert len(server.book) == 1 and server.connection_handle_of(address) is newest
         server.do_close(second, address)
-        assert len(server.book) == 0 and not server._tickets and not server._tickets_of
+        assert len(server.book) == 0 and not server._handles and not server._handles_of
 
 
 def test_a_connection_that_ended_by_itself_is_shut_down_without_harm_to_who_comes(
@@ -377,13 +381,13 @@ def test_a_connection_that_ended_by_itself_is_shut_down_without_harm_to_who_come
     """Whoever is let in has nothing to do with the one that had to go; and no descriptor more is needed for it."""
     monkeypatch.setattr(pywsgi.WSGIServer, "do_handle", lambda *_: None)
     server = http_server.Server.__new__(http_server.Server)
-    server.book = ConnectionBook(WebLimits(unproven_connections=8, unproven_per_address=4))
-    server._tickets, server._tickets_of = {}, {}
+    server.book = ConnectionLimiter(WebLimits(unproven_connections=8, unproven_per_address=4))
+    server._handles, server._handles_of = {}, {}
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(20)]  # none of them is connected
         with monkeypatch.context() as patched:
             patched.setattr(os, "dup", lambda _fd: pytest.fail("a descriptor too many"))
             for number, sock in enumerate(sockets):
                 server.do_handle(sock, ("192.0.2.1", number))
-        assert len(server._tickets_of) == 20 and server.book.refused["unproven_per_address"] == 4
+        assert len(server._handles_of) == 20 and server.book.refused["unproven_per_address"] == 4
         assert all(sock.fileno() >= 0 for sock in sockets)

@@ -7,12 +7,12 @@ import time
 import gevent
 import gevent.socket
 
-from procguard.admission.connections import UNSHARED_WORK, ConnectionBook, Ticket
-from procguard.admission.turns import SLICE_WORK, TURN_SLICES, Share
+from procguard.admission.connections import UNSHARED_WORK, ConnectionHandle, ConnectionLimiter
+from procguard.admission.turns import SLICE_WORK, SLICES_PER_TURN, Share
 from procguard.config.limits import WebLimits
 
 
-def ticket(book: ConnectionBook, address: str = "a") -> Ticket:
+def connection_handle(book: ConnectionLimiter, address: str = "a") -> ConnectionHandle:
     made = book.admit(address, lambda: None, time.monotonic())
     assert made is not None
     return made
@@ -49,10 +49,12 @@ def test_who_never_pauses_gives_way_after_its_slice() -> None:
 
 def test_a_hundred_connections_of_one_caller_get_no_more_than_one_share() -> None:
     share = Share()
-    assert sum(used_before_another_is_served(*[share] * 100)) <= 100 + 3 * TURN_SLICES  # each one's first piece of work
+    assert (
+        sum(used_before_another_is_served(*[share] * 100)) <= 100 + 3 * SLICES_PER_TURN
+    )  # each one's first piece of work
 
 
-def test_connections_of_a_caller_take_turns() -> None:
+def test_connections_of_a_caller_alternate() -> None:
     share, order = Share(), []
 
     def work(name: str) -> None:
@@ -81,8 +83,8 @@ def test_who_is_killed_while_it_waits_holds_up_nobody() -> None:
 
 
 def test_strangers_share_and_who_is_known_has_a_share_of_its_own() -> None:
-    book = ConnectionBook(WebLimits())
-    one, two, three = ticket(book, "a"), ticket(book, "b"), ticket(book, "b")
+    book = ConnectionLimiter(WebLimits())
+    one, two, three = connection_handle(book, "a"), connection_handle(book, "b"), connection_handle(book, "b")
     assert one.share is two.share is book.strangers_share
     one.prove("agent:g1", True)
     two.prove("agent:g1", True)
@@ -96,8 +98,8 @@ def test_strangers_share_and_who_is_known_has_a_share_of_its_own() -> None:
 
 
 def test_who_changes_callers_on_a_connection_begins_no_new_slice() -> None:
-    book = ConnectionBook(WebLimits())
-    hostile = ticket(book)
+    book = ConnectionLimiter(WebLimits())
+    hostile = connection_handle(book)
     hostile.spend(UNSHARED_WORK)
     spent = 0
 
@@ -111,12 +113,12 @@ def test_who_changes_callers_on_a_connection_begins_no_new_slice() -> None:
     before = gevent.get_hub().loop.iteration
     gevent.spawn(changes_callers).join(timeout=30)
     assert spent == 1000
-    assert gevent.get_hub().loop.iteration - before >= 1000 // (2 * TURN_SLICES)
+    assert gevent.get_hub().loop.iteration - before >= 1000 // (2 * SLICES_PER_TURN)
 
 
 def test_the_first_request_of_a_connection_waits_for_no_stranger() -> None:
-    book = ConnectionBook(WebLimits())
-    hostile = ticket(book)
+    book = ConnectionLimiter(WebLimits())
+    hostile = connection_handle(book)
     hostile.spend(UNSHARED_WORK)
 
     def never_pauses() -> None:
@@ -126,6 +128,6 @@ def test_the_first_request_of_a_connection_waits_for_no_stranger() -> None:
     attack = gevent.spawn(never_pauses)
     gevent.sleep(0.01)
     before = gevent.get_hub().loop.iteration
-    ticket(book).spend(UNSHARED_WORK // 2)
+    connection_handle(book).spend(UNSHARED_WORK // 2)
     assert gevent.get_hub().loop.iteration == before
     attack.kill()

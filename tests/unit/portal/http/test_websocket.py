@@ -89,7 +89,7 @@ def test_the_portals_own_page_is_let_in(server: RunningServer) -> None:
         assert client.message()["t"] == "hello"
 
 
-def test_who_is_no_operator_is_told_by_close_code_4401(server: RunningServer) -> None:
+def test_who_is_no_operator_gets_close_code_4401(server: RunningServer) -> None:
     for headers in ({"X-Forwarded-For": "1.2.3.4"}, {"Host": "evil.example"}, {"Authorization": "Bearer wrong"}):
         with RawWebSocket(server.port, headers) as client:
             assert client.accepted
@@ -192,7 +192,7 @@ def test_many_senders_at_once_tear_no_frame_and_lose_none(server: RunningServer)
 
 
 @pytest.mark.slow
-def test_two_hundred_clients_at_once_hear_of_a_change_and_are_forgotten_when_they_go(server: RunningServer) -> None:
+def test_two_hundred_clients_at_once_learn_of_a_change_and_are_forgotten_when_they_go(server: RunningServer) -> None:
     before = clients(server)
     with contextlib.ExitStack() as stack:
         many = [stack.enter_context(RawWebSocket(server.port, timeout_s=90.0)) for _ in range(200)]
@@ -352,7 +352,7 @@ def test_a_log_is_followed_without_cutting_characters(server: RunningServer) -> 
     assert [(piece["offset"], piece["end"]) for piece in pieces] == [(0, 3), (3, len(text))]
 
 
-def test_a_log_is_sent_by_credit_and_who_fell_behind_begins_anew(server: RunningServer) -> None:
+def test_a_log_is_sent_by_credit_and_who_fell_behind_restarts(server: RunningServer) -> None:
     """A page that does not draw is sent no more than it granted; what it missed is in the store."""
     with connect(server) as client:
         client.say({"t": "sub", "topic": "logs:w1"})

@@ -66,11 +66,11 @@ class Shelf:
             self.rows.pop(item_id, None)
         else:
             self.rows[item_id] = state
-        self.topic.touch(item_id)
+        self.topic.mark_changed(item_id)
 
     def measure(self, item_id: str, load: int) -> None:
         self.load[item_id] = load
-        self.topic.touch(item_id)
+        self.topic.mark_changed(item_id)
 
 
 class Replica:
@@ -132,7 +132,7 @@ def test_a_snapshot_and_the_frames_after_it_are_the_table() -> None:
     assert {key: row["state"] for key, row in page.by("id").items()} == shelf.rows
 
 
-def test_only_columns_that_changed_are_told_and_only_of_rows_that_did() -> None:
+def test_only_columns_that_changed_are_reported_and_only_of_rows_that_did() -> None:
     shelf = Shelf(4)
     client, _ = joined(shelf)
     shelf.put("w2", "failed")
@@ -150,12 +150,12 @@ def test_a_frame_is_encoded_once_for_all_and_nothing_is_sent_where_nothing_chang
     shelf.topic.flush()
     assert clients[0].frames[-1] is clients[1].frames[-1] is clients[2].frames[-1]
     assert clients[0].frames[-1][0] & 0x0F == 2, "a large frame is deflated"
-    shelf.topic.touch("w1")
+    shelf.topic.mark_changed("w1")
     shelf.topic.flush()
     assert len(clients[0].frames) == 1
 
 
-def test_measures_are_told_apart_and_whole_to_who_was_left_out() -> None:
+def test_measures_are_sent_separately_and_whole_to_who_was_left_out() -> None:
     """A slow reader misses a frame of measures; the next one that it is given tells all of them."""
     shelf = Shelf(3)
     client, page = joined(shelf)
@@ -187,7 +187,7 @@ def test_a_row_s_state_is_never_left_out_for_a_slow_reader() -> None:
     assert page.by("id")["w1"]["state"] == "failed"
 
 
-def test_who_missed_a_few_frames_gets_these_and_who_missed_too_many_is_told_so() -> None:
+def test_who_missed_a_few_frames_gets_these_and_who_missed_too_many_starts_over() -> None:
     shelf = Shelf(2)
     _, page = joined(shelf)
     began = page.seq
@@ -207,7 +207,7 @@ def test_who_missed_a_few_frames_gets_these_and_who_missed_too_many_is_told_so()
         assert late not in shelf.topic.clients
 
 
-def test_while_nobody_looks_nothing_is_read() -> None:
+def test_while_nobody_watches_nothing_is_read() -> None:
     shelf = Shelf(50)
     for number in range(50):
         shelf.put(f"w{number}", "failed")
@@ -264,7 +264,7 @@ def test_a_worker_s_row_says_what_its_view_says(tmp_path: Path) -> None:
     assert source.row("no-such", None, 0.0) is None
 
 
-def test_a_countdown_told_again_with_each_heartbeat_is_no_change(tmp_path: Path) -> None:
+def test_a_countdown_sent_again_with_each_heartbeat_is_no_change(tmp_path: Path) -> None:
     world = World(tmp_path)
     world.deploy({"h1": {"w1": {"command": "x"}}})
     source = WorkerColumns(world.fleet)
@@ -299,13 +299,13 @@ def test_an_ended_launchers_worker_is_listed_as_the_api_shows_it(tmp_path: Path)
     world = World(tmp_path)
     world.deploy({"h1": {"w1": {"command": "x"}}})
     world.beat("h1", world.report("w1", state="stopped", reason="stopped by its user"))
-    world.fleet.state.seen["h1"].state = "ended"
+    world.fleet.state.agent_status["h1"].state = "ended"
     row = dict(zip(WorkerColumns.columns, WorkerColumns(world.fleet).row("w1", None, 0.0) or (), strict=True))
     assert (row["state"], row["reason"]) == ("stopped", {"code": "text", "params": {"text": "stopped by its user"}})
     assert row["state"] == world.fleet.state.worker("w1")["state"]
 
 
-def test_the_list_of_hosts_tells_that_a_disk_refuses_writes(tmp_path: Path) -> None:
+def test_the_list_of_hosts_reports_that_a_disk_refuses_writes(tmp_path: Path) -> None:
     """The page showed it, and no row ever said it."""
     world = World(tmp_path)
     world.deploy({"h1": {"w1": {"command": "x"}}})
@@ -314,7 +314,7 @@ def test_the_list_of_hosts_tells_that_a_disk_refuses_writes(tmp_path: Path) -> N
     assert row["disk_trouble"] == "space"
 
 
-def test_others_run_while_thousands_of_rows_are_told_and_what_is_told_is_of_one_moment() -> None:
+def test_others_run_while_thousands_of_rows_are_reported_and_what_is_reported_is_of_one_moment() -> None:
     shelf, rests, aside = Shelf(5_000), [], []
 
     def rest() -> None:
@@ -333,7 +333,7 @@ def test_others_run_while_thousands_of_rows_are_told_and_what_is_told_is_of_one_
     shelf.topic.flush_measures()  # it is no newcomer any more
     for number in range(5_000):
         shelf.rows[f"w{number}"], shelf.load[f"w{number}"] = f"state {number % 7}", number * 1_000
-        shelf.topic.touch(f"w{number}")
+        shelf.topic.mark_changed(f"w{number}")
     client.frames.clear()
     aside.clear()
     rests.clear()

@@ -38,7 +38,7 @@ class Portal:
             "plain", protocol.WorkerHeartbeat(pid=7, attempt=1, usage=usage), self.world.now
         )
 
-    def told(self, client: FakeClient, kind: str) -> list[Any]:
+    def reported(self, client: FakeClient, kind: str) -> list[Any]:
         gevent.sleep(2 * hub.COALESCE_S)
         return [message for message in client.messages if message["t"] == kind]
 
@@ -70,42 +70,42 @@ def shown(messages: list[Any], worker_id: str, key: str) -> float:
 def test_who_comes_after_a_time_unseen_sees_the_newest_and_what_follows(
     portal: Portal, worker_id: str, beat: Beat
 ) -> None:
-    told: list[Any] = []
+    reported: list[Any] = []
     for percent in (1.0, 2.0, 3.0):
         beat(percent)
-    portal.fleet.state.bus.workers.subscribe(told.append)
+    portal.fleet.state.bus.workers.subscribe(reported.append)
     beat(4.0)
-    assert told == []  # nobody looks, and that is known
+    assert reported == []  # nobody looks, and that is known
     client = FakeClient()
     assert portal.hub.subscribe(client, "workers", 0) == ""
-    assert shown(portal.told(client, "snap"), worker_id, "items") == 4.0
+    assert shown(portal.reported(client, "snap"), worker_id, "items") == 4.0
     beat(5.0)
-    assert shown(portal.told(client, "delta"), worker_id, "set") == 5.0
+    assert shown(portal.reported(client, "delta"), worker_id, "set") == 5.0
 
 
 def test_who_was_away_gets_a_new_snapshot(portal: Portal, worker_id: str, beat: Beat) -> None:
     beat(1.0)
     first, again = FakeClient(), FakeClient()
     portal.hub.subscribe(first, "workers", 0)
-    seq = portal.told(first, "snap")[0]["seq"]
+    seq = portal.reported(first, "snap")[0]["seq"]
     portal.hub.leave(first)
     for percent in (2.0, 3.0, 4.0):
         beat(percent)
     portal.hub.subscribe(again, "workers", seq)
-    assert shown(portal.told(again, "snap"), worker_id, "items") == 4.0
+    assert shown(portal.reported(again, "snap"), worker_id, "items") == 4.0
 
 
-def test_one_who_looks_at_a_single_worker_sees_each_measurement(portal: Portal, worker_id: str, beat: Beat) -> None:
+def test_one_who_watches_a_single_worker_sees_each_measurement(portal: Portal, worker_id: str, beat: Beat) -> None:
     for percent in (1.0, 2.0):
         beat(percent)
     client = FakeClient()
     assert portal.hub.subscribe(client, f"worker:{worker_id}", 0) == ""
     for percent in (3.0, 4.0):
         beat(percent)
-        assert shown(portal.told(client, "delta"), worker_id, "set") == percent
+        assert shown(portal.reported(client, "delta"), worker_id, "set") == percent
 
 
-def test_the_lists_of_the_pages_are_read_anew(portal: Portal, worker_id: str, beat: Beat) -> None:
+def test_the_lists_of_the_pages_are_reloaded(portal: Portal, worker_id: str, beat: Beat) -> None:
     beat(1.0)
     before = json.loads(portal.hub.snapshot("workers") or b"")
     for percent in (2.0, 3.0):
@@ -114,13 +114,13 @@ def test_the_lists_of_the_pages_are_read_anew(portal: Portal, worker_id: str, be
     assert after["seq"] > before["seq"]  # who has the older one is not told that nothing happened
 
 
-def test_an_operation_hears_each_report_of_its_workers(portal: Portal) -> None:
+def test_an_operation_sees_each_report_of_its_workers(portal: Portal) -> None:
     for percent in (1.0, 2.0):
         portal.agent_beats(percent)
-    told: list[Any] = []
-    portal.fleet.state.bus.workers.subscribe(told.append)
+    reported: list[Any] = []
+    portal.fleet.state.bus.workers.subscribe(reported.append)
     portal.agent_beats(3.0)
-    assert told == []
+    assert reported == []
     portal.fleet.state.bus.awaited_workers = {"w1": {"op-1": 0}}
     portal.agent_beats(4.0)
-    assert told == ["w1"]
+    assert reported == ["w1"]

@@ -133,7 +133,7 @@ def test_what_the_dialect_has_not_is_refused_with_what_to_write_instead(
     assert (answer.status, error["code"]) == (400, "bad_expression") and said in error["message"] and error["next"]
 
 
-def test_colours_do_not_hide_what_is_looked_for(server: RunningServer) -> None:
+def test_colours_do_not_hide_what_is_sought(server: RunningServer) -> None:
     """Hosts search a line without its colours (remote_agent/logs/grep.py); the manager finds the same."""
     ship(server, b"a \x1b[31mred\x1b[0m alert\nfine\n", attempt=7)
     assert server.ask("GET", f"{LOGS}?attempt=7&regex=a%20red%20alert").body.startswith(b"a \x1b[31mred")

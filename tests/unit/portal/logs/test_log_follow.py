@@ -121,7 +121,7 @@ def test_an_endless_bar_costs_no_memory(store: LogStore) -> None:
     assert len(begun.data) < 600 and begun.offset == 0
 
 
-def test_a_reader_that_is_too_slow_is_told_what_it_missed(store: LogStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_that_is_too_slow_learns_what_it_missed(store: LogStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(follow, "MAX_FOLLOWER_BYTES", 10)
     reader = Reader(store)
     store.append("w1", 1, "out", 0, b"0123456\n", 1.0)

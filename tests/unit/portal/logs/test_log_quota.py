@@ -90,7 +90,7 @@ def test_all_together_stay_within_their_bound_and_the_quiet_lose_nothing(tmp_pat
         assert b"dropped" not in b"".join(store.raw(worker, None, None))
 
 
-def test_where_no_part_of_a_file_can_go_the_sender_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_no_part_of_a_file_can_go_it_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_disk, "punch_hole", lambda path, offset, length: "Operation not supported")
     store = store_of(tmp_path, keep_per_worker=4 * MIB)
     with pytest.raises(OSError, match=r"logs\.keep_per_worker"):

@@ -96,7 +96,7 @@ def test_since_cuts_by_the_time_the_lines_were_written(store: LogStore) -> None:
     assert texts(store, since=107.0) == ["l7", "l8", "l9"]
 
 
-def test_regex_looks_further_back_than_the_last_lines(store: LogStore) -> None:
+def test_regex_searches_further_back_than_the_last_lines(store: LogStore) -> None:
     lines = "".join(f"{'epoch' if n % 100 == 0 else 'step'} {n}\n" for n in range(5_000))
     store.append("w1", 1, "out", 0, lines.encode(), 10.0)
     assert texts(store, lines=2, expression=expression.read("^epoch [0-9]+$")) == ["epoch 4800", "epoch 4900"]
@@ -183,13 +183,13 @@ def test_ids_never_become_paths_of_their_own(tmp_path: Path, store: LogStore) ->
     assert len(names) == 2 and all("." not in name for name in names)
 
 
-def test_followers_hear_each_byte_once_in_order(store: LogStore) -> None:
-    heard: list[tuple[int, bytes]] = []
-    store.on_append(lambda worker, attempt, stream, offset, data, at: heard.append((offset, data)))
+def test_followers_receive_each_byte_once_in_order(store: LogStore) -> None:
+    received: list[tuple[int, bytes]] = []
+    store.on_append(lambda worker, attempt, stream, offset, data, at: received.append((offset, data)))
     store.append("w1", 1, "out", 0, b"abc", 1.0)
     store.append("w1", 1, "out", 1, b"bcde", 1.0)
     store.append("w1", 1, "out", 0, b"abcde", 1.0)
-    assert heard == [(0, b"abc"), (3, b"de")]
+    assert received == [(0, b"abc"), (3, b"de")]
 
 
 def test_a_worker_that_is_gone_leaves_no_bytes_to_a_later_one_of_its_name(tmp_path: Path, store: LogStore) -> None:
@@ -261,11 +261,11 @@ def test_a_clock_that_was_set_back_is_shown_as_it_was(store: LogStore) -> None:
     assert [line.at for line in store.tail("w1")] == [5000.0, 1400.0]
 
 
-def test_followers_hear_each_run_of_bytes_with_its_time(store: LogStore) -> None:
-    heard: list[tuple[int, bytes, float]] = []
-    store.on_append(lambda worker, attempt, stream, offset, data, at: heard.append((offset, data, at)))
+def test_followers_receive_each_run_of_bytes_with_its_time(store: LogStore) -> None:
+    received: list[tuple[int, bytes, float]] = []
+    store.on_append(lambda worker, attempt, stream, offset, data, at: received.append((offset, data, at)))
     store.append("w1", 1, "out", 0, b"aabbcc", 1.0, times=[(2, 1.01), (4, 5.0)])
-    assert heard == [(0, b"aabb", 1.0), (4, b"cc", 5.0)]
+    assert received == [(0, b"aabb", 1.0), (4, b"cc", 5.0)]
 
 
 def test_a_gap_may_come_without_bytes(store: LogStore) -> None:

@@ -101,7 +101,7 @@ def full(tmp_path: Path, **options: Any) -> tuple[World, Metrics]:
     last.health = messages.Health("failing", "x")
     world.beat("h1", last, usage=host, facts=messages.HostFacts("h1", "linux", "3", "me", 8, 2**34))
     world.fleet.workers.command("w1", "stop", "me", world.now)
-    world.tell("recovery", reason="heard", evidence={"outcome": "recovered"})
+    world.emit("recovery", reason="heard", evidence={"outcome": "recovered"})
     made.count("/api/hosts", "GET", 200, 0.01)
     return world, made
 
@@ -233,15 +233,15 @@ def test_the_dashboard_is_what_grafana_imports() -> None:
     assert variables["datasource"]["type"] == "datasource" and variables["datasource"]["query"] == "prometheus"
     ids = [panel["id"] for panel in dashboard["panels"]]
     assert len(ids) == len(set(ids))
-    places: set[tuple[int, int]] = set()
+    locations: set[tuple[int, int]] = set()
     for panel in dashboard["panels"]:
         grid = panel["gridPos"]
         assert grid["x"] + grid["w"] <= 24
         taken = {
             (x, y) for x in range(grid["x"], grid["x"] + grid["w"]) for y in range(grid["y"], grid["y"] + grid["h"])
         }
-        assert not taken & places, f"{panel['title']} lies over another"
-        places |= taken
+        assert not taken & locations, f"{panel['title']} lies over another"
+        locations |= taken
 
 
 def test_alert_rules_ask_only_for_what_there_is(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_killed_agent_touches_no_child_and_no_line_is_lost_or_doubled(host: Host
         wait_until(
             lambda beats=beats: len(manager.beats) > beats and manager.report("w1")["pid"] == pid, what="adopted"
         )
-    manager.want("w1", "stopped")
+    manager.set_desired("w1", "stopped")
     wait_until(lambda: manager.state("w1") == "stopped", what="stopped")
     with open(paths.log_file(paths.worker_dir(host.directory, "w1"), 1), "rb") as file:
         written = file.read()
@@ -72,9 +72,9 @@ def test_stop_and_start_converge_and_settled_stays_settled(host: Host, manager: 
     host.start()
     wait_until(lambda: len(manager.beats) > beats + 3, what="several heartbeats")
     assert manager.state("w1") == "exited" and manager.report("w1")["attempt"] == 1
-    manager.want("w1", "running")
+    manager.set_desired("w1", "running")
     wait_until(lambda: manager.report("w1")["attempt"] == 2, what="a new attempt for the new generation")
-    manager.want("w1", "stopped")
+    manager.set_desired("w1", "stopped")
     wait_until(lambda: manager.report("w1")["generation"] == 3, what="the stop seen, with nothing left to do")
 
 
@@ -109,7 +109,7 @@ def test_a_kill_gives_the_child_no_time_though_a_stop_comes_with_it(
     host.start()
     running(manager)
     with manager.changed:
-        manager.want("w1", "stopped")
+        manager.set_desired("w1", "stopped")
         kill = manager.command("w1", "kill", 1)
     wait_until(lambda: manager.report("w1")["state"] == "stopped", what="stopped")
     found = wait_until(lambda: manager.result(kill), what="the kill's result")
@@ -160,7 +160,7 @@ def test_removed_worker_ends_is_shipped_and_leaves_no_directory(host: Host, mana
     manager.assign("w1", ["sh", "-c", "trap 'echo goodbye; exit 0' TERM; echo up; while :; do sleep 0.05; done"])
     host.start()
     running(manager)
-    manager.want("w1", "removed")
+    manager.set_desired("w1", "removed")
     wait_until(lambda: manager.beats[-1]["workers"] == [], what="no longer reported")
     assert b"goodbye" in manager.log("w1")
     assert os.listdir(paths.workers_dir(host.directory)) == []

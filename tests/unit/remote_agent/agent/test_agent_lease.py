@@ -183,13 +183,13 @@ def test_stop_and_start_of_a_fenced_worker(host: Host, manager: FakeManager) -> 
     manager.assign("w1", SLEEP, on_partition="fence")
     host.start()
     running(manager)
-    manager.want("w1", "stopped")
+    manager.set_desired("w1", "stopped")
     wait_until(lambda: manager.state("w1") == "stopped", what="stopped")
-    manager.want("w1", "running")
+    manager.set_desired("w1", "running")
     wait_until(lambda: manager.state("w1") == "running" and manager.report("w1")["attempt"] == 2, what="running again")
 
 
-def test_new_epoch_starts_it_anew_on_the_same_host(host: Host, manager: FakeManager) -> None:
+def test_new_epoch_restarts_it_on_the_same_host(host: Host, manager: FakeManager) -> None:
     manager.assign("w1", SLEEP, on_partition="fence")
     host.start()
     pid = running(manager)

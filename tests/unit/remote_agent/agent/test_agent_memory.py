@@ -141,7 +141,7 @@ def test_memory_does_not_grow_with_heartbeats_and_restarts(host: Host, manager: 
 
 
 @CPYTHON
-def test_garbage_is_looked_for_also_before_it_settles() -> None:
+def test_garbage_is_sought_also_before_it_settles() -> None:
     """A launcher looks for its manager for as long as it takes, and leaves circles at each failure."""
     program = """
 import gc, weakref

@@ -18,7 +18,7 @@ from tests.agent_host import ROOT
 from tests.waiting import wait_until
 
 
-class Desk:
+class AccessRig:
     """A home with one agent's directory and two workers in it, none of them running."""
 
     def __init__(self, tmp_path: Path) -> None:
@@ -57,8 +57,8 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Desk:
-    return Desk(tmp_path)
+def rig(tmp_path: Path) -> AccessRig:
+    return AccessRig(tmp_path)
 
 
 @pytest.fixture
@@ -70,43 +70,43 @@ def nobody(tmp_path: Path) -> Iterator[list[str]]:
     yield [setpriv, "--reuid=65534", "--regid=65534", "--clear-groups"]
 
 
-def test_status_shows_agent_workers_and_reasons(desk: Desk) -> None:
+def test_status_shows_agent_workers_and_reasons(rig: AccessRig) -> None:
     """What runs, what does not and why; how to start the agent; never a secret."""
-    done = desk.say("status")
+    done = rig.say("status")
     assert done.returncode == 0 and done.stderr == ""
     assert "gpu01 (fleet fleet-1): agent does not run" in done.stdout
-    assert f"install/__main__.py start --dir {desk.directory}" in done.stdout
+    assert f"install/__main__.py start --dir {rig.directory}" in done.stdout
     assert "http://10.0.0.5:5000" in done.stdout
     assert "train-1  running   attempt 3  (no runner!)" in done.stdout
     assert "train-2  failed    attempt 3  command not found: trian.py" in done.stdout
     assert "s3cret" not in done.stdout
 
 
-def test_status_names_the_running_agent(desk: Desk) -> None:
+def test_status_names_the_running_agent(rig: AccessRig) -> None:
     """It holds its lock; the pid is for people."""
-    lock = settings.AgentLock(desk.runtime_dir)
+    lock = settings.AgentLock(rig.runtime_dir)
     assert lock.take() is None
     try:
-        assert f"agent runs (pid {os.getpid()})" in desk.say("status").stdout
+        assert f"agent runs (pid {os.getpid()})" in rig.say("status").stdout
     finally:
         lock.release()
 
 
-def test_tail_prints_the_newest_attempts_end(desk: Desk) -> None:
+def test_tail_prints_the_newest_attempts_end(rig: AccessRig) -> None:
     """-n lines of it, or of an earlier attempt."""
-    assert desk.say("tail", "train-1", "-n", "2").stdout == "line 198\nline 199\n"
-    assert len(desk.say("tail", "train-1").stdout.splitlines()) == 50
-    assert desk.say("tail", "train-1", "--attempt", "2").stdout == "of the second attempt\n"
-    assert desk.say("tail", "train-1", "-n", "0").stdout == ""
+    assert rig.say("tail", "train-1", "-n", "2").stdout == "line 198\nline 199\n"
+    assert len(rig.say("tail", "train-1").stdout.splitlines()) == 50
+    assert rig.say("tail", "train-1", "--attempt", "2").stdout == "of the second attempt\n"
+    assert rig.say("tail", "train-1", "-n", "0").stdout == ""
 
 
-def test_tail_follows_across_a_restart_and_loses_nothing(desk: Desk, tmp_path: Path) -> None:
+def test_tail_follows_across_a_restart_and_loses_nothing(rig: AccessRig, tmp_path: Path) -> None:
     """Bytes that come while it looks, then those of the next attempt, until Ctrl-C."""
-    directory = paths.worker_dir(desk.directory, "train-1")
+    directory = paths.worker_dir(rig.directory, "train-1")
     out = tmp_path / "out"
     with open(out, "wb") as file:
         words = [sys.executable, "-m", "remote_agent", "tail", "train-1", "-n", "1", "-f"]
-        process = subprocess.Popen(words, cwd=ROOT, env={**os.environ, "PROCGUARD_HOME": str(desk.home)}, stdout=file)
+        process = subprocess.Popen(words, cwd=ROOT, env={**os.environ, "PROCGUARD_HOME": str(rig.home)}, stdout=file)
     try:
         wait_until(lambda: out.read_bytes() == b"line 199\n", what="the last line")
         with open(paths.log_file(directory, 3), "ab") as log:
@@ -135,57 +135,57 @@ def test_tail_follows_across_a_restart_and_loses_nothing(desk: Desk, tmp_path: P
         (("run", "--dir", "/tmp"), "no agent.json in /tmp"),
     ],
 )
-def test_what_is_wrong_is_one_line_with_the_next_step(desk: Desk, words: tuple[str, ...], message: str) -> None:
+def test_what_is_wrong_is_one_line_with_the_next_step(rig: AccessRig, words: tuple[str, ...], message: str) -> None:
     """Wrong names, nothing there, nothing written yet: never a traceback, nothing on stdout, exit code 1."""
-    done = desk.say(*words)
+    done = rig.say(*words)
     assert done.returncode == 1 and done.stdout == ""
     assert message in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-def test_nothing_installed_says_so(desk: Desk, tmp_path: Path) -> None:
+def test_nothing_installed_says_so(rig: AccessRig, tmp_path: Path) -> None:
     """The user that it was deployed for may be another one."""
-    done = desk.say("status", PROCGUARD_HOME=str(tmp_path / "none"))
+    done = rig.say("status", PROCGUARD_HOME=str(tmp_path / "none"))
     assert done.returncode == 1 and "no agent is installed below" in done.stderr and "invoke deploy" in done.stderr
 
 
-def test_a_broken_agent_json_hides_no_other_agent(desk: Desk) -> None:
+def test_a_broken_agent_json_hides_no_other_agent(rig: AccessRig) -> None:
     """Exit code 2: some could not be shown."""
-    other = paths.agent_dir(str(desk.home), "fleet-1", "broken")
+    other = paths.agent_dir(str(rig.home), "fleet-1", "broken")
     os.makedirs(other)
     Path(paths.agent_file(other)).write_text("{")
-    done = desk.say("status")
+    done = rig.say("status")
     assert done.returncode == 2 and "gpu01 (fleet fleet-1)" in done.stdout
     assert "cannot be read" in done.stderr and "deploy this host again" in done.stderr
 
 
-def test_somebody_elses_agent_is_named(desk: Desk, nobody: list[str], tmp_path: Path) -> None:
+def test_somebody_elses_agent_is_named(rig: AccessRig, nobody: list[str], tmp_path: Path) -> None:
     """Home and agent.json are the owner's alone: whose, and what to do."""
     for directory in (tmp_path, *tmp_path.parents):
         if not os.stat(directory).st_mode & 0o001:
             os.chmod(directory, 0o755)
     command = [*nobody, shutil.which("python3", path="/usr/bin") or "python3", "-m", "remote_agent"]
-    environ = {"PATH": os.environ["PATH"], "PROCGUARD_HOME": str(desk.home)}
-    os.chmod(desk.home, 0o700)
-    for words in (["status"], ["tail", "train-1"], ["status", "--dir", desk.directory]):
+    environ = {"PATH": os.environ["PATH"], "PROCGUARD_HOME": str(rig.home)}
+    os.chmod(rig.home, 0o700)
+    for words in (["status"], ["tail", "train-1"], ["status", "--dir", rig.directory]):
         done = subprocess.run(
             [*command, *words], cwd=ROOT, env=environ, capture_output=True, text=True, check=False, timeout=60
         )
         assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
         assert len(done.stderr.splitlines()) == 1
-    os.chmod(desk.home, 0o755)
+    os.chmod(rig.home, 0o755)
     done = subprocess.run(
         [*command, "status"], cwd=ROOT, env=environ, capture_output=True, text=True, check=False, timeout=60
     )
     assert "run this as its owner (root)" in done.stderr
 
 
-def test_output_that_nobody_reads_is_no_error(desk: Desk) -> None:
+def test_output_that_nobody_reads_is_no_error(rig: AccessRig) -> None:
     """`… | head -1`."""
     command = f"{sys.executable} -m remote_agent tail train-1 -n 200 | head -1"
     done = subprocess.run(
         ["/bin/sh", "-c", command],
         cwd=ROOT,
-        env={**os.environ, "PROCGUARD_HOME": str(desk.home)},
+        env={**os.environ, "PROCGUARD_HOME": str(rig.home)},
         capture_output=True,
         text=True,
         check=False,
@@ -194,14 +194,14 @@ def test_output_that_nobody_reads_is_no_error(desk: Desk) -> None:
     assert done.stdout == "line 0\n" and done.stderr == ""
 
 
-def test_help_says_where_to_type_it(desk: Desk) -> None:
+def test_help_says_where_to_type_it(rig: AccessRig) -> None:
     """The package lies in the release, not on sys.path."""
-    done = desk.say("--help")
+    done = rig.say("--help")
     assert done.returncode == 0 and "/current && python3 -m remote_agent status" in done.stdout
-    assert desk.say().returncode == 1
+    assert rig.say().returncode == 1
 
 
-def test_a_reason_that_quotes_a_job_does_not_steer_the_terminal(desk: Desk) -> None:
-    desk.worker("evil", "failed", "check said \x1b[2J\x1b]0;x\x07\u202e\x9b1m\nforged", None)
-    said = desk.say("status", PYTHONIOENCODING="utf-8").stdout
+def test_a_reason_that_quotes_a_job_does_not_steer_the_terminal(rig: AccessRig) -> None:
+    rig.worker("evil", "failed", "check said \x1b[2J\x1b]0;x\x07\u202e\x9b1m\nforged", None)
+    said = rig.say("status", PYTHONIOENCODING="utf-8").stdout
     assert "check said ?[2J?]0;x???1m?forged" in said and "\x1b" not in said

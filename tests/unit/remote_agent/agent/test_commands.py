@@ -19,21 +19,21 @@ from tests.waiting import wait_until
 
 
 class Worker:
-    """A running worker whose runner only notes what it is told."""
+    """A running worker whose runner only notes what it is sent."""
 
-    worker_id, attempt, state, heard, settled = "w1", 3, "running", True, False
+    worker_id, attempt, state, reported, settled = "w1", 3, "running", True, False
 
     def __init__(self) -> None:
         self.waiting: dict[str, Command] = {}
         self.postponed: list[tuple[Command, float]] = []
-        self.told: list[tuple[Any, ...]] = []
+        self.sent: list[tuple[Any, ...]] = []
         self.link: Any = self
 
     def restart(self, *words: Any) -> None:
-        self.told.append(("restart", *words))
+        self.sent.append(("restart", *words))
 
     def kill(self, *words: Any) -> None:
-        self.told.append(("kill", *words))
+        self.sent.append(("kill", *words))
 
 
 @pytest.fixture
@@ -47,13 +47,13 @@ def order(seq: int, verb: str = "restart", ttl_s: float = 60.0) -> Command:
     return Command(seq, f"c-{seq}", "w1", verb, 3, ttl_s)  # type: ignore[arg-type]
 
 
-def test_a_held_poll_s_command_is_good_for_what_is_left_since_the_poll_left(
+def test_a_long_poll_s_command_is_good_for_what_is_left_since_the_poll_left(
     pair: tuple[CommandExecutor, Worker],
 ) -> None:
-    """The runner is told until when, so that it does not act on what waited in its own socket."""
+    """The runner is sent until when, so that it does not act on what waited in its own socket."""
     executor, worker = pair
     executor.receive([order(1)], {"w1": worker}, now=125.0, asked=100.0)  # type: ignore[dict-item]
-    assert worker.told == [("restart", 3, "c-1", 160_000_000_000)]
+    assert worker.sent == [("restart", 3, "c-1", 160_000_000_000)]
 
 
 def test_what_may_be_too_late_is_asked_for_again(pair: tuple[CommandExecutor, Worker]) -> None:
@@ -61,31 +61,31 @@ def test_what_may_be_too_late_is_asked_for_again(pair: tuple[CommandExecutor, Wo
     executor, worker = pair
     workers: Any = {"w1": worker}
     executor.receive([order(6), order(7, ttl_s=5.0), order(8)], workers, now=130.0, asked=100.0)
-    assert executor.seq == 6 and [words[2] for words in worker.told] == ["c-6"]
+    assert executor.seq == 6 and [words[2] for words in worker.sent] == ["c-6"]
     executor.receive([order(7, ttl_s=2.0), order(8)], workers, now=130.2, asked=130.1)
-    assert executor.seq == 8 and [words[2] for words in worker.told] == ["c-6", "c-7", "c-8"]
+    assert executor.seq == 8 and [words[2] for words in worker.sent] == ["c-6", "c-7", "c-8"]
 
 
 def test_what_a_prompt_answer_says_is_too_late_has_expired(pair: tuple[CommandExecutor, Worker]) -> None:
     executor, worker = pair
     executor.receive([order(1, ttl_s=0.0)], {"w1": worker}, now=100.1, asked=100.0)  # type: ignore[dict-item]
-    assert not worker.told and [one.status for one in executor.results()] == ["expired"]
+    assert not worker.sent and [one.status for one in executor.results()] == ["expired"]
 
 
-def test_start_and_stop_are_told_for_information_however_late(pair: tuple[CommandExecutor, Worker]) -> None:
+def test_start_and_stop_are_sent_for_information_however_late(pair: tuple[CommandExecutor, Worker]) -> None:
     executor, worker = pair
     executor.receive([order(4, "stop", ttl_s=0.0)], {"w1": worker}, now=999.0, asked=100.0)  # type: ignore[dict-item]
-    assert executor.seq == 4 and not worker.told
+    assert executor.seq == 4 and not worker.sent
 
 
 def test_a_postponed_command_expires_by_the_same_count(pair: tuple[CommandExecutor, Worker]) -> None:
     executor, worker = pair
-    worker.heard = False
+    worker.reported = False
     executor.receive([order(1)], {"w1": worker}, now=125.0, asked=100.0)  # type: ignore[dict-item]
-    assert not worker.told
-    worker.heard = True
+    assert not worker.sent
+    worker.reported = True
     executor.send_postponed(worker, 160.5)  # type: ignore[arg-type]
-    assert not worker.told and [one.status for one in executor.results()] == ["expired"]
+    assert not worker.sent and [one.status for one in executor.results()] == ["expired"]
 
 
 @pytest.mark.slow
@@ -111,24 +111,24 @@ def test_an_agent_that_was_frozen_does_not_act_on_what_waited_in_its_socket(host
     assert manager.report("w1")["attempt"] == 1
 
 
-# -------------------------------------------------------------------------------------------------- told again
+# -------------------------------------------------------------------------------------------------- sent again
 
 
-def test_a_command_told_again_while_its_runner_works_on_it_reaches_the_runner_once(
+def test_a_command_sent_again_while_its_runner_works_on_it_reaches_the_runner_once(
     pair: tuple[CommandExecutor, Worker],
 ) -> None:
     executor, worker = pair
     workers: Any = {"w1": worker}
     for verb in ("restart", "kill"):
-        worker.told.clear()
+        worker.sent.clear()
         command = order(1 if verb == "restart" else 2, verb)
         executor.receive([command], workers, now=100.0, asked=100.0)
         executor.receive([command], workers, now=100.5, asked=100.4)
-        assert [words[0] for words in worker.told] == [verb]
+        assert [words[0] for words in worker.sent] == [verb]
         assert executor.results() == []
 
 
-def test_a_command_told_again_after_it_was_done_is_answered_as_before(pair: tuple[CommandExecutor, Worker]) -> None:
+def test_a_command_sent_again_after_it_was_done_is_answered_as_before(pair: tuple[CommandExecutor, Worker]) -> None:
     """Its result was lost on the way. The attempt that it meant is over by now, which is no failure of the command."""
     executor, worker = pair
     workers: Any = {"w1": worker}
@@ -139,7 +139,7 @@ def test_a_command_told_again_after_it_was_done_is_answered_as_before(pair: tupl
     executor.results_taken()
     executor.receive([order(1)], workers, now=101.0, asked=101.0)
     assert [(one.status, one.message) for one in executor.results()] == [("done", "attempt 4 started")]
-    assert len(worker.told) == 1
+    assert len(worker.sent) == 1
 
 
 def test_a_command_that_a_killed_agent_had_begun_is_never_carried_out_by_the_next(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_a_command_that_a_killed_agent_had_begun_is_never_carried_out_by_the_nex
     worker.waiting.clear()
     next_one = CommandExecutor(AgentJournal(path))
     next_one.receive([order(1)], workers, now=101.0, asked=101.0)
-    assert len(worker.told) == 1
+    assert len(worker.sent) == 1
     assert [one.status for one in next_one.results()] == ["failed"]
 
 

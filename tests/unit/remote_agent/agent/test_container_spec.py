@@ -115,7 +115,7 @@ def test_an_agent_runs_a_container_is_killed_adopts_it_and_stops_it(
     wait_until(lambda: (manager.report("w1") or {}).get("usage"), 30.0, "its usage")
     assert running(manager) == pid and manager.report("w1")["attempt"] == 1
     assert manager.report("w1")["usage"]["processes"] >= 2, "conmon and the job at least"
-    manager.want("w1", "stopped")
+    manager.set_desired("w1", "stopped")
     wait_until(lambda: manager.report("w1")["state"] == "stopped", 30.0, "its stop")
     assert not alive(pid)
     wait_until(lambda: not podman_host.names(), 10.0, "its removal")

@@ -234,7 +234,7 @@ def test_nothing_of_an_exec_check_outlives_it(host: Host, manager: FakeManager, 
     assert pids and not any(alive(pid) for pid in pids)
 
 
-def test_heartbeat_file_is_looked_at_as_the_worker_s_user(
+def test_heartbeat_file_is_checked_as_the_worker_s_user(
     host: Host, manager: FakeManager, job_user: JobUser
 ) -> None:  # fmt: skip
     """A link tells nothing of a file that the user can't see."""
@@ -288,7 +288,7 @@ def test_http_and_tcp_checks_connect_as_the_worker_s_user(
 
 
 @pytest.mark.slow
-def test_a_check_whose_process_the_job_ends_is_no_verdict(
+def test_a_check_whose_process_the_job_ends_is_no_result(
     host: Host, manager: FakeManager, job_user: JobUser
 ) -> None:  # fmt: skip
     """It may kill what runs as its user; that says nothing about it, and other workers' checks go on."""
@@ -539,10 +539,10 @@ def test_fetch_reads_through_a_user_s_link_what_that_user_may_read(job_user: Job
     job_user.link("whole", job_user.root_only)
     found = {}
     for pattern in (f"{out}/*.csv", f"{job_user.directory}/whole/secret", str(out), f"{job_user.directory}/w*/s*"):
-        told: list[dict[str, Any]] = []
+        reported: list[dict[str, Any]] = []
         data = io.BytesIO()
         try:
-            files.send({"path": pattern, "max_files": 100, "max_bytes": 10**6}, told.append, data)
+            files.send({"path": pattern, "max_files": 100, "max_bytes": 10**6}, reported.append, data)
         except InstallError as exc:
             assert job_user.canary not in str(exc)
         found[pattern] = data.getvalue()
@@ -586,11 +586,11 @@ def test_root_of_a_user_s_container_is_at_home_there() -> None:
 
 def test_fetch_is_not_led_elsewhere_between_finding_and_reading(job_user: JobUser, tmp_path: Path) -> None:
     job_user.write("out/a.csv", "1\n", 0o644)
-    told: list[dict[str, Any]] = []
+    reported: list[dict[str, Any]] = []
     data = io.BytesIO()
 
     def say(message: dict[str, Any]) -> None:
-        told.append(message)
+        reported.append(message)
         if "found" in message:
             job_user.run(f"rm out/a.csv && ln -s {job_user.secret} out/a.csv")
 

@@ -101,7 +101,7 @@ def test_a_launcher_with_a_bad_token_ends_and_says_how_to_get_an_enrolment_token
     assert '"scope": "operator"' not in said and token not in said and "Traceback" not in said
 
 
-def test_a_registration_in_any_language_is_told_the_same(server: RunningServer) -> None:
+def test_a_registration_in_any_language_is_handled_the_same(server: RunningServer) -> None:
     status, answer = register(server, "pg-mistyped", body("far2"))
     assert status == 401 and "enrolment token" in answer["error"]["message"]
     assert "invoke token.create --scope enroll" in answer["error"]["next"]

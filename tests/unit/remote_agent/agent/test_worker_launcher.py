@@ -25,7 +25,7 @@ ROOT = str(Path(__file__).resolve().parents[4])
 SLEEP = "sleep 600"
 
 
-class Desk:
+class AccessRig:
     """A directory from which launchers are started."""
 
     def __init__(self, tmp_path: Path, manager: FakeManager) -> None:
@@ -85,83 +85,83 @@ def manager() -> Iterator[FakeManager]:
 
 
 @pytest.fixture
-def desk(tmp_path: Path, manager: FakeManager) -> Iterator[Desk]:
-    one = Desk(tmp_path, manager)
+def rig(tmp_path: Path, manager: FakeManager) -> Iterator[AccessRig]:
+    one = AccessRig(tmp_path, manager)
     yield one
     one.end()
 
 
-def test_child_gets_the_callers_environment_and_directory(desk: Desk, manager: FakeManager) -> None:
+def test_child_gets_the_callers_environment_and_directory(rig: AccessRig, manager: FakeManager) -> None:
     """And --env on top; the token does not reach it; the launcher's log lies in logs/ of the caller's directory."""
     script = "import os; print(os.getcwd(), os.environ['CALLERS'], os.environ['K'], os.environ.get('PROCGUARD_TOKEN'))"
     manager.tokens = ["enrol-me"]
-    launcher = desk.start(f'{sys.executable} -c "{script}"', "--env", "K=v=1", PROCGUARD_TOKEN="enrol-me")
+    launcher = rig.start(f'{sys.executable} -c "{script}"', "--env", "K=v=1", PROCGUARD_TOKEN="enrol-me")
     wait_until(lambda: manager.log("w1").endswith(b"\n"), what="its output")
-    assert manager.log("w1").decode() == f"{desk.cwd} mark v=1 None\n"
+    assert manager.log("w1").decode() == f"{rig.cwd} mark v=1 None\n"
     wait_until(lambda: manager.state("w1") == "exited", what="exited")
     assert launcher.poll() is None  # it stays, so that an operator can start the worker again
-    manager.want("w1", "running")
+    manager.set_desired("w1", "running")
     wait_until(lambda: manager.report("w1")["attempt"] == 2, what="started by the operator")
     launcher.send_signal(signal.SIGINT)
-    code, said = desk.ends(launcher)
+    code, said = rig.ends(launcher)
     assert code == 0 and "registered with" in said and "exited" in said
-    assert (desk.cwd / "logs" / "launcher-w1.log").exists()
-    assert "enrol-me" not in (desk.cwd / "logs" / "launcher-w1.log").read_text() + said
+    assert (rig.cwd / "logs" / "launcher-w1.log").exists()
+    assert "enrol-me" not in (rig.cwd / "logs" / "launcher-w1.log").read_text() + said
     assert manager.of_tokens == ["enrol-me"]
     assert not any("enrol-me" in one.path + one.authorization for one in manager.requests)
 
 
 @pytest.mark.slow
-def test_interrupt_stops_the_child_too_and_the_next_start_runs_it_again(desk: Desk, manager: FakeManager) -> None:
+def test_interrupt_stops_the_child_too_and_the_next_start_runs_it_again(rig: AccessRig, manager: FakeManager) -> None:
     """SIGINT: child gone, exit code 0; the manager saw it stop."""
-    launcher = desk.start()
-    pid = desk.running()
+    launcher = rig.start()
+    pid = rig.running()
     launcher.send_signal(signal.SIGINT)
-    assert desk.ends(launcher)[0] == 0
+    assert rig.ends(launcher)[0] == 0
     assert not alive(pid) and manager.state("w1") == "stopped"
     assert manager.beats[-1]["ends"] is True
-    desk.start()
-    assert desk.running(2) != pid
+    rig.start()
+    assert rig.running(2) != pid
     assert manager.beats[-1]["ends"] is False
 
 
 @pytest.mark.slow
-def test_hangup_detaches_and_the_next_launcher_adopts(desk: Desk, manager: FakeManager) -> None:
+def test_hangup_detaches_and_the_next_launcher_adopts(rig: AccessRig, manager: FakeManager) -> None:
     """The terminal closes, the job lives; likewise after SIGKILL of the launcher."""
-    launcher = desk.start()
-    pid = desk.running()
+    launcher = rig.start()
+    pid = rig.running()
     launcher.send_signal(signal.SIGHUP)
-    code, said = desk.ends(launcher)
+    code, said = rig.ends(launcher)
     assert code == 0 and "detached" in said and alive(pid)
     for _ in range(2):
         beats = len(manager.beats)
-        launcher = desk.start()
+        launcher = rig.start()
         wait_until(lambda beats=beats: len(manager.beats) > beats, what="the next launcher")
-        assert desk.running() == pid
+        assert rig.running() == pid
         assert manager.registrations[-1]["attempt"] == 1 and manager.registrations[-1]["state"] == "running"
         launcher.kill()
         assert alive(pid)
 
 
 @pytest.mark.slow
-def test_second_launcher_and_another_command_are_refused(desk: Desk, manager: FakeManager) -> None:
+def test_second_launcher_and_another_command_are_refused(rig: AccessRig, manager: FakeManager) -> None:
     """One worker, one launcher, one command; --replace is the way to change it."""
-    launcher = desk.start()
-    pid = desk.running()
-    code, said = desk.ends(desk.start())
+    launcher = rig.start()
+    pid = rig.running()
+    code, said = rig.ends(rig.start())
     assert code == 1 and f"another launcher runs w1 on this host (pid {launcher.pid})" in said
     launcher.kill()
     launcher.wait()
-    code, said = desk.ends(desk.start("sleep 601"))
+    code, said = rig.ends(rig.start("sleep 601"))
     assert code == 1 and f"already running: sleep 600 (pid {pid}, attempt 1); stop it first or --replace" in said
     assert alive(pid)
-    desk.start("sleep 601", "--replace")
-    assert desk.running(2) != pid
+    rig.start("sleep 601", "--replace")
+    assert rig.running(2) != pid
     assert not alive(pid)
     assert manager.assignments["w1"].spec.command == "sleep 601"
 
 
-def test_id_held_elsewhere_is_refused_naming_the_holder(desk: Desk, manager: FakeManager) -> None:
+def test_id_held_elsewhere_is_refused_naming_the_holder(rig: AccessRig, manager: FakeManager) -> None:
     """409 from the manager: nothing is started."""
     error = {
         "code": "held_elsewhere",
@@ -169,106 +169,106 @@ def test_id_held_elsewhere_is_refused_naming_the_holder(desk: Desk, manager: Fak
         "next": "stop it there",
     }
     manager.register_answer = (409, {"error": error})
-    code, said = desk.ends(desk.start())
+    code, said = rig.ends(rig.start())
     assert code == 1 and "w1 is held by b on host b, where it is running; stop it there" in said
     assert manager.beats == []
 
 
 @pytest.mark.slow
 def test_pending_launcher_shows_its_fingerprint_and_runs_nothing_until_approved(
-    desk: Desk, manager: FakeManager
+    rig: AccessRig, manager: FakeManager
 ) -> None:
     """The line to type is printed."""
     answer = {"status": "pending", "worker_id": "w1", "agent_id": "launcher:w1", "fingerprint": "3f2a-91bc-77d0"}
     manager.register_answer = (202, answer)
-    launcher = desk.start()
+    launcher = rig.start()
     assert launcher.stdout is not None
     line = launcher.stdout.readline()
     assert "3f2a-91bc-77d0" in line and "invoke agents approve launcher:w1" in line
     assert manager.beats == []
     manager.register_answer = None
-    desk.running()
+    rig.running()
     assert len({one["secret_sha256"] for one in manager.registrations}) == 1
     launcher.terminate()
-    assert desk.ends(launcher)[0] == 0
+    assert rig.ends(launcher)[0] == 0
 
 
 @pytest.mark.slow
-def test_without_a_manager_it_says_so_and_starts_what_it_had(desk: Desk, manager: FakeManager) -> None:
+def test_without_a_manager_it_says_so_and_starts_what_it_had(rig: AccessRig, manager: FakeManager) -> None:
     """A known manager that is away: the same command starts; one that an operator stopped does not."""
-    first = desk.start()
-    pid = desk.running()
+    first = rig.start()
+    pid = rig.running()
     first.send_signal(signal.SIGINT)
-    desk.ends(first)
+    rig.ends(first)
     manager.close()
-    again = desk.start()
+    again = rig.start()
     assert again.stdout is not None
     said = again.stdout.readline()
     assert "not reachable" in said and manager.url in said
     wait_until(lambda: "running" in again.stdout.readline(), what="running without a manager")  # type: ignore[union-attr]
     assert not alive(pid)
     again.terminate()
-    assert desk.ends(again)[0] == 0
+    assert rig.ends(again)[0] == 0
 
 
-def test_manager_never_reached_is_one_line_and_ctrl_c_ends_it(desk: Desk, manager: FakeManager) -> None:
+def test_manager_never_reached_is_one_line_and_ctrl_c_ends_it(rig: AccessRig, manager: FakeManager) -> None:
     """It keeps trying, quietly."""
     manager.close()
-    launcher = desk.start()
+    launcher = rig.start()
     assert launcher.stdout is not None
     assert "not reachable" in launcher.stdout.readline()
     launcher.send_signal(signal.SIGINT)
-    code, rest = desk.ends(launcher)
+    code, rest = rig.ends(launcher)
     assert code == 0 and rest == ""
 
 
-def test_operators_stop_keeps_the_launcher_waiting(desk: Desk, manager: FakeManager) -> None:
+def test_operators_stop_keeps_the_launcher_waiting(rig: AccessRig, manager: FakeManager) -> None:
     """Stopped through the API, started through the API, the same launcher."""
-    launcher = desk.start()
-    desk.running()
-    manager.want("w1", "stopped")
+    launcher = rig.start()
+    rig.running()
+    manager.set_desired("w1", "stopped")
     wait_until(lambda: manager.state("w1") == "stopped", what="stopped")
     assert launcher.poll() is None
-    manager.want("w1", "running")
-    desk.running(2)
+    manager.set_desired("w1", "running")
+    rig.running(2)
 
 
 @pytest.mark.parametrize(("command", "code"), [("true", 0), ("sh -c 'exit 7'", 7)])
 def test_exit_when_done_passes_the_childs_exit_code_on(
-    desk: Desk, manager: FakeManager, command: str, code: int
+    rig: AccessRig, manager: FakeManager, command: str, code: int
 ) -> None:
     """For scripts; the last log bytes are at the manager by then."""
     manager.restart_policy = "never"
-    assert desk.ends(desk.start(command, "--exit-when-done"))[0] == code
+    assert rig.ends(rig.start(command, "--exit-when-done"))[0] == code
     assert manager.state("w1") in ("exited", "failed")
 
 
 @pytest.mark.slow
-def test_an_ended_worker_runs_again_when_its_launcher_is_started_anew(desk: Desk, manager: FakeManager) -> None:
+def test_an_ended_worker_runs_again_when_its_launcher_is_started_again(rig: AccessRig, manager: FakeManager) -> None:
     """That is what somebody who types the command again expects."""
-    desk.ends(desk.start("true", "--exit-when-done"))
-    desk.start("true")
+    rig.ends(rig.start("true", "--exit-when-done"))
+    rig.start("true")
     wait_until(lambda: manager.report("w1").get("attempt") == 2, what="a second run")
 
 
 @pytest.mark.slow
-def test_fenced_worker_of_a_launcher_lives_by_the_manager_s_leases(desk: Desk, manager: FakeManager) -> None:
+def test_fenced_worker_of_a_launcher_lives_by_the_manager_s_leases(rig: AccessRig, manager: FakeManager) -> None:
     """Stopped when they end though the launcher lives, started again when there are any, also by the next launcher."""
     manager.registered_lease_s = 4.0
-    launcher = desk.start(SLEEP, "--on-partition", "fence")
-    pid = desk.running()
+    launcher = rig.start(SLEEP, "--on-partition", "fence")
+    pid = rig.running()
     launcher.kill()
     launcher.wait()
     wait_until(lambda: not alive(pid), 10, "its end without a launcher")
-    launcher = desk.start(SLEEP, "--on-partition", "fence")
-    pid = desk.running(attempt=2)
+    launcher = rig.start(SLEEP, "--on-partition", "fence")
+    pid = rig.running(attempt=2)
     manager.withheld.add("w1")
     wait_until(lambda: not alive(pid), 10, "its end without leases")
     wait_until(lambda: manager.state("w1") == "stopped", what="its state told")
     manager.withheld.clear()
-    desk.running(attempt=3)
+    rig.running(attempt=3)
     launcher.send_signal(signal.SIGINT)
-    said = desk.ends(launcher)[1]
+    said = rig.ends(launcher)[1]
     assert "its lease ended" in said and "stopped; the launcher ends" in said
 
 
@@ -283,26 +283,26 @@ def test_environment_variables_do_as_well_and_flags_win() -> None:
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "reported"),
     [
         ([], ["--worker-id (or WORKER_ID) is missing", "--manager-url (or MANAGER_URL)", "--command (or COMMAND)"]),
         (["--worker-id", "../x", "--manager-url", "m:5000", "--command", "a 'b"], ["'../x'", "'m:5000'", "split"]),
         (["--worker-id", "a", "--manager-url", "http://m", "--command", "x", "--env", "novalue"], ["--env 'novalue'"]),
     ],
 )
-def test_all_mistakes_are_told_at_once(argv: list[str], told: list[str]) -> None:
+def test_all_mistakes_are_reported_at_once(argv: list[str], reported: list[str]) -> None:
     """One message, each mistake with what was expected."""
     with pytest.raises(UsageError) as caught:
         parse(argv, {}, "/")
-    assert all(text in str(caught.value) for text in told)
+    assert all(text in str(caught.value) for text in reported)
 
 
 @pytest.mark.slow
-def test_the_shell_script_runs_the_launcher(desk: Desk) -> None:
+def test_the_shell_script_runs_the_launcher(rig: AccessRig) -> None:
     """./start_worker.sh from any directory; a wrong call is one line."""
-    env: dict[str, Any] = {**desk.env, "PYTHONPATH": "/nonexistent"}
+    env: dict[str, Any] = {**rig.env, "PYTHONPATH": "/nonexistent"}
     script = os.path.join(ROOT, "start_worker.sh")
-    found = subprocess.run([script], cwd=desk.cwd, env=env, capture_output=True, text=True, timeout=60, check=False)
+    found = subprocess.run([script], cwd=rig.cwd, env=env, capture_output=True, text=True, timeout=60, check=False)
     assert found.returncode == 1
     assert found.stderr.startswith("procguard: --worker-id") and "Traceback" not in found.stderr
 
@@ -319,23 +319,23 @@ def test_environment_flags_become_the_worker_s_specification() -> None:
 
 
 def test_the_key_by_which_a_launcher_knows_its_manager_is_not_replaced_by_an_unsigned_answer(
-    desk: Desk, manager: FakeManager
+    rig: AccessRig, manager: FakeManager
 ) -> None:
     """Whoever relays can leave out the manager's proof, have the launcher register as a stranger and hand it a key of
     his own. It believes the first key only, and sends him nothing."""
-    launcher = desk.start()
-    desk.running()
+    launcher = rig.start()
+    rig.running()
     launcher.send_signal(signal.SIGHUP)
-    desk.ends(launcher)
-    [file] = list(Path(desk.home).rglob("agent.json"))
+    rig.ends(launcher)
+    [file] = list(Path(rig.home).rglob("agent.json"))
     key = json.loads(file.read_text())["proof_key"]
     del manager.proof_keys["launcher:w1"]  # no proof: "I do not know you"; the next registration brings another key
     manager.requests.clear()
     manager.offered_key = "a key of his own"
-    again = desk.start()
+    again = rig.start()
     wait_until(lambda: len(manager.registrations) > 1, what="a registration without a secret")
     wait_until(lambda: sum("/api/hello?agent" in one.path for one in manager.requests) > 2, what="further tries")
     again.send_signal(signal.SIGHUP)
-    desk.ends(again)
+    rig.ends(again)
     assert json.loads(file.read_text())["proof_key"] == key
     assert not any(one.authorization for one in manager.requests)

@@ -68,7 +68,7 @@ def scene(tmp_path: Path, process: Job, **more: Any) -> Scene:
 SLEEPS = "import time; print('up'); print('step 512 loss 0.1'); time.sleep(600)"
 
 
-def test_it_tells_of_every_thread_the_last_lines_and_the_gpus(tmp_path: Path) -> None:
+def test_it_reports_every_thread_the_last_lines_and_the_gpus(tmp_path: Path) -> None:
     with job(tmp_path, SLEEPS) as process:
         found = evidence.collect(scene(tmp_path, process, gpus=[GpuUsage(3, name="H100", power_w=88.0)]))
         text = Path(found.path).read_text()
@@ -123,7 +123,7 @@ def test_py_spy_of_the_job_s_path_is_asked_and_ended_in_time(tmp_path: Path, mon
 
 def test_a_process_that_hangs_its_readers_costs_its_time_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evidence, "PROCESS_S", 0.1)
-    monkeypatch.setattr(evidence, "_look", lambda pid: time.sleep(5))
+    monkeypatch.setattr(evidence, "_examine", lambda pid: time.sleep(5))
     with job(tmp_path, SLEEPS) as process:
         started = time.monotonic()
         text = Path(evidence.collect(scene(tmp_path, process)).path).read_text()

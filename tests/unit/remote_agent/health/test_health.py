@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from remote_agent.health import errand
+from remote_agent.health import user_process
 from remote_agent.health.schedule import Elsewhere, HealthMonitor, LogWatch, run_check
 from remote_agent.protocol.messages import HealthCheck
 from remote_agent.system import paths, processes
@@ -63,7 +63,7 @@ def test_http_check_of_a_server_that_says_nothing_ends_in_time() -> None:
         assert "127.0.0.1" in detail
 
 
-def test_tcp_check_tells_open_from_closed() -> None:
+def test_tcp_check_distinguishes_open_from_closed() -> None:
     """Refused is a failed check that names the port."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -81,7 +81,7 @@ def exec_check(directory: Path, command: str, timeout_s: float = 5.0, **content:
     paths.write_json(paths.base_env_file(str(directory)), {"PATH": "/usr/bin:/bin"})
     check = {"type": "exec", "command": command, "argv": shlex.split(command)}
     facts = {"worker_dir": str(directory), "attempt": 3, "pid": os.getpid(), "pid_start": 1}
-    healthy, detail = errand.run(sys.executable, {**facts, "check": check, "timeout_s": timeout_s})
+    healthy, detail = user_process.run(sys.executable, {**facts, "check": check, "timeout_s": timeout_s})
     return healthy, detail
 
 
@@ -108,7 +108,7 @@ def test_exec_check_sees_what_setup_lines_set_without_running_them_again(tmp_pat
         for start, setup, expected in ((found.start, True, True), (found.start + 1, True, False), (found.start, False, False)):  # fmt: skip # noqa: E501
             paths.write_json(paths.spec_file(str(tmp_path)), spec if setup else {**spec, "start": {}})
             facts = {"worker_dir": str(tmp_path), "attempt": 1, "pid": job.pid, "pid_start": start}
-            assert errand.run(sys.executable, {**facts, "check": check, "timeout_s": 5.0})[0] is expected
+            assert user_process.run(sys.executable, {**facts, "check": check, "timeout_s": 5.0})[0] is expected
         assert not (tmp_path / "again").exists()
     finally:
         job.kill()
@@ -155,15 +155,15 @@ def test_only_failures_in_a_row_make_it_failing_and_restart_is_asked_once() -> N
     for healthy in (False, False, True, False, False, False, False):
         (due,) = monitor.due(now)
         asked.append(monitor.result(due, healthy, "refused", now))
-        verdict = monitor.verdict()
-        assert verdict is not None
-        seen.append(verdict.status)
+        health = monitor.current()
+        assert health is not None
+        seen.append(health.status)
         now += 1.0
     assert asked == [False] * 5 + [True, False]
     assert seen[2] == "ok" and seen[4] != "failing" and seen[5] == "failing"
 
 
-def test_what_could_not_be_found_out_changes_no_verdict() -> None:
+def test_what_could_not_be_found_out_changes_no_result() -> None:
     """A host too busy to look is no evidence against the job."""
     monitor = monitor_with(HealthCheck("tcp", port=1, start_grace_s=0, interval_s=1, failures=2, action="restart"))
     now, asked = 0.0, []
@@ -172,8 +172,8 @@ def test_what_could_not_be_found_out_changes_no_verdict() -> None:
         asked.append(monitor.result(due, healthy, "refused", now))
         now += 1.0
     assert asked == [False, False, False, False, False, True]
-    verdict = monitor.verdict()
-    assert verdict is not None and verdict.status == "failing"
+    health = monitor.current()
+    assert health is not None and health.status == "failing"
 
 
 def test_alert_never_asks_for_a_restart() -> None:
@@ -181,8 +181,8 @@ def test_alert_never_asks_for_a_restart() -> None:
     monitor = monitor_with(HealthCheck("tcp", port=1, start_grace_s=0, failures=1))
     (due,) = monitor.due(0.0)
     assert monitor.result(due, False, "refused", 0.0) is False
-    verdict = monitor.verdict()
-    assert verdict is not None and verdict.status == "failing" and "refused" in verdict.detail
+    health = monitor.current()
+    assert health is not None and health.status == "failing" and "refused" in health.detail
 
 
 def test_a_late_result_of_the_former_attempt_counts_for_nothing() -> None:
@@ -191,10 +191,10 @@ def test_a_late_result_of_the_former_attempt_counts_for_nothing() -> None:
     (due,) = monitor.due(0.0)
     monitor.running(2, [HealthCheck("tcp", port=1, start_grace_s=0, failures=1, action="restart")], 1.0)
     assert monitor.result(due, False, "refused", 1.0) is False
-    verdict = monitor.verdict()
-    assert verdict is not None and verdict.status == "unknown"
+    health = monitor.current()
+    assert health is not None and health.status == "unknown"
     monitor.stopped()
-    assert monitor.verdict() is None
+    assert monitor.current() is None
 
 
 def one_check(check: HealthCheck, cwd: str = "", log: LogWatch | None = None) -> HealthMonitor:
@@ -204,7 +204,7 @@ def one_check(check: HealthCheck, cwd: str = "", log: LogWatch | None = None) ->
     return monitor
 
 
-def look(monitor: HealthMonitor) -> tuple[bool, str]:
+def probe_once(monitor: HealthMonitor) -> tuple[bool, str]:
     """Make the due check, whenever it is due."""
     (due,) = monitor.due(time.monotonic() + 1000.0)
     healthy, detail = due.run()
@@ -216,17 +216,17 @@ def test_heartbeat_file_must_change_within_its_age(tmp_path: Path) -> None:
     """Compared with itself: a file whose time lies years ahead is no better than another."""
     beat = tmp_path / "beat"
     monitor = one_check(HealthCheck("heartbeat_file", path="beat", max_age_s=0.3, start_grace_s=0), str(tmp_path))
-    healthy, detail = look(monitor)
+    healthy, detail = probe_once(monitor)
     assert not healthy and str(beat) in detail and "No such file" in detail
     beat.write_text("1")
-    assert look(monitor)[0]
+    assert probe_once(monitor)[0]
     os.utime(beat, (4e9, 4e9))
-    assert look(monitor)[0]
-    assert wait_until(lambda: not look(monitor)[0], what="found unchanged")
-    healthy, detail = look(monitor)
+    assert probe_once(monitor)[0]
+    assert wait_until(lambda: not probe_once(monitor)[0], what="found unchanged")
+    healthy, detail = probe_once(monitor)
     assert "unchanged for" in detail and "(allowed: 0.3 s)" in detail
     os.utime(beat, (1e9, 1e9))  # a clock set back is a change, too
-    assert look(monitor)[0]
+    assert probe_once(monitor)[0]
 
 
 def test_heartbeat_file_on_a_hung_file_system_fails_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +235,7 @@ def test_heartbeat_file_on_a_hung_file_system_fails_in_time(tmp_path: Path, monk
     monkeypatch.setattr(os, "stat", lambda path, **more: gate.wait(30) if "beat" in str(path) else real(path, **more))
     monitor = one_check(HealthCheck("heartbeat_file", path="beat", timeout_s=0.1), str(tmp_path))
     started = time.monotonic()
-    healthy, detail = look(monitor)
+    healthy, detail = probe_once(monitor)
     assert not healthy and "file system hangs" in detail and time.monotonic() - started < 5
     gate.set()
 
@@ -244,11 +244,11 @@ def test_log_silence_counts_from_the_last_output() -> None:
     size = [0]
     log = LogWatch(lambda: (1, size[0], 0), lambda: None)
     monitor = one_check(HealthCheck("log_silence", max_age_s=0.3, start_grace_s=0), log=log)
-    assert look(monitor)[0]
-    assert wait_until(lambda: not look(monitor)[0], what="silence noticed")
-    assert "no output for" in look(monitor)[1]
+    assert probe_once(monitor)[0]
+    assert wait_until(lambda: not probe_once(monitor)[0], what="silence noticed")
+    assert "no output for" in probe_once(monitor)[1]
     size[0] += 1
-    assert look(monitor)[0]
+    assert probe_once(monitor)[0]
 
 
 def test_log_silence_without_an_age_follows_the_job_s_own_rhythm() -> None:
@@ -256,7 +256,7 @@ def test_log_silence_without_an_age_follows_the_job_s_own_rhythm() -> None:
     limit: list[float | None] = [None]
     log = LogWatch(lambda: (1, 7, 0), lambda: limit[0])
     monitor = one_check(HealthCheck("log_silence", start_grace_s=0), log=log)
-    healthy, detail = look(monitor)
+    healthy, detail = probe_once(monitor)
     assert healthy and "rhythm is not known yet" in detail
     limit[0] = 0.05
-    assert wait_until(lambda: not look(monitor)[0], what="silence beyond its rhythm")
+    assert wait_until(lambda: not probe_once(monitor)[0], what="silence beyond its rhythm")

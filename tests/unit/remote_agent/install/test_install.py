@@ -74,7 +74,7 @@ def no_bundle() -> bytes:
     raise AssertionError("the bundle was asked for again")
 
 
-def test_first_install_unpacks_configures_and_starts_an_agent_the_manager_hears(
+def test_first_install_unpacks_configures_and_starts_an_agent_the_manager_sees(
     installer: Installer, manager: FakeManager
 ) -> None:
     report = put(installer, manager, secret="s3cret")
@@ -82,7 +82,7 @@ def test_first_install_unpacks_configures_and_starts_an_agent_the_manager_hears(
     assert os.stat(paths.agent_file(installer.dir)).st_mode & 0o777 == 0o600
     config = json.loads(Path(paths.agent_file(installer.dir)).read_text())
     assert config["secret"] == "s3cret" and config["manager_urls"] == [manager.url] and config["host"] == "host1"
-    wait_until(lambda: manager.heard, what="a heartbeat")
+    wait_until(lambda: manager.received, what="a heartbeat")
     assert os.getsid(report["pid"]) == report["pid"]  # a session of its own: the end of ours does not reach it
 
 
@@ -307,15 +307,15 @@ def test_two_installs_at_once_make_one_agent(installer: Installer, manager: Fake
     assert sum(report["changed"] for report in reports) == 1
 
 
-def test_installs_at_once_keep_the_secret_that_the_manager_was_told_last(
+def test_installs_at_once_keep_the_secret_that_the_manager_sent_last(
     installer: Installer, manager: FakeManager
 ) -> None:
-    told: list[str] = []
+    reported: list[str] = []
     one = bundle.build()
 
     def fetch_secret(current_sha256: str) -> str:
-        told.append(f"secret-{len(told)}")
-        return told[-1]
+        reported.append(f"secret-{len(reported)}")
+        return reported[-1]
 
     def install() -> None:
         installer.install(request(manager, one, new_secret=True), lambda: one.data, fetch_secret=fetch_secret)
@@ -325,7 +325,7 @@ def test_installs_at_once_keep_the_secret_that_the_manager_was_told_last(
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(told) == 4 and installer.config()["secret"] == told[-1]
+    assert len(reported) == 4 and installer.config()["secret"] == reported[-1]
 
 
 @pytest.mark.slow
@@ -466,7 +466,7 @@ def test_a_systemd_unit_never_kills_a_runner(tmp_path: Path, monkeypatch: pytest
     assert keeper.remove() is True and not list((tmp_path / "config").rglob("*.service"))
 
 
-def test_without_systemd_and_cron_the_reason_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_systemd_and_cron_the_reason_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     kind, reason = keepalive.KeepAlive("/d", "/usr/bin/python3", "f/h").choose("auto")
     assert kind == "none" and "systemd: not here" in reason and "no crontab" in reason

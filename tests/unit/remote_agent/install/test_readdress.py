@@ -51,12 +51,12 @@ def test_a_running_agent_takes_the_new_address_without_a_restart(
     installer: Installer, manager: FakeManager, moved: FakeManager
 ) -> None:
     pid = put(installer, manager, secret="s3cret")["pid"]
-    wait_until(lambda: manager.heard, what="a heartbeat")
+    wait_until(lambda: manager.received, what="a heartbeat")
     before = record(installer)
     away(manager)
-    answer = readdress.hand_over(installer, given(moved))
-    assert answer == {"told": [moved.url], "before": [manager.url]}
-    wait_until(lambda: moved.heard, 10, what="a heartbeat at the new address")
+    answer = readdress.update_addresses(installer, given(moved))
+    assert answer == {"new": [moved.url], "before": [manager.url]}
+    wait_until(lambda: moved.received, 10, what="a heartbeat at the new address")
     assert installer.status()["pid"] == pid
     after = record(installer)
     assert after == {**before, "manager_urls": [moved.url], "manager_tried": []}
@@ -68,7 +68,7 @@ def test_nothing_is_written_while_one_of_its_own_addresses_works(
 ) -> None:
     put(installer, manager, secret="s3cret")
     before = os.stat(paths.agent_file(installer.dir)).st_mtime_ns
-    assert readdress.hand_over(installer, given(moved)) == {}
+    assert readdress.update_addresses(installer, given(moved)) == {}
     assert os.stat(paths.agent_file(installer.dir)).st_mtime_ns == before
 
 
@@ -79,7 +79,7 @@ def test_an_address_without_the_fleets_proof_is_not_given(
     put(installer, manager, secret="s3cret")
     away(manager)
     moved.routes["GET /api/hello"] = lambda body: (200, {"fleet_id": fake_manager.FLEET, "proof": "guessed"})
-    answer = readdress.hand_over(installer, given(moved))
+    answer = readdress.update_addresses(installer, given(moved))
     assert "can't prove" in answer["unreached"][moved.url] and manager.url in answer["unreached"]
     assert record(installer)["manager_urls"] == [manager.url]
     said = helper._of_addresses("host1", answer)
@@ -93,7 +93,7 @@ def test_of_several_only_those_that_prove_themselves_or_are_configured_are_given
     away(manager)
     urls = ["http://127.0.0.1:9", "http://127.0.0.1:7", moved.url]
     wanted = {"manager_urls": urls, "manager_configured": ["http://127.0.0.1:7"], "manager_port": 0}
-    assert readdress.hand_over(installer, wanted)["told"] == [moved.url, "http://127.0.0.1:7"]
+    assert readdress.update_addresses(installer, wanted)["new"] == [moved.url, "http://127.0.0.1:7"]
     assert record(installer)["manager_tried"] == ["http://127.0.0.1:9"]
 
 
@@ -105,7 +105,7 @@ def test_an_address_that_the_inventory_sets_is_left_alone_also_after_an_upgrade(
     asked = {"release": release.sha256, "unpacked_bytes": release.unpacked_bytes}
     assert maintenance.upgrade(installer, asked, lambda: release.data, bytes)["changes"] == []
     away(manager)
-    answer = readdress.hand_over(installer, given(moved))
+    answer = readdress.update_addresses(installer, given(moved))
     assert list(answer["unreached"]) == [manager.url]
     assert "procguard_manager_url" in helper._of_addresses("host1", answer)
     assert record(installer)["manager_urls"] == [manager.url]
@@ -114,7 +114,7 @@ def test_an_address_that_the_inventory_sets_is_left_alone_also_after_an_upgrade(
 def test_a_pinned_ca_stays(installer: Installer, manager: FakeManager, moved: FakeManager) -> None:
     put(installer, manager, secret="s3cret", manager_ca="the pinned one")
     away(manager)
-    assert readdress.hand_over(installer, given(moved, manager_ca="another"))["told"]
+    assert readdress.update_addresses(installer, given(moved, manager_ca="another"))["new"]
     assert record(installer)["manager_ca"] == "the pinned one"
 
 
@@ -127,7 +127,7 @@ def test_the_session_hands_over_only_where_a_manager_asks(
     where = {"op": "ensure", "fleet_id": installer.fleet_id, "host": "host1", "home": installer.home}
     assert "addresses" not in install.InstallerSession()._do(where)["report"]
     report = install.InstallerSession()._do({**where, "manager": given(moved)})["report"]
-    assert report["running"] and report["addresses"]["told"] == [moved.url]
+    assert report["running"] and report["addresses"]["new"] == [moved.url]
 
 
 # ------------------------------------------------------------------------------------------------ in the agent
@@ -165,6 +165,6 @@ def test_a_torn_or_missing_file_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_the_helper_says_what_the_agent_had_and_has() -> None:
-    said = helper._of_addresses("h1", {"told": ["http://b"], "before": ["http://a"]})
+    said = helper._of_addresses("h1", {"new": ["http://b"], "before": ["http://a"]})
     assert "http://a" in said and "http://b" in said
     assert helper._of_addresses("h1", {}) == ""

@@ -137,7 +137,7 @@ def test_ten_times_the_attempts_cost_ten_times_as_much() -> None:
     assert reads_for(300) <= 60 * 300
 
 
-def test_the_marks_of_many_attempts_are_written_once_a_look_and_go_in_bounded_parts(
+def test_the_marks_of_many_attempts_are_written_once_a_scan_and_go_in_bounded_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[int] = []
@@ -152,13 +152,13 @@ def test_the_marks_of_many_attempts_are_written_once_a_look_and_go_in_bounded_pa
     (attempts / "301.log").write_bytes(b"y")
     files = LogFiles(lambda kind, text: None, keep_attempts=10)
     files.update([ShippedWorker("w", str(tmp_path / "w-0123456789"), 301)])
-    files.look(0.0)
+    files.scan(0.0)
     (worker,) = files.workers()
     for one in worker.files.values():
         one.acked = one.size
     left = [601]
-    for look in range(1, 8):
-        files.look(look * 3.0)
+    for scan in range(1, 8):
+        files.scan(scan * 3.0)
         left.append(len([name for name in os.listdir(attempts) if not name.endswith(".idx")]))
     assert max(before - after for before, after in pairwise(left)) == 200
     assert sorted(os.listdir(attempts))[0] == "292.exit" and left[-1] == 19
@@ -178,11 +178,11 @@ def test_a_log_that_its_job_made_huge_is_cut_in_few_pieces(
         for number in range(3000 if shape == "single bytes" else 0):
             os.pwrite(file.fileno(), b"x", number * 4 * MIB)
         os.ftruncate(file.fileno(), end)
-    looks: list[int] = []  # each is one piece: nothing, however long, is one
+    checks: list[int] = []  # each is one piece: nothing, however long, is one
     data_from = retention._data_from
-    monkeypatch.setattr(retention, "_data_from", lambda *given: (looks.append(1), data_from(*given))[1])
+    monkeypatch.setattr(retention, "_data_from", lambda *given: (checks.append(1), data_from(*given))[1])
     problem, upto = retention.punch_some(str(path), 0, end)
-    assert len(looks) <= (retention.PIECES if shape == "single bytes" else 3)
+    assert len(checks) <= (retention.PIECES if shape == "single bytes" else 3)
     if problem:
         pytest.skip(problem)
     assert upto == end if shape != "single bytes" else 0 < upto < end

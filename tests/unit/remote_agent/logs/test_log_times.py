@@ -15,7 +15,7 @@ def path(tmp_path: Path) -> str:
     return str(tmp_path / "1.log")
 
 
-def test_bytes_have_the_time_of_the_look_that_saw_them_first(path: str) -> None:
+def test_bytes_have_the_time_of_the_scan_that_saw_them_first(path: str) -> None:
     index = TimeIndex(path)
     index.saw(10, 100.0)
     index.saw(10, 101.0)
@@ -98,7 +98,7 @@ def test_a_damaged_end_costs_only_itself(path: str, end: bytes) -> None:
     assert TimeIndex(path).runs(0, 200, 9) == ([(0, 10.0), (100, 20.0)], 200)
 
 
-def test_a_clock_that_jumps_back_is_told_as_it_is(path: str) -> None:
+def test_a_clock_that_jumps_back_is_reported_as_it_is(path: str) -> None:
     index = TimeIndex(path)
     index.saw(10, 5000.0)
     index.saw(20, 1000.0)

@@ -36,7 +36,7 @@ class Bench:
     def __init__(self, directory: Path, manager: FakeManager, **options: Any) -> None:
         self.directory = str(directory)
         self.manager = manager
-        self.heard: list[tuple[str, Any]] = []
+        self.received: list[tuple[str, Any]] = []
         self.options = options
         self.newest = 1
         os.makedirs(paths.attempts_dir(self.directory))
@@ -45,11 +45,11 @@ class Bench:
     def fresh(self) -> LogShipper:
         """As after a start of the agent."""
         connection = Connection(Addresses([self.manager.url]), ME)
-        self.shipper = LogShipper(connection, lambda kind, value: self.heard.append((kind, value)), **self.options)
-        self.tell()
+        self.shipper = LogShipper(connection, lambda kind, value: self.received.append((kind, value)), **self.options)
+        self.update()
         return self.shipper
 
-    def tell(self, drained: bool = False) -> None:
+    def update(self, drained: bool = False) -> None:
         self.shipper.update([ShippedWorker("w", self.directory, self.newest, drained)])
 
     def write(self, data: bytes, attempt: int = 1, stream: str = "out") -> None:
@@ -63,14 +63,14 @@ class Bench:
         raise AssertionError("never done")
 
     def step(self, now: float = 0.0) -> bool:
-        self.look(now)
+        self.scan(now)
         return self.shipper.ship(now)
 
-    def look(self, now: float = 0.0) -> None:
+    def scan(self, now: float = 0.0) -> None:
         """What the watching thread does every 0.1 s, and at once."""
         for worker in self.shipper.files.workers():
-            worker.look_again_at = worker.bounds_at = 0.0
-        self.shipper.files.look(now)
+            worker.next_check_at = worker.bounds_at = 0.0
+        self.shipper.files.scan(now)
 
     def log_posts(self) -> list[str]:
         return [one.path for one in self.manager.requests if "/logs" in one.path]
@@ -155,7 +155,7 @@ def test_finished_attempts_are_shipped_whole_and_then_left_alone(bench: Bench) -
     bench.write(b"last words", attempt=1)
     bench.write(b"new life\n", attempt=2)
     bench.newest = 2
-    bench.tell()
+    bench.update()
     bench.ship(now=0.0)
     assert bench.manager.log("w", "1.out") == b"last words" and bench.manager.log("w", "2.out") == b"new life\n"
     bench.ship(now=1.0)
@@ -172,7 +172,7 @@ def test_old_attempts_leave_the_disk_only_when_shipped(bench: Bench) -> None:
     for attempt in range(1, count + 1):
         bench.write(b"x\n", attempt)
     bench.newest = count
-    bench.tell()
+    bench.update()
     bench.ship(now=1.0)
     assert len(paths.attempts_on_disk(bench.directory)) == count
     bench.ship(now=2.0)
@@ -181,14 +181,14 @@ def test_old_attempts_leave_the_disk_only_when_shipped(bench: Bench) -> None:
     assert all(bench.manager.log("w", f"{attempt}.out") == b"x\n" for attempt in range(1, count + 1))
 
 
-def test_drained_is_told_once_everything_is_acknowledged(bench: Bench) -> None:
+def test_drained_is_reported_once_everything_is_acknowledged(bench: Bench) -> None:
     """A worker is removed from the host only after this."""
     bench.write(b"tail")
-    bench.tell(drained=True)
+    bench.update(drained=True)
     bench.step(0.0)
-    assert bench.heard == []
+    assert bench.received == []
     bench.ship()
-    assert bench.heard == [("drained", "w")]
+    assert bench.received == [("drained", "w")]
 
 
 def test_refusing_manager_is_left_in_peace_and_others_go_on(bench: Bench) -> None:
@@ -198,7 +198,7 @@ def test_refusing_manager_is_left_in_peace_and_others_go_on(bench: Bench) -> Non
     assert bench.step(0.0) is False
     posts = len(bench.log_posts())
     assert bench.step(1.0) is False and len(bench.log_posts()) == posts
-    assert bench.heard[0][0] == "log_trouble"
+    assert bench.received[0][0] == "log_trouble"
     bench.manager.refuse_status = 0
     bench.ship(now=1.0 + shipper.REFUSED_AGAIN_S)
     assert bench.manager.log("w") == b"x"
@@ -259,7 +259,7 @@ def test_a_backlog_is_shipped_with_the_times_it_was_written_at(tmp_path: Path, m
     for hour in range(4):
         clock[0] = 1000.0 + 3600 * hour
         bench.write(b"%d\n" % hour)
-        bench.look(now=clock[0])
+        bench.scan(now=clock[0])
     clock[0] += 3600
     bench.fresh()
     bench.ship()
@@ -276,7 +276,7 @@ def test_more_times_than_fit_in_a_post_make_more_posts(
     for _ in range(8):
         clock[0] += 1
         bench.write(b"x\n")
-        bench.look()
+        bench.scan()
     bench.ship()
     posts = bench.log_posts()[1:]
     assert [len(runs_of(path)) for path in posts] == [3, 3, 2] and manager.log("w") == b"x\n" * 8
@@ -292,7 +292,7 @@ def punches(path: str) -> bool:
 MIB = 1024 * 1024
 
 
-def test_without_a_manager_the_oldest_bytes_go_and_their_size_is_told(tmp_path: Path, manager: FakeManager) -> None:
+def test_without_a_manager_the_oldest_bytes_go_and_their_size_is_reported(tmp_path: Path, manager: FakeManager) -> None:
     if not punches(str(tmp_path / "probe")):
         pytest.skip("this file system punches no holes")
     bench = Bench(tmp_path / "w-0123456789", manager, keep_local_bytes=2 * MIB)
@@ -301,10 +301,10 @@ def test_without_a_manager_the_oldest_bytes_go_and_their_size_is_told(tmp_path: 
     manager.refuse_status = 503
     data = os.urandom(10 * MIB)
     bench.write(data)
-    bench.look(now=1.0)
+    bench.scan(now=1.0)
     path = Path(paths.log_file(bench.directory, 1))
     assert path.stat().st_blocks * 512 > 9 * MIB, "the manager was there a moment ago"
-    bench.look(now=2.0 + watcher.AWAY_S)
+    bench.scan(now=2.0 + watcher.AWAY_S)
     assert (
         path.stat().st_blocks * 512 <= 3 * MIB + 8192 + watcher.MIN_AHEAD_BYTES and path.stat().st_size == 10 * MIB + 6
     )
@@ -315,7 +315,7 @@ def test_without_a_manager_the_oldest_bytes_go_and_their_size_is_told(tmp_path: 
     assert manager.log("w")[8 * MIB :] == data[8 * MIB - 6 :]
 
 
-def test_a_finished_attempt_that_had_to_go_unshipped_is_told_with_its_size(
+def test_a_finished_attempt_that_had_to_go_unshipped_is_reported_with_its_size(
     tmp_path: Path, manager: FakeManager
 ) -> None:
     if not punches(str(tmp_path / "probe")):
@@ -324,9 +324,9 @@ def test_a_finished_attempt_that_had_to_go_unshipped_is_told_with_its_size(
     for attempt, size in ((1, 1_500_000), (2, 2_000_000), (3, 10)):
         bench.write(b"y" * size, attempt)
     bench.newest = 3
-    bench.tell()
-    bench.look(now=0.0)
-    bench.look(now=1.0 + watcher.AWAY_S)
+    bench.update()
+    bench.scan(now=0.0)
+    bench.scan(now=1.0 + watcher.AWAY_S)
     bench.ship(now=1.0 + watcher.AWAY_S)
     assert manager.gaps == [("w", "1.out", 0, 1_500_000)]
     assert manager.log("w", "2.out") == b"y" * 2_000_000 and manager.log("w", "3.out") == b"y" * 10
@@ -344,13 +344,13 @@ def test_where_no_hole_can_be_punched_the_log_is_trimmed_at_the_attempts_end(
     path = Path(paths.log_file(bench.directory, 1))
     inode = path.stat().st_ino
     for now in range(10):
-        bench.look(now=float(now))
+        bench.scan(now=float(now))
     assert path.stat().st_blocks * 512 >= 6 * MIB and path.stat().st_ino == inode
-    assert [kind for kind, _ in bench.heard] == ["log_note"] and "Operation not supported" in bench.heard[0][1]
+    assert [kind for kind, _ in bench.received] == ["log_note"] and "Operation not supported" in bench.received[0][1]
     bench.newest = 2
     bench.write(b"next\n", attempt=2)
-    bench.tell()
-    bench.look(now=20.0)
+    bench.update()
+    bench.scan(now=20.0)
     assert path.stat().st_blocks * 512 <= 3 * MIB and path.stat().st_size == len(data)
     bench.fresh()
     bench.ship()
@@ -370,7 +370,7 @@ def test_a_manager_that_hangs_does_not_stop_the_watch(bench: Bench) -> None:
 
 
 @pytest.mark.slow
-def test_told_to_gather_it_posts_seldom_and_all_of_it(tmp_path: Path, manager: FakeManager) -> None:
+def test_when_gathering_it_posts_seldom_and_all_of_it(tmp_path: Path, manager: FakeManager) -> None:
     """A worker that prints all the time: a post for each time it is told, not for each line."""
     bench = Bench(tmp_path, manager)
     bench.shipper.gather(0.5)

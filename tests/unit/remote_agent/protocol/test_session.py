@@ -137,9 +137,9 @@ def test_nobody_can_make_an_agent_send_its_secret_by_hiding_the_session(server: 
         _head, mark, body = data.partition(b"\r\n\r\n")
         if b'"session"' not in body:
             return data
-        told = json.loads(body)
-        told["proof"] = told.pop("session")["proof"]
-        changed = json.dumps(told).encode()
+        reported = json.loads(body)
+        reported["proof"] = reported.pop("session")["proof"]
+        changed = json.dumps(reported).encode()
         return b"HTTP/1.1 200 OK\r\nContent-Length: %d" % len(changed) + mark + changed
 
     relay.change_answer = without_session
@@ -231,8 +231,8 @@ def test_a_token_is_sent_to_nobody_who_does_not_know_it(server: RunningServer, r
             enrol(server, fake.url, "far3", token)
     finally:
         fake.close()
-    heard = b"".join(relay.sent).decode() + str(fake.heard)
-    assert token not in heard and operators not in heard and "Authorization" not in heard
+    received = b"".join(relay.sent).decode() + str(fake.received)
+    assert token not in received and operators not in received and "Authorization" not in received
 
 
 # --------------------------------------------------------------------------- no secret over what was not proven
@@ -242,7 +242,7 @@ class Answering:
     """Answers hello as it is told, keeps the connection, and remembers everything that it hears."""
 
     def __init__(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-        self.heard: list[tuple[str, str]] = []
+        self.received: list[tuple[str, str]] = []
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -256,7 +256,7 @@ class Answering:
                 self._answer()
 
             def _answer(self) -> None:
-                outer.heard.append((self.path, str(self.headers)))
+                outer.received.append((self.path, str(self.headers)))
                 self.send_response(status)
                 for name, value in {"Content-Length": str(len(body)), **headers}.items():
                     self.send_header(name, value)
@@ -302,8 +302,8 @@ def test_no_secret_without_a_proof_whatever_hello_is_answered(
         for _ in range(3):
             with pytest.raises(LinkDown):
                 heartbeat("h1", beat())(connection)
-        assert len(fake.heard) == 3 and all(path.startswith("/api/hello?") for path, _ in fake.heard)
-        assert not any("Authorization" in headers or "Open" in headers for _, headers in fake.heard)
+        assert len(fake.received) == 3 and all(path.startswith("/api/hello?") for path, _ in fake.received)
+        assert not any("Authorization" in headers or "Open" in headers for _, headers in fake.received)
     finally:
         fake.close()
 

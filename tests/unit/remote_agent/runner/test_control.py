@@ -54,7 +54,7 @@ def test_endless_line_is_bounded():
     assert buffer.dropped == 1 and len(buffer._rest) == 0
 
 
-def test_last_words_of_a_closing_peer_are_heard(pair):
+def test_last_words_of_a_closing_peer_are_received(pair):
     """bye comes with the end of the stream."""
     here, there = pair
     there.send({"type": "bye"})

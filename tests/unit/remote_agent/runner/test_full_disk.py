@@ -286,7 +286,7 @@ def test_a_job_prints_on_when_the_disk_is_full(disk: Disk) -> None:
     log.write_bytes(b"")
     files = LogFiles(lambda kind, text: None)
     files.update([ShippedWorker("w", str(worker), 1)])
-    files.look(0.0)
+    files.scan(0.0)
     if disk_space.allocate(os.open(log, os.O_WRONLY), 0, 4096):
         pytest.skip("this tmpfs cannot set room aside")
     disk.fill("space")
@@ -297,7 +297,7 @@ def test_a_job_prints_on_when_the_disk_is_full(disk: Disk) -> None:
             assert out.write(b"y" * 16384) == 16384, f"refused after {printed} bytes"
             printed += 16384
             one.files["1.out"].acked = max(0, printed - 65536) if step < 200 else one.files["1.out"].acked
-            files.look(step * 0.1)
+            files.scan(step * 0.1)
     assert log.stat().st_size == printed > 3 * disk_space.LOW_BYTES
     assert log.stat().st_blocks * 512 <= 2 * MIB
     assert log.read_bytes()[-KEEP_TAIL_BYTES // 2 :].strip(b"y") == b""
@@ -310,14 +310,14 @@ def test_room_that_was_set_aside_is_given_back_when_the_attempt_is_over(tmp_path
     log.write_bytes(b"printed\n")
     files = LogFiles(lambda kind, text: None)
     files.update([ShippedWorker("w", str(worker), 1)])
-    files.look(0.0)
+    files.scan(0.0)
     if log.stat().st_blocks * 512 < MIN_AHEAD_BYTES:
         pytest.skip("this file system cannot set room aside")
     assert log.stat().st_size == 8
     again = LogFiles(lambda kind, text: None)  # another agent, after the attempt's end
     again.update([ShippedWorker("w", str(worker), 1, settled=True)])
-    again.look(0.0)
-    again.look(10.0)
+    again.scan(0.0)
+    again.scan(10.0)
     assert log.stat().st_blocks * 512 < MIN_AHEAD_BYTES and log.read_bytes() == b"printed\n"
 
 
@@ -326,11 +326,11 @@ def test_room_that_was_set_aside_is_given_back_when_the_attempt_is_over(tmp_path
 
 @pytest.mark.parametrize("what", ["space", "inodes", "read_only"])
 def test_the_agent_names_what_its_disk_lacks(disk: Disk, what: str) -> None:
-    assert host_disk.look(disk.place, thorough=True) == ""
+    assert host_disk.probe(disk.place, thorough=True) == ""
     disk.fill(what)
-    assert host_disk.look(disk.place, thorough=True) == what
+    assert host_disk.probe(disk.place, thorough=True) == what
     disk.room()
-    assert host_disk.look(disk.place, thorough=True) == ""
+    assert host_disk.probe(disk.place, thorough=True) == ""
     assert not [name for name in os.listdir(disk.place) if name.startswith(".probe")]
 
 

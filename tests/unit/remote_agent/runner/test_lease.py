@@ -50,13 +50,13 @@ def test_renewals_keep_the_child_and_are_no_news(rig: Rig):
     """Each would otherwise be answered by a heartbeat, which brings the next one."""
     rig.shell(FOREVER).fence(SHORT_S).run()
     pid = rig.until("running")["pid"]
-    told = len(rig.said)
+    reported = len(rig.said)
     deadline = time.monotonic() + SHORT_S + 1.0
     while time.monotonic() < deadline:
         rig.grant(SHORT_S)
         rig.pump()
         time.sleep(0.05)
-    assert alive(pid) and len(rig.said) == told
+    assert alive(pid) and len(rig.said) == reported
     assert rig.until("stopped")["attempt"] == 1
 
 
@@ -244,7 +244,7 @@ def test_lease_of_an_epoch_to_come_keeps_nothing_of_this_one(rig: Rig):
     assert not alive(pid)
 
 
-def test_higher_epoch_with_a_new_generation_starts_it_anew(rig: Rig):
+def test_higher_epoch_with_a_new_generation_restarts_it(rig: Rig):
     """The old child is gone before the new one starts, under the lease that came with the assignment."""
     rig.shell("echo epoch $PROCGUARD_EPOCH; exec sleep 1000").fence(30.0, epoch=5).run()
     old = rig.until("running")["pid"]
@@ -347,7 +347,7 @@ def test_post_stop_has_the_time_that_the_grace_leaves(rig: Rig, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_finished_is_finished_though_the_lease_ended_before_the_runner_could_look(rig: Rig):
+def test_finished_is_finished_though_the_lease_ended_before_the_runner_could_check(rig: Rig):
     """Its end is what counts: a job that is done is not run again elsewhere."""
     rig.shell("echo up; sleep 1; exit 0", restart={"start_secs": 0.01}).fence(SHORT_S).run()
     rig.logged(1)

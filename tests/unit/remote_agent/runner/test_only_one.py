@@ -70,7 +70,7 @@ def test_a_removed_or_replaced_file_is_not_the_one_that_is_held(tmp_path: Path) 
 def test_an_agent_whose_lock_file_was_replaced_meanwhile_is_no_second_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(settings, "LOCK_PATIENCE_S", 0.1)
+    monkeypatch.setattr(settings, "LOCK_TIMEOUT_S", 0.1)
     cleaner = Cleaner(tmp_path / "agent.lock", monkeypatch, another=True)
     lock = AgentLock(str(tmp_path))
     assert lock.take() == "pid unknown"

@@ -118,7 +118,7 @@ def test_killed_child_is_restarted_at_once_and_counted(rig: Rig):
     assert second["pid"] != first["pid"] and (second["restarts"], second["restarts_total"]) == (1, 1)
 
 
-def test_exit_record_is_on_disk_before_anybody_is_told(rig: Rig):
+def test_exit_record_is_on_disk_before_it_is_reported(rig: Rig):
     """An exit is never lost: whoever hears of it finds its record."""
     rig.shell(FOREVER).run()
     os.kill(rig.until("running")["pid"], signal.SIGTERM)
@@ -195,7 +195,7 @@ def test_unhealthy_attempt_is_ended_and_restarted_by_the_policy(rig: Rig):
 # ------------------------------------------------------------------------------------------------- stopping
 
 
-def test_stop_goes_by_the_ladder_and_leaves_nothing(rig: Rig):
+def test_stop_escalates_signals_and_leaves_nothing(rig: Rig):
     """Double fork and setsid included: stop signal, grace, SIGKILL, 0 survivors."""
     rig.shell(STUBBORN_DAEMON + "(setsid sleep 1000 &) ; echo ready; exec sleep 1000", stop_grace_s=0.3).run()
     rig.until("running")
@@ -234,7 +234,7 @@ def test_polite_child_has_its_grace(rig: Rig):
     assert "exit code 0" in status["reason"] and "did not end" not in status["reason"]
 
 
-def test_stopped_process_is_continued_to_hear_the_signal(rig: Rig):
+def test_stopped_process_is_continued_to_receive_the_signal(rig: Rig):
     """A SIGSTOPped job gets SIGCONT after the stop signal: no need to wait for the grace."""
     rig.shell(FOREVER, stop_grace_s=30).run()
     os.kill(rig.until("running")["pid"], signal.SIGSTOP)

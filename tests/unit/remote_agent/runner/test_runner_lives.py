@@ -22,14 +22,14 @@ def test_agents_come_and_go_without_touching_the_child(rig: Rig):
     pid = rig.until("running")["pid"]
     other = control.RunnerLink.connect(paths.runner_socket(rig.runtime_dir, rig.worker_dir))
     rig.link.close()
-    told: list[dict] = []
-    wait_until(lambda: told.extend(other.receive()) or told, 5, "the status")
-    assert told[0]["type"] == "status" and told[0]["pid"] == pid and told[0]["v"] == 1
+    reported: list[dict] = []
+    wait_until(lambda: reported.extend(other.receive()) or reported, 5, "the status")
+    assert reported[0]["type"] == "status" and reported[0]["pid"] == pid and reported[0]["v"] == 1
     other.close()
     assert alive(pid)
 
 
-def test_answers_are_told_again_to_an_agent_that_comes_back(rig: Rig):
+def test_answers_are_sent_again_to_an_agent_that_comes_back(rig: Rig):
     """An agent killed between command and result hears the result after its return."""
     rig.shell(FOREVER).run()
     rig.until("running")

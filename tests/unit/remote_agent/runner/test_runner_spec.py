@@ -109,13 +109,13 @@ def test_edited_env_file_is_in_force_after_a_restart(rig: Rig) -> None:
         ({"setup": ["true"], "command": "{home}/bad.env", "shell": False}, "{home}/bad.env may not be executed; chmod"),
     ],
 )  # fmt: skip
-def test_what_only_a_person_can_mend_is_one_failed_reason(rig: Rig, fields: dict[str, Any], reason: str) -> None:
+def test_what_only_a_person_can_fix_is_one_failed_reason(rig: Rig, fields: dict[str, Any], reason: str) -> None:
     (home(rig) / "bad.env").write_text("A=1\nnonsense\n")
     there = {name: v.format(home=home(rig)) if isinstance(v, str) else v for name, v in fields.items()}
-    told = reason_of_failure(given(rig, **there))
-    assert told.startswith(reason.format(home=home(rig)))
+    reported = reason_of_failure(given(rig, **there))
+    assert reported.startswith(reason.format(home=home(rig)))
     assert rig.passed_through() == ["starting", "failed"]
-    assert rig.exit_record(1)["reason"] == told
+    assert rig.exit_record(1)["reason"] == reported
 
 
 def test_venv_is_entered_as_activate_does(rig: Rig) -> None:
@@ -166,10 +166,10 @@ def test_conda_environment_by_path_runs_its_activation_scripts_in_bash(rig: Rig)
     assert rig.until("running") and variables(rig)["ACTIVATED"] == str(prefix)
 
 
-def test_a_conda_that_exists_names_where_it_looked(rig: Rig) -> None:
+def test_a_conda_that_exists_names_where_it_searched(rig: Rig) -> None:
     conda(home(rig) / "miniconda3/envs/other")
-    told = reason_of_failure(given(rig, conda="torch"))
-    assert told.startswith(f"conda environment not found: torch (looked in {home(rig)}/miniconda3/envs")
+    reported = reason_of_failure(given(rig, conda="torch"))
+    assert reported.startswith(f"conda environment not found: torch (looked in {home(rig)}/miniconda3/envs")
 
 
 # --------------------------------------------------------------------------------------------------- setup
@@ -191,16 +191,16 @@ def test_setup_lines_run_in_the_command_s_own_shell_which_becomes_the_command(ri
 
 
 def test_failing_setup_line_is_a_failed_attempt_that_names_it(rig: Rig) -> None:
-    told = reason_of_failure(given(rig, "echo never", setup=["echo first", "cd /nowhere-at-all", "echo third"]))
-    assert "setup line 2 failed with exit code 1: cd /nowhere-at-all" in told
+    reported = reason_of_failure(given(rig, "echo never", setup=["echo first", "cd /nowhere-at-all", "echo third"]))
+    assert "setup line 2 failed with exit code 1: cd /nowhere-at-all" in reported
     assert rig.state()["attempt"] == 2  # what failed may be there the next time: the policy decides
     assert "first" in rig.log() and "nowhere-at-all" in rig.log()
     assert "third" not in rig.log() and "never" not in rig.log()
 
 
 def test_setup_with_a_syntax_error_is_a_failed_attempt(rig: Rig) -> None:
-    told = reason_of_failure(given(rig, "echo never", setup=["if then"]))
-    assert "setup" in told and "never" not in rig.log() and "syntax error" in rig.log()
+    reported = reason_of_failure(given(rig, "echo never", setup=["if then"]))
+    assert "setup" in reported and "never" not in rig.log() and "syntax error" in rig.log()
 
 
 def test_process_started_in_the_background_by_setup_holds_nothing_up_and_is_swept(rig: Rig) -> None:
@@ -213,10 +213,10 @@ def test_process_started_in_the_background_by_setup_holds_nothing_up_and_is_swep
 
 
 def test_setup_that_takes_too_long_is_ended(rig: Rig) -> None:
-    told = reason_of_failure(
+    reported = reason_of_failure(
         given(rig, "echo never", setup=["sleep 1000"], restart={"start_timeout_s": 0.2, "max_attempts": 0})
     )
-    assert "its setup lines are not done" in told
+    assert "its setup lines are not done" in reported
 
 
 # ---------------------------------------------------------------------------------------------- user, limits
@@ -241,8 +241,8 @@ def test_worker_runs_as_another_user_with_its_groups_and_home(rig: Rig) -> None:
 @needs_root
 def test_directory_that_the_other_user_may_not_enter_is_named(rig: Rig) -> None:
     os.chmod(home(rig), 0o700)
-    told = reason_of_failure(given(rig, user="nobody", working_dir=str(home(rig))))
-    assert told == f"no right to enter the working directory: {home(rig)}"
+    reported = reason_of_failure(given(rig, user="nobody", working_dir=str(home(rig))))
+    assert reported == f"no right to enter the working directory: {home(rig)}"
 
 
 def test_umask_and_limits_are_those_of_the_specification_and_not_the_runner_s(rig: Rig) -> None:
@@ -282,16 +282,16 @@ def test_pre_start_may_make_what_the_command_needs(rig: Rig) -> None:
 
 
 def test_failing_pre_start_is_a_failed_attempt_with_its_reason(rig: Rig) -> None:
-    told = reason_of_failure(given(rig, "echo never", pre_start=[Hook("echo bad >&2; exit 3"), Hook("echo never")]))
-    assert "pre_start failed with exit code 3: echo bad >&2; exit 3" in told
+    reported = reason_of_failure(given(rig, "echo never", pre_start=[Hook("echo bad >&2; exit 3"), Hook("echo never")]))
+    assert "pre_start failed with exit code 3: echo bad >&2; exit 3" in reported
     assert rig.log() == "bad\n" and rig.state()["attempt"] == 2
     assert rig.exit_record(1)["code"] == 3
 
 
 def test_pre_start_beyond_its_time_is_ended_with_its_tree(rig: Rig) -> None:
     hook = Hook("setsid sleep 999 & echo $!; sleep 1000", 0.3)
-    told = reason_of_failure(given(rig, "echo never", pre_start=[hook], restart={"max_attempts": 0}))
-    assert "pre_start took longer than 0.3 s" in told
+    reported = reason_of_failure(given(rig, "echo never", pre_start=[hook], restart={"max_attempts": 0}))
+    assert "pre_start took longer than 0.3 s" in reported
     assert not alive(int(rig.log().split()[0])) and not rig.survivors() and "never" not in rig.log()
 
 
@@ -317,11 +317,11 @@ def test_post_stop_runs_after_a_stop_and_is_waited_for(rig: Rig) -> None:
     assert rig.log() == "up\nafter signal 15\ndone\n" and not rig.survivors()
 
 
-def test_post_stop_that_fails_or_hangs_is_told_and_changes_nothing_else(rig: Rig) -> None:
+def test_post_stop_that_fails_or_hangs_is_reported_and_changes_nothing_else(rig: Rig) -> None:
     hooks = [Hook("exit 7"), Hook("setsid sleep 999 & sleep 1000", 0.3), Hook("echo last")]
     given(rig, "exit 0", post_stop=hooks).run()
-    told = rig.until("exited")["reason"]
-    assert "post_stop failed with exit code 7: exit 7" in told and "post_stop took longer than 0.3 s" in told
+    reported = rig.until("exited")["reason"]
+    assert "post_stop failed with exit code 7: exit 7" in reported and "post_stop took longer than 0.3 s" in reported
     assert rig.log() == "last\n" and not rig.survivors()
 
 
@@ -425,11 +425,12 @@ def test_limit_that_the_kernel_cannot_enforce_is_said_in_the_worker_s_reason(rig
     assert "can make no control group" in group_limits.enforce("", {"memory_max": 1.0})
     group = kernel_group(tmp_path, "pids")
     (tmp_path / "cgroup.subtree_control").write_text("")
-    told = group_limits.enforce(str(group), {"memory_max": 1.0, "cpu_max": 1.0})
+    reported = group_limits.enforce(str(group), {"memory_max": 1.0, "cpu_max": 1.0})
     assert (
-        f"limits.memory_max is not enforced: the memory controller of cgroup v2 is not available in {tmp_path}" in told
+        f"limits.memory_max is not enforced: the memory controller of cgroup v2 is not available in {tmp_path}"
+        in reported
     )
-    assert "limits.cpu_max is not enforced" in told
+    assert "limits.cpu_max is not enforced" in reported
     given(rig, limits=Limits(memory_max="1G")).run()
     reason = rig.until("running")["reason"]
     path = rig.state()["cgroup"]

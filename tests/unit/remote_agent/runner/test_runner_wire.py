@@ -113,9 +113,9 @@ def test_a_runner_of_today_says_what_an_agent_of_then_understands(rig: Rig):
         kind = golden.get("type")
         if not kind:
             continue
-        told = [first_status] if kind == "status" else [message for message in rig.said if message["type"] == kind]
-        assert told, name
-        for message in told:
+        reported = [first_status] if kind == "status" else [message for message in rig.said if message["type"] == kind]
+        assert reported, name
+        for message in reported:
             assert set(golden) <= set(message), f"{name}: {set(golden) - set(message)} is no longer told"
             for key, value in golden.items():
                 same = value is None or message[key] is None or isinstance(message[key], type(value))
@@ -135,8 +135,8 @@ def test_an_agent_of_today_understands_a_status_of_then_and_of_tomorrow(worker, 
     runner.send(from_a_newer_release(golden) if newer else golden)
     assert worker.receive() == ([], True)
     report = worker.report()
-    told = ("state", "generation", "epoch", "attempt", "since", "restarts", "restarts_total", "launch_digest")
-    assert {key: getattr(report, key) for key in told} == {key: golden[key] for key in told}
+    reported = ("state", "generation", "epoch", "attempt", "since", "restarts", "restarts_total", "launch_digest")
+    assert {key: getattr(report, key) for key in reported} == {key: golden[key] for key in reported}
     assert report.reason.startswith(golden["reason"]) and golden["problem"] in report.reason
     assert report.last_exit is not None and report.last_exit.signal == 9
     assert (report.next_start_in_s is None) == (golden["next_start_at"] is None)
@@ -148,8 +148,8 @@ def test_an_agent_of_today_understands_results_events_and_the_last_word_of_then(
         runner.send(from_a_newer_release(FILES[name]))
     runner.send({"type": "from_a_newer_release"})
     results, changed = worker.receive()
-    told = [("c-1", "done"), ("c-2", "failed"), ("c-3", "expired")]
-    assert changed and [(one["id"], one["status"]) for one in results] == told
+    reported = [("c-1", "done"), ("c-2", "failed"), ("c-3", "expired")]
+    assert changed and [(one["id"], one["status"]) for one in results] == reported
     assert worker._said_bye
 
 

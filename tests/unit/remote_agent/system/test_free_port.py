@@ -18,19 +18,19 @@ def first() -> int:
 
 
 def test_it_is_the_same_while_it_is_free_and_outside_the_ephemeral_range() -> None:
-    desk = FreePort()
-    port = desk.offer()
+    rig = FreePort()
+    port = rig.offer()
     low, high = (int(word) for word in Path(free_port.EPHEMERAL_FILE).read_text().split())
     assert FIRST_PORT <= port < FIRST_PORT + PORTS and not low <= port <= high
-    assert desk.offer() == port
+    assert rig.offer() == port
 
 
 @pytest.mark.parametrize(("family", "address"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
 def test_a_port_that_somebody_took_on_one_address_is_not_named_again(
     first: int, family: socket.AddressFamily, address: str
 ) -> None:
-    desk = FreePort(first, 10)
-    port = desk.offer()
+    rig = FreePort(first, 10)
+    port = rig.offer()
     try:
         taken = socket.socket(family)
         taken.bind((address, port))
@@ -38,18 +38,18 @@ def test_a_port_that_somebody_took_on_one_address_is_not_named_again(
         pytest.skip(f"no {address} here")
     with taken:
         taken.listen()
-        assert desk.offer() not in (port, 0)
+        assert rig.offer() not in (port, 0)
 
 
 def test_a_port_that_was_handed_out_is_not_named_again(first: int) -> None:
     """Nobody listens on it yet: the job that will has not been started."""
-    desk = FreePort(first, 10)
-    port = desk.offer()
-    desk.handed_out({"RANK": "0", "MASTER_PORT": str(port)})
-    assert desk.offer() not in (port, 0)
-    before = desk.offer()
-    desk.handed_out({"RANK": "3"})
-    assert desk.offer() == before
+    rig = FreePort(first, 10)
+    port = rig.offer()
+    rig.handed_out({"RANK": "0", "MASTER_PORT": str(port)})
+    assert rig.offer() not in (port, 0)
+    before = rig.offer()
+    rig.handed_out({"RANK": "3"})
+    assert rig.offer() == before
 
 
 def test_none_is_named_where_the_kernel_may_give_all_of_them_away(tmp_path: Path, monkeypatch, first: int) -> None:

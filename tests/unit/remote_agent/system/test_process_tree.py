@@ -145,7 +145,7 @@ def test_what_the_agent_saw_is_a_member_only_as_the_very_process(sleeper):
     assert processes.members_left_behind(None, "", seen=[seen._replace(boot_id="another")]) == []
 
 
-def test_who_looks_is_never_a_member():
+def test_an_observer_is_never_a_member():
     """A runner started from inside a job must not sweep itself or its ancestors."""
     script = (
         "from remote_agent.system import processes as p; import os;"

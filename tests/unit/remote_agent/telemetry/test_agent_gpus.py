@@ -49,7 +49,7 @@ def host(tmp_path: Path, manager: FakeManager, driver: FakeGpus) -> Iterator[Hos
     one.end()
 
 
-def gpus_told(manager: FakeManager) -> list[dict[str, Any]]:
+def gpus_reported(manager: FakeManager) -> list[dict[str, Any]]:
     usage = manager.beats[-1]["usage"] if manager.beats else None
     return list(usage["gpus"]) if usage else []
 
@@ -67,7 +67,7 @@ def test_each_worker_gets_its_own_gpu_and_the_third_waits_by_name(host: Host, ma
     reason = manager.report("w3")["reason"]
     assert reason.startswith("waits for 1 GPU: GPU 0 is handed to w") and "GPU 1 is handed to w" in reason
     freed = manager.log("w2").split()[0]
-    manager.want("w2", "stopped")
+    manager.set_desired("w2", "stopped")
     running(manager, "w3")
     wait_until(lambda: manager.log("w3") != b"", what="what w3 sees")
     assert manager.log("w3").split()[0] == freed and manager.state("w2") == "stopped"
@@ -83,12 +83,12 @@ def test_a_gpu_in_somebody_s_use_is_waited_for_until_it_is_free(
         host.start()
         wait_until(lambda: f"GPU 0 is used by pid {other.pid} (" in manager.report("w1").get("reason", ""), what="told")
         assert manager.state("w1") == "backoff" and "sleep)" in manager.report("w1")["reason"]
-        wait_until(lambda: gpus_told(manager) != [], what="the GPU in the heartbeat")
-        (told,) = gpus_told(manager)
-        assert told["processes"][0]["pid"] == other.pid and told["processes"][0]["worker_id"] == ""
-        manager.want("w1", "stopped")
+        wait_until(lambda: gpus_reported(manager) != [], what="the GPU in the heartbeat")
+        (reported,) = gpus_reported(manager)
+        assert reported["processes"][0]["pid"] == other.pid and reported["processes"][0]["worker_id"] == ""
+        manager.set_desired("w1", "stopped")
         wait_until(lambda: manager.state("w1") == "stopped", what="it no longer waits")
-        manager.want("w1", "running")
+        manager.set_desired("w1", "running")
         wait_until(lambda: manager.state("w1") == "backoff", what="it waits again")
     finally:
         other.kill()
@@ -122,7 +122,7 @@ def test_use_by_a_worker_is_reported_as_the_worker_s(host: Host, manager: FakeMa
     wait_until(lambda: (manager.report("w1").get("usage") or {}).get("gpu_memory_bytes") == GIB, 20, "GPU memory")
     usage = manager.report("w1")["usage"]
     assert usage["gpus"] == [0] and usage["gpu_percent"] == 97.0 and usage["pss_bytes"] > 0 and usage["fds"] >= 3
-    first, second = gpus_told(manager)
+    first, second = gpus_reported(manager)
     assert (first["worker_id"], first["processes"][0]["worker_id"], second["worker_id"]) == ("w1", "w1", "")
 
 

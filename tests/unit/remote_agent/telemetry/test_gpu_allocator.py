@@ -89,7 +89,7 @@ def test_cuda_visible_devices_of_the_environment_limits_the_choice() -> None:
     assert allowed_by({"CUDA_VISIBLE_DEVICES": ""}) == []
 
 
-def test_the_job_is_told_in_bus_order() -> None:
+def test_the_job_gets_bus_order() -> None:
     """CUDA's own order may differ from nvidia-smi's."""
     assert environment([1, 3]) == {"CUDA_VISIBLE_DEVICES": "1,3", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     assert environment([]) == {}

@@ -41,7 +41,7 @@ def reader() -> Iterator[gpus.GpuReader]:
     one.end()
 
 
-def test_nvml_tells_of_every_gpu(library: FakeGpus, reader: gpus.GpuReader) -> None:
+def test_nvml_reports_every_gpu(library: FakeGpus, reader: gpus.GpuReader) -> None:
     library.say(gpu(97, 8 * GIB, 80 * GIB, 412.5, 700, 4242, 4243), gpu())
     reading = reader.read(0.0)
     assert (reading.present, reading.source, reading.trouble) == (True, "nvml", "")
@@ -71,7 +71,7 @@ def test_without_the_library_nvidia_smi_is_asked(fake: FakeGpus, reader: gpus.Gp
     assert one.processes == [GpuProcess(77, GIB)]
 
 
-def test_a_driver_that_answers_with_an_error_is_told_in_words(fake: FakeGpus, reader: gpus.GpuReader) -> None:
+def test_a_driver_that_answers_with_an_error_is_reported_in_words(fake: FakeGpus, reader: gpus.GpuReader) -> None:
     fake.with_smi(broken="NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.")
     reading = reader.read(0.0)
     assert reading.present and reading.gpus == [] and "couldn't communicate" in reading.trouble

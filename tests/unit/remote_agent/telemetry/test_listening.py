@@ -70,13 +70,13 @@ def test_a_process_that_merely_sleeps_waits_for_nobody(started: Any) -> None:
     assert not waits_for_connections([])
 
 
-def test_only_idle_trees_are_looked_at_and_seldom(started: Any) -> None:
+def test_only_idle_trees_are_checked_and_seldom(started: Any) -> None:
     pid, _ = started(SERVER)
     tree = {"web": [Proc(pid, 1, "python", "S", 0, 1, 0, 0)]}
     idle, busy = WorkerUsage(cpu_percent=0.0), WorkerUsage(cpu_percent=50.0)
-    looked = Listening()
-    assert looked.look(Sample(None, {"web": busy}, tree, 0.0), 100.0) == set()
-    assert looked.look(Sample(None, {"web": idle}, tree, 0.0), 105.0) == {"web"}
+    reader = Listening()
+    assert reader.probe(Sample(None, {"web": busy}, tree, 0.0), 100.0) == set()
+    assert reader.probe(Sample(None, {"web": idle}, tree, 0.0), 105.0) == {"web"}
     gone = {"web": [Proc(2**22 - 1, 1, "python", "S", 0, 1, 0, 0)]}
-    assert looked.look(Sample(None, {"web": idle}, gone, 0.0), 110.0) == {"web"}
-    assert looked.look(Sample(None, {"web": idle}, gone, 0.0), 136.0) == set()
+    assert reader.probe(Sample(None, {"web": idle}, gone, 0.0), 110.0) == {"web"}
+    assert reader.probe(Sample(None, {"web": idle}, gone, 0.0), 136.0) == set()

@@ -20,7 +20,7 @@ from remote_agent.telemetry.sampler import Measuring, log_mark
 STOPPED = Proc(42, 41, "python", "T", 5, 1, 1000, 10)
 
 
-class Desk:
+class AccessRig:
     """Measuring over one running worker; what it submits is kept instead of run."""
 
     def __init__(self, tmp_path: Path) -> None:
@@ -46,70 +46,70 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
+def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AccessRig:
     monkeypatch.setattr(module, "driver_shows", lambda: False)
-    return Desk(tmp_path)
+    return AccessRig(tmp_path)
 
 
-def test_usage_is_taken_every_five_seconds_and_never_twice_at_once(desk: Desk) -> None:
+def test_usage_is_taken_every_five_seconds_and_never_twice_at_once(rig: AccessRig) -> None:
     for now in (100.0, 101.0, 105.5):
-        desk.measuring.tick(desk.workers, now, 2.0, False)
-    assert [tag for tag, _ in desk.submitted] == ["usage"]
-    desk.sampled(106.0)
-    desk.measuring.tick(desk.workers, 106.0, 2.0, False)
-    assert len(desk.submitted) == 2
-    assert desk.measuring.reading is not None and not desk.measuring.reading.present
+        rig.measuring.tick(rig.workers, now, 2.0, False)
+    assert [tag for tag, _ in rig.submitted] == ["usage"]
+    rig.sampled(106.0)
+    rig.measuring.tick(rig.workers, 106.0, 2.0, False)
+    assert len(rig.submitted) == 2
+    assert rig.measuring.reading is not None and not rig.measuring.reading.present
 
 
-def test_a_measurement_that_failed_is_made_again(desk: Desk) -> None:
-    desk.measuring.tick(desk.workers, 100.0, 2.0, False)
-    assert desk.measuring.take("usage", OSError("no /proc"), desk.workers, 100.1)
-    desk.measuring.tick(desk.workers, 105.0, 2.0, False)
-    assert len(desk.submitted) == 2
-    assert not desk.measuring.take("drained", "w1", desk.workers, 105.0)
+def test_a_measurement_that_failed_is_made_again(rig: AccessRig) -> None:
+    rig.measuring.tick(rig.workers, 100.0, 2.0, False)
+    assert rig.measuring.take("usage", OSError("no /proc"), rig.workers, 100.1)
+    rig.measuring.tick(rig.workers, 105.0, 2.0, False)
+    assert len(rig.submitted) == 2
+    assert not rig.measuring.take("drained", "w1", rig.workers, 105.0)
 
 
-def test_what_looks_hung_is_in_the_worker_s_report_and_leaves_it_again(desk: Desk) -> None:
+def test_what_is_suspect_is_in_the_worker_s_report_and_leaves_it_again(rig: AccessRig) -> None:
     for now in (100.0, 105.0, 110.0):
-        desk.sampled(now, tree=(STOPPED,))
-    assert "stopped by a signal for 10 s" in desk.worker.report().suspect
-    desk.sampled(115.0, tree=(STOPPED._replace(state="S"),))
-    assert desk.worker.report().suspect == ""
+        rig.sampled(now, tree=(STOPPED,))
+    assert "stopped by a signal for 10 s" in rig.worker.report().suspect
+    rig.sampled(115.0, tree=(STOPPED._replace(state="S"),))
+    assert rig.worker.report().suspect == ""
 
 
-def test_the_rhythm_of_a_job_is_remembered_for_the_next_agent(desk: Desk) -> None:
+def test_the_rhythm_of_a_job_is_remembered_for_the_next_agent(rig: AccessRig) -> None:
     for step in range(30):
-        desk.sampled(100.0 + 5 * step, size=step // 4)
-    assert desk.measuring.silence_limit_s(desk.worker) is None  # seven outputs say too little
+        rig.sampled(100.0 + 5 * step, size=step // 4)
+    assert rig.measuring.silence_limit_s(rig.worker) is None  # seven outputs say too little
     for step in range(30, 60):
-        desk.sampled(100.0 + 5 * step, size=step // 4)
-    assert desk.measuring.silence_limit_s(desk.worker) == 60.0
-    desk.sampled(500.0, size=15)
-    assert desk.new().silence_limit_s(desk.worker) == desk.measuring.silence_limit_s(desk.worker)
+        rig.sampled(100.0 + 5 * step, size=step // 4)
+    assert rig.measuring.silence_limit_s(rig.worker) == 60.0
+    rig.sampled(500.0, size=15)
+    assert rig.new().silence_limit_s(rig.worker) == rig.measuring.silence_limit_s(rig.worker)
 
 
-def test_a_new_agent_s_first_look_is_no_pause(desk: Desk) -> None:
+def test_a_new_agent_s_first_scan_is_no_pause(rig: AccessRig) -> None:
     """What happened before it came is not known to it."""
     for step in range(12):
-        desk.sampled(100.0 + 5 * step, size=step)
-    desk.measuring = desk.new()
-    desk.sampled(10_000.0, size=99)
-    desk.sampled(10_030.0, size=99)
-    assert desk.worker.suspect == ""
+        rig.sampled(100.0 + 5 * step, size=step)
+    rig.measuring = rig.new()
+    rig.sampled(10_000.0, size=99)
+    rig.sampled(10_030.0, size=99)
+    assert rig.worker.suspect == ""
 
 
-def test_gpus_are_the_host_s_and_the_worker_s(desk: Desk) -> None:
-    desk.sampled(100.0)
+def test_gpus_are_the_host_s_and_the_worker_s(rig: AccessRig) -> None:
+    rig.sampled(100.0)
     used = GpuUsage(1, utilization_percent=80.0, processes=[GpuProcess(42, 7, "python", "alice", "w1")])
     reading = Reading(True, [GpuUsage(0), used], {}, "", "nvml", 100.0)
-    desk.measuring.owner_of = lambda index: "w1" if index == 0 else ""
-    desk.worker.gpus = [0]
-    assert desk.measuring.take("gpus", reading, desk.workers, 100.0)
-    host = desk.measuring.host_usage(desk.workers)
+    rig.measuring.owner_of = lambda index: "w1" if index == 0 else ""
+    rig.worker.gpus = [0]
+    assert rig.measuring.take("gpus", reading, rig.workers, 100.0)
+    host = rig.measuring.host_usage(rig.workers)
     assert host is not None and [gpu.worker_id for gpu in host.gpus] == ["w1", ""]
-    usage = desk.worker.usage
+    usage = rig.worker.usage
     assert usage is not None and (usage.gpus, usage.gpu_percent, usage.gpu_memory_bytes) == ([0, 1], 80.0, 7)
-    assert [gpu.index for gpu in desk.measuring.gpus_of("w1")] == [0, 1]
+    assert [gpu.index for gpu in rig.measuring.gpus_of("w1")] == [0, 1]
 
 
 def test_the_mark_of_a_log_changes_with_output_alone(tmp_path: Path) -> None:
@@ -126,13 +126,13 @@ def test_the_mark_of_a_log_changes_with_output_alone(tmp_path: Path) -> None:
 
 
 def test_what_was_seen_of_a_tree_is_kept_for_the_runner_after_this_one(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    rig: AccessRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once its runner is dead a daemon is nobody's descendant any more: an empty tree takes nothing back."""
     zombie = Proc(44, 41, "python", "Z", 0, 1, 1002, 0)
-    desk.sampled(100.0, tree=(STOPPED, Proc(43, 42, "daemon", "S", 5, 1, 1001, 10), zombie))
-    desk.sampled(105.0)
+    rig.sampled(100.0, tree=(STOPPED, Proc(43, 42, "daemon", "S", 5, 1, 1001, 10), zombie))
+    rig.sampled(105.0)
     started: list[list[str]] = []
     monkeypatch.setattr("subprocess.Popen", lambda argv, **_: started.append(argv))
-    desk.worker._start(106.0, "python3", "/release")
+    rig.worker._start(106.0, "python3", "/release")
     assert started[0][started[0].index("--seen") + 1] == "42:1000,43:1001"

@@ -100,7 +100,7 @@ def test_a_job_that_never_said_much_is_not_suspected_for_silence() -> None:
     assert watch(Suspicion(), 7200, mark=lambda now: min(int(now) // 60, 3)) == ""
 
 
-def test_a_new_attempt_begins_its_silence_anew_but_keeps_the_rhythm() -> None:
+def test_a_new_attempt_begins_its_silence_again_but_keeps_the_rhythm() -> None:
     suspicion = Suspicion()
     watch(suspicion, 300, mark=lambda now: now)
     watch(suspicion, 500, start=305, mark=300.0)

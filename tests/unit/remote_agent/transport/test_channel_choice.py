@@ -179,7 +179,7 @@ def test_a_request_under_way_ends_when_the_agent_does(world: World) -> None:
     assert len(ended) == 1 and not thread.is_alive()
 
 
-def test_a_revoked_agent_hears_it_over_zmq(world: World) -> None:
+def test_a_revoked_agent_notices_over_zmq(world: World) -> None:
     agent = Agent(world, "revoked")
     connection = agent.connection()
     assert agent.beat(connection).ok
@@ -225,7 +225,7 @@ def test_an_agent_loads_no_pyzmq_before_it_is_offered() -> None:
 
 
 @pytest.mark.parametrize("python", [sys._base_executable, "/usr/bin/python3"])  # type: ignore[attr-defined]
-def test_packages_of_a_virtual_environment_are_looked_through_first(tmp_path: Path, python: str) -> None:
+def test_packages_of_a_virtual_environment_are_scanned_first(tmp_path: Path, python: str) -> None:
     if not os.path.exists(python):
         pytest.skip(f"{python} is not here")
     venv = tmp_path / "venv"

@@ -208,7 +208,7 @@ def test_what_is_no_answer_or_too_long_is_refused(peer: Peer, raw: bytes) -> Non
     assert watch.seconds < 1.5
 
 
-def test_connection_closed_half_way_is_told_apart() -> None:
+def test_connection_closed_half_way_is_distinguished() -> None:
     """Whoever asked may try again."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         half = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf"

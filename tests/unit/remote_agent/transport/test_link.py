@@ -66,7 +66,7 @@ def test_manager_of_another_fleet_is_named_and_never_sees_the_secret(manager: Fa
     assert not session_begun(manager)
 
 
-def test_manager_that_forgot_the_agent_is_told_apart(manager: FakeManager) -> None:
+def test_manager_that_forgot_the_agent_is_distinguished(manager: FakeManager) -> None:
     """Unknown: a launcher may register again, a deployed agent waits."""
     del manager.proof_keys["h1"]
     with pytest.raises(Unknown):
@@ -82,7 +82,7 @@ def test_connection_is_kept_and_proof_asked_once(manager: FakeManager) -> None:
     assert sum(one.path.startswith("/api/hello") for one in manager.requests) == 1
 
 
-def test_connection_closed_by_the_manager_is_reopened_and_proven_anew(manager: FakeManager) -> None:
+def test_connection_closed_by_the_manager_is_reopened_and_proven_again(manager: FakeManager) -> None:
     """A restarted manager costs no failed heartbeat, and proves itself again."""
     connection = Connection(Addresses([manager.url]), ME)
     assert heartbeat("h1", BEAT)(connection).ok

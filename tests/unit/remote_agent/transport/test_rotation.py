@@ -188,7 +188,7 @@ def test_and_so_it_is_when_the_manager_dies_with_it(monkeypatch: pytest.MonkeyPa
         agent.server.close()
 
 
-def test_the_new_secret_is_private_and_durable_before_anybody_hears_of_it(
+def test_the_new_secret_is_private_and_durable_before_anybody_knows_it(
     monkeypatch: pytest.MonkeyPatch, agent: Agent
 ) -> None:
     name = agent.ask_for_another()
@@ -197,14 +197,14 @@ def test_the_new_secret_is_private_and_durable_before_anybody_hears_of_it(
     monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd))[1])
     modes: list[int] = []
 
-    def told(self: Connection, *_args: Any, **_kwargs: Any) -> Any:
+    def reported(self: Connection, *_args: Any, **_kwargs: Any) -> Any:
         path = rotation.next_secret_file(agent.dir)
         modes.append(stat.S_IMODE(os.stat(path).st_mode))
         assert any(os.path.basename(path) in one for one in synced), "told before it was on the disk"
         raise LinkDown("cut")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Connection, "request", told)
+        patched.setattr(Connection, "request", reported)
         agent.rotation._run(name)
     assert modes == [0o600] and "cut" in agent.said[-1]
     agent.rotation._run(name)

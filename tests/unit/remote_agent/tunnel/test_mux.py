@@ -17,18 +17,18 @@ from tests.waiting import wait_until
 
 
 class SocketWire(Wire):
-    """A stream over a socket pair. `tells`: whether it says when it can be written."""
+    """A stream over a socket pair. `has_fileno`: whether it says when it can be written."""
 
-    def __init__(self, sock: socket.socket, tells: bool = True) -> None:
+    def __init__(self, sock: socket.socket, has_fileno: bool = True) -> None:
         self.sock = sock
-        self.tells = tells
+        self.has_fileno = has_fileno
         sock.setblocking(False)
 
     def fileno(self) -> int:
         return self.sock.fileno()
 
     def write_fileno(self) -> int:
-        return self.duplicate if self.tells else -1
+        return self.duplicate if self.has_fileno else -1
 
     @property
     def duplicate(self) -> int:
@@ -55,12 +55,12 @@ class SocketWire(Wire):
 class Ends:
     """Both ends of a tunnel in threads, and a server behind it that `serve` plays for each connection."""
 
-    def __init__(self, serve: Any, tells: bool = True) -> None:
+    def __init__(self, serve: Any, has_fileno: bool = True) -> None:
         self.server = socket.create_server(("127.0.0.1", 0))
         self.door = socket.create_server(("127.0.0.1", 0))
         self.serve = serve
         here, there = socket.socketpair()
-        self.wires = [SocketWire(here), SocketWire(there, tells)]
+        self.wires = [SocketWire(here), SocketWire(there, has_fileno)]
         self.host = Mux(self.wires[0], accept=self.door)
         self.manager = Mux(self.wires[1], connect=self._dial)
         self.why: list[str] = []
@@ -129,11 +129,11 @@ def test_frames_are_cut_out_of_any_pieces() -> None:
         assert found == [(1, OPEN, b""), (1, DATA, b"hello"), (7, DATA, b""), (1, CLOSE, b""), (0, PING, b"")]
 
 
-@pytest.mark.parametrize("tells", [True, False])
-def test_large_bodies_of_several_connections_arrive_whole(tells: bool) -> None:
+@pytest.mark.parametrize("has_fileno", [True, False])
+def test_large_bodies_of_several_connections_arrive_whole(has_fileno: bool) -> None:
     """More than any buffer on the way holds, from both sides at once, also where the stream can't tell when it is
     writable again."""
-    ends = Ends(echo, tells)
+    ends = Ends(echo, has_fileno)
     bodies = [os.urandom(3_000_000) for _ in range(3)]
     got: dict[int, bytes] = {}
 
@@ -318,7 +318,7 @@ class Receiving:
 
     def end(self) -> None:
         for number in list(self.mux._ends):
-            self.mux._drop(number, tell=False)
+            self.mux._drop(number, notify=False)
         if self._store is not None:
             self._store.join(-1)
         for one in (*self.far, self.there, self.wire.sock):

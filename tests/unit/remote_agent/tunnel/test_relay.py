@@ -85,7 +85,7 @@ def fleet_id() -> str:
     return f"f-{uuid.uuid4().hex[:12]}"
 
 
-def test_what_connects_to_its_port_is_told_to_the_manager_and_answered(fleet_id: str, tmp_path: Path) -> None:
+def test_what_connects_to_its_port_is_reported_to_the_manager_and_answered(fleet_id: str, tmp_path: Path) -> None:
     with session(fleet_id, tmp_path) as one, socket.create_connection(("127.0.0.1", one.port), timeout=10) as agent:
         assert relay.FIRST_PORT <= one.port < relay.FIRST_PORT + relay.PORTS
         agent.sendall(b"hello")
@@ -120,7 +120,7 @@ def test_relays_of_other_fleets_are_left_alone(fleet_id: str, tmp_path: Path) ->
         assert one.port != other.port and one.process.poll() is None
 
 
-def test_a_port_that_another_program_took_is_told_and_only_left_when_the_agent_can_be(
+def test_a_port_that_another_program_took_is_reported_and_only_left_when_the_agent_can_be(
     fleet_id: str, tmp_path: Path
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:

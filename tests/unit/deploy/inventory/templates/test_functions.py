@@ -78,7 +78,7 @@ def test_hosts_know_each_others_variables(tmp_path: Path) -> None:
     assert (host.manager_url, host.target.user, host.home) == ("http://10.0.0.1:5000", "r2-h1", "/2/2")
 
 
-def test_a_file_is_looked_up_beside_the_inventory(tmp_path: Path) -> None:
+def test_a_file_is_found_beside_the_inventory(tmp_path: Path) -> None:
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "user").write_text("ml\n\n")
     (tmp_path / "hosts").write_text("h1 ansible_user=\"{{ lookup('file', 'files/user') }}\"\n")

@@ -88,7 +88,7 @@ def test_its_output_is_in_the_log_byte_for_byte_and_its_exit_code_counts(rig: Bo
     rig.nothing_left()
 
 
-def test_a_job_that_ends_at_once_is_told_by_its_exit_code(rig: Boxed) -> None:
+def test_a_job_that_ends_at_once_shows_in_the_exit_code(rig: Boxed) -> None:
     """conmon may have ended before podman has: its exit code is not lost."""
     rig.box("exit 3", restart={"max_attempts": 2, "backoff_s": [0.0]}).run()
     state = rig.until("failed", timeout_s=40.0)
@@ -138,7 +138,7 @@ def test_a_kill_ends_it_at_once(rig: Boxed) -> None:
     rig.nothing_left()
 
 
-def test_a_job_killed_by_a_signal_is_told_as_such_and_restarted(rig: Boxed) -> None:
+def test_a_job_killed_by_a_signal_is_reported_as_such_and_restarted(rig: Boxed) -> None:
     rig.box(FOREVER).run()
     os.kill(rig.until("running")["pid"], signal.SIGKILL)
     state = rig.until("running", attempt=2)
@@ -238,8 +238,8 @@ def test_its_variables_are_its_own_and_stand_in_no_command_line(rig: Boxed) -> N
     rig.until("running")
     first, up = rig.logged(2)
     assert up == "up" and first.startswith("s3cr=t; $HOME|two words|w1|1|") and not first.endswith("|/tmp")
-    told = [command_of(one.pid) for one in processes.members_below(rig.state()["runner_pid"])]
-    assert told and not any(b"s3cr" in one for one in told)
+    reported = [command_of(one.pid) for one in processes.members_below(rig.state()["runner_pid"])]
+    assert reported and not any(b"s3cr" in one for one in reported)
 
 
 def test_it_carries_labels_and_outlives_its_agent(rig: Boxed) -> None:

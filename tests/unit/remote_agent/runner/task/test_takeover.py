@@ -91,8 +91,8 @@ def test_a_lease_that_ends_while_its_runner_dies_gives_no_budget_back():
         assert (host.state["state"], host.state["attempt"], host.state["restarts"]) == ("running", 3, 1)
 
 
-@pytest.mark.parametrize("heard", [True, False])
-def test_an_operators_start_during_a_shutdown_has_its_new_budget_after_a_power_cut(heard: bool):
+@pytest.mark.parametrize("received", [True, False])
+def test_an_operators_start_during_a_shutdown_has_its_new_budget_after_a_power_cut(received: bool):
     """Also where the assignment's generation is all that the next runner knows of it."""
     host = TaskRunnerRig({"max_attempts": 2, "backoff_s": [0.0]})
     with host.in_place():
@@ -102,7 +102,7 @@ def test_an_operators_start_during_a_shutdown_has_its_new_budget_after_a_power_c
         assert host.state["restarts"] == 1
         host.leave_behind(stubborn=True)
         host.terminate_runner()
-        if not heard:
+        if not received:
             host.kill_runner()
         host.order("running")
         host.reboot()
@@ -146,7 +146,7 @@ def test_an_operators_restart_of_a_gangs_member_is_done_by_the_next_runner_where
 
 
 @pytest.mark.parametrize("took_s", [0.0, 11.0])
-def test_an_agent_hears_no_answer_to_what_a_dead_one_asked(took_s: float):
+def test_an_agent_gets_no_answer_to_what_a_dead_one_asked(took_s: float):
     """Fenced, kept and fenced again: the first lease starts nothing, the one that it asks for itself does."""
     host = TaskRunnerRig({"max_attempts": 1, "start_secs": 0.0, "backoff_s": [0.0]}, lease_s=30.0)
     with host.in_place():

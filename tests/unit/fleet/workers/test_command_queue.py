@@ -21,7 +21,7 @@ def world(tmp_path: Path) -> World:
     return made
 
 
-def test_a_command_tells_who_asked_when_why_and_what_became_of_it(world: World) -> None:
+def test_a_command_reports_who_asked_when_why_and_what_became_of_it(world: World) -> None:
     record = world.fleet.workers.command("w1", "stop", "token laptop", world.now, "disk change")
     world.beat("h1", world.report("w1", "stopping"))
     world.pass_time(3.0)
@@ -29,8 +29,8 @@ def test_a_command_tells_who_asked_when_why_and_what_became_of_it(world: World) 
     view = world.fleet.state.command_view(record.command_id)
     assert (view["actor"], view["reason"], view["status"]) == ("token laptop", "disk change", "done")
     assert view["accepted_at"] < view["finished_at"]
-    told = [event["reason"] for event in world.fleet.state.events(worker="w1") if event["kind"] == "command"]
-    assert told[0] == "stop accepted: disk change"
+    reported = [event["reason"] for event in world.fleet.state.events(worker="w1") if event["kind"] == "command"]
+    assert reported[0] == "stop accepted: disk change"
 
 
 def test_the_newest_commands_come_first_and_each_worker_has_its_own(world: World) -> None:
@@ -42,15 +42,17 @@ def test_the_newest_commands_come_first_and_each_worker_has_its_own(world: World
     assert world.fleet.state.commands(limit=2)[1]["command_id"] == other.command_id
 
 
-def test_watchers_hear_of_each_step(world: World) -> None:
-    heard: list[tuple[str, str]] = []
+def test_watchers_learn_of_each_step(world: World) -> None:
+    last_heartbeat: list[tuple[str, str]] = []
     queue = world.fleet.state.command_queue
-    world.fleet.state.bus.commands.subscribe(lambda record: heard.append((record.worker_id, queue.status(record))))
+    world.fleet.state.bus.commands.subscribe(
+        lambda record: last_heartbeat.append((record.worker_id, queue.status(record)))
+    )
     world.fleet.workers.command("w1", "restart", "tester", world.now)
     world.beat("h1", world.report("w1"))
     world.pass_time(61)
     world.expire_commands()
-    assert heard == [("w1", "delivered"), ("w1", "expired")]
+    assert last_heartbeat == [("w1", "delivered"), ("w1", "expired")]
 
 
 @pytest.mark.parametrize("jump_s", [3_600.0, -3_600.0, 3.2e8, -3.2e8])
@@ -59,8 +61,8 @@ def test_a_jump_of_the_wall_clock_ends_no_command_and_keeps_none(world: World, j
     record = world.fleet.workers.command("w1", "restart", "tester", world.now)
     world.now = Now(world.now.monotonic + 20.0, world.now.wall + 20.0 + jump_s)
     assert world.expire_commands() == []
-    (told,) = world.beat("h1", world.report("w1")).commands
-    assert told.ttl_s == 40.0
+    (reported,) = world.beat("h1", world.report("w1")).commands
+    assert reported.ttl_s == 40.0
     world.pass_time(41.0)
     assert world.expire_commands() == [record]
 
@@ -78,20 +80,20 @@ def test_a_new_manager_goes_on_counting_and_its_clock_can_only_shorten_a_life(
 
 
 def test_indexes_hold_open_commands_only(world: World) -> None:
-    outbox = world.fleet.state.command_queue
+    agent_queue = world.fleet.state.command_queue
     world.fleet.workers.command("w1", "kill", "tester", world.now)
-    assert [one.worker_id for one in outbox.open_of_agent("h1")] == ["w1"]
-    assert list(outbox.open_of_agent("h2")) == []
+    assert [one.worker_id for one in agent_queue.open_of_agent("h1")] == ["w1"]
+    assert list(agent_queue.open_of_agent("h2")) == []
     world.pass_time(61)
     world.expire_commands()
-    assert list(outbox.open_of_agent("h1")) == []
-    assert outbox.expire(world.pass_time(61)) == []
+    assert list(agent_queue.open_of_agent("h1")) == []
+    assert agent_queue.expire(world.pass_time(61)) == []
 
 
 def test_finished_commands_are_kept_up_to_a_bound(world: World) -> None:
-    outbox = world.fleet.state.command_queue
+    agent_queue = world.fleet.state.command_queue
     for number in range(KEEP_FINISHED + 10):
         with world.changing() as tx:
             record = CommandRecord(f"c-{number}", number, "w1", "h1", "stop", 1, 1, "tester", world.now.wall)
-            outbox.finish(tx, record, "done", "")
-    assert outbox.get("c-9") is None and outbox.get("c-10") is not None
+            agent_queue.finish(tx, record, "done", "")
+    assert agent_queue.get("c-9") is None and agent_queue.get("c-10") is not None

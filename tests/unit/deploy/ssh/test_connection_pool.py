@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from procguard.deploy.install.helper import Helper
-from procguard.deploy.ssh.pool import NoTurn, Turns
+from procguard.deploy.ssh.pool import ConnectionPool, PoolExhausted
 from tests.waiting import wait_until
 
 SOON_S = 10.0
@@ -24,13 +24,13 @@ def soon() -> float:
 
 
 def test_no_more_than_the_bound_at_once_and_fewer_through_one_jump_host() -> None:
-    turns = Turns(most=3, per_jump_host=2)
+    pool = ConnectionPool(most=3, per_jump_host=2)
     at_work: list[str] = []
     most: dict[str, int] = {"all": 0, "jump": 0}
     lock = threading.Lock()
 
     def work(jump: str) -> None:
-        with turns.turn(jump, soon()):
+        with pool.connection(jump, soon()):
             with lock:
                 at_work.append(jump)
                 most["all"] = max(most["all"], len(at_work))
@@ -49,35 +49,39 @@ def test_no_more_than_the_bound_at_once_and_fewer_through_one_jump_host() -> Non
 
 
 def test_waiting_for_a_jump_host_holds_up_nobody_else() -> None:
-    turns = Turns(most=3, per_jump_host=1)
-    with turns.turn("jump", soon()):
-        waiting = threading.Thread(target=lambda: turns.turn("jump", soon()).__enter__(), daemon=True)
+    pool = ConnectionPool(most=3, per_jump_host=1)
+    with pool.connection("jump", soon()):
+        waiting = threading.Thread(target=lambda: pool.connection("jump", soon()).__enter__(), daemon=True)
         waiting.start()
-        with turns.turn("other", soon()), turns.turn("", soon()):
+        with pool.connection("other", soon()), pool.connection("", soon()):
             assert waiting.is_alive()
 
 
 def test_without_a_turn_until_the_deadline_it_is_said() -> None:
-    turns = Turns(most=1)
-    with turns.turn("", soon()), pytest.raises(NoTurn, match="1 connections"), turns.turn("", time.monotonic() + 0.05):
+    pool = ConnectionPool(most=1)
+    with (
+        pool.connection("", soon()),
+        pytest.raises(PoolExhausted, match="1 connections"),
+        pool.connection("", time.monotonic() + 0.05),
+    ):
         raise AssertionError("there was room")
 
 
 def test_what_hangs_beyond_its_deadline_gives_its_turn_back_and_is_counted() -> None:
-    turns, hangs = Turns(most=1), threading.Event()
+    pool, hangs = ConnectionPool(most=1), threading.Event()
 
     def hang() -> None:
-        with turns.turn("", time.monotonic() + 0.05):
+        with pool.connection("", time.monotonic() + 0.05):
             hangs.wait(SOON_S)
 
     stuck = threading.Thread(target=hang)
     stuck.start()
-    wait_until(lambda: turns.stuck == 1, SOON_S)
-    with turns.turn("", soon()):
-        assert turns.stuck == 1
+    wait_until(lambda: pool.stuck == 1, SOON_S)
+    with pool.connection("", soon()):
+        assert pool.stuck == 1
     hangs.set()
     stuck.join(SOON_S)
-    assert turns.stuck == 0
+    assert pool.stuck == 0
 
 
 class Hanging:
@@ -91,9 +95,9 @@ class Hanging:
             self.released.wait(SOON_S)
 
 
-def test_more_silent_hosts_than_turns_cost_the_others_one_deadline_at_most_and_each_is_answered_once() -> None:
+def test_more_silent_hosts_than_connections_cost_the_others_one_deadline_at_most_and_each_is_answered_once() -> None:
     out, connector = io.BytesIO(), Hanging()
-    helper = Helper(connector, out, Turns(most=2))  # type: ignore[arg-type]
+    helper = Helper(connector, out, ConnectionPool(most=2))  # type: ignore[arg-type]
     for number in range(4):
         helper.take({"id": number, "op": "check", "host": f"mute{number}", "deadline_s": 0.3})
     helper.take({"id": 9, "op": "check", "host": "well", "deadline_s": 5.0})
@@ -114,7 +118,7 @@ def test_more_silent_hosts_than_turns_cost_the_others_one_deadline_at_most_and_e
         ({"running": False, "reason": "stopped by hand"}, True, "failed"),
     ],
 )
-def test_a_look_tells_running_started_frozen_and_failed_apart(
+def test_a_probe_distinguishes_running_started_frozen_and_failed(
     report: dict[str, Any], replace: bool, agent: str
 ) -> None:
     asked: list[dict[str, Any]] = []

@@ -10,7 +10,7 @@ import pytest
 
 from procguard.deploy.install.helper_client import Result
 from procguard.errors import Conflict, NotFound
-from procguard.fleet.agents.maintenance import AgentCare
+from procguard.fleet.agents.maintenance import AgentMaintenance
 from procguard.fleet.model.records import AgentRecord
 from tests.unit.fleet_world import World
 
@@ -18,7 +18,7 @@ STARTED = Result(True, "started", "release aa → bb, the agent was started (pid
 
 
 class Room:
-    """AgentCare with SSH that answers as told; what it spawns waits for `work`."""
+    """AgentMaintenance with SSH that answers as told; what it spawns waits for `work`."""
 
     def __init__(self, directory: Path) -> None:
         self.world = World(directory)
@@ -28,9 +28,9 @@ class Room:
         self.asked: list[str] = []
         self.begun: list[Callable[[], None]] = []
         self.returns = True  # another life of the agent is heard a moment later
-        self.care = AgentCare(
+        self.maintenance = AgentMaintenance(
             self.world.fleet,
-            hands=self.hand,
+            run_ssh=self.hand,
             spawn=self.begun.append,
             pause=self.pause,
             read_clock=lambda: self.world.now,
@@ -58,61 +58,61 @@ def room(tmp_path: Path) -> Room:
     return Room(tmp_path)
 
 
-@pytest.mark.parametrize(("wish", "done"), [("restart", "agent_restarted"), ("upgrade", "agent_upgraded")])
-def test_it_is_done_once_another_life_of_the_agent_is_heard(room: Room, wish: Any, done: str) -> None:
-    room.answers[wish] = STARTED
-    room.care.begin(wish, "h1", "olga")
+@pytest.mark.parametrize(("action", "done"), [("restart", "agent_restarted"), ("upgrade", "agent_upgraded")])
+def test_it_is_done_once_a_new_agent_process_reports(room: Room, action: Any, done: str) -> None:
+    room.answers[action] = STARTED
+    room.maintenance.begin(action, "h1", "olga")
     with pytest.raises(Conflict, match="under way"):
-        room.care.begin("restart", "h1", "olga")
-    assert [kind for kind, _, _ in room.work()] == ["agent_care", done]
-    room.care.begin(wish, "h1", "olga")  # the next one may come
+        room.maintenance.begin("restart", "h1", "olga")
+    assert [kind for kind, _, _ in room.work()] == ["agent_maintenance", done]
+    room.maintenance.begin(action, "h1", "olga")  # the next one may come
 
 
-def test_an_upgrade_that_is_not_heard_goes_back(room: Room) -> None:
+def test_an_upgrade_that_does_not_reconnect_is_rolled_back(room: Room) -> None:
     room.answers = {"upgrade": STARTED, "rollback": Result(True, "started", "back to release aa")}
     room.returns = False
-    room.care.begin("upgrade", "h1", "olga")
+    room.maintenance.begin("upgrade", "h1", "olga")
     kind, reason, _ = room.work()[-1]
     assert kind == "agent_upgrade_failed" and reason.endswith("not heard; back to release aa")
     assert room.asked == ["upgrade", "rollback"]
 
 
-def test_a_restart_that_is_not_heard_is_told_and_nothing_is_rolled_back(room: Room) -> None:
+def test_a_restart_that_does_not_reconnect_is_reported_and_nothing_is_rolled_back(room: Room) -> None:
     room.answers["restart"] = STARTED
     room.returns = False
-    room.care.begin("restart", "h1", "olga")
+    room.maintenance.begin("restart", "h1", "olga")
     assert room.work()[-1][0] == "agent_restart_failed" and room.asked == ["restart"]
 
 
-def test_a_host_out_of_reach_is_told_with_the_cause_and_shown(room: Room) -> None:
-    room.care.begin("restart", "h1", "olga")
+def test_a_host_out_of_reach_is_reported_with_the_cause_and_shown(room: Room) -> None:
+    room.maintenance.begin("restart", "h1", "olga")
     assert room.work()[-1][:2] == ("agent_restart_failed", "h1: connection refused")
-    assert room.world.fleet.state.seen["h1"].recovery_ssh.ok is False
+    assert room.world.fleet.state.agent_status["h1"].recovery_ssh.ok is False
 
 
 def test_an_agent_of_this_release_already_is_no_failure(room: Room) -> None:
     room.answers["upgrade"] = Result(True, "running", "it has this release already (bb)")
     room.returns = False
-    room.care.begin("upgrade", "h1", "olga")
+    room.maintenance.begin("upgrade", "h1", "olga")
     assert room.work()[-1][0] == "agent_upgraded"
 
 
 def test_who_cannot_be_helped_over_ssh_is_refused_at_once(room: Room) -> None:
     with pytest.raises(NotFound):
-        room.care.begin("restart", "nowhere", "olga")
+        room.maintenance.begin("restart", "nowhere", "olga")
     room.world.register("by-hand", host="laptop")
     with pytest.raises(Conflict, match="started by hand"):
-        room.care.begin("restart", "laptop", "olga")
+        room.maintenance.begin("restart", "laptop", "olga")
     with pytest.raises(Conflict, match="started by hand"):
-        room.care.log("laptop", 1000)
+        room.maintenance.log("laptop", 1000)
     assert room.asked == []
 
 
 def test_a_log_that_cannot_be_read_says_how_to_read_it(room: Room) -> None:
     with pytest.raises(Conflict, match="connection refused") as caught:
-        room.care.log("h1", 1000)
+        room.maintenance.log("h1", 1000)
     fleet = room.world.fleet.state.fleet_id
     assert caught.value.next_step == f"read it there: tail -n 200 ~/.procguard/{fleet}/h1/agent.log"
     whole = {"text": "a line\n", "path": "/p/agent.log", "bytes": 7, "running": False, "pid": None}
     room.answers["log"] = Result(True, "failed", "", {**whole, "ok": True})
-    assert room.care.log("h1", 1000) == {"host": "h1", **whole}
+    assert room.maintenance.log("h1", 1000) == {"host": "h1", **whole}

@@ -22,7 +22,7 @@ def lost(tmp_path: Path) -> World:
     return world
 
 
-def test_no_assignment_is_handed_out_until_every_agent_was_heard(lost: World) -> None:
+def test_no_assignment_is_handed_out_until_every_agent_has_reported(lost: World) -> None:
     assert lost.beat("h1", lost.report("w1")).assignments is None
     assert lost.fleet.agents.replies.news_for_agent("h1", "", 0, lost.now) is None
     assert lost.beat("h2", lost.report("w2")).assignments is not None

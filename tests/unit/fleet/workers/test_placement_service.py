@@ -46,7 +46,7 @@ def test_a_task_is_not_given_away_while_its_instance_may_be_alive(world: World) 
     assert worker(world).agent_id == "h1"
 
 
-def test_given_away_it_has_a_new_epoch_its_old_agent_is_told_to_drop_it(world: World) -> None:
+def test_given_away_it_has_a_new_epoch_its_old_agent_receives_the_removal(world: World) -> None:
     before = worker(world).epoch
     lose(world)
     reassign(world)
@@ -57,7 +57,7 @@ def test_given_away_it_has_a_new_epoch_its_old_agent_is_told_to_drop_it(world: W
     assert (stale.worker_id, stale.desired, stale.epoch) == ("w1", "removed", before)
 
 
-def test_the_old_agent_is_told_so_also_by_the_next_manager_and_until_it_confirms(world: World) -> None:
+def test_the_old_agent_gets_it_also_from_the_next_manager_and_until_it_confirms(world: World) -> None:
     lose(world)
     reassign(world)
     world.restart()
@@ -68,7 +68,7 @@ def test_the_old_agent_is_told_so_also_by_the_next_manager_and_until_it_confirms
     assert world.fleet.state.agents_by_id["h1"].withdrawn == {}
 
 
-def test_attempts_that_nobody_heard_of_keep_their_names(world: World) -> None:
+def test_unreported_attempts_keep_their_names(world: World) -> None:
     """Cut off, the old host may have restarted it; logs are known by the number of their attempt."""
     lose(world)
     reassign(world)
@@ -109,10 +109,10 @@ def test_the_new_hosts_events_count_also_where_its_clock_is_behind(world: World)
 def test_a_promised_gpu_is_no_longer_free(world: World) -> None:
     gpus = [messages.GpuUsage(0), messages.GpuUsage(1, worker_id="other"), messages.GpuUsage(2, trouble="lost")]
     world.beat("s1", usage=messages.HostUsage(gpus=gpus))
-    place = world.fleet.placement.place(world.fleet.state.agents_by_id["s1"], world.now)
-    assert place.gpus_free == 1
+    candidate = world.fleet.placement.candidate(world.fleet.state.agents_by_id["s1"], world.now)
+    assert candidate.gpus_free == 1
     world.deploy({"s1": {"busy": {"command": "x", "gpus": 2}}}, spares={"s1": True})
-    assert world.fleet.placement.place(world.fleet.state.agents_by_id["s1"], world.now).gpus_free == 0
+    assert world.fleet.placement.candidate(world.fleet.state.agents_by_id["s1"], world.now).gpus_free == 0
 
 
 # ------------------------------------------------------------------------------------------------------ cordons
@@ -139,9 +139,9 @@ def test_a_cordon_of_a_host_that_is_not_there_is_an_error(world: World) -> None:
 
 def test_spare_true_and_spare_1_are_not_the_same(world: World) -> None:
     world.deploy({"s1": {}}, spares={"s1": 1})
-    assert world.fleet.placement.place(world.fleet.state.agents_by_id["s1"], world.now).carries_most == 1
+    assert world.fleet.placement.candidate(world.fleet.state.agents_by_id["s1"], world.now).carries_most == 1
     world.deploy({"s1": {}}, spares={"s1": True})
-    assert world.fleet.placement.place(world.fleet.state.agents_by_id["s1"], world.now).carries_most is None
+    assert world.fleet.placement.candidate(world.fleet.state.agents_by_id["s1"], world.now).carries_most is None
 
 
 @pytest.mark.parametrize("spare", [-1, "many", 1.5])
@@ -157,8 +157,8 @@ def test_a_deployment_of_its_home_leaves_a_reassigned_worker_where_it_is_and_say
     answer = world.deploy(
         {"h1": {"w1": {**FENCED, "command": "train --more"}}, "s1": {}}, spares={"s1": True}, prune=True
     )
-    told = answer["hosts"]["h1"]["workers"]["w1"]
-    assert (told["result"], "invoke move w1 h1" in told["message"]) == ("changed", True)
+    reported = answer["hosts"]["h1"]["workers"]["w1"]
+    assert (reported["result"], "invoke move w1 h1" in reported["message"]) == ("changed", True)
     assert answer["hosts"]["s1"]["workers"] == {}  # a guest is no business of the spare's inventory
     assert (worker(world).agent_id, worker(world).epoch, worker(world).spec.command) == ("s1", epoch, "train --more")
 
@@ -166,8 +166,8 @@ def test_a_deployment_of_its_home_leaves_a_reassigned_worker_where_it_is_and_say
 def test_no_longer_declared_by_its_home_a_guest_is_left_alone_and_belongs_to_its_new_host(world: World) -> None:
     lose(world)
     reassign(world)
-    told = world.deploy({"h1": {}}, prune=True)["hosts"]["h1"]["workers"]["w1"]
-    assert told["result"] == "elsewhere" and "lives on s1" in told["message"]
+    reported = world.deploy({"h1": {}}, prune=True)["hosts"]["h1"]["workers"]["w1"]
+    assert reported["result"] == "elsewhere" and "lives on s1" in reported["message"]
     assert (worker(world).desired, worker(world).undeclared, worker(world).home) == ("running", False, "")
     assert world.deploy({"h1": {}}, prune=True)["hosts"]["h1"]["workers"] == {}
     assert world.deploy({"s1": {}}, prune=True)["hosts"]["s1"]["workers"]["w1"]["result"] == "removed"
@@ -198,8 +198,8 @@ def test_deploying_what_was_moved_and_declared_there_is_idempotent(
     for _ in range(3):
         answer = world.deploy(declared, prune=prune)
         assert answer["hosts"]["h1"]["workers"] == {}
-        told = answer["hosts"]["s1"]["workers"]["w1"]
-        assert (told["result"], told["message"]) == ("unchanged", "")
+        reported = answer["hosts"]["s1"]["workers"]["w1"]
+        assert (reported["result"], reported["message"]) == ("unchanged", "")
     assert (worker(world).desired, worker(world).undeclared, worker(world).home) == ("running", False, "")
 
 

@@ -15,15 +15,15 @@ const ENDS = { restart: ['agent_restarted', 'agent_restart_failed'], upgrade: ['
 export function agentPanel(store) {
   let host = null;
   let releases = null; // what agents of the manager's own release call themselves; null: not known yet
-  let waiting = null; // {wish, host, seq}: asked for, its end not seen yet
+  let waiting = null; // {action, host, seq}: asked for, its end not seen yet
   const version = h('p.agent-version');
   const progress = h('p.muted', { role: 'status', hidden: true });
-  const restart = h('button.button', { type: 'button', on: { click: () => ask('restart') } }, t('care.restart'));
-  const upgrade = h('button.button.primary', { type: 'button', on: { click: () => ask('upgrade') } }, t('care.upgrade'));
+  const restart = h('button.button', { type: 'button', on: { click: () => ask('restart') } }, t('maintenance.restart'));
+  const upgrade = h('button.button.primary', { type: 'button', on: { click: () => ask('upgrade') } }, t('maintenance.upgrade'));
   const buttons = acts(h('div.head-buttons.agent-buttons', {}, restart, upgrade));
-  const byHand = h('p.muted', {}, t('care.by_hand'));
+  const byHand = h('p.muted', {}, t('maintenance.by_hand'));
   const terminal = h('details.batch-command', {}, h('summary', {}, t('batch.command_line')));
-  const panel = h('section.panel', { 'aria-labelledby': 'host-agent' }, h('h2', { id: 'host-agent' }, t('care.title')), version, progress, buttons, byHand, terminal);
+  const panel = h('section.panel', { 'aria-labelledby': 'host-agent' }, h('h2', { id: 'host-agent' }, t('maintenance.title')), version, progress, buttons, byHand, terminal);
 
   panel.update = (item) => {
     if (host === null || host.host !== item.host) terminal.append(commandBox(`invoke upgrade --hosts INVENTORY --limit ${item.host}`));
@@ -37,7 +37,7 @@ export function agentPanel(store) {
     show(buttons, !launcher);
     show(upgrade, old);
     show(terminal, !launcher && old);
-    look();
+    refresh();
   };
 
   panel.started = async () => {
@@ -50,39 +50,39 @@ export function agentPanel(store) {
   };
 
   function versionText(release, known, old) {
-    if (!release) return t('care.version_unknown');
+    if (!release) return t('maintenance.version_unknown');
     const mine = release.slice(0, SHORT);
-    if (!known) return t('care.version', { release: mine });
-    return old ? t('care.version_other', { release: mine, own: releases.map((one) => one.slice(0, SHORT)).join(' / ') }) : t('care.version_same', { release: mine });
+    if (!known) return t('maintenance.version', { release: mine });
+    return old ? t('maintenance.version_other', { release: mine, own: releases.map((one) => one.slice(0, SHORT)).join(' / ') }) : t('maintenance.version_same', { release: mine });
   }
 
-  async function ask(wish) {
+  async function ask(action) {
     const name = host.host;
-    const sure = await confirmAction({ title: t(`care.${wish}_title`, { host: name }), detail: [t(`care.${wish}_detail`), t('care.workers_stay')], action: t(`care.${wish}`) });
+    const sure = await confirmAction({ title: t(`maintenance.${action}_title`, { host: name }), detail: [t(`maintenance.${action}_detail`), t('maintenance.workers_stay')], action: t(`maintenance.${action}`) });
     if (!sure) return;
-    waiting = { wish, host: name, seq: Infinity };
-    look();
+    waiting = { action, host: name, seq: Infinity };
+    refresh();
     try {
-      waiting.seq = (await post(`/api/hosts/${encodeURIComponent(name)}/${wish}-agent`)).seq;
+      waiting.seq = (await post(`/api/hosts/${encodeURIComponent(name)}/${action}-agent`)).seq;
     } catch (error) {
       waiting = null;
-      notifyError(error, t(`care.${wish}_failed`, { host: name }), error.status === 409 ? null : () => ask(wish));
+      notifyError(error, t(`maintenance.${action}_failed`, { host: name }), error.status === 409 ? null : () => ask(action));
     }
-    look();
+    refresh();
   }
 
   /** Whether what was asked for has come to its end: an event says so. */
-  function look() {
+  function refresh() {
     if (waiting) {
-      const { wish, host: name, seq } = waiting;
-      const end = store.events.find((event) => event.seq > seq && event.host === name && ENDS[wish].includes(event.kind));
+      const { action, host: name, seq } = waiting;
+      const end = store.events.find((event) => event.seq > seq && event.host === name && ENDS[action].includes(event.kind));
       if (end) {
         waiting = null;
-        if (end.kind === ENDS[wish][0]) notify(t(`care.${wish}_done`, { host: name, what: reasonOf(end) }));
-        else notifyError({ code: end.kind, status: 409, message: reasonOf(end) }, t(`care.${wish}_failed`, { host: name }));
+        if (end.kind === ENDS[action][0]) notify(t(`maintenance.${action}_done`, { host: name, what: reasonOf(end) }));
+        else notifyError({ code: end.kind, status: 409, message: reasonOf(end) }, t(`maintenance.${action}_failed`, { host: name }));
       }
     }
-    setText(progress, waiting ? t(`care.${waiting.wish}_under_way`) : '');
+    setText(progress, waiting ? t(`maintenance.${waiting.action}_under_way`) : '');
     show(progress, waiting !== null);
     restart.disabled = upgrade.disabled = waiting !== null;
   }
@@ -94,10 +94,10 @@ export function agentPanel(store) {
 export function agentLogPanel() {
   let host = null;
   const when = h('span.muted');
-  const again = h('button.button.small', { type: 'button', hidden: true, on: { click: () => load() } }, t('care.log_again'));
+  const again = h('button.button.small', { type: 'button', hidden: true, on: { click: () => load() } }, t('maintenance.log_again'));
   const body = h('div');
-  const box = h('details.last-words', { on: { toggle: () => box.open && !body.firstChild && load() } }, h('summary', {}, t('care.log_read')), body, h('p.agent-log-foot', {}, again, when));
-  const panel = h('section.panel.agent-log', { 'aria-labelledby': 'host-agent-log' }, h('h2', { id: 'host-agent-log' }, t('care.log')), h('p.muted', {}, t('care.log_what')), box);
+  const box = h('details.last-words', { on: { toggle: () => box.open && !body.firstChild && load() } }, h('summary', {}, t('maintenance.log_read')), body, h('p.agent-log-foot', {}, again, when));
+  const panel = h('section.panel.agent-log', { 'aria-labelledby': 'host-agent-log' }, h('h2', { id: 'host-agent-log' }, t('maintenance.log')), h('p.muted', {}, t('maintenance.log_what')), box);
 
   panel.update = (item) => {
     host = item;
@@ -106,13 +106,13 @@ export function agentLogPanel() {
 
   async function load() {
     again.disabled = true;
-    if (!body.firstChild) fill(body, h('p.muted', {}, t('care.log_reading')));
+    if (!body.firstChild) fill(body, h('p.muted', {}, t('maintenance.log_reading')));
     try {
       const answer = await get(`/api/hosts/${encodeURIComponent(host.host)}/agent-log`);
-      const text = answer.text ? h('pre.words.agent-log-text', { tabindex: '0', role: 'group', 'aria-label': t('care.log') }, answer.text) : h('p.muted', {}, t('care.log_empty'));
+      const text = answer.text ? h('pre.words.agent-log-text', { tabindex: '0', role: 'group', 'aria-label': t('maintenance.log') }, answer.text) : h('p.muted', {}, t('maintenance.log_empty'));
       fill(body, text);
       text.scrollTop = text.scrollHeight; // the newest stands at the end
-      setText(when, t(answer.running ? 'care.log_of' : 'care.log_of_ended', { path: answer.path, size: formatBytes(answer.bytes), at: formatClock(new Date().toISOString()) }));
+      setText(when, t(answer.running ? 'maintenance.log_of' : 'maintenance.log_of_ended', { path: answer.path, size: formatBytes(answer.bytes), at: formatClock(new Date().toISOString()) }));
     } catch (error) {
       if (error.status !== 401) fill(body, errorBox(error, load));
       setText(when, '');

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from procguard import main
-from procguard.config import schema, state_places
+from procguard.config import schema, state_paths
 from procguard.manager import daemon
 
 EXAMPLE = Path(__file__).resolve().parents[3] / "configs" / "procguard_config.yaml"
@@ -24,7 +24,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def state_of(*given: str) -> str:
-    return schema.load(None, state_places.without_configuration(given)).state.state_file
+    return schema.load(None, state_paths.without_configuration(given)).state.state_file
 
 
 def make(path: Path) -> None:
@@ -38,7 +38,7 @@ def test_without_configuration_the_place_does_not_follow_the_working_directory(
     first = state_of()
     monkeypatch.chdir(tmp_path / "b")
     assert state_of() == first == str(home / ".local/share/procguard/procguard_state.yaml")
-    log = schema.load(None, state_places.without_configuration()).logging.file
+    log = schema.load(None, state_paths.without_configuration()).logging.file
     assert log == str(home / ".local/share/procguard/procguard.log")
 
 
@@ -60,21 +60,21 @@ def test_the_configuration_of_the_documents_keeps_its_meaning(tmp_path: Path) ->
 def test_a_state_of_an_earlier_release_is_used_on_until_there_is_one_in_the_one_place(tmp_path: Path) -> None:
     make(tmp_path / "a/data/procguard_state.db")
     assert state_of() == str(tmp_path / "a/data/procguard_state.yaml")
-    make(Path(state_places.well_known()))
-    assert state_of() == state_places.well_known()
+    make(Path(state_paths.well_known()))
+    assert state_of() == state_paths.well_known()
 
 
-def test_a_new_state_beside_the_users_own_is_told(tmp_path: Path) -> None:
+def test_a_new_state_beside_the_users_own_is_reported(tmp_path: Path) -> None:
     new = str(tmp_path / "a/data/procguard_state.yaml")
-    assert state_places.note_of_another(new) == ""
-    make(Path(state_places.well_known()))
-    assert state_places.well_known() in state_places.note_of_another(new)
-    assert state_places.note_of_another(state_places.well_known()) == ""
+    assert state_paths.note_of_another(new) == ""
+    make(Path(state_paths.well_known()))
+    assert state_paths.well_known() in state_paths.note_of_another(new)
+    assert state_paths.note_of_another(state_paths.well_known()) == ""
     make(Path(new))
-    assert state_places.note_of_another(new) == ""
+    assert state_paths.note_of_another(new) == ""
 
 
-def test_stop_that_stops_nothing_is_told_by_its_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+def test_stop_that_stops_nothing_shows_in_the_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["--stop"]) == main.main(["--status"]) == 3
     assert "nothing was stopped" in capsys.readouterr().err
 
@@ -86,5 +86,5 @@ def test_the_stop_line_names_the_state_it_is_for(tmp_path: Path, monkeypatch: py
     assert words == f"./start_manager.sh --stop --set 'state.state_file={tmp_path}/my state.yaml'"
     monkeypatch.chdir(tmp_path / "b")
     assert schema.load(None, [f"state.state_file={tmp_path}/my state.yaml"]).state_directory == settings.state_directory
-    usual = schema.load(None, state_places.without_configuration())
+    usual = schema.load(None, state_paths.without_configuration())
     assert daemon.stop_line(usual) == "./start_manager.sh --stop"

@@ -3,8 +3,8 @@
 Owns cordons, reputations, and the one way by which a task changes its host on the manager's initiative. Works through
 the fleet's state; decides no *when* (fleet/recovery/reassignment.py does) and knows no SSH.
 
-Invariant: a task is given to another agent only while its instance is surely gone (`leases.surely_gone`), checked here
-in the same breath in which the right changes hands. Whoever calls this too early is refused, never believed.
+Invariant: a task is given to another agent only while its instance is confirmed stopped
+(`leases.is_confirmed_stopped`), checked in the same transaction in which ownership changes. An early call is refused.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from procguard.fleet.transaction import Transaction
 from procguard.fleet.workers import failure_history, ownership, placement
 from procguard.i18n.reasons import NONE, Reason, because, reason_of
 
-ATTEMPTS_UNHEARD = 10  # starts that a host may have made while nobody heard of them, within one lease of a minute
+UNREPORTED_ATTEMPTS = 10  # starts that a host may have made while nobody heard of them, within one lease of a minute
 
 
 class PlacementService:
@@ -35,14 +35,14 @@ class PlacementService:
         task = placement.Task(
             worker.worker_id, worker.spec.requires, worker.spec.gpus, avoid | self._may_still_run_it(worker)
         )
-        places = (self.place(agent, now) for agent in self._state.agents_by_id.values())
+        candidates = (self.candidate(agent, now) for agent in self._state.agents_by_id.values())
         return placement.choose(
             task,
             [
                 dataclasses.replace(
                     one, home=one.agent_id == worker.home, same_gang=self._same_gang(worker, one.agent_id)
                 )
-                for one in places
+                for one in candidates
             ],
         )
 
@@ -56,28 +56,28 @@ class PlacementService:
         holders = {agent_id for agent_id, agent in ids if worker.worker_id in agent.withdrawn}
         return frozenset(holders | {worker.agent_id})
 
-    def place(self, agent: AgentRecord, now: Now) -> placement.Place:
+    def candidate(self, agent: AgentRecord, now: Now) -> placement.Candidate:
         """One host's facts, from its record and its last heartbeat."""
-        seen, workers = self._state.seen[agent.agent_id], self._state.workers_of(agent.agent_id)
+        observed, workers = self._state.agent_status[agent.agent_id], self._state.workers_of(agent.agent_id)
         limited = agent.spare is not True
-        return placement.Place(
+        return placement.Candidate(
             agent_id=agent.agent_id,
             host=agent.host,
             deployed=agent.kind == "deployed",
-            connected=seen.state == "connected" and seen.poll_lost_at is None,
+            connected=observed.state == "connected" and observed.poll_lost_at is None,
             cordoned=agent.cordon.reason if agent.cordon is not None else NONE,
             spare=bool(agent.spare),
             carries=sum(1 for worker in workers if worker.home not in ("", agent.agent_id)),
             carries_most=int(agent.spare) if limited else None,
             labels=agent.labels,
             gpus_free=self._gpus_free(agent.agent_id, workers),
-            standing=failure_history.standing(agent.ledger, now.wall),
+            score=failure_history.score(agent.failures, now.wall),
             workers=len(workers),
         )
 
     def _gpus_free(self, agent_id: str, workers: list[WorkerRecord]) -> int | None:
         """GPUs that its last heartbeat shows neither handed out nor in use, less what was promised since."""
-        beat = self._state.seen[agent_id].heartbeat
+        beat = self._state.agent_status[agent_id].heartbeat
         if beat is None or beat.usage is None:
             return None
         usable = [gpu for gpu in beat.usage.gpus if not gpu.trouble]
@@ -105,10 +105,10 @@ class PlacementService:
     ) -> None:
         """Give the task to `agent_id` under a new epoch; its last agent finds its right withdrawn. Raises Conflict
         where its instance may still be alive, there or on the new host. `counts`: against max_recovery_attempts."""
-        verdict = self._leases.judge(worker.worker_id, tx.now)
+        outcome = self._leases.judge(worker.worker_id, tx.now)
         target = self._state.agents_by_id[agent_id]
-        if not verdict.gone:
-            raise Conflict(f"{worker.worker_id} cannot go to {target.host}: {verdict.reason}", "wait, or stop it first")
+        if not outcome.gone:
+            raise Conflict(f"{worker.worker_id} cannot go to {target.host}: {outcome.reason}", "wait, or stop it first")
         if worker.gang and not worker.held and run:  # its new host would start it at once, alone
             raise Conflict(f"{worker.worker_id}: its gang has not been stopped yet", "wait until it is")
         if worker.worker_id in target.withdrawn:
@@ -118,9 +118,9 @@ class PlacementService:
         old = self._state.agents_by_id.get(worker.agent_id)
         before = worker.host
         tx.edit(worker)
-        if verdict.by_time:
+        if outcome.by_time:
             # Its host may have restarted it unheard. Attempts name logs for ever: the new host begins above them.
-            worker.attempt += ATTEMPTS_UNHEARD + int(worker.spec.lease_s / 60)
+            worker.attempt += UNREPORTED_ATTEMPTS + int(worker.spec.lease_s / 60)
         if old is not None:
             ownership.withdraw(self._state, tx, old, worker)
         worker.moves += counts
@@ -136,7 +136,7 @@ class PlacementService:
             host=target.host,
             before=before,
             after=target.host,
-            reason=reason_of(reason).then(verdict.reason),
+            reason=reason_of(reason).then(outcome.reason),
             actor=actor,
         )
 
@@ -165,23 +165,29 @@ class PlacementService:
             raise Conflict(f"{who} is being removed", "deploy it again to use it", code="being_removed")
         if self._state.agent(worker.agent_id).kind == "launcher":
             raise Conflict(f"{who} was started by hand on {worker.host}", f"start its launcher on {where} instead")
-        place = dataclasses.replace(self.place(target, now), spare=True, carries_most=None, home=worker.home == where)
+        candidate = dataclasses.replace(
+            self.candidate(target, now), spare=True, carries_most=None, home=worker.home == where
+        )
         avoid = frozenset({target.agent_id}) if who in target.withdrawn else frozenset()
         task = placement.Task(who, worker.spec.requires, worker.spec.gpus, avoid)
-        why = placement.against(task, place)
+        why = placement.against(task, candidate)
         if why:
             raise Conflict(f"{who} cannot go to {where}: {why}", "see invoke hosts, or choose another")
-        verdict = self._leases.judge(who, now)
-        if not verdict.gone and verdict.wait_s is None and self._state.seen[worker.agent_id].state != "connected":
+        outcome = self._leases.judge(who, now)
+        if (
+            not outcome.gone
+            and outcome.wait_s is None
+            and self._state.agent_status[worker.agent_id].state != "connected"
+        ):
             raise Conflict(
-                f"{who} cannot be moved while {worker.host} is out of reach: {verdict.reason}", "wait until it is back"
+                f"{who} cannot be moved while {worker.host} is out of reach: {outcome.reason}", "wait until it is back"
             )
 
     def moved(self, now: Now) -> None:
         """Go on with the operators' moves: whoever has stopped goes to its new host. Durable with the next commit."""
         for worker in [one for one in self._state.workers_by_id.values() if one.moving is not None]:
             move = worker.moving
-            if move is None or not self._leases.surely_gone(worker.worker_id, now):
+            if move is None or not self._leases.is_confirmed_stopped(worker.worker_id, now):
                 continue
             if worker.gang and not worker.held:
                 continue  # its gang is about to stop
@@ -216,7 +222,7 @@ class PlacementService:
         """Into the host's failure history."""
         agent = self._state.agents_by_id.get(agent_id)
         if agent is not None:
-            tx.edit(agent).ledger = failure_history.noted(agent.ledger, kind, what, tx.now.wall)
+            tx.edit(agent).failures = failure_history.noted(agent.failures, kind, what, tx.now.wall)
 
     def _deployed(self, host: str) -> AgentRecord:
         agent = self._state.agents_by_id.get(host)

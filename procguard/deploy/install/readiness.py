@@ -6,18 +6,18 @@ Owns what a host's result says of its workers; what counts and how long to wait 
 from __future__ import annotations
 
 from procguard.client.api import ManagerClient
-from procguard.client.coming_up import Patience, View, Watcher, is_bad
+from procguard.client.coming_up import View, WaitLimit, Watcher, is_bad
 from procguard.deploy.install.rollout import HostResult
 from procguard.errors import HostError
 
 NOT_UP = "worker_not_up"
 MAX_NAMED = 5
-LOOKED_AT_LATELY_S = 1.0  # what was seen so long ago need not be asked again where nothing was started
+FRESH_VIEW_S = 1.0  # what was seen so long ago need not be asked again where nothing was started
 DECLARED = ("new", "changed", "unchanged", "moved")
 
 
-class Looks:
-    def __init__(self, client: ManagerClient, limit: Patience) -> None:
+class WorkerReadiness:
+    def __init__(self, client: ManagerClient, limit: WaitLimit) -> None:
         self._watcher = Watcher(client, limit)
 
     def views(self) -> dict[str, View]:
@@ -30,9 +30,9 @@ class Looks:
         for result in results:
             result.started = {}
 
-    def look(self, results: list[HostResult]) -> None:
+    def check(self, results: list[HostResult]) -> None:
         """Note how the workers of these hosts are, without waiting."""
-        self._note(results, self._watcher.views(LOOKED_AT_LATELY_S))
+        self._note(results, self._watcher.views(FRESH_VIEW_S))
 
     def _note(self, results: list[HostResult], views: dict[str, View]) -> None:
         bad: dict[str, View] = {}
@@ -43,19 +43,19 @@ class Looks:
                     one["state"] = view["state"]
                     if is_bad(view):
                         bad[worker_id] = view
-        told = self._watcher.complaints(bad.values())
+        complaints = self._watcher.complaints(bad.values())
         for result in results:
-            mine = {name: told[name] for name in result.workers if name in told}
+            mine = {name: complaints[name] for name in result.workers if name in complaints}
             for worker_id, text in mine.items():
                 result.workers[worker_id]["trouble"] = text
             if mine and result.error is None:
                 result.status, result.error = "failed", _error(result.host, mine)
 
 
-def _error(host: str, told: dict[str, str]) -> HostError:
-    first = next(iter(told))
-    named = f"worker {first} is {told[first]}"
-    others = ", ".join(list(told)[1 : MAX_NAMED + 1])
-    more = f"; neither are up: {others}" + (" and more" if len(told) > MAX_NAMED + 1 else "") if others else ""
+def _error(host: str, complaints: dict[str, str]) -> HostError:
+    first = next(iter(complaints))
+    named = f"worker {first} is {complaints[first]}"
+    others = ", ".join(list(complaints)[1 : MAX_NAMED + 1])
+    more = f"; neither are up: {others}" + (" and more" if len(complaints) > MAX_NAMED + 1 else "") if others else ""
     next_step = f"correct it and deploy again, or start it: invoke start {first}; its log: invoke logs {first}"
     return HostError(f"{host}: {named}{more}", next_step, code=NOT_UP)

@@ -14,7 +14,7 @@ import pytest
 from playwright.sync_api import Route, expect
 
 from tests.browser.conftest import Visitor
-from tests.browser.places import PLACES
+from tests.browser.pages import PORTAL_PAGES
 from tests.browser.test_portal import TOO_WIDE
 from tests.browser.world import World, small_world, visit
 
@@ -33,8 +33,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 def test_no_page_is_wider_than_the_screen(world: World, guest: Visitor, width: int) -> None:
     """From a phone to a desk: a page never scrolls sideways, and actions stay in reach."""
     for locale in ("en", "zh-CN"):
-        page = guest.open(world.house.url, locale=locale, width=width, height=800)
-        for place in PLACES:
+        page = guest.open(world.rig.url, locale=locale, width=width, height=800)
+        for place in PORTAL_PAGES:
             visit(page, world, place)
             assert page.evaluate(TOO_WIDE) == [], f"{place.name} at {width} px in {locale}"
 
@@ -96,7 +96,7 @@ def test_no_word_is_cut_in_a_language_that_needs_more_room(world: World, guest: 
     page = guest.open("about:blank", width=width)
     page.route("**/static/locales/*.json", pseudo)
     cut: dict[str, Any] = {}
-    for place in PLACES:
+    for place in PORTAL_PAGES:
         visit(page, world, place)
         expect(page.locator("h1")).to_be_visible()
         if found := page.evaluate(CUT):
@@ -112,10 +112,17 @@ def test_a_chart_of_an_hour_shows_what_the_manager_keeps(world: World, visitor: 
         at = time.time() - 75 + 30 * len(answers)
         answers.append([*(answers[-1] if answers else []), at])
         series = {"cpu_percent": [10 * (one + 1) for one in range(len(answers))]}
-        told = {"worker_id": "worker1", "span": "1h", "step_s": 30, "points": 120, "at": answers[-1], "series": series}
-        route.fulfill(json=told)
+        reported = {
+            "worker_id": "worker1",
+            "span": "1h",
+            "step_s": 30,
+            "points": 120,
+            "at": answers[-1],
+            "series": series,
+        }
+        route.fulfill(json=reported)
 
-    page = visitor.open(f"{world.house.url}/#/worker/worker1")
+    page = visitor.open(f"{world.rig.url}/#/worker/worker1")
     page.route("**/api/measurements/workers/worker1?span=1h", answer)
     page.get_by_role("tab", name="Charts").click()
     page.get_by_role("button", name="1 h", exact=True).click()
@@ -126,7 +133,7 @@ def test_a_chart_of_an_hour_shows_what_the_manager_keeps(world: World, visitor: 
 
 
 def test_charts_say_in_words_and_in_a_table_what_they_show(world: World, visitor: Visitor) -> None:
-    page = visitor.open(f"{world.house.url}/#/worker/worker1?tab=charts")
+    page = visitor.open(f"{world.rig.url}/#/worker/worker1?tab=charts")
     cpu = page.get_by_role("img", name=re.compile("^CPU; CPU: now "))
     expect(cpu).to_be_visible()
     page.get_by_role("button", name="1 h", exact=True).click()
@@ -143,5 +150,5 @@ def test_charts_say_in_words_and_in_a_table_what_they_show(world: World, visitor
     expect(page.locator(".config-command")).to_be_visible()
     assert "tab=config" in page.evaluate("location.hash")
     expect(page.get_by_role("button", name="Restart")).to_be_visible()  # actions stay, whichever tab is open
-    page.goto(f"{world.house.url}/#/host/gpu-00000")
+    page.goto(f"{world.rig.url}/#/host/gpu-00000")
     expect(page.get_by_role("img", name=re.compile("^Load; Load: now "))).to_be_visible()

@@ -13,14 +13,14 @@ import pytest
 from playwright.sync_api import Page, Route, expect
 
 from tests.browser.axe import violations
-from tests.browser.conftest import ROOT, House, Visitor
+from tests.browser.conftest import ROOT, ManagerRig, Visitor
 from tests.browser.test_portal import TOO_WIDE, settled
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ManagerRig]:
     home = tmp_path_factory.mktemp("demo")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("XDG_")}
     process = subprocess.Popen(
@@ -34,7 +34,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     try:
         assert process.stdout is not None
         url = next(line.split()[-1] for line in process.stdout if line.startswith("ProcGuard demo: "))
-        yield House(Path(home), port=int(url.rpartition(":")[2]))
+        yield ManagerRig(Path(home), port=int(url.rpartition(":")[2]))
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(60)
@@ -42,18 +42,18 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         process.stdout.close()
 
 
-def host_page(demo: House, visitor: Visitor, **options: str) -> tuple[Page, str]:
+def host_page(demo: ManagerRig, visitor: Visitor, **options: str) -> tuple[Page, str]:
     host = demo.ask("GET", "/api/hosts")["hosts"][0]["host"]
     page = visitor.open(f"{demo.url}/#/host/{host}", **options)  # type: ignore[arg-type]
     settled(page)
     return page, host
 
 
-def pids(demo: House) -> dict[str, int]:
+def pids(demo: ManagerRig) -> dict[str, int]:
     return {one["worker_id"]: one["pid"] for one in demo.ask("GET", "/api/remote-workers")["workers"]}
 
 
-def test_an_agent_is_restarted_and_its_log_read_while_its_workers_run_on(demo: House, visitor: Visitor) -> None:
+def test_an_agent_is_restarted_and_its_log_read_while_its_workers_run_on(demo: ManagerRig, visitor: Visitor) -> None:
     page, _ = host_page(demo, visitor)
     before, agent = pids(demo), demo.ask("GET", "/api/hosts")["hosts"][0]["agent_pid"]
     panel = page.get_by_role("region", name="Its agent", exact=True)
@@ -74,7 +74,7 @@ def test_an_agent_is_restarted_and_its_log_read_while_its_workers_run_on(demo: H
 
 @pytest.mark.parametrize(("locale", "theme"), [("en", "light"), ("zh-CN", "dark")])
 def test_an_agent_of_another_release_is_shown_with_a_way_to_upgrade_it(
-    demo: House, visitor: Visitor, locale: str, theme: str
+    demo: ManagerRig, visitor: Visitor, locale: str, theme: str
 ) -> None:
     """Its manager's release is another one, as the page is told here; then it turns out that it is not."""
 

@@ -107,7 +107,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-def test_whatever_keeps_a_worker_from_starting_is_told_with_its_reason(world: World) -> None:
+def test_whatever_keeps_a_worker_from_starting_is_reported_with_its_reason(world: World) -> None:
     workers = {"node1": [{"worker_id": name, **spec} for name, (spec, _) in BROKEN.items()]}
     workers["node1"] += [{"worker_id": "done", "command": "true"}, {"worker_id": "fine", "command": SLEEP}]
     write(world, workers)
@@ -144,7 +144,7 @@ def test_another_state_does_not_double_what_runs(world: World, tmp_path: Path) -
     assert stamps.only_child(world.host("node1"), "solo") == mine
 
 
-def test_a_host_deleted_from_the_inventory_is_told_and_pruned_and_a_failed_deploy_leaves_no_ghosts(
+def test_a_host_deleted_from_the_inventory_is_reported_and_pruned_and_a_failed_deploy_leaves_no_ghosts(
     world: World,
 ) -> None:
     write(world, {"node1": [], "node3": [{"worker_id": "left", "command": SLEEP}]})
@@ -153,14 +153,14 @@ def test_a_host_deleted_from_the_inventory_is_told_and_pruned_and_a_failed_deplo
     nowhere = {"ansible_host": world.host("node1").address, "ansible_port": 9, "ansible_user": "root"}
     hosts["ghost"] = {**nowhere, "procguard_workers": [{"worker_id": "boo", "command": SLEEP}]}
     inventory = jobs.write_inventory(world.directory / "truth.yaml", hosts)
-    told = deploy(world)
-    assert told.returncode == 2 and "unreachable=1" in recap(told), said(told)
-    assert "node3: gone from the inventory; undeclared: left" in said(told)
+    reported = deploy(world)
+    assert reported.returncode == 2 and "unreachable=1" in recap(reported), said(reported)
+    assert "node3: gone from the inventory; undeclared: left" in said(reported)
     assert world.manager.worker("left")["undeclared"] is True and world.manager.worker("boo") == {}
     assert world.manager.host("ghost") == {}
     jobs.write_inventory(inventory, {"node1": hosts["node1"]})
-    looked = deploy(world, "--prune", "--check")
-    assert "would stop and remove left" in said(looked) and world.manager.worker("left")["state"] == "running"
+    dry_run = deploy(world, "--prune", "--check")
+    assert "would stop and remove left" in said(dry_run) and world.manager.worker("left")["state"] == "running"
     pruned = deploy(world, "--prune")
     assert pruned.returncode == 0, said(pruned)
     assert world.manager.worker("left") == {} and world.manager.host("node3") == {}

@@ -1,0 +1,112 @@
+"""docs/glossary.md holds: no identifier has a replaced name."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+GLOSSARY = (REPOSITORY / "docs" / "glossary.md").read_text(encoding="utf-8")
+ROOTS = ("procguard", "remote_agent", "scripts", "tests", "web/js")
+WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+DECLARED = re.compile(
+    r"\b(?:const|let|var|function|class)\s+([A-Za-z_$][\w$]*)|[{,]\s*([a-z]\w*)\s*[,}]|\bthis\.(\w+)\s*=[^=]"
+)
+
+
+def words_of(name: str) -> tuple[str, ...]:
+    return tuple(word.lower() for word in WORD.findall(name))
+
+
+class Replaced:
+    """The names of the last column of the glossary's second table."""
+
+    def __init__(self, text: str) -> None:
+        self.parts: set[tuple[str, ...]] = set()
+        self.whole: set[str] = set()
+        table = text.partition("## Names in code")[2]
+        for row in re.findall(r"^\|(.+)\|$", table, re.MULTILINE)[2:]:
+            parts, _, whole = row.split("|")[2].partition("alone:")
+            self.parts |= {tuple(name.split()) for name in re.findall(r"`([^`]+)`", parts)}
+            self.whole |= set(re.findall(r"`([^`]+)`", whole))
+
+    @functools.cache  # noqa: B019 - one object, and names are met hundreds of times
+    def found_in(self, name: str) -> str:
+        """The replaced name that `name` is or contains; "" where there is none."""
+        if name in self.whole:
+            return name
+        words = words_of(name)
+        for part in self.parts:
+            if any(words[at : at + len(part)] == part for at in range(len(words) - len(part) + 1)):
+                return " ".join(part)
+        return ""
+
+
+REPLACED = Replaced(GLOSSARY)
+
+
+def defined_in(source: str) -> Iterator[str]:
+    """Every name that Python source defines: classes, functions, parameters, variables, attributes."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield node.name
+        elif isinstance(node, ast.arg):
+            yield node.arg
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.attr
+
+
+def declared_in(source: str) -> Iterator[str]:
+    """Every name that a module of the portal declares."""
+    bare = re.sub(r"//[^\n]*|/\*[\s\S]*?\*/|'(?:\\.|[^'\\\n])*'|`(?:\\.|[^`\\])*`", "''", source)
+    for found in DECLARED.finditer(bare):
+        yield next(name for name in found.groups() if name)
+
+
+def replaced_in(path: Path) -> set[str]:
+    source = path.read_text(encoding="utf-8")
+    names = [path.stem, *(defined_in(source) if path.suffix == ".py" else declared_in(source))]
+    return {
+        f"{path.relative_to(REPOSITORY)}: {name} has {found}" for name in names if (found := REPLACED.found_in(name))
+    }
+
+
+@pytest.mark.parametrize("root", ROOTS)
+def test_no_identifier_has_a_replaced_name(root: str) -> None:
+    paths = [path for path in (REPOSITORY / root).rglob("*") if path.suffix in (".py", ".js")]
+    assert paths
+    assert sorted(set().union(*map(replaced_in, paths))) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("class Desk: ...", "desk"),
+        ("def is_told(self): ...", "told"),
+        ("self.surely_gone_at = 1", "surely gone"),
+        ("def f(heardNothing): ...", "heard"),
+        ("class Look: ...", ""),  # alone, and as it is written: `look`
+        ("look = 1", "look"),
+        ("outlook = 1", ""),
+    ],
+)
+def test_a_replaced_name_is_found(source: str, found: str) -> None:
+    assert next((hit for name in defined_in(source) if (hit := REPLACED.found_in(name))), "") == found
+
+
+def test_a_replaced_name_is_found_in_a_page() -> None:
+    source = "const told = 1; // const heard = 2\nconst { ticket, fine } = f('const brake');"
+    assert [name for name in declared_in(source) if REPLACED.found_in(name)] == ["told", "ticket"]
+
+
+def test_the_glossary_has_each_term_in_both_languages() -> None:
+    rows = re.findall(r"^\|(.+)\|$", GLOSSARY.partition("## Names in code")[0], re.MULTILINE)[2:]
+    assert len(rows) > 30
+    assert [row for row in rows if any(not cell.strip() for cell in row.split("|"))] == []
