@@ -176,6 +176,19 @@ class SeveralManagers:
         return [term for _, term in sorted(found)]
 
 
+@contextlib.contextmanager
+def one_address(world: SeveralManagers) -> Iterator[str]:
+    """The URL of a load balancer in front of them."""
+    ports = ",".join(str(one.port) for one in world.managers.values())
+    words = [*END_WITH_US, sys.executable, "-m", "tests.fleet.one_address", ports]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY) as process:
+        assert process.stdout is not None
+        try:
+            yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+        finally:
+            process.kill()
+
+
 class Declarer(threading.Thread):
     """Declares one host with one worker after the other, to whoever leads, until it is stopped."""
 

@@ -6,6 +6,7 @@ in the managers' logs and the epochs of all workers.
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts.swarm import Swarm
 from tests import postgres_server
 from tests.chaos import ChaosReport
 from tests.fleet.several_world import (
@@ -23,12 +25,14 @@ from tests.fleet.several_world import (
     OneOfSeveral,
     SeveralManagers,
     declaring,
+    one_address,
     workers_of,
 )
 from tests.postgres_server import Postgres
 from tests.waiting import wait_until
 
 HARMS = ("SIGKILL", "SIGSTOP", "cut from the database", "SIGTERM")
+ANSWERED_WITHIN_S = 10.0
 SLACK_S = 2.0  # two busy cores run PostgreSQL, two managers and the test
 
 
@@ -126,6 +130,51 @@ def test_of_three_managers_one_leads_whoever_is_lost_and_promote_takes_less_than
     chaos_report(
         f"three managers: {len(promoted)} promotions, the chosen one serves after {max(promoted):.1f} s at most"
     )
+
+
+@pytest.mark.alone
+@pytest.mark.timeout(300)
+@pytest.mark.chaos(30)
+@pytest.mark.parametrize("harm", ["SIGKILL", "SIGSTOP"])
+def test_every_agent_is_answered_again_and_no_worker_is_touched(
+    server: Postgres, tmp_path: Path, chaos_report: ChaosReport, harm: str
+) -> None:
+    """Simulated agents behind one address."""
+    agents = 500 if chaos_report.long else 60
+    answered: list[float] = []
+    with SeveralManagers(tmp_path, server) as world, one_address(world) as url:
+        token = json.loads(world.leader().request("POST", "/api/tokens", {"scope": "operator", "name": "swarm"})[1])
+        with Swarm(url, agents=agents, workers_per_agent=1, seed=30, token=token["token"], keep=True) as swarm:
+            swarm.wait_running(120)
+            before = instances(world.leader())
+            for _ in chaos_report.rounds(short=1, long=10):
+                leader = world.leader()
+                began = time.monotonic()
+                leader.send(getattr(signal, harm))
+                follower, _ = world.led_by_another(leader, began)
+                wait_until(lambda follower=follower: connected(follower) == agents, 60, "every agent is answered", 0.1)
+                answered.append(time.monotonic() - began)
+                if harm == "SIGSTOP":
+                    leader.send(signal.SIGCONT)
+                leader.ended()
+                leader.start()
+            assert instances(world.leader()) == before
+            events = world.leader().get("/api/events?limit=5000")["events"]
+            assert not {event["kind"] for event in events} & {"recovery", "agent_unreachable", "worker_failed"}
+    assert max(answered) <= ANSWERED_WITHIN_S + SLACK_S
+    chaos_report(
+        f"{harm}: {agents} agents behind one address answered again after {max(answered):.1f} s at most, 0 touched"
+    )
+
+
+def instances(leader: OneOfSeveral) -> dict[str, tuple[int, int, int]]:
+    """(epoch, attempt, pid) of each worker."""
+    found = leader.get("/api/remote-workers")["workers"]
+    return {one["worker_id"]: (one["epoch"], one["attempt"], one["pid"]) for one in found}
+
+
+def connected(leader: OneOfSeveral) -> int:
+    return sum(one["agent_state"] == "connected" for one in leader.get("/api/hosts")["hosts"])
 
 
 @pytest.mark.alone
