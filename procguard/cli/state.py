@@ -136,7 +136,7 @@ def import_(file: str, state: str = "") -> None:
         with contextlib.ExitStack() as stack:
             if exchange.is_yaml(file):
                 tables = exchange.read_changed(file)
-            elif file.endswith((".db", ".sqlite")):
+            elif file != "-" and (file.endswith((".db", ".sqlite")) or exchange.is_database(file)):
                 tables, history = exchange.read(os.path.abspath(file)).tables, exchange.read_history(file)
             else:
                 source = sys.stdin if file == "-" else stack.enter_context(open(file, encoding="utf-8"))

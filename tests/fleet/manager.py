@@ -60,6 +60,7 @@ class Manager:
         self.directory = directory
         self.environment = environment
         self.settings = list(settings)
+        self.config = CONFIG
         self.port = free_port()
         secure = any(setting.startswith("web.tls") for setting in settings)
         self.url = f"{'https' if secure else 'http'}://127.0.0.1:{self.port}"
@@ -77,7 +78,7 @@ class Manager:
 
     def start(self, timeout_s: float = 30) -> None:
         words = [*END_WITH_US, sys.executable, "-m", "procguard.main"]
-        words += ["--config", str(CONFIG), "--port", str(self.port)]
+        words += ["--config", str(self.config), "--port", str(self.port)]
         for setting in self.settings:
             words += ["--set", setting]
         with open(self.directory / "console.log", "ab") as console:

@@ -130,6 +130,12 @@ def is_yaml(path: str) -> bool:
     return path.endswith(YAML_ENDINGS)
 
 
+def is_database(path: str) -> bool:
+    """By what it holds: the copy that is made before a migration is called `x.db.v1`."""
+    with open(path, "rb") as file:
+        return file.read(16) == b"SQLite format 3\0"
+
+
 def write_new(path: str, tables: Tables, history: Iterable[Line] = ()) -> None:
     """A new state with these records. What lies there already is never touched."""
     present = files_of(path)

@@ -24,7 +24,7 @@ from procguard.fleet.fleet import Fleet
 from procguard.fleet.history.events import EventLog
 from procguard.fleet.model.clock import Now
 from procguard.fleet.model.settings import FleetSettings
-from procguard.fleet.store import open_store
+from procguard.fleet.store import database, open_store, sqlite
 from procguard.manager import daemon
 from tests.unit.store_rig import KINDS, loaded
 
@@ -92,6 +92,31 @@ def test_a_migrated_fleet_is_the_same_fleet_with_higher_epochs_that_first_resync
     again = opened(new)
     assert not again.resync.open(Now(0.0, WALL))
     again.close()
+
+
+def test_going_back_to_an_older_release_begins_with_the_copy_from_before_the_migration(
+    state: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As docs/operations.md says: a later release migrates, this one refuses that in words and takes the copy."""
+    before = loaded(state).tables
+    with monkeypatch.context() as later:
+        later.setattr(database, "MIGRATIONS", (*database.MIGRATIONS, "CREATE TABLE extra (one TEXT)"))
+        later.setattr(sqlite, "__version__", "0.9.0")
+        fleet = opened(state)
+        with fleet.state.transaction(Now(0.0, WALL)) as tx:
+            fleet.state.next_epoch(tx)
+        fleet.close()
+    with pytest.raises(ProcGuardError, match=r"was written by ProcGuard 0\.9\.0 in format 2; this release"):
+        loaded(state)
+    (copy,) = state.parent.glob("*.db.v1")
+    new = other(state)
+    assert run(cli_state.import_, str(copy), state=str(new)) == 0, capsys.readouterr().err
+    assert {name: loaded(new).tables[name] for name in before if name != "fleet"} == {
+        name: records for name, records in before.items() if name != "fleet"
+    }
+    fleet = opened(new)
+    assert fleet.resync.open(Now(0.0, WALL))  # every agent is asked before anything is assigned
+    fleet.close()
 
 
 def test_nothing_is_ever_overwritten(state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
