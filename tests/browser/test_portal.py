@@ -317,6 +317,7 @@ def test_from_elsewhere_one_logs_in_with_a_token(empty_rig: ManagerRig, visitor:
     page = visitor.open(f"{empty_rig.url}/")
     field = page.get_by_label("Token")
     expect(field).to_be_focused()
+    assert page.locator("#token-hint code").inner_text() == "invoke token.create --name browser"  # `invoke token` lists
     assert violations(page) == ""
     field.fill("pg-wrong")
     page.keyboard.press("Enter")
@@ -330,6 +331,30 @@ def test_from_elsewhere_one_logs_in_with_a_token(empty_rig: ManagerRig, visitor:
     expect(page.get_by_text("No hosts yet")).to_be_visible()
     page.get_by_role("button", name="Log out").click()
     expect(field).to_be_visible()
+
+
+def test_an_empty_portal_says_what_to_type_and_where_others_reach_it(empty_rig: ManagerRig, visitor: Visitor) -> None:
+    empty_rig.start_manager("web.advertise=[http://10.9.8.7:5000]")
+    page = visitor.open(f"{empty_rig.url}/")
+    settled(page)
+    typed = page.locator(".command-box code")
+    expect(typed).to_have_count(4)
+    assert typed.all_inner_texts()[:3] == [
+        "invoke init ml@gpu01 ml@gpu02", "invoke trust --hosts inventory.yaml", "invoke deploy --hosts inventory.yaml",
+    ]  # fmt: skip
+    expect(typed.last).to_contain_text("--manager-url http://10.9.8.7:5000 ")
+    expect(page.get_by_text("Other machines reach this portal")).to_contain_text("http://10.9.8.7:5000")
+    expect(page.get_by_text("logs in with a token")).to_contain_text("invoke token.create --name laptop")
+    assert violations(page) == ""
+
+
+def test_a_manager_for_this_machine_alone_says_so_where_nothing_runs_yet(
+    empty_rig: ManagerRig, visitor: Visitor
+) -> None:
+    empty_rig.start_manager()
+    page = visitor.open(f"{empty_rig.url}/")
+    settled(page)
+    expect(page.get_by_text("listens on this machine alone")).to_contain_text("web.host: 0.0.0.0")
 
 
 def test_too_many_wrong_tokens_lock_the_page_for_a_time_that_it_shows(empty_rig: ManagerRig, visitor: Visitor) -> None:

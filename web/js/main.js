@@ -185,7 +185,7 @@ class App {
     const moved = this.page !== null;
     this.leavePage();
     this.place = place;
-    this.page = make({ store: this.store, live: this.live, id: route.id, query: route.query });
+    this.page = make({ store: this.store, live: this.live, session: this.session, id: route.id, query: route.query });
     this.shell.place(this.page.node);
     this.shell.showPage(route.page);
     document.title = `${this.page.title} · ProcGuard`;

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import bottle
@@ -125,6 +125,7 @@ class SessionAnswer:
     csrf: str | None = None
     reason: str | None = None
     locked_s: int | None = None
+    urls: list[str] = field(default_factory=list)  # where others reach this manager; for who was let in
 
 
 # ------------------------------------------------------------------------------------------------ routes
@@ -254,7 +255,8 @@ class AccessApi(Resource):
     def session(self) -> SessionAnswer:
         """Who this browser is.
 
-        Anyone may ask; the answer holds nothing but their own standing. `role` is `operator`, `viewer` or null.
+        Anyone may ask; the answer holds nothing but their own standing, and for whoever was let in `urls`, where others
+        may reach this manager: `web.advertise`, then its own addresses. `role` is `operator`, `viewer` or null.
         """
         environ = bottle.request.environ
         session = self._auth.session(environ)
@@ -263,7 +265,8 @@ class AccessApi(Resource):
             wait_s = self._wrong_tokens.wait_s(environ.get("REMOTE_ADDR", ""), clock.read().monotonic)
             return SessionAnswer(False, None, reason=caller.reason, locked_s=round(wait_s))
         csrf = session.csrf if session and caller.via == "session" else ""
-        return _session_view(caller.kind, caller.via, caller.actor, csrf)
+        standing = _session_view(caller.kind, caller.via, caller.actor, csrf)
+        return replace(standing, urls=self.services.manager_urls())
 
 
 def _session_view(role: str, via: str, name: str, csrf: str) -> SessionAnswer:

@@ -27,7 +27,7 @@ export function loginPage(refusal, onDone) {
     refusal.reason ? h('p.hint', { lang: 'en' }, refusal.reason) : null,
     h('label', { for: 'token' }, t('login.token')),
     field,
-    h('p.hint', { id: 'token-hint' }, t('login.hint'), ' ', h('code', {}, commands('invoke token'))),
+    h('p.hint', { id: 'token-hint' }, t('login.hint'), ' ', h('code', {}, commands('invoke token.create --name browser'))),
     problem,
     wait,
     button,

@@ -1,6 +1,7 @@
 /** What a person wants to know at a glance: counts per state, problems first, the fleet's load, the latest recoveries. */
 
 import { actionButtons } from '../actions.js';
+import { commands } from '../commands.js';
 import { commandBox, emptyBox } from '../dialogs.js';
 import { h, keyed, setAttr, setClass, setText, show } from '../dom.js';
 import { compareNames, formatBytes, formatPercent, formatSince } from '../format.js';
@@ -15,9 +16,10 @@ import { eventList, pageHead, pendingLaunchers, reasonText } from './parts.js';
 const MAX_PROBLEMS = 50;
 const MAX_RECOVERIES = 8;
 const TILE_ORDER = ['running', 'starting', 'backoff', 'failed', 'unknown', 'stopping', 'exited', 'stopped'];
+const LOOPBACK = /^(localhost|127\.[\d.]+|\[::1\])$/;
 const SILENT = ['unreachable', 'suspect'];
 
-export function overviewPage({ store }) {
+export function overviewPage({ store, session }) {
   const tiles = TILE_ORDER.map(stateTile);
   const figures = fleetFigures();
   const running = runningOperations();
@@ -27,7 +29,7 @@ export function overviewPage({ store }) {
   const calm = h('p.calm', {}, h('span.glyph', { 'aria-hidden': 'true' }, '●'), ' ', t('overview.no_problems'));
   const recoveries = eventList();
   const noRecoveries = h('p.muted', {}, t('overview.no_recoveries'));
-  const empty = emptyFleet();
+  const empty = emptyFleet(session.urls);
   const loading = h('p.muted', {}, t('loading'));
   const full = h(
     'div.overview',
@@ -253,17 +255,24 @@ function hostProblem() {
   return item;
 }
 
-function emptyFleet() {
-  const own = ['localhost', '127.0.0.1', '[::1]'].includes(location.hostname);
+/** What to type first, and the address that works from elsewhere. `urls`: where the manager may be reached. */
+function emptyFleet(urls) {
+  const outside = [location.origin, ...urls].find((url) => !LOOPBACK.test(new URL(url).hostname));
+  const origin = outside || location.origin;
+  const reach = outside
+    ? h('p.hint', {}, t('overview.empty_address'), ' ', h('code', {}, outside))
+    : h('p.hint', {}, t('overview.empty_here_only'), ' ', h('code', {}, 'web.host: 0.0.0.0'));
   return emptyBox(
     t('overview.empty'),
     h('p', {}, t('overview.empty_init')),
     commandBox('invoke init ml@gpu01 ml@gpu02'),
     h('p', {}, t('overview.empty_deploy')),
+    commandBox('invoke trust --hosts inventory.yaml'),
     commandBox('invoke deploy --hosts inventory.yaml'),
     h('p', {}, t('overview.empty_launcher')),
-    commandBox(`./start_worker.sh --worker-id worker1 --manager-url ${location.origin} --command "python train.py"`),
-    own ? h('p.hint', {}, t('overview.empty_address', { host: location.hostname })) : null,
+    commandBox(`./start_worker.sh --worker-id worker1 --manager-url ${origin} --command "python train.py"`),
+    reach,
+    h('p.hint', {}, t('overview.empty_token'), ' ', h('code', {}, commands('invoke token.create --name laptop'))),
     h('p.hint', {}, t('overview.empty_next')),
   );
 }
