@@ -1,4 +1,4 @@
-"""Every command of tutorial and how-tos, typed in their order on two real hosts, in both forms."""
+"""Every command of tutorial, how-tos and README, typed in their order on two real hosts, in both forms."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.fleet, pytest.mark.timeout(600)]
 
 
 def blocks(page: str, kind: str = "bash") -> list[str]:
-    text = (REPOSITORY / "docs" / page).read_text(encoding="utf-8")
+    text = (REPOSITORY / ("" if page == "README.md" else "docs") / page).read_text(encoding="utf-8")
     return re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL)
 
 
@@ -35,6 +35,13 @@ def fleet() -> Iterator[Fleet]:
     require_fleet()
     with Fleet(2) as hosts:
         yield hosts
+
+
+def control_lines() -> list[str]:
+    """What the README types to steer a fleet; the others of its blocks are typed by test_seed.py (start_worker.sh),
+    test_demo.py (the demo) and test_wheel.py (the installation)."""
+    (block,) = [one for one in blocks("README.md") if "invoke restart" in one]
+    return block.splitlines()
 
 
 class Reader:
@@ -59,20 +66,26 @@ class Reader:
             (self.folder / "start_manager.sh").chmod(0o755)
 
     def types(self, line: str) -> str:
+        line = line.replace(".venv/bin/invoke ", "procguard ")
         line = hints.commands(line) if self._form == "invoke" else line
+        follows = " --follow" in line
         for name, address in self._names.items():
             line = line.replace(f"ml@{name}", f"root@{address}")
             line = re.sub(rf"\b{name}\b", "host-" + address.replace(".", "-"), line)
         line = line.replace("localhost:5000", f"127.0.0.1:{self._port}")
         line += " --yes" if " trust " in line else ""
+        typed = f"timeout --signal=INT 5 {line}" if follows else line
         done = subprocess.run(
-            ["bash", "-c", line], cwd=self.folder, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            ["bash", "-c", typed], cwd=self.folder, stdin=subprocess.DEVNULL, capture_output=True, text=True,
             env=self._operator.environment
             | {"PATH": self._path, "PROCGUARD_MANAGER_URL": f"http://127.0.0.1:{self._port}"},
             timeout=120, check=False,
         )  # fmt: skip
         print(f"$ {line}\n{done.stdout}{done.stderr}")
-        assert done.returncode == 0, f"{line}: exit code {done.returncode}\n{done.stdout}{done.stderr}"
+        # Ctrl-C is how following a log ends; timeout answers 124 for it.
+        well = done.returncode == 124 and "epoch" in done.stdout if follows else done.returncode == 0
+        assert well, f"{line}: exit code {done.returncode}\n{done.stdout}{done.stderr}"
+        assert not (line.startswith("curl ") and '"error"' in done.stdout), f"{line}\n{done.stdout}"
         return done.stdout
 
     def after(self, line: str) -> None:
@@ -101,6 +114,9 @@ def test_what_the_pages_say_works(fleet: Fleet, tmp_path: Path, form: str) -> No
             said = reader.types(line)
             assert "train-" in said
             continue
+        if line.startswith("procguard undeploy"):
+            for other in control_lines():
+                reader.types(other)
         said = reader.types(line)
         if line.startswith("procguard ps"):
             assert said.count("● running") == 2

@@ -162,6 +162,41 @@ def test_the_lean_install_has_nothing_for_tests_and_nothing_optional(account: Ac
     assert "check" not in account.run("procguard", "--help")
 
 
+def readme_lines() -> list[str]:
+    """The three lines of the README's installation."""
+    section = (REPOSITORY / "README.md").read_text(encoding="utf-8").partition("## Install\n")[2]
+    return re.findall(r"```bash\n(.*?)```", section, re.DOTALL)[0].splitlines()
+
+
+@pytest.mark.parametrize("place", ["clone", "wheel"])
+@pytest.mark.parametrize("tool", ["uv tool install .", "pip install ."])
+def test_the_lines_of_the_readme_install_it(account: Account, wheel: Path, place: str, tool: str) -> None:
+    install, demo, init = readme_lines()
+    assert tool in install and len(readme_lines()) == 3
+    folder = account.base / f"{place}-{tool.partition(' ')[0]}"
+    clone, bin_folder = folder / "procguard", folder / "venv" / "bin"
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    for name in tracked.stdout.split("\0"):
+        if (REPOSITORY / name).is_file():
+            (clone / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(REPOSITORY / name, clone / name)
+    account.own()
+    more = {
+        "PATH": f"{bin_folder}:{account.base}:/usr/bin:/bin", "UV_TOOL_DIR": str(folder / "tools"),
+        "UV_TOOL_BIN_DIR": str(bin_folder), "UV_PYTHON": _python(), "HOME": str(folder),
+    }  # fmt: skip
+    if tool.startswith("pip"):
+        account.run(_python(), "-m", "venv", str(folder / "venv"), **more)
+    line = tool if place == "clone" else tool.replace(" .", f" {account.base / wheel.name}")
+    account.run("sh", "-c", f"cd {clone} && {line}", timeout_s=400, **more)
+    said = account.run(
+        "sh", "-c", f"cd {folder} && timeout --signal=INT 60 {demo.split('#')[0]} --port 0", code=124, **more
+    )
+    assert "Ctrl-C ends" in said and "nothing of it is left" in said
+    account.run("sh", "-c", f"cd {folder} && {init.split('#')[0]}", **more)
+    assert "gpu02" in (folder / "inventory.yaml").read_text()
+
+
 def test_demo_shows_every_page_and_leaves_nothing(account: Account) -> None:
     from playwright.sync_api import sync_playwright
 
