@@ -104,7 +104,10 @@ class InstallerSession:
         if request["op"] == "others":
             return {"report": installer.others()}
         if request["op"] == "reach":
-            return {"report": installer.reach(request)}
+            from remote_agent.install import addresses
+
+            known = [str(url) for url in installer.config().get("manager_urls") or []]
+            return {"report": addresses.reach(request, installer.fleet_id, known)}
         if request["op"].startswith("code"):
             return self._do_code(request, installer)
         if request["op"] == "relay":
@@ -206,13 +209,19 @@ def perform(installer: Installer, op: str, replace_frozen: bool = False) -> Json
         "stop": installer.stop,
         "status": installer.status,
         "rollback": installer.rollback,
-        "uninstall": installer.uninstall,
+        "uninstall": lambda: _uninstall(installer),
     }
     if op not in operations:
         raise InstallError("bad_request", f"unknown operation: {op}", f"known: install, {', '.join(operations)}")
     if op not in ("status", "uninstall") and not installer.config():
         raise installer.not_installed()
     return operations[op]()
+
+
+def _uninstall(installer: Installer) -> Json:
+    from remote_agent.install import removal
+
+    return removal.uninstall(installer)
 
 
 # ------------------------------------------------------------------------------------------ the command line

@@ -1,9 +1,8 @@
-"""All operations on one agent directory of this host: install, ensure, start, stop, roll back, uninstall.
+"""What is done to one agent directory of this host: install, ensure, start, stop, roll back (uninstall: removal.py).
 
 One at a time per directory (flock); each is idempotent and returns a report. Nothing here ever signals a runner or a
-child, but for `uninstall`, which asks the runners to stop their children first. Knows no command line (`__main__.py`).
-Here, and in what this imports, the rest is imported where it is used: a session that finds all well is most of what a
-second deployment costs a host, and it needs little.
+child. Knows no command line (`__main__.py`). Here, and in what this imports, the rest is imported where it is used: a
+session that finds all well is most of what a second deployment costs a host, and it needs little.
 """
 
 from __future__ import annotations
@@ -19,19 +18,11 @@ from remote_agent.install import process, release
 from remote_agent.install.keepalive import KeepAlive
 from remote_agent.install.release import InstallError
 from remote_agent.protocol import ids
-from remote_agent.protocol.hints import TYPE_CHECKING, Any, Callable, Dict, Iterator, List
+from remote_agent.protocol.hints import Any, Callable, Dict, Iterator, List
 from remote_agent.system import paths
 from remote_agent.system.locks import lock_held
 
-if TYPE_CHECKING:
-    from remote_agent.transport.tls import Trust
-
 LOCK_TIMEOUT_S = 90.0
-RUNNER_MARGIN_S = 8.0  # beyond a worker's own stop_grace_s
-NO_WAY_NEXT = (
-    "open the manager's port for this host, set procguard_manager_url in the inventory, or let it come through the "
-    "manager's own SSH: procguard_tunnel: true"
-)
 
 # Of the deploying session only, not of the user's environment on this host.
 SESSION_VARIABLES = (
@@ -142,31 +133,15 @@ class Installer:
         runtime_dir = self.config().get("runtime_dir", "")
         return [
             {
-                "worker_id": _worker_id(directory),
+                "worker_id": paths.recorded_worker_id(directory),
                 "alive": bool(runtime_dir) and lock_held(paths.runner_lock(runtime_dir, directory)),
             }
-            for directory in _worker_directories(self.dir)
+            for directory in paths.worker_dirs(self.dir)
         ]
 
     def _secret_sha256(self) -> str:
         secret = self.config().get("secret", "")
         return ids.secret_sha256(secret) if secret else ""
-
-    def reach(self, request: Json) -> Json:
-        """Which of the manager's addresses works from here, and what the others say. Changes nothing.
-
-        `known`: the addresses that the agent here has, and `known_works`: whether one of them leads to the manager."""
-        from remote_agent.install import reachability as reach
-
-        candidates = self.candidates(request)
-        probe = reach.Probe(request["agent_id"], self.fleet_id, request["proof_key"], _trust(request))
-        found = probe.find(candidates) if candidates else None
-        known = [str(url) for url in self.config().get("manager_urls") or []]
-        works = bool(set(known) & set(probe.proven))
-        if not works and known:
-            own = reach.Probe(request["agent_id"], self.fleet_id, request["proof_key"], _trust(request))
-            works = own.find(known) is not None
-        return {"ok": True, "found": found, "failures": probe.failures, "known": known, "known_works": works}
 
     # ----------------------------------------------------------------------------------------- installing
 
@@ -197,7 +172,7 @@ class Installer:
             if request.get("new_secret"):
                 request = dict(request, secret=fetch_secret(self._secret_sha256()))
             before, before_release = self.config(), release.current(self.dir)
-            keeper = self._keeper()
+            keeper = self.keeper()
             config, keeping = self._wanted_config(request, before), self._wanted_keeping(request, keeper)
             if self._only_other_ways(config, before):
                 paths.write_json(paths.agent_file(self.dir), config, durable=True)
@@ -245,7 +220,7 @@ class Installer:
 
     def _apply(self, config: Json, keeping: Json, digest: str, keeper: KeepAlive) -> None:
         self._clear_stop_mark()
-        self._stop(self.config())
+        self.stop_agent(self.config())
         paths.write_json(paths.agent_file(self.dir), config, durable=True)
         before = release.previous(self.dir)
         switched = release.switch(self.dir, self.home, digest)
@@ -293,61 +268,11 @@ class Installer:
             config["tunnel_url"] = tunnel_url
         if not config["secret"]:
             raise InstallError("no_secret", f"{self.host}: no secret here and none was sent", "deploy again")
-        config["manager_urls"], config["manager_tried"] = self._manager_urls(request, before)
+        from remote_agent.install import addresses
+
+        ways = addresses.wanted(request, before, self.fleet_id, self.host, self.running)
+        config["manager_urls"], config["manager_tried"] = ways
         return config
-
-    def _manager_urls(self, request: Json, before: Json) -> "tuple[List[str], List[str]]":
-        """([the proven one, others that are proven or configured], what else was tried). What a running agent uses
-        already is not asked again.
-
-        An address that is neither is kept from the agent: whoever listens there one day might pass on the proof.
-        """
-        candidates = self.candidates(request)
-        known = before.get("manager_urls") or [""]
-        same_ca = before.get("manager_ca", "") == request.get("manager_ca", "")
-        proven = known[0] in candidates and before.get("proof_key") == request["proof_key"] and same_ca
-        tried = before.get("manager_tried") or []
-        if proven and set(candidates) <= {*known, *tried} and self.running():
-            return list(known), list(tried)
-        if proven:
-            candidates.sort(key=lambda url: url != known[0])
-        from remote_agent.install import reachability as reach
-
-        probe = reach.Probe(request["agent_id"], self.fleet_id, request["proof_key"], _trust(request))
-        found = probe.find(candidates) if candidates else None
-        if found is None:
-            failures = [f"{url}: {why}" for url, why in probe.failures.items()]
-            if request.get("tunnel_failure"):
-                failures.append(f"the tunnel: {request['tunnel_failure']}")
-            tried = "; ".join(failures) or "no address is known"
-            raise InstallError(
-                "manager_out_of_reach",
-                f"{self.host} can't reach the manager ({tried})",
-                NO_WAY_NEXT,
-            )
-        return self.chosen(found, candidates, probe.proven, request)
-
-    @staticmethod
-    def chosen(
-        found: str, candidates: "List[str]", proven: "List[str]", request: Json
-    ) -> "tuple[List[str], List[str]]":
-        """(the addresses for the agent, those that it does not get), where `found` is the first that proved itself."""
-        if found == request.get("tunnel_url"):
-            return [found], []  # the others would only be waited for each time the tunnel is away
-        good = {*proven, *request.get("manager_configured", ())}
-        return (
-            [found] + [url for url in candidates if url != found and url in good],
-            [url for url in candidates if url not in good],
-        )
-
-    @staticmethod
-    def candidates(request: Json) -> "List[str]":
-        """The tunnel comes last: it is a detour, and there for those who have no other way."""
-        given = [url.rstrip("/") for url in request.get("manager_urls", [])]
-        scheme = "https" if given and given[0].startswith("https:") else "http"
-        seen = _seen_client(os.environ.get("SSH_CONNECTION", ""), int(request.get("manager_port") or 0), scheme)
-        tunnel = [request["tunnel_url"]] if request.get("tunnel_url") else []
-        return list(dict.fromkeys(given + ([] if request.get("manager_url_fixed") else seen) + tunnel))
 
     def _runtime_dir(self, before: Json) -> str:
         """Once chosen it stays: the locks of live runners lie in it. It is made anew after a reboot emptied /tmp."""
@@ -391,12 +316,12 @@ class Installer:
         if self.running() and not frozen:
             return self._report([])
         if frozen:
-            self._stop(config)
+            self.stop_agent(config)
         runtime_dir = self._runtime_dir(config)
         if runtime_dir != config["runtime_dir"]:
             config["runtime_dir"] = runtime_dir
             paths.write_json(paths.agent_file(self.dir), config, durable=True)
-        self._start(config, self._keeper())
+        self._start(config, self.keeper())
         return self._report(["started"])
 
     def stop(self) -> Json:
@@ -405,13 +330,13 @@ class Installer:
             paths.write_atomic(
                 self._stop_mark(), b"stopped by hand; `remote_agent.install start` or a deploy starts it again\n"
             )
-            return self._report(["stopped"] if self._stop(self.config()) else [])
+            return self._report(["stopped"] if self.stop_agent(self.config()) else [])
 
     def restart(self) -> Json:
         """End the agent, however it is, and start it again. Children run on."""
         with self.locked():
             self._clear_stop_mark()
-            was = self._stop(self.config())
+            was = self.stop_agent(self.config())
             return dict(self._ensure(replace_frozen=False), changes=["restarted" if was else "started"], changed=True)
 
     def rollback(self) -> Json:
@@ -421,8 +346,8 @@ class Installer:
                 raise InstallError(
                     "no_previous", f"{self.host}: there is no release to go back to", "deploy the one you want"
                 )
-            self._stop(self.config())
-            self._go_back(self.config(), earlier, self._keeper())
+            self.stop_agent(self.config())
+            self._go_back(self.config(), earlier, self.keeper())
             release.forget_previous(self.dir)  # the one left behind: a second rollback would go forward to it
             return self._report(["rolled back"])
 
@@ -439,63 +364,10 @@ class Installer:
         if not process.is_running(config["runtime_dir"]):
             process.start(config, self.dir)
 
-    def _stop(self, config: Json) -> bool:
+    def stop_agent(self, config: Json) -> bool:
         if self.keeping().get("keep_alive") == "systemd":
-            self._keeper().systemctl("stop")  # otherwise Restart=always brings it back
+            self.keeper().systemctl("stop")  # otherwise Restart=always brings it back
         return bool(config.get("runtime_dir")) and process.stop(config["runtime_dir"], self.dir)
-
-    # ------------------------------------------------------------------------------------------ removing
-
-    def uninstall(self) -> Json:
-        """Stop the agent and its workers and leave nothing of them here. Launchers started by hand stay."""
-        if not os.path.isdir(self.dir):
-            return {"ok": True, "changed": False, "changes": [], "agent_dir": self.dir}
-        with self.locked():
-            config = self.config()
-            self._keeper().remove()
-            self._stop(config)
-            left = self._end_runners(config)
-            if left:
-                raise InstallError(
-                    "workers_left", f"{self.host}: still running: {', '.join(left)}", "stop them, then undeploy again"
-                )
-            if config.get("runtime_dir"):
-                _remove(config["runtime_dir"])
-                _rmdir(os.path.dirname(config["runtime_dir"]))
-            for name in os.listdir(self.dir):
-                if name != "launchers":
-                    _remove(os.path.join(self.dir, name))
-            _rmdir(self.dir)
-            _rmdir(os.path.dirname(self.dir))
-        home_gone = release.remove_if_unused(self.home)
-        return {"ok": True, "changed": True, "changes": ["removed"], "agent_dir": self.dir, "home_gone": home_gone}
-
-    def _end_runners(self, config: Json) -> "List[str]":
-        """Ask each live runner to stop its child and end; the ids of those that did not within their grace."""
-        from remote_agent.runner import control
-
-        waiting: Dict[str, float] = {}
-        runtime_dir = config.get("runtime_dir", "")
-        for directory in _worker_directories(self.dir) if runtime_dir else []:
-            if not lock_held(paths.runner_lock(runtime_dir, directory)):
-                continue
-            spec = paths.read_json(paths.spec_file(directory))
-            if isinstance(spec, dict):
-                paths.write_json(paths.spec_file(directory), dict(spec, desired="removed"))
-                grace_s = float((spec.get("spec") or {}).get("stop_grace_s", 10.0))
-                with contextlib.suppress(OSError):  # it ended by itself meanwhile
-                    link = control.RunnerLink.connect(paths.runner_socket(runtime_dir, directory))
-                    link.assign()
-                    link.close()
-                waiting[directory] = time.monotonic() + grace_s + RUNNER_MARGIN_S
-        left = []
-        for directory, deadline in waiting.items():
-            while lock_held(paths.runner_lock(runtime_dir, directory)):
-                if time.monotonic() > deadline:
-                    left.append(_worker_id(directory))
-                    break
-                time.sleep(0.02)
-        return left
 
     # --------------------------------------------------------------------------------------------- inside
 
@@ -529,7 +401,7 @@ class Installer:
                 "set procguard_home to a directory that root alone can write to, and so all above it",
             )
 
-    def _keeper(self) -> KeepAlive:
+    def keeper(self) -> KeepAlive:
         return KeepAlive(self.dir, sys.executable, f"{self.fleet_id}/{self.host}")
 
     def _keeping_file(self) -> str:
@@ -579,51 +451,8 @@ class Installer:
             os.close(fd)
 
 
-def _trust(request: Json) -> Trust:
-    from remote_agent.transport.tls import Trust
-
-    return Trust(request.get("manager_ca", ""), bool(request.get("manager_any_name")))
-
-
 def _skipped_pythons() -> "List[str]":
     """["python3=3.6.8", "python3.9="]: what the session found before this interpreter, the version empty where it was
     broken. PyPy is skipped once, and taken where nothing else was found."""
     skipped = os.environ.get("PROCGUARD_SKIPPED", "").split()
     return [one for one in skipped if sys.implementation.name == "cpython" or not one.endswith("=PyPy")]
-
-
-def _seen_client(ssh_connection: str, port: int, scheme: str) -> "List[str]":
-    """The deployer's address as this host's sshd sees it: very often also the manager's. [] without SSH."""
-    words = ssh_connection.split()
-    if not words or not port:
-        return []
-    address = words[0].partition("%")[0]
-    return [f"{scheme}://[{address}]:{port}" if ":" in address else f"{scheme}://{address}:{port}"]
-
-
-def _worker_directories(agent_dir: str) -> "List[str]":
-    root = paths.workers_dir(agent_dir)
-    return [os.path.join(root, name) for name in sorted(os.listdir(root))] if os.path.isdir(root) else []
-
-
-def _worker_id(directory: str) -> str:
-    try:
-        with open(paths.worker_id_file(directory), encoding="utf-8") as file:
-            return file.read().strip()
-    except OSError:
-        return os.path.basename(directory)
-
-
-def _remove(path: str) -> None:
-    if os.path.isdir(path) and not os.path.islink(path):
-        import shutil
-
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-
-
-def _rmdir(path: str) -> None:
-    with contextlib.suppress(OSError):
-        os.rmdir(path)

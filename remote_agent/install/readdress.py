@@ -8,7 +8,7 @@ restarted.
 
 from __future__ import annotations
 
-from remote_agent.install import reachability
+from remote_agent.install import addresses, reachability
 from remote_agent.install.installer import Installer
 from remote_agent.protocol.hints import Any, Dict
 from remote_agent.system import paths
@@ -38,12 +38,12 @@ def update_addresses(installer: Installer, manager: Json) -> Json:
     if not trust.ca:  # it has none to keep; the manager may use TLS since it moved
         trust = Trust(manager.get("manager_ca", ""), bool(manager.get("manager_any_name")))
     given = {**manager, "tunnel_url": tunnel_url}
-    candidates = [url for url in installer.candidates(given) if url not in known]
+    candidates = [url for url in addresses.candidates(given) if url not in known]
     probe = reachability.Probe(*identity, trust)
     found = probe.find(candidates) if candidates else None
     if found is None:
         return {"unreached": {**own.failures, **probe.failures}, "tunnel": bool(tunnel_url)}
-    urls, tried = installer.chosen(found, candidates, probe.proven, given)
+    urls, tried = addresses.chosen(found, candidates, probe.proven, given)
     config_now = {**config, "manager_urls": urls, "manager_tried": tried}
     if trust.ca:
         config_now.update(manager_ca=trust.ca, manager_any_name=trust.any_name)

@@ -89,17 +89,9 @@ def _read_worker(fleet_id: str, host: str, directory: str) -> "Other | None":
         manager = ""
     root = paths.workers_dir(directory)
     alive = [name for name in _names(root) if lock_held(paths.runner_lock(runtime_dir, os.path.join(root, name)))]
-    workers = [one for one in (_worker_id(os.path.join(root, name)) for name in alive) if valid_id(one)]
+    workers = [one for one in (paths.recorded_worker_id(os.path.join(root, name)) for name in alive) if valid_id(one)]
     agent_runs = lock_held(paths.agent_lock(runtime_dir))
     return Other(fleet_id, host, directory, manager, agent_runs, workers, bool(config.get("another_fleet")))
-
-
-def _worker_id(directory: str) -> str:
-    try:
-        with open(paths.worker_id_file(directory), encoding="utf-8") as file:
-            return file.read(256).strip()
-    except OSError:
-        return os.path.basename(directory)
 
 
 def _names(directory: str) -> "list[str]":

@@ -76,6 +76,12 @@ def workers_dir(agent_directory: str) -> str:
     return os.path.join(agent_directory, "workers")
 
 
+def worker_dirs(agent_directory: str) -> "list[str]":
+    """Of every worker that has records here."""
+    root = workers_dir(agent_directory)
+    return [os.path.join(root, name) for name in sorted(os.listdir(root))] if os.path.isdir(root) else []
+
+
 def worker_dir(agent_directory: str, worker_id: str) -> str:
     from remote_agent.protocol.messages import directory_name
 
@@ -87,6 +93,15 @@ def worker_dir(agent_directory: str, worker_id: str) -> str:
 
 def worker_id_file(worker_directory: str) -> str:
     return os.path.join(worker_directory, "worker_id")
+
+
+def recorded_worker_id(worker_directory: str) -> str:
+    """Its directory's name, where nothing is recorded."""
+    try:
+        with open(worker_id_file(worker_directory), encoding="utf-8") as file:
+            return file.read(256).strip()
+    except OSError:
+        return os.path.basename(worker_directory)
 
 
 def spec_file(worker_directory: str) -> str:

@@ -1,22 +1,18 @@
 """The manager's side of the SSH helper process: ask, wait cooperatively, start it again when it dies.
 
-Uses plain `threading` and `subprocess`, which gevent has patched by the time the manager imports this: waits then cost
-the event loop nothing. Knows the helper's messages, no SSH.
+Knows the helper's messages, no SSH.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
-import os
-import subprocess
 import sys
 import threading
 import time
 from typing import Any, Literal, NamedTuple
 
-from procguard import resources
 from procguard.i18n.reasons import NONE, Reason, because
+from procguard.runtime.json_process import Json, JsonProcess
 from remote_agent.protocol import reasons
 
 ONCE = ("restart", "rollback")  # asked twice they would be done twice
@@ -41,7 +37,7 @@ class Result(NamedTuple):
 class _Waiting:
     """One request; `process`: the helper that was asked."""
 
-    def __init__(self, process: Any) -> None:
+    def __init__(self, process: JsonProcess) -> None:
         self.process = process
         self.done = threading.Event()
         self.answer: dict[str, Any] = {}
@@ -54,7 +50,7 @@ class SshHelper:
         self._command = command or [sys.executable, "-m", "procguard.deploy.install.helper"]
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
-        self._process: Any = None
+        self._process: JsonProcess | None = None
         self._waiting: dict[int, _Waiting] = {}
         self._closed = False
 
@@ -100,12 +96,7 @@ class SshHelper:
             self._closed = True
             process, self._process = self._process, None
         if process is not None:
-            try:
-                process.stdin.close()
-                process.wait(2.0)
-            except (OSError, subprocess.TimeoutExpired):
-                process.kill()
-                process.wait()
+            process.close()
         self._fail_all(because("ssh.manager_ends"))
 
     # ---------------------------------------------------------------------------------------------- inside
@@ -122,15 +113,13 @@ class SshHelper:
 
     def _ask_once(self, request: dict[str, Any], deadline_s: float) -> dict[str, Any]:
         number = next(self._numbers)
-        line = json.dumps({**request, "id": number, "deadline_s": deadline_s}).encode() + b"\n"
         try:
             with self._lock:
                 if self._closed:
                     return {"message": because("ssh.helper_closed")}
                 process = self._running()
                 waiting = self._waiting[number] = _Waiting(process)
-                process.stdin.write(line)
-                process.stdin.flush()
+                process.send([{**request, "id": number, "deadline_s": deadline_s}])
             waiting.done.wait(deadline_s + MARGIN_S)
         except (OSError, ValueError) as exc:
             return {"message": because("ssh.helper_broken", error=str(exc)), "died": True}
@@ -138,36 +127,22 @@ class SshHelper:
             self._waiting.pop(number, None)
         return waiting.answer or {"message": because("ssh.helper_silent", host=request["host"])}
 
-    def _running(self) -> Any:
+    def _running(self) -> JsonProcess:
         """The helper's process, started when there is none or it died. Call with the lock held."""
         if self._process is None or self._process.poll() is not None:
-            root = resources.import_root()
-            path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", ""))))
-            self._process = subprocess.Popen(
-                self._command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                env={**os.environ, "PYTHONPATH": path},
-                start_new_session=True,  # Ctrl-C at the manager's terminal is the manager's to answer
-            )
-            threading.Thread(target=self._read, args=(self._process,), daemon=True).start()
+            self._process = JsonProcess(self._command, self._take, self._take_end)
         return self._process
 
-    def _read(self, process: Any) -> None:
-        try:
-            for line in process.stdout:
-                answer = json.loads(line)
-                waiting = self._waiting.get(answer.get("id"))
-                if waiting is not None:
-                    waiting.answer = answer
-                    waiting.done.set()
-        except (OSError, ValueError):
-            process.kill()
-        process.stdout.close()
-        process.wait()
+    def _take(self, answer: Json) -> None:
+        waiting = self._waiting.get(answer.get("id", 0))
+        if waiting is not None:
+            waiting.answer = answer
+            waiting.done.set()
+
+    def _take_end(self, process: JsonProcess) -> None:
         self._fail_all(because("ssh.helper_ended"), process)
 
-    def _fail_all(self, why: Reason, process: Any = None) -> None:
+    def _fail_all(self, why: Reason, process: JsonProcess | None = None) -> None:
         """Answer those who wait for `process` (None: for any): nobody waits out a deadline for a dead helper."""
         for waiting in list(self._waiting.values()):
             if process is None or waiting.process is process:

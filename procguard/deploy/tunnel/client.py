@@ -1,26 +1,19 @@
 """The manager's side of the process that keeps its tunnels: say what is wanted, hear what became of it.
 
-Uses plain `threading` and `subprocess`, which gevent has patched by the time the manager imports this. A process that
-dies is started again and told everything anew. Knows its messages, no SSH and no registry.
+A process that dies is started again and told everything anew. Knows its messages, no SSH and no registry.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
-from procguard import resources
 from procguard.i18n.reasons import because
+from procguard.runtime.json_process import Json, JsonProcess
 
 START_AGAIN_S = 1.0
-
-Json = dict[str, Any]
 
 
 class TunnelProcess:
@@ -31,11 +24,11 @@ class TunnelProcess:
         self._command = command or [sys.executable, "-m", "procguard.deploy.tunnel.process"]
         self._lock = threading.Lock()
         self._specs: dict[str, Json] = {}
-        self._process: Any = None
+        self._process: JsonProcess | None = None
         self._closed = False
 
     def keep(self, spec: Json) -> None:
-        """Have a tunnel to `wish["agent_id"]`, in place of one that was wanted otherwise."""
+        """Have a tunnel to `spec["agent_id"]`, in place of one that was wanted otherwise."""
         with self._lock:
             self._specs[spec["agent_id"]] = spec
             if self._process is None:
@@ -65,27 +58,13 @@ class TunnelProcess:
             self._closed = True
             process, self._process = self._process, None
         if process is not None:
-            try:
-                process.stdin.close()
-                process.wait(2.0)
-            except (OSError, subprocess.TimeoutExpired):
-                process.kill()
-                process.wait()
+            process.close()
 
     # ---------------------------------------------------------------------------------------------- inside
 
     def _start(self) -> None:
         """Call with the lock held."""
-        root = resources.import_root()
-        path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", ""))))
-        self._process = subprocess.Popen(
-            self._command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path},
-            start_new_session=True,  # Ctrl-C at the manager's terminal is the manager's to answer
-        )
-        threading.Thread(target=self._read, args=(self._process,), daemon=True).start()
+        self._process = JsonProcess(self._command, self._on_news, self._take_end)
         self._send([{"op": "keep", **spec} for spec in self._specs.values()])
 
     def _send(self, requests: list[Json]) -> None:
@@ -93,19 +72,11 @@ class TunnelProcess:
         if self._process is None:
             return
         try:
-            self._process.stdin.write(b"".join(json.dumps(request).encode() + b"\n" for request in requests))
-            self._process.stdin.flush()
+            self._process.send(requests)
         except (OSError, ValueError):
             pass
 
-    def _read(self, process: Any) -> None:
-        try:
-            for line in process.stdout:
-                self._on_news(json.loads(line))
-        except (OSError, ValueError):
-            process.kill()
-        process.stdout.close()
-        process.wait()
+    def _take_end(self, process: JsonProcess) -> None:
         with self._lock:
             mine = self._process is process
             agents = list(self._specs) if mine and not self._closed else []

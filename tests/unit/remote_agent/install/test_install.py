@@ -22,7 +22,7 @@ from procguard.deploy.session import bundle
 from procguard.deploy.session.local import LocalPipe
 from procguard.deploy.session.session import HostSession
 from procguard.deploy.ssh.target import Target
-from remote_agent.install import keepalive, maintenance, process, release
+from remote_agent.install import keepalive, maintenance, process, release, removal
 from remote_agent.install.installer import Installer, recorded_environment
 from remote_agent.install.release import InstallError
 from remote_agent.protocol import messages
@@ -245,10 +245,10 @@ def test_release_that_does_not_start_is_rolled_back(installer: Installer, manage
 def test_uninstall_leaves_nothing(installer: Installer, manager: FakeManager) -> None:
     report = put(installer, manager, secret="s3cret")
     runtime_dir = installer.config()["runtime_dir"]
-    assert installer.uninstall()["home_gone"] is True
+    assert removal.uninstall(installer)["home_gone"] is True
     assert not os.path.exists(installer.home) and not os.path.exists(runtime_dir)
     assert Path(f"/proc/{report['pid']}/stat").read_text().rpartition(")")[2].split()[0] == "Z"  # ended; ours to reap
-    assert installer.uninstall()["changed"] is False
+    assert removal.uninstall(installer)["changed"] is False
 
 
 @pytest.mark.slow
@@ -269,7 +269,7 @@ def test_an_agents_end_and_upgrade_leave_the_child_alone_and_uninstall_stops_it(
     manager.beats.clear()
     put(installer, manager, secret="another")  # a redeploy that restarts the agent
     assert wait_until(child, what="the adopted child") == first
-    installer.uninstall()
+    removal.uninstall(installer)
     assert not os.path.exists(f"/proc/{first}") and not os.path.exists(installer.home)
 
 
@@ -277,7 +277,7 @@ def test_an_ensure_that_waited_for_an_uninstall_brings_nothing_back(
     installer: Installer, manager: FakeManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(installer, manager, secret="s3cret")
-    installer.uninstall()
+    removal.uninstall(installer)
     with pytest.raises(InstallError, match="no agent is installed"):
         installer.ensure()
     assert not os.path.exists(installer.home)
@@ -290,7 +290,7 @@ def test_uninstall_keeps_releases_that_another_host_of_a_shared_home_uses(
     other = Path(paths.agent_dir(installer.home, FLEET, "host2"))
     other.mkdir()
     (other / "agent.json").write_text("{}")
-    assert installer.uninstall()["home_gone"] is False
+    assert removal.uninstall(installer)["home_gone"] is False
     assert release.present(installer.home, bundle.build().sha256)
 
 

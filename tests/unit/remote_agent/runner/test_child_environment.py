@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from remote_agent.install import process
+from remote_agent.install import process, removal
 from remote_agent.install.installer import Installer, recorded_environment
 from remote_agent.protocol import messages
 from remote_agent.system import paths, processes
@@ -79,7 +79,7 @@ def test_child_has_the_deployed_environment_whoever_starts_the_agent_later(
         starter(installer)
         assert variables(tmp_path, 2) == deployed
     finally:
-        installer.uninstall()
+        removal.uninstall(installer)
 
 
 def test_recorded_environment_leaves_out_the_virtual_environment_of_who_deploys() -> None:
