@@ -26,6 +26,7 @@ from procguard.agent_api.long_poll import LongPoll
 from procguard.agent_api.routes import RouteTable, caller_by_secret, refusal
 from procguard.fleet.fleet import Fleet
 from procguard.fleet.model import clock
+from procguard.i18n.reasons import NONE, Reason, because
 from remote_agent.protocol import messages
 
 ACTOR = "mock channel"
@@ -71,10 +72,10 @@ class SimulatedWorker:
         self.report.attempt = max(self.report.attempt, assignment.attempt_base)
         running = self.report.state == "running"
         if assignment.desired == "running" and not running and (new_generation or self.report.attempt == 0):
-            self._start(wall, "started")
+            self._start(wall, because("asked.afresh"))
             return True
         if assignment.desired != "running" and running:
-            self._stop(wall, "stopped by the operator")
+            self._stop(wall, because("asked.stop"))
             return True
         return False
 
@@ -83,24 +84,24 @@ class SimulatedWorker:
             return False
         meant = command.attempt == self.report.attempt and self.report.state == "running"
         if meant:
-            self._stop(wall, f"{command.command} by the operator")
+            self._stop(wall, because("asked.restart" if command.command == "restart" else "asked.kill"))
             if command.command == "restart":
-                self._start(wall, "restarted by the operator")
+                self._start(wall, because("asked.restart"))
         status: Any = "done" if meant else "failed"
-        message = "" if meant else f"attempt {command.attempt} is not running"
+        message = NONE if meant else because("command.nothing_to", state=self.report.state, verb=command.command)
         self.results.append(messages.CommandResult(command.command_id, status, message))
         return True
 
-    def _start(self, wall: float, reason: str) -> None:
+    def _start(self, wall: float, reason: Reason) -> None:
         self.report.attempt += 1
         self._become("starting", wall, reason)
-        self._become("running", wall, "running")
+        self._become("running", wall, because("run.simulated"))
 
-    def _stop(self, wall: float, reason: str) -> None:
+    def _stop(self, wall: float, reason: Reason) -> None:
         self._become("stopping", wall, reason)
         self._become("stopped", wall, reason)
 
-    def _become(self, state: messages.State, wall: float, reason: str) -> None:
+    def _become(self, state: messages.State, wall: float, reason: Reason) -> None:
         self.event_seq = max(self.event_seq + 1, int(wall * 1000))
         self.events.append(
             messages.WorkerEvent(

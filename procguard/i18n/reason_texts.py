@@ -202,6 +202,7 @@ MANAGER: dict[str, tuple[str, str]] = {
     "worker.clear": ("no longer suspect", "不再疑似卡住"),
     "worker.idle": ("CPU {cpu_percent} % and memory {memory_percent} % have both been below their thresholds ({cpu_limit} %, {memory_limit} %) for over {for_s:duration}", "CPU {cpu_percent} % 与内存 {memory_percent} % 均低于阈值（{cpu_limit} %、{memory_limit} %）已超过 {for_s:duration}"),
     "fleet.stopped": ("recovery.stop_all_on_failure: {worker} failed ({why})", "recovery.stop_all_on_failure：{worker} 失败（{why}）"),
+    "run.simulated": ("running", "运行中"),
     # the manager's state
     "state.claim_adopted": ("{agent} has it at epoch {epoch}; known is {known} on {host}. It has the grant for it: the state was older", "{agent} 上它的 epoch 为 {epoch}；已知为 {host} 上的 {known}。该 Agent 持有相应授权：管理端的状态较旧"),
     "state.claim_contrary": ("{agent} has it at epoch {epoch}; known is {known} on {host}; {owner} is connected and runs it at epoch {running}: nothing changes", "{agent} 上它的 epoch 为 {epoch}；已知为 {host} 上的 {known}；{owner} 已连接并以 epoch {running} 运行它：不作改变"),

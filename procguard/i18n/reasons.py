@@ -43,7 +43,7 @@ _IN_TURN = 8  # reasons within reasons; more than any of ours has
 
 def because(code: str, /, **params: Any) -> Reason:
     """The reason of a code. Raises KeyError."""
-    plain = {name: _plain(value) for name, value in params.items()}
+    plain = {name: reasons.plain_value(value) for name, value in params.items()}
     return Reason(reasons.render(_TEXTS["en"][code], params, _english), code, plain)
 
 
@@ -114,14 +114,6 @@ def for_portal(language: str) -> dict[str, str]:
 def actor(name: str, language: str) -> str:
     """Whoever of ours acts, by name; a person's is as it is."""
     return _WORDS[language].get(f"actor.{name}", name)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Reason):
-        return value.plain()
-    if isinstance(value, float):
-        return round(value, 3)
-    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def _english(form: str, value: Any) -> str:

@@ -84,7 +84,9 @@ def reason_of(text: str) -> Reason:
 
 def because(code: str, /, **params: Any) -> Reason:
     """The reason of a code of this table. Raises KeyError."""
-    return Reason(render(HOST[code], params, english), code, {name: _plain(value) for name, value in params.items()})
+    return Reason(
+        render(HOST[code], params, english), code, {name: plain_value(value) for name, value in params.items()}
+    )
 
 
 def because_of(code: str, params: dict[str, Any]) -> Reason:
@@ -107,12 +109,13 @@ def of_exception(exc: BaseException) -> Reason:
     return said if isinstance(said, Reason) else Reason(str(exc))
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
+    """A parameter as JSON."""
     if isinstance(value, Reason):
-        return value.plain()
+        return value.plain() if value else ""
     if isinstance(value, float):
         return round(value, 3)
-    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
+    return [plain_value(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 # ---------------------------------------------------------------------------------------------------------- as JSON

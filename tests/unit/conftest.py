@@ -1,9 +1,13 @@
 """Fixtures that several unit tests share; a file that needs other ones of these names defines its own. A test whose
 fixtures start an agent, a launcher, an SSH server or podman is `slow`."""
 
+from typing import Any
+
 import pytest
 
+from procguard.fleet.history.events import EventLog
 from tests.agent_host import host, manager  # noqa: F401 - known to pytest by being here
+from tests.unit import languages
 from tests.unit.one_sshd import server  # noqa: F401
 from tests.unit.podman_host import podman_host  # noqa: F401
 from tests.unit.runner_rig import rig  # noqa: F401
@@ -19,3 +23,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if f"{made[-1].func.__module__.rpartition('.')[2]}.{name}" in SLOW:
                 item.add_marker(pytest.mark.slow)
                 break
+
+
+_add = EventLog.add
+
+
+def _add_and_look(self: EventLog, *args: Any, **values: Any) -> dict[str, Any]:
+    event = _add(self, *args, **values)
+    languages.check(event)
+    return event
+
+
+EventLog.add = _add_and_look  # type: ignore[method-assign]

@@ -91,6 +91,25 @@ def test_what_a_sentence_needs_is_given_where_it_is_made_and_nothing_else(folder
             assert call.params == wanted or call.params - {"n"} == wanted - {"n"}, f"{call.where}: {code}"
 
 
+@pytest.mark.parametrize(
+    "folder", ["procguard/fleet", "procguard/manager", "procguard/deploy", "remote_agent/agent", "remote_agent/runner"]
+)
+def test_no_sentence_is_written_where_a_reason_is_recorded(folder: str) -> None:
+    """`reason=`, `message=` and `suspect=` take what `because` makes; a literal would have no code."""
+    found = []
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for keyword in node.keywords if isinstance(node, ast.Call) else ():
+                value = keyword.value
+                written = isinstance(value, ast.JoinedStr) or (
+                    isinstance(value, ast.Constant) and isinstance(value.value, str) and " " in value.value
+                )
+                made = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "because"
+                if (keyword.arg in ("reason", "suspect") or (made and keyword.arg in ("why", "how"))) and written:
+                    found.append(f"{path.name}:{node.lineno}")
+    assert found == []
+
+
 def test_each_code_is_used() -> None:
     """A code of the manager's that nothing makes any more may go; hosts of older releases still send theirs."""
     patterns = [call.pattern for call in calls("procguard") if call.pattern != ".+"]

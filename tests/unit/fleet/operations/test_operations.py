@@ -218,7 +218,7 @@ def test_items_go_from_accepted_over_delivered_to_done(world: CommandedWorld) ->
     command = world.fleet.state.commands("w1-0")[0]
     assert (command["operation_id"], command["reason"], command["actor"]) == (operation, "disk change", "tester")
     reported = [event["reason"] for event in world.fleet.state.events() if event["kind"] == "operation"]
-    assert reported == [f"{operation} begun: stop of 3 worker(s) (host=h1): disk change", f"{operation} done: 3 done"]
+    assert reported == [f"{operation} begun: stop of 3 workers (host=h1); disk change", f"{operation} done: 3 done"]
 
 
 def test_no_more_are_under_way_than_the_pace_allows(world: CommandedWorld) -> None:
@@ -277,7 +277,7 @@ def test_a_restart_that_nobody_carries_out_expires_with_its_command(world: Comma
     world.expire_commands()
     world.advance()
     assert world.counts(operation) == {"expired": 1} and world.status(operation) == "done"
-    assert "not carried out within 60 s" in world.operations.view(operation)["items"][0]["message"]
+    assert "not carried out within 1 min" in world.operations.view(operation)["items"][0]["message"]
 
 
 def test_an_item_that_takes_too_long_expires_and_stays_wanted(world: CommandedWorld) -> None:

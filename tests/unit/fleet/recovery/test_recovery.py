@@ -322,7 +322,8 @@ def test_attempts_of_a_manager_with_other_addresses_do_not_count(world: World) -
         failures.open_incidents_for_silent_agents(world.now)
         failures.tick(world.pass_time(1.0))
         assert len(ssh.probed) == probed
-    assert set(world.fleet.state.hosts()[0]["recovery"]) == {"starts", "outcome", "reason"}
+    shown = {"starts", "outcome", "reason", "reason_code", "reason_params"}
+    assert set(world.fleet.state.hosts()[0]["recovery"]) == shown
 
 
 def test_an_agent_that_reconnects_has_all_its_attempts_again(world: World) -> None:

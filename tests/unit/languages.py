@@ -1,0 +1,49 @@
+"""Whether what is recorded can be shown in both languages: nothing of ours is an English sentence within parameters.
+
+Every event that any unit test records passes through here (conftest.py), so that each kind of event is looked at as
+the manager really makes it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from procguard.i18n import reasons
+from procguard.i18n.words import Words
+from remote_agent.protocol.reasons import TEXT, also_of, is_plain
+
+# What others wrote: jobs, tools, the operating system, operators, SSH's own messages, older releases.
+OF_OTHERS = {"text", "error", "message", "detail", "command", "line", "path", "url", "labels", "selector", "what"}
+OF_OTHERS |= {"why", "how"}  # of a test's own words; that none is a literal of ours, test_reasons.py reads
+SENTENCE = re.compile(r"(?:\b[a-z']{2,}\b[ ,;]+){3,}[a-z']{2,}")
+HAN = re.compile(r"[\u4e00-\u9fff]")
+
+
+def untranslated(reason_code: str, params: dict[str, Any]) -> Iterator[str]:
+    """What of a reason would stay English in a Chinese sentence."""
+    if reason_code not in reasons.texts("zh"):
+        yield f"no sentence for {reason_code}"
+    for name, value in params.items():
+        if is_plain(value):
+            yield from () if value["code"] == TEXT else untranslated(value["code"], value["params"])
+        elif isinstance(value, str) and name not in OF_OTHERS and SENTENCE.search(value):
+            yield f"{reason_code}.{name}: {value}"
+        elif isinstance(value, list):
+            for one in value:
+                if is_plain(one) and one["code"] != TEXT:
+                    yield from untranslated(one["code"], one["params"])
+    for one in also_of(params):
+        if one["code"] != TEXT:
+            yield from untranslated(one["code"], one["params"])
+
+
+def check(event: dict[str, Any]) -> None:
+    """Raises AssertionError."""
+    if event["reason_code"] in ("", TEXT):
+        return  # a test's own words; that the manager has none, test_reasons.py reads in its code
+    assert list(untranslated(event["reason_code"], event["reason_params"])) == [], event["kind"]
+    chinese, english = Words("zh").event(event), Words("en").event(event)
+    assert HAN.search(chinese), f"{event['kind']}: {chinese}"
+    assert not HAN.search(re.sub(r"[\"“].*?[\"”]", "", english)), f"{event['kind']}: {english}"
