@@ -317,7 +317,7 @@ CHINESE_OF_HOSTS: dict[str, str] = {
     # what was asked for
     "asked.start": "由操作者启动",
     "asked.restart": "由操作者重启",
-    "asked.anew": "由管理端在新的 epoch 下重新启动",
+    "asked.new_epoch": "由管理端在新的 epoch 下重新启动",
     "asked.afresh": "已启动",
     "asked.stop": "由操作者停止",
     "asked.kill": "由操作者强制停止",

@@ -34,7 +34,7 @@ HOST = {
     # what was asked for
     "asked.start": "started by an operator",
     "asked.restart": "restarted by an operator",
-    "asked.anew": "started anew by the manager, under a new epoch",
+    "asked.new_epoch": "restarted by the manager under a new epoch",
     "asked.afresh": "started",
     "asked.stop": "stopped by an operator",
     "asked.kill": "killed by an operator",

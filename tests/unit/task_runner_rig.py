@@ -29,7 +29,7 @@ from remote_agent.system.processes import Identity, Process
 TERM, KILL, CONT = 15, 9, 18
 GRACE_S = 5.0
 AGENT_START_S, BOOT_S = 0.1, 1.0
-NEW_EPOCH = "started anew by the manager, under a new epoch"
+NEW_EPOCH = "restarted by the manager under a new epoch"
 OPERATORS_STARTS = (
     "started",
     "started by an operator",

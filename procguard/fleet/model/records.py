@@ -276,6 +276,11 @@ class AgentRecord(Record):
     incident: SpentRecovery | None = None
 
     @classmethod
+    def restored(cls, data: Mapping[str, Any]) -> Self:
+        """Also as an earlier release stored it, which called `failures` ledger."""
+        return super().restored({"failures": data.get("ledger", ()), **data})
+
+    @classmethod
     def _revive(cls, values: dict[str, Any]) -> None:
         values["withdrawn"] = {key: nested(Withdrawal, one) for key, one in values["withdrawn"].items()}
         values["failures"] = tuple(nested(HostFailure, one) for one in values["failures"])

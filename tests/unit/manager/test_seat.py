@@ -51,7 +51,7 @@ def seat_of(place: DatabasePlace) -> Iterator[dict[str, Seat]]:
         name: Seat(place, name, 20.0, urls=lambda name=name: [f"http://{name}:5000"]) for name in ("m1", "m2", "m3")
     }
     found["m1"].prepare()
-    assert found["m1"].check(), "on a new database the first one leads at once"
+    assert found["m1"].poll(), "on a new database the first one leads at once"
     yield found
     for one in found.values():
         one.close()
@@ -60,7 +60,7 @@ def seat_of(place: DatabasePlace) -> Iterator[dict[str, Seat]]:
 def leads_within(seat: Seat, seconds: float) -> bool:
     ends = time.monotonic() + seconds
     while time.monotonic() < ends:
-        if seat.check():
+        if seat.poll():
             return True
         time.sleep(0.02)
     return False
@@ -80,7 +80,7 @@ def test_a_standby_waits_while_the_beat_changes_and_leads_once_it_does_not(seat_
     while time.monotonic() < ends:
         began = time.monotonic()
         assert m1.beat_once()
-        assert not m2.check()
+        assert not m2.poll()
         time.sleep(TAKEOVER_S / 5)
     assert (m2.leader, m2.term) == ("m1", m1.term)
     assert leads_within(m2, 5.0)
@@ -92,11 +92,11 @@ def test_beats_go_on_while_the_event_loop_is_held(seat_of: dict[str, Seat], monk
     """As by a state of ten thousand agents that is read."""
     monkeypatch.setattr(seats, "BEAT_S", TAKEOVER_S / 4)
     m1, m2 = seat_of["m1"], seat_of["m2"]
-    m2.check()
+    m2.poll()
     with m1.beating_beside():
         ends = time.monotonic() + 3 * TAKEOVER_S
         while time.monotonic() < ends:  # no greenlet has a turn
-            assert not m2.check()
+            assert not m2.poll()
             sum(range(20_000))
     assert m1.may_direct()
     assert m1.beat_once()
@@ -131,7 +131,7 @@ def test_of_two_standbys_one_leads(seat_of: dict[str, Seat]) -> None:
         for one in (m2, m3):
             if one.name in won:
                 one.beat_once()
-            elif one.check():
+            elif one.poll():
                 won.append(one.name)
         time.sleep(0.02)
     assert len(won) == 1
@@ -140,13 +140,13 @@ def test_of_two_standbys_one_leads(seat_of: dict[str, Seat]) -> None:
 
 def test_after_a_transfer_the_one_that_was_named_leads_at_once_and_the_others_wait(seat_of: dict[str, Seat]) -> None:
     m1, m2, m3 = seat_of.values()
-    assert not m2.check() and not m3.check()
+    assert not m2.poll() and not m3.poll()
     m1.release("m3")
     assert not m1.may_direct()
-    assert not m2.check()
-    assert m3.check()
+    assert not m2.poll()
+    assert m3.poll()
     m3.release()
-    assert m2.check()
+    assert m2.poll()
 
 
 def test_where_the_named_one_does_not_come_another_leads_after_the_usual_time(seat_of: dict[str, Seat]) -> None:
@@ -169,17 +169,17 @@ def test_the_grace_of_every_leader_that_may_still_renew_leases_is_carried_on(
 ) -> None:
     m1, m2, m3 = Seat(place, "m1", 100.0), Seat(place, "m2", 0.0), Seat(place, "m3", 7.0)
     m1.prepare()
-    assert m1.check()
+    assert m1.poll()
     assert m1.grace_s == 0.0
     assert leads_within(m2, 5.0)
     assert m2.grace_s == 100.0, "m1 was lost without a word"
     m2.release()
-    assert m3.check()
+    assert m3.poll()
     assert m3.grace_s == 100.0, "m2 handed over, but m1 may still renew"
     now = seats.boottime()
     monkeypatch.setattr(seats, "boottime", lambda: now + 150.0)
     m3.release()
-    assert Seat(place, "m4").check()
+    assert Seat(place, "m4").poll()
     row = m3.ask(leader_row.read)
     assert (row.carried_s, row.grace_s) == (0.0, 0.0), "m3 led for longer than m1 may have renewed"
     for one in (m1, m2, m3):
@@ -190,24 +190,24 @@ def test_a_standby_that_lost_the_database_gives_the_leader_its_time_again(
     seat_of: dict[str, Seat], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     m2 = seat_of["m2"]
-    assert not m2.check()
+    assert not m2.poll()
     time.sleep(TAKEOVER_S * 0.8)
     with monkeypatch.context() as patched:
         patched.setattr(leader_row, "read", lambda _connection: (_ for _ in ()).throw(OSError(5, "no connection")))
-        assert not m2.check()
+        assert not m2.poll()
         assert m2.unreachable == "no connection"
     time.sleep(TAKEOVER_S * 0.5)
-    assert not m2.check(), "the time before the failure does not count"
+    assert not m2.poll(), "the time before the failure does not count"
     assert leads_within(m2, 5.0)
 
 
 def test_urls_have_the_leader_first_and_are_bounded(seat_of: dict[str, Seat]) -> None:
     for one in seat_of.values():
-        one.check()
+        one.poll()
     m2, m3 = seat_of["m2"], seat_of["m3"]
     assert m3.manager_urls() == ["http://m1:5000", "http://m2:5000", "http://m3:5000"]
     assert leads_within(m2, 5.0)
-    m3.check()
+    m3.poll()
     assert m3.manager_urls()[0] == "http://m2:5000"
     m2.urls = lambda: [f"http://m2:{port}" for port in range(100)]
     m2.beat_once()

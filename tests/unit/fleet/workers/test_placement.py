@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from procguard.fleet.model.records import HostFailure
+from procguard.fleet.model.records import AgentRecord, HostFailure
 from procguard.fleet.workers import failure_history
 from procguard.fleet.workers.placement import Candidate, Task, choose
 
@@ -100,3 +100,14 @@ def test_the_failure_history_is_bounded_and_a_clock_set_back_breaks_nothing() ->
     assert len(failures) == failure_history.KEEP
     assert failures[-1].what == "w199"
     assert failure_history.score(failures, -1e9) == pytest.approx(failure_history.KEEP)
+
+
+def test_the_failures_that_an_earlier_release_stored_are_read() -> None:
+    stored = {
+        "agent_id": "h1",
+        "host": "h1",
+        "kind": "deployed",
+        "ledger": [{"at": 1.0, "kind": "agent_silent", "what": ""}],
+    }
+    record = AgentRecord.restored(stored)
+    assert [(one.at, one.kind) for one in record.failures] == [(1.0, "agent_silent")]

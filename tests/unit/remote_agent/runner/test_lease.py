@@ -255,7 +255,7 @@ def test_higher_epoch_with_a_new_generation_restarts_it(rig: Rig):
     status = rig.until("running", attempt=2)
     assert not alive(old) and status["epoch"] == 6 and status["lease_epoch"] == 6 and status["restarts"] == 0
     assert rig.logged(1, attempt=2) == ["epoch 6"]
-    assert "started anew by the manager, under a new epoch" in [event["reason"] for event in rig.events()]
+    assert "restarted by the manager under a new epoch" in [event["reason"] for event in rig.events()]
 
 
 def test_higher_epoch_whose_lease_has_not_come_stops_the_old_child_in_order_and_waits(rig: Rig):
