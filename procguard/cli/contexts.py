@@ -49,7 +49,7 @@ def context_list(output: OutputOptions = OUTPUT) -> None:
     name="add",
     help={
         "name": "what you will call it",
-        "url": "the manager's address, e.g. https://gpu-head:5000",
+        "url": "the manager's address, e.g. https://gpu-head:5000; several managers': with commas between them",
         "ca": "a file of certificates to trust, for https",
         "token_file": "a file that holds the token and is yours alone (chmod 600)",
     },

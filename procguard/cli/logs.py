@@ -73,7 +73,9 @@ def _chosen(manager: Client, words: list[str]) -> list[str]:
 
 def _one(manager: Client, worker: str, query: dict[str, Any], follow: bool, raw: bool) -> None:
     out = terminal.raw(sys.stdout)
-    pieces = manager.follow_logs(worker, **query) if follow else manager.log_pieces(worker, **query)
+    pieces = manager.log_pieces(worker, **query)
+    if follow:
+        pieces = manager.follow_logs(worker, **query) if len(manager.urls) == 1 else _resumed(manager, worker, query)
     if raw or not out.isatty():
         for piece in pieces:
             out.buffer.write(piece)
@@ -87,6 +89,12 @@ def _one(manager: Client, worker: str, query: dict[str, Any], follow: bool, raw:
     finally:
         out.write(colours.feed(b"", final=True))
         out.flush()
+
+
+def _resumed(manager: Client, worker: str, query: dict[str, Any]) -> Iterator[bytes]:
+    """Each line once it is finished, over takeovers."""
+    for line in manager.follow_log_lines(worker, **query):
+        yield line["text"].encode(errors="replace") + b"\n"
 
 
 def _several(manager: Client, names: list[str], query: dict[str, Any], follow: bool) -> None:

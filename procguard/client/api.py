@@ -8,11 +8,13 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import time
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from procguard.client import discovery
+from procguard.client.managers import NEXT_URL as _NEXT_URL
+from procguard.client.managers import ManagerUrl, ManagerUrls
 from procguard.errors import (
     Conflict,
     ManagerUnreachable,
@@ -20,13 +22,18 @@ from procguard.errors import (
     PartlyFailed,
     ProcGuardError,
     Refused,
-    UsageError,
 )
 from remote_agent.transport import tls
 
 DEFAULT_URL = "http://localhost:5000"
 TIMEOUT_S = 30.0
-CONNECT_TIMEOUT_S = 5.0
+CONNECT_TIMEOUT_S, QUICK_CONNECT_S = 5.0, 2.0  # the latter where there is another manager to ask
+TAKEOVER_S, TAKEOVER_LOOK_S = 10.0, 0.5  # so long a leader is looked for among several managers
+MAX_PLACES = 8  # in a log that was followed
+FOLLOW_IDLE_S = 20.0  # a log that says nothing for so long is asked for again: its manager may be frozen
+FOLLOW_AGAIN_S = 0.2
+NO_LEADER = "no_leader"  # a ManagerUnreachable's code
+NOT_LEADING = {(421, "standby"), (503, "fenced")}  # nothing was done there
 MAX_REPLY_BYTES = 256 * 1024 * 1024
 _BY_STATUS: dict[int, type[ProcGuardError]] = {401: Refused, 403: Refused, 404: NotFound, 409: Conflict}
 
@@ -34,17 +41,22 @@ Json = dict[str, Any]
 
 
 class ManagerClient:
-    """One manager. Every call raises ManagerUnreachable, or the ProcGuardError the manager answered with."""
+    """One manager, or the one of several that leads. Every call raises ManagerUnreachable, or the ProcGuardError the
+    manager answered with. The token goes to the addresses in `url` alone, never to one that somebody answers with."""
 
-    def __init__(self, url: str, token: str = "", ca_file: str = "") -> None:
-        self.url = url.rstrip("/")
-        self._ca_file = ca_file
-        self._context: Any = None  # of https, made with the first connection
-        parts = urllib.parse.urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ManagerUnreachable(f"not a manager's address: {url!r}", "write it like http://gpu-head:5000")
-        self._parts = parts
+    def __init__(self, url: str | Sequence[str], token: str = "", ca_file: str = "") -> None:
+        """`url`: an address, or those of several managers, as a list or with commas between them."""
+        self._managers = ManagerUrls(url, ca_file)
         self._token = token
+
+    @property
+    def url(self) -> str:
+        """The one in use."""
+        return self._managers.current.url
+
+    @property
+    def urls(self) -> list[str]:
+        return [one.url for one in self._managers.all]
 
     def __repr__(self) -> str:
         return f"<ManagerClient {self.url}>"
@@ -186,10 +198,25 @@ class ManagerClient:
         return list(self.call("GET", path, query={**query, "format": "json"})["lines"])
 
     def follow_log_lines(self, worker_id: str, **query: Any) -> Iterator[Json]:
-        """The same as they are written, each once it is finished."""
-        for line in _json_lines(self.follow_logs(worker_id, **{**query, "format": "json"})):
-            if not line.get("partial"):
-                yield line
+        """The same as they are written, each once it is finished. Where one of several managers ends, it goes on at the
+        next leader, behind the last line: none is missing and none comes twice."""
+        if len(self.urls) == 1:
+            yield from _finished(self.follow_logs(worker_id, **{**query, "format": "json"}))
+            return
+        place = FollowedPlace()
+        if query.get("tail") == 0:  # where it begins is to be known before the first connection ends
+            place.note(self.log_lines(worker_id, **{**query, "tail": 1}))
+        path = f"/api/remote-workers/{quote(worker_id)}/logs"
+        while True:
+            asked = {**query, "format": "json", "follow": 1, "resume": place.resume}
+            try:
+                for line in _finished(self._pieces(path, asked, FOLLOW_IDLE_S)):
+                    place.note([line])
+                    yield line
+            except ManagerUnreachable as exc:
+                if exc.code == NO_LEADER:
+                    raise
+            time.sleep(FOLLOW_AGAIN_S)
 
     def search_logs(self, **query: Any) -> Iterator[Json]:
         """What the hosts find in their logs, as they answer: {"t": "begin" | "host" | "end", …}."""
@@ -230,58 +257,70 @@ class ManagerClient:
     def _open(
         self, method: str, path: str, query: Json, body: Json | None, timeout_s: float | None
     ) -> http.client.HTTPResponse:
-        """The answer, already known to be a success. The connection closes with it."""
+        """The answer, already known to be a success. The connection closes with it. Of several managers it is that of
+        the leader; while none leads, a takeover is waited for."""
         text = urllib.parse.urlencode({name: value for name, value in query.items() if value not in (None, "")})
-        target = self._parts.path.rstrip("/") + path + (f"?{text}" if text else "")
+        target = path + (f"?{text}" if text else "")
+        deadline = time.monotonic() + (TAKEOVER_S if len(self._managers.all) > 1 else 0.0)
+        failures: dict[str, ManagerUnreachable] = {}
+        while True:
+            at = self._managers.current
+            try:
+                return self._ask(at, method, target, body, timeout_s)
+            except _Elsewhere as exc:
+                failures[at.url] = exc
+                self._managers.failed(at)
+                if not exc.nothing_done:
+                    raise ManagerUnreachable(exc.message, _NEXT_UNSURE if method != "GET" else exc.next_step) from exc
+            if self._managers.current.url in failures:
+                if time.monotonic() >= deadline:
+                    break
+                failures.clear()
+                time.sleep(TAKEOVER_LOOK_S)
+        if len(self._managers.all) == 1:
+            raise failures[at.url]
+        told = "; ".join(dict.fromkeys(one.message for one in failures.values()))
+        raise ManagerUnreachable(f"no manager leads: {told}", "look at the log of each", code=NO_LEADER)
+
+    def _ask(
+        self, at: ManagerUrl, method: str, target: str, body: Json | None, timeout_s: float | None
+    ) -> http.client.HTTPResponse:
+        """Raises _Elsewhere where this manager can't be reached, does not lead, or broke off."""
         headers = {"Accept": "application/json, text/plain", "Connection": "close"}
         if body is not None:
             headers["Content-Type"] = "application/json"
         if self._token:
             headers["Authorization"] = f"Bearer {self._token}"
-        connection = self._connection()
+        connection = at.connection(QUICK_CONNECT_S if len(self._managers.all) > 1 else CONNECT_TIMEOUT_S)
+        sent = False
         try:
             connection.connect()
             connection.sock.settimeout(timeout_s)
-            connection.request(method, target, None if body is None else json.dumps(body), headers)
+            sent = True
+            connection.request(method, at.path + target, None if body is None else json.dumps(body), headers)
             reply = connection.getresponse()
         except (OSError, http.client.HTTPException) as exc:
             connection.close()
-            raise self._unreachable(exc) from exc
+            error = self._unreachable(exc, at.url)
+            raise _Elsewhere(error.message, error.next_step, nothing_done=not sent or method == "GET") from exc
         if reply.status >= 400:
             with reply:
-                raise error_of(reply.status, reply.read(1024 * 1024))
+                failed = error_of(reply.status, reply.read(1024 * 1024))
+            if (reply.status, failed.code) in NOT_LEADING:
+                raise _Elsewhere(f"{at.url} does not lead ({failed.code})", failed.next_step)
+            raise failed
         if reply.status >= 300:  # never followed: the token would go along
             with reply:
                 where = str(reply.headers.get("Location", "elsewhere"))[:200]
-            raise ManagerUnreachable(f"{self.url} is not the manager: it redirects to {where}", _NEXT_URL)
+            raise _Elsewhere(f"{at.url} is not the manager: it redirects to {where}", _NEXT_URL)
         return reply
 
-    def _connection(self) -> http.client.HTTPConnection:
-        host, port = self._parts.hostname or "", self._parts.port
-        if self._parts.scheme != "https":
-            return http.client.HTTPConnection(host, port, timeout=CONNECT_TIMEOUT_S)
-        if self._context is None:
-            self._context = self._made_context()
-        return http.client.HTTPSConnection(host, port, timeout=CONNECT_TIMEOUT_S, context=self._context)
-
-    def _made_context(self) -> Any:
-        import ssl
-
-        known = discovery.find(self.url) if not self._ca_file else None
-        path = self._ca_file or (known.ca_file if known is not None else "")
-        try:
-            context = ssl.create_default_context(cafile=path or None)
-        except (OSError, ValueError) as exc:
-            raise UsageError(f"{path}: no certificates in PEM can be read there ({exc})", _NEXT_CA) from exc
-        if known is not None and known.any_name:
-            context.check_hostname = False
-        return context
-
-    def _unreachable(self, exc: Exception) -> ManagerUnreachable:
+    def _unreachable(self, exc: Exception, url: str = "") -> ManagerUnreachable:
+        url = url or self.url
         of_tls = tls.explain(exc)
         if of_tls:
             then = _NEXT_CA if tls.is_untrusted(exc) else _NEXT_URL
-            return ManagerUnreachable(f"cannot reach the manager at {self.url}: {of_tls}", then)
+            return ManagerUnreachable(f"cannot reach the manager at {url}: {of_tls}", then)
         cause = str(getattr(exc, "strerror", "") or exc or type(exc).__name__)
         if isinstance(exc, (socket.timeout, TimeoutError)):
             cause = "timed out"
@@ -289,11 +328,43 @@ class ManagerClient:
             cause = "refused"
         elif isinstance(exc, socket.gaierror):
             cause = "its name can't be resolved"
-        return ManagerUnreachable(f"cannot reach the manager at {self.url} ({cause})", _NEXT_URL)
+        return ManagerUnreachable(f"cannot reach the manager at {url} ({cause})", _NEXT_URL)
 
 
+class _Elsewhere(ManagerUnreachable):
+    """`nothing_done`: the request may be made again at another manager."""
+
+    def __init__(self, message: str, next_step: str, *, nothing_done: bool = True) -> None:
+        super().__init__(message, next_step)
+        self.nothing_done = nothing_done
+
+
+_NEXT_UNSURE = "whether it was done is not known: look before you repeat it"
 _NEXT_CA = "PROCGUARD_CA=FILE names certificates to trust (of tls: auto: tls/ca.pem beside the manager's state)"
-_NEXT_URL = "start it (./start_manager.sh), or set PROCGUARD_MANAGER_URL"
+
+
+class FollowedPlace:
+    """How far a followed log was read, of its newest attempts."""
+
+    def __init__(self) -> None:
+        self._ends: dict[tuple[int, str], int] = {}
+
+    def note(self, lines: list[Json]) -> None:
+        for line in lines:
+            key = (int(line["attempt"]), str(line["stream"]))
+            if line["end"] > self._ends.get(key, 0):
+                self._ends[key] = int(line["end"])
+                for oldest in sorted(self._ends)[:-MAX_PLACES]:
+                    del self._ends[oldest]
+
+    @property
+    def resume(self) -> str:
+        return ",".join(f"{attempt}.{stream}.{end}" for (attempt, stream), end in sorted(self._ends.items()))
+
+
+def _finished(pieces: Iterator[bytes]) -> Iterator[Json]:
+    """Lines that have their end."""
+    return (line for line in _json_lines(pieces) if not line.get("partial"))
 
 
 def _json_lines(pieces: Iterator[bytes]) -> Iterator[Json]:

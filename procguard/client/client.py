@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, cast
 
@@ -38,15 +38,15 @@ LIVE_OPERATIONS = ("running", "cancelling", "halting")
 
 
 class Client(api.ManagerClient):
-    """One manager.
+    """One manager, or the one of several that leads.
 
-    `url`: its address; "" means that of the context `context`, of PROCGUARD_MANAGER_URL, of the current context of
-    `~/.config/procguard/contexts.yaml`, or of this user's manager on this machine, in this order. `token`: an
-    operator's or a viewer's; the manager's own user on the manager's machine needs none. `ca_file`: certificates (PEM)
-    to trust for https.
+    `url`: its address, or a list of several managers' addresses; "" means that of the context `context`, of
+    PROCGUARD_MANAGER_URL, of the current context of `~/.config/procguard/contexts.yaml`, or of this user's manager on
+    this machine, in this order. `token`: an operator's or a viewer's; the manager's own user on the manager's machine
+    needs none. `ca_file`: certificates (PEM) to trust for https.
     """
 
-    def __init__(self, url: str = "", token: str = "", ca_file: str = "", *, context: str = "") -> None:
+    def __init__(self, url: str | Sequence[str] = "", token: str = "", ca_file: str = "", *, context: str = "") -> None:
         if not url:
             url, known_token, known_ca = _known(os.environ, context)
             token, ca_file = token or known_token, ca_file or known_ca
@@ -164,5 +164,5 @@ def _known(values: Mapping[str, str], context_name: str) -> tuple[str, str, str]
     token, ca_file = values.get("PROCGUARD_TOKEN", ""), values.get("PROCGUARD_CA", "")
     if context is not None:
         return context.url, context.token() or token, os.path.expanduser(context.ca) or ca_file
-    known = discovery.find(url or api.DEFAULT_URL)
+    known = discovery.find(url or api.DEFAULT_URL) if "," not in url else None
     return url or (known.url if known is not None else api.DEFAULT_URL), token, ca_file

@@ -3,6 +3,7 @@
     current: lab
     contexts:
       lab: {url: "https://gpu-head:5000", ca: ~/.config/procguard/lab.pem, token_file: ~/.config/procguard/lab.token}
+      two: {url: ["https://head-a:5000", "https://head-b:5000"]}
 
 Owns that file. A token itself never stands in it: `token_file` names a file of its owner's alone.
 """
@@ -16,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from procguard.client.managers import split
 from procguard.errors import ConfigError, NotFound, UsageError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -25,7 +27,8 @@ MAX_BYTES = 1024 * 1024
 
 @dataclass(frozen=True)
 class ManagerContext:
-    """How one manager is reached. `token_file` "": none is sent."""
+    """How one manager, or the one of several that leads, is reached. `url`: with several, commas stand between them.
+    `token_file` "": none is sent."""
 
     url: str
     ca: str = ""
@@ -95,9 +98,12 @@ def _read(text: str) -> Contexts:
         raise wrong
     made = {}
     for name, one in found.get("contexts", {}).items():
-        if not isinstance(one, dict) or not isinstance(one.get("url"), str) or set(one) - set(KEYS):
+        if not isinstance(one, dict) or set(one) - set(KEYS):
             raise wrong
-        made[str(name)] = ManagerContext(one["url"], str(one.get("ca") or ""), str(one.get("token_file") or ""))
+        urls = [one.get("url")] if isinstance(one.get("url"), str) else one.get("url")
+        if not isinstance(urls, list) or not urls or not all(isinstance(url, str) for url in urls):
+            raise wrong
+        made[str(name)] = ManagerContext(",".join(urls), str(one.get("ca") or ""), str(one.get("token_file") or ""))
     return Contexts(str(found.get("current") or ""), made)
 
 
@@ -108,6 +114,8 @@ def save(contexts: Contexts) -> None:
     record: dict[str, Any] = {"current": contexts.current, "contexts": {}}
     for name, one in contexts.by_name.items():
         record["contexts"][name] = {key: getattr(one, key) for key in KEYS if getattr(one, key)}
+        if "," in one.url:
+            record["contexts"][name]["url"] = split(one.url)
     target = path()
     try:
         os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)

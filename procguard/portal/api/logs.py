@@ -18,7 +18,7 @@ from procguard.fleet.model import clock
 from procguard.portal.api.resource import Resource, Services, caller_name
 from procguard.portal.logs import around, expression
 from procguard.portal.logs.follow import Follower
-from procguard.portal.logs.query import DEFAULT_LINES, MAX_LINES, LogQuery, parse_since
+from procguard.portal.logs.query import DEFAULT_LINES, MAX_LINES, LogQuery, parse_resume, parse_since
 from procguard.portal.logs.reader import LogLine
 from remote_agent.protocol import messages
 
@@ -38,6 +38,7 @@ class LogsQuery:
     format: str = choice("text", "json", default="text")
     follow: bool = flag("go on with what comes; as JSON one object a line")
     download: bool = flag("all of it, as a file")
+    resume: str = text("with `follow`: go on behind these places, e.g. `3.out.73014,3.err.20`", 512)
 
 
 class Line(TypedDict):
@@ -150,6 +151,7 @@ class LogsApi(Resource):
             since=parse_since(query.since, clock.read().wall) if query.since else None,
             expression=self._matching.read(query.regex) if query.regex else None,
             as_json=query.format == "json",
+            resume=parse_resume(query.resume) if query.follow else None,
         )
 
     def read_tail(self, worker_id: str, query: LogQuery, caller: str, keep_partial: bool = False) -> list[LogLine]:
@@ -209,6 +211,18 @@ class _FollowedLog:
         return b""
 
     def _lines_so_far(self, query: LogQuery) -> list[LogLine]:
+        """The last lines; of who comes back, all that it lacks."""
+        if query.resume is None:
+            return self._read_tail(query)
+        query.lines = MAX_LINES
+        lines = self._read_tail(query)
+        lacking = [line for line in lines if query.resume.lacks(line.attempt, line.stream, line.end)]
+        if len(lacking) < len(lines) or len(lines) < MAX_LINES:
+            return lacking
+        text = f"[procguard: earlier lines are not shown: more than {MAX_LINES:,} since the connection ended]"
+        return [LogLine(0, "out", 0, 0.0, text, marker=True), *lacking]
+
+    def _read_tail(self, query: LogQuery) -> list[LogLine]:
         try:
             return self._api.read_tail(self._follower.worker_id, query, self._caller, keep_partial=True)
         except LimitExceeded as exc:  # the answer has begun already

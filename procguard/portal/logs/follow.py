@@ -126,12 +126,12 @@ class Follower:
         *whole, rest = data.split(b"\n")
         for part in whole:
             offset += len(part) + 1
-            yield _ended(key, start, before + part, at)
+            yield _ended(key, start, before + part, at, offset)
             start, before = offset, b""
         if before + rest:
             self._partial[key] = _Begun(start, before + rest, at)
             if len(self._partial[key].data) > MAX_PARTIAL_LINE_BYTES:
-                yield _ended(key, start, self._partial.pop(key).data, at)
+                yield _ended(key, start, self._partial.pop(key).data, at, offset + len(rest))
 
     def _whole(self, key: Key, line: LogLine) -> bytes:
         if self._query.as_json:
@@ -156,8 +156,8 @@ def _key(line: LogLine) -> Key:
     return line.attempt, line.stream
 
 
-def _ended(key: Key, offset: int, line: bytes, at: float) -> LogLine:
-    return LogLine(*key, offset, at, last_state(line).decode("utf-8", "replace"))
+def _ended(key: Key, offset: int, line: bytes, at: float, end: int) -> LogLine:
+    return LogLine(*key, offset, at, last_state(line).decode("utf-8", "replace"), end)
 
 
 class _Begun:
