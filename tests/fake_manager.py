@@ -18,7 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from remote_agent.protocol import messages, session
+from remote_agent.protocol import leadership, messages, session
 from remote_agent.protocol.messages import Assignment, Command, RestartPolicy, WorkerSpec
 
 MAX_LOG_BYTES = 1 << 30  # its disk takes no longer file
@@ -82,6 +82,10 @@ class FakeManager:
         self.register_answer: tuple[int, dict[str, Any]] | None = None  # instead of accepting
         self.refuse_status = 0  # answer agents' own requests with this status
         self.restart_policy = ""  # of registered workers, instead of the default
+        self.term = 0  # in every reply, where it is not 0
+        self.managers: list[str] = []  # in every reply, with the term
+        self.stands_by = False  # answers everything 421, with these two
+        self.standby_key: str | None = None  # in place of the agent's key, in the proof of that list
         self.drop_log_answers = 0  # store so many log posts and close without an answer
         self.changed = threading.Condition()
         self._server = _Server(("127.0.0.1", port), _Handler)
@@ -183,6 +187,17 @@ class FakeManager:
             proof = session.manager_proof(shared, url, 0, "")
             answer["session"] = {"id": session_id, "uid": 0, "machine": "", "proof": proof}
         return answer
+
+    def of_leader(self, value: dict[str, Any], query: dict[str, str]) -> dict[str, Any]:
+        """An answer with the term and the list of managers, and a standby's proof of them."""
+        if not self.term:
+            return value
+        told: dict[str, Any] = {**value, "term": self.term, "managers": self.managers}
+        if self.stands_by and query.get("nonce"):
+            key = self.proof_keys.get(query.get("agent", ""), "") if self.standby_key is None else self.standby_key
+            asked = (query.get("agent", ""), query["nonce"], query.get("to", ""))
+            told["proof"] = leadership.standby_proof(key, *asked, self.term, self.managers)
+        return told
 
     def session_of(self, method: str, target: str, body: bytes, headers: Any) -> tuple[Session | None, int]:
         """Whose request this is, and its number in that session. None: it belongs to none, or its MAC is wrong."""
@@ -360,10 +375,14 @@ class _Handler(BaseHTTPRequestHandler):
         own = manager.answer(method, self.path, value)
 
         def answer(status: int, value: Any) -> None:
-            self._answer(status, value, caller, number)
+            told = manager.of_leader(value, query) if isinstance(value, dict) else value
+            self._answer(status, told, caller, number)
 
         if own is not None:
             answer(*own)
+        elif manager.stands_by:
+            error = {"code": leadership.STANDBY, "message": "this manager stands by", "next": "ask the leader"}
+            answer(leadership.STANDBY_STATUS, {"error": error})
         elif words[1] == "hello":
             answer(200, manager.hello(query.get("agent", ""), query.get("nonce", ""), query.get("to", "")))
         elif words[1:3] == ["workers", "register"]:

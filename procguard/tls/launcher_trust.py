@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from procguard.client import discovery
 from procguard.errors import ProcGuardError, UsageError
-from remote_agent.transport.client import Addresses, AgentCredentials, Connection
+from remote_agent.transport.addresses import Addresses
+from remote_agent.transport.client import AgentCredentials, Connection
 from remote_agent.transport.tls import FINGERPRINT_PREFIX, Trust, fingerprint
 
 HOW = "give --ca FILE (tls/ca.pem beside the manager's state), or --ca sha256:… as the manager prints it at its start"

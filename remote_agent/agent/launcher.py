@@ -26,7 +26,8 @@ from remote_agent.protocol.hints import Any, Callable, Literal, Optional
 from remote_agent.protocol.messages import Assignment, RegisterReply, WorkerReport, WorkerSpec
 from remote_agent.protocol.records import field, record
 from remote_agent.system import memory, paths
-from remote_agent.transport.client import Addresses, AgentCredentials, Connection, LinkDown, retry_delay_s
+from remote_agent.transport.addresses import Addresses
+from remote_agent.transport.client import AgentCredentials, Connection, LinkDown, retry_delay_s
 from remote_agent.transport.tls import Trust, is_untrusted
 
 TOKEN_VARIABLE = "PROCGUARD_TOKEN"  # noqa: S105 - the name of it

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from remote_agent.protocol.hints import Any, Callable, Optional
 from remote_agent.protocol.messages import AgentReply, WireError, decode
+from remote_agent.transport.addresses import Addresses
 from remote_agent.transport.client import (
-    Addresses,
     AgentCredentials,
     Caller,
     Connection,
+    Elsewhere,
     LinkDown,
     Outcome,
     Reply,
@@ -25,6 +26,7 @@ from remote_agent.transport.negotiation import Channels
 
 SHORTEST_INTERVAL_S = 0.2
 COALESCE_S = 0.02  # changes within this time travel in one heartbeat
+STANDBY_RETRY_S = 2.0
 QUICK_POLL_S, QUICK_POLLS, SLOW_POLL_S = 0.05, 20, 0.5
 
 
@@ -64,7 +66,9 @@ class ManagerSession:
         channels: Optional[Channels] = None,
     ) -> None:
         """`make_caller(name)`: who makes the requests; a thread with a connection of its own unless told otherwise."""
-        make_caller = make_caller or (lambda name: Caller(name, Connection(addresses, credentials, channels), deliver))
+        make_caller = make_caller or (
+            lambda name: Caller(name, addresses.interrupt(Connection(addresses, credentials, channels)), deliver)
+        )
         self._credentials = credentials
         self._addresses = addresses
         self._build, self._take, self._cursor, self._link_changed = build, take, cursor, link_changed
@@ -155,7 +159,7 @@ class ManagerSession:
             if refused:
                 self._welcome = False
                 self._registrar.lost(trouble)
-            self._not_before = now + retry_delay_s(self._beat_failures, refused)
+            self._not_before = now + self._retry_s(outcome, refused)
             self._next_beat = now
             self._link_changed(trouble)
             return
@@ -168,6 +172,16 @@ class ManagerSession:
         self.beats_answered += 1
         self._interval_s = min(60.0, max(SHORTEST_INTERVAL_S, reply.interval_s))
         self._take(reply, outcome.asked_ns)
+
+    def _retry_s(self, outcome: Outcome, refused: bool) -> float:
+        """One of several managers leads again within seconds: then nobody is to wait longer than that for the next
+        try, and 10,000 agents not to ask who stands by more often than it can answer."""
+        delay_s = retry_delay_s(self._beat_failures, refused)
+        if isinstance(outcome, Elsewhere):
+            delay_s = min(delay_s, STANDBY_RETRY_S)
+            if outcome.retry_s:
+                delay_s = outcome.retry_s / 2.0 + min(delay_s, outcome.retry_s / 2.0)
+        return delay_s
 
     def _poll_outcome(self, outcome: Outcome, now: float) -> None:
         elapsed_s = now - self._poll_sent

@@ -26,7 +26,8 @@ from remote_agent.telemetry.gpu_allocator import GpuAllocator
 from remote_agent.telemetry.host_disk import HostDisk
 from remote_agent.telemetry.sampler import Measuring
 from remote_agent.transport.address_file import AddressFile
-from remote_agent.transport.client import Addresses, AgentCredentials, Connection
+from remote_agent.transport.addresses import Addresses, ManagersFile
+from remote_agent.transport.client import AgentCredentials, Connection
 from remote_agent.transport.negotiation import Channels
 from remote_agent.transport.rotation import SecretRotation
 
@@ -98,10 +99,12 @@ class AgentParts:
             settings.trust(),
             settings.tunnel_url,
             file=AddressFile(agent_dir, settings.agent_id, settings.proof_key) if registrar is None else None,
+            memory=ManagersFile(agent_dir),
         )
         post = self.inbox.post
         self.channels = Channels(lambda text: post("channel", text))
-        self.shipper = LogShipper(Connection(self._addresses, self._credentials, self.channels, logs=True), post)
+        of_logs = Connection(self._addresses, self._credentials, self.channels, logs=True)
+        self.shipper = LogShipper(self._addresses.interrupt(of_logs), post)
         self.searcher = LogSearcher(self._credentials, self.python, self._connection)
         self.rotation = SecretRotation(
             agent_dir,

@@ -221,6 +221,7 @@ class Installer:
     def _apply(self, config: Json, keeping: Json, digest: str, keeper: KeepAlive) -> None:
         self._clear_stop_mark()
         self.stop_agent(self.config())
+        self._forget_managers()
         paths.write_json(paths.agent_file(self.dir), config, durable=True)
         before = release.previous(self.dir)
         switched = release.switch(self.dir, self.home, digest)
@@ -337,6 +338,7 @@ class Installer:
         with self.locked():
             self._clear_stop_mark()
             was = self.stop_agent(self.config())
+            self._forget_managers()
             return dict(self._ensure(replace_frozen=False), changes=["restarted" if was else "started"], changed=True)
 
     def rollback(self) -> Json:
@@ -350,6 +352,11 @@ class Installer:
             self._go_back(self.config(), earlier, self.keeper())
             release.forget_previous(self.dir)  # the one left behind: a second rollback would go forward to it
             return self._report(["rolled back"])
+
+    def _forget_managers(self) -> None:
+        """Who deploys or restarts it by hand leads, whatever term it saw before: a database may have been restored."""
+        with contextlib.suppress(OSError):
+            os.unlink(paths.known_managers_file(self.dir))
 
     def _go_back(self, config: Json, earlier: str, keeper: KeepAlive) -> None:
         release.switch(self.dir, self.home, earlier)

@@ -17,7 +17,7 @@ from remote_agent.logs import retention
 from remote_agent.logs.watcher import KEEP_ATTEMPTS, KEEP_LOCAL_BYTES, LogFile, LogFiles, ShippedWorker, WorkerLogs
 from remote_agent.protocol.hints import Any, Callable, Optional
 from remote_agent.protocol.messages import MAX_LOG_POST_BYTES
-from remote_agent.transport.client import Connection, LinkDown, Reply, retry_delay_s
+from remote_agent.transport.client import LOG_TIMEOUT_S, Connection, LinkDown, Reply, retry_delay_s
 from remote_agent.transport.http import quote
 
 CHUNK_BYTES = 1024 * 1024
@@ -202,7 +202,8 @@ class LogShipper(threading.Thread):
         )
         if len(runs) > 1:
             path += "&times=" + ",".join(f"{start - offset}:{(when - at) * 1000:.0f}" for start, when in runs[1:])
-        return self._connection.request("POST", path, data, content_type="application/octet-stream")
+        kind = "application/octet-stream"
+        return self._connection.request("POST", path, data, timeout_s=LOG_TIMEOUT_S, content_type=kind)
 
     def _answer(self, worker: WorkerLogs, file: LogFile, reply: Reply, length: int, now: float) -> bool:
         acked = reply.data.get("acked")

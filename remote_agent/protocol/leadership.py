@@ -41,6 +41,12 @@ def read_managers(data: Any) -> "list[str]":
     return [url.rstrip("/") for url in urls]
 
 
+def read_retry_s(data: Any) -> float:
+    """How long a standby asks its agents to wait before the next try; 0 where it does not say."""
+    seconds = data.get("retry_s")
+    return float(seconds) if type(seconds) in (int, float) and 0 < seconds <= MAX_RETRY_S else 0.0
+
+
 def standby_proof(proof_key: str, agent_id: str, nonce: str, to: str, term: int, managers: "list[str]") -> str:
     """By which an agent knows that the list in an answer to its hello is of a manager of its fleet. `to`: the address
     that the agent used."""

@@ -174,6 +174,8 @@ class AgentReply:
     beat: int = 0  # of the heartbeat that this answers; its leases count from then, come it late, twice or out of turn
     searches: list[LogSearch] = field(default_factory=list)
     rotate: str = ""  # in answers to heartbeats only: make a new secret, and tell its digest under this name
+    managers: list[str] = field(default_factory=list)  # their URLs, the leader's first; []: one manager alone
+    term: int = 0  # the leader's; a reply with a lower one than was seen is refused. 0: one manager alone
 
 
 # ------------------------------------------------------------------------------------------- agent -> manager
@@ -431,6 +433,8 @@ class RegisterReply:
     proof_key: str = ""  # lets this agent check from now on that it talks to its manager
     log_offsets: dict[str, int] = field(default_factory=dict)  # "3.out" -> bytes the manager has
     message: str = ""
+    managers: list[str] = field(default_factory=list)  # as in AgentReply
+    term: int = 0
 
 
 @record
@@ -465,6 +469,8 @@ class WorkerReply:
     epoch: int = 0
     interval_s: float = 2.0
     commands: list[Command] = field(default_factory=list)
+    managers: list[str] = field(default_factory=list)  # as in AgentReply
+    term: int = 0
 
 
 @record

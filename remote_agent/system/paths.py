@@ -5,7 +5,8 @@ user names imports it inside the function, and the runner is handed ready paths.
 
     <home>/releases/<sha16>/                       shared, immutable
     <home>/<fleet_id>/<host>/                      an agent's directory; a launcher's: …/launchers/<worker>/
-        agent.json  agent.log  assignments.json  journal.jsonl  current -> ../../releases/<sha16>
+        agent.json  known_managers.json  agent.log  assignments.json  journal.jsonl
+        current -> ../../releases/<sha16>
         workers/<worker>/                          <worker> = protocol.directory_name(worker_id)
             worker_id  spec.json  base_env.json  state.json  state.reserve  events.jsonl  runner.log
             attempts/<n>.log  attempts/<n>.err  attempts/<n>.exit
@@ -54,6 +55,11 @@ def launcher_dir(home: str, fleet_id: str, host: str, worker_id: str) -> str:
 
 def agent_file(agent_directory: str) -> str:
     return os.path.join(agent_directory, "agent.json")
+
+
+def known_managers_file(agent_directory: str) -> str:
+    """Which managers the agent knows from others, and the term of the last leader."""
+    return os.path.join(agent_directory, "known_managers.json")
 
 
 def agent_log(agent_directory: str) -> str:

@@ -13,23 +13,24 @@ import queue
 import socket
 import threading
 
-from remote_agent.protocol import session
+from remote_agent.protocol import leadership, session
 from remote_agent.protocol.digests import same
 from remote_agent.protocol.hints import TYPE_CHECKING, Any, Callable, Optional, Union
 from remote_agent.protocol.messages import MAX_WAIT_S, ZmqOffer, secret_sha256
 from remote_agent.protocol.records import field, record
 from remote_agent.runner.leases import boottime_ns
-from remote_agent.transport.address_file import AddressFile
+from remote_agent.transport.addresses import Addresses
 from remote_agent.transport.http import HttpAnswer, HttpConnection, WireTrouble, quote, split_url
 from remote_agent.transport.negotiation import Channels
-from remote_agent.transport.tls import Trust, explain
+from remote_agent.transport.tls import explain
 from remote_agent.tunnel import port_owner
 
 if TYPE_CHECKING:  # pyzmq is loaded only where it is offered
     from remote_agent.transport.zmq import ZmqWire
 
-CONNECT_TIMEOUT_S = 4.0
-REQUEST_TIMEOUT_S = 15.0
+REQUEST_TIMEOUT_S = 5.0
+LOG_TIMEOUT_S = 15.0  # the manager may let log bytes wait for room
+SLOWEST_BYTES_PER_S = 16 * 1024  # a body is given the time that it takes at this rate, beside that for the answer
 MAX_REPLY_BYTES = 16 * 1024 * 1024
 FIRST_RETRY_S, LAST_RETRY_S = 0.2, 5.0
 RETRY_GROWS = 3.0  # the sooner all agents have the same bound, the evener they come back to a manager that was away
@@ -46,6 +47,15 @@ class UnprovenManager(LinkDown):
 
 class Unknown(UnprovenManager):
     """The right fleet by name, but the manager there knows no such agent (it lost its state, or we were removed)."""
+
+
+class Elsewhere(LinkDown):
+    """A manager answers there that does not lead (any more): it stands by, or has been replaced. `retry_s`: how long a
+    standby asks its agents to wait before the next try, 0 where it does not say."""
+
+    def __init__(self, text: str, retry_s: float = 0.0) -> None:
+        super().__init__(text)
+        self.retry_s = retry_s
 
 
 class UnknownToken(UnprovenManager):
@@ -104,57 +114,6 @@ class AgentCredentials:
     proof_key: str = field(default="", repr=False)
 
 
-class Addresses:
-    """The manager's addresses, which of them is in use, and whose certificate is believed there. Shared by the
-    connections; thread-safe."""
-
-    def __init__(
-        self,
-        urls: list[str],
-        trust: Optional[Trust] = None,
-        tunnel_url: str = "",
-        *,
-        file: Optional[AddressFile] = None,
-    ) -> None:
-        """`tunnel_url`: the one of them that leads into a tunnel of the manager's, if any does. `file`: what
-        `read_again` reads."""
-        if not urls:
-            raise ValueError("no manager address")
-        self._urls = [url.rstrip("/") for url in urls]
-        self.trust = trust or Trust()
-        self.tunnel_url = tunnel_url
-        self._current = 0
-        self._file = file
-        self.edition = 0  # rises with other addresses: connections of an earlier one are closed before their next use
-        self._lock = threading.Lock()
-
-    def current(self) -> str:
-        with self._lock:
-            return self._urls[self._current]
-
-    def failed(self, url: str) -> None:
-        """`url` did not answer: the next one is tried, unless another connection has moved on already."""
-        with self._lock:
-            if self._urls[self._current] == url:
-                self._current = (self._current + 1) % len(self._urls)
-
-    def read_again(self) -> list[str]:
-        """After a failure: the addresses that have replaced these, [] mostly. One stat() while nothing was written."""
-        news = self._file.news() if self._file is not None else None
-        if news is None:
-            return []
-        urls = [url.rstrip("/") for url in news.urls]
-        with self._lock:
-            if urls == self._urls:
-                return []
-            if (news.trust.ca, news.trust.any_name) != (self.trust.ca, self.trust.any_name):
-                self.trust = news.trust
-            self.tunnel_url = news.tunnel_url
-            self._urls, self._current = urls, 0
-            self.edition += 1
-        return urls
-
-
 class Connection:
     """One kept-alive connection to the manager, used by one thread. Opens, proves and reopens by itself.
 
@@ -200,6 +159,10 @@ class Connection:
         own.
         """
         headers = {"Content-Type": content_type} if body is not None else {}
+        timeout_s += len(body or b"") / SLOWEST_BYTES_PER_S
+        return self._anywhere(lambda: self._ask(method, path, body, headers, timeout_s))
+
+    def _ask(self, method: str, path: str, body: Optional[bytes], headers: dict[str, str], timeout_s: float) -> Reply:
         if self._secret != self._credentials.secret or self._edition != self._addresses.edition:
             self.disconnect()
         reused = self._http is not None or self._zmq is not None
@@ -209,9 +172,27 @@ class Connection:
                 return reply
             self.disconnect()
         except LinkDown as exc:
-            if isinstance(exc, UnprovenManager) or not reused or _timed_out(exc.__cause__):
+            if isinstance(exc, (UnprovenManager, Elsewhere)) or not reused or _timed_out(exc.__cause__):
                 raise
         return self._exchange(method, path, body, headers, timeout_s, prove=True)
+
+    def _anywhere(self, ask: Callable[[], Reply]) -> Reply:
+        """At each address once, until a leader answers. Raises LinkDown: of all of them what says the most."""
+        tried: dict[str, LinkDown] = {}
+        while True:
+            edition = self._addresses.edition
+            try:
+                return ask()
+            except LinkDown as exc:
+                again = edition != self._addresses.edition and len(tried) < leadership.MAX_MANAGERS
+                if self._closed or (self._url in tried and not again):
+                    raise
+                tried[self._url] = exc
+                if again or self._addresses.current() not in tried:
+                    continue
+                if len(tried) == 1:
+                    raise
+                raise _of_all(list(tried.values())) from exc.__cause__
 
     def anonymous(
         self,
@@ -224,7 +205,17 @@ class Connection:
         """Without any secret: registration and hello."""
         headers = {"Content-Type": "application/json"} if body is not None else {}
         self.disconnect()
-        return self._exchange(method, path, body, headers, timeout_s, prove=False)
+
+        def ask() -> Reply:
+            reply = self._exchange(method, path, body, headers, timeout_s, prove=False)
+            if _stands_by(reply):
+                self.disconnect()
+                if not self._credentials.proof_key:  # whoever answers there could register this stranger as well
+                    self._learn(reply)
+                raise self._elsewhere(reply)
+            return reply
+
+        return self._anywhere(ask)
 
     def with_token(self, method: str, path: str, body: bytes, token: str) -> Reply:
         """As who has an enrolment token, after the manager's proof that it knows it: a session of its own."""
@@ -243,6 +234,10 @@ class Connection:
     def close(self) -> None:
         """For ever, and from any thread: a request under way ends with LinkDown."""
         self._closed = True
+        self.interrupt()
+
+    def interrupt(self) -> None:
+        """From any thread: a request under way ends with LinkDown, or is made again where another manager leads now."""
         connection, wire = self._http, self._zmq
         if wire is not None:
             wire.interrupt()
@@ -287,12 +282,13 @@ class Connection:
             self.disconnect()
             raise
         except (OSError, WireTrouble, ValueError) as exc:
-            self._give_up_on_address()
+            self._give_up_on_address(silent=_timed_out(exc))
             raise LinkDown(f"{self._url}: {_reason(exc)}") from exc
 
-    def _give_up_on_address(self) -> None:
+    def _give_up_on_address(self, silent: bool = False) -> None:
         self.disconnect()
-        self._addresses.failed(self._url)
+        if self._edition == self._addresses.edition:  # else it was interrupted, for another manager leads now
+            self._addresses.failed(self._url, silent=silent)
 
     def _open(self) -> None:
         if self._closed:
@@ -302,7 +298,7 @@ class Connection:
         address = split_url(self._url)
         self._base = address.path.rstrip("/")
         self._secret = self._credentials.secret
-        connection = HttpConnection(address, CONNECT_TIMEOUT_S, self._addresses.trust)
+        connection = HttpConnection(address, self._addresses.connect_timeout_s(), self._addresses.trust)
         _notice_dead_peers(connection.sock)
         self._http = connection
         if self._url == self._addresses.tunnel_url:
@@ -338,7 +334,12 @@ class Connection:
             query += self._channels.hello_query(mine.proof_key, mine.agent_id, nonce)
         reply = self._send("GET", query, None, {}, REQUEST_TIMEOUT_S)
         if reply.status >= 500 or reply.status == 429:
+            self._give_up_on_address()
             raise LinkDown(f"{self._url}: {reply.why}")
+        if _stands_by(reply):
+            if leadership.proves_standby(reply.data, mine.proof_key, mine.agent_id, nonce, self._url):
+                self._learn(reply)
+            raise self._elsewhere(reply)
         fleet_id = reply.data.get("fleet_id")
         if not reply.ok or not isinstance(fleet_id, str):
             raise UnprovenManager(f"{self._url} does not answer like a manager ({reply.why})")
@@ -356,6 +357,7 @@ class Connection:
             raise LinkDown(f"{self._url}: the connection was closed")
         self._begin_session(offer, nonce)
         self._proven = self._http
+        self._addresses.answered(self._url)
         if self._channels is None:
             return None
         return self._channels.read_offer(reply.data.get("zmq"), mine.proof_key, mine.agent_id, nonce)
@@ -393,7 +395,7 @@ class Connection:
                 self._channels.failed(str(exc))  # a channel that connects and says nothing is none
             raise LinkDown(str(exc)) from exc
         self._zmq_answered = True
-        return Reply(status, _json_object(answer), asked_ns)
+        return self._of_leader(Reply(status, _json_object(answer), asked_ns))
 
     def _send(
         self,
@@ -419,7 +421,33 @@ class Connection:
             raise self._not_the_managers(answer)
         if not keep:
             self.disconnect()
-        return Reply(answer.status, _json_object(answer.body), asked_ns)
+        reply = Reply(answer.status, _json_object(answer.body), asked_ns)
+        return self._of_leader(reply) if signed else reply
+
+    def _of_leader(self, reply: Reply) -> Reply:
+        """A proven manager's reply, where it may count. Raises Elsewhere, for the reply of one that stands by, and for
+        one whose term is lower than another manager's: nothing in it is acted on."""
+        term = leadership.read_term(reply.data)
+        if term is None or self._addresses.refuses(term):
+            self._give_up_on_address()
+            why = f"a manager of term {self._addresses.term} leads" if term else "it can't be right"
+            raise Elsewhere(f"{self._url}: a reply of term {reply.data.get('term')!r:.40} is refused: {why}")
+        self._learn(reply)
+        if _stands_by(reply):
+            raise self._elsewhere(reply)
+        if reply.status == 503 and len(self._addresses.urls()) > 1:  # it may have lost its right to lead
+            self._give_up_on_address()
+        return reply
+
+    def _learn(self, reply: Reply) -> None:
+        term, managers = leadership.read_term(reply.data) or 0, leadership.read_managers(reply.data)
+        if self._addresses.learn(term, managers, self):
+            self._edition = self._addresses.edition
+
+    def _elsewhere(self, reply: Reply) -> Elsewhere:
+        leader = (leadership.read_managers(reply.data) or [""])[0]
+        self._addresses.stands_by(self._url, leader)
+        return Elsewhere(f"{self._url}: that manager stands by", leadership.read_retry_s(reply.data))
 
     def _not_the_managers(self, answer: HttpAnswer) -> LinkDown:
         """Only its status is told: a manager that was restarted, or is overloaded, can't sign what it says."""
@@ -475,6 +503,22 @@ def poll(agent_id: str, rev: str, seq: int) -> Callable[[Connection], Reply]:
     """The held request for commands; the manager answers within MAX_WAIT_S."""
     path = f"/api/agents/{quote(agent_id)}/commands?wait={MAX_WAIT_S:g}&rev={quote(rev)}&seq={seq}"
     return lambda connection: connection.request("GET", path, timeout_s=MAX_WAIT_S + REQUEST_TIMEOUT_S)
+
+
+def _stands_by(reply: Reply) -> bool:
+    error = reply.data.get("error")
+    code = error.get("code") if isinstance(error, dict) else ""
+    return reply.status == leadership.STANDBY_STATUS and code == leadership.STANDBY
+
+
+def _of_all(failures: list[LinkDown]) -> LinkDown:
+    """One for the failures at several addresses. That a manager does not know this agent counts only where no address
+    says otherwise: the one that leads may be the one that is silent."""
+    if all(isinstance(one, UnprovenManager) for one in failures):
+        return failures[0]
+    text = "; ".join(dict.fromkeys(str(one) for one in failures[:4]))
+    standby = next((one for one in failures if isinstance(one, Elsewhere)), None)
+    return Elsewhere(text, standby.retry_s) if standby is not None else LinkDown(text)
 
 
 def _check_tunnel(url: str, port: int) -> None:

@@ -16,9 +16,9 @@ from typing import Any
 
 from remote_agent.agent.session import COALESCE_S, ManagerSession
 from remote_agent.protocol import messages, session
+from remote_agent.transport.addresses import Addresses
 from remote_agent.transport.client import (
     REQUEST_TIMEOUT_S,
-    Addresses,
     AgentCredentials,
     LinkDown,
     Reply,

@@ -30,7 +30,8 @@ from procguard.tls import authority, certificates
 from procguard.tls.launcher_trust import trust_for
 from remote_agent.protocol.messages import AgentHeartbeat, encode
 from remote_agent.system import paths
-from remote_agent.transport.client import Addresses, AgentCredentials, Connection, LinkDown, heartbeat, poll
+from remote_agent.transport.addresses import Addresses
+from remote_agent.transport.client import AgentCredentials, Connection, LinkDown, heartbeat, poll
 from remote_agent.transport.tls import Trust, fingerprint
 from tests.raw_websocket import RawWebSocket
 from tests.server_process import RunningServer

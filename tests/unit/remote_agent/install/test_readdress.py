@@ -17,7 +17,7 @@ from remote_agent.install import maintenance, readdress
 from remote_agent.install.installer import Installer
 from remote_agent.system import paths
 from remote_agent.transport.address_file import AddressFile
-from remote_agent.transport.client import Addresses
+from remote_agent.transport.addresses import Addresses
 from tests import fake_manager
 from tests.fake_manager import FakeManager
 from tests.unit.remote_agent.install.test_install import installer, manager, put

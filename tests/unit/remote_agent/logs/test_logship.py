@@ -15,7 +15,8 @@ from remote_agent.logs import retention, shipper, watcher
 from remote_agent.logs.shipper import LogShipper
 from remote_agent.logs.watcher import ShippedWorker
 from remote_agent.system import paths
-from remote_agent.transport.client import Addresses, AgentCredentials, Connection, LinkDown
+from remote_agent.transport.addresses import Addresses
+from remote_agent.transport.client import AgentCredentials, Connection, LinkDown
 from tests.fake_manager import FakeManager
 from tests.waiting import wait_until
 

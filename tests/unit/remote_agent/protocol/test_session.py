@@ -18,8 +18,8 @@ from procguard.agent_api.sessions import KEPT, MOST, OPEN_WITHIN_S, AgentSession
 from procguard.errors import LimitExceeded, Refused
 from procguard.portal.http import own_addresses
 from remote_agent.protocol import messages, session
+from remote_agent.transport.addresses import Addresses
 from remote_agent.transport.client import (
-    Addresses,
     AgentCredentials,
     Connection,
     LinkDown,

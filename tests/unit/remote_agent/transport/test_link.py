@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from remote_agent.transport.addresses import Addresses
 from remote_agent.transport.client import (
-    Addresses,
     AgentCredentials,
     Caller,
     Connection,
@@ -97,11 +97,9 @@ def test_connection_closed_by_the_manager_is_reopened_and_proven_again(manager: 
 
 
 def test_next_address_is_tried_when_one_is_dead(manager: FakeManager) -> None:
-    """Several manager addresses: the second answers after the first was refused."""
+    """Several manager addresses: the second is asked once the first was refused, within one request."""
     addresses = Addresses(["http://127.0.0.1:9", manager.url])
     connection = Connection(addresses, ME)
-    with pytest.raises(LinkDown, match=r"127\.0\.0\.1:9"):
-        heartbeat("h1", BEAT)(connection)
     assert heartbeat("h1", BEAT)(connection).ok
     assert addresses.current() == manager.url
 

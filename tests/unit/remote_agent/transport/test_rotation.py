@@ -14,7 +14,8 @@ from remote_agent.agent import settings
 from remote_agent.protocol import messages
 from remote_agent.system import paths
 from remote_agent.transport import rotation
-from remote_agent.transport.client import Addresses, AgentCredentials, Connection, LinkDown, heartbeat
+from remote_agent.transport.addresses import Addresses
+from remote_agent.transport.client import AgentCredentials, Connection, LinkDown, heartbeat
 from remote_agent.transport.rotation import SecretRotation
 from tests.server_process import RunningServer
 

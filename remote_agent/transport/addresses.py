@@ -1,0 +1,223 @@
+"""The addresses at which a manager may be found, which of them is in use, and the term of the manager that leads.
+
+Those of agent.json come from a deployment or from the launcher's user; further ones come from managers that have proven
+themselves, with their term, and are remembered in known_managers.json. Each of them has to prove the fleet's key like
+any other. Shared by all connections of one agent; thread-safe. Knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from remote_agent.protocol import leadership
+from remote_agent.protocol.hints import Any, Callable, Optional
+from remote_agent.system import paths
+from remote_agent.transport.address_file import AddressFile
+from remote_agent.transport.http import split_url
+from remote_agent.transport.tls import Trust
+
+SILENT_S = 10.0  # an address that did not answer in time is left out for so long, while a standby answers at another
+WRITE_AGAIN_S = 2.0
+QUICK_CONNECT_S, PATIENT_CONNECT_S = 2.0, 6.0
+
+
+class Addresses:
+    """`current` and, when that one fails, `failed`: the next. `learn` from replies, `refuses` for their term."""
+
+    def __init__(
+        self,
+        urls: list[str],
+        trust: Optional[Trust] = None,
+        tunnel_url: str = "",
+        *,
+        file: Optional[AddressFile] = None,
+        memory: Optional[ManagersFile] = None,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        """`urls`: the configured ones. `tunnel_url`: the one of them that leads into a tunnel of the manager's, if any
+        does. `file`: what `read_again` reads. `memory`: what is learned outlives this process there."""
+        if not urls:
+            raise ValueError("no manager address")
+        self._lock = threading.Lock()
+        self._writing = threading.Lock()
+        self._configured = [url.rstrip("/") for url in urls]
+        self._learned: list[str] = []
+        self._memory, self._wall = memory, wall
+        self.term = 0  # the highest that was seen; 0: none
+        if memory is not None:
+            self.term, self._learned = memory.read()
+        self.trust = trust or Trust()
+        self.tunnel_url = tunnel_url
+        self._file = file
+        self._urls = self._joined()
+        self._current = 0
+        self._silent: dict[str, float] = {}  # until when (monotonic) an address counts as silent
+        self._failures = 0  # in a row, without any answer in between
+        self.edition = 0  # rises with other addresses or a new leader: connections of an earlier one are closed
+        self._lasting: list[Any] = []
+
+    # ------------------------------------------------------------------------------------------- which one
+
+    def current(self) -> str:
+        with self._lock:
+            return self._urls[self._current]
+
+    def urls(self) -> list[str]:
+        with self._lock:
+            return list(self._urls)
+
+    def connect_timeout_s(self) -> float:
+        """Short while there is another address to try; a slow link is given more once all have failed twice."""
+        with self._lock:
+            return PATIENT_CONNECT_S if self._failures >= 2 * len(self._urls) else QUICK_CONNECT_S
+
+    def failed(self, url: str, *, silent: bool = False) -> None:
+        """`url` did not answer, or not as the leader: the next one is tried, unless another connection has moved on
+        already. `silent`: not even in time."""
+        with self._lock:
+            self._failures += 1
+            if silent:
+                self._silent[url] = time.monotonic() + SILENT_S
+            if self._urls[self._current] == url:
+                self._current = (self._current + 1) % len(self._urls)
+
+    def stands_by(self, url: str, leader: str = "") -> None:
+        """A manager answers at `url` that does not lead; `leader`: who does, as far as a proven one knows. Addresses
+        that were silent just now are not waited for: that manager may lead in a moment."""
+        now = time.monotonic()
+        with self._lock:
+            self._failures = 0
+            self._silent = {one: until for one, until in self._silent.items() if until > now and one in self._urls}
+            if self._urls[self._current] != url:
+                return
+            at = self._current
+            following = [self._urls[(at + step) % len(self._urls)] for step in range(1, len(self._urls))]
+            if leader in following:
+                following.insert(0, leader)
+            self._current = self._urls.index(next((one for one in following if one not in self._silent), url))
+
+    def answered(self, url: str) -> None:
+        """A manager has proven itself there."""
+        with self._lock:
+            self._failures = 0
+            self._silent.pop(url, None)
+
+    def read_again(self) -> list[str]:
+        """After a failure: the addresses in agent.json that have replaced these, [] mostly. One stat() while nothing
+        was written."""
+        news = self._file.news() if self._file is not None else None
+        if news is None:
+            return []
+        urls = [url.rstrip("/") for url in news.urls]
+        with self._lock:
+            if urls == self._configured:
+                return []
+            if (news.trust.ca, news.trust.any_name) != (self.trust.ca, self.trust.any_name):
+                self.trust = news.trust
+            self.tunnel_url = news.tunnel_url
+            self._configured = urls
+            self._learned = [url for url in self._learned if self._acceptable(url)]
+            self._urls, self._current = self._joined(), 0
+            self._silent.clear()
+            self.edition += 1
+        return urls
+
+    # --------------------------------------------------------------------------------------------- who leads
+
+    def refuses(self, term: int) -> bool:
+        """Whether a reply of this term comes from a manager that has been replaced. 0: it has none."""
+        return 0 < term < self.term
+
+    def learn(self, term: int, managers: list[str], by: Any = None) -> bool:
+        """From a reply that was proven and not refused: its term and its list, [] where it has none. True where another
+        manager leads since: connections but `by` belong to the leader of before, and are interrupted."""
+        if term == self.term and (not managers or managers == self._learned) and not self._unwritten():
+            return False
+        with self._lock:
+            known, risen = (self.term, self._learned), term > self.term > 0
+            self.term = max(self.term, term)
+            if managers and term >= known[0]:
+                self._learned = [url for url in dict.fromkeys(managers) if self._acceptable(url)]
+                url = self._urls[self._current]
+                self._urls = self._joined(url)
+                self._current = self._urls.index(url)
+            if risen:
+                self.edition += 1
+            changed = known != (self.term, self._learned)
+        for connection in self._lasting if risen else ():
+            if connection is not by:
+                connection.interrupt()
+        self._remember(changed)
+        return risen
+
+    def interrupt(self, connection: Any) -> Any:
+        """From now on whenever another manager leads. For those that last as long as the agent. Returns it."""
+        self._lasting.append(connection)
+        return connection
+
+    # ------------------------------------------------------------------------------------------------ inside
+
+    def _joined(self, in_use: str = "") -> list[str]:
+        """A tunnel's end first, then what managers say (the leader first), then the configured ones. One that is in use
+        stays, whatever the list says."""
+        tunnel = [self.tunnel_url] if self.tunnel_url in self._configured else []
+        joined = dict.fromkeys([*tunnel, *self._learned, *self._configured])
+        return list(joined) if in_use in joined or not in_use else [in_use, *joined]
+
+    def _acceptable(self, url: str) -> bool:
+        """A manager's word alone leads neither to a listener on this host nor from https to http."""
+        if url in self._configured:
+            return True
+        try:
+            found = split_url(url)
+            direct = [split_url(one) for one in self._configured if one != self.tunnel_url]
+        except ValueError:
+            return False
+        if _is_loopback(found.host):
+            return bool(direct) and all(_is_loopback(one.host) for one in direct)
+        return found.scheme == "https" or any(one.scheme == "http" for one in direct)
+
+    def _unwritten(self) -> bool:
+        return self._memory is not None and self._memory.is_due()
+
+    def _remember(self, changed: bool) -> None:
+        if self._memory is None or not (changed or self._memory.is_due()):
+            return
+        with self._writing:
+            with self._lock:
+                term, learned = self.term, list(self._learned)
+            self._memory.write(term if leadership.may_remember(term, self._wall()) else 0, learned)
+
+
+class ManagersFile:
+    """known_managers.json: {"term": 28944000, "managers": ["http://10.0.0.5:5000"]}. A disk that refuses delays what is
+    stored, never what is known."""
+
+    def __init__(self, agent_dir: str) -> None:
+        self._path = paths.known_managers_file(agent_dir)
+        self._again_at: Optional[float] = None  # monotonic: the disk has refused
+
+    def read(self) -> tuple[int, list[str]]:
+        try:
+            data = paths.read_json(self._path)
+        except (OSError, ValueError):
+            return 0, []
+        if not isinstance(data, dict):
+            return 0, []
+        return leadership.read_term(data) or 0, leadership.read_managers(data)
+
+    def is_due(self) -> bool:
+        return self._again_at is not None and time.monotonic() >= self._again_at
+
+    def write(self, term: int, managers: list[str]) -> None:
+        try:
+            paths.write_json(self._path, {"term": term, "managers": managers}, durable=True)
+            self._again_at = None
+        except OSError:
+            self._again_at = time.monotonic() + WRITE_AGAIN_S
+
+
+def _is_loopback(host: str) -> bool:
+    host = host.lower().rstrip(".")
+    return host in ("localhost", "::1", "::", "0.0.0.0") or host.startswith("127.") or host.endswith(".localhost")
