@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from procguard.fleet.leadership import SoleManager
 from remote_agent.protocol import messages
 from tests import api_truth, forked
 from tests.ports import free_port
@@ -209,7 +210,8 @@ def main(arguments: list[str]) -> None:
     own_state = f"state.state_file={directory}/state.yaml"
     config = configuration.load(None, [own_state, "web.port=0", "web.host=127.0.0.1", *overrides])
     store = open_store(os.path.join(directory, "state.yaml"))
-    fleet = Fleet(store, EventLog(store), FleetSettings(), clock.read())
+    leadership = _OneOfSeveral(own["managers"].split("+"), int(own["term"])) if "term" in own else None
+    fleet = Fleet(store, EventLog(store), FleetSettings(), clock.read(), leadership=leadership)
     web = WebMonitor(
         config,
         fleet,
@@ -235,6 +237,17 @@ def main(arguments: list[str]) -> None:
     ending.wait()
     web.stop()
     fleet.close()
+
+
+class _OneOfSeveral(SoleManager):
+    """Leads a fleet with this term, as one of several managers; where that comes from is manager/seat.py's."""
+
+    def __init__(self, urls: list[str], term: int) -> None:
+        self.term = term
+        self._urls = urls
+
+    def manager_urls(self) -> list[str]:
+        return self._urls
 
 
 def _meter(path: str) -> None:

@@ -31,9 +31,12 @@ class Hello(TypedDict):
 
 
 class Acked(TypedDict):
-    """So many bytes of this stream are stored durably."""
+    """So many bytes of this stream are stored durably; of several managers the leader also says up to where it has all
+    of them (`kept`), and its term."""
 
     acked: int
+    kept: NotRequired[int]
+    term: NotRequired[int]
 
 
 class OfSearch(TypedDict):

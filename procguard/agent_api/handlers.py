@@ -157,6 +157,9 @@ class ShippedQuery:
     gap: bool = flag("the bytes before `offset` are gone for ever")
     at: float | None = seconds(None, 0.0, 4e9, "when the first byte was written, Unix seconds")
     times: str = text("from which byte on another time holds: `512:250,9000:1250`", MAX_TIMES_CHARS)
+    fill: str = text("the `LogRange` that this answers", 64)
+    end: int = whole(0, 0, MAX_OFFSET, "with `fill` and `gap`: the bytes from `offset` to here are gone for ever")
+    last: bool = flag("with `fill`: nothing more comes of that range")
 
 
 class AgentApi:
@@ -206,9 +209,26 @@ class AgentApi:
 
     def routes(self) -> list[AgentRoute]:
         return [
-            AgentRoute(one.method, one.path, getattr(self, one.handler), _name_in(one.path), one.who, one.often)
+            AgentRoute(one.method, one.path, self._of_term(one.handler), _name_in(one.path), one.who, one.often)
             for one in routes_of(AgentApi)
         ]
+
+    def _of_term(self, name: str) -> Callable[..., Answer]:
+        """The handler, whose refusals say the leader's term as its replies do: an agent refuses those of a lower one,
+        too."""
+        handler: Callable[..., Answer] = getattr(self, name)
+
+        @functools.wraps(handler)
+        def answer(*arguments: Any) -> Answer:
+            try:
+                return handler(*arguments)
+            except ProcGuardError as exc:
+                term = self._fleet.state.leadership.term
+                if term:
+                    exc.extra = {"term": term} | getattr(exc, "extra", {})  # type: ignore[attr-defined]
+                raise
+
+        return answer
 
     # -------------------------------------------------------------------------------------------- first contact
 
@@ -348,8 +368,9 @@ class AgentApi:
         return self._nothing_new_for(worker_id)
 
     def _nothing_new_for(self, worker_id: str) -> Answer:
-        view = self._fleet.state.worker(worker_id)
+        view, leadership = self._fleet.state.worker(worker_id), self._fleet.state.leadership
         reply = protocol.WorkerReply(worker_id=worker_id, desired=view["desired"], epoch=view.get("epoch", 0))
+        reply.managers, reply.term = list(leadership.manager_urls()), leadership.term
         return Answer(200, reply)
 
     @post(
@@ -367,14 +388,42 @@ class AgentApi:
         at = clock.read().wall if asked.at is None else asked.at
         with self._log_turn(call.declared_bytes):
             data = call.read(protocol.MAX_LOG_POST_BYTES)
+            if asked.fill:
+                return self._filled(caller.agent_id, worker_id, asked, data, at)
             if not data and not asked.gap:
-                return Answer(200, {"acked": self._logs.length(worker_id, attempt, stream)})
+                stored = self._logs.length(worker_id, attempt, stream)
+                return Answer(200, self._acked(worker_id, attempt, stream, stored))
             try:
                 times = _times(asked.times, at, len(data))
                 acked = self._logs.append(worker_id, attempt, stream, offset, data, at, asked.gap, times)
             except OSError as exc:
                 raise _StorageFailed(f"{worker_id}: cannot store log bytes ({exc.strerror or exc})") from exc
-            return Answer(200, {"acked": acked})
+            return Answer(200, self._acked(worker_id, attempt, stream, acked))
+
+    def _acked(self, worker_id: str, attempt: int, stream: str, acked: int) -> dict[str, int]:
+        """Of one among several managers also its term, and up to where it has all."""
+        term = self._fleet.state.leadership.term
+        if not term:
+            return {"acked": acked}
+        return {"acked": acked, "kept": self._logs.kept(worker_id, attempt, stream, acked), "term": term}
+
+    def _filled(self, agent_id: str, worker_id: str, asked: ShippedQuery, data: bytes, at: float) -> Answer:
+        """A part of what this manager never had and has asked for. Raises Conflict where it has not."""
+        ranges, attempt, stream = self._fleet.log_ranges, asked.attempt, asked.stream
+        if not ranges.admits(agent_id, asked.fill, worker_id, attempt, stream):
+            raise Conflict("nobody waits for this part of a log", "nothing needs to be done", code="no_range")
+        try:
+            if asked.gap:
+                self._logs.lose(worker_id, attempt, stream, asked.offset, asked.end, at)
+            elif data:
+                self._logs.fill(worker_id, attempt, stream, asked.offset, data)
+            else:
+                self._logs.announce(worker_id, attempt, stream, asked.offset, at)
+        except OSError as exc:
+            raise _StorageFailed(f"{worker_id}: cannot store log bytes ({exc.strerror or exc})") from exc
+        if asked.last:
+            ranges.complete(asked.fill)
+        return Answer(200, self._acked(worker_id, attempt, stream, asked.offset + len(data)))
 
     @contextlib.contextmanager
     def _log_turn(self, declared_bytes: int | None) -> Iterator[None]:
@@ -439,7 +488,7 @@ class AgentApi:
             self._held.close(poll)
             self._fleet.agents.heartbeats.poll_closed(agent_id, clock.read(), peer_closed=poll.ending == "peer_closed")
         _refuse_revoked(poll)
-        return Answer(200, protocol.AgentReply(fleet_id=self._fleet.state.fleet_id, assignments_rev=rev))
+        return Answer(200, self._fleet.agents.replies.nothing_new(rev))
 
     @post(
         "/api/agents/<agent_id>/searches", "agent", tag="agents", zh="agent 的日志搜索结果",

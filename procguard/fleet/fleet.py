@@ -8,6 +8,7 @@ clock: `now` is passed in.
 from __future__ import annotations
 
 from procguard.fleet.agents.credentials import Tokens
+from procguard.fleet.agents.log_ranges import LogRanges
 from procguard.fleet.agents.log_search import LogSearches
 from procguard.fleet.agents.resync import StateResync
 from procguard.fleet.agents.service import AgentService
@@ -45,6 +46,7 @@ class Fleet:
         self.gangs = Gangs(state, self.leases)
         self.tokens = Tokens(state)
         self.log_searches = LogSearches(state)
+        self.log_ranges = LogRanges(state)
         self.agents = AgentService(
             state,
             leases=self.leases,
@@ -53,6 +55,7 @@ class Fleet:
             tokens=self.tokens,
             resync=self.resync,
             log_searches=self.log_searches,
+            log_ranges=self.log_ranges,
         )
         self.workers = WorkerService(state, self.leases, self.placement, self.gangs)
         loaded = store.load()

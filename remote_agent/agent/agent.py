@@ -210,6 +210,7 @@ class Agent:
             self._assigned.take_leases(reply.leases, asked_ns)  # of workers that are new here
             self.link.changed(now)  # and fetches the leases of those that an answer without any has named
         self._parts.searcher.take(reply.searches, self._assigned.log_directory)
+        self._shipper.send(reply.ranges)
         self._parts.rotation.take(reply.rotate)
         if self.start_after_reply:
             self.may_start, self.start_after_reply = True, False

@@ -13,8 +13,8 @@ from remote_agent.transport.client import (
     AgentCredentials,
     Caller,
     Connection,
-    Elsewhere,
     LinkDown,
+    NotLeader,
     Outcome,
     Reply,
     Unknown,
@@ -177,7 +177,7 @@ class ManagerSession:
         """One of several managers leads again within seconds: then nobody is to wait longer than that for the next
         try, and 10,000 agents not to ask who stands by more often than it can answer."""
         delay_s = retry_delay_s(self._beat_failures, refused)
-        if isinstance(outcome, Elsewhere):
+        if isinstance(outcome, NotLeader):
             delay_s = min(delay_s, STANDBY_RETRY_S)
             if outcome.retry_s:
                 delay_s = outcome.retry_s / 2.0 + min(delay_s, outcome.retry_s / 2.0)

@@ -13,10 +13,11 @@ import os
 import threading
 import time
 
-from remote_agent.logs import retention
+from remote_agent.logs import ranges, retention
+from remote_agent.logs.ranges import MAX_WAITING
 from remote_agent.logs.watcher import KEEP_ATTEMPTS, KEEP_LOCAL_BYTES, LogFile, LogFiles, ShippedWorker, WorkerLogs
 from remote_agent.protocol.hints import Any, Callable, Optional
-from remote_agent.protocol.messages import MAX_LOG_POST_BYTES
+from remote_agent.protocol.messages import MAX_LOG_POST_BYTES, LogRange
 from remote_agent.transport.client import LOG_TIMEOUT_S, Connection, LinkDown, Reply, retry_delay_s
 from remote_agent.transport.http import quote
 
@@ -55,6 +56,8 @@ class LogShipper(threading.Thread):
         self._ending = threading.Event()
         self._failures = 0
         self._gather_s = 0.0
+        self._ranges: list[LogRange] = []
+        self._asked: list[str] = []  # the ids of the latest
         self._watcher: Optional[threading.Thread] = None
 
     # ------------------------------------------------------------------------------- called by the main loop
@@ -74,6 +77,14 @@ class LogShipper(threading.Thread):
     def watch(self) -> None:
         self._watcher = threading.Thread(target=self._watch, name="procguard-log-watch", daemon=True)
         self._watcher.start()
+
+    def send(self, asked: list[LogRange]) -> None:
+        """Parts that a new leader asks for, before anything else. Told twice, or too many at once: left out."""
+        for one in asked:
+            if one.range_id not in self._asked and len(self._ranges) < MAX_WAITING:
+                self._asked = [*self._asked[-MAX_WAITING:], one.range_id]
+                self._ranges.append(one)
+                self._waiting.set()
 
     def link_is_up(self) -> None:
         """The manager answers: no need to wait for the next try."""
@@ -128,6 +139,7 @@ class LogShipper(threading.Thread):
         Returns whether anything was sent. Raises LinkDown.
         """
         moved = False
+        self._send_ranges()
         for worker in self.files.workers():
             if now < worker.blocked_until:
                 continue
@@ -137,6 +149,21 @@ class LogShipper(threading.Thread):
                 worker.blocked_until = now + 1.0
                 self._deliver("log_trouble", f"{worker.shipped.worker_id}: cannot read its log: {exc.strerror or exc}")
         return moved
+
+    def _send_ranges(self) -> None:
+        """What is refused is not wanted any more. Raises LinkDown."""
+        while self._ranges and not self._ending.is_set():
+            asked = self._ranges.pop(0)
+            worker = self.files.worker(asked.worker_id)
+            for post in ranges.posts(worker, asked) if worker is not None else ():
+                path = (
+                    f"/api/workers/{quote(asked.worker_id)}/logs?attempt={post.attempt}&stream={post.stream}"
+                    f"&offset={post.offset}&at={post.at:.3f}&fill={quote(asked.range_id)}"
+                )
+                path += f"&gap=1&end={post.gone_to}" if post.gone_to else ""
+                path += "&last=1" if post.last else ""
+                if not self._request(path, post.data).ok:
+                    break
 
     def _ship_worker(self, worker: WorkerLogs, now: float) -> bool:
         with worker.lock:
@@ -202,6 +229,9 @@ class LogShipper(threading.Thread):
         )
         if len(runs) > 1:
             path += "&times=" + ",".join(f"{start - offset}:{(when - at) * 1000:.0f}" for start, when in runs[1:])
+        return self._request(path, data)
+
+    def _request(self, path: str, data: bytes) -> Reply:
         kind = "application/octet-stream"
         return self._connection.request("POST", path, data, timeout_s=LOG_TIMEOUT_S, content_type=kind)
 
@@ -210,6 +240,8 @@ class LogShipper(threading.Thread):
         if (reply.ok or reply.status == 409) and isinstance(acked, int) and acked >= 0:
             moved = acked != file.acked
             file.acked = acked
+            kept = reply.data.get("kept")
+            file.kept = min(acked, kept) if type(kept) is int and kept >= 0 else acked
             if moved or acked >= file.size:
                 worker.taken_at = now
             if not moved and length:

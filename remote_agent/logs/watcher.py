@@ -65,6 +65,7 @@ class LogFile:
     path: str
     index: TimeIndex
     acked: Optional[int] = None
+    kept: int = 0  # up to where the manager has all of `acked`; a new leader has what came since its takeover
     size: int = 0
     gone: int = 0
     changed_at: float = -1.0  # monotonic: when the size was last seen to change, or the manager's answer
@@ -148,6 +149,9 @@ class LogFiles:
 
     def workers(self) -> list[WorkerLogs]:
         return list(self._workers.values())
+
+    def worker(self, worker_id: str) -> Optional[WorkerLogs]:
+        return self._workers.get(worker_id)
 
     def much_waits(self, much_bytes: int) -> bool:
         """Whether as much as that of one file waits for the manager."""
@@ -333,7 +337,7 @@ class LogFiles:
                 one.size,
                 one.complete,
                 one.attempt >= newest,
-                one.size if away else (one.acked or 0),
+                one.size if away else min(one.acked or 0, one.kept) if self._low else (one.acked or 0),
             )
             for one in worker.files.values()
         ]
@@ -411,7 +415,8 @@ class LogFiles:
         that the manager has; where what is set aside is nearly used up, what it lacks, too: the job comes first, and
         what is lost is marked."""
         files, needed = worker.in_order(), upto - max(file.size, file.reserved)
-        giving = [(min(one.acked or 0, one.size), one) for one in files]
+        giving = [(min(one.acked or 0, one.kept, one.size), one) for one in files]
+        giving += [(min(one.acked or 0, one.size), one) for one in files if one.kept < (one.acked or 0)]
         if file.reserved - file.size < max(MIN_AHEAD_BYTES // 4, file.grew_bytes_per_s * AHEAD_S / 4):
             giving += [(min(one.size, max(one.gone, one.acked or 0) + needed), one) for one in files if one is not file]
             most = file.size - KEEP_TAIL_BYTES

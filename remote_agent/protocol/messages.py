@@ -158,6 +158,23 @@ class LogSearch:
 
 
 @record
+class LogRange:
+    """{"range_id": "g-0f3a91bc", "worker_id": "worker1", "attempt": 3, "stream": "out", "offset": 0, "length": 1048576}
+
+    Send these bytes, which this manager never had, as far as they are on this host: by posts to the log route with
+    `fill=range_id`, the last of them with `last=1`. `attempt` 0: say of each file of the worker how much of it was
+    acknowledged. It may be told twice.
+    """
+
+    range_id: str
+    worker_id: str
+    attempt: int = 0
+    stream: str = ""
+    offset: int = 0
+    length: int = 0
+
+
+@record
 class AgentReply:
     """Answer to POST /api/agents/<id>/heartbeat and GET /api/agents/<id>/commands."""
 
@@ -174,6 +191,7 @@ class AgentReply:
     beat: int = 0  # of the heartbeat that this answers; its leases count from then, come it late, twice or out of turn
     searches: list[LogSearch] = field(default_factory=list)
     rotate: str = ""  # in answers to heartbeats only: make a new secret, and tell its digest under this name
+    ranges: list[LogRange] = field(default_factory=list)
     managers: list[str] = field(default_factory=list)  # their URLs, the leader's first; []: one manager alone
     term: int = 0  # the leader's; a reply with a lower one than was seen is refused. 0: one manager alone
 
@@ -520,6 +538,7 @@ _NESTED: dict[type, dict[str, tuple[str, type]]] = {
         "commands": ("list", Command),
         "leases": ("list", Lease),
         "searches": ("list", LogSearch),
+        "ranges": ("list", LogRange),
     },
     GpuUsage: {"processes": ("list", GpuProcess)},
     HostUsage: {"gpus": ("list", GpuUsage)},

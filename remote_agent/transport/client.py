@@ -49,7 +49,7 @@ class Unknown(UnprovenManager):
     """The right fleet by name, but the manager there knows no such agent (it lost its state, or we were removed)."""
 
 
-class Elsewhere(LinkDown):
+class NotLeader(LinkDown):
     """A manager answers there that does not lead (any more): it stands by, or has been replaced. `retry_s`: how long a
     standby asks its agents to wait before the next try, 0 where it does not say."""
 
@@ -172,7 +172,7 @@ class Connection:
                 return reply
             self.disconnect()
         except LinkDown as exc:
-            if isinstance(exc, (UnprovenManager, Elsewhere)) or not reused or _timed_out(exc.__cause__):
+            if isinstance(exc, (UnprovenManager, NotLeader)) or not reused or _timed_out(exc.__cause__):
                 raise
         return self._exchange(method, path, body, headers, timeout_s, prove=True)
 
@@ -425,13 +425,13 @@ class Connection:
         return self._of_leader(reply) if signed else reply
 
     def _of_leader(self, reply: Reply) -> Reply:
-        """A proven manager's reply, where it may count. Raises Elsewhere, for the reply of one that stands by, and for
+        """A proven manager's reply, where it may count. Raises NotLeader, for the reply of one that stands by, and for
         one whose term is lower than another manager's: nothing in it is acted on."""
         term = leadership.read_term(reply.data)
         if term is None or self._addresses.refuses(term):
             self._give_up_on_address()
             why = f"a manager of term {self._addresses.term} leads" if term else "it can't be right"
-            raise Elsewhere(f"{self._url}: a reply of term {reply.data.get('term')!r:.40} is refused: {why}")
+            raise NotLeader(f"{self._url}: a reply of term {reply.data.get('term')!r:.40} is refused: {why}")
         self._learn(reply)
         if _stands_by(reply):
             raise self._elsewhere(reply)
@@ -444,10 +444,10 @@ class Connection:
         if self._addresses.learn(term, managers, self):
             self._edition = self._addresses.edition
 
-    def _elsewhere(self, reply: Reply) -> Elsewhere:
+    def _elsewhere(self, reply: Reply) -> NotLeader:
         leader = (leadership.read_managers(reply.data) or [""])[0]
         self._addresses.stands_by(self._url, leader)
-        return Elsewhere(f"{self._url}: that manager stands by", leadership.read_retry_s(reply.data))
+        return NotLeader(f"{self._url}: that manager stands by", leadership.read_retry_s(reply.data))
 
     def _not_the_managers(self, answer: HttpAnswer) -> LinkDown:
         """Only its status is told: a manager that was restarted, or is overloaded, can't sign what it says."""
@@ -517,8 +517,8 @@ def _of_all(failures: list[LinkDown]) -> LinkDown:
     if all(isinstance(one, UnprovenManager) for one in failures):
         return failures[0]
     text = "; ".join(dict.fromkeys(str(one) for one in failures[:4]))
-    standby = next((one for one in failures if isinstance(one, Elsewhere)), None)
-    return Elsewhere(text, standby.retry_s) if standby is not None else LinkDown(text)
+    standby = next((one for one in failures if isinstance(one, NotLeader)), None)
+    return NotLeader(text, standby.retry_s) if standby is not None else LinkDown(text)
 
 
 def _check_tunnel(url: str, port: int) -> None:

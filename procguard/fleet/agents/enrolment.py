@@ -241,6 +241,8 @@ class Enrolment:
             interval_s=state.interval_s(agent.agent_id),
             proof_key=state.proof_key(worker.agent_id) if give_key else "",
             message="registered",
+            managers=list(state.leadership.manager_urls()),
+            term=state.leadership.term,
         )
 
     # ------------------------------------------------------------------------------------------ approval

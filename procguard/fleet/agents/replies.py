@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from procguard.fleet.agents.assignments import AssignmentBuilder
+from procguard.fleet.agents.log_ranges import LogRanges
 from procguard.fleet.agents.log_search import LogSearches
 from procguard.fleet.agents.resync import StateResync
 from procguard.fleet.model.clock import Now
@@ -14,11 +15,16 @@ from remote_agent.protocol import messages
 
 class ReplyBuilder:
     def __init__(
-        self, state: FleetState, assignments: AssignmentBuilder, log_searches: LogSearches, resync: StateResync
+        self,
+        state: FleetState,
+        assignments: AssignmentBuilder,
+        log_searches: LogSearches,
+        log_ranges: LogRanges,
+        resync: StateResync,
     ) -> None:
         self._state = state
         self._assignments = assignments
-        self._log_searches = log_searches
+        self._log_searches, self._log_ranges = log_searches, log_ranges
         self._resync = resync
 
     def news_for_agent(self, agent_id: str, rev: str, seq: int, now: Now) -> messages.AgentReply | None:
@@ -35,10 +41,11 @@ class ReplyBuilder:
         commands = self._state.command_queue.undelivered(agent_id, seq, observed.session)
         current = self._assignments.rev(agent_id)
         searches = self._log_searches.for_agent(agent_id, now)
-        if not commands and not searches and rev == current:
+        ranges = self._log_ranges.for_agent(agent_id, now)
+        if not commands and not searches and not ranges and rev == current:
             return None
         reply = self.base(agent_id)
-        reply.searches = searches
+        reply.searches, reply.ranges = searches, ranges
         if rev != current:
             reply.assignments = self._assignments.of(agent_id)
         for record in commands:
@@ -54,7 +61,14 @@ class ReplyBuilder:
             keep_local_bytes=self._state.settings.keep_local_bytes,
             keep_attempts=self._state.settings.keep_attempts,
             log_gather_s=self._state.settings.log_gather_s(len(self._state.workers_by_id)),
+            managers=list(self._state.leadership.manager_urls()),
+            term=self._state.leadership.term,
         )
+
+    def nothing_new(self, rev: str) -> messages.AgentReply:
+        leadership = self._state.leadership
+        managers = list(leadership.manager_urls())
+        return messages.AgentReply(self._state.fleet_id, assignments_rev=rev, managers=managers, term=leadership.term)
 
     def news_for_worker(self, worker_id: str, now: Now) -> messages.WorkerReply | None:
         """What this plain launcher was not told yet; None when it was told everything."""
@@ -83,6 +97,7 @@ class ReplyBuilder:
         return sent
 
     def worker_base(self, worker: WorkerRecord) -> messages.WorkerReply:
-        return messages.WorkerReply(
-            worker.worker_id, worker.desired, worker.epoch, self._state.interval_s(worker.agent_id)
-        )
+        leadership, interval_s = self._state.leadership, self._state.interval_s(worker.agent_id)
+        reply = messages.WorkerReply(worker.worker_id, worker.desired, worker.epoch, interval_s)
+        reply.managers, reply.term = list(leadership.manager_urls()), leadership.term
+        return reply

@@ -14,6 +14,7 @@ from procguard.fleet.agents.assignments import AssignmentBuilder
 from procguard.fleet.agents.credentials import Tokens
 from procguard.fleet.agents.enrolment import Enrolment
 from procguard.fleet.agents.heartbeat import HeartbeatProcessor
+from procguard.fleet.agents.log_ranges import LogRanges
 from procguard.fleet.agents.log_search import LogSearches
 from procguard.fleet.agents.replies import ReplyBuilder
 from procguard.fleet.agents.resync import StateResync
@@ -41,10 +42,11 @@ class AgentService:
         tokens: Tokens,
         resync: StateResync,
         log_searches: LogSearches,
+        log_ranges: LogRanges,
     ) -> None:
         self._state = state
         self.assignments = AssignmentBuilder(state, gangs)
-        self.replies = ReplyBuilder(state, self.assignments, log_searches, resync)
+        self.replies = ReplyBuilder(state, self.assignments, log_searches, log_ranges, resync)
         self.heartbeats = HeartbeatProcessor(state, leases, gangs, self.assignments, self.replies)
         self.rotations = Rotations(state, tokens)
         self.secrets = AgentSecrets(state, tokens, self.rotations)

@@ -17,6 +17,7 @@ from procguard.errors import LimitExceeded, UsageError
 from procguard.fleet.model import clock
 from procguard.portal.api.resource import Resource, Services, caller_name
 from procguard.portal.logs import around, expression
+from procguard.portal.logs.fetch import MOST_BYTES, TAIL_BYTES, LogFetcher
 from procguard.portal.logs.follow import Follower
 from procguard.portal.logs.query import DEFAULT_LINES, MAX_LINES, LogQuery, parse_resume, parse_since
 from procguard.portal.logs.reader import LogLine
@@ -81,6 +82,9 @@ class LogsApi(Resource):
         self._follow_memory = ByteBudget(self._limits.follow_memory)
         self._followers: set[Follower] = set()
         self.store.on_append(self._on_append)
+        fetcher = LogFetcher(services.fleet.log_ranges, self.store)
+        self.store.fetch = fetcher.complete
+        self.store.hosts_hold = lambda: fetcher.has_hosts
 
     @property
     def follower_count(self) -> int:
@@ -111,6 +115,8 @@ class LogsApi(Resource):
         """
         self.fleet.state.find(worker_id)  # 404 for an unknown one
         wanted = self._read(query)
+        narrow = not (wanted.expression or wanted.resume or query.at or query.since or query.download)
+        self.store.fetch(worker_id, wanted.attempt, wanted.stream, TAIL_BYTES if narrow else MOST_BYTES)
         if query.download:
             return self._download(worker_id, wanted)
         if query.follow:

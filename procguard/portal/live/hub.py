@@ -26,6 +26,7 @@ from procguard.portal.http import frames
 from procguard.portal.live import columns
 from procguard.portal.live.logs import LogTopic
 from procguard.portal.live.tables import RowTopic
+from procguard.portal.logs.fetch import TAIL_BYTES
 from procguard.portal.logs.store import LogStore
 from procguard.runtime.cooperative import Pace, yield_to_hub
 from remote_agent.protocol import messages
@@ -268,9 +269,12 @@ class LiveHub:
             return str(exc)
         topic = self._log_topics.setdefault(worker_id, LogTopic(worker_id))
         store = self._log_store
-        topic.begin(
-            client, lambda: [line.as_json() for line in store.beside(store.tail, worker_id, SNAPSHOT_LOG_LINES)]
-        )
+
+        def snapshot() -> list[dict[str, Any]]:
+            store.fetch(worker_id, None, None, TAIL_BYTES)
+            return [line.as_json() for line in store.beside(store.tail, worker_id, SNAPSHOT_LOG_LINES)]
+
+        topic.begin(client, snapshot)
         return ""
 
     def grant(self, client: LiveClient, name: str, chars: int) -> None:

@@ -15,8 +15,9 @@ import struct
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+from procguard.portal.logs import absent
 from procguard.portal.logs.expression import Expression
 from remote_agent.logs.grep import COLOURS, last_state
 
@@ -96,15 +97,13 @@ class StreamFile:
         size = end = os.fstat(descriptor).st_size
         if self.until is not None:
             end = min(end, self.until + MAX_LINE_BYTES)
-        for gap_start, gap_end, at in reversed(read_gaps(self.base + ".gaps", size)):
-            if gap_start >= end:
+        for hole in reversed(holes(self.base, size)):
+            if hole.start >= end:
                 continue
-            yield from self._lines(descriptor, gap_end, end, index, budget)
-            text = (
-                f"[procguard: {gap_end - gap_start:,} bytes of this log were dropped before they reached the manager]"
-            )
-            yield LogLine(self.attempt, self.stream, gap_start, at, text, gap_end, marker=True)
-            end = gap_start
+            yield from self._lines(descriptor, hole.end, end, index, budget)
+            at = index.at(hole.start) if hole.at is None else hole.at
+            yield LogLine(self.attempt, self.stream, hole.start, at, hole.as_text(), hole.end, marker=True)
+            end = hole.start
         yield from self._lines(descriptor, 0, end, index, budget)
 
     def _lines(self, descriptor: int, start: int, end: int, index: TimesOf, budget: ScanBudget) -> Iterator[LogLine]:
@@ -215,6 +214,40 @@ class TimesOf:
     def close(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)
+
+
+class Hole(NamedTuple):
+    """Bytes that are not here. `at` None: the worker's host may have them."""
+
+    start: int
+    end: int
+    at: float | None
+
+    def as_text(self, short: bool = False) -> str:
+        size = f"{self.end - self.start:,} bytes of this log"
+        if self.at is None:
+            return f"[procguard: {size} are on the worker's host alone and could not be fetched now]"
+        return (
+            f"[procguard: {size} were dropped]"
+            if short
+            else (f"[procguard: {size} were dropped before they reached the manager]")
+        )
+
+
+def holes(base: str, size: int) -> list[Hole]:
+    """Rising, without overlaps: what is gone, and what only the host has."""
+    gone = [Hole(*gap) for gap in read_gaps(base + ".gaps", size)]
+    found = list(gone)
+    for start, end in absent.read(base, size):
+        begin = start
+        for gap in gone:
+            if gap.start < end and begin < gap.end:
+                if begin < gap.start:
+                    found.append(Hole(begin, gap.start, None))
+                begin = max(begin, gap.end)
+        if begin < end:
+            found.append(Hole(begin, end, None))
+    return sorted(found, key=lambda hole: hole.start)
 
 
 def read_gaps(path: str, file_size: int) -> list[tuple[int, int, float]]:

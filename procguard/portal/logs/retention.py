@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-_NAME = re.compile(r"^([0-9]{1,10})\.(out|err)\.(log|idx|gaps)$")
+_NAME = re.compile(r"^([0-9]{1,10})\.(out|err)\.(log|idx|gaps|absent)$")
 STEP_BYTES = 1024 * 1024  # holes end at multiples of it: few, and of whole blocks
 ROOM = 8  # an eighth below the bound is made free at once, so that it is not done for every line
 GONE = ".gone"  # how the folder of a worker that is no more ends

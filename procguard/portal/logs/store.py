@@ -22,7 +22,7 @@ import gevent.lock
 import gevent.threadpool
 
 from procguard.agent_api.interface import LogGap
-from procguard.portal.logs import retention
+from procguard.portal.logs import absent, retention
 from procguard.portal.logs.expression import Expression
 from procguard.portal.logs.index import LogIndex, runs_of
 from procguard.portal.logs.reader import (
@@ -32,9 +32,9 @@ from procguard.portal.logs.reader import (
     ScanBudget,
     StreamFile,
     TimesOf,
+    holes,
     line_filter,
     newest_first,
-    read_gaps,
 )
 from remote_agent.logs import retention as log_disk
 from remote_agent.protocol.messages import LogMatch, directory_name
@@ -115,6 +115,9 @@ class LogStore:
         self._hooks: list[AppendHook] = []
         self._index = LogIndex()
         os.makedirs(self._directory, mode=0o700, exist_ok=True)
+        self.hosts_hold: Callable[[], bool] = lambda: False  # whether hosts may have what is missing here
+        # (worker, attempt, stream, most bytes): bring what only hosts have, before somebody reads it (fetch.py)
+        self.fetch: Callable[[str, int | None, str | None, int], None] = lambda *_: None
         self.bytes_stored = 0  # in this run, for /metrics
         self.bytes_lost = 0
         self.bytes_dropped = 0  # for keep_per_worker and keep_in_all
@@ -153,12 +156,17 @@ class LogStore:
                 changed.append(os.path.dirname(base))
             stored = os.path.getsize(base + ".log")
             if offset > stored:
-                if not gap:
+                if gap:
+                    self._write_gap(base, stored, offset, at)
+                    changed.append(base + ".gaps")
+                elif self.hosts_hold():
+                    self._leave_to_host(base, stored, offset, at)
+                else:
                     raise LogGap(stored, offset)
-                self._write_gap(base, stored, offset, at)
-                changed.append(base + ".gaps")
                 stored = offset
             skipped = min(stored - offset, len(data))
+            if skipped and self.hosts_hold():
+                self._fill(base, stored, offset, data[:skipped])
             if skipped < len(data):
                 runs = self._index.write(base + ".idx", stored, runs_of(offset, skipped, at, times))
                 fresh = memoryview(data)[skipped:]
@@ -179,6 +187,68 @@ class LogStore:
             self._drop_old_attempts(worker_id)
         self._keep_bounds(worker_id, len(data), at)
         return stored
+
+    # ------------------------------------------------------------------------------- what only the host has
+
+    def announce(self, worker_id: str, attempt: int, stream: str, size: int, at: float) -> None:
+        """The host has `size` bytes of this stream that a manager has acknowledged; what is missing of them here is
+        there. Raises OSError."""
+        base = self._base(worker_id, attempt, stream)
+        if attempt < self._floor(worker_id) or size <= 0:
+            return
+        with self._turn(base):
+            self._prepare(base)
+            stored = os.path.getsize(base + ".log")
+            if size > stored:
+                self._leave_to_host(base, stored, size, at)
+
+    def fill(self, worker_id: str, attempt: int, stream: str, offset: int, data: bytes) -> None:
+        """Bytes that were absent. What is here already stays as it is. Raises OSError."""
+        base = self._base(worker_id, attempt, stream)
+        with self._turn(base):
+            self._fill(base, self._size(base), offset, data)
+        self._keep_bounds(worker_id, len(data), time.time())
+
+    def lose(self, worker_id: str, attempt: int, stream: str, start: int, end: int, at: float) -> None:
+        """The host does not have these bytes any more either. Raises OSError."""
+        base = self._base(worker_id, attempt, stream)
+        with self._turn(base):
+            size = self._size(base)
+            for one, other in absent.within(absent.read(base, size), start, end):
+                self._note_gap(base, one, other, at)
+                self.bytes_lost += other - one
+                absent.remove(base, size, one, other)
+
+    def absent(
+        self, worker_id: str, attempt: int | None = None, stream: str | None = None
+    ) -> list[tuple[int, str, int, int]]:
+        """(attempt, stream, start, end) of what only the host has, the newest first."""
+        found = []
+        for number, name in reversed(self._streams(worker_id)):
+            if attempt in (None, number) and stream in (None, name):
+                base = self._base(worker_id, number, name)
+                found += [(number, name, *one) for one in reversed(absent.read(base, self._size(base)))]
+        return found
+
+    def kept(self, worker_id: str, attempt: int, stream: str, stored: int) -> int:
+        """Up to where this manager has everything, of `stored` bytes."""
+        ranges = absent.read(self._base(worker_id, attempt, stream), stored) if self.hosts_hold() else []
+        return ranges[0][0] if ranges else stored
+
+    def _leave_to_host(self, base: str, start: int, end: int, at: float) -> None:
+        absent.add(base, start, end)
+        os.truncate(base + ".log", end)
+        self._index.write(base + ".idx", start, [(start, at)])
+
+    def _fill(self, base: str, size: int, offset: int, data: bytes) -> None:
+        ranges = absent.within(absent.read(base, size), offset, offset + len(data))
+        for start, end in ranges:
+            self._in_thread(_write_at, base + ".log", start, data[start - offset : end - offset])
+            self.bytes_stored += end - start
+        if ranges:
+            absent.remove(base, size, offset, offset + len(data))
+
+    # ------------------------------------------------------------------------------------------- the disk's bounds
 
     def _keep_bounds(self, worker_id: str, written: int, at: float) -> None:
         """Looks at the disk after a sixteenth of a worker's bound, or of the bound of all, was written."""
@@ -228,6 +298,7 @@ class LogStore:
     def _drop_head(self, base: str, end: int, at: float) -> None:
         with self._exclusive(base):
             _append_all(base + ".gaps", f"0 {end} {at:.3f}\n".encode())
+            absent.remove(base, self._size(base), 0, end)
             before = os.stat(base + ".log").st_blocks
             problem = self._in_thread(log_disk.punch_hole, base + ".log", 0, end)
             self.bytes_dropped += max(0, before - os.stat(base + ".log").st_blocks) * 512
@@ -260,12 +331,16 @@ class LogStore:
         return True
 
     def _write_gap(self, base: str, start: int, end: int, at: float) -> None:
+        self._note_gap(base, start, end, at)
+        os.truncate(base + ".log", end)
+        self.bytes_lost += end - start
+
+    @staticmethod
+    def _note_gap(base: str, start: int, end: int, at: float) -> None:
         with contextlib.suppress(FileNotFoundError):
             if os.path.getsize(base + ".gaps") >= MAX_GAPS_BYTES:
                 raise OSError(errno.EFBIG, "too many parts of this log are missing")
         _append_all(base + ".gaps", f"{start} {end} {at:.3f}\n".encode())
-        os.truncate(base + ".log", end)
-        self.bytes_lost += end - start
 
     def _notify_followers(
         self, worker_id: str, attempt: int, stream: str, data: memoryview, runs: list[tuple[int, float]]
@@ -293,7 +368,7 @@ class LogStore:
 
     def _remove_stream(self, base: str) -> None:
         self._index.doubt(base + ".idx")
-        for ending in (".log", ".idx", ".gaps"):
+        for ending in (".log", ".idx", ".gaps", absent.ENDING):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(base + ending)
 
@@ -421,10 +496,10 @@ class LogStore:
                 continue
             base = self._base(worker_id, number, name)
             position, size = 0, self._size(base)
-            for gap_start, gap_end, _ in read_gaps(base + ".gaps", size):
-                yield from _blocks(base + ".log", position, gap_start)
-                yield f"[procguard: {gap_end - gap_start:,} bytes of this log were dropped]\n".encode()
-                position = gap_end
+            for hole in holes(base, size):
+                yield from _blocks(base + ".log", position, hole.start)
+                yield f"{hole.as_text(short=True)}\n".encode()
+                position = hole.end
             yield from _blocks(base + ".log", position, size)
 
     @staticmethod
@@ -483,6 +558,18 @@ def _blocks(path: str, start: int, end: int) -> Iterator[bytes]:
         while start < end and (block := file.read(min(256 * 1024, end - start))):
             start += len(block)
             yield block
+
+
+def _write_at(path: str, offset: int, data: bytes) -> None:
+    """Durably. Raises OSError."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        written = 0
+        while written < len(data):
+            written += os.pwrite(descriptor, memoryview(data)[written:], offset + written)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _append_all(path: str, data: bytes | memoryview) -> int:

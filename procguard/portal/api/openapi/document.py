@@ -41,7 +41,7 @@ WHAT_AN_ERROR_SAYS = {
     429: "Too many or too often; Retry-After says when to come back",
     431: "The headers are too large",
     503: "The manager can't take it now: its disk takes no changes, or it serves as many as it may",
-    421: "The address that was used does not lead to this manager directly",
+    421: "The address that was used does not lead to this manager directly, or this manager stands by",
     507: "The manager can't store it: its disk is full, or the logs' share of it",
 }
 SECURITY_OF = {
@@ -72,6 +72,8 @@ class Error(BaseModel):
 
     error: ErrorDetail
     acked: int | None = None  # of a log_gap: the length that is stored
+    term: int | None = None  # to an agent, of one among several managers: the leader's term
+    managers: list[str] | None = None  # of a manager that stands by: where the others are, the leader first
 
 
 _LINK = re.compile(r"\]\(([^):]+)\)")

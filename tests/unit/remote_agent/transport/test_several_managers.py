@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from remote_agent.protocol import leadership
 from remote_agent.transport.addresses import Addresses, ManagersFile
-from remote_agent.transport.client import AgentCredentials, Connection, Elsewhere, LinkDown, heartbeat, poll
+from remote_agent.transport.client import AgentCredentials, Connection, LinkDown, NotLeader, heartbeat, poll
 from remote_agent.transport.tls import Trust
 from tests.fake_manager import FakeManager
 from tests.waiting import Stopwatch, wait_until
@@ -68,7 +68,7 @@ def test_an_agent_that_knows_one_standby_finds_the_leader_from_its_proven_list(
 def test_a_list_without_the_proof_of_the_fleets_key_leads_nowhere(managers: tuple[FakeManager, FakeManager]) -> None:
     leader, standby = managers
     standby.standby_key = "guessed"
-    with pytest.raises(Elsewhere, match="stands by"):
+    with pytest.raises(NotLeader, match="stands by"):
         beat(Connection(of(standby), ME))
     assert not leader.requests and signed(standby) == 0
 
@@ -157,7 +157,7 @@ def test_a_term_that_is_none_is_refused(managers: tuple[FakeManager, FakeManager
     leader, _ = managers
     leader.routes["POST /api/agents/h1/heartbeat"] = lambda _: (200, {"fleet_id": "fleet-1", "term": term})
     leader.term = 0
-    with pytest.raises(Elsewhere, match="it can't be right"):
+    with pytest.raises(NotLeader, match="it can't be right"):
         beat(Connection(of(leader), ME))
 
 
@@ -245,7 +245,7 @@ def test_an_address_that_was_silent_is_not_waited_for_while_a_standby_answers(
         addresses.failed(silent, silent=True)
         standby.managers = [silent, standby.url]
         watch = Stopwatch()
-        with pytest.raises(Elsewhere):
+        with pytest.raises(NotLeader):
             beat(Connection(addresses, ME))
         lead(standby, NOW + 1)
         assert beat(Connection(addresses, ME)).ok and watch.seconds < 4.0

@@ -1,0 +1,83 @@
+"""Parts of logs that the manager lacks and asks hosts for: who is asked, what may come in, who waits.
+
+After a takeover the leader stores what comes; older bytes lie on the hosts and are fetched when somebody reads them
+(portal/logs/fetch.py). Nothing of it is stored: a question lives for seconds. Knows no HTTP and no files.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from procguard.fleet.model.clock import Now
+from procguard.fleet.state import FleetState
+from remote_agent.protocol import messages
+
+MAX_AT_ONCE = 64
+TELL_AGAIN_S = 2.0  # a reply that was lost on its way
+
+
+@dataclass
+class RangeQuestion:
+    """`asked.attempt` 0: which files there are. `done`: the agent has sent all that it has of it."""
+
+    agent_id: str
+    asked: messages.LogRange
+    wake: Callable[[], None]
+    told_at: float | None = None  # monotonic
+    done: bool = False
+
+
+class LogRanges:
+    def __init__(self, state: FleetState) -> None:
+        self._state = state
+        self._open: dict[str, RangeQuestion] = {}
+
+    @property
+    def has_hosts(self) -> bool:
+        """Whether hosts may hold what this manager lacks: it is one of several, and led by turns."""
+        return self._state.leadership.term > 0
+
+    def ask(
+        self, worker_id: str, attempt: int, stream: str, offset: int, length: int, wake: Callable[[], None]
+    ) -> RangeQuestion | None:
+        """Of the worker's present host; None where that can't be asked now. Call `end` at last."""
+        worker = self._state.workers_by_id.get(worker_id)
+        seen = self._state.seen.get(worker.agent_id) if worker is not None else None
+        if worker is None or seen is None or seen.state not in ("connected", "suspect") or seen.heartbeat is None:
+            return None
+        if len(self._open) >= MAX_AT_ONCE:
+            return None
+        asked = messages.LogRange("g-" + secrets.token_hex(6), worker_id, attempt, stream, offset, length)
+        question = self._open[asked.range_id] = RangeQuestion(worker.agent_id, asked, wake)
+        self._state.bus.news(worker.agent_id)
+        return question
+
+    def end(self, question: RangeQuestion) -> None:
+        self._open.pop(question.asked.range_id, None)
+
+    def for_agent(self, agent_id: str, now: Now) -> list[messages.LogRange]:
+        """What this agent is asked for now: each once, and again where the reply may not have arrived."""
+        told = []
+        for question in self._open.values():
+            if question.agent_id != agent_id or question.done:
+                continue
+            if question.told_at is None or now.monotonic - question.told_at >= TELL_AGAIN_S:
+                question.told_at = now.monotonic
+                told.append(question.asked)
+        return told
+
+    def admits(self, agent_id: str, range_id: str, worker_id: str, attempt: int, stream: str) -> bool:
+        """Whether this agent was asked for that."""
+        question = self._open.get(range_id)
+        if question is None or (question.agent_id, question.asked.worker_id) != (agent_id, worker_id):
+            return False
+        return question.asked.attempt == 0 or (question.asked.attempt, question.asked.stream) == (attempt, stream)
+
+    def complete(self, range_id: str) -> None:
+        """The agent has sent the last of it."""
+        question = self._open.get(range_id)
+        if question is not None:
+            question.done = True
+            question.wake()

@@ -1,0 +1,69 @@
+"""Which bytes of a stored stream this manager never had, while the worker's host may: after a takeover a log begins
+where the manager before stopped taking it.
+
+`<attempt>.<stream>.absent` has a line "start end" for each range, rising; the log has a hole there. Written whole and
+durably: a range leaves it once its bytes are on the disk, or known to be gone. Knows no hosts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+
+from remote_agent.system import paths
+
+ENDING = ".absent"
+MAX_RANGES = 1_000  # of one stream: one for each takeover, and for each part that was fetched from its middle
+Range = tuple[int, int]
+
+
+def read(base: str, size: int) -> list[Range]:
+    """Rising, none beyond the stream's `size`."""
+    try:
+        with open(base + ENDING, encoding="ascii") as file:
+            lines = file.read().split("\n")
+    except (OSError, UnicodeDecodeError):
+        return []
+    found = []
+    for line in lines:
+        words = line.split()
+        if len(words) == 2 and all(word.isdigit() for word in words):
+            start, end = int(words[0]), min(int(words[1]), size)
+            if start < end:
+                found.append((start, end))
+    return sorted(found)
+
+
+def add(base: str, start: int, end: int) -> None:
+    """Raises OSError."""
+    ranges = read(base, start)
+    if len(ranges) >= MAX_RANGES:
+        raise OSError(errno.EFBIG, "too many parts of this log are on its host alone")
+    if ranges and ranges[-1][1] == start:
+        start = ranges.pop()[0]
+    _write(base, [*ranges, (start, end)])
+
+
+def within(ranges: list[Range], start: int, end: int) -> list[Range]:
+    """What of [start, end) is absent."""
+    return [(max(one, start), min(other, end)) for one, other in ranges if one < end and start < other]
+
+
+def remove(base: str, size: int, start: int, end: int) -> None:
+    """These bytes are here now, or known to be gone. Raises OSError."""
+    left: list[Range] = []
+    for one, other in read(base, size):
+        left += [part for part in ((one, min(other, start)), (max(one, end), other)) if part[0] < part[1]]
+    if len(left) > MAX_RANGES:
+        raise OSError(errno.EFBIG, "too many parts of this log are on its host alone")
+    if left:
+        _write(base, left)
+    else:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(base + ENDING)
+
+
+def _write(base: str, ranges: list[Range]) -> None:
+    text = "".join(f"{start} {end}\n" for start, end in ranges)
+    paths.write_atomic(base + ENDING, text.encode(), durable=True)
