@@ -35,6 +35,9 @@ log = logging.getLogger(__name__)
 STOP_GRACE_S = 1.0
 MAX_QUERY_CHARS = 4_000
 _HELLO = "/api/hello"
+_CA = "/api/ca"  # asked by launchers
+SHORTEST_RETRY_S, LONGEST_RETRY_S = 0.5, 3.0  # between two hellos of an agent
+HELLOS_PER_S = 2_500
 _QUERY_SAFE = "/:@!$&'()*+,;=~?%"
 _JSON = [("Content-Type", "application/json")]
 
@@ -83,11 +86,16 @@ class StandbyServer:
             where = urls[0] + _target(environ)
             return _sent(start_response, "307 Temporary Redirect", body, [("Location", where)])
         if path == _HELLO:
-            body |= self._proof(environ, body)
+            body |= {"retry_s": self._retry_s(), **self._proof(environ, body)}
         return _sent(start_response, "421 Misdirected Request", body)
 
+    def _retry_s(self) -> float:
+        """So that a fleet whose leader is lost does not take the time in which this manager begins to lead."""
+        agents = len(self._seat.warm.tables.get("agents", {}))
+        return min(LONGEST_RETRY_S, max(SHORTEST_RETRY_S, agents / HELLOS_PER_S))
+
     def _is_agents(self, path: str) -> bool:
-        return any(
+        return path == _CA or any(
             path.startswith(head) and (not tail or path.endswith(tail.partition(">")[2]))
             for head, tail in self._agents_gets
         )

@@ -89,6 +89,7 @@ def test_a_redirect_carries_no_line_break_and_leads_nowhere_else(standby: Standb
         ("POST", "/api/login"),
         ("DELETE", "/api/agents/gpu01"),
         ("GET", "/ws"),
+        ("GET", "/api/ca"),
     ],
 )
 def test_what_agents_ask_and_what_changes_anything_is_answered_421_with_the_managers(
@@ -123,3 +124,12 @@ def test_where_nobody_leads_reads_are_not_redirected(standby: StandbyServer) -> 
     status, headers, body = ask(standby, "GET", "/api/remote-workers")
     assert (status, body["managers"]) == (421, [])
     assert "Location" not in headers
+
+
+def test_the_more_agents_there_are_the_longer_each_is_asked_to_wait(standby: StandbyServer) -> None:
+    """10,000 agents that have lost their leader take no more than 5,000 hellos a second of who is about to lead."""
+    few = ask(standby, "GET", "/api/hello")[2]
+    standby._seat.warm.tables["agents"] = {f"h{number}": {} for number in range(10_000)}
+    many = ask(standby, "GET", "/api/hello")[2]
+    assert leadership.read_retry_s(few) == 0.5
+    assert leadership.read_retry_s(many) == 3.0
