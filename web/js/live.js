@@ -1,7 +1,7 @@
 /**
  * The live connection: one WebSocket, topics with sequence numbers, resync of exactly the topic that has a gap.
  *
- *   server  {"t":"hello","proto":1,"epoch":E}
+ *   server  {"t":"hello","proto":1,"epoch":E,"managers":[URL…]}      the last where there are several
  *   client  {"t":"sub","topic":"workers","seq":N}      N = what it has of this epoch, 0 = nothing
  *   server  {"t":"snap","topic","seq","items"}  {"t":"delta","topic","seq","prev","set","del"|"add"}  {"t":"log","topic","seq","prev",…}
  *
@@ -12,9 +12,12 @@
  * Owns the socket and the words live / reconnecting; the data go to the handler of their topic.
  */
 
+import { GONE_MS, nextManager, standsBy } from './takeover.js';
+
 const RETRY_MS = [250, 500, 1000, 2000]; // the last one repeats; each with jitter, so that tabs do not return in step
-const QUIET_MS = 20000; // the server's pings are invisible to a page: after this long without a frame, ask /healthz
-const PROBE_MS = 4000;
+const QUIET_MS = 8000; // the server's pings are invisible to a page: after this long without a frame, ask /healthz
+const PROBE_MS = 3000;
+const WATCH_MS = 2000;
 const CLOSE_UNAUTHORIZED = 4401;
 const CLOSE_OVERFLOW = 4408; // we read too slowly: not at once again, and not all tabs together
 const RESYNC_SPREAD_MS = 2000;
@@ -24,6 +27,8 @@ export class Live {
   constructor({ onState, onRefused }) {
     this.onState = onState;
     this.onRefused = onRefused;
+    this.managers = []; // their URLs, the leader's first; [] = one manager alone
+    this.lostMs = 0; // since when there is no connection
     this.state = 'connecting';
     this.lastFrameMs = 0;
     this.lastEpoch = null; // of the data we have
@@ -39,7 +44,7 @@ export class Live {
     document.addEventListener('visibilitychange', () => {
       if (!document.hidden) this.retryNow();
     });
-    setInterval(() => this.watch(), 5000);
+    setInterval(() => this.watch(), WATCH_MS);
   }
 
   start() {
@@ -140,6 +145,7 @@ export class Live {
   receive(frame) {
     this.lastFrameMs = Date.now();
     if (frame.t === 'hello') {
+      this.managers = Array.isArray(frame.managers) ? frame.managers : [];
       this.onHello(frame.epoch);
       return;
     }
@@ -168,6 +174,7 @@ export class Live {
     this.lastEpoch = epoch;
     this.epoch = epoch;
     this.failures = 0;
+    this.lostMs = 0;
     this.become('live');
     for (const name of this.topics.keys()) this.ask(name);
   }
@@ -181,12 +188,26 @@ export class Live {
       this.onRefused();
       return;
     }
+    this.lostMs ||= Date.now();
+    if (this.failures > 0) this.lookElsewhere();
     // A refused handshake shows as 1006 like any other failure: asking who we are tells the two apart.
     if (this.failures === 1) this.onRefused();
     const retryMs = RETRY_MS[Math.min(this.failures, RETRY_MS.length - 1)];
     const delay = code === CLOSE_OVERFLOW ? retryMs + RESYNC_SPREAD_MS * Math.random() : retryMs;
     this.failures += 1;
     this.timer = setTimeout(() => this.connect(), delay * (0.7 + 0.6 * Math.random()));
+  }
+
+  /** With several managers, after the connection was lost: a reload where this one stands by, another one's page where it
+   * is gone. Never from a tab that nobody looks at: many would move at once. */
+  async lookElsewhere() {
+    if (!this.managers.length || document.hidden) return;
+    if (await standsBy()) {
+      if (this.state !== 'live') location.reload();
+      return;
+    }
+    const next = Date.now() - this.lostMs >= GONE_MS ? nextManager(this.managers, location) : null;
+    if (next && this.wanted && this.state !== 'live') location.assign(next);
   }
 
   drop() {
