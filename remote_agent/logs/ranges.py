@@ -14,7 +14,6 @@ from remote_agent.protocol.hints import Iterator
 from remote_agent.protocol.messages import LogRange
 from remote_agent.protocol.records import record
 
-MAX_WAITING = 64
 MAX_LENGTH = 4 * 1024 * 1024
 PIECE_BYTES = 1024 * 1024
 

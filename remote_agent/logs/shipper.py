@@ -13,8 +13,7 @@ import os
 import threading
 import time
 
-from remote_agent.logs import ranges, retention
-from remote_agent.logs.ranges import MAX_WAITING
+from remote_agent.logs import retention
 from remote_agent.logs.watcher import KEEP_ATTEMPTS, KEEP_LOCAL_BYTES, LogFile, LogFiles, ShippedWorker, WorkerLogs
 from remote_agent.protocol.hints import Any, Callable, Optional
 from remote_agent.protocol.messages import MAX_LOG_POST_BYTES, LogRange
@@ -29,6 +28,7 @@ MAX_RUNS = 200  # times in one post: about 3 KB of its address
 REFUSED_AGAIN_S = 10.0
 STORAGE_FAILED = 507  # of this worker's file: an offset that no file system takes must not hold up the others
 MAX_GATHER_S = 10.0
+MAX_RANGES = 64  # of those that a new leader asks for
 
 
 class LogShipper(threading.Thread):
@@ -81,8 +81,8 @@ class LogShipper(threading.Thread):
     def send(self, asked: list[LogRange]) -> None:
         """Parts that a new leader asks for, before anything else. Told twice, or too many at once: left out."""
         for one in asked:
-            if one.range_id not in self._asked and len(self._ranges) < MAX_WAITING:
-                self._asked = [*self._asked[-MAX_WAITING:], one.range_id]
+            if one.range_id not in self._asked and len(self._ranges) < MAX_RANGES:
+                self._asked = [*self._asked[-MAX_RANGES:], one.range_id]
                 self._ranges.append(one)
                 self._waiting.set()
 
@@ -152,6 +152,10 @@ class LogShipper(threading.Thread):
 
     def _send_ranges(self) -> None:
         """What is refused is not wanted any more. Raises LinkDown."""
+        if not self._ranges:
+            return
+        from remote_agent.logs import ranges  # once, after a takeover
+
         while self._ranges and not self._ending.is_set():
             asked = self._ranges.pop(0)
             worker = self.files.worker(asked.worker_id)
@@ -162,7 +166,12 @@ class LogShipper(threading.Thread):
                 )
                 path += f"&gap=1&end={post.gone_to}" if post.gone_to else ""
                 path += "&last=1" if post.last else ""
-                if not self._request(path, post.data).ok:
+                try:
+                    taken = self._request(path, post.data).ok
+                except LinkDown:
+                    self._asked.remove(asked.range_id)  # who still waits for it says so again
+                    raise
+                if not taken:
                     break
 
     def _ship_worker(self, worker: WorkerLogs, now: float) -> bool:

@@ -208,6 +208,7 @@ class Connection:
 
         def ask() -> Reply:
             reply = self._exchange(method, path, body, headers, timeout_s, prove=False)
+            self._refuse_replaced(reply)
             if _stands_by(reply):
                 self.disconnect()
                 if not self._credentials.proof_key:  # whoever answers there could register this stranger as well
@@ -427,17 +428,21 @@ class Connection:
     def _of_leader(self, reply: Reply) -> Reply:
         """A proven manager's reply, where it may count. Raises NotLeader, for the reply of one that stands by, and for
         one whose term is lower than another manager's: nothing in it is acted on."""
-        term = leadership.read_term(reply.data)
-        if term is None or self._addresses.refuses(term):
-            self._give_up_on_address()
-            why = f"a manager of term {self._addresses.term} leads" if term else "it can't be right"
-            raise NotLeader(f"{self._url}: a reply of term {reply.data.get('term')!r:.40} is refused: {why}")
+        self._refuse_replaced(reply)
         self._learn(reply)
         if _stands_by(reply):
             raise self._elsewhere(reply)
         if reply.status == 503 and len(self._addresses.urls()) > 1:  # it may have lost its right to lead
             self._give_up_on_address()
         return reply
+
+    def _refuse_replaced(self, reply: Reply) -> None:
+        """Raises NotLeader for a reply of a lower term than was seen, or one whose term can't be right."""
+        term = leadership.read_term(reply.data)
+        if term is None or self._addresses.refuses(term):
+            self._give_up_on_address()
+            why = f"a manager of term {self._addresses.term} leads" if term else "it can't be right"
+            raise NotLeader(f"{self._url}: a reply of term {reply.data.get('term')!r:.40} is refused: {why}")
 
     def _learn(self, reply: Reply) -> None:
         term, managers = leadership.read_term(reply.data) or 0, leadership.read_managers(reply.data)
