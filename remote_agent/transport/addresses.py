@@ -118,7 +118,8 @@ class Addresses:
             self.tunnel_url = news.tunnel_url
             self._configured = urls
             self._learned = [url for url in self._learned if self._acceptable(url)]
-            self._urls, self._current = self._joined(), 0
+            self._urls = self._joined()
+            self._current = self._urls.index(urls[0])
             self._silent.clear()
             self.edition += 1
         return urls
@@ -159,9 +160,9 @@ class Addresses:
     # ------------------------------------------------------------------------------------------------ inside
 
     def _joined(self, in_use: str = "") -> list[str]:
-        """A tunnel's end first, then what managers say (the leader first), then the configured ones. One that is in use
+        """A tunnel's end where it is configured first, then what managers say (the leader first), then the configured ones. One that is in use
         stays, whatever the list says."""
-        tunnel = [self.tunnel_url] if self.tunnel_url in self._configured else []
+        tunnel = [self.tunnel_url] if self.tunnel_url == self._configured[0] else []
         joined = dict.fromkeys([*tunnel, *self._learned, *self._configured])
         return list(joined) if in_use in joined or not in_use else [in_use, *joined]
 
