@@ -79,6 +79,7 @@ def test_behind_one_name_the_page_stays_and_reconnects_to_the_new_leader(
         expect(page.locator(".badge.is-live")).to_be_visible()
         expect(row).to_be_visible()
         assert page.evaluate("window.stillTheSamePage") is True
+        page.close()
     finally:
         new.close()
     visitor.forgive("ERR_CONNECTION_REFUSED")
