@@ -15,7 +15,7 @@ from procguard.fleet.state import FleetState
 from remote_agent.protocol import messages
 
 MAX_AT_ONCE = 64
-TELL_AGAIN_S = 2.0  # a reply that was lost on its way
+SEND_AGAIN_S = 2.0  # a reply that was lost on its way
 
 
 @dataclass
@@ -25,7 +25,7 @@ class RangeQuestion:
     agent_id: str
     asked: messages.LogRange
     wake: Callable[[], None]
-    told_at: float | None = None  # monotonic
+    sent_at: float | None = None  # monotonic
     done: bool = False
 
 
@@ -44,8 +44,8 @@ class LogRanges:
     ) -> RangeQuestion | None:
         """Of the worker's present host; None where that can't be asked now. Call `end` at last."""
         worker = self._state.workers_by_id.get(worker_id)
-        seen = self._state.seen.get(worker.agent_id) if worker is not None else None
-        if worker is None or seen is None or seen.state not in ("connected", "suspect") or seen.heartbeat is None:
+        status = self._state.agent_status.get(worker.agent_id) if worker is not None else None
+        if worker is None or status is None or status.state not in ("connected", "suspect"):
             return None
         if len(self._open) >= MAX_AT_ONCE:
             return None
@@ -58,15 +58,15 @@ class LogRanges:
         self._open.pop(question.asked.range_id, None)
 
     def for_agent(self, agent_id: str, now: Now) -> list[messages.LogRange]:
-        """What this agent is asked for now: each once, and again where the reply may not have arrived."""
-        told = []
+        """The ranges to request from this agent now: each once, and again where the reply may not have arrived."""
+        due = []
         for question in self._open.values():
             if question.agent_id != agent_id or question.done:
                 continue
-            if question.told_at is None or now.monotonic - question.told_at >= TELL_AGAIN_S:
-                question.told_at = now.monotonic
-                told.append(question.asked)
-        return told
+            if question.sent_at is None or now.monotonic - question.sent_at >= SEND_AGAIN_S:
+                question.sent_at = now.monotonic
+                due.append(question.asked)
+        return due
 
     def admits(self, agent_id: str, range_id: str, worker_id: str, attempt: int, stream: str) -> bool:
         """Whether this agent was asked for that."""

@@ -196,7 +196,7 @@ class LogStore:
         base = self._base(worker_id, attempt, stream)
         if attempt < self._floor(worker_id) or size <= 0:
             return
-        with self._turn(base):
+        with self._exclusive(base):
             self._prepare(base)
             stored = os.path.getsize(base + ".log")
             if size > stored:
@@ -205,14 +205,14 @@ class LogStore:
     def fill(self, worker_id: str, attempt: int, stream: str, offset: int, data: bytes) -> None:
         """Bytes that were absent. What is here already stays as it is. Raises OSError."""
         base = self._base(worker_id, attempt, stream)
-        with self._turn(base):
+        with self._exclusive(base):
             self._fill(base, self._size(base), offset, data)
         self._keep_bounds(worker_id, len(data), time.time())
 
     def lose(self, worker_id: str, attempt: int, stream: str, start: int, end: int, at: float) -> None:
         """The host does not have these bytes any more either. Raises OSError."""
         base = self._base(worker_id, attempt, stream)
-        with self._turn(base):
+        with self._exclusive(base):
             size = self._size(base)
             for one, other in absent.within(absent.read(base, size), start, end):
                 self._note_gap(base, one, other, at)
