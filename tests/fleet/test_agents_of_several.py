@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import signal
 import sys
@@ -45,8 +46,9 @@ def deploy(leader: OneOfSeveral, folder: Path, number: int) -> Host:
     assert status == 200, body
     digest = {"secret_sha256": secret_sha256(f"secret of {name}")}
     assert leader.request("PUT", f"/api/agents/{name}/credentials", digest)[0] == 200
-    status, found = leader.request("POST", "/api/deployments", {"hosts": [{"host": name}], "check": True})
-    assert status == 200, found
+    status, body = leader.request("POST", "/api/deployments", {"hosts": [{"host": name}], "check": True})
+    assert status == 200, body
+    found = json.loads(body)
     host = object.__new__(Host)
     home, fleet_id = str(folder / "home"), found["fleet_id"]
     host.python, host.agent = sys.executable, None
