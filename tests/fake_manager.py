@@ -192,12 +192,12 @@ class FakeManager:
         """An answer with the term and the list of managers, and a standby's proof of them."""
         if not self.term:
             return value
-        told: dict[str, Any] = {**value, "term": self.term, "managers": self.managers}
+        reply: dict[str, Any] = {**value, "term": self.term, "managers": self.managers}
         if self.stands_by and query.get("nonce"):
             key = self.proof_keys.get(query.get("agent", ""), "") if self.standby_key is None else self.standby_key
             asked = (query.get("agent", ""), query["nonce"], query.get("to", ""))
-            told["proof"] = leadership.standby_proof(key, *asked, self.term, self.managers)
-        return told
+            reply["proof"] = leadership.standby_proof(key, *asked, self.term, self.managers)
+        return reply
 
     def session_of(self, method: str, target: str, body: bytes, headers: Any) -> tuple[Session | None, int]:
         """Whose request this is, and its number in that session. None: it belongs to none, or its MAC is wrong."""
@@ -375,8 +375,8 @@ class _Handler(BaseHTTPRequestHandler):
         own = manager.answer(method, self.path, value)
 
         def answer(status: int, value: Any) -> None:
-            told = manager.of_leader(value, query) if isinstance(value, dict) else value
-            self._answer(status, told, caller, number)
+            reply = manager.of_leader(value, query) if isinstance(value, dict) else value
+            self._answer(status, reply, caller, number)
 
         if own is not None:
             answer(*own)

@@ -279,8 +279,8 @@ class ManagerClient:
                 time.sleep(TAKEOVER_LOOK_S)
         if len(self._managers.all) == 1:
             raise failures[at.url]
-        told = "; ".join(dict.fromkeys(one.message for one in failures.values()))
-        raise ManagerUnreachable(f"no manager leads: {told}", "look at the log of each", code=NO_LEADER)
+        reasons = "; ".join(dict.fromkeys(one.message for one in failures.values()))
+        raise ManagerUnreachable(f"no manager leads: {reasons}", "look at the log of each", code=NO_LEADER)
 
     def _ask(
         self, at: ManagerUrl, method: str, target: str, body: Json | None, timeout_s: float | None

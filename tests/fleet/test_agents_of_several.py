@@ -68,7 +68,7 @@ def answered(leader: OneOfSeveral) -> bool:
     """Every agent has had a heartbeat answered by it, and its worker's state is known."""
     hosts = leader.get("/api/hosts")["hosts"]
     states = [one["state"] for one in leader.get("/api/remote-workers")["workers"]]
-    return all(one["status"] == "connected" for one in hosts) and states == ["running"] * AGENTS
+    return all(one["agent_state"] == "connected" for one in hosts) and states == ["running"] * AGENTS
 
 
 @pytest.mark.alone

@@ -154,9 +154,9 @@ class LiveHub:
             self._greenlet.kill()
 
     def hello(self) -> bytes:
-        told = {"t": "hello", "proto": PROTO, "epoch": self._fleet.state.instance_id}
+        message = {"t": "hello", "proto": PROTO, "epoch": self._fleet.state.instance_id}
         managers = list(self._fleet.state.leadership.manager_urls())
-        return frame({**told, "managers": managers} if managers else told)
+        return frame({**message, "managers": managers} if managers else message)
 
     # ------------------------------------------------------------------------------------------------ changes
 

@@ -10,8 +10,8 @@ from procguard.portal.logs.expression import Expression
 
 DEFAULT_LINES = 200
 MAX_LINES = 100_000
-MAX_PLACES = 16
-_PLACE = re.compile(r"([0-9]{1,10})\.(out|err)\.([0-9]{1,18})")
+MAX_RESUMED = 16
+_ADDRESS = re.compile(r"([0-9]{1,10})\.(out|err)\.([0-9]{1,18})")
 _AGE = re.compile(r"^([0-9]{1,9}(?:\.[0-9]{1,3})?)(s|m|h|d)$")
 _AGE_UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -19,14 +19,14 @@ _AGE_UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 class Resumed:
     """Where a reader was when its connection ended: (attempt, stream) -> the offset behind the last line it has."""
 
-    def __init__(self, places: dict[tuple[int, str], int]) -> None:
-        self._places = places
-        self._newest = max(attempt for attempt, _ in places)
-        self.oldest = min(attempt for attempt, _ in places)
+    def __init__(self, offsets: dict[tuple[int, str], int]) -> None:
+        self._offsets = offsets
+        self._newest = max(attempt for attempt, _ in offsets)
+        self.oldest = min(attempt for attempt, _ in offsets)
 
     def lacks(self, attempt: int, stream: str, end: int) -> bool:
         """Whether the reader lacks what ends there."""
-        known = self._places.get((attempt, stream))
+        known = self._offsets.get((attempt, stream))
         return attempt >= self._newest if known is None else end > known
 
 
@@ -35,10 +35,10 @@ def parse_resume(text: str) -> Resumed | None:
     if not text:
         return None
     words = text.split(",")
-    found = [_PLACE.fullmatch(word) for word in words]
-    if len(words) > MAX_PLACES or not all(found):
-        example = f"e.g. 3.out.73014,3.err.20 (attempt, stream, offset), at most {MAX_PLACES}"
-        raise UsageError(f"resume={text[:80]!r}: not places in a log", example)
+    found = [_ADDRESS.fullmatch(word) for word in words]
+    if len(words) > MAX_RESUMED or not all(found):
+        example = f"e.g. 3.out.73014,3.err.20 (attempt, stream, offset), at most {MAX_RESUMED}"
+        raise UsageError(f"resume={text[:80]!r}: not addresses in a log", example)
     return Resumed({(int(one[1]), one[2]): int(one[3]) for one in found if one})
 
 

@@ -43,7 +43,7 @@ def test_an_agent_follows_a_takeover_and_refuses_the_leader_of_before(
     other.assignments = {name: one for name, one in manager.assignments.items()}
     other.assign("w2", SLEEP, desired="removed", epoch=2_000_001)
     other.stands_by, other.term, other.managers = False, TERM + 1, [other.url, manager.url]
-    wait_until(lambda: other.heard and not alive(removed), 20, "the new leader's assignments")
+    wait_until(lambda: other.received and not alive(removed), 20, "the new leader's assignments")
     manager.refuse_status = 0  # it is back, and says what it said before
 
     os.kill(host.agent.pid if host.agent else 0, 9)
@@ -52,5 +52,5 @@ def test_an_agent_follows_a_takeover_and_refuses_the_leader_of_before(
     beats = len(other.beats)
     wait_until(lambda: len(other.beats) > beats + 3, 20, "the agent's way to the leader")
     assert alive(kept) and other.report("w2") == {} and len(manager.beats) <= asked + 2
-    other.want("w1", "stopped")
+    other.set_desired("w1", "stopped")
     wait_until(lambda: not alive(kept), 20, "the leader's word")

@@ -62,7 +62,7 @@ def test_an_agent_that_knows_one_standby_finds_the_leader_from_its_proven_list(
 ) -> None:
     leader, standby = managers
     assert beat(Connection(of(standby), ME)).ok
-    assert len(leader.heard) == 1 and signed(standby) == 0
+    assert len(leader.received) == 1 and signed(standby) == 0
 
 
 def test_a_list_without_the_proof_of_the_fleets_key_leads_nowhere(managers: tuple[FakeManager, FakeManager]) -> None:
@@ -92,7 +92,7 @@ def test_a_leader_that_stands_by_from_now_on_is_left_in_the_same_request(
     connection = Connection(of(first), ME)
     assert beat(connection).ok
     lead(second, NOW + 1, first)
-    assert beat(connection).ok and len(second.heard) == 1
+    assert beat(connection).ok and len(second.received) == 1
 
 
 def test_a_reply_of_a_lower_term_is_refused_whatever_it_says(managers: tuple[FakeManager, FakeManager]) -> None:
@@ -182,7 +182,7 @@ def test_nothing_in_a_reply_breaks_what_is_known_of_managers(term: Any, managers
 
 
 @pytest.mark.parametrize(
-    ("configured", "told", "tunnel"),
+    ("configured", "learned", "tunnel"),
     [
         (["http://10.0.0.5:5000"], "http://127.0.0.1:9000", ""),
         (["http://10.0.0.5:5000"], "http://localhost:9000", ""),
@@ -196,11 +196,11 @@ def test_nothing_in_a_reply_breaks_what_is_known_of_managers(term: Any, managers
     ],
 )
 def test_a_managers_word_leads_neither_to_this_host_nor_from_https_to_http(
-    configured: list[str], told: str, tunnel: str
+    configured: list[str], learned: str, tunnel: str
 ) -> None:
     addresses = Addresses(configured, Trust(), tunnel)
-    addresses.learn(NOW, leadership.read_managers({"managers": [told, "https://10.0.0.9:5000"]}))
-    assert told not in addresses.urls() and configured[0] in addresses.urls()
+    addresses.learn(NOW, leadership.read_managers({"managers": [learned, "https://10.0.0.9:5000"]}))
+    assert learned not in addresses.urls() and configured[0] in addresses.urls()
 
 
 def test_a_takeover_ends_the_poll_that_the_former_leader_still_holds(
