@@ -451,7 +451,7 @@ def test_a_gang_is_explained_as_one(tmp_path: Path) -> None:
     gang["incident"] = {"member": "w7", "reason": "exit code 1"}
     said = explain.explain(dataclasses.replace(facts, gang=gang), "zh")
     texts = [one["text"] for one in said.sentences if one["topic"] == "gang"]
-    assert "联动组 trainers（共 8 个成员）" in texts[0] and "w7" in texts[2]
+    assert "gang trainers（共 8 个成员）" in texts[0] and "w7" in texts[2]
     assert said.next_steps[-1].endswith("invoke start group=trainers")
 
 
