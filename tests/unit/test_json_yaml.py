@@ -27,6 +27,7 @@ from procguard.fleet.store import exchange
 from remote_agent.protocol import messages
 from remote_agent.runner import control
 from tests.chaos import ChaosReport
+from tests.rows import each
 from tests.server_process import RunningServer
 
 MAX_CPU_S = 0.1
@@ -116,7 +117,7 @@ def within_bounds(act: Callable[[], Any]) -> Any:
     return None
 
 
-@pytest.mark.parametrize("name", JSON)
+@each("name", JSON)
 def test_json_is_read_or_refused_by_each_reader(tmp_path: Path, name: str) -> None:
     data = JSON[name]
     found = within_bounds(lambda: http_io.parse_json(data))
@@ -132,7 +133,7 @@ def test_json_is_read_or_refused_by_each_reader(tmp_path: Path, name: str) -> No
         within_bounds(lambda: exchange.read_changed(str(tmp_path / "a.json")))
 
 
-@pytest.mark.parametrize("name", JSON)
+@each("name", JSON)
 def test_a_line_of_json_between_agent_and_runner_is_read_or_ends_the_connection(name: str) -> None:
     def act() -> None:
         try:
@@ -143,7 +144,7 @@ def test_a_line_of_json_between_agent_and_runner_is_read_or_ends_the_connection(
     within_bounds(act)
 
 
-@pytest.mark.parametrize("name", {**YAML, **BAD_YAML, **ODD_YAML})
+@each("name", {**YAML, **BAD_YAML, **ODD_YAML})
 def test_yaml_is_read_or_refused_by_each_reader(tmp_path: Path, name: str) -> None:
     text = {**YAML, **BAD_YAML, **ODD_YAML}[name]
     path = tmp_path / "a.yaml"
@@ -155,7 +156,7 @@ def test_yaml_is_read_or_refused_by_each_reader(tmp_path: Path, name: str) -> No
         assert isinstance(found, ProcGuardError) and "a.yaml" in str(found)
     assert isinstance(within_bounds(lambda: config.load(str(path))), ProcGuardError) or name in ODD_YAML
     within_bounds(lambda: exchange.read_changed(str(path)))
-    (tmp_path / "group_vars").mkdir()
+    (tmp_path / "group_vars").mkdir(exist_ok=True)
     (tmp_path / "group_vars" / "all.yml").write_text(text, encoding="utf-8", newline="")
     (tmp_path / "hosts").write_text("h1\n")
     within_bounds(lambda: model.load(path))

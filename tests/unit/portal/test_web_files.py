@@ -11,6 +11,7 @@ import pytest
 
 from procguard.i18n.reasons import for_portal
 from remote_agent.protocol import states
+from tests.rows import each
 
 WEB = os.path.join(os.path.dirname(__file__), "..", "..", "..", "web")
 LANGUAGES = ("en", "zh-CN")
@@ -90,7 +91,7 @@ def test_no_key_is_given_twice() -> None:
         assert sorted(keys) == sorted(set(keys))
 
 
-@pytest.mark.parametrize("module", modules())
+@each("module", modules())
 def test_every_key_a_module_asks_for_exists(module: str) -> None:
     """t('key') and t(`family.${member}`): the key, or at least one of the family, has a text."""
     known = served("en")
@@ -120,7 +121,7 @@ def test_every_state_has_its_word_glyph_and_colour() -> None:
             assert f".chip.is-{state}" in styles
 
 
-@pytest.mark.parametrize("module", modules())
+@each("module", modules())
 def test_no_text_stands_in_code(module: str) -> None:
     """What people read comes from the locales, or half of them can't read it."""
     shown = [text for text in SHOWN.findall(code(module)) if re.search(r"[A-Za-z]{2}", re.sub(r"\$\{.*?\}", "", text))]
@@ -131,7 +132,7 @@ def test_no_text_stands_in_code(module: str) -> None:
     assert suspicious == []
 
 
-@pytest.mark.parametrize("module", modules())
+@each("module", modules())
 def test_data_enters_the_page_as_text_only(module: str) -> None:
     """Worker output, ids and reasons are data: no way from a string to markup or code."""
     assert TO_MARKUP.findall(code(module)) == []
@@ -167,7 +168,7 @@ def test_the_page_has_nothing_inline_and_nothing_foreign() -> None:
         assert os.path.exists(os.path.join(WEB, reference.removeprefix("/static/"))), reference
 
 
-@pytest.mark.parametrize("module", modules())
+@each("module", modules())
 def test_modules_import_only_their_own_kind(module: str) -> None:
     """Nothing third-party, nothing from elsewhere; each import names a file that is there."""
     for wanted in re.findall(r"^import .*?from '([^']+)'", code(module), re.MULTILINE | re.DOTALL):

@@ -12,6 +12,7 @@ import pytest
 
 from procguard import main as manager_main
 from procguard.config import schema
+from tests.rows import each
 
 REPOSITORY = Path(__file__).parents[3]
 sys.path.insert(0, str(REPOSITORY / "scripts"))
@@ -179,7 +180,7 @@ STATUS = re.compile(
 )
 
 
-@pytest.mark.parametrize("path", DECISIONS, ids=lambda path: path.stem)
+@each("path", DECISIONS)
 def test_a_decision_says_its_status_context_decision_and_consequences(path: Path) -> None:
     page = path.read_text(encoding="utf-8")
     number, *_ = path.stem.split("-")

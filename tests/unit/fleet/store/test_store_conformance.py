@@ -118,7 +118,7 @@ def server() -> Iterator[Postgres]:
         yield started
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=[pytest.param(kind, marks=pytest.mark.slow) if kind == "postgresql" else kind for kind in KINDS])
 def kind(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kind:
     """`network`: as on a file system that machines share, without a write-ahead log."""
     if request.param == "postgresql":

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.rows import each
 from tests.server_process import RunningServer
 
 FOLLOWER = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
@@ -258,7 +259,7 @@ def answers(
 
 
 @pytest.mark.parametrize("pieces", [False, True], ids=["whole", "bytewise"])
-@pytest.mark.parametrize("name", CASES)
+@each("name", CASES)
 def test_requests_are_understood_or_refused_as_the_standard_says(
     server: RunningServer, name: str, pieces: bool
 ) -> None:
@@ -272,7 +273,7 @@ def test_requests_are_understood_or_refused_as_the_standard_says(
 
 
 @pytest.mark.parametrize("pieces", [False, True], ids=["whole", "bytewise"])
-@pytest.mark.parametrize("name", CHUNKS)
+@each("name", CHUNKS)
 def test_bodies_in_chunks_end_where_the_standard_says(server: RunningServer, name: str, pieces: bool) -> None:
     body, good = CHUNKS[name]
     found = answers(server, chunked(body) + FOLLOWER, pieces)

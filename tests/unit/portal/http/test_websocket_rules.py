@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.raw_websocket import BINARY, CLOSE, PING, PONG, TEXT, RawWebSocket, encode
+from tests.rows import each
 from tests.server_process import RunningManager, RunningServer
 
 CONTINUATION = 0
@@ -162,7 +163,7 @@ def check(client: RawWebSocket, expected: object) -> None:
         assert client.until("snap")["topic"] == "workers"
 
 
-@pytest.mark.parametrize("name", CASES)
+@each("name", CASES)
 def test_frames_are_understood_or_refused_as_the_standard_says(server: RunningServer, name: str) -> None:
     sent, expected = CASES[name]
     with connect(server) as client:
@@ -171,7 +172,7 @@ def test_frames_are_understood_or_refused_as_the_standard_says(server: RunningSe
         check(client, expected)
 
 
-@pytest.mark.parametrize("name", [name for name, (sent, _) in CASES.items() if len(sent) < 300])
+@each("name", [name for name, (sent, _) in CASES.items() if len(sent) < 300])
 def test_the_same_byte_by_byte(server: RunningServer, name: str) -> None:
     """Autobahn's x.y.z "in octet-wise chops"."""
     sent, expected = CASES[name]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from procguard.errors import UsageError
 from procguard.portal.logs import expression
+from tests.rows import each
 from tests.sizes import examples
 
 TEXTS = [
@@ -46,7 +47,7 @@ UNDERSTOOD = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("pattern", UNDERSTOOD)
+@each("pattern", UNDERSTOOD)
 def test_the_manager_and_a_host_find_the_same(pattern):
     for text in TEXTS:
         for ignore_case in (False, True):

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from remote_agent.protocol import messages
+from tests.rows import each
 
 GOLDEN = Path(__file__).parents[3] / "wire" / "v1"
 MESSAGES = {
@@ -69,7 +70,7 @@ def with_strangers(value: Any, key: str = "") -> Any:
     return value
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@each("path", FILES)
 def test_golden_message_survives_decode_and_encode(path: Path) -> None:
     """What one side wrote is what the other side's dataclass says again, through real JSON."""
     golden = read(path)
@@ -81,7 +82,7 @@ def test_golden_message_survives_decode_and_encode(path: Path) -> None:
     assert messages.decode(message_of(path), again) == message
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@each("path", FILES)
 def test_unknown_keys_are_ignored_at_every_depth(path: Path) -> None:
     golden = read(path)
     newer = with_strangers(golden)
@@ -89,7 +90,7 @@ def test_unknown_keys_are_ignored_at_every_depth(path: Path) -> None:
     assert messages.decode(message_of(path), newer) == messages.decode(message_of(path), golden)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@each("path", FILES)
 def test_missing_keys_take_their_defaults(path: Path) -> None:
     """A message of an older release lacks what was added since; only what has no default is required."""
     cls, golden = message_of(path), read(path)
@@ -110,7 +111,7 @@ def test_missing_keys_take_their_defaults(path: Path) -> None:
             messages.decode(cls, {key: value for key, value in smallest.items() if key != name})
 
 
-@pytest.mark.parametrize("name", sorted(MESSAGES))
+@each("name", sorted(MESSAGES))
 def test_every_message_and_every_field_has_a_golden_example(name: str) -> None:
     """A field that no file shows is a field that nobody has promised to keep."""
     shown = {key for path in FILES if message_of(path) is MESSAGES[name] for key in read(path)}
