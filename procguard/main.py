@@ -25,10 +25,11 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from procguard import __version__, hints
 from procguard.console.terminal import cleaned, say_block
-from procguard.errors import ProcGuardError
+from procguard.errors import ProcGuardError, UsageError
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 EPILOG = """\
@@ -40,8 +41,15 @@ examples:
 """
 
 
+class ManagerParser(argparse.ArgumentParser):
+    """argparse, whose errors are ProcGuard's: one line and what to type for help."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, f"its options: {self.prog} --help")
+
+
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
+    made = ManagerParser(
         prog=hints.commands("start_manager.sh"),
         description="ProcGuard's manager: the API for agents and operators, the portal, monitoring and recovery.",
         epilog=hints.commands(EPILOG),
@@ -54,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
         help="configuration file; without it the built-in values apply, and the state is in ~/.local/share/procguard",
     )
     made.add_argument("--host", help="address to listen on (web.host)")
-    made.add_argument("--port", type=int, help="port to listen on (web.port)")
+    made.add_argument("--port", type=_port, help="port to listen on (web.port)")
     made.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], help="one configuration value, e.g. web.port=5055"
     )
@@ -69,6 +77,12 @@ def parser() -> argparse.ArgumentParser:
     mode.add_argument("--demo", action="store_true", help="manager, this machine as a host, three example workers")
     made.add_argument("--version", action="version", version=f"ProcGuard {__version__}")
     return made
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port (0 to 65535; 0 takes a free one)")
+    return int(text)
 
 
 def run(argv: Sequence[str]) -> int:

@@ -42,7 +42,9 @@ class InventoryOptions(OptionGroup):
         from procguard.deploy.inventory import model
 
         if not self.hosts:
-            raise UsageError("no inventory was named", f"invoke {action} --hosts inventory/prod.yaml")
+            raise UsageError(
+                "no inventory was named", f"invoke {action} --hosts inventory.yaml; invoke init HOST writes one"
+            )
         return model.load(self.hosts, self.vault_password_file)
 
 

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 from procguard import resources
-from procguard.errors import Conflict, ProcGuardError
+from procguard.errors import Conflict, ProcGuardError, UsageError
 from procguard.manager import daemon
 
 INVENTORY = resources.path("inventory", "demo.yaml")
@@ -290,7 +290,14 @@ class Demo:
 
 
 def choose_port(host: str, wanted: int | None) -> int:
-    """`wanted`, which must be free; else 5000, or the next free one, saying so."""
+    """`wanted`, which must be free; else 5000, or the next free one, saying so. Raises UsageError, Conflict."""
+    try:
+        _bound(host, 0).close()
+    except (OSError, UnicodeError) as exc:
+        why = getattr(exc, "strerror", None) or str(exc)
+        raise UsageError(
+            f"cannot listen on {host} ({why})", "give --host an address of this machine, or leave it out"
+        ) from exc
     if wanted is not None:
         if wanted and not _is_free(host, wanted):
             raise Conflict(f"port {wanted} is taken on {host}", "choose another with --port, or leave it out")

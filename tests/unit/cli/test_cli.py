@@ -97,7 +97,7 @@ def test_no_manager_is_exit_code_3() -> None:
 
 def test_deploy_without_an_inventory_says_how_to_call_it(manager: FakeManager) -> None:
     done = run(manager.url, "deploy")
-    assert done.returncode == 1 and "--hosts inventory/prod.yaml" in done.stderr
+    assert done.returncode == 1 and "--hosts inventory.yaml" in done.stderr
 
 
 def test_a_wrong_inventory_is_reported_before_the_manager_is_asked(manager: FakeManager, tmp_path: Path) -> None:

@@ -136,3 +136,22 @@ def test_taken_default_port_moves_on_and_says_so(
         assert f"port {port} is taken; using {chosen}" in capfd.readouterr().out
         with pytest.raises(Conflict, match="is taken"):
             demo.choose_port("127.0.0.1", port)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--port", "99999"], "'99999' is no port (0 to 65535; 0 takes a free one); its options: "),
+        (["--port", "abc"], "'abc' is no port"),
+        (["--host", "nosuch.invalid"], "cannot listen on nosuch.invalid ("),
+        (["--host", "192.0.2.1"], "cannot listen on 192.0.2.1 ("),
+        (["--hots", "x"], "unrecognized arguments: --hots x"),
+    ],
+)
+def test_a_wrong_address_or_port_is_one_line_and_starts_nothing(tmp_path: Path, words: list[str], said: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "procguard.main", "--demo", *words], cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"HOME": str(tmp_path), "PYTHONPATH": str(REPOSITORY)}, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("procguard: ") and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
