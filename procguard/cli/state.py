@@ -160,7 +160,7 @@ def import_(file: str, state: str = "") -> None:
 def migrate(source: str, target: str, password_file: str = "") -> None:
     """A state, with its history, in another place or of the other kind; the old one stays.
 
-    Example: invoke state.migrate data/procguard_state.yaml postgresql://procguard@db1/procguard
+    Example: invoke state.migrate data/fleet.yaml postgresql://pg@db1/fleet
 
     Stop the manager first, start it on the new state afterwards: agents and workers run on meanwhile.
     """
