@@ -64,9 +64,10 @@ def _user() -> str:
 
 
 def _command(program: str, *arguments: str) -> list[str]:
+    """As the server's user. The kernel ends it when the tests die; a change of the user clears that, so it comes first."""
     user = _user()
     drop = ["setpriv", f"--reuid={user}", f"--regid={pwd.getpwnam(user).pw_gid}", "--clear-groups"] if user else []
-    return [*drop, os.path.join(programs(), program), *arguments]
+    return [*drop, "setpriv", "--pdeathsig", "KILL", os.path.join(programs(), program), *arguments]
 
 
 @dataclass
@@ -88,7 +89,7 @@ class Postgres:
         words += [f"-cport={self.port}", f"-cunix_socket_directories={self.folder}"]
         with open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", *_command("postgres", "-D", self.data, *words)],
+                _command("postgres", "-D", self.data, *words),
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
