@@ -64,7 +64,7 @@ def _user() -> str:
 
 
 def _command(program: str, *arguments: str) -> list[str]:
-    """As the server's user. The kernel ends it when the tests die; a change of the user clears that, so it comes first."""
+    """As the server's user. The kernel ends it with the tests; a change of user clears that, so it comes first."""
     user = _user()
     drop = ["setpriv", f"--reuid={user}", f"--regid={pwd.getpwnam(user).pw_gid}", "--clear-groups"] if user else []
     return [*drop, "setpriv", "--pdeathsig", "KILL", os.path.join(programs(), program), *arguments]
