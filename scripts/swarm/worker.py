@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 from remote_agent.protocol import messages, states
+from remote_agent.protocol.reasons import because
 from remote_agent.runner import restart as decider
 from scripts.swarm.behaviour import Behaviour
 
@@ -82,7 +83,7 @@ class SimulatedWorker:
             return "failed", f"meant attempt {attempt} (now: attempt {self.report.attempt}, {self.report.state})"
         if self.report.state == states.STOPPING:
             return "done", "it is being ended already"
-        self._stop(now, "restarted by an operator", then="starting")
+        self._stop(now, because("asked.restart"), then="starting")
         return "done", ""
 
     def kill(self, attempt: int, now: float, generation: int = 0) -> tuple[str, str]:
@@ -98,7 +99,7 @@ class SimulatedWorker:
             self._stopped(now)
             return "done", ""
         if self.report.state != states.STOPPING:
-            self._stop(now, "killed by an operator", then="stopped")
+            self._stop(now, because("asked.kill"), then="stopped")
         self._then, self._kill_at = "stopped", now  # nothing resists SIGKILL
         return "done", ""
 
@@ -186,9 +187,9 @@ class SimulatedWorker:
             if report.state in states.SETTLED:
                 first = report.attempt == 0 or (report.state == states.STOPPED and not self._held)
                 if (first or newer) and not self._lease_over(now):
-                    self._start(now, "started by an operator" if newer and report.attempt else "started")
+                    self._start(now, because("asked.start" if newer and report.attempt else "asked.afresh"))
             elif self._alive and assignment.epoch > report.epoch and report.state != states.STOPPING:
-                self._stop(now, "a newer right to run was granted", then="starting")
+                self._stop(now, because("asked.anew"), then="starting")
             elif report.state == states.STOPPING and newer:
                 self._then = "starting"
             if report.state != states.STOPPING:
@@ -198,7 +199,7 @@ class SimulatedWorker:
                 self._then, self._held = "stopped", True
                 self._stopped(now)
             elif report.state != states.STOPPING:
-                self._stop(now, "stopped by an operator", then="stopped")
+                self._stop(now, because("asked.stop"), then="stopped")
             else:
                 self._then, self._held = "stopped", True
                 if self._deaf_to and not self._is_deaf():
@@ -250,10 +251,10 @@ class SimulatedWorker:
             ending = decider.Ending(signal=15, **self._how_long(now))
             report.last_exit = self._exit_record(ending)
         if self._then == "starting" and report.state == states.STOPPING and not self._lease_over(now):
-            self._start(now, "restarted by an operator")
+            self._start(now, because("asked.restart"))
             return
         report.pid, report.launch_digest, report.next_start_in_s = None, "", None
-        self._to(states.STOPPED, report.reason if report.state == states.STOPPING else "stopped by an operator")
+        self._to(states.STOPPED, report.reason if report.state == states.STOPPING else because("asked.stop"))
         self._up_to_date()
         self._then = "stopped"
         self._converge(now)

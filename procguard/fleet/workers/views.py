@@ -51,6 +51,7 @@ def command_view(record: CommandRecord, status: CommandStatus) -> dict[str, Any]
     """A command's whole life: who asked, when, why, and what became of it."""
     return {
         **messages.encode(record),
+        **reason_fields("message", record.message),
         "status": status,
         "accepted_at": iso(record.accepted_wall),
         "finished_at": iso(record.finished_wall),

@@ -6,7 +6,7 @@ history.py, its launcher's and agent's own routes in agent_api/handlers.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 import bottle
@@ -133,6 +133,8 @@ class CommandView(CommandRecord):
 
     accepted_at: Moment = None
     finished_at: Moment = None
+    message_code: str = ""
+    message_params: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
