@@ -17,8 +17,6 @@ codes, and Chinese for all of them, are in procguard/i18n/reasons.py.
 
 from __future__ import annotations
 
-import re
-
 from remote_agent.protocol.host_reasons import HOST
 
 TYPE_CHECKING = False  # as typing's, which a runner does without
@@ -33,8 +31,6 @@ MAX_ITEMS = 16  # of a list
 MAX_PARAM_CHARS = 4096  # of all texts together
 MAX_DEPTH = 6
 LARGEST = 1e15
-_CODE = re.compile(r"[a-z][a-z0-9_]*(?:\.[a-z0-9_]+)*\Z")
-_SLOT = re.compile(r"\{(\w+)(?::(\w+))?\}")
 
 
 class Reason(str):
@@ -144,13 +140,23 @@ def accepted(text: Any, code: Any, params: Any) -> Reason:
         text = ""
     if isinstance(text, Reason):
         return text
-    if not isinstance(code, str) or len(code) > MAX_CODE_CHARS or not _CODE.match(code) or not isinstance(params, dict):
+    if not isinstance(code, str) or len(code) > MAX_CODE_CHARS or not _is_code(code) or not isinstance(params, dict):
         return Reason(text)
     try:
         clean, _ = _bounded(params, MAX_DEPTH, MAX_PARAM_CHARS)
     except ValueError:
         return Reason(text)
     return Reason(text or code, code, clean)
+
+
+def _is_code(code: str) -> bool:
+    """Words of lower-case letters, digits and _, joined by dots."""
+    return (
+        code.isascii()
+        and code[:1].isalpha()
+        and code == code.lower()
+        and code.replace(".", "a").replace("_", "a").isalnum()
+    )
 
 
 def _bounded(value: Any, depth: int, chars: int) -> tuple[Any, int]:
@@ -191,15 +197,19 @@ def render(text: str, params: Mapping[str, Any], form: Callable[[str, Any], str]
     if "|" in text:
         one, _, other = text.partition("|")
         text = one if params.get("n") == 1 else other
-    return _SLOT.sub(
-        lambda found: form(found.group(2) or "", params[found.group(1)]) if found.group(1) in params else found.group(),
-        text,
-    )
+    first, *rest = text.split("{")  # without re, which a runner does not load
+    shown = [first]
+    for part in rest:
+        slot, end, after = part.partition("}")
+        name, _, kind = slot.partition(":")
+        shown += [form(kind, params[name]) if name in params else f"{{{slot}{end}", after]
+    return "".join(shown)
 
 
 def slots(text: str) -> dict[str, str]:
     """The parameters of a template, with the form of each."""
-    return {found.group(1): found.group(2) or "" for found in _SLOT.finditer(text)}
+    found = (part.partition("}")[0].partition(":") for part in text.split("{")[1:])
+    return {name: kind for name, _, kind in found}
 
 
 def unknown(code: str, params: Mapping[str, Any], form: Callable[[str, Any], str]) -> str:
