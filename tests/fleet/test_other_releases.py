@@ -111,9 +111,7 @@ class Meeting:
         )  # fmt: skip
 
 
-@pytest.fixture(
-    params=["now-later", "later-now", "now-before", "before-now", "now-later-zmq", "later-now-zmq", "now-before-zmq"]
-)
+@pytest.fixture(params=["now-later", "later-now", "now-before", "before-now", "now-later-zmq", "later-now-zmq"])
 def meeting(request: pytest.FixtureRequest, trees: dict[str, Path], tmp_path: Path) -> Iterator[Meeting]:
     of_manager, of_agent, *zmq = str(request.param).split("-")
     if "before" in (of_manager, of_agent) and "before" not in trees:

@@ -168,8 +168,7 @@ def readme_lines() -> list[str]:
     return re.findall(r"```bash\n(.*?)```", section, re.DOTALL)[0].splitlines()
 
 
-@pytest.mark.parametrize("place", ["clone", "wheel"])
-@pytest.mark.parametrize("tool", ["uv tool install .", "pip install ."])
+@pytest.mark.parametrize(("place", "tool"), [("clone", "uv tool install ."), ("wheel", "pip install .")])
 def test_the_lines_of_the_readme_install_it(account: Account, wheel: Path, place: str, tool: str) -> None:
     install, demo, init = readme_lines()
     assert tool in install and len(readme_lines()) == 3
