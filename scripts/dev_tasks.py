@@ -252,12 +252,14 @@ def chaos(_context: Context, only: str = "", rounds: int = 0, short: bool = Fals
         "only": "names of targets; default: all",
         "seconds": "for each target",
         "keep": "a folder for what is learnt, for the next run",
+        "adopt": "then copy what reaches something new into tests/corpus",
     }
 )  # type: ignore[untyped-decorator]
-def fuzz(_context: Context, only: str = "", seconds: int = 60, keep: str = "") -> None:
+def fuzz(_context: Context, only: str = "", seconds: int = 60, keep: str = "", adopt: bool = False) -> None:
     """Fuzz what reads the bytes of others, guided by coverage. Example: invoke fuzz --only "http mux" --seconds 600"""
     names = only.replace(",", " ").split()
-    words = [f"--seconds={seconds}", *([f"--keep={keep}"] if keep else []), *(["--only", *names] if names else [])]
+    words = [f"--seconds={seconds}", *([f"--keep={keep}"] if keep else []), *(["--adopt"] if adopt else [])]
+    words += ["--only", *names] if names else []
     _exit_unless_zero(subprocess.run([sys.executable, "-m", "scripts.fuzz", *words], cwd=ROOT, check=False).returncode)
 
 

@@ -1,13 +1,15 @@
-"""`python -m scripts.fuzz [--only NAME…] [--seconds N] [--keep DIR]`: fuzzes one target after the other.
+"""`python -m scripts.fuzz [--only NAME…] [--seconds N] [--keep DIR] [--adopt]`: fuzzes one target after the other.
 
 Each runs in a process of its own, with atheris (libFuzzer for Python), from the seeds in tests/corpus/. What it learns
-stays in DIR, by default a folder that is gone afterwards. Bytes that break a target are shown, written to
-build/fuzz/<target>-<digest>, and the exit code is 1. At the end a table: inputs tried, new ones kept, lines covered.
+stays in DIR, by default a folder that is gone afterwards; --adopt copies the little of it into the tree that reaches
+something new. Bytes that break a target are shown, written to build/fuzz/<target>-<digest>, and the exit code is 1. At
+the end a table: inputs tried, new ones kept, lines covered.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib
 import re
 import subprocess
@@ -15,7 +17,6 @@ import sys
 import tempfile
 import threading
 import types
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from scripts.fuzz import targets
 
 ROOT = Path(__file__).parents[2]
 FOUND = ROOT / "build" / "fuzz"
+MOST_ADOPTED = 60  # files of one target
+LARGEST_ADOPTED = 2048  # bytes of one
 
 
 def main(arguments: list[str]) -> int:
@@ -30,6 +33,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--only", nargs="*", default=[], choices=list(targets.TARGETS), metavar="NAME")
     parser.add_argument("--seconds", type=int, default=60, help="for each target")
     parser.add_argument("--keep", default="", help="a folder for what is learnt, for the next run")
+    parser.add_argument("--adopt", action="store_true", help="then copy what takes new steps into tests/corpus")
     parser.add_argument("--one", default="", help=argparse.SUPPRESS)
     parser.add_argument("--scratch", default=targets.MEMORY, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
@@ -44,7 +48,10 @@ def main(arguments: list[str]) -> int:
         with tempfile.TemporaryDirectory(prefix="pgfuzz-", dir=targets.MEMORY) as scratch:
             learnt = (Path(given.keep) if given.keep else Path(scratch)) / name
             learnt.mkdir(parents=True, exist_ok=True)
-            broken += not _one(name, given.seconds, learnt, scratch)
+            if given.seconds:
+                broken += not _one(name, given.seconds, learnt, scratch)
+            if given.adopt:
+                print(f"{name}: {adopt(name, learnt, targets.CORPUS / name)} files more in tests/corpus/{name}")
     return 1 if broken else 0
 
 
@@ -85,41 +92,71 @@ def fuzz(name: str, seconds: int, learnt: Path) -> None:
     atheris.Fuzz()
 
 
+class Tracer:
+    """Which steps, from one line to the next, an input takes through the functions that the target is about."""
+
+    def __init__(self, name: str) -> None:
+        target = targets.TARGETS[name]
+        self._run = target.make()
+        self.codes: set[types.CodeType] = set()
+        for module, names in target.modules.items():
+            of_module = _codes(importlib.import_module(module))
+            self.codes |= {one for one in of_module if not names or one.co_name in names.split()}
+
+    def steps(self, data: bytes) -> set[tuple[types.CodeType, int, int]]:
+        """(function, line, next line), 0 where it begins."""
+        found: set[tuple[types.CodeType, int, int]] = set()
+
+        def called(frame: Any, _event: str, _argument: Any) -> Any:
+            if frame.f_code not in self.codes:
+                return None
+            before = 0
+
+            def in_function(frame: Any, event: str, _argument: Any) -> Any:
+                nonlocal before
+                if event == "line":
+                    found.add((frame.f_code, before, frame.f_lineno))
+                    before = frame.f_lineno
+                return in_function
+
+            return in_function
+
+        threading.settrace(called)
+        sys.settrace(called)
+        try:
+            self._run(data)
+        except Exception:  # noqa: S110 -- a finding, which was told already
+            pass
+        finally:
+            sys.settrace(None)
+            threading.settrace(None)  # type: ignore[arg-type]
+        return found
+
+
 def covered(name: str, inputs: list[bytes]) -> tuple[int, int]:
-    """(lines that these inputs reach, lines in all) of the functions of the target's modules."""
-    target = targets.TARGETS[name]
-    run = target.make()
-    codes: set[types.CodeType] = set()
-    for module, names in target.modules.items():
-        of_module = _codes(importlib.import_module(module))
-        codes |= {one for one in of_module if not names or one.co_name in names.split()}
-    hit: set[tuple[types.CodeType, int]] = set()
-
-    def in_function(frame: Any, event: str, _argument: Any) -> Any:
-        if event == "line":
-            hit.add((frame.f_code, frame.f_lineno))
-        return in_function
-
-    def called(frame: Any, _event: str, _argument: Any) -> Any:
-        return in_function if frame.f_code in codes else None
-
-    _traced(called, run, inputs)
-    every = {(code, line) for code in codes for _, _, line in code.co_lines() if line and line != code.co_firstlineno}
+    """(lines that these inputs reach, lines in all) of the functions that the target is about."""
+    tracer = Tracer(name)
+    hit = {(code, line) for data in inputs for code, _, line in tracer.steps(data)}
+    every = {
+        (code, line) for code in tracer.codes for _, _, line in code.co_lines() if line and line != code.co_firstlineno
+    }
     return len(hit & every), len(every)
 
 
-def _traced(trace: Any, run: Callable[[bytes], None], inputs: list[bytes]) -> None:
-    threading.settrace(trace)
-    sys.settrace(trace)
-    try:
-        for data in inputs:
-            try:
-                run(data)
-            except Exception:  # noqa: S112 -- a finding, which was told already
-                continue
-    finally:
-        sys.settrace(None)
-        threading.settrace(None)  # type: ignore[arg-type]
+def adopt(name: str, learnt: Path, folder: Path) -> int:
+    """Copy what was learnt into the tree's corpus, the smallest first, where it takes a step that nothing there takes.
+    Returns how many files."""
+    tracer, known, adopted = Tracer(name), set(), 0
+    for data in sorted((path.read_bytes() for path in folder.iterdir()), key=len):
+        known |= tracer.steps(data)
+    room = MOST_ADOPTED - len(list(folder.glob("learnt-*")))
+    for data in sorted((path.read_bytes() for path in learnt.iterdir()), key=len):
+        new = tracer.steps(data) - known if adopted < room and len(data) <= LARGEST_ADOPTED else None
+        if new:
+            (folder / f"learnt-{hashlib.sha256(data).hexdigest()[:8]}").write_bytes(data)
+            known |= new
+            adopted += 1
+    return adopted
 
 
 def _codes(module: types.ModuleType) -> set[types.CodeType]:

@@ -7,9 +7,11 @@ import random
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+from scripts.fuzz import __main__ as fuzz
 from scripts.fuzz import targets
 from tests.sizes import examples
 
@@ -50,3 +52,17 @@ def test_a_target_is_fuzzed_and_says_how_much_of_it_was_reached() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     line = done.stdout.splitlines()[-1].split()
     assert line[0] == "websocket" and int(line[1]) > 100 and int(line[-2].lstrip("(")) > 60
+
+
+def test_what_reaches_nothing_new_is_not_adopted(tmp_path: Path) -> None:
+    learnt, folder = tmp_path / "learnt", tmp_path / "corpus"
+    learnt.mkdir()
+    folder.mkdir()
+    (folder / "get").write_bytes(b"\0GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+    chunks = b"\0POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n%s0\r\n\r\n"
+    for name, data in (("same", b"\0GET /a HTTP/1.1\r\nHost: h\r\n\r\n"), ("new", chunks % b"2\r\n[]\r\n")):
+        (learnt / name).write_bytes(data)
+    (learnt / "larger").write_bytes(chunks % (b"2\r\n[]\r\n" * 2))
+    assert fuzz.adopt("http", learnt, folder) == 1
+    assert sorted(path.read_bytes() for path in folder.glob("learnt-*")) == [(learnt / "new").read_bytes()]
+    assert fuzz.adopt("http", learnt, folder) == 0
