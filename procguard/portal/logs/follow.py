@@ -15,6 +15,7 @@ from typing import Any
 from procguard.admission.memory import ByteBudget
 from procguard.agent_api import http_io
 from procguard.agent_api.long_poll import LongPoll
+from procguard.portal.logs.fetch import MOST_BYTES
 from procguard.portal.logs.matching import Matching
 from procguard.portal.logs.query import LogQuery
 from procguard.portal.logs.reader import LogLine
@@ -46,7 +47,8 @@ class Follower:
         self._held_bytes = 0
         self._shared = shared or ByteBudget(MAX_FOLLOWER_BYTES)
         self._dropped_bytes = 0
-        self._shown_to: dict[Key, int] = {}  # bytes before this offset were in the tail
+        self._shown_to: dict[Key, int] = {}  # bytes before this offset were shown, or are waiting
+        self._store: LogStore | None = None
         self._partial: dict[Key, _Begun] = {}  # a line whose end isn't there yet
         self._screen = _Screen()
 
@@ -74,6 +76,9 @@ class Follower:
 
     def begin(self, lines: list[LogLine], store: LogStore) -> bytes:
         """What to show first. The newest attempt's last line may not have its end yet."""
+        self._store = store
+        if self._query.resume is not None:
+            self._shown_to.update(self._query.resume.offsets)
         newest = max((line.attempt for line in lines), default=0)
         whole: list[LogLine] = []
         begun: Key | None = None
@@ -102,7 +107,11 @@ class Follower:
             attempt, stream, offset, data, at = self._runs.popleft()
             self._release(len(data))
             last = (attempt, stream)
-            skip = max(0, self._shown_to.get(last, 0) - offset)
+            known = self._shown_to.get(last, 0)
+            if offset > known and self._store is not None and self._store.hosts_hold() and not self._dropped_bytes:
+                ended.extend(self._missing(self._store, last, known, offset))
+            self._shown_to[last] = max(known, offset + len(data))
+            skip = max(0, known - offset)
             ended.extend(self._lines(last, offset + skip, data[skip:], at))
         parts = [self._whole(_key(line), line) for line in self._kept(ended)]
         if last in self._partial:
@@ -112,6 +121,18 @@ class Follower:
             parts.append(self._whole((0, ""), LogLine(0, "out", 0, 0.0, text, marker=True)))
             self._dropped_bytes = 0
         return b"".join(parts)
+
+    def _missing(self, store: LogStore, key: Key, start: int, end: int) -> Iterator[LogLine]:
+        """What lies before the bytes that came: a new leader takes what is sent, and the rest is on the worker's host.
+        A marker where it is not. A line that goes on in what came is begun with it."""
+        store.fetch(self.worker_id, *key, MOST_BYTES)
+        self._partial.pop(key, None)  # whole in what follows
+        for line in store.beside(store.between, self.worker_id, *key, start, end):
+            if line.end <= end:
+                yield line
+            else:
+                begun = store.read(self.worker_id, *key, line.offset, end)
+                self._partial[key] = _Begun(line.offset, begun, line.at)
 
     def _kept(self, lines: list[LogLine]) -> list[LogLine]:
         """Those that are looked for. No expression meets a line on the event loop."""

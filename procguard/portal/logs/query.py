@@ -20,13 +20,13 @@ class Resumed:
     """Where a reader was when its connection ended: (attempt, stream) -> the offset behind the last line it has."""
 
     def __init__(self, offsets: dict[tuple[int, str], int]) -> None:
-        self._offsets = offsets
+        self.offsets = offsets
         self._newest = max(attempt for attempt, _ in offsets)
         self.oldest = min(attempt for attempt, _ in offsets)
 
     def lacks(self, attempt: int, stream: str, end: int) -> bool:
         """Whether the reader lacks what ends there."""
-        known = self._offsets.get((attempt, stream))
+        known = self.offsets.get((attempt, stream))
         return attempt >= self._newest if known is None else end > known
 
 

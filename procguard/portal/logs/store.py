@@ -489,6 +489,12 @@ class LogStore:
         except FileNotFoundError:
             return b""
 
+    def between(self, worker_id: str, attempt: int, stream: str, start: int, end: int) -> list[LogLine]:
+        """Lines that end behind `start` and begin before `end`, oldest first, with a marker for each hole."""
+        file = StreamFile(self._base(worker_id, attempt, stream), attempt, stream, end - 1)
+        lines = itertools.takewhile(lambda line: line.end > start, file.lines_backward(ScanBudget()))
+        return list(lines)[::-1]
+
     def raw(self, worker_id: str, attempt: int | None, stream: str | None) -> Iterator[bytes]:
         """The bytes as the worker wrote them, oldest attempt first, in blocks; a line stands in for each gap."""
         for number, name in self._streams(worker_id):

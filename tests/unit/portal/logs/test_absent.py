@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -17,6 +18,8 @@ from hypothesis import strategies as st
 
 from procguard.client.client import Client
 from procguard.portal.logs import absent
+from procguard.portal.logs.follow import Follower
+from procguard.portal.logs.query import LogQuery, parse_resume
 from procguard.portal.logs.reader import holes
 from procguard.portal.logs.store import LogStore
 from remote_agent.agent import settings
@@ -122,6 +125,32 @@ def test_absent_bytes_are_those_that_were_neither_sent_nor_lost(moves: list[tupl
         shown = holes(base, 80)
         assert all(one.end <= other.start for one, other in zip(shown, shown[1:], strict=False))
         assert {byte for one in shown if one.at is None for byte in range(one.start, one.end)} <= left
+
+
+WHOLE = b"".join(b"line %d\n" % number for number in range(100))
+
+
+def followed(store: LogStore, resume: str, *runs: tuple[int, bytes]) -> list[str]:
+    """What a follower that goes on behind `resume` is shown, of lines that have their end."""
+    follower = Follower("w1", LogQuery(as_json=True, resume=parse_resume(resume)), None)
+    shown = follower.begin([], store)
+    for offset, data in runs:
+        store.append("w1", 1, "out", offset, data, 20.0)
+        follower.take(1, "out", offset, data, 20.0)
+        shown += follower.next_chunk()
+    lines = [json.loads(line) for line in shown.splitlines()]
+    return [line["text"] for line in lines if not line.get("partial")]
+
+
+def test_a_follower_that_came_before_its_agent_is_shown_what_lies_between(store: LogStore) -> None:
+    """The new leader had nothing of the log yet; its first bytes begin in the middle of a line."""
+    store.fetch = lambda *_: store.fill("w1", 1, "out", 0, WHOLE[:403])
+    assert followed(store, "1.out.70", (403, WHOLE[403:500]), (500, WHOLE[500:])) == WHOLE[70:].decode().splitlines()
+
+
+def test_a_follower_is_told_the_size_of_what_nobody_has(store: LogStore) -> None:
+    marker, *lines = followed(store, "1.out.70", (408, WHOLE[408:]))
+    assert "408 bytes of this log" in marker and lines == WHOLE[408:].decode().splitlines()
 
 
 # ------------------------------------------------------------------------------------------------- on the host
