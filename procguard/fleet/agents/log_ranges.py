@@ -44,15 +44,18 @@ class LogRanges:
     ) -> RangeQuestion | None:
         """Of the worker's present host; None where that can't be asked now. Call `end` at last."""
         worker = self._state.workers_by_id.get(worker_id)
-        status = self._state.agent_status.get(worker.agent_id) if worker is not None else None
-        if worker is None or status is None or status.state not in ("connected", "suspect"):
-            return None
-        if len(self._open) >= MAX_AT_ONCE:
+        if worker is None or not self.can_ask(worker_id) or len(self._open) >= MAX_AT_ONCE:
             return None
         asked = messages.LogRange("g-" + secrets.token_hex(6), worker_id, attempt, stream, offset, length)
         question = self._open[asked.range_id] = RangeQuestion(worker.agent_id, asked, wake)
         self._state.bus.news(worker.agent_id)
         return question
+
+    def can_ask(self, worker_id: str) -> bool:
+        """Whether the agent of this worker is connected to this manager."""
+        worker = self._state.workers_by_id.get(worker_id)
+        status = self._state.agent_status.get(worker.agent_id) if worker is not None else None
+        return status is not None and status.state in ("connected", "suspect")
 
     def end(self, question: RangeQuestion) -> None:
         self._open.pop(question.asked.range_id, None)

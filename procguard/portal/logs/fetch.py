@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 
+import gevent
 import gevent.event
 import gevent.lock
 
@@ -19,6 +20,7 @@ AT_ONCE = 8  # readers; others see markers
 RANGE_BYTES = 1024 * 1024
 TAIL_BYTES, MOST_BYTES = 1024 * 1024, 16 * 1024 * 1024  # for the last lines; for a search, an excerpt or a download
 ANSWER_S = 4.0
+CONNECTED_LOOK_S = 0.1
 WHOLE_S = 12.0
 MAX_LISTED = 100_000
 
@@ -34,12 +36,23 @@ class LogFetcher:
     def has_hosts(self) -> bool:
         return self._ranges.has_hosts
 
-    def complete(self, worker_id: str, attempt: int | None, stream: str | None, max_bytes: int = MOST_BYTES) -> None:
-        """Fetch what is absent, the newest first, at most `max_bytes` of it. Never raises."""
+    def complete(
+        self,
+        worker_id: str,
+        attempt: int | None,
+        stream: str | None,
+        max_bytes: int = MOST_BYTES,
+        *,
+        host_sends: bool = False,
+    ) -> None:
+        """Fetch what is absent, the newest first, at most `max_bytes` of it. Never raises. `host_sends`: the host has
+        just sent bytes of this log, so its first heartbeat here is waited for."""
         if not self.has_hosts or not self._turns.acquire(blocking=False):
             return
         try:
             deadline = time.monotonic() + WHOLE_S
+            while host_sends and not self._ranges.can_ask(worker_id) and time.monotonic() < deadline:
+                gevent.sleep(CONNECTED_LOOK_S)
             if worker_id not in self._listed and self._asked(worker_id, 0, "", 0, 0):
                 self._listed[worker_id] = None
                 if len(self._listed) > MAX_LISTED:

@@ -117,7 +117,7 @@ class LogStore:
         os.makedirs(self._directory, mode=0o700, exist_ok=True)
         self.hosts_hold: Callable[[], bool] = lambda: False  # whether hosts may have what is missing here
         # (worker, attempt, stream, most bytes): bring what only hosts have, before somebody reads it (fetch.py)
-        self.fetch: Callable[[str, int | None, str | None, int], None] = lambda *_: None
+        self.fetch: Callable[..., None] = lambda *_, **__: None
         self.bytes_stored = 0  # in this run, for /metrics
         self.bytes_lost = 0
         self.bytes_dropped = 0  # for keep_per_worker and keep_in_all

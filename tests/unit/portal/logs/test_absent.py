@@ -144,7 +144,7 @@ def followed(store: LogStore, resume: str, *runs: tuple[int, bytes]) -> list[str
 
 def test_a_follower_that_came_before_its_agent_is_shown_what_lies_between(store: LogStore) -> None:
     """The new leader had nothing of the log yet; its first bytes begin in the middle of a line."""
-    store.fetch = lambda *_: store.fill("w1", 1, "out", 0, WHOLE[:403])
+    store.fetch = lambda *_, **__: store.fill("w1", 1, "out", 0, WHOLE[:403])
     assert followed(store, "1.out.70", (403, WHOLE[403:500]), (500, WHOLE[500:])) == WHOLE[70:].decode().splitlines()
 
 
