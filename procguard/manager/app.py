@@ -286,7 +286,7 @@ class Manager:
             except Fenced as exc:  # whatever this one did from here on, nobody would keep
                 log.critical("%s", exc)
                 if self._peers is not None:
-                    self._peers.seat.fenced.set()
+                    self._peers.seat.ended = True
                 self._ending.set()
             except ProcGuardError as exc:  # the disk refused; the next round tries again
                 if str(exc) != refused:

@@ -34,6 +34,8 @@ from procguard.fleet.store.postgresql import WarmCopy
 BEAT_S = 1.0
 BEAT_AGAIN_S = 0.2  # after one that failed
 BEAT_TIMEOUT_S = 1.5
+LOOP_S = 0.1
+LOOP_HANGS_S = 10.0  # a leader whose event loop hangs for so long stops its beats
 TRUST_S = 2.5
 TAKEOVER_S = 3.0
 LOOK_S = 0.1  # a standby reads the leader's row so often
@@ -74,7 +76,9 @@ class Seat:
         self.others: list[OtherManager] = []  # all that are registered, this one included
         self.row: LeaderRow | None = None  # as it was read last
         self.unreachable = ""  # why the database did not answer the last call
-        self.fenced = gevent.event.Event()
+        self.ended = False  # the term, by the database's word
+        self.fenced = gevent.event.Event()  # the same, for who waits in the event loop
+        self._loop_at = float("inf")  # monotonic, when the event loop was seen to go on
         self.on_beat: Callable[[int, int], object] = lambda _commits, _before: None
         self.acknowledged: Callable[[], int] = lambda: 0
         self.warm = WarmCopy()
@@ -102,10 +106,10 @@ class Seat:
         return self._taken.carried_s if self._taken is not None else 0.0
 
     def may_direct(self) -> bool:
-        return boottime() < self._beat_sent + TRUST_S and not self.fenced.is_set()
+        return boottime() < self._beat_sent + TRUST_S and not self.ended
 
     def may_renew(self) -> bool:
-        return boottime() < self._beat_sent + max(TRUST_S, self.own_grace_s) and not self.fenced.is_set()
+        return boottime() < self._beat_sent + max(TRUST_S, self.own_grace_s) and not self.ended
 
     def manager_urls(self) -> list[str]:
         """Asked for each reply to an agent: made anew only with another leader or another list of managers."""
@@ -204,22 +208,32 @@ class Seat:
     # ------------------------------------------------------------------------------------------ leading
 
     def beat_forever(self) -> None:
-        """Until the term ends (`fenced`), or it is killed."""
-        while not self.fenced.is_set():
-            gevent.sleep(BEAT_S if self.beat_once() else BEAT_AGAIN_S)
+        """Until the term ends (`fenced`), or it is killed. Beats come from a native thread: a loop that the fleet
+        keeps busy would delay them. They end where the loop itself hangs."""
+        with self._beating():
+            while not self.ended:
+                self._loop_at = time.monotonic()
+                gevent.sleep(LOOP_S)
+        self.fenced.set()
 
     @contextlib.contextmanager
     def beating_beside(self) -> Iterator[None]:
-        """For what holds the event loop for seconds, as reading a large state does: beats go on in a native thread, or
-        another standby would take over meanwhile. Not for longer: a leader whose loop hangs must not go on leading."""
+        """For what holds the event loop for seconds, as reading a large state does."""
+        self._loop_at = float("inf")
+        with self._beating():
+            yield
+
+    @contextlib.contextmanager
+    def _beating(self) -> Iterator[None]:
         over: list[bool] = []
 
         def beat() -> None:
             next_at = 0.0
-            while not over and not self.fenced.is_set():
-                if time.monotonic() >= next_at:
-                    next_at = time.monotonic() + (BEAT_S if self.beat_once() else BEAT_AGAIN_S)
-                _sleep(0.02)
+            while not over and not self.ended:
+                now = time.monotonic()
+                if now >= next_at and now - self._loop_at < LOOP_HANGS_S:
+                    next_at = now + (BEAT_S if self.beat_once() else BEAT_AGAIN_S)
+                _sleep(0.05)
             self._link.close()  # what follows has a connection of its own thread
 
         beating = gevent.get_hub().threadpool.spawn(beat)
@@ -237,7 +251,7 @@ class Seat:
             commits = self._link.call(lambda it: leader_row.beat(it, self.term), BEAT_TIMEOUT_S)
             if commits is None:
                 log.critical("fenced: term %d has ended, another manager leads", self.term)
-                self.fenced.set()
+                self.ended = True
                 return True
             self._beat_sent = sent
             self.unreachable = ""
@@ -252,7 +266,7 @@ class Seat:
 
     def release(self, successor: str = "") -> None:
         """The orderly end of this term; everything is durable by then, and nothing is answered any more."""
-        if self._taken is None or self.fenced.is_set() or self.released:
+        if self._taken is None or self.ended or self.released:
             return
         self.released = True
         self._beat_sent = float("-inf")

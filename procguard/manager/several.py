@@ -126,12 +126,12 @@ def _lead(config: Config, lock: daemon.StateLock, seat: Seat, listener: Any, arg
     try:
         manager.run()
     except Fenced:
-        seat.fenced.set()
+        seat.ended = True
     finally:
         gevent.killall([beats, syncing])
         seat.release(peers.successor)
         seat.close(leave=not peers.handed_over.is_set())
-    if seat.fenced.is_set():
+    if seat.ended:
         raise _FencedEnd(seat.name)
     if peers.handed_over.is_set():
         _say(f"handed over to {peers.successor}; this manager stands by from now on")

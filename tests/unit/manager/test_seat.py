@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import gevent
 import pytest
 
 from procguard.config import schema
@@ -102,6 +103,23 @@ def test_beats_go_on_while_the_event_loop_is_held(seat_of: dict[str, Seat], monk
     assert m1.beat_once()
 
 
+def test_a_leader_whose_event_loop_hangs_stops_its_beats(
+    seat_of: dict[str, Seat], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(seats, "BEAT_S", TAKEOVER_S / 4)
+    monkeypatch.setattr(seats, "LOOP_HANGS_S", TAKEOVER_S)
+    m1, m2 = seat_of["m1"], seat_of["m2"]
+    beats = gevent.spawn(m1.beat_forever)
+    ends = time.monotonic() + 3 * TAKEOVER_S
+    while time.monotonic() < ends:  # the loop goes on
+        assert not m2.poll()
+        gevent.sleep(0.01)
+    assert leads_within(m2, 6 * TAKEOVER_S), "no greenlet has a turn in here"
+    with gevent.Timeout(5):
+        m1.fenced.wait()
+    beats.join()
+
+
 def test_a_former_leader_is_fenced_and_nothing_that_it_commits_counts(seat_of: dict[str, Seat]) -> None:
     m1, m2 = seat_of["m1"], seat_of["m2"]
     old = store_of(m1)
@@ -111,7 +129,7 @@ def test_a_former_leader_is_fenced_and_nothing_that_it_commits_counts(seat_of: d
     with pytest.raises(Fenced, match="another manager leads"):
         old.commit([("workers", "w1", {"n": 2})], [("events", {"seq": 1, "at": "x", "kind": "k", "reason": "r"})])
     m1.beat_once()
-    assert m1.fenced.is_set()
+    assert m1.ended
     assert not m1.may_direct() and not m1.may_renew()
     assert PostgresqlStore(m1.place).read().tables["workers"] == {"w1": {"n": 1}}
     assert PostgresqlStore(m1.place).find("events", seats_query(), 9) == []
